@@ -1,0 +1,264 @@
+"""Shards: WebDataset tars of pairs (``KEY.jpg|png|webp`` + ``KEY.txt`` + ``KEY.json``), their index, reader and writer.
+
+A shard is read through the offsets of its members, so pairs can be read in any order without unpacking anything.
+Beside the tars lies ``sizes.json``, {shard name: number of pairs}; it is counted once where it is absent.
+"""
+
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from dejavu_lit.errors import UserError
+from dejavu_lit.files import read_json, write_json
+from dejavu_lit.progress import progress
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+SIZES = "sizes.json"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One (image, caption) pair: the encoded picture, its caption and whatever the ``json`` member holds."""
+
+    key: str
+    image: bytes
+    extension: str
+    caption: str
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+class BadPair(Exception):
+    """A pair of a shard that cannot be used; the text says why. Readers skip and count it."""
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Where each pair of one tar lies: ``members[i]`` maps an extension to (offset, size) in bytes."""
+
+    path: Path
+    keys: tuple[str, ...]
+    members: tuple[dict[str, tuple[int, int]], ...]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def read(self, position: int, image: bool = True) -> Pair:
+        """The pair at ``position``; with ``image=False`` its picture is left empty (captions only).
+
+        Raises:
+            BadPair: no picture, an empty caption, or text and JSON that do not decode.
+            UserError: the file has vanished or was cut since it was indexed.
+        """
+        members = self.members[position]
+        key = self.keys[position]
+        extension = next((e for e in IMAGE_EXTENSIONS if e in members), None)
+        if extension is None:
+            raise BadPair(f"{key} in {self.path.name} has no picture ({'/'.join(IMAGE_EXTENSIONS)})")
+        try:
+            with open(self.path, "rb") as file:
+                content = {e: _read(file.fileno(), self.path, *members[e]) for e in ("txt", "json") if e in members}
+                content["image"] = _read(file.fileno(), self.path, *members[extension]) if image else b""
+        except FileNotFoundError:
+            raise UserError(f"the shard {self.path} has vanished; restore it and start again") from None
+        try:
+            meta = json.loads(content["json"]) if "json" in content else {}
+            caption = content["txt"].decode("utf-8") if "txt" in content else str(meta.get("caption") or "")
+        except ValueError as error:
+            raise BadPair(f"{key} in {self.path.name} has unreadable text or JSON ({error})") from None
+        return Pair(key, content["image"], extension, caption.strip(), meta if isinstance(meta, dict) else {})
+
+
+def _read(descriptor: int, path: Path, offset: int, size: int) -> bytes:
+    data = os.pread(descriptor, size, offset)
+    if len(data) != size:
+        raise UserError(f"the shard {path} was cut short while being read; restore it and start again")
+    return data
+
+
+@lru_cache(maxsize=64)
+def index_shard(path: Path) -> ShardIndex:
+    """Index one tar by reading its headers only.
+
+    Members are grouped as WebDataset does: by the name up to the first dot of its last component. Anything but a
+    regular file with a plain relative name is refused.
+
+    Raises:
+        UserError: not a tar, compressed, cut short, an unsafe member, or a key that occurs twice.
+    """
+    groups: dict[str, dict[str, tuple[int, int]]] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if member.isdir():
+                    continue
+                parts = Path(member.name).parts
+                if not member.isreg() or member.name.startswith("/") or ".." in parts:
+                    raise UserError(f"{path} holds {member.name!r}, which is no plain file inside the archive; refused")
+                base, _, extension = parts[-1].partition(".")
+                key = "/".join((*parts[:-1], base))
+                group = groups.setdefault(key, {})
+                if extension.lower() in group:
+                    raise UserError(f"{path} holds two members {member.name!r}; keys must be unique within a shard")
+                group[extension.lower()] = (member.offset_data, member.size)
+            end = tar.offset
+        if os.path.getsize(path) < end or (groups and os.path.getsize(path) == _data_end(groups)):
+            raise UserError(f"{path} is cut short (it has no end mark); make it again or remove it")
+    except FileNotFoundError:
+        raise UserError(f"the shard {path} does not exist") from None
+    except tarfile.ReadError as error:
+        raise UserError(f"{path} is not a whole, uncompressed tar ({error}); make it again or remove it") from None
+    groups = {key: m for key, m in groups.items() if "txt" in m or "json" in m or set(m) & set(IMAGE_EXTENSIONS)}
+    return ShardIndex(path, tuple(groups), tuple(groups.values()))
+
+
+def _data_end(groups: dict[str, dict[str, tuple[int, int]]]) -> int:
+    """Where the last member's data ends, in bytes, padded to tar's 512-byte blocks."""
+    return max(-(-(offset + size) // 512) * 512 for group in groups.values() for offset, size in group.values())
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """A folder of shards, in the order of their names, with the number of pairs of each."""
+
+    folder: Path
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def open(cls, folder: Path | str) -> "ShardSet":
+        """Open a folder of tars; counts the pairs once and writes ``sizes.json`` where it is absent or incomplete.
+
+        Raises:
+            UserError: no such folder, no tars in it, or a ``sizes.json`` that names other shards.
+        """
+        folder = Path(folder)
+        names = tuple(sorted(p.name for p in folder.glob("*.tar"))) if folder.is_dir() else ()
+        if not names:
+            raise UserError(f"{folder} holds no shards (*.tar); check data.dir or run python -m dejavu_lit.prepare")
+        known: dict[str, int] = read_json(folder / SIZES) if (folder / SIZES).exists() else {}
+        if missing := sorted(set(known) - set(names)):
+            raise UserError(f"{folder / SIZES} names {missing[0]}, which is not there; restore the shard or remove {SIZES}")
+        if unknown := [name for name in names if name not in known]:
+            for name in progress(unknown, f"counting pairs in {folder.name}", unit="shard"):
+                known[name] = len(index_shard(folder / name))
+            if os.access(folder, os.W_OK):
+                write_json(folder / SIZES, {name: known[name] for name in names})
+        return cls(folder, names, tuple(known[name] for name in names))
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """The position of each shard's first pair in the whole set, int64 [shards + 1]."""
+        return np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
+
+    def index(self, shard: int) -> ShardIndex:
+        """The index of the shard number ``shard``; raises UserError where it disagrees with ``sizes.json``."""
+        index = index_shard(self.folder / self.names[shard])
+        if len(index) != self.sizes[shard]:
+            raise UserError(
+                f"{index.path} holds {len(index)} pairs, {SIZES} says {self.sizes[shard]}; "
+                f"restore the shard, or remove {self.folder / SIZES} to have it counted again"
+            )
+        return index
+
+    def keys(self, limit: int | None = None) -> list[str]:
+        """The keys of the first ``limit`` pairs (all of them by default), in the order of the shards."""
+        keys: list[str] = []
+        for shard in range(len(self.names)):
+            if limit is not None and len(keys) >= limit:
+                break
+            keys.extend(self.index(shard).keys)
+        return keys[:limit]
+
+    def fingerprint(self) -> dict[str, int]:
+        """{shard: size of the file in bytes}: cheap to take, and different when shards are added, lost or remade."""
+        return {name: os.path.getsize(self.folder / name) for name in self.names}
+
+
+class ShardWriter:
+    """Writes pairs into numbered shards; a shard appears under its name only when it is whole.
+
+    Use as a context manager; shards are byte-for-byte the same for the same pairs.
+    """
+
+    def __init__(self, folder: Path | str, pairs_per_shard: int = 1000, first_shard: int = 0) -> None:
+        self.folder = Path(folder)
+        self.pairs_per_shard = pairs_per_shard
+        self.sizes: dict[str, int] = {}
+        self._next = first_shard
+        self._stack: Any = None
+        self._tar: Any = None
+        self._count = 0
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, pair: Pair) -> None:
+        """Append one pair.
+
+        Raises:
+            ValueError: a key that WebDataset could not give back (a dot or a slash in it, or empty).
+        """
+        if not pair.key or "." in pair.key or "/" in pair.key:
+            raise ValueError(f"the key {pair.key!r} must be non-empty and hold no dot or slash")
+        if self._tar is None:
+            self._open()
+        self._tar.write(
+            {
+                "__key__": pair.key,
+                pair.extension: pair.image,
+                "txt": pair.caption.encode(),
+                "json": json.dumps(pair.meta, sort_keys=True, ensure_ascii=False).encode(),
+            }
+        )
+        self._count += 1
+        if self._count == self.pairs_per_shard:
+            self._finish()
+
+    def _open(self) -> None:
+        from contextlib import ExitStack
+
+        from webdataset import TarWriter
+
+        from dejavu_lit.files import atomic
+
+        self._stack = ExitStack()
+        part = self._stack.enter_context(atomic(self.folder / f"{self._next:05d}.tar"))
+        file = self._stack.enter_context(open(part, "wb"))
+        self._tar = self._stack.enter_context(TarWriter(file, encoder=False, mtime=0))
+
+    def _finish(self) -> None:
+        self._stack.close()
+        self.sizes[f"{self._next:05d}.tar"] = self._count
+        self._tar, self._stack, self._count = None, None, 0
+        self._next += 1
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._stack is None:
+            return
+        if kind is None:
+            self._finish()
+        else:
+            self._stack.__exit__(kind, error, trace)
+
+
+def read_pairs(shards: ShardSet, image: bool = True) -> Iterator[Pair | BadPair]:
+    """Every pair of a set in the order of the shards; a pair that cannot be used comes as the BadPair that says why."""
+    for shard in range(len(shards.names)):
+        index = shards.index(shard)
+        for position in range(len(index)):
+            try:
+                yield index.read(position, image)
+            except BadPair as bad:
+                yield bad

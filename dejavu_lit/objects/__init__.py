@@ -1,0 +1,1 @@
+"""Objects in pictures: annotators and the parquet artifact they write."""

@@ -1,0 +1,172 @@
+"""The object artifact: which objects each picture holds, in parquet, one file a shard, one row a picture.
+
+Columns: key, labels list<string>, scores list<float>, boxes list<list<float>> (x, y, width, height in pixels).
+The file's metadata names the annotator, its weights, version and threshold. All detections are kept; the threshold of a
+measurement is applied on reading, to the target's objects and to the predicted ones alike.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dejavu_lit.errors import UserError
+from dejavu_lit.files import atomic
+
+METADATA = b"dejavu_lit"
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("labels", pa.list_(pa.string())),
+        ("scores", pa.list_(pa.float32())),
+        ("boxes", pa.list_(pa.list_(pa.float32()))),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """Who found the objects: ``name``, ``weights`` (file hash or null), ``version``, and the lowest score kept."""
+
+    name: str
+    version: str = "1"
+    weights: str | None = None
+    threshold: float = 0.0
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """The objects of one picture: labels [m], scores [m] in 0..1, boxes [m][4] as x, y, width, height in pixels."""
+
+    key: str
+    labels: Sequence[str]
+    scores: Sequence[float]
+    boxes: Sequence[Sequence[float]]
+
+
+def write_objects(path: Path | str, rows: Sequence[Annotation], annotator: Annotator) -> None:
+    """Write one part (the objects of one shard) atomically."""
+    columns = [[getattr(row, name) for row in rows] for name in SCHEMA.names]
+    metadata = {METADATA: json.dumps(asdict(annotator), sort_keys=True).encode()}
+    table = pa.table(columns, schema=SCHEMA.with_metadata(metadata))
+    with atomic(path) as part:
+        pq.write_table(table, part)
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Sets of objects in compressed rows: picture i holds ``codes[starts[i]:starts[i+1]]``, sorted, each once.
+
+    keys: tuple of str [n]; starts: int64 [n+1]; codes: int32, indices into ``labels`` (sorted label names).
+    """
+
+    keys: tuple[str, ...]
+    starts: np.ndarray
+    codes: np.ndarray
+    labels: tuple[str, ...]
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """{key: row}."""
+        return {key: row for row, key in enumerate(self.keys)}
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def counts(self) -> np.ndarray:
+        """The number of different objects of each picture, int64 [n]."""
+        return np.diff(self.starts)
+
+    def names(self, row: int) -> list[str]:
+        """The labels of one picture, sorted."""
+        return [self.labels[code] for code in self.codes[self.starts[row] : self.starts[row + 1]]]
+
+    def take(self, keys: Sequence[str]) -> "Objects":
+        """The rows of ``keys``, in that order; raises UserError naming the first key without a row."""
+        try:
+            rows = np.array([self.rows[key] for key in keys], dtype=np.int64)
+        except KeyError as missing:
+            absent = sum(key not in self.rows for key in keys)
+            raise UserError(
+                f"the objects hold no row for {absent} of {len(keys)} pictures, the first is {missing.args[0]!r}; "
+                "annotate these pictures or choose other objects="
+            ) from None
+        counts = self.counts()[rows]
+        starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        gather = np.repeat(self.starts[rows] - starts[:-1], counts) + np.arange(starts[-1])
+        return Objects(tuple(keys), starts, self.codes[gather], self.labels)
+
+
+def read_objects(folders: Sequence[Path | str], threshold: float = 0.0) -> tuple[list[Objects], Annotator]:
+    """Read the artifacts of several sets into one vocabulary, keeping detections with score ≥ ``threshold``.
+
+    Args:
+        folders: one folder of parquet parts a set, e.g. objects/scenes/A and objects/scenes/P.
+        threshold: lowest score that counts, 0..1.
+
+    Returns:
+        Objects for each folder, all with the same ``labels``, and the annotator.
+
+    Raises:
+        UserError: a folder without parts, parts of different annotators, a key that occurs twice in one set, or a
+            threshold below the one the annotator kept.
+    """
+    annotator: Annotator | None = None
+    tables: list[pa.Table] = []
+    for folder in folders:
+        parts = sorted(Path(folder).glob("*.parquet"))
+        if not parts:
+            raise UserError(f"{folder} holds no object parts (*.parquet); check objects= or run python -m dejavu_lit.annotate")
+        read = []
+        for path in parts:
+            found, table = _read_part(path)
+            if annotator is not None and found != annotator:
+                raise UserError(f"{path} was annotated by {found}, other parts by {annotator}; use one annotator for all sets")
+            annotator = found
+            read.append(table)
+        tables.append(pa.concat_tables(read))
+    assert annotator is not None
+    if threshold < annotator.threshold:
+        raise UserError(
+            f"threshold={threshold} is below {annotator.threshold}, the lowest score that {annotator.name} kept; "
+            "raise threshold= or annotate again with a lower one"
+        )
+    vocabulary = pa.concat_arrays([chunk.flatten() for t in tables for chunk in t["labels"].chunks] or [pa.array([], pa.string())])
+    labels = pa.array(sorted(vocabulary.unique().to_pylist()), pa.string())
+    return [_compress(table, labels, threshold, str(f)) for table, f in zip(tables, folders, strict=True)], annotator
+
+
+def _read_part(path: Path) -> tuple[Annotator, pa.Table]:
+    try:
+        table = pq.read_table(path, columns=["key", "labels", "scores"])
+        metadata: dict[str, Any] = json.loads((table.schema.metadata or {})[METADATA])
+        return Annotator(**metadata), table
+    except (KeyError, TypeError, ValueError, OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} is no object artifact of this project ({error}); annotate the pictures again") from None
+
+
+def _compress(table: pa.Table, labels: pa.Array, threshold: float, folder: str) -> Objects:
+    import pyarrow.compute as pc
+
+    keys = table["key"].to_pylist()
+    if len(set(keys)) != len(keys):
+        seen: set[str] = set()
+        twice = next(key for key in keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise UserError(f"{folder} holds two rows for the key {twice!r}; keys must be unique within a set")
+    column = table["labels"].combine_chunks()
+    if len(column) == 0:
+        return Objects((), np.zeros(1, np.int64), np.zeros(0, np.int32), tuple(labels.to_pylist()))
+    row = pc.list_parent_indices(column).to_numpy(zero_copy_only=False).astype(np.int64)
+    code = pc.index_in(pc.list_flatten(column), value_set=labels).to_numpy(zero_copy_only=False).astype(np.int64)
+    scores = pc.list_flatten(table["scores"].combine_chunks()).to_numpy(zero_copy_only=False)
+    kept = scores >= np.float32(threshold)
+    pairs = np.unique(row[kept] * max(len(labels), 1) + code[kept])
+    starts = np.concatenate([[0], np.cumsum(np.bincount(pairs // max(len(labels), 1), minlength=len(keys)))])
+    codes = (pairs % max(len(labels), 1)).astype(np.int32)
+    return Objects(tuple(keys), starts.astype(np.int64), codes, tuple(labels.to_pylist()))

@@ -1,0 +1,1 @@
+"""Figures and pages made from an evaluation's artifacts alone."""
