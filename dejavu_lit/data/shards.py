@@ -145,7 +145,9 @@ class ShardSet:
             raise UserError(f"{folder} holds no shards (*.tar); check data.dir or run python -m dejavu_lit.prepare")
         known: dict[str, int] = read_json(folder / SIZES) if (folder / SIZES).exists() else {}
         if missing := sorted(set(known) - set(names)):
-            raise UserError(f"{folder / SIZES} names {missing[0]}, which is not there; restore the shard or remove {SIZES}")
+            raise UserError(
+                f"{folder / SIZES} names {missing[0]}, which is not there; restore the shard or remove {SIZES}"
+            )
         if unknown := [name for name in names if name not in known]:
             for name in progress(unknown, f"counting pairs in {folder.name}", unit="shard"):
                 known[name] = len(index_shard(folder / name))
@@ -244,7 +246,9 @@ class ShardWriter:
     def __enter__(self) -> "ShardWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._stack is None:
             return
         if kind is None:

@@ -1,0 +1,110 @@
+"""The epoch plan: once without replacement, equal per rank, resumable, whatever the sizes, ranks and workers."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from dejavu_lit.data.epoch import EpochPlan, Repeat, epoch_plan, exposures, nested_sizes
+from dejavu_lit.errors import UserError
+
+SIZES = st.lists(st.integers(0, 40), min_size=1, max_size=8)
+
+
+def rows(plan: EpochPlan, rank: int, offset: int = 0) -> list[list[tuple[int, int]]]:
+    """The batches of one rank in the order in which a loader gives them: one of each worker in turn."""
+    streams = [list(plan.batches(rank, w, offset)) for w in range(max(plan.workers, 1))]
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*streams))
+    return [[tuple(map(int, e)) for e in batch] for batch in turns if batch is not None]
+
+
+@settings(max_examples=150, deadline=None)
+@given(SIZES, st.integers(1, 4), st.integers(0, 3), st.integers(1, 7), st.integers(0, 3))
+def test_one_pass_without_replacement(sizes, world, workers, batch, epoch):
+    total = sum(sizes)
+    if total < world * batch:
+        with pytest.raises(UserError, match=f"{total} training pairs"):
+            epoch_plan(sizes, 1, epoch, world, workers, batch)
+        return
+    plan = epoch_plan(sizes, 1, epoch, world, workers, batch)
+    per_rank = [rows(plan, r) for r in range(world)]
+    assert {len(batches) for batches in per_rank} == {total // (world * batch)}
+    assert all(len(b) == batch for batches in per_rank for b in batches)
+    seen = [entry for batches in per_rank for b in batches for entry in b]
+    assert len(seen) == len(set(seen))
+    assert total - len(seen) <= world * batch - 1
+    assert all(0 <= position < sizes[shard] for shard, position in seen)
+
+
+@settings(max_examples=100, deadline=None)
+@given(SIZES.filter(lambda s: sum(s) >= 12), st.integers(1, 2), st.integers(0, 4), st.integers(1, 4), st.data())
+def test_resuming_gives_the_rest(sizes, world, workers, batch, data):
+    plan = epoch_plan(sizes, 3, 2, world, workers, batch)
+    offset = data.draw(st.integers(0, plan.steps))
+    for rank in range(world):
+        assert rows(plan, rank, offset) == rows(plan, rank)[offset:]
+
+
+class Stream(IterableDataset):
+    def __init__(self, plan, offset):
+        self.plan, self.offset = plan, offset
+
+    def __iter__(self):
+        info = get_worker_info()
+        return self.plan.batches(0, info.id if info else 0, self.offset)
+
+
+@pytest.mark.parametrize("offset", [0, 1, 5, 6, 7, 10])
+def test_a_real_loader_gives_the_same_order_and_resumes_in_it(offset):
+    plan = epoch_plan([10, 3, 21], 0, 1, world=1, workers=3, batch=3)
+    assert plan.steps == 11  # not a multiple of 3 workers: one worker has fewer batches
+    given_ = [b.tolist() for b in DataLoader(Stream(plan, offset), batch_size=None, num_workers=3)]
+    assert given_ == [[list(e) for e in b] for b in rows(plan, 0)[offset:]]
+
+
+def test_order_depends_on_seed_and_epoch_and_on_nothing_else():
+    def order(seed, epoch):
+        return rows(epoch_plan([7, 9, 5], seed, epoch, 1, 0, 4), 0)
+
+    assert order(0, 0) == order(0, 0)
+    assert order(0, 0) != order(0, 1)
+    assert order(0, 0) != order(1, 0)
+
+
+def test_shards_are_shuffled_before_they_are_split_by_rank():
+    plans = [epoch_plan([50] * 8, 0, e, world=2, workers=0, batch=10) for e in range(6)]
+    of_rank_0 = [{shard for b in rows(p, 0) for shard, _ in b} for p in plans]
+    assert len({frozenset(s) for s in of_rank_0}) > 1
+
+
+def test_training_sizes_are_nested_prefixes():
+    assert nested_sizes([4, 4, 4], 6) == (4, 2, 0)
+    small = {e for b in rows(epoch_plan([4, 4, 4], 0, 0, 1, 0, 1, train_size=6), 0) for e in b}
+    large = {e for b in rows(epoch_plan([4, 4, 4], 0, 0, 1, 0, 1, train_size=9), 0) for e in b}
+    assert small < large
+    with pytest.raises(UserError, match="train_size=13"):
+        nested_sizes([4, 4, 4], 13)
+
+
+def test_exposure_counts_what_was_given():
+    for workers, steps in itertools.product([0, 2, 3], [1, 4, 7, 8, 20]):
+        plan = epoch_plan([5, 12, 3], 7, 0, world=2, workers=workers, batch=2)
+        counts = np.zeros(20, dtype=int)
+        for step in range(steps):
+            epoch, offset = divmod(step, plan.steps)
+            current = epoch_plan([5, 12, 3], 7, epoch, 2, workers, 2)
+            for rank in range(2):
+                for shard, position in rows(current, rank)[offset]:
+                    counts[[0, 5, 17][shard] + position] += 1
+        assert exposures(plan, steps).tolist() == counts.tolist()
+
+
+def test_repeated_pairs_come_as_often_as_asked():
+    plan = epoch_plan([10, 10], 0, 0, 1, 0, 1, repeat=Repeat([0.1, 0.2], [5, 3]))
+    counts = exposures(plan, plan.steps)
+    assert counts.tolist() == [5, 5, 3, 3, 3, 3] + [1] * 14
+    with pytest.raises(UserError, match="share"):
+        Repeat([0.1, 0.2], [5])
