@@ -1,0 +1,132 @@
+"""The compiled loops behind ``scores``: counting objects over neighbours in compressed rows, without the GIL.
+
+All of them take a block of records: rows int32 [n, k] and distances float32 [n, k] of the neighbours, compressed rows of the
+records' own objects (truth_starts int64 [n + 1], truth_codes int32) and of the public pictures' (starts, codes). They are
+plain Python under NUMBA_DISABLE_JIT=1.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+
+
+def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """numba's compilation without the GIL, kept on disk for the next process where there is a place to keep it."""
+    try:
+        return numba.njit(nogil=True, cache=True)(kernel)
+    except RuntimeError:  # numba found no writable cache folder
+        return numba.njit(nogil=True)(kernel)
+
+
+@compiled
+def count_all(rows, truth_starts, truth_codes, starts, codes, ks, labels, hits, predicted):  # type: ignore[no-untyped-def]
+    # stamp[code] says in which record a label was last wanted (2i + 1) or predicted (2i + 2): never cleared.
+    stamp = np.zeros(labels, np.int32)
+    for i in range(rows.shape[0]):
+        wanted, found = 2 * i + 1, 2 * i + 2
+        for p in range(truth_starts[i], truth_starts[i + 1]):
+            stamp[truth_codes[p]] = wanted
+        right, total, done = 0, 0, 0
+        for column in range(len(ks)):
+            for j in range(done, ks[column]):
+                row = rows[i, j]
+                for p in range(starts[row], starts[row + 1]):
+                    mark = stamp[codes[p]]
+                    if mark != found:
+                        total += 1
+                        if mark == wanted:
+                            right += 1
+                        stamp[codes[p]] = found
+            done = ks[column]
+            hits[i, column] = right
+            predicted[i, column] = total
+
+
+@compiled
+def keep_best(touched, count, weight, best):  # type: ignore[no-untyped-def]
+    # Fills ``best`` with the codes that rank first by (count, weight, −code) and returns how many there are.
+    size = 0
+    for t in range(len(touched)):
+        code = touched[t]
+        place = size
+        while place > 0:
+            other = best[place - 1]
+            if count[other] > count[code]:
+                break
+            if count[other] == count[code]:
+                if weight[other] > weight[code]:
+                    break
+                if weight[other] == weight[code] and other < code:
+                    break
+            place -= 1
+        if place < len(best):
+            last = min(size, len(best) - 1)
+            for q in range(last, place, -1):
+                best[q] = best[q - 1]
+            best[place] = code
+            size = last + 1
+    return size
+
+
+@compiled
+def count_top(rows, distances, truth_starts, truth_codes, starts, codes, ks, labels, hits, predicted, top_m):  # type: ignore[no-untyped-def]
+    wanted = np.full(labels, -1, np.int32)
+    count = np.zeros(labels, np.int32)
+    weight = np.zeros(labels, np.float64)
+    touched = np.empty(labels, np.int32)
+    best = np.empty(min(top_m, labels), np.int32)
+    for i in range(rows.shape[0]):
+        for p in range(truth_starts[i], truth_starts[i + 1]):
+            wanted[truth_codes[p]] = i
+        met, done = 0, 0
+        for column in range(len(ks)):
+            for j in range(done, ks[column]):
+                row = rows[i, j]
+                similarity = 1.0 - distances[i, j]
+                for p in range(starts[row], starts[row + 1]):
+                    code = codes[p]
+                    if count[code] == 0:
+                        touched[met] = code
+                        met += 1
+                    count[code] += 1
+                    weight[code] += similarity
+            done = ks[column]
+            size = keep_best(touched[:met], count, weight, best)
+            right = 0
+            for b in range(size):
+                if wanted[best[b]] == i:
+                    right += 1
+            hits[i, column] = right
+            predicted[i, column] = size
+        for t in range(met):
+            count[touched[t]] = 0
+            weight[touched[t]] = 0.0
+
+
+@compiled
+def list_predicted(rows, distances, starts, codes, labels, top_m, begin, out, sizes):  # type: ignore[no-untyped-def]
+    count = np.zeros(labels, np.int32)
+    weight = np.zeros(labels, np.float64)
+    touched = np.empty(labels, np.int32)
+    best = np.empty(max(0, min(top_m, labels)), np.int32)
+    for i in range(rows.shape[0]):
+        met = 0
+        for j in range(rows.shape[1]):
+            similarity = 1.0 - distances[i, j]
+            for p in range(starts[rows[i, j]], starts[rows[i, j] + 1]):
+                code = codes[p]
+                if count[code] == 0:
+                    touched[met] = code
+                    met += 1
+                count[code] += 1
+                weight[code] += similarity
+        size = 0 if top_m < 0 else keep_best(touched[:met], count, weight, best)
+        chosen = np.sort(touched[:met] if top_m < 0 else best[:size])
+        sizes[i] = len(chosen)
+        for c in range(len(chosen)):
+            out[begin[i] + c] = chosen[c]
+        for t in range(met):
+            count[touched[t]] = 0
+            weight[touched[t]] = 0.0

@@ -1,0 +1,237 @@
+"""Records: every audited pair with both models' neighbours, in memory and as ``records.parquet``.
+
+    Records(captions, truth, public, target, reference, columns)     in memory, joined to the objects
+    write_records(path, records, k, top_m=None)                      -> one row a pair, columns below, atomically
+    read_records(path, truth, public) -> Records                     joined by key to any objects, e.g. another threshold
+
+Columns: key, caption, objects list<string>; and for ``target_`` and ``reference_``: neighbors list<string> and distances
+list<float> (1 − cosine) up to the largest k; predicted list<string>, hits, precision, recall at the main k. Rows without
+objects stay, with null precision and recall. String lists are dictionary-encoded. What a pair's JSON or its exposure adds
+(``Records.columns``) lies beside it in ``NAME.columns.parquet``.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dejavu_lit.errors import UserError
+from dejavu_lit.files import atomic
+from dejavu_lit.measure.scores import Neighbors, Scores, predict, score
+from dejavu_lit.objects.artifact import Objects
+
+__all__ = ["EXPOSURE", "Neighbors", "Records", "Scores", "read_records", "score", "write_records"]
+
+SIDES = ("target", "reference")
+EXPOSURE = "exposure"  # the column that says how often training saw each pair
+ROW_GROUP = 4096
+_STRINGS = pa.list_(pa.string())
+SCHEMA = pa.schema(
+    [("key", pa.string()), ("caption", pa.string()), ("objects", _STRINGS)]
+    + [
+        (f"{side}_{name}", type_)
+        for side in SIDES
+        for name, type_ in (
+            ("neighbors", _STRINGS),
+            ("distances", pa.list_(pa.float32())),
+            ("predicted", _STRINGS),
+            ("hits", pa.int32()),
+            ("precision", pa.float64()),
+            ("recall", pa.float64()),
+        )
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Records:
+    """n pairs of one set (A, H or B), joined to objects of one threshold.
+
+    captions: [n]; truth: the objects of the n pictures, whose ``keys`` are the records' keys; public: the objects of the
+    public pictures, sorted by key; target, reference: the neighbours under both models (for the set B, ``target`` is the
+    model trained on B); columns: further values by name, each [n]: ``exposure`` (times seen in training) and columns of
+    the pairs' JSON for subgroups, None where a pair has no value.
+
+    Raises:
+        UserError: parts of different lengths.
+    """
+
+    captions: Sequence[str]
+    truth: Objects
+    public: Objects
+    target: Neighbors
+    reference: Neighbors
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        lengths = {"captions": len(self.captions), "target neighbours": len(self.target)}
+        lengths |= {"reference neighbours": len(self.reference)} | {n: len(c) for n, c in self.columns.items()}
+        if wrong := [f"{length} {name}" for name, length in lengths.items() if length != len(self.truth)]:
+            raise UserError(f"records need one value a pair: there are {len(self.truth)} pairs and {', '.join(wrong)}")
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The records' keys, [n]."""
+        return self.truth.keys
+
+    @property
+    def k(self) -> int:
+        """The largest number of neighbours that both models have."""
+        return min(self.target.k, self.reference.k)
+
+    def scores(self, ks: Sequence[int], top_m: int | None = None) -> tuple[Scores, Scores]:
+        """(target, reference) scored for every k of ``ks``."""
+        return (
+            score(self.target, self.public, self.truth, ks, top_m),
+            score(self.reference, self.public, self.truth, ks, top_m),
+        )
+
+    def with_objects(self, truth: Objects, public: Objects) -> "Records":
+        """The same records joined by key to other objects, e.g. of another threshold.
+
+        Raises:
+            UserError: a record or a public picture without a row in them.
+        """
+        return replace(self, truth=truth.take(self.keys), public=public.take(self.public.keys))
+
+
+def write_records(path: Path | str, records: Records, k: int, top_m: int | None = None) -> None:
+    """Write ``records`` atomically, block by block, with predicted objects and figures at ``k`` and ``top_m``.
+
+    Distances are stored as they are measured with, so recomputing from the file gives the same bits.
+    """
+    path = Path(path)
+    found = dict(zip(SIDES, records.scores([k], top_m), strict=True))
+    if records.columns:
+        _write_columns(_columns_path(path), records)
+    else:
+        _columns_path(path).unlink(missing_ok=True)
+    with (
+        atomic(path) as part,
+        pq.ParquetWriter(part, SCHEMA, dictionary_pagesize_limit=64 << 20, compression="zstd") as writer,
+    ):
+        for start in range(0, max(len(records), 1), ROW_GROUP):
+            block = slice(start, min(start + ROW_GROUP, len(records)))
+            writer.write_table(_block(records, found, block, k, top_m), row_group_size=ROW_GROUP)
+
+
+def _block(records: Records, found: dict[str, Scores], block: slice, k: int, top_m: int | None) -> pa.Table:
+    truth, labels = records.truth, pa.array(records.truth.labels, pa.string())
+    starts = truth.starts[block.start : block.stop + 1]
+    columns = [
+        pa.array(records.keys[block], pa.string()),
+        pa.array(records.captions[block], pa.string()),
+        _lists(starts - starts[0], labels.take(pa.array(truth.codes[starts[0] : starts[-1]]))),
+    ]
+    for side in SIDES:
+        neighbors: Neighbors = getattr(records, side)[block]
+        ends = np.arange(len(neighbors) + 1) * neighbors.k
+        used, place = np.unique(neighbors.rows, return_inverse=True)
+        names = pa.array([records.public.keys[row] for row in used.tolist()], pa.string())
+        begin, codes = predict(neighbors, records.public, k, top_m)
+        scores, empty = found[side], ~found[side].kept[block]
+        columns += [
+            _lists(ends, names.take(pa.array(place.ravel()))),
+            _lists(ends, pa.array(neighbors.distances.ravel(), pa.float32())),
+            _lists(begin, labels.take(pa.array(codes))),
+            pa.array(scores.hits[block, 0]),
+            pa.array(scores.precision(k)[block], mask=empty),
+            pa.array(scores.recall(k)[block], mask=empty),
+        ]
+    return pa.table(columns, schema=SCHEMA)
+
+
+def _lists(starts: np.ndarray, values: pa.Array) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), values)
+
+
+def read_records(path: Path | str, truth: Objects, public: Objects) -> Records:
+    """Read ``records.parquet`` and join it by key to objects, which may be of another threshold or annotator.
+
+    Args:
+        path: a file of ``write_records``.
+        truth: objects that hold a row for every record.
+        public: objects that hold a row for every neighbour; used sorted by key.
+
+    Raises:
+        UserError: no such file, not a records file, or a key without objects.
+    """
+    path = Path(path)
+    names = ["key", "caption", *(f"{side}_{name}" for side in SIDES for name in ("neighbors", "distances"))]
+    nested = [f"{side}_neighbors.list.element" for side in SIDES]
+    try:
+        table = pq.read_table(path, columns=names, read_dictionary=nested)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run evaluate.py to make it") from None
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} is no records file ({error}); remove it and run evaluate.py again") from None
+    if missing := [name for name in names if name not in table.column_names]:
+        raise UserError(f"{path} has no column {missing[0]!r}; remove it and run evaluate.py again")
+    if any(a >= b for a, b in zip(public.keys, public.keys[1:], strict=False)):
+        public = public.take(sorted(public.keys))
+    order = pa.array(public.keys, pa.string())
+    target, reference = (_neighbors(table, side, order, path) for side in SIDES)
+    keys = table["key"].to_pylist()
+    columns = _read_columns(_columns_path(path), keys)
+    return Records(tuple(table["caption"].to_pylist()), truth.take(keys), public, target, reference, columns)
+
+
+def _neighbors(table: pa.Table, side: str, public: pa.Array, path: Path) -> Neighbors:
+    rows, distances = [], []
+    for chunk in table[f"{side}_neighbors"].chunks:
+        flat = chunk.flatten()
+        # Only the dictionary's names are looked up, each once a row group.
+        row = pc.index_in(flat.dictionary, value_set=public)
+        if row.null_count and (absent := pc.is_null(row.take(flat.indices))).true_count:
+            name = flat.filter(absent)[0].as_py()
+            raise UserError(
+                f"{path} names the public picture {name!r}, which has no objects; use the objects of its public set"
+            )
+        rows.append(row.take(flat.indices).to_numpy(zero_copy_only=False).astype(np.int32))
+    for chunk in table[f"{side}_distances"].chunks:
+        distances.append(chunk.flatten().to_numpy(zero_copy_only=False).astype(np.float32))
+    every_row, every_distance = (
+        np.concatenate(p) if p else np.zeros(0, t) for p, t in ((rows, np.int32), (distances, np.float32))
+    )
+    lengths = pc.list_value_length(table[f"{side}_neighbors"]).to_numpy()
+    width = int(lengths[0]) if len(lengths) else 0
+    if (lengths != width).any() or len(every_distance) != len(every_row):
+        raise UserError(
+            f"{path} holds records with different numbers of {side} neighbours; remove it and run evaluate.py again"
+        )
+    return Neighbors(every_row.reshape(len(lengths), width), every_distance.reshape(len(lengths), width))
+
+
+def _columns_path(path: Path) -> Path:
+    return path.with_suffix(".columns.parquet")
+
+
+def _write_columns(path: Path, records: Records) -> None:
+    # A value is kept as JSON text: a pair's JSON may hold any type, even different ones for different pairs.
+    columns = {name: pa.array([json.dumps(value) for value in _values(c)]) for name, c in records.columns.items()}
+    with atomic(path) as part:
+        pq.write_table(pa.table({"key": pa.array(records.keys, pa.string()), **columns}), part, compression="zstd")
+
+
+def _read_columns(path: Path, keys: list[str]) -> dict[str, list[Any]]:
+    if not path.exists():
+        return {}
+    table = pq.read_table(path)
+    if table["key"].to_pylist() != keys:
+        raise UserError(f"{path} belongs to other records; remove it and run evaluate.py again")
+    return {
+        name: [json.loads(text) for text in table[name].to_pylist()] for name in table.column_names if name != "key"
+    }
+
+
+def _values(column: Sequence[Any]) -> Iterator[Any]:
+    yield from (column.tolist() if isinstance(column, np.ndarray) else column)
