@@ -169,13 +169,17 @@ def read_records(path: Path | str, truth: Objects, public: Objects) -> Records:
     names = ["key", "caption", *(f"{side}_{name}" for side in SIDES for name in ("neighbors", "distances"))]
     nested = [f"{side}_neighbors.list.element" for side in SIDES]
     try:
-        table = pq.read_table(path, columns=names, read_dictionary=nested)
+        there = pq.read_schema(path).names
+        if missing := [name for name in names if name not in there]:
+            raise UserError(f"{path} has no column {missing[0]!r}; remove it and run evaluate.py again")
+        with pq.ParquetFile(path, read_dictionary=nested) as file:
+            # One group at a time: each keeps its own dictionary.
+            groups = [file.read_row_group(group, columns=names) for group in range(file.num_row_groups)]
+            table = pa.concat_tables(groups) if groups else file.schema_arrow.empty_table()
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run evaluate.py to make it") from None
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} is no records file ({error}); remove it and run evaluate.py again") from None
-    if missing := [name for name in names if name not in table.column_names]:
-        raise UserError(f"{path} has no column {missing[0]!r}; remove it and run evaluate.py again")
     if any(a >= b for a, b in zip(public.keys, public.keys[1:], strict=False)):
         public = public.take(sorted(public.keys))
     order = pa.array(public.keys, pa.string())

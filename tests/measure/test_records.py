@@ -106,7 +106,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no records file"):
         read_records(tmp_path / "bad.parquet", records.truth, records.public)
     pq.write_table(pa.table({"key": ["a"]}), tmp_path / "other.parquet")
-    with pytest.raises(UserError, match="is no records file"):
+    with pytest.raises(UserError, match="has no column 'caption'"):
         read_records(tmp_path / "other.parquet", records.truth, records.public)
     write_records(tmp_path / "r.parquet", records, 3)
     pq.write_table(pq.read_table(tmp_path / "r.parquet").drop_columns("caption"), tmp_path / "other.parquet")
