@@ -1,0 +1,173 @@
+from collections import Counter
+from fractions import Fraction
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from dejavu_lit.errors import UserError
+from dejavu_lit.measure.population import Outcomes, Resampling, estimate, outcomes, sign_test
+from dejavu_lit.measure.scores import Scores
+from tests.measure.oracle import Case
+
+
+def scores(hits: list[int], predicted: list[int], truth: list[int]) -> Scores:
+    return Scores((1,), np.array([hits], np.int32).T, np.array([predicted], np.int32).T, np.array(truth, np.int32))
+
+
+def many(seed: int, n: int = 3000, shift: float = 0.2) -> Outcomes:
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(1, 6, n)
+    hits_t, hits_r = rng.binomial(truth, 0.4 + shift), rng.binomial(truth, 0.4)
+    return Outcomes(np.sign(hits_t - hits_r + rng.integers(-1, 2, n)), np.sign(hits_t - hits_r), hits_t - hits_r, truth)
+
+
+def test_three_records_by_hand() -> None:
+    # Record 1: 2/4 = 1/2, a tie of precision; recall 2/3 > 1/3. Record 2: Ô empty against 0 hits, ties. Record 3 has no
+    # objects. Record 4: 1/3 > 1/4 of precision, equal recall.
+    found = outcomes(
+        scores([2, 0, 0, 1], [4, 0, 3, 3], [3, 1, 0, 2]), scores([1, 0, 0, 1], [2, 5, 1, 4], [3, 1, 0, 2]), 1
+    )
+    assert found.precision.tolist() == [0, 0, 1]
+    assert found.recall.tolist() == [1, 0, 0]
+    block = estimate(found).block()
+    assert block["ppg"]["value"] == 1 / 3
+    assert block["prg"]["value"] == 1 / 3
+    assert block["aucg"]["value"] == float(Fraction(1, 9))
+    assert block["prg"]["sign_test"] == {"p": 1.0, "wins": 1, "losses": 0}
+
+
+def test_precision_is_compared_exactly() -> None:
+    # The second pair differs by 2e-19, which no float64 quotient shows.
+    big = 2**31 - 1
+    target, reference = (
+        scores([1, big - 1], [3, big], [2, 2]),
+        scores([333_333_333, big - 2], [999_999_999, big - 1], [2, 2]),
+    )
+    assert outcomes(target, reference, 1).precision.tolist() == [0, 1]
+    assert outcomes(reference, target, 1).precision.tolist() == [0, -1]
+
+
+def test_the_tally_holds_every_record_once() -> None:
+    found = many(7, n=200)
+    for which in (
+        found,
+        found - found[::-1][::-1],
+        Outcomes(found.precision * 2, found.recall * -2, found.hits * 2, found.truth),
+    ):
+        distinct, counts = which.tally()
+        rows = list(zip(*(getattr(which, c).tolist() for c in ("precision", "recall", "hits", "truth")), strict=True))
+        got = zip(*(getattr(distinct, c).tolist() for c in ("precision", "recall", "hits", "truth")), strict=True)
+        assert dict(zip(got, counts.tolist(), strict=True)) == Counter(rows)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("top_m", [None, 2])
+def test_agrees_with_plain_sets(seed: int, top_m: int | None) -> None:
+    case = Case(seed, n=60)
+    target, reference = case.records().scores([2, 5], top_m)
+    for k in (2, 5):
+        pairs = list(zip(case.figures("target", k, top_m), case.figures("reference", k, top_m), strict=True))
+        n = len(pairs)
+        block = estimate(outcomes(target, reference, k)).block()
+        for i, figure in enumerate(("ppg", "prg")):
+            wins, losses = sum(t[i] > r[i] for t, r in pairs), sum(t[i] < r[i] for t, r in pairs)
+            assert block[figure]["value"] == (wins - losses) / n
+            assert block[figure]["sign_test"]["wins"] == wins
+            assert block[figure]["sign_test"]["losses"] == losses
+        assert block["aucg"]["value"] == float(sum(t[1] - r[1] for t, r in pairs) / n)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_aucg_is_the_area_between_the_curves(seed: int) -> None:
+    case = Case(seed)
+    target, reference = case.figures("target", 4), case.figures("reference", 4)
+    steps = sorted({Fraction(0), Fraction(1)} | {r for _, r in target + reference})
+    area = Fraction(0)
+    for low, high in pairwise(steps):  # both curves are constant on (low, high]
+        area += (high - low) * (sum(r >= high for _, r in target) - sum(r >= high for _, r in reference))
+    found = outcomes(*case.records().scores([4]), 4)
+    assert estimate(found).block()["aucg"]["value"] == float(area / len(target))
+
+
+def test_spread_against_the_closed_form_and_scipy() -> None:
+    found = many(0)
+    values = found.values()
+    # 20,000 draws pin the standard deviation down to 0.5 %; the paper's 100 scatter by 7 %.
+    got = estimate(found, Resampling(draws=20_000, bootstrap=4000))
+    sample = round(0.1 * len(found))
+    np.testing.assert_allclose(got.closed_form_std, values.std(axis=0) / np.sqrt(sample), rtol=1e-12)
+    np.testing.assert_allclose(got.draws.std(axis=0), got.closed_form_std, rtol=0.025)
+    np.testing.assert_allclose(got.draws.mean(axis=0), got.value, atol=4 * got.closed_form_std.max() / np.sqrt(20_000))
+    np.testing.assert_allclose(got.se, values.std(axis=0) / np.sqrt(len(found)), rtol=1e-12)
+    assert got.block()["ppg"]["std"] == got.draws[:, 0].std()
+    for i in range(3):
+        peer = stats.bootstrap((values[:, i],), np.mean, n_resamples=4000, method="percentile", rng=1, batch=200)
+        np.testing.assert_allclose(got.interval(i), peer.confidence_interval, atol=0.15 * got.se[i])
+
+
+def test_multinomial_draws_have_the_distribution_of_resampled_records() -> None:
+    found = many(1, n=30)
+    rng = np.random.default_rng(5)
+    plain = found.values()[rng.integers(0, 30, (4000, 30))].mean(axis=1)
+    ours = estimate(found, Resampling(bootstrap=4000)).bootstrap
+    for i in range(3):
+        assert stats.ks_2samp(plain[:, i], ours[:, i]).pvalue > 1e-3
+
+
+def test_a_single_record() -> None:
+    one = estimate(Outcomes(*(np.array([v]) for v in (1, 0, 1, 2)))).block()
+    assert one["ppg"]["ci95"] == [1.0, 1.0]
+    assert one["aucg"]["value"] == 0.5
+    assert one["prg"]["std"] == 0.0
+
+
+def test_the_order_of_records_and_nothing_but_the_seed_matter() -> None:
+    found = many(2, n=500)
+    shuffled = found[np.random.default_rng(0).permutation(500)]
+    assert estimate(found).block() == estimate(shuffled).block()
+    assert estimate(found).block() != estimate(found, Resampling(seed=1)).block()
+    assert estimate(found).block() != estimate(found, stream=1).block()
+    assert estimate(found, Resampling(seed=1)).value.tolist() == estimate(found).value.tolist()
+
+
+def test_combined_sets_are_resampled_independently() -> None:
+    first, second = estimate(many(3)), estimate(many(4, shift=0.0), stream=1)
+    mean = first.combine(second, 0.5, 0.5)
+    np.testing.assert_allclose(mean.value, (first.value + second.value) / 2)
+    np.testing.assert_allclose(mean.se, np.sqrt(first.se**2 + second.se**2) / 2)
+    np.testing.assert_allclose(mean.bootstrap.std(axis=0), mean.se, rtol=0.08)
+    assert "sign_test" not in mean.block()["ppg"]
+
+
+def test_intervals_cover() -> None:
+    rng = np.random.default_rng(0)
+    hit = np.zeros(3)
+    for i in range(300):
+        truth = rng.integers(1, 4, 200)
+        t, r = rng.binomial(truth, 0.5), rng.binomial(truth, 0.5)
+        sign = np.sign(t - r)
+        got = estimate(Outcomes(sign, sign, t - r, truth), Resampling(bootstrap=400, seed=i))
+        hit += [low <= 0 <= high for low, high in map(got.interval, range(3))]
+    assert (hit / 300 > 0.91).all()  # nominal 0.95, standard error 0.013
+    assert (hit / 300 < 0.985).all()
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(0, 0), (5, 5), (0, 1), (8, 1), (100, 70), (3, 40), (50_000, 49_000)])
+def test_sign_test_against_scipy(wins: int, losses: int) -> None:
+    expected = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+    assert sign_test(wins, losses) == pytest.approx(expected, rel=1e-9)
+    assert sign_test(losses, wins) == sign_test(wins, losses)
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(UserError, match="no record has an object"):
+        estimate(many(0)[:0])
+    with pytest.raises(UserError, match="different records"):
+        outcomes(scores([1], [1], [1]), scores([1], [1], [2]), 1)
+    with pytest.raises(UserError, match="pair by pair"):
+        many(0) - many(1)
+    for wrong in ({"draws": 1}, {"bootstrap": 99}, {"seed": -1}, {"share": 0.0}, {"share": 1.5}):
+        with pytest.raises(UserError, match=f"{next(iter(wrong))}="):
+            Resampling(**wrong)
