@@ -1,5 +1,6 @@
 """Files that are whole or absent: atomic writing, JSON, and fingerprints of contents and settings."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -60,3 +61,20 @@ def file_sha256(path: Path | str) -> str:
     """SHA-256 of a file's bytes, as hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def locked(path: Path | str, wait: bool = True) -> Iterator[None]:
+    """Hold an exclusive lock on ``path`` (a file made for it); the system frees it however the process ends.
+
+    Raises:
+        UserError: another process holds it and ``wait`` is false.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise UserError(f"another process works in {path.parent}; wait for it or choose another out=") from None
+        yield

@@ -1,0 +1,82 @@
+"""Where prepared data lies and which part of it is used: what ``data=`` means to training and evaluation."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dejavu_lit.data.epoch import Repeat
+from dejavu_lit.data.shards import ShardSet
+from dejavu_lit.errors import UserError, suggest
+from dejavu_lit.files import fingerprint
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """A prepared data folder and the choices within it. ``reader`` and ``extra`` only matter to ``prepare``."""
+
+    name: str
+    dir: str | None = None
+    train_size: int | None = None
+    repeat: dict[str, Any] = field(default_factory=dict)
+    public: str = "P"  # a name of public_sets, or a folder of shards
+    public_sets: dict[str, str] = field(default_factory=lambda: {"P": "P"})
+    labelled: str | None = None  # the set with class labels, for zero-shot accuracy and the linear probe
+    objects: str | None = None  # a name below objects/, or a folder with a folder a set
+    seed: int = 0
+    sizes: dict[str, float] = field(default_factory=dict)
+    near_duplicates: int | None = 6
+    automatic: bool = False  # prepare by itself where the folder does not exist
+    reader: dict[str, Any] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """The data folder; one below outputs/data, named after what determines the data, where ``data.dir`` is null."""
+        if self.dir is not None:
+            return Path(self.dir)
+        identity = [self.name, self.reader, self.extra, self.sizes, self.seed, self.near_duplicates]
+        return Path("outputs/data") / f"{self.name}-{fingerprint(identity)}"
+
+    def check(self) -> None:
+        """Raise UserError where the folder was not prepared."""
+        if not (self.folder / MANIFEST).is_file():
+            raise UserError(
+                f"data.dir={self.dir} holds no {MANIFEST}; prepare it first: "
+                f"python -m dejavu_lit.prepare data={self.name} data.dir={self.dir} …"
+            )
+
+    def repeats(self) -> Repeat:
+        """The planted repetitions as a value."""
+        return Repeat(**self.repeat)
+
+    def shards(self, name: str) -> ShardSet:
+        """The set A, B, H, V or P, or another folder of shards below the data folder."""
+        return ShardSet.open(self.folder / name)
+
+    def public_folder(self) -> Path:
+        """The shards of the public set chosen by ``data.public``."""
+        if self.public in self.public_sets:
+            return self.folder / self.public_sets[self.public]
+        if Path(self.public).is_dir():
+            return Path(self.public)
+        raise UserError(
+            f"data.public={self.public} is neither one of {', '.join(self.public_sets)}"
+            f"{suggest(self.public, self.public_sets)} nor a folder of shards"
+        )
+
+    def objects_folder(self, choice: str | None = None) -> Path:
+        """The object artifact chosen by ``objects=`` (a name or a folder), or the data's own."""
+        name = choice or self.objects
+        if name is None:
+            raise UserError(
+                "this data brings no objects; give objects=NAME or objects=FOLDER, or run dejavu_lit.annotate"
+            )
+        for folder in (self.folder / "objects" / name, Path(name)):
+            if folder.is_dir():
+                return folder
+        known = sorted(p.name for p in (self.folder / "objects").glob("*"))
+        raise UserError(
+            f"objects={name} is neither one of {', '.join(known) or 'none'}{suggest(name, known)} nor a folder"
+        )

@@ -1,0 +1,196 @@
+"""The Hydra entry points behind train.py, evaluate.py, mitigate.py and ``python -m dejavu_lit.…``.
+
+They read the config, turn its leaves into typed values and call the package; nothing heavy is imported before the
+settings are known to be right.
+"""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dejavu_lit.errors import UserError, suggest
+
+HERE = Path(__file__).resolve().parent
+CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
+
+log = logging.getLogger(__name__)
+
+
+def _command(config_name: str, task: Callable[[DictConfig, Path], None]) -> Callable[[], None]:
+    """A command: Hydra reads the config, ``task`` does the work, and a user's mistake ends as one sentence."""
+
+    def job(cfg: DictConfig) -> None:
+        try:
+            task(cfg, _out(cfg))
+        except UserError as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # the launcher notes it and goes on with the other jobs
+            _fail(str(error))
+
+    def command() -> None:
+        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let exceptions through to the lines below
+        warnings.filterwarnings("ignore", category=UserWarning, module="hydra")
+        try:
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+        except UserError as error:
+            _fail(str(error))
+        except (HydraException, OmegaConfBaseException) as error:
+            _fail(_explain(error, config_name))
+
+    job.__module__, job.__qualname__ = __name__, f"_{config_name}_job"
+    globals()[job.__qualname__] = job  # launchers that pickle the job find it by its name
+    command.__name__ = config_name
+    command.__doc__ = task.__doc__
+    return command
+
+
+def _fail(sentence: str) -> None:
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _explain(error: Exception, config_name: str) -> str:
+    """A configuration error as one sentence, with the option that was probably meant."""
+    lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
+    text = " ".join(line for line in lines if not line.startswith(("full_key:", "object_type=", "To append")))
+    for argument in sys.argv[1:]:
+        name = argument.lstrip("+~").split("=")[0]
+        if name and name in str(error):
+            return f"{argument}: {text}{suggest(name, _options(config_name))}"
+    return text
+
+
+def _options(config_name: str) -> list[str]:
+    """Every option of a command's default config, dotted."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose(config_name)
+
+    def walk(node: Any, path: str) -> list[str]:
+        if not isinstance(node, dict):
+            return [path]
+        return [path] * bool(path) + [p for k, v in node.items() for p in walk(v, f"{path}.{k}" if path else str(k))]
+
+    return walk(OmegaConf.to_container(config, resolve=False), "")
+
+
+def _out(cfg: DictConfig) -> Path:
+    """The output directory: ``out=``, with the job's own folder below it in a multirun; else one below outputs/."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.MULTIRUN:
+        base = Path(cfg.out) if cfg.get("out") else Path(hydra_config.sweep.dir)
+        return base / hydra_config.sweep.subdir
+    if cfg.get("out"):
+        return Path(cfg.out)
+    from time import strftime
+
+    return Path("outputs") / (hydra_config.job.config_name or "run") / strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    missing = sorted(key for key in OmegaConf.missing_keys(cfg) if not key.startswith("data."))
+    if missing:
+        raise UserError(f"{missing[0]} is missing; give {missing[0]}=…")
+    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _build(node: Any) -> Any:
+    """The value that a config node with ``_target_`` describes; a UserError inside it comes out as it is."""
+    from hydra.errors import InstantiationException
+
+    try:
+        return hydra.utils.instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, UserError):
+                raise cause from None
+            cause = cause.__cause__
+        raise
+
+
+def _data_spec(config: dict[str, Any]) -> Any:
+    """The DataSpec, its reader left as a description; data that needs no source is prepared where it is absent."""
+    spec = _build({**config, "_recursive_": False})
+    if spec.automatic and not (spec.folder / "manifest.json").is_file():
+        _prepare_data(spec)
+    return spec
+
+
+def _prepare_data(spec: Any) -> None:
+    from dejavu_lit.files import locked
+    from dejavu_lit.prepare import prepare
+
+    if spec.reader is None:
+        raise UserError(f"data={spec.name} has no reader; choose data=coco, folder, table or shards to prepare from")
+    spec.folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(spec.folder.parent / f".{spec.folder.name}.lock"):  # ranks and jobs that start together: one prepares
+        prepare(
+            reader=_build(spec.reader),
+            out=spec.folder,
+            sizes=spec.sizes,
+            seed=spec.seed,
+            near_duplicates=spec.near_duplicates,
+            extra={name: _build(reader) for name, reader in spec.extra.items()},
+        )
+
+
+def _train(cfg: DictConfig, out: Path) -> None:
+    """Train one model."""
+    config = _plain(cfg)
+    _refuse_own_launcher(config)
+    mitigation, data = _build(config["mitigation"]), config["data"]
+    from dejavu_lit.launch import run_directory
+
+    with run_directory(out, {k: v for k, v in config.items() if k != "out"}):
+        spec = _data_spec(data)
+        from dejavu_lit.train import train as run
+
+        run(
+            out=out,
+            side=config["side"],
+            data=spec,
+            model=_build(config["model"]),
+            recipe=_build(config["recipe"]),
+            mitigation=mitigation,
+            trainer=_build(config["trainer"]),
+            seed=config["seed"],
+            wandb=config["logger"]["wandb"],
+            config=config,
+        )
+
+
+def _refuse_own_launcher(config: dict[str, Any]) -> None:
+    """Hydra's multirun and Lightning's own process launcher would start each other over and over."""
+    launched = {"SLURM_PROCID", "TORCHELASTIC_RUN_ID"} & set(os.environ)
+    several = config["trainer"]["devices"] != 1 or config["trainer"]["num_nodes"] != 1
+    if HydraConfig.get().mode == RunMode.MULTIRUN and several and not launched:
+        raise UserError(
+            "--multirun cannot start several processes a job by itself; use hydra/launcher=slurm with tasks_per_node equal "
+            "to trainer.devices, or one device a job (trainer.devices=1)"
+        )
+
+
+def _prepare(cfg: DictConfig, out: Path) -> None:
+    """Turn pictures and captions into shards and splits."""
+    config = _plain(cfg)
+    if absent := sorted(k for k in OmegaConf.missing_keys(cfg)):
+        raise UserError(f"{absent[0]} is missing; give {absent[0]}=…")
+    spec = _build({**config["data"], "_recursive_": False})
+    _prepare_data(spec)
+
+
+train = _command("train", _train)
+prepare = _command("prepare", _prepare)

@@ -1,0 +1,135 @@
+"""What every entry point shares: the run directory, its lock and settings, provenance, and the loggers' files."""
+
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dejavu_lit import __version__
+from dejavu_lit.errors import UserError
+from dejavu_lit.files import locked, write_text
+
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "open_clip_torch", "faiss-cpu", "faiss-gpu-cu12", "numpy")
+# What may differ between the first and a later call in the same directory: it changes where and how, not what.
+HOW = ("out", "trainer", "logger", "extras")
+
+
+def provenance() -> dict[str, Any]:
+    """Commit, versions, machine and command: what somebody needs to repeat this."""
+    return {
+        "dejavu_lit": __version__,
+        "commit": _commit(),
+        "command": " ".join(sys.argv),
+        "python": platform.python_version(),
+        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with ``+`` where files differ from it; None outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        dirty = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+" if dirty else "")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The settings saved in a run or evaluation; raises UserError where there are none."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{folder} is no run directory (it has no config.yaml); give one that train.py made")
+    config = yaml.safe_load(path.read_text())
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is not a mapping of settings; restore it or start again in another directory")
+    return config
+
+
+def difference(old: Any, new: Any, path: str = "") -> str | None:
+    """The first setting in which two configs differ, as ``a.b: old → new``; None where they agree."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in dict.fromkeys([*old, *new]):
+            if not path and key in HOW:
+                continue
+            if found := difference(old.get(key), new.get(key), f"{path}.{key}" if path else str(key)):
+                return found
+        return None
+    return None if old == new else f"{path}: {old} → {new}"
+
+
+@contextmanager
+def run_directory(out: Path, config: Mapping[str, Any]) -> Iterator[Path]:
+    """Own ``out`` for the time of a run, with ``config`` saved in it.
+
+    Raises:
+        UserError: another process works there, or it holds a run with other settings.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out / ".lock", wait=False):
+        if (out / "config.yaml").exists():
+            if changed := difference(read_config(out), config):
+                raise UserError(f"{out} holds a run with other settings ({changed}); choose another out= or remove it")
+        else:
+            write_text(out / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        yield out
+
+
+class CsvLog:
+    """``metrics.csv`` in rows of step, epoch, metric, value: appended to, never replaced, cut back where a run resumes."""
+
+    FIELDS = ("step", "epoch", "metric", "value")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def resume(self, step: int) -> None:
+        """Drop the rows of steps that will be done again."""
+        if not self.path.exists():
+            return
+        with open(self.path, newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["step"].isdigit() and int(row["step"]) < step]
+        lines = [",".join(self.FIELDS), *(",".join(str(row[f]) for f in self.FIELDS) for row in rows)]
+        write_text(self.path, "\n".join(lines) + "\n")
+
+    def append(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Add one row a metric."""
+        new = not self.path.exists()
+        with open(self.path, "a", newline="") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(self.FIELDS)
+            writer.writerows((step, epoch, name, value) for name, value in metrics.items())
+
+
+def plain(value: Any) -> Any:
+    """A config, namespace or path as plain JSON values."""
+    if isinstance(value, Namespace):
+        value = vars(value)
+    return json.loads(json.dumps(value, default=str))

@@ -1,0 +1,253 @@
+"""The LightningModule around any open_clip architecture: contrastive loss, logit-scale clamp, AdamW, cosine schedule.
+
+The loss is open_clip's: CLIP's symmetric cross-entropy over the batch gathered from all ranks (local loss with
+gather-with-grad), or SigLIP's where the model has a bias. Source: Radford et al., ICML 2021; Zhai et al., ICCV 2023.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import open_clip
+import pytorch_lightning as pl
+import torch
+from open_clip.loss import ClipLoss, SigLipLoss
+from torch import Tensor, nn
+
+from dejavu_lit.data.module import Batch, PairDataModule
+from dejavu_lit.errors import UserError, suggest
+from dejavu_lit.files import atomic, write_json
+from dejavu_lit.mitigation import Mitigation
+
+WEIGHTS = "open_clip_model.safetensors"
+CONFIG = "open_clip_config.json"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which architecture, and where its weights come from.
+
+    name: an open_clip architecture, or any name beside ``config``; config: open_clip's own model config, for an
+    architecture of one's own; init: weights to start from, as ARCH@TAG or ARCH@FILE (None: from scratch).
+    """
+
+    name: str
+    config: dict[str, Any] | None = None
+    init: str | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained, mitigations apart."""
+
+    epochs: int  # also the horizon of the learning-rate schedule
+    batch: int  # pairs a step, over all ranks
+    lr: float
+    warmup_steps: int = 0
+    beta1: float = 0.9
+    beta2: float = 0.98
+    eps: float = 1e-6
+    weight_decay: float = 0.2
+    logit_scale_max: float = 100.0  # the learned multiplier is clamped to this after every step
+    gradient_clip: float | None = None  # largest norm of all gradients together
+    accumulate: int = 1  # steps whose gradients are added up before the weights change
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.batch, self.accumulate) < 1 or self.lr <= 0 or self.warmup_steps < 0:
+            raise UserError(
+                f"recipe.epochs={self.epochs}, recipe.batch={self.batch} and recipe.accumulate={self.accumulate} must be "
+                f"at least 1, recipe.lr={self.lr} above 0 and recipe.warmup_steps={self.warmup_steps} at least 0"
+            )
+
+
+def architecture(spec: ModelSpec) -> dict[str, Any]:
+    """open_clip's model config for ``spec``; raises UserError with the nearest name where there is none."""
+    if spec.config is not None:
+        return dict(spec.config)
+    config = open_clip.get_model_config(spec.name)
+    if config is None:
+        raise UserError(
+            f"model.name={spec.name} is no architecture of open_clip{suggest(spec.name, open_clip.list_models())}; "
+            "choose one of open_clip.list_models() or give model.config"
+        )
+    return dict(config)
+
+
+def export_config(spec: ModelSpec, folder: Path) -> None:
+    """Write open_clip's ``local-dir`` config, from which training, evaluation and plain open_clip build the model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    preprocess = {
+        "mean": open_clip.OPENAI_DATASET_MEAN,
+        "std": open_clip.OPENAI_DATASET_STD,
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    }
+    write_json(folder / CONFIG, {"model_cfg": architecture(spec), "preprocess_cfg": preprocess})
+    tokenizer: Any = open_clip.get_tokenizer(spec.name) if spec.config is None else None
+    if hasattr(tokenizer, "save_pretrained"):  # a Hugging Face tokenizer must lie beside the config to be found again
+        tokenizer.save_pretrained(str(folder))
+
+
+def build_model(spec: ModelSpec, folder: Path) -> nn.Module:
+    """The model of ``folder``'s config with fresh weights, or with those of ``spec.init``.
+
+    Raises:
+        UserError: the weights are not there or do not fit the architecture.
+    """
+    logging.disable(logging.WARNING)  # open_clip warns that a model to be trained has no weights yet
+    model: nn.Module = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    logging.disable(logging.NOTSET)
+    if spec.init:
+        from dejavu_lit.models.zoo import load_encoder
+
+        source = load_encoder(spec.init)
+        weights = getattr(source, "model", None)
+        if not isinstance(weights, nn.Module):
+            raise UserError(f"model.init={spec.init} is no CLIP model; give ARCH@TAG, ARCH@FILE or local-dir:FOLDER")
+        try:
+            model.load_state_dict(weights.state_dict())
+        except RuntimeError:
+            raise UserError(f"the weights of model.init={spec.init} do not fit model.name={spec.name}") from None
+    return model
+
+
+def export_weights(model: nn.Module, folder: Path) -> None:
+    """Write the weights beside the config as safetensors, atomically."""
+    from safetensors.torch import save
+
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    with atomic(folder / WEIGHTS) as part:
+        part.write_bytes(save(state, metadata={"format": "pt"}))
+
+
+def decayed(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """(parameters that decay, exempt ones): gains, biases, 1-D parameters and the logit scale are exempt."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
+
+
+def learning_rate(step: int, recipe: Recipe, horizon: int) -> float:
+    """Share of ``recipe.lr`` at a step: linear warm-up, then a cosine to 0 at ``horizon`` steps."""
+    if step < recipe.warmup_steps:
+        return (step + 1) / recipe.warmup_steps
+    if horizon <= recipe.warmup_steps:
+        return 1.0
+    done = (step - recipe.warmup_steps) / (horizon - recipe.warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+class ClipModule(pl.LightningModule):
+    """Trains one CLIP model. ``seed`` feeds the random draws of each step, so that a resumed run repeats them."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe, mitigation: Mitigation, seed: int = 0) -> None:
+        super().__init__()
+        self.model, self.recipe, self.mitigation, self.seed = model, recipe, mitigation, seed
+        self.siglip = getattr(model, "logit_bias", None) is not None
+        fixed = mitigation.logit_scale_fixed
+        self.clamp = math.log(mitigation.logit_scale_max or recipe.logit_scale_max) if fixed is None else None
+        start = fixed if fixed is not None else mitigation.logit_scale_init
+        if start is not None:
+            self.logit_scale.data.fill_(math.log(start))
+        self.logit_scale.requires_grad_(fixed is None)
+        visual: Any = model.visual
+        self.register_buffer("mean", torch.tensor(visual.image_mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(visual.image_std).view(1, 3, 1, 1) * 255, persistent=False)
+        self._loss: nn.Module | None = None
+        self._clock = time.perf_counter()
+
+    @property
+    def logit_scale(self) -> nn.Parameter:
+        """The logarithm of the multiplier 1/τ, as open_clip keeps it."""
+        return cast(nn.Parameter, self.model.logit_scale)
+
+    def setup(self, stage: str) -> None:
+        """Make the loss for the ranks there are."""
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        self._loss = (
+            SigLipLoss(rank=rank, world_size=world)
+            if self.siglip
+            else ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world)
+        )
+
+    def _features(self, batch: Batch) -> dict[str, Tensor]:
+        images = (batch["images"].to(self.mean.dtype) - self.mean) / self.std  # type: ignore[operator, arg-type]
+        features = self.model(images, batch["tokens"])
+        if isinstance(features, dict):
+            return features
+        return dict(zip(("image_features", "text_features", "logit_scale", "logit_bias"), features, strict=False))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The contrastive loss of one batch."""
+        assert self._loss is not None
+        loss: Tensor = self._loss(**self._features(batch))
+        self.log("loss", loss, prog_bar=True, batch_size=len(batch["index"]))
+        self.log(
+            "replaced",
+            batch["replaced"].float(),
+            on_step=False,
+            on_epoch=True,
+            reduce_fx="sum",
+            sync_dist=True,
+            batch_size=1,
+        )
+        return loss
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed this step's draws from (seed, step, rank): resuming needs no saved generator states."""
+        torch.manual_seed((self.seed * 1_000_003 + self.trainer.global_step) * 65_537 + self.trainer.global_rank)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log throughput in pairs/s over all ranks, learning rate and logit scale."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (batch_idx + 1) % every == 0:
+            now = time.perf_counter()
+            pairs = every * len(batch["index"]) * self.trainer.world_size
+            self.log("pairs/s", round(pairs / (now - self._clock)), prog_bar=True)
+            self.log("logit_scale", self.logit_scale.exp())
+            self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+            self._clock = now
+
+    def on_train_epoch_start(self) -> None:
+        """Start the clock of the throughput."""
+        self._clock = time.perf_counter()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Loss and image→text accuracy within the batch, on V."""
+        assert self._loss is not None
+        features = self._features(batch)
+        logits = features["image_features"] @ features["text_features"].T
+        right = (logits.argmax(1) == torch.arange(len(logits), device=logits.device)).float().mean()
+        self.log("val_loss", self._loss(**features), prog_bar=True, sync_dist=True, batch_size=len(logits))
+        self.log("val_accuracy", right, sync_dist=True, batch_size=len(logits))
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with decay on matrices only; warm-up and cosine by the step, whatever the stop epoch."""
+        recipe = self.recipe
+        decay = recipe.weight_decay if self.mitigation.weight_decay is None else self.mitigation.weight_decay
+        matrices, exempt = decayed(self.model)
+        groups = [{"params": matrices, "weight_decay": decay}, {"params": exempt, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(
+            groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, fused=True
+        )
+        pairs = cast(PairDataModule, cast(Any, self.trainer).datamodule)
+        horizon = recipe.epochs * math.ceil(pairs.plan(0, self.trainer.world_size).steps / recipe.accumulate)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, recipe, horizon))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then clamp the logit scale to [1, max], as CLIP does."""
+        super().optimizer_step(*args, **kwargs)
+        if self.clamp is not None:
+            with torch.no_grad():
+                self.logit_scale.clamp_(0, self.clamp)
+
+
+def named_weights(checkpoint: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """The model's weights in a Lightning checkpoint, under open_clip's own names."""
+    for name, value in checkpoint["state_dict"].items():
+        if name.startswith("model."):
+            yield name.removeprefix("model."), value

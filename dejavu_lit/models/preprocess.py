@@ -1,0 +1,48 @@
+"""A picture as a model's uint8 input: open_clip's own resizing and cropping; the mean and deviation come later, on the device."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from torchvision.transforms import InterpolationMode, Resize
+
+
+class Preprocess:
+    """Callable from a PIL picture to uint8 [3, h, w], for the ``preprocess_cfg`` of an open_clip model."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        steps: list[Any] = image_transform_v2(PreprocessCfg(**config), is_train=False).transforms
+        self.steps = steps[:-2]  # all but the conversion to a tensor and the normalisation
+        self._resize = self.steps[0] if isinstance(self.steps[0], Resize) else None
+
+    def __call__(self, picture: Image.Image, fast: bool = False) -> np.ndarray:
+        """uint8 [3, h, w]; with ``fast``, RGB pictures are resized by torch's uint8 kernel.
+
+        That kernel has the filter of Pillow's and is two to three times faster; few pixels differ, by one level of 255.
+        """
+        if fast and self._resize is not None and picture.mode == "RGB":
+            return self._fast(picture, self._resize)
+        for step in self.steps:
+            picture = step(picture)
+        return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
+
+    def _fast(self, picture: Image.Image, resize: Resize) -> np.ndarray:
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        size = _resized(resize.size, picture.height, picture.width)
+        if size != (picture.height, picture.width):
+            mode = "bicubic" if resize.interpolation == InterpolationMode.BICUBIC else "bilinear"
+            pixels = torch.nn.functional.interpolate(pixels[None], size, mode=mode, antialias=True)[0]
+        for step in self.steps[1:-1]:  # the crop; the last step is the conversion to RGB, which it is
+            pixels = step(pixels)
+        return pixels.contiguous().numpy()
+
+
+def _resized(size: int | Sequence[int], height: int, width: int) -> tuple[int, int]:
+    """(height, width) after torchvision's Resize: a pair is the size itself, a number that of the shorter side."""
+    if not isinstance(size, int):
+        return (size[0], size[1]) if len(size) == 2 else _resized(size[0], height, width)
+    short, long = min(height, width), max(height, width)
+    return (size, int(size * long / short)) if height <= width else (int(size * long / short), size)

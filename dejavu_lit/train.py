@@ -1,0 +1,261 @@
+"""One training run: a model, the pairs of one side, a mitigation, and a directory that a second call resumes."""
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.loggers.logger import rank_zero_experiment
+from pytorch_lightning.utilities import rank_zero_only
+
+from dejavu_lit.data.epoch import exposures
+from dejavu_lit.data.module import LoaderSettings, PairDataModule
+from dejavu_lit.data.spec import DataSpec
+from dejavu_lit.errors import UserError
+from dejavu_lit.files import read_json, write_json
+from dejavu_lit.launch import CsvLog, plain, provenance
+from dejavu_lit.mitigation import Mitigation
+from dejavu_lit.models.clip import ClipModule, ModelSpec, Recipe, build_model, export_config, export_weights
+from dejavu_lit.models.preprocess import Preprocess
+
+log = logging.getLogger(__name__)
+logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it sets INFO on import
+
+FINISHED = "run.json"
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """Where and how a run is computed. ``loader.workers`` and the number of devices also fix the order of the pairs."""
+
+    accelerator: str = "cpu"
+    devices: int = 1  # a node; -1 for all
+    num_nodes: int = 1
+    precision: str = "32-true"
+    log_every: int = 20
+    checkpoint_epochs: int = 5
+    checkpoint_steps: int = 1000
+    loader: LoaderSettings = field(default_factory=LoaderSettings)
+
+
+class CsvLogger(Logger):
+    """Lightning's side of ``metrics.csv``; its own CSVLogger deletes the file when a run resumes."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.log = CsvLog(folder / "metrics.csv")
+
+    @property
+    def name(self) -> str:
+        """The logger's name."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """Unused: the run directory is the version."""
+        return ""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> CsvLog:
+        """The file."""
+        return self.log
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: config.yaml holds them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append the metrics of one step."""
+        epoch = int(metrics.pop("epoch", 0))
+        self.log.append(step or 0, epoch, metrics)
+
+
+class Narrator(Callback):
+    """A line an epoch where no progress bar can be shown, and the count of epochs done in every checkpoint's name."""
+
+    def __init__(self, speak: bool) -> None:
+        self.speak = speak
+        self.start = time.perf_counter()
+        self.first: int | None = None
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Remember where this call began, for the time left."""
+        if self.first is None:
+            self.first, self.start = trainer.current_epoch, time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Say how far it is: every tenth of the epochs, and the last."""
+        done, total = trainer.current_epoch + 1, int(trainer.max_epochs or 0)
+        module.log("epochs_done", float(done), logger=False)
+        if self.speak and trainer.is_global_zero and (done % max(1, total // 10) == 0 or done == total):
+            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            left = (time.perf_counter() - self.start) / (done - (self.first or 0)) * (total - done)
+            shown = ", ".join(f"{n} {metrics[n]:.3g}" for n in ("loss", "val_loss") if n in metrics)
+            rate = f", {metrics['pairs/s']:.0f} pairs/s" if "pairs/s" in metrics else ""
+            log.info("epoch %d/%d: %s%s, %.0f s left", done, total, shown, rate, left)
+
+
+def train(
+    out: Path,
+    side: str,
+    data: DataSpec,
+    model: ModelSpec,
+    recipe: Recipe,
+    mitigation: Mitigation,
+    trainer: TrainerSettings,
+    seed: int = 0,
+    wandb: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Path:
+    """Train until done, from ``last.ckpt`` where there is one, and write the run directory's artifacts.
+
+    Args:
+        out: the run directory, owned by the caller.
+        side: "target" (trains on A) or "reference" (B).
+        wandb: settings of the wandb logger, None for none.
+        config: the resolved settings, for wandb.
+
+    Returns:
+        ``out``, which then holds model/, checkpoints/, metrics.csv and run.json.
+
+    Raises:
+        UserError: data, sizes, devices or weights do not fit.
+    """
+    if (out / FINISHED).exists():
+        log.info("%s is finished (%s epochs); nothing to do", out, read_json(out / FINISHED)["epochs"])
+        return out
+    data.check()
+    pl.seed_everything(seed, verbose=False)
+    export_config(model, out / "model")
+    network = build_model(model, out / "model")
+    import open_clip
+
+    module = ClipModule(network, recipe, mitigation, seed)
+    pairs = PairDataModule(
+        folder=data.folder,
+        side=side,
+        batch=recipe.batch,
+        seed=seed,
+        preprocess=Preprocess(network.visual.preprocess_cfg),
+        tokenizer=open_clip.get_tokenizer(f"local-dir:{out / 'model'}"),
+        train_size=data.train_size,
+        repeat=data.repeats(),
+        text_mask=mitigation.text_mask,
+        loader=trainer.loader,
+    )
+    last = out / "checkpoints" / "last.ckpt"
+    table = CsvLogger(out)
+    resumed = last.is_file()
+    if resumed:
+        checkpoint = torch.load(last, map_location="cpu", weights_only=True, mmap=True)
+        table.log.resume(int(checkpoint["global_step"]))
+        log.info("resuming %s at step %d", out, checkpoint["global_step"])
+    epochs = min(recipe.epochs, mitigation.stop_epoch or recipe.epochs)
+    runner = _trainer(out, trainer, recipe, epochs, [table, *_wandb(out, wandb, side, config)])
+    started = time.perf_counter()
+    runner.fit(module, pairs, ckpt_path=str(last) if resumed else None, weights_only=True)
+    if runner.interrupted:
+        raise UserError(f"interrupted at step {runner.global_step}; the same command goes on from {last}")
+    if runner.is_global_zero:
+        _finish(out, runner, module, pairs, side, time.perf_counter() - started)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()  # gloo now and then aborts at exit where this is left to the system
+    return out
+
+
+def _trainer(out: Path, settings: TrainerSettings, recipe: Recipe, epochs: int, loggers: list[Logger]) -> pl.Trainer:
+    watched = sys.stderr.isatty()
+    folder = out / "checkpoints"
+    keep = ModelCheckpoint(
+        folder,
+        filename="epoch={epochs_done:04.0f}",
+        auto_insert_metric_name=False,
+        every_n_epochs=settings.checkpoint_epochs,
+        save_top_k=-1,
+        save_weights_only=True,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    last: dict[str, Any] = {"save_top_k": 0, "save_last": True, "enable_version_counter": False}
+    epoch_end = ModelCheckpoint(folder, save_on_train_epoch_end=True, **last)
+    within = ModelCheckpoint(folder, every_n_train_steps=settings.checkpoint_steps, **last)
+    return pl.Trainer(
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        num_nodes=settings.num_nodes,
+        strategy="ddp" if settings.devices != 1 or settings.num_nodes > 1 else "auto",
+        precision=settings.precision,  # type: ignore[arg-type]
+        max_epochs=epochs,
+        log_every_n_steps=settings.log_every,
+        gradient_clip_val=recipe.gradient_clip,
+        accumulate_grad_batches=recipe.accumulate,
+        logger=loggers,
+        callbacks=[Narrator(speak=not watched), keep, epoch_end, within, *([TQDMProgressBar(10)] if watched else [])],
+        enable_progress_bar=watched,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        default_root_dir=out,
+    )
+
+
+def _wandb(out: Path, settings: Mapping[str, Any] | None, side: str, config: Mapping[str, Any] | None) -> list[Logger]:
+    if settings is None:
+        return []
+    from pytorch_lightning.loggers import WandbLogger
+
+    (out / "wandb").mkdir(exist_ok=True)
+    identity = out / "wandb" / "id.json"  # a resumed run goes on under the same id
+    if not identity.exists():
+        import secrets
+
+        write_json(identity, {"id": secrets.token_hex(4)})
+    return [
+        WandbLogger(
+            name=out.name,
+            save_dir=out,
+            project=settings["project"],
+            group=settings["group"],
+            offline=settings["offline"],
+            id=read_json(identity)["id"],
+            job_type=side,
+            config=plain(config or {}),
+        )
+    ]
+
+
+def _finish(
+    out: Path, runner: pl.Trainer, module: ClipModule, pairs: PairDataModule, side: str, seconds: float
+) -> None:
+    export_weights(module.model, out / "model")
+    plan = pairs.plan(0, runner.world_size)
+    batches = runner.fit_loop.epoch_loop.total_batch_idx + 1
+    seen = exposures(plan, batches)
+    write_json(
+        out / FINISHED,
+        {
+            "side": side,
+            "epochs": runner.current_epoch,
+            "steps": runner.global_step,
+            "batches": batches,
+            "train_size": len(seen),
+            "exposure": {"mean": float(seen.mean()), "min": int(seen.min()), "max": int(seen.max())},
+            "seconds": round(seconds, 1),  # of the last call
+            "pairs_per_second": round(batches * plan.batch * plan.world / max(seconds, 1e-9), 1),
+            "parameters": sum(math.prod(p.shape) for p in module.model.parameters()),
+            "plan": {"world": plan.world, "workers": plan.workers, "batch": plan.batch, "seed": plan.seed},
+            "provenance": provenance(),
+        },
+    )
+    log.info("finished %s: %d epochs, %d steps in %.0f s", out, runner.current_epoch, runner.global_step, seconds)
