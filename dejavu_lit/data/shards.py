@@ -4,6 +4,7 @@ A shard is read through the offsets of its members, so pairs can be read in any 
 Beside the tars lies ``sizes.json``, {shard name: number of pairs}; it is counted once where it is absent.
 """
 
+import io
 import json
 import os
 import tarfile
@@ -64,7 +65,9 @@ class ShardIndex:
             raise BadPair(f"{key} in {self.path.name} has no picture ({'/'.join(IMAGE_EXTENSIONS)})")
         try:
             with open(self.path, "rb") as file:
-                content = {e: _read(file.fileno(), self.path, *members[e]) for e in ("txt", "json") if e in members}
+                content: dict[str, bytes] = {
+                    e: _read(file.fileno(), self.path, *members[e]) for e in ("txt", "json") if e in members
+                }
                 content["image"] = _read(file.fileno(), self.path, *members[extension]) if image else b""
         except FileNotFoundError:
             raise UserError(f"the shard {self.path} has vanished; restore it and start again") from None
@@ -213,14 +216,11 @@ class ShardWriter:
             raise ValueError(f"the key {pair.key!r} must be non-empty and hold no dot or slash")
         if self._tar is None:
             self._open()
-        self._tar.write(
-            {
-                "__key__": pair.key,
-                pair.extension: pair.image,
-                "txt": pair.caption.encode(),
-                "json": json.dumps(pair.meta, sort_keys=True, ensure_ascii=False).encode(),
-            }
-        )
+        meta = json.dumps(pair.meta, sort_keys=True, ensure_ascii=False)
+        for extension, data in ((pair.extension, pair.image), ("txt", _utf8(pair.caption)), ("json", _utf8(meta))):
+            member = tarfile.TarInfo(f"{pair.key}.{extension}")
+            member.size = len(data)
+            self._tar.addfile(member, io.BytesIO(data))
         self._count += 1
         if self._count == self.pairs_per_shard:
             self._finish()
@@ -228,14 +228,13 @@ class ShardWriter:
     def _open(self) -> None:
         from contextlib import ExitStack
 
-        from webdataset import TarWriter
-
         from dejavu_lit.files import atomic
 
         self._stack = ExitStack()
         part = self._stack.enter_context(atomic(self.folder / f"{self._next:05d}.tar"))
         file = self._stack.enter_context(open(part, "wb"))
-        self._tar = self._stack.enter_context(TarWriter(file, encoder=False, mtime=0))
+        # WebDataset's own writer would bring torch into every process that writes; plain members are all there is to it.
+        self._tar = self._stack.enter_context(tarfile.open(fileobj=file, mode="w"))
 
     def _finish(self) -> None:
         self._stack.close()
@@ -255,6 +254,11 @@ class ShardWriter:
             self._finish()
         else:
             self._stack.__exit__(kind, error, trace)
+
+
+def _utf8(text: str) -> bytes:
+    """UTF-8; half surrogates, which JSON from the web sometimes holds, become question marks."""
+    return text.encode("utf-8", "replace")
 
 
 def read_pairs(shards: ShardSet, image: bool = True) -> Iterator[Pair | BadPair]:
