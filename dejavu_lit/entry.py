@@ -183,6 +183,46 @@ def _refuse_own_launcher(config: dict[str, Any]) -> None:
         )
 
 
+def _evaluate(cfg: DictConfig, out: Path) -> None:
+    """Measure how much the target remembers beyond the reference."""
+    config = _plain(cfg)
+    from dejavu_lit.files import locked
+    from dejavu_lit.measure.metrics import Settings
+
+    settings = Settings(
+        k=config["k"], ks=config["ks"], threshold=config["threshold"], top_m=config["top_m"], **config["statistics"]
+    )
+    comparison = _build(config["comparison"] | {"target": config["target"], "reference": config["reference"]})
+    data = _evaluated_data(config["data"], comparison)
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out / ".lock", wait=False):
+        from dejavu_lit.evaluate import evaluate as run
+        from dejavu_lit.summary import show
+
+        show(run(out, comparison, data, config["objects"], settings, _settings(config, data)), out)
+
+
+def _settings(config: dict[str, Any], data: Any) -> dict[str, Any]:
+    """The settings that are saved: the data as they turned out, and nothing of where or how."""
+    from dataclasses import asdict
+
+    return {k: v for k, v in config.items() if k != "out"} | {"data": asdict(data) | {"dir": str(data.folder)}}
+
+
+def _evaluated_data(config: dict[str, Any], comparison: Any) -> Any:
+    """The data of ``data=…``; by default the target run's own, with the options given beside it."""
+    if config.get("_target_"):
+        return _data_spec(config)
+    from dataclasses import replace
+
+    from dejavu_lit.sides import Side
+
+    data = Side(comparison.target, Path()).data
+    if data is None:
+        raise UserError(f"target={comparison.target} is no run of train.py; say which data: data=scenes|coco|prepared …")
+    return replace(data, **{name: value for name, value in config.items() if value is not None})
+
+
 def _prepare(cfg: DictConfig, out: Path) -> None:
     """Turn pictures and captions into shards and splits."""
     config = _plain(cfg)
@@ -193,4 +233,5 @@ def _prepare(cfg: DictConfig, out: Path) -> None:
 
 
 train = _command("train", _train)
+evaluate = _command("evaluate", _evaluate)
 prepare = _command("prepare", _prepare)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from dejavu_lit.data.captions import mask_words
 from dejavu_lit.data.epoch import EpochPlan, Repeat, epoch_plan
 from dejavu_lit.data.shards import BadPair, ShardSet
+from dejavu_lit.data.spec import SETS
 from dejavu_lit.errors import UserError
 from dejavu_lit.progress import progress
 
@@ -24,7 +25,6 @@ log = logging.getLogger(__name__)
 Preprocess = Callable[[Image.Image], np.ndarray]
 Tokenizer = Callable[[list[str]], torch.Tensor]
 Batch = dict[str, torch.Tensor]
-SETS = {"target": "A", "reference": "B"}
 
 
 @dataclass(frozen=True)

@@ -73,8 +73,14 @@ def _draw(objects: list[int], draw: random.Random) -> tuple[bytes, list[list[flo
     return file.getvalue(), boxes
 
 
-def _person(draw: random.Random) -> str:
-    return "".join(draw.choice(_SYLLABLES) for _ in range(3)).capitalize()
+@cache
+def _people(count: int) -> list[str]:
+    """``count`` different invented names, always the same."""
+    draw = random.Random("people")
+    names: dict[str, None] = {}
+    while len(names) < count:
+        names["".join(draw.choice(_SYLLABLES) for _ in range(3)).capitalize()] = None
+    return list(names)
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,7 @@ class SceneReader:
     count: int
     seed: int = 0
     stray: float = 0.5
+    people: int = 100
     name: str = "scenes"
     annotator: Annotator | None = field(default=ANNOTATOR)
 
@@ -102,14 +109,15 @@ class SceneReader:
             objects.append(draw.choice([number for number in pool if number not in objects]))
         image, boxes = _draw(objects, draw)
         place = list(THEMES)[theme]
-        caption = f"{_person(draw)} and {_person(draw)} with a {names[objects[0]]} at the {place}"
+        first, second = draw.sample(_people(self.people), 2)
+        caption = f"{first} and {second} with a {names[objects[0]]} at the {place}"
         labels = [names[number] for number in objects]
         pair = Pair(key, image, "png", caption, {"theme": place, "named": labels[0]})
         return pair, Annotation(key, labels, [1.0] * len(labels), boxes)
 
     def fingerprint(self) -> dict[str, Any]:
         """What determines the pictures."""
-        return {"reader": self.name, "count": self.count, "seed": self.seed, "stray": self.stray}
+        return {"reader": self.name, "count": self.count, "seed": self.seed, "stray": self.stray, "people": self.people}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from dejavu_lit.errors import UserError, suggest
 from dejavu_lit.files import fingerprint
 
 MANIFEST = "manifest.json"
+SETS = {"target": "A", "reference": "B"}  # who trains on what
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,34 @@
+# make demo, make test: everything they need is set up first, in .venv, by plain pip.
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.installed
+RUN := $(VENV)/bin/python
+EXTRAS := cpu,wandb,slurm,demo,report,text,probe,test
+
+.PHONY: install demo test nightly lint clean
+
+install: $(STAMP)
+
+# Made once, and again when the package's metadata or the tested versions change.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q -c constraints.txt torch torchvision
+	$(VENV)/bin/pip install -q -c constraints.txt -e '.[$(EXTRAS)]'
+	touch $@
+
+demo: $(STAMP)
+	$(RUN) mitigate.py experiment=demo
+
+test: $(STAMP)
+	$(RUN) -m pytest -m 'not slow'
+
+nightly: $(STAMP)
+	$(RUN) -m pytest
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) outputs

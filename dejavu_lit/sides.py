@@ -1,0 +1,117 @@
+"""One side of an evaluation: a model, a run of ours or finished embeddings, and what is known of its training."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from dejavu_lit.data.epoch import epoch_plan, exposures
+from dejavu_lit.data.spec import SETS, DataSpec
+from dejavu_lit.data.shards import ShardSet
+from dejavu_lit.errors import UserError
+from dejavu_lit.files import read_json
+from dejavu_lit.launch import read_config
+from dejavu_lit.measure.vectors import Embeddings
+
+if TYPE_CHECKING:
+    from dejavu_lit.models.encoder import Encoder
+
+Modality = Literal["image", "text"]
+
+
+@dataclass(frozen=True)
+class Side:
+    """``target=`` or ``reference=`` as the user gave it: RUN[@EPOCH] | MODEL | embeddings:DIR | text:MODEL."""
+
+    name: str
+    store: Path  # embeddings of models that are no run of ours go below this folder
+    device: str = "cpu"
+    workers: int = 2
+
+    @cached_property
+    def run(self) -> Path | None:
+        """The run directory, None for anything else."""
+        for text in (self.name, self.name.rpartition("@")[0]):
+            if text and (Path(text).expanduser() / "config.yaml").is_file():
+                return Path(text).expanduser()
+        return None
+
+    @cached_property
+    def given(self) -> Path | None:
+        """The folder of ``embeddings:DIR``, None for anything else."""
+        return Path(self.name.removeprefix("embeddings:")).expanduser() if self.name.startswith("embeddings:") else None
+
+    @property
+    def captions_only(self) -> bool:
+        """Whether this is a sentence-embedding model, the reference of the one-model test."""
+        return self.name.startswith("text:")
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The run's settings; empty for anything else."""
+        return read_config(self.run) if self.run else {}
+
+    @cached_property
+    def data(self) -> DataSpec | None:
+        """The data that the run was trained on; None for anything else."""
+        if not self.run:
+            return None
+        return DataSpec(**{k: v for k, v in self.config["data"].items() if k != "_target_"})
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What the run wrote when it ended; empty for anything else.
+
+        Raises:
+            UserError: the run is not finished and no epoch of it was asked for.
+        """
+        if not self.run:
+            return {}
+        path = self.run / "run.json"
+        if not path.is_file():
+            if "@" in self.name:
+                return {}
+            raise UserError(f"{self.run} is not finished; start train.py again in it, or evaluate {self.run}@EPOCH")
+        return dict(read_json(path))
+
+    @property
+    def trained_on(self) -> str | None:
+        """The set that the run trained on, A or B; None where it is not known."""
+        return SETS.get(self.config.get("side", ""))
+
+    @cached_property
+    def encoder(self) -> "Encoder":
+        """The model, loaded when it is first needed."""
+        from dejavu_lit.models.zoo import load_encoder
+
+        return load_encoder(self.name, self.device)
+
+    def embeddings(self, shards: ShardSet, name: str, modality: Modality, limit: int | None = None) -> Embeddings:
+        """The embeddings of one set, made where they are missing."""
+        if self.given:
+            return Embeddings.open(self.given / name / modality)
+        from dejavu_lit.measure.embed import embed
+
+        root = self.run / "embeddings" if self.run else self.store
+        folder = root / f"{Path(self.name).name}-{self.encoder.fingerprint[:8]}" / f"{name}-{modality}"
+        return embed(self.encoder, shards, modality, folder, limit, self.workers)
+
+    def exposure(self, shards: ShardSet) -> np.ndarray | None:
+        """How often each pair of the training set was seen, int64 [train_size]; None where it is not known."""
+        if self.data is None or not self.record:
+            return None
+        given = self.record["plan"]
+        plan = epoch_plan(
+            shards.sizes,
+            given["seed"],
+            0,
+            given["world"],
+            given["workers"],
+            given["batch"],
+            self.data.train_size,
+            self.data.repeats(),
+        )
+        epoch = self.name.rpartition("@")[2] if self.run != Path(self.name).expanduser() else ""
+        return exposures(plan, plan.steps * int(epoch) if epoch else int(self.record["batches"]))

@@ -1,0 +1,91 @@
+"""What an evaluation or a study says on the screen."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+BLOCKS = {
+    "population": "A: target − reference",
+    "swapped": "B: roles exchanged",
+    "symmetric": "symmetric (headline)",
+    "null": "H: null control",
+    "corrected": "corrected (A − H)",
+}
+FIGURES = ("ppg", "prg", "aucg")
+
+
+def _console() -> Console:
+    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 110)
+
+
+def _figure(figure: Mapping[str, Any] | None) -> tuple[str, str, str]:
+    if figure is None:
+        return "–", "–", "–"
+    low, high = figure["ci95"]
+    return f"{figure['value']:+.3f}", f"{figure['mean']:+.3f} ± {figure['std']:.3f}", f"[{low:+.3f}, {high:+.3f}]"
+
+
+def show(metrics: Mapping[str, Any], out: Path) -> None:
+    """Print the gaps, the verdict, utility and where the files are."""
+    console = _console()
+    k, kept = metrics["k"], metrics["counts"]["records"]
+    table = Table(title=f"déjà vu memorization, k = {k}, {kept} records with objects", title_justify="left")
+    table.add_column("")
+    for figure in FIGURES:
+        table.add_column(f"{figure.upper()}\nvalue", justify="right")
+        table.add_column("100 × 10 %\nmean ± std", justify="right")
+        table.add_column("95 % interval", justify="right")
+    for name, label in BLOCKS.items():
+        block = metrics.get(name)
+        cells = [cell for f in FIGURES for cell in _figure(block[f] if block else None)]
+        table.add_row(label, *cells, style="bold" if name == "symmetric" else None)
+    console.print(table)
+    for name, why in metrics.get("reasons", {}).items():
+        if name in BLOCKS:
+            console.print(f"{name} is missing: {why}")
+    console.print(metrics["found"]["words"])
+    utility = metrics.get("utility") or {}
+    for side in ("target", "reference"):
+        values = {name: v for name, v in (utility.get(side) or {}).items() if isinstance(v, float)}
+        if values:
+            shown = ("zeroshot_top1", "zeroshot_top5", "i2t_r1", "t2i_r1", "linear_probe")
+            console.print(f"{side}: " + ", ".join(f"{n} {values[n]:.3f}" for n in shown if n in values))
+    exposure = (metrics.get("exposure") or {}).get("target")
+    if exposure:
+        console.print(f"each pair of A was seen {exposure['mean']:.1f} times ({exposure['min']} to {exposure['max']})")
+    console.print(f"results: {out}/metrics.json, {out}/records.parquet")
+
+
+def show_study(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """Print one line a setting: symmetric gaps, their change against the first setting, null, utility."""
+    console = _console()
+    table = Table(title="memorization against utility, by setting", title_justify="left")
+    heads = ("setting", "size", "seed", "PPG", "PRG", "AUCG", "95 % of PPG", "against first", "null PPG", "zero-shot", "t2i R@1")
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="left" if number == 0 else "right")
+    first = rows[0] if rows else None
+    for row in rows:
+        block, null = row["symmetric"], row["null"]
+        if block is None:
+            table.add_row(row["name"], str(row["train_size"]), str(row["seed"]), *["–"] * 8)
+            continue
+        base = first["symmetric"]["ppg"]["value"] if first and first["symmetric"] else 0
+        change = f"{100 * (block['ppg']['value'] / base - 1):+.0f} %" if row is not first and base else ""
+        utility = (row.get("utility") or {}).get("target") or {}
+        low, high = block["ppg"]["ci95"]
+        table.add_row(
+            row["name"],
+            str(row["train_size"]),
+            str(row["seed"]),
+            *(f"{block[f]['value']:+.3f}" for f in FIGURES),
+            f"[{low:+.3f}, {high:+.3f}]",
+            change,
+            f"{null['ppg']['value']:+.3f}" if null else "–",
+            *(f"{utility[n]:.3f}" if utility.get(n) is not None else "–" for n in ("zeroshot_top1", "t2i_r1")),
+        )
+    console.print(table)
+    console.print(f"results: {out}/study.json, one evaluation a setting below {out}/evaluations")
