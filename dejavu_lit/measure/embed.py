@@ -1,0 +1,224 @@
+"""Embeddings of a set by an encoder, streamed: shards → decoded pictures or captions → fixed chunks → fp16 parts.
+
+Rows are encoded in chunks of 64 that are composed by position within the shard, the last one padded. So each vector is
+the same to the last bit for any number of workers, and a part can be made again alone.
+"""
+
+import io
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from dejavu_lit.data.shards import BadPair, ShardIndex, ShardSet
+from dejavu_lit.errors import UserError
+from dejavu_lit.files import read_json, write_json
+from dejavu_lit.measure.vectors import FINGERPRINT, Embeddings, check_vectors, open_part, read_keys, write_part
+from dejavu_lit.models.encoder import Encoder
+from dejavu_lit.progress import progress
+
+__all__ = ["CHUNK", "Embeddings", "embed"]
+
+CHUNK = 64  # rows encoded at once
+PIXELS = 100_000_000  # a larger picture is taken for a decompression bomb
+SCHEMA = 1
+
+log = logging.getLogger(__name__)
+Modality = Literal["image", "text"]
+
+
+def embed(
+    encoder: Encoder,
+    shards: ShardSet,
+    modality: Modality,
+    folder: Path | str,
+    limit: int | None = None,
+    workers: int = 2,
+    bad_share: float = 0.05,
+) -> Embeddings:
+    """Embed the pictures or the captions of a set into ``folder``, or take up what is there.
+
+    Whole shards are embedded, as many as ``limit`` needs, and whole parts are kept: another limit adds parts.
+
+    Args:
+        limit: how many pairs of the set, from its start; all by default.
+        workers: threads that read and decode.
+        bad_share: pairs that can't be used are skipped, counted and logged, until they are more than ten and more than
+            this share of the set.
+
+    Returns:
+        The embeddings of the first ``limit`` pairs, those skipped left out.
+
+    Raises:
+        UserError: a folder made by another model or from other data, too many bad pairs, no usable one, or a vector with
+            NaN or zero norm.
+    """
+    folder = Path(folder)
+    wanted = len(shards) if limit is None else min(limit, len(shards))
+    count = int(np.searchsorted(shards.starts, wanted))
+    about = {
+        "schema": SCHEMA,
+        "model": encoder.fingerprint,
+        "name": encoder.name,
+        "data": shards.fingerprint(),
+        "modality": modality,
+        "chunk": CHUNK,
+    }
+    skipped = _take_up(folder, about)
+    names = [Path(name).stem for name in shards.names[:count]]
+    missing = [shard for shard in range(count) if not _whole(folder, names[shard])]
+    what = f"{'pictures' if modality == 'image' else 'captions'} of {shards.folder.name}"
+    with progress(
+        None, f"embedding {what}", total=sum(shards.sizes[shard] for shard in missing), unit=what.split()[0]
+    ) as bar:
+        for shard, keys, vectors, bad in _encode(encoder, shards, missing, modality, workers):
+            for key, reason in bad.items():
+                log.warning("skipped %s of %s: %s", key, shards.folder, reason)
+            skipped |= bad
+            if len(skipped) > 10 and len(skipped) > bad_share * len(shards):
+                key, reason = next(iter(skipped.items()))
+                raise UserError(
+                    f"{len(skipped)} of {len(shards)} pairs of {shards.folder} cannot be used, the first is {key} ({reason}); "
+                    "mend the data"
+                )
+            check_vectors(vectors, f"{encoder.name} on {shards.folder / shards.names[shard]}", keys)
+            if bad:
+                write_json(folder / FINGERPRINT, {**about, "skipped": skipped})
+            write_part(folder, names[shard], keys, vectors)
+            bar.update(shards.sizes[shard])
+    if all(not read_keys(folder, name) for name in names):
+        raise UserError(f"no pair of {shards.folder} can be used; see the log for the reasons")
+    found = Embeddings.open(folder)
+    if wanted == len(shards):
+        return found
+    first = {key for shard in range(count) for key in shards.index(shard).keys[: wanted - shards.starts[shard]]}
+    return found.first(sum(key in first for key in found.keys))
+
+
+def _take_up(folder: Path, about: dict[str, object]) -> dict[str, str]:
+    """Check or write the folder's fingerprint; gives {key: reason} of the pairs skipped so far."""
+    path = folder / FINGERPRINT
+    if not path.exists():
+        if folder.is_dir() and any(folder.glob("*.npy")):
+            raise UserError(
+                f"{folder} holds embeddings without {FINGERPRINT}, so nobody knows of what; remove the folder"
+            )
+        write_json(path, {**about, "skipped": {}})
+        return {}
+    found = read_json(path)
+    for key, what in (
+        ("model", "the model"),
+        ("data", "the shards"),
+        ("modality", "the modality"),
+        ("chunk", "the chunk"),
+        ("schema", "the format"),
+    ):
+        if found.get(key) != about[key]:
+            raise UserError(
+                f"the embeddings in {folder} were made otherwise: {what} differs (made by {found.get('name')!r}, now "
+                f"{about['name']!r}); remove the folder or choose another out="
+            )
+    return dict(found.get("skipped", {}))
+
+
+def _whole(folder: Path, name: str) -> bool:
+    """Whether a part is there and its two files agree."""
+    if not (folder / f"{name}.npy").exists():
+        return False
+    with suppress(UserError):
+        return len(open_part(folder, name)) == len(read_keys(folder, name))
+    return False
+
+
+Decoded = tuple[list[str], list[Any], dict[str, str]]
+
+
+def _encode(
+    encoder: Encoder, shards: ShardSet, wanted: Sequence[int], modality: Modality, workers: int
+) -> Iterator[tuple[int, list[str], np.ndarray, dict[str, str]]]:
+    """(shard, keys, float16 [m, d], {skipped key: reason}) for each shard wanted.
+
+    Threads decode a few chunks ahead of the encoder, across the borders of shards: memory is bounded by the window.
+    """
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        queue: deque[tuple[int, Future[Decoded]]] = deque()
+        chunks = ((shard, start) for shard in wanted for start in range(0, max(shards.sizes[shard], 1), CHUNK))
+        keys: list[str] = []
+        blocks: list[np.ndarray] = []
+        bad: dict[str, str] = {}
+        try:
+            while True:
+                while len(queue) < 2 * workers + 1 and (chunk := next(chunks, None)) is not None:
+                    shard, start = chunk
+                    queue.append((shard, pool.submit(_decode, encoder, shards.index(shard), start, modality)))
+                if not queue:
+                    return
+                shard, future = queue.popleft()
+                found, content, skipped = future.result()
+                if found:
+                    blocks.append(_encode_chunk(encoder, content, modality))
+                keys += found
+                bad |= skipped
+                if not queue or queue[0][0] != shard:
+                    vectors = np.concatenate(blocks) if blocks else np.zeros((0, 0), np.float16)
+                    yield shard, keys, vectors, bad
+                    keys, blocks, bad = [], [], {}
+        finally:
+            for _, future in queue:
+                future.cancel()
+
+
+def _decode(encoder: Encoder, index: ShardIndex, start: int, modality: Modality) -> Decoded:
+    """The usable rows of one chunk: keys, pictures (uint8 [3, h, w]) or captions, and {key: why it is not used}."""
+    keys: list[str] = []
+    content: list[Any] = []
+    bad: dict[str, str] = {}
+    for position in range(start, min(start + CHUNK, len(index))):
+        key = index.keys[position]
+        try:
+            pair = index.read(position, image=modality == "image")
+            if modality == "image":
+                content.append(encoder.preprocess(open_picture(pair.image), fast=True))
+            elif pair.caption:
+                content.append(pair.caption)
+            else:
+                raise BadPair("its caption is empty")
+        except UserError:
+            raise
+        except BadPair as error:
+            bad[key] = str(error)
+        except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+            bad[key] = f"its picture does not decode ({type(error).__name__}: {error})"
+        else:
+            keys.append(key)
+    return keys, content, bad
+
+
+def open_picture(data: bytes) -> Image.Image:
+    """The decoded picture; raises BadPair for no picture or above 100 megapixels, and what Pillow raises otherwise."""
+    try:
+        picture = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        raise BadPair("its picture is of no known format") from None
+    if picture.width * picture.height > PIXELS:
+        raise BadPair(f"its picture has {picture.width} × {picture.height} pixels, more than {PIXELS:,}")
+    picture.load()
+    return picture
+
+
+def _encode_chunk(encoder: Encoder, content: list[Any], modality: Modality) -> np.ndarray:
+    """float16 [m, d] of up to 64 rows: padded by repeating the first, so that the encoder always sees one shape."""
+    padded = content + content[:1] * (CHUNK - len(content))
+    vectors = (
+        encoder.encode_captions(padded)
+        if modality == "text"
+        else encoder.encode_images(torch.from_numpy(np.stack(padded)))
+    )
+    return vectors[: len(content)].numpy().astype(np.float16)
