@@ -15,7 +15,7 @@ import numpy as np
 from dejavu_lit.measure.scores import Scores
 
 RANKINGS = ("distance", "hits", "gap")
-POINTS = 60  # of a curve over L
+POINTS = 40  # of a curve over L
 
 
 def rank(target: Scores, reference: Scores, distance: np.ndarray, k: int, by: str) -> np.ndarray:

@@ -40,7 +40,6 @@ def test_spearman_of_extremes() -> None:
 
 def test_mistakes_are_named() -> None:
     found = Outcomes(*np.ones((4, 3), int))
-    with pytest.raises(UserError, match="equally often"):
-        planted(found, np.array([10, 11, 12]))
+    assert planted(found, np.array([10, 11, 12, 12])) is None
     with pytest.raises(UserError, match="a number of at least 0"):
-        planted(found, np.array([1, np.nan, 2]))
+        planted(found, np.array([1, np.nan, 2, 3]))

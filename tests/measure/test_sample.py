@@ -80,7 +80,7 @@ def test_agrees_with_plain_sets(seed: int, top_m: int | None) -> None:
                     assert lines[by]["f1_gap"][at] == pytest.approx(row["f1_gap"], abs=1e-13)
         assert lines[by]["top"][0] == 1
         assert lines[by]["top"][-1] == len(kept)
-        assert len(lines[by]["top"]) <= 60
+        assert len(lines[by]["top"]) <= 40
 
 
 def test_sizes() -> None:
