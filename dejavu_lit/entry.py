@@ -151,17 +151,23 @@ def _train(cfg: DictConfig, out: Path) -> None:
     """Train one model."""
     config = _plain(cfg)
     _refuse_own_launcher(config)
-    mitigation, data = _build(config["mitigation"]), config["data"]
+    _run_training(config, out)
+
+
+def _run_training(config: dict[str, Any], out: Path) -> None:
+    """Train, or go on, in ``out``; the small parts are built first, so that a wrong option ends at once."""
+    mitigation = _build(config["mitigation"])
     from dejavu_lit.launch import run_directory
 
-    with run_directory(out, {k: v for k, v in config.items() if k != "out"}):
-        spec = _data_spec(data)
+    config = {key: value for key, value in config.items() if key != "out"}
+    with run_directory(out, config):
+        data = _data_spec(config["data"])
         from dejavu_lit.train import train as run
 
         run(
             out=out,
             side=config["side"],
-            data=spec,
+            data=data,
             model=_build(config["model"]),
             recipe=_build(config["recipe"]),
             mitigation=mitigation,
@@ -170,6 +176,18 @@ def _train(cfg: DictConfig, out: Path) -> None:
             wandb=config["logger"]["wandb"],
             config=config,
         )
+
+
+def resume(out: Path) -> None:
+    """Go on with the run in ``out`` from the configuration saved there."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("dejavu_lit").setLevel(logging.INFO)
+    from dejavu_lit.launch import read_config
+
+    try:
+        _run_training(read_config(out), out)
+    except UserError as error:
+        _fail(str(error))
 
 
 def _refuse_own_launcher(config: dict[str, Any]) -> None:
@@ -186,27 +204,49 @@ def _refuse_own_launcher(config: dict[str, Any]) -> None:
 def _evaluate(cfg: DictConfig, out: Path) -> None:
     """Measure how much the target remembers beyond the reference."""
     config = _plain(cfg)
+    if config["sweep"] is not None:
+        from dejavu_lit.study import pair_runs
+
+        cells, alone = pair_runs(Path(config["sweep"]))
+        for path in alone:
+            log.warning("%s has no partner (the same settings with the other side); left out", path)
+        if not cells:
+            raise UserError(f"no two runs below {config['sweep']} differ in side alone; train the missing sides")
+        target = Path(config["sweep"]) if cfg.get("out") is None else out
+        _evaluate_study(target, {"evaluate": config}, cells, {})
+        return
+    if absent := [name for name in ("target", "reference") if config[name] is None]:
+        raise UserError(f"{absent[0]} is missing; give {absent[0]}=RUN or a model")
+    from dejavu_lit.summary import show
+
+    show(_run_evaluation(config, out), out)
+
+
+def _run_evaluation(config: dict[str, Any], out: Path) -> Any:
+    """Evaluate one pair of models in ``out``: the contents of metrics.json."""
     from dejavu_lit.files import locked
     from dejavu_lit.measure.metrics import Settings
 
+    ks = sorted({*config["ks"], config["k"]})
     settings = Settings(
-        k=config["k"], ks=config["ks"], threshold=config["threshold"], top_m=config["top_m"], **config["statistics"]
+        k=config["k"], ks=ks, threshold=config["threshold"], top_m=config["top_m"], **config["statistics"]
     )
     comparison = _build(config["comparison"] | {"target": config["target"], "reference": config["reference"]})
     data = _evaluated_data(config["data"], comparison)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / ".lock", wait=False):
         from dejavu_lit.evaluate import evaluate as run
-        from dejavu_lit.summary import show
 
-        show(run(out, comparison, data, config["objects"], settings, _settings(config, data)), out)
+        return run(out, comparison, data, config["objects"], settings, _settings(config, data))
 
 
 def _settings(config: dict[str, Any], data: Any) -> dict[str, Any]:
     """The settings that are saved: the data as they turned out, and nothing of where or how."""
     from dataclasses import asdict
 
-    return {k: v for k, v in config.items() if k != "out"} | {"data": asdict(data) | {"dir": str(data.folder)}}
+    return {k: v for k, v in config.items() if k not in ("out", "sweep")} | {
+        "data": asdict(data) | {"dir": str(data.folder)}
+    }
 
 
 def _evaluated_data(config: dict[str, Any], comparison: Any) -> Any:
@@ -219,7 +259,9 @@ def _evaluated_data(config: dict[str, Any], comparison: Any) -> Any:
 
     data = Side(comparison.target, Path()).data
     if data is None:
-        raise UserError(f"target={comparison.target} is no run of train.py; say which data: data=scenes|coco|prepared …")
+        raise UserError(
+            f"target={comparison.target} is no run of train.py; say which data: data=scenes|coco|prepared …"
+        )
     return replace(data, **{name: value for name, value in config.items() if value is not None})
 
 
@@ -232,6 +274,70 @@ def _prepare(cfg: DictConfig, out: Path) -> None:
     _prepare_data(spec)
 
 
+def _mitigate(cfg: DictConfig, out: Path) -> None:
+    """Train and evaluate every setting, and rank them."""
+    config = _plain(cfg)
+    if config["launcher"] != "local":
+        raise UserError(
+            f"launcher={config['launcher']} is not known; use launcher=local, or train.py -m with a launcher of Hydra"
+        )
+    from dejavu_lit import study
+    from dejavu_lit.files import locked
+
+    if not config["settings"]:
+        raise UserError("there are no settings; choose experiment=NAME or give settings={name: [override, …]}")
+    runs: dict[Path, dict[str, Any]] = {}
+    known: dict[str, Path] = {}
+    cells = []
+    for name, overrides in config["settings"].items():
+        for size in config["sizes"]:
+            for seed in config["seeds"]:
+                cell = study.Cell(name, tuple(overrides), size, seed, out, out)
+                paths = {}
+                for side in study.SIDES:
+                    settings = _run_config(overrides, side, size, seed)
+                    path = known.setdefault(study.identity(settings), out / "runs" / f"{cell.label}-{side}")
+                    paths[side] = path
+                    runs.setdefault(path, settings)
+                cells.append(study.Cell(name, tuple(overrides), size, seed, **paths))
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out / ".lock", wait=False):
+        _data_spec(next(iter(runs.values()))["data"])
+        failed = study.train_missing(runs)
+        _evaluate_study(out, config, cells, failed)
+
+
+def _run_config(overrides: list[str], side: str, size: int | None, seed: int) -> dict[str, Any]:
+    """The configuration of one run: this command's own, with the setting's overrides on top."""
+    given = list(HydraConfig.get().overrides.task)
+    composed = hydra.compose("mitigate", [*given, *overrides])
+    config = _plain(composed)
+    own = {name: config[name] for name in ("data", "model", "recipe", "mitigation", "trainer", "logger")}
+    own["data"] = {**own["data"], "train_size": size if size is not None else own["data"]["train_size"]}
+    return {**own, "side": side, "seed": seed}
+
+
+def _evaluate_study(out: Path, config: dict[str, Any], cells: list[Any], failed: dict[Path, str]) -> None:
+    from dejavu_lit import study
+    from dejavu_lit.summary import show_study
+
+    def one(cell: Any, folder: Path) -> Any:
+        return _run_evaluation(
+            {**config["evaluate"], "target": str(cell.target), "reference": str(cell.reference)}, folder
+        )
+
+    rows, lost = study.evaluate_cells(out, cells, one, failed)
+    if rows:
+        study.write_study(out, rows, recommended=None, failed=lost)
+        show_study(rows, out)
+    if lost:
+        raise UserError(
+            f"{len(lost)} of {len(cells)} settings have no result: "
+            + "; ".join(f"{label} ({why})" for label, why in lost.items())
+        )
+
+
 train = _command("train", _train)
 evaluate = _command("evaluate", _evaluate)
 prepare = _command("prepare", _prepare)
+mitigate = _command("mitigate", _mitigate)

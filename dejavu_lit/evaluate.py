@@ -17,15 +17,15 @@ from dejavu_lit.data.spec import DataSpec
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import read_json, write_json
 from dejavu_lit.launch import difference, provenance
-from dejavu_lit.measure.metrics import Settings, measure
-from dejavu_lit.measure.records import EXPOSURE, Records, read_records, write_records
+from dejavu_lit.measure.metrics import SETS, Settings, measure
+from dejavu_lit.measure.recompute import FILES, read_evaluation
+from dejavu_lit.measure.records import EXPOSURE, Records, write_records
 from dejavu_lit.measure.vectors import Embeddings
-from dejavu_lit.objects.artifact import Annotator, Objects, read_objects
+from dejavu_lit.objects.artifact import read_objects
 from dejavu_lit.sides import Modality, Side
 
 log = logging.getLogger(__name__)
 
-FILES = {"A": "records.parquet", "H": "records_null.parquet", "B": "records_swapped.parquet"}
 CONTEXT = "context.json"  # what recomputing keeps: utility, exposure, recall of the index
 METRICS = "metrics.json"
 STATISTICS = ("k", "ks", "threshold", "top_m", "statistics", "objects")  # settings that need no model
@@ -67,37 +67,51 @@ def evaluate(
     context = read_json(out / CONTEXT) if (out / CONTEXT).is_file() else None
     if context is not None and (changed := difference(context["config"], fixed)):
         raise UserError(f"{out} holds another evaluation ({changed}); choose another out= or remove it")
+    statistics = {key: config[key] for key in STATISTICS if key in config}
+    if context is not None and context.get("statistics") == statistics and (out / METRICS).is_file():
+        log.info("%s is finished; nothing to do", out)
+        return dict(read_json(out / METRICS))
     data.check()
     folder = data.objects_folder(objects)
     if context is None or context["largest_k"] < max(settings.ks):
-        records, context = _search(comparison, data, folder, settings, out)
-        context["config"] = fixed
-    else:
-        records = _read(out, data, folder, settings)
-    for name, found in records.items():
-        write_records(out / FILES[name], found, settings.k, settings.top_m)
-    write_json(out / CONTEXT, context)
-    metrics = measure(records["A"], records.get("H"), records.get("B"), settings)
+        context = _search(comparison, data, folder, settings, out) | {"config": fixed}
+        write_json(out / CONTEXT, context)
+    sets, at = read_evaluation(out, folder, settings.threshold, context["public"], _searched(folder, context))
+    if context.get("statistics") not in (None, statistics):  # predictions and figures of the rows follow the settings
+        for name, records in sets.items():
+            write_records(out / FILES[name], records, settings.k, settings.top_m)
+    metrics = measure(sets["population"], sets.get("null"), sets.get("swapped"), settings, at)
     metrics |= {name: context[name] for name in ("utility", "exposure", "search")}
     metrics["settings"] |= {"target": comparison.target, "reference": comparison.reference, "objects": str(folder)}
+    metrics["settings"] |= {"public": data.public, "data": str(data.folder)}
     metrics["provenance"] = provenance() | {"config": dict(config)}
     write_json(out / METRICS, metrics)
+    write_json(out / CONTEXT, context | {"statistics": statistics})
     return metrics
 
 
-def _search(
-    comparison: Comparison, data: DataSpec, objects: Path, settings: Settings, out: Path
-) -> tuple[dict[str, Records], dict[str, Any]]:
-    """Embed and search: the records of every set, and what recomputing keeps."""
+def _searched(objects: Path, context: Mapping[str, Any]) -> list[str] | None:
+    """The public keys that were searched, where some annotated ones were not; None for all."""
+    if not context["public_left_out"]:
+        return None
+    (annotated,), _ = read_objects([objects / context["public"]])
+    return sorted(set(annotated.keys) - set(context["public_left_out"]))
+
+
+def _search(comparison: Comparison, data: DataSpec, objects: Path, settings: Settings, out: Path) -> dict[str, Any]:
+    """Embed, search and write the records of every set; what recomputing keeps."""
     from dejavu_lit.measure.search import search
 
     store = Path(comparison.embeddings) if comparison.embeddings else out / "embeddings"
-    target, reference = (Side(n, store, comparison.device, comparison.workers) for n in (comparison.target, comparison.reference))
+    target, reference = (
+        Side(n, store, comparison.device, comparison.workers) for n in (comparison.target, comparison.reference)
+    )
     _check_training(target, reference, comparison)
     swapped = reference.trained_on == "B" if comparison.swapped is None else comparison.swapped
-    shards = {name: data.shards(name) for name in ("A", "H", *(["B"] if swapped else []))}
+    measured = [name for name in SETS if name != "swapped" or swapped]
+    shards = {name: data.shards(SETS[name]) for name in measured}
     limit = _train_size(target, reference, data)
-    limits = {"A": limit, "B": limit, "H": None}
+    limits = {"population": limit, "null": None, "swapped": limit}
 
     public_shards = ShardSet.open(data.public_folder())
     public_name = data.public_sets.get(data.public, data.public_folder().name)
@@ -107,7 +121,7 @@ def _search(
         modality: Modality = "text" if side.captions_only else comparison.public_modality
         public[role] = side.embeddings(public_shards, public_name, modality)
         for name in shards:
-            texts[role, name] = side.embeddings(shards[name], name, "text", limits[name])
+            texts[role, name] = side.embeddings(shards[name], SETS[name], "text", limits[name])
     if public["target"].dim != public["reference"].dim and not reference.captions_only:
         log.warning(
             "target and reference have embeddings of %d and %d values: models of different architecture differ in quality "
@@ -117,9 +131,10 @@ def _search(
         )
     common = sorted(set(public["target"].keys) & set(public["reference"].keys))
     keys = {n: [k for k in texts["target", n].keys if k in texts["reference", n].rows] for n in shards}
-    truth, seen, _ = _objects(objects, list(shards), public_name, keys, common, settings.threshold)
-    columns = {name: _columns(shards[name], keys[name]) for name in shards}
-    recall, records = {}, {}
+    found, _ = read_objects([*(objects / SETS[n] for n in shards), objects / public_name], settings.threshold)
+    truth = {name: annotated.take(keys[name]) for name, annotated in zip(shards, found, strict=False)}
+    seen = found[-1].take(common)
+    recall = {}
     neighbours = {}
     for role in ("target", "reference"):
         parts, ids = _public_vectors(public[role], common)
@@ -128,53 +143,28 @@ def _search(
             neighbours[role, name], recall[f"{role}_{name}"] = search(
                 vectors, parts, max(settings.ks), comparison.index, ids
             )
-    exposures = {"A": target.exposure(shards["A"]), "B": reference.exposure(shards["B"]) if swapped else None}
+    exposures = {
+        "population": target.exposure(shards["population"]),
+        "swapped": reference.exposure(shards["swapped"]) if swapped else None,
+    }
     for name in shards:
         # On B the roles are exchanged: the model trained on B is the target there.
-        roles = ("reference", "target") if name == "B" else ("target", "reference")
-        captions, extra = columns[name]
+        roles = ("reference", "target") if name == "swapped" else ("target", "reference")
+        captions, columns = _columns(shards[name], keys[name])
         if (counts := exposures.get(name)) is not None:
             place = {key: row for row, key in enumerate(shards[name].keys(len(counts)))}
-            extra[EXPOSURE] = [int(counts[place[key]]) for key in keys[name]]
-        records[name] = Records(
-            captions, truth[name], seen, neighbours[roles[0], name], neighbours[roles[1], name], extra
-        )
-    context = {
+            columns[EXPOSURE] = [int(counts[place[key]]) for key in keys[name]]
+        own, other = (neighbours[role, name] for role in roles)
+        records = Records(captions, truth[name], seen, own, other, columns)
+        write_records(out / FILES[name], records, settings.k, settings.top_m)
+    return {
         "largest_k": max(settings.ks),
-        "sets": list(shards),
         "public": public_name,
+        "public_left_out": sorted(set(found[-1].keys) - set(common)),
         "utility": _utility(target, reference, data, out),
-        "exposure": {
-            "target": _span(exposures["A"]),
-            "reference": _span(exposures["B"] if swapped else None),
-        },
+        "exposure": {"target": _span(exposures["population"]), "reference": _span(exposures["swapped"])},
         "search": {"index": comparison.index, "recall": min(recall.values())},
     }
-    return records, context
-
-
-def _read(out: Path, data: DataSpec, objects: Path, settings: Settings) -> dict[str, Records]:
-    """The saved records, joined to the objects of these settings."""
-    import pyarrow.parquet as pq
-
-    context = read_json(out / CONTEXT)
-    keys = {n: pq.read_table(out / FILES[n], columns=["key"])["key"].to_pylist() for n in context["sets"]}
-    truth, public, _ = _objects(objects, context["sets"], context["public"], keys, None, settings.threshold)
-    return {name: read_records(out / FILES[name], truth[name], public) for name in context["sets"]}
-
-
-def _objects(
-    folder: Path,
-    sets: Sequence[str],
-    public: str,
-    keys: Mapping[str, Sequence[str]],
-    public_keys: Sequence[str] | None,
-    threshold: float,
-) -> tuple[dict[str, Objects], Objects, Annotator]:
-    """The objects of every set and of the public pictures (all annotated ones by default), sorted by key."""
-    found, annotator = read_objects([*(folder / name for name in sets), folder / public], threshold)
-    truth = {name: objects.take(keys[name]) for name, objects in zip(sets, found, strict=False)}
-    return truth, found[-1].take(sorted(found[-1].keys) if public_keys is None else public_keys), annotator
 
 
 def _columns(shards: ShardSet, keys: Sequence[str]) -> tuple[list[str], dict[str, list[Any]]]:

@@ -25,7 +25,8 @@ from dejavu_lit.errors import UserError
 from dejavu_lit.files import file_sha256, read_json, write_json
 
 MANIFEST = "manifest.json"
-UNFINISHED = ".prepare"  # folder of settings.json and the scan's parts; removed in the end
+UNFINISHED = ".prepare"  # folder of the scan's parts and, once shards are written, their settings; removed in the end
+SETTINGS = "settings.json"
 EXAMPLES = 5
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,7 @@ def prepare(
         new = _not_in_sets(main, member, found[name], near_duplicates)
         rows = shard_order(found[name].keys, seed)
         sets.append(PairSet(name, source, found[name], rows[new[rows]]))
+    write_json(out / UNFINISHED / SETTINGS, settings)
     write_sets(out, sets, pairs_per_shard, workers)
 
     skipped = {
@@ -143,20 +145,19 @@ def prepare(
 
 def _begin(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """The manifest of a finished folder; None for one to begin or to go on with, cleared of half-written files."""
-    begun = out / UNFINISHED / "settings.json"
+    unfinished = out / UNFINISHED
     if (out / MANIFEST).exists():
         manifest = read_json(out / MANIFEST)
         _same(out, settings, manifest.get("settings", {}))
-        shutil.rmtree(out / UNFINISHED, ignore_errors=True)  # killed between the manifest and the clearing up
+        shutil.rmtree(unfinished, ignore_errors=True)  # killed between the manifest and the clearing up
         return manifest
-    if begun.exists():
-        _same(out, settings, read_json(begun))
+    if (unfinished / SETTINGS).exists():
+        _same(out, settings, read_json(unfinished / SETTINGS))
+    elif taken := [name for name in (*SETS, "objects", *settings["extra"]) if (out / name).exists()]:
+        raise UserError(f"{out} holds {taken[0]!r} that this command did not make; choose another out= or remove it")
+    if unfinished.exists():
         for part in out.rglob(".*.part"):
             part.unlink()
-        return None
-    if taken := [name for name in (*SETS, "objects", *settings["extra"]) if (out / name).exists()]:
-        raise UserError(f"{out} holds {taken[0]!r} that this command did not make; choose another out= or remove it")
-    write_json(begun, settings)
     return None
 
 

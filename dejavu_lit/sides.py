@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dejavu_lit.data.epoch import epoch_plan, exposures
-from dejavu_lit.data.spec import SETS, DataSpec
 from dejavu_lit.data.shards import ShardSet
+from dejavu_lit.data.spec import SETS, DataSpec
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import read_json
 from dejavu_lit.launch import read_config

@@ -16,17 +16,16 @@ BLOCKS = {
     "corrected": "corrected (A − H)",
 }
 FIGURES = ("ppg", "prg", "aucg")
+STYLES = {"symmetric": "bold"}
 
 
 def _console() -> Console:
     return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 110)
 
 
-def _figure(figure: Mapping[str, Any] | None) -> tuple[str, str, str]:
-    if figure is None:
-        return "–", "–", "–"
+def _figure(figure: Mapping[str, Any]) -> str:
     low, high = figure["ci95"]
-    return f"{figure['value']:+.3f}", f"{figure['mean']:+.3f} ± {figure['std']:.3f}", f"[{low:+.3f}, {high:+.3f}]"
+    return f"{figure['value']:+.3f} [{low:+.3f}, {high:+.3f}]\n{figure['mean']:+.3f} ± {figure['std']:.3f}"
 
 
 def show(metrics: Mapping[str, Any], out: Path) -> None:
@@ -34,15 +33,12 @@ def show(metrics: Mapping[str, Any], out: Path) -> None:
     console = _console()
     k, kept = metrics["k"], metrics["counts"]["records"]
     table = Table(title=f"déjà vu memorization, k = {k}, {kept} records with objects", title_justify="left")
-    table.add_column("")
+    table.add_column("value [95 % interval]\nmean ± std of 100 draws of 10 %")
     for figure in FIGURES:
-        table.add_column(f"{figure.upper()}\nvalue", justify="right")
-        table.add_column("100 × 10 %\nmean ± std", justify="right")
-        table.add_column("95 % interval", justify="right")
+        table.add_column(figure.upper(), justify="right", no_wrap=True)
     for name, label in BLOCKS.items():
         block = metrics.get(name)
-        cells = [cell for f in FIGURES for cell in _figure(block[f] if block else None)]
-        table.add_row(label, *cells, style="bold" if name == "symmetric" else None)
+        table.add_row(label, *(_figure(block[f]) if block else "–" for f in FIGURES), style=STYLES.get(name))
     console.print(table)
     for name, why in metrics.get("reasons", {}).items():
         if name in BLOCKS:
@@ -64,7 +60,19 @@ def show_study(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
     """Print one line a setting: symmetric gaps, their change against the first setting, null, utility."""
     console = _console()
     table = Table(title="memorization against utility, by setting", title_justify="left")
-    heads = ("setting", "size", "seed", "PPG", "PRG", "AUCG", "95 % of PPG", "against first", "null PPG", "zero-shot", "t2i R@1")
+    heads = (
+        "setting",
+        "size",
+        "seed",
+        "PPG",
+        "PRG",
+        "AUCG",
+        "95 % of PPG",
+        "against first",
+        "null PPG",
+        "zero-shot",
+        "t2i R@1",
+    )
     for number, head in enumerate(heads):
         table.add_column(head, justify="left" if number == 0 else "right")
     first = rows[0] if rows else None

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -146,7 +146,7 @@ def train(
         side=side,
         batch=recipe.batch,
         seed=seed,
-        preprocess=Preprocess(network.visual.preprocess_cfg),
+        preprocess=Preprocess(cast(Any, network.visual).preprocess_cfg),
         tokenizer=open_clip.get_tokenizer(f"local-dir:{out / 'model'}"),
         train_size=data.train_size,
         repeat=data.repeats(),

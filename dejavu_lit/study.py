@@ -1,0 +1,255 @@
+"""A study: which runs belong together, train what is missing, evaluate every pair, compare the settings.
+
+A setting is a name and a list of overrides; a cell is one (setting, training size, seed), with a target and a reference
+run under the same mitigation. Runs are found again by their configuration, so nothing is trained twice.
+"""
+
+import json
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dejavu_lit.errors import UserError
+from dejavu_lit.files import atomic, fingerprint, read_json, write_json, write_text
+from dejavu_lit.launch import HOW, difference, provenance, read_config
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1
+BLOCKS = ("population", "null", "swapped", "symmetric", "corrected")
+SIDES = ("target", "reference")
+FINISHED = "run.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the study: a setting at one training size and seed, and its two runs."""
+
+    name: str
+    overrides: tuple[str, ...]
+    train_size: int | None
+    seed: int
+    target: Path
+    reference: Path
+
+    @property
+    def label(self) -> str:
+        """A name for its folder: the setting, the size where one was chosen, and the seed."""
+        size = f"-n{self.train_size}" if self.train_size is not None else ""
+        return f"{self.name}{size}-s{self.seed}"
+
+
+def identity(config: Mapping[str, Any]) -> str:
+    """Fingerprint of what a run computes, whatever its directory, machine and loggers."""
+    return fingerprint({key: value for key, value in config.items() if key not in HOW})
+
+
+def train_missing(runs: Mapping[Path, Mapping[str, Any]]) -> dict[Path, str]:
+    """Train every run that is not finished, one process each, and return the reasons of those that failed.
+
+    Each process resumes its directory from the configuration saved in it, so that one which dies takes no other along.
+    """
+    todo = [path for path in runs if not (path / FINISHED).is_file()]
+    log.info("%d runs: %d to train, %d finished", len(runs), len(todo), len(runs) - len(todo))
+    failed: dict[Path, str] = {}
+    started = time.perf_counter()
+    for number, path in enumerate(todo):
+        left = (time.perf_counter() - started) / number * (len(todo) - number) if number else None
+        about = f", about {left / 60:.0f} min left for all" if left is not None else ""
+        log.info("training %d of %d: %s%s", number + 1, len(todo), path.name, about)
+        save_config(path, runs[path])
+        done = subprocess.run([sys.executable, "-m", "dejavu_lit.resume", str(path)], stdin=subprocess.DEVNULL)
+        if done.returncode != 0:
+            failed[path] = f"ended with code {done.returncode}"
+            log.error("%s failed (code %d); going on with the others", path, done.returncode)
+    return failed
+
+
+def save_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Save a run's configuration; raises UserError where the directory holds another one's."""
+    import yaml
+
+    if (path / "config.yaml").is_file():
+        if changed := difference(read_config(path), config):
+            raise UserError(f"{path} holds a run with other settings ({changed}); choose another out= or remove it")
+        return
+    write_text(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+
+
+def evaluate_cells(
+    out: Path, cells: Sequence[Cell], evaluate: Callable[[Cell, Path], Mapping[str, Any]], failed: Mapping[Path, str]
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Evaluate every cell whose two runs are there: the rows of study.json, and the reasons of the cells without one."""
+    rows, lost = [], {}
+    for cell in cells:
+        if broken := [path for path in (cell.target, cell.reference) if path in failed]:
+            lost[cell.label] = f"{broken[0].name} {failed[broken[0]]}"
+            continue
+        folder = out / "evaluations" / cell.label
+        try:
+            rows.append(row(out, cell, evaluate(cell, folder), folder))
+        except UserError as error:
+            lost[cell.label] = str(error)
+            log.error("%s: %s", cell.label, error)
+    return rows, lost
+
+
+def row(out: Path, cell: Cell, metrics: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """One row of study.json from one metrics.json."""
+    import os
+
+    return {
+        "name": cell.name,
+        "overrides": list(cell.overrides),
+        "train_size": cell.train_size or metrics["counts"]["records"] + metrics["counts"]["without_objects"],
+        "seed": cell.seed,
+        **{block: metrics[block] for block in BLOCKS},
+        "utility": metrics["utility"],
+        "exposure": metrics["exposure"],
+        "seconds": sum(read_json(path / FINISHED)["seconds"] for path in (cell.target, cell.reference)),
+        "metrics": os.path.relpath(folder / "metrics.json", out),
+    }
+
+
+def frontier(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The settings that no other beats: none is at least as good in symmetric PPG, symmetric AUCG and zero-shot accuracy
+    (retrieval where there is none) and better in one of them. Seeds are averaged first; the largest training size counts.
+    """
+    points = averages(rows)
+    return [
+        name
+        for name, point in points.items()
+        if not any(
+            all(b <= a for a, b in zip(point, other, strict=True))
+            and any(b < a for a, b in zip(point, other, strict=True))
+            for other in points.values()
+        )
+    ]
+
+
+def averages(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float, float]]:
+    """{setting: (symmetric PPG, symmetric AUCG, −utility)}, smaller being better, over seeds at the largest size."""
+    largest = max((r["train_size"] for r in rows), default=0)
+    usable = [r for r in rows if r["train_size"] == largest and r["symmetric"] and _utility(r) is not None]
+    return {
+        name: (
+            float(np.mean([r["symmetric"]["ppg"]["value"] for r in group])),
+            float(np.mean([r["symmetric"]["aucg"]["value"] for r in group])),
+            -float(np.mean([_utility(r) for r in group])),
+        )
+        for name in dict.fromkeys(r["name"] for r in usable)
+        if (group := [r for r in usable if r["name"] == name])
+    }
+
+
+def _utility(found: Mapping[str, Any]) -> float | None:
+    target = (found["utility"] or {}).get("target") or {}
+    value = target.get("zeroshot_top1")
+    return value if value is not None else target.get("t2i_r1")
+
+
+def recommend(
+    rows: Sequence[Mapping[str, Any]], differences: Mapping[str, Mapping[str, Any]], loss: float
+) -> str | None:
+    """The setting with the largest drop in symmetric PPG against the first whose utility loss is at most ``loss``.
+
+    Only settings count whose paired difference to the first is distinguishable, i.e. whose 95 % interval lies above 0.
+
+    Args:
+        differences: {setting: block of first − setting}, from ``measure.controls.compare``; its ppg's ci95 is used.
+        loss: largest accepted drop of zero-shot accuracy, as a share of all pictures (0.02 is two points).
+    """
+    points = averages(rows)
+    if not points:
+        return None
+    first = next(iter(points.values()))
+    accepted = {
+        name: first[0] - point[0]
+        for name, point in points.items()
+        if name in differences and differences[name]["ppg"]["ci95"][0] > 0 and point[2] - first[2] <= loss
+    }
+    return max(accepted, key=lambda name: accepted[name], default=None)
+
+
+def write_study(out: Path, rows: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
+    """Write study.json and study.parquet (one row a cell, figures in columns of their own)."""
+    study = {"schema": SCHEMA, "settings": list(rows), "frontier": frontier(rows), **more, "provenance": provenance()}
+    write_json(out / "study.json", study)
+    flat = [dict(_flat(found)) for found in rows]
+    names = list(dict.fromkeys(name for found in flat for name in found))
+    table = pa.table({name: [found.get(name) for found in flat] for name in names})
+    with atomic(out / "study.parquet") as part:
+        pq.write_table(table, part)
+    return study
+
+
+def _flat(found: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in found.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{name}.")
+        elif isinstance(value, list):
+            yield name, json.dumps(value)
+        else:
+            yield name, value
+
+
+def pair_runs(folder: Path) -> tuple[list[Cell], list[str]]:
+    """The finished runs below ``folder`` as cells, paired by configurations that differ in ``side`` alone.
+
+    Returns:
+        (cells, names of the runs without a partner).
+
+    Raises:
+        UserError: no finished run there.
+    """
+    found: dict[str, dict[str, Path]] = {}
+    configs: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob(f"**/{FINISHED}")):
+        config = read_config(path.parent)
+        key = identity({name: value for name, value in config.items() if name != "side"})
+        found.setdefault(key, {})[config["side"]] = path.parent
+        configs[key] = config
+    if not found:
+        raise UserError(f"{folder} holds no finished runs; give the folder of a multirun of train.py")
+    values = {key: dict(_settings(config)) for key, config in configs.items()}
+    varied = [n for n in next(iter(values.values())) if len({json.dumps(v.get(n)) for v in values.values()}) > 1]
+    cells, alone = [], []
+    for key, runs in found.items():
+        if set(runs) != set(SIDES):
+            alone += [str(path) for path in runs.values()]
+            continue
+        config = configs[key]
+        typed = tuple(f"{name}={values[key][name]}" for name in varied)
+        cells.append(
+            Cell(
+                ",".join(typed) or "all",
+                typed,
+                config["data"]["train_size"],
+                config["seed"],
+                runs["target"],
+                runs["reference"],
+            )
+        )
+    return cells, alone
+
+
+def _settings(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings of a run by their dotted names, without side, seed, size and what does not change the outcome."""
+    for key, value in config.items():
+        name = f"{path}.{key}" if path else str(key)
+        if name in (*HOW, "side", "seed", "data.train_size"):
+            continue
+        if isinstance(value, Mapping):
+            yield from _settings(value, name)
+        else:
+            yield name, value
