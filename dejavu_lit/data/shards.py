@@ -66,13 +66,15 @@ class ShardIndex:
         try:
             with open(self.path, "rb") as file:
                 content: dict[str, bytes] = {
-                    e: _read(file.fileno(), self.path, *members[e]) for e in ("txt", "json") if e in members
+                    e: _read(file.fileno(), self.path, *members[e]) for e in ("txt", "json", "cls") if e in members
                 }
                 content["image"] = _read(file.fileno(), self.path, *members[extension]) if image else b""
         except FileNotFoundError:
             raise UserError(f"the shard {self.path} has vanished; restore it and start again") from None
         try:
             meta = json.loads(content["json"]) if "json" in content else {}
+            if "cls" in content and isinstance(meta, dict):  # the class, where WebDataset keeps it
+                meta.setdefault("label", content["cls"].decode("utf-8").strip())
             caption = content["txt"].decode("utf-8") if "txt" in content else str(meta.get("caption") or "")
         except ValueError as error:
             raise BadPair(f"{key} in {self.path.name} has unreadable text or JSON ({error})") from None

@@ -24,7 +24,7 @@ from dejavu_lit.measure.vectors import FINGERPRINT, Embeddings, check_vectors, o
 from dejavu_lit.models.encoder import Encoder
 from dejavu_lit.progress import progress
 
-__all__ = ["CHUNK", "Embeddings", "embed"]
+__all__ = ["CHUNK", "Embeddings", "embed", "encode_captions"]
 
 CHUNK = 64  # rows encoded at once
 PIXELS = 100_000_000  # a larger picture is taken for a decompression bomb
@@ -163,7 +163,7 @@ def _encode(
                 shard, future = queue.popleft()
                 found, content, skipped = future.result()
                 if found:
-                    blocks.append(_encode_chunk(encoder, content, modality))
+                    blocks.append(_encode_chunk(encoder, content, modality).astype(np.float16))
                 keys += found
                 bad |= skipped
                 if not queue or queue[0][0] != shard:
@@ -213,12 +213,15 @@ def open_picture(data: bytes) -> Image.Image:
     return picture
 
 
+def encode_captions(encoder: Encoder, captions: Sequence[str]) -> np.ndarray:
+    """float32 [n, d], unit vectors, encoded in the same fixed chunks; for prompts and other short lists."""
+    starts = range(0, len(captions), CHUNK)
+    return np.concatenate([_encode_chunk(encoder, list(captions[s : s + CHUNK]), "text") for s in starts])
+
+
 def _encode_chunk(encoder: Encoder, content: list[Any], modality: Modality) -> np.ndarray:
-    """float16 [m, d] of up to 64 rows: padded by repeating the first, so that the encoder always sees one shape."""
+    """float32 [m, d] of up to 64 rows: padded by repeating the first, so that the encoder always sees one shape."""
     padded = content + content[:1] * (CHUNK - len(content))
-    vectors = (
-        encoder.encode_captions(padded)
-        if modality == "text"
-        else encoder.encode_images(torch.from_numpy(np.stack(padded)))
-    )
-    return vectors[: len(content)].numpy().astype(np.float16)
+    pictures = torch.from_numpy(np.stack(padded)) if modality == "image" else None
+    vectors = encoder.encode_captions(padded) if pictures is None else encoder.encode_images(pictures)
+    return vectors[: len(content)].numpy()
