@@ -16,12 +16,12 @@ import numpy as np
 
 from dejavu_lit.errors import UserError
 from dejavu_lit.measure.controls import BLOCKS, blind, blocks, found
-from dejavu_lit.measure.planted import planted
+from dejavu_lit.measure.planted import planted_memory
 from dejavu_lit.measure.population import Outcomes, Resampling, outcomes
 from dejavu_lit.measure.records import EXPOSURE, Records
 from dejavu_lit.measure.sample import curves, recall_curves, table
 from dejavu_lit.measure.scores import Scores
-from dejavu_lit.measure.subgroups import BUILT_IN, check_columns, subgroups
+from dejavu_lit.measure.subgroups import BUILT_IN, by_subgroup, check_columns
 from dejavu_lit.objects.artifact import Objects
 
 VERSION = 1
@@ -138,7 +138,7 @@ def measure(
         },
         "blind": blind(population, *scored["population"], settings.k),
         "found": found([main]),
-        "subgroups": subgroups(
+        "subgroups": by_subgroup(
             settings.subgroups,
             (population, results["population"]),
             (swapped, results["swapped"]) if swapped is not None and len(results["swapped"]) else None,
@@ -213,7 +213,7 @@ def _planted(records: Records, results: Outcomes, reasons: dict[str, str]) -> di
         reasons["planted"] = "it is not known how often training saw each pair"
         return None
     kept = records.truth.counts() > 0
-    made = planted(results, np.asarray(records.columns[EXPOSURE], np.float64)[kept])
+    made = planted_memory(results, np.asarray(records.columns[EXPOSURE], np.float64)[kept])
     if made is None:
         reasons["planted"] = "every pair was seen equally often"
     return made

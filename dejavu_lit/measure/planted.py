@@ -16,7 +16,7 @@ from dejavu_lit.measure.subgroups import Means
 LEVEL = 1.5  # the ratio of the largest and the smallest exposure of one level
 
 
-def planted(found: Outcomes, exposure: np.ndarray) -> dict[str, Any] | None:
+def planted_memory(found: Outcomes, exposure: np.ndarray) -> dict[str, Any] | None:
     """The gaps at each level of exposure; None where every pair was seen equally often.
 
     Args:

@@ -105,7 +105,7 @@ def check_columns(columns: Sequence[str], records: Records) -> None:
             )
 
 
-def subgroups(
+def by_subgroup(
     columns: Sequence[str],
     population: tuple[Records, Outcomes],
     swapped: tuple[Records, Outcomes] | None = None,

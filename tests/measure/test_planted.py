@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from dejavu_lit.errors import UserError
-from dejavu_lit.measure.planted import levels, planted, spearman
+from dejavu_lit.measure.planted import levels, planted_memory, spearman
 from dejavu_lit.measure.population import Outcomes
 
 
@@ -13,7 +13,7 @@ def test_the_gap_rises_with_exposure() -> None:
     exposure = 20 * times - rng.integers(0, 3, 900)  # an epoch leaves out a few pairs
     truth = np.full(900, 4)
     hits = rng.binomial(4, 0.3 + 0.2 * np.log(times) / np.log(16)) - rng.binomial(4, 0.3, 900)
-    got = planted(Outcomes(np.sign(hits), np.sign(hits), hits, truth), exposure)
+    got = planted_memory(Outcomes(np.sign(hits), np.sign(hits), hits, truth), exposure)
     assert [level["records"] for level in got["levels"]] == [600, 200, 100]
     assert [round(level["exposure"] / 20) for level in got["levels"]] == [1, 4, 16]
     assert [level["low"] for level in got["levels"]] == [18, 78, 318]
@@ -40,6 +40,6 @@ def test_spearman_of_extremes() -> None:
 
 def test_mistakes_are_named() -> None:
     found = Outcomes(*np.ones((4, 3), int))
-    assert planted(found, np.array([10, 11, 12, 12])) is None
+    assert planted_memory(found, np.array([10, 11, 12, 12])) is None
     with pytest.raises(UserError, match="a number of at least 0"):
-        planted(found, np.array([1, np.nan, 2, 3]))
+        planted_memory(found, np.array([1, np.nan, 2, 3]))

@@ -5,7 +5,7 @@ from scipy import stats
 from dejavu_lit.errors import UserError
 from dejavu_lit.measure.population import Outcomes, outcomes
 from dejavu_lit.measure.records import Records
-from dejavu_lit.measure.subgroups import Means, benjamini_hochberg, subgroups
+from dejavu_lit.measure.subgroups import Means, benjamini_hochberg, by_subgroup
 from tests.measure.oracle import Case
 
 
@@ -39,7 +39,7 @@ def by_brute_force(case: Case, chosen: list[int]) -> tuple[float, float, float]:
 def test_values_against_brute_force() -> None:
     records, found, case = audited(1)
     columns = ("object", "caption_words", "object_count", "place", "width", "flag")
-    got = subgroups(columns, (records, found), smallest=1)
+    got = by_subgroup(columns, (records, found), smallest=1)
     n = range(len(case.truth))
     cuts = np.quantile([100 + i for i in n if case.truth[i]], [0.25, 0.5, 0.75])
     chosen = {
@@ -63,7 +63,7 @@ def test_values_against_brute_force() -> None:
 
 def test_symmetric_over_both_sets() -> None:
     (a, found_a, case_a), (b, found_b, case_b) = audited(2), audited(3, "b")
-    got = subgroups(("object",), (a, found_a), (b, found_b), smallest=1)["object"]
+    got = by_subgroup(("object",), (a, found_a), (b, found_b), smallest=1)["object"]
     assert got["basis"] == "symmetric"
     row = next(g for g in got["groups"] if g["group"] == "l005")
     each = [by_brute_force(c, [i for i, g in enumerate(c.truth) if "l005" in g]) for c in (case_a, case_b)]
@@ -73,13 +73,13 @@ def test_symmetric_over_both_sets() -> None:
 
 def test_small_groups_are_counted() -> None:
     records, found, case = audited(4, n=60)
-    got = subgroups(("object_count",), (records, found), smallest=12)["object_count"]
+    got = by_subgroup(("object_count",), (records, found), smallest=12)["object_count"]
     sizes = {n: sum(len(g) == n for g in case.truth) for n in range(1, 6)}
     small = {n: size for n, size in sizes.items() if 0 < size < 12}
     assert small
     assert got["too_small"] == {"groups": len(small), "records": sum(small.values()), "smallest": 12}
     assert sorted(g["group"] for g in got["groups"]) == sorted(str(n) for n in sizes if n not in small)
-    nothing = subgroups(("object",), (records, found), smallest=1000)["object"]
+    nothing = by_subgroup(("object",), (records, found), smallest=1000)["object"]
     assert nothing["groups"] == []
     assert nothing["too_small"]["groups"] == 12
 
@@ -92,7 +92,7 @@ def test_a_planted_group_stands_out() -> None:
         [v == "north" for v, g in zip(records.columns["place"], records.truth.counts(), strict=True) if g]
     )
     sign = np.where(rng.random(n) < np.where(remembered, 0.9, 0.5), 1, -1)
-    got = subgroups(("place", "flag"), (records, Outcomes(sign, sign, sign, np.ones(n, int))))
+    got = by_subgroup(("place", "flag"), (records, Outcomes(sign, sign, sign, np.ones(n, int))))
     p = {g["group"]: g["ppg"] for g in got["place"]["groups"]}
     assert p["north"]["rest_q"] < 1e-6
     assert p["north"]["value"] > 0.6
@@ -110,7 +110,7 @@ def test_p_values_against_mcnemar_and_permutation() -> None:
     records, _, _ = audited(6, n=120)
     n = int((records.truth.counts() > 0).sum())
     sign = rng.choice([-1, 0, 1], size=n)
-    row = subgroups(("flag",), (records, Outcomes(sign, sign, sign, np.ones(n, int))))["flag"]["groups"][0]
+    row = by_subgroup(("flag",), (records, Outcomes(sign, sign, sign, np.ones(n, int))))["flag"]["groups"][0]
     drawn = np.array([rng.permutation(sign)[: row["records"]].mean() for _ in range(4000)])
     peer = (np.abs(drawn - sign.mean()) >= abs(row["ppg"]["value"] - sign.mean()) - 1e-12).mean()
     assert row["ppg"]["rest_p"] == pytest.approx(peer, abs=0.06)
@@ -137,4 +137,4 @@ def test_benjamini_hochberg_against_scipy() -> None:
 def test_an_unknown_column_names_the_known_ones() -> None:
     records, found, _ = audited(7)
     with pytest.raises(UserError, match=r"'widht'.*did you mean 'width'.*object, caption_words, object_count, place"):
-        subgroups(("widht",), (records, found))
+        by_subgroup(("widht",), (records, found))

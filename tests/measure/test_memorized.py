@@ -1,0 +1,62 @@
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dejavu_lit.errors import UserError
+from dejavu_lit.measure.memorized import most_memorized, write_csv
+from tests.measure.oracle import Case
+
+
+@pytest.mark.parametrize("top_m", [None, 2])
+def test_rows_against_plain_sets(top_m: int | None) -> None:
+    case = Case(1)
+    rows = most_memorized(case.records(), 4, top_m, limit=None)
+    guess = {m: [case.guess(m, i, 4, top_m) for i in range(40)] for m in ("target", "reference")}
+    kept = [i for i, g in enumerate(case.truth) if g]
+    gap = {i: len(guess["target"][i] & case.truth[i]) - len(guess["reference"][i] & case.truth[i]) for i in kept}
+    assert [row["key"] for row in rows] == [f"a{i:05d}" for i in sorted(kept, key=lambda i: -gap[i])]
+    assert [row["rank"] for row in rows] == list(range(1, len(kept) + 1))
+    for row in rows:
+        i = int(row["key"][1:])
+        truth, t, r = case.truth[i], guess["target"][i], guess["reference"][i]
+        assert row["objects"] == sorted(truth)
+        assert row["only_target"] == sorted(truth & t - r)
+        assert row["only_reference"] == sorted(truth & r - t)
+        assert row["both_right"] == sorted(truth & r & t)
+        assert row["missed"] == sorted(truth - r - t)
+        assert row["target_wrong"] == sorted(t - truth)
+        assert row["target_hits"] == len(t & truth)
+        assert row["reference_recall"] == len(r & truth) / len(truth)
+        assert row["target_neighbors"] == [f"p{j:05d}" for j in case.target.rows[i, :4]]
+        assert row["reference_distances"] == case.reference.distances[i, :4].tolist()
+
+
+def test_rankings_and_limit() -> None:
+    records = Case(2).records()
+    by_distance = most_memorized(records, 4, by="distance", limit=5)
+    assert len(by_distance) == 5
+    first = [row["target_distances"][0] for row in by_distance]
+    assert first == sorted(first)
+    with pytest.raises(UserError, match="'size' is unknown; choose one of distance, hits, gap"):
+        most_memorized(records, 4, by="size")
+
+
+def test_csv(tmp_path: Path) -> None:
+    records = Case(3).records()
+    hostile = replace(records, captions=('=HYPERLINK("http://x")', *records.captions[1:-1], 'a "quoted",\nlong one'))
+    rows = most_memorized(hostile, 4, limit=None)
+    write_csv(tmp_path / "memorized.csv", rows)
+    with open(tmp_path / "memorized.csv", newline="", encoding="utf-8") as file:
+        back = list(csv.DictReader(file))
+    assert [row["key"] for row in back] == [row["key"] for row in rows]
+    assert back[0]["target_neighbors"].split("; ") == rows[0]["target_neighbors"]
+    captions = {row["key"]: row["caption"] for row in back}
+    assert all(not caption.startswith("=") for caption in captions.values())
+    last = records.keys[-1]
+    assert last not in captions or captions[last] == 'a "quoted",\nlong one'
+    write_csv(tmp_path / "none.csv", [])
+    assert (tmp_path / "none.csv").read_text() == "rank,key\n" or (
+        tmp_path / "none.csv"
+    ).read_bytes() == b"rank,key\r\n"
