@@ -22,7 +22,7 @@ from dejavu_lit.data.scan import Scan, scan
 from dejavu_lit.data.sets import PairSet, write_sets
 from dejavu_lit.data.splits import SETS, UNUSED, set_sizes, shard_order, split
 from dejavu_lit.errors import UserError
-from dejavu_lit.files import file_sha256, read_json, write_json
+from dejavu_lit.files import file_sha256, fingerprint, read_json, write_json
 
 MANIFEST = "manifest.json"
 UNFINISHED = ".prepare"  # folder of the scan's parts and, once shards are written, their settings; removed in the end
@@ -86,12 +86,11 @@ def prepare(
     _check_unique(keys)
     excluded = _exclude(keys, exclude)
     set_sizes(sizes, len(keys[""]))  # too few pairs are an error before the long scan, not after
-    found = {
-        name: scan(
-            source, keys[name], out / UNFINISHED / (name or "pairs"), near_duplicates is not None, workers, max_skipped
-        )
-        for name, source in {"": reader, **extra}.items()
-    }
+    found = {}
+    for name, source in {"": reader, **extra}.items():
+        # Named by all that its parts depend on besides their keys, so that other sizes or another seed find them again.
+        parts = out / UNFINISHED / fingerprint([source.fingerprint(), near_duplicates is not None, HASH])
+        found[name] = scan(source, keys[name], parts, near_duplicates is not None, workers, max_skipped)
     main = found[""]
     wanted = set_sizes(sizes, len(main.keys))
     exact = exact_groups(main.digests)

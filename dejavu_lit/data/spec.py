@@ -44,8 +44,7 @@ class DataSpec:
         """Raise UserError where the folder was not prepared."""
         if not (self.folder / MANIFEST).is_file():
             raise UserError(
-                f"data.dir={self.dir} holds no {MANIFEST}; prepare it first: "
-                f"python -m dejavu_lit.prepare data={self.name} data.dir={self.dir} …"
+                f"data.dir={self.folder} holds no {MANIFEST}; make it with python -m dejavu_lit.prepare data=…"
             )
 
     def repeats(self) -> Repeat:

@@ -82,7 +82,9 @@ def test_paths_by_hand_are_the_same_as_root(root: Path) -> None:
     by_root = CocoReader(root=str(root))
     assert by_hand.fingerprint() == by_root.fingerprint()
     assert by_hand.annotator == by_root.annotator
-    assert [by_hand.read(key) for key in by_hand.keys()] == [by_root.read(key) for key in by_root.keys()]
+    keys = by_root.keys()
+    assert by_hand.keys() == keys
+    assert [by_hand.read(key) for key in keys] == [by_root.read(key) for key in keys]
 
 
 def test_pictures_below_images_are_found(root: Path) -> None:
@@ -91,7 +93,8 @@ def test_pictures_below_images_are_found(root: Path) -> None:
     for part in ("train2017", "val2017"):
         (root / part).rename(root / "images" / part)
     reader = CocoReader(root=root)
-    assert [reader.read(key)[0].key for key in reader.keys()] == keys
+    assert reader.keys() == keys
+    assert [reader.read(key)[0].key for key in keys] == keys
 
 
 def test_without_instances_there_are_no_objects(root: Path) -> None:
@@ -126,28 +129,27 @@ def test_wrong_options_and_paths_are_named(root: Path, tmp_path: Path) -> None:
         CocoReader(images=root)
     with pytest.raises(UserError, match="caption=-1"):
         CocoReader(root=root, caption=-1)
-    with pytest.raises(UserError, match="folder of pictures .*nowhere.* does not exist"):
+    with pytest.raises(UserError, match=r"folder of pictures .*nowhere.* does not exist"):
         CocoReader(root=tmp_path / "nowhere").keys()
-    with pytest.raises(UserError, match="folder of pictures .*test2017 does not exist; check root=, splits="):
+    with pytest.raises(UserError, match=r"folder of pictures .*test2017 does not exist; check root=, splits="):
         CocoReader(root=root, splits=["test"]).keys()
     with pytest.raises(UserError, match="3 folders and captions= 1"):
         CocoReader(images=[root] * 3, captions=annotations / "captions_val2017.json").keys()
     with pytest.raises(UserError, match=r"instances_val2017.json is no captions JSON .*captions="):
         CocoReader(images=root / "val2017", captions=annotations / "instances_val2017.json").keys()
-    with pytest.raises(UserError, match="captions_val2017.json has no list 'categories'"):
-        captions = annotations / "captions_val2017.json"
-        CocoReader(images=root / "val2017", captions=captions, instances=captions).annotator  # noqa: B018
+    captions = annotations / "captions_val2017.json"
+    swapped = CocoReader(images=root / "val2017", captions=captions, instances=captions)
+    with pytest.raises(UserError, match=r"captions_val2017\.json has no list 'categories'"):
+        swapped.read("000000000009")
+    other = annotations / "instances_train2017.json"
+    foreign = CocoReader(images=root / "val2017", captions=captions, instances=other)
     with pytest.raises(UserError, match="lists none of the pictures"):
-        CocoReader(
-            images=root / "val2017",
-            captions=annotations / "captions_val2017.json",
-            instances=annotations / "instances_train2017.json",
-        ).annotator  # noqa: B018
+        foreign.read("000000000009")
     (annotations / "instances_val2017.json").unlink()
-    with pytest.raises(UserError, match="instances_val2017.json does not exist"):
+    with pytest.raises(UserError, match=r"instances_val2017\.json does not exist"):
         CocoReader(root=root).keys()
     (annotations / "captions_val2017.json").write_text("{")
-    with pytest.raises(UserError, match="captions_val2017.json is not valid JSON"):
+    with pytest.raises(UserError, match=r"captions_val2017\.json is not valid JSON"):
         CocoReader(images=root / "val2017", captions=annotations / "captions_val2017.json").keys()
 
 

@@ -43,8 +43,9 @@ def test_what_img2dataset_writes_is_read_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "00000.parquet").write_bytes(b"the downloader's own table")
     (tmp_path / "00000_stats.json").write_text("{}")
     reader = ShardReader(tmp_path)
-    assert reader.keys() == ["000000000", "000000001"]
-    first, second = (reader.read(key)[0] for key in reader.keys())
+    keys = reader.keys()
+    assert keys == ["000000000", "000000001"]
+    first, second = (reader.read(key)[0] for key in keys)
     assert (first.caption, first.image, first.extension) == ("von Hand ü", image, "jpg")
     assert second.caption == "from json"
     assert second.meta == about

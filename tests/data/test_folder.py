@@ -25,8 +25,9 @@ def test_pictures_are_found_recursively_with_their_captions(tmp_path: Path) -> N
     (tmp_path / "deep/three.json").write_text('{"url": "u", "score": NaN}')
     (tmp_path / "notes.md").write_text("no picture")
     reader = FolderReader(tmp_path)
-    assert reader.keys() == ["deep-er-my_two_v2", "deep-three", "one"]
-    pairs = [reader.read(key)[0] for key in reader.keys()]
+    keys = reader.keys()
+    assert keys == ["deep-er-my_two_v2", "deep-three", "one"]
+    pairs = [reader.read(key)[0] for key in keys]
     assert [pair.caption for pair in pairs] == ["two", "drei", "one"]
     assert [pair.extension for pair in pairs] == ["jpg", "webp", "png"]
     assert pairs[0].image == (tmp_path / "deep/er/my two.v2.JPG").read_bytes()
