@@ -123,7 +123,7 @@ def prepare(
             account[each.name]["asked"] = size = wanted[each.name]
             if len(each.rows) < size:
                 logger.warning("%s got %d of %d pairs: the groups left are larger", each.name, len(each.rows), size)
-    manifest = {
+    manifest: dict[str, Any] = {
         "schema": 1,
         "version": __version__,
         "settings": settings,
@@ -138,6 +138,16 @@ def prepare(
         "skipped": {why: {"count": len(bad), "examples": bad[:EXAMPLES]} for why, bad in skipped.items()},
     }
     write_json(out / MANIFEST, manifest)
+    source = manifest["duplicates"]["source"]
+    logger.info(
+        "%s: %s; groups of duplicates kept together: %d exact, %d near; %d pairs skipped, %d unused",
+        out,
+        ", ".join(f"{name} {part['pairs']}" for name, part in account.items()),
+        source["exact"]["groups"],
+        source["near"]["groups"],
+        manifest["pairs"]["skipped"],
+        manifest["pairs"]["unused"],
+    )
     shutil.rmtree(out / UNFINISHED)
     return manifest
 

@@ -60,11 +60,6 @@ class CocoReader:
             folders = [root / "images" / part if nested else root / part for part in parts]
             captions = [root / "annotations" / f"captions_{part}.json" for part in parts]
             instances = [root / "annotations" / f"instances_{part}.json" for part in parts]
-            if not any(path.exists() for path in instances):
-                logger.warning(
-                    "no instances in %s: the data will have no objects until it is annotated", root / "annotations"
-                )
-                instances = []
         else:
             folders, captions, instances = as_list(self.images), as_list(self.captions), as_list(self.instances)
             if len(folders) == 1:
@@ -75,6 +70,9 @@ class CocoReader:
             )
         if missing := [path for path in folders if not path.is_dir()]:
             raise UserError(f"the folder of pictures {missing[0]} does not exist; check root=, splits= or images=")
+        if self.root is not None and not any(path.exists() for path in instances):
+            logger.warning("no instances in %s: there will be no objects until they are annotated", instances[0].parent)
+            instances = []
         if missing := [path for path in (*captions, *instances) if not path.is_file()]:
             raise UserError(f"{missing[0]} does not exist; check root=, splits=, captions= or instances=")
         return list(zip(folders, captions, strict=True)), instances
