@@ -183,8 +183,8 @@ def _cores() -> int:
 
 
 def _chunks(records: int) -> Iterator[slice]:
-    # Small sets are split too, so that every core has something to do.
-    size = min(CHUNK, max(1, -(-records // _cores())))
+    # As many chunks as the cores share evenly, none above CHUNK.
+    size = max(1, -(-records // (_cores() * max(1, -(-records // (CHUNK * _cores()))))))
     for start in range(0, records, size):
         yield slice(start, min(start + size, records))
 
