@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -23,6 +24,7 @@ from dejavu_lit.errors import UserError
 from dejavu_lit.objects.artifact import Annotation, read_objects
 from dejavu_lit.prepare import prepare
 from tests.data.pictures import COCO_MINI, contents, encoded, needs_coco, picture
+from tests.data.test_coco import write_split
 
 SIZES = {"A": 12, "B": 12, "H": 6, "V": 3, "P": 6}
 
@@ -357,6 +359,30 @@ def test_existing_shards_can_be_split(tmp_path: Path) -> None:
     assert sorted((pair.key, pair.caption, pair.meta["n"]) for pair in pairs) == [
         (f"s{number:02d}", f"caption {number}", number) for number in range(20)
     ]
+
+
+def test_objects_come_in_parts_like_the_shards(tmp_path: Path) -> None:
+    write_split(tmp_path / "coco", "train", list(range(100, 114)))
+    write_split(tmp_path / "coco", "val", list(range(6)))
+    reader = CocoReader(root=tmp_path / "coco")
+    manifest = prepare(reader, tmp_path / "out", {"A": 11, "P": 9}, pairs_per_shard=4)
+    empty = 0
+    for name in "AP":
+        assert manifest["sets"][name]["objects"] == "coco"
+        shards = ShardSet.open(tmp_path / "out" / name)
+        for number, tar in enumerate(shards.names):
+            part = pq.read_table(tmp_path / "out/objects/coco" / name / f"{Path(tar).stem}.parquet").to_pylist()
+            assert [row["key"] for row in part] == list(shards.index(number).keys)
+            for row in part:
+                annotation = reader.read(row["key"])[1]
+                assert annotation is not None
+                assert (row["labels"], row["scores"], row["boxes"]) == (
+                    annotation.labels,
+                    annotation.scores,
+                    annotation.boxes,
+                )
+                empty += not row["labels"]
+    assert empty == 2  # the last picture of train and of val
 
 
 @needs_coco
