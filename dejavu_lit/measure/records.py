@@ -13,6 +13,7 @@ objects stay, with null precision and recall. String lists are dictionary-encode
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -167,52 +168,56 @@ def read_records(path: Path | str, truth: Objects, public: Objects) -> Records:
     """
     path = Path(path)
     names = ["key", "caption", *(f"{side}_{name}" for side in SIDES for name in ("neighbors", "distances"))]
-    nested = [f"{side}_neighbors.list.element" for side in SIDES]
+    if any(a >= b for a, b in pairwise(public.keys)):
+        public = public.take(sorted(public.keys))
+    order = pa.array(public.keys, pa.string())
+    keys: list[str] = []
+    captions: list[str] = []
+    found: dict[str, list[Neighbors]] = {side: [] for side in SIDES}
     try:
         there = pq.read_schema(path).names
         if missing := [name for name in names if name not in there]:
             raise UserError(f"{path} has no column {missing[0]!r}; remove it and run evaluate.py again")
-        with pq.ParquetFile(path, read_dictionary=nested) as file:
-            # One group at a time: each keeps its own dictionary.
-            groups = [file.read_row_group(group, columns=names) for group in range(file.num_row_groups)]
-            table = pa.concat_tables(groups) if groups else file.schema_arrow.empty_table()
+        with pq.ParquetFile(path, read_dictionary=[f"{side}_neighbors.list.element" for side in SIDES]) as file:
+            # One group at a time: each keeps its own dictionary, and the strings of the others need not be held.
+            for number in range(file.num_row_groups):
+                group = file.read_row_group(number, columns=names)
+                keys += group["key"].to_pylist()
+                captions += group["caption"].to_pylist()
+                for side in SIDES:
+                    found[side].append(_neighbors(group, side, order, path))
+        target, reference = (_concatenate(found.pop(side)) for side in SIDES)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run evaluate.py to make it") from None
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{path} is no records file ({error}); remove it and run evaluate.py again") from None
-    if any(a >= b for a, b in zip(public.keys, public.keys[1:], strict=False)):
-        public = public.take(sorted(public.keys))
-    order = pa.array(public.keys, pa.string())
-    target, reference = (_neighbors(table, side, order, path) for side in SIDES)
-    keys = table["key"].to_pylist()
     columns = _read_columns(_columns_path(path), keys)
-    return Records(tuple(table["caption"].to_pylist()), truth.take(keys), public, target, reference, columns)
+    return Records(tuple(captions), truth.take(keys), public, target, reference, columns)
 
 
-def _neighbors(table: pa.Table, side: str, public: pa.Array, path: Path) -> Neighbors:
-    rows, distances = [], []
-    for chunk in table[f"{side}_neighbors"].chunks:
-        flat = chunk.flatten()
-        # Only the dictionary's names are looked up, each once a row group.
-        row = pc.index_in(flat.dictionary, value_set=public)
-        if row.null_count and (absent := pc.is_null(row.take(flat.indices))).true_count:
-            name = flat.filter(absent)[0].as_py()
-            raise UserError(
-                f"{path} names the public picture {name!r}, which has no objects; use the objects of its public set"
-            )
-        rows.append(row.take(flat.indices).to_numpy(zero_copy_only=False).astype(np.int32))
-    for chunk in table[f"{side}_distances"].chunks:
-        distances.append(chunk.flatten().to_numpy(zero_copy_only=False).astype(np.float32))
-    every_row, every_distance = (
-        np.concatenate(p) if p else np.zeros(0, t) for p, t in ((rows, np.int32), (distances, np.float32))
-    )
-    lengths = pc.list_value_length(table[f"{side}_neighbors"]).to_numpy()
-    width = int(lengths[0]) if len(lengths) else 0
-    if (lengths != width).any() or len(every_distance) != len(every_row):
+def _neighbors(group: pa.Table, side: str, public: pa.Array, path: Path) -> Neighbors:
+    """One row group's neighbours under one model."""
+    lists, distances = group[f"{side}_neighbors"].combine_chunks(), group[f"{side}_distances"].combine_chunks()
+    if not len(lists):
+        return Neighbors(np.zeros((0, 0), np.int32), np.zeros((0, 0), np.float32))
+    flat = lists.flatten()
+    # Only the dictionary's names are looked up, each once a group.
+    row = pc.index_in(flat.dictionary, value_set=public)
+    if row.null_count and (absent := pc.is_null(row.take(flat.indices))).true_count:
+        name = flat.filter(absent)[0].as_py()
         raise UserError(
-            f"{path} holds records with different numbers of {side} neighbours; remove it and run evaluate.py again"
+            f"{path} names the public picture {name!r}, which has no objects; use the objects of its public set"
         )
-    return Neighbors(every_row.reshape(len(lengths), width), every_distance.reshape(len(lengths), width))
+    rows = row.take(flat.indices).to_numpy(zero_copy_only=False).astype(np.int32)
+    # Lists of different lengths do not fill the rectangle: a ValueError.
+    shape = (len(lists), len(lists[0]))
+    return Neighbors(rows.reshape(shape), distances.flatten().to_numpy(zero_copy_only=False).reshape(shape))
+
+
+def _concatenate(parts: list[Neighbors]) -> Neighbors:
+    if not parts:
+        return Neighbors(np.zeros((0, 0), np.int32), np.zeros((0, 0), np.float32))
+    return Neighbors(np.concatenate([p.rows for p in parts]), np.concatenate([p.distances for p in parts]))
 
 
 def _columns_path(path: Path) -> Path:

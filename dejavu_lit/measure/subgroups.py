@@ -22,6 +22,7 @@ from dejavu_lit.measure.records import Records
 BUILT_IN = ("object", "caption_words", "object_count")
 WORDS = (5, 10, 15, 20, 30, 50)  # upper ends of the caption length bins
 MANY_OBJECTS = 10  # this many and more are one group
+LISTED = 1000  # groups of a column that are listed; all are tested
 NUMERIC = 10  # a column of numbers with more different values than this is cut at its quartiles
 
 
@@ -120,7 +121,8 @@ def by_subgroup(
 
     Returns:
         {column: {basis, groups: [{group, records, ppg|prg|aucg: {value, ci95, p, q, rest_p, rest_q}}], largest first,
-        too_small: {groups, records}}}.
+        tested: the number of groups, of which the ``LISTED`` that differ most from the rest in PPG are listed,
+        too_small: {groups, records, smallest}}}.
 
     Raises:
         UserError: an unknown column.
@@ -151,7 +153,8 @@ def _column(column: str, sets: list[tuple[Records, Outcomes]], smallest: int) ->
     p, rest_p = means.p(), two_sided(rest, rest_variance)
     q, rest_q = (np.stack([benjamini_hochberg(x[chosen, f]) for f in range(3)], axis=1) for x in (p, rest_p))
     groups = []
-    for place, g in enumerate(chosen):
+    listed = np.sort(np.argsort(rest_p[chosen, 0], kind="stable")[:LISTED])
+    for place, g in zip(listed, chosen[listed], strict=True):
         row: dict[str, Any] = {"group": names[g], "records": int(means.n[g])}
         for f, figure in enumerate(FIGURES):
             row[figure] = {
@@ -167,6 +170,7 @@ def _column(column: str, sets: list[tuple[Records, Outcomes]], smallest: int) ->
     return {
         "basis": "symmetric" if len(sets) > 1 else "population",
         "groups": groups,
+        "tested": len(chosen),
         "too_small": {"groups": int(small.sum()), "records": int(means.n[small].sum()), "smallest": smallest},
     }
 

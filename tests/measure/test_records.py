@@ -112,6 +112,12 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     pq.write_table(pq.read_table(tmp_path / "r.parquet").drop_columns("caption"), tmp_path / "other.parquet")
     with pytest.raises(UserError, match="has no column 'caption'"):
         read_records(tmp_path / "other.parquet", records.truth, records.public)
+    table = pq.read_table(tmp_path / "r.parquet")
+    place = table.column_names.index("target_neighbors")
+    uneven = pa.array([["p00000"], *table["target_neighbors"].to_pylist()[1:]], pa.list_(pa.string()))
+    pq.write_table(table.set_column(place, "target_neighbors", uneven), tmp_path / "uneven.parquet")
+    with pytest.raises(UserError, match="is no records file"):
+        read_records(tmp_path / "uneven.parquet", records.truth, records.public)
     with pytest.raises(UserError, match="names the public picture"):
         read_records(tmp_path / "r.parquet", records.truth, records.public.take(["p00000"]))
     with pytest.raises(UserError, match="no row for 39 of 40"):

@@ -3,6 +3,7 @@ import pytest
 from scipy import stats
 
 from dejavu_lit.errors import UserError
+from dejavu_lit.measure import subgroups as subgroups_module
 from dejavu_lit.measure.population import Outcomes, outcomes
 from dejavu_lit.measure.records import Records
 from dejavu_lit.measure.subgroups import Means, benjamini_hochberg, by_subgroup
@@ -82,6 +83,16 @@ def test_small_groups_are_counted() -> None:
     nothing = by_subgroup(("object",), (records, found), smallest=1000)["object"]
     assert nothing["groups"] == []
     assert nothing["too_small"]["groups"] == 12
+
+
+def test_only_the_groups_that_differ_most_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    records, found, _ = audited(4)
+    whole = subgroups_module.by_subgroup(("object",), (records, found))["object"]
+    monkeypatch.setattr(subgroups_module, "LISTED", 3)
+    few = subgroups_module.by_subgroup(("object",), (records, found))["object"]
+    assert (few["tested"], len(few["groups"])) == (12, 3)
+    nearest = sorted(whole["groups"], key=lambda g: g["ppg"]["rest_p"])[:3]
+    assert few["groups"] == [g for g in whole["groups"] if g in nearest]  # with the q-values of all of them
 
 
 def test_a_planted_group_stands_out() -> None:
