@@ -129,7 +129,7 @@ def _data_spec(config: dict[str, Any]) -> Any:
     return spec
 
 
-def _prepare_data(spec: Any) -> None:
+def _prepare_data(spec: Any, **how: Any) -> None:
     from dejavu_lit.files import locked
     from dejavu_lit.prepare import prepare
 
@@ -144,6 +144,7 @@ def _prepare_data(spec: Any) -> None:
             seed=spec.seed,
             near_duplicates=spec.near_duplicates,
             extra={name: _build(reader) for name, reader in spec.extra.items()},
+            **how,
         )
 
 
@@ -270,8 +271,8 @@ def _prepare(cfg: DictConfig, out: Path) -> None:
     config = _plain(cfg)
     if absent := sorted(k for k in OmegaConf.missing_keys(cfg)):
         raise UserError(f"{absent[0]} is missing; give {absent[0]}=…")
-    spec = _build({**config["data"], "_recursive_": False})
-    _prepare_data(spec)
+    spec = _build({**config.pop("data"), "_recursive_": False})
+    _prepare_data(spec, **config)
 
 
 def _mitigate(cfg: DictConfig, out: Path) -> None:

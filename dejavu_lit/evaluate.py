@@ -18,10 +18,11 @@ from dejavu_lit.errors import UserError
 from dejavu_lit.files import read_json, write_json
 from dejavu_lit.launch import difference, provenance
 from dejavu_lit.measure.metrics import SETS, Settings, measure
-from dejavu_lit.measure.recompute import FILES, read_evaluation
+from dejavu_lit.measure.saved import FILES, read_evaluation
 from dejavu_lit.measure.records import EXPOSURE, Records, write_records
 from dejavu_lit.measure.vectors import Embeddings
 from dejavu_lit.objects.artifact import read_objects
+from dejavu_lit.quality import quality
 from dejavu_lit.sides import Modality, Side
 
 log = logging.getLogger(__name__)
@@ -161,7 +162,7 @@ def _search(comparison: Comparison, data: DataSpec, objects: Path, settings: Set
         "largest_k": max(settings.ks),
         "public": public_name,
         "public_left_out": sorted(set(found[-1].keys) - set(common)),
-        "utility": _utility(target, reference, data, out),
+        "utility": {"target": quality(target, data), "reference": quality(reference, data)},
         "exposure": {"target": _span(exposures["population"]), "reference": _span(exposures["swapped"])},
         "search": {"index": comparison.index, "recall": min(recall.values())},
     }
@@ -214,10 +215,6 @@ def _train_size(target: Side, reference: Side, data: DataSpec) -> int | None:
     if len(set(sizes)) == 2:
         log.warning("target and reference were trained on different numbers of pairs (%s and %s)", *sizes)
     return sizes[0] if target.data else data.train_size
-
-
-def _utility(target: Side, reference: Side, data: DataSpec, out: Path) -> dict[str, Any]:
-    return {}
 
 
 def _span(counts: np.ndarray | None) -> dict[str, float] | None:

@@ -4,6 +4,7 @@ import logging
 import math
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
@@ -28,6 +29,10 @@ from dejavu_lit.models.preprocess import Preprocess
 
 log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it sets INFO on import
+warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # a deprecation between Lightning and torch
+warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # on purpose where pictures are cached
+warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # ours is, by the epoch plan
+warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a resumed run's checkpoints
 
 FINISHED = "run.json"
 
@@ -80,8 +85,29 @@ class CsvLogger(Logger):
         self.log.append(step or 0, epoch, metrics)
 
 
+class Checkpoints(Callback):
+    """``last.ckpt`` after every epoch and every so many steps, and weights alone as ``epoch=NNNN.ckpt`` to keep."""
+
+    def __init__(self, folder: Path, every_steps: int, every_epochs: int) -> None:
+        self.folder, self.every_steps, self.every_epochs = folder, every_steps, every_epochs
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
+        """Save within the epoch; not amid accumulated gradients, which a checkpoint does not hold."""
+        step = trainer.global_step
+        whole = trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches == 0
+        if whole and step % self.every_steps == 0:
+            trainer.save_checkpoint(self.folder / "last.ckpt")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Save the state to resume from and, now and then, weights to keep; EPOCH counts the epochs done."""
+        done = trainer.current_epoch + 1
+        if done % self.every_epochs == 0:
+            trainer.save_checkpoint(self.folder / f"epoch={done:04d}.ckpt", weights_only=True)
+        trainer.save_checkpoint(self.folder / "last.ckpt")
+
+
 class Narrator(Callback):
-    """A line an epoch where no progress bar can be shown, and the count of epochs done in every checkpoint's name."""
+    """A line an epoch where no progress bar can be shown."""
 
     def __init__(self, speak: bool) -> None:
         self.speak = speak
@@ -96,7 +122,6 @@ class Narrator(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Say how far it is: every tenth of the epochs, and the last."""
         done, total = trainer.current_epoch + 1, int(trainer.max_epochs or 0)
-        module.log("epochs_done", float(done), logger=False)
         if self.speak and trainer.is_global_zero and (done % max(1, total // 10) == 0 or done == total):
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
             left = (time.perf_counter() - self.start) / (done - (self.first or 0)) * (total - done)
@@ -176,20 +201,7 @@ def train(
 
 def _trainer(out: Path, settings: TrainerSettings, recipe: Recipe, epochs: int, loggers: list[Logger]) -> pl.Trainer:
     watched = sys.stderr.isatty()
-    folder = out / "checkpoints"
-    keep = ModelCheckpoint(
-        folder,
-        filename="epoch={epochs_done:04.0f}",
-        auto_insert_metric_name=False,
-        every_n_epochs=settings.checkpoint_epochs,
-        save_top_k=-1,
-        save_weights_only=True,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-    last: dict[str, Any] = {"save_top_k": 0, "save_last": True, "enable_version_counter": False}
-    epoch_end = ModelCheckpoint(folder, save_on_train_epoch_end=True, **last)
-    within = ModelCheckpoint(folder, every_n_train_steps=settings.checkpoint_steps, **last)
+    checkpoints = Checkpoints(out / "checkpoints", settings.checkpoint_steps, settings.checkpoint_epochs)
     return pl.Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
@@ -201,7 +213,8 @@ def _trainer(out: Path, settings: TrainerSettings, recipe: Recipe, epochs: int, 
         gradient_clip_val=recipe.gradient_clip,
         accumulate_grad_batches=recipe.accumulate,
         logger=loggers,
-        callbacks=[Narrator(speak=not watched), keep, epoch_end, within, *([TQDMProgressBar(10)] if watched else [])],
+        callbacks=[Narrator(speak=not watched), checkpoints, *([TQDMProgressBar(10)] if watched else [])],
+        enable_checkpointing=False,
         enable_progress_bar=watched,
         enable_model_summary=False,
         num_sanity_val_steps=0,

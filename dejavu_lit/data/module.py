@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 Preprocess = Callable[[Image.Image], np.ndarray]
 Tokenizer = Callable[[list[str]], torch.Tensor]
-Batch = dict[str, torch.Tensor]
+Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class PairStream(IterableDataset[Batch]):
     """The batches of one rank in one epoch from step ``offset`` on; each worker gives its own stretch.
 
     A batch holds ``images`` uint8 [b, 3, h, w], ``tokens`` int64 [b, context], ``index`` int64 [b] (the pair's position
-    in the set) and ``replaced`` int64 [] (pairs that could not be read and were replaced by the next readable one of the
+    in the set) and ``replaced`` (an int: pairs that could not be read and were replaced by the next readable one of the
     same stretch, so that counts never change).
     """
 
@@ -72,7 +72,7 @@ class PairStream(IterableDataset[Batch]):
                 "images": torch.from_numpy(np.stack([picture for _, picture, _ in found])),
                 "tokens": self.tokenizer([caption for _, _, caption in found]),
                 "index": torch.from_numpy(self.shards.starts[entries[:, 0]] + entries[:, 1]),
-                "replaced": torch.tensor(sum(i != j for i, (j, _, _) in zip(wanted, found, strict=True))),
+                "replaced": sum(i != j for i, (j, _, _) in zip(wanted, found, strict=True)),
             }
 
     def _readable(self, stretch: np.ndarray, start: int) -> tuple[int, np.ndarray, str]:

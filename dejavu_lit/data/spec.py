@@ -24,6 +24,8 @@ class DataSpec:
     public: str = "P"  # a name of public_sets, or a folder of shards
     public_sets: dict[str, str] = field(default_factory=lambda: {"P": "P"})
     labelled: str | None = None  # the set with class labels, for zero-shot accuracy and the linear probe
+    classes: Any = None  # class names of the labelled set: None (its labels), imagenet, a file, or the names
+    templates: Any = ("a photo of a {}.",)  # prompts of zero-shot classification, or imagenet for open_clip's 80
     objects: str | None = None  # a name below objects/, or a folder with a folder a set
     seed: int = 0
     sizes: dict[str, float] = field(default_factory=dict)

@@ -164,9 +164,16 @@ class ClipModule(pl.LightningModule):
         """The logarithm of the multiplier 1/τ, as open_clip keeps it."""
         return cast(nn.Parameter, self.model.logit_scale)
 
+    @property
+    def pairs(self) -> PairDataModule:
+        """The data that the trainer feeds in."""
+        return cast(PairDataModule, cast(Any, self.trainer).datamodule)
+
     def setup(self, stage: str) -> None:
-        """Make the loss for the ranks there are."""
+        """Make the loss for the ranks there are; a small set is logged at least once an epoch."""
         rank, world = self.trainer.global_rank, self.trainer.world_size
+        trainer = cast(Any, self.trainer)
+        trainer.log_every_n_steps = min(trainer.log_every_n_steps, self.pairs.plan(0, world).steps)
         self._loss = (
             SigLipLoss(rank=rank, world_size=world)
             if self.siglip
@@ -174,7 +181,7 @@ class ClipModule(pl.LightningModule):
         )
 
     def _features(self, batch: Batch) -> dict[str, Tensor]:
-        images = (batch["images"].to(self.mean.dtype) - self.mean) / self.std  # type: ignore[operator, arg-type]
+        images = (batch["images"].to(self.mean.dtype) - self.mean) / self.std
         features = self.model(images, batch["tokens"])
         if isinstance(features, dict):
             return features
@@ -211,6 +218,16 @@ class ClipModule(pl.LightningModule):
             self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
             self._clock = now
 
+    def on_train_epoch_end(self) -> None:
+        """Stop where more pairs than allowed could not be read; all ranks see the same sum."""
+        plan = self.pairs.plan(0, self.trainer.world_size)
+        replaced, read = int(self.trainer.callback_metrics["replaced"]), plan.steps * plan.world * plan.batch
+        if replaced > self.pairs.loader.bad_share * read:
+            raise UserError(
+                f"{replaced} of {read} pairs of this epoch could not be read (the log names them); mend the data, or raise "
+                f"trainer.loader.bad_share={self.pairs.loader.bad_share}"
+            )
+
     def on_train_epoch_start(self) -> None:
         """Start the clock of the throughput."""
         self._clock = time.perf_counter()
@@ -233,8 +250,7 @@ class ClipModule(pl.LightningModule):
         optimizer = torch.optim.AdamW(
             groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, fused=True
         )
-        pairs = cast(PairDataModule, cast(Any, self.trainer).datamodule)
-        horizon = recipe.epochs * math.ceil(pairs.plan(0, self.trainer.world_size).steps / recipe.accumulate)
+        horizon = recipe.epochs * math.ceil(self.pairs.plan(0, self.trainer.world_size).steps / recipe.accumulate)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, recipe, horizon))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

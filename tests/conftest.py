@@ -1,0 +1,57 @@
+"""Small real things that several tests share: a prepared scenes folder and tiny runs on it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+ROOT = Path(__file__).resolve().parent.parent
+# A few dozen pairs, a model of one layer, two epochs: seconds, and every part of the path is the real one.
+SMALL = [
+    "data.sizes={A: 96, B: 96, H: 48, V: 16, P: 64}",
+    "data.reader.count=320",
+    "data.extra.single.count=100",
+    "recipe.epochs=2",
+    "recipe.batch=16",
+    "recipe.warmup_steps=2",
+    "trainer.checkpoint_epochs=1",
+    "model.config.vision_cfg.width=32",
+    "model.config.vision_cfg.head_width=16",
+    "model.config.vision_cfg.layers=1",
+    "model.config.text_cfg.width=32",
+    "model.config.text_cfg.heads=2",
+    "model.config.text_cfg.layers=1",
+    "model.config.embed_dim=32",
+]
+
+
+def run(command: str, *options: str, cwd: Path = ROOT, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run one of the project's commands (``train``, ``evaluate``, …) as a user would."""
+    script = [str(ROOT / f"{command}.py")] if "." not in command else ["-m", command]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *script, *options], cwd=cwd, capture_output=True, text=True, env=environment, timeout=300
+    )
+    if check:
+        assert done.returncode == 0, done.stderr + done.stdout
+    return done
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared folder of a few hundred scenes."""
+    out = tmp_path_factory.mktemp("data") / "scenes"
+    run("dejavu_lit.prepare", f"data.dir={out}", *[o for o in SMALL if o.startswith("data.")])
+    return out
+
+
+@pytest.fixture(scope="session")
+def runs(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A finished target and a finished reference run on them."""
+    base = tmp_path_factory.mktemp("runs")
+    for side in ("target", "reference"):
+        run("train", f"side={side}", f"data.dir={scenes}", f"out={base / side}", *SMALL)
+    return {side: base / side for side in ("target", "reference")}

@@ -1,0 +1,164 @@
+"""The search against a brute-force one in float64: the same rows and the same distances, bit for bit."""
+
+import numpy as np
+import pytest
+
+from dejavu_lit.errors import UserError
+from dejavu_lit.measure import search as module
+from dejavu_lit.measure.search import best_k, float32_error, merge, search
+from dejavu_lit.measure.vectors import Embeddings, write_embeddings
+
+EXACT = ["flat"]
+
+
+def unit(rng, n, d):
+    vectors = rng.normal(size=(n, d))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+
+
+def oracle(queries, public, k, ids=None):
+    """(rows, float64 cosines), every pair computed, sorted by cosine, then by row."""
+    q, p = queries.astype(np.float64), public.astype(np.float64)
+    scores = (q @ p.T) / (np.sqrt((q * q).sum(1))[:, None] * np.sqrt((p * p).sum(1)))
+    ids = np.arange(len(public)) if ids is None else ids
+    order = np.lexsort((np.broadcast_to(ids, scores.shape), -scores), axis=1)[:, :k]
+    return ids[order], np.take_along_axis(scores, order, axis=1)
+
+
+def hard(rng, n, m, d):
+    """Queries and public vectors with many exact duplicates, near-duplicates in the last bit, and exact hits."""
+    queries, public = unit(rng, n, d), unit(rng, m, d)
+    public[m // 5 : m // 2] = public[3]
+    public[m // 2 : m // 2 + m // 10] = public[: m // 10]
+    near = public[m // 10 : m // 5].view(np.uint16)
+    near[:, 0] ^= 1
+    queries[: n // 4] = public[: n // 4]
+    queries[n // 4] = public[3]
+    return queries, public
+
+
+@pytest.mark.parametrize("index", EXACT)
+@pytest.mark.parametrize("d", [8, 100])
+@pytest.mark.parametrize("k", [1, 10, 100])
+@pytest.mark.parametrize("rows", [10**6, 700])
+def test_rows_and_scores_are_those_of_brute_force(index, d, k, rows, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK_BYTES", 4 * d * rows)
+    monkeypatch.setattr(module, "QUERIES", 70)
+    queries, public = hard(np.random.default_rng(d), 200, 3000, d)
+    found = best_k(queries, [public[:10], public[10:10], public[10:1500], public[1500:]], k, index)
+    expected_rows, expected_scores = oracle(queries, public, k)
+    assert np.array_equal(found.rows, expected_rows)
+    assert np.array_equal(found.scores, expected_scores)
+
+
+@pytest.mark.parametrize("index", EXACT)
+def test_any_stored_norm(index):
+    rng = np.random.default_rng(1)
+    queries, public = unit(rng, 50, 32), unit(rng, 800, 32)
+    public *= rng.choice([0.001, 0.5, 1, 3], size=(800, 1)).astype(np.float16)
+    rows, scores = oracle(queries, public, 5)
+    found = best_k(queries, [public], 5, index)
+    assert np.array_equal(found.rows, rows)
+    assert np.array_equal(found.scores, scores)
+
+
+@pytest.mark.parametrize("index", EXACT)
+def test_ties_follow_the_public_row_and_not_the_place(index):
+    rng = np.random.default_rng(2)
+    queries, public = hard(rng, 60, 900, 16)
+    ids = rng.permutation(900)
+    neighbours, recall = search(queries, [public[:500], public[500:]], 20, index, ids)
+    rows, scores = oracle(queries, public, 20, ids)
+    assert np.array_equal(neighbours.rows, rows)
+    assert np.array_equal(neighbours.distances, np.maximum(1 - scores, 0).astype(np.float32))
+    assert recall == 1.0
+    sorted_public = np.empty_like(public)
+    sorted_public[ids] = public
+    again, _ = search(queries, [sorted_public], 20, index)
+    assert np.array_equal(again.rows, neighbours.rows)
+
+
+@pytest.mark.parametrize("index", EXACT)
+def test_shares_searched_apart_merge_exactly(index):
+    rng = np.random.default_rng(3)
+    queries, public = hard(rng, 60, 900, 16)
+    ids = rng.permutation(900)
+    whole = best_k(queries, [public], 30, index, ids)
+    cuts = [slice(0, 10), slice(10, 600), slice(600, 900)]  # the first holds fewer than k
+    shares = [best_k(queries, [public[cut]], 30, index, ids[cut]) for cut in cuts]
+    for order in ([0, 1, 2], [2, 0, 1]):
+        merged = merge([shares[i] for i in order])
+        assert np.array_equal(merged.rows, whole.rows)
+        assert np.array_equal(merged.scores, whole.scores)
+    with pytest.raises(UserError, match="k=30 is more"):
+        shares[0].neighbors()
+
+
+def test_any_batch_of_queries_gives_the_same(monkeypatch):
+    queries, public = hard(np.random.default_rng(4), 90, 700, 24)
+    whole, _ = search(queries, [public], 7)
+    for start in range(0, 90, 13):
+        some, _ = search(queries[start : start + 13], [public], 7)
+        assert np.array_equal(some.rows, whole.rows[start : start + 13])
+        assert np.array_equal(some.distances, whole.distances[start : start + 13])
+
+
+def test_memory_maps_of_stored_parts(tmp_path):
+    rng = np.random.default_rng(5)
+    stored = write_embeddings(tmp_path, [f"{i * 7 % 300:03d}" for i in range(300)], unit(rng, 300, 8), 90)
+    queries = unit(rng, 20, 8)
+    neighbours, _ = search(queries, stored.parts(), 6, ids=stored.ranks())
+    rows, _ = oracle(queries, stored.load(sorted(stored.keys)), 6)
+    assert np.array_equal(neighbours.rows, rows)
+
+
+def test_float32_scores_stay_within_their_bound():
+    rng = np.random.default_rng(6)
+    for d in (8, 512, 2048):
+        queries, public = unit(rng, 40, d), unit(rng, 400, d)
+        public[:40] = queries
+        q, p = (
+            x.astype(np.float32) / np.linalg.norm(x.astype(np.float32), axis=1, keepdims=True)
+            for x in (queries, public)
+        )
+        rows, scores = oracle(queries, public, 400)
+        error = np.abs(np.take_along_axis(q @ p.T, rows, axis=1) - scores).max()
+        assert error <= float32_error(d) < 2e-4
+
+
+@pytest.mark.parametrize(
+    ("queries", "public", "k", "message"),
+    [
+        (
+            np.ones((2, 4), np.float16),
+            [np.ones((3, 4), np.float16)],
+            4,
+            "k=4 needs at least 4 public vectors, and there are 3",
+        ),
+        (np.ones((2, 4), np.float16), [np.ones((3, 4), np.float16)], 0, "k=0"),
+        (np.ones((2, 4), np.float16), [np.ones((3, 5), np.float16)], 1, "5 wide and the queries 4"),
+        (np.ones((2, 4), np.float32), [np.ones((3, 4), np.float16)], 1, "float32"),
+    ],
+)
+def test_bad_input(queries, public, k, message):
+    with pytest.raises(UserError, match=message):
+        search(queries, public, k)
+
+
+@pytest.mark.parametrize(("value", "what"), [(0, "zero norm"), (np.nan, "NaN"), (-np.inf, "infinity")])
+def test_unusable_vectors_are_named(tmp_path, value, what):
+    good, bad = np.ones((4, 4), np.float16), np.ones((4, 4), np.float16)
+    bad[2] = value
+    with pytest.raises(UserError, match=f"part 1 of the public set: the vector in row 2 .*{what}"):
+        search(good, [good, bad], 1)
+    with pytest.raises(UserError, match=f"queries: the vector in row 2 .*{what}"):
+        search(bad, [good], 1)
+    write_embeddings(tmp_path, list("abcd"), good)
+    np.save(tmp_path / "00000.npy", bad)
+    with pytest.raises(UserError, match=f"00000.npy: the vector in row 2 .*{what}"):
+        search(good, Embeddings.open(tmp_path).parts(), 1)
+
+
+def test_an_unknown_index_is_suggested():
+    with pytest.raises(UserError, match=r"index=flatt .*did you mean 'flat'"):
+        search(np.ones((1, 4), np.float16), [np.ones((3, 4), np.float16)], 1, "flatt")

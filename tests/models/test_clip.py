@@ -1,0 +1,112 @@
+"""What each training knob does: schedule, clamp, decay exemptions, exported weights."""
+
+import math
+
+import open_clip
+import pytest
+import torch
+
+from dejavu_lit.errors import UserError
+from dejavu_lit.mitigation import Mitigation
+from dejavu_lit.models.clip import (
+    ClipModule,
+    ModelSpec,
+    Recipe,
+    architecture,
+    build_model,
+    decayed,
+    export_config,
+    export_weights,
+    learning_rate,
+)
+
+CONFIG = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+TINY = ModelSpec("tiny", CONFIG)
+
+
+def test_warm_up_is_linear_and_the_cosine_ends_at_the_horizon():
+    recipe = Recipe(epochs=1, batch=1, lr=1.0, warmup_steps=4)
+    rates = [learning_rate(step, recipe, horizon=104) for step in range(105)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4] == 1.0
+    assert rates[54] == pytest.approx(0.5)
+    assert rates[29] == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+    assert rates[104] == 0.0
+    assert all(a >= b for a, b in zip(rates[4:], rates[5:], strict=False))
+
+
+def test_gains_biases_and_the_logit_scale_are_exempt_from_decay(tmp_path):
+    export_config(TINY, tmp_path)
+    model = build_model(TINY, tmp_path)
+    matrices, exempt = decayed(model)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert {names[id(p)] for p in exempt} >= {"logit_scale", "visual.ln_pre.weight", "ln_final.bias"}
+    assert all(p.ndim >= 2 for p in matrices)
+    assert len(matrices) + len(exempt) == len(names)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    groups = [{"params": matrices, "weight_decay": 0.5}, {"params": exempt, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=0.1)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()  # without gradients only the decay acts
+    for name, p in model.named_parameters():
+        shrunk = before[name] * (1 - 0.1 * 0.5) if p.ndim >= 2 else before[name]
+        assert torch.allclose(p, shrunk), name
+
+
+@pytest.mark.parametrize(
+    ("mitigation", "start", "learned", "clamp"),
+    [
+        (Mitigation(), 1 / 0.07, True, 100),
+        (Mitigation(logit_scale_init=5), 5, True, 100),
+        (Mitigation(logit_scale_max=20), 1 / 0.07, True, 20),
+        (Mitigation(logit_scale_fixed=33), 33, False, None),
+    ],
+)
+def test_the_three_logit_scale_settings(tmp_path, mitigation, start, learned, clamp):
+    export_config(TINY, tmp_path)
+    module = ClipModule(build_model(TINY, tmp_path), Recipe(epochs=1, batch=1, lr=1.0), mitigation)
+    assert module.logit_scale.exp().item() == pytest.approx(start, rel=1e-5)
+    assert module.logit_scale.requires_grad is learned
+    assert module.clamp is None if clamp is None else module.clamp == pytest.approx(math.log(clamp))
+
+
+def test_plain_open_clip_loads_what_is_exported(tmp_path):
+    export_config(TINY, tmp_path)
+    model = build_model(TINY, tmp_path).eval()
+    export_weights(model, tmp_path)
+    plain, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
+    tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(["two words", "three more words"])
+    assert tokens.shape == (2, 16)
+    picture = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(plain.eval().encode_image(picture), model.encode_image(picture))
+        assert torch.equal(plain.encode_text(tokens), model.encode_text(tokens))
+
+
+def test_fine_tuning_starts_from_the_weights_given(tmp_path):
+    export_config(TINY, tmp_path / "base")
+    base = build_model(TINY, tmp_path / "base")
+    export_weights(base, tmp_path / "base")
+    spec = ModelSpec("tiny", CONFIG, init=f"local-dir:{tmp_path / 'base'}")
+    export_config(spec, tmp_path / "tuned")
+    tuned = build_model(spec, tmp_path / "tuned")
+    assert all(torch.equal(a, b) for a, b in zip(base.parameters(), tuned.parameters(), strict=True))
+    wider = ModelSpec("tiny", {**CONFIG, "embed_dim": 8}, init=f"local-dir:{tmp_path / 'base'}")
+    export_config(wider, tmp_path / "wider")
+    with pytest.raises(UserError, match="do not fit"):
+        build_model(wider, tmp_path / "wider")
+
+
+def test_an_unknown_architecture_is_named_with_the_nearest_one():
+    with pytest.raises(UserError, match=r"ViT-B-33.*did you mean 'ViT-B-32'"):
+        architecture(ModelSpec("ViT-B-33"))
+
+
+def test_every_architecture_of_open_clip_can_be_described():
+    assert architecture(ModelSpec("RN50"))["embed_dim"] == 1024
+    assert architecture(ModelSpec("ViT-B-16-SigLIP"))["init_logit_bias"] == -10

