@@ -24,7 +24,7 @@ class Encoder(Protocol):
     def preprocess(self, picture: Image.Image, fast: bool = False) -> np.ndarray:
         """The model's own resize and crop: uint8 [3, h, w]. Normalisation is left to ``encode_images``.
 
-        With ``fast`` a quicker resize may be used that differs by at most one level of 255 in few pixels.
+        With ``fast`` a quicker resize may be used that differs by at most one level of 255.
         """
         ...
 

@@ -21,7 +21,7 @@ class Preprocess:
     def __call__(self, picture: Image.Image, fast: bool = False) -> np.ndarray:
         """uint8 [3, h, w]; with ``fast``, RGB pictures are resized by torch's uint8 kernel.
 
-        That kernel has the filter of Pillow's and is two to three times faster; few pixels differ, by one level of 255.
+        That kernel has the filter of Pillow's, is two to three times faster, and rounds otherwise: by one level of 255.
         """
         if fast and self._resize is not None and picture.mode == "RGB":
             return self._fast(picture, self._resize)

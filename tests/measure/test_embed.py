@@ -189,7 +189,7 @@ def test_folders_that_are_no_embeddings(tmp_path):
         Embeddings.open(tmp_path / "none")
     write_embeddings(tmp_path / "e", ["a", "b"], np.eye(2))
     (tmp_path / "e" / "00000.txt").write_text("a\n")
-    with pytest.raises(UserError, match="2 rows, 00000.txt 1 keys"):
+    with pytest.raises(UserError, match=r"2 rows, 00000.txt 1 keys"):
         Embeddings.open(tmp_path / "e")
     (tmp_path / "e" / "00000.txt").write_text("a\na\n")
     with pytest.raises(UserError, match="'a' twice"):

@@ -5,10 +5,11 @@ import pytest
 
 from dejavu_lit.errors import UserError
 from dejavu_lit.measure import search as module
-from dejavu_lit.measure.search import best_k, float32_error, merge, search
+from dejavu_lit.measure.search import best_k, merge, search
+from dejavu_lit.measure.search_index import BF16_ROUNDING, bfloat16_error, float32_error, has_bfloat16
 from dejavu_lit.measure.vectors import Embeddings, write_embeddings
 
-EXACT = ["flat"]
+EXACT = ["flat", pytest.param("bf16", marks=pytest.mark.skipif(not has_bfloat16(), reason="no bfloat16 instructions"))]
 
 
 def unit(rng, n, d):
@@ -43,7 +44,7 @@ def hard(rng, n, m, d):
 @pytest.mark.parametrize("rows", [10**6, 700])
 def test_rows_and_scores_are_those_of_brute_force(index, d, k, rows, monkeypatch):
     monkeypatch.setattr(module, "CHUNK_BYTES", 4 * d * rows)
-    monkeypatch.setattr(module, "QUERIES", 70)
+    monkeypatch.setattr(module, "ROOM", 70 * (4 * k + 256))
     queries, public = hard(np.random.default_rng(d), 200, 3000, d)
     found = best_k(queries, [public[:10], public[10:10], public[10:1500], public[1500:]], k, index)
     expected_rows, expected_scores = oracle(queries, public, k)
@@ -126,6 +127,62 @@ def test_float32_scores_stay_within_their_bound():
         assert error <= float32_error(d) < 2e-4
 
 
+@pytest.mark.skipif(not has_bfloat16(), reason="no bfloat16 instructions")
+def test_bfloat16_scores_stay_within_their_bound():
+    import torch
+
+    rng = np.random.default_rng(7)
+    for d in (8, 512, 2048):
+        queries, public = unit(rng, 40, d), unit(rng, 400, d)
+        public[:40] = queries
+        q, p = (torch.nn.functional.normalize(torch.from_numpy(x).float(), dim=1) for x in (queries, public))
+        query_rests, rests = (
+            torch.linalg.vector_norm(x - x.bfloat16().float(), dim=1).double().numpy() for x in (q, p)
+        )
+        cheap = (q.bfloat16() @ p.bfloat16().T).float().double().numpy()
+        rows, scores = oracle(queries, public, 400)
+        cheap = np.take_along_axis(cheap, rows, axis=1)
+        bound = bfloat16_error(d, query_rests, rests.max())[:, None] + BF16_ROUNDING * np.abs(cheap)
+        assert (np.abs(cheap - scores) <= bound).all()
+        assert bound.max() < 0.01
+
+
+@pytest.mark.parametrize("index", EXACT)
+def test_nothing_but_equal_vectors(index):
+    public = np.ones((5000, 8), np.float16)
+    found = best_k(public[:30], [public], 5, index)
+    assert np.array_equal(found.rows, np.tile(np.arange(5), (30, 1)))
+    assert found.scores == pytest.approx(1)
+
+
+@pytest.mark.parametrize("index", EXACT)
+def test_opposite_vectors_are_found_when_there_are_no_others(index):
+    queries = np.ones((3, 8), np.float16)
+    public = -np.arange(1, 41, dtype=np.float16)[:, None] * np.ones((40, 8), np.float16)
+    public[:, 0] *= np.linspace(1, 0.2, 40).astype(np.float16)
+    found = best_k(queries, [public], 40, index)
+    assert np.array_equal(found.rows, oracle(queries, public, 40)[0])
+    assert (found.scores < -0.9).all()
+
+
+def test_an_approximate_index_measures_its_recall():
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(8)
+    centres = unit(rng, 60, 16)
+    public = (centres[rng.integers(0, 60, 4000)] + 0.3 * unit(rng, 4000, 16)).astype(np.float16)
+    queries = (centres[rng.integers(0, 60, 150)] + 0.3 * unit(rng, 150, 16)).astype(np.float16)
+    ids = rng.permutation(4000)
+    neighbours, recall = search(queries, [public[:900], public[900:]], 20, "ivf", ids)
+    exact, _ = search(queries, [public], 20, "flat", ids)
+    own = np.mean([len(set(a) & set(b)) / 20 for a, b in zip(neighbours.rows, exact.rows, strict=True)])
+    assert recall == pytest.approx(own)
+    assert 0.5 < recall <= 1
+    assert (np.diff(neighbours.distances, axis=1) >= 0).all()
+    everything, recall = search(queries, [public], 4000, "ivf", ids)  # more than any list holds: exact after all
+    assert recall == 1.0
+    assert np.array_equal(everything.rows, search(queries, [public], 4000, "flat", ids)[0].rows)
+
+
 @pytest.mark.parametrize(
     ("queries", "public", "k", "message"),
     [
@@ -162,3 +219,6 @@ def test_unusable_vectors_are_named(tmp_path, value, what):
 def test_an_unknown_index_is_suggested():
     with pytest.raises(UserError, match=r"index=flatt .*did you mean 'flat'"):
         search(np.ones((1, 4), np.float16), [np.ones((3, 4), np.float16)], 1, "flatt")
+    if not hasattr(pytest.importorskip("faiss"), "StandardGpuResources"):
+        with pytest.raises(UserError, match="index=gpu needs faiss-gpu"):
+            search(np.ones((1, 4), np.float16), [np.ones((3, 4), np.float16)], 1, "gpu")
