@@ -214,7 +214,7 @@ def _evaluate(cfg: DictConfig, out: Path) -> None:
         if not cells:
             raise UserError(f"no two runs below {config['sweep']} differ in side alone; train the missing sides")
         target = Path(config["sweep"]) if cfg.get("out") is None else out
-        _evaluate_study(target, {"evaluate": config}, cells, {})
+        _evaluate_study(target, {"evaluate": config, "utility_loss": config["utility_loss"]}, cells, {})
         return
     if absent := [name for name in ("target", "reference") if config[name] is None]:
         raise UserError(f"{absent[0]} is missing; give {absent[0]}=RUN or a model")
@@ -238,14 +238,14 @@ def _run_evaluation(config: dict[str, Any], out: Path) -> Any:
     with locked(out / ".lock", wait=False):
         from dejavu_lit.evaluate import evaluate as run
 
-        return run(out, comparison, data, config["objects"], settings, _settings(config, data))
+        return run(out, comparison, data, config["objects"], settings, _settings(config, data), config.get("keys"))
 
 
 def _settings(config: dict[str, Any], data: Any) -> dict[str, Any]:
     """The settings that are saved: the data as they turned out, and nothing of where or how."""
     from dataclasses import asdict
 
-    return {k: v for k, v in config.items() if k not in ("out", "sweep")} | {
+    return {k: v for k, v in config.items() if k not in ("out", "sweep", "utility_loss")} | {
         "data": asdict(data) | {"dir": str(data.folder)}
     }
 
@@ -264,6 +264,14 @@ def _evaluated_data(config: dict[str, Any], comparison: Any) -> Any:
             f"target={comparison.target} is no run of train.py; say which data: data=scenes|coco|prepared …"
         )
     return replace(data, **{name: value for name, value in config.items() if value is not None})
+
+
+def _plan(cfg: DictConfig, out: Path) -> None:
+    """Say how many records and seed pairs a gap needs to be seen."""
+    from dejavu_lit import plan
+
+    config = _plain(cfg)
+    print(plan.show(plan.plan(config["metrics"], config["gap"], config["power"], config["figure"])))
 
 
 def _prepare(cfg: DictConfig, out: Path) -> None:
@@ -329,8 +337,7 @@ def _evaluate_study(out: Path, config: dict[str, Any], cells: list[Any], failed:
 
     rows, lost = study.evaluate_cells(out, cells, one, failed)
     if rows:
-        study.write_study(out, rows, recommended=None, failed=lost)
-        show_study(rows, out)
+        show_study(study.conclude(out, rows, lost, config["utility_loss"]), out)
     if lost:
         raise UserError(
             f"{len(lost)} of {len(cells)} settings have no result: "
@@ -342,3 +349,4 @@ train = _command("train", _train)
 evaluate = _command("evaluate", _evaluate)
 prepare = _command("prepare", _prepare)
 mitigate = _command("mitigate", _mitigate)
+plan = _command("plan", _plan)

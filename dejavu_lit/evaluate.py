@@ -17,9 +17,11 @@ from dejavu_lit.data.spec import DataSpec
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import read_json, write_json
 from dejavu_lit.launch import difference, provenance
+from dejavu_lit.measure.memorized import most_memorized, write_csv
 from dejavu_lit.measure.metrics import SETS, Settings, measure
-from dejavu_lit.measure.saved import FILES, read_evaluation
+from dejavu_lit.measure.persons import person_gaps, read_keys
 from dejavu_lit.measure.records import EXPOSURE, Records, write_records
+from dejavu_lit.measure.saved import FILES, read_evaluation
 from dejavu_lit.measure.vectors import Embeddings
 from dejavu_lit.objects.artifact import read_objects
 from dejavu_lit.quality import quality
@@ -29,7 +31,8 @@ log = logging.getLogger(__name__)
 
 CONTEXT = "context.json"  # what recomputing keeps: utility, exposure, recall of the index
 METRICS = "metrics.json"
-STATISTICS = ("k", "ks", "threshold", "top_m", "statistics", "objects")  # settings that need no model
+LISTED = 1000  # pairs in memorized.csv, the most memorized first
+STATISTICS = ("k", "ks", "threshold", "top_m", "statistics", "objects", "keys")  # settings that need no model
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,14 @@ def evaluate(
     objects: str | None,
     settings: Settings,
     config: Mapping[str, Any],
+    keys: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate, resume or recompute in ``out``, and return the contents of metrics.json.
 
     Args:
         objects: name or folder of the object artifact; None for the data's own.
         config: the resolved settings; they decide what can be taken up from an earlier call.
+        keys: a file of keys of A, one a line, whose own gaps are written to persons.json and persons.csv.
 
     Raises:
         UserError: models, data or objects that do not fit together.
@@ -86,9 +91,34 @@ def evaluate(
     metrics["settings"] |= {"target": comparison.target, "reference": comparison.reference, "objects": str(folder)}
     metrics["settings"] |= {"public": data.public, "data": str(data.folder)}
     metrics["provenance"] = provenance() | {"config": dict(config)}
+    write_csv(out / "memorized.csv", most_memorized(sets["population"], settings.k, settings.top_m, limit=LISTED))
+    if keys is not None:
+        _persons(out, sets, keys, settings)
     write_json(out / METRICS, metrics)
     write_json(out / CONTEXT, context | {"statistics": statistics})
     return metrics
+
+
+def _persons(out: Path, sets: Mapping[str, Records], keys: str, settings: Settings) -> None:
+    """The gaps of the pairs named in a file, ranked against H."""
+    if "null" not in sets:
+        raise UserError(f"keys={keys} needs the set H to rank against; prepare data with one")
+    found = person_gaps(sets["population"], sets["null"], read_keys(keys), settings.k, settings.top_m)
+    write_json(out / "persons.json", found)
+    rows = [
+        {"key": p["key"], "caption": p["caption"]}
+        | {f"{kind}_{name}": p[kind][name] for kind in ("gap", "p", "q") for name in p[kind]}
+        for p in found["pairs"]
+    ]
+    write_csv(out / "persons.csv", rows)
+    log.info(
+        "%d of %d keys measured (%d unknown, %d without objects): %s",
+        len(rows),
+        found["asked"],
+        found["unknown"]["count"],
+        found["without_objects"]["count"],
+        out / "persons.csv",
+    )
 
 
 def _searched(objects: Path, context: Mapping[str, Any]) -> list[str] | None:

@@ -31,7 +31,11 @@ def quality(side: Side, data: DataSpec) -> dict[str, Any]:
     captions_only = "a text model embeds no pictures" if side.captions_only else None
     unlabelled = captions_only or (None if data.labelled else "data.labelled names no set with class labels")
     attempt(("zeroshot_top1", "zeroshot_top5"), lambda: _zero_shot(side, data), unlabelled)
-    attempt(tuple(f"{d}_r{k}" for d in ("i2t", "t2i") for k in utility.RECALLS), lambda: _retrieval(side, data), captions_only)
+    attempt(
+        tuple(f"{d}_r{k}" for d in ("i2t", "t2i") for k in utility.RECALLS),
+        lambda: _retrieval(side, data),
+        captions_only,
+    )
     attempt(("linear_probe",), lambda: _probe(side, data), unlabelled)
     return values | {"reasons": reasons}
 

@@ -14,18 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import atomic, fingerprint, read_json, write_json, write_text
 from dejavu_lit.launch import HOW, difference, provenance, read_config
+from dejavu_lit.measure.controls import BLOCKS, compare, found, pool
+from dejavu_lit.measure.records import Records
+from dejavu_lit.measure.saved import read_evaluation
+from dejavu_lit.ranking import frontier, recommend
 
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
-BLOCKS = ("population", "null", "swapped", "symmetric", "corrected")
 SIDES = ("target", "reference")
 FINISHED = "run.json"
 
@@ -120,69 +122,27 @@ def row(out: Path, cell: Cell, metrics: Mapping[str, Any], folder: Path) -> dict
     }
 
 
-def frontier(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The settings that no other beats: none is at least as good in symmetric PPG, symmetric AUCG and zero-shot accuracy
-    (retrieval where there is none) and better in one of them. Seeds are averaged first; the largest training size counts.
-    """
-    points = averages(rows)
-    return [
-        name
-        for name, point in points.items()
-        if not any(
-            all(b <= a for a, b in zip(point, other, strict=True))
-            and any(b < a for a, b in zip(point, other, strict=True))
-            for other in points.values()
-        )
-    ]
-
-
-def averages(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float, float]]:
-    """{setting: (symmetric PPG, symmetric AUCG, −utility)}, smaller being better, over seeds at the largest size."""
-    largest = max((r["train_size"] for r in rows), default=0)
-    usable = [r for r in rows if r["train_size"] == largest and r["symmetric"] and _utility(r) is not None]
-    return {
-        name: (
-            float(np.mean([r["symmetric"]["ppg"]["value"] for r in group])),
-            float(np.mean([r["symmetric"]["aucg"]["value"] for r in group])),
-            -float(np.mean([_utility(r) for r in group])),
-        )
-        for name in dict.fromkeys(r["name"] for r in usable)
-        if (group := [r for r in usable if r["name"] == name])
-    }
-
-
-def _utility(found: Mapping[str, Any]) -> float | None:
-    target = (found["utility"] or {}).get("target") or {}
-    value = target.get("zeroshot_top1")
-    return value if value is not None else target.get("t2i_r1")
-
-
-def recommend(
-    rows: Sequence[Mapping[str, Any]], differences: Mapping[str, Mapping[str, Any]], loss: float
-) -> str | None:
-    """The setting with the largest drop in symmetric PPG against the first whose utility loss is at most ``loss``.
-
-    Only settings count whose paired difference to the first is distinguishable, i.e. whose 95 % interval lies above 0.
+def conclude(
+    out: Path, rows: Sequence[Mapping[str, Any]], lost: Mapping[str, str], utility_loss: float
+) -> dict[str, Any]:
+    """Write study.json and study.parquet (one row a cell, figures in columns of their own) and return the former.
 
     Args:
-        differences: {setting: block of first − setting}, from ``measure.controls.compare``; its ppg's ci95 is used.
-        loss: largest accepted drop of zero-shot accuracy, as a share of all pictures (0.02 is two points).
+        rows: as ``row`` makes them; lost: {cell: why it has no row}.
+        utility_loss: largest drop of zero-shot accuracy that a recommended setting may cost, as a share (0.02: two points).
     """
-    points = averages(rows)
-    if not points:
-        return None
-    first = next(iter(points.values()))
-    accepted = {
-        name: first[0] - point[0]
-        for name, point in points.items()
-        if name in differences and differences[name]["ppg"]["ci95"][0] > 0 and point[2] - first[2] <= loss
+    differences = _differences(out, rows)
+    study = {
+        "schema": SCHEMA,
+        "settings": list(rows),
+        "pooled": _pooled(rows),
+        "differences": differences,
+        "frontier": frontier(rows),
+        "recommended": recommend(rows, differences, utility_loss),
+        "rule": f"largest drop of symmetric PPG whose utility loss is at most {utility_loss:g} and whose difference holds",
+        "failed": dict(lost),
+        "provenance": provenance(),
     }
-    return max(accepted, key=lambda name: accepted[name], default=None)
-
-
-def write_study(out: Path, rows: Sequence[Mapping[str, Any]], **more: Any) -> dict[str, Any]:
-    """Write study.json and study.parquet (one row a cell, figures in columns of their own)."""
-    study = {"schema": SCHEMA, "settings": list(rows), "frontier": frontier(rows), **more, "provenance": provenance()}
     write_json(out / "study.json", study)
     flat = [dict(_flat(found)) for found in rows]
     names = list(dict.fromkeys(name for found in flat for name in found))
@@ -190,6 +150,51 @@ def write_study(out: Path, rows: Sequence[Mapping[str, Any]], **more: Any) -> di
     with atomic(out / "study.parquet") as part:
         pq.write_table(table, part)
     return study
+
+
+def _pooled(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each (setting, size) over its seeds: means, spread, t intervals, and whether memorization was found."""
+    groups: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for found_row in rows:
+        groups.setdefault((found_row["name"], found_row["train_size"]), []).append(found_row)
+    return [
+        {"name": name, "train_size": size, "seeds": [r["seed"] for r in group], **pool(group), "found": found(group)}
+        for (name, size), group in groups.items()
+    ]
+
+
+def _differences(out: Path, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Every row against the first setting's of the same size and seed, pair by pair on the same records."""
+    saved: dict[str, dict[str, Records]] = {}
+
+    def records(found_row: Mapping[str, Any]) -> tuple[Records, Records | None, dict[str, Any]]:
+        path = out / found_row["metrics"]
+        metrics = read_json(path)
+        if str(path) not in saved:
+            settings = metrics["settings"]
+            public = read_json(path.parent / "context.json")["public"]
+            saved[str(path)] = read_evaluation(path.parent, settings["objects"], settings["threshold"], public)[0]
+        sets = saved[str(path)]
+        return sets["population"], sets.get("swapped"), metrics
+
+    made = []
+    for other in rows:
+        first = next((r for r in rows if (r["train_size"], r["seed"]) == (other["train_size"], other["seed"])), None)
+        if first is None or first["name"] == other["name"]:
+            continue
+        *one, metrics = records(first)
+        *two, _ = records(other)
+        block = compare((one[0], one[1]), (two[0], two[1]), metrics["k"], metrics["settings"]["top_m"])
+        made.append(
+            {
+                "name": other["name"],
+                "against": first["name"],
+                "train_size": other["train_size"],
+                "seed": other["seed"],
+                **block,
+            }
+        )
+    return made
 
 
 def _flat(found: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

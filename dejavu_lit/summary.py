@@ -1,7 +1,7 @@
 """What an evaluation or a study says on the screen."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,11 @@ def show(metrics: Mapping[str, Any], out: Path) -> None:
     console.print(f"results: {out}/metrics.json, {out}/records.parquet")
 
 
-def show_study(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
-    """Print one line a setting: symmetric gaps, their change against the first setting, null, utility."""
+def show_study(study: Mapping[str, Any], out: Path) -> None:
+    """Print one line a cell: symmetric gaps, their change against the first setting, null, utility; then the verdicts."""
     console = _console()
-    table = Table(title="memorization against utility, by setting", title_justify="left")
+    rows = study["settings"]
+    table = Table(title="memorization against utility", title_justify="left")
     heads = (
         "setting",
         "size",
@@ -68,21 +69,21 @@ def show_study(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
         "PRG",
         "AUCG",
         "95 % of PPG",
-        "against first",
+        "PPG drop",
         "null PPG",
         "zero-shot",
         "t2i R@1",
     )
     for number, head in enumerate(heads):
         table.add_column(head, justify="left" if number == 0 else "right")
-    first = rows[0] if rows else None
     for row in rows:
         block, null = row["symmetric"], row["null"]
         if block is None:
             table.add_row(row["name"], str(row["train_size"]), str(row["seed"]), *["–"] * 8)
             continue
-        base = first["symmetric"]["ppg"]["value"] if first and first["symmetric"] else 0
-        change = f"{100 * (block['ppg']['value'] / base - 1):+.0f} %" if row is not first and base else ""
+        first = next(r for r in rows if (r["train_size"], r["seed"]) == (row["train_size"], row["seed"]))
+        base = first["symmetric"]["ppg"]["value"] if first["symmetric"] else 0
+        drop = f"{100 * (1 - block['ppg']['value'] / base):.0f} %" if first is not row and base else ""
         utility = (row.get("utility") or {}).get("target") or {}
         low, high = block["ppg"]["ci95"]
         table.add_row(
@@ -91,9 +92,14 @@ def show_study(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
             str(row["seed"]),
             *(f"{block[f]['value']:+.3f}" for f in FIGURES),
             f"[{low:+.3f}, {high:+.3f}]",
-            change,
+            drop,
             f"{null['ppg']['value']:+.3f}" if null else "–",
             *(f"{utility[n]:.3f}" if utility.get(n) is not None else "–" for n in ("zeroshot_top1", "t2i_r1")),
         )
     console.print(table)
+    for pooled in study["pooled"]:
+        spread = (pooled["symmetric"] or {}).get("ppg") or {}
+        sd = f" (sd over {len(pooled['seeds'])} seeds {spread['sd']:.3f})" if spread.get("sd") is not None else ""
+        console.print(f"{pooled['name']}, {pooled['train_size']} pairs: {pooled['found']['words']}{sd}")
+    console.print(f"frontier: {', '.join(study['frontier']) or 'none'}; recommended: {study['recommended'] or 'none'}")
     console.print(f"results: {out}/study.json, one evaluation a setting below {out}/evaluations")

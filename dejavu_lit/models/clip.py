@@ -194,7 +194,7 @@ class ClipModule(pl.LightningModule):
         self.log("loss", loss, prog_bar=True, batch_size=len(batch["index"]))
         self.log(
             "replaced",
-            batch["replaced"].float(),
+            float(batch["replaced"]),
             on_step=False,
             on_epoch=True,
             reduce_fx="sum",
