@@ -17,9 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from dejavu_lit.errors import UserError
-from dejavu_lit.measure.kernels import count_all, count_top, list_predicted
+from dejavu_lit.measure.kernels import count_all, count_bits, count_top, list_predicted, pack
 from dejavu_lit.objects.artifact import Objects
 
+# Sets of few labels are joined as 64-bit words: faster while a picture has at most this many words for each of its objects.
+WORDS_AN_OBJECT = 6
 CHUNK = 8192  # records a thread takes at a time: bounds the copies made of memory-mapped neighbours
 
 
@@ -123,6 +125,9 @@ def score(neighbors: Neighbors, public: Objects, truth: Objects, ks: Sequence[in
     truth_starts, truth_codes = _plain(truth.starts, np.int64), _plain(truth.codes, np.int32)
     hits = np.zeros((len(neighbors), len(ks)), np.int32)
     predicted = np.zeros((len(neighbors), len(ks)), np.int32)
+    words = -(-len(public.labels) // 64)
+    dense = top_m is None and words * len(public) <= WORDS_AN_OBJECT * len(codes)
+    bits = pack(starts, codes, words) if dense else None
 
     def work(part: slice) -> None:
         rows = _plain(neighbors.rows[part, : ks[-1]], np.int32)
@@ -132,12 +137,14 @@ def score(neighbors: Neighbors, public: Objects, truth: Objects, ks: Sequence[in
                 "the objects must be those of the public set that was searched"
             )
         own = truth_starts[part.start : part.stop + 1]
-        size = (np.array(ks, np.int64), len(public.labels), hits[part], predicted[part])
-        if top_m is None:
-            count_all(rows, own, truth_codes, starts, codes, *size)
+        until, found = np.array(ks, np.int64), (hits[part], predicted[part])
+        if bits is not None:
+            count_bits(rows, own, truth_codes, bits, until, *found)
+        elif top_m is None:
+            count_all(rows, own, truth_codes, starts, codes, until, len(public.labels), *found)
         else:
             distances = _plain(neighbors.distances[part, : ks[-1]], np.float32)
-            count_top(rows, distances, own, truth_codes, starts, codes, *size, top_m)
+            count_top(rows, distances, own, truth_codes, starts, codes, until, len(public.labels), *found, top_m)
 
     parallel(work, len(neighbors))
     return Scores(tuple(ks), hits, predicted, truth.counts().astype(np.int32))
