@@ -1,0 +1,149 @@
+"""One evaluation as the report reads it, and what is written of it: page, cards, thumbnails, figures, model-card blocks."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dejavu_lit.data.shards import ShardSet
+from dejavu_lit.errors import UserError
+from dejavu_lit.files import file_sha256, read_json, write_text
+from dejavu_lit.measure.metrics import VERSION
+from dejavu_lit.objects.artifact import Objects, read_objects
+from dejavu_lit.progress import progress
+from dejavu_lit.report import page, parts
+from dejavu_lit.report.cards import Ranks, Row, choose, read_ranks, read_rows, write_cards
+from dejavu_lit.report.markup import Html
+from dejavu_lit.report.modelcard import latex, markdown
+from dejavu_lit.report.thumbnails import thumbnails
+
+SCRIPTS = ("report.js", "cards.js")
+OWN, NEIGHBOR = 240, 112  # pixels of the longer side
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation as the report reads it: its folder, metrics.json and where the data lie now."""
+
+    folder: Path
+    metrics: Mapping[str, Any]
+    data: Path | None
+
+    @classmethod
+    def open(cls, folder: Path, data: Path | None = None) -> "Evaluation":
+        """Read an evaluation's folder; ``data``: the data folder, where it was moved.
+
+        Raises:
+            UserError: no metrics.json, or one of another schema.
+        """
+        metrics = read_json(folder / "metrics.json")
+        if metrics.get("schema") != VERSION:
+            raise UserError(
+                f"{folder}/metrics.json has schema {metrics.get('schema')}, this version reads {VERSION}; "
+                "run evaluate.py again"
+            )
+        named = metrics["settings"].get("data")
+        return cls(folder, metrics, data or (Path(named) if named else None))
+
+    @property
+    def records(self) -> Path:
+        """Its records of A."""
+        return self.folder / "records.parquet"
+
+    def public(self) -> str:
+        """The folder name of the public set that was searched."""
+        settings = self.metrics["settings"]
+        config = self.metrics.get("provenance", {}).get("config", {}).get("data", {})
+        name = settings.get("public", "P")
+        return str((config.get("public_sets") or {}).get(name, name))
+
+    def shards(self) -> tuple[ShardSet | None, ShardSet | None]:
+        """The shards of A and of the public set; None where they are not at hand."""
+        found: list[ShardSet | None] = []
+        for name in ("A", self.public()):
+            try:
+                found.append(ShardSet.open((self.data or Path(".")) / name) if self.data else None)
+            except UserError as error:
+                log.warning("pictures of %s are not at hand, the report goes without: %s", name, error)
+                found.append(None)
+        return found[0], found[1]
+
+    def objects(self) -> Objects | None:
+        """The public pictures' objects at the measurement's threshold; None where they are not at hand."""
+        settings = self.metrics["settings"]
+        named = Path(settings.get("objects") or "")
+        places = [named, *([self.data / "objects" / named.name] if self.data else [])]
+        for place in places:
+            if named.name and (place / self.public()).is_dir():
+                (objects,), _ = read_objects([place / self.public()], settings["threshold"])
+                return objects
+        return None
+
+
+def write_single(part: Path, found: Evaluation, redact: bool, limit: int, earlier: Path | None) -> None:
+    """Write the report of one evaluation into ``part``; the arguments are those of ``write_report``."""
+    ranks = read_ranks(found.records)
+    rows = read_rows(found.records, ranks, choose([ranks], limit), found.metrics["k"])
+    names = pictures(found, rows, part / "thumbs", earlier) if not redact else ({}, {})
+    write_evaluation(part, found, ranks, rows, names, redact)
+
+
+def pictures(
+    found: Evaluation, rows: list[Row], folder: Path, earlier: Path | None
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The thumbnails of the rows' own pictures and of their neighbours: {key: name} each."""
+    own, public = found.shards()
+    near = {n for row in rows for side in ("target", "reference") for n in row[f"{side}_neighbors"]}
+    return (
+        thumbnails(own, [row["key"] for row in rows], OWN, folder, earlier) if own else {},
+        thumbnails(public, near, NEIGHBOR, folder, earlier) if public else {},
+    )
+
+
+def write_evaluation(
+    folder: Path,
+    found: Evaluation,
+    ranks: Ranks,
+    rows: list[Row],
+    names: tuple[dict[str, str], dict[str, str]],
+    redact: bool,
+    root: str = "",
+    back: Html | None = None,
+) -> None:
+    """Write one evaluation's page, data, figures and blocks for model cards into ``folder``.
+
+    Args:
+        rows: the records that get a card; names: their thumbnails; root: the way from ``folder`` to the report's folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_cards(folder / "data", rows, len(ranks.keys), None if redact else found.objects(), names, redact)
+    write_text(folder / "memorized-keys.txt", "".join(f"{row['key']}\n" for row in rows))
+    write_text(folder / "modelcard.md", markdown(found.metrics))
+    write_text(folder / "modelcard.tex", latex(found.metrics))
+    plots = draw("evaluation", found.metrics, folder / "figures")
+    artifacts = [found.folder / "metrics.json", *sorted(found.folder.glob("records*.parquet"))]
+    hashes = {path.name: file_sha256(path) for path in artifacts}
+    body = page.evaluation(
+        found.metrics,
+        plots,
+        parts.pairs_section(len(rows), len(ranks.keys), redact, root),
+        parts.provenance(found.metrics, hashes),
+        back,
+    )
+    write_text(folder / "index.html", parts.document("Déjà vu memorization report", body, SCRIPTS, root))
+
+
+def draw(kind: str, value: Mapping[str, Any], folder: Path) -> list[parts.Shown]:
+    """Draw the figures of an ``evaluation`` (its metrics) or a ``study``; none where matplotlib is not installed."""
+    try:
+        from dejavu_lit.report.figures import Plot, save
+    except ImportError:
+        log.warning("no figures: they need matplotlib (pip install 'dejavu-lit[report]')")
+        return []
+    from dejavu_lit.report.plots import evaluation_plots
+    from dejavu_lit.report.study_plots import study_plots
+
+    plots: Callable[[Mapping[str, Any]], list[Plot]] = study_plots if kind == "study" else evaluation_plots
+    return [save(plot, folder) for plot in progress(plots(value), "figures", unit="figure")]

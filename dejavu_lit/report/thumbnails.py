@@ -1,0 +1,100 @@
+"""Thumbnails: small WebP files of the pictures on the cards, cut once from the shards and found again by name.
+
+A name is a hash of shard, key and size, so it tells nothing of the key and a picture that several pages show is one file.
+"""
+
+import io
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Iterable
+from hashlib import sha256
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from dejavu_lit.data.scan import PIXEL_LIMIT
+from dejavu_lit.data.shards import BadPair, ShardSet
+from dejavu_lit.progress import progress
+
+QUALITY = 60  # of WebP: artefacts stay below what a card of this size shows
+log = logging.getLogger(__name__)
+
+
+def thumbnails(
+    shards: ShardSet, keys: Iterable[str], size: int, folder: Path, earlier: Path | None = None
+) -> dict[str, str]:
+    """Make the thumbnails of ``keys`` in ``folder``, none wider or higher than ``size`` pixels.
+
+    Args:
+        earlier: a folder of thumbnails made before, from which those still wanted are taken over.
+
+    Returns:
+        {key: name below folder}; pictures that cannot be had are left out and counted in the log.
+    """
+    wanted = set(keys)
+    names: dict[str, str] = {}
+    missing = len(wanted)
+    with progress(None, f"thumbnails of {shards.folder.name}", total=len(wanted), unit="picture") as bar:
+        for number, shard in enumerate(shards.names):
+            if not missing:
+                break
+            index = shards.index(number)
+            stamp = f"{shards.folder.name}/{shard}/{os.path.getsize(index.path)}/{size}/{QUALITY}"
+            for position, key in enumerate(index.keys):
+                if key not in wanted:
+                    continue
+                missing -= 1
+                digest = sha256(f"{stamp}/{key}".encode()).hexdigest()[:20]
+                name = f"{digest[:2]}/{digest[2:]}.webp"
+                if _there(folder / name, earlier / name if earlier else None):
+                    names[key] = name
+                else:
+                    try:
+                        small = shrink(index.read(position).image, size)
+                    except BadPair as error:
+                        log.debug("%s has no thumbnail: %s", key, error)
+                    else:
+                        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                        (folder / name).write_bytes(small)
+                        names[key] = name
+                bar.update()
+    if lost := len(wanted) - len(names):
+        log.warning("%d of %d pictures of %s cannot be shown", lost, len(wanted), shards.folder)
+    return names
+
+
+def _there(path: Path, earlier: Path | None) -> bool:
+    if path.exists():
+        return True
+    if earlier is None or not earlier.is_file():
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(earlier, path)
+    return True
+
+
+def shrink(picture: bytes, size: int) -> bytes:
+    """``picture`` upright, in RGB and at most ``size`` pixels a side, as WebP without metadata.
+
+    Raises:
+        BadPair: it does not decode, or has more pixels than ``PIXEL_LIMIT``.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the limit below is ours and firm
+        try:
+            with Image.open(io.BytesIO(picture), formats=("JPEG", "PNG", "WEBP", "MPO")) as image:
+                if image.width * image.height > PIXEL_LIMIT:
+                    raise Image.DecompressionBombError(f"{image.width} × {image.height} pixels are too many")
+                image.draft("RGB", (size, size))
+                upright = ImageOps.exif_transpose(image)
+                upright.thumbnail((size, size))
+                flat = Image.new("RGB", upright.size, "white")
+                rgba = upright.convert("RGBA")
+                flat.paste(rgba, mask=rgba.getchannel("A"))
+        except Exception as error:  # Pillow's decoders raise nearly anything for broken data
+            raise BadPair(f"the picture does not decode ({error})") from None
+    out = io.BytesIO()
+    flat.save(out, "WEBP", quality=QUALITY, method=4)
+    return out.getvalue()
