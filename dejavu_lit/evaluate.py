@@ -88,8 +88,8 @@ def evaluate(
             write_records(out / FILES[name], records, settings.k, settings.top_m)
     metrics = measure(sets["population"], sets.get("null"), sets.get("swapped"), settings, at)
     metrics |= {name: context[name] for name in ("utility", "exposure", "search")}
-    metrics["settings"] |= {"target": comparison.target, "reference": comparison.reference, "objects": str(folder)}
-    metrics["settings"] |= {"public": data.public, "data": str(data.folder)}
+    metrics["settings"] |= {name: getattr(comparison, name) for name in ("target", "reference", "public_modality")}
+    metrics["settings"] |= {"objects": str(folder), "public": data.public, "data": str(data.folder)}
     metrics["provenance"] = provenance() | {"config": dict(config)}
     write_csv(out / "memorized.csv", most_memorized(sets["population"], settings.k, settings.top_m, limit=LISTED))
     if keys is not None:

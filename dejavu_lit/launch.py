@@ -84,14 +84,22 @@ def difference(old: Any, new: Any, path: str = "") -> str | None:
     return None if old == new else f"{path}: {old} → {new}"
 
 
+def rank() -> int:
+    """This process's rank among those of one run, as torchrun, srun or Lightning's launcher tell it; 0 when alone."""
+    return int(next((os.environ[n] for n in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if n in os.environ), 0))
+
+
 @contextmanager
 def run_directory(out: Path, config: Mapping[str, Any]) -> Iterator[Path]:
-    """Own ``out`` for the time of a run, with ``config`` saved in it.
+    """Own ``out`` for the time of a run, with ``config`` saved in it; of several ranks the first does so for all.
 
     Raises:
         UserError: another process works there, or it holds a run with other settings.
     """
     out.mkdir(parents=True, exist_ok=True)
+    if rank() > 0:
+        yield out
+        return
     with locked(out / ".lock", wait=False):
         if (out / "config.yaml").exists():
             if changed := difference(read_config(out), config):

@@ -29,6 +29,7 @@ from dejavu_lit.models.preprocess import Preprocess
 
 log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it sets INFO on import
+warnings.filterwarnings("ignore", message=".*nn.functional.all_gather.*")  # open_clip's loss
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # a deprecation between Lightning and torch
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # on purpose where pictures are cached
 warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # ours is, by the epoch plan
@@ -122,8 +123,8 @@ class Narrator(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Say how far it is: every tenth of the epochs, and the last."""
         done, total = trainer.current_epoch + 1, int(trainer.max_epochs or 0)
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}  # all ranks: it may reduce
         if self.speak and trainer.is_global_zero and (done % max(1, total // 10) == 0 or done == total):
-            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
             left = (time.perf_counter() - self.start) / (done - (self.first or 0)) * (total - done)
             shown = ", ".join(f"{n} {metrics[n]:.3g}" for n in ("loss", "val_loss") if n in metrics)
             rate = f", {metrics['pairs/s']:.0f} pairs/s" if "pairs/s" in metrics else ""

