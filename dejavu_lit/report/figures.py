@@ -53,7 +53,6 @@ STYLE: dict[str, Any] = {
     "text.parse_math": False,  # other people's names may hold dollar signs
     "svg.fonttype": "path",  # looks the same everywhere, whatever fonts there are
     "svg.hashsalt": "dejavu-lit",
-    "pdf.fonttype": 42,
 }
 PNG_DPI = 160
 FORMATS: dict[str, dict[str, Any]] = {

@@ -40,17 +40,15 @@ def join(child: Child) -> Html:
     return Html("".join(join(c) for c in child))
 
 
-def table(heads: Iterable[Child], rows: Iterable[Iterable[Child]], caption: str, **attributes: str | bool) -> Html:
-    """A table whose first column names the rows, in a box that scrolls sideways where the screen is narrow."""
-    body = [
-        tag("tr", [tag("th", cell, scope="row") if i == 0 else tag("td", cell) for i, cell in enumerate(row)])
-        for row in rows
-    ]
-    made = tag(
-        "table",
-        tag("caption", caption),
-        tag("thead", tag("tr", [tag("th", head, scope="col") for head in heads])),
-        tag("tbody", body),
-        **attributes,
-    )
-    return tag("div", made, class_="scroll", tabindex=0, role="region", aria_label=caption)
+def table(heads: Iterable[Child], rows: Iterable[Html], text: str, **attributes: str | bool) -> Html:
+    """A table below its explanation, in a box that scrolls sideways where the screen is narrow. Rows are of ``row``."""
+    head = tag("thead", tag("tr", [tag("th", cell, scope="col") for cell in heads]))
+    made = tag("table", head, tag("tbody", list(rows)), **attributes)
+    box = tag("div", made, class_="scroll", tabindex=0, role="region", aria_label=text)
+    return join([tag("p", text, class_="note"), box])
+
+
+def row(name: Child, cells: Iterable[Child], **attributes: str | bool | None) -> Html:
+    """A row of a table; its name heads it. Cells that are ``td`` elements already stay as they are."""
+    made = [c if isinstance(c, Html) and c.startswith("<td") else tag("td", c) for c in cells]
+    return tag("tr", tag("th", name, scope="row"), made, **attributes)

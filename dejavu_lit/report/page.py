@@ -6,7 +6,7 @@ Every text goes through ``markup.tag``, which escapes it. Figures and cards are 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dejavu_lit.report.markup import Html, join, table, tag
+from dejavu_lit.report.markup import Html, join, row, table, tag
 from dejavu_lit.report.parts import Shown, figures
 from dejavu_lit.report.words import (
     BLOCKS,
@@ -100,7 +100,7 @@ def gaps(metrics: Metrics) -> Html:
             f = block[figure]
             small = tag("small", f"{interval(f['ci95'])}", tag("br"), f"{signed(f['mean'])} ± {f['std']:.3f}")
             cells.append([signed(f["value"]), small])
-        rows.append([label, *cells])
+        rows.append(row(label, cells, class_="headline" if name == "symmetric" else None))
     heads = ["", *(tag("abbr", short, title=MEANINGS[name]) for name, short in FIGURES.items())]
     reasons = metrics.get("reasons", {})
     missing = [tag("p", f"{BLOCKS[n]} is missing: {reasons[n]}.", class_="note") for n in BLOCKS if n in reasons]
@@ -127,7 +127,7 @@ def utility(metrics: Metrics) -> Html:
     if not names:
         return tag("p", "Utility was not measured, so these gaps say nothing about what forgetting would cost.")
     rows = [
-        [UTILITY[n], *(f"{100 * s[n]:.1f} %" if isinstance(s.get(n), int | float) else "–" for s in sides)]
+        row(UTILITY[n], [f"{100 * s[n]:.1f} %" if isinstance(s.get(n), int | float) else "–" for s in sides])
         for n in names
     ]
     return table(["", "target", "reference"], rows, "Utility of both models")
@@ -139,7 +139,7 @@ def blind(metrics: Metrics) -> Html | None:
     if not found:
         return None
     rows = [
-        [label, *(f"{found[name][rate]:.3f}" for rate in ("precision", "recall", "f1"))]
+        row(label, [f"{found[name][rate]:.3f}" for rate in ("precision", "recall", "f1")])
         for name, label in (("target", "target"), ("reference", "reference"), ("blind", "blind baseline"))
     ]
     text = (

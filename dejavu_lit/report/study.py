@@ -15,7 +15,8 @@ from dejavu_lit.files import file_sha256, read_json, write_text
 from dejavu_lit.report import parts
 from dejavu_lit.report.cards import choose, read_ranks, read_rows
 from dejavu_lit.report.evaluation import Evaluation, draw, pictures, write_evaluation
-from dejavu_lit.report.markup import Child, Html, join, tag
+from dejavu_lit.report.markup import Child, Html, join, table, tag
+from dejavu_lit.report.markup import row as line
 from dejavu_lit.report.modelcard import study_latex, study_markdown
 from dejavu_lit.report.words import FIGURES, VERDICTS, interval, signed, state
 
@@ -115,7 +116,7 @@ def conclusion(study: Mapping[str, Any]) -> Html:
 
 def settings(study: Mapping[str, Any], linked: Sequence[str]) -> Html:
     """The sortable table: one row a (setting, size, seed)."""
-    heads = ["setting", "pairs", "seed", *FIGURES.values(), "less PPG than the first", "null PPG", "corrected PPG"]
+    heads = ["setting", "pairs", "seed", *FIGURES.values(), "PPG less than first", "null PPG", "corrected PPG"]
     heads += ["zero-shot top-1", "text→image R@1", "frontier"]
     body = []
     for label, row in zip(labels(study["settings"]), study["settings"], strict=True):
@@ -134,16 +135,9 @@ def settings(study: Mapping[str, Any], linked: Sequence[str]) -> Html:
         on = row["name"] in study.get("frontier", [])
         best = row["name"] == study.get("recommended")
         cells.append(_number(on + best, "★ recommended" if best else "on it" if on else ""))
-        body.append(tag("tr", tag("th", name, tag("small", " ".join(row["overrides"])), scope="row"), cells))
+        body.append(line([name, tag("small", " ".join(row["overrides"]))], cells))
     caption = "Symmetric gaps with 95 % intervals (of the records, not of training). Click a head to sort."
-    made = tag(
-        "table",
-        tag("caption", caption),
-        tag("thead", tag("tr", [tag("th", head, scope="col") for head in heads])),
-        tag("tbody", body),
-        class_="sortable settings",
-    )
-    return tag("div", made, class_="scroll", tabindex=0, role="region", aria_label="Settings")
+    return table(heads, body, caption, class_="sortable settings")
 
 
 def _number(value: float | None, text: str) -> Html:

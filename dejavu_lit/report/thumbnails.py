@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from dejavu_lit.data.scan import PIXEL_LIMIT
@@ -89,6 +90,8 @@ def shrink(picture: bytes, size: int) -> bytes:
                     raise Image.DecompressionBombError(f"{image.width} × {image.height} pixels are too many")
                 image.draft("RGB", (size, size))
                 upright = ImageOps.exif_transpose(image)
+                if upright.mode.startswith("I"):  # 16 bits a pixel: the upper 8 are what can be seen
+                    upright = Image.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8))
                 upright.thumbnail((size, size))
                 flat = Image.new("RGB", upright.size, "white")
                 rgba = upright.convert("RGBA")

@@ -25,8 +25,8 @@ function neighbor(card, [key, thumb, objects], distance, labels, root) {
     : `public picture ${key}; right: ${right.map((c) => labels[c]).join(", ") || "none"}; wrong: ${wrong.map((c) => labels[c]).join(", ") || "none"}`;
   const picture = thumb ? make("img", { src: `${root}thumbs/${thumb}`, alt: said, title: said, loading: "lazy", decoding: "async", width: 96, height: 96 })
     : make("span", { class: "blank", title: said }, foreign(key));
-  const marks = objects === null ? "" : ` ✓${right.length} ✗${wrong.length}`;
-  return make("li", {}, picture, make("span", { class: "marks" }, distance.toFixed(3), marks));
+  const marks = objects === null ? null : make("span", {}, `✓${right.length} ✗${wrong.length}`);
+  return make("li", {}, picture, make("span", { class: "marks" }, make("span", {}, distance.toFixed(3)), " ", marks));
 }
 
 const TITLES = { target: "Target model (trained on this pair)", reference: "Reference model (did not see it)" };

@@ -33,7 +33,7 @@ async function pairOf(first, second, key, place) {
   if (a.card.objects) {
     const [before, after] = [right(a, first.index.labels), right(b, second.index.labels)];
     body.append(ownOf(a.card, first.index.labels, ""));
-    head.append(...[change("no longer recalled", [...before].filter((word) => !after.has(word)), "wrong"),
+    head.append(...[change("no longer recalled", [...before].filter((word) => !after.has(word)), "missed"),
       change("newly recalled", [...after].filter((word) => !before.has(word)), "right")].filter(Boolean));
   }
   body.append(make("div", {}, side("target", a.card, a.chunk, first.index.labels, "", `Target of ${first.label}`),

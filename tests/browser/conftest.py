@@ -1,0 +1,80 @@
+"""A headless Chromium for the tests of pages; they are skipped without one, unless DEJAVU_REQUIRE names ``browser``."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dejavu_lit.report.write import write_report
+
+from ..report.made import FEW_FIGURES, HOSTILE, make_evaluation, make_study
+
+
+def _unless_required(reason: str) -> None:
+    if "browser" in os.environ.get("DEJAVU_REQUIRE", "").split(","):
+        pytest.fail(f"DEJAVU_REQUIRE asks for a browser, but {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """The browser, driven by Playwright."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        _unless_required("chromium is not installed (Debian: apt-get install chromium)")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        _unless_required("playwright is not installed (pip install 'dejavu-lit[test]')")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A page opened from disk, with everything it asked for and complained about."""
+
+    def __init__(self, chromium: Any, page: Path, width: int = 1024, scheme: str = "light", address: str = "") -> None:
+        self.context = chromium.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True, reduced_motion="reduce"
+        )
+        self.page = self.context.new_page()
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("requestfailed", lambda request: self.complaints.append(f"failed: {request.url}"))
+        self.page.goto(page.resolve().as_uri() + address)
+
+    def ready(self) -> Any:
+        """The page, once its cards are there."""
+        self.page.wait_for_selector(".pairs[data-ready]", timeout=20_000)
+        return self.page
+
+    def __enter__(self) -> "Visit":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.close()
+
+
+@pytest.fixture(scope="session")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a small evaluation with hostile captions."""
+    folder = tmp_path_factory.mktemp("browser") / "evaluation"
+    return write_report(make_evaluation(folder, n=60, captions=dict(enumerate(HOSTILE)), planted=True))
+
+
+@pytest.fixture(scope="session")
+def study_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a small study."""
+    return write_report(
+        make_study(
+            tmp_path_factory.mktemp("browser") / "study", {"none": 0.9, "mask": 0.0}, (60,), settings=FEW_FIGURES
+        )
+    )

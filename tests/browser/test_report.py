@@ -1,0 +1,338 @@
+"""The report's page in a real browser, opened from disk: it works, stays inside its folder, and shows texts as texts."""
+
+import os
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+import pyarrow.parquet as pq
+import pytest
+
+from dejavu_lit.report.write import write_report
+
+from ..report.made import FEW_FIGURES, HOSTILE, WORDS, make_evaluation
+from .conftest import Visit
+
+
+def keys(page: Any) -> list[str]:
+    return list(page.eval_on_selector_all(".card", "cards => cards.map(card => card.dataset.key)"))
+
+
+def records(report: Path) -> list[dict[str, Any]]:
+    return [r for r in pq.read_table(report.parent.parent / "records.parquet").to_pylist() if r["objects"]]
+
+
+def until(page: Any, condition: str) -> None:
+    """Wait for a condition; Playwright's own waiting evaluates strings in the page, which its policy forbids."""
+    for _ in range(400):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(25)
+    raise AssertionError(f"never came true: {condition}")
+
+
+def settled(page: Any, action: Any) -> None:
+    """Do something and wait until the list has been drawn anew."""
+    page.evaluate("document.querySelector('.cards').firstChild?.setAttribute('data-old', '')")
+    action()
+    until(page, "!document.querySelector('.cards [data-old]')")
+
+
+def test_sorting(chromium: Any, report: Path) -> None:
+    rows = records(report)
+    orders = {
+        "gap": lambda r: r["reference_hits"] - r["target_hits"],
+        "hits": lambda r: -r["target_hits"],
+        "distance": lambda r: round(r["target_distances"][0], 4),
+    }
+    with Visit(chromium, report) as visit:
+        page = visit.ready()
+        place = {r["key"]: i for i, r in enumerate(sorted(rows, key=orders["gap"]))}
+        for name, order in orders.items():
+            if name != "gap":
+                settled(page, lambda name=name: page.select_option("[name=sort]", name))
+            # Ties go by the order of gap, which is the order of the records.
+            expected = sorted(rows, key=lambda r: (order(r), place[r["key"]]))
+            assert keys(page) == [r["key"] for r in expected[:10]], name
+        assert not visit.complaints
+
+
+def test_filter_by_object_and_text(chromium: Any, report: Path) -> None:
+    rows = records(report)
+    with Visit(chromium, report) as visit:
+        page = visit.ready()
+        page.select_option("[name=size]", "50")
+        settled(page, lambda: (page.fill("[name=object]", "soccer ball"), page.press("[name=object]", "Tab")))
+        assert set(keys(page)) == {r["key"] for r in rows if "soccer ball" in r["objects"]}
+        settled(page, lambda: page.click("[name=reset]"))
+        settled(page, lambda: page.fill("[name=text]", "PICTURE 7"))
+        assert set(keys(page)) == {r["key"] for r in rows if "picture 7" in r["caption"]}
+        assert "match" in page.text_content(".status")
+        page.fill("[name=text]", "no such text")
+        until(page, "document.querySelectorAll('.card').length === 0")
+        assert "Pairs 0–0 of 0" in page.text_content(".status")
+        assert not visit.complaints
+
+
+def test_paging_and_addresses(chromium: Any, report: Path) -> None:
+    total = len(records(report))
+    with Visit(chromium, report) as visit:
+        page = visit.ready()
+        first = keys(page)
+        assert page.is_disabled("[name=back]")
+        seen = list(first)
+        while not page.is_disabled("[name=next]"):
+            settled(page, lambda: page.click("[name=next]"))
+            seen += keys(page)
+        assert len(seen) == len(set(seen)) == total
+        settled(page, lambda: page.click("[name=back]"))
+        address = page.evaluate("location.hash")
+        assert "page=5" in address
+        here = keys(page)
+    with Visit(chromium, report, address=address) as again:  # an address leads to the same page
+        assert keys(again.ready()) == here
+    with Visit(chromium, report, address="#page=999&sort=nonsense&size=x") as odd:
+        assert len(keys(odd.ready())) == total % 10 or 10
+        assert not odd.complaints
+
+
+def test_keyboard_alone(chromium: Any, report: Path) -> None:
+    with Visit(chromium, report) as visit:
+        page = visit.ready()
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.className") == "skip"
+        page.focus("[name=next]")
+        before = keys(page)
+        settled(page, lambda: page.keyboard.press("Enter"))
+        assert keys(page) != before
+        page.focus("[name=text]")
+        page.keyboard.press("Enter")  # submits nothing, leads nowhere
+        assert "?" not in page.url
+
+
+def test_names_and_alternative_texts(chromium: Any, report: Path) -> None:
+    with Visit(chromium, report) as visit:
+        page = visit.ready()
+        assert page.evaluate("[...document.images].every(image => image.alt.length > 5)")
+        unnamed = """[...document.querySelectorAll('input, select, button')].filter(
+            e => !(e.labels?.length || e.textContent.trim() || e.ariaLabel)).length"""
+        assert page.evaluate(unnamed) == 0
+        assert page.evaluate("document.documentElement.lang") == "en"
+        levels = page.eval_on_selector_all("h1,h2,h3,h4", "all => all.map(h => Number(h.tagName[1]))")
+        assert levels[0] == 1
+        assert all(b - a <= 1 for a, b in pairwise(levels))
+        ids = page.eval_on_selector_all("[id]", "all => all.map(e => e.id)")
+        assert len(ids) == len(set(ids))
+
+
+def test_right_and_wrong_differ_in_sign_and_shape(chromium: Any, report: Path) -> None:
+    with Visit(chromium, report) as visit:
+        page = visit.ready()
+        look = """kind => { const chip = document.querySelector(`.card .chip.${kind}`); if (!chip) return null;
+            const style = getComputedStyle(chip);
+            return [getComputedStyle(chip, '::before').content, style.borderTopStyle, style.borderTopLeftRadius,
+                    chip.querySelector('.hidden').textContent]; }"""
+        found = {kind: page.evaluate(look, kind) for kind in ("right", "wrong", "told")}
+        assert all(found.values())
+        for part in range(4):
+            values = [look[part] for look in found.values()]
+            assert len(set(values)) > 1, values
+        assert len({look[0] for look in found.values()}) == 3
+        assert len({look[3] for look in found.values()}) == 3
+
+
+def test_hits_are_what_the_chips_show(chromium: Any, report: Path) -> None:
+    by_key = {r["key"]: r for r in records(report)}
+    with Visit(chromium, report) as visit:
+        page = visit.ready()
+        count = """side => [...document.querySelectorAll('.card')].map(card => [card.dataset.key,
+            card.querySelectorAll(`.${side} .chip.right, .${side} .chip.told`).length,
+            card.querySelectorAll(`.${side} .chip.wrong`).length,
+            card.querySelectorAll(`.${side} .chip.missed`).length])"""
+        for side in ("target", "reference"):
+            for key, right, wrong, missed in page.evaluate(count, side):
+                record = by_key[key]
+                assert right == record[f"{side}_hits"]
+                assert wrong == len(set(record[f"{side}_predicted"]) - set(record["objects"]))
+                assert right + missed == len(record["objects"])
+
+
+def test_nothing_leaves_the_folder(chromium: Any, report: Path) -> None:
+    with Visit(chromium, report) as visit:
+        page = visit.ready()
+        page.fill("[name=text]", "picture")
+        page.evaluate("scrollTo(0, document.body.scrollHeight)")
+        page.wait_for_timeout(400)
+        inside = report.parent.resolve().as_uri()
+        assert visit.requests
+        assert all(url.startswith(inside) for url in visit.requests)
+        assert not visit.complaints
+
+
+def test_the_policy_holds_on_a_page_from_disk(chromium: Any, report: Path) -> None:
+    attack = """async () => {
+        const blocked = [];
+        document.addEventListener('securitypolicyviolation', event => blocked.push(event.effectiveDirective));
+        const script = document.createElement('script'); script.textContent = 'window.hacked = 1'; document.head.append(script);
+        const image = document.createElement('img'); image.src = 'https://example.org/x.png'; document.body.append(image);
+        const inline = document.createElement('div'); inline.innerHTML = '<b onclick="window.hacked = 2">x</b>';
+        document.body.append(inline); inline.firstChild.click();
+        const frame = document.createElement('iframe'); frame.src = 'https://example.org/'; document.body.append(frame);
+        await fetch('https://example.org/').catch(() => 0);
+        await new Promise(done => setTimeout(done, 300));
+        return [blocked.sort(), window.hacked ?? null];
+    }"""
+    with Visit(chromium, report) as visit:
+        blocked, hacked = visit.ready().evaluate(attack)
+        assert hacked is None
+        assert {"script-src-elem", "script-src-attr", "img-src", "connect-src", "frame-src"} <= set(blocked)
+
+
+def test_captions_are_text(chromium: Any, report: Path) -> None:
+    with Visit(chromium, report, address="#size=50") as visit:
+        page = visit.ready()
+        shown: dict[str, str] = {}
+        while True:
+            shown |= dict(page.eval_on_selector_all(
+                ".card", "cards => cards.map(c => [c.dataset.key, c.querySelector('.caption').textContent])"))  # fmt: skip
+            if page.is_disabled("[name=next]"):
+                break
+            settled(page, lambda: page.click("[name=next]"))
+        for number, caption in enumerate(HOSTILE):
+            assert shown[f"a{number:05d}"] == caption.strip()
+        assert page.evaluate("window.hacked ?? null") is None
+        assert page.evaluate("document.querySelectorAll('.cards script, .cards style, .cards b').length") == 0
+        assert "<b>bold</b>" in WORDS  # a label that would be markup
+        assert page.evaluate("[...document.querySelectorAll('.caption bdi')].every(e => e.dir === 'auto')")
+        assert not visit.complaints
+
+
+@pytest.mark.parametrize("width", [360, 1024, 1920])
+def test_layout_holds(width: int, chromium: Any, report: Path, study_report: Path) -> None:
+    for page_path in (report, study_report):
+        with Visit(chromium, page_path, width=width) as visit:
+            page = visit.ready() if page_path == report else visit.page
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            outside = """() => [...document.querySelectorAll('main *')].filter(e => {
+                if (e.closest('.scroll, .hidden, .skip, pre, select, datalist, details')) return false;
+                const box = e.getBoundingClientRect();
+                return box.width > 0 && (box.right > innerWidth + 1 || box.left < -1); }).map(e => e.outerHTML.slice(0, 80))"""
+            assert page.evaluate(outside) == []
+            covered = """() => [...document.querySelectorAll('.card')].slice(0, 3).flatMap(card => {
+                const parts = [...card.querySelectorAll('.strip img, .strip .blank, .marks, .chip, .caption, h3, h4')];
+                const boxes = parts.map(e => e.getBoundingClientRect());
+                const clash = [];
+                boxes.forEach((a, i) => boxes.slice(i + 1).forEach((b, j) => {
+                    if (Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2
+                        && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 2)
+                        clash.push(parts[i].className + parts[i].textContent + '/' + parts[i + 1 + j].textContent); }));
+                return clash; })"""
+            assert page.evaluate(covered) == []
+
+
+def luminance(colour: str) -> float:
+    parts = [int(p) / 255 for p in re.findall(r"\d+", colour)[:3]]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast_in_light_and_dark(scheme: str, chromium: Any, report: Path) -> None:
+    colours = """() => [...document.querySelectorAll('p, h1, h2, h4, td, th, a, .chip, .status, .marks, dt, dd')].map(e => {
+        const paper = node => getComputedStyle(node).backgroundColor;
+        let back = e;
+        while (back !== document.documentElement && paper(back) === 'rgba(0, 0, 0, 0)') back = back.parentElement;
+        return [e.className + ' ' + e.tagName, getComputedStyle(e).color, paper(back)]; })"""
+    with Visit(chromium, report, scheme=scheme) as visit:
+        page = visit.ready()
+        found = page.evaluate(colours)
+        assert len(found) > 100
+        for name, ink, paper in found:
+            light, dark = sorted((luminance(ink), luminance(paper)), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, (name, ink, paper)
+        paper = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+        assert (luminance(paper) < 0.1) == (scheme == "dark")
+        until(page, "document.querySelector('.figures img').complete")
+        assert ("-dark.svg" in page.evaluate("document.querySelector('.figures img').currentSrc")) == (scheme == "dark")
+
+
+def test_print_shows_the_light_figures_and_no_tools(chromium: Any, report: Path) -> None:
+    with Visit(chromium, report, scheme="dark") as visit:
+        page = visit.ready()
+        page.emulate_media(media="print")
+        assert not page.is_visible(".tools")
+        assert page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == "rgb(255, 255, 255)"
+        until(page, "!document.querySelector('.figures img').currentSrc.includes('-dark')")
+
+
+def test_redacted_page_works(chromium: Any, report: Path, tmp_path: Path) -> None:
+    page_path = write_report(report.parent.parent, redact=True, out=tmp_path / "redacted")
+    with Visit(chromium, page_path) as visit:
+        page = visit.ready()
+        assert len(keys(page)) == 10
+        assert page.evaluate("document.querySelectorAll('.card img, .caption, .chip').length") == 0
+        settled(page, lambda: page.fill("[name=text]", "a00007"))
+        assert keys(page) == ["a00007"]
+        assert not visit.complaints
+
+
+def test_study_sorts_and_compares(chromium: Any, study_report: Path) -> None:
+    with Visit(chromium, study_report) as visit:
+        page = visit.page
+        column = (
+            "() => [...document.querySelectorAll('table.sortable tbody tr')].map(r => Number(r.cells[3].dataset.value))"
+        )
+        page.click("table.sortable thead th:nth-child(4) button")
+        falling = page.evaluate(column)
+        assert falling == sorted(falling, reverse=True)
+        page.click("table.sortable thead th:nth-child(4) button")
+        assert page.evaluate(column) == falling[::-1]
+        assert page.get_attribute("table.sortable thead th:nth-child(4)", "aria-sort") == "ascending"
+
+        before = len(visit.requests)
+        page.click("[name=compare]")
+        page.wait_for_selector(".compare[data-ready]")
+        assert len(visit.requests) > before
+        said = page.text_content(".compare .status")
+        tables = [
+            {
+                r["key"]: r
+                for r in pq.read_table(study_report.parent.parent / f"evaluations/{n}-60-0/records.parquet").to_pylist()
+            }
+            for n in ("none", "mask")
+        ]
+        change = {
+            k: (tables[1][k]["target_hits"] - tables[1][k]["reference_hits"]) - (r["target_hits"] - r["reference_hits"])
+            for k, r in tables[0].items()
+            if r["objects"]
+        }
+        assert f"fell for {sum(c < 0 for c in change.values())}" in said
+        assert f"rose for {sum(c > 0 for c in change.values())}" in said
+        shown = [change[key] for key in keys(page)]
+        assert shown == sorted(change.values())[:10]
+        page.click("table.sortable tbody a")
+        page.wait_for_selector(".pairs[data-ready]")
+        until(page, "[...document.querySelectorAll('.card img')].some(image => image.naturalWidth > 0)")
+        page.click("text=← the study")
+        page.wait_for_selector(".compare")
+        assert not visit.complaints
+
+
+def test_ten_thousand_records_open_fast_and_load_little(chromium: Any, tmp_path: Path) -> None:
+    evaluation = make_evaluation(tmp_path / "large", n=10_001, m=400, settings=FEW_FIGURES)
+    page_path = write_report(evaluation, limit=10_000)
+    took = []
+    for _ in range(3):  # the best of three: other work on the machine is not the page's
+        with Visit(chromium, page_path) as visit:
+            took.append(visit.ready().evaluate("performance.now()") / 1000)
+            visit.page.wait_for_load_state("networkidle")
+            assert "of 10,000" in visit.page.text_content(".status")
+            loaded = {unquote(urlparse(url).path) for url in visit.requests}
+            size = sum(os.path.getsize(path) for path in loaded)
+            settled(visit.page, lambda page=visit.page: page.select_option("[name=sort]", "distance"))
+            assert not visit.complaints
+    print(f"opens in {min(took):.2f} s and loads {size / 1e6:.2f} MB in {len(loaded)} files")
+    assert min(took) < 2
+    assert size < 1_000_000

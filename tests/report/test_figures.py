@@ -1,0 +1,244 @@
+"""Every figure's plotted data against metrics.json or study.json, and its files."""
+
+import csv
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+from matplotlib.axes import Axes
+
+from dejavu_lit.files import read_json
+from dejavu_lit.report.figures import DARK, Plot, save, style
+from dejavu_lit.report.plots import evaluation_plots
+from dejavu_lit.report.study_plots import knobs, study_plots
+
+FIGURES = ("ppg", "prg", "aucg")
+
+
+@pytest.fixture(scope="module")
+def metrics(evaluation: Path) -> dict[str, Any]:
+    return dict(read_json(evaluation / "metrics.json"))
+
+
+@pytest.fixture(scope="module")
+def plots(metrics: dict[str, Any]) -> dict[str, Plot]:
+    return {plot.name: plot for plot in evaluation_plots(metrics)}
+
+
+@pytest.fixture(scope="module")
+def found(study: Path) -> dict[str, Any]:
+    return dict(read_json(study / "study.json"))
+
+
+@pytest.fixture(scope="module")
+def of_study(found: dict[str, Any]) -> dict[str, Plot]:
+    return {plot.name: plot for plot in study_plots(found)}
+
+
+def bars(axis: Axes) -> list[tuple[list[float], list[float], list[list[float]]]]:
+    """What the error bars of an axis draw: (x, y, [low, high] ends along the axis of the bar)."""
+    made = []
+    for container in axis.containers:
+        line, _, arms = container.lines
+        ends = [np.asarray(segment) for arm in arms for segment in arm.get_segments()]
+        along = 0 if any(s[0, 0] != s[-1, 0] for s in ends) else 1
+        made.append((list(line.get_xdata()), list(line.get_ydata()), [[s[0, along], s[-1, along]] for s in ends]))
+    return made
+
+
+def lines(axis: Axes) -> dict[str, tuple[list[float], list[float]]]:
+    """{label: (x, y)} of the lines that a legend would name."""
+    named = [line for line in axis.lines if not str(line.get_label()).startswith("_")]
+    return {str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata())) for line in named}
+
+
+def test_all_figures_are_there(plots: dict[str, Plot]) -> None:
+    columns = {"subgroups-object", "subgroups-caption-words", "subgroups-object-count"}
+    assert set(plots) >= {"gaps", "recall", "sample", "by-k", "by-threshold", "by-top-m", "planted"}
+    assert columns & set(plots)
+
+
+def test_gaps(plots: dict[str, Plot], metrics: dict[str, Any]) -> None:
+    blocks = ("population", "swapped", "symmetric", "null", "corrected")
+    for axis, figure in zip(plots["gaps"].figure.axes, FIGURES, strict=True):
+        drawn = bars(axis)
+        assert [x for xs, _, _ in drawn for x in xs] == [metrics[b][figure]["value"] for b in blocks]
+        np.testing.assert_allclose(
+            [e for _, _, ends in drawn for e in ends], [metrics[b][figure]["ci95"] for b in blocks]
+        )
+    labels = [text.get_text() for text in plots["gaps"].figure.axes[0].get_yticklabels()]
+    assert [label.split(":")[0] for label in labels] == ["A", "B", "symmetric", "H", "corrected"]
+
+
+def test_recall_curves_and_the_area_between(plots: dict[str, Plot], metrics: dict[str, Any]) -> None:
+    axis = plots["recall"].figure.axes[0]
+    curve = metrics["curves"]["recall"]
+    drawn = lines(axis)
+    assert drawn["target"] == (curve["x"], curve["target"])
+    assert drawn["reference"] == (curve["x"], curve["reference"])
+    assert all(line.get_drawstyle() == "steps-pre" for line in axis.lines)
+    # The shaded area is the AUCG: each step reaches back to the recall before it.
+    x, t, r = (np.array(curve[n]) for n in ("x", "target", "reference"))
+    assert np.sum(np.diff(x) * (t - r)[1:]) == pytest.approx(metrics["population"]["aucg"]["value"])
+
+
+def test_sample_level(plots: dict[str, Plot], metrics: dict[str, Any]) -> None:
+    axes = iter(plots["sample"].figure.axes)
+    curves = metrics["curves"]["sample"]
+    assert len(curves) > 2
+    for ranking in ("distance", "hits", "gap"):
+        for gap in ("precision_gap", "recall_gap", "f1_gap"):
+            drawn = list(lines(next(axes)).values())
+            assert drawn == [(curve[ranking]["top"], curve[ranking][gap]) for curve in curves]
+
+
+@pytest.mark.parametrize("name", ["by-k", "by-threshold", "by-top-m"])
+def test_sensitivity(name: str, plots: dict[str, Plot], metrics: dict[str, Any]) -> None:
+    key = {"by-threshold": "threshold", "by-top-m": "top_m"}.get(name)
+    if key is None:
+        values = [(int(k), blocks) for k, blocks in metrics["by_k"].items()]
+    else:
+        values = [(row[key], row) for row in metrics["sensitivity"][key]]
+        if key == "threshold":
+            values.append((metrics["settings"]["threshold"], metrics))
+    if len(values) < 2:
+        assert name not in plots
+        return
+    for axis, figure in zip(plots[name].figure.axes, FIGURES, strict=True):
+        for (xs, ys, ends), block in zip(bars(axis), ("symmetric", "population", "null"), strict=True):
+            assert xs == [x for x, _ in values]
+            assert ys == [blocks[block][figure]["value"] for _, blocks in values]
+            np.testing.assert_allclose(ends, [blocks[block][figure]["ci95"] for _, blocks in values])
+
+
+def test_planted_memory(plots: dict[str, Plot], metrics: dict[str, Any]) -> None:
+    levels = metrics["planted"]["levels"]
+    assert [level["exposure"] for level in levels] == [2, 20]
+    for axis, figure in zip(plots["planted"].figure.axes, FIGURES, strict=True):
+        ((xs, ys, ends),) = bars(axis)
+        assert xs == [2, 20]
+        assert ys == [level[figure]["value"] for level in levels]
+        np.testing.assert_allclose(ends, [level[figure]["ci95"] for level in levels])
+
+
+def test_subgroups(plots: dict[str, Plot], metrics: dict[str, Any]) -> None:
+    groups = metrics["subgroups"]["object"]["groups"]
+    for axis, figure in zip(plots["subgroups-object"].figure.axes, FIGURES, strict=True):
+        ((xs, _, ends),) = bars(axis)
+        assert xs == [group[figure]["value"] for group in groups]
+        np.testing.assert_allclose(ends, [group[figure]["ci95"] for group in groups])
+    names = [text.get_text() for text in plots["subgroups-object"].figure.axes[0].get_yticklabels()]
+    assert names == [f"{group['group']}  ({group['records']})" for group in groups]
+
+
+def test_mitigations_mark_the_default(of_study: dict[str, Plot], found: dict[str, Any]) -> None:
+    rows = [row for row in found["settings"] if row["train_size"] == 90]
+    names = ["none", "mask", "mask more"]
+    axes = of_study["mitigations"].figure.axes
+    assert axes[0].get_title() == "utility: zero-shot top-1"
+    for axis, figure in zip(axes[1:], FIGURES, strict=True):
+        drawn = [xs[0] for xs, _, _ in bars(axis)]
+        means = [np.mean([r["symmetric"][figure]["value"] for r in rows if r["name"] == n]) for n in names]
+        np.testing.assert_allclose(drawn, means)
+        markers = [container.lines[0].get_marker() for container in axis.containers]
+        assert markers == ["*", "o", "o"]
+    utility = [xs[0] for xs, _, _ in bars(axes[0])]
+    np.testing.assert_allclose(utility, [0.445, 0.415, 0.4])
+
+
+def test_frontier_and_recommendation(of_study: dict[str, Plot], found: dict[str, Any]) -> None:
+    axis = of_study["frontier"].figure.axes[0]
+    drawn = {(xs[0], ys[0]) for xs, ys, _ in bars(axis)}
+    rows = {r["setting"]: r for r in of_study["frontier"].rows}
+    assert drawn == {(r["utility_value"], r["ppg_value"]) for r in rows.values()}
+    x, y = lines(axis)["frontier"]
+    assert sorted(zip(x, y, strict=True)) == sorted(
+        (rows[n]["utility_value"], rows[n]["ppg_value"]) for n in found["frontier"]
+    )
+    assert found["recommended"] is not None
+    ring = lines(axis)["recommended"]
+    best = rows[found["recommended"]]
+    assert ring == ([best["utility_value"]], [best["ppg_value"]])
+
+
+def test_dataset_size(of_study: dict[str, Plot], found: dict[str, Any]) -> None:
+    axes = of_study["dataset-size"].figure.axes
+    for axis, figure in zip(axes[1:], FIGURES, strict=True):
+        for (xs, ys, ends), name in zip(bars(axis), ("none", "mask", "mask more"), strict=True):
+            assert xs == [30, 90]
+            figures = [
+                [r["symmetric"][figure] for r in found["settings"] if (r["name"], r["train_size"]) == (name, size)]
+                for size in xs
+            ]
+            np.testing.assert_allclose(ys, [np.mean([f["value"] for f in group]) for group in figures])
+            stds = [np.mean([f["std"] for f in group]) for group in figures]
+            np.testing.assert_allclose([high - low for low, high in ends], [2 * s for s in stds])
+
+
+def test_knobs() -> None:
+    assert knobs({"overrides": ["mitigation.text_mask=0.3", "+recipe.wd=0"]}) == {"text_mask": "0.3", "wd": "0"}
+
+
+def test_nothing_to_draw_gives_no_figure(metrics: dict[str, Any], found: dict[str, Any]) -> None:
+    empty = metrics | {"planted": None, "by_k": {"5": metrics["by_k"]["5"]}, "subgroups": {}}
+    empty["sensitivity"] = {"threshold": [], "top_m": []}
+    assert [plot.name for plot in evaluation_plots(empty)] == ["gaps", "recall", "sample"]
+    one = found | {"settings": found["settings"][:1], "pooled": found["pooled"][:1]}
+    assert study_plots(one) == []
+
+
+def test_one_direction_only(metrics: dict[str, Any]) -> None:
+    alone = metrics | {"swapped": None, "symmetric": None, "null": None, "corrected": None}
+    plot = evaluation_plots(alone)[0]
+    assert [row["block"] for row in plot.rows] == ["population"] * 3
+    assert "population gaps" in plot.text
+
+
+def test_files_of_every_plot(plots: dict[str, Plot], of_study: dict[str, Plot], tmp_path: Path) -> None:
+    for plot in (plots["gaps"], plots["subgroups-object"], of_study["frontier"]):
+        shown = save(plot, tmp_path)
+        assert (tmp_path / f"{plot.name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / f"{plot.name}.pdf").read_bytes().startswith(b"%PDF")
+        light, dark = ((tmp_path / f"{plot.name}{end}.svg").read_text() for end in ("", "-dark"))
+        assert "<svg" in light
+        assert not any(colour in dark for colour in DARK if colour not in DARK.values())
+        assert len(light) == len(dark)
+        with open(tmp_path / f"{plot.name}.csv", newline="") as file:
+            table = list(csv.DictReader(file))
+        assert len(table) == len(plot.rows)
+        for row, kept in zip(plot.rows, table, strict=True):
+            assert kept == {name: "" if v is None else str(v).removeprefix("'") for name, v in row.items()} or any(
+                text.startswith("'") for text in kept.values()
+            )
+        assert shown.width > 100
+
+
+def test_same_numbers_same_bytes(metrics: dict[str, Any], tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        with style():
+            save(evaluation_plots(metrics)[0], tmp_path / folder)
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+
+
+def test_no_label_is_cut_or_overlaps_another(plots: dict[str, Plot], of_study: dict[str, Plot]) -> None:
+    for plot in [*plots.values(), *of_study.values()]:
+        with style():
+            plot.figure.draw_without_rendering()
+            frame = plot.figure.bbox
+            for axis in plot.figure.axes:
+                assert axis.has_data(), f"{plot.name} has an empty panel"
+                for side in (axis.xaxis, axis.yaxis):
+                    low, high = sorted(side.get_view_interval())
+                    ticks = [t for t in side.get_major_ticks() if low <= t.get_loc() <= high]
+                    labels = [t.label1 for t in ticks if t.label1.get_visible() and t.label1.get_text()]
+                    boxes = [label.get_window_extent() for label in labels]
+                    for one, other in pairwise(boxes):
+                        assert not one.padded(-1).overlaps(other.padded(-1)), f"{plot.name} has overlapping ticks"
+                    for box in boxes:
+                        assert frame.x0 - 1 <= box.x0, f"{plot.name} is cut at the left"
+                        assert box.x1 <= frame.x1 + 1, f"{plot.name} is cut at the right"

@@ -1,0 +1,40 @@
+"""The Markdown and LaTeX blocks: the numbers, and other people's characters kept from being markup."""
+
+import re
+from pathlib import Path
+
+from dejavu_lit.files import read_json
+from dejavu_lit.report.modelcard import latex, markdown, study_latex, study_markdown
+
+
+def test_markdown(evaluation: Path) -> None:
+    metrics = read_json(evaluation / "metrics.json")
+    text = markdown(metrics)
+    low, high = metrics["symmetric"]["prg"]["ci95"]
+    assert f"**+{metrics['symmetric']['prg']['value']:.3f} [+{low:.3f}, +{high:.3f}]**" in text
+    assert "zero-shot top-1 | 43.0 % | 43.0 %" in text
+    assert "k = 5" in text
+    for row in [line for line in text.splitlines() if line.startswith("|")]:
+        assert row.count("|") in (4, 5)
+
+
+def test_latex_is_balanced_and_escaped(evaluation: Path, study: Path) -> None:
+    metrics = read_json(evaluation / "metrics.json")
+    metrics["found"]["words"] = r"100 % of #1 & $x_2$ ~ {a} \input{secret} ^"
+    text = latex(metrics)
+    assert r"100 \% of \#1 \& \$x\_2\$" in text
+    assert r"\input" not in text
+    for made in (text, study_latex(read_json(study / "study.json"))):
+        assert made.count(r"\begin{") == made.count(r"\end{") == 2
+        bare = re.sub(r"\\[{}]", "", made)
+        assert bare.count("{") == bare.count("}")
+        rows = [line for line in made.splitlines() if line.endswith(r"\\")]
+        assert len({len(re.findall(r"(?<!\\)&", row)) for row in rows}) == 1
+        assert made.isascii() or "→" not in made
+
+
+def test_study_markdown(study: Path) -> None:
+    found = read_json(study / "study.json")
+    text = study_markdown(found)
+    assert f"Recommended setting: {found['recommended']}" in text
+    assert text.count("\n| ") == 1 + len(found["settings"])

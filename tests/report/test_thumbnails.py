@@ -1,0 +1,62 @@
+"""Thumbnails: size, names that tell nothing, reuse, and pictures that cannot be had."""
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dejavu_lit.data import scan
+from dejavu_lit.data.shards import BadPair, Pair, ShardSet, ShardWriter
+from dejavu_lit.report import thumbnails as module
+from dejavu_lit.report.thumbnails import shrink, thumbnails
+
+
+def picture(size: tuple[int, int], mode: str = "RGB", kind: str = "PNG", **options: object) -> bytes:
+    out = io.BytesIO()
+    Image.new(mode, size).save(out, kind, **options)
+    return out.getvalue()
+
+
+KINDS = [("RGB", "JPEG"), ("CMYK", "JPEG"), ("L", "PNG"), ("P", "PNG"), ("RGBA", "WEBP"), ("I;16", "PNG")]
+
+
+@pytest.mark.parametrize(("mode", "kind"), KINDS)
+def test_every_kind_of_picture_becomes_a_small_webp(mode: str, kind: str) -> None:
+    with Image.open(io.BytesIO(shrink(picture((300, 100), mode, kind), 60))) as small:
+        assert small.format == "WEBP"
+        assert small.size == (60, 20)
+
+
+def test_small_pictures_are_not_blown_up_and_large_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Image.open(io.BytesIO(shrink(picture((10, 20)), 60))) as small:
+        assert small.size == (10, 20)
+    assert scan.PIXEL_LIMIT == module.PIXEL_LIMIT
+    monkeypatch.setattr(module, "PIXEL_LIMIT", 1000)
+    with pytest.raises(BadPair, match="pixels"):
+        shrink(picture((100, 100)), 60)
+
+
+def test_exif_orientation_is_applied_and_metadata_dropped() -> None:
+    exif = Image.Exif()
+    exif[274], exif[270] = 6, "a secret"
+    with Image.open(io.BytesIO(shrink(picture((40, 20), kind="JPEG", exif=exif), 60))) as small:
+        assert small.size == (20, 40)
+        assert not small.getexif()
+
+
+def test_only_wanted_keys_are_made_once_and_bad_pictures_left_out(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "A", pairs_per_shard=2) as writer:
+        for i in range(6):
+            writer.write(Pair(f"secret{i}", picture((30, 30)) if i != 3 else b"broken", "png", "text"))
+    shards = ShardSet.open(tmp_path / "A")
+    names = thumbnails(shards, ["secret1", "secret3", "secret4"], 16, tmp_path / "thumbs")
+    assert set(names) == {"secret1", "secret4"}
+    made = {str(p.relative_to(tmp_path / "thumbs")) for p in (tmp_path / "thumbs").rglob("*.webp")}
+    assert made == set(names.values())
+    assert not any("secret" in name for name in made)
+    # An earlier report's are taken over byte by byte, without looking at the shards' pictures.
+    (tmp_path / "thumbs" / names["secret1"]).write_bytes(b"earlier")
+    again = thumbnails(shards, ["secret1"], 16, tmp_path / "new", tmp_path / "thumbs")
+    assert again == {"secret1": names["secret1"]}
+    assert (tmp_path / "new" / names["secret1"]).read_bytes() == b"earlier"

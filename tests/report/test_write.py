@@ -1,0 +1,187 @@
+"""The report's folder: whole or absent, self-contained, escaped, redacted; the command; pictures that are not at hand."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dejavu_lit.errors import UserError
+from dejavu_lit.files import read_json, write_json
+from dejavu_lit.report.__main__ import run
+from dejavu_lit.report.write import write_report
+
+from .made import FEW_FIGURES, HOSTILE, make_evaluation
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def report(evaluation: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(evaluation, out=tmp_path_factory.mktemp("out") / "report").parent
+
+
+def links(page: Path) -> list[str]:
+    return re.findall(r'(?:src|href|srcset)="([^"#]+)"', page.read_text())
+
+
+def test_the_folder_is_self_contained(report: Path) -> None:
+    for page in report.rglob("*.html"):
+        for link in links(page):
+            assert "//" not in link
+            assert (page.parent / link).resolve().is_file(), link
+            assert (page.parent / link).resolve().is_relative_to(report.resolve())
+    assert (report / "memorized-keys.txt").read_text().count("\n") == 39
+    assert not [path for path in report.parent.iterdir() if path.name.endswith((".part", ".old"))]
+
+
+def test_the_page_says_the_verdict_and_the_numbers(report: Path, evaluation: Path) -> None:
+    text = (report / "index.html").read_text()
+    metrics = read_json(evaluation / "metrics.json")
+    assert "Memorization was found" in text
+    assert f"+{metrics['symmetric']['ppg']['value']:.3f}" in text
+    assert f"+{metrics['population']['aucg']['value']:.3f}" in text
+    assert "python evaluate.py target=runs/target" in text
+    assert "zero-shot top-1" in text
+    assert "runs/&lt;reference&gt;" in text  # escaped
+    assert "runs/<reference>" not in text
+    assert "Content-Security-Policy" in text
+    assert not re.search(r"<script(?![^>]* src=)|\son\w+=|\sstyle=", text)  # nothing inline
+
+
+def test_no_caption_is_in_the_page_itself(report: Path) -> None:
+    text = (report / "index.html").read_text()
+    assert not any(caption in text for caption in HOSTILE)
+
+
+@pytest.mark.parametrize(("found", "said"), [(False, "Memorization was not shown"), (None, "It cannot be said")])
+def test_the_verdict_is_that_of_the_rule(found: bool | None, said: str, plain: Path, tmp_path: Path) -> None:
+    shutil.copytree(plain, tmp_path / "e", ignore=shutil.ignore_patterns("data", "report"))
+    metrics = read_json(tmp_path / "e" / "metrics.json")
+    metrics["found"] |= {"found": found, "words": f"{said}, because the interval does not stay above 0: 0.1."}
+    if found is None:
+        metrics |= {"swapped": None, "symmetric": None, "reasons": {"symmetric": "the set B was not measured"}}
+    write_json(tmp_path / "e" / "metrics.json", metrics)
+    text = write_report(tmp_path / "e", limit=5).read_text()
+    assert said in text
+    assert "Memorization was found" not in text
+    if found is None:
+        assert "the set B was not measured" in text
+
+
+def test_redacted_report_holds_no_caption_picture_or_object(plain: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    write_report(plain, out=out)
+    assert list(out.rglob("*.webp"))
+    write_report(plain, redact=True, out=out)  # over the full one: nothing of it may stay
+    assert not list(out.rglob("*.webp"))
+    assert not (out / "data" / "text.js").exists()
+    everything = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
+    assert b"in picture 7" not in everything
+    assert HOSTILE[0].encode() not in everything
+    assert b"a00007" in everything  # keys stay
+    assert "Redacted" in (out / "index.html").read_text()
+
+
+def test_without_pictures_or_objects_there_is_still_a_page(tmp_path: Path) -> None:
+    folder = make_evaluation(tmp_path / "e", n=12, m=12, pictures=False, settings=FEW_FIGURES)
+    assert write_report(folder).is_file()
+    shutil.rmtree(folder / "data")
+    page = write_report(folder)
+    assert "Memorization" in page.read_text()
+    assert not list(page.parent.rglob("*.webp"))
+
+
+def test_data_that_were_moved_are_found_by_data(tmp_path: Path) -> None:
+    folder = make_evaluation(tmp_path / "e", n=12, m=12, settings=FEW_FIGURES)
+    os.rename(folder / "data", tmp_path / "moved")
+    page = write_report(folder, data=tmp_path / "moved")
+    assert list(page.parent.rglob("*.webp"))
+    chunk = (page.parent / "data" / "cards-0000.js").read_text()
+    assert ",null]" not in chunk  # neighbours have their objects
+
+
+def test_other_folders_are_never_replaced(plain: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="no report"):
+        write_report(plain, out=tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+
+
+def test_mistakes_are_sentences(plain: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds neither"):
+        write_report(tmp_path)
+    with pytest.raises(UserError, match="did you mean 'path'"):
+        run(["pat=x"])
+    with pytest.raises(UserError, match="true or false"):
+        run([f"path={plain}", "redact=maybe"])
+    with pytest.raises(UserError, match="path is missing"):
+        run([])
+    with pytest.raises(UserError, match="limit"):
+        run([f"path={plain}", "limit=0"])
+    write_json(tmp_path / "metrics.json", {"schema": 99})
+    with pytest.raises(UserError, match="schema 99"):
+        write_report(tmp_path)
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".report") and p.is_dir()]
+
+
+def test_a_broken_call_leaves_the_earlier_report(plain: Path, tmp_path: Path) -> None:
+    shutil.copytree(plain, tmp_path / "e", ignore=shutil.ignore_patterns("report"))
+    page = write_report(tmp_path / "e", limit=3)
+    before = page.read_bytes()
+    (tmp_path / "e" / "records.parquet").write_bytes(b"broken")
+    with pytest.raises(UserError, match="records file"):
+        write_report(tmp_path / "e")
+    assert page.read_bytes() == before
+
+
+def test_the_command_needs_no_torch(plain: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from dejavu_lit.report.__main__ import run; "
+        f"print(run(['path={plain}', 'out={tmp_path / 'r'}', 'limit=3'])); "
+        "assert not {'torch', 'hydra', 'faiss', 'wandb'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run([sys.executable, "-m", "dejavu_lit.report"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: path is missing")
+
+
+def test_without_matplotlib_the_page_says_what_is_missing(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "dejavu_lit.report.figures", None)
+    text = write_report(plain, out=tmp_path / "r", limit=3).read_text()
+    assert "dejavu-lit[report]" in text
+    assert "figures/" not in text
+
+
+def test_study_has_a_page_for_every_setting(small_study: Path, tmp_path: Path) -> None:
+    out = write_report(small_study, out=tmp_path / "report").parent
+    text = (out / "index.html").read_text()
+    found = read_json(small_study / "study.json")
+    assert f"Recommended: {found['recommended']}" in text
+    assert len(list((out / "settings").iterdir())) == len(found["settings"]) == 2
+    for page in out.rglob("*.html"):
+        for link in links(page):
+            assert "//" not in link
+            assert (page.parent / link).resolve().is_file(), (page, link)
+    for row in found["settings"]:
+        assert f"+{row['symmetric']['ppg']['value']:.3f}" in text or row["symmetric"]["ppg"]["value"] <= 0
+    # Settings of one size show the same pairs, so that they can be compared.
+    keys = [
+        set((out / "settings" / s / "memorized-keys.txt").read_text().split()) for s in ("none-n60-s0", "mask-n60-s0")
+    ]
+    assert keys[0] == keys[1]
+
+
+def test_study_redacted(small_study: Path, tmp_path: Path) -> None:
+    out = write_report(small_study, redact=True, out=tmp_path / "report").parent
+    everything = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
+    assert b"in picture" not in everything.replace(b"in picture, missed", b"")
+    assert not list(out.rglob("*.webp"))
