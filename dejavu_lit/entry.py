@@ -292,9 +292,12 @@ def _mitigate(cfg: DictConfig, out: Path) -> None:
         )
     from dejavu_lit import study
     from dejavu_lit.files import locked
+    from dejavu_lit.launch import identity
 
     if not config["settings"]:
-        raise UserError("there are no settings; choose experiment=NAME or give settings={name: [override, …]}")
+        raise UserError(
+            "there are no settings; choose experiment=NAME, or name some: +settings.mask=['mitigation.text_mask=0.5']"
+        )
     runs: dict[Path, dict[str, Any]] = {}
     known: dict[str, Path] = {}
     cells = []
@@ -305,7 +308,7 @@ def _mitigate(cfg: DictConfig, out: Path) -> None:
                 paths = {}
                 for side in study.SIDES:
                     settings = _run_config(overrides, side, size, seed)
-                    path = known.setdefault(study.identity(settings), out / "runs" / f"{cell.label}-{side}")
+                    path = known.setdefault(identity(settings), out / "runs" / f"{cell.label}-{side}")
                     paths[side] = path
                     runs.setdefault(path, settings)
                 cells.append(study.Cell(name, tuple(overrides), size, seed, **paths))

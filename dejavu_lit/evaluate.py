@@ -70,6 +70,8 @@ def evaluate(
         UserError: models, data or objects that do not fit together.
     """
     fixed = {key: value for key, value in config.items() if key not in STATISTICS}
+    for name in ("target", "reference"):
+        fixed[name] = Side(getattr(comparison, name), out).identity
     context = read_json(out / CONTEXT) if (out / CONTEXT).is_file() else None
     if context is not None and (changed := difference(context["config"], fixed)):
         raise UserError(f"{out} holds another evaluation ({changed}); choose another out= or remove it")

@@ -18,7 +18,7 @@ import yaml
 
 from dejavu_lit import __version__
 from dejavu_lit.errors import UserError
-from dejavu_lit.files import locked, write_text
+from dejavu_lit.files import fingerprint, locked, write_text
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "open_clip_torch", "faiss-cpu", "faiss-gpu-cu12", "numpy")
 # What may differ between the first and a later call in the same directory: it changes where and how, not what.
@@ -87,6 +87,11 @@ def difference(old: Any, new: Any, path: str = "") -> str | None:
 def rank() -> int:
     """This process's rank among those of one run, as torchrun, srun or Lightning's launcher tell it; 0 when alone."""
     return int(next((os.environ[n] for n in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if n in os.environ), 0))
+
+
+def identity(config: Mapping[str, Any]) -> str:
+    """Fingerprint of what a run computes, whatever its directory, machine and loggers."""
+    return fingerprint({key: value for key, value in config.items() if key not in HOW})
 
 
 @contextmanager

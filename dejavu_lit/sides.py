@@ -12,7 +12,7 @@ from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.data.spec import SETS, DataSpec
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import read_json
-from dejavu_lit.launch import read_config
+from dejavu_lit.launch import identity, read_config
 from dejavu_lit.measure.vectors import Embeddings
 
 if TYPE_CHECKING:
@@ -59,6 +59,19 @@ class Side:
         if not self.run:
             return None
         return DataSpec(**{k: v for k, v in self.config["data"].items() if k != "_target_"})
+
+    @property
+    def identity(self) -> str:
+        """What decides the model whatever folder it lies in: a run's settings and epoch, else the name."""
+        if not self.run:
+            return self.name
+        return f"run {identity(self.config)} epoch {self.epoch or 'last'}"
+
+    @property
+    def epoch(self) -> int | None:
+        """The epoch of RUN@EPOCH; None for the end of the run."""
+        text = self.name.rpartition("@")[2]
+        return int(text) if self.run != Path(self.name).expanduser() and text.isdigit() else None
 
     @cached_property
     def record(self) -> dict[str, Any]:
@@ -113,5 +126,4 @@ class Side:
             self.data.train_size,
             self.data.repeats(),
         )
-        epoch = self.name.rpartition("@")[2] if self.run != Path(self.name).expanduser() else ""
-        return exposures(plan, plan.steps * int(epoch) if epoch else int(self.record["batches"]))
+        return exposures(plan, plan.steps * self.epoch if self.epoch else int(self.record["batches"]))

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dejavu_lit.errors import UserError
-from dejavu_lit.files import atomic, fingerprint, read_json, write_json, write_text
-from dejavu_lit.launch import HOW, difference, provenance, read_config
+from dejavu_lit.files import atomic, read_json, write_json, write_text
+from dejavu_lit.launch import HOW, difference, identity, provenance, read_config
 from dejavu_lit.measure.controls import BLOCKS, compare, found, pool
 from dejavu_lit.measure.records import Records
 from dejavu_lit.measure.saved import read_evaluation
@@ -48,11 +48,6 @@ class Cell:
         """A name for its folder: the setting, the size where one was chosen, and the seed."""
         size = f"-n{self.train_size}" if self.train_size is not None else ""
         return f"{self.name}{size}-s{self.seed}"
-
-
-def identity(config: Mapping[str, Any]) -> str:
-    """Fingerprint of what a run computes, whatever its directory, machine and loggers."""
-    return fingerprint({key: value for key, value in config.items() if key not in HOW})
 
 
 def train_missing(runs: Mapping[Path, Mapping[str, Any]]) -> dict[Path, str]:
@@ -167,7 +162,7 @@ def _differences(out: Path, rows: Sequence[Mapping[str, Any]]) -> list[dict[str,
     """Every row against the first setting's of the same size and seed, pair by pair on the same records."""
     saved: dict[str, dict[str, Records]] = {}
 
-    def records(found_row: Mapping[str, Any]) -> tuple[Records, Records | None, dict[str, Any]]:
+    def records(found_row: Mapping[str, Any]) -> tuple[tuple[Records, Records | None], dict[str, Any]]:
         path = out / found_row["metrics"]
         metrics = read_json(path)
         if str(path) not in saved:
@@ -175,16 +170,15 @@ def _differences(out: Path, rows: Sequence[Mapping[str, Any]]) -> list[dict[str,
             public = read_json(path.parent / "context.json")["public"]
             saved[str(path)] = read_evaluation(path.parent, settings["objects"], settings["threshold"], public)[0]
         sets = saved[str(path)]
-        return sets["population"], sets.get("swapped"), metrics
+        return (sets["population"], sets.get("swapped")), metrics
 
     made = []
     for other in rows:
         first = next((r for r in rows if (r["train_size"], r["seed"]) == (other["train_size"], other["seed"])), None)
         if first is None or first["name"] == other["name"]:
             continue
-        *one, metrics = records(first)
-        *two, _ = records(other)
-        block = compare((one[0], one[1]), (two[0], two[1]), metrics["k"], metrics["settings"]["top_m"])
+        one, metrics = records(first)
+        block = compare(one, records(other)[0], metrics["k"], metrics["settings"]["top_m"])
         made.append(
             {
                 "name": other["name"],
@@ -226,13 +220,13 @@ def pair_runs(folder: Path) -> tuple[list[Cell], list[str]]:
         configs[key] = config
     if not found:
         raise UserError(f"{folder} holds no finished runs; give the folder of a multirun of train.py")
-    values = {key: dict(_settings(config)) for key, config in configs.items()}
-    varied = [n for n in next(iter(values.values())) if len({json.dumps(v.get(n)) for v in values.values()}) > 1]
-    cells, alone = [], []
-    for key, runs in found.items():
-        if set(runs) != set(SIDES):
-            alone += [str(path) for path in runs.values()]
-            continue
+    pairs = {key: runs for key, runs in found.items() if set(runs) == set(SIDES)}
+    alone = [str(path) for key, runs in found.items() if key not in pairs for path in runs.values()]
+    values = {key: dict(_settings(configs[key])) for key in pairs}
+    names = dict.fromkeys(name for settings in values.values() for name in settings)
+    varied = [n for n in names if len({json.dumps(v.get(n)) for v in values.values()}) > 1]
+    cells = []
+    for key, runs in pairs.items():
         config = configs[key]
         typed = tuple(f"{name}={values[key][name]}" for name in varied)
         cells.append(

@@ -62,7 +62,7 @@ def brute_force(target, reference, scenes, name):
     for key in spaces["target"][0]:
         found = {}
         for side, (texts, images) in spaces.items():
-            ranked = sorted(images, key=lambda p: (-round(float(texts[key] @ images[p]), 12), p))[:K]  # noqa: B023
+            ranked = sorted(images, key=lambda p: (-round(float(texts[key] @ images[p]), 12), p))[:K]
             found[side] = ranked, set().union(*(public[p] for p in ranked))
         rows.append((key, truth[key], found))
     return rows

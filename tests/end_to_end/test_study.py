@@ -9,13 +9,13 @@ import pytest
 from dejavu_lit.ranking import frontier, recommend
 from tests.conftest import SMALL, run
 
-SETTINGS = "settings={none: [mitigation.text_mask=0], mask: [mitigation.text_mask=0.5]}"
+SETTINGS = ["+settings.none=['mitigation.text_mask=0']", "+settings.mask=['mitigation.text_mask=0.5']"]
 
 
 @pytest.fixture(scope="module")
 def study(scenes, tmp_path_factory):
     out = tmp_path_factory.mktemp("study") / "study"
-    done = run("mitigate", SETTINGS, f"data.dir={scenes}", f"out={out}", *SMALL, "evaluate.k=5", "evaluate.ks=[1,5]")
+    done = run("mitigate", *SETTINGS, f"data.dir={scenes}", f"out={out}", *SMALL, "evaluate.k=5", "evaluate.ks=[1,5]")
     return out, done
 
 
@@ -49,7 +49,7 @@ def test_a_second_call_trains_nothing_and_an_interrupted_one_goes_on(study, scen
     (lost,) = copy.glob("runs/mask-s0-reference")
     shutil.rmtree(lost)
     shutil.rmtree(copy / "evaluations" / "mask-s0")
-    done = run("mitigate", SETTINGS, f"data.dir={scenes}", f"out={copy}", *SMALL, "evaluate.k=5", "evaluate.ks=[1,5]")
+    done = run("mitigate", *SETTINGS, f"data.dir={scenes}", f"out={copy}", *SMALL, "evaluate.k=5", "evaluate.ks=[1,5]")
     assert "4 runs: 1 to train, 3 finished" in done.stderr
     assert all(p.stat().st_mtime_ns == t for p, t in times.items() if lost not in p.parents)
     one, two = (json.loads((folder / "study.json").read_text())["settings"] for folder in (out, copy))
@@ -59,10 +59,10 @@ def test_a_second_call_trains_nothing_and_an_interrupted_one_goes_on(study, scen
 
 
 def test_a_failing_setting_is_named_and_the_others_are_kept(scenes, tmp_path):
-    settings = "settings={good: [mitigation.text_mask=0.1], bad: [recipe.batch=200]}"
+    settings = ["+settings.good=['mitigation.text_mask=0.1']", "+settings.bad=['recipe.batch=200']"]
     done = run(
         "mitigate",
-        settings,
+        *settings,
         f"data.dir={scenes}",
         f"out={tmp_path / 's'}",
         *SMALL,
@@ -93,7 +93,7 @@ def test_a_sweep_is_collected_into_the_same_table(study, scenes, tmp_path):
     for name in ("config.yaml", "run.json"):
         shutil.copy(base / "0" / name, base / "alone" / name)
     text = (base / "alone" / "config.yaml").read_text()
-    (base / "alone" / "config.yaml").write_text(text.replace("seed: 0\n", "seed: 9\n"))
+    (base / "alone" / "config.yaml").write_text(text.replace("\nseed: 0\n", "\nseed: 9\n"))
     done = run("evaluate", f"sweep={base}", "k=5", "ks=[1,5]")
     assert "alone has no partner" in done.stderr
     rows = json.loads((base / "study.json").read_text())["settings"]

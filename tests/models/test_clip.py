@@ -1,6 +1,7 @@
 """What each training knob does: schedule, clamp, decay exemptions, exported weights."""
 
 import math
+from itertools import pairwise
 
 import open_clip
 import pytest
@@ -36,7 +37,7 @@ def test_warm_up_is_linear_and_the_cosine_ends_at_the_horizon():
     assert rates[54] == pytest.approx(0.5)
     assert rates[29] == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
     assert rates[104] == 0.0
-    assert all(a >= b for a, b in zip(rates[4:], rates[5:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[4:]))
 
 
 def test_gains_biases_and_the_logit_scale_are_exempt_from_decay(tmp_path):
