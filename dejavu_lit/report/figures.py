@@ -13,7 +13,9 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation, Text
 from matplotlib.ticker import NullLocator
+from matplotlib.transforms import Bbox
 
 from dejavu_lit.files import atomic, write_text
 from dejavu_lit.measure.memorized import write_csv
@@ -22,7 +24,7 @@ from dejavu_lit.report.parts import Shown
 INK, MUTED, GRID = "#1b1f24", "#5f6771", "#dde0e5"
 TARGET, REFERENCE, GOOD, VIOLET, SHADE = "#0b62a8", "#c2560a", "#14803c", "#7a3e9d", "#8fb8de"
 SERIES = (TARGET, REFERENCE, GOOD, VIOLET, "#8a6d00", "#b0306a")
-MARKERS = "osD^vP"
+MARKERS = "osD^vPX"  # one more than the colours, so that 42 series differ
 DARK = {
     INK: "#e7e9ec", MUTED: "#a9b1ba", GRID: "#343b43", TARGET: "#6cb2f0", REFERENCE: "#f5a26b", GOOD: "#6fd49a",
     VIOLET: "#cf9fe8", SHADE: "#31506e", "#8a6d00": "#d9bd4a", "#b0306a": "#f08ab8", "#ffffff": "#14171b",
@@ -113,6 +115,46 @@ def legend_above(figure: Figure, axis: Axes, columns: int = 4) -> None:
     """One legend for all panels, above them."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(columns, max(1, len(labels))))
+
+
+def name_points(axis: Axes, points: Sequence[tuple[float, float, float, float, str]]) -> None:
+    """Write each point's name beside it, off other names, points and error bars, with a thin line if far.
+
+    points: (x, y, low, high, name), low and high being the ends of the error bar. Call it last: it lays the figure out.
+    """
+    figure = axis.figure
+    figure.draw_without_rendering()  # type: ignore[union-attr]
+    taken = []
+    for x, y, low, high, _ in points:
+        (across, up), (_, bottom), (_, top) = axis.transData.transform([(x, y), (x, low), (x, high)])
+        taken.append(Bbox.from_extents(across - 6, up - 6, across + 6, up + 6))
+        taken.append(Bbox.from_extents(across - 3, bottom, across + 3, top))
+    frame = axis.get_window_extent()
+    for x, y, *_, name in points:
+        best: tuple[float, Annotation] | None = None
+        for far in (9, 20, 32, 46, 60):
+            for right, above in ((1, 0.8), (1, -0.8), (-1, 0.8), (-1, -0.8), (0, 1), (0, -1)):
+                side = {1: "left", -1: "right", 0: "center"}[right]
+                line = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.5} if far > 9 else None
+                text = axis.annotate(
+                    name, (x, y), xytext=(far * right * 0.9, far * above), textcoords="offset points", fontsize=8,
+                    color=INK, ha=side, va="bottom" if above > 0 else "top", arrowprops=line,
+                )  # fmt: skip
+                text.set_in_layout(False)
+                text.get_window_extent()  # moves the text to its place; the line is not part of what must stay clear
+                box = Text.get_window_extent(text)
+                cost = sum(box.overlaps(other) for other in taken) + 3 * (not frame.x0 <= box.x0 <= box.x1 <= frame.x1)
+                cost += 3 * (not frame.y0 <= box.y0 <= box.y1 <= frame.y1)
+                if best is None or cost < best[0]:
+                    if best is not None:
+                        best[1].remove()
+                    best = (cost, text)
+                else:
+                    text.remove()
+            if best is not None and best[0] == 0:
+                break
+        if best is not None:
+            taken.append(Text.get_window_extent(best[1]))
 
 
 def save(plot: Plot, folder: Path) -> Shown:

@@ -218,7 +218,9 @@ def subgroups(column: str, found: Mapping[str, Any]) -> Plot | None:
     ]
     kept = sorted(groups, key=lambda g: -g["records"])[:GROUPS]
     drawn = [g for g in groups if g in kept]  # in the order of the table
-    if len(groups) > GROUPS:
+    if all(re.match(r"[≤>\d]", g["group"]) for g in drawn):  # ranges and counts have an order of their own
+        drawn.sort(key=lambda g: (float(re.findall(r"[\d.]+", g["group"])[-1]), g["group"].startswith(">")))
+    elif len(groups) > GROUPS:
         drawn.sort(key=lambda g: -g["ppg"]["value"])
     figure, axes = panels(3, width=2.5, height=0.21 * len(drawn) + 1.0, sharey=True)
     for axis, (name, short) in zip(axes[0], FIGURES.items(), strict=True):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.transforms import ScaledTranslation
 
 from dejavu_lit.report.figures import (
     GOOD,
@@ -21,6 +22,7 @@ from dejavu_lit.report.figures import (
     Plot,
     legend_above,
     logarithmic,
+    name_points,
     panels,
     shorten,
     style,
@@ -167,15 +169,16 @@ def frontier(study: Mapping[str, Any]) -> Plot | None:
         if point["setting"] == study.get("recommended"):
             ring = {"marker": "o", "markersize": 17, "markerfacecolor": "none", "markeredgecolor": REFERENCE}
             axis.plot([u], [g["value"]], linestyle="", markeredgewidth=2, label="recommended", **ring)
-    _labels(axis, [(p["utility"]["value"], p["ppg"]["value"], shorten(p["setting"])) for p in found])
-    axis.margins(x=0.18, y=0.12)
-    low, high = axis.get_ylim()
-    axis.set_ylim(min(low, 0), high)
+    axis.margins(x=0.15, y=0.15)
     zero(axis)
     axis.set_xlabel(f"utility of the target: {UTILITY[measure(study['settings']) or MEASURES[0]]}")
     axis.set_ylabel(f"{found[0]['block']} PPG")
     axis.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
     legend_above(figure, axis)
+    named = [
+        (p["utility"]["value"], *(p["ppg"][n] for n in ("value", "low", "high")), shorten(p["setting"])) for p in found
+    ]
+    name_points(axis, named)
     recommended = study.get("recommended")
     text = f"On the frontier: {', '.join(p['setting'] for p in best)}. " if best else ""
     text += f"Recommended: {recommended}." if recommended else "No setting is recommended."
@@ -185,24 +188,6 @@ def frontier(study: Mapping[str, Any]) -> Plot | None:
         for p in found
     ]
     return Plot("frontier", "Memorization against utility", text, rows, figure)
-
-
-def _labels(axis: Axes, texts: Sequence[tuple[float, float, str]]) -> None:
-    """Name the points; near ones take turns above right, below left, above left and below right."""
-    spots = [
-        ((8, 7), "left", "bottom"),
-        ((-8, -7), "right", "top"),
-        ((-8, 7), "right", "bottom"),
-        ((8, -7), "left", "top"),
-    ]
-    columns = [[t[0] for t in texts], [t[1] for t in texts]]
-    span = [max(column) - min(column) or 1 for column in columns]
-    for number, (x, y, text) in enumerate(texts):
-        near = sum(abs(x - a) < 0.25 * span[0] and abs(y - b) < 0.12 * span[1] for a, b, _ in texts[:number])
-        offset, across, up = spots[near % len(spots)]
-        axis.annotate(
-            text, (x, y), xytext=offset, textcoords="offset points", ha=across, va=up, fontsize=8, color=INK,
-        )  # fmt: skip
 
 
 def dataset_size(study: Mapping[str, Any]) -> Plot | None:
@@ -220,12 +205,17 @@ def dataset_size(study: Mapping[str, Any]) -> Plot | None:
             zero(axis)
         for number, setting in enumerate(settings):
             line = sorted((p for p in found if p["setting"] == setting), key=lambda p: p["train_size"])
+            apart = ScaledTranslation((number - (len(settings) - 1) / 2) / 26, 0, figure.dpi_scale_trans)
             axis.errorbar(
                 [p["train_size"] for p in line], [p[name]["value"] for p in line],
                 yerr=[p[name].get("std", 0.0) for p in line], color=SERIES[number % len(SERIES)],
                 marker=MARKERS[number % len(MARKERS)], capsize=2, label=shorten(setting),
+                transform=axis.transData + apart,
             )  # fmt: skip
+        ends = [(p["train_size"], p[name]["value"] + e * p[name].get("std", 0.0)) for p in found for e in (-1, 1)]
+        axis.update_datalim(ends)  # lines moved apart by a transform do not count of themselves
         logarithmic(axis, sizes)
+        axis.margins(x=0.2)
         axis.tick_params(axis="x", labelrotation=30)
         axis.set_title(titles[name])
         axis.set_xlabel("training pairs")

@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 from matplotlib.axes import Axes
+from matplotlib.text import Text
 
 from dejavu_lit.files import read_json
 from dejavu_lit.report.figures import DARK, Plot, save, style
@@ -223,6 +224,18 @@ def test_same_numbers_same_bytes(metrics: dict[str, Any], tmp_path: Path) -> Non
             save(evaluation_plots(metrics)[0], tmp_path / folder)
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+
+
+def test_names_of_points_cover_nothing(of_study: dict[str, Plot]) -> None:
+    figure = of_study["frontier"].figure
+    with style():
+        figure.draw_without_rendering()
+        names = [Text.get_window_extent(text) for text in figure.axes[0].texts]
+        points = [figure.axes[0].transData.transform((xs[0], ys[0])) for xs, ys, _ in bars(figure.axes[0])]
+    assert len(names) == len(points) == 3
+    for number, box in enumerate(names):
+        assert not any(box.overlaps(other) for other in names[number + 1 :])
+        assert not any(box.contains(*point) for point in points)
 
 
 def test_no_label_is_cut_or_overlaps_another(plots: dict[str, Plot], of_study: dict[str, Plot]) -> None:
