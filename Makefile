@@ -20,10 +20,10 @@ demo: $(STAMP)
 	$(RUN) mitigate.py experiment=demo
 
 test: $(STAMP)
-	$(RUN) -m pytest -m 'not slow'
+	$(RUN) -m pytest -n 2 --dist loadfile -m 'not slow'
 
 nightly: $(STAMP)
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -24,6 +24,8 @@ from dejavu_lit.errors import UserError, suggest
 HERE = Path(__file__).resolve().parent
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
 
+AFTER = ("out", "sweep", "utility_loss", "report", "fail_if")  # settings of an evaluation that no figure depends on
+
 log = logging.getLogger(__name__)
 
 
@@ -218,9 +220,26 @@ def _evaluate(cfg: DictConfig, out: Path) -> None:
         return
     if absent := [name for name in ("target", "reference") if config[name] is None]:
         raise UserError(f"{absent[0]} is missing; give {absent[0]}=RUN or a model")
+    from dejavu_lit.report.gate import EXIT_CODE, Gate
     from dejavu_lit.summary import show
 
-    show(_run_evaluation(config, out), out)
+    gate = Gate.parse(config["fail_if"]) if config["fail_if"] else None
+    metrics = _run_evaluation(config, out)
+    show(metrics, out)
+    _write_report(config, out)
+    if gate is not None and gate.fails(metrics):
+        print(f"fail_if holds: {gate.text}", file=sys.stderr)
+        sys.exit(EXIT_CODE)
+
+
+def _write_report(config: dict[str, Any], out: Path) -> None:
+    """The page of an evaluation or a study, as ``report`` asks for it."""
+    if not config["report"]["write"]:
+        return
+    from dejavu_lit.report.write import write_report
+
+    page = write_report(out, redact=config["report"]["redact"])
+    print(f"report: {page}")
 
 
 def _run_evaluation(config: dict[str, Any], out: Path) -> Any:
@@ -245,9 +264,7 @@ def _settings(config: dict[str, Any], data: Any) -> dict[str, Any]:
     """The settings that are saved: the data as they turned out, and nothing of where or how."""
     from dataclasses import asdict
 
-    return {k: v for k, v in config.items() if k not in ("out", "sweep", "utility_loss")} | {
-        "data": asdict(data) | {"dir": str(data.folder)}
-    }
+    return {k: v for k, v in config.items() if k not in AFTER} | {"data": asdict(data) | {"dir": str(data.folder)}}
 
 
 def _evaluated_data(config: dict[str, Any], comparison: Any) -> Any:
@@ -341,6 +358,7 @@ def _evaluate_study(out: Path, config: dict[str, Any], cells: list[Any], failed:
     rows, lost = study.evaluate_cells(out, cells, one, failed)
     if rows:
         show_study(study.conclude(out, rows, lost, config["utility_loss"]), out)
+        _write_report(config["evaluate"], out)
     if lost:
         raise UserError(
             f"{len(lost)} of {len(cells)} settings have no result: "

@@ -20,7 +20,7 @@ STYLES = {"symmetric": "bold"}
 
 
 def _console() -> Console:
-    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 110)
+    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 132)
 
 
 def _figure(figure: Mapping[str, Any]) -> str:
