@@ -11,6 +11,8 @@ from typing import Any
 from dejavu_lit.report.markup import Html, join, tag
 from dejavu_lit.report.words import RANKINGS
 
+WIDE = 500  # pixels
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -46,11 +48,13 @@ def _figure(plot: Shown) -> Html:
     path = f"figures/{plot.name}"
     dark = tag("source", srcset=f"{path}-dark.svg", media="screen and (prefers-color-scheme: dark)")
     size: dict[str, Any] = {"width": plot.width, "height": plot.height, "loading": "lazy", "decoding": "async"}
+    wide = "wide" if plot.width > WIDE else None  # on a phone it scrolls sideways instead of shrinking beyond reading
+    image = tag("img", src=f"{path}.svg", alt=f"{plot.title}. {plot.text}", class_=wide, **size)
     links = [tag("a", kind.upper(), href=f"{path}.{kind}") for kind in ("svg", "png", "pdf", "csv")]
     return tag(
         "figure",
         tag("h3", plot.title),
-        tag("picture", dark, tag("img", src=f"{path}.svg", alt=f"{plot.title}. {plot.text}", **size)),
+        tag("div", tag("picture", dark, image), class_="scroll", tabindex=0, role="region", aria_label=plot.title),
         tag("figcaption", plot.text, " ", tag("span", links, class_="files")),
     )
 

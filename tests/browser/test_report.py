@@ -220,6 +220,12 @@ def test_layout_holds(width: int, chromium: Any, report: Path, study_report: Pat
                 const box = e.getBoundingClientRect();
                 return box.width > 0 && (box.right > innerWidth + 1 || box.left < -1); }).map(e => e.outerHTML.slice(0, 80))"""
             assert page.evaluate(outside) == []
+            if page_path == report:  # the headline is read without scrolling sideways
+                cells = page.eval_on_selector_all(
+                    "tr.headline td", "all => all.map(c => c.getBoundingClientRect().right)"
+                )
+                assert len(cells) == 3
+                assert max(cells) <= width
             covered = """() => [...document.querySelectorAll('.card')].slice(0, 3).flatMap(card => {
                 const parts = [...card.querySelectorAll('.strip img, .strip .blank, .marks, .chip, .caption, h3, h4')];
                 const boxes = parts.map(e => e.getBoundingClientRect());
