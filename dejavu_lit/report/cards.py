@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dejavu_lit.errors import UserError
@@ -56,10 +57,10 @@ def read_ranks(path: Path) -> Ranks:
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} is no records file ({error}); remove it and run evaluate.py again") from None
     kept = np.flatnonzero(table["target_precision"].is_valid().to_numpy())
-    nearest = [float(d[0]) for d in table["target_distances"].take(pa.array(kept)).to_pylist()]
+    nearest = pc.list_element(table["target_distances"], 0).to_numpy()[kept]
     keys = table["key"].take(pa.array(kept)).to_pylist()
     hits = [table[f"{side}_hits"].to_numpy()[kept].astype(np.int64) for side in SIDES]
-    return Ranks(keys, kept, hits[0], hits[1], np.array(nearest))
+    return Ranks(keys, kept, hits[0], hits[1], nearest)
 
 
 def choose(evaluations: Sequence[Ranks], limit: int) -> set[str]:
