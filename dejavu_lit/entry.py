@@ -41,6 +41,7 @@ def _command(config_name: str, task: Callable[[DictConfig, Path], None]) -> Call
             _fail(str(error))
 
     def command() -> None:
+        sys.argv[1:] = [_quoted(argument) for argument in sys.argv[1:]]
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let exceptions through to the lines below
         warnings.filterwarnings("ignore", category=UserWarning, module="hydra")
         try:
@@ -55,6 +56,12 @@ def _command(config_name: str, task: Callable[[DictConfig, Path], None]) -> Call
     command.__name__ = config_name
     command.__doc__ = task.__doc__
     return command
+
+
+def _quoted(argument: str) -> str:
+    """``fail_if=a>0`` as Hydra's grammar wants it, in quotes of its own; anything else as it is."""
+    name, _, text = argument.partition("=")
+    return f"{name}='{text}'" if name == "fail_if" and text[:1] not in ("'", '"') else argument
 
 
 def _fail(sentence: str) -> None:
@@ -244,6 +251,10 @@ def _write_report(config: dict[str, Any], out: Path) -> None:
 
 def _run_evaluation(config: dict[str, Any], out: Path) -> Any:
     """Evaluate one pair of models in ``out``: the contents of metrics.json."""
+    from dataclasses import fields
+
+    from dejavu_lit.evaluate import Comparison
+    from dejavu_lit.evaluate import evaluate as run
     from dejavu_lit.files import locked
     from dejavu_lit.measure.metrics import Settings
 
@@ -251,12 +262,10 @@ def _run_evaluation(config: dict[str, Any], out: Path) -> Any:
     settings = Settings(
         k=config["k"], ks=ks, threshold=config["threshold"], top_m=config["top_m"], **config["statistics"]
     )
-    comparison = _build(config["comparison"] | {"target": config["target"], "reference": config["reference"]})
+    comparison = Comparison(**{field.name: config[field.name] for field in fields(Comparison)})
     data = _evaluated_data(config["data"], comparison)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / ".lock", wait=False):
-        from dejavu_lit.evaluate import evaluate as run
-
         return run(out, comparison, data, config["objects"], settings, _settings(config, data), config.get("keys"))
 
 

@@ -19,7 +19,7 @@ from dejavu_lit.data.coco import CocoReader
 from dejavu_lit.data.duplicates import near_groups
 from dejavu_lit.data.existing import ShardReader
 from dejavu_lit.data.folder import FolderReader
-from dejavu_lit.data.shards import Pair, ShardSet, ShardWriter, read_pairs
+from dejavu_lit.data.shards import Pair, ShardSet, read_pairs, write_shard
 from dejavu_lit.errors import UserError
 from dejavu_lit.objects.artifact import Annotation, read_objects
 from dejavu_lit.prepare import prepare
@@ -351,9 +351,9 @@ def test_pictures_that_change_meanwhile_are_noticed(folder: Path, tmp_path: Path
 
 
 def test_existing_shards_can_be_split(tmp_path: Path) -> None:
-    with ShardWriter(tmp_path / "shards", pairs_per_shard=8) as writer:
+    with write_shard(tmp_path / "shards" / "00000.tar") as write:
         for number in range(20):
-            writer.write(Pair(f"s{number:02d}", encoded(picture(number)), "png", f"caption {number}", {"n": number}))
+            write(Pair(f"s{number:02d}", encoded(picture(number)), "png", f"caption {number}", {"n": number}))
     prepare(ShardReader(tmp_path / "shards"), tmp_path / "out", {"A": 0.5, "B": 0.5})
     pairs = pairs_of(tmp_path / "out", "A") + pairs_of(tmp_path / "out", "B")
     assert sorted((pair.key, pair.caption, pair.meta["n"]) for pair in pairs) == [

@@ -4,6 +4,7 @@ import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +113,7 @@ class PictureCache:
         self.pictures: list[np.ndarray | BadPair] = []
         self.captions: list[str] = []
         places = ((s, p) for s in range(len(shards.names)) for p in range(shards.sizes[s]))
-        for shard, position in progress(
-            (place for place, _ in zip(places, range(limit))), "decoding", limit, "picture"
-        ):
+        for shard, position in progress(islice(places, limit), "decoding", limit, "picture"):
             try:
                 pair = shards.index(shard).read(position)
                 self.pictures.append(decode(pair.image, pair.key, preprocess))

@@ -9,7 +9,7 @@ import numpy as np
 from dejavu_lit.data.duplicates import content_digest
 from dejavu_lit.data.reader import Reader
 from dejavu_lit.data.scan import Scan
-from dejavu_lit.data.shards import SIZES, BadPair, ShardWriter
+from dejavu_lit.data.shards import SIZES, BadPair, write_shard
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import write_json
 from dejavu_lit.objects.artifact import Annotation, write_objects
@@ -75,7 +75,7 @@ def _write_shard(layout: _Layout, job: tuple[int, int]) -> int:
     pairs, shard = layout.sets[job[0]], job[1]
     rows = layout.shards(pairs)[shard]
     objects: list[Annotation] = []
-    with ShardWriter(layout.out / pairs.name, len(rows) + 1, first_shard=shard) as writer:
+    with write_shard(layout.tar(pairs, shard)) as write:
         for row in rows.tolist():
             key = pairs.found.keys[row]
             try:
@@ -84,7 +84,7 @@ def _write_shard(layout: _Layout, job: tuple[int, int]) -> int:
                 raise _changed(key, layout.out, str(reason)) from None
             if not np.array_equal(content_digest(pair.image), pairs.found.digests[row]):
                 raise _changed(key, layout.out, "another picture")
-            writer.write(pair)
+            write(pair)
             objects.append(annotation or Annotation(key, [], [], []))
         # Before the tar gets its name: a tar is there only when its objects are.
         path = layout.objects(pairs, shard)

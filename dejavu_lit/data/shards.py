@@ -8,17 +8,17 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from dejavu_lit.errors import UserError
-from dejavu_lit.files import read_json, write_json
+from dejavu_lit.files import atomic, read_json, write_json
 from dejavu_lit.progress import progress
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -192,70 +192,28 @@ class ShardSet:
         return {name: os.path.getsize(self.folder / name) for name in self.names}
 
 
-class ShardWriter:
-    """Writes pairs into numbered shards; a shard appears under its name only when it is whole.
+@contextmanager
+def write_shard(path: Path | str) -> Iterator[Callable[[Pair], None]]:
+    """Yield a function that appends one pair; the shard appears under its name when the block ends well, and only then.
 
-    Use as a context manager; shards are byte-for-byte the same for the same pairs.
+    The same pairs give the same bytes. Plain tar members are all there is to it, while WebDataset's own writer would bring
+    torch into every process that writes.
+
+    Raises:
+        ValueError: a key that WebDataset could not give back (a dot or a slash in it, or empty).
     """
+    with atomic(path) as part, tarfile.open(part, "w") as tar:
 
-    def __init__(self, folder: Path | str, pairs_per_shard: int = 1000, first_shard: int = 0) -> None:
-        self.folder = Path(folder)
-        self.pairs_per_shard = pairs_per_shard
-        self.sizes: dict[str, int] = {}
-        self._next = first_shard
-        self._stack: Any = None
-        self._tar: Any = None
-        self._count = 0
-        self.folder.mkdir(parents=True, exist_ok=True)
+        def write(pair: Pair) -> None:
+            if not pair.key or "." in pair.key or "/" in pair.key:
+                raise ValueError(f"the key {pair.key!r} must be non-empty and hold no dot or slash")
+            meta = json.dumps(pair.meta, sort_keys=True, ensure_ascii=False)
+            for extension, data in ((pair.extension, pair.image), ("txt", _utf8(pair.caption)), ("json", _utf8(meta))):
+                member = tarfile.TarInfo(f"{pair.key}.{extension}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
 
-    def write(self, pair: Pair) -> None:
-        """Append one pair.
-
-        Raises:
-            ValueError: a key that WebDataset could not give back (a dot or a slash in it, or empty).
-        """
-        if not pair.key or "." in pair.key or "/" in pair.key:
-            raise ValueError(f"the key {pair.key!r} must be non-empty and hold no dot or slash")
-        if self._tar is None:
-            self._open()
-        meta = json.dumps(pair.meta, sort_keys=True, ensure_ascii=False)
-        for extension, data in ((pair.extension, pair.image), ("txt", _utf8(pair.caption)), ("json", _utf8(meta))):
-            member = tarfile.TarInfo(f"{pair.key}.{extension}")
-            member.size = len(data)
-            self._tar.addfile(member, io.BytesIO(data))
-        self._count += 1
-        if self._count == self.pairs_per_shard:
-            self._finish()
-
-    def _open(self) -> None:
-        from contextlib import ExitStack
-
-        from dejavu_lit.files import atomic
-
-        self._stack = ExitStack()
-        part = self._stack.enter_context(atomic(self.folder / f"{self._next:05d}.tar"))
-        file = self._stack.enter_context(open(part, "wb"))
-        # WebDataset's own writer would bring torch into every process that writes; plain members are all there is to it.
-        self._tar = self._stack.enter_context(tarfile.open(fileobj=file, mode="w"))
-
-    def _finish(self) -> None:
-        self._stack.close()
-        self.sizes[f"{self._next:05d}.tar"] = self._count
-        self._tar, self._stack, self._count = None, None, 0
-        self._next += 1
-
-    def __enter__(self) -> "ShardWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._stack is None:
-            return
-        if kind is None:
-            self._finish()
-        else:
-            self._stack.__exit__(kind, error, trace)
+        yield write
 
 
 def _utf8(text: str) -> bytes:

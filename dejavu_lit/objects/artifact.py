@@ -122,12 +122,16 @@ def read_objects(folders: Sequence[Path | str], threshold: float = 0.0) -> tuple
     for folder in folders:
         parts = sorted(Path(folder).glob("*.parquet"))
         if not parts:
-            raise UserError(f"{folder} holds no object parts (*.parquet); check objects= or run python -m dejavu_lit.annotate")
+            raise UserError(
+                f"{folder} holds no object parts (*.parquet); check objects= or run python -m dejavu_lit.annotate"
+            )
         read = []
         for path in parts:
             found, table = _read_part(path)
             if annotator is not None and found != annotator:
-                raise UserError(f"{path} was annotated by {found}, other parts by {annotator}; use one annotator for all sets")
+                raise UserError(
+                    f"{path} was annotated by {found}, other parts by {annotator}; use one annotator for all sets"
+                )
             annotator = found
             read.append(table)
         tables.append(pa.concat_tables(read))
@@ -137,7 +141,8 @@ def read_objects(folders: Sequence[Path | str], threshold: float = 0.0) -> tuple
             f"threshold={threshold} is below {annotator.threshold}, the lowest score that {annotator.name} kept; "
             "raise threshold= or annotate again with a lower one"
         )
-    vocabulary = pa.concat_arrays([chunk.flatten() for t in tables for chunk in t["labels"].chunks] or [pa.array([], pa.string())])
+    everything = [chunk.flatten() for table in tables for chunk in table["labels"].chunks]
+    vocabulary = pa.concat_arrays(everything or [pa.array([], pa.string())])
     labels = pa.array(sorted(vocabulary.unique().to_pylist()), pa.string())
     return [_compress(table, labels, threshold, str(f)) for table, f in zip(tables, folders, strict=True)], annotator
 
@@ -148,7 +153,9 @@ def _read_part(path: Path) -> tuple[Annotator, pa.Table]:
         metadata: dict[str, Any] = json.loads((table.schema.metadata or {})[METADATA])
         return Annotator(**metadata), table
     except (KeyError, TypeError, ValueError, OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} is no object artifact of this project ({error}); annotate the pictures again") from None
+        raise UserError(
+            f"{path} is no object artifact of this project ({error}); annotate the pictures again"
+        ) from None
 
 
 def _compress(table: pa.Table, labels: pa.Array, threshold: float, folder: str) -> Objects:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dejavu_lit.data.existing import ShardReader
-from dejavu_lit.data.shards import BadPair, Pair, ShardWriter
+from dejavu_lit.data.shards import BadPair, Pair, write_shard
 from dejavu_lit.errors import UserError
 from tests.data.pictures import encoded, picture
 
@@ -53,9 +53,9 @@ def test_what_img2dataset_writes_is_read_as_it_is(tmp_path: Path) -> None:
 
 def test_our_own_shards_come_back_the_same(tmp_path: Path) -> None:
     pairs = [Pair(f"k{n}", encoded(picture(n), "WEBP"), "webp", f"caption {n}", {"n": n}) for n in range(5)]
-    with ShardWriter(tmp_path / "A", pairs_per_shard=2) as writer:
-        for pair in pairs:
-            writer.write(pair)
+    for number, pair in enumerate(pairs):
+        with write_shard(tmp_path / "A" / f"{number:05d}.tar") as write:
+            write(pair)
     reader = ShardReader(str(tmp_path / "A"))
     assert [reader.read(pair.key) for pair in pairs] == [(pair, None) for pair in pairs]
 

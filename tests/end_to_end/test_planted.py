@@ -18,7 +18,13 @@ def test_the_gap_rises_with_exposure(tmp_path):
     for side in ("target", "reference"):
         run("train", f"side={side}", f"out={tmp_path / side}", *options)
     out = tmp_path / "gap"
-    run("evaluate", f"target={tmp_path / 'target'}", f"reference={tmp_path / 'reference'}", f"out={out}", "report.write=false")
+    run(
+        "evaluate",
+        f"target={tmp_path / 'target'}",
+        f"reference={tmp_path / 'reference'}",
+        f"out={out}",
+        "report.write=false",
+    )
     planted = json.loads((out / "metrics.json").read_text())["planted"]
     levels = [level for level in planted["levels"] if level["records"] >= 100]  # pairs left out of an epoch stand apart
     assert [round(level["exposure"] / 5) for level in levels] == [1, 3, 8]
