@@ -73,7 +73,7 @@ class DataSpec:
         name = choice or self.objects
         if name is None:
             raise UserError(
-                "this data brings no objects; give objects=NAME or objects=FOLDER, or run dejavu_lit.annotate"
+                "this data brings no objects; give objects=NAME or objects=FOLDER (dejavu_lit.objects.artifact writes them)"
             )
         for folder in (self.folder / "objects" / name, Path(name)):
             if folder.is_dir():

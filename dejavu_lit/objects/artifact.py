@@ -123,7 +123,7 @@ def read_objects(folders: Sequence[Path | str], threshold: float = 0.0) -> tuple
         parts = sorted(Path(folder).glob("*.parquet"))
         if not parts:
             raise UserError(
-                f"{folder} holds no object parts (*.parquet); check objects= or run python -m dejavu_lit.annotate"
+                f"{folder} holds no object parts (*.parquet); check objects=, or write them with write_objects"
             )
         read = []
         for path in parts:
