@@ -6,6 +6,7 @@ settings are known to be right.
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dejavu_lit.errors import UserError, suggest
+from dejavu_lit.typed import build
 
 HERE = Path(__file__).resolve().parent
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
@@ -71,12 +73,18 @@ def _fail(sentence: str) -> None:
 
 def _explain(error: Exception, config_name: str) -> str:
     """A configuration error as one sentence, with the option that was probably meant."""
-    lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
+    said = str(error.__cause__ or error).split("Config search path:")[0]
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     text = " ".join(line for line in lines if not line.startswith(("full_key:", "object_type=", "To append")))
+    group = re.search(r"Could not find '(\w+)/([^']*)' Available options in '\w+': (.*)", text)
+    if group:
+        name, wanted, known = group.groups()
+        return f"{name}={wanted} is unknown{suggest(wanted, known.split())}; there are {', '.join(known.split())}"
     for argument in sys.argv[1:]:
         name = argument.lstrip("+~").split("=")[0]
         if name and name in str(error):
-            return f"{argument}: {text}{suggest(name, _options(config_name))}"
+            options = _options(config_name)
+            return f"{argument}: {text}{suggest(name, options) if name not in options else ''}"
     return text
 
 
@@ -115,24 +123,9 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _build(node: Any) -> Any:
-    """The value that a config node with ``_target_`` describes; a UserError inside it comes out as it is."""
-    from hydra.errors import InstantiationException
-
-    try:
-        return hydra.utils.instantiate(node, _convert_="all")
-    except InstantiationException as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, UserError):
-                raise cause from None
-            cause = cause.__cause__
-        raise
-
-
 def _data_spec(config: dict[str, Any]) -> Any:
     """The DataSpec, its reader left as a description; data that needs no source is prepared where it is absent."""
-    spec = _build({**config, "_recursive_": False})
+    spec = build({**config, "_recursive_": False}, "data")
     if spec.automatic and not (spec.folder / "manifest.json").is_file():
         _prepare_data(spec)
     return spec
@@ -147,12 +140,12 @@ def _prepare_data(spec: Any, **how: Any) -> None:
     spec.folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(spec.folder.parent / f".{spec.folder.name}.lock"):  # ranks and jobs that start together: one prepares
         prepare(
-            reader=_build(spec.reader),
+            reader=build(spec.reader, "data.reader"),
             out=spec.folder,
             sizes=spec.sizes,
             seed=spec.seed,
             near_duplicates=spec.near_duplicates,
-            extra={name: _build(reader) for name, reader in spec.extra.items()},
+            extra={name: build(reader, f"data.extra.{name}") for name, reader in spec.extra.items()},
             **how,
         )
 
@@ -166,7 +159,7 @@ def _train(cfg: DictConfig, out: Path) -> None:
 
 def _run_training(config: dict[str, Any], out: Path) -> None:
     """Train, or go on, in ``out``; the small parts are built first, so that a wrong option ends at once."""
-    mitigation = _build(config["mitigation"])
+    mitigation = build(config["mitigation"], "mitigation")
     from dejavu_lit.launch import run_directory
 
     config = {key: value for key, value in config.items() if key != "out"}
@@ -178,10 +171,10 @@ def _run_training(config: dict[str, Any], out: Path) -> None:
             out=out,
             side=config["side"],
             data=data,
-            model=_build(config["model"]),
-            recipe=_build(config["recipe"]),
+            model=build(config["model"], "model"),
+            recipe=build(config["recipe"], "recipe"),
             mitigation=mitigation,
-            trainer=_build(config["trainer"]),
+            trainer=build(config["trainer"], "trainer"),
             seed=config["seed"],
             wandb=config["logger"]["wandb"],
             config=config,
@@ -305,7 +298,7 @@ def _prepare(cfg: DictConfig, out: Path) -> None:
     config = _plain(cfg)
     if absent := sorted(k for k in OmegaConf.missing_keys(cfg)):
         raise UserError(f"{absent[0]} is missing; give {absent[0]}=…")
-    spec = _build({**config.pop("data"), "_recursive_": False})
+    spec = build({**config.pop("data"), "_recursive_": False}, "data")
     _prepare_data(spec, **config)
 
 

@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from dejavu_lit.data.epoch import exposures
 from dejavu_lit.data.module import LoaderSettings, PairDataModule
@@ -187,7 +188,10 @@ def train(
         table.log.resume(int(checkpoint["global_step"]))
         log.info("resuming %s at step %d", out, checkpoint["global_step"])
     epochs = min(recipe.epochs, mitigation.stop_epoch or recipe.epochs)
-    runner = _trainer(out, trainer, recipe, epochs, [table, *_wandb(out, wandb, side, config)])
+    try:
+        runner = _trainer(out, trainer, recipe, epochs, [table, *_wandb(out, wandb, side, config)])
+    except (MisconfigurationException, ValueError) as error:
+        raise UserError(f"trainer={trainer.accelerator}: {str(error).splitlines()[0]}") from None
     started = time.perf_counter()
     runner.fit(module, pairs, ckpt_path=str(last) if resumed else None, weights_only=True)
     if runner.interrupted:

@@ -162,6 +162,9 @@ def test_a_picture_that_does_not_decode_is_replaced_and_counted(scenes, tmp_path
         (["model=vit_b_23"], "vit_b_32"),
         (["model.init=ViT-B-32@/nowhere.pt"], "/nowhere.pt"),
         (["recipe.lr=-1"], "recipe.lr=-1"),
+        (["recipe.lr=abc"], "recipe.lr=abc must be a number"),
+        (["data=cocoo"], "did you mean 'coco'?"),
+        (["trainer.precision=bf17"], "bf17"),
     ],
 )
 def test_a_users_mistake_is_one_sentence(scenes, tmp_path, options, words):

@@ -99,8 +99,12 @@ def build_model(spec: ModelSpec, folder: Path) -> nn.Module:
         UserError: the weights are not there or do not fit the architecture.
     """
     logging.disable(logging.WARNING)  # open_clip warns that a model to be trained has no weights yet
-    model: nn.Module = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
-    logging.disable(logging.NOTSET)
+    try:
+        model: nn.Module = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise UserError(f"open_clip cannot build model.name={spec.name}: {str(error).splitlines()[0]}") from None
+    finally:
+        logging.disable(logging.NOTSET)
     if spec.init:
         from dejavu_lit.models.zoo import load_encoder
 

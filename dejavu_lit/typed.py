@@ -1,0 +1,63 @@
+"""Config nodes as typed values: what ``_target_`` names is built, after every simple field was checked against its type."""
+
+import types
+from dataclasses import fields, is_dataclass
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import hydra
+from hydra.errors import InstantiationException
+
+from dejavu_lit.errors import UserError
+
+SIMPLE = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+
+
+def build(node: Any, name: str) -> Any:
+    """The value that a config node with ``_target_`` describes.
+
+    Args:
+        name: the node's place in the config, for messages.
+
+    Raises:
+        UserError: a field of the wrong type, or what the value itself refuses.
+    """
+    check_types(node, name)
+    try:
+        return hydra.utils.instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, UserError):
+                raise cause from None
+            cause = cause.__cause__
+        raise UserError(f"{name} cannot be built: {str(error).splitlines()[0]}") from error
+
+
+def check_types(node: Any, name: str) -> None:
+    """Raise UserError for the first field whose value does not have the simple type that its dataclass declares."""
+    if not isinstance(node, dict) or "_target_" not in node:
+        return
+    target = hydra.utils.get_object(node["_target_"])
+    if not is_dataclass(target):
+        return
+    hints = get_type_hints(target)
+    for field in fields(target):
+        if field.name not in node:
+            continue
+        value, allowed = node[field.name], _simple(hints[field.name])
+        if allowed and not any(_is(value, kind) for kind in allowed):
+            words = " or ".join(SIMPLE[kind] for kind in allowed)
+            raise UserError(f"{name}.{field.name}={value} must be {words}")
+        check_types(value, f"{name}.{field.name}")
+
+
+def _simple(hint: Any) -> tuple[type, ...]:
+    """The simple types that a hint allows; () where it allows anything else too."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return kinds if all(kind in SIMPLE for kind in kinds) else ()
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is not int or not isinstance(value, bool))
