@@ -8,17 +8,22 @@ The public vectors pass once, in chunks; ``search_index`` finds each chunk's can
 """
 
 import mmap
+import os
+import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
 from dejavu_lit.errors import UserError
 from dejavu_lit.measure.scores import Neighbors
-from dejavu_lit.measure.search_index import Chunk, Queries, check_index
+from dejavu_lit.measure.search_index import Chunk, Rows, check_index
 
-CHUNK_BYTES = 256 * 2**20  # of a chunk of public vectors as float32
+CHUNK_BYTES = 128 * 2**20  # of public vectors held at once
 ROOM = 2**22  # candidates held at once, for all queries of a block
+LOADED = 4096  # vectors that a thread reads at a time
 SAMPLE = 200  # queries on which the recall of an approximate index is measured
 
 
@@ -56,8 +61,9 @@ def search(
         queries: float16 [n, d].
         public: float16 arrays or memory maps [m, d], read one after another.
         k: neighbours of each query.
-        index: ``flat`` (float32), ``bf16`` (half-precision products, the same result, faster where the CPU has them), ``gpu``
-            (faiss on a GPU, the same result) or ``ivf`` (faiss, approximate: its recall is measured on a sample).
+        index: how candidates are found. Exact, so with one result: ``float32`` or ``bf16`` products, ``flat`` for the
+            faster of the two that the CPU has, ``gpu`` by faiss. Approximate: ``ivf`` by faiss; its recall is measured on
+            a sample.
         ids: int [total m], the public row of each vector, each once; its place in ``public`` by default.
 
     Raises:
@@ -83,19 +89,41 @@ def best_k(
     queries: np.ndarray, public: Sequence[np.ndarray], k: int, index: str = "flat", ids: np.ndarray | None = None
 ) -> Best:
     """As ``search`` by an exact index, for a share of the public vectors: ``merge`` joins those of disjoint shares."""
+    from threadpoolctl import threadpool_limits
+
     check_index(index)
     check(queries, public)
     best = Best.none(len(queries), k)
-    rows = max(1, ROOM // (4 * k + 256))
-    for start, stored in chunks(public):
-        chunk = Chunk(stored, row_ids(ids, start, len(stored)), index)
-        refuse_unusable(chunk.norms, public, start)
-        for first in range(0, len(queries), rows):
-            block = Queries.prepare(queries[first : first + rows])
-            refuse_unusable(block.norms, None, first)
-            here = best[first : first + rows]
-            chunk.merge(block, here.rows, here.scores)
+    asked = prepare(queries)
+    with threads() as pool, threadpool_limits(1, "blas"):
+        # Each thread takes its own queries through all of a chunk, products included: nothing waits for anything.
+        rows = max(1, min(-(-len(queries) // threads_wanted()), ROOM // (4 * k + 256)))
+        blocks = [slice(first, first + rows) for first in range(0, len(queries), rows)]
+        for start, stored in chunks(public, pool):
+            chunk = Chunk(stored, row_ids(ids, start, len(stored)), index)
+            shares = [(asked[block], best[block].rows, best[block].scores) for block in blocks]
+            list(pool.map(chunk.merge, *zip(*shares, strict=True)))
     return best
+
+
+def threads_wanted() -> int:
+    """As many as OMP_NUM_THREADS says, or as this process may use."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdecimal() and int(given) else len(os.sched_getaffinity(0))
+
+
+@contextmanager
+def threads() -> Iterator[ThreadPoolExecutor]:
+    """A pool of threads, in each of which torch, where it is loaded, uses one."""
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else 1
+    single = {"initializer": torch.set_num_threads, "initargs": (1,)} if torch else {}
+    try:
+        with ThreadPoolExecutor(threads_wanted(), **single) as pool:
+            yield pool
+    finally:
+        if torch:
+            torch.set_num_threads(before)  # torch hands the last number set to threads that are new
 
 
 def merge(shares: Sequence[Best]) -> Best:
@@ -124,22 +152,37 @@ def check(queries: np.ndarray, public: Sequence[np.ndarray]) -> None:
             )
 
 
-def chunks(public: Sequence[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
-    """(first place, vectors copied to memory) in chunks that span parts."""
-    rows = max(1, CHUNK_BYTES // (4 * max((part.shape[1] for part in public), default=1)))
+def prepare(queries: np.ndarray) -> Rows:
+    """Queries as the kernels take them; raises UserError for one that can't be used."""
+    rows = Rows.empty(*queries.shape).load(np.ascontiguousarray(queries))
+    _refuse_unusable(rows.norms, None, 0)
+    return rows
+
+
+def chunks(public: Sequence[np.ndarray], pool: ThreadPoolExecutor) -> Iterator[tuple[int, Rows]]:
+    """(first place, vectors in memory) in chunks that span parts; each is overwritten by the next.
+
+    Raises:
+        UserError: a vector that can't be used.
+    """
+    width = max((part.shape[1] for part in public if len(part)), default=1)
+    held = Rows.empty(min(max(1, CHUNK_BYTES // (2 * width)), sum(map(len, public))), width)
     start, count = 0, 0
-    held: list[np.ndarray] = []
     for part in public:
         first = 0
         while first < len(part):
-            held.append(np.array(part[first : first + rows - count]))
+            taken = min(len(part) - first, len(held) - count)
+            rows, piece = held[count : count + taken], part[first : first + taken]
+            cuts = [slice(at, at + LOADED) for at in range(0, taken, LOADED)]
+            list(pool.map(Rows.load, [rows[cut] for cut in cuts], [piece[cut] for cut in cuts]))
+            _refuse_unusable(rows.norms, public, start + count)
             _give_back(part)
-            first, count = first + len(held[-1]), count + len(held[-1])
-            if count == rows:
-                yield start, np.concatenate(held) if len(held) > 1 else held[0]
-                start, count, held = start + rows, 0, []
-    if held:
-        yield start, np.concatenate(held) if len(held) > 1 else held[0]
+            first, count = first + taken, count + taken
+            if count == len(held):
+                yield start, held
+                start, count = start + count, 0
+    if count:
+        yield start, held[:count]
 
 
 def _give_back(part: np.ndarray) -> None:
@@ -149,7 +192,7 @@ def _give_back(part: np.ndarray) -> None:
         mapping.madvise(mmap.MADV_DONTNEED)
 
 
-def refuse_unusable(norms: np.ndarray, public: Sequence[np.ndarray] | None, start: int) -> None:
+def _refuse_unusable(norms: np.ndarray, public: Sequence[np.ndarray] | None, start: int) -> None:
     """Raise UserError for the first vector with zero norm, NaN or infinity (which decode to values from 65536 on).
 
     norms: of the vectors from place ``start`` of ``public`` (of the queries where that is None) on.

@@ -18,31 +18,47 @@ import numpy as np
 from dejavu_lit.errors import UserError, suggest
 from dejavu_lit.measure import search_kernels as kernels
 
-EXACT = ("flat", "bf16", "gpu")
-TILE = 2048  # public rows compared at once, a multiple of kernels.BLOCK
+EXACT = ("flat", "float32", "bf16", "gpu")
+TILE = 1024  # public rows compared at once, a multiple of kernels.BLOCK
+ASKED = 1024  # queries compared at once
 BF16_ROUNDING = 2.0**-8
 GPU_MOST = 2048  # candidates that faiss can return on a GPU
 
 
 @dataclass(frozen=True)
-class Queries:
-    """Some queries, prepared: their values and unit vectors in float32, their norms in float64."""
+class Rows:
+    """Stored vectors as the kernels take them: fp16 bits, uint16 [n, d], and their norms, float64 [n]."""
 
-    values: np.ndarray
-    unit: np.ndarray
+    bits: np.ndarray
     norms: np.ndarray
 
     @classmethod
-    def prepare(cls, stored: np.ndarray) -> "Queries":
-        """From float16 [n, d]. The caller looks for unusable norms."""
-        bits = np.ascontiguousarray(stored).view(np.uint16)
-        values, unit = np.empty(bits.shape, np.float32), np.empty(bits.shape, np.float32)
-        norms = np.empty(len(bits))
-        kernels.normalise(bits, values, unit, norms)
-        return cls(values, unit, norms)
+    def empty(cls, count: int, width: int) -> "Rows":
+        """Room for ``count`` vectors."""
+        return cls(np.empty((count, width), np.uint16), np.empty(count))
 
-    def __getitem__(self, chosen: np.ndarray) -> "Queries":
-        return Queries(self.values[chosen], self.unit[chosen], self.norms[chosen])
+    def load(self, stored: np.ndarray) -> "Rows":
+        """Fill these rows from float16 [n, d]. The caller looks for unusable norms."""
+        kernels.load(np.asarray(stored).view(np.uint16), self.bits, self.norms)
+        return self
+
+    def __len__(self) -> int:
+        return len(self.bits)
+
+    def __getitem__(self, chosen: slice | np.ndarray) -> "Rows":
+        return Rows(self.bits[chosen], self.norms[chosen])
+
+    def unit(self, out: np.ndarray | None = None) -> np.ndarray:
+        """Unit vectors, float32 [n, d]."""
+        out = np.empty(self.bits.shape, np.float32) if out is None else out[: len(self)]
+        kernels.normalise(self.bits, self.norms, out)
+        return out
+
+    def values(self, out: np.ndarray | None = None) -> np.ndarray:
+        """The values as stored, float32 [n, d]."""
+        out = np.empty(self.bits.shape, np.float32) if out is None else out[: len(self)]
+        kernels.decode(self.bits, out)
+        return out
 
 
 def float32_error(width: int) -> float:
@@ -58,128 +74,147 @@ def float32_error(width: int) -> float:
     return (width + 8) * 2.0**-24 * 1.01
 
 
-def bfloat16_error(width: int, query_rests: np.ndarray, largest_rest: float) -> np.ndarray:
+def bfloat16_error(width: int, query_rests: np.ndarray) -> np.ndarray:
     """ε of the sums behind scores by bfloat16 products, for each query.
 
-    A unit vector q = q' + r in float32, q' its bfloat16 rounding, r the rest, which is known; p = p' + s alike. Then
-    q·p − q'·p' = r·p + q'·s, at most |r| |p| + |q'| |s| ≤ 1.001 (|r| + (1 + |r|) max |s|). Products of bfloat16 are exact in
-    float32, where they are added up: γ as in ``float32_error``. That the scores are rounded to bfloat16 at the end is ρ's part.
+    A unit vector q = q' + r in float32, q' its bfloat16 rounding, r the rest, which is known; p = p' + s alike, where
+    |s| ≤ 2⁻⁹|p|. Then q·p − q'·p' = r·p + q'·s, at most |r| |p| + |q'| |s| ≤ 1.001 (|r| + (1 + |r|) 2⁻⁹). Products of
+    bfloat16 are exact in float32, where they are added up: γ as in ``float32_error``. That the scores are rounded to
+    bfloat16 at the end is ρ's part.
     """
-    return 1.001 * (query_rests + (1 + query_rests) * largest_rest) + 1.01 * float32_error(width)
+    return 1.001 * (query_rests + (1 + query_rests) * 2.0**-9) + 1.01 * float32_error(width)
 
 
 class Chunk:
     """Some public vectors in memory. ``merge`` adds their share to the best k of some queries, in place.
 
-    stored: float16 [m, d]; ids: int32 [m], their public rows; index: one of EXACT.
+    rows: the vectors; ids: int32 [m], their public rows; index: one of EXACT (``flat``: bf16 where the CPU has it, else
+    float32).
     """
 
-    def __init__(self, stored: np.ndarray, ids: np.ndarray, index: str) -> None:
-        self._ids = ids
-        self._values: np.ndarray = np.empty(stored.shape, np.float32)
-        self._unit: np.ndarray = np.empty(stored.shape, np.float32)
-        self.norms: np.ndarray = np.empty(len(stored))
-        kernels.normalise(np.ascontiguousarray(stored).view(np.uint16), self._values, self._unit, self.norms)
-        self._width = stored.shape[1]
+    def __init__(self, rows: Rows, ids: np.ndarray, index: str) -> None:
+        self._rows, self._ids = rows, ids
+        self._width = rows.bits.shape[1]
         self._error = float32_error(self._width)
-        self._merge = {"flat": self._flat, "bf16": self._bf16, "gpu": self._gpu}[index]
+        ways = {"float32": [], "bf16": [self._bf16], "gpu": [self._gpu]}
+        ways["flat"] = ways["bf16" if has_bfloat16() else "float32"]
+        self._ways = [*ways[index], self._float32, self._unlimited]
 
-    def merge(self, queries: Queries, rows: np.ndarray, scores: np.ndarray) -> None:
+    def merge(self, queries: Rows, rows: np.ndarray, scores: np.ndarray) -> None:
         """Merge this chunk's neighbours into rows int32 [n, k] and scores float64 [n, k]."""
-        left = self._merge(queries, rows, scores)
-        if len(left):
-            some, some_rows, some_scores = queries[left], rows[left], scores[left]
-            self._exhaust(some, some_rows, some_scores)
+        left = np.arange(len(rows))
+        for way in self._ways:  # each leaves the queries for which it found too many candidates to the next
+            some_rows, some_scores = rows[left], scores[left]
+            failed = way(queries[left], some_rows, some_scores)
             rows[left], scores[left] = some_rows, some_scores
+            left = left[failed]
+            if not len(left):
+                return
 
-    def _flat(self, queries: Queries, rows: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    def _float32(self, queries: Rows, rows: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        asked = queries.unit()
         errors = np.full(len(rows), self._error, np.float32)
 
-        def multiply(part: slice, out: np.ndarray) -> None:
-            np.matmul(queries.unit, self._unit[part].T, out=out)
+        def multiply(block: slice, public: np.ndarray, out: np.ndarray) -> None:
+            np.matmul(asked[block], public.T, out=out)
 
-        tile = np.empty((len(rows), TILE), np.float32)
-        return self._collect(queries, rows, scores, errors, 0.0, tile, multiply, kernels.collect_float32)
+        return self._collect(queries, rows, scores, errors, 0.0, np.float32, multiply, kernels.collect_float32)
 
-    def _bf16(self, queries: Queries, rows: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    def _bf16(self, queries: Rows, rows: np.ndarray, scores: np.ndarray) -> np.ndarray:
         import torch
 
-        public, rests = _bfloat16(self._unit)
-        asked, query_rests = _bfloat16(queries.unit)
-        errors = bfloat16_error(self._width, query_rests, float(rests.max())).astype(np.float32)
+        asked, rests = _bfloat16(queries.unit())
+        errors = bfloat16_error(self._width, rests).astype(np.float32)
 
-        def multiply(part: slice, out: np.ndarray) -> None:
-            torch.matmul(asked, public[part].T, out=torch.from_numpy(out).view(torch.bfloat16))
+        def multiply(block: slice, public: np.ndarray, out: np.ndarray) -> None:
+            rounded = torch.from_numpy(public).bfloat16()
+            torch.matmul(asked[block], rounded.T, out=torch.from_numpy(out).view(torch.bfloat16))
 
-        tile = np.empty((len(rows), TILE), np.int16)
-        return self._collect(queries, rows, scores, errors, BF16_ROUNDING, tile, multiply, kernels.collect_bfloat16)
+        kernel = kernels.collect_bfloat16
+        return self._collect(queries, rows, scores, errors, BF16_ROUNDING, np.int16, multiply, kernel)
 
     def _collect(
         self,
-        queries: Queries,
+        queries: Rows,
         rows: np.ndarray,
         scores: np.ndarray,
         errors: np.ndarray,
         rounding: float,
-        tile: np.ndarray,
-        multiply: Callable[[slice, np.ndarray], None],
+        kind: type,
+        multiply: Callable[[slice, np.ndarray, np.ndarray], None],
         collect: Callable[..., None],
     ) -> np.ndarray:
         """Candidates from tiles of cheap scores, merged; gives the queries that must be searched without a limit."""
         n, k = rows.shape
         room = max(4 * k, k + 256)
-        floors = np.array(
-            [kernels.floor_of(t, e, rounding) for t, e in zip(scores[:, -1], errors, strict=True)], np.float32
-        )
-        values, found = np.empty((n, room), np.float32), np.empty((n, room), np.int32)
-        counts = np.zeros(n, np.int64)
-        for start in range(0, len(self._unit), TILE):
-            part = slice(start, min(start + TILE, len(self._unit)))
-            size = part.stop - start
-            here = tile
-            if size < TILE:  # the last one: its rest is filled with what is never a candidate
-                here = np.empty((n, -(-size // kernels.BLOCK) * kernels.BLOCK), tile.dtype)
-                cut = np.empty((n, size), tile.dtype)
-                multiply(part, cut)
-                here[:, :size] = cut
-                here[:, size:] = -np.inf if tile.dtype == np.float32 else _MINUS_INFINITY
-            else:
-                multiply(part, here)
-            collect(here.reshape(n, -1, kernels.BLOCK), start, k, errors, rounding, floors, values, found, counts)
+        floors = _floors(scores[:, -1], errors, rounding)
+        values, found, counts = np.empty((n, room), np.float32), np.empty((n, room), np.int32), np.zeros(n, np.int64)
+        buffer = np.empty((TILE, self._width), np.float32)
+        tile: np.ndarray = np.empty((min(n, ASKED), TILE), kind)
+        for start in range(0, len(self._rows), TILE):
+            size = len(self._rows[start : start + TILE].unit(buffer))
+            buffer[size:] = 0
+            for first in range(0, n, ASKED):
+                block = slice(first, min(first + ASKED, n))
+                here = tile[: block.stop - first]
+                multiply(block, buffer, here)
+                here[:, size:] = -np.inf if kind is np.float32 else _MINUS_INFINITY  # never a candidate
+                if start == 0 and k <= size:  # a first bound, so that not everything is a candidate
+                    cheap = here if kind is np.float32 else (here.astype(np.int32) << 16).view(np.float32)
+                    kth = np.partition(cheap, -k, axis=1)[:, -k]
+                    bound = kth - np.abs(kth) * rounding - errors[block]
+                    floors[block] = np.maximum(floors[block], _floors(bound, errors[block], rounding))
+                held = values[block], found[block], counts[block]
+                cells = here.reshape(len(here), -1, kernels.BLOCK)
+                collect(cells, start, k, errors[block], rounding, floors[block], *held)
         kernels.finish(k, errors, rounding, values, found, counts)
         self.absorb(queries, found, np.maximum(counts, 0), rows, scores)
         return np.flatnonzero(counts < 0)
 
-    def _gpu(self, queries: Queries, rows: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    def _gpu(self, queries: Rows, rows: np.ndarray, scores: np.ndarray) -> np.ndarray:
         faiss = gpu_faiss()
-        k = rows.shape[1]
+        k, total = rows.shape[1], len(self._rows)
         # Tensor cores may round the float32 factors to 10 bits, by less than 2⁻¹⁰ each.
         error = self._error + 2.0**-9 * 1.01
-        count = min(2 * k + 64, GPU_MOST, len(self._unit))
+        count = min(2 * k + 64, GPU_MOST, total)
         cheap, found = faiss.knn_gpu(
-            faiss.StandardGpuResources(), queries.unit, self._unit, count, metric=faiss.METRIC_INNER_PRODUCT
+            faiss.StandardGpuResources(), queries.unit(), self._rows.unit(), count, metric=faiss.METRIC_INNER_PRODUCT
         )
         least = scores[:, -1]
         if count >= k:
             least = np.maximum(least, cheap[:, k - 1] - error)
         found[cheap < (least - error)[:, None]] = -1
-        self.absorb(queries, found.astype(np.int32), np.full(len(rows), count), rows, scores)
-        return np.flatnonzero(cheap[:, -1] >= least - error) if count < len(self._unit) else np.zeros(0, np.int64)
+        self.absorb(queries, np.sort(found, axis=1).astype(np.int32), np.full(len(rows), count), rows, scores)
+        return np.flatnonzero(cheap[:, -1] >= least - error) if count < total else np.zeros(0, np.int64)
 
-    def _exhaust(self, queries: Queries, rows: np.ndarray, scores: np.ndarray) -> None:
-        """The whole chunk in float32, whatever reaches the k-th score so far."""
+    def _unlimited(self, queries: Rows, rows: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """The whole chunk in float32, whatever reaches the k-th score so far; leaves none."""
+        asked, values = queries.unit(), queries.values()
         found, counts = np.empty((len(rows), TILE), np.int32), np.empty(len(rows), np.int64)
-        for start in range(0, len(self._unit), TILE):
-            cheap = queries.unit @ self._unit[start : start + TILE].T
-            floors = np.maximum(scores[:, -1] - self._error - 2.0**-22, -2).astype(np.float32)
-            kernels.above(cheap, floors, start, found, counts)
-            self.absorb(queries, found, counts, rows, scores)
+        errors = np.full(len(rows), self._error)
+        for start in range(0, len(self._rows), TILE):
+            tile = self._rows[start : start + TILE]
+            kernels.above(asked @ tile.unit().T, _floors(scores[:, -1], errors, 0.0), start, found, counts)
+            done, best = np.zeros_like(counts), (self._ids, rows, scores)
+            kernels.absorb(values, queries.norms, tile.values(), tile.norms, start, found, done, counts, *best)
+        return np.zeros(0, np.int64)
 
     def absorb(
-        self, queries: Queries, found: np.ndarray, counts: np.ndarray, rows: np.ndarray, scores: np.ndarray
+        self, queries: Rows, found: np.ndarray, counts: np.ndarray, rows: np.ndarray, scores: np.ndarray
     ) -> None:
-        """Score the candidates found[i, :counts[i]] (places in this chunk, negative ones skipped) and merge them in."""
-        kernels.absorb(queries.values, queries.norms, self._values, self.norms, found, counts, self._ids, rows, scores)
+        """Score the candidates found[i, :counts[i]] (ascending places in this chunk, negative ones skipped), merge them in."""
+        asked, done = queries.values(), np.zeros_like(counts)
+        buffer = np.empty((TILE, self._width), np.float32)
+        for start in range(0, len(self._rows), TILE):  # tile by tile: they stay in the cache
+            tile = self._rows[start : start + TILE]
+            public, best = tile.values(buffer), (self._ids, rows, scores)
+            kernels.absorb(asked, queries.norms, public, tile.norms, start, found, done, counts, *best)
+
+
+def _floors(bounds: np.ndarray, errors: np.ndarray, rounding: float) -> np.ndarray:
+    """kernels.floor_of for many: the lowest cheap scores that may belong to a cosine of at least ``bounds``, float32 [n]."""
+    true = np.maximum(bounds, -2.0) - errors
+    return (true - np.abs(true) * rounding - 2.0**-22).astype(np.float32)
 
 
 _MINUS_INFINITY = np.int16(-0x80)  # the bits of bfloat16's −∞, 0xff80
@@ -201,7 +236,8 @@ def has_bfloat16() -> bool:
     import torch
 
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(bool(getattr(torch.cpu, name, bool)()) for name in names)
+    fast = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    return bool(fast) and any(bool(getattr(torch.cpu, name, bool)()) for name in names)
 
 
 def gpu_faiss() -> Any:

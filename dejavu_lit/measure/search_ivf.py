@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from dejavu_lit.errors import UserError
-from dejavu_lit.measure import search_kernels as kernels
-from dejavu_lit.measure.search import Best, best_k, chunks, refuse_unusable, row_ids
-from dejavu_lit.measure.search_index import Chunk, Queries
+from dejavu_lit.measure.search import Best, best_k, chunks, prepare, row_ids, threads
+from dejavu_lit.measure.search_index import Chunk, Rows
 
 PER_LIST = 64  # vectors that faiss wants to train each list on
 SHARE = 16  # one list in so many is searched
@@ -33,19 +32,18 @@ def search_ivf(queries: np.ndarray, public: Sequence[np.ndarray], k: int, ids: n
     )
     index.nprobe = max(1, lists // SHARE)
     index.train(_sample(public, PER_LIST * lists, total))
-    for start, stored in chunks(public):
-        prepared = Queries.prepare(stored)
-        refuse_unusable(prepared.norms, public, start)
-        index.add(prepared.unit)
-    asked = Queries.prepare(queries)
-    refuse_unusable(asked.norms, None, 0)
-    _, places = index.search(asked.unit, k)
+    with threads() as pool:
+        for _, rows in chunks(public, pool):
+            index.add(rows.unit())
+    asked = prepare(queries)
+    places = np.sort(index.search(asked.unit(), k)[1], axis=1)
     del index
     best = Best.none(len(queries), k)
-    for start, stored in chunks(public):
-        chunk = Chunk(stored, row_ids(ids, start, len(stored)), "flat")
-        here = np.where((places >= start) & (places < start + len(stored)), places - start, -1).astype(np.int32)
-        chunk.absorb(asked, here, np.full(len(queries), k), best.rows, best.scores)
+    with threads() as pool:
+        for start, stored in chunks(public, pool):
+            chunk = Chunk(stored, row_ids(ids, start, len(stored)), "flat")
+            here = np.where((places >= start) & (places < start + len(stored)), places - start, -1).astype(np.int32)
+            chunk.absorb(asked, here, np.full(len(queries), k), best.rows, best.scores)
     short = np.flatnonzero((best.rows < 0).any(axis=1))
     if len(short):
         exact = best_k(queries[short], public, k, "flat", ids)
@@ -57,7 +55,5 @@ def _sample(public: Sequence[np.ndarray], count: int, total: int) -> np.ndarray:
     """About ``count`` unit vectors spread evenly over the public set, float32."""
     step = max(1, total // count)
     stored = np.concatenate([np.array(part[::step]) for part in public if len(part)])
-    values, unit = np.empty(stored.shape, np.float32), np.empty(stored.shape, np.float32)
-    norms = np.empty(len(stored))
-    kernels.normalise(stored.view(np.uint16), values, unit, norms)
-    return unit[norms > 0]
+    rows = Rows.empty(*stored.shape).load(stored)
+    return rows.unit()[rows.norms > 0]

@@ -9,7 +9,11 @@ from dejavu_lit.measure.search import best_k, merge, search
 from dejavu_lit.measure.search_index import BF16_ROUNDING, bfloat16_error, float32_error, has_bfloat16
 from dejavu_lit.measure.vectors import Embeddings, write_embeddings
 
-EXACT = ["flat", pytest.param("bf16", marks=pytest.mark.skipif(not has_bfloat16(), reason="no bfloat16 instructions"))]
+EXACT = [
+    "flat",
+    "float32",
+    pytest.param("bf16", marks=pytest.mark.skipif(not has_bfloat16(), reason="no bfloat16 instructions")),
+]
 
 
 def unit(rng, n, d):
@@ -161,6 +165,17 @@ def test_opposite_vectors_are_found_when_there_are_no_others(index):
     found = best_k(queries, [public], 40, index)
     assert np.array_equal(found.rows, oracle(queries, public, 40)[0])
     assert (found.scores < -0.9).all()
+
+
+@pytest.mark.parametrize("index", EXACT)
+def test_a_narrow_cone_where_half_precision_tells_nothing_apart(index):
+    rng = np.random.default_rng(9)
+    public = (1 + 0.01 * rng.normal(size=(3000, 32))).astype(np.float16)
+    queries = (1 + 0.01 * rng.normal(size=(40, 32))).astype(np.float16)
+    found = best_k(queries, [public], 10, index)
+    rows, scores = oracle(queries, public, 10)
+    assert scores[:, -1].min() > 0.999
+    assert np.array_equal(found.rows, rows)
 
 
 def test_an_approximate_index_measures_its_recall():
