@@ -8,10 +8,11 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,19 @@ def write_shard(path: Path | str) -> Iterator[Callable[[Pair], None]]:
                 tar.addfile(member, io.BytesIO(data))
 
         yield write
+
+
+def write_shards(folder: Path | str, pairs: Iterable[Pair], pairs_per_shard: int = 1000) -> ShardSet:
+    """Write pairs into numbered shards with their ``sizes.json``, and open them."""
+    folder, sizes, rest, number = Path(folder), {}, iter(pairs), 0
+    while block := list(islice(rest, pairs_per_shard)):
+        with write_shard(folder / f"{number:05d}.tar") as write:
+            for pair in block:
+                write(pair)
+        sizes[f"{number:05d}.tar"] = len(block)
+        number += 1
+    write_json(folder / SIZES, sizes)
+    return ShardSet.open(folder)
 
 
 def _utf8(text: str) -> bytes:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from dejavu_lit.data.shards import Pair, ShardSet, ShardWriter
+from dejavu_lit.data.shards import Pair
 from dejavu_lit.errors import UserError
 from dejavu_lit.measure import embed as module
 from dejavu_lit.measure.embed import embed, encode_captions
 from dejavu_lit.measure.vectors import Embeddings, write_embeddings
 from dejavu_lit.models.zoo import load_encoder
-from tests.models.tiny import picture, write_clip
+from tests.models.tiny import picture, write_clip, write_shards
 
 PAIRS, SHARD = 150, 70  # shards of 70, 70 and 10: whole chunks, rests and a small one
 
@@ -31,11 +31,11 @@ def encoded(image, form="png"):
 
 
 def write(folder, bad_pictures=(), empty=(), pairs=PAIRS):
-    with ShardWriter(folder, SHARD) as writer:
-        for i in range(pairs):
-            data = b"no picture" if i in bad_pictures else encoded(picture(i, 72, 64))
-            writer.write(Pair(f"k{i * 37 % pairs:03d}", data, "png", "" if i in empty else f"caption number {i}", {}))
-    return ShardSet.open(folder)
+    made = []
+    for i in range(pairs):
+        data = b"no picture" if i in bad_pictures else encoded(picture(i, 72, 64))
+        made.append(Pair(f"k{i * 37 % pairs:03d}", data, "png", "" if i in empty else f"caption number {i}", {}))
+    return write_shards(folder, made, SHARD)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from dejavu_lit.data.shards import Pair, ShardSet, ShardWriter
+from dejavu_lit.data.shards import Pair, ShardSet
 from dejavu_lit.errors import UserError
 from dejavu_lit.measure import utility
 from dejavu_lit.measure.utility import (
@@ -19,7 +19,7 @@ from dejavu_lit.measure.utility import (
     zero_shot,
 )
 from dejavu_lit.models.zoo import load_encoder
-from tests.models.tiny import write_clip
+from tests.models.tiny import write_clip, write_shards
 
 
 def unit(rng, n, d):
@@ -122,10 +122,8 @@ def test_class_lists(tmp_path):
 
 
 def test_labels_come_from_the_json_or_from_cls(tmp_path):
-    with ShardWriter(tmp_path / "a") as writer:
-        for key, meta in (("x", {"label": "cat"}), ("y", {"label": 3}), ("z", {})):
-            writer.write(Pair(key, b"", "png", "c", meta))
-    assert read_labels(ShardSet.open(tmp_path / "a")) == {"x": "cat", "y": "3"}
+    made = [Pair(key, b"", "png", "c", meta) for key, meta in (("x", {"label": "cat"}), ("y", {"label": 3}), ("z", {}))]
+    assert read_labels(write_shards(tmp_path / "a", made)) == {"x": "cat", "y": "3"}
     (tmp_path / "b").mkdir()
     with tarfile.open(tmp_path / "b" / "00000.tar", "w") as tar:
         for name, data in (("x.jpg", b"j"), ("x.cls", b"7\n"), ("y.jpg", b"j"), ("y.cls", b"0")):
@@ -133,7 +131,5 @@ def test_labels_come_from_the_json_or_from_cls(tmp_path):
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
     assert read_labels(ShardSet.open(tmp_path / "b")) == {"x": "7", "y": "0"}
-    with ShardWriter(tmp_path / "c") as writer:
-        writer.write(Pair("z", b"", "png", "c", {}))
     with pytest.raises(UserError, match=r"no pair of .* has a class"):
-        read_labels(ShardSet.open(tmp_path / "c"))
+        read_labels(write_shards(tmp_path / "c", made[2:]))

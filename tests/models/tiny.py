@@ -1,6 +1,7 @@
 """A real, tiny CLIP in open_clip's own format, and pictures to feed it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ import open_clip
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+
+from dejavu_lit.data.shards import Pair, ShardSet, write_shard
 
 CONFIG = {
     "embed_dim": 64,
@@ -39,3 +42,12 @@ def picture(seed: int, width: int = 96, height: int = 80, mode: str = "RGB") -> 
     coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((width, height), Image.BICUBIC)
     noisy = np.asarray(coarse, np.int16) + rng.integers(-8, 9, (height, width, 3))
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).convert(mode)
+
+
+def write_shards(folder: Path, pairs: Sequence[Pair], size: int = 1000) -> ShardSet:
+    """Write pairs into shards of ``size``."""
+    for number, start in enumerate(range(0, len(pairs), size)):
+        with write_shard(folder / f"{number:05d}.tar") as write:
+            for pair in pairs[start : start + size]:
+                write(pair)
+    return ShardSet.open(folder)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dejavu_lit import study
-from dejavu_lit.data.shards import Pair, ShardWriter
+from dejavu_lit.data.shards import Pair, write_shards
 from dejavu_lit.files import read_json, write_json
 from dejavu_lit.measure.metrics import Settings, measure
 from dejavu_lit.measure.records import EXPOSURE, Neighbors, Records, write_records
@@ -145,9 +145,7 @@ def _data(data: Path, n: int, m: int, captions: dict[int, str], pictures: bool) 
         write_objects(data / "objects" / "made" / name / "00000.parquet", rows, Annotator("made", threshold=0.0))
         (data / f"{name}.captions.json").write_text(json.dumps(texts))
         if pictures:
-            with ShardWriter(data / name, pairs_per_shard=5000) as writer:
-                for pair in pairs:
-                    writer.write(pair)
+            write_shards(data / name, pairs, pairs_per_shard=5000)
 
 
 def _picture(number: int) -> bytes:

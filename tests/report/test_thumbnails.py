@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dejavu_lit.data import scan
-from dejavu_lit.data.shards import BadPair, Pair, ShardSet, ShardWriter
+from dejavu_lit.data.shards import BadPair, Pair, write_shards
 from dejavu_lit.report import thumbnails as module
 from dejavu_lit.report.thumbnails import shrink, thumbnails
 
@@ -46,10 +46,8 @@ def test_exif_orientation_is_applied_and_metadata_dropped() -> None:
 
 
 def test_only_wanted_keys_are_made_once_and_bad_pictures_left_out(tmp_path: Path) -> None:
-    with ShardWriter(tmp_path / "A", pairs_per_shard=2) as writer:
-        for i in range(6):
-            writer.write(Pair(f"secret{i}", picture((30, 30)) if i != 3 else b"broken", "png", "text"))
-    shards = ShardSet.open(tmp_path / "A")
+    pairs = [Pair(f"secret{i}", picture((30, 30)) if i != 3 else b"broken", "png", "text") for i in range(6)]
+    shards = write_shards(tmp_path / "A", pairs, pairs_per_shard=2)
     names = thumbnails(shards, ["secret1", "secret3", "secret4"], 16, tmp_path / "thumbs")
     assert set(names) == {"secret1", "secret4"}
     made = {str(p.relative_to(tmp_path / "thumbs")) for p in (tmp_path / "thumbs").rglob("*.webp")}
