@@ -8,7 +8,7 @@ import io
 import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from torchvision.io import decode_jpeg
 
 from dejavu_lit.data.shards import BadPair, ShardIndex, ShardSet
 from dejavu_lit.errors import UserError
@@ -23,6 +24,7 @@ from dejavu_lit.files import read_json, write_json
 from dejavu_lit.measure.vectors import FINGERPRINT, Embeddings, check_vectors, open_part, read_keys, write_part
 from dejavu_lit.models.encoder import Encoder
 from dejavu_lit.progress import progress
+from dejavu_lit.threads import threads, threads_wanted
 
 __all__ = ["CHUNK", "Embeddings", "embed", "encode_captions"]
 
@@ -49,7 +51,7 @@ def embed(
 
     Args:
         limit: how many pairs of the set, from its start; all by default.
-        workers: threads that read and decode.
+        workers: threads that read and decode; on a CPU at least as many as it has cores, since they encode pictures, too.
         bad_share: pairs that can't be used are skipped, counted and logged, until they are more than ten and more than
             this share of the set.
 
@@ -137,7 +139,7 @@ def _whole(folder: Path, name: str) -> bool:
     return False
 
 
-Decoded = tuple[list[str], list[Any], dict[str, str]]
+Piece = tuple[list[str], list[Any] | np.ndarray, dict[str, str]]
 
 
 def _encode(
@@ -145,38 +147,41 @@ def _encode(
 ) -> Iterator[tuple[int, list[str], np.ndarray, dict[str, str]]]:
     """(shard, keys, float16 [m, d], {skipped key: reason}) for each shard wanted.
 
-    Threads decode a few chunks ahead of the encoder, across the borders of shards: memory is bounded by the window.
+    Threads work on a few chunks ahead, across the borders of shards: memory is bounded by the window. On a CPU a thread
+    also encodes the pictures that it decoded, alone, so that no library's threads wait for each other.
     """
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        queue: deque[tuple[int, Future[Decoded]]] = deque()
+    alone = modality == "image" and encoder.device.type == "cpu"
+    count = max(workers, threads_wanted()) if alone else max(workers, 1)
+    with threads(count) as pool:
+        queue: deque[tuple[int, Future[Piece]]] = deque()
         chunks = ((shard, start) for shard in wanted for start in range(0, max(shards.sizes[shard], 1), CHUNK))
         keys: list[str] = []
         blocks: list[np.ndarray] = []
         bad: dict[str, str] = {}
         try:
             while True:
-                while len(queue) < 2 * workers + 1 and (chunk := next(chunks, None)) is not None:
+                while len(queue) < 2 * count + 1 and (chunk := next(chunks, None)) is not None:
                     shard, start = chunk
-                    queue.append((shard, pool.submit(_decode, encoder, shards.index(shard), start, modality)))
+                    queue.append((shard, pool.submit(_piece, encoder, shards.index(shard), start, modality, alone)))
                 if not queue:
                     return
                 shard, future = queue.popleft()
                 found, content, skipped = future.result()
                 if found:
-                    blocks.append(_encode_chunk(encoder, content, modality).astype(np.float16))
+                    vectors = content if isinstance(content, np.ndarray) else _encode_chunk(encoder, content, modality)
+                    blocks.append(vectors.astype(np.float16))
                 keys += found
                 bad |= skipped
                 if not queue or queue[0][0] != shard:
-                    vectors = np.concatenate(blocks) if blocks else np.zeros((0, 0), np.float16)
-                    yield shard, keys, vectors, bad
+                    yield shard, keys, np.concatenate(blocks) if blocks else np.zeros((0, 0), np.float16), bad
                     keys, blocks, bad = [], [], {}
         finally:
             for _, future in queue:
                 future.cancel()
 
 
-def _decode(encoder: Encoder, index: ShardIndex, start: int, modality: Modality) -> Decoded:
-    """The usable rows of one chunk: keys, pictures (uint8 [3, h, w]) or captions, and {key: why it is not used}."""
+def _piece(encoder: Encoder, index: ShardIndex, start: int, modality: Modality, encode: bool) -> Piece:
+    """The usable rows of one chunk: keys, pictures (uint8 [3, h, w]), captions or vectors, and {key: why it is not used}."""
     keys: list[str] = []
     content: list[Any] = []
     bad: dict[str, str] = {}
@@ -185,7 +190,7 @@ def _decode(encoder: Encoder, index: ShardIndex, start: int, modality: Modality)
         try:
             pair = index.read(position, image=modality == "image")
             if modality == "image":
-                content.append(encoder.preprocess(open_picture(pair.image), fast=True))
+                content.append(encoder.preprocess(decode_picture(pair.image)))
             elif pair.caption:
                 content.append(pair.caption)
             else:
@@ -198,19 +203,27 @@ def _decode(encoder: Encoder, index: ShardIndex, start: int, modality: Modality)
             bad[key] = f"its picture does not decode ({type(error).__name__}: {error})"
         else:
             keys.append(key)
-    return keys, content, bad
+    return keys, _encode_chunk(encoder, content, modality) if encode and keys else content, bad
 
 
-def open_picture(data: bytes) -> Image.Image:
-    """The decoded picture; raises BadPair for no picture or above 100 megapixels, and what Pillow raises otherwise."""
+def decode_picture(data: bytes) -> Image.Image | torch.Tensor:
+    """A picture from the bytes of its file: decoded pixels, uint8 [3, height, width], where it is in RGB.
+
+    Raises:
+        BadPair: no picture, or above 100 megapixels; and what Pillow raises otherwise.
+    """
     try:
         picture = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         raise BadPair("its picture is of no known format") from None
     if picture.width * picture.height > PIXELS:
         raise BadPair(f"its picture has {picture.width} × {picture.height} pixels, more than {PIXELS:,}")
+    if picture.mode == "RGB" and picture.format == "JPEG" and data.endswith(b"\xff\xd9"):
+        # The same library and the same pixels as Pillow's, without its copies. A file cut short is left to Pillow.
+        with suppress(RuntimeError):
+            return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
     picture.load()
-    return picture
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1) if picture.mode == "RGB" else picture
 
 
 def encode_captions(encoder: Encoder, captions: Sequence[str]) -> np.ndarray:

@@ -8,11 +8,8 @@ The public vectors pass once, in chunks; ``search_index`` finds each chunk's can
 """
 
 import mmap
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +17,7 @@ import numpy as np
 from dejavu_lit.errors import UserError
 from dejavu_lit.measure.scores import Neighbors
 from dejavu_lit.measure.search_index import Chunk, Rows, check_index
+from dejavu_lit.threads import threads, threads_wanted
 
 CHUNK_BYTES = 128 * 2**20  # of public vectors held at once
 ROOM = 2**22  # candidates held at once, for all queries of a block
@@ -104,26 +102,6 @@ def best_k(
             shares = [(asked[block], best[block].rows, best[block].scores) for block in blocks]
             list(pool.map(chunk.merge, *zip(*shares, strict=True)))
     return best
-
-
-def threads_wanted() -> int:
-    """As many as OMP_NUM_THREADS says, or as this process may use."""
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdecimal() and int(given) else len(os.sched_getaffinity(0))
-
-
-@contextmanager
-def threads() -> Iterator[ThreadPoolExecutor]:
-    """A pool of threads, in each of which torch, where it is loaded, uses one."""
-    torch = sys.modules.get("torch")
-    before = torch.get_num_threads() if torch else 1
-    single = {"initializer": torch.set_num_threads, "initargs": (1,)} if torch else {}
-    try:
-        with ThreadPoolExecutor(threads_wanted(), **single) as pool:
-            yield pool
-    finally:
-        if torch:
-            torch.set_num_threads(before)  # torch hands the last number set to threads that are new
 
 
 def merge(shares: Sequence[Best]) -> Best:

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from dejavu_lit.errors import UserError
-from dejavu_lit.measure.search import Best, best_k, chunks, prepare, row_ids, threads
+from dejavu_lit.measure.search import Best, best_k, chunks, prepare, row_ids
 from dejavu_lit.measure.search_index import Chunk, Rows
+from dejavu_lit.threads import threads
 
 PER_LIST = 64  # vectors that faiss wants to train each list on
 SHARE = 16  # one list in so many is searched

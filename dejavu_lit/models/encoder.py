@@ -20,11 +20,13 @@ class Encoder(Protocol):
 
     name: str
     fingerprint: str
+    device: torch.device
 
-    def preprocess(self, picture: Image.Image, fast: bool = False) -> np.ndarray:
+    def preprocess(self, picture: Image.Image | torch.Tensor) -> np.ndarray:
         """The model's own resize and crop: uint8 [3, h, w]. Normalisation is left to ``encode_images``.
 
-        With ``fast`` a quicker resize may be used that differs by at most one level of 255.
+        Decoded pixels, uint8 [3, height, width] in RGB, may be resized by a quicker kernel, which differs from Pillow's by
+        at most one level of 255.
         """
         ...
 

@@ -30,31 +30,31 @@ class OpenClipEncoder:
 
     def __init__(self, name: str, model: torch.nn.Module, config: dict[str, Any], tokenizer: Any, device: str) -> None:
         self.name = name
-        self._device = torch_device(device)
+        self.device = torch_device(device)
         preprocess = get_model_preprocess_cfg(model)
         self.fingerprint = fingerprint(
             {"weights": weights_hash(model.state_dict()), "preprocess": preprocess, "architecture": config}
         )
-        self.model: Any = model.eval().requires_grad_(False).to(self._device)
+        self.model: Any = model.eval().requires_grad_(False).to(self.device)
         self._tokenizer = tokenizer
         self._preprocess = Preprocess(preprocess)
-        mean, std = (torch.tensor(preprocess[name], device=self._device).view(-1, 1, 1) for name in ("mean", "std"))
+        mean, std = (torch.tensor(preprocess[name], device=self.device).view(-1, 1, 1) for name in ("mean", "std"))
         self._mean, self._std = mean, std
 
-    def preprocess(self, picture: Image.Image, fast: bool = False) -> np.ndarray:
-        """See Encoder; exactly what open_clip does before it normalises, unless ``fast``."""
-        return self._preprocess(picture, fast)
+    def preprocess(self, picture: Image.Image | torch.Tensor) -> np.ndarray:
+        """See Encoder; of a picture, exactly what open_clip does before it normalises."""
+        return self._preprocess(picture)
 
     @torch.inference_mode()
     def encode_images(self, pictures: torch.Tensor) -> torch.Tensor:
         """See Encoder."""
-        scaled = pictures.to(self._device).float().div_(255).sub_(self._mean).div_(self._std)
+        scaled = pictures.to(self.device).float().div_(255).sub_(self._mean).div_(self._std)
         return self.model.encode_image(scaled, normalize=True).float().cpu()
 
     @torch.inference_mode()
     def encode_captions(self, captions: Sequence[str]) -> torch.Tensor:
         """See Encoder."""
-        tokens = self._tokenizer(list(captions)).to(self._device)
+        tokens = self._tokenizer(list(captions)).to(self.device)
         return self.model.encode_text(tokens, normalize=True).float().cpu()
 
 

@@ -18,21 +18,23 @@ class Preprocess:
         self.steps = steps[:-2]  # all but the conversion to a tensor and the normalisation
         self._resize = self.steps[0] if isinstance(self.steps[0], Resize) else None
 
-    def __call__(self, picture: Image.Image, fast: bool = False) -> np.ndarray:
-        """uint8 [3, h, w]; with ``fast``, RGB pictures are resized by torch's uint8 kernel.
+    def __call__(self, picture: Image.Image | torch.Tensor) -> np.ndarray:
+        """uint8 [3, h, w] of a picture, or of decoded RGB pixels uint8 [3, height, width].
 
-        That kernel has the filter of Pillow's, is two to three times faster, and rounds otherwise: by one level of 255.
+        Pixels are resized by torch's uint8 kernel: it has the filter of Pillow's, is several times faster, and rounds
+        otherwise, by one level of 255.
         """
-        if fast and self._resize is not None and picture.mode == "RGB":
-            return self._fast(picture, self._resize)
+        if isinstance(picture, torch.Tensor) and self._resize is None:
+            picture = Image.fromarray(picture.permute(1, 2, 0).numpy())
+        if isinstance(picture, torch.Tensor):
+            return self._pixels(picture, self._resize)
         for step in self.steps:
             picture = step(picture)
         return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
 
-    def _fast(self, picture: Image.Image, resize: Resize) -> np.ndarray:
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-        size = _resized(resize.size, picture.height, picture.width)
-        if size != (picture.height, picture.width):
+    def _pixels(self, pixels: torch.Tensor, resize: Resize) -> np.ndarray:
+        size = _resized(resize.size, *pixels.shape[1:])
+        if size != pixels.shape[1:]:
             mode = "bicubic" if resize.interpolation == InterpolationMode.BICUBIC else "bilinear"
             pixels = torch.nn.functional.interpolate(pixels[None], size, mode=mode, antialias=True)[0]
         for step in self.steps[1:-1]:  # the crop; the last step is the conversion to RGB, which it is

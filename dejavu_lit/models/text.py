@@ -21,7 +21,7 @@ class TextEncoder:
 
     def __init__(self, name: str, device: str) -> None:
         self.name = name
-        found = torch_device(device)
+        self.device = torch_device(device)
         folder = model_folder(name.removeprefix("text:"))
         try:
             from sentence_transformers import SentenceTransformer
@@ -30,7 +30,7 @@ class TextEncoder:
             raise UserError(f"{name} needs sentence-transformers (pip install 'dejavu-lit[text]')") from None
         disable_progress_bar()  # of reading a local file
         try:
-            self._model = SentenceTransformer(str(folder), device=str(found), local_files_only=True)
+            self._model = SentenceTransformer(str(folder), device=str(self.device), local_files_only=True)
         except Exception as error:  # missing files and damaged weights all raise differently
             reason = str(error).strip().splitlines()[0][:240] if str(error).strip() else type(error).__name__
             raise UserError(f"the sentence-transformers model in {folder} cannot be loaded ({reason})") from None
@@ -39,7 +39,7 @@ class TextEncoder:
         }
         self.fingerprint = fingerprint({"weights": weights_hash(self._model.state_dict()), "settings": settings})
 
-    def preprocess(self, picture: Image.Image, fast: bool = False) -> np.ndarray:
+    def preprocess(self, picture: Image.Image | torch.Tensor) -> np.ndarray:
         """Always raises UserError: there are no pictures in this model."""
         raise UserError(
             f"{self.name} embeds captions only; choose a model with an image encoder, or compare text with text"

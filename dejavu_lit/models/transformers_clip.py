@@ -20,7 +20,7 @@ class TransformersEncoder:
 
     def __init__(self, name: str, folder: Path, device: str) -> None:
         self.name = name
-        self._device = torch_device(device)
+        self.device = torch_device(device)
         model, self._processor, self._tokenizer = _load(folder)
         # Always padded to the full context: the shape, and so every bit, does not depend on the other captions.
         self._context = model.config.text_config.max_position_embeddings
@@ -32,15 +32,17 @@ class TransformersEncoder:
                 "architecture": {**model.config.to_dict(), "_name_or_path": None, "transformers_version": None},
             }
         )
-        self._model = model.eval().requires_grad_(False).to(self._device)
+        self._model = model.eval().requires_grad_(False).to(self.device)
         normalised = self._processor.do_normalize
         mean = self._processor.image_mean if normalised else [0.0] * 3
         std = self._processor.image_std if normalised else [1.0] * 3
-        self._mean = torch.tensor(mean, device=self._device).view(-1, 1, 1)
-        self._std = torch.tensor(std, device=self._device).view(-1, 1, 1)
+        self._mean = torch.tensor(mean, device=self.device).view(-1, 1, 1)
+        self._std = torch.tensor(std, device=self.device).view(-1, 1, 1)
 
-    def preprocess(self, picture: Image.Image, fast: bool = False) -> np.ndarray:
-        """See Encoder; there is no faster way than the processor's own."""
+    def preprocess(self, picture: Image.Image | torch.Tensor) -> np.ndarray:
+        """See Encoder; always by the processor's own way."""
+        if isinstance(picture, torch.Tensor):
+            picture = Image.fromarray(picture.permute(1, 2, 0).numpy())
         settings = {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
         pixels = self._processor(images=picture.convert("RGB"), **settings)["pixel_values"][0]
         return np.ascontiguousarray(pixels, dtype=np.uint8)
@@ -48,7 +50,7 @@ class TransformersEncoder:
     @torch.inference_mode()
     def encode_images(self, pictures: torch.Tensor) -> torch.Tensor:
         """See Encoder."""
-        scaled = pictures.to(self._device).float().mul_(self._processor.rescale_factor).sub_(self._mean).div_(self._std)
+        scaled = pictures.to(self.device).float().mul_(self._processor.rescale_factor).sub_(self._mean).div_(self._std)
         return _unit(self._model.get_image_features(pixel_values=scaled))
 
     @torch.inference_mode()
@@ -56,7 +58,7 @@ class TransformersEncoder:
         """See Encoder."""
         tokens = self._tokenizer(
             list(captions), padding="max_length", truncation=True, max_length=self._context, return_tensors="pt"
-        ).to(self._device)
+        ).to(self.device)
         mask = (
             {"attention_mask": tokens["attention_mask"]}
             if "attention_mask" in self._tokenizer.model_input_names

@@ -7,8 +7,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from dejavu_lit.data.shards import Pair
+from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.errors import UserError
 from dejavu_lit.measure import embed as module
 from dejavu_lit.measure.embed import embed, encode_captions
@@ -75,8 +76,8 @@ def test_whole_parts_are_kept_and_torn_ones_made_again(encoder, shards, tmp_path
     (tmp_path / "torn" / "00001.npy").write_bytes(data[: len(data) // 2])
     kept = (tmp_path / "torn" / "00002.npy").stat().st_mtime_ns
     decoded = []
-    original = module._decode
-    monkeypatch.setattr(module, "_decode", lambda *a: decoded.append(a[2]) or original(*a))
+    original = module._piece
+    monkeypatch.setattr(module, "_piece", lambda *a: decoded.append(a[2]) or original(*a))
     embed(encoder, shards, "image", tmp_path / "torn")
     assert content(tmp_path / "torn") == content(tmp_path / "whole")
     assert (tmp_path / "torn" / "00002.npy").stat().st_mtime_ns == kept
@@ -131,6 +132,25 @@ def test_too_many_bad_pairs_stop(encoder, tmp_path):
     nothing = write(tmp_path / "B", bad_pictures=range(5), pairs=5)
     with pytest.raises(UserError, match="no pair of"):
         embed(encoder, nothing, "image", tmp_path / "nothing")
+
+
+def test_a_picture_decodes_as_pillow_does():
+    for form, mode, options in (
+        ("jpeg", "RGB", {}),
+        ("jpeg", "RGB", {"progressive": True, "quality": 30}),
+        ("png", "RGB", {}),
+    ):
+        buffer = io.BytesIO()
+        picture(1, 97, 61, mode).save(buffer, form, **options)
+        found = module.decode_picture(buffer.getvalue())
+        assert np.array_equal(found.permute(1, 2, 0).numpy(), np.asarray(Image.open(buffer)))
+    for mode, form in (("L", "jpeg"), ("CMYK", "jpeg"), ("P", "png"), ("RGBA", "png")):
+        found = module.decode_picture(encoded(picture(1, 97, 61, mode), form))
+        assert found.mode == mode
+    with pytest.raises(OSError, match="truncated"):
+        module.decode_picture(encoded(picture(1), "jpeg")[:-200])
+    with pytest.raises(BadPair, match="no known format"):
+        module.decode_picture(b"GIF")
 
 
 def test_a_bomb_is_skipped(encoder, tmp_path, monkeypatch):
