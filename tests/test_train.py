@@ -129,6 +129,14 @@ def test_the_logit_scale_is_clamped_after_every_step(scenes, tmp_path):
     assert max(scales) == pytest.approx(10)  # it starts at 14.3, so the clamp has worked
 
 
+def test_clipping_accumulation_and_bf16_go_together(scenes, tmp_path):
+    options = ["recipe.gradient_clip=0.1", "recipe.accumulate=2", "trainer.precision=bf16-mixed"]
+    done = call("train", "side=target", f"data.dir={scenes}", f"out={tmp_path / 'run'}", *SMALL, *options)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["batches"], record["steps"]) == (12, 6)
+
+
 def test_a_picture_that_does_not_decode_is_replaced_and_counted(scenes, tmp_path):
     import shutil
 

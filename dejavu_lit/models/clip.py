@@ -251,8 +251,9 @@ class ClipModule(pl.LightningModule):
         decay = recipe.weight_decay if self.mitigation.weight_decay is None else self.mitigation.weight_decay
         matrices, exempt = decayed(self.model)
         groups = [{"params": matrices, "weight_decay": decay}, {"params": exempt, "weight_decay": 0.0}]
+        # Lightning refuses to clip for an optimizer that unscales by itself, as the fused one does.
         optimizer = torch.optim.AdamW(
-            groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, fused=True
+            groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, fused=recipe.gradient_clip is None
         )
         horizon = recipe.epochs * math.ceil(self.pairs.plan(0, self.trainer.world_size).steps / recipe.accumulate)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, recipe, horizon))
