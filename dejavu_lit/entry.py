@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dejavu_lit.errors import UserError, suggest
-from dejavu_lit.typed import build
+from dejavu_lit.typed import build, check_fields
 
 HERE = Path(__file__).resolve().parent
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
@@ -52,6 +52,8 @@ def _command(config_name: str, task: Callable[[DictConfig, Path], None]) -> Call
             _fail(str(error))
         except (HydraException, OmegaConfBaseException) as error:
             _fail(_explain(error, config_name))
+        except OSError as error:  # a full disk, a read-only folder, a file where a folder should be
+            _fail(f"{error.filename or 'a file'}: {error.strerror or error}")
 
     job.__module__, job.__qualname__ = __name__, f"_{config_name}_job"
     globals()[job.__qualname__] = job  # launchers that pickle the job find it by its name
@@ -67,6 +69,8 @@ def _quoted(argument: str) -> str:
 
 
 def _fail(sentence: str) -> None:
+    if "Original Traceback" in sentence:  # of a loader's worker: its last line is the sentence
+        sentence = sentence.strip().splitlines()[-1].partition("UserError: ")[2] or sentence
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(1)
 
@@ -154,30 +158,33 @@ def _train(cfg: DictConfig, out: Path) -> None:
     """Train one model."""
     config = _plain(cfg)
     _refuse_own_launcher(config)
+    if config["out"] is None and config["trainer"]["devices"] != 1 and HydraConfig.get().mode == RunMode.RUN:
+        raise UserError("several processes need one directory that all of them know; give out=DIR")
     _run_training(config, out)
 
 
 def _run_training(config: dict[str, Any], out: Path) -> None:
     """Train, or go on, in ``out``; the small parts are built first, so that a wrong option ends at once."""
-    mitigation = build(config["mitigation"], "mitigation")
+    if config["side"] not in ("target", "reference"):
+        raise UserError(f"side={config['side']} must be target (trains on A) or reference (trains on B)")
+    if not isinstance(config["seed"], int):
+        raise UserError(f"seed={config['seed']} must be a whole number")
     from dejavu_lit.launch import run_directory
 
     config = {key: value for key, value in config.items() if key != "out"}
+    parts = {name: build(config[name], name) for name in ("mitigation", "model", "recipe", "trainer")}
+    data = _data_spec(config["data"])
     with run_directory(out, config):
-        data = _data_spec(config["data"])
         from dejavu_lit.train import train as run
 
         run(
             out=out,
             side=config["side"],
             data=data,
-            model=build(config["model"], "model"),
-            recipe=build(config["recipe"], "recipe"),
-            mitigation=mitigation,
-            trainer=build(config["trainer"], "trainer"),
             seed=config["seed"],
             wandb=config["logger"]["wandb"],
             config=config,
+            **parts,
         )
 
 
@@ -199,8 +206,8 @@ def _refuse_own_launcher(config: dict[str, Any]) -> None:
     several = config["trainer"]["devices"] != 1 or config["trainer"]["num_nodes"] != 1
     if HydraConfig.get().mode == RunMode.MULTIRUN and several and not launched:
         raise UserError(
-            "--multirun cannot start several processes a job by itself; use hydra/launcher=slurm with tasks_per_node equal "
-            "to trainer.devices, or one device a job (trainer.devices=1)"
+            "--multirun cannot start several processes a job by itself; use hydra/launcher=submitit_slurm with "
+            "hydra.launcher.tasks_per_node equal to trainer.devices, or one device a job (trainer.devices=1)"
         )
 
 
@@ -251,10 +258,14 @@ def _run_evaluation(config: dict[str, Any], out: Path) -> Any:
     from dejavu_lit.files import locked
     from dejavu_lit.measure.metrics import Settings
 
-    ks = sorted({*config["ks"], config["k"]})
-    settings = Settings(
-        k=config["k"], ks=ks, threshold=config["threshold"], top_m=config["top_m"], **config["statistics"]
-    )
+    values = {name: config[name] for name in ("k", "ks", "threshold", "top_m")} | config["statistics"]
+    check_fields(Settings, values, "evaluate.py")
+    try:
+        if values["k"] not in values["ks"]:
+            values["ks"] = sorted([*values["ks"], values["k"]])
+        settings = Settings(**values)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"k, ks, threshold, top_m or statistics has a value of the wrong type ({error})") from None
     comparison = Comparison(**{field.name: config[field.name] for field in fields(Comparison)})
     data = _evaluated_data(config["data"], comparison)
     out.mkdir(parents=True, exist_ok=True)

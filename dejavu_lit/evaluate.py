@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from dejavu_lit.data.shards import BadPair, ShardSet, read_pairs
-from dejavu_lit.data.spec import DataSpec
+from dejavu_lit.data.spec import MANIFEST, DataSpec
 from dejavu_lit.errors import UserError
-from dejavu_lit.files import read_json, write_json
+from dejavu_lit.files import file_sha256, read_json, write_json
 from dejavu_lit.launch import difference, provenance
 from dejavu_lit.measure.memorized import most_memorized, write_csv
 from dejavu_lit.measure.metrics import SETS, Settings, measure
@@ -48,6 +48,10 @@ class Comparison:
     device: str = "cpu"
     workers: int = 2
     embeddings: str | None = None  # where embeddings of models that are no run of ours are kept
+
+    def __post_init__(self) -> None:
+        if self.public_modality not in ("image", "text"):
+            raise UserError(f"public_modality={self.public_modality} must be image or text")
 
 
 def evaluate(
@@ -139,12 +143,11 @@ def _search(comparison: Comparison, data: DataSpec, objects: Path, settings: Set
     target, reference = (
         Side(n, store, comparison.device, comparison.workers) for n in (comparison.target, comparison.reference)
     )
-    _check_training(target, reference, comparison)
-    swapped = reference.trained_on == "B" if comparison.swapped is None else comparison.swapped
+    _check_training(target, reference, comparison, data)
+    swapped = _knows_b(reference) if comparison.swapped is None else comparison.swapped
     measured = [name for name in SETS if name != "swapped" or swapped]
     shards = {name: data.shards(SETS[name]) for name in measured}
-    limit = _train_size(target, reference, data)
-    limits = {"population": limit, "null": None, "swapped": limit}
+    limits = {"population": _train_size(target, data), "null": None, "swapped": _train_size(reference, data)}
 
     public_shards = ShardSet.open(data.public_folder())
     public_name = data.public_sets.get(data.public, data.public_folder().name)
@@ -163,7 +166,16 @@ def _search(comparison: Comparison, data: DataSpec, objects: Path, settings: Set
             public["reference"].dim,
         )
     common = sorted(set(public["target"].keys) & set(public["reference"].keys))
-    keys = {n: [k for k in texts["target", n].keys if k in texts["reference", n].rows] for n in shards}
+    keys = {}
+    for name in shards:
+        trained = set(shards[name].keys(limits[name]))
+        both = (k for k in texts["target", name].keys if k in texts["reference", name].rows)
+        keys[name] = [key for key in both if key in trained]
+        if (shared := trained.intersection(common)) and not comparison.allow_overlap:
+            raise UserError(
+                f"data.public={data.public} holds {len(shared)} keys of {shards[name].folder}, the first is {min(shared)}; "
+                "search other public pictures, or pass allow_overlap=true"
+            )
     found, _ = read_objects([*(objects / SETS[n] for n in shards), objects / public_name], settings.threshold)
     truth = {name: annotated.take(keys[name]) for name, annotated in zip(shards, found, strict=False)}
     seen = found[-1].take(common)
@@ -218,7 +230,12 @@ def _public_vectors(embeddings: Embeddings, keys: Sequence[str]) -> tuple[list[n
     return [embeddings.load(keys)], None
 
 
-def _check_training(target: Side, reference: Side, comparison: Comparison) -> None:
+def _knows_b(reference: Side) -> bool:
+    """Whether the reference is known to have trained on B: a run that did, or embeddings that bring B."""
+    return reference.trained_on == "B" or (reference.given is not None and (reference.given / "B" / "text").is_dir())
+
+
+def _check_training(target: Side, reference: Side, comparison: Comparison, data: DataSpec) -> None:
     """Refuse what would make the gap meaningless: exchanged sides, or both trained on the same pairs."""
     if target.captions_only:
         raise UserError(f"target={target.name} embeds captions only; a text model can be the reference alone")
@@ -228,25 +245,23 @@ def _check_training(target: Side, reference: Side, comparison: Comparison) -> No
         return
     if target.trained_on == "B":
         raise UserError(f"target={target.name} was trained with side=reference; exchange target and reference")
-    both = [side.data.folder.resolve() for side in (target, reference) if side.data]
     if reference.trained_on == "A" and target.trained_on == "A":
         raise UserError(
             f"target={target.name} and reference={reference.name} were both trained on A; "
             "train a reference with side=reference, or pass allow_overlap=true"
         )
-    if len(set(both)) == 2:
-        raise UserError(
-            f"target was trained on {both[0]} and reference on {both[1]}, whose sets may overlap; "
-            "train both on the same prepared data, or pass allow_overlap=true"
-        )
+    manifest = file_sha256(data.folder / MANIFEST)
+    for side in (target, reference):
+        if side.record.get("data", manifest) != manifest:
+            raise UserError(
+                f"{side.name} was trained on other data than {data.folder}, whose sets may overlap with it; "
+                "give the data of the runs, or pass allow_overlap=true"
+            )
 
 
-def _train_size(target: Side, reference: Side, data: DataSpec) -> int | None:
-    """How many pairs of A and B were trained on: the runs' own setting, else data.train_size."""
-    sizes = [side.data.train_size for side in (target, reference) if side.data]
-    if len(set(sizes)) == 2:
-        log.warning("target and reference were trained on different numbers of pairs (%s and %s)", *sizes)
-    return sizes[0] if target.data else data.train_size
+def _train_size(side: Side, data: DataSpec) -> int | None:
+    """How many pairs a side trained on: the run's own setting, else data.train_size."""
+    return side.data.train_size if side.data else data.train_size
 
 
 def _span(counts: np.ndarray | None) -> dict[str, float] | None:

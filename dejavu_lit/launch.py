@@ -22,7 +22,7 @@ from dejavu_lit.files import fingerprint, locked, write_text
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "open_clip_torch", "faiss-cpu", "faiss-gpu-cu12", "numpy")
 # What may differ between the first and a later call in the same directory: it changes where and how, not what.
-HOW = ("out", "trainer", "logger", "extras")
+HOW = ("out", "trainer", "logger")
 
 
 def provenance() -> dict[str, Any]:
@@ -85,8 +85,11 @@ def difference(old: Any, new: Any, path: str = "") -> str | None:
 
 
 def rank() -> int:
-    """This process's rank among those of one run, as torchrun, srun or Lightning's launcher tell it; 0 when alone."""
-    return int(next((os.environ[n] for n in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if n in os.environ), 0))
+    """0 for the first process of a run and when alone, else above 0, as torchrun, srun or Lightning's launcher tell it."""
+    for name in ("RANK", "SLURM_PROCID"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return int(os.environ.get("NODE_RANK", 0)) + int(os.environ.get("LOCAL_RANK", 0))
 
 
 def identity(config: Mapping[str, Any]) -> str:

@@ -228,7 +228,7 @@ def pair_runs(folder: Path) -> tuple[list[Cell], list[str]]:
     cells = []
     for key, runs in pairs.items():
         config = configs[key]
-        typed = tuple(f"{name}={values[key][name]}" for name in varied)
+        typed = tuple(f"{name}={_typed(values[key].get(name))}" for name in varied)
         cells.append(
             Cell(
                 ",".join(typed) or "all",
@@ -240,6 +240,11 @@ def pair_runs(folder: Path) -> tuple[list[Cell], list[str]]:
             )
         )
     return cells, alone
+
+
+def _typed(value: Any) -> str:
+    """A value as one types it in an override."""
+    return str(value) if isinstance(value, str) else json.dumps(value)
 
 
 def _settings(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -20,10 +20,10 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from dejavu_lit.data.epoch import exposures
 from dejavu_lit.data.module import LoaderSettings, PairDataModule
-from dejavu_lit.data.spec import DataSpec
+from dejavu_lit.data.spec import MANIFEST, DataSpec
 from dejavu_lit.errors import UserError
-from dejavu_lit.files import read_json, write_json
-from dejavu_lit.launch import CsvLog, plain, provenance
+from dejavu_lit.files import file_sha256, read_json, write_json
+from dejavu_lit.launch import CsvLog, plain, provenance, rank
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.clip import ClipModule, ModelSpec, Recipe, build_model, export_config, export_weights
 from dejavu_lit.models.preprocess import Preprocess
@@ -51,6 +51,11 @@ class TrainerSettings:
     checkpoint_epochs: int = 5
     checkpoint_steps: int = 1000
     loader: LoaderSettings = field(default_factory=LoaderSettings)
+
+    def __post_init__(self) -> None:
+        for name in ("num_nodes", "log_every", "checkpoint_epochs", "checkpoint_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"trainer.{name}={getattr(self, name)} must be at least 1")
 
 
 class CsvLogger(Logger):
@@ -193,7 +198,13 @@ def train(
     except (MisconfigurationException, ValueError) as error:
         raise UserError(f"trainer={trainer.accelerator}: {str(error).splitlines()[0]}") from None
     started = time.perf_counter()
-    runner.fit(module, pairs, ckpt_path=str(last) if resumed else None, weights_only=True)
+    try:
+        runner.fit(module, pairs, ckpt_path=str(last) if resumed else None, weights_only=True)
+    finally:
+        if wandb is not None and rank() == 0:
+            import wandb as client
+
+            client.finish()  # or the next job of a multirun would go on in this run
     if runner.interrupted:
         raise UserError(f"interrupted at step {runner.global_step}; the same command goes on from {last}")
     if runner.is_global_zero:
@@ -229,7 +240,7 @@ def _trainer(out: Path, settings: TrainerSettings, recipe: Recipe, epochs: int, 
 
 
 def _wandb(out: Path, settings: Mapping[str, Any] | None, side: str, config: Mapping[str, Any] | None) -> list[Logger]:
-    if settings is None:
+    if settings is None or rank() > 0:
         return []
     from pytorch_lightning.loggers import WandbLogger
 
@@ -264,6 +275,7 @@ def _finish(
         out / FINISHED,
         {
             "side": side,
+            "data": file_sha256(pairs.folder / MANIFEST),
             "epochs": runner.current_epoch,
             "steps": runner.global_step,
             "batches": batches,

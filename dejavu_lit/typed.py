@@ -1,6 +1,7 @@
 """Config nodes as typed values: what ``_target_`` names is built, after every simple field was checked against its type."""
 
 import types
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -40,15 +41,21 @@ def check_types(node: Any, name: str) -> None:
     target = hydra.utils.get_object(node["_target_"])
     if not is_dataclass(target):
         return
+    check_fields(target, node, name)
+    for field in fields(target):
+        check_types(node.get(field.name), f"{name}.{field.name}")
+
+
+def check_fields(target: Any, values: Mapping[str, Any], name: str) -> None:
+    """Raise UserError for the first of ``values`` that does not have the simple type of its field in a dataclass."""
     hints = get_type_hints(target)
     for field in fields(target):
-        if field.name not in node:
+        if field.name not in values:
             continue
-        value, allowed = node[field.name], _simple(hints[field.name])
+        value, allowed = values[field.name], _simple(hints[field.name])
         if allowed and not any(_is(value, kind) for kind in allowed):
             words = " or ".join(SIMPLE[kind] for kind in allowed)
-            raise UserError(f"{name}.{field.name}={value} must be {words}")
-        check_types(value, f"{name}.{field.name}")
+            raise UserError(f"{name}.{field.name}={value} must be {words}".replace("evaluate.py.", ""))
 
 
 def _simple(hint: Any) -> tuple[type, ...]:

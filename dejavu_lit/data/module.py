@@ -38,6 +38,13 @@ class LoaderSettings:
     pin_memory: bool = False
     bad_share: float = 0.01  # training stops when more than this share of the pairs read cannot be used
 
+    def __post_init__(self) -> None:
+        if self.workers < 0 or self.cache_mb < 0 or self.prefetch < 1 or not 0 <= self.bad_share <= 1:
+            raise UserError(
+                f"trainer.loader: workers={self.workers} and cache_mb={self.cache_mb} must be at least 0, "
+                f"prefetch={self.prefetch} at least 1, bad_share={self.bad_share} between 0 and 1"
+            )
+
 
 class PairStream(IterableDataset[Batch]):
     """The batches of one rank in one epoch from step ``offset`` on; each worker gives its own stretch.

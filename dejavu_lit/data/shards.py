@@ -4,6 +4,7 @@ A shard is read through the offsets of its members, so pairs can be read in any 
 Beside the tars lies ``sizes.json``, {shard name: number of pairs}; it is counted once where it is absent.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -102,7 +103,9 @@ def index_shard(path: Path) -> ShardIndex:
     groups: dict[str, dict[str, tuple[int, int]]] = {}
     try:
         with tarfile.open(path, "r:") as tar:
+            end = 0  # where the last member's data ends, in tar's blocks of 512 bytes
             for member in tar:
+                end = member.offset_data + -(-member.size // 512) * 512
                 if member.isdir():
                     continue
                 parts = Path(member.name).parts
@@ -114,20 +117,15 @@ def index_shard(path: Path) -> ShardIndex:
                 if extension.lower() in group:
                     raise UserError(f"{path} holds two members {member.name!r}; keys must be unique within a shard")
                 group[extension.lower()] = (member.offset_data, member.size)
-            end = tar.offset
-        if os.path.getsize(path) < end or (groups and os.path.getsize(path) == _data_end(groups)):
-            raise UserError(f"{path} is cut short (it has no end mark); make it again or remove it")
+        with open(path, "rb") as file:
+            if os.pread(file.fileno(), 512, end) != bytes(512):
+                raise UserError(f"{path} is cut short (it has no end mark); make it again or remove it")
     except FileNotFoundError:
         raise UserError(f"the shard {path} does not exist") from None
     except tarfile.ReadError as error:
         raise UserError(f"{path} is not a whole, uncompressed tar ({error}); make it again or remove it") from None
     groups = {key: m for key, m in groups.items() if "txt" in m or "json" in m or set(m) & set(IMAGE_EXTENSIONS)}
     return ShardIndex(path, tuple(groups), tuple(groups.values()))
-
-
-def _data_end(groups: dict[str, dict[str, tuple[int, int]]]) -> int:
-    """Where the last member's data ends, in bytes, padded to tar's 512-byte blocks."""
-    return max(-(-(offset + size) // 512) * 512 for group in groups.values() for offset, size in group.values())
 
 
 @dataclass(frozen=True)
@@ -188,9 +186,18 @@ class ShardSet:
             keys.extend(self.index(shard).keys)
         return keys[:limit]
 
-    def fingerprint(self) -> dict[str, int]:
-        """{shard: size of the file in bytes}: cheap to take, and different when shards are added, lost or remade."""
-        return {name: os.path.getsize(self.folder / name) for name in self.names}
+    def fingerprint(self) -> dict[str, str]:
+        """{shard: hash of its keys, its captions and the sizes of its members}: pictures themselves are not read."""
+        return {name: self._digest(shard) for shard, name in enumerate(self.names)}
+
+    def _digest(self, shard: int) -> str:
+        index, digest = self.index(shard), hashlib.sha256()
+        with open(index.path, "rb") as file:
+            for key, members in zip(index.keys, index.members, strict=True):
+                digest.update(repr((key, sorted((name, size) for name, (_, size) in members.items()))).encode())
+                if "txt" in members:
+                    digest.update(_read(file.fileno(), index.path, *members["txt"]))
+        return digest.hexdigest()[:16]
 
 
 @contextmanager

@@ -102,8 +102,10 @@ def measure(
     """
     settings = settings or Settings()
     sets = {n: r for n, r in (("population", population), ("null", null), ("swapped", swapped)) if r is not None}
-    for records in sets.values():
+    for name, records in sets.items():
         _check(records, settings)
+        if name != "null":  # subgroups compare A and B alone
+            check_columns(settings.subgroups, records)
     scored = {name: records.scores(settings.ks, settings.top_m) for name, records in sets.items()}
     results = {name: outcomes(*s, settings.k) for name, s in scored.items()}
     reasons = _reasons(results)
@@ -155,7 +157,6 @@ def _check(records: Records, settings: Settings) -> None:
         raise UserError(
             f"ks={list(settings.ks)} goes beyond the {records.k} neighbours there are; lower ks= or search again"
         )
-    check_columns(settings.subgroups, records)
 
 
 def _counts(sets: dict[str, Records]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ gather-with-grad), or SigLIP's where the model has a bias. Source: Radford et al
 import logging
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -57,7 +56,7 @@ class Recipe:
     accumulate: int = 1  # steps whose gradients are added up before the weights change
 
     def __post_init__(self) -> None:
-        if min(self.epochs, self.batch, self.accumulate) < 1 or self.lr <= 0 or self.warmup_steps < 0:
+        if min(self.epochs, self.batch, self.accumulate) < 1 or not 0 < self.lr < math.inf or self.warmup_steps < 0:
             raise UserError(
                 f"recipe.epochs={self.epochs}, recipe.batch={self.batch} and recipe.accumulate={self.accumulate} must be "
                 f"at least 1, recipe.lr={self.lr} above 0 and recipe.warmup_steps={self.warmup_steps} at least 0"
@@ -80,13 +79,19 @@ def architecture(spec: ModelSpec) -> dict[str, Any]:
 def export_config(spec: ModelSpec, folder: Path) -> None:
     """Write open_clip's ``local-dir`` config, from which training, evaluation and plain open_clip build the model."""
     folder.mkdir(parents=True, exist_ok=True)
-    preprocess = {
+    preprocess: dict[str, Any] = {
         "mean": open_clip.OPENAI_DATASET_MEAN,
         "std": open_clip.OPENAI_DATASET_STD,
         "interpolation": "bicubic",
         "resize_mode": "shortest",
     }
-    write_json(folder / CONFIG, {"model_cfg": architecture(spec), "preprocess_cfg": preprocess})
+    config = architecture(spec)
+    name, at, tag = (spec.init or "").rpartition("@")
+    released = open_clip.get_pretrained_cfg(name, tag) if at else {}
+    if released.get("quick_gelu"):  # the weights were trained with another activation than the name says
+        config["quick_gelu"] = True
+    preprocess |= {key: released[key] for key in preprocess if released.get(key)}
+    write_json(folder / CONFIG, {"model_cfg": config, "preprocess_cfg": preprocess})
     tokenizer: Any = open_clip.get_tokenizer(spec.name) if spec.config is None else None
     if hasattr(tokenizer, "save_pretrained"):  # a Hugging Face tokenizer must lie beside the config to be found again
         tokenizer.save_pretrained(str(folder))
@@ -222,6 +227,22 @@ class ClipModule(pl.LightningModule):
             self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
             self._clock = now
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save what fixes the order of the pairs."""
+        checkpoint["plan"] = self._order()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on with another order of the pairs: some would be seen twice and some never."""
+        before, now = checkpoint.get("plan"), self._order()
+        if before is not None and before != now:
+            raise UserError(
+                f"this run was started with {before} and cannot go on with {now}; use the former, or another out="
+            )
+
+    def _order(self) -> dict[str, int]:
+        plan = self.pairs.plan(0, self.trainer.world_size)
+        return {"ranks": plan.world, "loader workers": plan.workers, "batch a rank": plan.batch, "seed": plan.seed}
+
     def on_train_epoch_end(self) -> None:
         """Stop where more pairs than allowed could not be read; all ranks see the same sum."""
         plan = self.pairs.plan(0, self.trainer.world_size)
@@ -265,10 +286,3 @@ class ClipModule(pl.LightningModule):
         if self.clamp is not None:
             with torch.no_grad():
                 self.logit_scale.clamp_(0, self.clamp)
-
-
-def named_weights(checkpoint: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """The model's weights in a Lightning checkpoint, under open_clip's own names."""
-    for name, value in checkpoint["state_dict"].items():
-        if name.startswith("model."):
-            yield name.removeprefix("model."), value
