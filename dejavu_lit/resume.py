@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    from dejavu_lit.entry import resume
+    from dejavu_lit.entry.training import resume
 
     if len(sys.argv) != 2:
         sys.exit("usage: python -m dejavu_lit.resume RUN")

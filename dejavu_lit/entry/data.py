@@ -1,0 +1,49 @@
+"""The commands that make data ready: ``python -m dejavu_lit.prepare``, and what every command does with ``data=``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from dejavu_lit.entry.frame import plain
+from dejavu_lit.errors import UserError
+from dejavu_lit.typed import build
+
+if TYPE_CHECKING:
+    from dejavu_lit.data.spec import DataSpec
+
+
+def data_spec(config: dict[str, Any]) -> "DataSpec":
+    """The DataSpec, its reader left as a description; data that needs no source is prepared where it is absent."""
+    spec: DataSpec = build({**config, "_recursive_": False}, "data")
+    if spec.automatic and not (spec.folder / "manifest.json").is_file():
+        prepare_data(spec)
+    return spec
+
+
+def prepare_data(spec: "DataSpec", **how: Any) -> None:
+    from dejavu_lit.files import locked
+    from dejavu_lit.prepare import prepare as run
+
+    if spec.reader is None:
+        raise UserError(f"data={spec.name} has no reader; choose data=coco, folder, table or shards to prepare from")
+    spec.folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(spec.folder.parent / f".{spec.folder.name}.lock"):  # ranks and jobs that start together: one prepares
+        run(
+            reader=build(spec.reader, "data.reader"),
+            out=spec.folder,
+            sizes=spec.sizes,
+            seed=spec.seed,
+            near_duplicates=spec.near_duplicates,
+            extra={name: build(reader, f"data.extra.{name}") for name, reader in spec.extra.items()},
+            **how,
+        )
+
+
+def prepare(cfg: DictConfig, out: Path) -> None:
+    """Turn pictures and captions into shards and splits."""
+    config = plain(cfg)
+    if absent := sorted(k for k in OmegaConf.missing_keys(cfg)):
+        raise UserError(f"{absent[0]} is missing; give {absent[0]}=…")
+    spec = build({**config.pop("data"), "_recursive_": False}, "data")
+    prepare_data(spec, **config)

@@ -1,0 +1,96 @@
+"""``evaluate.py``: measure one pair of models, or every pair of a sweep."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from dejavu_lit.entry.data import data_spec
+from dejavu_lit.entry.frame import plain
+from dejavu_lit.errors import UserError
+from dejavu_lit.typed import check_fields
+
+if TYPE_CHECKING:
+    pass
+
+AFTER = ("out", "sweep", "utility_loss", "report", "fail_if")  # settings of an evaluation that no figure depends on
+
+
+def evaluate(cfg: DictConfig, out: Path) -> None:
+    """Measure how much the target remembers beyond the reference."""
+    config = plain(cfg)
+    if config["sweep"] is not None:
+        from dejavu_lit.entry.study import evaluate_sweep
+
+        evaluate_sweep(Path(config["sweep"]) if config["out"] is None else out, config)
+        return
+    if absent := [name for name in ("target", "reference") if config[name] is None]:
+        raise UserError(f"{absent[0]} is missing; give {absent[0]}=RUN or a model")
+    from dejavu_lit.report.gate import EXIT_CODE, Gate
+    from dejavu_lit.summary import show
+
+    gate = Gate.parse(config["fail_if"]) if config["fail_if"] else None
+    metrics = run_evaluation(config, out)
+    show(metrics, out)
+    show_report(config, out)
+    if gate is not None and gate.fails(metrics):
+        print(f"fail_if holds: {gate.text}", file=sys.stderr)
+        sys.exit(EXIT_CODE)
+
+
+def show_report(config: dict[str, Any], out: Path) -> None:
+    """The page of an evaluation or a study, as ``report`` asks for it."""
+    if not config["report"]["write"]:
+        return
+    from dejavu_lit.report.write import write_report
+
+    page = write_report(out, redact=config["report"]["redact"])
+    print(f"report: {page}")
+
+
+def run_evaluation(config: dict[str, Any], out: Path) -> Any:
+    """Evaluate one pair of models in ``out``: the contents of metrics.json."""
+    from dataclasses import fields
+
+    from dejavu_lit.evaluate import Comparison
+    from dejavu_lit.evaluate import evaluate as run
+    from dejavu_lit.files import locked
+    from dejavu_lit.measure.metrics import Settings
+
+    values = {name: config[name] for name in ("k", "ks", "threshold", "top_m")} | config["statistics"]
+    check_fields(Settings, values, "evaluate.py")
+    try:
+        if values["k"] not in values["ks"]:
+            values["ks"] = sorted([*values["ks"], values["k"]])
+        settings = Settings(**values)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"k, ks, threshold, top_m or statistics has a value of the wrong type ({error})") from None
+    comparison = Comparison(**{field.name: config[field.name] for field in fields(Comparison)})
+    data = _evaluated_data(config["data"], comparison)
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out / ".lock", wait=False):
+        return run(out, comparison, data, config["objects"], settings, _settings(config, data), config.get("keys"))
+
+
+def _settings(config: dict[str, Any], data: Any) -> dict[str, Any]:
+    """The settings that are saved: the data as they turned out, and nothing of where or how."""
+    from dataclasses import asdict
+
+    return {k: v for k, v in config.items() if k not in AFTER} | {"data": asdict(data) | {"dir": str(data.folder)}}
+
+
+def _evaluated_data(config: dict[str, Any], comparison: Any) -> Any:
+    """The data of ``data=…``; by default the target run's own, with the options given beside it."""
+    if config.get("_target_"):
+        return data_spec(config)
+    from dataclasses import replace
+
+    from dejavu_lit.sides import Side
+
+    data = Side(comparison.target, Path()).data
+    if data is None:
+        raise UserError(
+            f"target={comparison.target} is no run of train.py; say which data: data=scenes|coco|prepared …"
+        )
+    return replace(data, **{name: value for name, value in config.items() if value is not None})

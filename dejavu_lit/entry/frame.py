@@ -1,0 +1,117 @@
+"""The frame of every command: Hydra reads the config, the task does the work, a user's mistake ends as one sentence."""
+
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dejavu_lit.errors import UserError, suggest
+
+HERE = Path(__file__).resolve().parent.parent
+CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
+
+
+def command(config_name: str, task: Callable[[DictConfig, Path], None]) -> Callable[[], None]:
+    """A command: Hydra reads the config, ``task`` does the work, and a user's mistake ends as one sentence."""
+
+    def job(cfg: DictConfig) -> None:
+        try:
+            task(cfg, _out(cfg))
+        except UserError as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise  # the launcher notes it and goes on with the other jobs
+            fail(str(error))
+
+    def command() -> None:
+        sys.argv[1:] = [_quoted(argument) for argument in sys.argv[1:]]
+        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let exceptions through to the lines below
+        warnings.filterwarnings("ignore", category=UserWarning, module="hydra")
+        try:
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+        except UserError as error:
+            fail(str(error))
+        except (HydraException, OmegaConfBaseException) as error:
+            fail(_explain(error, config_name))
+        except OSError as error:  # a full disk, a read-only folder, a file where a folder should be
+            fail(f"{error.filename or 'a file'}: {error.strerror or error}")
+
+    job.__module__, job.__qualname__ = __name__, f"_{config_name}_job"
+    globals()[job.__qualname__] = job  # launchers that pickle the job find it by its name
+    command.__name__ = config_name
+    command.__doc__ = task.__doc__
+    return command
+
+
+def _quoted(argument: str) -> str:
+    """``fail_if=a>0`` as Hydra's grammar wants it, in quotes of its own; anything else as it is."""
+    name, _, text = argument.partition("=")
+    return f"{name}='{text}'" if name == "fail_if" and text[:1] not in ("'", '"') else argument
+
+
+def fail(sentence: str) -> None:
+    if "Original Traceback" in sentence:  # of a loader's worker: its last line is the sentence
+        sentence = sentence.strip().splitlines()[-1].partition("UserError: ")[2] or sentence
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _explain(error: Exception, config_name: str) -> str:
+    """A configuration error as one sentence, with the option that was probably meant."""
+    said = str(error.__cause__ or error).split("Config search path:")[0]
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    text = " ".join(line for line in lines if not line.startswith(("full_key:", "object_type=", "To append")))
+    group = re.search(r"Could not find '(\w+)/([^']*)' Available options in '\w+': (.*)", text)
+    if group:
+        name, wanted, known = group.groups()
+        return f"{name}={wanted} is unknown{suggest(wanted, known.split())}; there are {', '.join(known.split())}"
+    for argument in sys.argv[1:]:
+        name = argument.lstrip("+~").split("=")[0]
+        if name and name in str(error):
+            options = _options(config_name)
+            return f"{argument}: {text}{suggest(name, options) if name not in options else ''}"
+    return text
+
+
+def _options(config_name: str) -> list[str]:
+    """Every option of a command's default config, dotted."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        config = hydra.compose(config_name)
+
+    def walk(node: Any, path: str) -> list[str]:
+        if not isinstance(node, dict):
+            return [path]
+        return [path] * bool(path) + [p for k, v in node.items() for p in walk(v, f"{path}.{k}" if path else str(k))]
+
+    return walk(OmegaConf.to_container(config, resolve=False), "")
+
+
+def _out(cfg: DictConfig) -> Path:
+    """The output directory: ``out=``, with the job's own folder below it in a multirun; else one below outputs/."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.MULTIRUN:
+        base = Path(cfg.out) if cfg.get("out") else Path(hydra_config.sweep.dir)
+        return base / hydra_config.sweep.subdir
+    if cfg.get("out"):
+        return Path(cfg.out)
+    from time import strftime
+
+    return Path("outputs") / (hydra_config.job.config_name or "run") / strftime("%Y-%m-%d_%H-%M-%S")
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    missing = sorted(key for key in OmegaConf.missing_keys(cfg) if not key.startswith("data."))
+    if missing:
+        raise UserError(f"{missing[0]} is missing; give {missing[0]}=…")
+    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
