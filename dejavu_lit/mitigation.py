@@ -1,29 +1,77 @@
-"""The mitigations: one dataclass of knobs, each read where it acts (captions, model, optimizer, trainer)."""
+"""The mitigations: one dataclass of knobs, each read where it acts (captions, pictures, model, loss, optimizer, trainer)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from dejavu_lit.errors import UserError
+
+# Knobs that are one number: (lowest, highest, whether the highest itself is allowed).
+RANGES: dict[str, tuple[float, float, bool]] = {
+    "text_mask": (0, 1, False),
+    "text_random": (0, 1, True),
+    "text_shuffle": (0, 1, True),
+    "patch_dropout": (0, 1, False),
+    "label_smoothing": (0, 1, False),
+    "ema": (0, 1, False),
+    "gap_budget": (0, 1, False),
+}
+COUNTS = ("caption_words", "stop_epoch", "early_patience")
+EARLY = ("loss", "accuracy")
 
 
 @dataclass(frozen=True)
 class Mitigation:
     """What is done against memorization; None means the recipe's own value, which is not always 0.
 
-    Logit-scale options are the multiplier 1/τ, never its logarithm.
+    Logit-scale options are the multiplier 1/τ, never its logarithm. docs/mitigations.md says exactly what each changes.
     """
 
     text_mask: float = 0.0  # probability of dropping each word of a caption, 0 ≤ p < 1, anew each epoch
+    text_random: float = 0.0  # probability of replacing each word by one of the training captions' vocabulary
+    text_shuffle: float = 0.0  # probability that a caption's words are put in random order
+    caption_choice: bool = False  # each epoch draws one of the pair's captions, where its JSON holds several
+    caption_words: int | None = None  # only the first so many words of a caption are kept
+    image_augment: bool = False  # open_clip's training augmentation instead of the evaluation's resize and crop
+    patch_dropout: float = 0.0  # share of the picture's patches that a ViT does not see, while training
+    label_smoothing: float = 0.0  # share of the contrastive targets spread evenly over the batch
+    ema: float | None = None  # decay of the weights' running average, which is what is exported
+    gradient_noise: float = 0.0  # standard deviation of the noise on a gradient, in units of its root mean square
+    dedup: bool = (
+        False  # of each group of near-duplicates in the training set only the pair of smallest key is trained on
+    )
     logit_scale_init: float | None = None  # where the learned logit scale starts (recipe: 1/0.07)
     logit_scale_max: float | None = None  # clamp after every step (recipe: 100)
     logit_scale_fixed: float | None = None  # held at this value instead of being learned
     weight_decay: float | None = None  # AdamW's, on matrices only
     stop_epoch: int | None = None  # training stops after this many epochs; the schedule keeps its own horizon
+    early_stopping: str | None = None  # loss or accuracy on V: training stops when it no longer gets better
+    early_patience: int | None = None  # … for so many epochs (recipe: 3)
+    gap_budget: float | None = None  # training stops when the lower bound of PPG exceeds this (needs gaps.reference)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.text_mask < 1:
-            raise UserError(f"mitigation.text_mask={self.text_mask} must be at least 0 and below 1")
-        for name in ("logit_scale_init", "logit_scale_max", "logit_scale_fixed"):
+        for name, (low, high, closed) in RANGES.items():
             value = getattr(self, name)
+            if value is not None and not (low <= value < high or (closed and value == high)):
+                raise UserError(
+                    f"mitigation.{name}={value} must be at least {low:g} and {'at most' if closed else 'below'} {high:g}"
+                )
+        for name in COUNTS:
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"mitigation.{name}={value} must be at least 1")
+        for name in ("gradient_noise", "weight_decay"):
+            if (value := getattr(self, name)) is not None and value < 0:
+                raise UserError(f"mitigation.{name}={value} must not be negative")
+        self._check_logit_scale()
+        if self.early_stopping not in (None, *EARLY):
+            raise UserError(f"mitigation.early_stopping={self.early_stopping} must be loss or accuracy (on V), or null")
+        if self.early_patience is not None and self.early_stopping is None:
+            raise UserError(
+                f"mitigation.early_patience={self.early_patience} needs mitigation.early_stopping=loss or accuracy"
+            )
+
+    def _check_logit_scale(self) -> None:
+        for name in ("logit_scale_init", "logit_scale_max", "logit_scale_fixed"):
+            value: Any = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"mitigation.{name}={value} is the multiplier 1/τ, at least 1 (not its logarithm)")
             if value is not None and name != "logit_scale_fixed" and self.logit_scale_fixed is not None:
@@ -33,7 +81,3 @@ class Mitigation:
                 f"mitigation.logit_scale_init={self.logit_scale_init} is above "
                 f"mitigation.logit_scale_max={self.logit_scale_max}; lower the one or raise the other"
             )
-        if self.weight_decay is not None and self.weight_decay < 0:
-            raise UserError(f"mitigation.weight_decay={self.weight_decay} must not be negative")
-        if self.stop_epoch is not None and self.stop_epoch < 1:
-            raise UserError(f"mitigation.stop_epoch={self.stop_epoch} must be at least 1")
