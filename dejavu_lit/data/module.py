@@ -1,6 +1,5 @@
 """The LightningDataModule: batches of A or B as the epoch plan orders them, and V for validation."""
 
-import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dejavu_lit.data.captions import mask_words
 from dejavu_lit.data.epoch import EpochPlan, Repeat, epoch_plan
+from dejavu_lit.data.pictures import opened
 from dejavu_lit.data.shards import BadPair, ShardSet
 from dejavu_lit.data.spec import SETS
 from dejavu_lit.errors import UserError
@@ -107,10 +107,10 @@ class PairStream(IterableDataset[Batch]):
 def decode(image: bytes, key: str, preprocess: Preprocess) -> np.ndarray:
     """The picture as uint8 [3, h, w]; raises BadPair where it does not decode."""
     try:
-        with Image.open(io.BytesIO(image)) as picture:
+        with opened(image) as picture:
             return preprocess(picture)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadPair(f"the picture {key} does not decode ({error})") from None
+    except BadPair as bad:
+        raise BadPair(f"{key}: {bad}") from None
 
 
 class PictureCache:

@@ -3,18 +3,16 @@
 A part holds PART keys of the sorted list. Parts do not depend on the number of workers, and whole ones are read back.
 """
 
-import io
 import json
 import logging
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from dejavu_lit.data.duplicates import content_digest, perceptual_hash
+from dejavu_lit.data.pictures import opened
 from dejavu_lit.data.reader import Reader
 from dejavu_lit.data.shards import BadPair
 from dejavu_lit.errors import UserError
@@ -23,7 +21,6 @@ from dejavu_lit.parallel import spread
 from dejavu_lit.progress import progress
 
 PART = 500  # pairs: a few seconds' work, so little is lost and the bar moves
-PIXEL_LIMIT = 100_000_000
 FEW = 10  # so many unusable pairs are never too many
 logger = logging.getLogger(__name__)
 
@@ -86,22 +83,13 @@ def look(data: bytes, perceptual: bool) -> int | None:
     """Decode a picture, and give its perceptual hash if asked for and if it has one.
 
     Raises:
-        BadPair: it does not decode, or has more than PIXEL_LIMIT pixels (looked at before decoding).
+        BadPair: it does not decode, or has too many pixels.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large pictures and odd metadata
-            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP", "MPO")) as picture:
-                if picture.width * picture.height > PIXEL_LIMIT:
-                    raise Image.DecompressionBombError
-                if perceptual:
-                    return perceptual_hash(picture)
-                picture.load()
-                return None
-    except Image.DecompressionBombError:
-        raise BadPair(f"the picture has more than {PIXEL_LIMIT // 1_000_000} megapixels") from None
-    except Exception:  # Pillow's decoders raise nearly anything for broken data
-        raise BadPair("the picture does not decode") from None
+    with opened(data) as picture:
+        if perceptual:
+            return perceptual_hash(picture)
+        picture.load()
+        return None
 
 
 def _part(folder: Path, number: int) -> Path:

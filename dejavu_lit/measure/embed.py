@@ -4,7 +4,6 @@ Rows are encoded in chunks of 64 that are composed by position within the shard,
 the same to the last bit for any number of workers, and a part can be made again alone.
 """
 
-import io
 import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -15,9 +14,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torchvision.io import decode_jpeg
 
+from dejavu_lit.data.pictures import opened
 from dejavu_lit.data.shards import BadPair, ShardIndex, ShardSet
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import read_json, write_json
@@ -29,7 +29,6 @@ from dejavu_lit.threads import threads, threads_wanted
 __all__ = ["CHUNK", "Embeddings", "embed", "encode_captions"]
 
 CHUNK = 64  # rows encoded at once
-PIXELS = 100_000_000  # a larger picture is taken for a decompression bomb
 SCHEMA = 1
 
 log = logging.getLogger(__name__)
@@ -124,8 +123,7 @@ def _take_up(folder: Path, about: dict[str, object]) -> dict[str, str]:
     ):
         if found.get(key) != about[key]:
             raise UserError(
-                f"the embeddings in {folder} were made otherwise: {what} differs (made by {found.get('name')!r}, now "
-                f"{about['name']!r}); remove the folder or choose another out="
+                f"the embeddings in {folder} were made otherwise: {what} differs; remove that folder to have them made anew"
             )
     return dict(found.get("skipped", {}))
 
@@ -195,12 +193,8 @@ def _piece(encoder: Encoder, index: ShardIndex, start: int, modality: Modality, 
                 content.append(pair.caption)
             else:
                 raise BadPair("its caption is empty")
-        except UserError:
-            raise
         except BadPair as error:
             bad[key] = str(error)
-        except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-            bad[key] = f"its picture does not decode ({type(error).__name__}: {error})"
         else:
             keys.append(key)
     return keys, _encode_chunk(encoder, content, modality) if encode and keys else content, bad
@@ -210,20 +204,15 @@ def decode_picture(data: bytes) -> Image.Image | torch.Tensor:
     """A picture from the bytes of its file: decoded pixels, uint8 [3, height, width], where it is in RGB.
 
     Raises:
-        BadPair: no picture, or above 100 megapixels; and what Pillow raises otherwise.
+        BadPair: it does not decode, or has too many pixels.
     """
-    try:
-        picture = Image.open(io.BytesIO(data))
-    except UnidentifiedImageError:
-        raise BadPair("its picture is of no known format") from None
-    if picture.width * picture.height > PIXELS:
-        raise BadPair(f"its picture has {picture.width} × {picture.height} pixels, more than {PIXELS:,}")
-    if picture.mode == "RGB" and picture.format == "JPEG" and data.endswith(b"\xff\xd9"):
-        # The same library and the same pixels as Pillow's, without its copies. A file cut short is left to Pillow.
-        with suppress(RuntimeError):
-            return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-    picture.load()
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1) if picture.mode == "RGB" else picture
+    with opened(data) as picture:
+        if picture.mode == "RGB" and picture.format == "JPEG" and data.endswith(b"\xff\xd9"):
+            # The same library and the same pixels as Pillow's, without its copies. A file cut short is left to Pillow.
+            with suppress(RuntimeError):
+                return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        picture.load()
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1) if picture.mode == "RGB" else picture
 
 
 def encode_captions(encoder: Encoder, captions: Sequence[str]) -> np.ndarray:

@@ -7,7 +7,6 @@ import io
 import logging
 import os
 import shutil
-import warnings
 from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from dejavu_lit.data.scan import PIXEL_LIMIT
+from dejavu_lit.data.pictures import opened
 from dejavu_lit.data.shards import BadPair, ShardSet
 from dejavu_lit.progress import progress
 
@@ -80,24 +79,17 @@ def shrink(picture: bytes, size: int) -> bytes:
     """``picture`` upright, in RGB and at most ``size`` pixels a side, as WebP without metadata.
 
     Raises:
-        BadPair: it does not decode, or has more pixels than ``PIXEL_LIMIT``.
+        BadPair: it does not decode, or has too many pixels.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the limit below is ours and firm
-        try:
-            with Image.open(io.BytesIO(picture), formats=("JPEG", "PNG", "WEBP", "MPO")) as image:
-                if image.width * image.height > PIXEL_LIMIT:
-                    raise Image.DecompressionBombError(f"{image.width} × {image.height} pixels are too many")
-                image.draft("RGB", (size, size))
-                upright = ImageOps.exif_transpose(image)
-                if upright.mode.startswith("I"):  # 16 bits a pixel: the upper 8 are what can be seen
-                    upright = Image.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8))
-                upright.thumbnail((size, size))
-                flat = Image.new("RGB", upright.size, "white")
-                rgba = upright.convert("RGBA")
-                flat.paste(rgba, mask=rgba.getchannel("A"))
-        except Exception as error:  # Pillow's decoders raise nearly anything for broken data
-            raise BadPair(f"the picture does not decode ({error})") from None
+    with opened(picture) as image:
+        image.draft("RGB", (size, size))
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):  # 16 bits a pixel: the upper 8 are what can be seen
+            upright = Image.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8))
+        upright.thumbnail((size, size))
+        flat = Image.new("RGB", upright.size, "white")
+        rgba = upright.convert("RGBA")
+        flat.paste(rgba, mask=rgba.getchannel("A"))
     out = io.BytesIO()
     flat.save(out, "WEBP", quality=QUALITY, method=4)
     return out.getvalue()

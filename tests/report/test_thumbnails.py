@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dejavu_lit.data import scan
+from dejavu_lit.data import pictures
 from dejavu_lit.data.shards import BadPair, Pair, write_shards
-from dejavu_lit.report import thumbnails as module
 from dejavu_lit.report.thumbnails import shrink, thumbnails
 
 
@@ -31,9 +30,8 @@ def test_every_kind_of_picture_becomes_a_small_webp(mode: str, kind: str) -> Non
 def test_small_pictures_are_not_blown_up_and_large_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with Image.open(io.BytesIO(shrink(picture((10, 20)), 60))) as small:
         assert small.size == (10, 20)
-    assert scan.PIXEL_LIMIT == module.PIXEL_LIMIT
-    monkeypatch.setattr(module, "PIXEL_LIMIT", 1000)
-    with pytest.raises(BadPair, match="pixels"):
+    monkeypatch.setattr(pictures, "PIXEL_LIMIT", 1000)
+    with pytest.raises(BadPair, match="megapixels"):
         shrink(picture((100, 100)), 60)
 
 
