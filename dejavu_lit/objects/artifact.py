@@ -1,13 +1,15 @@
 """The object artifact: which objects each picture holds, in parquet, one file a shard, one row a picture.
 
-Columns: key, labels list<string>, scores list<float>, boxes list<list<float>> (x, y, width, height in pixels).
-The file's metadata names the annotator, its weights, version and threshold. All detections are kept; the threshold of a
-measurement is applied on reading, to the target's objects and to the predicted ones alike.
+Columns: key, labels list<string>, scores list<float>, boxes list<list<float>> (x, y, width, height in pixels of the
+picture as stored). A picture that could not be annotated has nulls there, which are no empty lists, and its reason in the
+file's metadata, which also names the annotator, its weights, version, configuration, vocabulary and threshold. All
+detections are kept; the threshold of a measurement is applied on reading, to the target's objects and to the predicted
+ones alike.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from dejavu_lit.errors import UserError
 from dejavu_lit.files import atomic
 
 METADATA = b"dejavu_lit"
+FAILED = b"dejavu_lit_failed"  # {key: reason} of the pictures without annotation
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -32,12 +35,18 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Annotator:
-    """Who found the objects: ``name``, ``weights`` (file hash or null), ``version``, and the lowest score kept."""
+    """Who found the objects. Objects of annotators that differ in any of this are never mixed."""
 
     name: str
-    version: str = "1"
-    weights: str | None = None
-    threshold: float = 0.0
+    version: str = "1"  # of the package that runs the model
+    weights: str | None = None  # SHA-256 of the file of weights, or of what the objects were taken from
+    threshold: float = 0.0  # the lowest score kept
+    config: Mapping[str, Any] = field(default_factory=dict)  # what else decides what is found; no paths, no devices
+    vocabulary: str | None = None  # fingerprint of the list of labels
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as JSON values; those of older artifacts, without config and vocabulary, stay as they were."""
+        return {name: value for name, value in asdict(self).items() if name not in ("config", "vocabulary") or value}
 
 
 @dataclass(frozen=True)
@@ -50,10 +59,20 @@ class Annotation:
     boxes: Sequence[Sequence[float]]
 
 
-def write_objects(path: Path | str, rows: Sequence[Annotation], annotator: Annotator) -> None:
-    """Write one part (the objects of one shard) atomically."""
-    columns = [[getattr(row, name) for row in rows] for name in SCHEMA.names]
-    metadata = {METADATA: json.dumps(asdict(annotator), sort_keys=True).encode()}
+@dataclass(frozen=True)
+class Failed:
+    """A picture that could not be annotated, and why."""
+
+    key: str
+    reason: str
+
+
+def write_objects(path: Path | str, rows: Sequence[Annotation | Failed], annotator: Annotator) -> None:
+    """Write one part (the objects of one shard) atomically; the same rows give the same bytes."""
+    columns = [[getattr(row, name, None) for row in rows] for name in SCHEMA.names]
+    metadata = {METADATA: json.dumps(annotator.as_json(), sort_keys=True).encode()}
+    if failed := {row.key: row.reason for row in rows if isinstance(row, Failed)}:
+        metadata[FAILED] = json.dumps(failed, sort_keys=True).encode()
     table = pa.table(columns, schema=SCHEMA.with_metadata(metadata))
     with atomic(path) as part:
         pq.write_table(table, part)
