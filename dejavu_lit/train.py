@@ -14,16 +14,16 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.loggers.logger import rank_zero_experiment
-from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from dejavu_lit.dashboards import LoggerSettings
 from dejavu_lit.data.epoch import exposures
 from dejavu_lit.data.module import LoaderSettings, PairDataModule
 from dejavu_lit.data.spec import MANIFEST, DataSpec
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import file_sha256, read_json, write_json
-from dejavu_lit.launch import CsvLog, plain, provenance, rank
+from dejavu_lit.launch import provenance
+from dejavu_lit.loggers import finish, training_loggers
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.clip import ClipModule, ModelSpec, Recipe, build_model, export_config, export_weights
 from dejavu_lit.models.preprocess import Preprocess
@@ -56,40 +56,6 @@ class TrainerSettings:
         for name in ("num_nodes", "log_every", "checkpoint_epochs", "checkpoint_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"trainer.{name}={getattr(self, name)} must be at least 1")
-
-
-class CsvLogger(Logger):
-    """Lightning's side of ``metrics.csv``; its own CSVLogger deletes the file when a run resumes."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self.log = CsvLog(folder / "metrics.csv")
-
-    @property
-    def name(self) -> str:
-        """The logger's name."""
-        return "csv"
-
-    @property
-    def version(self) -> str:
-        """Unused: the run directory is the version."""
-        return ""
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> CsvLog:
-        """The file."""
-        return self.log
-
-    @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: config.yaml holds them."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append the metrics of one step."""
-        epoch = int(metrics.pop("epoch", 0))
-        self.log.append(step or 0, epoch, metrics)
 
 
 class Checkpoints(Callback):
@@ -146,7 +112,7 @@ def train(
     mitigation: Mitigation,
     trainer: TrainerSettings,
     seed: int = 0,
-    wandb: Mapping[str, Any] | None = None,
+    logger: LoggerSettings | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> Path:
     """Train until done, from ``last.ckpt`` where there is one, and write the run directory's artifacts.
@@ -154,7 +120,7 @@ def train(
     Args:
         out: the run directory, owned by the caller.
         side: "target" (trains on A) or "reference" (B).
-        wandb: settings of the wandb logger, None for none.
+        logger: the dashboards; None for metrics.csv alone.
         config: the resolved settings, for wandb.
 
     Returns:
@@ -186,25 +152,22 @@ def train(
         loader=trainer.loader,
     )
     last = out / "checkpoints" / "last.ckpt"
-    table = CsvLogger(out)
     resumed = last.is_file()
+    step = None
     if resumed:
-        checkpoint = torch.load(last, map_location="cpu", weights_only=True, mmap=True)
-        table.log.resume(int(checkpoint["global_step"]))
-        log.info("resuming %s at step %d", out, checkpoint["global_step"])
+        step = int(torch.load(last, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+        log.info("resuming %s at step %d", out, step)
+    logger = logger or LoggerSettings()
     epochs = min(recipe.epochs, mitigation.stop_epoch or recipe.epochs)
     try:
-        runner = _trainer(out, trainer, recipe, epochs, [table, *_wandb(out, wandb, side, config)])
+        runner = _trainer(out, trainer, recipe, epochs, training_loggers(out, logger, side, config or {}, step))
     except (MisconfigurationException, ValueError) as error:
         raise UserError(f"trainer={trainer.accelerator}: {str(error).splitlines()[0]}") from None
     started = time.perf_counter()
     try:
         runner.fit(module, pairs, ckpt_path=str(last) if resumed else None, weights_only=True)
     finally:
-        if wandb is not None and rank() == 0:
-            import wandb as client
-
-            client.finish()  # or the next job of a multirun would go on in this run
+        finish(logger)
     if runner.interrupted:
         raise UserError(f"interrupted at step {runner.global_step}; the same command goes on from {last}")
     if runner.is_global_zero:
@@ -237,31 +200,6 @@ def _trainer(out: Path, settings: TrainerSettings, recipe: Recipe, epochs: int, 
         use_distributed_sampler=False,
         default_root_dir=out,
     )
-
-
-def _wandb(out: Path, settings: Mapping[str, Any] | None, side: str, config: Mapping[str, Any] | None) -> list[Logger]:
-    if settings is None or rank() > 0:
-        return []
-    from pytorch_lightning.loggers import WandbLogger
-
-    (out / "wandb").mkdir(exist_ok=True)
-    identity = out / "wandb" / "id.json"  # a resumed run goes on under the same id
-    if not identity.exists():
-        import secrets
-
-        write_json(identity, {"id": secrets.token_hex(4)})
-    return [
-        WandbLogger(
-            name=out.name,
-            save_dir=out,
-            project=settings["project"],
-            group=settings["group"],
-            offline=settings["offline"],
-            id=read_json(identity)["id"],
-            job_type=side,
-            config=plain(config or {}),
-        )
-    ]
 
 
 def _finish(

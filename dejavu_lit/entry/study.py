@@ -8,6 +8,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from dejavu_lit.dashboards import tagged
 from dejavu_lit.entry.data import data_spec
 from dejavu_lit.entry.evaluation import run_evaluation, show_report
 from dejavu_lit.entry.frame import plain
@@ -59,6 +60,7 @@ def _run_config(overrides: list[str], side: str, size: int | None, seed: int) ->
     config = plain(composed)
     own = {name: config[name] for name in ("data", "model", "recipe", "mitigation", "trainer", "logger")}
     own["data"] = {**own["data"], "train_size": size if size is not None else own["data"]["train_size"]}
+    own["logger"] = tagged(own["logger"], overrides)
     return {**own, "side": side, "seed": seed}
 
 

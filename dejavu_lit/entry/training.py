@@ -9,6 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from dejavu_lit.dashboards import tagged
 from dejavu_lit.entry.data import data_spec
 from dejavu_lit.entry.frame import fail, plain
 from dejavu_lit.errors import UserError
@@ -21,6 +22,7 @@ def train(cfg: DictConfig, out: Path) -> None:
     _refuse_own_launcher(config)
     if config["out"] is None and config["trainer"]["devices"] != 1 and HydraConfig.get().mode == RunMode.RUN:
         raise UserError("several processes need one directory that all of them know; give out=DIR")
+    config["logger"] = tagged(config["logger"], HydraConfig.get().overrides.task)
     run_training(config, out)
 
 
@@ -33,7 +35,7 @@ def run_training(config: dict[str, Any], out: Path) -> None:
     from dejavu_lit.launch import run_directory
 
     config = {key: value for key, value in config.items() if key != "out"}
-    parts = {name: build(config[name], name) for name in ("mitigation", "model", "recipe", "trainer")}
+    parts = {name: build(config[name], name) for name in ("mitigation", "model", "recipe", "trainer", "logger")}
     data = data_spec(config["data"])
     with run_directory(out, config):
         from dejavu_lit.train import train as run
@@ -43,7 +45,6 @@ def run_training(config: dict[str, Any], out: Path) -> None:
             side=config["side"],
             data=data,
             seed=config["seed"],
-            wandb=config["logger"]["wandb"],
             config=config,
             **parts,
         )
