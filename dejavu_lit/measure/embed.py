@@ -160,13 +160,13 @@ def _encode(
             while True:
                 while len(queue) < 2 * count + 1 and (chunk := next(chunks, None)) is not None:
                     shard, start = chunk
-                    queue.append((shard, pool.submit(_piece, encoder, shards.index(shard), start, modality, alone)))
+                    queue.append((shard, pool.submit(read_chunk, encoder, shards.index(shard), start, modality, alone)))
                 if not queue:
                     return
                 shard, future = queue.popleft()
                 found, content, skipped = future.result()
                 if found:
-                    vectors = content if isinstance(content, np.ndarray) else _encode_chunk(encoder, content, modality)
+                    vectors = content if isinstance(content, np.ndarray) else encode_chunk(encoder, content, modality)
                     blocks.append(vectors.astype(np.float16))
                 keys += found
                 bad |= skipped
@@ -178,7 +178,7 @@ def _encode(
                 future.cancel()
 
 
-def _piece(encoder: Encoder, index: ShardIndex, start: int, modality: Modality, encode: bool) -> Piece:
+def read_chunk(encoder: Encoder, index: ShardIndex, start: int, modality: Modality, encode: bool) -> Piece:
     """The usable rows of one chunk: keys, pictures (uint8 [3, h, w]), captions or vectors, and {key: why it is not used}."""
     keys: list[str] = []
     content: list[Any] = []
@@ -197,7 +197,7 @@ def _piece(encoder: Encoder, index: ShardIndex, start: int, modality: Modality, 
             bad[key] = str(error)
         else:
             keys.append(key)
-    return keys, _encode_chunk(encoder, content, modality) if encode and keys else content, bad
+    return keys, encode_chunk(encoder, content, modality) if encode and keys else content, bad
 
 
 def decode_picture(data: bytes) -> Image.Image | torch.Tensor:
@@ -218,10 +218,10 @@ def decode_picture(data: bytes) -> Image.Image | torch.Tensor:
 def encode_captions(encoder: Encoder, captions: Sequence[str]) -> np.ndarray:
     """float32 [n, d], unit vectors, encoded in the same fixed chunks; for prompts and other short lists."""
     starts = range(0, len(captions), CHUNK)
-    return np.concatenate([_encode_chunk(encoder, list(captions[s : s + CHUNK]), "text") for s in starts])
+    return np.concatenate([encode_chunk(encoder, list(captions[s : s + CHUNK]), "text") for s in starts])
 
 
-def _encode_chunk(encoder: Encoder, content: list[Any], modality: Modality) -> np.ndarray:
+def encode_chunk(encoder: Encoder, content: list[Any], modality: Modality) -> np.ndarray:
     """float32 [m, d] of up to 64 rows: padded by repeating the first, so that the encoder always sees one shape."""
     padded = content + content[:1] * (CHUNK - len(content))
     pictures = torch.from_numpy(np.stack(padded)) if modality == "image" else None

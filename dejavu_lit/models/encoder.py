@@ -15,11 +15,13 @@ class Encoder(Protocol):
     """A frozen model that turns pictures and captions into unit vectors of one space.
 
     ``name`` is what the user called it; ``fingerprint`` covers weights, preprocessing and architecture, so two names of
-    the same model have one fingerprint.
+    the same model have one fingerprint. ``pixels`` covers the preprocessing alone: encoders that share it take the same
+    pictures.
     """
 
     name: str
     fingerprint: str
+    pixels: str
     device: torch.device
 
     def preprocess(self, picture: Image.Image | torch.Tensor) -> np.ndarray:

@@ -35,6 +35,7 @@ class OpenClipEncoder:
         self.fingerprint = fingerprint(
             {"weights": weights_hash(model.state_dict()), "preprocess": preprocess, "architecture": config}
         )
+        self.pixels = fingerprint(preprocess)
         self.model: Any = model.eval().requires_grad_(False).to(self.device)
         self._tokenizer = tokenizer
         self._preprocess = Preprocess(preprocess)

@@ -21,6 +21,7 @@ class TextEncoder:
 
     def __init__(self, name: str, device: str) -> None:
         self.name = name
+        self.pixels = ""  # it takes none
         self.device = torch_device(device)
         folder = model_folder(name.removeprefix("text:"))
         try:

@@ -32,6 +32,7 @@ class TransformersEncoder:
                 "architecture": {**model.config.to_dict(), "_name_or_path": None, "transformers_version": None},
             }
         )
+        self.pixels = fingerprint(processor)
         self._model = model.eval().requires_grad_(False).to(self.device)
         normalised = self._processor.do_normalize
         mean = self._processor.image_mean if normalised else [0.0] * 3

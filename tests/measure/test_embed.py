@@ -77,8 +77,8 @@ def test_whole_parts_are_kept_and_torn_ones_made_again(encoder, shards, tmp_path
     (tmp_path / "torn" / "00001.npy").write_bytes(data[: len(data) // 2])
     kept = (tmp_path / "torn" / "00002.npy").stat().st_mtime_ns
     decoded = []
-    original = module._piece
-    monkeypatch.setattr(module, "_piece", lambda *a: decoded.append(a[2]) or original(*a))
+    original = module.read_chunk
+    monkeypatch.setattr(module, "read_chunk", lambda *a: decoded.append(a[2]) or original(*a))
     embed(encoder, shards, "image", tmp_path / "torn")
     assert content(tmp_path / "torn") == content(tmp_path / "whole")
     assert (tmp_path / "torn" / "00002.npy").stat().st_mtime_ns == kept
@@ -101,7 +101,7 @@ def test_a_limit_embeds_whole_shards_and_gives_the_first_pairs(encoder, shards, 
 def test_another_model_data_or_modality_is_refused(encoder, shards, tmp_path):
     embed(encoder, shards, "text", tmp_path / "e", limit=10)
     other = load_encoder(f"local-dir:{write_clip(tmp_path / 'model', seed=1)}")
-    with pytest.raises(UserError, match=r"the model differs .*remove the folder"):
+    with pytest.raises(UserError, match=r"the model differs; remove that folder"):
         embed(other, shards, "text", tmp_path / "e")
     with pytest.raises(UserError, match="the modality differs"):
         embed(encoder, shards, "image", tmp_path / "e")
