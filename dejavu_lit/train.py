@@ -5,7 +5,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -49,6 +49,7 @@ class TrainerSettings:
     precision: str = "32-true"
     log_every: int = 20
     checkpoint_epochs: int = 5
+    checkpoint_at: tuple[int, ...] = ()  # epochs that are kept beside those
     checkpoint_steps: int = 1000
     loader: LoaderSettings = field(default_factory=LoaderSettings)
 
@@ -56,13 +57,15 @@ class TrainerSettings:
         for name in ("num_nodes", "log_every", "checkpoint_epochs", "checkpoint_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"trainer.{name}={getattr(self, name)} must be at least 1")
+        if not all(isinstance(epoch, int) and epoch > 0 for epoch in self.checkpoint_at):
+            raise UserError(f"trainer.checkpoint_at={self.checkpoint_at} must be a list of epochs, counted from 1")
 
 
 class Checkpoints(Callback):
     """``last.ckpt`` after every epoch and every so many steps, and weights alone as ``epoch=NNNN.ckpt`` to keep."""
 
-    def __init__(self, folder: Path, every_steps: int, every_epochs: int) -> None:
-        self.folder, self.every_steps, self.every_epochs = folder, every_steps, every_epochs
+    def __init__(self, folder: Path, every_steps: int, every_epochs: int, at: Sequence[int] = ()) -> None:
+        self.folder, self.every_steps, self.every_epochs, self.at = folder, every_steps, every_epochs, at
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
         """Save within the epoch; not amid accumulated gradients, which a checkpoint does not hold."""
@@ -74,7 +77,7 @@ class Checkpoints(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Save the state to resume from and, now and then, weights to keep; EPOCH counts the epochs done."""
         done = trainer.current_epoch + 1
-        if done % self.every_epochs == 0:
+        if done % self.every_epochs == 0 or done in self.at:
             trainer.save_checkpoint(self.folder / f"epoch={done:04d}.ckpt", weights_only=True)
         trainer.save_checkpoint(self.folder / "last.ckpt")
 
@@ -180,7 +183,9 @@ def train(
 
 def _trainer(out: Path, settings: TrainerSettings, recipe: Recipe, epochs: int, loggers: list[Logger]) -> pl.Trainer:
     watched = sys.stderr.isatty()
-    checkpoints = Checkpoints(out / "checkpoints", settings.checkpoint_steps, settings.checkpoint_epochs)
+    checkpoints = Checkpoints(
+        out / "checkpoints", settings.checkpoint_steps, settings.checkpoint_epochs, settings.checkpoint_at
+    )
     return pl.Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
