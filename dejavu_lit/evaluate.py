@@ -15,7 +15,7 @@ import numpy as np
 from dejavu_lit.data.shards import BadPair, ShardSet, read_pairs
 from dejavu_lit.data.spec import MANIFEST, DataSpec
 from dejavu_lit.errors import UserError
-from dejavu_lit.files import file_sha256, read_json, write_json
+from dejavu_lit.files import file_sha256, fingerprint, read_json, write_json
 from dejavu_lit.launch import difference, provenance
 from dejavu_lit.measure.memorized import most_memorized, write_csv
 from dejavu_lit.measure.metrics import SETS, Settings, measure
@@ -79,12 +79,13 @@ def evaluate(
     context = read_json(out / CONTEXT) if (out / CONTEXT).is_file() else None
     if context is not None and (changed := difference(context["config"], fixed)):
         raise UserError(f"{out} holds another evaluation ({changed}); choose another out= or remove it")
+    data.check()
+    folder = data.objects_folder(objects)
     statistics = {key: config[key] for key in STATISTICS if key in config}
+    statistics["files"] = _state([*folder.glob("*/*.parquet"), *([Path(keys)] if keys else [])])
     if context is not None and context.get("statistics") == statistics and (out / METRICS).is_file():
         log.info("%s is finished; nothing to do", out)
         return dict(read_json(out / METRICS))
-    data.check()
-    folder = data.objects_folder(objects)
     if context is None or context["largest_k"] < max(settings.ks):
         context = _search(comparison, data, folder, settings, out) | {"config": fixed}
         write_json(out / CONTEXT, context)
@@ -103,6 +104,11 @@ def evaluate(
     write_json(out / METRICS, metrics)
     write_json(out / CONTEXT, context | {"statistics": statistics})
     return metrics
+
+
+def _state(files: Sequence[Path]) -> str:
+    """What changes when one of the files is written again; figures follow their contents, not only their names."""
+    return fingerprint([(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(files) if p.exists()])
 
 
 def _persons(out: Path, sets: Mapping[str, Records], keys: str, settings: Settings) -> None:
@@ -150,6 +156,14 @@ def _search(comparison: Comparison, data: DataSpec, objects: Path, settings: Set
     limits = {"population": _train_size(target, data), "null": None, "swapped": _train_size(reference, data)}
 
     public_shards = ShardSet.open(data.public_folder())
+    if (largest := max(settings.ks)) > len(public_shards):
+        raise UserError(
+            f"k={largest} is more than the {len(public_shards)} pictures of {public_shards.folder}; choose smaller k and ks"
+        )
+    if data.labelled and not (data.folder / data.labelled).is_dir():
+        raise UserError(
+            f"data.labelled={data.labelled} is no set of {data.folder}; name one, or give data.labelled=null"
+        )
     public_name = data.public_sets.get(data.public, data.public_folder().name)
     texts: dict[tuple[str, str], Embeddings] = {}
     public: dict[str, Embeddings] = {}

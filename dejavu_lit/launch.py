@@ -66,7 +66,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"{folder} is no run directory (it has no config.yaml); give one that train.py made")
-    config = yaml.safe_load(path.read_text())
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} is not valid YAML ({str(error).splitlines()[0]}); restore it or start again in another directory"
+        ) from None
     if not isinstance(config, dict):
         raise UserError(f"{path} is not a mapping of settings; restore it or start again in another directory")
     return config

@@ -37,8 +37,14 @@ def read_evaluations(paths: Sequence[Path | str]) -> list[tuple[str, dict[str, A
     """
     found: list[tuple[str, dict[str, Any]]] = []
     for path in map(Path, paths):
+        if path.is_dir():
+            path = next((path / name for name in ("study.json", "metrics.json") if (path / name).is_file()), path)
         content = read_json(path)
-        if isinstance(content.get("settings"), list):
+        if not isinstance(content, dict) or "settings" not in content:
+            raise UserError(
+                f"{path} is neither a metrics.json nor a study.json; give metrics=EVALUATION or its metrics.json"
+            )
+        if isinstance(content["settings"], list):
             rows = [(f"{row['name']} {row['train_size']}", path.parent / row["metrics"]) for row in content["settings"]]
             named = [(setting, file, read_json(file)) for setting, file in rows]
         else:
@@ -110,13 +116,15 @@ def plan(
     Raises:
         UserError: values outside their range, an unreadable file, or evaluations without the set B.
     """
-    if not 0 < gap < 1:
+    if not isinstance(gap, int | float) or not 0 < gap < 1:
         raise UserError(f"gap={gap} must be above 0 and below 1, e.g. gap=0.1 for a symmetric PPG of 0.1")
-    if not 0.05 < power < 1:
+    if not isinstance(power, int | float) or not 0.05 < power < 1:
         raise UserError(f"power={power} must be above 0.05 and below 1, e.g. power=0.8")
     if figure not in FIGURES:
         raise UserError(f"figure={figure!r} is unknown; choose one of {', '.join(FIGURES)}")
-    paths = [metrics] if isinstance(metrics, str | Path) else list(metrics)
+    paths = [metrics] if isinstance(metrics, str | Path) else metrics
+    if not isinstance(paths, Sequence) or not paths or not all(isinstance(path, str | Path) for path in paths):
+        raise UserError(f"metrics={metrics} must be one path or a list of paths of earlier evaluations or studies")
     found = variances(read_evaluations(paths), figure)
     noise = (found["sampling_sd"], found["training_sd"])
     rows = [

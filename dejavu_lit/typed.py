@@ -1,7 +1,7 @@
 """Config nodes as typed values: what ``_target_`` names is built, after every simple field was checked against its type."""
 
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -10,7 +10,22 @@ from hydra.errors import InstantiationException
 
 from dejavu_lit.errors import UserError
 
-SIMPLE = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+SIMPLE = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    type(None): "null",
+    dict: "{name: value, …}",
+    list: "[value, …]",
+}
+CONTAINERS: dict[Any, type] = {
+    dict: dict,
+    Mapping: dict,
+    list: list,
+    tuple: list,
+    Sequence: list,
+}  # what a hint stands for
 
 
 def build(node: Any, name: str) -> Any:
@@ -47,24 +62,30 @@ def check_types(node: Any, name: str) -> None:
 
 
 def check_fields(target: Any, values: Mapping[str, Any], name: str) -> None:
-    """Raise UserError for the first of ``values`` that does not have the simple type of its field in a dataclass."""
-    hints = get_type_hints(target)
-    for field in fields(target):
-        if field.name not in values:
+    """Raise UserError for the first of ``values`` that lacks the simple type of its field or parameter in ``target``.
+
+    Args:
+        target: a dataclass or a function; name: where the values stand in the config, "" at the top.
+    """
+    for field, hint in get_type_hints(target).items():
+        if field not in values:
             continue
-        value, allowed = values[field.name], _simple(hints[field.name])
+        value, allowed = values[field], _simple(hint)
         if allowed and not any(_is(value, kind) for kind in allowed):
             words = " or ".join(SIMPLE[kind] for kind in allowed)
-            raise UserError(f"{name}.{field.name}={value} must be {words}".replace("evaluate.py.", ""))
+            raise UserError(f"{name}.{field}={value} must be {words}".removeprefix("."))
 
 
 def _simple(hint: Any) -> tuple[type, ...]:
     """The simple types that a hint allows; () where it allows anything else too."""
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    return kinds if all(kind in SIMPLE for kind in kinds) else ()
+    found = tuple(CONTAINERS.get(get_origin(kind), kind) for kind in kinds)
+    return found if all(kind in SIMPLE for kind in found) else ()
 
 
 def _is(value: Any, kind: type) -> bool:
+    if kind is list:
+        return isinstance(value, list | tuple)
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, kind) and (kind is not int or not isinstance(value, bool))

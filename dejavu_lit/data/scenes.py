@@ -52,11 +52,6 @@ def _sprites() -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
     return names, np.arange(len(names)).reshape(len(THEMES), -1), sprites
 
 
-def object_names() -> list[str]:
-    """The names of the 100 objects, in the order of the themes: also the class names for zero-shot classification."""
-    return list(_sprites()[0])
-
-
 def _draw(objects: list[int], draw: random.Random) -> tuple[bytes, list[list[float]]]:
     """A PNG with each object in a cell of its own on a pastel ground, and the boxes (x, y, width, height in pixels)."""
     sprites = _sprites()[2]
@@ -93,6 +88,14 @@ class SceneReader:
     people: int = 100
     name: str = "scenes"
     annotator: Annotator | None = field(default=ANNOTATOR)
+
+    def __post_init__(self) -> None:
+        most = len(_SYLLABLES) ** 3 // 2  # drawing new names stays quick
+        if self.count < 1 or not 0 <= self.stray <= 1 or not 2 <= self.people <= most:
+            raise UserError(
+                f"data.reader: count={self.count} must be at least 1, stray={self.stray} between 0 and 1, "
+                f"people={self.people} between 2 and {most}"
+            )
 
     def keys(self) -> list[str]:
         """One key a picture."""

@@ -148,6 +148,10 @@ class ShardSet:
         if not names:
             raise UserError(f"{folder} holds no shards (*.tar); check data.dir or run python -m dejavu_lit.prepare")
         known: dict[str, int] = read_json(folder / SIZES) if (folder / SIZES).exists() else {}
+        if not isinstance(known, dict) or not all(type(size) is int and size >= 0 for size in known.values()):
+            raise UserError(
+                f"{folder / SIZES} is not {{shard: number of pairs}}; remove it, and the pairs are counted again"
+            )
         if missing := sorted(set(known) - set(names)):
             raise UserError(
                 f"{folder / SIZES} names {missing[0]}, which is not there; restore the shard or remove {SIZES}"

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from dejavu_lit.data.epoch import Repeat
 from dejavu_lit.entry.frame import plain
 from dejavu_lit.errors import UserError
-from dejavu_lit.typed import build
+from dejavu_lit.typed import build, check_fields
 
 if TYPE_CHECKING:
     from dejavu_lit.data.spec import DataSpec
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 def data_spec(config: dict[str, Any]) -> "DataSpec":
     """The DataSpec, its reader left as a description; data that needs no source is prepared where it is absent."""
     spec: DataSpec = build({**config, "_recursive_": False}, "data")
+    check_fields(Repeat, spec.repeat, "data.repeat")
     if spec.automatic and not (spec.folder / "manifest.json").is_file():
         prepare_data(spec)
     return spec
@@ -46,4 +48,7 @@ def prepare(cfg: DictConfig, out: Path) -> None:
     if absent := sorted(k for k in OmegaConf.missing_keys(cfg)):
         raise UserError(f"{absent[0]} is missing; give {absent[0]}=…")
     spec = build({**config.pop("data"), "_recursive_": False}, "data")
+    from dejavu_lit.prepare import prepare as run
+
+    check_fields(run, config, "")
     prepare_data(spec, **config)

@@ -4,17 +4,26 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from dejavu_lit.dashboards import tagged
 from dejavu_lit.entry.data import data_spec
 from dejavu_lit.entry.frame import plain
 from dejavu_lit.errors import UserError
-from dejavu_lit.typed import check_fields
+from dejavu_lit.typed import build, check_fields
 
 if TYPE_CHECKING:
     pass
 
-AFTER = ("out", "sweep", "utility_loss", "report", "fail_if")  # settings of an evaluation that no figure depends on
+AFTER = (
+    "out",
+    "sweep",
+    "utility_loss",
+    "report",
+    "logger",
+    "fail_if",
+)  # settings of an evaluation that no figure depends on
 
 
 def evaluate(cfg: DictConfig, out: Path) -> None:
@@ -27,26 +36,30 @@ def evaluate(cfg: DictConfig, out: Path) -> None:
         return
     if absent := [name for name in ("target", "reference") if config[name] is None]:
         raise UserError(f"{absent[0]} is missing; give {absent[0]}=RUN or a model")
+    from dejavu_lit.report.dashboard import log_evaluation
     from dejavu_lit.report.gate import EXIT_CODE, Gate
     from dejavu_lit.summary import show
 
     gate = Gate.parse(config["fail_if"]) if config["fail_if"] else None
+    logger = build(tagged(config["logger"], HydraConfig.get().overrides.task), "logger")
     metrics = run_evaluation(config, out)
     show(metrics, out)
-    show_report(config, out)
+    page = show_report(config, out)
+    log_evaluation(logger, out, config["report"]["redact"], page.parent / "figures" if page else None)
     if gate is not None and gate.fails(metrics):
         print(f"fail_if holds: {gate.text}", file=sys.stderr)
         sys.exit(EXIT_CODE)
 
 
-def show_report(config: dict[str, Any], out: Path) -> None:
+def show_report(config: dict[str, Any], out: Path) -> Path | None:
     """The page of an evaluation or a study, as ``report`` asks for it."""
     if not config["report"]["write"]:
-        return
+        return None
     from dejavu_lit.report.write import write_report
 
     page = write_report(out, redact=config["report"]["redact"])
     print(f"report: {page}")
+    return page
 
 
 def run_evaluation(config: dict[str, Any], out: Path) -> Any:
@@ -59,7 +72,7 @@ def run_evaluation(config: dict[str, Any], out: Path) -> Any:
     from dejavu_lit.measure.metrics import Settings
 
     values = {name: config[name] for name in ("k", "ks", "threshold", "top_m")} | config["statistics"]
-    check_fields(Settings, values, "evaluate.py")
+    check_fields(Settings, values, "")
     try:
         if values["k"] not in values["ks"]:
             values["ks"] = sorted([*values["ks"], values["k"]])

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from dejavu_lit.data.scenes import CELL, THEMES, SceneReader, SingleReader, _sprites, object_names
+from dejavu_lit.data.scenes import CELL, THEMES, SceneReader, SingleReader, _sprites
 
 
 def test_every_object_is_drawn_where_its_box_says():
@@ -64,4 +64,4 @@ def test_single_pictures_show_one_object_and_carry_its_label():
         pair, found = reader.read(key)
         assert found.labels == [pair.meta["label"]]
         labels.append(pair.meta["label"])
-    assert {labels.count(name) for name in object_names()} == {2}
+    assert {labels.count(name) for name in _sprites()[0]} == {2}
