@@ -4,15 +4,20 @@ Shuffle the shards with (seed, epoch), permute inside each shard with (seed, epo
 With M = ⌊N / (world · batch)⌋ steps, rank r gets the r-th stretch of M batches, worker w of it the batches
 ⌊wM/workers⌋ … ⌊(w+1)M/workers⌋ − 1. So every rank has the same number of batches by construction, every entry is seen at
 most once an epoch, and at most world · batch − 1 entries are left out (others the next epoch).
+
+Pairs can be left out in two ways: ``excluded`` ones are as if they were not there, ``removed`` ones count (for the training
+size and for planted repetitions) but are never trained on.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from dejavu_lit.errors import UserError
+
+Positions = Mapping[int, Sequence[int]]  # {shard: positions in it}
 
 
 @dataclass(frozen=True)
@@ -45,28 +50,45 @@ class Repeat:
         return np.array([*self.counts, 1], dtype=np.int64)[np.searchsorted(edges, positions, side="right")]
 
 
-def nested_sizes(sizes: Sequence[int], train_size: int | None, where: str = "the set") -> tuple[int, ...]:
-    """The number of pairs taken of each shard for the nested training size: a prefix, since shards are in hash order.
+def nested_sizes(sizes: Sequence[int], train_size: int | None, excluded: Positions | None = None) -> tuple[int, ...]:
+    """How far each shard is used for the nested training size: a prefix, since shards are in hash order.
+
+    Args:
+        sizes: pairs of each shard; train_size: pairs wanted, all by default; excluded: pairs that do not count.
 
     Raises:
         UserError: ``train_size`` is larger than the set, or not positive.
     """
-    total = sum(sizes)
     if train_size is None:
         return tuple(sizes)
+    counts = [size - len((excluded or {}).get(shard, ())) for shard, size in enumerate(sizes)]
+    total = sum(counts)
     if not 0 < train_size <= total:
         raise UserError(
-            f"data.train_size={train_size} but {where} holds {total} pairs; choose 1 to {total} or leave it out"
+            f"data.train_size={train_size} but the set holds {total} pairs; choose 1 to {total} or leave it out"
         )
-    ends = np.minimum(np.cumsum(sizes), train_size)
-    return tuple(int(n) for n in np.diff(ends, prepend=0))
+    used, left = [], train_size
+    for shard, (size, count) in enumerate(zip(sizes, counts, strict=True)):
+        if count <= left:
+            used.append(size)
+        else:
+            used.append(int(_without(np.arange(size), excluded, shard)[left - 1]) + 1 if left else 0)
+        left -= min(count, left)
+    return tuple(used)
+
+
+def _without(positions: np.ndarray, gone: Positions | None, shard: int) -> np.ndarray:
+    """``positions`` of a shard without those of ``gone``, in their order."""
+    absent = gone.get(shard) if gone else None
+    return positions if not absent else positions[~np.isin(positions, absent)]
 
 
 @dataclass(frozen=True)
 class EpochPlan:
     """The order of one epoch. Entries are (shard, position in the shard), int64.
 
-    sizes: pairs of each shard; batch: pairs a rank and step; workers: loader processes a rank (0 counts as 1).
+    sizes: how far each shard is used, excluded pairs among them; batch: pairs a rank and step; workers: loader processes a
+    rank (0 counts as 1).
     """
 
     sizes: tuple[int, ...]
@@ -76,6 +98,8 @@ class EpochPlan:
     workers: int
     batch: int
     repeat: Repeat = Repeat()
+    excluded: Positions = field(default_factory=dict)
+    removed: Positions = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.steps == 0:
@@ -84,20 +108,27 @@ class EpochPlan:
                 "lower the batch size, use fewer devices or more data"
             )
 
+    def members(self, shard: int) -> np.ndarray:
+        """The positions of the pairs of a shard that count, ascending."""
+        return _without(np.arange(self.sizes[shard]), self.excluded, shard)
+
     @cached_property
     def _starts(self) -> np.ndarray:
-        return np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
+        """The place of each shard's first pair among all pairs that count, int64 [shards + 1]."""
+        counts = self.sizes if not self.excluded else [len(self.members(shard)) for shard in range(len(self.sizes))]
+        return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
     def _positions(self, shard: int) -> np.ndarray:
-        """The positions of one shard, those of repeated pairs as often as they come."""
-        positions = np.arange(self.sizes[shard])
-        times = self.repeat.times_of(positions + self._starts[shard], int(self._starts[-1]))
-        return np.repeat(positions, times)
+        """The positions of one shard that are trained on, those of repeated pairs as often as they come."""
+        positions = self.members(shard)
+        places = np.arange(len(positions)) + self._starts[shard]
+        times = self.repeat.times_of(places, int(self._starts[-1]))
+        return _without(np.repeat(positions, times), self.removed, shard)
 
     @cached_property
     def _lengths(self) -> np.ndarray:
-        if self.repeat == Repeat():
-            return np.array(self.sizes, dtype=np.int64)
+        if self.repeat == Repeat() and not self.removed:
+            return np.diff(self._starts)
         return np.array([len(self._positions(s)) for s in range(len(self.sizes))], dtype=np.int64)
 
     @cached_property
@@ -172,13 +203,19 @@ def epoch_plan(
     batch: int,
     train_size: int | None = None,
     repeat: Repeat | None = None,
+    excluded: Positions | None = None,
+    removed: Positions | None = None,
 ) -> EpochPlan:
     """The plan of one epoch over shards of ``sizes`` pairs, of which the first ``train_size`` are trained on.
+
+    Args:
+        excluded: pairs that are as if they were not there; removed: pairs that count, but are not trained on.
 
     Raises:
         UserError: fewer pairs than one batch of all ranks, or fewer than ``train_size``.
     """
-    return EpochPlan(nested_sizes(sizes, train_size), seed, epoch, world, workers, batch, repeat or Repeat())
+    used = nested_sizes(sizes, train_size, excluded)
+    return EpochPlan(used, seed, epoch, world, workers, batch, repeat or Repeat(), excluded or {}, removed or {})
 
 
 def exposures(plan: EpochPlan, steps: int) -> np.ndarray:
@@ -189,11 +226,12 @@ def exposures(plan: EpochPlan, steps: int) -> np.ndarray:
         steps: training steps done, over all epochs.
 
     Returns:
-        int64 [pairs], in the order of the shards.
+        int64 [pairs], in the order of the shards, without excluded pairs; 0 for removed ones.
     """
     from dataclasses import replace
 
-    counts = np.zeros(int(plan._starts[-1]), dtype=np.int64)
+    starts = np.concatenate([[0], np.cumsum(plan.sizes)]).astype(np.int64)
+    counts = np.zeros(int(starts[-1]), dtype=np.int64)
     for epoch in range(-(-steps // plan.steps)):
         current = replace(plan, epoch=epoch)
         done = min(steps - epoch * plan.steps, plan.steps)
@@ -205,8 +243,10 @@ def exposures(plan: EpochPlan, steps: int) -> np.ndarray:
             else:
                 parts = _first_steps(current, rank, done)
             for part in parts:
-                np.add.at(counts, plan._starts[part[:, 0]] + part[:, 1], 1)
-    return counts
+                np.add.at(counts, starts[part[:, 0]] + part[:, 1], 1)
+    if not plan.excluded:
+        return counts
+    return counts[np.concatenate([starts[shard] + plan.members(shard) for shard in range(len(plan.sizes))])]
 
 
 def _first_steps(plan: EpochPlan, rank: int, steps: int) -> Iterator[np.ndarray]:

@@ -13,19 +13,22 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from dejavu_lit.data.captions import mask_words
+from dejavu_lit.data.cache import PictureCache, load_pair, other_captions, pixels
+from dejavu_lit.data.captions import train_caption, vocabulary
 from dejavu_lit.data.epoch import EpochPlan, Repeat, epoch_plan
-from dejavu_lit.data.pictures import opened
-from dejavu_lit.data.shards import BadPair, ShardSet
-from dejavu_lit.data.spec import SETS
+from dejavu_lit.data.left_out import count, later_duplicates, positions_of
+from dejavu_lit.data.shards import BadPair, ShardSet, read_pairs
+from dejavu_lit.data.spec import MANIFEST, SETS
 from dejavu_lit.errors import UserError
-from dejavu_lit.progress import progress
+from dejavu_lit.mitigation import Mitigation
 
 log = logging.getLogger(__name__)
 
 Preprocess = Callable[[Image.Image], np.ndarray]
+Augment = Callable[[np.ndarray, str], np.ndarray]  # RGB uint8 [h, w, 3] and what its draws depend on → uint8 [3, h, w]
 Tokenizer = Callable[[list[str]], torch.Tensor]
 Batch = dict[str, Any]
+VOCABULARY_PAIRS = 100_000  # captions whose words text_random draws from: shards are in hash order, so it is a sample
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class PairStream(IterableDataset[Batch]):
 
     A batch holds ``images`` uint8 [b, 3, h, w], ``tokens`` int64 [b, context], ``index`` int64 [b] (the pair's position
     in the set) and ``replaced`` (an int: pairs that could not be read and were replaced by the next readable one of the
-    same stretch, so that counts never change).
+    same stretch, so that counts never change). ``knobs`` act on the captions; ``augment``, where given, makes the input of
+    the picture instead of ``preprocess``.
     """
 
     def __init__(
@@ -62,11 +66,14 @@ class PairStream(IterableDataset[Batch]):
         offset: int,
         preprocess: Preprocess,
         tokenizer: Tokenizer,
-        text_mask: float = 0.0,
-        cache: "PictureCache | None" = None,
+        knobs: Mitigation | None = None,
+        words: Sequence[str] = (),
+        augment: Augment | None = None,
+        cache: PictureCache | None = None,
     ) -> None:
         self.shards, self.plan, self.rank, self.offset = shards, plan, rank, offset
-        self.preprocess, self.tokenizer, self.text_mask, self.cache = preprocess, tokenizer, text_mask, cache
+        self.tokenizer, self.knobs, self.words = tokenizer, knobs or Mitigation(), words
+        self.load, self.augment, self.cache = preprocess if augment is None else pixels, augment, cache
 
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
@@ -95,46 +102,15 @@ class PairStream(IterableDataset[Batch]):
     def _read(self, shard: int, position: int) -> tuple[np.ndarray, str]:
         index = self.shards.index(shard)
         if self.cache is None:
-            pair = index.read(position)
-            picture, caption = decode(pair.image, pair.key, self.preprocess), pair.caption
+            picture, caption, others = load_pair(index, position, self.load)
         else:
-            picture, caption = self.cache.get(int(self.shards.starts[shard]) + position)
+            picture, caption, others = self.cache.get(int(self.shards.starts[shard]) + position)
         if not caption:
             raise BadPair(f"{index.keys[position]} in {index.path.name} has an empty caption")
-        return picture, mask_words(caption, self.text_mask, self.plan.seed, self.plan.epoch, index.keys[position])
-
-
-def decode(image: bytes, key: str, preprocess: Preprocess) -> np.ndarray:
-    """The picture as uint8 [3, h, w]; raises BadPair where it does not decode."""
-    try:
-        with opened(image) as picture:
-            return preprocess(picture)
-    except BadPair as bad:
-        raise BadPair(f"{key}: {bad}") from None
-
-
-class PictureCache:
-    """The first ``limit`` pairs of a set, decoded once: pictures uint8 [n, 3, h, w] and captions in memory."""
-
-    def __init__(self, shards: ShardSet, limit: int, preprocess: Preprocess) -> None:
-        self.pictures: list[np.ndarray | BadPair] = []
-        self.captions: list[str] = []
-        places = ((s, p) for s in range(len(shards.names)) for p in range(shards.sizes[s]))
-        for shard, position in progress(islice(places, limit), "decoding", limit, "picture"):
-            try:
-                pair = shards.index(shard).read(position)
-                self.pictures.append(decode(pair.image, pair.key, preprocess))
-                self.captions.append(pair.caption)
-            except BadPair as bad:
-                self.pictures.append(bad)
-                self.captions.append("")
-
-    def get(self, position: int) -> tuple[np.ndarray, str]:
-        """Picture and caption; raises the BadPair that was met while decoding."""
-        picture = self.pictures[position]
-        if isinstance(picture, BadPair):
-            raise picture
-        return picture, self.captions[position]
+        seed, epoch, key = self.plan.seed, self.plan.epoch, index.keys[position]
+        if self.augment is not None:
+            picture = self.augment(picture, f"{seed}/{epoch}/{key}")
+        return picture, train_caption(caption, others, self.knobs, self.words, seed, epoch, key)
 
 
 class EpochLoader:
@@ -157,7 +133,8 @@ class EpochLoader:
 class PairDataModule(pl.LightningDataModule):
     """Training pairs of one side and the validation pairs.
 
-    folder: a prepared data folder; side: "target" trains on A, "reference" on B; batch: global, over all ranks.
+    folder: a prepared data folder; side: "target" trains on A, "reference" on B; batch: global, over all ranks; exclude:
+    keys left out of training and validation; dedup: train on one pair of each group of near-duplicates.
     """
 
     folder: Path
@@ -168,8 +145,11 @@ class PairDataModule(pl.LightningDataModule):
     tokenizer: Tokenizer
     train_size: int | None = None
     repeat: Repeat = field(default_factory=Repeat)
-    text_mask: float = 0.0
+    mitigation: Mitigation = field(default_factory=Mitigation)
+    augment: Augment | None = None
     loader: LoaderSettings = field(default_factory=LoaderSettings)
+    exclude: frozenset[str] = frozenset()
+    dedup: bool = False
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -177,7 +157,16 @@ class PairDataModule(pl.LightningDataModule):
             raise UserError(f"side={self.side} must be target (trains on A) or reference (trains on B)")
         self.train_set = ShardSet.open(self.folder / SETS[self.side])
         self.valid_set = ShardSet.open(self.folder / "V") if (self.folder / "V").is_dir() else None
+        name, pairs = SETS[self.side], len(self.train_set)
+        self._excluded, self._removed = positions_of(self.train_set, self.exclude), dict[int, tuple[int, ...]]()
+        if self.exclude:
+            log.info("data.exclude leaves out %d of %d pairs of %s", count(self._excluded), pairs, name)
+        if self.dedup:
+            manifest = self.folder / MANIFEST
+            self._removed = later_duplicates(manifest, name, self.train_set, self.train_size, self._excluded)
+            log.info("mitigation.dedup removes %d of %d pairs of %s", count(self._removed), pairs, name)
         self._cache: PictureCache | None = None
+        self._words: Sequence[str] = ()
 
     def per_rank(self, world: int) -> int:
         """Pairs a rank and step; raises UserError where the global batch does not divide."""
@@ -196,14 +185,42 @@ class PairDataModule(pl.LightningDataModule):
             self.per_rank(world),
             self.train_size,
             self.repeat,
+            self._excluded,
+            self._removed,
         )
 
     def setup(self, stage: str) -> None:
-        """Check the numbers, and decode everything once where it fits into memory."""
+        """Check the numbers and the captions, and decode everything once where it fits into memory.
+
+        Where pictures are augmented the whole pictures are kept, and augmented anew each epoch: the cache changes nothing.
+
+        Raises:
+            UserError: ``caption_choice`` where pairs have one caption.
+        """
         plan = self.plan(0, self._world)
+        self._read_captions(sum(plan.sizes))
+        if self._cache is not None:
+            return
+        count, limit = sum(plan.sizes), self.loader.cache_mb * 2**20
         height, width = self._picture_shape
-        if self._cache is None and 3 * height * width * sum(plan.sizes) <= self.loader.cache_mb * 2**20:
-            self._cache = PictureCache(self.train_set, sum(plan.sizes), self.preprocess)
+        if self.augment is not None:
+            self._cache = PictureCache.fill(self.train_set, count, pixels, limit)
+        elif 3 * height * width * count <= limit:
+            self._cache = PictureCache.fill(self.train_set, count, self.preprocess, limit)
+
+    def _read_captions(self, count: int) -> None:
+        """What the knobs need to know of the captions of the first ``count`` pairs."""
+        knobs = self.mitigation
+        pairs = (pair for pair in read_pairs(self.train_set, image=False) if not isinstance(pair, BadPair))
+        if knobs.caption_choice and not any(len(set(other_captions(p))) > 1 for p in islice(pairs, min(count, 100))):
+            raise UserError(
+                f"mitigation.caption_choice=true needs pairs with several captions (the list captions of their JSON), and "
+                f"those of {self.train_set.folder} have one; set it to false"
+            )
+        if knobs.text_random and not self._words:
+            pairs = (pair for pair in read_pairs(self.train_set, image=False) if not isinstance(pair, BadPair))
+            few = islice(pairs, min(count, VOCABULARY_PAIRS))
+            self._words = vocabulary(text for p in few for text in (p.caption, *other_captions(p)))
 
     @property
     def _world(self) -> int:
@@ -213,9 +230,9 @@ class PairDataModule(pl.LightningDataModule):
     def _picture_shape(self) -> Sequence[int]:
         return self.preprocess(Image.new("RGB", (8, 8))).shape[1:]
 
-    def _loader(self, shards: ShardSet, plan: EpochPlan, offset: int, mask: float, cache: PictureCache | None) -> Any:
+    def _loader(self, shards: ShardSet, plan: EpochPlan, offset: int, **training: Any) -> Any:
         rank = self.trainer.global_rank if self.trainer else 0
-        stream = PairStream(shards, plan, rank, offset, self.preprocess, self.tokenizer, mask, cache)
+        stream = PairStream(shards, plan, rank, offset, self.preprocess, self.tokenizer, **training)
         workers = self.loader.workers
         return DataLoader(
             stream,
@@ -230,7 +247,15 @@ class PairDataModule(pl.LightningDataModule):
         world = self._world
 
         def build(epoch: int, offset: int) -> DataLoader[Batch]:
-            return self._loader(self.train_set, self.plan(epoch, world), offset, self.text_mask, self._cache)
+            return self._loader(
+                self.train_set,
+                self.plan(epoch, world),
+                offset,
+                knobs=self.mitigation,
+                words=self._words,
+                augment=self.augment,
+                cache=self._cache,
+            )
 
         def position() -> tuple[int, int]:
             if self.trainer is None:
@@ -240,9 +265,13 @@ class PairDataModule(pl.LightningDataModule):
         return EpochLoader(build, self.plan(0, world).steps, position)
 
     def val_dataloader(self) -> Any:
-        """V in a fixed order, unmasked, in batches of at most the training batch; [] where there is no V."""
-        if self.valid_set is None or len(self.valid_set) < self._world:
+        """V in a fixed order, untouched by any knob, in batches of at most the training batch; [] where there is no V."""
+        if self.valid_set is None:
             return []
-        batch = min(self.per_rank(self._world), len(self.valid_set) // self._world)
-        plan = epoch_plan(self.valid_set.sizes, 0, 0, self._world, self.loader.workers, batch)
-        return self._loader(self.valid_set, plan, 0, 0.0, None)
+        excluded = positions_of(self.valid_set, self.exclude)
+        pairs = len(self.valid_set) - count(excluded)
+        if pairs < self._world:
+            return []
+        batch = min(self.per_rank(self._world), pairs // self._world)
+        plan = epoch_plan(self.valid_set.sizes, 0, 0, self._world, self.loader.workers, batch, excluded=excluded)
+        return self._loader(self.valid_set, plan, 0)

@@ -1,10 +1,12 @@
 """Where prepared data lies and which part of it is used: what ``data=`` means to training and evaluation."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from dejavu_lit.data.epoch import Repeat
+from dejavu_lit.data.left_out import keys_fingerprint, read_keys
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.errors import UserError, suggest
 from dejavu_lit.files import fingerprint
@@ -21,6 +23,8 @@ class DataSpec:
     dir: str | None = None
     train_size: int | None = None
     repeat: dict[str, Any] = field(default_factory=dict)
+    exclude: str | None = None  # a file of keys, one a line: pairs not trained on, not measured and not searched
+    exclude_fingerprint: str | None = None  # of those keys, kept in config.yaml: other keys are another run
     public: str = "P"  # a name of public_sets, or a folder of shards
     public_sets: dict[str, str] = field(default_factory=lambda: {"P": "P"})
     labelled: str | None = None  # the set with class labels, for zero-shot accuracy and the linear probe
@@ -48,6 +52,21 @@ class DataSpec:
             raise UserError(
                 f"data.dir={self.folder} holds no {MANIFEST}; make it with python -m dejavu_lit.prepare data=…"
             )
+
+    @cached_property
+    def excluded(self) -> frozenset[str]:
+        """The keys in ``exclude``; raises UserError where the file can't be read or holds others than it did."""
+        keys = frozenset(read_keys(self.exclude, "data.exclude")) if self.exclude is not None else frozenset()
+        if self.exclude_fingerprint not in (None, keys_fingerprint(keys)):
+            raise UserError(
+                f"data.exclude={self.exclude} holds other keys than when the run began; restore the file, or train anew"
+            )
+        return keys
+
+    def pinned(self) -> "DataSpec":
+        """The same with the fingerprint of the excluded keys as they are now."""
+        now = replace(self, exclude_fingerprint=None)
+        return replace(now, exclude_fingerprint=keys_fingerprint(now.excluded)) if now.exclude is not None else now
 
     def repeats(self) -> Repeat:
         """The planted repetitions as a value."""
