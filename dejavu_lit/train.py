@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from dejavu_lit.dashboards import LoggerSettings
@@ -27,6 +29,7 @@ from dejavu_lit.loggers import finish, training_loggers
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.clip import ClipModule, ModelSpec, Recipe, build_model, export_config, export_weights
 from dejavu_lit.models.preprocess import Preprocess
+from dejavu_lit.preemption import Preemption, between_steps, environment
 
 log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it sets INFO on import
@@ -35,6 +38,7 @@ warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # a deprecation betwe
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # on purpose where pictures are cached
 warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # ours is, by the epoch plan
 warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a resumed run's checkpoints
+warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # one process on a node of a cluster
 
 FINISHED = "run.json"
 
@@ -51,6 +55,7 @@ class TrainerSettings:
     checkpoint_epochs: int = 5
     checkpoint_at: tuple[int, ...] = ()  # epochs that are kept beside those
     checkpoint_steps: int = 1000
+    timeout_min: float = 30  # a rank that waits this long for another one gives up
     loader: LoaderSettings = field(default_factory=LoaderSettings)
 
     def __post_init__(self) -> None:
@@ -59,6 +64,10 @@ class TrainerSettings:
                 raise UserError(f"trainer.{name}={getattr(self, name)} must be at least 1")
         if not all(isinstance(epoch, int) and epoch > 0 for epoch in self.checkpoint_at):
             raise UserError(f"trainer.checkpoint_at={self.checkpoint_at} must be a list of epochs, counted from 1")
+        if self.devices == 0 or self.devices < -1:
+            raise UserError(f"trainer.devices={self.devices} must be at least 1, or -1 for all of the node")
+        if self.timeout_min <= 0:
+            raise UserError(f"trainer.timeout_min={self.timeout_min} must be above 0")
 
 
 class Checkpoints(Callback):
@@ -70,8 +79,7 @@ class Checkpoints(Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
         """Save within the epoch; not amid accumulated gradients, which a checkpoint does not hold."""
         step = trainer.global_step
-        whole = trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches == 0
-        if whole and step % self.every_steps == 0:
+        if between_steps(trainer) and step % self.every_steps == 0:
             trainer.save_checkpoint(self.folder / "last.ckpt")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -153,6 +161,8 @@ def train(
         repeat=data.repeats(),
         text_mask=mitigation.text_mask,
         loader=trainer.loader,
+        exclude=data.excluded,
+        dedup=mitigation.dedup,
     )
     last = out / "checkpoints" / "last.ckpt"
     resumed = last.is_file()
@@ -183,6 +193,7 @@ def train(
 
 def _trainer(out: Path, settings: TrainerSettings, recipe: Recipe, epochs: int, loggers: list[Logger]) -> pl.Trainer:
     watched = sys.stderr.isatty()
+    several = settings.devices != 1 or settings.num_nodes > 1
     checkpoints = Checkpoints(
         out / "checkpoints", settings.checkpoint_steps, settings.checkpoint_epochs, settings.checkpoint_at
     )
@@ -190,14 +201,20 @@ def _trainer(out: Path, settings: TrainerSettings, recipe: Recipe, epochs: int, 
         accelerator=settings.accelerator,
         devices=settings.devices,
         num_nodes=settings.num_nodes,
-        strategy="ddp" if settings.devices != 1 or settings.num_nodes > 1 else "auto",
+        strategy=DDPStrategy(timeout=timedelta(minutes=settings.timeout_min)) if several else "auto",
+        plugins=cast(Any, environment()),
         precision=settings.precision,  # type: ignore[arg-type]
         max_epochs=epochs,
         log_every_n_steps=settings.log_every,
         gradient_clip_val=recipe.gradient_clip,
         accumulate_grad_batches=recipe.accumulate,
         logger=loggers,
-        callbacks=[Narrator(speak=not watched), checkpoints, *([TQDMProgressBar(10)] if watched else [])],
+        callbacks=[
+            Narrator(speak=not watched),
+            checkpoints,
+            Preemption(out / "checkpoints" / "last.ckpt"),
+            *([TQDMProgressBar(10)] if watched else []),
+        ],
         enable_checkpointing=False,
         enable_progress_bar=watched,
         enable_model_summary=False,

@@ -1,0 +1,111 @@
+"""What a run does when it is told to go: save at the next step, on all ranks the same one, and have the job requeued once.
+
+The warning is USR1 or USR2 (``sbatch --signal``, submitit); TERM is the end itself. Lightning's own handler is not used:
+it saves in the middle of a step, on each rank another one.
+"""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from pytorch_lightning.callbacks import Callback
+
+log = logging.getLogger(__name__)
+
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
+PATIENCE = 120  # seconds that the other ranks wait for the end of the job that rank 0 has requeued
+
+
+def environment() -> list[SLURMEnvironment]:
+    """Lightning's plugin for a task of SLURM, without a requeueing of its own; [] elsewhere and under torchrun."""
+    if "SLURM_NTASKS" not in os.environ or TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+        return []
+    return [SLURMEnvironment(auto_requeue=False)]
+
+
+def between_steps(trainer: pl.Trainer) -> bool:
+    """Whether no gradients are being accumulated, which a checkpoint would lose."""
+    return trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches == 0
+
+
+class Preemption(Callback):
+    """Saves ``path`` when a signal has come to any rank, and ends the run.
+
+    The job is requeued by one owner: the handler that was there before, if any (submitit's, which also notes how often),
+    else ``scontrol requeue`` by rank 0 in a job of SLURM; elsewhere the run ends with code 128 + signal and the same
+    command goes on. TERM in a job of SLURM requeues nothing: SLURM does, where the job was preempted; and a job that ended
+    by itself before SLURM ends it would count as failed, so it goes on until then.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.caught = 0
+        self._before: dict[int, Any] = {}
+        self._group: Any = None
+        self._news: tuple[torch.Tensor, Any] | None = None
+
+    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Take the signals over, until Lightning gives them back after fit."""
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in (*WARNINGS, signal.SIGTERM)}
+        if trainer.world_size > 1:
+            self._group = dist.new_group(backend="gloo")
+
+    def _note(self, number: int, frame: object) -> None:
+        self.caught = number
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
+        """End here if all ranks know of a signal."""
+        number = self._agreed(trainer)
+        if not number or not between_steps(trainer):
+            return
+        trainer.save_checkpoint(self.path)
+        log.info("%s: saved %s at step %d", signal.Signals(number).name, self.path, trainer.global_step)
+        if number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
+            self.caught = 0
+            return
+        self._leave(trainer, number)
+
+    def _agreed(self, trainer: pl.Trainer) -> int:
+        """The signal that any rank had caught one step ago: the same answer on all, without waiting for each other."""
+        if trainer.world_size == 1:
+            return self.caught
+        number = self._heard()
+        told = torch.tensor([self.caught])
+        self._news = told, dist.all_reduce(told, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return number
+
+    def _heard(self) -> int:
+        if self._news is None:
+            return 0
+        told, work = self._news
+        work.wait()
+        self._news = None
+        return int(told)
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Leave no message under way."""
+        self._heard()
+
+    def _leave(self, trainer: pl.Trainer, number: int) -> None:
+        owner, job = self._before.get(number), os.environ.get("SLURM_JOB_ID")
+        if number in WARNINGS and (callable(owner) or job):
+            if trainer.global_rank > 0:  # to end before rank 0 has spoken would end the job as failed
+                until = time.monotonic() + PATIENCE
+                while self.caught != signal.SIGTERM and time.monotonic() < until:
+                    time.sleep(0.1)
+            elif callable(owner):
+                owner(number, None)
+            else:
+                subprocess.run(["scontrol", "requeue", str(job)], check=True)
+        sys.exit(128 + number)
