@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from dejavu_lit.data.left_out import prefix
 from dejavu_lit.data.shards import BadPair, ShardSet, read_pairs
 from dejavu_lit.data.spec import MANIFEST, DataSpec
 from dejavu_lit.errors import UserError
@@ -153,7 +154,9 @@ def _search(comparison: Comparison, data: DataSpec, objects: Path, settings: Set
     swapped = _knows_b(reference) if comparison.swapped is None else comparison.swapped
     measured = [name for name in SETS if name != "swapped" or swapped]
     shards = {name: data.shards(SETS[name]) for name in measured}
-    limits = {"population": _train_size(target, data), "null": None, "swapped": _train_size(reference, data)}
+    used = {"population": target.data or data, "null": data, "swapped": reference.data or data}
+    sizes = {name: used[name].train_size if name != "null" else None for name in shards}
+    members = {name: prefix(shards[name], sizes[name], used[name].excluded) for name in shards}
 
     public_shards = ShardSet.open(data.public_folder())
     if (largest := max(settings.ks)) > len(public_shards):
@@ -171,7 +174,7 @@ def _search(comparison: Comparison, data: DataSpec, objects: Path, settings: Set
         modality: Modality = "text" if side.captions_only else comparison.public_modality
         public[role] = side.embeddings(public_shards, public_name, modality)
         for name in shards:
-            texts[role, name] = side.embeddings(shards[name], SETS[name], "text", limits[name])
+            texts[role, name] = side.embeddings(shards[name], SETS[name], "text", members[name][1])
     if public["target"].dim != public["reference"].dim and not reference.captions_only:
         log.warning(
             "target and reference have embeddings of %d and %d values: models of different architecture differ in quality "
@@ -179,10 +182,10 @@ def _search(comparison: Comparison, data: DataSpec, objects: Path, settings: Set
             public["target"].dim,
             public["reference"].dim,
         )
-    common = sorted(set(public["target"].keys) & set(public["reference"].keys))
+    common = sorted(set(public["target"].keys) & set(public["reference"].keys) - data.excluded)
     keys = {}
     for name in shards:
-        trained = set(shards[name].keys(limits[name]))
+        trained = set(members[name][0]) - data.excluded
         both = (k for k in texts["target", name].keys if k in texts["reference", name].rows)
         keys[name] = [key for key in both if key in trained]
         if (shared := trained.intersection(common)) and not comparison.allow_overlap:
@@ -211,7 +214,7 @@ def _search(comparison: Comparison, data: DataSpec, objects: Path, settings: Set
         roles = ("reference", "target") if name == "swapped" else ("target", "reference")
         captions, columns = _columns(shards[name], keys[name])
         if (counts := exposures.get(name)) is not None:
-            place = {key: row for row, key in enumerate(shards[name].keys(len(counts)))}
+            place = {key: row for row, key in enumerate(members[name][0])}
             columns[EXPOSURE] = [int(counts[place[key]]) for key in keys[name]]
         own, other = (neighbours[role, name] for role in roles)
         records = Records(captions, truth[name], seen, own, other, columns)
@@ -271,11 +274,6 @@ def _check_training(target: Side, reference: Side, comparison: Comparison, data:
                 f"{side.name} was trained on other data than {data.folder}, whose sets may overlap with it; "
                 "give the data of the runs, or pass allow_overlap=true"
             )
-
-
-def _train_size(side: Side, data: DataSpec) -> int | None:
-    """How many pairs a side trained on: the run's own setting, else data.train_size."""
-    return side.data.train_size if side.data else data.train_size
 
 
 def _span(counts: np.ndarray | None) -> dict[str, float] | None:

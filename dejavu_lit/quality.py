@@ -48,7 +48,7 @@ def _labelled(side: Side, data: DataSpec) -> tuple[Embeddings, dict[str, str]]:
 
 def _zero_shot(side: Side, data: DataSpec) -> utility.Values:
     images, labels = _labelled(side, data)
-    keys = [key for key in images.keys if key in labels]
+    keys = [key for key in images.keys if key in labels and key not in data.excluded]
     names, number = utility.class_list(data.classes, (labels[key] for key in keys))
     if side.given:
         classes = Embeddings.open(side.given / CLASSES / "text").load(names)
@@ -60,11 +60,11 @@ def _zero_shot(side: Side, data: DataSpec) -> utility.Values:
 def _retrieval(side: Side, data: DataSpec) -> utility.Values:
     shards = data.shards("H")
     images, captions = side.embeddings(shards, "H", "image"), side.embeddings(shards, "H", "text")
-    keys = [key for key in images.keys if key in captions.rows]
+    keys = [key for key in images.keys if key in captions.rows and key not in data.excluded]
     return utility.retrieval(images.load(keys), captions.load(keys))
 
 
 def _probe(side: Side, data: DataSpec) -> utility.Values:
     images, labels = _labelled(side, data)
-    keys = [key for key in images.keys if key in labels]
+    keys = [key for key in images.keys if key in labels and key not in data.excluded]
     return utility.linear_probe(images.load(keys), [labels[key] for key in keys])

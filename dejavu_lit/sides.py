@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dejavu_lit.data.epoch import epoch_plan, exposures
+from dejavu_lit.data.left_out import later_duplicates, positions_of
 from dejavu_lit.data.shards import ShardSet
-from dejavu_lit.data.spec import SETS, DataSpec
+from dejavu_lit.data.spec import MANIFEST, SETS, DataSpec
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import read_json
 from dejavu_lit.launch import identity, read_config
@@ -112,10 +113,15 @@ class Side:
         return embed(self.encoder, shards, modality, folder, limit, self.workers)
 
     def exposure(self, shards: ShardSet) -> np.ndarray | None:
-        """How often each pair of the training set was seen, int64 [train_size]; None where it is not known."""
-        if self.data is None or not self.record:
+        """How often each pair of the training set was seen, int64 [pairs not excluded]; None where it is not known."""
+        if self.data is None or not self.record or self.trained_on is None:
             return None
         given = self.record["plan"]
+        excluded = positions_of(shards, self.data.excluded)
+        removed = None
+        if self.config.get("mitigation", {}).get("dedup"):
+            manifest = self.data.folder / MANIFEST
+            removed = later_duplicates(manifest, self.trained_on, shards, self.data.train_size, excluded)
         plan = epoch_plan(
             shards.sizes,
             given["seed"],
@@ -125,5 +131,7 @@ class Side:
             given["batch"],
             self.data.train_size,
             self.data.repeats(),
+            excluded,
+            removed,
         )
         return exposures(plan, plan.steps * self.epoch if self.epoch else int(self.record["batches"]))
