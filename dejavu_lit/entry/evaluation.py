@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from dejavu_lit.dashboards import tagged
-from dejavu_lit.entry.data import data_spec
+from dejavu_lit.entry.data import data_spec, pinned
 from dejavu_lit.entry.frame import plain
 from dejavu_lit.errors import UserError
 from dejavu_lit.typed import build, check_fields
@@ -106,4 +106,4 @@ def _evaluated_data(config: dict[str, Any], comparison: Any) -> Any:
         raise UserError(
             f"target={comparison.target} is no run of train.py; say which data: data=scenes|coco|prepared …"
         )
-    return replace(data, **{name: value for name, value in config.items() if value is not None})
+    return replace(data, **pinned({name: value for name, value in config.items() if value is not None}))

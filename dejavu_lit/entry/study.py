@@ -9,10 +9,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from dejavu_lit.dashboards import tagged
-from dejavu_lit.entry.data import data_spec
+from dejavu_lit.entry.data import data_spec, pinned
 from dejavu_lit.entry.evaluation import run_evaluation, show_report
 from dejavu_lit.entry.frame import plain
 from dejavu_lit.errors import UserError
+from dejavu_lit.typed import build
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def _run_config(overrides: list[str], side: str, size: int | None, seed: int) ->
     composed = hydra.compose("mitigate", [*given, *overrides])
     config = plain(composed)
     own = {name: config[name] for name in ("data", "model", "recipe", "mitigation", "trainer", "logger")}
-    own["data"] = {**own["data"], "train_size": size if size is not None else own["data"]["train_size"]}
+    own["data"] = {**pinned(own["data"]), "train_size": size if size is not None else own["data"]["train_size"]}
     own["logger"] = tagged(own["logger"], overrides)
     return {**own, "side": side, "seed": seed}
 
@@ -73,12 +74,16 @@ def evaluate_sweep(out: Path, config: dict[str, Any]) -> None:
         log.warning("%s has no partner (the same settings with the other side); left out", path)
     if not cells:
         raise UserError(f"no two runs below {config['sweep']} differ in side alone; train the missing sides")
-    evaluate_study(out, {"evaluate": config, "utility_loss": config["utility_loss"]}, cells, {})
+    shared = {name: config[name] for name in ("utility_loss", "logger")}
+    evaluate_study(out, {"evaluate": config, **shared}, cells, {})
 
 
 def evaluate_study(out: Path, config: dict[str, Any], cells: list[Any], failed: dict[Path, str]) -> None:
     from dejavu_lit import study
+    from dejavu_lit.report.dashboard import log_study
     from dejavu_lit.summary import show_study
+
+    logger = build(config["logger"], "logger")
 
     def one(cell: Any, folder: Path) -> Any:
         return run_evaluation(
@@ -88,7 +93,8 @@ def evaluate_study(out: Path, config: dict[str, Any], cells: list[Any], failed: 
     rows, lost = study.evaluate_cells(out, cells, one, failed)
     if rows:
         show_study(study.conclude(out, rows, lost, config["utility_loss"]), out)
-        show_report(config["evaluate"], out)
+        page = show_report(config["evaluate"], out)
+        log_study(logger, out, config["evaluate"]["report"]["redact"], page.parent if page else None)
     if lost:
         raise UserError(
             f"{len(lost)} of {len(cells)} settings have no result: "

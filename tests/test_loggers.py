@@ -1,0 +1,113 @@
+"""The dashboards of a training run, read back from the files that were really written."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from dejavu_lit.dashboards import LoggerSettings, Wandb, tagged, wandb_options
+from dejavu_lit.errors import UserError
+from dejavu_lit.files import write_json
+
+from .conftest import SMALL, run
+from .wandb_files import Offline, runs
+
+
+def table(out: Path, metric: str) -> list[tuple[int, float]]:
+    """(step, value) of a metric in metrics.csv."""
+    with open(out / "metrics.csv", newline="") as file:
+        return [(int(r["step"]), float(r["value"])) for r in csv.DictReader(file) if r["metric"] == metric]
+
+
+@pytest.fixture(scope="module")
+def logged(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was logged to both dashboards, first for one epoch and then to its end."""
+    pytest.importorskip("wandb")
+    pytest.importorskip("tensorboard")
+    out = tmp_path_factory.mktemp("study") / "runs" / "mask-s0-target"
+    options = ["side=target", f"data.dir={scenes}", f"out={out}", *SMALL, "trainer.log_every=2"]
+    options += ["logger=wandb", "logger.tensorboard=true", "mitigation.text_mask=0.3"]
+    run("train", *options)
+    (out / "run.json").unlink()  # as if it had been killed after its last save: it goes on from there
+    run("train", *options, "logger.wandb.project=other")
+    return out
+
+
+def test_wandb_holds_the_numbers_of_the_table(logged: Path) -> None:
+    first = runs(logged)[0]
+    for metric in ("loss", "val_loss", "val_accuracy", "logit_scale", "lr"):
+        expected = table(logged, metric)
+        assert expected
+        found = [(r["trainer/global_step"], r[metric]) for r in first.history if metric in r]
+        assert [step for step, _ in found] == [step for step, _ in expected]
+        assert [value for _, value in found] == pytest.approx([value for _, value in expected])
+    assert {int(epoch) for epoch in first.values("epoch")} == {0, 1}  # panels may take it as their axis
+    assert first.ended
+
+
+def test_wandb_run_is_named_grouped_and_tagged(logged: Path) -> None:
+    first, second = runs(logged)
+    assert isinstance(first, Offline)
+    assert first.run.job_type == "target"
+    assert first.run.display_name == "mask-s0-target"
+    assert first.run.project == "dejavu-lit"
+    assert first.run.run_group == logged.parent.parent.name  # the study's folder
+    assert "mitigation.text_mask=0.3" in first.run.tags
+    assert not any(tag.startswith(("out=", "data.dir=", "logger")) for tag in first.run.tags)
+    assert first.config["mitigation"]["text_mask"] == 0.3
+    # A resumed run goes on under the same id and in the same group.
+    assert first.run.run_id == second.run.run_id
+    assert first.run.run_group == second.run.run_group
+
+
+def test_tensorboard_holds_the_numbers_of_the_table(logged: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(logged / "tensorboard"))
+    events.Reload()
+    for metric in ("loss", "val_loss", "val_accuracy", "logit_scale"):
+        found = [(event.step, event.value) for event in events.Scalars(metric)]
+        expected = table(logged, metric)
+        assert [step for step, _ in found] == [step for step, _ in expected]
+        assert [value for _, value in found] == pytest.approx([value for _, value in expected], rel=1e-5)
+
+
+def test_the_table_alone_by_default(runs: dict[str, Path]) -> None:
+    assert table(runs["target"], "loss")
+    assert not list(runs["target"].rglob("*.wandb"))
+    assert not (runs["target"] / "tensorboard").exists()
+
+
+def test_groups_and_names(tmp_path: Path) -> None:
+    settings = Wandb(tags=["mine"])
+    alone = wandb_options(tmp_path / "jobs" / "0", settings, "target")
+    assert alone["group"] == "jobs"
+    assert alone["name"] == "jobs-0"
+    assert alone["tags"] == ["mine"]
+    again = wandb_options(tmp_path / "jobs" / "0", Wandb(group="late"), "target")
+    assert (again["id"], again["group"]) == (alone["id"], "jobs")
+    assert wandb_options(tmp_path / "x", Wandb(group="given"), "target")["group"] == "given"
+    # An evaluation goes into the group of the run that it measures; a study is its own.
+    assert wandb_options(tmp_path / "gap", settings, "evaluation", tmp_path / "jobs" / "0")["group"] == "jobs"
+    assert wandb_options(tmp_path / "study", settings, "study")["group"] == "study"
+    write_json(tmp_path / "study" / "runs" / "a" / "run.json", {})
+    assert wandb_options(tmp_path / "study" / "runs" / "a", settings, "target")["group"] == "study"
+
+
+def test_tags_are_what_was_typed() -> None:
+    logger = {"wandb": {"project": "p", "tags": []}, "tensorboard": False}
+    typed = ["side=target", "+settings.a=1", "out=x", "logger=wandb", "data.dir=/d", "a" * 90, "side=target"]
+    assert tagged(logger, typed)["wandb"]["tags"] == ["side=target", "settings.a=1", "a" * 64]
+    assert logger["wandb"] == {"project": "p", "tags": []}
+    given = {"wandb": {"tags": ["mine"]}}
+    assert tagged(given, typed) == given
+    assert tagged({"wandb": None}, typed) == {"wandb": None}
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dejavu_lit.dashboards.find_spec", lambda name: None)
+    LoggerSettings()
+    with pytest.raises(UserError, match=r"dejavu-lit\[wandb\]"):
+        LoggerSettings(wandb=Wandb())
+    with pytest.raises(UserError, match=r"dejavu-lit\[tensorboard\]"):
+        LoggerSettings(tensorboard=True)
