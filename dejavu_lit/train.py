@@ -28,7 +28,7 @@ from dejavu_lit.launch import provenance
 from dejavu_lit.loggers import finish, training_loggers
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.clip import ClipModule, ModelSpec, Recipe, build_model, export_config, export_weights
-from dejavu_lit.models.preprocess import Preprocess
+from dejavu_lit.models.preprocess import Augment, Preprocess
 from dejavu_lit.preemption import Preemption, between_steps, environment
 
 log = logging.getLogger(__name__)
@@ -149,17 +149,19 @@ def train(
     network = build_model(model, out / "model")
     import open_clip
 
+    picture = cast(Any, network.visual).preprocess_cfg
     module = ClipModule(network, recipe, mitigation, seed)
     pairs = PairDataModule(
         folder=data.folder,
         side=side,
         batch=recipe.batch,
         seed=seed,
-        preprocess=Preprocess(cast(Any, network.visual).preprocess_cfg),
+        preprocess=Preprocess(picture),
         tokenizer=open_clip.get_tokenizer(f"local-dir:{out / 'model'}"),
         train_size=data.train_size,
         repeat=data.repeats(),
-        text_mask=mitigation.text_mask,
+        mitigation=mitigation,
+        augment=Augment(picture) if mitigation.image_augment else None,
         loader=trainer.loader,
         exclude=data.excluded,
         dedup=mitigation.dedup,

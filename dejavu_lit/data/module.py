@@ -7,27 +7,22 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
-import torch
 from PIL import Image
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
 
-from dejavu_lit.data.cache import PictureCache, load_pair, other_captions, pixels
-from dejavu_lit.data.captions import train_caption, vocabulary
+from dejavu_lit.data.cache import PictureCache, other_captions, pixels
+from dejavu_lit.data.captions import vocabulary
 from dejavu_lit.data.epoch import EpochPlan, Repeat, epoch_plan
 from dejavu_lit.data.left_out import count, later_duplicates, positions_of
-from dejavu_lit.data.shards import BadPair, ShardSet, read_pairs
+from dejavu_lit.data.shards import Pair, ShardSet, read_pairs
 from dejavu_lit.data.spec import MANIFEST, SETS
+from dejavu_lit.data.stream import Augment, Batch, PairStream, Preprocess, Tokenizer
 from dejavu_lit.errors import UserError
 from dejavu_lit.mitigation import Mitigation
 
 log = logging.getLogger(__name__)
 
-Preprocess = Callable[[Image.Image], np.ndarray]
-Augment = Callable[[np.ndarray, str], np.ndarray]  # RGB uint8 [h, w, 3] and what its draws depend on → uint8 [3, h, w]
-Tokenizer = Callable[[list[str]], torch.Tensor]
-Batch = dict[str, Any]
 VOCABULARY_PAIRS = 100_000  # captions whose words text_random draws from: shards are in hash order, so it is a sample
 
 
@@ -47,70 +42,6 @@ class LoaderSettings:
                 f"trainer.loader: workers={self.workers} and cache_mb={self.cache_mb} must be at least 0, "
                 f"prefetch={self.prefetch} at least 1, bad_share={self.bad_share} between 0 and 1"
             )
-
-
-class PairStream(IterableDataset[Batch]):
-    """The batches of one rank in one epoch from step ``offset`` on; each worker gives its own stretch.
-
-    A batch holds ``images`` uint8 [b, 3, h, w], ``tokens`` int64 [b, context], ``index`` int64 [b] (the pair's position
-    in the set) and ``replaced`` (an int: pairs that could not be read and were replaced by the next readable one of the
-    same stretch, so that counts never change). ``knobs`` act on the captions; ``augment``, where given, makes the input of
-    the picture instead of ``preprocess``.
-    """
-
-    def __init__(
-        self,
-        shards: ShardSet,
-        plan: EpochPlan,
-        rank: int,
-        offset: int,
-        preprocess: Preprocess,
-        tokenizer: Tokenizer,
-        knobs: Mitigation | None = None,
-        words: Sequence[str] = (),
-        augment: Augment | None = None,
-        cache: PictureCache | None = None,
-    ) -> None:
-        self.shards, self.plan, self.rank, self.offset = shards, plan, rank, offset
-        self.tokenizer, self.knobs, self.words = tokenizer, knobs or Mitigation(), words
-        self.load, self.augment, self.cache = preprocess if augment is None else pixels, augment, cache
-
-    def __iter__(self) -> Iterator[Batch]:
-        info = get_worker_info()
-        batches = list(self.plan.batches(self.rank, info.id if info else 0, self.offset))
-        stretch = np.concatenate(batches) if batches else np.zeros((0, 2), dtype=np.int64)
-        for start in range(0, len(stretch), self.plan.batch):
-            wanted = range(start, start + self.plan.batch)
-            found = [self._readable(stretch, i) for i in wanted]
-            entries = stretch[[i for i, _, _ in found]]
-            yield {
-                "images": torch.from_numpy(np.stack([picture for _, picture, _ in found])),
-                "tokens": self.tokenizer([caption for _, _, caption in found]),
-                "index": torch.from_numpy(self.shards.starts[entries[:, 0]] + entries[:, 1]),
-                "replaced": sum(i != j for i, (j, _, _) in zip(wanted, found, strict=True)),
-            }
-
-    def _readable(self, stretch: np.ndarray, start: int) -> tuple[int, np.ndarray, str]:
-        """The first pair of the stretch from ``start`` on (then from its beginning) that can be read."""
-        for i in (*range(start, len(stretch)), *range(start)):
-            try:
-                return i, *self._read(*map(int, stretch[i]))
-            except BadPair as bad:
-                log.warning("skipped %s", bad)
-        raise UserError(f"none of {len(stretch)} pairs of {self.shards.folder} can be read; prepare the data again")
-
-    def _read(self, shard: int, position: int) -> tuple[np.ndarray, str]:
-        index = self.shards.index(shard)
-        if self.cache is None:
-            picture, caption, others = load_pair(index, position, self.load)
-        else:
-            picture, caption, others = self.cache.get(int(self.shards.starts[shard]) + position)
-        if not caption:
-            raise BadPair(f"{index.keys[position]} in {index.path.name} has an empty caption")
-        seed, epoch, key = self.plan.seed, self.plan.epoch, index.keys[position]
-        if self.augment is not None:
-            picture = self.augment(picture, f"{seed}/{epoch}/{key}")
-        return picture, train_caption(caption, others, self.knobs, self.words, seed, epoch, key)
 
 
 class EpochLoader:
@@ -197,30 +128,33 @@ class PairDataModule(pl.LightningDataModule):
         Raises:
             UserError: ``caption_choice`` where pairs have one caption.
         """
-        plan = self.plan(0, self._world)
-        self._read_captions(sum(plan.sizes))
+        total, limit = sum(self.plan(0, self._world).sizes), self.loader.cache_mb * 2**20
+        self._read_captions(total)
         if self._cache is not None:
             return
-        count, limit = sum(plan.sizes), self.loader.cache_mb * 2**20
         height, width = self._picture_shape
         if self.augment is not None:
-            self._cache = PictureCache.fill(self.train_set, count, pixels, limit)
-        elif 3 * height * width * count <= limit:
-            self._cache = PictureCache.fill(self.train_set, count, self.preprocess, limit)
+            self._cache = PictureCache.fill(self.train_set, total, pixels, limit)
+        elif 3 * height * width * total <= limit:
+            self._cache = PictureCache.fill(self.train_set, total, self.preprocess, limit)
 
-    def _read_captions(self, count: int) -> None:
-        """What the knobs need to know of the captions of the first ``count`` pairs."""
-        knobs = self.mitigation
-        pairs = (pair for pair in read_pairs(self.train_set, image=False) if not isinstance(pair, BadPair))
-        if knobs.caption_choice and not any(len(set(other_captions(p))) > 1 for p in islice(pairs, min(count, 100))):
+    def _read_captions(self, total: int) -> None:
+        """What the knobs need to know of the captions of the first ``total`` pairs."""
+        choice = self.mitigation.caption_choice
+        if choice and not any(len(set(other_captions(pair))) > 1 for pair in self._pairs(min(total, 100))):
             raise UserError(
                 f"mitigation.caption_choice=true needs pairs with several captions (the list captions of their JSON), and "
                 f"those of {self.train_set.folder} have one; set it to false"
             )
-        if knobs.text_random and not self._words:
-            pairs = (pair for pair in read_pairs(self.train_set, image=False) if not isinstance(pair, BadPair))
-            few = islice(pairs, min(count, VOCABULARY_PAIRS))
-            self._words = vocabulary(text for p in few for text in (p.caption, *other_captions(p)))
+        if self.mitigation.text_random and not self._words:
+            some = self._pairs(min(total, VOCABULARY_PAIRS))
+            self._words = vocabulary(c for p in some for c in (p.caption, *(other_captions(p) if choice else ())))
+
+    def _pairs(self, total: int) -> Iterator[Pair]:
+        """The readable and not excluded ones of the first ``total`` pairs, without their pictures."""
+        for pair in islice(read_pairs(self.train_set, image=False), total):
+            if isinstance(pair, Pair) and pair.key not in self.exclude:
+                yield pair
 
     @property
     def _world(self) -> int:

@@ -17,7 +17,8 @@ import torch
 from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor, nn
 
-from dejavu_lit.data.module import Batch, PairDataModule
+from dejavu_lit.data.module import PairDataModule
+from dejavu_lit.data.stream import Batch
 from dejavu_lit.errors import UserError, suggest
 from dejavu_lit.files import atomic, write_json
 from dejavu_lit.mitigation import Mitigation

@@ -1,5 +1,9 @@
-"""A picture as a model's uint8 input: open_clip's own resizing and cropping; the mean and deviation come later, on the device."""
+"""A picture as a model's uint8 input: open_clip's own resizing and cropping, and its augmentation for training.
 
+The mean and deviation come later, on the device.
+"""
+
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +44,27 @@ class Preprocess:
         for step in self.steps[1:-1]:  # the crop; the last step is the conversion to RGB, which it is
             pixels = step(pixels)
         return pixels.contiguous().numpy()
+
+
+class Augment:
+    """open_clip's training augmentation: a random crop of 90 to 100 % of the picture, of a ratio between 3:4 and 4:3.
+
+    A pure function of the picture and of the text that its draws depend on, whatever process calls it.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        steps: list[Any] = image_transform_v2(PreprocessCfg(**config), is_train=True).transforms
+        self.steps = steps[:-2]  # all but the conversion to a tensor and the normalisation
+
+    def __call__(self, pixels: np.ndarray, draw: str) -> np.ndarray:
+        """RGB pixels uint8 [height, width, 3] → uint8 [3, h, w]; the same for the same ``draw``."""
+        picture: Any = Image.fromarray(pixels)
+        seed = int.from_bytes(hashlib.blake2b(draw.encode(), digest_size=8).digest(), "big")
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own generator
+            torch.default_generator.manual_seed(seed)
+            for step in self.steps:
+                picture = step(picture)
+        return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
 
 
 def _resized(size: int | Sequence[int], height: int, width: int) -> tuple[int, int]:

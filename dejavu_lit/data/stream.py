@@ -1,0 +1,88 @@
+"""The batches of one rank in one epoch: pairs in the order of the plan, captions and pictures as the knobs have them."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import IterableDataset, get_worker_info
+
+from dejavu_lit.data.cache import PictureCache, load_pair, pixels
+from dejavu_lit.data.captions import train_caption
+from dejavu_lit.data.epoch import EpochPlan
+from dejavu_lit.data.shards import BadPair, ShardSet
+from dejavu_lit.errors import UserError
+from dejavu_lit.mitigation import Mitigation
+
+log = logging.getLogger(__name__)
+
+Preprocess = Callable[[Image.Image], np.ndarray]
+Augment = Callable[[np.ndarray, str], np.ndarray]  # RGB uint8 [h, w, 3] and what its draws depend on → uint8 [3, h, w]
+Tokenizer = Callable[[list[str]], torch.Tensor]
+Batch = dict[str, Any]
+
+
+class PairStream(IterableDataset[Batch]):
+    """The batches of one rank in one epoch from step ``offset`` on; each worker gives its own stretch.
+
+    A batch holds ``images`` uint8 [b, 3, h, w], ``tokens`` int64 [b, context], ``index`` int64 [b] (the pair's position
+    in the set) and ``replaced`` (an int: pairs that could not be read and were replaced by the next readable one of the
+    same stretch, so that counts never change). ``knobs`` act on the captions; ``augment``, where given, makes the input of
+    the picture instead of ``preprocess``.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        plan: EpochPlan,
+        rank: int,
+        offset: int,
+        preprocess: Preprocess,
+        tokenizer: Tokenizer,
+        knobs: Mitigation | None = None,
+        words: Sequence[str] = (),
+        augment: Augment | None = None,
+        cache: PictureCache | None = None,
+    ) -> None:
+        self.shards, self.plan, self.rank, self.offset = shards, plan, rank, offset
+        self.tokenizer, self.knobs, self.words = tokenizer, knobs or Mitigation(), words
+        self.load, self.augment, self.cache = preprocess if augment is None else pixels, augment, cache
+
+    def __iter__(self) -> Iterator[Batch]:
+        info = get_worker_info()
+        batches = list(self.plan.batches(self.rank, info.id if info else 0, self.offset))
+        stretch = np.concatenate(batches) if batches else np.zeros((0, 2), dtype=np.int64)
+        for start in range(0, len(stretch), self.plan.batch):
+            wanted = range(start, start + self.plan.batch)
+            found = [self._readable(stretch, i) for i in wanted]
+            entries = stretch[[i for i, _, _ in found]]
+            yield {
+                "images": torch.from_numpy(np.stack([picture for _, picture, _ in found])),
+                "tokens": self.tokenizer([caption for _, _, caption in found]),
+                "index": torch.from_numpy(self.shards.starts[entries[:, 0]] + entries[:, 1]),
+                "replaced": sum(i != j for i, (j, _, _) in zip(wanted, found, strict=True)),
+            }
+
+    def _readable(self, stretch: np.ndarray, start: int) -> tuple[int, np.ndarray, str]:
+        """The first pair of the stretch from ``start`` on (then from its beginning) that can be read."""
+        for i in (*range(start, len(stretch)), *range(start)):
+            try:
+                return i, *self._read(*map(int, stretch[i]))
+            except BadPair as bad:
+                log.warning("skipped %s", bad)
+        raise UserError(f"none of {len(stretch)} pairs of {self.shards.folder} can be read; prepare the data again")
+
+    def _read(self, shard: int, position: int) -> tuple[np.ndarray, str]:
+        index = self.shards.index(shard)
+        if self.cache is None:
+            picture, caption, others = load_pair(index, position, self.load)
+        else:
+            picture, caption, others = self.cache.get(int(self.shards.starts[shard]) + position)
+        if not caption:
+            raise BadPair(f"{index.keys[position]} in {index.path.name} has an empty caption")
+        seed, epoch, key = self.plan.seed, self.plan.epoch, index.keys[position]
+        if self.augment is not None:
+            picture = self.augment(picture, f"{seed}/{epoch}/{key}")
+        return picture, train_caption(caption, others, self.knobs, self.words, seed, epoch, key)
