@@ -1,0 +1,166 @@
+"""Shards: what is written comes back, also through webdataset itself; what is damaged or unsafe is refused by name."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dejavu_lit.data.shards import BadPair, Pair, ShardSet, index_shard, read_pairs, write_shard, write_shards
+from dejavu_lit.errors import UserError
+from tests.data.pictures import encoded, picture
+
+PAIRS = [Pair(f"k{i}", encoded(picture(i)), "png", f"caption {i} été 😀", {"n": i}) for i in range(5)]
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    index_shard.cache_clear()
+
+
+def tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as file:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_pairs_come_back_and_the_same_pairs_give_the_same_bytes(tmp_path):
+    shards = write_shards(tmp_path / "one", PAIRS, 2)
+    assert shards.sizes == (2, 2, 1)
+    assert list(read_pairs(shards)) == PAIRS
+    assert [pair.image for pair in read_pairs(shards, image=False)] == [b""] * 5
+    write_shards(tmp_path / "two", PAIRS, 2)
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
+def test_webdataset_reads_our_shards(tmp_path):
+    import webdataset
+
+    write_shards(tmp_path, PAIRS)
+    found = list(webdataset.WebDataset(str(tmp_path / "00000.tar"), shardshuffle=False).decode())
+    assert [(s["__key__"], s["txt"], s["json"]) for s in found] == [(p.key, p.caption, p.meta) for p in PAIRS]
+
+
+def test_what_img2dataset_and_webdataset_write_is_read(tmp_path):
+    png = encoded(picture(0))
+    tar(
+        tmp_path / "0.tar",
+        {"a.jpg": png, "a.txt": b" cap ", "a.json": b"{}", "b.jpeg": png, "b.json": b'{"caption": "c"}'},
+    )
+    tar(tmp_path / "1.tar", {"x/c.PNG": png, "x/c.cls": b"7", "readme.md": b"no pair"})
+    found = list(read_pairs(ShardSet.open(tmp_path)))
+    assert [(p.key, p.caption) for p in found] == [("a", "cap"), ("b", "c"), ("x/c", "")]
+    assert found[2].meta == {"label": "7"}
+
+
+def test_sizes_are_counted_once_and_must_agree(tmp_path):
+    write_shards(tmp_path, PAIRS, 2)
+    (tmp_path / "sizes.json").unlink()
+    assert ShardSet.open(tmp_path).sizes == (2, 2, 1)
+    assert json.loads((tmp_path / "sizes.json").read_text()) == {"00000.tar": 2, "00001.tar": 2, "00002.tar": 1}
+    for wrong in ("[]", '{"00000.tar": "2"}', '{"00000.tar": -1}', "3", "{"):
+        (tmp_path / "sizes.json").write_text(wrong)
+        with pytest.raises(UserError, match=r"sizes.json .*remove it"):
+            ShardSet.open(tmp_path)
+    (tmp_path / "sizes.json").write_text('{"00000.tar": 3}')
+    with pytest.raises(UserError, match=r"holds 2 pairs, sizes.json says 3"):
+        ShardSet.open(tmp_path).index(0)
+    (tmp_path / "sizes.json").write_text('{"gone.tar": 3}')
+    with pytest.raises(UserError, match="names gone.tar, which is not there"):
+        ShardSet.open(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd.txt", "../up.txt", "a/../../up.txt"])
+def test_members_that_point_outside_are_refused(tmp_path, name):
+    with pytest.raises(UserError, match="no plain file inside the archive"):
+        index_shard(tar(tmp_path / "0.tar", {name: b"x"}))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE])
+def test_links_and_devices_are_refused(tmp_path, kind):
+    with tarfile.open(tmp_path / "0.tar", "w") as file:
+        info = tarfile.TarInfo("a.txt")
+        info.type, info.linkname = kind, "/etc/passwd"
+        file.addfile(info)
+    with pytest.raises(UserError, match="no plain file inside the archive"):
+        index_shard(tmp_path / "0.tar")
+
+
+def test_a_key_twice_or_a_compressed_tar_is_refused(tmp_path):
+    with pytest.raises(UserError, match="two members"):
+        index_shard(tar(tmp_path / "0.tar", {"a.txt": b"1", "a.TXT": b"2"}))
+    with pytest.raises(UserError, match="not a whole, uncompressed tar"):
+        index_shard(tar(tmp_path / "1.tar", {"a.txt": b"1"}, "w:gz"))
+    with pytest.raises(UserError, match="holds no shards"):
+        ShardSet.open(tmp_path / "nowhere")
+
+
+def test_a_shard_that_vanishes_or_is_cut_while_it_is_read(tmp_path):
+    shards = write_shards(tmp_path, PAIRS)
+    index = shards.index(0)
+    whole = index.path.read_bytes()
+    index.path.write_bytes(whole[:700])
+    with pytest.raises(UserError, match="was cut short while being read"):
+        index.read(4)
+    index.path.unlink()
+    with pytest.raises(UserError, match="has vanished"):
+        index.read(0)
+
+
+def test_bad_text_is_one_bad_pair_and_bad_keys_are_not_written(tmp_path):
+    png = encoded(picture(0))
+    members = {
+        "a.png": png,
+        "a.txt": b"\xff\xfe",
+        "b.png": png,
+        "b.json": b"{",
+        "c.txt": b"no picture",
+        "d.png": png,
+        "d.txt": b"ok",
+    }
+    tar(tmp_path / "0.tar", members)
+    found = list(read_pairs(ShardSet.open(tmp_path)))
+    assert [isinstance(pair, BadPair) for pair in found] == [True, True, True, False]
+    for key in ("", "a.b", "a/b"):
+        with pytest.raises(ValueError, match="must be non-empty"), write_shard(tmp_path / "1.tar") as write:
+            write(Pair(key, png, "png", "c"))
+        assert not (tmp_path / "1.tar").exists()
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damage_of_any_kind_is_refused_or_counted_never_a_crash(tmp_path, data):
+    write_shards(tmp_path / "whole", PAIRS)
+    content = bytearray((tmp_path / "whole" / "00000.tar").read_bytes())
+    if data.draw(st.booleans()):
+        del content[data.draw(st.integers(0, len(content))) :]
+    for place, value in data.draw(st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), max_size=20)):
+        if content:
+            content[place % len(content)] = value
+    folder = tmp_path / "damaged"
+    folder.mkdir(exist_ok=True)
+    (folder / "sizes.json").unlink(missing_ok=True)
+    (folder / "0.tar").write_bytes(content)
+    index_shard.cache_clear()
+    try:
+        pairs = list(read_pairs(ShardSet.open(folder)))
+    except UserError as error:
+        assert "0.tar" in str(error)
+    else:
+        assert len(pairs) <= 15
+
+
+def test_the_fingerprint_follows_keys_captions_and_sizes(tmp_path):
+    first = write_shards(tmp_path / "a", PAIRS).fingerprint()
+    assert write_shards(tmp_path / "b", PAIRS).fingerprint() == first
+    other = [*PAIRS[:4], Pair("k4", PAIRS[4].image, "png", PAIRS[4].caption.replace("4", "5"), {"n": 4})]
+    assert write_shards(tmp_path / "c", other).fingerprint() != first
+    assert np.array_equal(ShardSet.open(tmp_path / "a").starts, [0, 5])

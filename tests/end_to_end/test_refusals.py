@@ -1,0 +1,78 @@
+"""What would make a figure mean something else is refused, by name, before anything is computed from it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dejavu_lit.data.shards import index_shard
+from tests.conftest import SMALL, call
+
+
+def evaluate(runs: dict[str, Path], out: Path, *options: str) -> str:
+    done = call("evaluate", f"target={runs['target']}", f"reference={runs['reference']}", f"out={out}", *options)
+    assert done.returncode == 1
+    assert done.stderr.count("error:") == 1
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+@pytest.fixture
+def other(scenes: Path, tmp_path: Path) -> Path:
+    """The same pictures in a folder whose manifest says otherwise."""
+    folder = shutil.copytree(scenes, tmp_path / "other")
+    manifest = folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"seed": 0', '"seed": 1'))
+    return folder
+
+
+def test_runs_trained_on_other_data(runs, other, tmp_path):
+    said = evaluate(runs, tmp_path / "out", f"data.dir={other}")
+    assert f"was trained on other data than {other}" in said
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_public_pictures_that_were_trained_on(runs, scenes, tmp_path):
+    said = evaluate(runs, tmp_path / "out", f"data.public={scenes / 'A'}")
+    assert f"holds 96 keys of {scenes / 'A'}" in said
+
+
+def test_more_neighbours_than_public_pictures_and_an_unknown_labelled_set(runs, tmp_path):
+    assert "k=100 is more than the 64 pictures of" in evaluate(runs, tmp_path / "k", "k=100", "ks=[100]")
+    assert "data.labelled=nope is no set of" in evaluate(runs, tmp_path / "l", "data.labelled=nope")
+
+
+def test_embeddings_of_captions_that_were_changed_since(runs, scenes, tmp_path):
+    copies = {side: shutil.copytree(path, tmp_path / side) for side, path in runs.items()}
+    data = shutil.copytree(scenes, tmp_path / "scenes")
+    options = [f"data.dir={data}", "k=5", "ks=[5]", "report.write=false"]
+    done = call("evaluate", *(f"{side}={path}" for side, path in copies.items()), f"out={tmp_path / 'one'}", *options)
+    assert done.returncode == 0, done.stderr
+    shard = next((data / "H").glob("*.tar"))
+    shard.write_bytes(shard.read_bytes().replace(b" with a ", b" with no"))
+    index_shard.cache_clear()
+    said = evaluate(copies, tmp_path / "two", *options)
+    assert "the shards differs" in said
+    assert "H-text" in said
+    assert "remove that folder" in said
+
+
+def test_figures_follow_the_contents_of_the_files_that_they_name(runs, scenes, tmp_path):
+    keys = tmp_path / "keys.txt"
+    options = [f"target={runs['target']}", f"reference={runs['reference']}", f"out={tmp_path / 'out'}", "k=5", "ks=[5]"]
+    keys.write_text("nobody\n")
+    first = call("evaluate", *options, f"keys={keys}", "report.write=false")
+    assert "1 unknown" in first.stderr
+    again = call("evaluate", *options, f"keys={keys}", "report.write=false")
+    assert "is finished" in again.stderr
+    keys.write_text("nobody\nnothing\n")
+    assert "2 unknown" in call("evaluate", *options, f"keys={keys}", "report.write=false").stderr
+
+
+def test_another_order_of_the_pairs_on_resuming(runs, scenes, tmp_path):
+    run = shutil.copytree(runs["target"], tmp_path / "run")
+    (run / "run.json").unlink()
+    done = call("train", "side=target", f"data.dir={scenes}", f"out={run}", *SMALL, "trainer.loader.workers=2")
+    assert done.returncode == 1
+    assert "cannot go on with" in done.stderr
+    assert "'loader workers': 2" in done.stderr
