@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 
 from dejavu_lit import __version__
-from dejavu_lit.data.duplicates import HASH, check_distance, count_duplicates, exact_groups, near_groups
+from dejavu_lit.data.duplicates import (
+    HASH,
+    check_distance,
+    count_duplicates,
+    exact_groups,
+    named_groups,
+    near_groups,
+)
+from dejavu_lit.data.left_out import GROUPS, read_keys
 from dejavu_lit.data.reader import Reader
 from dejavu_lit.data.scan import Scan, scan
 from dejavu_lit.data.sets import PairSet, write_sets
@@ -64,7 +72,7 @@ def prepare(
     out, extra = Path(out), dict(extra or {})
     check_distance(near_duplicates)
     if exclude is not None and not Path(exclude).is_file():
-        raise UserError(f"the file {exclude} does not exist; check exclude=")
+        raise UserError(f"the file {exclude} does not exist; check data.exclude=")
     if pairs_per_shard < 1:
         raise UserError(f"pairs_per_shard={pairs_per_shard} must be at least 1")
     if clash := [name for name in extra if name in (*SETS, "objects") or not name.isidentifier()]:
@@ -134,7 +142,8 @@ def prepare(
             "unused": int((member == UNUSED).sum()),
         },
         "sets": account,
-        "duplicates": _duplicates(exact, groups, member, wanted, near_duplicates),
+        "duplicates": _duplicates(exact, groups, member, wanted, near_duplicates)
+        | {GROUPS: {name: named_groups(main.keys, groups, member == SETS.index(name)) for name in wanted}},
         "skipped": {why: {"count": len(bad), "examples": bad[:EXAMPLES]} for why, bad in skipped.items()},
     }
     write_json(out / MANIFEST, manifest)
@@ -208,13 +217,13 @@ def _exclude(keys: dict[str, list[str]], path: Path | str | None) -> int:
     """Take the keys listed in the file out of ``keys``; returns how many that were."""
     if path is None:
         return 0
-    unwanted = {line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()}
+    unwanted = set(read_keys(path, "data.exclude"))
     before = sum(map(len, keys.values()))
     for name, part in keys.items():
         keys[name] = [key for key in part if key not in unwanted]
     gone = before - sum(map(len, keys.values()))
     if unwanted and not gone:
-        raise UserError(f"none of the {len(unwanted)} keys in {path} is in the data; check exclude= (one key a line)")
+        raise UserError(f"none of the {len(unwanted)} keys in {path} is in the data; check data.exclude=")
     if gone < len(unwanted):
         logger.warning("%d of %d keys in %s are not in the data", len(unwanted) - gone, len(unwanted), path)
     return gone

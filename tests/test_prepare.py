@@ -198,7 +198,7 @@ def test_excluded_keys_are_in_no_set(folder: Path, tmp_path: Path, caplog: pytes
     (tmp_path / "keys.txt").write_text("nobody\n")
     with pytest.raises(UserError, match=r"none of the 1 keys in .*keys\.txt is in the data"):
         prepare(FolderReader(folder), tmp_path / "other", {"A": 38}, exclude=tmp_path / "keys.txt")
-    with pytest.raises(UserError, match=r"none\.txt does not exist; check exclude="):
+    with pytest.raises(UserError, match=r"none\.txt does not exist; check data\.exclude="):
         prepare(FolderReader(folder), tmp_path / "other", {"A": 38}, exclude=tmp_path / "none.txt")
 
 

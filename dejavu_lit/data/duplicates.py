@@ -11,6 +11,7 @@ a gradient, a few marks on white) get no perceptual hash and are compared by the
 """
 
 import hashlib
+from collections.abc import Sequence
 from itertools import combinations
 
 import numba
@@ -120,6 +121,15 @@ def count_duplicates(exact: np.ndarray, groups: np.ndarray) -> dict[str, dict[st
         "exact": {"groups": len(twice), "pairs": int(twice.sum())},
         "near": {"groups": len(near), "pairs": int(near.sum()), "largest": int(near.max(initial=0))},
     }
+
+
+def named_groups(keys: Sequence[str], groups: np.ndarray, chosen: np.ndarray) -> list[list[str]]:
+    """The keys of each group of at least two pictures among the ``chosen`` (bool [n]): sorted groups of sorted keys."""
+    rows = np.flatnonzero(chosen)
+    rows = rows[np.bincount(groups[rows], minlength=len(groups))[groups[rows]] > 1]
+    rows = rows[np.argsort(groups[rows], kind="stable")]
+    parts = np.split(rows, np.flatnonzero(np.diff(groups[rows])) + 1)
+    return sorted(sorted(keys[row] for row in part.tolist()) for part in parts if len(part))
 
 
 def _bits(values: np.ndarray, start: int, end: int) -> np.ndarray:

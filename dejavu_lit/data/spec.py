@@ -1,6 +1,6 @@
 """Where prepared data lies and which part of it is used: what ``data=`` means to training and evaluation."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -62,11 +62,6 @@ class DataSpec:
                 f"data.exclude={self.exclude} holds other keys than when the run began; restore the file, or train anew"
             )
         return keys
-
-    def pinned(self) -> "DataSpec":
-        """The same with the fingerprint of the excluded keys as they are now."""
-        now = replace(self, exclude_fingerprint=None)
-        return replace(now, exclude_fingerprint=keys_fingerprint(now.excluded)) if now.exclude is not None else now
 
     def repeats(self) -> Repeat:
         """The planted repetitions as a value."""

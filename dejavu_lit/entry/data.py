@@ -16,11 +16,20 @@ if TYPE_CHECKING:
 
 def data_spec(config: dict[str, Any]) -> "DataSpec":
     """The DataSpec, its reader left as a description; data that needs no source is prepared where it is absent."""
-    spec: DataSpec = build({**config, "_recursive_": False}, "data")
+    spec: DataSpec = build({**pinned(config), "_recursive_": False}, "data")
     check_fields(Repeat, spec.repeat, "data.repeat")
     if spec.automatic and not (spec.folder / "manifest.json").is_file():
         prepare_data(spec)
     return spec
+
+
+def pinned(config: dict[str, Any]) -> dict[str, Any]:
+    """The data's settings with the fingerprint of the keys in ``exclude``, so that other keys are other settings."""
+    if config.get("exclude") is None:
+        return config
+    from dejavu_lit.data.left_out import keys_fingerprint, read_keys
+
+    return {**config, "exclude_fingerprint": keys_fingerprint(read_keys(config["exclude"], "data.exclude"))}
 
 
 def prepare_data(spec: "DataSpec", **how: Any) -> None:
@@ -51,4 +60,6 @@ def prepare(cfg: DictConfig, out: Path) -> None:
     from dejavu_lit.prepare import prepare as run
 
     check_fields(run, config, "")
-    prepare_data(spec, **config)
+    if spec.exclude is not None and spec.dir is None:
+        raise UserError("data.exclude leaves pairs out of what is prepared, so name the folder: data.dir=OUT")
+    prepare_data(spec, exclude=spec.exclude, **config)

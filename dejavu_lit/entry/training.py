@@ -10,7 +10,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from dejavu_lit.dashboards import tagged
-from dejavu_lit.entry.data import data_spec
+from dejavu_lit.entry.data import data_spec, pinned
 from dejavu_lit.entry.frame import fail, plain
 from dejavu_lit.errors import UserError
 from dejavu_lit.typed import build
@@ -36,6 +36,7 @@ def run_training(config: dict[str, Any], out: Path) -> None:
 
     config = {key: value for key, value in config.items() if key != "out"}
     parts = {name: build(config[name], name) for name in ("mitigation", "model", "recipe", "trainer", "logger")}
+    config["data"] = pinned(config["data"])
     data = data_spec(config["data"])
     with run_directory(out, config):
         from dejavu_lit.train import train as run

@@ -1,5 +1,6 @@
 """The epoch plan: once without replacement, equal per rank, resumable, whatever the sizes, ranks and workers."""
 
+import hashlib
 import itertools
 
 import numpy as np
@@ -100,6 +101,74 @@ def test_exposure_counts_what_was_given():
                 for shard, position in rows(current, rank)[offset]:
                     counts[[0, 5, 17][shard] + position] += 1
         assert exposures(plan, steps).tolist() == counts.tolist()
+
+
+def digest(plan: EpochPlan, steps: int) -> str:
+    """Hash of the whole plan, as every rank and worker gives it, and of the exposures after ``steps``."""
+    found = hashlib.sha256()
+    for rank, worker in itertools.product(range(plan.world), range(max(plan.workers, 1))):
+        for batch in plan.batches(rank, worker):
+            found.update(np.ascontiguousarray(batch, dtype="<i8").tobytes())
+    found.update(exposures(plan, steps).astype("<i8").tobytes())
+    return found.hexdigest()[:16]
+
+
+def test_plans_without_left_out_pairs_are_what_they_always_were():
+    cases = [
+        (([10, 3, 21], 0, 1, 1, 3, 3), 25, "bf3f986100f92894"),
+        (([1000, 1000, 517], 7, 4, 2, 2, 32, 2100), 70, "4ed6bc9766aef9eb"),
+        (([40, 40], 3, 0, 1, 0, 8, None, Repeat([0.1, 0.2], [5, 3])), 40, "9d91d0f8bc261eb6"),
+    ]
+    for arguments, steps, expected in cases:
+        assert digest(epoch_plan(*arguments), steps) == expected
+        empty = {"excluded": {}, "removed": {}}
+        assert digest(epoch_plan(*arguments, **empty), steps) == expected
+
+
+@settings(max_examples=150, deadline=None)
+@given(SIZES, st.integers(1, 3), st.integers(0, 3), st.integers(1, 4), st.data())
+def test_left_out_pairs_never_come_and_ranks_stay_equal(sizes, world, workers, batch, data):
+    every = [(shard, position) for shard, size in enumerate(sizes) for position in range(size)]
+    excluded = data.draw(st.sets(st.sampled_from(every or [(0, 0)])))
+    removed = data.draw(st.sets(st.sampled_from(every or [(0, 0)])))
+    members = [pair for pair in every if pair not in excluded]
+    if not members:
+        return
+    train_size = data.draw(st.none() | st.integers(1, len(members)))
+    counted = members[:train_size]
+    trained = [pair for pair in counted if pair not in removed]
+    gone = [
+        {shard: tuple(p for s, p in pairs if s == shard) for shard in {s for s, _ in pairs}}
+        for pairs in (excluded, removed)
+    ]
+    arguments = (sizes, 1, 0, world, workers, batch, train_size, None, *gone)
+    if len(trained) < world * batch:
+        with pytest.raises(UserError, match=f"{len(trained)} training pairs"):
+            epoch_plan(*arguments)
+        return
+    plan = epoch_plan(*arguments)
+    per_rank = [rows(plan, rank) for rank in range(world)]
+    assert {len(batches) for batches in per_rank} == {len(trained) // (world * batch)}
+    seen = [entry for batches in per_rank for b in batches for entry in b]
+    assert len(seen) == len(set(seen))
+    assert set(seen) <= set(trained)
+    counts = exposures(plan, plan.steps)
+    assert dict(zip(counted, counts.tolist(), strict=True)) == {pair: int(pair in seen) for pair in counted}
+
+
+def test_an_excluded_pair_is_as_if_it_were_not_there():
+    """The first two and the last pair excluded: repeats and sizes count the others, orders differ in nothing else."""
+    excluded = {0: (0, 1), 1: (4,)}
+    assert nested_sizes([5, 5], 3, excluded) == (5, 0)
+    assert nested_sizes([5, 5], 4, excluded) == (5, 1)
+    assert nested_sizes([5, 5], 7, excluded) == (5, 5)
+    with pytest.raises(UserError, match="train_size=8 but the set holds 7"):
+        nested_sizes([5, 5], 8, excluded)
+    assert nested_sizes([2, 3, 2], 3, {1: (0, 1, 2)}) == (2, 3, 1)  # a shard with nothing left lies between
+    plan = epoch_plan([5, 5], 0, 0, 1, 0, 1, repeat=Repeat(0.3, 4), excluded=excluded)
+    assert exposures(plan, plan.steps).tolist() == [4, 4, 1, 1, 1, 1, 1]  # 30 % of 7 pairs, rounded down
+    removed = epoch_plan([5, 5], 0, 0, 1, 0, 1, repeat=Repeat(0.3, 4), removed=excluded)
+    assert exposures(removed, removed.steps).tolist() == [0, 0, 4, 1, 1, 1, 1, 1, 1, 0]
 
 
 def test_repeated_pairs_come_as_often_as_asked():
