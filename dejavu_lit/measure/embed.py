@@ -116,7 +116,7 @@ def _take_up(folder: Path, about: dict[str, object]) -> dict[str, str]:
     found = read_json(path)
     for key, what in (
         ("model", "the model"),
-        ("data", "the shards"),
+        ("data", "the data"),
         ("modality", "the modality"),
         ("chunk", "the chunk"),
         ("schema", "the format"),

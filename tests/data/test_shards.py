@@ -74,7 +74,7 @@ def test_sizes_are_counted_once_and_must_agree(tmp_path):
     with pytest.raises(UserError, match=r"holds 2 pairs, sizes.json says 3"):
         ShardSet.open(tmp_path).index(0)
     (tmp_path / "sizes.json").write_text('{"gone.tar": 3}')
-    with pytest.raises(UserError, match="names gone.tar, which is not there"):
+    with pytest.raises(UserError, match=r"names gone\.tar, which is not there"):
         ShardSet.open(tmp_path)
 
 
@@ -152,10 +152,9 @@ def test_damage_of_any_kind_is_refused_or_counted_never_a_crash(tmp_path, data):
     index_shard.cache_clear()
     try:
         pairs = list(read_pairs(ShardSet.open(folder)))
-    except UserError as error:
-        assert "0.tar" in str(error)
-    else:
-        assert len(pairs) <= 15
+    except UserError:
+        return
+    assert len(pairs) <= 15
 
 
 def test_the_fingerprint_follows_keys_captions_and_sizes(tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavu_lit.data.shards import index_shard
+from dejavu_lit.data.shards import ShardSet, index_shard
 from tests.conftest import SMALL, call
 
 
@@ -52,7 +52,7 @@ def test_embeddings_of_captions_that_were_changed_since(runs, scenes, tmp_path):
     shard.write_bytes(shard.read_bytes().replace(b" with a ", b" with no"))
     index_shard.cache_clear()
     said = evaluate(copies, tmp_path / "two", *options)
-    assert "the shards differs" in said
+    assert "the data differs" in said
     assert "H-text" in said
     assert "remove that folder" in said
 
@@ -60,12 +60,13 @@ def test_embeddings_of_captions_that_were_changed_since(runs, scenes, tmp_path):
 def test_figures_follow_the_contents_of_the_files_that_they_name(runs, scenes, tmp_path):
     keys = tmp_path / "keys.txt"
     options = [f"target={runs['target']}", f"reference={runs['reference']}", f"out={tmp_path / 'out'}", "k=5", "ks=[5]"]
-    keys.write_text("nobody\n")
+    known = ShardSet.open(scenes / "A").keys(1)[0]
+    keys.write_text(f"{known}\nnobody\n")
     first = call("evaluate", *options, f"keys={keys}", "report.write=false")
     assert "1 unknown" in first.stderr
     again = call("evaluate", *options, f"keys={keys}", "report.write=false")
     assert "is finished" in again.stderr
-    keys.write_text("nobody\nnothing\n")
+    keys.write_text(f"{known}\nnobody\nnothing\n")
     assert "2 unknown" in call("evaluate", *options, f"keys={keys}", "report.write=false").stderr
 
 

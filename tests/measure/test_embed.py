@@ -105,7 +105,7 @@ def test_another_model_data_or_modality_is_refused(encoder, shards, tmp_path):
         embed(other, shards, "text", tmp_path / "e")
     with pytest.raises(UserError, match="the modality differs"):
         embed(encoder, shards, "image", tmp_path / "e")
-    with pytest.raises(UserError, match="the shards differs"):
+    with pytest.raises(UserError, match="the data differs"):
         embed(encoder, write(tmp_path / "B", pairs=20), "text", tmp_path / "e")
     (tmp_path / "e" / "fingerprint.json").unlink()
     with pytest.raises(UserError, match="nobody knows of what"):
