@@ -1,10 +1,11 @@
 """The frame of every command: Hydra reads the config, the task does the work, a user's mistake ends as one sentence."""
 
+import atexit
 import os
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dejavu_lit.errors import UserError, suggest
+from dejavu_lit.launchers import refused, register_resolvers
 
+register_resolvers()  # in the jobs of a multirun too, which only import this
 HERE = Path(__file__).resolve().parent.parent
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
 
@@ -29,8 +32,13 @@ def command(config_name: str, task: Callable[[DictConfig, Path], None]) -> Calla
             task(cfg, _out(cfg))
         except UserError as error:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
-                raise  # the launcher notes it and goes on with the other jobs
+                _end_as_failed()
+                raise UserError(f"{_out(cfg)}: {error}") from None  # the launcher notes it, the other jobs go on
             fail(str(error))
+        except Exception:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                _end_as_failed()
+            raise
 
     def command() -> None:
         sys.argv[1:] = [_quoted(argument) for argument in sys.argv[1:]]
@@ -41,7 +49,11 @@ def command(config_name: str, task: Callable[[DictConfig, Path], None]) -> Calla
         except UserError as error:
             fail(str(error))
         except (HydraException, OmegaConfBaseException) as error:
-            fail(_explain(error, config_name))
+            fail(explain(error, config_name, sys.argv[1:]))
+        except RuntimeError as error:
+            if not type(error).__module__.startswith("submitit."):
+                raise
+            fail(refused(error))
         except OSError as error:  # a full disk, a read-only folder, a file where a folder should be
             fail(f"{error.filename or 'a file'}: {error.strerror or error}")
 
@@ -50,6 +62,12 @@ def command(config_name: str, task: Callable[[DictConfig, Path], None]) -> Calla
     command.__name__ = config_name
     command.__doc__ = task.__doc__
     return command
+
+
+def _end_as_failed() -> None:
+    """Let a job of a multirun on SLURM end with code 1: Hydra hands the exception over and would end the process well."""
+    if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
+        atexit.register(lambda: (sys.stdout.flush(), sys.stderr.flush(), os._exit(1)))
 
 
 def _quoted(argument: str) -> str:
@@ -65,16 +83,17 @@ def fail(sentence: str) -> None:
     sys.exit(1)
 
 
-def _explain(error: Exception, config_name: str) -> str:
-    """A configuration error as one sentence, with the option that was probably meant."""
+def explain(error: Exception, config_name: str, given: Sequence[str]) -> str:
+    """A configuration error as one sentence, with the one of the ``given`` options that was probably meant."""
     said = str(error.__cause__ or error).split("Config search path:")[0]
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     text = " ".join(line for line in lines if not line.startswith(("full_key:", "object_type=", "To append")))
+    text = text.removeprefix("UserError raised while resolving interpolation: ")
     group = re.search(r"Could not find '(\w+)/([^']*)' Available options in '\w+': (.*)", text)
     if group:
         name, wanted, known = group.groups()
         return f"{name}={wanted} is unknown{suggest(wanted, known.split())}; there are {', '.join(known.split())}"
-    for argument in sys.argv[1:]:
+    for argument in given:
         name = argument.lstrip("+~").split("=")[0]
         if name and name in str(error):
             options = _options(config_name)

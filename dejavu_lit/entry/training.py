@@ -35,7 +35,8 @@ def run_training(config: dict[str, Any], out: Path) -> None:
     from dejavu_lit.launch import run_directory
 
     config = {key: value for key, value in config.items() if key != "out"}
-    parts = {name: build(config[name], name) for name in ("mitigation", "model", "recipe", "trainer", "logger")}
+    names = ("mitigation", "model", "recipe", "trainer", "logger", "gaps")
+    parts = {name: build(config[name], name) for name in names if name in config}  # older runs know no gaps
     config["data"] = pinned(config["data"])
     data = data_spec(config["data"])
     with run_directory(out, config):
@@ -69,6 +70,6 @@ def _refuse_own_launcher(config: dict[str, Any]) -> None:
     several = config["trainer"]["devices"] != 1 or config["trainer"]["num_nodes"] != 1
     if HydraConfig.get().mode == RunMode.MULTIRUN and several and not launched:
         raise UserError(
-            "--multirun cannot start several processes a job by itself; use hydra/launcher=submitit_slurm with "
-            "hydra.launcher.tasks_per_node equal to trainer.devices, or one device a job (trainer.devices=1)"
+            "--multirun cannot start several processes a job by itself; use hydra/launcher=slurm, which sets "
+            "hydra.launcher.tasks_per_node to trainer.devices, or one device a job (trainer.devices=1)"
         )
