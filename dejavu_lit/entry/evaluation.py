@@ -14,7 +14,9 @@ from dejavu_lit.errors import UserError
 from dejavu_lit.typed import build, check_fields
 
 if TYPE_CHECKING:
-    pass
+    from dejavu_lit.data.spec import DataSpec
+    from dejavu_lit.evaluate import Comparison
+    from dejavu_lit.measure.metrics import Settings
 
 AFTER = (
     "out",
@@ -64,11 +66,48 @@ def show_report(config: dict[str, Any], out: Path) -> Path | None:
 
 def run_evaluation(config: dict[str, Any], out: Path) -> Any:
     """Evaluate one pair of models in ``out``: the contents of metrics.json."""
+    from dejavu_lit.evaluate import evaluate as run
+    from dejavu_lit.files import locked
+
+    comparison, settings = _comparison(config), _statistics(config)
+    data = _evaluated_data(config["data"], comparison)
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out / ".lock", wait=False):
+        return run(out, comparison, data, config["objects"], settings, _settings(config, data), config.get("keys"))
+
+
+def check_evaluation(config: dict[str, Any], data: "DataSpec") -> None:
+    """Refuse settings of an evaluation that cannot hold for models trained on ``data``, before there are any.
+
+    Raises:
+        UserError: a value of the wrong type or out of its range, or no such public set, labelled set or objects.
+    """
+    from dataclasses import replace
+
+    from dejavu_lit.measure.search_index import check_index
+
+    comparison = _comparison(config | {"target": "target", "reference": "reference"})
+    _statistics(config)
+    if comparison.index != "ivf":
+        check_index(comparison.index)
+    given = config["data"]
+    measured = data_spec(given) if given.get("_target_") else replace(data, **pinned(_given(given)))
+    measured.public_folder()
+    measured.objects_folder(config["objects"])
+    if measured.labelled and not (measured.folder / measured.labelled).is_dir():
+        raise UserError(f"data.labelled={measured.labelled} is no set of {measured.folder}; name one, or give null")
+
+
+def _comparison(config: dict[str, Any]) -> "Comparison":
     from dataclasses import fields
 
     from dejavu_lit.evaluate import Comparison
-    from dejavu_lit.evaluate import evaluate as run
-    from dejavu_lit.files import locked
+
+    check_fields(Comparison, config, "")
+    return Comparison(**{field.name: config[field.name] for field in fields(Comparison)})
+
+
+def _statistics(config: dict[str, Any]) -> "Settings":
     from dejavu_lit.measure.metrics import Settings
 
     values = {name: config[name] for name in ("k", "ks", "threshold", "top_m")} | config["statistics"]
@@ -76,14 +115,9 @@ def run_evaluation(config: dict[str, Any], out: Path) -> Any:
     try:
         if values["k"] not in values["ks"]:
             values["ks"] = sorted([*values["ks"], values["k"]])
-        settings = Settings(**values)
+        return Settings(**values)
     except (TypeError, ValueError) as error:
         raise UserError(f"k, ks, threshold, top_m or statistics has a value of the wrong type ({error})") from None
-    comparison = Comparison(**{field.name: config[field.name] for field in fields(Comparison)})
-    data = _evaluated_data(config["data"], comparison)
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out / ".lock", wait=False):
-        return run(out, comparison, data, config["objects"], settings, _settings(config, data), config.get("keys"))
 
 
 def _settings(config: dict[str, Any], data: Any) -> dict[str, Any]:
@@ -106,4 +140,8 @@ def _evaluated_data(config: dict[str, Any], comparison: Any) -> Any:
         raise UserError(
             f"target={comparison.target} is no run of train.py; say which data: data=scenes|coco|prepared …"
         )
-    return replace(data, **pinned({name: value for name, value in config.items() if value is not None}))
+    return replace(data, **pinned(_given(config)))
+
+
+def _given(config: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if value is not None}
