@@ -1,5 +1,6 @@
 """Config nodes as typed values: what ``_target_`` names is built, after every simple field was checked against its type."""
 
+import os
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -35,8 +36,10 @@ def build(node: Any, name: str) -> Any:
         name: the node's place in the config, for messages.
 
     Raises:
-        UserError: a field of the wrong type, or what the value itself refuses.
+        UserError: a ``_target_`` outside the packages that may be called, a field of the wrong type, or what the value
+            itself refuses.
     """
+    check_targets(node, name)
     check_types(node, name)
     try:
         return hydra.utils.instantiate(node, _convert_="all")
@@ -47,6 +50,26 @@ def build(node: Any, name: str) -> Any:
                 raise cause from None
             cause = cause.__cause__
         raise UserError(f"{name} cannot be built: {str(error).splitlines()[0]}") from error
+
+
+def check_targets(node: Any, name: str) -> None:
+    """Raise UserError for a ``_target_`` outside this package: a config from elsewhere must not call what it likes.
+
+    The environment variable DEJAVU_TARGETS names further packages, separated by commas.
+    """
+    if isinstance(node, Mapping):
+        target = node.get("_target_")
+        allowed = ("dejavu_lit", *filter(None, os.environ.get("DEJAVU_TARGETS", "").split(",")))
+        if target is not None and str(target).partition(".")[0] not in allowed:
+            raise UserError(
+                f"{name}._target_={target} is not part of {' or '.join(allowed)}; where you trust it, name its package in "
+                "the environment variable DEJAVU_TARGETS"
+            )
+        for key, value in node.items():
+            check_targets(value, f"{name}.{key}")
+    elif isinstance(node, list | tuple):
+        for number, value in enumerate(node):
+            check_targets(value, f"{name}[{number}]")
 
 
 def check_types(node: Any, name: str) -> None:
