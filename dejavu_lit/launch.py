@@ -22,7 +22,7 @@ from dejavu_lit.files import fingerprint, locked, write_text
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "open_clip_torch", "faiss-cpu", "faiss-gpu-cu12", "numpy")
 # What may differ between the first and a later call in the same directory: it changes where and how, not what.
-HOW = ("out", "trainer", "logger")
+HOW = ("out", "trainer", "logger", "gaps")
 
 
 def provenance() -> dict[str, Any]:
@@ -80,9 +80,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 def difference(old: Any, new: Any, path: str = "") -> str | None:
     """The first setting in which two configs differ, as ``a.b: old → new``; None where they agree."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
+        if not path:
+            old, new = decisive(old), decisive(new)
         for key in dict.fromkeys([*old, *new]):
-            if not path and key in HOW:
-                continue
             if found := difference(old.get(key), new.get(key), f"{path}.{key}" if path else str(key)):
                 return found
         return None
@@ -99,7 +99,15 @@ def rank() -> int:
 
 def identity(config: Mapping[str, Any]) -> str:
     """Fingerprint of what a run computes, whatever its directory, machine and loggers."""
-    return fingerprint({key: value for key, value in config.items() if key not in HOW})
+    return fingerprint(decisive(config))
+
+
+def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide what a run computes; where gaps may end it, how they are measured is among them."""
+    kept = {key: value for key, value in config.items() if key not in HOW}
+    if (config.get("mitigation") or {}).get("gap_budget") is not None:
+        kept["gaps"] = {key: value for key, value in config.get("gaps", {}).items() if key != "reference"}
+    return kept
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """One side of an evaluation: a model, a run of ours or finished embeddings, and what is known of its training."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -108,9 +108,25 @@ class Side:
             return Embeddings.open(self.given / name / modality)
         from dejavu_lit.measure.embed import embed
 
+        return embed(self.encoder, shards, modality, self._folder(name, modality), limit, self.workers)
+
+    def saved(self, shards: ShardSet, name: str, modality: Modality) -> Embeddings | None:
+        """The embeddings of a whole set where they are there already, else None."""
+        if self.given:
+            return Embeddings.open(self.given / name / modality)
+        folder = self._folder(name, modality)
+        whole = all((folder / f"{Path(shard).stem}.npy").is_file() for shard in shards.names)
+        return self.embeddings(shards, name, modality) if whole else None
+
+    def _folder(self, name: str, modality: Modality) -> Path:
         root = self.run / "embeddings" if self.run else self.store
-        folder = root / f"{Path(self.name).name}-{self.encoder.fingerprint[:8]}" / f"{name}-{modality}"
-        return embed(self.encoder, shards, modality, folder, limit, self.workers)
+        return root / f"{Path(self.name).name}-{self.encoder.fingerprint[:8]}" / f"{name}-{modality}"
+
+    def at(self, epoch: int, device: str) -> "Side":
+        """The run as it was after ``epoch`` epochs where it kept that checkpoint, else this side; its model not yet loaded."""
+        kept = self.run is not None and self.epoch is None
+        kept = kept and (self.run / "checkpoints" / f"epoch={epoch:04d}.ckpt").is_file()  # type: ignore[operator]
+        return replace(self, name=f"{self.run}@{epoch}" if kept else self.name, device=device)
 
     def exposure(self, shards: ShardSet) -> np.ndarray | None:
         """How often each pair of the training set was seen, int64 [pairs not excluded]; None where it is not known."""

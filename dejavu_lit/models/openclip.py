@@ -114,7 +114,8 @@ def load_epoch(name: str, model: Path, checkpoint: Path, device: str) -> OpenCli
     if not (model / "open_clip_config.json").is_file():
         raise UserError(f"{name!r}: {model} holds no open_clip_config.json, which gives the run's architecture")
     source = f"local-dir:{model}"
-    network = open_clip.create_model(source, load_weights=False, pretrained_text=False)
+    with _quiet():  # it would say that there are no weights, which come now
+        network = open_clip.create_model(source, load_weights=False, pretrained_text=False)
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
         network.load_state_dict(
