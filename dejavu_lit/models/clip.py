@@ -14,7 +14,7 @@ from typing import Any, cast
 import open_clip
 import pytorch_lightning as pl
 import torch
-from open_clip.loss import ClipLoss, SigLipLoss
+from open_clip.transformer import PatchDropout
 from torch import Tensor, nn
 
 from dejavu_lit.data.module import PairDataModule
@@ -22,6 +22,8 @@ from dejavu_lit.data.stream import Batch
 from dejavu_lit.errors import UserError, suggest
 from dejavu_lit.files import atomic, write_json
 from dejavu_lit.mitigation import Mitigation
+from dejavu_lit.models.loss import contrastive_loss
+from dejavu_lit.models.noise import add_gradient_noise
 
 WEIGHTS = "open_clip_model.safetensors"
 CONFIG = "open_clip_config.json"
@@ -140,6 +142,23 @@ def decayed(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     return [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
 
 
+def drop_patches(model: nn.Module, share: float) -> None:
+    """Let a ViT see only a random part of each picture's patches while it trains (Li et al., CVPR 2023).
+
+    The layer is open_clip's, has no weights and does nothing in evaluation mode; the exported config does not name it.
+
+    Raises:
+        UserError: the picture tower is no ViT of open_clip.
+    """
+    visual: Any = model.visual
+    if not hasattr(visual, "patch_dropout"):
+        raise UserError(
+            f"mitigation.patch_dropout={share} needs a ViT of open_clip, and this model's picture tower is a "
+            f"{type(visual).__name__}; set it to 0 or choose another model"
+        )
+    visual.patch_dropout = PatchDropout(share)
+
+
 def learning_rate(step: int, recipe: Recipe, horizon: int) -> float:
     """Share of ``recipe.lr`` at a step: linear warm-up, then a cosine to 0 at ``horizon`` steps."""
     if step < recipe.warmup_steps:
@@ -157,6 +176,9 @@ class ClipModule(pl.LightningModule):
         super().__init__()
         self.model, self.recipe, self.mitigation, self.seed = model, recipe, mitigation, seed
         self.siglip = getattr(model, "logit_bias", None) is not None
+        contrastive_loss(self.siglip, mitigation.label_smoothing, 0, 1)  # refuses before any work
+        if mitigation.patch_dropout:
+            drop_patches(model, mitigation.patch_dropout)
         fixed = mitigation.logit_scale_fixed
         self.clamp = math.log(mitigation.logit_scale_max or recipe.logit_scale_max) if fixed is None else None
         start = fixed if fixed is not None else mitigation.logit_scale_init
@@ -184,11 +206,7 @@ class ClipModule(pl.LightningModule):
         rank, world = self.trainer.global_rank, self.trainer.world_size
         trainer = cast(Any, self.trainer)
         trainer.log_every_n_steps = min(trainer.log_every_n_steps, self.pairs.plan(0, world).steps)
-        self._loss = (
-            SigLipLoss(rank=rank, world_size=world)
-            if self.siglip
-            else ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world)
-        )
+        self._loss = contrastive_loss(self.siglip, self.mitigation.label_smoothing, rank, world)
 
     def _features(self, batch: Batch) -> dict[str, Tensor]:
         images = (batch["images"].to(self.mean.dtype) - self.mean) / self.std
@@ -214,8 +232,18 @@ class ClipModule(pl.LightningModule):
         return loss
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed this step's draws from (seed, step, rank): resuming needs no saved generator states."""
-        torch.manual_seed((self.seed * 1_000_003 + self.trainer.global_step) * 65_537 + self.trainer.global_rank)
+        """Seed this batch's draws from (seed, batch, rank): resuming needs no saved generator states."""
+        batches = self.trainer.global_step * self.recipe.accumulate + batch_idx % self.recipe.accumulate
+        torch.manual_seed(self._seed(batches, self.trainer.global_rank))
+
+    def _seed(self, batches: int, stream: int) -> int:
+        return ((self.seed * 1_000_003 + batches) * 65_537 + stream) % 2**63
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Add the gradient noise: after the ranks' gradients were averaged, before they are clipped; on all ranks the same."""
+        if self.mitigation.gradient_noise:
+            seed = self._seed(self.trainer.global_step, 65_536)  # no rank's
+            add_gradient_noise(self.model.parameters(), self.mitigation.gradient_noise, seed)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log throughput in pairs/s over all ranks, learning rate and logit scale."""
