@@ -82,11 +82,21 @@ def near_groups(exact: np.ndarray, hashes: np.ndarray, hashed: np.ndarray, dista
     Raises:
         UserError: ``distance`` out of range.
     """
+    return near_links(exact, hashes, hashed, distance)[0]
+
+
+def near_links(
+    exact: np.ndarray, hashes: np.ndarray, hashed: np.ndarray, distance: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The groups of ``near_groups``, and the pairs that connect them beyond exact copies: rows int64 [m, 2].
+
+    Every pair differs in at most ``distance`` bits; a group of n different pictures has n − 1 of them.
+    """
     check_distance(distance)
     groups = exact.copy()
     rows = np.flatnonzero(hashed)
     values, first, same = np.unique(hashes[rows], return_index=True, return_inverse=True)
-    _join(groups, rows, rows[first[same]])
+    links = [join(groups, rows[first[same]], rows)]
     blocks = distance + 2
     edges = [64 * block // blocks for block in range(blocks + 1)]
     pairs = list(combinations(range(blocks), 2)) if distance else []
@@ -97,8 +107,8 @@ def near_groups(exact: np.ndarray, hashes: np.ndarray, hashed: np.ndarray, dista
         )
         agree = agree.astype(np.uint32)
         order = np.argsort(agree, kind="stable")
-        _join_within(groups, rows[first[order]], agree[order], values[order], distance)
-    return _flatten(groups)
+        links.append(_join_within(groups, rows[first[order]], agree[order], values[order], distance))
+    return flatten(groups), np.concatenate(links)
 
 
 def check_distance(distance: int | None) -> None:
@@ -145,33 +155,55 @@ def _root(groups: np.ndarray, row: int) -> int:
 
 
 @numba.njit
-def _union(groups: np.ndarray, one: int, other: int) -> None:
-    """Join two groups; the smaller row stays the root, so roots are smallest keys."""
+def _union(groups: np.ndarray, one: int, other: int) -> bool:
+    """Join two groups, and say whether they were two; the smaller row stays the root, so roots are smallest keys."""
     one, other = _root(groups, one), _root(groups, other)
     if one < other:
         groups[other] = one
     else:
         groups[one] = other
+    return one != other
 
 
 @numba.njit
-def _join(groups: np.ndarray, ones: np.ndarray, others: np.ndarray) -> None:
+def join(groups: np.ndarray, ones: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Join the groups of the rows ``ones`` and ``others``, pair by pair; the pairs that were not yet joined, [m, 2]."""
+    links = np.empty((len(ones), 2), np.int64)
+    count = 0
     for position in range(len(ones)):
-        _union(groups, ones[position], others[position])
+        if _union(groups, ones[position], others[position]):
+            links[count] = ones[position], others[position]
+            count += 1
+    return links[:count].copy()
 
 
 @numba.njit
-def _join_within(groups: np.ndarray, rows: np.ndarray, agree: np.ndarray, values: np.ndarray, distance: int) -> None:
+def apart(groups: np.ndarray, ones: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Whether the rows ``ones`` and ``others`` are in different groups, pair by pair, bool [n]."""
+    different = np.empty(len(ones), np.bool_)
+    for position in range(len(ones)):
+        different[position] = _root(groups, ones[position]) != _root(groups, others[position])
+    return different
+
+
+@numba.njit
+def _join_within(
+    groups: np.ndarray, rows: np.ndarray, agree: np.ndarray, values: np.ndarray, distance: int
+) -> np.ndarray:
     """Join all pairs within a run of equal ``agree`` whose ``values`` differ in at most ``distance`` bits."""
-    start = 0
+    links = np.empty((len(rows), 2), np.int64)
+    count = start = 0
     for end in range(1, len(rows) + 1):
         if end < len(rows) and agree[end] == agree[start]:
             continue
         for one in range(start, end):
             for other in range(one + 1, end):
-                if _count_ones(values[one] ^ values[other]) <= distance:
-                    _union(groups, rows[one], rows[other])
+                close = _count_ones(values[one] ^ values[other]) <= distance
+                if close and _union(groups, rows[one], rows[other]):
+                    links[count] = rows[one], rows[other]
+                    count += 1
         start = end
+    return links[:count].copy()
 
 
 @numba.njit(inline="always")
@@ -183,7 +215,8 @@ def _count_ones(word: np.uint64) -> np.uint64:
 
 
 @numba.njit
-def _flatten(groups: np.ndarray) -> np.ndarray:
+def flatten(groups: np.ndarray) -> np.ndarray:
+    """The same groups with every row pointing to its root."""
     for row in range(len(groups)):
         groups[row] = groups[groups[row]]  # a root is never behind its members, so one step from the front is enough
     return groups
