@@ -21,14 +21,14 @@ def table(out: Path, metric: str) -> list[tuple[int, float]]:
 
 @pytest.fixture(scope="module")
 def logged(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was logged to both dashboards, first for one epoch and then to its end."""
+    """A run that was logged to both dashboards, and started again when all but its last file was written."""
     pytest.importorskip("wandb")
     pytest.importorskip("tensorboard")
     out = tmp_path_factory.mktemp("study") / "runs" / "mask-s0-target"
     options = ["side=target", f"data.dir={scenes}", f"out={out}", *SMALL, "trainer.log_every=2"]
     options += ["logger=wandb", "logger.tensorboard=true", "mitigation.text_mask=0.3"]
     run("train", *options)
-    (out / "run.json").unlink()  # as if it had been killed after its last save: it goes on from there
+    (out / "run.json").unlink()
     run("train", *options, "logger.wandb.project=other")
     return out
 
@@ -72,10 +72,15 @@ def test_tensorboard_holds_the_numbers_of_the_table(logged: Path) -> None:
         assert [value for _, value in found] == pytest.approx([value for _, value in expected], rel=1e-5)
 
 
-def test_the_table_alone_by_default(runs: dict[str, Path]) -> None:
-    assert table(runs["target"], "loss")
-    assert not list(runs["target"].rglob("*.wandb"))
-    assert not (runs["target"] / "tensorboard").exists()
+def test_the_table_alone_by_default(tmp_path: Path) -> None:
+    from dejavu_lit.loggers import training_loggers
+
+    (logger,) = training_loggers(tmp_path, LoggerSettings(), "target", {}, None)
+    metrics = {"loss": 1.5, "epoch": 2}
+    logger.log_metrics(metrics, step=7)
+    assert metrics == {"loss": 1.5, "epoch": 2}  # the next logger gets the same dict
+    assert table(tmp_path, "loss") == [(7, 1.5)]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
 def test_groups_and_names(tmp_path: Path) -> None:

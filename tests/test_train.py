@@ -215,16 +215,6 @@ def test_a_multirun_with_several_processes_a_job_is_refused(scenes, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_wandb_gets_the_same_numbers_offline_and_goes_on_under_the_same_id(scenes, tmp_path):
-    pytest.importorskip("wandb")
-    out = tmp_path / "run"
-    options = ["side=target", f"data.dir={scenes}", f"out={out}", *SMALL, "logger=wandb"]
-    run("train", *options, "mitigation.stop_epoch=2")
-    (written,) = (out / "wandb").rglob("*.wandb")
-    assert written.stat().st_size > 0
-    assert json.loads((out / "wandb" / "id.json").read_text())["id"] in written.name
-
-
 def test_a_side_is_needed(scenes):
     done = call("train", f"data.dir={scenes}")
     assert done.returncode == 1

@@ -5,6 +5,7 @@ under stable names, the figures, and a table of the most memorized pairs; a stud
 """
 
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -172,18 +173,25 @@ def _wandb_run(
     if read_json(known).get("logged") == state:
         yield None
         return
-    run = wandb.init(
-        dir=out,
-        mode="offline" if settings.offline else "online",
-        resume="allow",
-        config=plain(config),
-        settings=wandb.Settings(silent=quiet(), console="off", x_disable_stats=True),
-        **options | {"tags": options["tags"] or list(tags) or None},
-    )
+    own = "WANDB_DATA_DIR" not in os.environ
+    if own:  # pictures of a table wait for the upload there; by default that is in the home folder, where nobody looks
+        os.environ["WANDB_DATA_DIR"] = str((out / FOLDER / "data").resolve())
     try:
-        yield run
+        run = wandb.init(
+            dir=out,
+            mode="offline" if settings.offline else "online",
+            resume="allow",
+            config=plain(config),
+            settings=wandb.Settings(silent=quiet(), console="off", x_disable_stats=True),
+            **options | {"tags": options["tags"] or list(tags) or None},
+        )
+        try:
+            yield run
+        finally:
+            run.finish()
     finally:
-        run.finish()
+        if own:
+            del os.environ["WANDB_DATA_DIR"]
     write_json(known, read_json(known) | {"logged": state})
     log.info("logged to wandb: %s", out / FOLDER)
 
