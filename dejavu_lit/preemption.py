@@ -34,8 +34,13 @@ def environment() -> list[SLURMEnvironment]:
 
 
 def between_steps(trainer: pl.Trainer) -> bool:
-    """Whether no gradients are being accumulated, which a checkpoint would lose."""
-    return trainer.fit_loop.epoch_loop.batch_progress.current.ready % trainer.accumulate_grad_batches == 0
+    """Whether the epoch goes on and no gradients are being accumulated, which a checkpoint would lose.
+
+    After an epoch's last batch its end is still to come: a run resumed from there would take validation, gaps and the
+    checkpoint of that epoch for done.
+    """
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    return not progress.is_last_batch and progress.current.ready % trainer.accumulate_grad_batches == 0
 
 
 class Preemption(Callback):
@@ -64,12 +69,19 @@ class Preemption(Callback):
     def _note(self, number: int, frame: object) -> None:
         self.caught = number
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """End before an epoch if all ranks know of a signal; the end of the one before was saved."""
+        if number := self._agreed(trainer):
+            self._go(trainer, number)
+
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
         """End here if all ranks know of a signal."""
         number = self._agreed(trainer)
-        if not number or not between_steps(trainer):
-            return
-        trainer.save_checkpoint(self.path)
+        if number and between_steps(trainer):
+            trainer.save_checkpoint(self.path)
+            self._go(trainer, number)
+
+    def _go(self, trainer: pl.Trainer, number: int) -> None:
         log.info("%s: saved %s at step %d", signal.Signals(number).name, self.path, trainer.global_step)
         if number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
             self.caught = 0
