@@ -24,12 +24,17 @@ from dejavu_lit.data.module import LoaderSettings, PairDataModule
 from dejavu_lit.data.spec import MANIFEST, DataSpec
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import file_sha256, read_json, write_json
+from dejavu_lit.gaps import gap_callback
 from dejavu_lit.launch import provenance
 from dejavu_lit.loggers import finish, training_loggers
+from dejavu_lit.measure.callback import GapCallback
+from dejavu_lit.measure.gauge import GapSettings
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.clip import ClipModule, ModelSpec, Recipe, build_model, export_config, export_weights
+from dejavu_lit.models.ema import Averaging, averaged
 from dejavu_lit.models.preprocess import Augment, Preprocess
 from dejavu_lit.preemption import Preemption, between_steps, environment
+from dejavu_lit.stopping import EarlyStop, why_stopped
 
 log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it sets INFO on import
@@ -86,7 +91,8 @@ class Checkpoints(Callback):
         """Save the state to resume from and, now and then, weights to keep; EPOCH counts the epochs done."""
         done = trainer.current_epoch + 1
         if done % self.every_epochs == 0 or done in self.at:
-            trainer.save_checkpoint(self.folder / f"epoch={done:04d}.ckpt", weights_only=True)
+            with averaged(trainer, module):
+                trainer.save_checkpoint(self.folder / f"epoch={done:04d}.ckpt", weights_only=True)
         trainer.save_checkpoint(self.folder / "last.ckpt")
 
 
@@ -125,6 +131,7 @@ def train(
     seed: int = 0,
     logger: LoggerSettings | None = None,
     config: Mapping[str, Any] | None = None,
+    gaps: GapSettings | None = None,
 ) -> Path:
     """Train until done, from ``last.ckpt`` where there is one, and write the run directory's artifacts.
 
@@ -133,6 +140,7 @@ def train(
         side: "target" (trains on A) or "reference" (B).
         logger: the dashboards; None for metrics.csv alone.
         config: the resolved settings, for wandb.
+        gaps: whether the gaps are measured while training; None: they are not.
 
     Returns:
         ``out``, which then holds model/, checkpoints/, metrics.csv and run.json.
@@ -144,6 +152,8 @@ def train(
         log.info("%s is finished (%s epochs); nothing to do", out, read_json(out / FINISHED)["epochs"])
         return out
     data.check()
+    epochs = min(recipe.epochs, mitigation.stop_epoch or recipe.epochs)
+    watch = gap_callback(out, side, data, gaps or GapSettings(), mitigation.gap_budget, epochs)
     pl.seed_everything(seed, verbose=False)
     export_config(model, out / "model")
     network = build_model(model, out / "model")
@@ -173,9 +183,9 @@ def train(
         step = int(torch.load(last, map_location="cpu", weights_only=True, mmap=True)["global_step"])
         log.info("resuming %s at step %d", out, step)
     logger = logger or LoggerSettings()
-    epochs = min(recipe.epochs, mitigation.stop_epoch or recipe.epochs)
     try:
-        runner = _trainer(out, trainer, recipe, epochs, training_loggers(out, logger, side, config or {}, step))
+        loggers = training_loggers(out, logger, side, config or {}, step)
+        runner = _trainer(out, trainer, epochs, recipe, [*_acting(mitigation), *([watch] if watch else [])], loggers)
     except (MisconfigurationException, ValueError) as error:
         raise UserError(f"trainer={trainer.accelerator}: {str(error).splitlines()[0]}") from None
     started = time.perf_counter()
@@ -186,14 +196,16 @@ def train(
     if runner.interrupted:
         raise UserError(f"interrupted at step {runner.global_step}; the same command goes on from {last}")
     if runner.is_global_zero:
-        _finish(out, runner, module, pairs, side, time.perf_counter() - started)
+        _finish(out, runner, module, pairs, side, time.perf_counter() - started, watch)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()  # gloo now and then aborts at exit where this is left to the system
     return out
 
 
-def _trainer(out: Path, settings: TrainerSettings, recipe: Recipe, epochs: int, loggers: list[Logger]) -> pl.Trainer:
+def _trainer(
+    out: Path, settings: TrainerSettings, epochs: int, recipe: Recipe, acting: list[Callback], loggers: list[Logger]
+) -> pl.Trainer:
     watched = sys.stderr.isatty()
     several = settings.devices != 1 or settings.num_nodes > 1
     checkpoints = Checkpoints(
@@ -212,6 +224,7 @@ def _trainer(out: Path, settings: TrainerSettings, recipe: Recipe, epochs: int, 
         accumulate_grad_batches=recipe.accumulate,
         logger=loggers,
         callbacks=[
+            *acting,  # before what saves
             Narrator(speak=not watched),
             checkpoints,
             Preemption(out / "checkpoints" / "last.ckpt"),
@@ -226,10 +239,28 @@ def _trainer(out: Path, settings: TrainerSettings, recipe: Recipe, epochs: int, 
     )
 
 
+def _acting(mitigation: Mitigation) -> list[Callback]:
+    """The callbacks of the knobs that act on the course of the training."""
+    callbacks: list[Callback] = []
+    if mitigation.ema is not None:
+        callbacks.append(Averaging(mitigation.ema))
+    if mitigation.early_stopping is not None:
+        callbacks.append(EarlyStop(mitigation.early_stopping, mitigation.early_patience))
+    return callbacks
+
+
 def _finish(
-    out: Path, runner: pl.Trainer, module: ClipModule, pairs: PairDataModule, side: str, seconds: float
+    out: Path,
+    runner: pl.Trainer,
+    module: ClipModule,
+    pairs: PairDataModule,
+    side: str,
+    seconds: float,
+    watch: GapCallback | None,
 ) -> None:
-    export_weights(module.model, out / "model")
+    with averaged(runner, module):
+        export_weights(module.model, out / "model")
+    stopped = why_stopped(runner)
     plan = pairs.plan(0, runner.world_size)
     batches = runner.fit_loop.epoch_loop.total_batch_idx + 1
     seen = exposures(plan, batches)
@@ -241,6 +272,8 @@ def _finish(
             "epochs": runner.current_epoch,
             "steps": runner.global_step,
             "batches": batches,
+            "stopped": stopped,  # why, where it was before the last epoch
+            **({"gaps": watch.report()} if watch else {}),
             "train_size": len(seen),
             "exposure": {"mean": float(seen.mean()), "min": int(seen.min()), "max": int(seen.max())},
             "seconds": round(seconds, 1),  # of the last call
@@ -251,3 +284,5 @@ def _finish(
         },
     )
     log.info("finished %s: %d epochs, %d steps in %.0f s", out, runner.current_epoch, runner.global_step, seconds)
+    if stopped:
+        log.info("stopped by %s", stopped)
