@@ -3,10 +3,13 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from dejavu_lit.study_plan import Plan
 
 BLOCKS = {
     "population": "A: target − reference",
@@ -56,15 +59,41 @@ def show(metrics: Mapping[str, Any], out: Path) -> None:
     console.print(f"results: {out}/metrics.json, {out}/records.parquet")
 
 
+def show_plan(plan: "Plan") -> None:
+    """Print what a study is going to do: a line a cell, and how much there is to train, to reuse and to evaluate."""
+    from dejavu_lit.runs import finished
+
+    console = _console()
+    table = Table(title="the plan", title_justify="left")
+    for number, head in enumerate(("setting", "size", "seed", "target", "reference", "evaluation")):
+        table.add_column(head, justify="left" if number != 1 and number != 2 else "right")
+    new: set[Path] = set()
+    for cell in plan.cells:
+        words = []
+        for side, path in (("target", cell.target), ("reference", cell.reference)):
+            what = "reuse" if finished(path) else "as above" if path in new else "train"
+            named = path.name != f"{cell.label}-{side}" or side in cell.epochs
+            words.append(f"{what}: {Path(cell.side(side)).name}" if named else what)
+            new.add(path)
+        there = "there" if cell.folder is not None and plan.evaluations[cell.folder] else "to do"
+        size = "all" if cell.train_size is None else str(cell.train_size)
+        table.add_row(cell.name, size, str(cell.seed), *words, there)
+    console.print(table)
+    to_do = sum(not there for there in plan.evaluations.values())
+    console.print(
+        f"{len(plan.to_train)} runs to train, {len(plan.runs) - len(plan.to_train)} to reuse; "
+        f"{to_do} evaluations to do, {len(plan.evaluations) - to_do} there"
+    )
+
+
 def show_study(study: Mapping[str, Any], out: Path) -> None:
     """Print one line a cell: symmetric gaps, their change against the first setting, null, utility; then the verdicts."""
     console = _console()
     rows = study["settings"]
+    publics = len({row.get("public") for row in rows}) > 1
     table = Table(title="memorization against utility", title_justify="left")
-    heads = (
-        "setting",
-        "size",
-        "seed",
+    heads = ["setting", "size", "seed", *(["public"] if publics else [])]
+    heads += [
         "PPG",
         "PRG",
         "AUCG",
@@ -73,33 +102,49 @@ def show_study(study: Mapping[str, Any], out: Path) -> None:
         "null PPG",
         "zero-shot",
         "t2i R@1",
-    )
+    ]
     for number, head in enumerate(heads):
         table.add_column(head, justify="left" if number == 0 else "right")
     for row in rows:
+        cells = [row["name"], str(row["train_size"]), str(row["seed"]), *([str(row.get("public"))] if publics else [])]
         block, null = row["symmetric"], row["null"]
         if block is None:
-            table.add_row(row["name"], str(row["train_size"]), str(row["seed"]), *["–"] * 8)
+            table.add_row(*cells, *["–"] * 6, *_utilities(row))
             continue
-        first = next(r for r in rows if (r["train_size"], r["seed"]) == (row["train_size"], row["seed"]))
-        base = first["symmetric"]["ppg"]["value"] if first["symmetric"] else 0
-        drop = f"{100 * (1 - block['ppg']['value'] / base):.0f} %" if first is not row and base else ""
-        utility = (row.get("utility") or {}).get("target") or {}
         low, high = block["ppg"]["ci95"]
         table.add_row(
-            row["name"],
-            str(row["train_size"]),
-            str(row["seed"]),
+            *cells,
             *(f"{block[f]['value']:+.3f}" for f in FIGURES),
             f"[{low:+.3f}, {high:+.3f}]",
-            drop,
+            _drop(study, row),
             f"{null['ppg']['value']:+.3f}" if null else "–",
-            *(f"{utility[n]:.3f}" if utility.get(n) is not None else "–" for n in ("zeroshot_top1", "t2i_r1")),
+            *_utilities(row),
         )
     console.print(table)
     for pooled in study["pooled"]:
         spread = (pooled["symmetric"] or {}).get("ppg") or {}
         sd = f" (sd over {len(pooled['seeds'])} seeds {spread['sd']:.3f})" if spread.get("sd") is not None else ""
-        console.print(f"{pooled['name']}, {pooled['train_size']} pairs: {pooled['found']['words']}{sd}")
+        words = pooled["found"]["words"]
+        if pooled.get("difference"):
+            change = pooled["difference"]["words"]
+            words += f" {change[0].upper()}{change[1:]}."
+        console.print(f"{pooled['name']}, {pooled['train_size']} pairs: {words}{sd}", soft_wrap=True)
     console.print(f"frontier: {', '.join(study['frontier']) or 'none'}; recommended: {study['recommended'] or 'none'}")
     console.print(f"results: {out}/study.json, one evaluation a setting below {out}/evaluations")
+
+
+def _utilities(row: Mapping[str, Any]) -> list[str]:
+    found = (row.get("utility") or {}).get("target") or {}
+    return [f"{found[n]:.3f}" if found.get(n) is not None else "–" for n in ("zeroshot_top1", "t2i_r1")]
+
+
+def _drop(study: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """How much smaller a row's PPG is than the default's, or that it cannot be told apart."""
+    same = ("name", "train_size", "seed")
+    found = next((d for d in study["differences"] if all(d[n] == row[n] for n in same)), None)
+    if found is None:
+        return ""
+    if not found["ppg"]["distinguishable"]:
+        return "not dist."
+    base = found["ppg"]["value"] + row["symmetric"]["ppg"]["value"]
+    return f"{100 * found['ppg']['value'] / base:.0f} %" if base > 0 else f"{found['ppg']['value']:+.3f}"

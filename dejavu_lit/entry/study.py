@@ -1,19 +1,22 @@
 """``mitigate.py`` and ``evaluate.py sweep=``: the runs of a study, trained where missing, evaluated and ranked."""
 
 import logging
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from dejavu_lit.dashboards import tagged
-from dejavu_lit.entry.data import data_spec, pinned
 from dejavu_lit.entry.evaluation import run_evaluation, show_report
 from dejavu_lit.entry.frame import plain
-from dejavu_lit.errors import UserError
+from dejavu_lit.entry.settings import check_options, wanted
+from dejavu_lit.errors import UserError, suggest
 from dejavu_lit.typed import build
+
+if TYPE_CHECKING:
+    from dejavu_lit.runs import Launcher
+    from dejavu_lit.study import Cell
 
 log = logging.getLogger(__name__)
 
@@ -21,74 +24,67 @@ log = logging.getLogger(__name__)
 def mitigate(cfg: DictConfig, out: Path) -> None:
     """Train and evaluate every setting, and rank them."""
     config = plain(cfg)
-    if config["launcher"] != "local":
-        raise UserError(
-            f"launcher={config['launcher']} is not known; use launcher=local, or train.py -m with a launcher of Hydra"
-        )
-    from dejavu_lit import study
+    check_options(config)
+    launcher = _launcher(config)
+    rows = wanted(config)
     from dejavu_lit.files import locked
-    from dejavu_lit.launch import identity
+    from dejavu_lit.runs import train_missing
+    from dejavu_lit.study_plan import make_plan
+    from dejavu_lit.summary import show_plan
 
-    if not config["settings"]:
-        raise UserError(
-            "there are no settings; choose experiment=NAME, or name some: +settings.mask=['mitigation.text_mask=0.5']"
-        )
-    runs: dict[Path, dict[str, Any]] = {}
-    known: dict[str, Path] = {}
-    cells = []
-    for name, overrides in config["settings"].items():
-        for size in config["sizes"]:
-            for seed in config["seeds"]:
-                cell = study.Cell(name, tuple(overrides), size, seed, out, out)
-                paths = {}
-                for side in study.SIDES:
-                    settings = _run_config(overrides, side, size, seed)
-                    path = known.setdefault(identity(settings), out / "runs" / f"{cell.label}-{side}")
-                    paths[side] = path
-                    runs.setdefault(path, settings)
-                cells.append(study.Cell(name, tuple(overrides), size, seed, **paths))
+    plan = make_plan(out, rows)
+    show_plan(plan)
+    if config["plan_only"]:
+        return
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / ".lock", wait=False):
-        data_spec(next(iter(runs.values()))["data"])
-        failed = study.train_missing(runs)
-        evaluate_study(out, config, cells, failed)
+        failed = train_missing(plan.runs, launcher)
+        evaluate_study(out, config, plan.cells, failed)
 
 
-def _run_config(overrides: list[str], side: str, size: int | None, seed: int) -> dict[str, Any]:
-    """The configuration of one run: this command's own, with the setting's overrides on top."""
-    given = list(HydraConfig.get().overrides.task)
-    composed = hydra.compose("mitigate", [*given, *overrides])
-    config = plain(composed)
-    own = {name: config[name] for name in ("data", "model", "recipe", "mitigation", "trainer", "logger")}
-    own["data"] = {**pinned(own["data"]), "train_size": size if size is not None else own["data"]["train_size"]}
-    own["logger"] = tagged(own["logger"], overrides)
-    return {**own, "side": side, "seed": seed}
+def _launcher(config: Mapping[str, Any]) -> "Launcher":
+    """What trains the runs: ``launcher=``."""
+    from dejavu_lit.runs import LAUNCHERS
+
+    name = config["launcher"]
+    if name not in LAUNCHERS:
+        raise UserError(f"launcher={name} is unknown{suggest(str(name), LAUNCHERS)}; there are {', '.join(LAUNCHERS)}")
+    return LAUNCHERS[name]
 
 
 def evaluate_sweep(out: Path, config: dict[str, Any]) -> None:
     """Evaluate every two runs below ``sweep`` that differ in ``side`` alone, and collect the table in ``out``."""
-    from dejavu_lit.study import pair_runs
+    from dejavu_lit.report.gate import EXIT_CODE, Gate
+    from dejavu_lit.sweep import pair_runs
 
-    cells, alone = pair_runs(Path(config["sweep"]))
-    for path in alone:
-        log.warning("%s has no partner (the same settings with the other side); left out", path)
+    gate = Gate.parse(config["fail_if"]) if config["fail_if"] else None
+    cells, left_out = pair_runs(Path(config["sweep"]))
+    for sentence in left_out:
+        log.warning("left out: %s", sentence)
     if not cells:
         raise UserError(f"no two runs below {config['sweep']} differ in side alone; train the missing sides")
     shared = {name: config[name] for name in ("utility_loss", "logger")}
-    evaluate_study(out, {"evaluate": config, **shared}, cells, {})
+    found = evaluate_study(out, {"evaluate": config, **shared}, cells, {})
+    if gate is not None and (fails := [name for name, metrics in found.items() if gate.fails(metrics)]):
+        print(f"fail_if holds for {', '.join(fails)}: {gate.text}", file=sys.stderr)
+        sys.exit(EXIT_CODE)
 
 
-def evaluate_study(out: Path, config: dict[str, Any], cells: list[Any], failed: dict[Path, str]) -> None:
+def evaluate_study(
+    out: Path, config: Mapping[str, Any], cells: "list[Cell] | tuple[Cell, ...]", failed: Mapping[Path, str]
+) -> dict[str, Any]:
+    """Evaluate every cell, write and show the study, and return each cell's metrics.json by its label."""
     from dejavu_lit import study
     from dejavu_lit.report.dashboard import log_study
     from dejavu_lit.summary import show_study
 
     logger = build(config["logger"], "logger")
+    found: dict[str, Any] = {}
 
-    def one(cell: Any, folder: Path) -> Any:
-        return run_evaluation(
-            {**config["evaluate"], "target": str(cell.target), "reference": str(cell.reference)}, folder
-        )
+    def one(cell: "Cell", folder: Path) -> Any:
+        sides = {side: cell.side(side) for side in study.SIDES}
+        found[cell.label] = run_evaluation({**config["evaluate"], **cell.evaluation, **sides}, folder)
+        return found[cell.label]
 
     rows, lost = study.evaluate_cells(out, cells, one, failed)
     if rows:
@@ -100,3 +96,4 @@ def evaluate_study(out: Path, config: dict[str, Any], cells: list[Any], failed: 
             f"{len(lost)} of {len(cells)} settings have no result: "
             + "; ".join(f"{label} ({why})" for label, why in lost.items())
         )
+    return found

@@ -1,0 +1,152 @@
+"""The plan of a study: its cells, the runs that they need, and which of them are read off a longer run's checkpoint.
+
+Two runs are one where they compute the same, whatever they are called. A run that differs from a longer one in
+``mitigation.stop_epoch`` alone is that run's checkpoint, bit for bit, because the learning-rate schedule keeps its horizon:
+it is not trained, and the longer run is told to keep the checkpoint.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dejavu_lit.errors import UserError
+from dejavu_lit.files import fingerprint
+from dejavu_lit.launch import difference, identity, read_config
+from dejavu_lit.runs import epochs, finished
+from dejavu_lit.study import SIDES, Cell, label
+
+# With these a run's end is not its checkpoint of that epoch: training may stop before it, or other weights are exported.
+OWN_END = ("early_stopping", "gap_budget", "ema")
+METRICS = "metrics.json"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One row that the study is to have: the configurations of its two runs and of its evaluation."""
+
+    name: str
+    overrides: tuple[str, ...]
+    train_size: int | None
+    seed: int
+    runs: Mapping[str, Mapping[str, Any]]  # by side
+    evaluation: Mapping[str, Any]
+    series: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells in the order of the settings, and every run that they need with its configuration."""
+
+    cells: tuple[Cell, ...]
+    runs: Mapping[Path, Mapping[str, Any]]
+
+    @property
+    def to_train(self) -> list[Path]:
+        """The runs that are not finished."""
+        return [path for path in self.runs if not finished(path)]
+
+    @property
+    def evaluations(self) -> dict[Path, bool]:
+        """{folder of an evaluation: whether it is there}."""
+        return {c.folder: (c.folder / METRICS).is_file() for c in self.cells if c.folder is not None}
+
+
+def make_plan(out: Path, wanted: Sequence[Wanted]) -> Plan:
+    """Find the run of every wanted row among those in ``out``, those that are planned and their checkpoints.
+
+    Raises:
+        UserError: a folder that the plan needs holds a run with other settings.
+    """
+    runs = _Runs(out / "runs", [config for one in wanted for config in one.runs.values()])
+    for one in sorted(
+        wanted, key=lambda one: -epochs(one.runs["target"])
+    ):  # so that a run is named after its own setting
+        for side in SIDES:
+            runs.place(one.runs[side], f"{label(one.name, one.train_size, one.seed)}-{side}")
+    folders: dict[str, Path] = {}
+    cells = []
+    for one in wanted:
+        name = label(one.name, one.train_size, one.seed)
+        places = {side: runs.place(one.runs[side], f"{name}-{side}") for side in SIDES}
+        folder = folders.setdefault(fingerprint([places, one.evaluation]), out / "evaluations" / name)
+        cells.append(
+            Cell(
+                one.name,
+                one.overrides,
+                one.train_size,
+                one.seed,
+                places["target"][0],
+                places["reference"][0],
+                {side: epoch for side, (_, epoch) in places.items() if epoch is not None},
+                one.series,
+                folder,
+                one.evaluation,
+            )
+        )
+    return Plan(tuple(cells), runs.needed)
+
+
+class _Runs:
+    """The runs of a study by what they compute; ``needed`` collects those that the cells use."""
+
+    def __init__(self, folder: Path, wanted: Sequence[Mapping[str, Any]]) -> None:
+        self.folder = folder
+        self.needed: dict[Path, dict[str, Any]] = {}
+        self.there: dict[str, dict[int, Path]] = {}  # {what is computed: {epochs: directory}}
+        for path in sorted(folder.glob("*/config.yaml")):
+            config = read_config(path.parent)
+            self.there.setdefault(_base(config), {}).setdefault(epochs(config), path.parent)
+        self.longest: dict[str, Mapping[str, Any]] = {}
+        for config in wanted:
+            longest = self.longest.setdefault(_base(config), config)
+            if epochs(config) > epochs(longest):
+                self.longest[_base(config)] = config
+        self.new: dict[tuple[str, int], Path] = {}
+
+    def place(self, config: Mapping[str, Any], name: str) -> tuple[Path, int | None]:
+        """Where the weights of a run are to be had: its directory, and the epoch where that run goes on after it."""
+        base, last = _base(config), epochs(config)
+        there = self.there.get(base, {})
+        if last in there and finished(there[last]):
+            return self._need(there[last], config), None
+        for longer in sorted(there):
+            if longer > last and _keeps(there[longer], last):
+                return self._need(there[longer], read_config(there[longer])), last
+        longest = self.longest[base]
+        if epochs(longest) > last and epochs(longest) not in there:
+            path = self._need(self._directory(longest, base, name), longest)
+            kept = self.needed[path]["trainer"]
+            kept["checkpoint_at"] = sorted({*kept.get("checkpoint_at", []), last})
+            return path, last
+        return self._need(there.get(last) or self._directory(config, base, name), config), None
+
+    def _directory(self, config: Mapping[str, Any], base: str, name: str) -> Path:
+        """A directory for a run that is not there yet: the one of the same run, else one called ``name``."""
+        path = self.new.setdefault((base, epochs(config)), self.folder / name)
+        if (path / "config.yaml").is_file():
+            changed = difference(read_config(path), config)
+            raise UserError(f"{path} holds a run with other settings ({changed}); choose another out= or remove it")
+        return path
+
+    def _need(self, path: Path, config: Mapping[str, Any]) -> Path:
+        self.needed.setdefault(path, {**config, "trainer": dict(config["trainer"])})
+        return path
+
+
+def _base(config: Mapping[str, Any]) -> str:
+    """Fingerprint of what a run computes, whenever it stops."""
+    mitigation = dict(config["mitigation"])
+    if all(mitigation.get(name) is None for name in OWN_END):
+        mitigation["stop_epoch"] = None
+    return identity({**config, "mitigation": mitigation})
+
+
+def _keeps(run: Path, epoch: int) -> bool:
+    """Whether a run that was begun holds the checkpoint of an epoch, or will."""
+    if finished(run) or (run / "checkpoints" / "last.ckpt").is_file():
+        path = run / "checkpoints" / f"epoch={epoch:04d}.ckpt"
+        if path.is_file() or finished(run):
+            return path.is_file()
+    trainer = read_config(run)["trainer"]
+    return epoch in trainer.get("checkpoint_at", []) or epoch % int(trainer["checkpoint_epochs"]) == 0
