@@ -4,7 +4,7 @@ They turn the config's leaves into typed values and call the package; nothing he
 known to be right.
 """
 
-from dejavu_lit.entry import data, evaluation, planning, study, training
+from dejavu_lit.entry import data, evaluation, objects, planning, study, training
 from dejavu_lit.entry.frame import command
 
 train = command("train", training.train)
@@ -12,3 +12,4 @@ evaluate = command("evaluate", evaluation.evaluate)
 mitigate = command("mitigate", study.mitigate)
 prepare = command("prepare", data.prepare)
 plan = command("plan", planning.plan)
+annotate = command("annotate", objects.annotate)

@@ -44,6 +44,9 @@ class Annotator:
     config: Mapping[str, Any] = field(default_factory=dict)  # what else decides what is found; no paths, no devices
     vocabulary: str | None = None  # fingerprint of the list of labels
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "config", json.loads(json.dumps(dict(self.config))))  # equal to what is read back
+
     def as_json(self) -> dict[str, Any]:
         """The fields as JSON values; those of older artifacts, without config and vocabulary, stay as they were."""
         return {name: value for name, value in asdict(self).items() if name not in ("config", "vocabulary") or value}
@@ -146,7 +149,7 @@ def read_objects(folders: Sequence[Path | str], threshold: float = 0.0) -> tuple
             )
         read = []
         for path in parts:
-            found, table = _read_part(path)
+            found, table = read_part(path)
             if annotator is not None and found != annotator:
                 raise UserError(
                     f"{path} was annotated by {found}, other parts by {annotator}; use one annotator for all sets"
@@ -166,15 +169,22 @@ def read_objects(folders: Sequence[Path | str], threshold: float = 0.0) -> tuple
     return [_compress(table, labels, threshold, str(f)) for table, f in zip(tables, folders, strict=True)], annotator
 
 
-def _read_part(path: Path) -> tuple[Annotator, pa.Table]:
+def read_part(path: Path, columns: Sequence[str] = ("key", "labels", "scores")) -> tuple[Annotator, pa.Table]:
+    """One part: its annotator and some of its columns; raises UserError where it is damaged or none of this project's."""
     try:
-        table = pq.read_table(path, columns=["key", "labels", "scores"])
+        table = pq.read_table(path, columns=list(columns))
         metadata: dict[str, Any] = json.loads((table.schema.metadata or {})[METADATA])
         return Annotator(**metadata), table
     except (KeyError, TypeError, ValueError, OSError, pa.ArrowException) as error:
         raise UserError(
             f"{path} is no object artifact of this project ({error}); annotate the pictures again"
         ) from None
+
+
+def failures(path: Path) -> dict[str, str]:
+    """{key: reason} of the pictures of one part that could not be annotated."""
+    found: dict[str, str] = json.loads((pq.read_schema(path).metadata or {}).get(FAILED, b"{}"))
+    return found
 
 
 def _compress(table: pa.Table, labels: pa.Array, threshold: float, folder: str) -> Objects:

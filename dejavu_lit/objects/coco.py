@@ -5,14 +5,18 @@ Format: https://cocodataset.org/#format-data (``annotations``: image_id, categor
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import file_sha256, fingerprint
 from dejavu_lit.objects.artifact import Annotation, Annotator
+from dejavu_lit.objects.source import Lookup
 
 
 def read_coco(path: Path, *parts: str) -> dict[str, Any]:
@@ -76,3 +80,32 @@ class CocoInstances:
         start, end = np.searchsorted(self._images, [image_id, image_id + 1])
         labels = [self._labels[code] for code in self._codes[start:end]]
         return Annotation(key, labels, [1.0] * len(labels), self._boxes[start:end].tolist())
+
+
+@dataclass(frozen=True)
+class CocoLookup(Lookup):
+    """The instances JSON for prepared pictures: by ``image_id`` in the pair's JSON, else by the number that the key is."""
+
+    instances: str | Path | Sequence[str | Path]
+    """The instances JSON file(s), e.g. instances_train2017.json."""
+
+    @cached_property
+    def _found(self) -> CocoInstances:
+        several = [self.instances] if isinstance(self.instances, str | Path) else self.instances
+        return CocoInstances([Path(path) for path in several])
+
+    @property
+    def annotator(self) -> Annotator:
+        """The same as of the artifact that ``prepare`` makes from the same files."""
+        return self._found.annotator
+
+    def annotation(self, pair: Pair) -> Annotation:
+        """The instances of one picture; raises BadPair where the files do not list it."""
+        number = pair.meta.get("image_id", pair.key)
+        try:
+            image_id = int(number)
+        except (TypeError, ValueError):
+            raise BadPair("neither its key nor image_id in its JSON is a number of COCO") from None
+        if image_id not in self._found.listed:
+            raise BadPair("the instances JSON does not list it")
+        return self._found.annotation(image_id, pair.key)

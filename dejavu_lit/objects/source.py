@@ -5,6 +5,7 @@ looks at pictures (a ``Detector``), or knows the objects from elsewhere, by the 
 """
 
 import math
+import os
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -69,6 +70,7 @@ class Detector(ABC):
     workers: int = 2
     """Threads that read and decode ahead."""
     device: str = "cpu"
+    """A device of torch; with ``cuda`` each local rank of torchrun or srun takes a GPU of its own, see ``place``."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
@@ -76,6 +78,16 @@ class Detector(ABC):
         for name in ("batch", "workers"):
             if getattr(self, name) < 1:
                 raise UserError(f"annotator.{name}={getattr(self, name)} must be at least 1")
+
+    @property
+    def place(self) -> str:
+        """The device of this process."""
+        if self.device != "cuda":
+            return self.device
+        import torch
+
+        local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
+        return f"cuda:{local % max(1, torch.cuda.device_count())}"
 
     @property
     @abstractmethod

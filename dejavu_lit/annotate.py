@@ -1,0 +1,210 @@
+"""Objects for prepared data: an annotator goes over the shards of its sets and writes one part a shard.
+
+A part is whole or absent, and depends on nothing but the annotator and its shard: an interrupted run goes on where it was
+and ends with the same bytes, and any number of processes, on one machine or many, share the shards without speaking to each
+other. ``python -m dejavu_lit.annotate`` is the command.
+"""
+
+import csv
+import io
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dejavu_lit.data.shards import ShardIndex, ShardSet
+from dejavu_lit.errors import UserError
+from dejavu_lit.files import read_json, write_json, write_text
+from dejavu_lit.objects.artifact import Annotation, Annotator, Failed, failures, read_part, write_objects
+from dejavu_lit.objects.source import Shard, Source
+from dejavu_lit.progress import progress
+
+ABOUT = "annotator.json"  # who annotated, with the whole vocabulary
+FAILURES = "failed.csv"
+FEW = 10  # so many failed pictures of a shard are never too many
+STALE = 60  # seconds after which an unfinished file is a killed process's
+EVERY = 60  # seconds between lines of the log
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which shards are this process's: those whose place in the list of all leaves ``number`` when divided by ``of``."""
+
+    number: int = 0
+    of: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.number < self.of:
+            raise UserError(
+                f"part={self.number}/{self.of} must be a number from 0 to {self.of - 1}, and how many there are"
+            )
+
+    @classmethod
+    def parse(cls, text: str | None, environment: Mapping[str, str] = os.environ) -> "Share":
+        """``"3/10"``; with None what a SLURM array and the ranks of torchrun or srun say, both together, else all shards.
+
+        Raises:
+            UserError: not of this form, or an array whose numbers have gaps (then nobody can tell how many it had).
+        """
+        if text is not None:
+            try:
+                number, of = map(int, str(text).split("/"))
+            except ValueError:
+                raise UserError(f"part={text} must be NUMBER/OF, e.g. part=3/10, counted from 0") from None
+            return cls(number, of)
+        task, tasks = _array(environment)
+        for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
+            if rank in environment and world in environment:
+                return cls(task * int(environment[world]) + int(environment[rank]), tasks * int(environment[world]))
+        return cls(task, tasks)
+
+    def take(self, items: Sequence[Any]) -> list[Any]:
+        """The items that are this process's."""
+        return list(items[self.number :: self.of])
+
+
+def _array(environment: Mapping[str, str]) -> tuple[int, int]:
+    """(place, number) of tasks of a SLURM array; (0, 1) outside one."""
+    if "SLURM_ARRAY_TASK_ID" not in environment:
+        return 0, 1
+    names = ("ID", "COUNT", "MIN", "MAX", "STEP")
+    task, count, first, last, step = (int(environment.get(f"SLURM_ARRAY_TASK_{n}", n == "STEP")) for n in names)
+    if not count or (last - first) // step + 1 != count:
+        raise UserError(
+            f"the SLURM array runs from {first} to {last} with {count} tasks, so it has gaps; "
+            "say which share is this task's by part=NUMBER/OF, e.g. part=$SLURM_ARRAY_TASK_ID/10"
+        )
+    return (task - first) // step, count
+
+
+def annotate(
+    source: Source,
+    sets: Mapping[str, ShardSet],
+    out: Path | str,
+    share: Share | None = None,
+    max_failed: float = 0.05,
+) -> dict[str, Any]:
+    """Write ``out/SET/SHARD.parquet`` for every shard of ``sets`` that is this process's and has no whole part yet.
+
+    Args:
+        source: the annotator; sets: {name: shards}.
+        max_failed: largest share of a shard's pictures that may fail; FEW may always, but never all.
+
+    Returns:
+        {pictures, seconds: of this call; failed, parts, of: over all processes so far}: how many pictures failed, and how
+        many of the parts there are to be are whole.
+
+    Raises:
+        UserError: ``out`` holds objects of another annotator, or too many pictures fail.
+    """
+    out = Path(out)
+    if not 0 <= max_failed <= 1:
+        raise UserError(f"max_failed={max_failed} must lie between 0 and 1")
+    _claim(out, source)
+    jobs = [Shard(name, shards.index(number)) for name, shards in sets.items() for number in range(len(shards.names))]
+    mine = (share or Share()).take(jobs)
+    missing = [shard for shard in mine if not _whole(_part(out, shard), shard.index, source.annotator)]
+    total, pictures, began = sum(len(shard.index) for shard in missing), 0, time.monotonic()
+    said = began
+    with progress(None, f"annotating with {source.annotator.name}", total=total, unit="picture") as bar:
+        for shard in missing:
+            rows: list[Annotation | Failed] = []
+            for row in source.rows(shard):
+                rows.append(row)
+                bar.update()
+            if [row.key for row in rows] != list(shard.index.keys):
+                raise AssertionError(f"{source.annotator.name} gave other rows than the pictures of {shard.index.path}")
+            _check_failed(shard, rows, max_failed)
+            _remove_stale(_part(out, shard))
+            write_objects(_part(out, shard), rows, source.annotator)
+            pictures += len(rows)
+            if bar.disable and time.monotonic() - said > EVERY:
+                said = time.monotonic()
+                logger.info("%d of %d pictures, %.1f pictures/s", pictures, total, pictures / (said - began))
+    there = [shard for shard in jobs if _part(out, shard).exists()]
+    return {
+        "pictures": pictures,
+        "seconds": time.monotonic() - began,
+        "failed": _list_failures(out, there),
+        "parts": len(there),
+        "of": len(jobs),
+    }
+
+
+def _part(out: Path, shard: Shard) -> Path:
+    return out / shard.set / f"{shard.index.path.stem}.parquet"
+
+
+def _claim(out: Path, source: Source) -> None:
+    """Write ``annotator.json``, or raise UserError where it is another annotator's."""
+    about = {"annotator": source.annotator.as_json(), "labels": None if source.labels is None else list(source.labels)}
+    if (out / ABOUT).exists():
+        _refuse_other(out, source.annotator, Annotator(**read_json(out / ABOUT)["annotator"]))
+    else:
+        write_json(out / ABOUT, about)
+
+
+def _whole(path: Path, index: ShardIndex, annotator: Annotator) -> bool:
+    """Whether the part of a shard is there, can be read and holds its pictures; UserError where it is another annotator's."""
+    if not path.exists():
+        return False
+    try:
+        found, table = read_part(path, ["key"])
+    except UserError:
+        logger.warning("%s is damaged and made again", path)
+        return False
+    _refuse_other(path, annotator, found)
+    if table["key"].to_pylist() != list(index.keys):
+        logger.warning("%s holds other pictures than its shard and is made again", path)
+        return False
+    return True
+
+
+def _refuse_other(path: Path, annotator: Annotator, found: Annotator) -> None:
+    if found == annotator:
+        return
+    old, new = found.as_json(), annotator.as_json()
+    differing = next(name for name in (*old, *new) if old.get(name) != new.get(name))
+    raise UserError(
+        f"{path} was made by another annotator ({differing}: {old.get(differing)} there, {new.get(differing)} here); "
+        "give this one a folder of its own by name=, or remove the other"
+    )
+
+
+def _check_failed(shard: Shard, rows: Sequence[Annotation | Failed], max_failed: float) -> None:
+    failed = [row for row in rows if isinstance(row, Failed)]
+    for row in failed[:FEW]:
+        logger.warning("%s of %s could not be annotated: %s", row.key, shard.index.path, row.reason)
+    if len(failed) > max(FEW, max_failed * len(rows)) or (failed and len(failed) == len(rows)):
+        raise UserError(
+            f"{len(failed)} of {len(rows)} pictures of {shard.index.path} could not be annotated, the first is "
+            f"{failed[0].key} ({failed[0].reason}); mend the cause, or allow a larger share by max_failed="
+        )
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove what a killed process left of a part."""
+    for rest in path.parent.glob(f".{path.name}.*.part"):
+        with suppress(FileNotFoundError):
+            if time.time() - rest.stat().st_mtime > STALE:
+                rest.unlink()
+
+
+def _list_failures(out: Path, shards: Sequence[Shard]) -> int:
+    """Write ``failed.csv`` of all parts there are, by every process at its end, so that the last one's is complete."""
+    rows = [(s.set, key, reason) for s in shards for key, reason in failures(_part(out, s)).items()]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("set", "key", "reason"), *rows])
+    write_text(out / FAILURES, text.getvalue())
+    return len(rows)
+
+
+if __name__ == "__main__":
+    from dejavu_lit import entry
+
+    entry.annotate()

@@ -1,0 +1,98 @@
+"""``python -m dejavu_lit.annotate``: find objects, compare two artifacts, or draw one's boxes."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from dejavu_lit.entry.data import data_spec
+from dejavu_lit.entry.frame import plain
+from dejavu_lit.errors import UserError, suggest
+from dejavu_lit.typed import build
+
+if TYPE_CHECKING:
+    from dejavu_lit.data.shards import ShardSet
+    from dejavu_lit.data.spec import DataSpec
+
+ORDER = "ABHPV"
+
+
+def annotate(cfg: DictConfig, out: Path) -> None:
+    """Find the objects of prepared pictures."""
+    config = plain(cfg)
+    if absent := sorted(OmegaConf.missing_keys(cfg)):
+        raise UserError(f"{absent[0]} is missing; give {absent[0]}=…")
+    if sum(config.get(mode) is not None for mode in ("annotator", "compare", "show")) != 1:
+        raise UserError("give one of annotator=NAME, compare=[NAME,NAME] and show=NAME")
+    data = data_spec(config["data"])
+    data.check()
+    sets = open_sets(data, config["sets"])
+    if config["show"] is not None:
+        _show(data, sets, config, out)
+    elif config["compare"] is not None:
+        _compare(data, sets, config, out)
+    else:
+        _annotate(data, sets, config)
+
+
+def _annotate(data: "DataSpec", sets: dict[str, "ShardSet"], config: dict[str, Any]) -> None:
+    from dejavu_lit.annotate import Share
+    from dejavu_lit.annotate import annotate as run
+
+    share = Share.parse(config["part"])
+    node = config["annotator"]
+    if "artifacts" in node:
+        node = {**node, "artifacts": [str(data.objects_folder(name)) for name in node["artifacts"]]}
+    source = build(node, "annotator")
+    folder = data.folder / "objects" / (config["name"] or source.annotator.name)
+    done = run(source, sets, folder, share, config["max_failed"])
+    rate = f", {done['pictures'] / done['seconds']:.1f} pictures/s" if done["pictures"] else ""
+    print(f"{folder}: {done['parts']} of {done['of']} parts are whole; annotated {done['pictures']} pictures{rate}")
+    if done["failed"]:
+        print(f"{done['failed']} pictures could not be annotated: {folder / 'failed.csv'}")
+
+
+def _show(data: "DataSpec", sets: dict[str, "ShardSet"], config: dict[str, Any], out: Path) -> None:
+    from dejavu_lit.files import atomic
+    from dejavu_lit.objects.drawing import contact_sheet
+
+    artifact = data.objects_folder(config["show"])
+    path = out / f"{artifact.name}.png"
+    page = contact_sheet(sets, artifact, config["threshold"], config["pictures"])
+    with atomic(path) as part:
+        page.save(part, "PNG")
+    print(f"{path}: boxes of {artifact}")
+
+
+def _compare(data: "DataSpec", sets: dict[str, "ShardSet"], config: dict[str, Any], out: Path) -> None:
+    from dejavu_lit.files import write_json
+    from dejavu_lit.measure.memorized import write_csv
+    from dejavu_lit.objects.agree import difference, show
+    from dejavu_lit.objects.artifact import read_objects
+
+    if len(config["compare"]) != 2:
+        raise UserError(f"compare={config['compare']} must name two artifacts, e.g. compare=[torchvision,captions]")
+    names = [str(name) for name in config["compare"]]
+    folders = [data.objects_folder(name) for name in names]
+    read = [read_objects([f / name for name in sets], config["threshold"])[0] for f in folders]
+    found = {name: difference(*pair) for name, *pair in zip(sets, *read, strict=True)}
+    write_json(
+        out / "difference.json", {"artifacts": [str(f) for f in folders], "threshold": config["threshold"], **found}
+    )
+    write_csv(out / "difference.csv", [{"set": name, **row} for name, one in found.items() for row in one["labels"]])
+    print(show(found, names))
+    print(f"all labels: {out / 'difference.csv'}")
+
+
+def open_sets(data: "DataSpec", names: list[str] | None) -> dict[str, "ShardSet"]:
+    """{name: shards} of the sets of a data folder, A, B, H, P and V before the others; a folder elsewhere by its own name."""
+    from dejavu_lit.data.shards import ShardSet
+
+    there = sorted({path.parent.name for path in data.folder.glob("*/*.tar")}, key=lambda n: (n not in ORDER, n))
+    found = {}
+    for name in there if names is None else names:
+        folder = data.folder / name if name in there else Path(name)
+        if name not in there and not folder.is_dir():
+            raise UserError(f"sets names {name}{suggest(name, there)}; {data.folder} has {', '.join(there)}")
+        found[folder.name] = ShardSet.open(folder)
+    return found

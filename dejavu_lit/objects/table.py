@@ -1,0 +1,125 @@
+"""Objects from a table: parquet, CSV or JSON lines with a picture's key and labels, perhaps with scores and boxes."""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from dejavu_lit.data.shards import BadPair, Pair
+from dejavu_lit.errors import UserError, suggest
+from dejavu_lit.files import file_sha256
+from dejavu_lit.objects.artifact import Annotation, Annotator
+from dejavu_lit.objects.source import Lookup
+
+DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
+
+
+@dataclass(frozen=True)
+class TableLookup(Lookup):
+    """Rows of a table: one a picture with lists, or one an object; the rows of one key are joined."""
+
+    path: str | Path
+    """The table: .parquet, .csv, .tsv or .jsonl."""
+    key: str = "key"
+    """The column of keys."""
+    labels_column: str = "labels"
+    """The column of labels: lists, or in CSV text with ``separator`` between them."""
+    scores_column: str | None = None
+    """The column of scores in 0..1; null: all 1."""
+    boxes_column: str | None = None
+    """The column of boxes, x, y, width, height in pixels (in CSV four numbers with spaces between them); null: none."""
+    separator: str = ";"
+
+    @property
+    def annotator(self) -> Annotator:
+        """The table's hash and columns."""
+        if not Path(self.path).is_file():
+            raise UserError(f"the table {self.path} does not exist; check annotator.path=")
+        columns = [self.key, self.labels_column, self.scores_column, self.boxes_column]
+        return Annotator("table", weights=file_sha256(self.path), config={"columns": columns})
+
+    @cached_property
+    def _rows(self) -> tuple[list[str], pa.Table]:
+        """The keys, sorted, and the table in their order."""
+        path = Path(self.path)
+        wanted = [c for c in (self.key, self.labels_column, self.scores_column, self.boxes_column) if c is not None]
+        try:
+            table = self._read(path, wanted)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(
+                f"{path} cannot be read as a table ({str(error).splitlines()[0]}); check the file"
+            ) from None
+        for column in wanted:
+            if column not in table.column_names:
+                raise UserError(
+                    f"{path} has no column {column!r}{suggest(column, table.column_names)}; it has "
+                    f"{', '.join(table.column_names)}; choose by annotator.key, labels_column, scores_column, boxes_column"
+                )
+        if table[self.key].null_count:
+            raise UserError(f"{path} has rows without a key; mend them, or choose another column by annotator.key=")
+        table = table.select(wanted).set_column(wanted.index(self.key), self.key, table[self.key].cast(pa.string()))
+        table = table.sort_by(self.key) if table.num_rows else table
+        return table[self.key].to_pylist(), table
+
+    def _read(self, path: Path, wanted: Sequence[str]) -> pa.Table:
+        if path.suffix.lower() in (".parquet", ".pq"):
+            return pq.read_table(path)
+        if path.suffix.lower() in (".jsonl", ".ndjson"):
+            return pyarrow.json.read_json(path)
+        if path.suffix.lower() not in DELIMITERS:
+            raise UserError(f"{path} is no table this annotator knows; give a .parquet, .csv, .tsv or .jsonl file")
+        return pyarrow.csv.read_csv(
+            path,
+            parse_options=pyarrow.csv.ParseOptions(delimiter=DELIMITERS[path.suffix.lower()], newlines_in_values=True),
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=False
+            ),
+        )
+
+    def annotation(self, pair: Pair) -> Annotation:
+        """The objects of all rows with the pair's key; raises BadPair where there is none."""
+        keys, table = self._rows
+        first, end = bisect_left(keys, pair.key), bisect_right(keys, pair.key)
+        if first == end:
+            raise BadPair("the table has no row with its key")
+        columns = (self.labels_column, self.scores_column, self.boxes_column)
+        labels: list[str] = []
+        scores: list[float] = []
+        boxes: list[list[float]] = []
+        for row in range(first, end):
+            values = [None if column is None else table[column][row].as_py() for column in columns]
+            found = [str(label) for label in self._items(values[0])]
+            labels += found
+            try:
+                scores += [1.0] * len(found) if values[1] is None else [float(v) for v in self._items(values[1])]
+                boxes += [[0.0] * 4] * len(found) if values[2] is None else [_box(v) for v in self._boxes(values[2])]
+            except (ValueError, TypeError) as error:
+                raise UserError(
+                    f"the row of {pair.key} in {self.path} holds no number where one should be ({error})"
+                ) from None
+        if not len(labels) == len(scores) == len(boxes) or any(len(box) != 4 for box in boxes):
+            raise UserError(
+                f"the row of {pair.key} in {self.path} has {len(labels)} labels, {len(scores)} scores and {len(boxes)} boxes; "
+                "give one of each an object, a box as x, y, width and height"
+            )
+        return Annotation(pair.key, labels, scores, boxes)
+
+    def _items(self, value: Any) -> list[Any]:
+        if isinstance(value, str):
+            return [item.strip() for item in value.split(self.separator) if item.strip()]
+        return list(value) if isinstance(value, list) else [] if value is None else [value]
+
+    def _boxes(self, value: Any) -> list[Any]:
+        one = isinstance(value, list) and bool(value) and not isinstance(value[0], list | str)
+        return [value] if one else self._items(value)
+
+
+def _box(value: Any) -> list[float]:
+    return [float(side) for side in (value.split() if isinstance(value, str) else value)]
