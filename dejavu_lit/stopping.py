@@ -1,5 +1,6 @@
 """Early stopping: training ends when the loss or the accuracy on V no longer gets better."""
 
+import math
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -11,7 +12,7 @@ PATIENCE = 3  # epochs
 
 
 class EarlyStop(EarlyStopping):
-    """Lightning's early stopping, which also stays stopped when a run is resumed; ``stopped`` says why."""
+    """Lightning's early stopping, which also stays stopped when a run is resumed."""
 
     def __init__(self, quantity: str, patience: int | None) -> None:
         """``quantity``: loss (the lower the better) or accuracy (the higher) on V; patience in epochs."""
@@ -33,16 +34,18 @@ class EarlyStop(EarlyStopping):
             )
 
     @property
-    def stopped(self) -> str | None:
-        """Why training was stopped; None where it was not."""
+    def stopped(self) -> dict[str, Any] | None:
+        """What ended the training, after which epoch (counted from 1); None where it was not ended."""
         if self.stopping_reason_message is None:
             return None
-        if self.wait_count < self.patience:
-            return f"mitigation.early_stopping: {self.monitor} is not finite"
-        return (
-            f"mitigation.early_stopping: {self.monitor} has not been better than {float(self.best_score):.4g} "
-            f"for {self.wait_count} epoch{'s' * (self.wait_count > 1)}"
-        )
+        best = float(self.best_score)
+        return {
+            "by": "early_stopping",
+            "epoch": self.stopped_epoch + 1,
+            "metric": self.monitor,
+            "best": best if math.isfinite(best) else None,
+            "epochs_without_better": self.wait_count,
+        }
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """End at once where the run had been stopped, but not finished, when it was killed."""
@@ -50,6 +53,6 @@ class EarlyStop(EarlyStopping):
             trainer.should_stop = True
 
 
-def why_stopped(trainer: pl.Trainer) -> str | None:
-    """What ended the training before its last epoch, as the callback says that did (``stopped``); None where none did."""
+def why_stopped(trainer: pl.Trainer) -> dict[str, Any] | None:
+    """What ended the training before its last epoch: the ``stopped`` of the callback that did; None where none did."""
     return next((why for callback in cast(Any, trainer).callbacks if (why := getattr(callback, "stopped", None))), None)

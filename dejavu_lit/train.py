@@ -285,4 +285,4 @@ def _finish(
     )
     log.info("finished %s: %d epochs, %d steps in %.0f s", out, runner.current_epoch, runner.global_step, seconds)
     if stopped:
-        log.info("stopped by %s", stopped)
+        log.info("stopped by %s after epoch %d", stopped["by"], stopped["epoch"])
