@@ -1,0 +1,124 @@
+"""Multiruns of train.py as jobs of a real SLURM: a sweep, several tasks a job, a failing job, a preempted one."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import ROOT, SMALL, run
+
+SWEEP = ["side=target,reference", "mitigation.text_mask=0,0.5"]
+MEASURE = ["k=5", "ks=[1,5]", "report.write=false"]
+# Two ranks and 240 steps, which is seconds; saved only at the ends of epochs and when told to go.
+TWO = ["side=target", *SMALL, "trainer.devices=2", "recipe.epochs=40", "trainer.checkpoint_epochs=100"]
+
+
+def weights(folder):
+    return load_file(folder / "model" / "open_clip_model.safetensors")
+
+
+def record(folder):
+    return json.loads((folder / "run.json").read_text())
+
+
+def rows(folder):
+    return json.loads((folder / "study.json").read_text())["settings"]
+
+
+def test_a_sweep_gives_the_tables_of_the_same_sweep_without_slurm(cluster, submit, scenes, tmp_path):
+    options = ["-m", *SWEEP, f"data.dir={scenes}", *SMALL]
+    before = set(cluster.states())
+    submit("train", *options, "hydra/launcher=slurm", f"hydra.sweep.dir={tmp_path / 'slurm'}")
+    assert cluster.ended(before) == ["COMPLETED"] * 4
+    assert len({job.partition("_")[0] for job in cluster.states() if job not in before}) == 1  # an array
+    run("train", *options, f"hydra.sweep.dir={tmp_path / 'here'}")
+    for number in range(4):
+        one, two = (weights(tmp_path / where / str(number)) for where in ("slurm", "here"))
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    for where in ("slurm", "here"):
+        run("evaluate", f"sweep={tmp_path / where}", *MEASURE)
+    same = ("name", "overrides", "train_size", "seed", "population", "null", "swapped", "symmetric", "corrected")
+    for one, two in zip(rows(tmp_path / "slurm"), rows(tmp_path / "here"), strict=True):
+        assert {name: one[name] for name in same} == {name: two[name] for name in same}
+        assert one["utility"] == two["utility"]
+
+
+def test_a_failing_job_is_named_and_the_others_are_unharmed(cluster, submit, scenes, tmp_path):
+    before = set(cluster.states())
+    options = [
+        "side=target",
+        "recipe.batch=16,200",
+        f"data.dir={scenes}",
+        *(o for o in SMALL if "recipe.batch" not in o),
+    ]
+    done = submit("train", "-m", *options, "hydra/launcher=slurm", f"hydra.sweep.dir={tmp_path}", check=False)
+    assert done.returncode == 1
+    assert f"{tmp_path / '1'}: 96 training pairs" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert record(tmp_path / "0")["steps"] == 12
+    assert not (tmp_path / "1" / "run.json").exists()
+    assert cluster.ended(before) == ["COMPLETED", "FAILED"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster, submit, scenes, tmp_path_factory):
+    """The run of a job with two tasks on one node."""
+    folder = tmp_path_factory.mktemp("ddp")
+    submit("train", "-m", *TWO, f"data.dir={scenes}", "hydra/launcher=slurm", f"hydra.sweep.dir={folder}")
+    return folder / "0"
+
+
+def test_two_tasks_of_a_job_are_the_ranks_of_one_run(undisturbed):
+    found = record(undisturbed)
+    assert found["plan"] == {"world": 2, "workers": 0, "batch": 8, "seed": 0}
+    assert (found["steps"], found["exposure"]) == (240, {"mean": 40.0, "min": 40, "max": 40})
+
+
+def test_two_nodes_give_the_weights_of_one(cluster, submit, undisturbed, scenes, tmp_path):
+    options = [o for o in TWO if "devices" not in o] + ["trainer.devices=1", "trainer.num_nodes=2"]
+    before = set(cluster.states())
+    submit("train", "-m", *options, f"data.dir={scenes}", "hydra/launcher=slurm_nodes", f"hydra.sweep.dir={tmp_path}")
+    (job,) = (job for job in cluster.states() if job not in before)
+    assert cluster.wait(job) == "COMPLETED"
+    assert cluster("squeue", "-h", "--states=all", "-j", job, "-o", "%D").strip() == "2"
+    assert record(tmp_path / "0")["plan"] == record(undisturbed)["plan"]
+    close(weights(tmp_path / "0"), weights(undisturbed))
+
+
+def close(one, two):
+    """Equal to rounding, as sums over ranks are."""
+    for name, value in one.items():
+        torch.testing.assert_close(value, two[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def wait_for(holds, seconds=90):
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until, "nothing happened"
+        time.sleep(0.05)
+
+
+def test_a_preempted_job_is_requeued_once_and_ends_with_the_same_weights(cluster, undisturbed, scenes, tmp_path):
+    before = set(cluster.states())
+    options = [*TWO, f"data.dir={scenes}", "hydra/launcher=slurm", f"hydra.sweep.dir={tmp_path}"]
+    with open(tmp_path / "said", "wb") as said:
+        study = subprocess.Popen(
+            [sys.executable, str(ROOT / "train.py"), "-m", *options], cwd=ROOT, env=cluster.environment, stderr=said
+        )
+    wait_for((tmp_path / "0" / "metrics.csv").exists)
+    (job,) = (job for job in cluster.states() if job not in before)
+    cluster("scancel", "--signal=USR2", job)
+    assert study.wait(120) == 0, (tmp_path / "said").read_text()
+    assert cluster.wait(job) == "COMPLETED"
+    assert "Restarts=1 " in cluster("scontrol", "show", "job", job)
+    logs = "".join(path.read_text() for path in (tmp_path / "slurm").rglob("*_0_log.err"))
+    assert "SIGUSR2: saved" in logs
+    assert "resuming" in logs
+    assert [job] == [job for job in cluster.states() if job not in before]
+    close(weights(tmp_path / "0"), weights(undisturbed))
+    found, whole = record(tmp_path / "0"), record(undisturbed)
+    assert (found["steps"], found["exposure"]) == (whole["steps"], whole["exposure"])
