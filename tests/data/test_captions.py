@@ -1,18 +1,36 @@
-"""Text masking: each word independently, anew each epoch, never all of them."""
+"""What the knobs make of a caption: each word independently, anew each epoch, never all of them, and nothing at none."""
+
+from collections import Counter
+from itertools import permutations
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dejavu_lit.data.captions import mask_words
-from dejavu_lit.errors import UserError
+from dejavu_lit.data.captions import (
+    choose_caption,
+    first_words,
+    mask_words,
+    replace_words,
+    shuffle_words,
+    train_caption,
+    vocabulary,
+)
 from dejavu_lit.mitigation import Mitigation
 
 CAPTION = "Lalabu and Regupu with a spoon at the kitchen"
 
 
-def test_probability_zero_changes_nothing_to_the_letter():
-    assert mask_words("  two  spaces\tkept ", 0, 0, 0, "k") == "  two  spaces\tkept "
+VOCABULARY = tuple("abcdefghij")
+
+
+def test_with_every_knob_at_none_the_caption_is_the_very_same():
+    caption = "  two  spaces\tkept "
+    assert train_caption(caption, ("another",), Mitigation(), (), 0, 0, "k") is caption
+    assert mask_words(caption, 0, 0, 0, "k") is caption
+    assert replace_words(caption, 0, (), 0, 0, "k") is caption
+    assert shuffle_words(caption, 0, 0, 0, "k") is caption
+    assert first_words(caption, None) is caption
 
 
 @given(st.text(max_size=60), st.floats(0.01, 0.99), st.integers(0, 5), st.text(max_size=8))
@@ -45,18 +63,96 @@ def test_the_draw_depends_on_seed_epoch_and_key_alone():
     assert mask_words(CAPTION, 0.5, 3, 4, "k") == mask_words(CAPTION, 0.5, 3, 4, "k")
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"text_mask": 1.0}, "text_mask=1.0"),
-        ({"text_mask": -0.1}, "text_mask"),
-        ({"logit_scale_fixed": 10.0, "logit_scale_max": 50.0}, "logit_scale_fixed and mitigation.logit_scale_max"),
-        ({"logit_scale_init": 80.0, "logit_scale_max": 50.0}, "logit_scale_init=80.0 is above"),
-        ({"logit_scale_init": 0.07}, "multiplier"),
-        ({"weight_decay": -1.0}, "weight_decay"),
-        ({"stop_epoch": 0}, "stop_epoch"),
-    ],
+def test_masking_draws_as_it_always_did():
+    """Runs of earlier versions are repeated: the draws are Python's own, seeded with seed, epoch and key."""
+    drawn = [mask_words("one two three four five", 0.5, 0, epoch, "k") for epoch in range(4)]
+    assert drawn == ["one two four", "two", "two three four five", "five"]
+        "one two four",
+        "two",
+        "two three four five",
+        "five",
+    ]
+
+
+def test_words_are_replaced_independently_with_the_probability_asked_and_drawn_evenly():
+    texts = [replace_words("one two three", 0.25, VOCABULARY, 0, epoch, "k").split() for epoch in range(4000)]
+    assert all(len(words) == 3 for words in texts)
+    new = [[word in VOCABULARY for word in words] for words in texts]
+    for place in range(3):
+        assert abs(sum(n[place] for n in new) / 4000 - 0.25) < 0.03
+    assert abs(sum(n[0] and n[2] for n in new) / 4000 - 0.0625) < 0.015
+    drawn = Counter(word for words in texts for word in words if word in VOCABULARY)
+    assert all(abs(drawn[word] / drawn.total() - 0.1) < 0.02 for word in VOCABULARY)
+    assert all(replace_words("one two", 1, VOCABULARY, 0, e, "k") != "one two" for e in range(50))
+
+
+def test_every_order_of_the_words_comes_equally_often_and_only_with_the_probability_asked():
+    orders = Counter(shuffle_words("one two three", 1, 0, epoch, "k") for epoch in range(6000))
+    assert set(orders) == {" ".join(order) for order in permutations(["one", "two", "three"])}
+    assert all(abs(count / 6000 - 1 / 6) < 0.02 for count in orders.values())
+    half = sum(shuffle_words("one  two", 0.5, 0, epoch, "k") == "one  two" for epoch in range(4000))
+    assert abs(half / 4000 - 0.5) < 0.03  # the untouched ones keep their blanks
+
+
+def test_each_of_the_captions_is_chosen_equally_often():
+    drawn = Counter(choose_caption("first", ("first", "second", "third"), 0, epoch, "k") for epoch in range(3000))
+    assert all(abs(drawn[text] / 3000 - 1 / 3) < 0.04 for text in ("first", "second", "third"))
+    assert choose_caption("alone", (), 0, 0, "k") == "alone"
+
+
+def test_only_the_first_words_are_kept():
+    assert first_words("one two  three four", 3) == "one two three"
+    assert first_words("one  two", 2) == "one  two"
+    assert first_words("one  two", 5) == "one  two"
+
+
+@given(
+    st.lists(st.text(max_size=30), max_size=3),
+    st.floats(0, 0.99),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.booleans(),
+    st.none() | st.integers(1, 4),
+    st.integers(0, 5),
 )
-def test_contradictions_are_refused_by_name(options, words):
-    with pytest.raises(UserError, match=words):
-        Mitigation(**options)
+def test_whatever_is_combined_at_least_one_word_stays_and_the_draw_is_repeated(
+    others, mask, random, shuffle, choice, words, epoch
+):
+    others = tuple(text for text in others if text.split())
+    knobs = Mitigation(mask, random, shuffle, choice, words)
+    texts = {train_caption(CAPTION, others, knobs, VOCABULARY, 1, epoch, "k") for _ in range(2)}
+    assert len(texts) == 1
+    left = texts.pop().split()
+    assert 1 <= len(left) <= (words or 100)
+    source = {word for text in (CAPTION, *others) for word in text.split()}
+    assert set(left) <= source | set(VOCABULARY)
+
+
+def test_the_order_of_the_knobs_is_choose_shorten_drop_replace_shuffle():
+    knobs = Mitigation(0.4, 0.4, 1.0, True, 4)
+    for epoch in range(50):
+        by_hand = choose_caption("own", ("a b c d e f", "u v w x y z"), 3, epoch, "k")
+        by_hand = mask_words(first_words(by_hand, 4), 0.4, 3, epoch, "k")
+        by_hand = shuffle_words(replace_words(by_hand, 0.4, VOCABULARY, 3, epoch, "k"), 1.0, 3, epoch, "k")
+        assert train_caption("own", ("a b c d e f", "u v w x y z"), knobs, VOCABULARY, 3, epoch, "k") == by_hand
+
+
+def test_switching_one_knob_on_leaves_the_draws_of_another_as_they_were():
+    for epoch in range(20):
+        masked = mask_words(CAPTION, 0.5, 0, epoch, "k")
+        shuffled = train_caption(CAPTION, (), Mitigation(text_mask=0.5, text_shuffle=1), (), 0, epoch, "k")
+        assert sorted(masked.split()) == sorted(shuffled.split())
+
+
+@pytest.mark.parametrize("knob", [{"text_random": 0.5}, {"text_shuffle": 1.0}, {"caption_choice": True}])
+def test_every_draw_changes_with_seed_epoch_and_key(knob):
+    def drawn(seed, epoch, key):
+        return train_caption(CAPTION, tuple("abcdefghij"), Mitigation(**knob), VOCABULARY, seed, epoch, key)
+
+    assert len({drawn(0, 0, f"k{i}") for i in range(20)}) > 5
+    assert len({drawn(0, i, "k") for i in range(20)}) > 5
+    assert len({drawn(i, 0, "k") for i in range(20)}) > 5
+
+
+def test_the_vocabulary_is_the_captions_words_each_once():
+    assert vocabulary(["red cat", "red  dog", ""]) == ("cat", "dog", "red")
