@@ -44,12 +44,14 @@ def mitigate(cfg: DictConfig, out: Path) -> None:
 
 def _launcher(config: Mapping[str, Any]) -> "Launcher":
     """What trains the runs: ``launcher=``."""
+    from dejavu_lit.launchers import SlurmLauncher
     from dejavu_lit.runs import LAUNCHERS
 
+    launchers = {**LAUNCHERS, "slurm": SlurmLauncher(build(config["slurm"], "slurm"))}
     name = config["launcher"]
-    if name not in LAUNCHERS:
-        raise UserError(f"launcher={name} is unknown{suggest(str(name), LAUNCHERS)}; there are {', '.join(LAUNCHERS)}")
-    return LAUNCHERS[name]
+    if name not in launchers:
+        raise UserError(f"launcher={name} is unknown{suggest(str(name), launchers)}; there are {', '.join(launchers)}")
+    return launchers[name]
 
 
 def evaluate_sweep(out: Path, config: dict[str, Any]) -> None:
