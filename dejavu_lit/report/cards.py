@@ -10,7 +10,7 @@ A page opened from disk may not fetch, so each file is one call, ``dejavu(NAME, 
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,20 @@ import pyarrow.parquet as pq
 from dejavu_lit.errors import UserError
 from dejavu_lit.measure.records import EXPOSURE, SIDES
 from dejavu_lit.objects.artifact import Objects
+from dejavu_lit.report.boxes import Boxes
 
-CHUNK = 25  # cards: about 40 kB
+CHUNK = 25  # cards: about 40 kB, with boxes 80
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What cards show of pictures, by key: thumbnails (file names below thumbs/) and boxes, of the audited and public set."""
+
+    own: Mapping[str, str] = field(default_factory=dict)
+    public: Mapping[str, str] = field(default_factory=dict)
+    own_boxes: Mapping[str, Boxes] = field(default_factory=dict)
+    public_boxes: Mapping[str, Boxes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -130,7 +141,7 @@ def write_cards(
     rows: Sequence[Row],
     total: int,
     public: Objects | None,
-    pictures: tuple[Mapping[str, str], Mapping[str, str]],
+    pictures: Pictures,
     redact: bool,
 ) -> None:
     """Write index.js, text.js and the chunks into ``folder``.
@@ -138,7 +149,7 @@ def write_cards(
     Args:
         rows: of ``read_rows``; total: how many records they were chosen from.
         public: the public pictures' objects, or None where they are not at hand.
-        pictures: {key: thumbnail} of the audited and of the public pictures.
+        pictures: of the rows and of their neighbours.
         redact: leave out captions, pictures, objects and neighbours; keys and numbers stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -153,6 +164,7 @@ def write_cards(
     labels = sorted(names)
     code = {label: number for number, label in enumerate(labels)}
     index: dict[str, Any] = {"count": len(rows), "total": total, "chunk": CHUNK, "redacted": redact, "labels": labels}
+    index["boxes"] = not redact and bool(pictures.own_boxes or pictures.public_boxes)
     index["key"] = [row["key"] for row in rows] if redact else None
     index["distance"] = [round(row["target_distances"][0], 4) for row in rows]
     index |= {side: [row[f"{side}_hits"] for row in rows] for side in SIDES}
@@ -181,17 +193,17 @@ def _chunk(
     rows: Sequence[Row],
     code: Mapping[str, int],
     public: Objects | None,
-    pictures: tuple[Mapping[str, str], Mapping[str, str]],
+    pictures: Pictures,
 ) -> Row:
-    own, others = pictures
     keys = sorted({n for row in rows for s in SIDES for n in row[f"{s}_neighbors"]})
     place = {key: number for number, key in enumerate(keys)}
     codes: Callable[[Sequence[str]], list[int]] = lambda found: [code[o] for o in found]  # noqa: E731
     cards = []
     for row in rows:
         card = _numbers(row)
-        card |= {"caption": row["caption"], "picture": own.get(row["key"]), "objects": codes(row["objects"])}
+        card |= {"caption": row["caption"], "picture": pictures.own.get(row["key"]), "objects": codes(row["objects"])}
         shown = sorted({*row["objects"], *(p for s in SIDES for p in row[f"{s}_predicted"])})
+        card["boxes"] = _boxes(pictures.own_boxes.get(row["key"]), code)
         card["named"] = codes(named_in(row["caption"], shown))
         for side in SIDES:
             card[side] |= {
@@ -203,12 +215,21 @@ def _chunk(
     table = [
         [
             key,
-            others.get(key),
+            pictures.public.get(key),
             None if public is None or key not in public.rows else codes(public.names(public.rows[key])),
+            _boxes(pictures.public_boxes.get(key), code),
         ]
         for key in keys
     ]
     return {"cards": cards, "pictures": table}
+
+
+def _boxes(found: Boxes | None, code: Mapping[str, int]) -> list[Any] | None:
+    """[width, height, [object, x, y, width, height], …] of one picture in whole pixels; None where there are none."""
+    if found is None:
+        return None
+    places = [[code[label], *map(round, place)] for label, *place in found.found if label in code]
+    return [found.width, found.height, *places] if places else None
 
 
 def write_script(path: Path, name: str, value: Any) -> None:

@@ -20,7 +20,7 @@ from dejavu_lit.dashboards import FOLDER, LoggerSettings, Wandb, quiet, wandb_op
 from dejavu_lit.files import file_sha256, read_json, write_json
 from dejavu_lit.launch import plain, read_config
 from dejavu_lit.measure.memorized import write_csv
-from dejavu_lit.report.cards import choose, read_ranks, read_rows
+from dejavu_lit.report.cards import Pictures, choose, read_ranks, read_rows
 from dejavu_lit.report.evaluation import Evaluation, draw, pictures
 from dejavu_lit.report.scalars import scalars, settings_rows
 from dejavu_lit.report.study import labels
@@ -96,15 +96,15 @@ def memorized_table(found: Evaluation, redact: bool) -> Any:
         columns += ["caption", "objects", "only_target", "picture", "target_finds", "reference_finds"]
     table = wandb.Table(columns=columns)
     with tempfile.TemporaryDirectory() as folder:
-        names = ({}, {}) if redact else pictures(found, rows, Path(folder), found.folder / "report" / "thumbs")
+        names = Pictures() if redact else pictures(found, rows, Path(folder), found.folder / "report" / "thumbs")
         for number, row in enumerate(rows):
             cells = [number + 1, row["key"], row["target_hits"] - row["reference_hits"], row["target_distances"][0]]
             cells += [row["exposure"], *(row[f"{side}_{n}"] for side in ("target", "reference") for n in numbers)]
             if not redact:
                 only = sorted(set(row["objects"]) & set(row["target_predicted"]) - set(row["reference_predicted"]))
                 cells += [row["caption"], ", ".join(row["objects"]), ", ".join(only)]
-                strips = [[names[0].get(row["key"])]]
-                strips += [[names[1].get(n) for n in row[f"{side}_neighbors"]] for side in ("target", "reference")]
+                strips = [[names.own.get(row["key"])]]
+                strips += [[names.public.get(n) for n in row[f"{side}_neighbors"]] for side in ("target", "reference")]
                 cells += [_strip(Path(folder), strip) for strip in strips]
             table.add_data(*cells)
     return table

@@ -13,7 +13,8 @@ from dejavu_lit.measure.metrics import VERSION
 from dejavu_lit.objects.artifact import Objects, read_objects
 from dejavu_lit.progress import progress
 from dejavu_lit.report import page, parts
-from dejavu_lit.report.cards import Ranks, Row, choose, read_ranks, read_rows, write_cards
+from dejavu_lit.report.boxes import boxes
+from dejavu_lit.report.cards import Pictures, Ranks, Row, choose, read_ranks, read_rows, write_cards
 from dejavu_lit.report.markup import Html
 from dejavu_lit.report.modelcard import latex, markdown
 from dejavu_lit.report.thumbnails import thumbnails
@@ -70,35 +71,40 @@ class Evaluation:
                 found.append(None)
         return found[0], found[1]
 
+    def artifact(self) -> Path | None:
+        """The folder of the object artifact; None where it is not at hand."""
+        named = Path(self.metrics["settings"].get("objects") or "")
+        places = [named, *([self.data / "objects" / named.name] if self.data else [])]
+        return next((place for place in places if named.name and (place / self.public()).is_dir()), None)
+
     def objects(self) -> Objects | None:
         """The public pictures' objects at the measurement's threshold; None where they are not at hand."""
-        settings = self.metrics["settings"]
-        named = Path(settings.get("objects") or "")
-        places = [named, *([self.data / "objects" / named.name] if self.data else [])]
-        for place in places:
-            if named.name and (place / self.public()).is_dir():
-                (objects,), _ = read_objects([place / self.public()], settings["threshold"])
-                return objects
-        return None
+        folder = self.artifact()
+        if folder is None:
+            return None
+        (objects,), _ = read_objects([folder / self.public()], self.metrics["settings"]["threshold"])
+        return objects
 
 
 def write_single(part: Path, found: Evaluation, redact: bool, limit: int, earlier: Path | None) -> None:
     """Write the report of one evaluation into ``part``; the arguments are those of ``write_report``."""
     ranks = read_ranks(found.records)
     rows = read_rows(found.records, ranks, choose([ranks], limit), found.metrics["k"])
-    names = pictures(found, rows, part / "thumbs", earlier) if not redact else ({}, {})
+    names = pictures(found, rows, part / "thumbs", earlier) if not redact else Pictures()
     write_evaluation(part, found, ranks, rows, names, redact)
 
 
-def pictures(
-    found: Evaluation, rows: list[Row], folder: Path, earlier: Path | None
-) -> tuple[dict[str, str], dict[str, str]]:
-    """The thumbnails of the rows' own pictures and of their neighbours: {key: name} each."""
+def pictures(found: Evaluation, rows: list[Row], folder: Path, earlier: Path | None) -> Pictures:
+    """The thumbnails and boxes of the rows' own pictures and of their neighbours; without those that are not at hand."""
     own, public = found.shards()
+    keys = [row["key"] for row in rows]
     near = {n for row in rows for side in ("target", "reference") for n in row[f"{side}_neighbors"]}
-    return (
-        thumbnails(own, [row["key"] for row in rows], OWN, folder, earlier) if own else {},
+    artifact, threshold = found.artifact(), found.metrics["settings"]["threshold"]
+    return Pictures(
+        thumbnails(own, keys, OWN, folder, earlier) if own else {},
         thumbnails(public, near, NEIGHBOR, folder, earlier) if public else {},
+        boxes(own, artifact / "A", keys, threshold) if own and artifact else {},
+        boxes(public, artifact / found.public(), near, threshold) if public and artifact else {},
     )
 
 
@@ -107,7 +113,7 @@ def write_evaluation(
     found: Evaluation,
     ranks: Ranks,
     rows: list[Row],
-    names: tuple[dict[str, str], dict[str, str]],
+    names: Pictures,
     redact: bool,
     root: str = "",
     back: Html | None = None,
@@ -115,7 +121,7 @@ def write_evaluation(
     """Write one evaluation's page, data, figures and blocks for model cards into ``folder``.
 
     Args:
-        rows: the records that get a card; names: their thumbnails; root: the way from ``folder`` to the report's folder.
+        rows: the records that get a card; names: their pictures; root: the way from ``folder`` to the report's folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_cards(folder / "data", rows, len(ranks.keys), None if redact else found.objects(), names, redact)

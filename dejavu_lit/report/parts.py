@@ -80,6 +80,7 @@ def pairs_section(count: int, total: int, redacted: bool, root: str = "") -> Htm
             tag("input", name="text", type="search", dir="auto"),
         ),
         tag("label", "Pairs a page", tag("select", sizes, name="size")),
+        None if redacted else tag("label", "Boxes", tag("input", type="checkbox", name="boxes", checked=True)),
         tag("button", "Show all", type="button", name="reset"),
     ]
     pager = [
@@ -103,13 +104,16 @@ def pairs_section(count: int, total: int, redacted: bool, root: str = "") -> Htm
             ("missed", "in the picture, missed"),
         )
     ]
+    drawn = (
+        " Boxes have the same colours and lines; those in the training picture say what the target model found of it."
+    )
     words = "Sorting by gap selects on the outcome and so looks stronger than it is; sorting by distance does not."
     hidden = "Redacted: captions, pictures and objects are left out." if redacted else None
     return join(
         [
             tag("h2", "The most memorized pairs", id="pairs"),
             tag("p", words, said, class_="note"),
-            tag("p", hidden, class_="note") if hidden else tag("div", "Objects: ", legend, class_="legend"),
+            tag("p", hidden, class_="note") if hidden else tag("div", "Objects: ", legend, drawn, class_="legend"),
             tag(
                 "div",
                 tag("div", tools, class_="tools", role="search"),

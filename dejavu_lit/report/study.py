@@ -13,7 +13,7 @@ from typing import Any
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import file_sha256, read_json, write_text
 from dejavu_lit.report import parts
-from dejavu_lit.report.cards import choose, read_ranks, read_rows
+from dejavu_lit.report.cards import Pictures, choose, read_ranks, read_rows
 from dejavu_lit.report.evaluation import Evaluation, draw, pictures, write_evaluation
 from dejavu_lit.report.markup import Child, Html, join, table, tag
 from dejavu_lit.report.markup import row as line
@@ -53,7 +53,7 @@ def write_study_pages(
     back = tag("p", tag("a", "← the study", href="../../index.html"))
     for label, evaluation in found.items():
         rows = read_rows(evaluation.records, ranks[label], chosen, evaluation.metrics["k"])
-        names = ({}, {}) if redact else pictures(evaluation, rows, folder / "thumbs", earlier)
+        names = Pictures() if redact else pictures(evaluation, rows, folder / "thumbs", earlier)
         write_evaluation(folder / "settings" / label, evaluation, ranks[label], rows, names, redact, "../../", back)
     plots = draw("study", study, folder / "figures")
     write_text(folder / "modelcard.md", study_markdown(study))

@@ -16,6 +16,12 @@ from ..report.made import FEW_FIGURES, HOSTILE, WORDS, make_evaluation
 from .conftest import Visit
 
 
+# Boxes are drawn on a picture of the same place and size.
+FIT = """() => [...document.querySelectorAll('.card .framed')].every(frame => {
+    const [a, b] = [frame.querySelector('img'), frame.querySelector('svg')].map(e => e.getBoundingClientRect());
+    return Math.abs(a.width - b.width) < 1 && Math.abs(a.height - b.height) < 1; })"""
+
+
 def keys(page: Any) -> list[str]:
     return list(page.eval_on_selector_all(".card", "cards => cards.map(card => card.dataset.key)"))
 
@@ -159,6 +165,42 @@ def test_hits_are_what_the_chips_show(chromium: Any, report: Path) -> None:
                 assert right + missed == len(record["objects"])
 
 
+def test_boxes_lie_on_the_pictures_in_the_chips_colours(chromium: Any, report: Path) -> None:
+    found = """() => [...document.querySelectorAll('.card')].map(card => [card.dataset.key,
+        [...card.querySelectorAll('.own .box')].map(box => [box.querySelector('title').textContent, box.classList[1],
+            ...['x', 'y', 'width', 'height'].map(name => Number(box.querySelector('rect').getAttribute(name)))]),
+        [...card.querySelectorAll('.target .strip .box')].map(box => [box.querySelector('title').textContent.split(' (')[0],
+            box.classList[1]])])"""
+    objects = pq.read_table(report.parent.parent / "data/objects/made/A/00000.parquet").to_pylist()
+    places = {row["key"]: dict(zip(row["labels"], row["boxes"], strict=True)) for row in objects}
+    by_key = {r["key"]: r for r in records(report)}
+    with Visit(chromium, report) as visit:
+        page = visit.ready()
+        kinds = set()
+        for key, own, near in page.evaluate(found):
+            record = by_key[key]
+            assert {title.split(" (")[0] for title, *_ in own} == set(record["objects"])
+            for title, kind, *place in own:
+                label = title.split(" (")[0]
+                assert place == [round(v) for v in places[key][label]]
+                assert kind == "told" or (kind == "right") == (label in record["target_predicted"])
+                kinds.add(kind)
+            assert all((kind == "wrong") == (label not in record["objects"]) for label, kind in near)
+        assert kinds == {"right", "told", "missed"}
+        assert page.evaluate(FIT)
+        lines = "kind => getComputedStyle(document.querySelector(`.box.${kind} rect:not(.under)`))"
+        looks = [
+            page.evaluate(f"kind => (s => [s.stroke, s.strokeDasharray])(({lines})(kind))", k)
+            for k in ("right", "wrong")
+        ]
+        assert looks[0][0] != looks[1][0]
+        assert looks[0][1] != looks[1][1]  # not by colour alone
+        settled(page, lambda: page.uncheck("[name=boxes]"))
+        assert not page.is_visible(".framed svg")
+        assert "boxes=off" in page.url
+        assert not visit.complaints
+
+
 def test_nothing_leaves_the_folder(chromium: Any, report: Path) -> None:
     with Visit(chromium, report) as visit:
         page = visit.ready()
@@ -226,6 +268,7 @@ def test_layout_holds(width: int, chromium: Any, report: Path, study_report: Pat
                 )
                 assert len(cells) == 3
                 assert max(cells) <= width
+                assert page.evaluate(FIT)
             covered = """() => [...document.querySelectorAll('.card')].slice(0, 3).flatMap(card => {
                 const parts = [...card.querySelectorAll('.strip img, .strip .blank, .marks, .chip, .caption, h3, h4')];
                 const boxes = parts.map(e => e.getBoundingClientRect());

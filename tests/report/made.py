@@ -139,7 +139,8 @@ def _data(data: Path, n: int, m: int, captions: dict[int, str], pictures: bool) 
                 some = []  # a picture without objects: left out of every figure
             scores = [0.9 if rng.random() < 0.8 else 0.4 for _ in some]
             scores[:1] = [0.9] * bool(some)
-            rows.append(Annotation(key, [WORDS[s] for s in some], scores, [[0, 0, 1, 1]] * len(some)))
+            boxes = [[2.0 * j, 1.0 + j, 8.0, 6.0] for j in range(len(some))]  # in pictures of 24 × 16 pixels
+            rows.append(Annotation(key, [WORDS[s] for s in some], scores, boxes))
             texts.append(captions.get(i, f"one {WORDS[some[0]]} in picture {i}" if some else "nothing at all"))
             pairs.append(Pair(key, _picture(i if count < 1000 else 0), "png", texts[-1]))
         write_objects(data / "objects" / "made" / name / "00000.parquet", rows, Annotator("made", threshold=0.0))

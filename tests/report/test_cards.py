@@ -6,8 +6,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from dejavu_lit.report.cards import CHUNK, choose, named_in, read_ranks, read_rows, write_cards, write_script
-from dejavu_lit.report.evaluation import Evaluation
+from dejavu_lit.report.cards import CHUNK, Pictures, choose, named_in, read_ranks, read_rows, write_cards, write_script
+from dejavu_lit.report.evaluation import Evaluation, write_single
 
 from .made import HOSTILE, make_evaluation
 
@@ -26,7 +26,7 @@ def written(
     found = Evaluation.open(evaluation)
     ranks = read_ranks(found.records)
     rows = read_rows(found.records, ranks, choose([ranks], limit), found.metrics["k"])
-    write_cards(folder, rows, len(ranks.keys), found.objects(), ({}, {}), redact)
+    write_cards(folder, rows, len(ranks.keys), found.objects(), Pictures(), redact)
     index = value(folder / "index.js")
     chunks = [value(folder / f"cards-{i:04d}.js") for i in range(-(-index["count"] // CHUNK))]
     return index, chunks, pq.read_table(found.records).to_pylist()
@@ -64,9 +64,31 @@ def test_neighbours_objects_are_those_of_the_artifact(evaluation: Path, tmp_path
     objects = Evaluation.open(evaluation).objects()
     assert objects is not None
     for chunk in chunks:
-        for key, thumb, codes in chunk["pictures"]:
+        for key, thumb, codes, _ in chunk["pictures"]:
             assert thumb is None
             assert [index["labels"][c] for c in codes] == objects.names(objects.rows[key])
+
+
+def test_boxes_are_those_of_the_artifact_at_the_threshold(evaluation: Path, tmp_path: Path) -> None:
+    write_single(tmp_path, Evaluation.open(evaluation), False, 1000, None)
+    index, chunk = (value(tmp_path / "data" / f"{name}.js") for name in ("index", "cards-0000"))
+    assert index["boxes"] is True
+    artifact = evaluation / "data" / "objects" / "made"
+    kept = {}
+    for name in ("A", "P"):
+        for row in pq.read_table(artifact / name / "00000.parquet").to_pylist():
+            found = zip(row["labels"], row["scores"], row["boxes"], strict=True)
+            kept[row["key"]] = {(label, *map(round, box)) for label, score, box in found if score >= 0.5}
+    shown = [(card["key"], card["boxes"]) for card in chunk["cards"]]
+    shown += [(key, places) for key, _, _, places in chunk["pictures"]]
+    assert len(shown) > 30
+    for key, places in shown:
+        if not kept[key]:
+            assert places is None
+            continue
+        width, height, *rest = places
+        assert (width, height) == (24, 16)
+        assert {(index["labels"][code], *place) for code, *place in rest} == kept[key]
 
 
 def test_a_limit_takes_the_top_of_every_ranking(evaluation: Path, tmp_path: Path) -> None:
@@ -89,6 +111,7 @@ def test_redacted_cards_hold_keys_and_numbers_only(evaluation: Path, tmp_path: P
         assert chunk["pictures"] == []
         for card in chunk["cards"]:
             assert set(card) == {"key", "exposure", "target", "reference"}
+            assert index["boxes"] is False
             assert set(card["target"]) == {"hits", "precision", "recall"}
     everything = "".join(path.read_text() for path in tmp_path.iterdir())
     for caption in HOSTILE:

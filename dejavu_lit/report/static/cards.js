@@ -1,7 +1,7 @@
 "use strict";
 // The cards of the most memorized pairs: sort, filter and page over the index, load only the chunks that are shown.
 
-const CHOICES = { sort: "gap", object: "", text: "", size: "10", page: "1" }; // kept in the address after #
+const CHOICES = { sort: "gap", object: "", text: "", size: "10", page: "1", boxes: "on" }; // kept in the address after #
 
 function chip(kind, label, note) {
   return make("li", { class: `chip ${kind}` }, foreign(label), make("span", { class: "hidden" }, ` (${note})`));
@@ -18,7 +18,30 @@ function kind(card, code) {
   return card.named.includes(code) ? "told" : "right";
 }
 
-function neighbor(card, [key, thumb, objects], distance, labels, root) {
+// A picture with the boxes of its objects above it; boxes are in the picture's own pixels, as the drawing's view box.
+function framed(picture, boxes, kindOf, labels) {
+  if (!boxes) return picture;
+  const [width, height, ...places] = boxes;
+  const svg = drawn("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "xMidYMid slice", "aria-hidden": "true" });
+  for (const [code, x, y, w, h] of places) {
+    const which = kindOf(code);
+    const title = drawn("title", {});
+    title.textContent = `${labels[code]} (${NOTES[which]})`;
+    const place = { x, y, width: w, height: h, "vector-effect": "non-scaling-stroke" };
+    const box = drawn("g", { class: `box ${which}` });
+    box.append(title, drawn("rect", { ...place, class: "under" }), drawn("rect", place));
+    svg.append(box);
+  }
+  return make("span", { class: "framed" }, picture, svg);
+}
+
+function drawn(name, attributes) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  return node;
+}
+
+function neighbor(card, [key, thumb, objects, boxes], distance, labels, root) {
   const right = objects?.filter((code) => card.objects.includes(code)) ?? [];
   const wrong = objects?.filter((code) => !card.objects.includes(code)) ?? [];
   const said = objects === null ? `public picture ${key}`
@@ -26,7 +49,8 @@ function neighbor(card, [key, thumb, objects], distance, labels, root) {
   const picture = thumb ? make("img", { src: `${root}thumbs/${thumb}`, alt: said, title: said, loading: "lazy", decoding: "async", width: 96, height: 96 })
     : make("span", { class: "blank", title: said }, foreign(key));
   const marks = objects === null ? null : make("span", {}, `✓${right.length} ✗${wrong.length}`);
-  return make("li", {}, picture, make("span", { class: "marks" }, make("span", {}, distance.toFixed(3)), " ", marks));
+  return make("li", {}, thumb ? framed(picture, boxes, (code) => kind(card, code), labels) : picture,
+    make("span", { class: "marks" }, make("span", {}, distance.toFixed(3)), " ", marks));
 }
 
 const TITLES = { target: "Target model (trained on this pair)", reference: "Reference model (did not see it)" };
@@ -55,7 +79,9 @@ function ownOf(card, labels, root) {
     : make("span", { class: "blank" }, "picture not at hand");
   const chips = card.objects.map((code) => (card.named.includes(code)
     ? chip("told", labels[code], "the caption names it") : make("li", { class: "chip" }, foreign(labels[code]))));
-  return make("div", { class: "own" }, picture, make("p", { class: "caption" }, foreign(card.caption)),
+  // In the training picture itself: what the target found, what the caption names anyway, and what was missed.
+  const own = (code) => (card.named.includes(code) ? "told" : card.target.predicted.includes(code) ? "right" : "missed");
+  return make("div", { class: "own" }, card.picture ? framed(picture, card.boxes, own, labels) : picture, make("p", { class: "caption" }, foreign(card.caption)),
     make("ul", { class: "chips", "aria-label": "Objects in the training picture" }, chips));
 }
 
@@ -125,6 +151,8 @@ async function startCards(box) {
     if (turn !== shown) return;
     list.replaceChildren(...part.map((row, i) =>
       cardOf(chunks[i].cards[row % index.chunk], chunks[i], (page - 1) * size + i + 1, index.labels, root)));
+    list.classList.toggle("unboxed", now.boxes === "off");
+    if (query("boxes")) query("boxes").checked = now.boxes !== "off";
     for (const name of ["sort", "object", "text", "size"]) if (query(name).value !== now[name]) query(name).value = now[name];
     query("page").value = page;
     query("page").max = pages;
@@ -144,6 +172,8 @@ async function startCards(box) {
     clearTimeout(timer);
     timer = setTimeout(() => choose({ text: query("text").value, page: 1 }), 150);
   });
+  if (!index.boxes) query("boxes")?.closest("label").remove(); // nothing to draw
+  query("boxes")?.addEventListener("change", () => choose({ boxes: query("boxes").checked ? "on" : "off" }));
   query("page").addEventListener("change", () => choose({ page: query("page").value }));
   const step = (by) => choose({ page: Number(query("page").value) + by }).then(() => box.scrollIntoView());
   query("back").addEventListener("click", () => step(-1));
