@@ -89,6 +89,48 @@ def test_plain_open_clip_loads_what_is_exported(tmp_path):
         assert torch.equal(plain.encode_text(tokens), model.encode_text(tokens))
 
 
+def test_patches_are_dropped_while_training_only_and_the_export_knows_nothing_of_it(tmp_path):
+    config = {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], "image_size": 64}}  # 16 patches
+    spec = ModelSpec("tiny", config)
+    export_config(spec, tmp_path)
+    model = build_model(spec, tmp_path)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    ClipModule(model, Recipe(epochs=1, batch=1, lr=1.0), Mitigation(patch_dropout=0.75))
+    lengths = []
+    model.visual.transformer.register_forward_hook(lambda _, given, __: lengths.append(given[0].shape[1]))
+    picture = torch.rand(2, 3, 64, 64)
+    model.train()
+    torch.manual_seed(1)
+    first = model.encode_image(picture)
+    torch.manual_seed(1)
+    assert torch.equal(model.encode_image(picture), first)  # the draw is that of the step's seed
+    assert not torch.equal(model.encode_image(picture), first)
+    full = model.eval().encode_image(picture)
+    assert lengths == [1 + 4] * 3 + [1 + 16]  # the class token stays
+    export_weights(model, tmp_path)
+    assert "patch_dropout" not in (tmp_path / "open_clip_config.json").read_text()
+    plain, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
+    assert torch.equal(plain.eval().encode_image(picture), full)
+    assert torch.equal(plain.train().encode_image(picture), full)
+    assert all(torch.equal(before[name], value) for name, value in plain.state_dict().items())
+
+
+def test_without_knobs_the_model_is_the_architectures_own(tmp_path):
+    export_config(TINY, tmp_path)
+    model = build_model(TINY, tmp_path)
+    before = [type(part) for part in model.modules()]
+    ClipModule(model, Recipe(epochs=1, batch=1, lr=1.0), Mitigation())
+    assert [type(part) for part in model.modules()] == before
+
+
+def test_a_tower_without_patches_refuses_to_drop_them(tmp_path):
+    config = {**CONFIG, "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}}
+    spec = ModelSpec("tiny", config)
+    export_config(spec, tmp_path)
+    with pytest.raises(UserError, match=r"patch_dropout=0.5 needs a ViT"):
+        ClipModule(build_model(spec, tmp_path), Recipe(epochs=1, batch=1, lr=1.0), Mitigation(patch_dropout=0.5))
+
+
 def test_fine_tuning_starts_from_the_weights_given(tmp_path):
     export_config(TINY, tmp_path / "base")
     base = build_model(TINY, tmp_path / "base")
