@@ -15,7 +15,6 @@ from dejavu_lit.report.write import write_report
 from ..report.made import FEW_FIGURES, HOSTILE, WORDS, make_evaluation
 from .conftest import Visit
 
-
 # Boxes are drawn on a picture of the same place and size.
 FIT = """() => [...document.querySelectorAll('.card .framed')].every(frame => {
     const [a, b] = [frame.querySelector('img'), frame.querySelector('svg')].map(e => e.getBoundingClientRect());
