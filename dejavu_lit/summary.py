@@ -65,19 +65,20 @@ def show_plan(plan: "Plan") -> None:
 
     console = _console()
     table = Table(title="the plan", title_justify="left")
-    for number, head in enumerate(("setting", "size", "seed", "target", "reference", "evaluation")):
-        table.add_column(head, justify="left" if number != 1 and number != 2 else "right")
-    new: set[Path] = set()
+    for head in ("setting", "size", "seed", "target and reference", "evaluation"):
+        table.add_column(head, justify="right" if head in ("size", "seed") else "left")
+    above: set[Path] = set()
     for cell in plan.cells:
-        words = []
-        for side, path in (("target", cell.target), ("reference", cell.reference)):
-            what = "reuse" if finished(path) else "as above" if path in new else "train"
-            named = path.name != f"{cell.label}-{side}" or side in cell.epochs
-            words.append(f"{what}: {Path(cell.side(side)).name}" if named else what)
-            new.add(path)
+        sides = {"target": cell.target, "reference": cell.reference}
+        words = {side: "reuse" if finished(p) else "as above" if p in above else "train" for side, p in sides.items()}
+        above |= set(sides.values())
+        name = Path(cell.side("target")).name.replace("-target", "")
+        words = {side: f"{word} {name}" if name != cell.label else word for side, word in words.items()}
+        same = words["target"] == words["reference"]
+        runs = words["target"] if same else f"{words['target']}, {words['reference']}"
         there = "there" if cell.folder is not None and plan.evaluations[cell.folder] else "to do"
         size = "all" if cell.train_size is None else str(cell.train_size)
-        table.add_row(cell.name, size, str(cell.seed), *words, there)
+        table.add_row(cell.name, size, str(cell.seed), runs, there)
     console.print(table)
     to_do = sum(not there for there in plan.evaluations.values())
     console.print(
