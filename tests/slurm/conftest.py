@@ -1,5 +1,6 @@
 """A cluster of two nodes for these tests; they are skipped without SLURM, unless DEJAVU_REQUIRE names ``slurm``."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -7,11 +8,36 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SMALL, run
 from tests.slurm.cluster import Cluster, missing
+
+STUDY = [
+    "+settings.none=['mitigation.text_mask=0']",
+    "+settings.mask=['mitigation.text_mask=0.5']",
+    *SMALL,
+    "evaluate.k=5",
+    "evaluate.ks=[1,5]",
+    "evaluate.report.write=false",
+]
+FIGURES = ("train_size", "seed", "population", "null", "swapped", "symmetric", "corrected", "utility", "exposure")
+
+
+def settings(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a study."""
+    rows: list[dict[str, Any]] = json.loads((folder / "study.json").read_text())["settings"]
+    return rows
+
+
+@pytest.fixture(scope="session")
+def here(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two settings and two sides, trained and evaluated without SLURM."""
+    out = tmp_path_factory.mktemp("here") / "study"
+    run("mitigate", *STUDY, f"data.dir={scenes}", f"out={out}")
+    return out
 
 
 @pytest.fixture(scope="session")
@@ -38,10 +64,10 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def submit(cluster: Cluster):
+def submit(cluster: Cluster) -> Any:
     """Runs one of the project's commands on the cluster's login node, as a user would."""
 
-    def run(command: str, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def call(command: str, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         environment = {**cluster.environment, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
             [sys.executable, str(ROOT / f"{command}.py"), *options],
@@ -55,4 +81,4 @@ def submit(cluster: Cluster):
             assert done.returncode == 0, done.stderr + done.stdout
         return done
 
-    return run
+    return call
