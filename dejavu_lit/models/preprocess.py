@@ -49,7 +49,9 @@ class Preprocess:
 class Augment:
     """open_clip's training augmentation: a random crop of 90 to 100 % of the picture, of a ratio between 3:4 and 4:3.
 
-    A pure function of the picture and of the text that its draws depend on, whatever process calls it.
+    A picture that no such crop fits into (more than 1.48 times as wide as high, or the reverse) gets the same crop every
+    time, the middle in the nearest of these ratios. A pure function of the picture and of the text that its draws depend
+    on, whatever process calls it.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
