@@ -2,11 +2,14 @@
 
 import json
 import os
+import random
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,19 @@ def here(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def free_ports() -> int:
+    """The first of a few hundred ports of which the daemons' are free; below those that systems hand out."""
+    for base in range(20_000 + 300 * random.randrange(20), 32_000, 300):
+        with ExitStack() as sockets:
+            try:
+                for port in range(base, base + 3):
+                    sockets.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return base
+    raise RuntimeError("no free ports")
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """The cluster, up."""
@@ -54,7 +70,7 @@ def cluster() -> Iterator[Cluster]:
         pytest.skip(reason)
     folder = Path(tempfile.mkdtemp(prefix="slurm", dir="/tmp"))  # sockets want a short path
     folder.chmod(0o755)
-    made = Cluster(folder, 20_000 + 300 * (os.getpid() % 40))
+    made = Cluster(folder, free_ports())
     try:
         made.start()
         yield made
