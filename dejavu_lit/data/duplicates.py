@@ -111,11 +111,11 @@ def near_links(
     return flatten(groups), np.concatenate(links)
 
 
-def check_distance(distance: int | None) -> None:
+def check_distance(distance: int | None, option: str = "near_duplicates") -> None:
     """Raise UserError for a distance out of range; None (exact duplicates only) is fine."""
     if distance is not None and (isinstance(distance, bool) or not 0 <= distance <= LARGEST_DISTANCE):
         raise UserError(
-            f"near_duplicates={distance} must be a number of bits from 0 to {LARGEST_DISTANCE}, or null for exact duplicates only"
+            f"{option}={distance} must be a number of bits from 0 to {LARGEST_DISTANCE}, or null for exact duplicates only"
         )
 
 

@@ -4,7 +4,7 @@ They turn the config's leaves into typed values and call the package; nothing he
 known to be right.
 """
 
-from dejavu_lit.entry import data, evaluation, objects, planning, study, training
+from dejavu_lit.entry import data, duplicates, evaluation, objects, planning, study, training
 from dejavu_lit.entry.frame import command
 
 train = command("train", training.train)
@@ -13,3 +13,4 @@ mitigate = command("mitigate", study.mitigate)
 prepare = command("prepare", data.prepare)
 plan = command("plan", planning.plan)
 annotate = command("annotate", objects.annotate)
+dedup = command("dedup", duplicates.dedup)
