@@ -98,3 +98,11 @@ def submit(cluster: Cluster) -> Any:
         return done
 
     return call
+
+
+def sbatch(cluster: Cluster, folder: Path, script: str) -> str:
+    """Submit a shell script for two tasks on one node; the number of the job, whose words go to FOLDER/NUMBER.log."""
+    file = folder / "job.sh"
+    file.write_text(f"#!/bin/bash\ncd {ROOT}\n{script}\n")
+    options = ["--parsable", "--nodes=1", "--ntasks-per-node=2", "--open-mode=append", f"--output={folder}/%j.log"]
+    return cluster("sbatch", *options, str(file)).strip()

@@ -1,4 +1,4 @@
-"""Multiruns of train.py as jobs of a real SLURM: a sweep, several tasks a job, a failing job, a preempted one."""
+"""train.py as jobs of a real SLURM: a sweep, several tasks a job, a failing job, preempted ones, plain sbatch and srun."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT, SMALL, run
-from tests.slurm.conftest import FIGURES, settings
+from tests.slurm.conftest import FIGURES, sbatch, settings
 
 SWEEP = ["side=target,reference", "mitigation.text_mask=0,0.5"]
 # Two ranks and 240 steps, which is seconds; saved only at the ends of epochs and when told to go.
@@ -117,3 +117,17 @@ def test_a_preempted_job_is_requeued_once_and_ends_with_the_same_weights(cluster
     close(weights(tmp_path / "0"), weights(undisturbed))
     found, whole = record(tmp_path / "0"), record(undisturbed)
     assert (found["steps"], found["exposure"]) == (whole["steps"], whole["exposure"])
+
+
+def test_under_plain_sbatch_a_warned_run_requeues_itself(cluster, undisturbed, scenes, tmp_path):
+    options = " ".join(f"'{option}'" for option in [*TWO, f"data.dir={scenes}", f"out={tmp_path / 'run'}"])
+    job = sbatch(cluster, tmp_path, f"srun {sys.executable} {ROOT / 'train.py'} {options}")
+    wait_for((tmp_path / "run" / "metrics.csv").exists)
+    cluster("scancel", "--signal=USR1", job)
+    assert cluster.wait(job) == "COMPLETED", (tmp_path / f"{job}.log").read_text()
+    said = (tmp_path / f"{job}.log").read_text()
+    assert "SIGUSR1: saved" in said
+    assert "resuming" in said
+    assert "Restarts=1 " in cluster("scontrol", "show", "job", job)
+    close(weights(tmp_path / "run"), weights(undisturbed))
+    assert record(tmp_path / "run")["plan"] == record(undisturbed)["plan"]
