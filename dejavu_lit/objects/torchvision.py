@@ -4,7 +4,7 @@ https://pytorch.org/vision/stable/models.html#object-detection
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -37,7 +37,7 @@ class TorchvisionDetector(Detector):
     """A file (.pt, .pth, .safetensors) or one of torchvision's own, e.g. COCO_V1 (taken from torch's cache, or downloaded)."""
     classes: str | None = None
     """A file of class names, one a line in the order of their numbers; null: those in the file of weights, or torchvision's."""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] | None = None
     """Further arguments of the model, e.g. {min_size: 800}."""
 
     @property
@@ -172,8 +172,8 @@ class TorchvisionDetector(Detector):
             )
         try:
             if module:
-                return getattr(import_module(module), function)(num_classes=how["num_classes"], **self.options)
-            return get_model(self.model, **how, **self.options)
+                return getattr(import_module(module), function)(num_classes=how["num_classes"], **(self.options or {}))
+            return get_model(self.model, **how, **(self.options or {}))
         except (ImportError, AttributeError) as error:
             raise UserError(f"annotator.model={self.model} cannot be imported ({error}); check the name") from None
         except TypeError as error:

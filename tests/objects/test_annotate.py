@@ -1,0 +1,290 @@
+"""The run: parts, resuming, sharing, failures; with the real annotators on real shards."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from dejavu_lit.annotate import Share, annotate
+from dejavu_lit.data.shards import Pair, ShardSet, write_shards
+from dejavu_lit.errors import UserError
+from dejavu_lit.files import write_json
+from dejavu_lit.objects.artifact import Annotation, read_objects, write_objects
+from dejavu_lit.objects.classes import ClassLabels
+from dejavu_lit.objects.torchvision import TorchvisionDetector
+from tests.conftest import ROOT, call, run
+from tests.data.pictures import contents, encoded, picture
+from tests.objects.tiny import detector
+
+MODEL = "tests.objects.tiny.detector"
+
+
+def pairs(name: str, count: int) -> list[Pair]:
+    """Pairs with a label each; every fifth has none."""
+    return [
+        Pair(f"{name}{n:03d}", encoded(picture(n)), "png", "a caption", {"label": f"thing {n % 3}"} if n % 5 else {})
+        for n in range(count)
+    ]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two sets, of four and two shards."""
+    for name, count in (("A", 40), ("P", 15)):
+        write_shards(tmp_path / "data" / name, pairs(name, count), 10)
+    write_json(tmp_path / "data" / "manifest.json", {})
+    return tmp_path / "data"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """A random detector of five classes that finds something anywhere."""
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("weights") / "random.pt"
+    torch.save({"model": detector(6, 8, 16).state_dict(), "classes": list("abcde")}, path)
+    return path
+
+
+def sets(data: Path) -> dict[str, ShardSet]:
+    return {name: ShardSet.open(data / name) for name in "AP"}
+
+
+def test_one_row_a_picture_and_failures_apart_from_empty_rows(data: Path) -> None:
+    done = annotate(ClassLabels(), sets(data), data / "objects/c")
+    assert (done["pictures"], done["failed"], done["parts"], done["of"]) == (55, 11, 6, 6)
+    table = pq.read_table(data / "objects/c/A/00001.parquet").to_pylist()
+    assert [row["key"] for row in table] == [f"A{n:03d}" for n in range(10, 20)]
+    assert table[0]["labels"] is None
+    assert table[1]["labels"] == ["thing 2"]
+    rows = list(csv.DictReader((data / "objects/c/failed.csv").open()))
+    assert rows[2] == {"set": "A", "key": "A010", "reason": "its JSON has no 'label'"}
+    (objects,), annotator = read_objects([data / "objects/c/A"], 0.5)
+    assert annotator == ClassLabels().annotator
+    assert objects.names(objects.rows["A010"]) == []
+    assert objects.names(objects.rows["A011"]) == ["thing 2"]
+
+
+def test_whole_parts_are_kept_and_damaged_ones_made_again(data: Path) -> None:
+    annotate(ClassLabels(), sets(data), data / "objects/c")
+    before, times = contents(data / "objects/c"), {p: p.stat().st_mtime_ns for p in data.glob("objects/c/*/*.parquet")}
+    assert annotate(ClassLabels(), sets(data), data / "objects/c")["pictures"] == 0
+    for path, damage in (("A/00000", 300), ("A/00002", 0), ("P/00001", -1)):
+        file = data / f"objects/c/{path}.parquet"
+        file.write_bytes(file.read_bytes()[:damage])
+    assert annotate(ClassLabels(), sets(data), data / "objects/c")["pictures"] == 25
+    assert contents(data / "objects/c") == before
+    kept = {p for p, t in times.items() if p.stat().st_mtime_ns == t}
+    assert {str(p.relative_to(data / "objects/c")) for p in kept} == {
+        "A/00001.parquet",
+        "A/00003.parquet",
+        "P/00000.parquet",
+    }
+
+
+def test_a_part_of_other_pictures_is_made_again(data: Path) -> None:
+    annotate(ClassLabels(), sets(data), data / "objects/c")
+    (data / "objects/c/A/00000.parquet").write_bytes((data / "objects/c/A/00001.parquet").read_bytes())
+    assert annotate(ClassLabels(), sets(data), data / "objects/c")["pictures"] == 10
+    assert pq.read_table(data / "objects/c/A/00000.parquet")["key"][0].as_py() == "A000"
+
+
+def test_objects_of_two_annotators_are_never_mixed(data: Path) -> None:
+    annotate(ClassLabels(), {"A": sets(data)["A"]}, data / "objects/c")
+    other = ClassLabels(field="other")
+    with pytest.raises(UserError, match=r"objects/c was made by another annotator \(config: .*label.*other.*name="):
+        annotate(other, sets(data), data / "objects/c")
+    (data / "objects/c/annotator.json").unlink()  # as prepare leaves it
+    with pytest.raises(UserError, match=r"00000.parquet was made by another annotator"):
+        annotate(other, sets(data), data / "objects/c")
+    write_objects(
+        data / "objects/c/P/00000.parquet", [Annotation("P000", ["x"], [1.0], [[0, 0, 1, 1]])], other.annotator
+    )
+    with pytest.raises(UserError, match="use one annotator for all sets"):
+        read_objects([data / "objects/c/A", data / "objects/c/P"], 0.5)
+
+
+def test_too_many_failures_end_the_run_before_the_part_is_written(tmp_path: Path) -> None:
+    good, bad = encoded(picture(1)), b"\x89PNG\r\n\x1a\nno picture"
+    rows = [Pair(f"k{n:03d}", bad if n % 4 == 0 else good, "png", "text", {"label": "x"}) for n in range(100)]
+    shards = {"A": write_shards(tmp_path / "A", rows, 100)}
+    finder = Finder()
+    with pytest.raises(UserError, match=r"25 of 100 pictures .* the first is k000 \(the picture does not decode\)"):
+        annotate(finder, shards, tmp_path / "o", max_failed=0.2)
+    assert not list(tmp_path.glob("o/*/*.parquet"))
+    assert annotate(finder, shards, tmp_path / "o", max_failed=0.25)["failed"] == 25
+    nothing = {"B": write_shards(tmp_path / "B", [Pair("k", bad, "png", "text", {})], 10)}
+    with pytest.raises(UserError, match="1 of 1 pictures"):
+        annotate(finder, nothing, tmp_path / "o")
+
+
+class Finder(TorchvisionDetector):
+    """The batch logic of every detector, with a detector that chokes on dark pictures."""
+
+    def __init__(self, batch: int = 8) -> None:
+        super().__init__(model="finder", weights="none", batch=batch)
+
+    @property
+    def annotator(self):
+        return ClassLabels().annotator
+
+    labels = ("bright",)
+
+    def detect(self, pictures):
+        from dejavu_lit.objects.source import Detections
+
+        assert len(pictures) <= self.batch
+        if any(max(picture.getextrema()[0]) == 0 for picture in pictures):
+            raise RuntimeError("too dark\nfor me")
+        return [
+            Detections(["bright"], [picture.width / 100], [[0, 0, picture.width, picture.height]])
+            for picture in pictures
+        ]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_one_bad_picture_does_not_spoil_its_batch(tmp_path: Path, batch: int) -> None:
+    from PIL import Image
+
+    rows = [Pair(f"k{n}", encoded(picture(n, 20 + n, 30)), "png", "text", {}) for n in range(10)]
+    rows[4] = Pair("k4", encoded(Image.new("RGB", (8, 8))), "png", "text", {})
+    done = annotate(Finder(batch), {"A": write_shards(tmp_path / "A", rows, 7)}, tmp_path / "o")
+    assert done["failed"] == 1
+    found = [row for part in sorted(tmp_path.glob("o/A/*.parquet")) for row in pq.read_table(part).to_pylist()]
+    assert [row["key"] for row in found] == [f"k{n}" for n in range(10)]
+    assert [row["scores"] and round(row["scores"][0], 2) for row in found] == [
+        None if n == 4 else round((20 + n) / 100, 2) for n in range(10)
+    ]
+    assert "too dark for me" in (tmp_path / "o/failed.csv").read_text()
+
+
+@pytest.mark.parametrize("of", [1, 2, 4, 7])
+def test_any_number_of_processes_share_the_shards(data: Path, of: int) -> None:
+    annotate(ClassLabels(), sets(data), data / "objects/alone")
+    pictures = [
+        annotate(ClassLabels(), sets(data), data / "objects/shared", Share(n, of))["pictures"] for n in range(of)
+    ]
+    assert sum(pictures) == 55
+    assert contents(data / "objects/shared") == contents(data / "objects/alone")
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "share"),
+    [
+        (None, {}, (0, 1)),
+        ("3/10", {"RANK": "1", "WORLD_SIZE": "2"}, (3, 10)),
+        (None, {"RANK": "1", "WORLD_SIZE": "4"}, (1, 4)),
+        (None, {"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, (0, 1)),  # a batch script is no step: nobody else runs
+        (None, {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8"}, (5, 8)),
+        (None, {f"SLURM_ARRAY_TASK_{n}": v for n, v in zip(("ID", "COUNT", "MIN", "MAX"), "7415", strict=True)}, None),
+        (None, {f"SLURM_ARRAY_TASK_{n}": v for n, v in zip(("ID", "COUNT", "MIN", "MAX"), "3525", strict=True)}, None),
+        (
+            None,
+            {f"SLURM_ARRAY_TASK_{n}": v for n, v in zip(("ID", "COUNT", "MIN", "MAX"), "3425", strict=True)},
+            (1, 4),
+        ),
+        (
+            None,
+            {f"SLURM_ARRAY_TASK_{n}": v for n, v in zip(("ID", "COUNT", "MIN", "MAX", "STEP"), "42062", strict=True)}
+            | {"SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "0", "RANK": "1", "WORLD_SIZE": "3"},
+            (7, 12),
+        ),
+    ],
+)
+def test_the_share_is_read_from_arrays_and_ranks(text, environment, share) -> None:
+    if share is None:
+        with pytest.raises(UserError, match="has gaps"):
+            Share.parse(text, environment)
+    else:
+        assert Share.parse(text, environment) == Share(*share)
+
+
+@pytest.mark.parametrize("text", ["x", "3", "4/4", "-1/2", "1/0"])
+def test_a_wrong_share_ends_in_a_sentence(text: str) -> None:
+    with pytest.raises(UserError, match="part="):
+        Share.parse(text, {})
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(data: Path, weights: Path) -> None:
+    options = [
+        "annotator=torchvision", f"annotator.model={MODEL}", f"annotator.weights={weights}", f"data.dir={data}",
+        "annotator.options={width: 8, hidden: 16}", "annotator.batch=2",
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "dejavu_lit.annotate", *options, "name=killed"]
+    for kill_at in (1, 3):
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        while len(list(data.glob("objects/killed/*/*.parquet"))) < kill_at and process.poll() is None:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    there = {p: p.stat().st_mtime_ns for p in data.glob("objects/killed/*/*.parquet")}
+    assert 3 <= len(there) <= 6
+    assert not (data / "objects/killed/failed.csv").exists(), "it was killed too late to show anything"
+    done = run("dejavu_lit.annotate", *options, "name=killed")
+    assert f"6 of 6 parts are whole; annotated {55 - sum(map(pictures_of, there))} pictures" in done.stdout
+    assert "pictures/s" in done.stdout or sum(map(pictures_of, there)) == 55
+    assert {p: p.stat().st_mtime_ns for p in there} == there
+    run("dejavu_lit.annotate", *options, "name=alone")
+    whole = {path: data for path, data in contents(data / "objects/killed").items() if not path.endswith(".part")}
+    assert whole == contents(data / "objects/alone")
+    assert sum(len(row) for p in there for row in pq.read_table(p)["labels"].to_pylist()) > 0
+
+
+def pictures_of(part: Path) -> int:
+    return pq.read_metadata(part).num_rows
+
+
+def test_files_that_a_killed_process_left_are_removed(data: Path) -> None:
+    old, new = (data / f"objects/c/A/.00000.parquet.{n}.part" for n in (1, 2))
+    old.parent.mkdir(parents=True)
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 3600,) * 2)
+    annotate(ClassLabels(), sets(data), data / "objects/c")
+    assert not old.exists()
+    assert new.exists()  # perhaps another process's, at work
+
+
+def test_the_command_chooses_sets_and_names(data: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    write_shards(elsewhere, pairs("E", 5), 10)
+    options = ("annotator=classes", f"data.dir={data}")
+    done = call("annotate", *options, f"sets=[P,{elsewhere}]", "name=mine")
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in (data / "objects/mine").iterdir()) == [
+        "P",
+        "annotator.json",
+        "elsewhere",
+        "failed.csv",
+    ]
+    assert call("annotate", *options).returncode == 0
+    assert {p.name for p in (data / "objects/classes").iterdir() if p.is_dir()} == {"A", "P"}
+    for wrong, words in [
+        (["sets=[Q]"], "sets names Q; "),
+        (["part=9"], "part=9 must be NUMBER/OF"),
+        (["show=classes"], "give one of annotator=NAME, compare=[NAME,NAME] and show=NAME"),
+        (["max_failed=2"], "max_failed=2 must lie between 0 and 1"),
+    ]:
+        failed = call("annotate", *options, *wrong)
+        assert failed.returncode == 1
+        assert words in failed.stderr
+        assert len(failed.stderr.strip().splitlines()) == 1
+
+
+def test_help_and_wrong_options_load_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv[1:] = ['annotator=torchvision', 'data.dir=/nowhere', 'annotator.weights=x']\n"
+        "from dejavu_lit import entry\n"
+        "try: entry.annotate()\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'torchvision', 'transformers'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "data.dir=/nowhere holds no manifest.json" in done.stderr
