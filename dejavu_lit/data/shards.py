@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from dejavu_lit.data.remote import STATE as REMOTE
+from dejavu_lit.data.remote import fetch_shard
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import atomic, read_json, write_json
 from dejavu_lit.progress import progress
@@ -66,7 +68,7 @@ class ShardIndex:
         if extension is None:
             raise BadPair(f"{key} in {self.path.name} has no picture ({'/'.join(IMAGE_EXTENSIONS)})")
         try:
-            with open(self.path, "rb") as file:
+            with _open(self.path) as file:
                 content: dict[str, bytes] = {
                     e: _read(file.fileno(), self.path, *members[e]) for e in ("txt", "json", "cls") if e in members
                 }
@@ -81,6 +83,16 @@ class ShardIndex:
         except ValueError as error:
             raise BadPair(f"{key} in {self.path.name} has unreadable text or JSON ({error})") from None
         return Pair(key, content["image"], extension, caption.strip(), meta if isinstance(meta, dict) else {})
+
+
+def _open(path: Path) -> BinaryIO:
+    """The file of a shard, copied again where it made room in a mirror."""
+    try:
+        return open(path, "rb")
+    except FileNotFoundError:
+        if not fetch_shard(path):
+            raise
+        return open(path, "rb")
 
 
 def _read(descriptor: int, path: Path, offset: int, size: int) -> bytes:
@@ -102,7 +114,7 @@ def index_shard(path: Path) -> ShardIndex:
     """
     groups: dict[str, dict[str, tuple[int, int]]] = {}
     try:
-        with tarfile.open(path, "r:") as tar:
+        with _open(path) as whole, tarfile.open(fileobj=whole, mode="r:") as tar:
             end = 0  # where the last member's data ends, in tar's blocks of 512 bytes
             for member in tar:
                 end = member.offset_data + -(-member.size // 512) * 512
@@ -117,8 +129,7 @@ def index_shard(path: Path) -> ShardIndex:
                 if extension.lower() in group:
                     raise UserError(f"{path} holds two members {member.name!r}; keys must be unique within a shard")
                 group[extension.lower()] = (member.offset_data, member.size)
-        with open(path, "rb") as file:
-            if os.pread(file.fileno(), 512, end) != bytes(512):
+            if os.pread(whole.fileno(), 512, end) != bytes(512):
                 raise UserError(f"{path} is cut short (it has no end mark); make it again or remove it")
     except FileNotFoundError:
         raise UserError(f"the shard {path} does not exist") from None
@@ -145,10 +156,14 @@ class ShardSet:
         """
         folder = Path(folder)
         names = tuple(sorted(p.name for p in folder.glob("*.tar"))) if folder.is_dir() else ()
+        if (folder.parent / REMOTE).is_file() and (folder / SIZES).is_file():
+            names = tuple(sorted(read_json(folder / SIZES)))  # some may not be on this node yet
         if not names:
             raise UserError(f"{folder} holds no shards (*.tar); check data.dir or run python -m dejavu_lit.prepare")
         known: dict[str, int] = read_json(folder / SIZES) if (folder / SIZES).exists() else {}
-        if not isinstance(known, dict) or not all(type(size) is int and size >= 0 for size in known.values()):
+        if not isinstance(known, dict) or not all(
+            type(size) is int and size >= 0 and "/" not in name for name, size in known.items()
+        ):
             raise UserError(
                 f"{folder / SIZES} is not {{shard: number of pairs}}; remove it, and the pairs are counted again"
             )
@@ -196,7 +211,7 @@ class ShardSet:
 
     def _digest(self, shard: int) -> str:
         index, digest = self.index(shard), hashlib.sha256()
-        with open(index.path, "rb") as file:
+        with _open(index.path) as file:
             for key, members in zip(index.keys, index.members, strict=True):
                 digest.update(repr((key, sorted((name, size) for name, (_, size) in members.items()))).encode())
                 if "txt" in members:

@@ -7,6 +7,7 @@ from typing import Any
 
 from dejavu_lit.data.epoch import Repeat
 from dejavu_lit.data.left_out import keys_fingerprint, read_keys
+from dejavu_lit.data.remote import fetch_objects, is_remote, mirror
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.errors import UserError, suggest
 from dejavu_lit.files import fingerprint
@@ -40,7 +41,9 @@ class DataSpec:
 
     @property
     def folder(self) -> Path:
-        """The data folder; one below outputs/data, named after what determines the data, where ``data.dir`` is null."""
+        """The data folder: the mirror of one that lies elsewhere, or one below outputs/data where ``data.dir`` is null."""
+        if self.dir is not None and is_remote(self.dir):
+            return mirror(self.dir)
         if self.dir is not None:
             return Path(self.dir)
         identity = [self.name, self.reader, self.extra, self.sizes, self.seed, self.near_duplicates]
@@ -89,6 +92,7 @@ class DataSpec:
             raise UserError(
                 "this data brings no objects; give objects=NAME or objects=FOLDER (dejavu_lit.objects.artifact writes them)"
             )
+        fetch_objects(self.folder, name)
         for folder in (self.folder / "objects" / name, Path(name)):
             if folder.is_dir():
                 return folder

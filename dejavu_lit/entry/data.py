@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from dejavu_lit.data.epoch import Repeat
+from dejavu_lit.data.remote import is_remote
 from dejavu_lit.entry.frame import plain
 from dejavu_lit.errors import UserError
 from dejavu_lit.typed import build, check_fields
@@ -38,6 +39,8 @@ def prepare_data(spec: "DataSpec", **how: Any) -> None:
 
     if spec.reader is None:
         raise UserError(f"data={spec.name} has no reader; choose data=coco, folder, table or shards to prepare from")
+    if spec.dir is not None and is_remote(spec.dir):
+        raise UserError(f"data.dir={spec.dir} is elsewhere; prepare into a local folder and copy it there")
     spec.folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(spec.folder.parent / f".{spec.folder.name}.lock"):  # ranks and jobs that start together: one prepares
         run(

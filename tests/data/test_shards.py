@@ -66,7 +66,7 @@ def test_sizes_are_counted_once_and_must_agree(tmp_path):
     (tmp_path / "sizes.json").unlink()
     assert ShardSet.open(tmp_path).sizes == (2, 2, 1)
     assert json.loads((tmp_path / "sizes.json").read_text()) == {"00000.tar": 2, "00001.tar": 2, "00002.tar": 1}
-    for wrong in ("[]", '{"00000.tar": "2"}', '{"00000.tar": -1}', "3", "{"):
+    for wrong in ("[]", '{"00000.tar": "2"}', '{"00000.tar": -1}', '{"../0.tar": 1}', "3", "{"):
         (tmp_path / "sizes.json").write_text(wrong)
         with pytest.raises(UserError, match=r"sizes.json .*remove it"):
             ShardSet.open(tmp_path)
