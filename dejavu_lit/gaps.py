@@ -6,7 +6,7 @@ from pathlib import Path
 from dejavu_lit.data.spec import MANIFEST, SETS, DataSpec
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import file_sha256
-from dejavu_lit.launch import rank
+from dejavu_lit.launch import PARTNER, rank
 from dejavu_lit.measure.callback import GapCallback
 from dejavu_lit.measure.gauge import GapSettings
 from dejavu_lit.sides import Side
@@ -35,6 +35,8 @@ def gap_callback(
         if budget is not None:
             log.info("mitigation.gap_budget=%g stops the target; this reference trains to its end", budget)
         return None
+    if settings.reference == PARTNER:
+        raise UserError("gaps.reference=partner is for mitigate.py, which knows the partner; give a finished run")
     if settings.every > epochs:
         raise UserError(f"gaps.every={settings.every} is more than the {epochs} epochs that are trained; lower it")
     reference = Side(settings.reference, out / "embeddings")

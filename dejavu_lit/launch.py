@@ -23,6 +23,7 @@ from dejavu_lit.files import fingerprint, locked, write_text
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "open_clip_torch", "faiss-cpu", "faiss-gpu-cu12", "numpy")
 # What may differ between the first and a later call in the same directory: it changes where and how, not what.
 HOW = ("out", "trainer", "logger", "gaps")
+PARTNER = "partner"  # as gaps.reference of a study: the reference run of the same setting
 
 
 def provenance() -> dict[str, Any]:
@@ -105,9 +106,12 @@ def identity(config: Mapping[str, Any]) -> str:
 def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that decide what a run computes; where gaps may end it, how they are measured is among them."""
     kept = {key: value for key, value in config.items() if key not in HOW}
-    if (config.get("mitigation") or {}).get("gap_budget") is not None:
-        kept["gaps"] = {key: value for key, value in config.get("gaps", {}).items() if key != "reference"}
-    return kept
+    mitigation, gaps = config.get("mitigation") or {}, config.get("gaps") or {}
+    if mitigation.get("gap_budget") is None:
+        return kept
+    if config.get("side") == "reference" and gaps.get("reference") is None:  # it is not measured, so nothing ends it
+        return kept | {"mitigation": {**mitigation, "gap_budget": None}}
+    return kept | {"gaps": {key: value for key, value in gaps.items() if key != "reference"}}
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,18 @@ def label(name: str, train_size: int | None, seed: int) -> str:
     return f"{re.sub(r'[^A-Za-z0-9_.=-]+', '-', name).strip('.-') or 'setting'}{size}-s{seed}"
 
 
+def at_stop(cell: Cell) -> Cell:
+    """The cell with its reference as it was when a gap budget ended its target: models of different age differ in quality."""
+    stopped = read_json(cell.target / FINISHED).get("stopped") or {}
+    if stopped.get("by") != "gap_budget" or cell.epochs:
+        return cell
+    epoch = int(stopped["epoch"])
+    if not (cell.reference / "checkpoints" / f"epoch={epoch:04d}.ckpt").is_file():
+        log.warning("%s was stopped after epoch %d, of which %s kept nothing", cell.target, epoch, cell.reference)
+        return cell
+    return replace(cell, epochs={"reference": epoch})
+
+
 def row(out: Path, cell: Cell, metrics: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """One row of study.json from one metrics.json; ``seconds`` is what training both sides took, up to the stop epoch."""
     return {
@@ -112,6 +124,7 @@ def evaluate_cells(
         folder = cell.folder or out / "evaluations" / cell.label
         log.info("evaluating %d of %d: %s", number + 1, len(cells), cell.label)
         try:
+            cell = at_stop(cell)
             rows.append(row(out, cell, evaluate(cell, folder), folder))
         except UserError as error:
             lost[cell.label] = str(error)

@@ -12,7 +12,7 @@ from typing import Any
 
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import fingerprint
-from dejavu_lit.launch import difference, identity, read_config
+from dejavu_lit.launch import PARTNER, difference, identity, read_config
 from dejavu_lit.runs import epochs, finished
 from dejavu_lit.study import SIDES, Cell, label
 
@@ -40,6 +40,13 @@ class Plan:
 
     cells: tuple[Cell, ...]
     runs: Mapping[Path, Mapping[str, Any]]
+
+    @property
+    def stages(self) -> list[dict[Path, Mapping[str, Any]]]:
+        """The runs in the order of training: before the targets whose gaps are watched, what they are measured against."""
+        watched = {path for path, config in self.runs.items() if (config.get("gaps") or {}).get("reference")}
+        parts = ({p: c for p, c in self.runs.items() if (p in watched) is later} for later in (False, True))
+        return [part for part in parts if part]
 
     @property
     def to_train(self) -> list[Path]:
@@ -84,7 +91,22 @@ def make_plan(out: Path, wanted: Sequence[Wanted]) -> Plan:
                 one.evaluation,
             )
         )
+    for cell in cells:
+        _link(cell, runs.needed)
     return Plan(tuple(cells), runs.needed)
+
+
+def _link(cell: Cell, runs: Mapping[Path, dict[str, Any]]) -> None:
+    """Give a target whose gaps are watched its reference, and have that keep a checkpoint of every epoch measured."""
+    target, reference = runs[cell.target], runs[cell.reference]
+    gaps = target.get("gaps") or {}
+    if gaps.get("reference") != PARTNER:
+        return
+    due = set(range(gaps["every"], epochs(target) + 1, gaps["every"]))
+    if not due:
+        raise UserError(f"gaps.every={gaps['every']} is more than the {epochs(target)} epochs of {cell.name}; lower it")
+    target["gaps"] = {**gaps, "reference": str(cell.reference)}
+    reference["trainer"]["checkpoint_at"] = sorted(due.union(reference["trainer"].get("checkpoint_at", [])))
 
 
 class _Runs:

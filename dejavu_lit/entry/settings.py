@@ -15,13 +15,14 @@ from dejavu_lit.entry.data import data_spec, pinned
 from dejavu_lit.entry.evaluation import AFTER, check_evaluation
 from dejavu_lit.entry.frame import explain, plain
 from dejavu_lit.errors import UserError
+from dejavu_lit.launch import PARTNER
 from dejavu_lit.typed import build
 
 if TYPE_CHECKING:
     from dejavu_lit.study_plan import Wanted
 
 EXAMPLE = "+settings.mask=['mitigation.text_mask=0.5']"
-PARTS = ("mitigation", "model", "recipe", "trainer", "logger")
+PARTS = ("mitigation", "model", "recipe", "trainer", "logger", "gaps")
 STUDY = (
     "settings", "series", "sizes", "seeds", "launcher", "slurm", "utility_loss", "plan_only", "out", "experiment", "hydra"
 )  # fmt: skip
@@ -102,6 +103,7 @@ def wanted(config: Mapping[str, Any]) -> list["Wanted"]:
         if size is not None and any(one.lstrip("+~").startswith("data.train_size=") for one in overrides):
             raise UserError(f"{where} sets data.train_size beside sizes={config['sizes']}; give it in one place")
         runs = {side: _run(whole, overrides, size) | {"side": side} for side in SIDES}
+        runs["target"]["gaps"], runs["reference"]["gaps"] = _watched(whole)
         evaluation = {key: value for key, value in whole["evaluate"].items() if key not in AFTER}
         with _named(where):
             _check(runs, whole["evaluate"], checked)
@@ -146,6 +148,15 @@ def _run(whole: Mapping[str, Any], overrides: Sequence[str], size: int | None) -
     own["data"] = {**pinned(own["data"]), "train_size": size if size is not None else own["data"]["train_size"]}
     own["logger"] = tagged(own["logger"], overrides)
     return own
+
+
+def _watched(whole: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``gaps`` of a target and of its reference, which is not watched; a budget asks for the partner by itself."""
+    target, reference = ({**whole["gaps"]} for _ in range(2))
+    if whole["mitigation"].get("gap_budget") is not None and target["reference"] is None:
+        target["reference"] = PARTNER
+    reference["reference"] = None
+    return target, reference
 
 
 @contextmanager

@@ -38,7 +38,9 @@ def mitigate(cfg: DictConfig, out: Path) -> None:
         return
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / ".lock", wait=False):
-        failed = train_missing(plan.runs, launcher)
+        failed: dict[Path, str] = {}
+        for runs in plan.stages:
+            failed |= train_missing(runs, launcher)
         evaluate_study(out, config, plan.cells, failed)
 
 
