@@ -32,6 +32,7 @@ from dejavu_lit.measure.gauge import GapSettings
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.clip import ClipModule, ModelSpec, Recipe, build_model, export_config, export_weights
 from dejavu_lit.models.ema import Averaging, averaged
+from dejavu_lit.models.features import Compute
 from dejavu_lit.models.preprocess import Augment, Preprocess
 from dejavu_lit.preemption import Preemption, between_steps, environment
 from dejavu_lit.stopping import EarlyStop, why_stopped
@@ -43,6 +44,7 @@ warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # a deprecation betwe
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # on purpose where pictures are cached
 warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # ours is, by the epoch plan
 warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a resumed run's checkpoints
+warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer`.*")  # on purpose, in ClipModule
 warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # one process on a node of a cluster
 
 FINISHED = "run.json"
@@ -61,6 +63,9 @@ class TrainerSettings:
     checkpoint_at: tuple[int, ...] = ()  # epochs that are kept beside those
     checkpoint_steps: int = 1000
     timeout_min: float = 30  # a rank that waits this long for another one gives up
+    trim: bool = True  # compute only the tokens that the features depend on, where that changes rounding alone
+    checkpointing: bool = False  # compute activations again in the backward pass: less memory, a third more time
+    compile: bool = False  # torch.compile
     loader: LoaderSettings = field(default_factory=LoaderSettings)
 
     def __post_init__(self) -> None:
@@ -160,7 +165,8 @@ def train(
     import open_clip
 
     picture = cast(Any, network.visual).preprocess_cfg
-    module = ClipModule(network, recipe, mitigation, seed)
+    compute = Compute(trainer.trim, trainer.checkpointing, trainer.compile)
+    module = ClipModule(network, recipe, mitigation, seed, compute)
     pairs = PairDataModule(
         folder=data.folder,
         side=side,
@@ -221,7 +227,6 @@ def _trainer(
         max_epochs=epochs,
         log_every_n_steps=settings.log_every,
         gradient_clip_val=recipe.gradient_clip,
-        accumulate_grad_batches=recipe.accumulate,
         logger=loggers,
         callbacks=[
             *acting,  # before what saves

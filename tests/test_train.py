@@ -134,7 +134,7 @@ def test_clipping_accumulation_and_bf16_go_together(scenes, tmp_path):
     done = call("train", "side=target", f"data.dir={scenes}", f"out={tmp_path / 'run'}", *SMALL, *options)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert (record["batches"], record["steps"]) == (12, 6)
+    assert (record["batches"], record["steps"]) == (12, 12)
 
 
 def test_a_picture_that_does_not_decode_is_replaced_and_counted(scenes, tmp_path):

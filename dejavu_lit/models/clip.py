@@ -7,7 +7,7 @@ gather-with-grad), or SigLIP's where the model has a bias. Source: Radford et al
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from dejavu_lit.data.stream import Batch
 from dejavu_lit.errors import UserError, suggest
 from dejavu_lit.files import atomic, write_json
 from dejavu_lit.mitigation import Mitigation
+from dejavu_lit.models.features import Compute, Features
 from dejavu_lit.models.loss import contrastive_loss
 from dejavu_lit.models.noise import add_gradient_noise
 
@@ -56,7 +57,7 @@ class Recipe:
     weight_decay: float = 0.2
     logit_scale_max: float = 100.0  # the learned multiplier is clamped to this after every step
     gradient_clip: float | None = None  # largest norm of all gradients together
-    accumulate: int = 1  # steps whose gradients are added up before the weights change
+    accumulate: int = 1  # parts a rank's batch is computed in, for memory; the loss is the whole batch's all the same
 
     def __post_init__(self) -> None:
         if min(self.epochs, self.batch, self.accumulate) < 1 or not 0 < self.lr < math.inf or self.warmup_steps < 0:
@@ -172,7 +173,17 @@ def learning_rate(step: int, recipe: Recipe, horizon: int) -> float:
 class ClipModule(pl.LightningModule):
     """Trains one CLIP model. ``seed`` feeds the random draws of each step, so that a resumed run repeats them."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, mitigation: Mitigation, seed: int = 0) -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        mitigation: Mitigation,
+        seed: int = 0,
+        compute: Compute = Compute(),  # noqa: B008 it is immutable
+    ) -> None:
         super().__init__()
         self.model, self.recipe, self.mitigation, self.seed = model, recipe, mitigation, seed
         self.siglip = getattr(model, "logit_bias", None) is not None
@@ -189,6 +200,8 @@ class ClipModule(pl.LightningModule):
         self.register_buffer("mean", torch.tensor(visual.image_mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(visual.image_std).view(1, 3, 1, 1) * 255, persistent=False)
         self._loss: nn.Module | None = None
+        self._features = Features(model, replace(compute, parts=recipe.accumulate), self._pixels)
+        self._replaced = 0  # pairs of this rank and epoch, counted on the host: logging them would wait for the device
         self._clock = time.perf_counter()
 
     @property
@@ -208,36 +221,28 @@ class ClipModule(pl.LightningModule):
         trainer.log_every_n_steps = min(trainer.log_every_n_steps, self.pairs.plan(0, world).steps)
         self._loss = contrastive_loss(self.siglip, self.mitigation.label_smoothing, rank, world)
 
-    def _features(self, batch: Batch) -> dict[str, Tensor]:
-        images = (batch["images"].to(self.mean.dtype) - self.mean) / self.std
-        features = self.model(images, batch["tokens"])
-        if isinstance(features, dict):
-            return features
-        return dict(zip(("image_features", "text_features", "logit_scale", "logit_bias"), features, strict=False))
+    def _pixels(self, images: Tensor) -> Tensor:
+        return (images.to(self.mean.dtype) - self.mean) / self.std
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Prepare the captions while they are on the host, where their lengths can be read without waiting."""
+        captions = self._features.captions(batch["tokens"], pin=self.device.type == "cuda")
+        return {**{name: value for name, value in batch.items() if name != "tokens"}, "captions": captions}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The contrastive loss of one batch."""
         assert self._loss is not None
-        loss: Tensor = self._loss(**self._features(batch))
+        loss: Tensor = self._loss(**self._features(batch["images"], batch["captions"]))
         self.log("loss", loss, prog_bar=True, batch_size=len(batch["index"]))
-        self.log(
-            "replaced",
-            float(batch["replaced"]),
-            on_step=False,
-            on_epoch=True,
-            reduce_fx="sum",
-            sync_dist=True,
-            batch_size=1,
-        )
+        self._replaced += int(batch["replaced"])
         return loss
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed this batch's draws from (seed, batch, rank): resuming needs no saved generator states."""
-        batches = self.trainer.global_step * self.recipe.accumulate + batch_idx % self.recipe.accumulate
-        torch.manual_seed(self._seed(batches, self.trainer.global_rank))
+        torch.manual_seed(self._seed(self.trainer.global_step, self.trainer.global_rank))
 
-    def _seed(self, batches: int, stream: int) -> int:
-        return ((self.seed * 1_000_003 + batches) * 65_537 + stream) % 2**63
+    def _seed(self, step: int, stream: int) -> int:
+        return ((self.seed * 1_000_003 + step) * 65_537 + stream) % 2**63
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Add the gradient noise: after the ranks' gradients were averaged, before they are clipped; on all ranks the same."""
@@ -246,12 +251,13 @@ class ClipModule(pl.LightningModule):
             add_gradient_noise(self.model.parameters(), self.mitigation.gradient_noise, seed)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Log throughput in pairs/s over all ranks, learning rate and logit scale."""
+        """Log throughput in pairs/s, over all ranks and of one, learning rate and logit scale."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (batch_idx + 1) % every == 0:
             now = time.perf_counter()
-            pairs = every * len(batch["index"]) * self.trainer.world_size
-            self.log("pairs/s", round(pairs / (now - self._clock)), prog_bar=True)
+            pairs = every * len(batch["index"]) / (now - self._clock)
+            self.log("pairs/s", round(pairs * self.trainer.world_size), prog_bar=True)
+            self.log("pairs/s/rank", round(pairs, 1))
             self.log("logit_scale", self.logit_scale.exp())
             self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
             self._clock = now
@@ -275,7 +281,9 @@ class ClipModule(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Stop where more pairs than allowed could not be read; all ranks see the same sum."""
         plan = self.pairs.plan(0, self.trainer.world_size)
-        replaced, read = int(self.trainer.callback_metrics["replaced"]), plan.steps * plan.world * plan.batch
+        total = self.trainer.strategy.reduce(torch.tensor(float(self._replaced), device=self.device), reduce_op="sum")
+        replaced, read = int(total), plan.steps * plan.world * plan.batch
+        self.log("replaced", float(replaced))
         if replaced > self.pairs.loader.bad_share * read:
             raise UserError(
                 f"{replaced} of {read} pairs of this epoch could not be read (the log names them); mend the data, or raise "
@@ -284,12 +292,12 @@ class ClipModule(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Start the clock of the throughput."""
-        self._clock = time.perf_counter()
+        self._replaced, self._clock = 0, time.perf_counter()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss and image→text accuracy within the batch, on V."""
         assert self._loss is not None
-        features = self._features(batch)
+        features = self._features(batch["images"], batch["captions"])
         logits = features["image_features"] @ features["text_features"].T
         right = (logits.argmax(1) == torch.arange(len(logits), device=logits.device)).float().mean()
         self.log("val_loss", self._loss(**features), prog_bar=True, sync_dist=True, batch_size=len(logits))
@@ -305,7 +313,7 @@ class ClipModule(pl.LightningModule):
         optimizer = torch.optim.AdamW(
             groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, fused=recipe.gradient_clip is None
         )
-        horizon = recipe.epochs * math.ceil(self.pairs.plan(0, self.trainer.world_size).steps / recipe.accumulate)
+        horizon = recipe.epochs * self.pairs.plan(0, self.trainer.world_size).steps
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, recipe, horizon))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
