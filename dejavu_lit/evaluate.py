@@ -22,7 +22,7 @@ from dejavu_lit.measure.memorized import most_memorized, write_csv
 from dejavu_lit.measure.metrics import SETS, Settings, measure
 from dejavu_lit.measure.persons import person_gaps, read_keys
 from dejavu_lit.measure.records import EXPOSURE, Records, write_records
-from dejavu_lit.measure.saved import FILES, read_evaluation
+from dejavu_lit.measure.saved import FILES, by_objects, read_evaluation
 from dejavu_lit.measure.vectors import Embeddings
 from dejavu_lit.objects.artifact import read_objects
 from dejavu_lit.quality import quality
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 CONTEXT = "context.json"  # what recomputing keeps: utility, exposure, recall of the index
 METRICS = "metrics.json"
 LISTED = 1000  # pairs in memorized.csv, the most memorized first
-STATISTICS = ("k", "ks", "threshold", "top_m", "statistics", "objects", "keys")  # settings that need no model
+STATISTICS = ("k", "ks", "threshold", "top_m", "statistics", "objects", "by_objects", "keys")  # settings that need no model
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,17 @@ def evaluate(
     data.check()
     folder = data.objects_folder(objects)
     statistics = {key: config[key] for key in STATISTICS if key in config}
-    statistics["files"] = _state([*folder.glob("*/*.parquet"), *([Path(keys)] if keys else [])])
+    others = {str(name): data.objects_folder(name) for name in config.get("by_objects") or ()}
+    artifacts = [part for artifact in (folder, *others.values()) for part in artifact.glob("*/*.parquet")]
+    statistics["files"] = _state([*artifacts, *([Path(keys)] if keys else [])])
     if context is not None and context.get("statistics") == statistics and (out / METRICS).is_file():
         log.info("%s is finished; nothing to do", out)
         return dict(read_json(out / METRICS))
     if context is None or context["largest_k"] < max(settings.ks):
         context = _search(comparison, data, folder, settings, out) | {"config": fixed}
         write_json(out / CONTEXT, context)
-    sets, at = read_evaluation(out, folder, settings.threshold, context["public"], _searched(folder, context))
+    searched = _searched(folder, context)
+    sets, at = read_evaluation(out, folder, settings.threshold, context["public"], searched)
     if context.get("statistics") not in (None, statistics):  # predictions and figures of the rows follow the settings
         for name, records in sets.items():
             write_records(out / FILES[name], records, settings.k, settings.top_m)
@@ -99,6 +102,8 @@ def evaluate(
     metrics["settings"] |= {name: getattr(comparison, name) for name in ("target", "reference", "public_modality")}
     metrics["settings"] |= {"objects": str(folder), "public": data.public, "data": str(data.folder)}
     metrics["provenance"] = provenance() | {"config": dict(config)}
+    if others:
+        metrics["by_objects"] = by_objects(out, others, settings, context["public"], searched)
     write_csv(out / "memorized.csv", most_memorized(sets["population"], settings.k, settings.top_m, limit=LISTED))
     if keys is not None:
         _persons(out, sets, keys, settings)
@@ -146,18 +151,10 @@ def _search(comparison: Comparison, data: DataSpec, objects: Path, settings: Set
     """Embed, search and write the records of every set; what recomputing keeps."""
     from dejavu_lit.measure.search import search
 
-    store = Path(comparison.embeddings) if comparison.embeddings else out / "embeddings"
-    target, reference = (
-        Side(n, store, comparison.device, comparison.workers) for n in (comparison.target, comparison.reference)
-    )
+    target, reference = _sides(comparison, out)
     _check_training(target, reference, comparison, data)
-    swapped = _knows_b(reference) if comparison.swapped is None else comparison.swapped
-    measured = [name for name in SETS if name != "swapped" or swapped]
-    shards = {name: data.shards(SETS[name]) for name in measured}
-    used = {"population": target.data or data, "null": data, "swapped": reference.data or data}
-    sizes = {name: used[name].train_size if name != "null" else None for name in shards}
-    members = {name: prefix(shards[name], sizes[name], used[name].excluded) for name in shards}
-
+    shards, members = _measured(target, reference, comparison, data)
+    swapped = "swapped" in shards
     public_shards = ShardSet.open(data.public_folder())
     if (largest := max(settings.ks)) > len(public_shards):
         raise UserError(
@@ -227,6 +224,41 @@ def _search(comparison: Comparison, data: DataSpec, objects: Path, settings: Set
         "exposure": {"target": _span(exposures["population"]), "reference": _span(exposures["swapped"])},
         "search": {"index": comparison.index, "recall": min(recall.values())},
     }
+
+
+def _sides(comparison: Comparison, out: Path) -> tuple[Side, Side]:
+    store = Path(comparison.embeddings) if comparison.embeddings else out / "embeddings"
+    target, reference = (
+        Side(name, store, comparison.device, comparison.workers) for name in (comparison.target, comparison.reference)
+    )
+    return target, reference
+
+
+def _measured(
+    target: Side, reference: Side, comparison: Comparison, data: DataSpec
+) -> tuple[dict[str, ShardSet], dict[str, tuple[list[str], int]]]:
+    """The sets that are measured, and of each the keys of the first pairs that count and how many pairs those are of it."""
+    swapped = _knows_b(reference) if comparison.swapped is None else comparison.swapped
+    shards = {name: data.shards(SETS[name]) for name in SETS if name != "swapped" or swapped}
+    used = {"population": target.data or data, "null": data, "swapped": reference.data or data}
+    sizes = {name: used[name].train_size if name != "null" else None for name in shards}
+    return shards, {name: prefix(shards[name], sizes[name], used[name].excluded) for name in shards}
+
+
+def embed_share(comparison: Comparison, data: DataSpec, out: Path, share: tuple[int, int]) -> None:
+    """Embed every n-th shard from the i-th on of all that ``evaluate`` needs, for ``share`` = (i, n)."""
+    target, reference = _sides(comparison, out)
+    _check_training(target, reference, comparison, data)
+    shards, members = _measured(target, reference, comparison, data)
+    public = ShardSet.open(data.public_folder())
+    public_name = data.public_sets.get(data.public, data.public_folder().name)
+    for side in (target, reference):
+        side.embed_share(public, public_name, "text" if side.captions_only else comparison.public_modality, None, share)
+        for name in shards:
+            side.embed_share(shards[name], SETS[name], "text", members[name][1], share)
+        if not side.captions_only:  # utility
+            for name in ("H", *filter(None, [data.labelled])):
+                side.embed_share(data.shards(name), name, "image", None, share)
 
 
 def _columns(shards: ShardSet, keys: Sequence[str]) -> tuple[list[str], dict[str, list[Any]]]:

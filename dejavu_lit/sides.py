@@ -110,6 +110,17 @@ class Side:
 
         return embed(self.encoder, shards, modality, self._folder(name, modality), limit, self.workers)
 
+    def embed_share(
+        self, shards: ShardSet, name: str, modality: Modality, limit: int | None, share: tuple[int, int]
+    ) -> None:
+        """Make what is missing of every n-th shard from the i-th on, for ``share`` = (i, n)."""
+        if not self.given:
+            from dejavu_lit.measure.embed import write_missing
+
+            write_missing(
+                self.encoder, shards, modality, self._folder(name, modality), limit, self.workers, share=share
+            )
+
     def saved(self, shards: ShardSet, name: str, modality: Modality) -> Embeddings | None:
         """The embeddings of a whole set where they are there already, else None."""
         if self.given:

@@ -31,13 +31,15 @@ AFTER = (
 def evaluate(cfg: DictConfig, out: Path) -> None:
     """Measure how much the target remembers beyond the reference."""
     config = plain(cfg)
+    absent = [name for name in ("target", "reference") if config[name] is None]
+    if absent and config["sweep"] is None:
+        raise UserError(f"{absent[0]} is missing; give {absent[0]}=RUN or a model")
+    _embed_together(config, out)
     if config["sweep"] is not None:
         from dejavu_lit.entry.study import evaluate_sweep
 
         evaluate_sweep(Path(config["sweep"]) if config["out"] is None else out, config)
         return
-    if absent := [name for name in ("target", "reference") if config[name] is None]:
-        raise UserError(f"{absent[0]} is missing; give {absent[0]}=RUN or a model")
     from dejavu_lit.report.dashboard import log_evaluation
     from dejavu_lit.report.gate import EXIT_CODE, Gate
     from dejavu_lit.summary import show
@@ -74,6 +76,29 @@ def run_evaluation(config: dict[str, Any], out: Path) -> Any:
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / ".lock", wait=False):
         return run(out, comparison, data, config["objects"], settings, _settings(config, data), config.get("keys"))
+
+
+def _embed_together(config: dict[str, Any], out: Path) -> None:
+    """Of several ranks each embeds its share; rank 0 goes on, the others end here."""
+    from dataclasses import replace
+
+    from dejavu_lit.ranks import started, together
+
+    if (ranks := started()).world == 1:
+        return
+    if config["out"] is None or config["sweep"] is not None:
+        raise UserError(
+            "several processes share one evaluation in a directory that all know; give out=DIR and no sweep="
+        )
+    from dejavu_lit.evaluate import embed_share
+
+    comparison = _comparison(config)
+    data = _evaluated_data(config["data"], comparison)
+    with together(ranks):
+        own = replace(comparison, device=ranks.device(comparison.device))
+        embed_share(own, data, out, (ranks.rank, ranks.world))
+    if ranks.rank > 0:
+        sys.exit(0)
 
 
 def check_evaluation(config: dict[str, Any], data: "DataSpec") -> None:

@@ -20,7 +20,7 @@ from torchvision.io import decode_jpeg
 from dejavu_lit.data.pictures import opened
 from dejavu_lit.data.shards import BadPair, ShardIndex, ShardSet
 from dejavu_lit.errors import UserError
-from dejavu_lit.files import read_json, write_json
+from dejavu_lit.files import locked, read_json, write_json
 from dejavu_lit.measure.vectors import FINGERPRINT, Embeddings, check_vectors, open_part, read_keys, write_part
 from dejavu_lit.models.encoder import Encoder
 from dejavu_lit.progress import progress
@@ -62,8 +62,33 @@ def embed(
             NaN or zero norm.
     """
     folder = Path(folder)
-    wanted = len(shards) if limit is None else min(limit, len(shards))
-    count = int(np.searchsorted(shards.starts, wanted))
+    write_missing(encoder, shards, modality, folder, limit, workers, bad_share)
+    names = [Path(name).stem for name in shards.names[: _shards_of(shards, limit)]]
+    if all(not read_keys(folder, name) for name in names):
+        raise UserError(f"no pair of {shards.folder} can be used; see the log for the reasons")
+    found = Embeddings.open(folder)
+    if limit is None or limit >= len(shards):
+        return found
+    first = {key for shard in range(len(names)) for key in shards.index(shard).keys[: limit - shards.starts[shard]]}
+    return found.first(sum(key in first for key in found.keys))
+
+
+def _shards_of(shards: ShardSet, limit: int | None) -> int:
+    """How many shards hold the first ``limit`` pairs."""
+    return int(np.searchsorted(shards.starts, len(shards) if limit is None else min(limit, len(shards))))
+
+
+def write_missing(
+    encoder: Encoder,
+    shards: ShardSet,
+    modality: Modality,
+    folder: Path,
+    limit: int | None = None,
+    workers: int = 2,
+    bad_share: float = 0.05,
+    share: tuple[int, int] = (0, 1),
+) -> None:
+    """Write the parts that ``embed`` needs and that are not there; of ``share`` = (i, n) every n-th shard from the i-th on."""
     about = {
         "schema": SCHEMA,
         "model": encoder.fingerprint,
@@ -72,9 +97,11 @@ def embed(
         "modality": modality,
         "chunk": CHUNK,
     }
-    skipped = _take_up(folder, about)
-    names = [Path(name).stem for name in shards.names[:count]]
-    missing = [shard for shard in range(count) if not _whole(folder, names[shard])]
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".lock"):  # other ranks come at the same time
+        skipped = _take_up(folder, about)
+    names = [Path(name).stem for name in shards.names[: _shards_of(shards, limit)]]
+    missing = [shard for shard in range(share[0], len(names), share[1]) if not _whole(folder, names[shard])]
     what = f"{'pictures' if modality == 'image' else 'captions'} of {shards.folder.name}"
     with progress(
         None, f"embedding {what}", total=sum(shards.sizes[shard] for shard in missing), unit=what.split()[0]
@@ -82,7 +109,8 @@ def embed(
         for shard, keys, vectors, bad in _encode(encoder, shards, missing, modality, workers):
             for key, reason in bad.items():
                 log.warning("skipped %s of %s: %s", key, shards.folder, reason)
-            skipped |= bad
+            if bad:
+                skipped = _note_skipped(folder, about, bad)
             if len(skipped) > 10 and len(skipped) > bad_share * len(shards):
                 key, reason = next(iter(skipped.items()))
                 raise UserError(
@@ -90,17 +118,16 @@ def embed(
                     "mend the data"
                 )
             check_vectors(vectors, f"{encoder.name} on {shards.folder / shards.names[shard]}", keys)
-            if bad:
-                write_json(folder / FINGERPRINT, {**about, "skipped": skipped})
             write_part(folder, names[shard], keys, vectors)
             bar.update(shards.sizes[shard])
-    if all(not read_keys(folder, name) for name in names):
-        raise UserError(f"no pair of {shards.folder} can be used; see the log for the reasons")
-    found = Embeddings.open(folder)
-    if wanted == len(shards):
-        return found
-    first = {key for shard in range(count) for key in shards.index(shard).keys[: wanted - shards.starts[shard]]}
-    return found.first(sum(key in first for key in found.keys))
+
+
+def _note_skipped(folder: Path, about: dict[str, object], bad: dict[str, str]) -> dict[str, str]:
+    """Add pairs to the folder's list of skipped ones; gives the whole list, those of other ranks included."""
+    with locked(folder / ".lock"):
+        skipped = dict(read_json(folder / FINGERPRINT)["skipped"]) | bad
+        write_json(folder / FINGERPRINT, {**about, "skipped": skipped})
+    return skipped
 
 
 def _take_up(folder: Path, about: dict[str, object]) -> dict[str, str]:

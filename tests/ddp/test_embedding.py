@@ -1,0 +1,79 @@
+"""An evaluation whose embeddings several ranks share gives the tables of one process."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+
+from dejavu_lit.data.shards import ShardSet
+from dejavu_lit.measure.embed import embed, write_missing
+from dejavu_lit.models.zoo import load_encoder
+from dejavu_lit.ranks import Ranks, started
+from tests.conftest import ROOT, SMALL, run
+from tests.models.tiny import write_clip
+
+OPTIONS = ["k=5", "ks=[1,5]", "report.write=false"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Scenes in shards of 20 pairs."""
+    out = tmp_path_factory.mktemp("shards") / "scenes"
+    run("dejavu_lit.prepare", f"data.dir={out}", "pairs_per_shard=20", *[o for o in SMALL if o.startswith("data.")])
+    return out
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Two untrained models."""
+    base = tmp_path_factory.mktemp("models")
+    return [f"local-dir:{write_clip(base / str(seed), seed)}" for seed in (0, 1)]
+
+
+def test_shares_are_disjoint_whole_and_exact(data, models, tmp_path):
+    shards, encoder = ShardSet.open(data / "A"), load_encoder(models[0])
+    assert len(shards.names) == 5
+    for rank in (1, 0):
+        write_missing(encoder, shards, "text", tmp_path / "shared", share=(rank, 2))
+        parts = {path.name for path in (tmp_path / "shared").glob("*.npy")}
+        assert parts == {f"{n:05d}.npy" for n in range(5) if rank == 0 or n % 2}
+    embed(encoder, shards, "text", tmp_path / "alone")
+    for path in (tmp_path / "alone").glob("*.npy"):
+        assert path.read_bytes() == (tmp_path / "shared" / path.name).read_bytes()
+
+
+def test_two_ranks_give_the_records_of_one_process(data, models, tmp_path):
+    options = [f"target={models[0]}", f"reference={models[1]}", "data=scenes", f"data.dir={data}", *OPTIONS]
+    run("evaluate", *options, f"out={tmp_path / 'one'}")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*launcher, str(ROOT / "evaluate.py"), *options, f"out={tmp_path / 'two'}"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("records.parquet", "records_null.parquet"):
+        one, two = (pq.read_table(tmp_path / where / name) for where in ("one", "two"))
+        assert one.to_pylist() == two.to_pylist()
+    found = [json.loads((tmp_path / where / "metrics.json").read_text()) for where in ("one", "two")]
+    for name in ("population", "null", "by_k", "sample", "utility", "counts"):
+        assert found[0][name] == found[1][name]
+
+
+def test_who_this_process_is(monkeypatch):
+    for name in ("TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_NTASKS", "4")  # of a batch script: alone all the same
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert started() == Ranks(0, 1, 0)
+    for name, value in {"STEP_NUM_TASKS": "4", "PROCID": "3", "LOCALID": "1"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert started() == Ranks(3, 4, 1)
+    assert started().device("cuda") == "cuda:1"
+    assert started().device("cpu") == "cpu"
