@@ -46,6 +46,11 @@ def show(metrics: Mapping[str, Any], out: Path) -> None:
     for name, why in metrics.get("reasons", {}).items():
         if name in BLOCKS:
             console.print(f"{name} is missing: {why}")
+    for name, row in metrics.get("by_objects", {}).items():
+        block = row["symmetric"] or row["population"]
+        gaps = ", ".join(f"{f.upper()} {block[f]['value']:+.3f}" for f in FIGURES) if block else row["reason"]
+        which = "symmetric" if row["symmetric"] else "A"
+        console.print(f"objects={name}: {gaps} ({which}, {row['counts']['records']} records)", soft_wrap=True)
     console.print(metrics["found"]["words"])
     utility = metrics.get("utility") or {}
     for side in ("target", "reference"):

@@ -199,14 +199,17 @@ def _by_threshold(sets: dict[str, Records], settings: Settings, objects_at: Obje
     for threshold in settings.thresholds:
         objects = objects_at(threshold)
         joined = {name: r.with_objects(objects[SETS[name]], objects["P"]) for name, r in sets.items()}
-        row: dict[str, Any] = {"threshold": threshold, "counts": _counts(joined)}
-        if row["counts"]["records"]:
-            scored = {name: r.scores([settings.k], settings.top_m) for name, r in joined.items()}
-            rows.append(row | _blocks(scored, settings.k, settings))
-        else:
-            reason = f"no record of A has an object at threshold {threshold}"
-            rows.append(row | dict.fromkeys(BLOCKS) | {"reason": reason})
+        rows.append({"threshold": threshold} | gaps(joined, settings, f"at threshold {threshold}"))
     return rows
+
+
+def gaps(sets: Mapping[str, Records], settings: Settings, where: str) -> dict[str, Any]:
+    """The counts and the five blocks alone; where no record of A has an object, null blocks and the reason, ``where`` in it."""
+    counts = _counts(dict(sets))
+    if not counts["records"]:
+        return {"counts": counts, **dict.fromkeys(BLOCKS), "reason": f"no record of A has an object {where}"}
+    scored = {name: records.scores([settings.k], settings.top_m) for name, records in sets.items()}
+    return {"counts": counts, **_blocks(scored, settings.k, settings)}
 
 
 def _planted(records: Records, results: Outcomes, reasons: dict[str, str]) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import read_json
-from dejavu_lit.measure.metrics import SETS, VERSION, ObjectsAt, Settings, measure
+from dejavu_lit.measure.metrics import SETS, VERSION, ObjectsAt, Settings, gaps, measure
 from dejavu_lit.measure.records import Records, read_records
 from dejavu_lit.objects.artifact import Objects, read_objects
 
@@ -56,6 +56,29 @@ def read_evaluation(
 
     first = at(threshold)
     return {name: read_records(path, first[SETS[name]], first["P"]) for name, path in there.items()}, at
+
+
+def by_objects(
+    folder: Path | str,
+    artifacts: Mapping[str, Path],
+    settings: Settings,
+    public: str = "P",
+    public_keys: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """The gaps under further artifacts, from the same neighbours: {name: {counts, the five blocks}}.
+
+    Args:
+        artifacts: {name: folder}, each of one annotator; all hold the pictures that were measured and searched.
+        folder, public, public_keys: as for ``read_evaluation``.
+
+    Raises:
+        UserError: an artifact that lacks a picture, mixes annotators, or was kept above ``settings.threshold`` only.
+    """
+    found = {}
+    for name, artifact in artifacts.items():
+        sets, _ = read_evaluation(folder, artifact, settings.threshold, public, public_keys)
+        found[name] = gaps(sets, settings, f"in the artifact {name}")
+    return found
 
 
 def recompute(

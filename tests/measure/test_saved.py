@@ -3,13 +3,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import read_json, write_json
 from dejavu_lit.measure.metrics import Settings, measure
 from dejavu_lit.measure.records import Records, write_records
-from dejavu_lit.measure.saved import FILES, read_evaluation, recompute
+from dejavu_lit.measure.saved import FILES, by_objects, read_evaluation, recompute
 from dejavu_lit.objects.artifact import Annotation, Annotator, read_objects, write_objects
 from tests.measure.oracle import Case
 
@@ -106,3 +107,35 @@ def test_mistakes_are_named(evaluation: tuple[Path, Path], tmp_path: Path) -> No
         recompute(tmp_path, artifact)
     with pytest.raises(UserError, match=r"holds no records\.parquet"):
         read_evaluation(tmp_path, artifact, 0.5)
+
+
+def test_gaps_under_other_artifacts_come_from_the_same_neighbours(
+    evaluation: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder, artifact = evaluation
+    old = read_json(folder / "metrics.json")
+    strict, empty = tmp_path / "strict", tmp_path / "empty"
+    for name in "AHBP":
+        rows = pq.read_table(artifact / name / "00000.parquet").to_pylist()
+        sure = [[(n, 1.0, b) for n, s, b in zip(*row[1:], strict=True) if s >= 0.7] for row in map(tuple_of, rows)]
+        for out, kept in ((strict, sure), (empty, [[]] * len(rows))):
+            made = [Annotation(r["key"], *map(list, zip(*k, strict=True))) if k else Annotation(r["key"], [], [], [])
+                    for r, k in zip(rows, kept, strict=True)]  # fmt: skip
+            write_objects(out / name / "00000.parquet", made, Annotator("sure"))
+    found = by_objects(folder, {"own": artifact, "sure": strict, "none": empty}, SETTINGS)
+    blocks = ("population", "null", "swapped", "symmetric", "corrected")
+    at_threshold = old["sensitivity"]["threshold"][0]
+    assert at_threshold["threshold"] == 0.7
+    for block in blocks:
+        assert found["own"][block] == old[block]
+        assert found["sure"][block] == at_threshold[block]
+        assert found["none"][block] is None
+    assert found["sure"]["counts"]["records"] == at_threshold["counts"]["records"]
+    assert found["none"]["reason"] == "no record of A has an object in the artifact none"
+    write_objects(strict / "P" / "00001.parquet", [Annotation("x", [], [], [])], Annotator("another"))
+    with pytest.raises(UserError, match="use one annotator for all sets"):
+        by_objects(folder, {"mixed": strict}, SETTINGS)
+
+
+def tuple_of(row: dict) -> tuple:
+    return row["key"], row["labels"], row["scores"], row["boxes"]
