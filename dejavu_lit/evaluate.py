@@ -152,18 +152,10 @@ def _search(comparison: Comparison, data: DataSpec, objects: Path, settings: Set
     """Embed, search and write the records of every set; what recomputing keeps."""
     from dejavu_lit.measure.search import search
 
-    store = Path(comparison.embeddings) if comparison.embeddings else out / "embeddings"
-    target, reference = (
-        Side(n, store, comparison.device, comparison.workers) for n in (comparison.target, comparison.reference)
-    )
+    target, reference = _sides(comparison, out)
     _check_training(target, reference, comparison, data)
-    swapped = _knows_b(reference) if comparison.swapped is None else comparison.swapped
-    measured = [name for name in SETS if name != "swapped" or swapped]
-    shards = {name: data.shards(SETS[name]) for name in measured}
-    used = {"population": target.data or data, "null": data, "swapped": reference.data or data}
-    sizes = {name: used[name].train_size if name != "null" else None for name in shards}
-    members = {name: prefix(shards[name], sizes[name], used[name].excluded) for name in shards}
-
+    shards, members = _measured(target, reference, comparison, data)
+    swapped = "swapped" in shards
     public_shards = ShardSet.open(data.public_folder())
     if (largest := max(settings.ks)) > len(public_shards):
         raise UserError(
@@ -233,6 +225,41 @@ def _search(comparison: Comparison, data: DataSpec, objects: Path, settings: Set
         "exposure": {"target": _span(exposures["population"]), "reference": _span(exposures["swapped"])},
         "search": {"index": comparison.index, "recall": min(recall.values())},
     }
+
+
+def _sides(comparison: Comparison, out: Path) -> tuple[Side, Side]:
+    store = Path(comparison.embeddings) if comparison.embeddings else out / "embeddings"
+    target, reference = (
+        Side(name, store, comparison.device, comparison.workers) for name in (comparison.target, comparison.reference)
+    )
+    return target, reference
+
+
+def _measured(
+    target: Side, reference: Side, comparison: Comparison, data: DataSpec
+) -> tuple[dict[str, ShardSet], dict[str, tuple[list[str], int]]]:
+    """The sets that are measured, and of each the keys of the first pairs that count and how many pairs those are of it."""
+    swapped = _knows_b(reference) if comparison.swapped is None else comparison.swapped
+    shards = {name: data.shards(SETS[name]) for name in SETS if name != "swapped" or swapped}
+    used = {"population": target.data or data, "null": data, "swapped": reference.data or data}
+    sizes = {name: used[name].train_size if name != "null" else None for name in shards}
+    return shards, {name: prefix(shards[name], sizes[name], used[name].excluded) for name in shards}
+
+
+def embed_share(comparison: Comparison, data: DataSpec, out: Path, share: tuple[int, int]) -> None:
+    """Embed every n-th shard from the i-th on of all that ``evaluate`` needs, for ``share`` = (i, n)."""
+    target, reference = _sides(comparison, out)
+    _check_training(target, reference, comparison, data)
+    shards, members = _measured(target, reference, comparison, data)
+    public = ShardSet.open(data.public_folder())
+    public_name = data.public_sets.get(data.public, data.public_folder().name)
+    for side in (target, reference):
+        side.embed_share(public, public_name, "text" if side.captions_only else comparison.public_modality, None, share)
+        for name in shards:
+            side.embed_share(shards[name], SETS[name], "text", members[name][1], share)
+        if not side.captions_only:  # utility
+            for name in ("H", *filter(None, [data.labelled])):
+                side.embed_share(data.shards(name), name, "image", None, share)
 
 
 def _columns(shards: ShardSet, keys: Sequence[str]) -> tuple[list[str], dict[str, list[Any]]]:
