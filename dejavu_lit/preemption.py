@@ -33,16 +33,6 @@ def environment() -> list[SLURMEnvironment]:
     return [SLURMEnvironment(auto_requeue=False)]
 
 
-def between_steps(trainer: pl.Trainer) -> bool:
-    """Whether the epoch goes on and no gradients are being accumulated, which a checkpoint would lose.
-
-    After an epoch's last batch its end is still to come: a run resumed from there would take validation, gaps and the
-    checkpoint of that epoch for done.
-    """
-    progress = trainer.fit_loop.epoch_loop.batch_progress
-    return not progress.is_last_batch and progress.current.ready % trainer.accumulate_grad_batches == 0
-
-
 class Preemption(Callback):
     """Saves ``path`` when a signal has come to any rank, and ends the run.
 

@@ -34,7 +34,7 @@ from dejavu_lit.models.clip import ClipModule, ModelSpec, Recipe, build_model, e
 from dejavu_lit.models.ema import Averaging, averaged
 from dejavu_lit.models.features import Compute
 from dejavu_lit.models.preprocess import Augment, Preprocess
-from dejavu_lit.preemption import Preemption, between_steps, environment
+from dejavu_lit.preemption import Preemption, environment
 from dejavu_lit.stopping import EarlyStop, why_stopped
 
 log = logging.getLogger(__name__)
@@ -87,9 +87,9 @@ class Checkpoints(Callback):
         self.folder, self.every_steps, self.every_epochs, self.at = folder, every_steps, every_epochs, at
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
-        """Save within the epoch; not amid accumulated gradients, which a checkpoint does not hold."""
+        """Save within the epoch."""
         step = trainer.global_step
-        if between_steps(trainer) and step % self.every_steps == 0:
+        if step % self.every_steps == 0:
             trainer.save_checkpoint(self.folder / "last.ckpt")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
