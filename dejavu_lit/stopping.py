@@ -20,7 +20,7 @@ class EarlyStop(EarlyStopping):
             f"val_{quantity}",
             mode="min" if quantity == "loss" else "max",
             patience=patience or PATIENCE,
-            check_on_train_epoch_end=True,
+            check_on_train_epoch_end=False,  # right after V: at the end of the epoch it would come after last.ckpt is saved
         )
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
