@@ -12,6 +12,7 @@ from typing import Any
 
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import file_sha256, read_json, write_text
+from dejavu_lit.ranking import SAME
 from dejavu_lit.report import parts
 from dejavu_lit.report.cards import Pictures, choose, read_ranks, read_rows
 from dejavu_lit.report.evaluation import Evaluation, draw, pictures, write_evaluation
@@ -94,7 +95,9 @@ def conclusion(study: Mapping[str, Any]) -> Html:
         sign = {"yes": "●", "no": "○", "unknown": "?"}[answer]
         name = f"{pooled['name']}, {pooled['train_size']:,} pairs: "
         mark = tag("span", sign, class_="sign", title=VERDICTS[answer], aria_hidden="true")
-        items.append(tag("li", mark, tag("strong", name), words))
+        difference = pooled.get("difference")
+        change = f" {difference['words'][0].upper()}{difference['words'][1:]}." if difference else ""
+        items.append(tag("li", mark, tag("strong", name), words + change))
     for label, why in (study.get("failed") or {}).items():
         items.append(
             tag(
@@ -148,7 +151,10 @@ def _gap(block: Mapping[str, Any] | None, figure: str) -> Html:
     if block is None:
         return _number(None, "–")
     found = block[figure]
-    return tag("td", signed(found["value"]), tag("small", interval(found["ci95"])), data_value=f"{found['value']:.10g}")
+    small = interval(found["ci95"])
+    if found.get("distinguishable") is False:
+        small += f", {SAME}"
+    return tag("td", signed(found["value"]), tag("small", small), data_value=f"{found['value']:.10g}")
 
 
 def comparison(found: Sequence[str]) -> Html | None:

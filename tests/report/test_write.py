@@ -166,6 +166,7 @@ def test_study_has_a_page_for_every_setting(small_study: Path, tmp_path: Path) -
     text = (out / "index.html").read_text()
     found = read_json(small_study / "study.json")
     assert f"Recommended: {found['recommended']}" in text
+    assert found["pooled"][1]["difference"]["words"][1:] in text  # how much less, or not distinguishable
     assert len(list((out / "settings").iterdir())) == len(found["settings"]) == 2
     for page in out.rglob("*.html"):
         for link in links(page):

@@ -1,0 +1,232 @@
+"""The figures of studies against their tables: one of real records, and made-up ones with many knobs, public sets and series."""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+from matplotlib.axes import Axes
+
+from dejavu_lit.measure.controls import BLOCKS
+from dejavu_lit.ranking import rank
+from dejavu_lit.report.figures import Plot, style
+from dejavu_lit.report.study_plots import study_plots
+from dejavu_lit.report.study_points import knobs, points, shown
+
+from .test_figures import FIGURES, bars, found, lines, of_study  # noqa: F401
+
+KNOBS = {"text_mask": 0, "logit_scale_fixed": None, "weight_decay": 0.2, "stop_epoch": 25}
+
+
+def row(name: str, ppg: float, accuracy: float | None, size: int = 2000, seed: int = 0, **more: Any) -> dict[str, Any]:
+    """A row of study.json whose every block has the figures ppg, ppg + 0.02 and ppg / 3."""
+    values = zip(FIGURES, (ppg, ppg + 0.02, ppg / 3), strict=True)
+    block = {f: {"value": v, "mean": v, "std": 0.04, "ci95": [v - 0.02, v + 0.03], "se": 0.01} for f, v in values}
+    given = {"overrides": [], "series": None, "public": "scenes", "knobs": KNOBS, "exposure": 25.0} | more
+    seen = given.pop("exposure")
+    return {
+        "name": name, "train_size": size, "seed": seed, **dict.fromkeys(BLOCKS, block), **given,
+        "utility": {"target": {"zeroshot_top1": accuracy, "t2i_r1": 0.1}},
+        "exposure": {"target": None if seen is None else {"mean": seen}}, "metrics": "nowhere",
+    }  # fmt: skip
+
+
+def knob(name: str, value: Any, ppg: float, accuracy: float, **more: Any) -> dict[str, Any]:
+    return row(f"{name} {value}", ppg, accuracy, knobs=KNOBS | {name: value}, **more)
+
+
+MITIGATIONS = [
+    row("default", 0.5, 0.2),
+    knob("text_mask", 0.5, 0.1, 0.4),
+    knob("text_mask", 0.15, 0.4, 0.3),
+    knob("stop_epoch", 5, 0.05, 0.1),
+    knob("stop_epoch", 20, 0.45, 0.19),
+    knob("logit_scale_fixed", 5.0, 0.3, 0.15),
+    knob("weight_decay", 0, 0.52, 0.21),
+    knob("weight_decay", 5.0, 0.48, 0.22),
+    row("both", 0.08, 0.35, knobs=KNOBS | {"text_mask": 0.5, "weight_decay": 5.0}),
+]
+SIZES = [
+    row(f"{public}, {series}", ppg * share, accuracy, size, public=public, series=series, exposure=seen)
+    for series, exposures, gaps in (("epochs", (25, 25), (0.2, 0.5)), ("pairs", (50, 25), (0.7, 0.5)))
+    for public, share in (("scenes", 1.0), ("single", 0.5))
+    for size, seen, ppg, accuracy in zip((1000, 2000), exposures, gaps, (0.1, 0.2), strict=True)
+]
+
+
+def study_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    names = dict.fromkeys((r["name"], r["train_size"]) for r in rows)
+    figure = {"value": 0.1, "ci95": [0.05, 0.2]}
+    pooled = [{"name": n, "train_size": s, "difference": {"basis": "symmetric", "ppg": figure}} for n, s in names]
+    return {"settings": rows, "pooled": [], **rank(rows, pooled, 0.02)}
+
+
+def drawn(rows: list[dict[str, Any]]) -> dict[str, Plot]:
+    return {plot.name: plot for plot in study_plots(study_of(rows))}
+
+
+def ticks(axis: Axes) -> list[str]:
+    return [text.get_text() for text in axis.get_xticklabels()]
+
+
+def test_each_knob_has_a_column_of_its_values_with_the_default_starred() -> None:
+    figure = drawn(MITIGATIONS)["mitigations"].figure
+    axes = np.array(figure.axes).reshape(4, 5)
+    assert [axis.get_title() for axis in axes[0]] == [
+        "text_mask",
+        "stop_epoch",
+        "logit_scale_fixed",
+        "weight_decay",
+        "other",
+    ]
+    assert [ticks(axis) for axis in axes[3]] == [
+        ["0", "0.15", "0.5"],
+        ["5", "20", "25"],
+        ["learned", "5"],
+        ["0", "0.2", "5"],
+        ["default", "both"],
+    ]
+    stars = [[c.lines[0].get_marker() for c in axis.containers].index("*") for axis in axes[0]]
+    assert stars == [0, 2, 0, 1, 0]
+    values = {"utility": [0.2, 0.3, 0.4], "ppg": [0.5, 0.4, 0.1], "prg": [0.52, 0.42, 0.12]}
+    for axis, wanted in zip(axes[:, 0], values.values(), strict=False):
+        assert [y for _, ys, _ in bars(axis) for y in ys] == pytest.approx(wanted)
+    ends = [e for _, _, arms in bars(axes[1, 0]) for e in arms]
+    np.testing.assert_allclose(ends, [[0.48, 0.53], [0.38, 0.43], [0.08, 0.13]])
+    assert [axis.get_ylabel() for axis in axes[:, 0]] == ["zero-shot top-1", "PPG", "PRG", "AUCG"]
+
+
+def test_the_csv_of_the_mitigations_holds_what_is_drawn() -> None:
+    rows = drawn(MITIGATIONS)["mitigations"].rows
+    mask = [r for r in rows if r["knob"] == "text_mask"]
+    assert [(r["value"], r["default"], r["ppg_value"]) for r in mask] == [
+        ("0", True, 0.5),
+        ("0.15", False, 0.4),
+        ("0.5", False, 0.1),
+    ]
+    assert len(rows) == 8 + 5  # every setting once, and the default in each column
+
+
+def test_seeds_are_averaged_in_the_mitigation_figure(of_study: dict[str, Plot], found: dict[str, Any]) -> None:  # noqa: F811
+    rows = [r for r in found["settings"] if r["train_size"] == 90]
+    axes = of_study["mitigations"].figure.axes
+    assert len(axes) == 4  # the settings of this study differ in one knob
+    names = ["none", "mask", "mask more"]  # text_mask 0.1, 0.7, 1
+    for axis, figure in zip(axes[1:], FIGURES, strict=True):
+        means = [np.mean([r["symmetric"][figure]["value"] for r in rows if r["name"] == n]) for n in names]
+        np.testing.assert_allclose([ys[0] for _, ys, _ in bars(axis)], means)
+        assert [c.lines[0].get_marker() for c in axis.containers] == ["*", "o", "o"]
+    assert ticks(axes[3]) == ["0.1", "0.7", "1"]
+
+
+def test_frontier_and_recommendation(of_study: dict[str, Plot], found: dict[str, Any]) -> None:  # noqa: F811
+    axis = of_study["frontier"].figure.axes[0]
+    rows = {r["setting"]: r for r in of_study["frontier"].rows}
+    assert {(xs[0], ys[0]) for xs, ys, _ in bars(axis)} == {(r["utility_value"], r["ppg_value"]) for r in rows.values()}
+    x, y = lines(axis)["frontier"]
+    on = [(rows[n]["utility_value"], rows[n]["ppg_value"]) for n in found["frontier"]]
+    assert sorted(zip(x, y, strict=True)) == sorted(on)
+    best = rows[found["recommended"]]
+    assert lines(axis)["recommended"] == ([best["utility_value"]], [best["ppg_value"]])
+
+
+def test_the_frontier_has_a_panel_for_each_public_set() -> None:
+    single = {"public": "single", "overrides": ["evaluate.data.public=single"]}
+    more = [row("default on single", 0.2, 0.2, **single), row("mask on single", 0.05, 0.3, **single)]
+    plot = drawn([*MITIGATIONS, *more])["frontier"]
+    assert [axis.get_title() for axis in plot.figure.axes] == ["scenes", "single"]
+    assert [len(bars(axis)) for axis in plot.figure.axes] == [9, 2]
+    assert [r["setting"] for r in plot.rows if r["recommended"]] == ["text_mask 0.5", "mask on single"]
+    assert {r["setting"] for r in plot.rows if r["frontier"]} == {
+        "text_mask 0.5",
+        "both",
+        "stop_epoch 5",
+        "mask on single",
+    }
+
+
+def test_dataset_size_by_pairs_and_by_exposure() -> None:
+    plot = drawn(SIZES)["dataset-size"]
+    axes = np.array(plot.figure.axes).reshape(2, 4)
+    assert [axis.get_xlabel() for axis in axes[:, 0]] == ["training pairs", "times each pair was seen"]
+    settings = list(dict.fromkeys(r["name"] for r in SIZES))
+    for across, where in zip(axes, ("train_size", "exposure"), strict=True):
+        for axis, figure in zip(across[1:], FIGURES, strict=True):
+            for (xs, ys, ends), setting in zip(bars(axis), settings, strict=True):
+                line = [r for r in SIZES if r["name"] == setting]
+                seen = [r["train_size"] if where == "train_size" else r["exposure"]["target"]["mean"] for r in line]
+                assert xs == seen
+                assert ys == [r["symmetric"][figure]["value"] for r in line]
+                np.testing.assert_allclose([high - low for low, high in ends], [0.08] * 2)  # ± the paper's std
+    colours = [c.lines[0].get_color() for c in axes[0, 1].containers]
+    dashes = [c.lines[0].get_linestyle() for c in axes[0, 1].containers]
+    assert colours[0] == colours[2] != colours[1] == colours[3]  # public sets
+    assert dashes == ["-", "-", "--", "--"]  # series
+    assert [(r["setting"], r["train_size"], r["exposure"]) for r in plot.rows][4:6] == [
+        ("scenes, pairs", 1000, 50),
+        ("scenes, pairs", 2000, 25),
+    ]
+
+
+def test_dataset_size_over_seeds(of_study: dict[str, Plot], found: dict[str, Any]) -> None:  # noqa: F811
+    axes = of_study["dataset-size"].figure.axes
+    assert len(axes) == 4  # every pair was seen as often: nothing to show by exposure
+    for axis, figure in zip(axes[1:], FIGURES, strict=True):
+        for (xs, ys, _), name in zip(bars(axis), ("none", "mask", "mask more"), strict=True):
+            wanted = [
+                np.mean(
+                    [
+                        r["symmetric"][figure]["value"]
+                        for r in found["settings"]
+                        if (r["name"], r["train_size"]) == (name, x)
+                    ]
+                )
+                for x in xs
+            ]
+            assert xs == [30, 90]
+            np.testing.assert_allclose(ys, wanted)
+
+
+def test_a_study_without_utility_or_exposure_still_has_figures() -> None:
+    some = [row("one", 0.5, None, 1000), row("one", 0.4, None), row("two", 0.3, None)]
+    rows = [{**r, "utility": {"target": None}, "exposure": {"target": None}} for r in some]
+    plots = drawn(rows)
+    assert set(plots) == {"mitigations", "dataset-size"}
+    assert len(plots["dataset-size"].figure.axes) == 3
+    assert points(study_of(rows))[0]["exposure"] is None
+
+
+def test_no_label_of_many_settings_is_cut() -> None:
+    for plot in [*drawn(MITIGATIONS).values(), *drawn(SIZES).values()]:
+        with style():
+            plot.figure.draw_without_rendering()
+        frame = plot.figure.bbox
+        for axis in plot.figure.axes:
+            for side in (axis.xaxis, axis.yaxis):
+                low, high = sorted(side.get_view_interval())
+                labels = [
+                    t.label1 for t in side.get_major_ticks() if low <= t.get_loc() <= high and t.label1.get_visible()
+                ]
+                boxes = [label.get_window_extent() for label in labels if label.get_text()]
+                assert all(
+                    frame.x0 - 1 <= box.x0 and box.x1 <= frame.x1 + 1 and frame.y0 - 1 <= box.y0 for box in boxes
+                )
+                assert not any(one.padded(-1).overlaps(other.padded(-1)) for one, other in pairwise(boxes))
+
+
+def test_knobs() -> None:
+    overrides = ["mitigation.text_mask=0.3", "+recipe.lr=0.1", "evaluate.k=5"]
+    assert knobs({"overrides": overrides}) == {"text_mask": 0.3, "recipe.lr": 0.1}
+    assert knobs({"overrides": overrides, "knobs": {"text_mask": 0.3, "ema": None}}) == {
+        "text_mask": 0.3,
+        "ema": None,
+        "recipe.lr": 0.1,
+    }
+    assert [shown("logit_scale_fixed", None), shown("dedup", True), shown("ema", None), shown("lr", 1e-3)] == [
+        "learned",
+        "on",
+        "off",
+        "0.001",
+    ]
