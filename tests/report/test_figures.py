@@ -15,7 +15,7 @@ from matplotlib.text import Text
 from dejavu_lit.files import read_json
 from dejavu_lit.report.figures import DARK, Plot, save, style
 from dejavu_lit.report.plots import evaluation_plots
-from dejavu_lit.report.study_plots import knobs, study_plots
+from dejavu_lit.report.study_plots import study_plots
 
 FIGURES = ("ppg", "prg", "aucg")
 
@@ -134,54 +134,6 @@ def test_subgroups(plots: dict[str, Plot], metrics: dict[str, Any]) -> None:
         np.testing.assert_allclose(ends, [group[figure]["ci95"] for group in groups])
     names = [text.get_text() for text in plots["subgroups-object"].figure.axes[0].get_yticklabels()]
     assert names == [f"{group['group']}  ({group['records']})" for group in groups]
-
-
-def test_mitigations_mark_the_default(of_study: dict[str, Plot], found: dict[str, Any]) -> None:
-    rows = [row for row in found["settings"] if row["train_size"] == 90]
-    names = ["none", "mask", "mask more"]
-    axes = of_study["mitigations"].figure.axes
-    assert axes[0].get_title() == "utility: zero-shot top-1"
-    for axis, figure in zip(axes[1:], FIGURES, strict=True):
-        drawn = [xs[0] for xs, _, _ in bars(axis)]
-        means = [np.mean([r["symmetric"][figure]["value"] for r in rows if r["name"] == n]) for n in names]
-        np.testing.assert_allclose(drawn, means)
-        markers = [container.lines[0].get_marker() for container in axis.containers]
-        assert markers == ["*", "o", "o"]
-    utility = [xs[0] for xs, _, _ in bars(axes[0])]
-    np.testing.assert_allclose(utility, [0.445, 0.415, 0.4])
-
-
-def test_frontier_and_recommendation(of_study: dict[str, Plot], found: dict[str, Any]) -> None:
-    axis = of_study["frontier"].figure.axes[0]
-    drawn = {(xs[0], ys[0]) for xs, ys, _ in bars(axis)}
-    rows = {r["setting"]: r for r in of_study["frontier"].rows}
-    assert drawn == {(r["utility_value"], r["ppg_value"]) for r in rows.values()}
-    x, y = lines(axis)["frontier"]
-    assert sorted(zip(x, y, strict=True)) == sorted(
-        (rows[n]["utility_value"], rows[n]["ppg_value"]) for n in found["frontier"]
-    )
-    assert found["recommended"] is not None
-    ring = lines(axis)["recommended"]
-    best = rows[found["recommended"]]
-    assert ring == ([best["utility_value"]], [best["ppg_value"]])
-
-
-def test_dataset_size(of_study: dict[str, Plot], found: dict[str, Any]) -> None:
-    axes = of_study["dataset-size"].figure.axes
-    for axis, figure in zip(axes[1:], FIGURES, strict=True):
-        for (xs, ys, ends), name in zip(bars(axis), ("none", "mask", "mask more"), strict=True):
-            assert xs == [30, 90]
-            figures = [
-                [r["symmetric"][figure] for r in found["settings"] if (r["name"], r["train_size"]) == (name, size)]
-                for size in xs
-            ]
-            np.testing.assert_allclose(ys, [np.mean([f["value"] for f in group]) for group in figures])
-            stds = [np.mean([f["std"] for f in group]) for group in figures]
-            np.testing.assert_allclose([high - low for low, high in ends], [2 * s for s in stds])
-
-
-def test_knobs() -> None:
-    assert knobs({"overrides": ["mitigation.text_mask=0.3", "+recipe.wd=0"]}) == {"text_mask": "0.3", "wd": "0"}
 
 
 def test_nothing_to_draw_gives_no_figure(metrics: dict[str, Any], found: dict[str, Any]) -> None:
