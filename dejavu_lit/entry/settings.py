@@ -43,7 +43,7 @@ def check_options(config: Mapping[str, Any]) -> None:
     if not isinstance(series, dict) or not all(isinstance(one, dict | None) for one in series.values()):
         raise UserError(
             f"series={series} must be a mapping of names to overrides by training size, e.g. "
-            "+series.equal_pairs='{500: [recipe.epochs=100], 1000: [recipe.epochs=50]}'"
+            "+series.equal_pairs='{500: [\"recipe.epochs=100\"]}'"
         )
     for name, by_size in series.items():
         for size, overrides in (by_size or {}).items():
