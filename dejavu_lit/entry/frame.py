@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dejavu_lit.entry import help
 from dejavu_lit.errors import UserError, suggest
 from dejavu_lit.launchers import refused, register_resolvers
 
@@ -41,6 +42,9 @@ def command(config_name: str, task: Callable[[DictConfig, Path], None]) -> Calla
             raise
 
     def command() -> None:
+        if {"-h", "--help"} & set(sys.argv[1:]):
+            print(help.text(CONF, config_name))
+            return
         sys.argv[1:] = [_quoted(argument) for argument in sys.argv[1:]]
         os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let exceptions through to the lines below
         warnings.filterwarnings("ignore", category=UserWarning, module="hydra")

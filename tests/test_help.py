@@ -1,0 +1,80 @@
+"""``--help`` of every command: what it is for, commands that work, the groups with a line each, and every option."""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+import pytest
+import yaml
+
+from dejavu_lit.entry import help
+from dejavu_lit.entry.frame import CONF
+
+from .conftest import ROOT, call, run
+
+COMMANDS = sorted(path.stem for path in CONF.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(command: str) -> None:
+    done = call(command, "--help")
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert lines[0].endswith(".")
+    assert len(worked(command)) >= 3
+    config = yaml.safe_load((CONF / f"{command}.yaml").read_text())
+    options = [name for name in config if name not in ("defaults", "hydra")]
+    if command == "evaluate":
+        options += [
+            name for name in yaml.safe_load((CONF / "evaluate" / "default.yaml").read_text()) if name != "defaults"
+        ]
+    for name in options:
+        assert any(line.startswith(f"  {name}:") for line in lines), name
+    for entry in config["defaults"]:
+        group = next(iter(entry)).partition("@")[0] if isinstance(entry, dict) else "hydra"
+        if group in ("hydra", "evaluate"):
+            continue
+        ((place, line),) = [(i, line) for i, line in enumerate(lines) if line.startswith(f"  {group} ")]
+        rest = " ".join([line, *lines[place + 1 : place + 5]])
+        for choice in (CONF / group).glob("*.yaml"):
+            assert choice.stem in rest, choice
+    assert "_target_" not in done.stdout
+
+
+def worked(command: str) -> list[list[str]]:
+    """The overrides of the commands that the help shows."""
+    text = help.text(CONF, command).split("Groups:")[0].split("Options of")[0]
+    rows = [shlex.split(line) for line in text.splitlines() if line.startswith("  python ")]
+    no_override = ("-m", "…", f"{command}.py", "train.py", f"dejavu_lit.{command}")
+    return [[word for word in row[1:] if word not in no_override] for row in rows]
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "dedup"])
+def test_the_commands_that_it_shows_are_understood(command: str) -> None:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        for overrides in worked(command):
+            single = [o.split(",")[0] if o.count("=") == 1 and "[" not in o and "{" not in o else o for o in overrides]
+            hydra.compose(command, single)
+
+
+def test_every_group_has_a_line() -> None:
+    assert {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra"} == set(help.GROUPS)
+
+
+def test_help_is_quick_and_needs_no_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['train.py', '--help']; from dejavu_lit import entry; entry.train(); "
+        "assert not {'torch', 'pytorch_lightning', 'faiss', 'wandb', 'matplotlib'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "python train.py side=target" in done.stdout
+
+
+def test_the_report_has_help_of_its_own(tmp_path: Path) -> None:
+    done = run("dejavu_lit.report", "--help", cwd=tmp_path)
+    assert done.stdout.count("python -m dejavu_lit.report path=") >= 3
+    for option in ("path", "redact", "out", "data", "limit"):
+        assert f"\n  {option}=" in done.stdout
