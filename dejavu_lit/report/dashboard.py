@@ -47,7 +47,7 @@ def log_evaluation(
     if settings.wandb is None and not settings.tensorboard:
         return
     run, epoch = _target(found.metrics)
-    with _figures("evaluation", found.metrics, drawn) as figures:
+    with _figures("evaluation", found.drawn(), drawn) as figures:
         if settings.tensorboard:
             _tensorboard(out / "tensorboard", values, figures, epoch)
         if settings.wandb is not None:

@@ -15,6 +15,7 @@ from dejavu_lit.progress import progress
 from dejavu_lit.report import page, parts
 from dejavu_lit.report.boxes import boxes
 from dejavu_lit.report.cards import Pictures, Ranks, Row, choose, read_ranks, read_rows, write_cards
+from dejavu_lit.report.epochs import gaps_over_epochs
 from dejavu_lit.report.markup import Html
 from dejavu_lit.report.modelcard import latex, markdown
 from dejavu_lit.report.thumbnails import thumbnails
@@ -47,6 +48,10 @@ class Evaluation:
             )
         named = metrics["settings"].get("data")
         return cls(folder, metrics, data or (Path(named) if named else None))
+
+    def drawn(self) -> Mapping[str, Any]:
+        """What the figures show: metrics.json, and the gaps over the epochs of training where the run is at hand."""
+        return {**self.metrics, "epochs": gaps_over_epochs(self.folder, self.metrics["settings"])}
 
     @property
     def records(self) -> Path:
@@ -128,7 +133,7 @@ def write_evaluation(
     write_text(folder / "memorized-keys.txt", "".join(f"{row['key']}\n" for row in rows))
     write_text(folder / "modelcard.md", markdown(found.metrics))
     write_text(folder / "modelcard.tex", latex(found.metrics))
-    plots = draw("evaluation", found.metrics, folder / "figures")
+    plots = draw("evaluation", found.drawn(), folder / "figures")
     artifacts = [found.folder / "metrics.json", *sorted(found.folder.glob("records*.parquet"))]
     hashes = {path.name: file_sha256(path) for path in artifacts}
     body = page.evaluation(

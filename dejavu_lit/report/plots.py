@@ -7,7 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib.ticker import MaxNLocator
+
 from dejavu_lit.report.figures import (
+    GOOD,
     INK,
     MARKERS,
     MUTED,
@@ -35,7 +38,7 @@ def evaluation_plots(metrics: Metrics) -> list[Plot]:
     """Every figure that this evaluation has data for."""
     with style():
         made = [gaps(metrics), recall(metrics), sample(metrics), by_k(metrics)]
-        made += [sensitivity(metrics, "threshold"), sensitivity(metrics, "top_m"), planted(metrics)]
+        made += [sensitivity(metrics, "threshold"), sensitivity(metrics, "top_m"), epochs(metrics), planted(metrics)]
         made += [subgroups(column, found) for column, found in (metrics.get("subgroups") or {}).items()]
         return [plot for plot in made if plot is not None]
 
@@ -178,6 +181,38 @@ def _over(name: str, title: str, label: str, values: Sequence[tuple[float, Mappi
     first = [r for r in rows if r["block"] == names[0] and r["figure"] == "ppg"]
     text = f"{names[0]} PPG: " + ", ".join(f"{signed(r['value'])} at {label} {r['x']:g}" for r in first) + "."
     return Plot(name, title, text[0].upper() + text[1:], rows, figure)
+
+
+def epochs(metrics: Metrics) -> Plot | None:
+    """The gaps while the target trained, with what they stand beside: the null, and accuracy on the validation set."""
+    rows = metrics.get("epochs") or []
+    if len(rows) < 2:
+        return None
+    names = [*FIGURES, *(["val_accuracy"] if all("val_accuracy" in row for row in rows) else [])]
+    figure, axes = panels(len(names), width=7.8 / len(names))
+    xs = [row["epoch"] for row in rows]
+    for axis, name in zip(axes[0], names, strict=True):
+        line = [row[name] for row in rows]
+        if name == "val_accuracy":
+            axis.plot(xs, line, color=GOOD, marker="^", label="target, validation")
+            axis.set_title("accuracy within a batch")
+        else:
+            zero(axis)
+            axis.plot(xs, line, color=TARGET, marker="o", label="A: target − reference")
+            axis.set_title(FIGURES[name])
+        if name == "ppg":
+            low, high = ([row[f"ppg_{end}"] for row in rows] for end in ("low", "high"))
+            axis.fill_between(xs, low, high, color=SHADE, alpha=0.5, linewidth=0, label="95 % interval")
+            axis.plot(xs, [row["null_ppg"] for row in rows], "--", color=MUTED, marker="s", label="H: null control")
+        axis.set_xlabel("epochs of training")
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    legend_above(figure, axes[0][0])
+    first, last = rows[0], rows[-1]
+    text = (
+        f"On a sample, PPG is {signed(first['ppg'])} after epoch {first['epoch']:g} and {signed(last['ppg'])} after epoch "
+        f"{last['epoch']:g}, on the holdout {signed(last['null_ppg'])}. One direction only, measured while training."
+    )
+    return Plot("epochs", "Gaps over the epochs of training", text, rows, figure)
 
 
 def planted(metrics: Metrics) -> Plot | None:

@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.text import Text
 
 from dejavu_lit.files import read_json
+from dejavu_lit.launch import CsvLog
+from dejavu_lit.report.epochs import gaps_over_epochs
 from dejavu_lit.report.figures import DARK, Plot, save, style
 from dejavu_lit.report.plots import evaluation_plots
 from dejavu_lit.report.study_plots import study_plots
@@ -126,6 +128,39 @@ def test_planted_memory(plots: dict[str, Plot], metrics: dict[str, Any]) -> None
         np.testing.assert_allclose(ends, [level[figure]["ci95"] for level in levels])
 
 
+def test_epochs(metrics: dict[str, Any], tmp_path: Path) -> None:
+    names = ("ppg", "prg", "aucg", "ppg_low", "ppg_high", "null_ppg", "corrected_ppg")
+    rows = [{name: round(0.1 * (i + 1) + 0.01 * place, 3) for place, name in enumerate(names)} for i in range(3)]
+    run = tmp_path / "study" / "runs" / "none-s0-target"
+    log = CsvLog(run / "metrics.csv")
+    run.mkdir(parents=True)
+    for number, row in enumerate(rows):
+        epoch = 5 * (number + 1) - 1  # counted from 0 there
+        log.append(10 * epoch, epoch, {"loss": 2.0, "val_loss": 1.0, "val_accuracy": 0.5 + 0.1 * number})
+        log.append(10 * epoch, epoch, {f"gap/{name}": value for name, value in row.items()})
+        log.append(10 * epoch + 5, epoch + 1, {"loss": 2.0, "val_accuracy": 0.9})  # an epoch that was not measured
+    elsewhere = tmp_path / "study" / "evaluations" / "none-s0"
+    found = gaps_over_epochs(elsewhere, {"target": "moved/none-s0-target"})  # a study that was moved
+    assert found == gaps_over_epochs(Path("x"), {"target": str(run)})
+    assert [r["epoch"] for r in found] == [5, 10, 15]
+    assert [{name: r[name] for name in names} for r in found] == rows
+    assert [r["epoch"] for r in gaps_over_epochs(elsewhere, {"target": f"{run}@10"})] == [5, 10]
+    assert gaps_over_epochs(elsewhere, {"target": "ViT-B-32@openai"}) == []
+
+    plot = next(p for p in evaluation_plots(metrics | {"epochs": found}) if p.name == "epochs")
+    for axis, name in zip(plot.figure.axes, (*FIGURES, "val_accuracy"), strict=True):
+        drawn = next(iter(lines(axis).values()))
+        assert drawn == ([5, 10, 15], [r[name] for r in found])
+    first = plot.figure.axes[0]
+    assert lines(first)["H: null control"] == ([5, 10, 15], [r["null_ppg"] for r in found])
+    (band,) = first.collections
+    corners = band.get_paths()[0].vertices
+    assert {(5.0, rows[0]["ppg_low"]), (15.0, rows[2]["ppg_high"])} <= {(x, y) for x, y in corners.tolist()}
+    assert [dict(row) for row in plot.rows] == found
+    assert not [p for p in evaluation_plots(metrics | {"epochs": found[:1]}) if p.name == "epochs"]
+    no_label_is_cut_or_overlaps_another(plot)
+
+
 def test_subgroups(plots: dict[str, Plot], metrics: dict[str, Any]) -> None:
     groups = metrics["subgroups"]["object"]["groups"]
     for axis, figure in zip(plots["subgroups-object"].figure.axes, FIGURES, strict=True):
@@ -190,20 +225,24 @@ def test_names_of_points_cover_nothing(of_study: dict[str, Plot]) -> None:
         assert not any(box.contains(*point) for point in points)
 
 
+def no_label_is_cut_or_overlaps_another(plot: Plot) -> None:
+    with style():
+        plot.figure.draw_without_rendering()
+        frame = plot.figure.bbox
+        for axis in plot.figure.axes:
+            assert axis.has_data(), f"{plot.name} has an empty panel"
+            for side in (axis.xaxis, axis.yaxis):
+                low, high = sorted(side.get_view_interval())
+                ticks = [t for t in side.get_major_ticks() if low <= t.get_loc() <= high]
+                labels = [t.label1 for t in ticks if t.label1.get_visible() and t.label1.get_text()]
+                boxes = [label.get_window_extent() for label in labels]
+                for one, other in pairwise(boxes):
+                    assert not one.padded(-1).overlaps(other.padded(-1)), f"{plot.name} has overlapping ticks"
+                for box in boxes:
+                    assert frame.x0 - 1 <= box.x0, f"{plot.name} is cut at the left"
+                    assert box.x1 <= frame.x1 + 1, f"{plot.name} is cut at the right"
+
+
 def test_no_label_is_cut_or_overlaps_another(plots: dict[str, Plot], of_study: dict[str, Plot]) -> None:
     for plot in [*plots.values(), *of_study.values()]:
-        with style():
-            plot.figure.draw_without_rendering()
-            frame = plot.figure.bbox
-            for axis in plot.figure.axes:
-                assert axis.has_data(), f"{plot.name} has an empty panel"
-                for side in (axis.xaxis, axis.yaxis):
-                    low, high = sorted(side.get_view_interval())
-                    ticks = [t for t in side.get_major_ticks() if low <= t.get_loc() <= high]
-                    labels = [t.label1 for t in ticks if t.label1.get_visible() and t.label1.get_text()]
-                    boxes = [label.get_window_extent() for label in labels]
-                    for one, other in pairwise(boxes):
-                        assert not one.padded(-1).overlaps(other.padded(-1)), f"{plot.name} has overlapping ticks"
-                    for box in boxes:
-                        assert frame.x0 - 1 <= box.x0, f"{plot.name} is cut at the left"
-                        assert box.x1 <= frame.x1 + 1, f"{plot.name} is cut at the right"
+        no_label_is_cut_or_overlaps_another(plot)

@@ -1,0 +1,37 @@
+"""The gaps over the epochs of training, from the target run's metrics.csv, where ``gaps.reference=`` had them measured."""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+GAPS = "gap/"
+BESIDE = ("val_accuracy", "val_loss")  # of the same epochs
+
+
+def gaps_over_epochs(evaluation: Path, settings: Mapping[str, Any]) -> list[dict[str, float]]:
+    """One row an epoch that was measured: epoch (counted from 1), ppg, ppg_low, ppg_high, prg, aucg, null_ppg, corrected_ppg.
+
+    Args:
+        evaluation: its folder; a study's runs lie beside it.
+        settings: of metrics.json; ``target`` names the run, whose epochs up to that of RUN@EPOCH are given.
+
+    Returns:
+        The rows in order, [] where the run is not at hand or nothing was measured in it.
+    """
+    name, _, last = str(settings.get("target", "")).partition("@")
+    places = (Path(name) / "metrics.csv", evaluation.parent.parent / "runs" / Path(name).name / "metrics.csv")
+    path = next((place for place in places if name and place.is_file()), None)
+    if path is None:
+        return []
+    rows: dict[int, dict[str, float]] = {}
+    beside: dict[int, dict[str, float]] = {}
+    with open(path, newline="") as file:
+        for line in csv.DictReader(file):
+            epoch, metric = int(line["epoch"]) + 1, line["metric"]
+            if metric.startswith(GAPS):
+                rows.setdefault(epoch, {"epoch": epoch})[metric.removeprefix(GAPS)] = float(line["value"])
+            elif metric in BESIDE:
+                beside.setdefault(epoch, {})[metric] = float(line["value"])
+    end = int(last) if last.isdecimal() else max(rows, default=0)
+    return [rows[epoch] | beside.get(epoch, {}) for epoch in sorted(rows) if epoch <= end and "ppg" in rows[epoch]]
