@@ -33,6 +33,15 @@ def environment() -> list[SLURMEnvironment]:
     return [SLURMEnvironment(auto_requeue=False)]
 
 
+def within_epoch(trainer: pl.Trainer) -> bool:
+    """Whether the epoch goes on.
+
+    After an epoch's last batch its end is still to come: a run resumed from there would take validation, gaps and the
+    checkpoint of that epoch for done.
+    """
+    return not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+
+
 class Preemption(Callback):
     """Saves ``path`` when a signal has come to any rank, and ends the run.
 
@@ -67,7 +76,7 @@ class Preemption(Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
         """End here if all ranks know of a signal."""
         number = self._agreed(trainer)
-        if number and between_steps(trainer):
+        if number and within_epoch(trainer):
             trainer.save_checkpoint(self.path)
             self._go(trainer, number)
 

@@ -34,7 +34,7 @@ from dejavu_lit.models.clip import ClipModule, ModelSpec, Recipe, build_model, e
 from dejavu_lit.models.ema import Averaging, averaged
 from dejavu_lit.models.features import Compute
 from dejavu_lit.models.preprocess import Augment, Preprocess
-from dejavu_lit.preemption import Preemption, environment
+from dejavu_lit.preemption import Preemption, environment, within_epoch
 from dejavu_lit.stopping import EarlyStop, why_stopped
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class Checkpoints(Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
         """Save within the epoch."""
         step = trainer.global_step
-        if step % self.every_steps == 0:
+        if within_epoch(trainer) and step % self.every_steps == 0:
             trainer.save_checkpoint(self.folder / "last.ckpt")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
