@@ -44,18 +44,19 @@ def write_study_pages(
         )
     if not study["settings"]:
         raise UserError(f"{path}/study.json holds no settings; run mitigate.py again")
+    rows = dict(zip(labels(study["settings"]), study["settings"], strict=True))
     found = {
         label: Evaluation.open((path / row["metrics"]).parent, data)
-        for label, row in zip(labels(study["settings"]), study["settings"], strict=True)
+        for label, row in rows.items()
         if (path / row["metrics"]).is_file()
     }
     ranks = {label: read_ranks(evaluation.records) for label, evaluation in found.items()}
     chosen = choose(list(ranks.values()), limit)
     back = tag("p", tag("a", "← the study", href="../../index.html"))
     for label, evaluation in found.items():
-        rows = read_rows(evaluation.records, ranks[label], chosen, evaluation.metrics["k"])
-        names = Pictures() if redact else pictures(evaluation, rows, folder / "thumbs", earlier)
-        write_evaluation(folder / "settings" / label, evaluation, ranks[label], rows, names, redact, "../../", back)
+        pairs = read_rows(evaluation.records, ranks[label], chosen, evaluation.metrics["k"])
+        names = Pictures() if redact else pictures(evaluation, pairs, folder / "thumbs", earlier)
+        write_evaluation(folder / "settings" / label, evaluation, ranks[label], pairs, names, redact, "../../", back)
     plots = draw("study", study, folder / "figures")
     write_text(folder / "modelcard.md", study_markdown(study))
     write_text(folder / "modelcard.tex", study_latex(study))
@@ -67,7 +68,7 @@ def write_study_pages(
             tag("h2", "The settings"),
             settings(study, list(found)),
             parts.figures(plots),
-            comparison(list(found)),
+            comparison({label: row for label, row in rows.items() if label in found}),
             parts.provenance(study, hashes),
         ]
     )
@@ -157,10 +158,16 @@ def _gap(block: Mapping[str, Any] | None, figure: str) -> Html:
     return tag("td", signed(found["value"]), tag("small", small), data_value=f"{found['value']:.10g}")
 
 
-def comparison(found: Sequence[str]) -> Html | None:
-    """The frame of the comparison of two settings, filled by study.js."""
+def comparison(found: Mapping[str, Row]) -> Html | None:
+    """The frame of the comparison of two settings, filled by study.js; it begins with the first and another like it.
+
+    found: {label: row of the study}, those that have a page.
+    """
     if len(found) < 2:
         return None
+    first, *others = found.values()
+    alike = [[r[n] == first[n] for n in ("train_size", "seed")] if r["name"] != first["name"] else [] for r in others]
+    second = 1 + max(range(len(others)), key=lambda i: (bool(alike[i]), sum(alike[i]), -i))
 
     def select(name: str, chosen: int) -> Html:
         options = [tag("option", label, value=label, selected=i == chosen) for i, label in enumerate(found)]
@@ -172,7 +179,7 @@ def comparison(found: Sequence[str]) -> Html | None:
     ]
     tools = [
         tag("label", "First setting", select("first", 0)),
-        tag("label", "Second setting", select("second", 1)),
+        tag("label", "Second setting", select("second", second)),
         tag("label", "Show first", tag("select", order, name="order")),
         tag("button", "Compare", type="button", name="compare"),
     ]

@@ -12,6 +12,7 @@ import pytest
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import read_json, write_json
 from dejavu_lit.report.__main__ import run
+from dejavu_lit.report.study import comparison
 from dejavu_lit.report.write import write_report
 
 from .made import FEW_FIGURES, HOSTILE, make_evaluation
@@ -186,3 +187,14 @@ def test_study_redacted(small_study: Path, tmp_path: Path) -> None:
     everything = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
     assert b"in picture" not in everything.replace(b"in picture, missed", b"")
     assert not list(out.rglob("*.webp"))
+
+
+def test_the_comparison_begins_with_two_settings_that_are_alike() -> None:
+    def chosen(*found: tuple[str, int, int]) -> list[str]:
+        rows = {f"{n}-{size}-{seed}": {"name": n, "train_size": size, "seed": seed} for n, size, seed in found}
+        return re.findall(r'<option value="([^"]*)" selected>', str(comparison(rows)))
+
+    assert chosen(("none", 9, 0), ("none", 9, 1), ("mask", 9, 1), ("mask", 9, 0)) == ["none-9-0", "mask-9-0"]
+    assert chosen(("none", 9, 0), ("none", 5, 0), ("mask", 5, 0)) == ["none-9-0", "mask-5-0"]
+    assert chosen(("none", 9, 0), ("none", 9, 1)) == ["none-9-0", "none-9-1"]
+    assert comparison({"one": {}}) is None
