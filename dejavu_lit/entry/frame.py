@@ -6,10 +6,12 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -93,6 +95,8 @@ def explain(error: Exception, config_name: str, given: Sequence[str]) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     text = " ".join(line for line in lines if not line.startswith(("full_key:", "object_type=", "To append")))
     text = text.removeprefix("UserError raised while resolving interpolation: ")
+    if "submitit_slurm" in text:
+        return "hydra/launcher=slurm needs Hydra's plugin for submitit; pip install 'dejavu-lit[slurm]'"
     group = re.search(r"Could not find '(\w+)/([^']*)' Available options in '\w+': (.*)", text)
     if group:
         name, wanted, known = group.groups()
@@ -107,7 +111,8 @@ def explain(error: Exception, config_name: str, given: Sequence[str]) -> str:
 
 def _options(config_name: str) -> list[str]:
     """Every option of a command's default config, dotted."""
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+    within = GlobalHydra.instance().is_initialized()
+    with nullcontext() if within else hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose(config_name)
 
     def walk(node: Any, path: str) -> list[str]:

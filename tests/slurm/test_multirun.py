@@ -13,8 +13,11 @@ from tests.conftest import ROOT, SMALL, run
 from tests.slurm.conftest import FIGURES, sbatch, settings
 
 SWEEP = ["side=target,reference", "mitigation.text_mask=0,0.5"]
-# Two ranks and 240 steps, which is seconds; saved only at the ends of epochs and when told to go.
-TWO = ["side=target", *SMALL, "trainer.devices=2", "recipe.epochs=40", "trainer.checkpoint_epochs=100"]
+# Two ranks and 120 steps, which is seconds; saved only at the ends of epochs and when told to go. Signals reach the loader's
+# process, too.
+TWO = ["side=target", *SMALL, "trainer.devices=2", "recipe.epochs=20", "trainer.checkpoint_epochs=100"]
+TWO += ["trainer.loader.workers=1"]
+ONE_CPU = "hydra.launcher.cpus_per_task=1"  # the nodes have two
 
 
 def weights(folder):
@@ -63,14 +66,14 @@ def test_a_failing_job_is_named_and_the_others_are_unharmed(cluster, submit, sce
 def undisturbed(cluster, submit, scenes, tmp_path_factory):
     """The run of a job with two tasks on one node."""
     folder = tmp_path_factory.mktemp("ddp")
-    submit("train", "-m", *TWO, f"data.dir={scenes}", "hydra/launcher=slurm", f"hydra.sweep.dir={folder}")
+    submit("train", "-m", *TWO, f"data.dir={scenes}", "hydra/launcher=slurm", ONE_CPU, f"hydra.sweep.dir={folder}")
     return folder / "0"
 
 
 def test_two_tasks_of_a_job_are_the_ranks_of_one_run(undisturbed):
     found = record(undisturbed)
-    assert found["plan"] == {"world": 2, "workers": 0, "batch": 8, "seed": 0}
-    assert (found["steps"], found["exposure"]) == (240, {"mean": 40.0, "min": 40, "max": 40})
+    assert found["plan"] == {"world": 2, "workers": 1, "batch": 8, "seed": 0}
+    assert (found["steps"], found["exposure"]) == (120, {"mean": 20.0, "min": 20, "max": 20})
 
 
 def test_two_nodes_give_the_weights_of_one(cluster, submit, undisturbed, scenes, tmp_path):
@@ -99,7 +102,7 @@ def wait_for(holds, seconds=90):
 
 def test_a_preempted_job_is_requeued_once_and_ends_with_the_same_weights(cluster, undisturbed, scenes, tmp_path):
     before = set(cluster.states())
-    options = [*TWO, f"data.dir={scenes}", "hydra/launcher=slurm", f"hydra.sweep.dir={tmp_path}"]
+    options = [*TWO, f"data.dir={scenes}", "hydra/launcher=slurm", ONE_CPU, f"hydra.sweep.dir={tmp_path}"]
     with open(tmp_path / "said", "wb") as said:
         study = subprocess.Popen(
             [sys.executable, str(ROOT / "train.py"), "-m", *options], cwd=ROOT, env=cluster.environment, stderr=said
