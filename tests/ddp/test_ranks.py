@@ -1,0 +1,193 @@
+"""Two gloo processes against one: loss, gradients and weights, the pairs each saw, resuming, and ranks that die."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from dejavu_lit.data.epoch import epoch_plan
+from dejavu_lit.data.shards import ShardSet
+from tests.conftest import ROOT, SMALL
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+BASE = ["side=target", *SMALL]
+
+
+def start(processes, *arguments, launcher=None):
+    """``processes`` by torchrun, or by ``launcher``."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [
+            *(launcher or (TORCHRUN if processes == 2 else [sys.executable])),
+            *map(str, arguments),
+            f"trainer.devices={processes}",
+        ],
+        cwd=ROOT,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def end(process, seconds=150):
+    """What it said; the whole group is killed where it hangs."""
+    try:
+        said = process.communicate(timeout=seconds)[1]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    return said
+
+
+def notes(folder, processes, mode, *options):
+    """What every rank noted of a training."""
+    script = ROOT / "tests" / "ddp" / "ranks.py"
+    process = start(processes, script, folder / "notes", mode, *BASE, *options, f"out={folder / 'run'}")
+    said = end(process)
+    assert process.returncode == 0, said
+    return [torch.load(folder / "notes" / f"{rank}.pt", weights_only=True) for rank in range(processes)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["mitigation.label_smoothing=0.1", "mitigation.gradient_noise=0.1", "mitigation.ema=0.9"],
+        ["+model.config.init_logit_bias=-10"],  # SigLIP's loss
+    ],
+    ids=["clip", "siglip"],
+)
+def test_two_ranks_compute_what_one_process_does_on_the_same_global_batches(scenes, tmp_path, options):
+    options = [*options, f"data.dir={scenes}", "recipe.epochs=1"]
+    (one,) = notes(tmp_path / "one", 1, "same", *options)
+    two = notes(tmp_path / "two", 2, "same", *options)
+    assert torch.equal(torch.cat([two[0]["pairs"], two[1]["pairs"]], dim=1), one["pairs"])
+    torch.testing.assert_close((two[0]["losses"] + two[1]["losses"]) / 2, one["losses"], rtol=1e-5, atol=1e-6)
+    for name, gradient in one["gradients"].items():
+        scale = gradient.abs().max()
+        for rank in two:
+            assert (rank["gradients"][name] - gradient).abs().max() <= 1e-5 * scale + 1e-9, name
+    for name in one["weights"]:
+        assert torch.equal(two[0]["weights"][name], two[1]["weights"][name]), name
+    # All together: AdamW makes whole steps of the rounding errors where a gradient is 0, as those of the keys' biases are.
+    trained = [name for name, value in one["weights"].items() if value.is_floating_point() and value.isfinite().all()]
+    off = sum((two[0]["weights"][name] - one["weights"][name]).square().sum() for name in trained)
+    assert off <= 1e-8 * sum(one["weights"][name].square().sum() for name in trained)
+
+
+def test_each_pair_is_seen_as_planned_and_both_ranks_end_alike_with_every_knob(scenes, tmp_path):
+    options = ["mitigation.text_mask=0.3", "mitigation.patch_dropout=0.25", "mitigation.gradient_noise=0.1"]
+    options += ["mitigation.ema=0.9", "mitigation.text_random=0.1", "recipe.accumulate=2", "trainer.log_every=1"]
+    found = notes(tmp_path, 2, "plan", *options, f"data.dir={scenes}")
+    shards = ShardSet.open(scenes / "A")
+    for rank, noted in enumerate(found):
+        plans = [epoch_plan(shards.sizes, 0, epoch, world=2, workers=0, batch=8) for epoch in range(2)]
+        planned = [shards.starts[b[:, 0]] + b[:, 1] for plan in plans for b in plan.batches(rank)]
+        assert noted["pairs"].tolist() == [batch.tolist() for batch in planned]
+    seen = torch.cat([noted["pairs"].flatten() for noted in found])
+    assert torch.bincount(seen, minlength=96).tolist() == [2] * 96
+    for name, value in found[0]["weights"].items():
+        assert torch.equal(value, found[1]["weights"][name]), name
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["exposure"]["mean"] == 2.0
+    lines = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[1:]
+    losses = [line for line in lines if line.split(",")[2] == "val_loss"]
+    assert len(losses) == 2  # once an epoch, not once a rank
+
+
+LONG = ["recipe.epochs=25", "trainer.checkpoint_epochs=100", "mitigation.text_mask=0.3", "mitigation.ema=0.9"]
+
+
+def weights(run):
+    from safetensors.torch import load_file
+
+    return load_file(run / "model" / "open_clip_model.safetensors")
+
+
+def rows(run):
+    return len((run / "metrics.csv").read_text().splitlines()) if (run / "metrics.csv").exists() else 0
+
+
+def begin(processes, run, *options, launcher=None):
+    """A training that has done some steps, however many."""
+    process = start(processes, ROOT / "train.py", *BASE, *options, f"out={run}", launcher=launcher)
+    wanted, until = random.Random(str(run)).randrange(10, 60), time.monotonic() + 120
+    while rows(run) < wanted:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    return process
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_training_that_is_killed_twice_ends_like_an_undisturbed_one(scenes, tmp_path, processes):
+    """First by SIGKILL at some step, then by the warning of a scheduler."""
+    options = [*LONG, f"data.dir={scenes}", "trainer.checkpoint_steps=7"]
+    whole = start(processes, ROOT / "train.py", *BASE, *options, f"out={tmp_path / 'whole'}")
+    said = end(whole)
+    assert whole.returncode == 0, said
+    run = tmp_path / "killed"
+    process = begin(processes, run, *options)
+    kill_all(process, run)
+    before = rows(run)
+    process = start(processes, ROOT / "train.py", *BASE, *options, f"out={run}")
+    until = time.monotonic() + 90
+    while rows(run) < before + 20 and time.monotonic() < until:
+        time.sleep(0.02)
+    os.kill(trainers(run)[-1], signal.SIGUSR1)  # one rank is told, all save
+    said = end(process)
+    assert "SIGUSR1: saved" in said
+    assert process.returncode == (128 + signal.SIGUSR1 if processes == 1 else 1)
+    assert not (run / "run.json").exists()
+    process = start(processes, ROOT / "train.py", *BASE, *options, f"out={run}")
+    said = end(process)
+    assert process.returncode == 0, said
+    one, two = weights(tmp_path / "whole"), weights(run)
+    for name, value in one.items():
+        if processes == 1:
+            assert torch.equal(value, two[name]), name
+        else:
+            torch.testing.assert_close(value, two[name], rtol=1e-4, atol=1e-5, msg=name)
+    records = [json.loads((path / "run.json").read_text()) for path in (tmp_path / "whole", run)]
+    assert records[0]["steps"] == records[1]["steps"] == 150
+    assert records[0]["exposure"] == records[1]["exposure"]
+
+
+def trainers(run):
+    """The processes that train in a directory, oldest first; those of torchrun are in sessions of their own."""
+    found = subprocess.run(["ps", "-wwo", "pid=,args=", "-e"], capture_output=True, text=True).stdout
+    lines = [line.split(None, 1) for line in found.splitlines()]
+    return sorted(int(pid) for pid, args in lines if f"out={run} " in args and "torch.distributed.run" not in args)
+
+
+def kill_all(process, run):
+    for pid in [*trainers(run), process.pid]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.communicate()
+
+
+@pytest.mark.parametrize(("sign", "rank"), [(signal.SIGKILL, 0), (signal.SIGSTOP, 1)])
+def test_a_rank_that_dies_or_stops_ends_the_others(scenes, tmp_path, sign, rank):
+    """With Lightning's own launcher, which has nobody that watches over its ranks."""
+    run = tmp_path / "run"
+    options = ["recipe.epochs=100000", f"data.dir={scenes}", "trainer.timeout_min=0.5"]
+    process = begin(2, run, *options, launcher=[sys.executable])
+    try:
+        ranks = trainers(run)
+        assert len(ranks) == 2
+        os.kill(ranks[rank], sign)
+        wanted, until = [ranks[rank]] if sign == signal.SIGSTOP else [], time.monotonic() + 90
+        while set(trainers(run)) - set(wanted) and time.monotonic() < until:
+            process.poll()  # or it would stay a zombie
+            time.sleep(0.2)
+        assert set(trainers(run)) <= set(wanted)
+        assert process.wait(20) != 0
+    finally:
+        kill_all(process, run)
