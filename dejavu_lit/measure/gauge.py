@@ -40,12 +40,13 @@ class GapSettings:
     reference: str | None = None  # RUN (its checkpoint of the same epoch where it kept one) | RUN@EPOCH | MODEL | …
     every: int = 5  # epochs between two measurements
     sample: int = 500  # pairs with objects of each of the two sets
+    public: int | None = 512  # public pictures searched, in whole chunks of 64 drawn by hash; None: all
     k: int = 10  # neighbours
     threshold: float = 0.5  # lowest annotator score that counts
 
     def __post_init__(self) -> None:
-        for name in ("every", "sample", "k"):
-            if getattr(self, name) < 1:
+        for name in ("every", "sample", "public", "k"):
+            if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"gaps.{name}={getattr(self, name)} must be at least 1")
         if not 0 <= self.threshold <= 1:
             raise UserError(f"gaps.threshold={self.threshold} must lie between 0 and 1")
@@ -111,14 +112,18 @@ class Sample:
 class Pictures:
     """The pictures of a set as vectors of any encoder; decoded once a preprocessing where they fit into ``ROOM``."""
 
-    def __init__(self, shards: ShardSet) -> None:
-        self.shards = shards
+    def __init__(self, shards: ShardSet, count: int | None = None) -> None:
+        """``count``: how many at least, in whole chunks of smallest hash; all by default."""
+        places = [(shard, start) for shard, size in enumerate(shards.sizes) for start in range(0, size, CHUNK)]
+        hashes = seeded_hash([f"{shards.names[shard]}/{start}" for shard, start in places], 0, "gaps")
+        chosen = np.argsort(hashes, kind="stable")[: None if count is None else -(-count // CHUNK)]
+        self.shards, self.places = shards, [places[row] for row in sorted(chosen)]
         self._kept: dict[str, dict[tuple[int, int], tuple[list[str], np.ndarray]]] = {}
 
     def vectors(self, encoder: Encoder) -> tuple[list[str], np.ndarray]:
         """(keys [n], float16 [n, d]) of the pictures that can be used, bit for bit as ``embed`` makes them."""
         kept = self._kept.setdefault(encoder.pixels, {})
-        fits = encoder.preprocess(Image.new("RGB", (8, 8))).nbytes * len(self.shards) <= ROOM
+        fits = encoder.preprocess(Image.new("RGB", (8, 8))).nbytes * CHUNK * len(self.places) <= ROOM
         alone = encoder.device.type == "cpu"
 
         def work(place: tuple[int, int]) -> tuple[list[str], np.ndarray]:
@@ -127,13 +132,12 @@ class Pictures:
                 kept[place] = keys, pictures
             return keys, encode_chunk(encoder, list(pictures), "image") if alone and keys else pictures
 
-        places = [(s, start) for s, size in enumerate(self.shards.sizes) for start in range(0, size, CHUNK)]
         names: list[str] = []
         found = []
         with threads() as pool:
             ahead = 4 * threads_wanted()  # chunks: what is decoded and not yet encoded is bounded
-            for first in range(0, len(places), ahead):
-                for keys, content in pool.map(work, places[first : first + ahead]):
+            for first in range(0, len(self.places), ahead):
+                for keys, content in pool.map(work, self.places[first : first + ahead]):
                     if keys:
                         names += keys
                         found.append(content if alone else encode_chunk(encoder, list(content), "image"))
@@ -145,7 +149,7 @@ class Pictures:
 def _stacked(encoder: Encoder, shards: ShardSet, shard: int, start: int) -> tuple[list[str], np.ndarray]:
     """One chunk's keys and pictures, uint8 [m, 3, h, w]."""
     keys, content, _ = read_chunk(encoder, shards.index(shard), start, "image", False)
-    return keys, np.stack(content) if keys else np.zeros(0, np.uint8)
+    return keys, np.stack(cast(list[np.ndarray], content)) if keys else np.zeros(0, np.uint8)
 
 
 @dataclass(frozen=True)
@@ -184,7 +188,7 @@ class Gauge:
                     "search other public pictures"
                 )
             self.samples[name] = Sample.draw(shards, found, settings.sample, members)
-        self._pictures = Pictures(self._public)
+        self._pictures = Pictures(self._public, settings.public)
         self._judged: Judged | None = None
 
     def measure(self, encoder: Encoder, epoch: int) -> dict[str, Any]:
@@ -230,10 +234,9 @@ class Gauge:
             return self._pictures.vectors(side.encoder)
         keys: list[str] = []
         captions: list[str] = []
-        for shard, size in enumerate(self._public.sizes):
-            for start in range(0, size, CHUNK):
-                found, content, _ = read_chunk(side.encoder, self._public.index(shard), start, "text", False)
-                keys, captions = keys + found, captions + cast(list[str], content)
+        for shard, start in self._pictures.places:
+            found, content, _ = read_chunk(side.encoder, self._public.index(shard), start, "text", False)
+            keys, captions = keys + found, captions + cast(list[str], content)
         return keys, encode_captions(side.encoder, captions).astype(np.float16)
 
     def _score(
