@@ -49,7 +49,7 @@ def _launcher(config: Mapping[str, Any]) -> "Launcher":
     from dejavu_lit.launchers import SlurmLauncher
     from dejavu_lit.runs import LAUNCHERS
 
-    launchers = {**LAUNCHERS, "slurm": SlurmLauncher(build(config["slurm"], "slurm"))}
+    launchers: dict[str, Launcher] = {**LAUNCHERS, "slurm": SlurmLauncher(build(config["slurm"], "slurm"))}
     name = config["launcher"]
     if name not in launchers:
         raise UserError(f"launcher={name} is unknown{suggest(str(name), launchers)}; there are {', '.join(launchers)}")
