@@ -1,9 +1,10 @@
 """Training pairs as arrays and captions: decoded one at a time, or once for all epochs where memory allows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 import numpy as np
+import torch
 from PIL import Image
 
 from dejavu_lit.data.pictures import opened
@@ -67,3 +68,18 @@ class PictureCache:
         if isinstance(pair, BadPair):
             raise pair
         return pair
+
+
+class TokenCache:
+    """A tokenizer that tokenizes each caption once: for sets that fit into memory, with captions that stay the same."""
+
+    def __init__(self, tokenizer: Callable[[list[str]], torch.Tensor]) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[str, torch.Tensor] = {}
+
+    def __call__(self, captions: Sequence[str]) -> torch.Tensor:
+        """Tokens int64 [n, context]."""
+        new = [caption for caption in dict.fromkeys(captions) if caption not in self._known]
+        if new:
+            self._known.update(zip(new, self._tokenizer(new), strict=True))
+        return torch.stack([self._known[caption] for caption in captions])

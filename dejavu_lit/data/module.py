@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from dejavu_lit.data.cache import PictureCache, other_captions, pixels
+from dejavu_lit.data.cache import PictureCache, TokenCache, other_captions, pixels
 from dejavu_lit.data.captions import vocabulary
 from dejavu_lit.data.epoch import EpochPlan, Repeat, epoch_plan
 from dejavu_lit.data.left_out import count, later_duplicates, positions_of
@@ -31,7 +31,7 @@ class LoaderSettings:
     """How pairs are read. The order of the pairs depends on ``workers``, nothing else here changes what is trained."""
 
     workers: int = 0  # loader processes a rank; 0 reads in the training process
-    cache_mb: int = 1024  # decoded pictures are kept in memory where the training set fits into this many MiB
+    cache_mb: int = 1024  # decoded pictures and tokens are kept in memory where the training set fits into this many MiB
     prefetch: int = 4  # batches each worker prepares ahead
     pin_memory: bool = False
     bad_share: float = 0.01  # training stops when more than this share of the pairs read cannot be used
@@ -97,6 +97,7 @@ class PairDataModule(pl.LightningDataModule):
             self._removed = later_duplicates(manifest, name, self.train_set, self.train_size, self._excluded)
             log.info("mitigation.dedup removes %d of %d pairs of %s", count(self._removed), pairs, name)
         self._cache: PictureCache | None = None
+        self._tokenizer = self.tokenizer
         self._words: Sequence[str] = ()
 
     def per_rank(self, world: int) -> int:
@@ -137,6 +138,9 @@ class PairDataModule(pl.LightningDataModule):
             self._cache = PictureCache.fill(self.train_set, total, pixels, limit)
         elif 3 * height * width * total <= limit:
             self._cache = PictureCache.fill(self.train_set, total, self.preprocess, limit)
+        knobs = self.mitigation
+        if self._cache and not (knobs.caption_choice or knobs.text_mask or knobs.text_random or knobs.text_shuffle):
+            self._tokenizer = TokenCache(self.tokenizer)
 
     def _read_captions(self, total: int) -> None:
         """What the knobs need to know of the captions of the first ``total`` pairs."""
@@ -166,7 +170,7 @@ class PairDataModule(pl.LightningDataModule):
 
     def _loader(self, shards: ShardSet, plan: EpochPlan, offset: int, **training: Any) -> Any:
         rank = self.trainer.global_rank if self.trainer else 0
-        stream = PairStream(shards, plan, rank, offset, self.preprocess, self.tokenizer, **training)
+        stream = PairStream(shards, plan, rank, offset, self.preprocess, self._tokenizer, **training)
         workers = self.loader.workers
         return DataLoader(
             stream,

@@ -217,7 +217,7 @@ def block(one: Any, x: Tensor, going_on: Tensor, attend: Callable[[Any, Tensor],
 
 def run(again: bool, step: Callable[..., Tensor], *inputs: Any) -> Tensor:
     """``step(*inputs)``, its activations kept or computed again in the backward pass."""
-    return cast(Tensor, checkpoint(step, *inputs, use_reentrant=False)) if again else step(*inputs)
+    return checkpoint(step, *inputs, use_reentrant=False) if again else step(*inputs)
 
 
 def queries_and_keys(attn: Any, queries: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from open_clip.transform import image_transform
 from PIL import Image
 
-from dejavu_lit.data.cache import FEW, PictureCache, pixels
+from dejavu_lit.data.cache import FEW, PictureCache, TokenCache, pixels
 from dejavu_lit.data.module import LoaderSettings, PairDataModule
 from dejavu_lit.data.shards import Pair, ShardSet, write_shards
 from dejavu_lit.data.stream import PairStream
@@ -180,3 +180,17 @@ def test_a_picture_too_wide_for_the_random_crop_is_cropped_in_the_middle():
     assert len({augment(pixels(wide), str(number)).tobytes() for number in range(20)}) == 1
     middle = wide.crop((5, 0, 85, 60)).resize((32, 32), Image.Resampling.BICUBIC)
     assert np.array_equal(augment(pixels(wide), "0"), pixels(middle).transpose(2, 0, 1))
+
+
+def test_captions_are_tokenized_once():
+    asked: list[list[str]] = []
+
+    def tokenizer(captions: list[str]) -> torch.Tensor:
+        asked.append(captions)
+        return torch.tensor([[len(caption), ord(caption[0])] for caption in captions])
+
+    tokens = TokenCache(tokenizer)
+    assert tokens(["ab", "c", "ab"]).tolist() == [[2, 97], [1, 99], [2, 97]]
+    assert tokens(["c", "def"]).tolist() == [[1, 99], [3, 100]]
+    assert tokens(["def", "ab"]).tolist() == [[3, 100], [2, 97]]
+    assert asked == [["ab", "c"], ["def"]]
