@@ -7,12 +7,14 @@ a directory is already being trained, by what an interrupted study left running:
 one for this machine; another is a function beside it in ``LAUNCHERS``, whose name is then a value of ``launcher=``.
 """
 
+import fcntl
 import logging
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import yaml
 
 from dejavu_lit.data.spec import SETS, DataSpec
 from dejavu_lit.errors import UserError
-from dejavu_lit.files import locked, write_text
+from dejavu_lit.files import write_text
 from dejavu_lit.launch import difference, read_config
 
 log = logging.getLogger(__name__)
@@ -90,27 +92,38 @@ def _left(costs: Mapping[Path, int], done: Mapping[Path, str | None], seconds: f
 def train_here(runs: Sequence[Path]) -> Iterator[tuple[Path, str | None]]:
     """Train one run after the other on this machine, a process each, so that one which dies takes no other along."""
     for number, path in enumerate(runs):
+        with _held(path) as lock:
+            why = None
+            if not finished(path):
+                log.info("training %d of %d: %s", number + 1, len(runs), path.name)
+                why = _train(path, lock)
+        yield path, why
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[int]:
+    """Wait until no other launcher's training is at work in a directory, and hold it; yields the lock's file descriptor."""
+    with open(path / ".launched", "a") as file:
         try:
-            with locked(path / ".lock", wait=False):
-                pass
-        except UserError:
-            log.info("waiting for another process that trains %s", path)
-            with locked(path / ".lock"):
-                pass
-        if finished(path):
-            yield path, None
-            continue
-        log.info("training %d of %d: %s", number + 1, len(runs), path.name)
-        yield path, _train(path)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("waiting for the training in %s, which an earlier call began", path)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
 
 
-def _train(path: Path) -> str | None:
-    """Train one run in a process of its own, whose words go to its log and from there to the screen."""
+def _train(path: Path, lock: int) -> str | None:
+    """Train one run in a process of its own, whose words go to its log and from there to the screen.
+
+    The process inherits ``lock``, so that it holds the directory even after this one was killed.
+    """
     # Not through a pipe: a training that outlives its study must be able to go on talking.
     with open(path / LOG, "ab") as out, open(path / LOG, "rb") as tail:
         tail.seek(0, 2)
         command = [sys.executable, "-m", "dejavu_lit.resume", str(path)]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, pass_fds=(lock,)
+        )
         said = b""
         try:
             while True:

@@ -108,6 +108,8 @@ def knobs(run: Path, epoch: int | None = None) -> dict[str, Any]:
     recipe = config["recipe"]
     own = {"weight_decay": recipe.get("weight_decay"), "stop_epoch": recipe["epochs"]}
     own |= {"logit_scale_max": recipe.get("logit_scale_max", 100.0)}
+    if not config["model"]["init"]:
+        own["logit_scale_init"] = round(1 / 0.07, 4)
     values |= {name: value for name, value in own.items() if values.get(name) is None}
     return values | {"stop_epoch": epoch if epoch is not None else epochs(config)}
 

@@ -117,8 +117,8 @@ class _Runs:
         self.needed: dict[Path, dict[str, Any]] = {}
         self.there: dict[str, dict[int, Path]] = {}  # {what is computed: {epochs: directory}}
         for path in sorted(folder.glob("*/config.yaml")):
-            config = read_config(path.parent)
-            self.there.setdefault(_base(config), {}).setdefault(epochs(config), path.parent)
+            saved = read_config(path.parent)
+            self.there.setdefault(_base(saved), {}).setdefault(epochs(saved), path.parent)
         self.longest: dict[str, Mapping[str, Any]] = {}
         for config in wanted:
             longest = self.longest.setdefault(_base(config), config)

@@ -68,7 +68,7 @@ def pair_runs(folder: Path) -> tuple[list[Cell], list[str]]:
 
 def _natural(path: Path) -> list[Any]:
     """Job 10 after job 2."""
-    return [[(part.isdigit(), int(part) if part.isdigit() else part) for part in re.split(r"(\d+)", text) if part]
+    return [[(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", text) if part]
             for text in path.parts]  # fmt: skip
 
 

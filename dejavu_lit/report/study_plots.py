@@ -100,8 +100,8 @@ def mitigations(study: Mapping[str, Any]) -> Plot | None:
         axis.set_title(knob)
     best = min(others, key=lambda p: p["ppg"]["value"])
     text = (
-        f"PPG is {signed(default['ppg']['value'])} under the default {default['setting']} and smallest, "
-        f"{signed(best['ppg']['value'])}, under {best['setting']}. The star and the dotted line are the default."
+        f"PPG is {signed(default['ppg']['value'])} under {default['setting']} and smallest, "
+        f"{signed(best['ppg']['value'])}, under {best['setting']}. The star and the dotted line are {default['setting']}."
     )
     rows = [
         {"knob": knob, "value": shown(knob, value), "default": point is default} | flat(point)
@@ -229,7 +229,7 @@ def _lines(axis: Axes, found: Sequence[Point], settings: Sequence[str], x: str, 
     for number, setting in enumerate(settings):
         line = _line(found, setting)
         place = publics.index(line[0]["public"]) if len(publics) > 1 else number
-        apart = ScaledTranslation((number - (len(settings) - 1) / 2) / 26, 0, figure.dpi_scale_trans)  # type: ignore[union-attr]
+        apart = ScaledTranslation((number - (len(settings) - 1) / 2) / 26, 0, figure.dpi_scale_trans)
         axis.errorbar(
             [p[x] for p in line], [p[name]["value"] for p in line], yerr=[p[name].get("std", 0.0) for p in line],
             color=SERIES[place % len(SERIES)], marker=MARKERS[number % len(MARKERS)], capsize=2,

@@ -1,155 +1,269 @@
-"""A study of two settings on tiny scenes: nothing trained twice, one failure loses nothing, a sweep gives the same table."""
+"""Studies on tiny scenes: what is planned, trained, read off checkpoints, evaluated, interrupted, lost and collected."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
-from dejavu_lit.ranking import frontier, recommend
-from tests.conftest import SMALL, run
+from tests.conftest import ROOT, SMALL, call, run
 
-SETTINGS = ["+settings.none=['mitigation.text_mask=0']", "+settings.mask=['mitigation.text_mask=0.5']"]
+BLOCKS = ("population", "null", "swapped", "symmetric", "corrected")
+FEW = ["evaluate.k=5", "evaluate.ks=[5]", "evaluate.report.write=false", "evaluate.statistics.bootstrap=200"]
+SETTINGS = [
+    "+settings.none=['mitigation.text_mask=0']",
+    "+settings.mask=['mitigation.text_mask=0.5']",
+    "+settings.stop=['mitigation.stop_epoch=1']",
+    "+settings.single=['evaluate.data.public=single']",
+]
+EPOCHS = ["recipe.epochs=3", "trainer.checkpoint_epochs=9"]  # no checkpoint of epoch 1 but for the study's asking
+
+
+def options(scenes, out, *more):
+    return [f"data.dir={scenes}", f"out={out}", *SMALL, *FEW, *EPOCHS, *more]
+
+
+def trained(out):
+    """{run: (inode and time of its run.json, lines of its log that say it was finished)}: trained again, they change."""
+    found = {}
+    for path in sorted(out.glob("runs/*/run.json")):
+        state = path.stat()
+        finished = (path.parent / "training.log").read_text().count("finished ")
+        found[path.parent.name] = (state.st_ino, state.st_mtime_ns, finished)
+    return found
+
+
+def rows(out):
+    return json.loads((out / "study.json").read_text())["settings"]
 
 
 @pytest.fixture(scope="module")
 def study(scenes, tmp_path_factory):
     out = tmp_path_factory.mktemp("study") / "study"
-    done = run("mitigate", *SETTINGS, f"data.dir={scenes}", f"out={out}", *SMALL, "evaluate.k=5", "evaluate.ks=[1,5]")
+    done = call("mitigate", *SETTINGS, *options(scenes, out))
+    assert done.returncode == 0, done.stderr
     return out, done
 
 
 def test_every_setting_has_a_row_and_an_evaluation(study):
     out, done = study
     found = json.loads((out / "study.json").read_text())
-    assert [(r["name"], r["train_size"], r["seed"]) for r in found["settings"]] == [("none", 96, 0), ("mask", 96, 0)]
-    assert found["settings"][0]["overrides"] == ["mitigation.text_mask=0"]
+    names = ["none", "mask", "stop", "single"]
+    assert [(r["name"], r["train_size"], r["seed"]) for r in found["settings"]] == [(n, 96, 0) for n in names]
+    assert [r["public"] for r in found["settings"]] == ["scenes"] * 3 + ["single"]
     for row in found["settings"]:
         metrics = json.loads((out / row["metrics"]).read_text())
-        for block in ("population", "null", "swapped", "symmetric", "corrected"):
-            assert row[block] == metrics[block]
+        assert all(row[block] == metrics[block] for block in BLOCKS)
         assert row["utility"] == metrics["utility"]
-    assert set(found["frontier"]) <= {"none", "mask"}
-    assert found["recommended"] in (None, "none", "mask")
-    assert [d["name"] for d in found["differences"]] == ["mask"]
-    first, other = (row["symmetric"]["ppg"]["value"] for row in found["settings"])
-    assert found["differences"][0]["ppg"]["value"] == pytest.approx(first - other, abs=1e-12)
+        assert row["exposure"] == metrics["exposure"]
+        assert metrics["settings"]["public"] == row["public"]
+    assert found["settings"][1]["overrides"] == ["mitigation.text_mask=0.5"]
+    assert [r["knobs"]["text_mask"] for r in found["settings"]] == [0, 0.5, 0, 0]
     table = pq.read_table(out / "study.parquet").to_pylist()
-    assert table[1]["symmetric.ppg.value"] == other
-    assert "none" in done.stdout
-    assert "mask" in done.stdout
-    assert str(out) in done.stdout
+    assert [r["symmetric.ppg.value"] for r in table] == [r["symmetric"]["ppg"]["value"] for r in found["settings"]]
+    assert all(name in done.stdout for name in names)
 
 
-def test_a_second_call_trains_nothing_and_an_interrupted_one_goes_on(study, scenes, tmp_path):
+def test_the_plan_is_shown_first(study):
+    _, done = study
+    assert "4 runs to train, 0 to reuse; 4 evaluations to do, 0 there" in done.stdout
+    assert "none-s0@1" in done.stdout
+    assert "1 of 4 runs trained, about" in done.stderr
+
+
+def test_differences_are_of_comparable_rows_and_say_whether_they_hold(study):
+    out, done = study
+    found = json.loads((out / "study.json").read_text())
+    assert [(d["name"], d["against"]) for d in found["differences"]] == [("mask", "none"), ("stop", "none")]
+    values = {r["name"]: r["symmetric"]["ppg"]["value"] for r in found["settings"]}
+    for difference in found["differences"]:
+        assert difference["ppg"]["value"] == pytest.approx(values["none"] - values[difference["name"]], abs=1e-12)
+        low, high = difference["ppg"]["ci95"]
+        assert difference["ppg"]["distinguishable"] is (low > 0 or high < 0)
+        assert ("not distinguishable" in difference["words"]) is not difference["ppg"]["distinguishable"]
+        assert difference["words"].removesuffix(", one seed pair")[1:] in done.stdout
+    assert {r["public"] for r in found["ranking"]} == {"scenes", "single"}
+    assert "single" in found["frontier"]  # alone with its public set
+
+
+def test_a_stop_epoch_is_read_off_the_longer_run(study, scenes, tmp_path):
+    import torch
+    from safetensors.torch import load_file
+
     out, _ = study
-    copy = tmp_path / "study"
-    shutil.copytree(out, copy)
-    times = {p: p.stat().st_mtime_ns for p in copy.glob("runs/*/run.json")}
-    (lost,) = copy.glob("runs/mask-s0-reference")
-    shutil.rmtree(lost)
-    shutil.rmtree(copy / "evaluations" / "mask-s0")
-    done = run("mitigate", *SETTINGS, f"data.dir={scenes}", f"out={copy}", *SMALL, "evaluate.k=5", "evaluate.ks=[1,5]")
-    assert "4 runs: 1 to train, 3 finished" in done.stderr
-    assert all(p.stat().st_mtime_ns == t for p, t in times.items() if lost not in p.parents)
-    one, two = (json.loads((folder / "study.json").read_text())["settings"] for folder in (out, copy))
-    for first, second in zip(one, two, strict=True):
-        for block in ("population", "null", "swapped", "symmetric", "corrected"):
-            assert first[block] == second[block]
-
-
-def test_a_failing_setting_is_named_and_the_others_are_kept(scenes, tmp_path):
-    settings = ["+settings.good=['mitigation.text_mask=0.1']", "+settings.bad=['recipe.batch=200']"]
-    done = run(
-        "mitigate",
-        *settings,
-        f"data.dir={scenes}",
-        f"out={tmp_path / 's'}",
-        *SMALL,
-        "evaluate.k=5",
-        "evaluate.ks=[5]",
-        check=False,
+    assert not list(out.glob("runs/stop*"))
+    for side in ("target", "reference"):
+        kept = out / "runs" / f"none-s0-{side}" / "checkpoints"
+        assert [path.name for path in sorted(kept.glob("epoch=*"))] == ["epoch=0001.ckpt"]
+        more = ["mitigation.stop_epoch=1", f"side={side}", f"data.dir={scenes}", f"out={tmp_path / side}"]
+        done = call("train", *more, *SMALL, *EPOCHS)
+        assert done.returncode == 0, done.stderr
+        stopped = load_file(tmp_path / side / "model" / "open_clip_model.safetensors")
+        state = torch.load(kept / "epoch=0001.ckpt", weights_only=True)["state_dict"]
+        assert all(torch.equal(value, state[f"model.{name}"]) for name, value in stopped.items())
+    done = call("evaluate", f"target={tmp_path / 'target'}", f"reference={tmp_path / 'reference'}",
+                f"out={tmp_path / 'e'}", *[o.removeprefix("evaluate.") for o in FEW])  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    (row,) = (r for r in rows(out) if r["name"] == "stop")
+    assert all(row[block] == metrics[block] for block in BLOCKS)
+    assert row["utility"] == metrics["utility"]
+    assert (
+        row["exposure"] == metrics["exposure"] == {s: {"mean": 1, "min": 1, "max": 1} for s in ("target", "reference")}
     )
+    whole = next(r for r in rows(out) if r["name"] == "none")
+    assert row["seconds"] == pytest.approx(whole["seconds"] / 3)  # one epoch of three
+
+
+def test_a_second_call_trains_nothing_and_new_settings_use_what_is_there(study, scenes):
+    out, _ = study
+    before, evaluated = trained(out), {p: p.stat().st_mtime_ns for p in out.glob("evaluations/*/metrics.json")}
+    assert len(before) == 4
+    more = ["+settings.renamed=['mitigation.text_mask=0.5']", "+settings.k3=['evaluate.k=3']"]
+    done = call("mitigate", *SETTINGS, *more, *options(scenes, out))
+    assert done.returncode == 0, done.stderr
+    assert "0 runs to train, 4 to reuse; 1 evaluations to do, 4 there" in done.stdout
+    assert trained(out) == before
+    assert {p: p.stat().st_mtime_ns for p in evaluated} == evaluated
+    found = {r["name"]: r for r in rows(out)}
+    assert found["renamed"]["symmetric"] == found["mask"]["symmetric"]
+    assert json.loads((out / found["k3"]["metrics"]).read_text())["k"] == 3
+
+
+def test_plan_only_shows_the_plan_and_ends(scenes, tmp_path):
+    done = call("mitigate", *SETTINGS, *options(scenes, tmp_path / "s"), "plan_only=true", "sizes=[48,96]")
+    assert done.returncode == 0, done.stderr
+    assert "8 runs to train, 0 to reuse; 8 evaluations to do, 0 there" in done.stdout
+    assert not (tmp_path / "s").exists()
+
+
+def test_series_have_overrides_by_size_and_share_their_runs(scenes, tmp_path):
+    series = ["+series.epochs={}", "+series.pairs={48: ['recipe.epochs=6']}", "sizes=[48,96]"]
+    done = call("mitigate", "+settings.all=[]", *series, *options(scenes, tmp_path / "s"), "plan_only=true")
+    assert done.returncode == 0, done.stderr
+    assert "6 runs to train, 0 to reuse; 3 evaluations to do, 0 there" in done.stdout
+    assert "all, pairs" in done.stdout
+
+
+def test_a_failing_training_is_named_in_its_own_words_and_the_others_are_kept(scenes, tmp_path):
+    settings = [
+        "+settings.good=['mitigation.text_mask=0.1']",
+        "+settings.bad=['model.name=nonsense','model.config=null']",
+    ]
+    done = call("mitigate", *settings, *options(scenes, tmp_path / "s"))
     assert done.returncode == 1
-    assert "bad-s0 (bad-s0-target" in done.stderr
+    (last,) = (line for line in done.stderr.splitlines() if line.startswith("error: 1 of 2 settings"))
+    assert "bad-s0 (training of bad-s0-target failed: model.name=nonsense is no architecture of open_clip" in last
     assert "Traceback" not in done.stderr
     found = json.loads((tmp_path / "s" / "study.json").read_text())
     assert [r["name"] for r in found["settings"]] == ["good"]
-    assert "bad-s0" in found["failed"]
+    assert "no architecture" in found["failed"]["bad-s0"]
+
+
+def test_killed_in_the_middle_it_goes_on_and_trains_nothing_twice(scenes, tmp_path):
+    out = tmp_path / "s"
+    command = [*SETTINGS[:2], *options(scenes, out)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    started = subprocess.Popen(
+        [sys.executable, "mitigate.py", *command], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    until = time.monotonic() + 240
+    second = out / "runs" / "none-s0-reference" / "training.log"
+    while not second.is_file() and started.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    started.send_signal(signal.SIGKILL)  # the training that it had begun lives on
+    started.wait()
+    before = trained(out)
+    assert "none-s0-target" in before
+    assert len(before) < 4
+    done = call("mitigate", *command)
+    assert done.returncode == 0, done.stderr
+    after = trained(out)
+    assert len(after) == 4
+    assert all(after[name] == before[name] for name in before)
+    assert all(finished == 1 for *_, finished in after.values())
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["+settings.x=['mitigation.text_msk=0.5']"], "settings.x: mitigation.text_msk=0.5:"),
+        (["+settings.x=['mitigation.text_mask=2']"], "settings.x: mitigation.text_mask=2"),
+        (["+settings.x=['recipe.batch=200']"], "settings.x: 96 training pairs do not fill one batch"),
+        (["+settings.x=['evaluate.data.public=sngle']"], "settings.x: data.public=sngle is neither one of"),
+        (["+settings.x=['evaluate.k=none']"], "settings.x: k=none must be a whole number"),
+        (["+settings.x=['seeds=[1]']"], "settings.x: seeds=[1] is an option of the whole study"),
+        (["+settings.x=mitigation.text_mask"], "settings.x=mitigation.text_mask must be a list of overrides"),
+        (["+settings.x=['model=huge']"], "settings.x: model=huge is unknown"),
+        (["settings=[1]"], "settings=[1]"),
+        ([], "there are no settings"),
+        (["+settings.x=[]", "seeds=0"], "seeds=0 must be a list"),
+        (["+settings.x=[]", "seeds=[0,0]"], "seeds=[0, 0] names one twice"),
+        (["+settings.x=[]", "sizes=50"], "sizes=50 must be a list"),
+        (["+settings.x=[]", "sizes=[5000]"], "data.train_size=5000 but the set holds 96 pairs"),
+        (["+settings.x=[]", "utility_loss=abc"], "utility_loss=abc must be a share"),
+        (["+settings.x=[]", "launcher=slrum"], "launcher=slrum is unknown (did you mean 'slurm'?)"),
+        (["+settings.x=[]", "+series.a={7: []}"], "series.a names the size 7"),
+        (["+settings.x.y=[]"], "settings.x={'y': []} must be a list of overrides"),
+        (["+settings={a-b: [], a%b: []}"], "would share a folder"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_trained(given, sentence, scenes, tmp_path):
+    good = ["+settings.good=['mitigation.text_mask=0.1']"] if any("settings.x=[" in o for o in given) else []
+    done = call("mitigate", *good, *given, *options(scenes, tmp_path / "s"))
+    assert done.returncode == 1
+    assert sentence in done.stderr.splitlines()[-1], done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("s/runs/*"))
 
 
 def test_a_sweep_is_collected_into_the_same_table(study, scenes, tmp_path):
     base = tmp_path / "multirun"
-    run(
-        "train",
-        "-m",
-        "side=target,reference",
-        "mitigation.text_mask=0,0.5",
-        f"data.dir={scenes}",
-        f"hydra.sweep.dir={base}",
-        *SMALL,
-    )
-    (base / "alone").mkdir()
-    for name in ("config.yaml", "run.json"):
-        shutil.copy(base / "0" / name, base / "alone" / name)
-    text = (base / "alone" / "config.yaml").read_text()
-    (base / "alone" / "config.yaml").write_text(text.replace("\nseed: 0\n", "\nseed: 9\n"))
-    done = run("evaluate", f"sweep={base}", "k=5", "ks=[1,5]")
+    short = ["recipe.epochs=3", "trainer.checkpoint_epochs=9", f"data.dir={scenes}", f"hydra.sweep.dir={base}"]
+    call("train", "-m", "side=target,reference", "mitigation.text_mask=0,0.5", *SMALL, *short)
+    shutil.copytree(base / "0", base / "twice")
+    for name, change in (("alone", ("\nseed: 0\n", "\nseed: 9\n")), ("begun", ("\nseed: 0\n", "\nseed: 8\n"))):
+        (base / name).mkdir()
+        (base / name / "config.yaml").write_text((base / "0" / "config.yaml").read_text().replace(*change))
+    shutil.copy(base / "0" / "run.json", base / "alone" / "run.json")
+    same = [o.removeprefix("evaluate.") for o in FEW]
+    done = call("evaluate", f"sweep={base}", *same, "fail_if=symmetric.ppg.value > -2 and k == 5")
     assert "alone has no partner" in done.stderr
-    rows = json.loads((base / "study.json").read_text())["settings"]
-    assert [r["overrides"] for r in rows] == [["mitigation.text_mask=0"], ["mitigation.text_mask=0.5"]]
-    expected = json.loads((study[0] / "study.json").read_text())["settings"]
-    for row, other in zip(rows, expected, strict=True):
+    assert "begun is not finished" in done.stderr
+    assert "twice is the same run as" in done.stderr
+    assert done.returncode == 3
+    assert "fail_if holds for mitigation.text_mask=0-s0, mitigation.text_mask=0.5-s0" in done.stderr
+    found = rows(base)
+    assert [r["overrides"] for r in found] == [["mitigation.text_mask=0"], ["mitigation.text_mask=0.5"]]
+    expected = rows(study[0])
+    assert [list(r) for r in found] == [list(r) for r in expected[:2]]
+    for row, other in zip(found, expected, strict=False):
         assert row["symmetric"] == other["symmetric"]
+    assert (
+        json.loads((base / "study.json").read_text()).keys() == json.loads((study[0] / "study.json").read_text()).keys()
+    )
 
 
-def row(name, ppg, aucg, accuracy, size=100, seed=0):
-    block = {"ppg": {"value": ppg}, "aucg": {"value": aucg}}
-    return {
-        "name": name,
-        "train_size": size,
-        "seed": seed,
-        "symmetric": block,
-        "utility": {"target": {"zeroshot_top1": accuracy, "t2i_r1": 0.5}},
-    }
+@pytest.mark.parametrize("name", ["demo", "mitigations", "dataset_size", "laion10m", "cc3m", "coco"])
+def test_experiments_compose(name):
+    done = run("mitigate", f"experiment={name}", "--cfg", "job")
+    config = yaml.safe_load(done.stdout)
+    assert config["settings"]
+    head = (Path(ROOT) / "conf" / "experiment" / f"{name}.yaml").read_text().splitlines()
+    assert head[1].startswith(f"# python mitigate.py experiment={name}")
+    assert config["out"] == f"outputs/{name}"
 
 
-def test_the_frontier_of_a_made_up_table():
-    rows = [
-        row("none", 0.6, 0.3, 0.50),
-        row("mask", 0.2, 0.1, 0.49),
-        row("worse", 0.3, 0.1, 0.48),  # beaten by mask in PPG and accuracy
-        row("mixed", 0.3, 0.05, 0.40),  # less AUCG than any
-        row("twin", 0.2, 0.1, 0.49),  # as good as mask in everything: neither beats the other
-    ]
-    assert frontier(rows) == ["none", "mask", "mixed", "twin"]
-    assert frontier([]) == []
-
-
-def test_the_frontier_averages_seeds_and_takes_the_largest_size():
-    rows = [
-        row("none", 0.6, 0.3, 0.5),
-        row("none", 0.4, 0.3, 0.5, seed=1),
-        row("mask", 0.7, 0.3, 0.5),
-        row("mask", 0.1, 0.3, 0.5, seed=1),  # mean 0.4 against 0.5
-        row("small", 0.0, 0.0, 0.9, size=50),
-    ]
-    assert frontier(rows) == ["mask"]
-
-
-def test_the_recommendation_keeps_its_rule():
-    rows = [
-        row("none", 0.6, 0.3, 0.50),
-        row("mask", 0.3, 0.1, 0.49),
-        row("hard", 0.1, 0.0, 0.40),
-        row("noise", 0.55, 0.3, 0.5),
-    ]
-
-    def difference(name, low):
-        return {"name": name, "train_size": 100, "ppg": {"value": 0.3, "ci95": [low, 0.5]}}
-
-    found = [difference("mask", 0.2), difference("hard", 0.4), difference("noise", -0.01)]
-    assert recommend(rows, found, 0.02) == "mask"  # hard costs ten points
-    assert recommend(rows, found, 0.10) == "hard"
-    assert recommend(rows, [difference("noise", -0.01)], 0.10) is None  # not distinguishable
-    assert recommend([], [], 0.1) is None
+@pytest.mark.parametrize("name", ["laion10m", "cc3m", "coco"])
+def test_only_paths_are_missing_in_the_large_recipes(name, tmp_path):
+    done = call("mitigate", f"experiment={name}", f"out={tmp_path / 's'}")
+    assert done.returncode == 1
+    assert "data.dir is missing; give data.dir=" in done.stderr
