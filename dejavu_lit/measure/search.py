@@ -17,6 +17,7 @@ import numpy as np
 from dejavu_lit.errors import UserError
 from dejavu_lit.measure.scores import Neighbors
 from dejavu_lit.measure.search_index import Chunk, Rows, check_index
+from dejavu_lit.progress import progress
 from dejavu_lit.threads import threads, threads_wanted
 
 CHUNK_BYTES = 128 * 2**20  # of public vectors held at once
@@ -93,7 +94,8 @@ def best_k(
     check(queries, public)
     best = Best.none(len(queries), k)
     asked = prepare(queries)
-    with threads() as pool, threadpool_limits(1, "blas"):
+    total = sum(len(part) for part in public)
+    with threads() as pool, threadpool_limits(1, "blas"), progress(None, "searching", total, "vector") as bar:
         # Each thread takes its own queries through all of a chunk, products included: nothing waits for anything.
         rows = max(1, min(-(-len(queries) // threads_wanted()), ROOM // (4 * k + 256)))
         blocks = [slice(first, first + rows) for first in range(0, len(queries), rows)]
@@ -101,6 +103,7 @@ def best_k(
             chunk = Chunk(stored, row_ids(ids, start, len(stored)), index)
             shares = [(asked[block], best[block].rows, best[block].scores) for block in blocks]
             list(pool.map(chunk.merge, *zip(*shares, strict=True)))
+            bar.update(len(stored))
     return best
 
 

@@ -74,12 +74,20 @@ VERDICTS: dict[State, str] = {
 
 def in_words(metrics: Mapping[str, Any]) -> str:
     """What was compared, and on how many records the target was better, as one would say it aloud."""
-    counts, k = metrics["counts"], metrics["k"]
+    counts, k, settings = metrics["counts"], metrics["k"], metrics["settings"]
+    captions = settings.get("public_modality") == "text"
+    reference = str(settings.get("reference", ""))
     text = (
         f"For {counts['records']:,} training pairs whose pictures hold objects, the caption alone was used to look up the "
-        f"{k} nearest of {counts['public']:,} public pictures, once with the target model, which was trained on these "
-        "pairs, and once with the reference model, which was not. "
+        f"{k} nearest of {counts['public']:,} public {'captions' if captions else 'pictures'}, once with the target model, "
     )
+    if reference.startswith("text:"):
+        text += (
+            f"and once, among their captions, with the text model {reference.removeprefix('text:')}, which has seen none of "
+            "the pictures and knows only what a caption says (the one-model test). "
+        )
+    else:
+        text += "which was trained on these pairs, and once with the reference model, which was not. "
     sign = metrics["population"]["ppg"].get("sign_test")
     if sign:
         text += (

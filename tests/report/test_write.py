@@ -13,6 +13,7 @@ from dejavu_lit.errors import UserError
 from dejavu_lit.files import read_json, write_json
 from dejavu_lit.report.__main__ import run
 from dejavu_lit.report.study import comparison
+from dejavu_lit.report.words import in_words
 from dejavu_lit.report.write import write_report
 
 from .made import FEW_FIGURES, HOSTILE, make_evaluation
@@ -198,3 +199,15 @@ def test_the_comparison_begins_with_two_settings_that_are_alike() -> None:
     assert chosen(("none", 9, 0), ("none", 5, 0), ("mask", 5, 0)) == ["none-9-0", "mask-5-0"]
     assert chosen(("none", 9, 0), ("none", 9, 1)) == ["none-9-0", "none-9-1"]
     assert comparison({"one": {}}) is None
+
+
+def test_the_page_says_what_was_compared(plain: Path) -> None:
+    metrics = read_json(plain / "metrics.json")
+    assert "public pictures, once with the target model, which was trained on these pairs" in in_words(metrics)
+    metrics["settings"] |= {"reference": "text:mini"}
+    words = in_words(metrics)
+    assert (
+        "public pictures, once with the target model, and once, among their captions, with the text model mini" in words
+    )
+    metrics["settings"] |= {"public_modality": "text"}
+    assert "public captions, once with the target model" in in_words(metrics)
