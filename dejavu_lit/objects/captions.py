@@ -140,4 +140,4 @@ def singulars(word: str) -> list[str]:
         return [IRREGULAR[word]]
     found = [word[:-3] + "y"] if word.endswith("ies") else []
     found += [word[:-1]] if word.endswith("s") and not word.endswith("ss") else []
-    return found + ([word[:-2]] if word.endswith(("ches", "shes", "xes", "sses", "zes", "oes")) else [])
+    return found + ([word[:-2]] if word.endswith(("ches", "shes", "xes", "ses", "zes", "oes")) else [])

@@ -40,10 +40,10 @@ class ClassLabels(Lookup):
         if label is None or label == "":
             raise BadPair(f"its JSON has no {self.field!r}")
         if self.labels is not None:
-            try:
-                label = self.labels[range(len(self.labels))[int(label)]]
-            except (ValueError, TypeError, IndexError):
+            number = str(label)
+            if not number.isdecimal() or int(number) >= len(self.labels):
                 raise UserError(
                     f"{pair.key} has the label {label!r}, which is no number below {len(self.labels)}; check annotator.names="
-                ) from None
+                )
+            label = self.labels[int(number)]
         return Annotation(pair.key, [str(label)], [1.0], [[0.0] * 4])

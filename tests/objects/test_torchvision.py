@@ -1,7 +1,10 @@
 """torchvision's models: a small one fitted on scenes and held against the known boxes, and the ways weights are given."""
 
+import json
+from importlib.resources import files
 from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
 from PIL import Image
@@ -21,6 +24,7 @@ from tests.objects.tiny import detector, fit
 
 MODEL = "tests.objects.tiny.detector"
 LABELS = list("abcde")
+SCHEMA = json.loads((files("dejavu_lit.measure") / "metrics.schema.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -80,21 +84,21 @@ def test_the_gap_from_its_objects_is_the_gap_from_the_true_ones(
         "annotator.batch=16", "name=fitted", "sets=[A,B,H,P]",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    import json
-
     gaps = {}
-    for name in ("scenes", "fitted"):
+    for name, others in (("scenes", "[fitted]"), ("fitted", "[]")):
         out = tmp_path / name
         done = call(
             "evaluate", f"target={runs['target']}", f"reference={runs['reference']}", f"out={out}", f"objects={name}",
-            "report.write=false",
+            f"by_objects={others}", "report.write=false",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         gaps[name] = json.loads((out / "metrics.json").read_text())
-    print({name: gap["population"]["ppg"]["value"] for name, gap in gaps.items()})
+        assert ("objects=fitted: PPG" in done.stdout) == (name == "scenes")
+    jsonschema.validate(gaps["scenes"], SCHEMA)
     for block in ("population", "symmetric", "null"):
         values = [gaps[name][block]["ppg"]["value"] for name in ("scenes", "fitted")]
         assert values[0] == pytest.approx(values[1], abs=0.1)
+        assert gaps["scenes"]["by_objects"]["fitted"][block] == gaps["fitted"][block]
     assert gaps["fitted"]["counts"]["records"] == gaps["scenes"]["counts"]["records"]
 
 
