@@ -137,13 +137,25 @@ class Detectron2Detector(Detector):
         return model.eval().to(self.place)
 
     def detect(self, pictures: Sequence[Image.Image]) -> list[Detections]:
-        """The model's own resizing and post-processing, non-maximum suppression included."""
+        """The model's own resizing and post-processing, non-maximum suppression included.
+
+        Only pictures of one size go through the model together: others would be padded, and what is found near a border would
+        depend on the rest of the batch.
+        """
         import torch
 
         model, labels = self._model, self.labels
-        with torch.inference_mode():
-            found = model([self._setup.picture(picture) for picture in pictures])
-        return [_detections(one["instances"].to("cpu"), labels, self.threshold) for one in found]
+        given = [self._setup.picture(picture) for picture in pictures]
+        by_size: dict[tuple[int, ...], list[int]] = {}
+        for place, one in enumerate(given):
+            by_size.setdefault(tuple(one["image"].shape), []).append(place)
+        found: dict[int, Detections] = {}
+        for places in by_size.values():
+            with torch.inference_mode():
+                outputs = model([given[place] for place in places])
+            for place, output in zip(places, outputs, strict=True):
+                found[place] = _detections(output["instances"].to("cpu"), labels, self.threshold)
+        return [found[place] for place in range(len(pictures))]
 
 
 @dataclass(frozen=True)
