@@ -12,7 +12,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from dejavu_lit.errors import UserError
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.clip import ClipModule, Recipe
-from dejavu_lit.models.features import Compute, Features, pack
+from dejavu_lit.models.features import Compute, Features
+from dejavu_lit.models.towers import pack
 
 VISION = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
 TEXT = {"context_length": 16, "vocab_size": 99, "width": 24, "heads": 2, "layers": 2}
