@@ -189,17 +189,13 @@ def _pooled(rows: Sequence[Mapping[str, Any]], differences: Mapping[Any, Any]) -
 
 def _differences(out: Path, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Every row against the first comparable setting's of the same size and seed, pair by pair on the same records."""
-    saved: dict[str, dict[str, Records]] = {}
+    kept: dict[str, tuple[Records, Records | None]] = {}  # of the defaults, which are compared with many
 
-    def records(one: Mapping[str, Any]) -> tuple[tuple[Records, Records | None], dict[str, Any]]:
-        path = out / one["metrics"]
-        metrics = read_json(path)
-        if str(path) not in saved:
-            settings = metrics["settings"]
-            public = read_json(path.parent / "context.json")["public"]
-            saved[str(path)] = read_evaluation(path.parent, settings["objects"], settings["threshold"], public)[0]
-        sets = saved[str(path)]
-        return (sets["population"], sets.get("swapped")), metrics
+    def records(one: Mapping[str, Any], metrics: Mapping[str, Any]) -> tuple[Records, Records | None]:
+        folder, settings = (out / one["metrics"]).parent, metrics["settings"]
+        public = read_json(folder / "context.json")["public"]
+        sets = read_evaluation(folder, settings["objects"], settings["threshold"], public)[0]
+        return sets["population"], sets.get("swapped")
 
     def same(one: Mapping[str, Any]) -> tuple[Any, ...]:
         return *comparable(one), one["train_size"], one["seed"]
@@ -211,8 +207,11 @@ def _differences(out: Path, rows: Sequence[Mapping[str, Any]]) -> list[dict[str,
         first = next(named, None)
         if first is None or first["name"] == other["name"]:
             continue
-        one, metrics = records(first)
-        block = compare(one, records(other)[0], metrics["k"], metrics["settings"]["top_m"])
+        metrics = read_json(out / first["metrics"])
+        if first["metrics"] not in kept:
+            kept[first["metrics"]] = records(first, metrics)
+        theirs = records(other, read_json(out / other["metrics"]))
+        block = compare(kept[first["metrics"]], theirs, metrics["k"], metrics["settings"]["top_m"])
         about = {name: other[name] for name in ("name", "train_size", "seed")} | {"against": first["name"]}
         made.append(add_words({**about, **block}))
     return made

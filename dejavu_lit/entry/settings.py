@@ -170,11 +170,13 @@ def _named(where: str) -> Iterator[None]:
 def _check(runs: Mapping[str, Mapping[str, Any]], evaluation: dict[str, Any], checked: set[str]) -> None:
     """Build the small parts of a setting and hold them against its data, once for all settings that share them."""
     for side, run in runs.items():
+        if missing := [name for name, value in run["data"].items() if value == "???"]:
+            raise UserError(
+                f"data.{missing[0]} is missing; give data.{missing[0]}=…, as python -m dejavu_lit.prepare made it"
+            )
         for name in PARTS:
             if _first(run[name], checked):
                 build(run[name], name)
-        if missing := [name for name, value in run["data"].items() if value == "???"]:
-            raise UserError(f"data.{missing[0]} is missing; give data.{missing[0]}=…")
         key = {"data": run["data"], "side": side, "batch": run["recipe"]["batch"]}
         if _first(key, checked):
             _check_size(run, side)

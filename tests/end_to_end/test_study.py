@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.conftest import ROOT, SMALL, call, run
+from tests.conftest import ROOT, SMALL, call
 
 BLOCKS = ("population", "null", "swapped", "symmetric", "corrected")
 FEW = ["evaluate.k=5", "evaluate.ks=[5]", "evaluate.report.write=false", "evaluate.statistics.bootstrap=200"]
@@ -254,7 +254,7 @@ def test_a_sweep_is_collected_into_the_same_table(study, scenes, tmp_path):
 
 @pytest.mark.parametrize("name", ["demo", "mitigations", "dataset_size", "laion10m", "cc3m", "coco"])
 def test_experiments_compose(name):
-    done = run("mitigate", f"experiment={name}", "--cfg", "job")
+    done = call("mitigate", f"experiment={name}", "--cfg", "job")
     config = yaml.safe_load(done.stdout)
     assert config["settings"]
     head = (Path(ROOT) / "conf" / "experiment" / f"{name}.yaml").read_text().splitlines()
