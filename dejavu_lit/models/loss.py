@@ -19,7 +19,7 @@ class SmoothedClipLoss(ClipLoss):
         super().__init__(local_loss=True, gather_with_grad=True, rank=rank, world_size=world_size)
         self.smoothing = smoothing
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, image_features: Tensor, text_features: Tensor, logit_scale: Tensor, logit_bias: Tensor | None = None
     ) -> Tensor:
         """The loss of one batch: features [b, d] of this rank, L2-normalised, and the multiplier 1/τ."""
