@@ -161,10 +161,7 @@ def _search(comparison: Comparison, data: DataSpec, objects: Path, settings: Set
         raise UserError(
             f"k={largest} is more than the {len(public_shards)} pictures of {public_shards.folder}; choose smaller k and ks"
         )
-    if data.labelled and not (data.folder / data.labelled).is_dir():
-        raise UserError(
-            f"data.labelled={data.labelled} is no set of {data.folder}; name one, or give data.labelled=null"
-        )
+    data.check_labelled()
     public_name = data.public_sets.get(data.public, data.public_folder().name)
     texts: dict[tuple[str, str], Embeddings] = {}
     public: dict[str, Embeddings] = {}

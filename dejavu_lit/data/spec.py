@@ -85,6 +85,13 @@ class DataSpec:
             f"{suggest(self.public, self.public_sets)} nor a folder of shards"
         )
 
+    def check_labelled(self) -> None:
+        """Raise UserError where the labelled set is not there."""
+        if self.labelled and not (self.folder / self.labelled).is_dir():
+            raise UserError(
+                f"data.labelled={self.labelled} is no set of {self.folder}; name one, or give data.labelled=null"
+            )
+
     def objects_folder(self, choice: str | None = None) -> Path:
         """The object artifact chosen by ``objects=`` (a name or a folder), or the data's own."""
         name = choice or self.objects

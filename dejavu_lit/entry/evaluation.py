@@ -119,8 +119,7 @@ def check_evaluation(config: dict[str, Any], data: "DataSpec") -> None:
     measured = data_spec(given) if given.get("_target_") else replace(data, **pinned(_given(given)))
     measured.public_folder()
     measured.objects_folder(config["objects"])
-    if measured.labelled and not (measured.folder / measured.labelled).is_dir():
-        raise UserError(f"data.labelled={measured.labelled} is no set of {measured.folder}; name one, or give null")
+    measured.check_labelled()
 
 
 def _comparison(config: dict[str, Any]) -> "Comparison":
