@@ -61,8 +61,9 @@ def notes(folder, processes, mode, *options):
     [
         ["mitigation.label_smoothing=0.1", "mitigation.gradient_noise=0.1", "mitigation.ema=0.9"],
         ["+model.config.init_logit_bias=-10"],  # SigLIP's loss
+        ["recipe.accumulate=2", "trainer.checkpointing=true"],
     ],
-    ids=["clip", "siglip"],
+    ids=["clip", "siglip", "parts"],
 )
 def test_two_ranks_compute_what_one_process_does_on_the_same_global_batches(scenes, tmp_path, options):
     options = [*options, f"data.dir={scenes}", "recipe.epochs=1"]
