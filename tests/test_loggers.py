@@ -1,6 +1,7 @@
 """The dashboards of a training run, read back from the files that were really written."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,11 @@ def logged(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("wandb")
     pytest.importorskip("tensorboard")
     out = tmp_path_factory.mktemp("study") / "runs" / "mask-s0-target"
+    reference = out.parent / "mask-s0-reference"
+    run("train", "side=reference", f"data.dir={scenes}", f"out={reference}", *SMALL)
     options = ["side=target", f"data.dir={scenes}", f"out={out}", *SMALL, "trainer.log_every=2"]
     options += ["logger=wandb", "logger.tensorboard=true", "mitigation.text_mask=0.3"]
+    options += [f"gaps.reference={reference}", "gaps.every=1", "gaps.sample=40", "gaps.k=5"]
     run("train", *options)
     (out / "run.json").unlink()
     run("train", *options, "logger.wandb.project=other")
@@ -35,7 +39,8 @@ def logged(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_wandb_holds_the_numbers_of_the_table(logged: Path) -> None:
     first = runs(logged)[0]
-    for metric in ("loss", "val_loss", "val_accuracy", "logit_scale", "lr"):
+    gaps = [f"gap/{name}" for name in ("ppg", "ppg_low", "ppg_high", "prg", "aucg", "null_ppg", "corrected_ppg")]
+    for metric in ("loss", "val_loss", "val_accuracy", "logit_scale", "lr", *gaps):  # the curves stand side by side
         expected = table(logged, metric)
         assert expected
         found = [(r["trainer/global_step"], r[metric]) for r in first.history if metric in r]
@@ -65,11 +70,32 @@ def test_tensorboard_holds_the_numbers_of_the_table(logged: Path) -> None:
 
     events = EventAccumulator(str(logged / "tensorboard"))
     events.Reload()
-    for metric in ("loss", "val_loss", "val_accuracy", "logit_scale"):
+    for metric in ("loss", "val_loss", "val_accuracy", "logit_scale", "gap/ppg", "gap/null_ppg"):
         found = [(event.step, event.value) for event in events.Scalars(metric)]
         expected = table(logged, metric)
         assert [step for step, _ in found] == [step for step, _ in expected]
         assert [value for _, value in found] == pytest.approx([value for _, value in expected], rel=1e-5)
+
+
+def test_an_evaluation_stands_in_the_group_of_its_runs(logged: Path, tmp_path: Path) -> None:
+    reference = logged.parent / "mask-s0-reference"
+    few = ["statistics.bootstrap=100", "statistics.subgroups=[]", "statistics.top_ms=[]"]
+    options = [f"target={logged}", f"reference={reference}", f"out={tmp_path / 'gap'}", "k=5", *few]
+    done = run("evaluate", *options, "logger=wandb")
+    assert "report:" in done.stdout
+    (found,) = runs(tmp_path / "gap")
+    training = runs(logged)[0]
+    assert (found.run.job_type, found.run.run_group) == ("evaluation", training.run.run_group)
+    assert found.config["target_run"]["id"] == training.run.run_id
+    assert found.config["target_run"]["mitigation"]["text_mask"] == 0.3
+    assert set(found.run.tags) == {"k=5", *few}
+    metrics = json.loads((tmp_path / "gap" / "metrics.json").read_text())
+    assert found.values("symmetric/ppg") == [pytest.approx(metrics["symmetric"]["ppg"]["value"])]
+    assert found.values("figures/epochs")  # the run measured its gaps in two epochs
+    assert found.table("memorized")[0]["picture"].startswith(b"\xff\xd8")
+    again = run("evaluate", *options, "logger=wandb")  # finished, and nothing has changed: not logged twice
+    assert "finished" in again.stderr
+    assert len(runs(tmp_path / "gap")) == 1
 
 
 def test_the_table_alone_by_default(tmp_path: Path) -> None:
