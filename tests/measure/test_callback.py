@@ -374,23 +374,23 @@ def test_a_reference_can_be_measured_on_its_own_set(scenes, runs, tmp_path):
 
 
 def test_a_study_trains_the_reference_first_and_stops_the_target_at_its_budget(scenes, tmp_path):
-    settings = ["+settings.none=['mitigation.text_mask=0']", "+settings.budget=['mitigation.gap_budget=0']"]
-    given = [*settings, f"data.dir={scenes}", *SMALL, "recipe.epochs=30", "trainer.checkpoint_epochs=100"]
-    given += ["gaps.every=5", "gaps.sample=1000", "gaps.k=5", "evaluate.k=5", "evaluate.ks=[5]"]
-    done = call("mitigate", *given, "evaluate.report.write=false", f"out={tmp_path / 's'}")
+    given = ["+settings.budget=['mitigation.gap_budget=0']", f"data.dir={scenes}", *SMALL, "recipe.epochs=30"]
+    given += ["trainer.checkpoint_epochs=100", "gaps.every=5", "gaps.sample=1000", "gaps.public=null", "gaps.k=5"]
+    given += ["evaluate.k=5", "evaluate.ks=[5]", "evaluate.report.write=false", f"out={tmp_path / 's'}"]
+    both = call("mitigate", "+settings.none=['mitigation.text_mask=0']", *given, "plan_only=true")
+    assert "3 runs to train" in both.stdout  # one reference for both settings
+    done = call("mitigate", *given)
     assert done.returncode == 0, done.stderr
-    folders = {path.parent.name: json.loads(path.read_text()) for path in (tmp_path / "s/runs").glob("*/run.json")}
-    assert sorted(folders) == ["budget-s0-target", "none-s0-reference", "none-s0-target"]  # one reference for both
-    target = folders["budget-s0-target"]
+    target = json.loads((tmp_path / "s/runs/budget-s0-target/run.json").read_text())
     stop = target["stopped"]["epoch"]
-    reference = tmp_path / "s/runs/none-s0-reference"
+    reference = tmp_path / "s/runs/budget-s0-reference"
     assert target["gaps"]["rows"][-1]["against"] == f"{reference}@{stop}"
     assert target["epochs"] == stop < 30
-    assert "gaps" not in folders["none-s0-target"]
-    none, budget = json.loads((tmp_path / "s/study.json").read_text())["settings"]
-    assert budget["exposure"]["target"]["mean"] == budget["exposure"]["reference"]["mean"] == stop
-    assert none["exposure"]["target"]["mean"] == 30
-    assert budget["population"]["ppg"]["value"] == target["stopped"]["ppg"]
+    record = json.loads((reference / "run.json").read_text())
+    assert (record["epochs"], record["stopped"], "gaps" in record) == (30, None, False)
+    (row,) = json.loads((tmp_path / "s/study.json").read_text())["settings"]
+    assert row["exposure"]["target"]["mean"] == row["exposure"]["reference"]["mean"] == stop
+    assert row["population"]["ppg"]["value"] == target["stopped"]["ppg"]
 
 
 def test_runs_are_one_whether_they_are_watched_or_not_unless_a_budget_may_end_them():
