@@ -56,5 +56,5 @@ def _check(reference: Side, side: str, data: DataSpec) -> None:
         raise UserError(f"{what} is not finished; start train.py again in it, and then this run")
     if reference.trained_on == SETS[side]:
         raise UserError(f"{what} was trained on {SETS[side]} as this run is; give a run of the other side")
-    if reference.record["data"] != file_sha256(data.folder / MANIFEST):
+    if reference.record.get("data") != file_sha256(data.folder / MANIFEST):
         raise UserError(f"{what} was trained on other data than {data.folder}; give a run on the same data")

@@ -90,7 +90,7 @@ def memorized_table(found: Evaluation, redact: bool) -> Any:
     ranks = read_ranks(found.records)
     rows = read_rows(found.records, ranks, choose([ranks], PAIRS), found.metrics["k"])
     numbers = ("hits", "precision", "recall")
-    columns = ["rank", "key", "gap_hits", "distance", "exposure"]
+    columns: list[str | int] = ["rank", "key", "gap_hits", "distance", "exposure"]
     columns += [f"{side}_{n}" for side in ("target", "reference") for n in numbers]
     if not redact:
         columns += ["caption", "objects", "only_target", "picture", "target_finds", "reference_finds"]
