@@ -31,9 +31,7 @@ class LoaderSettings:
     """How pairs are read. The order of the pairs depends on ``workers``, nothing else here changes what is trained."""
 
     workers: int = 0  # loader processes a rank; 0 reads in the training process
-    cache_mb: int = (
-        1024  # decoded pictures and tokens are kept in memory where the training set fits into this many MiB
-    )
+    cache_mb: int = 1024  # decoded pictures and tokens stay in memory where the training set fits into this many MiB
     prefetch: int = 4  # batches each worker prepares ahead
     pin_memory: bool = False
     bad_share: float = 0.01  # training stops when more than this share of the pairs read cannot be used
