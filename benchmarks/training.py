@@ -120,7 +120,8 @@ def train_ours(folder: Path, claim: Claim, augment: bool) -> list[float]:
     """Seconds of each epoch of `train.py`."""
     from dejavu_lit.data.spec import DataSpec
     from dejavu_lit.mitigation import Mitigation
-    from dejavu_lit.models.clip import ClipModule, ModelSpec, Recipe
+    from dejavu_lit.models.build import ModelSpec
+    from dejavu_lit.models.clip import ClipModule, Recipe
     from dejavu_lit.train import TrainerSettings, train
 
     begun: list[float] = []
@@ -214,7 +215,8 @@ def profile(name: str, trim: bool, steps: int = 3) -> dict[str, Any]:
 
     from dejavu_lit.data.module import PairDataModule
     from dejavu_lit.mitigation import Mitigation
-    from dejavu_lit.models.clip import ClipModule, ModelSpec, Recipe, build_model, export_config
+    from dejavu_lit.models.build import ModelSpec, build_model, export_config
+    from dejavu_lit.models.clip import ClipModule, Recipe
     from dejavu_lit.models.features import Compute
     from dejavu_lit.models.loss import contrastive_loss
     from dejavu_lit.models.preprocess import Preprocess

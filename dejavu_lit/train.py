@@ -30,7 +30,8 @@ from dejavu_lit.loggers import finish, training_loggers
 from dejavu_lit.measure.callback import GapCallback
 from dejavu_lit.measure.gauge import GapSettings
 from dejavu_lit.mitigation import Mitigation
-from dejavu_lit.models.clip import ClipModule, ModelSpec, Recipe, build_model, export_config, export_weights
+from dejavu_lit.models.build import ModelSpec, build_model, export_config, export_weights
+from dejavu_lit.models.clip import ClipModule, Recipe
 from dejavu_lit.models.ema import Averaging, averaged
 from dejavu_lit.models.features import Compute
 from dejavu_lit.models.preprocess import Augment, Preprocess

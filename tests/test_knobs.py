@@ -13,7 +13,8 @@ from open_clip.loss import ClipLoss
 from safetensors.torch import load_file
 
 from dejavu_lit.data.module import PairDataModule
-from dejavu_lit.models.clip import ClipModule, ModelSpec, Recipe, build_model, decayed, learning_rate
+from dejavu_lit.models.build import ModelSpec, build_model
+from dejavu_lit.models.clip import ClipModule, Recipe, decayed, learning_rate
 from dejavu_lit.models.preprocess import Preprocess
 from tests.conftest import SMALL, call
 

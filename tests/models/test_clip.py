@@ -9,17 +9,8 @@ import torch
 
 from dejavu_lit.errors import UserError
 from dejavu_lit.mitigation import Mitigation
-from dejavu_lit.models.clip import (
-    ClipModule,
-    ModelSpec,
-    Recipe,
-    architecture,
-    build_model,
-    decayed,
-    export_config,
-    export_weights,
-    learning_rate,
-)
+from dejavu_lit.models.build import ModelSpec, architecture, build_model, export_config, export_weights
+from dejavu_lit.models.clip import ClipModule, Recipe, decayed, learning_rate
 
 CONFIG = {
     "embed_dim": 16,
