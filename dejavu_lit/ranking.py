@@ -1,7 +1,7 @@
 """Which settings are worth having: the frontier of memorization against utility, and a recommendation by a stated rule.
 
-Only comparable rows are ranked: of one series, one public set and the same settings of the evaluation, and of one training
-size. Within them seeds are averaged first. All functions take rows of study.json and know nothing of files.
+Only comparable rows are ranked: of one series, the same data, objects and public set, the same settings of the evaluation, and
+one training size. Within them seeds are averaged first. All functions take rows of study.json and know nothing of files.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,9 @@ Row = Mapping[str, Any]
 
 
 def comparable(row: Row) -> tuple[Any, ...]:
-    """What two rows must share for their gaps to mean the same: series, public set, and overrides of the evaluation."""
+    """What two rows must share for their gaps to mean the same: series, public set, the evaluation's overrides, data, objects."""
     evaluation = sorted(o for o in row["overrides"] if o.lstrip("+~").startswith("evaluate."))
-    return row.get("series"), row.get("public"), tuple(evaluation)
+    return row.get("series"), row.get("public"), tuple(evaluation), row.get("data"), row.get("objects")
 
 
 def utility(row: Row, measure: str) -> float | None:
@@ -38,23 +38,31 @@ def measure_of(rows: Sequence[Row]) -> str | None:
 
 
 def averages(rows: Sequence[Row]) -> dict[str, tuple[float, float, float]]:
-    """{setting: (symmetric PPG, symmetric AUCG, −utility)} over seeds, smaller being better.
+    """{setting: (symmetric PPG, symmetric AUCG, −utility)} over the seeds that all of them have, smaller being better.
 
     Args:
-        rows: comparable rows of one training size; those without symmetric gaps or utility are left out.
+        rows: comparable rows of one training size; those without symmetric gaps or utility are left out, and so are settings
+            that share no seed with the ones before them.
     """
     there = [row for row in rows if row["symmetric"]]
     measure = measure_of(there)
-    usable = [(row, u) for row in there if measure is not None and (u := utility(row, measure)) is not None]
-    return {
-        name: (
-            float(np.mean([row["symmetric"]["ppg"]["value"] for row, _ in group])),
-            float(np.mean([row["symmetric"]["aucg"]["value"] for row, _ in group])),
-            -float(np.mean([u for _, u in group])),
-        )
-        for name in dict.fromkeys(row["name"] for row, _ in usable)
-        if (group := [(row, u) for row, u in usable if row["name"] == name])
-    }
+    usable: dict[str, dict[int, tuple[float, float, float]]] = {}  # by setting and seed
+    for row in there:
+        if measure is not None and (u := utility(row, measure)) is not None:
+            point = (row["symmetric"]["ppg"]["value"], row["symmetric"]["aucg"]["value"], -u)
+            usable.setdefault(row["name"], {})[row["seed"]] = point
+    shared: set[int] = set()
+    ranked = []
+    for name, points in usable.items():
+        if both := shared & set(points) if ranked else set(points):
+            shared = both
+            ranked.append(name)
+    return {name: _mean([usable[name][seed] for seed in sorted(shared)]) for name in ranked}
+
+
+def _mean(points: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+    ppg, aucg, lost = (float(np.mean(values)) for values in zip(*points, strict=True))
+    return ppg, aucg, lost
 
 
 def frontier(rows: Sequence[Row]) -> list[str]:
@@ -130,14 +138,14 @@ def rank(rows: Sequence[Row], pooled: Sequence[Row], loss: float) -> dict[str, A
     """What study.json says of all rows: ``frontier``, ``recommended`` and ``ranking``.
 
     ``ranking`` has an entry for every group of comparable rows and every training size: {series, public, evaluation,
-    train_size, default, frontier, recommended, unranked}. ``frontier`` joins those of each group's largest size, and
-    ``recommended`` is that of the first group.
+    data, objects, train_size, default, frontier, recommended, unranked}. ``frontier`` joins those of each group's largest
+    size, and ``recommended`` is that of the first group.
     """
     groups: dict[tuple[Any, ...], dict[int, list[Row]]] = {}
     for row in rows:
         groups.setdefault(comparable(row), {}).setdefault(row["train_size"], []).append(row)
     ranking, best, names = [], [], []
-    for (series, public, evaluation), sizes in groups.items():
+    for (series, public, evaluation, data, objects), sizes in groups.items():
         for size, group in sizes.items():
             ranked = averages(group)
             unranked = [name for name in dict.fromkeys(row["name"] for row in group) if name not in ranked]
@@ -146,6 +154,8 @@ def rank(rows: Sequence[Row], pooled: Sequence[Row], loss: float) -> dict[str, A
                     "series": series,
                     "public": public,
                     "evaluation": list(evaluation),
+                    "data": data,
+                    "objects": objects,
                     "train_size": size,
                     "default": group[0]["name"],
                     "frontier": frontier(group),

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from dejavu_lit.errors import UserError
 from dejavu_lit.files import atomic, read_json, write_json
 from dejavu_lit.launch import provenance, read_config
 from dejavu_lit.measure.controls import BLOCKS, compare, found, pool
+from dejavu_lit.measure.population import Resampling
 from dejavu_lit.measure.records import Records
 from dejavu_lit.measure.saved import read_evaluation
 from dejavu_lit.ranking import add_words, comparable, pool_differences, rank
@@ -83,6 +84,8 @@ def row(out: Path, cell: Cell, metrics: Mapping[str, Any], folder: Path) -> dict
         "overrides": list(cell.overrides),
         "series": cell.series,
         "public": metrics["settings"].get("public"),
+        "data": metrics["settings"].get("data"),
+        "objects": metrics["settings"].get("objects"),
         "train_size": cell.train_size or metrics["counts"]["records"] + metrics["counts"]["without_objects"],
         "seed": cell.seed,
         "knobs": knobs(cell.target, cell.epochs.get("target")),
@@ -146,13 +149,14 @@ def conclude(
         rows: as ``row`` makes them; lost: {cell: why it has no row}.
         utility_loss: largest drop of zero-shot accuracy that a recommended setting may cost, as a share (0.02: two points).
     """
-    differences = _differences(out, rows)
+    differences, incomparable = _differences(out, rows)
     pooled = _pooled(rows, pool_differences(differences))
     study = {
         "schema": SCHEMA,
         "settings": list(rows),
         "pooled": pooled,
         "differences": differences,
+        "incomparable": incomparable,
         **rank(rows, pooled, utility_loss),
         "rule": f"largest drop of symmetric PPG whose utility loss is at most {utility_loss:g} and whose difference holds",
         "failed": dict(lost),
@@ -187,8 +191,12 @@ def _pooled(rows: Sequence[Mapping[str, Any]], differences: Mapping[Any, Any]) -
     ]
 
 
-def _differences(out: Path, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Every row against the first comparable setting's of the same size and seed, pair by pair on the same records."""
+def _differences(out: Path, rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Every row against the first comparable setting's of the same size and seed, pair by pair on the same records.
+
+    Returns:
+        (the differences, {name, train_size, seed, against, reason} of each row that has none although it should).
+    """
     kept: dict[str, tuple[Records, Records | None]] = {}  # of the defaults, which are compared with many
 
     def records(one: Mapping[str, Any], metrics: Mapping[str, Any]) -> tuple[Records, Records | None]:
@@ -201,20 +209,27 @@ def _differences(out: Path, rows: Sequence[Mapping[str, Any]]) -> list[dict[str,
         return *comparable(one), one["train_size"], one["seed"]
 
     firsts = {comparable(one): one["name"] for one in reversed(rows)}
-    made = []
+    made, lost = [], []
     for other in rows:
         named = (r for r in rows if same(r) == same(other) and r["name"] == firsts[comparable(other)])
         first = next(named, None)
         if first is None or first["name"] == other["name"]:
             continue
-        metrics = read_json(out / first["metrics"])
-        if first["metrics"] not in kept:
-            kept[first["metrics"]] = records(first, metrics)
-        theirs = records(other, read_json(out / other["metrics"]))
-        block = compare(kept[first["metrics"]], theirs, metrics["k"], metrics["settings"]["top_m"])
         about = {name: other[name] for name in ("name", "train_size", "seed")} | {"against": first["name"]}
+        try:
+            metrics = read_json(out / first["metrics"])
+            if first["metrics"] not in kept:
+                kept[first["metrics"]] = records(first, metrics)
+            theirs = records(other, read_json(out / other["metrics"]))
+            settings = metrics["settings"]
+            resampling = Resampling(**{field.name: settings[field.name] for field in fields(Resampling)})
+            block = compare(kept[first["metrics"]], theirs, metrics["k"], settings["top_m"], resampling)
+        except UserError as error:  # one pair that cannot be compared must not take the table along
+            log.warning("%s is not compared with %s: %s", other["name"], first["name"], error)
+            lost.append({**about, "reason": str(error)})
+            continue
         made.append(add_words({**about, **block}))
-    return made
+    return made, lost
 
 
 def _flat(one: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

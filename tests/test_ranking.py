@@ -53,6 +53,30 @@ def test_the_frontier_averages_seeds():
     assert frontier(rows) == ["mask"]
 
 
+def test_settings_are_averaged_over_the_seeds_that_all_of_them_have():
+    rows = [
+        row("none", 0.6, 0.3, 0.5),
+        row("none", 0.2, 0.1, 0.5, seed=1),  # mask failed with this seed, which happens to be an easy one
+        row("mask", 0.5, 0.2, 0.5),
+        row("mask", 0.3, 0.2, 0.5, seed=2),
+        row("late", 0.0, 0.0, 0.9, seed=3),  # shares no seed with the others: it cannot be compared
+    ]
+    assert averages(rows) == {"none": (0.6, 0.3, -0.5), "mask": (0.5, 0.2, -0.5)}
+    assert frontier(rows) == ["mask"]
+    assert rank(rows, [], 0.1)["ranking"][0]["unranked"] == ["late"]
+
+
+def test_rows_of_other_data_or_objects_are_not_compared():
+    rows = [row("none", 0.6, 0.3, 0.5), row("seed 1", 0.1, 0.1, 0.5), row("boxes", 0.1, 0.1, 0.5)]
+    rows = [{**one, "data": d, "objects": o} for one, d, o in zip(rows, "abb", "xxy", strict=True)]
+    found = rank(rows, [], 0.1)
+    assert [(r["data"], r["objects"], r["frontier"]) for r in found["ranking"]] == [
+        ("a", "x", ["none"]),
+        ("b", "x", ["seed 1"]),
+        ("b", "y", ["boxes"]),
+    ]
+
+
 def test_settings_are_ranked_by_a_utility_that_all_have():
     rows = [row("none", 0.5, 0.2, 0.9, recall=0.1), row("mask", 0.6, 0.3, None, recall=0.2)]
     assert averages(rows)["mask"][2] == -0.2  # recall, because mask has no accuracy

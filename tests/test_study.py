@@ -10,7 +10,7 @@ import yaml
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import write_json
 from dejavu_lit.runs import cost, reason, save_config, train_missing
-from dejavu_lit.study import knobs, label
+from dejavu_lit.study import BLOCKS, conclude, knobs, label
 from dejavu_lit.study_plan import Wanted, make_plan
 from dejavu_lit.sweep import pair_runs
 
@@ -184,6 +184,24 @@ def test_a_row_says_what_every_knob_was(tmp_path):
     assert (found["logit_scale_max"], found["logit_scale_init"]) == (100.0, 14.2857)
     assert knobs(tmp_path, epoch=5)["stop_epoch"] == 5
     assert knobs(tmp_path / "nothing") == {}
+
+
+def test_a_pair_that_cannot_be_compared_leaves_the_table_whole(tmp_path):
+    rows = []
+    for name in ("none", "mask"):
+        folder = tmp_path / "evaluations" / name
+        settings = {"objects": str(tmp_path / "objects"), "threshold": 0.5, "top_m": None}
+        write_json(folder / "context.json", {"public": "scenes"})
+        write_json(folder / "metrics.json", {"k": 1, "settings": settings})  # without records
+        about = {"name": name, "overrides": [], "train_size": 9, "seed": 0, "utility": None}
+        rows.append({**about, **dict.fromkeys(BLOCKS), "metrics": f"evaluations/{name}/metrics.json"})
+    found = conclude(tmp_path, rows, {}, 0.02)
+    assert found["differences"] == []
+    (lost,) = found["incomparable"]
+    assert (lost["name"], lost["against"]) == ("mask", "none")
+    assert lost["reason"]
+    assert [pooled["difference"] for pooled in found["pooled"]] == [None, None]
+    assert (tmp_path / "study.parquet").is_file()
 
 
 def test_names_of_folders():
