@@ -22,7 +22,7 @@ from dejavu_lit.measure.memorized import most_memorized, write_csv
 from dejavu_lit.measure.metrics import SETS, Settings, measure
 from dejavu_lit.measure.persons import person_gaps, read_keys
 from dejavu_lit.measure.records import EXPOSURE, Records, write_records
-from dejavu_lit.measure.saved import FILES, by_objects, read_evaluation
+from dejavu_lit.measure.saved import FILES, STATISTICS, WHERE, by_objects, read_evaluation
 from dejavu_lit.measure.vectors import Embeddings
 from dejavu_lit.objects.artifact import read_objects
 from dejavu_lit.quality import quality
@@ -33,8 +33,6 @@ log = logging.getLogger(__name__)
 CONTEXT = "context.json"  # what recomputing keeps: utility, exposure, recall of the index
 METRICS = "metrics.json"
 LISTED = 1000  # pairs in memorized.csv, the most memorized first
-# Settings that need no model.
-STATISTICS = ("k", "ks", "threshold", "top_m", "statistics", "objects", "by_objects", "keys")
 
 
 @dataclass(frozen=True)
@@ -75,11 +73,11 @@ def evaluate(
     Raises:
         UserError: models, data or objects that do not fit together.
     """
-    fixed = {key: value for key, value in config.items() if key not in STATISTICS}
+    fixed = _fixed(config)
     for name in ("target", "reference"):
         fixed[name] = Side(getattr(comparison, name), out).identity
     context = read_json(out / CONTEXT) if (out / CONTEXT).is_file() else None
-    if context is not None and (changed := difference(context["config"], fixed)):
+    if context is not None and (changed := difference(_fixed(context["config"]), fixed)):
         raise UserError(f"{out} holds another evaluation ({changed}); choose another out= or remove it")
     data.check()
     folder = data.objects_folder(objects)
@@ -111,6 +109,11 @@ def evaluate(
     write_json(out / METRICS, metrics)
     write_json(out / CONTEXT, context | {"statistics": statistics})
     return metrics
+
+
+def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that an evaluation cannot change in its directory: what is searched, but not where it is computed."""
+    return {key: value for key, value in config.items() if key not in (*STATISTICS, *WHERE)}
 
 
 def _state(files: Sequence[Path]) -> str:

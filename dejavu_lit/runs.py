@@ -51,11 +51,19 @@ def cost(config: Mapping[str, Any]) -> int:
 
 
 def save_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Save a run's configuration; raises UserError where the directory holds another one's."""
+    """Save a run's configuration; one that was begun is told of further checkpoints to keep.
+
+    Raises:
+        UserError: the directory holds another run.
+    """
     if (path / "config.yaml").is_file():
-        if changed := difference(read_config(path), config):
+        saved = read_config(path)
+        if changed := difference(saved, config):
             raise UserError(f"{path} holds a run with other settings ({changed}); choose another out= or remove it")
-        return
+        kept = set(saved["trainer"].get("checkpoint_at", []))
+        if not (more := {*config["trainer"].get("checkpoint_at", [])} - kept):
+            return
+        config = saved | {"trainer": {**saved["trainer"], "checkpoint_at": sorted(kept | more)}}
     write_text(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 
 
@@ -75,7 +83,10 @@ def train_missing(runs: Mapping[Path, Mapping[str, Any]], launcher: Launcher) ->
         done[path] = why if why is not None or finished(path) else f"it ended without {FINISHED}; see {path / LOG}"
         if done[path] is not None:
             log.error("%s failed, the others go on: %s", path.name, done[path])
-        log.info("%d of %d runs trained%s", len(done), len(todo), _left(costs, done, time.perf_counter() - started))
+        bad = sum(why is not None for why in done.values())
+        left = _left(costs, done, time.perf_counter() - started)
+        failed = f", {bad} failed" if bad else ""
+        log.info("%d of %d runs trained%s%s", len(done) - bad, len(todo), failed, left)
     return {path: why for path, why in done.items() if why is not None}
 
 

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 SCHEMA = 1
 SIDES = ("target", "reference")
+ASKED = "asked.json"  # in the folder of an evaluation: what a study asked for
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,15 @@ def label(name: str, train_size: int | None, seed: int) -> str:
     return f"{re.sub(r'[^A-Za-z0-9_.=-]+', '-', name).strip('.-') or 'setting'}{size}-s{seed}"
 
 
+def asked(cell: Cell) -> dict[str, Any]:
+    """What decides a cell's evaluation: its two models, by the names of their directories, and its settings."""
+    return {**{side: Path(cell.side(side)).name for side in SIDES}, "evaluation": dict(cell.evaluation)}
+
+
 def at_stop(cell: Cell) -> Cell:
     """The cell with its reference as it was when a gap budget ended its target: models of different age differ in quality."""
     stopped = read_json(cell.target / FINISHED).get("stopped") or {}
-    if stopped.get("by") != "gap_budget" or cell.epochs:
+    if stopped.get("by") != "gap_budget" or "target" in cell.epochs:
         return cell
     epoch = int(stopped["epoch"])
     if not (cell.reference / "checkpoints" / f"epoch={epoch:04d}.ckpt").is_file():

@@ -2,22 +2,24 @@
 
 Two runs are one where they compute the same, whatever they are called. A run that differs from a longer one in
 ``mitigation.stop_epoch`` alone is that run's checkpoint, bit for bit, because the learning-rate schedule keeps its horizon:
-it is not trained, and the longer run is told to keep the checkpoint.
+it is not trained, and the longer run is told to keep the checkpoint, as long as it has not passed that epoch.
 """
 
+import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dejavu_lit.errors import UserError
-from dejavu_lit.files import fingerprint
-from dejavu_lit.launch import PARTNER, difference, identity, read_config
+from dejavu_lit.files import fingerprint, locked, read_json
+from dejavu_lit.launch import PARTNER, decisive, difference, identity, read_config
+from dejavu_lit.measure.saved import STATISTICS, WHERE
 from dejavu_lit.runs import epochs, finished
-from dejavu_lit.study import SIDES, Cell, label
+from dejavu_lit.study import ASKED, SIDES, Cell, asked, label
 
-# With these a run's end is not its checkpoint of that epoch: training may stop before it, or other weights are exported.
-OWN_END = ("early_stopping", "gap_budget", "ema")
+# With these a run's end is not a longer run's checkpoint of that epoch: training may stop before it.
+OWN_END = ("early_stopping", "gap_budget")
 METRICS = "metrics.json"
 
 
@@ -55,8 +57,8 @@ class Plan:
 
     @property
     def evaluations(self) -> dict[Path, bool]:
-        """{folder of an evaluation: whether it is there}."""
-        return {c.folder: (c.folder / METRICS).is_file() for c in self.cells if c.folder is not None}
+        """{folder of an evaluation: whether it is there, with the settings that are asked for}."""
+        return {c.folder: _evaluated(c.folder, asked(c)) for c in self.cells if c.folder is not None}
 
 
 def make_plan(out: Path, wanted: Sequence[Wanted]) -> Plan:
@@ -76,24 +78,48 @@ def make_plan(out: Path, wanted: Sequence[Wanted]) -> Plan:
     for one in wanted:
         name = label(one.name, one.train_size, one.seed)
         places = {side: runs.place(one.runs[side], f"{name}-{side}") for side in SIDES}
-        folder = folders.setdefault(fingerprint([places, one.evaluation]), out / "evaluations" / name)
-        cells.append(
-            Cell(
-                one.name,
-                one.overrides,
-                one.train_size,
-                one.seed,
-                places["target"][0],
-                places["reference"][0],
-                {side: epoch for side, (_, epoch) in places.items() if epoch is not None},
-                one.series,
-                folder,
-                one.evaluation,
-            )
+        cell = Cell(
+            one.name,
+            one.overrides,
+            one.train_size,
+            one.seed,
+            places["target"][0],
+            places["reference"][0],
+            {side: epoch for side, (_, epoch) in places.items() if epoch is not None},
+            one.series,
+            evaluation=one.evaluation,
         )
+        key = fingerprint([places, one.evaluation])
+        cells.append(replace(cell, folder=folders.setdefault(key, _folder(out / "evaluations", name, asked(cell)))))
     for cell in cells:
         _link(cell, runs.needed)
     return Plan(tuple(cells), runs.needed)
+
+
+def _folder(parent: Path, name: str, wanted: Mapping[str, Any]) -> Path:
+    """The folder of an evaluation: its name, with a fingerprint where another evaluation has that name already."""
+    saved = parent / name / ASKED
+    if not saved.is_file() or difference(_fixed(read_json(saved)), _fixed(wanted)) is None:
+        return parent / name
+    return parent / f"{name}-{fingerprint(_fixed(wanted))[:8]}"
+
+
+def _fixed(wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """What an evaluation cannot change in its folder: all but statistics and where it is computed."""
+    kept = {name: value for name, value in wanted["evaluation"].items() if name not in (*STATISTICS, *WHERE)}
+    return {**wanted, "evaluation": kept}
+
+
+def _evaluated(folder: Path, wanted: Mapping[str, Any]) -> bool:
+    if not (folder / METRICS).is_file():
+        return False
+    if not (folder / ASKED).is_file():
+        return True
+    one, other = (
+        {**asked, "evaluation": {n: v for n, v in asked["evaluation"].items() if n not in WHERE}}
+        for asked in (read_json(folder / ASKED), wanted)
+    )
+    return difference(one, other) is None
 
 
 def _link(cell: Cell, runs: Mapping[Path, dict[str, Any]]) -> None:
@@ -105,6 +131,12 @@ def _link(cell: Cell, runs: Mapping[Path, dict[str, Any]]) -> None:
     due = set(range(gaps["every"], epochs(target) + 1, gaps["every"]))
     if not due:
         raise UserError(f"gaps.every={gaps['every']} is more than the {epochs(target)} epochs of {cell.name}; lower it")
+    end = epochs(reference)  # which is measured against as it is
+    if not finished(cell.target) and (lacking := [e for e in sorted(due - {end}) if not _will_keep(cell.reference, e)]):
+        raise UserError(
+            f"{cell.name} is measured after every {gaps['every']} epochs against {cell.reference}, which kept no checkpoint of "
+            f"epoch {', '.join(map(str, lacking))}; set gaps.every to a multiple that it kept, or choose another out="
+        )
     target["gaps"] = {**gaps, "reference": str(cell.reference)}
     reference["trainer"]["checkpoint_at"] = sorted(due.union(reference["trainer"].get("checkpoint_at", [])))
 
@@ -133,14 +165,12 @@ class _Runs:
         if last in there and finished(there[last]):
             return self._need(there[last], config), None
         for longer in sorted(there):
-            if longer > last and _keeps(there[longer], last):
-                return self._need(there[longer], read_config(there[longer])), last
+            keeps = _will_keep if longer == epochs(self.longest[base]) else _keeps  # only what is wanted is told more
+            if longer > last and keeps(there[longer], last):
+                return self._told(self._need(there[longer], read_config(there[longer])), last), last
         longest = self.longest[base]
         if epochs(longest) > last and epochs(longest) not in there:
-            path = self._need(self._directory(longest, base, name), longest)
-            kept = self.needed[path]["trainer"]
-            kept["checkpoint_at"] = sorted({*kept.get("checkpoint_at", []), last})
-            return path, last
+            return self._told(self._need(self._directory(longest, base, name), longest), last), last
         return self._need(there.get(last) or self._directory(config, base, name), config), None
 
     def _directory(self, config: Mapping[str, Any], base: str, name: str) -> Path:
@@ -151,6 +181,13 @@ class _Runs:
             raise UserError(f"{path} holds a run with other settings ({changed}); choose another out= or remove it")
         return path
 
+    def _told(self, path: Path, epoch: int) -> Path:
+        """Have a run that is not finished keep the checkpoint of an epoch."""
+        kept = self.needed[path]["trainer"]
+        if not finished(path):
+            kept["checkpoint_at"] = sorted({*kept.get("checkpoint_at", []), epoch})
+        return path
+
     def _need(self, path: Path, config: Mapping[str, Any]) -> Path:
         self.needed.setdefault(path, {**config, "trainer": dict(config["trainer"])})
         return path
@@ -158,17 +195,40 @@ class _Runs:
 
 def _base(config: Mapping[str, Any]) -> str:
     """Fingerprint of what a run computes, whenever it stops."""
-    mitigation = dict(config["mitigation"])
+    mitigation = dict(decisive(config)["mitigation"])
     if all(mitigation.get(name) is None for name in OWN_END):
         mitigation["stop_epoch"] = None
     return identity({**config, "mitigation": mitigation})
 
 
 def _keeps(run: Path, epoch: int) -> bool:
-    """Whether a run that was begun holds the checkpoint of an epoch, or will."""
-    if finished(run) or (run / "checkpoints" / "last.ckpt").is_file():
-        path = run / "checkpoints" / f"epoch={epoch:04d}.ckpt"
-        if path.is_file() or finished(run):
-            return path.is_file()
+    """Whether a run that was begun holds the checkpoint of an epoch, or is set to keep it."""
+    if (run / "checkpoints" / f"epoch={epoch:04d}.ckpt").is_file() or finished(run):
+        return (run / "checkpoints" / f"epoch={epoch:04d}.ckpt").is_file()
     trainer = read_config(run)["trainer"]
     return epoch in trainer.get("checkpoint_at", []) or epoch % int(trainer["checkpoint_epochs"]) == 0
+
+
+def _will_keep(run: Path, epoch: int) -> bool:
+    """Whether a run holds the checkpoint of an epoch, or can still be told to keep it."""
+    if not (run / "config.yaml").is_file() or _keeps(run, epoch):
+        return True
+    return not finished(run) and _begun(run) < epoch and not _at_work(run)
+
+
+def _begun(run: Path) -> int:
+    """The last epoch, counted from 1, that a run has begun; 0 where it starts anew."""
+    table = run / "metrics.csv"
+    if not (run / "checkpoints" / "last.ckpt").is_file() or not table.is_file():
+        return 0
+    with open(table, newline="") as file:
+        return max((int(row["epoch"]) + 1 for row in csv.DictReader(file)), default=0)
+
+
+def _at_work(run: Path) -> bool:
+    """Whether a training that an earlier call began goes on there: it has read its settings already."""
+    try:
+        with locked(run / ".lock", wait=False):
+            return False
+    except UserError:
+        return True

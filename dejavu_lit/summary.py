@@ -23,7 +23,9 @@ STYLES = {"symmetric": "bold"}
 
 
 def _console() -> Console:
-    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 132)
+    """Without markup: names of models, settings and objects may hold [brackets] and :colons:."""
+    width = None if sys.stdout.isatty() else 132
+    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=width)
 
 
 def _figure(figure: Mapping[str, Any]) -> str:
@@ -77,8 +79,8 @@ def show_plan(plan: "Plan") -> None:
         sides = {"target": cell.target, "reference": cell.reference}
         words = {side: "reuse" if finished(p) else "as above" if p in above else "train" for side, p in sides.items()}
         above |= set(sides.values())
-        name = Path(cell.side("target")).name.replace("-target", "")
-        words = {side: f"{word} {name}" if name != cell.label else word for side, word in words.items()}
+        names = {side: Path(cell.side(side)).name.replace(f"-{side}", "") for side in sides}
+        words = {side: f"{word} {names[side]}" if names[side] != cell.label else word for side, word in words.items()}
         same = words["target"] == words["reference"]
         runs = words["target"] if same else f"{words['target']}, {words['reference']}"
         there = "there" if cell.folder is not None and plan.evaluations[cell.folder] else "to do"

@@ -10,7 +10,7 @@ import yaml
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import write_json
 from dejavu_lit.runs import cost, reason, save_config, train_missing
-from dejavu_lit.study import BLOCKS, conclude, knobs, label
+from dejavu_lit.study import BLOCKS, asked, conclude, knobs, label
 from dejavu_lit.study_plan import Wanted, make_plan
 from dejavu_lit.sweep import pair_runs
 
@@ -86,7 +86,62 @@ def test_stop_epochs_are_checkpoints_of_the_longest_run_which_is_told_to_keep_th
     assert rows[1].runs["target"]["trainer"]["checkpoint_at"] == []  # what was asked for is left as it is
 
 
-@pytest.mark.parametrize("own", [{"early_stopping": "loss"}, {"gap_budget": 0.1}, {"ema": 0.99}])
+def test_a_kept_checkpoint_holds_the_average_so_its_stop_epochs_are_not_trained(tmp_path):
+    plan = make_plan(tmp_path, [wanted("none", ema=0.99), wanted("stop", stop_epoch=5, ema=0.99)])
+    assert len(plan.runs) == 2
+    assert plan.cells[1].epochs == {"target": 5, "reference": 5}
+
+
+def test_a_budget_ends_the_target_alone(tmp_path):
+    gaps = {"reference": "partner", "every": 5}
+    budget, both = (wanted(name, gap_budget=0.1, stop_epoch=stop) for name, stop in (("budget", None), ("both", 10)))
+    for one in (budget, both):
+        one.runs["target"]["gaps"], one.runs["reference"]["gaps"] = gaps, gaps | {"reference": None}
+    plan = make_plan(tmp_path, [wanted("none"), budget, both])
+    assert [path.name for path in plan.runs] == [
+        "none-n100-s0-target", "none-n100-s0-reference", "budget-n100-s0-target", "both-n100-s0-target"
+    ]  # fmt: skip
+    assert plan.cells[2].epochs == {"reference": 10}
+    assert plan.runs[plan.cells[0].reference]["trainer"]["checkpoint_at"] == [5, 10, 15, 20]
+
+
+def budgeted(every=5):
+    one = wanted("budget", gap_budget=0.1)
+    gaps = {"reference": "partner", "every": every}
+    one.runs["target"]["gaps"], one.runs["reference"]["gaps"] = gaps, gaps | {"reference": None}
+    return one
+
+
+def test_a_reference_that_was_begun_is_told_to_keep_what_a_budget_needs(tmp_path):
+    reference = tmp_path / "runs" / "none-n100-s0-reference"
+    save_config(reference, config("reference"))
+    (reference / "checkpoints").mkdir()
+    (reference / "checkpoints" / "last.ckpt").touch()
+    (reference / "metrics.csv").write_text("step,epoch,metric,value\n7,3,loss,1.0\n")  # in its fourth epoch
+    plan = make_plan(tmp_path, [budgeted()])
+    assert plan.cells[0].reference == reference
+    list(train_missing({reference: plan.runs[reference]}, lambda paths: ((path, "no") for path in paths)))
+    assert yaml.safe_load((reference / "config.yaml").read_text())["trainer"]["checkpoint_at"] == [5, 10, 15, 20]
+
+
+def test_a_reference_that_has_passed_what_a_budget_needs_is_refused(tmp_path):
+    reference = tmp_path / "runs" / "none-n100-s0-reference"
+    save_config(reference, config("reference"))
+    (reference / "checkpoints").mkdir()
+    (reference / "checkpoints" / "last.ckpt").touch()
+    (reference / "metrics.csv").write_text("step,epoch,metric,value\n7,5,loss,1.0\n")
+    with pytest.raises(UserError, match=r"kept no checkpoint of epoch 5; set gaps\.every"):
+        make_plan(tmp_path, [budgeted()])
+
+
+def test_a_finished_reference_without_the_checkpoints_of_a_budget_is_refused(tmp_path):
+    finish(tmp_path / "runs" / "none-n100-s0-reference", config("reference"), kept=[10])
+    with pytest.raises(UserError, match=r"kept no checkpoint of epoch 5, 15; set gaps\.every"):
+        make_plan(tmp_path, [budgeted()])
+    make_plan(tmp_path, [budgeted(every=10)])  # of epoch 20 its end is taken
+
+
+@pytest.mark.parametrize("own", [{"early_stopping": "loss"}])
 def test_runs_whose_end_is_no_checkpoint_are_trained(tmp_path, own):
     plan = make_plan(tmp_path, [wanted("none", **own), wanted("stop", stop_epoch=5, **own)])
     assert len(plan.runs) == 4
@@ -115,17 +170,44 @@ def test_finished_runs_are_found_by_what_they_compute(tmp_path):
     assert [path.name for path in plan.to_train] == ["stop5-n100-s0-target", "stop5-n100-s0-reference"]
 
 
-def test_a_run_that_was_begun_serves_only_what_it_was_told_to_keep(tmp_path):
+def test_a_run_that_was_begun_is_told_of_the_epochs_that_it_has_not_passed(tmp_path):
     for side in ("target", "reference"):
         begun = config(side)
-        begun["trainer"]["checkpoint_at"] = [5]
-        save_config(tmp_path / "runs" / f"none-n100-s0-{side}", begun)
-    plan = make_plan(tmp_path, [wanted("none"), *(wanted(f"stop{n}", stop_epoch=n) for n in (5, 7, 10))])
-    assert [cell.epochs.get("target") for cell in plan.cells] == [None, 5, None, 10]
+        begun["trainer"]["checkpoint_at"] = [8]
+        run = tmp_path / "runs" / f"none-n100-s0-{side}"
+        save_config(run, begun)
+        (run / "checkpoints").mkdir()
+        (run / "checkpoints" / "last.ckpt").touch()
+        (run / "metrics.csv").write_text("step,epoch,metric,value\n7,6,loss,1.0\n")  # in its seventh epoch
+    plan = make_plan(tmp_path, [wanted("none"), *(wanted(f"stop{n}", stop_epoch=n) for n in (5, 8, 9, 10))])
+    assert [cell.epochs.get("target") for cell in plan.cells] == [None, None, 8, 9, 10]
     assert [path.name for path in plan.to_train if "target" in path.name] == [
         "none-n100-s0-target",
-        "stop7-n100-s0-target",
+        "stop5-n100-s0-target",
     ]
+    told = plan.cells[0].target
+    assert plan.runs[told]["trainer"]["checkpoint_at"] == [8, 9, 10]
+    save_config(told, plan.runs[told])
+    assert yaml.safe_load((told / "config.yaml").read_text())["trainer"]["checkpoint_at"] == [8, 9, 10]
+
+
+def test_an_evaluation_with_other_settings_gets_a_folder_of_its_own(tmp_path):
+    def evaluated(evaluation):
+        (cell,) = make_plan(tmp_path, [wanted("none", evaluation)]).cells
+        return cell, make_plan(tmp_path, [wanted("none", evaluation)]).evaluations[cell.folder]
+
+    flat = {"k": 10, "index": "flat", "workers": 2}
+    first, there = evaluated(flat)
+    assert (first.folder.name, there) == ("none-n100-s0", False)
+    write_json(first.folder / "metrics.json", {})
+    write_json(first.folder / "asked.json", asked(first))
+    assert evaluated(flat | {"workers": 4})[0].folder == first.folder
+    assert evaluated(flat | {"workers": 4})[1]
+    fewer, there = evaluated(flat | {"k": 5})  # its statistics are computed again in the same folder
+    assert (fewer.folder, there) == (first.folder, False)
+    other, there = evaluated(flat | {"index": "ivf"})
+    assert other.folder.name.startswith("none-n100-s0-")
+    assert not there
 
 
 def test_one_side_may_be_finished_and_the_other_a_checkpoint(tmp_path):
@@ -161,6 +243,7 @@ def test_a_launcher_trains_what_is_missing_and_failures_keep_their_words(tmp_pat
     assert "ended without run.json" in failed[tmp_path / "silent"]
     assert set(failed) == {tmp_path / "bad", tmp_path / "silent"}
     assert "1 of 3 runs trained, about 0 s left for all" in caplog.text
+    assert "1 of 3 runs trained, 2 failed" in caplog.text
 
 
 def test_a_run_costs_the_pairs_that_it_sees():

@@ -16,6 +16,9 @@ from dejavu_lit.measure.records import Records, read_records
 from dejavu_lit.objects.artifact import Objects, read_objects
 
 FILES = {"population": "records.parquet", "null": "records_null.parquet", "swapped": "records_swapped.parquet"}
+# Settings of an evaluation that need no model, and those that only say where it is computed.
+STATISTICS = ("k", "ks", "threshold", "top_m", "statistics", "objects", "by_objects", "keys")
+WHERE = ("device", "workers", "embeddings")
 CARRIED = ("utility", "exposure", "provenance", "search")  # what other k or objects do not change
 
 
