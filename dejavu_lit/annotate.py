@@ -93,11 +93,12 @@ def annotate(
 
     Args:
         source: the annotator; sets: {name: shards}.
-        max_failed: largest share of a shard's pictures that may fail; FEW may always, but never all.
+        max_failed: largest share of a shard's pictures that may fail; FEW may always, all only where it is 1.
 
     Returns:
-        {pictures, seconds: of this call; failed, parts, of: over all processes so far}: how many pictures failed, and how
-        many of the parts there are to be are whole.
+        {pictures, seconds: of this call; parts, of: how many of the parts there are to be are there, those of other
+        processes included; failed: pictures that failed, in this process's shards until all parts are there and whole, then
+        in all; listed: whether they are, and ``failed.csv`` is written}.
 
     Raises:
         UserError: ``out`` holds objects of another annotator, or too many pictures fail.
@@ -127,12 +128,20 @@ def annotate(
                 said = time.monotonic()
                 logger.info("%d of %d pictures, %.1f pictures/s", pictures, total, pictures / (said - began))
     there = [shard for shard in jobs if _part(out, shard).exists()]
+    # Parts are opened only once all are there: each of many tasks would open the others' too.
+    listed = len(there) == len(jobs)
+    failed = _failures(out, jobs if listed else mine)
+    if listed and len(failed) < len(jobs):
+        listed, there = False, [shard for shard, _ in failed]
+    if listed:
+        _list_failures(out, failed)
     return {
         "pictures": pictures,
         "seconds": time.monotonic() - began,
-        "failed": _list_failures(out, there),
+        "failed": sum(len(reasons) for _, reasons in failed),
         "parts": len(there),
         "of": len(jobs),
+        "listed": listed,
     }
 
 
@@ -180,7 +189,7 @@ def _check_failed(shard: Shard, rows: Sequence[Annotation | Failed], max_failed:
     failed = [row for row in rows if isinstance(row, Failed)]
     for row in failed[:FEW]:
         logger.warning("%s of %s could not be annotated: %s", row.key, shard.index.path, row.reason)
-    if len(failed) > max(FEW, max_failed * len(rows)) or (failed and len(failed) == len(rows)):
+    if len(failed) > max(FEW, max_failed * len(rows)) or (failed and len(failed) == len(rows) and max_failed < 1):
         raise UserError(
             f"{len(failed)} of {len(rows)} pictures of {shard.index.path} could not be annotated, the first is "
             f"{failed[0].key} ({failed[0].reason}); mend the cause, or allow a larger share by max_failed="
@@ -195,13 +204,23 @@ def _remove_stale(path: Path) -> None:
                 rest.unlink()
 
 
-def _list_failures(out: Path, shards: Sequence[Shard]) -> int:
-    """Write ``failed.csv`` of all parts there are, by every process at its end, so that the last one's is complete."""
-    rows = [(s.set, key, reason) for s in shards for key, reason in failures(_part(out, s)).items()]
+def _failures(out: Path, shards: Sequence[Shard]) -> list[tuple[Shard, dict[str, str]]]:
+    """(shard, {key: reason}) of the shards whose parts can be read."""
+    found = []
+    for shard in shards:
+        try:
+            found.append((shard, failures(_part(out, shard))))
+        except UserError as damaged:
+            logger.warning("%s", damaged)
+    return found
+
+
+def _list_failures(out: Path, failed: Sequence[tuple[Shard, Mapping[str, str]]]) -> None:
+    """Write ``failed.csv`` of all parts, by the process that ends last."""
+    rows = [(shard.set, key, reason) for shard, of in failed for key, reason in of.items()]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("set", "key", "reason"), *rows])
     write_text(out / FAILURES, text.getvalue())
-    return len(rows)
 
 
 if __name__ == "__main__":

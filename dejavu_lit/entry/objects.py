@@ -49,7 +49,8 @@ def _annotate(data: "DataSpec", sets: dict[str, "ShardSet"], config: dict[str, A
     rate = f", {done['pictures'] / done['seconds']:.1f} pictures/s" if done["pictures"] else ""
     print(f"{folder}: {done['parts']} of {done['of']} parts are whole; annotated {done['pictures']} pictures{rate}")
     if done["failed"]:
-        print(f"{done['failed']} pictures could not be annotated: {folder / 'failed.csv'}")
+        where = str(folder / "failed.csv") if done["listed"] else "failed.csv lists them once all parts are whole"
+        print(f"{done['failed']} pictures could not be annotated: {where}")
 
 
 def _show(data: "DataSpec", sets: dict[str, "ShardSet"], config: dict[str, Any], out: Path) -> None:
@@ -85,14 +86,27 @@ def _compare(data: "DataSpec", sets: dict[str, "ShardSet"], config: dict[str, An
 
 
 def open_sets(data: "DataSpec", names: list[str] | None) -> dict[str, "ShardSet"]:
-    """{name: shards} of the sets of a data folder, A, B, H, P and V before the others; a folder elsewhere by its own name."""
+    """{name: shards} of the sets of a data folder, A, B, H, P and V before the others; a folder elsewhere by its own name.
+
+    Raises:
+        UserError: no set at all, an unknown one, or a folder elsewhere of the same name as another set.
+    """
     from dejavu_lit.data.shards import ShardSet
 
     there = sorted({path.parent.name for path in data.folder.glob("*/*.tar")}, key=lambda n: (n not in ORDER, n))
-    found = {}
-    for name in there if names is None else names:
+    if not (wanted := there if names is None else names):
+        raise UserError(f"sets= names no set; {data.folder} has {', '.join(there) or 'none'}")
+    folders: dict[str, Path] = {}
+    for name in wanted:
         folder = data.folder / name if name in there else Path(name)
         if name not in there and not folder.is_dir():
             raise UserError(f"sets names {name}{suggest(name, there)}; {data.folder} has {', '.join(there)}")
-        found[folder.name] = ShardSet.open(folder)
-    return found
+        if folder.name in ("", ".."):
+            raise UserError(f"sets names {name}, which has no name to go by; give the folder's full path")
+        own = data.folder / folder.name if folder.name in there else folder
+        if folders.setdefault(folder.name, own).resolve() != folder.resolve():
+            raise UserError(
+                f"sets names {name}, but {folder.name} is {folders[folder.name]}; rename one of the two folders, since "
+                "results are kept by these names"
+            )
+    return {name: ShardSet.open(folder) for name, folder in folders.items()}

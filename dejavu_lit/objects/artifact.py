@@ -182,8 +182,11 @@ def read_part(path: Path, columns: Sequence[str] = ("key", "labels", "scores")) 
 
 
 def failures(path: Path) -> dict[str, str]:
-    """{key: reason} of the pictures of one part that could not be annotated."""
-    found: dict[str, str] = json.loads((pq.read_schema(path).metadata or {}).get(FAILED, b"{}"))
+    """{key: reason} of the pictures of one part that could not be annotated; raises UserError where it can't be read."""
+    try:
+        found: dict[str, str] = json.loads((pq.read_schema(path).metadata or {}).get(FAILED, b"{}"))
+    except (ValueError, OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} is damaged ({error}); annotate its share again") from None
     return found
 
 

@@ -14,6 +14,8 @@ import torch
 
 from dejavu_lit.annotate import Share, annotate
 from dejavu_lit.data.shards import Pair, ShardSet, write_shards
+from dejavu_lit.data.spec import DataSpec
+from dejavu_lit.entry.objects import open_sets
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import write_json
 from dejavu_lit.objects.artifact import Annotation, read_objects, write_objects
@@ -122,6 +124,46 @@ def test_too_many_failures_end_the_run_before_the_part_is_written(tmp_path: Path
     nothing = {"B": write_shards(tmp_path / "B", [Pair("k", bad, "png", "text", {})], 10)}
     with pytest.raises(UserError, match="1 of 1 pictures"):
         annotate(finder, nothing, tmp_path / "o")
+    assert annotate(finder, nothing, tmp_path / "o", max_failed=1)["failed"] == 1
+
+
+def test_failures_are_listed_once_all_parts_can_be_read(data: Path) -> None:
+    done = annotate(ClassLabels(), sets(data), data / "objects/c", Share(0, 2))
+    assert (done["parts"], done["failed"], done["listed"]) == (3, 6, False)
+    assert not (data / "objects/c/failed.csv").exists()
+    path = data / "objects/c/A/00000.parquet"  # the first one's
+    whole = path.read_bytes()
+    path.write_bytes(whole[:300])
+    done = annotate(ClassLabels(), sets(data), data / "objects/c", Share(1, 2))
+    assert (done["parts"], done["of"], done["listed"]) == (5, 6, False)
+    done = annotate(ClassLabels(), sets(data), data / "objects/c", Share(0, 2))
+    assert (done["pictures"], done["parts"], done["failed"], done["listed"]) == (10, 6, 11, True)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["A", "else/A"], r"A is .*data/A; rename one"),
+        (["else/A"], r"A is .*data/A; rename one"),
+        (["else/other", "more/other"], r"other is .*else/other; rename one"),
+        (["else/A/.."], "has no name to go by"),
+        ([], "names no set; .* has A, P"),
+        (["B"], "sets names B"),
+    ],
+)
+def test_sets_that_cannot_be_told_apart_are_refused(data: Path, names: list[str], words: str) -> None:
+    for name in ("else/A", "else/other", "more/other"):
+        write_shards(data.parent / name, pairs("x", 2))
+    given = [str(data.parent / name) if "/" in name else name for name in names]
+    with pytest.raises(UserError, match=words):
+        open_sets(DataSpec("shards", str(data)), given)
+    found = open_sets(DataSpec("shards", str(data)), ["P", str(data / "A"), str(data.parent / "else/other")])
+    assert {name: shards.folder.parent.name for name, shards in found.items()} == {
+        "P": "data",
+        "A": "data",
+        "other": "else",
+    }
 
 
 class Finder(TorchvisionDetector):
