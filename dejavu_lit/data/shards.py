@@ -227,13 +227,16 @@ def write_shard(path: Path | str) -> Iterator[Callable[[Pair], None]]:
     torch into every process that writes.
 
     Raises:
-        ValueError: a key that WebDataset could not give back (a dot or a slash in it, or empty).
+        ValueError: a key that WebDataset or a list of keys could not give back (a dot, a slash or a line break in it, white
+            space around it, or empty).
     """
     with atomic(path) as part, tarfile.open(part, "w") as tar:
 
         def write(pair: Pair) -> None:
             if not pair.key or "." in pair.key or "/" in pair.key:
                 raise ValueError(f"the key {pair.key!r} must be non-empty and hold no dot or slash")
+            if pair.key != pair.key.strip() or len(pair.key.splitlines()) > 1:
+                raise ValueError(f"the key {pair.key!r} must hold no line break and no white space around it")
             meta = json.dumps(pair.meta, sort_keys=True, ensure_ascii=False)
             for extension, data in ((pair.extension, pair.image), ("txt", _utf8(pair.caption)), ("json", _utf8(meta))):
                 member = tarfile.TarInfo(f"{pair.key}.{extension}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dejavu_lit.data import left_out
 from dejavu_lit.errors import UserError
 from dejavu_lit.measure.records import Records
 from dejavu_lit.measure.subgroups import benjamini_hochberg
@@ -19,12 +20,7 @@ GAPS = ("precision", "recall", "hits")
 
 def read_keys(path: Path | str) -> list[str]:
     """The keys in a text file, one a line, each once; raises UserError when there is no file or no key in it."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"keys={path} cannot be read ({error}); give a text file with one key a line") from None
-    keys = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    if not keys:
+    if not (keys := left_out.read_keys(path, "keys")):
         raise UserError(f"keys={path} holds no key; write one key a line")
     return keys
 

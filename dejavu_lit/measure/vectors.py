@@ -144,13 +144,19 @@ def open_part(folder: Path, name: str) -> np.ndarray:
 def read_keys(folder: Path, name: str) -> list[str]:
     """The keys of one part; raises UserError where the file is missing."""
     try:
-        return (folder / f"{name}.txt").read_text(encoding="utf-8").split("\n")[:-1]
+        return (folder / f"{name}.txt").read_bytes().decode("utf-8").split("\n")[:-1]
     except FileNotFoundError:
         raise UserError(f"{folder / name}.npy has no {name}.txt with its keys; make this part again") from None
 
 
 def write_part(folder: Path, name: str, keys: Sequence[str], vectors: np.ndarray) -> None:
-    """Write one part (float16 [m, d] and its m keys), the keys first: where the .npy is, the part is whole."""
+    """Write one part (float16 [m, d] and its m keys), the keys first: where the .npy is, the part is whole.
+
+    Raises:
+        UserError: a key with a line break, which a text file could not give back.
+    """
+    if broken := [key for key in keys if "\n" in key]:
+        raise UserError(f"{folder / name}: the key {broken[0]!r} holds a line break; rename the pair")
     write_text(folder / f"{name}.txt", "".join(f"{key}\n" for key in keys))
     with atomic(folder / f"{name}.npy") as path, open(path, "wb") as file:
         np.save(file, np.ascontiguousarray(vectors, dtype=np.float16))

@@ -55,10 +55,14 @@ def test_an_older_manifest_is_said(shards: ShardSet, tmp_path: Path) -> None:
         later_duplicates(manifest(tmp_path, None), "A", shards, None, {})
 
 
-def test_keys_files(tmp_path: Path) -> None:
+def test_keys_files(tmp_path: Path, caplog) -> None:
     path = tmp_path / "keys.txt"
-    path.write_text("b\n\n a \nb\n")
+    path.write_text("b\n\na\nb\n")
     assert read_keys(path, "data.exclude") == ["b", "a"]
+    odd = ["x\u2028y", "x\x85y", "x\x0cy", "x\ry", " x", "x\u3000"]  # keys of shards made elsewhere
+    path.write_bytes("\ufeffx\r\n \r\n{}".format("\n".join(odd)).encode())  # the first as Windows writes lines
+    assert read_keys(path, "data.exclude") == ["x", *odd]
+    assert f"2 keys in {path} have white space around them" in caplog.text
     assert keys_fingerprint(["b", "a"]) == keys_fingerprint({"a", "b"}) != keys_fingerprint(["a"])
     with pytest.raises(UserError, match=r"data\.exclude=.*none\.txt cannot be read"):
         read_keys(tmp_path / "none.txt", "data.exclude")

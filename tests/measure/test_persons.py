@@ -47,7 +47,7 @@ def test_p_values_of_unremembered_pairs_keep_their_level() -> None:
 
 def test_unknown_keys_are_counted(tmp_path: Path) -> None:
     a, h = Case(1).records(), Case(2, prefix="h").records()
-    (tmp_path / "keys.txt").write_text("a00003\n\n nobody \na00003\nh00001\n")
+    (tmp_path / "keys.txt").write_text("a00003\n\nnobody\na00003\nh00001\n")
     keys = read_keys(tmp_path / "keys.txt")
     assert keys == ["a00003", "nobody", "h00001"]
     got = person_gaps(a, replace(h, public=a.public), keys, 3)
