@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +17,12 @@ from dejavu_lit.errors import UserError
 def atomic(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it is synced and renamed to ``path``, on failure removed.
 
-    The temporary name begins with a dot and ends with ``.part``, so no glob for finished artifacts ever matches it.
+    The temporary name begins with a dot and ends with ``.part``, so no glob for finished artifacts ever matches it. It
+    is random, because processes of several machines that share a folder may have the same number.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.parent / f".{path.name}.{os.getpid()}.part"
+    part = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part"
     try:
         yield part
         with open(part, "rb+") as file:
