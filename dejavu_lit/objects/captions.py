@@ -7,6 +7,7 @@ the vocabulary is what decides which words are nouns. There is no disambiguation
 colour.
 """
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from functools import cached_property
 
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.files import fingerprint
-from dejavu_lit.objects.artifact import Annotation, Annotator
-from dejavu_lit.objects.source import Lookup
+from dejavu_lit.objects.artifact import Annotation, Annotator, Failed
+from dejavu_lit.objects.source import Lookup, Shard
 from dejavu_lit.objects.vocabulary import vocabulary
 
 # How people name COCO's objects in captions, beside COCO's own names.
@@ -55,6 +56,8 @@ IRREGULAR = {
     "wolves": "wolf", "shelves": "shelf", "scarves": "scarf",
 }  # fmt: skip
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class OtherCaptions(Lookup):
@@ -69,7 +72,7 @@ class OtherCaptions(Lookup):
     @property
     def annotator(self) -> Annotator:
         """The rule's version, and the fingerprint of labels and names."""
-        return Annotator("captions", config={"field": self.field}, vocabulary=fingerprint(self._names))
+        return Annotator("captions", "2", config={"field": self.field}, vocabulary=fingerprint(self._names))
 
     @property
     def labels(self) -> Sequence[str]:
@@ -104,13 +107,30 @@ class OtherCaptions(Lookup):
         captions = pair.meta.get(self.field)
         if not isinstance(captions, list) or not captions:
             raise BadPair(f"its JSON has no list {self.field!r} of captions")
-        others = [str(caption).strip() for caption in captions]
-        if pair.caption in others:
-            others.remove(pair.caption)
+        trained, said = words(pair.caption), [words(str(caption)) for caption in captions]
+        others = [one for one in said if one != trained]  # all copies of it, however they are spelt
         if not others:
             raise BadPair("it has no caption but the one that is trained on")
-        labels = sorted({label for caption in others for label in self._named(words(caption))})
+        if len(others) == len(said):
+            self._unmatched.append(pair.key)
+        labels = sorted({label for one in others for label in self._named(one)})
         return Annotation(pair.key, labels, [1.0] * len(labels), [[0.0] * 4] * len(labels))
+
+    def rows(self, shard: Shard) -> Iterator[Annotation | Failed]:
+        """One row a picture; warns where the caption that is trained on could not be told from the others."""
+        self._unmatched.clear()
+        yield from super().rows(shard)
+        if self._unmatched:
+            log.warning(
+                "%d of %d pictures of %s do not list the caption that is trained on in %r, the first is %s; where it is "
+                "there in other words, their objects come from it too",
+                *(len(self._unmatched), len(shard.index), shard.index.path, self.field, self._unmatched[0]),
+            )
+
+    @cached_property
+    def _unmatched(self) -> list[str]:
+        """Keys of the shard at hand whose captions do not hold the one that is trained on."""
+        return []
 
     def _named(self, said: Sequence[str]) -> Iterator[str]:
         """The labels named by a caption's words; where names overlap the longest counts ("hot dog" is no dog)."""

@@ -22,6 +22,8 @@ from dejavu_lit.errors import UserError
 from dejavu_lit.objects.artifact import Annotation, Annotator, Failed
 from dejavu_lit.threads import threads
 
+SLACK = 1e-6  # of scores beyond 0..1: sums of rounded probabilities
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -172,19 +174,28 @@ class Lookup(ABC):
         """The objects of one pair, whose ``image`` is empty; raises BadPair where they are not known."""
 
     def rows(self, shard: Shard) -> Iterator[Annotation | Failed]:
-        """One row a picture."""
+        """One row a picture; raises UserError for objects that are no objects (scores beyond 0..1, boxes of three)."""
         for position, key in enumerate(shard.index.keys):
             try:
-                yield self.annotation(shard.index.read(position, image=False))
+                found = self.annotation(shard.index.read(position, image=False))
             except BadPair as bad:
                 yield Failed(key, str(bad))
+                continue
+            try:
+                yield _checked(key, found)
+            except ValueError as error:
+                raise UserError(
+                    f"{key} of {shard.index.path}: {error}; mend what annotator={self.annotator.name} takes the objects from"
+                ) from None
 
 
-def _checked(key: str, found: Detections) -> Annotation:
+def _checked(key: str, found: Detections | Annotation) -> Annotation:
     if not len(found.labels) == len(found.scores) == len(found.boxes) or any(len(box) != 4 for box in found.boxes):
-        raise ValueError("labels, scores and boxes disagree in number")
+        raise ValueError("labels, scores and boxes disagree in number, or a box has not four")
     if not all(map(math.isfinite, (*found.scores, *(side for box in found.boxes for side in box)))):
         raise ValueError("scores or boxes are not finite numbers")
+    if not all(-SLACK <= score <= 1 + SLACK for score in found.scores):
+        raise ValueError("a score does not lie between 0 and 1")
     return Annotation(key, found.labels, found.scores, found.boxes)
 
 

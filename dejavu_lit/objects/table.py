@@ -43,7 +43,7 @@ class TableLookup(Lookup):
         if not Path(self.path).is_file():
             raise UserError(f"the table {self.path} does not exist; check annotator.path=")
         columns = [self.key, self.labels_column, self.scores_column, self.boxes_column]
-        return Annotator("table", weights=file_sha256(self.path), config={"columns": columns})
+        return Annotator("table", "2", weights=file_sha256(self.path), config={"columns": columns})
 
     @cached_property
     def _rows(self) -> tuple[list[str], pa.Table]:
@@ -72,7 +72,7 @@ class TableLookup(Lookup):
         if path.suffix.lower() in (".parquet", ".pq"):
             return pq.read_table(path)
         if path.suffix.lower() in (".jsonl", ".ndjson"):
-            return pyarrow.json.read_json(path)
+            return self._json(path)
         if path.suffix.lower() not in DELIMITERS:
             raise UserError(f"{path} is no table this annotator knows; give a .parquet, .csv, .tsv or .jsonl file")
         return pyarrow.csv.read_csv(
@@ -82,6 +82,17 @@ class TableLookup(Lookup):
                 column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=False
             ),
         )
+
+    def _json(self, path: Path) -> pa.Table:
+        """JSON lines whose keys stay text: "2024-01-01" would be taken for a date."""
+        text = pyarrow.json.ParseOptions(explicit_schema=pa.schema([(self.key, pa.string())]))
+        try:
+            table = pyarrow.json.read_json(path, parse_options=text)
+            if table[self.key].null_count < table.num_rows:
+                return table
+        except pa.ArrowInvalid:
+            pass  # keys that are numbers, or no JSON at all
+        return pyarrow.json.read_json(path)
 
     def annotation(self, pair: Pair) -> Annotation:
         """The objects of all rows with the pair's key; raises BadPair where there is none."""
@@ -95,25 +106,38 @@ class TableLookup(Lookup):
         boxes: list[list[float]] = []
         for row in range(first, end):
             values = [None if column is None else table[column][row].as_py() for column in columns]
-            found = [str(label) for label in self._items(values[0])]
-            labels += found
+            if values[0] is None or not str(values[0]).strip():
+                continue
+            names = ["" if label is None else str(label).strip() for label in self._items(values[0])]
+            given = [1.0] * len(names) if values[1] is None else self._items(values[1])
+            places = [[0.0] * 4] * len(names) if values[2] is None else self._boxes(values[2])
+            if not len(names) == len(given) == len(places):
+                raise UserError(
+                    f"the row of {pair.key} in {self.path} has {len(names)} labels, {len(given)} scores and {len(places)} "
+                    "boxes; give one of each an object, a box as x, y, width and height"
+                )
             try:
-                scores += [1.0] * len(found) if values[1] is None else [float(v) for v in self._items(values[1])]
-                boxes += [[0.0] * 4] * len(found) if values[2] is None else [_box(v) for v in self._boxes(values[2])]
+                found = [(n, float(s), _box(b)) for n, s, b in zip(names, given, places, strict=True) if n]
             except (ValueError, TypeError) as error:
                 raise UserError(
                     f"the row of {pair.key} in {self.path} holds no number where one should be ({error})"
                 ) from None
-        if not len(labels) == len(scores) == len(boxes) or any(len(box) != 4 for box in boxes):
-            raise UserError(
-                f"the row of {pair.key} in {self.path} has {len(labels)} labels, {len(scores)} scores and {len(boxes)} boxes; "
-                "give one of each an object, a box as x, y, width and height"
-            )
+            if any(len(box) != 4 for _, _, box in found):
+                raise UserError(
+                    f"the row of {pair.key} in {self.path} has a box of other than four numbers; give a box as x, y, width "
+                    "and height"
+                )
+            labels += [name for name, _, _ in found]
+            scores += [score for _, score, _ in found]
+            boxes += [box for _, _, box in found]
         return Annotation(pair.key, labels, scores, boxes)
 
     def _items(self, value: Any) -> list[Any]:
         if isinstance(value, str):
-            return [item.strip() for item in value.split(self.separator) if item.strip()]
+            items = [item.strip() for item in value.split(self.separator)]
+            while items and not items[-1]:  # an empty cell, and a separator at the end
+                items.pop()
+            return items
         return list(value) if isinstance(value, list) else [] if value is None else [value]
 
     def _boxes(self, value: Any) -> list[Any]:

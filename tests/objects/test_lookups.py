@@ -7,10 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dejavu_lit.data.shards import BadPair, Pair
+from dejavu_lit.data.shards import BadPair, Pair, write_shards
 from dejavu_lit.errors import UserError
 from dejavu_lit.objects.classes import ClassLabels
 from dejavu_lit.objects.coco import CocoLookup
+from dejavu_lit.objects.source import Shard
 from dejavu_lit.objects.table import TableLookup
 from dejavu_lit.objects.vocabulary import vocabulary
 
@@ -75,6 +76,28 @@ def test_wrong_tables_end_in_a_sentence(tmp_path: Path, text: str, options: dict
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(UserError, match=words):
         TableLookup(tmp_path / "t.csv", **options).annotation(pair("a"))
+
+
+def test_blank_labels_are_skipped_with_their_scores_and_dates_stay_keys(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("key,labels,scores\na, x ;;y,0.5;0.6;0.7\na,,0.9\n")
+    found = TableLookup(tmp_path / "t.csv", scores_column="scores").annotation(pair("a"))
+    assert (found.labels, found.scores) == (["x", "y"], [0.5, 0.7])
+    rows = [{"key": "2024-01-01", "labels": ["x", None, " "]}, {"key": "2024-01-02", "labels": None}]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    table = TableLookup(tmp_path / "t.jsonl")
+    assert [table.annotation(pair(row["key"])).labels for row in rows] == [["x"], []]
+    (tmp_path / "n.jsonl").write_text('{"key": 7, "labels": ["x"]}\n')
+    assert TableLookup(tmp_path / "n.jsonl").annotation(pair("7")).labels == ["x"]
+    with pytest.raises(UserError, match="no column 'image'"):
+        TableLookup(tmp_path / "n.jsonl", key="image").annotation(pair("7"))
+
+
+@pytest.mark.parametrize("score", ["nan", "inf", "1.5", "-0.1"])
+def test_scores_beyond_0_to_1_are_refused(tmp_path: Path, score: str) -> None:
+    (tmp_path / "t.csv").write_text(f"key,labels,scores\na,x,{score}\n")
+    shards = write_shards(tmp_path / "A", [pair("a")])
+    with pytest.raises(UserError, match=r"a of .*00000\.tar: .*score.*; mend what annotator=table"):
+        list(TableLookup(tmp_path / "t.csv", scores_column="scores").rows(Shard("A", shards.index(0))))
 
 
 def test_tables_that_are_not_there_or_no_tables(tmp_path: Path) -> None:
