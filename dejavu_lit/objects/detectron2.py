@@ -4,6 +4,7 @@ https://detectron2.readthedocs.io/en/latest/tutorials/models.html says what the 
 and a file of weights by local path; detectron2's own catalogue of models is not used, nor are weights ever run as code.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -131,6 +132,11 @@ class Detectron2Detector(Detector):
         )
         if self.classifier is not None:
             set_classifier(model, self._file("classifier"), len(self.labels))
+        if self.classes is not None and (known := class_count(model)) not in (None, len(self.labels)):
+            raise UserError(
+                f"annotator.classes={self.classes} holds {len(self.labels)} names, the model has {known} classes; "
+                "give one name a class, in the order of their numbers"
+            )
         for module in model.modules():
             if hasattr(module, "test_score_thresh"):
                 module.test_score_thresh = self.threshold  # the config's own would cut off what is asked for
@@ -214,9 +220,28 @@ def _lazy(path: Path, options: Mapping[str, Any]) -> _Setup:
     )
     names = OmegaConf.select(cfg, "dataloader.test.dataset.names")
     datasets = [names] if isinstance(names, str) else list(names or [])
-    return _Setup(
-        lambda: instantiate(cfg.model), T.AugmentationList(list(resize)), bgr, datasets, file_sha256(path)[:16]
+    # As it turned out, since a .py may import others; what says how to train has no part in it.
+    given = {"model": cfg.model, "mapper": mapper, "bgr": bgr, "datasets": datasets}
+    content = fingerprint(
+        {
+            name: _plain(OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v)
+            for name, v in given.items()
+        }
     )
+    return _Setup(lambda: instantiate(cfg.model), T.AugmentationList(list(resize)), bgr, datasets, content)
+
+
+def _plain(value: Any) -> Any:
+    """A config's value without what differs from one process to the next: addresses of functions and objects."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def read_weights(path: Path) -> dict[str, Any]:
@@ -255,6 +280,17 @@ def fill(model: Any, weights: Mapping[str, Any], where: str, optional: Sequence[
                 f"{where} do not fit the config ({subject} {what} {names[0]}, {len(names)} in all); "
                 "take the weights of this config"
             )
+
+
+def class_count(model: Any) -> int | None:
+    """How many classes its box classifier tells apart; None where it does not say."""
+    for module in model.modules():
+        count = getattr(module, "num_classes", None)
+        if isinstance(count, int) and any(
+            hasattr(module, part) for part in ("box_predictor", "cls_score", "anchor_generator")
+        ):
+            return count
+    return None
 
 
 def set_classifier(model: Any, path: Path, classes: int) -> None:

@@ -49,13 +49,13 @@ class OpenVocabularyDetector(Detector):
 
     @cached_property
     def annotator(self) -> Annotator:
-        """transformers' version, the weights' hash, the model's configuration, template and vocabulary."""
+        """transformers' version, the weights' hash, template, vocabulary, and whatever configures model and processor."""
         with needs("open_vocabulary", PAGE):
             import transformers
         config = {
             "model_type": self._kind,
             "template": self._template,
-            "config": file_sha256(self._folder / "config.json"),
+            "files": fingerprint(self._hashes()),
         }
         if self._kind in DINO:
             config["chunks"] = fingerprint([labels for labels, _ in self._chunks])  # they decide what a text holds
@@ -102,6 +102,11 @@ class OpenVocabularyDetector(Detector):
         hashes = [file_sha256(file) for file in files]
         return hashes[0] if len(hashes) == 1 else fingerprint(hashes)
 
+    def _hashes(self) -> dict[str, str]:
+        """{file: hash} of the configuration of the model and of its processor, and of its tokenizer's words."""
+        found = {path.name: path for kind in PARTS[:-1] for path in self._folder.glob(kind)}
+        return {name: file_sha256(path) for name, path in sorted(found.items()) if not name.endswith(".index.json")}
+
     @property
     def _template(self) -> str:
         return self.template or ("a photo of a {}" if self._kind in OWL else "{}")
@@ -115,7 +120,7 @@ class OpenVocabularyDetector(Detector):
         with needs("open_vocabulary", PAGE):
             import transformers
         transformers.utils.logging.disable_progress_bar()
-        local = {"local_files_only": True}
+        local = {"local_files_only": True, "trust_remote_code": False}
         try:
             model, report = transformers.AutoModelForZeroShotObjectDetection.from_pretrained(
                 self._folder, use_safetensors=True, output_loading_info=True, **local

@@ -20,7 +20,7 @@ from dejavu_lit.data.scenes import SceneReader, _sprites
 from dejavu_lit.data.shards import write_shards
 from dejavu_lit.errors import UserError
 from dejavu_lit.objects.artifact import read_part
-from dejavu_lit.objects.detectron2 import PAGE, Detectron2Detector
+from dejavu_lit.objects.detectron2 import PAGE, Detectron2Detector, class_count
 from tests.conftest import call
 from tests.data.pictures import picture
 
@@ -223,8 +223,10 @@ def test_names_come_from_the_configs_dataset(small: dict[str, str], tmp_path: Pa
         _ = Detectron2Detector(config=small["config"], weights=small["weights"]).labels
     few = tmp_path / "few.txt"
     few.write_text("only")
-    with pytest.raises(UserError, match=r"class number \d, and 1 names are known"):
-        detections(**small | {"classes": str(few)})
+    for names in ("only", "one\ntwo\nthree\nfour\nfive\nsix"):
+        few.write_text(names)
+        with pytest.raises(UserError, match=r"few\.txt holds \d names, the model has 5 classes"):
+            detections(**small | {"classes": str(few)})
 
 
 @pytest.mark.parametrize("kind", ["mask_rcnn_fpn", "cascade_rcnn", "retinanet"])
@@ -252,6 +254,16 @@ def test_lazy_configs_of_the_zoo(kind: str, tmp_path: Path) -> None:
     assert all(len(box) == 4 for one in found for box in one.boxes)
     assert {label for one in found for label in one.labels} <= set(source.labels)
     assert source.annotator.config["file"] == "lazy.py"
+    assert class_count(model) == 80
+    again = {"config": str(path), "weights": str(tmp_path / "model.pth"), "threshold": 0.0}
+    assert Detectron2Detector(**again).annotator == source.annotator
+    base = tmp_path / "base.py"  # the same file, importing another
+    path.rename(base)
+    path.write_text("from .base import dataloader, model\n")
+    moved = Detectron2Detector(**again).annotator
+    assert moved == source.annotator
+    base.write_text(base.read_text() + "\ndataloader.test.mapper.augmentations[0].short_edge_length = 65")
+    assert Detectron2Detector(**again).annotator != moved
 
 
 PLUG_IN = """

@@ -1,5 +1,6 @@
 """OWLv2, OWL-ViT and Grounding DINO of one or two small layers, saved and loaded as anybody's checkpoints are."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,20 @@ def test_a_threshold_keeps_the_scores_that_reach_it(models, names: str, kind: st
         for x, y, width, height in one.boxes:
             assert 0 <= x < x + width <= size.width + 1e-3
             assert 0 <= y < y + height <= size.height + 1e-3
+
+
+def test_metadata_tells_processors_and_tokenizers_apart(models, names: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(models["owlv2"], folder)
+    before = OpenVocabularyDetector(model=str(folder), vocabulary=names).annotator
+    assert before == OpenVocabularyDetector(model=str(models["owlv2"]), vocabulary=names).annotator
+    files = [path for path in folder.iterdir() if path.suffix != ".safetensors"]
+    assert len(files) > 2
+    for path in files:
+        content = path.read_bytes()
+        path.write_bytes(content + b"\n")
+        assert OpenVocabularyDetector(model=str(folder), vocabulary=names).annotator != before, path
+        path.write_bytes(content)
 
 
 def test_metadata_tells_models_and_vocabularies_apart(models, names: str, tmp_path: Path) -> None:
