@@ -1,6 +1,7 @@
 """The per-record table: the most memorized pairs first, with what each model got right, and its CSV form."""
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,16 +70,19 @@ def most_memorized(
 def write_csv(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows of one set of columns as CSV (UTF-8), lists joined by ``; ``, atomically.
 
-    A text that a spreadsheet would run as a formula gets a leading apostrophe: captions are other people's texts.
+    A text that a spreadsheet would run as a formula gets a leading apostrophe: captions are other people's texts. Keys
+    as prepare makes them stay as they are, so that tables can be joined by them.
     """
     with atomic(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(rows[0] if rows else ["rank", "key"])
         for row in rows:
-            writer.writerow([_cell(value) for value in row.values()])
+            writer.writerow([_cell(name, value) for name, value in row.items()])
 
 
-def _cell(value: Any) -> Any:
+def _cell(name: str, value: Any) -> Any:
     if isinstance(value, list):
         value = "; ".join(str(v) for v in value)
+    if (name == "key" or name.endswith("_neighbors")) and re.fullmatch(r"[\w; -]*", str(value)):
+        return value
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value

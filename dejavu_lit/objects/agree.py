@@ -38,6 +38,10 @@ class Agreement:
             raise UserError(f"annotator.how={self.how} must be one of {', '.join(HOW)}")
         if len(self.artifacts) < 2:
             raise UserError("annotator.artifacts must name two artifacts or more")
+        if len({Path(folder).resolve() for folder in self.artifacts}) < len(self.artifacts):
+            raise UserError(
+                f"annotator.artifacts={[Path(f).name for f in self.artifacts]} names an artifact twice; drop one of the two"
+            )
 
     @property
     def needed(self) -> int:

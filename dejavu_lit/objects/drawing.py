@@ -90,8 +90,10 @@ def contact_sheet(
     """The first pictures of each set, ``pictures`` in all, with what an artifact holds on them.
 
     Raises:
-        UserError: the artifact has none of these pictures.
+        UserError: the artifact has none of these pictures, or none are asked for.
     """
+    if pictures < 1:
+        raise UserError(f"pictures={pictures} must be at least 1")
     each = -(-pictures // max(1, len(sets)))
     tiles = [tile for name, shards in sets.items() for tile in _tiles(shards, artifact / name, threshold, each)][
         :pictures

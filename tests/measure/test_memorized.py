@@ -56,6 +56,9 @@ def test_csv(tmp_path: Path) -> None:
     assert all(not caption.startswith("=") for caption in captions.values())
     last = records.keys[-1]
     assert last not in captions or captions[last] == 'a "quoted",\nlong one'
+    keys = [{"key": key, "target_neighbors": [key, "b"], "caption": key} for key in ("-abc", "=1+1")]
+    write_csv(tmp_path / "keys.csv", keys)
+    assert (tmp_path / "keys.csv").read_text().splitlines()[1:] == ["-abc,-abc; b,'-abc", "'=1+1,'=1+1; b,'=1+1"]
     write_csv(tmp_path / "none.csv", [])
     assert (tmp_path / "none.csv").read_text() == "rank,key\n" or (
         tmp_path / "none.csv"

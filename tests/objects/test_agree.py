@@ -88,6 +88,8 @@ def test_what_is_missing_ends_in_a_sentence(data: Path) -> None:
     shards = {"A": ShardSet.open(data / "A")}
     with pytest.raises(UserError, match="must name two artifacts"):
         Agreement([data / "objects/one"])
+    with pytest.raises(UserError, match=r"\['one', 'one'\] names an artifact twice"):
+        Agreement([data / "objects/one", str(data / "objects/../objects/one")])
     with pytest.raises(UserError, match="how=most must be one of"):
         Agreement(["a", "b"], "most")
     with pytest.raises(UserError, match="holds no object parts"):

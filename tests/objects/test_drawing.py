@@ -1,8 +1,12 @@
+from pathlib import Path
+
 import numpy as np
+import pytest
 from PIL import Image
 
+from dejavu_lit.errors import UserError
 from dejavu_lit.objects.artifact import Annotation
-from dejavu_lit.objects.drawing import FOOT, GAP, TEXT, colour, draw, sheet
+from dejavu_lit.objects.drawing import FOOT, GAP, TEXT, colour, contact_sheet, draw, sheet
 
 
 def test_boxes_lie_where_the_objects_are() -> None:
@@ -28,6 +32,11 @@ def test_boxes_beyond_the_picture_and_labels_without_one() -> None:
     assert (foot < 100).any()  # the labels stand there as text
     bare = np.asarray(draw(picture, Annotation("key", [], [], []), 0.5, size=64))
     assert (bare[64 + TEXT + 3 :] == 255).all()
+
+
+def test_no_pictures_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="pictures=0 must be at least 1"):
+        contact_sheet({}, tmp_path, 0.5, pictures=0)
 
 
 def test_a_sheet_holds_every_tile() -> None:
