@@ -12,6 +12,8 @@ from dejavu_lit.runs import FINISHED
 from dejavu_lit.study import SIDES, Cell
 
 APART = (*HOW, "side", "seed", "data.train_size")  # has a column of its own, or changes nothing of what is computed
+# Of how a run is computed this may change its figures: rounding and the order of the pairs.
+ROUNDING = ("trainer.precision", "trainer.devices", "trainer.num_nodes", "trainer.loader.workers")
 
 
 def pair_runs(folder: Path) -> tuple[list[Cell], list[str]]:
@@ -36,6 +38,7 @@ def pair_runs(folder: Path) -> tuple[list[Cell], list[str]]:
             left_out.append(f"{run} is not finished; the same train.py goes on with it")
             continue
         key = identity({name: value for name, value in config.items() if name != "side"})
+        key += json.dumps([value for name, value in _flat(config) if name in ROUNDING])
         if config["side"] in found.setdefault(key, {}):
             left_out.append(f"{run} is the same run as {found[key][config['side']]}")
             continue
@@ -77,13 +80,20 @@ def _typed(value: Any) -> str:
     return str(value) if isinstance(value, str) else json.dumps(value)
 
 
-def _settings(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+def _settings(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The settings of a run by their dotted names, without those that are kept apart."""
+    budget = config["mitigation"].get("gap_budget") is not None  # then how gaps are measured decides when a run ends
+    for name, value in _flat(config):
+        apart = any(name == one or name.startswith(f"{one}.") for one in APART)
+        measured = budget and name.startswith("gaps.") and name != "gaps.reference"
+        if not apart or name in ROUNDING or measured:
+            yield name, value
+
+
+def _flat(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in config.items():
         name = f"{path}.{key}" if path else str(key)
-        if name in APART:
-            continue
         if isinstance(value, Mapping):
-            yield from _settings(value, name)
+            yield from _flat(value, name)
         else:
             yield name, value

@@ -307,6 +307,28 @@ def test_a_sweep_in_the_order_of_its_jobs(tmp_path):
         pair_runs(tmp_path / "none")
 
 
+def test_a_sweep_tells_apart_what_changes_figures(tmp_path):
+    gaps = {"reference": None, "every": 5}
+    made = [
+        config(side)
+        | {"gaps": gaps | {"every": every}, "trainer": {"precision": precision}, "mitigation": KNOBS | budget}
+        for every, precision, budget in (
+            (5, "32-true", {}),
+            (9, "32-true", {}),  # nothing ends it: the same run
+            (5, "bf16-mixed", {}),
+            (5, "32-true", {"gap_budget": 0.1}),
+            (9, "32-true", {"gap_budget": 0.1}),
+        )
+        for side in ("target", "reference")
+    ]
+    for number, one in enumerate(made):
+        save_config(tmp_path / str(number), one)
+        write_json(tmp_path / str(number) / "run.json", {})
+    cells, left_out = pair_runs(tmp_path)
+    assert len({cell.name for cell in cells}) == 4
+    assert [text.split(" ")[0] for text in left_out] == [str(tmp_path / "2"), str(tmp_path / "3")]
+
+
 def test_planning_and_ranking_need_no_torch():
     code = "import sys, dejavu_lit.study_plan, dejavu_lit.sweep, dejavu_lit.ranking; assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

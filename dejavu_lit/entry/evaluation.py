@@ -34,17 +34,18 @@ def evaluate(cfg: DictConfig, out: Path) -> None:
     absent = [name for name in ("target", "reference") if config[name] is None]
     if absent and config["sweep"] is None:
         raise UserError(f"{absent[0]} is missing; give {absent[0]}=RUN or a model")
+    from dejavu_lit.report.gate import EXIT_CODE, Gate
+
+    gate = Gate.parse(str(config["fail_if"])) if config["fail_if"] is not None else None
     _embed_together(config, out)
     if config["sweep"] is not None:
         from dejavu_lit.entry.study import evaluate_sweep
 
-        evaluate_sweep(Path(config["sweep"]) if config["out"] is None else out, config)
+        evaluate_sweep(Path(config["sweep"]) if config["out"] is None else out, config, gate)
         return
     from dejavu_lit.report.dashboard import log_evaluation
-    from dejavu_lit.report.gate import EXIT_CODE, Gate
     from dejavu_lit.summary import show
 
-    gate = Gate.parse(config["fail_if"]) if config["fail_if"] else None
     logger = build(tagged(config["logger"], HydraConfig.get().overrides.task), "logger")
     metrics = run_evaluation(config, out)
     show(metrics, out)

@@ -13,6 +13,7 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -79,7 +80,9 @@ def _end_as_failed() -> None:
 def _quoted(argument: str) -> str:
     """``fail_if=a>0`` as Hydra's grammar wants it, in quotes of its own; anything else as it is."""
     name, _, text = argument.partition("=")
-    return f"{name}='{text}'" if name == "fail_if" and text[:1] not in ("'", '"') else argument
+    if name != "fail_if" or text == "null" or text[:1] in ("'", '"'):
+        return argument
+    return f"{name}={QuotedString(text, Quote.single).with_quotes()}"
 
 
 def fail(sentence: str) -> None:

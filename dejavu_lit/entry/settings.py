@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 EXAMPLE = "+settings.mask=['mitigation.text_mask=0.5']"
 PARTS = ("mitigation", "model", "recipe", "trainer", "logger", "gaps")
 STUDY = (
-    "settings", "series", "sizes", "seeds", "launcher", "slurm", "utility_loss", "plan_only", "out", "experiment", "hydra"
+    "settings", "series", "sizes", "seeds", "launcher", "slurm", "utility_loss", "plan_only", "out", "experiment", "hydra",
+    "trainer",  # runs are known by what they compute, not by where and how
 )  # fmt: skip
 
 
@@ -36,6 +37,8 @@ def check_options(config: Mapping[str, Any]) -> None:
     if not settings:
         raise UserError(f"there are no settings; choose experiment=NAME, or name some: {EXAMPLE}")
     for name, overrides in settings.items():
+        if not isinstance(name, str):
+            raise UserError(f"settings={settings}: the name {name} must be a text, e.g. {EXAMPLE}")
         _check_overrides(f"settings.{name}", overrides)
     _check_list(config, "seeds", 0, "seeds=[0,1,2]", empty=False)
     _check_list(config, "sizes", 1, "sizes=[500,1000], or sizes=[null] for all pairs", empty=True)
@@ -46,15 +49,23 @@ def check_options(config: Mapping[str, Any]) -> None:
             "+series.equal_pairs='{500: [\"recipe.epochs=100\"]}'"
         )
     for name, by_size in series.items():
+        if not isinstance(name, str):
+            raise UserError(f"series={series}: the name {name} must be a text")
         for size, overrides in (by_size or {}).items():
+            if not str(size).isdecimal():
+                raise UserError(f"series.{name}: {size} must be a training size that sizes={config['sizes']} holds")
             if int(size) not in config["sizes"]:
                 raise UserError(f"series.{name} names the size {size}, which sizes={config['sizes']} does not hold")
             _check_overrides(f"series.{name}.{size}", overrides)
-    loss = config["utility_loss"]
-    if isinstance(loss, bool) or not isinstance(loss, int | float) or not 0 <= loss <= 1:
-        raise UserError(f"utility_loss={loss} must be a share from 0 to 1, e.g. utility_loss=0.02 for two points")
+    check_loss(config["utility_loss"])
     if not isinstance(config["plan_only"], bool):
         raise UserError(f"plan_only={config['plan_only']} must be true or false")
+
+
+def check_loss(loss: Any) -> None:
+    """Raise UserError where ``utility_loss`` is no share."""
+    if isinstance(loss, bool) or not isinstance(loss, int | float) or not 0 <= loss <= 1:
+        raise UserError(f"utility_loss={loss} must be a share from 0 to 1, e.g. utility_loss=0.02 for two points")
 
 
 def _check_overrides(where: str, overrides: Any) -> None:
@@ -107,6 +118,8 @@ def wanted(config: Mapping[str, Any]) -> list["Wanted"]:
         evaluation = {key: value for key, value in whole["evaluate"].items() if key not in AFTER}
         with _named(where):
             _check(runs, whole["evaluate"], checked)
+        if size is None and len(config["sizes"]) > 1 and (every := _all(runs["target"])) in config["sizes"]:
+            raise UserError(f"sizes={config['sizes']} names one twice: null is all {every} pairs of {where}; drop one")
         found += [
             Wanted(
                 name,
@@ -182,6 +195,14 @@ def _check(runs: Mapping[str, Mapping[str, Any]], evaluation: dict[str, Any], ch
             _check_size(run, side)
     if _first({"evaluation": evaluation, "data": run["data"]}, checked):
         check_evaluation(evaluation, data_spec(run["data"]))
+
+
+def _all(run: Mapping[str, Any]) -> int:
+    """The training size of a run for which ``sizes`` chooses none."""
+    from dejavu_lit.data.spec import SETS
+
+    data = data_spec(run["data"])
+    return data.train_size if data.train_size is not None else sum(data.shards(SETS[run["side"]]).sizes)
 
 
 def _first(value: Any, checked: set[str]) -> bool:

@@ -15,6 +15,7 @@ from dejavu_lit.errors import UserError, suggest
 from dejavu_lit.typed import build
 
 if TYPE_CHECKING:
+    from dejavu_lit.report.gate import Gate
     from dejavu_lit.runs import Launcher
     from dejavu_lit.study import Cell
 
@@ -56,12 +57,11 @@ def _launcher(config: Mapping[str, Any]) -> "Launcher":
     return launchers[name]
 
 
-def evaluate_sweep(out: Path, config: dict[str, Any]) -> None:
+def evaluate_sweep(out: Path, config: dict[str, Any], gate: "Gate | None") -> None:
     """Evaluate every two runs below ``sweep`` that differ in ``side`` alone, and collect the table in ``out``."""
-    from dejavu_lit.report.gate import EXIT_CODE, Gate
+    from dejavu_lit.report.gate import EXIT_CODE
     from dejavu_lit.sweep import pair_runs
 
-    gate = Gate.parse(config["fail_if"]) if config["fail_if"] else None
     cells, left_out = pair_runs(Path(config["sweep"]))
     for sentence in left_out:
         log.warning("left out: %s", sentence)

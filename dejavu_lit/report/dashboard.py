@@ -21,6 +21,7 @@ from dejavu_lit.files import file_sha256, read_json, write_json
 from dejavu_lit.launch import plain, read_config
 from dejavu_lit.measure.memorized import write_csv
 from dejavu_lit.report.cards import Pictures, choose, read_ranks, read_rows
+from dejavu_lit.report.epochs import run_and_epoch
 from dejavu_lit.report.evaluation import Evaluation, draw, pictures
 from dejavu_lit.report.scalars import scalars, settings_rows
 from dejavu_lit.report.study import labels
@@ -47,13 +48,13 @@ def log_evaluation(
     if settings.wandb is None and not settings.tensorboard:
         return
     run, epoch = _target(found.metrics)
-    with _figures("evaluation", found.drawn(), drawn) as figures:
+    with _figures("evaluation", found.drawn(redact), drawn) as figures:
         if settings.tensorboard:
             _tensorboard(out / "tensorboard", values, figures, epoch)
         if settings.wandb is not None:
             config = {**found.metrics["settings"], "epoch": epoch, "target_run": _run_settings(run)}
             options = wandb_options(out, settings.wandb, "evaluation", run)
-            with _wandb_run(out, "metrics.json", settings.wandb, options, config, tags) as client:
+            with _wandb_run(out, "metrics.json", redact, settings.wandb, options, config, tags) as client:
                 if client is not None:
                     client.log(values | _images(figures) | {"memorized": memorized_table(found, redact)})
 
@@ -76,7 +77,7 @@ def log_study(settings: LoggerSettings, out: Path, redact: bool, report: Path | 
 
             config = {"settings": {row["name"]: row["overrides"] for row in study["settings"]}}
             options = wandb_options(out, settings.wandb, "study")
-            with _wandb_run(out, "study.json", settings.wandb, options, config, ()) as client:
+            with _wandb_run(out, "study.json", redact, settings.wandb, options, config, ()) as client:
                 if client is not None:
                     table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
                     client.log(_images(figures) | {"settings": table})
@@ -128,8 +129,8 @@ def _strip(folder: Path, names: Sequence[str | None]) -> Any:
 
 def _target(metrics: Mapping[str, Any]) -> tuple[Path | None, int]:
     """The target's run directory, if it is one, and the epoch that was measured (0: the last)."""
-    name, _, epoch = str(metrics["settings"].get("target", "")).partition("@")
-    return (Path(name), int(epoch) if epoch.isdecimal() else 0) if (Path(name) / "run.json").is_file() else (None, 0)
+    run, epoch = run_and_epoch(str(metrics["settings"].get("target", "")))
+    return (run, epoch) if (run / "run.json").is_file() else (None, 0)
 
 
 def _run_settings(run: Path | None) -> dict[str, Any]:
@@ -163,16 +164,27 @@ def _images(figures: Sequence[Path]) -> dict[str, Any]:
 
 @contextmanager
 def _wandb_run(
-    out: Path, artifact: str, settings: Wandb, options: dict[str, Any], config: Mapping[str, Any], tags: Sequence[str]
+    out: Path,
+    artifact: str,
+    redact: bool,
+    settings: Wandb,
+    options: dict[str, Any],
+    config: Mapping[str, Any],
+    tags: Sequence[str],
 ) -> Iterator[Any]:
-    """wandb's run of ``out``, ended whatever happens; None where this artifact was logged before."""
+    """wandb's run of ``out``, ended whatever happens; None where this artifact was logged before in the same way."""
     import wandb
 
     known = out / FOLDER / "id.json"
     state = file_sha256(out / artifact)
-    if read_json(known).get("logged") == state:
+    before = read_json(known)
+    if (before.get("logged"), before.get("redacted")) == (state, redact):
         yield None
         return
+    if redact and not before.get("redacted"):
+        _remove_runs(out, before["id"])
+    before.pop("logged", None)  # a call that is killed from here on has not logged
+    write_json(known, before | {"redacted": redact})
     own = "WANDB_DATA_DIR" not in os.environ
     if own:  # pictures of a table wait for the upload there; by default that is in the home folder, where nobody looks
         os.environ["WANDB_DATA_DIR"] = str((out / FOLDER / "data").resolve())
@@ -194,6 +206,21 @@ def _wandb_run(
             del os.environ["WANDB_DATA_DIR"]
     write_json(known, read_json(known) | {"logged": state})
     log.info("logged to wandb: %s", out / FOLDER)
+
+
+def _remove_runs(out: Path, id: str) -> None:
+    """Remove what an unredacted call left on disk: wandb's runs of this id, and pictures that wait for the upload."""
+    folder = out / FOLDER
+    for place in (runs := sorted(folder.glob(f"*run-*-{id}"))):
+        shutil.rmtree(place)
+    if (folder / "data").is_dir():
+        shutil.rmtree(folder / "data")
+    if runs:
+        log.warning(
+            "%s: the wandb run %s held captions and pictures and was removed here; if it was uploaded, delete it there too",
+            out,
+            id,
+        )
 
 
 def _tensorboard(folder: Path, values: Mapping[str, float], figures: Sequence[Path], step: int) -> None:

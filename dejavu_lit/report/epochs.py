@@ -9,6 +9,14 @@ GAPS = "gap/"
 BESIDE = ("val_accuracy", "val_loss")  # of the same epochs
 
 
+def run_and_epoch(name: str) -> tuple[Path, int]:
+    """The folder and the epoch of RUN[@EPOCH], 0 for the end of the run; a folder may have an @ in its path."""
+    run, at, epoch = name.rpartition("@")
+    if not (at and epoch.isdecimal()) or (Path(name).expanduser() / "config.yaml").is_file():
+        run, epoch = name, "0"
+    return Path(run).expanduser(), int(epoch)
+
+
 def gaps_over_epochs(evaluation: Path, settings: Mapping[str, Any]) -> list[dict[str, float]]:
     """One row an epoch that was measured: epoch (counted from 1), ppg, ppg_low, ppg_high, prg, aucg, null_ppg, corrected_ppg.
 
@@ -19,9 +27,10 @@ def gaps_over_epochs(evaluation: Path, settings: Mapping[str, Any]) -> list[dict
     Returns:
         The rows in order, [] where the run is not at hand or nothing was measured in it.
     """
-    name, _, last = str(settings.get("target", "")).partition("@")
-    places = (Path(name) / "metrics.csv", evaluation.parent.parent / "runs" / Path(name).name / "metrics.csv")
-    path = next((place for place in places if name and place.is_file()), None)
+    run, last = run_and_epoch(str(settings.get("target", "")))
+    study = evaluation.parent.parent
+    places = [run, *([study / "runs" / run.name] if (study / "study.json").is_file() else [])]
+    path = next((place / "metrics.csv" for place in places if run.name and (place / "metrics.csv").is_file()), None)
     if path is None:
         return []
     rows: dict[int, dict[str, float]] = {}
@@ -33,5 +42,5 @@ def gaps_over_epochs(evaluation: Path, settings: Mapping[str, Any]) -> list[dict
                 rows.setdefault(epoch, {"epoch": epoch})[metric.removeprefix(GAPS)] = float(line["value"])
             elif metric in BESIDE:
                 beside.setdefault(epoch, {})[metric] = float(line["value"])
-    end = int(last) if last.isdecimal() else max(rows, default=0)
+    end = last or max(rows, default=0)
     return [rows[epoch] | beside.get(epoch, {}) for epoch in sorted(rows) if epoch <= end and "ppg" in rows[epoch]]

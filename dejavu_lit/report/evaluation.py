@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dejavu_lit.data.shards import ShardSet
+from dejavu_lit.data.spec import DataSpec
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import file_sha256, read_json, write_text
 from dejavu_lit.measure.metrics import VERSION
@@ -21,6 +22,7 @@ from dejavu_lit.report.modelcard import latex, markdown
 from dejavu_lit.report.thumbnails import thumbnails
 
 SCRIPTS = ("report.js", "cards.js")
+COUNTED = ("caption_words", "object_count")  # subgroups whose names are numbers
 OWN, NEIGHBOR = 240, 112  # pixels of the longer side
 log = logging.getLogger(__name__)
 
@@ -49,9 +51,17 @@ class Evaluation:
         named = metrics["settings"].get("data")
         return cls(folder, metrics, data or (Path(named) if named else None))
 
-    def drawn(self) -> Mapping[str, Any]:
-        """What the figures show: metrics.json, and the gaps over the epochs of training where the run is at hand."""
-        return {**self.metrics, "epochs": gaps_over_epochs(self.folder, self.metrics["settings"])}
+    def drawn(self, redact: bool = False) -> Mapping[str, Any]:
+        """What the figures show: metrics.json, and the gaps over the epochs of training where the run is at hand.
+
+        Args:
+            redact: leave out the subgroups whose names are objects or values of the pairs' JSON.
+        """
+        shown = {**self.metrics, "epochs": gaps_over_epochs(self.folder, self.metrics["settings"])}
+        if redact:
+            groups = self.metrics.get("subgroups") or {}
+            shown["subgroups"] = {column: found for column, found in groups.items() if column in COUNTED}
+        return shown
 
     @property
     def records(self) -> Path:
@@ -59,18 +69,25 @@ class Evaluation:
         return self.folder / "records.parquet"
 
     def public(self) -> str:
-        """The folder name of the public set that was searched."""
-        settings = self.metrics["settings"]
+        """The name of the public set that was searched, under which the object artifact holds it."""
+        spec = self._spec()
+        return spec.public_sets.get(spec.public, Path(spec.public).name)
+
+    def _spec(self) -> DataSpec:
+        """The data as far as the report reads them: where they lie now, and the public set."""
         config = self.metrics.get("provenance", {}).get("config", {}).get("data", {})
-        name = settings.get("public", "P")
-        return str((config.get("public_sets") or {}).get(name, name))
+        chosen = {"public": self.metrics["settings"].get("public"), "public_sets": config.get("public_sets")}
+        return DataSpec("evaluated", str(self.data), **{name: value for name, value in chosen.items() if value})
 
     def shards(self) -> tuple[ShardSet | None, ShardSet | None]:
         """The shards of A and of the public set; None where they are not at hand."""
+        if self.data is None:
+            return None, None
+        spec = self._spec()
         found: list[ShardSet | None] = []
         for name in ("A", self.public()):
             try:
-                found.append(ShardSet.open((self.data or Path(".")) / name) if self.data else None)
+                found.append(ShardSet.open(spec.folder / "A" if not found else spec.public_folder()))
             except UserError as error:
                 log.warning("pictures of %s are not at hand, the report goes without: %s", name, error)
                 found.append(None)
@@ -133,7 +150,7 @@ def write_evaluation(
     write_text(folder / "memorized-keys.txt", "".join(f"{row['key']}\n" for row in rows))
     write_text(folder / "modelcard.md", markdown(found.metrics))
     write_text(folder / "modelcard.tex", latex(found.metrics))
-    plots = draw("evaluation", found.drawn(), folder / "figures")
+    plots = draw("evaluation", found.drawn(redact), folder / "figures")
     artifacts = [found.folder / "metrics.json", *sorted(found.folder.glob("records*.parquet"))]
     hashes = {path.name: file_sha256(path) for path in artifacts}
     body = page.evaluation(

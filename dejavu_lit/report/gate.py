@@ -46,6 +46,8 @@ class Gate:
     @classmethod
     def parse(cls, text: str) -> "Gate":
         """Read an expression; raises UserError that names the place where it is wrong."""
+        if not text.strip():
+            raise UserError("fail_if= is empty; give a condition such as symmetric.ppg.ci95[0]>0.05, or leave it out")
         return cls(text, _Parser(text).whole())
 
     def fails(self, metrics: Mapping[str, Any]) -> bool:

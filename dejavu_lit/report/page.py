@@ -44,6 +44,7 @@ def evaluation(metrics: Metrics, plots: Sequence[Shown], pairs: Html, foot: Html
             control_list(metrics),
             tag("h2", "The gaps"),
             gaps(metrics),
+            annotators(metrics),
             tag("h2", "How good the models are"),
             utility(metrics),
             tag("p", seen(metrics)),
@@ -113,10 +114,24 @@ def gaps(metrics: Metrics) -> Html:
         kept += f"; {counts['without_objects']:,} more have no object and are left out"
     text = f"{kept}. Under each value: 95 % interval; mean ± std of 100 draws of 10 % of the records."
     made = table(heads, rows, text)
-    headline = Html(made.replace('<tr><th scope="row">symmetric', '<tr class="headline"><th scope="row">symmetric'))
-    return join(
-        [headline, missing, tag("p", [[s, ": ", MEANINGS[n], ". "] for n, s in FIGURES.items()], class_="note")]
-    )
+    return join([made, missing, tag("p", [[s, ": ", MEANINGS[n], ". "] for n, s in FIGURES.items()], class_="note")])
+
+
+def annotators(metrics: Metrics) -> Html | None:
+    """The headline gaps again under each further annotator of ``by_objects=``."""
+    found = metrics.get("by_objects")
+    if not found:
+        return None
+    rows = []
+    for name, one in found.items():
+        basis = "symmetric" if one["symmetric"] else "population"
+        block = one[basis]
+        cells = [
+            [signed(block[f]["value"]), tag("small", interval(block[f]["ci95"]))] if block else "–" for f in FIGURES
+        ]
+        rows.append(row(name, [BLOCKS[basis] if block else one["reason"], f"{one['counts']['records']:,}", *cells]))
+    text = "The same neighbours judged by the objects of other annotators. Under each value: 95 % interval."
+    return table(["", "gap", "records", *FIGURES.values()], rows, text)
 
 
 def utility(metrics: Metrics) -> Html:

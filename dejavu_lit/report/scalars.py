@@ -2,6 +2,7 @@
 
     symmetric/ppg, symmetric/ppg_low, symmetric/ppg_high (95 %), symmetric/ppg_mean, symmetric/ppg_std (100 draws of 10 %)
     by_k/5/symmetric/ppg …          sample/distance/top_100/recall_gap …        planted/20/prg …
+    by_objects/owlv2/symmetric/ppg …
     utility/target/zeroshot_top1 …  exposure/target_mean …                      counts/records …        found
 
 A number that was not measured has no name; ``found`` is 1, 0, or absent where it cannot be said.
@@ -32,6 +33,8 @@ def _all(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for level in (metrics.get("planted") or {}).get("levels", []):
         for figure in FIGURES:
             yield from _figure(f"planted/{level['exposure']:g}/{figure}", level[figure])
+    for name, found in (metrics.get("by_objects") or {}).items():
+        yield from blocks(found, f"by_objects/{name}/")
     yield from models(metrics)
     for name in ("records", "without_objects", "public"):
         yield f"counts/{name}", metrics["counts"][name]

@@ -1,11 +1,11 @@
 """Thumbnails: small WebP files of the pictures on the cards, cut once from the shards and found again by name.
 
-A name is a hash of shard, key and size, so it tells nothing of the key and a picture that several pages show is one file.
+A name is a hash of shard, key, size and the picture's own bytes: it tells nothing of the key, another picture under the same
+key has another name, and a picture that several pages show is one file.
 """
 
 import io
 import logging
-import os
 import shutil
 from collections.abc import Iterable
 from hashlib import sha256
@@ -41,25 +41,24 @@ def thumbnails(
             if not missing:
                 break
             index = shards.index(number)
-            stamp = f"{shards.folder.name}/{shard}/{os.path.getsize(index.path)}/{size}/{QUALITY}"
+            stamp = f"{shards.folder.name}/{shard}/{size}/{QUALITY}"
             for position, key in enumerate(index.keys):
                 if key not in wanted:
                     continue
                 missing -= 1
-                digest = sha256(f"{stamp}/{key}".encode()).hexdigest()[:20]
-                name = f"{digest[:2]}/{digest[2:]}.webp"
-                if _there(folder / name, earlier / name if earlier else None):
-                    names[key] = name
-                else:
-                    try:
-                        small = shrink(index.read(position).image, size)
-                    except BadPair as error:
-                        log.debug("%s has no thumbnail: %s", key, error)
-                    else:
+                bar.update()
+                try:
+                    picture = index.read(position).image
+                    digest = sha256(f"{stamp}/{key}/".encode() + picture).hexdigest()[:20]
+                    name = f"{digest[:2]}/{digest[2:]}.webp"
+                    if not _there(folder / name, earlier / name if earlier else None):
+                        small = shrink(picture, size)
                         (folder / name).parent.mkdir(parents=True, exist_ok=True)
                         (folder / name).write_bytes(small)
-                        names[key] = name
-                bar.update()
+                except BadPair as error:
+                    log.debug("%s has no thumbnail: %s", key, error)
+                else:
+                    names[key] = name
     if lost := len(wanted) - len(names):
         log.warning("%d of %d pictures of %s cannot be shown", lost, len(wanted), shards.folder)
     return names

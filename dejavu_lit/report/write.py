@@ -6,6 +6,7 @@
 The folder is built beside its place and then renamed; thumbnails of an earlier report are taken over.
 """
 
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -19,6 +20,7 @@ from dejavu_lit.report.study import write_study_pages
 
 MARK = "report.json"  # by which a folder is known as a report, and may be replaced
 LIMIT = 2000  # pairs that get a card
+log = logging.getLogger(__name__)
 
 
 def write_report(
@@ -43,6 +45,12 @@ def write_report(
     target = Path(out) if out else path / "report"
     if limit < 1:
         raise UserError(f"limit={limit} must be at least 1")
+    if target.exists() and not target.is_dir():
+        raise UserError(f"out={target} is a file; choose another place")
+    if out and Path.cwd().is_relative_to(target.resolve()):
+        raise UserError(
+            f"out={out} is the current folder or one above it, which cannot be replaced; name a folder in it"
+        )
     if target.exists() and any(target.iterdir()) and not (target / MARK).is_file():
         raise UserError(f"out={target} holds files that are no report; choose another folder")
     with locked(target.parent / f".{target.name}.lock", wait=False):
@@ -74,3 +82,5 @@ def _build(path: Path, target: Path, redact: bool, data: Path | None, limit: int
     finally:
         for folder in (part, old):
             shutil.rmtree(folder, ignore_errors=True)
+        if old.exists():
+            log.warning("%s, the earlier report with all it shows, could not be removed; remove it by hand", old)

@@ -99,7 +99,7 @@ def test_paging_and_addresses(chromium: Any, report: Path) -> None:
     with Visit(chromium, report, address=address) as again:  # an address leads to the same page
         assert keys(again.ready()) == here
     with Visit(chromium, report, address="#page=999&sort=nonsense&size=x") as odd:
-        assert len(keys(odd.ready())) == total % 10 or 10
+        assert len(keys(odd.ready())) == (total % 10 or 10)
         assert not odd.complaints
 
 

@@ -263,6 +263,26 @@ def test_an_epoch_of_a_run_and_another_public_set(runs, tmp_path):
     assert found["counts"]["public"] == 100
 
 
+def test_public_pictures_in_a_folder_elsewhere(runs, scenes, tmp_path):
+    shutil.copytree(scenes / "P", tmp_path / "other")
+    objects = shutil.copytree(scenes / "objects" / "scenes", tmp_path / "objects")
+    shutil.move(objects / "P", objects / "other")
+    out = tmp_path / "gap"
+    sides = [f"target={runs['target']}", f"reference={runs['reference']}"]
+    gate = "by_k['5'].null.ppg.value > -2"
+    options = [f"data.public={tmp_path / 'other'}", f"objects={objects}", "k=5", "ks=[5]", f"fail_if={gate}"]
+    done = call("evaluate", *sides, *options, f"out={out}")
+    assert done.returncode == 3, done.stderr
+    assert f"fail_if holds: {gate}" in done.stderr
+    assert (out / "scalars.csv").is_file()
+    cards = "".join(path.read_text() for path in (out / "report" / "data").glob("cards-*.js"))
+    shown = {n for row in pq.read_table(out / "records.parquet").to_pylist() for n in row["target_neighbors"][:5]}
+    assert all(f'["{key}","' in cards for key in list(shown)[:5])  # with their thumbnails
+    done = call("evaluate", *sides, *options[:-1], "fail_if=", f"out={out}")
+    assert done.returncode == 1
+    assert "fail_if= is empty" in done.stderr
+
+
 def test_objects_missing_for_some_keys_are_refused_by_number(runs, scenes, tmp_path):
     import pyarrow as pa
 

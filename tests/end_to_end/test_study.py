@@ -214,6 +214,11 @@ def test_killed_in_the_middle_it_goes_on_and_trains_nothing_twice(scenes, tmp_pa
         (["+settings.x=[]", "+series.a={7: []}"], "series.a names the size 7"),
         (["+settings.x.y=[]"], "settings.x={'y': []} must be a list of overrides"),
         (["+settings={a-b: [], a%b: []}"], "would share a folder"),
+        (["+settings={1: []}"], "the name 1 must be a text"),
+        (["+settings.x=[]", "+series.a={big: []}"], "series.a: big must be a training size"),
+        (["+settings.x=[]", "+series.a={null: []}"], "Incompatible key type"),
+        (["+settings.x=['trainer.precision=bf16-mixed']"], "is an option of the whole study"),
+        (["+settings.x=[]", "sizes=[null,96]"], "null is all 96 pairs of settings.good; drop one"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_trained(given, sentence, scenes, tmp_path):

@@ -134,6 +134,22 @@ def test_redacted_table_holds_keys_and_numbers(plain: Path, tmp_path: Path) -> N
     assert HOSTILE[0].encode() not in written
 
 
+def test_redacting_afterwards_removes_what_was_logged_before(
+    plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("wandb")
+    out = copied(plain, tmp_path / "gap")
+    log_evaluation(LoggerSettings(Wandb()), out, redact=False, drawn=tmp_path)
+    assert "caption" in runs(out)[0].table("memorized")[0]
+    for _ in range(2):
+        log_evaluation(LoggerSettings(Wandb()), out, redact=True, drawn=tmp_path)
+        (run,) = runs(out)
+        assert "caption" not in run.table("memorized")[0]
+    assert caplog.text.count("if it was uploaded, delete it there too") == 1
+    written = b"".join(path.read_bytes() for path in (out / "wandb").rglob("*") if path.is_file())
+    assert b"in picture 7" not in written
+
+
 def test_an_evaluation_that_changed_is_logged_again_under_its_id(plain: Path, tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     out = copied(plain, tmp_path / "gap")

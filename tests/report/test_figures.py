@@ -12,7 +12,7 @@ pytest.importorskip("matplotlib")
 from matplotlib.axes import Axes
 from matplotlib.text import Text
 
-from dejavu_lit.files import read_json
+from dejavu_lit.files import read_json, write_json
 from dejavu_lit.launch import CsvLog
 from dejavu_lit.report.epochs import gaps_over_epochs
 from dejavu_lit.report.figures import DARK, Plot, save, style
@@ -140,12 +140,19 @@ def test_epochs(metrics: dict[str, Any], tmp_path: Path) -> None:
         log.append(10 * epoch, epoch, {f"gap/{name}": value for name, value in row.items()})
         log.append(10 * epoch + 5, epoch + 1, {"loss": 2.0, "val_accuracy": 0.9})  # an epoch that was not measured
     elsewhere = tmp_path / "study" / "evaluations" / "none-s0"
+    assert gaps_over_epochs(elsewhere, {"target": "moved/none-s0-target"}) == []  # beside it, but no study
+    write_json(tmp_path / "study" / "study.json", {})
     found = gaps_over_epochs(elsewhere, {"target": "moved/none-s0-target"})  # a study that was moved
     assert found == gaps_over_epochs(Path("x"), {"target": str(run)})
     assert [r["epoch"] for r in found] == [5, 10, 15]
     assert [{name: r[name] for name in names} for r in found] == rows
     assert [r["epoch"] for r in gaps_over_epochs(elsewhere, {"target": f"{run}@10"})] == [5, 10]
     assert gaps_over_epochs(elsewhere, {"target": "ViT-B-32@openai"}) == []
+    (tmp_path / "me@host").mkdir()
+    odd = run.rename(tmp_path / "me@host" / "x@5")  # an @ in the folders' own names
+    (odd / "config.yaml").touch()
+    assert gaps_over_epochs(Path("x"), {"target": str(odd)}) == found
+    assert [r["epoch"] for r in gaps_over_epochs(Path("x"), {"target": f"{odd}@10"})] == [5, 10]
 
     plot = next(p for p in evaluation_plots(metrics | {"epochs": found}) if p.name == "epochs")
     for axis, name in zip(plot.figure.axes, (*FIGURES, "val_accuracy"), strict=True):

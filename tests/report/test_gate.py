@@ -62,6 +62,24 @@ def test_refuses_what_is_no_comparison(text: str) -> None:
         Gate.parse(text)
 
 
+def test_an_empty_condition_is_said_to_be_empty() -> None:
+    with pytest.raises(UserError, match="fail_if= is empty"):
+        Gate.parse(" ")
+
+
+CONDITIONS = ["a.b[0]>0", "by_k['10'].x < 1", "a['it\\'] > 0", 'a["x"] > 1\\', "", "a == 'b\\'c'"]
+
+
+@pytest.mark.parametrize("text", CONDITIONS)
+def test_hydra_reads_the_condition_as_it_was_typed(text: str) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from dejavu_lit.entry.frame import _quoted
+
+    assert OverridesParser.create().parse_override(_quoted(f"fail_if={text}")).value() == text
+    assert OverridesParser.create().parse_override(_quoted("fail_if=null")).value() is None
+
+
 @pytest.mark.parametrize(
     "text",
     ["__import__('os').system('true') > 0", "symmetric.ppg.value.__class__ > 0", "len(symmetric) > 0", "open('x') < 1"],

@@ -51,8 +51,23 @@ def test_only_wanted_keys_are_made_once_and_bad_pictures_left_out(tmp_path: Path
     made = {str(p.relative_to(tmp_path / "thumbs")) for p in (tmp_path / "thumbs").rglob("*.webp")}
     assert made == set(names.values())
     assert not any("secret" in name for name in made)
-    # An earlier report's are taken over byte by byte, without looking at the shards' pictures.
+    # An earlier report's are taken over byte by byte, without making them again.
     (tmp_path / "thumbs" / names["secret1"]).write_bytes(b"earlier")
     again = thumbnails(shards, ["secret1"], 16, tmp_path / "new", tmp_path / "thumbs")
     assert again == {"secret1": names["secret1"]}
     assert (tmp_path / "new" / names["secret1"]).read_bytes() == b"earlier"
+
+
+def test_another_picture_of_the_same_key_and_size_is_not_taken_for_the_earlier(tmp_path: Path) -> None:
+    made = []
+    for number, colour in enumerate(((255, 0, 0), (0, 0, 255))):
+        out = io.BytesIO()
+        Image.new("RGB", (30, 30), colour).save(out, "PNG")
+        shards = write_shards(tmp_path / str(number) / "A", [Pair("one", out.getvalue(), "png", "text")])
+        earlier = tmp_path / "0" / "thumbs" if number else None
+        names = thumbnails(shards, ["one"], 16, tmp_path / str(number) / "thumbs", earlier)
+        with Image.open(tmp_path / str(number) / "thumbs" / names["one"]) as small:
+            assert small.convert("RGB").getpixel((8, 8))[2 * number] > 200
+        made.append((names["one"], [path.stat().st_size for path in sorted(shards.folder.glob("*.tar"))]))
+    assert made[0][1] == made[1][1]
+    assert made[0][0] != made[1][0]

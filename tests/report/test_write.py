@@ -12,11 +12,12 @@ import pytest
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import read_json, write_json
 from dejavu_lit.report.__main__ import run
+from dejavu_lit.report.scalars import scalars
 from dejavu_lit.report.study import comparison
 from dejavu_lit.report.words import in_words
 from dejavu_lit.report.write import write_report
 
-from .made import FEW_FIGURES, HOSTILE, make_evaluation
+from .made import FEW_FIGURES, HOSTILE, WORDS, make_evaluation
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -88,6 +89,53 @@ def test_redacted_report_holds_no_caption_picture_or_object(plain: Path, tmp_pat
     assert "Redacted" in (out / "index.html").read_text()
 
 
+def test_redacted_report_names_no_object_and_no_value_of_the_json(evaluation: Path, tmp_path: Path) -> None:
+    out = write_report(evaluation, out=tmp_path / "full").parent
+    assert (out / "figures" / "subgroups-object.csv").is_file()
+    assert "soccer ball" in (out / "figures" / "subgroups-object.csv").read_text()
+    folder = shutil.copytree(evaluation, tmp_path / "e", ignore=shutil.ignore_patterns("data", "report"))
+    metrics = read_json(folder / "metrics.json")
+    metrics["subgroups"]["city"] = metrics["subgroups"]["object"]  # as of a column of the pairs' JSON
+    write_json(folder / "metrics.json", metrics)
+    out = write_report(folder, redact=True, out=tmp_path / "redacted").parent
+    assert (out / "figures" / "subgroups-object-count.csv").is_file()
+    assert not list(out.rglob("*city*"))
+    texts = [path for path in out.rglob("*") if path.suffix in (".html", ".js", ".csv", ".svg", ".md", ".tex", ".txt")]
+    for path in texts:
+        if path.parent.name != "static":
+            found = path.read_text()
+            assert not [word for word in WORDS if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", found)], path
+
+
+def test_further_annotators_have_a_table_on_the_page(plain: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(plain, tmp_path / "e", ignore=shutil.ignore_patterns("report"))
+    metrics = read_json(folder / "metrics.json")
+    blocks = {name: metrics[name] for name in ("counts", "population", "null", "swapped", "symmetric", "corrected")}
+    none = dict.fromkeys(blocks) | {"counts": {"records": 0}, "reason": "no record of A has an object in b"}
+    metrics["by_objects"] = {"<other>": blocks, "b": none}
+    write_json(folder / "metrics.json", metrics)
+    text = write_report(folder, redact=True).read_text()
+    assert '<th scope="row">&lt;other&gt;</th>' in text
+    assert "no record of A has an object in b" in text
+    names = scalars(metrics)
+    assert names["by_objects/<other>/symmetric/ppg"] == metrics["symmetric"]["ppg"]["value"]
+    assert not [name for name in names if name.startswith("by_objects/b/")]
+
+
+def test_public_pictures_in_a_folder_elsewhere(tmp_path: Path) -> None:
+    folder = make_evaluation(tmp_path / "e", n=12, m=12, settings=FEW_FIGURES)
+    os.rename(folder / "data" / "P", tmp_path / "other")
+    objects = folder / "data" / "objects" / "made"
+    os.rename(objects / "P", objects / "other")
+    metrics = read_json(folder / "metrics.json")
+    metrics["settings"]["public"] = str(tmp_path / "other")
+    write_json(folder / "metrics.json", metrics)
+    page = write_report(folder)
+    chunk = (page.parent / "data" / "cards-0000.js").read_text()
+    assert ",null]" not in chunk  # neighbours have their objects and boxes
+    assert not re.search(r'\["p\d+",null', chunk)  # and thumbnails
+
+
 def test_without_pictures_or_objects_there_is_still_a_page(tmp_path: Path) -> None:
     folder = make_evaluation(tmp_path / "e", n=12, m=12, pictures=False, settings=FEW_FIGURES)
     assert write_report(folder).is_file()
@@ -112,6 +160,28 @@ def test_other_folders_are_never_replaced(plain: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no report"):
         write_report(plain, out=tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.tex").exists()
+
+
+def test_places_that_cannot_be_a_report_are_refused(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is a file"):
+        write_report(plain, out=tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(UserError, match=r"out=\. is the current folder"):
+        write_report(plain, out=".")
+    assert not list((tmp_path / "empty").iterdir())
+
+
+def test_an_earlier_report_that_stays_is_said(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_report(plain, out=tmp_path / "report", limit=3)
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # as where others own the files
+    write_report(plain, redact=True, out=tmp_path / "report", limit=3)
+    assert f"{tmp_path / '.report.old'}, the earlier report" in caplog.text
 
 
 def test_mistakes_are_sentences(plain: Path, tmp_path: Path) -> None:

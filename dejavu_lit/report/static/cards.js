@@ -116,14 +116,14 @@ async function startCards(box) {
     return Object.fromEntries(Object.entries(CHOICES).map(([name, value]) => [name, given.get(name) ?? value]));
   }
 
-  function choose(changes) {
+  async function choose(changes) {
     const kept = Object.entries({ ...choices(), ...changes }).filter(([name, value]) => String(value) !== CHOICES[name]);
     history.replaceState(null, "", `#${new URLSearchParams(kept.map(([n, v]) => [n, String(v)]))}`);
     return draw();
   }
 
   async function matching({ sort, object, text }) {
-    let rows = orders[sort] ?? orders.gap;
+    let rows = Object.hasOwn(orders, sort) ? orders[sort] : orders.gap;
     const wanted = object.trim();
     if (wanted) {
       const code = index.labels.findIndex((label) => label.toLowerCase() === wanted.toLowerCase());
@@ -165,21 +165,23 @@ async function startCards(box) {
       (rows.length < index.count ? ` that match (${index.count.toLocaleString("en")} in all)` : "");
   }
 
+  const said = (error) => { box.querySelector(".status").textContent = error.message; };
+  const attempt = (action) => () => action().catch(said);
   box.querySelector("datalist").append(...index.labels.map((label) => make("option", { value: label })));
-  for (const name of ["sort", "size", "object"]) query(name).addEventListener("change", () => choose({ [name]: query(name).value, page: 1 }));
+  for (const name of ["sort", "size", "object"]) query(name).addEventListener("change", attempt(() => choose({ [name]: query(name).value, page: 1 })));
   let timer;
   query("text").addEventListener("input", () => {
     clearTimeout(timer);
-    timer = setTimeout(() => choose({ text: query("text").value, page: 1 }), 150);
+    timer = setTimeout(attempt(() => choose({ text: query("text").value, page: 1 })), 150);
   });
   if (!index.boxes) query("boxes")?.closest("label").remove(); // nothing to draw
-  query("boxes")?.addEventListener("change", () => choose({ boxes: query("boxes").checked ? "on" : "off" }));
-  query("page").addEventListener("change", () => choose({ page: query("page").value }));
+  query("boxes")?.addEventListener("change", attempt(() => choose({ boxes: query("boxes").checked ? "on" : "off" })));
+  query("page").addEventListener("change", attempt(() => choose({ page: query("page").value })));
   const step = (by) => choose({ page: Number(query("page").value) + by }).then(() => box.scrollIntoView());
-  query("back").addEventListener("click", () => step(-1));
-  query("next").addEventListener("click", () => step(1));
-  query("reset").addEventListener("click", () => choose(CHOICES));
-  addEventListener("hashchange", draw);
+  query("back").addEventListener("click", attempt(() => step(-1)));
+  query("next").addEventListener("click", attempt(() => step(1)));
+  query("reset").addEventListener("click", attempt(() => choose(CHOICES)));
+  addEventListener("hashchange", attempt(draw));
   await draw();
   box.dataset.ready = "true";
 }
