@@ -159,6 +159,10 @@ def train(
         return out
     data.check()
     epochs = min(recipe.epochs, mitigation.stop_epoch or recipe.epochs)
+    if (mitigation.stop_epoch or 0) > recipe.epochs:
+        log.warning(
+            "mitigation.stop_epoch=%d is past recipe.epochs=%d, which ends it", mitigation.stop_epoch, recipe.epochs
+        )
     watch = gap_callback(out, side, data, gaps or GapSettings(), mitigation.gap_budget, epochs)
     pl.seed_everything(seed, verbose=False)
     export_config(model, out / "model")
@@ -195,7 +199,6 @@ def train(
         runner = _trainer(out, trainer, epochs, recipe, [*_acting(mitigation), *([watch] if watch else [])], loggers)
     except (MisconfigurationException, ValueError) as error:
         raise UserError(f"trainer={trainer.accelerator}: {str(error).splitlines()[0]}") from None
-    started = time.perf_counter()
     try:
         runner.fit(module, pairs, ckpt_path=str(last) if resumed else None, weights_only=True)
     finally:
@@ -203,7 +206,7 @@ def train(
     if runner.interrupted:
         raise UserError(f"interrupted at step {runner.global_step}; the same command goes on from {last}")
     if runner.is_global_zero:
-        _finish(out, runner, module, pairs, side, time.perf_counter() - started, watch)
+        _finish(out, runner, module, pairs, side, watch)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()  # gloo now and then aborts at exit where this is left to the system
@@ -261,9 +264,9 @@ def _finish(
     module: ClipModule,
     pairs: PairDataModule,
     side: str,
-    seconds: float,
     watch: GapCallback | None,
 ) -> None:
+    seconds = module.seconds
     with averaged(runner, module):
         export_weights(module.model, out / "model")
     stopped = why_stopped(runner)
@@ -282,7 +285,7 @@ def _finish(
             **({"gaps": watch.report()} if watch else {}),
             "train_size": len(seen),
             "exposure": {"mean": float(seen.mean()), "min": int(seen.min()), "max": int(seen.max())},
-            "seconds": round(seconds, 1),  # of the last call
+            "seconds": round(seconds, 1),  # of all calls
             "pairs_per_second": round(batches * plan.batch * plan.world / max(seconds, 1e-9), 1),
             "parameters": sum(math.prod(p.shape) for p in module.model.parameters()),
             "plan": {"world": plan.world, "workers": plan.workers, "batch": plan.batch, "seed": plan.seed},

@@ -103,6 +103,11 @@ class ClipModule(pl.LightningModule):
         fixed = mitigation.logit_scale_fixed
         self.clamp = math.log(mitigation.logit_scale_max or recipe.logit_scale_max) if fixed is None else None
         start = fixed if fixed is not None else mitigation.logit_scale_init
+        if start is not None and self.clamp is not None and math.log(start) > self.clamp:
+            raise UserError(
+                f"mitigation.logit_scale_init={start:g} is above recipe.logit_scale_max={recipe.logit_scale_max:g}, to which it "
+                "would be clamped after the first step; lower the one or raise the other"
+            )
         if start is not None:
             self.logit_scale.data.fill_(math.log(start))
         self.logit_scale.requires_grad_(fixed is None)
@@ -113,6 +118,12 @@ class ClipModule(pl.LightningModule):
         self._features = Features(model, replace(compute, parts=recipe.accumulate), self._pixels)
         self._replaced = 0  # pairs of this rank and epoch, counted on the host: logging them would wait for the device
         self._clock = time.perf_counter()
+        self._before, self._started = 0.0, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, over all calls of a run as far as their checkpoints go."""
+        return self._before + time.perf_counter() - self._started
 
     @property
     def logit_scale(self) -> nn.Parameter:
@@ -173,16 +184,17 @@ class ClipModule(pl.LightningModule):
             self._clock = now
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save what fixes the order of the pairs."""
-        checkpoint["plan"] = self._order()
+        """Save what fixes the order of the pairs, and how long it took to come here."""
+        checkpoint["plan"], checkpoint["seconds"] = self._order(), self.seconds
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on with another order of the pairs: some would be seen twice and some never."""
+        """Refuse to go on with another order of the pairs (some would be seen twice and some never); count on the seconds."""
         before, now = checkpoint.get("plan"), self._order()
         if before is not None and before != now:
             raise UserError(
                 f"this run was started with {before} and cannot go on with {now}; use the former, or another out="
             )
+        self._before = checkpoint.get("seconds", 0.0)
 
     def _order(self) -> dict[str, int]:
         plan = self.pairs.plan(0, self.trainer.world_size)

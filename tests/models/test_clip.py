@@ -67,6 +67,57 @@ def test_the_three_logit_scale_settings(tmp_path, mitigation, start, learned, cl
     assert module.clamp is None if clamp is None else module.clamp == pytest.approx(math.log(clamp))
 
 
+def test_an_initial_logit_scale_above_the_clamp_is_refused(tmp_path):
+    export_config(TINY, tmp_path)
+    with pytest.raises(UserError, match=r"logit_scale_init=200 is above recipe\.logit_scale_max=100"):
+        ClipModule(build_model(TINY, tmp_path), Recipe(epochs=1, batch=1, lr=1.0), Mitigation(logit_scale_init=200))
+
+
+class Steps:
+    """As much of a trainer and its data as the optimizers ask for: 10 steps an epoch on one rank."""
+
+    world_size, steps = 1, 10
+
+    def __init__(self):
+        self.datamodule = self
+
+    def plan(self, epoch, world):
+        return self
+
+
+@pytest.mark.parametrize(("chosen", "decay"), [(0, 0), (1, 1), (None, 0.3)])
+def test_weight_decay_is_that_of_the_optimizers_matrices(tmp_path, chosen, decay):
+    export_config(TINY, tmp_path)
+    recipe = Recipe(epochs=1, batch=1, lr=1.0, weight_decay=0.3)
+    module = ClipModule(build_model(TINY, tmp_path), recipe, Mitigation(weight_decay=chosen))
+    module._trainer = Steps()
+    matrices, exempt = module.configure_optimizers()["optimizer"].param_groups
+    assert (matrices["weight_decay"], exempt["weight_decay"]) == (decay, 0)
+    assert all(p.ndim >= 2 for p in matrices["params"])
+    assert all(p.ndim < 2 for p in exempt["params"])
+    assert len(matrices["params"]) + len(exempt["params"]) == len(list(module.model.parameters()))
+
+
+def test_a_fixed_logit_scale_has_its_value_after_training(tmp_path):
+    export_config(TINY, tmp_path)
+    recipe = Recipe(epochs=1, batch=2, lr=0.1)
+    for fixed, same in ((33.0, True), (None, False)):
+        module = ClipModule(build_model(TINY, tmp_path), recipe, Mitigation(logit_scale_fixed=fixed))
+        module._trainer = Steps()
+        before = module.logit_scale.detach().clone()
+        optimizer = module.configure_optimizers()["optimizer"]
+        weights = module.model.token_embedding.weight.detach().clone()
+        images, texts, scale = module.model(
+            torch.rand(2, 3, 32, 32), torch.tensor([[5, 49407], [7, 49407]]).repeat(1, 8)
+        )
+        torch.nn.functional.cross_entropy(scale * images @ texts.T, torch.arange(2)).backward()
+        optimizer.step()
+        assert not torch.equal(module.model.token_embedding.weight, weights)
+        assert torch.equal(module.logit_scale, before) is same
+        if fixed is not None:
+            assert module.logit_scale.exp().item() == pytest.approx(fixed)
+
+
 def test_plain_open_clip_loads_what_is_exported(tmp_path):
     export_config(TINY, tmp_path)
     model = build_model(TINY, tmp_path).eval()
