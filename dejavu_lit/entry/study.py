@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from dejavu_lit.entry.evaluation import run_evaluation, show_report
 from dejavu_lit.entry.frame import plain
-from dejavu_lit.entry.settings import check_options, wanted
+from dejavu_lit.entry.settings import check_loss, check_options, wanted
 from dejavu_lit.errors import UserError, suggest
 from dejavu_lit.typed import build
 
@@ -40,8 +40,9 @@ def mitigate(cfg: DictConfig, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / ".lock", wait=False):
         failed: dict[Path, str] = {}
-        for runs in plan.stages:
-            failed |= train_missing(runs, launcher)
+        for runs in plan.stages:  # a target whose reference failed could only say that it is not there
+            ready = {p: c for p, c in runs.items() if Path((c.get("gaps") or {}).get("reference") or "") not in failed}
+            failed |= train_missing(ready, launcher)
         evaluate_study(out, config, plan.cells, failed)
 
 
@@ -62,6 +63,7 @@ def evaluate_sweep(out: Path, config: dict[str, Any], gate: "Gate | None") -> No
     from dejavu_lit.report.gate import EXIT_CODE
     from dejavu_lit.sweep import pair_runs
 
+    check_loss(config["utility_loss"])
     cells, left_out = pair_runs(Path(config["sweep"]))
     for sentence in left_out:
         log.warning("left out: %s", sentence)
@@ -79,15 +81,21 @@ def evaluate_study(
 ) -> dict[str, Any]:
     """Evaluate every cell, write and show the study, and return each cell's metrics.json by its label."""
     from dejavu_lit import study
+    from dejavu_lit.files import write_json
     from dejavu_lit.report.dashboard import log_study
     from dejavu_lit.summary import show_study
 
     logger = build(config["logger"], "logger")
     found: dict[str, Any] = {}
+    planned = {cell.label: study.asked(cell) for cell in cells}
 
     def one(cell: "Cell", folder: Path) -> Any:
         sides = {side: cell.side(side) for side in study.SIDES}
+        if cell.folder is not None and not (folder / "context.json").is_file():
+            write_json(folder / study.ASKED, planned[cell.label])
         found[cell.label] = run_evaluation({**config["evaluate"], **cell.evaluation, **sides}, folder)
+        if cell.folder is not None:  # its statistics are those of now
+            write_json(folder / study.ASKED, planned[cell.label])
         return found[cell.label]
 
     rows, lost = study.evaluate_cells(out, cells, one, failed)
