@@ -91,9 +91,14 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(scenes, tmp_pa
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed" / "run.json").exists()
-    step = torch.load(last, weights_only=True)["global_step"]
-    assert 0 < step < 180
+    state = torch.load(last, weights_only=True)
+    assert 0 < state["global_step"] < 180
+    assert 0 < state["seconds"] < 1000
+    torch.save({**state, "seconds": 1000.0}, last)  # as if it had taken so long to come here
     done = run("train", *options, f"out={tmp_path / 'killed'}")
+    record = json.loads((tmp_path / "killed" / "run.json").read_text())
+    assert 1000 < record["seconds"] < 2000
+    assert record["pairs_per_second"] < 30 * 96 / 1000
     assert "resuming" in done.stderr
     one, two = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert all(torch.equal(one[name], two[name]) for name in one)
