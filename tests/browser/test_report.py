@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,19 @@ def test_paging_and_addresses(chromium: Any, report: Path) -> None:
     with Visit(chromium, report, address="#page=999&sort=nonsense&size=x") as odd:
         assert len(keys(odd.ready())) == (total % 10 or 10)
         assert not odd.complaints
+    with Visit(chromium, report, address="#sort=constructor") as odd:  # a name that every object has
+        assert keys(odd.ready()) == first
+        assert not odd.complaints
+
+
+def test_a_file_that_is_missing_later_is_said(chromium: Any, report: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(report.parent, tmp_path / "report")
+    (copy / "data" / "text.js").unlink()
+    with Visit(chromium, copy / "index.html") as visit:
+        page = visit.ready()
+        page.fill("[name=text]", "kite")
+        until(page, "document.querySelector('.pairs .status').textContent.includes('text.js could not be loaded')")
+        assert not [said for said in visit.complaints if "could not be loaded" in said]  # nobody left it uncaught
 
 
 def test_keyboard_alone(chromium: Any, report: Path) -> None:
