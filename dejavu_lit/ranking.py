@@ -52,7 +52,7 @@ def averages(rows: Sequence[Row]) -> dict[str, tuple[float, float, float]]:
             point = (row["symmetric"]["ppg"]["value"], row["symmetric"]["aucg"]["value"], -u)
             usable.setdefault(row["name"], {})[row["seed"]] = point
     shared: set[int] = set()
-    ranked = []
+    ranked: list[str] = []
     for name, points in usable.items():
         if both := shared & set(points) if ranked else set(points):
             shared = both
