@@ -92,12 +92,21 @@ def panels(columns: int, rows: int = 1, width: float = 2.6, height: float = 2.3,
 
 
 def logarithmic(axis: Axes, ticks: Sequence[float] | None = None) -> None:
-    """A logarithmic x axis with plain numbers: at ``ticks``, or at the powers of ten."""
+    """A logarithmic x axis with plain numbers: at ``ticks``, those that lie apart, or at the powers of ten."""
     axis.set_xscale("log")
     if ticks is not None:
-        axis.set_xticks(ticks)
+        axis.set_xticks(apart(ticks))
     axis.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}" if x >= 10 else f"{x:g}")
     axis.xaxis.set_minor_locator(NullLocator())
+
+
+def apart(values: Sequence[float], ratio: float = 1.3) -> list[float]:
+    """The values, from the largest down, that are at most 1 / ``ratio`` of the one kept before: room for their labels."""
+    kept: list[float] = []
+    for value in sorted(values, reverse=True):
+        if not kept or value * ratio <= kept[-1]:
+            kept.append(value)
+    return kept[::-1]
 
 
 def shorten(text: str, length: int = 32) -> str:

@@ -15,7 +15,7 @@ from matplotlib.text import Text
 from dejavu_lit.files import read_json, write_json
 from dejavu_lit.launch import CsvLog
 from dejavu_lit.report.epochs import gaps_over_epochs
-from dejavu_lit.report.figures import DARK, Plot, save, style
+from dejavu_lit.report.figures import DARK, Plot, apart, save, style
 from dejavu_lit.report.plots import evaluation_plots
 from dejavu_lit.report.study_plots import study_plots
 
@@ -176,6 +176,12 @@ def test_subgroups(plots: dict[str, Plot], metrics: dict[str, Any]) -> None:
         np.testing.assert_allclose(ends, [group[figure]["ci95"] for group in groups])
     names = [text.get_text() for text in plots["subgroups-object"].figure.axes[0].get_yticklabels()]
     assert names == [f"{group['group']}  ({group['records']})" for group in groups]
+
+
+def test_ticks_leave_room_for_their_labels() -> None:
+    assert apart([22.4, 24, 24.8, 48, 90]) == [24.8, 48, 90]
+    assert apart([500, 1000, 2000]) == [500, 1000, 2000]
+    assert apart([]) == []
 
 
 def test_nothing_to_draw_gives_no_figure(metrics: dict[str, Any], found: dict[str, Any]) -> None:
