@@ -22,6 +22,7 @@ def test_an_interrupted_study_finds_its_jobs_again_and_gives_the_table_of_a_loca
         env=cluster.environment,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell leaves it ignored
     )
     until = time.monotonic() + 60
     while len(list(tmp_path.glob("slurm/runs/*/slurm.json"))) < 4 and time.monotonic() < until:
