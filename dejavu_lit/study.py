@@ -22,9 +22,9 @@ from dejavu_lit.files import atomic, read_json, write_json
 from dejavu_lit.launch import provenance, read_config
 from dejavu_lit.measure.controls import BLOCKS, compare, found, pool
 from dejavu_lit.measure.population import Resampling
+from dejavu_lit.measure.ranking import add_words, comparable, pool_differences, rank
 from dejavu_lit.measure.records import Records
 from dejavu_lit.measure.saved import read_evaluation
-from dejavu_lit.ranking import add_words, comparable, pool_differences, rank
 from dejavu_lit.runs import FINISHED, epochs
 
 log = logging.getLogger(__name__)

@@ -330,6 +330,6 @@ def test_a_sweep_tells_apart_what_changes_figures(tmp_path):
 
 
 def test_planning_and_ranking_need_no_torch():
-    code = "import sys, dejavu_lit.study_plan, dejavu_lit.sweep, dejavu_lit.ranking; assert 'torch' not in sys.modules"
+    code = "import sys, dejavu_lit.study_plan, dejavu_lit.sweep, dejavu_lit.measure.ranking; assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

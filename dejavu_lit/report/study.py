@@ -12,7 +12,7 @@ from typing import Any
 
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import file_sha256, read_json, write_text
-from dejavu_lit.ranking import SAME
+from dejavu_lit.measure.ranking import SAME
 from dejavu_lit.report import parts
 from dejavu_lit.report.cards import Pictures, choose, read_ranks, read_rows
 from dejavu_lit.report.evaluation import Evaluation, draw, pictures, write_evaluation

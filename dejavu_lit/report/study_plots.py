@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.transforms import ScaledTranslation
 
-from dejavu_lit.ranking import measure_of
+from dejavu_lit.measure.ranking import measure_of
 from dejavu_lit.report.figures import (
     GOOD,
     INK,

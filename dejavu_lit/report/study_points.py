@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from dejavu_lit.ranking import comparable, measure_of, utility
+from dejavu_lit.measure.ranking import comparable, measure_of, utility
 from dejavu_lit.report.words import FIGURES
 
 Row = Mapping[str, Any]

@@ -10,7 +10,7 @@ pytest.importorskip("matplotlib")
 from matplotlib.axes import Axes
 
 from dejavu_lit.measure.controls import BLOCKS
-from dejavu_lit.ranking import rank
+from dejavu_lit.measure.ranking import rank
 from dejavu_lit.report.figures import Plot, style
 from dejavu_lit.report.study_plots import study_plots
 from dejavu_lit.report.study_points import knobs, points, shown

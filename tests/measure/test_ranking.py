@@ -3,7 +3,7 @@
 import pytest
 from scipy.stats import t
 
-from dejavu_lit.ranking import add_words, averages, comparable, frontier, pool_differences, rank, recommend
+from dejavu_lit.measure.ranking import add_words, averages, comparable, frontier, pool_differences, rank, recommend
 
 
 def row(name, ppg, aucg, accuracy, size=100, seed=0, public="scenes", series=None, overrides=(), recall=0.5):
