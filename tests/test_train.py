@@ -98,7 +98,7 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(scenes, tmp_pa
     done = run("train", *options, f"out={tmp_path / 'killed'}")
     record = json.loads((tmp_path / "killed" / "run.json").read_text())
     assert 1000 < record["seconds"] < 2000
-    assert record["pairs_per_second"] < 30 * 96 / 1000
+    assert record["pairs_per_second"] < 3  # 30 epochs of 96 pairs in more than 1,000 seconds, rounded to a decimal
     assert "resuming" in done.stderr
     one, two = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert all(torch.equal(one[name], two[name]) for name in one)
