@@ -3,14 +3,18 @@
 import fcntl
 import hashlib
 import json
+import math
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dejavu_lit.errors import UserError
+from dejavu_lit.errors import UserError, first_line
+
+HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a surrogate pair in JSON
 
 
 @contextmanager
@@ -28,8 +32,40 @@ def atomic(path: Path | str) -> Iterator[Path]:
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
+    except OSError as error:
+        if error.errno is None:
+            _raise_refusal(part, path, error)
+        if error.filename in (None, str(part)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+    except UserError:
+        raise
+    except Exception as error:
+        _raise_refusal(part, path, error)
+        raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def _raise_refusal(part: Path, path: Path, error: Exception) -> None:
+    """Raise the system's reason why ``part`` cannot grow, where there is one: some libraries keep it to themselves."""
+    try:
+        with open(part, "ab") as file:
+            file.write(bytes(1 << 20))
+            os.fsync(file.fileno())
+    except OSError as refusal:
+        raise OSError(refusal.errno, refusal.strerror, str(path)) from error
+
+
+@contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """Let an error of the system that names no file name this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -44,15 +80,39 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def read_json(path: Path | str) -> Any:
-    """The JSON value in ``path``; raises UserError naming the file when it is missing or not JSON."""
+    """The JSON value in ``path``; raises UserError naming the file when it is missing or not JSON.
+
+    NaN, infinity and half surrogates are refused: nothing of ours writes them, and what follows could not write them again.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8-sig")
+        value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+        if HALF.search(text):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); give another or mend its rights") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); remove it and make it again") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({first_line(error)}); remove it and make it again") from None
+
+
+def read_object(path: Path | str) -> dict[str, Any]:
+    """The JSON object in ``path``; raises UserError naming the file when it is missing, not JSON or no object."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object; remove it and make it again")
+    return value
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text[:20])
 
 
 def fingerprint(value: Any) -> str:

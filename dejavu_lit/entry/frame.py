@@ -19,8 +19,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dejavu_lit.ending import ending, fail
 from dejavu_lit.entry import help
-from dejavu_lit.errors import UserError, suggest
+from dejavu_lit.errors import UserError, spoken, suggest
 from dejavu_lit.launchers import refused, register_resolvers
 
 register_resolvers()  # in the jobs of a multirun too, which only import this
@@ -34,35 +35,33 @@ def command(config_name: str, task: Callable[[DictConfig, Path], None]) -> Calla
     def job(cfg: DictConfig) -> None:
         try:
             task(cfg, _out(cfg))
-        except UserError as error:
+        except Exception as error:
+            known = isinstance(error, UserError | OSError) and not isinstance(error, BrokenPipeError)
+            sentence = spoken(error) if isinstance(error, OSError) else str(error)
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 _end_as_failed()
-                raise UserError(f"{_out(cfg)}: {error}") from None  # the launcher notes it, the other jobs go on
-            fail(str(error))
-        except Exception:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                _end_as_failed()
+                if known:  # the launcher notes it, the other jobs go on
+                    raise UserError(f"{_out(cfg)}: {sentence}") from None
+            elif known:
+                fail(sentence)
             raise
 
     def command() -> None:
-        if {"-h", "--help"} & set(sys.argv[1:]):
-            print(help.text(CONF, config_name))
-            return
-        sys.argv[1:] = [_quoted(argument) for argument in sys.argv[1:]]
-        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let exceptions through to the lines below
-        warnings.filterwarnings("ignore", category=UserWarning, module="hydra")
-        try:
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
-        except UserError as error:
-            fail(str(error))
-        except (HydraException, OmegaConfBaseException) as error:
-            fail(explain(error, config_name, sys.argv[1:]))
-        except RuntimeError as error:
-            if not type(error).__module__.startswith("submitit."):
-                raise
-            fail(refused(error))
-        except OSError as error:  # a full disk, a read-only folder, a file where a folder should be
-            fail(f"{error.filename or 'a file'}: {error.strerror or error}")
+        with ending():
+            if {"-h", "--help"} & set(sys.argv[1:]):
+                print(help.text(CONF, config_name))
+                return
+            sys.argv[1:] = [_quoted(argument) for argument in sys.argv[1:]]
+            os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let exceptions through to the lines below
+            warnings.filterwarnings("ignore", category=UserWarning, module="hydra")
+            try:
+                hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+            except (HydraException, OmegaConfBaseException) as error:
+                fail(explain(error, config_name, sys.argv[1:]))
+            except RuntimeError as error:
+                if not type(error).__module__.startswith("submitit."):
+                    raise
+                fail(refused(error))
 
     job.__module__, job.__qualname__ = __name__, f"_{config_name}_job"
     globals()[job.__qualname__] = job  # launchers that pickle the job find it by its name
@@ -83,13 +82,6 @@ def _quoted(argument: str) -> str:
     if name != "fail_if" or text == "null" or text[:1] in ("'", '"'):
         return argument
     return f"{name}={QuotedString(text, Quote.single).with_quotes()}"
-
-
-def fail(sentence: str) -> None:
-    if "Original Traceback" in sentence:  # of a loader's worker: its last line is the sentence
-        sentence = sentence.strip().splitlines()[-1].partition("UserError: ")[2] or sentence
-    print(f"error: {sentence}", file=sys.stderr)
-    sys.exit(1)
 
 
 def explain(error: Exception, config_name: str, given: Sequence[str]) -> str:

@@ -10,8 +10,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from dejavu_lit.dashboards import tagged
+from dejavu_lit.ending import ending
 from dejavu_lit.entry.data import data_spec, pinned
-from dejavu_lit.entry.frame import fail, plain
+from dejavu_lit.entry.frame import plain
 from dejavu_lit.errors import UserError
 from dejavu_lit.typed import build
 
@@ -58,10 +59,8 @@ def resume(out: Path) -> None:
     logging.getLogger("dejavu_lit").setLevel(logging.INFO)
     from dejavu_lit.launch import read_config
 
-    try:
+    with ending():
         run_training(read_config(out), out)
-    except UserError as error:
-        fail(str(error))
 
 
 def _refuse_own_launcher(config: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dejavu_lit.ending import ending
 from dejavu_lit.errors import UserError, suggest
 
 OPTIONS = ("path", "redact", "out", "data", "limit")
@@ -51,17 +52,8 @@ def main() -> None:
     import logging
 
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(HELP)
-        return
-    try:
-        print(run(sys.argv[1:]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except OSError as error:  # a full disk, a read-only folder, a file where a folder should be
-        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
-        sys.exit(1)
+    with ending():
+        print(HELP if {"-h", "--help"} & set(sys.argv[1:]) else run(sys.argv[1:]))
 
 
 if __name__ == "__main__":
