@@ -18,6 +18,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from dejavu_lit.checkpoints import WholeCheckpoints
 from dejavu_lit.dashboards import LoggerSettings
 from dejavu_lit.data.epoch import exposures
 from dejavu_lit.data.module import LoaderSettings, PairDataModule
@@ -226,7 +227,7 @@ def _trainer(
         devices=settings.devices,
         num_nodes=settings.num_nodes,
         strategy=DDPStrategy(timeout=timedelta(minutes=settings.timeout_min)) if several else "auto",
-        plugins=cast(Any, environment()),
+        plugins=cast(Any, [*environment(), WholeCheckpoints()]),
         precision=settings.precision,  # type: ignore[arg-type]
         max_epochs=epochs,
         log_every_n_steps=settings.log_every,

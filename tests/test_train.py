@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import open_clip
@@ -107,6 +108,15 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(scenes, tmp_pa
     assert kept[0] == kept[1]
     exposure = [json.loads((tmp_path / n / "run.json").read_text())["exposure"] for n in ("whole", "killed")]
     assert exposure[0] == exposure[1]
+
+
+def test_a_checkpoint_passes_through_no_other_folder(scenes, tmp_path, monkeypatch):
+    """A file system apart, as that of temporary files often is, would have it copied, and a kill would leave half of it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    out, options = tmp_path / "run", ["side=target", f"data.dir={scenes}", *SMALL, "recipe.epochs=1"]
+    assert call("train", *options, f"out={out}").returncode == 0
+    names = {path.name for path in (out / "checkpoints").iterdir()}
+    assert names == {"epoch=0001.ckpt", "last.ckpt"}
 
 
 def test_stopping_early_leaves_the_learning_rate_alone(scenes, tmp_path):
