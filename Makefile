@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/python
-EXTRAS := cpu,wandb,tensorboard,slurm,demo,report,text,probe,test
+EXTRAS := cpu,wandb,tensorboard,slurm,demo,report,text,probe,s3,test
 
 .PHONY: install demo test nightly lint clean
 
