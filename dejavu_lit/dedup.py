@@ -8,6 +8,7 @@ together. ``python -m dejavu_lit.dedup`` is the command, docs/duplicates.md says
 import csv
 import io
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,8 +88,7 @@ def dedup(
         return dict(read_json(out / REPORT))
     keys = [key for shards in sets.values() for key in shards.keys()]
     if len(set(keys)) != len(keys):
-        seen: set[str] = set()
-        twice = next(key for key in keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        twice = Counter(keys).most_common(1)[0][0]
         raise UserError(
             f"the key {twice!r} is in two of the sets {', '.join(sets)}; name sets without common keys by sets="
         )

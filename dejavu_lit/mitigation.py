@@ -76,8 +76,8 @@ class Mitigation:
                 raise UserError(f"mitigation.{name}={value} is the multiplier 1/τ, at least 1 (not its logarithm)")
             if value is not None and name != "logit_scale_fixed" and self.logit_scale_fixed is not None:
                 raise UserError(f"mitigation.logit_scale_fixed and mitigation.{name} exclude each other; drop one")
-        if None not in (self.logit_scale_init, self.logit_scale_max) and self.logit_scale_init > self.logit_scale_max:  # type: ignore[operator]
+        first, top = self.logit_scale_init, self.logit_scale_max
+        if first is not None and top is not None and first > top:
             raise UserError(
-                f"mitigation.logit_scale_init={self.logit_scale_init} is above "
-                f"mitigation.logit_scale_max={self.logit_scale_max}; lower the one or raise the other"
+                f"mitigation.logit_scale_init={first} is above mitigation.logit_scale_max={top}; lower the one or raise the other"
             )

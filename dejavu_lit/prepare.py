@@ -165,7 +165,7 @@ def _begin(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """The manifest of a finished folder; None for one to begin or to go on with, cleared of half-written files."""
     unfinished = out / UNFINISHED
     if (out / MANIFEST).exists():
-        manifest = read_json(out / MANIFEST)
+        manifest: dict[str, Any] = read_json(out / MANIFEST)
         _same(out, settings, manifest.get("settings", {}))
         shutil.rmtree(unfinished, ignore_errors=True)  # killed between the manifest and the clearing up
         return manifest

@@ -246,7 +246,7 @@ def exposures(plan: EpochPlan, steps: int) -> np.ndarray:
                 np.add.at(counts, starts[part[:, 0]] + part[:, 1], 1)
     if not plan.excluded:
         return counts
-    return counts[np.concatenate([starts[shard] + plan.members(shard) for shard in range(len(plan.sizes))])]
+    return counts.take(np.concatenate([starts[shard] + plan.members(shard) for shard in range(len(plan.sizes))]))
 
 
 def _first_steps(plan: EpochPlan, rank: int, steps: int) -> Iterator[np.ndarray]:

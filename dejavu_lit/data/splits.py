@@ -87,7 +87,7 @@ def split(keys: Sequence[str], groups: np.ndarray, sizes: Mapping[str, int], see
             else:
                 passed.append(position)
         left, weight = [left[p] for p in passed], [weight[p] for p in passed]
-    return chosen[groups]
+    return chosen.take(groups)
 
 
 def shard_order(keys: Sequence[str], seed: int) -> np.ndarray:

@@ -86,7 +86,8 @@ class _Unit:
     norms: np.ndarray
 
     def rows(self, rows: np.ndarray, kind: type = np.float32) -> np.ndarray:
-        return (self.vectors[rows].astype(np.float64) / self.norms[rows, None]).astype(kind)
+        units: np.ndarray = self.vectors[rows].astype(np.float64) / self.norms[rows, None]
+        return units.astype(kind)
 
 
 def _blocks(vectors: np.ndarray) -> list[np.ndarray]:

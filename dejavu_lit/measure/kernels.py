@@ -21,7 +21,17 @@ def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @compiled
-def count_all(rows, truth_starts, truth_codes, starts, codes, ks, labels, hits, predicted):  # type: ignore[no-untyped-def]
+def count_all(
+    rows: np.ndarray,
+    truth_starts: np.ndarray,
+    truth_codes: np.ndarray,
+    starts: np.ndarray,
+    codes: np.ndarray,
+    ks: np.ndarray,
+    labels: int,
+    hits: np.ndarray,
+    predicted: np.ndarray,
+) -> None:
     # stamp[code] = i + 1 once record i's neighbours hold the label: never cleared. No branch, as none could be predicted,
     # and an unsigned index, which needs no test for counting from the end: together 2.3 times faster.
     stamp = np.zeros(labels, np.int32)
@@ -43,7 +53,7 @@ def count_all(rows, truth_starts, truth_codes, starts, codes, ks, labels, hits, 
 
 
 @compiled
-def pack(starts, codes, words):  # type: ignore[no-untyped-def]
+def pack(starts: np.ndarray, codes: np.ndarray, words: int) -> np.ndarray:
     # Each picture's objects as bits, uint64 [pictures, words].
     bits = np.zeros((len(starts) - 1, words), np.uint64)
     for i in range(len(starts) - 1):
@@ -53,7 +63,7 @@ def pack(starts, codes, words):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def ones(x):  # type: ignore[no-untyped-def]
+def ones(x: np.uint64) -> np.uint64:
     # The number of bits set in a uint64, summed in ever wider fields (Warren, Hacker's Delight, section 5-1).
     x = x - ((x >> np.uint64(1)) & np.uint64(0x5555555555555555))
     x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
@@ -64,7 +74,15 @@ def ones(x):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def count_bits(rows, truth_starts, truth_codes, bits, ks, hits, predicted):  # type: ignore[no-untyped-def]
+def count_bits(
+    rows: np.ndarray,
+    truth_starts: np.ndarray,
+    truth_codes: np.ndarray,
+    bits: np.ndarray,
+    ks: np.ndarray,
+    hits: np.ndarray,
+    predicted: np.ndarray,
+) -> None:
     # count_all over ``pack``ed pictures: loops of one length, which compile to vector instructions.
     words = bits.shape[1]
     union = np.zeros(words, np.uint64)
@@ -88,7 +106,7 @@ def count_bits(rows, truth_starts, truth_codes, bits, ks, hits, predicted):  # t
 
 
 @compiled
-def keep_best(touched, count, weight, best):  # type: ignore[no-untyped-def]
+def keep_best(touched: np.ndarray, count: np.ndarray, weight: np.ndarray, best: np.ndarray) -> int:
     # Fills ``best`` with the codes that rank first by (count, weight, −code) and returns how many there are.
     size = 0
     for t in range(len(touched)):
@@ -114,7 +132,19 @@ def keep_best(touched, count, weight, best):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def count_top(rows, distances, truth_starts, truth_codes, starts, codes, ks, labels, hits, predicted, top_m):  # type: ignore[no-untyped-def]
+def count_top(
+    rows: np.ndarray,
+    distances: np.ndarray,
+    truth_starts: np.ndarray,
+    truth_codes: np.ndarray,
+    starts: np.ndarray,
+    codes: np.ndarray,
+    ks: np.ndarray,
+    labels: int,
+    hits: np.ndarray,
+    predicted: np.ndarray,
+    top_m: int,
+) -> None:
     wanted = np.full(labels, -1, np.int32)
     count = np.zeros(labels, np.int32)
     weight = np.zeros(labels, np.float64)
@@ -149,7 +179,17 @@ def count_top(rows, distances, truth_starts, truth_codes, starts, codes, ks, lab
 
 
 @compiled
-def list_predicted(rows, distances, starts, codes, labels, top_m, begin, out, sizes):  # type: ignore[no-untyped-def]
+def list_predicted(
+    rows: np.ndarray,
+    distances: np.ndarray,
+    starts: np.ndarray,
+    codes: np.ndarray,
+    labels: int,
+    top_m: int,
+    begin: np.ndarray,
+    out: np.ndarray,
+    sizes: np.ndarray,
+) -> None:
     count = np.zeros(labels, np.int32)
     weight = np.zeros(labels, np.float64)
     touched = np.empty(labels, np.int32)

@@ -187,7 +187,7 @@ def _blocks(scored: Mapping[str, Scored], k: int, settings: Settings) -> dict[st
     if "population" not in results:
         raise UserError("no record of A has an object, so nothing can be measured; lower threshold= or check objects=")
     made = blocks(results["population"], results.get("null"), results.get("swapped"), settings.resampling())
-    return {name: made[name].block() if made[name] else None for name in BLOCKS}  # type: ignore[union-attr]
+    return {name: one.block() if (one := made[name]) else None for name in BLOCKS}
 
 
 def _by_threshold(sets: dict[str, Records], settings: Settings, objects_at: ObjectsAt | None) -> list[dict[str, Any]]:

@@ -52,12 +52,12 @@ class Neighbors:
                 raise UserError("neighbours hold a distance that is no finite number; check the embeddings for NaN")
 
     def __len__(self) -> int:
-        return self.rows.shape[0]
+        return len(self.rows)
 
     @property
     def k(self) -> int:
         """The number of neighbours of each record."""
-        return self.rows.shape[1]
+        return int(self.rows.shape[1])
 
     def __getitem__(self, records: slice | np.ndarray) -> "Neighbors":
         """The neighbours of some records: a slice, or an array of positions or of truth values."""
@@ -93,18 +93,21 @@ class Scores:
     def precision(self, k: int) -> np.ndarray:
         """hits / |Ô| of each record, float64 [n]; 0 where Ô is empty."""
         column = self.column(k)
-        return self.hits[:, column] / np.maximum(self.predicted[:, column], 1)
+        shares: np.ndarray = self.hits[:, column] / np.maximum(self.predicted[:, column], 1)
+        return shares
 
     def recall(self, k: int) -> np.ndarray:
         """hits / |G| of each record, float64 [n]; NaN where the picture has no objects."""
         truth = np.where(self.kept, self.truth, np.nan)
-        return self.hits[:, self.column(k)] / truth
+        shares: np.ndarray = self.hits[:, self.column(k)] / truth
+        return shares
 
     def f1(self, k: int) -> np.ndarray:
         """2 · hits / (|Ô| + |G|), the harmonic mean of precision and recall, float64 [n]; NaN without objects."""
         column = self.column(k)
         total = self.predicted[:, column] + np.where(self.kept, self.truth, np.nan)
-        return 2 * self.hits[:, column] / total
+        means: np.ndarray = 2 * self.hits[:, column] / total
+        return means
 
 
 def score(neighbors: Neighbors, public: Objects, truth: Objects, ks: Sequence[int], top_m: int | None = None) -> Scores:

@@ -214,7 +214,8 @@ class Chunk:
 def _floors(bounds: np.ndarray, errors: np.ndarray, rounding: float) -> np.ndarray:
     """kernels.floor_of for many: the lowest cheap scores that may belong to a cosine of at least ``bounds``, float32 [n]."""
     true = np.maximum(bounds, -2.0) - errors
-    return (true - np.abs(true) * rounding - 2.0**-22).astype(np.float32)
+    lowest: np.ndarray = true - np.abs(true) * rounding - 2.0**-22
+    return lowest.astype(np.float32)
 
 
 _MINUS_INFINITY = np.int16(-0x80)  # the bits of bfloat16's −∞, 0xff80

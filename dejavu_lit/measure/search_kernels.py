@@ -16,7 +16,7 @@ FAST = {"reassoc", "contract", "nsz"}
 
 
 @njit(inline="always")
-def half(bits):  # type: ignore[no-untyped-def]
+def half(bits: np.uint16) -> np.float32:
     """The value of one fp16 from its bits, float32; exact, subnormals included."""
     sign = (np.uint32(bits) & np.uint32(0x8000)) << np.uint32(16)
     rest = (np.uint32(bits) & np.uint32(0x7FFF)) << np.uint32(13)
@@ -128,7 +128,7 @@ def above(scores: np.ndarray, floors: np.ndarray, start: int, rows: np.ndarray, 
 
 
 @njit(cache=True)
-def floor_of(score, error, rounding):  # type: ignore[no-untyped-def]
+def floor_of(score: float | np.float32, error: float, rounding: float) -> np.float32:
     """The lowest cheap score of what may have a true score of at least ``score`` (see search_index.py), float32.
 
     Never below −4, which no score is: the padding of a tile is, and must not be taken for candidates.
@@ -138,10 +138,10 @@ def floor_of(score, error, rounding):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _low_kth(values, count, k):  # type: ignore[no-untyped-def]
+def _low_kth(values: np.ndarray, count: int, k: int) -> np.float32:
     """A value that at least k of the first ``count`` reach, at or slightly below the k-th largest; by a histogram."""
-    low = values[0]
-    high = values[0]
+    low: np.float32 = values[0]
+    high: np.float32 = values[0]
     for c in range(count):
         low = min(low, values[c])
         high = max(high, values[c])
@@ -163,7 +163,9 @@ def _low_kth(values, count, k):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _trim(values, rows, count, k, error, rounding):  # type: ignore[no-untyped-def]
+def _trim(
+    values: np.ndarray, rows: np.ndarray, count: int, k: int, error: float, rounding: float
+) -> tuple[int, np.float32]:
     """Drop candidates that can't be among the best k of these ``count``; gives (how many stay, their floor)."""
     kth = _low_kth(values, count, k)
     floor = floor_of(kth - abs(kth) * rounding - error, error, rounding)
@@ -177,7 +179,9 @@ def _trim(values, rows, count, k, error, rounding):  # type: ignore[no-untyped-d
 
 
 @njit(cache=True)
-def _make_room(values, rows, count, k, error, rounding, floor):  # type: ignore[no-untyped-def]
+def _make_room(
+    values: np.ndarray, rows: np.ndarray, count: int, k: int, error: float, rounding: float, floor: np.float32
+) -> tuple[int, np.float32]:
     """Trim so that a block fits in; a count of −1 says that too many candidates are alike. Gives (count, floor)."""
     count, trimmed = _trim(values, rows, count, k, error, rounding)
     return (count if count + 2 * BLOCK <= len(values) else -1), max(floor, trimmed)
@@ -220,13 +224,13 @@ def collect_float32(
 
 
 @njit(inline="always")
-def _ordered(bits):  # type: ignore[no-untyped-def]
+def _ordered(bits: np.int16) -> np.int16:
     """int16 bits of a bfloat16 → an int16 in the order of the values."""
     return np.int16(bits ^ np.int16((bits >> np.int16(15)) & np.int16(0x7FFF)))
 
 
 @njit(inline="always")
-def _ordered_floor(value):  # type: ignore[no-untyped-def]
+def _ordered_floor(value: np.float32) -> np.int16:
     """The ordered int16 of the largest bfloat16 that is not above ``value``."""
     bits = np.float32(value).view(np.int32)
     high = np.int16(bits >> np.int32(16))

@@ -84,7 +84,7 @@ class Means:
 def two_sided(difference: np.ndarray, variance: np.ndarray) -> np.ndarray:
     """The two-sided normal p-value of a difference; 1 where nothing varies."""
     z = np.abs(difference) / np.sqrt(np.where(variance > 0, variance, np.inf))
-    return erfc(z / np.sqrt(2))
+    return np.asarray(erfc(z / np.sqrt(2)))
 
 
 def benjamini_hochberg(p: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ A memorization gap without utility says nothing: an untrained model remembers no
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,7 +98,7 @@ def prompts(templates: str | Sequence[str]) -> list[Callable[[str], str]]:
     texts = [templates] if isinstance(templates, str) else list(templates)
     if not texts or any(text.count("{}") != 1 for text in texts):
         raise UserError(f"templates={texts} must be {IMAGENET} or texts with one {{}} each, where the class name goes")
-    return [lambda name, text=text: text.replace("{}", name) for text in texts]  # type: ignore[misc]
+    return [partial(text.replace, "{}") for text in texts]
 
 
 def class_vectors(encoder: "Encoder", names: Sequence[str], templates: Sequence[Callable[[str], str]]) -> np.ndarray:
@@ -106,7 +107,8 @@ def class_vectors(encoder: "Encoder", names: Sequence[str], templates: Sequence[
 
     vectors = encode_captions(encoder, [template(name) for name in names for template in templates])
     means = vectors.reshape(len(names), len(templates), -1).mean(axis=1, dtype=np.float64)
-    return (means / np.linalg.norm(means, axis=1, keepdims=True)).astype(np.float32)
+    units: np.ndarray = means / np.linalg.norm(means, axis=1, keepdims=True)
+    return units.astype(np.float32)
 
 
 def zero_shot(images: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> Values:

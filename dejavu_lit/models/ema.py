@@ -30,7 +30,7 @@ class Averaging(WeightAveraging):
 @contextmanager
 def averaged(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None]:
     """Within the block ``module`` has the averaged weights; nothing changes where the trainer averages none."""
-    averages = [callback for callback in trainer.callbacks if isinstance(callback, Averaging)]  # type: ignore[attr-defined]
+    averages = [callback for callback in trainer.callbacks if isinstance(callback, Averaging)]  # type: ignore[attr-defined]  # Lightning sets it from afar
     for average in averages:
         average.swap(module)
     try:

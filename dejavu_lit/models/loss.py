@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from dejavu_lit.errors import UserError
 
 
-class SmoothedClipLoss(ClipLoss):
+class SmoothedClipLoss(ClipLoss):  # type: ignore[misc]  # open_clip comes without types
     """ClipLoss with smoothed targets while training; in evaluation mode it is ClipLoss, so that V's loss stays comparable."""
 
     def __init__(self, smoothing: float, rank: int = 0, world_size: int = 1) -> None:
@@ -42,7 +42,9 @@ def contrastive_loss(siglip: bool, smoothing: float, rank: int, world: int) -> n
             "set it to 0 or choose another model"
         )
     if siglip:
-        return SigLipLoss(rank=rank, world_size=world)
-    if smoothing:
-        return SmoothedClipLoss(smoothing, rank, world)
-    return ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world)
+        loss: nn.Module = SigLipLoss(rank=rank, world_size=world)
+    elif smoothing:
+        loss = SmoothedClipLoss(smoothing, rank, world)
+    else:
+        loss = ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world)
+    return loss

@@ -50,13 +50,15 @@ class OpenClipEncoder:
     def encode_images(self, pictures: torch.Tensor) -> torch.Tensor:
         """See Encoder."""
         scaled = pictures.to(self.device).float().div_(255).sub_(self._mean).div_(self._std)
-        return self.model.encode_image(scaled, normalize=True).float().cpu()
+        vectors: torch.Tensor = self.model.encode_image(scaled, normalize=True)
+        return vectors.float().cpu()
 
     @torch.inference_mode()
     def encode_captions(self, captions: Sequence[str]) -> torch.Tensor:
         """See Encoder."""
         tokens = self._tokenizer(list(captions)).to(self.device)
-        return self.model.encode_text(tokens, normalize=True).float().cpu()
+        vectors: torch.Tensor = self.model.encode_text(tokens, normalize=True)
+        return vectors.float().cpu()
 
 
 def load_released(name: str, device: str) -> OpenClipEncoder:

@@ -119,8 +119,9 @@ class PictureTower:
 
 def block(one: Any, x: Tensor, going_on: Tensor, attend: Callable[[Any, Tensor], Tensor]) -> Tensor:
     """open_clip's residual block: all tokens ``x`` are attended to, and those ``going_on`` are what comes out."""
-    going_on = going_on + one.ls_1(one.attn.out_proj(attend(one.attn, one.ln_1(x))))
-    return going_on + one.ls_2(one.mlp(one.ln_2(going_on)))
+    attended: Tensor = going_on + one.ls_1(one.attn.out_proj(attend(one.attn, one.ln_1(x))))
+    out: Tensor = attended + one.ls_2(one.mlp(one.ln_2(attended)))
+    return out
 
 
 def run(again: bool, step: Callable[..., Tensor], *inputs: Any) -> Tensor:
@@ -145,7 +146,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None =
     if q.device.type == "cpu":
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
         scores = scores if mask is None else scores + mask.to(scores.dtype)
-        out = scores.softmax(dim=-1).to(v.dtype) @ v
+        out: Tensor = scores.softmax(dim=-1).to(v.dtype) @ v
     else:
         out = scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask.to(q.dtype))
     return out.transpose(1, 2).flatten(2)
@@ -155,7 +156,8 @@ def projected(x: Tensor, projection: Any) -> Tensor:
     """``x`` times a matrix, through a linear layer, or itself."""
     if projection is None:
         return x
-    return projection(x) if isinstance(projection, nn.Linear) else x @ projection
+    out: Tensor = projection(x) if isinstance(projection, nn.Linear) else x @ projection
+    return out
 
 
 def text_tower(model: nn.Module) -> TextTower | None:

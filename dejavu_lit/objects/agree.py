@@ -161,7 +161,8 @@ def difference(first: Objects, second: Objects) -> dict[str, Any]:
 def _codes(objects: Objects, names: Mapping[str, int]) -> np.ndarray:
     """int64: picture · number of names + label, for every object; each occurs once."""
     place = np.array([names[label] for label in objects.labels], dtype=np.int64)
-    return np.repeat(np.arange(len(objects)), objects.counts()) * max(1, len(names)) + place[objects.codes]
+    codes: np.ndarray = np.repeat(np.arange(len(objects)), objects.counts()) * max(1, len(names)) + place[objects.codes]
+    return codes
 
 
 def show(found: Mapping[str, Mapping[str, Any]], names: Sequence[str], most: int = 10) -> str:

@@ -8,7 +8,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -131,8 +131,8 @@ def name_points(axis: Axes, points: Sequence[tuple[float, float, float, float, s
 
     points: (x, y, low, high, name), low and high being the ends of the error bar. Call it last: it lays the figure out.
     """
-    figure = axis.figure
-    figure.draw_without_rendering()  # type: ignore[union-attr]
+    figure = cast(Figure, axis.figure)
+    figure.draw_without_rendering()
     taken = []
     for x, y, low, high, _ in points:
         (across, up), (_, bottom), (_, top) = axis.transData.transform([(x, y), (x, low), (x, high)])
