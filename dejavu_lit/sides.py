@@ -59,7 +59,12 @@ class Side:
         """The data that the run was trained on; None for anything else."""
         if not self.run:
             return None
-        return DataSpec(**{k: v for k, v in self.config["data"].items() if k != "_target_"})
+        try:  # a description and no more: nothing that it names is called
+            return DataSpec(**{k: v for k, v in self.config["data"].items() if k != "_target_"})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{self.run}/config.yaml says of its data what this version does not know ({error})"
+            ) from None
 
     @property
     def identity(self) -> str:
@@ -135,9 +140,14 @@ class Side:
 
     def at(self, epoch: int, device: str) -> "Side":
         """The run as it was after ``epoch`` epochs where it kept that checkpoint, else this side; its model not yet loaded."""
-        kept = self.run is not None and self.epoch is None
-        kept = kept and (self.run / "checkpoints" / f"epoch={epoch:04d}.ckpt").is_file()  # type: ignore[operator]
-        return replace(self, name=f"{self.run}@{epoch}" if kept else self.name, device=device)
+        name = self.name
+        if (
+            self.run is not None
+            and self.epoch is None
+            and (self.run / "checkpoints" / f"epoch={epoch:04d}.ckpt").is_file()
+        ):
+            name = f"{self.run}@{epoch}"
+        return replace(self, name=name, device=device)
 
     def exposure(self, shards: ShardSet) -> np.ndarray | None:
         """How often each pair of the training set was seen, int64 [pairs not excluded]; None where it is not known."""

@@ -20,11 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dejavu_lit.ending import ending, fail
-from dejavu_lit.entry import help
+from dejavu_lit.entry import guard, help
 from dejavu_lit.errors import UserError, spoken, suggest
 from dejavu_lit.launchers import refused, register_resolvers
 
 register_resolvers()  # in the jobs of a multirun too, which only import this
+guard.watch()
 HERE = Path(__file__).resolve().parent.parent
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
 
@@ -52,6 +53,7 @@ def command(config_name: str, task: Callable[[DictConfig, Path], None]) -> Calla
                 print(help.text(CONF, config_name))
                 return
             sys.argv[1:] = [_quoted(argument) for argument in sys.argv[1:]]
+            guard.check_arguments(sys.argv[1:])
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let exceptions through to the lines below
             warnings.filterwarnings("ignore", category=UserWarning, module="hydra")
             try:
@@ -137,4 +139,5 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(f"{missing[0]} is missing; give {missing[0]}=…")
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     assert isinstance(plain, dict)
+    guard.check_secrets(plain)
     return {str(key): value for key, value in plain.items()}

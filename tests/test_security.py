@@ -1,0 +1,211 @@
+"""What an attacker may try with a configuration, a run, or a finished artifact, tried first; SECURITY.md lists the rest."""
+
+import io
+import pickletools
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from dejavu_lit.errors import UserError
+from dejavu_lit.typed import build
+from tests.conftest import ROOT, SMALL, call
+
+
+def refused(command: str, *options: str) -> str:
+    """What a command says that must refuse its options."""
+    done = call(command, *options)
+    assert done.returncode == 1, done.stdout
+    assert done.stderr.startswith("error: ")
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        {"_target_": "dejavu_lit.launch.subprocess.check_call", "args": ["touch", "OWNED"]},
+        {"_target_": "dejavu_lit.files.write_text", "path": "OWNED", "text": "x"},
+        {"_target_": "dejavu_lit.prepare.Path", "args": "OWNED"},
+        {"_target_": "dejavu_lit.launch.CsvLog.append", "self": "OWNED"},
+        {"_target_": "dejavu_lit.data.spec.DataSpec", "reader": [{"_target_": "shutil.copy", "dst": "OWNED"}]},
+    ],
+    ids=["module", "function", "import", "method", "below"],
+)
+def test_a_target_is_a_class_of_ours(attack, tmp_path):
+    owned = tmp_path / "owned"
+    attack = yaml.safe_load(yaml.safe_dump(attack).replace("OWNED", str(owned)))
+    with pytest.raises(
+        UserError, match=r"_target_=.* (is no class of dejavu_lit|cannot be found|is not part of dejavu_lit)"
+    ):
+        build(attack, "data")
+    assert not owned.exists()
+
+
+def test_settings_of_a_given_run_stay_text(monkeypatch):
+    monkeypatch.setenv("SOME_TOKEN", "5ec2e7-token")
+    for text in ("${oc.env:SOME_TOKEN}", "${oc.create:{_target_: os.getcwd}}"):
+        assert build({"_target_": "dejavu_lit.dashboards.Wandb", "project": text}, "logger").project == text
+
+
+def test_a_given_run_cannot_call_what_it_likes(runs, tmp_path):
+    run, owned = tmp_path / "run", tmp_path / "owned"
+    run.mkdir()
+    config = yaml.safe_load((runs["target"] / "config.yaml").read_text())
+    attack = {"_target_": "shutil.copy", "src": "/etc/hostname", "dst": str(owned)}
+    for data in (attack, config["data"] | {"reader": attack, "dir": str(tmp_path / "none"), "automatic": True}):
+        (run / "config.yaml").write_text(yaml.safe_dump(config | {"data": data}))
+        refused("evaluate", f"target={run}", f"reference={run}", f"out={tmp_path / 'out'}")
+        assert not owned.exists()
+    (run / "config.yaml").write_text(f"data: !!python/object/apply:os.mkdir ['{owned}']")
+    assert "is not valid YAML" in refused("evaluate", f"target={run}", f"reference={run}")
+    assert not owned.exists()
+
+
+COPY = "{_target_: shutil.copy, src: /etc/hostname, dst: OWNED}"
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (f"+hydra.callbacks.x={COPY}", "hydra.callbacks.x._target_=shutil.copy is no plugin"),
+        (f"+hydra.callbacks.x={{_target_: tests.X, below: [{COPY}]}}", "is no plugin"),
+        ("+hydra.callbacks.x={_target_: hydra_plugins.a.b.shutil.copy}", "is no plugin"),
+        ("hydra.launcher._target_=shutil.copy", "hydra.launcher._target_=shutil.copy is no plugin"),
+        (f"+hydra.launcher.further={COPY}", "is no plugin"),
+        ("hydra.sweeper._target_=shutil.copy", "hydra.sweeper._target_=shutil.copy is no plugin"),
+        ("+hydra.job_logging.handlers.x={(): shutil.copy, src: /etc/hostname, dst: OWNED}", None),
+        (
+            "+hydra.job_logging.handlers.x={class: logging.config.fileConfig, fname: OWNED}",
+            "may not be used for logging",
+        ),
+        (
+            "+hydra.hydra_logging.handlers.x={class: subprocess.Popen, args: [touch, OWNED]}",
+            "may not be used for logging",
+        ),
+        ("hydra.job_logging.handlers.console.stream=ext://os.environ", "may not be used for logging"),
+        ("+hydra.job.env_set.DEJAVU_TARGETS=shutil", "may not set variables"),
+        ("--experimental-rerun=OWNED", "reads a pickle"),
+    ],
+)
+def test_hydra_calls_nothing_for_a_config(option, words, tmp_path):
+    owned = tmp_path / "owned"
+    said = refused("plan", f"metrics={tmp_path / 'none.json'}", option.replace("OWNED", str(owned)))
+    assert words is None or words in said
+    assert not owned.exists()
+
+
+@pytest.mark.parametrize("multirun", [False, True])
+def test_files_of_others_are_looked_through_as_well(multirun, tmp_path):
+    owned = tmp_path / "owned"
+    (tmp_path / "experiment").mkdir()
+    attack = {"_target_": "shutil.copy", "src": "/etc/hostname", "dst": str(owned)}
+    config = {"evil": {"x": attack}, "hydra": {"callbacks": "${evil}"}}
+    (tmp_path / "experiment" / "theirs.yaml").write_text("# @package _global_\n" + yaml.safe_dump(config))
+    options = ["--config-dir", str(tmp_path), "experiment=theirs", "plan_only=true", f"out={tmp_path / 'out'}"]
+    assert "_target_=shutil.copy is no plugin of Hydra" in refused("mitigate", *["-m"] * multirun, *options)
+    assert not owned.exists()
+
+
+def test_hydra_is_watched_in_jobs_that_only_unpickle():
+    code = (
+        "import dejavu_lit.entry.frame; from hydra import compose, initialize_config_dir\n"
+        "initialize_config_dir(str(dejavu_lit.entry.frame.CONF), version_base='1.3')\n"
+        "compose('plan', ['+hydra.callbacks.x._target_=shutil.copy'], return_hydra_config=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "hydra.callbacks.x._target_=shutil.copy is no plugin" in done.stderr
+
+
+def has_code(content: bytes) -> bool:
+    """Whether the bytes are a pickle that would import or call something."""
+    try:
+        found = list(pickletools.genops(content))
+    except Exception:  # no pickle
+        return False
+    whole = bool(found) and found[-1][2] == len(content) - 1
+    return whole and any(op.name in ("GLOBAL", "STACK_GLOBAL", "INST", "NEWOBJ", "REDUCE") for op, *_ in found)
+
+
+def test_the_hunt_for_pickles_finds_one():
+    import pickle
+
+    assert has_code(pickle.dumps(Path("x")))
+    assert not has_code(b"key,caption\n")
+
+
+def test_no_artifact_is_a_pickle_and_every_checkpoint_loads_without_code(runs, scenes, tmp_path):
+    out = tmp_path / "gap"
+    done = call(
+        "evaluate",
+        f"target={runs['target']}",
+        f"reference={runs['reference']}",
+        f"out={out}",
+        "statistics.bootstrap=100",
+    )
+    assert done.returncode == 0, done.stderr
+    found = [path for top in (*runs.values(), scenes, out) for path in top.rglob("*") if path.is_file()]
+    assert {".ckpt", ".safetensors", ".parquet", ".json", ".npy", ".tar"} <= {path.suffix for path in found}
+    for path in found:
+        content = path.read_bytes()
+        if path.suffix == ".ckpt":  # torch's own format: a pickle that names nothing but tensors and numbers
+            torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+            continue
+        assert path.suffix not in (".pkl", ".pickle", ".pt", ".pth", ".joblib"), path
+        assert not has_code(content), path
+        if content[:4] == b"PK\x03\x04":  # .npz
+            members = zipfile.ZipFile(io.BytesIO(content))
+            assert not any(has_code(members.read(name)) for name in members.namelist()), path
+        if path.suffix == ".npy":
+            assert b"'descr': '|O'" not in content[:128], path
+
+
+def test_yaml_is_only_read_safely():
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "dejavu_lit").rglob("*.py")))
+    assert not re.findall(r"yaml\.(?:load|load_all|unsafe_load|full_load|Loader|UnsafeLoader)\b", sources)
+    assert not re.findall(
+        r"allow_pickle=True|weights_only=False|jit\.load|\bpickle\.loads?\b|\bjoblib\b|\bdill\b", sources
+    )
+    assert all("weights_only=True" in one for one in re.findall(r"torch\.load\([^\n]*", sources))
+
+
+SECRET = "5ec2e7" + "a1" * 10
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "logger.wandb.project=${oc.env:WANDB_API_KEY}",
+        f"logger.wandb.group=x-{SECRET}",
+        f"+data.templates=['a {SECRET}']",
+        "data.dir=https://user:passw0rd@host/data",
+        "'data.dir=pipe:curl -H token=abcdefgh123 {}'",
+    ],
+)
+def test_settings_with_a_secret_are_refused_before_they_are_saved(option, monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_API_KEY", SECRET)
+    run = tmp_path / "run"
+    option = option.strip("'") if "pipe:" not in option else "data.dir='pipe:curl -H token=abcdefgh123 {}'"
+    said = refused("train", "side=target", "logger=wandb", f"out={run}", *SMALL, option.removeprefix("+"))
+    assert "leave it to the environment" in said
+    assert SECRET not in said
+    assert not run.exists()
+
+
+def test_what_is_no_secret_passes(monkeypatch, tmp_path):
+    from dejavu_lit.entry.guard import check_arguments, check_secrets
+
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "outputs/data")
+    monkeypatch.setenv("SSH_PRIVATE_KEY", str(tmp_path))  # a place, not the key
+    monkeypatch.setenv("SHORT_TOKEN", "a")
+    check_secrets(
+        {"dir": ["outputs/data", f"{tmp_path}/x"], "n": 3, "slurm": {"setup": ["export WANDB_API_KEY=$(cat key)"]}}
+    )
+    check_arguments(
+        ["data.dir=pipe:curl -H token=$TOKEN {}", "data.dir=http://host:8000/a@b", "mitigation.text_mask=0.5"]
+    )
