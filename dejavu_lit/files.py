@@ -3,17 +3,20 @@
 import fcntl
 import hashlib
 import json
+import logging
 import math
 import os
 import re
 import secrets
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from dejavu_lit.errors import UserError, first_line
 
+log = logging.getLogger(__name__)
 HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a surrogate pair in JSON
 
 
@@ -129,16 +132,51 @@ def file_sha256(path: Path | str) -> str:
 
 @contextmanager
 def locked(path: Path | str, wait: bool = True) -> Iterator[None]:
-    """Hold an exclusive lock on ``path`` (a file made for it); the system frees it however the process ends.
+    """Hold an exclusive lock (flock) on ``path``, a file made for it; the system frees it however the process ends.
+
+    The file says who holds it, for people; only the system's lock counts, so what a killed process left blocks nobody.
 
     Raises:
         UserError: another process holds it and ``wait`` is false.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
+    with open(path, "a+") as file:
+        with naming(path):
+            _take(file, path, wait)
+        with suppress(OSError):  # a full disk: the lock holds all the same
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+        _held.add(file)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise UserError(f"another process works in {path.parent}; wait for it or choose another out=") from None
-        yield
+            yield
+        finally:
+            _held.discard(file)
+
+
+def _take(file: TextIO, path: Path, wait: bool) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read(200).strip() or "of unknown number"
+        if not wait:
+            raise UserError(
+                f"another process works in {path.parent} ({holder}); wait for it or choose another out="
+            ) from None
+        log.info("waiting for another process (%s) to end its work in %s", holder, path.parent)
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+_held: set[TextIO] = set()
+
+
+def _let_go() -> None:
+    """Close the locks in a process that was forked: it may outlive its parent by seconds, and must not hold them."""
+    for file in _held:
+        with suppress(OSError):
+            file.close()
+
+
+os.register_at_fork(after_in_child=_let_go)

@@ -145,8 +145,8 @@ class SlurmLauncher:
                 if waiting and (now := f"{running} jobs running, {len(waiting) - running} waiting") != shown:
                     log.info("%s", now)
                     shown = now
-        except KeyboardInterrupt:
-            raise UserError(
+        except KeyboardInterrupt as end:
+            raise type(end)(
                 f"interrupted; {len(waiting)} jobs go on, the same command finds them again (scancel NUMBER ends one)"
             ) from None
 

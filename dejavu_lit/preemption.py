@@ -17,7 +17,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from pytorch_lightning.callbacks import Callback
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,8 @@ class Preemption(Callback):
     The job is requeued by one owner: the handler that was there before, if any (submitit's, which also notes how often),
     else ``scontrol requeue`` by rank 0 in a job of SLURM; elsewhere the run ends with code 128 + signal and the same
     command goes on. TERM in a job of SLURM requeues nothing: SLURM does, where the job was preempted; and a job that ended
-    by itself before SLURM ends it would count as failed, so it goes on until then.
+    by itself before SLURM ends it would count as failed, so it goes on until then. Ctrl-C ends the run in the same way; a
+    second one does so at once.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,11 +63,19 @@ class Preemption(Callback):
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Take the signals over, until Lightning gives them back after fit."""
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in (*WARNINGS, signal.SIGTERM)}
+            heard = (*WARNINGS, signal.SIGTERM, signal.SIGINT)
+            self._before = {
+                number: signal.signal(number, self._note)
+                for number in heard
+                if number != signal.SIGINT
+                or signal.getsignal(number) != signal.SIG_IGN  # as of a job in the background
+            }
         if trainer.world_size > 1:
             self._group = dist.new_group(backend="gloo")
 
     def _note(self, number: int, frame: object) -> None:
+        if number == self.caught == signal.SIGINT:
+            raise KeyboardInterrupt
         self.caught = number
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -81,7 +91,10 @@ class Preemption(Callback):
             self._go(trainer, number)
 
     def _go(self, trainer: pl.Trainer, number: int) -> None:
-        log.info("%s: saved %s at step %d", signal.Signals(number).name, self.path, trainer.global_step)
+        saved = (
+            f"saved {self.path} at step {trainer.global_step}" if self.path.is_file() else "there was nothing to save"
+        )
+        log.info("%s: %s; the same command goes on from there", signal.Signals(number).name, saved)
         if number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
             self.caught = 0
             return

@@ -146,10 +146,10 @@ def _train(path: Path, lock: int) -> str | None:
                 if code is not None:
                     return None if code == 0 else reason(said.decode(errors="replace"), code, path / LOG)
                 time.sleep(0.1)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as end:
             process.send_signal(signal.SIGTERM)
             process.wait()
-            raise UserError(f"interrupted while training {path.name}; the same command goes on") from None
+            raise type(end)(f"interrupted while training {path.name}; the same command goes on") from None
 
 
 def reason(said: str, code: int, where: Path) -> str:

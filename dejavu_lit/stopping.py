@@ -1,11 +1,14 @@
-"""Early stopping: training ends when the loss or the accuracy on V no longer gets better."""
+"""What ends a training before its time: no better loss or accuracy on V any more, or weights that are no numbers."""
 
 import math
+from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import EarlyStopping
+import torch
+from pytorch_lightning.callbacks import Callback, EarlyStopping
 
+from dejavu_lit.checkpoints import saved_step
 from dejavu_lit.errors import UserError
 
 PATIENCE = 3  # epochs
@@ -51,6 +54,39 @@ class EarlyStop(EarlyStopping):
         """End at once where the run had been stopped, but not finished, when it was killed."""
         if self.stopped:
             trainer.should_stop = True
+
+
+class Finite(Callback):
+    """Ends a training whose weights hold NaN or infinity, before they are saved anywhere; ``last`` is the last good ones' file.
+
+    A loss that is no number makes the weights so with the same step, and the weights are the same on all ranks, so all end
+    together. (In 16-mixed precision the scaler leaves such steps out, and nothing is lost.)
+    """
+
+    def __init__(self, last: Path) -> None:
+        self.last = last
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
+        """Look as often as something is logged."""
+        if trainer.global_step % cast(Any, trainer).log_every_n_steps == 0:
+            self._check(trainer, module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Look before the epoch's weights are kept."""
+        self._check(trainer, module)
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Look before anything is saved."""
+        self._check(trainer, module)
+
+    def _check(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        sums = torch.stack([weights.detach().float().sum() for weights in module.parameters()])
+        if not bool(sums.isfinite().all()):
+            kept = f"{self.last}, of step {saved_step(self.last)}" if self.last.is_file() else "none: it came too early"
+            raise UserError(
+                f"the loss is no number any more (NaN or infinity) at step {trainer.global_step}; the last good checkpoint is "
+                f"{kept}; train with a lower recipe.lr, a longer recipe.warmup_steps or recipe.gradient_clip=1, into another out="
+            )
 
 
 def why_stopped(trainer: pl.Trainer) -> dict[str, Any] | None:

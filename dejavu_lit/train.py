@@ -13,20 +13,20 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from dejavu_lit.checkpoints import WholeCheckpoints
+from dejavu_lit.checkpoints import WholeCheckpoints, saved_step
 from dejavu_lit.dashboards import LoggerSettings
 from dejavu_lit.data.epoch import exposures
-from dejavu_lit.data.module import LoaderSettings, PairDataModule
+from dejavu_lit.data.module import LoaderSettings, PairDataModule, loader_failure
 from dejavu_lit.data.spec import MANIFEST, DataSpec
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import file_sha256, read_json, write_json
 from dejavu_lit.gaps import gap_callback
-from dejavu_lit.launch import provenance
+from dejavu_lit.launch import provenance, rank
 from dejavu_lit.loggers import finish, training_loggers
 from dejavu_lit.measure.callback import GapCallback
 from dejavu_lit.measure.gauge import GapSettings
@@ -37,7 +37,7 @@ from dejavu_lit.models.ema import Averaging, averaged
 from dejavu_lit.models.features import Compute
 from dejavu_lit.models.preprocess import Augment, Preprocess
 from dejavu_lit.preemption import Preemption, environment, within_epoch
-from dejavu_lit.stopping import EarlyStop, why_stopped
+from dejavu_lit.stopping import EarlyStop, Finite, why_stopped
 
 log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it sets INFO on import
@@ -64,7 +64,7 @@ class TrainerSettings:
     checkpoint_epochs: int = 5
     checkpoint_at: tuple[int, ...] = ()  # epochs that are kept beside those
     checkpoint_steps: int = 1000
-    timeout_min: float = 30  # a rank that waits this long for another one gives up
+    timeout_min: float = 30  # a rank that waits this long for another one, or for its loader's processes, gives up
     trim: bool = True  # compute only the tokens that the features depend on, where that changes rounding alone
     checkpointing: bool = False  # compute activations again in the backward pass: less memory, a third more time
     compile: bool = False  # torch.compile
@@ -159,6 +159,8 @@ def train(
         log.info("%s is finished (%s epochs); nothing to do", out, read_json(out / FINISHED)["epochs"])
         return out
     data.check()
+    if rank() == 0:
+        data.tell_unknown()
     epochs = min(recipe.epochs, mitigation.stop_epoch or recipe.epochs)
     if (mitigation.stop_epoch or 0) > recipe.epochs:
         log.warning(
@@ -187,12 +189,13 @@ def train(
         loader=trainer.loader,
         exclude=data.excluded,
         dedup=mitigation.dedup,
+        patience=60 * trainer.timeout_min,
     )
     last = out / "checkpoints" / "last.ckpt"
     resumed = last.is_file()
     step = None
     if resumed:
-        step = int(torch.load(last, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+        step = saved_step(last)
         log.info("resuming %s at step %d", out, step)
     logger = logger or LoggerSettings()
     try:
@@ -202,12 +205,19 @@ def train(
         raise UserError(f"trainer={trainer.accelerator}: {str(error).splitlines()[0]}") from None
     try:
         runner.fit(module, pairs, ckpt_path=str(last) if resumed else None, weights_only=True)
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # which Lightning makes code 1 of, without a word
+            raise end.__context__ from None
+        raise
+    except RuntimeError as error:
+        if "DataLoader" not in str(error):
+            raise
+        raise UserError(f"{loader_failure(error)}; the same command goes on from {last}") from None
     finally:
         finish(logger)
-    if runner.interrupted:
-        raise UserError(f"interrupted at step {runner.global_step}; the same command goes on from {last}")
+    unreadable = module.unreadable()
     if runner.is_global_zero:
-        _finish(out, runner, module, pairs, side, watch)
+        _finish(out, runner, module, pairs, side, watch, unreadable)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()  # gloo now and then aborts at exit where this is left to the system
@@ -235,6 +245,7 @@ def _trainer(
         logger=loggers,
         callbacks=[
             *acting,  # before what saves
+            Finite(out / "checkpoints" / "last.ckpt"),
             Narrator(speak=not watched),
             checkpoints,
             Preemption(out / "checkpoints" / "last.ckpt"),
@@ -266,6 +277,7 @@ def _finish(
     pairs: PairDataModule,
     side: str,
     watch: GapCallback | None,
+    unreadable: Mapping[str, int],
 ) -> None:
     seconds = module.seconds
     with averaged(runner, module):
@@ -285,6 +297,7 @@ def _finish(
             "stopped": stopped,  # why, where it was before the last epoch
             **({"gaps": watch.report()} if watch else {}),
             "train_size": len(seen),
+            "unreadable": dict(unreadable),  # {reason: pairs}, those met in any epoch; others took their places
             "exposure": {"mean": float(seen.mean()), "min": int(seen.min()), "max": int(seen.max())},
             "seconds": round(seconds, 1),  # of all calls
             "pairs_per_second": round(batches * plan.batch * plan.world / max(seconds, 1e-9), 1),

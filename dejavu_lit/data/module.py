@@ -44,6 +44,19 @@ class LoaderSettings:
             )
 
 
+def loader_failure(error: RuntimeError) -> str:
+    """What happened to a process of a loader, from what torch says of it."""
+    if "timed out" in str(error):
+        return (
+            "the loader's processes gave no batch for trainer.timeout_min: what they read from has stalled; see that the "
+            "data can be read, or wait longer"
+        )
+    return (
+        "a process of the loader was killed from outside, perhaps for lack of memory; make room, or lower "
+        "trainer.loader.prefetch or trainer.loader.cache_mb"
+    )
+
+
 class EpochLoader:
     """A loader whose every iteration is the epoch, and the step in it, that ``position`` tells when it starts."""
 
@@ -81,6 +94,7 @@ class PairDataModule(pl.LightningDataModule):
     loader: LoaderSettings = field(default_factory=LoaderSettings)
     exclude: frozenset[str] = frozenset()
     dedup: bool = False
+    patience: float = 0  # seconds that the loader's processes may take for a batch; 0: as many as they like
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -169,7 +183,7 @@ class PairDataModule(pl.LightningDataModule):
     def _picture_shape(self) -> Sequence[int]:
         return self.preprocess(Image.new("RGB", (8, 8))).shape[1:]
 
-    def _loader(self, shards: ShardSet, plan: EpochPlan, offset: int, **training: Any) -> Any:
+    def _loader(self, shards: ShardSet, plan: EpochPlan, offset: int, **training: Any) -> DataLoader[Batch]:
         rank = self.trainer.global_rank if self.trainer else 0
         stream = PairStream(shards, plan, rank, offset, self.preprocess, self._tokenizer, **training)
         workers = self.loader.workers
@@ -178,6 +192,7 @@ class PairDataModule(pl.LightningDataModule):
             batch_size=None,
             num_workers=workers,
             prefetch_factor=self.loader.prefetch if workers else None,
+            timeout=self.patience if workers else 0,
             pin_memory=self.loader.pin_memory,
         )
 
@@ -203,7 +218,7 @@ class PairDataModule(pl.LightningDataModule):
 
         return EpochLoader(build, self.plan(0, world).steps, position)
 
-    def val_dataloader(self) -> Any:
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """V in a fixed order, untouched by any knob, in batches of at most the training batch; [] where there is no V."""
         if self.valid_set is None:
             return []

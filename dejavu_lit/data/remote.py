@@ -1,31 +1,37 @@
 """Prepared data that lies elsewhere: a mirror on this node whose small files come at once and whose shards come when read.
 
-    data.dir=s3://bucket/OUT            anything that fsspec opens, http and https too
+    data.dir=s3://bucket/OUT            anything that fsspec opens, http and https too; AWS_ENDPOINT_URL for one's own S3
     data.dir='pipe:aws s3 cp s3://bucket/OUT/{} -'    a command that writes the file below OUT named {} to its output
 
 The mirror is an ordinary prepared folder in which some shards are not there yet. It lies below DEJAVU_CACHE (a folder of
 the node; by default below the system's temporary one), and its shards together take at most DEJAVU_CACHE_GB (50): those
-copied first make room, and come again when they are needed again.
+copied first make room, and come again when they are needed again. A source that gives no byte for DEJAVU_STALLED_S (120)
+seconds is given up, and asked again.
 """
 
+import errno
 import os
+import select
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 from dejavu_lit.errors import UserError
-from dejavu_lit.files import atomic, fingerprint, locked, read_json, write_json
+from dejavu_lit.files import atomic, fingerprint, locked, read_json, read_object, write_json
 
 STATE = "remote.json"  # in the mirror: where it comes from
 MANIFEST = "manifest.json"
 SIZES = "sizes.json"
 ATTEMPTS = 3
 PAUSE = 0.25  # seconds, four times as long before each further attempt
-STALLED = 120  # seconds without a byte after which a read over http is given up
+COMING = ".coming"  # ends the mark of a shard that is being copied
 END = bytes(1024)  # the two empty blocks that end a tar
 
 
@@ -50,8 +56,8 @@ def mirror(url: str) -> Path:
         now, known = Path(temporary) / MANIFEST, folder / MANIFEST
         try:
             _copy(url, MANIFEST, now.parent)
-            sets = read_json(now)["sets"]
-        except (UserError, KeyError, TypeError) as error:
+            sets = dict(read_object(now)["sets"])
+        except (UserError, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"data.dir={url} holds no {MANIFEST} of prepared data ({error}); check the address"
             ) from None
@@ -96,19 +102,49 @@ def fetch_shard(path: Path) -> bool:
         return False
     with locked(path.parent / f".{path.name}.lock"):  # of several processes on the node one copies
         if not path.is_file():
-            _make_room(folder)
-            _copy(read_json(folder / STATE)["url"], f"{path.parent.name}/{path.name}", folder)
+            with _room(path):
+                _copy(read_json(folder / STATE)["url"], f"{path.parent.name}/{path.name}", folder)
     return True
 
 
-def _make_room(folder: Path) -> None:
+def _setting(name: str, default: float, unit: str) -> float:
+    """A number from the environment; raises UserError naming it where it is none above 0."""
+    given = os.environ.get(name, default)
     try:
-        room = float(os.environ.get("DEJAVU_CACHE_GB", 50)) * 1e9
+        value = float(given)
+        if value > 0:
+            return value
     except ValueError:
-        raise UserError(f"DEJAVU_CACHE_GB={os.environ['DEJAVU_CACHE_GB']} must be a number of GB") from None
+        pass
+    raise UserError(f"{name}={given} must be a number of {unit} above 0")
+
+
+@contextmanager
+def _room(path: Path) -> Iterator[None]:
+    """Make room for a shard whose lock is held, and have it counted by others until the block ends."""
+    mark = path.parent / f".{path.name}{COMING}"
+    with locked(path.parent.parent / ".room.lock"):
+        mark.touch()
+        _make_room(path.parent.parent)
+    try:
+        yield
+    finally:
+        mark.unlink(missing_ok=True)
+
+
+def _make_room(folder: Path) -> None:
+    room = _setting("DEJAVU_CACHE_GB", 50, "GB") * 1e9
     found = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in folder.glob("*/*.tar"))
-    # The next shard is about as large as the largest so far.
-    excess = sum(size for _, size, _ in found) + max((size for _, size, _ in found), default=0) - room
+    coming = 0
+    for mark in folder.glob(f"*/.*.tar{COMING}"):
+        try:
+            with locked(mark.with_suffix(".lock"), wait=False):  # the process that copied it was killed
+                for path in (mark, *mark.parent.glob(f"{mark.stem}.*.part")):
+                    path.unlink(missing_ok=True)
+        except UserError:
+            coming += 1
+    # A shard that is being copied is about as large as the largest so far.
+    excess = sum(size for _, size, _ in found) + coming * max((size for _, size, _ in found), default=0) - room
     for _, size, path in found:
         if excess <= 0:
             return
@@ -133,6 +169,8 @@ def _copy(url: str, relative: str, folder: Path) -> None:
         except UserError:
             raise
         except Exception as error:  # each of fsspec's backends has errors of its own
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise  # it is this node that cannot go on
             reason = f"{type(error).__name__}: {error}".rstrip(": ")
     raise UserError(f"{relative} of {url} could not be read in {ATTEMPTS} attempts ({reason}); try again later")
 
@@ -140,9 +178,7 @@ def _copy(url: str, relative: str, folder: Path) -> None:
 def _get(url: str, relative: str, target: Path) -> None:
     """Write the file there to ``target``; raises FileNotFoundError, UserError, or whatever the way there raises."""
     if url.startswith("pipe:"):
-        command = url.removeprefix("pipe:").replace("{}", shlex.quote(relative))
-        with open(target, "wb") as file:
-            subprocess.run(command, shell=True, stdout=file, check=True)
+        _run(url.removeprefix("pipe:").replace("{}", shlex.quote(relative)), target)
         return
     import fsspec
 
@@ -150,7 +186,8 @@ def _get(url: str, relative: str, target: Path) -> None:
     if url.startswith("http"):
         import aiohttp
 
-        options = {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_read=STALLED)}}
+        patience = aiohttp.ClientTimeout(total=None, sock_read=_patience(), sock_connect=_patience())
+        options = {"client_kwargs": {"timeout": patience}}
     try:
         system, path = fsspec.core.url_to_fs(f"{url.rstrip('/')}/{relative}", **options)
     except ImportError as missing:
@@ -158,6 +195,36 @@ def _get(url: str, relative: str, target: Path) -> None:
     except ValueError as error:
         raise UserError(f"data.dir={url}: {error}") from None
     system.get_file(path, str(target))
+
+
+def _patience() -> float:
+    """Seconds without a byte after which a source is given up."""
+    return _setting("DEJAVU_STALLED_S", 120, "seconds")
+
+
+def _run(command: str, target: Path) -> None:
+    """Write the output of a shell's command to ``target``; raises TimeoutError where it stalls."""
+    patience = _patience()
+    with (
+        open(target, "wb") as file,
+        subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, start_new_session=True) as process,
+    ):
+        assert process.stdout is not None
+        poll = select.poll()
+        poll.register(process.stdout, select.POLLIN)
+        try:
+            while poll.poll(patience * 1000):
+                if not (block := os.read(process.stdout.fileno(), 1 << 20)):
+                    code = process.wait(patience)
+                    break
+                file.write(block)
+            else:
+                raise TimeoutError(f"no byte for {patience:g} s")
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # all that the shell has started
+            raise
+    if code:
+        raise subprocess.CalledProcessError(code, command)
 
 
 def _ends(path: Path) -> bool:

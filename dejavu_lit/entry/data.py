@@ -33,7 +33,7 @@ def pinned(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "exclude_fingerprint": keys_fingerprint(read_keys(config["exclude"], "data.exclude"))}
 
 
-def prepare_data(spec: "DataSpec", **how: Any) -> None:
+def prepare_data(spec: "DataSpec", wait: bool = True, **how: Any) -> None:
     from dejavu_lit.files import locked
     from dejavu_lit.prepare import prepare as run
 
@@ -42,7 +42,9 @@ def prepare_data(spec: "DataSpec", **how: Any) -> None:
     if spec.dir is not None and is_remote(spec.dir):
         raise UserError(f"data.dir={spec.dir} is elsewhere; prepare into a local folder and copy it there")
     spec.folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(spec.folder.parent / f".{spec.folder.name}.lock"):  # ranks and jobs that start together: one prepares
+    with locked(
+        spec.folder.parent / f".{spec.folder.name}.lock", wait
+    ):  # of ranks and jobs that start together, one prepares
         run(
             reader=build(spec.reader, "data.reader"),
             out=spec.folder,
@@ -65,4 +67,4 @@ def prepare(cfg: DictConfig, out: Path) -> None:
     check_fields(run, config, "")
     if spec.exclude is not None and spec.dir is None:
         raise UserError("data.exclude leaves pairs out of what is prepared, so name the folder: data.dir=OUT")
-    prepare_data(spec, exclude=spec.exclude, **config)
+    prepare_data(spec, wait=False, exclude=spec.exclude, **config)
