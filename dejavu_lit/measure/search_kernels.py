@@ -133,7 +133,7 @@ def floor_of(score: float | np.float32, error: float, rounding: float) -> np.flo
 
     Never below −4, which no score is: the padding of a tile is, and must not be taken for candidates.
     """
-    true = max(score, -2.0) - error
+    true = max(float(score), -2.0) - error
     return np.float32(true - abs(true) * rounding - 2.0**-22)
 
 
