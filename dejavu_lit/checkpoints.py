@@ -28,7 +28,7 @@ class WholeCheckpoints(TorchCheckpointIO):
     def load_checkpoint(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint; raises UserError naming it where it is damaged."""
         try:
-            return super().load_checkpoint(path, *args, **kwargs)
+            return super().load_checkpoint(Path(path), *args, **kwargs)
         except Exception as error:
             raise _damaged(Path(path), error) from None
 

@@ -78,7 +78,8 @@ def _leaves(node: Any, place: str, depth: int = 0) -> Iterator[tuple[str, str, A
         return
     if depth > DEEPEST:
         raise UserError(f"{place} goes round in a circle of ${{…}}; give it plain values")
-    for key in list(node.keys()) if isinstance(node, DictConfig) else range(len(node)):
+    keys: Sequence[Any] = list(node.keys()) if isinstance(node, DictConfig) else range(len(node))
+    for key in keys:
         try:
             value = node[key]
         except OmegaConfBaseException:  # Hydra cannot use it either
