@@ -132,9 +132,7 @@ def train_ours(folder: Path, claim: Claim, augment: bool) -> list[float]:
         seconds.append(0.0)
 
     def end(module: ClipModule, *batch: Any) -> None:
-        seconds[-1] = (
-            time.perf_counter() - begun[-1]
-        )  # the last batch's stays: the epoch's checkpoint is written behind it
+        seconds[-1] = time.perf_counter() - begun[-1]  # up to the last batch: its checkpoint is written behind it
 
     ClipModule.on_train_epoch_start = followed(start, ClipModule.on_train_epoch_start)  # type: ignore[method-assign]
     ClipModule.on_train_batch_end = followed(end, ClipModule.on_train_batch_end)  # type: ignore[method-assign]
