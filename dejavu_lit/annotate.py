@@ -16,15 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dejavu_lit.data.shards import ShardIndex, ShardSet
+from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.errors import UserError
-from dejavu_lit.files import read_json, write_json, write_text
+from dejavu_lit.files import fingerprint, read_json, write_json, write_text
 from dejavu_lit.objects.artifact import Annotation, Annotator, Failed, failures, read_part, write_objects
 from dejavu_lit.objects.source import Shard, Source
 from dejavu_lit.progress import progress
 
 ABOUT = "annotator.json"  # who annotated, with the whole vocabulary
 FAILURES = "failed.csv"
+SOURCE = "source.json"  # in a set's folder: where its shards lay
 FEW = 10  # so many failed pictures of a shard are never too many
 STALE = 60  # seconds after which an unfinished file is a killed process's
 EVERY = 60  # seconds between lines of the log
@@ -107,9 +108,13 @@ def annotate(
     if not 0 <= max_failed <= 1:
         raise UserError(f"max_failed={max_failed} must lie between 0 and 1")
     _claim(out, source)
+    moved = {name for name, shards in sets.items() if _moved(out / name, shards)}
     jobs = [Shard(name, shards.index(number)) for name, shards in sets.items() for number in range(len(shards.names))]
     mine = (share or Share()).take(jobs)
-    missing = [shard for shard in mine if not _whole(_part(out, shard), shard.index, source.annotator)]
+    missing = [shard for shard in mine if not _whole(_part(out, shard), shard, source.annotator, shard.set in moved)]
+    for name, shards in sets.items():
+        if not (out / name / SOURCE).exists() or name in moved:
+            write_json(out / name / SOURCE, _source(shards))
     total, pictures, began = sum(len(shard.index) for shard in missing), 0, time.monotonic()
     said = began
     with progress(None, f"annotating with {source.annotator.name}", total=total, unit="picture") as bar:
@@ -153,13 +158,51 @@ def _claim(out: Path, source: Source) -> None:
     """Write ``annotator.json``, or raise UserError where it is another annotator's."""
     about = {"annotator": source.annotator.as_json(), "labels": None if source.labels is None else list(source.labels)}
     if (out / ABOUT).exists():
-        _refuse_other(out, source.annotator, Annotator(**read_json(out / ABOUT)["annotator"]))
+        try:
+            before = Annotator.from_json(read_json(out / ABOUT)["annotator"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{out / ABOUT} is damaged ({type(error).__name__}: {error}); remove it, or give another name="
+            ) from None
+        _refuse_other(out, source.annotator, before)
     else:
         write_json(out / ABOUT, about)
 
 
-def _whole(path: Path, index: ShardIndex, annotator: Annotator) -> bool:
-    """Whether the part of a shard is there, can be read and holds its pictures; UserError where it is another annotator's."""
+def _source(shards: ShardSet) -> dict[str, str]:
+    """Where a set lies, and what tells it from another one in the same place."""
+    return {"folder": str(shards.folder.resolve()), "sizes": fingerprint([shards.names, shards.sizes])}
+
+
+def _moved(folder: Path, shards: ShardSet) -> bool:
+    """Whether ``folder`` holds the objects of these shards when they lay elsewhere.
+
+    Raises:
+        UserError: they are not these shards, but others whose folder has the same name.
+    """
+    if not (folder / SOURCE).exists():
+        return False
+    before, now = read_json(folder / SOURCE), _source(shards)
+    if not isinstance(before, dict) or set(before) != set(now):
+        raise UserError(f"{folder / SOURCE} is damaged; remove it")
+    if before["folder"] != now["folder"] and before["sizes"] != now["sizes"]:
+        raise _foreign(folder, before["folder"], now["folder"])
+    return bool(before["folder"] != now["folder"])
+
+
+def _foreign(folder: Path, before: str, now: str) -> UserError:
+    return UserError(
+        f"{folder} holds the objects of {before}, which are not those of {now}; rename one of these two folders, or give "
+        "this artifact another name="
+    )
+
+
+def _whole(path: Path, shard: Shard, annotator: Annotator, moved: bool) -> bool:
+    """Whether the part of a shard is there, can be read and holds its pictures.
+
+    Raises:
+        UserError: it is another annotator's, or of other pictures in another place.
+    """
     if not path.exists():
         return False
     try:
@@ -168,7 +211,9 @@ def _whole(path: Path, index: ShardIndex, annotator: Annotator) -> bool:
         logger.warning("%s is damaged and made again", path)
         return False
     _refuse_other(path, annotator, found)
-    if table["key"].to_pylist() != list(index.keys):
+    if table["key"].to_pylist() != list(shard.index.keys):
+        if moved:
+            raise _foreign(path.parent, read_json(path.parent / SOURCE)["folder"], str(shard.index.path.parent))
         logger.warning("%s holds other pictures than its shard and is made again", path)
         return False
     return True

@@ -24,7 +24,7 @@ from dejavu_lit.data.hashing import hash_sets
 from dejavu_lit.data.pictures import opened
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.errors import UserError
-from dejavu_lit.files import atomic, read_json, write_json, write_text
+from dejavu_lit.files import atomic, read_object, write_json, write_text
 from dejavu_lit.objects.drawing import sheet
 from dejavu_lit.sides import Side
 
@@ -85,7 +85,7 @@ def dedup(
     """
     if (out / REPORT).is_file():
         log.info("%s is finished; nothing to do", out)
-        return dict(read_json(out / REPORT))
+        return read_object(out / REPORT)
     keys = [key for shards in sets.values() for key in shards.keys()]
     if len(set(keys)) != len(keys):
         twice = Counter(keys).most_common(1)[0][0]

@@ -17,12 +17,13 @@ from typing import Any
 import yaml
 
 from dejavu_lit import __version__
-from dejavu_lit.errors import UserError
-from dejavu_lit.files import fingerprint, locked, write_text
+from dejavu_lit.errors import UserError, first_line
+from dejavu_lit.files import fingerprint, locked, naming, write_text
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "open_clip_torch", "faiss-cpu", "faiss-gpu-cu12", "numpy")
 # What may differ between the first and a later call in the same directory: it changes where and how, not what.
 HOW = ("out", "trainer", "logger", "gaps")
+ENTRIES = 100_000  # of a config.yaml
 PARTNER = "partner"  # as gaps.reference of a study: the reference run of the same setting
 
 
@@ -69,13 +70,24 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} is no run directory (it has no config.yaml); give one that train.py made")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        _room(config, ENTRIES)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a 40th of May, or no UTF-8
         raise UserError(
-            f"{path} is not valid YAML ({str(error).splitlines()[0]}); restore it or start again in another directory"
+            f"{path} is not valid YAML ({first_line(error)}); restore it or start again in another directory"
         ) from None
     if not isinstance(config, dict):
         raise UserError(f"{path} is not a mapping of settings; restore it or start again in another directory")
     return config
+
+
+def _room(value: Any, room: int, depth: int = 0) -> int:
+    """What is left of ``room`` entries; raises ValueError where none is, or no end: a reference may stand for much more."""
+    if room <= 0 or depth > 50:
+        raise ValueError("it is too large, or refers to itself")
+    if isinstance(value, Mapping | list):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            room = _room(inner, room - 1, depth + 1)
+    return room
 
 
 def difference(old: Any, new: Any, path: str = "") -> str | None:
@@ -147,14 +159,15 @@ class CsvLog:
         if not self.path.exists():
             return
         with open(self.path, newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["step"].isdigit() and int(row["step"]) < step]
+            whole = (row for row in csv.DictReader(file) if all(row.get(name) for name in self.FIELDS))
+            rows = [row for row in whole if row["step"].isdigit() and int(row["step"]) < step]
         lines = [",".join(self.FIELDS), *(",".join(str(row[f]) for f in self.FIELDS) for row in rows)]
         write_text(self.path, "\n".join(lines) + "\n")
 
     def append(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
         """Add one row a metric."""
         new = not self.path.exists()
-        with open(self.path, "a", newline="") as file:
+        with naming(self.path), open(self.path, "a", newline="") as file:
             writer = csv.writer(file)
             if new:
                 writer.writerow(self.FIELDS)

@@ -30,7 +30,7 @@ from dejavu_lit.data.scan import Scan, scan
 from dejavu_lit.data.sets import PairSet, write_sets
 from dejavu_lit.data.splits import SETS, UNUSED, set_sizes, shard_order, split
 from dejavu_lit.errors import UserError
-from dejavu_lit.files import file_sha256, fingerprint, read_json, write_json
+from dejavu_lit.files import file_sha256, fingerprint, read_object, write_json
 
 MANIFEST = "manifest.json"
 UNFINISHED = ".prepare"  # folder of the scan's parts and, once shards are written, their settings; removed in the end
@@ -165,12 +165,12 @@ def _begin(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """The manifest of a finished folder; None for one to begin or to go on with, cleared of half-written files."""
     unfinished = out / UNFINISHED
     if (out / MANIFEST).exists():
-        manifest: dict[str, Any] = read_json(out / MANIFEST)
+        manifest: dict[str, Any] = read_object(out / MANIFEST)
         _same(out, settings, manifest.get("settings", {}))
         shutil.rmtree(unfinished, ignore_errors=True)  # killed between the manifest and the clearing up
         return manifest
     if (unfinished / SETTINGS).exists():
-        _same(out, settings, read_json(unfinished / SETTINGS))
+        _same(out, settings, read_object(unfinished / SETTINGS))
     elif taken := [name for name in (*SETS, "objects", *settings["extra"]) if (out / name).exists()]:
         raise UserError(f"{out} holds {taken[0]!r} that this command did not make; choose another out= or remove it")
     if unfinished.exists():

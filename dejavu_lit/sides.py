@@ -12,7 +12,7 @@ from dejavu_lit.data.left_out import later_duplicates, positions_of
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.data.spec import MANIFEST, SETS, DataSpec
 from dejavu_lit.errors import UserError
-from dejavu_lit.files import read_json
+from dejavu_lit.files import read_object
 from dejavu_lit.launch import identity, read_config
 from dejavu_lit.measure.vectors import Embeddings
 
@@ -93,7 +93,7 @@ class Side:
             if "@" in self.name:
                 return {}
             raise UserError(f"{self.run} is not finished; start train.py again in it, or evaluate {self.run}@EPOCH")
-        return dict(read_json(path))
+        return read_object(path)
 
     @property
     def trained_on(self) -> str | None:

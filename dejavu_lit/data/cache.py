@@ -9,6 +9,7 @@ from PIL import Image
 
 from dejavu_lit.data.pictures import opened
 from dejavu_lit.data.shards import BadPair, Pair, ShardIndex, ShardSet
+from dejavu_lit.data.texts import LONGEST_CAPTION
 from dejavu_lit.progress import progress
 
 Load = Callable[[Image.Image], np.ndarray]
@@ -24,11 +25,8 @@ def pixels(picture: Image.Image) -> np.ndarray:
 def load_pair(index: ShardIndex, position: int, load: Load) -> Loaded:
     """One pair of a shard, its picture as ``load`` makes it; raises BadPair where it cannot be used."""
     pair = index.read(position)
-    try:
-        with opened(pair.image) as picture:
-            return load(picture), pair.caption, other_captions(pair)
-    except BadPair as bad:
-        raise BadPair(f"{pair.key}: {bad}") from None
+    with opened(pair.image) as picture:
+        return load(picture), pair.caption, other_captions(pair)
 
 
 def other_captions(pair: Pair) -> tuple[str, ...]:
@@ -36,7 +34,8 @@ def other_captions(pair: Pair) -> tuple[str, ...]:
     listed = pair.meta.get("captions")
     if not isinstance(listed, list):
         return ()
-    return tuple(text.strip() for text in listed if isinstance(text, str) and text.strip())
+    texts = (text.strip() for text in listed if isinstance(text, str))
+    return tuple(text for text in texts if 0 < len(text) <= LONGEST_CAPTION)
 
 
 class PictureCache:
@@ -58,7 +57,7 @@ class PictureCache:
                 used += pair[0].nbytes
             except BadPair as bad:
                 pairs.append(bad)
-            if len(pairs) >= min(FEW, count) and used / len(pairs) * count > limit:
+            if used > limit or (len(pairs) >= min(FEW, count) and used / len(pairs) * count > limit):
                 return None
         return cls(pairs)
 

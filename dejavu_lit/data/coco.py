@@ -11,8 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dejavu_lit.data.reader import Paths, as_list, file_state, plain, read_picture
+from dejavu_lit.data.reader import Paths, as_list, file_state, read_picture
 from dejavu_lit.data.shards import BadPair, Pair
+from dejavu_lit.data.texts import limited, plain
 from dejavu_lit.errors import UserError
 from dejavu_lit.objects.artifact import Annotation, Annotator
 from dejavu_lit.objects.coco import CocoInstances, read_coco
@@ -98,7 +99,7 @@ class CocoReader:
                     kept = {name: plain(image[name]) for name in KEPT if name in image}
                     pictures[key] = (number, folder / file, tuple(captions.get(image["id"], ())), kept)
                     origin[key] = path
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
                 raise UserError(
                     f"{path} is no captions JSON of COCO ({type(error).__name__}: {error}); give captions_*.json as captions="
                 ) from None
@@ -134,10 +135,12 @@ class CocoReader:
         number, file, captions, kept = self._pictures[key]
         if self.caption >= len(captions):
             raise BadPair(f"it has no caption number {self.caption}")
+        caption = limited(captions[self.caption])
         data, extension = read_picture(file)
-        meta = {**kept, "image_id": number, "captions": list(captions), "source": file.parent.name}
+        others = [plain(other) for other in captions]
+        meta = {**kept, "image_id": number, "captions": others, "source": plain(file.parent.name)}
         annotation = self._instances.annotation(number, key) if self._instances else None
-        return Pair(key, data, extension, captions[self.caption], meta), annotation
+        return Pair(key, data, extension, caption, meta), annotation
 
     def fingerprint(self) -> dict[str, Any]:
         """The caption's number, the folders, and the state of the JSON files."""

@@ -3,7 +3,6 @@
 A pair's caption is its ``txt`` member, or ``caption`` of its ``json`` where there is none.
 """
 
-import json
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from dejavu_lit.data.reader import KeyIndex, Paths, as_list, clean_keys, picture_extension, plain
-from dejavu_lit.data.shards import IMAGE_EXTENSIONS, BadPair, Pair, index_shard
+from dejavu_lit.data.reader import KeyIndex, Paths, as_list, clean_keys, picture_extension
+from dejavu_lit.data.shards import IMAGE_EXTENSIONS, LARGEST_PICTURE, BadPair, Pair, index_shard
+from dejavu_lit.data.texts import LARGEST_JSON, meta_caption, read_meta, read_text
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import fingerprint
 from dejavu_lit.objects.artifact import Annotation, Annotator
@@ -77,18 +77,20 @@ class ShardReader:
         tar = self._tars[shards[row]]
         try:
             with open(tar, "rb") as file:
-                picture, text, extra = (_read(file.fileno(), int(o), int(s), tar) for o, s in where[row])
+                limits = (LARGEST_PICTURE + 1, LARGEST_JSON + 1, LARGEST_JSON + 1)  # enough to see that it is too large
+                picture, text, extra = (
+                    _read(file.fileno(), int(offset), min(int(size), limit), tar)
+                    for (offset, size), limit in zip(where[row], limits, strict=True)
+                )
         except FileNotFoundError:
             raise UserError(f"the shard {tar} has vanished; restore it and start again") from None
         if picture is None:
             raise BadPair("it has no picture")
-        try:
-            found = json.loads(extra) if extra is not None else {}
-            meta = plain(found) if isinstance(found, dict) else {}
-            caption = text.decode("utf-8") if text is not None else str(meta.get("caption") or "")
-        except ValueError:
-            raise BadPair("its text or JSON does not decode") from None
-        return Pair(key, picture, picture_extension(picture), caption.strip(), meta), None
+        if len(picture) > LARGEST_PICTURE:
+            raise BadPair(f"the picture has more than {LARGEST_PICTURE >> 20} MiB")
+        meta = read_meta(extra) if extra is not None else {}
+        caption = read_text(text) if text is not None else meta_caption(meta)
+        return Pair(key, picture, picture_extension(picture), caption, meta), None
 
     def fingerprint(self) -> dict[str, Any]:
         """The folders, and a hash of the tars' names, sizes and times."""

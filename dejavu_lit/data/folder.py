@@ -1,6 +1,5 @@
 """A folder of pictures as pairs: each picture with its caption in a ``.txt`` of the same name, searched recursively."""
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,8 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from dejavu_lit.data.reader import KeyIndex, clean_keys, plain, read_picture
+from dejavu_lit.data.reader import KeyIndex, clean_keys, read_file, read_picture
 from dejavu_lit.data.shards import IMAGE_EXTENSIONS, BadPair, Pair
+from dejavu_lit.data.texts import LARGEST_JSON, limited, plain, read_meta, read_text
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import fingerprint
 from dejavu_lit.objects.artifact import Annotation, Annotator
@@ -56,17 +56,16 @@ class FolderReader:
         """The pair; raises BadPair for a missing or empty caption. A ``.json`` beside the picture joins the pair's JSON."""
         file = self._files[self._index.row(key)]
         path = Path(self.path, file)
-        meta: dict[str, Any] = {"path": file}
+        meta: dict[str, Any] = {"path": plain(file)}
         if self.caption == "folder":
-            meta["label"] = caption = path.parent.name
+            meta["label"] = caption = limited(path.parent.name)
         else:
             caption = _text(path.with_suffix(".txt"))
         if path.with_suffix(".json").is_file():
             try:
-                found = json.loads(path.with_suffix(".json").read_bytes())
-            except (OSError, ValueError):
-                raise BadPair("the .json beside the picture is not valid JSON") from None
-            meta = {**plain(found), **meta} if isinstance(found, dict) else meta
+                meta = {**read_meta(read_file(path.with_suffix(".json"), LARGEST_JSON + 1)), **meta}
+            except OSError:
+                raise BadPair("the .json beside the picture may not be read") from None
         data, extension = read_picture(path)
         return Pair(key, data, extension, caption, meta), None
 
@@ -106,8 +105,6 @@ def _walk(root: str, below: str, above: frozenset[str] = frozenset()) -> Iterato
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig").strip()
-    except UnicodeDecodeError:
-        raise BadPair("its caption is not UTF-8") from None
+        return read_text(read_file(path, LARGEST_JSON))
     except OSError:
         raise BadPair("it has no caption (.txt) beside the picture") from None

@@ -8,8 +8,9 @@ import numpy as np
 
 from dejavu_lit.data.duplicates import HASH, content_digest
 from dejavu_lit.data.reader import file_state
-from dejavu_lit.data.scan import look
+from dejavu_lit.data.scan import look, read_arrays
 from dejavu_lit.data.shards import BadPair, ShardSet, index_shard
+from dejavu_lit.errors import UserError
 from dejavu_lit.files import atomic, fingerprint
 from dejavu_lit.parallel import spread
 from dejavu_lit.progress import progress
@@ -64,18 +65,18 @@ def hash_sets(sets: Mapping[str, ShardSet], folder: Path, perceptual: bool, work
             bar.update(done)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in ARRAYS}
     for job in jobs:
-        with np.load(layout.part(*job)) as content:
-            for name in ARRAYS:
-                parts[name].append(content[name])
+        content = read_arrays(layout.part(*job), ARRAYS)
+        if content is None:
+            raise UserError(f"{layout.part(*job)} was damaged while it was read; start the same command again")
+        for name in ARRAYS:
+            parts[name].append(content[name])
     return Hashed(*(np.concatenate(parts[name]) for name in ARRAYS))
 
 
 def _whole(layout: _Layout, name: str, shard: Path) -> bool:
     """Whether the part is there and of this shard as it is now."""
-    if not layout.part(name, shard).exists():
-        return False
-    with np.load(layout.part(name, shard)) as content:
-        return str(content["of"]) == layout.identity(shard)
+    content = read_arrays(layout.part(name, shard), (*ARRAYS, "of"))
+    return content is not None and str(content["of"]) == layout.identity(shard)
 
 
 def _hash_shard(layout: _Layout, job: tuple[str, Path]) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from dejavu_lit.data.epoch import Positions, nested_sizes
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.errors import UserError
-from dejavu_lit.files import fingerprint, read_json
+from dejavu_lit.files import fingerprint, read_object
 
 GROUPS = "groups"  # in the manifest's "duplicates": {set: [[key, …], …]}, each group sorted
 log = logging.getLogger(__name__)
@@ -45,6 +45,20 @@ def positions_of(shards: ShardSet, keys: Collection[str]) -> dict[int, tuple[int
     return {shard: positions for shard, positions in found.items() if positions}
 
 
+def tell_unknown(option: str, keys: Collection[str], folders: Sequence[Path]) -> None:
+    """Warn where some of ``keys`` are in none of the sets in ``folders``: a misspelt key leaves nothing out."""
+    unknown = set(keys)
+    for folder in folders:
+        if not unknown:
+            return
+        shards = ShardSet.open(folder)
+        for shard in range(len(shards.names)):
+            unknown.difference_update(shards.index(shard).keys)
+    if unknown:
+        which = (len(unknown), len(keys), option, min(unknown))
+        log.warning("%d of %d keys in %s are in no set of the data, the first is %r", *which)
+
+
 def count(positions: Positions) -> int:
     """How many pairs these are."""
     return sum(map(len, positions.values()))
@@ -74,14 +88,18 @@ def later_duplicates(
     Raises:
         UserError: the manifest lists no groups.
     """
-    groups = read_json(manifest).get("duplicates", {}).get(GROUPS)
+    duplicates = read_object(manifest).get("duplicates")
+    groups = duplicates.get(GROUPS) if isinstance(duplicates, dict) else None
     if groups is None:
         raise UserError(
             f"mitigation.dedup=true needs the groups of near-duplicates, which {manifest} does not list: prepare the data "
             "again into another data.dir=, or use data.exclude= with a list by python -m dejavu_lit.dedup within=true"
         )
+    mine = groups.get(name, []) if isinstance(groups, dict) else None
+    if not isinstance(mine, list) or not all(isinstance(g, list) and all(isinstance(k, str) for k in g) for g in mine):
+        raise UserError(f"the groups of duplicates in {manifest} are damaged; prepare the data again")
     used = nested_sizes(shards.sizes, train_size, excluded)
-    found = positions_of(shards, {key for group in groups.get(name, ()) for key in group})
+    found = positions_of(shards, {key for group in mine for key in group})
     place = {
         shards.index(shard).keys[position]: (shard, position)
         for shard, positions in found.items()
@@ -89,7 +107,7 @@ def later_duplicates(
         if position < used[shard] and position not in excluded.get(shard, ())
     }
     removed: dict[int, list[int]] = {}
-    for group in groups.get(name, ()):
+    for group in mine:
         for key in _there(group, place)[1:]:
             shard, position = place[key]
             removed.setdefault(shard, []).append(position)

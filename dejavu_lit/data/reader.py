@@ -4,18 +4,19 @@ A new source is one class with these five members in one file of this folder; ``
 """
 
 import hashlib
-import math
+import os
 import re
+import stat
 import unicodedata
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from dejavu_lit.data.shards import BadPair, Pair
+from dejavu_lit.data.shards import LARGEST_PICTURE, BadPair, Pair
 from dejavu_lit.errors import UserError
 from dejavu_lit.objects.artifact import Annotation, Annotator
 
@@ -99,33 +100,33 @@ def picture_extension(data: bytes) -> str:
 
 
 def read_picture(path: Path) -> tuple[bytes, str]:
-    """A picture file's bytes and extension; raises BadPair when it is missing, unreadable or of another format."""
+    """A picture file's bytes and extension; raises BadPair when it is missing, unreadable, too large or of another format."""
     try:
-        data = path.read_bytes()
+        data = read_file(path, LARGEST_PICTURE + 1)
     except PermissionError:
         raise BadPair("the picture may not be read (permissions)") from None
     except (OSError, ValueError):  # ValueError: a NUL byte in a table's path
         raise BadPair("the picture does not exist") from None
-    return data, picture_extension(data)
+    extension = picture_extension(data)
+    if len(data) > LARGEST_PICTURE:
+        raise BadPair(f"the picture has more than {LARGEST_PICTURE >> 20} MiB")
+    return data, extension
+
+
+def read_file(path: Path, most: int) -> bytes:
+    """The first ``most`` bytes of a file; raises OSError, also for a pipe or a device, from which reading might never end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        state = os.fstat(descriptor)
+        if not stat.S_ISREG(state.st_mode):
+            raise FileNotFoundError(f"{path} is no file")
+        return file.read(min(most, state.st_size))
 
 
 def file_state(path: Path) -> dict[str, Any]:
     """Size and modification time of a file, for fingerprints."""
     state = path.stat()
     return {"path": str(path.resolve()), "bytes": state.st_size, "mtime_ns": state.st_mtime_ns}
-
-
-def plain(value: Any) -> Any:
-    """``value`` as JSON can hold it: dates and the like as text, NaN and infinity as null."""
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(name): plain(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    return str(value)
 
 
 def as_list(paths: Paths | None) -> list[Path]:

@@ -19,7 +19,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -221,7 +221,8 @@ def _run(command: str, target: Path) -> None:
             else:
                 raise TimeoutError(f"no byte for {patience:g} s")
         except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)  # all that the shell has started
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # all that the shell has started
             raise
     if code:
         raise subprocess.CalledProcessError(code, command)

@@ -15,11 +15,13 @@ from dejavu_lit.data.duplicates import content_digest, perceptual_hash
 from dejavu_lit.data.pictures import opened
 from dejavu_lit.data.reader import Reader
 from dejavu_lit.data.shards import BadPair
-from dejavu_lit.errors import UserError
+from dejavu_lit.data.texts import EMPTY
+from dejavu_lit.errors import UserError, first_line
 from dejavu_lit.files import atomic, fingerprint
 from dejavu_lit.parallel import spread
 from dejavu_lit.progress import progress
 
+ARRAYS = ("digests", "hashes", "hashed", "bad", "keys")
 PART = 500  # pairs: a few seconds' work, so little is lost and the bar moves
 FEW = 10  # so many unusable pairs are never too many
 logger = logging.getLogger(__name__)
@@ -69,11 +71,13 @@ def scan(reader: Reader, keys: Sequence[str], folder: Path, perceptual: bool, wo
     skipped: dict[str, list[str]] = {}
     for number, part in parts:
         rows = slice(number * PART, number * PART + len(part))
-        with np.load(_part(folder, number)) as content:
-            digests[rows], hashes[rows], hashed[rows] = content["digests"], content["hashes"], content["hashed"]
-            for row, reason in json.loads(str(content["bad"])).items():
-                usable[number * PART + int(row)] = False
-                skipped.setdefault(reason, []).append(part[int(row)])
+        content = read_arrays(_part(folder, number), ARRAYS)
+        if content is None:
+            raise UserError(f"{_part(folder, number)} was damaged while it was read; start the same command again")
+        digests[rows], hashes[rows], hashed[rows] = content["digests"], content["hashes"], content["hashed"]
+        for row, reason in json.loads(str(content["bad"])).items():
+            usable[number * PART + int(row)] = False
+            skipped.setdefault(reason, []).append(part[int(row)])
     _report(reader.name, len(keys), skipped, max_skipped)
     kept = [keys[row] for row in np.flatnonzero(usable).tolist()]
     return Scan(kept, digests[usable], hashes[usable], hashed[usable], dict(sorted(skipped.items())))
@@ -98,10 +102,20 @@ def _part(folder: Path, number: int) -> Path:
 
 def _whole(folder: Path, number: int, keys: list[str]) -> bool:
     """Whether the part is there and of these keys."""
-    if not _part(folder, number).exists():
-        return False
-    with np.load(_part(folder, number)) as content:
-        return str(content["keys"]) == fingerprint(keys)
+    content = read_arrays(_part(folder, number), ARRAYS)
+    return content is not None and str(content["keys"]) == fingerprint(keys)
+
+
+def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray] | None:
+    """{name: array} of a part, an ``.npz``; None where it is not there, and with a warning where it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return {name: content[name] for name in names}
+    except Exception as error:  # of damaged archives numpy and zipfile raise nearly anything
+        logger.warning("%s is damaged (%s) and made again", path, first_line(error))
+        return None
 
 
 def _scan_part(source: _Source, part: tuple[int, list[str]]) -> int:
@@ -114,7 +128,7 @@ def _scan_part(source: _Source, part: tuple[int, list[str]]) -> int:
         try:
             pair, _ = source.reader.read(key)
             if not pair.caption:
-                raise BadPair("its caption is empty")
+                raise BadPair(EMPTY)
             value = look(pair.image, source.perceptual)
         except BadPair as reason:
             bad[row] = str(reason)

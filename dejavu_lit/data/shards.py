@@ -21,12 +21,15 @@ import numpy as np
 
 from dejavu_lit.data.remote import STATE as REMOTE
 from dejavu_lit.data.remote import fetch_shard
+from dejavu_lit.data.texts import LARGEST_JSON, BadPair, meta_caption, read_meta, read_text
 from dejavu_lit.errors import UserError
-from dejavu_lit.files import atomic, read_json, write_json
+from dejavu_lit.files import atomic, read_json, read_object, write_json
 from dejavu_lit.progress import progress
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 SIZES = "sizes.json"
+MOST_PAIRS = 1 << 40  # of a shard
+LARGEST_PICTURE = 256 << 20  # bytes of its file
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,6 @@ class Pair:
     extension: str
     caption: str
     meta: dict[str, Any] = field(default_factory=dict)
-
-
-class BadPair(Exception):
-    """A pair of a shard that cannot be used; the text says why. Readers skip and count it."""
 
 
 @dataclass(frozen=True)
@@ -59,30 +58,30 @@ class ShardIndex:
         """The pair at ``position``; with ``image=False`` its picture is left empty (captions only).
 
         Raises:
-            BadPair: no picture, an empty caption, or text and JSON that do not decode.
+            BadPair: no picture, text and JSON that do not decode, or a caption that is no text or too long. It may be empty.
             UserError: the file has vanished or was cut since it was indexed.
         """
         members = self.members[position]
-        key = self.keys[position]
         extension = next((e for e in IMAGE_EXTENSIONS if e in members), None)
         if extension is None:
-            raise BadPair(f"{key} in {self.path.name} has no picture ({'/'.join(IMAGE_EXTENSIONS)})")
+            raise BadPair("it has no picture")
+        if members[extension][1] > LARGEST_PICTURE:
+            raise BadPair(f"the picture has more than {LARGEST_PICTURE >> 20} MiB")
         try:
             with _open(self.path) as file:
-                content: dict[str, bytes] = {
-                    e: _read(file.fileno(), self.path, *members[e]) for e in ("txt", "json", "cls") if e in members
-                }
+                content: dict[str, bytes] = {}
+                for name in ("txt", "json", "cls"):
+                    if name in members:  # of one that is too large, enough to see it
+                        offset, size = members[name]
+                        content[name] = _read(file.fileno(), self.path, offset, min(size, LARGEST_JSON + 1))
                 content["image"] = _read(file.fileno(), self.path, *members[extension]) if image else b""
         except FileNotFoundError:
             raise UserError(f"the shard {self.path} has vanished; restore it and start again") from None
-        try:
-            meta = json.loads(content["json"]) if "json" in content else {}
-            if "cls" in content and isinstance(meta, dict):  # the class, where WebDataset keeps it
-                meta.setdefault("label", content["cls"].decode("utf-8").strip())
-            caption = content["txt"].decode("utf-8") if "txt" in content else str(meta.get("caption") or "")
-        except ValueError as error:
-            raise BadPair(f"{key} in {self.path.name} has unreadable text or JSON ({error})") from None
-        return Pair(key, content["image"], extension, caption.strip(), meta if isinstance(meta, dict) else {})
+        meta = read_meta(content["json"]) if "json" in content else {}
+        if "cls" in content:  # the class, where WebDataset keeps it
+            meta.setdefault("label", read_text(content["cls"]))
+        caption = read_text(content["txt"]) if "txt" in content else meta_caption(meta)
+        return Pair(self.keys[position], content["image"], extension, caption, meta)
 
 
 def _open(path: Path) -> BinaryIO:
@@ -117,11 +116,14 @@ def index_shard(path: Path) -> ShardIndex:
         with _open(path) as whole, tarfile.open(fileobj=whole, mode="r:") as tar:
             end = 0  # where the last member's data ends, in tar's blocks of 512 bytes
             for member in tar:
-                end = member.offset_data + -(-member.size // 512) * 512
+                start, end = end, member.offset_data + -(-member.size // 512) * 512
+                if member.offset_data < start:  # a header can lead back to members before it, for ever
+                    raise UserError(f"{path} is damaged (a member begins within another); make it again or remove it")
                 if member.isdir():
                     continue
-                parts = Path(member.name).parts
-                if not member.isreg() or member.name.startswith("/") or ".." in parts:
+                parts = Path(member.name.encode("utf-8", "backslashreplace").decode()).parts
+                plain = member.isreg() and not member.issparse() and member.size >= 0
+                if not plain or member.name.startswith("/") or ".." in parts or not parts:
                     raise UserError(f"{path} holds {member.name!r}, which is no plain file inside the archive; refused")
                 base, _, extension = parts[-1].partition(".")
                 key = "/".join((*parts[:-1], base))
@@ -133,7 +135,9 @@ def index_shard(path: Path) -> ShardIndex:
                 raise UserError(f"{path} is cut short (it has no end mark); make it again or remove it")
     except FileNotFoundError:
         raise UserError(f"the shard {path} does not exist") from None
-    except tarfile.ReadError as error:
+    except UserError:
+        raise
+    except Exception as error:  # tarfile raises nearly anything for damaged headers
         raise UserError(f"{path} is not a whole, uncompressed tar ({error}); make it again or remove it") from None
     groups = {key: m for key, m in groups.items() if "txt" in m or "json" in m or set(m) & set(IMAGE_EXTENSIONS)}
     return ShardIndex(path, tuple(groups), tuple(groups.values()))
@@ -157,12 +161,12 @@ class ShardSet:
         folder = Path(folder)
         names = tuple(sorted(p.name for p in folder.glob("*.tar"))) if folder.is_dir() else ()
         if (folder.parent / REMOTE).is_file() and (folder / SIZES).is_file():
-            names = tuple(sorted(read_json(folder / SIZES)))  # some may not be on this node yet
+            names = tuple(sorted(read_object(folder / SIZES)))  # some may not be on this node yet
         if not names:
             raise UserError(f"{folder} holds no shards (*.tar); check data.dir or run python -m dejavu_lit.prepare")
         known: dict[str, int] = read_json(folder / SIZES) if (folder / SIZES).exists() else {}
         if not isinstance(known, dict) or not all(
-            type(size) is int and size >= 0 and "/" not in name for name, size in known.items()
+            type(size) is int and 0 <= size < MOST_PAIRS and "/" not in name for name, size in known.items()
         ):
             raise UserError(
                 f"{folder / SIZES} is not {{shard: number of pairs}}; remove it, and the pairs are counted again"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dejavu_lit.data.epoch import Repeat
-from dejavu_lit.data.left_out import keys_fingerprint, read_keys
+from dejavu_lit.data.left_out import keys_fingerprint, read_keys, tell_unknown
 from dejavu_lit.data.remote import fetch_objects, is_remote, mirror
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.errors import UserError, suggest
@@ -65,6 +65,14 @@ class DataSpec:
                 f"data.exclude={self.exclude} holds other keys than when the run began; restore the file, or train anew"
             )
         return keys
+
+    def tell_unknown(self) -> None:
+        """Warn where keys in ``exclude`` are in no set; of data that lie elsewhere nothing is known without copying it."""
+        if not self.excluded or (self.dir is not None and is_remote(self.dir)):
+            return
+        folders = dict.fromkeys(path.parent for path in sorted(self.folder.glob("*/*.tar")))
+        elsewhere = [Path(self.public)] if self.public not in self.public_sets and Path(self.public).is_dir() else []
+        tell_unknown(f"data.exclude={self.exclude}", self.excluded, [*folders, *elsewhere])
 
     def repeats(self) -> Repeat:
         """The planted repetitions as a value."""

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from dejavu_lit.data.cache import PictureCache, load_pair, pixels
 from dejavu_lit.data.captions import train_caption
 from dejavu_lit.data.epoch import EpochPlan
 from dejavu_lit.data.shards import BadPair, ShardSet
+from dejavu_lit.data.texts import EMPTY
 from dejavu_lit.errors import UserError
 from dejavu_lit.mitigation import Mitigation
 
@@ -28,9 +30,9 @@ class PairStream(IterableDataset[Batch]):
     """The batches of one rank in one epoch from step ``offset`` on; each worker gives its own stretch.
 
     A batch holds ``images`` uint8 [b, 3, h, w], ``tokens`` int64 [b, context], ``index`` int64 [b] (the pair's position
-    in the set) and ``replaced`` (an int: pairs that could not be read and were replaced by the next readable one of the
-    same stretch, so that counts never change). ``knobs`` act on the captions; ``augment``, where given, makes the input of
-    the picture instead of ``preprocess``.
+    in the set), ``replaced`` (an int: pairs that could not be read and were replaced by the next readable one of the same
+    stretch, so that counts never change) and ``unreadable`` ({index: reason} of the pairs passed over). ``knobs`` act on
+    the captions; ``augment``, where given, makes the input of the picture instead of ``preprocess``.
     """
 
     def __init__(
@@ -56,22 +58,27 @@ class PairStream(IterableDataset[Batch]):
         stretch = np.concatenate(batches) if batches else np.zeros((0, 2), dtype=np.int64)
         for start in range(0, len(stretch), self.plan.batch):
             wanted = range(start, start + self.plan.batch)
-            found = [self._readable(stretch, i) for i in wanted]
+            unreadable: dict[int, str] = {}
+            found = [self._readable(stretch, i, unreadable) for i in wanted]
             entries = stretch[[i for i, _, _ in found]]
             yield {
                 "images": torch.from_numpy(np.stack([picture for _, picture, _ in found])),
                 "tokens": self.tokenizer([caption for _, _, caption in found]),
                 "index": torch.from_numpy(self.shards.starts[entries[:, 0]] + entries[:, 1]),
                 "replaced": sum(i != j for i, (j, _, _) in zip(wanted, found, strict=True)),
+                "unreadable": unreadable,
             }
 
-    def _readable(self, stretch: np.ndarray, start: int) -> tuple[int, np.ndarray, str]:
-        """The first pair of the stretch from ``start`` on (then from its beginning) that can be read."""
-        for i in (*range(start, len(stretch)), *range(start)):
+    def _readable(self, stretch: np.ndarray, start: int, bad: dict[int, str]) -> tuple[int, np.ndarray, str]:
+        """The first pair of the stretch from ``start`` on (then from its beginning) that can be read; notes the others."""
+        for i in chain(range(start, len(stretch)), range(start)):
+            shard, position = map(int, stretch[i])
             try:
-                return i, *self._read(*map(int, stretch[i]))
-            except BadPair as bad:
-                log.warning("skipped %s", bad)
+                return i, *self._read(shard, position)
+            except BadPair as reason:
+                key = self.shards.index(shard).keys[position]
+                log.warning("skipped %s in %s: %s", key, self.shards.names[shard], reason)
+                bad[int(self.shards.starts[shard]) + position] = str(reason)
         raise UserError(f"none of {len(stretch)} pairs of {self.shards.folder} can be read; prepare the data again")
 
     def _read(self, shard: int, position: int) -> tuple[np.ndarray, str]:
@@ -81,7 +88,7 @@ class PairStream(IterableDataset[Batch]):
         else:
             picture, caption, others = self.cache.get(int(self.shards.starts[shard]) + position)
         if not caption:
-            raise BadPair(f"{index.keys[position]} in {index.path.name} has an empty caption")
+            raise BadPair(EMPTY)
         seed, epoch, key = self.plan.seed, self.plan.epoch, index.keys[position]
         if self.augment is not None:
             picture = self.augment(picture, f"{seed}/{epoch}/{key}")

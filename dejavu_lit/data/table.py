@@ -11,11 +11,13 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from dejavu_lit.data.reader import KeyIndex, clean_keys, file_state, plain, read_picture
+from dejavu_lit.data.reader import KeyIndex, clean_keys, file_state, read_picture
 from dejavu_lit.data.shards import BadPair, Pair
-from dejavu_lit.errors import UserError, suggest
+from dejavu_lit.data.texts import meta_caption, plain
+from dejavu_lit.errors import UserError, first_line, suggest
 from dejavu_lit.objects.artifact import Annotation, Annotator
 
+BLOCK = 16 << 20  # bytes of a CSV file read at once; a row must not be longer
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 
 
@@ -45,10 +47,9 @@ class TableReader:
             raise UserError(f"the table {path} does not exist; check path=")
         try:
             table = self._read(path)
-        except (pa.ArrowException, OSError, KeyError) as error:
-            raise UserError(
-                f"{path} cannot be read as a table ({str(error).splitlines()[0]}); check the file"
-            ) from None
+            table.validate(full=True)
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            raise UserError(f"{path} cannot be read as a table ({first_line(error)}); check the file") from None
         for option in ("image", "caption", "key"):
             column = getattr(self, option)
             if column is not None and table.column_names.count(column) != 1:
@@ -72,6 +73,7 @@ class TableReader:
         text = {column: pa.string() for column in (self.image, self.caption, self.key) if column is not None}
         return pyarrow.csv.read_csv(
             path,
+            read_options=pyarrow.csv.ReadOptions(block_size=BLOCK),
             parse_options=pyarrow.csv.ParseOptions(delimiter=DELIMITERS[path.suffix.lower()], newlines_in_values=True),
             convert_options=pyarrow.csv.ConvertOptions(column_types=text, strings_can_be_null=False),
         )
@@ -79,7 +81,13 @@ class TableReader:
     @cached_property
     def _index(self) -> KeyIndex:
         column = self._table[self.key or self.image]
-        values = [str(value or "") for value in column.to_pylist()]
+        try:
+            values = [str("" if value is None else value) for value in column.to_pylist()]
+        except (ValueError, OverflowError) as error:  # dates beyond those of Python
+            name = self.key or self.image
+            raise UserError(
+                f"the column {name!r} of {self.path} holds what is no text ({error}); choose another"
+            ) from None
         if self.key is None:
             return KeyIndex(clean_keys([os.path.splitext(value)[0] for value in values]))
         if "" in values:
@@ -101,13 +109,15 @@ class TableReader:
     def read(self, key: str) -> tuple[Pair, Annotation | None]:
         """The pair; raises BadPair for a missing picture or caption."""
         row = self._index.row(key)
-        values = {name: self._table[name][row].as_py() for name in self._table.column_names}
-        file, caption = values.pop(self.image), values.pop(self.caption)
-        if not file:
+        try:
+            values = {name: plain(self._table[name][row].as_py()) for name in self._table.column_names}
+        except (ValueError, OverflowError, RecursionError):  # dates beyond those of Python, nested too deeply
+            raise BadPair("its row holds what JSON cannot") from None
+        file, caption = values.pop(self.image), values.pop(self.caption, None)
+        if file is None or file == "":
             raise BadPair("it has no picture's path")
         data, extension = read_picture(Path(self.path).parent / str(file))
-        meta = {**plain(values), "path": str(file)}
-        return Pair(key, data, extension, str(caption or "").strip(), meta), None
+        return Pair(key, data, extension, meta_caption({"caption": caption}), {**values, "path": str(file)}), None
 
     def fingerprint(self) -> dict[str, Any]:
         """The columns and the table file's state."""

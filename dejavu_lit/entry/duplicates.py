@@ -24,6 +24,7 @@ def dedup(cfg: DictConfig, out: Path) -> None:
         raise UserError(f"similarity={config['similarity']} must lie between 0 and 1, e.g. 0.95")
     data = data_spec(config["data"])
     data.check()
+    data.tell_unknown()
     sets = open_sets(data, config["sets"])
     if config["sets"] is None:
         sets = {

@@ -19,8 +19,9 @@ from torchvision.io import decode_jpeg
 
 from dejavu_lit.data.pictures import opened
 from dejavu_lit.data.shards import BadPair, ShardIndex, ShardSet
+from dejavu_lit.data.texts import EMPTY
 from dejavu_lit.errors import UserError
-from dejavu_lit.files import locked, read_json, write_json
+from dejavu_lit.files import locked, read_object, write_json
 from dejavu_lit.measure.vectors import FINGERPRINT, Embeddings, check_vectors, open_part, read_keys, write_part
 from dejavu_lit.models.encoder import Encoder
 from dejavu_lit.progress import progress
@@ -125,7 +126,7 @@ def write_missing(
 def _note_skipped(folder: Path, about: dict[str, object], bad: dict[str, str]) -> dict[str, str]:
     """Add pairs to the folder's list of skipped ones; gives the whole list, those of other ranks included."""
     with locked(folder / ".lock"):
-        skipped = dict(read_json(folder / FINGERPRINT)["skipped"]) | bad
+        skipped = _skipped(read_object(folder / FINGERPRINT), folder) | bad
         write_json(folder / FINGERPRINT, {**about, "skipped": skipped})
     return skipped
 
@@ -140,7 +141,7 @@ def _take_up(folder: Path, about: dict[str, object]) -> dict[str, str]:
             )
         write_json(path, {**about, "skipped": {}})
         return {}
-    found = read_json(path)
+    found = read_object(path)
     for key, what in (
         ("model", "the model"),
         ("data", "the data"),
@@ -152,7 +153,15 @@ def _take_up(folder: Path, about: dict[str, object]) -> dict[str, str]:
             raise UserError(
                 f"the embeddings in {folder} were made otherwise: {what} differs; remove that folder to have them made anew"
             )
-    return dict(found.get("skipped", {}))
+    return _skipped(found, folder)
+
+
+def _skipped(about: dict[str, object], folder: Path) -> dict[str, str]:
+    """{key: reason} in a fingerprint; raises UserError where it is damaged."""
+    skipped = about.get("skipped", {})
+    if not isinstance(skipped, dict):
+        raise UserError(f"{folder / FINGERPRINT} is damaged (its list of skipped pairs); remove the folder")
+    return skipped
 
 
 def _whole(folder: Path, name: str) -> bool:
@@ -219,7 +228,7 @@ def read_chunk(encoder: Encoder, index: ShardIndex, start: int, modality: Modali
             elif pair.caption:
                 content.append(pair.caption)
             else:
-                raise BadPair("its caption is empty")
+                raise BadPair(EMPTY)
         except BadPair as error:
             bad[key] = str(error)
         else:
@@ -237,7 +246,8 @@ def decode_picture(data: bytes) -> Image.Image | torch.Tensor:
         if picture.mode == "RGB" and picture.format == "JPEG" and data.endswith(b"\xff\xd9"):
             # The same library and the same pixels as Pillow's, without its copies. A file cut short is left to Pillow.
             with suppress(RuntimeError):
-                return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+                pixels: torch.Tensor = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+                return pixels
         picture.load()
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1) if picture.mode == "RGB" else picture
 

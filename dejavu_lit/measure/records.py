@@ -12,6 +12,7 @@ objects stay, with null precision and recall. String lists are dictionary-encode
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -22,10 +23,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dejavu_lit.errors import UserError
+from dejavu_lit.errors import UserError, first_line
 from dejavu_lit.files import atomic
 from dejavu_lit.measure.scores import Neighbors, Scores, predict, score
-from dejavu_lit.objects.artifact import Objects
+from dejavu_lit.objects.artifact import DAMAGE, Objects
 
 __all__ = ["EXPOSURE", "Neighbors", "Records", "Scores", "read_records", "score", "write_records"]
 
@@ -174,25 +175,50 @@ def read_records(path: Path | str, truth: Objects, public: Objects) -> Records:
     keys: list[str] = []
     captions: list[str] = []
     found: dict[str, list[Neighbors]] = {side: [] for side in SIDES}
-    try:
-        there = pq.read_schema(path).names
-        if missing := [name for name in names if name not in there]:
-            raise UserError(f"{path} has no column {missing[0]!r}; remove it and run evaluate.py again")
-        with pq.ParquetFile(path, read_dictionary=[f"{side}_neighbors.list.element" for side in SIDES]) as file:
+    dictionaries = [f"{side}_neighbors.list.element" for side in SIDES]
+    with damage_told(path):
+        check_columns(path, names)
+        with pq.ParquetFile(path, read_dictionary=dictionaries) as file:
             # One group at a time: each keeps its own dictionary, and the strings of the others need not be held.
             for number in range(file.num_row_groups):
                 group = file.read_row_group(number, columns=names)
+                group.validate(full=True)
+                if gaps := [name for name in names if group[name].null_count]:
+                    raise ValueError(f"a row has no {gaps[0]}")
                 keys += group["key"].to_pylist()
                 captions += group["caption"].to_pylist()
                 for side in SIDES:
                     found[side].append(_neighbors(group, side, order, path))
         target, reference = (_concatenate(found.pop(side)) for side in SIDES)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run evaluate.py to make it") from None
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"{path} is no records file ({error}); remove it and run evaluate.py again") from None
     columns = _read_columns(_columns_path(path), keys)
     return Records(tuple(captions), truth.take(keys), public, target, reference, columns)
+
+
+@contextmanager
+def damage_told(path: Path) -> Iterator[None]:
+    """Around the reading of a records file: UserError that names it where it is missing, damaged or something else."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run evaluate.py to make it") from None
+    except (*DAMAGE, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is no records file ({first_line(error)}); remove it and run evaluate.py again"
+        ) from None
+
+
+def check_columns(path: Path, names: Sequence[str]) -> None:
+    """Raise UserError where one of the columns ``names`` of a records file is missing or of another type."""
+    there = pq.read_schema(path)
+    for name in names:
+        if there.names.count(name) != 1:
+            raise UserError(f"{path} has no column {name!r}; remove it and run evaluate.py again")
+        if there.field(name).type != SCHEMA.field(name).type:
+            raise UserError(
+                f"the column {name!r} of {path} holds {there.field(name).type}; remove it and run evaluate.py again"
+            )
 
 
 def _neighbors(group: pa.Table, side: str, public: pa.Array, path: Path) -> Neighbors:
@@ -211,7 +237,10 @@ def _neighbors(group: pa.Table, side: str, public: pa.Array, path: Path) -> Neig
     rows = row.take(flat.indices).to_numpy(zero_copy_only=False).astype(np.int32)
     # Lists of different lengths do not fill the rectangle: a ValueError.
     shape = (len(lists), len(lists[0]))
-    return Neighbors(rows.reshape(shape), distances.flatten().to_numpy(zero_copy_only=False).reshape(shape))
+    values = distances.flatten().to_numpy(zero_copy_only=False).reshape(shape)
+    if not np.isfinite(values).all():
+        raise ValueError("its distances are not all numbers")
+    return Neighbors(rows.reshape(shape), values)
 
 
 def _concatenate(parts: list[Neighbors]) -> Neighbors:
@@ -234,12 +263,13 @@ def _write_columns(path: Path, records: Records) -> None:
 def _read_columns(path: Path, keys: list[str]) -> dict[str, list[Any]]:
     if not path.exists():
         return {}
-    table = pq.read_table(path)
-    if table["key"].to_pylist() != keys:
-        raise UserError(f"{path} belongs to other records; remove it and run evaluate.py again")
-    return {
-        name: [json.loads(text) for text in table[name].to_pylist()] for name in table.column_names if name != "key"
-    }
+    with damage_told(path):
+        table = pq.read_table(path)
+        if table["key"].to_pylist() != keys:
+            raise UserError(f"{path} belongs to other records; remove it and run evaluate.py again")
+        return {
+            name: [json.loads(text) for text in table[name].to_pylist()] for name in table.column_names if name != "key"
+        }
 
 
 def _values(column: Sequence[Any]) -> Iterator[Any]:

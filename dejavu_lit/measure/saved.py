@@ -4,13 +4,15 @@ body = recompute("outputs/eval", "DATA/objects/scenes", k=5, threshold=0.7)     
 sets, at = read_evaluation("outputs/eval", "DATA/objects/scenes")                # the records, for everything else
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from dejavu_lit.errors import UserError
-from dejavu_lit.files import read_json
+from dejavu_lit.files import read_object
 from dejavu_lit.measure.metrics import SETS, VERSION, ObjectsAt, Settings, gaps, measure
 from dejavu_lit.measure.records import Records, read_records
 from dejavu_lit.objects.artifact import Objects, read_objects
@@ -84,6 +86,21 @@ def by_objects(
     return found
 
 
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """The metrics.json of an evaluation; raises UserError where it is missing, damaged or of another schema."""
+    import jsonschema
+
+    path = folder / "metrics.json"
+    found = read_object(path)
+    if found.get("schema") != VERSION:
+        raise UserError(f"{path} has schema {found.get('schema')}, this version reads {VERSION}; run evaluate.py again")
+    schema = json.loads((files("dejavu_lit.measure") / "metrics.schema.json").read_text(encoding="utf-8"))
+    wrong = next(jsonschema.Draft202012Validator(schema).iter_errors(found), None)
+    if wrong is not None:
+        raise UserError(f"{path} is damaged ({wrong.json_path}: {wrong.message[:200]}); run evaluate.py again")
+    return found
+
+
 def recompute(
     folder: Path | str,
     objects: Path | str,
@@ -103,11 +120,7 @@ def recompute(
     Raises:
         UserError: an unknown setting, metrics of another schema, k beyond the saved neighbours.
     """
-    old = read_json(Path(folder) / "metrics.json")
-    if old.get("schema") != VERSION:
-        raise UserError(
-            f"{folder}/metrics.json has schema {old.get('schema')}, this version reads {VERSION}; run evaluate.py again"
-        )
+    old = read_metrics(Path(folder))
     known = {field.name for field in fields(Settings)}
     if unknown := sorted(set(changes) - known):
         raise UserError(f"{unknown[0]!r} is no setting of the measurement; there are {', '.join(sorted(known))}")

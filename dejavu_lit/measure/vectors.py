@@ -4,6 +4,8 @@
 absent where the vectors come from elsewhere). A part is whole when both files are there and agree.
 """
 
+import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dejavu_lit.errors import UserError
-from dejavu_lit.files import atomic, write_text
+from dejavu_lit.errors import UserError, first_line
+from dejavu_lit.files import atomic, fingerprint, write_text
 
 FINGERPRINT = "fingerprint.json"
 
@@ -63,8 +65,7 @@ class Embeddings:
             dim = shape[1]
             keys += found
         if len(set(keys)) != len(keys):
-            seen: set[str] = set()
-            twice = next(key for key in keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            twice = Counter(keys).most_common(1)[0][0]
             raise UserError(f"{folder} holds the key {twice!r} twice; keys must be unique within a set")
         return cls(folder, tuple(keys), dim, tuple(names), tuple(sizes))
 
@@ -80,15 +81,24 @@ class Embeddings:
         """The parts as memory maps, float16 [m, d] each, in the order stored."""
         return [open_part(self.folder, name)[:size] for name, size in zip(self.names, self.sizes, strict=True)]
 
-    def ranks(self) -> np.ndarray:
-        """The place of each stored row among the sorted keys, int64 [n]: its row in the public order."""
+    def state(self) -> str:
+        """What changes when a part is written again."""
+        found = [(self.folder / f"{name}.npy").stat() for name in self.names]
+        return fingerprint([str(self.folder), *((part.st_size, part.st_mtime_ns) for part in found)])
+
+    def selection(self, keys: Sequence[str]) -> "Selection":
+        """The vectors of ``keys`` (sorted) where they lie, each with its place among them; the others are left out."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        order = pc.array_sort_indices(pa.array(self.keys, pa.large_string())).to_numpy(zero_copy_only=False)
-        ranks = np.empty(len(self), np.int64)
-        ranks[order] = np.arange(len(self))
-        return ranks
+        text = pa.large_string()
+        places = pc.index_in(pa.array(self.keys, text), pa.array(keys, text)).fill_null(-1).to_numpy()
+        parts, start = [], 0
+        for part in self.parts():
+            wanted = np.flatnonzero(np.diff(places[start : start + len(part)] >= 0, prepend=False, append=False))
+            parts += [part[first:stop] for first, stop in wanted.reshape(-1, 2).tolist()]
+            start += len(part)
+        return Selection(parts, places[places >= 0], fingerprint([self.state(), keys_digest(keys)]))
 
     def load(self, keys: Sequence[str] | None = None) -> np.ndarray:
         """The vectors of ``keys`` in that order (all, as stored, by default), float16 [n, d].
@@ -126,13 +136,31 @@ class Embeddings:
         return Embeddings(self.folder, self.keys[:count], self.dim, self.names[:used], sizes)
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Some stored vectors: ``parts`` are memory maps, float16 [m, d] each; ``ids`` int32 [total m], the place of each."""
+
+    parts: list[np.ndarray]
+    ids: np.ndarray
+    identity: str  # of what is selected
+
+
+def keys_digest(keys: Sequence[str]) -> str:
+    """The same for the same keys in the same order."""
+    return hashlib.sha256("\n".join(keys).encode()).hexdigest()
+
+
 def open_part(folder: Path, name: str) -> np.ndarray:
     """One part as a memory map; raises UserError where it is no float16 [m, d] array."""
     path = folder / f"{name}.npy"
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no whole .npy file ({error}); remove it and make this part again") from None
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # of a damaged header numpy raises nearly anything
+        raise UserError(
+            f"{path} is no whole .npy file ({first_line(error)}); remove it and make this part again"
+        ) from None
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{path} is an archive of arrays, embeddings are one .npy a part; make this part again")
     if array.ndim != 2 or array.dtype != np.float16:
         raise UserError(
             f"{path} holds {array.dtype} {list(array.shape)}, embeddings are float16 [rows, width]; "
@@ -147,6 +175,8 @@ def read_keys(folder: Path, name: str) -> list[str]:
         return (folder / f"{name}.txt").read_bytes().decode("utf-8").split("\n")[:-1]
     except FileNotFoundError:
         raise UserError(f"{folder / name}.npy has no {name}.txt with its keys; make this part again") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{folder / name}.txt is no list of keys ({first_line(error)}); make this part again") from None
 
 
 def write_part(folder: Path, name: str, keys: Sequence[str], vectors: np.ndarray) -> None:

@@ -6,6 +6,7 @@ gather-with-grad), or SigLIP's where the model has a bias. Source: Radford et al
 
 import math
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -31,9 +32,9 @@ class Recipe:
     batch: int  # pairs a step, over all ranks
     lr: float
     warmup_steps: int = 0
-    beta1: float = 0.9
-    beta2: float = 0.98
-    eps: float = 1e-6
+    beta1: float = 0.9  # AdamW's
+    beta2: float = 0.98  # AdamW's
+    eps: float = 1e-6  # AdamW's
     weight_decay: float = 0.2
     logit_scale_max: float = 100.0  # the learned multiplier is clamped to this after every step
     gradient_clip: float | None = None  # largest norm of all gradients together
@@ -116,6 +117,7 @@ class ClipModule(pl.LightningModule):
         self.register_buffer("std", torch.tensor(visual.image_std).view(1, 3, 1, 1) * 255, persistent=False)
         self._loss: nn.Module | None = None
         self._features = Features(model, replace(compute, parts=recipe.accumulate), self._pixels)
+        self._unreadable: dict[int, str] = {}  # {index: reason} of this rank's pairs of all epochs
         self._replaced = 0  # pairs of this rank and epoch, counted on the host: logging them would wait for the device
         self._clock = time.perf_counter()
         self._before, self._started = 0.0, time.perf_counter()
@@ -124,6 +126,15 @@ class ClipModule(pl.LightningModule):
     def seconds(self) -> float:
         """Seconds of training, over all calls of a run as far as their checkpoints go."""
         return self._before + time.perf_counter() - self._started
+
+    def unreadable(self) -> dict[str, int]:
+        """{reason: how many of the training pairs could not be used}, of all ranks and epochs; every rank must ask."""
+        parts: list[dict[int, str]] = [self._unreadable]
+        if torch.distributed.is_initialized():
+            parts = [{} for _ in range(torch.distributed.get_world_size())]
+            torch.distributed.all_gather_object(parts, self._unreadable)
+        found = {index: reason for part in parts for index, reason in part.items()}
+        return dict(sorted(Counter(found.values()).items()))
 
     @property
     def logit_scale(self) -> nn.Parameter:
@@ -156,6 +167,7 @@ class ClipModule(pl.LightningModule):
         loss: Tensor = self._loss(**self._features(batch["images"], batch["captions"]))
         self.log("loss", loss, prog_bar=True, batch_size=len(batch["index"]))
         self._replaced += int(batch["replaced"])
+        self._unreadable |= batch["unreadable"]
         return loss
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -173,7 +185,7 @@ class ClipModule(pl.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log throughput in pairs/s, over all ranks and of one, learning rate and logit scale."""
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it from afar
         if (batch_idx + 1) % every == 0:
             now = time.perf_counter()
             pairs = every * len(batch["index"]) / (now - self._clock)
@@ -186,6 +198,7 @@ class ClipModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what fixes the order of the pairs, and how long it took to come here."""
         checkpoint["plan"], checkpoint["seconds"] = self._order(), self.seconds
+        checkpoint["unreadable"] = dict(self._unreadable)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on with another order of the pairs (some would be seen twice and some never); count on the seconds."""
@@ -195,6 +208,7 @@ class ClipModule(pl.LightningModule):
                 f"this run was started with {before} and cannot go on with {now}; use the former, or another out="
             )
         self._before = checkpoint.get("seconds", 0.0)
+        self._unreadable = dict(checkpoint.get("unreadable", {}))
 
     def _order(self) -> dict[str, int]:
         plan = self.pairs.plan(0, self.trainer.world_size)

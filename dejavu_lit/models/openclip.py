@@ -15,10 +15,11 @@ from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_mod
 from PIL import Image
 
 from dejavu_lit.errors import UserError, suggest
-from dejavu_lit.files import fingerprint
+from dejavu_lit.files import fingerprint, read_object
 from dejavu_lit.models.encoder import torch_device, weights_hash
 from dejavu_lit.models.preprocess import Preprocess
 
+LARGEST_SIZE = 10_000_000  # of anything in a model's config; vocabularies reach 1,000,000
 OFFLINE = "give a local file as ARCH@/path/weights.safetensors or a folder as local-dir:/path instead"
 
 
@@ -102,6 +103,7 @@ def load_folder(name: str, folder: Path, device: str) -> OpenClipEncoder:
         raise UserError(
             f"{folder} holds no open_clip_config.json, so it is no open_clip model; check the model's name {name!r}"
         )
+    _check_sizes(read_object(folder / "open_clip_config.json"), folder)
     for path in (*folder.glob("*.bin"), *folder.glob("*.pth")):
         check_archive(path)
     return _build(name, f"local-dir:{folder}", None, device, f"the weights in {folder} cannot be used")
@@ -115,10 +117,11 @@ def load_epoch(name: str, model: Path, checkpoint: Path, device: str) -> OpenCli
     """
     if not (model / "open_clip_config.json").is_file():
         raise UserError(f"{name!r}: {model} holds no open_clip_config.json, which gives the run's architecture")
+    _check_sizes(read_object(model / "open_clip_config.json"), model)
     source = f"local-dir:{model}"
-    with _quiet():  # it would say that there are no weights, which come now
-        network = open_clip.create_model(source, load_weights=False, pretrained_text=False)
     try:
+        with _quiet():  # it would say that there are no weights, which come now
+            network = open_clip.create_model(source, load_weights=False, pretrained_text=False)
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
         network.load_state_dict(
             {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
@@ -130,15 +133,28 @@ def load_epoch(name: str, model: Path, checkpoint: Path, device: str) -> OpenCli
     return OpenClipEncoder(name, network, open_clip.get_model_config(source), open_clip.get_tokenizer(source), device)
 
 
+def _check_sizes(value: Any, folder: Path) -> None:
+    """Raise UserError for a config with sizes that no model has: building it would take all memory before it fails."""
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            _check_sizes(inner, folder)
+    elif isinstance(value, int | float) and abs(value) > LARGEST_SIZE:
+        raise UserError(f"{folder}/open_clip_config.json holds the size {str(value)[:20]}, which no model has; get it again")
+
+
 def check_archive(path: Path) -> None:
     """Refuse TorchScript archives, which carry code; raises UserError that names the way out."""
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(member.endswith("constants.pkl") for member in archive.namelist()):
-                raise UserError(
-                    f"{path} is a TorchScript archive, which carries code and is never loaded; where you trust it, save its "
-                    "state_dict() by safetensors.torch.save_file and give that .safetensors file"
-                )
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = archive.namelist()
+        except Exception as error:  # zipfile raises nearly anything for damaged archives
+            raise UserError(f"{path} is a damaged archive ({_first_line(error)}); get the file again") from None
+        if any(member.endswith("constants.pkl") for member in members):
+            raise UserError(
+                f"{path} is a TorchScript archive, which carries code and is never loaded; where you trust it, save its "
+                "state_dict() by safetensors.torch.save_file and give that .safetensors file"
+            )
 
 
 def _build(name: str, source: str, weights: str | None, device: str, trouble: str) -> OpenClipEncoder:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from dejavu_lit.errors import UserError
-from dejavu_lit.files import fingerprint, read_json
+from dejavu_lit.files import fingerprint, read_object
 from dejavu_lit.models.encoder import torch_device, weights_hash
 
 MODEL_TYPES = ("clip", "siglip")
@@ -70,7 +70,7 @@ class TransformersEncoder:
 
 def is_transformers_folder(folder: Path) -> bool:
     """Whether ``folder`` holds a model of a kind that this module knows."""
-    return (folder / "config.json").is_file() and read_json(folder / "config.json").get("model_type") in MODEL_TYPES
+    return (folder / "config.json").is_file() and read_object(folder / "config.json").get("model_type") in MODEL_TYPES
 
 
 def _load(folder: Path) -> tuple[Any, Any, Any]:

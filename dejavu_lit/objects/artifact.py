@@ -8,6 +8,8 @@ ones alike.
 """
 
 import json
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -18,10 +20,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dejavu_lit.errors import UserError
+from dejavu_lit.errors import UserError, first_line
 from dejavu_lit.files import atomic
 
 METADATA = b"dejavu_lit"
+DAMAGE = (ValueError, OSError, RecursionError, OverflowError, MemoryError, pa.ArrowException)  # what reading it raises
 FAILED = b"dejavu_lit_failed"  # {key: reason} of the pictures without annotation
 SCHEMA = pa.schema(
     [
@@ -46,6 +49,17 @@ class Annotator:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "config", json.loads(json.dumps(dict(self.config))))  # equal to what is read back
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Annotator":
+        """The annotator that ``as_json`` gave; raises TypeError or ValueError for anything else."""
+        found = cls(**value)
+        texts = [found.name, found.version, *(t for t in (found.weights, found.vocabulary) if t is not None)]
+        if not all(isinstance(text, str) for text in texts) or type(found.threshold) not in (int, float):
+            raise TypeError("its annotator is none")
+        if not math.isfinite(found.threshold):
+            raise ValueError("its threshold is no number")
+        return found
 
     def as_json(self) -> dict[str, Any]:
         """The fields as JSON values; those of older artifacts, without config and vocabulary, stay as they were."""
@@ -173,20 +187,44 @@ def read_part(path: Path, columns: Sequence[str] = ("key", "labels", "scores")) 
     """One part: its annotator and some of its columns; raises UserError where it is damaged or none of this project's."""
     try:
         table = pq.read_table(path, columns=list(columns))
-        metadata: dict[str, Any] = json.loads((table.schema.metadata or {})[METADATA])
-        return Annotator(**metadata), table
-    except (KeyError, TypeError, ValueError, OSError, pa.ArrowException) as error:
+        annotator = Annotator.from_json(json.loads((table.schema.metadata or {})[METADATA]))
+        return annotator, _checked(table.cast(pa.schema([SCHEMA.field(name) for name in columns])))
+    except (*DAMAGE, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is no object artifact of this project ({error}); annotate the pictures again"
+            f"{path} is no object artifact of this project ({first_line(error)}); annotate the pictures again"
         ) from None
+
+
+def _checked(table: pa.Table) -> pa.Table:
+    """The table of a part; raises ValueError where its rows are no annotations."""
+    import pyarrow.compute as pc
+
+    table.validate(full=True)
+    if table["key"].null_count:
+        raise ValueError("a row has no key")
+    lengths = []
+    for name in table.column_names[1:]:
+        values = [chunk.flatten() for chunk in table[name].chunks]
+        lengths.append(pc.fill_null(pc.list_value_length(table[name]), -1))
+        if name == "boxes":
+            values += [chunk.flatten() for chunk in values]
+        if any(part.null_count for part in values):
+            raise ValueError(f"its {name} have gaps")
+        if not all(pc.all(pc.is_finite(part)).as_py() is not False for part in values if part.type == pa.float32()):
+            raise ValueError(f"its {name} are not all numbers")
+    if any(not one.equals(lengths[0]) for one in lengths):
+        raise ValueError("a row has not as many labels as scores or boxes")
+    return table
 
 
 def failures(path: Path) -> dict[str, str]:
     """{key: reason} of the pictures of one part that could not be annotated; raises UserError where it can't be read."""
     try:
-        found: dict[str, str] = json.loads((pq.read_schema(path).metadata or {}).get(FAILED, b"{}"))
-    except (ValueError, OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} is damaged ({error}); annotate its share again") from None
+        found = json.loads((pq.read_schema(path).metadata or {}).get(FAILED, b"{}"))
+        if not isinstance(found, dict) or not all(isinstance(reason, str) for reason in found.values()):
+            raise ValueError("its list of failed pictures is none")
+    except DAMAGE as error:
+        raise UserError(f"{path} is damaged ({first_line(error)}); annotate its share again") from None
     return found
 
 
@@ -195,8 +233,7 @@ def _compress(table: pa.Table, labels: pa.Array, threshold: float, folder: str) 
 
     keys = table["key"].to_pylist()
     if len(set(keys)) != len(keys):
-        seen: set[str] = set()
-        twice = next(key for key in keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        twice = Counter(keys).most_common(1)[0][0]
         raise UserError(f"{folder} holds two rows for the key {twice!r}; keys must be unique within a set")
     column = table["labels"].combine_chunks()
     if len(column) == 0:

@@ -107,7 +107,7 @@ class OtherCaptions(Lookup):
         captions = pair.meta.get(self.field)
         if not isinstance(captions, list) or not captions:
             raise BadPair(f"its JSON has no list {self.field!r} of captions")
-        trained, said = words(pair.caption), [words(str(caption)) for caption in captions]
+        trained, said = words(pair.caption), [words(caption) for caption in captions if isinstance(caption, str)]
         others = [one for one in said if one != trained]  # all copies of it, however they are spelt
         if not others:
             raise BadPair("it has no caption but the one that is trained on")

@@ -11,6 +11,8 @@ from dejavu_lit.objects.artifact import Annotation, Annotator
 from dejavu_lit.objects.source import Lookup
 from dejavu_lit.objects.vocabulary import lines, vocabulary
 
+DIGITS = 18  # of a number of a class, at most
+
 
 @dataclass(frozen=True)
 class ClassLabels(Lookup):
@@ -39,11 +41,14 @@ class ClassLabels(Lookup):
         label = pair.meta.get(self.field)
         if label is None or label == "":
             raise BadPair(f"its JSON has no {self.field!r}")
+        if not isinstance(label, str | int) or isinstance(label, bool):
+            raise BadPair(f"its {self.field!r} is neither a name nor a number")
         if self.labels is not None:
             number = str(label)
-            if not number.isdecimal() or int(number) >= len(self.labels):
+            if not number.isdecimal() or len(number) > DIGITS or int(number) >= len(self.labels):
                 raise UserError(
-                    f"{pair.key} has the label {label!r}, which is no number below {len(self.labels)}; check annotator.names="
+                    f"{pair.key} has the label {number[:DIGITS]!r}, which is no number below {len(self.labels)}; "
+                    "check annotator.names="
                 )
             label = self.labels[int(number)]
         return Annotation(pair.key, [str(label)], [1.0], [[0.0] * 4])

@@ -4,6 +4,7 @@ Format: https://cocodataset.org/#format-data (``annotations``: image_id, categor
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from dejavu_lit.data.shards import BadPair, Pair
-from dejavu_lit.errors import UserError
+from dejavu_lit.data.texts import plain
+from dejavu_lit.errors import UserError, first_line
 from dejavu_lit.files import file_sha256, fingerprint
 from dejavu_lit.objects.artifact import Annotation, Annotator
 from dejavu_lit.objects.source import Lookup
@@ -31,11 +33,11 @@ def read_coco(path: Path, *parts: str) -> dict[str, Any]:
         return entry
 
     try:
-        content = json.loads(path.read_bytes(), object_hook=without_mask)
+        content: dict[str, Any] = json.loads(path.read_bytes(), object_hook=without_mask)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the reader's paths") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); download it again") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({first_line(error)}); download it again") from None
     absent = [part for part in parts if not isinstance(content, dict) or not isinstance(content.get(part), list)]
     if absent:
         raise UserError(f"{path} has no list {absent[0]!r}, so it is not in COCO's format; check the reader's paths")
@@ -50,26 +52,28 @@ class CocoInstances:
         image_ids: list[int] = []
         codes: list[int] = []
         boxes: list[list[float]] = []
+        images = np.zeros(0, np.int64)
         labels: dict[str, int] = {}
         listed: set[int] = set()
         for path in paths:
             content = read_coco(path, "images", "annotations", "categories")
             try:
                 listed.update(image["id"] for image in content["images"])
-                known = {c["id"]: labels.setdefault(str(c["name"]), len(labels)) for c in content["categories"]}
+                known = {c["id"]: labels.setdefault(plain(str(c["name"])), len(labels)) for c in content["categories"]}
                 for instance in content["annotations"]:
                     codes.append(known[instance["category_id"]])
                     boxes.append([float(side) for side in instance["bbox"]])
                     image_ids.append(int(instance["image_id"]))
-            except (KeyError, TypeError, ValueError) as error:
+                images = np.array(image_ids, dtype=np.int64)
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise UserError(
                     f"{path} is no instances JSON of COCO ({type(error).__name__}: {error}); give instances_*.json as instances="
                 ) from None
-            if any(len(box) != 4 for box in boxes):
+            if any(len(box) != 4 or not all(map(math.isfinite, box)) for box in boxes):
                 raise UserError(f"{path} holds a bbox without four numbers (x, y, width, height); mend or drop it")
-        order = np.argsort(np.array(image_ids, dtype=np.int64), kind="stable")
+        order = np.argsort(images, kind="stable")
         self.listed = frozenset(listed)
-        self._images = np.array(image_ids, dtype=np.int64)[order]
+        self._images = images[order]
         self._codes = np.array(codes, dtype=np.int32)[order]
         self._boxes = np.array(boxes, dtype=np.float32).reshape(-1, 4)[order]
         self._labels = list(labels)
@@ -77,7 +81,7 @@ class CocoInstances:
 
     def annotation(self, image_id: int, key: str) -> Annotation:
         """The objects of one picture, in the file's order; an empty row for a picture without instances."""
-        start, end = np.searchsorted(self._images, [image_id, image_id + 1])
+        start, end = (np.searchsorted(self._images, image_id, side) for side in ("left", "right"))
         labels = [self._labels[code] for code in self._codes[start:end]]
         return Annotation(key, labels, [1.0] * len(labels), self._boxes[start:end].tolist())
 

@@ -5,16 +5,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from colorsys import hsv_to_rgb
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
 from dejavu_lit.data.pictures import opened
 from dejavu_lit.data.shards import BadPair, ShardSet
 from dejavu_lit.errors import UserError
-from dejavu_lit.objects.artifact import Annotation
+from dejavu_lit.objects.artifact import SCHEMA, Annotation, read_part
 
 TEXT = 11  # pixels, of the labels
 GAP = 6  # pixels between pictures
+LONGEST = 80  # characters of a label or key
 FOOT = 3  # lines below a picture, for its key and for labels without a box
 
 
@@ -37,14 +37,16 @@ def draw(picture: Image.Image, objects: Annotation, threshold: float, size: int 
     pen = ImageDraw.Draw(tile)
     plain = []
     # Large boxes first, so that they do not cover the labels of small ones.
-    found = sorted(zip(objects.labels, objects.scores, objects.boxes, strict=True), key=lambda o: -o[2][2] * o[2][3])
-    for label, score, (x, y, width, height) in found:
+    places = [box if len(box) == 4 else [0.0] * 4 for box in objects.boxes]
+    found = sorted(zip(objects.labels, objects.scores, places, strict=True), key=lambda o: -o[2][2] * o[2][3])
+    for name, score, (x, y, width, height) in found:
+        label = _short(name)
         if score < threshold:
             continue
         if not width * height:
             plain.append(label)
             continue
-        left, top = x * scale, y * scale
+        left, top = min(max(x * scale, 0), shown.width - 1), min(max(y * scale, 0), shown.height - 1)
         right, bottom = min((x + width) * scale, shown.width - 1), min((y + height) * scale, shown.height - 1)
         pen.rectangle((left, top, max(left, right), max(top, bottom)), outline=colour(label), width=2)
         text = label if score == 1 else f"{label} {score:.2f}"
@@ -53,9 +55,14 @@ def draw(picture: Image.Image, objects: Annotation, threshold: float, size: int 
             (across, top, across + pen.textlength(text, font) + 2, top + TEXT + 2), fill=colour(label), outline=None
         )
         pen.text((across + 1, top), text, fill="black", font=font)
-    for line, text in enumerate([objects.key, *_wrapped(", ".join(plain), size, font)][:FOOT]):
+    for line, text in enumerate([_short(objects.key), *_wrapped(", ".join(plain), size, font)][:FOOT]):
         pen.text((1, shown.height + line * (TEXT + 3)), text, fill="black" if line else "grey", font=font)
     return tile
+
+
+def _short(text: str) -> str:
+    """One line of at most LONGEST characters."""
+    return " ".join(text.split())[:LONGEST]
 
 
 def _wrapped(text: str, width: int, font: "ImageFont.FreeTypeFont | ImageFont.ImageFont") -> Iterator[str]:
@@ -111,7 +118,8 @@ def _tiles(shards: ShardSet, folder: Path, threshold: float, count: int) -> Iter
             break
         index = shards.index(number)
         place = {key: position for position, key in enumerate(index.keys)}
-        for row in pq.read_table(path).slice(0, 2 * count).to_pylist():
+        _, table = read_part(path, SCHEMA.names)
+        for row in table.slice(0, 2 * count).to_pylist():
             if len(tiles) < count and row["labels"] is not None and row["key"] in place:
                 try:
                     with opened(index.read(place[row["key"]]).image) as picture:

@@ -13,9 +13,9 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from dejavu_lit.data.shards import BadPair, Pair
-from dejavu_lit.errors import UserError, suggest
+from dejavu_lit.errors import UserError, first_line, suggest
 from dejavu_lit.files import file_sha256
-from dejavu_lit.objects.artifact import Annotation, Annotator
+from dejavu_lit.objects.artifact import DAMAGE, Annotation, Annotator
 from dejavu_lit.objects.source import Lookup
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
@@ -52,19 +52,25 @@ class TableLookup(Lookup):
         wanted = [c for c in (self.key, self.labels_column, self.scores_column, self.boxes_column) if c is not None]
         try:
             table = self._read(path, wanted)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(
-                f"{path} cannot be read as a table ({str(error).splitlines()[0]}); check the file"
-            ) from None
+            table.validate(full=True)
+        except (*DAMAGE, KeyError) as error:
+            raise UserError(f"{path} cannot be read as a table ({first_line(error)}); check the file") from None
         for column in wanted:
-            if column not in table.column_names:
+            if table.column_names.count(column) != 1:
                 raise UserError(
-                    f"{path} has no column {column!r}{suggest(column, table.column_names)}; it has "
+                    f"{path} has no single column {column!r}{suggest(column, table.column_names)}; it has "
                     f"{', '.join(table.column_names)}; choose by annotator.key, labels_column, scores_column, boxes_column"
                 )
         if table[self.key].null_count:
             raise UserError(f"{path} has rows without a key; mend them, or choose another column by annotator.key=")
-        table = table.select(wanted).set_column(wanted.index(self.key), self.key, table[self.key].cast(pa.string()))
+        wanted = list(dict.fromkeys(wanted))
+        try:
+            keys = table[self.key].cast(pa.string())
+        except pa.ArrowException as error:
+            raise UserError(
+                f"{path} has keys that are no text ({first_line(error)}); choose another column by annotator.key="
+            ) from None
+        table = table.select(wanted).set_column(wanted.index(self.key), self.key, keys)
         table = table.sort_by(self.key) if table.num_rows else table
         return table[self.key].to_pylist(), table
 
@@ -105,7 +111,10 @@ class TableLookup(Lookup):
         scores: list[float] = []
         boxes: list[list[float]] = []
         for row in range(first, end):
-            values = [None if column is None else table[column][row].as_py() for column in columns]
+            try:
+                values = [None if column is None else table[column][row].as_py() for column in columns]
+            except (ValueError, OverflowError) as error:  # dates beyond those of Python
+                raise UserError(f"the row of {pair.key} in {self.path} cannot be read ({error}); mend it") from None
             if values[0] is None or not str(values[0]).strip():
                 continue
             names = ["" if label is None else str(label).strip() for label in self._items(values[0])]
@@ -118,7 +127,7 @@ class TableLookup(Lookup):
                 )
             try:
                 found = [(n, float(s), _box(b)) for n, s, b in zip(names, given, places, strict=True) if n]
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, OverflowError) as error:
                 raise UserError(
                     f"the row of {pair.key} in {self.path} holds no number where one should be ({error})"
                 ) from None

@@ -6,6 +6,7 @@ A file of labels is text with one label a line, its other names behind commas (`
 
 from pathlib import Path
 
+from dejavu_lit.data.texts import plain
 from dejavu_lit.errors import UserError
 from dejavu_lit.objects.coco import read_coco
 
@@ -25,7 +26,7 @@ def vocabulary(choice: str | Path) -> dict[str, tuple[str, ...]]:
 
         return dict.fromkeys(IMAGENET_CLASSNAMES, ())
     if choice == "imagenet-21k":
-        from timm.data import ImageNetInfo
+        from timm.data.imagenet_info import ImageNetInfo
 
         info = ImageNetInfo("imagenet21k")
         return _entries([info.index_to_description(number) for number in range(info.num_classes())])
@@ -34,7 +35,12 @@ def vocabulary(choice: str | Path) -> dict[str, tuple[str, ...]]:
         raise UserError(f"vocabulary={choice} is neither one of {', '.join(KNOWN)} nor a file; check the path")
     if path.suffix == ".json":
         categories = read_coco(path, "categories")["categories"]
-        found = {str(c["name"]): tuple(map(str, c.get("synonyms", ()))) for c in categories}
+        try:
+            found = {plain(str(c["name"])): tuple(map(plain, map(str, c.get("synonyms", ())))) for c in categories}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path} has categories without a name ({type(error).__name__}: {error}); give each its name"
+            ) from None
     else:
         found = _entries(lines(path))
     if not found:

@@ -8,6 +8,7 @@ A page opened from disk may not fetch, so each file is one call, ``dejavu(NAME, 
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,8 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dejavu_lit.errors import UserError
-from dejavu_lit.measure.records import EXPOSURE, SIDES
+from dejavu_lit.measure.records import EXPOSURE, SCHEMA, SIDES, check_columns, damage_told
 from dejavu_lit.objects.artifact import Objects
 from dejavu_lit.report.boxes import Boxes
 
@@ -61,16 +61,15 @@ class Ranks:
 def read_ranks(path: Path) -> Ranks:
     """Read what ranks the records of a records file; raises UserError where it is none."""
     names = ["key", "target_hits", "target_precision", "reference_hits", "target_distances"]
-    try:
+    with damage_told(path):
+        check_columns(path, SCHEMA.names)
         table = pq.read_table(path, columns=names)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run evaluate.py to make it") from None
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} is no records file ({error}); remove it and run evaluate.py again") from None
-    kept = np.flatnonzero(table["target_precision"].is_valid().to_numpy())
-    nearest = pc.list_element(table["target_distances"], 0).to_numpy()[kept]
-    keys = table["key"].take(pa.array(kept)).to_pylist()
-    hits = [table[f"{side}_hits"].to_numpy()[kept].astype(np.int64) for side in SIDES]
+        kept = np.flatnonzero(table["target_precision"].is_valid().to_numpy())
+        nearest = pc.list_element(table["target_distances"], 0).to_numpy()[kept]
+        if not np.isfinite(nearest).all():
+            raise ValueError("its distances are not all numbers")
+        keys = table["key"].take(pa.array(kept)).to_pylist()
+        hits = [table[f"{side}_hits"].to_numpy()[kept].astype(np.int64) for side in SIDES]
     return Ranks(keys, kept, hits[0], hits[1], nearest)
 
 
@@ -95,20 +94,23 @@ def read_rows(path: Path, ranks: Ranks, chosen: set[str], k: int) -> list[Row]:
     order = [i for i in ranks.orders()["gap"].tolist() if ranks.keys[i] in chosen]
     wanted = np.sort(ranks.rows[order])
     by_key: dict[str, Row] = {}
-    with pq.ParquetFile(path) as file:
+    with damage_told(path), pq.ParquetFile(path) as file:
         start = 0
         for group in range(file.num_row_groups):
             end = start + file.metadata.row_group(group).num_rows
             inside = wanted[(wanted >= start) & (wanted < end)] - start
             if len(inside):
-                for row in file.read_row_group(group).take(pa.array(inside)).to_pylist():
-                    by_key[row["key"]] = row
+                for row in file.read_row_group(group, columns=SCHEMA.names).take(pa.array(inside)).to_pylist():
+                    by_key[row["key"]] = _checked(row)
             start = end
     columns = path.with_suffix(".columns.parquet")
     exposure: dict[str, int] = {}
-    if columns.exists() and EXPOSURE in pq.read_schema(columns).names:
-        table = pq.read_table(columns, columns=["key", EXPOSURE])
-        exposure = {k: json.loads(v) for k, v in zip(*(c.to_pylist() for c in table.columns), strict=True)}
+    with damage_told(columns):
+        if columns.exists() and EXPOSURE in pq.read_schema(columns).names:
+            table = pq.read_table(columns, columns=["key", EXPOSURE])
+            exposure = {k: json.loads(v) for k, v in zip(*(c.to_pylist() for c in table.columns), strict=True)}
+            if not all(value is None or isinstance(value, int) for value in exposure.values()):
+                raise ValueError("its exposure is no number")
     rows = [by_key[ranks.keys[i]] for i in order]
     for row in rows:
         row[EXPOSURE] = exposure.get(row["key"])
@@ -116,6 +118,16 @@ def read_rows(path: Path, ranks: Ranks, chosen: set[str], k: int) -> list[Row]:
             for name in ("neighbors", "distances"):
                 row[f"{side}_{name}"] = row[f"{side}_{name}"][:k]
     return rows
+
+
+def _checked(row: Row) -> Row:
+    """The row; raises ValueError where it cannot be shown."""
+    if gaps := [name for name, value in row.items() if value is None or (isinstance(value, list) and None in value)]:
+        raise ValueError(f"{gaps[0]} of {row['key']} has a gap")
+    numbers = [row[f"{side}_{name}"] for side in SIDES for name in ("hits", "precision", "recall")]
+    if not all(map(math.isfinite, (*numbers, *(d for side in SIDES for d in row[f"{side}_distances"])))):
+        raise ValueError(f"the figures of {row['key']} are not all numbers")
+    return row
 
 
 def named_in(caption: str, labels: Sequence[str]) -> list[str]:

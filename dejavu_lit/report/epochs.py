@@ -35,12 +35,15 @@ def gaps_over_epochs(evaluation: Path, settings: Mapping[str, Any]) -> list[dict
         return []
     rows: dict[int, dict[str, float]] = {}
     beside: dict[int, dict[str, float]] = {}
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
         for line in csv.DictReader(file):
-            epoch, metric = int(line["epoch"]) + 1, line["metric"]
+            try:
+                epoch, metric, value = int(line["epoch"]) + 1, line["metric"], float(line["value"])
+            except (KeyError, TypeError, ValueError):
+                continue  # a line cut short when the run was killed
             if metric.startswith(GAPS):
-                rows.setdefault(epoch, {"epoch": epoch})[metric.removeprefix(GAPS)] = float(line["value"])
+                rows.setdefault(epoch, {"epoch": epoch})[metric.removeprefix(GAPS)] = value
             elif metric in BESIDE:
-                beside.setdefault(epoch, {})[metric] = float(line["value"])
+                beside.setdefault(epoch, {})[metric] = value
     end = last or max(rows, default=0)
     return [rows[epoch] | beside.get(epoch, {}) for epoch in sorted(rows) if epoch <= end and "ppg" in rows[epoch]]

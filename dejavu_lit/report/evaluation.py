@@ -9,8 +9,8 @@ from typing import Any
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.data.spec import DataSpec
 from dejavu_lit.errors import UserError
-from dejavu_lit.files import file_sha256, read_json, write_text
-from dejavu_lit.measure.metrics import VERSION
+from dejavu_lit.files import file_sha256, write_text
+from dejavu_lit.measure.saved import read_metrics
 from dejavu_lit.objects.artifact import Objects, read_objects
 from dejavu_lit.progress import progress
 from dejavu_lit.report import page, parts
@@ -42,12 +42,7 @@ class Evaluation:
         Raises:
             UserError: no metrics.json, or one of another schema.
         """
-        metrics = read_json(folder / "metrics.json")
-        if metrics.get("schema") != VERSION:
-            raise UserError(
-                f"{folder}/metrics.json has schema {metrics.get('schema')}, this version reads {VERSION}; "
-                "run evaluate.py again"
-            )
+        metrics = read_metrics(folder)
         named = metrics["settings"].get("data")
         return cls(folder, metrics, data or (Path(named) if named else None))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dejavu_lit.errors import UserError
-from dejavu_lit.files import file_sha256, read_json, write_text
+from dejavu_lit.files import file_sha256, read_object, write_text
 from dejavu_lit.measure.ranking import SAME
 from dejavu_lit.report import parts
 from dejavu_lit.report.cards import Pictures, choose, read_ranks, read_rows
@@ -37,7 +37,7 @@ def write_study_pages(
     Raises:
         UserError: a study of another schema, or without settings.
     """
-    study = read_json(path / "study.json")
+    study = read_object(path / "study.json")
     if study.get("schema") != SCHEMA:
         raise UserError(
             f"{path}/study.json has schema {study.get('schema')}, this version reads {SCHEMA}; run mitigate.py again"

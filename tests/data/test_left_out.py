@@ -68,6 +68,28 @@ def test_keys_files(tmp_path: Path, caplog) -> None:
         read_keys(tmp_path / "none.txt", "data.exclude")
 
 
+def test_keys_that_are_in_no_set_are_told(shards: ShardSet, tmp_path: Path, caplog) -> None:
+    """Those of another set than the one at hand are known."""
+    write_shards(tmp_path / "P", [Pair("p0", b"", "png", "text")])
+    path = tmp_path / "keys.txt"
+    path.write_text("k3\np0\n")
+    data = DataSpec("x", str(tmp_path), exclude=str(path))
+    data.tell_unknown()
+    assert not caplog.records
+    path.write_text("k3\nk33\np0\nnobody\n")
+    DataSpec("x", str(tmp_path), exclude=str(path)).tell_unknown()
+    assert f"2 of 4 keys in data.exclude={path} are in no set of the data, the first is 'k33'" in caplog.text
+
+
+def test_damaged_groups_are_refused(shards: ShardSet, tmp_path: Path) -> None:
+    for groups in ({"A": 3}, {"A": [3]}, {"A": [["k1", 3]]}, [], 3):
+        with pytest.raises(UserError, match=r"groups of duplicates in .*manifest\.json are damaged"):
+            later_duplicates(manifest(tmp_path, groups), "A", shards, None, {})
+    (tmp_path / "manifest.json").write_text('{"duplicates": 3}')
+    with pytest.raises(UserError, match="does not list"):
+        later_duplicates(tmp_path / "manifest.json", "A", shards, None, {})
+
+
 def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "keys.txt"
     path.write_text("a\nb\n")

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dejavu_lit.data.reader import LONGEST_KEY, KeyIndex, clean_keys, picture_extension, plain
+from dejavu_lit.data.reader import LONGEST_KEY, KeyIndex, clean_keys, picture_extension
 from dejavu_lit.data.shards import BadPair
+from dejavu_lit.data.texts import plain
 from dejavu_lit.errors import UserError
 from tests.data.pictures import encoded, picture
 

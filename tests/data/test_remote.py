@@ -1,8 +1,13 @@
-"""Prepared data elsewhere: a real HTTP server on this machine, a pipe, faults of the network, and a cache with a bound."""
+"""Prepared data elsewhere: real servers of HTTP and S3 on this machine, a pipe, faults of the network, a bounded cache."""
 
+import contextlib
 import http.server
+import os
 import shutil
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +16,8 @@ import pytest
 from dejavu_lit.data import remote
 from dejavu_lit.data.shards import ShardSet, index_shard, read_pairs
 from dejavu_lit.errors import UserError
-from tests.conftest import SMALL, call
+from dejavu_lit.files import locked
+from tests.conftest import ROOT, SMALL, call
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -154,3 +160,100 @@ def test_a_wrong_address_is_one_sentence(server, tmp_path, address, words):
     assert done.returncode == 1
     assert words in done.stderr
     assert done.stderr.count("error:") == 1
+
+
+READER = """
+import random, sys
+from pathlib import Path
+from dejavu_lit.data import remote
+from dejavu_lit.data.shards import ShardSet, index_shard
+order = random.Random(int(sys.argv[2]))
+folder = remote.mirror(sys.argv[1])
+for _ in range(8):
+    for name in order.sample("ABHP", 4):
+        index_shard.cache_clear()
+        there = Path(sys.argv[3]) / name
+        assert ShardSet.open(folder / name).index(0).read(3) == ShardSet.open(there).index(0).read(3)
+"""
+
+
+def test_the_bound_holds_for_all_processes_of_a_node_and_what_a_killed_one_left_goes(server, tmp_path):
+    for name in "BHP":  # shards as large as each other, as those of one set are
+        shutil.rmtree(server.folder / name)
+        shutil.copytree(server.folder / "A", server.folder / name)
+    largest = (server.folder / "A" / "00000.tar").stat().st_size
+    folder = remote.mirror(server.url)
+    for name in ("A/.00000.tar.coming", "A/.00000.tar.7-abcd.part"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(bytes(largest))
+    environment = {**os.environ, "DEJAVU_CACHE_GB": str(2.5 * largest / 1e9), "PYTHONPATH": str(ROOT)}
+    readers = [
+        subprocess.Popen(
+            [sys.executable, "-c", READER, server.url, str(seed), str(server.folder)],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for seed in range(2)
+    ]
+    most = 0
+    while any(reader.poll() is None for reader in readers):
+        with locked(folder / ".room.lock"):  # nothing makes room between these two looks
+            taken = [*folder.glob("*/*.tar"), *folder.glob("*/.*.part")]
+            most = max(most, sum(size_of(path) for path in taken if "7-abcd" not in path.name))
+        time.sleep(0.002)
+    for reader in readers:
+        assert reader.wait() == 0, reader.communicate()[1]
+    assert largest < most <= 2.5 * largest
+    assert len(shards_asked(server)) > 4  # some made room and came again
+    assert not list(folder.glob("*/.*.coming"))
+    assert not list(folder.glob("*/.*.part"))
+
+
+def size_of(path: Path) -> int:
+    """0 where it has just gone."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0
+
+
+@pytest.fixture
+def bucket(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket on an S3 of this machine that holds the scenes below a folder."""
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "nobody",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": str(tmp_path / "none"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
+        "DEJAVU_CACHE": str(tmp_path / "cache"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    remote.mirror.cache_clear()
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    there = s3fs.S3FileSystem()
+    there.mkdir("pairs")
+    there.put(f"{scenes}/", "pairs/scenes/", recursive=True)
+    yield "s3://pairs/scenes"
+    server.stop()
+
+
+def test_training_from_s3_equals_that_from_a_folder(bucket, runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "PAUSE", 0)
+    done = call("train", "side=target", f"data.dir={bucket}", f"out={tmp_path / 'run'}", *SMALL)
+    assert done.returncode == 0, done.stderr
+    weights = "model/open_clip_model.safetensors"
+    assert (tmp_path / "run" / weights).read_bytes() == (runs["target"] / weights).read_bytes()
+    kept = sorted(str(path.relative_to(path.parent.parent)) for path in (tmp_path / "cache").rglob("*.tar"))
+    assert kept == ["A/00000.tar", "V/00000.tar"]
+    for address in ("s3://nowhere/scenes", "s3://pairs/elsewhere"):
+        done = call("train", "side=target", f"data.dir={address}", f"out={tmp_path / 'none'}", *SMALL)
+        assert done.returncode == 1
+        assert f"data.dir={address} holds no manifest.json of prepared data" in done.stderr

@@ -1,0 +1,360 @@
+"""Readers of data against hostile input: a valid value, a counted bad pair or one sentence; never a crash, never a hang."""
+
+import io
+import json
+import tarfile
+from contextlib import suppress
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dejavu_lit.data.coco import CocoReader
+from dejavu_lit.data.existing import ShardReader
+from dejavu_lit.data.folder import FolderReader
+from dejavu_lit.data.hashing import hash_sets
+from dejavu_lit.data.left_out import later_duplicates, read_keys
+from dejavu_lit.data.pictures import opened
+from dejavu_lit.data.reader import Reader, read_picture
+from dejavu_lit.data.remote import mirror
+from dejavu_lit.data.scan import look, scan
+from dejavu_lit.data.shards import BadPair, Pair, ShardSet, index_shard, read_pairs, write_shard, write_shards
+from dejavu_lit.data.table import TableReader
+from dejavu_lit.data.texts import LONGEST_CAPTION, read_meta, read_text
+from dejavu_lit.errors import UserError
+from dejavu_lit.objects.artifact import Annotation, Failed
+from dejavu_lit.objects.coco import CocoLookup
+from dejavu_lit.report.thumbnails import shrink
+from tests.data.pictures import encoded, picture
+from tests.hostile import (
+    ODD_JSON,
+    WORDS,
+    captions,
+    damaged,
+    pictures,
+    refused,
+    tried,
+    wrong_json,
+    wrong_table,
+)
+
+IMAGE = encoded(picture(1), "JPEG")
+PAIRS = [Pair(f"k{i}", encoded(picture(i)), "png", f"caption {i}", {"n": i}) for i in range(4)]
+
+
+def valid(pair: Pair) -> Pair:
+    """The pair, which a shard could hold, whatever it was read from."""
+    assert pair.caption == pair.caption.strip()
+    assert len(pair.caption) <= LONGEST_CAPTION
+    pair.caption.encode()
+    json.dumps(pair.meta, ensure_ascii=False, allow_nan=False).encode()
+    return pair
+
+
+def read_all(reader: Reader) -> None:
+    """Read a source as prepare does."""
+    json.dumps(reader.fingerprint())
+    keys = reader.keys()
+    assert len(set(keys)) == len(keys)
+    for key in keys[:5]:
+        try:
+            pair, annotation = reader.read(key)
+        except BadPair:
+            continue
+        assert valid(pair).key == key
+        if annotation is not None:
+            assert np.isfinite(np.array(annotation.boxes, dtype=np.float64)).all()
+
+
+def member(name: str, data: bytes, **fields) -> tuple[tarfile.TarInfo, bytes]:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    for field, value in fields.items():
+        setattr(info, field, value)
+    return info, data
+
+
+TYPES = [tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, b"Z"]
+NAMES = st.one_of(
+    st.sampled_from(
+        ["a.jpg", "a.txt", "a.json", "a.cls", "b.png", "b.json", "./c.jpg", "x/d.webp", "d.TXT", "..", ".", ""]
+    ),
+    WORDS.map(lambda text: f"{text[:60]}.txt"),
+)
+HEADERS = st.dictionaries(
+    st.sampled_from(["size", "path", "GNU.sparse.size", "GNU.sparse.map", "GNU.sparse.major", "comment", "hdrcharset"]),
+    st.sampled_from(["", "0", "-512", "-1024", "1e9", "99999999999999999999", "a.txt", "../a", "0,1,2", "BINARY"]),
+    max_size=2,
+)
+CONTENT = st.one_of(
+    st.just(IMAGE), st.sampled_from(ODD_JSON[:8]), st.binary(max_size=40), st.just(b'{"caption": ["a"]}')
+)
+
+
+@st.composite
+def archives(draw: st.DrawFn) -> bytes:
+    """Tars with any names, kinds of members and extended headers."""
+    out = io.BytesIO()
+    format_ = draw(st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]))
+    with tarfile.open(fileobj=out, mode="w", format=format_, errors="surrogateescape") as tar:
+        for _ in range(draw(st.integers(0, 6))):
+            data = draw(CONTENT)
+            kind = draw(st.sampled_from(TYPES)) if draw(st.integers(0, 3)) == 0 else tarfile.REGTYPE
+            headers = draw(HEADERS) if draw(st.integers(0, 2)) == 0 else {}
+            info, data = member(draw(NAMES), data, type=kind, pax_headers=headers)
+            try:
+                tar.addfile(info, io.BytesIO(data))
+            except (ValueError, UnicodeError):
+                continue  # Python itself cannot write such a header
+    whole = out.getvalue()
+    return draw(damaged(whole)) if draw(st.booleans()) else whole
+
+
+@tried(60)
+@given(content=archives())
+def test_tars(tmp_path, content):
+    (tmp_path / "sizes.json").unlink(missing_ok=True)
+    (tmp_path / "0.tar").write_bytes(content)
+    index_shard.cache_clear()
+    found = refused(lambda: list(read_pairs(ShardSet.open(tmp_path)))) or []
+    for pair in found:
+        if isinstance(pair, Pair):
+            valid(pair)
+            pair.key.encode()
+    index_shard.cache_clear()
+    refused(lambda: read_all(ShardReader(tmp_path)))
+
+
+@pytest.mark.parametrize("size", ["-512", "-1024"])
+def test_a_header_that_leads_back_is_no_endless_loop(tmp_path, size):
+    with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(member("x", b"", type=tarfile.DIRTYPE)[0])
+        info, data = member("d/", b"", type=tarfile.DIRTYPE, pax_headers={"size": size})
+        tar.addfile(info, io.BytesIO(data))
+    refused(lambda: index_shard(tmp_path / "0.tar"))
+
+
+def test_members_without_a_name_sparse_ones_and_names_of_other_encodings(tmp_path):
+    for name in (".", "", "./"):
+        with tarfile.open(tmp_path / "0.tar", "w") as tar:
+            info, data = member(name, b"x")
+            tar.addfile(info, io.BytesIO(data))
+        index_shard.cache_clear()
+        with pytest.raises(UserError, match="no plain file inside the archive"):
+            index_shard(tmp_path / "0.tar")
+    with tarfile.open(tmp_path / "1.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin1") as tar:
+        for name, data in {"é.png": IMAGE, "é.txt": b"a"}.items():
+            info, _ = member(name, data)
+            tar.addfile(info, io.BytesIO(data))
+    (key,) = index_shard(tmp_path / "1.tar").keys
+    key.encode()
+
+
+@tried(60)
+@given(
+    meta=wrong_json({"caption": "a dog", "captions": ["a", "b"], "label": 3, "width": 1.5}), text=st.binary(max_size=60)
+)
+def test_a_pairs_caption_and_json(meta, text):
+    for read, data in ((read_meta, meta), (read_text, text), (read_meta, text), (read_text, meta)):
+        try:
+            found = read(data)
+        except BadPair:
+            continue
+        json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
+
+
+@tried(40)
+@given(caption=st.one_of(st.binary(max_size=60), damaged(b"a dog")), meta=wrong_json({"a": [1]}), image=damaged(IMAGE))
+def test_folders(tmp_path, caption, meta, image):
+    for name, data in (("a.txt", caption), ("a.json", meta), ("a.jpg", IMAGE), ("b.jpg", image), ("b.txt", b"b")):
+        (tmp_path / name).write_bytes(data)
+    refused(lambda: read_all(FolderReader(tmp_path)))
+
+
+COCO = {
+    "images": [{"id": 7, "file_name": "a.jpg", "width": 48, "height": 36}, {"id": 8, "file_name": "b.jpg"}],
+    "annotations": [{"image_id": 7, "caption": "a dog"}, {"image_id": 8, "caption": "a cat"}],
+}
+INSTANCES = {
+    "images": [{"id": 7}, {"id": 8}],
+    "categories": [{"id": 1, "name": "dog"}],
+    "annotations": [{"image_id": 7, "category_id": 1, "bbox": [1, 2, 3, 4.5], "segmentation": [[1]]}],
+}
+
+
+@tried(120)
+@given(data=st.data())
+def test_coco(tmp_path, data):
+    (tmp_path / "a.jpg").write_bytes(IMAGE)
+    which = data.draw(st.booleans())
+    texts = data.draw(wrong_json(COCO)) if which else json.dumps(COCO).encode()
+    (tmp_path / "captions.json").write_bytes(texts)
+    (tmp_path / "instances.json").write_bytes(
+        json.dumps(INSTANCES).encode() if which else data.draw(wrong_json(INSTANCES))
+    )
+    refused(lambda: read_all(CocoReader(images=tmp_path, captions=tmp_path / "captions.json")))
+    both = {"captions": tmp_path / "captions.json", "instances": tmp_path / "instances.json"}
+    refused(lambda: read_all(CocoReader(images=tmp_path, **both)))
+    lookup = CocoLookup(tmp_path / "instances.json")
+    for key in ("000000000007", "x", "9" * 40):
+        try:
+            found = refused(lambda key=key: lookup.annotation(Pair(key, b"", "jpg", "")))
+        except BadPair:
+            continue
+        assert found is None or isinstance(found, Annotation | Failed)
+
+
+TABLE = pa.table(
+    {"path": ["a.jpg", "b.jpg", "c"], "caption": ["a dog", "a cat", ""], "id": ["1", "2", "3"], "n": [1, 2, 3]}
+)
+
+
+@tried(60)
+@given(table=wrong_table(TABLE), key=st.sampled_from([None, "id", "n"]))
+def test_parquet_tables(tmp_path, table, key):
+    (tmp_path / "a.jpg").write_bytes(IMAGE)
+    try:
+        pq.write_table(table, tmp_path / "t.parquet")
+    except (pa.ArrowException, UnicodeError):
+        return  # not even Arrow writes it
+    refused(lambda: read_all(TableReader(tmp_path / "t.parquet", key=key)))
+
+
+@tried(50)
+@given(content=damaged(b'path,caption,id\na.jpg,a dog,1\nb.jpg,"a\ncat",2\n'), key=st.sampled_from([None, "id"]))
+def test_csv_tables(tmp_path, content, key):
+    (tmp_path / "a.jpg").write_bytes(IMAGE)
+    for name in ("t.csv", "t.tsv"):
+        (tmp_path / name).write_bytes(content)
+        refused(lambda name=name: read_all(TableReader(tmp_path / name, key=key)))
+
+
+@tried(40)
+@given(data=st.data())
+def test_damaged_parquet_tables(tmp_path, data):
+    pq.write_table(TABLE, tmp_path / "whole.parquet")
+    (tmp_path / "t.parquet").write_bytes(data.draw(damaged((tmp_path / "whole.parquet").read_bytes())))
+    refused(lambda: read_all(TableReader(tmp_path / "t.parquet")))
+
+
+@tried(60)
+@given(data=st.data(), kind=st.sampled_from(["JPEG", "PNG", "WEBP"]))
+def test_damaged_pictures(data, kind):
+    content = data.draw(damaged(encoded(picture(3, 40, 30), kind)))
+    for read in (lambda: look(content, True), lambda: look(content, False), lambda: shrink(content, 16)):
+        with suppress(BadPair):
+            read()
+
+
+@tried(60)
+@given(content=st.one_of(st.binary(max_size=80), WORDS.map(lambda text: text.encode("utf-8", "surrogatepass"))))
+def test_lists_of_keys(tmp_path, content):
+    (tmp_path / "keys.txt").write_bytes(content)
+    found = refused(lambda: read_keys(tmp_path / "keys.txt", "data.exclude"))
+    assert found is None or all(key.strip() for key in found)
+
+
+@tried(60)
+@given(
+    sizes=wrong_json({"00000.tar": 2, "00001.tar": 2}),
+    groups=wrong_json({"duplicates": {"groups": {"A": [["k0", "k1"]]}}}),
+)
+def test_sizes_and_manifests(tmp_path, sizes, groups):
+    if not (tmp_path / "A").exists():
+        write_shards(tmp_path / "A", PAIRS, 2)
+    (tmp_path / "A" / "sizes.json").write_bytes(sizes)
+    (tmp_path / "manifest.json").write_bytes(groups)
+    refused(lambda: ShardSet.open(tmp_path / "A").keys())
+    (tmp_path / "A" / "sizes.json").unlink()
+    shards = ShardSet.open(tmp_path / "A")
+    refused(lambda: later_duplicates(tmp_path / "manifest.json", "A", shards, None, {}))
+
+
+@tried(30)
+@given(sizes=wrong_json({"00000.tar": 4}), manifest=wrong_json({"sets": {"A": {"objects": "x"}}}))
+def test_data_that_lie_elsewhere(tmp_path, sizes, manifest):
+    if not (tmp_path / "far" / "A").exists():
+        write_shards(tmp_path / "far" / "A", PAIRS)
+    (tmp_path / "far" / "A" / "sizes.json").write_bytes(sizes)
+    (tmp_path / "far" / "manifest.json").write_bytes(manifest)
+    mirror.cache_clear()
+    index_shard.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEJAVU_CACHE", str(tmp_path / "cache"))
+        refused(lambda: ShardSet.open(mirror(f"file://{tmp_path / 'far'}") / "A").keys())
+    mirror.cache_clear()
+
+
+@tried(25)
+@given(data=st.data())
+def test_damaged_parts_of_a_scan_and_of_hashes_are_made_again(tmp_path, data):
+    if not (tmp_path / "shards").exists():
+        write_shards(tmp_path / "shards", PAIRS)
+    reader, shards = ShardReader(tmp_path / "shards"), ShardSet.open(tmp_path / "shards")
+    first = scan(reader, reader.keys(), tmp_path / "scan", True, 1, 0.0)
+    hashed = hash_sets({"A": shards}, tmp_path / "hash", True, 1)
+    for path in (*(tmp_path / "scan").glob("*.npz"), *(tmp_path / "hash").rglob("*.npz")):
+        path.write_bytes(data.draw(damaged(path.read_bytes())))
+    again = scan(reader, reader.keys(), tmp_path / "scan", True, 1, 0.0)
+    assert again.keys == first.keys
+    assert np.array_equal(again.digests, first.digests)
+    assert np.array_equal(hash_sets({"A": shards}, tmp_path / "hash", True, 1).digests, hashed.digests)
+
+
+@pytest.mark.parametrize("name", pictures())
+def test_each_kind_of_picture_is_used_or_refused_with_its_reason(tmp_path, name):
+    content, reason = pictures()[name]
+    path = tmp_path / "a.jpg"  # by whatever name
+    path.write_bytes(content)
+
+    def used() -> None:
+        data, _ = read_picture(path)
+        look(data, True)
+        with opened(data) as found:
+            assert found.convert("RGB").width
+        assert shrink(data, 32)[:4] == b"RIFF"
+
+    if reason is None:
+        used()
+    else:
+        with pytest.raises(BadPair, match=f"^{reason}$"):
+            used()
+
+
+@pytest.mark.parametrize("name", captions())
+def test_each_kind_of_caption_is_used_or_refused_with_its_reason(tmp_path, name):
+    content, reason = captions()[name]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(IMAGE)
+    (folder / "a.txt").write_bytes(content)
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for ending, data in (("jpg", IMAGE), ("txt", content)):
+            info, _ = member(f"a.{ending}", data)
+            tar.addfile(info, io.BytesIO(data))
+    for reader in (FolderReader(folder), ShardReader(tmp_path)):
+        if reason is not None and "empty" not in reason:
+            with pytest.raises(BadPair, match=f"^{reason}$"):
+                reader.read("a")
+            continue
+        pair, _ = reader.read("a")
+        assert bool(valid(pair).caption) == (reason is None)
+        if pair.caption:
+            with write_shard(tmp_path / "out" / "1.tar") as write:
+                write(pair)
+            index_shard.cache_clear()
+            assert index_shard(tmp_path / "out" / "1.tar").read(0).caption == pair.caption
+
+
+@pytest.mark.parametrize("wrong", ['["a dog"]', "3", "true", '{"a": 1}', "1.5"])
+def test_a_caption_that_is_no_text_is_a_bad_pair(tmp_path, wrong):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for ending, data in (("jpg", IMAGE), ("json", b'{"caption": %s}' % wrong.encode())):
+            info, _ = member(f"a.{ending}", data)
+            tar.addfile(info, io.BytesIO(data))
+    for read in (lambda: index_shard(tmp_path / "0.tar").read(0), lambda: ShardReader(tmp_path).read("a")):
+        with pytest.raises(BadPair, match="its caption is no text"):
+            read()

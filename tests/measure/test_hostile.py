@@ -1,0 +1,210 @@
+"""Readers of measurements, models and reports against hostile input: a valid value or one sentence, never a crash."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dejavu_lit.errors import UserError
+from dejavu_lit.files import read_json, write_json
+from dejavu_lit.launch import read_config
+from dejavu_lit.measure.persons import read_keys
+from dejavu_lit.measure.records import read_records, write_records
+from dejavu_lit.measure.saved import read_metrics
+from dejavu_lit.measure.vectors import Embeddings, write_embeddings
+from dejavu_lit.models.zoo import load_encoder
+from dejavu_lit.report.cards import choose, read_ranks, read_rows
+from dejavu_lit.report.epochs import gaps_over_epochs
+from dejavu_lit.report.write import write_report
+from tests.hostile import ODD_JSON, damaged, refused, tried, wrong_json, wrong_table
+from tests.measure.oracle import Case
+from tests.models.tiny import write_clip
+from tests.report.made import FEW_FIGURES, make_evaluation
+
+CASE = Case(1, n=6, m=8, k=3)
+
+
+@tried(80)
+@given(content=st.one_of(st.sampled_from(ODD_JSON), wrong_json({"a": [1, {"b": "c"}]})))
+def test_json(tmp_path, content):
+    (tmp_path / "x.json").write_bytes(content)
+    found = refused(lambda: read_json(tmp_path / "x.json"))
+    write_json(tmp_path / "y.json", found)
+    assert read_json(tmp_path / "y.json") == found
+
+
+@pytest.mark.parametrize("content", ODD_JSON)
+def test_a_refusal_names_the_file(tmp_path, content):
+    (tmp_path / "x.json").write_bytes(content)
+    try:
+        read_json(tmp_path / "x.json")
+    except UserError as error:
+        assert str(error).startswith(f"{tmp_path / 'x.json'} is not valid JSON")  # noqa: PT017 some of them are JSON
+
+
+CONFIG = b"side: target\ndata:\n  name: x\n  dir: /data\nmodel: &m {a: 1}\nother: *m\nday: 2024-01-02\n"
+
+
+@tried(60)
+@given(
+    content=st.one_of(
+        damaged(CONFIG),
+        st.sampled_from(
+            [
+                b"[" * 5000,
+                b"a: !!python/object/apply:os.system [true]",
+                b"a: 2024-99-99",
+                b"a: &a [*a]",
+                b"? {}\n: 1",
+                b"a: 0x" + b"f" * 6000,
+                b"".join(
+                    b"l%d: &l%d [%s]\n" % (n, n, b",".join([b"*l%d" % (n - 1)] * 9) if n else b"x") for n in range(12)
+                ),
+            ]
+        ),
+    )
+)
+def test_the_settings_of_a_run(tmp_path, content):
+    (tmp_path / "config.yaml").write_bytes(content)
+    found = refused(lambda: read_config(tmp_path))
+    assert found is None or len(json.dumps(found, default=str)) < 10_000
+
+
+def read_all(path: Path) -> None:
+    """Read a records file as the evaluation and the report do."""
+    refused(lambda: read_records(path, CASE.truth_objects, CASE.public_objects).scores([2]))
+    ranks = refused(lambda: read_ranks(path))
+    if ranks is not None:
+        refused(lambda: read_rows(path, ranks, choose([ranks], 5), 2))
+
+
+@tried(60)
+@given(data=st.data())
+def test_damaged_records(tmp_path, data):
+    path = tmp_path / "records.parquet"
+    records = CASE.records()
+    write_records(path, records, 2)
+    path.write_bytes(data.draw(damaged(path.read_bytes())))
+    read_all(path)
+
+
+@tried(60)
+@given(data=st.data())
+def test_records_with_wrong_columns(tmp_path, data):
+    path, beside = tmp_path / "records.parquet", tmp_path / "records.columns.parquet"
+    write_records(path, CASE.records(), 2)
+    try:
+        pq.write_table(data.draw(wrong_table(pq.read_table(path))), path)
+        keys = CASE.truth_objects.keys
+        texts = ["1", "null", "{", "NaN", "[" * 5000, '"\\ud800"']
+        pq.write_table(data.draw(wrong_table(pa.table({"key": keys, "exposure": texts, "x": texts}))), beside)
+    except (pa.ArrowException, UnicodeError):
+        return  # not even Arrow writes it
+    read_all(path)
+
+
+@tried(60)
+@given(data=st.data())
+def test_embeddings(tmp_path, data):
+    folder = tmp_path / "image"
+    shutil.rmtree(folder, ignore_errors=True)
+    write_embeddings(folder, ["a", "b", "c", "d"], np.eye(4, 3, dtype=np.float32) + 1, rows_per_part=2)
+    for name in data.draw(st.sampled_from([["00000.npy"], ["00000.txt"], ["00001.npy", "00001.txt"]])):
+        (folder / name).write_bytes(data.draw(damaged((folder / name).read_bytes())))
+    found = refused(lambda: Embeddings.open(folder))
+    if found is not None:
+        vectors = refused(lambda: found.load())
+        assert vectors is None or np.isfinite(vectors.astype(np.float64)).all()
+
+
+@pytest.mark.parametrize("kind", ["zip", "objects", "none", "header", "wide"])
+def test_files_that_are_no_embeddings(tmp_path, kind):
+    write_embeddings(tmp_path / "image", ["a", "b"], np.ones((2, 3)))
+    path = tmp_path / "image" / "00000.npy"
+    if kind == "zip":
+        with open(path, "wb") as file:
+            np.savez(file, a=np.ones(2))
+    elif kind == "objects":
+        with open(path, "wb") as file:
+            np.save(file, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    elif kind == "none":
+        path.write_bytes(b"")
+    else:
+        shape = {"header": "(" * 3000, "wide": "(2, 99999999999999999999)"}[kind]
+        header = f"{{'descr': '<f2', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+        path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(UserError, match=r"00000\.npy (is no whole|is an archive|holds)"):
+        Embeddings.open(tmp_path / "image")
+
+
+@tried(40)
+@given(content=st.binary(max_size=60))
+def test_keys_of_persons(tmp_path, content):
+    (tmp_path / "keys.txt").write_bytes(content)
+    refused(lambda: read_keys(tmp_path / "keys.txt"))
+
+
+@tried(40)
+@given(content=damaged(b"step,epoch,metric,value\n5,0,gap/ppg,0.1\n5,0,val_loss,2.5\n9,1,gap/ppg,0.2\n"))
+def test_the_gaps_over_the_epochs(tmp_path, content):
+    (tmp_path / "metrics.csv").write_bytes(content)
+    refused(lambda: gaps_over_epochs(tmp_path / "evaluation", {"target": str(tmp_path)}))
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_evaluation(tmp_path_factory.mktemp("made") / "evaluation", n=12, m=8, settings=FEW_FIGURES)
+
+
+@tried(12)
+@given(data=st.data())
+def test_reports_of_damaged_metrics(tmp_path, evaluation, data):
+    folder = tmp_path / "evaluation"
+    if not folder.exists():
+        shutil.copytree(evaluation, folder)
+    (folder / "metrics.json").write_bytes(data.draw(wrong_json(json.loads((evaluation / "metrics.json").read_text()))))
+    if refused(lambda: read_metrics(folder)) is not None:
+        refused(lambda: write_report(folder, out=tmp_path / "report", limit=5))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tiny = {
+        "embed_dim": 8,
+        "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 8, "layers": 1, "head_width": 8},
+        "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
+    }
+    return write_clip(tmp_path_factory.mktemp("model"), config=tiny)
+
+
+@tried(12)
+@given(data=st.data())
+def test_folders_of_models(tmp_path, model, data):
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder, dirs_exist_ok=True)
+    which = data.draw(st.sampled_from(["open_clip_config.json", "open_clip_model.safetensors"]))
+    if which.endswith(".json"):
+        value = json.loads((folder / which).read_text())
+        value["model_cfg"]["custom_text"] = False
+        (folder / which).write_bytes(data.draw(wrong_json(value)))
+    else:
+        content = (folder / which).read_bytes()
+        (folder / which).write_bytes(data.draw(damaged(content[:2000])) + content[2000:])
+    refused(lambda: load_encoder(f"local-dir:{folder}"))
+    # The same as a run's, and as a folder of transformers.
+    (tmp_path / "config.json").write_bytes(data.draw(wrong_json({"model_type": "clip"})))
+    refused(lambda: load_encoder(str(tmp_path)))
+
+
+@pytest.mark.parametrize("content", [b"PK\x05\x06" + b"\0" * 18, b"PK\x03\x04" + b"x" * 40, b"", b"\x80\x02."])
+def test_files_of_weights_that_are_none(tmp_path, content):
+    path = tmp_path / "weights.pt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"weights\.pt"):
+        load_encoder(f"ViT-S-32-alt@{path}")

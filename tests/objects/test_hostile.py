@@ -1,0 +1,240 @@
+"""Readers of objects against hostile input: a valid value, a failed picture or one sentence; never a crash."""
+
+import io
+import json
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save
+
+from dejavu_lit.annotate import annotate
+from dejavu_lit.data.shards import Pair, ShardSet, index_shard, write_shards
+from dejavu_lit.errors import UserError
+from dejavu_lit.objects.artifact import (
+    METADATA,
+    SCHEMA,
+    Annotation,
+    Annotator,
+    failures,
+    read_objects,
+    read_part,
+    write_objects,
+)
+from dejavu_lit.objects.captions import OtherCaptions
+from dejavu_lit.objects.classes import ClassLabels
+from dejavu_lit.objects.detectron2 import read_weights
+from dejavu_lit.objects.drawing import contact_sheet
+from dejavu_lit.objects.source import Shard
+from dejavu_lit.objects.table import TableLookup
+from dejavu_lit.objects.vocabulary import vocabulary
+from dejavu_lit.report.boxes import boxes
+from tests.data.pictures import encoded, picture
+from tests.hostile import JSON, damaged, refused, tried, wrong_json, wrong_table
+
+KEYS = ("k0", "k1", "k2")
+ROWS = [
+    Annotation("k0", ["dog", "cat"], [0.9, 0.4], [[1, 2, 20, 10], [0, 0, 0, 0]]),
+    Annotation("k1", [], [], []),
+    Annotation("k2", ["dog"], [1.0], [[30, 5, 100, 100]]),
+]
+ANNOTATOR = Annotator("made", weights="0f", threshold=0.1, config={"a": [1]})
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    pairs = [
+        Pair(key, encoded(picture(n)), "png", "a dog", {"label": n, "captions": ["a", "b"]})
+        for n, key in enumerate(KEYS)
+    ]
+    return write_shards(tmp_path_factory.mktemp("pairs") / "A", pairs)
+
+
+def read_artifact(folder: Path, shards: ShardSet) -> None:
+    """Read an artifact in every way that there is."""
+    found = refused(lambda: read_objects([folder / "A"], 0.5))
+    if found is not None:
+        (objects,), _ = found
+        assert len(objects.codes) == objects.starts[-1]
+        refused(lambda: objects.take(list(KEYS)))
+        [objects.names(row) for row in range(len(objects))]
+    refused(lambda: contact_sheet({"A": shards}, folder, 0.5, 3))
+    for one in (refused(lambda: boxes(shards, folder / "A", KEYS, 0.5)) or {}).values():
+        [list(map(round, place)) for _, *place in one.found]
+    refused(lambda: failures(folder / "A" / "00000.parquet"))
+
+
+@tried(60)
+@given(data=st.data())
+def test_damaged_artifacts(tmp_path, shards, data):
+    write_objects(tmp_path / "whole.parquet", ROWS, ANNOTATOR)
+    (tmp_path / "A").mkdir(exist_ok=True)
+    (tmp_path / "A" / "00000.parquet").write_bytes(data.draw(damaged((tmp_path / "whole.parquet").read_bytes())))
+    read_artifact(tmp_path, shards)
+
+
+@tried(60)
+@given(data=st.data())
+def test_artifacts_with_wrong_columns_or_metadata(tmp_path, shards, data):
+    (tmp_path / "A").mkdir(exist_ok=True)
+    write_objects(tmp_path / "whole.parquet", ROWS, ANNOTATOR)
+    table = pq.read_table(tmp_path / "whole.parquet")
+    about = data.draw(wrong_json(ANNOTATOR.as_json())) if data.draw(st.booleans()) else table.schema.metadata[METADATA]
+    failed = data.draw(wrong_json({"k1": "why"}))
+    if data.draw(st.booleans()):
+        table = data.draw(wrong_table(table))
+    table = table.replace_schema_metadata({METADATA: about, b"dejavu_lit_failed": failed})
+    try:
+        pq.write_table(table, tmp_path / "A" / "00000.parquet")
+    except (pa.ArrowException, UnicodeError):
+        return  # not even Arrow writes it
+    read_artifact(tmp_path, shards)
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [
+        ("labels", [["dog", None], [], ["dog"]]),
+        ("scores", [[0.9, float("nan")], [], [1.0]]),
+        ("scores", [[0.9], [], [1.0]]),
+        ("boxes", [[[1, 2, 3, float("inf")], [0, 0, 0, 0]], [], [[1, 2, 3, 4]]]),
+        ("key", ["k0", None, "k2"]),
+    ],
+)
+def test_rows_that_are_no_annotations_are_refused(tmp_path, name, column):
+    write_objects(tmp_path / "0.parquet", ROWS, ANNOTATOR)
+    table = pq.read_table(tmp_path / "0.parquet")
+    at = SCHEMA.names.index(name)
+    pq.write_table(table.set_column(at, name, pa.array(column, SCHEMA.field(name).type)), tmp_path / "0.parquet")
+    with pytest.raises(UserError, match=r"0\.parquet is no object artifact"):
+        read_part(tmp_path / "0.parquet", SCHEMA.names)
+
+
+def test_labels_of_any_length_and_boxes_anywhere_are_drawn(tmp_path, shards):
+    (tmp_path / "A").mkdir()
+    labels = ["a\nb", "x" * 2_000_000, "", "\0", "$\\frac{"]
+    places = [[-1e30, -1e30, 2e30, 2e30], [1e30, 1e30, 5, 5], [0, 0, 0, 0], [3, 3, -5, 5], [1, 2, 3, 4]]
+    rows = [Annotation("k0", labels, [1.0] * 5, places), *ROWS[1:]]
+    write_objects(tmp_path / "A" / "00000.parquet", rows, ANNOTATOR)
+    assert contact_sheet({"A": shards}, tmp_path, 0.0).width > 300
+
+
+TABLE = pa.table(
+    {
+        "key": ["k0", "k1", "k2"],
+        "labels": [["dog"], [], ["cat", "dog"]],
+        "scores": [[0.5], [], [1.0, 0.2]],
+        "boxes": [[[1.0, 2.0, 3.0, 4.0]], [], [[0.0] * 4] * 2],
+    }
+)
+
+
+def read_lookup(lookup, shards: ShardSet) -> None:
+    """Annotate the shard as the command does."""
+    rows = refused(lambda: list(lookup.rows(Shard("A", shards.index(0)))))
+    assert rows is None or [row.key for row in rows] == list(KEYS)
+
+
+@tried(60)
+@given(table=wrong_table(TABLE), columns=st.sampled_from([{}, {"scores_column": "scores", "boxes_column": "boxes"}]))
+def test_parquet_lookups(tmp_path, shards, table, columns):
+    try:
+        pq.write_table(table, tmp_path / "t.parquet")
+    except (pa.ArrowException, UnicodeError):
+        return
+    read_lookup(TableLookup(tmp_path / "t.parquet", **columns), shards)
+
+
+@tried(60)
+@given(data=st.data())
+def test_text_lookups(tmp_path, shards, data):
+    (tmp_path / "t.csv").write_bytes(
+        data.draw(damaged(b"key,labels,scores,boxes\nk0,dog;cat,1;0.5,1 2 3 4;1 2 3 4\nk1,,,\n"))
+    )
+    line = {"key": "k0", "labels": ["dog"], "scores": [0.5], "boxes": [[1, 2, 3, 4]]}
+    lines = b"\n".join(data.draw(st.lists(wrong_json(line), min_size=1, max_size=3)))
+    (tmp_path / "t.jsonl").write_bytes(lines if data.draw(st.booleans()) else data.draw(damaged(lines)))
+    for name in ("t.csv", "t.jsonl"):
+        read_lookup(TableLookup(tmp_path / name, scores_column="scores", boxes_column="boxes"), shards)
+
+
+@tried(60)
+@given(
+    label=JSON,
+    captions=JSON,
+    text=st.binary(max_size=60),
+    json_=wrong_json({"categories": [{"name": "a", "synonyms": ["b"]}]}),
+)
+def test_classes_captions_and_vocabularies(tmp_path, label, captions, text, json_):
+    index_shard.cache_clear()
+    meta = {"label": label, "captions": captions}
+    pair = {"k0.png": b"x", "k0.txt": b"a dog", "k0.json": json.dumps(meta).encode()}
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, data in pair.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    (tmp_path / "names.txt").write_bytes(text)
+    (tmp_path / "names.json").write_bytes(json_)
+    shard = Shard("A", index_shard(tmp_path / "0.tar"))
+    for name in ("names.txt", "names.json"):
+        refused(lambda name=name: vocabulary(tmp_path / name))
+    for source in (
+        ClassLabels(),
+        ClassLabels(names=str(tmp_path / "names.txt")),
+        OtherCaptions(str(tmp_path / "names.json")),
+        OtherCaptions("coco"),
+    ):
+        rows = refused(lambda source=source: list(source.rows(shard)))
+        for row in rows or []:
+            if isinstance(row, Annotation):
+                "".join(row.labels).encode()
+
+
+@tried(60)
+@given(data=st.data())
+def test_files_of_weights(tmp_path, data):
+    whole = {
+        ".pkl": pickle.dumps({"model": {"a": np.ones(3, np.float32)}}),
+        ".safetensors": save({"a": np.ones(3, np.float32)}),
+    }
+    for ending, content in whole.items():
+        (tmp_path / f"w{ending}").write_bytes(data.draw(damaged(content)))
+        refused(lambda ending=ending: read_weights(tmp_path / f"w{ending}"))
+
+
+@tried(30)
+@given(
+    about=wrong_json({"annotator": ClassLabels().annotator.as_json(), "labels": None}),
+    source=wrong_json({"folder": "/x", "sizes": "0"}),
+)
+def test_what_an_annotation_left_before(tmp_path, shards, about, source):
+    (tmp_path / "A").mkdir(exist_ok=True)
+    (tmp_path / "annotator.json").write_bytes(about)
+    refused(lambda: annotate(ClassLabels(), {"A": shards}, tmp_path))
+    (tmp_path / "annotator.json").unlink(missing_ok=True)
+    (tmp_path / "A" / "source.json").write_bytes(source)
+    refused(lambda: annotate(ClassLabels(), {"A": shards}, tmp_path))
+
+
+def test_two_folders_of_one_name_do_not_overwrite_each_others_objects(tmp_path, shards):
+    """Whether their shards differ in number, or in their pictures alone; the same shards elsewhere are welcome."""
+    annotate(ClassLabels(), {"A": shards}, tmp_path / "objects")
+    before = (tmp_path / "objects" / "A" / "00000.parquet").read_bytes()
+    other = [Pair(f"x{n}", encoded(picture(n)), "png", "a cat", {"label": 9}) for n in range(3)]
+    for pairs in (other, other[:2]):
+        folder = tmp_path / str(len(pairs)) / "A"
+        with pytest.raises(UserError, match=r"A holds the objects of .*pairs.*rename one of these two folders"):
+            annotate(ClassLabels(), {"A": write_shards(folder, pairs)}, tmp_path / "objects")
+    assert (tmp_path / "objects" / "A" / "00000.parquet").read_bytes() == before
+    moved = tmp_path / "moved" / "A"
+    moved.mkdir(parents=True)
+    for path in shards.folder.iterdir():
+        (moved / path.name).write_bytes(path.read_bytes())
+    assert annotate(ClassLabels(), {"A": ShardSet.open(moved)}, tmp_path / "objects")["pictures"] == 0
