@@ -15,6 +15,7 @@ from dejavu_lit.errors import UserError
 from dejavu_lit.files import read_object
 from dejavu_lit.launch import identity, read_config
 from dejavu_lit.measure.vectors import Embeddings
+from dejavu_lit.weights import weight_files
 
 if TYPE_CHECKING:
     from dejavu_lit.models.encoder import Encoder
@@ -78,6 +79,11 @@ class Side:
         """The epoch of RUN@EPOCH; None for the end of the run."""
         text = self.name.rpartition("@")[2]
         return int(text) if self.run != Path(self.name).expanduser() and text.isdigit() else None
+
+    @property
+    def weights(self) -> dict[str, Path]:
+        """{name: file} of what holds its weights, or the vectors of ``embeddings:DIR``; {} where no path is known."""
+        return weight_files(self.name, self.run, self.epoch)
 
     @cached_property
     def record(self) -> dict[str, Any]:
