@@ -21,7 +21,8 @@ import numpy as np
 
 from dejavu_lit.data.remote import STATE as REMOTE
 from dejavu_lit.data.remote import fetch_shard
-from dejavu_lit.data.texts import LARGEST_JSON, BadPair, meta_caption, read_meta, read_text
+from dejavu_lit.data.texts import LARGEST_JSON, meta_caption, read_meta, read_text
+from dejavu_lit.data.texts import BadPair as BadPair  # part of what this module offers
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import atomic, read_json, read_object, write_json
 from dejavu_lit.progress import progress
@@ -112,6 +113,11 @@ def index_shard(path: Path) -> ShardIndex:
         UserError: not a tar, compressed, cut short, an unsafe member, or a key that occurs twice.
     """
     groups: dict[str, dict[str, tuple[int, int]]] = {}
+    if path.exists() and not path.is_file():  # opening a pipe would wait for whoever fills it
+        raise UserError(
+            f"{path} is no file (a pipe, a folder or a device); put the shard itself there, or read what a command gives by "
+            "data.dir=pipe:…"
+        )
     try:
         with _open(path) as whole, tarfile.open(fileobj=whole, mode="r:") as tar:
             end = 0  # where the last member's data ends, in tar's blocks of 512 bytes
