@@ -28,6 +28,7 @@ from dejavu_lit.files import atomic, read_object, write_json, write_text
 from dejavu_lit.objects.drawing import sheet
 from dejavu_lit.sides import Side
 
+SCHEMA = 1  # of report.json
 REPORT, PAIRS, COUNTS, LIST, EXAMPLES = "report.json", "duplicates.parquet", "counts.csv", "exclude.txt", "examples.png"
 RULE = "of each group the pictures in the first of its sets stay"
 RULE_WITHIN = "of each group one picture stays: the one of smallest key in the first of its sets"
@@ -85,7 +86,7 @@ def dedup(
     """
     if (out / REPORT).is_file():
         log.info("%s is finished; nothing to do", out)
-        return read_object(out / REPORT)
+        return read_object(out / REPORT, SCHEMA)
     keys = [key for shards in sets.values() for key in shards.keys()]
     if len(set(keys)) != len(keys):
         twice = Counter(keys).most_common(1)[0][0]
@@ -121,7 +122,7 @@ def dedup(
 
     counts = {kind.name: shared(pictures, kind.groups) for kind in made} | {"any": shared(pictures, together)}
     report = {
-        "schema": 1,
+        "schema": SCHEMA,
         "sets": {
             name: {
                 "pictures": int((pictures.member == code).sum()),

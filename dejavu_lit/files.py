@@ -11,8 +11,9 @@ import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from dejavu_lit.errors import UserError, first_line
 
@@ -25,16 +26,20 @@ def atomic(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it is synced and renamed to ``path``, on failure removed.
 
     The temporary name begins with a dot and ends with ``.part``, so no glob for finished artifacts ever matches it. It
-    is random, because processes of several machines that share a folder may have the same number.
+    is random, because processes of several machines that share a folder may have the same number. It is locked while it
+    is written; what killed processes left of the same file is not, and is removed first.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for rest in path.parent.glob(f".{escape(path.name)}.*.part"):
+        _remove_left(rest)
     part = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part"
     try:
-        yield part
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        with _made(part):
+            yield part
+            with open(part, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(part, path)
     except OSError as error:
         if error.errno is None:
             _raise_refusal(part, path, error)
@@ -48,6 +53,24 @@ def atomic(path: Path | str) -> Iterator[Path]:
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def _remove_left(part: Path) -> None:
+    """Remove a half-written file unless a process still writes it."""
+    with suppress(OSError), open(part, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        part.unlink()
+
+
+def _made(part: Path) -> BinaryIO:
+    """Make ``part`` and lock it, once more where another process removed it in between."""
+    while True:
+        file = open(part, "xb")  # noqa: SIM115
+        with suppress(OSError):  # a file system without locks: there nothing is removed either
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if part.exists():
+            return file
+        file.close()
 
 
 def _raise_refusal(part: Path, path: Path, error: Exception) -> None:
@@ -101,11 +124,20 @@ def read_json(path: Path | str) -> Any:
         raise UserError(f"{path} is not valid JSON ({first_line(error)}); remove it and make it again") from None
 
 
-def read_object(path: Path | str) -> dict[str, Any]:
-    """The JSON object in ``path``; raises UserError naming the file when it is missing, not JSON or no object."""
+def read_object(path: Path | str, schema: int | None = None) -> dict[str, Any]:
+    """The JSON object in ``path``.
+
+    Raises:
+        UserError: it is missing, not JSON or no object, or names another ``schema``, where one is asked for; artifacts
+            older than the numbers name none.
+    """
     value = read_json(path)
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no JSON object; remove it and make it again")
+    if schema is not None and (found := value.get("schema", schema)) != schema:
+        raise UserError(
+            f"{path} has schema {found}, this version reads {schema}; read it with the version that wrote it, or make it anew"
+        )
     return value
 
 
@@ -141,13 +173,12 @@ def locked(path: Path | str, wait: bool = True) -> Iterator[None]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as file:
+    with open(path, "a+", errors="replace") as file:
         with naming(path):
             _take(file, path, wait)
         with suppress(OSError):  # a full disk: the lock holds all the same
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+            os.truncate(file.fileno(), 0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         _held.add(file)
         try:
             yield

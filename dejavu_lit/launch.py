@@ -24,6 +24,7 @@ PACKAGES = ("torch", "torchvision", "pytorch-lightning", "open_clip_torch", "fai
 # What may differ between the first and a later call in the same directory: it changes where and how, not what.
 HOW = ("out", "trainer", "logger", "gaps")
 ENTRIES = 100_000  # of a config.yaml
+RUN_SCHEMA = 1  # of run.json
 PARTNER = "partner"  # as gaps.reference of a study: the reference run of the same setting
 
 

@@ -33,6 +33,7 @@ from dejavu_lit.errors import UserError
 from dejavu_lit.files import file_sha256, fingerprint, read_object, write_json
 
 MANIFEST = "manifest.json"
+SCHEMA = 1
 UNFINISHED = ".prepare"  # folder of the scan's parts and, once shards are written, their settings; removed in the end
 SETTINGS = "settings.json"
 EXAMPLES = 5
@@ -132,7 +133,7 @@ def prepare(
             if len(each.rows) < size:
                 logger.warning("%s got %d of %d pairs: the groups left are larger", each.name, len(each.rows), size)
     manifest: dict[str, Any] = {
-        "schema": 1,
+        "schema": SCHEMA,
         "version": __version__,
         "settings": settings,
         "pairs": {
@@ -165,7 +166,7 @@ def _begin(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """The manifest of a finished folder; None for one to begin or to go on with, cleared of half-written files."""
     unfinished = out / UNFINISHED
     if (out / MANIFEST).exists():
-        manifest: dict[str, Any] = read_object(out / MANIFEST)
+        manifest: dict[str, Any] = read_object(out / MANIFEST, SCHEMA)
         _same(out, settings, manifest.get("settings", {}))
         shutil.rmtree(unfinished, ignore_errors=True)  # killed between the manifest and the clearing up
         return manifest

@@ -13,7 +13,7 @@ from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.data.spec import MANIFEST, SETS, DataSpec
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import read_object
-from dejavu_lit.launch import identity, read_config
+from dejavu_lit.launch import RUN_SCHEMA, identity, read_config
 from dejavu_lit.measure.vectors import Embeddings
 from dejavu_lit.weights import weight_files
 
@@ -99,7 +99,7 @@ class Side:
             if "@" in self.name:
                 return {}
             raise UserError(f"{self.run} is not finished; start train.py again in it, or evaluate {self.run}@EPOCH")
-        return read_object(path)
+        return read_object(path, RUN_SCHEMA)
 
     @property
     def trained_on(self) -> str | None:

@@ -24,9 +24,9 @@ from dejavu_lit.data.epoch import exposures
 from dejavu_lit.data.module import LoaderSettings, PairDataModule, loader_failure
 from dejavu_lit.data.spec import MANIFEST, DataSpec
 from dejavu_lit.errors import UserError
-from dejavu_lit.files import file_sha256, read_json, write_json
+from dejavu_lit.files import file_sha256, read_object, write_json
 from dejavu_lit.gaps import gap_callback
-from dejavu_lit.launch import provenance, rank
+from dejavu_lit.launch import RUN_SCHEMA, provenance, rank
 from dejavu_lit.loggers import finish, training_loggers
 from dejavu_lit.measure.callback import GapCallback
 from dejavu_lit.measure.gauge import GapSettings
@@ -156,7 +156,7 @@ def train(
         UserError: data, sizes, devices or weights do not fit.
     """
     if (out / FINISHED).exists():
-        log.info("%s is finished (%s epochs); nothing to do", out, read_json(out / FINISHED)["epochs"])
+        log.info("%s is finished (%s epochs); nothing to do", out, read_object(out / FINISHED, RUN_SCHEMA)["epochs"])
         return out
     data.check()
     if rank() == 0:
@@ -289,6 +289,7 @@ def _finish(
     write_json(
         out / FINISHED,
         {
+            "schema": RUN_SCHEMA,
             "side": side,
             "data": file_sha256(pairs.folder / MANIFEST),
             "epochs": runner.current_epoch,

@@ -10,6 +10,7 @@ seconds is given up, and asked again.
 """
 
 import errno
+import math
 import os
 import select
 import shlex
@@ -112,7 +113,7 @@ def _setting(name: str, default: float, unit: str) -> float:
     given = os.environ.get(name, default)
     try:
         value = float(given)
-        if value > 0:
+        if 0 < value < math.inf:
             return value
     except ValueError:
         pass
@@ -134,8 +135,7 @@ def _room(path: Path) -> Iterator[None]:
 
 def _make_room(folder: Path) -> None:
     room = _setting("DEJAVU_CACHE_GB", 50, "GB") * 1e9
-    found = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in folder.glob("*/*.tar"))
-    coming = 0
+    coming = 0  # counted before what is there: a shard that arrives meanwhile counts twice rather than not at all
     for mark in folder.glob(f"*/.*.tar{COMING}"):
         try:
             with locked(mark.with_suffix(".lock"), wait=False):  # the process that copied it was killed
@@ -143,6 +143,7 @@ def _make_room(folder: Path) -> None:
                     path.unlink(missing_ok=True)
         except UserError:
             coming += 1
+    found = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in folder.glob("*/*.tar"))
     # A shard that is being copied is about as large as the largest so far.
     excess = sum(size for _, size, _ in found) + coming * max((size for _, size, _ in found), default=0) - room
     for _, size, path in found:

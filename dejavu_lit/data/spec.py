@@ -10,9 +10,10 @@ from dejavu_lit.data.left_out import keys_fingerprint, read_keys, tell_unknown
 from dejavu_lit.data.remote import fetch_objects, is_remote, mirror
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.errors import UserError, suggest
-from dejavu_lit.files import fingerprint
+from dejavu_lit.files import fingerprint, read_object
 
 MANIFEST = "manifest.json"
+SCHEMA = 1  # of the manifest
 SETS = {"target": "A", "reference": "B"}  # who trains on what
 
 
@@ -50,11 +51,12 @@ class DataSpec:
         return Path("outputs/data") / f"{self.name}-{fingerprint(identity)}"
 
     def check(self) -> None:
-        """Raise UserError where the folder was not prepared."""
+        """Raise UserError where the folder was not prepared, or by a version that wrote it otherwise."""
         if not (self.folder / MANIFEST).is_file():
             raise UserError(
                 f"data.dir={self.folder} holds no {MANIFEST}; make it with python -m dejavu_lit.prepare data=…"
             )
+        read_object(self.folder / MANIFEST, SCHEMA)
 
     @cached_property
     def excluded(self) -> frozenset[str]:

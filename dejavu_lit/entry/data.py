@@ -42,9 +42,8 @@ def prepare_data(spec: "DataSpec", wait: bool = True, **how: Any) -> None:
     if spec.dir is not None and is_remote(spec.dir):
         raise UserError(f"data.dir={spec.dir} is elsewhere; prepare into a local folder and copy it there")
     spec.folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(
-        spec.folder.parent / f".{spec.folder.name}.lock", wait
-    ):  # of ranks and jobs that start together, one prepares
+    lock = spec.folder.parent / f".{spec.folder.name}.lock"
+    with locked(lock, wait):  # of ranks and jobs that start together, one prepares
         run(
             reader=build(spec.reader, "data.reader"),
             out=spec.folder,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dejavu_lit import __version__
 from dejavu_lit.errors import UserError
-from dejavu_lit.files import locked, write_json, write_text
+from dejavu_lit.files import locked, naming, write_json, write_text
 from dejavu_lit.report import parts
 from dejavu_lit.report.evaluation import Evaluation, write_single
 from dejavu_lit.report.study import write_study_pages
@@ -53,7 +53,7 @@ def write_report(
         )
     if target.exists() and any(target.iterdir()) and not (target / MARK).is_file():
         raise UserError(f"out={target} holds files that are no report; choose another folder")
-    with locked(target.parent / f".{target.name}.lock", wait=False):
+    with locked(target.parent / f".{target.name}.lock", wait=False), naming(target):
         _build(path, target, redact, data, limit)
     return target / "index.html"
 
