@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/python
 EXTRAS := cpu,wandb,tensorboard,slurm,demo,report,text,probe,s3,test
 
-.PHONY: install demo test nightly lint clean
+.PHONY: install demo test nightly lint docs audit clean
 
 install: $(STAMP)
 
@@ -29,6 +29,13 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+docs: $(STAMP)
+	$(RUN) -m dejavu_lit.entry.reference
+
+# Known weaknesses of the pinned versions; the one thing here that asks a service on the network.
+audit: $(STAMP)
+	$(RUN) -m dejavu_lit.entry.audit
 
 clean:
 	rm -rf $(VENV) outputs

@@ -1,15 +1,18 @@
 """``--help`` of every command: what it is for, commands that work, the groups with a line each, and every option."""
 
+import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import hydra
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
-from dejavu_lit.entry import help
+from dejavu_lit.entry import help, reference
 from dejavu_lit.entry.frame import CONF
 
 from .conftest import ROOT, call, run
@@ -78,3 +81,46 @@ def test_the_report_has_help_of_its_own(tmp_path: Path) -> None:
     assert done.stdout.count("python -m dejavu_lit.report path=") >= 3
     for option in ("path", "redact", "out", "data", "limit"):
         assert f"\n  {option}=" in done.stdout
+
+
+def test_the_page_on_options_is_not_stale() -> None:
+    page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
+    assert page == reference.reference(CONF), "make docs writes it anew"
+
+
+def test_every_option_of_every_command_is_on_the_page_with_its_meaning() -> None:
+    page = reference.reference(CONF)
+    rows = [row.group(1, 2) for row in re.finditer(r"^\| `\+?([\w.]+)` \|.*\| (.*) \|$", page, re.MULTILINE)]
+    assert len(rows) > 150
+    assert [name for name, meaning in rows if not meaning.strip()] == []
+    named = {name for name, _ in rows}
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        for command in COMMANDS:
+            for option in leaves(OmegaConf.to_container(hydra.compose(command), resolve=False)):
+                parts = option.split(".")  # data.reader.count stands as reader.count below data
+                tails = {".".join(parts[i:j]) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1)}
+                assert tails & named, option
+
+
+def leaves(node: Any, path: str = "") -> list[str]:
+    """Every option of a composed configuration, dotted."""
+    if not isinstance(node, dict) or not node:
+        return [path]
+    return [
+        one for key, value in node.items() if key != "_target_" for one in leaves(value, f"{path}.{key}".lstrip("."))
+    ]
+
+
+def test_every_variable_of_the_environment_is_on_the_page() -> None:
+    places = [*(ROOT / "dejavu_lit").rglob("*.py"), ROOT / ".ci" / "run"]
+    used = {name for path in places for name in re.findall(r"DEJAVU_[A-Z_]+[A-Z]", path.read_text(encoding="utf-8"))}
+    assert used == {*reference.VARIABLES, *reference.INTERNAL}
+
+
+def test_types_defaults_and_meanings_come_from_file_and_class(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("_target_: dejavu_lit.mitigation.Mitigation\ntext_mask: 0.5  # so\nema: null\n")
+    found = {option.name: option for option in reference.options(tmp_path / "x.yaml")}
+    assert found["text_mask"] == reference.Option("text_mask", "0.5", "so", "number")
+    assert found["ema"].meaning.startswith("decay of the weights' running average")
+    assert found["+stop_epoch"].default == "null"
+    assert found["+stop_epoch"].kind == "whole number or null"
