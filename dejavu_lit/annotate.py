@@ -11,7 +11,6 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ ABOUT = "annotator.json"  # who annotated, with the whole vocabulary
 FAILURES = "failed.csv"
 SOURCE = "source.json"  # in a set's folder: where its shards lay
 FEW = 10  # so many failed pictures of a shard are never too many
-STALE = 60  # seconds after which an unfinished file is a killed process's
 EVERY = 60  # seconds between lines of the log
 logger = logging.getLogger(__name__)
 
@@ -126,7 +124,6 @@ def annotate(
             if [row.key for row in rows] != list(shard.index.keys):
                 raise AssertionError(f"{source.annotator.name} gave other rows than the pictures of {shard.index.path}")
             _check_failed(shard, rows, max_failed)
-            _remove_stale(_part(out, shard))
             write_objects(_part(out, shard), rows, source.annotator)
             pictures += len(rows)
             if bar.disable and time.monotonic() - said > EVERY:
@@ -239,14 +236,6 @@ def _check_failed(shard: Shard, rows: Sequence[Annotation | Failed], max_failed:
             f"{len(failed)} of {len(rows)} pictures of {shard.index.path} could not be annotated, the first is "
             f"{failed[0].key} ({failed[0].reason}); mend the cause, or allow a larger share by max_failed="
         )
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove what a killed process left of a part."""
-    for rest in path.parent.glob(f".{path.name}.*.part"):
-        with suppress(FileNotFoundError):
-            if time.time() - rest.stat().st_mtime > STALE:
-                rest.unlink()
 
 
 def _failures(out: Path, shards: Sequence[Shard]) -> list[tuple[Shard, dict[str, str]]]:
