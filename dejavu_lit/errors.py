@@ -2,8 +2,10 @@
 
 import errno
 import os
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 REMEDIES = {
     errno.ENOSPC: "make room there, and the same command goes on",
@@ -16,6 +18,7 @@ REMEDIES = {
     errno.EMFILE: "raise the limit of open files (ulimit -n), and start the same command again",
     errno.ENOLCK: "this file system gives no locks; choose a place on another one",
 }
+CHECKOUT = Path(__file__).resolve().parent.parent  # site-packages where the wheel is installed
 
 
 class UserError(Exception):
@@ -39,3 +42,10 @@ def spoken(error: OSError) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of what an exception says, or its name where it says nothing: libraries like to say more."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def as_called(text: str, checkout: Path = CHECKOUT) -> str:
+    """A text that names commands, as they are called here: ``dejavu-train`` for train.py where no checkout has the file."""
+    if (checkout / "train.py").is_file():
+        return text
+    return re.sub(r"(?<![\w/.-])(?:python )?(train|evaluate|mitigate)\.py\b", r"dejavu-\1", text)

@@ -1,10 +1,12 @@
 """What an attacker may try with a configuration, a run, or a finished artifact, tried first; SECURITY.md lists the rest."""
 
 import io
+import json
 import pickletools
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -209,3 +211,45 @@ def test_what_is_no_secret_passes(monkeypatch, tmp_path):
     check_arguments(
         ["data.dir=pipe:curl -H token=$TOKEN {}", "data.dir=http://host:8000/a@b", "mitigation.text_mask=0.5"]
     )
+
+
+def audit(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / ".ci" / "audit.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_pins_agree_and_known_weaknesses_are_found_without_a_network(tmp_path):
+    sys.path.insert(0, str(ROOT / ".ci"))
+    try:
+        import audit as module
+    finally:
+        sys.path.pop(0)
+    pinned = module.pins((ROOT / "constraints.txt").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    outside = [one for one in module.disagreements(pinned, project) if "is outside of" in one]
+    assert outside == []
+    older = module.disagreements(pinned | {"torch": "2.0.0"}, project)
+    assert any("torch==2.0.0 is outside of torch>=2.6" in one for one in older)
+    with pytest.raises(ValueError, match="is no pin"):
+        module.pins("torch>=2.6")
+
+    def advisory(number: str, package: str, **affected: object) -> dict[str, object]:
+        return {"id": number, "summary": "bad", "affected": [{"package": {"name": package}, **affected}]}
+
+    events = [{"introduced": "0"}, {"fixed": "1!99"}]
+    entries = [
+        advisory("A-1", "Pillow", versions=[pinned["pillow"]]),
+        advisory("A-2", "numpy", ranges=[{"type": "ECOSYSTEM", "events": events}]),
+        advisory("A-3", "numpy", versions=["1.0"]),
+        advisory("A-4", "torch", ranges=[{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "1.0"}]}]),
+        advisory("A-5", "torch", versions=[pinned["torch"]]) | {"withdrawn": "2026-01-01"},
+        advisory("A-6", "unknown", versions=["1"]),
+    ]
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as content:
+        for entry in entries:
+            content.writestr(f"{entry['id']}.json", json.dumps(entry))
+    found = module.weaknesses(pinned, tmp_path / "all.zip")
+    assert [one.split(": ")[1] for one in found] == ["A-2 bad", "A-1 bad"]
+    done = audit(str(tmp_path / "all.zip"))
+    assert done.returncode == 1
+    assert "pillow==" in done.stdout
