@@ -124,6 +124,15 @@ def test_hydra_is_watched_in_jobs_that_only_unpickle():
     assert "hydra.callbacks.x._target_=shutil.copy is no plugin" in done.stderr
 
 
+@pytest.mark.parametrize("option", [f"+trainer.callbacks=[{COPY}]", "+trainer.plugins=[x]", f"trainer.loader={COPY}"])
+def test_lightning_gets_nothing_but_listed_options(option, tmp_path):
+    owned = tmp_path / "owned"
+    said = refused("train", "side=target", *SMALL, f"out={tmp_path / 'run'}", option.replace("OWNED", str(owned)))
+    assert "trainer" in said
+    assert not owned.exists()
+    assert not (tmp_path / "run").exists()
+
+
 def has_code(content: bytes) -> bool:
     """Whether the bytes are a pickle that would import or call something."""
     try:
