@@ -24,6 +24,7 @@ PACKAGES = ("torch", "torchvision", "pytorch-lightning", "open_clip_torch", "fai
 # What may differ between the first and a later call in the same directory: it changes where and how, not what.
 HOW = ("out", "trainer", "logger", "gaps")
 ENTRIES = 100_000  # of a config.yaml
+LONGEST_NUMBER = 256  # bits of a number in it
 RUN_SCHEMA = 1  # of run.json
 PARTNER = "partner"  # as gaps.reference of a study: the reference run of the same setting
 
@@ -85,6 +86,8 @@ def _room(value: Any, room: int, depth: int = 0) -> int:
     """What is left of ``room`` entries; raises ValueError where none is, or no end: a reference may stand for much more."""
     if room <= 0 or depth > 50:
         raise ValueError("it is too large, or refers to itself")
+    if isinstance(value, int) and value.bit_length() > LONGEST_NUMBER:
+        raise ValueError("it holds a number of too many digits")
     if isinstance(value, Mapping | list):
         for inner in value.values() if isinstance(value, Mapping) else value:
             room = _room(inner, room - 1, depth + 1)

@@ -151,7 +151,7 @@ class OtherCaptions(Lookup):
 
 def words(text: str) -> list[str]:
     """The words of a text in lower case: runs of letters, with apostrophes and what follows them left out."""
-    return re.findall(r"[^\W\d_]+", re.sub(r"['’]\w*", "", text.lower()).replace("_", " "))
+    return re.findall(r"[^\W\d_]+", re.sub(r"['’]\w*", "", text.lower()))
 
 
 def singulars(word: str) -> list[str]:

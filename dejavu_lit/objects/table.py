@@ -1,5 +1,6 @@
 """Objects from a table: parquet, CSV or JSON lines with a picture's key and labels, perhaps with scores and boxes."""
 
+import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet as pq
 
 from dejavu_lit.data.shards import BadPair, Pair
+from dejavu_lit.data.texts import plain
 from dejavu_lit.errors import UserError, first_line, suggest
 from dejavu_lit.files import file_sha256
 from dejavu_lit.objects.artifact import DAMAGE, Annotation, Annotator
@@ -78,7 +79,7 @@ class TableLookup(Lookup):
         if path.suffix.lower() in (".parquet", ".pq"):
             return pq.read_table(path)
         if path.suffix.lower() in (".jsonl", ".ndjson"):
-            return self._json(path)
+            return self._json(path, wanted)
         if path.suffix.lower() not in DELIMITERS:
             raise UserError(f"{path} is no table this annotator knows; give a .parquet, .csv, .tsv or .jsonl file")
         return pyarrow.csv.read_csv(
@@ -89,16 +90,22 @@ class TableLookup(Lookup):
             ),
         )
 
-    def _json(self, path: Path) -> pa.Table:
-        """JSON lines whose keys stay text: "2024-01-01" would be taken for a date."""
-        text = pyarrow.json.ParseOptions(explicit_schema=pa.schema([(self.key, pa.string())]))
-        try:
-            table = pyarrow.json.read_json(path, parse_options=text)
-            if table[self.key].null_count < table.num_rows:
-                return table
-        except pa.ArrowInvalid:
-            pass  # keys that are numbers, or no JSON at all
-        return pyarrow.json.read_json(path)
+    def _json(self, path: Path, wanted: Sequence[str]) -> pa.Table:
+        """JSON lines by Python's own parser: Arrow's takes dates for no text, and crashes on a line that is null."""
+        columns: dict[str, list[Any]] = {column: [] for column in wanted}
+        there = set()
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                row = plain(json.loads(line.decode("utf-8-sig")))
+                if not isinstance(row, dict):
+                    raise ValueError(f"line {number} is no JSON object")
+                there.update(row)
+                for column, values in columns.items():
+                    value = row.get(column)
+                    values.append(str(value) if column == self.key and value is not None else value)
+        return pa.table({column: pa.array(values) for column, values in columns.items() if column in there})
 
     def annotation(self, pair: Pair) -> Annotation:
         """The objects of all rows with the pair's key; raises BadPair where there is none."""

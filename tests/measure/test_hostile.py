@@ -1,4 +1,4 @@
-"""Readers of measurements, models and reports against hostile input: a valid value or one sentence, never a crash."""
+"""Readers of measurements and reports against hostile input: a valid value or one sentence, never a crash."""
 
 import json
 import shutil
@@ -18,13 +18,11 @@ from dejavu_lit.measure.persons import read_keys
 from dejavu_lit.measure.records import read_records, write_records
 from dejavu_lit.measure.saved import read_metrics
 from dejavu_lit.measure.vectors import Embeddings, write_embeddings
-from dejavu_lit.models.zoo import load_encoder
 from dejavu_lit.report.cards import choose, read_ranks, read_rows
 from dejavu_lit.report.epochs import gaps_over_epochs
 from dejavu_lit.report.write import write_report
 from tests.hostile import ODD_JSON, damaged, refused, tried, wrong_json, wrong_table
 from tests.measure.oracle import Case
-from tests.models.tiny import write_clip
 from tests.report.made import FEW_FIGURES, make_evaluation
 
 CASE = Case(1, n=6, m=8, k=3)
@@ -171,40 +169,3 @@ def test_reports_of_damaged_metrics(tmp_path, evaluation, data):
     (folder / "metrics.json").write_bytes(data.draw(wrong_json(json.loads((evaluation / "metrics.json").read_text()))))
     if refused(lambda: read_metrics(folder)) is not None:
         refused(lambda: write_report(folder, out=tmp_path / "report", limit=5))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tiny = {
-        "embed_dim": 8,
-        "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 8, "layers": 1, "head_width": 8},
-        "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
-    }
-    return write_clip(tmp_path_factory.mktemp("model"), config=tiny)
-
-
-@tried(12)
-@given(data=st.data())
-def test_folders_of_models(tmp_path, model, data):
-    folder = tmp_path / "model"
-    shutil.copytree(model, folder, dirs_exist_ok=True)
-    which = data.draw(st.sampled_from(["open_clip_config.json", "open_clip_model.safetensors"]))
-    if which.endswith(".json"):
-        value = json.loads((folder / which).read_text())
-        value["model_cfg"]["custom_text"] = False
-        (folder / which).write_bytes(data.draw(wrong_json(value)))
-    else:
-        content = (folder / which).read_bytes()
-        (folder / which).write_bytes(data.draw(damaged(content[:2000])) + content[2000:])
-    refused(lambda: load_encoder(f"local-dir:{folder}"))
-    # The same as a run's, and as a folder of transformers.
-    (tmp_path / "config.json").write_bytes(data.draw(wrong_json({"model_type": "clip"})))
-    refused(lambda: load_encoder(str(tmp_path)))
-
-
-@pytest.mark.parametrize("content", [b"PK\x05\x06" + b"\0" * 18, b"PK\x03\x04" + b"x" * 40, b"", b"\x80\x02."])
-def test_files_of_weights_that_are_none(tmp_path, content):
-    path = tmp_path / "weights.pt"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"weights\.pt"):
-        load_encoder(f"ViT-S-32-alt@{path}")

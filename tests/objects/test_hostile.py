@@ -2,17 +2,14 @@
 
 import io
 import json
-import pickle
 import tarfile
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import save
 
 from dejavu_lit.annotate import annotate
 from dejavu_lit.data.shards import Pair, ShardSet, index_shard, write_shards
@@ -29,7 +26,6 @@ from dejavu_lit.objects.artifact import (
 )
 from dejavu_lit.objects.captions import OtherCaptions
 from dejavu_lit.objects.classes import ClassLabels
-from dejavu_lit.objects.detectron2 import read_weights
 from dejavu_lit.objects.drawing import contact_sheet
 from dejavu_lit.objects.source import Shard
 from dejavu_lit.objects.table import TableLookup
@@ -195,18 +191,6 @@ def test_classes_captions_and_vocabularies(tmp_path, label, captions, text, json
         for row in rows or []:
             if isinstance(row, Annotation):
                 "".join(row.labels).encode()
-
-
-@tried(60)
-@given(data=st.data())
-def test_files_of_weights(tmp_path, data):
-    whole = {
-        ".pkl": pickle.dumps({"model": {"a": np.ones(3, np.float32)}}),
-        ".safetensors": save({"a": np.ones(3, np.float32)}),
-    }
-    for ending, content in whole.items():
-        (tmp_path / f"w{ending}").write_bytes(data.draw(damaged(content)))
-        refused(lambda ending=ending: read_weights(tmp_path / f"w{ending}"))
 
 
 @tried(30)
