@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dejavu_lit.errors import UserError
+from dejavu_lit.errors import UserError, spoken
 from dejavu_lit.files import atomic, read_json, write_json
 from dejavu_lit.launch import provenance, read_config
 from dejavu_lit.measure.controls import BLOCKS, compare, found, pool
@@ -64,6 +64,11 @@ def label(name: str, train_size: int | None, seed: int) -> str:
     """A folder's name for a setting, its size where one was chosen, and the seed."""
     size = f"-n{train_size}" if train_size is not None else ""
     return f"{re.sub(r'[^A-Za-z0-9_.=-]+', '-', name).strip('.-') or 'setting'}{size}-s{seed}"
+
+
+def evaluation_folder(out: Path, cell: Cell) -> Path:
+    """Where a cell's evaluation is written in the study's folder ``out``."""
+    return cell.folder or out / "evaluations" / cell.label
 
 
 def asked(cell: Cell) -> dict[str, Any]:
@@ -132,14 +137,14 @@ def evaluate_cells(
         if broken := [path for path in (cell.target, cell.reference) if path in failed]:
             lost[cell.label] = f"training of {broken[0].name} failed: {failed[broken[0]]}"
             continue
-        folder = cell.folder or out / "evaluations" / cell.label
+        folder = evaluation_folder(out, cell)
         log.info("evaluating %d of %d: %s", number + 1, len(cells), cell.label)
         try:
             cell = at_stop(cell)
             rows.append(row(out, cell, evaluate(cell, folder), folder))
-        except UserError as error:
-            lost[cell.label] = str(error)
-            log.error("%s: %s", cell.label, error)
+        except (UserError, OSError) as error:
+            lost[cell.label] = spoken(error) if isinstance(error, OSError) else str(error)
+            log.error("%s: %s", cell.label, lost[cell.label])
         except Exception as error:  # whatever it is, it must not take the other settings along
             lost[cell.label] = f"{type(error).__name__}: {error}"
             log.exception("%s", cell.label)

@@ -1,6 +1,7 @@
 """``evaluate.py``: measure one pair of models, or every pair of a sweep."""
 
 import sys
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +11,16 @@ from omegaconf import DictConfig
 from dejavu_lit.dashboards import tagged
 from dejavu_lit.entry.data import data_spec, pinned
 from dejavu_lit.entry.frame import plain
+from dejavu_lit.entry.processes import device, processes
 from dejavu_lit.errors import UserError
+from dejavu_lit.ranks import ALONE, Ranks, together
 from dejavu_lit.typed import build, check_fields
 
 if TYPE_CHECKING:
+    from dejavu_lit.comparison import Comparison
     from dejavu_lit.data.spec import DataSpec
-    from dejavu_lit.evaluate import Comparison
     from dejavu_lit.measure.metrics import Settings
+    from dejavu_lit.report.gate import Gate
 
 AFTER = (
     "out",
@@ -24,6 +28,7 @@ AFTER = (
     "utility_loss",
     "report",
     "logger",
+    "trainer",
     "fail_if",
 )  # settings of an evaluation that no figure depends on
 
@@ -34,20 +39,30 @@ def evaluate(cfg: DictConfig, out: Path) -> None:
     absent = [name for name in ("target", "reference") if config[name] is None]
     if absent and config["sweep"] is None:
         raise UserError(f"{absent[0]} is missing; give {absent[0]}=RUN or a model")
-    from dejavu_lit.report.gate import EXIT_CODE, Gate
+    from dejavu_lit.report.gate import Gate
 
     gate = Gate.parse(str(config["fail_if"])) if config["fail_if"] is not None else None
-    _embed_together(config, out)
-    if config["sweep"] is not None:
-        from dejavu_lit.entry.study import evaluate_sweep
+    ranks = processes(config["trainer"], shared=config["out"] is not None or config["sweep"] is not None)
+    config["device"] = ranks.device(device(config["trainer"], config["device"]))
+    with together(ranks), suppress(UserError) if ranks.rank > 0 else nullcontext():  # rank 0 knows it, and says it
+        if config["sweep"] is not None:
+            from dejavu_lit.entry.study import evaluate_sweep
 
-        evaluate_sweep(Path(config["sweep"]) if config["out"] is None else out, config, gate)
-        return
+            evaluate_sweep(Path(config["sweep"]) if config["out"] is None else out, config, gate, ranks)
+        elif ranks.rank > 0:
+            run_evaluation(config, out, ranks)
+        else:
+            _evaluate_pair(config, out, gate, ranks)
+
+
+def _evaluate_pair(config: dict[str, Any], out: Path, gate: "Gate | None", ranks: Ranks) -> None:
+    """Evaluate one pair, and show what was found."""
     from dejavu_lit.report.dashboard import log_evaluation
+    from dejavu_lit.report.gate import EXIT_CODE
     from dejavu_lit.summary import show
 
     logger = build(tagged(config["logger"], HydraConfig.get().overrides.task), "logger")
-    metrics = run_evaluation(config, out)
+    metrics = run_evaluation(config, out, ranks)
     show(metrics, out)
     page = show_report(config, out)
     log_evaluation(logger, out, config["report"]["redact"], page.parent / "figures" if page else None)
@@ -67,39 +82,20 @@ def show_report(config: dict[str, Any], out: Path) -> Path | None:
     return page
 
 
-def run_evaluation(config: dict[str, Any], out: Path) -> Any:
-    """Evaluate one pair of models in ``out``: the contents of metrics.json."""
+def run_evaluation(config: dict[str, Any], out: Path, ranks: Ranks = ALONE) -> Any:
+    """Evaluate one pair of models in ``out``: the contents of metrics.json; {} on all ranks but the first."""
     from dejavu_lit.evaluate import evaluate as run
     from dejavu_lit.files import locked
 
-    comparison, settings = _comparison(config), _statistics(config)
-    data = _evaluated_data(config["data"], comparison)
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out / ".lock", wait=False):
-        return run(out, comparison, data, config["objects"], settings, _settings(config, data), config.get("keys"))
-
-
-def _embed_together(config: dict[str, Any], out: Path) -> None:
-    """Of several ranks each embeds its share; rank 0 goes on, the others end here."""
-    from dataclasses import replace
-
-    from dejavu_lit.ranks import started, together
-
-    if (ranks := started()).world == 1:
-        return
-    if config["out"] is None or config["sweep"] is not None:
-        raise UserError(
-            "several processes share one evaluation in a directory that all know; give out=DIR and no sweep="
-        )
-    from dejavu_lit.evaluate import embed_share
-
-    comparison = _comparison(config)
-    data = _evaluated_data(config["data"], comparison)
-    with together(ranks):
-        own = replace(comparison, device=ranks.device(comparison.device))
-        embed_share(own, data, out, (ranks.rank, ranks.world))
-    if ranks.rank > 0:
-        sys.exit(0)
+    with ExitStack() as held:
+        with ranks.step():
+            comparison, settings = _comparison(config), _statistics(config)
+            data = _evaluated_data(config["data"], comparison)
+            if ranks.rank == 0:
+                out.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(out / ".lock", wait=False))
+        saved = _settings(config, data)
+        return run(out, comparison, data, config["objects"], settings, saved, config.get("keys"), ranks)
 
 
 def check_evaluation(config: dict[str, Any], data: "DataSpec") -> None:
@@ -126,7 +122,7 @@ def check_evaluation(config: dict[str, Any], data: "DataSpec") -> None:
 def _comparison(config: dict[str, Any]) -> "Comparison":
     from dataclasses import fields
 
-    from dejavu_lit.evaluate import Comparison
+    from dejavu_lit.comparison import Comparison
 
     check_fields(Comparison, config, "")
     return Comparison(**{field.name: config[field.name] for field in fields(Comparison)})

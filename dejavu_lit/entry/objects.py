@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from dejavu_lit.entry.data import data_spec
 from dejavu_lit.entry.frame import plain
+from dejavu_lit.entry.processes import device, processes
 from dejavu_lit.errors import UserError, suggest
 from dejavu_lit.typed import build
 
@@ -39,8 +41,14 @@ def _annotate(data: "DataSpec", sets: dict[str, "ShardSet"], config: dict[str, A
     from dejavu_lit.annotate import Share
     from dejavu_lit.annotate import annotate as run
 
+    trainer = config["trainer"]
+    if processes(trainer, shared=True).world > 1 and config["part"] is not None:
+        raise UserError(f"part={config['part']} is one process's share; leave it out where several share the shards")
     share = Share.parse(config["part"])
     node = config["annotator"]
+    typed = {override.lstrip("+~").partition("=")[0] for override in HydraConfig.get().overrides.task}
+    if "device" in node and "annotator.device" not in typed and trainer["accelerator"] != "cpu":
+        node = {**node, "device": device(trainer, None)}
     if "artifacts" in node:
         node = {**node, "artifacts": [str(data.objects_folder(name)) for name in node["artifacts"]]}
     source = build(node, "annotator")

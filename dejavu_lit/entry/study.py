@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from dejavu_lit.entry.evaluation import run_evaluation, show_report
 from dejavu_lit.entry.frame import plain
 from dejavu_lit.entry.settings import check_loss, check_options, wanted
 from dejavu_lit.errors import UserError, suggest
+from dejavu_lit.ranks import ALONE, Ranks
 from dejavu_lit.typed import build
 
 if TYPE_CHECKING:
@@ -58,26 +60,40 @@ def _launcher(config: Mapping[str, Any]) -> "Launcher":
     return launchers[name]
 
 
-def evaluate_sweep(out: Path, config: dict[str, Any], gate: "Gate | None") -> None:
-    """Evaluate every two runs below ``sweep`` that differ in ``side`` alone, and collect the table in ``out``."""
+def evaluate_sweep(out: Path, config: dict[str, Any], gate: "Gate | None", ranks: Ranks) -> None:
+    """Evaluate every two runs below ``sweep`` that differ in ``side`` alone, each shared by all ranks; the table in ``out``."""
     from dejavu_lit.report.gate import EXIT_CODE
+    from dejavu_lit.study import at_stop, evaluation_folder
     from dejavu_lit.sweep import pair_runs
 
     check_loss(config["utility_loss"])
-    cells, left_out = pair_runs(Path(config["sweep"]))
-    for sentence in left_out:
-        log.warning("left out: %s", sentence)
-    if not cells:
-        raise UserError(f"no two runs below {config['sweep']} differ in side alone; train the missing sides")
+    with ranks.step():
+        cells, left_out = pair_runs(Path(config["sweep"]))
+        if ranks.rank == 0:
+            for sentence in left_out:
+                log.warning("left out: %s", sentence)
+        if not cells:
+            raise UserError(f"no two runs below {config['sweep']} differ in side alone; train the missing sides")
+    cells = ranks.first(cells)  # a run may have ended while they looked
     shared = {name: config[name] for name in ("utility_loss", "logger")}
-    found = evaluate_study(out, {"evaluate": config, **shared}, cells, {})
+    if ranks.rank > 0:
+        for cell in cells:
+            with suppress(Exception):  # rank 0 tells of it, and goes on with the next one, too
+                sides = _sides(at_stop(cell))
+                run_evaluation({**config, **sides}, evaluation_folder(out, cell), ranks)
+        return
+    found = evaluate_study(out, {"evaluate": config, **shared}, cells, {}, ranks)
     if gate is not None and (fails := [name for name, metrics in found.items() if gate.fails(metrics)]):
         print(f"fail_if holds for {', '.join(fails)}: {gate.text}", file=sys.stderr)
         sys.exit(EXIT_CODE)
 
 
 def evaluate_study(
-    out: Path, config: Mapping[str, Any], cells: "list[Cell] | tuple[Cell, ...]", failed: Mapping[Path, str]
+    out: Path,
+    config: Mapping[str, Any],
+    cells: "list[Cell] | tuple[Cell, ...]",
+    failed: Mapping[Path, str],
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Evaluate every cell, write and show the study, and return each cell's metrics.json by its label."""
     from dejavu_lit import study
@@ -90,10 +106,9 @@ def evaluate_study(
     planned = {cell.label: study.asked(cell) for cell in cells}
 
     def one(cell: "Cell", folder: Path) -> Any:
-        sides = {side: cell.side(side) for side in study.SIDES}
         if cell.folder is not None and not (folder / "context.json").is_file():
             write_json(folder / study.ASKED, planned[cell.label])
-        found[cell.label] = run_evaluation({**config["evaluate"], **cell.evaluation, **sides}, folder)
+        found[cell.label] = run_evaluation({**config["evaluate"], **cell.evaluation, **_sides(cell)}, folder, ranks)
         if cell.folder is not None:  # its statistics are those of now
             write_json(folder / study.ASKED, planned[cell.label])
         return found[cell.label]
@@ -109,3 +124,9 @@ def evaluate_study(
             + "; ".join(f"{label} ({why})" for label, why in lost.items())
         )
     return found
+
+
+def _sides(cell: "Cell") -> dict[str, str]:
+    from dejavu_lit.study import SIDES
+
+    return {side: cell.side(side) for side in SIDES}

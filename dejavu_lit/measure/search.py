@@ -87,7 +87,7 @@ def search(
 def best_k(
     queries: np.ndarray, public: Sequence[np.ndarray], k: int, index: str = "flat", ids: np.ndarray | None = None
 ) -> Best:
-    """As ``search`` by an exact index, for a share of the public vectors: ``merge`` joins those of disjoint shares."""
+    """As ``search`` by an exact index, of the public vectors that there are: fewer than k leave rows of −1."""
     from threadpoolctl import threadpool_limits
 
     check_index(index)
@@ -105,14 +105,6 @@ def best_k(
             list(pool.map(chunk.merge, *zip(*shares, strict=True)))
             bar.update(len(stored))
     return best
-
-
-def merge(shares: Sequence[Best]) -> Best:
-    """The best k over disjoint shares of the public vectors, exactly as if they had been searched together."""
-    rows = np.concatenate([share.rows for share in shares], axis=1)
-    scores = np.concatenate([share.scores for share in shares], axis=1)
-    order = np.lexsort((rows, -scores), axis=1)[:, : shares[0].rows.shape[1]]
-    return Best(np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1))
 
 
 def row_ids(ids: np.ndarray | None, start: int, count: int) -> np.ndarray:
@@ -186,6 +178,18 @@ def _refuse_unusable(norms: np.ndarray, public: Sequence[np.ndarray] | None, sta
         number = 0
         while place >= len(public[number]):
             place, number = place - len(public[number]), number + 1
-        name = str(getattr(public[number], "filename", None) or f"part {number} of the public set")
+        name, first = _origin(public[number])
+        name, place = name or f"part {number} of the public set", place + first
     what = "has zero norm" if norms[bad[0]] == 0 else "holds NaN or infinity"
     raise UserError(f"{name}: the vector in row {place} {what}; mend the model or leave these pairs out")
+
+
+def _origin(part: np.ndarray) -> tuple[str, int]:
+    """The file of a memory map and the row at which this stretch of it begins; ("", 0) for an array in memory."""
+    whole = part
+    while isinstance(whole.base, np.memmap):
+        whole = whole.base
+    file = getattr(part, "filename", None)
+    if file is None or not part.strides[0]:
+        return "", 0
+    return str(file), (part.ctypes.data - whole.ctypes.data) // part.strides[0]

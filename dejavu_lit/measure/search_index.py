@@ -17,6 +17,7 @@ import numpy as np
 
 from dejavu_lit.errors import UserError, suggest
 from dejavu_lit.measure import search_kernels as kernels
+from dejavu_lit.ranks import started
 
 EXACT = ("flat", "float32", "bf16", "gpu")
 TILE = 1024  # public rows compared at once, a multiple of kernels.BLOCK
@@ -177,9 +178,9 @@ class Chunk:
         # Tensor cores may round the float32 factors to 10 bits, by less than 2⁻¹⁰ each.
         error = self._error + 2.0**-9 * 1.01
         count = min(2 * k + 64, GPU_MOST, total)
-        cheap, found = faiss.knn_gpu(
-            faiss.StandardGpuResources(), queries.unit(), self._rows.unit(), count, metric=faiss.METRIC_INNER_PRODUCT
-        )
+        resources, asked, public = faiss.StandardGpuResources(), queries.unit(), self._rows.unit()
+        own = started().local % faiss.get_num_gpus()  # each rank of a node takes a GPU of its own
+        cheap, found = faiss.knn_gpu(resources, asked, public, count, metric=faiss.METRIC_INNER_PRODUCT, device=own)
         least = scores[:, -1]
         if count >= k:
             least = np.maximum(least, cheap[:, k - 1] - error)

@@ -1,21 +1,13 @@
-"""An evaluation whose embeddings several ranks share gives the tables of one process."""
+"""Embeddings whose shards several ranks share, and who a rank is."""
 
-import json
-import os
-import subprocess
-import sys
-
-import pyarrow.parquet as pq
 import pytest
 
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.measure.embed import embed, write_missing
 from dejavu_lit.models.zoo import load_encoder
 from dejavu_lit.ranks import Ranks, started
-from tests.conftest import ROOT, SMALL, run
+from tests.conftest import SMALL, run
 from tests.models.tiny import write_clip
-
-OPTIONS = ["k=5", "ks=[1,5]", "report.write=false"]
 
 
 @pytest.fixture(scope="module")
@@ -43,27 +35,6 @@ def test_shares_are_disjoint_whole_and_exact(data, models, tmp_path):
     embed(encoder, shards, "text", tmp_path / "alone")
     for path in (tmp_path / "alone").glob("*.npy"):
         assert path.read_bytes() == (tmp_path / "shared" / path.name).read_bytes()
-
-
-def test_two_ranks_give_the_records_of_one_process(data, models, tmp_path):
-    options = [f"target={models[0]}", f"reference={models[1]}", "data=scenes", f"data.dir={data}", *OPTIONS]
-    run("evaluate", *options, f"out={tmp_path / 'one'}")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*launcher, str(ROOT / "evaluate.py"), *options, f"out={tmp_path / 'two'}"],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
-    for name in ("records.parquet", "records_null.parquet"):
-        one, two = (pq.read_table(tmp_path / where / name) for where in ("one", "two"))
-        assert one.to_pylist() == two.to_pylist()
-    found = [json.loads((tmp_path / where / "metrics.json").read_text()) for where in ("one", "two")]
-    for name in ("population", "null", "by_k", "sample", "utility", "counts"):
-        assert found[0][name] == found[1][name]
 
 
 def test_who_this_process_is(monkeypatch):

@@ -185,7 +185,7 @@ def test_vectors_from_elsewhere(tmp_path):
     assert np.array_equal(found.load(), expected)
     assert np.array_equal(found.load(keys[::-3]), expected[::-3])
     assert np.array_equal(np.concatenate(found.parts()), expected)
-    assert [sorted(keys)[rank] for rank in found.ranks()] == keys
+    assert [sorted(keys)[place] for place in found.selection(sorted(keys)).ids] == keys
     assert not (tmp_path / "A" / "text" / "fingerprint.json").exists()
     with pytest.raises(UserError, match=r"no vector for 1 of 2 keys, the first is 'x'"):
         found.load(["k01", "x"])

@@ -5,7 +5,7 @@ import pytest
 
 from dejavu_lit.errors import UserError
 from dejavu_lit.measure import search as module
-from dejavu_lit.measure.search import best_k, merge, search
+from dejavu_lit.measure.search import best_k, search
 from dejavu_lit.measure.search_index import BF16_ROUNDING, bfloat16_error, float32_error, has_bfloat16
 from dejavu_lit.measure.vectors import Embeddings, write_embeddings
 
@@ -83,20 +83,10 @@ def test_ties_follow_the_public_row_and_not_the_place(index):
     assert np.array_equal(again.rows, neighbours.rows)
 
 
-@pytest.mark.parametrize("index", EXACT)
-def test_shares_searched_apart_merge_exactly(index):
-    rng = np.random.default_rng(3)
-    queries, public = hard(rng, 60, 900, 16)
-    ids = rng.permutation(900)
-    whole = best_k(queries, [public], 30, index, ids)
-    cuts = [slice(0, 10), slice(10, 600), slice(600, 900)]  # the first holds fewer than k
-    shares = [best_k(queries, [public[cut]], 30, index, ids[cut]) for cut in cuts]
-    for order in ([0, 1, 2], [2, 0, 1]):
-        merged = merge([shares[i] for i in order])
-        assert np.array_equal(merged.rows, whole.rows)
-        assert np.array_equal(merged.scores, whole.scores)
+def test_fewer_vectors_than_neighbours_are_told():
+    queries, public = hard(np.random.default_rng(3), 60, 900, 16)
     with pytest.raises(UserError, match="k=30 is more"):
-        shares[0].neighbors()
+        best_k(queries, [public[:10]], 30).neighbors()
 
 
 def test_any_batch_of_queries_gives_the_same(monkeypatch):
@@ -112,7 +102,7 @@ def test_memory_maps_of_stored_parts(tmp_path):
     rng = np.random.default_rng(5)
     stored = write_embeddings(tmp_path, [f"{i * 7 % 300:03d}" for i in range(300)], unit(rng, 300, 8), 90)
     queries = unit(rng, 20, 8)
-    neighbours, _ = search(queries, stored.parts(), 6, ids=stored.ranks())
+    neighbours, _ = search(queries, stored.parts(), 6, ids=stored.selection(sorted(stored.keys)).ids)
     rows, _ = oracle(queries, stored.load(sorted(stored.keys)), 6)
     assert np.array_equal(neighbours.rows, rows)
 
