@@ -21,7 +21,9 @@ def quality(side: Side, data: DataSpec) -> dict[str, Any]:
 
     def attempt(names: tuple[str, ...], work: Callable[[], utility.Values], missing: str | None) -> None:
         try:
-            values.update(work() if missing is None else dict.fromkeys(names))
+            found = work() if missing is None else dict.fromkeys(names)
+            values.update({name: found[name] for name in names})
+            missing = missing or next((str(found[f"{n}_reason"]) for n in names if f"{n}_reason" in found), None)
         except UserError as error:
             values.update(dict.fromkeys(names))
             missing = str(error)
