@@ -123,7 +123,7 @@ def write_records(path: Path | str, records: Records, k: int, top_m: int | None 
     ):
         for start in range(0, max(len(records), 1), ROW_GROUP):
             block = slice(start, min(start + ROW_GROUP, len(records)))
-            writer.write_table(_block(records, found, block, k, top_m), row_group_size=ROW_GROUP)
+            writer.write_table(_block(records, found, block, k, top_m))
 
 
 def _block(records: Records, found: dict[str, Scores], block: slice, k: int, top_m: int | None) -> pa.Table:
@@ -234,7 +234,7 @@ def _neighbors(group: pa.Table, side: str, public: pa.Array, path: Path) -> Neig
         raise UserError(
             f"{path} names the public picture {name!r}, which has no objects; use the objects of its public set"
         )
-    rows = row.take(flat.indices).to_numpy(zero_copy_only=False).astype(np.int32)
+    rows = row.take(flat.indices).to_numpy().astype(np.int32)
     # Lists of different lengths do not fill the rectangle: a ValueError.
     shape = (len(lists), len(lists[0]))
     values = distances.flatten().to_numpy(zero_copy_only=False).reshape(shape)

@@ -2,6 +2,8 @@
 
 from collections import Counter
 from itertools import permutations
+from math import nextafter
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -93,6 +95,25 @@ def test_each_of_the_captions_is_chosen_equally_often():
     drawn = Counter(choose_caption("first", ("first", "second", "third"), 0, epoch, "k") for epoch in range(3000))
     assert all(abs(drawn[text] / 3000 - 1 / 3) < 0.04 for text in ("first", "second", "third"))
     assert choose_caption("alone", (), 0, 0, "k") == "alone"
+
+
+def test_a_pair_without_other_captions_is_trained_on_its_own():
+    assert train_caption("my own", (), Mitigation(caption_choice=True), (), 0, 0, "k") == "my own"
+
+
+def test_a_probability_is_what_the_draw_stays_below():
+    """Exactly at the draw nothing happens, just above it does: so 0 is never, and 1 always."""
+
+    def at_and_above(stream):
+        draw = Random(stream).random()
+        return draw, nextafter(draw, 1)
+
+    replaced = [replace_words("word", p, ("new",), 0, 0, "k") for p in at_and_above("random/0/0/k")]
+    assert replaced == ["word", "new"]
+    shuffled = ["  " in shuffle_words("one  two", p, 0, 0, "k") for p in at_and_above("shuffle/0/0/k")]
+    assert shuffled == [True, False]  # only the untouched caption keeps its blanks
+    masked = ["first" in mask_words("first b c d e f g h", p, 0, 0, "k") for p in at_and_above("0/0/k")]
+    assert masked == [True, False]
 
 
 def test_only_the_first_words_are_kept():

@@ -1,4 +1,5 @@
 from collections import Counter
+from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
 
@@ -7,7 +8,7 @@ import pytest
 from scipy import stats
 
 from dejavu_lit.errors import UserError
-from dejavu_lit.measure.population import Outcomes, Resampling, estimate, outcomes, sign_test
+from dejavu_lit.measure.population import Outcomes, Resampling, estimate, mean_recall_gap, outcomes, sign_test
 from dejavu_lit.measure.scores import Scores
 from tests.measure.oracle import Case
 
@@ -21,6 +22,12 @@ def many(seed: int, n: int = 3000, shift: float = 0.2) -> Outcomes:
     truth = rng.integers(1, 6, n)
     hits_t, hits_r = rng.binomial(truth, 0.4 + shift), rng.binomial(truth, 0.4)
     return Outcomes(np.sign(hits_t - hits_r + rng.integers(-1, 2, n)), np.sign(hits_t - hits_r), hits_t - hits_r, truth)
+
+
+def said(mistake: Callable[[], object]) -> str:
+    with pytest.raises(UserError) as error:
+        mistake()
+    return str(error.value)
 
 
 def test_three_records_by_hand() -> None:
@@ -154,20 +161,104 @@ def test_intervals_cover() -> None:
     assert (hit / 300 < 0.985).all()
 
 
-@pytest.mark.parametrize(("wins", "losses"), [(0, 0), (5, 5), (0, 1), (8, 1), (100, 70), (3, 40), (50_000, 49_000)])
+@pytest.mark.parametrize(
+    ("wins", "losses"), [(0, 0), (5, 5), (0, 1), (2, 4), (8, 1), (100, 70), (3, 40), (50_000, 49_000)]
+)
 def test_sign_test_against_scipy(wins: int, losses: int) -> None:
     expected = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
     assert sign_test(wins, losses) == pytest.approx(expected, rel=1e-9)
     assert sign_test(losses, wins) == sign_test(wins, losses)
 
 
+def test_a_sign_test_s_p_never_exceeds_one() -> None:
+    for few in range(60):  # each is 1, and rounding would take some of them above
+        assert sign_test(few, few + 1) == pytest.approx(1, rel=1e-12)
+        assert sign_test(few, few + 1) <= 1
+
+
+def test_the_spread_s_settings_have_bounds_and_the_paper_s_defaults() -> None:
+    assert Resampling() == Resampling(draws=100, share=0.1, bootstrap=2000, seed=0)
+    least = Resampling(draws=2, share=1, bootstrap=100)
+    assert [least.sample(n) for n in (1, 7)] == [1, 7]
+    assert [Resampling().sample(n) for n in (1, 4, 26, 1000)] == [1, 1, 3, 100]
+    for wrong, must in (
+        ({"draws": 1}, "draws=1 must be at least 2"),
+        ({"bootstrap": 99}, "bootstrap=99 must be at least 100"),
+        ({"seed": -1}, "seed=-1 must be at least 0"),
+        ({"share": 0.0}, "share=0.0 must be above 0 and at most 1 (0.1 draws 10 % of the records)"),
+        ({"share": 1.5}, "share=1.5 must be above 0 and at most 1 (0.1 draws 10 % of the records)"),
+    ):
+        assert said(lambda wrong=wrong: Resampling(**wrong)) == must
+
+
+def test_a_difference_of_two_settings_by_hand() -> None:
+    truth = np.array([2, 4])
+    first = Outcomes(np.array([1, -1]), np.array([1, 0]), np.array([2, 0]), truth)
+    second = Outcomes(np.array([-1, 0]), np.array([0, 1]), np.array([1, 3]), truth)
+    found = first - second
+    assert (found.precision.tolist(), found.recall.tolist(), found.hits.tolist()) == ([2, -1], [1, -1], [1, -3])
+    assert found.truth.tolist() == [2, 4]
+    assert found.values().tolist() == [[2, 1, 0.5], [-1, -1, -0.75]]
+    block = estimate(found).block()
+    assert [block[figure]["value"] for figure in ("ppg", "prg", "aucg")] == [0.5, 0, -0.125]
+    assert block["ppg"]["sign_test"] == {"p": 1.0, "wins": 1, "losses": 1}
+
+
+def test_a_combination_adds_what_two_sets_gave_with_their_weights() -> None:
+    few = Resampling(draws=3, bootstrap=100)
+    first, second = estimate(many(3, n=50), few), estimate(many(4, n=40), few, stream=1)
+    found = first.combine(second, 0.25, -2)
+    for name in ("value", "draws", "bootstrap"):
+        np.testing.assert_array_equal(getattr(found, name), 0.25 * getattr(first, name) - 2 * getattr(second, name))
+    for name in ("closed_form_std", "se"):
+        np.testing.assert_allclose(
+            getattr(found, name), np.sqrt((0.25 * getattr(first, name)) ** 2 + (2 * getattr(second, name)) ** 2)
+        )
+    assert found.wins is None
+    assert found.losses is None
+
+
+def test_the_draws_are_numpy_s_multinomial_ones_however_many_are_made_at_once() -> None:
+    rng = np.random.default_rng(3)
+    truth = np.arange(1, 1001)  # a thousand distinct outcomes: 2,500 samples of them are made in two goes
+    found = Outcomes(rng.integers(-1, 2, 1000), rng.integers(-1, 2, 1000), rng.integers(-truth, truth + 1), truth)
+    got = estimate(found, Resampling(draws=5, share=0.25, bootstrap=2500, seed=4), stream=2)
+    distinct, counts = found.tally()
+    random = np.random.default_rng([4, 2])
+    for means, size in ((got.draws, 250), (got.bootstrap, 1000)):
+        times = random.multinomial(size, counts / 1000, size=len(means))
+        np.testing.assert_allclose(means, times @ distinct.values() / size, atol=1e-12)
+
+
+def test_what_is_counted_stays_whole_numbers() -> None:
+    found = outcomes(scores([1], [2], [3]), scores([0], [1], [3]), 1)
+    assert {column.dtype for column in (found.precision, found.recall, found.hits, found.truth)} == {np.dtype(np.int64)}
+    assert len(found[:0].tally()[1]) == 0
+    assert mean_recall_gap(np.array([1, -1]), np.array([3, 2]), 5) == float(Fraction(-1, 30))
+    with pytest.raises(ValueError, match="zip"):
+        mean_recall_gap(np.array([1]), np.array([3, 2]), 5)
+
+
+def test_a_block_holds_what_the_resamples_say() -> None:
+    got = estimate(many(5, n=300), Resampling(draws=20, bootstrap=200))
+    for i, (figure, block) in enumerate(got.block().items()):
+        assert figure == ("ppg", "prg", "aucg")[i]
+        assert list(block) == ["value", "mean", "std", "ci95", "closed_form_std", "se", "sign_test"]
+        assert block["value"] == got.value[i]
+        assert block["mean"] == got.draws[:, i].mean()
+        assert block["std"] == got.draws[:, i].std()
+        assert block["ci95"] == np.quantile(got.bootstrap[:, i], [0.025, 0.975]).tolist()
+        assert block["closed_form_std"] == got.closed_form_std[i]
+        assert block["se"] == got.se[i]
+
+
 def test_mistakes_are_named() -> None:
-    with pytest.raises(UserError, match="no record has an object"):
-        estimate(many(0)[:0])
-    with pytest.raises(UserError, match="different records"):
-        outcomes(scores([1], [1], [1]), scores([1], [1], [2]), 1)
-    with pytest.raises(UserError, match="pair by pair"):
-        many(0) - many(1)
-    for wrong in ({"draws": 1}, {"bootstrap": 99}, {"seed": -1}, {"share": 0.0}, {"share": 1.5}):
-        with pytest.raises(UserError, match=f"{next(iter(wrong))}="):
-            Resampling(**wrong)
+    assert said(lambda: estimate(many(0)[:0])) == (
+        "no record has an object, so there is nothing to measure; lower threshold= or check objects="
+    )
+    assert said(lambda: outcomes(scores([1], [1], [1]), scores([1], [1], [2]), 1)) == (
+        "target and reference were scored on different records; score both on the same ones"
+    )
+    assert said(lambda: many(0) - many(1)) == (
+        "only the same records with the same objects can be compared pair by pair"
+    )

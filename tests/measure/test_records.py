@@ -1,4 +1,7 @@
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +11,7 @@ import pytest
 from dejavu_lit.errors import UserError
 from dejavu_lit.measure import records as module
 from dejavu_lit.measure.records import Neighbors, Records, read_records, write_records
+from dejavu_lit.objects.artifact import Objects
 from tests.measure.oracle import Case, figures, objects
 
 
@@ -81,6 +85,8 @@ def test_other_objects_by_key() -> None:
         objects(fewer.truth, case.labels, "a").take(sorted(case.truth_objects.keys, reverse=True)),
         objects(fewer.public, case.labels, "p").take(sorted(case.public_objects.keys, reverse=True)),
     )
+    assert [set(joined.truth.names(row)) for row in range(len(joined))] == fewer.truth
+    assert [set(joined.public.names(row)) for row in range(len(fewer.public))] == fewer.public
     target, _ = joined.scores([3])
     assert target.hits[:, 0].tolist() == [len(fewer.guess("target", i, 3) & g) for i, g in enumerate(fewer.truth)]
 
@@ -88,40 +94,131 @@ def test_other_objects_by_key() -> None:
 def test_no_records_and_records_without_columns(tmp_path: Path) -> None:
     empty = Case(0, n=0).records()
     write_records(tmp_path / "r.parquet", empty, 3)
-    assert pq.read_table(tmp_path / "r.parquet").num_rows == 0
-    assert len(read_records(tmp_path / "r.parquet", empty.truth, empty.public)) == 0
+    assert pq.read_schema(tmp_path / "r.parquet") == module.SCHEMA
+    pq.ParquetWriter(tmp_path / "groupless.parquet", module.SCHEMA).close()
+    for name in ("r", "groupless"):
+        back = read_records(tmp_path / f"{name}.parquet", empty.truth, empty.public)
+        for side in (back.target, back.reference):
+            assert (side.rows.shape, side.distances.shape) == ((0, 0), (0, 0))
+            assert (side.rows.dtype, side.distances.dtype) == (np.int32, np.float32)
     case = Case(1)
     write_records(tmp_path / "c.parquet", case.records(), 3)
     assert not (tmp_path / "c.columns.parquet").exists()
 
 
+def test_further_columns_lie_beside_the_records(tmp_path: Path) -> None:
+    case = Case(1, n=1)
+    with_columns = replace(case.records(), columns={"place": ["x"]})
+    write_records(tmp_path / "r.parquet", with_columns, 3)
+    beside = tmp_path / "r.columns.parquet"
+    assert pq.read_table(beside).to_pylist() == [{"key": "a00000", "place": '"x"'}]
+    write_records(tmp_path / "r.parquet", case.records(), 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.parquet"]
+    none = replace(Case(1, n=0).records(), columns={"place": []})
+    write_records(tmp_path / "r.parquet", none, 3)
+    assert pq.read_schema(beside).field("key").type == pa.string()
+    for name in ("r.parquet", "r.columns.parquet"):
+        write_records(tmp_path / "r.parquet", with_columns, 3)
+        group = pq.ParquetFile(tmp_path / name).metadata.row_group(0)
+        assert {group.column(i).compression for i in range(group.num_columns)} == {"ZSTD"}
+
+
+def test_pictures_without_any_label(tmp_path: Path) -> None:
+    case = Case(3, labels=0, most=0)
+    write_records(tmp_path / "r.parquet", case.records(), 3)
+    assert pq.read_table(tmp_path / "r.parquet")["target_predicted"].to_pylist() == [[]] * 40
+    assert len(read_records(tmp_path / "r.parquet", case.truth_objects, case.public_objects)) == 40
+
+
+def test_long_names_are_stored_once(tmp_path: Path) -> None:
+    """Two megabytes of names, each of which occurs twice: a dictionary of the usual size would give up."""
+    names = tuple(f"{i:0100d}" for i in range(20_480))
+    public = Objects(names, np.zeros(20_481, np.int64), np.zeros(0, np.int32), ())
+    rows = np.arange(40_960, dtype=np.int32).reshape(4096, 10) % 20_480
+    near = Neighbors(rows, np.tile(np.linspace(0, 1, 10, dtype=np.float32), (4096, 1)))
+    truth = Objects(tuple(f"a{i}" for i in range(4096)), np.zeros(4097, np.int64), np.zeros(0, np.int32), ())
+    write_records(tmp_path / "r.parquet", Records(("",) * 4096, truth, public, near, near), 1)
+    group = pq.ParquetFile(tmp_path / "r.parquet").metadata.row_group(0)
+    sizes = {group.column(i).path_in_schema: group.column(i).total_uncompressed_size for i in range(group.num_columns)}
+    assert sizes["target_neighbors.list.element"] < 1.2 * 104 * 20_480
+
+
+def said(path: Path, truth: Objects, public: Objects) -> str:
+    """What reading a file is refused with, its path left out."""
+    with pytest.raises(UserError) as error:
+        read_records(path, truth, public)
+    return str(error.value).replace(str(path), "FILE").replace(str(module._columns_path(path)), "COLUMNS")
+
+
+def test_parts_of_different_lengths_are_named() -> None:
+    records = Case(2).records()
+    with pytest.raises(UserError) as error:
+        Records(("a",), records.truth, records.public, records.target[:2], records.reference[:3], {"place": []})
+    assert str(error.value) == (
+        "records need one value a pair: there are 40 pairs and 1 captions, 2 target neighbours, 3 reference neighbours, "
+        "0 place"
+    )
+
+
 def test_mistakes_are_named(tmp_path: Path) -> None:
     case = Case(2)
     records = case.records()
-    with pytest.raises(UserError, match=r"40 pairs and 2 captions"):
-        Records(("a", "b"), records.truth, records.public, records.target, records.reference)
-    with pytest.raises(UserError, match="does not exist"):
-        read_records(tmp_path / "none.parquet", records.truth, records.public)
+    both = (records.truth, records.public)
+    again = "remove it and run evaluate.py again"
+    assert said(tmp_path / "none.parquet", *both) == "FILE does not exist; run evaluate.py to make it"
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(UserError, match="no records file"):
-        read_records(tmp_path / "bad.parquet", records.truth, records.public)
+    told = said(tmp_path / "bad.parquet", *both)
+    assert told.startswith("FILE is no records file (")
+    assert told.endswith(f"); {again}")
     pq.write_table(pa.table({"key": ["a"]}), tmp_path / "other.parquet")
-    with pytest.raises(UserError, match="has no column 'caption'"):
-        read_records(tmp_path / "other.parquet", records.truth, records.public)
-    write_records(tmp_path / "r.parquet", records, 3)
-    pq.write_table(pq.read_table(tmp_path / "r.parquet").drop_columns("caption"), tmp_path / "other.parquet")
-    with pytest.raises(UserError, match="has no column 'caption'"):
-        read_records(tmp_path / "other.parquet", records.truth, records.public)
-    table = pq.read_table(tmp_path / "r.parquet")
-    place = table.column_names.index("target_neighbors")
-    uneven = pa.array([["p00000"], *table["target_neighbors"].to_pylist()[1:]], pa.list_(pa.string()))
-    pq.write_table(table.set_column(place, "target_neighbors", uneven), tmp_path / "uneven.parquet")
-    with pytest.raises(UserError, match="is no records file"):
-        read_records(tmp_path / "uneven.parquet", records.truth, records.public)
-    with pytest.raises(UserError, match="names the public picture"):
-        read_records(tmp_path / "r.parquet", records.truth, records.public.take(["p00000"]))
+    assert said(tmp_path / "other.parquet", *both) == f"FILE has no column 'caption'; {again}"
+    path = tmp_path / "r.parquet"
+    write_records(path, replace(records, columns={"place": [1] * 40}), 3)
+    first = case.public_objects.keys[case.target.rows[0][0]]
+    asked = case.public_objects.take([key for key in case.public_objects.keys if key != first])
+    need = "which has no objects; use the objects of its public set"
+    assert said(path, records.truth, asked) == f"FILE names the public picture {first!r}, {need}"
+    assert said(path, records.truth, asked.take([])) == f"FILE names the public picture {first!r}, {need}"
     with pytest.raises(UserError, match="no row for 39 of 40"):
-        read_records(tmp_path / "r.parquet", records.truth.take(["a00000"]), records.public)
+        read_records(path, records.truth.take(["a00000"]), records.public)
+    write_records(tmp_path / "other.parquet", Case(2, n=3).records(), 3)
+    (tmp_path / "other.columns.parquet").write_bytes((tmp_path / "r.columns.parquet").read_bytes())
+    assert said(tmp_path / "other.parquet", *both) == f"COLUMNS belongs to other records; {again}"
+    (tmp_path / "other.columns.parquet").write_bytes(b"PAR1 no")
+    assert said(tmp_path / "other.parquet", *both).startswith("COLUMNS is no records file (")
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "told"),
+    [
+        ("target_neighbors", lambda v: [["p00000"], *v[1:]], "is no records file (cannot reshape array"),
+        ("reference_neighbors", lambda v: [[None, *v[0][1:]], *v[1:]], "is no records file ("),
+        ("target_neighbors", lambda v: [None, *v[1:]], "is no records file (a row has no target_neighbors)"),
+        ("caption", lambda v: [None, *v[1:]], "is no records file (a row has no caption)"),
+        ("key", lambda v: [*v[1:], None], "is no records file (a row has no key)"),
+        ("reference_distances", lambda v: [[None, *v[0][1:]], *v[1:]], "(its distances are not all numbers)"),
+        ("target_distances", lambda v: [[float("nan"), *v[0][1:]], *v[1:]], "(its distances are not all numbers)"),
+        ("target_distances", lambda v: [*v[1:], v[0][1:]], "is no records file (cannot reshape array"),
+    ],
+)
+def test_damaged_columns_are_told(
+    tmp_path: Path, column: str, change: Callable[[list[Any]], list[Any]], told: str
+) -> None:
+    records, path = Case(2).records(), tmp_path / "r.parquet"
+    write_records(path, records, 3)
+    table = pq.read_table(path)
+    at = table.column_names.index(column)
+    values = pa.array(change(table[column].to_pylist()), table[column].type)
+    pq.write_table(table.set_column(at, column, values), path)
+    assert told in said(path, records.truth, records.public)
+    pq.write_table(table.set_column(at, column, pa.array(range(40), pa.int8())), path)
+    assert said(path, records.truth, records.public) == (
+        f"the column {column!r} of FILE holds int8; remove it and run evaluate.py again"
+    )
+    pq.write_table(table.append_column(column, table[column]), path)
+    assert said(path, records.truth, records.public) == (
+        f"FILE has no column {column!r}; remove it and run evaluate.py again"
+    )
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:

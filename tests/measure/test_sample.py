@@ -93,6 +93,30 @@ def test_sizes() -> None:
         (700, 1.0),
     ]
     assert sizes([5, 0.5], 3) == [(2, 0.5)]  # more than there are is left out
+    assert sizes([3, 4], 3) == [(3, 1.0)]
+
+
+def test_curves_have_forty_points_on_a_log_scale() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.integers(1, 4, 3000).astype(np.int32)
+    side = [Scores((1,), rng.binomial(truth, p)[:, None].astype(np.int32), truth[:, None], truth) for p in (0.5, 0.4)]
+    tops = sorted({round(3000 ** (i / 39)) for i in range(40)})
+    assert [got["top"] for got in curves(*side, rng.random(3000), 1).values()] == [tops] * 3
+
+
+def test_recall_curves_begin_at_zero_and_choose_among_many_recalls() -> None:
+    def side(hits: np.ndarray, truth: np.ndarray) -> Scores:
+        return Scores((1,), hits[:, None].astype(np.int32), hits[:, None].astype(np.int32), truth.astype(np.int32))
+
+    high = side(np.array([2, 1]), np.array([4, 1]))
+    assert recall_curves(high, high, 1) == {
+        "x": [0.0, 0.5, 1.0],
+        "target": [1.0, 1.0, 0.5],
+        "reference": [1.0, 1.0, 0.5],
+    }
+    many = side(np.arange(1, 600), np.full(599, 600))
+    got = recall_curves(many, many, 1)
+    assert got["x"] == [round(i * 600 / 399) / 600 for i in range(400)]
 
 
 def test_the_recall_curves_enclose_aucg() -> None:

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from dejavu_lit.data.shards import BadPair, Pair, write_shards
+from dejavu_lit.objects.artifact import Annotation
 from dejavu_lit.objects.captions import OtherCaptions, singulars, words
 from dejavu_lit.objects.source import Shard
 from tests.conftest import call
@@ -47,21 +48,31 @@ def test_a_trained_caption_that_is_not_listed_is_said(tmp_path, caplog) -> None:
     shards = write_shards(tmp_path, rows)
     found = list(OtherCaptions().rows(Shard("A", shards.index(0))))
     assert [row.labels for row in found] == [["cat"], ["cat"]]
-    assert "1 of 2 pictures" in caplog.text
-    assert "the first is k0" in caplog.text
+    assert caplog.messages == [
+        f"1 of 2 pictures of {shards.index(0).path} do not list the caption that is trained on in 'captions', the first is "
+        "k0; where it is there in other words, their objects come from it too"
+    ]
 
 
 @pytest.mark.parametrize(
-    ("meta", "words"),
+    ("meta", "told"),
     [
-        ({}, "no list 'captions'"),
-        ({"captions": "a dog"}, "no list"),
-        ({"captions": ["a dog"]}, "no caption but the one"),
+        ({}, "its JSON has no list 'captions' of captions"),
+        ({"captions": "a dog"}, "its JSON has no list 'captions' of captions"),
+        ({"captions": []}, "its JSON has no list 'captions' of captions"),
+        ({"captions": ["a dog", 3]}, "it has no caption but the one that is trained on"),
     ],
 )
-def test_pictures_without_other_captions_are_no_pictures_without_objects(meta: dict, words: str) -> None:
-    with pytest.raises(BadPair, match=words):
+def test_pictures_without_other_captions_are_no_pictures_without_objects(meta: dict, told: str) -> None:
+    with pytest.raises(BadPair) as bad:
         OtherCaptions().annotation(Pair("k", b"", "jpg", "a dog", meta))
+    assert str(bad.value) == told
+
+
+def test_an_annotation_has_the_pair_s_key_full_scores_and_empty_boxes() -> None:
+    pair = Pair("k", b"", "jpg", "a dog", {"said": ["a cat on a sofa", "a dog"]})
+    found = OtherCaptions(field="said").annotation(pair)
+    assert found == Annotation("k", ["cat", "couch"], [1.0, 1.0], [[0.0] * 4] * 2)
 
 
 def test_a_vocabulary_of_one_s_own_with_other_names(tmp_path) -> None:
@@ -79,13 +90,20 @@ def test_a_vocabulary_of_one_s_own_with_other_names(tmp_path) -> None:
 
 def test_words_and_singulars() -> None:
     assert words("A child’s 2 red_balls, café-au-lait!") == ["a", "child", "red", "balls", "café", "au", "lait"]
-    assert [singulars(w) for w in ("ponies", "boxes", "glass", "dog", "mice")] == [
-        ["pony", "ponie"],
-        ["boxe", "box"],
-        [],
-        [],
-        ["mouse"],
-    ]
+    for plural, expected in {
+        "puppies": ["puppy", "puppie"],
+        "couches": ["couche", "couch"],
+        "dishes": ["dishe", "dish"],
+        "boxes": ["boxe", "box"],
+        "buses": ["buse", "bus"],
+        "waltzes": ["waltze", "waltz"],
+        "tomatoes": ["tomatoe", "tomato"],
+        "dogs": ["dog"],
+        "glass": [],
+        "dog": [],
+        "mice": ["mouse"],
+    }.items():
+        assert singulars(plural) == expected
 
 
 @needs_coco
