@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/python
 EXTRAS := cpu,wandb,tensorboard,slurm,demo,report,text,probe,s3,test
 
-.PHONY: install demo test nightly lint docs audit clean
+.PHONY: install demo test nightly coverage mutants lint docs audit clean
 
 install: $(STAMP)
 
@@ -22,8 +22,22 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(RUN) -m pytest -n 2 --dist loadfile -m 'not slow'
 
-nightly: $(STAMP)
+nightly: $(STAMP) coverage
 	$(RUN) -m pytest -n 2 --dist loadfile
+
+# Branches of data/ and measure/. What numba compiles cannot be traced, so the tests of it run again as plain Python.
+coverage: $(STAMP)
+	$(VENV)/bin/coverage erase
+	$(VENV)/bin/coverage run -m pytest -m 'not slow' tests/data tests/measure tests/test_prepare.py tests/test_dedup.py
+	NUMBA_DISABLE_JIT=1 $(VENV)/bin/coverage run -m pytest tests/measure/test_scores.py tests/measure/test_kernels.py
+	$(VENV)/bin/coverage combine -q
+	$(VENV)/bin/coverage report --skip-covered
+
+# Mutants of the definitions; those that cannot be told from the original are listed in docs/reliability.md.
+mutants: $(STAMP)
+	$(VENV)/bin/pip install -q -c constraints.txt -e '.[mutants]'
+	$(VENV)/bin/mutmut run
+	$(VENV)/bin/mutmut results
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
@@ -38,4 +52,4 @@ audit: $(STAMP)
 	$(RUN) .ci/audit.py $(ADVISORIES)
 
 clean:
-	rm -rf $(VENV) outputs
+	rm -rf $(VENV) outputs mutants

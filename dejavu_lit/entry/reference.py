@@ -287,7 +287,8 @@ def _default(value: ast.expr | None) -> str:
     except ValueError:
         return ast.unparse(value)
     plain = list(literal) if isinstance(literal, tuple) else literal
-    return yaml.safe_dump(plain, default_flow_style=True).removesuffix("...\n").strip()
+    written: str = yaml.safe_dump(plain, default_flow_style=True)
+    return written.removesuffix("...\n").strip()
 
 
 def _kind(annotation: str) -> str:
