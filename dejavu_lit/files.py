@@ -43,6 +43,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
     except OSError as error:
         if error.errno is None:
             _raise_refusal(part, path, error)
+            raise
         if error.filename in (None, str(part)):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
