@@ -1,0 +1,274 @@
+"""Commands killed (SIGKILL) at random moments and started again; what they leave is compared with an undisturbed run's.
+
+``Case.undisturbed`` runs a command once in peace and notes when its files appear. A moment to kill at is drawn uniformly
+from that time and told as "so long after the n-th new file", so that it falls amid the work on machines of any speed. Most
+starts are processes forked from one that has imported torch already (``Starter``), which spares the seconds of importing it.
+"""
+
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+from tests.conftest import ROOT
+from tests.faults.contents import check_equal, check_whole
+
+LOOK = 0.002  # seconds between two looks at the files
+PATIENCE = 300  # seconds within which any command here ends, on the slowest machine
+BUSY = "another process works in"
+
+
+class Process:
+    """A command at work in a process group of its own."""
+
+    def __init__(self, pid: int, ended: IO[bytes], log: Path) -> None:
+        self.pid, self.log, self._ended = pid, log, ended
+        self.code: int | None = None
+
+    def running(self, wait: float) -> bool:
+        """Whether it is still at work after ``wait`` seconds."""
+        if self.code is None and select.select([self._ended], [], [], wait)[0]:
+            self.code = int(self._ended.readline())
+        return self.code is None
+
+    def kill(self, alone: bool = False) -> None:
+        """SIGKILL to the whole group, or to the command's own process ``alone``; returns when that one is gone."""
+        with suppress(ProcessLookupError):
+            (os.kill if alone else os.killpg)(self.pid, signal.SIGKILL)
+        assert not self.running(PATIENCE), f"process {self.pid} outlives SIGKILL"
+
+
+class Starter:
+    """Starts commands: forked from a process that waits with everything imported, or as a user would (``real``)."""
+
+    @cached_property
+    def _server(self) -> subprocess.Popen[bytes]:
+        threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.kills"],
+            bufsize=0,  # or the next line would hide from select
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+            env={**os.environ, **threads, "PYTHONPATH": str(ROOT)},
+            start_new_session=True,
+        )
+
+    def start(self, command: str, options: list[str], log: Path, real: bool = False) -> Process:
+        """Start ``command``, a function of dejavu_lit.entry, with its words going to ``log``."""
+        order = json.dumps({"command": command, "options": options, "log": str(log), "real": real})
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.write(f"{order}\n".encode())
+        return Process(int(self._server.stdout.readline()), self._server.stdout, log)
+
+    def close(self) -> None:
+        """End the waiting process."""
+        if "_server" in self.__dict__:
+            self._server.communicate()
+
+
+def _obey() -> dict[str, Any]:
+    """Fork a process for every order that comes in; it returns here with its order, the parent tells its end."""
+    for line in sys.stdin.buffer:
+        order: dict[str, Any] = json.loads(line)
+        if (child := os.fork()) == 0:
+            os.setpgid(0, 0)
+            return order
+        with suppress(OSError):  # whoever comes first
+            os.setpgid(child, child)
+        print(child, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    sys.exit()
+
+
+def _become(order: dict[str, Any]) -> None:
+    """Go on as the command that was asked for."""
+    with open(os.devnull) as nothing, open(order["log"], "ab") as log:
+        for number, file in enumerate((nothing, log, log)):
+            os.dup2(file.fileno(), number)
+    script = ROOT / f"{order['command']}.py"
+    arguments = [str(script)] if script.exists() else ["-m", f"dejavu_lit.{order['command']}"]
+    if order["real"]:
+        os.execv(sys.executable, [sys.executable, *arguments, *order["options"]])
+    sys.argv = [arguments[-1], *order["options"]]
+    from dejavu_lit import entry
+
+    getattr(entry, order["command"])()
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What an undisturbed run did when: the seconds after which each of its files appeared, and how long it took."""
+
+    appeared: list[float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When to kill: ``delay`` seconds after so many (``files``) new files; the main process ``alone``, or its group."""
+
+    files: int
+    delay: float
+    alone: bool
+
+    def come(self, appeared: list[float], now: float) -> bool:
+        """Whether it has come ``now``, in seconds since the start, when files have ``appeared``."""
+        if len(appeared) < self.files:
+            return False
+        return now - (appeared[self.files - 1] if self.files else 0) >= self.delay
+
+
+@dataclass
+class Tally:
+    """How often a command was killed, how often that fell amid its work, and which files it was then at."""
+
+    tried: int = 0
+    amid: int = 0
+    alone: int = 0
+    at: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"{self.tried} kills, {self.amid} amid the work ({self.alone} of the main process alone): {self.at}"
+
+
+@dataclass
+class Case:
+    """A command with its options, the folder ``out`` that it works in, and what is there ``before`` it is started.
+
+    ``aside`` is a folder for the undisturbed run's results, which are made in ``out`` too, since artifacts hold paths.
+    """
+
+    command: str
+    options: list[str]
+    out: Path
+    aside: Path
+    starter: Starter
+    before: Path | None = None
+    traces: dict[bool, Trace] = field(default_factory=dict)
+
+    @property
+    def whole(self) -> Path:
+        """The folder as the undisturbed run left it."""
+        return self.aside / "undisturbed"
+
+    def undisturbed(self, real: bool = False) -> Trace:
+        """Run it once in peace, forked or as a user would."""
+        if real not in self.traces:
+            self.aside.mkdir(exist_ok=True)
+            with self._clean():
+                trace = self._run(real)
+                assert trace is not None
+                self.traces[real] = trace
+                check_whole(self.out)
+                if self.whole.exists():
+                    check_equal(self.out, self.whole)
+                else:
+                    self.out.rename(self.whole)
+        return self.traces[real]
+
+    def killed(self, kills: int, seed: int, real: bool = False, row: int = 3, alone: float = 0.25) -> Tally:
+        """Kill it ``kills`` times, up to ``row`` times before a start is left in peace, and compare what is there then.
+
+        Args:
+            real: start it as a user would, and not forked.
+            alone: share of the kills that hit the main process alone, and not its workers.
+        """
+        draw, tally, trace = random.Random(f"{self.command} {seed} {real}"), Tally(), self.undisturbed(real)
+        while tally.tried < kills:
+            with self._clean():
+                there = len(_files(self.out))
+                for _ in range(min(draw.randint(1, row), kills - tally.tried)):
+                    done = len(_files(self.out)) - there
+                    moment = _moment(draw, trace, done, draw.random() < alone)
+                    tally.tried += 1
+                    if self._run(real, moment) is None:
+                        tally.amid += 1
+                        tally.alone += moment.alone
+                        tally.at.append(f"{done + moment.files}/{len(trace.appeared)}")
+                        check_whole(self.out)
+                self._run(real)
+                check_whole(self.out)
+                check_equal(self.out, self.whole)
+        return tally
+
+    @contextmanager
+    def _clean(self) -> Iterator[None]:
+        shutil.rmtree(self.out, ignore_errors=True)
+        if self.before is not None:
+            shutil.copytree(self.before, self.out)
+        yield
+        shutil.rmtree(self.out, ignore_errors=True)
+
+    def _run(self, real: bool, moment: Moment | None = None) -> Trace | None:
+        """Run it to its end, or kill it at a moment, if that comes before the end; None where it was killed."""
+        log = self.aside / "log"
+        log.unlink(missing_ok=True)
+        seen, appeared = _files(self.out), list[float]()
+        process = self.starter.start(self.command, self.options, log, real)
+        began = time.monotonic()
+        try:
+            while process.running(LOOK):
+                now = time.monotonic() - began
+                new = _files(self.out) - seen
+                seen |= new
+                appeared += [now] * len(new)
+                if moment is not None and moment.come(appeared, now):
+                    process.kill(moment.alone)
+                    if process.code == -signal.SIGKILL:
+                        return None
+                assert now < PATIENCE, f"no end after {now:.0f} s:\n{log.read_text()}"
+        finally:
+            if process.running(0):
+                process.kill()
+        said = log.read_text()
+        if BUSY in said and process.code == 1:  # what a killed process started ends a little later
+            time.sleep(1)
+            return self._run(real, moment)
+        assert process.code == 0, f"{self.command} ended with {process.code}:\n{said}"
+        return Trace(appeared, time.monotonic() - began)
+
+
+def _files(folder: Path) -> set[tuple[str, int]]:
+    """(path, inode) of every file below ``folder``: one that replaces another is a new one."""
+    found: set[tuple[str, int]] = set()
+    open_folders = [str(folder)]
+    while open_folders:
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(open_folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    open_folders.append(entry.path)
+                else:
+                    found.add((entry.path, entry.inode()))
+    return found
+
+
+def _moment(draw: random.Random, trace: Trace, done: int, alone: bool) -> Moment:
+    """A moment of what is left when ``done`` of the files are there."""
+    done = max(0, min(done, len(trace.appeared)))
+    at = draw.uniform(trace.appeared[done - 1] if done else 0, trace.seconds)
+    number = bisect_right(trace.appeared, at)
+    return Moment(number - done, at - (trace.appeared[number - 1] if number else 0), alone)
+
+
+if __name__ == "__main__":
+    import dejavu_lit.evaluate
+    import dejavu_lit.measure.embed
+    import dejavu_lit.measure.search
+    import dejavu_lit.report.write
+    import dejavu_lit.train  # noqa: F401
+
+    _become(_obey())
