@@ -229,8 +229,8 @@ def bucket(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         "AWS_ACCESS_KEY_ID": "nobody",
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_CONFIG_FILE": str(tmp_path / "none"),
-        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         "DEJAVU_CACHE": str(tmp_path / "cache"),
     }.items():
         monkeypatch.setenv(name, value)
