@@ -31,6 +31,7 @@ STATE = "remote.json"  # in the mirror: where it comes from
 MANIFEST = "manifest.json"
 SIZES = "sizes.json"
 ATTEMPTS = 3
+LONGEST_NAME = 100  # characters of a set's name
 PAUSE = 0.25  # seconds, four times as long before each further attempt
 COMING = ".coming"  # ends the mark of a shard that is being copied
 END = bytes(1024)  # the two empty blocks that end a tar
@@ -64,8 +65,10 @@ def mirror(url: str) -> Path:
             ) from None
         if known.is_file() and known.read_bytes() != now.read_bytes():
             shutil.rmtree(folder)  # the data there were prepared anew
-        if strange := [name for name in sets if not str(name).isidentifier()]:
-            raise UserError(f"the {MANIFEST} of data.dir={url} names a set {strange[0]!r}, which is no name; refused")
+        if strange := [name for name in sets if not str(name).isidentifier() or len(name) > LONGEST_NAME]:
+            raise UserError(
+                f"the {MANIFEST} of data.dir={url} names a set {strange[0][:LONGEST_NAME]!r}, which is no name; refused"
+            )
         for name in sets:
             if not (folder / name / SIZES).is_file():
                 _copy(url, f"{name}/{SIZES}", folder)
