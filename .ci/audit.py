@@ -16,6 +16,7 @@ import zipfile
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -37,10 +38,10 @@ def pins(text: str) -> dict[str, str]:
     return found
 
 
-def disagreements(pinned: dict[str, str], project: dict[str, object]) -> list[str]:
+def disagreements(pinned: dict[str, str], project: dict[str, Any]) -> list[str]:
     """Where the pins and the ranges of pyproject.toml, or what is installed, differ."""
-    groups = {"": project["dependencies"], **project["optional-dependencies"]}  # type: ignore[dict-item]
-    wanted = [Requirement(line) for lines in groups.values() for line in lines]  # type: ignore[attr-defined]
+    groups = {"": project["dependencies"], **project["optional-dependencies"]}
+    wanted = [Requirement(line) for lines in groups.values() for line in lines]
     found = [
         f"{one.name}=={pinned[canonicalize_name(one.name)]} is outside of {one}"
         for one in wanted
@@ -74,13 +75,13 @@ def weaknesses(pinned: dict[str, str], advisories: Path) -> list[str]:
     return sorted(set(found))
 
 
-def _covers(affected: dict[str, list[object]], number: str) -> bool:
+def _covers(affected: dict[str, Any], number: str) -> bool:
     if number in affected.get("versions", []):
         return True
     mine = Version(number)
     for ranges in affected.get("ranges", []):  # the versions above are all that were known when it was written
         inside = False
-        for event in ranges["events"] if ranges["type"] == "ECOSYSTEM" else []:  # type: ignore[index]
+        for event in ranges["events"] if ranges["type"] == "ECOSYSTEM" else []:
             if "introduced" in event:
                 inside |= event["introduced"] == "0" or mine >= Version(event["introduced"])
             elif "fixed" in event:

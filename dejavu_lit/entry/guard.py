@@ -39,7 +39,7 @@ def watch() -> None:
     """Have every configuration that Hydra composes looked through; once is enough for a process."""
     loader: Any = ConfigLoaderImpl
     original = loader.load_configuration
-    if getattr(original, "watched", False):
+    if original.__module__ == __name__:
         return
 
     def load_configuration(*args: Any, **kwargs: Any) -> DictConfig:
@@ -47,7 +47,6 @@ def watch() -> None:
         check_hydra(composed.hydra)
         return composed
 
-    load_configuration.watched = True  # type: ignore[attr-defined]
     loader.load_configuration = load_configuration
 
 
