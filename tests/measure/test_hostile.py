@@ -157,7 +157,7 @@ def test_the_gaps_over_the_epochs(tmp_path, content):
 
 @pytest.fixture(scope="module")
 def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_evaluation(tmp_path_factory.mktemp("made") / "evaluation", n=12, m=8, settings=FEW_FIGURES)
+    return make_evaluation(tmp_path_factory.mktemp("made") / "evaluation", n=12, m=12, settings=FEW_FIGURES)
 
 
 @tried(12)
