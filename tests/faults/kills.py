@@ -1,8 +1,8 @@
 """Commands killed (SIGKILL) at random moments and started again; what they leave is compared with an undisturbed run's.
 
-``Case.undisturbed`` runs a command once in peace and notes when its files appear. A moment to kill at is drawn uniformly
-from that time and told as "so long after the n-th new file", so that it falls amid the work on machines of any speed. Most
-starts are processes forked from one that has imported torch already (``Starter``), which spares the seconds of importing it.
+``Case.undisturbed`` runs a command once in peace and notes when its files appear. A moment to kill at is drawn from
+that time and told as "so long after the n-th new file", so that it falls amid the work on machines of any speed. Most starts
+are processes forked from one that has imported torch already (``Starter``), which spares the seconds of importing it.
 """
 
 import json
@@ -27,6 +27,7 @@ from tests.faults.contents import check_equal, check_whole
 
 LOOK = 0.002  # seconds between two looks at the files
 PATIENCE = 300  # seconds within which any command here ends, on the slowest machine
+BY_TIME = 0.2  # share of the moments that are drawn by time alone: many fall into the start and the end
 BUSY = "another process works in"
 
 
@@ -111,10 +112,11 @@ def _become(order: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Trace:
-    """What an undisturbed run did when: the seconds after which each of its files appeared, and how long it took."""
+    """What a run did when: the seconds after which each of its files appeared, how long it took, and whether it was killed."""
 
     appeared: list[float]
     seconds: float
+    killed: bool = False
 
 
 @dataclass(frozen=True)
@@ -170,9 +172,7 @@ class Case:
         if real not in self.traces:
             self.aside.mkdir(exist_ok=True)
             with self._clean():
-                trace = self._run(real)
-                assert trace is not None
-                self.traces[real] = trace
+                self.traces[real] = self._run(real)
                 check_whole(self.out)
                 if self.whole.exists():
                     check_equal(self.out, self.whole)
@@ -190,15 +190,16 @@ class Case:
         draw, tally, trace = random.Random(f"{self.command} {seed} {real}"), Tally(), self.undisturbed(real)
         while tally.tried < kills:
             with self._clean():
-                there = len(_files(self.out))
+                done = 0
                 for _ in range(min(draw.randint(1, row), kills - tally.tried)):
-                    done = len(_files(self.out)) - there
                     moment = _moment(draw, trace, done, draw.random() < alone)
                     tally.tried += 1
-                    if self._run(real, moment) is None:
+                    run = self._run(real, moment)
+                    if run.killed:
+                        done += len(run.appeared)
                         tally.amid += 1
                         tally.alone += moment.alone
-                        tally.at.append(f"{done + moment.files}/{len(trace.appeared)}")
+                        tally.at.append(f"{done}/{len(trace.appeared)}")
                         check_whole(self.out)
                 self._run(real)
                 check_whole(self.out)
@@ -213,8 +214,8 @@ class Case:
         yield
         shutil.rmtree(self.out, ignore_errors=True)
 
-    def _run(self, real: bool, moment: Moment | None = None) -> Trace | None:
-        """Run it to its end, or kill it at a moment, if that comes before the end; None where it was killed."""
+    def _run(self, real: bool, moment: Moment | None = None) -> Trace:
+        """Run it to its end, or kill it at a moment, if that comes before the end."""
         log = self.aside / "log"
         log.unlink(missing_ok=True)
         seen, appeared = _files(self.out), list[float]()
@@ -229,7 +230,7 @@ class Case:
                 if moment is not None and moment.come(appeared, now):
                     process.kill(moment.alone)
                     if process.code == -signal.SIGKILL:
-                        return None
+                        return Trace(appeared, now, killed=True)
                 assert now < PATIENCE, f"no end after {now:.0f} s:\n{log.read_text()}"
         finally:
             if process.running(0):
@@ -257,11 +258,15 @@ def _files(folder: Path) -> set[tuple[str, int]]:
 
 
 def _moment(draw: random.Random, trace: Trace, done: int, alone: bool) -> Moment:
-    """A moment of what is left when ``done`` of the files are there."""
-    done = max(0, min(done, len(trace.appeared)))
-    at = draw.uniform(trace.appeared[done - 1] if done else 0, trace.seconds)
-    number = bisect_right(trace.appeared, at)
-    return Moment(number - done, at - (trace.appeared[number - 1] if number else 0), alone)
+    """A moment of what is left when about ``done`` of the files have come: mostly before one of the others, else any."""
+    times = [0.0, *trace.appeared, trace.seconds]
+    done = min(done, len(trace.appeared))
+    following = draw.randrange(done, len(trace.appeared)) if done < len(trace.appeared) else done
+    at = draw.uniform(times[following], times[following + 1])
+    if draw.random() < BY_TIME:
+        at = draw.uniform(times[done], trace.seconds)
+    number = bisect_right(times, at, 1, len(times) - 1) - 1
+    return Moment(max(0, number - done), at - times[number], alone)
 
 
 if __name__ == "__main__":
