@@ -1,6 +1,7 @@
 """Checkpoints that are whole or absent, on whatever file system the run lies."""
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ class WholeCheckpoints(TorchCheckpointIO):
     def load_checkpoint(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint; raises UserError naming it where it is damaged."""
         try:
+            with zipfile.ZipFile(path) as file:
+                if (bad := file.testzip()) is not None:  # torch itself does not look at the check sums
+                    raise ValueError(f"{bad} does not agree with its check sum")
             return super().load_checkpoint(Path(path), *args, **kwargs)
         except Exception as error:
             raise _damaged(Path(path), error) from None

@@ -1,6 +1,7 @@
 """The LightningDataModule: batches of A or B as the epoch plan orders them, and V for validation."""
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -23,6 +24,7 @@ from dejavu_lit.mitigation import Mitigation
 
 log = logging.getLogger(__name__)
 
+LOOK = 5  # seconds between two looks whether the loader's processes live
 VOCABULARY_PAIRS = 100_000  # captions whose words text_random draws from: shards are in hash order, so it is a sample
 
 
@@ -61,16 +63,32 @@ class EpochLoader:
     """A loader whose every iteration is the epoch, and the step in it, that ``position`` tells when it starts."""
 
     def __init__(
-        self, build: Callable[[int, int], DataLoader[Batch]], steps: int, position: Callable[[], tuple[int, int]]
+        self,
+        build: Callable[[int, int], DataLoader[Batch]],
+        steps: int,
+        position: Callable[[], tuple[int, int]],
+        patience: float = 0,
     ):
-        self._build, self._steps, self._position = build, steps, position
+        """``patience``: seconds that the loader's processes may take for a batch; 0: as many as they like."""
+        self._build, self._steps, self._position, self._patience = build, steps, position, patience
 
     def __len__(self) -> int:
         return self._steps
 
     def __iter__(self) -> Iterator[Batch]:
         # A generator: nothing starts before the first batch is asked for, when the trainer knows where it stands.
-        yield from self._build(*self._position())
+        batches = iter(self._build(*self._position()))
+        while (batch := self._next(batches)) is not None:
+            yield batch
+
+    def _next(self, batches: Iterator[Batch]) -> Batch | None:
+        began = time.monotonic()
+        while True:
+            try:
+                return next(batches, None)
+            except RuntimeError as error:  # after every LOOK, and by this torch finds that a process was killed
+                if "timed out" not in str(error) or 0 < self._patience < time.monotonic() - began:
+                    raise
 
 
 @dataclass(eq=False)
@@ -192,7 +210,7 @@ class PairDataModule(pl.LightningDataModule):
             batch_size=None,
             num_workers=workers,
             prefetch_factor=self.loader.prefetch if workers else None,
-            timeout=self.patience if workers else 0,
+            timeout=LOOK if workers else 0,
             pin_memory=self.loader.pin_memory,
         )
 
@@ -216,16 +234,17 @@ class PairDataModule(pl.LightningDataModule):
                 return 0, 0
             return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
-        return EpochLoader(build, self.plan(0, world).steps, position)
+        return EpochLoader(build, self.plan(0, world).steps, position, self.patience)
 
-    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+    def val_dataloader(self) -> EpochLoader | list[EpochLoader]:
         """V in a fixed order, untouched by any knob, in batches of at most the training batch; [] where there is no V."""
-        if self.valid_set is None:
+        valid = self.valid_set
+        if valid is None:
             return []
-        excluded = positions_of(self.valid_set, self.exclude)
-        pairs = len(self.valid_set) - count(excluded)
+        excluded = positions_of(valid, self.exclude)
+        pairs = len(valid) - count(excluded)
         if pairs < self._world:
             return []
         batch = min(self.per_rank(self._world), pairs // self._world)
-        plan = epoch_plan(self.valid_set.sizes, 0, 0, self._world, self.loader.workers, batch, excluded=excluded)
-        return self._loader(self.valid_set, plan, 0)
+        plan = epoch_plan(valid.sizes, 0, 0, self._world, self.loader.workers, batch, excluded=excluded)
+        return EpochLoader(lambda epoch, step: self._loader(valid, plan, 0), plan.steps, lambda: (0, 0), self.patience)

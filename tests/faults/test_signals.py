@@ -98,7 +98,8 @@ def test_annotate(number, starter, scenes, tmp_path):
     assert found == {"A", "B", "H", "P", "V", "single"}
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_study_ends_its_training_too(number, starter, scenes, tmp_path):
     out = tmp_path / "s"
     few = ["evaluate.k=5", "evaluate.ks=[5]", "evaluate.report.write=false", "evaluate.statistics.bootstrap=200"]
