@@ -57,9 +57,10 @@ class TableLookup(Lookup):
         except (*DAMAGE, KeyError) as error:
             raise UserError(f"{path} cannot be read as a table ({first_line(error)}); check the file") from None
         for column in wanted:
-            if table.column_names.count(column) != 1:
+            if (times := table.column_names.count(column)) != 1:
+                many = f"{times} columns" if times else "no column"
                 raise UserError(
-                    f"{path} has no single column {column!r}{suggest(column, table.column_names)}; it has "
+                    f"{path} has {many} {column!r}{suggest(column, table.column_names)}; it has "
                     f"{', '.join(table.column_names)}; choose by annotator.key, labels_column, scores_column, boxes_column"
                 )
         if table[self.key].null_count:
@@ -93,7 +94,7 @@ class TableLookup(Lookup):
     def _json(self, path: Path, wanted: Sequence[str]) -> pa.Table:
         """JSON lines by Python's own parser: Arrow's takes dates for no text, and crashes on a line that is null."""
         columns: dict[str, list[Any]] = {column: [] for column in wanted}
-        there = set()
+        there: set[str] = set()
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
@@ -105,7 +106,11 @@ class TableLookup(Lookup):
                 for column, values in columns.items():
                     value = row.get(column)
                     values.append(str(value) if column == self.key and value is not None else value)
-        return pa.table({column: pa.array(values) for column, values in columns.items() if column in there})
+        count = len(next(iter(columns.values())))
+        others = {
+            column: pa.nulls(count) for column in sorted(there - set(wanted))
+        }  # for messages that list the columns
+        return pa.table({column: pa.array(values) for column, values in columns.items() if column in there} | others)
 
     def annotation(self, pair: Pair) -> Annotation:
         """The objects of all rows with the pair's key; raises BadPair where there is none."""
