@@ -111,7 +111,8 @@ def test_further_annotators_have_a_table_on_the_page(plain: Path, tmp_path: Path
     folder = shutil.copytree(plain, tmp_path / "e", ignore=shutil.ignore_patterns("report"))
     metrics = read_json(folder / "metrics.json")
     blocks = {name: metrics[name] for name in ("counts", "population", "null", "swapped", "symmetric", "corrected")}
-    none = dict.fromkeys(blocks) | {"counts": {"records": 0}, "reason": "no record of A has an object in b"}
+    counts = metrics["counts"] | {"records": 0}
+    none = dict.fromkeys(blocks) | {"counts": counts, "reason": "no record of A has an object in b"}
     metrics["by_objects"] = {"<other>": blocks, "b": none}
     write_json(folder / "metrics.json", metrics)
     text = write_report(folder, redact=True).read_text()
