@@ -60,8 +60,7 @@ def training_loggers(
     loggers: list[Logger] = [table]
     if rank() > 0:
         return loggers
-    if step is not None:
-        table.log.resume(step)
+    table.log.resume(step or 0)  # without a checkpoint all is done again
     if settings.wandb is not None:
         import wandb
         from pytorch_lightning.loggers import WandbLogger

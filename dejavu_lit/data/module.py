@@ -89,6 +89,8 @@ class EpochLoader:
             except RuntimeError as error:  # after every LOOK, and by this torch finds that a process was killed
                 if "timed out" not in str(error) or 0 < self._patience < time.monotonic() - began:
                     raise
+            except (ConnectionError, EOFError) as error:  # it was killed while it handed a batch over
+                raise RuntimeError("a process of the DataLoader is gone") from error
 
 
 @dataclass(eq=False)
