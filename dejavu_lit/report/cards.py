@@ -66,11 +66,11 @@ def read_ranks(path: Path) -> Ranks:
         table = pq.read_table(path, columns=names)
         kept = np.flatnonzero(table["target_precision"].is_valid().to_numpy())
         nearest = pc.list_element(table["target_distances"], 0).to_numpy()[kept]
-        if not np.isfinite(nearest).all():
-            raise ValueError("its distances are not all numbers")
         keys = table["key"].take(pa.array(kept)).to_pylist()
-        hits = [table[f"{side}_hits"].to_numpy()[kept].astype(np.int64) for side in SIDES]
-    return Ranks(keys, kept, hits[0], hits[1], nearest)
+        hits = [table[f"{side}_hits"].to_numpy()[kept] for side in SIDES]
+        if not np.isfinite([nearest, *hits]).all():
+            raise ValueError("its distances or hits are not all numbers")
+    return Ranks(keys, kept, hits[0].astype(np.int64), hits[1].astype(np.int64), nearest)
 
 
 def choose(evaluations: Sequence[Ranks], limit: int) -> set[str]:
