@@ -25,6 +25,8 @@ class Room:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.mkdir()
+        if shutil.which("mount") is None:
+            pytest.skip("there is no mount here")
         done = subprocess.run(
             ["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", str(path)], capture_output=True, text=True
         )
