@@ -133,7 +133,12 @@ def with_workers(scenes, tmp_path_factory):
     ("number", "options", "words"),
     [
         (signal.SIGKILL, [], "a process of the loader was killed from outside, perhaps for lack of memory"),
-        (signal.SIGSTOP, ["trainer.timeout_min=0.05"], "what they read from has stalled"),
+        pytest.param(  # most of it is waiting for processes that are stopped
+            signal.SIGSTOP,
+            ["trainer.timeout_min=0.05"],
+            "what they read from has stalled",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_process_of_the_loader_that_is_killed_or_stalls(number, options, words, scenes, with_workers, tmp_path):
