@@ -29,7 +29,7 @@ nightly: $(STAMP) coverage
 coverage: $(STAMP)
 	$(VENV)/bin/coverage erase
 	$(VENV)/bin/coverage run -m pytest -m 'not slow' tests/data tests/measure tests/test_prepare.py tests/test_dedup.py
-	NUMBA_DISABLE_JIT=1 $(VENV)/bin/coverage run -m pytest tests/measure/test_scores.py tests/measure/test_kernels.py
+	NUMBA_DISABLE_JIT=1 $(VENV)/bin/coverage run -m pytest tests/measure/test_scores.py tests/measure/test_search_kernels.py tests/data/test_duplicates.py
 	$(VENV)/bin/coverage combine -q
 	$(VENV)/bin/coverage report --skip-covered
 
