@@ -16,13 +16,7 @@ SETTINGS = ["+settings.none=['mitigation.text_mask=0']", "+settings.stop=['mitig
 DETECTOR = ["annotator=torchvision", "annotator.model=tests.objects.tiny.detector", "annotator.batch=2"]
 
 # A command, how often it is killed, and whether it is started as a user would, so that kills hit its imports, too.
-QUICK = [
-    ("prepare", 2, False),
-    ("annotate", 1, False),
-    ("train", 2, False),
-    ("evaluate", 2, False),
-    ("sweep", 1, False),
-]
+QUICK = [("prepare", 2, False), ("annotate", 1, False), ("train", 2, False)]
 LONG = [
     ("prepare", 8, False),
     ("prepare", 3, True),
