@@ -156,7 +156,10 @@ def together(ranks: Ranks) -> Iterator[None]:
 
     method = "env://"
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        slurm = SLURMEnvironment(auto_requeue=False)
+        try:
+            slurm = SLURMEnvironment(auto_requeue=False)
+        except RuntimeError:
+            raise UserError("srun was given --ntasks; give it --ntasks-per-node instead, as for a training") from None
         method = f"tcp://{slurm.main_address}:{slurm.main_port}"
     wait = timedelta(hours=HOURS)
     dist.init_process_group("gloo", init_method=method, rank=ranks.rank, world_size=ranks.world, timeout=wait)

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from dejavu_lit.errors import UserError
+from dejavu_lit.ranks import started, together
 from tests.conftest import ROOT, SMALL, call, run
 from tests.models.tiny import write_clip
 
@@ -88,7 +90,12 @@ def by_srun(arguments):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    tasks = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_NTASKS": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    tasks = {
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     return [
         begin(
             [sys.executable, str(ROOT / "evaluate.py"), *arguments, "trainer.devices=2"],
@@ -113,7 +120,8 @@ def same(one, two):
     assert not (two / "neighbours").exists()
 
 
-@pytest.mark.parametrize("way", [by_itself, by_torchrun, by_srun])
+# By a real srun in tests/slurm.
+@pytest.mark.parametrize("way", [by_itself, by_torchrun, pytest.param(by_srun, marks=pytest.mark.slow)])
 def test_two_processes_give_the_evaluation_of_one(options, alone, tmp_path, way):
     out = tmp_path / "gap"
     for process in way([*options, f"out={out}"]):
@@ -230,3 +238,12 @@ def test_a_multirun_starts_no_processes_by_itself(tmp_path):
     done = call("evaluate", *options)
     assert done.returncode == 1
     assert "--multirun cannot start several processes" in done.stderr
+
+
+def test_tasks_that_lightning_would_not_count_are_a_sentence(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE", raising=False)
+    for name, value in {"STEP_NUM_TASKS": "2", "NTASKS": "2", "PROCID": "0", "LOCALID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with pytest.raises(UserError, match="--ntasks-per-node"), together(started()):
+        pass
