@@ -4,6 +4,7 @@ Training and evaluations know from here under which project, group and id they a
 runs that it belongs to. Nothing heavy is imported.
 """
 
+import os
 import secrets
 import sys
 from collections.abc import Iterable, Mapping
@@ -71,7 +72,8 @@ def wandb_options(out: Path, settings: Wandb, job_type: str, beside: Path | None
         group = settings.group or (read_json(theirs).get("group") if theirs and theirs.is_file() else None)
         home = out.resolve() if job_type == "study" else out.resolve().parent
         home = home.parent if home.name in STUDY_PARTS else home
-        write_json(path, {"id": secrets.token_hex(4), "group": group or home.name})
+        agents = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None  # it insists on its own
+        write_json(path, {"id": agents or secrets.token_hex(4), "group": group or home.name})
     known = read_json(path)
     name = out.name if not out.name.isdecimal() else f"{out.resolve().parent.name}-{out.name}"  # a job of a multirun
     return {

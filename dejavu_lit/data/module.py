@@ -1,6 +1,8 @@
 """The LightningDataModule: batches of A or B as the epoch plan orders them, and V for validation."""
 
 import logging
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -214,6 +216,8 @@ class PairDataModule(pl.LightningDataModule):
             prefetch_factor=self.loader.prefetch if workers else None,
             timeout=LOOK if workers else 0,
             pin_memory=self.loader.pin_memory,
+            # SLURM sends TERM to every process of a job; that of a worker would end the run before it is preempted.
+            worker_init_fn=_ignore_term if "SLURM_JOB_ID" in os.environ else None,
         )
 
     def train_dataloader(self) -> EpochLoader:
@@ -250,3 +254,7 @@ class PairDataModule(pl.LightningDataModule):
         batch = min(self.per_rank(self._world), pairs // self._world)
         plan = epoch_plan(valid.sizes, 0, 0, self._world, self.loader.workers, batch, excluded=excluded)
         return EpochLoader(lambda epoch, step: self._loader(valid, plan, 0), plan.steps, lambda: (0, 0), self.patience)
+
+
+def _ignore_term(worker: int) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
