@@ -41,7 +41,7 @@ SchedulerParameters=sched_min_interval=0,sched_interval=2,bf_interval=2,batch_sc
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 ReturnToService=2
-KillWait=5
+KillWait=10
 OverTimeLimit=0
 InactiveLimit=0
 MinJobAge=3600
@@ -50,9 +50,13 @@ SlurmctldTimeout=30
 SlurmdTimeout=300
 MessageTimeout=10
 EnforcePartLimits=ANY
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1} CPUs=2 State=UNKNOWN
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2} CPUs=2 State=UNKNOWN
-PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=25
+PartitionName=urgent Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=2
 """
 # There is no accounting database, so what submitit asks of sacct is answered from the queue.
 SACCT = """#!/bin/bash
@@ -109,7 +113,7 @@ class Cluster:
         self._daemon("slurmctld", "-D", "-i", *config)
         for node in ("n1", "n2"):
             self._daemon("slurmd", "-D", "-N", node, *config)
-        self._until(lambda: self("sinfo", "-h", "-N", "-o", "%t").split() == ["idle", "idle"], "slurm")
+        self._until(lambda: self("sinfo", "-h", "-N", "-p", "main", "-o", "%t").split() == ["idle", "idle"], "slurm")
 
     def _daemon(self, *command: str) -> None:
         with open(self.folder / "log" / f"{command[0]}.out", "ab") as out:

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import ROOT, SMALL, run
@@ -26,13 +27,21 @@ STUDY = [
     "evaluate.ks=[1,5]",
     "evaluate.report.write=false",
 ]
-FIGURES = ("train_size", "seed", "population", "null", "swapped", "symmetric", "corrected", "utility", "exposure")
+APART = ("seconds", "metrics", "provenance")  # what depends on the clock, the machine and the place
 
 
-def settings(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a study."""
-    rows: list[dict[str, Any]] = json.loads((folder / "study.json").read_text())["settings"]
-    return rows
+def without(value: Any) -> Any:
+    """JSON without what may differ between two places."""
+    if isinstance(value, dict):
+        return {name: without(part) for name, part in value.items() if name not in APART}
+    return [without(part) for part in value] if isinstance(value, list) else value
+
+
+def tables(folder: Path) -> tuple[list[dict[str, Any]], Any]:
+    """The rows of study.parquet and the contents of study.json, but for times and paths."""
+    rows = [without(row) for row in pq.read_table(folder / "study.parquet").to_pylist()]
+    study = json.loads((folder / "study.json").read_text())
+    return rows, without({name: study[name] for name in ("settings", "pooled", "frontier")})
 
 
 @pytest.fixture(scope="session")
@@ -91,7 +100,7 @@ def submit(cluster: Cluster) -> Any:
             capture_output=True,
             text=True,
             env=environment,
-            timeout=280,
+            timeout=540,
         )
         if check:
             assert done.returncode == 0, done.stderr + done.stdout
@@ -100,9 +109,14 @@ def submit(cluster: Cluster) -> Any:
     return call
 
 
-def sbatch(cluster: Cluster, folder: Path, script: str) -> str:
+def sbatch(cluster: Cluster, folder: Path, script: str, *more: str) -> str:
     """Submit a shell script for two tasks on one node; the number of the job, whose words go to FOLDER/NUMBER.log."""
     file = folder / "job.sh"
     file.write_text(f"#!/bin/bash\ncd {ROOT}\n{script}\n")
     options = ["--parsable", "--nodes=1", "--ntasks-per-node=2", "--open-mode=append", f"--output={folder}/%j.log"]
-    return cluster("sbatch", *options, str(file)).strip()
+    return cluster("sbatch", *options, *more, str(file)).strip()
+
+
+def displace(cluster: Cluster) -> None:
+    """Submit a short job that goes before all others and wants both nodes."""
+    cluster("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
