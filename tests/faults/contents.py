@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 # What differs between any two runs: times, and what is told of the machine. Everything else must be equal.
-TIMES = {"provenance", "seconds", "pairs_per_second", "mtime_ns"}
+TIMES = {"provenance", "seconds", "pairs_per_second", "mtime_ns", "sha256"}  # of checkpoints, which hold seconds, too
 NOTES = (".lock", ".launched", ".log")  # of who is at work, and what was said meanwhile
 
 
