@@ -139,7 +139,9 @@ def _check_sizes(value: Any, folder: Path) -> None:
         for inner in value.values() if isinstance(value, dict) else value:
             _check_sizes(inner, folder)
     elif isinstance(value, int | float) and abs(value) > LARGEST_SIZE:
-        raise UserError(f"{folder}/open_clip_config.json holds the size {str(value)[:20]}, which no model has; get it again")
+        raise UserError(
+            f"{folder}/open_clip_config.json holds the size {str(value)[:20]}, which no model has; get it again"
+        )
 
 
 def check_archive(path: Path) -> None:

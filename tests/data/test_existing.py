@@ -90,7 +90,12 @@ def test_bad_pairs_say_why(tmp_path: Path) -> None:
         },
     )
     reader = ShardReader(tmp_path)
-    for key, words in {"blind": "no picture", "latin": "not UTF-8", "json": "JSON does not decode", "gif": "no JPEG"}.items():
+    for key, words in {
+        "blind": "no picture",
+        "latin": "not UTF-8",
+        "json": "JSON does not decode",
+        "gif": "no JPEG",
+    }.items():
         with pytest.raises(BadPair, match=words):
             reader.read(key)
 

@@ -71,7 +71,12 @@ def test_bad_pairs_say_why(tmp_path: Path) -> None:
     add(tmp_path, "broken.png")
     (tmp_path / "broken.json").write_text("{")
     reader = FolderReader(tmp_path)
-    for key, words in {"mute": "no caption", "latin": "UTF-8", "gif": "no JPEG", "broken": "JSON does not decode"}.items():
+    for key, words in {
+        "mute": "no caption",
+        "latin": "UTF-8",
+        "gif": "no JPEG",
+        "broken": "JSON does not decode",
+    }.items():
         with pytest.raises(BadPair, match=words):
             reader.read(key)
 
