@@ -165,7 +165,7 @@ class ClipModule(pl.LightningModule):
         """The contrastive loss of one batch."""
         assert self._loss is not None
         loss: Tensor = self._loss(**self._features(batch["images"], batch["captions"]))
-        self.log("loss", loss, prog_bar=True, batch_size=len(batch["index"]))
+        self.log("loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch["index"]))
         self._replaced += int(batch["replaced"])
         self._unreadable |= batch["unreadable"]
         return loss
@@ -231,13 +231,15 @@ class ClipModule(pl.LightningModule):
         self._replaced, self._clock = 0, time.perf_counter()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss and image→text accuracy within the batch, on V."""
+        """Loss and image→text accuracy within the batch of all ranks, on V."""
         assert self._loss is not None
         features = self._features(batch["images"], batch["captions"])
-        logits = features["image_features"] @ features["text_features"].T
-        right = (logits.argmax(1) == torch.arange(len(logits), device=logits.device)).float().mean()
-        self.log("val_loss", self._loss(**features), prog_bar=True, sync_dist=True, batch_size=len(logits))
-        self.log("val_accuracy", right, sync_dist=True, batch_size=len(logits))
+        captions = cast(Tensor, self.all_gather(features["text_features"])).flatten(0, -2)
+        found = (features["image_features"] @ captions.T).argmax(1)
+        own = torch.arange(len(found), device=found.device) + self.trainer.global_rank * len(found)
+        right = (found == own).float().mean()
+        self.log("val_loss", self._loss(**features), prog_bar=True, sync_dist=True, batch_size=len(found))
+        self.log("val_accuracy", right, sync_dist=True, batch_size=len(found))
 
     def configure_optimizers(self) -> Any:
         """AdamW with decay on matrices only; warm-up and cosine by the step, whatever the stop epoch."""
