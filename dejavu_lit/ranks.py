@@ -93,9 +93,8 @@ def started() -> Ranks:
     """Who this process is; rank 0 of 1 where neither torchrun nor srun started several."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
-    if (
-        "SLURM_STEP_NUM_TASKS" in os.environ
-    ):  # of srun; a batch script itself is one process, whatever SLURM_NTASKS says
+    # Set by srun; a batch script itself is one process, whatever SLURM_NTASKS says.
+    if "SLURM_STEP_NUM_TASKS" in os.environ:
         return Ranks(*(int(os.environ[f"SLURM_{name}"]) for name in ("PROCID", "STEP_NUM_TASKS", "LOCALID")))
     return ALONE
 

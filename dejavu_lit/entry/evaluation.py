@@ -22,15 +22,8 @@ if TYPE_CHECKING:
     from dejavu_lit.measure.metrics import Settings
     from dejavu_lit.report.gate import Gate
 
-AFTER = (
-    "out",
-    "sweep",
-    "utility_loss",
-    "report",
-    "logger",
-    "trainer",
-    "fail_if",
-)  # settings of an evaluation that no figure depends on
+# Settings of an evaluation that no figure depends on.
+AFTER = ("out", "sweep", "utility_loss", "report", "logger", "trainer", "fail_if")
 
 
 def evaluate(cfg: DictConfig, out: Path) -> None:

@@ -18,7 +18,7 @@ def objects(sets: list[set[str]], labels: list[str], prefix: str) -> Objects:
 
 
 def predicted(rows: list[int], distances: list[float], public: list[set[str]], k: int, top_m: int | None) -> set[str]:
-    """Ô of one record, by the letter of DEFINITIONS.md."""
+    """Ô of one record, by the letter of docs/definitions.md."""
     if top_m is None:
         return set().union(*(public[row] for row in rows[:k]))
     met: dict[str, list[float]] = {}
