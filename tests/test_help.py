@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +113,32 @@ def leaves(node: Any, path: str = "") -> list[str]:
 
 
 def test_every_variable_of_the_environment_is_on_the_page() -> None:
-    places = [*(ROOT / "dejavu_lit").rglob("*.py"), ROOT / ".ci" / "run"]
+    places = [
+        *(ROOT / "dejavu_lit").rglob("*.py"),
+        *(ROOT / "tests").rglob("*.py"),
+        ROOT / ".ci" / "run",
+        ROOT / "Makefile",
+    ]
     used = {name for path in places for name in re.findall(r"DEJAVU_[A-Z_]+[A-Z]", path.read_text(encoding="utf-8"))}
     assert used == {*reference.VARIABLES, *reference.INTERNAL}
+
+
+def test_every_extra_that_is_named_exists() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    installed = re.findall(r"^EXTRAS := (.+)$", makefile, re.MULTILINE)
+    assert len(installed) == 1
+    places = [ROOT / "Makefile", ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "containers").iterdir()]
+    texts = [path.read_text(encoding="utf-8") for path in [*places, *(ROOT / "dejavu_lit").rglob("*.py")]]
+    lists = re.findall(r"(?:dejavu-lit|'\.|\.whl)\[([\w,]+)\]", "\n".join(texts))
+    assert "mutants" in lists
+    named = {name for names in [*installed, *lists] for name in names.split(",")}
+    assert named <= set(extras)
+    table = (
+        (ROOT / "docs" / "installation.md").read_text(encoding="utf-8").partition("| extra |")[2].partition("\n\n")[0]
+    )
+    rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(extras)
 
 
 def test_types_defaults_and_meanings_come_from_file_and_class(tmp_path: Path) -> None:
