@@ -34,7 +34,7 @@ class WholeCheckpoints(TorchCheckpointIO):
                     raise ValueError(f"{bad} does not agree with its check sum")
             return super().load_checkpoint(Path(path), *args, **kwargs)
         except Exception as error:
-            raise _damaged(Path(path), error) from None
+            raise _refusal(Path(path), error) from None
 
 
 def saved_step(path: Path) -> int:
@@ -42,10 +42,13 @@ def saved_step(path: Path) -> int:
     try:
         return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
     except Exception as error:  # whatever torch makes of a file that is none of its own
-        raise _damaged(path, error) from None
+        raise _refusal(path, error) from None
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
+def _refusal(path: Path, error: Exception) -> Exception:
+    """The error itself where the system or the memory failed, which says nothing of the file; else that it is damaged."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+        return error
     kept = sorted(int(found.stem.partition("=")[2]) for found in path.parent.glob("epoch=*.ckpt"))
     rest = (
         f"; the weights of epoch {kept[-1]} beside it can be evaluated as {path.parent.parent}@{kept[-1]}"

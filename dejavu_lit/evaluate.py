@@ -6,6 +6,7 @@ where only statistics change (another k up to the largest, threshold, top_m, obj
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -71,14 +72,17 @@ def evaluate(
             if (file := changed_weights(side.weights, known.get(name, {}))) is not None:
                 raise UserError(f"{out} measured other weights than {file} holds now; choose another out= or remove it")
         data.check()
-        data.tell_unknown()
         folder = data.objects_folder(objects)
         statistics = {key: config[key] for key in STATISTICS if key in config}
         others = {str(name): data.objects_folder(name) for name in config.get("by_objects") or ()}
         artifacts = [part for artifact in (folder, *others.values()) for part in artifact.glob("*/*.parquet")]
         statistics["files"] = _state([*artifacts, *([Path(keys)] if keys else [])])
     if ranks.first(context is None or context["largest_k"] < max(settings.ks)):
-        weights = {name: weight_states(side.weights) for name, side in sides.items()} if ranks.rank == 0 else {}
+        weights = {}
+        with ranks.step():
+            if ranks.rank == 0:
+                data.tell_unknown()
+                weights = {name: weight_states(side.weights) for name, side in sides.items()}
         found = _search(comparison, data, folder, settings, out, ranks)
         if ranks.rank == 0:
             context = found | {"config": fixed, "weights": weights}
@@ -87,9 +91,10 @@ def evaluate(
     if ranks.rank > 0 or context is None:
         return {}
     if context.get("statistics") == statistics and (out / METRICS).is_file():
-        finished = read_metrics(out)
-        log.info("%s is finished; nothing to do", out)
-        return finished
+        with suppress(UserError):  # damaged, or of another schema: it is worked out again
+            finished = read_metrics(out)
+            log.info("%s is finished; nothing to do", out)
+            return finished
     searched = _searched(folder, context)
     sets, at = read_evaluation(out, folder, settings.threshold, context["public"], searched)
     if context.get("statistics") not in (None, statistics):  # predictions and figures of the rows follow the settings

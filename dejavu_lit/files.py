@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, TextIO
 from dejavu_lit.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
+HOST = socket.gethostname()
 HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a surrogate pair in JSON
 
 
@@ -27,13 +28,14 @@ def atomic(path: Path | str) -> Iterator[Path]:
 
     The temporary name begins with a dot and ends with ``.part``, so no glob for finished artifacts ever matches it. It
     is random, because processes of several machines that share a folder may have the same number. It is locked while it
-    is written; what killed processes left of the same file is not, and is removed first.
+    is written; what killed processes of this machine left of the same file is not, and is removed first (some file systems
+    do not know the locks of other machines).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for rest in path.parent.glob(f".{escape(path.name)}.*.part"):
+    for rest in path.parent.glob(f".{escape(path.name)}.{escape(HOST)}-*.part"):
         _remove_left(rest)
-    part = path.parent / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part"
+    part = path.parent / f".{path.name}.{HOST}-{os.getpid()}-{secrets.token_hex(4)}.part"
     try:
         with _made(part):
             yield part
@@ -58,7 +60,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
 
 def _remove_left(part: Path) -> None:
     """Remove a half-written file unless a process still writes it."""
-    with suppress(OSError), open(part, "rb") as file:
+    with suppress(OSError), open(part, "rb+") as file:  # NFS locks only what may be written
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         part.unlink()
 

@@ -210,7 +210,7 @@ def train(
             raise end.__context__ from None
         raise
     except RuntimeError as error:
-        if "DataLoader" not in str(error):
+        if "DataLoader" not in str(error) or "Original Traceback" in str(error):  # the latter is an error of ours
             raise
         raise UserError(f"{loader_failure(error)}; the same command goes on from {last}") from None
     finally:

@@ -60,7 +60,7 @@ def check_targets(node: Any, name: str) -> None:
 
 def trusted() -> tuple[str, ...]:
     """The packages that DEJAVU_TARGETS names."""
-    return tuple(filter(None, os.environ.get("DEJAVU_TARGETS", "").split(",")))
+    return tuple(filter(None, map(str.strip, os.environ.get("DEJAVU_TARGETS", "").split(","))))
 
 
 def _targets(node: Any, name: str) -> Iterator[tuple[str, Any]]:

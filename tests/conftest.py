@@ -8,8 +8,12 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"  # servers of the tests stand here
+settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 ROOT = Path(__file__).resolve().parent.parent
 # A few dozen pairs, a model of one layer, two epochs: seconds, and every part of the path is the real one.
 SMALL = [
@@ -35,7 +39,7 @@ def run(command: str, *options: str, cwd: Path = ROOT, check: bool = True) -> su
     script = [str(ROOT / f"{command}.py")] if "." not in command else ["-m", command]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, *script, *options], cwd=cwd, capture_output=True, text=True, env=environment, timeout=300
+        [sys.executable, *script, *options], cwd=cwd, capture_output=True, text=True, env=environment, timeout=900
     )
     if check:
         assert done.returncode == 0, done.stderr + done.stdout

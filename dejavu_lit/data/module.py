@@ -48,9 +48,12 @@ class LoaderSettings:
             )
 
 
+TIMED_OUT = "DataLoader timed out"  # how torch says it
+
+
 def loader_failure(error: RuntimeError) -> str:
     """What happened to a process of a loader, from what torch says of it."""
-    if "timed out" in str(error):
+    if str(error).startswith(TIMED_OUT):
         return (
             "the loader's processes gave no batch for trainer.timeout_min: what they read from has stalled; see that the "
             "data can be read, or wait longer"
@@ -89,7 +92,7 @@ class EpochLoader:
             try:
                 return next(batches, None)
             except RuntimeError as error:  # after every LOOK, and by this torch finds that a process was killed
-                if "timed out" not in str(error) or 0 < self._patience < time.monotonic() - began:
+                if not str(error).startswith(TIMED_OUT) or 0 < self._patience < time.monotonic() - began:
                     raise
             except (ConnectionError, EOFError) as error:  # it was killed while it handed a batch over
                 raise RuntimeError("a process of the DataLoader is gone") from error

@@ -37,7 +37,7 @@ def start(processes, *arguments, launcher=None):
     )
 
 
-def end(process, seconds=150):
+def end(process, seconds=400):
     """What it said; the whole group is killed where it hangs."""
     try:
         said = process.communicate(timeout=seconds)[1]
@@ -178,17 +178,17 @@ def kill_all(process, run):
 def test_a_rank_that_dies_or_stops_ends_the_others(scenes, tmp_path, sign, rank):
     """With Lightning's own launcher, which has nobody that watches over its ranks."""
     run = tmp_path / "run"
-    options = ["recipe.epochs=100000", f"data.dir={scenes}", "trainer.timeout_min=0.5"]
+    options = ["recipe.epochs=100000", f"data.dir={scenes}", "trainer.timeout_min=1"]
     process = begin(2, run, *options, launcher=[sys.executable])
     try:
         ranks = trainers(run)
         assert len(ranks) == 2
         os.kill(ranks[rank], sign)
-        wanted, until = [ranks[rank]] if sign == signal.SIGSTOP else [], time.monotonic() + 90
+        wanted, until = [ranks[rank]] if sign == signal.SIGSTOP else [], time.monotonic() + 400
         while set(trainers(run)) - set(wanted) and time.monotonic() < until:
             process.poll()  # or it would stay a zombie
             time.sleep(0.2)
         assert set(trainers(run)) <= set(wanted)
-        assert process.wait(20) != 0
+        assert process.wait(120) != 0
     finally:
         kill_all(process, run)

@@ -412,7 +412,7 @@ def test_runs_are_one_whether_they_are_watched_or_not_unless_a_budget_may_end_th
     [
         (["gaps.reference=null", "mitigation.gap_budget=0.1"], "mitigation.gap_budget=0.1 needs a reference"),
         (["gaps.reference=/nowhere/run"], "there is no folder /nowhere/run"),
-        (["gaps.reference=embeddings:/nowhere"], "there is no folder /nowhere"),
+        (["gaps.reference=embeddings:/nowhere"], "/nowhere/P/image holds no embeddings"),
         (["gaps.reference={target}"], "was trained on A as this run is"),
         (["gaps.reference={unfinished}"], "is not finished"),
         (["gaps.every=3"], "gaps.every=3 is more than the 2 epochs"),

@@ -129,7 +129,7 @@ class Cluster:
             )
 
     def _until(self, holds: object, name: str) -> None:
-        for _ in range(150):
+        for _ in range(1200):
             if holds():  # type: ignore[operator]
                 return
             time.sleep(0.1)
@@ -153,7 +153,7 @@ class Cluster:
 
     def __call__(self, *command: str) -> str:
         """What one of SLURM's commands answers."""
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=20).stdout
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120).stdout
 
     def states(self) -> dict[str, str]:
         """Every job since the start, with its state."""

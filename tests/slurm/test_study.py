@@ -29,7 +29,7 @@ def test_an_interrupted_study_finds_its_jobs_again_and_gives_the_table_of_a_loca
         time.sleep(0.05)
     study.send_signal(signal.SIGINT)
     said = study.communicate(timeout=120)[1]
-    assert study.returncode == 1
+    assert study.returncode == 130
     assert "jobs go on" in said
     assert "Traceback" not in said
     done = submit("mitigate", *options)
