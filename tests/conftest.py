@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -71,9 +72,16 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def runs(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def trained(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A finished target and a finished reference run on them."""
-    base = tmp_path_factory.mktemp("runs")
+    base = tmp_path_factory.mktemp("trained")
     for side in ("target", "reference"):
         run("train", f"side={side}", f"data.dir={scenes}", f"out={base / side}", *SMALL)
     return {side: base / side for side in ("target", "reference")}
+
+
+@pytest.fixture(scope="module")
+def runs(trained: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Copies of them for each module: what evaluations leave in one is in no other's way."""
+    base = tmp_path_factory.mktemp("runs")
+    return {side: Path(shutil.copytree(folder, base / side)) for side, folder in trained.items()}

@@ -14,10 +14,8 @@ from tests.slurm.conftest import displace, sbatch, tables
 from tests.wandb_files import Offline
 
 SWEEP = ["side=target,reference", "mitigation.text_mask=0,0.5"]
-# Two ranks and 120 steps, which is seconds; saved only at the ends of epochs and when told to go. Signals reach the loader's
-# process, too.
+# Two ranks and 120 steps, which is seconds; saved only at the ends of epochs and when told to go.
 TWO = ["side=target", *SMALL, "trainer.devices=2", "recipe.epochs=20", "trainer.checkpoint_epochs=100"]
-TWO += ["trainer.loader.workers=1"]
 ONE_CPU = "hydra.launcher.cpus_per_task=1"  # the nodes have two
 
 
@@ -75,7 +73,7 @@ def undisturbed(cluster, submit, scenes, tmp_path_factory):
 
 def test_two_tasks_of_a_job_are_the_ranks_of_one_run(undisturbed):
     found = record(undisturbed)
-    assert found["plan"] == {"world": 2, "workers": 1, "batch": 8, "seed": 0}
+    assert found["plan"] == {"world": 2, "workers": 0, "batch": 8, "seed": 0}
     assert (found["steps"], found["exposure"]) == (120, {"mean": 20.0, "min": 20, "max": 20})
 
 
