@@ -16,6 +16,8 @@ from tests.conftest import ROOT
 
 DEADLINE = 240  # seconds: other things run beside the tests
 
+FEW = ["k=5", "ks=[5]", "statistics.bootstrap=200", "report.write=false"]  # of an evaluation that takes a second
+
 
 def start(command: str, *options: str, **given: object) -> subprocess.Popen[str]:
     """One of the project's commands as a process in a session of its own, with the system's own answers to signals."""

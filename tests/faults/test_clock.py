@@ -9,9 +9,8 @@ import time
 
 from dejavu_lit.files import HOST
 from tests.conftest import SMALL, call
-from tests.faults.common import annotation, weights
+from tests.faults.common import FEW, annotation, weights
 
-FEW = ["k=5", "ks=[5]", "statistics.bootstrap=200", "report.write=false"]
 FUTURE, PAST = 4102444800, 1  # the year 2100, and 1970
 
 

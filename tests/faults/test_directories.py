@@ -17,10 +17,9 @@ import pytest
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import locked
 from tests.conftest import SMALL, call
-from tests.faults.common import annotation, contents, report, sentence, start, wait_for, weights
+from tests.faults.common import FEW, annotation, contents, report, sentence, start, wait_for, weights
 
 DATA = [option for option in SMALL if option.startswith("data.")]
-FEW = ["k=5", "ks=[5]", "statistics.bootstrap=200", "report.write=false"]
 HOLD = """
 import fcntl, sys, time
 with open(sys.argv[1], "a+") as file:

@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import SMALL, call
-from tests.faults.common import annotation, contents, report, sentence, weights
+from tests.faults.common import FEW, annotation, contents, report, sentence, weights
 
 KB = 1024
 DATA = [option for option in SMALL if option.startswith("data.")]
-FEW = ["k=5", "ks=[5]", "statistics.bootstrap=200", "report.write=false"]
 
 
 class Room:
@@ -116,15 +115,6 @@ def test_annotate_goes_on_when_there_is_room(room, scenes, tmp_path):
     other = shutil.copytree(scenes, tmp_path / "other")
     assert call("annotate", *options, f"data.dir={other}").returncode == 0
     assert contents(data / "objects/words", "*.parquet") == contents(other / "objects/words", "*.parquet")
-
-
-@pytest.fixture(scope="module")
-def evaluated(runs, tmp_path_factory):
-    """An undisturbed evaluation."""
-    out = tmp_path_factory.mktemp("evaluated") / "e"
-    done = call("evaluate", *(f"{side}={runs[side]}" for side in runs), f"out={out}", *FEW)
-    assert done.returncode == 0, done.stderr
-    return out
 
 
 def figures(out: Path) -> dict:

@@ -13,9 +13,7 @@ from dejavu_lit.errors import UserError
 from dejavu_lit.files import read_object, write_json
 from dejavu_lit.objects.artifact import METADATA, read_objects
 from tests.conftest import SMALL, call
-from tests.faults.common import report, sentence
-
-FEW = ["k=5", "ks=[5]", "statistics.bootstrap=200", "report.write=false"]
+from tests.faults.common import FEW, report, sentence
 
 
 def numbered(path: Path, number: int | None) -> None:
@@ -59,14 +57,6 @@ def test_those_before_the_numbers_are_read(scenes, runs, tmp_path):
     numbered(run / "run.json", None)
     done = call("train", "side=target", f"data.dir={scenes}", f"out={run}", *SMALL)
     assert "is finished (2 epochs); nothing to do" in done.stderr
-
-
-@pytest.fixture(scope="module")
-def evaluated(runs, tmp_path_factory):
-    out = tmp_path_factory.mktemp("evaluated") / "e"
-    done = call("evaluate", *(f"{side}={runs[side]}" for side in runs), f"out={out}", *FEW)
-    assert done.returncode == 0, done.stderr
-    return out
 
 
 def test_an_evaluation(evaluated, runs, tmp_path):

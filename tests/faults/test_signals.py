@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, SMALL, call
-from tests.faults.common import annotation, contents, end, start, wait_for, weights
+from tests.faults.common import FEW, annotation, contents, end, start, wait_for, weights
 from tests.faults.kills import Process, Starter
 
 DATA = [option for option in SMALL if option.startswith("data.")]
-FEW = ["k=5", "ks=[5]", "statistics.bootstrap=200", "report.write=false"]
 
 
 @pytest.fixture(scope="module")
