@@ -68,7 +68,7 @@ def training_loggers(
         options = wandb_options(out, settings.wandb, side)
         loggers.append(
             WandbLogger(
-                save_dir=out,
+                save_dir=out.resolve(),  # wandb's own process writes there, and may stand in another folder
                 offline=settings.wandb.offline,
                 config=plain(config),
                 settings=wandb.Settings(silent=quiet(), console="off"),

@@ -190,7 +190,7 @@ def _wandb_run(
         os.environ["WANDB_DATA_DIR"] = str((out / FOLDER / "data").resolve())
     try:
         run = wandb.init(
-            dir=out,
+            dir=out.resolve(),  # another process may write it, which stands in another folder
             mode="offline" if settings.offline else "online",
             resume="allow",
             config=plain(config),
