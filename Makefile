@@ -23,7 +23,7 @@ test: $(STAMP)
 	$(RUN) -m pytest -n 2 --dist loadfile -m 'not slow'
 
 nightly: $(STAMP)
-	DEJAVU_FUZZ=30 $(RUN) -m pytest -n 2 --dist loadfile
+	DEJAVU_FUZZ=10 $(RUN) -m pytest -n 2 --dist loadfile
 	$(MAKE) coverage
 
 # Branches of data/ and measure/. What numba compiles cannot be traced, so the tests of it run again as plain Python.
