@@ -20,6 +20,7 @@ from dejavu_lit.errors import UserError, first_line
 log = logging.getLogger(__name__)
 HOST = socket.gethostname()
 HALF = re.compile(r"\\u[dD][89a-fA-F]")  # of a surrogate pair in JSON
+_swept: set[str] = set()  # folders in which this process has removed what killed ones left
 
 
 @contextmanager
@@ -28,13 +29,12 @@ def atomic(path: Path | str) -> Iterator[Path]:
 
     The temporary name begins with a dot and ends with ``.part``, so no glob for finished artifacts ever matches it. It
     is random, because processes of several machines that share a folder may have the same number. It is locked while it
-    is written; what killed processes of this machine left of the same file is not, and is removed first (some file systems
-    do not know the locks of other machines).
+    is written; what killed processes of this machine left in the folder is not, and is removed before a process first
+    writes there (some file systems do not know the locks of other machines).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for rest in path.parent.glob(f".{escape(path.name)}.{escape(HOST)}-*.part"):
-        _remove_left(rest)
+    _sweep(path.parent)
     part = path.parent / f".{path.name}.{HOST}-{os.getpid()}-{secrets.token_hex(4)}.part"
     try:
         with _made(part):
@@ -58,11 +58,15 @@ def atomic(path: Path | str) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def _remove_left(part: Path) -> None:
-    """Remove a half-written file unless a process still writes it."""
-    with suppress(OSError), open(part, "rb+") as file:  # NFS locks only what may be written
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        part.unlink()
+def _sweep(folder: Path) -> None:
+    """Remove the half-written files that no process writes; once a folder, since listing a large one at each write is slow."""
+    if (place := os.path.abspath(folder)) in _swept:
+        return
+    _swept.add(place)
+    for part in folder.glob(f".*.{escape(HOST)}-*.part"):
+        with suppress(OSError), open(part, "rb+") as file:  # NFS locks only what may be written
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()
 
 
 def _made(part: Path) -> BinaryIO:
