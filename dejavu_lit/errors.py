@@ -18,6 +18,7 @@ REMEDIES = {
     errno.EMFILE: "raise the limit of open files (ulimit -n), and start the same command again",
     errno.ENOLCK: "this file system gives no locks; choose a place on another one",
 }
+LONGEST = 240  # characters of what another library says
 CHECKOUT = Path(__file__).resolve().parent.parent  # site-packages where the wheel is installed
 
 
@@ -40,8 +41,13 @@ def spoken(error: OSError) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an exception says, or its name where it says nothing: libraries like to say more."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The first line of what an exception says, or its name where it says nothing: libraries like to say more.
+
+    Where that line ends in a colon the next belongs to it. At most ``LONGEST`` characters.
+    """
+    first, second = [*(line.strip() for line in str(error).splitlines() if line.strip()), "", ""][:2]
+    text = f"{first} {second}".strip() if first.endswith(":") else first
+    return (text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…") or type(error).__name__
 
 
 def as_called(text: str, checkout: Path = CHECKOUT) -> str:

@@ -91,9 +91,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     import jsonschema
 
     path = folder / "metrics.json"
-    found = read_object(path)
-    if found.get("schema") != VERSION:
-        raise UserError(f"{path} has schema {found.get('schema')}, this version reads {VERSION}; run evaluate.py again")
+    found = read_object(path, VERSION)
     schema = json.loads((files("dejavu_lit.measure") / "metrics.schema.json").read_text(encoding="utf-8"))
     wrong = next(jsonschema.Draft202012Validator(schema).iter_errors(found), None)
     if wrong is not None:

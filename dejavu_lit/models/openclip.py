@@ -14,7 +14,7 @@ from open_clip.model import get_model_preprocess_cfg
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from PIL import Image
 
-from dejavu_lit.errors import UserError, suggest
+from dejavu_lit.errors import UserError, first_line, suggest
 from dejavu_lit.files import fingerprint, read_object
 from dejavu_lit.models.encoder import torch_device, weights_hash
 from dejavu_lit.models.preprocess import Preprocess
@@ -128,7 +128,7 @@ def load_epoch(name: str, model: Path, checkpoint: Path, device: str) -> OpenCli
         )
     except Exception as error:  # a damaged pickle raises nearly anything
         raise UserError(
-            f"{checkpoint} does not hold the weights of {model} ({_first_line(error)}); choose another epoch"
+            f"{checkpoint} does not hold the weights of {model} ({first_line(error)}); choose another epoch"
         ) from None
     return OpenClipEncoder(name, network, open_clip.get_model_config(source), open_clip.get_tokenizer(source), device)
 
@@ -151,7 +151,7 @@ def check_archive(path: Path) -> None:
             with zipfile.ZipFile(path) as archive:
                 members = archive.namelist()
         except Exception as error:  # zipfile raises nearly anything for damaged archives
-            raise UserError(f"{path} is a damaged archive ({_first_line(error)}); get the file again") from None
+            raise UserError(f"{path} is a damaged archive ({first_line(error)}); get the file again") from None
         if any(member.endswith("constants.pkl") for member in members):
             raise UserError(
                 f"{path} is a TorchScript archive, which carries code and is never loaded; where you trust it, save its "
@@ -172,7 +172,7 @@ def _build(name: str, source: str, weights: str | None, device: str, trouble: st
             architecture = {**open_clip.get_model_config(source), **({"quick_gelu": True} if quick else {})}
             return OpenClipEncoder(name, model, architecture, open_clip.get_tokenizer(source), device)
     except Exception as error:  # downloads, pickles and configs fail in too many ways to list
-        raise UserError(f"{trouble} ({_first_line(error)}); {OFFLINE}") from None
+        raise UserError(f"{trouble} ({first_line(error)}); {OFFLINE}") from None
 
 
 @contextmanager
@@ -184,9 +184,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines[:2]) if lines else type(error).__name__
-    return text if len(text) <= 240 else text[:239] + "…"

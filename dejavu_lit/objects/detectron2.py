@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dejavu_lit.errors import UserError
+from dejavu_lit.errors import UserError, first_line
 from dejavu_lit.files import file_sha256, fingerprint
 from dejavu_lit.objects.artifact import Annotator
 from dejavu_lit.objects.source import Detections, Detector, needs
@@ -108,7 +108,7 @@ class Detectron2Detector(Detector):
             return _lazy(path, self.options) if path.suffix == ".py" else _yaml(path, self.options, hooks, self.place)
         except Exception as error:  # config files fail in as many ways as programs do
             raise UserError(
-                f"annotator.config={path} cannot be used ({type(error).__name__}: {_first_line(error)}); "
+                f"annotator.config={path} cannot be used ({type(error).__name__}: {first_line(error)}); "
                 "check it, annotator.options and annotator.modules"
             ) from None
 
@@ -118,9 +118,7 @@ class Detectron2Detector(Detector):
         try:
             model = self._setup.build()
         except Exception as error:
-            raise UserError(
-                f"annotator.config={self.config} builds no model ({_first_line(error)}); check it"
-            ) from None
+            raise UserError(f"annotator.config={self.config} builds no model ({first_line(error)}); check it") from None
         weights = read_weights(self._weights)
         if self.classifier is not None:
             weights = {name: value for name, value in weights.items() if not name.endswith("zs_weight")}
@@ -258,7 +256,7 @@ def read_weights(path: Path) -> dict[str, Any]:
         state = content.get("model", content)
         return {name: torch.as_tensor(value) for name, value in state.items()}
     except Exception as error:  # readers raise nearly anything for a file that is none of theirs
-        raise UserError(f"annotator.weights={path} cannot be read as tensors alone ({_first_line(error)})") from None
+        raise UserError(f"annotator.weights={path} cannot be read as tensors alone ({first_line(error)})") from None
 
 
 def fill(model: Any, weights: Mapping[str, Any], where: str, optional: Sequence[str]) -> None:
@@ -271,7 +269,7 @@ def fill(model: Any, weights: Mapping[str, Any], where: str, optional: Sequence[
         found = model.load_state_dict(dict(weights), strict=False)
     except RuntimeError as error:
         raise UserError(
-            f"{where} do not fit the config ({_first_line(error, 1)}); take the weights of this config"
+            f"{where} do not fit the config ({first_line(error)}); take the weights of this config"
         ) from None
     for what, names in (("lacks", telling(found.missing_keys)), ("has no place for", telling(found.unexpected_keys))):
         if names:
@@ -306,7 +304,7 @@ def set_classifier(model: Any, path: Path, classes: int) -> None:
     try:
         rows = torch.from_numpy(np.asarray(np.load(path, allow_pickle=False), dtype=np.float32))
     except ValueError as error:
-        raise UserError(f"annotator.classifier={path} is no .npy of numbers ({_first_line(error)})") from None
+        raise UserError(f"annotator.classifier={path} is no .npy of numbers ({first_line(error)})") from None
     heads = [module for module in model.modules() if isinstance(getattr(module, "zs_weight", None), torch.Tensor)]
     if not heads:
         raise UserError(
@@ -335,8 +333,3 @@ def _detections(found: Any, labels: Sequence[str], threshold: float) -> Detectio
         )
     boxes = [[x, y, right - x, bottom - y] for x, y, right, bottom in kept.pred_boxes.tensor.tolist()]
     return Detections([labels[number] for number in names], kept.scores.tolist(), boxes)
-
-
-def _first_line(error: Exception, line: int = 0) -> str:
-    parts = [part.strip() for part in str(error).splitlines() if part.strip()] or [type(error).__name__]
-    return parts[min(line, len(parts) - 1)][:200]

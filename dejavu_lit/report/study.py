@@ -37,12 +37,8 @@ def write_study_pages(
     Raises:
         UserError: a study of another schema, or without settings.
     """
-    study = read_object(path / "study.json")
-    if study.get("schema") != SCHEMA:
-        raise UserError(
-            f"{path}/study.json has schema {study.get('schema')}, this version reads {SCHEMA}; run mitigate.py again"
-        )
-    if not study["settings"]:
+    study = read_object(path / "study.json", SCHEMA)
+    if not study.get("settings"):
         raise UserError(f"{path}/study.json holds no settings; run mitigate.py again")
     rows = dict(zip(labels(study["settings"]), study["settings"], strict=True))
     found = {

@@ -63,7 +63,7 @@ def test_an_evaluation(evaluated, runs, tmp_path):
     out = shutil.copytree(evaluated, tmp_path / "e")
     numbered(out / "metrics.json", 2)
     said = sentence(report(f"path={out}"))
-    assert f"{out}/metrics.json has schema 2, this version reads 1; run evaluate.py again" in said
+    assert f"{out}/metrics.json has schema 2, this version reads 1; read it with the version" in said
     # Which makes the figures anew, from the records.
     done = call("evaluate", *(f"{side}={runs[side]}" for side in runs), f"out={out}", *FEW)
     assert done.returncode == 0, done.stderr
@@ -72,7 +72,7 @@ def test_an_evaluation(evaluated, runs, tmp_path):
 
 def test_a_study(tmp_path):
     write_json(tmp_path / "study.json", {"schema": 2, "settings": [{}]})
-    assert f"{tmp_path}/study.json has schema 2, this version reads 1; run mitigate.py again" in sentence(
+    assert f"{tmp_path}/study.json has schema 2, this version reads 1; read it with the version" in sentence(
         report(f"path={tmp_path}")
     )
 
