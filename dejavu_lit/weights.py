@@ -20,14 +20,19 @@ def weight_files(name: str, run: Path | None = None, epoch: int | None = None) -
         return {path.name: path for path in sorted(run.glob(pattern))}
     for prefix in ("embeddings:", "text:", "local-dir:"):
         name = name.removeprefix(prefix)
-    for text in filter(None, (name, name.partition("@")[2])):
-        path = Path(text).expanduser()
-        if path.is_file():
-            return {path.name: path}
-        if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
-            return {str(file.relative_to(path)): file for file in files}
-    return {}
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        files = sorted(file for file in folder.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+        return {str(file.relative_to(folder)): file for file in files}
+    arch, _, weights = name.partition("@")
+    return {Path(weights).name: Path(weights)} if Path(weights).is_file() and not _released(arch, weights) else {}
+
+
+def _released(arch: str, weights: str) -> bool:
+    """Whether ``ARCH@…`` names a released tag, which open_clip prefers to a file of that name."""
+    from open_clip.pretrained import get_pretrained_cfg  # takes torch in, so only where it may be a file
+
+    return bool(get_pretrained_cfg(arch.replace("/", "-"), weights))
 
 
 def weight_states(files: Mapping[str, Path]) -> dict[str, Any]:

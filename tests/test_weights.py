@@ -33,6 +33,15 @@ def test_where_the_weights_of_a_side_lie(tmp_path: Path) -> None:
     assert weight_files("ViT-B-32@openai") == weight_files("hf-hub:some/model") == weight_files("text:MiniLM") == {}
 
 
+def test_a_released_tag_is_no_file_or_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / "openai/model.safetensors", b"a")
+    put(tmp_path / "laion2b_e16", b"b")
+    put(tmp_path / "mine", b"c")
+    assert weight_files("ViT-B-32@openai") == weight_files("ViT-B-32@laion2b_e16") == {}
+    assert weight_files("ViT-B-32@mine") == {"mine": Path("mine")}
+
+
 def test_other_contents_are_a_change_and_a_copy_is_none(tmp_path: Path) -> None:
     file = put(tmp_path / "model.safetensors", b"weights")
     files = {file.name: file}
