@@ -24,11 +24,12 @@ from dejavu_lit.data.duplicates import (
     named_groups,
     near_groups,
 )
-from dejavu_lit.data.left_out import GROUPS, read_keys
+from dejavu_lit.data.left_out import GROUPS, keys_fingerprint, read_keys
+from dejavu_lit.data.listed import count_absent, count_left_out, listed_sets, read_lists
 from dejavu_lit.data.reader import Reader
 from dejavu_lit.data.scan import Scan, scan
 from dejavu_lit.data.sets import PairSet, write_sets
-from dejavu_lit.data.splits import SETS, UNUSED, set_sizes, shard_order, split
+from dejavu_lit.data.splits import SETS, UNUSED, claims, set_sizes, shard_order, split
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import file_sha256, fingerprint, read_object, write_json
 
@@ -43,7 +44,7 @@ logger = logging.getLogger(__name__)
 def prepare(
     reader: Reader,
     out: Path | str,
-    sizes: Mapping[str, float | int],
+    sizes: Mapping[str, float | int | None],
     seed: int = 0,
     near_duplicates: int | None = 6,
     pairs_per_shard: int = 1000,
@@ -51,24 +52,28 @@ def prepare(
     extra: Mapping[str, Reader] | None = None,
     exclude: Path | str | None = None,
     max_skipped: float = 0.05,
+    keys: Mapping[str, Path | str | None] | None = None,
 ) -> dict[str, Any]:
     """Write ``out/{A,B,H,V,P}/``, ``out/objects/NAME/SET/`` where the reader brings objects, and ``out/manifest.json``.
 
     Args:
-        sizes: {set: number of pairs (int), or share of all usable pairs (float below 1)}.
+        sizes: {set: number of pairs (int), share of all usable pairs (float below 1), or None for all that ``keys`` lists}.
         seed: of the splits.
         near_duplicates: pictures whose perceptual hashes differ in at most so many of 64 bits count as one picture and
             stay in one set; None: only pictures of the same bytes do.
         extra: further public sets, {name: reader}, written whole, without pictures that are in a set of ``sizes`` too.
         exclude: text file of keys, one a line, to be left out.
         max_skipped: largest share of a source's pairs that may be unusable.
+        keys: {set: text file of keys, one a line}: only these pairs may go into that set, and they go into no other. Pairs
+            that are listed nowhere fill the sets without a file. Of near-duplicates listed for two sets (or for one and
+            nowhere) those of the first set stay, the others are left out.
 
     Returns:
         The manifest. It holds no times, so the same settings give the same bytes.
 
     Raises:
-        UserError: nothing to read, fewer pairs than ``sizes`` ask for, too many unusable pairs, or an ``out`` that was
-            made with other settings.
+        UserError: nothing to read, fewer pairs than ``sizes`` ask for, too many unusable pairs, ``keys`` that are not
+            in the data or contradict one another, or an ``out`` that was made with other settings.
     """
     out, extra = Path(out), dict(extra or {})
     check_distance(near_duplicates)
@@ -78,6 +83,7 @@ def prepare(
         raise UserError(f"pairs_per_shard={pairs_per_shard} must be at least 1")
     if clash := [name for name in extra if name in (*SETS, "objects") or not name.isidentifier()]:
         raise UserError(f"extra names a set {clash[0]!r}; give it another name, of letters, digits and underscores")
+    lists = read_lists(keys or {})
     settings = {
         "reader": reader.fingerprint(),
         "extra": {name: source.fingerprint() for name, source in extra.items()},
@@ -87,24 +93,31 @@ def prepare(
         "pairs_per_shard": pairs_per_shard,
         "exclude": file_sha256(exclude) if exclude is not None else None,
     }
+    if lists:
+        settings["keys"] = {name: keys_fingerprint(listed) for name, listed in lists.items()}
     if (finished := _begin(out, settings)) is not None:
         logger.info("%s is finished already; nothing to do", out)
         return finished
 
-    keys = {name: _keys(source) for name, source in {"": reader, **extra}.items()}
-    _check_unique(keys)
-    excluded = _exclude(keys, exclude)
-    set_sizes(sizes, len(keys[""]))  # too few pairs are an error before the long scan, not after
+    every = {name: _keys(source) for name, source in {"": reader, **extra}.items()}
+    _check_unique(every)
+    absent = count_absent(lists, every[""])
+    excluded = _exclude(every, exclude)
+    # Too few pairs are an error before the long scan, not after.
+    set_sizes(sizes, len(every[""]), _counted(lists, listed_sets(lists, every[""])))
     found = {}
     for name, source in {"": reader, **extra}.items():
         # Named by all that its parts depend on besides their keys, so that other sizes or another seed find them again.
         parts = out / UNFINISHED / fingerprint([source.fingerprint(), near_duplicates is not None, HASH])
-        found[name] = scan(source, keys[name], parts, near_duplicates is not None, workers, max_skipped)
+        found[name] = scan(source, every[name], parts, near_duplicates is not None, workers, max_skipped)
     main = found[""]
-    wanted = set_sizes(sizes, len(main.keys))
     exact = exact_groups(main.digests)
     groups = exact if near_duplicates is None else near_groups(exact, main.hashes, main.hashed, near_duplicates)
-    member = split(main.keys, groups, wanted, seed)
+    listed = listed_sets(lists, main.keys)
+    claimed = claims(groups, listed)
+    left_out = count_left_out(groups, listed, claimed)
+    wanted = set_sizes(sizes, len(main.keys), _counted(lists, claimed), sum(left_out.values()))
+    member = split(main.keys, groups, wanted, seed, claimed)
 
     order = shard_order(main.keys, seed)
     sets = [PairSet(name, reader, main, order[member[order] == SETS.index(name)]) for name in wanted]
@@ -132,15 +145,22 @@ def prepare(
             account[each.name]["asked"] = size = wanted[each.name]
             if len(each.rows) < size:
                 logger.warning("%s got %d of %d pairs: the groups left are larger", each.name, len(each.rows), size)
+        if each.name in lists:
+            told = {"listed": len(lists[each.name]), "absent": absent[each.name]}
+            account[each.name] |= told | {"left_out_as_duplicates": left_out.get(each.name, 0)}
+            logger.info(
+                "%s took %d of the %d pairs that keys.%s lists", *(each.name, len(each.rows), told["listed"], each.name)
+            )
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "version": __version__,
         "settings": settings,
         "pairs": {
-            "read": sum(map(len, keys.values())),
+            "read": sum(map(len, every.values())),
             "excluded": excluded,
             "skipped": sum(map(len, skipped.values())),
             "unused": int((member == UNUSED).sum()),
+            **({"left_out_as_duplicates": sum(left_out.values())} if lists else {}),
         },
         "sets": account,
         "duplicates": _duplicates(exact, groups, member, wanted, near_duplicates)
@@ -228,6 +248,11 @@ def _exclude(keys: dict[str, list[str]], path: Path | str | None) -> int:
     if gone < len(unwanted):
         logger.warning("%d of %d keys in %s are not in the data", len(unwanted) - gone, len(unwanted), path)
     return gone
+
+
+def _counted(lists: Mapping[str, Any], codes: np.ndarray) -> dict[str, int]:
+    """{set: how many of ``codes`` (indices into SETS) are its} for the sets in ``lists``."""
+    return {name: int((codes == SETS.index(name)).sum()) for name in lists}
 
 
 def _not_in_sets(main: Scan, member: np.ndarray, other: Scan, near_duplicates: int | None) -> np.ndarray:

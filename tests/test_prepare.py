@@ -23,6 +23,7 @@ from dejavu_lit.data.shards import Pair, ShardSet, read_pairs, write_shard
 from dejavu_lit.errors import UserError
 from dejavu_lit.objects.artifact import Annotation, read_objects
 from dejavu_lit.prepare import prepare
+from tests.conftest import call
 from tests.data.pictures import COCO_MINI, contents, encoded, needs_coco, picture
 from tests.data.test_coco import write_split
 
@@ -200,6 +201,104 @@ def test_excluded_keys_are_in_no_set(folder: Path, tmp_path: Path, caplog: pytes
         prepare(FolderReader(folder), tmp_path / "other", {"A": 38}, exclude=tmp_path / "keys.txt")
     with pytest.raises(UserError, match=r"none\.txt does not exist; check data\.exclude="):
         prepare(FolderReader(folder), tmp_path / "other", {"A": 38}, exclude=tmp_path / "none.txt")
+
+
+@pytest.fixture
+def lists(folder: Path, tmp_path: Path) -> dict[str, Path]:
+    """a00 … a14 are listed for A, a20 … a29 for H, and nobody."""
+    files = {"A": tmp_path / "members.txt", "H": tmp_path / "others.txt"}
+    files["A"].write_text("\n".join(f"a{number:02d}" for number in range(15)))
+    files["H"].write_text("\n".join([*(f"a{number:02d}" for number in range(20, 30)), "nobody"]))
+    return files
+
+
+def test_listed_pairs_go_into_their_set_and_no_other(
+    folder: Path, lists: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    reader = FolderReader(folder)
+    manifest = prepare(reader, tmp_path / "out", {"A": None, "B": 5, "H": 4, "P": 9}, keys=lists)
+    where = {name: set(ShardSet.open(tmp_path / "out" / name).keys()) for name in "ABHP"}
+    assert where["A"] == {f"a{number:02d}" for number in range(15)}
+    assert where["H"] < {f"a{number:02d}" for number in range(20, 30)}
+    assert {name: len(keys) for name, keys in where.items()} == {"A": 15, "B": 5, "H": 4, "P": 9}
+    assert where["B"] | where["P"] < {f"a{n:02d}" for n in (*range(15, 20), *range(30, 40))}
+    told = {name: {k: manifest["sets"][name].get(k) for k in ("asked", "listed", "absent")} for name in "AHP"}
+    assert told["A"] == {"asked": 15, "listed": 15, "absent": 0}
+    assert told["H"] == {"asked": 4, "listed": 11, "absent": 1}
+    assert told["P"] == {"asked": 9, "listed": None, "absent": None}
+    assert "1 of 11 keys of keys.H are not in the data, the first is 'nobody'" in caplog.text
+    assert "H took 4 of the 11 pairs that keys.H lists" in caplog.text
+    # A smaller H is a prefix of a larger one's order, as without lists.
+    prepare(reader, tmp_path / "more", {"A": None, "B": 5, "H": None, "P": 9}, keys=lists)
+    assert where["H"] < set(larger := ShardSet.open(tmp_path / "more/H").keys())
+    assert [key for key in larger if key in where["H"]] == ShardSet.open(tmp_path / "out/H").keys()
+
+
+def test_duplicates_of_listed_pairs_are_left_out_of_other_sets(
+    folder: Path, lists: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(folder, "b20", encoded(picture(0)), "listed for H, the same picture as a00 of A")
+    add(folder, "b21", encoded(picture(1).resize((40, 30)), "JPEG", quality=90), "listed for H, nearly a01 of A")
+    add(folder, "b02", encoded(picture(2)), "listed nowhere, the same picture as a02 of A")
+    lists["H"].write_text("\n".join([*(f"a{number:02d}" for number in range(20, 30)), "b20", "b21"]))
+    manifest = prepare(FolderReader(folder), tmp_path / "out", {"A": 5, "H": None, "P": 15}, keys=lists)
+    where = {name: set(ShardSet.open(tmp_path / "out" / name).keys()) for name in "AHP"}
+    assert where["H"] == {f"a{number:02d}" for number in range(20, 30)}
+    assert not {key for keys in where.values() for key in keys} & {"b20", "b21", "b02"}
+    assert len(where["A"]) == 5
+    assert manifest["sets"]["H"]["left_out_as_duplicates"] == 2
+    assert manifest["pairs"]["left_out_as_duplicates"] == 3
+    assert "2 pairs of H left out: duplicates of pairs of A" in caplog.text
+    assert "1 pairs that are listed nowhere left out: duplicates of pairs of A" in caplog.text
+    with pytest.raises(UserError, match=r"sizes\.H=12 asks for 12 pairs, but keys\.H lists only 10 that can be used"):
+        prepare(FolderReader(folder), tmp_path / "other", {"A": 5, "H": 12, "P": 15}, keys=lists)
+
+
+def test_other_lists_are_other_settings(folder: Path, lists: dict[str, Path], tmp_path: Path) -> None:
+    reader, sizes = FolderReader(folder), {"A": 5, "H": 5, "P": 5}
+    first = prepare(reader, tmp_path / "out", sizes, keys=lists)
+    lists["A"].write_text("\n".join(reversed(lists["A"].read_text().split())))  # the same keys in another order
+    assert prepare(reader, tmp_path / "out", sizes, keys=lists) == first
+    lists["A"].write_text("\n".join(f"a{number:02d}" for number in range(14)))
+    with pytest.raises(UserError, match=r"other settings \(keys\.A is .*, was "):
+        prepare(reader, tmp_path / "out", sizes, keys=lists)
+    with pytest.raises(UserError, match=r"other settings \(keys\.A is None, was "):
+        prepare(reader, tmp_path / "out", sizes)
+
+
+def test_lists_that_do_not_fit_are_named_before_anything_is_read(
+    folder: Path, lists: dict[str, Path], tmp_path: Path
+) -> None:
+    reader = Interrupted(folder)
+    lists["A"].write_text("a00.png\na01.png\n")
+    with pytest.raises(UserError, match=r"none of the 2 keys of keys\.A .* lists 'a00\.png', .* such as 'a00'"):
+        prepare(reader, tmp_path / "out", {"A": 2, "P": 5}, keys=lists)
+    lists["A"].write_text("a00\na20\n")
+    with pytest.raises(UserError, match=r"keys\.A and keys\.H both list 'a20'"):
+        prepare(reader, tmp_path / "out", {"A": 2, "P": 5}, keys=lists)
+    lists["A"].write_text("a00\na01\n")
+    with pytest.raises(UserError, match=r"ask for 29 pairs \(P=29\), but there are only 28 that may go there"):
+        prepare(reader, tmp_path / "out", {"A": 2, "P": 29}, keys=lists)
+    assert not reader.reads
+
+
+def test_the_command_takes_lists(folder: Path, lists: dict[str, Path], tmp_path: Path) -> None:
+    options = ["data=folder", f"data.reader.path={folder}", f"keys.A={lists['A']}", f"keys.H={lists['H']}"]
+    options += ["data.sizes={A: null, B: 0, H: null, V: 0, P: 15}", "workers=1"]
+    done = call("prepare", *options, f"data.dir={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    assert set(ShardSet.open(tmp_path / "out/A").keys()) == set(lists["A"].read_text().split())
+    named = ["data=folder", f"data.reader.path={folder}", f"data.dir={tmp_path / 'x'}"]
+    for wrong, words in (
+        ([*named, f"keys.C={lists['A']}"], "keys.C"),
+        ([*named, f"keys={lists['A']}"], "keys="),
+        (["data=scenes", f"keys.A={lists['A']}"], "keys changes what is prepared, so name the folder: data.dir=OUT"),
+    ):
+        done = call("prepare", *wrong)
+        assert done.returncode == 1
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_a_finished_folder_is_left_alone_and_other_settings_are_named(folder: Path, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ class DataSpec:
     templates: Any = ("a photo of a {}.",)  # prompts of zero-shot classification, or imagenet for open_clip's 80
     objects: str | None = None  # a name below objects/, or a folder with a folder a set
     seed: int = 0
-    sizes: dict[str, float] = field(default_factory=dict)
+    sizes: dict[str, float | None] = field(default_factory=dict)
     near_duplicates: int | None = 6
     automatic: bool = False  # prepare by itself where the folder does not exist
     reader: dict[str, Any] | None = None

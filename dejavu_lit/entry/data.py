@@ -64,6 +64,7 @@ def prepare(cfg: DictConfig, out: Path) -> None:
     from dejavu_lit.prepare import prepare as run
 
     check_fields(run, config, "")
-    if spec.exclude is not None and spec.dir is None:
-        raise UserError("data.exclude leaves pairs out of what is prepared, so name the folder: data.dir=OUT")
+    for option, given in (("data.exclude", spec.exclude), ("keys", any((config["keys"] or {}).values()))):
+        if given and spec.dir is None:
+            raise UserError(f"{option} changes what is prepared, so name the folder: data.dir=OUT")
     prepare_data(spec, wait=False, exclude=spec.exclude, **config)

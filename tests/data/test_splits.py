@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dejavu_lit.data.splits import SETS, UNUSED, seeded_hash, set_sizes, shard_order, split
+from dejavu_lit.data.splits import ANY, NONE, SETS, UNUSED, claims, seeded_hash, set_sizes, shard_order, split
 from dejavu_lit.errors import UserError
 
 
@@ -43,6 +43,73 @@ def test_single_pairs_reach_every_size_exactly(source: tuple) -> None:
     keys, _, sizes, seed = source
     member = split(keys, np.arange(len(keys)), sizes, seed)
     assert {name: int((member == code).sum()) for code, name in enumerate(SETS)} == sizes
+
+
+@st.composite
+def listings(draw: st.DrawFn) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, dict[str, int], int]:
+    """A source whose pairs are partly listed for sets: keys, groups, listed, claims, sizes that fit, a seed."""
+    keys, groups, _, seed = draw(sources())
+    listed = np.array([draw(st.sampled_from([ANY, ANY, *range(len(SETS))])) for _ in keys], dtype=np.int8)
+    claimed = claims(groups, listed)
+    sizes, free = {}, int((claimed == ANY).sum())
+    for code, name in enumerate(SETS):
+        own = code in listed
+        sizes[name] = draw(st.integers(0, int((claimed == code).sum()) if own else free))
+        free -= 0 if own else sizes[name]
+    return keys, groups, listed, claimed, sizes, seed
+
+
+@given(listings())
+def test_a_set_with_a_list_gets_pairs_of_it_alone_and_no_other_set_gets_them(source: tuple) -> None:
+    keys, groups, listed, claimed, sizes, seed = source
+    member = split(keys, groups, sizes, seed, claimed)
+    for row, code in enumerate(member.tolist()):
+        if code != UNUSED:
+            assert listed[row] == (code if code in listed else ANY)
+    for code, name in enumerate(SETS):
+        assert int((member == code).sum()) <= sizes[name]
+        if code in listed and sizes[name] == int((claimed == code).sum()):  # all that can be had
+            np.testing.assert_array_equal(member == code, claimed == code)
+    for root in np.unique(groups):
+        theirs = groups == root
+        wanted = set(listed[theirs].tolist()) - {ANY}
+        used = set(member[theirs].tolist()) - {UNUSED}
+        # No group in two sets; one that is listed for a set goes there, or nowhere: what is left of it is in no other.
+        assert len(used) <= 1
+        assert not wanted or used <= {min(wanted)}
+    np.testing.assert_array_equal(member, split(keys, groups, sizes, seed, claimed))
+
+
+@given(sources())
+def test_without_lists_nothing_changes(source: tuple) -> None:
+    keys, groups, sizes, seed = source
+    claimed = claims(groups, np.full(len(keys), ANY, dtype=np.int8))
+    np.testing.assert_array_equal(split(keys, groups, sizes, seed, claimed), split(keys, groups, sizes, seed))
+
+
+@given(listings(), st.integers(0, 60))
+def test_a_larger_a_of_a_list_holds_the_smaller_one(source: tuple, more: int) -> None:
+    keys, _, listed, _, sizes, seed = source
+    alone = np.arange(len(keys))
+    small, large = (
+        split(keys, alone, {"A": sizes["A"] + extra}, seed, claims(alone, listed)) == 0 for extra in (0, more)
+    )
+    assert not (small & ~large).any()
+
+
+def test_a_group_belongs_to_the_first_set_that_it_is_listed_for() -> None:
+    a, h = SETS.index("A"), SETS.index("H")
+    groups = np.array([0, 0, 0, 3, 3, 5, 6, 6])
+    listed = np.array([h, ANY, a, h, h, a, ANY, ANY], dtype=np.int8)
+    claimed = claims(groups, listed)
+    assert claimed.tolist() == [NONE, NONE, a, h, h, a, ANY, ANY]
+    keys = [f"{number}" for number in range(8)]
+    member = split(keys, groups, {"A": 2, "H": 2, "P": 2}, 0, claimed)
+    p = SETS.index("P")
+    assert member.tolist() == [UNUSED, UNUSED, a, h, h, a, p, p]
+    # What A does not take goes nowhere, nor do its duplicates.
+    member = split(keys, groups, {"H": 2, "P": 2}, 0, claimed)
+    assert member.tolist() == [UNUSED, UNUSED, UNUSED, h, h, UNUSED, p, p]
 
 
 @given(sources(), st.integers(0, 60))
@@ -111,3 +178,32 @@ def test_sizes_by_number_and_by_share() -> None:
 def test_wrong_sizes_are_named(sizes: dict[str, float], words: str) -> None:
     with pytest.raises(UserError, match=words):
         set_sizes(sizes, 100)
+
+
+def test_sizes_of_sets_with_lists() -> None:
+    listed = {"A": 30, "H": 20}
+    assert set_sizes({"A": None, "H": 5, "P": 0.4}, 100, listed) == {"A": 30, "H": 5, "P": 40}
+    assert set_sizes({"A": 0.1, "P": 45}, 100, listed, left_out=5) == {"A": 10, "H": 20, "P": 45}  # H is not named: all
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ({"B": None}, r"sizes\.B=null means all pairs that keys\.B lists, which lists none"),
+        ({"A": 31}, r"sizes\.A=31 asks for 31 pairs, but keys\.A lists only 30 that can be used; .*sizes\.A=null"),
+        ({"A": 0.5}, r"sizes\.A=0\.5 asks for 50 pairs, but keys\.A lists only 30"),
+        ({"A": 0}, r"keys\.A lists pairs for A, but sizes\.A is 0"),
+        (
+            {"B": 20, "P": 26},
+            r"ask for 46 pairs \(B=20, P=26\), but there are only 45 that may go there: keys lists the",
+        ),
+    ],
+)
+def test_wrong_sizes_of_sets_with_lists_are_named(sizes: dict[str, float | None], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        set_sizes(sizes, 100, {"A": 30, "H": 20}, left_out=5)
+
+
+def test_a_list_of_which_nothing_can_be_used_is_named() -> None:
+    with pytest.raises(UserError, match=r"no pair that keys\.H lists can be used"):
+        set_sizes({"A": 10, "H": None}, 100, {"H": 0})
