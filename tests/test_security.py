@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from omegaconf import DictConfig, OmegaConf
 
 from dejavu_lit.errors import UserError
 from dejavu_lit.typed import build
@@ -99,6 +100,21 @@ def test_hydra_calls_nothing_for_a_config(option, words, tmp_path):
     said = refused("plan", f"metrics={tmp_path / 'none.json'}", option.replace("OWNED", str(owned)))
     assert words is None or words in said
     assert not owned.exists()
+
+
+def test_packages_that_the_environment_names_may_log(monkeypatch):
+    from dejavu_lit.entry.guard import check_hydra
+
+    def logging(**handler: str) -> DictConfig:
+        return OmegaConf.create({"job_logging": {"handlers": {"file": handler}}, "job": {}})
+
+    theirs, stream = logging(**{"class": "their_logs.Handler"}), logging(stream="ext://their_logs.secret")
+    with pytest.raises(UserError, match=r"file\.class=their_logs\.Handler may not be used for logging.*DEJAVU_TARGETS"):
+        check_hydra(theirs)
+    monkeypatch.setenv("DEJAVU_TARGETS", "other,their_logs")
+    check_hydra(theirs)
+    with pytest.raises(UserError, match="may not be used for logging"):
+        check_hydra(stream)
 
 
 @pytest.mark.parametrize("multirun", [False, True])
@@ -193,16 +209,18 @@ SECRET = "5ec2e7" + "a1" * 10
     [
         "logger.wandb.project=${oc.env:WANDB_API_KEY}",
         f"logger.wandb.group=x-{SECRET}",
-        f"+data.templates=['a {SECRET}']",
+        f"data.templates=['a {SECRET}']",
         "data.dir=https://user:passw0rd@host/data",
         "'data.dir=pipe:curl -H token=abcdefgh123 {}'",
+        "+x.token=hf_abcdefgh123",
+        "+x.deep={api_key: abcdefgh123}",
     ],
 )
 def test_settings_with_a_secret_are_refused_before_they_are_saved(option, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     run = tmp_path / "run"
     option = option.strip("'") if "pipe:" not in option else "data.dir='pipe:curl -H token=abcdefgh123 {}'"
-    said = refused("train", "side=target", "logger=wandb", f"out={run}", *SMALL, option.removeprefix("+"))
+    said = refused("train", "side=target", "logger=wandb", f"out={run}", *SMALL, option)
     assert "leave it to the environment" in said
     assert SECRET not in said
     assert not run.exists()
@@ -214,12 +232,27 @@ def test_what_is_no_secret_passes(monkeypatch, tmp_path):
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "outputs/data")
     monkeypatch.setenv("SSH_PRIVATE_KEY", str(tmp_path))  # a place, not the key
     monkeypatch.setenv("SHORT_TOKEN", "a")
+    monkeypatch.setenv("DB_PASSWORD", "postgres")  # a word, which a path may hold
     check_secrets(
-        {"dir": ["outputs/data", f"{tmp_path}/x"], "n": 3, "slurm": {"setup": ["export WANDB_API_KEY=$(cat key)"]}}
+        {
+            "dir": ["outputs/data", f"{tmp_path}/x", "/home/postgres/data"],
+            "n": 3,
+            "eos_token_id": 49407,
+            "slurm": {"setup": ["export WANDB_API_KEY=$(cat key)"]},
+        }
     )
     check_arguments(
-        ["data.dir=pipe:curl -H token=$TOKEN {}", "data.dir=http://host:8000/a@b", "mitigation.text_mask=0.5"]
+        [
+            "data.dir=pipe:curl -H token=$TOKEN {}",
+            "data.dir=http://host:8000/a@b",
+            "mitigation.text_mask=0.5",
+            "x.token=${oc.env:OTHER}",
+        ]
     )
+    with pytest.raises(UserError, match=r"the value of \$DB_PASSWORD"):
+        check_secrets({"name": "postgres"})
+    with pytest.raises(UserError, match=r"^a name in x holds the value of \$DB_PASSWORD"):
+        check_secrets({"x": {"postgres": 1}})
 
 
 def audit(*arguments: str) -> subprocess.CompletedProcess[str]:

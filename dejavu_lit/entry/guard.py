@@ -30,7 +30,8 @@ DEEPEST = 30  # levels of a configuration; more are a circle of ${…}
 SECRET = re.compile(
     r"(^|_)(API_?KEY|ACCESS_?KEY|SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIALS?|PRIVATE_KEY|JWT)(_|$)", re.IGNORECASE
 )
-SHORTEST = 8  # characters of a secret that is looked for
+SHORTEST = 8  # characters of a secret that is looked for; a shorter one would be found in names and words
+WITHIN = 16  # characters from which on it is looked for within a setting too: "x-" + a key, not a word in a path
 URL = re.compile(r"\w://[^/\s:@]*:[^/\s@]+@")
 ASSIGNED = re.compile(r"(\w*(?:API_?KEY|ACCESS_?KEY|SECRET|TOKEN|PASSWORD|PASSWD))=(?![\"']?\$)\S{8,}", re.IGNORECASE)
 
@@ -63,9 +64,11 @@ def check_hydra(hydra: DictConfig) -> None:
     for part in ("job_logging", "hydra_logging"):
         for place, key, value in _leaves(hydra.get(part), f"hydra.{part}"):
             streams = str(value).startswith(("ext://", "cfg://")) and value not in STREAMS
-            if streams or (key in ("()", "class") and value not in LOGGING):
+            called = key in ("()", "class") and value not in LOGGING
+            if streams or (called and str(value).partition(".")[0] not in trusted()):
                 raise UserError(
-                    f"{place}={value} may not be used for logging; there are {', '.join((*LOGGING, *STREAMS))}"
+                    f"{place}={value} may not be used for logging; there are {', '.join((*LOGGING, *STREAMS))}, and classes "
+                    "of the packages that the environment variable DEJAVU_TARGETS names"
                 )
     if names := list(hydra.job.get("env_set") or {}):
         raise UserError(f"hydra.job.env_set.{names[0]}: a configuration may not set variables; set them in the shell")
@@ -95,21 +98,25 @@ def check_arguments(arguments: Sequence[str]) -> None:
         name, _, value = argument.partition("=")
         if name.startswith("--experimental-rerun"):
             raise UserError(f"{name} reads a pickle, which could run anything; give the options of the run instead")
-        check_secrets(value or name, name if value else "the command line")
+        check_secrets({name: value} if value else name, "" if value else "the command line")
 
 
 def check_secrets(node: Any, place: str = "") -> None:
     """Raise UserError where settings, which every run saves, hold a secret.
 
-    A secret is the value of an environment variable that is called like one, a password within an address, or what is
-    assigned to such a name.
+    A secret is the value of an environment variable that is called like one (a short one where it is the whole setting), a
+    password within an address, or what is assigned to such a name, as ``token=…`` in a text or as a setting of that name.
 
     Args:
         node: the settings, or a part of them; place: its name.
     """
     if isinstance(node, Mapping):
         for key, value in node.items():
-            check_secrets(value, f"{place}.{key}".removeprefix("."))
+            check_secrets(str(key), f"a name in {place or 'the settings'}")
+            below = f"{place}.{key}".removeprefix(".")
+            check_secrets(value, below)
+            if isinstance(value, str):  # the name may say that it is one
+                check_secrets(f"{key}={value}", below)
     elif isinstance(node, list | tuple):
         for number, value in enumerate(node):
             check_secrets(value, f"{place}[{number}]")
@@ -119,7 +126,9 @@ def check_secrets(node: Any, place: str = "") -> None:
 
 def _secret(text: str) -> str | None:
     for name, value in os.environ.items():
-        if SECRET.search(name) and len(value) >= SHORTEST and value in text and not os.path.exists(value):
+        if not SECRET.search(name) or len(value) < SHORTEST or os.path.exists(value):
+            continue
+        if value == text or (len(value) >= WITHIN and value in text):
             return f"the value of ${name}"
     if URL.search(text):
         return "a password within an address"

@@ -36,7 +36,7 @@ WORDS = (
     (r"\bAny\b", "any"),
 )
 VARIABLES = {
-    "DEJAVU_TARGETS": "packages, separated by commas, whose names `_target_` of a configuration may hold beside this one's",
+    "DEJAVU_TARGETS": "packages, separated by commas, that `_target_` and the logging of a configuration may name beside this one's",
     "DEJAVU_PIPE": "1: `data.dir=pipe:COMMAND {}` may run its command",
     "DEJAVU_CACHE": "where shards of `s3://`, `http://` and `pipe:` are kept on the node",
     "DEJAVU_CACHE_GB": "how large that cache may become",
