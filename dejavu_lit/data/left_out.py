@@ -100,11 +100,14 @@ def later_duplicates(
         raise UserError(f"the groups of duplicates in {manifest} are damaged; prepare the data again")
     used = nested_sizes(shards.sizes, train_size, excluded)
     found = positions_of(shards, {key for group in mine for key in group})
+    gone = {
+        shard: frozenset(positions) for shard, positions in excluded.items()
+    }  # a long tuple would be searched each time
     place = {
         shards.index(shard).keys[position]: (shard, position)
         for shard, positions in found.items()
         for position in positions
-        if position < used[shard] and position not in excluded.get(shard, ())
+        if position < used[shard] and position not in gone.get(shard, ())
     }
     removed: dict[int, list[int]] = {}
     for group in mine:
