@@ -27,6 +27,7 @@ from tests.faults.contents import check_equal, check_whole
 
 LOOK = 0.002  # seconds between two looks at the files
 PATIENCE = 300  # seconds within which any command here ends, on the slowest machine
+TRIES = 20  # for each kill that is to fall amid the work
 BY_TIME = 0.2  # share of the moments that are drawn by time alone: many fall into the start and the end
 BUSY = "another process works in"
 
@@ -136,7 +137,7 @@ class Moment:
 
 @dataclass
 class Tally:
-    """How often a command was killed, how often that fell amid its work, and which files it was then at."""
+    """How often a command was to be killed, how often that fell amid its work, and which files it was then at."""
 
     tried: int = 0
     amid: int = 0
@@ -144,7 +145,7 @@ class Tally:
     at: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return f"{self.tried} kills, {self.amid} amid the work ({self.alone} of the main process alone): {self.at}"
+        return f"{self.tried} tries, {self.amid} kills amid the work ({self.alone} of the main process alone): {self.at}"
 
 
 @dataclass
@@ -181,17 +182,20 @@ class Case:
         return self.traces[real]
 
     def killed(self, kills: int, seed: int, real: bool = False, row: int = 3, alone: float = 0.25) -> Tally:
-        """Kill it ``kills`` times, up to ``row`` times before a start is left in peace, and compare what is there then.
+        """Kill it amid its work ``kills`` times, up to ``row`` tries before a start is left in peace, and compare then.
+
+        A try that comes after the end is one more whole run and does not count; too many of them are an error.
 
         Args:
             real: start it as a user would, and not forked.
             alone: share of the kills that hit the main process alone, and not its workers.
         """
         draw, tally, trace = random.Random(f"{self.command} {seed} {real}"), Tally(), self.undisturbed(real)
-        while tally.tried < kills:
+        while tally.amid < kills:
+            assert tally.tried < TRIES * kills, f"most kills came too late: {tally}"
             with self._clean():
                 done = 0
-                for _ in range(min(draw.randint(1, row), kills - tally.tried)):
+                for _ in range(min(draw.randint(1, row), kills - tally.amid)):
                     moment = _moment(draw, trace, done, draw.random() < alone)
                     tally.tried += 1
                     run = self._run(real, moment)
