@@ -41,7 +41,7 @@ VARIABLES = {
     "DEJAVU_CACHE": "where shards of `s3://`, `http://` and `pipe:` are kept on the node",
     "DEJAVU_CACHE_GB": "how large that cache may become",
     "DEJAVU_STALLED_S": "seconds without a byte after which reading from elsewhere is given up",
-    "DEJAVU_REQUIRE": "of the tests: `browser,slurm` turn into failures what is otherwise skipped",
+    "DEJAVU_REQUIRE": "of the tests: `browser,slurm,mount` turn into failures what is otherwise skipped",
     "DEJAVU_FUZZ": "of the tests: so many times as many examples of hostile input, each time other ones",
 }
 INTERNAL = ("DEJAVU_RANKS_OF",)  # set by us, for processes of ours

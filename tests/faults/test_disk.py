@@ -1,13 +1,16 @@
 """A disk that is full, and one that cannot be written: real small file systems of their own.
 
-They need the right to mount: as root, or by ``unshare -Urm python -m pytest tests/faults/test_disk.py``.
+They need the right to mount: as root, or by ``unshare -Urm python -m pytest tests/faults/test_disk.py``. Without it they
+are skipped, unless DEJAVU_REQUIRE names ``mount``.
 """
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -18,6 +21,12 @@ KB = 1024
 DATA = [option for option in SMALL if option.startswith("data.")]
 
 
+def _cannot(reason: str) -> NoReturn:
+    if "mount" in os.environ.get("DEJAVU_REQUIRE", "").split(","):
+        pytest.fail(f"DEJAVU_REQUIRE asks for mounting, but {reason}")
+    pytest.skip(reason)
+
+
 class Room:
     """A file system of a size that can be changed, mounted for one test."""
 
@@ -25,16 +34,18 @@ class Room:
         self.path = path
         path.mkdir()
         if shutil.which("mount") is None:
-            pytest.skip("there is no mount here")
+            _cannot("there is no mount here")
         done = subprocess.run(
             ["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", str(path)], capture_output=True, text=True
         )
         if done.returncode:
-            pytest.skip(f"mounting is not permitted here ({done.stderr.strip()})")
+            _cannot(f"mounting is not permitted here ({done.stderr.strip()})")
 
     def change(self, how: str) -> None:
         """Mount it anew with another option."""
-        subprocess.run(["mount", "-o", f"remount,{how}", str(self.path)], check=True, capture_output=True)
+        done = subprocess.run(["mount", "-o", f"remount,{how}", str(self.path)], capture_output=True, text=True)
+        if done.returncode:
+            _cannot(f"changing a mount is not permitted here ({done.stderr.strip()})")
 
     @property
     def used(self) -> int:
