@@ -21,7 +21,8 @@ from pytorch_lightning.strategies import DDPStrategy
 from dejavu_lit.checkpoints import WholeCheckpoints, saved_step
 from dejavu_lit.dashboards import LoggerSettings
 from dejavu_lit.data.epoch import exposures
-from dejavu_lit.data.module import LoaderSettings, PairDataModule, loader_failure
+from dejavu_lit.data.loader import LoaderSettings, loader_failure
+from dejavu_lit.data.module import PairDataModule
 from dejavu_lit.data.spec import MANIFEST, DataSpec
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import file_sha256, read_object, write_json
@@ -214,6 +215,7 @@ def train(
             raise
         raise UserError(f"{loader_failure(error)}; the same command goes on from {last}") from None
     finally:
+        pairs.teardown("fit")  # Lightning's own call comes only where all went well
         finish(logger)
     unreadable = module.unreadable()
     if runner.is_global_zero:

@@ -79,7 +79,7 @@ def test_without_knobs_a_run_is_open_clips_model_and_loss_under_adamw(scenes, tm
     step = 0
     for epoch in range(2):
         loader = pairs.train_dataloader()
-        for batch in loader._build(epoch, 0):
+        for batch in loader.batches(epoch):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr * learning_rate(step, recipe, 12)
             images, texts, scale = model((batch["images"].float() - mean) / std, batch["tokens"])

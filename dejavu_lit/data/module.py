@@ -1,9 +1,6 @@
 """The LightningDataModule: batches of A or B as the epoch plan orders them, and V for validation."""
 
 import logging
-import os
-import signal
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -12,90 +9,21 @@ from typing import Any
 
 import pytorch_lightning as pl
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from dejavu_lit.data.cache import PictureCache, TokenCache, other_captions, pixels
 from dejavu_lit.data.captions import vocabulary
 from dejavu_lit.data.epoch import EpochPlan, Repeat, epoch_plan
 from dejavu_lit.data.left_out import count, later_duplicates, positions_of
+from dejavu_lit.data.loader import EpochLoader, LoaderSettings
 from dejavu_lit.data.shards import Pair, ShardSet, read_pairs
 from dejavu_lit.data.spec import MANIFEST, SETS
-from dejavu_lit.data.stream import Augment, Batch, PairStream, Preprocess, Tokenizer
+from dejavu_lit.data.stream import Augment, PairStream, Preprocess, Tokenizer
 from dejavu_lit.errors import UserError
 from dejavu_lit.mitigation import Mitigation
 
 log = logging.getLogger(__name__)
 
-LOOK = 5  # seconds between two looks whether the loader's processes live
 VOCABULARY_PAIRS = 100_000  # captions whose words text_random draws from: shards are in hash order, so it is a sample
-
-
-@dataclass(frozen=True)
-class LoaderSettings:
-    """How pairs are read. The order of the pairs depends on ``workers``, nothing else here changes what is trained."""
-
-    workers: int = 0  # loader processes a rank; 0 reads in the training process
-    cache_mb: int = 1024  # decoded pictures and tokens stay in memory where the training set fits into this many MiB
-    prefetch: int = 4  # batches each worker prepares ahead
-    pin_memory: bool = False
-    bad_share: float = 0.01  # training stops when more than this share of the pairs read cannot be used
-
-    def __post_init__(self) -> None:
-        if self.workers < 0 or self.cache_mb < 0 or self.prefetch < 1 or not 0 <= self.bad_share <= 1:
-            raise UserError(
-                f"trainer.loader: workers={self.workers} and cache_mb={self.cache_mb} must be at least 0, "
-                f"prefetch={self.prefetch} at least 1, bad_share={self.bad_share} between 0 and 1"
-            )
-
-
-TIMED_OUT = "DataLoader timed out"  # how torch says it
-
-
-def loader_failure(error: RuntimeError) -> str:
-    """What happened to a process of a loader, from what torch says of it."""
-    if str(error).startswith(TIMED_OUT):
-        return (
-            "the loader's processes gave no batch for trainer.timeout_min: what they read from has stalled; see that the "
-            "data can be read, or wait longer"
-        )
-    return (
-        "a process of the loader was killed from outside, perhaps for lack of memory; make room, or lower "
-        "trainer.loader.prefetch or trainer.loader.cache_mb"
-    )
-
-
-class EpochLoader:
-    """A loader whose every iteration is the epoch, and the step in it, that ``position`` tells when it starts."""
-
-    def __init__(
-        self,
-        build: Callable[[int, int], DataLoader[Batch]],
-        steps: int,
-        position: Callable[[], tuple[int, int]],
-        patience: float = 0,
-    ):
-        """``patience``: seconds that the loader's processes may take for a batch; 0: as many as they like."""
-        self._build, self._steps, self._position, self._patience = build, steps, position, patience
-
-    def __len__(self) -> int:
-        return self._steps
-
-    def __iter__(self) -> Iterator[Batch]:
-        # A generator: nothing starts before the first batch is asked for, when the trainer knows where it stands.
-        batches = iter(self._build(*self._position()))
-        while (batch := self._next(batches)) is not None:
-            yield batch
-
-    def _next(self, batches: Iterator[Batch]) -> Batch | None:
-        began = time.monotonic()
-        while True:
-            try:
-                return next(batches, None)
-            except RuntimeError as error:  # after every LOOK, and by this torch finds that a process was killed
-                if not str(error).startswith(TIMED_OUT) or 0 < self._patience < time.monotonic() - began:
-                    raise
-            except (ConnectionError, EOFError) as error:  # it was killed while it handed a batch over
-                raise RuntimeError("a process of the DataLoader is gone") from error
 
 
 @dataclass(eq=False)
@@ -136,6 +64,7 @@ class PairDataModule(pl.LightningDataModule):
             manifest = self.folder / MANIFEST
             self._removed = later_duplicates(manifest, name, self.train_set, self.train_size, self._excluded)
             log.info("mitigation.dedup removes %d of %d pairs of %s", count(self._removed), pairs, name)
+        self._loaders: list[EpochLoader] = []
         self._cache: PictureCache | None = None
         self._tokenizer = self.tokenizer
         self._words: Sequence[str] = ()
@@ -208,42 +137,32 @@ class PairDataModule(pl.LightningDataModule):
     def _picture_shape(self) -> Sequence[int]:
         return self.preprocess(Image.new("RGB", (8, 8))).shape[1:]
 
-    def _loader(self, shards: ShardSet, plan: EpochPlan, offset: int, **training: Any) -> DataLoader[Batch]:
+    def _loader(
+        self, shards: ShardSet, plan: EpochPlan, position: Callable[[], tuple[int, int]], **training: Any
+    ) -> EpochLoader:
         rank = self.trainer.global_rank if self.trainer else 0
-        stream = PairStream(shards, plan, rank, offset, self.preprocess, self._tokenizer, **training)
-        workers = self.loader.workers
-        return DataLoader(
-            stream,
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=self.loader.prefetch if workers else None,
-            timeout=LOOK if workers else 0,
-            pin_memory=self.loader.pin_memory,
-            # SLURM sends TERM to every process of a job; that of a worker would end the run before it is preempted.
-            worker_init_fn=_ignore_term if "SLURM_JOB_ID" in os.environ else None,
-        )
+        stream = PairStream(shards, plan, rank, self.preprocess, self._tokenizer, **training)
+        loader = EpochLoader(stream, self.loader, position, self.patience)
+        self._loaders.append(loader)
+        return loader
 
     def train_dataloader(self) -> EpochLoader:
         """One epoch an iteration, going on in mid-epoch where the trainer does."""
-        world = self._world
-
-        def build(epoch: int, offset: int) -> DataLoader[Batch]:
-            return self._loader(
-                self.train_set,
-                self.plan(epoch, world),
-                offset,
-                knobs=self.mitigation,
-                words=self._words,
-                augment=self.augment,
-                cache=self._cache,
-            )
 
         def position() -> tuple[int, int]:
             if self.trainer is None:
                 return 0, 0
             return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
-        return EpochLoader(build, self.plan(0, world).steps, position, self.patience)
+        return self._loader(
+            self.train_set,
+            self.plan(0, self._world),
+            position,
+            knobs=self.mitigation,
+            words=self._words,
+            augment=self.augment,
+            cache=self._cache,
+        )
 
     def val_dataloader(self) -> EpochLoader | list[EpochLoader]:
         """V in a fixed order, untouched by any knob, in batches of at most the training batch; [] where there is no V."""
@@ -256,8 +175,10 @@ class PairDataModule(pl.LightningDataModule):
             return []
         batch = min(self.per_rank(self._world), pairs // self._world)
         plan = epoch_plan(valid.sizes, 0, 0, self._world, self.loader.workers, batch, excluded=excluded)
-        return EpochLoader(lambda epoch, step: self._loader(valid, plan, 0), plan.steps, lambda: (0, 0), self.patience)
+        return self._loader(valid, plan, lambda: (0, 0))
 
-
-def _ignore_term(worker: int) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    def teardown(self, stage: str) -> None:
+        """End the loaders' processes."""
+        for loader in self._loaders:
+            loader.close()
+        self._loaders.clear()

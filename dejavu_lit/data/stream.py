@@ -1,7 +1,8 @@
-"""The batches of one rank in one epoch: pairs in the order of the plan, captions and pictures as the knobs have them."""
+"""The batches of one rank, epoch by epoch: pairs in the order of the plan, captions and pictures as the knobs have them."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from dejavu_lit.data.cache import PictureCache, load_pair, pixels
 from dejavu_lit.data.captions import train_caption
 from dejavu_lit.data.epoch import EpochPlan
-from dejavu_lit.data.shards import BadPair, ShardSet
+from dejavu_lit.data.shards import BadPair, ShardSet, index_shard
 from dejavu_lit.data.texts import EMPTY
 from dejavu_lit.errors import UserError
 from dejavu_lit.mitigation import Mitigation
@@ -27,8 +28,9 @@ Batch = dict[str, Any]
 
 
 class PairStream(IterableDataset[Batch]):
-    """The batches of one rank in one epoch from step ``offset`` on; each worker gives its own stretch.
+    """The batches of one rank in the epoch and from the step that ``begin`` told last; each worker gives its own stretch.
 
+    Processes that have a copy hear of ``begin`` where ``begins`` is shared memory, and follow it in their next iteration.
     A batch holds ``images`` uint8 [b, 3, h, w], ``tokens`` int64 [b, context], ``index`` int64 [b] (the pair's position
     in the set), ``replaced`` (an int: pairs that could not be read and were replaced by the next readable one of the same
     stretch, so that counts never change) and ``unreadable`` ({index: reason} of the pairs passed over). ``knobs`` act on
@@ -40,7 +42,6 @@ class PairStream(IterableDataset[Batch]):
         shards: ShardSet,
         plan: EpochPlan,
         rank: int,
-        offset: int,
         preprocess: Preprocess,
         tokenizer: Tokenizer,
         knobs: Mitigation | None = None,
@@ -48,18 +49,26 @@ class PairStream(IterableDataset[Batch]):
         augment: Augment | None = None,
         cache: PictureCache | None = None,
     ) -> None:
-        self.shards, self.plan, self.rank, self.offset = shards, plan, rank, offset
+        self.shards, self.plan, self.rank = shards, plan, rank
+        self.begins = torch.tensor([plan.epoch, 0])  # int64: the epoch and the step in it
         self.tokenizer, self.knobs, self.words = tokenizer, knobs or Mitigation(), words
         self.load, self.augment, self.cache = preprocess if augment is None else pixels, augment, cache
 
+    def begin(self, epoch: int, step: int = 0) -> None:
+        """Let the next iteration give the batches of ``epoch`` from ``step`` on."""
+        self.begins.copy_(torch.tensor([epoch, step]))
+
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
-        batches = list(self.plan.batches(self.rank, info.id if info else 0, self.offset))
+        if info is not None and self.cache is None:  # each epoch brings it other shards, whose indexes would pile up
+            index_shard.cache_clear()
+        epoch, offset = self.begins.tolist()
+        batches = list(replace(self.plan, epoch=epoch).batches(self.rank, info.id if info else 0, offset))
         stretch = np.concatenate(batches) if batches else np.zeros((0, 2), dtype=np.int64)
         for start in range(0, len(stretch), self.plan.batch):
             wanted = range(start, start + self.plan.batch)
             unreadable: dict[int, str] = {}
-            found = [self._readable(stretch, i, unreadable) for i in wanted]
+            found = [self._readable(epoch, stretch, i, unreadable) for i in wanted]
             entries = stretch[[i for i, _, _ in found]]
             yield {
                 "images": torch.from_numpy(np.stack([picture for _, picture, _ in found])),
@@ -69,19 +78,21 @@ class PairStream(IterableDataset[Batch]):
                 "unreadable": unreadable,
             }
 
-    def _readable(self, stretch: np.ndarray, start: int, bad: dict[int, str]) -> tuple[int, np.ndarray, str]:
+    def _readable(
+        self, epoch: int, stretch: np.ndarray, start: int, bad: dict[int, str]
+    ) -> tuple[int, np.ndarray, str]:
         """The first pair of the stretch from ``start`` on (then from its beginning) that can be read; notes the others."""
         for i in chain(range(start, len(stretch)), range(start)):
             shard, position = map(int, stretch[i])
             try:
-                return i, *self._read(shard, position)
+                return i, *self._read(epoch, shard, position)
             except BadPair as reason:
                 key = self.shards.index(shard).keys[position]
                 log.warning("skipped %s in %s: %s", key, self.shards.names[shard], reason)
                 bad[int(self.shards.starts[shard]) + position] = str(reason)
         raise UserError(f"none of {len(stretch)} pairs of {self.shards.folder} can be read; prepare the data again")
 
-    def _read(self, shard: int, position: int) -> tuple[np.ndarray, str]:
+    def _read(self, epoch: int, shard: int, position: int) -> tuple[np.ndarray, str]:
         index = self.shards.index(shard)
         if self.cache is None:
             picture, caption, others = load_pair(index, position, self.load)
@@ -89,7 +100,7 @@ class PairStream(IterableDataset[Batch]):
             picture, caption, others = self.cache.get(int(self.shards.starts[shard]) + position)
         if not caption:
             raise BadPair(EMPTY)
-        seed, epoch, key = self.plan.seed, self.plan.epoch, index.keys[position]
+        seed, key = self.plan.seed, index.keys[position]
         if self.augment is not None:
             picture = self.augment(picture, f"{seed}/{epoch}/{key}")
         return picture, train_caption(caption, others, self.knobs, self.words, seed, epoch, key)

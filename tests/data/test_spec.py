@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dejavu_lit.data.left_out import keys_fingerprint
-from dejavu_lit.data.module import LoaderSettings, loader_failure
+from dejavu_lit.data.loader import LoaderSettings, loader_failure
 from dejavu_lit.data.spec import DataSpec
 from dejavu_lit.errors import UserError
 

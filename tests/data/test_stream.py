@@ -78,7 +78,6 @@ def epoch_of(pairs: PairDataModule, epoch: int) -> dict[int, tuple[bytes, str]]:
             pairs.train_set,
             plan,
             0,
-            0,
             pairs.preprocess,
             spelled,
             pairs.mitigation,

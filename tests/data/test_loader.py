@@ -1,0 +1,157 @@
+"""A rank's loader: processes that live for the whole training, and give each epoch's pairs from the step where it stands."""
+
+import os
+import signal
+import subprocess
+import sys
+from multiprocessing import active_children
+
+import pytest
+import torch
+
+from dejavu_lit.data.loader import EpochLoader
+from dejavu_lit.data.module import PairDataModule
+from dejavu_lit.data.shards import write_shards
+from tests.conftest import ROOT
+from tests.data.test_stream import module, pair
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """38 pairs: 9 batches of 4, so that one of two processes has more of them than the other."""
+    out = tmp_path_factory.mktemp("pairs")
+    write_shards(out / "A", [pair(number) for number in range(38)], 10)
+    write_shards(out / "V", [pair(number) for number in range(40, 48)], 10)
+    return out
+
+
+@pytest.fixture
+def pairs(folder):
+    """A data module with two processes."""
+    made = module(folder, workers=2)
+    yield made
+    made.teardown("fit")
+
+
+def planned(pairs: PairDataModule, epoch: int, step: int = 0) -> list[list[int]]:
+    """The positions in the set of every batch that a loader must give: one of each worker in turn."""
+    plan, starts = pairs.plan(epoch, 1), pairs.train_set.starts
+    streams = [[(starts[b[:, 0]] + b[:, 1]).tolist() for b in plan.batches(0, worker)] for worker in range(2)]
+    turns = [stream[turn] for turn in range(plan.steps) for stream in streams if turn < len(stream)]
+    return turns[step:]
+
+
+def given(loader: EpochLoader, epoch: int, step: int = 0) -> list[list[int]]:
+    return [batch["index"].tolist() for batch in loader.batches(epoch, step)]
+
+
+def test_the_processes_stay_the_same_and_each_epoch_has_its_own_pairs(pairs):
+    before = set(active_children())
+    loader = pairs.train_dataloader()
+    assert set(active_children()) == before  # nothing starts before it must
+    assert given(loader, 0) == planned(pairs, 0)
+    started = set(active_children()) - before
+    assert len(started) == 2
+    for epoch in (1, 2, 1):
+        assert given(loader, epoch) == planned(pairs, epoch)
+        assert set(active_children()) - before == started
+    assert planned(pairs, 1) != planned(pairs, 2)
+    pairs.teardown("fit")
+    assert set(active_children()) == before
+
+
+def test_a_trainer_that_never_asks_for_the_end_leaves_the_processes_ready(pairs):
+    """Lightning counts the batches, and asks for no more than there are."""
+    before = set(active_children())
+    loader = pairs.train_dataloader()
+    first = loader.batches(0, 3)
+    assert [next(first)["index"].tolist() for _ in range(6)] == planned(pairs, 0, 3)
+    started = set(active_children()) - before
+    assert given(loader, 1) == planned(pairs, 1)
+    assert set(active_children()) - before == started
+
+
+@pytest.mark.parametrize("taken", [1, 4, 8])
+def test_after_an_iteration_that_was_abandoned_comes_a_whole_one(pairs, taken):
+    loader = pairs.train_dataloader()
+    begun = loader.batches(0)
+    assert [next(begun)["index"].tolist() for _ in range(taken)] == planned(pairs, 0)[:taken]
+    assert given(loader, 1) == planned(pairs, 1)
+    assert given(loader, 2, 5) == planned(pairs, 2, 5)
+    assert given(loader, 3) == planned(pairs, 3)
+
+
+def test_validation_and_training_take_turns(pairs):
+    before = set(active_children())
+    train, valid = pairs.train_dataloader(), pairs.val_dataloader()
+    for epoch in range(2):
+        assert given(train, epoch) == planned(pairs, epoch)
+        assert sorted(index for batch in valid for index in batch["index"].tolist()) == list(range(8))
+    assert len(set(active_children()) - before) == 4
+    pairs.teardown("fit")
+    assert set(active_children()) == before
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_training_s_generator_is_left_alone(folder, workers):
+    pairs = module(folder, workers=workers)
+    loader = pairs.train_dataloader()
+    state = torch.get_rng_state()
+    for epoch in range(2):
+        given(loader, epoch)
+    assert torch.equal(torch.get_rng_state(), state)
+    pairs.teardown("fit")
+
+
+def test_processes_that_do_not_answer_between_two_epochs_are_replaced(pairs):
+    before = set(active_children())
+    loader = pairs.train_dataloader()
+    assert given(loader, 0) == planned(pairs, 0)
+    for process in (stopped := set(active_children()) - before):
+        os.kill(process.pid, signal.SIGSTOP)
+    assert given(loader, 1) == planned(pairs, 1)
+    assert not any(process.is_alive() for process in stopped)
+    assert len(set(active_children()) - before) == 2
+
+
+STALLED = """
+import sys, time
+from multiprocessing import active_children
+from pathlib import Path
+from tests.data.test_stream import module, spelled
+
+asked = 0
+
+def tokenizer(captions):
+    global asked
+    asked += 1
+    while asked > 2:
+        time.sleep(1)
+    return spelled(captions)
+
+pairs = module(Path(sys.argv[1]), workers=2)
+pairs.patience, pairs._tokenizer = 1.0, tokenizer
+given = 0
+try:
+    for batch in pairs.train_dataloader().batches(0):
+        given += 1
+except RuntimeError as error:
+    print(error)
+print(given, len(active_children()), flush=True)
+"""
+
+
+def test_a_process_that_has_stalled_for_good_holds_up_no_job_of_slurm(folder):
+    """Its processes ignore TERM, by which they would be ended at exit; and nobody calls ``teardown``."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "SLURM_JOB_ID": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", STALLED, str(folder)],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        start_new_session=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["DataLoader timed out after 5 seconds", "4 0"]
