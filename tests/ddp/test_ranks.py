@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -136,19 +137,22 @@ def test_a_training_that_is_killed_twice_ends_like_an_undisturbed_one(scenes, tm
     run = tmp_path / "killed"
     process = begin(processes, run, *options)
     kill_all(process, run)
-    before = rows(run)
+    before, saved = rows(run), (run / "checkpoints" / "last.ckpt").exists()
     process = start(processes, ROOT / "train.py", *BASE, *options, f"out={run}")
-    until = time.monotonic() + 90
+    until = time.monotonic() + 240
     while rows(run) < before + 20 and time.monotonic() < until:
+        assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
     os.kill(trainers(run)[-1], signal.SIGUSR1)  # one rank is told, all save
     said = end(process)
     assert "SIGUSR1: saved" in said
+    assert (resumed(said) > 0) == saved
     assert process.returncode == (128 + signal.SIGUSR1 if processes == 1 else 1)
     assert not (run / "run.json").exists()
     process = start(processes, ROOT / "train.py", *BASE, *options, f"out={run}")
     said = end(process)
     assert process.returncode == 0, said
+    assert resumed(said) > 0
     one, two = weights(tmp_path / "whole"), weights(run)
     for name, value in one.items():
         if processes == 1:
@@ -158,6 +162,12 @@ def test_a_training_that_is_killed_twice_ends_like_an_undisturbed_one(scenes, tm
     records = [json.loads((path / "run.json").read_text()) for path in (tmp_path / "whole", run)]
     assert records[0]["steps"] == records[1]["steps"] == 150
     assert records[0]["exposure"] == records[1]["exposure"]
+
+
+def resumed(said):
+    """The step that a training went on at, 0 where it began anew."""
+    found = re.search(r"resuming \S+ at step (\d+)", said)
+    return int(found.group(1)) if found else 0
 
 
 def trainers(run):
