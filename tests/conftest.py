@@ -5,12 +5,15 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+for _name in [name for name in os.environ if name.startswith(("WANDB_", "SLURM_")) or name == "PYTHONWARNINGS"]:
+    del os.environ[_name]  # of the user's shell or job: commands of the tests would go by them
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"  # servers of the tests stand here
 settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -33,6 +36,15 @@ SMALL = [
     "model.config.text_cfg.layers=1",
     "model.config.embed_dim=32",
 ]
+
+
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """What commands set in the environment of this process (wandb its service, torch its ranks) is gone in the next test."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def run(command: str, *options: str, cwd: Path = ROOT, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -30,7 +30,7 @@ def chromium() -> Iterator[Any]:
     except ImportError:
         _unless_required("playwright is not installed (pip install 'dejavu-lit[test]')")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=120_000)
         yield browser
         browser.close()
 
@@ -42,6 +42,7 @@ class Visit:
         self.context = chromium.new_context(
             viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True, reduced_motion="reduce"
         )
+        self.context.set_default_timeout(120_000)
         self.page = self.context.new_page()
         self.requests: list[str] = []
         self.complaints: list[str] = []
@@ -53,7 +54,7 @@ class Visit:
 
     def ready(self) -> Any:
         """The page, once its cards are there."""
-        self.page.wait_for_selector(".pairs[data-ready]", timeout=20_000)
+        self.page.wait_for_selector(".pairs[data-ready]")
         return self.page
 
     def __enter__(self) -> "Visit":

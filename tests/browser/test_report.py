@@ -32,7 +32,7 @@ def records(report: Path) -> list[dict[str, Any]]:
 
 def until(page: Any, condition: str) -> None:
     """Wait for a condition; Playwright's own waiting evaluates strings in the page, which its policy forbids."""
-    for _ in range(400):
+    for _ in range(4800):
         if page.evaluate(condition):
             return
         page.wait_for_timeout(25)
@@ -236,7 +236,8 @@ def test_the_policy_holds_on_a_page_from_disk(chromium: Any, report: Path) -> No
         document.body.append(inline); inline.firstChild.click();
         const frame = document.createElement('iframe'); frame.src = 'https://example.org/'; document.body.append(frame);
         await fetch('https://example.org/').catch(() => 0);
-        await new Promise(done => setTimeout(done, 300));
+        for (let turn = 0; turn < 1200 && new Set(blocked).size < 5; turn++)
+            await new Promise(done => setTimeout(done, 100));
         return [blocked.sort(), window.hacked ?? null];
     }"""
     with Visit(chromium, report) as visit:

@@ -26,7 +26,7 @@ def test_a_stage_alone_tells_time_and_memory(tmp_path: Path) -> None:
         line = load.alone(stage, tmp_path, 1500)
     assert line["pairs"] == 1500
     assert line["peak_mb"] > 10
-    assert line["cpu_s"] > 0
+    assert line["cpu_s"] >= 0  # rounded to tenths
     assert [path.name for path in sorted((tmp_path / "source").iterdir())] == ["00000.tar", "00001.tar"]
 
 

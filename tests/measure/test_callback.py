@@ -63,11 +63,11 @@ def figures(metrics: dict) -> dict[str, float]:
 
 
 def logged(folder: Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv, without those of the clock."""
+    """The rows of metrics.csv, without those of the clock and one that is just being written."""
     if not (folder / "metrics.csv").exists():
         return []
     with open(folder / "metrics.csv", newline="") as file:
-        return [row for row in csv.DictReader(file) if not row["metric"].startswith("pairs/s")]
+        return [row for row in csv.DictReader(file) if not (row["metric"] or "pairs/s").startswith("pairs/s")]
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -305,7 +305,7 @@ def test_a_killed_run_goes_on_with_the_same_rows(scenes, runs, tmp_path):
     out = tmp_path / "killed"
     command = [sys.executable, str(ROOT / "train.py"), *given, f"out={out}"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while sum(row["metric"] == "gap/ppg" for row in logged(out)) < 2 and time.monotonic() < deadline:
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
@@ -348,7 +348,7 @@ def test_two_processes_measure_once_and_stop_together(scenes, runs, tmp_path):
     given += [f"gaps.reference=embeddings:{tmp_path / 'given'}", f"data.objects={objects}"]
     command = [*launcher, str(ROOT / "train.py"), *given]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, env=environment)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, env=environment)
     assert done.returncode == 0, done.stderr
     record = json.loads((out / "run.json").read_text())
     assert (record["epochs"], record["steps"], record["plan"]["world"]) == (1, 6, 2)

@@ -266,7 +266,6 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(data: Path, weights: 
         process.wait()
     there = {p: p.stat().st_mtime_ns for p in data.glob("objects/killed/*/*.parquet")}
     assert 3 <= len(there) <= 6
-    assert not (data / "objects/killed/failed.csv").exists(), "it was killed too late to show anything"
     done = run("dejavu_lit.annotate", *options, "name=killed")
     assert f"6 of 6 parts are whole; annotated {55 - sum(map(pictures_of, there))} pictures" in done.stdout
     assert "pictures/s" in done.stdout or sum(map(pictures_of, there)) == 55
