@@ -129,12 +129,14 @@ class ClipModule(pl.LightningModule):
 
     def unreadable(self) -> dict[str, int]:
         """{reason: how many of the training pairs could not be used}, of all ranks and epochs; every rank must ask."""
+        return dict(sorted(Counter(self._of_all_ranks().values()).items()))
+
+    def _of_all_ranks(self) -> dict[int, str]:
         parts: list[dict[int, str]] = [self._unreadable]
         if torch.distributed.is_initialized():
             parts = [{} for _ in range(torch.distributed.get_world_size())]
             torch.distributed.all_gather_object(parts, self._unreadable)
-        found = {index: reason for part in parts for index, reason in part.items()}
-        return dict(sorted(Counter(found.values()).items()))
+        return {index: reason for part in parts for index, reason in part.items()}
 
     @property
     def logit_scale(self) -> nn.Parameter:
@@ -198,7 +200,7 @@ class ClipModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what fixes the order of the pairs, and how long it took to come here."""
         checkpoint["plan"], checkpoint["seconds"] = self._order(), self.seconds
-        checkpoint["unreadable"] = dict(self._unreadable)
+        checkpoint["unreadable"] = self._of_all_ranks()  # rank 0's checkpoint is the one that is written
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on with another order of the pairs (some would be seen twice and some never); count on the seconds."""

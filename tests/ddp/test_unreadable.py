@@ -1,0 +1,34 @@
+"""Pairs that two gloo processes could not read: counted for both, also in the checkpoint that a run goes on from."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import torch
+
+from dejavu_lit.data.epoch import epoch_plan
+from dejavu_lit.data.shards import Pair, ShardSet, read_pairs, write_shard
+from tests.conftest import ROOT
+from tests.ddp.test_ranks import BASE, end, start
+
+
+def test_what_both_ranks_could_not_read_is_kept(scenes, tmp_path):
+    data, run = shutil.copytree(scenes, tmp_path / "scenes"), tmp_path / "run"
+    shards = ShardSet.open(data / "A")
+    plan = epoch_plan(shards.sizes, 0, 0, world=2, workers=0, batch=8)
+    # One pair of rank 0, three of rank 1.
+    bad = {tuple(map(int, entry)) for rank, many in ((0, 1), (1, 3)) for entry in next(plan.batches(rank))[:many]}
+    pairs = iter(list(read_pairs(shards)))
+    for shard, (name, size) in enumerate(zip(shards.names, shards.sizes, strict=True)):
+        with write_shard(data / "A" / name) as write:
+            for position in range(size):
+                pair = next(pairs)
+                assert isinstance(pair, Pair)
+                write(replace(pair, image=b"no picture") if (shard, position) in bad else pair)
+    options = [*BASE, f"data.dir={data}", f"out={run}", "recipe.epochs=1", "trainer.loader.bad_share=1"]
+    process = start(2, ROOT / "train.py", *options)
+    said = end(process)
+    assert process.returncode == 0, said
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["unreadable"]
+    assert set(saved) == {int(shards.starts[shard]) + position for shard, position in bad}
+    assert sum(json.loads((run / "run.json").read_text())["unreadable"].values()) == 4
