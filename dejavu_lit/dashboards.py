@@ -6,6 +6,7 @@ runs that it belongs to. Nothing heavy is imported.
 
 import os
 import secrets
+import signal
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dejavu_lit.errors import UserError
+from dejavu_lit.errors import UserError, first_line
 from dejavu_lit.files import read_json, write_json
 
 FOLDER = "wandb"  # below a run, an evaluation or a study
@@ -84,6 +85,33 @@ def wandb_options(out: Path, settings: Wandb, job_type: str, beside: Path | None
         "job_type": job_type,
         "tags": settings.tags or None,
     }
+
+
+def open_run(out: Path, offline: bool, **options: Any) -> Any:
+    """wandb's run of ``out``; ``options``: more keywords of ``wandb.init``.
+
+    A job's warning goes to all of its processes, and one that has just been started ends at it: wandb's own is begun with
+    these signals blocked.
+
+    Raises:
+        UserError: it cannot begin: nobody is logged in, or the server does not answer.
+    """
+    import wandb
+
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1, signal.SIGUSR2))
+    try:
+        return wandb.init(
+            dir=out.resolve(),  # wandb's own process writes there, and may stand in another folder
+            mode="offline" if offline else None,  # None: online, or what WANDB_MODE says
+            resume="allow",
+            **options,
+        )
+    except Exception as error:  # of many classes: wandb's, its mailbox's, the network's
+        online = "look at `wandb login`, WANDB_BASE_URL and the network, or log with logger.wandb.offline=true"
+        remedy = "give logger=csv to go on without" if offline else online
+        raise UserError(f"wandb does not begin ({first_line(error)}); {remedy}") from None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def quiet() -> bool:

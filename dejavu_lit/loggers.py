@@ -1,6 +1,8 @@
 """Lightning's loggers of one training run: ``metrics.csv`` always, Weights & Biases and TensorBoard where asked for."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,12 @@ from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from dejavu_lit.dashboards import LoggerSettings, quiet, wandb_options
+from dejavu_lit.dashboards import LoggerSettings, open_run, quiet, wandb_options
+from dejavu_lit.errors import UserError, first_line
 from dejavu_lit.launch import CsvLog, plain, rank
+
+FINISH = 60  # seconds for the upload of what is left at the end; a job that is warned has about as many
+log = logging.getLogger(__name__)
 
 
 class CsvLogger(Logger):
@@ -46,6 +52,79 @@ class CsvLogger(Logger):
         self.log.append(step or 0, int(metrics.get("epoch", 0)), rest)
 
 
+class WandbLogger(Logger):
+    """Lightning's side of wandb's run in ``out``. Once begun, its loss costs one warning and never the training.
+
+    Its own process is beyond our control: SLURM ends it with the first TERM to the job, while the training may go on.
+
+    Args:
+        resumed: the training is under way already, so that even a run that cannot begin costs no more than a warning.
+        options: keywords of ``wandb.init``.
+    """
+
+    def __init__(self, out: Path, offline: bool, resumed: bool, options: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._begin: Callable[[], Any] = lambda: open_run(out, offline, **options)
+        self._resumed = resumed
+        self._run: Any = None
+        self._over = False
+
+    @property
+    def name(self) -> str:
+        """The logger's name."""
+        return "wandb"
+
+    @property
+    def version(self) -> str:
+        """Unused: the run directory is the version."""
+        return ""
+
+    @property
+    def experiment(self) -> Any:
+        """wandb's run, begun when Lightning first asks; None when it is over."""
+        if self._run is None and not self._over:
+            try:
+                self._run = self._begin()
+                self._attempt(self._axes)
+            except UserError as error:
+                if not self._resumed:
+                    raise
+                self._lose(error)
+        return self._run
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run begins with them."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Log the metrics of one step."""
+        self._attempt(lambda: self._run.log({**metrics, "trainer/global_step": step or 0}))
+
+    def finalize(self, status: str) -> None:
+        """End wandb's run, or the next job of a multirun would go on in it."""
+        self._attempt(lambda: self._run.finish())
+        self._run, self._over = None, True
+
+    def _axes(self) -> None:
+        self._run.define_metric("trainer/global_step")
+        self._run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+
+    def _attempt(self, act: Callable[[], object]) -> None:
+        if self._run is None:
+            return
+        try:
+            act()
+        except Exception as error:  # of many classes: wandb's, its mailbox's, the system's
+            self._lose(error)
+
+    def _lose(self, error: Exception) -> None:
+        self._run, self._over = None, True
+        log.warning("wandb has gone (%s); metrics.csv goes on", first_line(error))
+        import wandb
+
+        with suppress(Exception):
+            wandb.teardown()  # or it would try once more at exit, and tell of it in a traceback
+
+
 def training_loggers(
     out: Path, settings: LoggerSettings, side: str, config: Mapping[str, Any], step: int | None
 ) -> list[Logger]:
@@ -63,18 +142,10 @@ def training_loggers(
     table.log.resume(step or 0)  # without a checkpoint all is done again
     if settings.wandb is not None:
         import wandb
-        from pytorch_lightning.loggers import WandbLogger
 
-        options = wandb_options(out, settings.wandb, side)
-        loggers.append(
-            WandbLogger(
-                save_dir=out.resolve(),  # wandb's own process writes there, and may stand in another folder
-                offline=settings.wandb.offline,
-                config=plain(config),
-                settings=wandb.Settings(silent=quiet(), console="off"),
-                **options,
-            )
-        )
+        own = wandb.Settings(silent=quiet(), console="off", finish_timeout=FINISH)
+        options = wandb_options(out, settings.wandb, side) | {"config": plain(config), "settings": own}
+        loggers.append(WandbLogger(out, settings.wandb.offline, step is not None, options))
     if settings.tensorboard:
         from pytorch_lightning.loggers import TensorBoardLogger
 
@@ -82,9 +153,7 @@ def training_loggers(
     return loggers
 
 
-def finish(settings: LoggerSettings) -> None:
-    """End wandb's run, or the next job of a multirun would go on in it."""
-    if settings.wandb is not None and rank() == 0:
-        import wandb
-
-        wandb.finish()
+def finish(loggers: Sequence[Logger]) -> None:
+    """End them all, which does no harm where it was done."""
+    for logger in loggers:
+        logger.finalize("finished")

@@ -122,6 +122,8 @@ class Preemption(Callback):
         self._heard()
 
     def _leave(self, trainer: pl.Trainer, number: int) -> None:
+        for logger in trainer.loggers:  # the requeueing ends wandb's process, with what it has not written yet
+            logger.finalize("preempted")
         owner, job = self._before.get(number), os.environ.get("SLURM_JOB_ID")
         if number in WARNINGS and (callable(owner) or job):
             if trainer.global_rank > 0:  # to end before rank 0 has spoken would end the job as failed

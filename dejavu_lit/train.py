@@ -216,7 +216,7 @@ def train(
         raise UserError(f"{loader_failure(error)}; the same command goes on from {last}") from None
     finally:
         pairs.teardown("fit")  # Lightning's own call comes only where all went well
-        finish(logger)
+        finish(loggers)
     unreadable = module.unreadable()
     if runner.is_global_zero:
         _finish(out, runner, module, pairs, side, watch, unreadable)

@@ -2,6 +2,11 @@
 
 import csv
 import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +15,7 @@ from dejavu_lit.dashboards import LoggerSettings, Wandb, tagged, wandb_options
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import write_json
 
-from .conftest import SMALL, run
+from .conftest import ROOT, SMALL, run
 from .wandb_files import Offline, runs
 
 
@@ -96,6 +101,129 @@ def test_an_evaluation_stands_in_the_group_of_its_runs(logged: Path, tmp_path: P
     again = run("evaluate", *options, "logger=wandb")  # finished, and nothing has changed: not logged twice
     assert "finished" in again.stderr
     assert len(runs(tmp_path / "gap")) == 1
+
+
+LOST = """
+import logging, os, signal, sys, threading, time
+from pathlib import Path
+
+import wandb
+from dejavu_lit.errors import UserError
+from dejavu_lit.loggers import WandbLogger
+
+def children():
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+        except OSError:  # it has ended meanwhile
+            continue
+        if parent == str(os.getpid()) and state != "Z":
+            yield int(path.parent.name)
+
+def warn():
+    while not begun:
+        for child in children():
+            try:
+                os.kill(child, signal.SIGUSR2)
+            except ProcessLookupError:
+                pass
+
+logging.basicConfig(format="%(message)s")
+out = Path(sys.argv[1])
+
+def options(name):
+    return {"id": name, "settings": wandb.Settings(silent=True, console="off")}
+
+for _ in range(3):
+    begun = False
+    thread = threading.Thread(target=warn)
+    thread.start()
+    logger = WandbLogger(out, True, False, options("lost"))
+    begun = logger.experiment is not None
+    thread.join()
+    logger.log_metrics({"loss": 2.0}, 1)
+    logger.finalize("success")
+    wandb.teardown()
+print("begun")
+logger = WandbLogger(out, True, False, options("lost"))
+logger.log_metrics({"loss": 1.5}, 2)  # not begun: nothing
+assert logger.experiment is not None
+for child in children():
+    os.kill(child, signal.SIGTERM)
+while list(children()):
+    time.sleep(0.05)
+for step in range(3, 6):
+    logger.log_metrics({"loss": 1.0}, step)
+logger.finalize("success")
+logger = WandbLogger(out, True, False, options("late"))  # the next job of a multirun
+assert logger.experiment is not None
+logger.log_metrics({"loss": 0.5}, 6)
+logger.finalize("success")
+print("next")
+try:
+    WandbLogger(out, False, False, options("server")).experiment
+except UserError as error:
+    print("new:", error)
+logger = WandbLogger(out, False, True, options("server"))  # a run that is resumed, and a server that does not answer
+assert logger.experiment is None
+logger.log_metrics({"loss": 0.5}, 6)
+logger.finalize("success")
+print("end")
+"""
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment of a user whose wandb server does not answer."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+        server = {"WANDB_BASE_URL": f"http://127.0.0.1:{taken.getsockname()[1]}", "WANDB_INIT_TIMEOUT": "3"}
+        home = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "PYTHONPATH": str(ROOT)}
+        yield {**kept, **home, **server, "WANDB_API_KEY": "0" * 40}
+
+
+def test_the_loss_of_wandb_is_one_warning(nowhere: dict[str, str], tmp_path: Path) -> None:
+    """Its process outlives a job's warnings from the start; killed, or without its server, it takes nothing along."""
+    pytest.importorskip("wandb")
+    done = subprocess.run(
+        [sys.executable, "-c", LOST, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=nowhere,
+        cwd=tmp_path,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    begun, then, new, end = done.stdout.splitlines()
+    assert (begun, then, end) == ("begun", "next", "end")
+    assert new.startswith("new: wandb does not begin (")
+    assert "Traceback" not in done.stderr
+    first, second = (line for line in done.stderr.splitlines() if "wandb has gone" in line)
+    assert "metrics.csv goes on" in first
+    assert "does not begin" in second
+    late = [found for found in runs(tmp_path) if found.run is not None and found.run.run_id == "late"]
+    assert [found.values("loss") for found in late] == [[0.5]]
+
+
+def test_a_stranger_to_wandb_gets_a_sentence(nowhere: dict[str, str], scenes: Path, tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    options = ["side=target", f"data.dir={scenes}", *SMALL, "logger=wandb", "logger.wandb.offline=false"]
+    stranger = {name: value for name, value in nowhere.items() if name != "WANDB_API_KEY"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *options, f"out={tmp_path / 'run'}"],
+        capture_output=True,
+        text=True,
+        env=stranger,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        timeout=300,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (said,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert "wandb does not begin (No API key" in said
+    assert "logger.wandb.offline=true" in said
 
 
 def test_the_table_alone_by_default(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dejavu_lit.dashboards import FOLDER, LoggerSettings, Wandb, quiet, wandb_options
+from dejavu_lit.dashboards import FOLDER, LoggerSettings, Wandb, open_run, quiet, wandb_options
 from dejavu_lit.files import file_sha256, read_json, write_json
 from dejavu_lit.launch import plain, read_config
 from dejavu_lit.measure.memorized import write_csv
@@ -189,10 +189,9 @@ def _wandb_run(
     if own:  # pictures of a table wait for the upload there; by default that is in the home folder, where nobody looks
         os.environ["WANDB_DATA_DIR"] = str((out / FOLDER / "data").resolve())
     try:
-        run = wandb.init(
-            dir=out.resolve(),  # another process may write it, which stands in another folder
-            mode="offline" if settings.offline else "online",
-            resume="allow",
+        run = open_run(
+            out,
+            settings.offline,
             config=plain(config),
             settings=wandb.Settings(silent=quiet(), console="off", x_disable_stats=True),
             **options | {"tags": options["tags"] or list(tags) or None},
