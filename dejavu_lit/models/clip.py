@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-from open_clip.transformer import PatchDropout
 from torch import Tensor, nn
 
 from dejavu_lit.data.module import PairDataModule
@@ -22,6 +21,7 @@ from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.features import Compute, Features
 from dejavu_lit.models.loss import contrastive_loss
 from dejavu_lit.models.noise import add_gradient_noise
+from dejavu_lit.models.patches import drop_patches
 
 
 @dataclass(frozen=True)
@@ -52,23 +52,6 @@ def decayed(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """(parameters that decay, exempt ones): gains, biases, 1-D parameters and the logit scale are exempt."""
     trained = [p for p in model.parameters() if p.requires_grad]
     return [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
-
-
-def drop_patches(model: nn.Module, share: float) -> None:
-    """Let a ViT see only a random part of each picture's patches while it trains (Li et al., CVPR 2023).
-
-    The layer is open_clip's, has no weights and does nothing in evaluation mode; the exported config does not name it.
-
-    Raises:
-        UserError: the picture tower is no ViT of open_clip.
-    """
-    visual: Any = model.visual
-    if not hasattr(visual, "patch_dropout"):
-        raise UserError(
-            f"mitigation.patch_dropout={share} needs a ViT of open_clip, and this model's picture tower is a "
-            f"{type(visual).__name__}; set it to 0 or choose another model"
-        )
-    visual.patch_dropout = PatchDropout(share)
 
 
 def learning_rate(step: int, recipe: Recipe, horizon: int) -> float:
@@ -119,7 +102,7 @@ class ClipModule(pl.LightningModule):
         self._features = Features(model, replace(compute, parts=recipe.accumulate), self._pixels)
         self._unreadable: dict[int, str] = {}  # {index: reason} of this rank's pairs of all epochs
         self._replaced = 0  # pairs of this rank and epoch, counted on the host: logging them would wait for the device
-        self._clock = time.perf_counter()
+        self._steps, self._clock = 0, time.perf_counter()  # of the throughput
         self._before, self._started = 0.0, time.perf_counter()
 
     @property
@@ -167,7 +150,8 @@ class ClipModule(pl.LightningModule):
         """The contrastive loss of one batch."""
         assert self._loss is not None
         loss: Tensor = self._loss(**self._features(batch["images"], batch["captions"]))
-        self.log("loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch["index"]))
+        if self._written(self.trainer.global_step + 1):  # else the ranks would meet, and the host wait, at every step
+            self.log("loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch["index"]))
         self._replaced += int(batch["replaced"])
         self._unreadable |= batch["unreadable"]
         return loss
@@ -185,17 +169,21 @@ class ClipModule(pl.LightningModule):
             seed = self._seed(self.trainer.global_step, 65_536)  # no rank's
             add_gradient_noise(self.model.parameters(), self.mitigation.gradient_noise, seed)
 
+    def _written(self, step: int) -> bool:
+        """Whether Lightning writes what is logged in this step, counted from 1 over all epochs."""
+        return bool(step % cast(Any, self.trainer).log_every_n_steps == 0)
+
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log throughput in pairs/s, over all ranks and of one, learning rate and logit scale."""
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it from afar
-        if (batch_idx + 1) % every == 0:
+        self._steps += 1
+        if self._written(self.trainer.global_step):
             now = time.perf_counter()
-            pairs = every * len(batch["index"]) / (now - self._clock)
+            pairs = self._steps * len(batch["index"]) / (now - self._clock)
             self.log("pairs/s", round(pairs * self.trainer.world_size), prog_bar=True)
             self.log("pairs/s/rank", round(pairs, 1))
             self.log("logit_scale", self.logit_scale.exp())
             self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-            self._clock = now
+            self._steps, self._clock = 0, now
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what fixes the order of the pairs, and how long it took to come here."""
@@ -228,9 +216,13 @@ class ClipModule(pl.LightningModule):
                 f"trainer.loader.bad_share={self.pairs.loader.bad_share}"
             )
 
+    def on_train_start(self) -> None:
+        """Start the clock of the throughput, also where an epoch goes on in its middle."""
+        self._steps, self._clock = 0, time.perf_counter()
+
     def on_train_epoch_start(self) -> None:
-        """Start the clock of the throughput."""
-        self._replaced, self._clock = 0, time.perf_counter()
+        """Start it again after validation."""
+        self._replaced, self._steps, self._clock = 0, 0, time.perf_counter()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss and image→text accuracy within the batch of all ranks, on V."""

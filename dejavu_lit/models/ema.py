@@ -7,8 +7,10 @@ and the exported model get the average. ``last.ckpt`` holds both.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import WeightAveraging
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -20,7 +22,22 @@ class Averaging(WeightAveraging):
     """
 
     def __init__(self, decay: float) -> None:
-        super().__init__(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))
+        super().__init__(use_buffers=False)
+        self._average = get_ema_multi_avg_fn(decay)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
+        """Take this step's weights into the average; torch's own update reads a counter on the GPU, so the host would wait."""
+        assert self._average_model is not None
+        average = self._average_model.module
+        with torch.no_grad():
+            if self._latest_update_step:
+                self._average([*average.parameters()], [*module.parameters()], self._average_model.n_averaged)
+            else:
+                torch._foreach_copy_([*average.parameters()], [*module.parameters()])
+            for buffer, latest in zip(average.buffers(), module.buffers(), strict=True):
+                buffer.copy_(latest)
+            self._average_model.n_averaged += 1
+        self._latest_update_step = trainer.global_step
 
     def swap(self, module: pl.LightningModule) -> None:
         """Exchange the weights and their average."""
