@@ -46,7 +46,7 @@ lint: $(STAMP)
 	$(VENV)/bin/mypy
 
 docs: $(STAMP)
-	$(RUN) -m dejavu_lit.entry.reference
+	$(RUN) .ci/reference.py
 
 # The pins agree with each other and with pyproject.toml; known weaknesses by ADVISORIES=all.zip, or by pip-audit and a network.
 audit: $(STAMP)

@@ -18,7 +18,8 @@ import yaml
 
 from dejavu_lit.entry.help import GROUPS
 
-PACKAGE = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "dejavu_lit"
 SCRIPTS = (
     "train",
     "evaluate",
@@ -36,7 +37,7 @@ WORDS = (
     (r"\bAny\b", "any"),
 )
 VARIABLES = {
-    "DEJAVU_TARGETS": "packages, separated by commas, that `_target_` and the logging of a configuration may name beside this one's",
+    "DEJAVU_TARGETS": "packages, separated by commas, that `_target_` and logging in a configuration may name beside this one's",
     "DEJAVU_PIPE": "1: `data.dir=pipe:COMMAND {}` may run its command",
     "DEJAVU_CACHE": "where shards of `s3://`, `http://` and `pipe:` are kept on the node",
     "DEJAVU_CACHE_GB": "how large that cache may become",
@@ -317,7 +318,6 @@ def _escaped(text: str) -> str:
 
 
 if __name__ == "__main__":
-    from dejavu_lit.entry.frame import CONF
     from dejavu_lit.files import write_text
 
-    write_text(PACKAGE.parent / "docs" / "options.md", reference(CONF))
+    write_text(ROOT / "docs" / "options.md", reference(ROOT / "conf"))
