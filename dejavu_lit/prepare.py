@@ -25,7 +25,7 @@ from dejavu_lit.data.duplicates import (
     near_groups,
 )
 from dejavu_lit.data.left_out import GROUPS, keys_fingerprint, read_keys
-from dejavu_lit.data.listed import count_absent, count_left_out, listed_sets, read_lists
+from dejavu_lit.data.listed import count_left_out, find_listed, listed_sets, read_lists
 from dejavu_lit.data.reader import Reader
 from dejavu_lit.data.scan import Scan, scan
 from dejavu_lit.data.sets import PairSet, write_sets
@@ -101,10 +101,10 @@ def prepare(
 
     every = {name: _keys(source) for name, source in {"": reader, **extra}.items()}
     _check_unique(every)
-    absent = count_absent(lists, every[""])
+    members, absent = find_listed(lists, every[""])
     excluded = _exclude(every, exclude)
     # Too few pairs are an error before the long scan, not after.
-    set_sizes(sizes, len(every[""]), _counted(lists, listed_sets(lists, every[""])))
+    set_sizes(sizes, len(every[""]), _counted(lists, listed_sets(members, every[""])))
     found = {}
     for name, source in {"": reader, **extra}.items():
         # Named by all that its parts depend on besides their keys, so that other sizes or another seed find them again.
@@ -113,7 +113,7 @@ def prepare(
     main = found[""]
     exact = exact_groups(main.digests)
     groups = exact if near_duplicates is None else near_groups(exact, main.hashes, main.hashed, near_duplicates)
-    listed = listed_sets(lists, main.keys)
+    listed = listed_sets(members, main.keys)
     claimed = claims(groups, listed)
     left_out = count_left_out(groups, listed, claimed)
     wanted = set_sizes(sizes, len(main.keys), _counted(lists, claimed), sum(left_out.values()))
@@ -193,7 +193,9 @@ def _begin(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     if (unfinished / SETTINGS).exists():
         _same(out, settings, read_object(unfinished / SETTINGS))
     elif taken := [name for name in (*SETS, "objects", *settings["extra"]) if (out / name).exists()]:
-        raise UserError(f"{out} holds {taken[0]!r} that this command did not make; choose another out= or remove it")
+        raise UserError(
+            f"{out} holds {taken[0]!r} that this command did not make; choose another data.dir= or remove it"
+        )
     if unfinished.exists():
         for part in out.rglob(".*.part"):
             part.unlink()
@@ -206,7 +208,7 @@ def _same(out: Path, settings: dict[str, Any], others: dict[str, Any]) -> None:
     if differing := [name for name in sorted({*now, *then}) if now.get(name) != then.get(name)]:
         told = "; ".join(f"{name} is {now.get(name)}, was {then.get(name)}" for name in differing[:3])
         raise UserError(
-            f"{out} was made with other settings ({told}); choose another out=, or remove {out} to make it anew"
+            f"{out} was made with other settings ({told}); choose another data.dir=, or remove {out} to make it anew"
         )
 
 

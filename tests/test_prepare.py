@@ -271,8 +271,8 @@ def test_lists_that_do_not_fit_are_named_before_anything_is_read(
     folder: Path, lists: dict[str, Path], tmp_path: Path
 ) -> None:
     reader = Interrupted(folder)
-    lists["A"].write_text("a00.png\na01.png\n")
-    with pytest.raises(UserError, match=r"none of the 2 keys of keys\.A .* lists 'a00\.png', .* such as 'a00'"):
+    lists["A"].write_text("img/a00.png\nimg/a01.png\n")
+    with pytest.raises(UserError, match=r"none of the 2 keys of keys\.A .* lists 'img/a00\.png', .* such as 'a00'"):
         prepare(reader, tmp_path / "out", {"A": 2, "P": 5}, keys=lists)
     lists["A"].write_text("a00\na20\n")
     with pytest.raises(UserError, match=r"keys\.A and keys\.H both list 'a20'"):

@@ -1,12 +1,14 @@
 """Pairs that the user lists for a set (``keys`` of ``prepare``): members of A and non-members of H, known beforehand."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from dejavu_lit.data.left_out import read_keys
+from dejavu_lit.data.reader import clean_keys
+from dejavu_lit.data.shards import IMAGE_EXTENSIONS
 from dejavu_lit.data.splits import ANY, NONE, SETS
 from dejavu_lit.errors import UserError, suggest
 
@@ -14,16 +16,15 @@ log = logging.getLogger(__name__)
 
 
 def read_lists(files: Mapping[str, Path | str | None]) -> dict[str, list[str]]:
-    """{set: keys listed for it} from {set: a text file, a key a line}; sets without a file are left out.
+    """{set: lines of its list} from {set: a text file, a key a line}; sets without a file are left out.
 
     Raises:
-        UserError: an unknown set, a file that cannot be read or is empty, or a key that is listed for two sets.
+        UserError: an unknown set, or a file that cannot be read or is empty.
     """
-    lists: dict[str, list[str]] = {}
-    place: dict[str, str] = {}
     for name in files:
         if name not in SETS:
             raise UserError(f"keys names a set {name!r}{suggest(name, SETS)}; the sets are {', '.join(SETS)}")
+    lists: dict[str, list[str]] = {}
     for name in SETS:
         if (file := files.get(name)) is None:
             continue
@@ -32,25 +33,29 @@ def read_lists(files: Mapping[str, Path | str | None]) -> dict[str, list[str]]:
         lists[name] = read_keys(file, f"keys.{name}")
         if not lists[name]:
             raise UserError(f"keys.{name}={file} lists no keys; give one a line, or leave keys.{name} out")
-        for key in lists[name]:
-            if (other := place.setdefault(key, name)) != name:
-                raise UserError(f"keys.{other} and keys.{name} both list {key!r}; a pair goes into one set, drop one")
     return lists
 
 
-def count_absent(lists: Mapping[str, Sequence[str]], keys: Sequence[str]) -> dict[str, int]:
-    """{set: how many of its listed keys are not in the data}, with a warning where there are some.
+def find_listed(lists: Mapping[str, Sequence[str]], keys: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, int]]:
+    """{set: its listed keys that are in the data} and {set: how many are not}, with a warning where some are not.
+
+    A line that is no key may be what the reader makes a key from: a column's text, or a picture's path.
 
     Args:
         lists: of ``read_lists``; keys: those of the data, at least one.
 
     Raises:
-        UserError: none of a set's keys is in the data; shows one of either, since most often they are written otherwise.
+        UserError: a key is listed for two sets, or none of a list is in the data: then one of either is shown, since most
+            often they are written otherwise.
     """
-    there = set(keys)
-    absent = {}
+    there, place, absent = set(keys), dict[str, str](), dict[str, int]()
     for name, listed in lists.items():
-        unknown = [key for key in listed if key not in there]
+        unknown = []
+        for line in listed:
+            if (key := next((form for form in _forms(line) if form in there), None)) is None:
+                unknown.append(line)
+            elif (other := place.setdefault(key, name)) != name:
+                raise UserError(f"keys.{other} and keys.{name} both list {key!r}; a pair goes into one set, drop one")
         absent[name] = len(unknown)
         if len(unknown) == len(listed):
             raise UserError(
@@ -58,14 +63,18 @@ def count_absent(lists: Mapping[str, Sequence[str]], keys: Sequence[str]) -> dic
                 f"such as {min(there)!r}; list keys as the data have them"
             )
         if unknown:
-            log.warning(
-                "%d of %d keys of keys.%s are not in the data, the first is %r",
-                len(unknown),
-                len(listed),
-                name,
-                unknown[0],
-            )
-    return absent
+            which = (len(unknown), len(listed), name, unknown[0])
+            log.warning("%d of %d keys of keys.%s are not in the data, the first is %r", *which)
+    return {name: [key for key, its in place.items() if its == name] for name in lists}, absent
+
+
+def _forms(line: str) -> Iterator[str]:
+    """What a line may stand for: a key, a text that readers make one from, or a picture's path."""
+    yield line
+    yield clean_keys([line])[0]
+    stem, dot, extension = line.rpartition(".")
+    if dot and extension.lower() in IMAGE_EXTENSIONS:
+        yield clean_keys([stem])[0]
 
 
 def listed_sets(lists: Mapping[str, Sequence[str]], keys: Sequence[str]) -> np.ndarray:

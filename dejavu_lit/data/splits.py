@@ -51,15 +51,17 @@ def set_sizes(
     sizes: dict[str, int] = {}
     for name, size in {**dict.fromkeys(listed), **asked}.items():
         if name not in SETS:
-            raise UserError(f"sizes names a set {name!r}{suggest(name, SETS)}; the sets are {', '.join(SETS)}")
+            raise UserError(f"data.sizes names a set {name!r}{suggest(name, SETS)}; the sets are {', '.join(SETS)}")
         if size is None and name not in listed:
             raise UserError(
-                f"sizes.{name}=null means all pairs that keys.{name} lists, which lists none; give a number"
+                f"data.sizes.{name}=null means all pairs that keys.{name} lists, which lists none; give a number"
             )
         if isinstance(size, bool) or not isinstance(size, int | float | None) or not 0 <= (size or 0) < float("inf"):
-            raise UserError(f"sizes.{name}={size} is no size; give a number of pairs, or a share of all pairs below 1")
+            raise UserError(
+                f"data.sizes.{name}={size} is no size; give a number of pairs, or a share of all pairs below 1"
+            )
         if isinstance(size, float) and size >= 1:
-            raise UserError(f"sizes.{name}={size} is no share below 1; write a whole number for a number of pairs")
+            raise UserError(f"data.sizes.{name}={size} is no share below 1; write a whole number for a number of pairs")
         # The small term keeps 0.29 of 100 at 29, where the product of floats lies just below.
         sizes[name] = (
             listed[name] if size is None else int(size * pairs + 1e-6) if isinstance(size, float) else int(size)
@@ -75,7 +77,7 @@ def set_sizes(
             f"sizes ask for {total} pairs ({wanted}), but there are only {there}; ask for fewer or bring more data"
         )
     if not any(sizes.values()):
-        raise UserError("sizes ask for no pairs at all; give at least one set a size, e.g. sizes.A=2000")
+        raise UserError("sizes ask for no pairs at all; give at least one set a size, e.g. data.sizes.A=2000")
     return {name: sizes[name] for name in SETS if sizes.get(name)}
 
 
@@ -85,11 +87,13 @@ def _check_listed(name: str, asked: float | int | None, size: int, listed: int) 
             f"no pair that keys.{name} lists can be used: all are skipped, left out, or duplicates of pairs of another set"
         )
     if asked == 0:
-        raise UserError(f"keys.{name} lists pairs for {name}, but sizes.{name} is 0; give a number, or null for all")
+        raise UserError(
+            f"keys.{name} lists pairs for {name}, but data.sizes.{name} is 0; give a number, or null for all"
+        )
     if size > listed:
         raise UserError(
-            f"sizes.{name}={asked} asks for {size} pairs, but keys.{name} lists only {listed} that can be used; ask for "
-            f"fewer, or for all of them with sizes.{name}=null"
+            f"data.sizes.{name}={asked} asks for {size} pairs, but keys.{name} lists only {listed} that can be used; ask for "
+            f"fewer, or for all of them with data.sizes.{name}=null"
         )
 
 

@@ -192,7 +192,7 @@ def test_sizes_of_sets_with_lists() -> None:
         ({"B": None}, r"sizes\.B=null means all pairs that keys\.B lists, which lists none"),
         ({"A": 31}, r"sizes\.A=31 asks for 31 pairs, but keys\.A lists only 30 that can be used; .*sizes\.A=null"),
         ({"A": 0.5}, r"sizes\.A=0\.5 asks for 50 pairs, but keys\.A lists only 30"),
-        ({"A": 0}, r"keys\.A lists pairs for A, but sizes\.A is 0"),
+        ({"A": 0}, r"keys\.A lists pairs for A, but data\.sizes\.A is 0"),
         (
             {"B": 20, "P": 26},
             r"ask for 46 pairs \(B=20, P=26\), but there are only 45 that may go there: keys lists the",
