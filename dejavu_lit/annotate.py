@@ -152,9 +152,9 @@ def _part(out: Path, shard: Shard) -> Path:
 
 
 def _claim(out: Path, source: Source) -> None:
-    """Write ``annotator.json``, or raise UserError where it is another annotator's."""
+    """Write ``annotator.json``, or raise UserError where parts are another annotator's; one that made none is forgotten."""
     about = {"annotator": source.annotator.as_json(), "labels": None if source.labels is None else list(source.labels)}
-    if (out / ABOUT).exists():
+    if (out / ABOUT).exists() and any(out.glob("*/*.parquet")):
         try:
             before = Annotator.from_json(read_json(out / ABOUT)["annotator"])
         except (KeyError, TypeError, ValueError) as error:

@@ -117,7 +117,9 @@ class TableLookup(Lookup):
         keys, table = self._rows
         first, end = bisect_left(keys, pair.key), bisect_right(keys, pair.key)
         if first == end:
-            raise BadPair("the table has no row with its key")
+            raise BadPair(
+                f"the table has no row with its key, but such as {keys[0]!r}" if keys else "the table has no rows"
+            )
         columns = (self.labels_column, self.scores_column, self.boxes_column)
         labels: list[str] = []
         scores: list[float] = []

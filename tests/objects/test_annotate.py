@@ -1,6 +1,7 @@
 """The run: parts, resuming, sharing, failures; with the real annotators on real shards."""
 
 import csv
+import json
 import signal
 import subprocess
 import sys
@@ -94,6 +95,15 @@ def test_a_part_of_other_pictures_is_made_again(data: Path) -> None:
     (data / "objects/c/A/00000.parquet").write_bytes((data / "objects/c/A/00001.parquet").read_bytes())
     assert annotate(ClassLabels(), sets(data), data / "objects/c")["pictures"] == 10
     assert pq.read_table(data / "objects/c/A/00000.parquet")["key"][0].as_py() == "A000"
+
+
+def test_a_first_try_that_gave_nothing_does_not_stand_in_the_way(data: Path) -> None:
+    with pytest.raises(UserError, match="could not be annotated"):
+        annotate(ClassLabels(field="nowhere"), sets(data), data / "objects/c")
+    annotate(ClassLabels(), sets(data), data / "objects/c")
+    assert read_objects([data / "objects/c/A"])[1] == ClassLabels().annotator
+    about = json.loads((data / "objects/c/annotator.json").read_text())
+    assert about["annotator"] == ClassLabels().annotator.as_json()
 
 
 def test_objects_of_two_annotators_are_never_mixed(data: Path) -> None:
