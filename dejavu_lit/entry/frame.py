@@ -98,7 +98,7 @@ def explain(error: Exception, config_name: str, given: Sequence[str]) -> str:
     if group:
         name, wanted, known = group.groups()
         return f"{name}={wanted} is unknown{suggest(wanted, known.split())}; there are {', '.join(known.split())}"
-    for argument in given:
+    for argument in sorted(given, key=lambda one: -len(one.partition("=")[0])):  # data.keys.A before data
         name = argument.lstrip("+~").split("=")[0]
         if name and name in str(error):
             options = _options(config_name)
