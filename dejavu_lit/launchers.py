@@ -1,13 +1,14 @@
 """Training on SLURM: what a job asks for, and ``launcher=slurm`` of a study: submit, wait, find the jobs again.
 
 Each run is a job of submitit that resumes the run's own directory, so a requeued one goes on where it was. The job's number
-is noted in that directory: a study that was interrupted waits for the jobs that are still queued or running, and submits
-only the others.
+is noted in that directory, by the study or, where that was killed too early, by the job: a study that was interrupted waits
+for the jobs that are still queued or running, and submits only the others.
 """
 
 import getpass
 import logging
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -100,9 +101,22 @@ class Training:
         self.path = path
 
     def __call__(self) -> None:
-        """Train; the process ends with code 1 where that fails, so that SLURM counts the job as failed."""
-        from dejavu_lit.entry.training import resume
+        """Train, unless the run was given to another job meanwhile.
 
+        The process ends with code 1 where training fails, so that SLURM counts the job as failed.
+        """
+        from submitit import JobEnvironment
+
+        from dejavu_lit.entry.training import resume
+        from dejavu_lit.files import read_json
+
+        own, noted = JobEnvironment(), self.path / JOB
+        if not noted.is_file():
+            if own.global_rank == 0:
+                note(self.path, own)
+        elif (other := read_json(noted)["job"]) != own.job_id:
+            print(f"{self.path} is trained by job {other}", file=sys.stderr)
+            return
         resume(self.path)
 
     def checkpoint(self) -> Any:
@@ -110,6 +124,13 @@ class Training:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+def note(path: Path, job: Any) -> None:
+    """Write into a run's directory which job (submitit's ``Job`` or ``JobEnvironment``) trains it."""
+    from dejavu_lit.files import write_json
+
+    write_json(path / JOB, {"job": job.job_id, "log": str(job.paths.stderr)})
 
 
 class SlurmLauncher:
@@ -152,7 +173,6 @@ class SlurmLauncher:
 
     def _submit(self, runs: Sequence[Path]) -> dict[Path, str]:
         """One array for all runs with the same trainer: {directory: number of the job}."""
-        from dejavu_lit.files import write_json
         from dejavu_lit.launch import read_config
 
         try:
@@ -165,6 +185,8 @@ class SlurmLauncher:
         jobs = {}
         for paths in alike.values():
             folder = paths[0].parent / "slurm"
+            for path in paths:
+                (path / JOB).unlink(missing_ok=True)  # of a job that has ended
             try:
                 executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=self.settings.requeues)
                 executor.update_parameters(
@@ -177,7 +199,7 @@ class SlurmLauncher:
             except RuntimeError as error:  # no srun on this machine
                 raise UserError(f"launcher=slurm: {error}") from None
             for path, job in zip(paths, submitted, strict=True):
-                write_json(path / JOB, {"job": job.job_id, "log": str(job.paths.stderr)})
+                note(path, job)
                 jobs[path] = str(job.job_id)
             log.info("submitted %d jobs (%s …), logs in %s", len(paths), jobs[paths[0]], folder)
         return jobs
