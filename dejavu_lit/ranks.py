@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
@@ -22,6 +22,7 @@ from dejavu_lit.errors import UserError
 from dejavu_lit.threads import threads_wanted
 
 HOURS = 24  # that ranks wait for the slowest one
+MINUTES = 30.0  # that they wait for each other to start
 PARENT = "DEJAVU_RANKS_OF"  # the process that started the ranks of this machine, see start()
 
 T = TypeVar("T")
@@ -146,23 +147,51 @@ def end_with_parent() -> None:
 
 @contextmanager
 def together(ranks: Ranks) -> Iterator[None]:
-    """Connect the ranks for the length of the block; alone there is nothing to connect."""
+    """Connect the ranks for the length of the block, and let none go before all have come to its end.
+
+    (srun counts the seconds from the first task that ends.) Where one leaves by an error the others do not wait; a UserError
+    is rank 0's to say, which knows it by ``step``. Alone there is nothing to connect.
+
+    Raises:
+        UserError: the ranks cannot find each other.
+    """
     if ranks.world == 1:
         yield
         return
     import torch.distributed as dist
-    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
-    method = "env://"
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        try:
-            slurm = SLURMEnvironment(auto_requeue=False)
-        except RuntimeError:
-            raise UserError("srun was given --ntasks; give it --ntasks-per-node instead, as for a training") from None
-        method = f"tcp://{slurm.main_address}:{slurm.main_port}"
-    wait = timedelta(hours=HOURS)
-    dist.init_process_group("gloo", init_method=method, rank=ranks.rank, world_size=ranks.world, timeout=wait)
+    _meet(ranks)
     try:
         yield
+        with suppress(RuntimeError):  # another one is gone, and has said why
+            dist.barrier()
+    except UserError:
+        if ranks.rank == 0:
+            raise
     finally:
         dist.destroy_process_group()
+
+
+def _meet(ranks: Ranks) -> None:
+    import torch.distributed as dist
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+
+    method, long = "env://", timedelta(hours=HOURS)
+    try:
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            try:
+                slurm = SLURMEnvironment(auto_requeue=False)
+            except RuntimeError:
+                raise UserError(
+                    "srun was given --ntasks; give it --ntasks-per-node instead, as for a training"
+                ) from None
+            method = f"tcp://{slurm.main_address}:{slurm.main_port}"
+        store, _, _ = next(dist.rendezvous(method, ranks.rank, ranks.world, timeout=timedelta(minutes=MINUTES)))
+        store.set_timeout(long)
+        dist.init_process_group("gloo", store=store, rank=ranks.rank, world_size=ranks.world, timeout=long)
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise UserError(
+            f"rank {ranks.rank} of {ranks.world} could not meet the others at {where} ({str(error).splitlines()[0]}); "
+            "MASTER_ADDR must be the node of rank 0, which all reach, and MASTER_PORT a port that is free there"
+        ) from None

@@ -1,7 +1,7 @@
 """``evaluate.py``: measure one pair of models, or every pair of a sweep."""
 
 import sys
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ def evaluate(cfg: DictConfig, out: Path) -> None:
     gate = Gate.parse(str(config["fail_if"])) if config["fail_if"] is not None else None
     ranks = processes(config["trainer"], shared=config["out"] is not None or config["sweep"] is not None)
     config["device"] = ranks.device(device(config["trainer"], config["device"]))
-    with together(ranks), suppress(UserError) if ranks.rank > 0 else nullcontext():  # rank 0 knows it, and says it
+    with together(ranks):
         if config["sweep"] is not None:
             from dejavu_lit.entry.study import evaluate_sweep
 
