@@ -54,7 +54,12 @@ def _check(trainer: dict[str, Any]) -> None:
     for override in HydraConfig.get().overrides.task:
         group, _, name = override.lstrip("+~").partition("=")[0].partition(".")
         if group == "trainer" and name and name not in READ:
-            raise UserError(f"trainer.{name} is about training; of trainer, only {', '.join(READ)} matter here")
+            instead = (
+                "the threads that read and decode here are workers=N, and of annotate annotator.workers=N"
+                if name.startswith("loader.workers")
+                else f"of trainer, only {', '.join(READ)} matter here"
+            )
+            raise UserError(f"trainer.{name} is about training; {instead}")
     for name in ("devices", "num_nodes"):
         value = trainer[name]
         if type(value) is not int or not (value > 0 or (name, value) == ("devices", -1)):
