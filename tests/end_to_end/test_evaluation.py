@@ -42,7 +42,9 @@ def objects_of(scenes, name):
 
 def vectors_of(run_folder, name, modality):
     """{key: unit vector in float64} from the files alone."""
-    (folder,) = (run_folder / "embeddings").glob(f"*/{name}-{modality}")
+    (folder,) = (run_folder / "embeddings").glob(
+        f"{run_folder.name}-*/{name}-{modality}"
+    )  # those of RUN@1 lie beside it
     found = {}
     for part in sorted(folder.glob("*.npy")):
         keys = part.with_suffix(".txt").read_text().splitlines()
@@ -161,7 +163,7 @@ def test_a_finished_evaluation_says_so(evaluation, runs):
 def test_any_model_is_audited_from_its_embeddings(evaluation, runs, scenes, tmp_path):
     for side, folder in runs.items():
         for name, modality in (("A", "text"), ("B", "text"), ("H", "text"), ("H", "image"), ("P", "image")):
-            (found,) = (folder / "embeddings").glob(f"*/{name}-{modality}")
+            (found,) = (folder / "embeddings").glob(f"{folder.name}-*/{name}-{modality}")
             vectors = Embeddings.open(found)
             write_embeddings(tmp_path / side / name / modality, vectors.keys, vectors.load())
     out = tmp_path / "gap"

@@ -122,8 +122,8 @@ def test_a_stop_epoch_is_read_off_the_longer_run(study, scenes, tmp_path):
     assert row["seconds"] == pytest.approx(whole["seconds"] / 3)  # one epoch of three
 
 
-def test_a_second_call_trains_nothing_and_new_settings_use_what_is_there(study, scenes):
-    out, _ = study
+def test_a_second_call_trains_nothing_and_new_settings_use_what_is_there(study, scenes, tmp_path):
+    out = shutil.copytree(study[0], tmp_path / "study")
     before, evaluated = trained(out), {p: p.stat().st_mtime_ns for p in out.glob("evaluations/*/metrics.json")}
     assert len(before) == 4
     more = ["+settings.renamed=['mitigation.text_mask=0.5']", "+settings.k3=['evaluate.k=3']"]
