@@ -175,6 +175,7 @@ def together(ranks: Ranks) -> Iterator[None]:
 def _meet(ranks: Ranks) -> None:
     import torch.distributed as dist
     from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+    from torch.distributed.rendezvous import rendezvous
 
     method, long = "env://", timedelta(hours=HOURS)
     try:
@@ -186,7 +187,7 @@ def _meet(ranks: Ranks) -> None:
                     "srun was given --ntasks; give it --ntasks-per-node instead, as for a training"
                 ) from None
             method = f"tcp://{slurm.main_address}:{slurm.main_port}"
-        store, _, _ = next(dist.rendezvous(method, ranks.rank, ranks.world, timeout=timedelta(minutes=MINUTES)))
+        store, _, _ = next(rendezvous(method, ranks.rank, ranks.world, timeout=timedelta(minutes=MINUTES)))
         store.set_timeout(long)
         dist.init_process_group("gloo", store=store, rank=ranks.rank, world_size=ranks.world, timeout=long)
     except (RuntimeError, ValueError) as error:
