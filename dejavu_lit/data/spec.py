@@ -107,7 +107,7 @@ class DataSpec:
         name = choice or self.objects
         if name is None:
             raise UserError(
-                "this data brings no objects; give objects=NAME or objects=FOLDER (dejavu_lit.objects.artifact writes them)"
+                "this data brings no objects; find them with python -m dejavu_lit.annotate, and give objects=NAME or FOLDER"
             )
         fetch_objects(self.folder, name)
         for folder in (self.folder / "objects" / name, Path(name)):
