@@ -184,3 +184,8 @@ def save(plot: Plot, folder: Path) -> Shown:
     write_csv(folder / f"{plot.name}.csv", [dict(row) for row in plot.rows])
     width, height = plot.figure.get_size_inches() * 96
     return Shown(plot.name, plot.title, plot.text, round(width), round(height))
+
+
+def errors(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """Lengths of the interval's two arms, for errorbar, which refuses those below 0: rounding may leave a value outside."""
+    return [[max(0.0, r["value"] - r["low"]) for r in rows], [max(0.0, r["high"] - r["value"]) for r in rows]]

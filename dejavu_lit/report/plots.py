@@ -19,6 +19,7 @@ from dejavu_lit.report.figures import (
     SHADE,
     TARGET,
     Plot,
+    errors,
     legend_above,
     logarithmic,
     panels,
@@ -48,11 +49,6 @@ def figure_row(figure: Mapping[str, Any]) -> dict[str, float]:
     low, high = figure["ci95"]
     more = {name: figure[name] for name in ("mean", "std") if name in figure}
     return {"value": figure["value"], "low": low, "high": high} | more
-
-
-def errors(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    """Lengths of the interval's two arms, for errorbar."""
-    return [[r["value"] - r["low"] for r in rows], [r["high"] - r["value"] for r in rows]]
 
 
 def gaps(metrics: Metrics) -> Plot:

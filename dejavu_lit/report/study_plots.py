@@ -20,6 +20,7 @@ from dejavu_lit.report.figures import (
     SERIES,
     TARGET,
     Plot,
+    errors,
     legend_above,
     logarithmic,
     name_points,
@@ -112,9 +113,8 @@ def mitigations(study: Mapping[str, Any]) -> Plot | None:
 
 
 def _bar(axis: Axes, value: Mapping[str, Any], place: float, marker: str, colour: str) -> None:
-    arms = [[value["value"] - value["low"]], [value["high"] - value["value"]]]
     size = 11 if marker == "*" else 6
-    axis.errorbar([place], [value["value"]], yerr=arms, fmt=marker, color=colour, markersize=size, capsize=2)
+    axis.errorbar([place], [value["value"]], yerr=errors([value]), fmt=marker, color=colour, markersize=size, capsize=2)
     if len(value["values"]) > 1:
         seeds = [place + 0.25] * len(value["values"])
         axis.plot(seeds, value["values"], "_", color=colour, markersize=5, alpha=0.7, label="_seeds")
@@ -137,7 +137,7 @@ def frontier(study: Mapping[str, Any]) -> Plot | None:
             u, g = point["utility"]["value"], point["ppg"]
             star = number == 0
             axis.errorbar(
-                [u], [g["value"]], yerr=[[g["value"] - g["low"]], [g["high"] - g["value"]]], fmt="*" if star else "o",
+                [u], [g["value"]], yerr=errors([g]), fmt="*" if star else "o",
                 color=INK if star else TARGET if point in best else MUTED, markersize=11 if star else 6, capsize=2,
                 zorder=4 if star else 3, label="default" if star else "_setting",
             )  # fmt: skip

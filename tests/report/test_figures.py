@@ -15,7 +15,7 @@ from matplotlib.text import Text
 from dejavu_lit.files import read_json, write_json
 from dejavu_lit.launch import CsvLog
 from dejavu_lit.report.epochs import gaps_over_epochs
-from dejavu_lit.report.figures import DARK, Plot, apart, save, style
+from dejavu_lit.report.figures import DARK, Plot, apart, errors, save, style
 from dejavu_lit.report.plots import evaluation_plots
 from dejavu_lit.report.study_plots import study_plots
 
@@ -57,6 +57,13 @@ def lines(axis: Axes) -> dict[str, tuple[list[float], list[float]]]:
     """{label: (x, y)} of the lines that a legend would name."""
     named = [line for line in axis.lines if not str(line.get_label()).startswith("_")]
     return {str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata())) for line in named}
+
+
+def test_arms_of_an_interval_are_never_below_0() -> None:
+    assert errors([{"value": 0.5, "low": 0.51, "high": 0.7}, {"value": 1.0, "low": 0.4, "high": 0.9}]) == [
+        [0.0, 0.6],
+        [pytest.approx(0.2), 0.0],
+    ]
 
 
 def test_all_figures_are_there(plots: dict[str, Plot]) -> None:
