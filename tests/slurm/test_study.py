@@ -1,6 +1,5 @@
 """``mitigate.py launcher=slurm``: submits the trainings, waits, evaluates, and finds its jobs again."""
 
-import re
 import signal
 import subprocess
 import sys
@@ -12,34 +11,47 @@ from tests.slurm.conftest import STUDY, tables
 SLURM = ["launcher=slurm", "slurm.poll_s=0.5", "slurm.array_parallelism=2"]
 
 
-def test_an_interrupted_study_finds_its_jobs_again_and_gives_the_table_of_a_local_one(
-    cluster, submit, scenes, here, tmp_path
-):
-    before = set(cluster.states())
+def test_an_interrupted_study_finds_its_jobs_again_and_gives_the_table_of_a_local_one(cluster, scenes, here, tmp_path):
+    """Its jobs wait for a gate, so that they are surely under way when the study is started again."""
+    before, gate = set(cluster.states()), tmp_path / "gate"
     options = [*STUDY, f"data.dir={scenes}", f"out={tmp_path / 'slurm'}", *SLURM]
-    study = subprocess.Popen(
-        [sys.executable, str(ROOT / "mitigate.py"), *options],
-        cwd=ROOT,
-        env=cluster.environment,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell leaves it ignored
-    )
-    until = time.monotonic() + 180
-    while len(list(tmp_path.glob("slurm/runs/*/slurm.json"))) < 4 and time.monotonic() < until:
-        time.sleep(0.05)
+    options.append(f"slurm.setup=['while [ ! -e {gate} ]; do sleep 0.2; done']")
+
+    def begin(until):
+        """The study, begun; it has gone on to where ``until`` holds of what it said."""
+        with open(tmp_path / "said", "w") as log:
+            study = subprocess.Popen(
+                [sys.executable, str(ROOT / "mitigate.py"), *options],
+                cwd=ROOT,
+                env={**cluster.environment, "PYTHONPATH": str(ROOT)},
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell leaves it ignored
+            )
+        end = time.monotonic() + 300
+        while not until(said()):
+            assert study.poll() is None, said()
+            assert time.monotonic() < end, said()
+            time.sleep(0.1)
+        return study
+
+    def said():
+        return (tmp_path / "said").read_text()
+
+    study = begin(lambda words: "jobs running" in words)
+    assert "submitted 4 jobs" in said()
     study.send_signal(signal.SIGINT)
-    said = study.communicate(timeout=120)[1]
-    assert study.returncode == 130
-    assert "jobs go on" in said
-    assert "Traceback" not in said
-    # As if it had been killed before it noted the last job, which then notes itself or finds that another one trains.
-    next(tmp_path.glob("slurm/runs/mask*-reference/slurm.json")).unlink()
-    done = submit("mitigate", *options)
-    assert "already" in done.stderr
-    submitted = re.findall(r"submitted (\d+) jobs", done.stderr)
-    assert submitted in ([], ["1"])
-    assert cluster.ended(before) == ["COMPLETED"] * (4 + len(submitted))
+    assert study.wait(timeout=240) == 130
+    assert "4 jobs go on" in said()
+    assert "Traceback" not in said()
+    # As if it had been killed before it noted one of them, which finds then that another job trains its run.
+    (tmp_path / "slurm" / "runs" / "mask-s0-reference" / "slurm.json").unlink()
+    study = begin(lambda words: "submitted" in words)
+    gate.touch()
+    assert study.wait(timeout=500) == 0, said()
+    assert said().count(" already (") == 3
+    assert "submitted 1 jobs" in said()
+    assert cluster.ended(before) == ["COMPLETED"] * 5
     (one, all_of_one), (two, all_of_two) = tables(tmp_path / "slurm"), tables(here)
     assert len(one) == 2
     assert one == two
