@@ -7,8 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
+from dejavu_lit.data.left_out import read_keys
+from dejavu_lit.data.spec import DataSpec
 from dejavu_lit.errors import UserError
 from dejavu_lit.files import read_json, write_json
 from dejavu_lit.report.__main__ import run
@@ -39,6 +42,15 @@ def test_the_folder_is_self_contained(report: Path) -> None:
             assert (page.parent / link).resolve().is_relative_to(report.resolve())
     assert (report / "memorized-keys.txt").read_text().count("\n") == 39
     assert not [path for path in report.parent.iterdir() if path.name.endswith((".part", ".old"))]
+
+
+def test_the_exported_keys_are_the_records_by_gap_and_data_exclude_reads_them(evaluation: Path, report: Path) -> None:
+    table = pq.read_table(evaluation / "records.parquet").to_pylist()
+    shown = [row for row in table if row["objects"]]
+    ordered = sorted(shown, key=lambda row: row["reference_hits"] - row["target_hits"])  # stable: ties as in the table
+    path = report / "memorized-keys.txt"
+    assert read_keys(path, "data.exclude") == [row["key"] for row in ordered]
+    assert DataSpec("made", exclude=str(path)).excluded == {row["key"] for row in shown}
 
 
 def test_the_page_says_the_verdict_and_the_numbers(report: Path, evaluation: Path) -> None:
