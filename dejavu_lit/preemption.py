@@ -61,7 +61,15 @@ class Preemption(Callback):
         self._news: tuple[torch.Tensor, Any] | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Take the signals over, until Lightning gives them back after fit."""
+        """Open a channel for the news of a signal."""
+        if trainer.world_size > 1:
+            self._group = dist.new_group(backend="gloo")
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Take the signals over, until Lightning gives back after fit what was there before it.
+
+        Not earlier: Lightning would put its own answer to TERM before ours, which ends the run after that step with code 0.
+        """
         if threading.current_thread() is threading.main_thread():
             heard = (*WARNINGS, signal.SIGTERM, signal.SIGINT)
             self._before = {
@@ -70,8 +78,6 @@ class Preemption(Callback):
                 if number != signal.SIGINT
                 or signal.getsignal(number) != signal.SIG_IGN  # as of a job in the background
             }
-        if trainer.world_size > 1:
-            self._group = dist.new_group(backend="gloo")
 
     def _note(self, number: int, frame: object) -> None:
         if number == self.caught == signal.SIGINT:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import socket
 import subprocess
@@ -54,7 +53,8 @@ def here(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def free_ports() -> int:
     """The first of a few hundred ports of which the daemons' are free; below those that systems hand out."""
-    for base in range(20_000 + 300 * random.randrange(20), 32_000, 300):
+    first = int.from_bytes(os.urandom(2)) % 30  # not of a seed, which another worker of the tests may share
+    for base in range(20_000 + 300 * first, 32_000, 300):
         with ExitStack() as sockets:
             try:
                 for port in range(base, base + 3):

@@ -1,5 +1,6 @@
 """train.py as jobs of a real SLURM: a sweep, several tasks a job, a failing job, preempted ones, plain sbatch and srun."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT, SMALL, run
 from tests.slurm.conftest import displace, sbatch, tables
+from tests.wandb_files import Offline
 
 SWEEP = ["side=target,reference", "mitigation.text_mask=0,0.5"]
 # Two ranks and 120 steps, which is seconds; saved only at the ends of epochs and when told to go.
@@ -33,6 +35,9 @@ def test_a_sweep_gives_the_tables_of_the_same_sweep_run_here(cluster, submit, sc
     submit("train", *options, "hydra/launcher=slurm", "hydra.launcher.array_parallelism=2", f"hydra.sweep.dir={there}")
     assert cluster.ended(before) == ["COMPLETED"] * 4
     assert len({job.partition("_")[0] for job in cluster.states() if job not in before}) == 1  # an array
+    scripts = {path.read_text() for path in (there / "slurm").rglob("*.sh")}
+    assert scripts
+    assert all("#SBATCH --array=0-3%2" in script.splitlines() for script in scripts)  # two at once
     run("train", *options, f"hydra.sweep.dir={here}")
     for number in range(4):
         one, two = weights(there / str(number)), weights(here / str(number))
@@ -101,9 +106,12 @@ def wait_for(holds, seconds=240):
 
 
 def test_a_preempted_job_is_requeued_once_and_ends_with_the_same_weights(cluster, undisturbed, scenes, tmp_path):
+    """By submitit, at whose signal wandb's process ends, too; yet it is one run, before and after."""
+    pytest.importorskip("wandb")
     before = set(cluster.states())
     options = [
         *TWO,
+        "logger=wandb",
         f"data.dir={scenes}",
         "hydra/launcher=slurm",
         ONE_CPU,
@@ -126,6 +134,14 @@ def test_a_preempted_job_is_requeued_once_and_ends_with_the_same_weights(cluster
     close(weights(tmp_path / "0"), weights(undisturbed))
     found, whole = record(tmp_path / "0"), record(undisturbed)
     assert (found["steps"], found["exposure"]) == (whole["steps"], whole["exposure"])
+    first, second = (Offline(path) for path in sorted((tmp_path / "0" / "wandb").rglob("*.wandb")))
+    assert first.run.run_id == second.run.run_id
+    assert first.ended
+    assert second.ended
+    assert "wandb has gone" not in logs
+    with open(tmp_path / "0" / "metrics.csv", newline="") as file:
+        table = [float(row["value"]) for row in csv.DictReader(file) if row["metric"] == "loss"]
+    assert first.values("loss") + second.values("loss") == pytest.approx(table)
 
 
 def command(scenes, out, *options):
@@ -145,3 +161,36 @@ def test_under_plain_sbatch_a_displaced_run_requeues_itself_once(cluster, undist
     assert "Restarts=1 " in cluster("scontrol", "show", "job", job)
     close(weights(tmp_path / "run"), weights(undisturbed))
     assert record(tmp_path / "run")["plan"] == record(undisturbed)["plan"]
+
+
+def test_a_run_that_is_told_to_end_has_saved_and_slurm_alone_requeues_it(cluster, scenes, tmp_path):
+    """TERM twice: preempted without a signal of its own, SLURM requeues the job; then it is cancelled.
+
+    The first TERM ends wandb's process, and the training goes on until SLURM ends it.
+    """
+    pytest.importorskip("wandb")
+    run = tmp_path / "run"
+
+    def said():
+        log = tmp_path / f"{job}.log"
+        return log.read_text() if log.exists() else ""
+
+    def steps():
+        return torch.load(run / "checkpoints" / "last.ckpt", map_location="cpu", weights_only=True)["global_step"]
+
+    job = sbatch(cluster, tmp_path, command(scenes, run, "recipe.epochs=100000", "logger=wandb"))
+    wait_for((run / "metrics.csv").exists)
+    displace(cluster)
+    wait_for(lambda: "resuming" in said())
+    seen, before = said().count("SIGTERM: saved"), steps()
+    assert seen >= 1
+    assert said().count("wandb has gone") <= 1
+    assert "Restarts=1 " in cluster("scontrol", "show", "job", job)
+    size = (run / "metrics.csv").stat().st_size
+    wait_for(lambda: (run / "metrics.csv").stat().st_size > size)
+    cluster("scancel", job)
+    assert cluster.wait(job) == "CANCELLED"
+    assert said().count("SIGTERM: saved") > seen
+    assert "Restarts=1 " in cluster("scontrol", "show", "job", job)
+    assert "Traceback" not in said()
+    assert steps() >= before
