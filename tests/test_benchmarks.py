@@ -1,0 +1,45 @@
+"""benchmarks/training.py runs as its docstring says and prints JSON lines; its figures are no test's business."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from benchmarks.training import PEER, WEBDATASET
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.slow
+
+
+def lines(*options: str) -> list[dict[str, Any]]:
+    """What it prints."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "training.py"), *options, "--threads", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def peer() -> None:
+    """open_clip's script needs a webdataset of its own, as the benchmark installs it."""
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(PEER), WEBDATASET]
+    if not PEER.is_dir() and subprocess.run(pip, capture_output=True).returncode:
+        pytest.skip(f"{WEBDATASET} cannot be installed")
+
+
+def test_a_claim_of_few_steps(peer):
+    (line,) = lines("train_tiny", "--steps", "2")
+    assert line["name"] == "train_tiny"
+    assert line["unit"] == "pairs/s"
+    assert line["pairs"] == 2 * line["batch"]
+    assert line["ratio"] == pytest.approx(line["ours"] / line["peer"])
+    assert min(line["ours"], line["peer"], line["ours_augmented"]) > 0
+
+
+def test_a_profile():
+    trimmed, padded = lines("--profile", "train_tiny")
+    assert (trimmed["name"], trimmed["trim"], padded["trim"]) == ("profile_tiny", True, False)
+    assert {"data", "image forward", "text forward", "backward", "optimizer"} <= trimmed["milliseconds"].keys()
+    assert 0 < trimmed["gflop"] < padded["gflop"]
