@@ -9,6 +9,7 @@ from multiprocessing import active_children
 import pytest
 import torch
 
+from dejavu_lit.data import loader as loader_module
 from dejavu_lit.data.loader import EpochLoader
 from dejavu_lit.data.module import PairDataModule
 from dejavu_lit.data.shards import write_shards
@@ -23,6 +24,12 @@ def folder(tmp_path_factory):
     write_shards(out / "A", [pair(number) for number in range(38)], 10)
     write_shards(out / "V", [pair(number) for number in range(40, 48)], 10)
     return out
+
+
+@pytest.fixture
+def patient(monkeypatch):
+    """Processes that take long to answer on a busy machine are not replaced."""
+    monkeypatch.setattr(loader_module, "LOOK", 120)
 
 
 @pytest.fixture
@@ -45,10 +52,10 @@ def given(loader: EpochLoader, epoch: int, step: int = 0) -> list[list[int]]:
     return [batch["index"].tolist() for batch in loader.batches(epoch, step)]
 
 
-def test_the_processes_stay_the_same_and_each_epoch_has_its_own_pairs(pairs):
+def test_the_processes_stay_the_same_and_each_epoch_has_its_own_pairs(pairs, patient):
     before = set(active_children())
     loader = pairs.train_dataloader()
-    assert set(active_children()) == before  # nothing starts before it must
+    assert set(active_children()) <= before  # nothing starts before it must
     assert given(loader, 0) == planned(pairs, 0)
     started = set(active_children()) - before
     assert len(started) == 2
@@ -57,10 +64,10 @@ def test_the_processes_stay_the_same_and_each_epoch_has_its_own_pairs(pairs):
         assert set(active_children()) - before == started
     assert planned(pairs, 1) != planned(pairs, 2)
     pairs.teardown("fit")
-    assert set(active_children()) == before
+    assert set(active_children()) <= before
 
 
-def test_a_trainer_that_never_asks_for_the_end_leaves_the_processes_ready(pairs):
+def test_a_trainer_that_never_asks_for_the_end_leaves_the_processes_ready(pairs, patient):
     """Lightning counts the batches, and asks for no more than there are."""
     before = set(active_children())
     loader = pairs.train_dataloader()
@@ -89,7 +96,7 @@ def test_validation_and_training_take_turns(pairs):
         assert sorted(index for batch in valid for index in batch["index"].tolist()) == list(range(8))
     assert len(set(active_children()) - before) == 4
     pairs.teardown("fit")
-    assert set(active_children()) == before
+    assert set(active_children()) <= before
 
 
 @pytest.mark.parametrize("workers", [0, 2])

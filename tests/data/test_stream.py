@@ -107,6 +107,7 @@ def test_the_draws_are_the_same_with_any_workers_and_with_the_pictures_kept_in_m
     pairs = module(folder, workers, cache_mb, augment=True, knobs=KNOBS)
     assert (pairs._cache is not None) == (cache_mb > 0)
     assert seen(pairs.train_dataloader()) == plain
+    pairs.teardown("fit")
 
 
 def test_the_draws_change_from_epoch_to_epoch_and_with_the_seed(folder):
