@@ -160,7 +160,7 @@ class Cluster:
         lines = self("squeue", "-h", "-r", "--states=all", "-o", "%i|%T").split()
         return dict(line.split("|", 1) for line in lines)  # type: ignore[misc]
 
-    def wait(self, job: str, seconds: float = 240) -> str:
+    def wait(self, job: str, seconds: float = 480) -> str:
         """The state in which a job has ended; raises TimeoutError."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:

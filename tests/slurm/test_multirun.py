@@ -98,7 +98,7 @@ def close(one, two):
         torch.testing.assert_close(value, two[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
-def wait_for(holds, seconds=240):
+def wait_for(holds, seconds=480):
     until = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < until, "nothing happened"
@@ -124,7 +124,7 @@ def test_a_preempted_job_is_requeued_once_and_ends_with_the_same_weights(cluster
     wait_for((tmp_path / "0" / "metrics.csv").exists)
     (job,) = (job for job in cluster.states() if job not in before)
     cluster("scancel", "--signal=USR2", job)
-    assert study.wait(300) == 0, (tmp_path / "said").read_text()
+    assert study.wait(540) == 0, (tmp_path / "said").read_text()
     assert cluster.wait(job) == "COMPLETED"
     assert "Restarts=1 " in cluster("scontrol", "show", "job", job)
     logs = "".join(path.read_text() for path in (tmp_path / "slurm").rglob("*_0_log.err"))
