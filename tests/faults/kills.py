@@ -145,7 +145,9 @@ class Tally:
     at: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return f"{self.tried} tries, {self.amid} kills amid the work ({self.alone} of the main process alone): {self.at}"
+        return (
+            f"{self.tried} tries, {self.amid} kills amid the work ({self.alone} of the main process alone): {self.at}"
+        )
 
 
 @dataclass
