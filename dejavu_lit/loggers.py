@@ -101,7 +101,7 @@ class WandbLogger(Logger):
 
     def finalize(self, status: str) -> None:
         """End wandb's run, or the next job of a multirun would go on in it."""
-        self._attempt(lambda: self._run.finish())
+        self._attempt(lambda: self._run.finish(exit_code=int(status == "failed")))
         self._run, self._over = None, True
 
     def _axes(self) -> None:
@@ -114,11 +114,14 @@ class WandbLogger(Logger):
         try:
             act()
         except Exception as error:  # of many classes: wandb's, its mailbox's, the system's
+            if "DataLoader" in str(error):  # by which torch tells, from anywhere, that a loader's process was killed
+                raise
             self._lose(error)
 
     def _lose(self, error: Exception) -> None:
         self._run, self._over = None, True
-        log.warning("wandb has gone (%s); metrics.csv goes on", first_line(error))
+        said = "wandb has gone (%s); metrics.csv has everything, and `wandb sync` may still upload what wandb had got"
+        log.warning(said, first_line(error))
         import wandb
 
         with suppress(Exception):
@@ -143,7 +146,7 @@ def training_loggers(
     if settings.wandb is not None:
         import wandb
 
-        own = wandb.Settings(silent=quiet(), console="off", finish_timeout=FINISH)
+        own = wandb.Settings(silent=quiet(), console="off", finish_timeout=FINISH, finish_timeout_raises=True)
         options = wandb_options(out, settings.wandb, side) | {"config": plain(config), "settings": own}
         loggers.append(WandbLogger(out, settings.wandb.offline, step is not None, options))
     if settings.tensorboard:

@@ -61,15 +61,18 @@ class Preemption(Callback):
         self._news: tuple[torch.Tensor, Any] | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Open a channel for the news of a signal."""
+        """Open a channel for the news of a signal, and have Lightning leave TERM to us.
+
+        Its own answer ends the run after that step with code 0, and has the ranks wait for each other at every step.
+        """
         if trainer.world_size > 1:
             self._group = dist.new_group(backend="gloo")
+        connector = trainer._signal_connector
+        connector._sigterm_notifier_fn = lambda n, frame: self._note(int(n), frame)  # type: ignore[assignment,method-assign]
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Take the signals over, until Lightning gives back after fit what was there before it.
-
-        Not earlier: Lightning would put its own answer to TERM before ours, which ends the run after that step with code 0.
-        """
+    def listen(self) -> None:
+        """Take the signals over, until Lightning gives back after fit what was there before it."""
         if threading.current_thread() is threading.main_thread():
             heard = (*WARNINGS, signal.SIGTERM, signal.SIGINT)
             self._before = {
@@ -103,6 +106,7 @@ class Preemption(Callback):
         log.info("%s: %s; the same command goes on from there", signal.Signals(number).name, saved)
         if number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
             self.caught = 0
+            self._heard()  # or the message under way would have it saved once more
             return
         self._leave(trainer, number)
 
@@ -141,3 +145,14 @@ class Preemption(Callback):
             else:
                 subprocess.run(["scontrol", "requeue", str(job)], check=True)
         sys.exit(128 + number)
+
+
+class Listener(Callback):
+    """Lets ``preemption`` hear the signals before the other callbacks start, which may take minutes; it acts after them."""
+
+    def __init__(self, preemption: Preemption) -> None:
+        self.preemption = preemption
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Not earlier: only now Lightning has noted what it gives back after fit."""
+        self.preemption.listen()

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
-from dejavu_lit.errors import UserError
+from dejavu_lit.errors import UserError, first_line
 from dejavu_lit.threads import threads_wanted
 
 HOURS = 24  # that ranks wait for the slowest one
@@ -193,6 +193,6 @@ def _meet(ranks: Ranks) -> None:
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise UserError(
-            f"rank {ranks.rank} of {ranks.world} could not meet the others at {where} ({str(error).splitlines()[0]}); "
+            f"rank {ranks.rank} of {ranks.world} could not meet the others at {where} ({first_line(error)}); "
             "MASTER_ADDR must be the node of rank 0, which all reach, and MASTER_PORT a port that is free there"
         ) from None

@@ -24,7 +24,7 @@ from dejavu_lit.data.epoch import exposures
 from dejavu_lit.data.loader import LoaderSettings, loader_failure
 from dejavu_lit.data.module import PairDataModule
 from dejavu_lit.data.spec import MANIFEST, DataSpec
-from dejavu_lit.errors import UserError
+from dejavu_lit.errors import UserError, first_line
 from dejavu_lit.files import file_sha256, read_object, write_json
 from dejavu_lit.gaps import gap_callback
 from dejavu_lit.launch import RUN_SCHEMA, provenance, rank
@@ -37,7 +37,7 @@ from dejavu_lit.models.clip import ClipModule, Recipe
 from dejavu_lit.models.ema import Averaging, averaged
 from dejavu_lit.models.features import Compute
 from dejavu_lit.models.preprocess import Augment, Preprocess
-from dejavu_lit.preemption import Preemption, environment, within_epoch
+from dejavu_lit.preemption import Listener, Preemption, environment, within_epoch
 from dejavu_lit.stopping import EarlyStop, Finite, why_stopped
 
 log = logging.getLogger(__name__)
@@ -203,7 +203,7 @@ def train(
         loggers = training_loggers(out, logger, side, config or {}, step)
         runner = _trainer(out, trainer, epochs, recipe, [*_acting(mitigation), *([watch] if watch else [])], loggers)
     except (MisconfigurationException, ValueError) as error:
-        raise UserError(f"trainer={trainer.accelerator}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"trainer={trainer.accelerator}: {first_line(error)}") from None
     try:
         runner.fit(module, pairs, ckpt_path=str(last) if resumed else None, weights_only=True)
     except SystemExit as end:
@@ -234,6 +234,7 @@ def _trainer(
     checkpoints = Checkpoints(
         out / "checkpoints", settings.checkpoint_steps, settings.checkpoint_epochs, settings.checkpoint_at
     )
+    preemption = Preemption(out / "checkpoints" / "last.ckpt")
     return pl.Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
@@ -246,11 +247,12 @@ def _trainer(
         gradient_clip_val=recipe.gradient_clip,
         logger=loggers,
         callbacks=[
+            Listener(preemption),
             *acting,  # before what saves
             Finite(out / "checkpoints" / "last.ckpt"),
             Narrator(speak=not watched),
             checkpoints,
-            Preemption(out / "checkpoints" / "last.ckpt"),
+            preemption,
             *([TQDMProgressBar(10)] if watched else []),
         ],
         enable_checkpointing=False,

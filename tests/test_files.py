@@ -36,7 +36,7 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_process(tmp_path: Path
     assert writer.stdout is not None
     writer.stdout.readline()
     for expected in (2, 1):  # while it is at work, and after it was killed
-        subprocess.run(second, check=True, timeout=120)
+        subprocess.run(second, check=True, timeout=300)
         assert len(list(tmp_path.iterdir())) == expected
         writer.kill()
         writer.communicate()

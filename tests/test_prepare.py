@@ -426,7 +426,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     pictures, expected = undisturbed
     key = ShardSet.open(expected / "B").keys()[150] if writing else "k1050"
     command = [sys.executable, "-c", KILLED, str(pictures), str(tmp_path / "out"), key, str(int(writing))]
-    killed = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120, check=False)
+    killed = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "out/manifest.json").exists()
     left = contents(tmp_path / "out")

@@ -135,7 +135,7 @@ def test_hydra_is_watched_in_jobs_that_only_unpickle():
         "initialize_config_dir(str(dejavu_lit.entry.frame.CONF), version_base='1.3')\n"
         "compose('plan', ['+hydra.callbacks.x._target_=shutil.copy'], return_hydra_config=True)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "hydra.callbacks.x._target_=shutil.copy is no plugin" in done.stderr
 
@@ -238,6 +238,7 @@ def test_what_is_no_secret_passes(monkeypatch, tmp_path):
             "dir": ["outputs/data", f"{tmp_path}/x", "/home/postgres/data"],
             "n": 3,
             "eos_token_id": 49407,
+            "tokenizer_kwargs": {"pad_token": "<|endoftext|>"},
             "slurm": {"setup": ["export WANDB_API_KEY=$(cat key)"]},
         }
     )

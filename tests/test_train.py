@@ -87,7 +87,8 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(scenes, tmp_pa
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
     last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 240
-    while not (last.exists() and len(rows(tmp_path / "killed")) > 20) and time.monotonic() < deadline:
+    while not (last.exists() and len(rows(tmp_path / "killed")) > 20):
+        assert time.monotonic() < deadline
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -108,8 +108,10 @@ class EpochLoader:
         self.close()
         before = active_children()
         self._loader = self._build()
-        self._batches = iter(self._loader)
-        self._processes = [process for process in active_children() if process not in before]
+        try:
+            self._batches = iter(self._loader)
+        finally:
+            self._processes = [process for process in active_children() if process not in before]
 
     def _build(self) -> DataLoader[Batch]:
         workers = self._settings.workers

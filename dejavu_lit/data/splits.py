@@ -72,7 +72,7 @@ def set_sizes(
     free = pairs - sum(listed.values()) - left_out
     if total > free:
         wanted = ", ".join(f"{name}={sizes[name]}" for name in SETS if name in sizes and name not in listed)
-        there = f"{free} that may go there: keys lists the others" if listed else f"{free}"
+        there = f"{free} that may go there: keys lists the others, or near-duplicates of them" if listed else f"{free}"
         raise UserError(
             f"sizes ask for {total} pairs ({wanted}), but there are only {there}; ask for fewer or bring more data"
         )

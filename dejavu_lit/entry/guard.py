@@ -34,6 +34,7 @@ SHORTEST = 8  # characters of a secret that is looked for; a shorter one would b
 WITHIN = 16  # characters from which on it is looked for within a setting too: "x-" + a key, not a word in a path
 URL = re.compile(r"\w://[^/\s:@]*:[^/\s@]+@")
 ASSIGNED = re.compile(r"(\w*(?:API_?KEY|ACCESS_?KEY|SECRET|TOKEN|PASSWORD|PASSWD))=(?![\"']?\$)\S{8,}", re.IGNORECASE)
+SPECIAL = re.compile(r"(^|_)(bos|eos|pad|unk|cls|sep|mask|start|end)_token$", re.IGNORECASE)  # a tokenizer's, no secret
 
 
 def watch() -> None:
@@ -132,6 +133,5 @@ def _secret(text: str) -> str | None:
             return f"the value of ${name}"
     if URL.search(text):
         return "a password within an address"
-    if assigned := ASSIGNED.search(text):
-        return f"a value for {assigned.group(1)}"
-    return None
+    names = (assigned.group(1) for assigned in ASSIGNED.finditer(text))
+    return next((f"a value for {name}" for name in names if not SPECIAL.search(name)), None)

@@ -137,11 +137,12 @@ def tokenizer(captions):
     return spelled(captions)
 
 pairs = module(Path(sys.argv[1]), workers=2)
-pairs.patience, pairs._tokenizer = 1.0, tokenizer
-given = 0
+pairs._tokenizer = tokenizer
+given, loader = 0, pairs.train_dataloader()
 try:
-    for batch in pairs.train_dataloader().batches(0):
+    for batch in loader.batches(0):
         given += 1
+        loader._patience = 1.0 if given == 4 else 0  # the start may take long
 except RuntimeError as error:
     print(error)
 print(given, len(active_children()), flush=True)

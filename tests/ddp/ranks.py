@@ -24,6 +24,17 @@ class Notes(Callback):
         self.pairs: list[torch.Tensor] = []
         self.losses: list[torch.Tensor] = []
         self.gradients: dict[str, torch.Tensor] = {}
+        self.waits = 0
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Count from now on how often the ranks wait for rank 0's word."""
+        broadcast = torch.distributed.broadcast
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.waits += 1
+            return broadcast(*args, **kwargs)
+
+        torch.distributed.broadcast = counted
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, *_: Any
@@ -39,7 +50,12 @@ class Notes(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Write it all."""
-        notes = {"pairs": torch.stack(self.pairs), "losses": torch.stack(self.losses), "gradients": self.gradients}
+        notes = {
+            "pairs": torch.stack(self.pairs),
+            "losses": torch.stack(self.losses),
+            "gradients": self.gradients,
+            "waits": self.waits,
+        }
         notes["weights"] = {name: value.clone() for name, value in module.state_dict().items()}
         self.folder.mkdir(parents=True, exist_ok=True)
         torch.save(notes, self.folder / f"{trainer.global_rank}.pt")

@@ -93,6 +93,7 @@ def test_each_pair_is_seen_as_planned_and_both_ranks_end_alike_with_every_knob(s
         plans = [epoch_plan(shards.sizes, 0, epoch, world=2, workers=0, batch=8) for epoch in range(2)]
         planned = [shards.starts[b[:, 0]] + b[:, 1] for plan in plans for b in plan.batches(rank)]
         assert noted["pairs"].tolist() == [batch.tolist() for batch in planned]
+        assert noted["waits"] == 0  # Lightning would have all wait for rank 0's word at every step
     seen = torch.cat([noted["pairs"].flatten() for noted in found])
     assert torch.bincount(seen, minlength=96).tolist() == [2] * 96
     for name, value in found[0]["weights"].items():
@@ -119,7 +120,7 @@ def rows(run):
 def begin(processes, run, *options, launcher=None):
     """A training that has done some steps, however many."""
     process = start(processes, ROOT / "train.py", *BASE, *options, f"out={run}", launcher=launcher)
-    wanted, until = random.Random(str(run)).randrange(10, 60), time.monotonic() + 120
+    wanted, until = random.Random(str(run)).randrange(10, 60), time.monotonic() + 300
     while rows(run) < wanted:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < until
@@ -199,6 +200,6 @@ def test_a_rank_that_dies_or_stops_ends_the_others(scenes, tmp_path, sign, rank)
             process.poll()  # or it would stay a zombie
             time.sleep(0.2)
         assert set(trainers(run)) <= set(wanted)
-        assert process.wait(120) != 0
+        assert process.wait(300) != 0
     finally:
         kill_all(process, run)

@@ -143,13 +143,13 @@ def held(path):
 def test_killed_at_any_moment_it_goes_on_and_its_ranks_end_with_it(options, alone, tmp_path):
     out = tmp_path / "gap"
     (process,) = by_itself([*options, f"out={out}"])
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while not list(out.glob("embeddings/*/*/*.npy")) and time.monotonic() < until and process.poll() is None:
         time.sleep(0.05)
     with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while held(out / ".lock"):
         assert time.monotonic() < until
         time.sleep(0.1)

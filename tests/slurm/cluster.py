@@ -41,7 +41,7 @@ SchedulerParameters=sched_min_interval=0,sched_interval=2,bf_interval=2,batch_sc
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 ReturnToService=2
-KillWait=10
+KillWait=30
 OverTimeLimit=0
 InactiveLimit=0
 MinJobAge=3600
@@ -55,7 +55,7 @@ PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1} CPUs=2 State=UNKNOWN
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2} CPUs=2 State=UNKNOWN
-PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=25
+PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=30
 PartitionName=urgent Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=2
 """
 # There is no accounting database, so what submitit asks of sacct is answered from the queue.
