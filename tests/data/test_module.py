@@ -52,3 +52,18 @@ def test_batches_are_prepared_ahead_as_the_options_say(folder, monkeypatch, work
     (loader,) = made
     assert (loader.num_workers, loader.pin_memory) == (workers, pin)
     assert loader.prefetch_factor == (prefetch if workers else None)
+
+
+def test_a_side_is_target_or_reference(folder):
+    with pytest.raises(UserError, match="side=left must be target"):
+        PairDataModule(folder, "left", 4, 3, Preprocess(CONFIG), spelled)
+
+
+def test_without_pairs_enough_for_each_rank_there_is_no_validation(folder, tmp_path):
+    assert module(folder).val_dataloader() == []
+    write_shards(tmp_path / "A", [pair(number) for number in range(8)], 10)
+    write_shards(tmp_path / "V", [pair(number) for number in range(8, 10)], 10)
+    assert module(tmp_path).val_dataloader() != []
+    left_out = frozenset(pair(number).key for number in range(8, 10))
+    pairs = PairDataModule(tmp_path, "target", 4, 3, Preprocess(CONFIG), spelled, exclude=left_out)
+    assert pairs.val_dataloader() == []

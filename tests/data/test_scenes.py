@@ -3,9 +3,11 @@
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from dejavu_lit.data.scenes import CELL, THEMES, SceneReader, SingleReader, _sprites
+from dejavu_lit.errors import UserError
 
 
 def test_every_object_is_drawn_where_its_box_says():
@@ -65,3 +67,9 @@ def test_single_pictures_show_one_object_and_carry_its_label():
         assert found.labels == [pair.meta["label"]]
         labels.append(pair.meta["label"])
     assert {labels.count(name) for name in _sprites()[0]} == {2}
+
+
+def test_numbers_that_make_no_scenes_are_refused() -> None:
+    for wrong in ({"count": 0}, {"count": 9, "stray": 1.5}, {"count": 9, "people": 1}):
+        with pytest.raises(UserError, match=r"data\.reader: count="):
+            SceneReader(**wrong)
