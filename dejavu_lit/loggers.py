@@ -101,8 +101,14 @@ class WandbLogger(Logger):
 
     def finalize(self, status: str) -> None:
         """End wandb's run, or the next job of a multirun would go on in it."""
-        self._attempt(lambda: self._run.finish(exit_code=int(status == "failed")))
+        self._attempt(lambda: self._end(int(status == "failed")))
         self._run, self._over = None, True
+
+    def _end(self, code: int) -> None:
+        import wandb
+
+        self._run.finish(exit_code=code)
+        wandb.teardown()  # its own process writes the last of the file after ``finish``, and may be ended at any moment
 
     def _axes(self) -> None:
         self._run.define_metric("trainer/global_step")

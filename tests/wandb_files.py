@@ -2,12 +2,14 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 BLOCK, HEADER = 32768, 7
 WHOLE, LAST = 1, 4
+PATIENCE = 15  # seconds
 
 
 class Offline:
@@ -100,5 +102,13 @@ def entries(data: bytes) -> Iterator[bytes]:
 
 
 def runs(folder: Path) -> list[Offline]:
-    """The offline runs below a folder, oldest first."""
-    return [Offline(path) for path in sorted(folder.rglob("*.wandb"))]
+    """The offline runs below a folder, oldest first.
+
+    wandb's own process writes the end of one a moment after ``finish`` has returned; one that was killed has no end.
+    """
+    until = time.monotonic() + PATIENCE
+    while True:
+        found = [Offline(path) for path in sorted(folder.rglob("*.wandb"))]
+        if all(run.ended for run in found) or time.monotonic() > until:
+            return found
+        time.sleep(0.2)
