@@ -20,11 +20,6 @@ from dejavu_lit.entry.help import GROUPS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "dejavu_lit"
-SCRIPTS = (
-    "train",
-    "evaluate",
-    "mitigate",
-)  # commands that are also files of the checkout, and dejavu-NAME where installed
 WORDS = (
     (r"\bNone\b", "null"),
     (r"\bbool\b", "true or false"),
@@ -79,8 +74,8 @@ def reference(conf: Path) -> str:
         "## Commands\n",
         *commands,
         _report(),
-        "### python -m dejavu_lit.resume\n\n`python -m dejavu_lit.resume RUN`: go on with a run from the settings saved in it.\n",
-        "## What is measured\n\nOptions of `evaluate.py`, and of `mitigate.py` as `evaluate.NAME`.\n",
+        "### dejavu resume\n\n`dejavu resume RUN`: go on with a run from the settings saved in it.\n",
+        "## What is measured\n\nOptions of `dejavu evaluate`, and of `dejavu mitigate` as `evaluate.NAME`.\n",
         _table(options(conf / "evaluate" / "default.yaml")),
         "## Groups\n",
         *groups,
@@ -97,7 +92,7 @@ def reference(conf: Path) -> str:
 def _command(conf: Path, name: str) -> str:
     path = conf / f"{name}.yaml"
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    title = f"{name}.py, or dejavu-{name} where installed" if name in SCRIPTS else f"python -m dejavu_lit.{name}"
+    title = f"dejavu {name}"
     purpose = config["hydra"]["help"]["header"].splitlines()[0].partition(" Options are")[0]
     chosen = [(str(g).partition("@")[0], c) for e in config["defaults"] if isinstance(e, dict) for g, c in e.items()]
     groups = [f"[{group}](#{group})" + (f"={choice}" if choice else "") for group, choice in chosen if group in GROUPS]
@@ -111,7 +106,7 @@ def _command(conf: Path, name: str) -> str:
 
 def _report() -> str:
     """The one command that is none of Hydra's: its options stand in its own help."""
-    tree = ast.parse((PACKAGE / "report" / "__main__.py").read_text(encoding="utf-8"))
+    tree = ast.parse((PACKAGE / "entry" / "report.py").read_text(encoding="utf-8"))
     (text,) = (
         node.value.value
         for node in tree.body
@@ -122,7 +117,7 @@ def _report() -> str:
     lines = str(text).splitlines()
     rows = [re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in lines if re.match(r"  \w+=\S+\s{2,}", line)]
     table = _table([Option(row[0], "", row[1]) for row in rows])
-    return f"### python -m dejavu_lit.report\n\n{lines[2]}\n\n{table}"
+    return f"### dejavu report\n\n{lines[2]}\n\n{table}"
 
 
 def _group(folder: Path, what: str) -> str:
@@ -188,9 +183,7 @@ def _experiments(folder: Path) -> str:
         lines = [line[2:] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
         rows.append(f"| `{path.stem}` | {re.split(r'(?<=[a-z0-9])[.] ', ' '.join(lines[2:]))[0].rstrip('.')} |")
     table = "| experiment | what |\n|---|---|\n" + "\n".join(rows)
-    head = (
-        "## Experiments\n\nStudies that are ready to run, `mitigate.py experiment=NAME`; each file says what it takes."
-    )
+    head = "## Experiments\n\nStudies that are ready to run, `dejavu mitigate experiment=NAME`; each file says what it takes."
     return f"{head}\n\n{table}\n"
 
 

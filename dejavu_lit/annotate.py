@@ -2,7 +2,7 @@
 
 A part is whole or absent, and depends on nothing but the annotator and its shard: an interrupted run goes on where it was
 and ends with the same bytes, and any number of processes, on one machine or many, share the shards without speaking to each
-other. ``python -m dejavu_lit.annotate`` is the command.
+other. ``dejavu annotate`` is the command.
 """
 
 import csv
@@ -255,9 +255,3 @@ def _list_failures(out: Path, failed: Sequence[tuple[Shard, Mapping[str, str]]])
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("set", "key", "reason"), *rows])
     write_text(out / FAILURES, text.getvalue())
-
-
-if __name__ == "__main__":
-    from dejavu_lit import entry
-
-    entry.annotate()

@@ -2,7 +2,7 @@
 
 Three kinds: exact (the same bytes), hash (perceptual hashes that differ in few bits, ``data/duplicates.py``), semantic
 (embeddings of a model with a large cosine, ``measure/duplicates.py``). Groups are the connected components of all three
-together. ``python -m dejavu_lit.dedup`` is the command, docs/duplicates.md says how much each kind finds.
+together. ``dejavu dedup`` is the command, docs/duplicates.md says how much each kind finds.
 """
 
 import csv
@@ -269,9 +269,3 @@ def _thumbnail(picture: Image.Image) -> Image.Image:
     page = Image.new("RGB", (THUMBNAIL, THUMBNAIL), "white")
     page.paste(small.resize(size))
     return page
-
-
-if __name__ == "__main__":
-    from dejavu_lit import entry
-
-    entry.dedup()

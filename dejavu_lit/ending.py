@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn, TextIO
 
-from dejavu_lit.errors import UserError, as_called, spoken
+from dejavu_lit.errors import UserError, spoken
 
 
 class Terminated(KeyboardInterrupt):
@@ -44,7 +44,7 @@ def fail(sentence: str, code: int = 1) -> NoReturn:
     """End with an ``error:`` sentence and an exit code."""
     if "Original Traceback" in sentence:  # of a loader's worker: its last line is the sentence
         sentence = sentence.strip().splitlines()[-1].partition("Error: ")[2] or sentence
-    print(f"error: {as_called(sentence)}", file=sys.stderr)
+    print(f"error: {sentence}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -2,10 +2,8 @@
 
 import errno
 import os
-import re
 from collections.abc import Iterable
 from difflib import get_close_matches
-from pathlib import Path
 
 REMEDIES = {
     errno.ENOSPC: "make room there, and the same command goes on",
@@ -19,7 +17,6 @@ REMEDIES = {
     errno.ENOLCK: "this file system gives no locks; choose a place on another one",
 }
 LONGEST = 240  # characters of what another library says
-CHECKOUT = Path(__file__).resolve().parent.parent  # site-packages where the wheel is installed
 
 
 class UserError(Exception):
@@ -48,10 +45,3 @@ def first_line(error: BaseException) -> str:
     first, second = [*(line.strip() for line in str(error).splitlines() if line.strip()), "", ""][:2]
     text = f"{first} {second}".strip() if first.endswith(":") else first
     return (text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…") or type(error).__name__
-
-
-def as_called(text: str, checkout: Path = CHECKOUT) -> str:
-    """A text that names commands, as they are called here: ``dejavu-train`` for train.py where no checkout has the file."""
-    if (checkout / "train.py").is_file():
-        return text
-    return re.sub(r"(?<![\w/.-])(?:python )?(train|evaluate|mitigate)\.py\b", r"dejavu-\1", text)

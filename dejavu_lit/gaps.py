@@ -1,4 +1,4 @@
-"""Whether a run's gaps are measured while it trains, and against which reference: what ``gaps.*`` means to train.py."""
+"""Whether a run's gaps are measured while it trains, and against which reference: what ``gaps.*`` means to dejavu train."""
 
 import logging
 from pathlib import Path
@@ -36,7 +36,7 @@ def gap_callback(
             log.info("mitigation.gap_budget=%g stops the target; this reference trains to its end", budget)
         return None
     if settings.reference == PARTNER:
-        raise UserError("gaps.reference=partner is for mitigate.py, which knows the partner; give a finished run")
+        raise UserError("gaps.reference=partner is for dejavu mitigate, which knows the partner; give a finished run")
     if settings.every > epochs:
         raise UserError(f"gaps.every={settings.every} is more than the {epochs} epochs that are trained; lower it")
     reference = Side(settings.reference, out / "embeddings")
@@ -53,7 +53,7 @@ def _check(reference: Side, side: str, data: DataSpec) -> None:
             _ = reference.encoder
         return
     if not (reference.run / "run.json").is_file():
-        raise UserError(f"{what} is not finished; start train.py again in it, and then this run")
+        raise UserError(f"{what} is not finished; start dejavu train again in it, and then this run")
     if reference.trained_on == SETS[side]:
         raise UserError(f"{what} was trained on {SETS[side]} as this run is; give a run of the other side")
     if reference.record.get("data") != file_sha256(data.folder / MANIFEST):

@@ -69,7 +69,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The settings saved in a run or evaluation; raises UserError where there are none."""
     path = folder / "config.yaml"
     if not path.is_file():
-        raise UserError(f"{folder} is no run directory (it has no config.yaml); give one that train.py made")
+        raise UserError(f"{folder} is no run directory (it has no config.yaml); give one that dejavu train made")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         _room(config, ENTRIES)

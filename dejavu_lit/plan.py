@@ -188,9 +188,3 @@ def show(made: Mapping[str, Any]) -> str:
         note = "  (interval over records only)" if row["seed_pairs"] == 1 else ""
         lines.append(f"  {row['seed_pairs']:>10}  {records:>14}  {row['power_now']:>9.0%}{note}")
     return "\n".join([*lines, "", made["words"]])
-
-
-if __name__ == "__main__":
-    from dejavu_lit.entry import plan as command
-
-    command()

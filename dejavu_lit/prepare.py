@@ -3,7 +3,7 @@
 Three steps, each spread over processes: every pair is read once, judged and hashed (``data/scan.py``); groups of
 duplicates are formed and split (``data/duplicates.py``, ``data/splits.py``); shards are written. A run that was
 interrupted goes on and ends with the same bytes, because parts and shards are whole or absent and depend on nothing but
-the settings. ``python -m dejavu_lit.prepare`` is the command.
+the settings. ``dejavu prepare`` is the command.
 """
 
 import logging
@@ -284,9 +284,3 @@ def _duplicates(
     }
     hashing = {"hash": HASH, "distance": distance} if distance is not None else {"hash": None, "distance": None}
     return {**hashing, "source": count_duplicates(exact, groups), "within": within, "across": across}
-
-
-if __name__ == "__main__":
-    from dejavu_lit import entry
-
-    entry.prepare()

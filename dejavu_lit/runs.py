@@ -1,7 +1,7 @@
 """The training runs of a study: trained where they are not finished, by a launcher, with the time that is left.
 
 A launcher is a function ``(directories) -> iterator of (directory, None | why it failed)``. It gets run directories that hold
-``config.yaml`` and are not finished, trains each by ``python -m dejavu_lit.resume DIRECTORY`` (which resumes from
+``config.yaml`` and are not finished, trains each by ``dejavu resume DIRECTORY`` (which resumes from
 ``last.ckpt`` and leaves ``run.json``), and yields every directory once, as soon as it ended, in any order. It must bear that
 a directory is already being trained, by what an interrupted study left running: it waits for that one. ``train_here`` is the
 one for this machine; another is a function beside it in ``LAUNCHERS``, whose name is then a value of ``launcher=``.
@@ -131,7 +131,7 @@ def _train(path: Path, lock: int) -> str | None:
     # Not through a pipe: a training that outlives its study must be able to go on talking.
     with open(path / LOG, "ab") as out, open(path / LOG, "rb") as tail:
         tail.seek(0, 2)
-        command = [sys.executable, "-m", "dejavu_lit.resume", str(path)]
+        command = [sys.executable, "-m", "dejavu_lit", "resume", str(path)]
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, pass_fds=(lock,)
         )

@@ -98,7 +98,7 @@ class Side:
         if not path.is_file():
             if "@" in self.name:
                 return {}
-            raise UserError(f"{self.run} is not finished; start train.py again in it, or evaluate {self.run}@EPOCH")
+            raise UserError(f"{self.run} is not finished; start dejavu train again in it, or evaluate {self.run}@EPOCH")
         return read_object(path, RUN_SCHEMA)
 
     @property

@@ -55,7 +55,7 @@ class Cell:
         return label(self.name, self.train_size, self.seed)
 
     def side(self, name: str) -> str:
-        """The model of one side, as ``evaluate.py`` names it: RUN or RUN@EPOCH."""
+        """The model of one side, as ``dejavu evaluate`` names it: RUN or RUN@EPOCH."""
         run = self.target if name == "target" else self.reference
         return f"{run}@{self.epochs[name]}" if name in self.epochs else str(run)
 

@@ -26,7 +26,7 @@ def pair_runs(folder: Path) -> tuple[list[Cell], list[str]]:
         UserError: no such folder, or no finished run there.
     """
     if not folder.is_dir():
-        raise UserError(f"sweep={folder} is no folder; give that of a multirun of train.py")
+        raise UserError(f"sweep={folder} is no folder; give that of a multirun of dejavu train")
     found: dict[str, dict[str, Path]] = {}
     configs: dict[str, dict[str, Any]] = {}
     left_out = []
@@ -35,7 +35,7 @@ def pair_runs(folder: Path) -> tuple[list[Cell], list[str]]:
         if config.get("side") not in SIDES:
             continue
         if not (run / FINISHED).is_file():
-            left_out.append(f"{run} is not finished; the same train.py goes on with it")
+            left_out.append(f"{run} is not finished; the same dejavu train goes on with it")
             continue
         key = identity({name: value for name, value in config.items() if name != "side"})
         key += json.dumps([value for name, value in _flat(config) if name in ROUNDING])
@@ -45,7 +45,7 @@ def pair_runs(folder: Path) -> tuple[list[Cell], list[str]]:
         found[key][config["side"]] = run
         configs[key] = config
     if not found:
-        raise UserError(f"{folder} holds no finished runs; give the folder of a multirun of train.py")
+        raise UserError(f"{folder} holds no finished runs; give the folder of a multirun of dejavu train")
     pairs = {key: runs for key, runs in found.items() if set(runs) == set(SIDES)}
     for runs in (runs for key, runs in found.items() if key not in pairs):
         left_out += [f"{run} has no partner (the same settings with the other side)" for run in runs.values()]

@@ -49,7 +49,7 @@ def _environment() -> Iterator[None]:
 
 def run(command: str, *options: str, cwd: Path = ROOT, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run one of the project's commands (``train``, ``evaluate``, …) as a user would."""
-    script = [str(ROOT / f"{command}.py")] if "." not in command else ["-m", command]
+    script = [str(ROOT / f"{command}.py")] if (ROOT / f"{command}.py").is_file() else ["-m", "dejavu_lit", command]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, *script, *options], cwd=cwd, capture_output=True, text=True, env=environment, timeout=900
@@ -79,7 +79,7 @@ def call(command: str, *options: str) -> subprocess.CompletedProcess[str]:
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared folder of a few hundred scenes."""
     out = tmp_path_factory.mktemp("data") / "scenes"
-    run("dejavu_lit.prepare", f"data.dir={out}", *[o for o in SMALL if o.startswith("data.")])
+    run("prepare", f"data.dir={out}", *[o for o in SMALL if o.startswith("data.")])
     return out
 
 

@@ -206,5 +206,5 @@ def test_mistakes_in_one_sentence(scenes: Path, tmp_path: Path, option: str, sai
 
 
 def test_help_imports_no_torch() -> None:
-    done = run("dejavu_lit.dedup", "--help")
+    done = run("dedup", "--help")
     assert "data.exclude" in done.stdout

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from dejavu_lit import entry as commands
 from dejavu_lit.entry import help
 from dejavu_lit.entry.frame import CONF
 
@@ -54,9 +55,8 @@ def test_help(command: str) -> None:
 def worked(command: str) -> list[list[str]]:
     """The overrides of the commands that the help shows."""
     text = help.text(CONF, command).split("Groups:")[0].split("Options of")[0]
-    rows = [shlex.split(line) for line in text.splitlines() if line.startswith("  python ")]
-    no_override = ("-m", "…", f"{command}.py", "train.py", f"dejavu_lit.{command}")
-    return [[word for word in row[1:] if word not in no_override] for row in rows]
+    rows = [shlex.split(line) for line in text.splitlines() if line.startswith("  dejavu ")]
+    return [[word for word in row[2:] if word not in ("-m", "…")] for row in rows]
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c != "dedup"])
@@ -78,12 +78,12 @@ def test_help_is_quick_and_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "python train.py side=target" in done.stdout
+    assert "dejavu train side=target" in done.stdout
 
 
 def test_the_report_has_help_of_its_own(tmp_path: Path) -> None:
-    done = run("dejavu_lit.report", "--help", cwd=tmp_path)
-    assert done.stdout.count("python -m dejavu_lit.report path=") >= 3
+    done = run("report", "--help", cwd=tmp_path)
+    assert done.stdout.count("dejavu report path=") >= 3
     for option in ("path", "redact", "out", "data", "limit"):
         assert f"\n  {option}=" in done.stdout
 
@@ -152,3 +152,15 @@ def test_types_defaults_and_meanings_come_from_file_and_class(tmp_path: Path) ->
     assert found["ema"].meaning.startswith("decay of the weights' running average")
     assert found["+stop_epoch"].default == "null"
     assert found["+stop_epoch"].kind == "whole number or null"
+
+
+def test_dejavu_lists_the_commands_with_a_line_each(tmp_path: Path) -> None:
+    done = run("--help", cwd=tmp_path)
+    lines = [line.split(maxsplit=1) for line in done.stdout.splitlines() if line.startswith("  ")]
+    assert [name for name, _ in lines] == list(commands.COMMANDS)
+    assert all(len(words) > 15 for _, words in lines)
+    done = run("trian", cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "error: dejavu trian is not a command (did you mean 'train'?); choose one of train, evaluate"
+    )

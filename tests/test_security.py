@@ -97,7 +97,7 @@ COPY = "{_target_: shutil.copy, src: /etc/hostname, dst: OWNED}"
 )
 def test_hydra_calls_nothing_for_a_config(option, words, tmp_path):
     owned = tmp_path / "owned"
-    said = refused("plan", f"metrics={tmp_path / 'none.json'}", option.replace("OWNED", str(owned)))
+    said = refused("power", f"metrics={tmp_path / 'none.json'}", option.replace("OWNED", str(owned)))
     assert words is None or words in said
     assert not owned.exists()
 

@@ -43,11 +43,10 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def call(installed: Path, cwd: Path, *command: str, timeout: int = 300) -> subprocess.CompletedProcess[str]:
-    """A command of the installed package: a console script, or a module."""
-    script = [str(installed / "bin" / command[0])] if command[0].startswith("dejavu-") else ["-m", command[0]]
+    """``dejavu COMMAND …`` of the installed package."""
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     return subprocess.run(
-        [sys.executable, *script, *command[1:]],
+        [sys.executable, str(installed / "bin" / "dejavu"), *command],
         cwd=cwd,
         env=environment,
         capture_output=True,
@@ -84,48 +83,34 @@ def test_it_says_what_it_needs_and_is_licensed(wheel):
 
 
 def test_commands_work_and_are_called_by_their_names_where_there_is_no_checkout(installed, tmp_path):
-    said = call(installed, tmp_path, "dejavu-mitigate", "--help")
+    said = call(installed, tmp_path, "mitigate", "--help")
     assert said.returncode == 0, said.stderr
-    assert "  dejavu-mitigate experiment=demo" in said.stdout
-    assert "mitigate.py" not in said.stdout
-    said = call(installed, tmp_path, "dejavu-train", "side=target", "mitigation=mask", f"out={tmp_path / 'run'}")
+    assert "  dejavu mitigate experiment=demo" in said.stdout
+    said = call(installed, tmp_path, "train", "side=target", "mitigation=mask", f"out={tmp_path / 'run'}")
     assert said.returncode == 1
     assert "mitigation=mask is unknown" in said.stderr
     assert "text_mask" in said.stderr
-    for module in ("prepare", "annotate", "dedup", "plan", "report", "resume"):
-        said = call(installed, tmp_path, f"dejavu_lit.{module}", "--help")
+    for module in ("prepare", "annotate", "dedup", "power", "report", "resume"):
+        said = call(installed, tmp_path, module, "--help")
         assert said.returncode == 0, said.stderr
-        assert f"python -m dejavu_lit.{module}" in said.stdout
-        assert "train.py" not in said.stdout
+        assert f"dejavu {module}" in said.stdout
     assert list(tmp_path.iterdir()) == []
-
-
-def test_sentences_name_the_commands_that_there_are():
-    from dejavu_lit.errors import as_called
-
-    text = "start train.py again; python evaluate.py target=RUN; /home/me/train.py stays"
-    assert as_called(text) == text  # in this checkout
-    assert as_called(text, Path("/nowhere")) == (
-        "start dejavu-train again; dejavu-evaluate target=RUN; /home/me/train.py stays"
-    )
 
 
 @pytest.mark.slow
 def test_a_study_runs_outside_of_the_checkout(installed, tmp_path):
     options = [*SMALL, "recipe.epochs=1", "experiment=demo", "out=study", f"data.dir={tmp_path / 'scenes'}"]
-    done = call(installed, tmp_path, "dejavu-mitigate", *options, "evaluate.statistics.bootstrap=100", timeout=900)
+    done = call(installed, tmp_path, "mitigate", *options, "evaluate.statistics.bootstrap=100", timeout=900)
     assert done.returncode == 0, done.stderr
     study = tmp_path / "study"
     assert (study / "report" / "index.html").is_file()
-    said = call(
-        installed, tmp_path, "dejavu_lit.report", f"path={study}", "redact=true", f"out={tmp_path / 'redacted'}"
-    )
+    said = call(installed, tmp_path, "report", f"path={study}", "redact=true", f"out={tmp_path / 'redacted'}")
     assert said.returncode == 0, said.stderr
     runs = study / "runs"
     target, reference = (next(runs.glob(f"none-*-{side}")) for side in ("target", "reference"))
-    said = call(installed, tmp_path, "dejavu-evaluate", f"target={target}", f"reference={reference}", "out=gap")
+    said = call(installed, tmp_path, "evaluate", f"target={target}", f"reference={reference}", "out=gap")
     assert said.returncode == 0, said.stderr
-    said = call(installed, tmp_path, "dejavu_lit.plan", f"metrics={tmp_path / 'gap' / 'metrics.json'}")
+    said = call(installed, tmp_path, "power", f"metrics={tmp_path / 'gap' / 'metrics.json'}")
     assert said.returncode == 0, said.stderr
-    said = call(installed, tmp_path, "dejavu_lit.resume", str(target))
+    said = call(installed, tmp_path, "resume", str(target))
     assert said.returncode == 0, said.stderr

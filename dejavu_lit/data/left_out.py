@@ -93,7 +93,7 @@ def later_duplicates(
     if groups is None:
         raise UserError(
             f"mitigation.dedup=true needs the groups of near-duplicates, which {manifest} does not list: prepare the data "
-            "again into another data.dir=, or use data.exclude= with a list by python -m dejavu_lit.dedup within=true"
+            "again into another data.dir=, or use data.exclude= with a list by dejavu dedup within=true"
         )
     mine = groups.get(name, []) if isinstance(groups, dict) else None
     if not isinstance(mine, list) or not all(isinstance(g, list) and all(isinstance(k, str) for k in g) for g in mine):

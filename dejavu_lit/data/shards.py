@@ -169,7 +169,7 @@ class ShardSet:
         if (folder.parent / REMOTE).is_file() and (folder / SIZES).is_file():
             names = tuple(sorted(read_object(folder / SIZES)))  # some may not be on this node yet
         if not names:
-            raise UserError(f"{folder} holds no shards (*.tar); check data.dir or run python -m dejavu_lit.prepare")
+            raise UserError(f"{folder} holds no shards (*.tar); check data.dir or run dejavu prepare")
         known: dict[str, int] = read_json(folder / SIZES) if (folder / SIZES).exists() else {}
         if not isinstance(known, dict) or not all(
             type(size) is int and 0 <= size < MOST_PAIRS and "/" not in name for name, size in known.items()

@@ -53,9 +53,7 @@ class DataSpec:
     def check(self) -> None:
         """Raise UserError where the folder was not prepared, or by a version that wrote it otherwise."""
         if not (self.folder / MANIFEST).is_file():
-            raise UserError(
-                f"data.dir={self.folder} holds no {MANIFEST}; make it with python -m dejavu_lit.prepare data=…"
-            )
+            raise UserError(f"data.dir={self.folder} holds no {MANIFEST}; make it with dejavu prepare data=…")
         read_object(self.folder / MANIFEST, SCHEMA)
 
     @cached_property
@@ -107,7 +105,7 @@ class DataSpec:
         name = choice or self.objects
         if name is None:
             raise UserError(
-                "this data brings no objects; find them with python -m dejavu_lit.annotate, and give objects=NAME or FOLDER"
+                "this data brings no objects; find them with dejavu annotate, and give objects=NAME or FOLDER"
             )
         fetch_objects(self.folder, name)
         for folder in (self.folder / "objects" / name, Path(name)):

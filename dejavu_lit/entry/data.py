@@ -1,4 +1,4 @@
-"""The commands that make data ready: ``python -m dejavu_lit.prepare``, and what every command does with ``data=``."""
+"""The commands that make data ready: ``dejavu prepare``, and what every command does with ``data=``."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""``python -m dejavu_lit.dedup``: find duplicates, and list what to leave out."""
+"""``dejavu dedup``: find duplicates, and list what to leave out."""
 
 from pathlib import Path
 

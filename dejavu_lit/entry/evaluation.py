@@ -1,4 +1,4 @@
-"""``evaluate.py``: measure one pair of models, or every pair of a sweep."""
+"""``dejavu evaluate``: measure one pair of models, or every pair of a sweep."""
 
 import sys
 from contextlib import ExitStack
@@ -152,7 +152,7 @@ def _evaluated_data(config: dict[str, Any], comparison: Any) -> Any:
     data = Side(comparison.target, Path()).data
     if data is None:
         raise UserError(
-            f"target={comparison.target} is no run of train.py; say which data: data=scenes|coco|prepared …"
+            f"target={comparison.target} is no run of dejavu train; say which data: data=scenes|coco|prepared …"
         )
     return replace(data, **pinned(_given(config)))
 

@@ -30,10 +30,15 @@ HERE = Path(__file__).resolve().parent.parent
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
 
 
-def command(config_name: str, task: Callable[[DictConfig, Path], None]) -> Callable[[], None]:
-    """A command: Hydra reads the config, ``task`` does the work, and a user's mistake ends as one sentence."""
+def command(config_name: str, task: Callable[[DictConfig, Path], None]) -> Callable[..., None]:
+    """A command: Hydra reads the config, ``task`` does the work, and a user's mistake ends as one sentence.
+
+    The command takes its arguments, those of the command line by default.
+    """
+    called = sys.argv  # in full, for the processes that Lightning starts by it
 
     def job(cfg: DictConfig) -> None:
+        sys.argv = called
         try:
             task(cfg, _out(cfg))
         except Exception as error:
@@ -47,23 +52,28 @@ def command(config_name: str, task: Callable[[DictConfig, Path], None]) -> Calla
                 fail(sentence)
             raise
 
-    def command() -> None:
+    def command(arguments: Sequence[str] | None = None) -> None:
+        nonlocal called
         with ending():
-            if {"-h", "--help"} & set(sys.argv[1:]):
+            called = sys.argv
+            given = [_quoted(argument) for argument in (called[1:] if arguments is None else arguments)]
+            if {"-h", "--help"} & set(given):
                 print(help.text(CONF, config_name))
                 return
-            sys.argv[1:] = [_quoted(argument) for argument in sys.argv[1:]]
-            guard.check_arguments(sys.argv[1:])
+            guard.check_arguments(given)
+            sys.argv = [called[0], *given]  # Hydra reads it
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let exceptions through to the lines below
             warnings.filterwarnings("ignore", category=UserWarning, module="hydra")
             try:
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
             except (HydraException, OmegaConfBaseException) as error:
-                fail(explain(error, config_name, sys.argv[1:]))
+                fail(explain(error, config_name, given))
             except RuntimeError as error:
                 if not type(error).__module__.startswith("submitit."):
                     raise
                 fail(refused(error))
+            finally:
+                sys.argv = called
 
     job.__module__, job.__qualname__ = __name__, f"_{config_name}_job"
     globals()[job.__qualname__] = job  # launchers that pickle the job find it by its name

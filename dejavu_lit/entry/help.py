@@ -9,8 +9,6 @@ from typing import Any
 
 import yaml
 
-from dejavu_lit.errors import as_called
-
 GROUPS = {
     "data": "pictures and captions",
     "model": "architecture",
@@ -52,8 +50,7 @@ def text(conf: Path, command: str) -> str:
     options.insert(0, _options(source))
     body = "\n".join(f"  {line}" if line else "" for part in options for line in part)
     lines = [line for group, chosen in groups for line in _group(conf / group, chosen)]
-    whole = "\n\n".join([header, *([GROUPS_HEAD + "\n".join(lines)] if lines else []), OPTIONS_HEAD + body, FOOT])
-    return as_called(whole)
+    return "\n\n".join([header, *([GROUPS_HEAD + "\n".join(lines)] if lines else []), OPTIONS_HEAD + body, FOOT])
 
 
 def _defaults(config: dict[str, Any]) -> list[tuple[str, str | None]]:

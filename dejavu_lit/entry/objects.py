@@ -1,4 +1,4 @@
-"""``python -m dejavu_lit.annotate``: find objects, compare two artifacts, or draw one's boxes."""
+"""``dejavu annotate``: find objects, compare two artifacts, or draw one's boxes."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""``python -m dejavu_lit.plan``."""
+"""``dejavu power``."""
 
 from pathlib import Path
 
@@ -7,8 +7,8 @@ from omegaconf import DictConfig
 from dejavu_lit.entry.frame import plain
 
 
-def plan(cfg: DictConfig, out: Path) -> None:
-    """Say how many records and seed pairs a gap needs to be seen."""
+def power(cfg: DictConfig, out: Path) -> None:
+    """Compute how many records and seed pairs a gap needs."""
     from dejavu_lit import plan
 
     config = plain(cfg)

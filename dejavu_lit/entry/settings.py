@@ -1,4 +1,4 @@
-"""The settings of a study as ``mitigate.py`` gets them: composed, and known to be right before anything is trained."""
+"""The settings of a study as ``dejavu mitigate`` gets them: composed, and known to be right before anything is trained."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -184,9 +184,7 @@ def _check(runs: Mapping[str, Mapping[str, Any]], evaluation: dict[str, Any], ch
     """Build the small parts of a setting and hold them against its data, once for all settings that share them."""
     for side, run in runs.items():
         if missing := [name for name, value in run["data"].items() if value == "???"]:
-            raise UserError(
-                f"data.{missing[0]} is missing; give data.{missing[0]}=…, as python -m dejavu_lit.prepare made it"
-            )
+            raise UserError(f"data.{missing[0]} is missing; give data.{missing[0]}=…, as dejavu prepare made it")
         for name in PARTS:
             if _first(run[name], checked):
                 build(run[name], name)

@@ -1,4 +1,4 @@
-"""``mitigate.py`` and ``evaluate.py sweep=``: the runs of a study, trained where missing, evaluated and ranked."""
+"""``dejavu mitigate`` and ``dejavu evaluate sweep=``: the runs of a study, trained where missing, evaluated and ranked."""
 
 import logging
 import sys

@@ -1,4 +1,4 @@
-"""``train.py``: train one side, or go on with a run from its own directory."""
+"""``dejavu train``: train one side, or go on with a run from its own directory."""
 
 import logging
 import os

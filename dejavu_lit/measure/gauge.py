@@ -1,7 +1,7 @@
 """The gauge: PPG, PRG and AUCG of a model as it stands, on fixed samples of pairs, against a reference.
 
 It consists of the parts of an evaluation (fixed chunks, exact search, scores, blocks), so on the same records it gives the
-figures of ``evaluate.py``. What does not change between two measurements is kept: the decoded public pictures, and the
+figures of ``dejavu evaluate``. What does not change between two measurements is kept: the decoded public pictures, and the
 reference's neighbours.
 """
 

@@ -202,10 +202,10 @@ def damage_told(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run evaluate.py to make it") from None
+        raise UserError(f"{path} does not exist; run dejavu evaluate to make it") from None
     except (*DAMAGE, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is no records file ({first_line(error)}); remove it and run evaluate.py again"
+            f"{path} is no records file ({first_line(error)}); remove it and run dejavu evaluate again"
         ) from None
 
 
@@ -214,10 +214,10 @@ def check_columns(path: Path, names: Sequence[str]) -> None:
     there = pq.read_schema(path)
     for name in names:
         if there.names.count(name) != 1:
-            raise UserError(f"{path} has no column {name!r}; remove it and run evaluate.py again")
+            raise UserError(f"{path} has no column {name!r}; remove it and run dejavu evaluate again")
         if there.field(name).type != SCHEMA.field(name).type:
             raise UserError(
-                f"the column {name!r} of {path} holds {there.field(name).type}; remove it and run evaluate.py again"
+                f"the column {name!r} of {path} holds {there.field(name).type}; remove it and run dejavu evaluate again"
             )
 
 
@@ -266,7 +266,7 @@ def _read_columns(path: Path, keys: list[str]) -> dict[str, list[Any]]:
     with damage_told(path):
         table = pq.read_table(path)
         if table["key"].to_pylist() != keys:
-            raise UserError(f"{path} belongs to other records; remove it and run evaluate.py again")
+            raise UserError(f"{path} belongs to other records; remove it and run dejavu evaluate again")
         return {
             name: [json.loads(text) for text in table[name].to_pylist()] for name in table.column_names if name != "key"
         }

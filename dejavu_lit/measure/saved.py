@@ -50,7 +50,7 @@ def read_evaluation(
     there = {name: folder / file for name, file in FILES.items() if (folder / file).exists()}
     if "population" not in there:
         raise UserError(
-            f"{folder} holds no {FILES['population']}; give the folder of an evaluation (evaluate.py out=…)"
+            f"{folder} holds no {FILES['population']}; give the folder of an evaluation (dejavu evaluate out=…)"
         )
 
     def at(threshold: float) -> Mapping[str, Objects]:
@@ -95,7 +95,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     schema = json.loads((files("dejavu_lit.measure") / "metrics.schema.json").read_text(encoding="utf-8"))
     wrong = next(jsonschema.Draft202012Validator(schema).iter_errors(found), None)
     if wrong is not None:
-        raise UserError(f"{path} is damaged ({wrong.json_path}: {wrong.message[:200]}); run evaluate.py again")
+        raise UserError(f"{path} is damaged ({wrong.json_path}: {wrong.message[:200]}); run dejavu evaluate again")
     return found
 
 

@@ -2,7 +2,7 @@
 
 | name | what it is |
 |---|---|
-| ``RUN`` | a run of train.py, its exported ``model/`` |
+| ``RUN`` | a run of dejavu train, its exported ``model/`` |
 | ``RUN@EPOCH`` | the same run's checkpoint of that epoch |
 | ``ARCH@TAG`` | weights released with open_clip, e.g. ``ViT-B-32@openai`` (needs a network, or open_clip's cache) |
 | ``ARCH@FILE`` | weights of an open_clip architecture in a local file |

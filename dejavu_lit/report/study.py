@@ -39,7 +39,7 @@ def write_study_pages(
     """
     study = read_object(path / "study.json", SCHEMA)
     if not study.get("settings"):
-        raise UserError(f"{path}/study.json holds no settings; run mitigate.py again")
+        raise UserError(f"{path}/study.json holds no settings; run dejavu mitigate again")
     rows = dict(zip(labels(study["settings"]), study["settings"], strict=True))
     found = {
         label: Evaluation.open((path / row["metrics"]).parent, data)

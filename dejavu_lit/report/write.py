@@ -71,7 +71,7 @@ def _build(path: Path, target: Path, redact: bool, data: Path | None, limit: int
             write_single(part, Evaluation.open(path, data), redact, limit, earlier)
         else:
             raise UserError(
-                f"{path} holds neither metrics.json nor study.json; give the out= of evaluate.py or mitigate.py"
+                f"{path} holds neither metrics.json nor study.json; give the out= of dejavu evaluate or dejavu mitigate"
             )
         for name in ("report.css", "report.js", "cards.js", "study.js"):
             write_text(part / "static" / name, parts.static(name))

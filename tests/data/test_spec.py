@@ -19,7 +19,7 @@ def said(mistake: Callable[[], object]) -> str:
 
 def test_a_folder_that_was_not_prepared(tmp_path: Path) -> None:
     assert said(DataSpec("mine", dir=str(tmp_path)).check) == (
-        f"data.dir={tmp_path} holds no manifest.json; make it with python -m dejavu_lit.prepare data=…"
+        f"data.dir={tmp_path} holds no manifest.json; make it with dejavu prepare data=…"
     )
     (tmp_path / "manifest.json").write_text('{"schema": 99}')
     assert "99" in said(DataSpec("mine", dir=str(tmp_path)).check)

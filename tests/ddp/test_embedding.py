@@ -14,7 +14,7 @@ from tests.models.tiny import write_clip
 def data(tmp_path_factory):
     """Scenes in shards of 20 pairs."""
     out = tmp_path_factory.mktemp("shards") / "scenes"
-    run("dejavu_lit.prepare", f"data.dir={out}", "pairs_per_shard=20", *[o for o in SMALL if o.startswith("data.")])
+    run("prepare", f"data.dir={out}", "pairs_per_shard=20", *[o for o in SMALL if o.startswith("data.")])
     return out
 
 

@@ -29,7 +29,7 @@ def options(tmp_path_factory):
     """Two untrained models on scenes in shards of 20 pairs."""
     base = tmp_path_factory.mktemp("shared")
     data = base / "scenes"
-    run("dejavu_lit.prepare", f"data.dir={data}", "pairs_per_shard=20", *[o for o in SMALL if o.startswith("data.")])
+    run("prepare", f"data.dir={data}", "pairs_per_shard=20", *[o for o in SMALL if o.startswith("data.")])
     models = [f"local-dir:{write_clip(base / str(seed), seed)}" for seed in (0, 1)]
     return [
         f"target={models[0]}",
@@ -193,7 +193,7 @@ def test_annotating_is_shared(options, tmp_path):
         data,
         "sets=[A,P]",
     ]  # there are none: all fail
-    command = [sys.executable, "-m", "dejavu_lit.annotate", *options]
+    command = [sys.executable, "-m", "dejavu_lit", "annotate", *options]
     for name, more in (("alone", []), ("shared", DDP)):
         code, said = end(begin([*command, f"name={name}", *more]))
         assert code == 0, said

@@ -12,7 +12,7 @@ COCO = ROOT.parent / "shared" / "data" / "coco-mini"
 @pytest.mark.skipif(not COCO.is_dir(), reason="needs ../shared/data/coco-mini")
 def test_coco_from_json_to_a_gap(tmp_path):
     data = tmp_path / "coco"
-    run("dejavu_lit.prepare", "data=coco", f"data.reader.root={COCO}", f"data.dir={data}")
+    run("prepare", "data=coco", f"data.reader.root={COCO}", f"data.dir={data}")
     manifest = json.loads((data / "manifest.json").read_text())
     assert sum(manifest["sets"][name]["pairs"] for name in "ABHVP") >= 155
     model = [o for o in SMALL if not o.startswith("data.")]

@@ -263,7 +263,7 @@ def test_experiments_compose(name):
     config = yaml.safe_load(done.stdout)
     assert config["settings"]
     head = (Path(ROOT) / "conf" / "experiment" / f"{name}.yaml").read_text().splitlines()
-    assert head[1].startswith(f"# python mitigate.py experiment={name}")
+    assert head[1].startswith(f"# dejavu mitigate experiment={name}")
     assert config["out"] == f"outputs/{name}"
 
 

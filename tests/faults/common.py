@@ -21,7 +21,7 @@ FEW = ["k=5", "ks=[5]", "statistics.bootstrap=200", "report.write=false"]  # of 
 
 def start(command: str, *options: str, **given: object) -> subprocess.Popen[str]:
     """One of the project's commands as a process in a session of its own, with the system's own answers to signals."""
-    script = [str(ROOT / f"{command}.py")] if "." not in command else ["-m", command]
+    script = [str(ROOT / f"{command}.py")] if (ROOT / f"{command}.py").is_file() else ["-m", "dejavu_lit", command]
     return subprocess.Popen(
         [sys.executable, *script, *options],
         cwd=ROOT,
@@ -68,11 +68,11 @@ def sentence(done: subprocess.CompletedProcess[str], code: int = 1) -> str:
 
 
 def report(*options: str) -> subprocess.CompletedProcess[str]:
-    """``python -m dejavu_lit.report`` in this process."""
+    """``dejavu report`` in this process."""
     import io
     from contextlib import redirect_stderr, redirect_stdout
 
-    from dejavu_lit.report.__main__ import main
+    from dejavu_lit.entry.report import main
 
     out, err, code = io.StringIO(), io.StringIO(), 0
     before, sys.argv = sys.argv, ["report", *options]

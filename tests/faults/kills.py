@@ -102,7 +102,7 @@ def _become(order: dict[str, Any]) -> None:
         for number, file in enumerate((nothing, log, log)):
             os.dup2(file.fileno(), number)
     script = ROOT / f"{order['command']}.py"
-    arguments = [str(script)] if script.exists() else ["-m", f"dejavu_lit.{order['command']}"]
+    arguments = [str(script)] if script.exists() else ["-m", "dejavu_lit", order["command"]]
     if order["real"]:
         os.execv(sys.executable, [sys.executable, *arguments, *order["options"]])
     sys.argv = [arguments[-1], *order["options"]]

@@ -70,7 +70,7 @@ def test_two_annotations_of_the_same_data_share_the_work(scenes, tmp_path):
     """That is what they are for: parts are whole or absent, and the same whoever writes them."""
     data = shutil.copytree(scenes, tmp_path / "scenes")
     options = [*annotation(scenes, tmp_path / "table.parquet"), f"data.dir={data}"]
-    processes = [start("dejavu_lit.annotate", *options, "name=both") for _ in "ab"]
+    processes = [start("annotate", *options, "name=both") for _ in "ab"]
     assert [process.wait(300) for process in processes] == [0, 0]
     for process in processes:
         process.communicate()

@@ -127,7 +127,7 @@ def test_a_second_ctrl_c_does_not_wait(starter, scenes, tmp_path):
 
 def test_a_reader_that_has_left_ends_a_command_without_a_word():
     """As ``… | head -1``: the pipe's reading end is closed before anything is written."""
-    for command in (["-m", "dejavu_lit.plan", "--help"], ["mitigate.py", "experiment=mitigations", "--cfg", "job"]):
+    for command in (["-m", "dejavu_lit", "power", "--help"], ["mitigate.py", "experiment=mitigations", "--cfg", "job"]):
         reading, writing = os.pipe()
         os.close(reading)
         with os.fdopen(writing, "wb") as out:
@@ -145,7 +145,7 @@ def test_a_command_as_the_shell_starts_it(number, runs, tmp_path):
     """Not forked from a process that has imported everything: the report, which has no other way."""
     done = call("evaluate", *(f"{side}={path}" for side, path in runs.items()), f"out={tmp_path / 'e'}", *FEW)
     assert done.returncode == 0, done.stderr
-    process = start("dejavu_lit.report", f"path={tmp_path / 'e'}", f"out={tmp_path / 'r'}")
+    process = start("report", f"path={tmp_path / 'e'}", f"out={tmp_path / 'r'}")
     wait_for((tmp_path / ".r.part").exists, process)
     process.send_signal(number)
     done = end(process)

@@ -164,8 +164,8 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     case = Case(2)
     records = case.records()
     both = (records.truth, records.public)
-    again = "remove it and run evaluate.py again"
-    assert said(tmp_path / "none.parquet", *both) == "FILE does not exist; run evaluate.py to make it"
+    again = "remove it and run dejavu evaluate again"
+    assert said(tmp_path / "none.parquet", *both) == "FILE does not exist; run dejavu evaluate to make it"
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
     told = said(tmp_path / "bad.parquet", *both)
     assert told.startswith("FILE is no records file (")
@@ -213,11 +213,11 @@ def test_damaged_columns_are_told(
     assert told in said(path, records.truth, records.public)
     pq.write_table(table.set_column(at, column, pa.array(range(40), pa.int8())), path)
     assert said(path, records.truth, records.public) == (
-        f"the column {column!r} of FILE holds int8; remove it and run evaluate.py again"
+        f"the column {column!r} of FILE holds int8; remove it and run dejavu evaluate again"
     )
     pq.write_table(table.append_column(column, table[column]), path)
     assert said(path, records.truth, records.public) == (
-        f"FILE has no column {column!r}; remove it and run evaluate.py again"
+        f"FILE has no column {column!r}; remove it and run dejavu evaluate again"
     )
 
 

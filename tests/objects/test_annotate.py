@@ -267,7 +267,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(data: Path, weights: 
         "annotator=torchvision", f"annotator.model={MODEL}", f"annotator.weights={weights}", f"data.dir={data}",
         "annotator.options={width: 8, hidden: 16}", "annotator.batch=2",
     ]  # fmt: skip
-    command = [sys.executable, "-m", "dejavu_lit.annotate", *options, "name=killed"]
+    command = [sys.executable, "-m", "dejavu_lit", "annotate", *options, "name=killed"]
     for kill_at in (1, 3):
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         while len(list(data.glob("objects/killed/*/*.parquet"))) < kill_at and process.poll() is None:
@@ -276,11 +276,11 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(data: Path, weights: 
         process.wait()
     there = {p: p.stat().st_mtime_ns for p in data.glob("objects/killed/*/*.parquet")}
     assert 3 <= len(there) <= 6
-    done = run("dejavu_lit.annotate", *options, "name=killed")
+    done = run("annotate", *options, "name=killed")
     assert f"6 of 6 parts are whole; annotated {55 - sum(map(pictures_of, there))} pictures" in done.stdout
     assert "pictures/s" in done.stdout or sum(map(pictures_of, there)) == 55
     assert {p: p.stat().st_mtime_ns for p in there} == there
-    run("dejavu_lit.annotate", *options, "name=alone")
+    run("annotate", *options, "name=alone")
     assert contents(data / "objects/killed") == contents(data / "objects/alone")
     assert sum(len(row) for p in there for row in pq.read_table(p)["labels"].to_pylist()) > 0
 

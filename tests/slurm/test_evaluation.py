@@ -12,12 +12,12 @@ from tests.slurm.conftest import sbatch
 
 def test_two_tasks_evaluate_and_annotate_as_one_process(cluster, tmp_path):
     data = tmp_path / "scenes"
-    run("dejavu_lit.prepare", f"data.dir={data}", "pairs_per_shard=20", *[o for o in SMALL if o.startswith("data.")])
+    run("prepare", f"data.dir={data}", "pairs_per_shard=20", *[o for o in SMALL if o.startswith("data.")])
     sides = ("target", "reference")
     models = [f"{side}=local-dir:{write_clip(tmp_path / side, seed)}" for seed, side in enumerate(sides)]
     evaluation = [*models, "data=scenes", f"data.dir={data}", "swapped=true", "k=5", "ks=[1,5]", "report.write=false"]
     objects = ["annotator=captions", "annotator.field=other", "max_failed=1", f"data.dir={data}", "sets=[A,P]"]
-    evaluate, annotate = f"{ROOT / 'evaluate.py'}", "-m dejavu_lit.annotate"
+    evaluate, annotate = f"{ROOT / 'evaluate.py'}", "-m dejavu_lit annotate"
     two = f"out={tmp_path / 'two'}"
     steps = [
         f"srun {sys.executable} {evaluate} {words([*evaluation, two])}",
@@ -25,7 +25,7 @@ def test_two_tasks_evaluate_and_annotate_as_one_process(cluster, tmp_path):
     ]
     job = sbatch(cluster, tmp_path, "set -e\n" + "\n".join(steps))
     run("evaluate", *evaluation, f"out={tmp_path / 'one'}")
-    run("dejavu_lit.annotate", *objects, "name=one")
+    run("annotate", *objects, "name=one")
     assert cluster.wait(job) == "COMPLETED", (tmp_path / f"{job}.log").read_text()
     for name in ("records.parquet", "records_null.parquet", "records_swapped.parquet"):
         one, two = (pq.read_table(tmp_path / where / name).to_pylist() for where in ("one", "two"))

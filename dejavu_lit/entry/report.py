@@ -1,4 +1,4 @@
-"""``python -m dejavu_lit.report path=EVALUATION_OR_STUDY [redact=true] [out=DIR] [data=DIR] [limit=2000]``."""
+"""``dejavu report path=EVALUATION_OR_STUDY [redact=true] [out=DIR] [data=DIR] [limit=2000]``."""
 
 import sys
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from dejavu_lit.ending import ending
 from dejavu_lit.errors import UserError, suggest
 
 OPTIONS = ("path", "redact", "out", "data", "limit")
-HELP = """python -m dejavu_lit.report path=EVALUATION_OR_STUDY [option=value …]
+HELP = """dejavu report path=EVALUATION_OR_STUDY [option=value …]
 
 Makes report/index.html from the artifacts alone, without a model; it opens from disk.
 
@@ -18,9 +18,9 @@ Makes report/index.html from the artifacts alone, without a model; it opens from
   data=DIR     the prepared data, where they were moved since; pictures come from their shards
   limit=2000   how many of the most memorized pairs get a card
 
-  python -m dejavu_lit.report path=outputs/demo
-  python -m dejavu_lit.report path=outputs/eval redact=true out=for-the-privacy-officer
-  python -m dejavu_lit.report path=outputs/eval data=/mnt/data/coco limit=500
+  dejavu report path=outputs/demo
+  dejavu report path=outputs/eval redact=true out=for-the-privacy-officer
+  dejavu report path=outputs/eval data=/mnt/data/coco limit=500
 """
 
 
@@ -47,14 +47,11 @@ def run(arguments: Sequence[str]) -> Path:
     return write_report(given["path"], redact == "true", given.get("out"), given.get("data"), int(limit))
 
 
-def main() -> None:
-    """The command: one sentence and exit code 1 for a user's mistake."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the report of an evaluation or a study again."""
     import logging
 
+    given = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     with ending():
-        print(HELP if {"-h", "--help"} & set(sys.argv[1:]) else run(sys.argv[1:]))
-
-
-if __name__ == "__main__":
-    main()
+        print(HELP if {"-h", "--help"} & set(given) else run(given))
