@@ -1,6 +1,6 @@
 """Compare mitigations: python mitigate.py experiment=demo."""
 
-from dejavu_lit.entry import mitigate
+from dejavu_lit.cli import mitigate
 
 if __name__ == "__main__":
     mitigate()

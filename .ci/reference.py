@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from dejavu_lit.entry.help import GROUPS
+from dejavu_lit.cli.help import GROUPS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "dejavu_lit"
@@ -106,7 +106,7 @@ def _command(conf: Path, name: str) -> str:
 
 def _report() -> str:
     """The one command that is none of Hydra's: its options stand in its own help."""
-    tree = ast.parse((PACKAGE / "entry" / "report.py").read_text(encoding="utf-8"))
+    tree = ast.parse((PACKAGE / "cli" / "report.py").read_text(encoding="utf-8"))
     (text,) = (
         node.value.value
         for node in tree.body
@@ -311,6 +311,6 @@ def _escaped(text: str) -> str:
 
 
 if __name__ == "__main__":
-    from dejavu_lit.files import write_text
+    from dejavu_lit.utils.io import write_text
 
     write_text(ROOT / "docs" / "options.md", reference(ROOT / "conf"))

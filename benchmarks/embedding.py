@@ -24,7 +24,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from dejavu_lit.data.shards import Pair, ShardSet, write_shard
-from dejavu_lit.measure.embed import embed
+from dejavu_lit.evaluation.embed import embed
 from dejavu_lit.models.build import ModelSpec, export_config, export_weights
 from dejavu_lit.models.zoo import load_encoder
 

@@ -37,7 +37,7 @@ TINY = {
 
 def base(folder: Path, pairs: int) -> dict[str, Any]:
     """What the other stages import, and nothing else."""
-    for module in ("prepare", "evaluate", "entry.evaluation", "measure.embed", "models.zoo", "report.evaluation"):
+    for module in ("data.prepare", "evaluation.evaluate", "cli.evaluate", "evaluation.embed", "models.zoo", "report.evaluation"):
         importlib.import_module(f"dejavu_lit.{module}")
     return {"modules": len(sys.modules)}
 
@@ -67,8 +67,8 @@ def source(folder: Path, pairs: int) -> dict[str, Any]:
 
 def prepare(folder: Path, pairs: int) -> dict[str, Any]:
     """The command, with one worker."""
-    from dejavu_lit.data.existing import ShardReader
-    from dejavu_lit.prepare import prepare as run
+    from dejavu_lit.data.prepare import prepare as run
+    from dejavu_lit.data.readers.shards import ShardReader
 
     manifest = run(ShardReader(folder / "source"), folder / "data", SIZES, workers=1)
     used = {name: part["pairs"] for name, part in manifest["sets"].items()}
@@ -99,8 +99,8 @@ def objects(folder: Path, pairs: int) -> dict[str, Any]:
     """Objects as an annotator would leave them: for each picture one or two things by chance."""
     import numpy as np
 
+    from dejavu_lit.data.objects import Annotation, Annotator, write_objects
     from dejavu_lit.data.shards import ShardSet
-    from dejavu_lit.objects.artifact import Annotation, Annotator, write_objects
 
     for name in SIZES:
         shards = ShardSet.open(folder / "data" / name)
@@ -128,9 +128,9 @@ def embed(folder: Path, pairs: int) -> dict[str, Any]:
     import torch
 
     from dejavu_lit.data.shards import ShardSet
-    from dejavu_lit.measure.embed import embed as run
+    from dejavu_lit.evaluation.audited_model import Side
+    from dejavu_lit.evaluation.embed import embed as run
     from dejavu_lit.models.build import ModelSpec, export_config, export_weights
-    from dejavu_lit.sides import Side
 
     model = folder / "model"
     if not (model / "open_clip_model.safetensors").exists():
@@ -148,13 +148,13 @@ def embed(folder: Path, pairs: int) -> dict[str, Any]:
 
 def records(folder: Path, pairs: int) -> dict[str, Any]:
     """The evaluation of a sample of A and all of H against all of P: search, records, figures."""
-    from dejavu_lit import entry
+    from dejavu_lit import cli
 
     sample, model = max(1, pairs // 20), f"local-dir:{folder / 'model'}"
     sys.argv = ["evaluate.py", f"target={model}", f"reference={model}", "data=prepared", f"data.dir={folder / 'data'}"]
     sys.argv += [f"data.train_size={sample}", "objects=load", "threshold=0", f"embeddings={folder / 'embeddings'}"]
     sys.argv += [f"out={folder / 'evaluation'}", "allow_overlap=true", "workers=1"]
-    entry.evaluate()
+    cli.evaluate()
     metrics = json.loads((folder / "evaluation" / "metrics.json").read_text())
     assert metrics["counts"]["records"] == sample, metrics["counts"]
     for block in ("population", "null", "corrected"):

@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from dejavu_lit.evaluation.search import search
+from dejavu_lit.evaluation.search_index import has_bfloat16
 from dejavu_lit.measure.scores import Neighbors
-from dejavu_lit.measure.search import search
-from dejavu_lit.measure.search_index import has_bfloat16
 
 QUERIES, PUBLIC, WIDTH, K, PARTS = 5_000, 100_000, 512, 100, 10
 TILES = ((1024, 2048), (5000, 2048), (5000, 4096))  # shapes of the peer's products

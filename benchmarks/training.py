@@ -53,10 +53,10 @@ PRECISIONS = {"fp32": ("fp32", "32-true"), "bf16": ("amp_bf16", "bf16-mixed")}  
 
 def write_data(folder: Path, pairs: int) -> None:
     """Generated scenes, the embedded default data, as set A in eight shards."""
-    from dejavu_lit.data.scenes import SceneReader
+    from dejavu_lit.data.prepared import MANIFEST
+    from dejavu_lit.data.readers.scenes import SceneReader
     from dejavu_lit.data.shards import write_shards
-    from dejavu_lit.data.spec import MANIFEST
-    from dejavu_lit.files import write_json
+    from dejavu_lit.utils.io import write_json
 
     reader = SceneReader(pairs)
     write_shards(folder / "A", (reader.read(key)[0] for key in reader.keys()), pairs // 8)
@@ -118,11 +118,11 @@ def train_peer(folder: Path, claim: Claim, workers: int) -> list[float]:
 
 def train_ours(folder: Path, claim: Claim, augment: bool) -> list[float]:
     """Seconds of each epoch of `train.py`."""
-    from dejavu_lit.data.spec import DataSpec
+    from dejavu_lit.data.prepared import DataSpec
     from dejavu_lit.mitigation import Mitigation
     from dejavu_lit.models.build import ModelSpec
-    from dejavu_lit.models.clip import ClipModule, Recipe
-    from dejavu_lit.train import TrainerSettings, train
+    from dejavu_lit.training.clip_module import ClipModule, Recipe
+    from dejavu_lit.training.train import TrainerSettings, train
 
     begun: list[float] = []
     seconds: list[float] = []
@@ -217,10 +217,10 @@ def profile(name: str, trim: bool, steps: int = 3) -> dict[str, Any]:
     from dejavu_lit.data.module import PairDataModule
     from dejavu_lit.mitigation import Mitigation
     from dejavu_lit.models.build import ModelSpec, build_model, export_config
-    from dejavu_lit.models.clip import ClipModule, Recipe
-    from dejavu_lit.models.features import Compute
-    from dejavu_lit.models.loss import contrastive_loss
     from dejavu_lit.models.preprocess import Preprocess
+    from dejavu_lit.training.clip_module import ClipModule, Recipe
+    from dejavu_lit.training.features import Compute
+    from dejavu_lit.training.loss import contrastive_loss
 
     claim = CLAIMS[name]
     with tempfile.TemporaryDirectory() as where:

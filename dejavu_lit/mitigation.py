@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from dejavu_lit.errors import UserError
+from dejavu_lit.utils.errors import UserError
 
 # Knobs that are one number: (lowest, highest, whether the highest itself is allowed).
 RANGES: dict[str, tuple[float, float, bool]] = {

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dejavu_lit.errors import UserError
-from tests.data.pictures import encoded, picture
+from dejavu_lit.utils.errors import UserError
+from tests.data.images import encoded, picture
 
 TIMES = int(os.environ.get("DEJAVU_FUZZ", "1"))
 

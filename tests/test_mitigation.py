@@ -5,8 +5,8 @@ from dataclasses import fields
 import pytest
 import yaml
 
-from dejavu_lit.errors import UserError
 from dejavu_lit.mitigation import Mitigation
+from dejavu_lit.utils.errors import UserError
 from tests.conftest import ROOT, call
 
 PRESETS = sorted(path.stem for path in (ROOT / "conf" / "mitigation").glob("*.yaml"))

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dejavu_lit.data.decode import LONGEST_CAPTION
 from dejavu_lit.data.pictures import opened
 from dejavu_lit.data.shards import BadPair, Pair, ShardIndex, ShardSet
-from dejavu_lit.data.texts import LONGEST_CAPTION
-from dejavu_lit.progress import progress
+from dejavu_lit.utils.progress import progress
 
 Load = Callable[[Image.Image], np.ndarray]
 Loaded = tuple[np.ndarray, str, tuple[str, ...]]  # picture, the pair's caption, all captions that it has

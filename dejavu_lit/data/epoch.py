@@ -15,7 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
-from dejavu_lit.errors import UserError
+from dejavu_lit.utils.errors import UserError
 
 Positions = Mapping[int, Sequence[int]]  # {shard: positions in it}
 

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from dejavu_lit.data.stream import Batch, PairStream
-from dejavu_lit.errors import UserError
+from dejavu_lit.utils.errors import UserError
 
 LOOK = 5  # seconds between two looks whether the loader's processes live
 TIMED_OUT = "DataLoader timed out"  # how torch says it

@@ -13,13 +13,13 @@ from PIL import Image
 from dejavu_lit.data.cache import PictureCache, TokenCache, other_captions, pixels
 from dejavu_lit.data.captions import vocabulary
 from dejavu_lit.data.epoch import EpochPlan, Repeat, epoch_plan
-from dejavu_lit.data.left_out import count, later_duplicates, positions_of
+from dejavu_lit.data.exclude import count, later_duplicates, positions_of
 from dejavu_lit.data.loader import EpochLoader, LoaderSettings
+from dejavu_lit.data.prepared import MANIFEST, SETS
 from dejavu_lit.data.shards import Pair, ShardSet, read_pairs
-from dejavu_lit.data.spec import MANIFEST, SETS
 from dejavu_lit.data.stream import Augment, PairStream, Preprocess, Tokenizer
-from dejavu_lit.errors import UserError
 from dejavu_lit.mitigation import Mitigation
+from dejavu_lit.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from PIL import Image
 
 from dejavu_lit.data.shards import BadPair
-from dejavu_lit.errors import UserError
+from dejavu_lit.utils.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP")  # JPEG includes MPO
 PIXEL_LIMIT = 100_000_000  # a larger picture is taken for a decompression bomb

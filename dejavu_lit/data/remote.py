@@ -24,8 +24,8 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
-from dejavu_lit.errors import UserError
-from dejavu_lit.files import atomic, fingerprint, locked, read_json, read_object, write_json
+from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import atomic, fingerprint, locked, read_json, read_object, write_json
 
 STATE = "remote.json"  # in the mirror: where it comes from
 MANIFEST = "manifest.json"

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from dejavu_lit.data.duplicates import content_digest, perceptual_hash
+from dejavu_lit.data.decode import EMPTY
+from dejavu_lit.data.near_duplicates import content_digest, perceptual_hash
 from dejavu_lit.data.pictures import opened
-from dejavu_lit.data.reader import Reader
+from dejavu_lit.data.readers.base import Reader
 from dejavu_lit.data.shards import BadPair
-from dejavu_lit.data.texts import EMPTY
-from dejavu_lit.errors import UserError, first_line
-from dejavu_lit.files import atomic, fingerprint
-from dejavu_lit.parallel import spread
-from dejavu_lit.progress import progress
+from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.io import atomic, fingerprint
+from dejavu_lit.utils.parallel import spread
+from dejavu_lit.utils.progress import progress
 
 ARRAYS = ("digests", "hashes", "hashed", "bad", "keys")
 PART = 500  # pairs: a few seconds' work, so little is lost and the bar moves

@@ -19,13 +19,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from dejavu_lit.data.decode import LARGEST_JSON, meta_caption, read_meta, read_text
+from dejavu_lit.data.decode import BadPair as BadPair  # part of what this module offers
 from dejavu_lit.data.remote import STATE as REMOTE
 from dejavu_lit.data.remote import fetch_shard
-from dejavu_lit.data.texts import LARGEST_JSON, meta_caption, read_meta, read_text
-from dejavu_lit.data.texts import BadPair as BadPair  # part of what this module offers
-from dejavu_lit.errors import UserError
-from dejavu_lit.files import atomic, read_json, read_object, write_json
-from dejavu_lit.progress import progress
+from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import atomic, read_json, read_object, write_json
+from dejavu_lit.utils.progress import progress
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 SIZES = "sizes.json"

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dejavu_lit.errors import UserError, suggest
+from dejavu_lit.utils.errors import UserError, suggest
 
 SETS = ("A", "B", "H", "V", "P")
 UNUSED = -1

@@ -13,11 +13,11 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from dejavu_lit.data.cache import PictureCache, load_pair, pixels
 from dejavu_lit.data.captions import train_caption
+from dejavu_lit.data.decode import EMPTY
 from dejavu_lit.data.epoch import EpochPlan
 from dejavu_lit.data.shards import BadPair, ShardSet, index_shard
-from dejavu_lit.data.texts import EMPTY
-from dejavu_lit.errors import UserError
 from dejavu_lit.mitigation import Mitigation
+from dejavu_lit.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 

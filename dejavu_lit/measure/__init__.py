@@ -53,7 +53,7 @@ __all__ = [*_NAMES, "Objects", "read_objects"]
 
 def __getattr__(name: str) -> Any:
     if name in ("Objects", "read_objects"):
-        return getattr(import_module("dejavu_lit.objects.artifact"), name)
+        return getattr(import_module("dejavu_lit.data.objects"), name)
     if name in _NAMES:
         return getattr(import_module(f"dejavu_lit.measure.{_NAMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from dejavu_lit.errors import UserError
 from dejavu_lit.measure.population import FIGURES, Estimate, Outcomes, Resampling, estimate, outcomes
 from dejavu_lit.measure.records import Records
 from dejavu_lit.measure.scores import Scores
+from dejavu_lit.utils.errors import UserError
 
 BLOCKS = ("population", "null", "swapped", "symmetric", "corrected")
 

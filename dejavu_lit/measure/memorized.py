@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dejavu_lit.errors import UserError
-from dejavu_lit.files import atomic
 from dejavu_lit.measure.records import SIDES, Records
 from dejavu_lit.measure.sample import RANKINGS, rank
 from dejavu_lit.measure.scores import predict
+from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import atomic
 
 
 def most_memorized(

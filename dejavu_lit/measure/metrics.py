@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from dejavu_lit.errors import UserError
+from dejavu_lit.data.objects import Objects
 from dejavu_lit.measure.controls import BLOCKS, blind, blocks, found
-from dejavu_lit.measure.planted import planted_memory
+from dejavu_lit.measure.exposure import planted_memory
 from dejavu_lit.measure.population import Outcomes, Resampling, outcomes
 from dejavu_lit.measure.records import EXPOSURE, Records
 from dejavu_lit.measure.sample import curves, recall_curves, table
 from dejavu_lit.measure.scores import Scores
 from dejavu_lit.measure.subgroups import BUILT_IN, by_subgroup, check_columns
-from dejavu_lit.objects.artifact import Objects
+from dejavu_lit.utils.errors import UserError
 
 VERSION = 1
 SETS = {"population": "A", "null": "H", "swapped": "B"}

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from scipy.special import betainc
 
-from dejavu_lit.errors import UserError
 from dejavu_lit.measure.scores import Scores
+from dejavu_lit.utils.errors import UserError
 
 FIGURES = ("ppg", "prg", "aucg")
 

@@ -23,10 +23,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dejavu_lit.errors import UserError, first_line
-from dejavu_lit.files import atomic
+from dejavu_lit.data.objects import DAMAGE, Objects
 from dejavu_lit.measure.scores import Neighbors, Scores, predict, score
-from dejavu_lit.objects.artifact import DAMAGE, Objects
+from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.io import atomic
 
 __all__ = ["EXPOSURE", "Neighbors", "Records", "Scores", "read_records", "score", "write_records"]
 

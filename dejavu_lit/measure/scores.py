@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dejavu_lit.errors import UserError
-from dejavu_lit.measure.kernels import count_all, count_bits, count_top, list_predicted, pack
-from dejavu_lit.objects.artifact import Objects
+from dejavu_lit.data.objects import Objects
+from dejavu_lit.measure.score_kernels import count_all, count_bits, count_top, list_predicted, pack
+from dejavu_lit.utils.errors import UserError
 
 # Sets of few labels are joined as 64-bit words: faster while a picture has at most this many words for each of its objects.
 WORDS_AN_OBJECT = 6

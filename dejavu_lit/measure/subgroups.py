@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from scipy.special import erfc
 
-from dejavu_lit.errors import UserError, suggest
 from dejavu_lit.measure.population import FIGURES, Outcomes
 from dejavu_lit.measure.records import Records
+from dejavu_lit.utils.errors import UserError, suggest
 
 BUILT_IN = ("object", "caption_words", "object_count")
 WORDS = (5, 10, 15, 20, 30, 50)  # upper ends of the caption length bins

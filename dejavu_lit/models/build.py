@@ -8,8 +8,8 @@ from typing import Any
 import open_clip
 from torch import nn
 
-from dejavu_lit.errors import UserError, suggest
-from dejavu_lit.files import atomic, write_json
+from dejavu_lit.utils.errors import UserError, suggest
+from dejavu_lit.utils.io import atomic, write_json
 
 WEIGHTS = "open_clip_model.safetensors"
 CONFIG = "open_clip_config.json"

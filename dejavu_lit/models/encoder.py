@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dejavu_lit.errors import UserError
+from dejavu_lit.utils.errors import UserError
 
 
 class Encoder(Protocol):

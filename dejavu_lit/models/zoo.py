@@ -13,8 +13,8 @@
 
 from pathlib import Path
 
-from dejavu_lit.errors import UserError, suggest
 from dejavu_lit.models.encoder import Encoder
+from dejavu_lit.utils.errors import UserError, suggest
 
 __all__ = ["Encoder", "load_encoder"]
 
@@ -28,10 +28,10 @@ def load_encoder(name: str, device: str = "cpu") -> Encoder:
         UserError: an unknown name, files missing or not fitting, a download that fails, or no such device.
     """
     if name.startswith("text:"):
-        from dejavu_lit.models.text import TextEncoder
+        from dejavu_lit.models.sentence_encoder import TextEncoder
 
         return TextEncoder(name, device)
-    from dejavu_lit.models import openclip
+    from dejavu_lit.models import open_clip_encoder as openclip
 
     if name.startswith("hf-hub:"):
         return openclip.load_hub(name, device)
@@ -50,8 +50,8 @@ def load_encoder(name: str, device: str = "cpu") -> Encoder:
 
 
 def _load_folder(name: str, folder: Path, device: str) -> Encoder:
-    from dejavu_lit.models import openclip
-    from dejavu_lit.models.transformers_clip import TransformersEncoder, is_transformers_folder
+    from dejavu_lit.models import open_clip_encoder as openclip
+    from dejavu_lit.models.transformers_encoder import TransformersEncoder, is_transformers_folder
 
     if (folder / "open_clip_config.json").is_file():
         return openclip.load_folder(name, folder, device)

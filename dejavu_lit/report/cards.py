@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dejavu_lit.data.objects import Objects
 from dejavu_lit.measure.records import EXPOSURE, SCHEMA, SIDES, check_columns, damage_told
-from dejavu_lit.objects.artifact import Objects
-from dejavu_lit.report.boxes import Boxes
+from dejavu_lit.report.pictures import Boxes
 
 CHUNK = 25  # cards: about 40 kB, with boxes 80
 Row = dict[str, Any]

@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dejavu_lit.data.objects import Objects, read_objects
+from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import ShardSet
-from dejavu_lit.data.spec import DataSpec
-from dejavu_lit.errors import UserError
-from dejavu_lit.files import file_sha256, write_text
-from dejavu_lit.measure.saved import read_metrics
-from dejavu_lit.objects.artifact import Objects, read_objects
-from dejavu_lit.progress import progress
+from dejavu_lit.measure.recompute import read_metrics
 from dejavu_lit.report import page, parts
-from dejavu_lit.report.boxes import boxes
 from dejavu_lit.report.cards import Pictures, Ranks, Row, choose, read_ranks, read_rows, write_cards
 from dejavu_lit.report.epochs import gaps_over_epochs
 from dejavu_lit.report.markup import Html
 from dejavu_lit.report.modelcard import latex, markdown
+from dejavu_lit.report.pictures import boxes
 from dejavu_lit.report.thumbnails import thumbnails
+from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import file_sha256, write_text
+from dejavu_lit.utils.progress import progress
 
 SCRIPTS = ("report.js", "cards.js")
 COUNTED = ("caption_words", "object_count")  # subgroups whose names are numbers

@@ -17,9 +17,9 @@ from matplotlib.text import Annotation, Text
 from matplotlib.ticker import NullLocator
 from matplotlib.transforms import Bbox
 
-from dejavu_lit.files import atomic, write_text
 from dejavu_lit.measure.memorized import write_csv
 from dejavu_lit.report.parts import Shown
+from dejavu_lit.utils.io import atomic, write_text
 
 INK, MUTED, GRID = "#1b1f24", "#5f6771", "#dde0e5"
 TARGET, REFERENCE, GOOD, VIOLET, SHADE = "#0b62a8", "#c2560a", "#14803c", "#7a3e9d", "#8fb8de"

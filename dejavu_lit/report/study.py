@@ -10,9 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dejavu_lit.errors import UserError
-from dejavu_lit.files import file_sha256, read_object, write_text
-from dejavu_lit.measure.ranking import SAME
 from dejavu_lit.report import parts
 from dejavu_lit.report.cards import Pictures, choose, read_ranks, read_rows
 from dejavu_lit.report.evaluation import Evaluation, draw, pictures, write_evaluation
@@ -20,6 +17,9 @@ from dejavu_lit.report.markup import Child, Html, join, table, tag
 from dejavu_lit.report.markup import row as line
 from dejavu_lit.report.modelcard import study_latex, study_markdown
 from dejavu_lit.report.words import FIGURES, VERDICTS, interval, signed, state
+from dejavu_lit.study.ranking import SAME
+from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import file_sha256, read_object, write_text
 
 SCRIPTS = ("report.js", "cards.js", "study.js")
 SCHEMA = 1

@@ -10,7 +10,6 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.transforms import ScaledTranslation
 
-from dejavu_lit.measure.ranking import measure_of
 from dejavu_lit.report.figures import (
     GOOD,
     INK,
@@ -31,6 +30,7 @@ from dejavu_lit.report.figures import (
 )
 from dejavu_lit.report.study_points import Point, changed, flat, largest, order, points, shown
 from dejavu_lit.report.words import FIGURES, UTILITY, signed
+from dejavu_lit.study.ranking import measure_of
 
 COMBINED = "other"  # the panel of settings that differ from the default in several knobs
 

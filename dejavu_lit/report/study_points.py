@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from dejavu_lit.measure.ranking import comparable, measure_of, utility
 from dejavu_lit.report.words import FIGURES
+from dejavu_lit.study.ranking import comparable, measure_of, utility
 
 Row = Mapping[str, Any]
 Point = dict[str, Any]

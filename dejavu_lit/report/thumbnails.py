@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from dejavu_lit.data.pictures import opened
 from dejavu_lit.data.shards import BadPair, ShardSet
-from dejavu_lit.progress import progress
+from dejavu_lit.utils.progress import progress
 
 QUALITY = 60  # of WebP: artefacts stay below what a card of this size shows
 log = logging.getLogger(__name__)

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from dejavu_lit.report.write import write_report
-
-from ..report.made import FEW_FIGURES, HOSTILE, make_evaluation, make_study
+from dejavu_lit.report.report import write_report
+from tests.report.artifacts import FEW_FIGURES, HOSTILE, make_evaluation, make_study
 
 
 def _unless_required(reason: str) -> None:

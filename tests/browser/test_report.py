@@ -11,9 +11,9 @@ from urllib.parse import unquote, urlparse
 import pyarrow.parquet as pq
 import pytest
 
-from dejavu_lit.report.write import write_report
+from dejavu_lit.report.report import write_report
+from tests.report.artifacts import FEW_FIGURES, HOSTILE, WORDS, make_evaluation
 
-from ..report.made import FEW_FIGURES, HOSTILE, WORDS, make_evaluation
 from .conftest import Visit
 
 # Boxes are drawn on a picture of the same place and size.

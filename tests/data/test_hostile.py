@@ -12,23 +12,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dejavu_lit.data.coco import CocoReader
-from dejavu_lit.data.existing import ShardReader
-from dejavu_lit.data.folder import FolderReader
-from dejavu_lit.data.hashing import hash_sets
-from dejavu_lit.data.left_out import later_duplicates, read_keys
+from dejavu_lit.data.decode import LONGEST_CAPTION, read_meta, read_text
+from dejavu_lit.data.exclude import later_duplicates, read_keys
+from dejavu_lit.data.objects import Annotation, Failed
 from dejavu_lit.data.pictures import opened
-from dejavu_lit.data.reader import Reader, read_picture
+from dejavu_lit.data.readers.base import Reader, read_picture
+from dejavu_lit.data.readers.coco import CocoReader
+from dejavu_lit.data.readers.folder import FolderReader
+from dejavu_lit.data.readers.shards import ShardReader
+from dejavu_lit.data.readers.table import TableReader
 from dejavu_lit.data.remote import mirror
 from dejavu_lit.data.scan import look, scan
 from dejavu_lit.data.shards import BadPair, Pair, ShardSet, index_shard, read_pairs, write_shard, write_shards
-from dejavu_lit.data.table import TableReader
-from dejavu_lit.data.texts import LONGEST_CAPTION, read_meta, read_text
-from dejavu_lit.errors import UserError
-from dejavu_lit.objects.artifact import Annotation, Failed
-from dejavu_lit.objects.coco import CocoLookup
+from dejavu_lit.duplicates.hashing import hash_sets
+from dejavu_lit.objects.annotators.coco import CocoLookup
 from dejavu_lit.report.thumbnails import shrink
-from tests.data.pictures import encoded, picture
+from dejavu_lit.utils.errors import UserError
+from tests.data.images import encoded, picture
 from tests.hostile import (
     ODD_JSON,
     WORDS,

@@ -7,8 +7,8 @@ from torch.utils.data import DataLoader
 from dejavu_lit.data.loader import LoaderSettings
 from dejavu_lit.data.module import PairDataModule
 from dejavu_lit.data.shards import write_shards
-from dejavu_lit.errors import UserError
 from dejavu_lit.models.preprocess import Preprocess
+from dejavu_lit.utils.errors import UserError
 from tests.data.test_stream import CONFIG, pair, spelled
 
 

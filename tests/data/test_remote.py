@@ -15,8 +15,8 @@ import pytest
 
 from dejavu_lit.data import remote
 from dejavu_lit.data.shards import ShardSet, index_shard, read_pairs
-from dejavu_lit.errors import UserError
-from dejavu_lit.files import locked
+from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import locked
 from tests.conftest import ROOT, SMALL, call
 
 

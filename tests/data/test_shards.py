@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dejavu_lit.data.shards import BadPair, Pair, ShardSet, index_shard, read_pairs, write_shard, write_shards
-from dejavu_lit.errors import UserError
-from tests.data.pictures import encoded, picture
+from dejavu_lit.utils.errors import UserError
+from tests.data.images import encoded, picture
 
 PAIRS = [Pair(f"k{i}", encoded(picture(i)), "png", f"caption {i} été 😀", {"n": i}) for i in range(5)]
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dejavu_lit.data.splits import ANY, NONE, SETS, UNUSED, claims, seeded_hash, set_sizes, shard_order, split
-from dejavu_lit.errors import UserError
+from dejavu_lit.utils.errors import UserError
 
 
 @st.composite

@@ -13,10 +13,10 @@ from dejavu_lit.data.cache import FEW, PictureCache, TokenCache, pixels
 from dejavu_lit.data.module import LoaderSettings, PairDataModule
 from dejavu_lit.data.shards import Pair, ShardSet, write_shards
 from dejavu_lit.data.stream import PairStream
-from dejavu_lit.errors import UserError
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.preprocess import Augment, Preprocess
-from tests.data.pictures import encoded, picture
+from dejavu_lit.utils.errors import UserError
+from tests.data.images import encoded, picture
 from tests.models.tiny import PREPROCESS
 
 CONFIG = {**PREPROCESS, "size": 32}

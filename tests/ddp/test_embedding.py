@@ -3,9 +3,9 @@
 import pytest
 
 from dejavu_lit.data.shards import ShardSet
-from dejavu_lit.measure.embed import embed, write_missing
+from dejavu_lit.evaluation.embed import embed, write_missing
 from dejavu_lit.models.zoo import load_encoder
-from dejavu_lit.ranks import Ranks, started
+from dejavu_lit.utils.distributed import Ranks, started
 from tests.conftest import SMALL, run
 from tests.models.tiny import write_clip
 

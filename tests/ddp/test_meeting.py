@@ -6,9 +6,9 @@ import subprocess
 
 import pytest
 
-from dejavu_lit import ranks
-from dejavu_lit.errors import UserError
-from dejavu_lit.ranks import Ranks, together
+from dejavu_lit.utils import distributed as ranks
+from dejavu_lit.utils.distributed import Ranks, together
+from dejavu_lit.utils.errors import UserError
 from tests.conftest import ROOT
 from tests.ddp.test_ranks import TORCHRUN
 

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from dejavu_lit.errors import UserError
-from dejavu_lit.ranks import started, together
+from dejavu_lit.utils.distributed import started, together
+from dejavu_lit.utils.errors import UserError
 from tests.conftest import ROOT, SMALL, call, run
 from tests.models.tiny import write_clip
 

@@ -72,7 +72,7 @@ def report(*options: str) -> subprocess.CompletedProcess[str]:
     import io
     from contextlib import redirect_stderr, redirect_stdout
 
-    from dejavu_lit.entry.report import main
+    from dejavu_lit.cli.report import main
 
     out, err, code = io.StringIO(), io.StringIO(), 0
     before, sys.argv = sys.argv, ["report", *options]

@@ -69,7 +69,7 @@ class Starter:
         )
 
     def start(self, command: str, options: list[str], log: Path, real: bool = False) -> Process:
-        """Start ``command``, a function of dejavu_lit.entry, with its words going to ``log``."""
+        """Start ``command``, a function of dejavu_lit.cli, with its words going to ``log``."""
         order = json.dumps({"command": command, "options": options, "log": str(log), "real": real})
         assert self._server.stdin is not None
         assert self._server.stdout is not None
@@ -106,9 +106,9 @@ def _become(order: dict[str, Any]) -> None:
     if order["real"]:
         os.execv(sys.executable, [sys.executable, *arguments, *order["options"]])
     sys.argv = [arguments[-1], *order["options"]]
-    from dejavu_lit import entry
+    from dejavu_lit import cli
 
-    getattr(entry, order["command"])()
+    getattr(cli, order["command"])()
 
 
 @dataclass(frozen=True)
@@ -276,10 +276,10 @@ def _moment(draw: random.Random, trace: Trace, done: int, alone: bool) -> Moment
 
 
 if __name__ == "__main__":
-    import dejavu_lit.evaluate
-    import dejavu_lit.measure.embed
-    import dejavu_lit.measure.search
-    import dejavu_lit.report.write
-    import dejavu_lit.train  # noqa: F401
+    import dejavu_lit.evaluation.embed
+    import dejavu_lit.evaluation.evaluate
+    import dejavu_lit.evaluation.search
+    import dejavu_lit.report.report
+    import dejavu_lit.training.train  # noqa: F401
 
     _become(_obey())

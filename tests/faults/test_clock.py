@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 
-from dejavu_lit.files import HOST
+from dejavu_lit.utils.io import HOST
 from tests.conftest import SMALL, call
 from tests.faults.common import FEW, annotation, weights
 

@@ -12,19 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from dejavu_lit.annotate import annotate
-from dejavu_lit.data.coco import CocoReader
-from dejavu_lit.data.existing import ShardReader
-from dejavu_lit.data.folder import FolderReader
-from dejavu_lit.data.reader import Reader
+from dejavu_lit.data.prepare import prepare
+from dejavu_lit.data.readers.base import Reader
+from dejavu_lit.data.readers.coco import CocoReader
+from dejavu_lit.data.readers.folder import FolderReader
+from dejavu_lit.data.readers.shards import ShardReader
+from dejavu_lit.data.readers.table import TableReader
 from dejavu_lit.data.shards import ShardSet
-from dejavu_lit.data.table import TableReader
-from dejavu_lit.dedup import Kinds, dedup
-from dejavu_lit.objects.classes import ClassLabels
-from dejavu_lit.prepare import prepare
-from dejavu_lit.report.write import write_report
+from dejavu_lit.duplicates.dedup import Kinds, dedup
+from dejavu_lit.objects.annotate import annotate
+from dejavu_lit.objects.annotators.classes import ClassLabels
+from dejavu_lit.report.report import write_report
 from tests.conftest import ROOT, SMALL, call
-from tests.data.pictures import encoded, picture
+from tests.data.images import encoded, picture
 from tests.hostile import captions, pictures
 
 MODEL = [option for option in SMALL if option.startswith("model.")]

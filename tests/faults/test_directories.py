@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from dejavu_lit.errors import UserError
-from dejavu_lit.files import locked
+from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import locked
 from tests.conftest import SMALL, call
 from tests.faults.common import FEW, annotation, contents, report, sentence, start, wait_for, weights
 

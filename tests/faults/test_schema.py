@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dejavu_lit.data.spec import DataSpec
-from dejavu_lit.errors import UserError
-from dejavu_lit.files import read_object, write_json
-from dejavu_lit.objects.artifact import METADATA, read_objects
+from dejavu_lit.data.objects import METADATA, read_objects
+from dejavu_lit.data.prepared import DataSpec
+from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import read_object, write_json
 from tests.conftest import SMALL, call
 from tests.faults.common import FEW, report, sentence
 

@@ -13,7 +13,7 @@ import pytest
 
 from dejavu_lit.data import remote
 from dejavu_lit.data.shards import ShardSet, index_shard
-from dejavu_lit.errors import UserError
+from dejavu_lit.utils.errors import UserError
 from tests.conftest import SMALL, call
 from tests.faults.common import DEADLINE, sentence, weights
 

@@ -4,8 +4,8 @@ from fractions import Fraction
 
 import numpy as np
 
+from dejavu_lit.data.objects import Objects
 from dejavu_lit.measure.records import Neighbors, Records
-from dejavu_lit.objects.artifact import Objects
 
 
 def objects(sets: list[set[str]], labels: list[str], prefix: str) -> Objects:

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dejavu_lit.errors import UserError
 from dejavu_lit.measure.controls import BLOCKS, blind, blocks, compare, found, pool
 from dejavu_lit.measure.population import FIGURES, Outcomes, Resampling, estimate, outcomes
 from dejavu_lit.measure.records import Neighbors, Records
+from dejavu_lit.utils.errors import UserError
 from tests.measure.oracle import Case, objects
 
 

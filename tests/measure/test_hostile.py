@@ -11,19 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dejavu_lit.errors import UserError
-from dejavu_lit.files import read_json, write_json
-from dejavu_lit.launch import read_config
-from dejavu_lit.measure.persons import read_keys
+from dejavu_lit.evaluation.embeddings import Embeddings, write_embeddings
+from dejavu_lit.measure.per_pair import read_keys
+from dejavu_lit.measure.recompute import read_metrics
 from dejavu_lit.measure.records import read_records, write_records
-from dejavu_lit.measure.saved import read_metrics
-from dejavu_lit.measure.vectors import Embeddings, write_embeddings
 from dejavu_lit.report.cards import choose, read_ranks, read_rows
 from dejavu_lit.report.epochs import gaps_over_epochs
-from dejavu_lit.report.write import write_report
+from dejavu_lit.report.report import write_report
+from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import read_json, write_json
+from dejavu_lit.utils.run_directory import read_config
 from tests.hostile import ODD_JSON, damaged, refused, tried, wrong_json, wrong_table
 from tests.measure.oracle import Case
-from tests.report.made import FEW_FIGURES, make_evaluation
+from tests.report.artifacts import FEW_FIGURES, make_evaluation
 
 CASE = Case(1, n=6, m=8, k=3)
 

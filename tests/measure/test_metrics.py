@@ -7,9 +7,9 @@ import jsonschema
 import numpy as np
 import pytest
 
-from dejavu_lit.errors import UserError
 from dejavu_lit.measure.metrics import Settings, measure
 from dejavu_lit.measure.records import Records
+from dejavu_lit.utils.errors import UserError
 from tests.measure.oracle import Case, objects
 
 SCHEMA = json.loads((files("dejavu_lit.measure") / "metrics.schema.json").read_text(encoding="utf-8"))

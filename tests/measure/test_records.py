@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dejavu_lit.errors import UserError
+from dejavu_lit.data.objects import Objects
 from dejavu_lit.measure import records as module
 from dejavu_lit.measure.records import Neighbors, Records, read_records, write_records
-from dejavu_lit.objects.artifact import Objects
+from dejavu_lit.utils.errors import UserError
 from tests.measure.oracle import Case, figures, objects
 
 

@@ -12,13 +12,13 @@ from torchmetrics import MeanMetric
 from torchmetrics.retrieval import RetrievalHitRate
 from torchmetrics.wrappers import BootStrapper
 
+from dejavu_lit.evaluation.search import search
+from dejavu_lit.evaluation.utility_scores import linear_probe, retrieval
 from dejavu_lit.measure.controls import blocks, compare
-from dejavu_lit.measure.persons import person_gaps
+from dejavu_lit.measure.per_pair import person_gaps
 from dejavu_lit.measure.population import FIGURES, Estimate, Outcomes, Resampling, outcomes
 from dejavu_lit.measure.records import Records
 from dejavu_lit.measure.sample import RANKINGS, rank, recall_curves, table
-from dejavu_lit.measure.search import search
-from dejavu_lit.measure.utility import linear_probe, retrieval
 from tests.measure.oracle import Case
 
 metrics = pytest.importorskip("sklearn.metrics")

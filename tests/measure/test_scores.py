@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from dejavu_lit.errors import UserError
 from dejavu_lit.measure import scores as module
 from dejavu_lit.measure.scores import Neighbors, predict, score
+from dejavu_lit.utils.errors import UserError
 from tests.measure.oracle import Case, objects
 
 

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dejavu_lit.errors import UserError
 from dejavu_lit.measure import subgroups as subgroups_module
 from dejavu_lit.measure.population import Outcomes, outcomes
 from dejavu_lit.measure.records import Records
 from dejavu_lit.measure.subgroups import Means, benjamini_hochberg, by_subgroup
+from dejavu_lit.utils.errors import UserError
 from tests.measure.oracle import Case
 
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from dejavu_lit.errors import UserError
 from dejavu_lit.models.zoo import load_encoder
-from dejavu_lit.objects.detectron2 import read_weights
+from dejavu_lit.objects.annotators.detectron2 import read_weights
+from dejavu_lit.utils.errors import UserError
 from tests.hostile import damaged, refused, tried, wrong_json
 from tests.models.tiny import write_clip
 

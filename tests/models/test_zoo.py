@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dejavu_lit.errors import UserError
 from dejavu_lit.models.preprocess import Preprocess
 from dejavu_lit.models.zoo import load_encoder
+from dejavu_lit.utils.errors import UserError
 from tests.models.tiny import CONFIG, PREPROCESS, picture, write_clip
 
 CAPTIONS = ["a red ball in the park", "Anna and Ben", "two dogs"]
@@ -174,7 +174,7 @@ def test_empty_folders_and_devices(model, tmp_path):
 
 def test_a_release_without_a_network_is_one_sentence(tmp_path):
     code = (
-        "from dejavu_lit.models.zoo import load_encoder\nfrom dejavu_lit.errors import UserError\n"
+        "from dejavu_lit.models.zoo import load_encoder\nfrom dejavu_lit.utils.errors import UserError\n"
         "for name in ('ViT-B-32@openai', 'hf-hub:nobody/nothing'):\n"
         "    try:\n        load_encoder(name)\n    except UserError as error:\n        print(error)\n"
     )

@@ -12,17 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from dejavu_lit.annotate import Share, annotate
+from dejavu_lit.cli.annotate import open_sets
+from dejavu_lit.data.objects import Annotation, read_objects, write_objects
+from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import Pair, ShardSet, write_shards
-from dejavu_lit.data.spec import DataSpec
-from dejavu_lit.entry.objects import open_sets
-from dejavu_lit.errors import UserError
-from dejavu_lit.files import write_json
-from dejavu_lit.objects.artifact import Annotation, read_objects, write_objects
-from dejavu_lit.objects.classes import ClassLabels
-from dejavu_lit.objects.torchvision import TorchvisionDetector
+from dejavu_lit.objects.annotate import Share, annotate
+from dejavu_lit.objects.annotators.classes import ClassLabels
+from dejavu_lit.objects.annotators.torchvision import TorchvisionDetector
+from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import write_json
 from tests.conftest import ROOT, call, run
-from tests.data.pictures import contents, encoded, picture
+from tests.data.images import contents, encoded, picture
 from tests.objects.tiny import detector
 
 MODEL = "tests.objects.tiny.detector"
@@ -188,7 +188,7 @@ class Finder(TorchvisionDetector):
     labels = ("bright",)
 
     def detect(self, pictures):
-        from dejavu_lit.objects.source import Detections
+        from dejavu_lit.objects.base import Detections
 
         assert len(pictures) <= self.batch
         if any(max(picture.getextrema()[0]) == 0 for picture in pictures):
@@ -318,8 +318,8 @@ def test_the_command_chooses_sets_and_names(data: Path, tmp_path: Path) -> None:
 def test_help_and_wrong_options_load_nothing_heavy() -> None:
     code = (
         "import sys; sys.argv[1:] = ['annotator=torchvision', 'data.dir=/nowhere', 'annotator.weights=x']\n"
-        "from dejavu_lit import entry\n"
-        "try: entry.annotate()\n"
+        "from dejavu_lit import cli\n"
+        "try: cli.annotate()\n"
         "except SystemExit: pass\n"
         "assert not {'torch', 'torchvision', 'transformers'} & set(sys.modules)\n"
     )

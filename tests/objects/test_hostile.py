@@ -11,10 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dejavu_lit.annotate import annotate
-from dejavu_lit.data.shards import Pair, ShardSet, index_shard, write_shards
-from dejavu_lit.errors import UserError
-from dejavu_lit.objects.artifact import (
+from dejavu_lit.data.objects import (
     METADATA,
     SCHEMA,
     Annotation,
@@ -24,14 +21,17 @@ from dejavu_lit.objects.artifact import (
     read_part,
     write_objects,
 )
-from dejavu_lit.objects.captions import OtherCaptions
-from dejavu_lit.objects.classes import ClassLabels
-from dejavu_lit.objects.drawing import contact_sheet
-from dejavu_lit.objects.source import Shard
-from dejavu_lit.objects.table import TableLookup
+from dejavu_lit.data.shards import Pair, ShardSet, index_shard, write_shards
+from dejavu_lit.objects.annotate import annotate
+from dejavu_lit.objects.annotators.captions import OtherCaptions
+from dejavu_lit.objects.annotators.classes import ClassLabels
+from dejavu_lit.objects.annotators.table import TableLookup
+from dejavu_lit.objects.base import Shard
+from dejavu_lit.objects.contact_sheet import contact_sheet
 from dejavu_lit.objects.vocabulary import vocabulary
-from dejavu_lit.report.boxes import boxes
-from tests.data.pictures import encoded, picture
+from dejavu_lit.report.pictures import boxes
+from dejavu_lit.utils.errors import UserError
+from tests.data.images import encoded, picture
 from tests.hostile import JSON, damaged, refused, tried, wrong_json, wrong_table
 
 KEYS = ("k0", "k1", "k2")

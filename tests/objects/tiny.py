@@ -12,7 +12,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign
 
-from dejavu_lit.data.scenes import SceneReader, _sprites
+from dejavu_lit.data.readers.scenes import SceneReader, _sprites
 
 SIZE = 64  # pixels of a scene; its objects are of 16
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from .made import FEW_FIGURES, HOSTILE, make_evaluation, make_study
+from tests.report.artifacts import FEW_FIGURES, HOSTILE, make_evaluation, make_study
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,7 @@ import pyarrow.parquet as pq
 
 from dejavu_lit.report.cards import CHUNK, Pictures, choose, named_in, read_ranks, read_rows, write_cards, write_script
 from dejavu_lit.report.evaluation import Evaluation, write_single
-
-from .made import HOSTILE, make_evaluation
+from tests.report.artifacts import HOSTILE, make_evaluation
 
 
 def value(path: Path) -> Any:

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dejavu_lit.dashboards import LoggerSettings, Wandb
-from dejavu_lit.files import read_json, write_json
 from dejavu_lit.report.dashboard import log_evaluation, log_study
 from dejavu_lit.report.scalars import scalars, settings_rows
+from dejavu_lit.utils.io import read_json, write_json
+from dejavu_lit.utils.wandb import LoggerSettings, Wandb
+from tests.report.artifacts import HOSTILE
 
 from ..wandb_files import runs
-from .made import HOSTILE
 
 pytest.importorskip("matplotlib")
 

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from dejavu_lit.files import read_json
 from dejavu_lit.report.modelcard import latex, markdown, study_latex, study_markdown
+from dejavu_lit.utils.io import read_json
 
 
 def test_markdown(evaluation: Path) -> None:

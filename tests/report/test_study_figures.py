@@ -10,10 +10,10 @@ pytest.importorskip("matplotlib")
 from matplotlib.axes import Axes
 
 from dejavu_lit.measure.controls import BLOCKS
-from dejavu_lit.measure.ranking import rank
 from dejavu_lit.report.figures import Plot, style
 from dejavu_lit.report.study_plots import study_plots
 from dejavu_lit.report.study_points import knobs, points, shown
+from dejavu_lit.study.ranking import rank
 
 from .test_figures import FIGURES, bars, found, lines, of_study  # noqa: F401
 

@@ -1,0 +1,120 @@
+"""``dejavu annotate``: find objects, compare two artifacts, or draw one's boxes."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from dejavu_lit.cli.app import plain
+from dejavu_lit.cli.prepare import data_spec
+from dejavu_lit.cli.processes import device, processes
+from dejavu_lit.utils.config import build
+from dejavu_lit.utils.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    from dejavu_lit.data.prepared import DataSpec
+    from dejavu_lit.data.shards import ShardSet
+
+ORDER = "ABHPV"
+
+
+def annotate(cfg: DictConfig, out: Path) -> None:
+    """Find the objects of prepared pictures."""
+    config = plain(cfg)
+    if absent := sorted(OmegaConf.missing_keys(cfg)):
+        raise UserError(f"{absent[0]} is missing; give {absent[0]}=…")
+    if sum(config.get(mode) is not None for mode in ("annotator", "compare", "show")) != 1:
+        raise UserError("give one of annotator=NAME, compare=[NAME,NAME] and show=NAME")
+    data = data_spec(config["data"])
+    data.check()
+    sets = open_sets(data, config["sets"])
+    if config["show"] is not None:
+        _show(data, sets, config, out)
+    elif config["compare"] is not None:
+        _compare(data, sets, config, out)
+    else:
+        _annotate(data, sets, config)
+
+
+def _annotate(data: "DataSpec", sets: dict[str, "ShardSet"], config: dict[str, Any]) -> None:
+    from dejavu_lit.objects.annotate import Share
+    from dejavu_lit.objects.annotate import annotate as run
+
+    trainer = config["trainer"]
+    if processes(trainer, shared=True).world > 1 and config["part"] is not None:
+        raise UserError(f"part={config['part']} is one process's share; leave it out where several share the shards")
+    share = Share.parse(config["part"])
+    node = config["annotator"]
+    typed = {override.lstrip("+~").partition("=")[0] for override in HydraConfig.get().overrides.task}
+    if "device" in node and "annotator.device" not in typed and trainer["accelerator"] != "cpu":
+        node = {**node, "device": device(trainer, None)}
+    if "artifacts" in node:
+        node = {**node, "artifacts": [str(data.objects_folder(name)) for name in node["artifacts"]]}
+    source = build(node, "annotator")
+    folder = data.folder / "objects" / (config["name"] or source.annotator.name)
+    done = run(source, sets, folder, share, config["max_failed"])
+    rate = f", {done['pictures'] / done['seconds']:.1f} pictures/s" if done["pictures"] else ""
+    print(f"{folder}: {done['parts']} of {done['of']} parts are whole; annotated {done['pictures']} pictures{rate}")
+    if done["failed"]:
+        where = str(folder / "failed.csv") if done["listed"] else "failed.csv lists them once all parts are whole"
+        print(f"{done['failed']} pictures could not be annotated: {where}")
+
+
+def _show(data: "DataSpec", sets: dict[str, "ShardSet"], config: dict[str, Any], out: Path) -> None:
+    from dejavu_lit.objects.contact_sheet import contact_sheet
+    from dejavu_lit.utils.io import atomic
+
+    artifact = data.objects_folder(config["show"])
+    path = out / f"{artifact.name}.png"
+    page = contact_sheet(sets, artifact, config["threshold"], config["pictures"])
+    with atomic(path) as part:
+        page.save(part, "PNG")
+    print(f"{path}: boxes of {artifact}")
+
+
+def _compare(data: "DataSpec", sets: dict[str, "ShardSet"], config: dict[str, Any], out: Path) -> None:
+    from dejavu_lit.data.objects import read_objects
+    from dejavu_lit.measure.memorized import write_csv
+    from dejavu_lit.objects.annotators.agreement import difference, show
+    from dejavu_lit.utils.io import write_json
+
+    if len(config["compare"]) != 2:
+        raise UserError(f"compare={config['compare']} must name two artifacts, e.g. compare=[torchvision,captions]")
+    names = [str(name) for name in config["compare"]]
+    folders = [data.objects_folder(name) for name in names]
+    read = [read_objects([f / name for name in sets], config["threshold"])[0] for f in folders]
+    found = {name: difference(*pair) for name, *pair in zip(sets, *read, strict=True)}
+    write_json(
+        out / "difference.json", {"artifacts": [str(f) for f in folders], "threshold": config["threshold"], **found}
+    )
+    write_csv(out / "difference.csv", [{"set": name, **row} for name, one in found.items() for row in one["labels"]])
+    print(show(found, names))
+    print(f"all labels: {out / 'difference.csv'}")
+
+
+def open_sets(data: "DataSpec", names: list[str] | None) -> dict[str, "ShardSet"]:
+    """{name: shards} of the sets of a data folder, A, B, H, P and V before the others; a folder elsewhere by its own name.
+
+    Raises:
+        UserError: no set at all, an unknown one, or a folder elsewhere of the same name as another set.
+    """
+    from dejavu_lit.data.shards import ShardSet
+
+    there = sorted({path.parent.name for path in data.folder.glob("*/*.tar")}, key=lambda n: (n not in ORDER, n))
+    if not (wanted := there if names is None else names):
+        raise UserError(f"sets= names no set; {data.folder} has {', '.join(there) or 'none'}")
+    folders: dict[str, Path] = {}
+    for name in wanted:
+        folder = data.folder / name if name in there else Path(name)
+        if name not in there and not folder.is_dir():
+            raise UserError(f"sets names {name}{suggest(name, there)}; {data.folder} has {', '.join(there)}")
+        if folder.name in ("", ".."):
+            raise UserError(f"sets names {name}, which has no name to go by; give the folder's full path")
+        own = data.folder / folder.name if folder.name in there else folder
+        if folders.setdefault(folder.name, own).resolve() != folder.resolve():
+            raise UserError(
+                f"sets names {name}, but {folder.name} is {folders[folder.name]}; rename one of the two folders, since "
+                "results are kept by these names"
+            )
+    return {name: ShardSet.open(folder) for name, folder in folders.items()}

@@ -1,0 +1,44 @@
+"""``dejavu dedup``: find duplicates, and list what to leave out."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from dejavu_lit.cli.annotate import open_sets
+from dejavu_lit.cli.app import plain
+from dejavu_lit.cli.prepare import data_spec, pinned
+from dejavu_lit.data.splits import SETS
+from dejavu_lit.utils.errors import UserError
+
+
+def dedup(cfg: DictConfig, out: Path) -> None:
+    """Find duplicates within and across the sets."""
+    config = plain(cfg)
+    if absent := sorted(OmegaConf.missing_keys(cfg)):
+        raise UserError(f"{absent[0]} is missing; give {absent[0]}=…")
+    from dejavu_lit.data.near_duplicates import check_distance
+    from dejavu_lit.utils.run_directory import run_directory
+
+    check_distance(config["distance"], "distance")
+    if not 0 < config["similarity"] < 1:
+        raise UserError(f"similarity={config['similarity']} must lie between 0 and 1, e.g. 0.95")
+    data = data_spec(config["data"])
+    data.check()
+    data.tell_unknown()
+    sets = open_sets(data, config["sets"])
+    if config["sets"] is None:
+        sets = {
+            name: sets[name] for name in sorted(sets, key=lambda n: (n not in SETS, SETS.index(n) if n in SETS else n))
+        }
+    saved = {name: value for name, value in config.items() if name not in ("out", "workers", "device")}
+    with run_directory(out, {**saved, "data": pinned(config["data"])}):
+        from dejavu_lit.duplicates.dedup import LIST, Kinds
+        from dejavu_lit.duplicates.dedup import dedup as run
+
+        kinds = Kinds(*(config[name] for name in ("distance", "encoder", "similarity", "device", "workers")))
+        report = run(out, sets, kinds, config["within"], data.excluded)
+    for name, kind in report["kinds"].items():
+        print(f"{name}: {kind['groups']} groups of {kind['pictures']} pictures, the largest of {kind['largest']}")
+    across = {(a, b): n for a, row in report["shared"]["any"].items() for b, n in row.items() if a < b and n}
+    print("across sets: " + (", ".join(f"{n} of {a} also in {b}" for (a, b), n in across.items()) or "none"))
+    print(f"{report['exclude']['keys']} keys to leave out: data.exclude={out / LIST}")

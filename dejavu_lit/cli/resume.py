@@ -1,0 +1,20 @@
+"""``dejavu resume RUN``: continue the run in a directory from the configuration saved there."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+USAGE = "dejavu resume RUN\n\nContinues a run from the settings saved in its directory, which dejavu train or mitigate made."
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Continue an interrupted training."""
+    from dejavu_lit.cli.train import resume
+
+    given = sys.argv[1:] if arguments is None else arguments
+    if {"-h", "--help"} & set(given):
+        print(USAGE)
+    elif len(given) != 1:
+        sys.exit(f"usage: {USAGE}")
+    else:
+        resume(Path(given[0]))

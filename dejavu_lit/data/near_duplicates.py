@@ -1,0 +1,222 @@
+"""Duplicates by content: exact ones by a hash of the bytes, near ones by a 64-bit perceptual hash.
+
+The perceptual hash is the sign of 64 coefficients of a two-dimensional DCT-II of the picture, grey, resized to 32 × 32:
+horizontal and vertical frequencies 1 to 8, so neither brightness nor contrast matters. Two pictures are near-duplicates
+when at most ``distance`` of the 64 bits differ, and groups are the connected components of that relation.
+
+Measured on 159 photographs of COCO: copies recompressed (JPEG quality 30, WebP 60) or resized (down to 64 pixels) differ
+in at most 5 bits, different photographs in 16 or more (mean 32, standard deviation 4.1, hence about 1 pair in 10¹¹ within
+6 bits). Crops and mirrored pictures are not found. Pictures without enough structure for 64 reliable signs (plain ground,
+a gradient, a few marks on white) get no perceptual hash and are compared by their bytes only.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from itertools import combinations
+
+import numba
+import numpy as np
+from PIL import Image
+
+from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.progress import progress
+
+HASH = "dct-sign-8x8"
+LARGEST_DISTANCE = 12  # above, the search for candidates has no selective blocks left, and strangers are joined
+_SIDE = 32
+_SCALE = 4096
+# Integers, so that every machine gets the same bits.
+_BASIS = np.rint(_SCALE * np.cos(np.pi * np.outer(np.arange(1, 9), 2 * np.arange(_SIDE) + 1) / (2 * _SIDE))).astype(
+    np.int64
+)
+# Median size of the 64 coefficients below which their signs are noise: 4 grey levels of the orthonormal DCT (photographs
+# of COCO: 14 to 110; sensor noise of 3 grey levels on a plain ground: 0.3).
+_LEAST = 4 * _SCALE * _SCALE * _SIDE // 2
+_WEIGHTS = np.left_shift(np.uint64(1), np.arange(64, dtype=np.uint64))
+
+
+def content_digest(data: bytes) -> np.ndarray:
+    """128 bits of BLAKE2b of a picture's bytes, uint64 [2]."""
+    return np.frombuffer(hashlib.blake2b(data, digest_size=16).digest(), dtype="<u8")
+
+
+def perceptual_hash(picture: Image.Image) -> int | None:
+    """The 64-bit perceptual hash of a picture just opened, None when it has too little structure.
+
+    Raises whatever Pillow raises for a picture that does not decode.
+    """
+    picture.draft(
+        "L", (2 * _SIDE, 2 * _SIDE)
+    )  # JPEG only: reads the whole file, but decodes at 1/2, 1/4 or 1/8 of the size
+    grey = np.asarray(picture.convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS), dtype=np.int64)
+    coefficients = (_BASIS @ grey @ _BASIS.T).ravel()
+    if np.median(np.abs(coefficients)) < _LEAST:
+        return None
+    return int(_WEIGHTS[coefficients > 0].sum())
+
+
+def exact_groups(digests: np.ndarray) -> np.ndarray:
+    """For each row of ``digests`` (uint64 [n, 2]) the first row with the same digest, int64 [n]."""
+    order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: the first row of equal ones comes first
+    ordered = digests[order]
+    starts = np.ones(len(order), dtype=bool)
+    starts[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    roots = np.empty(len(order), dtype=np.int64)
+    roots[order] = order[np.flatnonzero(starts)[np.cumsum(starts) - 1]]
+    return roots
+
+
+def near_groups(exact: np.ndarray, hashes: np.ndarray, hashed: np.ndarray, distance: int) -> np.ndarray:
+    """For each picture the first row of its group of exact and near duplicates, int64 [n].
+
+    The 64 bits are cut into ``distance`` + 2 blocks: pairs within ``distance`` agree in at least two blocks, so only
+    pictures that agree in two blocks are compared, once for each two blocks. For n photographs and distance 6 that
+    takes 28 sorts and about 28 n² / 2¹⁷ comparisons; memory about 40 bytes a picture.
+
+    Args:
+        exact: int64 [n], the groups of exact duplicates (``exact_groups``).
+        hashes: uint64 [n], perceptual hashes.
+        hashed: bool [n], whether a picture has one.
+        distance: largest number of different bits, 0 to LARGEST_DISTANCE.
+
+    Raises:
+        UserError: ``distance`` out of range.
+    """
+    return near_links(exact, hashes, hashed, distance)[0]
+
+
+def near_links(
+    exact: np.ndarray, hashes: np.ndarray, hashed: np.ndarray, distance: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The groups of ``near_groups``, and the pairs that connect them beyond exact copies: rows int64 [m, 2].
+
+    Every pair differs in at most ``distance`` bits; a group of n different pictures has n − 1 of them.
+    """
+    check_distance(distance)
+    groups = exact.copy()
+    rows = np.flatnonzero(hashed)
+    values, first, same = np.unique(hashes[rows], return_index=True, return_inverse=True)
+    links = [join(groups, rows[first[same]], rows)]
+    blocks = distance + 2
+    edges = [64 * block // blocks for block in range(blocks + 1)]
+    pairs = list(combinations(range(blocks), 2)) if distance else []
+    for one, other in progress(pairs, "comparing pictures", unit="block"):
+        width = edges[other + 1] - edges[other]
+        agree = _bits(values, edges[one], edges[one + 1]) << np.uint64(width) | _bits(
+            values, edges[other], edges[other + 1]
+        )
+        agree = agree.astype(np.uint32)
+        order = np.argsort(agree, kind="stable")
+        links.append(_join_within(groups, rows[first[order]], agree[order], values[order], distance))
+    return flatten(groups), np.concatenate(links)
+
+
+def check_distance(distance: int | None, option: str = "near_duplicates") -> None:
+    """Raise UserError for a distance out of range; None (exact duplicates only) is fine."""
+    if distance is not None and (isinstance(distance, bool) or not 0 <= distance <= LARGEST_DISTANCE):
+        raise UserError(
+            f"{option}={distance} must be a number of bits from 0 to {LARGEST_DISTANCE}, or null for exact duplicates only"
+        )
+
+
+def count_duplicates(exact: np.ndarray, groups: np.ndarray) -> dict[str, dict[str, int]]:
+    """How many groups of at least two pictures there are, and pictures in them: exact, and near (not all the same bytes)."""
+    _, exact_sizes = np.unique(exact, return_counts=True)
+    different = np.unique(np.stack([groups, exact]), axis=1)[0]  # a group's row once for each of its different pictures
+    kinds = np.unique(different, return_counts=True)[1]
+    sizes = np.unique(groups, return_counts=True)[1]
+    near = sizes[kinds > 1]
+    twice = exact_sizes[exact_sizes > 1]
+    return {
+        "exact": {"groups": len(twice), "pairs": int(twice.sum())},
+        "near": {"groups": len(near), "pairs": int(near.sum()), "largest": int(near.max(initial=0))},
+    }
+
+
+def named_groups(keys: Sequence[str], groups: np.ndarray, chosen: np.ndarray) -> list[list[str]]:
+    """The keys of each group of at least two pictures among the ``chosen`` (bool [n]): sorted groups of sorted keys."""
+    rows = np.flatnonzero(chosen)
+    rows = rows[np.bincount(groups[rows], minlength=len(groups))[groups[rows]] > 1]
+    rows = rows[np.argsort(groups[rows], kind="stable")]
+    parts = np.split(rows, np.flatnonzero(np.diff(groups[rows])) + 1)
+    return sorted(sorted(keys[row] for row in part.tolist()) for part in parts if len(part))
+
+
+def _bits(values: np.ndarray, start: int, end: int) -> np.ndarray:
+    return values >> np.uint64(start) & np.uint64((1 << (end - start)) - 1)
+
+
+@numba.njit
+def _root(groups: np.ndarray, row: int) -> int:
+    while groups[row] != row:
+        groups[row] = groups[groups[row]]
+        row = groups[row]
+    return row
+
+
+@numba.njit
+def _union(groups: np.ndarray, one: int, other: int) -> bool:
+    """Join two groups, and say whether they were two; the smaller row stays the root, so roots are smallest keys."""
+    one, other = _root(groups, one), _root(groups, other)
+    if one < other:
+        groups[other] = one
+    else:
+        groups[one] = other
+    return one != other
+
+
+@numba.njit
+def join(groups: np.ndarray, ones: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Join the groups of the rows ``ones`` and ``others``, pair by pair; the pairs that were not yet joined, [m, 2]."""
+    links = np.empty((len(ones), 2), np.int64)
+    count = 0
+    for position in range(len(ones)):
+        if _union(groups, ones[position], others[position]):
+            links[count] = ones[position], others[position]
+            count += 1
+    return links[:count].copy()
+
+
+@numba.njit
+def apart(groups: np.ndarray, ones: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Whether the rows ``ones`` and ``others`` are in different groups, pair by pair, bool [n]."""
+    different = np.empty(len(ones), np.bool_)
+    for position in range(len(ones)):
+        different[position] = _root(groups, ones[position]) != _root(groups, others[position])
+    return different
+
+
+@numba.njit
+def _join_within(
+    groups: np.ndarray, rows: np.ndarray, agree: np.ndarray, values: np.ndarray, distance: int
+) -> np.ndarray:
+    """Join all pairs within a run of equal ``agree`` whose ``values`` differ in at most ``distance`` bits."""
+    links = np.empty((len(rows), 2), np.int64)
+    count = start = 0
+    for end in range(1, len(rows) + 1):
+        if end < len(rows) and agree[end] == agree[start]:
+            continue
+        for one in range(start, end):
+            for other in range(one + 1, end):
+                close = _count_ones(values[one] ^ values[other]) <= distance
+                if close and _union(groups, rows[one], rows[other]):
+                    links[count] = rows[one], rows[other]
+                    count += 1
+        start = end
+    return links[:count].copy()
+
+
+@numba.njit(inline="always")
+def _count_ones(word: np.uint64) -> np.uint64:
+    word = word - ((word >> np.uint64(1)) & np.uint64(0x5555555555555555))
+    word = (word & np.uint64(0x3333333333333333)) + ((word >> np.uint64(2)) & np.uint64(0x3333333333333333))
+    word = (word + (word >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return (word * np.uint64(0x0101010101010101)) >> np.uint64(56)
+
+
+@numba.njit
+def flatten(groups: np.ndarray) -> np.ndarray:
+    """The same groups with every row pointing to its root."""
+    for row in range(len(groups)):
+        groups[row] = groups[groups[row]]  # a root is never behind its members, so one step from the front is enough
+    return groups

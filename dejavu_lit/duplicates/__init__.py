@@ -1,0 +1,1 @@
+"""Duplicates within and across the sets: exact, perceptual and semantic."""

@@ -1,0 +1,1 @@
+"""From two models to records: embed, search, write records, measure."""

@@ -1,0 +1,105 @@
+"""Folders of the transformers library that hold a CLIP or SigLIP model, as encoders."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dejavu_lit.models.encoder import torch_device, weights_hash
+from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import fingerprint, read_object
+
+MODEL_TYPES = ("clip", "siglip")
+
+
+class TransformersEncoder:
+    """A transformers CLIP or SigLIP; equal to its own processor followed by ``get_image_features``, ``get_text_features``."""
+
+    def __init__(self, name: str, folder: Path, device: str) -> None:
+        self.name = name
+        self.device = torch_device(device)
+        model, self._processor, self._tokenizer = _load(folder)
+        # Always padded to the full context: the shape, and so every bit, does not depend on the other captions.
+        self._context = model.config.text_config.max_position_embeddings
+        processor = {key: value for key, value in self._processor.to_dict().items() if not key.startswith("_")}
+        self.fingerprint = fingerprint(
+            {
+                "weights": weights_hash(model.state_dict()),
+                "preprocess": processor,
+                "architecture": {**model.config.to_dict(), "_name_or_path": None, "transformers_version": None},
+            }
+        )
+        self.pixels = fingerprint(processor)
+        self._model = model.eval().requires_grad_(False).to(self.device)
+        normalised = self._processor.do_normalize
+        mean = self._processor.image_mean if normalised else [0.0] * 3
+        std = self._processor.image_std if normalised else [1.0] * 3
+        self._mean = torch.tensor(mean, device=self.device).view(-1, 1, 1)
+        self._std = torch.tensor(std, device=self.device).view(-1, 1, 1)
+
+    def preprocess(self, picture: Image.Image | torch.Tensor) -> np.ndarray:
+        """See Encoder; always by the processor's own way."""
+        if isinstance(picture, torch.Tensor):
+            picture = Image.fromarray(picture.permute(1, 2, 0).numpy())
+        settings = {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
+        pixels = self._processor(images=picture.convert("RGB"), **settings)["pixel_values"][0]
+        return np.ascontiguousarray(pixels, dtype=np.uint8)
+
+    @torch.inference_mode()
+    def encode_images(self, pictures: torch.Tensor) -> torch.Tensor:
+        """See Encoder."""
+        scaled = pictures.to(self.device).float().mul_(self._processor.rescale_factor).sub_(self._mean).div_(self._std)
+        return _unit(self._model.get_image_features(pixel_values=scaled))
+
+    @torch.inference_mode()
+    def encode_captions(self, captions: Sequence[str]) -> torch.Tensor:
+        """See Encoder."""
+        tokens = self._tokenizer(
+            list(captions), padding="max_length", truncation=True, max_length=self._context, return_tensors="pt"
+        ).to(self.device)
+        mask = (
+            {"attention_mask": tokens["attention_mask"]}
+            if "attention_mask" in self._tokenizer.model_input_names
+            else {}
+        )
+        return _unit(self._model.get_text_features(input_ids=tokens["input_ids"], **mask))
+
+
+def is_transformers_folder(folder: Path) -> bool:
+    """Whether ``folder`` holds a model of a kind that this module knows."""
+    return (folder / "config.json").is_file() and read_object(folder / "config.json").get("model_type") in MODEL_TYPES
+
+
+def _load(folder: Path) -> tuple[Any, Any, Any]:
+    try:
+        import transformers
+    except ImportError:
+        raise UserError(
+            f"{folder} is a transformers model; install transformers (pip install 'dejavu-lit[objects]')"
+        ) from None
+    transformers.utils.logging.disable_progress_bar()  # of reading a local file
+    # The Pillow processors are the reference; the option that chooses them was renamed in version 5.
+    pillow = {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}
+    try:
+        model, report = transformers.AutoModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+        processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True, **pillow)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # missing files, damaged weights and unknown classes all raise differently
+        reason = str(error).strip().splitlines()[0][:240] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"the transformers model in {folder} cannot be loaded ({reason}); save it again, processor included"
+        ) from None
+    if report["missing_keys"] or report["mismatched_keys"]:
+        lacking = sorted(str(key) for key in (*report["missing_keys"], *report["mismatched_keys"]))
+        raise UserError(
+            f"the weights in {folder} lack or misfit {lacking[0]!r} and {len(lacking) - 1} more; save the model again"
+        )
+    return model.float(), processor, tokenizer
+
+
+def _unit(features: Any) -> torch.Tensor:
+    """The features, which transformers wraps since version 5, as unit vectors on the CPU."""
+    return torch.nn.functional.normalize(getattr(features, "pooler_output", features).float(), dim=-1).cpu()

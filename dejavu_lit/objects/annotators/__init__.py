@@ -1,0 +1,1 @@
+"""Annotators: one file per way to find the objects of an image."""

@@ -1,0 +1,1 @@
+"""Studies: many settings trained, evaluated and ranked."""

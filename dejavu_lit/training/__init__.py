@@ -1,0 +1,1 @@
+"""Training one side with mitigations: the Lightning module, its callbacks and loggers."""

@@ -1,0 +1,61 @@
+"""Checkpoints that are whole or absent, on whatever file system the run lies."""
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.io import atomic
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Lightning's way to write a checkpoint, through a file beside it.
+
+    Lightning's own goes through the folder of temporary files. Where that is another file system than the run's, as on
+    nodes of clusters, the checkpoint is copied to its name, and a job that is killed meanwhile leaves a half-written one.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """Write ``checkpoint`` to ``path`` atomically."""
+        with atomic(os.fspath(path)) as part:
+            torch.save(checkpoint, part)
+
+    def load_checkpoint(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read a checkpoint; raises UserError naming it where it is damaged."""
+        try:
+            with zipfile.ZipFile(path) as file:
+                if (bad := file.testzip()) is not None:  # torch itself does not look at the check sums
+                    raise ValueError(f"{bad} does not agree with its check sum")
+            return super().load_checkpoint(Path(path), *args, **kwargs)
+        except Exception as error:
+            raise _refusal(Path(path), error) from None
+
+
+def saved_step(path: Path) -> int:
+    """The step that a checkpoint was saved at; raises UserError naming the file where it is damaged."""
+    try:
+        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    except Exception as error:  # whatever torch makes of a file that is none of its own
+        raise _refusal(path, error) from None
+
+
+def _refusal(path: Path, error: Exception) -> Exception:
+    """The error itself where the system or the memory failed, which says nothing of the file; else that it is damaged."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+        return error
+    kept = sorted(int(found.stem.partition("=")[2]) for found in path.parent.glob("epoch=*.ckpt"))
+    rest = (
+        f"; the weights of epoch {kept[-1]} beside it can be evaluated as {path.parent.parent}@{kept[-1]}"
+        if kept
+        else ""
+    )
+    return UserError(
+        f"the checkpoint {path} is damaged ({first_line(error).rstrip('.')}); restore it from a copy, or remove it to train "
+        f"anew from the beginning{rest}"
+    )

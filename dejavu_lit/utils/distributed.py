@@ -1,0 +1,198 @@
+"""The processes that share one command's work: who this one is, starting them on one machine, and where they meet.
+
+    evaluate.py trainer=ddp trainer.devices=8 …          torchrun --nproc_per_node=8 evaluate.py …
+    srun --ntasks-per-node=8 dejavu evaluate …
+
+Whoever starts them, each finds its number in the environment. They share files, and speak to each other only to wait.
+"""
+
+import logging
+import os
+import secrets
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NoReturn, TypeVar
+
+from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.threads import threads_wanted
+
+HOURS = 24  # that ranks wait for the slowest one
+MINUTES = 30.0  # that they wait for each other to start
+PARENT = "DEJAVU_RANKS_OF"  # the process that started the ranks of this machine, see start()
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the others: its number, theirs, and its number on this node."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """(i, n): every n-th piece of the work from the i-th on is this rank's."""
+        return self.rank, self.world
+
+    def device(self, name: str) -> str:
+        """The device of this rank: ``cuda`` stands for a GPU of its own, also where it sees no other."""
+        if name != "cuda" or self.world == 1:
+            return name
+        import torch
+
+        return f"cuda:{self.local % (torch.cuda.device_count() or self.local + 1)}"
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """A step of the work that all ranks do: at its end they wait for each other, and where one failed all do.
+
+        Raises:
+            UserError: another rank failed, in its words, or is gone. What this rank raised itself is passed on.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as raised:
+            error = raised
+        words = None if error is None else str(error) or type(error).__name__
+        said = self._gathered(words) if self.world > 1 else []
+        if error is not None:
+            raise error
+        for rank, other in enumerate(said):
+            if other is not None:
+                raise UserError(f"{other} (rank {rank} of {self.world})")
+
+    def first(self, value: T) -> T:
+        """Rank 0's value, on all ranks: what they must agree on although files change under their eyes."""
+        return self._gathered(value)[0] if self.world > 1 else value
+
+    def _gathered(self, value: T) -> list[T]:
+        import torch.distributed as dist
+
+        found: list[Any] = [None] * self.world
+        try:
+            dist.all_gather_object(found, value)
+        except RuntimeError as gone:  # gloo's: its connection was closed, or nobody came for HOURS
+            raise UserError(
+                f"another of the {self.world} processes is gone ({str(gone).splitlines()[0]}); what it said last tells why, "
+                "and the same command goes on"
+            ) from None
+        return found
+
+
+ALONE = Ranks()
+
+
+def started() -> Ranks:
+    """Who this process is; rank 0 of 1 where neither torchrun nor srun started several."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    # Set by srun; a batch script itself is one process, whatever SLURM_NTASKS says.
+    if "SLURM_STEP_NUM_TASKS" in os.environ:
+        return Ranks(*(int(os.environ[f"SLURM_{name}"]) for name in ("PROCID", "STEP_NUM_TASKS", "LOCALID")))
+    return ALONE
+
+
+def start(count: int) -> NoReturn:
+    """Start this very command ``count`` times as ranks of this machine, as torchrun does, and end as they end.
+
+    The first that fails ends the others, and so does the end of this process.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks speak for themselves
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads_wanted() // count)))
+    os.environ[PARENT] = str(os.getpid())
+    ranks = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=secrets.token_hex(8),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    try:
+        elastic_launch(ranks, sys.executable)(*sys.orig_argv[1:])
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
+        sys.exit(code if code > 0 else 128 - code)
+    except SignalException as error:
+        sys.exit(128 + int(error.sigval))
+    sys.exit(0)
+
+
+def end_with_parent() -> None:
+    """Let a rank that ``start`` started end when that process is killed: it would go on unseen, and hold the directory."""
+    parent = int(os.environ.get(PARENT, 0))
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    if parent and "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def together(ranks: Ranks) -> Iterator[None]:
+    """Connect the ranks for the length of the block, and let none go before all have come to its end.
+
+    (srun counts the seconds from the first task that ends.) Where one leaves by an error the others do not wait; a UserError
+    is rank 0's to say, which knows it by ``step``. Alone there is nothing to connect.
+
+    Raises:
+        UserError: the ranks cannot find each other.
+    """
+    if ranks.world == 1:
+        yield
+        return
+    import torch.distributed as dist
+
+    _meet(ranks)
+    try:
+        yield
+        with suppress(RuntimeError):  # another one is gone, and has said why
+            dist.barrier()
+    except UserError:
+        if ranks.rank == 0:
+            raise
+    finally:
+        dist.destroy_process_group()
+
+
+def _meet(ranks: Ranks) -> None:
+    import torch.distributed as dist
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+    from torch.distributed.rendezvous import rendezvous
+
+    method, long = "env://", timedelta(hours=HOURS)
+    try:
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            try:
+                slurm = SLURMEnvironment(auto_requeue=False)
+            except RuntimeError:
+                raise UserError(
+                    "srun was given --ntasks; give it --ntasks-per-node instead, as for a training"
+                ) from None
+            method = f"tcp://{slurm.main_address}:{slurm.main_port}"
+        store, _, _ = next(rendezvous(method, ranks.rank, ranks.world, timeout=timedelta(minutes=MINUTES)))
+        store.set_timeout(long)
+        dist.init_process_group("gloo", store=store, rank=ranks.rank, world_size=ranks.world, timeout=long)
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise UserError(
+            f"rank {ranks.rank} of {ranks.world} could not meet the others at {where} ({first_line(error)}); "
+            "MASTER_ADDR must be the node of rank 0, which all reach, and MASTER_PORT a port that is free there"
+        ) from None

@@ -1,0 +1,119 @@
+"""Where numbers go besides a run's own files: Weights & Biases and TensorBoard, as ``logger=`` asks for.
+
+Training and evaluations know from here under which project, group and id they appear, so that an evaluation stands beside the
+runs that it belongs to. Nothing heavy is imported.
+"""
+
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.io import read_json, write_json
+
+FOLDER = "wandb"  # below a run, an evaluation or a study
+STUDY_PARTS = ("runs", "evaluations")  # folders of a study, in which its runs and evaluations lie
+TAG_LENGTH = 64  # of wandb
+
+
+@dataclass(frozen=True)
+class Wandb:
+    """Settings of Weights & Biases; offline runs are uploaded later by ``wandb sync DIR``."""
+
+    project: str = "dejavu-lit"
+    group: str | None = None  # null: the group of the runs evaluated, or the name of the folder that they lie in
+    tags: list[str] = field(default_factory=list)  # [] : the overrides as typed
+    offline: bool = True
+
+
+@dataclass(frozen=True)
+class LoggerSettings:
+    """Which dashboards get the numbers; ``metrics.csv`` is always written."""
+
+    wandb: Wandb | None = None
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for wanted, module in ((self.wandb is not None, "wandb"), (self.tensorboard, "tensorboard")):
+            if wanted and find_spec(module) is None:
+                raise UserError(f"logger={module} needs the package: pip install 'dejavu-lit[{module}]'")
+
+
+def tagged(logger: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """``logger`` of a config with the overrides as wandb's tags, unless tags were given.
+
+    Paths and the logger's own options tell nothing and are left out.
+    """
+    settings = logger.get("wandb")
+    if not settings or settings["tags"]:
+        return dict(logger)
+    typed = (override.lstrip("+~") for override in overrides)
+    dull = ("out=", "data.dir=", "logger", "target=", "reference=")
+    tags = list(dict.fromkeys(o[:TAG_LENGTH] for o in typed if not o.startswith(dull)))
+    return {**logger, "wandb": {**settings, "tags": tags}}
+
+
+def wandb_options(out: Path, settings: Wandb, job_type: str, beside: Path | None = None) -> dict[str, Any]:
+    """The keywords of ``wandb.init`` for what lies in ``out``: the same id each time, so that resuming goes on in one run.
+
+    Args:
+        job_type: target, reference, evaluation or study.
+        beside: a run that this belongs to; its group is taken where none is given.
+    """
+    path = out / FOLDER / "id.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        theirs = beside / FOLDER / "id.json" if beside else None
+        group = settings.group or (read_json(theirs).get("group") if theirs and theirs.is_file() else None)
+        home = out.resolve() if job_type == "study" else out.resolve().parent
+        home = home.parent if home.name in STUDY_PARTS else home
+        agents = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None  # it insists on its own
+        write_json(path, {"id": agents or secrets.token_hex(4), "group": group or home.name})
+    known = read_json(path)
+    name = out.name if not out.name.isdecimal() else f"{out.resolve().parent.name}-{out.name}"  # a job of a multirun
+    return {
+        "name": name,
+        "project": settings.project,
+        "group": known["group"],
+        "id": known["id"],
+        "job_type": job_type,
+        "tags": settings.tags or None,
+    }
+
+
+def open_run(out: Path, offline: bool, **options: Any) -> Any:
+    """wandb's run of ``out``; ``options``: more keywords of ``wandb.init``.
+
+    A job's warning goes to all of its processes, and one that has just been started ends at it: wandb's own is begun with
+    these signals blocked.
+
+    Raises:
+        UserError: it cannot begin: nobody is logged in, or the server does not answer.
+    """
+    import wandb
+
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1, signal.SIGUSR2))
+    try:
+        return wandb.init(
+            dir=out.resolve(),  # wandb's own process writes there, and may stand in another folder
+            mode="offline" if offline else None,  # None: online, or what WANDB_MODE says
+            resume="allow",
+            **options,
+        )
+    except Exception as error:  # of many classes: wandb's, its mailbox's, the network's
+        online = "look at `wandb login`, WANDB_BASE_URL and the network, or log with logger.wandb.offline=true"
+        remedy = "give logger=csv to go on without" if offline else online
+        raise UserError(f"wandb does not begin ({first_line(error)}); {remedy}") from None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def quiet() -> bool:
+    """Whether wandb should keep its own messages to itself: always where nobody watches."""
+    return not sys.stderr.isatty()

@@ -1,0 +1,119 @@
+"""The release gate: what it reads, what it refuses, and that nothing is ever evaluated as code."""
+
+import pytest
+
+from dejavu_lit.cli.gate import EXIT_CODE, Gate
+from dejavu_lit.utils.errors import UserError
+
+METRICS = {
+    "symmetric": {"ppg": {"value": 0.3, "ci95": [0.1, 0.5]}},
+    "null": None,
+    "found": {"found": True},
+    "by_k": {"10": {"symmetric": {"ppg": {"value": -0.2}}}},
+    "reasons": {"null": "the set H was not measured"},
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "fails"),
+    [
+        ("symmetric.ppg.ci95[0]>0.05", True),
+        ("symmetric.ppg.ci95[0] > 0.1", False),
+        ("symmetric.ppg.ci95[0] >= 0.1", True),
+        ("0.4 < symmetric.ppg.ci95[1]", True),
+        ("symmetric.ppg.value == 0.3", True),
+        ("symmetric.ppg.value != .3", False),
+        ("by_k.10.symmetric.ppg.value < -0.1", True),
+        ('by_k["10"].symmetric.ppg.value<-1e-1', True),
+        ("found.found == true", True),
+        ("found.found == false", False),
+        # and binds stronger than or: true or (false and false)
+        ("1 < 2 or 1 > 2 and 1 > 2", True),
+        ("(1 < 2 or 1 > 2) and 1 > 2", False),
+        ("not 1 > 2 and 1 < 2", True),
+        ("not (1 < 2 and 1 > 2)", True),
+    ],
+)
+def test_judges(text: str, fails: bool) -> None:
+    assert Gate.parse(text).fails(METRICS) is fails
+
+
+def test_the_exit_code_is_its_own() -> None:
+    assert EXIT_CODE == 3  # 1 is a user's mistake, 2 the shell's and argparse's
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "symmetric.ppg.value",
+        "1 <",
+        "1 < 2 < 3",
+        "1 < 2)",
+        "(1 < 2",
+        "and 1 < 2",
+        "1 < 2 1 < 2",
+        "1 = 2",
+        "a < 1; b",
+    ],
+)
+def test_refuses_what_is_no_comparison(text: str) -> None:
+    with pytest.raises(UserError, match="fail_if"):
+        Gate.parse(text)
+
+
+def test_an_empty_condition_is_said_to_be_empty() -> None:
+    with pytest.raises(UserError, match="fail_if= is empty"):
+        Gate.parse(" ")
+
+
+CONDITIONS = ["a.b[0]>0", "by_k['10'].x < 1", "a['it\\'] > 0", 'a["x"] > 1\\', "", "a == 'b\\'c'"]
+
+
+@pytest.mark.parametrize("text", CONDITIONS)
+def test_hydra_reads_the_condition_as_it_was_typed(text: str) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from dejavu_lit.cli.app import _quoted
+
+    assert OverridesParser.create().parse_override(_quoted(f"fail_if={text}")).value() == text
+    assert OverridesParser.create().parse_override(_quoted("fail_if=null")).value() is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["__import__('os').system('true') > 0", "symmetric.ppg.value.__class__ > 0", "len(symmetric) > 0", "open('x') < 1"],
+)
+def test_nothing_is_evaluated(text: str) -> None:
+    with pytest.raises(UserError, match="fail_if"):
+        Gate.parse(text).fails(METRICS)
+
+
+def test_what_was_not_measured_is_an_error_with_its_reason() -> None:
+    with pytest.raises(UserError, match="the set H was not measured"):
+        Gate.parse("null.ppg.value > 0.2").fails(METRICS)
+    # Also where the other half would decide already: a gate that cannot be judged must not pass.
+    with pytest.raises(UserError, match="not measured"):
+        Gate.parse("1 < 2 or null.ppg.value > 0").fails(METRICS)
+    with pytest.raises(UserError, match="not measured"):
+        Gate.parse("1 > 2 and null.ppg.value > 0").fails(METRICS)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("symetric.ppg.value > 0", "did you mean 'symmetric'"),
+        ("symmetric.ppg.ci95[2] > 0", "2 entries"),
+        ("symmetric.ppg > 0", "is an object"),
+        ("symmetric.ppg.ci95 > 0", "is a list"),
+        ("symmetric.ppg.value.x > 0", "not in metrics.json"),
+    ],
+)
+def test_wrong_paths_are_named(text: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Gate.parse(text).fails(METRICS)
+
+
+def test_deep_nesting_is_refused() -> None:
+    with pytest.raises(UserError, match="too deeply"):
+        Gate.parse("(" * 500 + "1 < 2" + ")" * 500)

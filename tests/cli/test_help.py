@@ -1,0 +1,165 @@
+"""``--help`` of every command: what it is for, commands that work, the groups with a line each, and every option."""
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from dejavu_lit import cli as commands
+from dejavu_lit.cli import help
+from dejavu_lit.cli.app import CONF
+from tests.conftest import ROOT, call, run
+
+sys.path.insert(0, str(ROOT / ".ci"))  # what writes docs/options.md is no part of the package
+reference = import_module("reference")
+sys.path.pop(0)
+COMMANDS = sorted(path.stem for path in CONF.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(command: str) -> None:
+    done = call(command, "--help")
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert lines[0].endswith(".")
+    assert len(worked(command)) >= 3
+    config = yaml.safe_load((CONF / f"{command}.yaml").read_text())
+    options = [name for name in config if name not in ("defaults", "hydra")]
+    if command == "evaluate":
+        options += [
+            name for name in yaml.safe_load((CONF / "evaluate" / "default.yaml").read_text()) if name != "defaults"
+        ]
+    for name in options:
+        assert any(line.startswith(f"  {name}:") for line in lines), name
+    for entry in config["defaults"]:
+        group = next(iter(entry)).partition("@")[0] if isinstance(entry, dict) else "hydra"
+        if group in ("hydra", "evaluate"):
+            continue
+        ((place, line),) = [(i, line) for i, line in enumerate(lines) if line.startswith(f"  {group} ")]
+        rest = " ".join([line, *lines[place + 1 : place + 5]])
+        for choice in (CONF / group).glob("*.yaml"):
+            assert choice.stem in rest, choice
+    assert "_target_" not in done.stdout
+
+
+def worked(command: str) -> list[list[str]]:
+    """The overrides of the commands that the help shows."""
+    text = help.text(CONF, command).split("Groups:")[0].split("Options of")[0]
+    rows = [shlex.split(line) for line in text.splitlines() if line.startswith("  dejavu ")]
+    return [[word for word in row[2:] if word not in ("-m", "…")] for row in rows]
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "dedup"])
+def test_the_commands_that_it_shows_are_understood(command: str) -> None:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        for overrides in worked(command):
+            single = [o.split(",")[0] if o.count("=") == 1 and "[" not in o and "{" not in o else o for o in overrides]
+            hydra.compose(command, single)
+
+
+def test_every_group_has_a_line() -> None:
+    assert {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra"} == set(help.GROUPS)
+
+
+def test_help_is_quick_and_needs_no_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['train.py', '--help']; from dejavu_lit import cli; cli.train(); "
+        "assert not {'torch', 'pytorch_lightning', 'faiss', 'wandb', 'matplotlib'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "dejavu train side=target" in done.stdout
+
+
+def test_the_report_has_help_of_its_own(tmp_path: Path) -> None:
+    done = run("report", "--help", cwd=tmp_path)
+    assert done.stdout.count("dejavu report path=") >= 3
+    for option in ("path", "redact", "out", "data", "limit"):
+        assert f"\n  {option}=" in done.stdout
+
+
+def test_the_page_on_options_is_not_stale() -> None:
+    page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
+    assert page == reference.reference(CONF), "make docs writes it anew"
+
+
+def test_every_option_of_every_command_is_on_the_page_with_its_meaning() -> None:
+    page = reference.reference(CONF)
+    rows = [row.group(1, 2) for row in re.finditer(r"^\| `\+?([\w.]+)` \|.*\| (.*) \|$", page, re.MULTILINE)]
+    assert len(rows) > 150
+    assert [name for name, meaning in rows if not meaning.strip()] == []
+    named = {name for name, _ in rows}
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        for command in COMMANDS:
+            for option in leaves(OmegaConf.to_container(hydra.compose(command), resolve=False)):
+                parts = option.split(".")  # data.reader.count stands as reader.count below data
+                tails = {".".join(parts[i:j]) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1)}
+                assert tails & named, option
+
+
+def leaves(node: Any, path: str = "") -> list[str]:
+    """Every option of a composed configuration, dotted."""
+    if not isinstance(node, dict) or not node:
+        return [path]
+    return [
+        one for key, value in node.items() if key != "_target_" for one in leaves(value, f"{path}.{key}".lstrip("."))
+    ]
+
+
+def test_every_variable_of_the_environment_is_on_the_page() -> None:
+    places = [
+        *(ROOT / "dejavu_lit").rglob("*.py"),
+        *(ROOT / "tests").rglob("*.py"),
+        ROOT / ".ci" / "run",
+        ROOT / "Makefile",
+    ]
+    used = {name for path in places for name in re.findall(r"DEJAVU_[A-Z_]+[A-Z]", path.read_text(encoding="utf-8"))}
+    assert used == {*reference.VARIABLES, *reference.INTERNAL}
+
+
+def test_every_extra_that_is_named_exists() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    installed = re.findall(r"^EXTRAS := (.+)$", makefile, re.MULTILINE)
+    assert len(installed) == 1
+    places = [ROOT / "Makefile", ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "containers").iterdir()]
+    texts = [path.read_text(encoding="utf-8") for path in [*places, *(ROOT / "dejavu_lit").rglob("*.py")]]
+    lists = re.findall(r"(?:dejavu-lit|'\.|\.whl)\[([\w,]+)\]", "\n".join(texts))
+    assert "mutants" in lists
+    named = {name for names in [*installed, *lists] for name in names.split(",")}
+    assert named <= set(extras)
+    table = (
+        (ROOT / "docs" / "installation.md").read_text(encoding="utf-8").partition("| extra |")[2].partition("\n\n")[0]
+    )
+    rows = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(extras)
+
+
+def test_types_defaults_and_meanings_come_from_file_and_class(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("_target_: dejavu_lit.mitigation.Mitigation\ntext_mask: 0.5  # so\nema: null\n")
+    found = {option.name: option for option in reference.options(tmp_path / "x.yaml")}
+    assert found["text_mask"] == reference.Option("text_mask", "0.5", "so", "number")
+    assert found["ema"].meaning.startswith("decay of the weights' running average")
+    assert found["+stop_epoch"].default == "null"
+    assert found["+stop_epoch"].kind == "whole number or null"
+
+
+def test_dejavu_lists_the_commands_with_a_line_each(tmp_path: Path) -> None:
+    done = run("--help", cwd=tmp_path)
+    lines = [line.split(maxsplit=1) for line in done.stdout.splitlines() if line.startswith("  ")]
+    assert [name for name, _ in lines] == list(commands.COMMANDS)
+    assert all(len(words) > 15 for _, words in lines)
+    done = run("trian", cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "error: dejavu trian is not a command (did you mean 'train'?); choose one of train, evaluate"
+    )

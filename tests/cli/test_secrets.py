@@ -1,0 +1,82 @@
+"""Keys and tokens in the environment never reach what a run leaves behind."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, SMALL
+
+SECRETS = {
+    "WANDB_API_KEY": "5ec2e7" + "a" * 34,
+    "HF_TOKEN": "hf_5ec2e7tokentoken",
+    "AWS_SECRET_ACCESS_KEY": "5ec2e7aws",
+}
+
+
+def leaks(folder: Path, done: subprocess.CompletedProcess[str]) -> list[str]:
+    """Where a secret is to be found: in files below the folder, or in what a command said."""
+    files = {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    said = {"stdout": done.stdout.encode(), "stderr": done.stderr.encode()}
+    return [
+        name for name, content in {**files, **said}.items() for secret in SECRETS.values() if secret.encode() in content
+    ]
+
+
+def run(folder: Path, command: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """A command with secrets in its environment, all that it writes below a folder."""
+    places = {"WANDB_DIR": str(folder / "wandb"), "WANDB_CACHE_DIR": str(folder / "cache")}
+    return subprocess.run(
+        [sys.executable, str(ROOT / f"{command}.py"), *options],
+        env={**os.environ, **SECRETS, **places},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_no_file_of_a_run_holds_a_secret(scenes, tmp_path):
+    options = ["side=target", f"data.dir={scenes}", "out=run", *SMALL, "recipe.epochs=1", "logger=wandb"]
+    done = run(tmp_path, "train", *options)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.rglob("*.wandb"))
+    assert leaks(tmp_path, done) == []
+
+
+def test_no_file_of_an_evaluation_holds_a_secret(runs, tmp_path):
+    options = [f"{side}={path}" for side, path in runs.items()]
+    done = run(tmp_path, "evaluate", *options, "out=gap", "logger=wandb", "statistics.bootstrap=100")
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.rglob("*.wandb"))
+    assert leaks(tmp_path, done) == []
+
+
+def test_no_file_of_a_job_of_slurm_holds_a_secret(runs, tmp_path, monkeypatch):
+    """What is handed to sbatch: its script and submitit's own file. sbatch itself is a stand-in, which takes any job."""
+    pytest.importorskip("submitit")
+    from dejavu_lit.study.slurm import JOB, SlurmLauncher, SlurmSettings
+
+    for name in ("sbatch", "srun"):
+        (tmp_path / name).write_text("#!/bin/sh\necho Submitted batch job 7\n")
+        (tmp_path / name).chmod(0o755)
+    for name, secret in SECRETS.items():
+        monkeypatch.setenv(name, secret)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    run = tmp_path / "study" / "runs" / "target"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_bytes((runs["target"] / "config.yaml").read_bytes())
+    assert SlurmLauncher(SlurmSettings())._submit([run]) == {run: "7"}
+    assert (run / JOB).is_file()
+    assert list((run.parent / "slurm").rglob("*.sh"))
+    assert leaks(tmp_path, subprocess.CompletedProcess([], 0, "", "")) == []
+
+
+def test_the_hunt_finds_what_is_there(tmp_path):
+    (tmp_path / "log").write_text(f"token {SECRETS['HF_TOKEN']}")
+    assert leaks(tmp_path, subprocess.CompletedProcess([], 0, SECRETS["WANDB_API_KEY"], "")) == [
+        str(tmp_path / "log"),
+        "stdout",
+    ]

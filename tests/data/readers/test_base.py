@@ -1,0 +1,63 @@
+import math
+from datetime import date
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dejavu_lit.data.decode import plain
+from dejavu_lit.data.readers.base import LONGEST_KEY, KeyIndex, clean_keys, picture_extension
+from dejavu_lit.data.shards import BadPair
+from dejavu_lit.utils.errors import UserError
+from tests.data.images import encoded, picture
+
+
+@given(st.lists(st.text(max_size=100), max_size=30))
+def test_clean_keys_are_unique_and_can_be_written(names: list[str]) -> None:
+    keys = clean_keys(names)
+    assert len(set(keys)) == len(names)
+    for key in keys:
+        assert key
+        assert not set(key) & set("./\\ \n\0")
+        assert len(key) <= LONGEST_KEY
+    assert clean_keys(names) == keys
+
+
+def test_clean_names_stay_as_they_are() -> None:
+    assert clean_keys(["000012", "cat-7_b"]) == ["000012", "cat-7_b"]
+    assert clean_keys(["cats/my cat.v2", "chats/été"]) == ["cats-my_cat_v2", "chats-été"]
+
+
+def test_clashing_names_get_the_same_key_whatever_else_there_is() -> None:
+    few, many = clean_keys(["a b", "a_b"]), clean_keys(["zebra", "a_b", "a b"])
+    assert few[0].startswith("a_b-")
+    assert few == [many[2], many[1]]
+    assert len(set(few)) == 2
+
+
+def test_equal_names_are_numbered() -> None:
+    one, two, three = clean_keys(["x/a", "x/a", "x/a"])
+    assert two == f"{one}-2"
+    assert three == f"{one}-3"
+
+
+def test_key_index_finds_the_row_of_each_key() -> None:
+    index = KeyIndex(["c", "a", "b"])
+    assert index.keys == ["a", "b", "c"]
+    assert [index.row(key) for key in "abc"] == [1, 2, 0]
+    with pytest.raises(KeyError):
+        index.row("bb")
+    with pytest.raises(UserError, match="'a' occurs twice"):
+        KeyIndex(["a", "b", "a"])
+
+
+@pytest.mark.parametrize(("kind", "extension"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")])
+def test_extension_follows_the_bytes(kind: str, extension: str) -> None:
+    assert picture_extension(encoded(picture(0), kind)) == extension
+    with pytest.raises(BadPair, match="no JPEG, PNG or WebP"):
+        picture_extension(encoded(picture(0), "GIF"))
+
+
+def test_plain_values_are_json() -> None:
+    value = {"when": date(2024, 2, 1), "score": math.nan, 3: [1, (True, None)], "text": "é"}
+    assert plain(value) == {"when": "2024-02-01", "score": None, "3": [1, [True, None]], "text": "é"}

@@ -1,0 +1,181 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dejavu_lit.data.readers.coco import CocoReader
+from dejavu_lit.data.shards import BadPair
+from dejavu_lit.utils.errors import UserError
+from tests.data.images import COCO_MINI, encoded, needs_coco, picture
+
+
+def write_split(root: Path, split: str, ids: list[int]) -> None:
+    """COCO's layout: pictures named by id, two captions each, and instances for all but the last picture."""
+    (root / "annotations").mkdir(parents=True, exist_ok=True)
+    (root / f"{split}2017").mkdir(parents=True)
+    images = [{"id": i, "file_name": f"{i:012d}.jpg", "width": 48, "height": 36, "license": 3} for i in ids]
+    for i in ids:
+        (root / f"{split}2017" / f"{i:012d}.jpg").write_bytes(encoded(picture(i), "JPEG"))
+    captions = [{"image_id": i, "id": 10 * i + n, "caption": f" caption {n}\n of {i} "} for n in range(2) for i in ids]
+    boxes: list[dict[str, Any]] = []
+    for i in ids[:-1]:
+        boxes.append({"image_id": i, "category_id": 7, "bbox": [1, 2.5, 3, 4], "iscrowd": 0, "segmentation": [[1.0]]})
+        boxes.append({"image_id": i, "category_id": 2, "bbox": [0, 0, 48, 36], "iscrowd": 1, "segmentation": {}})
+    categories = [{"id": 2, "name": "cat"}, {"id": 7, "name": "traffic light"}]
+    content = {"images": images, "annotations": captions}
+    (root / "annotations" / f"captions_{split}2017.json").write_text(json.dumps(content))
+    content = {"images": images, "annotations": boxes, "categories": categories}
+    (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_split(tmp_path / "coco", "train", [12, 7, 123456])
+    write_split(tmp_path / "coco", "val", [9, 30])
+    return tmp_path / "coco"
+
+
+def test_train_and_val_are_read_together(root: Path) -> None:
+    reader = CocoReader(root=root)
+    assert reader.keys() == ["000000000007", "000000000009", "000000000012", "000000000030", "000000123456"]
+    pair, annotation = reader.read("000000000009")
+    assert pair.caption == "caption 0 of 9"
+    assert pair.image == (root / "val2017/000000000009.jpg").read_bytes()
+    assert pair.extension == "jpg"
+    assert pair.meta["captions"] == ["caption 0 of 9", "caption 1 of 9"]
+    assert {name: pair.meta[name] for name in ("width", "height", "license", "image_id", "source")} == {
+        "width": 48,
+        "height": 36,
+        "license": 3,
+        "image_id": 9,
+        "source": "val2017",
+    }
+    assert annotation is not None
+    assert annotation.key == "000000000009"
+    assert annotation.labels == ["traffic light", "cat"]
+    assert annotation.scores == [1.0, 1.0]
+    assert annotation.boxes == [[1, 2.5, 3, 4], [0, 0, 48, 36]]
+
+
+def test_a_picture_without_instances_has_an_empty_row(root: Path) -> None:
+    annotation = CocoReader(root=root).read("000000000030")[1]
+    assert annotation is not None
+    assert (annotation.labels, annotation.scores, annotation.boxes) == ([], [], [])
+
+
+def test_one_split_as_text_and_another_caption(root: Path) -> None:
+    reader = CocoReader(root=root, splits="val", caption=1)
+    assert len(reader.keys()) == 2
+    assert reader.read("000000000009")[0].caption == "caption 1 of 9"
+    with pytest.raises(BadPair, match="no caption number 2"):
+        CocoReader(root=root, caption=2).read("000000000009")
+
+
+def test_paths_by_hand_are_the_same_as_root(root: Path) -> None:
+    parts = ["train2017", "val2017"]
+    by_hand = CocoReader(
+        images=[root / part for part in parts],
+        captions=[root / f"annotations/captions_{part}.json" for part in parts],
+        instances=[root / f"annotations/instances_{part}.json" for part in parts],
+    )
+    by_root = CocoReader(root=str(root))
+    assert by_hand.fingerprint() == by_root.fingerprint()
+    assert by_hand.annotator == by_root.annotator
+    keys = by_root.keys()
+    assert by_hand.keys() == keys
+    assert [by_hand.read(key) for key in keys] == [by_root.read(key) for key in keys]
+
+
+def test_pictures_below_images_are_found(root: Path) -> None:
+    keys = CocoReader(root=root).keys()
+    (root / "images").mkdir()
+    for part in ("train2017", "val2017"):
+        (root / part).rename(root / "images" / part)
+    reader = CocoReader(root=root)
+    assert reader.keys() == keys
+    assert [reader.read(key)[0].key for key in keys] == keys
+
+
+def test_without_instances_there_are_no_objects(root: Path) -> None:
+    for path in root.glob("annotations/instances_*"):
+        path.unlink()
+    reader = CocoReader(root=root)
+    assert reader.annotator is None
+    assert reader.read("000000000009")[1] is None
+
+
+def test_a_missing_picture_is_a_bad_pair(root: Path) -> None:
+    reader = CocoReader(root=root)
+    (root / "val2017/000000000009.jpg").unlink()
+    with pytest.raises(BadPair, match="the picture does not exist"):
+        reader.read("000000000009")
+
+
+def test_the_fingerprint_changes_with_files_and_options(root: Path) -> None:
+    before = CocoReader(root=root).fingerprint()
+    assert json.loads(json.dumps(before)) == before
+    assert CocoReader(root=root, caption=1).fingerprint() != before
+    path = root / "annotations/captions_val2017.json"
+    path.write_text(path.read_text() + " ")
+    assert CocoReader(root=root).fingerprint() != before
+
+
+def test_wrong_options_and_paths_are_named(root: Path, tmp_path: Path) -> None:
+    annotations = root / "annotations"
+    with pytest.raises(UserError, match="leave out root= or captions="):
+        CocoReader(root=root, captions="x.json")
+    with pytest.raises(UserError, match=r"needs root= .* or images="):
+        CocoReader(images=root)
+    with pytest.raises(UserError, match="caption=-1"):
+        CocoReader(root=root, caption=-1)
+    with pytest.raises(UserError, match=r"folder of pictures .*nowhere.* does not exist"):
+        CocoReader(root=tmp_path / "nowhere").keys()
+    with pytest.raises(UserError, match=r"folder of pictures .*test2017 does not exist; check root=, splits="):
+        CocoReader(root=root, splits=["test"]).keys()
+    with pytest.raises(UserError, match="3 folders and captions= 1"):
+        CocoReader(images=[root] * 3, captions=annotations / "captions_val2017.json").keys()
+    with pytest.raises(UserError, match=r"instances_val2017.json is no captions JSON .*captions="):
+        CocoReader(images=root / "val2017", captions=annotations / "instances_val2017.json").keys()
+    captions = annotations / "captions_val2017.json"
+    swapped = CocoReader(images=root / "val2017", captions=captions, instances=captions)
+    with pytest.raises(UserError, match=r"captions_val2017\.json has no list 'categories'"):
+        swapped.read("000000000009")
+    other = annotations / "instances_train2017.json"
+    foreign = CocoReader(images=root / "val2017", captions=captions, instances=other)
+    with pytest.raises(UserError, match="lists none of the pictures"):
+        foreign.read("000000000009")
+    (annotations / "instances_val2017.json").unlink()
+    with pytest.raises(UserError, match=r"instances_val2017\.json does not exist"):
+        CocoReader(root=root).keys()
+    (annotations / "captions_val2017.json").write_text("{")
+    with pytest.raises(UserError, match=r"captions_val2017\.json is not valid JSON"):
+        CocoReader(images=root / "val2017", captions=annotations / "captions_val2017.json").keys()
+
+
+def test_ids_that_occur_twice_are_refused(root: Path) -> None:
+    captions = [root / "annotations/captions_val2017.json"] * 2
+    with pytest.raises(UserError, match="image id 9 stands in"):
+        CocoReader(images=root / "val2017", captions=captions).keys()
+
+
+@needs_coco
+def test_the_real_sample() -> None:
+    reader = CocoReader(root=COCO_MINI)
+    keys = reader.keys()
+    assert len(keys) == 159
+    raw = {
+        split: json.loads((COCO_MINI / f"annotations/instances_{split}2017.json").read_text())
+        for split in ("train", "val")
+    }
+    names = {category["id"]: category["name"] for category in raw["val"]["categories"]}
+    found = 0
+    for key in keys:
+        pair, annotation = reader.read(key)
+        assert len(pair.meta["captions"]) == 5
+        assert annotation is not None
+        mine = [a for part in raw.values() for a in part["annotations"] if a["image_id"] == int(key)]
+        assert annotation.labels == [names[a["category_id"]] for a in mine]
+        assert annotation.boxes == [pytest.approx(a["bbox"], rel=1e-6) for a in mine]
+        found += len(mine)
+    assert found == 739 + 624

@@ -1,0 +1,101 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from dejavu_lit.data.readers.folder import FolderReader
+from dejavu_lit.data.shards import BadPair
+from dejavu_lit.utils.errors import UserError
+from tests.data.images import encoded, picture
+
+
+def add(root: Path, file: str, caption: str | None = "a caption", kind: str = "PNG") -> None:
+    path = root / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encoded(picture(len(file)), kind))
+    if caption is not None:
+        path.with_suffix(".txt").write_text(caption, encoding="utf-8")
+
+
+def test_pictures_are_found_recursively_with_their_captions(tmp_path: Path) -> None:
+    add(tmp_path, "one.png", " one \n")
+    add(tmp_path, "deep/er/my two.v2.JPG", "\ufefftwo", "JPEG")
+    add(tmp_path, "deep/three.webp", "drei", "WEBP")
+    add(tmp_path, ".hidden.png")
+    (tmp_path / "deep/three.json").write_text('{"url": "u", "score": NaN}')
+    (tmp_path / "notes.md").write_text("no picture")
+    reader = FolderReader(tmp_path)
+    keys = reader.keys()
+    assert keys == ["deep-er-my_two_v2", "deep-three", "one"]
+    pairs = [reader.read(key)[0] for key in keys]
+    assert [pair.caption for pair in pairs] == ["two", "drei", "one"]
+    assert [pair.extension for pair in pairs] == ["jpg", "webp", "png"]
+    assert pairs[0].image == (tmp_path / "deep/er/my two.v2.JPG").read_bytes()
+    assert pairs[1].meta == {"url": "u", "score": None, "path": "deep/three.webp"}
+    assert reader.annotator is None
+
+
+def test_files_that_differ_in_extension_or_punctuation_keep_their_own_key(tmp_path: Path) -> None:
+    for file in ("a b.png", "a_b.png", "a-b.png", "a/b.png", "a-b.jpg"):
+        add(tmp_path, file)
+    keys = FolderReader(tmp_path).keys()
+    assert len(set(keys)) == 5
+    assert {FolderReader(tmp_path).read(key)[0].meta["path"] for key in keys} == {
+        "a b.png",
+        "a_b.png",
+        "a-b.png",
+        "a/b.png",
+        "a-b.jpg",
+    }
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    add(tmp_path, "elsewhere/x.png")
+    add(tmp_path, "data/y.png")
+    os.symlink(tmp_path / "elsewhere", tmp_path / "data/linked")
+    os.symlink(tmp_path / "data", tmp_path / "data/circle")
+    assert FolderReader(tmp_path / "data").keys() == ["linked-x", "y"]
+
+
+def test_class_folders_give_caption_and_label(tmp_path: Path) -> None:
+    add(tmp_path, "goldfish/1.png", None)
+    pair, _ = FolderReader(tmp_path, caption="folder").read("goldfish-1")
+    assert (pair.caption, pair.meta["label"]) == ("goldfish", "goldfish")
+
+
+def test_bad_pairs_say_why(tmp_path: Path) -> None:
+    add(tmp_path, "mute.png", None)
+    add(tmp_path, "latin.png")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    add(tmp_path, "gif.png", kind="GIF")
+    add(tmp_path, "broken.png")
+    (tmp_path / "broken.json").write_text("{")
+    reader = FolderReader(tmp_path)
+    for key, words in {
+        "mute": "no caption",
+        "latin": "UTF-8",
+        "gif": "no JPEG",
+        "broken": "JSON does not decode",
+    }.items():
+        with pytest.raises(BadPair, match=words):
+            reader.read(key)
+
+
+def test_the_fingerprint_sees_changed_captions_and_pictures(tmp_path: Path) -> None:
+    add(tmp_path, "a.png")
+    before = FolderReader(tmp_path).fingerprint()
+    assert FolderReader(tmp_path).fingerprint() == before
+    (tmp_path / "a.txt").write_text("another caption")
+    after = FolderReader(tmp_path).fingerprint()
+    assert after != before
+    add(tmp_path, "b.png")
+    assert FolderReader(tmp_path).fingerprint() != after
+
+
+def test_wrong_paths_and_options_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere does not exist; check path="):
+        FolderReader(tmp_path / "nowhere").keys()
+    with pytest.raises(UserError, match="holds no pictures"):
+        FolderReader(tmp_path).keys()
+    with pytest.raises(UserError, match="caption=json"):
+        FolderReader(tmp_path, caption="json")  # type: ignore[arg-type]

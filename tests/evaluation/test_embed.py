@@ -1,0 +1,223 @@
+"""Embeddings: the same bytes for any workers, taken up where they stopped, refused where they are of something else."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dejavu_lit.data import pictures
+from dejavu_lit.data.shards import BadPair, Pair
+from dejavu_lit.evaluation import embed as module
+from dejavu_lit.evaluation.embed import embed, encode_captions
+from dejavu_lit.evaluation.embeddings import Embeddings, write_embeddings
+from dejavu_lit.models.zoo import load_encoder
+from dejavu_lit.utils.errors import UserError
+from tests.models.tiny import picture, write_clip, write_shards
+
+PAIRS, SHARD = 150, 70  # shards of 70, 70 and 10: whole chunks, rests and a small one
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return load_encoder(f"local-dir:{write_clip(tmp_path_factory.mktemp('model'))}")
+
+
+def encoded(image, form="png"):
+    buffer = io.BytesIO()
+    image.save(buffer, form)
+    return buffer.getvalue()
+
+
+def write(folder, bad_pictures=(), empty=(), pairs=PAIRS):
+    made = []
+    for i in range(pairs):
+        data = b"no picture" if i in bad_pictures else encoded(picture(i, 72, 64))
+        made.append(Pair(f"k{i * 37 % pairs:03d}", data, "png", "" if i in empty else f"caption number {i}", {}))
+    return write_shards(folder, made, SHARD)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("data") / "A")
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_the_same_bytes_for_any_number_of_workers(encoder, shards, tmp_path, modality):
+    found = [embed(encoder, shards, modality, tmp_path / str(workers), workers=workers) for workers in (1, 2, 5)]
+    assert content(tmp_path / "1") == content(tmp_path / "2") == content(tmp_path / "5")
+    assert found[0].keys == tuple(shards.keys())
+    assert found[0].names == ("00000", "00001", "00002")
+    assert found[0].sizes == (70, 70, 10)
+    assert found[0].dim == 64
+
+
+def test_values_equal_encoding_one_by_one(encoder, shards, tmp_path):
+    images = embed(encoder, shards, "image", tmp_path / "image").load()
+    texts = embed(encoder, shards, "text", tmp_path / "text").load()
+    for row in (0, 63, 64, 69, 70, 149):
+        one = encoder.encode_images(torch.from_numpy(encoder.preprocess(picture(row, 72, 64)))[None])
+        assert np.abs(images[row].astype(np.float32) - one[0].numpy()).max() < 1e-3
+        two = encoder.encode_captions([f"caption number {row}"])
+        assert np.abs(texts[row].astype(np.float32) - two[0].numpy()).max() < 1e-3
+
+
+def test_whole_parts_are_kept_and_torn_ones_made_again(encoder, shards, tmp_path, monkeypatch):
+    embed(encoder, shards, "image", tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "torn")
+    (tmp_path / "torn" / "00000.npy").unlink()
+    data = (tmp_path / "torn" / "00001.npy").read_bytes()
+    (tmp_path / "torn" / "00001.npy").write_bytes(data[: len(data) // 2])
+    kept = (tmp_path / "torn" / "00002.npy").stat().st_mtime_ns
+    decoded = []
+    original = module.read_chunk
+    monkeypatch.setattr(module, "read_chunk", lambda *a: decoded.append(a[2]) or original(*a))
+    embed(encoder, shards, "image", tmp_path / "torn")
+    assert content(tmp_path / "torn") == content(tmp_path / "whole")
+    assert (tmp_path / "torn" / "00002.npy").stat().st_mtime_ns == kept
+    assert len(decoded) == 4  # two chunks of each of the two shards
+    embed(encoder, shards, "image", tmp_path / "torn")
+    assert len(decoded) == 4
+
+
+def test_a_limit_embeds_whole_shards_and_gives_the_first_pairs(encoder, shards, tmp_path):
+    some = embed(encoder, shards, "text", tmp_path, limit=75)
+    assert some.keys == tuple(shards.keys(75))
+    assert [len(part) for part in some.parts()] == [70, 5]
+    assert sorted(path.name for path in tmp_path.glob("*.npy")) == ["00000.npy", "00001.npy"]
+    everything = embed(encoder, shards, "text", tmp_path)
+    assert len(everything) == PAIRS
+    assert np.array_equal(everything.load()[:75], some.load())
+    assert len(embed(encoder, shards, "text", tmp_path, limit=70)) == 70
+
+
+def test_another_model_data_or_modality_is_refused(encoder, shards, tmp_path):
+    embed(encoder, shards, "text", tmp_path / "e", limit=10)
+    other = load_encoder(f"local-dir:{write_clip(tmp_path / 'model', seed=1)}")
+    with pytest.raises(UserError, match=r"the model differs; remove that folder"):
+        embed(other, shards, "text", tmp_path / "e")
+    with pytest.raises(UserError, match="the modality differs"):
+        embed(encoder, shards, "image", tmp_path / "e")
+    with pytest.raises(UserError, match="the data differs"):
+        embed(encoder, write(tmp_path / "B", pairs=20), "text", tmp_path / "e")
+    (tmp_path / "e" / "fingerprint.json").unlink()
+    with pytest.raises(UserError, match="nobody knows of what"):
+        embed(encoder, shards, "text", tmp_path / "e")
+
+
+def test_bad_pairs_are_skipped_counted_and_named(encoder, tmp_path, caplog):
+    shards = write(tmp_path / "A", bad_pictures=(3, 70), empty=(5,))
+    keys = shards.keys()
+    images = embed(encoder, shards, "image", tmp_path / "image")
+    texts = embed(encoder, shards, "text", tmp_path / "text")
+    assert set(keys) - set(images.keys) == {keys[3], keys[70]}
+    assert set(keys) - set(texts.keys) == {keys[5]}
+    skipped = json.loads((tmp_path / "image" / "fingerprint.json").read_text())["skipped"]
+    reason = "the picture does not decode"
+    assert skipped == {keys[3]: reason, keys[70]: reason}
+    assert sum("skipped" in line for line in caplog.messages) == 3
+    assert len(embed(encoder, shards, "image", tmp_path / "image", limit=4)) == 3
+
+
+def test_too_many_bad_pairs_stop(encoder, tmp_path):
+    shards = write(tmp_path / "A", bad_pictures=range(20, 32))
+    with pytest.raises(UserError, match=r"12 of 150 pairs of .* cannot be used, the first is k"):
+        embed(encoder, shards, "image", tmp_path / "image")
+    assert len(embed(encoder, shards, "image", tmp_path / "image", bad_share=0.1)) == PAIRS - 12
+    nothing = write(tmp_path / "B", bad_pictures=range(5), pairs=5)
+    with pytest.raises(UserError, match="no pair of"):
+        embed(encoder, nothing, "image", tmp_path / "nothing")
+
+
+def test_a_picture_decodes_as_pillow_does():
+    for form, mode, options in (
+        ("jpeg", "RGB", {}),
+        ("jpeg", "RGB", {"progressive": True, "quality": 30}),
+        ("png", "RGB", {}),
+    ):
+        buffer = io.BytesIO()
+        picture(1, 97, 61, mode).save(buffer, form, **options)
+        found = module.decode_picture(buffer.getvalue())
+        assert np.array_equal(found.permute(1, 2, 0).numpy(), np.asarray(Image.open(buffer)))
+    for mode, form in (("L", "jpeg"), ("CMYK", "jpeg"), ("P", "png"), ("RGBA", "png")):
+        found = module.decode_picture(encoded(picture(1, 97, 61, mode), form))
+        assert found.mode == mode
+    with pytest.raises(BadPair, match="does not decode"):
+        module.decode_picture(encoded(picture(1), "jpeg")[:-200])
+    with pytest.raises(BadPair, match="does not decode"):
+        module.decode_picture(b"GIF")
+
+
+def test_a_bomb_is_skipped(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "PIXEL_LIMIT", 72 * 64 - 1)
+    with pytest.raises(UserError, match="megapixels"):
+        embed(encoder, write(tmp_path / "A", pairs=20), "image", tmp_path / "e")
+
+
+def test_a_model_that_gives_nan_is_named(shards, tmp_path):
+    broken = load_encoder(f"local-dir:{write_clip(tmp_path / 'model')}")
+    torch.nn.init.constant_(broken.model.text_projection, float("nan"))
+    with pytest.raises(UserError, match=r"the vector of key 'k000' holds NaN"):
+        embed(broken, shards, "text", tmp_path / "e")
+    assert not list((tmp_path / "e").glob("*.npy"))
+
+
+def test_captions_without_a_folder(encoder):
+    captions = [f"caption {i}" for i in range(70)]
+    vectors = encode_captions(encoder, captions)
+    assert vectors.shape == (70, 64)
+    assert np.array_equal(vectors[:64], encode_captions(encoder, captions[:64]))
+
+
+def test_vectors_from_elsewhere(tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(25, 8)) * 30
+    keys = [f"k{i * 7 % 25:02d}" for i in range(25)]
+    found = write_embeddings(tmp_path / "A" / "text", keys, vectors, rows_per_part=10)
+    assert found.sizes == (10, 10, 5)
+    expected = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+    assert np.array_equal(found.load(), expected)
+    assert np.array_equal(found.load(keys[::-3]), expected[::-3])
+    assert np.array_equal(np.concatenate(found.parts()), expected)
+    assert [sorted(keys)[place] for place in found.selection(sorted(keys)).ids] == keys
+    assert not (tmp_path / "A" / "text" / "fingerprint.json").exists()
+    with pytest.raises(UserError, match=r"no vector for 1 of 2 keys, the first is 'x'"):
+        found.load(["k01", "x"])
+    with pytest.raises(UserError, match="not empty"):
+        write_embeddings(tmp_path / "A" / "text", keys, vectors)
+
+
+@pytest.mark.parametrize(("value", "what"), [(0, "zero norm"), (np.nan, "NaN"), (np.inf, "infinity")])
+def test_unusable_vectors_are_named(tmp_path, value, what):
+    vectors = np.ones((6, 4), np.float16)
+    vectors[4] = value
+    keys = list("abcdef")
+    with pytest.raises(UserError, match=f"'e' .*{what}"):
+        write_embeddings(tmp_path / "new", keys, vectors)
+    write_embeddings(tmp_path / "old", keys, np.ones((6, 4)))
+    np.save(tmp_path / "old" / "00000.npy", vectors)
+    with pytest.raises(UserError, match=f"00000.npy: the vector of key 'e' .*{what}"):
+        Embeddings.open(tmp_path / "old").load()
+
+
+def test_folders_that_are_no_embeddings(tmp_path):
+    with pytest.raises(UserError, match="holds no embeddings"):
+        Embeddings.open(tmp_path / "none")
+    write_embeddings(tmp_path / "e", ["a", "b"], np.eye(2))
+    (tmp_path / "e" / "00000.txt").write_text("a\n")
+    with pytest.raises(UserError, match=r"2 rows, 00000.txt 1 keys"):
+        Embeddings.open(tmp_path / "e")
+    (tmp_path / "e" / "00000.txt").write_text("a\na\n")
+    with pytest.raises(UserError, match="'a' twice"):
+        Embeddings.open(tmp_path / "e")
+    np.save(tmp_path / "e" / "00000.npy", np.eye(2, dtype=np.float32))
+    with pytest.raises(UserError, match="float32"):
+        Embeddings.open(tmp_path / "e")
+    with pytest.raises(UserError, match="3 keys need vectors"):
+        write_embeddings(tmp_path / "f", ["a", "b", "c"], np.eye(2))

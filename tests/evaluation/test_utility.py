@@ -1,0 +1,135 @@
+"""Utility against scikit-learn and brute force."""
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+
+from dejavu_lit.data.shards import Pair, ShardSet
+from dejavu_lit.evaluation import utility_scores as utility
+from dejavu_lit.evaluation.utility_scores import (
+    class_list,
+    class_vectors,
+    linear_probe,
+    prompts,
+    read_labels,
+    retrieval,
+    zero_shot,
+)
+from dejavu_lit.models.zoo import load_encoder
+from dejavu_lit.utils.errors import UserError
+from tests.models.tiny import write_clip, write_shards
+
+
+def unit(rng, n, d):
+    vectors = rng.normal(size=(n, d))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+
+
+def test_zero_shot_equals_scikit_learn(monkeypatch):
+    metrics = pytest.importorskip("sklearn.metrics")
+    monkeypatch.setattr(utility, "CELLS", 500)
+    rng = np.random.default_rng(0)
+    images, classes = unit(rng, 300, 16), unit(rng, 20, 16)
+    labels = rng.integers(0, 20, 300)
+    scores = (
+        images.astype(np.float64) @ classes.astype(np.float64).T / np.linalg.norm(classes.astype(np.float64), axis=1)
+    )
+    found = zero_shot(images, labels, classes)
+    for top in (1, 5):
+        assert found[f"zeroshot_top{top}"] == metrics.top_k_accuracy_score(labels, scores, k=top, labels=range(20))
+
+
+def test_zero_shot_ties_go_to_the_smaller_class():
+    classes = np.array([[1, 0], [1, 0], [0, 1]], np.float16)
+    images = np.array([[1, 0], [1, 0], [0, 2]], np.float16)
+    assert zero_shot(images, np.array([0, 1, 2]), classes) == {"zeroshot_top1": 2 / 3, "zeroshot_top5": 1.0}
+
+
+def test_retrieval_equals_brute_force(monkeypatch):
+    monkeypatch.setattr(utility, "CELLS", 1000)
+    rng = np.random.default_rng(1)
+    images = unit(rng, 150, 12)
+    captions = (images + 0.5 * unit(rng, 150, 12)).astype(np.float16)
+    captions[40:60] = captions[10]
+    expected = {}
+    for name, queries, public in (("i2t", images, captions), ("t2i", captions, images)):
+        q, p = queries.astype(np.float64), public.astype(np.float64)
+        ranks = []
+        for i in range(150):
+            scores = [float(q[i] @ p[j]) / (np.linalg.norm(q[i]) * np.linalg.norm(p[j])) for j in range(150)]
+            ranks.append(sorted(range(150), key=lambda j: (-scores[j], j)).index(i))
+        expected |= {f"{name}_r{k}": float(np.mean([rank < k for rank in ranks])) for k in (1, 5, 10)}
+    found = retrieval(images, captions)
+    assert list(found) == ["i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10"]
+    assert found == pytest.approx(expected, abs=1 / 150 / 2)
+
+
+def test_retrieval_by_hand():
+    images = np.eye(3, dtype=np.float16)
+    captions = images[[0, 2, 1]]  # pairs 1 and 2 have each other's captions
+    assert retrieval(images, images)["i2t_r1"] == 1.0
+    assert retrieval(images, captions) == pytest.approx(
+        {"i2t_r1": 1 / 3, "i2t_r5": 1.0, "i2t_r10": 1.0, "t2i_r1": 1 / 3, "t2i_r5": 1.0, "t2i_r10": 1.0}
+    )
+
+
+def test_linear_probe_finds_what_is_linear_and_nothing_else():
+    pytest.importorskip("sklearn")
+    rng = np.random.default_rng(2)
+    labels = rng.integers(0, 4, 400)
+    images = (np.eye(8)[labels] * 3 + rng.normal(size=(400, 8))).astype(np.float16)
+    names = [f"class {label}" for label in labels]
+    accuracy = linear_probe(images, names)["linear_probe"]
+    assert accuracy > 0.85
+    assert linear_probe(images, names) == {"linear_probe": accuracy}
+    assert linear_probe(rng.normal(size=(400, 8)), names)["linear_probe"] < 0.45
+    assert linear_probe(images, names, most=100)["linear_probe"] > 0.6
+
+
+@pytest.mark.parametrize("labels", [["a"] * 10, [], list("abcdefghij")])
+def test_linear_probe_without_two_classes_to_test_says_why(labels):
+    found = linear_probe(np.random.default_rng(3).normal(size=(len(labels), 4)), labels)
+    assert found["linear_probe"] is None
+    assert f"{len(labels)} pictures" in found["linear_probe_reason"]
+
+
+def test_class_vectors_average_the_normalised_prompts(tmp_path):
+    encoder = load_encoder(f"local-dir:{write_clip(tmp_path)}")
+    found = class_vectors(encoder, ["cat", "dog"], prompts(["a {}", "two {}s", "no {}"]))
+    for row, name in enumerate(["cat", "dog"]):
+        mean = encoder.encode_captions([f"a {name}", f"two {name}s", f"no {name}"]).numpy().mean(axis=0)
+        assert found[row] == pytest.approx(mean / np.linalg.norm(mean), abs=1e-5)
+    assert len(prompts("imagenet")) == 80
+    with pytest.raises(UserError, match=r"one \{\} each"):
+        prompts(["a photo"])
+
+
+def test_class_lists(tmp_path):
+    assert class_list(None, ["b", "a", "b"]) == (["a", "b"], {"a": 0, "b": 1})
+    names, numbers = class_list("imagenet", ["tench", "goldfish"])
+    assert (len(names), numbers) == (1000, {"goldfish": 1, "tench": 0})
+    assert class_list("imagenet", ["999", "0"])[1] == {"999": 999, "0": 0}
+    assert class_list("imagenet", [f"n{i:08d}" for i in range(1000)])[1]["n00000007"] == 7
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    assert class_list(str(tmp_path / "names.txt"), ["dog"]) == (["cat", "dog"], {"dog": 1})
+    assert class_list(["cat", "dog"], ["n02", "n01"])[1] == {"n01": 0, "n02": 1}
+    with pytest.raises(UserError, match="the label 'cow' is no class"):
+        class_list(["cat", "dog"], ["cow"])
+    with pytest.raises(UserError, match="neither imagenet nor a file"):
+        class_list("imagent", ["cow"])
+
+
+def test_labels_come_from_the_json_or_from_cls(tmp_path):
+    made = [Pair(key, b"", "png", "c", meta) for key, meta in (("x", {"label": "cat"}), ("y", {"label": 3}), ("z", {}))]
+    assert read_labels(write_shards(tmp_path / "a", made)) == {"x": "cat", "y": "3"}
+    (tmp_path / "b").mkdir()
+    with tarfile.open(tmp_path / "b" / "00000.tar", "w") as tar:
+        for name, data in (("x.jpg", b"j"), ("x.cls", b"7\n"), ("y.jpg", b"j"), ("y.cls", b"0")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    assert read_labels(ShardSet.open(tmp_path / "b")) == {"x": "7", "y": "0"}
+    with pytest.raises(UserError, match=r"no pair of .* has a class"):
+        read_labels(write_shards(tmp_path / "c", made[2:]))

@@ -1,0 +1,141 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from dejavu_lit.data.objects import Annotation, Annotator, read_objects, write_objects
+from dejavu_lit.measure.metrics import Settings, measure
+from dejavu_lit.measure.recompute import FILES, by_objects, read_evaluation, recompute
+from dejavu_lit.measure.records import Records, write_records
+from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import read_json, write_json
+from tests.measure.oracle import Case
+
+SETTINGS = Settings(k=3, ks=(1, 3, 6), bootstrap=200, threshold=0.5, thresholds=(0.7,))
+
+
+@pytest.fixture
+def evaluation(tmp_path: Path) -> tuple[Path, Path]:
+    """An evaluation's folder and its object artifact, each object with a random score."""
+    rng = np.random.default_rng(0)
+    cases = [Case(seed, n=80, prefix=prefix) for seed, prefix in enumerate("ahb")]
+    artifact, folder = tmp_path / "objects", tmp_path / "evaluation"
+    pictures = {name: (c.truth_objects.keys, c.truth) for name, c in zip("AHB", cases, strict=True)}
+    for name, (keys, sets) in {**pictures, "P": (cases[0].public_objects.keys, cases[0].public)}.items():
+        rows = [
+            Annotation(k, sorted(s), rng.random(len(s)).tolist(), [[0, 0, 1, 1]] * len(s))
+            for k, s in zip(keys, sets, strict=True)
+        ]
+        write_objects(artifact / name / "00000.parquet", rows, Annotator("test"))
+    folder.mkdir()
+    write_json(folder / "metrics.json", measured(cases, artifact, folder, SETTINGS))
+    return folder, artifact
+
+
+def measured(cases: list[Case], artifact: Path, folder: Path, settings: Settings) -> dict:
+    def at(threshold: float) -> dict:
+        return dict(zip("AHBP", read_objects([artifact / s for s in "AHBP"], threshold)[0], strict=True))
+
+    joined = at(settings.threshold)
+    sets = [
+        Records(c.records().captions, joined[s], joined["P"], c.target, c.reference)
+        for c, s in zip(cases, "AHB", strict=True)
+    ]
+    for records, name in zip(sets, FILES.values(), strict=True):
+        write_records(folder / name, records, settings.k, settings.top_m)
+    return measure(*sets, settings, at) | {"utility": {"target": {"zeroshot_top1": 0.25}, "reference": None}}
+
+
+def test_recomputing_gives_the_same_bits(evaluation: tuple[Path, Path]) -> None:
+    assert recompute(*evaluation) == read_json(evaluation[0] / "metrics.json")
+
+
+def test_other_settings_agree_with_measuring_anew(evaluation: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, artifact = evaluation
+    old = read_json(folder / "metrics.json")
+    at = recompute(folder, artifact, threshold=0.7)
+    assert at["symmetric"] == old["sensitivity"]["threshold"][0]["symmetric"]
+    assert at["utility"] == old["utility"]
+    assert recompute(folder, artifact, k=6)["symmetric"] == old["by_k"]["6"]["symmetric"]
+    assert recompute(folder, artifact, k=4)["settings"]["ks"] == [1, 3, 4, 6]
+    top = recompute(folder, artifact, top_m=2)
+    cases = [Case(seed, n=80, prefix=prefix) for seed, prefix in enumerate("ahb")]
+    anew = measured(
+        cases, artifact, tmp_path / "new", Settings(k=3, ks=(1, 3, 6), bootstrap=200, top_m=2, thresholds=(0.7,))
+    )
+    assert top == anew
+
+
+def test_without_holdout_and_swapped(evaluation: tuple[Path, Path]) -> None:
+    folder, artifact = evaluation
+    for name in ("records_null.parquet", "records_swapped.parquet"):
+        (folder / name).unlink()
+    body = recompute(folder, artifact)
+    assert body["symmetric"] is None
+    assert body["population"] == read_json(folder / "metrics.json")["population"]
+    sets, _ = read_evaluation(folder, artifact, 0.5)
+    assert list(sets) == ["population"]
+
+
+def test_heavy_modules_stay_out(evaluation: tuple[Path, Path]) -> None:
+    code = (
+        "import sys; from dejavu_lit.measure.recompute import recompute; "
+        "recompute(sys.argv[1], sys.argv[2], k=6, threshold=0.6); "
+        "import dejavu_lit.measure.per_pair, dejavu_lit.measure.memorized; "
+        "heavy = {'torch', 'hydra', 'faiss', 'wandb', 'open_clip', 'pytorch_lightning', 'sklearn', 'matplotlib', 'scipy.stats'}; "
+        "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *map(str, evaluation)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_mistakes_are_named(evaluation: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, artifact = evaluation
+    with pytest.raises(UserError, match="'tresh' is no setting"):
+        recompute(folder, artifact, tresh=0.2)
+    with pytest.raises(UserError, match="goes beyond the 6"):
+        recompute(folder, artifact, k=7)
+    with pytest.raises(UserError, match="no row for 1 of 2"):
+        read_evaluation(folder, artifact, 0.5, public_keys=["p00000", "nobody"])
+    write_json(folder / "metrics.json", read_json(folder / "metrics.json") | {"schema": 0})
+    with pytest.raises(UserError, match="has schema 0"):
+        recompute(folder, artifact)
+    with pytest.raises(UserError, match="does not exist"):
+        recompute(tmp_path, artifact)
+    with pytest.raises(UserError, match=r"holds no records\.parquet"):
+        read_evaluation(tmp_path, artifact, 0.5)
+
+
+def test_gaps_under_other_artifacts_come_from_the_same_neighbours(
+    evaluation: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder, artifact = evaluation
+    old = read_json(folder / "metrics.json")
+    strict, empty = tmp_path / "strict", tmp_path / "empty"
+    for name in "AHBP":
+        rows = pq.read_table(artifact / name / "00000.parquet").to_pylist()
+        sure = [[(n, 1.0, b) for n, s, b in zip(*row[1:], strict=True) if s >= 0.7] for row in map(tuple_of, rows)]
+        for out, kept in ((strict, sure), (empty, [[]] * len(rows))):
+            made = [Annotation(r["key"], *map(list, zip(*k, strict=True))) if k else Annotation(r["key"], [], [], [])
+                    for r, k in zip(rows, kept, strict=True)]  # fmt: skip
+            write_objects(out / name / "00000.parquet", made, Annotator("sure"))
+    found = by_objects(folder, {"own": artifact, "sure": strict, "none": empty}, SETTINGS)
+    blocks = ("population", "null", "swapped", "symmetric", "corrected")
+    at_threshold = old["sensitivity"]["threshold"][0]
+    assert at_threshold["threshold"] == 0.7
+    for block in blocks:
+        assert found["own"][block] == old[block]
+        assert found["sure"][block] == at_threshold[block]
+        assert found["none"][block] is None
+    assert found["sure"]["counts"]["records"] == at_threshold["counts"]["records"]
+    assert found["none"]["reason"] == "no record of A has an object in the artifact none"
+    write_objects(strict / "P" / "00001.parquet", [Annotation("x", [], [], [])], Annotator("another"))
+    with pytest.raises(UserError, match="use one annotator for all sets"):
+        by_objects(folder, {"mixed": strict}, SETTINGS)
+
+
+def tuple_of(row: dict) -> tuple:
+    return row["key"], row["labels"], row["scores"], row["boxes"]

@@ -1,0 +1,142 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from dejavu_lit.data.objects import Annotation, Annotator, Failed, read_objects, write_objects
+from dejavu_lit.data.shards import Pair, ShardSet, write_shards
+from dejavu_lit.objects.annotate import annotate
+from dejavu_lit.objects.annotators.agreement import Agreement, difference
+from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import write_json
+from tests.conftest import call
+
+LABELS = list("abcdef")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two shards of 20 pictures and three artifacts of random objects with scores; the third has failures."""
+    pairs = [Pair(f"k{n:02d}", b"picture", "png", "text") for n in range(40)]
+    write_shards(tmp_path / "A", pairs, 20)
+    write_json(tmp_path / "manifest.json", {})
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(("one", "two", "three")):
+        for shard in range(2):
+            rows = []
+            for pair in pairs[20 * shard : 20 * shard + 20]:
+                if name == "three" and pair.key in ("k03", "k21"):
+                    rows.append(Failed(pair.key, "dark"))
+                    continue
+                labels = rng.choice(LABELS, rng.integers(0, 7)).tolist()
+                scores = np.float32(0.1 * number + 0.7 * rng.random(len(labels))).tolist()
+                rows.append(Annotation(pair.key, labels, scores, [[float(i), 0, 1, 1] for i in range(len(labels))]))
+            annotator = Annotator(name, threshold=0.1 * number)
+            write_objects(tmp_path / f"objects/{name}/A/{shard:05d}.parquet", rows, annotator)
+    return tmp_path
+
+
+def given(data: Path, name: str, threshold: float) -> dict[str, set[str] | None]:
+    rows = [r for p in sorted((data / f"objects/{name}/A").glob("*.parquet")) for r in pq.read_table(p).to_pylist()]
+    return {
+        r["key"]: None
+        if r["labels"] is None
+        else {label for label, s in zip(r["labels"], r["scores"], strict=True) if s >= np.float32(threshold)}
+        for r in rows
+    }
+
+
+@pytest.mark.parametrize("names", [("one", "two"), ("one", "two", "three")])
+@pytest.mark.parametrize("how", ["intersection", "union", "majority"])
+def test_at_any_threshold_it_is_what_the_artifacts_agree_on_there(data: Path, how: str, names: tuple[str, ...]) -> None:
+    """Against sets, one picture and threshold at a time."""
+    source = Agreement([data / "objects" / name for name in names], how)
+    done = annotate(source, {"A": ShardSet.open(data / "A")}, data / "objects/agreed")
+    assert done["failed"] == (2 if "three" in names else 0)
+    assert source.annotator.threshold == pytest.approx(0.1 * (len(names) - 1))
+    for threshold in (0.2, 0.35, 0.5, 0.75):
+        (objects,), _ = read_objects([data / "objects/agreed/A"], threshold)
+        sets = [given(data, name, threshold) for name in names]
+        for key in sets[0]:
+            rows = [one[key] for one in sets]
+            if None in rows:
+                assert objects.names(objects.rows[key]) == []
+                continue
+            counts = {label: sum(label in row for row in rows) for label in LABELS}
+            needed = {"intersection": len(names), "union": 1, "majority": len(names) // 2 + 1}[how]
+            assert objects.names(objects.rows[key]) == [label for label in LABELS if counts[label] >= needed]
+
+
+def test_the_box_is_the_best_one_of_the_first_artifact_that_has_it(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "A", [Pair("k", b"x", "png", "text")])
+    for name, rows in (
+        ("one", [("a", 0.3, 1), ("a", 0.6, 2)]),
+        ("two", [("a", 0.9, 3), ("b", 0.5, 4)]),
+    ):
+        row = Annotation("k", [r[0] for r in rows], [r[1] for r in rows], [[r[2]] * 4 for r in rows])
+        write_objects(tmp_path / name / "A/00000.parquet", [row], Annotator(name))
+    annotate(Agreement([tmp_path / "one", tmp_path / "two"], "union"), {"A": shards}, tmp_path / "out")
+    (row,) = pq.read_table(tmp_path / "out/A/00000.parquet").to_pylist()
+    assert row["labels"] == ["a", "b"]
+    assert row["scores"] == pytest.approx([0.9, 0.5])
+    assert row["boxes"] == [[2] * 4, [4] * 4]
+
+
+def test_what_is_missing_ends_in_a_sentence(data: Path) -> None:
+    shards = {"A": ShardSet.open(data / "A")}
+    with pytest.raises(UserError, match="must name two artifacts"):
+        Agreement([data / "objects/one"])
+    with pytest.raises(UserError, match=r"\['one', 'one'\] names an artifact twice"):
+        Agreement([data / "objects/one", str(data / "objects/../objects/one")])
+    with pytest.raises(UserError, match="how=most must be one of"):
+        Agreement(["a", "b"], "most")
+    with pytest.raises(UserError, match="holds no object parts"):
+        annotate(Agreement([data / "objects/one", data / "objects/none"]), shards, data / "objects/x")
+    (data / "objects/two/A/00001.parquet").unlink()
+    with pytest.raises(UserError, match=r"two/A/00001.parquet does not exist; annotate all"):
+        annotate(Agreement([data / "objects/one", data / "objects/two"]), shards, data / "objects/x")
+
+
+def test_differences_against_sets(data: Path) -> None:
+    threshold = 0.3
+    read = [read_objects([data / f"objects/{name}/A"], threshold)[0][0] for name in ("one", "two")]
+    found = difference(*read)
+    one, two = (given(data, name, threshold) for name in ("one", "two"))
+    jaccard = [len(one[k] & two[k]) / len(one[k] | two[k]) for k in one if one[k] | two[k]]
+    assert found["pictures"] == 40
+    assert found["empty"] == 40 - len(jaccard)
+    assert found["jaccard"] == pytest.approx(sum(jaccard) / len(jaccard))
+    assert found["objects"]["first"] == pytest.approx(sum(map(len, one.values())) / 40)
+    for row in found["labels"]:
+        label = row["label"]
+        has = [[label in side[k] for k in one] for side in (one, two)]
+        both = sum(a and b for a, b in zip(*has, strict=True))
+        either = sum(a or b for a, b in zip(*has, strict=True))
+        assert (row["first"], row["second"], row["both"]) == (sum(has[0]), sum(has[1]), both)
+        assert row["jaccard"] == pytest.approx(both / either)
+    assert {row["label"] for row in found["labels"]} == set().union(*one.values(), *two.values())
+    same = difference(read[0], read[0])
+    assert same["jaccard"] == 1
+    assert same["objects"]["first"] == same["objects"]["second"]
+
+
+def test_artifacts_of_other_pictures_cannot_be_compared(data: Path) -> None:
+    (one,), _ = read_objects([data / "objects/one/A"], 0.3)
+    with pytest.raises(UserError, match="no picture in common"):
+        difference(one, one.take([]))
+
+
+def test_the_commands(data: Path, tmp_path: Path) -> None:
+    done = call("annotate", "annotator=agree", "annotator.artifacts=[one,two]", f"data.dir={data}")
+    assert done.returncode == 0, done.stderr
+    assert (data / "objects/agree_majority/A/00001.parquet").is_file()
+    about = json.loads((data / "objects/agree_majority/annotator.json").read_text())
+    assert about["annotator"]["config"] == {"how": "majority", "of": ["one", "two"]}
+    done = call("annotate", "compare=[one,agree_majority]", f"data.dir={data}", f"out={tmp_path / 'c'}")
+    assert done.returncode == 0, done.stderr
+    assert "A" in done.stdout
+    assert (tmp_path / "c/difference.csv").read_text().startswith("set,label,first,second,both,jaccard\n")
+    wrong = call("annotate", "compare=[one]", f"data.dir={data}", f"out={tmp_path / 'c'}")
+    assert "must name two artifacts" in wrong.stderr

@@ -1,0 +1,133 @@
+import json
+
+import pytest
+
+from dejavu_lit.data.objects import Annotation
+from dejavu_lit.data.shards import BadPair, Pair, write_shards
+from dejavu_lit.objects.annotators.captions import OtherCaptions, singulars, words
+from dejavu_lit.objects.base import Shard
+from tests.conftest import call
+from tests.data.images import COCO_MINI, needs_coco
+
+
+def labels(*captions: str, own: str = "the one trained on", vocabulary: str = "coco") -> list[str]:
+    pair = Pair("k", b"", "jpg", own, {"captions": [own, *captions]})
+    return list(OtherCaptions(vocabulary=vocabulary).annotation(pair).labels)
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("Two dogs and a CAT.", ["cat", "dog"]),
+        ("A hot dog on a plate", ["hot dog"]),  # the longer name wins
+        ("hot, sunny: dogs run", ["dog"]),
+        ("buses, sheep, skis and knives", ["bus", "knife", "sheep", "skis"]),
+        ("wine glasses beside toothbrushes", ["toothbrush", "wine glass"]),
+        ("a woman's umbrella; the boys' kites", ["kite", "person", "umbrella"]),
+        ("a sofa, two couches, a tv and televisions", ["couch", "tv"]),
+        ("the teddy bears", ["teddy bear"]),
+        ("a category of catfish in a dogma", []),
+        ("potted plants near the traffic\nlights", ["potted plant", "traffic light"]),
+        ("two men, many people, children", ["person"]),
+        ("a glass bus-stop", ["bus"]),
+        ("", []),
+    ],
+)
+def test_the_rule_on_captions_worked_out_by_hand(caption: str, expected: list[str]) -> None:
+    assert labels(caption) == expected
+
+
+def test_the_caption_that_is_trained_on_is_left_out_however_it_is_spelt() -> None:
+    assert labels("a cat", own="a dog") == ["cat"]
+    assert labels("a cat", "A  dog.", "a dog", own="a dog") == ["cat"]
+    assert labels("a cat", "the dog", own="a dog") == ["cat", "dog"]
+
+
+def test_a_trained_caption_that_is_not_listed_is_said(tmp_path, caplog) -> None:
+    rows = [Pair(f"k{n}", b"", "png", "a dog", {"captions": ["a cat", *["a dog"][:n]]}) for n in range(2)]
+    shards = write_shards(tmp_path, rows)
+    found = list(OtherCaptions().rows(Shard("A", shards.index(0))))
+    assert [row.labels for row in found] == [["cat"], ["cat"]]
+    assert caplog.messages == [
+        f"1 of 2 pictures of {shards.index(0).path} do not list the caption that is trained on in 'captions', the first is "
+        "k0; where it is there in other words, their objects come from it too"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("meta", "told"),
+    [
+        ({}, "its JSON has no list 'captions' of captions"),
+        ({"captions": "a dog"}, "its JSON has no list 'captions' of captions"),
+        ({"captions": []}, "its JSON has no list 'captions' of captions"),
+        ({"captions": ["a dog", 3]}, "it has no caption but the one that is trained on"),
+    ],
+)
+def test_pictures_without_other_captions_are_no_pictures_without_objects(meta: dict, told: str) -> None:
+    with pytest.raises(BadPair) as bad:
+        OtherCaptions().annotation(Pair("k", b"", "jpg", "a dog", meta))
+    assert str(bad.value) == told
+
+
+def test_an_annotation_has_the_pair_s_key_full_scores_and_empty_boxes() -> None:
+    pair = Pair("k", b"", "jpg", "a dog", {"said": ["a cat on a sofa", "a dog"]})
+    found = OtherCaptions(field="said").annotation(pair)
+    assert found == Annotation("k", ["cat", "couch"], [1.0, 1.0], [[0.0] * 4] * 2)
+
+
+def test_a_vocabulary_of_one_s_own_with_other_names(tmp_path) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_text("vehicle, car, truck\nfire engine\n\ntree\ncar wash\n")
+    assert labels("cars at the car wash", "fire engines, trees", vocabulary=str(path)) == [
+        "car wash",
+        "fire engine",
+        "tree",
+        "vehicle",
+    ]
+    assert OtherCaptions(vocabulary=str(path)).labels == ["vehicle", "fire engine", "tree", "car wash"]
+    assert OtherCaptions(vocabulary=str(path)).annotator != OtherCaptions().annotator
+
+
+def test_words_and_singulars() -> None:
+    assert words("A child’s 2 red_balls, café-au-lait!") == ["a", "child", "red", "balls", "café", "au", "lait"]
+    for plural, expected in {
+        "puppies": ["puppy", "puppie"],
+        "couches": ["couche", "couch"],
+        "dishes": ["dishe", "dish"],
+        "boxes": ["boxe", "box"],
+        "buses": ["buse", "bus"],
+        "waltzes": ["waltze", "waltz"],
+        "tomatoes": ["tomatoe", "tomato"],
+        "dogs": ["dog"],
+        "glass": [],
+        "dog": [],
+        "mice": ["mouse"],
+    }.items():
+        assert singulars(plural) == expected
+
+
+@needs_coco
+def test_coco_s_five_captions(tmp_path) -> None:
+    """On the real sample: most people, few bottles, and nothing that only the caption trained on says."""
+    out = tmp_path / "coco"
+    sizes = "data.sizes={A: 0.4, B: 0.4, H: 0.1, V: 0.05, P: 0.05}"
+    done = call("prepare", "data=coco", f"data.reader.root={COCO_MINI}", f"data.dir={out}", sizes, "workers=1")
+    assert done.returncode == 0, done.stderr
+    instances = ",".join(str(COCO_MINI / f"annotations/instances_{part}2017.json") for part in ("train", "val"))
+    for annotator, also in (("captions", []), ("coco", [f"annotator.instances=[{instances}]"])):
+        done = call("annotate", f"annotator={annotator}", f"data.dir={out}", *also)
+        assert done.returncode == 0, done.stderr
+        assert "5 of 5 parts are whole" in done.stdout
+        pictures = 0 if annotator == "coco" else None  # prepare wrote the very same artifact
+        assert pictures is None or "annotated 0 pictures" in done.stdout
+    done = call("annotate", "compare=[coco,captions]", f"data.dir={out}", "sets=[A,B]", f"out={tmp_path / 'cmp'}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "cmp/difference.json").read_text())
+    for name in "AB":
+        person = next(row for row in found[name]["labels"] if row["label"] == "person")
+        assert person["jaccard"] > 0.6
+        assert 0.4 < found[name]["jaccard"] < 0.9
+        assert found[name]["objects"]["first"] > found[name]["objects"]["second"]
+    done = call("annotate", "show=coco", f"data.dir={out}", "pictures=6", f"out={tmp_path / 'cmp'}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "cmp/coco.png").stat().st_size > 100_000

@@ -1,0 +1,160 @@
+"""Objects from tables, class labels and COCO's JSON."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dejavu_lit.data.shards import BadPair, Pair, write_shards
+from dejavu_lit.objects.annotators.classes import ClassLabels
+from dejavu_lit.objects.annotators.coco import CocoLookup
+from dejavu_lit.objects.annotators.table import TableLookup
+from dejavu_lit.objects.base import Shard
+from dejavu_lit.objects.vocabulary import vocabulary
+from dejavu_lit.utils.errors import UserError
+
+ROWS = [
+    {"key": "b", "labels": ["cat", "dog"], "scores": [0.5, 0.25], "boxes": [[1, 2, 3, 4], [5, 6, 7, 8]]},
+    {"key": "a", "labels": [], "scores": [], "boxes": []},
+    {"key": "001", "labels": ["cat"], "scores": [1.0], "boxes": [[0, 0, 9, 9.5]]},
+]
+
+
+def pair(key: str, **meta) -> Pair:
+    return Pair(key, b"", "jpg", "text", meta)
+
+
+def write(folder: Path, kind: str) -> Path:
+    path = folder / f"objects.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(ROWS), path)
+    elif kind == "jsonl":
+        path.write_text("\n".join(map(json.dumps, ROWS)))
+    else:
+        path.write_text('key,labels,scores,boxes\nb,cat;dog,0.5;0.25,1 2 3 4;5 6 7 8\na,,,\n001,"cat",1,0 0 9 9.5\n')
+    return path
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
+def test_every_kind_of_table_gives_the_same(tmp_path: Path, kind: str) -> None:
+    table = TableLookup(write(tmp_path, kind), scores_column="scores", boxes_column="boxes")
+    for row in ROWS:
+        found = table.annotation(pair(row["key"]))
+        assert (found.labels, found.scores, found.boxes) == (row["labels"], row["scores"], row["boxes"])
+    with pytest.raises(BadPair, match="no row with its key"):
+        table.annotation(pair("1"))
+    plain = TableLookup(write(tmp_path, kind)).annotation(pair("b"))
+    assert (plain.scores, plain.boxes) == ([1.0, 1.0], [[0.0] * 4] * 2)
+
+
+def test_a_row_an_object(tmp_path: Path) -> None:
+    path = tmp_path / "long.csv"
+    path.write_text("image,name,score,box\nx,cat,0.5,1 2 3 4\ny,dog,1,0 0 1 1\nx,dog,0.75,5 6 7 8\n")
+    table = TableLookup(path, key="image", labels_column="name", scores_column="score", boxes_column="box")
+    found = table.annotation(pair("x"))
+    assert (found.labels, found.scores, found.boxes) == (["cat", "dog"], [0.5, 0.75], [[1, 2, 3, 4], [5, 6, 7, 8]])
+    same = tmp_path / "long.parquet"
+    rows = [("x", "cat", 0.5, [1, 2, 3, 4]), ("y", "dog", 1.0, [0, 0, 1, 1]), ("x", "dog", 0.75, [5, 6, 7, 8])]
+    names = ["image", "name", "score", "box"]
+    pq.write_table(pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows]), same)
+    table = TableLookup(same, key="image", labels_column="name", scores_column="score", boxes_column="box")
+    assert table.annotation(pair("x")) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "words"),
+    [
+        ("key,label\na,x\n", {}, "no column 'labels' .did you mean 'label'"),
+        ("key,labels,scores\na,x;y,1\n", {"scores_column": "scores"}, "2 labels, 1 scores and 2 boxes"),
+        ("key,labels,scores\na,x,high\n", {"scores_column": "scores"}, "holds no number"),
+        ("key,labels,boxes\na,x,1 2 3\n", {"boxes_column": "boxes"}, "a box as x, y, width and height"),
+    ],
+)
+def test_wrong_tables_end_in_a_sentence(tmp_path: Path, text: str, options: dict, words: str) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(UserError, match=words):
+        TableLookup(tmp_path / "t.csv", **options).annotation(pair("a"))
+
+
+def test_blank_labels_are_skipped_with_their_scores_and_dates_stay_keys(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("key,labels,scores\na, x ;;y,0.5;0.6;0.7\na,,0.9\n")
+    found = TableLookup(tmp_path / "t.csv", scores_column="scores").annotation(pair("a"))
+    assert (found.labels, found.scores) == (["x", "y"], [0.5, 0.7])
+    rows = [{"key": "2024-01-01", "labels": ["x", None, " "]}, {"key": "2024-01-02", "labels": None}]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    table = TableLookup(tmp_path / "t.jsonl")
+    assert [table.annotation(pair(row["key"])).labels for row in rows] == [["x"], []]
+    (tmp_path / "n.jsonl").write_text('{"key": 7, "labels": ["x"]}\n')
+    assert TableLookup(tmp_path / "n.jsonl").annotation(pair("7")).labels == ["x"]
+    with pytest.raises(UserError, match="no column 'image'"):
+        TableLookup(tmp_path / "n.jsonl", key="image").annotation(pair("7"))
+
+
+@pytest.mark.parametrize("score", ["nan", "inf", "1.5", "-0.1"])
+def test_scores_beyond_0_to_1_are_refused(tmp_path: Path, score: str) -> None:
+    (tmp_path / "t.csv").write_text(f"key,labels,scores\na,x,{score}\n")
+    shards = write_shards(tmp_path / "A", [pair("a")])
+    with pytest.raises(UserError, match=r"a of .*00000\.tar: .*score.*; mend what annotator=table"):
+        list(TableLookup(tmp_path / "t.csv", scores_column="scores").rows(Shard("A", shards.index(0))))
+
+
+def test_tables_that_are_not_there_or_no_tables(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"does not exist; check annotator.path="):
+        _ = TableLookup(tmp_path / "no.csv").annotator
+    (tmp_path / "t.xlsx").write_text("x")
+    with pytest.raises(UserError, match=r"give a .parquet, .csv, .tsv or .jsonl"):
+        TableLookup(tmp_path / "t.xlsx").annotation(pair("a"))
+    (tmp_path / "t.parquet").write_text("x")
+    with pytest.raises(UserError, match="cannot be read as a table"):
+        TableLookup(tmp_path / "t.parquet").annotation(pair("a"))
+
+
+def test_class_labels_by_name_and_by_number(tmp_path: Path) -> None:
+    assert ClassLabels().annotation(pair("k", label="tench")).labels == ["tench"]
+    assert ClassLabels(field="wnid").annotation(pair("k", wnid=7)).labels == ["7"]
+    (tmp_path / "names.txt").write_text("tench\ngoldfish\n")
+    named = ClassLabels(names=str(tmp_path / "names.txt"))
+    assert [named.annotation(pair("k", label=label)).labels[0] for label in (0, "1")] == ["tench", "goldfish"]
+    for label in (2, -1, "x"):
+        with pytest.raises(UserError, match="no number below 2"):
+            named.annotation(pair("k", label=label))
+    for meta in ({}, {"label": None}, {"label": ""}):
+        with pytest.raises(BadPair, match="its JSON has no 'label'"):
+            ClassLabels().annotation(pair("k", **meta))
+    assert ClassLabels(names="imagenet").annotation(pair("k", label=0)).labels == ["tench"]
+
+
+def test_coco_by_image_id_or_key(tmp_path: Path) -> None:
+    path = tmp_path / "instances.json"
+    content = {
+        "images": [{"id": 7}, {"id": 9}],
+        "categories": [{"id": 3, "name": "cat"}],
+        "annotations": [{"image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4]}],
+    }
+    path.write_text(json.dumps(content))
+    lookup = CocoLookup(path)
+    for found in (lookup.annotation(pair("x", image_id=7)), lookup.annotation(pair("000000000007"))):
+        assert (list(found.labels), found.boxes) == (["cat"], [[1, 2, 3, 4]])
+    assert lookup.annotation(pair("9")).labels == []
+    with pytest.raises(BadPair, match="does not list it"):
+        lookup.annotation(pair("8"))
+    with pytest.raises(BadPair, match="is a number of COCO"):
+        lookup.annotation(pair("x"))
+
+
+def test_vocabularies(tmp_path: Path) -> None:
+    coco = list(vocabulary("coco"))
+    assert (len(coco), coco[0], coco[-1]) == (80, "person", "toothbrush")
+    assert len(vocabulary("imagenet")) > 990
+    large = vocabulary("imagenet-21k")
+    assert len(large) > 18_000
+    assert large["planking"] == ()
+    assert "fauna" in large["animal"]
+    path = tmp_path / "lvis.json"
+    path.write_text(json.dumps({"categories": [{"name": "chair", "synonyms": ["seat"]}, {"name": "sofa"}]}))
+    assert vocabulary(path) == {"chair": ("seat",), "sofa": ()}
+    (tmp_path / "empty.txt").write_text("\n \n")
+    with pytest.raises(UserError, match="holds no labels"):
+        vocabulary(tmp_path / "empty.txt")

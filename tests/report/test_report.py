@@ -1,0 +1,295 @@
+"""The report's folder: whole or absent, self-contained, escaped, redacted; the command; pictures that are not at hand."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from dejavu_lit.cli.report import run
+from dejavu_lit.data.exclude import read_keys
+from dejavu_lit.data.prepared import DataSpec
+from dejavu_lit.report.report import write_report
+from dejavu_lit.report.scalars import scalars
+from dejavu_lit.report.study import comparison
+from dejavu_lit.report.words import in_words
+from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import read_json, write_json
+from tests.report.artifacts import FEW_FIGURES, HOSTILE, WORDS, make_evaluation
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def report(evaluation: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(evaluation, out=tmp_path_factory.mktemp("out") / "report").parent
+
+
+def links(page: Path) -> list[str]:
+    return re.findall(r'(?:src|href|srcset)="([^"#]+)"', page.read_text())
+
+
+def test_the_folder_is_self_contained(report: Path) -> None:
+    for page in report.rglob("*.html"):
+        for link in links(page):
+            assert "//" not in link
+            assert (page.parent / link).resolve().is_file(), link
+            assert (page.parent / link).resolve().is_relative_to(report.resolve())
+    assert (report / "memorized-keys.txt").read_text().count("\n") == 39
+    assert not [path for path in report.parent.iterdir() if path.name.endswith((".part", ".old"))]
+
+
+def test_the_exported_keys_are_the_records_by_gap_and_data_exclude_reads_them(evaluation: Path, report: Path) -> None:
+    table = pq.read_table(evaluation / "records.parquet").to_pylist()
+    shown = [row for row in table if row["objects"]]
+    ordered = sorted(shown, key=lambda row: row["reference_hits"] - row["target_hits"])  # stable: ties as in the table
+    path = report / "memorized-keys.txt"
+    assert read_keys(path, "data.exclude") == [row["key"] for row in ordered]
+    assert DataSpec("made", exclude=str(path)).excluded == {row["key"] for row in shown}
+
+
+def test_the_page_says_the_verdict_and_the_numbers(report: Path, evaluation: Path) -> None:
+    text = (report / "index.html").read_text()
+    metrics = read_json(evaluation / "metrics.json")
+    assert "Memorization was found" in text
+    assert f"+{metrics['symmetric']['ppg']['value']:.3f}" in text
+    assert f"+{metrics['population']['aucg']['value']:.3f}" in text
+    assert "evaluate.py target=runs/target" in text
+    assert "zero-shot top-1" in text
+    assert "runs/&lt;reference&gt;" in text  # escaped
+    assert "runs/<reference>" not in text
+    assert "Content-Security-Policy" in text
+    assert not re.search(r"<script(?![^>]* src=)|\son\w+=|\sstyle=", text)  # nothing inline
+
+
+def test_no_caption_is_in_the_page_itself(report: Path) -> None:
+    text = (report / "index.html").read_text()
+    assert not any(caption in text for caption in HOSTILE)
+
+
+@pytest.mark.parametrize(("found", "said"), [(False, "Memorization was not shown"), (None, "It cannot be said")])
+def test_the_verdict_is_that_of_the_rule(found: bool | None, said: str, plain: Path, tmp_path: Path) -> None:
+    shutil.copytree(plain, tmp_path / "e", ignore=shutil.ignore_patterns("data", "report"))
+    metrics = read_json(tmp_path / "e" / "metrics.json")
+    metrics["found"] |= {"found": found, "words": f"{said}, because the interval does not stay above 0: 0.1."}
+    if found is None:
+        metrics |= {"swapped": None, "symmetric": None, "reasons": {"symmetric": "the set B was not measured"}}
+    write_json(tmp_path / "e" / "metrics.json", metrics)
+    text = write_report(tmp_path / "e", limit=5).read_text()
+    assert said in text
+    assert "Memorization was found" not in text
+    if found is None:
+        assert "the set B was not measured" in text
+
+
+def test_redacted_report_holds_no_caption_picture_or_object(plain: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    write_report(plain, out=out)
+    assert list(out.rglob("*.webp"))
+    write_report(plain, redact=True, out=out)  # over the full one: nothing of it may stay
+    assert not list(out.rglob("*.webp"))
+    assert not (out / "data" / "text.js").exists()
+    everything = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
+    assert b"in picture 7" not in everything
+    assert HOSTILE[0].encode() not in everything
+    assert b"a00007" in everything  # keys stay
+    assert "Redacted" in (out / "index.html").read_text()
+
+
+def test_redacted_report_names_no_object_and_no_value_of_the_json(evaluation: Path, tmp_path: Path) -> None:
+    out = write_report(evaluation, out=tmp_path / "full").parent
+    assert (out / "figures" / "subgroups-object.csv").is_file()
+    assert "soccer ball" in (out / "figures" / "subgroups-object.csv").read_text()
+    folder = shutil.copytree(evaluation, tmp_path / "e", ignore=shutil.ignore_patterns("data", "report"))
+    metrics = read_json(folder / "metrics.json")
+    metrics["subgroups"]["city"] = metrics["subgroups"]["object"]  # as of a column of the pairs' JSON
+    write_json(folder / "metrics.json", metrics)
+    out = write_report(folder, redact=True, out=tmp_path / "redacted").parent
+    assert (out / "figures" / "subgroups-object-count.csv").is_file()
+    assert not list(out.rglob("*city*"))
+    texts = [path for path in out.rglob("*") if path.suffix in (".html", ".js", ".csv", ".svg", ".md", ".tex", ".txt")]
+    for path in texts:
+        if path.parent.name != "static":
+            found = path.read_text()
+            assert not [word for word in WORDS if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", found)], path
+
+
+def test_further_annotators_have_a_table_on_the_page(plain: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(plain, tmp_path / "e", ignore=shutil.ignore_patterns("report"))
+    metrics = read_json(folder / "metrics.json")
+    blocks = {name: metrics[name] for name in ("counts", "population", "null", "swapped", "symmetric", "corrected")}
+    counts = metrics["counts"] | {"records": 0}
+    none = dict.fromkeys(blocks) | {"counts": counts, "reason": "no record of A has an object in b"}
+    metrics["by_objects"] = {"<other>": blocks, "b": none}
+    write_json(folder / "metrics.json", metrics)
+    text = write_report(folder, redact=True).read_text()
+    assert '<th scope="row">&lt;other&gt;</th>' in text
+    assert "no record of A has an object in b" in text
+    names = scalars(metrics)
+    assert names["by_objects/<other>/symmetric/ppg"] == metrics["symmetric"]["ppg"]["value"]
+    assert not [name for name in names if name.startswith("by_objects/b/")]
+
+
+def test_public_pictures_in_a_folder_elsewhere(tmp_path: Path) -> None:
+    folder = make_evaluation(tmp_path / "e", n=12, m=12, settings=FEW_FIGURES)
+    os.rename(folder / "data" / "P", tmp_path / "other")
+    objects = folder / "data" / "objects" / "made"
+    os.rename(objects / "P", objects / "other")
+    metrics = read_json(folder / "metrics.json")
+    metrics["settings"]["public"] = str(tmp_path / "other")
+    write_json(folder / "metrics.json", metrics)
+    page = write_report(folder)
+    chunk = (page.parent / "data" / "cards-0000.js").read_text()
+    assert ",null]" not in chunk  # neighbours have their objects and boxes
+    assert not re.search(r'\["p\d+",null', chunk)  # and thumbnails
+
+
+def test_without_pictures_or_objects_there_is_still_a_page(tmp_path: Path) -> None:
+    folder = make_evaluation(tmp_path / "e", n=12, m=12, pictures=False, settings=FEW_FIGURES)
+    assert write_report(folder).is_file()
+    shutil.rmtree(folder / "data")
+    page = write_report(folder)
+    assert "Memorization" in page.read_text()
+    assert not list(page.parent.rglob("*.webp"))
+
+
+def test_data_that_were_moved_are_found_by_data(tmp_path: Path) -> None:
+    folder = make_evaluation(tmp_path / "e", n=12, m=12, settings=FEW_FIGURES)
+    os.rename(folder / "data", tmp_path / "moved")
+    page = write_report(folder, data=tmp_path / "moved")
+    assert list(page.parent.rglob("*.webp"))
+    chunk = (page.parent / "data" / "cards-0000.js").read_text()
+    assert ",null]" not in chunk  # neighbours have their objects
+
+
+def test_other_folders_are_never_replaced(plain: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="no report"):
+        write_report(plain, out=tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+
+
+def test_places_that_cannot_be_a_report_are_refused(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is a file"):
+        write_report(plain, out=tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(UserError, match=r"out=\. is the current folder"):
+        write_report(plain, out=".")
+    assert not list((tmp_path / "empty").iterdir())
+
+
+def test_an_earlier_report_that_stays_is_said(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_report(plain, out=tmp_path / "report", limit=3)
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # as where others own the files
+    write_report(plain, redact=True, out=tmp_path / "report", limit=3)
+    assert f"{tmp_path / '.report.old'}, the earlier report" in caplog.text
+
+
+def test_mistakes_are_sentences(plain: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds neither"):
+        write_report(tmp_path)
+    with pytest.raises(UserError, match="did you mean 'path'"):
+        run(["pat=x"])
+    with pytest.raises(UserError, match="true or false"):
+        run([f"path={plain}", "redact=maybe"])
+    with pytest.raises(UserError, match="path is missing"):
+        run([])
+    with pytest.raises(UserError, match="limit"):
+        run([f"path={plain}", "limit=0"])
+    write_json(tmp_path / "metrics.json", {"schema": 99})
+    with pytest.raises(UserError, match="schema 99"):
+        write_report(tmp_path)
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".report") and p.is_dir()]
+
+
+def test_a_broken_call_leaves_the_earlier_report(plain: Path, tmp_path: Path) -> None:
+    shutil.copytree(plain, tmp_path / "e", ignore=shutil.ignore_patterns("report"))
+    page = write_report(tmp_path / "e", limit=3)
+    before = page.read_bytes()
+    (tmp_path / "e" / "records.parquet").write_bytes(b"broken")
+    with pytest.raises(UserError, match="records file"):
+        write_report(tmp_path / "e")
+    assert page.read_bytes() == before
+
+
+def test_the_command_needs_no_torch(plain: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from dejavu_lit.cli.report import run; "
+        f"print(run(['path={plain}', 'out={tmp_path / 'r'}', 'limit=3'])); "
+        "assert not {'torch', 'faiss', 'wandb'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run([sys.executable, "-m", "dejavu_lit", "report"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1].startswith("error: path is missing")
+
+
+def test_without_matplotlib_the_page_says_what_is_missing(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "dejavu_lit.report.figures", None)
+    text = write_report(plain, out=tmp_path / "r", limit=3).read_text()
+    assert "dejavu-lit[report]" in text
+    assert "figures/" not in text
+
+
+def test_study_has_a_page_for_every_setting(small_study: Path, tmp_path: Path) -> None:
+    out = write_report(small_study, out=tmp_path / "report").parent
+    text = (out / "index.html").read_text()
+    found = read_json(small_study / "study.json")
+    assert f"Recommended: {found['recommended']}" in text
+    assert found["pooled"][1]["difference"]["words"][1:] in text  # how much less, or not distinguishable
+    assert len(list((out / "settings").iterdir())) == len(found["settings"]) == 2
+    for page in out.rglob("*.html"):
+        for link in links(page):
+            assert "//" not in link
+            assert (page.parent / link).resolve().is_file(), (page, link)
+    for row in found["settings"]:
+        assert f"+{row['symmetric']['ppg']['value']:.3f}" in text or row["symmetric"]["ppg"]["value"] <= 0
+    # Settings of one size show the same pairs, so that they can be compared.
+    keys = [
+        set((out / "settings" / s / "memorized-keys.txt").read_text().split()) for s in ("none-n60-s0", "mask-n60-s0")
+    ]
+    assert keys[0] == keys[1]
+
+
+def test_study_redacted(small_study: Path, tmp_path: Path) -> None:
+    out = write_report(small_study, redact=True, out=tmp_path / "report").parent
+    everything = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
+    assert b"in picture" not in everything.replace(b"in picture, missed", b"")
+    assert not list(out.rglob("*.webp"))
+
+
+def test_the_comparison_begins_with_two_settings_that_are_alike() -> None:
+    def chosen(*found: tuple[str, int, int]) -> list[str]:
+        rows = {f"{n}-{size}-{seed}": {"name": n, "train_size": size, "seed": seed} for n, size, seed in found}
+        return re.findall(r'<option value="([^"]*)" selected>', str(comparison(rows)))
+
+    assert chosen(("none", 9, 0), ("none", 9, 1), ("mask", 9, 1), ("mask", 9, 0)) == ["none-9-0", "mask-9-0"]
+    assert chosen(("none", 9, 0), ("none", 5, 0), ("mask", 5, 0)) == ["none-9-0", "mask-5-0"]
+    assert chosen(("none", 9, 0), ("none", 9, 1)) == ["none-9-0", "none-9-1"]
+    assert comparison({"one": {}}) is None
+
+
+def test_the_page_says_what_was_compared(plain: Path) -> None:
+    metrics = read_json(plain / "metrics.json")
+    assert "public pictures, once with the target model, which was trained on these pairs" in in_words(metrics)
+    metrics["settings"] |= {"reference": "text:mini"}
+    words = in_words(metrics)
+    assert (
+        "public pictures, once with the target model, and once, among their captions, with the text model mini" in words
+    )
+    metrics["settings"] |= {"public_modality": "text"}
+    assert "public captions, once with the target model" in in_words(metrics)

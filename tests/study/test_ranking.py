@@ -1,0 +1,209 @@
+"""Frontier, recommendation and pooled differences, on tables whose answers are worked out by hand."""
+
+import pytest
+from scipy.stats import t
+
+from dejavu_lit.study.ranking import add_words, averages, comparable, frontier, pool_differences, rank, recommend
+
+
+def row(name, ppg, aucg, accuracy, size=100, seed=0, public="scenes", series=None, overrides=(), recall=0.5):
+    block = None if ppg is None else {"ppg": {"value": ppg}, "aucg": {"value": aucg}}
+    return {
+        "name": name,
+        "overrides": list(overrides),
+        "series": series,
+        "public": public,
+        "train_size": size,
+        "seed": seed,
+        "symmetric": block,
+        "utility": {"target": {"zeroshot_top1": accuracy, "t2i_r1": recall}},
+    }
+
+
+def difference(name, value, low, high, size=100, seed=0, basis="symmetric"):
+    figure = {"value": value, "ci95": [low, high]}
+    about = {"name": name, "against": "none", "train_size": size, "seed": seed, "basis": basis}
+    return {**about, "ppg": figure, "prg": figure, "aucg": figure}
+
+
+def pooled(*found):
+    return [{**d, "difference": d} for d in pool_differences(found).values()]
+
+
+def test_the_frontier_of_a_made_up_table():
+    rows = [
+        row("none", 0.6, 0.3, 0.50),  # the best accuracy
+        row("mask", 0.2, 0.1, 0.49),
+        row("worse", 0.3, 0.1, 0.48),  # beaten by mask in PPG and accuracy, equal in AUCG
+        row("mixed", 0.3, 0.05, 0.40),  # less AUCG than any
+        row("twin", 0.2, 0.1, 0.49),  # as good as mask in everything: neither beats the other
+    ]
+    assert frontier(rows) == ["none", "mask", "mixed", "twin"]
+    assert frontier([]) == []
+
+
+def test_the_frontier_averages_seeds():
+    rows = [
+        row("none", 0.6, 0.3, 0.5),
+        row("none", 0.4, 0.3, 0.5, seed=1),
+        row("mask", 0.7, 0.3, 0.5),
+        row("mask", 0.1, 0.3, 0.5, seed=1),  # mean 0.4 against 0.5
+    ]
+    assert averages(rows)["mask"] == pytest.approx((0.4, 0.3, -0.5))
+    assert frontier(rows) == ["mask"]
+
+
+def test_settings_are_averaged_over_the_seeds_that_all_of_them_have():
+    rows = [
+        row("none", 0.6, 0.3, 0.5),
+        row("none", 0.2, 0.1, 0.5, seed=1),  # mask failed with this seed, which happens to be an easy one
+        row("mask", 0.5, 0.2, 0.5),
+        row("mask", 0.3, 0.2, 0.5, seed=2),
+        row("late", 0.0, 0.0, 0.9, seed=3),  # shares no seed with the others: it cannot be compared
+    ]
+    assert averages(rows) == {"none": (0.6, 0.3, -0.5), "mask": (0.5, 0.2, -0.5)}
+    assert frontier(rows) == ["mask"]
+    assert rank(rows, [], 0.1)["ranking"][0]["unranked"] == ["late"]
+
+
+def test_rows_of_other_data_or_objects_are_not_compared():
+    rows = [row("none", 0.6, 0.3, 0.5), row("seed 1", 0.1, 0.1, 0.5), row("boxes", 0.1, 0.1, 0.5)]
+    rows = [{**one, "data": d, "objects": o} for one, d, o in zip(rows, "abb", "xxy", strict=True)]
+    found = rank(rows, [], 0.1)
+    assert [(r["data"], r["objects"], r["frontier"]) for r in found["ranking"]] == [
+        ("a", "x", ["none"]),
+        ("b", "x", ["seed 1"]),
+        ("b", "y", ["boxes"]),
+    ]
+
+
+def test_settings_are_ranked_by_a_utility_that_all_have():
+    rows = [row("none", 0.5, 0.2, 0.9, recall=0.1), row("mask", 0.6, 0.3, None, recall=0.2)]
+    assert averages(rows)["mask"][2] == -0.2  # recall, because mask has no accuracy
+    assert averages(rows)["none"][2] == -0.1
+    assert frontier(rows) == ["none", "mask"]
+    lacking = [row("none", 0.5, 0.2, 0.9, recall=None), row("mask", 0.1, 0.1, None, recall=None)]
+    assert list(averages(lacking)) == ["none"]  # mask has no utility at all: nothing is said of it
+    assert rank(lacking, [], 0.1)["ranking"][0]["unranked"] == ["mask"]
+
+
+def test_settings_without_a_symmetric_block_are_not_ranked():
+    rows = [row("none", 0.5, 0.2, 0.5), row("half", None, None, 0.9)]
+    assert frontier(rows) == ["none"]
+    found = rank([row("half", None, None, 0.9)], [], 0.1)
+    assert found["frontier"] == []
+    assert found["recommended"] is None
+    assert recommend([row("half", None, None, 0.9), row("none", 0.5, 0.2, 0.5)], [], 0.1) is None
+
+
+def test_the_recommendation_keeps_its_rule():
+    rows = [
+        row("none", 0.6, 0.3, 0.50),
+        row("mask", 0.3, 0.1, 0.49),
+        row("hard", 0.1, 0.0, 0.40),
+        row("noise", 0.55, 0.3, 0.5),
+    ]
+    found = pooled(
+        difference("mask", 0.3, 0.2, 0.4), difference("hard", 0.5, 0.4, 0.6), difference("noise", 0.05, -0.01, 0.1)
+    )
+    best = recommend(rows, found, 0.02)
+    assert (best["name"], best["against"], best["drop"]) == ("mask", "none", 0.3)  # hard costs ten points
+    assert best["utility_loss"] == pytest.approx(0.01)
+    assert recommend(rows, found, 0.01)["name"] == "mask"  # exactly at the limit
+    assert recommend(rows, found, 0.10)["name"] == "hard"
+    assert recommend(rows, found, 0.005) is None
+    assert recommend(rows, pooled(difference("noise", 0.05, -0.01, 0.1)), 0.10) is None  # not distinguishable
+    assert recommend([], [], 0.1) is None
+
+
+def test_of_equal_drops_the_cheaper_setting_is_recommended():
+    rows = [row("none", 0.6, 0.3, 0.5), row("dear", 0.3, 0.1, 0.45), row("cheap", 0.3, 0.1, 0.49)]
+    found = pooled(difference("dear", 0.3, 0.2, 0.4), difference("cheap", 0.3, 0.2, 0.4))
+    assert recommend(rows, found, 0.1)["name"] == "cheap"
+
+
+def test_one_direction_alone_recommends_nothing():
+    rows = [row("none", 0.6, 0.3, 0.5), row("mask", 0.3, 0.1, 0.5)]
+    assert recommend(rows, pooled(difference("mask", 0.3, 0.2, 0.4, basis="population")), 0.1) is None
+
+
+def test_utility_is_compared_on_the_seeds_of_both():
+    rows = [
+        row("none", 0.6, 0.3, 0.50),
+        row("none", 0.6, 0.3, 0.90, seed=1),  # mask failed with this seed
+        row("mask", 0.3, 0.1, 0.49),
+    ]
+    found = pooled(difference("mask", 0.3, 0.2, 0.4))
+    assert recommend(rows, found, 0.02)["utility_loss"] == pytest.approx(0.01)
+
+
+def test_only_comparable_rows_meet():
+    single = ["evaluate.data.public=single"]
+    rows = [
+        row("none", 0.6, 0.3, 0.5),
+        row("mask", 0.3, 0.1, 0.5),
+        row(
+            "none on single", 0.1, 0.0, 0.5, public="single", overrides=single
+        ),  # another measurement, not a mitigation
+        row("mask on single", 0.2, 0.1, 0.5, public="single", overrides=single),
+        row("k 1", 0.0, 0.0, 0.9, overrides=["evaluate.k=1"]),
+        row("late", 0.0, 0.0, 0.9, series="equal pairs"),
+    ]
+    assert len({comparable(one) for one in rows}) == 4
+    found = rank(rows, pooled(difference("mask", 0.3, 0.2, 0.4)), 0.02)
+    assert found["frontier"] == ["mask", "none on single", "k 1", "late"]
+    assert found["recommended"] == "mask"
+    assert [(r["public"], r["default"], r["frontier"]) for r in found["ranking"]][:2] == [
+        ("scenes", "none", ["mask"]),
+        ("single", "none on single", ["none on single"]),
+    ]
+
+
+def test_sizes_are_ranked_apart_and_the_largest_counts():
+    rows = [
+        row("none", 0.6, 0.3, 0.5, size=50),
+        row("mask", 0.5, 0.2, 0.5, size=50),
+        row("none", 0.6, 0.3, 0.5),
+        row("mask", 0.7, 0.4, 0.5),
+    ]
+    found = rank(rows, pooled(difference("mask", 0.1, 0.05, 0.2, size=50), difference("mask", -0.1, -0.2, -0.05)), 0.02)
+    assert found["frontier"] == ["none"]
+    assert found["recommended"] is None
+    assert [(r["train_size"], r["frontier"]) for r in found["ranking"]] == [(50, ["mask"]), (100, ["none"])]
+    assert found["ranking"][0]["recommended"]["name"] == "mask"
+
+
+def test_differences_are_pooled_over_seeds_within_one_size():
+    values = (0.30, 0.36, 0.33)
+    found = pool_differences(
+        [difference("mask", v, v - 0.5, v + 0.5, seed=s) for s, v in enumerate(values)]
+        + [difference("mask", 0.1, -0.1, 0.3, size=50)]
+    )
+    assert set(found) == {("mask", 100), ("mask", 50)}
+    block = found["mask", 100]["ppg"]
+    half = t.ppf(0.975, 2) * 0.03 / 3**0.5  # sd of 0.30, 0.33, 0.36 is 0.03
+    assert block["sd"] == pytest.approx(0.03)
+    assert block["ci95"] == pytest.approx([0.33 - half, 0.33 + half])
+    assert block["distinguishable"]
+    assert found["mask", 100]["words"] == "PPG 0.330 less than none (0.255 to 0.405), 3 seed pairs"
+    assert found["mask", 50]["ppg"]["ci95"] == [-0.1, 0.3]  # one seed: the records' own interval
+    words = "not distinguishable from none in PPG (change -0.300 to +0.100), one seed pair"
+    assert found["mask", 50]["words"] == words
+
+
+def test_of_two_seeds_each_must_hold_by_itself():
+    both = pool_differences([difference("mask", 0.3, 0.2, 0.4), difference("mask", 0.1, -0.05, 0.25, seed=1)])
+    assert both["mask", 100]["ppg"] == {
+        "value": pytest.approx(0.2),
+        "sd": pytest.approx(0.2 / 2**0.5),
+        "ci95": [-0.05, 0.4],
+        "distinguishable": False,
+    }
+
+
+def test_a_larger_gap_is_said_to_be_larger():
+    assert (
+        add_words(difference("bad", -0.2, -0.3, -0.1))["words"]
+        == "PPG 0.200 more than none (0.100 to 0.300), one seed pair"
+    )
+    assert add_words(difference("none", 0.1, 0.0, 0.2))["ppg"]["distinguishable"] is False  # 0 belongs to the interval

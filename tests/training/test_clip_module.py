@@ -1,0 +1,197 @@
+"""What each training knob does: schedule, clamp, decay exemptions, exported weights."""
+
+import math
+from itertools import pairwise
+
+import open_clip
+import pytest
+import torch
+
+from dejavu_lit.mitigation import Mitigation
+from dejavu_lit.models.build import ModelSpec, architecture, build_model, export_config, export_weights
+from dejavu_lit.training.clip_module import ClipModule, Recipe, decayed, learning_rate
+from dejavu_lit.utils.errors import UserError
+
+CONFIG = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+TINY = ModelSpec("tiny", CONFIG)
+
+
+def test_warm_up_is_linear_and_the_cosine_ends_at_the_horizon():
+    recipe = Recipe(epochs=1, batch=1, lr=1.0, warmup_steps=4)
+    rates = [learning_rate(step, recipe, horizon=104) for step in range(105)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4] == 1.0
+    assert rates[54] == pytest.approx(0.5)
+    assert rates[29] == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+    assert rates[104] == 0.0
+    assert all(a >= b for a, b in pairwise(rates[4:]))
+
+
+def test_gains_biases_and_the_logit_scale_are_exempt_from_decay(tmp_path):
+    export_config(TINY, tmp_path)
+    model = build_model(TINY, tmp_path)
+    matrices, exempt = decayed(model)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert {names[id(p)] for p in exempt} >= {"logit_scale", "visual.ln_pre.weight", "ln_final.bias"}
+    assert all(p.ndim >= 2 for p in matrices)
+    assert len(matrices) + len(exempt) == len(names)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    groups = [{"params": matrices, "weight_decay": 0.5}, {"params": exempt, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=0.1)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()  # without gradients only the decay acts
+    for name, p in model.named_parameters():
+        shrunk = before[name] * (1 - 0.1 * 0.5) if p.ndim >= 2 else before[name]
+        assert torch.allclose(p, shrunk), name
+
+
+@pytest.mark.parametrize(
+    ("mitigation", "start", "learned", "clamp"),
+    [
+        (Mitigation(), 1 / 0.07, True, 100),
+        (Mitigation(logit_scale_init=5), 5, True, 100),
+        (Mitigation(logit_scale_max=20), 1 / 0.07, True, 20),
+        (Mitigation(logit_scale_fixed=33), 33, False, None),
+    ],
+)
+def test_the_three_logit_scale_settings(tmp_path, mitigation, start, learned, clamp):
+    export_config(TINY, tmp_path)
+    module = ClipModule(build_model(TINY, tmp_path), Recipe(epochs=1, batch=1, lr=1.0), mitigation)
+    assert module.logit_scale.exp().item() == pytest.approx(start, rel=1e-5)
+    assert module.logit_scale.requires_grad is learned
+    assert module.clamp is None if clamp is None else module.clamp == pytest.approx(math.log(clamp))
+
+
+def test_an_initial_logit_scale_above_the_clamp_is_refused(tmp_path):
+    export_config(TINY, tmp_path)
+    with pytest.raises(UserError, match=r"logit_scale_init=200 is above recipe\.logit_scale_max=100"):
+        ClipModule(build_model(TINY, tmp_path), Recipe(epochs=1, batch=1, lr=1.0), Mitigation(logit_scale_init=200))
+
+
+class Steps:
+    """As much of a trainer and its data as the optimizers ask for: 10 steps an epoch on one rank."""
+
+    world_size, steps = 1, 10
+
+    def __init__(self):
+        self.datamodule = self
+
+    def plan(self, epoch, world):
+        return self
+
+
+@pytest.mark.parametrize(("chosen", "decay"), [(0, 0), (1, 1), (None, 0.3)])
+def test_weight_decay_is_that_of_the_optimizers_matrices(tmp_path, chosen, decay):
+    export_config(TINY, tmp_path)
+    recipe = Recipe(epochs=1, batch=1, lr=1.0, weight_decay=0.3)
+    module = ClipModule(build_model(TINY, tmp_path), recipe, Mitigation(weight_decay=chosen))
+    module._trainer = Steps()
+    matrices, exempt = module.configure_optimizers()["optimizer"].param_groups
+    assert (matrices["weight_decay"], exempt["weight_decay"]) == (decay, 0)
+    assert all(p.ndim >= 2 for p in matrices["params"])
+    assert all(p.ndim < 2 for p in exempt["params"])
+    assert len(matrices["params"]) + len(exempt["params"]) == len(list(module.model.parameters()))
+
+
+def test_a_fixed_logit_scale_has_its_value_after_training(tmp_path):
+    export_config(TINY, tmp_path)
+    recipe = Recipe(epochs=1, batch=2, lr=0.1)
+    for fixed, same in ((33.0, True), (None, False)):
+        module = ClipModule(build_model(TINY, tmp_path), recipe, Mitigation(logit_scale_fixed=fixed))
+        module._trainer = Steps()
+        before = module.logit_scale.detach().clone()
+        optimizer = module.configure_optimizers()["optimizer"]
+        weights = module.model.token_embedding.weight.detach().clone()
+        images, texts, scale = module.model(
+            torch.rand(2, 3, 32, 32), torch.tensor([[5, 49407], [7, 49407]]).repeat(1, 8)
+        )
+        torch.nn.functional.cross_entropy(scale * images @ texts.T, torch.arange(2)).backward()
+        optimizer.step()
+        assert not torch.equal(module.model.token_embedding.weight, weights)
+        assert torch.equal(module.logit_scale, before) is same
+        if fixed is not None:
+            assert module.logit_scale.exp().item() == pytest.approx(fixed)
+
+
+def test_plain_open_clip_loads_what_is_exported(tmp_path):
+    export_config(TINY, tmp_path)
+    model = build_model(TINY, tmp_path).eval()
+    export_weights(model, tmp_path)
+    plain, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
+    tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(["two words", "three more words"])
+    assert tokens.shape == (2, 16)
+    picture = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(plain.eval().encode_image(picture), model.encode_image(picture))
+        assert torch.equal(plain.encode_text(tokens), model.encode_text(tokens))
+
+
+def test_patches_are_dropped_while_training_only_and_the_export_knows_nothing_of_it(tmp_path):
+    config = {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], "image_size": 64}}  # 16 patches
+    spec = ModelSpec("tiny", config)
+    export_config(spec, tmp_path)
+    model = build_model(spec, tmp_path)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    ClipModule(model, Recipe(epochs=1, batch=1, lr=1.0), Mitigation(patch_dropout=0.75))
+    lengths = []
+    model.visual.transformer.register_forward_hook(lambda _, given, __: lengths.append(given[0].shape[1]))
+    picture = torch.rand(2, 3, 64, 64)
+    model.train()
+    torch.manual_seed(1)
+    first = model.encode_image(picture)
+    torch.manual_seed(1)
+    assert torch.equal(model.encode_image(picture), first)  # the draw is that of the step's seed
+    assert not torch.equal(model.encode_image(picture), first)
+    full = model.eval().encode_image(picture)
+    assert lengths == [1 + 4] * 3 + [1 + 16]  # the class token stays
+    export_weights(model, tmp_path)
+    assert "patch_dropout" not in (tmp_path / "open_clip_config.json").read_text()
+    plain, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
+    assert torch.equal(plain.eval().encode_image(picture), full)
+    assert torch.equal(plain.train().encode_image(picture), full)
+    assert all(torch.equal(before[name], value) for name, value in plain.state_dict().items())
+
+
+def test_without_knobs_the_model_is_the_architectures_own(tmp_path):
+    export_config(TINY, tmp_path)
+    model = build_model(TINY, tmp_path)
+    before = [type(part) for part in model.modules()]
+    ClipModule(model, Recipe(epochs=1, batch=1, lr=1.0), Mitigation())
+    assert [type(part) for part in model.modules()] == before
+
+
+def test_a_tower_without_patches_refuses_to_drop_them(tmp_path):
+    config = {**CONFIG, "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}}
+    spec = ModelSpec("tiny", config)
+    export_config(spec, tmp_path)
+    with pytest.raises(UserError, match=r"patch_dropout=0.5 needs a ViT"):
+        ClipModule(build_model(spec, tmp_path), Recipe(epochs=1, batch=1, lr=1.0), Mitigation(patch_dropout=0.5))
+
+
+def test_fine_tuning_starts_from_the_weights_given(tmp_path):
+    export_config(TINY, tmp_path / "base")
+    base = build_model(TINY, tmp_path / "base")
+    export_weights(base, tmp_path / "base")
+    spec = ModelSpec("tiny", CONFIG, init=f"local-dir:{tmp_path / 'base'}")
+    export_config(spec, tmp_path / "tuned")
+    tuned = build_model(spec, tmp_path / "tuned")
+    assert all(torch.equal(a, b) for a, b in zip(base.parameters(), tuned.parameters(), strict=True))
+    wider = ModelSpec("tiny", {**CONFIG, "embed_dim": 8}, init=f"local-dir:{tmp_path / 'base'}")
+    export_config(wider, tmp_path / "wider")
+    with pytest.raises(UserError, match="do not fit"):
+        build_model(wider, tmp_path / "wider")
+
+
+def test_an_unknown_architecture_is_named_with_the_nearest_one():
+    with pytest.raises(UserError, match=r"ViT-B-33.*did you mean 'ViT-B-32'"):
+        architecture(ModelSpec("ViT-B-33"))
+
+
+def test_every_architecture_of_open_clip_can_be_described():
+    assert architecture(ModelSpec("RN50"))["embed_dim"] == 1024
+    assert architecture(ModelSpec("ViT-B-16-SigLIP"))["init_logit_bias"] == -10

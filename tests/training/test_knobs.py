@@ -1,0 +1,186 @@
+"""The knobs in whole runs: none of them changes nothing, bit for bit, and each survives a kill in mid-epoch."""
+
+import json
+import shutil
+from pathlib import Path
+
+import open_clip
+import pytest
+import pytorch_lightning as pl
+import torch
+import yaml
+from open_clip.loss import ClipLoss
+from safetensors.torch import load_file
+
+from dejavu_lit.data.module import PairDataModule
+from dejavu_lit.models.build import ModelSpec, build_model
+from dejavu_lit.models.preprocess import Preprocess
+from dejavu_lit.training.clip_module import ClipModule, Recipe, decayed, learning_rate
+from tests.conftest import SMALL, call
+
+
+class Killed(BaseException):
+    """What ends a run in the middle."""
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "open_clip_model.safetensors")
+
+
+def record(folder: Path) -> dict:
+    return json.loads((folder / "run.json").read_text())
+
+
+def train(scenes: Path, out: Path, *options: str) -> Path:
+    done = call("train", "side=target", f"data.dir={scenes}", f"out={out}", *SMALL, *options)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def killed(scenes: Path, out: Path, step: int, *options: str) -> Path:
+    """A run that ends before its step number ``step``, as if the power had failed, and is started again."""
+    hook = ClipModule.on_train_batch_start
+
+    def fail(module: ClipModule, batch: object, index: int) -> None:
+        if module.trainer.global_step == step:
+            raise Killed
+        hook(module, batch, index)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClipModule, "on_train_batch_start", fail)
+        with pytest.raises(Killed):
+            train(scenes, out, *options)
+    assert not (out / "run.json").exists()
+    return train(scenes, out, *options)
+
+
+def same(one: Path, other: Path) -> bool:
+    first, second = weights(one), weights(other)
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_without_knobs_a_run_is_open_clips_model_and_loss_under_adamw(scenes, tmp_path):
+    """The same twelve steps written out, with nothing of the knobs in them, end in the very same weights."""
+    out = train(scenes, tmp_path / "run", "trainer.trim=false")  # the model as open_clip computes it
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    given = {name: {k: v for k, v in config[name].items() if k != "_target_"} for name in ("model", "recipe")}
+    recipe = Recipe(**given["recipe"])
+    pl.seed_everything(0, verbose=False)
+    model = build_model(ModelSpec(**given["model"]), out / "model")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{out / 'model'}")
+    pairs = PairDataModule(scenes, "target", recipe.batch, 0, Preprocess(model.visual.preprocess_cfg), tokenizer)
+    matrices, exempt = decayed(model)
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
+    betas = (recipe.beta1, recipe.beta2)
+    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=betas, eps=recipe.eps, fused=True)
+    mean, std = (
+        torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+    )
+    step = 0
+    for epoch in range(2):
+        loader = pairs.train_dataloader()
+        for batch in loader.batches(epoch):
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.lr * learning_rate(step, recipe, 12)
+            images, texts, scale = model((batch["images"].float() - mean) / std, batch["tokens"])
+            optimizer.zero_grad()
+            ClipLoss()(images, texts, scale).backward()
+            optimizer.step()
+            model.logit_scale.data.clamp_(0, torch.log(torch.tensor(100.0)).item())
+            step += 1
+    trained = weights(out)
+    assert step == 12
+    assert all(torch.equal(trained[name], value) for name, value in model.state_dict().items())
+
+
+RESUMED = {
+    "captions": ["mitigation.text_mask=0.2", "mitigation.text_random=0.3", "mitigation.text_shuffle=0.5"],
+    "augment": ["mitigation.image_augment=true", "trainer.loader.workers=2"],
+    "ema": ["mitigation.ema=0.9"],
+    "noise": ["mitigation.gradient_noise=0.5", "recipe.gradient_clip=1.0"],
+    "patches": ["mitigation.patch_dropout=0.5", "recipe.accumulate=2"],
+    "smoothing": ["mitigation.label_smoothing=0.2"],
+}
+
+
+@pytest.mark.parametrize("knob", RESUMED)
+def test_a_run_killed_amid_an_epoch_ends_with_the_weights_of_an_undisturbed_one(scenes, runs, tmp_path, knob):
+    options = [*RESUMED[knob], "trainer.checkpoint_steps=1"]
+    whole = train(scenes, tmp_path / "whole", *options)
+    again = killed(scenes, tmp_path / "killed", 4 if knob == "patches" else 8, *options)
+    assert same(whole, again)
+    assert not same(whole, runs["target"])  # the knob does something
+    lasts = [torch.load(out / "checkpoints" / "last.ckpt", weights_only=True) for out in (whole, again)]
+    for name in ("state_dict", "current_model_state", "averaging_state"):
+        assert all(torch.equal(lasts[0][name][key], lasts[1][name][key]) for key in lasts[0].get(name, ()))
+
+
+def test_the_average_is_what_is_exported_kept_and_measured_on_v_and_training_goes_on_from_the_weights(
+    scenes, runs, tmp_path
+):
+    out = train(scenes, tmp_path / "run", "mitigation.ema=0.9")
+    exported = weights(out)
+    epoch = torch.load(out / "checkpoints" / "epoch=0002.ckpt", weights_only=True)["state_dict"]
+    last = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
+    plain = torch.load(runs["target"] / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    for name, value in exported.items():
+        assert torch.equal(value, epoch[f"model.{name}"]), name
+        assert torch.equal(last["current_model_state"][f"model.{name}"], plain[f"model.{name}"]), name
+    assert not same(out, runs["target"])
+
+
+def test_a_run_killed_after_its_last_step_exports_the_average_too(scenes, tmp_path):
+    options = ["mitigation.ema=0.9"]
+    whole = train(scenes, tmp_path / "whole", *options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dejavu_lit.training.train._finish", lambda *given: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            train(scenes, tmp_path / "killed", *options)
+    assert same(whole, train(scenes, tmp_path / "killed", *options))
+
+
+# An accuracy that hardly moves in so few steps: the first epochs' is not exceeded for long.
+EARLY = ["mitigation.early_stopping=accuracy", "mitigation.early_patience=2", "recipe.epochs=30", "recipe.lr=1e-6"]
+
+
+def test_training_stops_when_v_gets_no_better_says_so_and_stays_stopped(scenes, tmp_path):
+    whole = train(scenes, tmp_path / "whole", *EARLY)
+    ended = record(whole)
+    why = ended["stopped"]
+    assert (why["by"], why["metric"], why["epochs_without_better"]) == ("early_stopping", "val_accuracy", 2)
+    assert why["epoch"] == ended["epochs"] < 30
+    assert ended["steps"] == ended["batches"] == 6 * ended["epochs"]
+    assert ended["exposure"]["mean"] == ended["epochs"]
+    rows = (whole / "metrics.csv").read_text().splitlines()
+    values = [float(row.split(",")[3]) for row in rows if ",val_accuracy," in row]
+    assert len(values) == ended["epochs"]
+    assert max(values[:-2]) == max(values) == pytest.approx(why["best"])
+    assert all(max(values[: n - 2]) < max(values[n - 2 : n]) for n in range(3, len(values)))  # not one epoch too late
+
+    again = killed(scenes, tmp_path / "killed", 6 * (ended["epochs"] - 1) + 2, *EARLY, "trainer.checkpoint_steps=1")
+    assert same(whole, again)
+    assert record(again)["stopped"] == why
+
+    with pytest.MonkeyPatch.context() as patch:  # killed between the decision and the end
+        patch.setattr("dejavu_lit.training.train._finish", lambda *given: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            train(scenes, tmp_path / "late", *EARLY)
+    late = train(scenes, tmp_path / "late", *EARLY)
+    assert same(whole, late)
+    assert {**record(late), **(kept := dict.fromkeys(("seconds", "pairs_per_second", "provenance")))} == {
+        **ended,
+        **kept,
+    }
+
+
+def test_a_run_that_is_not_stopped_early_says_null(runs):
+    assert record(runs["target"])["stopped"] is None
+
+
+def test_early_stopping_without_a_validation_set_is_refused(scenes, tmp_path):
+    shutil.copytree(scenes, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "V")
+    done = call("train", "side=target", f"data.dir={tmp_path / 'data'}", f"out={tmp_path / 'run'}", *SMALL, EARLY[0])
+    assert done.returncode == 1
+    assert "mitigation.early_stopping=accuracy needs a validation set" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,79 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.parallel import spread
+
+
+def scaled(factor: int, value: int) -> tuple[int, int]:
+    return factor * value, os.getpid()
+
+
+def refuse(limit: int, value: int) -> int:
+    if value == limit:
+        raise UserError(f"{value} is one too many")
+    return value
+
+
+def die(_: None, value: int) -> int:
+    if value == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return value
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_every_job_is_done_once(workers: int) -> None:
+    results = list(spread(scaled, 7, range(100), workers))
+    assert sorted(value for value, _ in results) == [7 * value for value in range(100)]
+    here = {process for _, process in results} == {os.getpid()}
+    assert here == (workers <= 1)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_of_a_job_is_the_caller_s(workers: int) -> None:
+    with pytest.raises(UserError, match="5 is one too many"):
+        list(spread(refuse, 5, range(1000), workers))
+
+
+def test_a_killed_worker_is_told_in_a_sentence() -> None:
+    with pytest.raises(UserError, match="a worker process was killed"):
+        list(spread(die, None, range(50), 2))
+
+
+def running(group: int) -> list[int]:
+    """The processes of a process group that are not zombies."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, pgrp = path.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(pgrp) == group and state != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+def test_workers_end_when_their_parent_is_killed() -> None:
+    jobs = "iter(lambda: time.sleep(0.05) or 1, 2)"  # without end
+    script = f"import time\nfrom dejavu_lit.utils.parallel import spread\nlist(spread(max, 0, {jobs}, 3))"
+    parent = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+    try:
+        until = time.monotonic() + 240
+        while len(running(parent.pid)) < 4 and time.monotonic() < until:
+            time.sleep(0.05)
+        assert len(running(parent.pid)) == 4
+        parent.kill()
+        parent.wait()
+        while running(parent.pid) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert running(parent.pid) == []
+    finally:
+        for process in running(parent.pid):
+            os.kill(process, signal.SIGKILL)
