@@ -1,6 +1,6 @@
 """Compare mitigations: python mitigate.py experiment=demo."""
 
-from dejavu_lit.cli import mitigate
+from dejavu_lit.cli.mitigate import main
 
 if __name__ == "__main__":
-    mitigate()
+    main()

@@ -1,6 +1,6 @@
 """Train one side of a pair of models: python train.py side=target data=scenes out=outputs/target."""
 
-from dejavu_lit.cli import train
+from dejavu_lit.cli.train import main
 
 if __name__ == "__main__":
-    train()
+    main()

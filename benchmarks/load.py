@@ -37,7 +37,14 @@ TINY = {
 
 def base(folder: Path, pairs: int) -> dict[str, Any]:
     """What the other stages import, and nothing else."""
-    for module in ("data.prepare", "evaluation.evaluate", "cli.evaluate", "evaluation.embed", "models.zoo", "report.evaluation"):
+    for module in (
+        "data.prepare",
+        "evaluation.evaluate",
+        "cli.evaluate",
+        "evaluation.embed",
+        "models.zoo",
+        "report.evaluation",
+    ):
         importlib.import_module(f"dejavu_lit.{module}")
     return {"modules": len(sys.modules)}
 
@@ -148,13 +155,13 @@ def embed(folder: Path, pairs: int) -> dict[str, Any]:
 
 def records(folder: Path, pairs: int) -> dict[str, Any]:
     """The evaluation of a sample of A and all of H against all of P: search, records, figures."""
-    from dejavu_lit import cli
+    from dejavu_lit.cli.evaluate import main
 
     sample, model = max(1, pairs // 20), f"local-dir:{folder / 'model'}"
     sys.argv = ["evaluate.py", f"target={model}", f"reference={model}", "data=prepared", f"data.dir={folder / 'data'}"]
     sys.argv += [f"data.train_size={sample}", "objects=load", "threshold=0", f"embeddings={folder / 'embeddings'}"]
     sys.argv += [f"out={folder / 'evaluation'}", "allow_overlap=true", "workers=1"]
-    cli.evaluate()
+    main()
     metrics = json.loads((folder / "evaluation" / "metrics.json").read_text())
     assert metrics["counts"]["records"] == sample, metrics["counts"]
     for block in ("population", "null", "corrected"):

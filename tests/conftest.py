@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -61,13 +62,11 @@ def run(command: str, *options: str, cwd: Path = ROOT, check: bool = True) -> su
 
 def call(command: str, *options: str) -> subprocess.CompletedProcess[str]:
     """The same in this process, which spares the seconds of importing torch; an exception that escapes fails the test."""
-    from dejavu_lit import cli
-
     out, err, code = io.StringIO(), io.StringIO(), 0
     before, sys.argv = sys.argv, [f"{command}.py", *options]
     try:
         with redirect_stdout(out), redirect_stderr(err):
-            getattr(cli, command)()
+            import_module(f"dejavu_lit.cli.{command}").main()
     except SystemExit as end:
         code = int(end.code or 0)
     finally:

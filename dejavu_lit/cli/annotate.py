@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from dejavu_lit.cli.app import plain
-from dejavu_lit.cli.prepare import data_spec
+from dejavu_lit.cli.app import command, plain
 from dejavu_lit.cli.processes import device, processes
+from dejavu_lit.data.prepared import data_spec
 from dejavu_lit.utils.config import build
 from dejavu_lit.utils.errors import UserError, suggest
 
@@ -75,8 +75,8 @@ def _show(data: "DataSpec", sets: dict[str, "ShardSet"], config: dict[str, Any],
 
 def _compare(data: "DataSpec", sets: dict[str, "ShardSet"], config: dict[str, Any], out: Path) -> None:
     from dejavu_lit.data.objects import read_objects
-    from dejavu_lit.measure.memorized import write_csv
-    from dejavu_lit.objects.annotators.agreement import difference, show
+    from dejavu_lit.measure.per_pair import write_csv
+    from dejavu_lit.objects.compare import difference, show
     from dejavu_lit.utils.io import write_json
 
     if len(config["compare"]) != 2:
@@ -118,3 +118,6 @@ def open_sets(data: "DataSpec", names: list[str] | None) -> dict[str, "ShardSet"
                 "results are kept by these names"
             )
     return {name: ShardSet.open(folder) for name, folder in folders.items()}
+
+
+main = command("annotate", annotate)

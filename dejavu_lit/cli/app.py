@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dejavu_lit.cli import help
 from dejavu_lit.cli import secrets as guard
-from dejavu_lit.study.slurm import refused, register_resolvers
+from dejavu_lit.cli.slurm_resolvers import register_resolvers
+from dejavu_lit.study.slurm import refused
 from dejavu_lit.utils.errors import UserError, spoken, suggest
 from dejavu_lit.utils.exit_codes import ending, fail
 
@@ -76,8 +78,8 @@ def command(config_name: str, task: Callable[[DictConfig, Path], None]) -> Calla
             finally:
                 sys.argv = called
 
-    job.__module__, job.__qualname__ = __name__, f"_{config_name}_job"
-    globals()[job.__qualname__] = job  # launchers that pickle the job find it by its name
+    job.__module__, job.__qualname__ = task.__module__, f"_{config_name}_job"
+    setattr(sys.modules[task.__module__], job.__qualname__, job)  # launchers that pickle the job find it by its name
     command.__name__ = config_name
     command.__doc__ = task.__doc__
     return command
@@ -152,3 +154,36 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     assert isinstance(plain, dict)
     guard.check_secrets(plain)
     return {str(key): value for key, value in plain.items()}
+
+
+OVERVIEW = """Measure and mitigate déjà vu memorization in CLIP-style models.
+
+dejavu COMMAND [OPTION=VALUE …]
+
+{}
+
+dejavu COMMAND --help shows the options of a command."""
+COMMANDS = {
+    "train": "Train one model, the target or the reference.",
+    "evaluate": "Measure how much the target remembers beyond the reference.",
+    "mitigate": "Train and evaluate every setting of a study, and rank them.",
+    "prepare": "Write images and captions as shards, split into sets.",
+    "annotate": "Find the objects of prepared images.",
+    "dedup": "Find duplicates within and across the sets.",
+    "power": "Compute how many records and seed pairs a gap needs.",
+    "report": "Write the report of an evaluation or a study again.",
+    "resume": "Continue an interrupted training.",
+}
+
+
+def main() -> None:
+    """Run the command that the first argument names, with the arguments after it."""
+    name, arguments = sys.argv[1] if len(sys.argv) > 1 else "--help", sys.argv[2:]
+    if name in ("-h", "--help"):
+        lines = "\n".join(f"  {command:10}{summary}" for command, summary in COMMANDS.items())
+        print(OVERVIEW.format(lines))
+    elif name in COMMANDS:
+        import_module(f"dejavu_lit.cli.{name}").main(arguments)
+    else:
+        known = ", ".join(COMMANDS)
+        fail(f"dejavu {name} is not a command{suggest(name, COMMANDS)}; choose one of {known}")

@@ -5,8 +5,8 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from dejavu_lit.cli.annotate import open_sets
-from dejavu_lit.cli.app import plain
-from dejavu_lit.cli.prepare import data_spec, pinned
+from dejavu_lit.cli.app import command, plain
+from dejavu_lit.data.prepared import data_spec, pinned
 from dejavu_lit.data.splits import SETS
 from dejavu_lit.utils.errors import UserError
 
@@ -42,3 +42,6 @@ def dedup(cfg: DictConfig, out: Path) -> None:
     across = {(a, b): n for a, row in report["shared"]["any"].items() for b, n in row.items() if a < b and n}
     print("across sets: " + (", ".join(f"{n} of {a} also in {b}" for (a, b), n in across.items()) or "none"))
     print(f"{report['exclude']['keys']} keys to leave out: data.exclude={out / LIST}")
+
+
+main = command("dedup", dedup)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from dejavu_lit.cli.app import plain
-from dejavu_lit.cli.evaluate import run_evaluation, show_report
+from dejavu_lit.cli.app import command, plain
 from dejavu_lit.cli.study_settings import check_loss, check_options, wanted
+from dejavu_lit.evaluation.run import run_evaluation
+from dejavu_lit.report.report import show_report
 from dejavu_lit.utils.config import build
 from dejavu_lit.utils.distributed import ALONE, Ranks
 from dejavu_lit.utils.errors import UserError, suggest
@@ -130,3 +131,6 @@ def _sides(cell: "Cell") -> dict[str, str]:
     from dejavu_lit.study.table import SIDES
 
     return {side: cell.side(side) for side in SIDES}
+
+
+main = command("mitigate", mitigate)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from dejavu_lit.cli.app import plain
+from dejavu_lit.cli.app import command, plain
 
 
 def power(cfg: DictConfig, out: Path) -> None:
@@ -13,3 +13,6 @@ def power(cfg: DictConfig, out: Path) -> None:
 
     config = plain(cfg)
     print(plan.show(plan.plan(config["metrics"], config["gap"], config["power"], config["figure"])))
+
+
+main = command("power", power)

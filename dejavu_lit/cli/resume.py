@@ -9,7 +9,7 @@ USAGE = "dejavu resume RUN\n\nContinues a run from the settings saved in its dir
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Continue an interrupted training."""
-    from dejavu_lit.cli.train import resume
+    from dejavu_lit.training.resume import resume
 
     given = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(given):

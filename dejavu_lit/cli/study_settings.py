@@ -11,8 +11,8 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from dejavu_lit.cli.app import explain, plain
-from dejavu_lit.cli.evaluate import AFTER, check_evaluation
-from dejavu_lit.cli.prepare import data_spec, pinned
+from dejavu_lit.data.prepared import data_spec, pinned
+from dejavu_lit.evaluation.run import AFTER, check_evaluation
 from dejavu_lit.utils.config import build
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.run_directory import PARTNER

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dejavu_lit.data.decode import EMPTY
+from dejavu_lit.data.decode import EMPTY, opened
 from dejavu_lit.data.near_duplicates import content_digest, perceptual_hash
-from dejavu_lit.data.pictures import opened
 from dejavu_lit.data.readers.base import Reader
 from dejavu_lit.data.shards import BadPair
 from dejavu_lit.utils.errors import UserError, first_line

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
+from dejavu_lit.data.decode import opened
 from dejavu_lit.data.near_duplicates import exact_groups, flatten, join, near_links
-from dejavu_lit.data.pictures import opened
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.duplicates.hashing import hash_sets
 from dejavu_lit.evaluation.audited_model import Side

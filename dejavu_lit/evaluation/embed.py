@@ -17,15 +17,14 @@ import torch
 from PIL import Image
 from torchvision.io import decode_jpeg
 
-from dejavu_lit.data.decode import EMPTY
-from dejavu_lit.data.pictures import opened
+from dejavu_lit.data.decode import EMPTY, opened
 from dejavu_lit.data.shards import BadPair, ShardIndex, ShardSet
 from dejavu_lit.evaluation.embeddings import FINGERPRINT, Embeddings, check_vectors, open_part, read_keys, write_part
 from dejavu_lit.models.encoder import Encoder
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import locked, read_object, write_json
+from dejavu_lit.utils.parallel import threads, threads_wanted
 from dejavu_lit.utils.progress import progress
-from dejavu_lit.utils.threads import threads, threads_wanted
 
 __all__ = ["CHUNK", "Embeddings", "embed", "encode_captions"]
 

@@ -16,20 +16,19 @@ import numpy as np
 from dejavu_lit.data.objects import read_objects
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import BadPair, ShardSet, read_pairs
-from dejavu_lit.evaluation.audited_model import Side
+from dejavu_lit.evaluation.audited_model import Side, changed_weights, weight_states
 from dejavu_lit.evaluation.comparison import Comparison, Material
 from dejavu_lit.evaluation.embeddings import Embeddings
 from dejavu_lit.evaluation.utility import quality
-from dejavu_lit.evaluation.weights import changed_weights, weight_states
-from dejavu_lit.measure.memorized import most_memorized, write_csv
 from dejavu_lit.measure.metrics import SETS, Settings, measure
-from dejavu_lit.measure.per_pair import person_gaps, read_keys
+from dejavu_lit.measure.per_pair import most_memorized, person_gaps, read_keys, write_csv
 from dejavu_lit.measure.recompute import FILES, STATISTICS, WHERE, by_objects, read_evaluation, read_metrics
 from dejavu_lit.measure.records import EXPOSURE, Records, write_records
 from dejavu_lit.utils.distributed import ALONE, Ranks
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import fingerprint, read_object, write_json
-from dejavu_lit.utils.run_directory import difference, provenance
+from dejavu_lit.utils.provenance import provenance
+from dejavu_lit.utils.run_directory import difference
 
 log = logging.getLogger(__name__)
 

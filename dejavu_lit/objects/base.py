@@ -16,11 +16,11 @@ from typing import Protocol
 
 from PIL import Image
 
+from dejavu_lit.data.decode import opened
 from dejavu_lit.data.objects import Annotation, Annotator, Failed
-from dejavu_lit.data.pictures import opened
 from dejavu_lit.data.shards import BadPair, Pair, ShardIndex
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.threads import threads
+from dejavu_lit.utils.parallel import threads
 
 SLACK = 1e-6  # of scores beyond 0..1: sums of rounded probabilities
 

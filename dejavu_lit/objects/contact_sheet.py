@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from dejavu_lit.data.decode import opened
 from dejavu_lit.data.objects import SCHEMA, Annotation, read_part
-from dejavu_lit.data.pictures import opened
 from dejavu_lit.data.shards import BadPair, ShardSet
 from dejavu_lit.utils.errors import UserError
 

@@ -7,7 +7,7 @@ A file of labels is text with one label a line, its other names behind commas (`
 from pathlib import Path
 
 from dejavu_lit.data.decode import plain
-from dejavu_lit.objects.annotators.coco import read_coco
+from dejavu_lit.data.readers.coco import read_coco
 from dejavu_lit.utils.errors import UserError
 
 KNOWN = ("coco", "imagenet", "imagenet-21k")

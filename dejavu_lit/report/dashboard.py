@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dejavu_lit.measure.memorized import write_csv
+from dejavu_lit.measure.per_pair import write_csv
 from dejavu_lit.report.cards import Pictures, choose, read_ranks, read_rows
-from dejavu_lit.report.epochs import run_and_epoch
-from dejavu_lit.report.evaluation import Evaluation, draw, pictures
+from dejavu_lit.report.evaluation import Evaluation, draw, pictures, run_and_epoch
 from dejavu_lit.report.scalars import scalars, settings_rows
 from dejavu_lit.report.study import labels
-from dejavu_lit.utils.io import file_sha256, read_json, write_json
-from dejavu_lit.utils.run_directory import plain, read_config
+from dejavu_lit.utils.io import file_sha256, plain, read_json, write_json
+from dejavu_lit.utils.run_directory import read_config
 from dejavu_lit.utils.wandb import FOLDER, LoggerSettings, Wandb, open_run, quiet, wandb_options
 
 PAIRS = 100  # of the most memorized in wandb's table

@@ -1,5 +1,6 @@
 """One evaluation as the report reads it, and what is written of it: page, cards, thumbnails, figures, model-card blocks."""
 
+import csv
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,11 +13,9 @@ from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.measure.recompute import read_metrics
 from dejavu_lit.report import page, parts
 from dejavu_lit.report.cards import Pictures, Ranks, Row, choose, read_ranks, read_rows, write_cards
-from dejavu_lit.report.epochs import gaps_over_epochs
 from dejavu_lit.report.markup import Html
 from dejavu_lit.report.modelcard import latex, markdown
-from dejavu_lit.report.pictures import boxes
-from dejavu_lit.report.thumbnails import thumbnails
+from dejavu_lit.report.pictures import boxes, thumbnails
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256, write_text
 from dejavu_lit.utils.progress import progress
@@ -170,3 +169,49 @@ def draw(kind: str, value: Mapping[str, Any], folder: Path) -> list[parts.Shown]
 
     plots: Callable[[Mapping[str, Any]], list[Plot]] = study_plots if kind == "study" else evaluation_plots
     return [save(plot, folder) for plot in progress(plots(value), "figures", unit="figure")]
+
+
+GAPS = "gap/"
+
+
+BESIDE = ("val_accuracy", "val_loss")  # of the same epochs
+
+
+def run_and_epoch(name: str) -> tuple[Path, int]:
+    """The folder and the epoch of RUN[@EPOCH], 0 for the end of the run; a folder may have an @ in its path."""
+    run, at, epoch = name.rpartition("@")
+    if not (at and epoch.isdecimal()) or (Path(name).expanduser() / "config.yaml").is_file():
+        run, epoch = name, "0"
+    return Path(run).expanduser(), int(epoch)
+
+
+def gaps_over_epochs(evaluation: Path, settings: Mapping[str, Any]) -> list[dict[str, float]]:
+    """One row an epoch that was measured: epoch (counted from 1), ppg, ppg_low, ppg_high, prg, aucg, null_ppg, corrected_ppg.
+
+    Args:
+        evaluation: its folder; a study's runs lie beside it.
+        settings: of metrics.json; ``target`` names the run, whose epochs up to that of RUN@EPOCH are given.
+
+    Returns:
+        The rows in order, [] where the run is not at hand or nothing was measured in it.
+    """
+    run, last = run_and_epoch(str(settings.get("target", "")))
+    study = evaluation.parent.parent
+    places = [run, *([study / "runs" / run.name] if (study / "study.json").is_file() else [])]
+    path = next((place / "metrics.csv" for place in places if run.name and (place / "metrics.csv").is_file()), None)
+    if path is None:
+        return []
+    rows: dict[int, dict[str, float]] = {}
+    beside: dict[int, dict[str, float]] = {}
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+        for line in csv.DictReader(file):
+            try:
+                epoch, metric, value = int(line["epoch"]) + 1, line["metric"], float(line["value"])
+            except (KeyError, TypeError, ValueError):
+                continue  # a line cut short when the run was killed
+            if metric.startswith(GAPS):
+                rows.setdefault(epoch, {"epoch": epoch})[metric.removeprefix(GAPS)] = value
+            elif metric in BESIDE:
+                beside.setdefault(epoch, {})[metric] = value
+    end = last or max(rows, default=0)
+    return [rows[epoch] | beside.get(epoch, {}) for epoch in sorted(rows) if epoch <= end and "ppg" in rows[epoch]]

@@ -17,7 +17,7 @@ from matplotlib.text import Annotation, Text
 from matplotlib.ticker import NullLocator
 from matplotlib.transforms import Bbox
 
-from dejavu_lit.measure.memorized import write_csv
+from dejavu_lit.measure.per_pair import write_csv
 from dejavu_lit.report.parts import Shown
 from dejavu_lit.utils.io import atomic, write_text
 

@@ -3,17 +3,23 @@
 boxes(ShardSet.open("OUT/A"), "OUT/objects/NAME/A", keys, 0.5)["key"]  ->  Boxes(640, 480, [("dog", 12, 30, 200, 150), …])
 """
 
+import io
 import logging
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from PIL import Image, ImageOps
 
+from dejavu_lit.data.decode import opened
 from dejavu_lit.data.objects import read_part
-from dejavu_lit.data.pictures import opened
 from dejavu_lit.data.shards import BadPair, ShardSet
+from dejavu_lit.utils.progress import progress
 
 MOST = 40  # boxes of one picture, those of the largest scores: more cannot be told apart
 ORIENTATION, UPRIGHT = 274, 1  # EXIF
@@ -66,3 +72,81 @@ def _kept(labels: list[str], scores: list[float], places: list[list[float]], thr
     ]
     rows.sort(key=lambda row: -row[0])
     return [(label, place[0], place[1], place[2], place[3]) for _, label, place in rows[:MOST]]
+
+
+QUALITY = 60  # of WebP: artefacts stay below what a card of this size shows
+
+
+log = logging.getLogger(__name__)
+
+
+def thumbnails(
+    shards: ShardSet, keys: Iterable[str], size: int, folder: Path, earlier: Path | None = None
+) -> dict[str, str]:
+    """Make the thumbnails of ``keys`` in ``folder``, none wider or higher than ``size`` pixels.
+
+    Args:
+        earlier: a folder of thumbnails made before, from which those still wanted are taken over.
+
+    Returns:
+        {key: name below folder}; pictures that cannot be had are left out and counted in the log.
+    """
+    wanted = set(keys)
+    names: dict[str, str] = {}
+    missing = len(wanted)
+    with progress(None, f"thumbnails of {shards.folder.name}", total=len(wanted), unit="picture") as bar:
+        for number, shard in enumerate(shards.names):
+            if not missing:
+                break
+            index = shards.index(number)
+            stamp = f"{shards.folder.name}/{shard}/{size}/{QUALITY}"
+            for position, key in enumerate(index.keys):
+                if key not in wanted:
+                    continue
+                missing -= 1
+                bar.update()
+                try:
+                    picture = index.read(position).image
+                    digest = sha256(f"{stamp}/{key}/".encode() + picture).hexdigest()[:20]
+                    name = f"{digest[:2]}/{digest[2:]}.webp"
+                    if not _there(folder / name, earlier / name if earlier else None):
+                        small = shrink(picture, size)
+                        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                        (folder / name).write_bytes(small)
+                except BadPair as error:
+                    log.debug("%s has no thumbnail: %s", key, error)
+                else:
+                    names[key] = name
+    if lost := len(wanted) - len(names):
+        log.warning("%d of %d pictures of %s cannot be shown", lost, len(wanted), shards.folder)
+    return names
+
+
+def _there(path: Path, earlier: Path | None) -> bool:
+    if path.exists():
+        return True
+    if earlier is None or not earlier.is_file():
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(earlier, path)
+    return True
+
+
+def shrink(picture: bytes, size: int) -> bytes:
+    """``picture`` upright, in RGB and at most ``size`` pixels a side, as WebP without metadata.
+
+    Raises:
+        BadPair: it does not decode, or has too many pixels.
+    """
+    with opened(picture) as image:
+        image.draft("RGB", (size, size))
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):  # 16 bits a pixel: the upper 8 are what can be seen
+            upright = Image.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8))
+        upright.thumbnail((size, size))
+        flat = Image.new("RGB", upright.size, "white")
+        rgba = upright.convert("RGBA")
+        flat.paste(rgba, mask=rgba.getchannel("A"))
+    out = io.BytesIO()
+    flat.save(out, "WEBP", quality=QUALITY, method=4)
+    return out.getvalue()

@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from dejavu_lit import __version__
 from dejavu_lit.report import parts
@@ -84,3 +85,13 @@ def _build(path: Path, target: Path, redact: bool, data: Path | None, limit: int
             shutil.rmtree(folder, ignore_errors=True)
         if old.exists():
             log.warning("%s, the earlier report with all it shows, could not be removed; remove it by hand", old)
+
+
+def show_report(config: dict[str, Any], out: Path) -> Path | None:
+    """The page of an evaluation or a study, as ``report`` asks for it."""
+    if not config["report"]["write"]:
+        return None
+
+    page = write_report(out, redact=config["report"]["redact"])
+    print(f"report: {page}")
+    return page

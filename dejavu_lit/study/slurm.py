@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from dejavu_lit.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -40,12 +38,6 @@ def gpus(accelerator: str, devices: int) -> int | None:
 def cpus(workers: int) -> int:
     """CPUs a task: one for the training, one for each process of the loader."""
     return 1 + workers
-
-
-def register_resolvers() -> None:
-    """Make ``${slurm_tasks:…}``, ``${slurm_gpus:…}`` and ``${slurm_cpus:…}`` known to conf/hydra/launcher/slurm.yaml."""
-    for name, function in (("tasks", tasks), ("gpus", gpus), ("cpus", cpus)):
-        OmegaConf.register_new_resolver(f"slurm_{name}", function, replace=True)
 
 
 @dataclass(frozen=True)
@@ -107,7 +99,7 @@ class Training:
         """
         from submitit import JobEnvironment
 
-        from dejavu_lit.cli.train import resume
+        from dejavu_lit.training.resume import resume
         from dejavu_lit.utils.io import read_json
 
         own, noted = JobEnvironment(), self.path / JOB

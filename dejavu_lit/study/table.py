@@ -25,7 +25,8 @@ from dejavu_lit.study.ranking import add_words, comparable, pool_differences, ra
 from dejavu_lit.study.runs import FINISHED, epochs
 from dejavu_lit.utils.errors import UserError, spoken
 from dejavu_lit.utils.io import atomic, read_json, write_json
-from dejavu_lit.utils.run_directory import provenance, read_config
+from dejavu_lit.utils.provenance import provenance
+from dejavu_lit.utils.run_directory import read_config
 
 log = logging.getLogger(__name__)
 

@@ -2,12 +2,17 @@
 
 import os
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from dejavu_lit.training.ema import averaged
+from dejavu_lit.training.preemption import within_epoch
 from dejavu_lit.utils.errors import UserError, first_line
 from dejavu_lit.utils.io import atomic
 
@@ -59,3 +64,24 @@ def _refusal(path: Path, error: Exception) -> Exception:
         f"the checkpoint {path} is damaged ({first_line(error).rstrip('.')}); restore it from a copy, or remove it to train "
         f"anew from the beginning{rest}"
     )
+
+
+class Checkpoints(Callback):
+    """``last.ckpt`` after every epoch and every so many steps, and weights alone as ``epoch=NNNN.ckpt`` to keep."""
+
+    def __init__(self, folder: Path, every_steps: int, every_epochs: int, at: Sequence[int] = ()) -> None:
+        self.folder, self.every_steps, self.every_epochs, self.at = folder, every_steps, every_epochs, at
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
+        """Save within the epoch."""
+        step = trainer.global_step
+        if within_epoch(trainer) and step % self.every_steps == 0:
+            trainer.save_checkpoint(self.folder / "last.ckpt")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Save the state to resume from and, now and then, weights to keep; EPOCH counts the epochs done."""
+        done = trainer.current_epoch + 1
+        if done % self.every_epochs == 0 or done in self.at:
+            with averaged(trainer, module):
+                trainer.save_checkpoint(self.folder / f"epoch={done:04d}.ckpt", weights_only=True)
+        trainer.save_checkpoint(self.folder / "last.ckpt")

@@ -26,7 +26,7 @@ from dejavu_lit.measure.population import FIGURES, Resampling, outcomes
 from dejavu_lit.measure.scores import Scores, score
 from dejavu_lit.models.encoder import Encoder
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.threads import threads, threads_wanted
+from dejavu_lit.utils.parallel import threads, threads_wanted
 
 log = logging.getLogger(__name__)
 

@@ -1,5 +1,6 @@
 """Lightning's loggers of one training run: ``metrics.csv`` always, Weights & Biases and TensorBoard where asked for."""
 
+import csv
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -10,12 +11,41 @@ from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from dejavu_lit.utils.distributed import rank
 from dejavu_lit.utils.errors import UserError, first_line
-from dejavu_lit.utils.run_directory import CsvLog, plain, rank
+from dejavu_lit.utils.io import naming, plain, write_text
 from dejavu_lit.utils.wandb import LoggerSettings, open_run, quiet, wandb_options
 
 FINISH = 60  # seconds for the upload of what is left at the end; a job that is warned has about as many
 log = logging.getLogger(__name__)
+
+
+class CsvLog:
+    """``metrics.csv`` in rows of step, epoch, metric, value: appended to, never replaced, cut back where a run resumes."""
+
+    FIELDS = ("step", "epoch", "metric", "value")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def resume(self, step: int) -> None:
+        """Drop the rows of steps that will be done again."""
+        if not self.path.exists():
+            return
+        with open(self.path, newline="") as file:
+            whole = (row for row in csv.DictReader(file) if all(row.get(name) for name in self.FIELDS))
+            rows = [row for row in whole if row["step"].isdigit() and int(row["step"]) < step]
+        lines = [",".join(self.FIELDS), *(",".join(str(row[f]) for f in self.FIELDS) for row in rows)]
+        write_text(self.path, "\n".join(lines) + "\n")
+
+    def append(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Add one row a metric."""
+        new = not self.path.exists()
+        with naming(self.path), open(self.path, "a", newline="") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(self.FIELDS)
+            writer.writerows((step, epoch, name, value) for name, value in metrics.items())
 
 
 class CsvLogger(Logger):

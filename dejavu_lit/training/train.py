@@ -3,9 +3,8 @@
 import logging
 import math
 import sys
-import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -19,25 +18,26 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 
 from dejavu_lit.data.epoch import exposures
-from dejavu_lit.data.loader import LoaderSettings, loader_failure
-from dejavu_lit.data.module import PairDataModule
+from dejavu_lit.data.module import LoaderSettings, PairDataModule, loader_failure
 from dejavu_lit.data.prepared import MANIFEST, DataSpec
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.build import ModelSpec, build_model, export_config, export_weights
 from dejavu_lit.models.preprocess import Augment, Preprocess
-from dejavu_lit.training.checkpoints import WholeCheckpoints, saved_step
+from dejavu_lit.training.checkpoints import Checkpoints, WholeCheckpoints, saved_step
 from dejavu_lit.training.clip_module import ClipModule, Recipe
 from dejavu_lit.training.ema import Averaging, averaged
-from dejavu_lit.training.epoch_gaps import GapCallback
 from dejavu_lit.training.features import Compute
-from dejavu_lit.training.gap_callback import gap_callback
+from dejavu_lit.training.gap_callback import GapCallback, gap_callback
 from dejavu_lit.training.gap_sample import GapSettings
 from dejavu_lit.training.loggers import finish, training_loggers
-from dejavu_lit.training.preemption import Listener, Preemption, environment, within_epoch
+from dejavu_lit.training.preemption import Listener, Preemption, environment
+from dejavu_lit.training.progress import Narrator
 from dejavu_lit.training.stopping import EarlyStop, Finite, why_stopped
+from dejavu_lit.utils.distributed import rank
 from dejavu_lit.utils.errors import UserError, first_line
 from dejavu_lit.utils.io import file_sha256, read_object, write_json
-from dejavu_lit.utils.run_directory import RUN_SCHEMA, provenance, rank
+from dejavu_lit.utils.provenance import provenance
+from dejavu_lit.utils.run_directory import RUN_SCHEMA
 from dejavu_lit.utils.wandb import LoggerSettings
 
 log = logging.getLogger(__name__)
@@ -81,51 +81,6 @@ class TrainerSettings:
             raise UserError(f"trainer.devices={self.devices} must be at least 1, or -1 for all of the node")
         if self.timeout_min <= 0:
             raise UserError(f"trainer.timeout_min={self.timeout_min} must be above 0")
-
-
-class Checkpoints(Callback):
-    """``last.ckpt`` after every epoch and every so many steps, and weights alone as ``epoch=NNNN.ckpt`` to keep."""
-
-    def __init__(self, folder: Path, every_steps: int, every_epochs: int, at: Sequence[int] = ()) -> None:
-        self.folder, self.every_steps, self.every_epochs, self.at = folder, every_steps, every_epochs, at
-
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
-        """Save within the epoch."""
-        step = trainer.global_step
-        if within_epoch(trainer) and step % self.every_steps == 0:
-            trainer.save_checkpoint(self.folder / "last.ckpt")
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Save the state to resume from and, now and then, weights to keep; EPOCH counts the epochs done."""
-        done = trainer.current_epoch + 1
-        if done % self.every_epochs == 0 or done in self.at:
-            with averaged(trainer, module):
-                trainer.save_checkpoint(self.folder / f"epoch={done:04d}.ckpt", weights_only=True)
-        trainer.save_checkpoint(self.folder / "last.ckpt")
-
-
-class Narrator(Callback):
-    """A line an epoch where no progress bar can be shown."""
-
-    def __init__(self, speak: bool) -> None:
-        self.speak = speak
-        self.start = time.perf_counter()
-        self.first: int | None = None
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Remember where this call began, for the time left."""
-        if self.first is None:
-            self.first, self.start = trainer.current_epoch, time.perf_counter()
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Say how far it is: every tenth of the epochs, and the last."""
-        done, total = trainer.current_epoch + 1, int(trainer.max_epochs or 0)
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}  # all ranks: it may reduce
-        if self.speak and trainer.is_global_zero and (done % max(1, total // 10) == 0 or done == total):
-            left = (time.perf_counter() - self.start) / (done - (self.first or 0)) * (total - done)
-            shown = ", ".join(f"{n} {metrics[n]:.3g}" for n in ("loss", "val_loss") if n in metrics)
-            rate = f", {metrics['pairs/s']:.0f} pairs/s" if "pairs/s" in metrics else ""
-            log.info("epoch %d/%d: %s%s, %.0f s left", done, total, shown, rate, left)
 
 
 def train(

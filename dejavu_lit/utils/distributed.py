@@ -19,7 +19,7 @@ from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
 from dejavu_lit.utils.errors import UserError, first_line
-from dejavu_lit.utils.threads import threads_wanted
+from dejavu_lit.utils.parallel import threads_wanted
 
 HOURS = 24  # that ranks wait for the slowest one
 MINUTES = 30.0  # that they wait for each other to start
@@ -196,3 +196,11 @@ def _meet(ranks: Ranks) -> None:
             f"rank {ranks.rank} of {ranks.world} could not meet the others at {where} ({first_line(error)}); "
             "MASTER_ADDR must be the node of rank 0, which all reach, and MASTER_PORT a port that is free there"
         ) from None
+
+
+def rank() -> int:
+    """0 for the first process of a run and when alone, else above 0, as torchrun, srun or Lightning's launcher tell it."""
+    for name in ("RANK", "SLURM_PROCID"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return int(os.environ.get("NODE_RANK", 0)) + int(os.environ.get("LOCAL_RANK", 0))

@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import socket
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
@@ -218,3 +219,10 @@ def _let_go() -> None:
 
 
 os.register_at_fork(after_in_child=_let_go)
+
+
+def plain(value: Any) -> Any:
+    """A config, namespace or path as plain JSON values."""
+    if isinstance(value, Namespace):
+        value = vars(value)
+    return json.loads(json.dumps(value, default=str))

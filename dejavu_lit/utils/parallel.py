@@ -6,8 +6,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from dejavu_lit.utils.errors import UserError
@@ -72,3 +73,29 @@ def _end_with_parent() -> None:
 
 def _call(function: Callable[[Any, Job], Result], job: Job) -> Result:
     return function(_state, job)
+
+
+def threads_wanted() -> int:
+    """As many as OMP_NUM_THREADS says, or as this process may use."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdecimal() and int(given):
+        return int(given)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def threads(count: int | None = None) -> Iterator[ThreadPoolExecutor]:
+    """A pool of ``count`` threads (``threads_wanted()`` by default), in each of which torch, where it is loaded, uses one."""
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else 1
+    pool = (
+        ThreadPoolExecutor(count or threads_wanted(), initializer=torch.set_num_threads, initargs=(1,))
+        if torch
+        else ThreadPoolExecutor(count or threads_wanted())
+    )
+    try:
+        with pool:
+            yield pool
+    finally:
+        if torch:
+            torch.set_num_threads(before)  # torch hands the last number set on to threads that are new

@@ -1,68 +1,22 @@
 """What every entry point shares: the run directory, its lock and settings, provenance, and the loggers' files."""
 
-import csv
-import json
-import os
-import platform
-import subprocess
-import sys
-import time
-from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from dejavu_lit import __version__
+from dejavu_lit.utils.distributed import rank
 from dejavu_lit.utils.errors import UserError, first_line
-from dejavu_lit.utils.io import fingerprint, locked, naming, write_text
+from dejavu_lit.utils.io import fingerprint, locked, write_text
 
-PACKAGES = ("torch", "torchvision", "pytorch-lightning", "open_clip_torch", "faiss-cpu", "faiss-gpu-cu12", "numpy")
 # What may differ between the first and a later call in the same directory: it changes where and how, not what.
 HOW = ("out", "trainer", "logger", "gaps")
 ENTRIES = 100_000  # of a config.yaml
 LONGEST_NUMBER = 256  # bits of a number in it
 RUN_SCHEMA = 1  # of run.json
 PARTNER = "partner"  # as gaps.reference of a study: the reference run of the same setting
-
-
-def provenance() -> dict[str, Any]:
-    """Commit, versions, machine and command: what somebody needs to repeat this."""
-    return {
-        "dejavu_lit": __version__,
-        "commit": _commit(),
-        "command": " ".join(sys.argv),
-        "python": platform.python_version(),
-        "versions": {name: found for name in PACKAGES if (found := _version(name))},
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """The checkout's commit, with ``+`` where files differ from it; None outside a checkout."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    git = ["git", "-C", str(root)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        dirty = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
-        ).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head + ("+" if dirty else "")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -106,14 +60,6 @@ def difference(old: Any, new: Any, path: str = "") -> str | None:
     return None if old == new else f"{path}: {old} → {new}"
 
 
-def rank() -> int:
-    """0 for the first process of a run and when alone, else above 0, as torchrun, srun or Lightning's launcher tell it."""
-    for name in ("RANK", "SLURM_PROCID"):
-        if name in os.environ:
-            return int(os.environ[name])
-    return int(os.environ.get("NODE_RANK", 0)) + int(os.environ.get("LOCAL_RANK", 0))
-
-
 def identity(config: Mapping[str, Any]) -> str:
     """Fingerprint of what a run computes, whatever its directory, machine and loggers."""
     return fingerprint(decisive(config))
@@ -148,38 +94,3 @@ def run_directory(out: Path, config: Mapping[str, Any]) -> Iterator[Path]:
         else:
             write_text(out / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
         yield out
-
-
-class CsvLog:
-    """``metrics.csv`` in rows of step, epoch, metric, value: appended to, never replaced, cut back where a run resumes."""
-
-    FIELDS = ("step", "epoch", "metric", "value")
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def resume(self, step: int) -> None:
-        """Drop the rows of steps that will be done again."""
-        if not self.path.exists():
-            return
-        with open(self.path, newline="") as file:
-            whole = (row for row in csv.DictReader(file) if all(row.get(name) for name in self.FIELDS))
-            rows = [row for row in whole if row["step"].isdigit() and int(row["step"]) < step]
-        lines = [",".join(self.FIELDS), *(",".join(str(row[f]) for f in self.FIELDS) for row in rows)]
-        write_text(self.path, "\n".join(lines) + "\n")
-
-    def append(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Add one row a metric."""
-        new = not self.path.exists()
-        with naming(self.path), open(self.path, "a", newline="") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(self.FIELDS)
-            writer.writerows((step, epoch, name, value) for name, value in metrics.items())
-
-
-def plain(value: Any) -> Any:
-    """A config, namespace or path as plain JSON values."""
-    if isinstance(value, Namespace):
-        value = vars(value)
-    return json.loads(json.dumps(value, default=str))

@@ -14,7 +14,6 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from dejavu_lit import cli as commands
 from dejavu_lit.cli import help
 from dejavu_lit.cli.app import CONF
 from tests.conftest import ROOT, call, run
@@ -72,7 +71,7 @@ def test_every_group_has_a_line() -> None:
 
 def test_help_is_quick_and_needs_no_torch() -> None:
     code = (
-        "import sys; sys.argv = ['train.py', '--help']; from dejavu_lit import cli; cli.train(); "
+        "import sys; sys.argv = ['train.py', '--help']; from dejavu_lit.cli.train import main; main(); "
         "assert not {'torch', 'pytorch_lightning', 'faiss', 'wandb', 'matplotlib'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -156,7 +155,7 @@ def test_types_defaults_and_meanings_come_from_file_and_class(tmp_path: Path) ->
 def test_dejavu_lists_the_commands_with_a_line_each(tmp_path: Path) -> None:
     done = run("--help", cwd=tmp_path)
     lines = [line.split(maxsplit=1) for line in done.stdout.splitlines() if line.startswith("  ")]
-    assert [name for name, _ in lines] == list(commands.COMMANDS)
+    assert [name for name, _ in lines] == list(app.COMMANDS)
     assert all(len(words) > 15 for _, words in lines)
     done = run("trian", cwd=tmp_path, check=False)
     assert done.returncode == 1

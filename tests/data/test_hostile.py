@@ -12,10 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dejavu_lit.data.decode import LONGEST_CAPTION, read_meta, read_text
+from dejavu_lit.data.decode import LONGEST_CAPTION, opened, read_meta, read_text
 from dejavu_lit.data.exclude import later_duplicates, read_keys
 from dejavu_lit.data.objects import Annotation, Failed
-from dejavu_lit.data.pictures import opened
 from dejavu_lit.data.readers.base import Reader, read_picture
 from dejavu_lit.data.readers.coco import CocoReader
 from dejavu_lit.data.readers.folder import FolderReader
@@ -26,7 +25,7 @@ from dejavu_lit.data.scan import look, scan
 from dejavu_lit.data.shards import BadPair, Pair, ShardSet, index_shard, read_pairs, write_shard, write_shards
 from dejavu_lit.duplicates.hashing import hash_sets
 from dejavu_lit.objects.annotators.coco import CocoLookup
-from dejavu_lit.report.thumbnails import shrink
+from dejavu_lit.report.pictures import shrink
 from dejavu_lit.utils.errors import UserError
 from tests.data.images import encoded, picture
 from tests.hostile import (

@@ -9,10 +9,9 @@ import torch
 from open_clip.transform import image_transform
 from PIL import Image
 
-from dejavu_lit.data.cache import FEW, PictureCache, TokenCache, pixels
 from dejavu_lit.data.module import LoaderSettings, PairDataModule
 from dejavu_lit.data.shards import Pair, ShardSet, write_shards
-from dejavu_lit.data.stream import PairStream
+from dejavu_lit.data.stream import FEW, PairStream, PictureCache, TokenCache, pixels
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.preprocess import Augment, Preprocess
 from dejavu_lit.utils.errors import UserError

@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 import dejavu_lit.training.train as training
-from dejavu_lit import cli
+from dejavu_lit.cli.train import main
 from dejavu_lit.data.module import PairDataModule
 
 
@@ -100,4 +100,4 @@ if __name__ == "__main__":
         PairDataModule.train_dataloader_alone = PairDataModule.train_dataloader  # type: ignore[attr-defined]
         PairDataModule.train_dataloader = cut_loader  # type: ignore[method-assign]
     sys.argv[1:] = sys.argv[3:]
-    cli.train()
+    main()

@@ -136,7 +136,7 @@ def test_another_k_is_recomputed_without_torch_and_equals_a_fresh_evaluation(eva
     shutil.copytree(evaluation, copy)
     options = [f"target={runs['target']}", f"reference={runs['reference']}", "k=1", "ks=[1,5]"]
     code = (
-        "import sys; sys.argv[1:] = sys.argv[1:]; from dejavu_lit.cli import evaluate; evaluate();"
+        "import sys; sys.argv[1:] = sys.argv[1:]; from dejavu_lit.cli.evaluate import main; main();"
         "print(sorted(m for m in ('torch', 'open_clip', 'faiss', 'pytorch_lightning') if m in sys.modules))"
     )
     done = subprocess.run(

@@ -34,7 +34,7 @@ def refused(command: str, *options: str) -> str:
         {"_target_": "dejavu_lit.utils.run_directory.subprocess.check_call", "args": ["touch", "OWNED"]},
         {"_target_": "dejavu_lit.utils.io.write_text", "path": "OWNED", "text": "x"},
         {"_target_": "dejavu_lit.data.prepare.Path", "args": "OWNED"},
-        {"_target_": "dejavu_lit.utils.run_directory.CsvLog.append", "self": "OWNED"},
+        {"_target_": "dejavu_lit.training.loggers.CsvLog.append", "self": "OWNED"},
         {"_target_": "dejavu_lit.data.prepared.DataSpec", "reader": [{"_target_": "shutil.copy", "dst": "OWNED"}]},
     ],
     ids=["module", "function", "import", "method", "below"],

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dejavu_lit.data import pictures
+from dejavu_lit.data import decode as pictures
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.evaluation import embed as module
 from dejavu_lit.evaluation.embed import embed, encode_captions

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from dejavu_lit.data.shards import Pair, ShardSet
-from dejavu_lit.evaluation import utility_scores as utility
-from dejavu_lit.evaluation.utility_scores import (
+from dejavu_lit.evaluation import utility
+from dejavu_lit.evaluation.utility import (
     class_list,
     class_vectors,
     linear_probe,

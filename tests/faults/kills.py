@@ -5,6 +5,7 @@ that time and told as "so long after the n-th new file", so that it falls amid t
 are processes forked from one that has imported torch already (``Starter``), which spares the seconds of importing it.
 """
 
+import importlib
 import json
 import os
 import random
@@ -106,9 +107,7 @@ def _become(order: dict[str, Any]) -> None:
     if order["real"]:
         os.execv(sys.executable, [sys.executable, *arguments, *order["options"]])
     sys.argv = [arguments[-1], *order["options"]]
-    from dejavu_lit import cli
-
-    getattr(cli, order["command"])()
+    importlib.import_module(f"dejavu_lit.cli.{order['command']}").main()
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from dejavu_lit.measure.per_pair import read_keys
 from dejavu_lit.measure.recompute import read_metrics
 from dejavu_lit.measure.records import read_records, write_records
 from dejavu_lit.report.cards import choose, read_ranks, read_rows
-from dejavu_lit.report.epochs import gaps_over_epochs
+from dejavu_lit.report.evaluation import gaps_over_epochs
 from dejavu_lit.report.report import write_report
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import read_json, write_json

@@ -13,7 +13,7 @@ from torchmetrics.retrieval import RetrievalHitRate
 from torchmetrics.wrappers import BootStrapper
 
 from dejavu_lit.evaluation.search import search
-from dejavu_lit.evaluation.utility_scores import linear_probe, retrieval
+from dejavu_lit.evaluation.utility import linear_probe, retrieval
 from dejavu_lit.measure.controls import blocks, compare
 from dejavu_lit.measure.per_pair import person_gaps
 from dejavu_lit.measure.population import FIGURES, Estimate, Outcomes, Resampling, outcomes

@@ -318,8 +318,8 @@ def test_the_command_chooses_sets_and_names(data: Path, tmp_path: Path) -> None:
 def test_help_and_wrong_options_load_nothing_heavy() -> None:
     code = (
         "import sys; sys.argv[1:] = ['annotator=torchvision', 'data.dir=/nowhere', 'annotator.weights=x']\n"
-        "from dejavu_lit import cli\n"
-        "try: cli.annotate()\n"
+        "from dejavu_lit.cli.annotate import main\n"
+        "try: main()\n"
         "except SystemExit: pass\n"
         "assert not {'torch', 'torchvision', 'transformers'} & set(sys.modules)\n"
     )

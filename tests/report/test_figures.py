@@ -12,12 +12,12 @@ pytest.importorskip("matplotlib")
 from matplotlib.axes import Axes
 from matplotlib.text import Text
 
-from dejavu_lit.report.epochs import gaps_over_epochs
+from dejavu_lit.report.evaluation import gaps_over_epochs
 from dejavu_lit.report.figures import DARK, Plot, apart, errors, save, style
 from dejavu_lit.report.plots import evaluation_plots
 from dejavu_lit.report.study_plots import study_plots
+from dejavu_lit.training.loggers import CsvLog
 from dejavu_lit.utils.io import read_json, write_json
-from dejavu_lit.utils.run_directory import CsvLog
 
 FIGURES = ("ppg", "prg", "aucg")
 

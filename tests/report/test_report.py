@@ -227,7 +227,7 @@ def test_the_command_needs_no_torch(plain: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from dejavu_lit.cli.report import run; "
         f"print(run(['path={plain}', 'out={tmp_path / 'r'}', 'limit=3'])); "
-        "assert not {'torch', 'faiss', 'wandb'} & set(sys.modules)"
+        "assert not {'torch', 'hydra', 'faiss', 'wandb'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -78,7 +78,7 @@ def test_what_slurm_refuses_is_a_sentence(submit, scenes, tmp_path):
 
 def test_without_the_plugin_it_says_what_to_install(tmp_path):
     """Elsewhere too: Hydra is told to find no plugins."""
-    code = "import hydra_plugins; hydra_plugins.__path__ = []; from dejavu_lit import cli; cli.train()"
+    code = "import hydra_plugins; hydra_plugins.__path__ = []; from dejavu_lit.cli.train import main; main()"
     options = ["-m", "side=target", "hydra/launcher=slurm", f"hydra.sweep.dir={tmp_path}"]
     done = subprocess.run([sys.executable, "-c", code, *options], cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 1

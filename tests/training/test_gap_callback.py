@@ -21,8 +21,8 @@ from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.data.splits import seeded_hash
 from dejavu_lit.evaluation.embeddings import Embeddings, write_embeddings
 from dejavu_lit.models.zoo import load_encoder
+from dejavu_lit.training.checkpoints import Checkpoints
 from dejavu_lit.training.gap_sample import Pictures, Sample
-from dejavu_lit.training.train import Checkpoints
 from dejavu_lit.utils.run_directory import difference, identity
 from tests.conftest import ROOT, SMALL, call
 

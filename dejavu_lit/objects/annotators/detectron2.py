@@ -4,6 +4,7 @@ https://detectron2.readthedocs.io/en/latest/tutorials/models.html says what the 
 and a file of weights by local path; detectron2's own catalogue of models is not used, nor are weights ever run as code.
 """
 
+import pickle
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,6 @@ import numpy as np
 from PIL import Image
 
 from dejavu_lit.data.objects import Annotator
-from dejavu_lit.objects.annotators.zoo_pickle import read_numbers
 from dejavu_lit.objects.base import Detections, Detector, needs
 from dejavu_lit.objects.vocabulary import lines
 from dejavu_lit.utils.errors import UserError, first_line
@@ -333,3 +333,35 @@ def _detections(found: Any, labels: Sequence[str], threshold: float) -> Detectio
         )
     boxes = [[x, y, right - x, bottom - y] for x, y, right, bottom in kept.pred_boxes.tensor.tolist()]
     return Detections([labels[number] for number in names], kept.scores.tolist(), boxes)
+
+
+# What arrays, scalars and dictionaries of numpy need; everything else is refused.
+ALLOWED = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy.core.numeric", "_frombuffer"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("collections", "OrderedDict"),
+    ("_codecs", "encode"),
+}
+
+
+class _Numbers(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        """Refuse whatever is not plain data."""
+        if (module, name) not in ALLOWED:
+            raise pickle.UnpicklingError(f"it holds {module}.{name}, which is no plain data")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def read_numbers(path: Path) -> dict[str, Any]:
+    """The dictionary of arrays in the file; raises UnpicklingError for anything that is not plain data."""
+    with open(path, "rb") as file:
+        content = _Numbers(file, encoding="latin1").load()
+    if not isinstance(content, dict):
+        raise pickle.UnpicklingError("it is no dictionary of arrays")
+    return content

@@ -8,7 +8,8 @@ import pytest
 from dejavu_lit.data.objects import Annotation, Annotator, Failed, read_objects, write_objects
 from dejavu_lit.data.shards import Pair, ShardSet, write_shards
 from dejavu_lit.objects.annotate import annotate
-from dejavu_lit.objects.annotators.agreement import Agreement, difference
+from dejavu_lit.objects.annotators.agreement import Agreement
+from dejavu_lit.objects.compare import difference
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import write_json
 from tests.conftest import call

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavu_lit.evaluation.weights import changed_weights, weight_files, weight_states
+from dejavu_lit.evaluation.audited_model import changed_weights, weight_files, weight_states
 from tests.conftest import call
 
 FEW = ["k=5", "ks=[5]", "statistics.bootstrap=200", "statistics.top_ms=[]", "report.write=false"]

@@ -9,9 +9,8 @@ from multiprocessing import active_children
 import pytest
 import torch
 
-from dejavu_lit.data import loader as loader_module
-from dejavu_lit.data.loader import EpochLoader
-from dejavu_lit.data.module import PairDataModule
+from dejavu_lit.data import module as loader_module
+from dejavu_lit.data.module import EpochLoader, PairDataModule
 from dejavu_lit.data.shards import write_shards
 from tests.conftest import ROOT
 from tests.data.test_stream import module, pair

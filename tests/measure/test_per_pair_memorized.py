@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavu_lit.measure.memorized import most_memorized, write_csv
+from dejavu_lit.measure.per_pair import most_memorized, write_csv
 from dejavu_lit.utils.errors import UserError
 from tests.measure.oracle import Case
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dejavu_lit.data import pictures
+from dejavu_lit.data import decode as pictures
 from dejavu_lit.data.shards import BadPair, Pair, write_shards
-from dejavu_lit.report.thumbnails import shrink, thumbnails
+from dejavu_lit.report.pictures import shrink, thumbnails
 
 
 def picture(size: tuple[int, int], mode: str = "RGB", kind: str = "PNG", **options: object) -> bytes:

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dejavu_lit.objects.annotators.detectron2 import PAGE, Detectron2Detector, read_weights
-from dejavu_lit.objects.annotators.zoo_pickle import read_numbers
+from dejavu_lit.objects.annotators.detectron2 import PAGE, Detectron2Detector, read_numbers, read_weights
 from dejavu_lit.utils.errors import UserError
 
 
