@@ -1,4 +1,4 @@
-"""Pictures a second through `embed`, from shards of 640×480 JPEGs to fp16 embeddings on disk.
+"""Images a second through `embed`, from shards of 640×480 JPEGs to fp16 embeddings on disk.
 
     python benchmarks/embedding.py              two JSON lines: `embedding` (a tiny ViT) and `embedding_vit_b_32`
     python benchmarks/embedding.py --tiny       the first alone
@@ -50,8 +50,8 @@ def photograph(random: np.random.Generator) -> bytes:
     return buffer.getvalue()
 
 
-class Pictures(Dataset[torch.Tensor]):
-    """The peer's reading: one picture of the shards, decoded and preprocessed by open_clip's transform."""
+class Images(Dataset[torch.Tensor]):
+    """The peer's reading: one image of the shards, decoded and preprocessed by open_clip's transform."""
 
     def __init__(self, shards: ShardSet, preprocess: Any) -> None:
         self.shards, self.preprocess = shards, preprocess
@@ -67,9 +67,9 @@ class Pictures(Dataset[torch.Tensor]):
 
 @torch.inference_mode()
 def peer(model: Any, preprocess: Any, shards: ShardSet, batch: int) -> np.ndarray:
-    """Embeddings of all pictures, float32 [n, d]."""
-    loader = DataLoader(Pictures(shards, preprocess), batch_size=batch, num_workers=WORKERS)
-    return torch.cat([model.encode_image(pictures, normalize=True) for pictures in loader]).numpy()
+    """Embeddings of all images, float32 [n, d]."""
+    loader = DataLoader(Images(shards, preprocess), batch_size=batch, num_workers=WORKERS)
+    return torch.cat([model.encode_image(images, normalize=True) for images in loader]).numpy()
 
 
 def compare(
@@ -108,7 +108,7 @@ def compare(
         "ratio": ours / best,
         "ours": ours,
         "peer": best,
-        "unit": "pictures/s",
+        "unit": "images/s",
         "threshold": threshold,
     }
     line |= {"peer_is": f"open_clip preprocessing and encode_image, DataLoader with {WORKERS} workers, best batch"}
@@ -124,20 +124,20 @@ def main() -> None:
     """Print the JSON lines."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="leave ViT-B-32 out")
-    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3, help="the best of this many")
     arguments = parser.parse_args()
     random = np.random.default_rng(0)
-    cases = [("embedding", ModelSpec("tiny", TINY), arguments.pictures, arguments.rounds, 1.3)]
+    cases = [("embedding", ModelSpec("tiny", TINY), arguments.images, arguments.rounds, 1.3)]
     if not arguments.tiny:
-        cases.append(("embedding_vit_b_32", ModelSpec("ViT-B-32"), max(1, arguments.pictures // 10), 1, None))
+        cases.append(("embedding_vit_b_32", ModelSpec("ViT-B-32"), max(1, arguments.images // 10), 1, None))
     for name, spec, count, rounds, threshold in cases:
         with tempfile.TemporaryDirectory() as where:
             folder = Path(where)
             for first in range(0, count, 500):
                 with write_shard(folder / "shards" / f"{first // 500:05d}.tar") as write:
                     for number in range(first, min(first + 500, count)):
-                        write(Pair(f"{number:06d}", photograph(random), "jpg", "a picture"))
+                        write(Pair(f"{number:06d}", photograph(random), "jpg", "an image"))
             print(
                 json.dumps(compare(name, spec, ShardSet.open(folder / "shards"), folder, rounds, threshold)), flush=True
             )

@@ -6,7 +6,7 @@
 
 One JSON line a stage: {stage, pairs, seconds, pairs_per_s, peak_mb, cpu_s, …}. Every stage is a process of its own, and
 ``peak_mb`` is the largest resident size that the system saw in it or its workers (memory-mapped files included). ``base``
-only imports what the others import, so ``peak_mb`` − its own is what the data took. Pictures have 16 × 16 pixels, the model
+only imports what the others import, so ``peak_mb`` − its own is what the data took. Images have 16 × 16 pixels, the model
 one layer 16 wide: what is measured is the road, not the model. Both sides of the evaluation are that one model, so that
 every gap must be 0, and it measures a sample of A: a twentieth of all pairs.
 """
@@ -61,12 +61,12 @@ def source(folder: Path, pairs: int) -> dict[str, Any]:
         if path.exists():
             continue
         random = np.random.default_rng(number)
-        pictures = random.integers(0, 256, (SHARD, 16, 16, 3), dtype=np.uint8)
+        images = random.integers(0, 256, (SHARD, 16, 16, 3), dtype=np.uint8)
         words = random.integers(0, len(THINGS), (SHARD, 2))
         with write_shard(path) as write:
             for row in range(min(SHARD, pairs - first)):
                 buffer = io.BytesIO()
-                Image.fromarray(pictures[row]).save(buffer, "JPEG", quality=90)
+                Image.fromarray(images[row]).save(buffer, "JPEG", quality=90)
                 one, other = (THINGS[word] for word in words[row])
                 write(Pair(f"{first + row:09d}", buffer.getvalue(), "jpg", f"a {one} beside a {other}"))
     return {}
@@ -103,7 +103,7 @@ def plan(folder: Path, pairs: int) -> dict[str, Any]:
 
 
 def objects(folder: Path, pairs: int) -> dict[str, Any]:
-    """Objects as an annotator would leave them: for each picture one or two things by chance."""
+    """Objects as an annotator would leave them: for each image one or two things by chance."""
     import numpy as np
 
     from dejavu_lit.data.objects import Annotation, Annotator, write_objects
@@ -130,7 +130,7 @@ def objects(folder: Path, pairs: int) -> dict[str, Any]:
 
 
 def embed(folder: Path, pairs: int) -> dict[str, Any]:
-    """The captions of A and H and the pictures of P and H, where the evaluation looks for them."""
+    """The captions of A and H and the images of P and H, where the evaluation looks for them."""
     import open_clip
     import torch
 

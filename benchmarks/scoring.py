@@ -1,9 +1,9 @@
-"""Scoring neighbours against objects, PPG/PRG/AUCG with 100 resamplings included: times faster than plain Python sets.
+"""Scoring neighbors against objects, PPG/PRG/AUCG with 100 resamplings included: times faster than plain Python sets.
 
     python benchmarks/scoring.py                  one JSON line; under half a minute, nearly all of it the peer's
     python benchmarks/scoring.py --growth         also 10,000 to 1,000,000 records × k 100 × 21,000 labels: time and peak memory
 
-The peer is what the literature's code does: a loop over the records, ``numpy.unique`` per neighbour, Python sets, and every
+The peer is what the literature's code does: a loop over the records, ``numpy.unique`` per neighbor, Python sets, and every
 resampling drawn record by record. It runs in the same process on the same data, and the figures must be equal. One run of our
 kernels on four records comes first, so that compiling them is timed apart.
 """
@@ -25,20 +25,20 @@ RESAMPLINGS = 100
 SHARE = 0.1
 
 
-def objects(random: np.random.Generator, pictures: int, labels: int) -> Objects:
-    """Pictures with 1–9 different objects each."""
-    counts = random.integers(1, 10, pictures)
+def objects(random: np.random.Generator, images: int, labels: int) -> Objects:
+    """Images with 1–9 different objects each."""
+    counts = random.integers(1, 10, images)
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    # Steps of at least 1 below labels / 9 make the codes of a picture ascending and different.
+    # Steps of at least 1 below labels / 9 make the codes of an image ascending and different.
     steps = random.integers(1, max(2, labels // 9), starts[-1])
     total = np.cumsum(steps)
-    codes = (total - np.repeat(total[starts[:-1]] - random.integers(0, labels // 9, pictures), counts)).astype(np.int32)
-    return Objects(tuple(map(str, range(pictures))), starts, codes, tuple(f"{i:06d}" for i in range(labels)))
+    codes = (total - np.repeat(total[starts[:-1]] - random.integers(0, labels // 9, images), counts)).astype(np.int32)
+    return Objects(tuple(map(str, range(images))), starts, codes, tuple(f"{i:06d}" for i in range(labels)))
 
 
-def neighbors(random: np.random.Generator, records: int, pictures: int, k: int) -> Neighbors:
-    """Random neighbours; plain scoring never looks at the distances, so they take no memory."""
-    rows = random.integers(0, pictures, (records, k), dtype=np.int32)
+def neighbors(random: np.random.Generator, records: int, images: int, k: int) -> Neighbors:
+    """Random neighbors; plain scoring never looks at the distances, so they take no memory."""
+    rows = random.integers(0, images, (records, k), dtype=np.int32)
     return Neighbors(rows, np.broadcast_to(np.float32(0), rows.shape))
 
 
@@ -77,11 +77,11 @@ def plain(sides: list[Neighbors], public: Objects, truth: Objects, k: int) -> di
     return found
 
 
-def speed(records: int, k: int, labels: int, pictures: int) -> dict[str, Any]:
+def speed(records: int, k: int, labels: int, images: int) -> dict[str, Any]:
     """The claim ``scoring``."""
     random = np.random.default_rng(0)
-    public, truth = objects(random, pictures, labels), objects(random, records, labels)
-    sides = [neighbors(random, records, pictures, k) for _ in range(2)]
+    public, truth = objects(random, images, labels), objects(random, records, labels)
+    sides = [neighbors(random, records, images, k) for _ in range(2)]
     begin = time.perf_counter()
     ours([side[:4] for side in sides], public, truth.take(truth.keys[:4]), k)
     compiling = time.perf_counter() - begin
@@ -105,7 +105,7 @@ def speed(records: int, k: int, labels: int, pictures: int) -> dict[str, Any]:
         "ours": round(best, 4),
         "peer": round(peer_time, 2),
         "unit": "s",
-        "peer_is": "loop over Python sets, numpy.unique per neighbour",
+        "peer_is": "loop over Python sets, numpy.unique per neighbor",
         "first_call": round(compiling, 3),
         "records": records,
         "k": k,
@@ -114,14 +114,14 @@ def speed(records: int, k: int, labels: int, pictures: int) -> dict[str, Any]:
     }
 
 
-def growth(records: int, k: int, labels: int, pictures: int) -> dict[str, Any]:
-    """Time and peak memory of one size; the neighbours of one model are made, scored and dropped before the other's."""
+def growth(records: int, k: int, labels: int, images: int) -> dict[str, Any]:
+    """Time and peak memory of one size; the neighbors of one model are made, scored and dropped before the other's."""
     random = np.random.default_rng(0)
-    public, truth = objects(random, pictures, labels), objects(random, records, labels)
-    score(neighbors(random, 4, pictures, k), public, truth.take(truth.keys[:4]), [k])  # compiles
+    public, truth = objects(random, images, labels), objects(random, records, labels)
+    score(neighbors(random, 4, images, k), public, truth.take(truth.keys[:4]), [k])  # compiles
     seconds, scores = 0.0, []
     for _ in range(2):
-        side = neighbors(random, records, pictures, k)
+        side = neighbors(random, records, images, k)
         begin = time.perf_counter()
         scores.append(score(side, public, truth, [k]))
         seconds += time.perf_counter() - begin

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours, 5,000 queries × 100,000 public vectors × 512, k = 100, read from fp16 parts on disk.
+"""Exact nearest neighbors, 5,000 queries × 100,000 public vectors × 512, k = 100, read from fp16 parts on disk.
 
     python benchmarks/search.py             two JSON lines: `search` and, where the CPU has bfloat16, `search_bf16`
     python benchmarks/search.py --large     also 5,000,000 × 512 (5 GB on disk, 500 queries): time and peak memory
@@ -90,7 +90,7 @@ def speed(rounds: int) -> None:
     ours = operations / seconds["flat"]
     for index in indexes:
         if not np.array_equal(found[index].rows, found["flat"].rows):
-            raise SystemExit(f"index={index} gives other neighbours than index=flat")
+            raise SystemExit(f"index={index} gives other neighbors than index=flat")
     line: dict[str, Any] = {"name": "search", "ratio": ours / sgemm, "ours": ours, "peer": sgemm, "unit": "GFLOP/s"}
     line |= {
         "threshold": 0.85,

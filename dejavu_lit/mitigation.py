@@ -1,4 +1,4 @@
-"""The mitigations: one dataclass of knobs, each read where it acts (captions, pictures, model, loss, optimizer, trainer)."""
+"""The mitigations: one dataclass of knobs, each read where it acts (captions, images, model, loss, optimizer, trainer)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +32,7 @@ class Mitigation:
     caption_choice: bool = False  # each epoch draws one of the pair's captions, where its JSON holds several
     caption_words: int | None = None  # only the first so many words of a caption are kept
     image_augment: bool = False  # open_clip's training augmentation instead of the evaluation's resize and crop
-    patch_dropout: float = 0.0  # share of the picture's patches that a ViT does not see, while training
+    patch_dropout: float = 0.0  # share of the image's patches that a ViT does not see, while training
     label_smoothing: float = 0.0  # share of the contrastive targets spread evenly over the batch
     ema: float | None = None  # decay of the weights' running average, which is what is exported
     gradient_noise: float = 0.0  # standard deviation of the noise on a gradient, in units of its root mean square

@@ -1,4 +1,4 @@
-"""Hostile input for every reader: bytes, damaged files, wrong JSON, odd captions and pictures; and the contract they share.
+"""Hostile input for every reader: bytes, damaged files, wrong JSON, odd captions and images; and the contract they share.
 
 A reader gives a valid value or a UserError of one sentence; single pairs that cannot be used are a BadPair. Anything else
 is a fault of ours. ``DEJAVU_FUZZ=20`` tries twenty times as many examples, each time other ones.
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dejavu_lit.utils.errors import UserError
-from tests.data.images import encoded, picture
+from tests.data.images import encoded, sample_image
 
 TIMES = int(os.environ.get("DEJAVU_FUZZ", "1"))
 
@@ -203,7 +203,7 @@ def bomb(kind: str, side: int = 20_000) -> bytes:
         chunks = ((b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b""))
         parts = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
         return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
-    small = bytearray(encoded(picture(1), "JPEG"))
+    small = bytearray(encoded(sample_image(1), "JPEG"))
     at = small.index(b"\xff\xc0")  # the frame's header: precision, height, width
     small[at + 5 : at + 9] = struct.pack(">HH", side, side)
     return bytes(small)
@@ -215,44 +215,44 @@ def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def pictures() -> dict[str, tuple[bytes, str | None]]:
+def images() -> dict[str, tuple[bytes, str | None]]:
     """{name: (the file's bytes, why it cannot be used; None: it can)}; one of each kind that people have."""
-    one = picture(1, 60, 44)
-    frames = [picture(n, 60, 44) for n in (2, 3, 4)]
+    one = sample_image(1, 60, 44)
+    frames = [sample_image(n, 60, 44) for n in (2, 3, 4)]
     deep = Image.fromarray((np.arange(60 * 44, dtype=np.uint16) * 20).reshape(44, 60))
-    palette = picture(5, 60, 44).quantize(16)
+    palette = sample_image(5, 60, 44).quantize(16)
     exif = Image.Exif()
     exif[274] = 6
     none, format_, long = (
-        "the picture does not decode",
-        "the picture is no JPEG, PNG or WebP",
-        "the picture is more than 100 times as long as wide",
+        "the image does not decode",
+        "the image is no JPEG, PNG or WebP",
+        "the image is more than 100 times as long as wide",
     )
-    large = "the picture has more than 100 megapixels"
-    whole = encoded(picture(6, 200, 200), "JPEG")
+    large = "the image has more than 100 megapixels"
+    whole = encoded(sample_image(6, 200, 200), "JPEG")
     return {
         "plain": (encoded(one, "JPEG"), None),
-        "progressive": (_saved(picture(7, 60, 44), "JPEG", progressive=True), None),
+        "progressive": (_saved(sample_image(7, 60, 44), "JPEG", progressive=True), None),
         "truncated": (whole[: len(whole) // 2], none),
-        "cmyk": (encoded(picture(8, 60, 44).convert("CMYK"), "JPEG"), None),
-        "grey": (encoded(picture(9, 60, 44).convert("L"), "JPEG"), None),
+        "cmyk": (encoded(sample_image(8, 60, 44).convert("CMYK"), "JPEG"), None),
+        "grey": (encoded(sample_image(9, 60, 44).convert("L"), "JPEG"), None),
         "16bit": (encoded(deep), None),
         "palette": (_saved(palette, "PNG", transparency=3), None),
-        "la": (encoded(picture(10, 60, 44).convert("LA")), None),
-        "rgba": (encoded(picture(11, 60, 44).convert("RGBA")), None),
-        "bilevel": (encoded(picture(12, 60, 44).convert("1")), None),
-        "turned": (_saved(picture(13, 60, 44), "JPEG", exif=exif), None),
-        "webp": (encoded(picture(14, 60, 44), "WEBP"), None),
+        "la": (encoded(sample_image(10, 60, 44).convert("LA")), None),
+        "rgba": (encoded(sample_image(11, 60, 44).convert("RGBA")), None),
+        "bilevel": (encoded(sample_image(12, 60, 44).convert("1")), None),
+        "turned": (_saved(sample_image(13, 60, 44), "JPEG", exif=exif), None),
+        "webp": (encoded(sample_image(14, 60, 44), "WEBP"), None),
         "webp-moving": (_saved(frames[0], "WEBP", save_all=True, append_images=frames[1:]), None),
-        "apng": (_saved(picture(15, 60, 44), "PNG", save_all=True, append_images=frames), None),
+        "apng": (_saved(sample_image(15, 60, 44), "PNG", save_all=True, append_images=frames), None),
         "gif": (_saved(frames[0], "GIF", save_all=True, append_images=frames[1:]), format_),
-        "tiff": (encoded(picture(16, 60, 44), "TIFF"), format_),
+        "tiff": (encoded(sample_image(16, 60, 44), "TIFF"), format_),
         "svg": (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', format_),
-        "text": (b"this is no picture", format_),
+        "text": (b"this is no image", format_),
         "nothing": (b"", format_),
-        "1x1": (encoded(picture(17, 1, 1)), None),
+        "1x1": (encoded(sample_image(17, 1, 1)), None),
         "1x5000": (encoded(Image.new("RGB", (1, 5000))), long),
-        "50x4000": (encoded(picture(18, 50, 4000), "JPEG"), None),
+        "50x4000": (encoded(sample_image(18, 50, 4000), "JPEG"), None),
         "bomb-png": (bomb("PNG"), large),
         "bomb-jpeg": (bomb("JPEG"), large),
         "bomb-wide": (encoded(Image.new("1", (2_000_000, 1))), long),

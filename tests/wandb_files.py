@@ -69,7 +69,7 @@ class Offline:
         return (self.path.parent / "files" / str(value["path"])).read_bytes()
 
     def table(self, name: str) -> list[dict[str, Any]]:
-        """A logged table as rows; its pictures as the bytes of their files."""
+        """A logged table as rows; its images as the bytes of their files."""
         (value,) = self.values(name)
         (files,) = (files for files in self.artifacts.values() if f"{name}.table.json" in files)
         found = json.loads(files[f"{name}.table.json"].read_text())

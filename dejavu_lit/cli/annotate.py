@@ -20,7 +20,7 @@ ORDER = "ABHPV"
 
 
 def annotate(cfg: DictConfig, out: Path) -> None:
-    """Find the objects of prepared pictures."""
+    """Find the objects of prepared images."""
     config = plain(cfg)
     if absent := sorted(OmegaConf.missing_keys(cfg)):
         raise UserError(f"{absent[0]} is missing; give {absent[0]}=…")
@@ -54,11 +54,11 @@ def _annotate(data: "DataSpec", sets: dict[str, "ShardSet"], config: dict[str, A
     source = build(node, "annotator")
     folder = data.folder / "objects" / (config["name"] or source.annotator.name)
     done = run(source, sets, folder, share, config["max_failed"])
-    rate = f", {done['pictures'] / done['seconds']:.1f} pictures/s" if done["pictures"] else ""
-    print(f"{folder}: {done['parts']} of {done['of']} parts are whole; annotated {done['pictures']} pictures{rate}")
+    rate = f", {done['pictures'] / done['seconds']:.1f} images/s" if done["pictures"] else ""
+    print(f"{folder}: {done['parts']} of {done['of']} parts are whole; annotated {done['pictures']} images{rate}")
     if done["failed"]:
         where = str(folder / "failed.csv") if done["listed"] else "failed.csv lists them once all parts are whole"
-        print(f"{done['failed']} pictures could not be annotated: {where}")
+        print(f"{done['failed']} images could not be annotated: {where}")
 
 
 def _show(data: "DataSpec", sets: dict[str, "ShardSet"], config: dict[str, Any], out: Path) -> None:

@@ -38,7 +38,7 @@ def dedup(cfg: DictConfig, out: Path) -> None:
         kinds = Kinds(*(config[name] for name in ("distance", "encoder", "similarity", "device", "workers")))
         report = run(out, sets, kinds, config["within"], data.excluded)
     for name, kind in report["kinds"].items():
-        print(f"{name}: {kind['groups']} groups of {kind['pictures']} pictures, the largest of {kind['largest']}")
+        print(f"{name}: {kind['groups']} groups of {kind['pictures']} images, the largest of {kind['largest']}")
     across = {(a, b): n for a, row in report["shared"]["any"].items() for b, n in row.items() if a < b and n}
     print("across sets: " + (", ".join(f"{n} of {a} also in {b}" for (a, b), n in across.items()) or "none"))
     print(f"{report['exclude']['keys']} keys to leave out: data.exclude={out / LIST}")

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 GROUPS = {
-    "data": "pictures and captions",
+    "data": "images and captions",
     "model": "architecture",
     "recipe": "epochs, batch, learning rate",
     "mitigation": "against memorization; the knobs combine, mitigation.KNOB=VALUE",

@@ -11,7 +11,7 @@ from dejavu_lit.utils.errors import UserError
 
 
 def prepare(cfg: DictConfig, out: Path) -> None:
-    """Turn pictures and captions into shards and splits."""
+    """Turn images and captions into shards and splits."""
     config = plain(cfg)
     if absent := sorted(k for k in OmegaConf.missing_keys(cfg)):
         raise UserError(f"{absent[0]} is missing; give {absent[0]}=…")

@@ -13,9 +13,9 @@ HELP = """dejavu report path=EVALUATION_OR_STUDY [option=value …]
 Makes report/index.html from the artifacts alone, without a model; it opens from disk.
 
   path=DIR     an evaluation (metrics.json, records.parquet) or a study (study.json)
-  redact=true  leave out captions, pictures and objects; statistics and keys stay
+  redact=true  leave out captions, images and objects; statistics and keys stay
   out=DIR      where the report goes; by default PATH/report
-  data=DIR     the prepared data, where they were moved since; pictures come from their shards
+  data=DIR     the prepared data, where they were moved since; images come from their shards
   limit=2000   how many of the most memorized pairs get a card
 
   dejavu report path=outputs/demo

@@ -91,7 +91,7 @@ def plain(value: Any, depth: int = 0) -> Any:
 FORMATS = ("JPEG", "PNG", "WEBP")  # JPEG includes MPO
 
 
-PIXEL_LIMIT = 100_000_000  # a larger picture is taken for a decompression bomb
+PIXEL_LIMIT = 100_000_000  # a larger image is taken for a decompression bomb
 
 
 SIDE_LIMIT = 100  # times as long as wide: models resize the shorter side first, which makes a strip a bomb
@@ -99,22 +99,22 @@ SIDE_LIMIT = 100  # times as long as wide: models resize the shorter side first,
 
 @contextmanager
 def opened(data: bytes) -> Iterator[Image.Image]:
-    """The picture in the bytes of a file, its header read and its size checked, its pixels not decoded yet.
+    """The image in the bytes of a file, its header read and its size checked, its pixels not decoded yet.
 
     Raises:
         BadPair: none of the formats, more than PIXEL_LIMIT pixels, a side more than SIDE_LIMIT times the other, or damaged,
             also where that shows only in the block.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-            if picture.width * picture.height > PIXEL_LIMIT:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > PIXEL_LIMIT:
                 raise Image.DecompressionBombError
-            if max(picture.size) > SIDE_LIMIT * min(picture.size):
-                raise BadPair(f"the picture is more than {SIDE_LIMIT} times as long as wide")
-            yield picture
+            if max(image.size) > SIDE_LIMIT * min(image.size):
+                raise BadPair(f"the image is more than {SIDE_LIMIT} times as long as wide")
+            yield image
     except (BadPair, UserError):
         raise
     except Image.DecompressionBombError:
-        raise BadPair(f"the picture has more than {PIXEL_LIMIT // 1_000_000} megapixels") from None
+        raise BadPair(f"the image has more than {PIXEL_LIMIT // 1_000_000} megapixels") from None
     except Exception:  # Pillow's decoders raise nearly anything for damaged data
-        raise BadPair("the picture does not decode") from None
+        raise BadPair("the image does not decode") from None

@@ -39,7 +39,7 @@ def read_lists(files: Mapping[str, Path | str | None]) -> dict[str, list[str]]:
 def find_listed(lists: Mapping[str, Sequence[str]], keys: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, int]]:
     """{set: its listed keys that are in the data} and {set: how many are not}, with a warning where some are not.
 
-    A line that is no key may be what the reader makes a key from: a column's text, or a picture's path.
+    A line that is no key may be what the reader makes a key from: a column's text, or an image's path.
 
     Args:
         lists: of ``read_lists``; keys: those of the data, at least one.
@@ -69,7 +69,7 @@ def find_listed(lists: Mapping[str, Sequence[str]], keys: Sequence[str]) -> tupl
 
 
 def _forms(line: str) -> Iterator[str]:
-    """What a line may stand for: a key, a text that readers make one from, or a picture's path."""
+    """What a line may stand for: a key, a text that readers make one from, or an image's path."""
     yield line
     yield clean_keys([line])[0]
     stem, dot, extension = line.rpartition(".")

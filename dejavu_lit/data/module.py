@@ -26,8 +26,8 @@ from dejavu_lit.data.shards import Pair, ShardSet, read_pairs
 from dejavu_lit.data.stream import (
     Augment,
     Batch,
+    ImageCache,
     PairStream,
-    PictureCache,
     Preprocess,
     TokenCache,
     Tokenizer,
@@ -53,7 +53,7 @@ class LoaderSettings:
     """How pairs are read. The order of the pairs depends on ``workers``, nothing else here changes what is trained."""
 
     workers: int = 0  # loader processes a rank; 0 reads in the training process
-    cache_mb: int = 1024  # decoded pictures and tokens stay in memory where the training set fits into this many MiB
+    cache_mb: int = 1024  # decoded images and tokens stay in memory where the training set fits into this many MiB
     prefetch: int = 4  # batches each worker prepares ahead
     pin_memory: bool = False
     bad_share: float = 0.01  # training stops when more than this share of the pairs read cannot be used
@@ -225,7 +225,7 @@ class PairDataModule(pl.LightningDataModule):
             self._removed = later_duplicates(manifest, name, self.train_set, self.train_size, self._excluded)
             log.info("mitigation.dedup removes %d of %d pairs of %s", count(self._removed), pairs, name)
         self._loaders: list[EpochLoader] = []
-        self._cache: PictureCache | None = None
+        self._cache: ImageCache | None = None
         self._tokenizer = self.tokenizer
         self._words: Sequence[str] = ()
 
@@ -253,7 +253,7 @@ class PairDataModule(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Check the numbers and the captions, and decode everything once where it fits into memory.
 
-        Where pictures are augmented the whole pictures are kept, and augmented anew each epoch: the cache changes nothing.
+        Where images are augmented the whole images are kept, and augmented anew each epoch: the cache changes nothing.
 
         Raises:
             UserError: ``caption_choice`` where pairs have one caption.
@@ -262,11 +262,11 @@ class PairDataModule(pl.LightningDataModule):
         self._read_captions(total)
         if self._cache is not None:
             return
-        height, width = self._picture_shape
+        height, width = self._image_shape
         if self.augment is not None:
-            self._cache = PictureCache.fill(self.train_set, total, pixels, limit)
+            self._cache = ImageCache.fill(self.train_set, total, pixels, limit)
         elif 3 * height * width * total <= limit:
-            self._cache = PictureCache.fill(self.train_set, total, self.preprocess, limit)
+            self._cache = ImageCache.fill(self.train_set, total, self.preprocess, limit)
         knobs = self.mitigation
         if self._cache and not (knobs.caption_choice or knobs.text_mask or knobs.text_random or knobs.text_shuffle):
             self._tokenizer = TokenCache(self.tokenizer)
@@ -284,7 +284,7 @@ class PairDataModule(pl.LightningDataModule):
             self._words = vocabulary(c for p in some for c in (p.caption, *(other_captions(p) if choice else ())))
 
     def _pairs(self, total: int) -> Iterator[Pair]:
-        """The readable and not excluded ones of the first ``total`` pairs, without their pictures."""
+        """The readable and not excluded ones of the first ``total`` pairs, without their images."""
         for pair in islice(read_pairs(self.train_set, image=False), total):
             if isinstance(pair, Pair) and pair.key not in self.exclude:
                 yield pair
@@ -294,7 +294,7 @@ class PairDataModule(pl.LightningDataModule):
         return self.trainer.world_size if self.trainer else 1
 
     @property
-    def _picture_shape(self) -> Sequence[int]:
+    def _image_shape(self) -> Sequence[int]:
         return self.preprocess(Image.new("RGB", (8, 8))).shape[1:]
 
     def _loader(

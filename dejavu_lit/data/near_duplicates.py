@@ -1,12 +1,12 @@
 """Duplicates by content: exact ones by a hash of the bytes, near ones by a 64-bit perceptual hash.
 
-The perceptual hash is the sign of 64 coefficients of a two-dimensional DCT-II of the picture, grey, resized to 32 × 32:
-horizontal and vertical frequencies 1 to 8, so neither brightness nor contrast matters. Two pictures are near-duplicates
+The perceptual hash is the sign of 64 coefficients of a two-dimensional DCT-II of the image, grey, resized to 32 × 32:
+horizontal and vertical frequencies 1 to 8, so neither brightness nor contrast matters. Two images are near-duplicates
 when at most ``distance`` of the 64 bits differ, and groups are the connected components of that relation.
 
 Measured on 159 photographs of COCO: copies recompressed (JPEG quality 30, WebP 60) or resized (down to 64 pixels) differ
 in at most 5 bits, different photographs in 16 or more (mean 32, standard deviation 4.1, hence about 1 pair in 10¹¹ within
-6 bits). Crops and mirrored pictures are not found. Pictures without enough structure for 64 reliable signs (plain ground,
+6 bits). Crops and mirrored images are not found. Images without enough structure for 64 reliable signs (plain ground,
 a gradient, a few marks on white) get no perceptual hash and are compared by their bytes only.
 """
 
@@ -36,19 +36,19 @@ _WEIGHTS = np.left_shift(np.uint64(1), np.arange(64, dtype=np.uint64))
 
 
 def content_digest(data: bytes) -> np.ndarray:
-    """128 bits of BLAKE2b of a picture's bytes, uint64 [2]."""
+    """128 bits of BLAKE2b of an image's bytes, uint64 [2]."""
     return np.frombuffer(hashlib.blake2b(data, digest_size=16).digest(), dtype="<u8")
 
 
-def perceptual_hash(picture: Image.Image) -> int | None:
-    """The 64-bit perceptual hash of a picture just opened, None when it has too little structure.
+def perceptual_hash(image: Image.Image) -> int | None:
+    """The 64-bit perceptual hash of an image just opened, None when it has too little structure.
 
-    Raises whatever Pillow raises for a picture that does not decode.
+    Raises whatever Pillow raises for an image that does not decode.
     """
-    picture.draft(
+    image.draft(
         "L", (2 * _SIDE, 2 * _SIDE)
     )  # JPEG only: reads the whole file, but decodes at 1/2, 1/4 or 1/8 of the size
-    grey = np.asarray(picture.convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS), dtype=np.int64)
+    grey = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS), dtype=np.int64)
     coefficients = (_BASIS @ grey @ _BASIS.T).ravel()
     if np.median(np.abs(coefficients)) < _LEAST:
         return None
@@ -67,16 +67,16 @@ def exact_groups(digests: np.ndarray) -> np.ndarray:
 
 
 def near_groups(exact: np.ndarray, hashes: np.ndarray, hashed: np.ndarray, distance: int) -> np.ndarray:
-    """For each picture the first row of its group of exact and near duplicates, int64 [n].
+    """For each image the first row of its group of exact and near duplicates, int64 [n].
 
     The 64 bits are cut into ``distance`` + 2 blocks: pairs within ``distance`` agree in at least two blocks, so only
-    pictures that agree in two blocks are compared, once for each two blocks. For n photographs and distance 6 that
-    takes 28 sorts and about 28 n² / 2¹⁷ comparisons; memory about 40 bytes a picture.
+    images that agree in two blocks are compared, once for each two blocks. For n photographs and distance 6 that
+    takes 28 sorts and about 28 n² / 2¹⁷ comparisons; memory about 40 bytes an image.
 
     Args:
         exact: int64 [n], the groups of exact duplicates (``exact_groups``).
         hashes: uint64 [n], perceptual hashes.
-        hashed: bool [n], whether a picture has one.
+        hashed: bool [n], whether an image has one.
         distance: largest number of different bits, 0 to LARGEST_DISTANCE.
 
     Raises:
@@ -90,7 +90,7 @@ def near_links(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The groups of ``near_groups``, and the pairs that connect them beyond exact copies: rows int64 [m, 2].
 
-    Every pair differs in at most ``distance`` bits; a group of n different pictures has n − 1 of them.
+    Every pair differs in at most ``distance`` bits; a group of n different images has n − 1 of them.
     """
     check_distance(distance)
     groups = exact.copy()
@@ -100,7 +100,7 @@ def near_links(
     blocks = distance + 2
     edges = [64 * block // blocks for block in range(blocks + 1)]
     pairs = list(combinations(range(blocks), 2)) if distance else []
-    for one, other in progress(pairs, "comparing pictures", unit="block"):
+    for one, other in progress(pairs, "comparing images", unit="block"):
         width = edges[other + 1] - edges[other]
         agree = _bits(values, edges[one], edges[one + 1]) << np.uint64(width) | _bits(
             values, edges[other], edges[other + 1]
@@ -120,9 +120,9 @@ def check_distance(distance: int | None, option: str = "near_duplicates") -> Non
 
 
 def count_duplicates(exact: np.ndarray, groups: np.ndarray) -> dict[str, dict[str, int]]:
-    """How many groups of at least two pictures there are, and pictures in them: exact, and near (not all the same bytes)."""
+    """How many groups of at least two images there are, and images in them: exact, and near (not all the same bytes)."""
     _, exact_sizes = np.unique(exact, return_counts=True)
-    different = np.unique(np.stack([groups, exact]), axis=1)[0]  # a group's row once for each of its different pictures
+    different = np.unique(np.stack([groups, exact]), axis=1)[0]  # a group's row once for each of its different images
     kinds = np.unique(different, return_counts=True)[1]
     sizes = np.unique(groups, return_counts=True)[1]
     near = sizes[kinds > 1]
@@ -134,7 +134,7 @@ def count_duplicates(exact: np.ndarray, groups: np.ndarray) -> dict[str, dict[st
 
 
 def named_groups(keys: Sequence[str], groups: np.ndarray, chosen: np.ndarray) -> list[list[str]]:
-    """The keys of each group of at least two pictures among the ``chosen`` (bool [n]): sorted groups of sorted keys."""
+    """The keys of each group of at least two images among the ``chosen`` (bool [n]): sorted groups of sorted keys."""
     rows = np.flatnonzero(chosen)
     rows = rows[np.bincount(groups[rows], minlength=len(groups))[groups[rows]] > 1]
     rows = rows[np.argsort(groups[rows], kind="stable")]

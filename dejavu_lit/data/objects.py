@@ -1,7 +1,7 @@
-"""The object artifact: which objects each picture holds, in parquet, one file a shard, one row a picture.
+"""The object artifact: which objects each image holds, in parquet, one file a shard, one row an image.
 
 Columns: key, labels list<string>, scores list<float>, boxes list<list<float>> (x, y, width, height in pixels of the
-picture as stored). A picture that could not be annotated has nulls there, which are no empty lists, and its reason in the
+image as stored). An image that could not be annotated has nulls there, which are no empty lists, and its reason in the
 file's metadata, which also names the annotator, its weights, version, configuration, vocabulary and threshold. All
 detections are kept; the threshold of a measurement is applied on reading, to the target's objects and to the predicted
 ones alike.
@@ -25,7 +25,7 @@ from dejavu_lit.utils.io import atomic
 
 METADATA = b"dejavu_lit"
 DAMAGE = (ValueError, OSError, RecursionError, OverflowError, MemoryError, pa.ArrowException)  # what reading it raises
-FAILED = b"dejavu_lit_failed"  # {key: reason} of the pictures without annotation
+FAILED = b"dejavu_lit_failed"  # {key: reason} of the images without annotation
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -68,7 +68,7 @@ class Annotator:
 
 @dataclass(frozen=True)
 class Annotation:
-    """The objects of one picture: labels [m], scores [m] in 0..1, boxes [m][4] as x, y, width, height in pixels."""
+    """The objects of one image: labels [m], scores [m] in 0..1, boxes [m][4] as x, y, width, height in pixels."""
 
     key: str
     labels: Sequence[str]
@@ -78,7 +78,7 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Failed:
-    """A picture that could not be annotated, and why."""
+    """An image that could not be annotated, and why."""
 
     key: str
     reason: str
@@ -97,7 +97,7 @@ def write_objects(path: Path | str, rows: Sequence[Annotation | Failed], annotat
 
 @dataclass(frozen=True)
 class Objects:
-    """Sets of objects in compressed rows: picture i holds ``codes[starts[i]:starts[i+1]]``, sorted, each once.
+    """Sets of objects in compressed rows: image i holds ``codes[starts[i]:starts[i+1]]``, sorted, each once.
 
     keys: tuple of str [n]; starts: int64 [n+1]; codes: int32, indices into ``labels`` (sorted label names).
     """
@@ -116,11 +116,11 @@ class Objects:
         return len(self.keys)
 
     def counts(self) -> np.ndarray:
-        """The number of different objects of each picture, int64 [n]."""
+        """The number of different objects of each image, int64 [n]."""
         return np.diff(self.starts)
 
     def names(self, row: int) -> list[str]:
-        """The labels of one picture, sorted."""
+        """The labels of one image, sorted."""
         return [self.labels[code] for code in self.codes[self.starts[row] : self.starts[row + 1]]]
 
     def take(self, keys: Sequence[str]) -> "Objects":
@@ -130,8 +130,8 @@ class Objects:
         except KeyError as missing:
             absent = sum(key not in self.rows for key in keys)
             raise UserError(
-                f"the objects hold no row for {absent} of {len(keys)} pictures, the first is {missing.args[0]!r}; "
-                "annotate these pictures or choose other objects="
+                f"the objects hold no row for {absent} of {len(keys)} images, the first is {missing.args[0]!r}; "
+                "annotate these images or choose other objects="
             ) from None
         counts = self.counts()[rows]
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -191,7 +191,7 @@ def read_part(path: Path, columns: Sequence[str] = ("key", "labels", "scores")) 
         return annotator, _checked(table.cast(pa.schema([SCHEMA.field(name) for name in columns])))
     except (*DAMAGE, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is no object artifact of this project ({first_line(error)}); annotate the pictures again"
+            f"{path} is no object artifact of this project ({first_line(error)}); annotate the images again"
         ) from None
 
 
@@ -218,11 +218,11 @@ def _checked(table: pa.Table) -> pa.Table:
 
 
 def failures(path: Path) -> dict[str, str]:
-    """{key: reason} of the pictures of one part that could not be annotated; raises UserError where it can't be read."""
+    """{key: reason} of the images of one part that could not be annotated; raises UserError where it can't be read."""
     try:
         found = json.loads((pq.read_schema(path).metadata or {}).get(FAILED, b"{}"))
         if not isinstance(found, dict) or not all(isinstance(reason, str) for reason in found.values()):
-            raise ValueError("its list of failed pictures is none")
+            raise ValueError("its list of failed images is none")
     except DAMAGE as error:
         raise UserError(f"{path} is damaged ({first_line(error)}); annotate its share again") from None
     return found

@@ -59,9 +59,9 @@ def prepare(
     Args:
         sizes: {set: number of pairs (int), share of all usable pairs (float below 1), or None for all that ``keys`` lists}.
         seed: of the splits.
-        near_duplicates: pictures whose perceptual hashes differ in at most so many of 64 bits count as one picture and
-            stay in one set; None: only pictures of the same bytes do.
-        extra: further public sets, {name: reader}, written whole, without pictures that are in a set of ``sizes`` too.
+        near_duplicates: images whose perceptual hashes differ in at most so many of 64 bits count as one image and
+            stay in one set; None: only images of the same bytes do.
+        extra: further public sets, {name: reader}, written whole, without images that are in a set of ``sizes`` too.
         exclude: text file of keys, one a line, to be left out.
         max_skipped: largest share of a source's pairs that may be unusable.
         keys: {set: text file of keys, one a line}: only these pairs may go into that set, and they go into no other. Pairs
@@ -258,7 +258,7 @@ def _counted(lists: Mapping[str, Any], codes: np.ndarray) -> dict[str, int]:
 
 
 def _not_in_sets(main: Scan, member: np.ndarray, other: Scan, near_duplicates: int | None) -> np.ndarray:
-    """Which pairs of an extra source have a picture that no set holds, bool [n]."""
+    """Which pairs of an extra source have an image that no set holds, bool [n]."""
     used = np.flatnonzero(member != UNUSED)
     groups = exact_groups(np.concatenate([main.digests[used], other.digests]))
     if near_duplicates is not None:

@@ -1,4 +1,4 @@
-"""The scan: every pair of a source read once, judged, and its picture hashed; kept in parts, so that it can go on.
+"""The scan: every pair of a source read once, judged, and its image hashed; kept in parts, so that it can go on.
 
 A part holds PART keys of the sorted list. Parts do not depend on the number of workers, and whole ones are read back.
 """
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 class Scan:
     """The usable pairs of a source, sorted by key, and why the others are not: {reason: keys}.
 
-    keys [n]; digests uint64 [n, 2] of the pictures' bytes; hashes uint64 [n], perceptual, where ``hashed`` bool [n].
+    keys [n]; digests uint64 [n, 2] of the images' bytes; hashes uint64 [n], perceptual, where ``hashed`` bool [n].
     """
 
     keys: list[str]
@@ -51,7 +51,7 @@ def scan(reader: Reader, keys: Sequence[str], folder: Path, perceptual: bool, wo
     """Read the pairs ``keys`` (sorted) of ``reader``, with parts in ``folder``.
 
     Args:
-        perceptual: whether pictures get a perceptual hash.
+        perceptual: whether images get a perceptual hash.
         max_skipped: largest share of unusable pairs; FEW are always accepted.
 
     Raises:
@@ -83,15 +83,15 @@ def scan(reader: Reader, keys: Sequence[str], folder: Path, perceptual: bool, wo
 
 
 def look(data: bytes, perceptual: bool) -> int | None:
-    """Decode a picture, and give its perceptual hash if asked for and if it has one.
+    """Decode an image, and give its perceptual hash if asked for and if it has one.
 
     Raises:
         BadPair: it does not decode, or has too many pixels.
     """
-    with opened(data) as picture:
+    with opened(data) as image:
         if perceptual:
-            return perceptual_hash(picture)
-        picture.load()
+            return perceptual_hash(image)
+        image.load()
         return None
 
 

@@ -30,12 +30,12 @@ from dejavu_lit.utils.progress import progress
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 SIZES = "sizes.json"
 MOST_PAIRS = 1 << 40  # of a shard
-LARGEST_PICTURE = 256 << 20  # bytes of its file
+LARGEST_IMAGE = 256 << 20  # bytes of its file
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One (image, caption) pair: the encoded picture, its caption and whatever the ``json`` member holds."""
+    """One (image, caption) pair: the encoded image, its caption and whatever the ``json`` member holds."""
 
     key: str
     image: bytes
@@ -56,18 +56,18 @@ class ShardIndex:
         return len(self.keys)
 
     def read(self, position: int, image: bool = True) -> Pair:
-        """The pair at ``position``; with ``image=False`` its picture is left empty (captions only).
+        """The pair at ``position``; with ``image=False`` its image is left empty (captions only).
 
         Raises:
-            BadPair: no picture, text and JSON that do not decode, or a caption that is no text or too long. It may be empty.
+            BadPair: no image, text and JSON that do not decode, or a caption that is no text or too long. It may be empty.
             UserError: the file has vanished or was cut since it was indexed.
         """
         members = self.members[position]
         extension = next((e for e in IMAGE_EXTENSIONS if e in members), None)
         if extension is None:
-            raise BadPair("it has no picture")
-        if members[extension][1] > LARGEST_PICTURE:
-            raise BadPair(f"the picture has more than {LARGEST_PICTURE >> 20} MiB")
+            raise BadPair("it has no image")
+        if members[extension][1] > LARGEST_IMAGE:
+            raise BadPair(f"the image has more than {LARGEST_IMAGE >> 20} MiB")
         try:
             with _open(self.path) as file:
                 content: dict[str, bytes] = {}
@@ -216,7 +216,7 @@ class ShardSet:
         return keys[:limit]
 
     def fingerprint(self) -> dict[str, str]:
-        """{shard: hash of its keys, its captions and the sizes of its members}: pictures themselves are not read."""
+        """{shard: hash of its keys, its captions and the sizes of its members}: images themselves are not read."""
         return {name: self._digest(shard) for shard, name in enumerate(self.names)}
 
     def _digest(self, shard: int) -> str:

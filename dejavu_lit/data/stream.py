@@ -1,4 +1,4 @@
-"""The batches of one rank, epoch by epoch: pairs in the order of the plan, captions and pictures as the knobs have them."""
+"""The batches of one rank, epoch by epoch: pairs in the order of the plan, captions and images as the knobs have them."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -26,22 +26,22 @@ Augment = Callable[[np.ndarray, str], np.ndarray]  # RGB uint8 [h, w, 3] and wha
 Tokenizer = Callable[[list[str]], torch.Tensor]
 Batch = dict[str, Any]
 Load = Callable[[Image.Image], np.ndarray]
-Loaded = tuple[np.ndarray, str, tuple[str, ...]]  # picture, the pair's caption, all captions that it has
+Loaded = tuple[np.ndarray, str, tuple[str, ...]]  # image, the pair's caption, all captions that it has
 
 
-FEW = 100  # pictures after which the memory for all of them is foreseen
+FEW = 100  # images after which the memory for all of them is foreseen
 
 
-def pixels(picture: Image.Image) -> np.ndarray:
-    """The whole picture as RGB, uint8 [height, width, 3]."""
-    return np.asarray(picture.convert("RGB"))
+def pixels(image: Image.Image) -> np.ndarray:
+    """The whole image as RGB, uint8 [height, width, 3]."""
+    return np.asarray(image.convert("RGB"))
 
 
 def load_pair(index: ShardIndex, position: int, load: Load) -> Loaded:
-    """One pair of a shard, its picture as ``load`` makes it; raises BadPair where it cannot be used."""
+    """One pair of a shard, its image as ``load`` makes it; raises BadPair where it cannot be used."""
     pair = index.read(position)
-    with opened(pair.image) as picture:
-        return load(picture), pair.caption, other_captions(pair)
+    with opened(pair.image) as image:
+        return load(image), pair.caption, other_captions(pair)
 
 
 def other_captions(pair: Pair) -> tuple[str, ...]:
@@ -53,19 +53,19 @@ def other_captions(pair: Pair) -> tuple[str, ...]:
     return tuple(text for text in texts if 0 < len(text) <= LONGEST_CAPTION)
 
 
-class PictureCache:
+class ImageCache:
     """The first pairs of a set, loaded once."""
 
     def __init__(self, pairs: list[Loaded | BadPair]) -> None:
         self._pairs = pairs
 
     @classmethod
-    def fill(cls, shards: ShardSet, count: int, load: Load, limit: int) -> "PictureCache | None":
-        """The first ``count`` pairs; None where their pictures would take more than ``limit`` bytes."""
+    def fill(cls, shards: ShardSet, count: int, load: Load, limit: int) -> "ImageCache | None":
+        """The first ``count`` pairs; None where their images would take more than ``limit`` bytes."""
         pairs: list[Loaded | BadPair] = []
         used = 0
         places = ((s, p) for s in range(len(shards.names)) for p in range(shards.sizes[s]))
-        for shard, position in progress(islice(places, count), "decoding", count, "picture"):
+        for shard, position in progress(islice(places, count), "decoding", count, "image"):
             try:
                 pair = load_pair(shards.index(shard), position, load)
                 pairs.append(pair)
@@ -106,7 +106,7 @@ class PairStream(IterableDataset[Batch]):
     A batch holds ``images`` uint8 [b, 3, h, w], ``tokens`` int64 [b, context], ``index`` int64 [b] (the pair's position
     in the set), ``replaced`` (an int: pairs that could not be read and were replaced by the next readable one of the same
     stretch, so that counts never change) and ``unreadable`` ({index: reason} of the pairs passed over). ``knobs`` act on
-    the captions; ``augment``, where given, makes the input of the picture instead of ``preprocess``.
+    the captions; ``augment``, where given, makes the input of the image instead of ``preprocess``.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class PairStream(IterableDataset[Batch]):
         knobs: Mitigation | None = None,
         words: Sequence[str] = (),
         augment: Augment | None = None,
-        cache: PictureCache | None = None,
+        cache: ImageCache | None = None,
     ) -> None:
         self.shards, self.plan, self.rank = shards, plan, rank
         self.begins = torch.tensor([plan.epoch, 0])  # int64: the epoch and the step in it
@@ -143,7 +143,7 @@ class PairStream(IterableDataset[Batch]):
             found = [self._readable(epoch, stretch, i, unreadable) for i in wanted]
             entries = stretch[[i for i, _, _ in found]]
             yield {
-                "images": torch.from_numpy(np.stack([picture for _, picture, _ in found])),
+                "images": torch.from_numpy(np.stack([image for _, image, _ in found])),
                 "tokens": self.tokenizer([caption for _, _, caption in found]),
                 "index": torch.from_numpy(self.shards.starts[entries[:, 0]] + entries[:, 1]),
                 "replaced": sum(i != j for i, (j, _, _) in zip(wanted, found, strict=True)),
@@ -167,12 +167,12 @@ class PairStream(IterableDataset[Batch]):
     def _read(self, epoch: int, shard: int, position: int) -> tuple[np.ndarray, str]:
         index = self.shards.index(shard)
         if self.cache is None:
-            picture, caption, others = load_pair(index, position, self.load)
+            image, caption, others = load_pair(index, position, self.load)
         else:
-            picture, caption, others = self.cache.get(int(self.shards.starts[shard]) + position)
+            image, caption, others = self.cache.get(int(self.shards.starts[shard]) + position)
         if not caption:
             raise BadPair(EMPTY)
         seed, key = self.plan.seed, index.keys[position]
         if self.augment is not None:
-            picture = self.augment(picture, f"{seed}/{epoch}/{key}")
-        return picture, train_caption(caption, others, self.knobs, self.words, seed, epoch, key)
+            image = self.augment(image, f"{seed}/{epoch}/{key}")
+        return image, train_caption(caption, others, self.knobs, self.words, seed, epoch, key)

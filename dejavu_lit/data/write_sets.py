@@ -55,7 +55,7 @@ def write_sets(out: Path, sets: Sequence[PairSet], pairs_per_shard: int, workers
     Shards that are there already are left as they are.
 
     Raises:
-        UserError: a pair cannot be read any more, or its picture is not the one that was scanned.
+        UserError: a pair cannot be read any more, or its image is not the one that was scanned.
     """
     layout = _Layout(out, sets, pairs_per_shard)
     shards = [
@@ -83,7 +83,7 @@ def _write_shard(layout: _Layout, job: tuple[int, int]) -> int:
             except BadPair as reason:
                 raise _changed(key, layout.out, str(reason)) from None
             if not np.array_equal(content_digest(pair.image), pairs.found.digests[row]):
-                raise _changed(key, layout.out, "another picture")
+                raise _changed(key, layout.out, "another image")
             write(pair)
             objects.append(annotation or Annotation(key, [], [], []))
         # Before the tar gets its name: a tar is there only when its objects are.

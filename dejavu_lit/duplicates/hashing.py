@@ -1,4 +1,4 @@
-"""The pictures of prepared sets hashed, exactly and perceptually, in parts of one shard each, so that it can go on."""
+"""The images of prepared sets hashed, exactly and perceptually, in parts of one shard each, so that it can go on."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ ARRAYS = ("digests", "hashes", "hashed", "usable")
 
 @dataclass(frozen=True)
 class Hashed:
-    """The pictures of several sets in one long row, in the order of the sets and their shards.
+    """The images of several sets in one long row, in the order of the sets and their shards.
 
     digests uint64 [n, 2], of the bytes; hashes uint64 [n], perceptual, where ``hashed`` bool [n]; usable bool [n]: whether
-    the picture can be decoded.
+    the image can be decoded.
     """
 
     digests: np.ndarray
@@ -46,10 +46,10 @@ class _Layout:
 
 
 def hash_sets(sets: Mapping[str, ShardSet], folder: Path, perceptual: bool, workers: int) -> Hashed:
-    """Hash every picture of ``sets``, with parts in ``folder``; whole parts of unchanged shards are read back.
+    """Hash every image of ``sets``, with parts in ``folder``; whole parts of unchanged shards are read back.
 
     Args:
-        sets: {name: shards}; perceptual: whether pictures get a perceptual hash, too; workers: processes.
+        sets: {name: shards}; perceptual: whether images get a perceptual hash, too; workers: processes.
     """
     layout = _Layout(folder, perceptual)
     jobs = [(name, shards.folder / shard) for name, shards in sets.items() for shard in shards.names]
@@ -59,7 +59,7 @@ def hash_sets(sets: Mapping[str, ShardSet], folder: Path, perceptual: bool, work
         for s, n in zip(shards.names, shards.sizes, strict=True)
     }
     missing = [job for job in jobs if not _whole(layout, *job)]
-    with progress(None, "hashing pictures", total=sum(sizes.values()), unit="picture") as bar:
+    with progress(None, "hashing images", total=sum(sizes.values()), unit="image") as bar:
         bar.update(sum(sizes.values()) - sum(sizes[job] for job in missing))
         for done in spread(_hash_shard, layout, missing, workers):
             bar.update(done)

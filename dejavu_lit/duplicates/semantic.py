@@ -1,7 +1,7 @@
-"""Semantic duplicates: pictures whose embeddings have a cosine of at least ``similarity``, searched cell by cell.
+"""Semantic duplicates: images whose embeddings have a cosine of at least ``similarity``, searched cell by cell.
 
 The vectors are clustered into cells (k-means on the sphere, by faiss). With θ = arccos(similarity), the nearest centroids of
-two duplicates x and y satisfy  ∠(x, c(y)) ≤ ∠(x, c(x)) + 2θ  (triangle inequality), so a picture is compared with the cells
+two duplicates x and y satisfy  ∠(x, c(y)) ≤ ∠(x, c(x)) + 2θ  (triangle inequality), so an image is compared with the cells
 within that angle only; where more than PROBES cells are, with the nearest PROBES, and the recall is measured on a sample.
 Finding duplicates by clusters of embeddings: Abbas et al., SemDeDup, arXiv 2303.09540.
 """
@@ -14,13 +14,13 @@ from dejavu_lit.data.near_duplicates import apart, flatten, join
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.progress import progress
 
-WHOLE = 20_000  # so many pictures are one cell: all pairs are compared
-PER_CELL = 2_500  # pictures of an average cell
-PROBES = 8  # cells that a picture is compared with, at most
-PER_CENTROID = 64  # pictures that k-means sees for each cell
-TILE = 4096  # pictures compared at once with as many others
+WHOLE = 20_000  # so many images are one cell: all pairs are compared
+PER_CELL = 2_500  # images of an average cell
+PROBES = 8  # cells that an image is compared with, at most
+PER_CENTROID = 64  # images that k-means sees for each cell
+TILE = 4096  # images compared at once with as many others
 SLACK = 2e-3  # of float32 products: candidates are judged again in float64
-SAMPLE = 500  # pictures compared with all others where the search is not exact by proof
+SAMPLE = 500  # images compared with all others where the search is not exact by proof
 BLOCK = 20_000  # candidates judged at once
 
 
@@ -102,7 +102,7 @@ def _probe(unit: _Unit, cells: int, similarity: float, seed: int) -> tuple[np.nd
     try:
         import faiss
     except ImportError:
-        raise UserError("semantic duplicates of so many pictures need faiss (pip install 'dejavu-lit[cpu]')") from None
+        raise UserError("semantic duplicates of so many images need faiss (pip install 'dejavu-lit[cpu]')") from None
     draw = np.random.default_rng(seed)
     seen = np.sort(draw.choice(total, min(total, PER_CENTROID * cells), replace=False))
     clusters = faiss.Kmeans(width, cells, niter=10, seed=seed, spherical=True, min_points_per_centroid=1)

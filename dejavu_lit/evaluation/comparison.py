@@ -16,12 +16,12 @@ from dejavu_lit.utils.io import file_sha256
 
 @dataclass(frozen=True)
 class Comparison:
-    """Which neighbours are searched: everything that an evaluation cannot change without the embeddings."""
+    """Which neighbors are searched: everything that an evaluation cannot change without the embeddings."""
 
     target: str
     reference: str
     index: str = "flat"
-    public_modality: Modality = "image"  # what the target's captions are compared with: pictures of P, or its captions
+    public_modality: Modality = "image"  # what the target's captions are compared with: images of P, or its captions
     swapped: bool | None = None  # measure B too; None: where the reference is known to have trained on it
     allow_overlap: bool = False  # let both sides have trained on the same data
     device: str = "cpu"
@@ -55,7 +55,7 @@ class Material:
 
         Raises:
             UserError: sides that were exchanged or trained on the same pairs, other data than the runs', or fewer public
-                pictures than ``k``.
+                images than ``k``.
         """
         store = Path(comparison.embeddings) if comparison.embeddings else out / "embeddings"
         target, reference = (
@@ -69,9 +69,7 @@ class Material:
         sizes = {name: used[name].train_size if name != "null" else None for name in shards}
         public = ShardSet.open(data.public_folder())
         if k > len(public):
-            raise UserError(
-                f"k={k} is more than the {len(public)} pictures of {public.folder}; choose smaller k and ks"
-            )
+            raise UserError(f"k={k} is more than the {len(public)} images of {public.folder}; choose smaller k and ks")
         data.check_labelled()
         return cls(
             {"target": target, "reference": reference},

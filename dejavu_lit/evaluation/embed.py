@@ -1,4 +1,4 @@
-"""Embeddings of a set by an encoder, streamed: shards → decoded pictures or captions → fixed chunks → fp16 parts.
+"""Embeddings of a set by an encoder, streamed: shards → decoded images or captions → fixed chunks → fp16 parts.
 
 Rows are encoded in chunks of 64 that are composed by position within the shard, the last one padded. So each vector is
 the same to the last bit for any number of workers, and a part can be made again alone.
@@ -44,13 +44,13 @@ def embed(
     workers: int = 2,
     bad_share: float = 0.05,
 ) -> Embeddings:
-    """Embed the pictures or the captions of a set into ``folder``, or take up what is there.
+    """Embed the images or the captions of a set into ``folder``, or take up what is there.
 
     Whole shards are embedded, as many as ``limit`` needs, and whole parts are kept: another limit adds parts.
 
     Args:
         limit: how many pairs of the set, from its start; all by default.
-        workers: threads that read and decode; on a CPU at least as many as it has cores, since they encode pictures, too.
+        workers: threads that read and decode; on a CPU at least as many as it has cores, since they encode images, too.
         bad_share: pairs that can't be used are skipped, counted and logged, until they are more than ten and more than
             this share of the set.
 
@@ -102,7 +102,7 @@ def write_missing(
         skipped = _take_up(folder, about)
     names = [Path(name).stem for name in shards.names[: _shards_of(shards, limit)]]
     missing = [shard for shard in range(share[0], len(names), share[1]) if not _whole(folder, names[shard])]
-    what = f"{'pictures' if modality == 'image' else 'captions'} of {shards.folder.name}"
+    what = f"{'images' if modality == 'image' else 'captions'} of {shards.folder.name}"
     with progress(
         None, f"embedding {what}", total=sum(shards.sizes[shard] for shard in missing), unit=what.split()[0]
     ) as bar:
@@ -181,7 +181,7 @@ def _encode(
     """(shard, keys, float16 [m, d], {skipped key: reason}) for each shard wanted.
 
     Threads work on a few chunks ahead, across the borders of shards: memory is bounded by the window. On a CPU a thread
-    also encodes the pictures that it decoded, alone, so that no library's threads wait for each other.
+    also encodes the images that it decoded, alone, so that no library's threads wait for each other.
     """
     alone = modality == "image" and encoder.device.type == "cpu"
     count = max(workers, threads_wanted()) if alone else max(workers, 1)
@@ -214,7 +214,7 @@ def _encode(
 
 
 def read_chunk(encoder: Encoder, index: ShardIndex, start: int, modality: Modality, encode: bool) -> Piece:
-    """The usable rows of one chunk: keys, pictures (uint8 [3, h, w]), captions or vectors, and {key: why it is not used}."""
+    """The usable rows of one chunk: keys, images (uint8 [3, h, w]), captions or vectors, and {key: why it is not used}."""
     keys: list[str] = []
     content: list[Any] = []
     bad: dict[str, str] = {}
@@ -223,7 +223,7 @@ def read_chunk(encoder: Encoder, index: ShardIndex, start: int, modality: Modali
         try:
             pair = index.read(position, image=modality == "image")
             if modality == "image":
-                content.append(encoder.preprocess(decode_picture(pair.image)))
+                content.append(encoder.preprocess(decode_image(pair.image)))
             elif pair.caption:
                 content.append(pair.caption)
             else:
@@ -235,20 +235,20 @@ def read_chunk(encoder: Encoder, index: ShardIndex, start: int, modality: Modali
     return keys, encode_chunk(encoder, content, modality) if encode and keys else content, bad
 
 
-def decode_picture(data: bytes) -> Image.Image | torch.Tensor:
-    """A picture from the bytes of its file: decoded pixels, uint8 [3, height, width], where it is in RGB.
+def decode_image(data: bytes) -> Image.Image | torch.Tensor:
+    """An image from the bytes of its file: decoded pixels, uint8 [3, height, width], where it is in RGB.
 
     Raises:
         BadPair: it does not decode, or has too many pixels.
     """
-    with opened(data) as picture:
-        if picture.mode == "RGB" and picture.format == "JPEG" and data.endswith(b"\xff\xd9"):
+    with opened(data) as image:
+        if image.mode == "RGB" and image.format == "JPEG" and data.endswith(b"\xff\xd9"):
             # The same library and the same pixels as Pillow's, without its copies. A file cut short is left to Pillow.
             with suppress(RuntimeError):
                 pixels: torch.Tensor = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
                 return pixels
-        picture.load()
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1) if picture.mode == "RGB" else picture
+        image.load()
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1) if image.mode == "RGB" else image
 
 
 def encode_captions(encoder: Encoder, captions: Sequence[str]) -> np.ndarray:
@@ -260,6 +260,6 @@ def encode_captions(encoder: Encoder, captions: Sequence[str]) -> np.ndarray:
 def encode_chunk(encoder: Encoder, content: list[Any], modality: Modality) -> np.ndarray:
     """float32 [m, d] of up to 64 rows: padded by repeating the first, so that the encoder always sees one shape."""
     padded = content + content[:1] * (CHUNK - len(content))
-    pictures = torch.from_numpy(np.stack(padded)) if modality == "image" else None
-    vectors = encoder.encode_captions(padded) if pictures is None else encoder.encode_images(pictures)
+    images = torch.from_numpy(np.stack(padded)) if modality == "image" else None
+    vectors = encoder.encode_captions(padded) if images is None else encoder.encode_images(images)
     return vectors[: len(content)].numpy()

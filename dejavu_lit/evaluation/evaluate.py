@@ -1,6 +1,6 @@
 """One evaluation: two sides and prepared data in; records, metrics.json and a summary out.
 
-embeddings → neighbours → records → figures. Everything right of the records is computed again in seconds, without a model,
+embeddings → neighbors → records → figures. Everything right of the records is computed again in seconds, without a model,
 where only statistics change (another k up to the largest, threshold, top_m, objects).
 """
 
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 CONTEXT = "context.json"  # what recomputing keeps: utility, exposure, recall of the index
 METRICS = "metrics.json"
-NEIGHBOURS = "neighbours"  # what has been searched, until the records are written
+NEIGHBORS = "neighbors"  # what has been searched, until the records are written
 LISTED = 1000  # pairs in memorized.csv, the most memorized first
 
 
@@ -86,7 +86,7 @@ def evaluate(
         if ranks.rank == 0:
             context = found | {"config": fixed, "weights": weights}
             write_json(out / CONTEXT, context)
-            rmtree(out / NEIGHBOURS, ignore_errors=True)
+            rmtree(out / NEIGHBORS, ignore_errors=True)
     if ranks.rank > 0 or context is None:
         return {}
     if context.get("statistics") == statistics and (out / METRICS).is_file():
@@ -169,7 +169,7 @@ def _search(
         texts = {(role, name): material.captions(role, name) for role in material.sides for name in material.shards}
         common = sorted(set(public["target"].keys) & set(public["reference"].keys) - data.excluded)
         keys = {name: _measured(material, name, texts, common, comparison.allow_overlap) for name in material.shards}
-        if ranks.rank == 0:  # before the search: objects that lack a picture need not wait for it
+        if ranks.rank == 0:  # before the search: objects that lack an image need not wait for it
             _warn_of_widths(public, material)
             found, _ = read_objects(
                 [*(objects / SETS[n] for n in material.shards), objects / material.public_name], settings.threshold
@@ -180,7 +180,7 @@ def _search(
         for role, embeddings in public.items():
             selection = embeddings.selection(common)
             for name in keys:
-                folder = out / NEIGHBOURS / f"{role}_{name}"
+                folder = out / NEIGHBORS / f"{role}_{name}"
                 searches[role, name] = Search(
                     texts[role, name], keys[name], selection, largest, comparison.index, folder, ranks.world
                 )
@@ -188,9 +188,9 @@ def _search(
             one.run(ranks.share)
     if ranks.rank > 0:
         return {}
-    neighbours, recalls = {}, []
+    neighbors, recalls = {}, []
     for which, one in searches.items():
-        neighbours[which], recall = one.result()
+        neighbors[which], recall = one.result()
         recalls.append(recall)
     target, reference = material.sides["target"], material.sides["reference"]
     exposures = {
@@ -204,7 +204,7 @@ def _search(
         if (counts := exposures.get(name)) is not None:
             place = {key: row for row, key in enumerate(material.members[name][0])}
             columns[EXPOSURE] = [int(counts[place[key]]) for key in keys[name]]
-        own, other = (neighbours[role, name] for role in roles)
+        own, other = (neighbors[role, name] for role in roles)
         records = Records(captions, truth[name], seen, own, other, columns)
         write_records(out / FILES[name], records, settings.k, settings.top_m)
     return {
@@ -233,7 +233,7 @@ def _measured(
     if (shared := trained.intersection(public)) and not allow_overlap:
         raise UserError(
             f"data.public={material.data.public} holds {len(shared)} keys of {material.shards[name].folder}, the first is "
-            f"{min(shared)}; search other public pictures, or pass allow_overlap=true"
+            f"{min(shared)}; search other public images, or pass allow_overlap=true"
         )
     known = texts["reference", name].rows
     return [key for key in texts["target", name].keys if key in known and key in trained]

@@ -1,7 +1,7 @@
-"""Exact nearest neighbours by cosine, streamed over public vectors that need not fit in memory.
+"""Exact nearest neighbors by cosine, streamed over public vectors that need not fit in memory.
 
 A score is the cosine of the stored fp16 vectors in float64. The products of fp16 numbers are multiples of 2⁻⁴⁸, so as long
-as norms stay below 4 their sums are exact in float64, in any order: the scores, hence the neighbours, are the same to the
+as norms stay below 4 their sums are exact in float64, in any order: the scores, hence the neighbors, are the same to the
 last bit on any machine, for any exact index, chunk, batch or number of threads. Equal scores are ordered by public row.
 
 The public vectors pass once, in chunks; ``search_index`` finds each chunk's candidates and proves that none is missed.
@@ -59,7 +59,7 @@ def search(
     Args:
         queries: float16 [n, d].
         public: float16 arrays or memory maps [m, d], read one after another.
-        k: neighbours of each query.
+        k: neighbors of each query.
         index: how candidates are found. Exact, so with one result: ``float32`` or ``bf16`` products, ``flat`` for the
             faster of the two that the CPU has, ``gpu`` by faiss. Approximate: ``ivf`` by faiss; its recall is measured on
             a sample.

@@ -102,7 +102,7 @@ class Chunk:
         self._ways = [*ways[index], self._float32, self._unlimited]
 
     def merge(self, queries: Rows, rows: np.ndarray, scores: np.ndarray) -> None:
-        """Merge this chunk's neighbours into rows int32 [n, k] and scores float64 [n, k]."""
+        """Merge this chunk's neighbors into rows int32 [n, k] and scores float64 [n, k]."""
         left = np.arange(len(rows))
         for way in self._ways:  # each leaves the queries for which it found too many candidates to the next
             some_rows, some_scores = rows[left], scores[left]

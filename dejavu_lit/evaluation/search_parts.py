@@ -1,8 +1,8 @@
-"""Neighbours of many captions, searched in blocks: ranks share the blocks, and an interrupted search keeps those it has.
+"""Neighbors of many captions, searched in blocks: ranks share the blocks, and an interrupted search keeps those it has.
 
 A block is a stretch of the queries, and meets all public vectors. So a rank holds its own queries alone (float32 copies of
 them are most of what a search takes; the public vectors are streamed anyway), and nothing has to be merged: a query's
-neighbours do not depend on what is searched beside it, so they are those of one process to the last bit, ties included.
+neighbors do not depend on what is searched beside it, so they are those of one process to the last bit, ties included.
 What this costs is that every rank reads the whole public set, a gigabyte for a million vectors of 512 values, once a block.
 """
 
@@ -61,7 +61,7 @@ class Search:
                     )
 
     def result(self) -> tuple[Neighbors, float]:
-        """The neighbours of all queries, and the recall of the index; what no rank has written is searched now."""
+        """The neighbors of all queries, and the recall of the index; what no rank has written is searched now."""
         self.run()
         parts = [part for block in self._blocks() if (part := self._read(block)) is not None]
         if not parts:

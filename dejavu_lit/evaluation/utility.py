@@ -36,7 +36,7 @@ def quality(side: Side, data: DataSpec) -> dict[str, Any]:
         if missing is not None:
             reasons.update(dict.fromkeys(names, missing))
 
-    captions_only = "a text model embeds no pictures" if side.captions_only else None
+    captions_only = "a text model embeds no images" if side.captions_only else None
     unlabelled = captions_only or (None if data.labelled else "data.labelled names no set with class labels")
     attempt(("zeroshot_top1", "zeroshot_top5"), lambda: _zero_shot(side, data), unlabelled)
     attempt(
@@ -193,7 +193,7 @@ def zero_shot(images: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> Va
 def retrieval(images: np.ndarray, captions: np.ndarray) -> Values:
     """R@1, R@5, R@10 in both directions: the share of pairs whose partner is among the nearest k by cosine.
 
-    images, captions: float [n, d], row i of both is pair i. Ties: the smaller row first. ``i2t``: the picture asks.
+    images, captions: float [n, d], row i of both is pair i. Ties: the smaller row first. ``i2t``: the image asks.
     """
     values: Values = {}
     for name, queries, public in (("i2t", images, captions), ("t2i", captions, images)):
@@ -210,7 +210,7 @@ def linear_probe(images: np.ndarray, labels: Sequence[str], seed: int = 0, most:
     """Accuracy of a logistic regression on frozen embeddings: four fifths of each class to fit, one fifth to test.
 
     Features are standardised by the fitted part; scikit-learn's default penalty, 1,000 iterations at most. Of more than
-    ``most`` pictures a seeded sample is taken. images: float [n, d]; labels: n classes.
+    ``most`` images a seeded sample is taken. images: float [n, d]; labels: n classes.
     """
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.permutation(len(labels))[:most])
@@ -223,7 +223,7 @@ def linear_probe(images: np.ndarray, labels: Sequence[str], seed: int = 0, most:
         kinds = len(np.unique(classes))
         return {
             "linear_probe": None,
-            "linear_probe_reason": f"{len(chosen)} pictures of {kinds} class(es) cannot be split into two parts",
+            "linear_probe_reason": f"{len(chosen)} images of {kinds} class(es) cannot be split into two parts",
         }
     try:
         from sklearn.linear_model import LogisticRegression

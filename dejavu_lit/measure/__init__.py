@@ -1,4 +1,4 @@
-"""From neighbours and objects to figures: everything here runs on arrays and tables, without a model.
+"""From neighbors and objects to figures: everything here runs on arrays and tables, without a model.
 
 from dejavu_lit.measure import Neighbors, Records, Settings, measure, read_objects
 

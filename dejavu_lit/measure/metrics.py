@@ -37,11 +37,11 @@ ObjectsAt = Callable[
 class Settings:
     """What is measured. Lists may be given where tuples are."""
 
-    k: int = 10  # the main number of neighbours
+    k: int = 10  # the main number of neighbors
     ks: Sequence[int] = (1, 5, 10)  # for by_k; increasing, k among them
     threshold: float = 0.5  # the annotator's score that counts, applied to G and Ô alike when the objects are read
     thresholds: Sequence[float] = ()  # further ones, for sensitivity
-    top_m: int | None = None  # predict the m objects found in most neighbours; None predicts all
+    top_m: int | None = None  # predict the m objects found in most neighbors; None predicts all
     top_ms: Sequence[int] = ()  # further ones, for sensitivity
     draws: int = 100  # the paper's mean ± std: draws of ``share`` of the records, with replacement
     share: float = 0.1
@@ -93,11 +93,11 @@ def measure(
 
     Args:
         population: the records of A; null: of H; swapped: of B, with ``target`` the model trained on B.
-        settings: what is measured; all neighbours must reach the largest of its ks.
+        settings: what is measured; all neighbors must reach the largest of its ks.
         objects_at: gives the objects at another threshold, by set name; needed for ``settings.thresholds`` only.
 
     Raises:
-        UserError: no record of A has an object, neighbours that do not reach ks, an unknown subgroup column, a record
+        UserError: no record of A has an object, neighbors that do not reach ks, an unknown subgroup column, a record
             without objects at some threshold.
     """
     settings = settings or Settings()
@@ -155,7 +155,7 @@ def measure(
 def _check(records: Records, settings: Settings) -> None:
     if records.k < settings.ks[-1]:
         raise UserError(
-            f"ks={list(settings.ks)} goes beyond the {records.k} neighbours there are; lower ks= or search again"
+            f"ks={list(settings.ks)} goes beyond the {records.k} neighbors there are; lower ks= or search again"
         )
 
 

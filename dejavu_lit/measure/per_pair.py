@@ -108,10 +108,10 @@ def most_memorized(
     Returns:
         Rows of rank (from 1), key, caption, objects, only_target (objects right for the target and wrong for the
         reference), only_reference, both_right, missed (by both); target_ and reference_ wrong (predicted, not in the
-        picture), hits, precision, recall, neighbors (k keys), distances.
+        image), hits, precision, recall, neighbors (k keys), distances.
 
     Raises:
-        UserError: an unknown ranking, or k beyond the neighbours.
+        UserError: an unknown ranking, or k beyond the neighbors.
     """
     if by not in RANKINGS:
         raise UserError(f"the ranking {by!r} is unknown; choose one of {', '.join(RANKINGS)}")

@@ -70,14 +70,14 @@ def by_objects(
     public: str = "P",
     public_keys: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """The gaps under further artifacts, from the same neighbours: {name: {counts, the five blocks}}.
+    """The gaps under further artifacts, from the same neighbors: {name: {counts, the five blocks}}.
 
     Args:
-        artifacts: {name: folder}, each of one annotator; all hold the pictures that were measured and searched.
+        artifacts: {name: folder}, each of one annotator; all hold the images that were measured and searched.
         folder, public, public_keys: as for ``read_evaluation``.
 
     Raises:
-        UserError: an artifact that lacks a picture, mixes annotators, or was kept above ``settings.threshold`` only.
+        UserError: an artifact that lacks an image, mixes annotators, or was kept above ``settings.threshold`` only.
     """
     found = {}
     for name, artifact in artifacts.items():
@@ -116,7 +116,7 @@ def recompute(
         The body of metrics.json, with utility, exposure and provenance carried over from the evaluation's own.
 
     Raises:
-        UserError: an unknown setting, metrics of another schema, k beyond the saved neighbours.
+        UserError: an unknown setting, metrics of another schema, k beyond the saved neighbors.
     """
     old = read_metrics(Path(folder))
     known = {field.name for field in fields(Settings)}

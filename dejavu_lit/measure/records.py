@@ -1,4 +1,4 @@
-"""Records: every audited pair with both models' neighbours, in memory and as ``records.parquet``.
+"""Records: every audited pair with both models' neighbors, in memory and as ``records.parquet``.
 
     Records(captions, truth, public, target, reference, columns)     in memory, joined to the objects
     write_records(path, records, k, top_m=None)                      -> one row a pair, columns below, atomically
@@ -55,8 +55,8 @@ SCHEMA = pa.schema(
 class Records:
     """n pairs of one set (A, H or B), joined to objects of one threshold.
 
-    captions: [n]; truth: the objects of the n pictures, whose ``keys`` are the records' keys; public: the objects of the
-    public pictures, sorted by key; target, reference: the neighbours under both models (for the set B, ``target`` is the
+    captions: [n]; truth: the objects of the n images, whose ``keys`` are the records' keys; public: the objects of the
+    public images, sorted by key; target, reference: the neighbors under both models (for the set B, ``target`` is the
     model trained on B); columns: further values by name, each [n]: ``exposure`` (times seen in training) and columns of
     the pairs' JSON for subgroups, None where a pair has no value.
 
@@ -72,8 +72,8 @@ class Records:
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        lengths = {"captions": len(self.captions), "target neighbours": len(self.target)}
-        lengths |= {"reference neighbours": len(self.reference)} | {n: len(c) for n, c in self.columns.items()}
+        lengths = {"captions": len(self.captions), "target neighbors": len(self.target)}
+        lengths |= {"reference neighbors": len(self.reference)} | {n: len(c) for n, c in self.columns.items()}
         if wrong := [f"{length} {name}" for name, length in lengths.items() if length != len(self.truth)]:
             raise UserError(f"records need one value a pair: there are {len(self.truth)} pairs and {', '.join(wrong)}")
 
@@ -87,7 +87,7 @@ class Records:
 
     @property
     def k(self) -> int:
-        """The largest number of neighbours that both models have."""
+        """The largest number of neighbors that both models have."""
         return min(self.target.k, self.reference.k)
 
     def scores(self, ks: Sequence[int], top_m: int | None = None) -> tuple[Scores, Scores]:
@@ -101,7 +101,7 @@ class Records:
         """The same records joined by key to other objects, e.g. of another threshold.
 
         Raises:
-            UserError: a record or a public picture without a row in them.
+            UserError: a record or a public image without a row in them.
         """
         return replace(self, truth=truth.take(self.keys), public=public.take(self.public.keys))
 
@@ -162,7 +162,7 @@ def read_records(path: Path | str, truth: Objects, public: Objects) -> Records:
     Args:
         path: a file of ``write_records``.
         truth: objects that hold a row for every record.
-        public: objects that hold a row for every neighbour; used sorted by key.
+        public: objects that hold a row for every neighbor; used sorted by key.
 
     Raises:
         UserError: no such file, not a records file, or a key without objects.
@@ -222,7 +222,7 @@ def check_columns(path: Path, names: Sequence[str]) -> None:
 
 
 def _neighbors(group: pa.Table, side: str, public: pa.Array, path: Path) -> Neighbors:
-    """One row group's neighbours under one model."""
+    """One row group's neighbors under one model."""
     lists, distances = group[f"{side}_neighbors"].combine_chunks(), group[f"{side}_distances"].combine_chunks()
     if not len(lists):
         return Neighbors(np.zeros((0, 0), np.int32), np.zeros((0, 0), np.float32))
@@ -232,7 +232,7 @@ def _neighbors(group: pa.Table, side: str, public: pa.Array, path: Path) -> Neig
     if row.null_count and (absent := pc.is_null(row.take(flat.indices))).true_count:
         name = flat.filter(absent)[0].as_py()
         raise UserError(
-            f"{path} names the public picture {name!r}, which has no objects; use the objects of its public set"
+            f"{path} names the public image {name!r}, which has no objects; use the objects of its public set"
         )
     rows = row.take(flat.indices).to_numpy().astype(np.int32)
     # Lists of different lengths do not fill the rectangle: a ValueError.

@@ -1,6 +1,6 @@
 """The sample level: the gaps on the L most memorized records, as a table and as curves over L.
 
-Records are ranked by ``distance`` (smallest distance of caption and nearest public picture under the target, ascending),
+Records are ranked by ``distance`` (smallest distance of caption and nearest public image under the target, ascending),
 ``hits`` (|G ∩ Ô_T|, descending) or ``gap`` (hits_T − hits_R, descending; it selects on the outcome, so its gaps are
 optimistic). Ties keep the record order. Over the first L: mean precision and recall per model, F1 of these two means, and
 the three gaps target − reference (Jayaraman, Guo, Chaudhuri, NeurIPS 2024, arXiv 2402.02103).
@@ -23,8 +23,8 @@ def rank(target: Scores, reference: Scores, distance: np.ndarray, k: int, by: st
 
     Args:
         target, reference: scores of the same n records.
-        distance: the distance of each record's nearest public picture under the target, [n].
-        k: number of neighbours; by: one of ``RANKINGS``.
+        distance: the distance of each record's nearest public image under the target, [n].
+        k: number of neighbors; by: one of ``RANKINGS``.
     """
     rows = np.flatnonzero(target.kept)
     if by == "distance":

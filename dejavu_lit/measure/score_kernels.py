@@ -1,7 +1,7 @@
-"""The compiled loops behind ``scores``: counting objects over neighbours in compressed rows, without the GIL.
+"""The compiled loops behind ``scores``: counting objects over neighbors in compressed rows, without the GIL.
 
-All of them take a block of records: rows int32 [n, k] and distances float32 [n, k] of the neighbours, compressed rows of the
-records' own objects (truth_starts int64 [n + 1], truth_codes int32) and of the public pictures' (starts, codes). They are
+All of them take a block of records: rows int32 [n, k] and distances float32 [n, k] of the neighbors, compressed rows of the
+records' own objects (truth_starts int64 [n + 1], truth_codes int32) and of the public images' (starts, codes). They are
 plain Python under NUMBA_DISABLE_JIT=1.
 """
 
@@ -32,7 +32,7 @@ def count_all(
     hits: np.ndarray,
     predicted: np.ndarray,
 ) -> None:
-    # stamp[code] = i + 1 once record i's neighbours hold the label: never cleared. No branch, as none could be predicted,
+    # stamp[code] = i + 1 once record i's neighbors hold the label: never cleared. No branch, as none could be predicted,
     # and an unsigned index, which needs no test for counting from the end: together 2.3 times faster.
     stamp = np.zeros(labels, np.int32)
     for i in range(rows.shape[0]):
@@ -54,7 +54,7 @@ def count_all(
 
 @compiled
 def pack(starts: np.ndarray, codes: np.ndarray, words: int) -> np.ndarray:
-    # Each picture's objects as bits, uint64 [pictures, words].
+    # Each image's objects as bits, uint64 [images, words].
     bits = np.zeros((len(starts) - 1, words), np.uint64)
     for i in range(len(starts) - 1):
         for p in range(starts[i], starts[i + 1]):
@@ -83,7 +83,7 @@ def count_bits(
     hits: np.ndarray,
     predicted: np.ndarray,
 ) -> None:
-    # count_all over ``pack``ed pictures: loops of one length, which compile to vector instructions.
+    # count_all over ``pack``ed images: loops of one length, which compile to vector instructions.
     words = bits.shape[1]
     union = np.zeros(words, np.uint64)
     for i in range(rows.shape[0]):

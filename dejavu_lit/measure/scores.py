@@ -1,6 +1,6 @@
-"""From neighbours and objects to hits: for each record |G ∩ Ô|, |Ô| and |G|, for every k of a list in one pass.
+"""From neighbors and objects to hits: for each record |G ∩ Ô|, |Ô| and |G|, for every k of a list in one pass.
 
-G = the objects of the record's own picture, Ô = the union of the objects of its k nearest public pictures, or with
+G = the objects of the record's own image, Ô = the union of the objects of its k nearest public images, or with
 ``top_m`` the m objects found in most of them (ties: larger summed similarity, then label order).
 precision = hits / |Ô| (0 if Ô is empty), recall = hits / |G|, F1 = their harmonic mean (0 if both are 0)
 (Jayaraman, Guo, Chaudhuri, NeurIPS 2024, arXiv 2402.02103).
@@ -20,14 +20,14 @@ from dejavu_lit.data.objects import Objects
 from dejavu_lit.measure.score_kernels import count_all, count_bits, count_top, list_predicted, pack
 from dejavu_lit.utils.errors import UserError
 
-# Sets of few labels are joined as 64-bit words: faster while a picture has at most this many words for each of its objects.
+# Sets of few labels are joined as 64-bit words: faster while an image has at most this many words for each of its objects.
 WORDS_AN_OBJECT = 6
-CHUNK = 8192  # records a thread takes at a time: bounds the copies made of memory-mapped neighbours
+CHUNK = 8192  # records a thread takes at a time: bounds the copies made of memory-mapped neighbors
 
 
 @dataclass(frozen=True)
 class Neighbors:
-    """The nearest public pictures of n records, nearest first.
+    """The nearest public images of n records, nearest first.
 
     rows: int32 [n, K], rows of the public ``Objects`` (the public keys sorted); distances: float32 [n, K],
     1 − cosine similarity, ascending; equal distances are in the order of the rows.
@@ -42,33 +42,33 @@ class Neighbors:
     def __post_init__(self) -> None:
         if self.rows.ndim != 2 or self.rows.shape != self.distances.shape:
             raise UserError(
-                f"neighbours need rows and distances of one shape [records, k], not {self.rows.shape} and "
+                f"neighbors need rows and distances of one shape [records, k], not {self.rows.shape} and "
                 f"{self.distances.shape}"
             )
         for start in range(0, len(self), CHUNK):
             if (self.rows[start : start + CHUNK] < 0).any():
-                raise UserError("neighbours hold a negative row; each must name one of the public pictures")
+                raise UserError("neighbors hold a negative row; each must name one of the public images")
             if not np.isfinite(self.distances[start : start + CHUNK]).all():
-                raise UserError("neighbours hold a distance that is no finite number; check the embeddings for NaN")
+                raise UserError("neighbors hold a distance that is no finite number; check the embeddings for NaN")
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def k(self) -> int:
-        """The number of neighbours of each record."""
+        """The number of neighbors of each record."""
         return int(self.rows.shape[1])
 
     def __getitem__(self, records: slice | np.ndarray) -> "Neighbors":
-        """The neighbours of some records: a slice, or an array of positions or of truth values."""
+        """The neighbors of some records: a slice, or an array of positions or of truth values."""
         return Neighbors(self.rows[records], self.distances[records])
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What one model's neighbours got right: ``hits`` |G ∩ Ô| and ``predicted`` |Ô|, both int32 [n, len(ks)].
+    """What one model's neighbors got right: ``hits`` |G ∩ Ô| and ``predicted`` |Ô|, both int32 [n, len(ks)].
 
-    ks: the numbers of neighbours, increasing; truth: |G|, int32 [n]; records with |G| = 0 are left out of every figure.
+    ks: the numbers of neighbors, increasing; truth: |G|, int32 [n]; records with |G| = 0 are left out of every figure.
     """
 
     ks: tuple[int, ...]
@@ -97,7 +97,7 @@ class Scores:
         return shares
 
     def recall(self, k: int) -> np.ndarray:
-        """hits / |G| of each record, float64 [n]; NaN where the picture has no objects."""
+        """hits / |G| of each record, float64 [n]; NaN where the image has no objects."""
         truth = np.where(self.kept, self.truth, np.nan)
         shares: np.ndarray = self.hits[:, self.column(k)] / truth
         return shares
@@ -111,17 +111,17 @@ class Scores:
 
 
 def score(neighbors: Neighbors, public: Objects, truth: Objects, ks: Sequence[int], top_m: int | None = None) -> Scores:
-    """Score each record's neighbours against its own objects, for every k of ``ks``.
+    """Score each record's neighbors against its own objects, for every k of ``ks``.
 
     Args:
-        neighbors: n records with at least max(ks) neighbours.
-        public: the objects of the public pictures, in the order that ``neighbors.rows`` counts.
+        neighbors: n records with at least max(ks) neighbors.
+        public: the objects of the public images, in the order that ``neighbors.rows`` counts.
         truth: the objects of the n records, in the order of ``neighbors``, with the labels of ``public``.
-        ks: increasing numbers of neighbours.
-        top_m: predict only the m objects found in most neighbours; None predicts all of them.
+        ks: increasing numbers of neighbors.
+        top_m: predict only the m objects found in most neighbors; None predicts all of them.
 
     Raises:
-        UserError: ks not increasing or beyond the neighbours there are, other labels, rows beyond the public set.
+        UserError: ks not increasing or beyond the neighbors there are, other labels, rows beyond the public set.
     """
     _check(neighbors, public, truth, ks, top_m)
     starts, codes = _plain(public.starts, np.int64), _plain(public.codes, np.int32)
@@ -136,7 +136,7 @@ def score(neighbors: Neighbors, public: Objects, truth: Objects, ks: Sequence[in
         rows = _plain(neighbors.rows[part, : ks[-1]], np.int32)
         if rows.size and rows.max() >= len(public):
             raise UserError(
-                f"a neighbour is row {rows.max()} of the public set, which has objects for {len(public)} pictures; "
+                f"a neighbor is row {rows.max()} of the public set, which has objects for {len(public)} images; "
                 "the objects must be those of the public set that was searched"
             )
         own = truth_starts[part.start : part.stop + 1]
@@ -156,7 +156,7 @@ def score(neighbors: Neighbors, public: Objects, truth: Objects, ks: Sequence[in
 def predict(neighbors: Neighbors, public: Objects, k: int, top_m: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The predicted objects Ô themselves: (starts int64 [n + 1], codes int32), each record's codes ascending.
 
-    Meant for a block of records at a time; memory is that of the neighbours' objects.
+    Meant for a block of records at a time; memory is that of the neighbors' objects.
     """
     starts, codes = _plain(public.starts, np.int64), _plain(public.codes, np.int32)
     rows = _plain(neighbors.rows[:, :k], np.int32)
@@ -203,13 +203,13 @@ def _check(neighbors: Neighbors, public: Objects, truth: Objects, ks: Sequence[i
     if not ks or any(b <= a for a, b in zip([0, *ks], ks, strict=False)):
         raise UserError(f"ks={list(ks)} must be increasing numbers of at least 1")
     if ks[-1] > neighbors.k:
-        raise UserError(f"k={ks[-1]} was asked, the neighbours reach k={neighbors.k}; lower ks= or search again")
+        raise UserError(f"k={ks[-1]} was asked, the neighbors reach k={neighbors.k}; lower ks= or search again")
     if top_m is not None and top_m < 1:
-        raise UserError(f"top_m={top_m} must be at least 1, or null to predict every object of the neighbours")
+        raise UserError(f"top_m={top_m} must be at least 1, or null to predict every object of the neighbors")
     if public.labels != truth.labels:
         raise UserError("the records' and the public objects have different labels; read both with one read_objects()")
     if len(truth) != len(neighbors):
-        raise UserError(f"there are objects for {len(truth)} records and neighbours for {len(neighbors)}")
+        raise UserError(f"there are objects for {len(truth)} records and neighbors for {len(neighbors)}")
 
 
 def _plain(array: np.ndarray, dtype: type) -> np.ndarray:

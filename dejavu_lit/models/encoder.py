@@ -12,11 +12,11 @@ from dejavu_lit.utils.errors import UserError
 
 
 class Encoder(Protocol):
-    """A frozen model that turns pictures and captions into unit vectors of one space.
+    """A frozen model that turns images and captions into unit vectors of one space.
 
     ``name`` is what the user called it; ``fingerprint`` covers weights, preprocessing and architecture, so two names of
     the same model have one fingerprint. ``pixels`` covers the preprocessing alone: encoders that share it take the same
-    pictures.
+    images.
     """
 
     name: str
@@ -24,7 +24,7 @@ class Encoder(Protocol):
     pixels: str
     device: torch.device
 
-    def preprocess(self, picture: Image.Image | torch.Tensor) -> np.ndarray:
+    def preprocess(self, image: Image.Image | torch.Tensor) -> np.ndarray:
         """The model's own resize and crop: uint8 [3, h, w]. Normalisation is left to ``encode_images``.
 
         Decoded pixels, uint8 [3, height, width] in RGB, may be resized by a quicker kernel, which differs from Pillow's by
@@ -32,7 +32,7 @@ class Encoder(Protocol):
         """
         ...
 
-    def encode_images(self, pictures: torch.Tensor) -> torch.Tensor:
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 [n, 3, h, w] → float32 [n, d] on the CPU, L2-normalised."""
         ...
 

@@ -43,14 +43,14 @@ class OpenClipEncoder:
         mean, std = (torch.tensor(preprocess[name], device=self.device).view(-1, 1, 1) for name in ("mean", "std"))
         self._mean, self._std = mean, std
 
-    def preprocess(self, picture: Image.Image | torch.Tensor) -> np.ndarray:
-        """See Encoder; of a picture, exactly what open_clip does before it normalises."""
-        return self._preprocess(picture)
+    def preprocess(self, image: Image.Image | torch.Tensor) -> np.ndarray:
+        """See Encoder; of an image, exactly what open_clip does before it normalises."""
+        return self._preprocess(image)
 
     @torch.inference_mode()
-    def encode_images(self, pictures: torch.Tensor) -> torch.Tensor:
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """See Encoder."""
-        scaled = pictures.to(self.device).float().div_(255).sub_(self._mean).div_(self._std)
+        scaled = images.to(self.device).float().div_(255).sub_(self._mean).div_(self._std)
         vectors: torch.Tensor = self.model.encode_image(scaled, normalize=True)
         return vectors.float().cpu()
 

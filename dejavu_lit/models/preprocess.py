@@ -1,4 +1,4 @@
-"""A picture as a model's uint8 input: open_clip's own resizing and cropping, and its augmentation for training.
+"""An image as a model's uint8 input: open_clip's own resizing and cropping, and its augmentation for training.
 
 The mean and deviation come later, on the device.
 """
@@ -15,26 +15,26 @@ from torchvision.transforms import InterpolationMode, Resize
 
 
 class Preprocess:
-    """Callable from a PIL picture to uint8 [3, h, w], for the ``preprocess_cfg`` of an open_clip model."""
+    """Callable from a PIL image to uint8 [3, h, w], for the ``preprocess_cfg`` of an open_clip model."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         steps: list[Any] = image_transform_v2(PreprocessCfg(**config), is_train=False).transforms
         self.steps = steps[:-2]  # all but the conversion to a tensor and the normalisation
         self._resize = self.steps[0] if isinstance(self.steps[0], Resize) else None
 
-    def __call__(self, picture: Image.Image | torch.Tensor) -> np.ndarray:
-        """uint8 [3, h, w] of a picture, or of decoded RGB pixels uint8 [3, height, width].
+    def __call__(self, image: Image.Image | torch.Tensor) -> np.ndarray:
+        """uint8 [3, h, w] of an image, or of decoded RGB pixels uint8 [3, height, width].
 
         Pixels are resized by torch's uint8 kernel: it has the filter of Pillow's, is several times faster, and rounds
         otherwise, by one level of 255.
         """
-        if isinstance(picture, torch.Tensor) and self._resize is None:
-            picture = Image.fromarray(picture.permute(1, 2, 0).numpy())
-        if isinstance(picture, torch.Tensor):
-            return self._pixels(picture, self._resize)
+        if isinstance(image, torch.Tensor) and self._resize is None:
+            image = Image.fromarray(image.permute(1, 2, 0).numpy())
+        if isinstance(image, torch.Tensor):
+            return self._pixels(image, self._resize)
         for step in self.steps:
-            picture = step(picture)
-        return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
+            image = step(image)
+        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
     def _pixels(self, pixels: torch.Tensor, resize: Resize) -> np.ndarray:
         size = _resized(resize.size, *pixels.shape[1:])
@@ -47,10 +47,10 @@ class Preprocess:
 
 
 class Augment:
-    """open_clip's training augmentation: a random crop of 90 to 100 % of the picture, of a ratio between 3:4 and 4:3.
+    """open_clip's training augmentation: a random crop of 90 to 100 % of the image, of a ratio between 3:4 and 4:3.
 
-    A picture that no such crop fits into (more than 1.48 times as wide as high, or the reverse) gets the same crop every
-    time, the middle in the nearest of these ratios. A pure function of the picture and of the text that its draws depend
+    An image that no such crop fits into (more than 1.48 times as wide as high, or the reverse) gets the same crop every
+    time, the middle in the nearest of these ratios. A pure function of the image and of the text that its draws depend
     on, whatever process calls it.
     """
 
@@ -60,13 +60,13 @@ class Augment:
 
     def __call__(self, pixels: np.ndarray, draw: str) -> np.ndarray:
         """RGB pixels uint8 [height, width, 3] → uint8 [3, h, w]; the same for the same ``draw``."""
-        picture: Any = Image.fromarray(pixels)
+        image: Any = Image.fromarray(pixels)
         seed = int.from_bytes(hashlib.blake2b(draw.encode(), digest_size=8).digest(), "big")
         with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own generator
             torch.default_generator.manual_seed(seed)
             for step in self.steps:
-                picture = step(picture)
-        return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
+                image = step(image)
+        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
 
 def _resized(size: int | Sequence[int], height: int, width: int) -> tuple[int, int]:

@@ -40,14 +40,14 @@ class TextEncoder:
         }
         self.fingerprint = fingerprint({"weights": weights_hash(self._model.state_dict()), "settings": settings})
 
-    def preprocess(self, picture: Image.Image | torch.Tensor) -> np.ndarray:
-        """Always raises UserError: there are no pictures in this model."""
+    def preprocess(self, image: Image.Image | torch.Tensor) -> np.ndarray:
+        """Always raises UserError: there are no images in this model."""
         raise UserError(
             f"{self.name} embeds captions only; choose a model with an image encoder, or compare text with text"
         )
 
-    def encode_images(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Always raises UserError: there are no pictures in this model."""
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+        """Always raises UserError: there are no images in this model."""
         raise UserError(
             f"{self.name} embeds captions only; choose a model with an image encoder, or compare text with text"
         )

@@ -40,18 +40,18 @@ class TransformersEncoder:
         self._mean = torch.tensor(mean, device=self.device).view(-1, 1, 1)
         self._std = torch.tensor(std, device=self.device).view(-1, 1, 1)
 
-    def preprocess(self, picture: Image.Image | torch.Tensor) -> np.ndarray:
+    def preprocess(self, image: Image.Image | torch.Tensor) -> np.ndarray:
         """See Encoder; always by the processor's own way."""
-        if isinstance(picture, torch.Tensor):
-            picture = Image.fromarray(picture.permute(1, 2, 0).numpy())
+        if isinstance(image, torch.Tensor):
+            image = Image.fromarray(image.permute(1, 2, 0).numpy())
         settings = {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
-        pixels = self._processor(images=picture.convert("RGB"), **settings)["pixel_values"][0]
+        pixels = self._processor(images=image.convert("RGB"), **settings)["pixel_values"][0]
         return np.ascontiguousarray(pixels, dtype=np.uint8)
 
     @torch.inference_mode()
-    def encode_images(self, pictures: torch.Tensor) -> torch.Tensor:
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """See Encoder."""
-        scaled = pictures.to(self.device).float().mul_(self._processor.rescale_factor).sub_(self._mean).div_(self._std)
+        scaled = images.to(self.device).float().mul_(self._processor.rescale_factor).sub_(self._mean).div_(self._std)
         return _unit(self._model.get_image_features(pixel_values=scaled))
 
     @torch.inference_mode()

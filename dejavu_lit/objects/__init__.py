@@ -1,1 +1,1 @@
-"""Objects in pictures: annotators and the parquet artifact they write."""
+"""Objects in images: annotators and the parquet artifact they write."""

@@ -25,7 +25,7 @@ from dejavu_lit.utils.progress import progress
 ABOUT = "annotator.json"  # who annotated, with the whole vocabulary
 FAILURES = "failed.csv"
 SOURCE = "source.json"  # in a set's folder: where its shards lay
-FEW = 10  # so many failed pictures of a shard are never too many
+FEW = 10  # so many failed images of a shard are never too many
 EVERY = 60  # seconds between lines of the log
 logger = logging.getLogger(__name__)
 
@@ -92,15 +92,15 @@ def annotate(
 
     Args:
         source: the annotator; sets: {name: shards}.
-        max_failed: largest share of a shard's pictures that may fail; FEW may always, all only where it is 1.
+        max_failed: largest share of a shard's images that may fail; FEW may always, all only where it is 1.
 
     Returns:
-        {pictures, seconds: of this call; parts, of: how many of the parts there are to be are there, those of other
-        processes included; failed: pictures that failed, in this process's shards until all parts are there and whole, then
+        {images, seconds: of this call; parts, of: how many of the parts there are to be are there, those of other
+        processes included; failed: images that failed, in this process's shards until all parts are there and whole, then
         in all; listed: whether they are, and ``failed.csv`` is written}.
 
     Raises:
-        UserError: ``out`` holds objects of another annotator, or too many pictures fail.
+        UserError: ``out`` holds objects of another annotator, or too many images fail.
     """
     out = Path(out)
     if not 0 <= max_failed <= 1:
@@ -113,22 +113,22 @@ def annotate(
     for name, shards in sets.items():
         if not (out / name / SOURCE).exists() or name in moved:
             write_json(out / name / SOURCE, _source(shards))
-    total, pictures, began = sum(len(shard.index) for shard in missing), 0, time.monotonic()
+    total, images, began = sum(len(shard.index) for shard in missing), 0, time.monotonic()
     said = began
-    with progress(None, f"annotating with {source.annotator.name}", total=total, unit="picture") as bar:
+    with progress(None, f"annotating with {source.annotator.name}", total=total, unit="image") as bar:
         for shard in missing:
             rows: list[Annotation | Failed] = []
             for row in source.rows(shard):
                 rows.append(row)
                 bar.update()
             if [row.key for row in rows] != list(shard.index.keys):
-                raise AssertionError(f"{source.annotator.name} gave other rows than the pictures of {shard.index.path}")
+                raise AssertionError(f"{source.annotator.name} gave other rows than the images of {shard.index.path}")
             _check_failed(shard, rows, max_failed)
             write_objects(_part(out, shard), rows, source.annotator)
-            pictures += len(rows)
+            images += len(rows)
             if bar.disable and time.monotonic() - said > EVERY:
                 said = time.monotonic()
-                logger.info("%d of %d pictures, %.1f pictures/s", pictures, total, pictures / (said - began))
+                logger.info("%d of %d images, %.1f images/s", images, total, images / (said - began))
     there = [shard for shard in jobs if _part(out, shard).exists()]
     # Parts are opened only once all are there: each of many tasks would open the others' too.
     listed = len(there) == len(jobs)
@@ -138,7 +138,7 @@ def annotate(
     if listed:
         _list_failures(out, failed)
     return {
-        "pictures": pictures,
+        "pictures": images,
         "seconds": time.monotonic() - began,
         "failed": sum(len(reasons) for _, reasons in failed),
         "parts": len(there),
@@ -195,10 +195,10 @@ def _foreign(folder: Path, before: str, now: str) -> UserError:
 
 
 def _whole(path: Path, shard: Shard, annotator: Annotator, moved: bool) -> bool:
-    """Whether the part of a shard is there, can be read and holds its pictures.
+    """Whether the part of a shard is there, can be read and holds its images.
 
     Raises:
-        UserError: it is another annotator's, or of other pictures in another place.
+        UserError: it is another annotator's, or of other images in another place.
     """
     if not path.exists():
         return False
@@ -211,7 +211,7 @@ def _whole(path: Path, shard: Shard, annotator: Annotator, moved: bool) -> bool:
     if table["key"].to_pylist() != list(shard.index.keys):
         if moved:
             raise _foreign(path.parent, read_json(path.parent / SOURCE)["folder"], str(shard.index.path.parent))
-        logger.warning("%s holds other pictures than its shard and is made again", path)
+        logger.warning("%s holds other images than its shard and is made again", path)
         return False
     return True
 
@@ -233,7 +233,7 @@ def _check_failed(shard: Shard, rows: Sequence[Annotation | Failed], max_failed:
         logger.warning("%s of %s could not be annotated: %s", row.key, shard.index.path, row.reason)
     if len(failed) > max(FEW, max_failed * len(rows)) or (failed and len(failed) == len(rows) and max_failed < 1):
         raise UserError(
-            f"{len(failed)} of {len(rows)} pictures of {shard.index.path} could not be annotated, the first is "
+            f"{len(failed)} of {len(rows)} images of {shard.index.path} could not be annotated, the first is "
             f"{failed[0].key} ({failed[0].reason}); mend the cause, or allow a larger share by max_failed="
         )
 

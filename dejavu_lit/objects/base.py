@@ -1,7 +1,7 @@
-"""What ``annotate`` asks of an annotator: who it is, its vocabulary, and the objects of one shard's pictures.
+"""What ``annotate`` asks of an annotator: who it is, its vocabulary, and the objects of one shard's images.
 
 A new annotator is one class in one file of this folder, and one file in conf/annotator that names it by ``_target_``. It
-looks at pictures (a ``Detector``), or knows the objects from elsewhere, by the pair's key or JSON (a ``Lookup``).
+looks at images (a ``Detector``), or knows the objects from elsewhere, by the pair's key or JSON (a ``Lookup``).
 """
 
 import math
@@ -45,7 +45,7 @@ class Source(Protocol):
         """Every label that it may give; None where that is not known beforehand."""
 
     def rows(self, shard: Shard) -> Iterator[Annotation | Failed]:
-        """One row a picture, in the shard's order; ``Failed`` for a picture that could not be annotated.
+        """One row an image, in the shard's order; ``Failed`` for an image that could not be annotated.
 
         Raises UserError for what makes annotating pointless: no weights, no package, options that contradict each other.
         """
@@ -53,7 +53,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Detections:
-    """The objects found in one picture: labels [m], scores [m] in 0..1, boxes [m][4] as x, y, width, height in pixels."""
+    """The objects found in one image: labels [m], scores [m] in 0..1, boxes [m][4] as x, y, width, height in pixels."""
 
     labels: Sequence[str]
     scores: Sequence[float]
@@ -62,13 +62,13 @@ class Detections:
 
 @dataclass(frozen=True, kw_only=True)
 class Detector(ABC):
-    """An annotator that looks at pictures. A subclass gives ``annotator``, ``labels`` and ``detect``; its model is loaded
+    """An annotator that looks at images. A subclass gives ``annotator``, ``labels`` and ``detect``; its model is loaded
     on the first use of a ``cached_property``, so that wrong options end before anything heavy is imported."""
 
     threshold: float = 0.05
     """Lowest score that is kept. What counts is decided by the evaluation's own threshold, which must not be lower."""
     batch: int = 8
-    """Pictures that ``detect`` gets at once."""
+    """Images that ``detect`` gets at once."""
     workers: int = 2
     """Threads that read and decode ahead."""
     device: str = "cpu"
@@ -102,24 +102,24 @@ class Detector(ABC):
         """The names of the classes."""
 
     @abstractmethod
-    def detect(self, pictures: Sequence[Image.Image]) -> list[Detections]:
-        """The objects of at most ``batch`` RGB pictures of any sizes, with score ≥ ``threshold``, in the same order.
+    def detect(self, images: Sequence[Image.Image]) -> list[Detections]:
+        """The objects of at most ``batch`` RGB images of any sizes, with score ≥ ``threshold``, in the same order.
 
-        Any exception but UserError is taken as the pictures' fault: they are tried again one by one, and what fails then
+        Any exception but UserError is taken as the images' fault: they are tried again one by one, and what fails then
         is listed.
         """
 
     def rows(self, shard: Shard) -> Iterator[Annotation | Failed]:
-        """One row a picture; batches never cross the border of a shard, so a part can be made again alone."""
+        """One row an image; batches never cross the border of a shard, so a part can be made again alone."""
         for items in self._decoded(shard):
-            found = dict(self._found([(key, picture) for key, picture in items if isinstance(picture, Image.Image)]))
-            for key, picture in items:
-                yield found[key] if isinstance(picture, Image.Image) else Failed(key, str(picture))
+            found = dict(self._found([(key, image) for key, image in items if isinstance(image, Image.Image)]))
+            for key, image in items:
+                yield found[key] if isinstance(image, Image.Image) else Failed(key, str(image))
 
     def _decoded(self, shard: Shard) -> Iterator[list[tuple[str, Image.Image | BadPair]]]:
-        """The pictures of a shard in batches, read and decoded by threads one batch ahead."""
+        """The images of a shard in batches, read and decoded by threads one batch ahead."""
 
-        def picture(position: int) -> tuple[str, Image.Image | BadPair]:
+        def image(position: int) -> tuple[str, Image.Image | BadPair]:
             try:
                 pair = shard.index.read(position)
                 with opened(pair.image) as found:
@@ -131,7 +131,7 @@ class Detector(ABC):
         with threads(self.workers) as pool:
             ahead: deque[list[Future[tuple[str, Image.Image | BadPair]]]] = deque()
             for start in range(0, count, self.batch):
-                ahead.append([pool.submit(picture, at) for at in range(start, min(start + self.batch, count))])
+                ahead.append([pool.submit(image, at) for at in range(start, min(start + self.batch, count))])
                 if len(ahead) > 2:
                     yield [future.result() for future in ahead.popleft()]
             while ahead:
@@ -146,7 +146,7 @@ class Detector(ABC):
             ]
         except UserError:
             raise
-        except Exception as error:  # a detector may raise anything for an odd picture, or run out of memory
+        except Exception as error:  # a detector may raise anything for an odd image, or run out of memory
             if len(items) == 1:
                 yield items[0][0], Failed(items[0][0], " ".join(f"{type(error).__name__}: {error}".split())[:200])
                 return
@@ -157,7 +157,7 @@ class Detector(ABC):
 
 
 class Lookup(ABC):
-    """An annotator that knows the objects by the pair's key, caption or JSON; the picture is not read."""
+    """An annotator that knows the objects by the pair's key, caption or JSON; the image is not read."""
 
     @property
     @abstractmethod
@@ -174,7 +174,7 @@ class Lookup(ABC):
         """The objects of one pair, whose ``image`` is empty; raises BadPair where they are not known."""
 
     def rows(self, shard: Shard) -> Iterator[Annotation | Failed]:
-        """One row a picture; raises UserError for objects that are no objects (scores beyond 0..1, boxes of three)."""
+        """One row an image; raises UserError for objects that are no objects (scores beyond 0..1, boxes of three)."""
         for position, key in enumerate(shard.index.keys):
             try:
                 found = self.annotation(shard.index.read(position, image=False))

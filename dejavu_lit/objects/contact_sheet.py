@@ -1,4 +1,4 @@
-"""Pictures with the boxes of their objects drawn, alone or on one sheet: to look at what an annotator found."""
+"""Images with the boxes of their objects drawn, alone or on one sheet: to look at what an annotator found."""
 
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,9 +13,9 @@ from dejavu_lit.data.shards import BadPair, ShardSet
 from dejavu_lit.utils.errors import UserError
 
 TEXT = 11  # pixels, of the labels
-GAP = 6  # pixels between pictures
+GAP = 6  # pixels between images
 LONGEST = 80  # characters of a label or key
-FOOT = 3  # lines below a picture, for its key and for labels without a box
+FOOT = 3  # lines below an image, for its key and for labels without a box
 
 
 def colour(label: str) -> tuple[int, int, int]:
@@ -24,13 +24,13 @@ def colour(label: str) -> tuple[int, int, int]:
     return int(255 * red), int(255 * green), int(255 * blue)
 
 
-def draw(picture: Image.Image, objects: Annotation, threshold: float, size: int = 320) -> Image.Image:
-    """The picture, its longer side ``size`` pixels, with each box of score ≥ ``threshold`` and its label.
+def draw(image: Image.Image, objects: Annotation, threshold: float, size: int = 320) -> Image.Image:
+    """The image, its longer side ``size`` pixels, with each box of score ≥ ``threshold`` and its label.
 
     Below it stand its key and the labels that have no box.
     """
-    scale = size / max(picture.size)
-    shown = picture.convert("RGB").resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
+    scale = size / max(image.size)
+    shown = image.convert("RGB").resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     font = ImageFont.load_default(TEXT)
     tile = Image.new("RGB", (size, shown.height + FOOT * (TEXT + 3)), "white")
     tile.paste(shown)
@@ -92,18 +92,18 @@ def sheet(tiles: Sequence[Image.Image], columns: int = 4) -> Image.Image:
 
 
 def contact_sheet(
-    sets: Mapping[str, ShardSet], artifact: Path, threshold: float, pictures: int = 24, columns: int = 4
+    sets: Mapping[str, ShardSet], artifact: Path, threshold: float, images: int = 24, columns: int = 4
 ) -> Image.Image:
-    """The first pictures of each set, ``pictures`` in all, with what an artifact holds on them.
+    """The first images of each set, ``images`` in all, with what an artifact holds on them.
 
     Raises:
-        UserError: the artifact has none of these pictures, or none are asked for.
+        UserError: the artifact has none of these images, or none are asked for.
     """
-    if pictures < 1:
-        raise UserError(f"pictures={pictures} must be at least 1")
-    each = -(-pictures // max(1, len(sets)))
+    if images < 1:
+        raise UserError(f"images={images} must be at least 1")
+    each = -(-images // max(1, len(sets)))
     tiles = [tile for name, shards in sets.items() for tile in _tiles(shards, artifact / name, threshold, each)][
-        :pictures
+        :images
     ]
     if not tiles:
         raise UserError(f"{artifact} holds no objects of {', '.join(sets)}; choose other sets= or annotate them")
@@ -122,8 +122,8 @@ def _tiles(shards: ShardSet, folder: Path, threshold: float, count: int) -> Iter
         for row in table.slice(0, 2 * count).to_pylist():
             if len(tiles) < count and row["labels"] is not None and row["key"] in place:
                 try:
-                    with opened(index.read(place[row["key"]]).image) as picture:
-                        tiles.append(draw(picture, Annotation(**row), threshold))
+                    with opened(index.read(place[row["key"]]).image) as image:
+                        tiles.append(draw(image, Annotation(**row), threshold))
                 except BadPair:
                     continue
     return tiles

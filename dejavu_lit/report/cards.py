@@ -2,7 +2,7 @@
 
     data/index.js        columns over all cards: what is needed to sort, filter by object and page
     data/text.js         keys and captions, loaded when somebody searches for a text
-    data/cards-0000.js   CHUNK cards each, with neighbours, objects and thumbnails
+    data/cards-0000.js   CHUNK cards each, with neighbors, objects and thumbnails
 
 A page opened from disk may not fetch, so each file is one call, ``dejavu(NAME, VALUE)``, loaded as a script.
 """
@@ -23,15 +23,15 @@ import pyarrow.parquet as pq
 
 from dejavu_lit.data.objects import Objects
 from dejavu_lit.measure.records import EXPOSURE, SCHEMA, SIDES, check_columns, damage_told
-from dejavu_lit.report.pictures import Boxes
+from dejavu_lit.report.images import Boxes
 
 CHUNK = 25  # cards: about 40 kB, with boxes 80
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """What cards show of pictures, by key: thumbnails (file names below thumbs/) and boxes, of the audited and public set."""
+class Images:
+    """What cards show of images, by key: thumbnails (file names below thumbs/) and boxes, of the audited and public set."""
 
     own: Mapping[str, str] = field(default_factory=dict)
     public: Mapping[str, str] = field(default_factory=dict)
@@ -90,7 +90,7 @@ def choose(evaluations: Sequence[Ranks], limit: int) -> set[str]:
 
 
 def read_rows(path: Path, ranks: Ranks, chosen: set[str], k: int) -> list[Row]:
-    """The chosen records, most memorized by ``gap`` first, neighbours cut to ``k``, with the exposure where it is known."""
+    """The chosen records, most memorized by ``gap`` first, neighbors cut to ``k``, with the exposure where it is known."""
     order = [i for i in ranks.orders()["gap"].tolist() if ranks.keys[i] in chosen]
     wanted = np.sort(ranks.rows[order])
     by_key: dict[str, Row] = {}
@@ -153,16 +153,16 @@ def write_cards(
     rows: Sequence[Row],
     total: int,
     public: Objects | None,
-    pictures: Pictures,
+    images: Images,
     redact: bool,
 ) -> None:
     """Write index.js, text.js and the chunks into ``folder``.
 
     Args:
         rows: of ``read_rows``; total: how many records they were chosen from.
-        public: the public pictures' objects, or None where they are not at hand.
-        pictures: of the rows and of their neighbours.
-        redact: leave out captions, pictures, objects and neighbours; keys and numbers stay.
+        public: the public images' objects, or None where they are not at hand.
+        images: of the rows and of their neighbors.
+        redact: leave out captions, images, objects and neighbors; keys and numbers stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = (
@@ -176,7 +176,7 @@ def write_cards(
     labels = sorted(names)
     code = {label: number for number, label in enumerate(labels)}
     index: dict[str, Any] = {"count": len(rows), "total": total, "chunk": CHUNK, "redacted": redact, "labels": labels}
-    index["boxes"] = not redact and bool(pictures.own_boxes or pictures.public_boxes)
+    index["boxes"] = not redact and bool(images.own_boxes or images.public_boxes)
     index["key"] = [row["key"] for row in rows] if redact else None
     index["distance"] = [round(row["target_distances"][0], 4) for row in rows]
     index |= {side: [row[f"{side}_hits"] for row in rows] for side in SIDES}
@@ -187,9 +187,7 @@ def write_cards(
     for number, start in enumerate(range(0, len(rows), CHUNK)):
         part = rows[start : start + CHUNK]
         name = f"cards-{number:04d}"
-        chunk = (
-            {"cards": [_numbers(r) for r in part], "pictures": []} if redact else _chunk(part, code, public, pictures)
-        )
+        chunk = {"cards": [_numbers(r) for r in part], "pictures": []} if redact else _chunk(part, code, public, images)
         write_script(folder / f"{name}.js", name, chunk)
 
 
@@ -205,7 +203,7 @@ def _chunk(
     rows: Sequence[Row],
     code: Mapping[str, int],
     public: Objects | None,
-    pictures: Pictures,
+    images: Images,
 ) -> Row:
     keys = sorted({n for row in rows for s in SIDES for n in row[f"{s}_neighbors"]})
     place = {key: number for number, key in enumerate(keys)}
@@ -213,9 +211,9 @@ def _chunk(
     cards = []
     for row in rows:
         card = _numbers(row)
-        card |= {"caption": row["caption"], "picture": pictures.own.get(row["key"]), "objects": codes(row["objects"])}
+        card |= {"caption": row["caption"], "picture": images.own.get(row["key"]), "objects": codes(row["objects"])}
         shown = sorted({*row["objects"], *(p for s in SIDES for p in row[f"{s}_predicted"])})
-        card["boxes"] = _boxes(pictures.own_boxes.get(row["key"]), code)
+        card["boxes"] = _boxes(images.own_boxes.get(row["key"]), code)
         card["named"] = codes(named_in(row["caption"], shown))
         for side in SIDES:
             card[side] |= {
@@ -227,9 +225,9 @@ def _chunk(
     table = [
         [
             key,
-            pictures.public.get(key),
+            images.public.get(key),
             None if public is None or key not in public.rows else codes(public.names(public.rows[key])),
-            _boxes(pictures.public_boxes.get(key), code),
+            _boxes(images.public_boxes.get(key), code),
         ]
         for key in keys
     ]
@@ -237,7 +235,7 @@ def _chunk(
 
 
 def _boxes(found: Boxes | None, code: Mapping[str, int]) -> list[Any] | None:
-    """[width, height, [object, x, y, width, height], …] of one picture in whole pixels; None where there are none."""
+    """[width, height, [object, x, y, width, height], …] of one image in whole pixels; None where there are none."""
     if found is None:
         return None
     places = [[code[label], *map(round, place)] for label, *place in found.found if label in code]

@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 
 from dejavu_lit.measure.per_pair import write_csv
-from dejavu_lit.report.cards import Pictures, choose, read_ranks, read_rows
-from dejavu_lit.report.evaluation import Evaluation, draw, pictures, run_and_epoch
+from dejavu_lit.report.cards import Images, choose, read_ranks, read_rows
+from dejavu_lit.report.evaluation import Evaluation, draw, images, run_and_epoch
 from dejavu_lit.report.scalars import scalars, settings_rows
 from dejavu_lit.report.study import labels
 from dejavu_lit.utils.io import file_sha256, plain, read_json, write_json
@@ -26,7 +26,7 @@ from dejavu_lit.utils.run_directory import read_config
 from dejavu_lit.utils.wandb import FOLDER, LoggerSettings, Wandb, open_run, quiet, wandb_options
 
 PAIRS = 100  # of the most memorized in wandb's table
-STRIP = 96  # pixels: height of the neighbours' pictures there
+STRIP = 96  # pixels: height of the neighbors' images there
 OF_RUN = ("model", "recipe", "mitigation", "seed")  # settings of the target run that panels compare by
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def log_evaluation(
     """Log the evaluation in ``out``; one that was logged already and has not changed since is left alone.
 
     Args:
-        redact: leave captions, pictures and objects of single pairs out.
+        redact: leave captions, images and objects of single pairs out.
         drawn: the folder of its figures; None: they are drawn for this.
         tags: wandb's, where the settings have none.
     """
@@ -84,7 +84,7 @@ def log_study(settings: LoggerSettings, out: Path, redact: bool, report: Path | 
 
 
 def memorized_table(found: Evaluation, redact: bool) -> Any:
-    """wandb's table of the most memorized pairs: numbers, and unless redacted caption, objects and pictures."""
+    """wandb's table of the most memorized pairs: numbers, and unless redacted caption, objects and images."""
     import wandb
 
     ranks = read_ranks(found.records)
@@ -96,7 +96,7 @@ def memorized_table(found: Evaluation, redact: bool) -> Any:
         columns += ["caption", "objects", "only_target", "picture", "target_finds", "reference_finds"]
     table = wandb.Table(columns=columns)
     with tempfile.TemporaryDirectory() as folder:
-        names = Pictures() if redact else pictures(found, rows, Path(folder), found.folder / "report" / "thumbs")
+        names = Images() if redact else images(found, rows, Path(folder), found.folder / "report" / "thumbs")
         for number, row in enumerate(rows):
             cells = [number + 1, row["key"], row["target_hits"] - row["reference_hits"], row["target_distances"][0]]
             cells += [row["exposure"], *(row[f"{side}_{n}"] for side in ("target", "reference") for n in numbers)]
@@ -111,7 +111,7 @@ def memorized_table(found: Evaluation, redact: bool) -> Any:
 
 
 def _strip(folder: Path, names: Sequence[str | None]) -> Any:
-    """Thumbnails side by side as one picture for wandb; None where there are none."""
+    """Thumbnails side by side as one image for wandb; None where there are none."""
     import wandb
 
     opened = [Image.open(folder / name) for name in names if name is not None]
@@ -185,7 +185,7 @@ def _wandb_run(
     before.pop("logged", None)  # a call that is killed from here on has not logged
     write_json(known, before | {"redacted": redact})
     own = "WANDB_DATA_DIR" not in os.environ
-    if own:  # pictures of a table wait for the upload there; by default that is in the home folder, where nobody looks
+    if own:  # images of a table wait for the upload there; by default that is in the home folder, where nobody looks
         os.environ["WANDB_DATA_DIR"] = str((out / FOLDER / "data").resolve())
     try:
         run = open_run(
@@ -207,7 +207,7 @@ def _wandb_run(
 
 
 def _remove_runs(out: Path, id: str) -> None:
-    """Remove what an unredacted call left on disk: wandb's runs of this id, and pictures that wait for the upload."""
+    """Remove what an unredacted call left on disk: wandb's runs of this id, and images that wait for the upload."""
     folder = out / FOLDER
     for place in (runs := sorted(folder.glob(f"*run-*-{id}"))):
         shutil.rmtree(place)
@@ -215,7 +215,7 @@ def _remove_runs(out: Path, id: str) -> None:
         shutil.rmtree(folder / "data")
     if runs:
         log.warning(
-            "%s: the wandb run %s held captions and pictures and was removed here; if it was uploaded, delete it there too",
+            "%s: the wandb run %s held captions and images and was removed here; if it was uploaded, delete it there too",
             out,
             id,
         )

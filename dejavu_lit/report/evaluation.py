@@ -12,10 +12,10 @@ from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.measure.recompute import read_metrics
 from dejavu_lit.report import page, parts
-from dejavu_lit.report.cards import Pictures, Ranks, Row, choose, read_ranks, read_rows, write_cards
+from dejavu_lit.report.cards import Images, Ranks, Row, choose, read_ranks, read_rows, write_cards
+from dejavu_lit.report.images import boxes, thumbnails
 from dejavu_lit.report.markup import Html
 from dejavu_lit.report.modelcard import latex, markdown
-from dejavu_lit.report.pictures import boxes, thumbnails
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256, write_text
 from dejavu_lit.utils.progress import progress
@@ -83,7 +83,7 @@ class Evaluation:
             try:
                 found.append(ShardSet.open(spec.folder / "A" if not found else spec.public_folder()))
             except UserError as error:
-                log.warning("pictures of %s are not at hand, the report goes without: %s", name, error)
+                log.warning("images of %s are not at hand, the report goes without: %s", name, error)
                 found.append(None)
         return found[0], found[1]
 
@@ -94,7 +94,7 @@ class Evaluation:
         return next((place for place in places if named.name and (place / self.public()).is_dir()), None)
 
     def objects(self) -> Objects | None:
-        """The public pictures' objects at the measurement's threshold; None where they are not at hand."""
+        """The public images' objects at the measurement's threshold; None where they are not at hand."""
         folder = self.artifact()
         if folder is None:
             return None
@@ -106,17 +106,17 @@ def write_single(part: Path, found: Evaluation, redact: bool, limit: int, earlie
     """Write the report of one evaluation into ``part``; the arguments are those of ``write_report``."""
     ranks = read_ranks(found.records)
     rows = read_rows(found.records, ranks, choose([ranks], limit), found.metrics["k"])
-    names = pictures(found, rows, part / "thumbs", earlier) if not redact else Pictures()
+    names = images(found, rows, part / "thumbs", earlier) if not redact else Images()
     write_evaluation(part, found, ranks, rows, names, redact)
 
 
-def pictures(found: Evaluation, rows: list[Row], folder: Path, earlier: Path | None) -> Pictures:
-    """The thumbnails and boxes of the rows' own pictures and of their neighbours; without those that are not at hand."""
+def images(found: Evaluation, rows: list[Row], folder: Path, earlier: Path | None) -> Images:
+    """The thumbnails and boxes of the rows' own images and of their neighbors; without those that are not at hand."""
     own, public = found.shards()
     keys = [row["key"] for row in rows]
     near = {n for row in rows for side in ("target", "reference") for n in row[f"{side}_neighbors"]}
     artifact, threshold = found.artifact(), found.metrics["settings"]["threshold"]
-    return Pictures(
+    return Images(
         thumbnails(own, keys, OWN, folder, earlier) if own else {},
         thumbnails(public, near, NEIGHBOR, folder, earlier) if public else {},
         boxes(own, artifact / "A", keys, threshold) if own and artifact else {},
@@ -129,7 +129,7 @@ def write_evaluation(
     found: Evaluation,
     ranks: Ranks,
     rows: list[Row],
-    names: Pictures,
+    names: Images,
     redact: bool,
     root: str = "",
     back: Html | None = None,
@@ -137,7 +137,7 @@ def write_evaluation(
     """Write one evaluation's page, data, figures and blocks for model cards into ``folder``.
 
     Args:
-        rows: the records that get a card; names: their pictures; root: the way from ``folder`` to the report's folder.
+        rows: the records that get a card; names: their images; root: the way from ``folder`` to the report's folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_cards(folder / "data", rows, len(ranks.keys), None if redact else found.objects(), names, redact)

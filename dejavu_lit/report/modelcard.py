@@ -104,7 +104,7 @@ def _settings(metrics: Metrics) -> str:
     settings, counts = metrics["settings"], metrics["counts"]
     text = (
         f"Measured with dejavu-lit {metrics.get('provenance', {}).get('dejavu_lit', '')} on {counts['records']:,} pairs "
-        f"with objects, {counts['public']:,} public pictures, k = {metrics['k']}, annotator threshold {settings['threshold']}."
+        f"with objects, {counts['public']:,} public images, k = {metrics['k']}, annotator threshold {settings['threshold']}."
     )
     return text.replace("  ", " ")
 

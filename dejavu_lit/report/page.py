@@ -130,7 +130,7 @@ def annotators(metrics: Metrics) -> Html | None:
             [signed(block[f]["value"]), tag("small", interval(block[f]["ci95"]))] if block else "–" for f in FIGURES
         ]
         rows.append(row(name, [BLOCKS[basis] if block else one["reason"], f"{one['counts']['records']:,}", *cells]))
-    text = "The same neighbours judged by the objects of other annotators. Under each value: 95 % interval."
+    text = "The same neighbors judged by the objects of other annotators. Under each value: 95 % interval."
     return table(["", "gap", "records", *FIGURES.values()], rows, text)
 
 

@@ -69,7 +69,7 @@ def pairs_section(count: int, total: int, redacted: bool, root: str = "") -> Htm
         tag("label", "Sort by", tag("select", options, name="sort")),
         tag(
             "label",
-            "Object in the picture",
+            "Object in the image",
             tag("input", name="object", list="objects", autocomplete="off"),
             tag("datalist", id="objects"),
             hidden=redacted,
@@ -98,17 +98,15 @@ def pairs_section(count: int, total: int, redacted: bool, root: str = "") -> Htm
     legend = [
         tag("span", label, class_=f"chip {kind}")
         for kind, label in (
-            ("right", "right: in the training picture"),
+            ("right", "right: in the training image"),
             ("told", "right, but named in the caption: proves nothing"),
-            ("wrong", "wrong: not in the training picture"),
-            ("missed", "in the picture, missed"),
+            ("wrong", "wrong: not in the training image"),
+            ("missed", "in the image, missed"),
         )
     ]
-    drawn = (
-        " Boxes have the same colours and lines; those in the training picture say what the target model found of it."
-    )
+    drawn = " Boxes have the same colours and lines; those in the training image say what the target model found of it."
     words = "Sorting by gap selects on the outcome and so looks stronger than it is; sorting by distance does not."
-    hidden = "Redacted: captions, pictures and objects are left out." if redacted else None
+    hidden = "Redacted: captions, images and objects are left out." if redacted else None
     return join(
         [
             tag("h2", "The most memorized pairs", id="pairs"),

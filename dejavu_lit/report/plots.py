@@ -136,7 +136,7 @@ def sample(metrics: Metrics) -> Plot:
 def by_k(metrics: Metrics) -> Plot | None:
     """The gaps over k."""
     values = [(int(k), blocks) for k, blocks in metrics["by_k"].items()]
-    return _over("by-k", "Gaps by number of neighbours", "k", values) if len(values) > 1 else None
+    return _over("by-k", "Gaps by number of neighbors", "k", values) if len(values) > 1 else None
 
 
 def sensitivity(metrics: Metrics, name: str) -> Plot | None:

@@ -1,7 +1,7 @@
 """Write the report of an evaluation or a study: a self-contained folder, whole or absent, from artifacts alone.
 
     write_report("outputs/eval")                      -> outputs/eval/report/index.html
-    write_report("outputs/study", redact=True)        -> without captions, pictures and objects
+    write_report("outputs/study", redact=True)        -> without captions, images and objects
 
 The folder is built beside its place and then renamed; thumbnails of an earlier report are taken over.
 """
@@ -34,7 +34,7 @@ def write_report(
     """Write the report of the evaluation or study in ``path`` and return its index.html.
 
     Args:
-        redact: leave out captions, pictures and objects; statistics and keys stay.
+        redact: leave out captions, images and objects; statistics and keys stay.
         out: its folder; by default report/ below ``path``.
         data: the prepared data folder, where it is no longer where the evaluation had it.
         limit: how many pairs get a card.

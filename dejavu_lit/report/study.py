@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dejavu_lit.report import parts
-from dejavu_lit.report.cards import Pictures, choose, read_ranks, read_rows
-from dejavu_lit.report.evaluation import Evaluation, draw, pictures, write_evaluation
+from dejavu_lit.report.cards import Images, choose, read_ranks, read_rows
+from dejavu_lit.report.evaluation import Evaluation, draw, images, write_evaluation
 from dejavu_lit.report.markup import Child, Html, join, table, tag
 from dejavu_lit.report.markup import row as line
 from dejavu_lit.report.modelcard import study_latex, study_markdown
@@ -51,7 +51,7 @@ def write_study_pages(
     back = tag("p", tag("a", "← the study", href="../../index.html"))
     for label, evaluation in found.items():
         pairs = read_rows(evaluation.records, ranks[label], chosen, evaluation.metrics["k"])
-        names = Pictures() if redact else pictures(evaluation, pairs, folder / "thumbs", earlier)
+        names = Images() if redact else images(evaluation, pairs, folder / "thumbs", earlier)
         write_evaluation(folder / "settings" / label, evaluation, ranks[label], pairs, names, redact, "../../", back)
     plots = draw("study", study, folder / "figures")
     write_text(folder / "modelcard.md", study_markdown(study))

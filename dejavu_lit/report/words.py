@@ -34,7 +34,7 @@ UTILITY = {
 RANKINGS = {
     "gap": "gap: hits of the target − hits of the reference",
     "hits": "hits of the target",
-    "distance": "distance of caption and nearest picture under the target",
+    "distance": "distance of caption and nearest image under the target",
 }
 State = Literal["yes", "no", "unknown"]
 
@@ -78,20 +78,20 @@ def in_words(metrics: Mapping[str, Any]) -> str:
     captions = settings.get("public_modality") == "text"
     reference = str(settings.get("reference", ""))
     text = (
-        f"For {counts['records']:,} training pairs whose pictures hold objects, the caption alone was used to look up the "
-        f"{k} nearest of {counts['public']:,} public {'captions' if captions else 'pictures'}, once with the target model, "
+        f"For {counts['records']:,} training pairs whose images hold objects, the caption alone was used to look up the "
+        f"{k} nearest of {counts['public']:,} public {'captions' if captions else 'images'}, once with the target model, "
     )
     if reference.startswith("text:"):
         text += (
             f"and once, among their captions, with the text model {reference.removeprefix('text:')}, which has seen none of "
-            "the pictures and knows only what a caption says (the one-model test). "
+            "the images and knows only what a caption says (the one-model test). "
         )
     else:
         text += "which was trained on these pairs, and once with the reference model, which was not. "
     sign = metrics["population"]["ppg"].get("sign_test")
     if sign:
         text += (
-            f"The target's pictures named the objects of the training picture more precisely for {sign['wins']:,} pairs, "
+            f"The target's images named the objects of the training image more precisely for {sign['wins']:,} pairs, "
             f"the reference's for {sign['losses']:,}."
         )
     return text

@@ -93,7 +93,7 @@ def recommend(rows: Sequence[Row], pooled: Sequence[Row], loss: float) -> dict[s
     Args:
         rows: comparable rows of one training size, the default setting first.
         pooled: {name, train_size, difference: as ``pool_differences`` makes it, or None}.
-        loss: largest accepted drop of utility, as a share of all pictures (0.02 is two points).
+        loss: largest accepted drop of utility, as a share of all images (0.02 is two points).
 
     Returns:
         {name, against, drop, ci95, utility, utility_loss}, or None where no setting qualifies.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
-from dejavu_lit.training.towers import pack, picture_tower, text_tower
+from dejavu_lit.training.towers import image_tower, pack, text_tower
 from dejavu_lit.utils.errors import UserError
 
 
@@ -33,9 +33,9 @@ class Compute:
 
 
 class Features:
-    """Callable from pictures uint8 [b, 3, h, w] and the captions that ``captions`` prepared to open_clip's output.
+    """Callable from images uint8 [b, 3, h, w] and the captions that ``captions`` prepared to open_clip's output.
 
-    pixels: pictures as the model takes them. Parameters stay the model's own; this object has none.
+    pixels: images as the model takes them. Parameters stay the model's own; this object has none.
 
     Raises:
         UserError: the model cannot be computed as ``compute`` says.
@@ -44,7 +44,7 @@ class Features:
     def __init__(self, model: nn.Module, compute: Compute, pixels: Callable[[Tensor], Tensor]) -> None:
         self.model, self.compute, self.pixels = cast(Any, model), compute, pixels
         self.text = text_tower(model) if compute.trim else None
-        self.visual = picture_tower(model) if compute.trim else None
+        self.visual = image_tower(model) if compute.trim else None
         name = type(self.model.visual).__name__
         if compute.parts > 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
             raise UserError(
@@ -70,11 +70,11 @@ class Features:
 
     def __call__(self, images: Tensor, captions: list[Any]) -> dict[str, Tensor]:
         """image_features and text_features [b, d], logit_scale and, where the model has one, logit_bias."""
-        pictures = images.tensor_split(len(captions))
+        parts = images.tensor_split(len(captions))
         again = torch.is_grad_enabled() and len(captions) > 1
         both = [
             checkpoint(self._encode, one, other, use_reentrant=False) if again else self._encode(one, other)
-            for one, other in zip(pictures, captions, strict=True)
+            for one, other in zip(parts, captions, strict=True)
         ]
         image, text = (torch.cat(side) if len(captions) > 1 else side[0] for side in zip(*both, strict=True))
         found = {"image_features": image, "text_features": text, "logit_scale": self.model.logit_scale.exp()}
@@ -88,11 +88,11 @@ class Features:
             if isinstance(output, dict):
                 return output["image_features"], output["text_features"]
             return output[0], output[1]
-        again, pictures = self.compute.checkpointing and torch.is_grad_enabled(), self.pixels(images)
+        again, pixels = self.compute.checkpointing and torch.is_grad_enabled(), self.pixels(images)
         image = (
-            self.model.encode_image(pictures, normalize=True)
+            self.model.encode_image(pixels, normalize=True)
             if self.visual is None
-            else normalize(self.visual(pictures, again), dim=-1)
+            else normalize(self.visual(pixels, again), dim=-1)
         )
         text = (
             self.model.encode_text(captions, normalize=True)

@@ -1,8 +1,8 @@
 """The gauge: PPG, PRG and AUCG of a model as it stands, on fixed samples of pairs, against a reference.
 
 It consists of the parts of an evaluation (fixed chunks, exact search, scores, blocks), so on the same records it gives the
-figures of ``dejavu evaluate``. What does not change between two measurements is kept: the decoded public pictures, and the
-reference's neighbours.
+figures of ``dejavu evaluate``. What does not change between two measurements is kept: the decoded public images, and the
+reference's neighbors.
 """
 
 import logging
@@ -30,7 +30,7 @@ from dejavu_lit.utils.parallel import threads, threads_wanted
 
 log = logging.getLogger(__name__)
 
-ROOM = 2**30  # bytes of public pictures kept decoded; a larger public set is decoded anew at every measurement
+ROOM = 2**30  # bytes of public images kept decoded; a larger public set is decoded anew at every measurement
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class GapSettings:
     reference: str | None = None  # RUN (its checkpoint of the same epoch where it kept one) | RUN@EPOCH | MODEL | …
     every: int = 5  # epochs between two measurements
     sample: int = 500  # pairs with objects of each of the two sets
-    public: int | None = 512  # public pictures searched, in whole chunks of 64 drawn by hash; None: all
-    k: int = 10  # neighbours
+    public: int | None = 512  # public images searched, in whole chunks of 64 drawn by hash; None: all
+    k: int = 10  # neighbors
     threshold: float = 0.5  # lowest annotator score that counts
 
     def __post_init__(self) -> None:
@@ -109,8 +109,8 @@ class Sample:
         return cls(shards.folder.name, found, [captions[key] for key in found], objects.take(found))
 
 
-class Pictures:
-    """The pictures of a set as vectors of any encoder; decoded once a preprocessing where they fit into ``ROOM``."""
+class Images:
+    """The images of a set as vectors of any encoder; decoded once a preprocessing where they fit into ``ROOM``."""
 
     def __init__(self, shards: ShardSet, count: int | None = None) -> None:
         """``count``: how many at least, in whole chunks of smallest hash; all by default."""
@@ -121,16 +121,16 @@ class Pictures:
         self._kept: dict[str, dict[tuple[int, int], tuple[list[str], np.ndarray]]] = {}
 
     def vectors(self, encoder: Encoder) -> tuple[list[str], np.ndarray]:
-        """(keys [n], float16 [n, d]) of the pictures that can be used, bit for bit as ``embed`` makes them."""
+        """(keys [n], float16 [n, d]) of the images that can be used, bit for bit as ``embed`` makes them."""
         kept = self._kept.setdefault(encoder.pixels, {})
         fits = encoder.preprocess(Image.new("RGB", (8, 8))).nbytes * CHUNK * len(self.places) <= ROOM
         alone = encoder.device.type == "cpu"
 
         def work(place: tuple[int, int]) -> tuple[list[str], np.ndarray]:
-            keys, pictures = kept.get(place) or _stacked(encoder, self.shards, *place)
+            keys, images = kept.get(place) or _stacked(encoder, self.shards, *place)
             if fits:
-                kept[place] = keys, pictures
-            return keys, encode_chunk(encoder, list(pictures), "image") if alone and keys else pictures
+                kept[place] = keys, images
+            return keys, encode_chunk(encoder, list(images), "image") if alone and keys else images
 
         names: list[str] = []
         found = []
@@ -142,12 +142,12 @@ class Pictures:
                         names += keys
                         found.append(content if alone else encode_chunk(encoder, list(content), "image"))
         if not found:
-            raise UserError(f"no picture of {self.shards.folder} can be used; prepare the data again")
+            raise UserError(f"no image of {self.shards.folder} can be used; prepare the data again")
         return names, np.concatenate(found).astype(np.float16)
 
 
 def _stacked(encoder: Encoder, shards: ShardSet, shard: int, start: int) -> tuple[list[str], np.ndarray]:
-    """One chunk's keys and pictures, uint8 [m, 3, h, w]."""
+    """One chunk's keys and images, uint8 [m, 3, h, w]."""
     keys, content, _ = read_chunk(encoder, shards.index(shard), start, "image", False)
     return keys, np.stack(cast(list[np.ndarray], content)) if keys else np.zeros(0, np.uint8)
 
@@ -166,7 +166,7 @@ class Gauge:
     """Measures any encoder against the reference on fixed samples of the run's own set and of H.
 
     Raises:
-        UserError: no objects, a set that is not there, public pictures that were trained on.
+        UserError: no objects, a set that is not there, public images that were trained on.
     """
 
     def __init__(self, data: DataSpec, side: str, settings: GapSettings, reference: Reference) -> None:
@@ -185,15 +185,15 @@ class Gauge:
             if shared := set(members) & set(self._objects.keys):
                 raise UserError(
                     f"data.public={data.public} holds {len(shared)} keys of {shards.folder}, the first is {min(shared)}; "
-                    "search other public pictures"
+                    "search other public images"
                 )
             self.samples[name] = Sample.draw(shards, found, settings.sample, members)
-        self._pictures = Pictures(self._public, settings.public)
+        self._images = Images(self._public, settings.public)
         self._judged: Judged | None = None
 
     def measure(self, encoder: Encoder, epoch: int) -> dict[str, Any]:
         """{epoch, against, ppg, prg, aucg, null_ppg, corrected_ppg, ppg_low, ppg_high} after ``epoch`` epochs."""
-        keys, vectors = self._pictures.vectors(encoder)
+        keys, vectors = self._images.vectors(encoder)
         judged = self._judge(epoch, keys, str(encoder.device))
         found = {}
         for name, sample in self.samples.items():
@@ -231,10 +231,10 @@ class Gauge:
         if saved := side.saved(self._public, self._name, "text" if side.captions_only else "image"):
             return list(saved.keys), saved.load()
         if not side.captions_only:
-            return self._pictures.vectors(side.encoder)
+            return self._images.vectors(side.encoder)
         keys: list[str] = []
         captions: list[str] = []
-        for shard, start in self._pictures.places:
+        for shard, start in self._images.places:
             found, content, _ = read_chunk(side.encoder, self._public.index(shard), start, "text", False)
             keys, captions = keys + found, captions + cast(list[str], content)
         return keys, encode_captions(side.encoder, captions).astype(np.float16)

@@ -1,6 +1,6 @@
 """The contrastive losses: open_clip's, and CLIP's with smoothed targets.
 
-With smoothing ε the target of a picture is not its own caption alone but (1 − ε) of it and ε / N of each of the N captions
+With smoothing ε the target of an image is not its own caption alone but (1 − ε) of it and ε / N of each of the N captions
 of the batch over all ranks, its own among them, and the same for captions (Szegedy et al., CVPR 2016). ε = 0 is open_clip's
 ClipLoss.
 """

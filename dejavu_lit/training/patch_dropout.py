@@ -1,4 +1,4 @@
-"""Patch dropout: a ViT sees only a random part of each picture's patches while it trains (Li et al., CVPR 2023)."""
+"""Patch dropout: a ViT sees only a random part of each image's patches while it trains (Li et al., CVPR 2023)."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from dejavu_lit.utils.errors import UserError
 
 
 class DevicePatchDropout(PatchDropout):  # type: ignore[misc]  # open_clip comes without types
-    """open_clip's layer, its draws made on the pictures' device; on a CPU they are open_clip's own.
+    """open_clip's layer, its draws made on the images' device; on a CPU they are open_clip's own.
 
     open_clip draws on the host, so that every step would wait until the draws have been copied to the GPU.
     """
@@ -27,17 +27,17 @@ class DevicePatchDropout(PatchDropout):  # type: ignore[misc]  # open_clip comes
 
 
 def drop_patches(model: nn.Module, share: float) -> None:
-    """Let the picture tower of ``model`` drop this share of the patches.
+    """Let the image tower of ``model`` drop this share of the patches.
 
     The layer has no weights and does nothing in evaluation mode; the exported config does not name it.
 
     Raises:
-        UserError: the picture tower is no ViT of open_clip.
+        UserError: the image tower is no ViT of open_clip.
     """
     visual: Any = model.visual
     if not hasattr(visual, "patch_dropout"):
         raise UserError(
-            f"mitigation.patch_dropout={share} needs a ViT of open_clip, and this model's picture tower is a "
+            f"mitigation.patch_dropout={share} needs a ViT of open_clip, and this model's image tower is a "
             f"{type(visual).__name__}; set it to 0 or choose another model"
         )
     visual.patch_dropout = DevicePatchDropout(share)

@@ -66,7 +66,7 @@ class AUCG(Metric):
     """The area between the models' recall curves, mean(recall_T) − mean(recall_R), from counts per (hits, |G|).
 
     Args:
-        max_objects: the most objects a picture may have; the state is 2 × (max_objects + 1)² integers.
+        max_objects: the most objects an image may have; the state is 2 × (max_objects + 1)² integers.
     """
 
     is_differentiable = False
@@ -84,11 +84,11 @@ class AUCG(Metric):
         """Add n records: per model |G ∩ Ô|, and |G|, all integers [n].
 
         Raises:
-            ValueError: a picture with more than ``max_objects`` objects.
+            ValueError: an image with more than ``max_objects`` objects.
         """
         truth, size = truth.long(), self.max_objects + 1
         if truth.numel() and int(truth.max()) >= size:
-            raise ValueError(f"a picture has {int(truth.max())} objects; make AUCG(max_objects=…) at least that large")
+            raise ValueError(f"an image has {int(truth.max())} objects; make AUCG(max_objects=…) at least that large")
         kept = truth > 0
         for side, hits in enumerate((target_hits, reference_hits)):
             cell = truth[kept] * size + hits.long()[kept]
@@ -145,7 +145,7 @@ class SampleLevelGap(Metric):
 
         Args:
             record: the records' numbers over all processes, int [n].
-            distance: of the nearest public picture under the target, float32 [n].
+            distance: of the nearest public image under the target, float32 [n].
             target_hits, target_predicted, reference_hits, reference_predicted, truth: |G ∩ Ô| and |Ô| per model, and |G|,
                 int [n].
         """

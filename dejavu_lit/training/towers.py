@@ -84,17 +84,17 @@ class TextTower:
 
 
 @dataclass(frozen=True)
-class PictureTower:
+class ImageTower:
     """open_clip's ViT. Patches are embedded by a matrix product; a class token that is pooled leaves the last block alone."""
 
     tower: Any
 
-    def __call__(self, pictures: Tensor, again: bool) -> Tensor:
-        """Features [n, d] of pictures [n, 3, h, w], not normalised; ``again``: as in TextTower."""
+    def __call__(self, images: Tensor, again: bool) -> Tensor:
+        """Features [n, d] of images [n, 3, h, w], not normalised; ``again``: as in TextTower."""
         tower = self.tower
         high, wide = tower.conv1.kernel_size
-        n, channels, height, width = pictures.shape
-        patches = pictures.reshape(n, channels, height // high, high, width // wide, wide)
+        n, channels, height, width = images.shape
+        patches = images.reshape(n, channels, height // high, high, width // wide, wide)
         patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(n, -1, channels * high * wide)
         x = linear(patches, tower.conv1.weight.flatten(1))
         x = torch.cat([tower.class_embedding.to(x.dtype).expand(n, 1, -1), x], dim=1)
@@ -177,13 +177,13 @@ def text_tower(model: nn.Module) -> TextTower | None:
     return TextTower(tower, eos if pool == "eos" else None)
 
 
-def picture_tower(model: nn.Module) -> PictureTower | None:
-    """The picture tower of ``model``; None where it is no plain ViT of open_clip."""
+def image_tower(model: nn.Module) -> ImageTower | None:
+    """The image tower of ``model``; None where it is no plain ViT of open_clip."""
     tower: Any = getattr(model, "visual", None)
     if type(model) not in (CLIP, CustomTextCLIP) or type(tower) is not VisionTransformer:
         return None
     plain = tower.attn_pool is None and not tower.output_tokens and tower.conv1.bias is None
-    return PictureTower(tower) if plain and known_blocks(tower.transformer) else None
+    return ImageTower(tower) if plain and known_blocks(tower.transformer) else None
 
 
 def known_blocks(transformer: Any) -> bool:

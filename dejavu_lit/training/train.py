@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it sets INFO on import
 warnings.filterwarnings("ignore", message=".*nn.functional.all_gather.*")  # open_clip's loss
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # a deprecation between Lightning and torch
-warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # on purpose where pictures are cached
+warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # on purpose where images are cached
 warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # ours is, by the epoch plan
 warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a resumed run's checkpoints
 warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer`.*")  # on purpose, in ClipModule
@@ -128,7 +128,7 @@ def train(
     network = build_model(model, out / "model")
     import open_clip
 
-    picture = cast(Any, network.visual).preprocess_cfg
+    image = cast(Any, network.visual).preprocess_cfg
     compute = Compute(trainer.trim, trainer.checkpointing, trainer.compile)
     module = ClipModule(network, recipe, mitigation, seed, compute)
     pairs = PairDataModule(
@@ -136,12 +136,12 @@ def train(
         side=side,
         batch=recipe.batch,
         seed=seed,
-        preprocess=Preprocess(picture),
+        preprocess=Preprocess(image),
         tokenizer=open_clip.get_tokenizer(f"local-dir:{out / 'model'}"),
         train_size=data.train_size,
         repeat=data.repeats(),
         mitigation=mitigation,
-        augment=Augment(picture) if mitigation.image_augment else None,
+        augment=Augment(image) if mitigation.image_augment else None,
         loader=trainer.loader,
         exclude=data.excluded,
         dedup=mitigation.dedup,

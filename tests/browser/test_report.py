@@ -16,7 +16,7 @@ from tests.report.artifacts import FEW_FIGURES, HOSTILE, WORDS, make_evaluation
 
 from .conftest import Visit
 
-# Boxes are drawn on a picture of the same place and size.
+# Boxes are drawn on an image of the same place and size.
 FIT = """() => [...document.querySelectorAll('.card .framed')].every(frame => {
     const [a, b] = [frame.querySelector('img'), frame.querySelector('svg')].map(e => e.getBoundingClientRect());
     return Math.abs(a.width - b.width) < 1 && Math.abs(a.height - b.height) < 1; })"""
@@ -73,8 +73,8 @@ def test_filter_by_object_and_text(chromium: Any, report: Path) -> None:
         settled(page, lambda: (page.fill("[name=object]", "soccer ball"), page.press("[name=object]", "Tab")))
         assert set(keys(page)) == {r["key"] for r in rows if "soccer ball" in r["objects"]}
         settled(page, lambda: page.click("[name=reset]"))
-        settled(page, lambda: page.fill("[name=text]", "PICTURE 7"))
-        assert set(keys(page)) == {r["key"] for r in rows if "picture 7" in r["caption"]}
+        settled(page, lambda: page.fill("[name=text]", "IMAGE 7"))
+        assert set(keys(page)) == {r["key"] for r in rows if "image 7" in r["caption"]}
         assert "match" in page.text_content(".status")
         page.fill("[name=text]", "no such text")
         until(page, "document.querySelectorAll('.card').length === 0")
@@ -178,7 +178,7 @@ def test_hits_are_what_the_chips_show(chromium: Any, report: Path) -> None:
                 assert right + missed == len(record["objects"])
 
 
-def test_boxes_lie_on_the_pictures_in_the_chips_colours(chromium: Any, report: Path) -> None:
+def test_boxes_lie_on_the_images_in_the_chips_colours(chromium: Any, report: Path) -> None:
     found = """() => [...document.querySelectorAll('.card')].map(card => [card.dataset.key,
         [...card.querySelectorAll('.own .box')].map(box => [box.querySelector('title').textContent, box.classList[1],
             ...['x', 'y', 'width', 'height'].map(name => Number(box.querySelector('rect').getAttribute(name)))]),

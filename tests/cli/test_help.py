@@ -14,7 +14,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from dejavu_lit.cli import help
+from dejavu_lit.cli import app, help
 from dejavu_lit.cli.app import CONF
 from tests.conftest import ROOT, call, run
 

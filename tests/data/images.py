@@ -1,4 +1,4 @@
-"""Small pictures with structure, made from a seed, and where the real photographs lie."""
+"""Small images with structure, made from a seed, and where the real photographs lie."""
 
 import io
 from pathlib import Path
@@ -11,14 +11,14 @@ COCO_MINI = Path(__file__).parents[3] / "shared" / "data" / "coco-mini"
 needs_coco = pytest.mark.skipif(not COCO_MINI.is_dir(), reason="the sample of COCO is not there")
 
 
-def picture(seed: int, width: int = 48, height: int = 36) -> Image.Image:
+def sample_image(seed: int, width: int = 48, height: int = 36) -> Image.Image:
     """Smooth random colours: no two seeds look alike, and copies of one stay alike when recompressed."""
     blobs = np.random.default_rng(seed).integers(0, 256, (12, 12, 3), dtype=np.uint8)
     return Image.fromarray(blobs).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: int) -> bytes:
-    """The picture as a file's bytes."""
+    """The image as a file's bytes."""
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()

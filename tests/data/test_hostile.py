@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from dejavu_lit.data.decode import LONGEST_CAPTION, opened, read_meta, read_text
 from dejavu_lit.data.exclude import later_duplicates, read_keys
 from dejavu_lit.data.objects import Annotation, Failed
-from dejavu_lit.data.readers.base import Reader, read_picture
+from dejavu_lit.data.readers.base import Reader, read_image
 from dejavu_lit.data.readers.coco import CocoReader
 from dejavu_lit.data.readers.folder import FolderReader
 from dejavu_lit.data.readers.shards import ShardReader
@@ -25,23 +25,23 @@ from dejavu_lit.data.scan import look, scan
 from dejavu_lit.data.shards import BadPair, Pair, ShardSet, index_shard, read_pairs, write_shard, write_shards
 from dejavu_lit.duplicates.hashing import hash_sets
 from dejavu_lit.objects.annotators.coco import CocoLookup
-from dejavu_lit.report.pictures import shrink
+from dejavu_lit.report.images import shrink
 from dejavu_lit.utils.errors import UserError
-from tests.data.images import encoded, picture
+from tests.data.images import encoded, sample_image
 from tests.hostile import (
     ODD_JSON,
     WORDS,
     captions,
     damaged,
-    pictures,
+    images,
     refused,
     tried,
     wrong_json,
     wrong_table,
 )
 
-IMAGE = encoded(picture(1), "JPEG")
-PAIRS = [Pair(f"k{i}", encoded(picture(i)), "png", f"caption {i}", {"n": i}) for i in range(4)]
+IMAGE = encoded(sample_image(1), "JPEG")
+PAIRS = [Pair(f"k{i}", encoded(sample_image(i)), "png", f"caption {i}", {"n": i}) for i in range(4)]
 
 
 def valid(pair: Pair) -> Pair:
@@ -241,8 +241,8 @@ def test_damaged_parquet_tables(tmp_path, data):
 
 @tried(60)
 @given(data=st.data(), kind=st.sampled_from(["JPEG", "PNG", "WEBP"]))
-def test_damaged_pictures(data, kind):
-    content = data.draw(damaged(encoded(picture(3, 40, 30), kind)))
+def test_damaged_images(data, kind):
+    content = data.draw(damaged(encoded(sample_image(3, 40, 30), kind)))
     for read in (lambda: look(content, True), lambda: look(content, False), lambda: shrink(content, 16)):
         with suppress(BadPair):
             read()
@@ -305,14 +305,14 @@ def test_damaged_parts_of_a_scan_and_of_hashes_are_made_again(tmp_path, data):
     assert np.array_equal(hash_sets({"A": shards}, tmp_path / "hash", True, 1).digests, hashed.digests)
 
 
-@pytest.mark.parametrize("name", pictures())
-def test_each_kind_of_picture_is_used_or_refused_with_its_reason(tmp_path, name):
-    content, reason = pictures()[name]
+@pytest.mark.parametrize("name", images())
+def test_each_kind_of_image_is_used_or_refused_with_its_reason(tmp_path, name):
+    content, reason = images()[name]
     path = tmp_path / "a.jpg"  # by whatever name
     path.write_bytes(content)
 
     def used() -> None:
-        data, _ = read_picture(path)
+        data, _ = read_image(path)
         look(data, True)
         with opened(data) as found:
             assert found.convert("RGB").width

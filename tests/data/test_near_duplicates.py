@@ -15,7 +15,7 @@ from dejavu_lit.data.near_duplicates import (
     perceptual_hash,
 )
 from dejavu_lit.utils.errors import UserError
-from tests.data.images import COCO_MINI, encoded, needs_coco, picture
+from tests.data.images import COCO_MINI, encoded, needs_coco, sample_image
 
 
 def hash_of(data: bytes) -> int | None:
@@ -30,7 +30,7 @@ def bits(one: int | None, other: int | None) -> int:
 
 
 def copies(image: Image.Image) -> list[bytes]:
-    """The picture recompressed, resized and in other formats."""
+    """The image recompressed, resized and in other formats."""
     width, height = image.size
     return [
         encoded(image, "JPEG", quality=75),
@@ -117,7 +117,7 @@ def test_counts_by_hand() -> None:
 
 
 def test_copies_are_near_and_strangers_far() -> None:
-    originals = [picture(seed, 320, 240) for seed in range(25)]
+    originals = [sample_image(seed, 320, 240) for seed in range(25)]
     hashes = [hash_of(encoded(image)) for image in originals]
     for image, own in zip(originals, hashes, strict=True):
         assert max(bits(own, hash_of(copy)) for copy in copies(image)) <= 6
@@ -125,12 +125,12 @@ def test_copies_are_near_and_strangers_far() -> None:
 
 
 def test_brightness_and_contrast_do_not_matter() -> None:
-    image = picture(1, 320, 240)
+    image = sample_image(1, 320, 240)
     for change in (lambda v: v // 2, lambda v: 60 + v // 2):
         assert bits(hash_of(encoded(image)), hash_of(encoded(image.point(change)))) <= 3
 
 
-def test_pictures_without_structure_have_no_hash() -> None:
+def test_images_without_structure_have_no_hash() -> None:
     noise = np.random.default_rng(0).normal(128, 3, (200, 200)).clip(0, 255).astype(np.uint8)
     plain = Image.new("RGB", (90, 90), "red")
     for image in (plain, Image.linear_gradient("L"), Image.fromarray(noise)):
@@ -140,7 +140,7 @@ def test_pictures_without_structure_have_no_hash() -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK", "I;16"])
 def test_every_mode_of_pillow_has_a_hash(mode: str) -> None:
-    image = picture(3, 200, 150)
+    image = sample_image(3, 200, 150)
     other = image.convert(mode) if mode != "I;16" else Image.fromarray(np.asarray(image.convert("L"), np.uint16))
     found = hash_of(encoded(other, "JPEG" if mode == "CMYK" else "PNG"))
     assert mode in ("1", "CMYK") or bits(found, hash_of(encoded(image))) <= 6

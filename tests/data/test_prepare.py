@@ -24,7 +24,7 @@ from dejavu_lit.data.readers.shards import ShardReader
 from dejavu_lit.data.shards import Pair, ShardSet, read_pairs, write_shard
 from dejavu_lit.utils.errors import UserError
 from tests.conftest import call
-from tests.data.images import COCO_MINI, contents, encoded, needs_coco, picture
+from tests.data.images import COCO_MINI, contents, encoded, needs_coco, sample_image
 from tests.data.readers.test_coco import write_split
 
 SIZES = {"A": 12, "B": 12, "H": 6, "V": 3, "P": 6}
@@ -65,9 +65,9 @@ def first_of_b(folder: Path, base: Path) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """40 different pictures, a00 … a39."""
+    """40 different images, a00 … a39."""
     for number in range(40):
-        add(tmp_path / "pictures", f"a{number:02d}", encoded(picture(number)), f"caption {number}")
+        add(tmp_path / "pictures", f"a{number:02d}", encoded(sample_image(number)), f"caption {number}")
     return tmp_path / "pictures"
 
 
@@ -124,8 +124,8 @@ def test_sets_of_another_size_keep_the_order_of_their_pairs(folder: Path, tmp_pa
 
 
 def test_duplicates_stay_together_and_are_counted(folder: Path, tmp_path: Path) -> None:
-    for number in range(10):  # of each of ten pictures: the same bytes again, and a recompressed smaller copy
-        image = picture(number)
+    for number in range(10):  # of each of ten images: the same bytes again, and a recompressed smaller copy
+        image = sample_image(number)
         add(folder, f"b{number:02d}", encoded(image), "the same")
         add(folder, f"c{number:02d}", encoded(image.resize((40, 30)), "JPEG", quality=90), "nearly the same")
     manifest = prepare(FolderReader(folder), tmp_path / "out", {"A": 20, "B": 20, "P": 20})
@@ -151,11 +151,11 @@ def test_duplicates_stay_together_and_are_counted(folder: Path, tmp_path: Path) 
 def test_unusable_pairs_are_skipped_counted_and_named(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = encoded(picture(50, 200, 200), "JPEG")
+    whole = encoded(sample_image(50, 200, 200), "JPEG")
     for name, data in {"cut": whole[: len(whole) // 2], "noise": b"\xff\xd8\xff" + bytes(range(256))}.items():
         add(folder, name, data)
-    add(folder, "empty", encoded(picture(51)), " \n")
-    add(folder, "mute", encoded(picture(52)))
+    add(folder, "empty", encoded(sample_image(51)), " \n")
+    add(folder, "mute", encoded(sample_image(52)))
     (folder / "mute.txt").unlink()
     bomb = encoded(Image.new("1", (20_000, 20_000)))
     assert len(bomb) < 100_000
@@ -163,18 +163,18 @@ def test_unusable_pairs_are_skipped_counted_and_named(
     manifest = prepare(FolderReader(folder), tmp_path / "out", SIZES)
     assert manifest["pairs"]["skipped"] == 5
     assert manifest["skipped"] == {
-        "it has no caption (.txt) beside the picture": {"count": 1, "examples": ["mute"]},
+        "it has no caption (.txt) beside the image": {"count": 1, "examples": ["mute"]},
         "its caption is empty": {"count": 1, "examples": ["empty"]},
-        "the picture does not decode": {"count": 2, "examples": ["cut", "noise"]},
-        "the picture has more than 100 megapixels": {"count": 1, "examples": ["bomb"]},
+        "the image does not decode": {"count": 2, "examples": ["cut", "noise"]},
+        "the image has more than 100 megapixels": {"count": 1, "examples": ["bomb"]},
     }
-    assert "the picture does not decode: cut, noise" in caplog.text
+    assert "the image does not decode: cut, noise" in caplog.text
 
 
 @pytest.mark.parametrize("near_duplicates", [6, None])
-def test_a_cut_picture_is_noticed_with_and_without_hashing(tmp_path: Path, near_duplicates: int | None) -> None:
+def test_a_cut_image_is_noticed_with_and_without_hashing(tmp_path: Path, near_duplicates: int | None) -> None:
     for kind in ("JPEG", "PNG", "WEBP"):
-        data = encoded(picture(1, 300, 300), kind)
+        data = encoded(sample_image(1, 300, 300), kind)
         scanning.look(data, near_duplicates is not None)
         for share in (0.3, 0.9):
             with pytest.raises(scanning.BadPair, match="does not decode"):
@@ -238,9 +238,9 @@ def test_listed_pairs_go_into_their_set_and_no_other(
 def test_duplicates_of_listed_pairs_are_left_out_of_other_sets(
     folder: Path, lists: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    add(folder, "b20", encoded(picture(0)), "listed for H, the same picture as a00 of A")
-    add(folder, "b21", encoded(picture(1).resize((40, 30)), "JPEG", quality=90), "listed for H, nearly a01 of A")
-    add(folder, "b02", encoded(picture(2)), "listed nowhere, the same picture as a02 of A")
+    add(folder, "b20", encoded(sample_image(0)), "listed for H, the same image as a00 of A")
+    add(folder, "b21", encoded(sample_image(1).resize((40, 30)), "JPEG", quality=90), "listed for H, nearly a01 of A")
+    add(folder, "b02", encoded(sample_image(2)), "listed nowhere, the same image as a02 of A")
     lists["H"].write_text("\n".join([*(f"a{number:02d}" for number in range(20, 30)), "b20", "b21"]))
     manifest = prepare(FolderReader(folder), tmp_path / "out", {"A": 5, "H": None, "P": 15}, keys=lists)
     where = {name: set(ShardSet.open(tmp_path / "out" / name).keys()) for name in "AHP"}
@@ -327,7 +327,7 @@ def test_what_was_read_before_a_change_is_read_again(folder: Path, tmp_path: Pat
     add(folder, "a05", b"broken")
     with pytest.raises(UserError, match="ask for 40 pairs"):
         prepare(FolderReader(folder), tmp_path / "out", {"A": 40})
-    add(folder, "a05", encoded(picture(70)))
+    add(folder, "a05", encoded(sample_image(70)))
     assert prepare(FolderReader(folder), tmp_path / "out", {"A": 40})["pairs"]["skipped"] == 0
 
 
@@ -360,11 +360,11 @@ def test_mistakes_are_named_before_anything_is_read(folder: Path, tmp_path: Path
         prepare(reader, tmp_path / "out", {"A": 1}, extra={"single": reader})
 
 
-def test_an_extra_set_is_written_whole_but_for_pictures_of_the_others(folder: Path, tmp_path: Path) -> None:
+def test_an_extra_set_is_written_whole_but_for_images_of_the_others(folder: Path, tmp_path: Path) -> None:
     for number in range(100, 110):
-        add(tmp_path / "public", f"x{number}", encoded(picture(number)))
-    add(tmp_path / "public", "x_same", encoded(picture(0)))
-    add(tmp_path / "public", "x_near", encoded(picture(1).resize((40, 30)), "JPEG", quality=90))
+        add(tmp_path / "public", f"x{number}", encoded(sample_image(number)))
+    add(tmp_path / "public", "x_same", encoded(sample_image(0)))
+    add(tmp_path / "public", "x_near", encoded(sample_image(1).resize((40, 30)), "JPEG", quality=90))
     reader = FolderReader(folder)
     plain = prepare(reader, tmp_path / "plain", {"A": 20, "P": 20})
     manifest = prepare(
@@ -407,10 +407,10 @@ prepare(Killer(folder), out, {"A": 500, "B": 300, "P": 200}, pairs_per_shard=100
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
-    """1,100 pictures, some of them twice, and the sets prepared from them."""
+    """1,100 images, some of them twice, and the sets prepared from them."""
     base = tmp_path_factory.mktemp("killed")
     for number in range(1100):
-        add(base / "pictures", f"k{number:04d}", encoded(picture(number // 2 if number < 50 else number, 24, 24)))
+        add(base / "pictures", f"k{number:04d}", encoded(sample_image(number // 2 if number < 50 else number, 24, 24)))
     prepare(
         FolderReader(base / "pictures"), base / "out", {"A": 500, "B": 300, "P": 200}, pairs_per_shard=100, workers=2
     )
@@ -423,9 +423,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     undisturbed: tuple[Path, Path], tmp_path: Path, writing: bool
 ) -> None:
-    pictures, expected = undisturbed
+    images, expected = undisturbed
     key = ShardSet.open(expected / "B").keys()[150] if writing else "k1050"
-    command = [sys.executable, "-c", KILLED, str(pictures), str(tmp_path / "out"), key, str(int(writing))]
+    command = [sys.executable, "-c", KILLED, str(images), str(tmp_path / "out"), key, str(int(writing))]
     killed = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "out/manifest.json").exists()
@@ -433,16 +433,16 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     assert any(name.endswith(".npz") for name in left)
     assert any(name.endswith(".tar") for name in left) == writing
     (tmp_path / "out/.prepare/.half.npz.123.part").write_bytes(b"half")  # what a write that was killed leaves behind
-    prepare(FolderReader(pictures), tmp_path / "out", {"A": 500, "B": 300, "P": 200}, pairs_per_shard=100, workers=1)
+    prepare(FolderReader(images), tmp_path / "out", {"A": 500, "B": 300, "P": 200}, pairs_per_shard=100, workers=1)
     assert contents(tmp_path / "out") == contents(expected)
 
 
-def test_pictures_that_change_meanwhile_are_noticed(folder: Path, tmp_path: Path) -> None:
+def test_images_that_change_meanwhile_are_noticed(folder: Path, tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Changing(FolderReader):
         def read(self, key: str) -> tuple[Pair, Annotation | None]:
             pair, none = super().read(key)
-            image = encoded(picture(99)) if (tmp_path / "out/A").is_dir() else pair.image
+            image = encoded(sample_image(99)) if (tmp_path / "out/A").is_dir() else pair.image
             return Pair(key, image, "png", pair.caption), none
 
     with pytest.raises(UserError, match="changed while its set was prepared"):
@@ -452,7 +452,7 @@ def test_pictures_that_change_meanwhile_are_noticed(folder: Path, tmp_path: Path
 def test_existing_shards_can_be_split(tmp_path: Path) -> None:
     with write_shard(tmp_path / "shards" / "00000.tar") as write:
         for number in range(20):
-            write(Pair(f"s{number:02d}", encoded(picture(number)), "png", f"caption {number}", {"n": number}))
+            write(Pair(f"s{number:02d}", encoded(sample_image(number)), "png", f"caption {number}", {"n": number}))
     prepare(ShardReader(tmp_path / "shards"), tmp_path / "out", {"A": 0.5, "B": 0.5})
     pairs = pairs_of(tmp_path / "out", "A") + pairs_of(tmp_path / "out", "B")
     assert sorted((pair.key, pair.caption, pair.meta["n"]) for pair in pairs) == [
@@ -481,7 +481,7 @@ def test_objects_come_in_parts_like_the_shards(tmp_path: Path) -> None:
                     annotation.boxes,
                 )
                 empty += not row["labels"]
-    assert empty == 2  # the last picture of train and of val
+    assert empty == 2  # the last image of train and of val
 
 
 @needs_coco
@@ -506,6 +506,6 @@ def test_the_real_sample_of_coco(tmp_path: Path) -> None:
             assert found.names(row) == sorted(set(annotation.labels))
 
 
-def test_near_groups_take_no_part_of_a_picture_without_hash() -> None:
+def test_near_groups_take_no_part_of_an_image_without_hash() -> None:
     groups = near_groups(np.array([0, 1, 0]), np.zeros(3, np.uint64), np.array([True, False, False]), 6)
     assert groups.tolist() == [0, 1, 0]

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from dejavu_lit.data.shards import BadPair, Pair, ShardSet, index_shard, read_pairs, write_shard, write_shards
 from dejavu_lit.utils.errors import UserError
-from tests.data.images import encoded, picture
+from tests.data.images import encoded, sample_image
 
-PAIRS = [Pair(f"k{i}", encoded(picture(i)), "png", f"caption {i} été 😀", {"n": i}) for i in range(5)]
+PAIRS = [Pair(f"k{i}", encoded(sample_image(i)), "png", f"caption {i} été 😀", {"n": i}) for i in range(5)]
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def test_webdataset_reads_our_shards(tmp_path):
 
 
 def test_what_img2dataset_and_webdataset_write_is_read(tmp_path):
-    png = encoded(picture(0))
+    png = encoded(sample_image(0))
     tar(
         tmp_path / "0.tar",
         {"a.jpg": png, "a.txt": b" cap ", "a.json": b"{}", "b.jpeg": png, "b.json": b'{"caption": "c"}'},
@@ -116,13 +116,13 @@ def test_a_shard_that_vanishes_or_is_cut_while_it_is_read(tmp_path):
 
 
 def test_bad_text_is_one_bad_pair_and_bad_keys_are_not_written(tmp_path):
-    png = encoded(picture(0))
+    png = encoded(sample_image(0))
     members = {
         "a.png": png,
         "a.txt": b"\xff\xfe",
         "b.png": png,
         "b.json": b"{",
-        "c.txt": b"no picture",
+        "c.txt": b"no image",
         "d.png": png,
         "d.txt": b"ok",
     }

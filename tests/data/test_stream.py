@@ -1,4 +1,4 @@
-"""What the training sees of the pairs: knobs act on captions and pictures anew each epoch, whoever reads them; V sees none."""
+"""What the training sees of the pairs: knobs act on captions and images anew each epoch, whoever reads them; V sees none."""
 
 import hashlib
 import io
@@ -11,22 +11,22 @@ from PIL import Image
 
 from dejavu_lit.data.module import LoaderSettings, PairDataModule
 from dejavu_lit.data.shards import Pair, ShardSet, write_shards
-from dejavu_lit.data.stream import FEW, PairStream, PictureCache, TokenCache, pixels
+from dejavu_lit.data.stream import FEW, ImageCache, PairStream, TokenCache, pixels
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.preprocess import Augment, Preprocess
 from dejavu_lit.utils.errors import UserError
-from tests.data.images import encoded, picture
+from tests.data.images import encoded, sample_image
 from tests.models.tiny import PREPROCESS
 
 CONFIG = {**PREPROCESS, "size": 32}
 
 
 def pair(number: int, several: bool = True) -> Pair:
-    caption = f"picture number {number} has its own words"
+    caption = f"image number {number} has its own words"
     captions = [caption, f"another text of {number}", f"third {number}"]
     meta = {"captions": captions} if several else {}
     size = 40 + number % 7
-    return Pair(f"k{number:03d}", encoded(picture(number, size, 90 - size)), "png", caption, meta)
+    return Pair(f"k{number:03d}", encoded(sample_image(number, size, 90 - size)), "png", caption, meta)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def module(folder, workers: int = 0, cache_mb: int = 0, augment: bool = False, *
 
 
 def seen(batches) -> dict[int, tuple[bytes, str]]:
-    """{position in the set: (picture, caption)} of an epoch."""
+    """{position in the set: (image, caption)} of an epoch."""
     return {
         int(index): (image.numpy().tobytes(), bytes(tokens.tolist()).decode().rstrip())
         for batch in batches
@@ -86,7 +86,7 @@ def epoch_of(pairs: PairDataModule, epoch: int) -> dict[int, tuple[bytes, str]]:
     )
 
 
-def test_without_knobs_pictures_and_captions_are_the_pairs_own(folder):
+def test_without_knobs_images_and_captions_are_the_pairs_own(folder):
     found = seen(module(folder).train_dataloader())
     keys = ShardSet.open(folder / "A").keys()
     assert len(found) == 24
@@ -101,7 +101,7 @@ KNOBS = {"text_mask": 0.3, "text_random": 0.3, "text_shuffle": 0.5, "caption_cho
 
 
 @pytest.mark.parametrize(("workers", "cache_mb"), [(0, 100), (2, 0), (2, 100)])
-def test_the_draws_are_the_same_with_any_workers_and_with_the_pictures_kept_in_memory(folder, workers, cache_mb):
+def test_the_draws_are_the_same_with_any_workers_and_with_the_images_kept_in_memory(folder, workers, cache_mb):
     plain = seen(module(folder, augment=True, knobs=KNOBS).train_dataloader())
     pairs = module(folder, workers, cache_mb, augment=True, knobs=KNOBS)
     assert (pairs._cache is not None) == (cache_mb > 0)
@@ -149,14 +149,14 @@ def test_random_words_come_from_the_captions_that_are_trained_on(folder):
 
 
 def test_the_augmentation_is_open_clips_and_leaves_the_generators_alone():
-    shown = picture(5, 66, 60)
+    shown = sample_image(5, 66, 60)
     augment = Augment(CONFIG)
     state = torch.get_rng_state()
     ours = [augment(pixels(shown), f"0/0/k{number}") for number in range(20)]
     assert torch.equal(torch.get_rng_state(), state)
     assert np.array_equal(ours[0], augment(pixels(shown), "0/0/k0"))
     assert len({image.tobytes() for image in ours}) > 15
-    with torch.random.fork_rng():  # the same generator before open_clip's own transform gives the same picture
+    with torch.random.fork_rng():  # the same generator before open_clip's own transform gives the same image
         torch.manual_seed(int.from_bytes(hashlib.blake2b(b"0/0/k0", digest_size=8).digest(), "big"))
         theirs = image_transform(32, is_train=True)(shown)
     mean, std = (torch.tensor(PREPROCESS[name]).view(3, 1, 1) for name in ("mean", "std"))
@@ -169,13 +169,13 @@ def test_what_does_not_fit_into_memory_is_not_kept(folder):
     shards = ShardSet.open(folder / "A")
     size = sum(pixels(Image.open(io.BytesIO(pair(number).image))).nbytes for number in range(24))
     assert len(shards) < FEW
-    assert PictureCache.fill(shards, 24, pixels, size) is not None
-    assert PictureCache.fill(shards, 24, pixels, size - 1) is None
+    assert ImageCache.fill(shards, 24, pixels, size) is not None
+    assert ImageCache.fill(shards, 24, pixels, size - 1) is None
 
 
-def test_a_picture_too_wide_for_the_random_crop_is_cropped_in_the_middle():
+def test_an_image_too_wide_for_the_random_crop_is_cropped_in_the_middle():
     augment = Augment(CONFIG)
-    wide = picture(5, 90, 60)
+    wide = sample_image(5, 90, 60)
     assert len({augment(pixels(wide), str(number)).tobytes() for number in range(20)}) == 1
     middle = wide.crop((5, 0, 85, 60)).resize((32, 32), Image.Resampling.BICUBIC)
     assert np.array_equal(augment(pixels(wide), "0"), pixels(middle).transpose(2, 0, 1))

@@ -117,7 +117,7 @@ def same(one, two):
         tables = [pq.read_table(folder / f"{name}.parquet") for folder in (one, two)]
         assert tables[0].equals(tables[1]), name
     assert figures(one) == figures(two)
-    assert not (two / "neighbours").exists()
+    assert not (two / "neighbors").exists()
 
 
 # By a real srun in tests/slurm.

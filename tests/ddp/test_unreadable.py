@@ -24,7 +24,7 @@ def test_what_both_ranks_could_not_read_is_kept(scenes, tmp_path):
             for position in range(size):
                 pair = next(pairs)
                 assert isinstance(pair, Pair)
-                write(replace(pair, image=b"no picture") if (shard, position) in bad else pair)
+                write(replace(pair, image=b"no image") if (shard, position) in bad else pair)
     options = [*BASE, f"data.dir={data}", f"out={run}", "recipe.epochs=1", "trainer.loader.bad_share=1"]
     process = start(2, ROOT / "train.py", *options)
     said = end(process)

@@ -13,31 +13,31 @@ from PIL import Image
 from dejavu_lit.data.exclude import read_keys
 from dejavu_lit.data.readers.scenes import SceneReader
 from dejavu_lit.data.shards import Pair, ShardSet, index_shard, write_shards
-from dejavu_lit.duplicates.dedup import Kinds, Pictures, dedup, leave_out, shared
+from dejavu_lit.duplicates.dedup import Images, Kinds, dedup, leave_out, shared
 from dejavu_lit.utils.errors import UserError
 from tests.conftest import call, run
-from tests.data.images import encoded, picture
+from tests.data.images import encoded, sample_image
 
 NONE = Kinds(None, None, 0.95, workers=1)
 HASH = Kinds(6, None, 0.95, workers=1)
 
 
 def copies(image: Image.Image) -> list[bytes]:
-    """The picture recompressed, and resized, twice each."""
+    """The image recompressed, and resized, twice each."""
     half = image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS)
     larger = image.resize((image.width * 3 // 2, image.height * 3 // 2), Image.Resampling.BICUBIC)
     recompressed = [encoded(image, "JPEG", quality=75), encoded(image, "WEBP", quality=60)]
     return [*recompressed, encoded(half, "JPEG", quality=90), encoded(larger, "JPEG", quality=90)]
 
 
-def shards(folder: Path, pictures: dict[str, bytes]) -> ShardSet:
-    return write_shards(folder, [Pair(key, data, "png", "text") for key, data in pictures.items()], 7)
+def shards(folder: Path, images: dict[str, bytes]) -> ShardSet:
+    return write_shards(folder, [Pair(key, data, "png", "text") for key, data in images.items()], 7)
 
 
 @pytest.fixture
 def planted(tmp_path: Path) -> dict[str, ShardSet]:
-    """20 pictures in A; in B an exact copy of one and a recompressed one of two others; in P four copies of another."""
-    originals = [picture(seed, 320, 240) for seed in range(60)]
+    """20 images in A; in B an exact copy of one and a recompressed one of two others; in P four copies of another."""
+    originals = [sample_image(seed, 320, 240) for seed in range(60)]
     files = [encoded(image) for image in originals]
     a = {f"a{number:02d}": file for number, file in enumerate(files[:20])}
     a["a20"] = encoded(originals[7], "JPEG", quality=60)  # within A
@@ -83,7 +83,7 @@ def test_planted_duplicates_are_found_counted_and_left_out(planted: dict[str, Sh
     assert set(read_keys(tmp_path / "again/exclude.txt", "")) == gone
 
 
-def test_within_leaves_one_picture_of_each_group(planted: dict[str, ShardSet], tmp_path: Path) -> None:
+def test_within_leaves_one_image_of_each_group(planted: dict[str, ShardSet], tmp_path: Path) -> None:
     dedup(tmp_path / "out", planted, HASH, within=True)
     left = set(read_keys(tmp_path / "out/exclude.txt", ""))
     assert "a20" in left
@@ -93,7 +93,7 @@ def test_within_leaves_one_picture_of_each_group(planted: dict[str, ShardSet], t
     assert not (tmp_path / "again/examples.png").exists()
 
 
-def test_the_set_named_first_keeps_its_pictures(planted: dict[str, ShardSet], tmp_path: Path) -> None:
+def test_the_set_named_first_keeps_its_images(planted: dict[str, ShardSet], tmp_path: Path) -> None:
     dedup(tmp_path / "out", {name: planted[name] for name in ("P", "B", "A")}, HASH)
     assert set(read_keys(tmp_path / "out/exclude.txt", "")) == {"a03", "a04", "a05", "b05"}
 
@@ -111,7 +111,7 @@ def test_exact_only_and_resuming(planted: dict[str, ShardSet], tmp_path: Path) -
     assert {path for path, at in parts.items() if path.stat().st_mtime_ns != at} == {gone}
     # A part of a shard that was written again since is made anew.
     (tmp_path / "out/report.json").unlink()
-    write_shards(tmp_path / "B", [Pair(f"n{n}", encoded(picture(n)), "png", "t") for n in range(100, 123)], 7)
+    write_shards(tmp_path / "B", [Pair(f"n{n}", encoded(sample_image(n)), "png", "t") for n in range(100, 123)], 7)
     index_shard.cache_clear()  # another process would not have it
     changed = dedup(tmp_path / "out", planted | {"B": ShardSet.open(tmp_path / "B")}, NONE)
     assert changed["kinds"]["exact"]["groups"] == 0
@@ -125,11 +125,11 @@ def test_a_key_in_two_sets_is_refused(planted: dict[str, ShardSet], tmp_path: Pa
 def test_leaving_out_and_counting_by_hand() -> None:
     """Group 0: c (A), b and a (B). Group 3: z, y (P). Group 5: alone. Group 6: m (B), n (P), l (P)."""
     keys = ["c", "b", "a", "z", "y", "x", "m", "n", "l"]
-    pictures = Pictures(("A", "B", "P"), keys, np.array([0, 1, 1, 2, 2, 2, 1, 2, 2], np.int8))
+    images = Images(("A", "B", "P"), keys, np.array([0, 1, 1, 2, 2, 2, 1, 2, 2], np.int8))
     groups = np.array([0, 0, 0, 3, 3, 5, 6, 6, 6])
-    assert sorted(leave_out(pictures, groups, within=False)) == ["a", "b", "l", "n"]
-    assert sorted(leave_out(pictures, groups, within=True)) == ["a", "b", "l", "n", "z"]
-    assert shared(pictures, groups) == {
+    assert sorted(leave_out(images, groups, within=False)) == ["a", "b", "l", "n"]
+    assert sorted(leave_out(images, groups, within=True)) == ["a", "b", "l", "n", "z"]
+    assert shared(images, groups) == {
         "A": {"A": 0, "B": 1, "P": 0},
         "B": {"A": 2, "B": 2, "P": 1},
         "P": {"A": 0, "B": 2, "P": 4},
@@ -147,11 +147,11 @@ def test_rates_on_scenes() -> None:
         return found
 
     reader = SceneReader(600)
-    pictures = [Image.open(io.BytesIO(reader.read(key)[0].image)).convert("RGB") for key in reader.keys()]
-    hashes = [value(encoded(image)) for image in pictures]
+    images = [Image.open(io.BytesIO(reader.read(key)[0].image)).convert("RGB") for key in reader.keys()]
+    hashes = [value(encoded(image)) for image in images]
     near = [
         (own ^ value(copy)).bit_count() <= 6
-        for own, image in zip(hashes[:60], pictures, strict=False)
+        for own, image in zip(hashes[:60], images, strict=False)
         for copy in copies(image)
     ]
     assert np.mean(near) >= 0.99

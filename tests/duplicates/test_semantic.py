@@ -67,7 +67,7 @@ def test_recall_is_measured_where_cells_were_left_out(monkeypatch: pytest.Monkey
     assert len(np.unique(np.stack([found.groups, full.groups]), axis=1)[0]) == len(np.unique(found.groups))
 
 
-def test_pictures_that_are_all_alike_are_one_group() -> None:
+def test_images_that_are_all_alike_are_one_group() -> None:
     rows = np.ones((3000, 8), np.float16)
     found = semantic_groups(rows, 0.95)
     assert found.groups.max() == 0
@@ -80,5 +80,5 @@ def test_similarity_out_of_range(similarity: float) -> None:
         semantic_groups(np.ones((2, 2), np.float16), similarity)
 
 
-def test_no_pictures() -> None:
+def test_no_images() -> None:
     assert len(semantic_groups(np.zeros((0, 4), np.float16), 0.9).groups) == 0

@@ -54,7 +54,7 @@ def vectors_of(run_folder, name, modality):
 
 
 def brute_force(target, reference, scenes, name):
-    """[(key, G, {side: (neighbour keys, Ô)})] by the definitions, one pair and one public picture at a time."""
+    """[(key, G, {side: (neighbor keys, Ô)})] by the definitions, one pair and one public image at a time."""
     public = objects_of(scenes, "P")
     truth = objects_of(scenes, name)
     rows = []
@@ -265,7 +265,7 @@ def test_an_epoch_of_a_run_and_another_public_set(runs, tmp_path):
     assert found["counts"]["public"] == 100
 
 
-def test_public_pictures_in_a_folder_elsewhere(runs, scenes, tmp_path):
+def test_public_images_in_a_folder_elsewhere(runs, scenes, tmp_path):
     shutil.copytree(scenes / "P", tmp_path / "other")
     objects = shutil.copytree(scenes / "objects" / "scenes", tmp_path / "objects")
     shutil.move(objects / "P", objects / "other")
@@ -297,4 +297,4 @@ def test_objects_missing_for_some_keys_are_refused_by_number(runs, scenes, tmp_p
     sides = [f"target={runs['target']}", f"reference={runs['reference']}"]
     done = call("evaluate", *sides, f"objects={copy}", f"out={tmp_path / 'out'}")
     assert done.returncode == 1
-    assert "2 of 96 pictures" in done.stderr
+    assert "2 of 96 images" in done.stderr

@@ -51,7 +51,7 @@ def test_excluded_pairs_are_not_trained_on_not_measured_and_not_searched(scenes:
 
 
 def test_dedup_removes_from_training_only(tmp_path: Path) -> None:
-    """A folder in which most pictures come twice: dedup trains on one of the two, and both stay in the set."""
+    """A folder in which most images come twice: dedup trains on one of the two, and both stay in the set."""
     source, data = tmp_path / "pictures", tmp_path / "data"
     source.mkdir()
     reader = SceneReader(110)

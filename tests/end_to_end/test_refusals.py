@@ -19,7 +19,7 @@ def evaluate(runs: dict[str, Path], out: Path, *options: str) -> str:
 
 @pytest.fixture
 def other(scenes: Path, tmp_path: Path) -> Path:
-    """The same pictures in a folder whose manifest says otherwise."""
+    """The same images in a folder whose manifest says otherwise."""
     folder = shutil.copytree(scenes, tmp_path / "other")
     manifest = folder / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"seed": 0', '"seed": 1'))
@@ -32,13 +32,13 @@ def test_runs_trained_on_other_data(runs, other, tmp_path):
     assert not (tmp_path / "out" / "metrics.json").exists()
 
 
-def test_public_pictures_that_were_trained_on(runs, scenes, tmp_path):
+def test_public_images_that_were_trained_on(runs, scenes, tmp_path):
     said = evaluate(runs, tmp_path / "out", f"data.public={scenes / 'A'}")
     assert f"holds 96 keys of {scenes / 'A'}" in said
 
 
-def test_more_neighbours_than_public_pictures_and_an_unknown_labelled_set(runs, tmp_path):
-    assert "k=100 is more than the 64 pictures of" in evaluate(runs, tmp_path / "k", "k=100", "ks=[100]")
+def test_more_neighbors_than_public_images_and_an_unknown_labelled_set(runs, tmp_path):
+    assert "k=100 is more than the 64 images of" in evaluate(runs, tmp_path / "k", "k=100", "ks=[100]")
     assert "data.labelled=nope is no set of" in evaluate(runs, tmp_path / "l", "data.labelled=nope")
 
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from dejavu_lit.data import decode as pictures
+from dejavu_lit.data import decode as images
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.evaluation import embed as module
 from dejavu_lit.evaluation.embed import embed, encode_captions
 from dejavu_lit.evaluation.embeddings import Embeddings, write_embeddings
 from dejavu_lit.models.zoo import load_encoder
 from dejavu_lit.utils.errors import UserError
-from tests.models.tiny import picture, write_clip, write_shards
+from tests.models.tiny import sample_image, write_clip, write_shards
 
 PAIRS, SHARD = 150, 70  # shards of 70, 70 and 10: whole chunks, rests and a small one
 
@@ -32,10 +32,10 @@ def encoded(image, form="png"):
     return buffer.getvalue()
 
 
-def write(folder, bad_pictures=(), empty=(), pairs=PAIRS):
+def write(folder, bad_images=(), empty=(), pairs=PAIRS):
     made = []
     for i in range(pairs):
-        data = b"no picture" if i in bad_pictures else encoded(picture(i, 72, 64))
+        data = b"no image" if i in bad_images else encoded(sample_image(i, 72, 64))
         made.append(Pair(f"k{i * 37 % pairs:03d}", data, "png", "" if i in empty else f"caption number {i}", {}))
     return write_shards(folder, made, SHARD)
 
@@ -63,7 +63,7 @@ def test_values_equal_encoding_one_by_one(encoder, shards, tmp_path):
     images = embed(encoder, shards, "image", tmp_path / "image").load()
     texts = embed(encoder, shards, "text", tmp_path / "text").load()
     for row in (0, 63, 64, 69, 70, 149):
-        one = encoder.encode_images(torch.from_numpy(encoder.preprocess(picture(row, 72, 64)))[None])
+        one = encoder.encode_images(torch.from_numpy(encoder.preprocess(sample_image(row, 72, 64)))[None])
         assert np.abs(images[row].astype(np.float32) - one[0].numpy()).max() < 1e-3
         two = encoder.encode_captions([f"caption number {row}"])
         assert np.abs(texts[row].astype(np.float32) - two[0].numpy()).max() < 1e-3
@@ -113,50 +113,50 @@ def test_another_model_data_or_modality_is_refused(encoder, shards, tmp_path):
 
 
 def test_bad_pairs_are_skipped_counted_and_named(encoder, tmp_path, caplog):
-    shards = write(tmp_path / "A", bad_pictures=(3, 70), empty=(5,))
+    shards = write(tmp_path / "A", bad_images=(3, 70), empty=(5,))
     keys = shards.keys()
     images = embed(encoder, shards, "image", tmp_path / "image")
     texts = embed(encoder, shards, "text", tmp_path / "text")
     assert set(keys) - set(images.keys) == {keys[3], keys[70]}
     assert set(keys) - set(texts.keys) == {keys[5]}
     skipped = json.loads((tmp_path / "image" / "fingerprint.json").read_text())["skipped"]
-    reason = "the picture does not decode"
+    reason = "the image does not decode"
     assert skipped == {keys[3]: reason, keys[70]: reason}
     assert sum("skipped" in line for line in caplog.messages) == 3
     assert len(embed(encoder, shards, "image", tmp_path / "image", limit=4)) == 3
 
 
 def test_too_many_bad_pairs_stop(encoder, tmp_path):
-    shards = write(tmp_path / "A", bad_pictures=range(20, 32))
+    shards = write(tmp_path / "A", bad_images=range(20, 32))
     with pytest.raises(UserError, match=r"12 of 150 pairs of .* cannot be used, the first is k"):
         embed(encoder, shards, "image", tmp_path / "image")
     assert len(embed(encoder, shards, "image", tmp_path / "image", bad_share=0.1)) == PAIRS - 12
-    nothing = write(tmp_path / "B", bad_pictures=range(5), pairs=5)
+    nothing = write(tmp_path / "B", bad_images=range(5), pairs=5)
     with pytest.raises(UserError, match="no pair of"):
         embed(encoder, nothing, "image", tmp_path / "nothing")
 
 
-def test_a_picture_decodes_as_pillow_does():
+def test_an_image_decodes_as_pillow_does():
     for form, mode, options in (
         ("jpeg", "RGB", {}),
         ("jpeg", "RGB", {"progressive": True, "quality": 30}),
         ("png", "RGB", {}),
     ):
         buffer = io.BytesIO()
-        picture(1, 97, 61, mode).save(buffer, form, **options)
-        found = module.decode_picture(buffer.getvalue())
+        sample_image(1, 97, 61, mode).save(buffer, form, **options)
+        found = module.decode_image(buffer.getvalue())
         assert np.array_equal(found.permute(1, 2, 0).numpy(), np.asarray(Image.open(buffer)))
     for mode, form in (("L", "jpeg"), ("CMYK", "jpeg"), ("P", "png"), ("RGBA", "png")):
-        found = module.decode_picture(encoded(picture(1, 97, 61, mode), form))
+        found = module.decode_image(encoded(sample_image(1, 97, 61, mode), form))
         assert found.mode == mode
     with pytest.raises(BadPair, match="does not decode"):
-        module.decode_picture(encoded(picture(1), "jpeg")[:-200])
+        module.decode_image(encoded(sample_image(1), "jpeg")[:-200])
     with pytest.raises(BadPair, match="does not decode"):
-        module.decode_picture(b"GIF")
+        module.decode_image(b"GIF")
 
 
 def test_a_bomb_is_skipped(encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "PIXEL_LIMIT", 72 * 64 - 1)
+    monkeypatch.setattr(images, "PIXEL_LIMIT", 72 * 64 - 1)
     with pytest.raises(UserError, match="megapixels"):
         embed(encoder, write(tmp_path / "A", pairs=20), "image", tmp_path / "e")
 

@@ -72,18 +72,18 @@ def test_ties_follow_the_public_row_and_not_the_place(index):
     rng = np.random.default_rng(2)
     queries, public = hard(rng, 60, 900, 16)
     ids = rng.permutation(900)
-    neighbours, recall = search(queries, [public[:500], public[500:]], 20, index, ids)
+    neighbors, recall = search(queries, [public[:500], public[500:]], 20, index, ids)
     rows, scores = oracle(queries, public, 20, ids)
-    assert np.array_equal(neighbours.rows, rows)
-    assert np.array_equal(neighbours.distances, np.maximum(1 - scores, 0).astype(np.float32))
+    assert np.array_equal(neighbors.rows, rows)
+    assert np.array_equal(neighbors.distances, np.maximum(1 - scores, 0).astype(np.float32))
     assert recall == 1.0
     sorted_public = np.empty_like(public)
     sorted_public[ids] = public
     again, _ = search(queries, [sorted_public], 20, index)
-    assert np.array_equal(again.rows, neighbours.rows)
+    assert np.array_equal(again.rows, neighbors.rows)
 
 
-def test_fewer_vectors_than_neighbours_are_told():
+def test_fewer_vectors_than_neighbors_are_told():
     queries, public = hard(np.random.default_rng(3), 60, 900, 16)
     with pytest.raises(UserError, match="k=30 is more"):
         best_k(queries, [public[:10]], 30).neighbors()
@@ -102,9 +102,9 @@ def test_memory_maps_of_stored_parts(tmp_path):
     rng = np.random.default_rng(5)
     stored = write_embeddings(tmp_path, [f"{i * 7 % 300:03d}" for i in range(300)], unit(rng, 300, 8), 90)
     queries = unit(rng, 20, 8)
-    neighbours, _ = search(queries, stored.parts(), 6, ids=stored.selection(sorted(stored.keys)).ids)
+    neighbors, _ = search(queries, stored.parts(), 6, ids=stored.selection(sorted(stored.keys)).ids)
     rows, _ = oracle(queries, stored.load(sorted(stored.keys)), 6)
-    assert np.array_equal(neighbours.rows, rows)
+    assert np.array_equal(neighbors.rows, rows)
 
 
 def test_float32_scores_stay_within_their_bound():
@@ -175,12 +175,12 @@ def test_an_approximate_index_measures_its_recall():
     public = (centres[rng.integers(0, 60, 4000)] + 0.3 * unit(rng, 4000, 16)).astype(np.float16)
     queries = (centres[rng.integers(0, 60, 150)] + 0.3 * unit(rng, 150, 16)).astype(np.float16)
     ids = rng.permutation(4000)
-    neighbours, recall = search(queries, [public[:900], public[900:]], 20, "ivf", ids)
+    neighbors, recall = search(queries, [public[:900], public[900:]], 20, "ivf", ids)
     exact, _ = search(queries, [public], 20, "flat", ids)
-    own = np.mean([len(set(a) & set(b)) / 20 for a, b in zip(neighbours.rows, exact.rows, strict=True)])
+    own = np.mean([len(set(a) & set(b)) / 20 for a, b in zip(neighbors.rows, exact.rows, strict=True)])
     assert recall == pytest.approx(own)
     assert 0.5 < recall <= 1
-    assert (np.diff(neighbours.distances, axis=1) >= 0).all()
+    assert (np.diff(neighbors.distances, axis=1) >= 0).all()
     everything, recall = search(queries, [public], 4000, "ivf", ids)  # more than any list holds: exact after all
     assert recall == 1.0
     assert np.array_equal(everything.rows, search(queries, [public], 4000, "flat", ids)[0].rows)

@@ -1,4 +1,4 @@
-"""Blocks of a search that ranks share: the neighbours of one process to the last bit, and parts that are kept or made again."""
+"""Blocks of a search that ranks share: the neighbors of one process to the last bit, and parts that are kept or made again."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ K = 7
 
 @pytest.fixture
 def stored(tmp_path):
-    """(captions, public pictures, keys of each) with many equal vectors, so with ties."""
+    """(captions, public images, keys of each) with many equal vectors, so with ties."""
     rng = np.random.default_rng(3)
     public = rng.standard_normal((240, 16))
     public[60:180] = public[rng.integers(0, 60, 120)]
@@ -31,7 +31,7 @@ def whole(queries, public, asked, common):
 
 @pytest.mark.parametrize("world", [1, 2, 3, 60])
 @pytest.mark.parametrize("index", ["float32", "flat"])
-def test_blocks_of_any_number_of_ranks_give_the_neighbours_of_one_search(stored, tmp_path, world, index, monkeypatch):
+def test_blocks_of_any_number_of_ranks_give_the_neighbors_of_one_search(stored, tmp_path, world, index, monkeypatch):
     monkeypatch.setattr(search_parts, "BLOCK", 20)
     queries, public, asked, names = stored
     common = sorted(names)[5:-5]

@@ -92,7 +92,7 @@ def test_linear_probe_finds_what_is_linear_and_nothing_else():
 def test_linear_probe_without_two_classes_to_test_says_why(labels):
     found = linear_probe(np.random.default_rng(3).normal(size=(len(labels), 4)), labels)
     assert found["linear_probe"] is None
-    assert f"{len(labels)} pictures" in found["linear_probe_reason"]
+    assert f"{len(labels)} images" in found["linear_probe_reason"]
 
 
 def test_class_vectors_average_the_normalised_prompts(tmp_path):

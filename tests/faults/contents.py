@@ -65,8 +65,8 @@ def content(path: Path) -> Any:
                 for member in tar:
                     assert tar.extractfile(member) is not None
         case ".png" | ".webp" | ".jpg":
-            with Image.open(io.BytesIO(data)) as picture:
-                picture.load()
+            with Image.open(io.BytesIO(data)) as image:
+                image.load()
         case ".html":
             assert data.rstrip().endswith(b"</html>")
             return _timeless_text(data)

@@ -1,4 +1,4 @@
-"""Odd captions and pictures through every command: what cannot be used is counted with its reason, and totals add up."""
+"""Odd captions and images through every command: what cannot be used is counted with its reason, and totals add up."""
 
 import csv
 import io
@@ -24,19 +24,19 @@ from dejavu_lit.objects.annotate import annotate
 from dejavu_lit.objects.annotators.classes import ClassLabels
 from dejavu_lit.report.report import write_report
 from tests.conftest import ROOT, SMALL, call
-from tests.data.images import encoded, picture
-from tests.hostile import captions, pictures
+from tests.data.images import encoded, sample_image
+from tests.hostile import captions, images
 
 MODEL = [option for option in SMALL if option.startswith("model.")]
-Files = Mapping[str, tuple[bytes, bytes, str | None]]  # {key: (picture, caption, why the pair cannot be used)}
+Files = Mapping[str, tuple[bytes, bytes, str | None]]  # {key: (image, caption, why the pair cannot be used)}
 
 
 @pytest.fixture(scope="module")
 def zoo() -> Files:
-    """All odd pictures with a good caption, and all odd captions with a good picture."""
-    found = {f"p-{name}": (data, b"a dog", reason) for name, (data, reason) in pictures().items()}
+    """All odd images with a good caption, and all odd captions with a good image."""
+    found = {f"p-{name}": (data, b"a dog", reason) for name, (data, reason) in images().items()}
     texts = enumerate(captions().items())
-    return found | {f"c-{name}": (encoded(picture(100 + n)), data, why) for n, (name, (data, why)) in texts}
+    return found | {f"c-{name}": (encoded(sample_image(100 + n)), data, why) for n, (name, (data, why)) in texts}
 
 
 def as_folder(zoo: Files, out: Path) -> Reader:
@@ -102,9 +102,9 @@ def test_prepare_counts_what_it_skips_by_its_reason(zoo, tmp_path, source):
     assert pairs["skipped"] == sum(found.values())
 
 
-def test_odd_pictures_take_little_memory(tmp_path):
+def test_odd_images_take_little_memory(tmp_path):
     """The bombs would take a gigabyte and more."""
-    for key, (data, _) in pictures().items():
+    for key, (data, _) in images().items():
         (tmp_path / key).write_bytes(data)
     code = f"""
 import resource
@@ -128,9 +128,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 @pytest.fixture(scope="module")
 def foreign(zoo, tmp_path_factory) -> Path:
-    """Shards that nothing of ours has looked at, as a data folder: A holds everything odd, H and P some odd pictures."""
+    """Shards that nothing of ours has looked at, as a data folder: A holds everything odd, H and P some odd images."""
     folder = tmp_path_factory.mktemp("foreign")
-    good = {f"g-{n}": (encoded(picture(200 + n)), f"a picture {n}".encode(), None) for n in range(96)}
+    good = {f"g-{n}": (encoded(sample_image(200 + n)), f"an image {n}".encode(), None) for n in range(96)}
     keys = list(good)
     odd = [key for key in zoo if key.startswith("p-")]
     fill = dict(list(good.items())[: -len(zoo) % 16])
@@ -145,8 +145,8 @@ def foreign(zoo, tmp_path_factory) -> Path:
 
 
 def decoded(reason: str | None) -> str | None:
-    """The reason as told by what decodes pictures, whose files it does not choose by their first bytes."""
-    return "the picture does not decode" if reason == "the picture is no JPEG, PNG or WebP" else reason
+    """The reason as told by what decodes images, whose files it does not choose by their first bytes."""
+    return "the image does not decode" if reason == "the image is no JPEG, PNG or WebP" else reason
 
 
 @pytest.fixture(scope="module")

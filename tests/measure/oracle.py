@@ -9,7 +9,7 @@ from dejavu_lit.measure.records import Neighbors, Records
 
 
 def objects(sets: list[set[str]], labels: list[str], prefix: str) -> Objects:
-    """Objects from plain sets; picture i has the key ``{prefix}{i:05d}``."""
+    """Objects from plain sets; image i has the key ``{prefix}{i:05d}``."""
     names = sorted(labels)
     codes = [sorted(names.index(name) for name in s) for s in sets]
     starts = np.concatenate([[0], np.cumsum([len(c) for c in codes])]).astype(np.int64)
@@ -36,7 +36,7 @@ def figures(guess: set[str], truth: set[str]) -> tuple[Fraction, Fraction]:
 
 
 class Case:
-    """n random records over m public pictures, as sets and as the arrays of the package."""
+    """n random records over m public images, as sets and as the arrays of the package."""
 
     def __init__(
         self, seed: int, n: int = 40, m: int = 30, k: int = 6, labels: int = 12, most: int = 5, prefix: str = "a"

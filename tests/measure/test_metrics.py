@@ -171,7 +171,7 @@ def test_contradictory_settings_are_refused(wrong: dict[str, Any], words: str) -
 
 def test_mistakes_are_named() -> None:
     (a, _, _), cases = three_sets()
-    with pytest.raises(UserError, match="goes beyond the 6 neighbours"):
+    with pytest.raises(UserError, match="goes beyond the 6 neighbors"):
         measure(a, settings=Settings())
     with pytest.raises(UserError, match="no record of A has an object"):
         measure(replace(a, truth=objects([set()] * 120, cases[0].labels, "a")), settings=QUICK)

@@ -23,8 +23,8 @@ def evaluation(tmp_path: Path) -> tuple[Path, Path]:
     rng = np.random.default_rng(0)
     cases = [Case(seed, n=80, prefix=prefix) for seed, prefix in enumerate("ahb")]
     artifact, folder = tmp_path / "objects", tmp_path / "evaluation"
-    pictures = {name: (c.truth_objects.keys, c.truth) for name, c in zip("AHB", cases, strict=True)}
-    for name, (keys, sets) in {**pictures, "P": (cases[0].public_objects.keys, cases[0].public)}.items():
+    images = {name: (c.truth_objects.keys, c.truth) for name, c in zip("AHB", cases, strict=True)}
+    for name, (keys, sets) in {**images, "P": (cases[0].public_objects.keys, cases[0].public)}.items():
         rows = [
             Annotation(k, sorted(s), rng.random(len(s)).tolist(), [[0, 0, 1, 1]] * len(s))
             for k, s in zip(keys, sets, strict=True)
@@ -109,9 +109,7 @@ def test_mistakes_are_named(evaluation: tuple[Path, Path], tmp_path: Path) -> No
         read_evaluation(tmp_path, artifact, 0.5)
 
 
-def test_gaps_under_other_artifacts_come_from_the_same_neighbours(
-    evaluation: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_gaps_under_other_artifacts_come_from_the_same_neighbors(evaluation: tuple[Path, Path], tmp_path: Path) -> None:
     folder, artifact = evaluation
     old = read_json(folder / "metrics.json")
     strict, empty = tmp_path / "strict", tmp_path / "empty"

@@ -63,7 +63,7 @@ def test_read_back_is_the_same_to_the_bit(tmp_path: Path, monkeypatch: pytest.Mo
         {"exposure": np.arange(40), "place": [None, "a", 3.5, True] * 10},
     )  # fmt: skip
     write_records(tmp_path / "r.parquet", written, 4)
-    # Objects in another order, with more pictures: joined by key.
+    # Objects in another order, with more images: joined by key.
     truth = case.truth_objects.take(sorted(case.truth_objects.keys, reverse=True))
     public = case.public_objects.take(sorted(case.public_objects.keys, reverse=True))
     back = read_records(tmp_path / "r.parquet", truth, public)
@@ -123,7 +123,7 @@ def test_further_columns_lie_beside_the_records(tmp_path: Path) -> None:
         assert {group.column(i).compression for i in range(group.num_columns)} == {"ZSTD"}
 
 
-def test_pictures_without_any_label(tmp_path: Path) -> None:
+def test_images_without_any_label(tmp_path: Path) -> None:
     case = Case(3, labels=0, most=0)
     write_records(tmp_path / "r.parquet", case.records(), 3)
     assert pq.read_table(tmp_path / "r.parquet")["target_predicted"].to_pylist() == [[]] * 40
@@ -155,7 +155,7 @@ def test_parts_of_different_lengths_are_named() -> None:
     with pytest.raises(UserError) as error:
         Records(("a",), records.truth, records.public, records.target[:2], records.reference[:3], {"place": []})
     assert str(error.value) == (
-        "records need one value a pair: there are 40 pairs and 1 captions, 2 target neighbours, 3 reference neighbours, "
+        "records need one value a pair: there are 40 pairs and 1 captions, 2 target neighbors, 3 reference neighbors, "
         "0 place"
     )
 
@@ -177,8 +177,8 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     first = case.public_objects.keys[case.target.rows[0][0]]
     asked = case.public_objects.take([key for key in case.public_objects.keys if key != first])
     need = "which has no objects; use the objects of its public set"
-    assert said(path, records.truth, asked) == f"FILE names the public picture {first!r}, {need}"
-    assert said(path, records.truth, asked.take([])) == f"FILE names the public picture {first!r}, {need}"
+    assert said(path, records.truth, asked) == f"FILE names the public image {first!r}, {need}"
+    assert said(path, records.truth, asked.take([])) == f"FILE names the public image {first!r}, {need}"
     with pytest.raises(UserError, match="no row for 39 of 40"):
         read_records(path, records.truth.take(["a00000"]), records.public)
     write_records(tmp_path / "other.parquet", Case(2, n=3).records(), 3)

@@ -188,7 +188,7 @@ def vectors(seed: int, n: int, d: int = 48) -> np.ndarray:
 
 
 @pytest.mark.parametrize("index", ["flat", "float32"])
-def test_neighbours_are_those_of_scikit_learn_and_faiss(index: str) -> None:
+def test_neighbors_are_those_of_scikit_learn_and_faiss(index: str) -> None:
     neighbors = pytest.importorskip("sklearn.neighbors")
     faiss = pytest.importorskip("faiss")
     queries, public, k = vectors(0, 150), vectors(1, 4000), 25
@@ -206,9 +206,7 @@ def test_neighbours_are_those_of_scikit_learn_and_faiss(index: str) -> None:
     flat.add(wide[1])
     scores, rows = flat.search(wide[0], k)
     np.testing.assert_allclose(1 - got.distances, scores, atol=1e-6)
-    assert (
-        rows != got.rows
-    ).mean() < 0.01  # faiss rounds to float32: neighbours nearer to each other may change places
+    assert (rows != got.rows).mean() < 0.01  # faiss rounds to float32: neighbors nearer to each other may change places
 
 
 def test_retrieval_is_torchmetrics_hit_rate() -> None:
@@ -242,6 +240,6 @@ def test_the_linear_probe_is_scikit_learns_pipeline() -> None:
     peer = pipeline.make_pipeline(preprocessing.StandardScaler(), linear_model.LogisticRegression(max_iter=1000))
     folds = selection.StratifiedKFold(5, shuffle=True, random_state=0)
     scores = selection.cross_val_score(peer, images.astype(np.float64), classes, cv=folds)
-    # Another fifth is tested: 180 pictures scatter by 3 to 4 points.
+    # Another fifth is tested: 180 images scatter by 3 to 4 points.
     assert got == pytest.approx(scores.mean(), abs=0.12)
     assert 0.5 < got < 0.98

@@ -96,9 +96,9 @@ def test_mistakes_are_named() -> None:
         score(*args, [3], top_m=0)
     with pytest.raises(UserError, match="different labels"):
         score(case.target, case.public_objects, objects(case.truth, [*case.labels, "zzz"], "a"), [3])
-    with pytest.raises(UserError, match="objects for 3 records and neighbours for 40"):
+    with pytest.raises(UserError, match="objects for 3 records and neighbors for 40"):
         score(case.target, case.public_objects, objects(case.truth[:3], case.labels, "a"), [3])
-    with pytest.raises(UserError, match="objects for 2 pictures"):
+    with pytest.raises(UserError, match="objects for 2 images"):
         score(case.target, objects(case.public[:2], case.labels, "p"), case.truth_objects, [3])
     with pytest.raises(UserError, match="k=4 was not scored"):
         score(*args, [3]).precision(4)

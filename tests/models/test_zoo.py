@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from dejavu_lit.models.preprocess import Preprocess
 from dejavu_lit.models.zoo import load_encoder
 from dejavu_lit.utils.errors import UserError
-from tests.models.tiny import CONFIG, PREPROCESS, picture, write_clip
+from tests.models.tiny import CONFIG, PREPROCESS, sample_image, write_clip
 
 CAPTIONS = ["a red ball in the park", "Anna and Ben", "two dogs"]
 WEIGHTS = "open_clip_model.safetensors"
@@ -30,7 +30,7 @@ def encoder(model):
     return load_encoder(f"local-dir:{model}")
 
 
-def pictures(encoder, batch):
+def encoded_images(encoder, batch):
     return encoder.encode_images(torch.from_numpy(np.stack([encoder.preprocess(p) for p in batch])))
 
 
@@ -42,19 +42,19 @@ def test_it_equals_open_clips_own_preprocessing_and_encoding(model, encoder):
     own, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{model}")
     own.eval()
     batch = [
-        picture(0),
-        picture(1, 300, 100),
-        picture(2, 50, 70),
-        picture(3, 64, 64),
-        picture(4, mode="L"),
-        picture(5, mode="P"),
+        sample_image(0),
+        sample_image(1, 300, 100),
+        sample_image(2, 50, 70),
+        sample_image(3, 64, 64),
+        sample_image(4, mode="L"),
+        sample_image(5, mode="P"),
     ]
     with torch.no_grad():
         images = own.encode_image(torch.stack([preprocess(p) for p in batch]), normalize=True)
         captions = own.encode_text(open_clip.get_tokenizer(f"local-dir:{model}")(CAPTIONS), normalize=True)
     assert encoder.preprocess(batch[0]).dtype == np.uint8
     assert encoder.preprocess(batch[0]).shape == (3, 64, 64)
-    torch.testing.assert_close(pictures(encoder, batch), images, atol=1e-5, rtol=0)
+    torch.testing.assert_close(encoded_images(encoder, batch), images, atol=1e-5, rtol=0)
     torch.testing.assert_close(encoder.encode_captions(CAPTIONS), captions, atol=1e-5, rtol=0)
 
 
@@ -72,16 +72,16 @@ def test_it_equals_open_clips_own_preprocessing_and_encoding(model, encoder):
 @pytest.mark.parametrize("shape", [(96, 80), (640, 480), (333, 77), (64, 64), (40, 30)])
 def test_the_fast_resize_differs_by_one_level_at_most(change, shape):
     preprocess = Preprocess({"size": 64, **PREPROCESS, **change})
-    exact, fast = (preprocess(p).astype(int) for p in (picture(6, *shape), pixels(picture(6, *shape))))
+    exact, fast = (preprocess(p).astype(int) for p in (sample_image(6, *shape), pixels(sample_image(6, *shape))))
     assert exact.shape == fast.shape
     assert np.abs(exact - fast).max() <= 1
     assert (exact != fast).mean() < (0.02 if shape == (640, 480) else 0.3)  # where halves are frequent, rounding shows
 
 
 def test_the_fast_resize_keeps_embeddings(encoder):
-    batch = [picture(seed, 640, 480) for seed in range(8)]
-    fast = pictures(encoder, [pixels(p) for p in batch])
-    torch.testing.assert_close(fast, pictures(encoder, batch), atol=1e-3, rtol=0)
+    batch = [sample_image(seed, 640, 480) for seed in range(8)]
+    fast = encoded_images(encoder, [pixels(p) for p in batch])
+    torch.testing.assert_close(fast, encoded_images(encoder, batch), atol=1e-3, rtol=0)
 
 
 def test_a_run_and_its_epochs(model, encoder, tmp_path):
@@ -203,7 +203,7 @@ def test_transformers_folders(kind, tmp_path):
     own = transformers.AutoModel.from_pretrained(tmp_path).eval()
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    batch = [picture(0), picture(1, 300, 100), picture(2, 50, 70)]
+    batch = [sample_image(0), sample_image(1, 300, 100), sample_image(2, 50, 70)]
     inputs = {
         **tokenizer(CAPTIONS, padding="max_length", max_length=16, return_tensors="pt"),
         **processor(images=batch, return_tensors="pt"),
@@ -213,7 +213,7 @@ def test_transformers_folders(kind, tmp_path):
     with torch.no_grad():
         out = own(**inputs)
     encoder = load_encoder(str(tmp_path))
-    torch.testing.assert_close(pictures(encoder, batch), out.image_embeds, atol=1e-5, rtol=0)
+    torch.testing.assert_close(encoded_images(encoder, batch), out.image_embeds, atol=1e-5, rtol=0)
     torch.testing.assert_close(encoder.encode_captions(CAPTIONS), out.text_embeds, atol=1e-5, rtol=0)
     assert np.array_equal(encoder.preprocess(pixels(batch[0])), encoder.preprocess(batch[0]))
     assert encoder.fingerprint == load_encoder(str(tmp_path)).fingerprint
@@ -276,7 +276,7 @@ def test_text_models_embed_captions_only(tmp_path):
     copy = load_encoder(f"text:{tmp_path / 'copy'}")
     assert copy.fingerprint == encoder.fingerprint
     with pytest.raises(UserError, match="embeds captions only"):
-        copy.preprocess(picture(0))
+        copy.preprocess(sample_image(0))
     (tmp_path / "copy" / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match="cannot be loaded"):
         load_encoder(f"text:{tmp_path / 'copy'}")

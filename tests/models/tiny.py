@@ -1,4 +1,4 @@
-"""A real, tiny CLIP in open_clip's own format, and pictures to feed it."""
+"""A real, tiny CLIP in open_clip's own format, and images to feed it."""
 
 import json
 from collections.abc import Sequence
@@ -36,8 +36,8 @@ def write_clip(folder: Path, seed: int = 0, config: dict | None = None, preproce
     return folder
 
 
-def picture(seed: int, width: int = 96, height: int = 80, mode: str = "RGB") -> Image.Image:
-    """A smooth picture with some noise: resizing it is no trivial matter."""
+def sample_image(seed: int, width: int = 96, height: int = 80, mode: str = "RGB") -> Image.Image:
+    """A smooth image with some noise: resizing it is no trivial matter."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((width, height), Image.BICUBIC)
     noisy = np.asarray(coarse, np.int16) + rng.integers(-8, 9, (height, width, 3))

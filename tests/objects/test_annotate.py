@@ -22,7 +22,7 @@ from dejavu_lit.objects.annotators.torchvision import TorchvisionDetector
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import write_json
 from tests.conftest import ROOT, call, run
-from tests.data.images import contents, encoded, picture
+from tests.data.images import contents, encoded, sample_image
 from tests.objects.tiny import detector
 
 MODEL = "tests.objects.tiny.detector"
@@ -31,7 +31,9 @@ MODEL = "tests.objects.tiny.detector"
 def pairs(name: str, count: int) -> list[Pair]:
     """Pairs with a label each; every fifth has none."""
     return [
-        Pair(f"{name}{n:03d}", encoded(picture(n)), "png", "a caption", {"label": f"thing {n % 3}"} if n % 5 else {})
+        Pair(
+            f"{name}{n:03d}", encoded(sample_image(n)), "png", "a caption", {"label": f"thing {n % 3}"} if n % 5 else {}
+        )
         for n in range(count)
     ]
 
@@ -58,7 +60,7 @@ def sets(data: Path) -> dict[str, ShardSet]:
     return {name: ShardSet.open(data / name) for name in "AP"}
 
 
-def test_one_row_a_picture_and_failures_apart_from_empty_rows(data: Path) -> None:
+def test_one_row_an_image_and_failures_apart_from_empty_rows(data: Path) -> None:
     done = annotate(ClassLabels(), sets(data), data / "objects/c")
     assert (done["pictures"], done["failed"], done["parts"], done["of"]) == (55, 11, 6, 6)
     table = pq.read_table(data / "objects/c/A/00001.parquet").to_pylist()
@@ -90,7 +92,7 @@ def test_whole_parts_are_kept_and_damaged_ones_made_again(data: Path) -> None:
     }
 
 
-def test_a_part_of_other_pictures_is_made_again(data: Path) -> None:
+def test_a_part_of_other_images_is_made_again(data: Path) -> None:
     annotate(ClassLabels(), sets(data), data / "objects/c")
     (data / "objects/c/A/00000.parquet").write_bytes((data / "objects/c/A/00001.parquet").read_bytes())
     assert annotate(ClassLabels(), sets(data), data / "objects/c")["pictures"] == 10
@@ -122,16 +124,16 @@ def test_objects_of_two_annotators_are_never_mixed(data: Path) -> None:
 
 
 def test_too_many_failures_end_the_run_before_the_part_is_written(tmp_path: Path) -> None:
-    good, bad = encoded(picture(1)), b"\x89PNG\r\n\x1a\nno picture"
+    good, bad = encoded(sample_image(1)), b"\x89PNG\r\n\x1a\nno image"
     rows = [Pair(f"k{n:03d}", bad if n % 4 == 0 else good, "png", "text", {"label": "x"}) for n in range(100)]
     shards = {"A": write_shards(tmp_path / "A", rows, 100)}
     finder = Finder()
-    with pytest.raises(UserError, match=r"25 of 100 pictures .* the first is k000 \(the picture does not decode\)"):
+    with pytest.raises(UserError, match=r"25 of 100 images .* the first is k000 \(the image does not decode\)"):
         annotate(finder, shards, tmp_path / "o", max_failed=0.2)
     assert not list(tmp_path.glob("o/*/*.parquet"))
     assert annotate(finder, shards, tmp_path / "o", max_failed=0.25)["failed"] == 25
     nothing = {"B": write_shards(tmp_path / "B", [Pair("k", bad, "png", "text", {})], 10)}
-    with pytest.raises(UserError, match="1 of 1 pictures"):
+    with pytest.raises(UserError, match="1 of 1 images"):
         annotate(finder, nothing, tmp_path / "o")
     assert annotate(finder, nothing, tmp_path / "o", max_failed=1)["failed"] == 1
 
@@ -176,7 +178,7 @@ def test_sets_that_cannot_be_told_apart_are_refused(data: Path, names: list[str]
 
 
 class Finder(TorchvisionDetector):
-    """The batch logic of every detector, with a detector that chokes on dark pictures."""
+    """The batch logic of every detector, with a detector that chokes on dark images."""
 
     def __init__(self, batch: int = 8) -> None:
         super().__init__(model="finder", weights="none", batch=batch)
@@ -187,23 +189,20 @@ class Finder(TorchvisionDetector):
 
     labels = ("bright",)
 
-    def detect(self, pictures):
+    def detect(self, images):
         from dejavu_lit.objects.base import Detections
 
-        assert len(pictures) <= self.batch
-        if any(max(picture.getextrema()[0]) == 0 for picture in pictures):
+        assert len(images) <= self.batch
+        if any(max(image.getextrema()[0]) == 0 for image in images):
             raise RuntimeError("too dark\nfor me")
-        return [
-            Detections(["bright"], [picture.width / 100], [[0, 0, picture.width, picture.height]])
-            for picture in pictures
-        ]
+        return [Detections(["bright"], [image.width / 100], [[0, 0, image.width, image.height]]) for image in images]
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
-def test_one_bad_picture_does_not_spoil_its_batch(tmp_path: Path, batch: int) -> None:
+def test_one_bad_image_does_not_spoil_its_batch(tmp_path: Path, batch: int) -> None:
     from PIL import Image
 
-    rows = [Pair(f"k{n}", encoded(picture(n, 20 + n, 30)), "png", "text", {}) for n in range(10)]
+    rows = [Pair(f"k{n}", encoded(sample_image(n, 20 + n, 30)), "png", "text", {}) for n in range(10)]
     rows[4] = Pair("k4", encoded(Image.new("RGB", (8, 8))), "png", "text", {})
     done = annotate(Finder(batch), {"A": write_shards(tmp_path / "A", rows, 7)}, tmp_path / "o")
     assert done["failed"] == 1
@@ -218,10 +217,8 @@ def test_one_bad_picture_does_not_spoil_its_batch(tmp_path: Path, batch: int) ->
 @pytest.mark.parametrize("of", [1, 2, 4, 7])
 def test_any_number_of_processes_share_the_shards(data: Path, of: int) -> None:
     annotate(ClassLabels(), sets(data), data / "objects/alone")
-    pictures = [
-        annotate(ClassLabels(), sets(data), data / "objects/shared", Share(n, of))["pictures"] for n in range(of)
-    ]
-    assert sum(pictures) == 55
+    images = [annotate(ClassLabels(), sets(data), data / "objects/shared", Share(n, of))["pictures"] for n in range(of)]
+    assert sum(images) == 55
     assert contents(data / "objects/shared") == contents(data / "objects/alone")
 
 
@@ -277,15 +274,15 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(data: Path, weights: 
     there = {p: p.stat().st_mtime_ns for p in data.glob("objects/killed/*/*.parquet")}
     assert 3 <= len(there) <= 6
     done = run("annotate", *options, "name=killed")
-    assert f"6 of 6 parts are whole; annotated {55 - sum(map(pictures_of, there))} pictures" in done.stdout
-    assert "pictures/s" in done.stdout or sum(map(pictures_of, there)) == 55
+    assert f"6 of 6 parts are whole; annotated {55 - sum(map(images_of, there))} images" in done.stdout
+    assert "images/s" in done.stdout or sum(map(images_of, there)) == 55
     assert {p: p.stat().st_mtime_ns for p in there} == there
     run("annotate", *options, "name=alone")
     assert contents(data / "objects/killed") == contents(data / "objects/alone")
     assert sum(len(row) for p in there for row in pq.read_table(p)["labels"].to_pylist()) > 0
 
 
-def pictures_of(part: Path) -> int:
+def images_of(part: Path) -> int:
     return pq.read_metadata(part).num_rows
 
 

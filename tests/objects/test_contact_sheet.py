@@ -10,9 +10,9 @@ from dejavu_lit.utils.errors import UserError
 
 
 def test_boxes_lie_where_the_objects_are() -> None:
-    picture = Image.new("RGB", (100, 50), "black")
+    image = Image.new("RGB", (100, 50), "black")
     objects = Annotation("key", ["sure", "unsure"], [0.9, 0.4], [[50, 20, 30, 20], [10, 10, 20, 20]])
-    tile = np.asarray(draw(picture, objects, 0.5, size=200))
+    tile = np.asarray(draw(image, objects, 0.5, size=200))
     assert tile.shape == (100 + FOOT * (TEXT + 3), 200, 3)
     drawn = (tile == colour("sure")).all(2)
     rows, columns = np.nonzero(drawn)
@@ -23,20 +23,20 @@ def test_boxes_lie_where_the_objects_are() -> None:
     assert not (tile == colour("unsure")).all(2).any()
 
 
-def test_boxes_beyond_the_picture_and_labels_without_one() -> None:
-    picture = Image.new("RGB", (64, 64), "black")
+def test_boxes_beyond_the_image_and_labels_without_one() -> None:
+    image = Image.new("RGB", (64, 64), "black")
     objects = Annotation("key", ["wide", "a", "b"], [1, 1, 1], [[-5, -5, 500, 500], [0] * 4, [0] * 4])
-    tile = np.asarray(draw(picture, objects, 0.5, size=64))
+    tile = np.asarray(draw(image, objects, 0.5, size=64))
     assert (tile[20:60, 63] == colour("wide")).all()
     foot = tile[64 + TEXT + 3 :]
     assert (foot < 100).any()  # the labels stand there as text
-    bare = np.asarray(draw(picture, Annotation("key", [], [], []), 0.5, size=64))
+    bare = np.asarray(draw(image, Annotation("key", [], [], []), 0.5, size=64))
     assert (bare[64 + TEXT + 3 :] == 255).all()
 
 
-def test_no_pictures_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="pictures=0 must be at least 1"):
-        contact_sheet({}, tmp_path, 0.5, pictures=0)
+def test_no_images_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="images=0 must be at least 1"):
+        contact_sheet({}, tmp_path, 0.5, images=0)
 
 
 def test_a_sheet_holds_every_tile() -> None:

@@ -1,4 +1,4 @@
-"""Readers of objects against hostile input: a valid value, a failed picture or one sentence; never a crash."""
+"""Readers of objects against hostile input: a valid value, a failed image or one sentence; never a crash."""
 
 import io
 import json
@@ -29,9 +29,9 @@ from dejavu_lit.objects.annotators.table import TableLookup
 from dejavu_lit.objects.base import Shard
 from dejavu_lit.objects.contact_sheet import contact_sheet
 from dejavu_lit.objects.vocabulary import vocabulary
-from dejavu_lit.report.pictures import boxes
+from dejavu_lit.report.images import boxes
 from dejavu_lit.utils.errors import UserError
-from tests.data.images import encoded, picture
+from tests.data.images import encoded, sample_image
 from tests.hostile import JSON, damaged, refused, tried, wrong_json, wrong_table
 
 KEYS = ("k0", "k1", "k2")
@@ -46,7 +46,7 @@ ANNOTATOR = Annotator("made", weights="0f", threshold=0.1, config={"a": [1]})
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     pairs = [
-        Pair(key, encoded(picture(n)), "png", "a dog", {"label": n, "captions": ["a", "b"]})
+        Pair(key, encoded(sample_image(n)), "png", "a dog", {"label": n, "captions": ["a", "b"]})
         for n, key in enumerate(KEYS)
     ]
     return write_shards(tmp_path_factory.mktemp("pairs") / "A", pairs)
@@ -208,10 +208,10 @@ def test_what_an_annotation_left_before(tmp_path, shards, about, source):
 
 
 def test_two_folders_of_one_name_do_not_overwrite_each_others_objects(tmp_path, shards):
-    """Whether their shards differ in number, or in their pictures alone; the same shards elsewhere are welcome."""
+    """Whether their shards differ in number, or in their images alone; the same shards elsewhere are welcome."""
     annotate(ClassLabels(), {"A": shards}, tmp_path / "objects")
     before = (tmp_path / "objects" / "A" / "00000.parquet").read_bytes()
-    other = [Pair(f"x{n}", encoded(picture(n)), "png", "a cat", {"label": 9}) for n in range(3)]
+    other = [Pair(f"x{n}", encoded(sample_image(n)), "png", "a cat", {"label": 9}) for n in range(3)]
     for pairs in (other, other[:2]):
         folder = tmp_path / str(len(pairs)) / "A"
         with pytest.raises(UserError, match=r"A holds the objects of .*pairs.*rename one of these two folders"):

@@ -1,4 +1,4 @@
-"""A small Faster R-CNN of torchvision's for scenes, and its fitting on pictures whose boxes are known exactly."""
+"""A small Faster R-CNN of torchvision's for scenes, and its fitting on images whose boxes are known exactly."""
 
 import io
 import random
@@ -42,9 +42,9 @@ def detector(num_classes: int, width: int = 32, hidden: int = 256) -> FasterRCNN
     )
 
 
-def fit(model: FasterRCNN, pictures: int, steps: int, batch: int = 16, seed: int = 100) -> None:
+def fit(model: FasterRCNN, images: int, steps: int, batch: int = 16, seed: int = 100) -> None:
     """A one-cycle schedule over scenes of another seed than the data's own."""
-    reader, names = SceneReader(pictures, seed), {name: n for n, name in enumerate(_sprites()[0], 1)}
+    reader, names = SceneReader(images, seed), {name: n for n, name in enumerate(_sprites()[0], 1)}
     examples = [example(*reader.read(key), names) for key in reader.keys()]
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
@@ -52,7 +52,7 @@ def fit(model: FasterRCNN, pictures: int, steps: int, batch: int = 16, seed: int
     model.train()
     for _ in range(steps):
         chosen = draw.sample(examples, batch)
-        losses = model([picture for picture, _ in chosen], [target for _, target in chosen])
+        losses = model([image for image, _ in chosen], [target for _, target in chosen])
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()

@@ -1,4 +1,4 @@
-"""Small whole evaluations and studies on disk, made by the package's own writers from random neighbours, without a model."""
+"""Small whole evaluations and studies on disk, made by the package's own writers from random neighbors, without a model."""
 
 import io
 import json
@@ -35,7 +35,7 @@ HOSTILE = (
     '"><img src=x onerror="window.hacked = 2">',
     "שלום עולם with a kite",
     "مرحبا ‮ reversed",
-    "a 🐻 and a 👩‍👩‍👧 in one picture \u2028 next line",
+    "a 🐻 and a 👩‍👩‍👧 in one image \u2028 next line",
     "</script><style>*{display:none}</style> ${alert(1)} `x`",
 )
 FEW_FIGURES = Settings(k=5, ks=(5,), bootstrap=100, tops=(10, 1.0), subgroups=())
@@ -47,14 +47,14 @@ def make_evaluation(
     n: int = 40,
     m: int = 30,
     strength: float = 0.6,
-    pictures: bool = True,
+    images: bool = True,
     captions: Mapping[int, str] | None = None,
     planted: bool = False,
     data: Path | None = None,
     settings: Settings | None = None,
     seed: int = 0,
 ) -> Path:
-    """An evaluation of n pairs a set and m public pictures; with ``strength`` target's neighbours share an object.
+    """An evaluation of n pairs a set and m public images; with ``strength`` target's neighbors share an object.
 
     Data and objects lie in ``data`` (``folder``/data by default) and depend on n, m and ``captions`` alone.
     """
@@ -63,7 +63,7 @@ def make_evaluation(
         k=5, ks=(1, 5), bootstrap=100, tops=(10, 0.1, 1.0), smallest_group=5, thresholds=(0.3,), top_ms=(3, 6)
     )
     if not (data / "objects").is_dir():
-        _data(data, n, m, dict(captions or {}), pictures)
+        _data(data, n, m, dict(captions or {}), images)
     kinds = {"population": "A", "null": "H", "swapped": "B"}
 
     def at(threshold: float) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def make_study(
     return folder
 
 
-def _data(data: Path, n: int, m: int, captions: dict[int, str], pictures: bool) -> None:
+def _data(data: Path, n: int, m: int, captions: dict[int, str], images: bool) -> None:
     rng = np.random.default_rng(7)
     for name, count in [*((s, n) for s in SETS), ("P", m)]:
         rows, texts, pairs = [], [], []
@@ -137,20 +137,20 @@ def _data(data: Path, n: int, m: int, captions: dict[int, str], pictures: bool) 
             key = f"{name.lower()}{i:05d}"
             some = sorted(rng.choice(len(WORDS), size=int(rng.integers(1, 5)), replace=False).tolist())
             if i == count - 1 and name == "A":
-                some = []  # a picture without objects: left out of every figure
+                some = []  # an image without objects: left out of every figure
             scores = [0.9 if rng.random() < 0.8 else 0.4 for _ in some]
             scores[:1] = [0.9] * bool(some)
-            boxes = [[2.0 * j, 1.0 + j, 8.0, 6.0] for j in range(len(some))]  # in pictures of 24 × 16 pixels
+            boxes = [[2.0 * j, 1.0 + j, 8.0, 6.0] for j in range(len(some))]  # in images of 24 × 16 pixels
             rows.append(Annotation(key, [WORDS[s] for s in some], scores, boxes))
-            texts.append(captions.get(i, f"one {WORDS[some[0]]} in picture {i}" if some else "nothing at all"))
-            pairs.append(Pair(key, _picture(i if count < 1000 else 0), "png", texts[-1]))
+            texts.append(captions.get(i, f"one {WORDS[some[0]]} in image {i}" if some else "nothing at all"))
+            pairs.append(Pair(key, _image(i if count < 1000 else 0), "png", texts[-1]))
         write_objects(data / "objects" / "made" / name / "00000.parquet", rows, Annotator("made", threshold=0.0))
         (data / f"{name}.captions.json").write_text(json.dumps(texts))
-        if pictures:
+        if images:
             write_shards(data / name, pairs, pairs_per_shard=5000)
 
 
-def _picture(number: int) -> bytes:
+def _image(number: int) -> bytes:
     out = io.BytesIO()
     Image.new("RGB", (24, 16), ((number * 37) % 256, (number * 91) % 256, 120)).save(out, "PNG")
     return out.getvalue()

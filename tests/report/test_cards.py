@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from dejavu_lit.report.cards import CHUNK, Pictures, choose, named_in, read_ranks, read_rows, write_cards, write_script
+from dejavu_lit.report.cards import CHUNK, Images, choose, named_in, read_ranks, read_rows, write_cards, write_script
 from dejavu_lit.report.evaluation import Evaluation, write_single
 from tests.report.artifacts import HOSTILE, make_evaluation
 
@@ -25,7 +25,7 @@ def written(
     found = Evaluation.open(evaluation)
     ranks = read_ranks(found.records)
     rows = read_rows(found.records, ranks, choose([ranks], limit), found.metrics["k"])
-    write_cards(folder, rows, len(ranks.keys), found.objects(), Pictures(), redact)
+    write_cards(folder, rows, len(ranks.keys), found.objects(), Images(), redact)
     index = value(folder / "index.js")
     chunks = [value(folder / f"cards-{i:04d}.js") for i in range(-(-index["count"] // CHUNK))]
     return index, chunks, pq.read_table(found.records).to_pylist()
@@ -58,7 +58,7 @@ def test_cards_show_what_the_records_hold(evaluation: Path, tmp_path: Path) -> N
     assert value(tmp_path / "text.js") == [[c["key"], c["caption"]] for chunk in chunks for c in chunk["cards"]]
 
 
-def test_neighbours_objects_are_those_of_the_artifact(evaluation: Path, tmp_path: Path) -> None:
+def test_neighbors_objects_are_those_of_the_artifact(evaluation: Path, tmp_path: Path) -> None:
     index, chunks, _ = written(evaluation, tmp_path)
     objects = Evaluation.open(evaluation).objects()
     assert objects is not None
@@ -118,7 +118,7 @@ def test_redacted_cards_hold_keys_and_numbers_only(evaluation: Path, tmp_path: P
 
 
 def test_exposure_is_on_the_card(tmp_path: Path) -> None:
-    evaluation = make_evaluation(tmp_path / "e", n=12, m=12, pictures=False, planted=True)
+    evaluation = make_evaluation(tmp_path / "e", n=12, m=12, images=False, planted=True)
     _, chunks, _ = written(evaluation, tmp_path / "data")
     seen = {card["key"]: card["exposure"] for chunk in chunks for card in chunk["cards"]}
     assert seen == {f"a{i:05d}": 20 if i % 4 == 0 else 2 for i in range(11)}

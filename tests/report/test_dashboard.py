@@ -116,7 +116,7 @@ def test_wandb_table_of_the_most_memorized(logged: Path, plain: Path) -> None:
         for name in ("picture", "target_finds", "reference_finds"):
             assert row[name].startswith(b"\xff\xd8")
     strip = Image.open(io.BytesIO(rows[0]["target_finds"]))
-    assert strip.width >= 5 * strip.height  # the five neighbours side by side
+    assert strip.width >= 5 * strip.height  # the five neighbors side by side
     # What waits for the upload lies in the evaluation's own folder.
     waiting = [path for files in run.artifacts.values() for path in files.values()]
     assert all(path.is_relative_to(logged.resolve()) for path in waiting)
@@ -130,7 +130,7 @@ def test_redacted_table_holds_keys_and_numbers(plain: Path, tmp_path: Path) -> N
     (row, *_) = run.table("memorized")
     assert not {"caption", "objects", "picture", "only_target", "target_finds"} & set(row)
     written = b"".join(path.read_bytes() for path in (out / "wandb").rglob("*") if path.is_file())
-    assert b"in picture 7" not in written
+    assert b"in image 7" not in written
     assert HOSTILE[0].encode() not in written
 
 
@@ -147,7 +147,7 @@ def test_redacting_afterwards_removes_what_was_logged_before(
         assert "caption" not in run.table("memorized")[0]
     assert caplog.text.count("if it was uploaded, delete it there too") == 1
     written = b"".join(path.read_bytes() for path in (out / "wandb").rglob("*") if path.is_file())
-    assert b"in picture 7" not in written
+    assert b"in image 7" not in written
 
 
 def test_an_evaluation_that_changed_is_logged_again_under_its_id(plain: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The report's folder: whole or absent, self-contained, escaped, redacted; the command; pictures that are not at hand."""
+"""The report's folder: whole or absent, self-contained, escaped, redacted; the command; images that are not at hand."""
 
 import os
 import re
@@ -86,7 +86,7 @@ def test_the_verdict_is_that_of_the_rule(found: bool | None, said: str, plain: P
         assert "the set B was not measured" in text
 
 
-def test_redacted_report_holds_no_caption_picture_or_object(plain: Path, tmp_path: Path) -> None:
+def test_redacted_report_holds_no_caption_image_or_object(plain: Path, tmp_path: Path) -> None:
     out = tmp_path / "report"
     write_report(plain, out=out)
     assert list(out.rglob("*.webp"))
@@ -94,7 +94,7 @@ def test_redacted_report_holds_no_caption_picture_or_object(plain: Path, tmp_pat
     assert not list(out.rglob("*.webp"))
     assert not (out / "data" / "text.js").exists()
     everything = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
-    assert b"in picture 7" not in everything
+    assert b"in image 7" not in everything
     assert HOSTILE[0].encode() not in everything
     assert b"a00007" in everything  # keys stay
     assert "Redacted" in (out / "index.html").read_text()
@@ -134,7 +134,7 @@ def test_further_annotators_have_a_table_on_the_page(plain: Path, tmp_path: Path
     assert not [name for name in names if name.startswith("by_objects/b/")]
 
 
-def test_public_pictures_in_a_folder_elsewhere(tmp_path: Path) -> None:
+def test_public_images_in_a_folder_elsewhere(tmp_path: Path) -> None:
     folder = make_evaluation(tmp_path / "e", n=12, m=12, settings=FEW_FIGURES)
     os.rename(folder / "data" / "P", tmp_path / "other")
     objects = folder / "data" / "objects" / "made"
@@ -144,12 +144,12 @@ def test_public_pictures_in_a_folder_elsewhere(tmp_path: Path) -> None:
     write_json(folder / "metrics.json", metrics)
     page = write_report(folder)
     chunk = (page.parent / "data" / "cards-0000.js").read_text()
-    assert ",null]" not in chunk  # neighbours have their objects and boxes
+    assert ",null]" not in chunk  # neighbors have their objects and boxes
     assert not re.search(r'\["p\d+",null', chunk)  # and thumbnails
 
 
-def test_without_pictures_or_objects_there_is_still_a_page(tmp_path: Path) -> None:
-    folder = make_evaluation(tmp_path / "e", n=12, m=12, pictures=False, settings=FEW_FIGURES)
+def test_without_images_or_objects_there_is_still_a_page(tmp_path: Path) -> None:
+    folder = make_evaluation(tmp_path / "e", n=12, m=12, images=False, settings=FEW_FIGURES)
     assert write_report(folder).is_file()
     shutil.rmtree(folder / "data")
     page = write_report(folder)
@@ -163,7 +163,7 @@ def test_data_that_were_moved_are_found_by_data(tmp_path: Path) -> None:
     page = write_report(folder, data=tmp_path / "moved")
     assert list(page.parent.rglob("*.webp"))
     chunk = (page.parent / "data" / "cards-0000.js").read_text()
-    assert ",null]" not in chunk  # neighbours have their objects
+    assert ",null]" not in chunk  # neighbors have their objects
 
 
 def test_other_folders_are_never_replaced(plain: Path, tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_study_has_a_page_for_every_setting(small_study: Path, tmp_path: Path) -
 def test_study_redacted(small_study: Path, tmp_path: Path) -> None:
     out = write_report(small_study, redact=True, out=tmp_path / "report").parent
     everything = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
-    assert b"in picture" not in everything.replace(b"in picture, missed", b"")
+    assert b"in image" not in everything.replace(b"in image, missed", b"")
     assert not list(out.rglob("*.webp"))
 
 
@@ -285,11 +285,11 @@ def test_the_comparison_begins_with_two_settings_that_are_alike() -> None:
 
 def test_the_page_says_what_was_compared(plain: Path) -> None:
     metrics = read_json(plain / "metrics.json")
-    assert "public pictures, once with the target model, which was trained on these pairs" in in_words(metrics)
+    assert "public images, once with the target model, which was trained on these pairs" in in_words(metrics)
     metrics["settings"] |= {"reference": "text:mini"}
     words = in_words(metrics)
     assert (
-        "public pictures, once with the target model, and once, among their captions, with the text model mini" in words
+        "public images, once with the target model, and once, among their captions, with the text model mini" in words
     )
     metrics["settings"] |= {"public_modality": "text"}
     assert "public captions, once with the target model" in in_words(metrics)

@@ -125,9 +125,9 @@ def test_plain_open_clip_loads_what_is_exported(tmp_path):
     plain, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
     tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(["two words", "three more words"])
     assert tokens.shape == (2, 16)
-    picture = torch.rand(2, 3, 32, 32)
+    image = torch.rand(2, 3, 32, 32)
     with torch.inference_mode():
-        assert torch.equal(plain.eval().encode_image(picture), model.encode_image(picture))
+        assert torch.equal(plain.eval().encode_image(image), model.encode_image(image))
         assert torch.equal(plain.encode_text(tokens), model.encode_text(tokens))
 
 
@@ -140,20 +140,20 @@ def test_patches_are_dropped_while_training_only_and_the_export_knows_nothing_of
     ClipModule(model, Recipe(epochs=1, batch=1, lr=1.0), Mitigation(patch_dropout=0.75))
     lengths = []
     model.visual.transformer.register_forward_hook(lambda _, given, __: lengths.append(given[0].shape[1]))
-    picture = torch.rand(2, 3, 64, 64)
+    image = torch.rand(2, 3, 64, 64)
     model.train()
     torch.manual_seed(1)
-    first = model.encode_image(picture)
+    first = model.encode_image(image)
     torch.manual_seed(1)
-    assert torch.equal(model.encode_image(picture), first)  # the draw is that of the step's seed
-    assert not torch.equal(model.encode_image(picture), first)
-    full = model.eval().encode_image(picture)
+    assert torch.equal(model.encode_image(image), first)  # the draw is that of the step's seed
+    assert not torch.equal(model.encode_image(image), first)
+    full = model.eval().encode_image(image)
     assert lengths == [1 + 4] * 3 + [1 + 16]  # the class token stays
     export_weights(model, tmp_path)
     assert "patch_dropout" not in (tmp_path / "open_clip_config.json").read_text()
     plain, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
-    assert torch.equal(plain.eval().encode_image(picture), full)
-    assert torch.equal(plain.train().encode_image(picture), full)
+    assert torch.equal(plain.eval().encode_image(image), full)
+    assert torch.equal(plain.train().encode_image(image), full)
     assert all(torch.equal(before[name], value) for name, value in plain.state_dict().items())
 
 

@@ -32,7 +32,7 @@ def build(vision=None, text=None, kind=open_clip.CLIP, **options):
 
 
 def batch():
-    """Pictures, and captions with tokens behind their ends, which must not matter."""
+    """Images, and captions with tokens behind their ends, which must not matter."""
     draw = torch.Generator().manual_seed(1)
     tokens = torch.randint(1, END, (len(LENGTHS), 16), generator=draw)
     for row, length in enumerate(LENGTHS):
@@ -40,8 +40,8 @@ def batch():
     return torch.randn(len(LENGTHS), 3, 32, 32, generator=draw, dtype=torch.float64), tokens
 
 
-def same(pictures):
-    return pictures
+def same(images):
+    return images
 
 
 def outcome(model, **compute):
@@ -265,10 +265,10 @@ def test_what_trains_prepares_the_captions_on_the_host():
     model.visual.image_mean, model.visual.image_std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
     module = ClipModule(model, Recipe(epochs=1, batch=7, lr=1.0, accumulate=2), Mitigation())
     images, tokens = batch()
-    pictures = images.mul(20).add(128).clamp(0, 255).to(torch.uint8)
-    ready = module.on_before_batch_transfer({"images": pictures, "tokens": tokens, "index": torch.arange(7)}, 0)
+    raw = images.mul(20).add(128).clamp(0, 255).to(torch.uint8)
+    ready = module.on_before_batch_transfer({"images": raw, "tokens": tokens, "index": torch.arange(7)}, 0)
     assert "tokens" not in ready
     assert [len(part.ends) for part in ready["captions"]] == [4, 3]
     found = module._features(ready["images"], ready["captions"])["image_features"]
-    scaled = (pictures.float() / 255 - module.mean / 255) / (module.std / 255)
+    scaled = (images.float() / 255 - module.mean / 255) / (module.std / 255)
     assert torch.allclose(found, model.encode_image(scaled, normalize=True), atol=1e-5)

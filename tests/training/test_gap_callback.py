@@ -22,7 +22,7 @@ from dejavu_lit.data.splits import seeded_hash
 from dejavu_lit.evaluation.embeddings import Embeddings, write_embeddings
 from dejavu_lit.models.zoo import load_encoder
 from dejavu_lit.training.checkpoints import Checkpoints
-from dejavu_lit.training.gap_sample import Pictures, Sample
+from dejavu_lit.training.gap_sample import Images, Sample
 from dejavu_lit.utils.run_directory import difference, identity
 from tests.conftest import ROOT, SMALL, call
 
@@ -158,35 +158,35 @@ def test_a_larger_sample_holds_the_smaller_and_pairs_without_objects_are_left_ou
     assert small.truth.keys == tuple(small.keys)
 
 
-def test_public_pictures_are_encoded_as_for_an_evaluation_and_decoded_once(scenes, runs, tmp_path):
+def test_public_images_are_encoded_as_for_an_evaluation_and_decoded_once(scenes, runs, tmp_path):
     from dejavu_lit.evaluation.embed import embed
 
     encoder, shards = load_encoder(str(runs["target"])), ShardSet.open(scenes / "P")
-    pictures = Pictures(shards)
+    images = Images(shards)
     saved = embed(encoder, shards, "image", tmp_path / "P-image")
     for _ in range(2):
-        keys, vectors = pictures.vectors(encoder)
+        keys, vectors = images.vectors(encoder)
         assert keys == list(saved.keys)
         assert np.array_equal(vectors, saved.load())
-    few = Pictures(shards, 30)  # the set is one chunk
+    few = Images(shards, 30)  # the set is one chunk
     assert np.array_equal(few.vectors(encoder)[1], saved.load())
     shutil.copytree(scenes / "P", tmp_path / "P")
-    moved = Pictures(ShardSet.open(tmp_path / "P"))
+    moved = Images(ShardSet.open(tmp_path / "P"))
     before = moved.vectors(encoder)[1]
     shutil.rmtree(tmp_path / "P")
     assert np.array_equal(moved.vectors(encoder)[1], before)
 
 
-def test_public_pictures_are_drawn_in_whole_chunks(scenes, runs):
+def test_public_images_are_drawn_in_whole_chunks(scenes, runs):
     shards = ShardSet.open(scenes / "A")  # 96 pairs: a chunk of 64 and one of 32
     keys = shards.keys()
     encoder = load_encoder(str(runs["target"]))
-    whole = dict(zip(*Pictures(shards).vectors(encoder), strict=True))
+    whole = dict(zip(*Images(shards).vectors(encoder), strict=True))
     assert list(whole) == keys
-    drawn, vectors = Pictures(shards, 10).vectors(encoder)
+    drawn, vectors = Images(shards, 10).vectors(encoder)
     assert drawn in (keys[:64], keys[64:])
     assert all(np.array_equal(whole[key], vector) for key, vector in zip(drawn, vectors, strict=True))
-    assert Pictures(shards, 65).vectors(encoder)[0] == keys
+    assert Images(shards, 65).vectors(encoder)[0] == keys
 
 
 def test_saved_embeddings_stand_for_the_model_that_made_them(watched, scenes, runs, tmp_path):
@@ -329,7 +329,7 @@ def test_another_reference_in_the_middle_of_a_run_is_refused(scenes, runs, tmp_p
 
 
 def test_two_processes_measure_once_and_stop_together(scenes, runs, tmp_path):
-    # A reference that answers every caption with the same five pictures, which show what no other picture does.
+    # A reference that answers every caption with the same five images, which show what no other image does.
     objects, keys = tmp_path / "objects", ShardSet.open(scenes / "P").keys()
     _, annotator = read_objects([scenes / "objects/scenes/P"])
     for name in ("A", "H"):

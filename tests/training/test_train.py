@@ -153,7 +153,7 @@ def test_clipping_accumulation_and_bf16_go_together(scenes, tmp_path):
     assert (record["batches"], record["steps"]) == (12, 12)
 
 
-def test_a_picture_that_does_not_decode_is_replaced_and_counted(scenes, tmp_path):
+def test_an_image_that_does_not_decode_is_replaced_and_counted(scenes, tmp_path):
     import shutil
 
     from dejavu_lit.data.shards import index_shard

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from dejavu_lit.data.objects import Annotation, Annotator
-from dejavu_lit.data.shards import LARGEST_PICTURE, BadPair, Pair
+from dejavu_lit.data.shards import LARGEST_IMAGE, BadPair, Pair
 from dejavu_lit.utils.errors import UserError
 
 Paths = str | Path | Sequence[str | Path]
@@ -39,7 +39,7 @@ class Reader(Protocol):
         """The key of every pair: unique, without dot or slash. Raises UserError when there is nothing to read."""
 
     def read(self, key: str) -> tuple[Pair, Annotation | None]:
-        """The pair and its objects (None: it has none). The picture need not decode.
+        """The pair and its objects (None: it has none). The image need not decode.
 
         Raises BadPair with a short reason that is the same for all pairs with that fault ("it has no caption"):
         reasons are counted, and the key is added to them.
@@ -88,28 +88,28 @@ def clean_keys(names: Sequence[str]) -> list[str]:
     return keys
 
 
-def picture_extension(data: bytes) -> str:
-    """``jpg``, ``png`` or ``webp`` by the picture's first bytes, whatever its file is called; raises BadPair for others."""
+def image_extension(data: bytes) -> str:
+    """``jpg``, ``png`` or ``webp`` by the image's first bytes, whatever its file is called; raises BadPair for others."""
     if data[:3] == b"\xff\xd8\xff":
         return "jpg"
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return "png"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
-    raise BadPair("the picture is no JPEG, PNG or WebP")
+    raise BadPair("the image is no JPEG, PNG or WebP")
 
 
-def read_picture(path: Path) -> tuple[bytes, str]:
-    """A picture file's bytes and extension; raises BadPair when it is missing, unreadable, too large or of another format."""
+def read_image(path: Path) -> tuple[bytes, str]:
+    """An image file's bytes and extension; raises BadPair when it is missing, unreadable, too large or of another format."""
     try:
-        data = read_file(path, LARGEST_PICTURE + 1)
+        data = read_file(path, LARGEST_IMAGE + 1)
     except PermissionError:
-        raise BadPair("the picture may not be read (permissions)") from None
+        raise BadPair("the image may not be read (permissions)") from None
     except (OSError, ValueError):  # ValueError: a NUL byte in a table's path
-        raise BadPair("the picture does not exist") from None
-    extension = picture_extension(data)
-    if len(data) > LARGEST_PICTURE:
-        raise BadPair(f"the picture has more than {LARGEST_PICTURE >> 20} MiB")
+        raise BadPair("the image does not exist") from None
+    extension = image_extension(data)
+    if len(data) > LARGEST_IMAGE:
+        raise BadPair(f"the image has more than {LARGEST_IMAGE >> 20} MiB")
     return data, extension
 
 

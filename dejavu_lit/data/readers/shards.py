@@ -13,13 +13,13 @@ import numpy as np
 
 from dejavu_lit.data.decode import LARGEST_JSON, meta_caption, read_meta, read_text
 from dejavu_lit.data.objects import Annotation, Annotator
-from dejavu_lit.data.readers.base import KeyIndex, Paths, as_list, clean_keys, picture_extension
-from dejavu_lit.data.shards import IMAGE_EXTENSIONS, LARGEST_PICTURE, BadPair, Pair, index_shard
+from dejavu_lit.data.readers.base import KeyIndex, Paths, as_list, clean_keys, image_extension
+from dejavu_lit.data.shards import IMAGE_EXTENSIONS, LARGEST_IMAGE, BadPair, Pair, index_shard
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import fingerprint
 from dejavu_lit.utils.progress import progress
 
-MEMBERS = ("picture", "txt", "json")
+MEMBERS = ("image", "txt", "json")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ShardReader:
 
     @cached_property
     def _members(self) -> tuple[KeyIndex, np.ndarray, np.ndarray]:
-        """Keys; the tar of each row, int32 [n]; offset and size of picture, txt and json, int64 [n, 3, 2], size −1: none."""
+        """Keys; the tar of each row, int32 [n]; offset and size of image, txt and json, int64 [n, 3, 2], size −1: none."""
         names: list[str] = []
         shard: list[np.ndarray] = []
         where: list[np.ndarray] = []
@@ -57,8 +57,8 @@ class ShardReader:
             shard.append(np.full(len(index), number, dtype=np.int32))
             rows = np.full((len(index), len(MEMBERS), 2), -1, dtype=np.int64)
             for row, members in zip(rows, index.members, strict=True):
-                picture = next((members[e] for e in IMAGE_EXTENSIONS if e in members), None)
-                for column, member in enumerate((picture, members.get("txt"), members.get("json"))):
+                image = next((members[e] for e in IMAGE_EXTENSIONS if e in members), None)
+                for column, member in enumerate((image, members.get("txt"), members.get("json"))):
                     if member is not None:
                         row[column] = member
             where.append(rows)
@@ -71,26 +71,26 @@ class ShardReader:
         return self._members[0].keys
 
     def read(self, key: str) -> tuple[Pair, Annotation | None]:
-        """The pair; raises BadPair for a missing picture or caption, or text or JSON that does not decode."""
+        """The pair; raises BadPair for a missing image or caption, or text or JSON that does not decode."""
         index, shards, where = self._members
         row = index.row(key)
         tar = self._tars[shards[row]]
         try:
             with open(tar, "rb") as file:
-                limits = (LARGEST_PICTURE + 1, LARGEST_JSON + 1, LARGEST_JSON + 1)  # enough to see that it is too large
-                picture, text, extra = (
+                limits = (LARGEST_IMAGE + 1, LARGEST_JSON + 1, LARGEST_JSON + 1)  # enough to see that it is too large
+                image, text, extra = (
                     _read(file.fileno(), int(offset), min(int(size), limit), tar)
                     for (offset, size), limit in zip(where[row], limits, strict=True)
                 )
         except FileNotFoundError:
             raise UserError(f"the shard {tar} has vanished; restore it and start again") from None
-        if picture is None:
-            raise BadPair("it has no picture")
-        if len(picture) > LARGEST_PICTURE:
-            raise BadPair(f"the picture has more than {LARGEST_PICTURE >> 20} MiB")
+        if image is None:
+            raise BadPair("it has no image")
+        if len(image) > LARGEST_IMAGE:
+            raise BadPair(f"the image has more than {LARGEST_IMAGE >> 20} MiB")
         meta = read_meta(extra) if extra is not None else {}
         caption = read_text(text) if text is not None else meta_caption(meta)
-        return Pair(key, picture, picture_extension(picture), caption, meta), None
+        return Pair(key, image, image_extension(image), caption, meta), None
 
     def fingerprint(self) -> dict[str, Any]:
         """The folders, and a hash of the tars' names, sizes and times."""

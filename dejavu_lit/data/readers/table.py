@@ -1,4 +1,4 @@
-"""A table as pairs: CSV, TSV or parquet with a column of picture paths and one of captions."""
+"""A table as pairs: CSV, TSV or parquet with a column of image paths and one of captions."""
 
 import os
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from dejavu_lit.data.decode import meta_caption, plain
 from dejavu_lit.data.objects import Annotation, Annotator
-from dejavu_lit.data.readers.base import KeyIndex, clean_keys, file_state, read_picture
+from dejavu_lit.data.readers.base import KeyIndex, clean_keys, file_state, read_image
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.utils.errors import UserError, first_line, suggest
 
@@ -28,11 +28,11 @@ class TableReader:
     path: str | Path
     """The table: .csv, .tsv or .parquet. CSV and TSV have a header line."""
     image: str = "path"
-    """The column of picture paths; relative ones are relative to the table."""
+    """The column of image paths; relative ones are relative to the table."""
     caption: str = "caption"
     """The column of captions."""
     key: str | None = None
-    """The column of keys; without it the key is made from the picture's path."""
+    """The column of keys; without it the key is made from the image's path."""
     name: str = "table"
 
     @property
@@ -107,7 +107,7 @@ class TableReader:
         return self._index.keys
 
     def read(self, key: str) -> tuple[Pair, Annotation | None]:
-        """The pair; raises BadPair for a missing picture or caption."""
+        """The pair; raises BadPair for a missing image or caption."""
         row = self._index.row(key)
         try:
             values = {name: plain(self._table[name][row].as_py()) for name in self._table.column_names}
@@ -115,8 +115,8 @@ class TableReader:
             raise BadPair("its row holds what JSON cannot") from None
         file, caption = values.pop(self.image), values.pop(self.caption, None)
         if file is None or file == "":
-            raise BadPair("it has no picture's path")
-        data, extension = read_picture(Path(self.path).parent / str(file))
+            raise BadPair("it has no image's path")
+        data, extension = read_image(Path(self.path).parent / str(file))
         return Pair(key, data, extension, meta_caption({"caption": caption}), {**values, "path": str(file)}), None
 
     def fingerprint(self) -> dict[str, Any]:

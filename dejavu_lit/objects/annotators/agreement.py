@@ -1,6 +1,6 @@
-"""Several artifacts as one: the labels that all, any or most of them give a picture; and how two of them differ.
+"""Several artifacts as one: the labels that all, any or most of them give an image; and how two of them differ.
 
-Annotator noise biases the gap: what one detector sees is seen in target and neighbours alike. What several agree on, and
+Annotator noise biases the gap: what one detector sees is seen in target and neighbors alike. What several agree on, and
 how the gap moves from one to another, says how much of it is theirs.
 """
 
@@ -24,7 +24,7 @@ class Agreement:
 
     A label's score is the m-th largest of its best scores in the n artifacts, so the labels at any threshold are those that
     m artifacts give at that threshold. Its box is that of the best score in the first artifact that gives it; there is one a
-    label and picture. A picture that failed in one artifact fails here.
+    label and image. An image that failed in one artifact fails here.
     """
 
     artifacts: Sequence[str | Path]
@@ -62,7 +62,7 @@ class Agreement:
         """None: the labels are what the artifacts hold."""
 
     def rows(self, shard: Shard) -> Iterator[Annotation | Failed]:
-        """One row a picture; raises UserError where an artifact has no part of the shard, or one of another annotator."""
+        """One row an image; raises UserError where an artifact has no part of the shard, or one of another annotator."""
         parts = [self._part(Path(folder), shard) for folder in self.artifacts]
         for key in shard.index.keys:
             given = []
@@ -96,11 +96,11 @@ class Agreement:
         return Annotation(key, labels, scores, boxes)
 
 
-Best = dict[str, tuple[float, list[float]]]  # {label: the best score in a picture, its box}
+Best = dict[str, tuple[float, list[float]]]  # {label: the best score in an image, its box}
 
 
 def _best(row: dict[str, Any]) -> Best | None:
-    """None for a picture that failed."""
+    """None for an image that failed."""
     if row["labels"] is None:
         return None
     found: Best = {}

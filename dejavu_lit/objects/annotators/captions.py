@@ -1,6 +1,6 @@
-"""Objects from what other people wrote: the nouns of a picture's captions, all but the one that is trained on.
+"""Objects from what other people wrote: the nouns of an image's captions, all but the one that is trained on.
 
-For data without a detector whose pictures have several captions (Flickr8k and 30k, COCO). The rule is small on purpose, and
+For data without a detector whose images have several captions (Flickr8k and 30k, COCO). The rule is small on purpose, and
 needs no language model: captions are lower-cased and cut into words of letters; a label of the vocabulary is there when
 one of its names occurs as whole words, the last of them in the singular or in a plural by the rules of ``singulars``. So
 the vocabulary is what decides which words are nouns. There is no disambiguation: "orange" is a fruit also where it is a
@@ -61,13 +61,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OtherCaptions(Lookup):
-    """The labels that a picture's other captions name, score 1, with empty boxes."""
+    """The labels that an image's other captions name, score 1, with empty boxes."""
 
     vocabulary: str = "coco"
     """coco (its 80 names, and what people call them), imagenet, imagenet-21k, or a file: a label a line, its other names
     behind commas."""
     field: str = "captions"
-    """The list of all of a picture's captions in the pair's JSON."""
+    """The list of all of an image's captions in the pair's JSON."""
 
     @property
     def annotator(self) -> Annotator:
@@ -117,12 +117,12 @@ class OtherCaptions(Lookup):
         return Annotation(pair.key, labels, [1.0] * len(labels), [[0.0] * 4] * len(labels))
 
     def rows(self, shard: Shard) -> Iterator[Annotation | Failed]:
-        """One row a picture; warns where the caption that is trained on could not be told from the others."""
+        """One row an image; warns where the caption that is trained on could not be told from the others."""
         self._unmatched.clear()
         yield from super().rows(shard)
         if self._unmatched:
             log.warning(
-                "%d of %d pictures of %s do not list the caption that is trained on in %r, the first is %s; where it is "
+                "%d of %d images of %s do not list the caption that is trained on in %r, the first is %s; where it is "
                 "there in other words, their objects come from it too",
                 *(len(self._unmatched), len(shard.index), shard.index.path, self.field, self._unmatched[0]),
             )

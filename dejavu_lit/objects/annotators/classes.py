@@ -1,4 +1,4 @@
-"""A picture's class as its only object: class folders and class labels of shards, as ImageNet has them."""
+"""An image's class as its only object: class folders and class labels of shards, as ImageNet has them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

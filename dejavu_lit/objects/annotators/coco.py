@@ -16,7 +16,7 @@ from dejavu_lit.objects.base import Lookup
 
 @dataclass(frozen=True)
 class CocoLookup(Lookup):
-    """The instances JSON for prepared pictures: by ``image_id`` in the pair's JSON, else by the number that the key is."""
+    """The instances JSON for prepared images: by ``image_id`` in the pair's JSON, else by the number that the key is."""
 
     instances: str | Path | Sequence[str | Path]
     """The instances JSON file(s), e.g. instances_train2017.json."""
@@ -32,7 +32,7 @@ class CocoLookup(Lookup):
         return self._found.annotator
 
     def annotation(self, pair: Pair) -> Annotation:
-        """The instances of one picture; raises BadPair where the files do not list it."""
+        """The instances of one image; raises BadPair where the files do not list it."""
         number = pair.meta.get("image_id", pair.key)
         try:
             image_id = int(number)

@@ -140,16 +140,16 @@ class Detectron2Detector(Detector):
                 module.test_score_thresh = self.threshold  # the config's own would cut off what is asked for
         return model.eval().to(self.place)
 
-    def detect(self, pictures: Sequence[Image.Image]) -> list[Detections]:
+    def detect(self, images: Sequence[Image.Image]) -> list[Detections]:
         """The model's own resizing and post-processing, non-maximum suppression included.
 
-        Only pictures of one size go through the model together: others would be padded, and what is found near a border would
+        Only images of one size go through the model together: others would be padded, and what is found near a border would
         depend on the rest of the batch.
         """
         import torch
 
         model, labels = self._model, self.labels
-        given = [self._setup.picture(picture) for picture in pictures]
+        given = [self._setup.model_input(image) for image in images]
         by_size: dict[tuple[int, ...], list[int]] = {}
         for place, one in enumerate(given):
             by_size.setdefault(tuple(one["image"].shape), []).append(place)
@@ -159,12 +159,12 @@ class Detectron2Detector(Detector):
                 outputs = model([given[place] for place in places])
             for place, output in zip(places, outputs, strict=True):
                 found[place] = _detections(output["instances"].to("cpu"), labels, self.threshold)
-        return [found[place] for place in range(len(pictures))]
+        return [found[place] for place in range(len(images))]
 
 
 @dataclass(frozen=True)
 class _Setup:
-    """A config as it turned out: how to build its model, and how the model wants its pictures."""
+    """A config as it turned out: how to build its model, and how the model wants its images."""
 
     build: Any
     transforms: Any  # detectron2's AugmentationList
@@ -172,16 +172,16 @@ class _Setup:
     datasets: Sequence[str]
     content: str  # fingerprint
 
-    def picture(self, picture: Image.Image) -> dict[str, Any]:
-        """A picture as detectron2's models take it; boxes come back in pixels of ``height`` and ``width``."""
+    def model_input(self, image: Image.Image) -> dict[str, Any]:
+        """An image as detectron2's models take it; boxes come back in pixels of ``height`` and ``width``."""
         import torch
         from detectron2.data.transforms import AugInput
 
-        pixels = np.asarray(picture.convert("RGB"))
+        pixels = np.asarray(image.convert("RGB"))
         given = AugInput(np.ascontiguousarray(pixels[:, :, ::-1] if self.bgr else pixels))
         self.transforms(given)
-        image = torch.from_numpy(np.ascontiguousarray(given.image.transpose(2, 0, 1)))
-        return {"image": image, "height": picture.height, "width": picture.width}
+        tensor = torch.from_numpy(np.ascontiguousarray(given.image.transpose(2, 0, 1)))
+        return {"image": tensor, "height": image.height, "width": image.width}
 
 
 def _yaml(path: Path, options: Mapping[str, Any], hooks: Sequence[Any], device: str) -> _Setup:

@@ -1,7 +1,7 @@
 """Detectors that take their classes as text: OWL-ViT, OWLv2 and Grounding DINO, through the transformers library.
 
 Minderer et al. 2022 (arXiv 2205.06230) and 2023 (2306.09683), Liu et al. 2023 (2303.05499). A vocabulary of any length goes
-in chunks. For OWL the chunks change nothing: a place of the picture gets the class that fits it best of all. Grounding DINO
+in chunks. For OWL the chunks change nothing: a place of the image gets the class that fits it best of all. Grounding DINO
 reads a chunk's classes as one text and finds boxes for it; a class's score is the mean over the tokens of its name.
 """
 
@@ -135,12 +135,12 @@ class OpenVocabularyDetector(Detector):
             raise UserError(f"the weights in {self.model} lack or misfit {lacking[0]!r}; save the model again")
         return model.float().eval().requires_grad_(False).to(self.place), processor
 
-    def detect(self, pictures: Sequence[Image.Image]) -> list[Detections]:
+    def detect(self, images: Sequence[Image.Image]) -> list[Detections]:
         """All boxes with a class of score ≥ ``threshold``; the same object may have several."""
         import torch
 
         with torch.inference_mode():
-            return self._owl(pictures) if self._kind in OWL else self._dino(pictures)
+            return self._owl(images) if self._kind in OWL else self._dino(images)
 
     @cached_property
     def _queries(self) -> Any:
@@ -158,23 +158,23 @@ class OpenVocabularyDetector(Detector):
             found.append(base.text_projection(text.pooler_output))
         return torch.cat(found)
 
-    def _owl(self, pictures: Sequence[Image.Image]) -> list[Detections]:
+    def _owl(self, images: Sequence[Image.Image]) -> list[Detections]:
         import torch
 
         model, processor = self._loaded
-        pixels = processor.image_processor(images=list(pictures), return_tensors="pt")["pixel_values"].to(self.place)
+        pixels = processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"].to(self.place)
         grid, _ = model.image_embedder(pixels)
         places = grid.flatten(1, 2)
         best = torch.full(places.shape[:2], -torch.inf, device=places.device)
         label = torch.zeros(places.shape[:2], dtype=torch.long, device=places.device)
         for start in range(0, len(self.labels), self.chunk):
-            queries = self._queries[start : start + self.chunk].expand(len(pictures), -1, -1)
+            queries = self._queries[start : start + self.chunk].expand(len(images), -1, -1)
             logits, number = model.class_predictor(places, queries)[0].max(-1)
             better = logits > best
             best, label = torch.where(better, logits, best), torch.where(better, number + start, label)
-        # The processor knows how pictures were padded; with a threshold below every score it keeps all places in order.
+        # The processor knows how images were padded; with a threshold below every score it keeps all places in order.
         outputs = SimpleNamespace(logits=best[..., None], pred_boxes=model.box_predictor(places, grid))
-        sizes = [(picture.height, picture.width) for picture in pictures]
+        sizes = [(image.height, image.width) for image in images]
         found = processor.image_processor.post_process_object_detection(outputs, threshold=-1.0, target_sizes=sizes)
         scores, boxes = best.sigmoid(), [one["boxes"] for one in found]
         return [self._kept(*row) for row in zip(scores, label, boxes, sizes, strict=True)]
@@ -213,16 +213,16 @@ class OpenVocabularyDetector(Detector):
             at = end + 2
         return {"tokens": tokens, "spans": spans}
 
-    def _dino(self, pictures: Sequence[Image.Image]) -> list[Detections]:
+    def _dino(self, images: Sequence[Image.Image]) -> list[Detections]:
         import torch
 
         model, processor = self._loaded
-        inputs = processor.image_processor(images=list(pictures), return_tensors="pt").to(self.place)
-        sizes = [(picture.height, picture.width) for picture in pictures]
-        found: list[list[Detections]] = [[] for _ in pictures]
+        inputs = processor.image_processor(images=list(images), return_tensors="pt").to(self.place)
+        sizes = [(image.height, image.width) for image in images]
+        found: list[list[Detections]] = [[] for _ in images]
         first = 0
         for labels, text in self._chunks:
-            tokens = {name: v.expand(len(pictures), -1).to(self.place) for name, v in text["tokens"].items()}
+            tokens = {name: v.expand(len(images), -1).to(self.place) for name, v in text["tokens"].items()}
             outputs = model(**inputs, **tokens)
             scores = outputs.logits.sigmoid()
             by_label = torch.stack([scores[..., span].sum(-1) / max(1, len(span)) for span in text["spans"]], -1)
@@ -236,7 +236,7 @@ class OpenVocabularyDetector(Detector):
         return [_joined(parts) for parts in found]
 
     def _kept(self, scores: Any, labels: Any, corners: Any, size: tuple[int, int]) -> Detections:
-        """Of places or queries [m] (corners [m, 4] in pixels) those that reach the threshold, boxes cut at the picture."""
+        """Of places or queries [m] (corners [m, 4] in pixels) those that reach the threshold, boxes cut at the image."""
         kept = scores >= self.threshold
         height, width = size
         boxes = [

@@ -1,4 +1,4 @@
-"""Objects from a table: parquet, CSV or JSON lines with a picture's key and labels, perhaps with scores and boxes."""
+"""Objects from a table: parquet, CSV or JSON lines with an image's key and labels, perhaps with scores and boxes."""
 
 import json
 from bisect import bisect_left, bisect_right
@@ -24,7 +24,7 @@ DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 
 @dataclass(frozen=True)
 class TableLookup(Lookup):
-    """Rows of a table: one a picture with lists, or one an object; the rows of one key are joined."""
+    """Rows of a table: one an image with lists, or one an object; the rows of one key are joined."""
 
     path: str | Path
     """The table: .parquet, .csv, .tsv or .jsonl."""

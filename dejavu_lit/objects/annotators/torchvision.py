@@ -179,14 +179,14 @@ class TorchvisionDetector(Detector):
         except TypeError as error:
             raise UserError(f"annotator.options do not fit model={self.model} ({error}); check their names") from None
 
-    def detect(self, pictures: Sequence[Image.Image]) -> list[Detections]:
+    def detect(self, images: Sequence[Image.Image]) -> list[Detections]:
         """The model's own post-processing, non-maximum suppression included."""
         import torch
         from torchvision.transforms.functional import pil_to_tensor
 
         model, names = self._loaded
         with torch.inference_mode():
-            found = model([pil_to_tensor(picture).to(self.place).float() / 255 for picture in pictures])
+            found = model([pil_to_tensor(image).to(self.place).float() / 255 for image in images])
         return [_detections(one, names, self.threshold) for one in found]
 
 

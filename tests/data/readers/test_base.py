@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dejavu_lit.data.decode import plain
-from dejavu_lit.data.readers.base import LONGEST_KEY, KeyIndex, clean_keys, picture_extension
+from dejavu_lit.data.readers.base import LONGEST_KEY, KeyIndex, clean_keys, image_extension
 from dejavu_lit.data.shards import BadPair
 from dejavu_lit.utils.errors import UserError
-from tests.data.images import encoded, picture
+from tests.data.images import encoded, sample_image
 
 
 @given(st.lists(st.text(max_size=100), max_size=30))
@@ -53,9 +53,9 @@ def test_key_index_finds_the_row_of_each_key() -> None:
 
 @pytest.mark.parametrize(("kind", "extension"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")])
 def test_extension_follows_the_bytes(kind: str, extension: str) -> None:
-    assert picture_extension(encoded(picture(0), kind)) == extension
+    assert image_extension(encoded(sample_image(0), kind)) == extension
     with pytest.raises(BadPair, match="no JPEG, PNG or WebP"):
-        picture_extension(encoded(picture(0), "GIF"))
+        image_extension(encoded(sample_image(0), "GIF"))
 
 
 def test_plain_values_are_json() -> None:

@@ -7,16 +7,16 @@ import pytest
 from dejavu_lit.data.readers.coco import CocoReader
 from dejavu_lit.data.shards import BadPair
 from dejavu_lit.utils.errors import UserError
-from tests.data.images import COCO_MINI, encoded, needs_coco, picture
+from tests.data.images import COCO_MINI, encoded, needs_coco, sample_image
 
 
 def write_split(root: Path, split: str, ids: list[int]) -> None:
-    """COCO's layout: pictures named by id, two captions each, and instances for all but the last picture."""
+    """COCO's layout: images named by id, two captions each, and instances for all but the last image."""
     (root / "annotations").mkdir(parents=True, exist_ok=True)
     (root / f"{split}2017").mkdir(parents=True)
     images = [{"id": i, "file_name": f"{i:012d}.jpg", "width": 48, "height": 36, "license": 3} for i in ids]
     for i in ids:
-        (root / f"{split}2017" / f"{i:012d}.jpg").write_bytes(encoded(picture(i), "JPEG"))
+        (root / f"{split}2017" / f"{i:012d}.jpg").write_bytes(encoded(sample_image(i), "JPEG"))
     captions = [{"image_id": i, "id": 10 * i + n, "caption": f" caption {n}\n of {i} "} for n in range(2) for i in ids]
     boxes: list[dict[str, Any]] = []
     for i in ids[:-1]:
@@ -58,7 +58,7 @@ def test_train_and_val_are_read_together(root: Path) -> None:
     assert annotation.boxes == [[1, 2.5, 3, 4], [0, 0, 48, 36]]
 
 
-def test_a_picture_without_instances_has_an_empty_row(root: Path) -> None:
+def test_an_image_without_instances_has_an_empty_row(root: Path) -> None:
     annotation = CocoReader(root=root).read("000000000030")[1]
     assert annotation is not None
     assert (annotation.labels, annotation.scores, annotation.boxes) == ([], [], [])
@@ -87,7 +87,7 @@ def test_paths_by_hand_are_the_same_as_root(root: Path) -> None:
     assert [by_hand.read(key) for key in keys] == [by_root.read(key) for key in keys]
 
 
-def test_pictures_below_images_are_found(root: Path) -> None:
+def test_images_below_images_are_found(root: Path) -> None:
     keys = CocoReader(root=root).keys()
     (root / "images").mkdir()
     for part in ("train2017", "val2017"):
@@ -105,10 +105,10 @@ def test_without_instances_there_are_no_objects(root: Path) -> None:
     assert reader.read("000000000009")[1] is None
 
 
-def test_a_missing_picture_is_a_bad_pair(root: Path) -> None:
+def test_a_missing_image_is_a_bad_pair(root: Path) -> None:
     reader = CocoReader(root=root)
     (root / "val2017/000000000009.jpg").unlink()
-    with pytest.raises(BadPair, match="the picture does not exist"):
+    with pytest.raises(BadPair, match="the image does not exist"):
         reader.read("000000000009")
 
 
@@ -129,9 +129,9 @@ def test_wrong_options_and_paths_are_named(root: Path, tmp_path: Path) -> None:
         CocoReader(images=root)
     with pytest.raises(UserError, match="caption=-1"):
         CocoReader(root=root, caption=-1)
-    with pytest.raises(UserError, match=r"folder of pictures .*nowhere.* does not exist"):
+    with pytest.raises(UserError, match=r"folder of images .*nowhere.* does not exist"):
         CocoReader(root=tmp_path / "nowhere").keys()
-    with pytest.raises(UserError, match=r"folder of pictures .*test2017 does not exist; check root=, splits="):
+    with pytest.raises(UserError, match=r"folder of images .*test2017 does not exist; check root=, splits="):
         CocoReader(root=root, splits=["test"]).keys()
     with pytest.raises(UserError, match="3 folders and captions= 1"):
         CocoReader(images=[root] * 3, captions=annotations / "captions_val2017.json").keys()
@@ -143,7 +143,7 @@ def test_wrong_options_and_paths_are_named(root: Path, tmp_path: Path) -> None:
         swapped.read("000000000009")
     other = annotations / "instances_train2017.json"
     foreign = CocoReader(images=root / "val2017", captions=captions, instances=other)
-    with pytest.raises(UserError, match="lists none of the pictures"):
+    with pytest.raises(UserError, match="lists none of the images"):
         foreign.read("000000000009")
     (annotations / "instances_val2017.json").unlink()
     with pytest.raises(UserError, match=r"instances_val2017\.json does not exist"):

@@ -6,24 +6,24 @@ import pytest
 from dejavu_lit.data.readers.folder import FolderReader
 from dejavu_lit.data.shards import BadPair
 from dejavu_lit.utils.errors import UserError
-from tests.data.images import encoded, picture
+from tests.data.images import encoded, sample_image
 
 
 def add(root: Path, file: str, caption: str | None = "a caption", kind: str = "PNG") -> None:
     path = root / file
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encoded(picture(len(file)), kind))
+    path.write_bytes(encoded(sample_image(len(file)), kind))
     if caption is not None:
         path.with_suffix(".txt").write_text(caption, encoding="utf-8")
 
 
-def test_pictures_are_found_recursively_with_their_captions(tmp_path: Path) -> None:
+def test_images_are_found_recursively_with_their_captions(tmp_path: Path) -> None:
     add(tmp_path, "one.png", " one \n")
     add(tmp_path, "deep/er/my two.v2.JPG", "\ufefftwo", "JPEG")
     add(tmp_path, "deep/three.webp", "drei", "WEBP")
     add(tmp_path, ".hidden.png")
     (tmp_path / "deep/three.json").write_text('{"url": "u", "score": NaN}')
-    (tmp_path / "notes.md").write_text("no picture")
+    (tmp_path / "notes.md").write_text("no image")
     reader = FolderReader(tmp_path)
     keys = reader.keys()
     assert keys == ["deep-er-my_two_v2", "deep-three", "one"]
@@ -81,7 +81,7 @@ def test_bad_pairs_say_why(tmp_path: Path) -> None:
             reader.read(key)
 
 
-def test_the_fingerprint_sees_changed_captions_and_pictures(tmp_path: Path) -> None:
+def test_the_fingerprint_sees_changed_captions_and_images(tmp_path: Path) -> None:
     add(tmp_path, "a.png")
     before = FolderReader(tmp_path).fingerprint()
     assert FolderReader(tmp_path).fingerprint() == before
@@ -95,7 +95,7 @@ def test_the_fingerprint_sees_changed_captions_and_pictures(tmp_path: Path) -> N
 def test_wrong_paths_and_options_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere does not exist; check path="):
         FolderReader(tmp_path / "nowhere").keys()
-    with pytest.raises(UserError, match="holds no pictures"):
+    with pytest.raises(UserError, match="holds no images"):
         FolderReader(tmp_path).keys()
     with pytest.raises(UserError, match="caption=json"):
         FolderReader(tmp_path, caption="json")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The scenes: what the objects say is what the picture shows, and most of it is in no caption."""
+"""The scenes: what the objects say is what the image shows, and most of it is in no caption."""
 
 import io
 
@@ -15,15 +15,15 @@ def test_every_object_is_drawn_where_its_box_says():
     reader = SceneReader(40)
     for key in reader.keys():
         pair, found = reader.read(key)
-        picture = np.asarray(Image.open(io.BytesIO(pair.image)), dtype=float) / 255
-        assert picture.shape == (64, 64, 3)
+        image = np.asarray(Image.open(io.BytesIO(pair.image)), dtype=float) / 255
+        assert image.shape == (64, 64, 3)
         assert 3 <= len(set(found.labels)) == len(found.labels) <= 6
         assert len({tuple(box) for box in found.boxes}) == len(found.boxes)
         for label, (x, y, w, h) in zip(found.labels, found.boxes, strict=True):
             assert (w, h) == (CELL, CELL)
-            drawn = picture[int(y) : int(y + h), int(x) : int(x + w)]
+            drawn = image[int(y) : int(y + h), int(x) : int(x + w)]
             sprite = sprites[names.index(label)]
-            ground = picture[0, 0] if (0.0, 0.0) not in {tuple(b[:2]) for b in found.boxes} else None
+            ground = image[0, 0] if (0.0, 0.0) not in {tuple(b[:2]) for b in found.boxes} else None
             if ground is not None:
                 alpha = sprite[:, :, 3:]
                 assert np.abs(drawn - (alpha * sprite[:, :, :3] + (1 - alpha) * ground)).max() < 0.01
@@ -59,7 +59,7 @@ def test_half_of_the_unnamed_objects_come_from_outside_the_theme():
     assert abs(np.mean(outside) - 0.5 * 0.9) < 0.03
 
 
-def test_single_pictures_show_one_object_and_carry_its_label():
+def test_single_images_show_one_object_and_carry_its_label():
     reader = SingleReader(200)
     labels = []
     for key in reader.keys():

@@ -8,7 +8,7 @@ import pytest
 from dejavu_lit.data.readers.shards import ShardReader
 from dejavu_lit.data.shards import BadPair, Pair, write_shard
 from dejavu_lit.utils.errors import UserError
-from tests.data.images import encoded, picture
+from tests.data.images import encoded, sample_image
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> None:
@@ -21,7 +21,7 @@ def write_tar(path: Path, members: dict[str, bytes]) -> None:
 
 
 def test_what_img2dataset_writes_is_read_as_it_is(tmp_path: Path) -> None:
-    image = encoded(picture(0), "JPEG")
+    image = encoded(sample_image(0), "JPEG")
     about = {
         "caption": "from json",
         "url": "http://x/1.jpg",
@@ -52,7 +52,7 @@ def test_what_img2dataset_writes_is_read_as_it_is(tmp_path: Path) -> None:
 
 
 def test_our_own_shards_come_back_the_same(tmp_path: Path) -> None:
-    pairs = [Pair(f"k{n}", encoded(picture(n), "WEBP"), "webp", f"caption {n}", {"n": n}) for n in range(5)]
+    pairs = [Pair(f"k{n}", encoded(sample_image(n), "WEBP"), "webp", f"caption {n}", {"n": n}) for n in range(5)]
     for number, pair in enumerate(pairs):
         with write_shard(tmp_path / "A" / f"{number:05d}.tar") as write:
             write(pair)
@@ -61,7 +61,7 @@ def test_our_own_shards_come_back_the_same(tmp_path: Path) -> None:
 
 
 def test_keys_of_several_folders_become_clean_and_unique(tmp_path: Path) -> None:
-    image = encoded(picture(0))
+    image = encoded(sample_image(0))
     for folder in "xy":
         write_tar(
             tmp_path / folder / "0.tar",
@@ -76,22 +76,22 @@ def test_keys_of_several_folders_become_clean_and_unique(tmp_path: Path) -> None
 
 
 def test_bad_pairs_say_why(tmp_path: Path) -> None:
-    image = encoded(picture(0))
+    image = encoded(sample_image(0))
     write_tar(
         tmp_path / "0.tar",
         {
-            "blind.txt": b"no picture",
+            "blind.txt": b"no image",
             "latin.png": image,
             "latin.txt": b"caf\xe9",
             "json.png": image,
             "json.json": b"{",
-            "gif.jpg": encoded(picture(0), "GIF"),
+            "gif.jpg": encoded(sample_image(0), "GIF"),
             "gif.txt": b"x",
         },
     )
     reader = ShardReader(tmp_path)
     for key, words in {
-        "blind": "no picture",
+        "blind": "no image",
         "latin": "not UTF-8",
         "json": "JSON does not decode",
         "gif": "no JPEG",
@@ -103,7 +103,7 @@ def test_bad_pairs_say_why(tmp_path: Path) -> None:
 def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no shards"):
         ShardReader(tmp_path).keys()
-    write_tar(tmp_path / "0.tar", {"a.png": encoded(picture(0)), "a.txt": b"x"})
+    write_tar(tmp_path / "0.tar", {"a.png": encoded(sample_image(0)), "a.txt": b"x"})
     reader = ShardReader(tmp_path)
     before = reader.fingerprint()
     reader.keys()

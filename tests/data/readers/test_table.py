@@ -10,7 +10,7 @@ import pytest
 from dejavu_lit.data.readers.table import TableReader
 from dejavu_lit.data.shards import BadPair
 from dejavu_lit.utils.errors import UserError
-from tests.data.images import encoded, picture
+from tests.data.images import encoded, sample_image
 
 COLUMNS: dict[str, list[Any]] = {
     "path": ["pics/0001.png", "pics/0002.png", "pics/0001.png"],
@@ -25,7 +25,7 @@ COLUMNS: dict[str, list[Any]] = {
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "pics").mkdir()
     for number in (1, 2):
-        (tmp_path / f"pics/{number:04d}.png").write_bytes(encoded(picture(number)))
+        (tmp_path / f"pics/{number:04d}.png").write_bytes(encoded(sample_image(number)))
     table = pa.table(COLUMNS)
     pyarrow.csv.write_csv(table, tmp_path / "pairs.csv")
     pyarrow.csv.write_csv(table, tmp_path / "pairs.tsv", pyarrow.csv.WriteOptions(delimiter="\t"))
@@ -46,7 +46,7 @@ def test_the_three_formats_give_the_same_pairs(folder: Path, kind: str) -> None:
     assert reader.annotator is None
 
 
-def test_keys_from_paths_are_unique_though_a_picture_comes_twice(folder: Path) -> None:
+def test_keys_from_paths_are_unique_though_an_image_comes_twice(folder: Path) -> None:
     reader = TableReader(folder / "pairs.csv")
     keys = reader.keys()
     assert len(set(keys)) == 3
@@ -75,7 +75,7 @@ def test_bad_rows_say_why(folder: Path) -> None:
             reasons[key] = reader.read(key)[0].caption
         except BadPair as reason:
             reasons[key] = str(reason)
-    assert sorted(reasons.values()) == ["", "it has no picture's path", "the picture does not exist"]
+    assert sorted(reasons.values()) == ["", "it has no image's path", "the image does not exist"]
 
 
 def test_mistakes_are_named(folder: Path) -> None:

@@ -23,9 +23,9 @@ class ThreeConvolutions(Backbone):
             layers += [convolution, nn.BatchNorm2d(outside), nn.ReLU(inplace=True)]
         self.body = nn.Sequential(*layers)
 
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
         """{name: features}"""
-        return {"res3": self.body(pictures)}
+        return {"res3": self.body(images)}
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """{name: channels and stride}"""

@@ -19,7 +19,7 @@ LABELS = list("abcdef")
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Two shards of 20 pictures and three artifacts of random objects with scores; the third has failures."""
+    """Two shards of 20 images and three artifacts of random objects with scores; the third has failures."""
     pairs = [Pair(f"k{n:02d}", b"picture", "png", "text") for n in range(40)]
     write_shards(tmp_path / "A", pairs, 20)
     write_json(tmp_path / "manifest.json", {})
@@ -52,7 +52,7 @@ def given(data: Path, name: str, threshold: float) -> dict[str, set[str] | None]
 @pytest.mark.parametrize("names", [("one", "two"), ("one", "two", "three")])
 @pytest.mark.parametrize("how", ["intersection", "union", "majority"])
 def test_at_any_threshold_it_is_what_the_artifacts_agree_on_there(data: Path, how: str, names: tuple[str, ...]) -> None:
-    """Against sets, one picture and threshold at a time."""
+    """Against sets, one image and threshold at a time."""
     source = Agreement([data / "objects" / name for name in names], how)
     done = annotate(source, {"A": ShardSet.open(data / "A")}, data / "objects/agreed")
     assert done["failed"] == (2 if "three" in names else 0)
@@ -123,9 +123,9 @@ def test_differences_against_sets(data: Path) -> None:
     assert same["objects"]["first"] == same["objects"]["second"]
 
 
-def test_artifacts_of_other_pictures_cannot_be_compared(data: Path) -> None:
+def test_artifacts_of_other_images_cannot_be_compared(data: Path) -> None:
     (one,), _ = read_objects([data / "objects/one/A"], 0.3)
-    with pytest.raises(UserError, match="no picture in common"):
+    with pytest.raises(UserError, match="no image in common"):
         difference(one, one.take([]))
 
 

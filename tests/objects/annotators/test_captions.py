@@ -49,7 +49,7 @@ def test_a_trained_caption_that_is_not_listed_is_said(tmp_path, caplog) -> None:
     found = list(OtherCaptions().rows(Shard("A", shards.index(0))))
     assert [row.labels for row in found] == [["cat"], ["cat"]]
     assert caplog.messages == [
-        f"1 of 2 pictures of {shards.index(0).path} do not list the caption that is trained on in 'captions', the first is "
+        f"1 of 2 images of {shards.index(0).path} do not list the caption that is trained on in 'captions', the first is "
         "k0; where it is there in other words, their objects come from it too"
     ]
 
@@ -63,7 +63,7 @@ def test_a_trained_caption_that_is_not_listed_is_said(tmp_path, caplog) -> None:
         ({"captions": ["a dog", 3]}, "it has no caption but the one that is trained on"),
     ],
 )
-def test_pictures_without_other_captions_are_no_pictures_without_objects(meta: dict, told: str) -> None:
+def test_images_without_other_captions_are_no_images_without_objects(meta: dict, told: str) -> None:
     with pytest.raises(BadPair) as bad:
         OtherCaptions().annotation(Pair("k", b"", "jpg", "a dog", meta))
     assert str(bad.value) == told
@@ -118,8 +118,8 @@ def test_coco_s_five_captions(tmp_path) -> None:
         done = call("annotate", f"annotator={annotator}", f"data.dir={out}", *also)
         assert done.returncode == 0, done.stderr
         assert "5 of 5 parts are whole" in done.stdout
-        pictures = 0 if annotator == "coco" else None  # prepare wrote the very same artifact
-        assert pictures is None or "annotated 0 pictures" in done.stdout
+        images = 0 if annotator == "coco" else None  # prepare wrote the very same artifact
+        assert images is None or "annotated 0 images" in done.stdout
     done = call("annotate", "compare=[coco,captions]", f"data.dir={out}", "sets=[A,B]", f"out={tmp_path / 'cmp'}")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "cmp/difference.json").read_text())
@@ -128,6 +128,6 @@ def test_coco_s_five_captions(tmp_path) -> None:
         assert person["jaccard"] > 0.6
         assert 0.4 < found[name]["jaccard"] < 0.9
         assert found[name]["objects"]["first"] > found[name]["objects"]["second"]
-    done = call("annotate", "show=coco", f"data.dir={out}", "pictures=6", f"out={tmp_path / 'cmp'}")
+    done = call("annotate", "show=coco", f"data.dir={out}", "images=6", f"out={tmp_path / 'cmp'}")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "cmp/coco.png").stat().st_size > 100_000

@@ -22,7 +22,7 @@ from dejavu_lit.objects.annotate import annotate
 from dejavu_lit.objects.annotators.detectron2 import PAGE, Detectron2Detector, class_count
 from dejavu_lit.utils.errors import UserError
 from tests.conftest import call
-from tests.data.images import picture
+from tests.data.images import sample_image
 
 d2 = pytest.importorskip("detectron2", reason=f"detectron2 is not installed; {PAGE}")
 
@@ -80,11 +80,11 @@ def example(pair: Any, annotation: Any, names: dict[str, int]) -> dict[str, Any]
     return {"image": torch.from_numpy(pixels.transpose(2, 0, 1).copy()), "instances": instances}
 
 
-def fit(model: Any, pictures: int, steps: int, batch: int = 16, seed: int = 100) -> None:
+def fit(model: Any, images: int, steps: int, batch: int = 16, seed: int = 100) -> None:
     """A one-cycle schedule over scenes of another seed than the data's own."""
     from detectron2.utils.events import EventStorage
 
-    reader, names = SceneReader(pictures, seed), {name: n for n, name in enumerate(_sprites()[0])}
+    reader, names = SceneReader(images, seed), {name: n for n, name in enumerate(_sprites()[0])}
     examples = [example(*reader.read(key), names) for key in reader.keys()]
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
@@ -109,7 +109,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
     path = config(folder / "small.yaml", 100, backbone="ThreeConvolutions")
     model = build(path)
-    fit(model, pictures=2000, steps=400)
+    fit(model, images=2000, steps=400)
     torch.save({"model": model.state_dict()}, folder / "model.pth")
     (folder / "names.txt").write_text("\n".join(_sprites()[0]))
     return {"config": str(path), "weights": str(folder / "model.pth"), "classes": str(folder / "names.txt")}
@@ -175,11 +175,11 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"config": str(path), "weights": str(folder / "model.pth"), "classes": str(folder / "names.txt")}
 
 
-PICTURES = [picture(1, 64, 64), picture(2, 90, 50), picture(3, 64, 64)]
+IMAGES = [sample_image(1, 64, 64), sample_image(2, 90, 50), sample_image(3, 64, 64)]
 
 
 def detections(**options: Any) -> list[Any]:
-    return Detectron2Detector(**{"threshold": 0.0} | options).detect(PICTURES)
+    return Detectron2Detector(**{"threshold": 0.0} | options).detect(IMAGES)
 
 
 def test_every_form_of_weights_gives_the_same_objects(small: dict[str, str], tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_every_form_of_weights_gives_the_same_objects(small: dict[str, str], tmp
 
 
 def test_boxes_scores_and_classes_are_the_models_own(small: dict[str, str]) -> None:
-    """By detectron2's own predictor on each picture, in BGR as it wants it."""
+    """By detectron2's own predictor on each image, in BGR as it wants it."""
     from detectron2.config import get_cfg
     from detectron2.engine import DefaultPredictor
 
@@ -206,7 +206,7 @@ def test_boxes_scores_and_classes_are_the_models_own(small: dict[str, str]) -> N
     for form in ("RGB", "BGR"):
         predictor.input_format = form
         options = small if form == "RGB" else small | {"options": {"INPUT.FORMAT": "BGR"}}
-        for own, image in zip(detections(**options, threshold=0.1), PICTURES, strict=True):
+        for own, image in zip(detections(**options, threshold=0.1), IMAGES, strict=True):
             found = predictor(np.asarray(image)[:, :, ::-1])["instances"]
             assert len(found) == len(own.labels) > 0
             assert ["abcde"[n] for n in found.pred_classes.tolist()] == own.labels
@@ -250,7 +250,7 @@ def test_lazy_configs_of_the_zoo(kind: str, tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "model.pth")
     source = Detectron2Detector(config=str(path), weights=str(tmp_path / "model.pth"), threshold=0.0)
     assert len(source.labels) == 80
-    found = source.detect(PICTURES)
+    found = source.detect(IMAGES)
     assert all(len(box) == 4 for one in found for box in one.boxes)
     assert {label for one in found for label in one.labels} <= set(source.labels)
     assert source.annotator.config["file"] == "lazy.py"
@@ -322,7 +322,7 @@ def test_a_plug_in_with_another_vocabulary(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "names.txt").write_text("\n".join(f"word {n}" for n in range(7)))
     options |= {"modules": ["plugged:add_config"], "classes": str(tmp_path / "names.txt"), "threshold": 0.0}
     source = Detectron2Detector(**options, classifier=str(tmp_path / "seven.npy"))
-    found = source.detect(PICTURES)
+    found = source.detect(IMAGES)
     names = {label for one in found for label in one.labels}
     assert len(names) > 1
     assert names <= {f"word {n}" for n in range(7)}
@@ -332,7 +332,7 @@ def test_a_plug_in_with_another_vocabulary(tmp_path: Path, monkeypatch: pytest.M
     assert source.annotator.config["classifier"]
     np.save(tmp_path / "six.npy", rows[:6])
     with pytest.raises(UserError, match=r"six\.npy holds \[6, 8\] numbers, not \[7 class names, 8\]"):
-        Detectron2Detector(**options, classifier=str(tmp_path / "six.npy")).detect(PICTURES)
+        Detectron2Detector(**options, classifier=str(tmp_path / "six.npy")).detect(IMAGES)
     sys.modules.pop("plugged")
 
 
@@ -352,7 +352,7 @@ def test_a_plug_in_with_another_vocabulary(tmp_path: Path, monkeypatch: pytest.M
 def test_mistakes_in_one_sentence(small: dict[str, str], options: dict[str, Any], said: str) -> None:
     source = Detectron2Detector(**small | options)
     with pytest.raises(UserError, match=said):
-        _ = source.annotator, source.detect(PICTURES)
+        _ = source.annotator, source.detect(IMAGES)
 
 
 def test_a_yaml_file_cannot_run_code(small: dict[str, str], tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from PIL import Image
 
 from dejavu_lit.objects.annotators.open_vocabulary import OpenVocabularyDetector
 from dejavu_lit.utils.errors import UserError
-from tests.models.tiny import picture
+from tests.models.tiny import sample_image
 
 LABELS = ["cat", "hot dog", "traffic light", "dog", "zebra", "a tree", "cup"]
-PICTURES = [picture(1, 96, 80), picture(2, 50, 120), picture(3, 64, 64)]
+IMAGES = [sample_image(1, 96, 80), sample_image(2, 50, 120), sample_image(3, 64, 64)]
 
 
 def write_owl(folder: Path, kind: str) -> Path:
@@ -93,9 +93,9 @@ def names(tmp_path: Path) -> str:
     return str(tmp_path / "labels.txt")
 
 
-def detections(folder: Path, names: str, pictures=PICTURES, **options):
+def detections(folder: Path, names: str, images=IMAGES, **options):
     detector = OpenVocabularyDetector(model=str(folder), vocabulary=names, **{"threshold": 0.0, **options})
-    return detector.detect(pictures)
+    return detector.detect(images)
 
 
 @pytest.mark.parametrize("kind", ["owlv2", "owlvit"])
@@ -104,11 +104,11 @@ def test_owl_gives_what_the_library_s_own_path_gives(models, names: str, kind: s
     model = transformers.AutoModelForZeroShotObjectDetection.from_pretrained(models[kind]).eval()
     prompts = [f"a photo of a {label}" for label in LABELS]
     with torch.inference_mode():
-        outputs = model(**processor(text=[prompts] * 3, images=PICTURES, return_tensors="pt"))
+        outputs = model(**processor(text=[prompts] * 3, images=IMAGES, return_tensors="pt"))
     wanted = processor.post_process_grounded_object_detection(
-        outputs, threshold=-1.0, target_sizes=[(p.height, p.width) for p in PICTURES], text_labels=[LABELS] * 3
+        outputs, threshold=-1.0, target_sizes=[(p.height, p.width) for p in IMAGES], text_labels=[LABELS] * 3
     )
-    for size, expected, found in zip(PICTURES, wanted, detections(models[kind], names), strict=True):
+    for size, expected, found in zip(IMAGES, wanted, detections(models[kind], names), strict=True):
         corners = expected["boxes"].clamp(min=0).minimum(torch.tensor([size.width, size.height] * 2))
         inside = ((corners[:, 2:] - corners[:, :2]) > 0).all(1)
         assert inside.any()
@@ -136,19 +136,19 @@ def test_dino_scores_a_class_by_the_tokens_of_its_name(models, names: str) -> No
     model = transformers.AutoModelForZeroShotObjectDetection.from_pretrained(models["dino"]).eval()
     labels = LABELS[:6]  # they fill one text; the seventh needs another
     with torch.inference_mode():
-        outputs = model(**processor(text=[labels], images=PICTURES[:1], return_tensors="pt"))
+        outputs = model(**processor(text=[labels], images=IMAGES[:1], return_tensors="pt"))
     assert outputs.input_ids.shape[1] == 2 + 15
     scores = outputs.logits.sigmoid()[0]
     by_label = torch.stack([scores[:, places[label]].mean(1) for label in labels], 1)
     best, number = by_label.max(1)
     detector = OpenVocabularyDetector(model=str(models["dino"]), vocabulary=names, threshold=0.0, chunk=6)
-    (found,) = detector.detect(PICTURES[:1])
+    (found,) = detector.detect(IMAGES[:1])
     first = [(label, score) for label, score in zip(found.labels, found.scores, strict=True) if label != "cup"]
     assert [label for label, _ in first] == [labels[n] for n in number.tolist()]
     assert [score for _, score in first] == pytest.approx(best.tolist(), abs=1e-5)
     assert sum(label == "cup" for label in found.labels) == 12  # every query of the second text
     widest = max(box[0] + box[2] for box in found.boxes)
-    assert 1 < widest <= PICTURES[0].width  # in pixels, not in shares of the picture
+    assert 1 < widest <= IMAGES[0].width  # in pixels, not in shares of the image
 
 
 def test_dino_packs_as_many_classes_in_a_text_as_it_takes(models, names: str) -> None:
@@ -166,7 +166,7 @@ def test_a_threshold_keeps_the_scores_that_reach_it(models, names: str, kind: st
     middle = scores[len(scores) // 2]
     kept = detections(models[kind], names, threshold=middle)
     assert sorted(score for one in kept for score in one.scores) == [score for score in scores if score >= middle]
-    for size, one in zip(PICTURES, kept, strict=True):
+    for size, one in zip(IMAGES, kept, strict=True):
         for x, y, width, height in one.boxes:
             assert 0 <= x < x + width <= size.width + 1e-3
             assert 0 <= y < y + height <= size.height + 1e-3

@@ -20,7 +20,7 @@ from dejavu_lit.objects.annotate import annotate
 from dejavu_lit.objects.annotators.torchvision import TorchvisionDetector
 from dejavu_lit.utils.errors import UserError
 from tests.conftest import call
-from tests.data.images import picture
+from tests.data.images import sample_image
 from tests.objects.tiny import detector, fit
 
 MODEL = "tests.objects.tiny.detector"
@@ -33,7 +33,7 @@ def fitted(tmp_path_factory) -> Path:
     """A detector of the 100 objects, after 400 steps on scenes of another seed: about a minute on one core."""
     torch.manual_seed(0)
     model = detector(101)
-    fit(model, pictures=2000, steps=400)
+    fit(model, images=2000, steps=400)
     path = tmp_path_factory.mktemp("fitted") / "scenes.pt"
     torch.save({"model": model.state_dict(), "classes": list(_sprites()[0])}, path)
     return path
@@ -113,7 +113,7 @@ def state() -> dict[str, torch.Tensor]:
 def found(weights: Path | str, model: str = MODEL, **options):
     options = {"options": {"width": 8, "hidden": 16} if model == MODEL else None, "threshold": 0.0} | options
     source = TorchvisionDetector(model=model, weights=str(weights), **options)
-    return source, source.detect([picture(1, 64, 64), picture(2, 90, 50)])
+    return source, source.detect([sample_image(1, 64, 64), sample_image(2, 90, 50)])
 
 
 def test_every_form_of_weights_gives_the_same_objects(state, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_labels_scores_and_boxes_are_the_model_s_own(state, tmp_path: Path) -> N
     model = detector(6, 8, 16)
     model.load_state_dict(state)
     model.roi_heads.score_thresh = 0.0
-    pixels = torch.frombuffer(bytearray(picture(1, 64, 64).tobytes()), dtype=torch.uint8)
+    pixels = torch.frombuffer(bytearray(sample_image(1, 64, 64).tobytes()), dtype=torch.uint8)
     with torch.inference_mode():
         (own,) = model.eval()([pixels.reshape(64, 64, 3).permute(2, 0, 1) / 255])
     assert [LABELS[label - 1] for label in own["labels"].tolist()] == detections[0].labels

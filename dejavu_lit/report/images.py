@@ -1,4 +1,4 @@
-"""Where the objects are in the pictures: boxes of the object artifact, with the size of the picture that they were found in.
+"""Where the objects are in the images: boxes of the object artifact, with the size of the image that they were found in.
 
 boxes(ShardSet.open("OUT/A"), "OUT/objects/NAME/A", keys, 0.5)["key"]  ->  Boxes(640, 480, [("dog", 12, 30, 200, 150), …])
 """
@@ -21,7 +21,7 @@ from dejavu_lit.data.objects import read_part
 from dejavu_lit.data.shards import BadPair, ShardSet
 from dejavu_lit.utils.progress import progress
 
-MOST = 40  # boxes of one picture, those of the largest scores: more cannot be told apart
+MOST = 40  # boxes of one image, those of the largest scores: more cannot be told apart
 ORIENTATION, UPRIGHT = 274, 1  # EXIF
 Box = tuple[str, float, float, float, float]  # label, and x, y, width, height in pixels
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Boxes:
-    """The boxes of one picture and its size in pixels."""
+    """The boxes of one image and its size in pixels."""
 
     width: int
     height: int
@@ -37,9 +37,9 @@ class Boxes:
 
 
 def boxes(shards: ShardSet, folder: Path, keys: Iterable[str], threshold: float) -> dict[str, Boxes]:
-    """The boxes with a score of at least ``threshold`` in the pictures ``keys``.
+    """The boxes with a score of at least ``threshold`` in the images ``keys``.
 
-    Pictures without any are left out, and those that are stored turned: their boxes may be of either orientation.
+    Images without any are left out, and those that are stored turned: their boxes may be of either orientation.
     """
     wanted = pa.array(sorted(set(keys)), pa.string())
     known: dict[str, list[Box]] = {}
@@ -55,9 +55,9 @@ def boxes(shards: ShardSet, folder: Path, keys: Iterable[str], threshold: float)
             if key not in known:
                 continue
             try:
-                with opened(index.read(position).image) as picture:
-                    if picture.getexif().get(ORIENTATION, UPRIGHT) == UPRIGHT:
-                        found[key] = Boxes(picture.width, picture.height, known[key])
+                with opened(index.read(position).image) as image:
+                    if image.getexif().get(ORIENTATION, UPRIGHT) == UPRIGHT:
+                        found[key] = Boxes(image.width, image.height, known[key])
             except BadPair as error:
                 log.debug("%s: no boxes are drawn: %s", key, error)
     return found
@@ -89,12 +89,12 @@ def thumbnails(
         earlier: a folder of thumbnails made before, from which those still wanted are taken over.
 
     Returns:
-        {key: name below folder}; pictures that cannot be had are left out and counted in the log.
+        {key: name below folder}; images that cannot be had are left out and counted in the log.
     """
     wanted = set(keys)
     names: dict[str, str] = {}
     missing = len(wanted)
-    with progress(None, f"thumbnails of {shards.folder.name}", total=len(wanted), unit="picture") as bar:
+    with progress(None, f"thumbnails of {shards.folder.name}", total=len(wanted), unit="image") as bar:
         for number, shard in enumerate(shards.names):
             if not missing:
                 break
@@ -106,11 +106,11 @@ def thumbnails(
                 missing -= 1
                 bar.update()
                 try:
-                    picture = index.read(position).image
-                    digest = sha256(f"{stamp}/{key}/".encode() + picture).hexdigest()[:20]
+                    image = index.read(position).image
+                    digest = sha256(f"{stamp}/{key}/".encode() + image).hexdigest()[:20]
                     name = f"{digest[:2]}/{digest[2:]}.webp"
                     if not _there(folder / name, earlier / name if earlier else None):
-                        small = shrink(picture, size)
+                        small = shrink(image, size)
                         (folder / name).parent.mkdir(parents=True, exist_ok=True)
                         (folder / name).write_bytes(small)
                 except BadPair as error:
@@ -118,7 +118,7 @@ def thumbnails(
                 else:
                     names[key] = name
     if lost := len(wanted) - len(names):
-        log.warning("%d of %d pictures of %s cannot be shown", lost, len(wanted), shards.folder)
+        log.warning("%d of %d images of %s cannot be shown", lost, len(wanted), shards.folder)
     return names
 
 
@@ -132,13 +132,13 @@ def _there(path: Path, earlier: Path | None) -> bool:
     return True
 
 
-def shrink(picture: bytes, size: int) -> bytes:
-    """``picture`` upright, in RGB and at most ``size`` pixels a side, as WebP without metadata.
+def shrink(data: bytes, size: int) -> bytes:
+    """The image in ``data`` upright, in RGB and at most ``size`` pixels a side, as WebP without metadata.
 
     Raises:
         BadPair: it does not decode, or has too many pixels.
     """
-    with opened(picture) as image:
+    with opened(data) as image:
         image.draft("RGB", (size, size))
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I"):  # 16 bits a pixel: the upper 8 are what can be seen

@@ -1,4 +1,4 @@
-"""Thumbnails: size, names that tell nothing, reuse, and pictures that cannot be had."""
+"""Thumbnails: size, names that tell nothing, reuse, and images that cannot be had."""
 
 import io
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dejavu_lit.data import decode as pictures
+from dejavu_lit.data import decode as images
 from dejavu_lit.data.shards import BadPair, Pair, write_shards
-from dejavu_lit.report.pictures import shrink, thumbnails
+from dejavu_lit.report.images import shrink, thumbnails
 
 
-def picture(size: tuple[int, int], mode: str = "RGB", kind: str = "PNG", **options: object) -> bytes:
+def sample_image(size: tuple[int, int], mode: str = "RGB", kind: str = "PNG", **options: object) -> bytes:
     out = io.BytesIO()
     Image.new(mode, size).save(out, kind, **options)
     return out.getvalue()
@@ -21,30 +21,30 @@ KINDS = [("RGB", "JPEG"), ("CMYK", "JPEG"), ("L", "PNG"), ("P", "PNG"), ("RGBA",
 
 
 @pytest.mark.parametrize(("mode", "kind"), KINDS)
-def test_every_kind_of_picture_becomes_a_small_webp(mode: str, kind: str) -> None:
-    with Image.open(io.BytesIO(shrink(picture((300, 100), mode, kind), 60))) as small:
+def test_every_kind_of_image_becomes_a_small_webp(mode: str, kind: str) -> None:
+    with Image.open(io.BytesIO(shrink(sample_image((300, 100), mode, kind), 60))) as small:
         assert small.format == "WEBP"
         assert small.size == (60, 20)
 
 
-def test_small_pictures_are_not_blown_up_and_large_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Image.open(io.BytesIO(shrink(picture((10, 20)), 60))) as small:
+def test_small_images_are_not_blown_up_and_large_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Image.open(io.BytesIO(shrink(sample_image((10, 20)), 60))) as small:
         assert small.size == (10, 20)
-    monkeypatch.setattr(pictures, "PIXEL_LIMIT", 1000)
+    monkeypatch.setattr(images, "PIXEL_LIMIT", 1000)
     with pytest.raises(BadPair, match="megapixels"):
-        shrink(picture((100, 100)), 60)
+        shrink(sample_image((100, 100)), 60)
 
 
 def test_exif_orientation_is_applied_and_metadata_dropped() -> None:
     exif = Image.Exif()
     exif[274], exif[270] = 6, "a secret"
-    with Image.open(io.BytesIO(shrink(picture((40, 20), kind="JPEG", exif=exif), 60))) as small:
+    with Image.open(io.BytesIO(shrink(sample_image((40, 20), kind="JPEG", exif=exif), 60))) as small:
         assert small.size == (20, 40)
         assert not small.getexif()
 
 
-def test_only_wanted_keys_are_made_once_and_bad_pictures_left_out(tmp_path: Path) -> None:
-    pairs = [Pair(f"secret{i}", picture((30, 30)) if i != 3 else b"broken", "png", "text") for i in range(6)]
+def test_only_wanted_keys_are_made_once_and_bad_images_left_out(tmp_path: Path) -> None:
+    pairs = [Pair(f"secret{i}", sample_image((30, 30)) if i != 3 else b"broken", "png", "text") for i in range(6)]
     shards = write_shards(tmp_path / "A", pairs, pairs_per_shard=2)
     names = thumbnails(shards, ["secret1", "secret3", "secret4"], 16, tmp_path / "thumbs")
     assert set(names) == {"secret1", "secret4"}
@@ -58,7 +58,7 @@ def test_only_wanted_keys_are_made_once_and_bad_pictures_left_out(tmp_path: Path
     assert (tmp_path / "new" / names["secret1"]).read_bytes() == b"earlier"
 
 
-def test_another_picture_of_the_same_key_and_size_is_not_taken_for_the_earlier(tmp_path: Path) -> None:
+def test_another_image_of_the_same_key_and_size_is_not_taken_for_the_earlier(tmp_path: Path) -> None:
     made = []
     for number, colour in enumerate(((255, 0, 0), (0, 0, 255))):
         out = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Boxes: the artifact's, above the threshold, and only where the picture's pixels are the artifact's."""
+"""Boxes: the artifact's, above the threshold, and only where the image's pixels are the artifact's."""
 
 import io
 from pathlib import Path
@@ -8,10 +8,10 @@ from PIL import Image
 
 from dejavu_lit.data.objects import Annotation, Annotator, Failed, write_objects
 from dejavu_lit.data.shards import Pair, write_shards
-from dejavu_lit.report.pictures import MOST, Boxes, boxes
+from dejavu_lit.report.images import MOST, Boxes, boxes
 
 
-def picture(kind: str = "PNG", **options: object) -> bytes:
+def sample_image(kind: str = "PNG", **options: object) -> bytes:
     out = io.BytesIO()
     Image.new("RGB", (40, 30)).save(out, kind, **options)
     return out.getvalue()
@@ -21,9 +21,15 @@ def picture(kind: str = "PNG", **options: object) -> bytes:
 def folder(tmp_path: Path) -> Path:
     turned = Image.Exif()
     turned[274] = 6
-    pictures = {"a": picture(), "b": b"broken", "c": picture("JPEG", exif=turned), "d": picture(), "e": picture()}
-    pictures["f"] = picture()
-    pairs = [Pair(key, data, "jpg" if key == "c" else "png", "text") for key, data in pictures.items()]
+    images = {
+        "a": sample_image(),
+        "b": b"broken",
+        "c": sample_image("JPEG", exif=turned),
+        "d": sample_image(),
+        "e": sample_image(),
+    }
+    images["f"] = sample_image()
+    pairs = [Pair(key, data, "jpg" if key == "c" else "png", "text") for key, data in images.items()]
     write_shards(tmp_path / "A", pairs, pairs_per_shard=2)
     one = [[1.0, 2.0, 3.0, 4.0]]
     rows = [
