@@ -389,8 +389,8 @@ def test_whole_parts_are_not_read_again(folder: Path, tmp_path: Path, monkeypatc
 
 KILLED = """
 import os, signal, sys
-from dejavu_lit.data.folder import FolderReader
-from dejavu_lit.prepare import prepare
+from dejavu_lit.data.readers.folder import FolderReader
+from dejavu_lit.data.prepare import prepare
 
 folder, out, key, writing = sys.argv[1:]
 

@@ -15,8 +15,8 @@ from tests.ddp.test_ranks import TORCHRUN
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from dejavu_lit.errors import UserError
-from dejavu_lit.ranks import started, together
+from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.distributed import started, together
 
 mode, written, ranks = sys.argv[1], Path(sys.argv[2]), started()
 try:

@@ -111,7 +111,7 @@ import resource
 from pathlib import Path
 from dejavu_lit.data.scan import look
 from dejavu_lit.data.shards import BadPair
-from dejavu_lit.report.thumbnails import shrink
+from dejavu_lit.report.images import shrink
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sorted(Path({str(tmp_path)!r}).iterdir()):
     for read in (lambda data: look(data, True), lambda data: look(data, False), lambda data: shrink(data, 100)):

@@ -107,8 +107,8 @@ import logging, os, signal, sys, threading, time
 from pathlib import Path
 
 import wandb
-from dejavu_lit.errors import UserError
-from dejavu_lit.loggers import WandbLogger
+from dejavu_lit.utils.errors import UserError
+from dejavu_lit.training.loggers import WandbLogger
 
 def children():
     for path in Path("/proc").glob("[0-9]*/stat"):

@@ -8,7 +8,7 @@ from dejavu_lit.utils.io import HOST, atomic, write_text
 
 WRITER = """
 import sys
-from dejavu_lit.files import atomic
+from dejavu_lit.utils.io import atomic
 with atomic(sys.argv[1]) as part:
     part.write_text("half")
     print(flush=True)
