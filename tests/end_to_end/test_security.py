@@ -31,7 +31,7 @@ def refused(command: str, *options: str) -> str:
 @pytest.mark.parametrize(
     "attack",
     [
-        {"_target_": "dejavu_lit.utils.run_directory.subprocess.check_call", "args": ["touch", "OWNED"]},
+        {"_target_": "dejavu_lit.utils.provenance.subprocess.check_call", "args": ["touch", "OWNED"]},
         {"_target_": "dejavu_lit.utils.io.write_text", "path": "OWNED", "text": "x"},
         {"_target_": "dejavu_lit.data.prepare.Path", "args": "OWNED"},
         {"_target_": "dejavu_lit.training.loggers.CsvLog.append", "self": "OWNED"},
