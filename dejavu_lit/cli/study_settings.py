@@ -197,10 +197,10 @@ def _check(runs: Mapping[str, Mapping[str, Any]], evaluation: dict[str, Any], ch
 
 def _all(run: Mapping[str, Any]) -> int:
     """The training size of a run for which ``sizes`` chooses none."""
-    from dejavu_lit.data.prepared import SETS
+    from dejavu_lit.data.prepared import TRAINED_ON
 
     data = data_spec(run["data"])
-    return data.train_size if data.train_size is not None else sum(data.shards(SETS[run["side"]]).sizes)
+    return data.train_size if data.train_size is not None else sum(data.shards(TRAINED_ON[run["side"]]).sizes)
 
 
 def _first(value: Any, checked: set[str]) -> bool:
@@ -213,9 +213,9 @@ def _first(value: Any, checked: set[str]) -> bool:
 def _check_size(run: Mapping[str, Any], side: str) -> None:
     """Refuse training sizes and batches that the data cannot fill."""
     from dejavu_lit.data.epoch import epoch_plan
-    from dejavu_lit.data.prepared import SETS
+    from dejavu_lit.data.prepared import TRAINED_ON
 
     data = data_spec(run["data"])
     data.check()
-    sizes = data.shards(SETS[side]).sizes
+    sizes = data.shards(TRAINED_ON[side]).sizes
     epoch_plan(sizes, 0, 0, 1, 1, run["recipe"]["batch"], data.train_size, data.repeats())

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from dejavu_lit.data.captions import vocabulary
 from dejavu_lit.data.epoch import EpochPlan, Repeat, epoch_plan
 from dejavu_lit.data.exclude import count, later_duplicates, positions_of
-from dejavu_lit.data.prepared import MANIFEST, SETS
+from dejavu_lit.data.prepared import MANIFEST, TRAINED_ON
 from dejavu_lit.data.shards import Pair, ShardSet, read_pairs
 from dejavu_lit.data.stream import (
     Augment,
@@ -211,11 +211,11 @@ class PairDataModule(pl.LightningDataModule):
 
     def __post_init__(self) -> None:
         super().__init__()
-        if self.side not in SETS:
+        if self.side not in TRAINED_ON:
             raise UserError(f"side={self.side} must be target (trains on A) or reference (trains on B)")
-        self.train_set = ShardSet.open(self.folder / SETS[self.side])
+        self.train_set = ShardSet.open(self.folder / TRAINED_ON[self.side])
         self.valid_set = ShardSet.open(self.folder / "V") if (self.folder / "V").is_dir() else None
-        name, pairs = SETS[self.side], len(self.train_set)
+        name, pairs = TRAINED_ON[self.side], len(self.train_set)
         self._excluded, self._removed = positions_of(self.train_set, self.exclude), dict[int, tuple[int, ...]]()
         if self.exclude:
             left_out = (count(self._excluded), pairs, name, len(self.exclude))

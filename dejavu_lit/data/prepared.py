@@ -15,7 +15,7 @@ from dejavu_lit.utils.io import fingerprint, read_object
 
 MANIFEST = "manifest.json"
 SCHEMA = 1  # of the manifest
-SETS = {"target": "A", "reference": "B"}  # who trains on what
+TRAINED_ON = {"target": "A", "reference": "B"}  # who trains on what
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from dejavu_lit.data.epoch import epoch_plan, exposures
 from dejavu_lit.data.exclude import later_duplicates, positions_of
-from dejavu_lit.data.prepared import MANIFEST, SETS, DataSpec
+from dejavu_lit.data.prepared import MANIFEST, TRAINED_ON, DataSpec
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.evaluation.embeddings import Embeddings
 from dejavu_lit.utils.errors import UserError
@@ -104,7 +104,7 @@ class Side:
     @property
     def trained_on(self) -> str | None:
         """The set that the run trained on, A or B; None where it is not known."""
-        return SETS.get(self.config.get("side", ""))
+        return TRAINED_ON.get(self.config.get("side", ""))
 
     @cached_property
     def encoder(self) -> "Encoder":

@@ -9,7 +9,7 @@ from dejavu_lit.data.prepared import MANIFEST, DataSpec
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.evaluation.audited_model import Modality, Side
 from dejavu_lit.evaluation.embeddings import Embeddings
-from dejavu_lit.measure.metrics import SETS
+from dejavu_lit.measure.metrics import BLOCK_SETS
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256
 
@@ -64,7 +64,7 @@ class Material:
         )
         _check_training(target, reference, comparison, data)
         swapped = _knows_b(reference) if comparison.swapped is None else comparison.swapped
-        shards = {name: data.shards(SETS[name]) for name in SETS if name != "swapped" or swapped}
+        shards = {name: data.shards(BLOCK_SETS[name]) for name in BLOCK_SETS if name != "swapped" or swapped}
         used = {"population": target.data or data, "null": data, "swapped": reference.data or data}
         sizes = {name: used[name].train_size if name != "null" else None for name in shards}
         public = ShardSet.open(data.public_folder())
@@ -89,7 +89,7 @@ class Material:
         for role, side in self.sides.items():
             side.embed_share(self.public, self.public_name, self.modality[role], None, share)
             for name, shards in self.shards.items():
-                side.embed_share(shards, SETS[name], "text", self.members[name][1], share)
+                side.embed_share(shards, BLOCK_SETS[name], "text", self.members[name][1], share)
             if not side.captions_only:
                 for name in ("H", *filter(None, [self.data.labelled])):
                     with suppress(UserError):  # utility that cannot be had is null, with the reason
@@ -101,7 +101,7 @@ class Material:
 
     def captions(self, role: str, name: str) -> Embeddings:
         """The embeddings of one measured set's captions by one side."""
-        return self.sides[role].embeddings(self.shards[name], SETS[name], "text", self.members[name][1])
+        return self.sides[role].embeddings(self.shards[name], BLOCK_SETS[name], "text", self.members[name][1])
 
 
 def _knows_b(reference: Side) -> bool:

@@ -20,7 +20,7 @@ from dejavu_lit.evaluation.audited_model import Side, changed_weights, weight_st
 from dejavu_lit.evaluation.comparison import Comparison, Material
 from dejavu_lit.evaluation.embeddings import Embeddings
 from dejavu_lit.evaluation.utility import quality
-from dejavu_lit.measure.metrics import SETS, Settings, measure
+from dejavu_lit.measure.metrics import BLOCK_SETS, Settings, measure
 from dejavu_lit.measure.per_pair import most_memorized, person_gaps, read_keys, write_csv
 from dejavu_lit.measure.recompute import FILES, STATISTICS, WHERE, by_objects, read_evaluation, read_metrics
 from dejavu_lit.measure.records import EXPOSURE, Records, write_records
@@ -172,7 +172,8 @@ def _search(
         if ranks.rank == 0:  # before the search: objects that lack an image need not wait for it
             _warn_of_widths(public, material)
             found, _ = read_objects(
-                [*(objects / SETS[n] for n in material.shards), objects / material.public_name], settings.threshold
+                [*(objects / BLOCK_SETS[n] for n in material.shards), objects / material.public_name],
+                settings.threshold,
             )
             truth = {name: annotated.take(keys[name]) for name, annotated in zip(keys, found, strict=False)}
             seen = found[-1].take(common)

@@ -25,7 +25,7 @@ from dejavu_lit.measure.subgroups import BUILT_IN, by_subgroup, check_columns
 from dejavu_lit.utils.errors import UserError
 
 VERSION = 1
-SETS = {"population": "A", "null": "H", "swapped": "B"}
+BLOCK_SETS = {"population": "A", "null": "H", "swapped": "B"}
 
 Scored = tuple[Scores, Scores]  # target, reference
 ObjectsAt = Callable[
@@ -174,9 +174,9 @@ def _reasons(results: dict[str, Outcomes]) -> dict[str, str]:
     reasons = {}
     for name, needed_by in (("null", "corrected"), ("swapped", "symmetric")):
         if name not in results:
-            reasons[name] = f"the set {SETS[name]} was not measured"
+            reasons[name] = f"the set {BLOCK_SETS[name]} was not measured"
         elif not len(results[name]):
-            reasons[name] = f"no record of the set {SETS[name]} has an object"
+            reasons[name] = f"no record of the set {BLOCK_SETS[name]} has an object"
         if name in reasons:
             reasons[needed_by] = f"it needs {name}, but {reasons[name]}"
     return reasons
@@ -198,7 +198,7 @@ def _by_threshold(sets: dict[str, Records], settings: Settings, objects_at: Obje
     rows = []
     for threshold in settings.thresholds:
         objects = objects_at(threshold)
-        joined = {name: r.with_objects(objects[SETS[name]], objects["P"]) for name, r in sets.items()}
+        joined = {name: r.with_objects(objects[BLOCK_SETS[name]], objects["P"]) for name, r in sets.items()}
         rows.append({"threshold": threshold} | gaps(joined, settings, f"at threshold {threshold}"))
     return rows
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dejavu_lit.data.objects import Objects, read_objects
-from dejavu_lit.measure.metrics import SETS, VERSION, ObjectsAt, Settings, gaps, measure
+from dejavu_lit.measure.metrics import BLOCK_SETS, VERSION, ObjectsAt, Settings, gaps, measure
 from dejavu_lit.measure.records import Records, read_records
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import read_object
@@ -54,13 +54,13 @@ def read_evaluation(
         )
 
     def at(threshold: float) -> Mapping[str, Objects]:
-        names = [SETS[name] for name in there]
+        names = [BLOCK_SETS[name] for name in there]
         read, _ = read_objects([*(objects / name for name in names), objects / public], threshold)
         searched = read[-1].take(sorted(read[-1].keys if public_keys is None else public_keys))
         return dict(zip(names, read, strict=False)) | {"P": searched}
 
     first = at(threshold)
-    return {name: read_records(path, first[SETS[name]], first["P"]) for name, path in there.items()}, at
+    return {name: read_records(path, first[BLOCK_SETS[name]], first["P"]) for name, path in there.items()}, at
 
 
 def by_objects(

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from dejavu_lit.data.prepared import SETS, DataSpec
+from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import write_text
 from dejavu_lit.utils.run_directory import difference, read_config
@@ -46,7 +46,7 @@ def epochs(config: Mapping[str, Any]) -> int:
 def cost(config: Mapping[str, Any]) -> int:
     """What a run costs, in pairs seen: epochs × training size."""
     data = DataSpec(**{name: value for name, value in config["data"].items() if name != "_target_"})
-    size = data.train_size if data.train_size is not None else sum(data.shards(SETS[config["side"]]).sizes)
+    size = data.train_size if data.train_size is not None else sum(data.shards(TRAINED_ON[config["side"]]).sizes)
     return epochs(config) * size
 
 

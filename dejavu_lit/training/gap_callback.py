@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.seed import isolate_rng
 
-from dejavu_lit.data.prepared import MANIFEST, SETS, DataSpec
+from dejavu_lit.data.prepared import MANIFEST, TRAINED_ON, DataSpec
 from dejavu_lit.evaluation.audited_model import Side
 from dejavu_lit.models.open_clip_encoder import OpenClipEncoder
 from dejavu_lit.training.clip_module import ClipModule
@@ -153,8 +153,8 @@ def _check(reference: Side, side: str, data: DataSpec) -> None:
         return
     if not (reference.run / "run.json").is_file():
         raise UserError(f"{what} is not finished; start dejavu train again in it, and then this run")
-    if reference.trained_on == SETS[side]:
-        raise UserError(f"{what} was trained on {SETS[side]} as this run is; give a run of the other side")
+    if reference.trained_on == TRAINED_ON[side]:
+        raise UserError(f"{what} was trained on {TRAINED_ON[side]} as this run is; give a run of the other side")
     if reference.record.get("data") != file_sha256(data.folder / MANIFEST):
         raise UserError(f"{what} was trained on other data than {data.folder}; give a run on the same data")
 

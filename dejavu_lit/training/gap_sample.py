@@ -15,7 +15,7 @@ from PIL import Image
 
 from dejavu_lit.data.exclude import prefix
 from dejavu_lit.data.objects import Objects, read_objects
-from dejavu_lit.data.prepared import SETS, DataSpec
+from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
 from dejavu_lit.data.shards import BadPair, ShardSet
 from dejavu_lit.data.splits import seeded_hash
 from dejavu_lit.evaluation.embed import CHUNK, Modality, encode_captions, encode_chunk, read_chunk
@@ -171,7 +171,7 @@ class Gauge:
 
     def __init__(self, data: DataSpec, side: str, settings: GapSettings, reference: Reference) -> None:
         self.settings, self.reference = settings, reference
-        self._sets = {"population": data.shards(SETS[side]), "null": data.shards("H")}
+        self._sets = {"population": data.shards(TRAINED_ON[side]), "null": data.shards("H")}
         self._public = ShardSet.open(data.public_folder())
         self._name = data.public_sets.get(data.public, self._public.folder.name)
         folder = data.objects_folder()
