@@ -55,6 +55,18 @@ def test_the_exit_code_is_its_own() -> None:
         "1 < 2 1 < 2",
         "1 = 2",
         "a < 1; b",
+        "a < 'b'",
+        "a < b()",
+        "a in b",
+        "a < 1 if b else 1 < 2",
+        "(x := 1) < 2",
+        "a[b] < 1",
+        "a[0:1] < 1",
+        "a < True",
+        "a < 1j",
+        "f'{a}' < 1",
+        "(lambda: 1) < 2",
+        "a < 1\0",
     ],
 )
 def test_refuses_what_is_no_comparison(text: str) -> None:
@@ -115,5 +127,7 @@ def test_wrong_paths_are_named(text: str, said: str) -> None:
 
 
 def test_deep_nesting_is_refused() -> None:
-    with pytest.raises(UserError, match="too deeply"):
+    with pytest.raises(UserError, match=r"fail_if=.* is not a condition .*nested"):
         Gate.parse("(" * 500 + "1 < 2" + ")" * 500)
+    with pytest.raises(UserError, match="is not a condition"):
+        Gate.parse("not " * 100_000 + "1 < 2")
