@@ -31,7 +31,7 @@ coverage: $(STAMP)
 	$(VENV)/bin/coverage erase
 	$(VENV)/bin/coverage run -m pytest -m 'not slow' tests/data tests/measure tests/data/test_prepare.py tests/duplicates/test_dedup.py \
 		tests/faults/test_corrupt_data.py tests/faults/test_shards.py tests/end_to_end/test_exclude.py
-	NUMBA_DISABLE_JIT=1 $(VENV)/bin/coverage run -m pytest tests/measure/test_scores.py tests/evaluation/test_search_kernels.py tests/data/test_near_duplicates.py
+	NUMBA_DISABLE_JIT=1 $(VENV)/bin/coverage run -m pytest tests/measure/test_scores.py tests/data/test_near_duplicates.py
 	$(VENV)/bin/coverage combine -q
 	$(VENV)/bin/coverage report --skip-covered
 

@@ -34,7 +34,7 @@ WORDS = (
 VARIABLES = {
     "DEJAVU_TARGETS": "packages, separated by commas, that `_target_` and logging in a configuration may name beside this one's",
     "DEJAVU_PIPE": "1: `data.dir=pipe:COMMAND {}` may run its command",
-    "DEJAVU_CACHE": "where shards of `s3://`, `http://` and `pipe:` are kept on the node",
+    "DEJAVU_CACHE": "the folder, on the node, in which each user's copies of `s3://`, `http://` and `pipe:` are kept",
     "DEJAVU_CACHE_GB": "how large that cache may become",
     "DEJAVU_STALLED_S": "seconds without a byte after which reading from elsewhere is given up",
     "DEJAVU_REQUIRE": "of the tests: `browser,slurm,mount` turn into failures what is otherwise skipped",

@@ -135,7 +135,7 @@ def embed(folder: Path, pairs: int) -> dict[str, Any]:
     import torch
 
     from dejavu_lit.data.shards import ShardSet
-    from dejavu_lit.evaluation.audited_model import Side
+    from dejavu_lit.evaluation.audited_model import AuditedModel
     from dejavu_lit.evaluation.embed import embed as run
     from dejavu_lit.models.build import ModelSpec, export_config, export_weights
 
@@ -144,11 +144,17 @@ def embed(folder: Path, pairs: int) -> dict[str, Any]:
         export_config(ModelSpec("tiny", TINY), model)
         torch.manual_seed(0)
         export_weights(open_clip.create_model(f"local-dir:{model}", load_weights=False), model)
-    side = Side(f"local-dir:{model}", folder / "embeddings")
+    audited = AuditedModel(f"local-dir:{model}", folder / "embeddings")
     rows = 0
     for name, modality in (("A", "text"), ("H", "text"), ("P", "image"), ("H", "image")):
         rows += len(
-            run(side.encoder, ShardSet.open(folder / "data" / name), modality, side._folder(name, modality), workers=1)
+            run(
+                audited.encoder,
+                ShardSet.open(folder / "data" / name),
+                modality,
+                audited.set_folder(name, modality),
+                workers=1,
+            )
         )
     return {"rows": rows}
 

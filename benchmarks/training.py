@@ -53,7 +53,7 @@ PRECISIONS = {"fp32": ("fp32", "32-true"), "bf16": ("amp_bf16", "bf16-mixed")}  
 
 def write_data(folder: Path, pairs: int) -> None:
     """Generated scenes, the embedded default data, as set A in eight shards."""
-    from dejavu_lit.data.prepared import MANIFEST
+    from dejavu_lit.data.manifest import MANIFEST
     from dejavu_lit.data.readers.scenes import SceneReader
     from dejavu_lit.data.shards import write_shards
     from dejavu_lit.utils.io import write_json
@@ -122,7 +122,7 @@ def train_ours(folder: Path, claim: Claim, augment: bool) -> list[float]:
     from dejavu_lit.mitigation import Mitigation
     from dejavu_lit.models.build import ModelSpec
     from dejavu_lit.training.clip_module import ClipModule, Recipe
-    from dejavu_lit.training.train import TrainerSettings, train
+    from dejavu_lit.training.train import TrainerSettings, TrainingRun, train
 
     begun: list[float] = []
     seconds: list[float] = []
@@ -136,8 +136,7 @@ def train_ours(folder: Path, claim: Claim, augment: bool) -> list[float]:
 
     ClipModule.on_train_epoch_start = followed(start, ClipModule.on_train_epoch_start)  # type: ignore[method-assign]
     ClipModule.on_train_batch_end = followed(end, ClipModule.on_train_batch_end)  # type: ignore[method-assign]
-    train(
-        out=Path(tempfile.mkdtemp(dir=folder)),
+    run = TrainingRun(
         side="target",
         data=DataSpec("benchmark", str(folder)),
         model=ModelSpec(**model_options(claim.model)),
@@ -145,6 +144,7 @@ def train_ours(folder: Path, claim: Claim, augment: bool) -> list[float]:
         mitigation=Mitigation(image_augment=augment),
         trainer=TrainerSettings(precision=PRECISIONS[claim.precision][1], checkpoint_epochs=1000),
     )
+    train(run, Path(tempfile.mkdtemp(dir=folder)))
     return seconds
 
 
@@ -219,8 +219,8 @@ def profile(name: str, trim: bool, steps: int = 3) -> dict[str, Any]:
     from dejavu_lit.models.build import ModelSpec, build_model, export_config
     from dejavu_lit.models.preprocess import Preprocess
     from dejavu_lit.training.clip_module import ClipModule, Recipe
-    from dejavu_lit.training.features import Compute
-    from dejavu_lit.training.loss import contrastive_loss
+    from dejavu_lit.training.features import ComputeSettings
+    from dejavu_lit.training.regularizers import contrastive_loss
 
     claim = CLAIMS[name]
     with tempfile.TemporaryDirectory() as where:
@@ -235,7 +235,7 @@ def profile(name: str, trim: bool, steps: int = 3) -> dict[str, Any]:
         pairs = PairDataModule(folder, "target", claim.batch, 0, Preprocess(network.visual.preprocess_cfg), tokenizer)
         pairs.setup("fit")
         recipe = Recipe(epochs=1, batch=claim.batch, lr=RATE)
-        module = ClipModule(network, recipe, Mitigation(), compute=Compute(trim=trim))
+        module = ClipModule(network, recipe, Mitigation(), compute=ComputeSettings(trim=trim))
         loss = contrastive_loss(False, 0, 0, 1)
         optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, fused=True)
         features = module._features

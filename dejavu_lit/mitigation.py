@@ -1,4 +1,4 @@
-"""The mitigations: one dataclass of knobs, each read where it acts (captions, images, model, loss, optimizer, trainer)."""
+"""The mitigations: one dataclass of knobs, each applied where it acts (captions, images, model, loss, optimizer, trainer)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,32 +21,49 @@ EARLY = ("loss", "accuracy")
 
 @dataclass(frozen=True)
 class Mitigation:
-    """What is done against memorization; None means the recipe's own value, which is not always 0.
+    """The knobs against memorization; None means the recipe's own value, which is not always 0.
 
-    Logit-scale options are the multiplier 1/τ, never its logarithm. docs/mitigations.md says exactly what each changes.
+    Logit-scale options are the multiplier 1/τ, never its logarithm. docs/mitigations.md defines what each knob changes.
     """
 
-    text_mask: float = 0.0  # probability of dropping each word of a caption, 0 ≤ p < 1, anew each epoch
-    text_random: float = 0.0  # probability of replacing each word by one of the training captions' vocabulary
-    text_shuffle: float = 0.0  # probability that a caption's words are put in random order
-    caption_choice: bool = False  # each epoch draws one of the pair's captions, where its JSON holds several
-    caption_words: int | None = None  # only the first so many words of a caption are kept
-    image_augment: bool = False  # open_clip's training augmentation instead of the evaluation's resize and crop
-    patch_dropout: float = 0.0  # share of the image's patches that a ViT does not see, while training
-    label_smoothing: float = 0.0  # share of the contrastive targets spread evenly over the batch
-    ema: float | None = None  # decay of the weights' running average, which is what is exported
-    gradient_noise: float = 0.0  # standard deviation of the noise on a gradient, in units of its root mean square
-    dedup: bool = (
-        False  # of each group of near-duplicates in the training set only the pair of smallest key is trained on
-    )
-    logit_scale_init: float | None = None  # where the learned logit scale starts (recipe: 1/0.07)
-    logit_scale_max: float | None = None  # clamp after every step (recipe: 100)
-    logit_scale_fixed: float | None = None  # held at this value instead of being learned
-    weight_decay: float | None = None  # AdamW's, on matrices only
-    stop_epoch: int | None = None  # training stops after this many epochs; the schedule keeps its own horizon
-    early_stopping: str | None = None  # loss or accuracy on V: training stops when it no longer gets better
-    early_patience: int | None = None  # … for so many epochs (recipe: 3)
-    gap_budget: float | None = None  # training stops when the lower bound of PPG exceeds this (needs gaps.reference)
+    text_mask: float = 0.0
+    """Probability of dropping each word of a caption, 0 ≤ p < 1, drawn anew each epoch."""
+    text_random: float = 0.0
+    """Probability of replacing each word by one from the vocabulary of the training captions."""
+    text_shuffle: float = 0.0
+    """Probability of putting a caption's words in random order."""
+    caption_choice: bool = False
+    """Draw one of the pair's captions each epoch, if its JSON has several."""
+    caption_words: int | None = None
+    """Keep only the first N words of a caption."""
+    image_augment: bool = False
+    """open_clip's training augmentation instead of the evaluation's resize and crop."""
+    patch_dropout: float = 0.0
+    """Share of the image's patches that a ViT does not see while training."""
+    label_smoothing: float = 0.0
+    """Share of the contrastive targets spread evenly over the batch."""
+    ema: float | None = None
+    """Decay of the weights' running average, which is exported instead of the weights."""
+    gradient_noise: float = 0.0
+    """Standard deviation of the noise on a gradient, in units of its root mean square."""
+    dedup: bool = False
+    """Train only on the pair with the smallest key of each group of near-duplicates."""
+    logit_scale_init: float | None = None
+    """Initial value of the learned logit scale (recipe: 1/0.07)."""
+    logit_scale_max: float | None = None
+    """Clamp of the logit scale after every step (recipe: 100)."""
+    logit_scale_fixed: float | None = None
+    """Hold the logit scale at this value instead of learning it."""
+    weight_decay: float | None = None
+    """AdamW's weight decay, on matrices only."""
+    stop_epoch: int | None = None
+    """Stop training after this epoch; the learning-rate schedule keeps its own horizon."""
+    early_stopping: str | None = None
+    """loss or accuracy on V: stop when it no longer improves …"""
+    early_patience: int | None = None
+    """… for this many epochs (recipe: 3)."""
+    gap_budget: float | None = None
+    """Stop training when the lower bound of PPG exceeds this; needs gaps.reference."""
 
     def __post_init__(self) -> None:
         for name, (low, high, closed) in RANGES.items():
@@ -79,5 +96,5 @@ class Mitigation:
         first, top = self.logit_scale_init, self.logit_scale_max
         if first is not None and top is not None and first > top:
             raise UserError(
-                f"mitigation.logit_scale_init={first} is above mitigation.logit_scale_max={top}; lower the one or raise the other"
+                f"mitigation.logit_scale_init={first} is above mitigation.logit_scale_max={top}; lower one or raise the other"
             )

@@ -1,7 +1,7 @@
-"""Hostile input for every reader: bytes, damaged files, wrong JSON, odd captions and images; and the contract they share.
+"""Hostile input for every reader: random bytes, damaged files, wrong JSON, odd captions and images.
 
-A reader gives a valid value or a UserError of one sentence; single pairs that cannot be used are a BadPair. Anything else
-is a fault of ours. ``DEJAVU_FUZZ=20`` tries twenty times as many examples, each time other ones.
+A reader returns a valid value or raises a UserError of one sentence; a single pair that cannot be used is a BadPair.
+Anything else is a bug. ``DEJAVU_FUZZ=20`` tries twenty times as many examples, different ones in each run.
 """
 
 import io
@@ -21,22 +21,22 @@ from PIL import Image
 from dejavu_lit.utils.errors import UserError
 from tests.data.images import encoded, sample_image
 
-TIMES = int(os.environ.get("DEJAVU_FUZZ", "1"))
+FUZZ_FACTOR = int(os.environ.get("DEJAVU_FUZZ", "1"))
 
 
-def tried(examples: int) -> settings:
-    """The settings of a fuzz test: the same examples each time, unless DEJAVU_FUZZ asks for many."""
+def fuzz_settings(examples: int) -> settings:
+    """The settings of a fuzz test: the same examples in every run, unless DEJAVU_FUZZ asks for more."""
     return settings(
-        max_examples=examples * TIMES,
-        derandomize=TIMES == 1,
+        max_examples=examples * FUZZ_FACTOR,
+        derandomize=FUZZ_FACTOR == 1,
         database=None,
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
 
 
-def refused(read: Callable[[], Any]) -> Any:
-    """What ``read`` gives, None where it refuses in one sentence; every other exception comes through and fails the test."""
+def try_read(read: Callable[[], Any]) -> Any:
+    """The result of ``read``, None if it raises a UserError; any other exception fails the test."""
     try:
         return read()
     except UserError as error:
@@ -47,25 +47,25 @@ def refused(read: Callable[[], Any]) -> Any:
 
 
 @st.composite
-def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
-    """A file with bytes changed, cut off, doubled or put in; now and then something else altogether."""
+def damaged(draw: st.DrawFn, original: bytes) -> bytes:
+    """The file with bytes changed, cut off, repeated or inserted; occasionally random bytes instead."""
     kind = draw(st.integers(0, 9))
     if kind == 0:
         return draw(st.binary(max_size=300))
-    content = bytearray(whole)
+    content = bytearray(original)
     if kind <= 3 and content:
         del content[draw(st.integers(0, len(content) - 1)) :]
     if kind == 4:
-        place = draw(st.integers(0, len(content)))
-        content[place:place] = draw(st.binary(min_size=1, max_size=40))
+        position = draw(st.integers(0, len(content)))
+        content[position:position] = draw(st.binary(min_size=1, max_size=40))
     if kind == 5 and content:
         start = draw(st.integers(0, len(content) - 1))
         end = draw(st.integers(start, len(content)))
         content += content[start:end]
     if kind >= 5:
-        for place, value in draw(st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), max_size=12)):
+        for position, value in draw(st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), max_size=12)):
             if content:
-                content[place % len(content)] = value
+                content[position % len(content)] = value
     return bytes(content)
 
 
@@ -106,18 +106,19 @@ ODD_JSON = [
 ]
 
 
-def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    found = [path]
+def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of every entry of a JSON value, the value itself included."""
+    paths = [path]
     if isinstance(value, dict):
-        found += [place for name, inner in value.items() for place in _places(inner, (*path, name))]
+        paths += [p for name, inner in value.items() for p in _paths(inner, (*path, name))]
     elif isinstance(value, list):
-        found += [place for number, inner in enumerate(value[:3]) for place in _places(inner, (*path, number))]
-    return found
+        paths += [p for number, inner in enumerate(value[:3]) for p in _paths(inner, (*path, number))]
+    return paths
 
 
 @st.composite
 def wrong_json(draw: st.DrawFn, value: Any) -> bytes:
-    """The bytes of a JSON value in which some entries are removed, exchanged or of another type; or no JSON at all."""
+    """The bytes of a JSON value with entries removed, replaced or of another type; or not JSON at all."""
     kind = draw(st.integers(0, 9))
     if kind == 0:
         return draw(st.sampled_from(ODD_JSON))
@@ -125,17 +126,17 @@ def wrong_json(draw: st.DrawFn, value: Any) -> bytes:
         return draw(damaged(json.dumps(value).encode()))
     copy = json.loads(json.dumps(value))
     for _ in range(draw(st.integers(1, 3))):
-        place = draw(st.sampled_from(_places(copy)))
-        if not place:
+        path = draw(st.sampled_from(_paths(copy)))
+        if not path:
             copy = draw(JSON) if draw(st.integers(0, 5)) == 0 else copy
             continue
         node = copy
-        for step in place[:-1]:
+        for step in path[:-1]:
             node = node[step]
         if draw(st.integers(0, 3)) == 0:
-            del node[place[-1]]
+            del node[path[-1]]
         else:
-            node[place[-1]] = draw(JSON)
+            node[path[-1]] = draw(JSON)
     return json.dumps(copy).encode()
 
 
@@ -163,30 +164,30 @@ COLUMNS: list[Callable[[int], pa.Array]] = [
 
 @st.composite
 def wrong_table(draw: st.DrawFn, table: pa.Table) -> pa.Table:
-    """The table with columns removed, doubled, renamed, of another type or with gaps."""
+    """The table with columns removed, duplicated, renamed, of another type or with nulls."""
     for _ in range(draw(st.integers(1, 2))):
-        at = draw(st.integers(0, max(0, table.num_columns - 1)))
+        index = draw(st.integers(0, max(0, table.num_columns - 1)))
         if not table.num_columns:
             break
-        name = table.column_names[at]
+        name = table.column_names[index]
         kind = draw(st.integers(0, 7))
         if kind == 0:
-            table = table.remove_column(at)
+            table = table.remove_column(index)
         elif kind == 1:
-            table = table.append_column(name, table.column(at))
+            table = table.append_column(name, table.column(index))
         elif kind == 2:
             table = table.rename_columns(
-                [draw(WORDS.filter(_utf8)) if i == at else n for i, n in enumerate(table.column_names)]
+                [draw(WORDS.filter(_is_utf8)) if i == index else n for i, n in enumerate(table.column_names)]
             )
         elif kind == 3:
             table = table.slice(0, draw(st.integers(0, table.num_rows)))
         else:
             column = draw(st.sampled_from(COLUMNS))(table.num_rows)
-            table = table.set_column(at, name, column)
+            table = table.set_column(index, name, column)
     return table
 
 
-def _utf8(text: str) -> bool:
+def _is_utf8(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -195,7 +196,7 @@ def _utf8(text: str) -> bool:
 
 
 def bomb(kind: str, side: int = 20_000) -> bytes:
-    """A small file whose header asks for ``side`` × ``side`` pixels."""
+    """A small file whose header declares ``side`` × ``side`` pixels."""
     if kind == "PNG":
         raw = zlib.compressobj(9)
         row = bytes(side // 8 + 1)
@@ -204,8 +205,8 @@ def bomb(kind: str, side: int = 20_000) -> bytes:
         parts = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
         return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
     small = bytearray(encoded(sample_image(1), "JPEG"))
-    at = small.index(b"\xff\xc0")  # the frame's header: precision, height, width
-    small[at + 5 : at + 9] = struct.pack(">HH", side, side)
+    header = small.index(b"\xff\xc0")  # of the frame: precision, height, width
+    small[header + 5 : header + 9] = struct.pack(">HH", side, side)
     return bytes(small)
 
 
@@ -216,24 +217,24 @@ def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def images() -> dict[str, tuple[bytes, str | None]]:
-    """{name: (the file's bytes, why it cannot be used; None: it can)}; one of each kind that people have."""
-    one = sample_image(1, 60, 44)
+    """{name: (the file's bytes, why it cannot be used, None: it can)}, one of each kind found in practice."""
+    plain = sample_image(1, 60, 44)
     frames = [sample_image(n, 60, 44) for n in (2, 3, 4)]
     deep = Image.fromarray((np.arange(60 * 44, dtype=np.uint16) * 20).reshape(44, 60))
     palette = sample_image(5, 60, 44).quantize(16)
     exif = Image.Exif()
     exif[274] = 6
-    none, format_, long = (
+    broken, format_, long = (
         "the image does not decode",
-        "the image is no JPEG, PNG or WebP",
+        "the image is not a JPEG, PNG or WebP",
         "the image is more than 100 times as long as wide",
     )
     large = "the image has more than 100 megapixels"
-    whole = encoded(sample_image(6, 200, 200), "JPEG")
+    jpeg = encoded(sample_image(6, 200, 200), "JPEG")
     return {
-        "plain": (encoded(one, "JPEG"), None),
+        "plain": (encoded(plain, "JPEG"), None),
         "progressive": (_saved(sample_image(7, 60, 44), "JPEG", progressive=True), None),
-        "truncated": (whole[: len(whole) // 2], none),
+        "truncated": (jpeg[: len(jpeg) // 2], broken),
         "cmyk": (encoded(sample_image(8, 60, 44).convert("CMYK"), "JPEG"), None),
         "grey": (encoded(sample_image(9, 60, 44).convert("L"), "JPEG"), None),
         "16bit": (encoded(deep), None),
@@ -248,7 +249,7 @@ def images() -> dict[str, tuple[bytes, str | None]]:
         "gif": (_saved(frames[0], "GIF", save_all=True, append_images=frames[1:]), format_),
         "tiff": (encoded(sample_image(16, 60, 44), "TIFF"), format_),
         "svg": (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', format_),
-        "text": (b"this is no image", format_),
+        "text": (b"this is not an image", format_),
         "nothing": (b"", format_),
         "1x1": (encoded(sample_image(17, 1, 1)), None),
         "1x5000": (encoded(Image.new("RGB", (1, 5000))), long),
@@ -256,14 +257,14 @@ def images() -> dict[str, tuple[bytes, str | None]]:
         "bomb-png": (bomb("PNG"), large),
         "bomb-jpeg": (bomb("JPEG"), large),
         "bomb-wide": (encoded(Image.new("1", (2_000_000, 1))), long),
-        "noise": (b"\xff\xd8\xff" + bytes(range(256)), none),
-        "header": (b"\x89PNG\r\n\x1a\n", none),
-        "riff": (b"RIFF\x04\0\0\0WEBP", none),
+        "noise": (b"\xff\xd8\xff" + bytes(range(256)), broken),
+        "header": (b"\x89PNG\r\n\x1a\n", broken),
+        "riff": (b"RIFF\x04\0\0\0WEBP", broken),
     }
 
 
 def captions() -> dict[str, tuple[bytes, str | None]]:
-    """{name: (the caption file's bytes, why it cannot be used; None: it can)}."""
+    """{name: (the caption file's bytes, why it cannot be used, None: it can)}."""
     long = "its caption has more than 10,000 characters"
     return {
         "plain": (b"a dog and a cat", None),

@@ -1,16 +1,17 @@
-"""``dejavu annotate``: find objects, compare two artifacts, or draw one's boxes."""
+"""``dejavu annotate``: find objects, compare two object artifacts, or draw boxes."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from dejavu_lit.cli.app import command, plain
 from dejavu_lit.cli.processes import device, processes
 from dejavu_lit.data.prepared import data_spec
 from dejavu_lit.utils.config import build
 from dejavu_lit.utils.errors import UserError, suggest
+from dejavu_lit.utils.io import visible_files
 
 if TYPE_CHECKING:
     from dejavu_lit.data.prepared import DataSpec
@@ -21,9 +22,7 @@ ORDER = "ABHPV"
 
 def annotate(cfg: DictConfig, out: Path) -> None:
     """Find the objects of prepared images."""
-    config = plain(cfg)
-    if absent := sorted(OmegaConf.missing_keys(cfg)):
-        raise UserError(f"{absent[0]} is missing; give {absent[0]}=…")
+    config = plain(cfg, complete=True)
     if sum(config.get(mode) is not None for mode in ("annotator", "compare", "show")) != 1:
         raise UserError("give one of annotator=NAME, compare=[NAME,NAME] and show=NAME")
     data = data_spec(config["data"])
@@ -38,12 +37,14 @@ def annotate(cfg: DictConfig, out: Path) -> None:
 
 
 def _annotate(data: "DataSpec", sets: dict[str, "ShardSet"], config: dict[str, Any]) -> None:
-    from dejavu_lit.objects.annotate import Share
+    from dejavu_lit.objects.annotate import Share, coverage
     from dejavu_lit.objects.annotate import annotate as run
 
     trainer = config["trainer"]
     if processes(trainer, shared=True).world > 1 and config["part"] is not None:
-        raise UserError(f"part={config['part']} is one process's share; leave it out where several share the shards")
+        raise UserError(
+            f"part={config['part']} is one process's share; drop it when several processes share the shards"
+        )
     share = Share.parse(config["part"])
     node = config["annotator"]
     typed = {override.lstrip("+~").partition("=")[0] for override in HydraConfig.get().overrides.task}
@@ -54,11 +55,13 @@ def _annotate(data: "DataSpec", sets: dict[str, "ShardSet"], config: dict[str, A
     source = build(node, "annotator")
     folder = data.folder / "objects" / (config["name"] or source.annotator.name)
     done = run(source, sets, folder, share, config["max_failed"])
-    rate = f", {done['pictures'] / done['seconds']:.1f} images/s" if done["pictures"] else ""
-    print(f"{folder}: {done['parts']} of {done['of']} parts are whole; annotated {done['pictures']} images{rate}")
-    if done["failed"]:
-        where = str(folder / "failed.csv") if done["listed"] else "failed.csv lists them once all parts are whole"
-        print(f"{done['failed']} images could not be annotated: {where}")
+    rate = f", {done.images / done.seconds:.1f} images/s" if done.images else ""
+    print(f"{folder}: {done.parts} of {done.total_parts} parts are complete; annotated {done.images} images{rate}")
+    if done.failed:
+        where = str(folder / "failed.csv") if done.complete else "failed.csv lists them once all parts are complete"
+        print(f"{done.failed} images could not be annotated: {where}")
+    if done.complete:
+        print(coverage(folder, list(sets), max(config["threshold"], source.annotator.threshold)))
 
 
 def _show(data: "DataSpec", sets: dict[str, "ShardSet"], config: dict[str, Any], out: Path) -> None:
@@ -76,7 +79,7 @@ def _show(data: "DataSpec", sets: dict[str, "ShardSet"], config: dict[str, Any],
 def _compare(data: "DataSpec", sets: dict[str, "ShardSet"], config: dict[str, Any], out: Path) -> None:
     from dejavu_lit.data.objects import read_objects
     from dejavu_lit.measure.per_pair import write_csv
-    from dejavu_lit.objects.compare import difference, show
+    from dejavu_lit.objects.compare import difference, format_differences
     from dejavu_lit.utils.io import write_json
 
     if len(config["compare"]) != 2:
@@ -89,7 +92,7 @@ def _compare(data: "DataSpec", sets: dict[str, "ShardSet"], config: dict[str, An
         out / "difference.json", {"artifacts": [str(f) for f in folders], "threshold": config["threshold"], **found}
     )
     write_csv(out / "difference.csv", [{"set": name, **row} for name, one in found.items() for row in one["labels"]])
-    print(show(found, names))
+    print(format_differences(found, names))
     print(f"all labels: {out / 'difference.csv'}")
 
 
@@ -101,20 +104,22 @@ def open_sets(data: "DataSpec", names: list[str] | None) -> dict[str, "ShardSet"
     """
     from dejavu_lit.data.shards import ShardSet
 
-    there = sorted({path.parent.name for path in data.folder.glob("*/*.tar")}, key=lambda n: (n not in ORDER, n))
-    if not (wanted := there if names is None else names):
-        raise UserError(f"sets= names no set; {data.folder} has {', '.join(there) or 'none'}")
+    available = sorted(
+        {path.parent.name for path in visible_files(data.folder, "*/*.tar")}, key=lambda n: (n not in ORDER, n)
+    )
+    if not (selected := available if names is None else names):
+        raise UserError(f"sets= is empty; {data.folder} has {', '.join(available) or 'none'}")
     folders: dict[str, Path] = {}
-    for name in wanted:
-        folder = data.folder / name if name in there else Path(name)
-        if name not in there and not folder.is_dir():
-            raise UserError(f"sets names {name}{suggest(name, there)}; {data.folder} has {', '.join(there)}")
+    for name in selected:
+        folder = data.folder / name if name in available else Path(name)
+        if name not in available and not folder.is_dir():
+            raise UserError(f"sets names {name}{suggest(name, available)}; {data.folder} has {', '.join(available)}")
         if folder.name in ("", ".."):
-            raise UserError(f"sets names {name}, which has no name to go by; give the folder's full path")
-        own = data.folder / folder.name if folder.name in there else folder
+            raise UserError(f"sets names {name}, a folder without a name of its own; give its full path")
+        own = data.folder / folder.name if folder.name in available else folder
         if folders.setdefault(folder.name, own).resolve() != folder.resolve():
             raise UserError(
-                f"sets names {name}, but {folder.name} is {folders[folder.name]}; rename one of the two folders, since "
+                f"sets names {name}, but {folder.name} is {folders[folder.name]}; rename one of the two folders, because "
                 "results are kept by these names"
             )
     return {name: ShardSet.open(folder) for name, folder in folders.items()}

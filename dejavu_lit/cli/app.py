@@ -1,12 +1,13 @@
-"""The frame of every command: Hydra reads the config, the task does the work, a user's mistake ends as one sentence."""
+"""The frame of every command: Hydra composes the config, the task does the work, user errors end as one sentence."""
 
 import atexit
 import os
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,85 +15,91 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dejavu_lit.cli import help
-from dejavu_lit.cli import secrets as guard
+from dejavu_lit.cli import help, secrets
 from dejavu_lit.cli.slurm_resolvers import register_resolvers
-from dejavu_lit.study.slurm import refused
-from dejavu_lit.utils.errors import UserError, spoken, suggest
-from dejavu_lit.utils.exit_codes import ending, fail
+from dejavu_lit.study.slurm import submission_error
+from dejavu_lit.utils.errors import UserError, error_sentence, first_line, suggest
+from dejavu_lit.utils.exit_codes import clean_exit, fail
 
-register_resolvers()  # in the jobs of a multirun too, which only import this
-guard.watch()
+register_resolvers()  # also in the jobs of a multirun, which only import this module
 HERE = Path(__file__).resolve().parent.parent
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
 
 
 def command(config_name: str, task: Callable[[DictConfig, Path], None]) -> Callable[..., None]:
-    """A command: Hydra reads the config, ``task`` does the work, and a user's mistake ends as one sentence.
+    """The function behind a command; it takes the arguments, by default those of the command line.
 
-    The command takes its arguments, those of the command line by default.
+    Args:
+        config_name: the file in conf/; task: what to do with the composed config and the output directory.
     """
-    called = sys.argv  # in full, for the processes that Lightning starts by it
+    called = sys.argv  # the whole command line, with which Lightning starts further processes
+    failures: list[str] = []  # of the jobs of a multirun in this process; Hydra raises only the first
 
     def job(cfg: DictConfig) -> None:
         sys.argv = called
         try:
             task(cfg, _out(cfg))
         except Exception as error:
-            known = isinstance(error, UserError | OSError) and not isinstance(error, BrokenPipeError)
-            sentence = spoken(error) if isinstance(error, OSError) else str(error)
+            sentence = None if isinstance(error, BrokenPipeError) else error_sentence(error)
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 _end_as_failed()
-                if known:  # the launcher notes it, the other jobs go on
-                    raise UserError(f"{_out(cfg)}: {sentence}") from None
-            elif known:
+                failures.append(f"{_out(cfg)}: {sentence or f'{type(error).__name__}: {first_line(error)}'}")
+                if sentence:  # the launcher reports it, the other jobs continue
+                    raise UserError(failures[-1]) from None
+            elif sentence:
                 fail(sentence)
             raise
 
     def command(arguments: Sequence[str] | None = None) -> None:
         nonlocal called
-        with ending():
+        with clean_exit():
             called = sys.argv
+            failures.clear()
             given = [_quoted(argument) for argument in (called[1:] if arguments is None else arguments)]
             if {"-h", "--help"} & set(given):
                 print(help.text(CONF, config_name))
                 return
-            guard.check_arguments(given)
+            secrets.check_secrets(dict(argument.partition("=")[::2] for argument in given))
             sys.argv = [called[0], *given]  # Hydra reads it
-            os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let exceptions through to the lines below
+            os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let exceptions reach the handlers below
             warnings.filterwarnings("ignore", category=UserWarning, module="hydra")
             try:
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
             except (HydraException, OmegaConfBaseException) as error:
                 fail(explain(error, config_name, given))
+            except UserError:
+                if len(failures) > 1:
+                    fail(f"{len(failures)} jobs failed: {'; '.join(failures)}")
+                raise
             except RuntimeError as error:
                 if not type(error).__module__.startswith("submitit."):
                     raise
-                fail(refused(error))
+                fail(submission_error(error))
             finally:
                 sys.argv = called
 
     job.__module__, job.__qualname__ = task.__module__, f"_{config_name}_job"
-    setattr(sys.modules[task.__module__], job.__qualname__, job)  # launchers that pickle the job find it by its name
+    setattr(sys.modules[task.__module__], job.__qualname__, job)  # launchers pickle the job by its name
     command.__name__ = config_name
     command.__doc__ = task.__doc__
     return command
 
 
 def _end_as_failed() -> None:
-    """Let a job of a multirun on SLURM end with code 1: Hydra hands the exception over and would end the process well."""
+    """Let a job of a multirun on SLURM exit with code 1: Hydra returns the exception and would exit with 0."""
     if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
         atexit.register(lambda: (sys.stdout.flush(), sys.stderr.flush(), os._exit(1)))
 
 
 def _quoted(argument: str) -> str:
-    """``fail_if=a>0`` as Hydra's grammar wants it, in quotes of its own; anything else as it is."""
+    """``fail_if=a>0`` with the quotes that Hydra's grammar needs; other arguments unchanged."""
     name, _, text = argument.partition("=")
     if name != "fail_if" or text == "null" or text[:1] in ("'", '"'):
         return argument
@@ -100,18 +107,19 @@ def _quoted(argument: str) -> str:
 
 
 def explain(error: Exception, config_name: str, given: Sequence[str]) -> str:
-    """A configuration error as one sentence, with the one of the ``given`` options that was probably meant."""
-    said = str(error.__cause__ or error).split("Config search path:")[0]
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    """One sentence for a configuration error, naming the ``given`` option at fault and the nearest known one."""
+    message = str(error.__cause__ or error).split("Config search path:")[0]
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
     text = " ".join(line for line in lines if not line.startswith(("full_key:", "object_type=", "To append")))
     text = text.removeprefix("UserError raised while resolving interpolation: ")
-    if "submitit_slurm" in text:
-        return "hydra/launcher=slurm needs Hydra's plugin for submitit; pip install 'dejavu-lit[slurm]'"
-    group = re.search(r"Could not find '(\w+)/([^']*)' Available options in '\w+': (.*)", text)
-    if group:
+    if group := re.search(r"Could not find '([\w/]+)/([^'/]*)' Available options in '[\w/]+': (.*)", text):
         name, wanted, known = group.groups()
+        if wanted == "submitit_slurm":
+            return "hydra/launcher=slurm needs Hydra's plugin for submitit; pip install 'dejavu-lit[slurm]'"
         return f"{name}={wanted} is unknown{suggest(wanted, known.split())}; there are {', '.join(known.split())}"
-    for argument in sorted(given, key=lambda one: -len(one.partition("=")[0])):  # data.keys.A before data
+    if hint := _quotes_hint(given):
+        return hint
+    for argument in sorted(given, key=lambda argument: -len(argument.partition("=")[0])):  # data.keys.A before data
         name = argument.lstrip("+~").split("=")[0]
         if name and name in str(error):
             options = _options(config_name)
@@ -119,10 +127,26 @@ def explain(error: Exception, config_name: str, given: Sequence[str]) -> str:
     return text
 
 
+def _quotes_hint(given: Sequence[str]) -> str | None:
+    """The sentence for an argument whose value Hydra's grammar cannot read although it could in quotes; None without one."""
+    parser = OverridesParser.create()
+    for argument in given:
+        name, _, value = argument.partition("=")
+        quoted = f"{name}={QuotedString(value, Quote.double).with_quotes()}"
+        try:
+            parser.parse_override(argument)
+        except HydraException:
+            with suppress(HydraException):
+                parser.parse_override(quoted)
+                if not value.startswith(("[", "{", "'", '"')):  # else a list, a mapping or a quotation is not complete
+                    return f"{argument}: Hydra reads signs in this value as its own; quote it, as {shlex.quote(quoted)}"
+    return None
+
+
 def _options(config_name: str) -> list[str]:
-    """Every option of a command's default config, dotted."""
-    within = GlobalHydra.instance().is_initialized()
-    with nullcontext() if within else hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+    """The dotted names of all options in a command's default config."""
+    initialized = GlobalHydra.instance().is_initialized()
+    with nullcontext() if initialized else hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose(config_name)
 
     def walk(node: Any, path: str) -> list[str]:
@@ -134,7 +158,7 @@ def _options(config_name: str) -> list[str]:
 
 
 def _out(cfg: DictConfig) -> Path:
-    """The output directory: ``out=``, with the job's own folder below it in a multirun; else one below outputs/."""
+    """The output directory: ``out=`` or a new one below outputs/; in a multirun the job's own folder below it."""
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.MULTIRUN:
         base = Path(cfg.out) if cfg.get("out") else Path(hydra_config.sweep.dir)
@@ -146,14 +170,22 @@ def _out(cfg: DictConfig) -> Path:
     return Path("outputs") / (hydra_config.job.config_name or "run") / strftime("%Y-%m-%d_%H-%M-%S")
 
 
-def plain(cfg: DictConfig) -> dict[str, Any]:
-    missing = sorted(key for key in OmegaConf.missing_keys(cfg) if not key.startswith("data."))
+def plain(cfg: DictConfig, complete: bool = False) -> dict[str, Any]:
+    """The composed config as a mapping, without secrets.
+
+    Args:
+        complete: whether ``data`` must be complete too; only preparing needs all of its options.
+
+    Raises:
+        UserError: an option is missing, or holds a secret.
+    """
+    missing = sorted(key for key in OmegaConf.missing_keys(cfg) if complete or not key.startswith("data."))
     if missing:
         raise UserError(f"{missing[0]} is missing; give {missing[0]}=…")
-    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
-    assert isinstance(plain, dict)
-    guard.check_secrets(plain)
-    return {str(key): value for key, value in plain.items()}
+    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    assert isinstance(config, dict)
+    secrets.check_secrets(config)
+    return {str(key): value for key, value in config.items()}
 
 
 OVERVIEW = """Measure and mitigate déjà vu memorization in CLIP-style models.

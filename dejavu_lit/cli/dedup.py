@@ -1,8 +1,8 @@
-"""``dejavu dedup``: find duplicates, and list what to leave out."""
+"""``dejavu dedup``: find duplicates and list the keys to exclude."""
 
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from dejavu_lit.cli.annotate import open_sets
 from dejavu_lit.cli.app import command, plain
@@ -13,9 +13,7 @@ from dejavu_lit.utils.errors import UserError
 
 def dedup(cfg: DictConfig, out: Path) -> None:
     """Find duplicates within and across the sets."""
-    config = plain(cfg)
-    if absent := sorted(OmegaConf.missing_keys(cfg)):
-        raise UserError(f"{absent[0]} is missing; give {absent[0]}=…")
+    config = plain(cfg, complete=True)
     from dejavu_lit.data.near_duplicates import check_distance
     from dejavu_lit.utils.run_directory import run_directory
 
@@ -24,7 +22,7 @@ def dedup(cfg: DictConfig, out: Path) -> None:
         raise UserError(f"similarity={config['similarity']} must lie between 0 and 1, e.g. 0.95")
     data = data_spec(config["data"])
     data.check()
-    data.tell_unknown()
+    data.warn_of_unknown_keys()
     sets = open_sets(data, config["sets"])
     if config["sets"] is None:
         sets = {
@@ -32,16 +30,18 @@ def dedup(cfg: DictConfig, out: Path) -> None:
         }
     saved = {name: value for name, value in config.items() if name not in ("out", "workers", "device")}
     with run_directory(out, {**saved, "data": pinned(config["data"])}):
-        from dejavu_lit.duplicates.dedup import LIST, Kinds
+        from dejavu_lit.duplicates.dedup import LIST, DuplicateCriteria
         from dejavu_lit.duplicates.dedup import dedup as run
 
-        kinds = Kinds(*(config[name] for name in ("distance", "encoder", "similarity", "device", "workers")))
-        report = run(out, sets, kinds, config["within"], data.excluded)
+        criteria = DuplicateCriteria(
+            *(config[name] for name in ("distance", "encoder", "similarity", "device", "workers"))
+        )
+        report = run(out, sets, criteria, config["within"], data.excluded)
     for name, kind in report["kinds"].items():
         print(f"{name}: {kind['groups']} groups of {kind['pictures']} images, the largest of {kind['largest']}")
     across = {(a, b): n for a, row in report["shared"]["any"].items() for b, n in row.items() if a < b and n}
     print("across sets: " + (", ".join(f"{n} of {a} also in {b}" for (a, b), n in across.items()) or "none"))
-    print(f"{report['exclude']['keys']} keys to leave out: data.exclude={out / LIST}")
+    print(f"{report['exclude']['keys']} keys to exclude: data.exclude={out / LIST}")
 
 
 main = command("dedup", dedup)

@@ -12,9 +12,9 @@ from dejavu_lit.cli.processes import device, processes
 from dejavu_lit.evaluation.run import run_evaluation
 from dejavu_lit.report.report import show_report
 from dejavu_lit.utils.config import build
-from dejavu_lit.utils.distributed import Ranks, together
+from dejavu_lit.utils.distributed import Ranks, process_group
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.wandb import tagged
+from dejavu_lit.utils.wandb import with_tags
 
 if TYPE_CHECKING:
     from dejavu_lit.cli.gate import Gate
@@ -31,7 +31,7 @@ def evaluate(cfg: DictConfig, out: Path) -> None:
     gate = Gate.parse(str(config["fail_if"])) if config["fail_if"] is not None else None
     ranks = processes(config["trainer"], shared=config["out"] is not None or config["sweep"] is not None)
     config["device"] = ranks.device(device(config["trainer"], config["device"]))
-    with together(ranks):
+    with process_group(ranks):
         if config["sweep"] is not None:
             from dejavu_lit.cli.mitigate import evaluate_sweep
 
@@ -43,14 +43,14 @@ def evaluate(cfg: DictConfig, out: Path) -> None:
 
 
 def _evaluate_pair(config: dict[str, Any], out: Path, gate: "Gate | None", ranks: Ranks) -> None:
-    """Evaluate one pair, and show what was found."""
+    """Evaluate one pair of models and show the result."""
     from dejavu_lit.cli.gate import EXIT_CODE
     from dejavu_lit.report.dashboard import log_evaluation
-    from dejavu_lit.report.terminal import show
+    from dejavu_lit.report.terminal import show_evaluation
 
-    logger = build(tagged(config["logger"], HydraConfig.get().overrides.task), "logger")
+    logger = build(with_tags(config["logger"], HydraConfig.get().overrides.task), "logger")
     metrics = run_evaluation(config, out, ranks)
-    show(metrics, out)
+    show_evaluation(metrics, out)
     page = show_report(config, out)
     log_evaluation(logger, out, config["report"]["redact"], page.parent / "figures" if page else None)
     if gate is not None and gate.fails(metrics):

@@ -9,10 +9,10 @@ from dejavu_lit.cli.app import command, plain
 
 def power(cfg: DictConfig, out: Path) -> None:
     """Compute how many records and seed pairs a gap needs."""
-    from dejavu_lit.study import power as plan
+    from dejavu_lit.study.power import format_sample, required_sample
 
     config = plain(cfg)
-    print(plan.show(plan.plan(config["metrics"], config["gap"], config["power"], config["figure"])))
+    print(format_sample(required_sample(config["metrics"], config["gap"], config["power"], config["figure"])))
 
 
 main = command("power", power)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from dejavu_lit.cli.app import command, plain
 from dejavu_lit.data.prepared import prepare_data
@@ -12,9 +12,7 @@ from dejavu_lit.utils.errors import UserError
 
 def prepare(cfg: DictConfig, out: Path) -> None:
     """Turn images and captions into shards and splits."""
-    config = plain(cfg)
-    if absent := sorted(k for k in OmegaConf.missing_keys(cfg)):
-        raise UserError(f"{absent[0]} is missing; give {absent[0]}=…")
+    config = plain(cfg, complete=True)
     spec = build({**config.pop("data"), "_recursive_": False}, "data")
     from dejavu_lit.data.prepare import prepare as run
 

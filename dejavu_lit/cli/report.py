@@ -5,17 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dejavu_lit.utils.errors import UserError, suggest
-from dejavu_lit.utils.exit_codes import ending
+from dejavu_lit.utils.exit_codes import clean_exit
 
 OPTIONS = ("path", "redact", "out", "data", "limit")
 HELP = """dejavu report path=EVALUATION_OR_STUDY [option=value …]
 
-Makes report/index.html from the artifacts alone, without a model; it opens from disk.
+Writes report/index.html from the artifacts alone, without a model; it opens from disk.
 
   path=DIR     an evaluation (metrics.json, records.parquet) or a study (study.json)
   redact=true  leave out captions, images and objects; statistics and keys stay
   out=DIR      where the report goes; by default PATH/report
-  data=DIR     the prepared data, where they were moved since; images come from their shards
+  data=DIR     the prepared data, if they were moved; images come from their shards
   limit=2000   how many of the most memorized pairs get a card
 
   dejavu report path=outputs/demo
@@ -25,12 +25,12 @@ Makes report/index.html from the artifacts alone, without a model; it opens from
 
 
 def run(arguments: Sequence[str]) -> Path:
-    """Make the report that the command line asks for; raises UserError for a wrong option."""
+    """Write the report that the command line asks for; raises UserError for a wrong option."""
     given: dict[str, str] = {}
     for argument in arguments:
         name, separator, value = argument.partition("=")
         if name not in OPTIONS:
-            raise UserError(f"{argument} is no option{suggest(name, OPTIONS)}; there are {', '.join(OPTIONS)}")
+            raise UserError(f"{argument} is not an option{suggest(name, OPTIONS)}; choose from {', '.join(OPTIONS)}")
         if not separator or not value:
             raise UserError(f"{argument} has no value; write {name}=…")
         given[name] = value
@@ -53,5 +53,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     given = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    with ending():
+    with clean_exit():
         print(HELP if {"-h", "--help"} & set(given) else run(given))

@@ -1,120 +1,138 @@
-"""A pair's caption and JSON from bytes of unknown origin: decoded within stated limits, or refused with the reason."""
+"""Captions, JSON and images from untrusted bytes: decoded within fixed limits, or rejected with a reason."""
 
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from dejavu_lit.utils.errors import UserError
 
-LONGEST_CAPTION = 10_000  # characters: tokenizers take minutes for a megabyte without a blank
-LARGEST_JSON = 16 << 20  # bytes
-EMPTY = "its caption is empty"
-DEEPEST = 50  # lists and objects within each other
+MAX_CAPTION_CHARS = 10_000  # tokenizers take minutes for a megabyte without a space
+MAX_JSON_BYTES = 16 << 20
+MAX_JSON_DEPTH = 50  # nested lists and objects
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")  # JPEG includes MPO
+MAX_PIXELS = 100_000_000  # larger images are treated as decompression bombs
+MAX_ASPECT_RATIO = 100  # models resize the shorter side first, which turns a long strip into a bomb
+EMPTY_CAPTION = "its caption is empty"  # a BadPair reason, shared by all that require a caption
 
 
 class BadPair(Exception):
-    """A pair that cannot be used; the text says why, without its key. Readers skip and count it by that reason."""
+    """A pair that cannot be used. The message is the reason without the key: readers skip such pairs and count reasons."""
 
 
-def read_text(data: bytes) -> str:
-    """A caption from the bytes of its file, white space around it removed; perhaps empty.
+def read_caption(data: bytes) -> str:
+    """A caption from the bytes of its file, without surrounding white space; may be empty.
 
     Raises:
         BadPair: not UTF-8, or too long.
     """
-    if len(data) > 4 * LONGEST_CAPTION + 3:  # no character of UTF-8 has more bytes; 3 of a mark at the start
-        raise BadPair(f"its caption has more than {LONGEST_CAPTION:,} characters")
+    if len(data) > 4 * MAX_CAPTION_CHARS + 3:  # at most 4 bytes per UTF-8 character, and 3 of a byte order mark
+        raise BadPair(f"its caption has more than {MAX_CAPTION_CHARS:,} characters")
     try:
-        return limited(data.decode("utf-8-sig"))
+        return clean_caption(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise BadPair("its caption is not UTF-8") from None
 
 
-def limited(caption: str) -> str:
-    """The caption without white space around it, half surrogates as question marks; raises BadPair where it is too long."""
+def clean_caption(caption: str) -> str:
+    """The caption without surrounding white space, lone surrogates as question marks; raises BadPair if it is too long."""
     caption = caption.strip()
-    if len(caption) > LONGEST_CAPTION:
-        raise BadPair(f"its caption has more than {LONGEST_CAPTION:,} characters")
-    return str(plain(caption))
+    if len(caption) > MAX_CAPTION_CHARS:
+        raise BadPair(f"its caption has more than {MAX_CAPTION_CHARS:,} characters")
+    return str(json_safe(caption))
 
 
 def read_meta(data: bytes) -> dict[str, Any]:
-    """A pair's JSON from the bytes of its file; {} where it is JSON, but no object.
-
-    NaN and infinity become null, half surrogates question marks.
+    """A pair's JSON from the bytes of its file, made safe by ``json_safe``; {} if it is valid JSON but not an object.
 
     Raises:
-        BadPair: not UTF-8, no JSON, too large or nested too deeply.
+        BadPair: not UTF-8, not JSON, too large or nested too deeply.
     """
-    if len(data) > LARGEST_JSON:
-        raise BadPair(f"its JSON has more than {LARGEST_JSON >> 20} MiB")
+    if len(data) > MAX_JSON_BYTES:
+        raise BadPair(f"its JSON has more than {MAX_JSON_BYTES >> 20} MiB")
     try:
-        found = plain(json.loads(data.decode("utf-8-sig")))
-    except (ValueError, RecursionError):  # ValueError: also of numbers with thousands of digits
+        value = json_safe(json.loads(data.decode("utf-8-sig")))
+    except (ValueError, RecursionError):  # ValueError: numbers with thousands of digits, too
         raise BadPair("its JSON does not decode") from None
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
-def meta_caption(meta: Mapping[str, Any]) -> str:
-    """The entry ``caption`` of a pair's JSON, "" where there is none; raises BadPair where it is no text or too long."""
-    found = meta.get("caption")
-    if found is not None and not isinstance(found, str):
-        raise BadPair("its caption is no text")
-    return limited(found or "")
-
-
-def plain(value: Any, depth: int = 0) -> Any:
-    """``value`` as JSON and UTF-8 can hold it: dates and the like as text, NaN and infinity as null.
+def meta_captions(meta: Mapping[str, Any]) -> list[str]:
+    """The distinct captions in a pair's JSON: ``caption``, a text or a list of texts; if missing, the list ``captions``.
 
     Raises:
-        ValueError: lists and objects within each other more than DEEPEST deep.
+        BadPair: ``caption`` is neither, or one of them is too long.
+    """
+    caption = meta.get("caption")
+    if caption is None and isinstance(meta.get("captions"), list):
+        caption = [text for text in meta["captions"] if isinstance(text, str)]
+    texts = [text for text in (caption if isinstance(caption, list) else [caption]) if text is not None]
+    if not all(isinstance(text, str) for text in texts):
+        raise BadPair("its caption is not text")
+    return list(dict.fromkeys(filter(None, map(clean_caption, texts))))
+
+
+def with_captions(meta: dict[str, Any], captions: Sequence[str]) -> dict[str, Any]:
+    """The JSON of a pair with several captions: they are its list ``captions``. With one caption it is unchanged."""
+    return {**meta, "captions": list(captions)} if len(captions) > 1 else meta
+
+
+def json_safe(value: Any, depth: int = 0) -> Any:
+    """``value`` as strict JSON in UTF-8 can hold it.
+
+    Dates and other types become text, NaN and infinity null, lone surrogates question marks.
+
+    Raises:
+        ValueError: lists and objects nested more than MAX_JSON_DEPTH deep.
     """
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if depth > DEEPEST:
+    if depth > MAX_JSON_DEPTH:
         raise ValueError("nested too deeply")
     if isinstance(value, Mapping):
-        return {plain(str(name)): plain(inner, depth + 1) for name, inner in value.items()}
+        return {json_safe(str(name)): json_safe(inner, depth + 1) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(inner, depth + 1) for inner in value]
+        return [json_safe(inner, depth + 1) for inner in value]
     text = str(value)
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
-FORMATS = ("JPEG", "PNG", "WEBP")  # JPEG includes MPO
-
-
-PIXEL_LIMIT = 100_000_000  # a larger image is taken for a decompression bomb
-
-
-SIDE_LIMIT = 100  # times as long as wide: models resize the shorter side first, which makes a strip a bomb
-
-
 @contextmanager
-def opened(data: bytes) -> Iterator[Image.Image]:
-    """The image in the bytes of a file, its header read and its size checked, its pixels not decoded yet.
+def open_image(data: bytes) -> Iterator[Image.Image]:
+    """The image in the bytes of a file, of at most 8 bits per channel: what every consumer of images sees.
+
+    Its header is read and its size checked; its pixels are not decoded yet, except those of 16 bits, which Pillow's
+    conversions would clip to white. Of them the upper 8 bits are kept, as Pillow does for RGB of 16 bits.
 
     Raises:
-        BadPair: none of the formats, more than PIXEL_LIMIT pixels, a side more than SIDE_LIMIT times the other, or damaged,
-            also where that shows only in the block.
+        BadPair: not one of IMAGE_FORMATS, more than MAX_PIXELS, an aspect ratio above MAX_ASPECT_RATIO, or damaged, even
+            if the damage only shows inside the ``with`` block.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > PIXEL_LIMIT:
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            if max(image.size) > SIDE_LIMIT * min(image.size):
-                raise BadPair(f"the image is more than {SIDE_LIMIT} times as long as wide")
-            yield image
+            if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
+                raise BadPair(f"the image is more than {MAX_ASPECT_RATIO} times as long as wide")
+            yield _eight_bits(image) if image.mode.startswith("I") else image
     except (BadPair, UserError):
         raise
     except Image.DecompressionBombError:
-        raise BadPair(f"the image has more than {PIXEL_LIMIT // 1_000_000} megapixels") from None
-    except Exception:  # Pillow's decoders raise nearly anything for damaged data
+        raise BadPair(f"the image has more than {MAX_PIXELS // 1_000_000} megapixels") from None
+    except Exception:  # Pillow's decoders raise nearly any exception for damaged data
         raise BadPair("the image does not decode") from None
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The upper 8 bits of an image of 16 bits per pixel, with its orientation."""
+    upper = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if "exif" in image.info:
+        upper.info["exif"] = image.info["exif"]
+    return upper

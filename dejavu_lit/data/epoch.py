@@ -1,16 +1,16 @@
 """The epoch plan: which rank and worker sees which pair at which step, as a pure function of seed and epoch.
 
-Shuffle the shards with (seed, epoch), permute inside each shard with (seed, epoch, shard), and see it all as one long row.
-With M = ⌊N / (world · batch)⌋ steps, rank r gets the r-th stretch of M batches, worker w of it the batches
-⌊wM/workers⌋ … ⌊(w+1)M/workers⌋ − 1. So every rank has the same number of batches by construction, every entry is seen at
-most once an epoch, and at most world · batch − 1 entries are left out (others the next epoch).
+The shards are shuffled with (seed, epoch), each shard is permuted with (seed, epoch, shard), and all is one long sequence
+of N entries. With M = ⌊N / (world · batch)⌋ steps, rank r gets the r-th stretch of M batches, and its worker w the batches
+⌊wM/workers⌋ … ⌊(w+1)M/workers⌋ − 1 of it. So every rank has the same number of batches by construction, every entry is seen
+at most once per epoch, and at most world · batch − 1 entries are dropped (different ones each epoch).
 
-Pairs can be left out in two ways: ``excluded`` ones are as if they were not there, ``removed`` ones count (for the training
-size and for planted repetitions) but are never trained on.
+Two kinds of pairs are never trained on: ``excluded`` ones are treated as absent, ``removed`` ones still count for the
+training size and for planted repetitions.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -22,16 +22,18 @@ Positions = Mapping[int, Sequence[int]]  # {shard: positions in it}
 
 @dataclass(frozen=True)
 class Repeat:
-    """Planted memory: the first ``share`` of the pairs comes ``times`` times an epoch (lists: several such groups)."""
+    """Planted memory: a share of the pairs, the first ones of the set, comes several times per epoch."""
 
     share: float | Sequence[float] = 0.0
+    """Share of the pairs, from the first on; a list makes several consecutive groups."""
     times: int | Sequence[int] = 1
+    """How often these pairs come in an epoch; a list has one number per group."""
 
     def __post_init__(self) -> None:
         if len(self.shares) != len(self.counts) or min(self.shares) < 0 or sum(self.shares) > 1 or min(self.counts) < 1:
             raise UserError(
-                f"data.repeat.share={self.share} and data.repeat.times={self.times} must be as many shares (together at "
-                "most 1) as times (whole numbers from 1)"
+                f"data.repeat.share={self.share} and data.repeat.times={self.times} must have the same length; make the "
+                "shares add up to at most 1 and the times whole numbers from 1"
             )
 
     @property
@@ -50,11 +52,35 @@ class Repeat:
         return np.array([*self.counts, 1], dtype=np.int64)[np.searchsorted(edges, positions, side="right")]
 
 
-def nested_sizes(sizes: Sequence[int], train_size: int | None, excluded: Positions | None = None) -> tuple[int, ...]:
-    """How far each shard is used for the nested training size: a prefix, since shards are in hash order.
+def epoch_plan(
+    sizes: Sequence[int],
+    seed: int,
+    epoch: int,
+    world: int,
+    workers: int,
+    batch: int,
+    train_size: int | None = None,
+    repeat: Repeat | None = None,
+    excluded: Positions | None = None,
+    removed: Positions | None = None,
+) -> "EpochPlan":
+    """The plan of one epoch over shards of ``sizes`` pairs, of which the first ``train_size`` are used.
 
     Args:
-        sizes: pairs of each shard; train_size: pairs wanted, all by default; excluded: pairs that do not count.
+        excluded: pairs treated as absent; removed: pairs that count but are not trained on.
+
+    Raises:
+        UserError: fewer pairs than one batch of all ranks, or fewer than ``train_size``.
+    """
+    used = nested_sizes(sizes, train_size, excluded)
+    return EpochPlan(used, seed, epoch, world, workers, batch, repeat or Repeat(), excluded or {}, removed or {})
+
+
+def nested_sizes(sizes: Sequence[int], train_size: int | None, excluded: Positions | None = None) -> tuple[int, ...]:
+    """How much of each shard a training size uses: together a prefix of the set, so that training sizes are nested.
+
+    Args:
+        sizes: pairs in each shard; train_size: number of pairs, None: all; excluded: pairs that do not count.
 
     Raises:
         UserError: ``train_size`` is larger than the set, or not positive.
@@ -64,42 +90,39 @@ def nested_sizes(sizes: Sequence[int], train_size: int | None, excluded: Positio
     counts = [size - len((excluded or {}).get(shard, ())) for shard, size in enumerate(sizes)]
     total = sum(counts)
     if not 0 < train_size <= total:
-        raise UserError(
-            f"data.train_size={train_size} but the set holds {total} pairs; choose 1 to {total} or leave it out"
-        )
-    used, left = [], train_size
+        raise UserError(f"data.train_size={train_size} but the set has {total} pairs; choose 1 to {total} or omit it")
+    used, remaining = [], train_size
     for shard, (size, count) in enumerate(zip(sizes, counts, strict=True)):
-        if count <= left:
+        if count <= remaining:
             used.append(size)
         else:
-            used.append(int(_without(np.arange(size), excluded, shard)[left - 1]) + 1 if left else 0)
-        left -= min(count, left)
+            used.append(int(_without(np.arange(size), excluded, shard)[remaining - 1]) + 1 if remaining else 0)
+        remaining -= min(count, remaining)
     return tuple(used)
-
-
-def _without(positions: np.ndarray, gone: Positions | None, shard: int) -> np.ndarray:
-    """``positions`` of a shard without those of ``gone``, in their order."""
-    absent = gone.get(shard) if gone else None
-    return positions if not absent else positions[~np.isin(positions, absent)]
 
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """The order of one epoch. Entries are (shard, position in the shard), int64.
-
-    sizes: how far each shard is used, excluded pairs among them; batch: pairs a rank and step; workers: loader processes a
-    rank (0 counts as 1).
-    """
+    """The order of one epoch. Entries are (shard, position in the shard), int64."""
 
     sizes: tuple[int, ...]
+    """How much of each shard is used, including excluded pairs."""
     seed: int
+    """Of the order; the pairs' draws use it too."""
     epoch: int
+    """Counted from 0."""
     world: int
+    """Number of ranks."""
     workers: int
+    """Loader processes per rank; 0 counts as 1."""
     batch: int
+    """Pairs per rank and step."""
     repeat: Repeat = Repeat()
+    """Planted memory."""
     excluded: Positions = field(default_factory=dict)
+    """Pairs treated as absent."""
     removed: Positions = field(default_factory=dict)
+    """Pairs that count but are not trained on."""
 
     def __post_init__(self) -> None:
         if self.steps == 0:
@@ -108,32 +131,9 @@ class EpochPlan:
                 "lower the batch size, use fewer devices or more data"
             )
 
-    def members(self, shard: int) -> np.ndarray:
-        """The positions of the pairs of a shard that count, ascending."""
-        return _without(np.arange(self.sizes[shard]), self.excluded, shard)
-
-    @cached_property
-    def _starts(self) -> np.ndarray:
-        """The place of each shard's first pair among all pairs that count, int64 [shards + 1]."""
-        counts = self.sizes if not self.excluded else [len(self.members(shard)) for shard in range(len(self.sizes))]
-        return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-
-    def _positions(self, shard: int) -> np.ndarray:
-        """The positions of one shard that are trained on, those of repeated pairs as often as they come."""
-        positions = self.members(shard)
-        places = np.arange(len(positions)) + self._starts[shard]
-        times = self.repeat.times_of(places, int(self._starts[-1]))
-        return _without(np.repeat(positions, times), self.removed, shard)
-
-    @cached_property
-    def _lengths(self) -> np.ndarray:
-        if self.repeat == Repeat() and not self.removed:
-            return np.diff(self._starts)
-        return np.array([len(self._positions(s)) for s in range(len(self.sizes))], dtype=np.int64)
-
     @cached_property
     def entries(self) -> int:
-        """N, the length of the whole row (larger than the number of pairs where some are repeated)."""
+        """N, the length of the sequence; repeated pairs count each time."""
         return int(self._lengths.sum())
 
     @property
@@ -141,12 +141,29 @@ class EpochPlan:
         """M, the number of batches of every rank."""
         return self.entries // (self.world * self.batch)
 
-    @cached_property
-    def _order(self) -> np.ndarray:
-        return np.random.default_rng((self.seed, self.epoch)).permutation(len(self.sizes))
+    def members(self, shard: int) -> np.ndarray:
+        """The positions of a shard's pairs without excluded ones, ascending."""
+        return _without(np.arange(self.sizes[shard]), self.excluded, shard)
+
+    def batches(self, rank: int, worker: int = 0, offset: int = 0) -> Iterator[np.ndarray]:
+        """The batches, each [batch, 2], that the loader's worker ``worker`` of ``rank`` yields after ``offset`` steps.
+
+        The loader always starts with its worker 0. After an offset in mid-round the workers' stretches are therefore
+        rotated, so that it continues with exactly the batch that would have come next.
+        """
+        spans, turn = self._spans(offset)
+        first, last = spans[(worker + turn) % len(spans)]
+        base = rank * self.steps
+        rest = np.zeros((0, 2), dtype=np.int64)
+        for part in self.stretch((base + first) * self.batch, (base + last) * self.batch):
+            rest = np.concatenate([rest, part])
+            complete = len(rest) // self.batch * self.batch
+            for start in range(0, complete, self.batch):
+                yield rest[start : start + self.batch]
+            rest = rest[complete:]
 
     def stretch(self, start: int, stop: int) -> Iterator[np.ndarray]:
-        """The entries start … stop − 1 of the long row, shard by shard, each [m, 2]."""
+        """The entries start … stop − 1 of the sequence, shard by shard, each [m, 2]."""
         begin = 0
         for shard in self._order:
             end = begin + int(self._lengths[shard])
@@ -157,8 +174,32 @@ class EpochPlan:
                 yield np.stack([np.full_like(part, shard), part], axis=1)
             begin = end
 
+    @cached_property
+    def _order(self) -> np.ndarray:
+        return np.random.default_rng((self.seed, self.epoch)).permutation(len(self.sizes))
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        """The index of each shard's first pair among all pairs that are not excluded, int64 [shards + 1]."""
+        counts = self.sizes if not self.excluded else [len(self.members(shard)) for shard in range(len(self.sizes))]
+        return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+    @cached_property
+    def _lengths(self) -> np.ndarray:
+        """The number of entries of each shard, int64 [shards]."""
+        if self.repeat == Repeat() and not self.removed:
+            return np.diff(self._starts)
+        return np.array([len(self._positions(s)) for s in range(len(self.sizes))], dtype=np.int64)
+
+    def _positions(self, shard: int) -> np.ndarray:
+        """The positions of one shard that are trained on, repeated ones as often as they come."""
+        positions = self.members(shard)
+        ordinals = np.arange(len(positions)) + self._starts[shard]
+        times = self.repeat.times_of(ordinals, int(self._starts[-1]))
+        return _without(np.repeat(positions, times), self.removed, shard)
+
     def _spans(self, offset: int) -> tuple[list[tuple[int, int]], int]:
-        """The batches left to each worker after ``offset`` steps, and the worker whose turn it is.
+        """The batches that each worker still has after ``offset`` steps, (first, end), and the worker whose turn it is.
 
         A loader takes one batch from each worker in turn and skips those that have none left.
         """
@@ -176,47 +217,6 @@ class EpochPlan:
             turn = longer[extra] if extra < len(longer) else 0
         return [(bounds[w] + taken[w], bounds[w + 1]) for w in range(workers)], turn
 
-    def batches(self, rank: int, worker: int = 0, offset: int = 0) -> Iterator[np.ndarray]:
-        """The batches, each [batch, 2], that the loader's worker ``worker`` of ``rank`` gives after ``offset`` steps.
-
-        After an offset in mid-round the workers' stretches are rotated, so that the loader, which always starts with its
-        worker 0, goes on with exactly the batch that would have come next.
-        """
-        spans, turn = self._spans(offset)
-        first, last = spans[(worker + turn) % len(spans)]
-        base = rank * self.steps
-        rest = np.zeros((0, 2), dtype=np.int64)
-        for part in self.stretch((base + first) * self.batch, (base + last) * self.batch):
-            rest = np.concatenate([rest, part])
-            whole = len(rest) // self.batch * self.batch
-            for start in range(0, whole, self.batch):
-                yield rest[start : start + self.batch]
-            rest = rest[whole:]
-
-
-def epoch_plan(
-    sizes: Sequence[int],
-    seed: int,
-    epoch: int,
-    world: int,
-    workers: int,
-    batch: int,
-    train_size: int | None = None,
-    repeat: Repeat | None = None,
-    excluded: Positions | None = None,
-    removed: Positions | None = None,
-) -> EpochPlan:
-    """The plan of one epoch over shards of ``sizes`` pairs, of which the first ``train_size`` are trained on.
-
-    Args:
-        excluded: pairs that are as if they were not there; removed: pairs that count, but are not trained on.
-
-    Raises:
-        UserError: fewer pairs than one batch of all ranks, or fewer than ``train_size``.
-    """
-    used = nested_sizes(sizes, train_size, excluded)
-    return EpochPlan(used, seed, epoch, world, workers, batch, repeat or Repeat(), excluded or {}, removed or {})
-
 
 def exposures(plan: EpochPlan, steps: int) -> np.ndarray:
     """How often each pair was seen in the first ``steps`` steps of a training that follows ``plan``.
@@ -228,21 +228,13 @@ def exposures(plan: EpochPlan, steps: int) -> np.ndarray:
     Returns:
         int64 [pairs], in the order of the shards, without excluded pairs; 0 for removed ones.
     """
-    from dataclasses import replace
-
     starts = np.concatenate([[0], np.cumsum(plan.sizes)]).astype(np.int64)
     counts = np.zeros(int(starts[-1]), dtype=np.int64)
     for epoch in range(-(-steps // plan.steps)):
         current = replace(plan, epoch=epoch)
         done = min(steps - epoch * plan.steps, plan.steps)
         for rank in range(plan.world):
-            if done == plan.steps:
-                parts: Iterator[np.ndarray] = current.stretch(
-                    rank * plan.steps * plan.batch, (rank + 1) * plan.steps * plan.batch
-                )
-            else:
-                parts = _first_steps(current, rank, done)
-            for part in parts:
+            for part in _first_steps(current, rank, done):
                 np.add.at(counts, starts[part[:, 0]] + part[:, 1], 1)
     if not plan.excluded:
         return counts
@@ -250,9 +242,19 @@ def exposures(plan: EpochPlan, steps: int) -> np.ndarray:
 
 
 def _first_steps(plan: EpochPlan, rank: int, steps: int) -> Iterator[np.ndarray]:
+    """The entries that a rank sees in the first ``steps`` steps of the epoch, in any order."""
+    base = rank * plan.steps
+    if steps == plan.steps:
+        yield from plan.stretch(base * plan.batch, (base + plan.steps) * plan.batch)
+        return
     workers = max(plan.workers, 1)
-    left, _ = plan._spans(steps)
+    remaining, _ = plan._spans(steps)
     for worker in range(workers):
-        begin = worker * plan.steps // workers
-        base = rank * plan.steps
-        yield from plan.stretch((base + begin) * plan.batch, (base + left[worker][0]) * plan.batch)
+        first = worker * plan.steps // workers
+        yield from plan.stretch((base + first) * plan.batch, (base + remaining[worker][0]) * plan.batch)
+
+
+def _without(positions: np.ndarray, dropped: Positions | None, shard: int) -> np.ndarray:
+    """``positions`` of a shard without those in ``dropped``, in their order."""
+    shard_positions = dropped.get(shard) if dropped else None
+    return positions if not shard_positions else positions[~np.isin(positions, shard_positions)]

@@ -1,4 +1,7 @@
-"""The LightningDataModule: batches of A or B as the epoch plan orders them, and V for validation."""
+"""The LightningDataModule: batches of A or B in the order of the epoch plan, and of V for validation.
+
+An ``EpochLoader`` keeps torch's worker processes for the whole training and replaces those that died or stalled.
+"""
 
 import logging
 import os
@@ -20,9 +23,10 @@ from torch.utils.data import DataLoader
 
 from dejavu_lit.data.captions import vocabulary
 from dejavu_lit.data.epoch import EpochPlan, Repeat, epoch_plan
-from dejavu_lit.data.exclude import count, later_duplicates, positions_of
-from dejavu_lit.data.prepared import MANIFEST, TRAINED_ON
-from dejavu_lit.data.shards import Pair, ShardSet, read_pairs
+from dejavu_lit.data.key_lists import count_pairs, later_duplicates, positions_of
+from dejavu_lit.data.manifest import MANIFEST
+from dejavu_lit.data.prepared import TRAINED_ON
+from dejavu_lit.data.shards import Pair, ShardSet, caption_candidates, read_pairs
 from dejavu_lit.data.stream import (
     Augment,
     Batch,
@@ -31,32 +35,32 @@ from dejavu_lit.data.stream import (
     Preprocess,
     TokenCache,
     Tokenizer,
-    other_captions,
-    pixels,
+    rgb_pixels,
 )
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
-VOCABULARY_PAIRS = 100_000  # captions whose words text_random draws from: shards are in hash order, so it is a sample
-
-
-LOOK = 5  # seconds between two looks whether the loader's processes live
-
-
-TIMED_OUT = "DataLoader timed out"  # how torch says it
+VOCABULARY_PAIRS = 100_000  # whose captions text_random draws its words from; shards are in hash order: it is a sample
+POLL_S = 5  # seconds between two checks that the worker processes are alive
+TIMED_OUT = "DataLoader timed out"  # how torch's message starts
 
 
 @dataclass(frozen=True)
 class LoaderSettings:
-    """How pairs are read. The order of the pairs depends on ``workers``, nothing else here changes what is trained."""
+    """How pairs are read. The order of the pairs depends on ``workers``; nothing else here changes what is trained."""
 
-    workers: int = 0  # loader processes a rank; 0 reads in the training process
-    cache_mb: int = 1024  # decoded images and tokens stay in memory where the training set fits into this many MiB
-    prefetch: int = 4  # batches each worker prepares ahead
+    workers: int = 0
+    """Loader processes per rank; 0 reads in the training process."""
+    cache_mb: int = 1024
+    """Decoded images and tokens stay in memory if the training set fits into this many MiB."""
+    prefetch: int = 4
+    """Batches that each worker prepares ahead."""
     pin_memory: bool = False
-    bad_share: float = 0.01  # training stops when more than this share of the pairs read cannot be used
+    """Put batches in memory that the GPU reads directly."""
+    bad_share: float = 0.01
+    """Training stops if more than this share of an epoch's pairs cannot be read."""
 
     def __post_init__(self) -> None:
         if self.workers < 0 or self.cache_mb < 0 or self.prefetch < 1 or not 0 <= self.bad_share <= 1:
@@ -66,24 +70,182 @@ class LoaderSettings:
             )
 
 
-def loader_failure(error: RuntimeError) -> str:
-    """What happened to a process of a loader, from what torch says of it."""
-    if str(error).startswith(TIMED_OUT):
-        return (
-            "the loader's processes gave no batch for trainer.timeout_min: what they read from has stalled; see that the "
-            "data can be read, or wait longer"
+@dataclass(eq=False)
+class PairDataModule(pl.LightningDataModule):
+    """The training pairs of one side and the validation pairs."""
+
+    folder: Path
+    """A prepared data folder."""
+    side: str
+    """Which model is trained: target (on A) or reference (on B)."""
+    batch: int
+    """Pairs per step, over all ranks."""
+    seed: int
+    """Of the order of the pairs and of all draws."""
+    preprocess: Preprocess
+    """From an image to the model's input, without randomness."""
+    tokenizer: Tokenizer
+    """From captions to tokens."""
+    train_size: int | None = None
+    """Train on the first pairs only, this many; None: all."""
+    repeat: Repeat = field(default_factory=Repeat)
+    """Planted memory: pairs that come several times per epoch."""
+    mitigation: Mitigation = field(default_factory=Mitigation)
+    """What is done to captions and images."""
+    augment: Augment | None = None
+    """Replaces ``preprocess`` in training, with random draws."""
+    loader: LoaderSettings = field(default_factory=LoaderSettings)
+    """How pairs are read."""
+    exclude: frozenset[str] = frozenset()
+    """Keys excluded from training and validation."""
+    dedup: bool = False
+    """Train on one pair of each group of near-duplicates."""
+    batch_timeout: float = 0
+    """Seconds that the worker processes may take for a batch; 0: no limit."""
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        if self.side not in TRAINED_ON:
+            raise UserError(f"side={self.side} must be target (trains on A) or reference (trains on B)")
+        name = TRAINED_ON[self.side]
+        self.train_set = ShardSet.open(self.folder / name)
+        self.valid_set = ShardSet.open(self.folder / "V") if (self.folder / "V").is_dir() else None
+        self._excluded, self._removed = positions_of(self.train_set, self.exclude), dict[int, tuple[int, ...]]()
+        pairs = len(self.train_set)
+        if self.exclude:
+            excluded, listed = count_pairs(self._excluded), len(self.exclude)
+            log.info("data.exclude removes %d of %d pairs of %s; it lists %d keys", excluded, pairs, name, listed)
+        if self.dedup:
+            manifest = self.folder / MANIFEST
+            self._removed = later_duplicates(manifest, name, self.train_set, self.train_size, self._excluded)
+            log.info("mitigation.dedup removes %d of %d pairs of %s", count_pairs(self._removed), pairs, name)
+        self._loaders: list[EpochLoader] = []
+        self._cache: ImageCache | None = None
+        self._tokenizer = self.tokenizer
+        self._vocabulary: Sequence[str] = ()
+
+    def per_rank(self, world: int) -> int:
+        """Pairs per rank and step; raises UserError if the global batch is not divisible by ``world``."""
+        if self.batch % world:
+            raise UserError(f"recipe.batch={self.batch} does not divide by {world} ranks; choose a multiple of {world}")
+        return self.batch // world
+
+    def plan(self, epoch: int, world: int) -> EpochPlan:
+        """The plan of one epoch of training on ``world`` ranks."""
+        return epoch_plan(
+            self.train_set.sizes,
+            self.seed,
+            epoch,
+            world,
+            self.loader.workers,
+            self.per_rank(world),
+            self.train_size,
+            self.repeat,
+            self._excluded,
+            self._removed,
         )
-    return (
-        "a process of the loader was killed from outside, perhaps for lack of memory; make room, or lower "
-        "trainer.loader.prefetch or trainer.loader.cache_mb"
-    )
+
+    def setup(self, stage: str) -> None:
+        """Check the sizes and the captions, and decode all images once if they fit into memory.
+
+        With augmentation, the cache holds whole images, augmented anew each epoch: it never changes what is trained.
+
+        Raises:
+            UserError: ``caption_choice`` for pairs with one caption each.
+        """
+        total, limit = sum(self.plan(0, self._world).sizes), self.loader.cache_mb * 2**20
+        self._check_captions(total)
+        if self._cache is not None:
+            return
+        height, width = self._image_shape
+        if self.augment is not None:
+            self._cache = ImageCache.fill(self.train_set, total, rgb_pixels, limit)
+        elif 3 * height * width * total <= limit:
+            self._cache = ImageCache.fill(self.train_set, total, self.preprocess, limit)
+        knobs = self.mitigation
+        if self._cache and not (knobs.caption_choice or knobs.text_mask or knobs.text_random or knobs.text_shuffle):
+            self._tokenizer = TokenCache(self.tokenizer)
+
+    def train_dataloader(self) -> "EpochLoader":
+        """One epoch per iteration; starts in mid-epoch if the trainer does."""
+
+        def position() -> tuple[int, int]:
+            if self.trainer is None:
+                return 0, 0
+            return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+        return self._loader(
+            self.train_set,
+            self.plan(0, self._world),
+            position,
+            knobs=self.mitigation,
+            vocabulary=self._vocabulary,
+            augment=self.augment,
+            cache=self._cache,
+        )
+
+    def val_dataloader(self) -> "EpochLoader | list[EpochLoader]":
+        """V in a fixed order, unaffected by any knob, in batches of at most the training batch; [] if there is no V."""
+        valid = self.valid_set
+        if valid is None:
+            return []
+        excluded = positions_of(valid, self.exclude)
+        pairs = len(valid) - count_pairs(excluded)
+        if pairs < self._world:
+            return []
+        batch = min(self.per_rank(self._world), pairs // self._world)
+        plan = epoch_plan(valid.sizes, 0, 0, self._world, self.loader.workers, batch, excluded=excluded)
+        return self._loader(valid, plan, lambda: (0, 0))
+
+    def teardown(self, stage: str) -> None:
+        """End the loaders' worker processes."""
+        for loader in self._loaders:
+            loader.close()
+        self._loaders.clear()
+
+    def _check_captions(self, total: int) -> None:
+        """Check that ``caption_choice`` has a choice, and collect the words of ``text_random``, in the first pairs."""
+        choice = self.mitigation.caption_choice
+        if choice and not any(len(set(caption_candidates(pair))) > 1 for pair in self._pairs(min(total, 100))):
+            raise UserError(
+                "mitigation.caption_choice=true needs pairs with several captions (the list captions of their JSON), but "
+                f"those of {self.train_set.folder} have one; set it to false"
+            )
+        if self.mitigation.text_random and not self._vocabulary:
+            pairs = self._pairs(min(total, VOCABULARY_PAIRS))
+            self._vocabulary = vocabulary(
+                c for pair in pairs for c in (pair.caption, *(caption_candidates(pair) if choice else ()))
+            )
+
+    def _pairs(self, total: int) -> Iterator[Pair]:
+        """Those of the first ``total`` pairs that are readable and not excluded, without their images."""
+        for pair in islice(read_pairs(self.train_set, image=False), total):
+            if isinstance(pair, Pair) and pair.key not in self.exclude:
+                yield pair
+
+    @property
+    def _world(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+    @property
+    def _image_shape(self) -> Sequence[int]:
+        return self.preprocess(Image.new("RGB", (8, 8))).shape[1:]
+
+    def _loader(
+        self, shards: ShardSet, plan: EpochPlan, position: Callable[[], tuple[int, int]], **training: Any
+    ) -> "EpochLoader":
+        rank = self.trainer.global_rank if self.trainer else 0
+        stream = PairStream(shards, plan, rank, self.preprocess, self._tokenizer, **training)
+        loader = EpochLoader(stream, self.loader, position, self.batch_timeout)
+        self._loaders.append(loader)
+        return loader
 
 
 class EpochLoader:
-    """A loader whose every iteration is the epoch, and the step in it, that ``position`` tells when it starts.
+    """A loader that asks ``position`` for the epoch, and the step in it, whenever an iteration starts.
 
-    Its processes start with the first iteration and live until ``close``, for one iteration at a time: to fork anew each
-    epoch takes long in a large process, and can hang where a thread of it is just ending.
+    Its worker processes start with the first iteration and live until ``close``; iterations cannot overlap. Forking again
+    each epoch would be slow in a large process, and could hang if one of its threads is just ending.
     """
 
     def __init__(
@@ -91,42 +253,42 @@ class EpochLoader:
         stream: PairStream,
         settings: LoaderSettings,
         position: Callable[[], tuple[int, int]],
-        patience: float = 0,
-    ):
-        """``patience``: seconds that the loader's processes may take for a batch; 0: as many as they like."""
-        self._stream, self._settings, self._position, self._patience = stream, settings, position, patience
+        batch_timeout: float = 0,
+    ) -> None:
+        """``batch_timeout``: seconds that the worker processes may take for a batch; 0: no limit."""
+        self._stream, self._settings, self._position, self._batch_timeout = stream, settings, position, batch_timeout
         if settings.workers:
-            stream.begins.share_memory_()
+            stream.position.share_memory_()
         self._loader: DataLoader[Batch] | None = None
         self._batches: Iterator[Batch] = iter(())
-        self._left = 0  # batches that the last iteration has not given
+        self._remaining = 0  # batches that the last iteration has not yielded
         self._processes: list[BaseProcess] = []
 
     def __len__(self) -> int:
         return self._stream.plan.steps
 
     def __iter__(self) -> Iterator[Batch]:
-        # A generator: nothing starts before the first batch is asked for, when the trainer knows where it stands.
+        # A generator: nothing starts before the first batch is requested, when the trainer knows its position.
         yield from self.batches(*self._position())
 
     def batches(self, epoch: int, step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from ``step`` on."""
-        self._stream.begin(epoch, step)
-        self._begin()
-        self._left = len(self) - step
+        self._stream.start_at(epoch, step)
+        self._start_iteration()
+        self._remaining = len(self) - step
         while (batch := self._next()) is not None:
-            self._left -= 1
+            self._remaining -= 1
             yield batch
 
     def close(self) -> None:
-        """End the processes; another iteration would start others."""
-        self._batches, self._loader, self._left = iter(()), None, 0  # which torch answers by asking them to end
+        """End the processes; another iteration starts new ones."""
+        self._batches, self._loader, self._remaining = iter(()), None, 0  # torch then asks the processes to end
         _kill(self._processes)
         self._processes = []
 
-    def _begin(self) -> None:
-        """Have the processes start an iteration; other ones, where they are still about another or do not answer."""
-        if self._loader is not None and not self._left:
+    def _start_iteration(self) -> None:
+        """Start an iteration in the worker processes; replace those that are still in another one or do not respond."""
+        if self._loader is not None and not self._remaining:
             try:
                 self._batches = iter(self._loader)
                 return
@@ -150,26 +312,39 @@ class EpochLoader:
             num_workers=workers,
             prefetch_factor=self._settings.prefetch if workers else None,
             persistent_workers=workers > 0,
-            timeout=LOOK if workers else 0,
+            timeout=POLL_S if workers else 0,
             pin_memory=self._settings.pin_memory,
-            # SLURM sends TERM to every process of a job; that of a worker would end the run before it is preempted.
+            # SLURM sends TERM to every process of a job; a worker that obeyed would end the run before it is preempted.
             worker_init_fn=_ignore_term if "SLURM_JOB_ID" in os.environ else None,
-            generator=torch.Generator(),  # or each loader that is made would draw from the training's
+            generator=torch.Generator(),  # otherwise each new loader would draw from the training's generator
         )
 
     def _next(self) -> Batch | None:
-        began = time.monotonic()
+        started = time.monotonic()
         while True:
             try:
                 return next(self._batches, None)
-            except RuntimeError as error:  # after every LOOK, and by this torch finds that a process was killed
+            except RuntimeError as error:  # every POLL_S seconds; this is also how torch notices a killed process
                 if not str(error).startswith(TIMED_OUT):
                     raise
-                if 0 < self._patience < time.monotonic() - began:
+                if 0 < self._batch_timeout < time.monotonic() - started:
                     _kill(self._processes)
                     raise
-            except (ConnectionError, EOFError) as error:  # it was killed while it handed a batch over
+            except (ConnectionError, EOFError) as error:  # killed while it was sending a batch
                 raise RuntimeError("a process of the DataLoader is gone") from error
+
+
+def loader_failure(error: RuntimeError) -> str:
+    """What happened to a worker process, judged by torch's error."""
+    if str(error).startswith(TIMED_OUT):
+        return (
+            "the loader's processes gave no batch for trainer.timeout_min: reading the data has stalled; check that the "
+            "data can be read, or raise trainer.timeout_min"
+        )
+    return (
+        "a process of the loader was killed from outside, perhaps for lack of memory; free memory, or lower "
+        "trainer.loader.prefetch or trainer.loader.cache_mb"
+    )
 
 
 def _ignore_term(worker: int) -> None:
@@ -177,168 +352,10 @@ def _ignore_term(worker: int) -> None:
 
 
 def _kill(processes: Sequence[BaseProcess]) -> None:
-    """End what torch's TERM may not: a process that has stalled, or ignores it, would be waited for at exit for ever."""
+    """Kill processes that torch's TERM may not end: stalled, or ignoring TERM, they would block the exit forever."""
     for _ in range(2):
-        with suppress(RuntimeError):  # by which torch tells, once a loader and from anywhere, that a process was killed
+        with suppress(RuntimeError):  # torch reports a killed process once per loader, from whatever code is running
             for process in processes:
                 process.kill()
             for process in processes:
-                process.join(LOOK)
-
-
-@dataclass(eq=False)
-class PairDataModule(pl.LightningDataModule):
-    """Training pairs of one side and the validation pairs.
-
-    folder: a prepared data folder; side: "target" trains on A, "reference" on B; batch: global, over all ranks; exclude:
-    keys left out of training and validation; dedup: train on one pair of each group of near-duplicates.
-    """
-
-    folder: Path
-    side: str
-    batch: int
-    seed: int
-    preprocess: Preprocess
-    tokenizer: Tokenizer
-    train_size: int | None = None
-    repeat: Repeat = field(default_factory=Repeat)
-    mitigation: Mitigation = field(default_factory=Mitigation)
-    augment: Augment | None = None
-    loader: LoaderSettings = field(default_factory=LoaderSettings)
-    exclude: frozenset[str] = frozenset()
-    dedup: bool = False
-    patience: float = 0  # seconds that the loader's processes may take for a batch; 0: as many as they like
-
-    def __post_init__(self) -> None:
-        super().__init__()
-        if self.side not in TRAINED_ON:
-            raise UserError(f"side={self.side} must be target (trains on A) or reference (trains on B)")
-        self.train_set = ShardSet.open(self.folder / TRAINED_ON[self.side])
-        self.valid_set = ShardSet.open(self.folder / "V") if (self.folder / "V").is_dir() else None
-        name, pairs = TRAINED_ON[self.side], len(self.train_set)
-        self._excluded, self._removed = positions_of(self.train_set, self.exclude), dict[int, tuple[int, ...]]()
-        if self.exclude:
-            left_out = (count(self._excluded), pairs, name, len(self.exclude))
-            log.info("data.exclude leaves out %d of %d pairs of %s; it lists %d keys", *left_out)
-        if self.dedup:
-            manifest = self.folder / MANIFEST
-            self._removed = later_duplicates(manifest, name, self.train_set, self.train_size, self._excluded)
-            log.info("mitigation.dedup removes %d of %d pairs of %s", count(self._removed), pairs, name)
-        self._loaders: list[EpochLoader] = []
-        self._cache: ImageCache | None = None
-        self._tokenizer = self.tokenizer
-        self._words: Sequence[str] = ()
-
-    def per_rank(self, world: int) -> int:
-        """Pairs a rank and step; raises UserError where the global batch does not divide."""
-        if self.batch % world:
-            raise UserError(f"recipe.batch={self.batch} does not divide by {world} ranks; choose a multiple of {world}")
-        return self.batch // world
-
-    def plan(self, epoch: int, world: int) -> EpochPlan:
-        """The plan of one epoch of training on ``world`` ranks."""
-        return epoch_plan(
-            self.train_set.sizes,
-            self.seed,
-            epoch,
-            world,
-            self.loader.workers,
-            self.per_rank(world),
-            self.train_size,
-            self.repeat,
-            self._excluded,
-            self._removed,
-        )
-
-    def setup(self, stage: str) -> None:
-        """Check the numbers and the captions, and decode everything once where it fits into memory.
-
-        Where images are augmented the whole images are kept, and augmented anew each epoch: the cache changes nothing.
-
-        Raises:
-            UserError: ``caption_choice`` where pairs have one caption.
-        """
-        total, limit = sum(self.plan(0, self._world).sizes), self.loader.cache_mb * 2**20
-        self._read_captions(total)
-        if self._cache is not None:
-            return
-        height, width = self._image_shape
-        if self.augment is not None:
-            self._cache = ImageCache.fill(self.train_set, total, pixels, limit)
-        elif 3 * height * width * total <= limit:
-            self._cache = ImageCache.fill(self.train_set, total, self.preprocess, limit)
-        knobs = self.mitigation
-        if self._cache and not (knobs.caption_choice or knobs.text_mask or knobs.text_random or knobs.text_shuffle):
-            self._tokenizer = TokenCache(self.tokenizer)
-
-    def _read_captions(self, total: int) -> None:
-        """What the knobs need to know of the captions of the first ``total`` pairs."""
-        choice = self.mitigation.caption_choice
-        if choice and not any(len(set(other_captions(pair))) > 1 for pair in self._pairs(min(total, 100))):
-            raise UserError(
-                f"mitigation.caption_choice=true needs pairs with several captions (the list captions of their JSON), and "
-                f"those of {self.train_set.folder} have one; set it to false"
-            )
-        if self.mitigation.text_random and not self._words:
-            some = self._pairs(min(total, VOCABULARY_PAIRS))
-            self._words = vocabulary(c for p in some for c in (p.caption, *(other_captions(p) if choice else ())))
-
-    def _pairs(self, total: int) -> Iterator[Pair]:
-        """The readable and not excluded ones of the first ``total`` pairs, without their images."""
-        for pair in islice(read_pairs(self.train_set, image=False), total):
-            if isinstance(pair, Pair) and pair.key not in self.exclude:
-                yield pair
-
-    @property
-    def _world(self) -> int:
-        return self.trainer.world_size if self.trainer else 1
-
-    @property
-    def _image_shape(self) -> Sequence[int]:
-        return self.preprocess(Image.new("RGB", (8, 8))).shape[1:]
-
-    def _loader(
-        self, shards: ShardSet, plan: EpochPlan, position: Callable[[], tuple[int, int]], **training: Any
-    ) -> EpochLoader:
-        rank = self.trainer.global_rank if self.trainer else 0
-        stream = PairStream(shards, plan, rank, self.preprocess, self._tokenizer, **training)
-        loader = EpochLoader(stream, self.loader, position, self.patience)
-        self._loaders.append(loader)
-        return loader
-
-    def train_dataloader(self) -> EpochLoader:
-        """One epoch an iteration, going on in mid-epoch where the trainer does."""
-
-        def position() -> tuple[int, int]:
-            if self.trainer is None:
-                return 0, 0
-            return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-
-        return self._loader(
-            self.train_set,
-            self.plan(0, self._world),
-            position,
-            knobs=self.mitigation,
-            words=self._words,
-            augment=self.augment,
-            cache=self._cache,
-        )
-
-    def val_dataloader(self) -> EpochLoader | list[EpochLoader]:
-        """V in a fixed order, untouched by any knob, in batches of at most the training batch; [] where there is no V."""
-        valid = self.valid_set
-        if valid is None:
-            return []
-        excluded = positions_of(valid, self.exclude)
-        pairs = len(valid) - count(excluded)
-        if pairs < self._world:
-            return []
-        batch = min(self.per_rank(self._world), pairs // self._world)
-        plan = epoch_plan(valid.sizes, 0, 0, self._world, self.loader.workers, batch, excluded=excluded)
-        return self._loader(valid, plan, lambda: (0, 0))
-
-    def teardown(self, stage: str) -> None:
-        """End the loaders' processes."""
-        for loader in self._loaders:
-            loader.close()
-        self._loaders.clear()
+                process.join(POLL_S)

@@ -1,13 +1,13 @@
-"""Duplicates by content: exact ones by a hash of the bytes, near ones by a 64-bit perceptual hash.
+"""Duplicate images: exact ones by a hash of the bytes, near ones by a 64-bit perceptual hash.
 
-The perceptual hash is the sign of 64 coefficients of a two-dimensional DCT-II of the image, grey, resized to 32 × 32:
+The perceptual hash is the sign of 64 coefficients of a two-dimensional DCT-II of the image, gray, resized to 32 × 32:
 horizontal and vertical frequencies 1 to 8, so neither brightness nor contrast matters. Two images are near-duplicates
-when at most ``distance`` of the 64 bits differ, and groups are the connected components of that relation.
+if at most ``distance`` of the 64 bits differ, and groups are the connected components of that relation.
 
-Measured on 159 photographs of COCO: copies recompressed (JPEG quality 30, WebP 60) or resized (down to 64 pixels) differ
+Measured on 159 photographs from COCO: copies recompressed (JPEG quality 30, WebP 60) or resized (down to 64 pixels) differ
 in at most 5 bits, different photographs in 16 or more (mean 32, standard deviation 4.1, hence about 1 pair in 10¹¹ within
-6 bits). Crops and mirrored images are not found. Images without enough structure for 64 reliable signs (plain ground,
-a gradient, a few marks on white) get no perceptual hash and are compared by their bytes only.
+6 bits). Crops and mirrored images are not detected. Images without enough structure for 64 reliable signs (a plain
+background, a gradient, a few marks on white) get no perceptual hash and are compared by their bytes only.
 """
 
 import hashlib
@@ -22,16 +22,16 @@ from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.progress import progress
 
 HASH = "dct-sign-8x8"
-LARGEST_DISTANCE = 12  # above, the search for candidates has no selective blocks left, and strangers are joined
+LARGEST_DISTANCE = 12  # above, blocks no longer select candidates, and unrelated images are joined
 _SIDE = 32
 _SCALE = 4096
-# Integers, so that every machine gets the same bits.
+# Integers, so that every machine computes the same bits.
 _BASIS = np.rint(_SCALE * np.cos(np.pi * np.outer(np.arange(1, 9), 2 * np.arange(_SIDE) + 1) / (2 * _SIDE))).astype(
     np.int64
 )
-# Median size of the 64 coefficients below which their signs are noise: 4 grey levels of the orthonormal DCT (photographs
-# of COCO: 14 to 110; sensor noise of 3 grey levels on a plain ground: 0.3).
-_LEAST = 4 * _SCALE * _SCALE * _SIDE // 2
+# Median magnitude of the 64 coefficients below which their signs are noise: 4 gray levels of the orthonormal DCT
+# (photographs from COCO: 14 to 110; sensor noise of 3 gray levels on a plain background: 0.3).
+_MIN_MAGNITUDE = 4 * _SCALE * _SCALE * _SIDE // 2
 _WEIGHTS = np.left_shift(np.uint64(1), np.arange(64, dtype=np.uint64))
 
 
@@ -41,23 +41,22 @@ def content_digest(data: bytes) -> np.ndarray:
 
 
 def perceptual_hash(image: Image.Image) -> int | None:
-    """The 64-bit perceptual hash of an image just opened, None when it has too little structure.
+    """The 64-bit perceptual hash of an image just opened; None if it has too little structure.
 
     Raises whatever Pillow raises for an image that does not decode.
     """
-    image.draft(
-        "L", (2 * _SIDE, 2 * _SIDE)
-    )  # JPEG only: reads the whole file, but decodes at 1/2, 1/4 or 1/8 of the size
-    grey = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS), dtype=np.int64)
-    coefficients = (_BASIS @ grey @ _BASIS.T).ravel()
-    if np.median(np.abs(coefficients)) < _LEAST:
+    # JPEG only: reads the whole file, but decodes at 1/2, 1/4 or 1/8 of the size.
+    image.draft("L", (2 * _SIDE, 2 * _SIDE))
+    gray = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS), dtype=np.int64)
+    coefficients = (_BASIS @ gray @ _BASIS.T).ravel()
+    if np.median(np.abs(coefficients)) < _MIN_MAGNITUDE:
         return None
     return int(_WEIGHTS[coefficients > 0].sum())
 
 
 def exact_groups(digests: np.ndarray) -> np.ndarray:
     """For each row of ``digests`` (uint64 [n, 2]) the first row with the same digest, int64 [n]."""
-    order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: the first row of equal ones comes first
+    order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: of equal rows, the first stays first
     ordered = digests[order]
     starts = np.ones(len(order), dtype=bool)
     starts[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
@@ -70,8 +69,8 @@ def near_groups(exact: np.ndarray, hashes: np.ndarray, hashed: np.ndarray, dista
     """For each image the first row of its group of exact and near duplicates, int64 [n].
 
     The 64 bits are cut into ``distance`` + 2 blocks: pairs within ``distance`` agree in at least two blocks, so only
-    images that agree in two blocks are compared, once for each two blocks. For n photographs and distance 6 that
-    takes 28 sorts and about 28 n² / 2¹⁷ comparisons; memory about 40 bytes an image.
+    images that agree in two blocks are compared, once for each pair of blocks. For n photographs and distance 6 this
+    takes 28 sorts, about 28 n² / 2¹⁷ comparisons, and about 40 bytes of memory per image.
 
     Args:
         exact: int64 [n], the groups of exact duplicates (``exact_groups``).
@@ -95,24 +94,22 @@ def near_links(
     check_distance(distance)
     groups = exact.copy()
     rows = np.flatnonzero(hashed)
-    values, first, same = np.unique(hashes[rows], return_index=True, return_inverse=True)
-    links = [join(groups, rows[first[same]], rows)]
+    values, first_row, inverse = np.unique(hashes[rows], return_index=True, return_inverse=True)
+    links = [join(groups, rows[first_row[inverse]], rows)]
     blocks = distance + 2
     edges = [64 * block // blocks for block in range(blocks + 1)]
     pairs = list(combinations(range(blocks), 2)) if distance else []
-    for one, other in progress(pairs, "comparing images", unit="block"):
-        width = edges[other + 1] - edges[other]
-        agree = _bits(values, edges[one], edges[one + 1]) << np.uint64(width) | _bits(
-            values, edges[other], edges[other + 1]
-        )
-        agree = agree.astype(np.uint32)
-        order = np.argsort(agree, kind="stable")
-        links.append(_join_within(groups, rows[first[order]], agree[order], values[order], distance))
+    for high, low in progress(pairs, "comparing images", unit="block"):
+        width = np.uint64(edges[low + 1] - edges[low])
+        high_bits = _bits(values, edges[high], edges[high + 1])
+        blocks_value = (high_bits << width | _bits(values, edges[low], edges[low + 1])).astype(np.uint32)
+        order = np.argsort(blocks_value, kind="stable")
+        links.append(_join_within(groups, rows[first_row[order]], blocks_value[order], values[order], distance))
     return flatten(groups), np.concatenate(links)
 
 
 def check_distance(distance: int | None, option: str = "near_duplicates") -> None:
-    """Raise UserError for a distance out of range; None (exact duplicates only) is fine."""
+    """Raise UserError for a distance out of range; None stands for exact duplicates only."""
     if distance is not None and (isinstance(distance, bool) or not 0 <= distance <= LARGEST_DISTANCE):
         raise UserError(
             f"{option}={distance} must be a number of bits from 0 to {LARGEST_DISTANCE}, or null for exact duplicates only"
@@ -120,15 +117,15 @@ def check_distance(distance: int | None, option: str = "near_duplicates") -> Non
 
 
 def count_duplicates(exact: np.ndarray, groups: np.ndarray) -> dict[str, dict[str, int]]:
-    """How many groups of at least two images there are, and images in them: exact, and near (not all the same bytes)."""
+    """The number of groups of at least two images and of images in them: exact, and near (not all the same bytes)."""
     _, exact_sizes = np.unique(exact, return_counts=True)
-    different = np.unique(np.stack([groups, exact]), axis=1)[0]  # a group's row once for each of its different images
-    kinds = np.unique(different, return_counts=True)[1]
+    distinct = np.unique(np.stack([groups, exact]), axis=1)[0]  # a group's row once for each of its distinct images
+    distinct_counts = np.unique(distinct, return_counts=True)[1]
     sizes = np.unique(groups, return_counts=True)[1]
-    near = sizes[kinds > 1]
-    twice = exact_sizes[exact_sizes > 1]
+    near = sizes[distinct_counts > 1]
+    copies = exact_sizes[exact_sizes > 1]
     return {
-        "exact": {"groups": len(twice), "pairs": int(twice.sum())},
+        "exact": {"groups": len(copies), "pairs": int(copies.sum())},
         "near": {"groups": len(near), "pairs": int(near.sum()), "largest": int(near.max(initial=0))},
     }
 
@@ -155,52 +152,52 @@ def _root(groups: np.ndarray, row: int) -> int:
 
 
 @numba.njit
-def _union(groups: np.ndarray, one: int, other: int) -> bool:
-    """Join two groups, and say whether they were two; the smaller row stays the root, so roots are smallest keys."""
-    one, other = _root(groups, one), _root(groups, other)
-    if one < other:
-        groups[other] = one
+def _union(groups: np.ndarray, row: int, peer: int) -> bool:
+    """Join the groups of two rows; True if they differed. The smaller root stays, so roots are smallest keys."""
+    row, peer = _root(groups, row), _root(groups, peer)
+    if row < peer:
+        groups[peer] = row
     else:
-        groups[one] = other
-    return one != other
+        groups[row] = peer
+    return row != peer
 
 
 @numba.njit
-def join(groups: np.ndarray, ones: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Join the groups of the rows ``ones`` and ``others``, pair by pair; the pairs that were not yet joined, [m, 2]."""
-    links = np.empty((len(ones), 2), np.int64)
+def join(groups: np.ndarray, rows: np.ndarray, peers: np.ndarray) -> np.ndarray:
+    """Join the groups of ``rows`` and ``peers``, pair by pair; returns the pairs that were not yet joined, [m, 2]."""
+    links = np.empty((len(rows), 2), np.int64)
     count = 0
-    for position in range(len(ones)):
-        if _union(groups, ones[position], others[position]):
-            links[count] = ones[position], others[position]
+    for position in range(len(rows)):
+        if _union(groups, rows[position], peers[position]):
+            links[count] = rows[position], peers[position]
             count += 1
     return links[:count].copy()
 
 
 @numba.njit
-def apart(groups: np.ndarray, ones: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Whether the rows ``ones`` and ``others`` are in different groups, pair by pair, bool [n]."""
-    different = np.empty(len(ones), np.bool_)
-    for position in range(len(ones)):
-        different[position] = _root(groups, ones[position]) != _root(groups, others[position])
+def apart(groups: np.ndarray, rows: np.ndarray, peers: np.ndarray) -> np.ndarray:
+    """Whether ``rows`` and ``peers`` are in different groups, pair by pair, bool [n]."""
+    different = np.empty(len(rows), np.bool_)
+    for position in range(len(rows)):
+        different[position] = _root(groups, rows[position]) != _root(groups, peers[position])
     return different
 
 
 @numba.njit
 def _join_within(
-    groups: np.ndarray, rows: np.ndarray, agree: np.ndarray, values: np.ndarray, distance: int
+    groups: np.ndarray, rows: np.ndarray, blocks: np.ndarray, values: np.ndarray, distance: int
 ) -> np.ndarray:
-    """Join all pairs within a run of equal ``agree`` whose ``values`` differ in at most ``distance`` bits."""
+    """Join all pairs within a run of equal ``blocks`` whose ``values`` differ in at most ``distance`` bits."""
     links = np.empty((len(rows), 2), np.int64)
     count = start = 0
     for end in range(1, len(rows) + 1):
-        if end < len(rows) and agree[end] == agree[start]:
+        if end < len(rows) and blocks[end] == blocks[start]:
             continue
-        for one in range(start, end):
-            for other in range(one + 1, end):
-                close = _count_ones(values[one] ^ values[other]) <= distance
-                if close and _union(groups, rows[one], rows[other]):
-                    links[count] = rows[one], rows[other]
+        for left in range(start, end):
+            for right in range(left + 1, end):
+                is_near = _count_ones(values[left] ^ values[right]) <= distance
+                if is_near and _union(groups, rows[left], rows[right]):
+                    links[count] = rows[left], rows[right]
                     count += 1
         start = end
     return links[:count].copy()
@@ -216,7 +213,9 @@ def _count_ones(word: np.uint64) -> np.uint64:
 
 @numba.njit
 def flatten(groups: np.ndarray) -> np.ndarray:
-    """The same groups with every row pointing to its root."""
+    """The same groups with every row pointing directly to its root."""
     for row in range(len(groups)):
-        groups[row] = groups[groups[row]]  # a root is never behind its members, so one step from the front is enough
+        groups[row] = groups[
+            groups[row]
+        ]  # a root is never behind its members, so one step per row, from the front, is enough
     return groups

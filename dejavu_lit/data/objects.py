@@ -1,10 +1,9 @@
-"""The object artifact: which objects each image holds, in parquet, one file a shard, one row an image.
+"""The object artifact: which objects each image contains, in parquet, one file per shard and one row per image.
 
 Columns: key, labels list<string>, scores list<float>, boxes list<list<float>> (x, y, width, height in pixels of the
-image as stored). An image that could not be annotated has nulls there, which are no empty lists, and its reason in the
-file's metadata, which also names the annotator, its weights, version, configuration, vocabulary and threshold. All
-detections are kept; the threshold of a measurement is applied on reading, to the target's objects and to the predicted
-ones alike.
+image as stored). An image that could not be annotated has nulls, not empty lists; the file's metadata gives the reason.
+The metadata also names the annotator, its weights, version, configuration, vocabulary and threshold. All detections are
+stored; the threshold of a measurement is applied on reading, to the true and the predicted objects alike.
 """
 
 import json
@@ -21,11 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dejavu_lit.utils.errors import UserError, first_line
-from dejavu_lit.utils.io import atomic
+from dejavu_lit.utils.io import atomic, visible_files
 
 METADATA = b"dejavu_lit"
-DAMAGE = (ValueError, OSError, RecursionError, OverflowError, MemoryError, pa.ArrowException)  # what reading it raises
-FAILED = b"dejavu_lit_failed"  # {key: reason} of the images without annotation
+READ_ERRORS = (ValueError, OSError, RecursionError, OverflowError, MemoryError, pa.ArrowException)  # of a damaged file
+FAILED = b"dejavu_lit_failed"  # {key: reason} of the images that could not be annotated
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -38,31 +37,32 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Annotator:
-    """Who found the objects. Objects of annotators that differ in any of this are never mixed."""
+    """What detected the objects. Objects of annotators that differ in any field are never mixed."""
 
     name: str
     version: str = "1"  # of the package that runs the model
     weights: str | None = None  # SHA-256 of the file of weights, or of what the objects were taken from
-    threshold: float = 0.0  # the lowest score kept
-    config: Mapping[str, Any] = field(default_factory=dict)  # what else decides what is found; no paths, no devices
+    threshold: float = 0.0  # the lowest score stored
+    config: Mapping[str, Any] = field(default_factory=dict)  # all else that decides the result; no paths, no devices
     vocabulary: str | None = None  # fingerprint of the list of labels
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "config", json.loads(json.dumps(dict(self.config))))  # equal to what is read back
+        object.__setattr__(self, "config", json.loads(json.dumps(dict(self.config))))  # equal to what will be read back
 
     @classmethod
     def from_json(cls, value: Any) -> "Annotator":
-        """The annotator that ``as_json`` gave; raises TypeError or ValueError for anything else."""
-        found = cls(**value)
-        texts = [found.name, found.version, *(t for t in (found.weights, found.vocabulary) if t is not None)]
-        if not all(isinstance(text, str) for text in texts) or type(found.threshold) not in (int, float):
-            raise TypeError("its annotator is none")
-        if not math.isfinite(found.threshold):
-            raise ValueError("its threshold is no number")
-        return found
+        """The annotator from the result of ``as_json``; raises TypeError or ValueError for anything else."""
+        annotator = cls(**value)
+        optional = [text for text in (annotator.weights, annotator.vocabulary) if text is not None]
+        texts = [annotator.name, annotator.version, *optional]
+        if not all(isinstance(text, str) for text in texts) or type(annotator.threshold) not in (int, float):
+            raise TypeError("its annotator has a field of the wrong type")
+        if not math.isfinite(annotator.threshold):
+            raise ValueError("its threshold is not a number")
+        return annotator
 
     def as_json(self) -> dict[str, Any]:
-        """The fields as JSON values; those of older artifacts, without config and vocabulary, stay as they were."""
+        """The fields as JSON values, without an empty config or vocabulary, as in older artifacts."""
         return {name: value for name, value in asdict(self).items() if name not in ("config", "vocabulary") or value}
 
 
@@ -91,13 +91,13 @@ def write_objects(path: Path | str, rows: Sequence[Annotation | Failed], annotat
     if failed := {row.key: row.reason for row in rows if isinstance(row, Failed)}:
         metadata[FAILED] = json.dumps(failed, sort_keys=True).encode()
     table = pa.table(columns, schema=SCHEMA.with_metadata(metadata))
-    with atomic(path) as part:
-        pq.write_table(table, part)
+    with atomic(path) as temporary:
+        pq.write_table(table, temporary)
 
 
 @dataclass(frozen=True)
 class Objects:
-    """Sets of objects in compressed rows: image i holds ``codes[starts[i]:starts[i+1]]``, sorted, each once.
+    """The distinct objects of many images in compressed rows: image i has ``codes[starts[i]:starts[i+1]]``, sorted.
 
     keys: tuple of str [n]; starts: int64 [n+1]; codes: int32, indices into ``labels`` (sorted label names).
     """
@@ -116,7 +116,7 @@ class Objects:
         return len(self.keys)
 
     def counts(self) -> np.ndarray:
-        """The number of different objects of each image, int64 [n]."""
+        """The number of distinct objects of each image, int64 [n]."""
         return np.diff(self.starts)
 
     def names(self, row: int) -> list[str]:
@@ -130,7 +130,7 @@ class Objects:
         except KeyError as missing:
             absent = sum(key not in self.rows for key in keys)
             raise UserError(
-                f"the objects hold no row for {absent} of {len(keys)} images, the first is {missing.args[0]!r}; "
+                f"the objects have no row for {absent} of {len(keys)} images; the first is {missing.args[0]!r}; "
                 "annotate these images or choose other objects="
             ) from None
         counts = self.counts()[rows]
@@ -143,7 +143,7 @@ def read_objects(folders: Sequence[Path | str], threshold: float = 0.0) -> tuple
     """Read the artifacts of several sets into one vocabulary, keeping detections with score ≥ ``threshold``.
 
     Args:
-        folders: one folder of parquet parts a set, e.g. objects/scenes/A and objects/scenes/P.
+        folders: one folder of parquet parts per set, e.g. objects/scenes/A and objects/scenes/P.
         threshold: lowest score that counts, 0..1.
 
     Returns:
@@ -151,52 +151,54 @@ def read_objects(folders: Sequence[Path | str], threshold: float = 0.0) -> tuple
 
     Raises:
         UserError: a folder without parts, parts of different annotators, a key that occurs twice in one set, or a
-            threshold below the one the annotator kept.
+            threshold below the annotator's own.
     """
     annotator: Annotator | None = None
     tables: list[pa.Table] = []
     for folder in folders:
-        parts = sorted(Path(folder).glob("*.parquet"))
+        parts = visible_files(folder, "*.parquet")
         if not parts:
             raise UserError(
-                f"{folder} holds no object parts (*.parquet); check objects=, or write them with write_objects"
+                f"{folder} has no object parts (*.parquet); check objects=, or write them with write_objects"
             )
-        read = []
+        folder_tables = []
         for path in parts:
-            found, table = read_part(path)
-            if annotator is not None and found != annotator:
+            part_annotator, table = read_part(path)
+            if annotator is not None and part_annotator != annotator:
                 raise UserError(
-                    f"{path} was annotated by {found}, other parts by {annotator}; use one annotator for all sets"
+                    f"{path} was annotated by {part_annotator}, other parts by {annotator}; use one annotator for all sets"
                 )
-            annotator = found
-            read.append(table)
-        tables.append(pa.concat_tables(read))
+            annotator = part_annotator
+            folder_tables.append(table)
+        tables.append(pa.concat_tables(folder_tables))
     assert annotator is not None
     if threshold < annotator.threshold:
         raise UserError(
-            f"threshold={threshold} is below {annotator.threshold}, the lowest score that {annotator.name} kept; "
-            "raise threshold= or annotate again with a lower one"
+            f"threshold={threshold} is below {annotator.threshold}, the lowest score that {annotator.name} stored; "
+            "raise threshold=, or annotate again with a lower threshold"
         )
-    everything = [chunk.flatten() for table in tables for chunk in table["labels"].chunks]
-    vocabulary = pa.concat_arrays(everything or [pa.array([], pa.string())])
+    label_chunks = [chunk.flatten() for table in tables for chunk in table["labels"].chunks]
+    vocabulary = pa.concat_arrays(label_chunks or [pa.array([], pa.string())])
     labels = pa.array(sorted(vocabulary.unique().to_pylist()), pa.string())
-    return [_compress(table, labels, threshold, str(f)) for table, f in zip(tables, folders, strict=True)], annotator
+    return [
+        _compress(table, labels, threshold, str(folder)) for table, folder in zip(tables, folders, strict=True)
+    ], annotator
 
 
 def read_part(path: Path, columns: Sequence[str] = ("key", "labels", "scores")) -> tuple[Annotator, pa.Table]:
-    """One part: its annotator and some of its columns; raises UserError where it is damaged or none of this project's."""
+    """The annotator and some columns of one part; raises UserError if it is damaged or not an object artifact."""
     try:
         table = pq.read_table(path, columns=list(columns))
         annotator = Annotator.from_json(json.loads((table.schema.metadata or {})[METADATA]))
         return annotator, _checked(table.cast(pa.schema([SCHEMA.field(name) for name in columns])))
-    except (*DAMAGE, KeyError, TypeError) as error:
+    except (*READ_ERRORS, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is no object artifact of this project ({first_line(error)}); annotate the images again"
+            f"{path} is not an object artifact of this project ({first_line(error)}); annotate the images again"
         ) from None
 
 
 def _checked(table: pa.Table) -> pa.Table:
-    """The table of a part; raises ValueError where its rows are no annotations."""
+    """The table of a part; raises ValueError if its rows are not annotations."""
     import pyarrow.compute as pc
 
     table.validate(full=True)
@@ -209,40 +211,41 @@ def _checked(table: pa.Table) -> pa.Table:
         if name == "boxes":
             values += [chunk.flatten() for chunk in values]
         if any(part.null_count for part in values):
-            raise ValueError(f"its {name} have gaps")
+            raise ValueError(f"its {name} contain nulls")
         if not all(pc.all(pc.is_finite(part)).as_py() is not False for part in values if part.type == pa.float32()):
             raise ValueError(f"its {name} are not all numbers")
-    if any(not one.equals(lengths[0]) for one in lengths):
-        raise ValueError("a row has not as many labels as scores or boxes")
+    if any(not length.equals(lengths[0]) for length in lengths):
+        raise ValueError("a row has different numbers of labels, scores or boxes")
     return table
 
 
 def failures(path: Path) -> dict[str, str]:
-    """{key: reason} of the images of one part that could not be annotated; raises UserError where it can't be read."""
+    """{key: reason} of the images of one part that could not be annotated; raises UserError if it cannot be read."""
     try:
-        found = json.loads((pq.read_schema(path).metadata or {}).get(FAILED, b"{}"))
-        if not isinstance(found, dict) or not all(isinstance(reason, str) for reason in found.values()):
-            raise ValueError("its list of failed images is none")
-    except DAMAGE as error:
-        raise UserError(f"{path} is damaged ({first_line(error)}); annotate its share again") from None
-    return found
+        reasons = json.loads((pq.read_schema(path).metadata or {}).get(FAILED, b"{}"))
+        if not isinstance(reasons, dict) or not all(isinstance(reason, str) for reason in reasons.values()):
+            raise ValueError("its failed images are not {key: reason}")
+    except READ_ERRORS as error:
+        raise UserError(f"{path} is damaged ({first_line(error)}); annotate its shard again") from None
+    return reasons
 
 
 def _compress(table: pa.Table, labels: pa.Array, threshold: float, folder: str) -> Objects:
+    """The rows of a set's table, with the detections of at least ``threshold`` as codes of ``labels``."""
     import pyarrow.compute as pc
 
     keys = table["key"].to_pylist()
     if len(set(keys)) != len(keys):
-        twice = Counter(keys).most_common(1)[0][0]
-        raise UserError(f"{folder} holds two rows for the key {twice!r}; keys must be unique within a set")
+        repeated = Counter(keys).most_common(1)[0][0]
+        raise UserError(f"{folder} has two rows for the key {repeated!r}; keys must be unique within a set")
     column = table["labels"].combine_chunks()
     if len(column) == 0:
         return Objects((), np.zeros(1, np.int64), np.zeros(0, np.int32), tuple(labels.to_pylist()))
     row = pc.list_parent_indices(column).to_numpy(zero_copy_only=False).astype(np.int64)
     code = pc.index_in(pc.list_flatten(column), value_set=labels).to_numpy(zero_copy_only=False).astype(np.int64)
     scores = pc.list_flatten(table["scores"].combine_chunks()).to_numpy(zero_copy_only=False)
-    kept = scores >= np.float32(threshold)
-    pairs = np.unique(row[kept] * max(len(labels), 1) + code[kept])
+    is_confident = scores >= np.float32(threshold)
+    pairs = np.unique(row[is_confident] * max(len(labels), 1) + code[is_confident])
     starts = np.concatenate([[0], np.cumsum(np.bincount(pairs // max(len(labels), 1), minlength=len(keys)))])
     codes = (pairs % max(len(labels), 1)).astype(np.int32)
     return Objects(tuple(keys), starts.astype(np.int64), codes, tuple(labels.to_pylist()))

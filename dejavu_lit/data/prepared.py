@@ -1,4 +1,4 @@
-"""Where prepared data lies and which part of it is used: what ``data=`` means to training and evaluation."""
+"""A prepared data folder and which part of it is used: what ``data=`` means to training and evaluation."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -6,44 +6,61 @@ from pathlib import Path
 from typing import Any
 
 from dejavu_lit.data.epoch import Repeat
-from dejavu_lit.data.exclude import keys_fingerprint, read_keys, tell_unknown
+from dejavu_lit.data.key_lists import keys_fingerprint, read_keys, warn_of_unknown_keys
+from dejavu_lit.data.manifest import MANIFEST, SCHEMA
 from dejavu_lit.data.remote import fetch_objects, is_remote, mirror
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.utils.config import build, check_fields
 from dejavu_lit.utils.errors import UserError, suggest
-from dejavu_lit.utils.io import fingerprint, read_object
+from dejavu_lit.utils.io import fingerprint, locked, read_json_object, visible_files
 
-MANIFEST = "manifest.json"
-SCHEMA = 1  # of the manifest
-TRAINED_ON = {"target": "A", "reference": "B"}  # who trains on what
+TRAINED_ON = {"target": "A", "reference": "B"}  # the set that each side trains on
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """A prepared data folder and the choices within it. ``reader`` and ``extra`` only matter to ``prepare``."""
+    """A prepared data folder and the choices within it; ``reader``, ``extra`` and ``sizes`` only matter to ``prepare``."""
 
     name: str
+    """What the data is called in figures and settings."""
     dir: str | None = None
+    """The data folder, local or remote (s3://…, http://…, 'pipe:COMMAND {}'); null: outputs/data/NAME-FINGERPRINT."""
     train_size: int | None = None
+    """Number of pairs of A (of B) to train on, a prefix, so that sizes are nested; null: all."""
     repeat: dict[str, Any] = field(default_factory=dict)
-    exclude: str | None = None  # a file of keys, one a line: pairs not trained on, not measured and not searched
-    exclude_fingerprint: str | None = None  # of those keys, kept in config.yaml: other keys are another run
-    public: str = "P"  # a name of public_sets, or a folder of shards
+    """Planted memory, {share, times}: this share of the pairs comes this many times per epoch."""
+    exclude: str | None = None
+    """A text file with one key per line: pairs left out of preparing, training, measuring and searching."""
+    exclude_fingerprint: str | None = None
+    """Fingerprint of the keys in ``exclude``, saved in config.yaml: other keys make another run."""
+    public: str = "P"
+    """The public set that is searched: a name in ``public_sets``, or a folder of shards."""
     public_sets: dict[str, str] = field(default_factory=lambda: {"P": "P"})
-    labelled: str | None = None  # the set with class labels, for zero-shot accuracy and the linear probe
-    classes: Any = None  # class names of the labelled set: None (its labels), imagenet, a file, or the names
-    templates: Any = ("a photo of a {}.",)  # prompts of zero-shot classification, or imagenet for open_clip's 80
-    objects: str | None = None  # a name below objects/, or a folder with a folder a set
+    """{name: a set of the data folder, or a folder of shards}: the choices for ``public``."""
+    labelled: str | None = None
+    """The set with class labels, for zero-shot accuracy and the linear probe; null: neither is measured."""
+    classes: Any = None
+    """Class names of the labelled set: null (its labels), imagenet, a file with one per line, or a list."""
+    templates: Any = ("a photo of a {}.",)
+    """Prompts of zero-shot classification, or imagenet for open_clip's 80."""
+    objects: str | None = None
+    """The object artifact: a name in the folder objects/, or a folder with one folder per set; evaluation needs it."""
     seed: int = 0
+    """Seed of the splits, independent of the training seed."""
     sizes: dict[str, float | None] = field(default_factory=dict)
+    """{set: number of pairs, share below 1, or null for all that its list in ``keys`` names}."""
     near_duplicates: int | None = 6
-    automatic: bool = False  # prepare by itself where the folder does not exist
+    """Images whose perceptual hashes differ in at most this many of 64 bits stay in one set; null: exact copies only."""
+    automatic: bool = False
+    """Whether the data is prepared on first use if its folder does not exist."""
     reader: dict[str, Any] | None = None
+    """The source that ``prepare`` reads, as a config node with ``_target_``."""
     extra: dict[str, Any] = field(default_factory=dict)
+    """{set: reader}: further sets that ``prepare`` writes, e.g. a labelled one."""
 
     @property
     def folder(self) -> Path:
-        """The data folder: the mirror of one that lies elsewhere, or one below outputs/data where ``data.dir`` is null."""
+        """The data folder: ``data.dir``, the local mirror if that is remote, or a folder in outputs/data if it is null."""
         if self.dir is not None and is_remote(self.dir):
             return mirror(self.dir)
         if self.dir is not None:
@@ -52,35 +69,35 @@ class DataSpec:
         return Path("outputs/data") / f"{self.name}-{fingerprint(identity)}"
 
     def check(self) -> None:
-        """Raise UserError where the folder was not prepared, or by a version that wrote it otherwise."""
+        """Raise UserError if the folder was not prepared, or by a version with another schema."""
         if not (self.folder / MANIFEST).is_file():
-            raise UserError(f"data.dir={self.folder} holds no {MANIFEST}; make it with dejavu prepare data=…")
-        read_object(self.folder / MANIFEST, SCHEMA)
+            raise UserError(f"data.dir={self.folder} has no {MANIFEST}; create it with dejavu prepare data=…")
+        read_json_object(self.folder / MANIFEST, SCHEMA)
 
     @cached_property
     def excluded(self) -> frozenset[str]:
-        """The keys in ``exclude``; raises UserError where the file can't be read or holds others than it did."""
+        """The keys in ``exclude``; raises UserError if the file cannot be read or its keys changed."""
         keys = frozenset(read_keys(self.exclude, "data.exclude")) if self.exclude is not None else frozenset()
         if self.exclude_fingerprint not in (None, keys_fingerprint(keys)):
             raise UserError(
-                f"data.exclude={self.exclude} holds other keys than when the run began; restore the file, or train anew"
+                f"data.exclude={self.exclude} lists other keys than when the run started; restore the file, or train again"
             )
         return keys
 
-    def tell_unknown(self) -> None:
-        """Warn where keys in ``exclude`` are in no set; of data that lie elsewhere nothing is known without copying it."""
+    def warn_of_unknown_keys(self) -> None:
+        """Warn if keys in ``exclude`` are in no set; remote data is not checked, since that would copy all of it."""
         if not self.excluded or (self.dir is not None and is_remote(self.dir)):
             return
-        folders = dict.fromkeys(path.parent for path in sorted(self.folder.glob("*/*.tar")))
-        elsewhere = [Path(self.public)] if self.public not in self.public_sets and Path(self.public).is_dir() else []
-        tell_unknown(f"data.exclude={self.exclude}", self.excluded, [*folders, *elsewhere])
+        folders = dict.fromkeys(path.parent for path in visible_files(self.folder, "*/*.tar"))
+        public = [Path(self.public)] if self.public not in self.public_sets and Path(self.public).is_dir() else []
+        warn_of_unknown_keys(f"data.exclude={self.exclude}", self.excluded, [*folders, *public])
 
     def repeats(self) -> Repeat:
-        """The planted repetitions as a value."""
+        """The planted repetitions."""
         return Repeat(**self.repeat)
 
     def shards(self, name: str) -> ShardSet:
-        """The set A, B, H, V or P, or another folder of shards below the data folder."""
+        """The set A, B, H, V or P, or another folder of shards in the data folder."""
         return ShardSet.open(self.folder / name)
 
     def public_folder(self) -> Path:
@@ -95,10 +112,10 @@ class DataSpec:
         )
 
     def check_labelled(self) -> None:
-        """Raise UserError where the labelled set is not there."""
+        """Raise UserError if the labelled set is missing."""
         if self.labelled and not (self.folder / self.labelled).is_dir():
             raise UserError(
-                f"data.labelled={self.labelled} is no set of {self.folder}; name one, or give data.labelled=null"
+                f"data.labelled={self.labelled} is not a set of {self.folder}; name one, or set data.labelled=null"
             )
 
     def objects_folder(self, choice: str | None = None) -> Path:
@@ -106,53 +123,58 @@ class DataSpec:
         name = choice or self.objects
         if name is None:
             raise UserError(
-                "this data brings no objects; find them with dejavu annotate, and give objects=NAME or FOLDER"
+                "this data has no objects of its own; detect them with dejavu annotate, and give objects=NAME or FOLDER"
             )
         fetch_objects(self.folder, name)
         for folder in (self.folder / "objects" / name, Path(name)):
             if folder.is_dir():
                 return folder
-        known = sorted(p.name for p in (self.folder / "objects").glob("*"))
+        known = [path.name for path in visible_files(self.folder / "objects", "*")]
         raise UserError(
             f"objects={name} is neither one of {', '.join(known) or 'none'}{suggest(name, known)} nor a folder"
         )
 
 
 def data_spec(config: dict[str, Any]) -> DataSpec:
-    """The DataSpec, its reader left as a description; data that needs no source is prepared where it is absent."""
+    """The DataSpec of a config, its reader left as a config node; ``automatic`` data is prepared if it is missing."""
     spec: DataSpec = build({**pinned(config), "_recursive_": False}, "data")
     check_fields(Repeat, spec.repeat, "data.repeat")
-    if spec.automatic and not (spec.folder / "manifest.json").is_file():
+    if spec.automatic and not (spec.folder / MANIFEST).is_file():
         prepare_data(spec)
     return spec
 
 
 def pinned(config: dict[str, Any]) -> dict[str, Any]:
-    """The data's settings with the fingerprint of the keys in ``exclude``, so that other keys are other settings."""
+    """The data's config with the fingerprint of the keys in ``exclude``, so that other keys are other settings."""
     if config.get("exclude") is None:
         return config
-    from dejavu_lit.data.exclude import keys_fingerprint, read_keys
-
     return {**config, "exclude_fingerprint": keys_fingerprint(read_keys(config["exclude"], "data.exclude"))}
 
 
-def prepare_data(spec: DataSpec, wait: bool = True, **how: Any) -> None:
-    from dejavu_lit.data.prepare import prepare as run
-    from dejavu_lit.utils.io import locked
+def prepare_data(spec: DataSpec, wait: bool = True, **options: Any) -> None:
+    """Prepare the data of ``spec``; of processes that start together, one does and the others wait.
+
+    Args:
+        wait: whether to wait for a process that works in the folder, or to raise UserError.
+        options: further arguments of ``prepare``.
+
+    Raises:
+        UserError: no reader, a remote folder, or what ``prepare`` raises.
+    """
+    from dejavu_lit.data.prepare import prepare  # loads numba, which nothing else here needs
 
     if spec.reader is None:
         raise UserError(f"data={spec.name} has no reader; choose data=coco, folder, table or shards to prepare from")
     if spec.dir is not None and is_remote(spec.dir):
-        raise UserError(f"data.dir={spec.dir} is elsewhere; prepare into a local folder and copy it there")
+        raise UserError(f"data.dir={spec.dir} is remote; prepare into a local folder and copy it there")
     spec.folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = spec.folder.parent / f".{spec.folder.name}.lock"
-    with locked(lock, wait):  # of ranks and jobs that start together, one prepares
-        run(
+    with locked(spec.folder.parent / f".{spec.folder.name}.lock", wait):
+        prepare(
             reader=build(spec.reader, "data.reader"),
             out=spec.folder,
             sizes=spec.sizes,
             seed=spec.seed,
             near_duplicates=spec.near_duplicates,
             extra={name: build(reader, f"data.extra.{name}") for name, reader in spec.extra.items()},
-            **how,
+            **options,
         )

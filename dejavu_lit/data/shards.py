@@ -1,7 +1,7 @@
-"""Shards: WebDataset tars of pairs (``KEY.jpg|png|webp`` + ``KEY.txt`` + ``KEY.json``), their index, reader and writer.
+"""Shards: WebDataset tars of pairs (``KEY.jpg|png|webp`` + ``KEY.txt`` + ``KEY.json``), with their index, reader and writer.
 
-A shard is read through the offsets of its members, so pairs can be read in any order without unpacking anything.
-Beside the tars lies ``sizes.json``, {shard name: number of pairs}; it is counted once where it is absent.
+A shard is read by the offsets of its members, so pairs can be read in any order and nothing is unpacked.
+``sizes.json`` beside the tars maps each shard's name to its number of pairs; if missing, the pairs are counted once.
 """
 
 import hashlib
@@ -9,7 +9,8 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -19,23 +20,33 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from dejavu_lit.data.decode import LARGEST_JSON, meta_caption, read_meta, read_text
-from dejavu_lit.data.decode import BadPair as BadPair  # part of what this module offers
-from dejavu_lit.data.remote import STATE as REMOTE
-from dejavu_lit.data.remote import fetch_shard
+from dejavu_lit.data.decode import (
+    MAX_CAPTION_CHARS,
+    MAX_JSON_BYTES,
+    meta_captions,
+    read_caption,
+    read_meta,
+    with_captions,
+)
+from dejavu_lit.data.decode import BadPair as BadPair  # re-exported: whoever reads pairs handles it
+from dejavu_lit.data.remote import fetch_shard, source
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import atomic, read_json, read_object, write_json
+from dejavu_lit.utils.io import atomic, is_hidden, read_json, read_json_object, visible_files, write_json
 from dejavu_lit.utils.progress import progress
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+TEXTS = ("txt", "json", "cls")  # a pair's members beside the image; cls is WebDataset's for the class
+NO_IMAGE = f"it has no image member KEY.{', KEY.'.join(IMAGE_EXTENSIONS)} (a key ends at the first dot of the name)"
 SIZES = "sizes.json"
-MOST_PAIRS = 1 << 40  # of a shard
-LARGEST_IMAGE = 256 << 20  # bytes of its file
+MAX_SHARD_PAIRS = 1 << 40  # more is a damaged sizes.json
+MAX_IMAGE_BYTES = 256 << 20  # of the encoded file
+
+Members = dict[str, tuple[int, int]]  # {extension: (offset, size) in bytes}
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One (image, caption) pair: the encoded image, its caption and whatever the ``json`` member holds."""
+    """One (image, caption) pair: the encoded image, its caption and the content of its ``json`` member."""
 
     key: str
     image: bytes
@@ -46,112 +57,153 @@ class Pair:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where each pair of one tar lies: ``members[i]`` maps an extension to (offset, size) in bytes."""
+    """Where the pairs of one tar are: ``members[i]`` maps an extension to (offset, size) in bytes.
+
+    unused: {extension, or "hidden": number of members that no pair uses}.
+    """
 
     path: Path
     keys: tuple[str, ...]
-    members: tuple[dict[str, tuple[int, int]], ...]
+    members: tuple[Members, ...]
+    unused: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def read(self, position: int, image: bool = True) -> Pair:
-        """The pair at ``position``; with ``image=False`` its image is left empty (captions only).
+        """The pair at ``position``; with ``image=False`` its image is empty (captions only). The caption may be empty.
 
         Raises:
-            BadPair: no image, text and JSON that do not decode, or a caption that is no text or too long. It may be empty.
-            UserError: the file has vanished or was cut since it was indexed.
+            BadPair: no image, text or JSON that does not decode, or a caption that is not text or too long.
+            UserError: the file has disappeared or was cut short since it was indexed.
         """
         members = self.members[position]
-        extension = next((e for e in IMAGE_EXTENSIONS if e in members), None)
+        extension = image_extension_of(members)
         if extension is None:
-            raise BadPair("it has no image")
-        if members[extension][1] > LARGEST_IMAGE:
-            raise BadPair(f"the image has more than {LARGEST_IMAGE >> 20} MiB")
+            raise BadPair(NO_IMAGE)
+        if members[extension][1] > MAX_IMAGE_BYTES:
+            raise BadPair(f"the image has more than {MAX_IMAGE_BYTES >> 20} MiB")
         try:
             with _open(self.path) as file:
                 content: dict[str, bytes] = {}
-                for name in ("txt", "json", "cls"):
-                    if name in members:  # of one that is too large, enough to see it
+                for name in TEXTS:
+                    if name in members:  # one byte over the limit is enough to reject it
                         offset, size = members[name]
-                        content[name] = _read(file.fileno(), self.path, offset, min(size, LARGEST_JSON + 1))
-                content["image"] = _read(file.fileno(), self.path, *members[extension]) if image else b""
+                        content[name] = read_range(file.fileno(), self.path, offset, min(size, MAX_JSON_BYTES + 1))
+                content["image"] = read_range(file.fileno(), self.path, *members[extension]) if image else b""
         except FileNotFoundError:
-            raise UserError(f"the shard {self.path} has vanished; restore it and start again") from None
-        meta = read_meta(content["json"]) if "json" in content else {}
-        if "cls" in content:  # the class, where WebDataset keeps it
-            meta.setdefault("label", read_text(content["cls"]))
-        caption = read_text(content["txt"]) if "txt" in content else meta_caption(meta)
-        return Pair(self.keys[position], content["image"], extension, caption, meta)
+            raise UserError(f"the shard {self.path} has disappeared; restore it and start again") from None
+        return Pair(self.keys[position], content["image"], extension, *decode_texts(content))
 
 
-def _open(path: Path) -> BinaryIO:
-    """The file of a shard, copied again where it made room in a mirror."""
-    try:
-        return open(path, "rb")
-    except FileNotFoundError:
-        if not fetch_shard(path):
-            raise
-        return open(path, "rb")
+def decode_texts(content: Mapping[str, bytes]) -> tuple[str, dict[str, Any]]:
+    """The caption and the JSON of a pair from those of its members TEXTS that exist; a class becomes ``label``.
+
+    Raises:
+        BadPair: text or JSON that does not decode, or a caption that is not text or too long.
+    """
+    meta = read_meta(content["json"]) if "json" in content else {}
+    if "cls" in content:
+        meta.setdefault("label", read_caption(content["cls"]))
+    if "txt" in content:
+        return read_caption(content["txt"]), meta
+    captions = meta_captions(meta)
+    return next(iter(captions), ""), with_captions(meta, captions)
 
 
-def _read(descriptor: int, path: Path, offset: int, size: int) -> bytes:
-    data = os.pread(descriptor, size, offset)
-    if len(data) != size:
-        raise UserError(f"the shard {path} was cut short while being read; restore it and start again")
-    return data
+def caption_candidates(pair: Pair) -> tuple[str, ...]:
+    """The list ``captions`` of the pair's JSON, from which ``mitigation.caption_choice`` draws; often empty."""
+    captions = pair.meta.get("captions")
+    if not isinstance(captions, list):
+        return ()
+    texts = (text.strip() for text in captions if isinstance(text, str))
+    return tuple(text for text in texts if 0 < len(text) <= MAX_CAPTION_CHARS)
 
 
 @lru_cache(maxsize=64)
 def index_shard(path: Path) -> ShardIndex:
-    """Index one tar by reading its headers only.
+    """Index one tar; only its headers are read.
 
-    Members are grouped as WebDataset does: by the name up to the first dot of its last component. Anything but a
-    regular file with a plain relative name is refused.
+    Members are grouped as in WebDataset: by their name up to the first dot of its last component. An image with a text of
+    the same dotted name (``IMG_7.edited.jpg``, ``IMG_7.edited.txt``) is a pair of its own. Hidden members are not read.
+    Anything but a regular file with a plain relative name is rejected.
 
     Raises:
-        UserError: not a tar, compressed, cut short, an unsafe member, or a key that occurs twice.
+        UserError: not a tar, compressed, cut short, an unsafe member, or a duplicate key.
     """
-    groups: dict[str, dict[str, tuple[int, int]]] = {}
-    if path.exists() and not path.is_file():  # opening a pipe would wait for whoever fills it
+    groups: dict[str, Members] = {}
+    hidden = 0
+    if path.exists() and not path.is_file():  # opening a pipe would block until somebody writes to it
         raise UserError(
-            f"{path} is no file (a pipe, a folder or a device); put the shard itself there, or read what a command gives by "
-            "data.dir=pipe:…"
+            f"{path} is not a regular file (but a pipe, a folder or a device); put the shard itself there, or read a command's "
+            "output with data.dir=pipe:…"
         )
     try:
-        with _open(path) as whole, tarfile.open(fileobj=whole, mode="r:") as tar:
-            end = 0  # where the last member's data ends, in tar's blocks of 512 bytes
+        with _open(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            end = 0  # of the last member's data, in tar's blocks of 512 bytes
             for member in tar:
                 start, end = end, member.offset_data + -(-member.size // 512) * 512
-                if member.offset_data < start:  # a header can lead back to members before it, for ever
+                if member.offset_data < start:  # a header that points back to earlier members would loop forever
                     raise UserError(f"{path} is damaged (a member begins within another); make it again or remove it")
                 if member.isdir():
                     continue
                 parts = Path(member.name.encode("utf-8", "backslashreplace").decode()).parts
-                plain = member.isreg() and not member.issparse() and member.size >= 0
-                if not plain or member.name.startswith("/") or ".." in parts or not parts:
-                    raise UserError(f"{path} holds {member.name!r}, which is no plain file inside the archive; refused")
+                is_plain = member.isreg() and not member.issparse() and member.size >= 0
+                if not is_plain or member.name.startswith("/") or ".." in parts or not parts:
+                    raise UserError(
+                        f"{path} contains {member.name!r}, which is not a plain file inside the archive; remove that member"
+                    )
+                if is_hidden("/".join(parts)):
+                    hidden += 1
+                    continue
                 base, _, extension = parts[-1].partition(".")
                 key = "/".join((*parts[:-1], base))
                 group = groups.setdefault(key, {})
                 if extension.lower() in group:
-                    raise UserError(f"{path} holds two members {member.name!r}; keys must be unique within a shard")
+                    raise UserError(f"{path} has two members {member.name!r}; make keys unique within the shard")
                 group[extension.lower()] = (member.offset_data, member.size)
-            if os.pread(whole.fileno(), 512, end) != bytes(512):
+            if os.pread(file.fileno(), 512, end) != bytes(512):
                 raise UserError(f"{path} is cut short (it has no end mark); make it again or remove it")
     except FileNotFoundError:
-        raise UserError(f"the shard {path} does not exist") from None
+        raise UserError(f"the shard {path} does not exist; restore it or check data.dir") from None
     except UserError:
         raise
-    except Exception as error:  # tarfile raises nearly anything for damaged headers
-        raise UserError(f"{path} is not a whole, uncompressed tar ({error}); make it again or remove it") from None
-    groups = {key: m for key, m in groups.items() if "txt" in m or "json" in m or set(m) & set(IMAGE_EXTENSIONS)}
-    return ShardIndex(path, tuple(groups), tuple(groups.values()))
+    except Exception as error:  # tarfile raises nearly any exception for damaged headers
+        raise UserError(f"{path} is not a complete, uncompressed tar ({error}); make it again or remove it") from None
+    pairs = {key: m for name, group in groups.items() for key, m in _pairs(name, group)}
+    used = {m[e] for m in pairs.values() for e in (image_extension_of(m), *TEXTS) if e in m}
+    unused = Counter(e for group in groups.values() for e, place in group.items() if place not in used)
+    return ShardIndex(path, tuple(pairs), tuple(pairs.values()), dict(unused) | ({"hidden": hidden} if hidden else {}))
+
+
+def _pairs(name: str, group: Members) -> Iterator[tuple[str, Members]]:
+    """(key, members) of the pairs in one group of WebDataset: the group itself, and images whose names have more dots.
+
+    Those are pairs of their own if they have a text of the same name, or if the whole group has nothing but such images.
+    Other dotted members (``a.seg.png``) belong to the group, as in WebDataset.
+    """
+    stems: dict[str, Members] = {}
+    for extension, place in group.items():
+        stem, _, last = extension.rpartition(".")
+        stems.setdefault(stem, {})[last] = place
+    images = [stem for stem, members in stems.items() if image_extension_of(members)]
+    only_images = "" not in stems and all(members.keys() <= set(IMAGE_EXTENSIONS) for members in stems.values())
+    own = [stem for stem in images if stem and (only_images or not stems[stem].keys().isdisjoint(TEXTS))]
+    rest = {e: place for e, place in group.items() if e.rpartition(".")[0] not in own}
+    if "txt" in rest or "json" in rest or len(images) > len(own):
+        yield name, rest
+    for stem in own:
+        yield f"{name}.{stem}", stems[stem]
+
+
+def image_extension_of(members: Collection[str]) -> str | None:
+    """The extension of a pair's image among those of its members; None if it has no image."""
+    return next((extension for extension in IMAGE_EXTENSIONS if extension in members), None)
 
 
 @dataclass(frozen=True)
 class ShardSet:
-    """A folder of shards, in the order of their names, with the number of pairs of each."""
+    """A folder of shards in the order of their names, with the number of pairs in each."""
 
     folder: Path
     names: tuple[str, ...]
@@ -159,27 +211,27 @@ class ShardSet:
 
     @classmethod
     def open(cls, folder: Path | str) -> "ShardSet":
-        """Open a folder of tars; counts the pairs once and writes ``sizes.json`` where it is absent or incomplete.
+        """Open a folder of tars; if ``sizes.json`` is missing or incomplete, count the pairs and write it.
 
         Raises:
-            UserError: no such folder, no tars in it, or a ``sizes.json`` that names other shards.
+            UserError: no such folder, no tars in it, or a ``sizes.json`` that lists other shards.
         """
         folder = Path(folder)
-        names = tuple(sorted(p.name for p in folder.glob("*.tar"))) if folder.is_dir() else ()
-        if (folder.parent / REMOTE).is_file() and (folder / SIZES).is_file():
-            names = tuple(sorted(read_object(folder / SIZES)))  # some may not be on this node yet
+        names = tuple(path.name for path in visible_files(folder, "*.tar"))
+        if (folder / SIZES).is_file() and source(folder.parent) is not None:
+            names = tuple(sorted(read_json_object(folder / SIZES)))  # some may not have been downloaded yet
         if not names:
-            raise UserError(f"{folder} holds no shards (*.tar); check data.dir or run dejavu prepare")
+            raise UserError(f"{folder} has no shards (*.tar); check data.dir or run dejavu prepare")
         known: dict[str, int] = read_json(folder / SIZES) if (folder / SIZES).exists() else {}
         if not isinstance(known, dict) or not all(
-            type(size) is int and 0 <= size < MOST_PAIRS and "/" not in name for name, size in known.items()
+            type(size) is int and 0 <= size < MAX_SHARD_PAIRS and "/" not in name for name, size in known.items()
         ):
             raise UserError(
-                f"{folder / SIZES} is not {{shard: number of pairs}}; remove it, and the pairs are counted again"
+                f"{folder / SIZES} is not {{shard: number of pairs}}; remove it to have the pairs counted again"
             )
         if missing := sorted(set(known) - set(names)):
             raise UserError(
-                f"{folder / SIZES} names {missing[0]}, which is not there; restore the shard or remove {SIZES}"
+                f"{folder / SIZES} lists {missing[0]}, which does not exist; restore the shard or remove {SIZES}"
             )
         if unknown := [name for name in names if name not in known]:
             for name in progress(unknown, f"counting pairs in {folder.name}", unit="shard"):
@@ -193,21 +245,21 @@ class ShardSet:
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """The position of each shard's first pair in the whole set, int64 [shards + 1]."""
+        """The position of each shard's first pair in the set, int64 [shards + 1]; the last entry is the set's size."""
         return np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
 
     def index(self, shard: int) -> ShardIndex:
-        """The index of the shard number ``shard``; raises UserError where it disagrees with ``sizes.json``."""
+        """The index of shard number ``shard``; raises UserError if it disagrees with ``sizes.json``."""
         index = index_shard(self.folder / self.names[shard])
         if len(index) != self.sizes[shard]:
             raise UserError(
-                f"{index.path} holds {len(index)} pairs, {SIZES} says {self.sizes[shard]}; "
+                f"{index.path} has {len(index)} pairs, but {SIZES} says {self.sizes[shard]}; "
                 f"restore the shard, or remove {self.folder / SIZES} to have it counted again"
             )
         return index
 
     def keys(self, limit: int | None = None) -> list[str]:
-        """The keys of the first ``limit`` pairs (all of them by default), in the order of the shards."""
+        """The keys of the first ``limit`` pairs (by default all), in the order of the shards."""
         keys: list[str] = []
         for shard in range(len(self.names)):
             if limit is not None and len(keys) >= limit:
@@ -216,7 +268,7 @@ class ShardSet:
         return keys[:limit]
 
     def fingerprint(self) -> dict[str, str]:
-        """{shard: hash of its keys, its captions and the sizes of its members}: images themselves are not read."""
+        """{shard: hash of its keys, its captions and the sizes of its members}; image data is not read."""
         return {name: self._digest(shard) for shard, name in enumerate(self.names)}
 
     def _digest(self, shard: int) -> str:
@@ -225,28 +277,39 @@ class ShardSet:
             for key, members in zip(index.keys, index.members, strict=True):
                 digest.update(repr((key, sorted((name, size) for name, (_, size) in members.items()))).encode())
                 if "txt" in members:
-                    digest.update(_read(file.fileno(), index.path, *members["txt"]))
+                    digest.update(read_range(file.fileno(), index.path, *members["txt"]))
         return digest.hexdigest()[:16]
+
+
+def read_pairs(shards: ShardSet, image: bool = True) -> Iterator[Pair | BadPair]:
+    """Every pair of a set in the order of the shards; an unusable pair is yielded as the BadPair with its reason."""
+    for shard in range(len(shards.names)):
+        index = shards.index(shard)
+        for position in range(len(index)):
+            try:
+                yield index.read(position, image)
+            except BadPair as bad:
+                yield bad
 
 
 @contextmanager
 def write_shard(path: Path | str) -> Iterator[Callable[[Pair], None]]:
-    """Yield a function that appends one pair; the shard appears under its name when the block ends well, and only then.
+    """Yield a function that appends one pair; the shard appears under its name only when the block ends without error.
 
-    The same pairs give the same bytes. Plain tar members are all there is to it, while WebDataset's own writer would bring
-    torch into every process that writes.
+    The same pairs give the same bytes. Written with tarfile: WebDataset's own writer would import torch into every
+    process that writes.
 
     Raises:
-        ValueError: a key that WebDataset or a list of keys could not give back (a dot, a slash or a line break in it, white
-            space around it, or empty).
+        ValueError: a key that WebDataset or a list of keys could not return unchanged (empty, with a dot, slash or line
+            break, or with surrounding white space).
     """
     with atomic(path) as part, tarfile.open(part, "w") as tar:
 
         def write(pair: Pair) -> None:
             if not pair.key or "." in pair.key or "/" in pair.key:
-                raise ValueError(f"the key {pair.key!r} must be non-empty and hold no dot or slash")
+                raise ValueError(f"the key {pair.key!r} must be non-empty, without dot or slash")
             if pair.key != pair.key.strip() or len(pair.key.splitlines()) > 1:
-                raise ValueError(f"the key {pair.key!r} must hold no line break and no white space around it")
+                raise ValueError(f"the key {pair.key!r} must have no line break and no surrounding white space")
             meta = json.dumps(pair.meta, sort_keys=True, ensure_ascii=False)
             for extension, data in ((pair.extension, pair.image), ("txt", _utf8(pair.caption)), ("json", _utf8(meta))):
                 member = tarfile.TarInfo(f"{pair.key}.{extension}")
@@ -258,8 +321,8 @@ def write_shard(path: Path | str) -> Iterator[Callable[[Pair], None]]:
 
 def write_shards(folder: Path | str, pairs: Iterable[Pair], pairs_per_shard: int = 1000) -> ShardSet:
     """Write pairs into numbered shards with their ``sizes.json``, and open them."""
-    folder, sizes, rest, number = Path(folder), {}, iter(pairs), 0
-    while block := list(islice(rest, pairs_per_shard)):
+    folder, sizes, remaining, number = Path(folder), {}, iter(pairs), 0
+    while block := list(islice(remaining, pairs_per_shard)):
         with write_shard(folder / f"{number:05d}.tar") as write:
             for pair in block:
                 write(pair)
@@ -269,17 +332,24 @@ def write_shards(folder: Path | str, pairs: Iterable[Pair], pairs_per_shard: int
     return ShardSet.open(folder)
 
 
+def read_range(descriptor: int, path: Path, offset: int, size: int) -> bytes:
+    """``size`` bytes of an open shard from ``offset`` on; raises UserError naming ``path`` if the file is shorter."""
+    data = os.pread(descriptor, size, offset)
+    if len(data) != size:
+        raise UserError(f"the shard {path} was cut short while being read; restore it and start again")
+    return data
+
+
+def _open(path: Path) -> BinaryIO:
+    """The file of a shard; a shard that was evicted from a mirror is downloaded again."""
+    try:
+        return open(path, "rb")
+    except FileNotFoundError:
+        if not fetch_shard(path):
+            raise
+        return open(path, "rb")
+
+
 def _utf8(text: str) -> bytes:
-    """UTF-8; half surrogates, which JSON from the web sometimes holds, become question marks."""
+    """UTF-8; lone surrogates, which JSON from the web sometimes contains, become question marks."""
     return text.encode("utf-8", "replace")
-
-
-def read_pairs(shards: ShardSet, image: bool = True) -> Iterator[Pair | BadPair]:
-    """Every pair of a set in the order of the shards; a pair that cannot be used comes as the BadPair that says why."""
-    for shard in range(len(shards.names)):
-        index = shards.index(shard)
-        for position in range(len(index)):
-            try:
-                yield index.read(position, image)
-            except BadPair as bad:
-                yield bad

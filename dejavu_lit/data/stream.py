@@ -1,4 +1,7 @@
-"""The batches of one rank, epoch by epoch: pairs in the order of the plan, captions and images as the knobs have them."""
+"""The batch stream of one rank: pairs in the order of the epoch plan, with mitigations applied to captions and images.
+
+A pair is read from its shard or from a cache of decoded images; its caption is drawn for the epoch and tokenized.
+"""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -12,72 +15,61 @@ from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
 from dejavu_lit.data.captions import train_caption
-from dejavu_lit.data.decode import EMPTY, LONGEST_CAPTION, opened
+from dejavu_lit.data.decode import EMPTY_CAPTION, open_image
 from dejavu_lit.data.epoch import EpochPlan
-from dejavu_lit.data.shards import BadPair, Pair, ShardIndex, ShardSet, index_shard
+from dejavu_lit.data.shards import BadPair, ShardIndex, ShardSet, caption_candidates, index_shard
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.progress import progress
 
 log = logging.getLogger(__name__)
 
-Preprocess = Callable[[Image.Image], np.ndarray]
-Augment = Callable[[np.ndarray, str], np.ndarray]  # RGB uint8 [h, w, 3] and what its draws depend on → uint8 [3, h, w]
-Tokenizer = Callable[[list[str]], torch.Tensor]
+Preprocess = Callable[[Image.Image], np.ndarray]  # → uint8, the model's input or the whole image
+Augment = Callable[[np.ndarray, str], np.ndarray]  # RGB uint8 [h, w, 3] and the seed of its draws → uint8 [3, h, w]
+Tokenizer = Callable[[list[str]], torch.Tensor]  # → int64 [n, context]
 Batch = dict[str, Any]
-Load = Callable[[Image.Image], np.ndarray]
-Loaded = tuple[np.ndarray, str, tuple[str, ...]]  # image, the pair's caption, all captions that it has
+LoadedPair = tuple[np.ndarray, str, tuple[str, ...]]  # image, the pair's caption, caption candidates
+
+ESTIMATE_AFTER = 100  # images; their mean size then predicts the memory for all
 
 
-FEW = 100  # images after which the memory for all of them is foreseen
-
-
-def pixels(image: Image.Image) -> np.ndarray:
+def rgb_pixels(image: Image.Image) -> np.ndarray:
     """The whole image as RGB, uint8 [height, width, 3]."""
     return np.asarray(image.convert("RGB"))
 
 
-def load_pair(index: ShardIndex, position: int, load: Load) -> Loaded:
-    """One pair of a shard, its image as ``load`` makes it; raises BadPair where it cannot be used."""
+def load_pair(index: ShardIndex, position: int, preprocess: Preprocess) -> LoadedPair:
+    """One pair of a shard, its image preprocessed; raises BadPair if it cannot be used."""
     pair = index.read(position)
-    with opened(pair.image) as image:
-        return load(image), pair.caption, other_captions(pair)
-
-
-def other_captions(pair: Pair) -> tuple[str, ...]:
-    """The list ``captions`` of the pair's JSON, from which ``mitigation.caption_choice`` draws; often empty."""
-    listed = pair.meta.get("captions")
-    if not isinstance(listed, list):
-        return ()
-    texts = (text.strip() for text in listed if isinstance(text, str))
-    return tuple(text for text in texts if 0 < len(text) <= LONGEST_CAPTION)
+    with open_image(pair.image) as image:
+        return preprocess(image), pair.caption, caption_candidates(pair)
 
 
 class ImageCache:
-    """The first pairs of a set, loaded once."""
+    """The first pairs of a set, loaded once and kept in memory."""
 
-    def __init__(self, pairs: list[Loaded | BadPair]) -> None:
+    def __init__(self, pairs: list[LoadedPair | BadPair]) -> None:
         self._pairs = pairs
 
     @classmethod
-    def fill(cls, shards: ShardSet, count: int, load: Load, limit: int) -> "ImageCache | None":
-        """The first ``count`` pairs; None where their images would take more than ``limit`` bytes."""
-        pairs: list[Loaded | BadPair] = []
+    def fill(cls, shards: ShardSet, count: int, preprocess: Preprocess, limit: int) -> "ImageCache | None":
+        """Load the first ``count`` pairs; None if their images would take more than ``limit`` bytes."""
+        pairs: list[LoadedPair | BadPair] = []
         used = 0
-        places = ((s, p) for s in range(len(shards.names)) for p in range(shards.sizes[s]))
-        for shard, position in progress(islice(places, count), "decoding", count, "image"):
+        positions = ((s, p) for s in range(len(shards.names)) for p in range(shards.sizes[s]))
+        for shard, position in progress(islice(positions, count), "decoding", count, "image"):
             try:
-                pair = load_pair(shards.index(shard), position, load)
+                pair = load_pair(shards.index(shard), position, preprocess)
                 pairs.append(pair)
                 used += pair[0].nbytes
             except BadPair as bad:
                 pairs.append(bad)
-            if used > limit or (len(pairs) >= min(FEW, count) and used / len(pairs) * count > limit):
+            if used > limit or (len(pairs) >= min(ESTIMATE_AFTER, count) and used / len(pairs) * count > limit):
                 return None
         return cls(pairs)
 
-    def get(self, position: int) -> Loaded:
-        """The pair at a position in the set; raises the BadPair that was met while loading it."""
+    def get(self, position: int) -> LoadedPair:
+        """The pair at a position in the set; raises the BadPair with which loading it failed."""
         pair = self._pairs[position]
         if isinstance(pair, BadPair):
             raise pair
@@ -85,14 +77,14 @@ class ImageCache:
 
 
 class TokenCache:
-    """A tokenizer that tokenizes each caption once: for sets that fit into memory, with captions that stay the same."""
+    """A tokenizer that tokenizes each caption once: for sets that fit into memory and captions that never change."""
 
-    def __init__(self, tokenizer: Callable[[list[str]], torch.Tensor]) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._known: dict[str, torch.Tensor] = {}
 
     def __call__(self, captions: Sequence[str]) -> torch.Tensor:
-        """Tokens int64 [n, context]."""
+        """Tokens, int64 [n, context]."""
         new = [caption for caption in dict.fromkeys(captions) if caption not in self._known]
         if new:
             self._known.update(zip(new, self._tokenizer(new), strict=True))
@@ -100,13 +92,16 @@ class TokenCache:
 
 
 class PairStream(IterableDataset[Batch]):
-    """The batches of one rank in the epoch and from the step that ``begin`` told last; each worker gives its own stretch.
+    """The batches of one rank, from the epoch and step last given to ``start_at``; each worker yields its own stretch.
 
-    Processes that have a copy hear of ``begin`` where ``begins`` is shared memory, and follow it in their next iteration.
-    A batch holds ``images`` uint8 [b, 3, h, w], ``tokens`` int64 [b, context], ``index`` int64 [b] (the pair's position
-    in the set), ``replaced`` (an int: pairs that could not be read and were replaced by the next readable one of the same
-    stretch, so that counts never change) and ``unreadable`` ({index: reason} of the pairs passed over). ``knobs`` act on
-    the captions; ``augment``, where given, makes the input of the image instead of ``preprocess``.
+    ``position`` holds that epoch and step. In shared memory it reaches the worker processes, which follow it in their
+    next iteration. ``knobs`` act on the captions; ``augment``, if given, replaces ``preprocess``. A batch has
+
+    - ``images``: uint8 [b, 3, h, w], ``tokens``: int64 [b, context],
+    - ``index``: int64 [b], the pairs' positions in the set,
+    - ``replaced``: the number of unreadable pairs, each replaced by the next readable one of the stretch, so that counts
+      never change,
+    - ``unreadable``: {position in the set: reason} of the pairs that were skipped.
     """
 
     def __init__(
@@ -117,43 +112,47 @@ class PairStream(IterableDataset[Batch]):
         preprocess: Preprocess,
         tokenizer: Tokenizer,
         knobs: Mitigation | None = None,
-        words: Sequence[str] = (),
+        vocabulary: Sequence[str] = (),
         augment: Augment | None = None,
         cache: ImageCache | None = None,
     ) -> None:
         self.shards, self.plan, self.rank = shards, plan, rank
-        self.begins = torch.tensor([plan.epoch, 0])  # int64: the epoch and the step in it
-        self.tokenizer, self.knobs, self.words = tokenizer, knobs or Mitigation(), words
-        self.load, self.augment, self.cache = preprocess if augment is None else pixels, augment, cache
+        self.position = torch.tensor([plan.epoch, 0])  # int64: epoch, step in the epoch
+        self.tokenizer, self.knobs, self.vocabulary = tokenizer, knobs or Mitigation(), vocabulary
+        self.preprocess, self.augment, self.cache = preprocess if augment is None else rgb_pixels, augment, cache
 
-    def begin(self, epoch: int, step: int = 0) -> None:
-        """Let the next iteration give the batches of ``epoch`` from ``step`` on."""
-        self.begins.copy_(torch.tensor([epoch, step]))
+    def start_at(self, epoch: int, step: int = 0) -> None:
+        """Make the next iteration yield the batches of ``epoch`` from ``step`` on."""
+        self.position.copy_(torch.tensor([epoch, step]))
 
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
-        if info is not None and self.cache is None:  # each epoch brings it other shards, whose indexes would pile up
+        if info is not None and self.cache is None:  # every epoch needs other shards, whose indexes would pile up
             index_shard.cache_clear()
-        epoch, offset = self.begins.tolist()
+        epoch, offset = self.position.tolist()
         batches = list(replace(self.plan, epoch=epoch).batches(self.rank, info.id if info else 0, offset))
         stretch = np.concatenate(batches) if batches else np.zeros((0, 2), dtype=np.int64)
         for start in range(0, len(stretch), self.plan.batch):
-            wanted = range(start, start + self.plan.batch)
+            planned = range(start, start + self.plan.batch)
             unreadable: dict[int, str] = {}
-            found = [self._readable(epoch, stretch, i, unreadable) for i in wanted]
-            entries = stretch[[i for i, _, _ in found]]
+            pairs = [self._next_readable(epoch, stretch, i, unreadable) for i in planned]
+            entries = stretch[[i for i, _, _ in pairs]]
             yield {
-                "images": torch.from_numpy(np.stack([image for _, image, _ in found])),
-                "tokens": self.tokenizer([caption for _, _, caption in found]),
+                "images": torch.from_numpy(np.stack([image for _, image, _ in pairs])),
+                "tokens": self.tokenizer([caption for _, _, caption in pairs]),
                 "index": torch.from_numpy(self.shards.starts[entries[:, 0]] + entries[:, 1]),
-                "replaced": sum(i != j for i, (j, _, _) in zip(wanted, found, strict=True)),
+                "replaced": sum(i != j for i, (j, _, _) in zip(planned, pairs, strict=True)),
                 "unreadable": unreadable,
             }
 
-    def _readable(
-        self, epoch: int, stretch: np.ndarray, start: int, bad: dict[int, str]
+    def _next_readable(
+        self, epoch: int, stretch: np.ndarray, start: int, unreadable: dict[int, str]
     ) -> tuple[int, np.ndarray, str]:
-        """The first pair of the stretch from ``start`` on (then from its beginning) that can be read; notes the others."""
+        """The first readable pair from ``start`` on, wrapping around; adds the skipped ones to ``unreadable``.
+
+        Returns:
+            Its position in the stretch, its image and its caption.
+        """
         for i in chain(range(start, len(stretch)), range(start)):
             shard, position = map(int, stretch[i])
             try:
@@ -161,18 +160,18 @@ class PairStream(IterableDataset[Batch]):
             except BadPair as reason:
                 key = self.shards.index(shard).keys[position]
                 log.warning("skipped %s in %s: %s", key, self.shards.names[shard], reason)
-                bad[int(self.shards.starts[shard]) + position] = str(reason)
+                unreadable[int(self.shards.starts[shard]) + position] = str(reason)
         raise UserError(f"none of {len(stretch)} pairs of {self.shards.folder} can be read; prepare the data again")
 
     def _read(self, epoch: int, shard: int, position: int) -> tuple[np.ndarray, str]:
         index = self.shards.index(shard)
         if self.cache is None:
-            image, caption, others = load_pair(index, position, self.load)
+            image, caption, candidates = load_pair(index, position, self.preprocess)
         else:
-            image, caption, others = self.cache.get(int(self.shards.starts[shard]) + position)
+            image, caption, candidates = self.cache.get(int(self.shards.starts[shard]) + position)
         if not caption:
-            raise BadPair(EMPTY)
+            raise BadPair(EMPTY_CAPTION)
         seed, key = self.plan.seed, index.keys[position]
         if self.augment is not None:
             image = self.augment(image, f"{seed}/{epoch}/{key}")
-        return image, train_caption(caption, others, self.knobs, self.words, seed, epoch, key)
+        return image, train_caption(caption, candidates, self.knobs, self.vocabulary, seed, epoch, key)

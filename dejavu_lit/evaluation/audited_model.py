@@ -1,54 +1,66 @@
-"""One side of an evaluation: a model, a run of ours or finished embeddings, and what is known of its training."""
+"""The model on one side of an evaluation: a run, another model or finished embeddings, and how it was trained."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dejavu_lit.data.epoch import epoch_plan, exposures
-from dejavu_lit.data.exclude import later_duplicates, positions_of
-from dejavu_lit.data.prepared import MANIFEST, TRAINED_ON, DataSpec
+from dejavu_lit.data.key_lists import later_duplicates, positions_of
+from dejavu_lit.data.manifest import MANIFEST
+from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
 from dejavu_lit.data.shards import ShardSet
-from dejavu_lit.evaluation.embeddings import Embeddings
+from dejavu_lit.evaluation.embeddings import Embeddings, Modality
+from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import file_sha256, read_object
+from dejavu_lit.utils.io import file_sha256, read_json_object
 from dejavu_lit.utils.run_directory import RUN_SCHEMA, identity, read_config
 
 if TYPE_CHECKING:
     from dejavu_lit.models.encoder import Encoder
 
-Modality = Literal["image", "text"]
+# Of the files in a folder, those with weights or embeddings.
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npy")
 
 
 @dataclass(frozen=True)
-class Side:
+class AuditedModel:
     """``target=`` or ``reference=`` as the user gave it: RUN[@EPOCH] | MODEL | embeddings:DIR | text:MODEL."""
 
     name: str
-    store: Path  # embeddings of models that are no run of ours go below this folder
+    store: Path  # the folder for embeddings, except for those that are kept in a run
     device: str = "cpu"
     workers: int = 2
+    keep_in_run: bool = True  # whether a run's embeddings are kept in the run, if it can be written
 
     @cached_property
+    def model_name(self) -> ModelName:
+        """The parts of ``name``."""
+        return ModelName.parse(self.name)
+
+    @property
     def run(self) -> Path | None:
-        """The run directory, None for anything else."""
-        for text in (self.name, self.name.rpartition("@")[0]):
-            if text and (Path(text).expanduser() / "config.yaml").is_file():
-                return Path(text).expanduser()
-        return None
+        """The run directory; None for anything else."""
+        return self.model_name.run
 
-    @cached_property
-    def given(self) -> Path | None:
-        """The folder of ``embeddings:DIR``, None for anything else."""
-        return Path(self.name.removeprefix("embeddings:")).expanduser() if self.name.startswith("embeddings:") else None
+    @property
+    def epoch(self) -> int | None:
+        """The epoch of RUN@EPOCH; None for the end of the run."""
+        return self.model_name.epoch_number
+
+    @property
+    def embeddings_folder(self) -> Path | None:
+        """The folder of ``embeddings:DIR``; None for anything else."""
+        return self.model_name.path if self.model_name.kind == "embeddings" else None
 
     @property
     def captions_only(self) -> bool:
         """Whether this is a sentence-embedding model, the reference of the one-model test."""
-        return self.name.startswith("text:")
+        return self.model_name.kind == "text"
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -60,175 +72,171 @@ class Side:
         """The data that the run was trained on; None for anything else."""
         if not self.run:
             return None
-        try:  # a description and no more: nothing that it names is called
+        try:  # only the options: a class that the config names is never called
             return DataSpec(**{k: v for k, v in self.config["data"].items() if k != "_target_"})
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{self.run}/config.yaml says of its data what this version does not know ({error})"
+                f"{self.run}/config.yaml has missing or unknown data options ({error}); "
+                "evaluate the run with the version that trained it"
             ) from None
 
     @property
     def identity(self) -> str:
-        """What decides the model whatever folder it lies in: a run's settings and epoch, else the name."""
+        """What determines the model, wherever it is stored: a run's settings and epoch, else the name."""
         if not self.run:
             return self.name
         return f"run {identity(self.config)} epoch {self.epoch or 'last'}"
 
     @property
-    def epoch(self) -> int | None:
-        """The epoch of RUN@EPOCH; None for the end of the run."""
-        text = self.name.rpartition("@")[2]
-        return int(text) if self.run != Path(self.name).expanduser() and text.isdigit() else None
-
-    @property
     def weights(self) -> dict[str, Path]:
-        """{name: file} of what holds its weights, or the vectors of ``embeddings:DIR``; {} where no path is known."""
-        return weight_files(self.name, self.run, self.epoch)
+        """{name: file} of its weights, or of the vectors of ``embeddings:DIR``; {} if the name gives no local path."""
+        return weight_files(self.model_name)
 
     @cached_property
-    def record(self) -> dict[str, Any]:
-        """What the run wrote when it ended; empty for anything else.
+    def run_json(self) -> dict[str, Any]:
+        """What the run wrote when it finished; empty for anything else, and for an epoch of an unfinished run.
 
         Raises:
-            UserError: the run is not finished and no epoch of it was asked for.
+            UserError: the run is not finished and the name gives no epoch.
         """
         if not self.run:
             return {}
         path = self.run / "run.json"
         if not path.is_file():
-            if "@" in self.name:
+            if self.model_name.epoch is not None:
                 return {}
             raise UserError(f"{self.run} is not finished; start dejavu train again in it, or evaluate {self.run}@EPOCH")
-        return read_object(path, RUN_SCHEMA)
+        return read_json_object(path, RUN_SCHEMA)
 
     @property
     def trained_on(self) -> str | None:
-        """The set that the run trained on, A or B; None where it is not known."""
+        """The set that the run trained on, A or B; None if unknown."""
         return TRAINED_ON.get(self.config.get("side", ""))
 
     @cached_property
     def encoder(self) -> "Encoder":
-        """The model, loaded when it is first needed."""
+        """The model, loaded on first use."""
         from dejavu_lit.models.zoo import load_encoder
 
         return load_encoder(self.name, self.device)
 
     def embeddings(self, shards: ShardSet, name: str, modality: Modality, limit: int | None = None) -> Embeddings:
-        """The embeddings of one set, made where they are missing."""
-        if self.given:
-            return Embeddings.open(self.given / name / modality)
+        """The embeddings of the set ``name``, computed if missing; ``limit``: of its first pairs only."""
+        if self.embeddings_folder:
+            return Embeddings.open(self.embeddings_folder / name / modality)
         from dejavu_lit.evaluation.embed import embed
 
-        return embed(self.encoder, shards, modality, self._folder(name, modality), limit, self.workers)
+        return embed(self.encoder, shards, modality, self.set_folder(name, modality), limit, self.workers)
 
     def embed_share(
         self, shards: ShardSet, name: str, modality: Modality, limit: int | None, share: tuple[int, int]
     ) -> None:
-        """Make what is missing of every n-th shard from the i-th on, for ``share`` = (i, n)."""
-        if not self.given:
+        """Compute the missing embeddings of every n-th shard from the i-th on, for ``share`` = (i, n)."""
+        if not self.embeddings_folder:
             from dejavu_lit.evaluation.embed import write_missing
 
-            write_missing(
-                self.encoder, shards, modality, self._folder(name, modality), limit, self.workers, share=share
-            )
+            folder = self.set_folder(name, modality)
+            write_missing(self.encoder, shards, modality, folder, limit, self.workers, share=share)
 
     def saved(self, shards: ShardSet, name: str, modality: Modality) -> Embeddings | None:
-        """The embeddings of a whole set where they are there already, else None."""
-        if self.given:
-            return Embeddings.open(self.given / name / modality)
-        folder = self._folder(name, modality)
-        whole = all((folder / f"{Path(shard).stem}.npy").is_file() for shard in shards.names)
-        return self.embeddings(shards, name, modality) if whole else None
+        """The embeddings of a set if all of them exist already, else None."""
+        if self.embeddings_folder:
+            return Embeddings.open(self.embeddings_folder / name / modality)
+        folder = self.set_folder(name, modality)
+        is_complete = all((folder / f"{Path(shard).stem}.npy").is_file() for shard in shards.names)
+        return self.embeddings(shards, name, modality) if is_complete else None
 
-    def _folder(self, name: str, modality: Modality) -> Path:
-        root = self.run / "embeddings" if self.run else self.store
-        return root / f"{Path(self.name).name}-{self.encoder.fingerprint[:8]}" / f"{name}-{modality}"
+    def set_folder(self, name: str, modality: Modality) -> Path:
+        """The folder for the embeddings of the set ``name``; loads the model for its fingerprint."""
+        folder = Path(f"{Path(self.name).name}-{self.encoder.fingerprint[:8]}", f"{name}-{modality}")
+        own = self.run / "embeddings" / folder if self.run and self.keep_in_run else None
+        return own if own and _is_writable(own) else self.store / folder
 
-    def at(self, epoch: int, device: str) -> "Side":
-        """The run as it was after ``epoch`` epochs where it kept that checkpoint, else this side; its model not yet loaded."""
+    def at(self, epoch: int, device: str) -> "AuditedModel":
+        """The run's checkpoint of ``epoch`` if it exists, else this model; not yet loaded."""
         name = self.name
-        if (
-            self.run is not None
-            and self.epoch is None
-            and (self.run / "checkpoints" / f"epoch={epoch:04d}.ckpt").is_file()
-        ):
+        if self.run is not None and self.epoch is None and _checkpoint(self.run, epoch).is_file():
             name = f"{self.run}@{epoch}"
         return replace(self, name=name, device=device)
 
     def exposure(self, shards: ShardSet) -> np.ndarray | None:
-        """How often each pair of the training set was seen, int64 [pairs not excluded]; None where it is not known."""
-        if self.data is None or not self.record or self.trained_on is None:
+        """How often training saw each pair of its set, int64 [pairs not excluded]; None if unknown."""
+        if self.data is None or not self.run_json or self.trained_on is None:
             return None
-        given = self.record["plan"]
+        saved_plan = self.run_json["plan"]
         excluded = positions_of(shards, self.data.excluded)
         removed = None
         if self.config.get("mitigation", {}).get("dedup"):
-            manifest = self.data.folder / MANIFEST
+            manifest = shards.folder.parent / MANIFEST
             removed = later_duplicates(manifest, self.trained_on, shards, self.data.train_size, excluded)
         plan = epoch_plan(
             shards.sizes,
-            given["seed"],
+            saved_plan["seed"],
             0,
-            given["world"],
-            given["workers"],
-            given["batch"],
+            saved_plan["world"],
+            saved_plan["workers"],
+            saved_plan["batch"],
             self.data.train_size,
             self.data.repeats(),
             excluded,
             removed,
         )
-        return exposures(plan, plan.steps * self.epoch if self.epoch else int(self.record["batches"]))
+        return exposures(plan, plan.steps * self.epoch if self.epoch else int(self.run_json["batches"]))
 
 
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npy")
+def _is_writable(folder: Path) -> bool:
+    """Whether files can be written in ``folder``, or in the nearest folder above it that exists."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return os.access(nearest, os.W_OK)
 
 
-def weight_files(name: str, run: Path | None = None, epoch: int | None = None) -> dict[str, Path]:
-    """{name: file} of what holds the weights of a side (of ``embeddings:DIR`` the vectors); {} where no path is named.
-
-    Args:
-        name: the side as the user gave it; run: its run directory, None for anything else; epoch: of RUN@EPOCH.
-    """
-    if run is not None:
-        pattern = "model/*.safetensors" if epoch is None else f"checkpoints/epoch={epoch:04d}.ckpt"
-        return {path.name: path for path in sorted(run.glob(pattern))}
-    for prefix in ("embeddings:", "text:", "local-dir:"):
-        name = name.removeprefix(prefix)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        files = sorted(file for file in folder.rglob("*") if file.suffix in SUFFIXES and file.is_file())
-        return {str(file.relative_to(folder)): file for file in files}
-    arch, _, weights = name.partition("@")
-    return {Path(weights).name: Path(weights)} if Path(weights).is_file() and not _released(arch, weights) else {}
+def _checkpoint(run: Path, epoch: int) -> Path:
+    return run / "checkpoints" / f"epoch={epoch:04d}.ckpt"
 
 
-def _released(arch: str, weights: str) -> bool:
+def weight_files(name: ModelName) -> dict[str, Path]:
+    """{name: file} of a model's weights, or of the vectors of ``embeddings:DIR``; {} if the name gives no local path."""
+    if name.run is not None:
+        if name.epoch_number is None:
+            return {path.name: path for path in sorted(name.run.glob("model/*.safetensors"))}
+        checkpoint = _checkpoint(name.run, name.epoch_number)
+        return {checkpoint.name: checkpoint} if checkpoint.exists() else {}
+    if name.path is not None and name.epoch is None and name.path.is_dir():
+        files = sorted(file for file in name.path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+        return {str(file.relative_to(name.path)): file for file in files}
+    if name.kind == "released" and Path(name.weights).is_file() and not _released(name):
+        return {Path(name.weights).name: Path(name.weights)}
+    return {}
+
+
+def _released(name: ModelName) -> bool:
     """Whether ``ARCH@…`` names a released tag, which open_clip prefers to a file of that name."""
-    from open_clip.pretrained import get_pretrained_cfg  # takes torch in, so only where it may be a file
+    from open_clip.pretrained import get_pretrained_cfg  # imports torch, so only if it may be a file
 
-    return bool(get_pretrained_cfg(arch.replace("/", "-"), weights))
+    return bool(get_pretrained_cfg(name.architecture, name.weights))
 
 
 def weight_states(files: Mapping[str, Path]) -> dict[str, Any]:
-    """{name: {bytes, mtime_ns, sha256}} of files of weights."""
-    found = {}
+    """{name: {bytes, mtime_ns, sha256}} of weight files."""
+    states = {}
     for name, file in files.items():
-        state = file.stat()
-        found[name] = {"bytes": state.st_size, "mtime_ns": state.st_mtime_ns, "sha256": file_sha256(file)}
-    return found
+        stat = file.stat()
+        states[name] = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": file_sha256(file)}
+    return states
 
 
 def changed_weights(files: Mapping[str, Path], known: Mapping[str, Any]) -> Path | None:
-    """The first file whose contents are others than ``known``; None where none is.
+    """The first file whose contents differ from ``known``, the states of an earlier call; None if there is none.
 
-    A file of the same size and time is not read again, and a copy of the same contents is no change. Files that are gone,
-    and such as were not known, do not count.
+    A file of the same size and time is not read again, and a copy with the same contents is not a change. Files that are
+    missing now, or were not known then, do not count.
     """
     for name, file in files.items():
-        if (then := known.get(name)) is None:
+        if (before := known.get(name)) is None:
             continue
-        state = file.stat()
-        same = state.st_size == then["bytes"]
-        if not same or (state.st_mtime_ns != then["mtime_ns"] and file_sha256(file) != then["sha256"]):
+        now = file.stat()
+        if now.st_size != before["bytes"]:
+            return file
+        if now.st_mtime_ns != before["mtime_ns"] and file_sha256(file) != before["sha256"]:
             return file
     return None

@@ -1,32 +1,43 @@
-"""What one evaluation compares: two sides, the sets that are measured, the public set, and whether they fit together."""
+"""What one evaluation compares: two models, the measured sets and the public set, and whether they fit together."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dejavu_lit.data.exclude import prefix
-from dejavu_lit.data.prepared import MANIFEST, DataSpec
+from dejavu_lit.data.key_lists import prefix
+from dejavu_lit.data.manifest import MANIFEST
+from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import ShardSet
-from dejavu_lit.evaluation.audited_model import Modality, Side
-from dejavu_lit.evaluation.embeddings import Embeddings
-from dejavu_lit.measure.metrics import BLOCK_SETS
+from dejavu_lit.evaluation.audited_model import AuditedModel
+from dejavu_lit.evaluation.embeddings import Embeddings, Modality
+from dejavu_lit.measure.figures import BLOCK_SETS
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Which neighbors are searched: everything that an evaluation cannot change without the embeddings."""
+    """Which neighbors are searched: the settings that cannot change without a new search."""
 
     target: str
+    """RUN, RUN@EPOCH, ARCH@TAG, ARCH@FILE, hf-hub:…, local-dir:…, a model folder, or embeddings:DIR."""
     reference: str
+    """The same, or text:MODEL for the one-model test."""
     index: str = "flat"
-    public_modality: Modality = "image"  # what the target's captions are compared with: images of P, or its captions
-    swapped: bool | None = None  # measure B too; None: where the reference is known to have trained on it
-    allow_overlap: bool = False  # let both sides have trained on the same data
+    """How faiss searches: flat is exact; gpu too, and needs faiss-gpu; ivf is approximate, its recall is measured."""
+    public_modality: Modality = "image"
+    """What the target's captions are compared with: the images of P, or its captions (text)."""
+    swapped: bool | None = None
+    """Whether to measure B with the roles exchanged; None: if the reference is known to have trained on B."""
+    allow_overlap: bool = False
+    """Whether both models may have trained on the same pairs."""
     device: str = "cpu"
+    """cpu, cuda, cuda:1, …"""
     workers: int = 2
-    embeddings: str | None = None  # where embeddings of models that are no run of ours are kept
+    """Threads that read and decode."""
+    embeddings: str | None = None
+    """The folder for all embeddings; None: a run's own embeddings/ if it can be written, else embeddings/ below out."""
 
     def __post_init__(self) -> None:
         if self.public_modality not in ("image", "text"):
@@ -34,15 +45,16 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Material:
-    """The two sides and the sets of an evaluation.
+class EvaluationInputs:
+    """The two models and the sets of an evaluation.
 
-    shards: by block (population, null, swapped); members: of each the keys of the first pairs that count, and how many
-    pairs those are of it.
+    models and public_modality (of the public set): by role, target and reference.
+    shards and members: by block (population, null, swapped). The members of a set are the keys of the pairs that count,
+    which are among its first pairs, and how many pairs of the set that takes.
     """
 
-    sides: dict[str, Side]
-    modality: dict[str, Modality]  # of the public set, by role
+    models: dict[str, AuditedModel]
+    public_modality: dict[str, Modality]
     shards: dict[str, ShardSet]
     members: dict[str, tuple[list[str], int]]
     public: ShardSet
@@ -50,71 +62,117 @@ class Material:
     data: DataSpec
 
     @classmethod
-    def open(cls, comparison: Comparison, data: DataSpec, out: Path, k: int) -> "Material":
-        """What is compared in ``out``.
+    def open(cls, comparison: Comparison, data: DataSpec, out: Path, k: int) -> "EvaluationInputs":
+        """What the evaluation in ``out`` compares.
 
         Raises:
-            UserError: sides that were exchanged or trained on the same pairs, other data than the runs', or fewer public
-                images than ``k``.
+            UserError: models that were exchanged or trained on the same pairs, data that is not the runs' own, or fewer
+                public images than ``k``.
         """
         store = Path(comparison.embeddings) if comparison.embeddings else out / "embeddings"
+        keep_in_run = comparison.embeddings is None
         target, reference = (
-            Side(name, store, comparison.device, comparison.workers)
+            AuditedModel(name, store, comparison.device, comparison.workers, keep_in_run)
             for name in (comparison.target, comparison.reference)
         )
         _check_training(target, reference, comparison, data)
-        swapped = _knows_b(reference) if comparison.swapped is None else comparison.swapped
-        shards = {name: data.shards(BLOCK_SETS[name]) for name in BLOCK_SETS if name != "swapped" or swapped}
-        used = {"population": target.data or data, "null": data, "swapped": reference.data or data}
-        sizes = {name: used[name].train_size if name != "null" else None for name in shards}
+        swapped = _has_b(reference) if comparison.swapped is None else comparison.swapped
+        shards = {block: data.shards(BLOCK_SETS[block]) for block in BLOCK_SETS if block != "swapped" or swapped}
+        trained = {"population": target.data or data, "null": data, "swapped": reference.data or data}
+        sizes = {block: trained[block].train_size if block != "null" else None for block in shards}
         public = ShardSet.open(data.public_folder())
         if k > len(public):
             raise UserError(f"k={k} is more than the {len(public)} images of {public.folder}; choose smaller k and ks")
         data.check_labelled()
         return cls(
-            {"target": target, "reference": reference},
-            {
+            models={"target": target, "reference": reference},
+            public_modality={
                 "target": comparison.public_modality,
                 "reference": "text" if reference.captions_only else comparison.public_modality,
             },
-            shards,
-            {name: prefix(shards[name], sizes[name], used[name].excluded) for name in shards},
-            public,
-            data.public_sets.get(data.public, data.public_folder().name),
-            data,
+            shards=shards,
+            members={block: prefix(shards[block], sizes[block], trained[block].excluded) for block in shards},
+            public=public,
+            public_name=data.public_sets.get(data.public, data.public_folder().name),
+            data=data,
         )
 
     def embed(self, share: tuple[int, int]) -> None:
-        """Embed what is missing of every n-th shard from the i-th on, for ``share`` = (i, n), what utility needs included."""
-        for role, side in self.sides.items():
-            side.embed_share(self.public, self.public_name, self.modality[role], None, share)
-            for name, shards in self.shards.items():
-                side.embed_share(shards, BLOCK_SETS[name], "text", self.members[name][1], share)
-            if not side.captions_only:
+        """Compute missing embeddings, utility's included, of every n-th shard from the i-th on, for ``share`` = (i, n)."""
+        for role, model in self.models.items():
+            model.embed_share(self.public, self.public_name, self.public_modality[role], None, share)
+            for block, shards in self.shards.items():
+                model.embed_share(shards, BLOCK_SETS[block], "text", self.members[block][1], share)
+            if not model.captions_only:
                 for name in ("H", *filter(None, [self.data.labelled])):
-                    with suppress(UserError):  # utility that cannot be had is null, with the reason
-                        side.embed_share(self.data.shards(name), name, "image", None, share)
+                    with suppress(UserError):  # utility that cannot be computed is null, with the reason
+                        model.embed_share(self.data.shards(name), name, "image", None, share)
 
-    def embedded(self, role: str) -> Embeddings:
-        """The public set's embeddings by one side."""
-        return self.sides[role].embeddings(self.public, self.public_name, self.modality[role])
+    def public_embeddings(self, role: str) -> Embeddings:
+        """The public set's embeddings by one model."""
+        return self.models[role].embeddings(self.public, self.public_name, self.public_modality[role])
 
-    def captions(self, role: str, name: str) -> Embeddings:
-        """The embeddings of one measured set's captions by one side."""
-        return self.sides[role].embeddings(self.shards[name], BLOCK_SETS[name], "text", self.members[name][1])
-
-
-def _knows_b(reference: Side) -> bool:
-    """Whether the reference is known to have trained on B: a run that did, or embeddings that bring B."""
-    return reference.trained_on == "B" or (reference.given is not None and (reference.given / "B" / "text").is_dir())
+    def caption_embeddings(self, role: str, block: str) -> Embeddings:
+        """The embeddings of one measured set's captions by one model."""
+        shards, count = self.shards[block], self.members[block][1]
+        return self.models[role].embeddings(shards, BLOCK_SETS[block], "text", count)
 
 
-def _check_training(target: Side, reference: Side, comparison: Comparison, data: DataSpec) -> None:
-    """Refuse what would make the gap meaningless: exchanged sides, or both trained on the same pairs."""
+@dataclass(frozen=True)
+class EmbeddedSets:
+    """The embeddings that are searched, and the pairs that both models embedded.
+
+    public: by role; captions: by (role, block); public_keys: sorted; keys: of the measured pairs, by block.
+    """
+
+    public: dict[str, Embeddings]
+    captions: dict[tuple[str, str], Embeddings]
+    public_keys: list[str]
+    keys: dict[str, list[str]]
+
+    @classmethod
+    def open(cls, inputs: EvaluationInputs, allow_overlap: bool) -> "EmbeddedSets":
+        """The embeddings of ``inputs``, computed if missing.
+
+        Raises:
+            UserError: a measured pair is public too, and ``allow_overlap`` is false.
+        """
+        roles, blocks = inputs.models, inputs.shards
+        public = {role: inputs.public_embeddings(role) for role in roles}
+        captions = {(role, block): inputs.caption_embeddings(role, block) for role in roles for block in blocks}
+        public_keys = sorted(set(public["target"].keys) & set(public["reference"].keys) - inputs.data.excluded)
+        keys = {}
+        for block in blocks:
+            members = set(inputs.members[block][0]) - inputs.data.excluded
+            if not allow_overlap:
+                _check_overlap(members, public_keys, inputs, block)
+            by_reference = captions["reference", block].rows
+            keys[block] = [key for key in captions["target", block].keys if key in by_reference and key in members]
+        return cls(public, captions, public_keys, keys)
+
+
+def _check_overlap(members: set[str], public_keys: Sequence[str], inputs: EvaluationInputs, block: str) -> None:
+    if shared := members.intersection(public_keys):
+        raise UserError(
+            f"data.public={inputs.data.public} has {len(shared)} keys of {inputs.shards[block].folder}, the first is "
+            f"{min(shared)}; search other public images, or pass allow_overlap=true"
+        )
+
+
+def _has_b(reference: AuditedModel) -> bool:
+    """Whether B can be measured: the reference is a run that trained on B, or embeddings that include B."""
+    folder = reference.embeddings_folder
+    return reference.trained_on == "B" or (folder is not None and (folder / "B" / "text").is_dir())
+
+
+def _check_training(target: AuditedModel, reference: AuditedModel, comparison: Comparison, data: DataSpec) -> None:
+    """Refuse models whose gap would mean nothing: exchanged ones, or both trained on the same pairs."""
     if target.captions_only:
-        raise UserError(f"target={target.name} embeds captions only; a text model can be the reference alone")
-    for side in (target, reference):
-        _ = side.record
+        raise UserError(
+            f"target={target.name} embeds captions only; a text model can only be the reference, so give another target"
+        )
+    for model in (target, reference):
+        _ = model.run_json  # raises if a run is not finished
     if comparison.allow_overlap:
         return
     if target.trained_on == "B":
@@ -125,9 +183,9 @@ def _check_training(target: Side, reference: Side, comparison: Comparison, data:
             "train a reference with side=reference, or pass allow_overlap=true"
         )
     manifest = file_sha256(data.folder / MANIFEST)
-    for side in (target, reference):
-        if side.record.get("data", manifest) != manifest:
+    for model in (target, reference):
+        if model.run_json.get("data", manifest) != manifest:
             raise UserError(
-                f"{side.name} was trained on other data than {data.folder}, whose sets may overlap with it; "
+                f"{model.name} was trained on other data than {data.folder}, whose sets may overlap with it; "
                 "give the data of the runs, or pass allow_overlap=true"
             )

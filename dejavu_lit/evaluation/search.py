@@ -1,51 +1,104 @@
-"""Exact nearest neighbors by cosine, streamed over public vectors that need not fit in memory.
+"""Exact nearest neighbors by cosine over public vectors that need not fit in memory: faiss proposes, float64 decides.
 
-A score is the cosine of the stored fp16 vectors in float64. The products of fp16 numbers are multiples of 2⁻⁴⁸, so as long
-as norms stay below 4 their sums are exact in float64, in any order: the scores, hence the neighbors, are the same to the
-last bit on any machine, for any exact index, chunk, batch or number of threads. Equal scores are ordered by public row.
+A score is the cosine of the stored fp16 vectors in float64. The products of fp16 numbers are multiples of 2⁻⁴⁸. So while
+norms stay below 4, their sums are exact in float64 in any order, and the scores and neighbors are the same to the last bit
+on any machine, for any exact index, chunk, batch or number of threads. Equal scores are ordered by public row.
 
-The public vectors pass once, in chunks; ``search_index`` finds each chunk's candidates and proves that none is missed.
+The public vectors are read once, in chunks. Of each chunk faiss returns the k + MARGIN best by a float32 score, which differs
+from the cosine by at most ε. A vector that is not returned has a cosine of at most c + ε, with c the last float32 score. If
+the k-th exact cosine is larger, no neighbor is missing; otherwise (many equal vectors) the query is compared with the whole
+chunk in float64.
 """
 
 import mmap
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 
-from dejavu_lit.evaluation.search_index import Chunk, Rows, check_index
 from dejavu_lit.measure.scores import Neighbors
-from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.parallel import threads, threads_wanted
+from dejavu_lit.utils.distributed import current_ranks
+from dejavu_lit.utils.errors import UserError, suggest
+from dejavu_lit.utils.parallel import thread_count, thread_pool
 from dejavu_lit.utils.progress import progress
 
-CHUNK_BYTES = 128 * 2**20  # of public vectors held at once
-ROOM = 2**22  # candidates held at once, for all queries of a block
-LOADED = 4096  # vectors that a thread reads at a time
-SAMPLE = 200  # queries on which the recall of an approximate index is measured
+INDEXES = ("flat", "gpu", "ivf")
+MARGIN = 32  # candidates beyond k, so that rounding and a few equal vectors leave none out
+CHUNK_BYTES = 128 * 2**20  # of public vectors in memory, as fp16
+PAIRS_AT_ONCE = 2**14  # (query, candidate) pairs that a thread scores in float64 at a time
+QUERIES_AT_ONCE = 1024  # queries that are compared with a whole chunk at a time
+ROWS_AT_ONCE = 4096  # vectors that a thread converts, or that are compared in float64, at a time
+MAX_GPU_CANDIDATES = 2048  # the most that faiss returns on a GPU
+RECALL_SAMPLE = 200  # queries on which the recall of an approximate index is measured
+TRAINING_ROWS_PER_LIST = 64  # vectors that faiss needs to train each list of an IVF index
+LISTS_PER_PROBE = 16  # one of so many lists is searched
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Stored vectors in memory: ``stored`` float16 [m, d] and their norms, float64 [m]."""
+
+    stored: np.ndarray
+    norms: np.ndarray
+
+    @classmethod
+    def load(cls, stored: np.ndarray) -> "Vectors":
+        """Copy vectors, perhaps of a memory map, and compute their norms. The caller checks the norms."""
+        stored = np.array(stored)
+        norms = np.empty(len(stored))
+
+        def compute(start: int) -> None:
+            values = stored[start : start + ROWS_AT_ONCE].astype(np.float64)
+            norms[start : start + ROWS_AT_ONCE] = np.sqrt(np.einsum("ij,ij->i", values, values))
+
+        with thread_pool() as pool:
+            list(pool.map(compute, range(0, len(stored), ROWS_AT_ONCE)))
+        return cls(stored, norms)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def unit(self) -> np.ndarray:
+        """Unit vectors, float32 [m, d]."""
+        units = np.empty(self.stored.shape, np.float32)
+        inverse = (1 / self.norms).astype(np.float32)
+
+        def compute(start: int) -> None:
+            block = slice(start, start + ROWS_AT_ONCE)
+            np.multiply(self.stored[block], inverse[block, None], out=units[block], dtype=np.float32)
+
+        with thread_pool() as pool:
+            list(pool.map(compute, range(0, len(units), ROWS_AT_ONCE)))
+        return units
 
 
 @dataclass(frozen=True)
 class Best:
     """The best k of each query among the public vectors seen so far.
 
-    rows: int32 [n, k] public rows, −1 where there were fewer; scores: float64 [n, k] cosines, descending, ties by row.
+    rows: int32 [n, k] public rows, −1 if there were fewer than k; scores: float64 [n, k] cosines, descending, ties by row.
     """
 
     rows: np.ndarray
     scores: np.ndarray
 
     @classmethod
-    def none(cls, queries: int, k: int) -> "Best":
-        """Nothing seen yet."""
+    def empty(cls, queries: int, k: int) -> "Best":
+        """The state before any public vector was seen."""
         return cls(np.full((queries, k), -1, np.int32), np.full((queries, k), -np.inf))
 
-    def __getitem__(self, block: slice) -> "Best":
-        return Best(self.rows[block], self.scores[block])
+    def merge(self, queries: np.ndarray, rows: np.ndarray, scores: np.ndarray) -> None:
+        """Add candidates of some queries: rows int [q, c] and scores float64 [q, c], −∞ where there is none."""
+        rows = np.concatenate([self.rows[queries], rows.astype(np.int32)], axis=1)
+        scores = np.concatenate([self.scores[queries], scores], axis=1)
+        order = np.lexsort((rows, -scores), axis=1)[:, : self.rows.shape[1]]
+        self.rows[queries] = np.take_along_axis(rows, order, axis=1)
+        self.scores[queries] = np.take_along_axis(scores, order, axis=1)
 
     def neighbors(self) -> Neighbors:
-        """The same as Neighbors; raises UserError where k public vectors were not seen."""
+        """The same as Neighbors; raises UserError if fewer than k public vectors were seen."""
         if (self.rows < 0).any():
             raise UserError(f"k={self.rows.shape[1]} is more than the public vectors searched; lower k or enlarge P")
         return Neighbors(self.rows, np.maximum(1 - self.scores, 0).astype(np.float32))
@@ -54,110 +107,213 @@ class Best:
 def search(
     queries: np.ndarray, public: Sequence[np.ndarray], k: int, index: str = "flat", ids: np.ndarray | None = None
 ) -> tuple[Neighbors, float]:
-    """The k public vectors nearest to each query, and the recall of the index: 1.0 where it is exact by proof.
+    """The k public vectors nearest to each query, and the recall of the index: 1.0 for an exact one.
 
     Args:
         queries: float16 [n, d].
-        public: float16 arrays or memory maps [m, d], read one after another.
+        public: float16 arrays or memory maps [m, d], read in this order.
         k: neighbors of each query.
-        index: how candidates are found. Exact, so with one result: ``float32`` or ``bf16`` products, ``flat`` for the
-            faster of the two that the CPU has, ``gpu`` by faiss. Approximate: ``ivf`` by faiss; its recall is measured on
-            a sample.
-        ids: int [total m], the public row of each vector, each once; its place in ``public`` by default.
+        index: how faiss finds candidates: ``flat`` on the CPU or ``gpu``, both exact with the same result; ``ivf`` is
+            approximate, its recall is measured on a sample.
+        ids: int [total m], the public row of each vector, each once; its position in ``public`` by default.
 
     Raises:
-        UserError: k larger than the public set, widths that differ, a vector with NaN, infinity or zero norm, an index
+        UserError: k larger than the public set, different widths, a vector with NaN, infinity or zero norm, or an index
             that is unknown or not available.
     """
     total = sum(len(part) for part in public)
     if not 1 <= k <= total:
-        raise UserError(f"k={k} needs at least {k} public vectors, and there are {total}; lower k or enlarge P")
+        raise UserError(f"k={k} needs at least {k} public vectors, but there are {total}; lower k or enlarge P")
     if index != "ivf":
         return best_k(queries, public, k, index, ids).neighbors(), 1.0
-    check(queries, public)
-    found = search_ivf(queries, public, k, ids)
-    sample = np.unique(np.linspace(0, max(len(queries) - 1, 0), SAMPLE).astype(np.int64))[: len(queries)]
+    best = search_ivf(queries, public, k, ids)
+    sample = np.unique(np.linspace(0, max(len(queries) - 1, 0), RECALL_SAMPLE).astype(np.int64))[: len(queries)]
     exact = best_k(queries[sample], public, k, "flat", ids).rows
-    hits = [len(np.intersect1d(a, b)) for a, b in zip(exact, found.rows[sample], strict=True)]
-    return found.neighbors(), sum(hits) / exact.size if exact.size else 1.0
+    hits = [len(np.intersect1d(a, b)) for a, b in zip(exact, best.rows[sample], strict=True)]
+    return best.neighbors(), sum(hits) / exact.size if exact.size else 1.0
 
 
 def best_k(
     queries: np.ndarray, public: Sequence[np.ndarray], k: int, index: str = "flat", ids: np.ndarray | None = None
 ) -> Best:
-    """As ``search`` by an exact index, of the public vectors that there are: fewer than k leave rows of −1."""
-    from threadpoolctl import threadpool_limits
-
+    """As ``search`` with an exact index; if there are fewer than k public vectors, rows end in −1."""
     check_index(index)
-    check(queries, public)
-    best = Best.none(len(queries), k)
-    asked = prepare(queries)
-    total = sum(len(part) for part in public)
-    with threads() as pool, threadpool_limits(1, "blas"), progress(None, "searching", total, "vector") as bar:
-        # Each thread takes its own queries through all of a chunk, products included: nothing waits for anything.
-        rows = max(1, min(-(-len(queries) // threads_wanted()), ROOM // (4 * k + 256)))
-        blocks = [slice(first, first + rows) for first in range(0, len(queries), rows)]
-        for start, stored in chunks(public, pool):
-            chunk = Chunk(stored, row_ids(ids, start, len(stored)), index)
-            shares = [(asked[block], best[block].rows, best[block].scores) for block in blocks]
-            list(pool.map(chunk.merge, *zip(*shares, strict=True)))
-            bar.update(len(stored))
+    _check_shapes(queries, public)
+    _check_shapes(queries, public)
+    asked, best = _query_vectors(queries), Best.empty(len(queries), k)
+    units, error, most = asked.unit(), float32_error(queries.shape[1]), k + MARGIN
+    if index == "gpu":  # its tensor cores may round the factors to 10 bits, by less than 2⁻¹⁰ each
+        error, most = error + 2.0**-9 * 1.01, min(2 * k + 2 * MARGIN, MAX_GPU_CANDIDATES)
+    with progress(None, "searching", sum(len(part) for part in public), "vector") as bar:
+        for start, chunk in _chunks(public):
+            rows, before = _public_rows(ids, start, len(chunk)), Best(best.rows.copy(), best.scores.copy())
+            cheap, candidates = _knn(units, chunk.unit(), min(most, len(chunk)), index)
+            least = best.scores[:, -1]  # a lower bound of the final k-th cosine
+            if cheap.shape[1] >= k:
+                least = np.maximum(least, cheap[:, k - 1] - error)
+            candidates[cheap < (least - error)[:, None]] = -1
+            _score(asked, chunk, candidates, rows, best)
+            if cheap.shape[1] < len(chunk):
+                unsure = np.flatnonzero(cheap[:, -1] + error >= best.scores[:, -1])
+                best.rows[unsure], best.scores[unsure] = before.rows[unsure], before.scores[unsure]
+                _compare_all(asked, chunk, rows, unsure, best)
+            bar.update(len(chunk))
     return best
 
 
-def row_ids(ids: np.ndarray | None, start: int, count: int) -> np.ndarray:
-    """The public rows of ``count`` vectors from place ``start`` on, int32."""
-    return (np.arange(start, start + count) if ids is None else ids[start : start + count]).astype(np.int32)
+def float32_error(width: int) -> float:
+    """ε of float32 scores: |score − cosine| ≤ ε for vectors of ``width`` values.
+
+    With u = 2⁻²⁴: an element of a normalized row is a stored value (exact in float32) times the rounded inverse of
+    the norm, so its relative error is below 2.01 u, that of a product of two elements below 4.03 u, and by Cauchy-Schwarz
+    this moves the sum of the products by at most 4.03 u. Adding up ``width`` products in float32, in any order, with or
+    without fused operations, errs by at most γ = width · u / (1 − width · u) times the sum of their magnitudes, which is
+    at most 1 + 4.03 u (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1). ε = (width + 8) · u · 1.01
+    covers both, and underflow, for widths below 100,000.
+    """
+    return (width + 8) * 2.0**-24 * 1.01
 
 
-def check(queries: np.ndarray, public: Sequence[np.ndarray]) -> None:
-    """Raise UserError for arrays that are no embeddings, or not of one width."""
+def _knn(queries: np.ndarray, public: np.ndarray, count: int, index: str) -> tuple[np.ndarray, np.ndarray]:
+    """(float32 scores, positions) of the ``count`` best public vectors for each query by faiss, descending."""
+    if not len(queries):
+        return np.empty((0, count), np.float32), np.empty((0, count), np.int64)
+    faiss = _faiss(index)
+    if index == "gpu":
+        own = current_ranks().local % faiss.get_num_gpus()  # each rank of a node uses its own GPU
+        resources = faiss.StandardGpuResources()
+        found = faiss.knn_gpu(resources, queries, public, count, metric=faiss.METRIC_INNER_PRODUCT, device=own)
+    else:
+        faiss.omp_set_num_threads(thread_count())
+        found = faiss.knn(queries, public, count, metric=faiss.METRIC_INNER_PRODUCT)
+    return found[0], found[1]
+
+
+def _score(queries: Vectors, chunk: Vectors, candidates: np.ndarray, rows: np.ndarray, best: Best) -> None:
+    """Score candidates [n, c] (positions in the chunk, −1 for none) exactly and merge them into ``best``."""
+    asked = np.flatnonzero((candidates >= 0).any(axis=1))
+    candidates = candidates[asked]
+    which, column = np.nonzero(candidates >= 0)
+    positions = candidates[which, column]
+    scores = np.full(candidates.shape, -np.inf)
+
+    def compute(start: int) -> None:
+        pairs = slice(start, start + PAIRS_AT_ONCE)
+        q, p = asked[which[pairs]], positions[pairs]
+        products = np.einsum("ij,ij->i", queries.stored[q].astype(np.float64), chunk.stored[p].astype(np.float64))
+        scores[which[pairs], column[pairs]] = products / (queries.norms[q] * chunk.norms[p])
+
+    with thread_pool() as pool:
+        list(pool.map(compute, range(0, len(which), PAIRS_AT_ONCE)))
+    best.merge(asked, rows[candidates], scores)
+
+
+def _compare_all(queries: Vectors, chunk: Vectors, rows: np.ndarray, asked: np.ndarray, best: Best) -> None:
+    """Merge all vectors of the chunk into ``best`` for some queries, compared in float64."""
+    for first in range(0, len(asked), QUERIES_AT_ONCE):
+        block = asked[first : first + QUERIES_AT_ONCE]
+        values = queries.stored[block].astype(np.float64)
+        for start in range(0, len(chunk), ROWS_AT_ONCE):
+            tile = slice(start, start + ROWS_AT_ONCE)
+            products = values @ chunk.stored[tile].astype(np.float64).T
+            scores = products / (queries.norms[block, None] * chunk.norms[tile])
+            best.merge(block, np.broadcast_to(rows[tile], scores.shape), scores)
+
+
+def search_ivf(queries: np.ndarray, public: Sequence[np.ndarray], k: int, ids: np.ndarray | None) -> Best:
+    """The best k among the vectors in the lists nearest to each query; scores and order are exact, the recall may be below 1.
+
+    There are about 4 √N lists; a sixteenth of them is searched. Queries with fewer than k results get an exact search. The
+    index keeps the public vectors in memory as fp16.
+
+    Raises:
+        UserError: faiss is not installed, or a vector with NaN, infinity or zero norm.
+    """
+    faiss = _faiss("ivf")
+    _check_shapes(queries, public)
+    total, width = sum(len(part) for part in public), queries.shape[1]
+    lists = max(1, min(int(4 * total**0.5), total // TRAINING_ROWS_PER_LIST))
+    index = faiss.IndexIVFScalarQuantizer(
+        faiss.IndexFlatIP(width), width, lists, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+    )
+    index.nprobe = max(1, lists // LISTS_PER_PROBE)
+    step = max(1, total // (TRAINING_ROWS_PER_LIST * lists))
+    training = Vectors.load(np.concatenate([part[::step] for part in public if len(part)]))
+    index.train(training.unit()[training.norms > 0])
+    for _, chunk in _chunks(public):
+        index.add(chunk.unit())
+    asked, best = _query_vectors(queries), Best.empty(len(queries), k)
+    positions = index.search(asked.unit(), k)[1]
+    del index
+    for start, chunk in _chunks(public):
+        in_chunk = (positions >= start) & (positions < start + len(chunk))
+        _score(asked, chunk, np.where(in_chunk, positions - start, -1), _public_rows(ids, start, len(chunk)), best)
+    short = np.flatnonzero((best.rows < 0).any(axis=1))
+    if len(short):
+        exact = best_k(queries[short], public, k, "flat", ids)
+        best.rows[short], best.scores[short] = exact.rows, exact.scores
+    return best
+
+
+def check_index(index: str) -> None:
+    """Raise UserError if ``index`` is unknown or not available on this machine."""
+    if index not in INDEXES:
+        raise UserError(f"index={index} is unknown{suggest(index, INDEXES)}; choose one of {', '.join(INDEXES)}")
+    _faiss(index)
+
+
+def _faiss(index: str) -> Any:
+    """faiss, with GPU support if ``index`` is gpu; raises UserError if it or the GPU is missing."""
+    if find_spec("faiss") is None:
+        extra = "gpu" if index == "gpu" else "cpu"
+        raise UserError(f"the search for neighbors needs faiss; pip install 'dejavu-lit[{extra}]'")
+    import faiss
+
+    if index == "gpu" and not (hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus()):
+        raise UserError("index=gpu needs faiss-gpu (pip install 'dejavu-lit[gpu]') and an NVIDIA GPU; use index=flat")
+    return faiss
+
+
+def _public_rows(ids: np.ndarray | None, start: int, count: int) -> np.ndarray:
+    """The public rows of ``count`` vectors from position ``start`` on, int64."""
+    return np.arange(start, start + count) if ids is None else np.asarray(ids[start : start + count], np.int64)
+
+
+def _query_vectors(queries: np.ndarray) -> Vectors:
+    """Queries in memory; raises UserError for an unusable one."""
+    vectors = Vectors.load(queries)
+    _refuse_unusable(vectors.norms, None, 0)
+    return vectors
+
+
+def _chunks(public: Sequence[np.ndarray]) -> Iterator[tuple[int, Vectors]]:
+    """(first position, vectors in memory) in chunks, none of which spans two parts; raises UserError for an unusable vector."""
+    start = 0
+    for part in public:
+        size = max(1, CHUNK_BYTES // (2 * max(part.shape[1], 1)))
+        for first in range(0, len(part), size):
+            chunk = Vectors.load(part[first : first + size])
+            _refuse_unusable(chunk.norms, public, start)
+            _release_pages(part)
+            yield start, chunk
+            start += len(chunk)
+
+
+def _check_shapes(queries: np.ndarray, public: Sequence[np.ndarray]) -> None:
+    """Raise UserError for arrays that are not embeddings or differ in width."""
     named = [("queries", queries), *((f"part {number} of the public set", part) for number, part in enumerate(public))]
-    for what, array in named:
+    for name, array in named:
         if array.dtype != np.float16 or array.ndim != 2:
-            raise UserError(f"{what}: embeddings are float16 [rows, width], not {array.dtype} {list(array.shape)}")
+            raise UserError(f"{name}: embeddings are float16 [rows, width], not {array.dtype} {list(array.shape)}")
         if len(array) and array.shape[1] != queries.shape[1]:
             raise UserError(
-                f"{what}: the vectors are {array.shape[1]} wide and the queries {queries.shape[1]}; text and image embeddings "
-                "must come from one model"
+                f"{name}: the vectors are {array.shape[1]} wide and the queries {queries.shape[1]}; use text and image "
+                "embeddings of the same model"
             )
 
 
-def prepare(queries: np.ndarray) -> Rows:
-    """Queries as the kernels take them; raises UserError for one that can't be used."""
-    rows = Rows.empty(*queries.shape).load(np.ascontiguousarray(queries))
-    _refuse_unusable(rows.norms, None, 0)
-    return rows
-
-
-def chunks(public: Sequence[np.ndarray], pool: ThreadPoolExecutor) -> Iterator[tuple[int, Rows]]:
-    """(first place, vectors in memory) in chunks that span parts; each is overwritten by the next.
-
-    Raises:
-        UserError: a vector that can't be used.
-    """
-    width = max((part.shape[1] for part in public if len(part)), default=1)
-    held = Rows.empty(min(max(1, CHUNK_BYTES // (2 * width)), sum(map(len, public))), width)
-    start, count = 0, 0
-    for part in public:
-        first = 0
-        while first < len(part):
-            taken = min(len(part) - first, len(held) - count)
-            rows, piece = held[count : count + taken], part[first : first + taken]
-            cuts = [slice(at, at + LOADED) for at in range(0, taken, LOADED)]
-            list(pool.map(Rows.load, [rows[cut] for cut in cuts], [piece[cut] for cut in cuts]))
-            _refuse_unusable(rows.norms, public, start + count)
-            _give_back(part)
-            first, count = first + taken, count + taken
-            if count == len(held):
-                yield start, held
-                start, count = start + count, 0
-    if count:
-        yield start, held[:count]
-
-
-def _give_back(part: np.ndarray) -> None:
-    """Drop a memory map's pages: they would count as this process's memory until the system took them."""
+def _release_pages(part: np.ndarray) -> None:
+    """Drop a memory map's pages, which would count as this process's memory until the system reclaims them."""
     mapping = getattr(part, "_mmap", None)
     if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
         mapping.madvise(mmap.MADV_DONTNEED)
@@ -166,81 +322,28 @@ def _give_back(part: np.ndarray) -> None:
 def _refuse_unusable(norms: np.ndarray, public: Sequence[np.ndarray] | None, start: int) -> None:
     """Raise UserError for the first vector with zero norm, NaN or infinity (which decode to values from 65536 on).
 
-    norms: of the vectors from place ``start`` of ``public`` (of the queries where that is None) on.
+    norms: of the vectors of ``public`` from position ``start`` on; of the queries if ``public`` is None.
     """
     bad = np.flatnonzero(~((norms > 0) & (norms < 65536)))
     if not len(bad):
         return
-    place, name = int(start + bad[0]), "queries"
+    row, name = int(start + bad[0]), "queries"
     if public is not None:
         number = 0
-        while place >= len(public[number]):
-            place, number = place - len(public[number]), number + 1
+        while row >= len(public[number]):
+            row, number = row - len(public[number]), number + 1
         name, first = _origin(public[number])
-        name, place = name or f"part {number} of the public set", place + first
-    what = "has zero norm" if norms[bad[0]] == 0 else "holds NaN or infinity"
-    raise UserError(f"{name}: the vector in row {place} {what}; mend the model or leave these pairs out")
+        name, row = name or f"part {number} of the public set", row + first
+    problem = "has zero norm" if norms[bad[0]] == 0 else "has NaN or infinity"
+    raise UserError(f"{name}: the vector in row {row} {problem}; fix the model or exclude these pairs")
 
 
 def _origin(part: np.ndarray) -> tuple[str, int]:
-    """The file of a memory map and the row at which this stretch of it begins; ("", 0) for an array in memory."""
-    whole = part
-    while isinstance(whole.base, np.memmap):
-        whole = whole.base
+    """The file of a memory map and the row at which this slice of it begins; ("", 0) for an array in memory."""
+    base = part
+    while isinstance(base.base, np.memmap):
+        base = base.base
     file = getattr(part, "filename", None)
     if file is None or not part.strides[0]:
         return "", 0
-    return str(file), (part.ctypes.data - whole.ctypes.data) // part.strides[0]
-
-
-PER_LIST = 64  # vectors that faiss wants to train each list on
-
-
-SHARE = 16  # one list in so many is searched
-
-
-def search_ivf(queries: np.ndarray, public: Sequence[np.ndarray], k: int, ids: np.ndarray | None) -> Best:
-    """The best k among the vectors in the lists nearest to each query; scores and order are exact, recall is not 1.
-
-    About 4 √N lists, a sixteenth of them searched; queries that find fewer than k get an exact search. The index holds
-    the public vectors as fp16 in memory.
-
-    Raises:
-        UserError: faiss is not installed, or a vector with NaN, infinity or zero norm.
-    """
-    try:
-        import faiss
-    except ImportError:
-        raise UserError("index=ivf needs faiss (pip install 'dejavu-lit[cpu]'); use index=flat") from None
-    total, width = sum(len(part) for part in public), queries.shape[1]
-    lists = max(1, min(int(4 * total**0.5), total // PER_LIST))
-    index = faiss.IndexIVFScalarQuantizer(
-        faiss.IndexFlatIP(width), width, lists, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
-    )
-    index.nprobe = max(1, lists // SHARE)
-    index.train(_sample(public, PER_LIST * lists, total))
-    with threads() as pool:
-        for _, rows in chunks(public, pool):
-            index.add(rows.unit())
-    asked = prepare(queries)
-    places = np.sort(index.search(asked.unit(), k)[1], axis=1)
-    del index
-    best = Best.none(len(queries), k)
-    with threads() as pool:
-        for start, stored in chunks(public, pool):
-            chunk = Chunk(stored, row_ids(ids, start, len(stored)), "flat")
-            here = np.where((places >= start) & (places < start + len(stored)), places - start, -1).astype(np.int32)
-            chunk.absorb(asked, here, np.full(len(queries), k), best.rows, best.scores)
-    short = np.flatnonzero((best.rows < 0).any(axis=1))
-    if len(short):
-        exact = best_k(queries[short], public, k, "flat", ids)
-        best.rows[short], best.scores[short] = exact.rows, exact.scores
-    return best
-
-
-def _sample(public: Sequence[np.ndarray], count: int, total: int) -> np.ndarray:
-    """About ``count`` unit vectors spread evenly over the public set, float32."""
-    step = max(1, total // count)
-    stored = np.concatenate([np.array(part[::step]) for part in public if len(part)])
-    rows = Rows.empty(*stored.shape).load(stored)
-    return rows.unit()[rows.norms > 0]
+    return str(file), (part.ctypes.data - base.ctypes.data) // part.strides[0]

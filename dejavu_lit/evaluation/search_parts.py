@@ -1,9 +1,9 @@
-"""Neighbors of many captions, searched in blocks: ranks share the blocks, and an interrupted search keeps those it has.
+"""Neighbors of many captions, searched in blocks that ranks share; an interrupted search keeps its finished blocks.
 
-A block is a stretch of the queries, and meets all public vectors. So a rank holds its own queries alone (float32 copies of
-them are most of what a search takes; the public vectors are streamed anyway), and nothing has to be merged: a query's
-neighbors do not depend on what is searched beside it, so they are those of one process to the last bit, ties included.
-What this costs is that every rank reads the whole public set, a gigabyte for a million vectors of 512 values, once a block.
+A block is a slice of the queries, and is searched against all public vectors. So a rank keeps only its own queries in
+memory (float32 copies of them need most of it; the public vectors are streamed anyway), and nothing has to be merged: a
+query's neighbors do not depend on the other queries, so they equal those of one process to the last bit, ties included.
+The cost is that every rank reads the whole public set once per block: a gigabyte for a million vectors of 512 values.
 """
 
 import logging
@@ -19,13 +19,14 @@ from dejavu_lit.evaluation.search import search
 from dejavu_lit.measure.scores import Neighbors
 from dejavu_lit.utils.io import atomic, fingerprint
 
-BLOCK = 65_536  # queries: minutes of products against a million public vectors, beside which reading those is nothing
+BLOCK = 65_536  # queries; products with a million public vectors take minutes, so reading these hardly counts
+
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Search:
-    """The k nearest of ``public`` to the vectors of ``keys`` in ``queries``, in parts below ``folder`` for ``world`` ranks."""
+    """The k vectors of ``public`` nearest to those of ``keys`` in ``queries``, with parts in ``folder`` for ``world`` ranks."""
 
     queries: Embeddings
     keys: Sequence[str]
@@ -37,54 +38,52 @@ class Search:
 
     @cached_property
     def identity(self) -> str:
-        """What a part depends on: all that is searched, and how."""
+        """A fingerprint of all that a part depends on: what is searched, and how."""
         return fingerprint([self.queries.state(), keys_digest(self.keys), self.public.identity, self.k, self.index])
 
     def run(self, share: tuple[int, int] = (0, 1)) -> None:
-        """Search the blocks that have no whole part; of ``share`` = (i, n) every n-th one from the i-th on.
+        """Search the blocks without a complete part; for ``share`` = (i, n) every n-th block from the i-th on.
 
         Raises:
             UserError: as ``search`` and ``Embeddings.load`` do.
         """
         for number, block in enumerate(self._blocks()):
             if number % share[1] == share[0] and self._read(block) is None:
-                found, recall = search(
-                    self.queries.load(self.keys[block]), self.public.parts, self.k, self.index, self.public.ids
-                )
+                queries = self.queries.load(self.keys[block])
+                neighbors, recall = search(queries, self.public.parts, self.k, self.index, self.public.ids)
                 with atomic(self._path(block)) as part, open(part, "wb") as file:
                     np.savez(
                         file,
-                        rows=found.rows,
-                        distances=found.distances,
+                        rows=neighbors.rows,
+                        distances=neighbors.distances,
                         recall=np.array(recall),
                         identity=np.array(self.identity),
                     )
 
     def result(self) -> tuple[Neighbors, float]:
-        """The neighbors of all queries, and the recall of the index; what no rank has written is searched now."""
+        """The neighbors of all queries, and the recall of the index; missing blocks are searched now."""
         self.run()
         parts = [part for block in self._blocks() if (part := self._read(block)) is not None]
         if not parts:
             return Neighbors(np.zeros((0, self.k), np.int32), np.zeros((0, self.k), np.float32)), 1.0
-        found = [part[0] for part in parts]
-        recall = np.average([part[1] for part in parts], weights=[len(part) for part in found])
-        return (
-            Neighbors(np.concatenate([p.rows for p in found]), np.concatenate([p.distances for p in found])),
-            float(recall),
-        )
+        blocks = [neighbors for neighbors, _ in parts]
+        rows = np.concatenate([block.rows for block in blocks])
+        distances = np.concatenate([block.distances for block in blocks])
+        recall = np.average([recall for _, recall in parts], weights=[len(block) for block in blocks])
+        return Neighbors(rows, distances), float(recall)
 
     def _blocks(self) -> list[slice]:
-        """Stretches of the queries, as many for each rank; for an index that is built anew for each, one a rank."""
+        """Slices of the queries, as many for each rank; one per rank for an index that is built again for each slice."""
         share = max(1, -(-len(self.keys) // self.world))
-        each = 1 if self.index == "ivf" else -(-share // BLOCK)
-        size = max(1, -(-len(self.keys) // (each * self.world)))
+        per_rank = 1 if self.index == "ivf" else -(-share // BLOCK)
+        size = max(1, -(-len(self.keys) // (per_rank * self.world)))
         return [slice(first, first + size) for first in range(0, len(self.keys), size)]
 
     def _path(self, block: slice) -> Path:
         return self.folder / f"{block.start:09d}-{min(block.stop, len(self.keys)):09d}.npz"
 
     def _read(self, block: slice) -> tuple[Neighbors, float] | None:
-        """What was found for a block; None where that is not there, damaged, or of another search."""
+        """The saved result of a block; None if it is missing, damaged, or of another search."""
         try:
             with np.load(self._path(block), allow_pickle=False) as part:
                 if str(part["identity"]) != self.identity:
@@ -92,6 +91,6 @@ class Search:
                 return Neighbors(part["rows"], part["distances"]), float(part["recall"])
         except FileNotFoundError:
             return None
-        except Exception:  # of a damaged archive numpy raises nearly anything
-            log.warning("%s is damaged and made again", self._path(block))
+        except Exception:  # a damaged archive can raise any exception
+            log.warning("%s is damaged and will be computed again", self._path(block))
             return None

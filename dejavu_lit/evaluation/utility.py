@@ -1,4 +1,7 @@
-"""What a side is good for on prepared data: zero-shot accuracy, retrieval on H, a linear probe, each or why not."""
+"""Utility of a model on prepared data: zero-shot accuracy, retrieval on H and a linear probe.
+
+Beside every figure that is null stands the reason.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -9,82 +12,85 @@ import numpy as np
 
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import BadPair, ShardSet
-from dejavu_lit.evaluation.audited_model import Side
+from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.evaluation.embeddings import Embeddings
 from dejavu_lit.utils.errors import UserError
 
 if TYPE_CHECKING:
     from dejavu_lit.models.encoder import Encoder
 
-CLASSES = "classes"  # in embeddings:DIR, the folder of one vector a class, its name being the key
+CLASSES = "classes"  # the folder in embeddings:DIR with one vector per class, whose key is the class name
+IMAGENET = "imagenet"  # as classes= and templates=: open_clip's own lists
+RECALLS = (1, 5, 10)  # k of R@k
+SCORES_AT_ONCE = 2**24  # cosines in memory, 128 MB of float64
+
 Values = dict[str, float | str | None]
 
 
-def quality(side: Side, data: DataSpec) -> dict[str, Any]:
-    """{zeroshot_top1, zeroshot_top5, i2t_r1, …, t2i_r10, linear_probe, reasons: {figure: why it is null}}, in 0..1."""
-    reasons: dict[str, str] = {}
+def utility(model: AuditedModel, data: DataSpec) -> dict[str, Any]:
+    """The utility of a model: shares from 0 to 1, or null with the reason.
+
+    Returns:
+        {zeroshot_top1, zeroshot_top5, i2t_r1, …, t2i_r10, linear_probe, reasons: {figure: why it is null}}.
+    """
+    no_images = "a text model embeds no images" if model.captions_only else None
+    no_labels = no_images or (None if data.labelled else "data.labelled names no set with class labels")
+    zeroshot = ("zeroshot_top1", "zeroshot_top5")
+    recalls = tuple(f"{direction}_r{k}" for direction in ("i2t", "t2i") for k in RECALLS)
     values: dict[str, Any] = {}
-
-    def attempt(names: tuple[str, ...], work: Callable[[], Values], missing: str | None) -> None:
-        try:
-            found = work() if missing is None else dict.fromkeys(names)
-            values.update({name: found[name] for name in names})
-            missing = missing or next((str(found[f"{n}_reason"]) for n in names if f"{n}_reason" in found), None)
-        except UserError as error:
-            values.update(dict.fromkeys(names))
-            missing = str(error)
-        if missing is not None:
-            reasons.update(dict.fromkeys(names, missing))
-
-    captions_only = "a text model embeds no images" if side.captions_only else None
-    unlabelled = captions_only or (None if data.labelled else "data.labelled names no set with class labels")
-    attempt(("zeroshot_top1", "zeroshot_top5"), lambda: _zero_shot(side, data), unlabelled)
-    attempt(
-        tuple(f"{d}_r{k}" for d in ("i2t", "t2i") for k in RECALLS),
-        lambda: _retrieval(side, data),
-        captions_only,
-    )
-    attempt(("linear_probe",), lambda: _probe(side, data), unlabelled)
+    reasons: dict[str, str] = {}
+    for names, compute, reason in (
+        (zeroshot, _zero_shot, no_labels),
+        (recalls, _retrieval, no_images),
+        (("linear_probe",), _probe, no_labels),
+    ):
+        computed, reason = _attempt(compute, model, data) if reason is None else ({}, reason)
+        values |= {name: computed.get(name) for name in names}
+        if reason is not None:
+            reasons |= dict.fromkeys(names, reason)
     return values | {"reasons": reasons}
 
 
-def _labelled(side: Side, data: DataSpec) -> tuple[Embeddings, dict[str, str]]:
-    name = str(data.labelled)
-    shards = data.shards(name)
-    return side.embeddings(shards, name, "image"), read_labels(shards)
+def _attempt(
+    compute: Callable[[AuditedModel, DataSpec], Values], model: AuditedModel, data: DataSpec
+) -> tuple[Values, str | None]:
+    """(figures, why they are null); a UserError is a reason, too, because utility must not stop an evaluation."""
+    try:
+        values = compute(model, data)
+    except UserError as error:
+        return {}, str(error)
+    return values, next((str(reason) for name, reason in values.items() if name.endswith("_reason")), None)
 
 
-def _zero_shot(side: Side, data: DataSpec) -> Values:
-    images, labels = _labelled(side, data)
-    keys = [key for key in images.keys if key in labels and key not in data.excluded]
-    names, number = class_list(data.classes, (labels[key] for key in keys))
-    if side.given:
-        classes = Embeddings.open(side.given / CLASSES / "text").load(names)
+def _zero_shot(model: AuditedModel, data: DataSpec) -> Values:
+    images, labels, keys = _labelled_images(model, data)
+    names, numbers = class_list(data.classes, (labels[key] for key in keys))
+    if model.embeddings_folder:
+        classes = Embeddings.open(model.embeddings_folder / CLASSES / "text").load(names)
     else:
-        classes = class_vectors(side.encoder, names, prompts(data.templates))
-    return zero_shot(images.load(keys), np.array([number[labels[key]] for key in keys]), classes)
+        classes = class_vectors(model.encoder, names, prompts(data.templates))
+    return zero_shot(images.load(keys), np.array([numbers[labels[key]] for key in keys]), classes)
 
 
-def _retrieval(side: Side, data: DataSpec) -> Values:
+def _retrieval(model: AuditedModel, data: DataSpec) -> Values:
     shards = data.shards("H")
-    images, captions = side.embeddings(shards, "H", "image"), side.embeddings(shards, "H", "text")
+    images, captions = model.embeddings(shards, "H", "image"), model.embeddings(shards, "H", "text")
     keys = [key for key in images.keys if key in captions.rows and key not in data.excluded]
     return retrieval(images.load(keys), captions.load(keys))
 
 
-def _probe(side: Side, data: DataSpec) -> Values:
-    images, labels = _labelled(side, data)
-    keys = [key for key in images.keys if key in labels and key not in data.excluded]
+def _probe(model: AuditedModel, data: DataSpec) -> Values:
+    images, labels, keys = _labelled_images(model, data)
     return linear_probe(images.load(keys), [labels[key] for key in keys])
 
 
-RECALLS = (1, 5, 10)
-
-
-CELLS = 2**24  # scores held at once
-
-
-IMAGENET = "imagenet"
+def _labelled_images(model: AuditedModel, data: DataSpec) -> tuple[Embeddings, dict[str, str], list[str]]:
+    """(image embeddings of the labelled set, {key: class}, keys with a label that are not excluded)."""
+    name = str(data.labelled)
+    shards = data.shards(name)
+    images = model.embeddings(shards, name, "image")
+    labels = read_labels(shards)
+    return images, labels, [key for key in images.keys if key in labels and key not in data.excluded]
 
 
 def read_labels(shards: ShardSet) -> dict[str, str]:
@@ -111,42 +117,47 @@ def read_labels(shards: ShardSet) -> dict[str, str]:
 
 
 def class_list(classes: str | Sequence[str] | None, labels: Iterable[str]) -> tuple[list[str], dict[str, int]]:
-    """(class names as prompts name them, {label: class number}) for the labels of a set.
+    """(class names for the prompts, {label: class number}) of the labels of a set.
 
     Args:
-        classes: None (the labels themselves, sorted), ``imagenet`` (open_clip's 1,000 names), a file with one name a
+        classes: None (the labels themselves, sorted), ``imagenet`` (open_clip's 1,000 names), a file with one name per
             line, or the names.
-        labels: labels are names, numbers of classes from 0, or, where there are as many different ones as classes,
-            anything whose sorted order is that of the classes (such as ImageNet's folders).
+        labels: class names, or class numbers from 0, or, if there are as many distinct labels as classes, any text whose
+            sorted order is that of the classes (such as ImageNet's folders).
 
     Raises:
-        UserError: a label that is none of these, or a file that is missing or names a class twice.
+        UserError: a label that is none of these, or a missing file.
     """
-    found = sorted(set(labels))
+    distinct = sorted(set(labels))
+    names = _class_names(classes, distinct)
+    numbers = {name: number for number, name in reversed(list(enumerate(names)))}
+    if set(distinct) <= set(numbers):
+        return names, {label: numbers[label] for label in distinct}
+    if all(label.isdecimal() and int(label) < len(names) for label in distinct):
+        return names, {label: int(label) for label in distinct}
+    if len(distinct) == len(names):
+        return names, {label: number for number, label in enumerate(distinct)}
+    unknown = next(label for label in distinct if label not in numbers)
+    raise UserError(
+        f"the label {unknown!r} is not a class of classes= ({len(names)} names for {len(distinct)} labels); "
+        "give the list that belongs to the labels"
+    )
+
+
+def _class_names(classes: str | Sequence[str] | None, labels: list[str]) -> list[str]:
     if classes is None:
-        names = found
-    elif classes == IMAGENET:
+        return labels
+    if classes == IMAGENET:
         from open_clip import IMAGENET_CLASSNAMES
 
-        names = list(IMAGENET_CLASSNAMES)
-    elif isinstance(classes, str):
-        if not Path(classes).is_file():
-            raise UserError(f"classes={classes} is neither {IMAGENET} nor a file with one class name a line")
-        names = [line.strip() for line in Path(classes).read_text(encoding="utf-8").splitlines() if line.strip()]
-    else:
-        names = list(classes)
-    number = {name: place for place, name in reversed(list(enumerate(names)))}
-    if set(found) <= set(number):
-        return names, {label: number[label] for label in found}
-    if all(label.isdecimal() and int(label) < len(names) for label in found):
-        return names, {label: int(label) for label in found}
-    if len(found) == len(names):
-        return names, {label: place for place, label in enumerate(found)}
-    stranger = next(label for label in found if label not in number)
-    raise UserError(
-        f"the label {stranger!r} is no class of classes= ({len(names)} names for {len(found)} labels); "
-        "give the list that belongs to them"
-    )
+        return list(IMAGENET_CLASSNAMES)
+    if not isinstance(classes, str):
+        return list(classes)
+    if not Path(classes).is_file():
+        raise UserError(
+            f"classes={classes} is neither {IMAGENET} nor a file with one class name per line; check the path"
+        )
+    return [line.strip() for line in Path(classes).read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def prompts(templates: str | Sequence[str]) -> list[Callable[[str], str]]:
@@ -166,7 +177,7 @@ def prompts(templates: str | Sequence[str]) -> list[Callable[[str], str]]:
 
 
 def class_vectors(encoder: "Encoder", names: Sequence[str], templates: Sequence[Callable[[str], str]]) -> np.ndarray:
-    """One unit vector a class, float32 [c, d]: its prompts' embeddings averaged and normalised again, as CLIP does."""
+    """One unit vector per class, float32 [c, d]: its prompts' embeddings averaged and normalized again, as CLIP does."""
     from dejavu_lit.evaluation.embed import encode_captions
 
     vectors = encode_captions(encoder, [template(name) for name in names for template in templates])
@@ -176,12 +187,12 @@ def class_vectors(encoder: "Encoder", names: Sequence[str], templates: Sequence[
 
 
 def zero_shot(images: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> Values:
-    """Top-1 and top-5 accuracy, in 0..1, of the class nearest by cosine (ties: the smaller class number first).
+    """Top-1 and top-5 accuracy, 0 to 1, of the classes nearest by cosine (ties: the smaller class number first).
 
-    images: float [n, d]; labels: int [n], numbers of classes; classes: float [c, d].
+    images: float [n, d]; labels: int [n], class numbers; classes: float [c, d].
     """
     hits = {1: 0, 5: 0}
-    for start, scores in _blocks(images, classes):
+    for start, scores in _score_blocks(images, classes):
         own = np.take_along_axis(scores, labels[start : start + len(scores), None], axis=1)
         before = np.arange(len(classes)) < labels[start : start + len(scores), None]
         ranks = ((scores > own) | ((scores == own) & before)).sum(axis=1)
@@ -193,12 +204,12 @@ def zero_shot(images: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> Va
 def retrieval(images: np.ndarray, captions: np.ndarray) -> Values:
     """R@1, R@5, R@10 in both directions: the share of pairs whose partner is among the nearest k by cosine.
 
-    images, captions: float [n, d], row i of both is pair i. Ties: the smaller row first. ``i2t``: the image asks.
+    images, captions: float [n, d], row i of both is pair i. Ties: the smaller row first. ``i2t``: image to text.
     """
     values: Values = {}
     for name, queries, public in (("i2t", images, captions), ("t2i", captions, images)):
         ranks = np.empty(len(queries), np.int64)
-        for start, scores in _blocks(queries, public):
+        for start, scores in _score_blocks(queries, public):
             rows = np.arange(start, start + len(scores))[:, None]
             own = np.take_along_axis(scores, rows, axis=1)
             ranks[rows[:, 0]] = ((scores > own) | ((scores == own) & (np.arange(len(public)) < rows))).sum(axis=1)
@@ -206,25 +217,23 @@ def retrieval(images: np.ndarray, captions: np.ndarray) -> Values:
     return values
 
 
-def linear_probe(images: np.ndarray, labels: Sequence[str], seed: int = 0, most: int = 20_000) -> Values:
-    """Accuracy of a logistic regression on frozen embeddings: four fifths of each class to fit, one fifth to test.
+def linear_probe(images: np.ndarray, labels: Sequence[str], seed: int = 0, limit: int = 20_000) -> Values:
+    """Accuracy of a logistic regression on frozen embeddings: fitted on four fifths of each class, tested on one fifth.
 
-    Features are standardised by the fitted part; scikit-learn's default penalty, 1,000 iterations at most. Of more than
-    ``most`` images a seeded sample is taken. images: float [n, d]; labels: n classes.
+    Features are standardized by the fitted part; scikit-learn's default penalty, at most 1,000 iterations. From more than
+    ``limit`` images a seeded sample is drawn. images: float [n, d]; labels: n classes.
     """
     rng = np.random.default_rng(seed)
-    chosen = np.sort(rng.permutation(len(labels))[:most])
+    chosen = np.sort(rng.permutation(len(labels))[:limit])
     features, classes = np.asarray(images[chosen], np.float64), np.asarray(labels)[chosen]
     tested = np.zeros(len(chosen), bool)
     for name in np.unique(classes):
         members = rng.permutation(np.flatnonzero(classes == name))
         tested[members[: -(-len(members) // 5) if len(members) > 1 else 0]] = True
     if len(np.unique(classes[~tested])) < 2 or not tested.any():
-        kinds = len(np.unique(classes))
-        return {
-            "linear_probe": None,
-            "linear_probe_reason": f"{len(chosen)} images of {kinds} class(es) cannot be split into two parts",
-        }
+        count = len(np.unique(classes))
+        reason = f"{len(chosen)} images of {count} class(es) cannot be split into two parts"
+        return {"linear_probe": None, "linear_probe_reason": reason}
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError:
@@ -236,15 +245,15 @@ def linear_probe(images: np.ndarray, labels: Sequence[str], seed: int = 0, most:
     return {"linear_probe": float((probe.predict(features[tested]) == classes[tested]).mean())}
 
 
-def _blocks(queries: np.ndarray, public: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """(first row, cosines of some queries with all of ``public``, float64), never more than CELLS at once.
+def _score_blocks(queries: np.ndarray, public: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(first row, cosines of some queries with all of ``public``, float64), at most SCORES_AT_ONCE at a time.
 
-    Values are multiplied as they are stored and divided by the norms afterwards: of fp16 vectors this is exact, so equal
+    Stored values are multiplied first and divided by the norms afterwards: for fp16 vectors the sums are exact, so equal
     vectors have equal cosines (see search.py).
     """
     transposed = np.asarray(public, np.float64).T
     norms = np.linalg.norm(transposed, axis=0)
-    rows = max(1, CELLS // max(1, len(public)))
+    rows = max(1, SCORES_AT_ONCE // max(1, len(public)))
     for start in range(0, len(queries), rows):
         block = np.asarray(queries[start : start + rows], np.float64)
         yield start, block @ transposed / (np.linalg.norm(block, axis=1)[:, None] * norms)

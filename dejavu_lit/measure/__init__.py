@@ -1,4 +1,4 @@
-"""From neighbors and objects to figures: everything here runs on arrays and tables, without a model.
+"""Arrays and tables in, figures out: the measurement, without torch, models or Hydra.
 
 from dejavu_lit.measure import Neighbors, Records, Settings, measure, read_objects
 
@@ -11,49 +11,43 @@ body = measure(records, settings=Settings(k=10))                   # the body of
 from importlib import import_module
 from typing import Any
 
-# Name -> module; imported on first use, so that importing one part of the package does not import all of them.
-_NAMES = {
-    "Neighbors": "scores",
-    "Scores": "scores",
-    "score": "scores",
-    "predict": "scores",
-    "Records": "records",
-    "read_records": "records",
-    "write_records": "records",
-    "Outcomes": "population",
-    "Resampling": "population",
-    "estimate": "population",
-    "outcomes": "population",
-    "sign_test": "population",
-    "blind": "controls",
-    "blocks": "controls",
-    "compare": "controls",
-    "found": "controls",
-    "pool": "controls",
-    "table": "sample",
-    "curves": "sample",
-    "by_subgroup": "subgroups",
-    "planted_memory": "planted",
-    "person_gaps": "persons",
-    "most_memorized": "memorized",
-    "write_csv": "memorized",
-    "PPG": "torch_metrics",
-    "PRG": "torch_metrics",
-    "AUCG": "torch_metrics",
-    "SampleLevelGap": "torch_metrics",
-    "Embeddings": "vectors",
-    "write_embeddings": "vectors",
-    "Settings": "metrics",
-    "measure": "metrics",
-    "recompute": "saved",
-    "read_evaluation": "saved",
+# Name -> module. Modules are imported on first use, so that a single part does not import numba, scipy and pyarrow.
+_MODULES = {
+    "Objects": "dejavu_lit.data.objects",
+    "read_objects": "dejavu_lit.data.objects",
+    "Neighbors": "dejavu_lit.measure.scores",
+    "Scores": "dejavu_lit.measure.scores",
+    "score": "dejavu_lit.measure.scores",
+    "predict": "dejavu_lit.measure.scores",
+    "Records": "dejavu_lit.measure.records",
+    "read_records": "dejavu_lit.measure.records",
+    "write_records": "dejavu_lit.measure.records",
+    "Outcomes": "dejavu_lit.measure.population",
+    "Resampling": "dejavu_lit.measure.population",
+    "estimate": "dejavu_lit.measure.population",
+    "outcomes": "dejavu_lit.measure.population",
+    "sign_test": "dejavu_lit.measure.population",
+    "blind_baseline": "dejavu_lit.measure.controls",
+    "blocks": "dejavu_lit.measure.controls",
+    "compare_settings": "dejavu_lit.measure.controls",
+    "memorization_found": "dejavu_lit.measure.controls",
+    "pool_blocks": "dejavu_lit.measure.controls",
+    "sample_gaps": "dejavu_lit.measure.sample",
+    "sample_curves": "dejavu_lit.measure.sample",
+    "by_subgroup": "dejavu_lit.measure.subgroups",
+    "gaps_by_exposure": "dejavu_lit.measure.exposure",
+    "pair_gaps": "dejavu_lit.measure.per_pair",
+    "most_memorized": "dejavu_lit.measure.per_pair",
+    "write_csv": "dejavu_lit.measure.per_pair",
+    "Settings": "dejavu_lit.measure.metrics",
+    "measure": "dejavu_lit.measure.metrics",
+    "read_evaluation": "dejavu_lit.measure.recompute",
+    "recompute_metrics": "dejavu_lit.measure.recompute",
 }
-__all__ = [*_NAMES, "Objects", "read_objects"]
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Objects", "read_objects"):
-        return getattr(import_module("dejavu_lit.data.objects"), name)
-    if name in _NAMES:
-        return getattr(import_module(f"dejavu_lit.measure.{_NAMES[name]}"), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,8 +4,8 @@
     write_json("metrics.json", body | {"utility": …, "exposure": …, "provenance": …})
 
 The body has, as metrics.schema.json describes: schema, k, counts, the five blocks (population, null, swapped, symmetric,
-corrected), by_k, sample, curves, sensitivity, blind, found, subgroups, planted, settings. What cannot be had is null, and
-``reasons`` says why under the same name. Everything is deterministic in the records and the settings.
+corrected), by_k, sample, curves, sensitivity, blind, found, subgroups, planted, settings. A part that cannot be measured is
+null, and ``reasons`` says why under the same name. Everything is deterministic in the records and the settings.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,41 +15,54 @@ from typing import Any
 import numpy as np
 
 from dejavu_lit.data.objects import Objects
-from dejavu_lit.measure.controls import BLOCKS, blind, blocks, found
-from dejavu_lit.measure.exposure import planted_memory
+from dejavu_lit.measure.controls import blind_baseline, blocks, memorization_found
+from dejavu_lit.measure.exposure import gaps_by_exposure
+from dejavu_lit.measure.figures import BLOCK_SETS, BLOCKS
 from dejavu_lit.measure.population import Outcomes, Resampling, outcomes
 from dejavu_lit.measure.records import EXPOSURE, Records
-from dejavu_lit.measure.sample import curves, recall_curves, table
+from dejavu_lit.measure.sample import recall_curves, sample_curves, sample_gaps
 from dejavu_lit.measure.scores import Scores
-from dejavu_lit.measure.subgroups import BUILT_IN, by_subgroup, check_columns
+from dejavu_lit.measure.subgroups import BUILT_IN_COLUMNS, by_subgroup, column_names
 from dejavu_lit.utils.errors import UserError
 
-VERSION = 1
-BLOCK_SETS = {"population": "A", "null": "H", "swapped": "B"}
+VERSION = 1  # of the schema of metrics.json
 
-Scored = tuple[Scores, Scores]  # target, reference
+ScorePair = tuple[Scores, Scores]  # target, reference
 ObjectsAt = Callable[
     [float], Mapping[str, Objects]
-]  # threshold -> the objects of the sets A, H, B and of the public set P
+]  # threshold -> objects of A, H, B and the public set P, by set name
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured. Lists may be given where tuples are."""
+    """The settings of the measurement. Tuples may be given as lists."""
 
-    k: int = 10  # the main number of neighbors
-    ks: Sequence[int] = (1, 5, 10)  # for by_k; increasing, k among them
-    threshold: float = 0.5  # the annotator's score that counts, applied to G and Ô alike when the objects are read
-    thresholds: Sequence[float] = ()  # further ones, for sensitivity
-    top_m: int | None = None  # predict the m objects found in most neighbors; None predicts all
-    top_ms: Sequence[int] = ()  # further ones, for sensitivity
-    draws: int = 100  # the paper's mean ± std: draws of ``share`` of the records, with replacement
+    k: int = 10
+    """Number of neighbors of the main figures."""
+    ks: Sequence[int] = (1, 5, 10)
+    """Every k that is reported; increasing, with k among them."""
+    threshold: float = 0.5
+    """Lowest annotator score that counts; applied to G and Ô alike when the objects are read."""
+    thresholds: Sequence[float] = ()
+    """Further thresholds for the sensitivity table."""
+    top_m: int | None = None
+    """Predict only the m objects found in most neighbors; None predicts all of them."""
+    top_ms: Sequence[int] = ()
+    """Further top-m for the sensitivity table."""
+    draws: int = 100
+    """Number of draws for the paper's mean ± std."""
     share: float = 0.1
-    bootstrap: int = 2000  # resamples behind the 95 % intervals
+    """Share of the records in each draw, sampled with replacement."""
+    bootstrap: int = 2000
+    """Resamples for the 95 % intervals."""
     seed: int = 0
-    tops: Sequence[int | float] = (10, 100, 0.001, 0.01, 0.1, 1.0)  # sample level: L itself (int) or its share (float)
-    subgroups: Sequence[str] = BUILT_IN  # columns: built-in ones and those of the pairs' JSON
+    """Seed of all resampling."""
+    tops: Sequence[int | float] = (10, 100, 0.001, 0.01, 0.1, 1.0)
+    """Sample level: the numbers L of most memorized records, absolute (int) or as a share (float)."""
+    subgroups: Sequence[str] = BUILT_IN_COLUMNS
+    """Columns to group by: built-in ones, and entries of the pairs' JSON, ``meta.NAME`` or just NAME."""
     smallest_group: int = 20
+    """Smallest number of records for a subgroup to be shown."""
 
     def __post_init__(self) -> None:
         for name in ("ks", "thresholds", "top_ms", "tops", "subgroups"):
@@ -66,15 +79,13 @@ class Settings:
             if any(m < 1 for m in numbers):
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
         if any((isinstance(t, int) and t < 1) or (isinstance(t, float) and not 0 < t <= 1) for t in self.tops):
-            raise UserError(
-                f"tops={list(self.tops)} must be whole numbers of at least 1 or shares above 0 and at most 1.0"
-            )
+            raise UserError(f"tops={list(self.tops)} must be integers of at least 1 or shares above 0 and at most 1.0")
         if self.smallest_group < 2:
             raise UserError(f"smallest_group={self.smallest_group} must be at least 2")
         self.resampling()
 
     def resampling(self) -> Resampling:
-        """The part that says how spreads are found."""
+        """The settings of the resampling."""
         return Resampling(self.draws, self.share, self.bootstrap, self.seed)
 
     def as_json(self) -> dict[str, Any]:
@@ -92,9 +103,9 @@ def measure(
     """The body of metrics.json.
 
     Args:
-        population: the records of A; null: of H; swapped: of B, with ``target`` the model trained on B.
+        population: the records of A; null: of H; swapped: of B, with the model trained on B as ``target``.
         settings: what is measured; all neighbors must reach the largest of its ks.
-        objects_at: gives the objects at another threshold, by set name; needed for ``settings.thresholds`` only.
+        objects_at: reads the objects at another threshold; needed for ``settings.thresholds`` only.
 
     Raises:
         UserError: no record of A has an object, neighbors that do not reach ks, an unknown subgroup column, a record
@@ -102,44 +113,31 @@ def measure(
     """
     settings = settings or Settings()
     sets = {n: r for n, r in (("population", population), ("null", null), ("swapped", swapped)) if r is not None}
-    for name, records in sets.items():
-        _check(records, settings)
-        if name != "null":  # subgroups compare A and B alone
-            check_columns(settings.subgroups, records)
-    scored = {name: records.scores(settings.ks, settings.top_m) for name, records in sets.items()}
-    results = {name: outcomes(*s, settings.k) for name, s in scored.items()}
+    for records in sets.values():
+        _check_neighbors(records, settings)
+    column_names(settings.subgroups, [population, *([swapped] if swapped is not None else [])])
+    scores = {name: records.scores(settings.ks, settings.top_m) for name, records in sets.items()}
+    results = {name: outcomes(*pair, settings.k) for name, pair in scores.items()}
     reasons = _reasons(results)
-    main = _blocks(scored, settings.k, settings)
+    main = _blocks(scores, settings.k, settings)
     by_top_m = {m: {name: r.scores([settings.k], m) for name, r in sets.items()} for m in settings.top_ms}
     distance = population.target.distances[:, 0]
-
-    def sample(which: Scored, k: int) -> dict[str, Any]:
-        return table(*which, distance, k, settings.tops)
-
-    lines = [(k, settings.top_m, scored["population"]) for k in settings.ks]
-    lines += [(settings.k, m, s["population"]) for m, s in by_top_m.items() if m != settings.top_m]
     body: dict[str, Any] = {
         "schema": VERSION,
         "k": settings.k,
         "counts": _counts(sets),
         **main,
-        "by_k": {
-            str(k): _blocks(scored, k, settings) | {"sample": sample(scored["population"], k)} for k in settings.ks
-        },
-        "sample": sample(scored["population"], settings.k),
-        "curves": {
-            "recall": recall_curves(*scored["population"], settings.k),
-            "sample": [{"k": k, "top_m": m} | curves(*s, distance, k) for k, m, s in lines],
-        },
+        "by_k": {str(k): _blocks_and_sample(scores, k, distance, settings) for k in settings.ks},
+        "sample": sample_gaps(*scores["population"], distance, settings.k, settings.tops),
+        "curves": _curves(scores["population"], {m: s["population"] for m, s in by_top_m.items()}, distance, settings),
         "sensitivity": {
             "threshold": _by_threshold(sets, settings, objects_at),
             "top_m": [
-                {"top_m": m} | _blocks(s, settings.k, settings) | {"sample": sample(s["population"], settings.k)}
-                for m, s in by_top_m.items()
+                {"top_m": m} | _blocks_and_sample(s, settings.k, distance, settings) for m, s in by_top_m.items()
             ],
         },
-        "blind": blind(population, *scored["population"], settings.k),
-        "found": found([main]),
+        "blind": blind_baseline(population, *scores["population"], settings.k),
+        "found": memorization_found([main]),
         "subgroups": by_subgroup(
             settings.subgroups,
             (population, results["population"]),
@@ -152,72 +150,95 @@ def measure(
     return body | {"reasons": reasons}
 
 
-def _check(records: Records, settings: Settings) -> None:
+def gap_blocks(sets: Mapping[str, Records], settings: Settings, context: str) -> dict[str, Any]:
+    """The counts and the five blocks alone; if no record of A has an object, null blocks and a reason that ends in
+    ``context``."""
+    counts = _counts(sets)
+    if not counts["records"]:
+        return {"counts": counts, **dict.fromkeys(BLOCKS), "reason": f"no record of A has an object {context}"}
+    scores = {name: records.scores([settings.k], settings.top_m) for name, records in sets.items()}
+    return {"counts": counts, **_blocks(scores, settings.k, settings)}
+
+
+def _check_neighbors(records: Records, settings: Settings) -> None:
     if records.k < settings.ks[-1]:
         raise UserError(
-            f"ks={list(settings.ks)} goes beyond the {records.k} neighbors there are; lower ks= or search again"
+            f"ks={list(settings.ks)} exceeds the {records.k} neighbors of each record; lower ks= or search again"
         )
 
 
-def _counts(sets: dict[str, Records]) -> dict[str, Any]:
-    def kept(records: Records) -> dict[str, int]:
+def _counts(sets: Mapping[str, Records]) -> dict[str, Any]:
+    def count(records: Records) -> dict[str, int]:
         with_objects = int((records.truth.counts() > 0).sum())
         return {"records": with_objects, "without_objects": len(records) - with_objects}
 
-    first = sets["population"]
-    others = {name: kept(sets[name]) if name in sets else None for name in ("null", "swapped")}
-    return kept(first) | others | {"public": len(first.public), "labels": len(first.public.labels)}
+    population = sets["population"]
+    controls = {name: count(sets[name]) if name in sets else None for name in ("null", "swapped")}
+    return count(population) | controls | {"public": len(population.public), "labels": len(population.public.labels)}
 
 
-def _reasons(results: dict[str, Outcomes]) -> dict[str, str]:
-    """{block: why it cannot be had}."""
+def _reasons(results: Mapping[str, Outcomes]) -> dict[str, str]:
+    """{block: why it cannot be measured}."""
     reasons = {}
-    for name, needed_by in (("null", "corrected"), ("swapped", "symmetric")):
+    for name, dependent in (("null", "corrected"), ("swapped", "symmetric")):
         if name not in results:
             reasons[name] = f"the set {BLOCK_SETS[name]} was not measured"
         elif not len(results[name]):
             reasons[name] = f"no record of the set {BLOCK_SETS[name]} has an object"
         if name in reasons:
-            reasons[needed_by] = f"it needs {name}, but {reasons[name]}"
+            reasons[dependent] = f"it needs {name}, but {reasons[name]}"
     return reasons
 
 
-def _blocks(scored: Mapping[str, Scored], k: int, settings: Settings) -> dict[str, Any]:
-    results = {name: found for name, s in scored.items() if len(found := outcomes(*s, k))}
+def _blocks(scores: Mapping[str, ScorePair], k: int, settings: Settings) -> dict[str, Any]:
+    results = {name: result for name, pair in scores.items() if len(result := outcomes(*pair, k))}
     if "population" not in results:
         raise UserError("no record of A has an object, so nothing can be measured; lower threshold= or check objects=")
-    made = blocks(results["population"], results.get("null"), results.get("swapped"), settings.resampling())
-    return {name: one.block() if (one := made[name]) else None for name in BLOCKS}
+    estimates = blocks(results["population"], results.get("null"), results.get("swapped"), settings.resampling())
+    return {name: estimate.block() if (estimate := estimates[name]) else None for name in BLOCKS}
 
 
-def _by_threshold(sets: dict[str, Records], settings: Settings, objects_at: ObjectsAt | None) -> list[dict[str, Any]]:
+def _blocks_and_sample(
+    scores: Mapping[str, ScorePair], k: int, distance: np.ndarray, settings: Settings
+) -> dict[str, Any]:
+    sample = sample_gaps(*scores["population"], distance, k, settings.tops)
+    return _blocks(scores, k, settings) | {"sample": sample}
+
+
+def _curves(
+    scores: ScorePair, by_top_m: Mapping[int, ScorePair], distance: np.ndarray, settings: Settings
+) -> dict[str, Any]:
+    """The recall curves, and the sample-level curves for every k and, at the main k, for every other top-m."""
+    lines = [(k, settings.top_m, scores) for k in settings.ks]
+    lines += [(settings.k, m, pair) for m, pair in by_top_m.items() if m != settings.top_m]
+    return {
+        "recall": recall_curves(*scores, settings.k),
+        "sample": [{"k": k, "top_m": m} | sample_curves(*pair, distance, k) for k, m, pair in lines],
+    }
+
+
+def _by_threshold(
+    sets: Mapping[str, Records], settings: Settings, objects_at: ObjectsAt | None
+) -> list[dict[str, Any]]:
     if not settings.thresholds:
         return []
     if objects_at is None:
-        raise UserError("thresholds= needs the object artifact; give objects= as well, or leave thresholds empty")
+        raise UserError("thresholds= needs the object artifact; also give objects=, or leave thresholds empty")
     rows = []
     for threshold in settings.thresholds:
         objects = objects_at(threshold)
         joined = {name: r.with_objects(objects[BLOCK_SETS[name]], objects["P"]) for name, r in sets.items()}
-        rows.append({"threshold": threshold} | gaps(joined, settings, f"at threshold {threshold}"))
+        rows.append({"threshold": threshold} | gap_blocks(joined, settings, f"at threshold {threshold}"))
     return rows
 
 
-def gaps(sets: Mapping[str, Records], settings: Settings, where: str) -> dict[str, Any]:
-    """The counts and the five blocks alone; where no record of A has an object, null blocks and the reason, ``where`` in it."""
-    counts = _counts(dict(sets))
-    if not counts["records"]:
-        return {"counts": counts, **dict.fromkeys(BLOCKS), "reason": f"no record of A has an object {where}"}
-    scored = {name: records.scores([settings.k], settings.top_m) for name, records in sets.items()}
-    return {"counts": counts, **_blocks(scored, settings.k, settings)}
-
-
 def _planted(records: Records, results: Outcomes, reasons: dict[str, str]) -> dict[str, Any] | None:
+    """The gaps by exposure; None, with an entry in ``reasons``, if the exposure is unknown or equal for all pairs."""
     if EXPOSURE not in records.columns:
         reasons["planted"] = "it is not known how often training saw each pair"
         return None
-    kept = records.truth.counts() > 0
-    made = planted_memory(results, np.asarray(records.columns[EXPOSURE], np.float64)[kept])
-    if made is None:
+    with_objects = records.truth.counts() > 0
+    by_exposure = gaps_by_exposure(results, np.asarray(records.columns[EXPOSURE])[with_objects])
+    if by_exposure is None:
         reasons["planted"] = "every pair was seen equally often"
-    return made
+    return by_exposure

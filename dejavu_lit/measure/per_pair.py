@@ -1,18 +1,19 @@
-"""One person's question: how much do the models remember of these pairs, and how unusual is that?
+"""Single pairs: the gaps of chosen pairs with their p-values, and the table of the most memorized pairs.
 
-For each asked pair of A the gap target − reference (precision, recall, hits) is ranked against the gaps of H, which no
-model saw: p = (1 + #{H ≥ x}) / (1 + |H|), with Benjamini–Hochberg q over the asked pairs.
+For each chosen pair of A, the gap target − reference (precision, recall, hits) is ranked against the gaps of H, which
+neither model trained on: p = (1 + #{H ≥ x}) / (1 + |H|), with Benjamini–Hochberg q over the chosen pairs.
 """
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dejavu_lit.data import exclude as left_out
+from dejavu_lit.data import key_lists
 from dejavu_lit.measure.records import SIDES, Records
 from dejavu_lit.measure.sample import RANKINGS, rank
 from dejavu_lit.measure.scores import predict
@@ -24,58 +25,57 @@ GAPS = ("precision", "recall", "hits")
 
 
 def read_keys(path: Path | str) -> list[str]:
-    """The keys in a text file, one a line, each once; raises UserError when there is no file or no key in it."""
-    if not (keys := left_out.read_keys(path, "keys")):
-        raise UserError(f"keys={path} holds no key; write one key a line")
+    """The distinct keys in a text file with one key per line; raises UserError if the file is missing or has no key."""
+    if not (keys := key_lists.read_keys(path, "keys")):
+        raise UserError(f"keys={path} has no keys; write one key per line")
     return keys
 
 
-def person_gaps(
+def pair_gaps(
     population: Records, null: Records, keys: Sequence[str], k: int, top_m: int | None = None
 ) -> dict[str, Any]:
-    """The gaps of some pairs of A and their p-values against H.
+    """The gaps of the pairs ``keys`` of A and their p-values against H.
 
     Args:
-        population: the records of A; null: of H, under the same two models; keys: the asked pairs; k, top_m: as in
-            ``score``.
+        population: the records of A; null: of H, under the same two models; k, top_m: as in ``score``.
 
     Returns:
         {asked, unknown: {count, first}, without_objects: {count, first}, holdout: |H| with objects, k, top_m,
-        pairs: [{key, caption, gap, p, q: {precision, recall, hits}}] in the asked order}. Unknown keys and pairs without
-        objects are counted and the first five of them named.
+        pairs: [{key, caption, gap, p, q: {precision, recall, hits}}] in the order of ``keys``}. ``first`` has up to five
+        of the unknown keys or of the pairs without objects.
 
     Raises:
-        UserError: none of the keys is a record of A, or H has no record with objects.
+        UserError: none of the keys is a record of A, or no record of H has objects.
     """
-    place = population.truth.rows
-    known = [key for key in dict.fromkeys(keys) if key in place]
-    unknown = [key for key in dict.fromkeys(keys) if key not in place]
+    row_of = population.truth.rows
+    distinct = list(dict.fromkeys(keys))
+    known = [key for key in distinct if key in row_of]
+    unknown = [key for key in distinct if key not in row_of]
     if not known:
         first = f", the first is {keys[0]!r}" if keys else ""
         raise UserError(f"none of the {len(keys)} keys is a pair of the target's set A{first}; check keys=")
     counts = population.truth.counts()
-    bare = [key for key in known if counts[place[key]] == 0]
-    rows = np.array([place[key] for key in known if counts[place[key]] > 0], np.int64)
-    everyone = _gaps(null, k, top_m)
-    everyone = everyone[null.truth.counts() > 0]
-    if not len(everyone):
+    bare = [key for key in known if counts[row_of[key]] == 0]
+    rows = np.array([row_of[key] for key in known if counts[row_of[key]] > 0], np.int64)
+    holdout = _gaps(null, k, top_m)[null.truth.counts() > 0]
+    if not len(holdout):
         raise UserError("no record of the holdout set H has an object, so there is nothing to rank against")
-    mine = _gaps(population, k, top_m)[rows]
-    p = np.stack([_tail(everyone[:, g], mine[:, g]) for g in range(len(GAPS))], axis=1)
+    gap = _gaps(population, k, top_m)[rows]
+    p = np.stack([_tail(holdout[:, g], gap[:, g]) for g in range(len(GAPS))], axis=1)
     q = np.stack([benjamini_hochberg(p[:, g]) for g in range(len(GAPS))], axis=1)
     pairs = [
         {
             "key": population.keys[row],
             "caption": population.captions[row],
-            **{name: dict(zip(GAPS, x[i].tolist(), strict=True)) for name, x in (("gap", mine), ("p", p), ("q", q))},
+            **{name: dict(zip(GAPS, x[i].tolist(), strict=True)) for name, x in (("gap", gap), ("p", p), ("q", q))},
         }
         for i, row in enumerate(rows.tolist())
     ]
     return {
-        "asked": len(known) + len(unknown),
+        "asked": len(distinct),
         "unknown": {"count": len(unknown), "first": unknown[:5]},
         "without_objects": {"count": len(bare), "first": bare[:5]},
-        "holdout": len(everyone),
+        "holdout": len(holdout),
         "k": k,
         "top_m": top_m,
         "pairs": pairs,
@@ -87,14 +87,14 @@ def _gaps(records: Records, k: int, top_m: int | None) -> np.ndarray:
     target, reference = records.scores([k], top_m)
     gaps = [getattr(target, name)(k) - getattr(reference, name)(k) for name in ("precision", "recall")]
     hits = target.hits[:, 0].astype(np.int64) - reference.hits[:, 0]
-    # 2/4 − 1/6 and 1/3 are one gap: rounding the last bits away keeps ties ties.
+    # 2/4 − 1/6 and 1/3 are the same gap: rounding the last bits away keeps ties ties.
     return np.stack([*gaps, hits], axis=1).round(12)
 
 
-def _tail(everyone: np.ndarray, mine: np.ndarray) -> np.ndarray:
-    """(1 + #{everyone ≥ x}) / (1 + |everyone|) for each x of ``mine``."""
-    reached = len(everyone) - np.searchsorted(np.sort(everyone), mine, side="left")
-    return (1 + reached) / (1 + len(everyone))
+def _tail(holdout: np.ndarray, gaps: np.ndarray) -> np.ndarray:
+    """(1 + #{holdout ≥ x}) / (1 + |holdout|) for each x of ``gaps``."""
+    reached = len(holdout) - np.searchsorted(np.sort(holdout), gaps, side="left")
+    return (1 + reached) / (1 + len(holdout))
 
 
 def most_memorized(
@@ -103,7 +103,7 @@ def most_memorized(
     """The records that have objects, most memorized first.
 
     Args:
-        records: the audited pairs; k, top_m: as in ``score``; by: one of ``RANKINGS``; limit: None gives all of them.
+        records: the audited pairs; k, top_m: as in ``score``; by: one of ``RANKINGS``; limit: None returns all of them.
 
     Returns:
         Rows of rank (from 1), key, caption, objects, only_target (objects right for the target and wrong for the
@@ -118,44 +118,51 @@ def most_memorized(
     scores = dict(zip(SIDES, records.scores([k], top_m), strict=True))
     order = rank(scores["target"], scores["reference"], records.target.distances[:, 0], k, by)[:limit]
     rates = {side: (s.precision(k), s.recall(k)) for side, s in scores.items()}
-    labels = records.truth.labels
-    guesses = {side: predict(getattr(records, side)[order], records.public, k, top_m) for side in SIDES}
+    guesses = [_predicted(records, side, order, k, top_m) for side in SIDES]
     rows = []
-    for place, row in enumerate(order.tolist()):
+    for position, (row, *guess) in enumerate(zip(order.tolist(), *guesses, strict=True)):
         truth = set(records.truth.names(row))
-        guess = {
-            s: {labels[c] for c in codes[starts[place] : starts[place + 1]]} for s, (starts, codes) in guesses.items()
-        }
-        right = {side: guess[side] & truth for side in SIDES}
-        found: dict[str, Any] = {
-            "rank": place + 1,
-            "key": records.keys[row],
-            "caption": records.captions[row],
-            "objects": sorted(truth),
-            "only_target": sorted(right["target"] - right["reference"]),
-            "only_reference": sorted(right["reference"] - right["target"]),
-            "both_right": sorted(right["target"] & right["reference"]),
-            "missed": sorted(truth - right["target"] - right["reference"]),
-        }
-        for side in SIDES:
+        pair: dict[str, Any] = {"rank": position + 1, "key": records.keys[row], "caption": records.captions[row]}
+        pair |= _agreement(truth, *guess)
+        for side, objects in zip(SIDES, guess, strict=True):
+            precision, recall = rates[side]
             neighbors = getattr(records, side)
-            found |= {
-                f"{side}_wrong": sorted(guess[side] - truth),
+            pair |= {
+                f"{side}_wrong": sorted(objects - truth),
                 f"{side}_hits": int(scores[side].hits[row, 0]),
-                f"{side}_precision": float(rates[side][0][row]),
-                f"{side}_recall": float(rates[side][1][row]),
+                f"{side}_precision": float(precision[row]),
+                f"{side}_recall": float(recall[row]),
                 f"{side}_neighbors": [records.public.keys[p] for p in neighbors.rows[row, :k]],
                 f"{side}_distances": neighbors.distances[row, :k].tolist(),
             }
-        rows.append(found)
+        rows.append(pair)
     return rows
 
 
-def write_csv(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows of one set of columns as CSV (UTF-8), lists joined by ``; ``, atomically.
+def _predicted(records: Records, side: str, order: np.ndarray, k: int, top_m: int | None) -> Iterator[set[str]]:
+    """The objects that one model predicts for each record of ``order``."""
+    starts, codes = predict(getattr(records, side)[order], records.public, k, top_m)
+    labels = records.public.labels
+    for start, stop in pairwise(starts.tolist()):
+        yield {labels[code] for code in codes[start:stop]}
 
-    A text that a spreadsheet would run as a formula gets a leading apostrophe: captions are other people's texts. Keys
-    as prepare makes them stay as they are, so that tables can be joined by them.
+
+def _agreement(truth: set[str], target: set[str], reference: set[str]) -> dict[str, list[str]]:
+    """The objects of one image, and which of the two models predicts them."""
+    return {
+        "objects": sorted(truth),
+        "only_target": sorted(truth & target - reference),
+        "only_reference": sorted(truth & reference - target),
+        "both_right": sorted(truth & target & reference),
+        "missed": sorted(truth - target - reference),
+    }
+
+
+def write_csv(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows that share their columns as CSV (UTF-8), lists joined by ``; ``, atomically.
+
+    A text that a spreadsheet would run as a formula gets a leading apostrophe, because captions come from third parties.
+    Keys in the form that prepare gives them are written unchanged, so that tables can be joined by key.
     """
     with atomic(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -164,9 +171,9 @@ def write_csv(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
             writer.writerow([_cell(name, value) for name, value in row.items()])
 
 
-def _cell(name: str, value: Any) -> Any:
+def _cell(column: str, value: Any) -> Any:
     if isinstance(value, list):
         value = "; ".join(str(v) for v in value)
-    if (name == "key" or name.endswith("_neighbors")) and re.fullmatch(r"[\w; -]*", str(value)):
+    if (column == "key" or column.endswith("_neighbors")) and re.fullmatch(r"[\w; -]*", str(value)):
         return value
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value

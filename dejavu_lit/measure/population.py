@@ -2,11 +2,11 @@
 
 PPG  = ( #{prec_T > prec_R} − #{prec_T < prec_R} ) / n           PRG = the same with recall
 AUCG = the signed area between P(recall_T ≥ x) and P(recall_R ≥ x), which is mean(recall_T) − mean(recall_R)
-(Jayaraman, Guo, Chaudhuri, NeurIPS 2024, arXiv 2402.02103; the paper's mean ± std is over 100 draws of 10 % of the records.)
+(Jayaraman, Guo, Chaudhuri, NeurIPS 2024, arXiv 2402.02103; the paper's mean ± std is over 100 draws of 10 % of the records)
 
     estimate(outcomes(target, reference, k)).block()  ->  {ppg|prg|aucg: {value, mean, std, ci95, …}}
 
-Fractions are compared as integers and AUCG is an exact fraction rounded once, so no figure depends on the order of records.
+Fractions are compared as integers, and AUCG is an exact fraction rounded once, so no figure depends on the order of records.
 """
 
 from dataclasses import dataclass
@@ -16,38 +16,43 @@ from typing import Any
 import numpy as np
 from scipy.special import betainc
 
+from dejavu_lit.measure.figures import FIGURES
 from dejavu_lit.measure.scores import Scores
 from dejavu_lit.utils.errors import UserError
 
-FIGURES = ("ppg", "prg", "aucg")
+MULTINOMIAL_CELLS = 2_000_000  # counts drawn at once by one resampling step: 16 MB
 
 
 @dataclass(frozen=True)
 class Resampling:
-    """How the spread of a figure is found; ``seed`` fixes every draw."""
+    """How the spread of a figure is estimated."""
 
-    draws: int = 100  # subsamples of the paper's mean ± std, with replacement
-    share: float = 0.1  # of the records in each of them
-    bootstrap: int = 2000  # resamples of all records, for the 95 % interval
+    draws: int = 100
+    """Subsamples, drawn with replacement, for the paper's mean ± std."""
+    share: float = 0.1
+    """Share of the records in each subsample."""
+    bootstrap: int = 2000
+    """Resamples of all records for the 95 % interval."""
     seed: int = 0
+    """Seed of all resampling."""
 
     def __post_init__(self) -> None:
-        for name, least in (("draws", 2), ("bootstrap", 100), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name}={getattr(self, name)} must be at least {least}")
+        for name, minimum in (("draws", 2), ("bootstrap", 100), ("seed", 0)):
+            if getattr(self, name) < minimum:
+                raise UserError(f"{name}={getattr(self, name)} must be at least {minimum}")
         if not 0 < self.share <= 1:
             raise UserError(f"share={self.share} must be above 0 and at most 1 (0.1 draws 10 % of the records)")
 
-    def sample(self, n: int) -> int:
-        """Records in one subsample of n: max(1, round(share · n))."""
+    def sample_size(self, n: int) -> int:
+        """The number of records in one subsample of n: max(1, round(share · n))."""
         return max(1, round(self.share * n))
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Who won each record that has objects, int64 [n] each.
+    """Which model wins each record that has objects, int64 [n] each.
 
-    precision, recall: the sign of target − reference; hits: hits_T − hits_R; truth: |G|. A difference of two outcomes
+    precision, recall: the sign of target − reference; hits: hits_T − hits_R; truth: |G|. The difference of two outcomes
     (``a − b``, the same records under two settings) has the same fields.
     """
 
@@ -70,25 +75,25 @@ class Outcomes:
         )
 
     def values(self) -> np.ndarray:
-        """What PPG, PRG and AUCG are the means of: the two signs and the recall difference, float64 [n, 3]."""
+        """The per-record values whose means are PPG, PRG and AUCG: the two signs and the recall difference, float64 [n, 3]."""
         return np.stack([self.precision, self.recall, self.hits / self.truth], axis=1).astype(np.float64)
 
     def tally(self) -> tuple["Outcomes", np.ndarray]:
-        """The distinct outcomes in a fixed order and how many records have each, int64 [distinct]."""
-        # One integer a record sorts far faster than rows of four: signs are within ±2, hits within ±2 |G|.
-        most = int(self.truth.max(initial=1))
-        code = ((self.precision + 2) * 5 + self.recall + 2) * (4 * most + 1) + self.hits + 2 * most
-        code, counts = np.unique(code * (most + 1) + self.truth, return_counts=True)
-        code, truth = np.divmod(code, most + 1)
-        code, hits = np.divmod(code, 4 * most + 1)
-        return Outcomes(code // 5 - 2, code % 5 - 2, hits - 2 * most, truth), counts
+        """The distinct outcomes in a fixed order, and the number of records with each, int64 [distinct]."""
+        # One integer per record sorts far faster than rows of four: signs are within ±2, hits within ±2 |G|.
+        largest = int(self.truth.max(initial=1))
+        code = ((self.precision + 2) * 5 + self.recall + 2) * (4 * largest + 1) + self.hits + 2 * largest
+        code, counts = np.unique(code * (largest + 1) + self.truth, return_counts=True)
+        code, truth = np.divmod(code, largest + 1)
+        code, hits = np.divmod(code, 4 * largest + 1)
+        return Outcomes(code // 5 - 2, code % 5 - 2, hits - 2 * largest, truth), counts
 
     def _columns(self) -> tuple[np.ndarray, ...]:
         return self.precision, self.recall, self.hits, self.truth
 
 
 def outcomes(target: Scores, reference: Scores, k: int) -> Outcomes:
-    """Compare two models' scores of the same records at ``k``; records without objects are left out.
+    """Compare two models' scores of the same records at ``k``; records without objects are excluded.
 
     Precisions are compared as hits_T · |Ô_R| against hits_R · |Ô_T|, never as rounded quotients.
 
@@ -97,23 +102,23 @@ def outcomes(target: Scores, reference: Scores, k: int) -> Outcomes:
     """
     if not np.array_equal(target.truth, reference.truth):
         raise UserError("target and reference were scored on different records; score both on the same ones")
-    kept = target.kept
-    hits_t, hits_r = (s.hits[kept, s.column(k)].astype(np.int64) for s in (target, reference))
-    size_t, size_r = (np.maximum(s.predicted[kept, s.column(k)], 1).astype(np.int64) for s in (target, reference))
+    rows = target.has_objects
+    hits_t, hits_r = (s.hits[rows, s.column(k)].astype(np.int64) for s in (target, reference))
+    size_t, size_r = (np.maximum(s.predicted[rows, s.column(k)], 1).astype(np.int64) for s in (target, reference))
     return Outcomes(
         np.sign(hits_t * size_r - hits_r * size_t),
         np.sign(hits_t - hits_r),
         hits_t - hits_r,
-        target.truth[kept].astype(np.int64),
+        target.truth[rows].astype(np.int64),
     )
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The three figures (order of ``FIGURES``) with their resamples; ``block`` is what metrics.json holds.
+    """The three figures, in the order of ``FIGURES``, with their resamples; ``block`` gives their entry in metrics.json.
 
-    value, closed_form_std, se: float64 [3]; draws: [draws, 3]; bootstrap: [bootstrap, 3]; wins, losses: int [3] or None
-    where the figures combine several sets.
+    value, closed_form_std, se: float64 [3]; draws: [draws, 3]; bootstrap: [bootstrap, 3]; wins, losses: int [3], or None if
+    the figures combine several sets.
     """
 
     value: np.ndarray
@@ -124,16 +129,16 @@ class Estimate:
     wins: np.ndarray | None = None
     losses: np.ndarray | None = None
 
-    def combine(self, other: "Estimate", mine: float, others: float) -> "Estimate":
-        """mine · self + others · other of two sets that were resampled independently."""
+    def combine(self, other: "Estimate", weight: float, other_weight: float) -> "Estimate":
+        """weight · self + other_weight · other, for two sets that were resampled independently."""
 
         def spread(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-            return np.hypot(mine * a, others * b)
+            return np.hypot(weight * a, other_weight * b)
 
         return Estimate(
-            mine * self.value + others * other.value,
-            mine * self.draws + others * other.draws,
-            mine * self.bootstrap + others * other.bootstrap,
+            weight * self.value + other_weight * other.value,
+            weight * self.draws + other_weight * other.draws,
+            weight * self.bootstrap + other_weight * other.bootstrap,
             spread(self.closed_form_std, other.closed_form_std),
             spread(self.se, other.se),
         )
@@ -145,9 +150,9 @@ class Estimate:
 
     def block(self) -> dict[str, dict[str, Any]]:
         """{figure: {value, mean, std, ci95, closed_form_std, se[, sign_test{p, wins, losses}]}}."""
-        found: dict[str, dict[str, Any]] = {}
+        block: dict[str, dict[str, Any]] = {}
         for i, figure in enumerate(FIGURES):
-            found[figure] = {
+            block[figure] = {
                 "value": float(self.value[i]),
                 "mean": float(self.draws[:, i].mean()),
                 "std": float(self.draws[:, i].std()),
@@ -157,31 +162,33 @@ class Estimate:
             }
             if self.wins is not None and self.losses is not None:
                 wins, losses = int(self.wins[i]), int(self.losses[i])
-                found[figure]["sign_test"] = {"p": sign_test(wins, losses), "wins": wins, "losses": losses}
-        return found
+                block[figure]["sign_test"] = {"p": sign_test(wins, losses), "wins": wins, "losses": losses}
+        return block
 
 
-def estimate(found: Outcomes, resampling: Resampling | None = None, stream: int = 0) -> Estimate:
-    """PPG, PRG and AUCG of n ≥ 1 records, with the draws of the paper and a bootstrap.
+def estimate(records: Outcomes, resampling: Resampling | None = None, stream: int = 0) -> Estimate:
+    """PPG, PRG and AUCG of n ≥ 1 records, with the paper's draws and a bootstrap.
 
-    Resampling records is done as a multinomial draw over the distinct outcomes: the same distribution, at a cost that does
-    not grow with n. The standard deviation in closed form is sd(d) / √m, m records in a draw; ``se`` is sd(d) / √n.
+    Records are resampled by a multinomial draw over the distinct outcomes: the same distribution, at a cost that does not
+    grow with n. The standard deviation in closed form is sd(d) / √m for m records per draw; ``se`` is sd(d) / √n.
 
     Args:
-        found: the records' outcomes.
+        records: the records' outcomes.
         resampling: number and size of the draws, and the seed.
-        stream: which independent random stream; different sets of one evaluation take different ones.
+        stream: the independent random stream; each set of one evaluation has its own.
 
     Raises:
         UserError: no records.
     """
-    if not len(found):
+    if not len(records):
         raise UserError("no record has an object, so there is nothing to measure; lower threshold= or check objects=")
     resampling = resampling or Resampling()
-    distinct, counts = found.tally()
-    n, sample, values = len(found), resampling.sample(len(found)), distinct.values()
+    distinct, counts = records.tally()
+    n, sample, values = len(records), resampling.sample_size(len(records)), distinct.values()
     random = np.random.default_rng([resampling.seed, stream])
-    value = np.array([distinct.precision @ counts / n, distinct.recall @ counts / n, _mean_share(distinct, counts)])
+    value = np.array(
+        [distinct.precision @ counts / n, distinct.recall @ counts / n, _mean_recall_gap(distinct, counts)]
+    )
     spread = np.sqrt(counts @ (values - value) ** 2 / n)
     return Estimate(
         value,
@@ -200,7 +207,7 @@ def mean_recall_gap(hits: np.ndarray, truth: np.ndarray, n: int) -> float:
     return float(total / n)
 
 
-def _mean_share(distinct: Outcomes, counts: np.ndarray) -> float:
+def _mean_recall_gap(distinct: Outcomes, counts: np.ndarray) -> float:
     sizes, group = np.unique(distinct.truth, return_inverse=True)
     hits = np.zeros(len(sizes), np.int64)
     np.add.at(hits, group, distinct.hits * counts)
@@ -209,7 +216,7 @@ def _mean_share(distinct: Outcomes, counts: np.ndarray) -> float:
 
 def _resample(random: np.random.Generator, values: np.ndarray, counts: np.ndarray, size: int, draws: int) -> np.ndarray:
     """The means of ``draws`` samples of ``size`` records with replacement, float64 [draws, 3]."""
-    n, at_once = counts.sum(), max(1, 2_000_000 // len(counts))
+    n, at_once = counts.sum(), max(1, MULTINOMIAL_CELLS // len(counts))
     means = np.empty((draws, values.shape[1]))
     for start in range(0, draws, at_once):
         stop = min(start + at_once, draws)
@@ -220,7 +227,7 @@ def _resample(random: np.random.Generator, values: np.ndarray, counts: np.ndarra
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """The two-sided p-value of wins against losses under even odds; ties are not in it. 1 when there is neither."""
+    """The two-sided p-value of wins against losses under even odds, without ties; 1 if there are no wins and no losses."""
     few, trials = min(wins, losses), wins + losses
     if 2 * few == trials:
         return 1.0

@@ -1,7 +1,7 @@
-"""Another k, threshold or top-m from an evaluation's saved records, in a second or two and without a model.
+"""The figures at another k, threshold or top-m, from an evaluation's saved records: in seconds and without a model.
 
-body = recompute("outputs/eval", "DATA/objects/scenes", k=5, threshold=0.7)     # the body of metrics.json
-sets, at = read_evaluation("outputs/eval", "DATA/objects/scenes")                # the records, for everything else
+body = recompute_metrics("outputs/eval", "DATA/objects/scenes", k=5, threshold=0.7)     # the body of metrics.json
+sets, objects_at = read_evaluation("outputs/eval", "DATA/objects/scenes", 0.5)   # the records, for everything else
 """
 
 import json
@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from dejavu_lit.data.objects import Objects, read_objects
-from dejavu_lit.measure.metrics import BLOCK_SETS, VERSION, ObjectsAt, Settings, gaps, measure
+from dejavu_lit.measure.figures import BLOCK_SETS
+from dejavu_lit.measure.metrics import VERSION, ObjectsAt, Settings, gap_blocks, measure
 from dejavu_lit.measure.records import Records, read_records
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import read_object
+from dejavu_lit.utils.io import read_json_object
 
-FILES = {"population": "records.parquet", "null": "records_null.parquet", "swapped": "records_swapped.parquet"}
-# Settings of an evaluation that need no model, and those that only say where it is computed.
-STATISTICS = ("k", "ks", "threshold", "top_m", "statistics", "objects", "by_objects", "keys")
-WHERE = ("device", "workers", "embeddings")
-CARRIED = ("utility", "exposure", "provenance", "search")  # what other k or objects do not change
+RECORD_FILES = {"population": "records.parquet", "null": "records_null.parquet", "swapped": "records_swapped.parquet"}
+# Options of an evaluation that can change without searching again.
+MODEL_FREE_OPTIONS = ("k", "ks", "threshold", "top_m", "statistics", "objects", "by_objects", "keys")
+# Options that decide where an evaluation is computed and stored, which its figures do not depend on.
+PLACEMENT_OPTIONS = ("device", "workers", "embeddings")
+UNCHANGED_PARTS = ("utility", "exposure", "provenance", "search")  # of metrics.json, at another k or with other objects
 
 
 def read_evaluation(
@@ -31,101 +33,102 @@ def read_evaluation(
     public: str = "P",
     public_keys: Sequence[str] | None = None,
 ) -> tuple[dict[str, Records], ObjectsAt]:
-    """The records of an evaluation's folder, joined to the objects at ``threshold``.
+    """The records in an evaluation's folder, joined to the objects at ``threshold``.
 
     Args:
-        folder: holds records.parquet and, where they were measured, records_null.parquet and records_swapped.parquet.
-        objects: the artifact, a folder with one subfolder a set.
-        threshold: lowest annotator's score that counts, 0..1.
+        folder: has records.parquet and, if they were measured, records_null.parquet and records_swapped.parquet.
+        objects: the artifact, a folder with one subfolder per set.
+        threshold: lowest annotator score that counts, 0..1.
         public: the name of the public set that was searched; public_keys: its searched keys, if not all of them.
 
     Returns:
-        {population|null|swapped: Records} of those that exist, and a function that reads the objects at another threshold,
-        as ``measure`` wants it.
+        {population|null|swapped: Records} of the files that exist, and the ``objects_at`` for ``measure``, which reads the
+        objects at another threshold.
 
     Raises:
-        UserError: no records, or objects that lack a key.
+        UserError: the folder has no records, or the objects have no row for a key.
     """
     folder, objects = Path(folder), Path(objects)
-    there = {name: folder / file for name, file in FILES.items() if (folder / file).exists()}
-    if "population" not in there:
+    paths = {name: folder / file for name, file in RECORD_FILES.items() if (folder / file).exists()}
+    if "population" not in paths:
         raise UserError(
-            f"{folder} holds no {FILES['population']}; give the folder of an evaluation (dejavu evaluate out=…)"
+            f"{folder} has no {RECORD_FILES['population']}; give the folder of an evaluation (dejavu evaluate out=…)"
         )
 
-    def at(threshold: float) -> Mapping[str, Objects]:
-        names = [BLOCK_SETS[name] for name in there]
-        read, _ = read_objects([*(objects / name for name in names), objects / public], threshold)
-        searched = read[-1].take(sorted(read[-1].keys if public_keys is None else public_keys))
-        return dict(zip(names, read, strict=False)) | {"P": searched}
+    def objects_at(threshold: float) -> Mapping[str, Objects]:
+        set_names = [BLOCK_SETS[name] for name in paths]
+        *by_set, public_objects = read_objects([objects / name for name in (*set_names, public)], threshold)[0]
+        searched = public_objects.take(sorted(public_objects.keys if public_keys is None else public_keys))
+        return dict(zip(set_names, by_set, strict=True)) | {"P": searched}
 
-    first = at(threshold)
-    return {name: read_records(path, first[BLOCK_SETS[name]], first["P"]) for name, path in there.items()}, at
+    joined = objects_at(threshold)
+    records = {name: read_records(path, joined[BLOCK_SETS[name]], joined["P"]) for name, path in paths.items()}
+    return records, objects_at
 
 
-def by_objects(
+def gaps_by_objects(
     folder: Path | str,
     artifacts: Mapping[str, Path],
     settings: Settings,
     public: str = "P",
     public_keys: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """The gaps under further artifacts, from the same neighbors: {name: {counts, the five blocks}}.
+    """The gaps under further object artifacts, from the same neighbors: {name: {counts, the five blocks}}.
 
     Args:
-        artifacts: {name: folder}, each of one annotator; all hold the images that were measured and searched.
+        artifacts: {name: folder}, each from one annotator; all have the images that were measured and searched.
         folder, public, public_keys: as for ``read_evaluation``.
 
     Raises:
-        UserError: an artifact that lacks an image, mixes annotators, or was kept above ``settings.threshold`` only.
+        UserError: an artifact has no row for an image, mixes annotators, or only has scores above ``settings.threshold``.
     """
-    found = {}
+    gaps = {}
     for name, artifact in artifacts.items():
         sets, _ = read_evaluation(folder, artifact, settings.threshold, public, public_keys)
-        found[name] = gaps(sets, settings, f"in the artifact {name}")
-    return found
+        gaps[name] = gap_blocks(sets, settings, f"in the artifact {name}")
+    return gaps
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """The metrics.json of an evaluation; raises UserError where it is missing, damaged or of another schema."""
+    """The metrics.json of an evaluation; raises UserError if it is missing, damaged or has another schema."""
     import jsonschema
 
     path = folder / "metrics.json"
-    found = read_object(path, VERSION)
+    metrics = read_json_object(path, VERSION)
     schema = json.loads((files("dejavu_lit.measure") / "metrics.schema.json").read_text(encoding="utf-8"))
-    wrong = next(jsonschema.Draft202012Validator(schema).iter_errors(found), None)
-    if wrong is not None:
-        raise UserError(f"{path} is damaged ({wrong.json_path}: {wrong.message[:200]}); run dejavu evaluate again")
-    return found
+    error = next(jsonschema.Draft202012Validator(schema).iter_errors(metrics), None)
+    if error is not None:
+        raise UserError(f"{path} is damaged ({error.json_path}: {error.message[:200]}); run dejavu evaluate again")
+    return metrics
 
 
-def recompute(
+def recompute_metrics(
     folder: Path | str,
     objects: Path | str,
     public: str = "P",
     public_keys: Sequence[str] | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
-    """metrics.json anew from saved records, with some of its settings changed.
+    """The body of metrics.json with some of its settings changed, from the saved records.
 
     Args:
         folder, objects, public, public_keys: as for ``read_evaluation``.
-        changes: fields of ``Settings`` to change; a ``k`` that is not among ``ks`` is added to them.
+        changes: fields of ``Settings`` to change; a ``k`` that is not in ``ks`` is added to it.
 
     Returns:
-        The body of metrics.json, with utility, exposure and provenance carried over from the evaluation's own.
+        The body of metrics.json, with utility, exposure, provenance and search copied from the evaluation's file.
 
     Raises:
-        UserError: an unknown setting, metrics of another schema, k beyond the saved neighbors.
+        UserError: an unknown setting, metrics with another schema, or k beyond the saved neighbors.
     """
     old = read_metrics(Path(folder))
     known = {field.name for field in fields(Settings)}
     if unknown := sorted(set(changes) - known):
-        raise UserError(f"{unknown[0]!r} is no setting of the measurement; there are {', '.join(sorted(known))}")
+        raise UserError(f"{unknown[0]!r} is not a setting of the measurement; choose from {', '.join(sorted(known))}")
     values = {name: value for name, value in old["settings"].items() if name in known} | changes
     values["ks"] = sorted({*values["ks"], values["k"]})
     settings = Settings(**values)
-    sets, at = read_evaluation(folder, objects, settings.threshold, public, public_keys)
-    body = measure(sets["population"], sets.get("null"), sets.get("swapped"), settings, at)
-    carried = {name: old[name] for name in CARRIED if name in old}
-    return body | carried | {"settings": old["settings"] | body["settings"]}
+    sets, objects_at = read_evaluation(folder, objects, settings.threshold, public, public_keys)
+    body = measure(sets["population"], sets.get("null"), sets.get("swapped"), settings, objects_at)
+    unchanged = {name: old[name] for name in UNCHANGED_PARTS if name in old}
+    return body | unchanged | {"settings": old["settings"] | body["settings"]}

@@ -1,13 +1,13 @@
 """Records: every audited pair with both models' neighbors, in memory and as ``records.parquet``.
 
     Records(captions, truth, public, target, reference, columns)     in memory, joined to the objects
-    write_records(path, records, k, top_m=None)                      -> one row a pair, columns below, atomically
+    write_records(path, records, k, top_m=None)                      one row per pair, columns below, atomically
     read_records(path, truth, public) -> Records                     joined by key to any objects, e.g. another threshold
 
 Columns: key, caption, objects list<string>; and for ``target_`` and ``reference_``: neighbors list<string> and distances
 list<float> (1 − cosine) up to the largest k; predicted list<string>, hits, precision, recall at the main k. Rows without
-objects stay, with null precision and recall. String lists are dictionary-encoded. What a pair's JSON or its exposure adds
-(``Records.columns``) lies beside it in ``NAME.columns.parquet``.
+objects stay, with null precision and recall. String lists are dictionary-encoded. Further columns (``Records.columns``) are in
+``NAME.columns.parquet`` beside it: exposure, and ``meta.NAME`` for the entry NAME of the pairs' JSON.
 """
 
 import json
@@ -23,16 +23,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dejavu_lit.data.objects import DAMAGE, Objects
+from dejavu_lit.data.objects import READ_ERRORS, Objects
 from dejavu_lit.measure.scores import Neighbors, Scores, predict, score
 from dejavu_lit.utils.errors import UserError, first_line
 from dejavu_lit.utils.io import atomic
 
-__all__ = ["EXPOSURE", "Neighbors", "Records", "Scores", "read_records", "score", "write_records"]
+__all__ = ["EXPOSURE", "META", "Neighbors", "Records", "Scores", "read_records", "score", "write_records"]
 
 SIDES = ("target", "reference")
-EXPOSURE = "exposure"  # the column that says how often training saw each pair
-ROW_GROUP = 4096
+EXPOSURE = "exposure"  # the column with the number of times that training saw each pair
+META = "meta."  # how the columns begin whose names come from the pairs' JSON, so that they cannot be taken for ours
+ROW_GROUP = 4096  # records: bounds the memory of writing and reading
+# Above the key strings of one row group, so that Parquet does not fall back to plain strings.
+DICTIONARY_BYTES = 64 << 20
 _STRINGS = pa.list_(pa.string())
 SCHEMA = pa.schema(
     [("key", pa.string()), ("caption", pa.string()), ("objects", _STRINGS)]
@@ -53,15 +56,15 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Records:
-    """n pairs of one set (A, H or B), joined to objects of one threshold.
+    """n pairs of one set (A, H or B), joined to the objects at one threshold.
 
     captions: [n]; truth: the objects of the n images, whose ``keys`` are the records' keys; public: the objects of the
     public images, sorted by key; target, reference: the neighbors under both models (for the set B, ``target`` is the
-    model trained on B); columns: further values by name, each [n]: ``exposure`` (times seen in training) and columns of
-    the pairs' JSON for subgroups, None where a pair has no value.
+    model trained on B); columns: further values by name, each [n]: ``exposure`` (times seen in training) and, for subgroups,
+    ``meta.NAME`` for the entry NAME of the pairs' JSON, None for a pair without a value.
 
     Raises:
-        UserError: parts of different lengths.
+        UserError: fields of different lengths.
     """
 
     captions: Sequence[str]
@@ -72,10 +75,14 @@ class Records:
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if "key" in self.columns:
+            raise UserError(f"a column of the records cannot be called 'key'; call it {META}key")
         lengths = {"captions": len(self.captions), "target neighbors": len(self.target)}
         lengths |= {"reference neighbors": len(self.reference)} | {n: len(c) for n, c in self.columns.items()}
         if wrong := [f"{length} {name}" for name, length in lengths.items() if length != len(self.truth)]:
-            raise UserError(f"records need one value a pair: there are {len(self.truth)} pairs and {', '.join(wrong)}")
+            raise UserError(
+                f"records need one value per pair: there are {len(self.truth)} pairs and {', '.join(wrong)}"
+            )
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -87,46 +94,47 @@ class Records:
 
     @property
     def k(self) -> int:
-        """The largest number of neighbors that both models have."""
+        """The largest k that both models have neighbors for."""
         return min(self.target.k, self.reference.k)
 
     def scores(self, ks: Sequence[int], top_m: int | None = None) -> tuple[Scores, Scores]:
-        """(target, reference) scored for every k of ``ks``."""
+        """The scores of (target, reference) for every k of ``ks``."""
         return (
             score(self.target, self.public, self.truth, ks, top_m),
             score(self.reference, self.public, self.truth, ks, top_m),
         )
 
     def with_objects(self, truth: Objects, public: Objects) -> "Records":
-        """The same records joined by key to other objects, e.g. of another threshold.
+        """The same records, joined by key to other objects, e.g. at another threshold.
 
         Raises:
-            UserError: a record or a public image without a row in them.
+            UserError: the objects have no row for a record or a public image.
         """
         return replace(self, truth=truth.take(self.keys), public=public.take(self.public.keys))
 
 
 def write_records(path: Path | str, records: Records, k: int, top_m: int | None = None) -> None:
-    """Write ``records`` atomically, block by block, with predicted objects and figures at ``k`` and ``top_m``.
+    """Write ``records`` atomically, block by block, with the predicted objects and figures at ``k`` and ``top_m``.
 
-    Distances are stored as they are measured with, so recomputing from the file gives the same bits.
+    Distances are stored at their full precision, so recomputing from the file gives bitwise equal figures.
     """
     path = Path(path)
-    found = dict(zip(SIDES, records.scores([k], top_m), strict=True))
+    scores = dict(zip(SIDES, records.scores([k], top_m), strict=True))
     if records.columns:
         _write_columns(_columns_path(path), records)
     else:
         _columns_path(path).unlink(missing_ok=True)
     with (
         atomic(path) as part,
-        pq.ParquetWriter(part, SCHEMA, dictionary_pagesize_limit=64 << 20, compression="zstd") as writer,
+        pq.ParquetWriter(part, SCHEMA, dictionary_pagesize_limit=DICTIONARY_BYTES, compression="zstd") as writer,
     ):
         for start in range(0, max(len(records), 1), ROW_GROUP):
             block = slice(start, min(start + ROW_GROUP, len(records)))
-            writer.write_table(_block(records, found, block, k, top_m))
+            writer.write_table(_block(records, scores, block, k, top_m))
 
 
-def _block(records: Records, found: dict[str, Scores], block: slice, k: int, top_m: int | None) -> pa.Table:
+def _block(records: Records, scores: dict[str, Scores], block: slice, k: int, top_m: int | None) -> pa.Table:
+    """Some of the records as a table of ``SCHEMA``."""
     truth, labels = records.truth, pa.array(records.truth.labels, pa.string())
     starts = truth.starts[block.start : block.stop + 1]
     columns = [
@@ -137,17 +145,17 @@ def _block(records: Records, found: dict[str, Scores], block: slice, k: int, top
     for side in SIDES:
         neighbors: Neighbors = getattr(records, side)[block]
         ends = np.arange(len(neighbors) + 1) * neighbors.k
-        used, place = np.unique(neighbors.rows, return_inverse=True)
+        used, index = np.unique(neighbors.rows, return_inverse=True)
         names = pa.array([records.public.keys[row] for row in used.tolist()], pa.string())
-        begin, codes = predict(neighbors, records.public, k, top_m)
-        scores, empty = found[side], ~found[side].kept[block]
+        predicted_starts, codes = predict(neighbors, records.public, k, top_m)
+        without_objects = ~scores[side].has_objects[block]
         columns += [
-            _lists(ends, names.take(pa.array(place.ravel()))),
+            _lists(ends, names.take(pa.array(index.ravel()))),
             _lists(ends, pa.array(neighbors.distances.ravel(), pa.float32())),
-            _lists(begin, labels.take(pa.array(codes))),
-            pa.array(scores.hits[block, 0]),
-            pa.array(scores.precision(k)[block], mask=empty),
-            pa.array(scores.recall(k)[block], mask=empty),
+            _lists(predicted_starts, labels.take(pa.array(codes))),
+            pa.array(scores[side].hits[block, 0]),
+            pa.array(scores[side].precision(k)[block], mask=without_objects),
+            pa.array(scores[side].recall(k)[block], mask=without_objects),
         ]
     return pa.table(columns, schema=SCHEMA)
 
@@ -157,15 +165,15 @@ def _lists(starts: np.ndarray, values: pa.Array) -> pa.Array:
 
 
 def read_records(path: Path | str, truth: Objects, public: Objects) -> Records:
-    """Read ``records.parquet`` and join it by key to objects, which may be of another threshold or annotator.
+    """Read ``records.parquet`` and join it by key to objects, which may come from another threshold or annotator.
 
     Args:
-        path: a file of ``write_records``.
-        truth: objects that hold a row for every record.
-        public: objects that hold a row for every neighbor; used sorted by key.
+        path: a file written by ``write_records``.
+        truth: objects with a row for every record.
+        public: objects with a row for every neighbor; they are sorted by key.
 
     Raises:
-        UserError: no such file, not a records file, or a key without objects.
+        UserError: the file does not exist or is not a records file, or a key has no objects.
     """
     path = Path(path)
     names = ["key", "caption", *(f"{side}_{name}" for side in SIDES for name in ("neighbors", "distances"))]
@@ -174,60 +182,60 @@ def read_records(path: Path | str, truth: Objects, public: Objects) -> Records:
     order = pa.array(public.keys, pa.string())
     keys: list[str] = []
     captions: list[str] = []
-    found: dict[str, list[Neighbors]] = {side: [] for side in SIDES}
+    parts: dict[str, list[Neighbors]] = {side: [] for side in SIDES}
     dictionaries = [f"{side}_neighbors.list.element" for side in SIDES]
-    with damage_told(path):
-        check_columns(path, names)
+    with records_file_errors(path):
+        check_schema(path, names)
         with pq.ParquetFile(path, read_dictionary=dictionaries) as file:
-            # One group at a time: each keeps its own dictionary, and the strings of the others need not be held.
+            # One group at a time: each has its own dictionary, so the strings of the other groups stay out of memory.
             for number in range(file.num_row_groups):
                 group = file.read_row_group(number, columns=names)
                 group.validate(full=True)
-                if gaps := [name for name in names if group[name].null_count]:
-                    raise ValueError(f"a row has no {gaps[0]}")
+                if incomplete := [name for name in names if group[name].null_count]:
+                    raise ValueError(f"a row has no {incomplete[0]}")
                 keys += group["key"].to_pylist()
                 captions += group["caption"].to_pylist()
                 for side in SIDES:
-                    found[side].append(_neighbors(group, side, order, path))
-        target, reference = (_concatenate(found.pop(side)) for side in SIDES)
+                    parts[side].append(_neighbors(group, side, order, path))
+        target, reference = (_concatenate(parts.pop(side)) for side in SIDES)
     columns = _read_columns(_columns_path(path), keys)
     return Records(tuple(captions), truth.take(keys), public, target, reference, columns)
 
 
 @contextmanager
-def damage_told(path: Path) -> Iterator[None]:
-    """Around the reading of a records file: UserError that names it where it is missing, damaged or something else."""
+def records_file_errors(path: Path) -> Iterator[None]:
+    """Context for reading a records file: raises UserError with its path if it is missing, damaged or another file."""
     try:
         yield
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run dejavu evaluate to make it") from None
-    except (*DAMAGE, KeyError, TypeError) as error:
+        raise UserError(f"{path} does not exist; run dejavu evaluate to create it") from None
+    except (*READ_ERRORS, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is no records file ({first_line(error)}); remove it and run dejavu evaluate again"
+            f"{path} is not a records file ({first_line(error)}); remove it and run dejavu evaluate again"
         ) from None
 
 
-def check_columns(path: Path, names: Sequence[str]) -> None:
-    """Raise UserError where one of the columns ``names`` of a records file is missing or of another type."""
-    there = pq.read_schema(path)
+def check_schema(path: Path, names: Sequence[str]) -> None:
+    """Raise UserError if one of the columns ``names`` of a records file is missing or has another type."""
+    schema = pq.read_schema(path)
     for name in names:
-        if there.names.count(name) != 1:
+        if schema.names.count(name) != 1:
             raise UserError(f"{path} has no column {name!r}; remove it and run dejavu evaluate again")
-        if there.field(name).type != SCHEMA.field(name).type:
+        if schema.field(name).type != SCHEMA.field(name).type:
             raise UserError(
-                f"the column {name!r} of {path} holds {there.field(name).type}; remove it and run dejavu evaluate again"
+                f"the column {name!r} of {path} has type {schema.field(name).type}; remove it and run dejavu evaluate again"
             )
 
 
 def _neighbors(group: pa.Table, side: str, public: pa.Array, path: Path) -> Neighbors:
-    """One row group's neighbors under one model."""
+    """The neighbors of one row group under one model."""
     lists, distances = group[f"{side}_neighbors"].combine_chunks(), group[f"{side}_distances"].combine_chunks()
     if not len(lists):
         return Neighbors(np.zeros((0, 0), np.int32), np.zeros((0, 0), np.float32))
     flat = lists.flatten()
-    # Only the dictionary's names are looked up, each once a group.
+    # Only the names in the dictionary are looked up, each once per group.
     row = pc.index_in(flat.dictionary, value_set=public)
     if row.null_count and (absent := pc.is_null(row.take(flat.indices))).true_count:
         name = flat.filter(absent)[0].as_py()
@@ -235,7 +243,7 @@ def _neighbors(group: pa.Table, side: str, public: pa.Array, path: Path) -> Neig
             f"{path} names the public image {name!r}, which has no objects; use the objects of its public set"
         )
     rows = row.take(flat.indices).to_numpy().astype(np.int32)
-    # Lists of different lengths do not fill the rectangle: a ValueError.
+    # Lists of different lengths do not fill the rectangle, which raises a ValueError.
     shape = (len(lists), len(lists[0]))
     values = distances.flatten().to_numpy(zero_copy_only=False).reshape(shape)
     if not np.isfinite(values).all():
@@ -254,8 +262,8 @@ def _columns_path(path: Path) -> Path:
 
 
 def _write_columns(path: Path, records: Records) -> None:
-    # A value is kept as JSON text: a pair's JSON may hold any type, even different ones for different pairs.
-    columns = {name: pa.array([json.dumps(value) for value in _values(c)]) for name, c in records.columns.items()}
+    # Values are stored as JSON text: a pair's JSON may have any type, even different ones for different pairs.
+    columns = {name: pa.array(_as_json(c)) for name, c in records.columns.items()}
     with atomic(path) as part:
         pq.write_table(pa.table({"key": pa.array(records.keys, pa.string()), **columns}), part, compression="zstd")
 
@@ -263,7 +271,7 @@ def _write_columns(path: Path, records: Records) -> None:
 def _read_columns(path: Path, keys: list[str]) -> dict[str, list[Any]]:
     if not path.exists():
         return {}
-    with damage_told(path):
+    with records_file_errors(path):
         table = pq.read_table(path)
         if table["key"].to_pylist() != keys:
             raise UserError(f"{path} belongs to other records; remove it and run dejavu evaluate again")
@@ -272,5 +280,5 @@ def _read_columns(path: Path, keys: list[str]) -> dict[str, list[Any]]:
         }
 
 
-def _values(column: Sequence[Any]) -> Iterator[Any]:
-    yield from (column.tolist() if isinstance(column, np.ndarray) else column)
+def _as_json(column: Sequence[Any]) -> list[str]:
+    return [json.dumps(value) for value in (column.tolist() if isinstance(column, np.ndarray) else column)]

@@ -2,8 +2,8 @@
 
 Records are ranked by ``distance`` (smallest distance of caption and nearest public image under the target, ascending),
 ``hits`` (|G ∩ Ô_T|, descending) or ``gap`` (hits_T − hits_R, descending; it selects on the outcome, so its gaps are
-optimistic). Ties keep the record order. Over the first L: mean precision and recall per model, F1 of these two means, and
-the three gaps target − reference (Jayaraman, Guo, Chaudhuri, NeurIPS 2024, arXiv 2402.02103).
+optimistic). Ties keep the record order. On the first L records: mean precision and recall per model, F1 of these two means,
+and the three gaps target − reference (Jayaraman, Guo, Chaudhuri, NeurIPS 2024, arXiv 2402.02103).
 """
 
 from collections.abc import Sequence
@@ -12,45 +12,46 @@ from math import ceil, fsum
 
 import numpy as np
 
+from dejavu_lit.measure.figures import SAMPLE_GAPS
 from dejavu_lit.measure.scores import Scores
 
 RANKINGS = ("distance", "hits", "gap")
-POINTS = 40  # of a curve over L
+POINTS = 40  # per curve over L: enough for a smooth line on a log scale
 
 
 def rank(target: Scores, reference: Scores, distance: np.ndarray, k: int, by: str) -> np.ndarray:
-    """The rows of the records that have objects, most memorized first, int64 [kept].
+    """The rows of the records that have objects, most memorized first, int64 [records with objects].
 
     Args:
         target, reference: scores of the same n records.
         distance: the distance of each record's nearest public image under the target, [n].
         k: number of neighbors; by: one of ``RANKINGS``.
     """
-    rows = np.flatnonzero(target.kept)
+    rows = np.flatnonzero(target.has_objects)
     if by == "distance":
-        order = distance[rows]
+        sort_key = distance[rows]
     else:
-        order = -target.hits[rows, target.column(k)].astype(np.int64)
+        sort_key = -target.hits[rows, target.column(k)].astype(np.int64)
         if by == "gap":
-            order += reference.hits[rows, reference.column(k)]
-    return rows[np.argsort(order, kind="stable")]
+            sort_key += reference.hits[rows, reference.column(k)]
+    return rows[np.argsort(sort_key, kind="stable")]
 
 
 def sizes(tops: Sequence[int | float], n: int) -> list[tuple[int, float]]:
     """(L, L's share of the n records) for each of ``tops``: an int is L itself, a float a share, L = max(1, ⌈share · n⌉).
 
-    Shares are taken as the decimals they are written as (0.01 of 700 is 7, not 8). An L beyond n is left out.
+    Shares are read as exact decimals (0.01 of 700 is 7, not 8). An L above n is omitted.
     """
-    found = []
+    lengths = []
     for top in tops:
         if isinstance(top, int):
-            found += [(top, top / n)] if top <= n else []
+            lengths += [(top, top / n)] if top <= n else []
         else:
-            found.append((max(1, ceil(Fraction(str(top)) * n)), top))
-    return found
+            lengths.append((max(1, ceil(Fraction(str(top)) * n)), top))
+    return lengths
 
 
-def table(
+def sample_gaps(
     target: Scores, reference: Scores, distance: np.ndarray, k: int, tops: Sequence[int | float]
 ) -> dict[str, list[dict[str, float]]]:
     """{ranking: [{top, fraction, precision_gap, recall_gap, f1_gap, and per model precision, recall, f1}]}.
@@ -65,45 +66,45 @@ def table(
 def _rows(
     target: Scores, reference: Scores, order: np.ndarray, k: int, tops: Sequence[int | float]
 ) -> list[dict[str, float]]:
-    found: list[dict[str, float]] = []
     models = {
         name: (s.precision(k)[order], s.recall(k)[order]) for name, s in (("target", target), ("reference", reference))
     }
+    rows: list[dict[str, float]] = []
     for top, fraction in sizes(tops, len(order)):
         row: dict[str, float] = {"top": top, "fraction": fraction}
         for name, (precision, recall) in models.items():
             p, r = fsum(precision[:top]) / top, fsum(recall[:top]) / top
             row |= {f"{name}_precision": p, f"{name}_recall": r, f"{name}_f1": 2 * p * r / (p + r) if p + r else 0.0}
         row |= {f"{m}_gap": row[f"target_{m}"] - row[f"reference_{m}"] for m in ("precision", "recall", "f1")}
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
-def curves(target: Scores, reference: Scores, distance: np.ndarray, k: int) -> dict[str, dict[str, list[float]]]:
-    """{ranking: {top, precision_gap, recall_gap, f1_gap}}: lists over L from 1 to all, at most ``POINTS`` on a log scale.
+def sample_curves(target: Scores, reference: Scores, distance: np.ndarray, k: int) -> dict[str, dict[str, list[float]]]:
+    """{ranking: {top, precision_gap, recall_gap, f1_gap}}: lists over L from 1 to n, at most ``POINTS`` on a log scale.
 
     Args: as for ``rank``; n ≥ 1 records have objects.
     """
-    found: dict[str, dict[str, list[float]]] = {}
+    curves: dict[str, dict[str, list[float]]] = {}
     for by in RANKINGS:
         order = rank(target, reference, distance, k, by)
         tops = np.unique(np.geomspace(1, len(order), POINTS).round().astype(np.int64))
-        sides = []
+        figures = []
         for s in (target, reference):
             p, r = (np.cumsum(column[order])[tops - 1] / tops for column in (s.precision(k), s.recall(k)))
-            sides.append(np.stack([p, r, 2 * p * r / np.where(p + r > 0, p + r, 1)]))
-        gaps = sides[0] - sides[1]
-        names = ("precision_gap", "recall_gap", "f1_gap")
-        found[by] = {"top": tops.tolist()} | {name: gap.tolist() for name, gap in zip(names, gaps, strict=True)}
-    return found
+            figures.append(np.stack([p, r, 2 * p * r / np.where(p + r > 0, p + r, 1)]))
+        gaps = figures[0] - figures[1]
+        curves[by] = {"top": tops.tolist()} | {name: gap.tolist() for name, gap in zip(SAMPLE_GAPS, gaps, strict=True)}
+    return curves
 
 
 def recall_curves(target: Scores, reference: Scores, k: int, points: int = 400) -> dict[str, list[float]]:
-    """P(recall ≥ x) of both models: {x, target, reference}, a step at every recall that occurs.
+    """P(recall ≥ x) of both models: {x, target, reference}, with a step at every recall that occurs.
 
-    The area between the two step curves is AUCG. With more than ``points`` different recalls, evenly chosen ones are given.
+    The area between the two step curves is AUCG. If there are more than ``points`` distinct recalls, ``points`` evenly
+    spaced ones of them are returned.
     """
-    recalls = [np.sort(s.recall(k)[s.kept]) for s in (target, reference)]
+    recalls = [np.sort(s.recall(k)[s.has_objects]) for s in (target, reference)]
     x = np.unique(np.concatenate([*recalls, [0.0, 1.0]]))
     if len(x) > points:
         x = x[np.linspace(0, len(x) - 1, points).round().astype(np.int64)]

@@ -1,8 +1,8 @@
-"""The compiled loops behind ``scores``: counting objects over neighbors in compressed rows, without the GIL.
+"""Compiled loops for ``scores`` that count objects over neighbors in compressed rows, without the GIL.
 
-All of them take a block of records: rows int32 [n, k] and distances float32 [n, k] of the neighbors, compressed rows of the
-records' own objects (truth_starts int64 [n + 1], truth_codes int32) and of the public images' (starts, codes). They are
-plain Python under NUMBA_DISABLE_JIT=1.
+All of them take a block of records: rows int32 [n, k] and distances float32 [n, k] of the neighbors, and compressed rows of
+the records' own objects (truth_starts int64 [n + 1], truth_codes int32) and of the public images' objects (starts, codes).
+Under NUMBA_DISABLE_JIT=1 they run as plain Python.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """numba's compilation without the GIL, kept on disk for the next process where there is a place to keep it."""
+    """Compile with numba, without the GIL; the result is cached on disk for the next process if the folder is writable."""
     try:
         return numba.njit(nogil=True, cache=True)(kernel)
     except RuntimeError:  # numba found no writable cache folder
@@ -32,8 +32,9 @@ def count_all(
     hits: np.ndarray,
     predicted: np.ndarray,
 ) -> None:
-    # stamp[code] = i + 1 once record i's neighbors hold the label: never cleared. No branch, as none could be predicted,
-    # and an unsigned index, which needs no test for counting from the end: together 2.3 times faster.
+    # stamp[code] = i + 1 once a neighbor of record i has the label, so the array is never cleared. There is no branch, because
+    # the processor could not predict it, and the index is unsigned, which saves the test for a negative one: together this is
+    # 2.3 times faster.
     stamp = np.zeros(labels, np.int32)
     for i in range(rows.shape[0]):
         total, done = 0, 0
@@ -83,7 +84,7 @@ def count_bits(
     hits: np.ndarray,
     predicted: np.ndarray,
 ) -> None:
-    # count_all over ``pack``ed images: loops of one length, which compile to vector instructions.
+    # count_all for ``pack``ed images: loops of fixed length, which compile to vector instructions.
     words = bits.shape[1]
     union = np.zeros(words, np.uint64)
     for i in range(rows.shape[0]):
@@ -107,7 +108,7 @@ def count_bits(
 
 @compiled
 def keep_best(touched: np.ndarray, count: np.ndarray, weight: np.ndarray, best: np.ndarray) -> int:
-    # Fills ``best`` with the codes that rank first by (count, weight, −code) and returns how many there are.
+    # Fill ``best`` with the codes that rank first by (count, weight, −code) and return their number.
     size = 0
     for t in range(len(touched)):
         code = touched[t]

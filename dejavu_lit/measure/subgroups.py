@@ -1,11 +1,11 @@
-"""Who is memorized more: the gaps per object class, caption length, number of objects, or any column of the pairs' JSON.
+"""Subgroups: the gaps per object class, caption length, number of objects, or any entry of the pairs' JSON.
 
-Each group's PPG, PRG and AUCG is symmetric (mean over A and B) where B was measured, else A's. Beside it
-  ci95       (Σd ± 1.96 …) after adding two pseudo-records with Σd = 0 and Σd² = 1, so that a group in which every record
-             agrees has an interval too (Agresti & Min, Statistics in Medicine 2005);
-  p, q       that the gap is 0: z = mean(d) / √(mean(d²) / n), for signs McNemar's test;
-  rest_p, q  that the group is a random draw from all records: the permutation variance s²/n · (1 − n/N).
-q is Benjamini–Hochberg over the groups of one column. Groups too small to say anything are counted, not tested.
+Each group's PPG, PRG and AUCG is symmetric (mean over A and B) if B was measured, else that of A. With each figure come
+  ci95       (Σd ± 1.96 …) after adding two pseudo-records with Σd = 0 and Σd² = 1, so that a group whose records all agree
+             has an interval too (Agresti & Min, Statistics in Medicine 2005);
+  p, q       of the hypothesis that the gap is 0: z = mean(d) / √(mean(d²) / n), for signs McNemar's test;
+  rest_p, q  of the hypothesis that the group is a random draw from all records: the permutation variance s²/n · (1 − n/N).
+q is Benjamini–Hochberg over the groups of one column. Groups that are too small are counted, not tested.
 """
 
 from collections.abc import Sequence
@@ -15,58 +15,60 @@ from typing import Any
 import numpy as np
 from scipy.special import erfc
 
-from dejavu_lit.measure.population import FIGURES, Outcomes
-from dejavu_lit.measure.records import Records
+from dejavu_lit.measure.figures import FIGURES
+from dejavu_lit.measure.population import Outcomes
+from dejavu_lit.measure.records import META, Records
 from dejavu_lit.utils.errors import UserError, suggest
 
-BUILT_IN = ("object", "caption_words", "object_count")
-WORDS = (5, 10, 15, 20, 30, 50)  # upper ends of the caption length bins
-MANY_OBJECTS = 10  # this many and more are one group
-LISTED = 1000  # groups of a column that are listed; all are tested
-NUMERIC = 10  # a column of numbers with more different values than this is cut at its quartiles
+BUILT_IN_COLUMNS = ("object", "caption_words", "object_count")
+CAPTION_WORD_BINS = (5, 10, 15, 20, 30, 50)  # upper edges, finer for short captions
+MANY_OBJECTS = 10  # images with this many objects or more form one group
+MAX_LISTED = 1000  # groups listed per column, which bounds metrics.json; all groups are tested
+MAX_DISTINCT = 10  # a numeric column with more distinct values than this is binned at its quartiles
 
 
 @dataclass(frozen=True)
 class _Membership:
-    """One column over the kept records of one set: record ``rows[i]`` is in group ``codes[i]``."""
+    """One column for the records of one set that have objects: record ``rows[i]`` is in group ``codes[i]``."""
 
     rows: np.ndarray
     codes: np.ndarray
 
 
 @dataclass(frozen=True)
-class Means:
-    """Mean and its variances for each of g groups and the three figures.
+class GroupMeans:
+    """Means of g groups and the variances of these means, for the three figures.
 
-    n: records, int64 [g]; mean, variance (of the mean, with the pseudo-records), centre (of the interval), null_variance
-    (of the mean, were the gap 0): float64 [g, 3].
+    n: records, int64 [g]; mean, center (of the interval), variance (of the mean, with the pseudo-records), null_variance
+    (of the mean, if the gap were 0): float64 [g, 3].
     """
 
     n: np.ndarray
     mean: np.ndarray
-    centre: np.ndarray
+    center: np.ndarray
     variance: np.ndarray
     null_variance: np.ndarray
 
     @classmethod
-    def of(cls, values: np.ndarray, rows: np.ndarray, codes: np.ndarray, groups: int) -> "Means":
-        """From the records' values float64 [records, 3] in −1..1 and the membership."""
+    def of(cls, values: np.ndarray, rows: np.ndarray, codes: np.ndarray, groups: int) -> "GroupMeans":
+        """From the records' values, float64 [records, 3] in −1..1, and their groups: ``rows[i]`` is in ``codes[i]``."""
         n = np.bincount(codes, minlength=groups)
         d = values[rows]
         first, second = (
             np.stack([np.bincount(codes, weights=w[:, f], minlength=groups) for f in range(d.shape[1])], axis=1)
             for w in (d, d**2)
         )
-        more, some = (n + 2)[:, None], np.maximum(n, 1)[:, None]
-        centre = first / more
-        return cls(n, first / some, centre, ((second + 1) / more - centre**2) / more, second / some**2)
+        with_pseudo, at_least_1 = (n + 2)[:, None], np.maximum(n, 1)[:, None]
+        center = first / with_pseudo
+        variance = ((second + 1) / with_pseudo - center**2) / with_pseudo
+        return cls(n, first / at_least_1, center, variance, second / at_least_1**2)
 
-    def with_other(self, other: "Means") -> "Means":
-        """The mean of two independent sets' means, group by group."""
-        return Means(
+    def averaged_with(self, other: "GroupMeans") -> "GroupMeans":
+        """The average of the means of two independent sets, group by group."""
+        return GroupMeans(
             self.n + other.n,
             (self.mean + other.mean) / 2,
-            (self.centre + other.centre) / 2,
+            (self.center + other.center) / 2,
             (self.variance + other.variance) / 4,
             (self.null_variance + other.null_variance) / 4,
         )
@@ -74,7 +76,7 @@ class Means:
     def interval(self) -> tuple[np.ndarray, np.ndarray]:
         """The 95 % intervals, float64 [g, 3] each, within −1..1."""
         half = 1.959963984540054 * np.sqrt(self.variance)
-        return np.maximum(self.centre - half, -1), np.minimum(self.centre + half, 1)
+        return np.maximum(self.center - half, -1), np.minimum(self.center + half, 1)
 
     def p(self) -> np.ndarray:
         """Two-sided p-values that the mean is 0, float64 [g, 3]."""
@@ -82,7 +84,7 @@ class Means:
 
 
 def two_sided(difference: np.ndarray, variance: np.ndarray) -> np.ndarray:
-    """The two-sided normal p-value of a difference; 1 where nothing varies."""
+    """The two-sided normal p-value of a difference; 1 if the variance is 0."""
     z = np.abs(difference) / np.sqrt(np.where(variance > 0, variance, np.inf))
     return np.asarray(erfc(z / np.sqrt(2)))
 
@@ -96,14 +98,20 @@ def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
     return np.minimum(q, 1.0)
 
 
-def check_columns(columns: Sequence[str], records: Records) -> None:
-    """Raises UserError for a column that is neither built in nor in the records, naming those there are."""
-    known = [*BUILT_IN, *records.columns]
-    for column in columns:
-        if column not in known:
+def column_names(columns: Sequence[str], sets: Sequence[Records]) -> list[str]:
+    """The full names of ``columns``: built-in ones and those of the records stay, any other COLUMN is ``meta.COLUMN``.
+
+    Raises:
+        UserError: a column that is neither built in nor in all of ``sets``; it lists the available ones.
+    """
+    known = [*BUILT_IN_COLUMNS, *(name for name in sets[0].columns if all(name in r.columns for r in sets))]
+    names = [name if name in known else META + name for name in columns]
+    for column, name in zip(columns, names, strict=True):
+        if name not in known:
             raise UserError(
-                f"subgroups={column!r} is no column of these pairs{suggest(column, known)}; there are {', '.join(known)}"
+                f"subgroups={column!r} is not a column of these pairs{suggest(column, known)}; choose from {', '.join(known)}"
             )
+    return names
 
 
 def by_subgroup(
@@ -115,68 +123,73 @@ def by_subgroup(
     """The gaps of every group of every column.
 
     Args:
-        columns: names among ``BUILT_IN`` and the records' columns.
+        columns: names among ``BUILT_IN_COLUMNS`` and the records' columns, with or without ``meta.``.
         population: A's records and their outcomes; swapped: B's.
-        smallest: a group with fewer records (in A, or in B where it counts) is only counted.
+        smallest: groups with fewer records (in A or, if given, in B) are only counted.
 
     Returns:
-        {column: {basis, groups: [{group, records, ppg|prg|aucg: {value, ci95, p, q, rest_p, rest_q}}], largest first,
-        tested: the number of groups, of which the ``LISTED`` that differ most from the rest in PPG are listed,
-        too_small: {groups, records, smallest}}}.
+        {full name of the column: {basis, groups: [{group, records, ppg|prg|aucg: {value, ci95, p, q, rest_p, rest_q}}],
+        largest first, tested: the number of groups, of which the ``MAX_LISTED`` that differ most from the rest in PPG are
+        listed, too_small: {groups, records, smallest}}}.
 
     Raises:
         UserError: an unknown column.
     """
     sets = [population, *([swapped] if swapped else [])]
-    for records, _ in sets:
-        check_columns(columns, records)
-    return {column: _column(column, sets, smallest) for column in columns}
+    names = column_names(columns, [records for records, _ in sets])
+    return {name: _column(name, sets, smallest) for name in names}
 
 
 def _column(column: str, sets: list[tuple[Records, Outcomes]], smallest: int) -> dict[str, Any]:
+    """The gaps of every group of one column, over one set or averaged over two."""
     names, members = _members(column, [records for records, _ in sets])
-    means, enough = None, np.ones(len(names), bool)
+    means, is_tested = None, np.ones(len(names), bool)
     rest, rest_variance = np.zeros((len(names), 3)), np.zeros((len(names), 3))
     for (_, outcomes), member in zip(sets, members, strict=True):
         values = outcomes.values()
-        mine = Means.of(values, member.rows, member.codes, len(names))
-        enough &= mine.n >= smallest
+        set_means = GroupMeans.of(values, member.rows, member.codes, len(names))
+        is_tested &= set_means.n >= smallest
         total = len(values)
-        n = np.maximum(mine.n, 1)[:, None]
-        rest += mine.mean - values.mean(axis=0)
+        n = np.maximum(set_means.n, 1)[:, None]
+        rest += set_means.mean - values.mean(axis=0)
         rest_variance += values.var(axis=0, ddof=min(1, total - 1)) / n * (1 - n / total)
-        means = mine if means is None else means.with_other(mine)
+        means = set_means if means is None else means.averaged_with(set_means)
     assert means is not None
-    chosen = np.flatnonzero(enough)
-    chosen = chosen[np.argsort(-means.n[chosen], kind="stable")]
+    tested = np.flatnonzero(is_tested)
+    tested = tested[np.argsort(-means.n[tested], kind="stable")]
+    small = ~is_tested & (means.n > 0)
+    return {
+        "basis": "symmetric" if len(sets) > 1 else "population",
+        "groups": _group_rows(names, means, two_sided(rest, rest_variance), tested),
+        "tested": len(tested),
+        "too_small": {"groups": int(small.sum()), "records": int(means.n[small].sum()), "smallest": smallest},
+    }
+
+
+def _group_rows(names: list[str], means: GroupMeans, rest_p: np.ndarray, tested: np.ndarray) -> list[dict[str, Any]]:
+    """The rows of the groups ``tested`` that differ most from the rest, with q-values over all of ``tested``."""
     low, high = means.interval()
-    p, rest_p = means.p(), two_sided(rest, rest_variance)
-    q, rest_q = (np.stack([benjamini_hochberg(x[chosen, f]) for f in range(3)], axis=1) for x in (p, rest_p))
-    groups = []
-    listed = np.sort(np.argsort(rest_p[chosen, 0], kind="stable")[:LISTED])
-    for place, g in zip(listed, chosen[listed], strict=True):
+    p = means.p()
+    q, rest_q = (np.stack([benjamini_hochberg(x[tested, f]) for f in range(3)], axis=1) for x in (p, rest_p))
+    rows = []
+    listed = np.sort(np.argsort(rest_p[tested, 0], kind="stable")[:MAX_LISTED])
+    for position, g in zip(listed, tested[listed], strict=True):
         row: dict[str, Any] = {"group": names[g], "records": int(means.n[g])}
         for f, figure in enumerate(FIGURES):
             row[figure] = {
                 "value": float(means.mean[g, f]),
                 "ci95": [float(low[g, f]), float(high[g, f])],
                 "p": float(p[g, f]),
-                "q": float(q[place, f]),
+                "q": float(q[position, f]),
                 "rest_p": float(rest_p[g, f]),
-                "rest_q": float(rest_q[place, f]),
+                "rest_q": float(rest_q[position, f]),
             }
-        groups.append(row)
-    small = ~enough & (means.n > 0)
-    return {
-        "basis": "symmetric" if len(sets) > 1 else "population",
-        "groups": groups,
-        "tested": len(chosen),
-        "too_small": {"groups": int(small.sum()), "records": int(means.n[small].sum()), "smallest": smallest},
-    }
+        rows.append(row)
+    return rows
 
 
 def _members(column: str, sets: list[Records]) -> tuple[list[str], list[_Membership]]:
-    """The groups' names, and for each set which kept record is in which group."""
+    """The names of the groups, and for each set the groups of its records that have objects."""
     if column == "object":
         members = []
         for records in sets:
@@ -186,51 +199,57 @@ def _members(column: str, sets: list[Records]) -> tuple[list[str], list[_Members
             )
         return list(sets[0].truth.labels), members
     values = [_values(column, records) for records in sets]
-    groups = _Bins.of(column, values[0])
-    named = [[groups.name(value) for value in v] for v in values]
-    names = sorted({n for part in named for n in part}, key=groups.order)
+    bins = _Bins.of(column, values[0])
+    named = [[bins.name(value) for value in v] for v in values]
+    names = sorted({name for set_names in named for name in set_names}, key=bins.order)
     code = {name: i for i, name in enumerate(names)}
-    return names, [_Membership(np.arange(len(part)), np.array([code[n] for n in part], np.int64)) for part in named]
+    return names, [
+        _Membership(np.arange(len(set_names)), np.array([code[name] for name in set_names], np.int64))
+        for set_names in named
+    ]
 
 
 def _values(column: str, records: Records) -> list[Any]:
-    kept = np.flatnonzero(records.truth.counts() > 0).tolist()
+    """The values of a column for the records that have objects."""
+    rows = np.flatnonzero(records.truth.counts() > 0).tolist()
     if column == "caption_words":
-        return [len(records.captions[row].split()) for row in kept]
+        return [len(records.captions[row].split()) for row in rows]
     if column == "object_count":
-        counts = records.truth.counts()[kept].tolist()
+        counts = records.truth.counts()[rows].tolist()
         return [str(n) if n < MANY_OBJECTS else f"{MANY_OBJECTS}+" for n in counts]
     values = records.columns[column]
-    return [values[row].item() if isinstance(values[row], np.generic) else values[row] for row in kept]
+    return [values[row].item() if isinstance(values[row], np.generic) else values[row] for row in rows]
 
 
 @dataclass(frozen=True)
 class _Bins:
-    """How a column's values are named: numbers by the first of ``edges`` that is not below them, others as they are."""
+    """The groups of a column: numbers are binned by the first of ``edges`` that is not below them; other values stay."""
 
     edges: tuple[float, ...]
 
     @classmethod
     def of(cls, column: str, values: list[Any]) -> "_Bins":
         if column == "caption_words":
-            return cls(tuple(WORDS))
-        there = [v for v in values if v is not None]
-        numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in there)
-        if numbers and len(set(there)) > NUMERIC:
-            return cls(tuple(np.unique(np.quantile(there, [0.25, 0.5, 0.75])).tolist()))
+            return cls(tuple(CAPTION_WORD_BINS))
+        known = [v for v in values if v is not None]
+        is_numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in known)
+        if is_numeric and len(set(known)) > MAX_DISTINCT:
+            return cls(tuple(np.unique(np.quantile(known, [0.25, 0.5, 0.75])).tolist()))
         return cls(())
 
     def name(self, value: Any) -> str:
+        """The name of the group that ``value`` is in."""
         if value is None:
             return "(none)"
         if not self.edges or isinstance(value, bool | str):
             return str(value)
-        place = int(np.searchsorted(self.edges, value, side="left"))
-        if place == len(self.edges):
+        index = int(np.searchsorted(self.edges, value, side="left"))
+        if index == len(self.edges):
             return f"> {self.edges[-1]:g}"
-        return f"≤ {self.edges[0]:g}" if place == 0 else f"{self.edges[place - 1]:g} < … ≤ {self.edges[place]:g}"
+        return f"≤ {self.edges[0]:g}" if index == 0 else f"{self.edges[index - 1]:g} < … ≤ {self.edges[index]:g}"
 
     def order(self, name: str) -> tuple[float, str]:
+        """The sort key of a group's name: by number if it has one, then by text."""
         try:
             return float(name.split("≤ ")[-1].removeprefix("> ")) + name.startswith(">"), name
         except ValueError:

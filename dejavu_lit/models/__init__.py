@@ -1,1 +1,1 @@
-"""Models: the LightningModule that trains CLIP, and the zoo that turns any model into an encoder."""
+"""Models: any model by name as an encoder of images and captions, and the model to train."""

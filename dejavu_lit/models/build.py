@@ -1,4 +1,4 @@
-"""Which model is trained, built from open_clip's own format and written in it: a config and safetensors, beside each other."""
+"""The model to train: built from open_clip's own format, and exported to it as a config beside safetensors."""
 
 import logging
 from dataclasses import dataclass
@@ -6,36 +6,47 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch
+from open_clip.model import get_model_preprocess_cfg
 from torch import nn
 
-from dejavu_lit.utils.errors import UserError, suggest
-from dejavu_lit.utils.io import atomic, write_json
+from dejavu_lit.models.model_name import ModelName
+from dejavu_lit.models.tokenizer import load_tokenizer
+from dejavu_lit.utils.errors import UserError, first_line, suggest
+from dejavu_lit.utils.io import atomic, fingerprint, read_json_object, write_json
 
 WEIGHTS = "open_clip_model.safetensors"
 CONFIG = "open_clip_config.json"
+PREPROCESS = (
+    "mean",
+    "std",
+    "interpolation",
+    "resize_mode",
+    "fill_color",
+)  # what a config says of images beside their size
+PROBE = "A photo of 2 dogs, on grass"  # the caption that tells two tokenizers apart
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which architecture, and where its weights come from.
-
-    name: an open_clip architecture, or any name beside ``config``; config: open_clip's own model config, for an
-    architecture of one's own; init: weights to start from, as ARCH@TAG or ARCH@FILE (None: from scratch).
-    """
+    """The architecture, and where its weights come from."""
 
     name: str
+    """An open_clip architecture, or any name if ``config`` is given."""
     config: dict[str, Any] | None = None
+    """open_clip's own model config, for a custom architecture."""
     init: str | None = None
+    """Weights to start from: ARCH@TAG, ARCH@FILE, hf-hub:…, local-dir:FOLDER, RUN or RUN@EPOCH; None: from scratch."""
 
 
 def architecture(spec: ModelSpec) -> dict[str, Any]:
-    """open_clip's model config for ``spec``; raises UserError with the nearest name where there is none."""
+    """open_clip's model config for ``spec``; raises UserError with the nearest known name if there is none."""
     if spec.config is not None:
         return dict(spec.config)
     config = open_clip.get_model_config(spec.name)
     if config is None:
         raise UserError(
-            f"model.name={spec.name} is no architecture of open_clip{suggest(spec.name, open_clip.list_models())}; "
+            f"model.name={spec.name} is not an open_clip architecture{suggest(spec.name, open_clip.list_models())}; "
             "choose one of open_clip.list_models() or give model.config"
         )
     return dict(config)
@@ -51,42 +62,90 @@ def export_config(spec: ModelSpec, folder: Path) -> None:
         "resize_mode": "shortest",
     }
     config = architecture(spec)
-    name, at, tag = (spec.init or "").rpartition("@")
-    released = open_clip.get_pretrained_cfg(name, tag) if at else {}
-    if released.get("quick_gelu"):  # the weights were trained with another activation than the name says
-        config["quick_gelu"] = True
-    preprocess |= {key: released[key] for key in preprocess if released.get(key)}
+    initial = _initial_settings(spec)
+    quick_gelu = initial.pop("quick_gelu", config.get("quick_gelu", False))
+    if quick_gelu != config.get("quick_gelu", False):  # the weights were trained with another activation
+        config["quick_gelu"] = quick_gelu
+    preprocess |= initial
     write_json(folder / CONFIG, {"model_cfg": config, "preprocess_cfg": preprocess})
-    tokenizer: Any = open_clip.get_tokenizer(spec.name) if spec.config is None else None
-    if hasattr(tokenizer, "save_pretrained"):  # a Hugging Face tokenizer must lie beside the config to be found again
+    tokenizer: Any = load_tokenizer(spec.name) if spec.config is None else None
+    if hasattr(tokenizer, "save_pretrained"):  # open_clip looks for a Hugging Face tokenizer beside the config
         tokenizer.save_pretrained(str(folder))
+
+
+def _initial_settings(spec: ModelSpec) -> dict[str, Any]:
+    """The preprocessing and activation of the weights in ``spec.init``; {} if its name does not say where they are given."""
+    name = ModelName.parse(spec.init) if spec.init else None
+    if name is None:
+        return {}
+    if (folder := name.open_clip_folder) is None:
+        released = open_clip.get_pretrained_cfg(name.architecture, name.weights)
+        return {key: released[key] for key in (*PREPROCESS, "quick_gelu") if key in released}
+    config = read_json_object(folder / CONFIG)
+    preprocess = config.get("preprocess_cfg") or {}
+    return {key: preprocess[key] for key in PREPROCESS if preprocess.get(key) is not None} | {
+        "quick_gelu": bool((config.get("model_cfg") or {}).get("quick_gelu", False))
+    }
 
 
 def build_model(spec: ModelSpec, folder: Path) -> nn.Module:
     """The model of ``folder``'s config with fresh weights, or with those of ``spec.init``.
 
     Raises:
-        UserError: the weights are not there or do not fit the architecture.
+        UserError: the weights are missing or do not fit the architecture.
     """
-    logging.disable(logging.WARNING)  # open_clip warns that a model to be trained has no weights yet
+    logging.disable(logging.WARNING)  # open_clip warns about missing weights, which training is about to make
     try:
         model: nn.Module = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise UserError(f"open_clip cannot build model.name={spec.name}: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"open_clip cannot build model.name={spec.name} ({first_line(error)}); check model.config"
+        ) from None
     finally:
         logging.disable(logging.NOTSET)
     if spec.init:
-        from dejavu_lit.models.zoo import load_encoder
-
-        source = load_encoder(spec.init)
-        weights = getattr(source, "model", None)
-        if not isinstance(weights, nn.Module):
-            raise UserError(f"model.init={spec.init} is no CLIP model; give ARCH@TAG, ARCH@FILE or local-dir:FOLDER")
-        try:
-            model.load_state_dict(weights.state_dict())
-        except RuntimeError:
-            raise UserError(f"the weights of model.init={spec.init} do not fit model.name={spec.name}") from None
+        _load_initial_weights(model, spec, folder)
     return model
+
+
+def _load_initial_weights(model: nn.Module, spec: ModelSpec, folder: Path) -> None:
+    from dejavu_lit.models.open_clip_encoder import OpenClipEncoder
+    from dejavu_lit.models.zoo import load_encoder
+
+    source = load_encoder(str(spec.init))
+    if not isinstance(source, OpenClipEncoder):
+        raise UserError(
+            f"model.init={spec.init} is not an open_clip model; give ARCH@TAG, ARCH@FILE, hf-hub:… or local-dir:FOLDER"
+        )
+    try:
+        model.load_state_dict(source.model.state_dict())
+    except RuntimeError:
+        raise UserError(
+            f"the weights of model.init={spec.init} do not fit model.name={spec.name}; choose weights of that architecture"
+        ) from None
+    if differing := _first_difference(model, load_tokenizer(f"local-dir:{folder}"), source.model, source.tokenizer):
+        raise UserError(
+            f"model.init={spec.init} and model.name={spec.name} differ in their {differing}, so training would not start "
+            f"from that model; take its settings over into model.config (they are in its {CONFIG})"
+        )
+
+
+@torch.no_grad()
+def _first_difference(model: Any, tokenizer: Any, source: Any, source_tokenizer: Any) -> str:
+    """What two models with the same weights do differently with one image and one caption; empty if nothing."""
+    if fingerprint(get_model_preprocess_cfg(model)) != fingerprint(get_model_preprocess_cfg(source)):
+        return "preprocessing"
+    if not torch.equal(tokens := tokenizer([PROBE]), source_tokenizer([PROBE])):
+        return "tokenizer"
+    size = model.visual.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    image = torch.linspace(-2, 2, 3 * height * width).sin().view(1, 3, height, width)
+    training = model.training
+    model.eval()
+    same_image = torch.allclose(model.encode_image(image), source.encode_image(image), rtol=1e-3, atol=1e-4)
+    same_caption = torch.allclose(model.encode_text(tokens), source.encode_text(tokens), rtol=1e-3, atol=1e-4)
+    model.train(training)
+    return "text encoder" if not same_caption else "image encoder" if not same_image else ""
 
 
 def export_weights(model: nn.Module, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Encoder: what every model of the zoo is to the rest of the package, "encode images, encode captions"."""
+"""Encoder: the interface of every model in the zoo, "encode images, encode captions"."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,9 @@ from dejavu_lit.utils.errors import UserError
 class Encoder(Protocol):
     """A frozen model that turns images and captions into unit vectors of one space.
 
-    ``name`` is what the user called it; ``fingerprint`` covers weights, preprocessing and architecture, so two names of
-    the same model have one fingerprint. ``pixels`` covers the preprocessing alone: encoders that share it take the same
-    images.
+    ``name`` is the name that the user gave. ``fingerprint`` covers weights, preprocessing and architecture, so two names
+    of the same model have the same fingerprint. ``pixels`` covers the preprocessing alone: encoders with the same
+    ``pixels`` take the same preprocessed images.
     """
 
     name: str
@@ -25,19 +25,19 @@ class Encoder(Protocol):
     device: torch.device
 
     def preprocess(self, image: Image.Image | torch.Tensor) -> np.ndarray:
-        """The model's own resize and crop: uint8 [3, h, w]. Normalisation is left to ``encode_images``.
+        """The model's own resize and crop: uint8 [3, h, w]. ``encode_images`` normalizes.
 
-        Decoded pixels, uint8 [3, height, width] in RGB, may be resized by a quicker kernel, which differs from Pillow's by
-        at most one level of 255.
+        A tensor of decoded RGB pixels, uint8 [3, height, width], may be resized by a faster kernel, which differs from
+        Pillow's by at most one level of 255.
         """
         ...
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 [n, 3, h, w] → float32 [n, d] on the CPU, L2-normalised."""
+        """uint8 [n, 3, h, w] → float32 [n, d] on the CPU, L2-normalized."""
         ...
 
     def encode_captions(self, captions: Sequence[str]) -> torch.Tensor:
-        """n captions → float32 [n, d] on the CPU, L2-normalised."""
+        """n captions → float32 [n, d] on the CPU, L2-normalized."""
         ...
 
 
@@ -52,11 +52,11 @@ def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
 
 
 def torch_device(device: str) -> torch.device:
-    """The torch device called ``device``; raises UserError where it is unknown or not there."""
+    """The torch device called ``device``; raises UserError if it is unknown or not available."""
     try:
-        found = torch.device(device)
+        parsed = torch.device(device)
     except RuntimeError:
-        raise UserError(f"device={device} is no device; use cpu, cuda or cuda:N") from None
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device={device} needs an NVIDIA GPU that torch can use, and there is none; use device=cpu")
-    return found
+        raise UserError(f"device={device} is not a device; use cpu, cuda or cuda:N") from None
+    if parsed.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device={device} needs an NVIDIA GPU that torch can use, but there is none; use device=cpu")
+    return parsed

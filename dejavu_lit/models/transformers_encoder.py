@@ -1,4 +1,4 @@
-"""Folders of the transformers library that hold a CLIP or SigLIP model, as encoders."""
+"""CLIP and SigLIP models in folders of the transformers library, as encoders."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,20 +9,20 @@ import torch
 from PIL import Image
 
 from dejavu_lit.models.encoder import torch_device, weights_hash
-from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import fingerprint, read_object
+from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.io import fingerprint, read_json_object
 
 MODEL_TYPES = ("clip", "siglip")
 
 
 class TransformersEncoder:
-    """A transformers CLIP or SigLIP; equal to its own processor followed by ``get_image_features``, ``get_text_features``."""
+    """A transformers CLIP or SigLIP, equal to its processor followed by ``get_image_features``, ``get_text_features``."""
 
     def __init__(self, name: str, folder: Path, device: str) -> None:
         self.name = name
         self.device = torch_device(device)
         model, self._processor, self._tokenizer = _load(folder)
-        # Always padded to the full context: the shape, and so every bit, does not depend on the other captions.
+        # Always padded to the full context, so that the result does not depend on the other captions to the last bit.
         self._context = model.config.text_config.max_position_embeddings
         processor = {key: value for key, value in self._processor.to_dict().items() if not key.startswith("_")}
         self.fingerprint = fingerprint(
@@ -34,14 +34,14 @@ class TransformersEncoder:
         )
         self.pixels = fingerprint(processor)
         self._model = model.eval().requires_grad_(False).to(self.device)
-        normalised = self._processor.do_normalize
-        mean = self._processor.image_mean if normalised else [0.0] * 3
-        std = self._processor.image_std if normalised else [1.0] * 3
+        normalized = self._processor.do_normalize
+        mean = self._processor.image_mean if normalized else [0.0] * 3
+        std = self._processor.image_std if normalized else [1.0] * 3
         self._mean = torch.tensor(mean, device=self.device).view(-1, 1, 1)
         self._std = torch.tensor(std, device=self.device).view(-1, 1, 1)
 
     def preprocess(self, image: Image.Image | torch.Tensor) -> np.ndarray:
-        """See Encoder; always by the processor's own way."""
+        """See Encoder; always with the model's own processor."""
         if isinstance(image, torch.Tensor):
             image = Image.fromarray(image.permute(1, 2, 0).numpy())
         settings = {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
@@ -69,8 +69,10 @@ class TransformersEncoder:
 
 
 def is_transformers_folder(folder: Path) -> bool:
-    """Whether ``folder`` holds a model of a kind that this module knows."""
-    return (folder / "config.json").is_file() and read_object(folder / "config.json").get("model_type") in MODEL_TYPES
+    """Whether ``folder`` is a CLIP or SigLIP model of the transformers library."""
+    return (folder / "config.json").is_file() and read_json_object(folder / "config.json").get(
+        "model_type"
+    ) in MODEL_TYPES
 
 
 def _load(folder: Path) -> tuple[Any, Any, Any]:
@@ -80,26 +82,26 @@ def _load(folder: Path) -> tuple[Any, Any, Any]:
         raise UserError(
             f"{folder} is a transformers model; install transformers (pip install 'dejavu-lit[objects]')"
         ) from None
-    transformers.utils.logging.disable_progress_bar()  # of reading a local file
-    # The Pillow processors are the reference; the option that chooses them was renamed in version 5.
+    transformers.utils.logging.disable_progress_bar()  # reading a local file needs none
+    # The Pillow processors are the reference. Version 5 renamed the option that chooses them.
     pillow = {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}
+    local = {"local_files_only": True, "trust_remote_code": False}
     try:
-        model, report = transformers.AutoModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
-        processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True, **pillow)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # missing files, damaged weights and unknown classes all raise differently
-        reason = str(error).strip().splitlines()[0][:240] if str(error).strip() else type(error).__name__
+        model, report = transformers.AutoModel.from_pretrained(folder, output_loading_info=True, **local)
+        processor = transformers.AutoImageProcessor.from_pretrained(folder, **pillow, **local)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **local)
+    except Exception as error:  # missing files, damaged weights and unknown classes raise too many types to list
         raise UserError(
-            f"the transformers model in {folder} cannot be loaded ({reason}); save it again, processor included"
+            f"the transformers model in {folder} cannot be loaded ({first_line(error)}); save it again with its processor"
         ) from None
     if report["missing_keys"] or report["mismatched_keys"]:
-        lacking = sorted(str(key) for key in (*report["missing_keys"], *report["mismatched_keys"]))
+        wrong = sorted(str(key) for key in (*report["missing_keys"], *report["mismatched_keys"]))
         raise UserError(
-            f"the weights in {folder} lack or misfit {lacking[0]!r} and {len(lacking) - 1} more; save the model again"
+            f"the weights in {folder} lack or do not fit {wrong[0]!r} and {len(wrong) - 1} more; save the model again"
         )
     return model.float(), processor, tokenizer
 
 
 def _unit(features: Any) -> torch.Tensor:
-    """The features, which transformers wraps since version 5, as unit vectors on the CPU."""
+    """The features as unit vectors on the CPU; transformers wraps them since version 5."""
     return torch.nn.functional.normalize(getattr(features, "pooler_output", features).float(), dim=-1).cpu()

@@ -6,47 +6,48 @@
 | ``RUN@EPOCH`` | the same run's checkpoint of that epoch |
 | ``ARCH@TAG`` | weights released with open_clip, e.g. ``ViT-B-32@openai`` (needs a network, or open_clip's cache) |
 | ``ARCH@FILE`` | weights of an open_clip architecture in a local file |
-| ``hf-hub:…``, ``local-dir:…`` | as open_clip has them |
+| ``hf-hub:…``, ``local-dir:…`` | as in open_clip |
 | a folder | in open_clip's own format, or a transformers CLIP or SigLIP |
-| ``text:MODEL`` | a sentence-transformers folder or an installed package that carries one; captions only |
+| ``text:MODEL`` | a sentence-transformers folder or an installed package that contains one; captions only |
 """
 
 from pathlib import Path
 
 from dejavu_lit.models.encoder import Encoder
+from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.utils.errors import UserError, suggest
 
 __all__ = ["Encoder", "load_encoder"]
 
 
 def load_encoder(name: str, device: str = "cpu") -> Encoder:
-    """The model called ``name`` (the table above), frozen, in float32 on ``device`` (cpu, cuda or cuda:N).
+    """The model called ``name`` (see the table above), frozen, in float32 on ``device`` (cpu, cuda or cuda:N).
 
-    Weights are read without running any code that a file may carry (``weights_only``; TorchScript is refused).
+    Weights are read without running any code that a file may contain (``weights_only``; TorchScript is refused).
 
     Raises:
-        UserError: an unknown name, files missing or not fitting, a download that fails, or no such device.
+        UserError: an unknown name, missing or incompatible files, a failed download, or an unknown device.
     """
-    if name.startswith("text:"):
+    model = ModelName.parse(name)
+    if model.kind == "text":
         from dejavu_lit.models.sentence_encoder import TextEncoder
 
-        return TextEncoder(name, device)
+        return TextEncoder(model, device)
+    if model.kind == "embeddings":
+        raise UserError(f"{name} are finished embeddings, which cannot encode; give a run, a model folder, or ARCH@TAG")
     from dejavu_lit.models import open_clip_encoder as openclip
 
-    if name.startswith("hf-hub:"):
+    if model.kind == "hf-hub":
         return openclip.load_hub(name, device)
-    if name.startswith("local-dir:"):
-        return openclip.load_folder(name, Path(name.removeprefix("local-dir:")).expanduser(), device)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return _load_folder(name, folder, device)
-    run, at, epoch = name.rpartition("@")
-    if at and Path(run).expanduser().is_dir():
-        run_folder = Path(run).expanduser()
-        return openclip.load_epoch(name, run_folder / "model", _checkpoint(run_folder, epoch), device)
+    if model.kind == "local-dir" and model.path is not None:
+        return openclip.load_folder(name, model.path, device)
+    if model.path is not None and model.kind in ("run", "folder"):
+        if model.epoch is None:
+            return _load_folder(name, model.path, device)
+        return openclip.load_epoch(name, model.path / "model", _checkpoint(model.path, model.epoch), device)
     if "/" in name and "@" not in name:
-        raise UserError(f"there is no folder {name}{_near(folder)}; give a run, a model folder, or ARCH@TAG")
-    return openclip.load_released(name, device)
+        raise UserError(f"there is no folder {name}{_suggest_sibling(name)}; give a run, a model folder, or ARCH@TAG")
+    return openclip.load_released(model, device)
 
 
 def _load_folder(name: str, folder: Path, device: str) -> Encoder:
@@ -59,30 +60,31 @@ def _load_folder(name: str, folder: Path, device: str) -> Encoder:
         return openclip.load_folder(name, folder / "model", device)
     if (folder / "config.yaml").is_file():
         raise UserError(
-            f"the run {folder} has no model/ yet, so its training is not finished; finish it or name an epoch as {name}@EPOCH"
+            f"the run {folder} has no model/ yet because its training is not finished; finish it or name an epoch as {name}@EPOCH"
         )
     if is_transformers_folder(folder):
         return TransformersEncoder(name, folder, device)
-    raise UserError(f"{folder} is neither a run, nor an open_clip folder, nor a transformers CLIP or SigLIP folder")
+    raise UserError(
+        f"{folder} is neither a run, nor an open_clip folder, nor a transformers CLIP or SigLIP folder; check the path"
+    )
 
 
 def _checkpoint(run: Path, epoch: str) -> Path:
-    """The checkpoint of a run's epoch; raises UserError that lists the epochs that are there."""
-    found: dict[int, Path] = {}
+    """The checkpoint of a run's epoch; raises UserError that lists the existing epochs."""
+    checkpoints: dict[int, Path] = {}
     for path in (run / "checkpoints").glob("epoch=*.ckpt"):
         number = path.stem.removeprefix("epoch=")
         if number.isdigit():
-            found[int(number)] = path
-    if not epoch.isdigit() or int(epoch) not in found:
-        there = ", ".join(str(number) for number in sorted(found)) or "none"
-        raise UserError(f"{run}@{epoch}: the run holds no checkpoint of epoch {epoch!r}; it holds {there}")
-    return found[int(epoch)]
+            checkpoints[int(number)] = path
+    if not epoch.isdigit() or int(epoch) not in checkpoints:
+        epochs = ", ".join(str(number) for number in sorted(checkpoints)) or "none"
+        raise UserError(f"{run}@{epoch}: the run has no checkpoint of epoch {epoch!r}; it has {epochs}")
+    return checkpoints[int(epoch)]
 
 
-def _near(folder: Path) -> str:
-    """The folder beside it whose name is nearest, as a question."""
-    return (
-        suggest(folder.name, [path.name for path in folder.parent.iterdir() if path.is_dir()])
-        if folder.parent.is_dir()
-        else ""
-    )
+def _suggest_sibling(name: str) -> str:
+    """The existing folder with the nearest name, as a question."""
+    folder = Path(name).expanduser()
+    if not folder.parent.is_dir():
+        return ""
+    return suggest(folder.name, [path.name for path in folder.parent.iterdir() if path.is_dir()])

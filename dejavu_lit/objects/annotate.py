@@ -1,8 +1,8 @@
-"""Objects for prepared data: an annotator goes over the shards of its sets and writes one part a shard.
+"""Objects for prepared data: runs an annotator over the shards of its sets and writes one part per shard.
 
-A part is whole or absent, and depends on nothing but the annotator and its shard: an interrupted run goes on where it was
-and ends with the same bytes, and any number of processes, on one machine or many, share the shards without speaking to each
-other. ``dejavu annotate`` is the command.
+A part is complete or missing, and depends only on the annotator and its shard: an interrupted run continues where it stopped
+and ends with the same bytes, and any number of processes, on one machine or many, share the shards without communicating.
+``dejavu annotate`` is the command.
 """
 
 import csv
@@ -15,70 +15,89 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dejavu_lit.data.objects import Annotation, Annotator, Failed, failures, read_part, write_objects
+import numpy as np
+
+from dejavu_lit.data.objects import Annotation, Annotator, Failed, failures, read_objects, read_part, write_objects
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.objects.base import Shard, Source
+from dejavu_lit.utils.distributed import current_ranks
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import fingerprint, read_json, write_json, write_text
+from dejavu_lit.utils.io import fingerprint, read_json, visible_files, write_json, write_text
 from dejavu_lit.utils.progress import progress
 
-ABOUT = "annotator.json"  # who annotated, with the whole vocabulary
-FAILURES = "failed.csv"
-SOURCE = "source.json"  # in a set's folder: where its shards lay
-FEW = 10  # so many failed images of a shard are never too many
-EVERY = 60  # seconds between lines of the log
+ANNOTATOR_FILE = "annotator.json"  # the annotator, with its whole vocabulary
+FAILURES_FILE = "failed.csv"
+SOURCE_FILE = "source.json"  # in a set's folder: where its shards were
+TOLERATED_FAILURES = 10  # failed images of a shard that are never too many: 5 % of a small shard is less than one image
+LOG_INTERVAL = 60  # seconds between lines of the log
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Share:
-    """Which shards are this process's: those whose place in the list of all leaves ``number`` when divided by ``of``."""
+    """The shards of this process: those whose position in the list of all shards modulo ``count`` is ``index``."""
 
-    number: int = 0
-    of: int = 1
+    index: int = 0
+    count: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.number < self.of:
+        if not 0 <= self.index < self.count:
             raise UserError(
-                f"part={self.number}/{self.of} must be a number from 0 to {self.of - 1}, and how many there are"
+                f"part={self.index}/{self.count} must be NUMBER/OF with NUMBER from 0 to {self.count - 1}, e.g. part=3/10"
             )
 
     @classmethod
     def parse(cls, text: str | None, environment: Mapping[str, str] = os.environ) -> "Share":
-        """``"3/10"``; with None what a SLURM array and the ranks of torchrun or srun say, both together, else all shards.
+        """``"3/10"``; None: from the SLURM array and the ranks of torchrun or srun, combined, or else all shards.
 
         Raises:
-            UserError: not of this form, or an array whose numbers have gaps (then nobody can tell how many it had).
+            UserError: not of this form, or an array whose numbers have gaps (the number of its tasks is then unknown).
         """
         if text is not None:
             try:
-                number, of = map(int, str(text).split("/"))
+                index, count = map(int, str(text).split("/"))
             except ValueError:
-                raise UserError(f"part={text} must be NUMBER/OF, e.g. part=3/10, counted from 0") from None
-            return cls(number, of)
-        task, tasks = _array(environment)
-        for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
-            if rank in environment and world in environment:
-                return cls(task * int(environment[world]) + int(environment[rank]), tasks * int(environment[world]))
-        return cls(task, tasks)
+                raise UserError(f"part={text} must be NUMBER/OF, counted from 0, e.g. part=3/10") from None
+            return cls(index, count)
+        task, tasks = _slurm_array_task(environment)
+        ranks = current_ranks(environment)
+        return cls(task * ranks.world + ranks.rank, tasks * ranks.world)
 
     def take(self, items: Sequence[Any]) -> list[Any]:
-        """The items that are this process's."""
-        return list(items[self.number :: self.of])
+        """The items of this process."""
+        return list(items[self.index :: self.count])
 
 
-def _array(environment: Mapping[str, str]) -> tuple[int, int]:
-    """(place, number) of tasks of a SLURM array; (0, 1) outside one."""
+def _slurm_array_task(environment: Mapping[str, str]) -> tuple[int, int]:
+    """(position, number) of tasks of a SLURM array; (0, 1) outside one."""
     if "SLURM_ARRAY_TASK_ID" not in environment:
         return 0, 1
     names = ("ID", "COUNT", "MIN", "MAX", "STEP")
     task, count, first, last, step = (int(environment.get(f"SLURM_ARRAY_TASK_{n}", n == "STEP")) for n in names)
     if not count or (last - first) // step + 1 != count:
         raise UserError(
-            f"the SLURM array runs from {first} to {last} with {count} tasks, so it has gaps; "
-            "say which share is this task's by part=NUMBER/OF, e.g. part=$SLURM_ARRAY_TASK_ID/10"
+            f"the SLURM array runs from {first} to {last} but has {count} tasks, so it has gaps; "
+            "give this task's share by part=NUMBER/OF, e.g. part=$SLURM_ARRAY_TASK_ID/10"
         )
     return (task - first) // step, count
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The state of an artifact after a call of ``annotate``."""
+
+    images: int
+    """Images annotated by this call."""
+    seconds: float
+    """Duration of this call."""
+    parts: int
+    """Existing parts, including those of other processes."""
+    total_parts: int
+    """Parts of the finished artifact."""
+    failed: int
+    """Failed images: of all shards if ``complete``, else of this process's shards."""
+    complete: bool
+    """Whether all parts are complete; ``failed.csv`` is then written."""
 
 
 def annotate(
@@ -87,171 +106,217 @@ def annotate(
     out: Path | str,
     share: Share | None = None,
     max_failed: float = 0.05,
-) -> dict[str, Any]:
-    """Write ``out/SET/SHARD.parquet`` for every shard of ``sets`` that is this process's and has no whole part yet.
+) -> Summary:
+    """Write ``out/SET/SHARD.parquet`` for every shard of ``sets`` that belongs to this process and has no complete part.
 
     Args:
-        source: the annotator; sets: {name: shards}.
-        max_failed: largest share of a shard's images that may fail; FEW may always, all only where it is 1.
-
-    Returns:
-        {images, seconds: of this call; parts, of: how many of the parts there are to be are there, those of other
-        processes included; failed: images that failed, in this process's shards until all parts are there and whole, then
-        in all; listed: whether they are, and ``failed.csv`` is written}.
+        source: the annotator.
+        sets: {name: shards}.
+        share: the shards of this process; None: all.
+        max_failed: largest share of a shard's images that may fail. TOLERATED_FAILURES images may always fail; all images
+            of a shard only if it is 1.
 
     Raises:
-        UserError: ``out`` holds objects of another annotator, or too many images fail.
+        UserError: ``out`` has objects of another annotator, or too many images fail.
     """
     out = Path(out)
     if not 0 <= max_failed <= 1:
         raise UserError(f"max_failed={max_failed} must lie between 0 and 1")
-    _claim(out, source)
-    moved = {name for name, shards in sets.items() if _moved(out / name, shards)}
-    jobs = [Shard(name, shards.index(number)) for name, shards in sets.items() for number in range(len(shards.names))]
-    mine = (share or Share()).take(jobs)
-    missing = [shard for shard in mine if not _whole(_part(out, shard), shard, source.annotator, shard.set in moved)]
+    _claim_folder(out, source)
+    moved = {name for name, shards in sets.items() if _has_moved(out / name, shards)}
+    all_shards = [
+        Shard(name, shards.index(number)) for name, shards in sets.items() for number in range(len(shards.names))
+    ]
+    own_shards = (share or Share()).take(all_shards)
+    missing = [shard for shard in own_shards if not _is_complete(out, shard, source.annotator, shard.set in moved)]
     for name, shards in sets.items():
-        if not (out / name / SOURCE).exists() or name in moved:
-            write_json(out / name / SOURCE, _source(shards))
-    total, images, began = sum(len(shard.index) for shard in missing), 0, time.monotonic()
-    said = began
+        if not (out / name / SOURCE_FILE).exists() or name in moved:
+            write_json(out / name / SOURCE_FILE, _shards_identity(shards))
+    start = time.monotonic()
+    images = _write_parts(out, source, missing, max_failed)
+
+    existing = [shard for shard in all_shards if _part_path(out, shard).exists()]
+    # Parts are opened only once all exist: otherwise each of many tasks would open the others' too.
+    complete = len(existing) == len(all_shards)
+    failed = _read_failures(out, all_shards if complete else own_shards)
+    if complete and len(failed) < len(all_shards):
+        complete, existing = False, [shard for shard, _ in failed]
+    if complete:
+        _write_failures(out, failed)
+    return Summary(
+        images=images,
+        seconds=time.monotonic() - start,
+        parts=len(existing),
+        total_parts=len(all_shards),
+        failed=sum(len(reasons) for _, reasons in failed),
+        complete=complete,
+    )
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How far the vocabulary reaches: what a finished artifact has of the images of its sets."""
+
+    images: int
+    """All images."""
+    empty: int
+    """Those without an object, including failed ones."""
+    label: str | None
+    """The label that most images have; None if no image has one."""
+    share: float
+    """The share of the images with objects that have it."""
+
+    def __str__(self) -> str:
+        text = f"{self.empty} of {self.images} images ({self.empty / max(1, self.images):.1%}) have no object"
+        if self.label is not None:
+            text += f"; {self.label!r} is in {self.share:.1%} of the others"
+        return f"{text} (the vocabulary decides what can be measured)"
+
+
+def coverage(out: Path | str, sets: Sequence[str], threshold: float) -> Coverage:
+    """The coverage of the finished artifact ``out`` over ``sets``; objects count whose score is ≥ ``threshold``."""
+    objects, _ = read_objects([Path(out) / name for name in sets], threshold)
+    labels = objects[0].labels
+    images = sum(len(by_set) for by_set in objects)
+    empty = sum(int((by_set.counts() == 0).sum()) for by_set in objects)
+    counts = sum(
+        (np.bincount(by_set.codes, minlength=len(labels)) for by_set in objects), np.zeros(len(labels), np.int64)
+    )
+    if images == empty:
+        return Coverage(images, empty, None, 0.0)
+    most = int(counts.argmax())
+    return Coverage(images, empty, labels[most], float(counts[most]) / (images - empty))
+
+
+def _write_parts(out: Path, source: Source, shards: Sequence[Shard], max_failed: float) -> int:
+    """Annotate ``shards`` one by one; returns the number of their images."""
+    total, images, start = sum(len(shard.index) for shard in shards), 0, time.monotonic()
+    last_log = start
     with progress(None, f"annotating with {source.annotator.name}", total=total, unit="image") as bar:
-        for shard in missing:
+        for shard in shards:
             rows: list[Annotation | Failed] = []
             for row in source.rows(shard):
                 rows.append(row)
                 bar.update()
             if [row.key for row in rows] != list(shard.index.keys):
-                raise AssertionError(f"{source.annotator.name} gave other rows than the images of {shard.index.path}")
-            _check_failed(shard, rows, max_failed)
-            write_objects(_part(out, shard), rows, source.annotator)
+                raise AssertionError(f"{source.annotator.name} returned rows that do not match {shard.index.path}")
+            _check_failures(shard, rows, max_failed)
+            write_objects(_part_path(out, shard), rows, source.annotator)
             images += len(rows)
-            if bar.disable and time.monotonic() - said > EVERY:
-                said = time.monotonic()
-                logger.info("%d of %d images, %.1f images/s", images, total, images / (said - began))
-    there = [shard for shard in jobs if _part(out, shard).exists()]
-    # Parts are opened only once all are there: each of many tasks would open the others' too.
-    listed = len(there) == len(jobs)
-    failed = _failures(out, jobs if listed else mine)
-    if listed and len(failed) < len(jobs):
-        listed, there = False, [shard for shard, _ in failed]
-    if listed:
-        _list_failures(out, failed)
-    return {
-        "pictures": images,
-        "seconds": time.monotonic() - began,
-        "failed": sum(len(reasons) for _, reasons in failed),
-        "parts": len(there),
-        "of": len(jobs),
-        "listed": listed,
-    }
+            if bar.disable and time.monotonic() - last_log > LOG_INTERVAL:
+                last_log = time.monotonic()
+                logger.info("%d of %d images, %.1f images/s", images, total, images / (last_log - start))
+    return images
 
 
-def _part(out: Path, shard: Shard) -> Path:
+def _part_path(out: Path, shard: Shard) -> Path:
     return out / shard.set / f"{shard.index.path.stem}.parquet"
 
 
-def _claim(out: Path, source: Source) -> None:
-    """Write ``annotator.json``, or raise UserError where parts are another annotator's; one that made none is forgotten."""
-    about = {"annotator": source.annotator.as_json(), "labels": None if source.labels is None else list(source.labels)}
-    if (out / ABOUT).exists() and any(out.glob("*/*.parquet")):
+def _claim_folder(out: Path, source: Source) -> None:
+    """Write ``annotator.json``; raises UserError if ``out`` has parts of another annotator. Without parts it is replaced."""
+    if (out / ANNOTATOR_FILE).exists() and visible_files(out, "*/*.parquet"):
         try:
-            before = Annotator.from_json(read_json(out / ABOUT)["annotator"])
+            annotator = Annotator.from_json(read_json(out / ANNOTATOR_FILE)["annotator"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"{out / ABOUT} is damaged ({type(error).__name__}: {error}); remove it, or give another name="
+                f"{out / ANNOTATOR_FILE} is damaged ({type(error).__name__}: {error}); remove it, or choose another name="
             ) from None
-        _refuse_other(out, source.annotator, before)
+        _check_annotator(out, source.annotator, annotator)
     else:
-        write_json(out / ABOUT, about)
+        labels = None if source.labels is None else list(source.labels)
+        write_json(out / ANNOTATOR_FILE, {"annotator": source.annotator.as_json(), "labels": labels})
 
 
-def _source(shards: ShardSet) -> dict[str, str]:
-    """Where a set lies, and what tells it from another one in the same place."""
-    return {"folder": str(shards.folder.resolve()), "sizes": fingerprint([shards.names, shards.sizes])}
-
-
-def _moved(folder: Path, shards: ShardSet) -> bool:
-    """Whether ``folder`` holds the objects of these shards when they lay elsewhere.
-
-    Raises:
-        UserError: they are not these shards, but others whose folder has the same name.
-    """
-    if not (folder / SOURCE).exists():
-        return False
-    before, now = read_json(folder / SOURCE), _source(shards)
-    if not isinstance(before, dict) or set(before) != set(now):
-        raise UserError(f"{folder / SOURCE} is damaged; remove it")
-    if before["folder"] != now["folder"] and before["sizes"] != now["sizes"]:
-        raise _foreign(folder, before["folder"], now["folder"])
-    return bool(before["folder"] != now["folder"])
-
-
-def _foreign(folder: Path, before: str, now: str) -> UserError:
-    return UserError(
-        f"{folder} holds the objects of {before}, which are not those of {now}; rename one of these two folders, or give "
-        "this artifact another name="
+def _check_annotator(path: Path, expected: Annotator, actual: Annotator) -> None:
+    if actual == expected:
+        return
+    old, new = actual.as_json(), expected.as_json()
+    field = next(name for name in (*old, *new) if old.get(name) != new.get(name))
+    raise UserError(
+        f"{path} was written by another annotator ({field}: {old.get(field)}, now {new.get(field)}); "
+        "choose another name= for this one, or remove the old objects"
     )
 
 
-def _whole(path: Path, shard: Shard, annotator: Annotator, moved: bool) -> bool:
-    """Whether the part of a shard is there, can be read and holds its images.
+def _shards_identity(shards: ShardSet) -> dict[str, str]:
+    """Where a set is, and what distinguishes it from another set of the same name."""
+    return {"folder": str(shards.folder.resolve()), "sizes": fingerprint([shards.names, shards.sizes])}
+
+
+def _has_moved(folder: Path, shards: ShardSet) -> bool:
+    """Whether ``folder`` has the objects of these shards from when they were elsewhere.
 
     Raises:
-        UserError: it is another annotator's, or of other images in another place.
+        UserError: the objects are of other shards, whose folder has the same name.
     """
+    if not (folder / SOURCE_FILE).exists():
+        return False
+    before, now = read_json(folder / SOURCE_FILE), _shards_identity(shards)
+    if not isinstance(before, dict) or set(before) != set(now):
+        raise UserError(f"{folder / SOURCE_FILE} is damaged; remove it")
+    if before["folder"] != now["folder"] and before["sizes"] != now["sizes"]:
+        raise _name_collision(folder, before["folder"], now["folder"])
+    return bool(before["folder"] != now["folder"])
+
+
+def _name_collision(folder: Path, before: str, now: str) -> UserError:
+    return UserError(
+        f"{folder} has the objects of {before}, not of {now}; rename one of these two folders, or choose another name="
+    )
+
+
+def _is_complete(out: Path, shard: Shard, annotator: Annotator, moved: bool) -> bool:
+    """Whether the part of a shard exists, can be read and has the shard's images.
+
+    Raises:
+        UserError: it is another annotator's, or of other images in another folder.
+    """
+    path = _part_path(out, shard)
     if not path.exists():
         return False
     try:
-        found, table = read_part(path, ["key"])
+        part_annotator, table = read_part(path, ["key"])
     except UserError:
-        logger.warning("%s is damaged and made again", path)
+        logger.warning("%s is damaged and will be redone", path)
         return False
-    _refuse_other(path, annotator, found)
+    _check_annotator(path, annotator, part_annotator)
     if table["key"].to_pylist() != list(shard.index.keys):
         if moved:
-            raise _foreign(path.parent, read_json(path.parent / SOURCE)["folder"], str(shard.index.path.parent))
-        logger.warning("%s holds other images than its shard and is made again", path)
+            before = read_json(path.parent / SOURCE_FILE)["folder"]
+            raise _name_collision(path.parent, before, str(shard.index.path.parent))
+        logger.warning("%s has other images than its shard and will be redone", path)
         return False
     return True
 
 
-def _refuse_other(path: Path, annotator: Annotator, found: Annotator) -> None:
-    if found == annotator:
-        return
-    old, new = found.as_json(), annotator.as_json()
-    differing = next(name for name in (*old, *new) if old.get(name) != new.get(name))
-    raise UserError(
-        f"{path} was made by another annotator ({differing}: {old.get(differing)} there, {new.get(differing)} here); "
-        "give this one a folder of its own by name=, or remove the other"
-    )
-
-
-def _check_failed(shard: Shard, rows: Sequence[Annotation | Failed], max_failed: float) -> None:
+def _check_failures(shard: Shard, rows: Sequence[Annotation | Failed], max_failed: float) -> None:
+    """Log the first failures of a shard; raises UserError if there are too many."""
     failed = [row for row in rows if isinstance(row, Failed)]
-    for row in failed[:FEW]:
+    for row in failed[:TOLERATED_FAILURES]:
         logger.warning("%s of %s could not be annotated: %s", row.key, shard.index.path, row.reason)
-    if len(failed) > max(FEW, max_failed * len(rows)) or (failed and len(failed) == len(rows) and max_failed < 1):
+    too_many = len(failed) > max(TOLERATED_FAILURES, max_failed * len(rows))
+    if too_many or (failed and len(failed) == len(rows) and max_failed < 1):
         raise UserError(
             f"{len(failed)} of {len(rows)} images of {shard.index.path} could not be annotated, the first is "
-            f"{failed[0].key} ({failed[0].reason}); mend the cause, or allow a larger share by max_failed="
+            f"{failed[0].key} ({failed[0].reason}); fix the cause, or allow a larger share by max_failed="
         )
 
 
-def _failures(out: Path, shards: Sequence[Shard]) -> list[tuple[Shard, dict[str, str]]]:
+def _read_failures(out: Path, shards: Sequence[Shard]) -> list[tuple[Shard, dict[str, str]]]:
     """(shard, {key: reason}) of the shards whose parts can be read."""
-    found = []
+    failed = []
     for shard in shards:
         try:
-            found.append((shard, failures(_part(out, shard))))
+            failed.append((shard, failures(_part_path(out, shard))))
         except UserError as damaged:
             logger.warning("%s", damaged)
-    return found
+    return failed
 
 
-def _list_failures(out: Path, failed: Sequence[tuple[Shard, Mapping[str, str]]]) -> None:
-    """Write ``failed.csv`` of all parts, by the process that ends last."""
-    rows = [(shard.set, key, reason) for shard, of in failed for key, reason in of.items()]
+def _write_failures(out: Path, failed: Sequence[tuple[Shard, Mapping[str, str]]]) -> None:
+    """Write ``failed.csv`` of all parts; the last process to finish does it."""
+    rows = [(shard.set, key, reason) for shard, reasons in failed for key, reason in reasons.items()]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("set", "key", "reason"), *rows])
-    write_text(out / FAILURES, text.getvalue())
+    write_text(out / FAILURES_FILE, text.getvalue())

@@ -1,11 +1,10 @@
-"""What ``annotate`` asks of an annotator: who it is, its vocabulary, and the objects of one shard's images.
+"""The interface of an annotator: its identity, its vocabulary, and the objects of one shard's images.
 
-A new annotator is one class in one file of this folder, and one file in conf/annotator that names it by ``_target_``. It
-looks at images (a ``Detector``), or knows the objects from elsewhere, by the pair's key or JSON (a ``Lookup``).
+A new annotator is one class in one file of ``annotators/``, and one file in conf/annotator that names it by ``_target_``. It
+looks at images (a ``Detector``), or gets the objects from elsewhere, by the pair's key or JSON (a ``Lookup``).
 """
 
 import math
-import os
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,13 +15,16 @@ from typing import Protocol
 
 from PIL import Image
 
-from dejavu_lit.data.decode import opened
+from dejavu_lit.data.decode import open_image
 from dejavu_lit.data.objects import Annotation, Annotator, Failed
 from dejavu_lit.data.shards import BadPair, Pair, ShardIndex
+from dejavu_lit.utils.distributed import current_ranks
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.parallel import threads
+from dejavu_lit.utils.parallel import thread_pool
 
-SLACK = 1e-6  # of scores beyond 0..1: sums of rounded probabilities
+SCORE_SLACK = 1e-6  # scores may exceed 0..1 by this much: sums of rounded probabilities do
+BATCHES_AHEAD = 2  # batches decoded while the model works on one
+REASON_LENGTH = 200  # characters of an exception that go into the artifact
 
 
 @dataclass(frozen=True)
@@ -34,26 +36,26 @@ class Shard:
 
 
 class Source(Protocol):
-    """An annotator, as the runner sees it."""
+    """An annotator as ``annotate`` sees it."""
 
     @property
     def annotator(self) -> Annotator:
-        """What goes into the artifact's metadata: it differs whenever the objects may differ."""
+        """What goes into the artifact's metadata; it differs whenever the objects may differ."""
 
     @property
     def labels(self) -> Sequence[str] | None:
-        """Every label that it may give; None where that is not known beforehand."""
+        """Every label that it may give; None if unknown beforehand."""
 
     def rows(self, shard: Shard) -> Iterator[Annotation | Failed]:
-        """One row an image, in the shard's order; ``Failed`` for an image that could not be annotated.
+        """One row per image, in the shard's order; ``Failed`` for an image that could not be annotated.
 
-        Raises UserError for what makes annotating pointless: no weights, no package, options that contradict each other.
+        Raises UserError if no image can be annotated: missing weights, a missing package, contradictory options.
         """
 
 
 @dataclass(frozen=True)
 class Detections:
-    """The objects found in one image: labels [m], scores [m] in 0..1, boxes [m][4] as x, y, width, height in pixels."""
+    """The objects detected in one image: labels [m], scores [m] in 0..1, boxes [m][4] as x, y, width, height in pixels."""
 
     labels: Sequence[str]
     scores: Sequence[float]
@@ -62,17 +64,17 @@ class Detections:
 
 @dataclass(frozen=True, kw_only=True)
 class Detector(ABC):
-    """An annotator that looks at images. A subclass gives ``annotator``, ``labels`` and ``detect``; its model is loaded
-    on the first use of a ``cached_property``, so that wrong options end before anything heavy is imported."""
+    """An annotator that looks at images. A subclass gives ``annotator``, ``labels`` and ``detect``; it loads its model in
+    a ``cached_property``, so that wrong options are reported before anything heavy is imported."""
 
     threshold: float = 0.05
-    """Lowest score that is kept. What counts is decided by the evaluation's own threshold, which must not be lower."""
+    """Lowest score that is kept; the evaluation's own threshold must not be lower."""
     batch: int = 8
-    """Images that ``detect`` gets at once."""
+    """Images per call of ``detect``."""
     workers: int = 2
-    """Threads that read and decode ahead."""
+    """Threads that read and decode images ahead of the model."""
     device: str = "cpu"
-    """A device of torch; with ``cuda`` each local rank of torchrun or srun takes a GPU of its own, see ``place``."""
+    """A torch device; with ``cuda`` each local rank of torchrun or srun uses its own GPU."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
@@ -82,14 +84,9 @@ class Detector(ABC):
                 raise UserError(f"annotator.{name}={getattr(self, name)} must be at least 1")
 
     @property
-    def place(self) -> str:
+    def local_device(self) -> str:
         """The device of this process."""
-        if self.device != "cuda":
-            return self.device
-        import torch
-
-        local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
-        return f"cuda:{local % max(1, torch.cuda.device_count())}"
+        return current_ranks().device(self.device)
 
     @property
     @abstractmethod
@@ -105,103 +102,105 @@ class Detector(ABC):
     def detect(self, images: Sequence[Image.Image]) -> list[Detections]:
         """The objects of at most ``batch`` RGB images of any sizes, with score ≥ ``threshold``, in the same order.
 
-        Any exception but UserError is taken as the images' fault: they are tried again one by one, and what fails then
-        is listed.
+        Any exception except UserError is blamed on the images: they are tried again one by one, and those that fail
+        again are recorded as ``Failed``.
         """
 
     def rows(self, shard: Shard) -> Iterator[Annotation | Failed]:
-        """One row an image; batches never cross the border of a shard, so a part can be made again alone."""
-        for items in self._decoded(shard):
-            found = dict(self._found([(key, image) for key, image in items if isinstance(image, Image.Image)]))
+        """One row per image; a batch never spans two shards, so one part can be redone alone."""
+        for items in self._decoded_batches(shard):
+            images = [(key, image) for key, image in items if isinstance(image, Image.Image)]
+            rows = dict(self._annotate_batch(images))
             for key, image in items:
-                yield found[key] if isinstance(image, Image.Image) else Failed(key, str(image))
+                yield rows[key] if isinstance(image, Image.Image) else Failed(key, str(image))
 
-    def _decoded(self, shard: Shard) -> Iterator[list[tuple[str, Image.Image | BadPair]]]:
-        """The images of a shard in batches, read and decoded by threads one batch ahead."""
+    def _decoded_batches(self, shard: Shard) -> Iterator[list[tuple[str, Image.Image | BadPair]]]:
+        """The images of a shard in batches, read and decoded by threads ahead of the model."""
 
-        def image(position: int) -> tuple[str, Image.Image | BadPair]:
+        def decode(position: int) -> tuple[str, Image.Image | BadPair]:
             try:
                 pair = shard.index.read(position)
-                with opened(pair.image) as found:
-                    return pair.key, found.convert("RGB")
+                with open_image(pair.image) as image:
+                    return pair.key, image.convert("RGB")
             except BadPair as bad:
                 return shard.index.keys[position], bad
 
         count = len(shard.index)
-        with threads(self.workers) as pool:
-            ahead: deque[list[Future[tuple[str, Image.Image | BadPair]]]] = deque()
+        with thread_pool(self.workers) as pool:
+            queue: deque[list[Future[tuple[str, Image.Image | BadPair]]]] = deque()
             for start in range(0, count, self.batch):
-                ahead.append([pool.submit(image, at) for at in range(start, min(start + self.batch, count))])
-                if len(ahead) > 2:
-                    yield [future.result() for future in ahead.popleft()]
-            while ahead:
-                yield [future.result() for future in ahead.popleft()]
+                queue.append([pool.submit(decode, n) for n in range(start, min(start + self.batch, count))])
+                if len(queue) > BATCHES_AHEAD:
+                    yield [future.result() for future in queue.popleft()]
+            while queue:
+                yield [future.result() for future in queue.popleft()]
 
-    def _found(self, items: list[tuple[str, Image.Image]]) -> Iterator[tuple[str, Annotation | Failed]]:
+    def _annotate_batch(self, items: list[tuple[str, Image.Image]]) -> Iterator[tuple[str, Annotation | Failed]]:
+        """(key, row) of each image; if the batch fails, its images are tried one by one."""
         if not items:
             return
         try:
-            found = [
-                _checked(key, one) for (key, _), one in zip(items, self.detect([p for _, p in items]), strict=True)
-            ]
+            detections = self.detect([image for _, image in items])
+            rows = [_validated(key, objects) for (key, _), objects in zip(items, detections, strict=True)]
         except UserError:
             raise
         except Exception as error:  # a detector may raise anything for an odd image, or run out of memory
             if len(items) == 1:
-                yield items[0][0], Failed(items[0][0], " ".join(f"{type(error).__name__}: {error}".split())[:200])
+                key, reason = items[0][0], " ".join(f"{type(error).__name__}: {error}".split())
+                yield key, Failed(key, reason[:REASON_LENGTH])
                 return
             for item in items:
-                yield from self._found([item])
+                yield from self._annotate_batch([item])
         else:
-            yield from zip((key for key, _ in items), found, strict=True)
+            yield from ((row.key, row) for row in rows)
 
 
 class Lookup(ABC):
-    """An annotator that knows the objects by the pair's key, caption or JSON; the image is not read."""
+    """An annotator that gets the objects by the pair's key, caption or JSON; the image is not read."""
 
     @property
     @abstractmethod
     def annotator(self) -> Annotator:
-        """Name, version, and the hash of what the objects are taken from as ``weights``."""
+        """Name, version, and as ``weights`` the hash of the data that the objects are taken from."""
 
     @property
     def labels(self) -> Sequence[str] | None:
-        """None: the vocabulary is what occurs."""
+        """None: the vocabulary is whatever labels occur."""
         return None
 
     @abstractmethod
     def annotation(self, pair: Pair) -> Annotation:
-        """The objects of one pair, whose ``image`` is empty; raises BadPair where they are not known."""
+        """The objects of one pair, whose ``image`` is empty; raises BadPair if they are unknown."""
 
     def rows(self, shard: Shard) -> Iterator[Annotation | Failed]:
-        """One row an image; raises UserError for objects that are no objects (scores beyond 0..1, boxes of three)."""
+        """One row per image; raises UserError for malformed objects (scores outside 0..1, boxes of three numbers)."""
         for position, key in enumerate(shard.index.keys):
             try:
-                found = self.annotation(shard.index.read(position, image=False))
+                objects = self.annotation(shard.index.read(position, image=False))
             except BadPair as bad:
                 yield Failed(key, str(bad))
                 continue
             try:
-                yield _checked(key, found)
+                yield _validated(key, objects)
             except ValueError as error:
                 raise UserError(
-                    f"{key} of {shard.index.path}: {error}; mend what annotator={self.annotator.name} takes the objects from"
+                    f"{key} of {shard.index.path}: {error}; fix the input of annotator={self.annotator.name}"
                 ) from None
 
 
-def _checked(key: str, found: Detections | Annotation) -> Annotation:
-    if not len(found.labels) == len(found.scores) == len(found.boxes) or any(len(box) != 4 for box in found.boxes):
-        raise ValueError("labels, scores and boxes disagree in number, or a box has not four")
-    if not all(map(math.isfinite, (*found.scores, *(side for box in found.boxes for side in box)))):
+def _validated(key: str, objects: Detections | Annotation) -> Annotation:
+    if not len(objects.labels) == len(objects.scores) == len(objects.boxes) or any(len(b) != 4 for b in objects.boxes):
+        raise ValueError("labels, scores and boxes differ in number, or a box does not have four numbers")
+    if not all(map(math.isfinite, (*objects.scores, *(side for box in objects.boxes for side in box)))):
         raise ValueError("scores or boxes are not finite numbers")
-    if not all(-SLACK <= score <= 1 + SLACK for score in found.scores):
+    if not all(-SCORE_SLACK <= score <= 1 + SCORE_SLACK for score in objects.scores):
         raise ValueError("a score does not lie between 0 and 1")
-    return Annotation(key, found.labels, found.scores, found.boxes)
+    return Annotation(key, objects.labels, objects.scores, objects.boxes)
 
 
 @contextmanager
-def needs(annotator: str, page: str) -> Iterator[None]:
-    """Around the import of an optional package: where it is absent, one sentence names it and its installation page."""
+def require_package(annotator: str, page: str) -> Iterator[None]:
+    """Wrap the import of an optional package: if it is missing, a UserError names it and its installation page."""
     try:
         yield
     except ModuleNotFoundError as missing:

@@ -1,12 +1,12 @@
-"""Lists of labels: COCO's 80, ImageNet's 1,000, ImageNet-21k's, or one's own file.
+"""Lists of labels: COCO's 80, ImageNet's 1,000, ImageNet-21k's, or a file.
 
-A file of labels is text with one label a line, its other names behind commas (``couch, sofa``), or a JSON file with
-``categories``, each with a ``name`` and perhaps ``synonyms``, as COCO's and LVIS's instances have.
+A file of labels is text with one label per line, followed by its synonyms after commas (``couch, sofa``), or JSON with
+``categories``, each with a ``name`` and optional ``synonyms``, as in COCO's and LVIS's instances.
 """
 
 from pathlib import Path
 
-from dejavu_lit.data.decode import plain
+from dejavu_lit.data.decode import json_safe
 from dejavu_lit.data.readers.coco import read_coco
 from dejavu_lit.utils.errors import UserError
 
@@ -14,7 +14,7 @@ KNOWN = ("coco", "imagenet", "imagenet-21k")
 
 
 def vocabulary(choice: str | Path) -> dict[str, tuple[str, ...]]:
-    """{label: its other names}, in the list's order; a label that stands there twice keeps its first place.
+    """{label: its synonyms}, in the list's order; a repeated label keeps its first position.
 
     Raises:
         UserError: neither one of KNOWN nor a file, or a file without labels.
@@ -29,27 +29,29 @@ def vocabulary(choice: str | Path) -> dict[str, tuple[str, ...]]:
         from timm.data.imagenet_info import ImageNetInfo
 
         info = ImageNetInfo("imagenet21k")
-        return _entries([info.index_to_description(number) for number in range(info.num_classes())])
+        return _parse_rows([info.index_to_description(number) for number in range(info.num_classes())])
     path = Path(choice)
     if not path.is_file():
         raise UserError(f"vocabulary={choice} is neither one of {', '.join(KNOWN)} nor a file; check the path")
     if path.suffix == ".json":
         categories = read_coco(path, "categories")["categories"]
         try:
-            found = {plain(str(c["name"])): tuple(map(plain, map(str, c.get("synonyms", ())))) for c in categories}
+            labels = {
+                json_safe(str(c["name"])): tuple(map(json_safe, map(str, c.get("synonyms", ())))) for c in categories
+            }
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{path} has categories without a name ({type(error).__name__}: {error}); give each its name"
+                f"{path} has a category without a name ({type(error).__name__}: {error}); name every category"
             ) from None
     else:
-        found = _entries(lines(path))
-    if not found:
-        raise UserError(f"{path} holds no labels; give one a line")
-    return found
+        labels = _parse_rows(read_lines(path))
+    if not labels:
+        raise UserError(f"{path} has no labels; write one per line")
+    return labels
 
 
-def lines(path: Path | str) -> list[str]:
-    """The lines of a text file that are not blank; raises UserError where it cannot be read as UTF-8 text."""
+def read_lines(path: Path | str) -> list[str]:
+    """The non-blank lines of a text file; raises UserError if it is not UTF-8 text."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -64,10 +66,10 @@ def coco_names() -> list[str]:
     return [name for name in Weights.COCO_V1.meta["categories"] if name not in ("__background__", "N/A")]
 
 
-def _entries(rows: list[str]) -> dict[str, tuple[str, ...]]:
-    found: dict[str, tuple[str, ...]] = {}
+def _parse_rows(rows: list[str]) -> dict[str, tuple[str, ...]]:
+    labels: dict[str, tuple[str, ...]] = {}
     for row in rows:
-        label, *others = (name.strip() for name in row.split(","))
+        label, *synonyms = (name.strip() for name in row.split(","))
         if label:
-            found.setdefault(label, tuple(name for name in others if name))
-    return found
+            labels.setdefault(label, tuple(name for name in synonyms if name))
+    return labels

@@ -1,1 +1,1 @@
-"""Figures and pages made from an evaluation's artifacts alone."""
+"""Figures, pages, dashboards and terminal output, made from the artifacts of evaluations and studies alone."""

@@ -1,7 +1,7 @@
 """The most memorized pairs as data for the page: an index of all of them, and their cards in chunks of script files.
 
-    data/index.js        columns over all cards: what is needed to sort, filter by object and page
-    data/text.js         keys and captions, loaded when somebody searches for a text
+    data/index.js        columns over all cards: what sorting, filtering by object, and paging need
+    data/text.js         keys and captions, loaded for a text search
     data/cards-0000.js   CHUNK cards each, with neighbors, objects and thumbnails
 
 A page opened from disk may not fetch, so each file is one call, ``dejavu(NAME, VALUE)``, loaded as a script.
@@ -10,7 +10,7 @@ A page opened from disk may not fetch, so each file is one call, ``dejavu(NAME, 
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -22,16 +22,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dejavu_lit.data.objects import Objects
-from dejavu_lit.measure.records import EXPOSURE, SCHEMA, SIDES, check_columns, damage_told
+from dejavu_lit.measure.records import EXPOSURE, SCHEMA, SIDES, check_schema, records_file_errors
 from dejavu_lit.report.images import Boxes
 
-CHUNK = 25  # cards: about 40 kB, with boxes 80
+CHUNK = 25  # cards per file: about 40 kB, with boxes 80 kB
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Images:
-    """What cards show of images, by key: thumbnails (file names below thumbs/) and boxes, of the audited and public set."""
+class CardImages:
+    """What cards show of images, by key: thumbnails (file names below thumbs/) and boxes, of the audited and the public set."""
 
     own: Mapping[str, str] = field(default_factory=dict)
     public: Mapping[str, str] = field(default_factory=dict)
@@ -41,9 +41,9 @@ class Images:
 
 @dataclass(frozen=True)
 class Ranks:
-    """What every record is ranked by: keys [n], target's and reference's hits [n], distance [n]; only rows with objects.
+    """What the records are ranked by, for the n records with objects.
 
-    ``rows`` [n] are the places in the file.
+    keys [n]; ``rows`` [n], their positions in the file; target and reference [n], the hits of each model; distance [n].
     """
 
     keys: list[str]
@@ -53,64 +53,47 @@ class Ranks:
     distance: np.ndarray
 
     def orders(self) -> dict[str, np.ndarray]:
-        """{ranking: places of the records, most memorized first}; ties keep the record order."""
-        by = {"gap": self.reference - self.target, "hits": -self.target, "distance": self.distance}
-        return {name: np.argsort(column, kind="stable") for name, column in by.items()}
+        """{ranking: positions in 0..n-1, most memorized first}; ties keep the record order."""
+        columns = {"gap": self.reference - self.target, "hits": -self.target, "distance": self.distance}
+        return {name: np.argsort(column, kind="stable") for name, column in columns.items()}
 
 
 def read_ranks(path: Path) -> Ranks:
-    """Read what ranks the records of a records file; raises UserError where it is none."""
+    """Read what ranks the records of a records file; raises UserError if it is not a records file."""
     names = ["key", "target_hits", "target_precision", "reference_hits", "target_distances"]
-    with damage_told(path):
-        check_columns(path, SCHEMA.names)
+    with records_file_errors(path):
+        check_schema(path, SCHEMA.names)
         table = pq.read_table(path, columns=names)
-        kept = np.flatnonzero(table["target_precision"].is_valid().to_numpy())
-        nearest = pc.list_element(table["target_distances"], 0).to_numpy()[kept]
-        keys = table["key"].take(pa.array(kept)).to_pylist()
-        hits = [table[f"{side}_hits"].to_numpy()[kept] for side in SIDES]
+        with_objects = np.flatnonzero(table["target_precision"].is_valid().to_numpy())
+        nearest = pc.list_element(table["target_distances"], 0).to_numpy()[with_objects]
+        keys = table["key"].take(pa.array(with_objects)).to_pylist()
+        hits = [table[f"{side}_hits"].to_numpy()[with_objects] for side in SIDES]
         if not np.isfinite([nearest, *hits]).all():
             raise ValueError("its distances or hits are not all numbers")
-    return Ranks(keys, kept, hits[0].astype(np.int64), hits[1].astype(np.int64), nearest)
+    return Ranks(keys, with_objects, hits[0].astype(np.int64), hits[1].astype(np.int64), nearest)
 
 
-def choose(evaluations: Sequence[Ranks], limit: int) -> set[str]:
+def choose_keys(evaluations: Sequence[Ranks], limit: int) -> set[str]:
     """The keys of at most ``limit`` pairs, taken in turn from the top of every ranking of every evaluation.
 
-    Several evaluations of the same pairs show the same ones, so that they can be compared pair by pair.
+    Evaluations of the same pairs thus show the same pairs, so that they can be compared pair by pair.
     """
-    everything = [[found.keys[i] for i in order] for found in evaluations for order in found.orders().values()]
-    chosen: dict[str, None] = {}
-    for place in zip_longest(*everything):
-        for key in place:
+    rankings = [[ranks.keys[i] for i in order] for ranks in evaluations for order in ranks.orders().values()]
+    chosen: set[str] = set()
+    for keys_at_rank in zip_longest(*rankings):
+        for key in keys_at_rank:
             if key is not None and len(chosen) < limit:
-                chosen[key] = None
+                chosen.add(key)
         if len(chosen) >= limit:
             break
-    return set(chosen)
+    return chosen
 
 
 def read_rows(path: Path, ranks: Ranks, chosen: set[str], k: int) -> list[Row]:
-    """The chosen records, most memorized by ``gap`` first, neighbors cut to ``k``, with the exposure where it is known."""
+    """The chosen records, most memorized by ``gap`` first, with ``k`` neighbors, and with the exposure if it is known."""
     order = [i for i in ranks.orders()["gap"].tolist() if ranks.keys[i] in chosen]
-    wanted = np.sort(ranks.rows[order])
-    by_key: dict[str, Row] = {}
-    with damage_told(path), pq.ParquetFile(path) as file:
-        start = 0
-        for group in range(file.num_row_groups):
-            end = start + file.metadata.row_group(group).num_rows
-            inside = wanted[(wanted >= start) & (wanted < end)] - start
-            if len(inside):
-                for row in file.read_row_group(group, columns=SCHEMA.names).take(pa.array(inside)).to_pylist():
-                    by_key[row["key"]] = _checked(row)
-            start = end
-    columns = path.with_suffix(".columns.parquet")
-    exposure: dict[str, int] = {}
-    with damage_told(columns):
-        if columns.exists() and EXPOSURE in pq.read_schema(columns).names:
-            table = pq.read_table(columns, columns=["key", EXPOSURE])
-            exposure = {k: json.loads(v) for k, v in zip(*(c.to_pylist() for c in table.columns), strict=True)}
-            if not all(value is None or isinstance(value, int) for value in exposure.values()):
-                raise ValueError("its exposure is no number")
+    by_key = _read_positions(path, np.sort(ranks.rows[order]))
+    exposure = _read_exposure(path.with_suffix(".columns.parquet"))
     rows = [by_key[ranks.keys[i]] for i in order]
     for row in rows:
         row[EXPOSURE] = exposure.get(row["key"])
@@ -120,26 +103,157 @@ def read_rows(path: Path, ranks: Ranks, chosen: set[str], k: int) -> list[Row]:
     return rows
 
 
-def _checked(row: Row) -> Row:
-    """The row; raises ValueError where it cannot be shown."""
+def _read_positions(path: Path, positions: np.ndarray) -> dict[str, Row]:
+    """{key: row} of the sorted row positions; only row groups that contain one are read."""
+    by_key: dict[str, Row] = {}
+    with records_file_errors(path), pq.ParquetFile(path) as file:
+        start = 0
+        for group in range(file.num_row_groups):
+            end = start + file.metadata.row_group(group).num_rows
+            inside = positions[(positions >= start) & (positions < end)] - start
+            if len(inside):
+                for row in file.read_row_group(group, columns=SCHEMA.names).take(pa.array(inside)).to_pylist():
+                    _check_row(row)
+                    by_key[row["key"]] = row
+            start = end
+    return by_key
+
+
+def _check_row(row: Row) -> None:
+    """Raise ValueError if a value that a card shows is missing or not a number."""
     if gaps := [name for name, value in row.items() if value is None or (isinstance(value, list) and None in value)]:
-        raise ValueError(f"{gaps[0]} of {row['key']} has a gap")
+        raise ValueError(f"{gaps[0]} of {row['key']} has a missing value")
     numbers = [row[f"{side}_{name}"] for side in SIDES for name in ("hits", "precision", "recall")]
     if not all(map(math.isfinite, (*numbers, *(d for side in SIDES for d in row[f"{side}_distances"])))):
         raise ValueError(f"the figures of {row['key']} are not all numbers")
-    return row
 
 
-def named_in(caption: str, labels: Sequence[str]) -> list[str]:
-    """Those of ``labels`` that the caption names: their words in a row, a plural s aside. For the eye; no figure uses it."""
-    words = [_stem(w) for w in re.findall(r"[^\W_]+", caption.casefold())]
-    text = f" {' '.join(words)} "
-    found = []
-    for label in labels:
-        wanted = " ".join(_stem(w) for w in re.findall(r"[^\W_]+", label.casefold()))
-        if wanted and f" {wanted} " in text:
-            found.append(label)
-    return found
+def _read_exposure(path: Path) -> dict[str, int]:
+    """{key: exposure}, empty if the optional columns of the records do not include it."""
+    exposure: dict[str, int] = {}
+    with records_file_errors(path):
+        if path.exists() and EXPOSURE in pq.read_schema(path).names:
+            table = pq.read_table(path, columns=["key", EXPOSURE])
+            keys, values = (column.to_pylist() for column in table.columns)
+            exposure = {key: json.loads(value) for key, value in zip(keys, values, strict=True)}
+            if not all(value is None or isinstance(value, int) for value in exposure.values()):
+                raise ValueError("its exposure is not an integer")
+    return exposure
+
+
+def write_cards(
+    folder: Path,
+    rows: Sequence[Row],
+    total: int,
+    public: Objects | None,
+    images: CardImages,
+    redact: bool,
+) -> None:
+    """Write index.js, text.js and the chunks into ``folder``.
+
+    Args:
+        rows: from ``read_rows``.
+        total: the number of records that they were chosen from.
+        public: the public images' objects, None if they are not available.
+        images: of the rows and of their neighbors.
+        redact: exclude captions, images, objects and neighbors; keys and numbers stay.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = [] if redact else _labels(rows, public)
+    codes = {label: number for number, label in enumerate(labels)}
+    index: dict[str, Any] = {"count": len(rows), "total": total, "chunk": CHUNK, "redacted": redact, "labels": labels}
+    index["boxes"] = not redact and bool(images.own_boxes or images.public_boxes)
+    index["key"] = [row["key"] for row in rows] if redact else None
+    index["distance"] = [round(row["target_distances"][0], 4) for row in rows]
+    index |= {side: [row[f"{side}_hits"] for row in rows] for side in SIDES}
+    index["objects"] = [[] if redact else [codes[label] for label in row["objects"]] for row in rows]
+    write_script(folder / "index.js", "index", index)
+    if not redact:
+        write_script(folder / "text.js", "text", [[row["key"], row["caption"]] for row in rows])
+    for number, start in enumerate(range(0, len(rows), CHUNK)):
+        part = rows[start : start + CHUNK]
+        name = f"cards-{number:04d}"
+        if redact:
+            chunk: Row = {"cards": [_numbers(row) for row in part], "pictures": []}
+        else:
+            chunk = _chunk(part, codes, public, images)
+        write_script(folder / f"{name}.js", name, chunk)
+
+
+def _labels(rows: Sequence[Row], public: Objects | None) -> list[str]:
+    """All labels that the cards show, sorted; cards refer to them by position."""
+    labels = {label for row in rows for label in row["objects"]}
+    labels |= {label for row in rows for side in SIDES for label in row[f"{side}_predicted"]}
+    if public is not None:
+        neighbors = {key for row in rows for side in SIDES for key in row[f"{side}_neighbors"]}
+        labels |= {label for key in neighbors if key in public.rows for label in public.names(public.rows[key])}
+    return sorted(labels)
+
+
+def _chunk(rows: Sequence[Row], codes: Mapping[str, int], public: Objects | None, images: CardImages) -> Row:
+    keys = sorted({key for row in rows for side in SIDES for key in row[f"{side}_neighbors"]})
+    positions = {key: number for number, key in enumerate(keys)}
+    neighbors = [
+        [
+            key,
+            images.public.get(key),
+            None if public is None or key not in public.rows else _encode(public.names(public.rows[key]), codes),
+            _encode_boxes(images.public_boxes.get(key), codes),
+        ]
+        for key in keys
+    ]
+    return {"cards": [_card(row, codes, positions, images) for row in rows], "pictures": neighbors}
+
+
+def _card(row: Row, codes: Mapping[str, int], positions: Mapping[str, int], images: CardImages) -> Row:
+    """One card; ``positions`` are those of the neighbors in the chunk's list."""
+    card = _numbers(row)
+    card |= {
+        "caption": row["caption"],
+        "picture": images.own.get(row["key"]),
+        "objects": _encode(row["objects"], codes),
+    }
+    card["boxes"] = _encode_boxes(images.own_boxes.get(row["key"]), codes)
+    labels = sorted({*row["objects"], *(label for side in SIDES for label in row[f"{side}_predicted"])})
+    card["named"] = _encode(labels_in_caption(row["caption"], labels), codes)
+    for side in SIDES:
+        card[side] |= {
+            "predicted": _encode(row[f"{side}_predicted"], codes),
+            "near": [positions[key] for key in row[f"{side}_neighbors"]],
+            "distances": [round(d, 4) for d in row[f"{side}_distances"]],
+        }
+    return card
+
+
+def _numbers(row: Row) -> Row:
+    """The part of a card that a redacted report shows as well."""
+    sides = {
+        side: {"hits": row[f"{side}_hits"]} | {n: round(row[f"{side}_{n}"], 4) for n in ("precision", "recall")}
+        for side in SIDES
+    }
+    return {"key": row["key"], "exposure": row[EXPOSURE], **sides}
+
+
+def _encode(labels: Iterable[str], codes: Mapping[str, int]) -> list[int]:
+    return [codes[label] for label in labels]
+
+
+def _encode_boxes(boxes: Boxes | None, codes: Mapping[str, int]) -> list[Any] | None:
+    """[width, height, [object, x, y, width, height], …] of one image in whole pixels; None without boxes."""
+    if boxes is None:
+        return None
+    encoded = [[codes[label], *map(round, box)] for label, *box in boxes.boxes if label in codes]
+    return [boxes.width, boxes.height, *encoded] if encoded else None
+
+
+def labels_in_caption(caption: str, labels: Sequence[str]) -> list[str]:
+    """The labels whose words appear in a row in the caption, ignoring a plural s. For display only; no figure uses it."""
+    text = f" {_stems(caption)} "
+    return [label for label in labels if (stems := _stems(label)) and f" {stems} " in text]
+
+
+def _stems(text: str) -> str:
+    return " ".join(_stem(word) for word in re.findall(r"[^\W_]+", text.casefold()))
 
 
 def _stem(word: str) -> str:
@@ -148,101 +262,7 @@ def _stem(word: str) -> str:
     return word[:-1] if word.endswith("s") and not word.endswith("ss") and len(word) > 3 else word
 
 
-def write_cards(
-    folder: Path,
-    rows: Sequence[Row],
-    total: int,
-    public: Objects | None,
-    images: Images,
-    redact: bool,
-) -> None:
-    """Write index.js, text.js and the chunks into ``folder``.
-
-    Args:
-        rows: of ``read_rows``; total: how many records they were chosen from.
-        public: the public images' objects, or None where they are not at hand.
-        images: of the rows and of their neighbors.
-        redact: leave out captions, images, objects and neighbors; keys and numbers stay.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    names = (
-        set()
-        if redact
-        else {o for r in rows for o in (*r["objects"], *(p for s in SIDES for p in r[f"{s}_predicted"]))}
-    )
-    if public is not None and not redact:
-        shown = {n for r in rows for s in SIDES for n in r[f"{s}_neighbors"]}
-        names |= {label for key in shown if key in public.rows for label in public.names(public.rows[key])}
-    labels = sorted(names)
-    code = {label: number for number, label in enumerate(labels)}
-    index: dict[str, Any] = {"count": len(rows), "total": total, "chunk": CHUNK, "redacted": redact, "labels": labels}
-    index["boxes"] = not redact and bool(images.own_boxes or images.public_boxes)
-    index["key"] = [row["key"] for row in rows] if redact else None
-    index["distance"] = [round(row["target_distances"][0], 4) for row in rows]
-    index |= {side: [row[f"{side}_hits"] for row in rows] for side in SIDES}
-    index["objects"] = [[] if redact else [code[o] for o in row["objects"]] for row in rows]
-    write_script(folder / "index.js", "index", index)
-    if not redact:
-        write_script(folder / "text.js", "text", [[row["key"], row["caption"]] for row in rows])
-    for number, start in enumerate(range(0, len(rows), CHUNK)):
-        part = rows[start : start + CHUNK]
-        name = f"cards-{number:04d}"
-        chunk = {"cards": [_numbers(r) for r in part], "pictures": []} if redact else _chunk(part, code, public, images)
-        write_script(folder / f"{name}.js", name, chunk)
-
-
-def _numbers(row: Row) -> Row:
-    sides = {
-        side: {"hits": row[f"{side}_hits"]} | {n: round(row[f"{side}_{n}"], 4) for n in ("precision", "recall")}
-        for side in SIDES
-    }
-    return {"key": row["key"], "exposure": row[EXPOSURE], **sides}
-
-
-def _chunk(
-    rows: Sequence[Row],
-    code: Mapping[str, int],
-    public: Objects | None,
-    images: Images,
-) -> Row:
-    keys = sorted({n for row in rows for s in SIDES for n in row[f"{s}_neighbors"]})
-    place = {key: number for number, key in enumerate(keys)}
-    codes: Callable[[Sequence[str]], list[int]] = lambda found: [code[o] for o in found]  # noqa: E731
-    cards = []
-    for row in rows:
-        card = _numbers(row)
-        card |= {"caption": row["caption"], "picture": images.own.get(row["key"]), "objects": codes(row["objects"])}
-        shown = sorted({*row["objects"], *(p for s in SIDES for p in row[f"{s}_predicted"])})
-        card["boxes"] = _boxes(images.own_boxes.get(row["key"]), code)
-        card["named"] = codes(named_in(row["caption"], shown))
-        for side in SIDES:
-            card[side] |= {
-                "predicted": codes(row[f"{side}_predicted"]),
-                "near": [place[n] for n in row[f"{side}_neighbors"]],
-                "distances": [round(d, 4) for d in row[f"{side}_distances"]],
-            }
-        cards.append(card)
-    table = [
-        [
-            key,
-            images.public.get(key),
-            None if public is None or key not in public.rows else codes(public.names(public.rows[key])),
-            _boxes(images.public_boxes.get(key), code),
-        ]
-        for key in keys
-    ]
-    return {"cards": cards, "pictures": table}
-
-
-def _boxes(found: Boxes | None, code: Mapping[str, int]) -> list[Any] | None:
-    """[width, height, [object, x, y, width, height], …] of one image in whole pixels; None where there are none."""
-    if found is None:
-        return None
-    places = [[code[label], *map(round, place)] for label, *place in found.found if label in code]
-    return [found.width, found.height, *places] if places else None
-
-
 def write_script(path: Path, name: str, value: Any) -> None:
-    """``dejavu(name, value)`` in pure ASCII, so that no text can end the script or be read in another encoding."""
+    """Write ``dejavu(name, value)`` in pure ASCII, so that no text can end the script or be read in another encoding."""
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     path.write_text(f'dejavu("{name}",{text})\n', encoding="ascii")

@@ -1,7 +1,7 @@
 """Evaluations and studies on the dashboards: Weights & Biases, TensorBoard, and ``scalars.csv`` beside metrics.json.
 
-An evaluation is a wandb run of its own (job type ``evaluation``, the group of its target run) with the numbers of metrics.json
-under stable names, the figures, and a table of the most memorized pairs; a study is one (``study``) with its settings as a table.
+Each evaluation is its own wandb run (job type ``evaluation``, in the group of its target run) with the numbers of metrics.json
+under stable names, the figures, and a table of the most memorized pairs. A study is a run (``study``) with a settings table.
 """
 
 import logging
@@ -17,118 +17,129 @@ import numpy as np
 from PIL import Image
 
 from dejavu_lit.measure.per_pair import write_csv
-from dejavu_lit.report.cards import Images, choose, read_ranks, read_rows
-from dejavu_lit.report.evaluation import Evaluation, draw, images, run_and_epoch
+from dejavu_lit.models.model_name import ModelName
+from dejavu_lit.report.cards import CardImages, Row, choose_keys, read_ranks, read_rows
+from dejavu_lit.report.evaluation import Evaluation, draw_figures, write_card_images
 from dejavu_lit.report.scalars import scalars, settings_rows
-from dejavu_lit.report.study import labels
-from dejavu_lit.utils.io import file_sha256, plain, read_json, write_json
+from dejavu_lit.report.study import setting_labels
+from dejavu_lit.utils.io import file_sha256, read_json, to_plain_json, write_json
 from dejavu_lit.utils.run_directory import read_config
-from dejavu_lit.utils.wandb import FOLDER, LoggerSettings, Wandb, open_run, quiet, wandb_options
+from dejavu_lit.utils.wandb import FOLDER, LoggerSettings, Wandb, quiet, start_run, wandb_options
 
-PAIRS = 100  # of the most memorized in wandb's table
-STRIP = 96  # pixels: height of the neighbors' images there
-OF_RUN = ("model", "recipe", "mitigation", "seed")  # settings of the target run that panels compare by
+TABLE_PAIRS = 100  # the most memorized pairs in wandb's table
+STRIP_HEIGHT = 96  # pixels: height of the images in wandb's table
+TABLE_NUMBERS = ("hits", "precision", "recall")
+RUN_SETTINGS = ("model", "recipe", "mitigation", "seed")  # settings of the target run for wandb's comparison panels
+DATA_DIR = "WANDB_DATA_DIR"
 log = logging.getLogger(__name__)
 
 
 def log_evaluation(
-    settings: LoggerSettings, out: Path, redact: bool, drawn: Path | None = None, tags: Sequence[str] = ()
+    settings: LoggerSettings, out: Path, redact: bool, figures: Path | None = None, tags: Sequence[str] = ()
 ) -> None:
-    """Log the evaluation in ``out``; one that was logged already and has not changed since is left alone.
+    """Log the evaluation in ``out``, unless it was logged before and has not changed since.
 
     Args:
-        redact: leave captions, images and objects of single pairs out.
-        drawn: the folder of its figures; None: they are drawn for this.
-        tags: wandb's, where the settings have none.
+        redact: exclude captions, images and objects of single pairs.
+        figures: the folder of its figures; None draws them.
+        tags: wandb's tags if the settings have none.
     """
-    found = Evaluation.open(out)
-    values = scalars(found.metrics)
+    evaluation = Evaluation.open(out)
+    values = scalars(evaluation.metrics)
     write_csv(out / "scalars.csv", [{"name": name, "value": value} for name, value in values.items()])
     if settings.wandb is None and not settings.tensorboard:
         return
-    run, epoch = _target(found.metrics)
-    with _figures("evaluation", found.drawn(redact), drawn) as figures:
+    run, epoch = _target(evaluation.metrics)
+    with _figure_files("evaluation", evaluation.figure_data(redact), figures) as paths:
         if settings.tensorboard:
-            _tensorboard(out / "tensorboard", values, figures, epoch)
+            _write_tensorboard(out / "tensorboard", values, paths, epoch)
         if settings.wandb is not None:
-            config = {**found.metrics["settings"], "epoch": epoch, "target_run": _run_settings(run)}
+            config = {**evaluation.metrics["settings"], "epoch": epoch, "target_run": _run_settings(run)}
             options = wandb_options(out, settings.wandb, "evaluation", run)
-            with _wandb_run(out, "metrics.json", redact, settings.wandb, options, config, tags) as client:
+            options["tags"] = options["tags"] or list(tags) or None
+            with _wandb_run(out, "metrics.json", redact, settings.wandb, options, config) as client:
                 if client is not None:
-                    client.log(values | _images(figures) | {"memorized": memorized_table(found, redact)})
+                    client.log(values | _wandb_images(paths) | {"memorized": memorized_table(evaluation, redact)})
 
 
 def log_study(settings: LoggerSettings, out: Path, redact: bool, report: Path | None = None) -> None:
-    """Log the study in ``out`` and each of its evaluations; ``report``: the study's report, whose figures are used."""
+    """Log the study in ``out`` and each of its evaluations; ``report`` is the study's report, whose figures are reused."""
     study = read_json(out / "study.json")
-    for label, row in zip(labels(study["settings"]), study["settings"], strict=True):
-        drawn = report / "settings" / label / "figures" if report else None
-        log_evaluation(settings, (out / row["metrics"]).parent, redact, drawn, row["overrides"])
+    labels = setting_labels(study["settings"])
+    for label, row in zip(labels, study["settings"], strict=True):
+        figures = report / "settings" / label / "figures" if report else None
+        log_evaluation(settings, (out / row["metrics"]).parent, redact, figures, row["overrides"])
     if settings.wandb is None and not settings.tensorboard:
         return
     rows = settings_rows(study)
-    with _figures("study", study, report / "figures" if report else None) as figures:
+    with _figure_files("study", study, report / "figures" if report else None) as paths:
         if settings.tensorboard:
-            _tensorboard(out / "tensorboard", {}, figures, 0)
-            _hyperparameters(out / "tensorboard", rows, labels(study["settings"]))
+            _write_tensorboard(out / "tensorboard", {}, paths, 0)
+            _write_hyperparameters(out / "tensorboard", rows, labels)
         if settings.wandb is not None:
             import wandb
 
             config = {"settings": {row["name"]: row["overrides"] for row in study["settings"]}}
             options = wandb_options(out, settings.wandb, "study")
-            with _wandb_run(out, "study.json", redact, settings.wandb, options, config, ()) as client:
+            with _wandb_run(out, "study.json", redact, settings.wandb, options, config) as client:
                 if client is not None:
                     table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
-                    client.log(_images(figures) | {"settings": table})
+                    client.log(_wandb_images(paths) | {"settings": table})
                     client.summary["recommended"] = study["recommended"]
 
 
-def memorized_table(found: Evaluation, redact: bool) -> Any:
-    """wandb's table of the most memorized pairs: numbers, and unless redacted caption, objects and images."""
+def memorized_table(evaluation: Evaluation, redact: bool) -> Any:
+    """wandb's table of the most memorized pairs: numbers, and unless redacted the caption, objects and images."""
     import wandb
 
-    ranks = read_ranks(found.records)
-    rows = read_rows(found.records, ranks, choose([ranks], PAIRS), found.metrics["k"])
-    numbers = ("hits", "precision", "recall")
+    ranks = read_ranks(evaluation.records)
+    rows = read_rows(evaluation.records, ranks, choose_keys([ranks], TABLE_PAIRS), evaluation.metrics["k"])
     columns: list[str | int] = ["rank", "key", "gap_hits", "distance", "exposure"]
-    columns += [f"{side}_{n}" for side in ("target", "reference") for n in numbers]
+    columns += [f"{side}_{name}" for side in ("target", "reference") for name in TABLE_NUMBERS]
     if not redact:
         columns += ["caption", "objects", "only_target", "picture", "target_finds", "reference_finds"]
     table = wandb.Table(columns=columns)
-    with tempfile.TemporaryDirectory() as folder:
-        names = Images() if redact else images(found, rows, Path(folder), found.folder / "report" / "thumbs")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        earlier = evaluation.folder / "report" / "thumbs"
+        images = CardImages() if redact else write_card_images(evaluation, rows, folder, earlier)
         for number, row in enumerate(rows):
             cells = [number + 1, row["key"], row["target_hits"] - row["reference_hits"], row["target_distances"][0]]
-            cells += [row["exposure"], *(row[f"{side}_{n}"] for side in ("target", "reference") for n in numbers)]
-            if not redact:
-                only = sorted(set(row["objects"]) & set(row["target_predicted"]) - set(row["reference_predicted"]))
-                cells += [row["caption"], ", ".join(row["objects"]), ", ".join(only)]
-                strips = [[names.own.get(row["key"])]]
-                strips += [[names.public.get(n) for n in row[f"{side}_neighbors"]] for side in ("target", "reference")]
-                cells += [_strip(Path(folder), strip) for strip in strips]
-            table.add_data(*cells)
+            cells += [row["exposure"], *(row[f"{side}_{n}"] for side in ("target", "reference") for n in TABLE_NUMBERS)]
+            table.add_data(*cells, *([] if redact else _content_cells(row, images, folder)))
     return table
 
 
-def _strip(folder: Path, names: Sequence[str | None]) -> Any:
-    """Thumbnails side by side as one image for wandb; None where there are none."""
+def _content_cells(row: Row, images: CardImages, folder: Path) -> list[Any]:
+    """The cells that a redacted table does not have: caption, objects, and the thumbnails in ``folder``."""
+    only_target = sorted(set(row["objects"]) & set(row["target_predicted"]) - set(row["reference_predicted"]))
+    strips = [[images.own.get(row["key"])]]
+    strips += [[images.public.get(key) for key in row[f"{side}_neighbors"]] for side in ("target", "reference")]
+    objects = ", ".join(row["objects"])
+    return [row["caption"], objects, ", ".join(only_target), *(_image_strip(folder, strip) for strip in strips)]
+
+
+def _image_strip(folder: Path, names: Sequence[str | None]) -> Any:
+    """Thumbnails side by side as one image for wandb; None without thumbnails."""
     import wandb
 
-    opened = [Image.open(folder / name) for name in names if name is not None]
-    if not opened:
+    images = [Image.open(folder / name) for name in names if name is not None]
+    if not images:
         return None
-    small = [image.resize((max(1, round(image.width * STRIP / image.height)), STRIP)) for image in opened]
-    strip = Image.new("RGB", (sum(image.width for image in small), STRIP))
+    scaled = [
+        image.resize((max(1, round(image.width * STRIP_HEIGHT / image.height)), STRIP_HEIGHT)) for image in images
+    ]
+    strip = Image.new("RGB", (sum(image.width for image in scaled), STRIP_HEIGHT))
     left = 0
-    for image in small:
+    for image in scaled:
         strip.paste(image, (left, 0))
         left += image.width
     return wandb.Image(strip, file_type="jpg")
 
 
 def _target(metrics: Mapping[str, Any]) -> tuple[Path | None, int]:
-    """The target's run directory, if it is one, and the epoch that was measured (0: the last)."""
-    run, epoch = run_and_epoch(str(metrics["settings"].get("target", "")))
+    """The target's run directory if it is a run, and the epoch that was measured (0: the last)."""
+    run, epoch = ModelName.parse(str(metrics["settings"].get("target", ""))).as_run()
     return (run, epoch) if (run / "run.json").is_file() else (None, 0)
 
 
@@ -136,26 +147,25 @@ def _run_settings(run: Path | None) -> dict[str, Any]:
     if run is None or not (run / "config.yaml").is_file():
         return {}
     config = read_config(run)
-    found = {name: config[name] for name in OF_RUN if name in config}
-    known = run / FOLDER / "id.json"
-    return found | {
+    id_file = run / FOLDER / "id.json"
+    return {name: config[name] for name in RUN_SETTINGS if name in config} | {
         "train_size": config["data"]["train_size"],
-        "id": read_json(known)["id"] if known.is_file() else None,
+        "id": read_json(id_file)["id"] if id_file.is_file() else None,
     }
 
 
 @contextmanager
-def _figures(kind: str, value: Mapping[str, Any], drawn: Path | None) -> Iterator[list[Path]]:
-    """The figures as PNG files, drawn for this where they are not at hand."""
-    if drawn is not None and drawn.is_dir():
-        yield sorted(drawn.glob("*.png"))
+def _figure_files(kind: str, contents: Mapping[str, Any], folder: Path | None) -> Iterator[list[Path]]:
+    """The figures as PNG files, from ``folder`` if it exists, else drawn into a temporary folder."""
+    if folder is not None and folder.is_dir():
+        yield sorted(folder.glob("*.png"))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        draw(kind, value, Path(folder))
-        yield sorted(Path(folder).glob("*.png"))
+    with tempfile.TemporaryDirectory() as temporary:
+        draw_figures(kind, contents, Path(temporary))
+        yield sorted(Path(temporary).glob("*.png"))
 
 
-def _images(figures: Sequence[Path]) -> dict[str, Any]:
+def _wandb_images(figures: Sequence[Path]) -> dict[str, Any]:
     import wandb
 
     return {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures}
@@ -163,66 +173,68 @@ def _images(figures: Sequence[Path]) -> dict[str, Any]:
 
 @contextmanager
 def _wandb_run(
-    out: Path,
-    artifact: str,
-    redact: bool,
-    settings: Wandb,
-    options: dict[str, Any],
-    config: Mapping[str, Any],
-    tags: Sequence[str],
+    out: Path, artifact: str, redact: bool, settings: Wandb, options: dict[str, Any], config: Mapping[str, Any]
 ) -> Iterator[Any]:
-    """wandb's run of ``out``, ended whatever happens; None where this artifact was logged before in the same way."""
+    """wandb's run of ``out``, always finished; None if this state of the artifact was already logged with this redaction."""
     import wandb
 
-    known = out / FOLDER / "id.json"
-    state = file_sha256(out / artifact)
-    before = read_json(known)
-    if (before.get("logged"), before.get("redacted")) == (state, redact):
+    id_file = out / FOLDER / "id.json"
+    digest = file_sha256(out / artifact)
+    previous = read_json(id_file)
+    if (previous.get("logged"), previous.get("redacted")) == (digest, redact):
         yield None
         return
-    if redact and not before.get("redacted"):
-        _remove_runs(out, before["id"])
-    before.pop("logged", None)  # a call that is killed from here on has not logged
-    write_json(known, before | {"redacted": redact})
-    own = "WANDB_DATA_DIR" not in os.environ
-    if own:  # images of a table wait for the upload there; by default that is in the home folder, where nobody looks
-        os.environ["WANDB_DATA_DIR"] = str((out / FOLDER / "data").resolve())
-    try:
-        run = open_run(
+    if redact and not previous.get("redacted"):
+        _remove_runs(out, previous["id"])
+    previous.pop("logged", None)  # a call killed from here on has not logged
+    write_json(id_file, previous | {"redacted": redact})
+    with _data_folder(out / FOLDER / "data"):
+        run = start_run(
             out,
             settings.offline,
-            config=plain(config),
+            config=to_plain_json(config),
             settings=wandb.Settings(silent=quiet(), console="off", x_disable_stats=True),
-            **options | {"tags": options["tags"] or list(tags) or None},
+            **options,
         )
         try:
             yield run
         finally:
             run.finish()
-    finally:
-        if own:
-            del os.environ["WANDB_DATA_DIR"]
-    write_json(known, read_json(known) | {"logged": state})
+    write_json(id_file, read_json(id_file) | {"logged": digest})
     log.info("logged to wandb: %s", out / FOLDER)
 
 
+@contextmanager
+def _data_folder(folder: Path) -> Iterator[None]:
+    """Let wandb keep the images that wait for the upload in ``folder`` instead of the home folder, unless the user chose one."""
+    if DATA_DIR in os.environ:
+        yield
+        return
+    os.environ[DATA_DIR] = str(folder.resolve())
+    try:
+        yield
+    finally:
+        del os.environ[DATA_DIR]
+
+
 def _remove_runs(out: Path, id: str) -> None:
-    """Remove what an unredacted call left on disk: wandb's runs of this id, and images that wait for the upload."""
+    """Delete what an unredacted call left on disk: wandb's runs of this id, and images that wait for the upload."""
     folder = out / FOLDER
-    for place in (runs := sorted(folder.glob(f"*run-*-{id}"))):
-        shutil.rmtree(place)
+    runs = sorted(folder.glob(f"*run-*-{id}"))
+    for run in runs:
+        shutil.rmtree(run)
     if (folder / "data").is_dir():
         shutil.rmtree(folder / "data")
     if runs:
         log.warning(
-            "%s: the wandb run %s held captions and images and was removed here; if it was uploaded, delete it there too",
+            "%s: the wandb run %s contained captions and images and was deleted; if it was uploaded, delete it online too",
             out,
             id,
         )
 
 
-def _tensorboard(folder: Path, values: Mapping[str, float], figures: Sequence[Path], step: int) -> None:
-    """Write the event file anew: an evaluation that is made again replaces the earlier one."""
+def _write_tensorboard(folder: Path, values: Mapping[str, float], figures: Sequence[Path], step: int) -> None:
+    """Write a new event file; it replaces that of an earlier evaluation."""
     from torch.utils.tensorboard import SummaryWriter
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -233,12 +245,12 @@ def _tensorboard(folder: Path, values: Mapping[str, float], figures: Sequence[Pa
             writer.add_image(f"figures/{path.stem}", np.array(Image.open(path).convert("RGB")), step, dataformats="HWC")
 
 
-def _hyperparameters(folder: Path, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
-    """Each setting with its knobs and numbers, for TensorBoard's own parallel-coordinates and scatter views."""
+def _write_hyperparameters(folder: Path, rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> None:
+    """Write each setting's knobs and numbers, for TensorBoard's own parallel-coordinates and scatter views."""
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(folder)) as writer:
-        for name, row in zip(names, rows, strict=True):
-            knobs = {k: v for k, v in row.items() if "/" not in k and v is not None}
-            numbers = {k: v for k, v in row.items() if "/" in k and v is not None}
-            writer.add_hparams(knobs, numbers, run_name=name, global_step=0)
+        for label, row in zip(labels, rows, strict=True):
+            knobs = {name: value for name, value in row.items() if "/" not in name and value is not None}
+            numbers = {name: value for name, value in row.items() if "/" in name and value is not None}
+            writer.add_hparams(knobs, numbers, run_name=label, global_step=0)

@@ -5,30 +5,36 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dejavu_lit.data.objects import Objects, read_objects
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.measure.recompute import read_metrics
-from dejavu_lit.report import page, parts
-from dejavu_lit.report.cards import Images, Ranks, Row, choose, read_ranks, read_rows, write_cards
-from dejavu_lit.report.images import boxes, thumbnails
+from dejavu_lit.models.model_name import ModelName
+from dejavu_lit.report import page, sections
+from dejavu_lit.report.cards import CardImages, Ranks, Row, choose_keys, read_ranks, read_rows, write_cards
+from dejavu_lit.report.images import read_boxes, write_thumbnails
 from dejavu_lit.report.markup import Html
 from dejavu_lit.report.modelcard import latex, markdown
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256, write_text
 from dejavu_lit.utils.progress import progress
 
+if TYPE_CHECKING:
+    from dejavu_lit.report.figures import Plot
+
 SCRIPTS = ("report.js", "cards.js")
-COUNTED = ("caption_words", "object_count")  # subgroups whose names are numbers
-OWN, NEIGHBOR = 240, 112  # pixels of the longer side
+NUMERIC_SUBGROUPS = ("caption_words", "object_count")  # their group names are numbers, so a redacted report keeps them
+CARD_SIZE, NEIGHBOR_SIZE = 240, 112  # pixels of a thumbnail's longer side
+GAP_PREFIX = "gap/"  # of the metrics that training logs about memorization
+VALIDATION_METRICS = ("val_accuracy", "val_loss")  # shown beside the gaps of the same epochs
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation as the report reads it: its folder, metrics.json and where the data lie now."""
+    """An evaluation as the report reads it: its folder, its metrics.json, and the current location of its data."""
 
     folder: Path
     metrics: Mapping[str, Any]
@@ -36,182 +42,181 @@ class Evaluation:
 
     @classmethod
     def open(cls, folder: Path, data: Path | None = None) -> "Evaluation":
-        """Read an evaluation's folder; ``data``: the data folder, where it was moved.
+        """Read an evaluation's folder; ``data`` is the data folder if it was moved.
 
         Raises:
-            UserError: no metrics.json, or one of another schema.
+            UserError: metrics.json is missing or has another schema.
         """
         metrics = read_metrics(folder)
-        named = metrics["settings"].get("data")
-        return cls(folder, metrics, data or (Path(named) if named else None))
-
-    def drawn(self, redact: bool = False) -> Mapping[str, Any]:
-        """What the figures show: metrics.json, and the gaps over the epochs of training where the run is at hand.
-
-        Args:
-            redact: leave out the subgroups whose names are objects or values of the pairs' JSON.
-        """
-        shown = {**self.metrics, "epochs": gaps_over_epochs(self.folder, self.metrics["settings"])}
-        if redact:
-            groups = self.metrics.get("subgroups") or {}
-            shown["subgroups"] = {column: found for column, found in groups.items() if column in COUNTED}
-        return shown
+        recorded = metrics["settings"].get("data")
+        return cls(folder, metrics, data or (Path(recorded) if recorded else None))
 
     @property
     def records(self) -> Path:
-        """Its records of A."""
+        """The records of A."""
         return self.folder / "records.parquet"
 
-    def public(self) -> str:
-        """The name of the public set that was searched, under which the object artifact holds it."""
-        spec = self._spec()
+    def figure_data(self, redact: bool = False) -> Mapping[str, Any]:
+        """What the figures draw: metrics.json, and the gaps over the epochs of training if the run is available.
+
+        Args:
+            redact: exclude the subgroups whose names are objects or values of the pairs' JSON.
+        """
+        contents = {**self.metrics, "epochs": gaps_over_epochs(self.folder, self.metrics["settings"])}
+        if redact:
+            subgroups = self.metrics.get("subgroups") or {}
+            contents["subgroups"] = {name: groups for name, groups in subgroups.items() if name in NUMERIC_SUBGROUPS}
+        return contents
+
+    def public_name(self) -> str:
+        """The name of the public set that was searched, as in the object artifact."""
+        spec = self._data_spec()
         return spec.public_sets.get(spec.public, Path(spec.public).name)
 
-    def _spec(self) -> DataSpec:
-        """The data as far as the report reads them: where they lie now, and the public set."""
-        config = self.metrics.get("provenance", {}).get("config", {}).get("data", {})
-        chosen = {"public": self.metrics["settings"].get("public"), "public_sets": config.get("public_sets")}
-        return DataSpec("evaluated", str(self.data), **{name: value for name, value in chosen.items() if value})
-
     def shards(self) -> tuple[ShardSet | None, ShardSet | None]:
-        """The shards of A and of the public set; None where they are not at hand."""
+        """The shards of A and of the public set; None if they are not available."""
         if self.data is None:
             return None, None
-        spec = self._spec()
-        found: list[ShardSet | None] = []
-        for name in ("A", self.public()):
-            try:
-                found.append(ShardSet.open(spec.folder / "A" if not found else spec.public_folder()))
-            except UserError as error:
-                log.warning("images of %s are not at hand, the report goes without: %s", name, error)
-                found.append(None)
-        return found[0], found[1]
+        spec = self._data_spec()
+        return _open_shards("A", lambda: spec.folder / "A"), _open_shards(self.public_name(), spec.public_folder)
 
-    def artifact(self) -> Path | None:
-        """The folder of the object artifact; None where it is not at hand."""
-        named = Path(self.metrics["settings"].get("objects") or "")
-        places = [named, *([self.data / "objects" / named.name] if self.data else [])]
-        return next((place for place in places if named.name and (place / self.public()).is_dir()), None)
+    def objects_folder(self) -> Path | None:
+        """The folder of the object artifact; None if it is not available."""
+        recorded = Path(self.metrics["settings"].get("objects") or "")
+        candidates = [recorded, *([self.data / "objects" / recorded.name] if self.data else [])]
+        return next((path for path in candidates if recorded.name and (path / self.public_name()).is_dir()), None)
 
-    def objects(self) -> Objects | None:
-        """The public images' objects at the measurement's threshold; None where they are not at hand."""
-        folder = self.artifact()
+    def public_objects(self) -> Objects | None:
+        """The objects of the public images at the evaluation's score threshold; None if they are not available."""
+        folder = self.objects_folder()
         if folder is None:
             return None
-        (objects,), _ = read_objects([folder / self.public()], self.metrics["settings"]["threshold"])
+        (objects,), _ = read_objects([folder / self.public_name()], self.metrics["settings"]["threshold"])
         return objects
 
-
-def write_single(part: Path, found: Evaluation, redact: bool, limit: int, earlier: Path | None) -> None:
-    """Write the report of one evaluation into ``part``; the arguments are those of ``write_report``."""
-    ranks = read_ranks(found.records)
-    rows = read_rows(found.records, ranks, choose([ranks], limit), found.metrics["k"])
-    names = images(found, rows, part / "thumbs", earlier) if not redact else Images()
-    write_evaluation(part, found, ranks, rows, names, redact)
+    def _data_spec(self) -> DataSpec:
+        config = self.metrics.get("provenance", {}).get("config", {}).get("data", {})
+        options = {"public": self.metrics["settings"].get("public"), "public_sets": config.get("public_sets")}
+        folder = str(self.data.absolute()) if self.data else None  # absolute, so it is a folder and never an address
+        return DataSpec("evaluated", folder, **{name: value for name, value in options.items() if value})
 
 
-def images(found: Evaluation, rows: list[Row], folder: Path, earlier: Path | None) -> Images:
-    """The thumbnails and boxes of the rows' own images and of their neighbors; without those that are not at hand."""
-    own, public = found.shards()
+def _open_shards(name: str, folder: Callable[[], Path]) -> ShardSet | None:
+    try:
+        return ShardSet.open(folder())
+    except UserError as error:
+        log.warning("the report has no images of %s: %s", name, error)
+        return None
+
+
+def write_evaluation_report(
+    folder: Path, evaluation: Evaluation, redact: bool, limit: int, earlier: Path | None
+) -> None:
+    """Write the report of one evaluation into ``folder``.
+
+    Args: as for ``write_report``; ``earlier`` is the thumbnails folder of an earlier report.
+    """
+    ranks = read_ranks(evaluation.records)
+    rows = read_rows(evaluation.records, ranks, choose_keys([ranks], limit), evaluation.metrics["k"])
+    images = CardImages() if redact else write_card_images(evaluation, rows, folder / "thumbs", earlier)
+    write_evaluation_page(folder, evaluation, ranks, rows, images, redact)
+
+
+def write_card_images(evaluation: Evaluation, rows: list[Row], folder: Path, earlier: Path | None) -> CardImages:
+    """Write the thumbnails of the rows' own images and of their neighbors, and read their boxes; missing images are skipped."""
+    own, public = evaluation.shards()
     keys = [row["key"] for row in rows]
-    near = {n for row in rows for side in ("target", "reference") for n in row[f"{side}_neighbors"]}
-    artifact, threshold = found.artifact(), found.metrics["settings"]["threshold"]
-    return Images(
-        thumbnails(own, keys, OWN, folder, earlier) if own else {},
-        thumbnails(public, near, NEIGHBOR, folder, earlier) if public else {},
-        boxes(own, artifact / "A", keys, threshold) if own and artifact else {},
-        boxes(public, artifact / found.public(), near, threshold) if public and artifact else {},
+    neighbors = {key for row in rows for side in ("target", "reference") for key in row[f"{side}_neighbors"]}
+    objects, threshold = evaluation.objects_folder(), evaluation.metrics["settings"]["threshold"]
+    return CardImages(
+        write_thumbnails(own, keys, CARD_SIZE, folder, earlier) if own else {},
+        write_thumbnails(public, neighbors, NEIGHBOR_SIZE, folder, earlier) if public else {},
+        read_boxes(own, objects / "A", keys, threshold) if own and objects else {},
+        read_boxes(public, objects / evaluation.public_name(), neighbors, threshold) if public and objects else {},
     )
 
 
-def write_evaluation(
+def write_evaluation_page(
     folder: Path,
-    found: Evaluation,
+    evaluation: Evaluation,
     ranks: Ranks,
     rows: list[Row],
-    names: Images,
+    images: CardImages,
     redact: bool,
     root: str = "",
     back: Html | None = None,
 ) -> None:
-    """Write one evaluation's page, data, figures and blocks for model cards into ``folder``.
+    """Write one evaluation's page, card data, figures, and model-card blocks into ``folder``.
 
     Args:
-        rows: the records that get a card; names: their images; root: the way from ``folder`` to the report's folder.
+        rows: the records that get a card.
+        images: the images of ``rows``.
+        root: the relative path from ``folder`` to the report's folder (empty, or ending in a slash).
+        back: a link above the page.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_cards(folder / "data", rows, len(ranks.keys), None if redact else found.objects(), names, redact)
+    public = None if redact else evaluation.public_objects()
+    write_cards(folder / "data", rows, len(ranks.keys), public, images, redact)
     write_text(folder / "memorized-keys.txt", "".join(f"{row['key']}\n" for row in rows))
-    write_text(folder / "modelcard.md", markdown(found.metrics))
-    write_text(folder / "modelcard.tex", latex(found.metrics))
-    plots = draw("evaluation", found.drawn(redact), folder / "figures")
-    artifacts = [found.folder / "metrics.json", *sorted(found.folder.glob("records*.parquet"))]
-    hashes = {path.name: file_sha256(path) for path in artifacts}
-    body = page.evaluation(
-        found.metrics,
-        plots,
-        parts.pairs_section(len(rows), len(ranks.keys), redact, root),
-        parts.provenance(found.metrics, hashes),
+    write_text(folder / "modelcard.md", markdown(evaluation.metrics))
+    write_text(folder / "modelcard.tex", latex(evaluation.metrics))
+    figures = draw_figures("evaluation", evaluation.figure_data(redact), folder / "figures")
+    artifacts = [evaluation.folder / "metrics.json", *sorted(evaluation.folder.glob("records*.parquet"))]
+    body = page.evaluation_body(
+        evaluation.metrics,
+        figures,
+        sections.pairs_section(len(rows), len(ranks.keys), redact, root),
+        sections.provenance_section(evaluation.metrics, {path.name: file_sha256(path) for path in artifacts}),
         back,
     )
-    write_text(folder / "index.html", parts.document("Déjà vu memorization report", body, SCRIPTS, root))
+    write_text(folder / "index.html", sections.document("Déjà vu memorization report", body, SCRIPTS, root))
 
 
-def draw(kind: str, value: Mapping[str, Any], folder: Path) -> list[parts.Shown]:
-    """Draw the figures of an ``evaluation`` (its metrics) or a ``study``; none where matplotlib is not installed."""
+def draw_figures(kind: str, contents: Mapping[str, Any], folder: Path) -> list[sections.FigureInfo]:
+    """Draw the figures of an ``evaluation`` (its ``figure_data``) or a ``study`` (its study.json).
+
+    Returns [] if matplotlib is not installed.
+    """
     try:
-        from dejavu_lit.report.figures import Plot, save
+        from dejavu_lit.report.figures import save
     except ImportError:
-        log.warning("no figures: they need matplotlib (pip install 'dejavu-lit[report]')")
+        log.warning("the report has no figures: they require matplotlib (pip install 'dejavu-lit[report]')")
         return []
     from dejavu_lit.report.plots import evaluation_plots
     from dejavu_lit.report.study_plots import study_plots
 
     plots: Callable[[Mapping[str, Any]], list[Plot]] = study_plots if kind == "study" else evaluation_plots
-    return [save(plot, folder) for plot in progress(plots(value), "figures", unit="figure")]
-
-
-GAPS = "gap/"
-
-
-BESIDE = ("val_accuracy", "val_loss")  # of the same epochs
-
-
-def run_and_epoch(name: str) -> tuple[Path, int]:
-    """The folder and the epoch of RUN[@EPOCH], 0 for the end of the run; a folder may have an @ in its path."""
-    run, at, epoch = name.rpartition("@")
-    if not (at and epoch.isdecimal()) or (Path(name).expanduser() / "config.yaml").is_file():
-        run, epoch = name, "0"
-    return Path(run).expanduser(), int(epoch)
+    return [save(plot, folder) for plot in progress(plots(contents), "figures", unit="figure")]
 
 
 def gaps_over_epochs(evaluation: Path, settings: Mapping[str, Any]) -> list[dict[str, float]]:
-    """One row an epoch that was measured: epoch (counted from 1), ppg, ppg_low, ppg_high, prg, aucg, null_ppg, corrected_ppg.
+    """One row per epoch in which the gaps were measured during training.
 
     Args:
-        evaluation: its folder; a study's runs lie beside it.
-        settings: of metrics.json; ``target`` names the run, whose epochs up to that of RUN@EPOCH are given.
+        evaluation: its folder; a study's runs are beside it.
+        settings: of metrics.json; ``target`` names the run. Of RUN@EPOCH, rows up to EPOCH are returned.
 
     Returns:
-        The rows in order, [] where the run is not at hand or nothing was measured in it.
+        Rows {epoch (counted from 1), ppg, ppg_low, ppg_high, prg, aucg, null_ppg, corrected_ppg, and the validation
+        metrics} in order; [] if the run is not available or measured no gaps.
     """
-    run, last = run_and_epoch(str(settings.get("target", "")))
+    run, last = ModelName.parse(str(settings.get("target", ""))).as_run()
     study = evaluation.parent.parent
-    places = [run, *([study / "runs" / run.name] if (study / "study.json").is_file() else [])]
-    path = next((place / "metrics.csv" for place in places if run.name and (place / "metrics.csv").is_file()), None)
+    candidates = [run, *([study / "runs" / run.name] if (study / "study.json").is_file() else [])]
+    path = next((p / "metrics.csv" for p in candidates if run.name and (p / "metrics.csv").is_file()), None)
     if path is None:
         return []
-    rows: dict[int, dict[str, float]] = {}
-    beside: dict[int, dict[str, float]] = {}
+    gaps: dict[int, dict[str, float]] = {}
+    validation: dict[int, dict[str, float]] = {}
     with open(path, newline="", encoding="utf-8", errors="replace") as file:
         for line in csv.DictReader(file):
             try:
                 epoch, metric, value = int(line["epoch"]) + 1, line["metric"], float(line["value"])
             except (KeyError, TypeError, ValueError):
                 continue  # a line cut short when the run was killed
-            if metric.startswith(GAPS):
-                rows.setdefault(epoch, {"epoch": epoch})[metric.removeprefix(GAPS)] = value
-            elif metric in BESIDE:
-                beside.setdefault(epoch, {})[metric] = value
-    end = last or max(rows, default=0)
-    return [rows[epoch] | beside.get(epoch, {}) for epoch in sorted(rows) if epoch <= end and "ppg" in rows[epoch]]
+            if metric.startswith(GAP_PREFIX):
+                gaps.setdefault(epoch, {"epoch": epoch})[metric.removeprefix(GAP_PREFIX)] = value
+            elif metric in VALIDATION_METRICS:
+                validation.setdefault(epoch, {})[metric] = value
+    end = last or max(gaps, default=0)
+    return [gaps[epoch] | validation.get(epoch, {}) for epoch in sorted(gaps) if epoch <= end and "ppg" in gaps[epoch]]

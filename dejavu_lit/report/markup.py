@@ -11,22 +11,23 @@ class Html(str):
 
 
 Child = str | int | None | Iterable["Child"]
-VOID = {"img", "input", "meta", "link", "br", "source"}
+VOID = {"img", "input", "meta", "link", "br", "source"}  # elements without an end tag
 
 
 def tag(name: str, /, *children: Child, **attributes: str | int | bool | None) -> Html:
-    """One element. Children may be texts, numbers, ``Html``, None (left out) or lists of them.
+    """One element. Children are texts, numbers, ``Html``, None (skipped), or lists of these.
 
-    Attributes: a trailing underscore is dropped, others become hyphens; True gives a bare one, None and False none at all.
+    Attribute names: a trailing underscore is dropped, other underscores become hyphens. True writes an attribute without
+    a value; None and False write nothing.
     """
-    found = []
+    pieces = []
     for key, value in attributes.items():
         if value is None or value is False:
             continue
         key = key.rstrip("_").replace("_", "-")
-        found.append(f" {key}" if value is True else f' {key}="{escape(str(value))}"')
-    head = f"<{name}{''.join(found)}>"
-    return Html(head if name in VOID else f"{head}{join(children)}</{name}>")
+        pieces.append(f" {key}" if value is True else f' {key}="{escape(str(value))}"')
+    start = f"<{name}{''.join(pieces)}>"
+    return Html(start if name in VOID else f"{start}{join(children)}</{name}>")
 
 
 def join(child: Child) -> Html:
@@ -40,15 +41,15 @@ def join(child: Child) -> Html:
     return Html("".join(join(c) for c in child))
 
 
-def table(heads: Iterable[Child], rows: Iterable[Html], text: str, **attributes: str | bool) -> Html:
-    """A table below its explanation, in a box that scrolls sideways where the screen is narrow. Rows are of ``row``."""
-    head = tag("thead", tag("tr", [tag("th", cell, scope="col") for cell in heads]))
-    made = tag("table", head, tag("tbody", list(rows)), **attributes)
-    box = tag("div", made, class_="scroll", tabindex=0, role="region", aria_label=text)
+def table(headers: Iterable[Child], rows: Iterable[Html], text: str, **attributes: str | bool) -> Html:
+    """A table below its explanation, in a box that scrolls sideways on narrow screens. ``rows`` are made by ``row``."""
+    head = tag("thead", tag("tr", [tag("th", cell, scope="col") for cell in headers]))
+    element = tag("table", head, tag("tbody", list(rows)), **attributes)
+    box = tag("div", element, class_="scroll", tabindex=0, role="region", aria_label=text)
     return join([tag("p", text, class_="note"), box])
 
 
 def row(name: Child, cells: Iterable[Child], **attributes: str | bool | None) -> Html:
-    """A row of a table; its name heads it. Cells that are ``td`` elements already stay as they are."""
-    made = [c if isinstance(c, Html) and c.startswith("<td") else tag("td", c) for c in cells]
-    return tag("tr", tag("th", name, scope="row"), made, **attributes)
+    """A table row with its name as header; cells that already are ``td`` elements are not wrapped again."""
+    elements = [c if isinstance(c, Html) and c.startswith("<td") else tag("td", c) for c in cells]
+    return tag("tr", tag("th", name, scope="row"), elements, **attributes)

@@ -1,74 +1,84 @@
-"""What the figures of a study draw: study.json as points, one a (setting, training size), over seeds."""
+"""What the figures of a study draw: study.json as points, one per (setting, training size), pooled over seeds."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from dejavu_lit.report.words import FIGURES
-from dejavu_lit.study.ranking import comparable, measure_of, utility
+from dejavu_lit.measure.controls import pool_seeds
+from dejavu_lit.measure.figures import FIGURES
+from dejavu_lit.study.ranking import comparison_key, utility, utility_measure
 
 Row = Mapping[str, Any]
 Point = dict[str, Any]
-UNSET = {"logit_scale_fixed": "learned", "logit_scale_init": "recipe's"}  # what null means; else: off
+NULL_LABELS = {"logit_scale_fixed": "learned", "logit_scale_init": "recipe's"}  # what null means; otherwise: off
 
 
 def points(study: Mapping[str, Any]) -> list[Point]:
-    """One dict a (setting, size): name, train_size, seeds, group, series, public, exposure, knobs, and for utility and each
-    gap value, low, high and values.
+    """One point per (setting, size).
 
-    The gaps are symmetric where both directions were measured, else the target's alone. low and high are the t interval
-    over 3 seeds and more, the records' bootstrap with one seed, and the span of the seeds' values with two.
+    A point has setting, train_size, seeds, knobs, block, overrides, series, public, group, exposure, and for utility and
+    each gap {value, low, high, values}. The gaps are symmetric if every row has both directions, else the target's alone.
+    low and high are the t interval over 3 or more seeds, the range of the values of two seeds, or the records' bootstrap
+    interval of one seed.
     """
     rows = study["settings"]
-    which = measure_of(rows)
+    measure = utility_measure(rows)
+    block = "symmetric" if all(row.get("symmetric") for row in rows) else "population"
     groups: dict[tuple[str, int], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["name"], row["train_size"]), []).append(row)
-    block = "symmetric" if all(row.get("symmetric") for row in rows) else "population"
-    made = []
-    for (name, size), group in groups.items():
-        first = group[0]
-        point: Point = {"setting": name, "train_size": size, "seeds": len(group), "knobs": knobs(first), "block": block}
-        point |= {"overrides": first["overrides"], "series": first.get("series"), "public": first.get("public")}
-        point |= {"group": comparable(first), "exposure": _exposure(group)}
-        if which is not None and (found := [u for r in group if (u := utility(r, which)) is not None]):
-            point["utility"] = {"value": float(np.mean(found)), "low": min(found), "high": max(found), "values": found}
-        for figure in FIGURES:
-            figures = [r[block][figure] for r in group]
-            pooled = next((p for p in study.get("pooled", []) if (p["name"], p["train_size"]) == (name, size)), None)
-            point[figure] = _pool(figures, pooled[block][figure]["ci95"] if pooled and pooled.get(block) else None)
-        made.append(point)
-    return made
+    return [_point(group, block, measure) for group in groups.values()]
+
+
+def _point(group: Sequence[Row], block: str, measure: str | None) -> Point:
+    first = group[0]
+    point: Point = {
+        "setting": first["name"],
+        "train_size": first["train_size"],
+        "seeds": len(group),
+        "knobs": knobs(first),
+        "block": block,
+        "overrides": first["overrides"],
+        "series": first.get("series"),
+        "public": first.get("public"),
+        "group": comparison_key(first),
+        "exposure": _exposure(group),
+    }
+    if measure is not None and (values := [u for row in group if (u := utility(row, measure)) is not None]):
+        point["utility"] = {"value": float(np.mean(values)), "low": min(values), "high": max(values), "values": values}
+    for figure in FIGURES:
+        point[figure] = _pool([row[block][figure] for row in group])
+    return point
 
 
 def _exposure(group: Sequence[Row]) -> float | None:
-    """How often the target saw each pair; None where it is not known."""
-    found = [((row.get("exposure") or {}).get("target") or {}).get("mean") for row in group]
-    return None if None in found else float(np.mean([f for f in found if f is not None]))
+    """How often the target saw each pair; None if it is unknown."""
+    means = [((row.get("exposure") or {}).get("target") or {}).get("mean") for row in group]
+    return None if None in means else float(np.mean([mean for mean in means if mean is not None]))
 
 
-def _pool(figures: Sequence[Row], over_seeds: Sequence[float] | None) -> dict[str, Any]:
-    values = [f["value"] for f in figures]
-    low, high = over_seeds or (figures[0]["ci95"] if len(figures) == 1 else (min(values), max(values)))
-    return {
-        "value": float(np.mean(values)), "low": low, "high": high, "values": values,
-        "std": float(np.mean([f["std"] for f in figures])),
-    }  # fmt: skip
+def _pool(figures: Sequence[Row]) -> dict[str, Any]:
+    """One figure over its seeds: the mean, and the interval that ``points`` describes."""
+    values = [figure["value"] for figure in figures]
+    mean, _, ci95 = pool_seeds(values)
+    low, high = ci95 or (figures[0]["ci95"] if len(figures) == 1 else (min(values), max(values)))
+    std = float(np.mean([figure["std"] for figure in figures]))
+    return {"value": mean, "low": low, "high": high, "values": values, "std": std}
 
 
 def knobs(row: Row) -> dict[str, Any]:
-    """{knob: value} of a row: those of its mitigation as they were, and its other overrides as typed.
+    """{knob: value} of a row: its mitigation's knobs as recorded, and its other overrides as typed.
 
-    The evaluation's overrides are no knobs. ``mitigation.text_mask=0.3`` is text_mask: 0.3.
+    The evaluation's overrides are not knobs. ``mitigation.text_mask=0.3`` becomes text_mask: 0.3.
     """
-    known = dict(row.get("knobs") or {})
+    values = dict(row.get("knobs") or {})
     for override in row["overrides"]:
         name, _, value = override.lstrip("+~").partition("=")
         group = name.partition(".")[0]
-        if group != "evaluate" and not (known and group == "mitigation"):
-            known[name.removeprefix("mitigation.")] = _number(value)
-    return known
+        if group != "evaluate" and not (values and group == "mitigation"):
+            values[name.removeprefix("mitigation.")] = _number(value)
+    return values
 
 
 def _number(text: str) -> Any:
@@ -78,23 +88,23 @@ def _number(text: str) -> Any:
         return text
 
 
-def changed(point: Point, default: Point) -> list[str]:
+def changed_knobs(point: Point, default: Point) -> list[str]:
     """The knobs in which a setting differs from the default."""
     names = dict.fromkeys([*point["knobs"], *default["knobs"]])
     return [name for name in names if point["knobs"].get(name) != default["knobs"].get(name)]
 
 
-def shown(knob: str, value: Any) -> str:
-    """A knob's value as a tick says it."""
+def knob_label(knob: str, value: Any) -> str:
+    """A knob's value as an axis label."""
     if value is None or value is False:
-        return UNSET.get(knob, "off")
+        return NULL_LABELS.get(knob, "off")
     if value is True:
         return "on"
     return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
-def order(value: Any) -> tuple[int, float, str]:
-    """Values in their order: what is off, then numbers, then names."""
+def sort_key(value: Any) -> tuple[int, float, str]:
+    """Sorts a knob's values: off and on first, then numbers, then names."""
     if value is None or isinstance(value, bool):
         return 0, float(bool(value)), ""
     return (1, float(value), "") if isinstance(value, int | float) else (2, 0.0, str(value))
@@ -110,10 +120,10 @@ def flat(point: Point, measures: Sequence[str] = ("utility", *FIGURES)) -> dict[
     return row
 
 
-def largest(found: Sequence[Point]) -> list[list[Point]]:
-    """The comparable points of each group at its largest training size, the groups in the order of the settings."""
+def at_largest_size(points: Sequence[Point]) -> list[list[Point]]:
+    """The points of each comparable group at the group's largest training size; groups in the order of the settings."""
     groups: dict[Any, list[Point]] = {}
-    for point in found:
+    for point in points:
         groups.setdefault(point["group"], []).append(point)
     return [
         [point for point in group if point["train_size"] == max(p["train_size"] for p in group)]

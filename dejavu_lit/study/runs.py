@@ -1,10 +1,10 @@
-"""The training runs of a study: trained where they are not finished, by a launcher, with the time that is left.
+"""The training runs of a study: unfinished ones are trained by a launcher, and the remaining time is logged.
 
-A launcher is a function ``(directories) -> iterator of (directory, None | why it failed)``. It gets run directories that hold
-``config.yaml`` and are not finished, trains each by ``dejavu resume DIRECTORY`` (which resumes from
-``last.ckpt`` and leaves ``run.json``), and yields every directory once, as soon as it ended, in any order. It must bear that
-a directory is already being trained, by what an interrupted study left running: it waits for that one. ``train_here`` is the
-one for this machine; another is a function beside it in ``LAUNCHERS``, whose name is then a value of ``launcher=``.
+A launcher is a function ``(directories) -> iterator of (directory, None | why it failed)``. It gets run directories that have
+a ``config.yaml`` and are not finished, trains each with ``dejavu resume DIRECTORY`` (which resumes from ``last.ckpt`` and
+writes ``run.json``), and yields every directory once, as soon as its training has ended, in any order. An interrupted study
+may have left a training running in a directory; the launcher waits for it. ``train_here`` is the launcher for this machine.
+To add one, put a function beside it in ``LAUNCHERS``; its name becomes a value of ``launcher=``.
 """
 
 import fcntl
@@ -22,44 +22,72 @@ import yaml
 
 from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import write_text
-from dejavu_lit.utils.run_directory import difference, read_config
+from dejavu_lit.utils.io import no_links, write_text
+from dejavu_lit.utils.run_directory import first_difference, read_config
 
 log = logging.getLogger(__name__)
 
 FINISHED = "run.json"
-LOG = "training.log"  # what the training said, of all calls
+LOG = "training.log"  # the output of all trainings in a run's directory
+LOCK = ".launched"  # locked by train_here for as long as a training runs
 Launcher = Callable[[Sequence[Path]], Iterator[tuple[Path, str | None]]]
 
 
 def finished(run: Path) -> bool:
-    """Whether a run directory holds a whole run."""
+    """Whether a run directory has a finished run."""
     return (run / FINISHED).is_file()
 
 
-def epochs(config: Mapping[str, Any]) -> int:
-    """How many epochs a run of this configuration trains."""
+def planned_epochs(config: Mapping[str, Any]) -> int:
+    """How many epochs a run with this configuration trains."""
     planned = int(config["recipe"]["epochs"])
     return min(planned, config["mitigation"]["stop_epoch"] or planned)
 
 
-def cost(config: Mapping[str, Any]) -> int:
-    """What a run costs, in pairs seen: epochs × training size."""
+def training_cost(config: Mapping[str, Any]) -> int:
+    """The cost of a run in pairs seen: epochs × training size."""
     data = DataSpec(**{name: value for name, value in config["data"].items() if name != "_target_"})
     size = data.train_size if data.train_size is not None else sum(data.shards(TRAINED_ON[config["side"]]).sizes)
-    return epochs(config) * size
+    return planned_epochs(config) * size
+
+
+def train_missing(runs: Mapping[Path, Mapping[str, Any]], launcher: Launcher) -> dict[Path, str]:
+    """Train every unfinished run.
+
+    Args:
+        runs: {run directory: its configuration}; launcher: as described in the module docstring.
+
+    Returns:
+        {run directory: why its training failed}.
+    """
+    unfinished = {path: config for path, config in runs.items() if not finished(path)}
+    for path, config in unfinished.items():
+        save_config(path, config)
+    costs = {path: training_cost(config) for path, config in unfinished.items()}
+    ended: dict[Path, str | None] = {}
+    started = time.perf_counter()
+    for path, error in launcher(list(unfinished)):
+        if error is None and not finished(path):
+            error = f"it ended without writing {FINISHED}; see {path / LOG}"
+        ended[path] = error
+        if error is not None:
+            log.error("%s failed, the other runs continue: %s", path.name, error)
+        failures = sum(error is not None for error in ended.values())
+        failed = f", {failures} failed" if failures else ""
+        left = _time_left(costs, ended, time.perf_counter() - started)
+        log.info("%d of %d runs trained%s%s", len(ended) - failures, len(unfinished), failed, left)
+    return {path: error for path, error in ended.items() if error is not None}
 
 
 def save_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Save a run's configuration; one that was begun is told of further checkpoints to keep.
+    """Save a run's configuration; an existing run keeps its own and only gets the additional ``checkpoint_at`` epochs.
 
     Raises:
-        UserError: the directory holds another run.
+        UserError: the directory contains another run.
     """
     if (path / "config.yaml").is_file():
         saved = read_config(path)
-        if changed := difference(saved, config):
-            raise UserError(f"{path} holds a run with other settings ({changed}); choose another out= or remove it")
+        check_same_run(path, saved, config)
         kept = set(saved["trainer"].get("checkpoint_at", []))
         if not (more := {*config["trainer"].get("checkpoint_at", [])} - kept):
             return
@@ -67,104 +95,93 @@ def save_config(path: Path, config: Mapping[str, Any]) -> None:
     write_text(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 
 
-def train_missing(runs: Mapping[Path, Mapping[str, Any]], launcher: Launcher) -> dict[Path, str]:
-    """Train every run that is not finished and return the reasons of those that failed.
-
-    Args:
-        runs: {run directory: its configuration}; launcher: as the module describes it.
-    """
-    todo = {path: config for path, config in runs.items() if not finished(path)}
-    for path, config in todo.items():
-        save_config(path, config)
-    costs = {path: cost(config) for path, config in todo.items()}
-    done: dict[Path, str | None] = {}
-    started = time.perf_counter()
-    for path, why in launcher(list(todo)):
-        done[path] = why if why is not None or finished(path) else f"it ended without {FINISHED}; see {path / LOG}"
-        if done[path] is not None:
-            log.error("%s failed, the others go on: %s", path.name, done[path])
-        bad = sum(why is not None for why in done.values())
-        left = _left(costs, done, time.perf_counter() - started)
-        failed = f", {bad} failed" if bad else ""
-        log.info("%d of %d runs trained%s%s", len(done) - bad, len(todo), failed, left)
-    return {path: why for path, why in done.items() if why is not None}
+def check_same_run(path: Path, saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Raise UserError if the run saved in ``path`` does not compute the same as ``config``."""
+    if changed := first_difference(saved, config):
+        raise UserError(f"{path} contains a run with other settings ({changed}); choose another out= or remove it")
 
 
-def _left(costs: Mapping[Path, int], done: Mapping[Path, str | None], seconds: float) -> str:
-    """The time left for the rest, from what the trained ones took for their share of the pairs."""
-    behind = sum(costs[path] for path, why in done.items() if why is None)
-    ahead = sum(cost for path, cost in costs.items() if path not in done)
-    if not behind or not ahead:
+def _time_left(costs: Mapping[Path, int], ended: Mapping[Path, str | None], seconds: float) -> str:
+    """The estimated time for the remaining runs, from the time that the trained ones took per pair."""
+    trained = sum(costs[path] for path, error in ended.items() if error is None)
+    remaining = sum(cost for path, cost in costs.items() if path not in ended)
+    if not trained or not remaining:
         return ""
-    left = seconds / behind * ahead
-    return f", about {f'{left / 60:.0f} min' if left > 90 else f'{left:.0f} s'} left for all"
+    left = seconds / trained * remaining
+    return f", about {f'{left / 60:.0f} min' if left > 90 else f'{left:.0f} s'} left"
 
 
 def train_here(runs: Sequence[Path]) -> Iterator[tuple[Path, str | None]]:
-    """Train one run after the other on this machine, a process each, so that one which dies takes no other along."""
-    for number, path in enumerate(runs):
-        with _held(path) as lock:
-            why = None
+    """Train the runs one after the other on this machine, each in its own process, so that a crash ends only one of them."""
+    for number, path in enumerate(runs, start=1):
+        with _exclusive(path) as lock:
+            error = None
             if not finished(path):
-                log.info("training %d of %d: %s", number + 1, len(runs), path.name)
-                why = _train(path, lock)
-        yield path, why
+                log.info("training %d of %d: %s", number, len(runs), path.name)
+                error = _train_in_subprocess(path, lock)
+        yield path, error
 
 
 @contextmanager
-def _held(path: Path) -> Iterator[int]:
-    """Wait until no other launcher's training is at work in a directory, and hold it; yields the lock's file descriptor."""
-    with open(path / ".launched", "a") as file:
+def _exclusive(path: Path) -> Iterator[int]:
+    """Wait until no other launcher is training in a directory, then lock it; yields the lock's file descriptor."""
+    with open(path / LOCK, "a", opener=no_links) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.info("waiting for the training in %s, which an earlier call began", path)
+            log.info("waiting for the training in %s, which was started by an earlier command", path)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield file.fileno()
 
 
-def _train(path: Path, lock: int) -> str | None:
-    """Train one run in a process of its own, whose words go to its log and from there to the screen.
+def _train_in_subprocess(path: Path, lock: int) -> str | None:
+    """Train one run in its own process, whose output goes to its log and from there to the screen.
 
-    The process inherits ``lock``, so that it holds the directory even after this one was killed.
+    The process inherits ``lock``, so the directory stays locked even if this process is killed.
+
+    Returns:
+        None, or why the training failed.
     """
-    # Not through a pipe: a training that outlives its study must be able to go on talking.
-    with open(path / LOG, "ab") as out, open(path / LOG, "rb") as tail:
+    # Not through a pipe: a training that outlives its study must still be able to write.
+    with open(path / LOG, "ab", opener=no_links) as out, open(path / LOG, "rb") as tail:
         tail.seek(0, 2)
         command = [sys.executable, "-m", "dejavu_lit", "resume", str(path)]
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, pass_fds=(lock,)
         )
-        said = b""
+        output = b""
         try:
             while True:
                 code = process.poll()
                 new = tail.read()
-                said += new
+                output += new
                 sys.stderr.write(new.decode(errors="replace"))
                 sys.stderr.flush()
                 if code is not None:
-                    return None if code == 0 else reason(said.decode(errors="replace"), code, path / LOG)
+                    return None if code == 0 else failure_reason(output.decode(errors="replace"), code, path / LOG)
                 time.sleep(0.1)
-        except KeyboardInterrupt as end:
+        except KeyboardInterrupt as interrupt:
             process.send_signal(signal.SIGTERM)
             process.wait()
-            raise type(end)(f"interrupted while training {path.name}; the same command goes on") from None
+            message = f"interrupted while training {path.name}; run the same command again to resume"
+            raise type(interrupt)(message) from None
 
 
-def reason(said: str, code: int, where: Path) -> str:
-    """Why a training failed, in its own words: its last ``error:`` sentence, else the signal or the last line.
+def failure_reason(output: str, code: int, log_file: Path) -> str:
+    """Why a training failed: its last ``error:`` line, else the signal or its last line of output.
 
     Args:
-        said: what it wrote; code: its exit code, negative for a signal; where: the file that holds the whole.
+        output: what it wrote; code: its exit code, negative for a signal; log_file: the file with the full output.
     """
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    if sentences := [line for line in lines if line.startswith("error: ")]:
-        return sentences[-1].removeprefix("error: ")
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    if errors := [line for line in lines if line.startswith("error: ")]:
+        return errors[-1].removeprefix("error: ")
     if code < 0:
-        want = ", often for want of memory" if -code == signal.SIGKILL else ""
-        return f"it was killed by {signal.Signals(-code).name}{want}; the same command goes on from its last checkpoint"
-    return f"it ended with code {code}: {lines[-1] if lines else 'without a word'}; see {where}"
+        memory = ", often because memory ran out" if -code == signal.SIGKILL else ""
+        return (
+            f"killed by {signal.Signals(-code).name}{memory}; run the same command again to resume from its checkpoint"
+        )
+    return f"exited with code {code}: {lines[-1] if lines else 'no output'}; see {log_file}"
 
 
 LAUNCHERS: dict[str, Launcher] = {"local": train_here}

@@ -1,8 +1,8 @@
-"""Training on SLURM: what a job asks for, and ``launcher=slurm`` of a study: submit, wait, find the jobs again.
+"""SLURM as a study's launcher: the resources of a job, and ``launcher=slurm``, which submits, waits and finds its jobs again.
 
-Each run is a job of submitit that resumes the run's own directory, so a requeued one goes on where it was. The job's number
-is noted in that directory, by the study or, where that was killed too early, by the job: a study that was interrupted waits
-for the jobs that are still queued or running, and submits only the others.
+Each run is a submitit job that resumes the run's own directory, so a requeued job continues where it was. The job's number is
+saved in that directory, by the study or, if the study was killed before that, by the job itself. An interrupted study
+therefore waits for the jobs that are still queued or running, and submits only the others.
 """
 
 import getpass
@@ -20,41 +20,54 @@ from dejavu_lit.utils.errors import UserError
 log = logging.getLogger(__name__)
 
 JOB = "slurm.json"
-KILL_OTHERS = "export SLURM_KILL_BAD_EXIT=1"  # a rank that dies ends the job, the others would wait for it
+KILL_OTHERS = "export SLURM_KILL_BAD_EXIT=1"  # if a rank dies, the job ends; the other ranks would wait for it forever
+MISSES = 2  # a job has ended if it is missing from the queue this often: shared file systems show its last files late
+SQUEUE_PAUSES = (1, 5, 30, 120, 0)  # seconds to wait after each failed squeue
 
 
-def tasks(devices: int) -> int:
-    """Tasks a node: one a device, as Lightning wants it; raises UserError where their number is left to the node."""
+def tasks_per_node(devices: int) -> int:
+    """One task per device, as Lightning expects; raises UserError if the number of devices is left to the node."""
     if devices < 1:
-        raise UserError(f"SLURM has to be told how many devices a node has; give trainer.devices=N, not {devices}")
+        raise UserError(f"SLURM needs the number of devices per node; give trainer.devices=N instead of {devices}")
     return devices
 
 
-def gpus(accelerator: str, devices: int) -> int | None:
-    """GPUs a node, None where the training uses none."""
+def gpus_per_node(accelerator: str, devices: int) -> int | None:
+    """One GPU per device, or None if the training uses no GPU."""
     return None if accelerator == "cpu" else devices
 
 
-def cpus(workers: int) -> int:
-    """CPUs a task: one for the training, one for each process of the loader."""
+def cpus_per_task(workers: int) -> int:
+    """One CPU for the training and one for each worker process of the data loader."""
     return 1 + workers
 
 
 @dataclass(frozen=True)
 class SlurmSettings:
-    """What the jobs of a study ask for, beside the tasks, GPUs and CPUs that follow from ``trainer``."""
+    """The resources of a study's jobs, beside the tasks, GPUs and CPUs that follow from ``trainer``."""
 
     partition: str | None = None
+    """Partition of the cluster; null uses the cluster's default."""
     account: str | None = None
+    """Account that the time is charged to; null uses the cluster's default."""
     qos: str | None = None
-    timeout_min: int = 1440  # a job that takes longer is requeued and goes on
-    mem_gb: float | None = None  # a node
-    array_parallelism: int = 256  # jobs at once, of those with the same trainer
-    signal_delay_s: int = 120  # a job is warned so long before its time is over
-    requeues: int = 100  # a job is requeued at most so often because its time was over
-    poll_s: float = 10.0  # between two looks at the queue
-    setup: tuple[str, ...] = ()  # shell commands before the training
-    additional: dict[str, Any] = field(default_factory=dict)  # any other option of sbatch: {constraint: a100}
+    """Quality of service; null uses the cluster's default."""
+    timeout_min: int = 1440
+    """Time limit of a job in minutes; a job that reaches it is requeued and resumes."""
+    mem_gb: float | None = None
+    """Memory per node in GB; null uses the cluster's default."""
+    array_parallelism: int = 256
+    """Largest number of jobs that run at once, among those with the same trainer."""
+    signal_delay_s: int = 120
+    """A job is warned this many seconds before its time limit."""
+    requeues: int = 100
+    """Largest number of times that a job is requeued because of its time limit."""
+    poll_s: float = 10.0
+    """Seconds between two queries of the queue."""
+    setup: tuple[str, ...] = ()
+    """Shell commands to run before the training."""
+    additional: dict[str, Any] = field(default_factory=dict)
+    """Further options of sbatch, e.g. {constraint: a100}."""
 
     def __post_init__(self) -> None:
         for name in ("timeout_min", "array_parallelism", "signal_delay_s"):
@@ -62,23 +75,23 @@ class SlurmSettings:
                 raise UserError(f"slurm.{name}={getattr(self, name)} must be at least 1")
         if self.poll_s <= 0 or self.requeues < 0:
             raise UserError(
-                f"slurm.poll_s={self.poll_s} must be above 0 and slurm.requeues={self.requeues} not negative"
+                f"slurm.poll_s={self.poll_s} must be above 0 and slurm.requeues={self.requeues} must not be negative"
             )
 
     def parameters(self, trainer: dict[str, Any]) -> dict[str, Any]:
         """submitit's parameters for a run with this trainer."""
-        given = {
+        optional = {
             "partition": self.partition,
             "account": self.account,
             "qos": self.qos,
             "mem": None if self.mem_gb is None else f"{round(self.mem_gb * 1024)}MB",
-            "gpus_per_node": gpus(trainer["accelerator"], trainer["devices"]),
+            "gpus_per_node": gpus_per_node(trainer["accelerator"], trainer["devices"]),
         }
-        return {name: value for name, value in given.items() if value is not None} | {
+        return {name: value for name, value in optional.items() if value is not None} | {
             "time": self.timeout_min,
             "nodes": trainer["num_nodes"],
-            "ntasks_per_node": tasks(trainer["devices"]),
-            "cpus_per_task": cpus(trainer["loader"]["workers"]),
+            "ntasks_per_node": tasks_per_node(trainer["devices"]),
+            "cpus_per_task": cpus_per_task(trainer["loader"]["workers"]),
             "signal_delay_s": self.signal_delay_s,
             "array_parallelism": self.array_parallelism,
             "setup": [KILL_OTHERS, *self.setup],
@@ -86,96 +99,67 @@ class SlurmSettings:
         }
 
 
-class Training:
-    """What every task of a job does: go on with the run in a directory."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __call__(self) -> None:
-        """Train, unless the run was given to another job meanwhile.
-
-        The process ends with code 1 where training fails, so that SLURM counts the job as failed.
-        """
-        from submitit import JobEnvironment
-
-        from dejavu_lit.training.resume import resume
-        from dejavu_lit.utils.io import read_json
-
-        own, noted = JobEnvironment(), self.path / JOB
-        if not noted.is_file():
-            if own.global_rank == 0:
-                note(self.path, own)
-        elif (other := read_json(noted)["job"]) != own.job_id:
-            print(f"{self.path} is trained by job {other}", file=sys.stderr)
-            return
-        resume(self.path)
-
-    def checkpoint(self) -> Any:
-        """What submitit starts when the job is requeued: the same again."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
-
-
-def note(path: Path, job: Any) -> None:
-    """Write into a run's directory which job (submitit's ``Job`` or ``JobEnvironment``) trains it."""
-    from dejavu_lit.utils.io import write_json
-
-    write_json(path / JOB, {"job": job.job_id, "log": str(job.paths.stderr)})
-
-
 class SlurmLauncher:
-    """Trains run directories as jobs of SLURM; a launcher as dejavu_lit.study.runs describes it."""
+    """Trains run directories as SLURM jobs; a launcher as described in dejavu_lit.study.runs."""
 
     def __init__(self, settings: SlurmSettings) -> None:
         self.settings = settings
 
     def __call__(self, runs: Sequence[Path]) -> Iterator[tuple[Path, str | None]]:
-        """Submit what is not under way, and yield each run when its job has ended."""
-        from dejavu_lit.study.runs import finished
+        """Submit the runs that have no queued or running job, and yield each run when its job has ended."""
+        waiting = self._queued(runs)
+        waiting |= self._submit([path for path in runs if path not in waiting])
+        try:
+            yield from self._wait(waiting)
+        except KeyboardInterrupt as interrupt:
+            raise type(interrupt)(
+                f"interrupted; {len(waiting)} jobs continue; run the same command again to wait for them, "
+                "or cancel one with scancel NUMBER"
+            ) from None
+
+    def _queued(self, runs: Sequence[Path]) -> dict[Path, str]:
+        """{directory: job number} of the runs whose saved job is queued or running."""
         from dejavu_lit.utils.io import read_json
 
         queue = _queue()
         jobs = {path: str(read_json(path / JOB)["job"]) for path in runs if (path / JOB).is_file()}
-        waiting = {path: job for path, job in jobs.items() if job in queue}
-        for path, job in waiting.items():
-            log.info("%s is job %s already (%s)", path.name, job, queue[job].lower())
-        waiting |= self._submit([path for path in runs if path not in waiting])
-        missed: dict[Path, int] = {}
-        shown = ""
-        try:
-            while waiting:
-                time.sleep(self.settings.poll_s)
-                queue = _queue()
-                for path, job in list(waiting.items()):
-                    missed[path] = 0 if job in queue else missed.get(path, 0) + 1
-                    # Two looks: a shared file system may show the last files of a job a little later.
-                    if finished(path) or missed[path] >= 2:
-                        del waiting[path]
-                        yield path, None if finished(path) else _why(path)
-                running = sum(queue.get(job) == "RUNNING" for job in waiting.values())
-                if waiting and (now := f"{running} jobs running, {len(waiting) - running} waiting") != shown:
-                    log.info("%s", now)
-                    shown = now
-        except KeyboardInterrupt as end:
-            raise type(end)(
-                f"interrupted; {len(waiting)} jobs go on, the same command finds them again (scancel NUMBER ends one)"
-            ) from None
+        queued = {path: job for path, job in jobs.items() if job in queue}
+        for path, job in queued.items():
+            log.info("%s already has job %s (%s)", path.name, job, queue[job].lower())
+        return queued
+
+    def _wait(self, waiting: dict[Path, str]) -> Iterator[tuple[Path, str | None]]:
+        """Poll the queue until all jobs have ended; removes each run from ``waiting`` before yielding it."""
+        from dejavu_lit.study.runs import finished
+
+        misses: dict[Path, int] = {}
+        logged = ""
+        while waiting:
+            time.sleep(self.settings.poll_s)
+            queue = _queue()
+            for path, job in list(waiting.items()):
+                misses[path] = 0 if job in queue else misses.get(path, 0) + 1
+                if finished(path) or misses[path] >= MISSES:
+                    del waiting[path]
+                    yield path, None if finished(path) else _failure_reason(path)
+            running = sum(queue.get(job) == "RUNNING" for job in waiting.values())
+            if waiting and (state := f"{running} jobs running, {len(waiting) - running} waiting") != logged:
+                log.info("%s", state)
+                logged = state
 
     def _submit(self, runs: Sequence[Path]) -> dict[Path, str]:
-        """One array for all runs with the same trainer: {directory: number of the job}."""
+        """Submit one job array per distinct trainer: {directory: job number}."""
         from dejavu_lit.utils.run_directory import read_config
 
         try:
             import submitit
         except ImportError:
             raise UserError("launcher=slurm needs submitit; pip install 'dejavu-lit[slurm]'") from None
-        alike: dict[str, list[Path]] = {}
+        arrays: dict[str, list[Path]] = {}  # {submitit's parameters: the runs that share them}
         for path in runs:
-            alike.setdefault(repr(self.settings.parameters(read_config(path)["trainer"])), []).append(path)
+            arrays.setdefault(repr(self.settings.parameters(read_config(path)["trainer"])), []).append(path)
         jobs = {}
-        for paths in alike.values():
+        for paths in arrays.values():
             folder = paths[0].parent / "slurm"
             for path in paths:
                 (path / JOB).unlink(missing_ok=True)  # of a job that has ended
@@ -185,22 +169,61 @@ class SlurmLauncher:
                     job_name="dejavu", **self.settings.parameters(read_config(paths[0])["trainer"])
                 )
                 with executor.batch():
-                    submitted = [executor.submit(Training(path.resolve())) for path in paths]
+                    submitted = [executor.submit(TrainingJob(path.resolve())) for path in paths]
             except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-                raise UserError(refused(error)) from None
+                raise UserError(submission_error(error)) from None
             except RuntimeError as error:  # no srun on this machine
                 raise UserError(f"launcher=slurm: {error}") from None
             for path, job in zip(paths, submitted, strict=True):
-                note(path, job)
+                save_job(path, job)
                 jobs[path] = str(job.job_id)
             log.info("submitted %d jobs (%s …), logs in %s", len(paths), jobs[paths[0]], folder)
         return jobs
 
 
+class TrainingJob:
+    """The work of every task of a job: resume the run in a directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self) -> None:
+        """Train, unless the run has been given to another job meanwhile.
+
+        If training fails, the process exits with code 1, so that SLURM counts the job as failed.
+        """
+        from submitit import JobEnvironment
+
+        from dejavu_lit.training.resume import resume
+        from dejavu_lit.utils.io import read_json
+
+        environment, saved = JobEnvironment(), self.path / JOB
+        if not saved.is_file():
+            if environment.global_rank == 0:
+                save_job(self.path, environment)
+        elif (job := read_json(saved)["job"]) != environment.job_id:
+            print(f"{self.path} is trained by job {job}", file=sys.stderr)
+            return
+        resume(self.path)
+
+    def checkpoint(self) -> Any:
+        """What submitit runs when the job is requeued: the same job again."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def save_job(path: Path, job: Any) -> None:
+    """Save in a run's directory which job (submitit's ``Job`` or ``JobEnvironment``) trains it."""
+    from dejavu_lit.utils.io import write_json
+
+    write_json(path / JOB, {"job": job.job_id, "log": str(job.paths.stderr)})
+
+
 def _queue() -> dict[str, str]:
-    """This user's jobs that have not ended: {number: state}; raises UserError where SLURM does not answer for minutes."""
+    """This user's queued and running jobs: {number: state}; raises UserError if squeue keeps failing for minutes."""
     command = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i|%T"]
-    for pause in (1, 5, 30, 120, 0):
+    for pause in SQUEUE_PAUSES:
         try:
             answer = subprocess.run(command, capture_output=True, text=True)
         except FileNotFoundError:
@@ -209,22 +232,23 @@ def _queue() -> dict[str, str]:
             return dict(line.split("|", 1) for line in answer.stdout.split() if "|" in line)
         time.sleep(pause)
     raise UserError(
-        f"squeue does not answer ({answer.stderr.strip()}); the jobs go on, the same command finds them again"
+        f"squeue failed ({answer.stderr.strip()}); the jobs continue, run the same command again to wait for them"
     )
 
 
-def _why(path: Path) -> str:
-    """Why a job ended without finishing its run, from what its tasks wrote."""
-    from dejavu_lit.study.runs import reason
+def _failure_reason(path: Path) -> str:
+    """Why a job ended without finishing its run, from the logs of its tasks."""
+    from dejavu_lit.study.runs import failure_reason
     from dejavu_lit.utils.io import read_json
 
-    noted = read_json(path / JOB)
-    last = Path(noted["log"])
-    logs = sorted(last.parent.glob(f"{noted['job']}_*_log.err"), reverse=True)  # rank 0 speaks last
-    return f"job {noted['job']}: " + reason("\n".join(log.read_text(errors="replace") for log in logs), 1, last)
+    saved = read_json(path / JOB)
+    job, log_file = saved["job"], Path(saved["log"])
+    logs = sorted(log_file.parent.glob(f"{job}_*_log.err"), reverse=True)  # rank 0 last, so that its error is taken
+    output = "\n".join(task_log.read_text(errors="replace") for task_log in logs)
+    return f"job {job}: {failure_reason(output, 1, log_file)}"
 
 
-def refused(error: Exception) -> str:
-    """A sentence for what sbatch said when it would not take a job."""
+def submission_error(error: Exception) -> str:
+    """One sentence with the reason that sbatch gave for refusing a job."""
     lines = [line.strip() for line in str(error).splitlines() if "sbatch: error" in line]
     return f"SLURM refused the job: {'; '.join(lines) or str(error).strip().splitlines()[-1]}"

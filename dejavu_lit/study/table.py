@@ -1,15 +1,14 @@
-"""A study: which runs belong together, what is trained and evaluated for them, and the table in which settings are compared.
+"""The table of a study: its cells, their evaluations, and study.json, in which the settings are compared.
 
-A setting is a name and a list of overrides; a cell is one (setting, training size, seed), with a target and a reference
-run under the same mitigation. Runs are found again by their configuration, so nothing is trained twice; a setting that
-differs from a longer run in its stop epoch alone is read off that run's checkpoint.
+A setting is a name and a list of overrides. A cell is one (setting, training size, seed), with a target and a reference run
+under the same mitigation.
 """
 
 import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,22 +16,27 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dejavu_lit.measure.controls import BLOCKS, compare, found, pool
+from dejavu_lit.measure.controls import compare_settings, memorization_found, pool_blocks
+from dejavu_lit.measure.figures import BLOCKS
 from dejavu_lit.measure.population import Resampling
 from dejavu_lit.measure.recompute import read_evaluation
 from dejavu_lit.measure.records import Records
-from dejavu_lit.study.ranking import add_words, comparable, pool_differences, rank
-from dejavu_lit.study.runs import FINISHED, epochs
-from dejavu_lit.utils.errors import UserError, spoken
+from dejavu_lit.study.ranking import add_verdict, comparison_key, pool_differences, rank
+from dejavu_lit.study.runs import FINISHED, planned_epochs
+from dejavu_lit.utils.config import flatten
+from dejavu_lit.utils.errors import UserError, error_sentence
 from dejavu_lit.utils.io import atomic, read_json, write_json
 from dejavu_lit.utils.provenance import provenance
 from dejavu_lit.utils.run_directory import read_config
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1
+SCHEMA = 1  # of study.json
 SIDES = ("target", "reference")
-ASKED = "asked.json"  # in the folder of an evaluation: what a study asked for
+REQUEST = "asked.json"  # in an evaluation's folder: the models and settings that the study requested
+OPEN_CLIP_LOGIT_SCALE = round(1 / 0.07, 4)  # the initial value, unless a checkpoint or a knob sets another
+
+RecordSets = tuple[Records, Records | None]  # of A, and of B if it was measured
 
 
 @dataclass(frozen=True)
@@ -45,24 +49,27 @@ class Cell:
     seed: int
     target: Path
     reference: Path
-    epochs: Mapping[str, int] = field(default_factory=dict)  # by side, where the run goes on after the stop epoch
+    epochs: Mapping[str, int] = field(default_factory=dict)
+    """{side: epoch of the checkpoint to use}, for each side whose run is longer than this cell's."""
     series: str | None = None
-    folder: Path | None = None  # of its evaluation, which several cells may share
-    evaluation: Mapping[str, Any] = field(default_factory=dict)  # the settings of its evaluation
+    folder: Path | None = None
+    """The folder of its evaluation, which several cells may share."""
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    """The settings of its evaluation."""
 
     @property
     def label(self) -> str:
-        """A name for its folder: the setting, the size where one was chosen, and the seed."""
+        """The name of its folder: the setting, the size if one was chosen, and the seed."""
         return label(self.name, self.train_size, self.seed)
 
-    def side(self, name: str) -> str:
+    def model_name(self, side: str) -> str:
         """The model of one side, as ``dejavu evaluate`` names it: RUN or RUN@EPOCH."""
-        run = self.target if name == "target" else self.reference
-        return f"{run}@{self.epochs[name]}" if name in self.epochs else str(run)
+        run = self.target if side == "target" else self.reference
+        return f"{run}@{self.epochs[side]}" if side in self.epochs else str(run)
 
 
 def label(name: str, train_size: int | None, seed: int) -> str:
-    """A folder's name for a setting, its size where one was chosen, and the seed."""
+    """The folder name for a setting, its size if one was chosen, and the seed."""
     size = f"-n{train_size}" if train_size is not None else ""
     return f"{re.sub(r'[^A-Za-z0-9_.=-]+', '-', name).strip('.-') or 'setting'}{size}-s{seed}"
 
@@ -72,25 +79,54 @@ def evaluation_folder(out: Path, cell: Cell) -> Path:
     return cell.folder or out / "evaluations" / cell.label
 
 
-def asked(cell: Cell) -> dict[str, Any]:
-    """What decides a cell's evaluation: its two models, by the names of their directories, and its settings."""
-    return {**{side: Path(cell.side(side)).name for side in SIDES}, "evaluation": dict(cell.evaluation)}
+def evaluation_request(cell: Cell) -> dict[str, Any]:
+    """What determines a cell's evaluation: the directory names of its two models, and its settings."""
+    return {**{side: Path(cell.model_name(side)).name for side in SIDES}, "evaluation": dict(cell.evaluation)}
 
 
-def at_stop(cell: Cell) -> Cell:
-    """The cell with its reference as it was when a gap budget ended its target: models of different age differ in quality."""
+def match_stop_epoch(cell: Cell) -> Cell:
+    """If a gap budget stopped the target, the cell with the reference of the same epoch: age changes a model's utility."""
     stopped = read_json(cell.target / FINISHED).get("stopped") or {}
     if stopped.get("by") != "gap_budget" or "target" in cell.epochs:
         return cell
     epoch = int(stopped["epoch"])
     if not (cell.reference / "checkpoints" / f"epoch={epoch:04d}.ckpt").is_file():
-        log.warning("%s was stopped after epoch %d, of which %s kept nothing", cell.target, epoch, cell.reference)
+        log.warning("%s stopped after epoch %d, but %s has no checkpoint of it", cell.target, epoch, cell.reference)
         return cell
     return replace(cell, epochs={"reference": epoch})
 
 
-def row(out: Path, cell: Cell, metrics: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """One row of study.json from one metrics.json; ``seconds`` is what training both sides took, up to the stop epoch."""
+def evaluate_cells(
+    out: Path, cells: Sequence[Cell], evaluate: Callable[[Cell, Path], Mapping[str, Any]], failed: Mapping[Path, str]
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Evaluate every cell whose two runs were trained.
+
+    Args:
+        out: the study's folder; evaluate: (cell, folder of its evaluation) -> contents of metrics.json.
+        failed: {run directory: why its training failed}.
+
+    Returns:
+        (the rows of study.json, {cell label: why it has no row}).
+    """
+    rows, failures = [], {}
+    for number, cell in enumerate(cells, start=1):
+        if broken := [path for path in (cell.target, cell.reference) if path in failed]:
+            failures[cell.label] = f"training of {broken[0].name} failed: {failed[broken[0]]}"
+            continue
+        folder = evaluation_folder(out, cell)
+        log.info("evaluating %d of %d: %s", number, len(cells), cell.label)
+        try:
+            cell = match_stop_epoch(cell)
+            rows.append(study_row(out, cell, evaluate(cell, folder), folder))
+        except Exception as error:  # of any kind: one setting must not stop the others
+            sentence = error_sentence(error)
+            failures[cell.label] = sentence or f"{type(error).__name__}: {error}"
+            log.error("%s: %s", cell.label, failures[cell.label], exc_info=None if sentence else error)
+    return rows, failures
+
+
+def study_row(out: Path, cell: Cell, metrics: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """One row of study.json from one metrics.json; ``seconds`` is the training time of both sides, up to the stop epoch."""
     return {
         "name": cell.name,
         "overrides": list(cell.overrides),
@@ -104,65 +140,42 @@ def row(out: Path, cell: Cell, metrics: Mapping[str, Any], folder: Path) -> dict
         **{block: metrics[block] for block in BLOCKS},
         "utility": metrics["utility"],
         "exposure": metrics["exposure"],
-        "seconds": sum(_seconds(getattr(cell, side), cell.epochs.get(side)) for side in SIDES),
+        "seconds": sum(_training_seconds(getattr(cell, side), cell.epochs.get(side)) for side in SIDES),
         "metrics": os.path.relpath(folder / "metrics.json", out),
     }
 
 
-def _seconds(run: Path, epoch: int | None) -> float:
+def _training_seconds(run: Path, epoch: int | None) -> float:
     record = read_json(run / FINISHED)
     return float(record["seconds"]) * (epoch / record["epochs"] if epoch is not None else 1)
 
 
 def knobs(run: Path, epoch: int | None = None) -> dict[str, Any]:
-    """Every knob of a run's mitigation with the value that it had: the recipe's own where it was not set."""
+    """Every knob of a run's mitigation with the value in effect: the recipe's if the mitigation does not set it."""
     if not (run / "config.yaml").is_file():
         return {}
     config = read_config(run)
     values = {name: value for name, value in config["mitigation"].items() if name != "_target_"}
     recipe = config["recipe"]
-    own = {"weight_decay": recipe.get("weight_decay"), "stop_epoch": recipe["epochs"]}
-    own |= {"logit_scale_max": recipe.get("logit_scale_max", 100.0)}
+    defaults = {"weight_decay": recipe.get("weight_decay"), "stop_epoch": recipe["epochs"]}
+    defaults |= {"logit_scale_max": recipe.get("logit_scale_max", 100.0)}
     if not config["model"]["init"]:
-        own["logit_scale_init"] = round(1 / 0.07, 4)
-    values |= {name: value for name, value in own.items() if values.get(name) is None}
-    return values | {"stop_epoch": epoch if epoch is not None else epochs(config)}
+        defaults["logit_scale_init"] = OPEN_CLIP_LOGIT_SCALE
+    values |= {name: value for name, value in defaults.items() if values.get(name) is None}
+    return values | {"stop_epoch": epoch if epoch is not None else planned_epochs(config)}
 
 
-def evaluate_cells(
-    out: Path, cells: Sequence[Cell], evaluate: Callable[[Cell, Path], Mapping[str, Any]], failed: Mapping[Path, str]
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Evaluate every cell whose two runs are there: the rows of study.json, and the reasons of the cells without one."""
-    rows, lost = [], {}
-    for number, cell in enumerate(cells):
-        if broken := [path for path in (cell.target, cell.reference) if path in failed]:
-            lost[cell.label] = f"training of {broken[0].name} failed: {failed[broken[0]]}"
-            continue
-        folder = evaluation_folder(out, cell)
-        log.info("evaluating %d of %d: %s", number + 1, len(cells), cell.label)
-        try:
-            cell = at_stop(cell)
-            rows.append(row(out, cell, evaluate(cell, folder), folder))
-        except (UserError, OSError) as error:
-            lost[cell.label] = spoken(error) if isinstance(error, OSError) else str(error)
-            log.error("%s: %s", cell.label, lost[cell.label])
-        except Exception as error:  # whatever it is, it must not take the other settings along
-            lost[cell.label] = f"{type(error).__name__}: {error}"
-            log.exception("%s", cell.label)
-    return rows, lost
-
-
-def conclude(
-    out: Path, rows: Sequence[Mapping[str, Any]], lost: Mapping[str, str], utility_loss: float
+def write_study(
+    out: Path, rows: Sequence[Mapping[str, Any]], failures: Mapping[str, str], utility_loss: float
 ) -> dict[str, Any]:
-    """Write study.json and study.parquet (one row a cell, figures in columns of their own) and return the former.
+    """Write study.json and study.parquet (one row per cell, one column per figure) and return the contents of the former.
 
     Args:
-        rows: as ``row`` makes them; lost: {cell: why it has no row}.
+        rows: from ``study_row``; failures: {cell label: why it has no row}.
         utility_loss: largest drop of zero-shot accuracy that a recommended setting may cost, as a share (0.02: two points).
     """
     differences, incomparable = _differences(out, rows)
-    pooled = _pooled(rows, pool_differences(differences))
+    pooled = _pool_settings(rows, pool_differences(differences))
     study = {
         "schema": SCHEMA,
         "settings": list(rows),
@@ -170,33 +183,37 @@ def conclude(
         "differences": differences,
         "incomparable": incomparable,
         **rank(rows, pooled, utility_loss),
-        "rule": f"largest drop of symmetric PPG whose utility loss is at most {utility_loss:g} and whose difference holds",
-        "failed": dict(lost),
+        "rule": (
+            f"largest drop of symmetric PPG whose utility loss is at most {utility_loss:g} and whose 95 % interval is above 0"
+        ),
+        "failed": dict(failures),
         "provenance": provenance(),
     }
     write_json(out / "study.json", study)
-    flat = [dict(_flat(one)) for one in rows]
-    names = list(dict.fromkeys(name for one in flat for name in one))
-    table = pa.table({name: _column([one.get(name) for one in flat]) for name in names})
+    flat = [
+        {name: json.dumps(value) if isinstance(value, list) else value for name, value in flatten(row)} for row in rows
+    ]
+    names = list(dict.fromkeys(name for row in flat for name in row))
+    table = pa.table({name: _column([row.get(name) for row in flat]) for name in names})
     with atomic(out / "study.parquet") as part:
         pq.write_table(table, part)
     return study
 
 
-def _pooled(rows: Sequence[Mapping[str, Any]], differences: Mapping[Any, Any]) -> list[dict[str, Any]]:
-    """Each (setting, size) over its seeds: means, spread, t intervals, whether memorization was found, and how much less."""
+def _pool_settings(rows: Sequence[Mapping[str, Any]], differences: Mapping[Any, Any]) -> list[dict[str, Any]]:
+    """Each (setting, size) over its seeds: means, spread, t intervals, the verdict, and the difference to the default."""
     groups: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
-    for one in rows:
-        groups.setdefault((one["name"], one["train_size"]), []).append(one)
+    for row in rows:
+        groups.setdefault((row["name"], row["train_size"]), []).append(row)
     return [
         {
             "name": name,
             "train_size": size,
             "series": group[0].get("series"),
             "public": group[0].get("public"),
-            "seeds": [r["seed"] for r in group],
-            **pool(group),
-            "found": found(group),
+            "seeds": [row["seed"] for row in group],
+            **pool_blocks(group),
+            "found": memorization_found(group),
             "difference": differences.get((name, size)),
         }
         for (name, size), group in groups.items()
@@ -204,59 +221,56 @@ def _pooled(rows: Sequence[Mapping[str, Any]], differences: Mapping[Any, Any]) -
 
 
 def _differences(out: Path, rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Every row against the first comparable setting's of the same size and seed, pair by pair on the same records.
+    """Compare every row with the default: the first comparable setting, at the same size and seed, on the same records.
 
     Returns:
-        (the differences, {name, train_size, seed, against, reason} of each row that has none although it should).
+        (the differences, {name, train_size, seed, against, reason} of each row that could not be compared).
     """
-    kept: dict[str, tuple[Records, Records | None]] = {}  # of the defaults, which are compared with many
-
-    def records(one: Mapping[str, Any], metrics: Mapping[str, Any]) -> tuple[Records, Records | None]:
-        folder, settings = (out / one["metrics"]).parent, metrics["settings"]
-        public = read_json(folder / "context.json")["public"]
-        sets = read_evaluation(folder, settings["objects"], settings["threshold"], public)[0]
-        return sets["population"], sets.get("swapped")
-
-    def same(one: Mapping[str, Any]) -> tuple[Any, ...]:
-        return *comparable(one), one["train_size"], one["seed"]
-
-    firsts = {comparable(one): one["name"] for one in reversed(rows)}
-    made, lost = [], []
-    for other in rows:
-        named = (r for r in rows if same(r) == same(other) and r["name"] == firsts[comparable(other)])
-        first = next(named, None)
-        if first is None or first["name"] == other["name"]:
+    default_names = {comparison_key(row): row["name"] for row in reversed(rows)}
+    defaults = {
+        (comparison_key(row), row["train_size"], row["seed"]): row
+        for row in reversed(rows)
+        if row["name"] == default_names[comparison_key(row)]
+    }
+    default_records: dict[str, RecordSets] = {}
+    differences, incomparable = [], []
+    for row in rows:
+        default = defaults.get((comparison_key(row), row["train_size"], row["seed"]))
+        if default is None or default["name"] == row["name"]:
             continue
-        about = {name: other[name] for name in ("name", "train_size", "seed")} | {"against": first["name"]}
+        entry = {name: row[name] for name in ("name", "train_size", "seed")} | {"against": default["name"]}
         try:
-            metrics = read_json(out / first["metrics"])
-            if first["metrics"] not in kept:
-                kept[first["metrics"]] = records(first, metrics)
-            theirs = records(other, read_json(out / other["metrics"]))
-            settings = metrics["settings"]
-            resampling = Resampling(**{field.name: settings[field.name] for field in fields(Resampling)})
-            block = compare(kept[first["metrics"]], theirs, metrics["k"], settings["top_m"], resampling)
-        except UserError as error:  # one pair that cannot be compared must not take the table along
-            log.warning("%s is not compared with %s: %s", other["name"], first["name"], error)
-            lost.append({**about, "reason": str(error)})
+            difference = _difference(out, default, row, default_records)
+        except UserError as error:  # one pair of rows that cannot be compared must not cost the whole table
+            log.warning("%s is not compared with %s: %s", row["name"], default["name"], error)
+            incomparable.append({**entry, "reason": str(error)})
             continue
-        made.append(add_words({**about, **block}))
-    return made, lost
+        differences.append(add_verdict({**entry, **difference}))
+    return differences, incomparable
 
 
-def _flat(one: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in one.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{name}.")
-        elif isinstance(value, list):
-            yield name, json.dumps(value)
-        else:
-            yield name, value
+def _difference(
+    out: Path, default: Mapping[str, Any], row: Mapping[str, Any], default_records: dict[str, RecordSets]
+) -> dict[str, Any]:
+    """The default's gaps minus the row's; ``default_records`` caches the records of rows that are compared with many."""
+    metrics = read_json(out / default["metrics"])
+    if default["metrics"] not in default_records:
+        default_records[default["metrics"]] = _read_records(out, default, metrics)
+    records = _read_records(out, row, read_json(out / row["metrics"]))
+    settings = metrics["settings"]
+    resampling = Resampling(**{field.name: settings[field.name] for field in fields(Resampling)})
+    return compare_settings(default_records[default["metrics"]], records, metrics["k"], settings["top_m"], resampling)
+
+
+def _read_records(out: Path, row: Mapping[str, Any], metrics: Mapping[str, Any]) -> RecordSets:
+    folder, settings = (out / row["metrics"]).parent, metrics["settings"]
+    public = read_json(folder / "context.json")["public"]
+    sets = read_evaluation(folder, settings["objects"], settings["threshold"], public)[0]
+    return sets["population"], sets.get("swapped")
 
 
 def _column(values: list[Any]) -> "pa.Array":
-    """A column of plain values; texts where the settings gave it values of several kinds."""
+    """A column of plain values; strings if the settings have values of different types."""
     try:
         return pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError):

@@ -1,1 +1,1 @@
-"""Training one side with mitigations: the Lightning module, its callbacks and loggers."""
+"""Trains a CLIP model on one side with mitigations: the Lightning module, its callbacks and loggers."""

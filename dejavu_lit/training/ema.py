@@ -1,8 +1,8 @@
 """Weight averaging: an exponential moving average of the weights, updated after every step.
 
 average ← decay · average + (1 − decay) · weights, starting from the weights after the first step (Polyak and Juditsky,
-SIAM J. Control Optim. 1992). Training goes on from the weights themselves; V, the checkpoints that are kept (RUN@EPOCH)
-and the exported model get the average. ``last.ckpt`` holds both.
+SIAM J. Control Optim. 1992). Training continues from the weights themselves. Validation, the saved epochs (RUN@EPOCH) and
+the exported model use the average. ``last.ckpt`` contains both.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class Averaging(WeightAveraging):
-    """Lightning's weight averaging, exponential with ``decay``; buffers, as of batch normalisation, are the latest ones.
+    """Lightning's weight averaging, exponential with ``decay``. Buffers, for example batch statistics, are copied.
 
     (Averaging them would ruin the text tower's attention mask, whose entries are minus infinity.)
     """
@@ -26,7 +26,7 @@ class Averaging(WeightAveraging):
         self._average = get_ema_multi_avg_fn(decay)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
-        """Take this step's weights into the average; torch's own update reads a counter on the GPU, so the host would wait."""
+        """Update the average. torch's own update reads a counter on the GPU, so the host would wait."""
         assert self._average_model is not None
         average = self._average_model.module
         with torch.no_grad():
@@ -46,8 +46,8 @@ class Averaging(WeightAveraging):
 
 @contextmanager
 def averaged(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None]:
-    """Within the block ``module`` has the averaged weights; nothing changes where the trainer averages none."""
-    averages = [callback for callback in trainer.callbacks if isinstance(callback, Averaging)]  # type: ignore[attr-defined]  # Lightning sets it from afar
+    """Within the block ``module`` has the averaged weights; if the trainer has no averaging, nothing changes."""
+    averages = [callback for callback in trainer.callbacks if isinstance(callback, Averaging)]  # type: ignore[attr-defined]  # Lightning sets it dynamically
     for average in averages:
         average.swap(module)
     try:

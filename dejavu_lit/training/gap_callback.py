@@ -1,4 +1,4 @@
-"""Whether a run's gaps are measured while it trains, and against which reference: what ``gaps.*`` means to dejavu train."""
+"""The callback that measures the gaps of a run while it trains, as ``gaps.*`` and ``mitigation.gap_budget`` say."""
 
 import copy
 import logging
@@ -12,12 +12,13 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.seed import isolate_rng
 
-from dejavu_lit.data.prepared import MANIFEST, TRAINED_ON, DataSpec
-from dejavu_lit.evaluation.audited_model import Side
+from dejavu_lit.data.manifest import MANIFEST
+from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
+from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.models.open_clip_encoder import OpenClipEncoder
 from dejavu_lit.training.clip_module import ClipModule
 from dejavu_lit.training.ema import averaged
-from dejavu_lit.training.gap_sample import GapSettings, Gauge, Reference
+from dejavu_lit.training.gap_sample import GapMeter, GapSettings, Reference
 from dejavu_lit.utils.distributed import rank
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256
@@ -28,65 +29,67 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class GapCallback(Callback):
-    """Measures on rank 0, logs to every logger, and ends the training where the lower bound of PPG exceeds ``budget``.
+    """Measures on rank 0, logs to every logger, and ends the training if the lower bound of PPG exceeds ``budget``.
 
-    ``rows`` and ``stopped`` are part of the checkpoint, so a resumed run goes on with them.
+    ``rows`` and ``stopped`` are part of the checkpoint, so a resumed run continues with them.
     """
 
     data: DataSpec
     side: str
     settings: GapSettings
     reference: Reference
-    identity: str  # of the reference, wherever it lies
+    identity: str  # of the reference, independent of its folder
     budget: float | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     stopped: dict[str, Any] | None = None
-    seconds: float = 0.0  # spent here, of the last call
+    seconds: float = 0.0  # spent measuring in this call
 
     def state_dict(self) -> dict[str, Any]:
-        """What was measured so far, and against what."""
+        """The rows so far, and the reference."""
         return {"reference": self.identity, "rows": self.rows, "stopped": self.stopped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the rows; raises UserError where they were measured against another reference."""
+        """Continue with the rows; raises UserError if they were measured against another reference."""
         if state_dict["reference"] != self.identity:
             raise UserError(
-                f"this run's gaps were measured against {state_dict['reference']} and cannot go on against {self.identity}; "
-                "give the former as gaps.reference, or another out="
+                f"this run's gaps were measured against {state_dict['reference']} and cannot continue against {self.identity}; "
+                "set gaps.reference to the former, or use another out="
             )
         self.rows, self.stopped = list(state_dict["rows"]), state_dict["stopped"]
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Draw the samples, or end at once where the budget was exceeded before."""
-        self._gauge: Gauge | None = None
+        """Draw the samples, or end at once if the budget was already exceeded."""
+        self._meter: GapMeter | None = None
         self._encoder: OpenClipEncoder | None = None
         if self.stopped is not None:
             trainer.should_stop = True
         elif trainer.is_global_zero:
             started = time.perf_counter()
             with isolate_rng():
-                self._gauge = Gauge(self.data, self.side, self.settings, self.reference)
+                self._meter = GapMeter(self.data, self.side, self.settings, self.reference)
             self.seconds += time.perf_counter() - started
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Measure where it is time to; every rank learns the outcome, and all of them stop or none."""
+        """Measure every ``settings.every`` epochs; every rank gets the row, so either all ranks stop or none."""
         done = trainer.current_epoch + 1
         if done % self.settings.every:
             return
         started = time.perf_counter()
-        with isolate_rng():  # loading a reference draws the weights that it then overwrites
-            row = self._gauge.measure(self._copy(trainer, cast(ClipModule, module)), done) if self._gauge else None
+        row = None
+        with isolate_rng():  # loading a reference draws random weights before it overwrites them
+            if self._meter is not None:
+                row = self._meter.measure(self._current_model(trainer, cast(ClipModule, module)), done)
         row = trainer.strategy.broadcast(row)
         assert row is not None
         self.rows.append(row)
         figures = {f"gap/{name}": value for name, value in row.items() if name not in ("epoch", "against")}
-        for logger in trainer.loggers:  # with the step of the epoch's last batch, as Lightning logs the end of an epoch
+        for logger in trainer.loggers:  # at the step of the last batch, as Lightning logs the end of an epoch
             logger.log_metrics({**figures, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
-        self._conclude(trainer, row)
+        self._report_and_stop(trainer, row)
         self.seconds += time.perf_counter() - started
 
-    def _copy(self, trainer: pl.Trainer, module: ClipModule) -> OpenClipEncoder:
-        """The model as it would be exported now, in a network of its own: modes and gradients of the trained one stay."""
+    def _current_model(self, trainer: pl.Trainer, module: ClipModule) -> OpenClipEncoder:
+        """A copy of the model as it would be exported now; modes and gradients of the trained model stay untouched."""
         if self._encoder is None:
             network = copy.deepcopy(module.model).float()
             self._encoder = OpenClipEncoder("training", network, {}, module.pairs.tokenizer, str(module.device))
@@ -94,7 +97,7 @@ class GapCallback(Callback):
             self._encoder.model.load_state_dict(module.model.state_dict())
         return self._encoder
 
-    def _conclude(self, trainer: pl.Trainer, row: Mapping[str, Any]) -> None:
+    def _report_and_stop(self, trainer: pl.Trainer, row: Mapping[str, Any]) -> None:
         if trainer.is_global_zero:
             log.info(
                 "epoch %d: PPG %.3f [%.3f, %.3f], corrected %.3f, against %s",
@@ -109,54 +112,54 @@ class GapCallback(Callback):
             log.info("stopping: the lower bound of PPG exceeds mitigation.gap_budget=%g", self.budget)
 
     def report(self) -> dict[str, Any]:
-        """What run.json says of the gaps."""
+        """The ``gaps`` of run.json."""
         return {"reference": self.reference.name, "rows": self.rows, "seconds": round(self.seconds, 2)}
 
 
 def gap_callback(
     out: Path, side: str, data: DataSpec, settings: GapSettings, budget: float | None, epochs: int
 ) -> GapCallback | None:
-    """The callback of the run in ``out``; None where no gaps are asked for.
+    """The callback of the run in ``out``; None if no gaps are to be measured.
 
     Args:
-        side: of the run: its own set is measured, A or B; budget: ``mitigation.gap_budget``.
-        epochs: that the run trains; a measurement must fall into them.
+        side: the side of the run, whose own set is measured: A for the target, B for the reference.
+        budget: ``mitigation.gap_budget``.
+        epochs: the epochs to train; at least one measurement must fall into them.
 
     Raises:
-        UserError: a budget without a reference, or a reference that is not there, not finished, or trained on this data.
+        UserError: a budget without a reference, or a reference that is missing, unfinished, or trained on the same set.
     """
     if settings.reference is None:
         if budget is not None and side == "target":
             raise UserError(
-                f"mitigation.gap_budget={budget} needs a reference to measure against; give gaps.reference=RUN, a finished "
-                "run with side=reference"
+                f"mitigation.gap_budget={budget} needs a reference to measure against; set gaps.reference=RUN to a "
+                "finished run with side=reference"
             )
         if budget is not None:
-            log.info("mitigation.gap_budget=%g stops the target; this reference trains to its end", budget)
+            log.info("mitigation.gap_budget=%g only stops the target; this reference trains to its end", budget)
         return None
     if settings.reference == PARTNER:
-        raise UserError("gaps.reference=partner is for dejavu mitigate, which knows the partner; give a finished run")
+        raise UserError(
+            "gaps.reference=partner is for dejavu mitigate, which knows the partner; set it to a finished run"
+        )
     if settings.every > epochs:
-        raise UserError(f"gaps.every={settings.every} is more than the {epochs} epochs that are trained; lower it")
-    reference = Side(settings.reference, out / "embeddings")
-    _check(reference, side, data)
+        raise UserError(f"gaps.every={settings.every} is more than the {epochs} epochs to train; lower it")
+    reference = AuditedModel(settings.reference, out / "embeddings")
+    _check_reference(reference, side, data)
     return GapCallback(data, side, settings, reference, reference.identity, budget)
 
 
-def _check(reference: Side, side: str, data: DataSpec) -> None:
-    what = f"gaps.reference={reference.name}"
+def _check_reference(reference: AuditedModel, side: str, data: DataSpec) -> None:
+    option = f"gaps.reference={reference.name}"
     if reference.run is None:
-        if reference.given is not None and not reference.given.is_dir():
-            raise UserError(f"{what}: there is no folder {reference.given}")
-        if reference.given is None and rank() == 0:
-            _ = reference.encoder
+        if reference.embeddings_folder is not None and not reference.embeddings_folder.is_dir():
+            raise UserError(f"{option}: the folder {reference.embeddings_folder} does not exist; check the path")
+        if reference.embeddings_folder is None and rank() == 0:
+            _ = reference.encoder  # fails now if the model cannot be loaded
         return
     if not (reference.run / "run.json").is_file():
-        raise UserError(f"{what} is not finished; start dejavu train again in it, and then this run")
+        raise UserError(f"{option} is not finished; run dejavu train in it again, then start this run")
     if reference.trained_on == TRAINED_ON[side]:
-        raise UserError(f"{what} was trained on {TRAINED_ON[side]} as this run is; give a run of the other side")
-    if reference.record.get("data") != file_sha256(data.folder / MANIFEST):
-        raise UserError(f"{what} was trained on other data than {data.folder}; give a run on the same data")
-
-
-log = logging.getLogger(__name__)
+        raise UserError(f"{option} was trained on {TRAINED_ON[side]}, like this run; use a run of the other side")
+    if reference.run_json.get("data") != file_sha256(data.folder / MANIFEST):
+        raise UserError(f"{option} was trained on other data than {data.folder}; use a run trained on the same data")

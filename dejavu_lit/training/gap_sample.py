@@ -1,8 +1,8 @@
-"""The gauge: PPG, PRG and AUCG of a model as it stands, on fixed samples of pairs, against a reference.
+"""PPG, PRG and AUCG of a model in training, on fixed samples of pairs, against a reference.
 
-It consists of the parts of an evaluation (fixed chunks, exact search, scores, blocks), so on the same records it gives the
-figures of ``dejavu evaluate``. What does not change between two measurements is kept: the decoded public images, and the
-reference's neighbors.
+The measurement uses the parts of an evaluation (fixed chunks, exact search, scores, blocks), so on the same records it gives
+the figures of ``dejavu evaluate``. What does not change between two measurements is cached: the decoded public images, and
+the scores of the reference.
 """
 
 import logging
@@ -13,70 +13,77 @@ from typing import Any, Protocol, cast
 import numpy as np
 from PIL import Image
 
-from dejavu_lit.data.exclude import prefix
+from dejavu_lit.data.key_lists import prefix
 from dejavu_lit.data.objects import Objects, read_objects
 from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
 from dejavu_lit.data.shards import BadPair, ShardSet
 from dejavu_lit.data.splits import seeded_hash
-from dejavu_lit.evaluation.embed import CHUNK, Modality, encode_captions, encode_chunk, read_chunk
-from dejavu_lit.evaluation.embeddings import Embeddings
+from dejavu_lit.evaluation.embed import CHUNK, encode_captions, encode_chunk, read_chunk
+from dejavu_lit.evaluation.embeddings import Embeddings, Modality
 from dejavu_lit.evaluation.search import search
 from dejavu_lit.measure.controls import blocks
-from dejavu_lit.measure.population import FIGURES, Resampling, outcomes
+from dejavu_lit.measure.figures import FIGURES
+from dejavu_lit.measure.population import Resampling, outcomes
 from dejavu_lit.measure.scores import Scores, score
 from dejavu_lit.models.encoder import Encoder
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.parallel import threads, threads_wanted
+from dejavu_lit.utils.parallel import thread_count, thread_pool
 
 log = logging.getLogger(__name__)
 
-ROOM = 2**30  # bytes of public images kept decoded; a larger public set is decoded anew at every measurement
+IMAGE_CACHE_BYTES = 2**30  # of decoded public images; a larger public set is decoded again at every measurement
 
 
 @dataclass(frozen=True)
 class GapSettings:
-    """Whether and how the gaps are measured while training; without a reference they are not."""
+    """Whether and how the gaps are measured while training; without a reference they are not measured."""
 
-    reference: str | None = None  # RUN (its checkpoint of the same epoch where it kept one) | RUN@EPOCH | MODEL | …
-    every: int = 5  # epochs between two measurements
-    sample: int = 500  # pairs with objects of each of the two sets
-    public: int | None = 512  # public images searched, in whole chunks of 64 drawn by hash; None: all
-    k: int = 10  # neighbors
-    threshold: float = 0.5  # lowest annotator score that counts
+    reference: str | None = None
+    """RUN (its checkpoint of the same epoch, else its final model), RUN@EPOCH, MODEL, embeddings:DIR or text:MODEL."""
+    every: int = 5
+    """Epochs between two measurements."""
+    sample: int = 500
+    """Pairs with objects, per set."""
+    public: int | None = 512
+    """Public images that are searched, drawn by hash in chunks of 64; null: all, as dejavu evaluate does."""
+    k: int = 10
+    """Neighbors."""
+    threshold: float = 0.5
+    """Lowest annotator score that counts."""
 
     def __post_init__(self) -> None:
         for name in ("every", "sample", "public", "k"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"gaps.{name}={getattr(self, name)} must be at least 1")
         if not 0 <= self.threshold <= 1:
-            raise UserError(f"gaps.threshold={self.threshold} must lie between 0 and 1")
+            raise UserError(f"gaps.threshold={self.threshold} must be between 0 and 1")
 
 
 class Reference(Protocol):
-    """The other model, as the measurement needs it; ``sides.Side`` is one."""
+    """What the measurement needs of the reference model; ``AuditedModel`` implements it."""
 
     @property
     def name(self) -> str:
-        """What the user called it."""
+        """The name that the user gave."""
 
     @property
     def captions_only(self) -> bool:
-        """Whether it compares captions with the captions of the public set."""
+        """Whether it compares captions with the captions of the public set (the one-model test)."""
 
     @property
     def encoder(self) -> Encoder:
         """The model."""
 
     def at(self, epoch: int, device: str) -> "Reference":
-        """The same as it was after ``epoch`` epochs, where that is to be had."""
+        """The model after ``epoch`` epochs if that checkpoint exists, else the model itself."""
 
     def saved(self, shards: ShardSet, name: str, modality: Modality) -> Embeddings | None:
-        """Embeddings of the whole set ``name`` that are there already."""
+        """Existing embeddings of the complete set ``name``, if any."""
 
 
 @dataclass(frozen=True)
-class Sample:
-    """The pairs of one set that are measured: keys and captions [n], and their objects."""
+class PairSample:
+    """The pairs of one set that are measured: their keys, captions and objects, n each."""
 
     name: str
     keys: list[str]
@@ -84,89 +91,97 @@ class Sample:
     truth: Objects
 
     @classmethod
-    def draw(cls, shards: ShardSet, objects: Objects, count: int, members: Sequence[str]) -> "Sample":
-        """The ``count`` pairs of smallest hash among ``members`` that have objects; a larger sample holds them, too.
+    def draw(cls, shards: ShardSet, objects: Objects, count: int, members: Sequence[str]) -> "PairSample":
+        """The ``count`` pairs with the smallest hash among ``members`` with objects; a larger sample contains a smaller one.
 
         Raises:
-            UserError: not one pair has objects.
+            UserError: no pair has objects.
         """
-        kept = {key for key, number in zip(objects.keys, objects.counts(), strict=True) if number}
-        keys = [key for key in members if key in kept]
-        first = np.argsort(seeded_hash(keys, 0, "gaps"), kind="stable")[:count]
-        wanted = {keys[row] for row in first}
+        with_objects = {key for key, number in zip(objects.keys, objects.counts(), strict=True) if number}
+        keys = [key for key in members if key in with_objects]
+        smallest = np.argsort(seeded_hash(keys, 0, "gaps"), kind="stable")[:count]
+        chosen = {keys[row] for row in smallest}
         captions: dict[str, str] = {}
-        for shard in range(len(shards.names)) if wanted else ():
+        for shard in range(len(shards.names)) if chosen else ():
             index = shards.index(shard)
             for position, key in enumerate(index.keys):
-                if key in wanted:
+                if key in chosen:
                     try:
                         captions[key] = index.read(position, image=False).caption
                     except BadPair as bad:
-                        log.warning("left out of the gaps: %s", bad)
-        found = [key for key, caption in captions.items() if caption]
-        if not found:
+                        log.warning("excluded from the gaps: %s", bad)
+        readable = [key for key, caption in captions.items() if caption]
+        if not readable:
             raise UserError(f"no pair of {shards.folder} has an object, so no gap can be measured; check data.objects=")
-        return cls(shards.folder.name, found, [captions[key] for key in found], objects.take(found))
+        return cls(shards.folder.name, readable, [captions[key] for key in readable], objects.take(readable))
 
 
-class Images:
-    """The images of a set as vectors of any encoder; decoded once a preprocessing where they fit into ``ROOM``."""
+class ImageSample:
+    """The images of a set as vectors of any encoder; decoded once per preprocessing if they fit into the cache."""
 
     def __init__(self, shards: ShardSet, count: int | None = None) -> None:
-        """``count``: how many at least, in whole chunks of smallest hash; all by default."""
-        places = [(shard, start) for shard, size in enumerate(shards.sizes) for start in range(0, size, CHUNK)]
-        hashes = seeded_hash([f"{shards.names[shard]}/{start}" for shard, start in places], 0, "gaps")
+        """``count``: the least number of images, in complete chunks of smallest hash; None for all images."""
+        chunks = [(shard, start) for shard, size in enumerate(shards.sizes) for start in range(0, size, CHUNK)]
+        hashes = seeded_hash([f"{shards.names[shard]}/{start}" for shard, start in chunks], 0, "gaps")
         chosen = np.argsort(hashes, kind="stable")[: None if count is None else -(-count // CHUNK)]
-        self.shards, self.places = shards, [places[row] for row in sorted(chosen)]
-        self._kept: dict[str, dict[tuple[int, int], tuple[list[str], np.ndarray]]] = {}
+        self.shards, self.chunks = shards, [chunks[row] for row in sorted(chosen)]
+        self._cache: dict[str, dict[tuple[int, int], tuple[list[str], np.ndarray]]] = {}
 
     def vectors(self, encoder: Encoder) -> tuple[list[str], np.ndarray]:
-        """(keys [n], float16 [n, d]) of the images that can be used, bit for bit as ``embed`` makes them."""
-        kept = self._kept.setdefault(encoder.pixels, {})
-        fits = encoder.preprocess(Image.new("RGB", (8, 8))).nbytes * CHUNK * len(self.places) <= ROOM
-        alone = encoder.device.type == "cpu"
+        """(keys [n], float16 [n, d]) of the usable images, bit for bit as ``embed`` computes them."""
+        cache = self._cache.setdefault(encoder.pixels, {})
+        fits = encoder.preprocess(Image.new("RGB", (8, 8))).nbytes * CHUNK * len(self.chunks) <= IMAGE_CACHE_BYTES
+        encode_in_threads = encoder.device.type == "cpu"
 
-        def work(place: tuple[int, int]) -> tuple[list[str], np.ndarray]:
-            keys, images = kept.get(place) or _stacked(encoder, self.shards, *place)
+        def read(chunk: tuple[int, int]) -> tuple[list[str], np.ndarray]:
+            """The keys of a chunk with its vectors, or with its images if they are encoded on the main thread."""
+            keys, images = cache.get(chunk) or _read_images(encoder, self.shards, *chunk)
             if fits:
-                kept[place] = keys, images
-            return keys, encode_chunk(encoder, list(images), "image") if alone and keys else images
+                cache[chunk] = keys, images
+            return keys, encode_chunk(encoder, list(images), "image") if encode_in_threads and keys else images
 
         names: list[str] = []
-        found = []
-        with threads() as pool:
-            ahead = 4 * threads_wanted()  # chunks: what is decoded and not yet encoded is bounded
-            for first in range(0, len(self.places), ahead):
-                for keys, content in pool.map(work, self.places[first : first + ahead]):
+        vectors = []
+        with thread_pool() as pool:
+            ahead = 4 * thread_count()  # chunks; bounds the images that are decoded and not yet encoded
+            for first in range(0, len(self.chunks), ahead):
+                for keys, content in pool.map(read, self.chunks[first : first + ahead]):
                     if keys:
                         names += keys
-                        found.append(content if alone else encode_chunk(encoder, list(content), "image"))
-        if not found:
+                        vectors.append(content if encode_in_threads else encode_chunk(encoder, list(content), "image"))
+        if not vectors:
             raise UserError(f"no image of {self.shards.folder} can be used; prepare the data again")
-        return names, np.concatenate(found).astype(np.float16)
+        return names, np.concatenate(vectors).astype(np.float16)
 
 
-def _stacked(encoder: Encoder, shards: ShardSet, shard: int, start: int) -> tuple[list[str], np.ndarray]:
-    """One chunk's keys and images, uint8 [m, 3, h, w]."""
+def _read_images(encoder: Encoder, shards: ShardSet, shard: int, start: int) -> tuple[list[str], np.ndarray]:
+    """The keys and the images of one chunk, uint8 [m, 3, h, w]."""
     keys, content, _ = read_chunk(encoder, shards.index(shard), start, "image", False)
     return keys, np.stack(cast(list[np.ndarray], content)) if keys else np.zeros(0, np.uint8)
 
 
 @dataclass(frozen=True)
-class Judged:
-    """The reference's part of a measurement: the public keys that both sides have, sorted, and its scores by block."""
+class SearchedImages:
+    """The public images that both models have: their keys, sorted, and their objects."""
+
+    keys: list[str]
+    objects: Objects
+
+
+@dataclass(frozen=True)
+class ReferenceScores:
+    """The scores of the reference ``name`` per sample, on the public images that it shares with the measured model."""
 
     name: str
-    keys: list[str]
-    public: Objects
+    public: SearchedImages
     scores: Mapping[str, Scores]
 
 
-class Gauge:
-    """Measures any encoder against the reference on fixed samples of the run's own set and of H.
+class GapMeter:
+    """Measures any encoder against the reference, on fixed samples of the run's own set and of H.
 
     Raises:
-        UserError: no objects, a set that is not there, public images that were trained on.
+        UserError: no objects, a missing set, or public images that are also trained on.
     """
 
     def __init__(self, data: DataSpec, side: str, settings: GapSettings, reference: Reference) -> None:
@@ -175,74 +190,76 @@ class Gauge:
         self._public = ShardSet.open(data.public_folder())
         self._name = data.public_sets.get(data.public, self._public.folder.name)
         folder = data.objects_folder()
-        places = [*(folder / shards.folder.name for shards in self._sets.values()), folder / self._name]
-        objects, _ = read_objects(places, settings.threshold)
+        folders = [*(folder / shards.folder.name for shards in self._sets.values()), folder / self._name]
+        objects, _ = read_objects(folders, settings.threshold)
         self._objects = objects[-1]
         self._excluded = data.excluded
-        self.samples = {}
-        for (name, shards), found, size in zip(self._sets.items(), objects, (data.train_size, None), strict=False):
+        self.samples: dict[str, PairSample] = {}
+        for (name, shards), set_objects, size in zip(
+            self._sets.items(), objects, (data.train_size, None), strict=False
+        ):
             members, _ = prefix(shards, size, data.excluded)
             if shared := set(members) & set(self._objects.keys):
                 raise UserError(
-                    f"data.public={data.public} holds {len(shared)} keys of {shards.folder}, the first is {min(shared)}; "
-                    "search other public images"
+                    f"data.public={data.public} contains {len(shared)} keys of {shards.folder}, such as {min(shared)}; "
+                    "use other public images"
                 )
-            self.samples[name] = Sample.draw(shards, found, settings.sample, members)
-        self._images = Images(self._public, settings.public)
-        self._judged: Judged | None = None
+            self.samples[name] = PairSample.draw(shards, set_objects, settings.sample, members)
+        self._images = ImageSample(self._public, settings.public)
+        self._reference_scores: ReferenceScores | None = None
 
     def measure(self, encoder: Encoder, epoch: int) -> dict[str, Any]:
         """{epoch, against, ppg, prg, aucg, null_ppg, corrected_ppg, ppg_low, ppg_high} after ``epoch`` epochs."""
         keys, vectors = self._images.vectors(encoder)
-        judged = self._judge(epoch, keys, str(encoder.device))
-        found = {}
+        reference = self._score_reference(epoch, keys, str(encoder.device))
+        by_sample = {}
         for name, sample in self.samples.items():
             queries = encode_captions(encoder, sample.captions).astype(np.float16)
-            own = self._score(queries, keys, vectors, judged.keys, judged.public, sample)
-            found[name] = outcomes(own, judged.scores[name], self.settings.k)
-        made = blocks(found["population"], found["null"], None, Resampling())
-        population, null, corrected = (made[name] for name in ("population", "null", "corrected"))
+            own = self._score(queries, keys, vectors, reference.public, sample)
+            by_sample[name] = outcomes(own, reference.scores[name], self.settings.k)
+        gaps = blocks(by_sample["population"], by_sample["null"], None, Resampling())
+        population, null, corrected = (gaps[name] for name in ("population", "null", "corrected"))
         assert population is not None
         assert null is not None
         assert corrected is not None
         low, high = population.interval(0)
         figures = dict(zip(FIGURES, map(float, population.value), strict=True))
         figures |= {"null_ppg": float(null.value[0]), "corrected_ppg": float(corrected.value[0])}
-        return {"epoch": epoch, "against": judged.name, **figures, "ppg_low": low, "ppg_high": high}
+        return {"epoch": epoch, "against": reference.name, **figures, "ppg_low": low, "ppg_high": high}
 
-    def _judge(self, epoch: int, keys: list[str], device: str) -> Judged:
-        """The reference's scores, searched once for each model that it stands for."""
-        side = self.reference.at(epoch, device)
-        if self._judged is not None and self._judged.name == side.name:
-            return self._judged
-        names, vectors = self._public_of(side)
-        common = sorted((set(keys) & set(names)) - self._excluded)
-        public = self._objects.take(common)
+    def _score_reference(self, epoch: int, keys: list[str], device: str) -> ReferenceScores:
+        """The scores of the reference, searched once for each of its checkpoints."""
+        reference = self.reference.at(epoch, device)
+        if self._reference_scores is not None and self._reference_scores.name == reference.name:
+            return self._reference_scores
+        reference_keys, vectors = self._reference_vectors(reference)
+        common = sorted((set(keys) & set(reference_keys)) - self._excluded)
+        public = SearchedImages(common, self._objects.take(common))
         scores = {}
         for name, sample in self.samples.items():
-            saved = side.saved(self._sets[name], sample.name, "text")
-            queries = saved.load(sample.keys) if saved else encode_captions(side.encoder, sample.captions)
-            scores[name] = self._score(queries.astype(np.float16), names, vectors, common, public, sample)
-        self._judged = Judged(side.name, common, public, scores)
-        return self._judged
+            saved = reference.saved(self._sets[name], sample.name, "text")
+            queries = saved.load(sample.keys) if saved else encode_captions(reference.encoder, sample.captions)
+            scores[name] = self._score(queries.astype(np.float16), reference_keys, vectors, public, sample)
+        self._reference_scores = ReferenceScores(reference.name, public, scores)
+        return self._reference_scores
 
-    def _public_of(self, side: Reference) -> tuple[list[str], np.ndarray]:
-        """The reference's view of the public set: keys [n] and vectors float16 [n, d]."""
-        if saved := side.saved(self._public, self._name, "text" if side.captions_only else "image"):
+    def _reference_vectors(self, reference: Reference) -> tuple[list[str], np.ndarray]:
+        """The public set as the reference embeds it: keys [n] and vectors float16 [n, d]."""
+        if saved := reference.saved(self._public, self._name, "text" if reference.captions_only else "image"):
             return list(saved.keys), saved.load()
-        if not side.captions_only:
-            return self._images.vectors(side.encoder)
+        if not reference.captions_only:
+            return self._images.vectors(reference.encoder)
         keys: list[str] = []
         captions: list[str] = []
-        for shard, start in self._images.places:
-            found, content, _ = read_chunk(side.encoder, self._public.index(shard), start, "text", False)
-            keys, captions = keys + found, captions + cast(list[str], content)
-        return keys, encode_captions(side.encoder, captions).astype(np.float16)
+        for shard, start in self._images.chunks:
+            chunk_keys, content, _ = read_chunk(reference.encoder, self._public.index(shard), start, "text", False)
+            keys, captions = keys + chunk_keys, captions + cast(list[str], content)
+        return keys, encode_captions(reference.encoder, captions).astype(np.float16)
 
     def _score(
-        self, queries: np.ndarray, names: list[str], vectors: np.ndarray, common: list[str], public: Objects, on: Sample
+        self, queries: np.ndarray, keys: list[str], vectors: np.ndarray, public: SearchedImages, sample: PairSample
     ) -> Scores:
-        """One model's scores of a sample, searched among the public keys ``common``."""
-        rows = {key: row for row, key in enumerate(names)}
-        neighbors, _ = search(queries, [vectors[[rows[key] for key in common]]], self.settings.k)
-        return score(neighbors, public, on.truth, [self.settings.k])
+        """The scores of one model on a sample; ``keys`` and ``vectors`` are those of its public images."""
+        rows = {key: row for row, key in enumerate(keys)}
+        neighbors, _ = search(queries, [vectors[[rows[key] for key in public.keys]]], self.settings.k)
+        return score(neighbors, public.objects, sample.truth, [self.settings.k])

@@ -1,4 +1,4 @@
-"""Lightning's loggers of one training run: ``metrics.csv`` always, Weights & Biases and TensorBoard where asked for."""
+"""Lightning's loggers for a training run: ``metrics.csv`` always, Weights & Biases and TensorBoard on request."""
 
 import csv
 import logging
@@ -13,15 +13,16 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from dejavu_lit.utils.distributed import rank
 from dejavu_lit.utils.errors import UserError, first_line
-from dejavu_lit.utils.io import naming, plain, write_text
-from dejavu_lit.utils.wandb import LoggerSettings, open_run, quiet, wandb_options
+from dejavu_lit.utils.io import name_file_in_errors, no_links, to_plain_json, write_text
+from dejavu_lit.utils.wandb import LoggerSettings, quiet, start_run, wandb_options
 
-FINISH = 60  # seconds for the upload of what is left at the end; a job that is warned has about as many
 log = logging.getLogger(__name__)
+
+UPLOAD_SECONDS = 60  # wandb may upload for this long at the end; a job has about as long after its warning signal
 
 
 class CsvLog:
-    """``metrics.csv`` in rows of step, epoch, metric, value: appended to, never replaced, cut back where a run resumes."""
+    """``metrics.csv`` with rows of step, epoch, metric, value: appended to, never replaced, truncated if a run resumes."""
 
     FIELDS = ("step", "epoch", "metric", "value")
 
@@ -29,27 +30,27 @@ class CsvLog:
         self.path = path
 
     def resume(self, step: int) -> None:
-        """Drop the rows of steps that will be done again."""
+        """Drop the rows from ``step`` on, which will be computed again."""
         if not self.path.exists():
             return
         with open(self.path, newline="") as file:
-            whole = (row for row in csv.DictReader(file) if all(row.get(name) for name in self.FIELDS))
-            rows = [row for row in whole if row["step"].isdigit() and int(row["step"]) < step]
-        lines = [",".join(self.FIELDS), *(",".join(str(row[f]) for f in self.FIELDS) for row in rows)]
+            complete = (row for row in csv.DictReader(file) if all(row.get(name) for name in self.FIELDS))
+            rows = [row for row in complete if row["step"].isdigit() and int(row["step"]) < step]
+        lines = [",".join(self.FIELDS), *(",".join(str(row[name]) for name in self.FIELDS) for row in rows)]
         write_text(self.path, "\n".join(lines) + "\n")
 
     def append(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Add one row a metric."""
-        new = not self.path.exists()
-        with naming(self.path), open(self.path, "a", newline="") as file:
+        """Append one row per metric."""
+        is_new = not self.path.exists()
+        with name_file_in_errors(self.path), open(self.path, "a", newline="", opener=no_links) as file:
             writer = csv.writer(file)
-            if new:
+            if is_new:
                 writer.writerow(self.FIELDS)
             writer.writerows((step, epoch, name, value) for name, value in metrics.items())
 
 
 class CsvLogger(Logger):
-    """Lightning's side of ``metrics.csv``; its own CSVLogger deletes the file when a run resumes."""
+    """Writes Lightning's metrics to ``metrics.csv``; Lightning's own CSVLogger deletes the file when a run resumes."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -73,31 +74,32 @@ class CsvLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: config.yaml holds them."""
+        """Nothing: they are in config.yaml."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append the metrics of one step."""
-        rest = {name: value for name, value in metrics.items() if name != "epoch"}  # the next logger gets the same dict
-        self.log.append(step or 0, int(metrics.get("epoch", 0)), rest)
+        # A copy, since the next logger gets the same dict.
+        values = {name: value for name, value in metrics.items() if name != "epoch"}
+        self.log.append(step or 0, int(metrics.get("epoch", 0)), values)
 
 
 class WandbLogger(Logger):
-    """Lightning's side of wandb's run in ``out``. Once begun, its loss costs one warning and never the training.
+    """Sends Lightning's metrics to the wandb run in ``out``. If wandb fails after its start, training continues with a warning.
 
-    Its own process is beyond our control: SLURM ends it with the first TERM to the job, while the training may go on.
+    We do not control wandb's process: SLURM ends it with the first TERM to the job, while the training may continue.
 
     Args:
-        resumed: the training is under way already, so that even a run that cannot begin costs no more than a warning.
-        options: keywords of ``wandb.init``.
+        resumed: whether training has already started, so that even a failed start is only a warning.
+        options: keyword arguments of ``wandb.init``.
     """
 
     def __init__(self, out: Path, offline: bool, resumed: bool, options: Mapping[str, Any]) -> None:
         super().__init__()
-        self._begin: Callable[[], Any] = lambda: open_run(out, offline, **options)
+        self._start: Callable[[], Any] = lambda: start_run(out, offline, **options)
         self._resumed = resumed
         self._run: Any = None
-        self._over = False
+        self._closed = False
 
     @property
     def name(self) -> str:
@@ -111,79 +113,86 @@ class WandbLogger(Logger):
 
     @property
     def experiment(self) -> Any:
-        """wandb's run, begun when Lightning first asks; None when it is over."""
-        if self._run is None and not self._over:
+        """The wandb run, started on first access; None once it is closed."""
+        if self._run is None and not self._closed:
             try:
-                self._run = self._begin()
-                self._attempt(self._axes)
+                self._run = self._start()
+                self._attempt(self._define_axes)
             except UserError as error:
                 if not self._resumed:
                     raise
-                self._lose(error)
+                self._give_up(error)
         return self._run
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run begins with them."""
+        """Nothing: the run starts with them."""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Log the metrics of one step."""
         self._attempt(lambda: self._run.log({**metrics, "trainer/global_step": step or 0}))
 
     def finalize(self, status: str) -> None:
-        """End wandb's run, or the next job of a multirun would go on in it."""
-        self._attempt(lambda: self._end(int(status == "failed")))
-        self._run, self._over = None, True
+        """End the wandb run, or the next job of a multirun would continue it."""
+        self._attempt(lambda: self._finish(int(status == "failed")))
+        self._run, self._closed = None, True
 
-    def _end(self, code: int) -> None:
+    def _finish(self, code: int) -> None:
         import wandb
 
         self._run.finish(exit_code=code)
-        wandb.teardown()  # its own process writes the last of the file after ``finish``, and may be ended at any moment
+        wandb.teardown()  # its process writes the end of the file only now, and may be ended at any moment
 
-    def _axes(self) -> None:
+    def _define_axes(self) -> None:
         self._run.define_metric("trainer/global_step")
         self._run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
 
-    def _attempt(self, act: Callable[[], object]) -> None:
+    def _attempt(self, action: Callable[[], object]) -> None:
         if self._run is None:
             return
         try:
-            act()
-        except Exception as error:  # of many classes: wandb's, its mailbox's, the system's
-            if "DataLoader" in str(error):  # by which torch tells, from anywhere, that a loader's process was killed
+            action()
+        except Exception as error:  # of many classes: from wandb, its mailbox, the system
+            if "DataLoader" in str(error):  # torch may raise this anywhere when a loader process was killed
                 raise
-            self._lose(error)
+            self._give_up(error)
 
-    def _lose(self, error: Exception) -> None:
-        self._run, self._over = None, True
-        said = "wandb has gone (%s); metrics.csv has everything, and `wandb sync` may still upload what wandb had got"
-        log.warning(said, first_line(error))
+    def _give_up(self, error: Exception) -> None:
+        self._run, self._closed = None, True
+        message = (
+            "wandb failed (%s); metrics.csv is complete, and `wandb sync` may still upload what wandb had received"
+        )
+        log.warning(message, first_line(error))
         import wandb
 
         with suppress(Exception):
-            wandb.teardown()  # or it would try once more at exit, and tell of it in a traceback
+            wandb.teardown()  # or it would try again at exit and print a traceback
 
 
 def training_loggers(
     out: Path, settings: LoggerSettings, side: str, config: Mapping[str, Any], step: int | None
 ) -> list[Logger]:
-    """The loggers of the run in ``out``.
+    """The loggers of the run in ``out``; ranks above 0 have the CSV logger alone, which does nothing there.
 
     Args:
         side: target or reference, wandb's job type.
         config: the resolved settings.
-        step: where a resumed run goes on, so that what is done again replaces what was logged; None for a new one.
+        step: where a resumed run continues, so that repeated steps replace what was logged; None for a new run.
     """
-    table = CsvLogger(out)
-    loggers: list[Logger] = [table]
+    csv_logger = CsvLogger(out)
+    loggers: list[Logger] = [csv_logger]
     if rank() > 0:
         return loggers
-    table.log.resume(step or 0)  # without a checkpoint all is done again
+    csv_logger.log.resume(step or 0)  # without a checkpoint, every step is repeated
     if settings.wandb is not None:
         import wandb
 
-        own = wandb.Settings(silent=quiet(), console="off", finish_timeout=FINISH, finish_timeout_raises=True)
-        options = wandb_options(out, settings.wandb, side) | {"config": plain(config), "settings": own}
+        client_settings = wandb.Settings(
+            silent=quiet(), console="off", finish_timeout=UPLOAD_SECONDS, finish_timeout_raises=True
+        )
+        options = wandb_options(out, settings.wandb, side) | {
+            "config": to_plain_json(config),
+            "settings": client_settings,
+        }
         loggers.append(WandbLogger(out, settings.wandb.offline, step is not None, options))
     if settings.tensorboard:
         from pytorch_lightning.loggers import TensorBoardLogger
@@ -192,7 +201,7 @@ def training_loggers(
     return loggers
 
 
-def finish(loggers: Sequence[Logger]) -> None:
-    """End them all, which does no harm where it was done."""
+def finish_loggers(loggers: Sequence[Logger]) -> None:
+    """Finalize all loggers; a second call does no harm."""
     for logger in loggers:
         logger.finalize("finished")

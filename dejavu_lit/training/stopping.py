@@ -1,4 +1,4 @@
-"""What ends a training before its time: no better loss or accuracy on V any more, or weights that are no numbers."""
+"""Callbacks that end a training early: the loss or accuracy on V stops improving, or the weights are no longer finite."""
 
 import math
 from pathlib import Path
@@ -11,19 +11,22 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping
 from dejavu_lit.training.checkpoints import saved_step
 from dejavu_lit.utils.errors import UserError
 
-PATIENCE = 3  # epochs
+DEFAULT_PATIENCE = 3  # epochs without improvement, if mitigation.early_patience is not given
 
 
 class EarlyStop(EarlyStopping):
-    """Lightning's early stopping, which also stays stopped when a run is resumed."""
+    """Lightning's early stopping, which also stays stopped when a run is resumed.
+
+    Its state is in ``last.ckpt`` under the name of this class, so renaming it would lose the state of unfinished runs.
+    """
 
     def __init__(self, quantity: str, patience: int | None) -> None:
-        """``quantity``: loss (the lower the better) or accuracy (the higher) on V; patience in epochs."""
+        """``quantity``: loss (lower is better) or accuracy (higher is better) on V; ``patience``: in epochs."""
         super().__init__(
             f"val_{quantity}",
             mode="min" if quantity == "loss" else "max",
-            patience=patience or PATIENCE,
-            check_on_train_epoch_end=False,  # right after V: at the end of the epoch it would come after last.ckpt is saved
+            patience=patience or DEFAULT_PATIENCE,
+            check_on_train_epoch_end=False,  # right after validation: the end of the epoch is after last.ckpt is saved
         )
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -38,7 +41,7 @@ class EarlyStop(EarlyStopping):
 
     @property
     def stopped(self) -> dict[str, Any] | None:
-        """What ended the training, after which epoch (counted from 1); None where it was not ended."""
+        """What ended the training, and after which epoch (counted from 1); None if this callback did not end it."""
         if self.stopping_reason_message is None:
             return None
         best = float(self.best_score)
@@ -51,44 +54,50 @@ class EarlyStop(EarlyStopping):
         }
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """End at once where the run had been stopped, but not finished, when it was killed."""
+        """End at once if the run was killed after it was stopped and before it was finished."""
         if self.stopped:
             trainer.should_stop = True
 
 
-class Finite(Callback):
-    """Ends a training whose weights hold NaN or infinity, before they are saved anywhere; ``last`` is the last good ones' file.
+class NonFiniteLossStop(Callback):
+    """Ends a training whose weights contain NaN or infinity, before they are saved; ``last`` is the last good checkpoint.
 
-    A loss that is no number makes the weights so with the same step, and the weights are the same on all ranks, so all end
-    together. (In 16-mixed precision the scaler leaves such steps out, and nothing is lost.)
+    A non-finite loss makes the weights non-finite in the same step. The weights are the same on all ranks, so all ranks end
+    together. (In 16-mixed precision the gradient scaler skips such steps, and nothing is lost.)
     """
 
     def __init__(self, last: Path) -> None:
         self.last = last
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
-        """Look as often as something is logged."""
+        """Check as often as metrics are logged."""
         if trainer.global_step % cast(Any, trainer).log_every_n_steps == 0:
             self._check(trainer, module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Look before the epoch's weights are kept."""
+        """Check before the weights of the epoch are saved."""
         self._check(trainer, module)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Look before anything is saved."""
+        """Check before any other checkpoint is saved."""
         self._check(trainer, module)
 
     def _check(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         sums = torch.stack([weights.detach().float().sum() for weights in module.parameters()])
         if not bool(sums.isfinite().all()):
-            kept = f"{self.last}, of step {saved_step(self.last)}" if self.last.is_file() else "none: it came too early"
+            step = trainer.global_step
+            last_good = (
+                f"the last good checkpoint is {self.last}, of step {saved_step(self.last)}"
+                if self.last.is_file()
+                else "no checkpoint was saved before"
+            )
             raise UserError(
-                f"the loss is no number any more (NaN or infinity) at step {trainer.global_step}; the last good checkpoint is "
-                f"{kept}; train with a lower recipe.lr, a longer recipe.warmup_steps or recipe.gradient_clip=1, into another out="
+                f"the loss is NaN or infinite at step {step} ({last_good}); train with a lower recipe.lr, a longer "
+                "recipe.warmup_steps or recipe.gradient_clip=1, into another out="
             )
 
 
-def why_stopped(trainer: pl.Trainer) -> dict[str, Any] | None:
-    """What ended the training before its last epoch: the ``stopped`` of the callback that did; None where none did."""
-    return next((why for callback in cast(Any, trainer).callbacks if (why := getattr(callback, "stopped", None))), None)
+def stop_reason(trainer: pl.Trainer) -> dict[str, Any] | None:
+    """What ended the training before its last epoch: ``stopped`` of the callback that did; None if none did."""
+    reasons = (getattr(callback, "stopped", None) for callback in cast(Any, trainer).callbacks)
+    return next((reason for reason in reasons if reason), None)

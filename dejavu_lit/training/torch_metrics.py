@@ -1,8 +1,8 @@
 """The gaps as torchmetrics, for training loops and for many processes: bounded states that merge exactly.
 
-PPG, PRG and AUCG keep counts that add up; SampleLevelGap keeps the L first records of its ranking. On any number of processes
-they give what ``population`` and ``sample`` give on all records at once, bit for bit, as long as each record is updated on one
-process only (a sampler that pads the last batch with repeated records breaks that).
+PPG, PRG and AUCG keep counts that add up; SampleLevelGap keeps the first L records of its ranking. On any number of processes
+they equal ``population`` and ``sample`` on all records at once, bit for bit, as long as each record is updated on one process
+only (a sampler that pads the last batch with repeated records breaks this).
 """
 
 from typing import Any
@@ -13,6 +13,15 @@ from torchmetrics import Metric
 
 from dejavu_lit.measure.population import mean_recall_gap
 from dejavu_lit.measure.sample import RANKINGS
+
+
+def _keep_apart(metric: Metric, name: str) -> None:
+    """Add an unused state with this name, so that a MetricCollection updates the metric itself.
+
+    A collection updates only one of several metrics whose states have the same names and, after the first batch, the same
+    values, as those of PPG and PRG may have.
+    """
+    metric.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
 
 class _PopulationGap(Metric):
@@ -29,12 +38,13 @@ class _PopulationGap(Metric):
         super().__init__(**options)
         for name in ("wins", "losses", "records"):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        _keep_apart(self, type(self).__name__)
 
     def _count(self, difference: Tensor, truth: Tensor) -> None:
-        kept = truth > 0
-        self.wins += (kept & (difference > 0)).sum()
-        self.losses += (kept & (difference < 0)).sum()
-        self.records += kept.sum()
+        has_objects = truth > 0
+        self.wins += (has_objects & (difference > 0)).sum()
+        self.losses += (has_objects & (difference < 0)).sum()
+        self.records += has_objects.sum()
 
     def compute(self) -> Tensor:
         """The gap, float64; NaN before the first record with objects."""
@@ -48,7 +58,7 @@ class PPG(_PopulationGap):
         self, target_hits: Tensor, target_predicted: Tensor, reference_hits: Tensor, reference_predicted: Tensor,
         truth: Tensor,
     ) -> None:  # fmt: skip
-        """Add n records: per model |G ∩ Ô| and |Ô|, and |G|, all integers [n]."""
+        """Add n records: |G ∩ Ô| and |Ô| per model, and |G|, all integers [n]."""
         target = target_hits.long() * reference_predicted.long().clamp(min=1)
         reference = reference_hits.long() * target_predicted.long().clamp(min=1)
         self._count(target - reference, truth)
@@ -58,7 +68,7 @@ class PRG(_PopulationGap):
     """The population recall gap, ( #{rec_T > rec_R} − #{rec_T < rec_R} ) / n."""
 
     def update(self, target_hits: Tensor, reference_hits: Tensor, truth: Tensor) -> None:
-        """Add n records: per model |G ∩ Ô|, and |G|, all integers [n]."""
+        """Add n records: |G ∩ Ô| per model, and |G|, all integers [n]."""
         self._count(target_hits.long() - reference_hits.long(), truth)
 
 
@@ -66,7 +76,7 @@ class AUCG(Metric):
     """The area between the models' recall curves, mean(recall_T) − mean(recall_R), from counts per (hits, |G|).
 
     Args:
-        max_objects: the most objects an image may have; the state is 2 × (max_objects + 1)² integers.
+        max_objects: the largest number of objects per image; the state is 2 × (max_objects + 1)² integers.
     """
 
     is_differentiable = False
@@ -81,18 +91,18 @@ class AUCG(Metric):
         self.add_state("counts", torch.zeros((2, size, size), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, target_hits: Tensor, reference_hits: Tensor, truth: Tensor) -> None:
-        """Add n records: per model |G ∩ Ô|, and |G|, all integers [n].
+        """Add n records: |G ∩ Ô| per model, and |G|, all integers [n].
 
         Raises:
             ValueError: an image with more than ``max_objects`` objects.
         """
         truth, size = truth.long(), self.max_objects + 1
         if truth.numel() and int(truth.max()) >= size:
-            raise ValueError(f"an image has {int(truth.max())} objects; make AUCG(max_objects=…) at least that large")
-        kept = truth > 0
-        for side, hits in enumerate((target_hits, reference_hits)):
-            cell = truth[kept] * size + hits.long()[kept]
-            self.counts[side] += torch.bincount(cell, minlength=size * size).reshape(size, size)
+            raise ValueError(f"an image has {int(truth.max())} objects; set AUCG(max_objects=…) to at least that")
+        has_objects = truth > 0
+        for model, hits in enumerate((target_hits, reference_hits)):
+            cell = truth[has_objects] * size + hits.long()[has_objects]
+            self.counts[model] += torch.bincount(cell, minlength=size * size).reshape(size, size)
 
     def compute(self) -> Tensor:
         """The gap, float64; NaN before the first record with objects."""
@@ -113,7 +123,8 @@ class SampleLevelGap(Metric):
     """The gaps of precision, recall and F1 on the ``top`` most memorized records; ties go to the smaller record number.
 
     Args:
-        top: L, the number of records; by: ``distance``, ``hits`` or ``gap``, as in ``sample``.
+        top: L, the number of records.
+        by: the ranking, ``distance``, ``hits`` or ``gap``, as in ``sample``.
     """
 
     is_differentiable = False
@@ -124,13 +135,14 @@ class SampleLevelGap(Metric):
     def __init__(self, top: int, by: str = "distance", **options: Any) -> None:
         super().__init__(**options)
         if top < 1 or by not in RANKINGS:
-            raise ValueError(f"SampleLevelGap(top={top}, by={by!r}): top must be at least 1, by one of {RANKINGS}")
+            raise ValueError(f"SampleLevelGap(top={top}, by={by!r}): top must be at least 1, and by one of {RANKINGS}")
         self.top, self.by = top, by
-        # Unused places have |G| = 0.
+        # Unused rows have |G| = 0.
         self.add_state("first", torch.zeros((top, 7), dtype=torch.int64), dist_reduce_fx=self._merge)
+        _keep_apart(self, f"{by}_{top}")
 
     def _merge(self, stacked: Tensor) -> Tensor:
-        """The first ``top`` of the records in states [..., 7], in order; exact, whatever they were split into."""
+        """The first ``top`` records of states [..., 7], in order; exact, however the records were split."""
         rows = stacked.reshape(-1, 7)
         rows = rows[rows[:, _TRUTH] > 0]
         rows = rows[torch.argsort(rows[:, _RECORD], stable=True)]
@@ -144,13 +156,13 @@ class SampleLevelGap(Metric):
         """Add n records.
 
         Args:
-            record: the records' numbers over all processes, int [n].
-            distance: of the nearest public image under the target, float32 [n].
+            record: the numbers of the records over all processes, int [n].
+            distance: the distance to the nearest public image under the target, float32 [n].
             target_hits, target_predicted, reference_hits, reference_predicted, truth: |G ∩ Ô| and |Ô| per model, and |G|,
                 int [n].
         """
         if self.by == "distance":
-            # The bits of a float32 as an integer of the same order; adding 0 makes −0 and 0 one.
+            # The bits of a float32 as an integer with the same order; adding 0 makes −0 and 0 equal.
             bits = (distance.float() + 0.0).contiguous().view(torch.int32)
             order = torch.where(bits >= 0, bits, bits ^ 0x7FFFFFFF).long()
         else:
@@ -166,8 +178,8 @@ class SampleLevelGap(Metric):
         for hits, predicted in ((_TARGET_HITS, _TARGET_PREDICTED), (_REFERENCE_HITS, _REFERENCE_PREDICTED)):
             precision = (rows[:, hits] / rows[:, predicted].clamp(min=1)).mean()
             recall = (rows[:, hits] / rows[:, _TRUTH]).mean()
-            both = precision + recall
-            f1 = torch.where(both == 0, torch.zeros_like(both), 2 * precision * recall / both)
+            total = precision + recall
+            f1 = torch.where(total == 0, torch.zeros_like(total), 2 * precision * recall / total)
             figures.append(torch.stack([precision, recall, f1]))
         gaps = figures[0] - figures[1]
         return dict(zip(("precision_gap", "recall_gap", "f1_gap"), gaps, strict=True))

@@ -1,8 +1,9 @@
-"""open_clip's towers computed from no more tokens than their features depend on: the same to rounding, or not offered.
+"""open_clip's towers, computed from only the tokens that their features depend on; equal to open_clip's up to rounding.
 
-A causal text tower that pools one token sees nothing behind it, so captions are encoded as one row of tokens without
-padding (T = Σ lengths instead of n · context), and only attention sees them padded to the longest. Of the last block only
-pooled tokens go on. A ViT's patches are embedded by a matrix product instead of a convolution.
+In a causal text tower that pools one token, that token does not see what follows it. So captions are encoded as one row of
+tokens without padding (T = Σ lengths instead of n · context), and only attention sees them padded to the longest. The last
+block computes pooled tokens only. A ViT's patches are embedded by a matrix product instead of a convolution. Towers for which
+this would not be exact are not supported.
 """
 
 from collections.abc import Callable
@@ -18,14 +19,20 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Packing(NamedTuple):
-    """The tokens of n captions up to their pooled ones, one after the other: T tokens."""
+    """The T tokens of n captions, one caption after the other, each up to its pooled token."""
 
-    ids: Tensor  # int64 [T]
-    positions: Tensor  # int64 [T], within the caption
-    slots: Tensor  # int64 [T], in captions padded to the longest: row · length + position
-    pooled: Tensor  # int64 [n], which of the T tokens are pooled
-    ends: Tensor  # int64 [n], their positions
-    length: int  # of the longest
+    ids: Tensor
+    """Token ids, int64 [T]."""
+    positions: Tensor
+    """Positions within the caption, int64 [T]."""
+    slots: Tensor
+    """Positions in captions padded to the longest, row · length + position, int64 [T]."""
+    pooled: Tensor
+    """Indices of the pooled tokens among the T tokens, int64 [n]."""
+    ends: Tensor
+    """Positions of the pooled tokens within their captions, int64 [n]."""
+    length: int
+    """Tokens of the longest caption."""
 
     def pinned(self) -> "Packing":
         """The same in page-locked memory."""
@@ -34,7 +41,7 @@ class Packing(NamedTuple):
 
 
 def pack(tokens: Tensor, ends: Tensor) -> Packing:
-    """Pack captions int64 [n, context] that are pooled at the positions ``ends`` [n]."""
+    """Pack captions int64 [n, context] that are pooled at the positions ``ends`` int64 [n]."""
     length = int(ends.max()) + 1
     rows, positions = (torch.arange(length) <= ends[:, None]).nonzero(as_tuple=True)
     return Packing(
@@ -44,17 +51,19 @@ def pack(tokens: Tensor, ends: Tensor) -> Packing:
 
 @dataclass(frozen=True)
 class TextTower:
-    """A causal text tower of open_clip that pools one token, on packed captions."""
+    """A causal text tower of open_clip that pools one token, computed on packed captions."""
 
-    tower: Any  # with token_embedding, positional_embedding, transformer, ln_final, text_projection
-    eos: int | None  # pools at the first token of this kind; None: at the first of the largest
+    tower: Any
+    """The module with token_embedding, positional_embedding, transformer, ln_final and text_projection."""
+    eos: int | None
+    """Pools at the first token with this id; None: at the first token with the largest id."""
 
     def ends(self, tokens: Tensor) -> Tensor:
         """The positions int64 [n] of the pooled tokens, as open_clip finds them."""
         return (tokens if self.eos is None else (tokens == self.eos).int()).argmax(dim=-1)
 
-    def __call__(self, packed: Packing, again: bool) -> Tensor:
-        """Features [n, d], not normalised; ``again``: blocks are computed again in the backward pass."""
+    def __call__(self, packed: Packing, recompute: bool) -> Tensor:
+        """Features [n, d], not normalized; with ``recompute``, blocks are recomputed in the backward pass."""
         tower, (n, length) = self.tower, (len(packed.ends), packed.length)
         dtype = tower.transformer.get_cast_dtype()
         x = embedding(packed.ids, tower.token_embedding.weight).to(dtype)
@@ -77,25 +86,26 @@ class TextTower:
             return attention(q[:, None], k, v, attn.num_heads, mask).flatten(0, 1)
 
         *blocks, last = tower.transformer.resblocks
-        for one in blocks:
-            x = run(again, block, one, x, x, attend)
-        x = run(again, block, last, x, x.index_select(0, packed.pooled), attend_pooled)
-        return projected(tower.ln_final(x), tower.text_projection)
+        for block in blocks:
+            x = run(recompute, residual_block, block, x, x, attend)
+        x = run(recompute, residual_block, last, x, x.index_select(0, packed.pooled), attend_pooled)
+        return project(tower.ln_final(x), tower.text_projection)
 
 
 @dataclass(frozen=True)
 class ImageTower:
-    """open_clip's ViT. Patches are embedded by a matrix product; a class token that is pooled leaves the last block alone."""
+    """open_clip's ViT. If the class token is pooled, the last block computes only that token."""
 
     tower: Any
+    """The VisionTransformer."""
 
-    def __call__(self, images: Tensor, again: bool) -> Tensor:
-        """Features [n, d] of images [n, 3, h, w], not normalised; ``again``: as in TextTower."""
+    def __call__(self, images: Tensor, recompute: bool) -> Tensor:
+        """Features [n, d] of images [n, 3, h, w], not normalized; ``recompute`` as in TextTower."""
         tower = self.tower
-        high, wide = tower.conv1.kernel_size
+        patch_height, patch_width = tower.conv1.kernel_size
         n, channels, height, width = images.shape
-        patches = images.reshape(n, channels, height // high, high, width // wide, wide)
-        patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(n, -1, channels * high * wide)
+        patches = images.reshape(n, channels, height // patch_height, patch_height, width // patch_width, patch_width)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(n, -1, channels * patch_height * patch_width)
         x = linear(patches, tower.conv1.weight.flatten(1))
         x = torch.cat([tower.class_embedding.to(x.dtype).expand(n, 1, -1), x], dim=1)
         x = tower.ln_pre(tower.patch_dropout(x + tower.positional_embedding.to(x.dtype)))
@@ -110,39 +120,40 @@ class ImageTower:
             return attention(q, k, v, attn.num_heads)
 
         *blocks, last = tower.transformer.resblocks
-        for one in blocks:
-            x = run(again, block, one, x, x, attend)
-        one_token = tower.pool_type == "tok"
-        x = run(again, block, last, x, x[:, :1] if one_token else x, attend_pooled if one_token else attend)
-        return projected(tower._pool(x)[0], tower.proj)
+        for block in blocks:
+            x = run(recompute, residual_block, block, x, x, attend)
+        class_token_only = tower.pool_type == "tok"
+        outputs, attend_last = (x[:, :1], attend_pooled) if class_token_only else (x, attend)
+        x = run(recompute, residual_block, last, x, outputs, attend_last)
+        return project(tower._pool(x)[0], tower.proj)
 
 
-def block(one: Any, x: Tensor, going_on: Tensor, attend: Callable[[Any, Tensor], Tensor]) -> Tensor:
-    """open_clip's residual block: all tokens ``x`` are attended to, and those ``going_on`` are what comes out."""
-    attended: Tensor = going_on + one.ls_1(one.attn.out_proj(attend(one.attn, one.ln_1(x))))
-    out: Tensor = attended + one.ls_2(one.mlp(one.ln_2(attended)))
+def residual_block(block: Any, x: Tensor, outputs: Tensor, attend: Callable[[Any, Tensor], Tensor]) -> Tensor:
+    """open_clip's residual block: attends to all tokens ``x``, and computes only the tokens ``outputs`` of them."""
+    attended: Tensor = outputs + block.ls_1(block.attn.out_proj(attend(block.attn, block.ln_1(x))))
+    out: Tensor = attended + block.ls_2(block.mlp(block.ln_2(attended)))
     return out
 
 
-def run(again: bool, step: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """``step(*inputs)``, its activations kept or computed again in the backward pass."""
-    return checkpoint(step, *inputs, use_reentrant=False) if again else step(*inputs)
+def run(recompute: bool, step: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """``step(*inputs)``, with activations kept, or recomputed in the backward pass."""
+    return checkpoint(step, *inputs, use_reentrant=False) if recompute else step(*inputs)
 
 
-def queries_and_keys(attn: Any, queries: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries [..., w] of some tokens, keys and values [..., 2w] of all."""
+def queries_and_keys(attn: Any, queries: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries [..., w] of some tokens, and keys with values [..., 2w] of all tokens."""
     width = queries.shape[-1]
     weight, bias = attn.in_proj_weight, attn.in_proj_bias
-    return linear(queries, weight[:width], bias[:width]), linear(others, weight[width:], bias[width:])
+    return linear(queries, weight[:width], bias[:width]), linear(tokens, weight[width:], bias[width:])
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
-    """Attention of [n, lq, w] to [n, lk, w], ``mask`` added to the scores.
+    """Attention of queries [n, lq, w] to keys [n, lk, w], with ``mask`` added to the scores.
 
-    On a CPU by matrix products: for sequences of tens of tokens they take a fraction of the time of torch's fused kernel
-    there, above all backward in bfloat16.
+    On a CPU it uses matrix products: for sequences of tens of tokens they take a fraction of the time of torch's fused
+    kernel, above all in the backward pass in bfloat16.
     """
-    q, k, v = (side.unflatten(-1, (heads, -1)).transpose(1, 2) for side in (q, k, v))
+    q, k, v = (vectors.unflatten(-1, (heads, -1)).transpose(1, 2) for vectors in (q, k, v))
     if q.device.type == "cpu":
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
         scores = scores if mask is None else scores + mask.to(scores.dtype)
@@ -152,8 +163,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None =
     return out.transpose(1, 2).flatten(2)
 
 
-def projected(x: Tensor, projection: Any) -> Tensor:
-    """``x`` times a matrix, through a linear layer, or itself."""
+def project(x: Tensor, projection: Any) -> Tensor:
+    """``x`` times a matrix, through a linear layer, or unchanged."""
     if projection is None:
         return x
     out: Tensor = projection(x) if isinstance(projection, nn.Linear) else x @ projection
@@ -161,7 +172,7 @@ def projected(x: Tensor, projection: Any) -> Tensor:
 
 
 def text_tower(model: nn.Module) -> TextTower | None:
-    """The text tower of ``model`` for packed captions; None where their features could differ."""
+    """The text tower of ``model`` for packed captions; None if its features could differ."""
     tower: Any = (
         model if type(model) is CLIP else getattr(model, "text", None) if type(model) is CustomTextCLIP else None
     )
@@ -172,28 +183,28 @@ def text_tower(model: nn.Module) -> TextTower | None:
     mask = tower.attn_mask
     causal = mask is not None and torch.equal(mask.cpu(), torch.full(mask.shape, -torch.inf).triu(1))
     plain = getattr(tower, "cls_emb", None) is None and not getattr(tower, "output_tokens", False)
-    if not (causal and plain and pool in ("argmax", "eos") and known_blocks(tower.transformer)):
+    if not (causal and plain and pool in ("argmax", "eos") and has_standard_blocks(tower.transformer)):
         return None
     return TextTower(tower, eos if pool == "eos" else None)
 
 
 def image_tower(model: nn.Module) -> ImageTower | None:
-    """The image tower of ``model``; None where it is no plain ViT of open_clip."""
+    """The image tower of ``model``; None if it is not a plain ViT of open_clip."""
     tower: Any = getattr(model, "visual", None)
     if type(model) not in (CLIP, CustomTextCLIP) or type(tower) is not VisionTransformer:
         return None
     plain = tower.attn_pool is None and not tower.output_tokens and tower.conv1.bias is None
-    return ImageTower(tower) if plain and known_blocks(tower.transformer) else None
+    return ImageTower(tower) if plain and has_standard_blocks(tower.transformer) else None
 
 
-def known_blocks(transformer: Any) -> bool:
-    """Whether every block is the one that ``block`` computes."""
+def has_standard_blocks(transformer: Any) -> bool:
+    """Whether every block is of the kind that ``residual_block`` computes."""
     return all(
-        type(one) is ResidualAttentionBlock
-        and not hasattr(one, "ln_1_kv")
-        and one.attn.in_proj_weight is not None
-        and one.attn.in_proj_bias is not None
-        and one.attn.bias_k is None
-        and not one.attn.dropout
-        for one in getattr(transformer, "resblocks", [None])
+        type(block) is ResidualAttentionBlock
+        and not hasattr(block, "ln_1_kv")
+        and block.attn.in_proj_weight is not None
+        and block.attn.in_proj_bias is not None
+        and block.attn.bias_k is None
+        and not block.attn.dropout
+        for block in getattr(transformer, "resblocks", [None])
     )

@@ -1,10 +1,10 @@
-"""One training run: a model, the pairs of one side, a mitigation, and a directory that a second call resumes."""
+"""One training run: trains a model on the pairs of one side with a mitigation, in a directory that a second call resumes."""
 
 import logging
 import math
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -18,24 +18,26 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 
 from dejavu_lit.data.epoch import exposures
+from dejavu_lit.data.manifest import MANIFEST
 from dejavu_lit.data.module import LoaderSettings, PairDataModule, loader_failure
-from dejavu_lit.data.prepared import MANIFEST, DataSpec
+from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.build import ModelSpec, build_model, export_config, export_weights
 from dejavu_lit.models.preprocess import Augment, Preprocess
-from dejavu_lit.training.checkpoints import Checkpoints, WholeCheckpoints, saved_step
+from dejavu_lit.models.tokenizer import load_tokenizer
+from dejavu_lit.training.checkpoints import AtomicCheckpointIO, CheckpointSaver, saved_step
 from dejavu_lit.training.clip_module import ClipModule, Recipe
 from dejavu_lit.training.ema import Averaging, averaged
-from dejavu_lit.training.features import Compute
+from dejavu_lit.training.features import ComputeSettings
 from dejavu_lit.training.gap_callback import GapCallback, gap_callback
 from dejavu_lit.training.gap_sample import GapSettings
-from dejavu_lit.training.loggers import finish, training_loggers
-from dejavu_lit.training.preemption import Listener, Preemption, environment
-from dejavu_lit.training.progress import Narrator
-from dejavu_lit.training.stopping import EarlyStop, Finite, why_stopped
-from dejavu_lit.utils.distributed import rank
+from dejavu_lit.training.loggers import finish_loggers, training_loggers
+from dejavu_lit.training.preemption import Preemption, SignalListener
+from dejavu_lit.training.progress import EpochLogger
+from dejavu_lit.training.stopping import EarlyStop, NonFiniteLossStop, stop_reason
+from dejavu_lit.utils.distributed import lightning_environment, rank
 from dejavu_lit.utils.errors import UserError, first_line
-from dejavu_lit.utils.io import file_sha256, read_object, write_json
+from dejavu_lit.utils.io import file_sha256, read_json_object, write_json
 from dejavu_lit.utils.provenance import provenance
 from dejavu_lit.utils.run_directory import RUN_SCHEMA
 from dejavu_lit.utils.wandb import LoggerSettings
@@ -44,13 +46,13 @@ log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it sets INFO on import
 warnings.filterwarnings("ignore", message=".*nn.functional.all_gather.*")  # open_clip's loss
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # a deprecation between Lightning and torch
-warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # on purpose where images are cached
+warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # on purpose if images are cached
 warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")  # ours is, by the epoch plan
-warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a resumed run's checkpoints
+warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # the checkpoints of a resumed run
 warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer`.*")  # on purpose, in ClipModule
 warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # one process on a node of a cluster
 
-FINISHED = "run.json"
+RUN_RECORD = "run.json"  # written last: a run directory with this file is finished
 
 
 @dataclass(frozen=True)
@@ -58,18 +60,31 @@ class TrainerSettings:
     """Where and how a run is computed. ``loader.workers`` and the number of devices also fix the order of the pairs."""
 
     accelerator: str = "cpu"
-    devices: int = 1  # a node; -1 for all
+    """cpu or gpu."""
+    devices: int = 1
+    """Devices per node; -1 for all."""
     num_nodes: int = 1
+    """Machines."""
     precision: str = "32-true"
+    """Lightning's precision: 32-true, bf16-mixed, 16-mixed, …"""
     log_every: int = 20
+    """Steps between logged losses, throughput, learning rate and logit scale."""
     checkpoint_epochs: int = 5
-    checkpoint_at: tuple[int, ...] = ()  # epochs that are kept beside those
+    """Epochs between the checkpoints that are kept (weights only)."""
+    checkpoint_at: tuple[int, ...] = ()
+    """Additional epochs whose checkpoints are kept, counted from 1."""
     checkpoint_steps: int = 1000
-    timeout_min: float = 30  # a rank that waits this long for another one, or for its loader's processes, gives up
-    trim: bool = True  # compute only the tokens that the features depend on, where that changes rounding alone
-    checkpointing: bool = False  # compute activations again in the backward pass: less memory, a third more time
-    compile: bool = False  # torch.compile
+    """Steps between saves of last.ckpt within an epoch; it is also saved after every epoch."""
+    timeout_min: float = 30
+    """Minutes that a rank waits for another rank, or for its loader processes, before it gives up."""
+    trim: bool = True
+    """Compute only the tokens that the features depend on, in models where this changes nothing but rounding."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
+    compile: bool = False
+    """Compile the encoders with torch.compile."""
     loader: LoaderSettings = field(default_factory=LoaderSettings)
+    """How pairs are read."""
 
     def __post_init__(self) -> None:
         for name in ("num_nodes", "log_every", "checkpoint_epochs", "checkpoint_steps"):
@@ -78,140 +93,137 @@ class TrainerSettings:
         if not all(isinstance(epoch, int) and epoch > 0 for epoch in self.checkpoint_at):
             raise UserError(f"trainer.checkpoint_at={self.checkpoint_at} must be a list of epochs, counted from 1")
         if self.devices == 0 or self.devices < -1:
-            raise UserError(f"trainer.devices={self.devices} must be at least 1, or -1 for all of the node")
+            raise UserError(f"trainer.devices={self.devices} must be at least 1, or -1 for all devices of the node")
         if self.timeout_min <= 0:
             raise UserError(f"trainer.timeout_min={self.timeout_min} must be above 0")
 
 
-def train(
-    out: Path,
-    side: str,
-    data: DataSpec,
-    model: ModelSpec,
-    recipe: Recipe,
-    mitigation: Mitigation,
-    trainer: TrainerSettings,
-    seed: int = 0,
-    logger: LoggerSettings | None = None,
-    config: Mapping[str, Any] | None = None,
-    gaps: GapSettings | None = None,
-) -> Path:
-    """Train until done, from ``last.ckpt`` where there is one, and write the run directory's artifacts.
+@dataclass(frozen=True)
+class TrainingRun:
+    """Everything that defines a training run, apart from its directory."""
 
-    Args:
-        out: the run directory, owned by the caller.
-        side: "target" (trains on A) or "reference" (B).
-        logger: the dashboards; None for metrics.csv alone.
-        config: the resolved settings, for wandb.
-        gaps: whether the gaps are measured while training; None: they are not.
+    side: str
+    """target (trains on A) or reference (trains on B)."""
+    data: DataSpec
+    """The prepared data."""
+    model: ModelSpec
+    """The architecture and its initial weights."""
+    recipe: Recipe
+    """How the model is trained, mitigations apart."""
+    mitigation: Mitigation
+    """What is done against memorization."""
+    trainer: TrainerSettings
+    """Where and how the run is computed."""
+    seed: int = 0
+    """Seed of initialization, order and masking."""
+    logger: LoggerSettings = field(default_factory=LoggerSettings)
+    """The dashboards; metrics.csv is always written."""
+    gaps: GapSettings = field(default_factory=GapSettings)
+    """Whether and how the gaps are measured while training."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The resolved settings, for wandb."""
+
+    @property
+    def epochs(self) -> int:
+        """The number of epochs to train, unless a callback stops the run."""
+        return min(self.recipe.epochs, self.mitigation.stop_epoch or self.recipe.epochs)
+
+
+def train(run: TrainingRun, out: Path) -> Path:
+    """Train to the end, from ``last.ckpt`` if it exists, and write the artifacts into the run directory ``out``.
+
+    The caller owns ``out`` (see ``run_directory``).
 
     Returns:
-        ``out``, which then holds model/, checkpoints/, metrics.csv and run.json.
+        ``out``, which now contains model/, checkpoints/, metrics.csv and run.json.
 
     Raises:
-        UserError: data, sizes, devices or weights do not fit.
+        UserError: data, sizes, devices or weights do not fit together.
     """
-    if (out / FINISHED).exists():
-        log.info("%s is finished (%s epochs); nothing to do", out, read_object(out / FINISHED, RUN_SCHEMA)["epochs"])
-        return out
-    data.check()
-    if rank() == 0:
-        data.tell_unknown()
-    epochs = min(recipe.epochs, mitigation.stop_epoch or recipe.epochs)
-    if (mitigation.stop_epoch or 0) > recipe.epochs:
-        log.warning(
-            "mitigation.stop_epoch=%d is past recipe.epochs=%d, which ends it", mitigation.stop_epoch, recipe.epochs
+    if (out / RUN_RECORD).exists():
+        log.info(
+            "%s is finished (%s epochs); nothing to do", out, read_json_object(out / RUN_RECORD, RUN_SCHEMA)["epochs"]
         )
-    watch = gap_callback(out, side, data, gaps or GapSettings(), mitigation.gap_budget, epochs)
-    pl.seed_everything(seed, verbose=False)
-    export_config(model, out / "model")
-    network = build_model(model, out / "model")
-    import open_clip
-
-    image = cast(Any, network.visual).preprocess_cfg
-    compute = Compute(trainer.trim, trainer.checkpointing, trainer.compile)
-    module = ClipModule(network, recipe, mitigation, seed, compute)
-    pairs = PairDataModule(
-        folder=data.folder,
-        side=side,
-        batch=recipe.batch,
-        seed=seed,
-        preprocess=Preprocess(image),
-        tokenizer=open_clip.get_tokenizer(f"local-dir:{out / 'model'}"),
-        train_size=data.train_size,
-        repeat=data.repeats(),
-        mitigation=mitigation,
-        augment=Augment(image) if mitigation.image_augment else None,
-        loader=trainer.loader,
-        exclude=data.excluded,
-        dedup=mitigation.dedup,
-        patience=60 * trainer.timeout_min,
-    )
+        return out
+    run.data.check()
+    if rank() == 0:
+        run.data.warn_of_unknown_keys()
+    if (stop_epoch := run.mitigation.stop_epoch or 0) > run.recipe.epochs:
+        log.warning(
+            "mitigation.stop_epoch=%d has no effect: training ends at recipe.epochs=%d", stop_epoch, run.recipe.epochs
+        )
+    gaps = gap_callback(out, run.side, run.data, run.gaps, run.mitigation.gap_budget, run.epochs)
+    pl.seed_everything(run.seed, verbose=False)
+    module, pairs = _build_model_and_data(run, out)
     last = out / "checkpoints" / "last.ckpt"
-    resumed = last.is_file()
     step = None
-    if resumed:
+    if last.is_file():
         step = saved_step(last)
         log.info("resuming %s at step %d", out, step)
-    logger = logger or LoggerSettings()
     try:
-        loggers = training_loggers(out, logger, side, config or {}, step)
-        runner = _trainer(out, trainer, epochs, recipe, [*_acting(mitigation), *([watch] if watch else [])], loggers)
+        loggers = training_loggers(out, run.logger, run.side, run.config, step)
+        trainer = build_trainer(run, out, gaps, loggers)
     except (MisconfigurationException, ValueError) as error:
-        raise UserError(f"trainer={trainer.accelerator}: {first_line(error)}") from None
+        raise UserError(f"trainer={run.trainer.accelerator}: {first_line(error)}") from None
     try:
-        runner.fit(module, pairs, ckpt_path=str(last) if resumed else None, weights_only=True)
-    except SystemExit as end:
-        if isinstance(end.__context__, KeyboardInterrupt):  # which Lightning makes code 1 of, without a word
-            raise end.__context__ from None
-        raise
-    except RuntimeError as error:
-        if "DataLoader" not in str(error) or "Original Traceback" in str(error):  # the latter is an error of ours
-            raise
-        raise UserError(f"{loader_failure(error)}; the same command goes on from {last}") from None
+        _fit(trainer, module, pairs, last, resume=step is not None)
     finally:
-        pairs.teardown("fit")  # Lightning's own call comes only where all went well
-        finish(loggers)
-    unreadable = module.unreadable()
-    if runner.is_global_zero:
-        _finish(out, runner, module, pairs, side, watch, unreadable)
+        pairs.teardown("fit")  # Lightning calls it only if the fit succeeds
+        finish_loggers(loggers)
+    unreadable = module.unreadable()  # a collective operation: every rank takes part
+    if trainer.is_global_zero:
+        _write_results(run, out, trainer, module, gaps, unreadable)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
-        torch.distributed.destroy_process_group()  # gloo now and then aborts at exit where this is left to the system
+        torch.distributed.destroy_process_group()  # left to the exit of the process, gloo sometimes aborts
     return out
 
 
-def _trainer(
-    out: Path, settings: TrainerSettings, epochs: int, recipe: Recipe, acting: list[Callback], loggers: list[Logger]
-) -> pl.Trainer:
-    watched = sys.stderr.isatty()
-    several = settings.devices != 1 or settings.num_nodes > 1
-    checkpoints = Checkpoints(
-        out / "checkpoints", settings.checkpoint_steps, settings.checkpoint_epochs, settings.checkpoint_at
+def _build_model_and_data(run: TrainingRun, out: Path) -> tuple[ClipModule, PairDataModule]:
+    """The module and its pairs; also exports the model's config, which the tokenizer is read from."""
+    export_config(run.model, out / "model")
+    network = build_model(run.model, out / "model")
+    image_config = cast(Any, network.visual).preprocess_cfg
+    compute = ComputeSettings(run.trainer.trim, run.trainer.checkpointing, run.trainer.compile)
+    module = ClipModule(network, run.recipe, run.mitigation, run.seed, compute)
+    pairs = PairDataModule(
+        folder=run.data.folder,
+        side=run.side,
+        batch=run.recipe.batch,
+        seed=run.seed,
+        preprocess=Preprocess(image_config),
+        tokenizer=load_tokenizer(f"local-dir:{out / 'model'}"),
+        train_size=run.data.train_size,
+        repeat=run.data.repeats(),
+        mitigation=run.mitigation,
+        augment=Augment(image_config) if run.mitigation.image_augment else None,
+        loader=run.trainer.loader,
+        exclude=run.data.excluded,
+        dedup=run.mitigation.dedup,
+        batch_timeout=60 * run.trainer.timeout_min,
     )
-    preemption = Preemption(out / "checkpoints" / "last.ckpt")
+    return module, pairs
+
+
+def build_trainer(run: TrainingRun, out: Path, gaps: GapCallback | None, loggers: Sequence[Logger]) -> pl.Trainer:
+    """Lightning's trainer with the callbacks of the run; ``gaps`` measures the gaps while training."""
+    settings = run.trainer
+    show_progress = sys.stderr.isatty()
+    distributed = settings.devices != 1 or settings.num_nodes > 1
     return pl.Trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
         num_nodes=settings.num_nodes,
-        strategy=DDPStrategy(timeout=timedelta(minutes=settings.timeout_min)) if several else "auto",
-        plugins=cast(Any, [*environment(), WholeCheckpoints()]),
+        strategy=DDPStrategy(timeout=timedelta(minutes=settings.timeout_min)) if distributed else "auto",
+        plugins=cast(Any, [*lightning_environment(), AtomicCheckpointIO()]),
         precision=settings.precision,  # type: ignore[arg-type]
-        max_epochs=epochs,
+        max_epochs=run.epochs,
         log_every_n_steps=settings.log_every,
-        gradient_clip_val=recipe.gradient_clip,
-        logger=loggers,
-        callbacks=[
-            Listener(preemption),
-            *acting,  # before what saves
-            Finite(out / "checkpoints" / "last.ckpt"),
-            Narrator(speak=not watched),
-            checkpoints,
-            preemption,
-            *([TQDMProgressBar(10)] if watched else []),
-        ],
+        gradient_clip_val=run.recipe.gradient_clip,
+        logger=list(loggers),
+        callbacks=_callbacks(run, out / "checkpoints", gaps, show_progress),
         enable_checkpointing=False,
-        enable_progress_bar=watched,
+        enable_progress_bar=show_progress,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
@@ -219,53 +231,75 @@ def _trainer(
     )
 
 
-def _acting(mitigation: Mitigation) -> list[Callback]:
-    """The callbacks of the knobs that act on the course of the training."""
-    callbacks: list[Callback] = []
+def _callbacks(run: TrainingRun, folder: Path, gaps: GapCallback | None, show_progress: bool) -> list[Callback]:
+    """The callbacks in their order: what changes or stops the training comes before what saves it into ``folder``."""
+    settings, mitigation = run.trainer, run.mitigation
+    preemption = Preemption(folder / "last.ckpt")
+    callbacks: list[Callback] = [SignalListener(preemption)]
     if mitigation.ema is not None:
         callbacks.append(Averaging(mitigation.ema))
     if mitigation.early_stopping is not None:
         callbacks.append(EarlyStop(mitigation.early_stopping, mitigation.early_patience))
-    return callbacks
+    if gaps is not None:
+        callbacks.append(gaps)
+    callbacks += [
+        NonFiniteLossStop(folder / "last.ckpt"),
+        EpochLogger(enabled=not show_progress),
+        CheckpointSaver(folder, settings.checkpoint_steps, settings.checkpoint_epochs, settings.checkpoint_at),
+        preemption,
+    ]
+    return [*callbacks, TQDMProgressBar(10)] if show_progress else callbacks
 
 
-def _finish(
+def _fit(trainer: pl.Trainer, module: ClipModule, pairs: PairDataModule, last: Path, resume: bool) -> None:
+    """``trainer.fit``; Ctrl-C raises KeyboardInterrupt, and the death of a loader process raises UserError."""
+    try:
+        trainer.fit(module, pairs, ckpt_path=str(last) if resume else None, weights_only=True)
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning turns it into exit code 1, without a message
+            raise end.__context__ from None
+        raise
+    except RuntimeError as error:
+        if "DataLoader" not in str(error) or "Original Traceback" in str(error):  # the latter is raised by our code
+            raise
+        raise UserError(f"{loader_failure(error)}; the same command continues from {last}") from None
+
+
+def _write_results(
+    run: TrainingRun,
     out: Path,
-    runner: pl.Trainer,
+    trainer: pl.Trainer,
     module: ClipModule,
-    pairs: PairDataModule,
-    side: str,
-    watch: GapCallback | None,
+    gaps: GapCallback | None,
     unreadable: Mapping[str, int],
 ) -> None:
+    """Export the model, then write run.json, which marks the run as finished."""
     seconds = module.seconds
-    with averaged(runner, module):
+    with averaged(trainer, module):
         export_weights(module.model, out / "model")
-    stopped = why_stopped(runner)
-    plan = pairs.plan(0, runner.world_size)
-    batches = runner.fit_loop.epoch_loop.total_batch_idx + 1
-    seen = exposures(plan, batches)
-    write_json(
-        out / FINISHED,
-        {
-            "schema": RUN_SCHEMA,
-            "side": side,
-            "data": file_sha256(pairs.folder / MANIFEST),
-            "epochs": runner.current_epoch,
-            "steps": runner.global_step,
-            "batches": batches,
-            "stopped": stopped,  # why, where it was before the last epoch
-            **({"gaps": watch.report()} if watch else {}),
-            "train_size": len(seen),
-            "unreadable": dict(unreadable),  # {reason: pairs}, those met in any epoch; others took their places
-            "exposure": {"mean": float(seen.mean()), "min": int(seen.min()), "max": int(seen.max())},
-            "seconds": round(seconds, 1),  # of all calls
-            "pairs_per_second": round(batches * plan.batch * plan.world / max(seconds, 1e-9), 1),
-            "parameters": sum(math.prod(p.shape) for p in module.model.parameters()),
-            "plan": {"world": plan.world, "workers": plan.workers, "batch": plan.batch, "seed": plan.seed},
-            "provenance": provenance(),
-        },
-    )
-    log.info("finished %s: %d epochs, %d steps in %.0f s", out, runner.current_epoch, runner.global_step, seconds)
+    stopped = stop_reason(trainer)
+    plan = module.pairs.plan(0, trainer.world_size)
+    batches = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+    exposure = exposures(plan, batches)
+    record = {
+        "schema": RUN_SCHEMA,
+        "side": run.side,
+        "data": file_sha256(module.pairs.folder / MANIFEST),
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "batches": batches,
+        "stopped": stopped,  # the reason, if the run ended before its last epoch
+        **({"gaps": gaps.report()} if gaps else {}),
+        "train_size": len(exposure),
+        "unreadable": dict(unreadable),  # {reason: pairs} over all epochs; other pairs were read in their place
+        "exposure": {"mean": float(exposure.mean()), "min": int(exposure.min()), "max": int(exposure.max())},
+        "seconds": round(seconds, 1),  # over all calls
+        "pairs_per_second": round(batches * plan.batch * plan.world / max(seconds, 1e-9), 1),
+        "parameters": sum(math.prod(p.shape) for p in module.model.parameters()),
+        "plan": {"world": plan.world, "workers": plan.workers, "batch": plan.batch, "seed": plan.seed},
+        "provenance": provenance(),
+    }
+    write_json(out / RUN_RECORD, record)
+    log.info("finished %s: %d epochs, %d steps in %.0f s", out, trainer.current_epoch, trainer.global_step, seconds)
     if stopped:
         log.info("stopped by %s after epoch %d", stopped["by"], stopped["epoch"])

@@ -12,18 +12,23 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from dejavu_lit.utils.errors import UserError, first_line
-from dejavu_lit.utils.parallel import threads_wanted
+from dejavu_lit.utils.parallel import thread_count
+
+if TYPE_CHECKING:
+    from lightning_fabric.plugins.environments import ClusterEnvironment
 
 HOURS = 24  # that ranks wait for the slowest one
 MINUTES = 30.0  # that they wait for each other to start
-PARENT = "DEJAVU_RANKS_OF"  # the process that started the ranks of this machine, see start()
+PARENT = "DEJAVU_RANKS_OF"  # the process that started the ranks of this machine, see launch_ranks
+COMMAND = "DEJAVU_COMMAND"  # the process of a command, which may start further ones through Lightning
+LEFT_OVER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "SLURM_LOCALID")
 
 T = TypeVar("T")
 
@@ -87,20 +92,54 @@ class Ranks:
         return found
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = Ranks()
 
 
-def started() -> Ranks:
-    """Who this process is; rank 0 of 1 where neither torchrun nor srun started several."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+def current_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
+    """Who this process is; rank 0 of 1 if neither torchrun nor srun started several."""
+    if "TORCHELASTIC_RUN_ID" in environment:
+        return Ranks(*(int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
     # Set by srun; a batch script itself is one process, whatever SLURM_NTASKS says.
-    if "SLURM_STEP_NUM_TASKS" in os.environ:
-        return Ranks(*(int(os.environ[f"SLURM_{name}"]) for name in ("PROCID", "STEP_NUM_TASKS", "LOCALID")))
-    return ALONE
+    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        return Ranks(*(int(environment[f"SLURM_{name}"]) for name in ("PROCID", "STEP_NUM_TASKS", "LOCALID")))
+    return SINGLE_PROCESS
 
 
-def start(count: int) -> NoReturn:
+def forget_left_over_ranks() -> None:
+    """Remove ranks from the environment that no launcher gave to this process: they were left over in the shell.
+
+    Lightning and ``rank`` would take a process alone for one of several, which writes nothing. Launchers are torchrun, srun,
+    Lightning in the parent process, and a person who sets MASTER_ADDR and NODE_RANK on each node.
+    """
+    launched = "TORCHELASTIC_RUN_ID" in os.environ or current_ranks().world > 1
+    by_parent = os.environ.get(COMMAND) == str(os.getppid())
+    if not (launched or by_parent or {"MASTER_ADDR", "NODE_RANK"} <= set(os.environ)):
+        for name in LEFT_OVER:
+            os.environ.pop(name, None)
+        os.environ[COMMAND] = str(os.getpid())
+
+
+def lightning_environment() -> list["ClusterEnvironment"]:
+    """Lightning's plugin for the processes of ``current_ranks``, where its own guess may differ: within SLURM.
+
+    Lightning takes every process of an allocation for a task of srun. [] elsewhere and under torchrun.
+
+    Raises:
+        UserError: srun's tasks per node are unknown.
+    """
+    from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
+
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return []
+    if current_ranks().world == 1:
+        return [LightningEnvironment()] if "SLURM_NTASKS" in os.environ else []
+    try:
+        return [SLURMEnvironment(auto_requeue=False)]
+    except RuntimeError:
+        raise UserError("srun was given --ntasks; give it --ntasks-per-node instead") from None
+
+
+def launch_ranks(count: int) -> NoReturn:
     """Start this very command ``count`` times as ranks of this machine, as torchrun does, and end as they end.
 
     The first that fails ends the others, and so does the end of this process.
@@ -110,7 +149,7 @@ def start(count: int) -> NoReturn:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks speak for themselves
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads_wanted() // count)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, thread_count() // count)))
     os.environ[PARENT] = str(os.getpid())
     ranks = LaunchConfig(
         min_nodes=1,
@@ -133,7 +172,7 @@ def start(count: int) -> NoReturn:
 
 
 def end_with_parent() -> None:
-    """Let a rank that ``start`` started end when that process is killed: it would go on unseen, and hold the directory."""
+    """Let a rank that ``launch_ranks`` started end when that process is killed: it would go on unseen, and hold the directory."""
     parent = int(os.environ.get(PARENT, 0))
 
     def watch() -> None:
@@ -146,7 +185,7 @@ def end_with_parent() -> None:
 
 
 @contextmanager
-def together(ranks: Ranks) -> Iterator[None]:
+def process_group(ranks: Ranks) -> Iterator[None]:
     """Connect the ranks for the length of the block, and let none go before all have come to its end.
 
     (srun counts the seconds from the first task that ends.) Where one leaves by an error the others do not wait; a UserError
@@ -160,7 +199,7 @@ def together(ranks: Ranks) -> Iterator[None]:
         return
     import torch.distributed as dist
 
-    _meet(ranks)
+    _init_process_group(ranks)
     try:
         yield
         with suppress(RuntimeError):  # another one is gone, and has said why
@@ -172,20 +211,13 @@ def together(ranks: Ranks) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _meet(ranks: Ranks) -> None:
+def _init_process_group(ranks: Ranks) -> None:
     import torch.distributed as dist
-    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
     from torch.distributed.rendezvous import rendezvous
 
     method, long = "env://", timedelta(hours=HOURS)
     try:
-        if "TORCHELASTIC_RUN_ID" not in os.environ:
-            try:
-                slurm = SLURMEnvironment(auto_requeue=False)
-            except RuntimeError:
-                raise UserError(
-                    "srun was given --ntasks; give it --ntasks-per-node instead, as for a training"
-                ) from None
+        for slurm in lightning_environment():
             method = f"tcp://{slurm.main_address}:{slurm.main_port}"
         store, _, _ = next(rendezvous(method, ranks.rank, ranks.world, timeout=timedelta(minutes=MINUTES)))
         store.set_timeout(long)
@@ -199,8 +231,7 @@ def _meet(ranks: Ranks) -> None:
 
 
 def rank() -> int:
-    """0 for the first process of a run and when alone, else above 0, as torchrun, srun or Lightning's launcher tell it."""
-    for name in ("RANK", "SLURM_PROCID"):
-        if name in os.environ:
-            return int(os.environ[name])
+    """0 for the first process of a run and when alone, else above 0, as torchrun, srun or Lightning's launcher sets it."""
+    if (ranks := current_ranks()).world > 1:
+        return ranks.rank
     return int(os.environ.get("NODE_RANK", 0)) + int(os.environ.get("LOCAL_RANK", 0))

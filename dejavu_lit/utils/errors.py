@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake: a sentence that says what, where and what to do; and such ones for the system's."""
+"""Errors that a user can fix: one sentence that says what is wrong, where, and what to do."""
 
 import errno
 import os
@@ -6,17 +6,19 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 REMEDIES = {
-    errno.ENOSPC: "make room there, and the same command goes on",
-    errno.EDQUOT: "make room there, and the same command goes on",
-    errno.EROFS: "choose a place that can be written, or mount this one for writing",
-    errno.EACCES: "choose another place, or mend its rights",
-    errno.EPERM: "choose another place, or mend its rights",
-    errno.EIO: "look at the disk, and start the same command again",
-    errno.ESTALE: "the network's file system lost it; start the same command again",
-    errno.EMFILE: "raise the limit of open files (ulimit -n), and start the same command again",
-    errno.ENOLCK: "this file system gives no locks; choose a place on another one",
+    errno.ENOSPC: "free some space there, then run the same command again",
+    errno.EDQUOT: "free some space there, then run the same command again",
+    errno.EROFS: "choose a writable folder, or remount this one",
+    errno.EACCES: "choose another folder, or fix its permissions",
+    errno.EPERM: "choose another folder, or fix its permissions",
+    errno.EIO: "check the disk, then run the same command again",
+    errno.ESTALE: "the network file system lost it; run the same command again",
+    errno.EMFILE: "raise the limit of open files (ulimit -n), then run the same command again",
+    errno.ELOOP: "it is a link, which is not followed here; remove it",
+    errno.ENOMEM: "give the command more memory, or choose a smaller batch or fewer workers",
+    errno.ENOLCK: "this file system has no locks; choose a folder on another one",
 }
-LONGEST = 240  # characters of what another library says
+LONGEST = 240  # characters of another library's message
 
 
 class UserError(Exception):
@@ -29,8 +31,19 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-def spoken(error: OSError) -> str:
-    """An error of the system (a full disk, a read-only folder, a file where a folder should be) as a sentence."""
+def error_sentence(error: BaseException) -> str | None:
+    """The sentence for an error that a user can fix: a UserError, of the operating system, or too little memory; else None."""
+    if isinstance(error, UserError):
+        return str(error)
+    # torch reports a full GPU as OutOfMemoryError and full memory as RuntimeError; neither is a MemoryError.
+    torch_error = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and torch_error):
+        return f"not enough memory ({first_line(error)}); {REMEDIES[errno.ENOMEM]}"
+    return os_error_sentence(error) if isinstance(error, OSError) else None
+
+
+def os_error_sentence(error: OSError) -> str:
+    """One sentence for an error of the operating system, such as a full disk or a read-only folder."""
     if error.errno is None:
         return str(error).strip().splitlines()[-1]
     remedy = REMEDIES.get(error.errno)
@@ -38,9 +51,9 @@ def spoken(error: OSError) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an exception says, or its name where it says nothing: libraries like to say more.
+    """The first line of an exception's message, or its class name if there is none; at most ``LONGEST`` characters.
 
-    Where that line ends in a colon the next belongs to it. At most ``LONGEST`` characters.
+    If the line ends in a colon, the next one is added.
     """
     first, second = [*(line.strip() for line in str(error).splitlines() if line.strip()), "", ""][:2]
     text = f"{first} {second}".strip() if first.endswith(":") else first

@@ -1,4 +1,4 @@
-"""Jobs spread over worker processes that share one read-only state and end with the process that started them."""
+"""Process and thread pools: jobs over a shared read-only state, workers that end with their parent."""
 
 import multiprocessing
 import os
@@ -19,16 +19,16 @@ Result = TypeVar("Result")
 _state: Any = None
 
 
-def spread(
+def map_unordered(
     function: Callable[[State, Job], Result], state: State, jobs: Iterable[Job], workers: int
 ) -> Iterator[Result]:
-    """Yield ``function(state, job)`` of every job, in the order of completion; in this process for ``workers`` ≤ 1.
+    """Yield ``function(state, job)`` for every job, in order of completion; in this process if ``workers`` ≤ 1.
 
-    On Linux the workers are forked, so ``state`` is shared with them and not copied; elsewhere it is pickled once for each.
-    ``function`` must be importable. The first exception ends it all.
+    On Linux the workers are forked and share ``state``; elsewhere it is pickled once per worker. ``function`` must be
+    importable. The first exception stops everything.
 
     Raises:
-        UserError: a worker was killed from outside, as happens when memory runs out.
+        UserError: a worker was killed, e.g. for lack of memory.
     """
     if workers <= 1:
         for job in jobs:
@@ -50,7 +50,7 @@ def spread(
                 yield future.result()
     except BrokenProcessPool:
         raise UserError(
-            "a worker process was killed, perhaps for lack of memory; start again, with fewer workers="
+            "a worker process was killed, perhaps for lack of memory; run the command again with fewer workers="
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
@@ -59,12 +59,12 @@ def spread(
 def _start(state: Any) -> None:
     global _state
     _state = state
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered by the parent alone
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the parent handles Ctrl-C
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A killed parent leaves its workers waiting for jobs for ever: they notice, and go."""
+    """Exit when the parent is killed; the worker would wait for jobs forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -75,8 +75,8 @@ def _call(function: Callable[[Any, Job], Result], job: Job) -> Result:
     return function(_state, job)
 
 
-def threads_wanted() -> int:
-    """As many as OMP_NUM_THREADS says, or as this process may use."""
+def thread_count() -> int:
+    """OMP_NUM_THREADS, or the number of CPUs that this process may use."""
     given = os.environ.get("OMP_NUM_THREADS", "")
     if given.isdecimal() and int(given):
         return int(given)
@@ -84,18 +84,18 @@ def threads_wanted() -> int:
 
 
 @contextmanager
-def threads(count: int | None = None) -> Iterator[ThreadPoolExecutor]:
-    """A pool of ``count`` threads (``threads_wanted()`` by default), in each of which torch, where it is loaded, uses one."""
+def thread_pool(count: int | None = None) -> Iterator[ThreadPoolExecutor]:
+    """A pool of ``count`` threads (``thread_count()`` by default); torch, if loaded, runs single-threaded in each."""
     torch = sys.modules.get("torch")
     before = torch.get_num_threads() if torch else 1
     pool = (
-        ThreadPoolExecutor(count or threads_wanted(), initializer=torch.set_num_threads, initargs=(1,))
+        ThreadPoolExecutor(count or thread_count(), initializer=torch.set_num_threads, initargs=(1,))
         if torch
-        else ThreadPoolExecutor(count or threads_wanted())
+        else ThreadPoolExecutor(count or thread_count())
     )
     try:
         with pool:
             yield pool
     finally:
         if torch:
-            torch.set_num_threads(before)  # torch hands the last number set on to threads that are new
+            torch.set_num_threads(before)  # new threads inherit the number set last

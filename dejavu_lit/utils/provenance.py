@@ -1,4 +1,4 @@
-"""What somebody needs to repeat a result: commit, versions, machine, command."""
+"""Provenance of a result: commit, versions, machine, command."""
 
 import os
 import platform
@@ -15,13 +15,13 @@ PACKAGES = ("torch", "torchvision", "pytorch-lightning", "open_clip_torch", "fai
 
 
 def provenance() -> dict[str, Any]:
-    """Commit, versions, machine and command: what somebody needs to repeat this."""
+    """Commit, versions, machine, command and time of this process, as JSON values."""
     return {
         "dejavu_lit": __version__,
         "commit": _commit(),
         "command": " ".join(sys.argv),
         "python": platform.python_version(),
-        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "versions": {name: version for name in PACKAGES if (version := _version(name))},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -35,7 +35,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, with ``+`` where files differ from it; None outside a checkout."""
+    """The checkout's commit, with ``+`` if files were changed; None outside a checkout."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""What every entry point shares: the run directory, its lock and settings, provenance, and the loggers' files."""
+"""The run directory: its lock, its saved settings, and which of them identify a run."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,28 +11,28 @@ from dejavu_lit.utils.distributed import rank
 from dejavu_lit.utils.errors import UserError, first_line
 from dejavu_lit.utils.io import fingerprint, locked, write_text
 
-# What may differ between the first and a later call in the same directory: it changes where and how, not what.
-HOW = ("out", "trainer", "logger", "gaps")
+# Settings that may change when a run is continued: they change where and how it is computed, not what.
+NOT_IDENTIFYING = ("out", "trainer", "logger", "gaps")
 ENTRIES = 100_000  # of a config.yaml
 LONGEST_NUMBER = 256  # bits of a number in it
 RUN_SCHEMA = 1  # of run.json
-PARTNER = "partner"  # as gaps.reference of a study: the reference run of the same setting
+PARTNER = "partner"  # gaps.reference of a study: the reference run of the same setting
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The settings saved in a run or evaluation; raises UserError where there are none."""
+    """The settings saved in a run directory; raises UserError if there are none."""
     path = folder / "config.yaml"
     if not path.is_file():
-        raise UserError(f"{folder} is no run directory (it has no config.yaml); give one that dejavu train made")
+        raise UserError(f"{folder} is not a run directory (it has no config.yaml); give the out= of dejavu train")
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         _room(config, ENTRIES)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a 40th of May, or no UTF-8
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date, or not UTF-8
         raise UserError(
-            f"{path} is not valid YAML ({first_line(error)}); restore it or start again in another directory"
+            f"{path} is not valid YAML ({first_line(error)}); restore it, or start over in another directory"
         ) from None
     if not isinstance(config, dict):
-        raise UserError(f"{path} is not a mapping of settings; restore it or start again in another directory")
+        raise UserError(f"{path} is not a mapping of settings; restore it, or start over in another directory")
     return config
 
 
@@ -48,40 +48,40 @@ def _room(value: Any, room: int, depth: int = 0) -> int:
     return room
 
 
-def difference(old: Any, new: Any, path: str = "") -> str | None:
-    """The first setting in which two configs differ, as ``a.b: old → new``; None where they agree."""
+def first_difference(old: Any, new: Any, path: str = "") -> str | None:
+    """The first setting in which two configs differ, as ``a.b: old → new``; None if they agree."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         if not path:
-            old, new = decisive(old), decisive(new)
+            old, new = identifying_settings(old), identifying_settings(new)
         for key in dict.fromkeys([*old, *new]):
-            if found := difference(old.get(key), new.get(key), f"{path}.{key}" if path else str(key)):
-                return found
+            if change := first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else str(key)):
+                return change
         return None
     return None if old == new else f"{path}: {old} → {new}"
 
 
 def identity(config: Mapping[str, Any]) -> str:
     """Fingerprint of what a run computes, whatever its directory, machine and loggers."""
-    return fingerprint(decisive(config))
+    return fingerprint(identifying_settings(config))
 
 
-def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that decide what a run computes; where gaps may end it, how they are measured is among them."""
-    kept = {key: value for key, value in config.items() if key not in HOW}
+def identifying_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide what a run computes; with a gap budget, how gaps are measured is one of them."""
+    kept = {key: value for key, value in config.items() if key not in NOT_IDENTIFYING}
     mitigation, gaps = config.get("mitigation") or {}, config.get("gaps") or {}
     if mitigation.get("gap_budget") is None:
         return kept
-    if config.get("side") == "reference" and gaps.get("reference") is None:  # it is not measured, so nothing ends it
+    if config.get("side") == "reference" and gaps.get("reference") is None:  # nothing is measured, so nothing stops it
         return kept | {"mitigation": {**mitigation, "gap_budget": None}}
     return kept | {"gaps": {key: value for key, value in gaps.items() if key != "reference"}}
 
 
 @contextmanager
 def run_directory(out: Path, config: Mapping[str, Any]) -> Iterator[Path]:
-    """Own ``out`` for the time of a run, with ``config`` saved in it; of several ranks the first does so for all.
+    """Lock ``out`` for the time of a run and save ``config`` in it; with several ranks, rank 0 does so for all.
 
     Raises:
-        UserError: another process works there, or it holds a run with other settings.
+        UserError: another process works there, or it has a run with other settings.
     """
     out.mkdir(parents=True, exist_ok=True)
     if rank() > 0:
@@ -89,8 +89,8 @@ def run_directory(out: Path, config: Mapping[str, Any]) -> Iterator[Path]:
         return
     with locked(out / ".lock", wait=False):
         if (out / "config.yaml").exists():
-            if changed := difference(read_config(out), config):
-                raise UserError(f"{out} holds a run with other settings ({changed}); choose another out= or remove it")
+            if changed := first_difference(read_config(out), config):
+                raise UserError(f"{out} has a run with other settings ({changed}); choose another out= or remove it")
         else:
             write_text(out / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
         yield out

@@ -1,8 +1,4 @@
-"""Where numbers go besides a run's own files: Weights & Biases and TensorBoard, as ``logger=`` asks for.
-
-Training and evaluations know from here under which project, group and id they appear, so that an evaluation stands beside the
-runs that it belongs to. Nothing heavy is imported.
-"""
+"""Weights & Biases: project, group and id of a run, an evaluation or a study. Nothing heavy is imported."""
 
 import os
 import secrets
@@ -27,9 +23,13 @@ class Wandb:
     """Settings of Weights & Biases; offline runs are uploaded later by ``wandb sync DIR``."""
 
     project: str = "dejavu-lit"
-    group: str | None = None  # null: the group of the runs evaluated, or the name of the folder that they lie in
-    tags: list[str] = field(default_factory=list)  # [] : the overrides as typed
+    """Project of the runs."""
+    group: str | None = None
+    """Group; null: that of the evaluated runs, or the name of the folder that they lie in."""
+    tags: list[str] = field(default_factory=list)
+    """Tags; []: the overrides as typed."""
     offline: bool = True
+    """Write to disk only; upload later by ``wandb sync DIR``."""
 
 
 @dataclass(frozen=True)
@@ -37,30 +37,29 @@ class LoggerSettings:
     """Which dashboards get the numbers; ``metrics.csv`` is always written."""
 
     wandb: Wandb | None = None
+    """Log to Weights & Biases; null: not."""
     tensorboard: bool = False
+    """Write TensorBoard event files."""
 
     def __post_init__(self) -> None:
-        for wanted, module in ((self.wandb is not None, "wandb"), (self.tensorboard, "tensorboard")):
-            if wanted and find_spec(module) is None:
+        for enabled, module in ((self.wandb is not None, "wandb"), (self.tensorboard, "tensorboard")):
+            if enabled and find_spec(module) is None:
                 raise UserError(f"logger={module} needs the package: pip install 'dejavu-lit[{module}]'")
 
 
-def tagged(logger: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """``logger`` of a config with the overrides as wandb's tags, unless tags were given.
-
-    Paths and the logger's own options tell nothing and are left out.
-    """
+def with_tags(logger: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """``logger`` of a config with the overrides as wandb's tags, unless tags were given; without paths and logger options."""
     settings = logger.get("wandb")
     if not settings or settings["tags"]:
         return dict(logger)
     typed = (override.lstrip("+~") for override in overrides)
-    dull = ("out=", "data.dir=", "logger", "target=", "reference=")
-    tags = list(dict.fromkeys(o[:TAG_LENGTH] for o in typed if not o.startswith(dull)))
+    excluded = ("out=", "data.dir=", "logger", "target=", "reference=")
+    tags = list(dict.fromkeys(o[:TAG_LENGTH] for o in typed if not o.startswith(excluded)))
     return {**logger, "wandb": {**settings, "tags": tags}}
 
 
 def wandb_options(out: Path, settings: Wandb, job_type: str, beside: Path | None = None) -> dict[str, Any]:
-    """The keywords of ``wandb.init`` for what lies in ``out``: the same id each time, so that resuming goes on in one run.
+    """The keywords of ``wandb.init`` for what lies in ``out``: the same id each time, so that runs resume.
 
     Args:
         job_type: target, reference, evaluation or study.
@@ -87,7 +86,7 @@ def wandb_options(out: Path, settings: Wandb, job_type: str, beside: Path | None
     }
 
 
-def open_run(out: Path, offline: bool, **options: Any) -> Any:
+def start_run(out: Path, offline: bool, **options: Any) -> Any:
     """wandb's run of ``out``; ``options``: more keywords of ``wandb.init``.
 
     A job's warning goes to all of its processes, and one that has just been started ends at it: wandb's own is begun with
@@ -107,13 +106,13 @@ def open_run(out: Path, offline: bool, **options: Any) -> Any:
             **options,
         )
     except Exception as error:  # of many classes: wandb's, its mailbox's, the network's
-        online = "look at `wandb login`, WANDB_BASE_URL and the network, or log with logger.wandb.offline=true"
-        remedy = "give logger=csv to go on without" if offline else online
-        raise UserError(f"wandb does not begin ({first_line(error)}); {remedy}") from None
+        online = "check `wandb login`, WANDB_BASE_URL and the network, or use logger.wandb.offline=true"
+        remedy = "continue without it by logger=csv" if offline else online
+        raise UserError(f"wandb failed to start ({first_line(error)}); {remedy}") from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def quiet() -> bool:
-    """Whether wandb should keep its own messages to itself: always where nobody watches."""
+    """Whether to silence wandb's own messages: unless stderr is a terminal."""
     return not sys.stderr.isatty()

@@ -1,4 +1,4 @@
-"""A headless Chromium for the tests of pages; they are skipped without one, unless DEJAVU_REQUIRE names ``browser``."""
+"""A headless Chromium for the tests of pages, which are skipped without one unless DEJAVU_REQUIRE names ``browser``."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from dejavu_lit.report.report import write_report
 from tests.report.artifacts import FEW_FIGURES, HOSTILE, make_evaluation, make_study
 
 
-def _unless_required(reason: str) -> None:
+def _skip_or_fail(reason: str) -> None:
     if "browser" in os.environ.get("DEJAVU_REQUIRE", "").split(","):
         pytest.fail(f"DEJAVU_REQUIRE asks for a browser, but {reason}")
     pytest.skip(reason)
@@ -23,11 +23,11 @@ def chromium() -> Iterator[Any]:
     """The browser, driven by Playwright."""
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:
-        _unless_required("chromium is not installed (Debian: apt-get install chromium)")
+        _skip_or_fail("chromium is not installed (Debian: apt-get install chromium)")
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
-        _unless_required("playwright is not installed (pip install 'dejavu-lit[test]')")
+        _skip_or_fail("playwright is not installed (pip install 'dejavu-lit[test]')")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], timeout=120_000)
         yield browser
@@ -35,7 +35,7 @@ def chromium() -> Iterator[Any]:
 
 
 class Visit:
-    """A page opened from disk, with everything it asked for and complained about."""
+    """A page opened from disk, with all its requests and its errors and warnings."""
 
     def __init__(self, chromium: Any, page: Path, width: int = 1024, scheme: str = "light", address: str = "") -> None:
         self.context = chromium.new_context(
@@ -44,15 +44,15 @@ class Visit:
         self.context.set_default_timeout(120_000)
         self.page = self.context.new_page()
         self.requests: list[str] = []
-        self.complaints: list[str] = []
+        self.errors: list[str] = []
         self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("requestfailed", lambda request: self.complaints.append(f"failed: {request.url}"))
+        self.page.on("console", lambda m: self.errors.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("requestfailed", lambda request: self.errors.append(f"failed: {request.url}"))
         self.page.goto(page.resolve().as_uri() + address)
 
     def ready(self) -> Any:
-        """The page, once its cards are there."""
+        """The page, once its cards are loaded."""
         self.page.wait_for_selector(".pairs[data-ready]")
         return self.page
 

@@ -1,4 +1,4 @@
-"""The report's page in a real browser, opened from disk: it works, stays inside its folder, and shows texts as texts."""
+"""The report's page in a real browser, opened from disk: it works, loads only its own folder, and escapes all texts."""
 
 import os
 import re
@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from dejavu_lit.report.report import write_report
-from tests.report.artifacts import FEW_FIGURES, HOSTILE, WORDS, make_evaluation
+from tests.report.artifacts import FEW_FIGURES, HOSTILE, LABELS, make_evaluation
 
 from .conftest import Visit
 
-# Boxes are drawn on an image of the same place and size.
+# Whether the boxes have the position and size of their image.
 FIT = """() => [...document.querySelectorAll('.card .framed')].every(frame => {
     const [a, b] = [frame.querySelector('img'), frame.querySelector('svg')].map(e => e.getBoundingClientRect());
     return Math.abs(a.width - b.width) < 1 && Math.abs(a.height - b.height) < 1; })"""
@@ -31,16 +31,16 @@ def records(report: Path) -> list[dict[str, Any]]:
 
 
 def until(page: Any, condition: str) -> None:
-    """Wait for a condition; Playwright's own waiting evaluates strings in the page, which its policy forbids."""
+    """Wait for a condition. Playwright's own waiting evaluates strings in the page, which the page's policy forbids."""
     for _ in range(4800):
         if page.evaluate(condition):
             return
         page.wait_for_timeout(25)
-    raise AssertionError(f"never came true: {condition}")
+    raise AssertionError(f"still false: {condition}")
 
 
 def settled(page: Any, action: Any) -> None:
-    """Do something and wait until the list has been drawn anew."""
+    """Run ``action`` and wait until the list has been redrawn."""
     page.evaluate("document.querySelector('.cards').firstChild?.setAttribute('data-old', '')")
     action()
     until(page, "!document.querySelector('.cards [data-old]')")
@@ -59,10 +59,10 @@ def test_sorting(chromium: Any, report: Path) -> None:
         for name, order in orders.items():
             if name != "gap":
                 settled(page, lambda name=name: page.select_option("[name=sort]", name))
-            # Ties go by the order of gap, which is the order of the records.
+            # Ties are in the order of gap, which is the order of the records.
             expected = sorted(rows, key=lambda r: (order(r), place[r["key"]]))
             assert keys(page) == [r["key"] for r in expected[:10]], name
-        assert not visit.complaints
+        assert not visit.errors
 
 
 def test_filter_by_object_and_text(chromium: Any, report: Path) -> None:
@@ -79,10 +79,10 @@ def test_filter_by_object_and_text(chromium: Any, report: Path) -> None:
         page.fill("[name=text]", "no such text")
         until(page, "document.querySelectorAll('.card').length === 0")
         assert "Pairs 0–0 of 0" in page.text_content(".status")
-        assert not visit.complaints
+        assert not visit.errors
 
 
-def test_paging_and_addresses(chromium: Any, report: Path) -> None:
+def test_paging_and_urls(chromium: Any, report: Path) -> None:
     total = len(records(report))
     with Visit(chromium, report) as visit:
         page = visit.ready()
@@ -96,25 +96,25 @@ def test_paging_and_addresses(chromium: Any, report: Path) -> None:
         settled(page, lambda: page.click("[name=back]"))
         address = page.evaluate("location.hash")
         assert "page=5" in address
-        here = keys(page)
-    with Visit(chromium, report, address=address) as again:  # an address leads to the same page
-        assert keys(again.ready()) == here
-    with Visit(chromium, report, address="#page=999&sort=nonsense&size=x") as odd:
-        assert len(keys(odd.ready())) == (total % 10 or 10)
-        assert not odd.complaints
-    with Visit(chromium, report, address="#sort=constructor") as odd:  # a name that every object has
-        assert keys(odd.ready()) == first
-        assert not odd.complaints
+        last_keys = keys(page)
+    with Visit(chromium, report, address=address) as again:  # the URL leads to the same page
+        assert keys(again.ready()) == last_keys
+    with Visit(chromium, report, address="#page=999&sort=nonsense&size=x") as visit:
+        assert len(keys(visit.ready())) == (total % 10 or 10)
+        assert not visit.errors
+    with Visit(chromium, report, address="#sort=constructor") as visit:  # a property that every object has
+        assert keys(visit.ready()) == first
+        assert not visit.errors
 
 
-def test_a_file_that_is_missing_later_is_said(chromium: Any, report: Path, tmp_path: Path) -> None:
+def test_a_file_that_goes_missing_is_reported(chromium: Any, report: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(report.parent, tmp_path / "report")
     (copy / "data" / "text.js").unlink()
     with Visit(chromium, copy / "index.html") as visit:
         page = visit.ready()
         page.fill("[name=text]", "kite")
         until(page, "document.querySelector('.pairs .status').textContent.includes('text.js could not be loaded')")
-        assert not [said for said in visit.complaints if "could not be loaded" in said]  # nobody left it uncaught
+        assert not [error for error in visit.errors if "could not be loaded" in error]  # it was caught
 
 
 def test_keyboard_alone(chromium: Any, report: Path) -> None:
@@ -127,7 +127,7 @@ def test_keyboard_alone(chromium: Any, report: Path) -> None:
         settled(page, lambda: page.keyboard.press("Enter"))
         assert keys(page) != before
         page.focus("[name=text]")
-        page.keyboard.press("Enter")  # submits nothing, leads nowhere
+        page.keyboard.press("Enter")  # neither submits nor navigates
         assert "?" not in page.url
 
 
@@ -146,20 +146,20 @@ def test_names_and_alternative_texts(chromium: Any, report: Path) -> None:
         assert len(ids) == len(set(ids))
 
 
-def test_right_and_wrong_differ_in_sign_and_shape(chromium: Any, report: Path) -> None:
+def test_correct_and_wrong_chips_differ_in_sign_and_shape(chromium: Any, report: Path) -> None:
     with Visit(chromium, report) as visit:
         page = visit.ready()
-        look = """kind => { const chip = document.querySelector(`.card .chip.${kind}`); if (!chip) return null;
+        style_of = """kind => { const chip = document.querySelector(`.card .chip.${kind}`); if (!chip) return null;
             const style = getComputedStyle(chip);
             return [getComputedStyle(chip, '::before').content, style.borderTopStyle, style.borderTopLeftRadius,
                     chip.querySelector('.hidden').textContent]; }"""
-        found = {kind: page.evaluate(look, kind) for kind in ("right", "wrong", "told")}
-        assert all(found.values())
+        styles = {kind: page.evaluate(style_of, kind) for kind in ("right", "wrong", "named")}
+        assert all(styles.values())
         for part in range(4):
-            values = [look[part] for look in found.values()]
+            values = [style[part] for style in styles.values()]
             assert len(set(values)) > 1, values
-        assert len({look[0] for look in found.values()}) == 3
-        assert len({look[3] for look in found.values()}) == 3
+        assert len({style[0] for style in styles.values()}) == 3
+        assert len({style[3] for style in styles.values()}) == 3
 
 
 def test_hits_are_what_the_chips_show(chromium: Any, report: Path) -> None:
@@ -167,7 +167,7 @@ def test_hits_are_what_the_chips_show(chromium: Any, report: Path) -> None:
     with Visit(chromium, report) as visit:
         page = visit.ready()
         count = """side => [...document.querySelectorAll('.card')].map(card => [card.dataset.key,
-            card.querySelectorAll(`.${side} .chip.right, .${side} .chip.told`).length,
+            card.querySelectorAll(`.${side} .chip.right, .${side} .chip.named`).length,
             card.querySelectorAll(`.${side} .chip.wrong`).length,
             card.querySelectorAll(`.${side} .chip.missed`).length])"""
         for side in ("target", "reference"):
@@ -178,8 +178,8 @@ def test_hits_are_what_the_chips_show(chromium: Any, report: Path) -> None:
                 assert right + missed == len(record["objects"])
 
 
-def test_boxes_lie_on_the_images_in_the_chips_colours(chromium: Any, report: Path) -> None:
-    found = """() => [...document.querySelectorAll('.card')].map(card => [card.dataset.key,
+def test_boxes_are_on_the_images_in_the_colors_of_the_chips(chromium: Any, report: Path) -> None:
+    boxes = """() => [...document.querySelectorAll('.card')].map(card => [card.dataset.key,
         [...card.querySelectorAll('.own .box')].map(box => [box.querySelector('title').textContent, box.classList[1],
             ...['x', 'y', 'width', 'height'].map(name => Number(box.querySelector('rect').getAttribute(name)))]),
         [...card.querySelectorAll('.target .strip .box')].map(box => [box.querySelector('title').textContent.split(' (')[0],
@@ -190,43 +190,43 @@ def test_boxes_lie_on_the_images_in_the_chips_colours(chromium: Any, report: Pat
     with Visit(chromium, report) as visit:
         page = visit.ready()
         kinds = set()
-        for key, own, near in page.evaluate(found):
+        for key, own, near in page.evaluate(boxes):
             record = by_key[key]
             assert {title.split(" (")[0] for title, *_ in own} == set(record["objects"])
             for title, kind, *place in own:
                 label = title.split(" (")[0]
                 assert place == [round(v) for v in places[key][label]]
-                assert kind == "told" or (kind == "right") == (label in record["target_predicted"])
+                assert kind == "named" or (kind == "right") == (label in record["target_predicted"])
                 kinds.add(kind)
             assert all((kind == "wrong") == (label not in record["objects"]) for label, kind in near)
-        assert kinds == {"right", "told", "missed"}
+        assert kinds == {"right", "named", "missed"}
         assert page.evaluate(FIT)
         lines = "kind => getComputedStyle(document.querySelector(`.box.${kind} rect:not(.under)`))"
-        looks = [
+        styles = [
             page.evaluate(f"kind => (s => [s.stroke, s.strokeDasharray])(({lines})(kind))", k)
             for k in ("right", "wrong")
         ]
-        assert looks[0][0] != looks[1][0]
-        assert looks[0][1] != looks[1][1]  # not by colour alone
+        assert styles[0][0] != styles[1][0]
+        assert styles[0][1] != styles[1][1]  # not by color alone
         settled(page, lambda: page.uncheck("[name=boxes]"))
         assert not page.is_visible(".framed svg")
         assert "boxes=off" in page.url
-        assert not visit.complaints
+        assert not visit.errors
 
 
 def test_nothing_leaves_the_folder(chromium: Any, report: Path) -> None:
     with Visit(chromium, report) as visit:
         page = visit.ready()
-        page.fill("[name=text]", "picture")
+        page.fill("[name=text]", "image")
         page.evaluate("scrollTo(0, document.body.scrollHeight)")
         page.wait_for_timeout(400)
         inside = report.parent.resolve().as_uri()
         assert visit.requests
         assert all(url.startswith(inside) for url in visit.requests)
-        assert not visit.complaints
+        assert not visit.errors
 
 
-def test_the_policy_holds_on_a_page_from_disk(chromium: Any, report: Path) -> None:
+def test_the_content_security_policy_applies_to_a_page_from_disk(chromium: Any, report: Path) -> None:
     attack = """async () => {
         const blocked = [];
         document.addEventListener('securitypolicyviolation', event => blocked.push(event.effectiveDirective));
@@ -246,7 +246,7 @@ def test_the_policy_holds_on_a_page_from_disk(chromium: Any, report: Path) -> No
         assert {"script-src-elem", "script-src-attr", "img-src", "connect-src", "frame-src"} <= set(blocked)
 
 
-def test_captions_are_text(chromium: Any, report: Path) -> None:
+def test_captions_are_shown_as_text(chromium: Any, report: Path) -> None:
     with Visit(chromium, report, address="#size=50") as visit:
         page = visit.ready()
         shown: dict[str, str] = {}
@@ -260,13 +260,13 @@ def test_captions_are_text(chromium: Any, report: Path) -> None:
             assert shown[f"a{number:05d}"] == caption.strip()
         assert page.evaluate("window.hacked ?? null") is None
         assert page.evaluate("document.querySelectorAll('.cards script, .cards style, .cards b').length") == 0
-        assert "<b>bold</b>" in WORDS  # a label that would be markup
+        assert "<b>bold</b>" in LABELS  # a label that would be markup
         assert page.evaluate("[...document.querySelectorAll('.caption bdi')].every(e => e.dir === 'auto')")
-        assert not visit.complaints
+        assert not visit.errors
 
 
 @pytest.mark.parametrize("width", [360, 1024, 1920])
-def test_layout_holds(width: int, chromium: Any, report: Path, study_report: Path) -> None:
+def test_layout_fits_the_width(width: int, chromium: Any, report: Path, study_report: Path) -> None:
     for page_path in (report, study_report):
         with Visit(chromium, page_path, width=width) as visit:
             page = visit.ready() if page_path == report else visit.page
@@ -295,24 +295,24 @@ def test_layout_holds(width: int, chromium: Any, report: Path, study_report: Pat
             assert page.evaluate(covered) == []
 
 
-def luminance(colour: str) -> float:
-    parts = [int(p) / 255 for p in re.findall(r"\d+", colour)[:3]]
+def luminance(color: str) -> float:
+    parts = [int(p) / 255 for p in re.findall(r"\d+", color)[:3]]
     linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_contrast_in_light_and_dark(scheme: str, chromium: Any, report: Path) -> None:
-    colours = """() => [...document.querySelectorAll('p, h1, h2, h4, td, th, a, .chip, .status, .marks, dt, dd')].map(e => {
+    colors = """() => [...document.querySelectorAll('p, h1, h2, h4, td, th, a, .chip, .status, .marks, dt, dd')].map(e => {
         const paper = node => getComputedStyle(node).backgroundColor;
         let back = e;
         while (back !== document.documentElement && paper(back) === 'rgba(0, 0, 0, 0)') back = back.parentElement;
         return [e.className + ' ' + e.tagName, getComputedStyle(e).color, paper(back)]; })"""
     with Visit(chromium, report, scheme=scheme) as visit:
         page = visit.ready()
-        found = page.evaluate(colours)
-        assert len(found) > 100
-        for name, ink, paper in found:
+        elements = page.evaluate(colors)
+        assert len(elements) > 100
+        for name, ink, paper in elements:
             light, dark = sorted((luminance(ink), luminance(paper)), reverse=True)
             assert (light + 0.05) / (dark + 0.05) >= 4.5, (name, ink, paper)
         paper = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
@@ -330,7 +330,7 @@ def test_print_shows_the_light_figures_and_no_tools(chromium: Any, report: Path)
         until(page, "!document.querySelector('.figures img').currentSrc.includes('-dark')")
 
 
-def test_redacted_page_works(chromium: Any, report: Path, tmp_path: Path) -> None:
+def test_the_redacted_page_works(chromium: Any, report: Path, tmp_path: Path) -> None:
     page_path = write_report(report.parent.parent, redact=True, out=tmp_path / "redacted")
     with Visit(chromium, page_path) as visit:
         page = visit.ready()
@@ -338,10 +338,10 @@ def test_redacted_page_works(chromium: Any, report: Path, tmp_path: Path) -> Non
         assert page.evaluate("document.querySelectorAll('.card img, .caption, .chip').length") == 0
         settled(page, lambda: page.fill("[name=text]", "a00007"))
         assert keys(page) == ["a00007"]
-        assert not visit.complaints
+        assert not visit.errors
 
 
-def test_study_sorts_and_compares(chromium: Any, study_report: Path) -> None:
+def test_the_study_sorts_and_compares(chromium: Any, study_report: Path) -> None:
     with Visit(chromium, study_report) as visit:
         page = visit.page
         column = (
@@ -358,7 +358,7 @@ def test_study_sorts_and_compares(chromium: Any, study_report: Path) -> None:
         page.click("[name=compare]")
         page.wait_for_selector(".compare[data-ready]")
         assert len(visit.requests) > before
-        said = page.text_content(".compare .status")
+        status = page.text_content(".compare .status")
         tables = [
             {
                 r["key"]: r
@@ -371,31 +371,31 @@ def test_study_sorts_and_compares(chromium: Any, study_report: Path) -> None:
             for k, r in tables[0].items()
             if r["objects"]
         }
-        assert f"fell for {sum(c < 0 for c in change.values())}" in said
-        assert f"rose for {sum(c > 0 for c in change.values())}" in said
+        assert f"fell for {sum(c < 0 for c in change.values())}" in status
+        assert f"rose for {sum(c > 0 for c in change.values())}" in status
         shown = [change[key] for key in keys(page)]
         assert shown == sorted(change.values())[:10]
         page.click("table.sortable tbody a")
         page.wait_for_selector(".pairs[data-ready]")
         until(page, "[...document.querySelectorAll('.card img')].some(image => image.naturalWidth > 0)")
-        page.click("text=← the study")
+        page.click("text=← back to the study")
         page.wait_for_selector(".compare")
-        assert not visit.complaints
+        assert not visit.errors
 
 
 def test_ten_thousand_records_open_fast_and_load_little(chromium: Any, tmp_path: Path) -> None:
     evaluation = make_evaluation(tmp_path / "large", n=10_001, m=400, settings=FEW_FIGURES)
     page_path = write_report(evaluation, limit=10_000)
-    took = []
-    for _ in range(3):  # the best of three: other work on the machine is not the page's
+    seconds = []
+    for _ in range(3):  # the best of three, because other work may slow the machine
         with Visit(chromium, page_path) as visit:
-            took.append(visit.ready().evaluate("performance.now()") / 1000)
+            seconds.append(visit.ready().evaluate("performance.now()") / 1000)
             visit.page.wait_for_load_state("networkidle")
             assert "of 10,000" in visit.page.text_content(".status")
             loaded = {unquote(urlparse(url).path) for url in visit.requests}
             size = sum(os.path.getsize(path) for path in loaded)
             settled(visit.page, lambda page=visit.page: page.select_option("[name=sort]", "distance"))
-            assert not visit.complaints
-    print(f"opens in {min(took):.2f} s and loads {size / 1e6:.2f} MB in {len(loaded)} files")
-    assert min(took) < 2
+            assert not visit.errors
+    print(f"opens in {min(seconds):.2f} s and loads {size / 1e6:.2f} MB in {len(loaded)} files")
+    assert min(seconds) < 2
     assert size < 1_000_000

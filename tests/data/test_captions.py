@@ -1,4 +1,4 @@
-"""What the knobs make of a caption: each word independently, anew each epoch, never all of them, and nothing at none."""
+"""Caption knobs: independent draws per word and epoch, at least one word remains, and no change if all are off."""
 
 from collections import Counter
 from itertools import permutations
@@ -26,7 +26,7 @@ CAPTION = "Lalabu and Regupu with a spoon at the kitchen"
 VOCABULARY = tuple("abcdefghij")
 
 
-def test_with_every_knob_at_none_the_caption_is_the_very_same():
+def test_with_all_knobs_off_the_caption_is_the_same_object():
     caption = "  two  spaces\tkept "
     assert train_caption(caption, ("another",), Mitigation(), (), 0, 0, "k") is caption
     assert mask_words(caption, 0, 0, 0, "k") is caption
@@ -36,22 +36,22 @@ def test_with_every_knob_at_none_the_caption_is_the_very_same():
 
 
 @given(st.text(max_size=60), st.floats(0.01, 0.99), st.integers(0, 5), st.text(max_size=8))
-def test_what_is_left_are_the_captions_words_in_order(caption, probability, epoch, key):
+def test_the_remaining_words_are_the_captions_words_in_order(caption, probability, epoch, key):
     left = mask_words(caption, probability, 1, epoch, key).split()
     words = iter(caption.split())
     assert all(word in words for word in left)  # a subsequence
     assert bool(left) == bool(caption.split())  # at least one word stays
 
 
-def test_words_are_dropped_independently_with_the_probability_asked():
-    kept = [set(mask_words(CAPTION, 0.3, 0, epoch, "k").split()) for epoch in range(4000)]
+def test_words_are_dropped_independently_with_the_given_probability():
+    remaining = [set(mask_words(CAPTION, 0.3, 0, epoch, "k").split()) for epoch in range(4000)]
     for word in set(CAPTION.split()):
-        assert abs(sum(word in k for k in kept) / 4000 - 0.7) < 0.03
-    both = sum({"Lalabu", "Regupu"} <= k for k in kept) / 4000
+        assert abs(sum(word in k for k in remaining) / 4000 - 0.7) < 0.03
+    both = sum({"Lalabu", "Regupu"} <= k for k in remaining) / 4000
     assert abs(both - 0.49) < 0.03
 
 
-def test_if_all_are_dropped_each_word_stays_equally_often():
+def test_if_all_words_are_dropped_one_drawn_uniformly_stays():
     left = [mask_words("red green blue", 0.99, 0, epoch, "k") for epoch in range(3000)]
     single = [text for text in left if " " not in text]
     assert len(single) > 2900
@@ -59,50 +59,50 @@ def test_if_all_are_dropped_each_word_stays_equally_often():
         assert abs(single.count(word) / len(single) - 1 / 3) < 0.04
 
 
-def test_the_draw_depends_on_seed_epoch_and_key_alone():
+def test_a_draw_depends_only_on_seed_epoch_and_key():
     draws = {mask_words(CAPTION, 0.5, seed, epoch, key) for seed in (0, 1) for epoch in (0, 1) for key in "ab"}
     assert len(draws) > 4
     assert mask_words(CAPTION, 0.5, 3, 4, "k") == mask_words(CAPTION, 0.5, 3, 4, "k")
 
 
-def test_masking_draws_as_it_always_did():
-    """Runs of earlier versions are repeated: the draws are Python's own, seeded with seed, epoch and key."""
+def test_masking_draws_do_not_change_between_versions():
+    """Runs of earlier versions stay reproducible: Python's own generator, seeded with seed, epoch and key."""
     drawn = [mask_words("one two three four five", 0.5, 0, epoch, "k") for epoch in range(4)]
     assert drawn == ["one two four", "two", "two three four five", "five"]
 
 
-def test_words_are_replaced_independently_with_the_probability_asked_and_drawn_evenly():
+def test_words_are_replaced_independently_with_the_given_probability_and_drawn_uniformly():
     texts = [replace_words("one two three", 0.25, VOCABULARY, 0, epoch, "k").split() for epoch in range(4000)]
     assert all(len(words) == 3 for words in texts)
     new = [[word in VOCABULARY for word in words] for words in texts]
-    for place in range(3):
-        assert abs(sum(n[place] for n in new) / 4000 - 0.25) < 0.03
+    for position in range(3):
+        assert abs(sum(n[position] for n in new) / 4000 - 0.25) < 0.03
     assert abs(sum(n[0] and n[2] for n in new) / 4000 - 0.0625) < 0.015
     drawn = Counter(word for words in texts for word in words if word in VOCABULARY)
     assert all(abs(drawn[word] / drawn.total() - 0.1) < 0.02 for word in VOCABULARY)
     assert all(replace_words("one two", 1, VOCABULARY, 0, e, "k") != "one two" for e in range(50))
 
 
-def test_every_order_of_the_words_comes_equally_often_and_only_with_the_probability_asked():
+def test_shuffling_is_uniform_and_happens_with_the_given_probability():
     orders = Counter(shuffle_words("one two three", 1, 0, epoch, "k") for epoch in range(6000))
     assert set(orders) == {" ".join(order) for order in permutations(["one", "two", "three"])}
     assert all(abs(count / 6000 - 1 / 6) < 0.02 for count in orders.values())
     half = sum(shuffle_words("one  two", 0.5, 0, epoch, "k") == "one  two" for epoch in range(4000))
-    assert abs(half / 4000 - 0.5) < 0.03  # the untouched ones keep their blanks
+    assert abs(half / 4000 - 0.5) < 0.03  # unchanged captions keep their white space
 
 
-def test_each_of_the_captions_is_chosen_equally_often():
+def test_captions_are_chosen_uniformly():
     drawn = Counter(choose_caption("first", ("first", "second", "third"), 0, epoch, "k") for epoch in range(3000))
     assert all(abs(drawn[text] / 3000 - 1 / 3) < 0.04 for text in ("first", "second", "third"))
     assert choose_caption("alone", (), 0, 0, "k") == "alone"
 
 
-def test_a_pair_without_other_captions_is_trained_on_its_own():
+def test_a_pair_without_candidates_keeps_its_caption():
     assert train_caption("my own", (), Mitigation(caption_choice=True), (), 0, 0, "k") == "my own"
 
 
-def test_a_probability_is_what_the_draw_stays_below():
-    """Exactly at the draw nothing happens, just above it does: so 0 is never, and 1 always."""
+def test_a_knob_acts_if_the_draw_is_below_the_probability():
+    """A probability equal to the draw does nothing, the next larger one does: so 0 means never and 1 always."""
 
     def at_and_above(stream):
         draw = Random(stream).random()
@@ -111,7 +111,7 @@ def test_a_probability_is_what_the_draw_stays_below():
     replaced = [replace_words("word", p, ("new",), 0, 0, "k") for p in at_and_above("random/0/0/k")]
     assert replaced == ["word", "new"]
     shuffled = ["  " in shuffle_words("one  two", p, 0, 0, "k") for p in at_and_above("shuffle/0/0/k")]
-    assert shuffled == [True, False]  # only the untouched caption keeps its blanks
+    assert shuffled == [True, False]  # only the unchanged caption keeps its white space
     masked = ["first" in mask_words("first b c d e f g h", p, 0, 0, "k") for p in at_and_above("0/0/k")]
     assert masked == [True, False]
 
@@ -131,9 +131,7 @@ def test_only_the_first_words_are_kept():
     st.none() | st.integers(1, 4),
     st.integers(0, 5),
 )
-def test_whatever_is_combined_at_least_one_word_stays_and_the_draw_is_repeated(
-    others, mask, random, shuffle, choice, words, epoch
-):
+def test_any_combination_leaves_a_word_and_is_reproducible(others, mask, random, shuffle, choice, words, epoch):
     others = tuple(text for text in others if text.split())
     knobs = Mitigation(mask, random, shuffle, choice, words)
     texts = {train_caption(CAPTION, others, knobs, VOCABULARY, 1, epoch, "k") for _ in range(2)}
@@ -144,16 +142,16 @@ def test_whatever_is_combined_at_least_one_word_stays_and_the_draw_is_repeated(
     assert set(left) <= source | set(VOCABULARY)
 
 
-def test_the_order_of_the_knobs_is_choose_shorten_drop_replace_shuffle():
+def test_the_order_of_the_knobs_is_choose_shorten_mask_replace_shuffle():
     knobs = Mitigation(0.4, 0.4, 1.0, True, 4)
     for epoch in range(50):
-        by_hand = choose_caption("own", ("a b c d e f", "u v w x y z"), 3, epoch, "k")
-        by_hand = mask_words(first_words(by_hand, 4), 0.4, 3, epoch, "k")
-        by_hand = shuffle_words(replace_words(by_hand, 0.4, VOCABULARY, 3, epoch, "k"), 1.0, 3, epoch, "k")
-        assert train_caption("own", ("a b c d e f", "u v w x y z"), knobs, VOCABULARY, 3, epoch, "k") == by_hand
+        expected = choose_caption("own", ("a b c d e f", "u v w x y z"), 3, epoch, "k")
+        expected = mask_words(first_words(expected, 4), 0.4, 3, epoch, "k")
+        expected = shuffle_words(replace_words(expected, 0.4, VOCABULARY, 3, epoch, "k"), 1.0, 3, epoch, "k")
+        assert train_caption("own", ("a b c d e f", "u v w x y z"), knobs, VOCABULARY, 3, epoch, "k") == expected
 
 
-def test_switching_one_knob_on_leaves_the_draws_of_another_as_they_were():
+def test_switching_a_knob_on_does_not_change_the_draws_of_another():
     for epoch in range(20):
         masked = mask_words(CAPTION, 0.5, 0, epoch, "k")
         shuffled = train_caption(CAPTION, (), Mitigation(text_mask=0.5, text_shuffle=1), (), 0, epoch, "k")
@@ -170,5 +168,5 @@ def test_every_draw_changes_with_seed_epoch_and_key(knob):
     assert len({drawn(i, 0, "k") for i in range(20)}) > 5
 
 
-def test_the_vocabulary_is_the_captions_words_each_once():
+def test_the_vocabulary_is_the_distinct_words_of_the_captions():
     assert vocabulary(["red cat", "red  dog", ""]) == ("cat", "dog", "red")

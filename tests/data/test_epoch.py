@@ -1,4 +1,4 @@
-"""The epoch plan: once without replacement, equal per rank, resumable, whatever the sizes, ranks and workers."""
+"""The epoch plan: one pass without replacement, equal per rank, resumable, for any sizes, ranks and workers."""
 
 import hashlib
 import itertools
@@ -16,7 +16,7 @@ SIZES = st.lists(st.integers(0, 40), min_size=1, max_size=8)
 
 
 def rows(plan: EpochPlan, rank: int, offset: int = 0) -> list[list[tuple[int, int]]]:
-    """The batches of one rank in the order in which a loader gives them: one of each worker in turn."""
+    """The batches of one rank in the order of a loader: one of each worker in turn."""
     streams = [list(plan.batches(rank, w, offset)) for w in range(max(plan.workers, 1))]
     turns = itertools.chain.from_iterable(itertools.zip_longest(*streams))
     return [[tuple(map(int, e)) for e in batch] for batch in turns if batch is not None]
@@ -42,7 +42,7 @@ def test_one_pass_without_replacement(sizes, world, workers, batch, epoch):
 
 @settings(max_examples=100, deadline=None)
 @given(SIZES.filter(lambda s: sum(s) >= 12), st.integers(1, 2), st.integers(0, 4), st.integers(1, 4), st.data())
-def test_resuming_gives_the_rest(sizes, world, workers, batch, data):
+def test_resuming_yields_the_remaining_batches(sizes, world, workers, batch, data):
     plan = epoch_plan(sizes, 3, 2, world, workers, batch)
     offset = data.draw(st.integers(0, plan.steps))
     for rank in range(world):
@@ -59,14 +59,14 @@ class Stream(IterableDataset):
 
 
 @pytest.mark.parametrize("offset", [0, 1, 5, 6, 7, 10])
-def test_a_real_loader_gives_the_same_order_and_resumes_in_it(offset):
+def test_a_real_loader_yields_the_same_order_and_resumes_in_it(offset):
     plan = epoch_plan([10, 3, 21], 0, 1, world=1, workers=3, batch=3)
     assert plan.steps == 11  # not a multiple of 3 workers: one worker has fewer batches
-    given_ = [b.tolist() for b in DataLoader(Stream(plan, offset), batch_size=None, num_workers=3)]
-    assert given_ == [[list(e) for e in b] for b in rows(plan, 0)[offset:]]
+    batches = [b.tolist() for b in DataLoader(Stream(plan, offset), batch_size=None, num_workers=3)]
+    assert batches == [[list(e) for e in b] for b in rows(plan, 0)[offset:]]
 
 
-def test_order_depends_on_seed_and_epoch_and_on_nothing_else():
+def test_order_depends_only_on_seed_and_epoch():
     def order(seed, epoch):
         return rows(epoch_plan([7, 9, 5], seed, epoch, 1, 0, 4), 0)
 
@@ -90,7 +90,7 @@ def test_training_sizes_are_nested_prefixes():
         nested_sizes([4, 4, 4], 13)
 
 
-def test_exposure_counts_what_was_given():
+def test_exposure_counts_the_batches_yielded():
     for workers, steps in itertools.product([0, 2, 3], [1, 4, 7, 8, 20]):
         plan = epoch_plan([5, 12, 3], 7, 0, world=2, workers=workers, batch=2)
         counts = np.zeros(20, dtype=int)
@@ -104,16 +104,16 @@ def test_exposure_counts_what_was_given():
 
 
 def digest(plan: EpochPlan, steps: int) -> str:
-    """Hash of the whole plan, as every rank and worker gives it, and of the exposures after ``steps``."""
-    found = hashlib.sha256()
+    """Hash of the batches of every rank and worker, and of the exposures after ``steps``."""
+    sha = hashlib.sha256()
     for rank, worker in itertools.product(range(plan.world), range(max(plan.workers, 1))):
         for batch in plan.batches(rank, worker):
-            found.update(np.ascontiguousarray(batch, dtype="<i8").tobytes())
-    found.update(exposures(plan, steps).astype("<i8").tobytes())
-    return found.hexdigest()[:16]
+            sha.update(np.ascontiguousarray(batch, dtype="<i8").tobytes())
+    sha.update(exposures(plan, steps).astype("<i8").tobytes())
+    return sha.hexdigest()[:16]
 
 
-def test_plans_without_left_out_pairs_are_what_they_always_were():
+def test_plans_do_not_change_between_versions():
     cases = [
         (([10, 3, 21], 0, 1, 1, 3, 3), 25, "bf3f986100f92894"),
         (([1000, 1000, 517], 7, 4, 2, 2, 32, 2100), 70, "4ed6bc9766aef9eb"),
@@ -127,7 +127,7 @@ def test_plans_without_left_out_pairs_are_what_they_always_were():
 
 @settings(max_examples=150, deadline=None)
 @given(SIZES, st.integers(1, 3), st.integers(0, 3), st.integers(1, 4), st.data())
-def test_left_out_pairs_never_come_and_ranks_stay_equal(sizes, world, workers, batch, data):
+def test_excluded_and_removed_pairs_never_come_and_ranks_stay_equal(sizes, world, workers, batch, data):
     every = [(shard, position) for shard, size in enumerate(sizes) for position in range(size)]
     excluded = data.draw(st.sets(st.sampled_from(every or [(0, 0)])))
     removed = data.draw(st.sets(st.sampled_from(every or [(0, 0)])))
@@ -137,11 +137,11 @@ def test_left_out_pairs_never_come_and_ranks_stay_equal(sizes, world, workers, b
     train_size = data.draw(st.none() | st.integers(1, len(members)))
     counted = members[:train_size]
     trained = [pair for pair in counted if pair not in removed]
-    gone = [
+    dropped = [
         {shard: tuple(p for s, p in pairs if s == shard) for shard in {s for s, _ in pairs}}
         for pairs in (excluded, removed)
     ]
-    arguments = (sizes, 1, 0, world, workers, batch, train_size, None, *gone)
+    arguments = (sizes, 1, 0, world, workers, batch, train_size, None, *dropped)
     if len(trained) < world * batch:
         with pytest.raises(UserError, match=f"{len(trained)} training pairs"):
             epoch_plan(*arguments)
@@ -156,22 +156,22 @@ def test_left_out_pairs_never_come_and_ranks_stay_equal(sizes, world, workers, b
     assert dict(zip(counted, counts.tolist(), strict=True)) == {pair: int(pair in seen) for pair in counted}
 
 
-def test_an_excluded_pair_is_as_if_it_were_not_there():
-    """The first two and the last pair excluded: repeats and sizes count the others, orders differ in nothing else."""
+def test_an_excluded_pair_is_treated_as_absent():
+    """With the first two and the last pair excluded, repetitions and sizes count only the others."""
     excluded = {0: (0, 1), 1: (4,)}
     assert nested_sizes([5, 5], 3, excluded) == (5, 0)
     assert nested_sizes([5, 5], 4, excluded) == (5, 1)
     assert nested_sizes([5, 5], 7, excluded) == (5, 5)
-    with pytest.raises(UserError, match="train_size=8 but the set holds 7"):
+    with pytest.raises(UserError, match="train_size=8 but the set has 7"):
         nested_sizes([5, 5], 8, excluded)
-    assert nested_sizes([2, 3, 2], 3, {1: (0, 1, 2)}) == (2, 3, 1)  # a shard with nothing left lies between
+    assert nested_sizes([2, 3, 2], 3, {1: (0, 1, 2)}) == (2, 3, 1)  # the shard in between has no pairs left
     plan = epoch_plan([5, 5], 0, 0, 1, 0, 1, repeat=Repeat(0.3, 4), excluded=excluded)
     assert exposures(plan, plan.steps).tolist() == [4, 4, 1, 1, 1, 1, 1]  # 30 % of 7 pairs, rounded down
     removed = epoch_plan([5, 5], 0, 0, 1, 0, 1, repeat=Repeat(0.3, 4), removed=excluded)
     assert exposures(removed, removed.steps).tolist() == [0, 0, 4, 1, 1, 1, 1, 1, 1, 0]
 
 
-def test_repeated_pairs_come_as_often_as_asked():
+def test_repeated_pairs_come_as_often_as_set():
     plan = epoch_plan([10, 10], 0, 0, 1, 0, 1, repeat=Repeat([0.1, 0.2], [5, 3]))
     counts = exposures(plan, plan.steps)
     assert counts.tolist() == [5, 5, 3, 3, 3, 3] + [1] * 14

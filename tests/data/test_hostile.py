@@ -1,4 +1,4 @@
-"""Readers of data against hostile input: a valid value, a counted bad pair or one sentence; never a crash, never a hang."""
+"""Data readers on hostile input: a valid value, a counted bad pair or a one-sentence error; never a crash or a hang."""
 
 import io
 import json
@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dejavu_lit.data.decode import LONGEST_CAPTION, opened, read_meta, read_text
-from dejavu_lit.data.exclude import later_duplicates, read_keys
+from dejavu_lit.data import remote
+from dejavu_lit.data.decode import MAX_CAPTION_CHARS, open_image, read_caption, read_meta
+from dejavu_lit.data.key_lists import later_duplicates, read_keys
 from dejavu_lit.data.objects import Annotation, Failed
 from dejavu_lit.data.readers.base import Reader, read_image
 from dejavu_lit.data.readers.coco import CocoReader
@@ -21,7 +22,7 @@ from dejavu_lit.data.readers.folder import FolderReader
 from dejavu_lit.data.readers.shards import ShardReader
 from dejavu_lit.data.readers.table import TableReader
 from dejavu_lit.data.remote import mirror
-from dejavu_lit.data.scan import look, scan
+from dejavu_lit.data.scan import decode_and_hash, scan
 from dejavu_lit.data.shards import BadPair, Pair, ShardSet, index_shard, read_pairs, write_shard, write_shards
 from dejavu_lit.duplicates.hashing import hash_sets
 from dejavu_lit.objects.annotators.coco import CocoLookup
@@ -33,9 +34,9 @@ from tests.hostile import (
     WORDS,
     captions,
     damaged,
+    fuzz_settings,
     images,
-    refused,
-    tried,
+    try_read,
     wrong_json,
     wrong_table,
 )
@@ -45,16 +46,16 @@ PAIRS = [Pair(f"k{i}", encoded(sample_image(i)), "png", f"caption {i}", {"n": i}
 
 
 def valid(pair: Pair) -> Pair:
-    """The pair, which a shard could hold, whatever it was read from."""
+    """Check that a shard could hold the pair, whatever it was read from, and return it."""
     assert pair.caption == pair.caption.strip()
-    assert len(pair.caption) <= LONGEST_CAPTION
+    assert len(pair.caption) <= MAX_CAPTION_CHARS
     pair.caption.encode()
     json.dumps(pair.meta, ensure_ascii=False, allow_nan=False).encode()
     return pair
 
 
 def read_all(reader: Reader) -> None:
-    """Read a source as prepare does."""
+    """Read a source in the way prepare does."""
     json.dumps(reader.fingerprint())
     keys = reader.keys()
     assert len(set(keys)) == len(keys)
@@ -95,7 +96,7 @@ CONTENT = st.one_of(
 
 @st.composite
 def archives(draw: st.DrawFn) -> bytes:
-    """Tars with any names, kinds of members and extended headers."""
+    """Tars with arbitrary member names, member types and extended headers."""
     out = io.BytesIO()
     format_ = draw(st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]))
     with tarfile.open(fileobj=out, mode="w", format=format_, errors="surrogateescape") as tar:
@@ -108,41 +109,41 @@ def archives(draw: st.DrawFn) -> bytes:
                 tar.addfile(info, io.BytesIO(data))
             except (ValueError, UnicodeError):
                 continue  # Python itself cannot write such a header
-    whole = out.getvalue()
-    return draw(damaged(whole)) if draw(st.booleans()) else whole
+    content = out.getvalue()
+    return draw(damaged(content)) if draw(st.booleans()) else content
 
 
-@tried(60)
+@fuzz_settings(60)
 @given(content=archives())
 def test_tars(tmp_path, content):
     (tmp_path / "sizes.json").unlink(missing_ok=True)
     (tmp_path / "0.tar").write_bytes(content)
     index_shard.cache_clear()
-    found = refused(lambda: list(read_pairs(ShardSet.open(tmp_path)))) or []
-    for pair in found:
+    pairs = try_read(lambda: list(read_pairs(ShardSet.open(tmp_path)))) or []
+    for pair in pairs:
         if isinstance(pair, Pair):
             valid(pair)
             pair.key.encode()
     index_shard.cache_clear()
-    refused(lambda: read_all(ShardReader(tmp_path)))
+    try_read(lambda: read_all(ShardReader(tmp_path)))
 
 
 @pytest.mark.parametrize("size", ["-512", "-1024"])
-def test_a_header_that_leads_back_is_no_endless_loop(tmp_path, size):
+def test_a_header_that_points_back_does_not_loop_forever(tmp_path, size):
     with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.PAX_FORMAT) as tar:
         tar.addfile(member("x", b"", type=tarfile.DIRTYPE)[0])
         info, data = member("d/", b"", type=tarfile.DIRTYPE, pax_headers={"size": size})
         tar.addfile(info, io.BytesIO(data))
-    refused(lambda: index_shard(tmp_path / "0.tar"))
+    try_read(lambda: index_shard(tmp_path / "0.tar"))
 
 
-def test_members_without_a_name_sparse_ones_and_names_of_other_encodings(tmp_path):
+def test_members_without_a_name_and_names_in_other_encodings(tmp_path):
     for name in (".", "", "./"):
         with tarfile.open(tmp_path / "0.tar", "w") as tar:
             info, data = member(name, b"x")
             tar.addfile(info, io.BytesIO(data))
         index_shard.cache_clear()
-        with pytest.raises(UserError, match="no plain file inside the archive"):
+        with pytest.raises(UserError, match="not a plain file inside the archive"):
             index_shard(tmp_path / "0.tar")
     with tarfile.open(tmp_path / "1.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin1") as tar:
         for name, data in {"é.png": IMAGE, "é.txt": b"a"}.items():
@@ -152,25 +153,25 @@ def test_members_without_a_name_sparse_ones_and_names_of_other_encodings(tmp_pat
     key.encode()
 
 
-@tried(60)
+@fuzz_settings(60)
 @given(
     meta=wrong_json({"caption": "a dog", "captions": ["a", "b"], "label": 3, "width": 1.5}), text=st.binary(max_size=60)
 )
 def test_a_pairs_caption_and_json(meta, text):
-    for read, data in ((read_meta, meta), (read_text, text), (read_meta, text), (read_text, meta)):
+    for read, data in ((read_meta, meta), (read_caption, text), (read_meta, text), (read_caption, meta)):
         try:
-            found = read(data)
+            value = read(data)
         except BadPair:
             continue
-        json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
 
 
-@tried(40)
+@fuzz_settings(40)
 @given(caption=st.one_of(st.binary(max_size=60), damaged(b"a dog")), meta=wrong_json({"a": [1]}), image=damaged(IMAGE))
 def test_folders(tmp_path, caption, meta, image):
     for name, data in (("a.txt", caption), ("a.json", meta), ("a.jpg", IMAGE), ("b.jpg", image), ("b.txt", b"b")):
         (tmp_path / name).write_bytes(data)
-    refused(lambda: read_all(FolderReader(tmp_path)))
+    try_read(lambda: read_all(FolderReader(tmp_path)))
 
 
 COCO = {
@@ -184,26 +185,26 @@ INSTANCES = {
 }
 
 
-@tried(120)
+@fuzz_settings(120)
 @given(data=st.data())
 def test_coco(tmp_path, data):
     (tmp_path / "a.jpg").write_bytes(IMAGE)
-    which = data.draw(st.booleans())
-    texts = data.draw(wrong_json(COCO)) if which else json.dumps(COCO).encode()
+    wrong_captions = data.draw(st.booleans())
+    texts = data.draw(wrong_json(COCO)) if wrong_captions else json.dumps(COCO).encode()
     (tmp_path / "captions.json").write_bytes(texts)
     (tmp_path / "instances.json").write_bytes(
-        json.dumps(INSTANCES).encode() if which else data.draw(wrong_json(INSTANCES))
+        json.dumps(INSTANCES).encode() if wrong_captions else data.draw(wrong_json(INSTANCES))
     )
-    refused(lambda: read_all(CocoReader(images=tmp_path, captions=tmp_path / "captions.json")))
+    try_read(lambda: read_all(CocoReader(images=tmp_path, captions=tmp_path / "captions.json")))
     both = {"captions": tmp_path / "captions.json", "instances": tmp_path / "instances.json"}
-    refused(lambda: read_all(CocoReader(images=tmp_path, **both)))
+    try_read(lambda: read_all(CocoReader(images=tmp_path, **both)))
     lookup = CocoLookup(tmp_path / "instances.json")
     for key in ("000000000007", "x", "9" * 40):
         try:
-            found = refused(lambda key=key: lookup.annotation(Pair(key, b"", "jpg", "")))
+            annotation = try_read(lambda key=key: lookup.annotation(Pair(key, b"", "jpg", "")))
         except BadPair:
             continue
-        assert found is None or isinstance(found, Annotation | Failed)
+        assert annotation is None or isinstance(annotation, Annotation | Failed)
 
 
 TABLE = pa.table(
@@ -211,52 +212,56 @@ TABLE = pa.table(
 )
 
 
-@tried(60)
+@fuzz_settings(60)
 @given(table=wrong_table(TABLE), key=st.sampled_from([None, "id", "n"]))
 def test_parquet_tables(tmp_path, table, key):
     (tmp_path / "a.jpg").write_bytes(IMAGE)
     try:
         pq.write_table(table, tmp_path / "t.parquet")
     except (pa.ArrowException, UnicodeError):
-        return  # not even Arrow writes it
-    refused(lambda: read_all(TableReader(tmp_path / "t.parquet", key=key)))
+        return  # Arrow itself cannot write it
+    try_read(lambda: read_all(TableReader(tmp_path / "t.parquet", key=key)))
 
 
-@tried(50)
+@fuzz_settings(50)
 @given(content=damaged(b'path,caption,id\na.jpg,a dog,1\nb.jpg,"a\ncat",2\n'), key=st.sampled_from([None, "id"]))
 def test_csv_tables(tmp_path, content, key):
     (tmp_path / "a.jpg").write_bytes(IMAGE)
     for name in ("t.csv", "t.tsv"):
         (tmp_path / name).write_bytes(content)
-        refused(lambda name=name: read_all(TableReader(tmp_path / name, key=key)))
+        try_read(lambda name=name: read_all(TableReader(tmp_path / name, key=key)))
 
 
-@tried(40)
+@fuzz_settings(40)
 @given(data=st.data())
 def test_damaged_parquet_tables(tmp_path, data):
     pq.write_table(TABLE, tmp_path / "whole.parquet")
     (tmp_path / "t.parquet").write_bytes(data.draw(damaged((tmp_path / "whole.parquet").read_bytes())))
-    refused(lambda: read_all(TableReader(tmp_path / "t.parquet")))
+    try_read(lambda: read_all(TableReader(tmp_path / "t.parquet")))
 
 
-@tried(60)
+@fuzz_settings(60)
 @given(data=st.data(), kind=st.sampled_from(["JPEG", "PNG", "WEBP"]))
 def test_damaged_images(data, kind):
     content = data.draw(damaged(encoded(sample_image(3, 40, 30), kind)))
-    for read in (lambda: look(content, True), lambda: look(content, False), lambda: shrink(content, 16)):
+    for read in (
+        lambda: decode_and_hash(content, True),
+        lambda: decode_and_hash(content, False),
+        lambda: shrink(content, 16),
+    ):
         with suppress(BadPair):
             read()
 
 
-@tried(60)
+@fuzz_settings(60)
 @given(content=st.one_of(st.binary(max_size=80), WORDS.map(lambda text: text.encode("utf-8", "surrogatepass"))))
 def test_lists_of_keys(tmp_path, content):
     (tmp_path / "keys.txt").write_bytes(content)
-    found = refused(lambda: read_keys(tmp_path / "keys.txt", "data.exclude"))
-    assert found is None or all(key.strip() for key in found)
+    keys = try_read(lambda: read_keys(tmp_path / "keys.txt", "data.exclude"))
+    assert keys is None or all(key.strip() for key in keys)
 
 
-@tried(60)
+@fuzz_settings(60)
 @given(
     sizes=wrong_json({"00000.tar": 2, "00001.tar": 2}),
     groups=wrong_json({"duplicates": {"groups": {"A": [["k0", "k1"]]}}}),
@@ -266,34 +271,35 @@ def test_sizes_and_manifests(tmp_path, sizes, groups):
         write_shards(tmp_path / "A", PAIRS, 2)
     (tmp_path / "A" / "sizes.json").write_bytes(sizes)
     (tmp_path / "manifest.json").write_bytes(groups)
-    refused(lambda: ShardSet.open(tmp_path / "A").keys())
+    try_read(lambda: ShardSet.open(tmp_path / "A").keys())
     (tmp_path / "A" / "sizes.json").unlink()
     shards = ShardSet.open(tmp_path / "A")
-    refused(lambda: later_duplicates(tmp_path / "manifest.json", "A", shards, None, {}))
+    try_read(lambda: later_duplicates(tmp_path / "manifest.json", "A", shards, None, {}))
 
 
-@tried(30)
+@fuzz_settings(30)
 @given(sizes=wrong_json({"00000.tar": 4}), manifest=wrong_json({"sets": {"A": {"objects": "x"}}}))
-def test_data_that_lie_elsewhere(tmp_path, sizes, manifest):
-    if not (tmp_path / "far" / "A").exists():
-        write_shards(tmp_path / "far" / "A", PAIRS)
-    (tmp_path / "far" / "A" / "sizes.json").write_bytes(sizes)
-    (tmp_path / "far" / "manifest.json").write_bytes(manifest)
+def test_remote_data(tmp_path, sizes, manifest):
+    if not (tmp_path / "source" / "A").exists():
+        write_shards(tmp_path / "source" / "A", PAIRS)
+    (tmp_path / "source" / "A" / "sizes.json").write_bytes(sizes)
+    (tmp_path / "source" / "manifest.json").write_bytes(manifest)
     mirror.cache_clear()
     index_shard.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEJAVU_CACHE", str(tmp_path / "cache"))
-        refused(lambda: ShardSet.open(mirror(f"file://{tmp_path / 'far'}") / "A").keys())
+        patch.setattr(remote, "PAUSE", 0)
+        try_read(lambda: ShardSet.open(mirror(f"file://{tmp_path / 'source'}") / "A").keys())
     mirror.cache_clear()
 
 
-@tried(25)
+@fuzz_settings(25)
 @given(data=st.data())
-def test_damaged_parts_of_a_scan_and_of_hashes_are_made_again(tmp_path, data):
+def test_damaged_parts_of_a_scan_and_of_hashes_are_rebuilt(tmp_path, data):
     if not (tmp_path / "shards").exists():
         write_shards(tmp_path / "shards", PAIRS)
     reader, shards = ShardReader(tmp_path / "shards"), ShardSet.open(tmp_path / "shards")
-    for part in tmp_path.rglob("*.npz"):  # the damage before may have been none that matters
+    for part in tmp_path.rglob("*.npz"):  # the previous damage may have been harmless
         part.unlink()
     first = scan(reader, reader.keys(), tmp_path / "scan", True, 1, 0.0)
     hashed = hash_sets({"A": shards}, tmp_path / "hash", True, 1)
@@ -306,35 +312,35 @@ def test_damaged_parts_of_a_scan_and_of_hashes_are_made_again(tmp_path, data):
 
 
 @pytest.mark.parametrize("name", images())
-def test_each_kind_of_image_is_used_or_refused_with_its_reason(tmp_path, name):
+def test_each_kind_of_image_is_used_or_rejected_with_its_reason(tmp_path, name):
     content, reason = images()[name]
-    path = tmp_path / "a.jpg"  # by whatever name
+    path = tmp_path / "a.jpg"  # the extension does not matter
     path.write_bytes(content)
 
-    def used() -> None:
+    def use() -> None:
         data, _ = read_image(path)
-        look(data, True)
-        with opened(data) as found:
-            assert found.convert("RGB").width
+        decode_and_hash(data, True)
+        with open_image(data) as image:
+            assert image.convert("RGB").width
         assert shrink(data, 32)[:4] == b"RIFF"
 
     if reason is None:
-        used()
+        use()
     else:
         with pytest.raises(BadPair, match=f"^{reason}$"):
-            used()
+            use()
 
 
 @pytest.mark.parametrize("name", captions())
-def test_each_kind_of_caption_is_used_or_refused_with_its_reason(tmp_path, name):
+def test_each_kind_of_caption_is_used_or_rejected_with_its_reason(tmp_path, name):
     content, reason = captions()[name]
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "a.jpg").write_bytes(IMAGE)
     (folder / "a.txt").write_bytes(content)
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
-        for ending, data in (("jpg", IMAGE), ("txt", content)):
-            info, _ = member(f"a.{ending}", data)
+        for extension, data in (("jpg", IMAGE), ("txt", content)):
+            info, _ = member(f"a.{extension}", data)
             tar.addfile(info, io.BytesIO(data))
     for reader in (FolderReader(folder), ShardReader(tmp_path)):
         if reason is not None and "empty" not in reason:
@@ -351,11 +357,11 @@ def test_each_kind_of_caption_is_used_or_refused_with_its_reason(tmp_path, name)
 
 
 @pytest.mark.parametrize("wrong", ['["a dog"]', "3", "true", '{"a": 1}', "1.5"])
-def test_a_caption_that_is_no_text_is_a_bad_pair(tmp_path, wrong):
+def test_a_caption_that_is_not_text_is_a_bad_pair(tmp_path, wrong):
     with tarfile.open(tmp_path / "0.tar", "w") as tar:
-        for ending, data in (("jpg", IMAGE), ("json", b'{"caption": %s}' % wrong.encode())):
-            info, _ = member(f"a.{ending}", data)
+        for extension, data in (("jpg", IMAGE), ("json", b'{"caption": %s}' % wrong.encode())):
+            info, _ = member(f"a.{extension}", data)
             tar.addfile(info, io.BytesIO(data))
     for read in (lambda: index_shard(tmp_path / "0.tar").read(0), lambda: ShardReader(tmp_path).read("a")):
-        with pytest.raises(BadPair, match="its caption is no text"):
+        with pytest.raises(BadPair, match="its caption is not text"):
             read()

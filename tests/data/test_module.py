@@ -1,4 +1,4 @@
-"""What the data module asks of its options: the batch of each rank, and how batches are prepared ahead."""
+"""The data module's options: the batch of each rank, prefetching, sides and validation."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from dejavu_lit.data.module import LoaderSettings, PairDataModule
 from dejavu_lit.data.shards import write_shards
 from dejavu_lit.models.preprocess import Preprocess
 from dejavu_lit.utils.errors import UserError
-from tests.data.test_stream import CONFIG, pair, spelled
+from tests.data.test_stream import CONFIG, char_tokens, pair
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +20,10 @@ def folder(tmp_path_factory):
 
 def module(folder, batch: int = 4, **options) -> PairDataModule:
     loader = LoaderSettings(cache_mb=0, **options)
-    return PairDataModule(folder, "target", batch, 3, Preprocess(CONFIG), spelled, loader=loader)
+    return PairDataModule(folder, "target", batch, 3, Preprocess(CONFIG), char_tokens, loader=loader)
 
 
-def test_a_batch_that_does_not_divide_by_the_ranks_is_refused(folder):
+def test_a_batch_that_is_not_divisible_by_the_ranks_is_rejected(folder):
     pairs = module(folder, 12)
     assert [pairs.per_rank(world) for world in (1, 2, 3, 4, 6, 12)] == [12, 6, 4, 3, 2, 1]
     with pytest.raises(UserError, match=r"recipe\.batch=12 does not divide by 5 ranks; choose a multiple of 5"):
@@ -33,36 +33,36 @@ def test_a_batch_that_does_not_divide_by_the_ranks_is_refused(folder):
 
 
 @pytest.mark.parametrize(("workers", "prefetch", "pin"), [(1, 3, False), (2, 7, True), (0, 7, True)])
-def test_batches_are_prepared_ahead_as_the_options_say(folder, monkeypatch, workers, prefetch, pin):
-    made: list[DataLoader] = []
+def test_loader_options_reach_the_dataloader(folder, monkeypatch, workers, prefetch, pin):
+    loaders: list[DataLoader] = []
     init = DataLoader.__init__
 
-    def noted(self: DataLoader, *arguments, **options) -> None:
+    def recording_init(self: DataLoader, *arguments, **options) -> None:
         init(self, *arguments, **options)
-        made.append(self)
+        loaders.append(self)
 
-    monkeypatch.setattr(DataLoader, "__init__", noted)
+    monkeypatch.setattr(DataLoader, "__init__", recording_init)
     pairs = module(folder, workers=workers, prefetch=prefetch, pin_memory=pin)
     pairs.setup("fit")
     batch = next(iter(pairs.train_dataloader()))
     pairs.teardown("fit")
     assert len(batch["index"]) == 4
     assert batch["images"].is_pinned() == (pin and torch.cuda.is_available())
-    (loader,) = made
+    (loader,) = loaders
     assert (loader.num_workers, loader.pin_memory) == (workers, pin)
     assert loader.prefetch_factor == (prefetch if workers else None)
 
 
-def test_a_side_is_target_or_reference(folder):
+def test_an_unknown_side_is_rejected(folder):
     with pytest.raises(UserError, match="side=left must be target"):
-        PairDataModule(folder, "left", 4, 3, Preprocess(CONFIG), spelled)
+        PairDataModule(folder, "left", 4, 3, Preprocess(CONFIG), char_tokens)
 
 
-def test_without_pairs_enough_for_each_rank_there_is_no_validation(folder, tmp_path):
+def test_no_validation_without_enough_pairs_for_each_rank(folder, tmp_path):
     assert module(folder).val_dataloader() == []
     write_shards(tmp_path / "A", [pair(number) for number in range(8)], 10)
     write_shards(tmp_path / "V", [pair(number) for number in range(8, 10)], 10)
     assert module(tmp_path).val_dataloader() != []
-    left_out = frozenset(pair(number).key for number in range(8, 10))
-    pairs = PairDataModule(tmp_path, "target", 4, 3, Preprocess(CONFIG), spelled, exclude=left_out)
+    exclude = frozenset(pair(number).key for number in range(8, 10))
+    pairs = PairDataModule(tmp_path, "target", 4, 3, Preprocess(CONFIG), char_tokens, exclude=exclude)
     assert pairs.val_dataloader() == []

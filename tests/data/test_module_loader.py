@@ -1,4 +1,4 @@
-"""A rank's loader: processes that live for the whole training, and give each epoch's pairs from the step where it stands."""
+"""EpochLoader: worker processes live for the whole training and yield each epoch's pairs from the requested step on."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from tests.data.test_stream import module, pair
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """38 pairs: 9 batches of 4, so that one of two processes has more of them than the other."""
+    """38 pairs: 9 batches of 4, an uneven number for two processes."""
     out = tmp_path_factory.mktemp("pairs")
     write_shards(out / "A", [pair(number) for number in range(38)], 10)
     write_shards(out / "V", [pair(number) for number in range(40, 48)], 10)
@@ -27,71 +27,71 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def patient(monkeypatch):
-    """Processes that take long to answer on a busy machine are not replaced."""
-    monkeypatch.setattr(loader_module, "LOOK", 120)
+    """Processes that respond slowly on a busy machine are not replaced."""
+    monkeypatch.setattr(loader_module, "POLL_S", 120)
 
 
 @pytest.fixture
 def pairs(folder):
-    """A data module with two processes."""
-    made = module(folder, workers=2)
-    yield made
-    made.teardown("fit")
+    """A data module with two worker processes."""
+    data_module = module(folder, workers=2)
+    yield data_module
+    data_module.teardown("fit")
 
 
 def planned(pairs: PairDataModule, epoch: int, step: int = 0) -> list[list[int]]:
-    """The positions in the set of every batch that a loader must give: one of each worker in turn."""
+    """The positions in the set of every batch that a loader must yield: one of each worker in turn."""
     plan, starts = pairs.plan(epoch, 1), pairs.train_set.starts
     streams = [[(starts[b[:, 0]] + b[:, 1]).tolist() for b in plan.batches(0, worker)] for worker in range(2)]
     turns = [stream[turn] for turn in range(plan.steps) for stream in streams if turn < len(stream)]
     return turns[step:]
 
 
-def given(loader: EpochLoader, epoch: int, step: int = 0) -> list[list[int]]:
+def loaded(loader: EpochLoader, epoch: int, step: int = 0) -> list[list[int]]:
     return [batch["index"].tolist() for batch in loader.batches(epoch, step)]
 
 
-def test_the_processes_stay_the_same_and_each_epoch_has_its_own_pairs(pairs, patient):
+def test_processes_persist_and_each_epoch_has_its_own_pairs(pairs, patient):
     before = set(active_children())
     loader = pairs.train_dataloader()
-    assert set(active_children()) <= before  # nothing starts before it must
-    assert given(loader, 0) == planned(pairs, 0)
+    assert set(active_children()) <= before  # nothing starts before the first batch
+    assert loaded(loader, 0) == planned(pairs, 0)
     started = set(active_children()) - before
     assert len(started) == 2
     for epoch in (1, 2, 1):
-        assert given(loader, epoch) == planned(pairs, epoch)
+        assert loaded(loader, epoch) == planned(pairs, epoch)
         assert set(active_children()) - before == started
     assert planned(pairs, 1) != planned(pairs, 2)
     pairs.teardown("fit")
     assert set(active_children()) <= before
 
 
-def test_a_trainer_that_never_asks_for_the_end_leaves_the_processes_ready(pairs, patient):
-    """Lightning counts the batches, and asks for no more than there are."""
+def test_processes_persist_if_the_iterator_is_never_exhausted(pairs, patient):
+    """Lightning counts the batches and never requests one more."""
     before = set(active_children())
     loader = pairs.train_dataloader()
     first = loader.batches(0, 3)
     assert [next(first)["index"].tolist() for _ in range(6)] == planned(pairs, 0, 3)
     started = set(active_children()) - before
-    assert given(loader, 1) == planned(pairs, 1)
+    assert loaded(loader, 1) == planned(pairs, 1)
     assert set(active_children()) - before == started
 
 
 @pytest.mark.parametrize("taken", [1, 4, 8])
-def test_after_an_iteration_that_was_abandoned_comes_a_whole_one(pairs, taken):
+def test_an_abandoned_iteration_does_not_affect_the_next(pairs, taken):
     loader = pairs.train_dataloader()
-    begun = loader.batches(0)
-    assert [next(begun)["index"].tolist() for _ in range(taken)] == planned(pairs, 0)[:taken]
-    assert given(loader, 1) == planned(pairs, 1)
-    assert given(loader, 2, 5) == planned(pairs, 2, 5)
-    assert given(loader, 3) == planned(pairs, 3)
+    abandoned = loader.batches(0)
+    assert [next(abandoned)["index"].tolist() for _ in range(taken)] == planned(pairs, 0)[:taken]
+    assert loaded(loader, 1) == planned(pairs, 1)
+    assert loaded(loader, 2, 5) == planned(pairs, 2, 5)
+    assert loaded(loader, 3) == planned(pairs, 3)
 
 
-def test_validation_and_training_take_turns(pairs):
+def test_validation_and_training_alternate(pairs):
     before = set(active_children())
     train, valid = pairs.train_dataloader(), pairs.val_dataloader()
     for epoch in range(2):
-        assert given(train, epoch) == planned(pairs, epoch)
+        assert loaded(train, epoch) == planned(pairs, epoch)
         assert sorted(index for batch in valid for index in batch["index"].tolist()) == list(range(8))
     assert len(set(active_children()) - before) == 4
     pairs.teardown("fit")
@@ -99,23 +99,23 @@ def test_validation_and_training_take_turns(pairs):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_training_s_generator_is_left_alone(folder, workers):
+def test_the_global_generator_is_not_used(folder, workers):
     pairs = module(folder, workers=workers)
     loader = pairs.train_dataloader()
     state = torch.get_rng_state()
     for epoch in range(2):
-        given(loader, epoch)
+        loaded(loader, epoch)
     assert torch.equal(torch.get_rng_state(), state)
     pairs.teardown("fit")
 
 
-def test_processes_that_do_not_answer_between_two_epochs_are_replaced(pairs):
+def test_processes_that_do_not_respond_between_epochs_are_replaced(pairs):
     before = set(active_children())
     loader = pairs.train_dataloader()
-    assert given(loader, 0) == planned(pairs, 0)
+    assert loaded(loader, 0) == planned(pairs, 0)
     for process in (stopped := set(active_children()) - before):
         os.kill(process.pid, signal.SIGSTOP)
-    assert given(loader, 1) == planned(pairs, 1)
+    assert loaded(loader, 1) == planned(pairs, 1)
     assert not any(process.is_alive() for process in stopped)
     assert len(set(active_children()) - before) == 2
 
@@ -124,32 +124,32 @@ STALLED = """
 import sys, time
 from multiprocessing import active_children
 from pathlib import Path
-from tests.data.test_stream import module, spelled
+from tests.data.test_stream import module, char_tokens
 
-asked = 0
+calls = 0
 
 def tokenizer(captions):
-    global asked
-    asked += 1
-    while asked > 2:
+    global calls
+    calls += 1
+    while calls > 2:
         time.sleep(1)
-    return spelled(captions)
+    return char_tokens(captions)
 
 pairs = module(Path(sys.argv[1]), workers=2)
 pairs._tokenizer = tokenizer
-given, loader = 0, pairs.train_dataloader()
+batches, loader = 0, pairs.train_dataloader()
 try:
     for batch in loader.batches(0):
-        given += 1
-        loader._patience = 1.0 if given == 4 else 0  # the start may take long
+        batches += 1
+        loader._batch_timeout = 1.0 if batches == 4 else 0  # the start may take long
 except RuntimeError as error:
     print(error)
-print(given, len(active_children()), flush=True)
+print(batches, len(active_children()), flush=True)
 """
 
 
-def test_a_process_that_has_stalled_for_good_holds_up_no_job_of_slurm(folder):
-    """Its processes ignore TERM, by which they would be ended at exit; and nobody calls ``teardown``."""
+def test_a_stalled_process_does_not_block_the_exit_of_a_slurm_job(folder):
+    """In SLURM, worker processes ignore TERM, with which torch would end them at exit; and nothing calls ``teardown``."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "SLURM_JOB_ID": "1"}
     done = subprocess.run(
         [sys.executable, "-c", STALLED, str(folder)],

@@ -23,10 +23,10 @@ def hash_of(data: bytes) -> int | None:
         return perceptual_hash(image)
 
 
-def bits(one: int | None, other: int | None) -> int:
-    assert one is not None
-    assert other is not None
-    return (one ^ other).bit_count()
+def distance_between(left: int | None, right: int | None) -> int:
+    assert left is not None
+    assert right is not None
+    return (left ^ right).bit_count()
 
 
 def copies(image: Image.Image) -> list[bytes]:
@@ -43,44 +43,44 @@ def copies(image: Image.Image) -> list[bytes]:
 
 
 def groups_by_all_pairs(exact: np.ndarray, hashes: np.ndarray, hashed: np.ndarray, distance: int) -> list[int]:
-    root = list(range(len(exact)))
-    for one in range(len(exact)):
-        for other in range(one + 1, len(exact)):
-            near = hashed[one] and hashed[other] and (int(hashes[one]) ^ int(hashes[other])).bit_count() <= distance
-            if near or exact[one] == exact[other]:
-                low, high = sorted((root[one], root[other]))
-                root = [low if mine == high else mine for mine in root]
-    return root
+    roots = list(range(len(exact)))
+    for row in range(len(exact)):
+        for peer in range(row + 1, len(exact)):
+            near = hashed[row] and hashed[peer] and (int(hashes[row]) ^ int(hashes[peer])).bit_count() <= distance
+            if near or exact[row] == exact[peer]:
+                low, high = sorted((roots[row], roots[peer]))
+                roots = [low if root == high else root for root in roots]
+    return roots
 
 
 @st.composite
 def hash_sets(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Hashes around a few centres, so that many pairs lie just within or just beyond the distance."""
+    """Hashes around a few centers, so that many pairs are just within or just beyond the distance."""
     distance = draw(st.integers(0, LARGEST_DISTANCE))
-    centres = draw(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=4))
+    centers = draw(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=4))
     hashes = []
     for _ in range(draw(st.integers(1, 40))):
-        value = draw(st.sampled_from(centres))
+        value = draw(st.sampled_from(centers))
         for bit in draw(st.sets(st.integers(0, 63), max_size=distance + 2)):
             value ^= 1 << bit
         hashes.append(value)
     hashed = draw(st.lists(st.booleans(), min_size=len(hashes), max_size=len(hashes)))
     digests = draw(st.lists(st.integers(0, 50), min_size=len(hashes), max_size=len(hashes)))
-    exact = np.array([digests.index(mine) for mine in digests], dtype=np.int64)
+    exact = np.array([digests.index(digest) for digest in digests], dtype=np.int64)
     return exact, np.array(hashes, dtype=np.uint64), np.array(hashed), distance
 
 
 @settings(deadline=None, max_examples=150)
 @given(hash_sets())
-def test_near_groups_are_those_of_comparing_all_pairs(case: tuple) -> None:
+def test_near_groups_equal_those_from_comparing_all_pairs(case: tuple) -> None:
     assert near_groups(*case).tolist() == groups_by_all_pairs(*case)
 
 
 def test_near_groups_of_many_random_hashes_find_every_planted_pair() -> None:
-    draw = np.random.default_rng(0)
-    hashes = draw.integers(0, 2**64, 20_000, dtype=np.uint64)
-    for row in range(0, 10_000, 2):  # exactly 6 bits away: the farthest that counts
-        flips = np.bitwise_or.reduce(np.uint64(1) << draw.choice(64, 6, replace=False).astype(np.uint64))
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 2**64, 20_000, dtype=np.uint64)
+    for row in range(0, 10_000, 2):  # exactly 6 bits away, the largest distance that counts
+        flips = np.bitwise_or.reduce(np.uint64(1) << rng.choice(64, 6, replace=False).astype(np.uint64))
         hashes[row + 1] = hashes[row] ^ flips
     groups = near_groups(np.arange(20_000), hashes, np.ones(20_000, bool), 6)
     expected = np.arange(20_000)
@@ -88,7 +88,7 @@ def test_near_groups_of_many_random_hashes_find_every_planted_pair() -> None:
     np.testing.assert_array_equal(groups, expected)
 
 
-def test_a_chain_is_one_group_and_its_root_the_first_row() -> None:
+def test_a_chain_is_one_group_with_the_first_row_as_root() -> None:
     hashes = np.array([0b11, 2**40 - 1, 0b1111, 0], dtype=np.uint64)
     assert near_groups(np.arange(4), hashes, np.ones(4, bool), 2).tolist() == [0, 1, 0, 0]
     assert near_groups(np.arange(4), hashes, np.ones(4, bool), 1).tolist() == [0, 1, 2, 3]
@@ -100,7 +100,7 @@ def test_distance_out_of_range(distance: int) -> None:
         near_groups(np.arange(1), np.zeros(1, np.uint64), np.ones(1, bool), distance)
 
 
-def test_exact_groups_are_by_all_128_bits() -> None:
+def test_exact_groups_compare_all_128_bits() -> None:
     digests = np.array([[5, 1], [5, 2], [4, 1], [5, 1], [5, 2], [5, 1]], dtype=np.uint64)
     assert exact_groups(digests).tolist() == [0, 1, 2, 0, 1, 0]
     assert exact_groups(np.zeros((0, 2), np.uint64)).tolist() == []
@@ -109,25 +109,25 @@ def test_exact_groups_are_by_all_128_bits() -> None:
 
 def test_counts_by_hand() -> None:
     exact = np.array([0, 0, 2, 3, 3, 5])
-    groups = np.array([0, 0, 0, 3, 3, 5])  # two equal ones and a near one; two equal ones; one alone
+    groups = np.array([0, 0, 0, 3, 3, 5])  # two equal images and a near one; two equal images; a single one
     assert count_duplicates(exact, groups) == {
         "exact": {"groups": 2, "pairs": 4},
         "near": {"groups": 1, "pairs": 3, "largest": 3},
     }
 
 
-def test_copies_are_near_and_strangers_far() -> None:
+def test_copies_are_near_and_unrelated_images_far() -> None:
     originals = [sample_image(seed, 320, 240) for seed in range(25)]
     hashes = [hash_of(encoded(image)) for image in originals]
-    for image, own in zip(originals, hashes, strict=True):
-        assert max(bits(own, hash_of(copy)) for copy in copies(image)) <= 6
-    assert min(bits(a, b) for row, a in enumerate(hashes) for b in hashes[:row]) > 6
+    for image, own_hash in zip(originals, hashes, strict=True):
+        assert max(distance_between(own_hash, hash_of(copy)) for copy in copies(image)) <= 6
+    assert min(distance_between(a, b) for row, a in enumerate(hashes) for b in hashes[:row]) > 6
 
 
 def test_brightness_and_contrast_do_not_matter() -> None:
     image = sample_image(1, 320, 240)
     for change in (lambda v: v // 2, lambda v: 60 + v // 2):
-        assert bits(hash_of(encoded(image)), hash_of(encoded(image.point(change)))) <= 3
+        assert distance_between(hash_of(encoded(image)), hash_of(encoded(image.point(change)))) <= 3
 
 
 def test_images_without_structure_have_no_hash() -> None:
@@ -141,9 +141,9 @@ def test_images_without_structure_have_no_hash() -> None:
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK", "I;16"])
 def test_every_mode_of_pillow_has_a_hash(mode: str) -> None:
     image = sample_image(3, 200, 150)
-    other = image.convert(mode) if mode != "I;16" else Image.fromarray(np.asarray(image.convert("L"), np.uint16))
-    found = hash_of(encoded(other, "JPEG" if mode == "CMYK" else "PNG"))
-    assert mode in ("1", "CMYK") or bits(found, hash_of(encoded(image))) <= 6
+    converted = image.convert(mode) if mode != "I;16" else Image.fromarray(np.asarray(image.convert("L"), np.uint16))
+    converted_hash = hash_of(encoded(converted, "JPEG" if mode == "CMYK" else "PNG"))
+    assert mode in ("1", "CMYK") or distance_between(converted_hash, hash_of(encoded(image))) <= 6
 
 
 @needs_coco
@@ -151,6 +151,6 @@ def test_real_photographs() -> None:
     files = sorted(COCO_MINI.glob("*2017/*.jpg"))
     hashes = [hash_of(file.read_bytes()) for file in files]
     assert len(hashes) == 159
-    assert min(bits(a, b) for row, a in enumerate(hashes) for b in hashes[:row]) > 12
-    for file, own in list(zip(files, hashes, strict=True))[::6]:
-        assert max(bits(own, hash_of(copy)) for copy in copies(Image.open(file).convert("RGB"))) <= 6
+    assert min(distance_between(a, b) for row, a in enumerate(hashes) for b in hashes[:row]) > 12
+    for file, own_hash in list(zip(files, hashes, strict=True))[::6]:
+        assert max(distance_between(own_hash, hash_of(copy)) for copy in copies(Image.open(file).convert("RGB"))) <= 6

@@ -15,14 +15,17 @@ import pytest
 from PIL import Image
 
 from dejavu_lit.data import scan as scanning
+from dejavu_lit.data.manifest import exact_copies
 from dejavu_lit.data.near_duplicates import near_groups
 from dejavu_lit.data.objects import Annotation, read_objects
 from dejavu_lit.data.prepare import prepare
 from dejavu_lit.data.readers.coco import CocoReader
 from dejavu_lit.data.readers.folder import FolderReader
 from dejavu_lit.data.readers.shards import ShardReader
+from dejavu_lit.data.readers.table import TableReader
 from dejavu_lit.data.shards import Pair, ShardSet, read_pairs, write_shard
 from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import file_sha256, fingerprint
 from tests.conftest import call
 from tests.data.images import COCO_MINI, contents, encoded, needs_coco, sample_image
 from tests.data.readers.test_coco import write_split
@@ -36,6 +39,10 @@ def add(root: Path, name: str, data: bytes, caption: str = "a caption") -> None:
     (root / f"{name}.txt").write_text(caption)
 
 
+def fingerprint_of(folder: Path) -> str:
+    return fingerprint([file_sha256(path) for path in sorted(folder.glob("*.tar"))])
+
+
 def pairs_of(out: Path, name: str) -> list[Pair]:
     pairs = list(read_pairs(ShardSet.open(out / name)))
     assert all(isinstance(pair, Pair) for pair in pairs)
@@ -44,7 +51,7 @@ def pairs_of(out: Path, name: str) -> list[Pair]:
 
 @dataclass(frozen=True)
 class Interrupted(FolderReader):
-    """A folder that notes which pairs are read, and whose reading is interrupted at one key, once ``after`` is there."""
+    """A folder that records which pairs are read, and is interrupted at the key ``at`` once ``after`` exists."""
 
     at: str = ""
     after: Path = Path()
@@ -58,20 +65,20 @@ class Interrupted(FolderReader):
 
 
 def first_of_b(folder: Path, base: Path) -> str:
-    """The key that is written first into B."""
-    prepare(FolderReader(folder), base / "whole", {"A": 10, "B": 10})
-    return ShardSet.open(base / "whole/B").keys()[0]
+    """The first key written into B."""
+    prepare(FolderReader(folder), base / "complete", {"A": 10, "B": 10})
+    return ShardSet.open(base / "complete/B").keys()[0]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """40 different images, a00 … a39."""
+    """40 distinct images, a00 … a39."""
     for number in range(40):
-        add(tmp_path / "pictures", f"a{number:02d}", encoded(sample_image(number)), f"caption {number}")
-    return tmp_path / "pictures"
+        add(tmp_path / "images", f"a{number:02d}", encoded(sample_image(number)), f"caption {number}")
+    return tmp_path / "images"
 
 
-def test_every_pair_is_in_one_set_as_it_was(folder: Path, tmp_path: Path) -> None:
+def test_every_pair_is_in_one_set_unchanged(folder: Path, tmp_path: Path) -> None:
     manifest = prepare(FolderReader(folder), tmp_path / "out", SIZES, pairs_per_shard=5)
     seen: dict[str, Pair] = {}
     for name, size in SIZES.items():
@@ -84,7 +91,8 @@ def test_every_pair_is_in_one_set_as_it_was(folder: Path, tmp_path: Path) -> Non
         pairs = pairs_of(tmp_path / "out", name)
         assert not {pair.key for pair in pairs} & set(seen)
         seen |= {pair.key: pair for pair in pairs}
-        assert manifest["sets"][name] == {"pairs": size, "shards": -(-size // 5), "objects": None, "asked": size}
+        entry = {"pairs": size, "shards": -(-size // 5), "objects": None, "asked": size}
+        assert manifest["sets"][name] == entry | {"fingerprint": fingerprint_of(tmp_path / "out" / name)}
     assert len(seen) == 39
     for key, pair in seen.items():
         assert pair.image == (folder / f"{key}.png").read_bytes()
@@ -115,7 +123,7 @@ def test_the_same_bytes_for_any_number_of_workers(
 
 
 def test_sets_of_another_size_keep_the_order_of_their_pairs(folder: Path, tmp_path: Path) -> None:
-    # A prefix of a set's shards is what a smaller training size takes, so it must not depend on how shards are cut.
+    # A smaller training size takes a prefix of a set's shards, so the order must not depend on how shards are cut.
     prepare(FolderReader(folder), tmp_path / "out1", SIZES, pairs_per_shard=5)
     prepare(FolderReader(folder), tmp_path / "out2", SIZES, pairs_per_shard=3)
     assert ShardSet.open(tmp_path / "out1/A").keys() == ShardSet.open(tmp_path / "out2/A").keys()
@@ -124,7 +132,7 @@ def test_sets_of_another_size_keep_the_order_of_their_pairs(folder: Path, tmp_pa
 
 
 def test_duplicates_stay_together_and_are_counted(folder: Path, tmp_path: Path) -> None:
-    for number in range(10):  # of each of ten images: the same bytes again, and a recompressed smaller copy
+    for number in range(10):  # for each of ten images, an exact copy and a smaller recompressed copy
         image = sample_image(number)
         add(folder, f"b{number:02d}", encoded(image), "the same")
         add(folder, f"c{number:02d}", encoded(image.resize((40, 30)), "JPEG", quality=90), "nearly the same")
@@ -133,10 +141,13 @@ def test_duplicates_stay_together_and_are_counted(folder: Path, tmp_path: Path) 
     assert len(where) == 60
     for number in range(10):
         assert where[f"a{number:02d}"] == where[f"b{number:02d}"] == where[f"c{number:02d}"]
-    found = manifest["duplicates"]
-    assert found["source"] == {"exact": {"groups": 10, "pairs": 20}, "near": {"groups": 10, "pairs": 30, "largest": 3}}
-    assert found["across"] == {"exact": 0, "near": 0}
-    assert sum(found["within"][name]["near"]["pairs"] for name in "ABP") == 30
+    duplicates = manifest["duplicates"]
+    assert duplicates["source"] == {
+        "exact": {"groups": 10, "pairs": 20},
+        "near": {"groups": 10, "pairs": 30, "largest": 3},
+    }
+    assert duplicates["across"] == {"exact": 0, "near": 0}
+    assert sum(duplicates["within"][name]["near"]["pairs"] for name in "ABP") == 30
 
     exact = prepare(FolderReader(folder), tmp_path / "exact", {"A": 20, "B": 20, "P": 20}, near_duplicates=None)
     assert exact["duplicates"]["source"] == {
@@ -151,8 +162,8 @@ def test_duplicates_stay_together_and_are_counted(folder: Path, tmp_path: Path) 
 def test_unusable_pairs_are_skipped_counted_and_named(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = encoded(sample_image(50, 200, 200), "JPEG")
-    for name, data in {"cut": whole[: len(whole) // 2], "noise": b"\xff\xd8\xff" + bytes(range(256))}.items():
+    complete = encoded(sample_image(50, 200, 200), "JPEG")
+    for name, data in {"cut": complete[: len(complete) // 2], "noise": b"\xff\xd8\xff" + bytes(range(256))}.items():
         add(folder, name, data)
     add(folder, "empty", encoded(sample_image(51)), " \n")
     add(folder, "mute", encoded(sample_image(52)))
@@ -172,16 +183,16 @@ def test_unusable_pairs_are_skipped_counted_and_named(
 
 
 @pytest.mark.parametrize("near_duplicates", [6, None])
-def test_a_cut_image_is_noticed_with_and_without_hashing(tmp_path: Path, near_duplicates: int | None) -> None:
+def test_a_truncated_image_is_detected_with_and_without_hashing(tmp_path: Path, near_duplicates: int | None) -> None:
     for kind in ("JPEG", "PNG", "WEBP"):
         data = encoded(sample_image(1, 300, 300), kind)
-        scanning.look(data, near_duplicates is not None)
+        scanning.decode_and_hash(data, near_duplicates is not None)
         for share in (0.3, 0.9):
             with pytest.raises(scanning.BadPair, match="does not decode"):
-                scanning.look(data[: int(share * len(data))], near_duplicates is not None)
+                scanning.decode_and_hash(data[: int(share * len(data))], near_duplicates is not None)
 
 
-def test_too_many_unusable_pairs_stop_it_and_a_larger_share_goes_on(folder: Path, tmp_path: Path) -> None:
+def test_too_many_unusable_pairs_stop_it_and_a_larger_share_continues(folder: Path, tmp_path: Path) -> None:
     for number in range(11):
         (folder / f"a{number:02d}.txt").unlink()
     with pytest.raises(UserError, match=r"11 of 40 pairs of the folder source .* no caption .*a00.*max_skipped="):
@@ -198,15 +209,15 @@ def test_excluded_keys_are_in_no_set(folder: Path, tmp_path: Path, caplog: pytes
     assert "1 of 3 keys" in caplog.text
     (tmp_path / "keys.txt").write_text("nobody\n")
     with pytest.raises(UserError, match=r"none of the 1 keys in .*keys\.txt is in the data"):
-        prepare(FolderReader(folder), tmp_path / "other", {"A": 38}, exclude=tmp_path / "keys.txt")
+        prepare(FolderReader(folder), tmp_path / "again", {"A": 38}, exclude=tmp_path / "keys.txt")
     with pytest.raises(UserError, match=r"none\.txt does not exist; check data\.exclude="):
-        prepare(FolderReader(folder), tmp_path / "other", {"A": 38}, exclude=tmp_path / "none.txt")
+        prepare(FolderReader(folder), tmp_path / "again", {"A": 38}, exclude=tmp_path / "none.txt")
 
 
 @pytest.fixture
 def lists(folder: Path, tmp_path: Path) -> dict[str, Path]:
-    """a00 … a14 are listed for A, a20 … a29 for H, and nobody."""
-    files = {"A": tmp_path / "members.txt", "H": tmp_path / "others.txt"}
+    """a00 … a14 are listed for A; a20 … a29 and a missing key for H."""
+    files = {"A": tmp_path / "members.txt", "H": tmp_path / "holdout.txt"}
     files["A"].write_text("\n".join(f"a{number:02d}" for number in range(15)))
     files["H"].write_text("\n".join([*(f"a{number:02d}" for number in range(20, 30)), "nobody"]))
     return files
@@ -223,19 +234,19 @@ def test_listed_pairs_go_into_their_set_and_no_other(
     assert where["H"] < {f"a{number:02d}" for number in range(20, 30)}
     assert {name: len(keys) for name, keys in where.items()} == {"A": 15, "B": 5, "H": 4, "P": 9}
     assert where["B"] | where["P"] < {f"a{n:02d}" for n in (*range(15, 20), *range(30, 40))}
-    told = {name: {k: manifest["sets"][name].get(k) for k in ("asked", "listed", "absent")} for name in "AHP"}
-    assert told["A"] == {"asked": 15, "listed": 15, "absent": 0}
-    assert told["H"] == {"asked": 4, "listed": 11, "absent": 1}
-    assert told["P"] == {"asked": 9, "listed": None, "absent": None}
-    assert "1 of 11 keys of keys.H are not in the data, the first is 'nobody'" in caplog.text
+    entries = {name: {k: manifest["sets"][name].get(k) for k in ("asked", "listed", "absent")} for name in "AHP"}
+    assert entries["A"] == {"asked": 15, "listed": 15, "absent": 0}
+    assert entries["H"] == {"asked": 4, "listed": 11, "absent": 1}
+    assert entries["P"] == {"asked": 9, "listed": None, "absent": None}
+    assert "1 of 11 keys in keys.H are not in the data; the first is 'nobody'" in caplog.text
     assert "H took 4 of the 11 pairs that keys.H lists" in caplog.text
-    # A smaller H is a prefix of a larger one's order, as without lists.
+    # A smaller H is a prefix of a larger one, as without lists.
     prepare(reader, tmp_path / "more", {"A": None, "B": 5, "H": None, "P": 9}, keys=lists)
     assert where["H"] < set(larger := ShardSet.open(tmp_path / "more/H").keys())
     assert [key for key in larger if key in where["H"]] == ShardSet.open(tmp_path / "out/H").keys()
 
 
-def test_duplicates_of_listed_pairs_are_left_out_of_other_sets(
+def test_duplicates_of_listed_pairs_go_into_no_other_set(
     folder: Path, lists: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     add(folder, "b20", encoded(sample_image(0)), "listed for H, the same image as a00 of A")
@@ -252,7 +263,7 @@ def test_duplicates_of_listed_pairs_are_left_out_of_other_sets(
     assert "2 pairs of H left out: duplicates of pairs of A" in caplog.text
     assert "1 pairs that are listed nowhere left out: duplicates of pairs of A" in caplog.text
     with pytest.raises(UserError, match=r"sizes\.H=12 asks for 12 pairs, but keys\.H lists only 10 that can be used"):
-        prepare(FolderReader(folder), tmp_path / "other", {"A": 5, "H": 12, "P": 15}, keys=lists)
+        prepare(FolderReader(folder), tmp_path / "again", {"A": 5, "H": 12, "P": 15}, keys=lists)
 
 
 def test_other_lists_are_other_settings(folder: Path, lists: dict[str, Path], tmp_path: Path) -> None:
@@ -267,37 +278,35 @@ def test_other_lists_are_other_settings(folder: Path, lists: dict[str, Path], tm
         prepare(reader, tmp_path / "out", sizes)
 
 
-def test_lists_that_do_not_fit_are_named_before_anything_is_read(
-    folder: Path, lists: dict[str, Path], tmp_path: Path
-) -> None:
+def test_wrong_lists_are_named_before_anything_is_read(folder: Path, lists: dict[str, Path], tmp_path: Path) -> None:
     reader = Interrupted(folder)
     lists["A"].write_text("img/a00.png\nimg/a01.png\n")
-    with pytest.raises(UserError, match=r"none of the 2 keys of keys\.A .* lists 'img/a00\.png', .* such as 'a00'"):
+    with pytest.raises(UserError, match=r"none of the 2 keys in keys\.A .* lists 'img/a00\.png', .* such as 'a00'"):
         prepare(reader, tmp_path / "out", {"A": 2, "P": 5}, keys=lists)
     lists["A"].write_text("a00\na20\n")
     with pytest.raises(UserError, match=r"keys\.A and keys\.H both list 'a20'"):
         prepare(reader, tmp_path / "out", {"A": 2, "P": 5}, keys=lists)
     lists["A"].write_text("a00\na01\n")
-    with pytest.raises(UserError, match=r"ask for 29 pairs \(P=29\), but there are only 28 that may go there"):
+    with pytest.raises(UserError, match=r"ask for 29 pairs \(P=29\), but there are only 28 for these sets"):
         prepare(reader, tmp_path / "out", {"A": 2, "P": 29}, keys=lists)
     assert not reader.reads
 
 
-def test_the_command_takes_lists(folder: Path, lists: dict[str, Path], tmp_path: Path) -> None:
+def test_the_command_accepts_lists(folder: Path, lists: dict[str, Path], tmp_path: Path) -> None:
     options = ["data=folder", f"data.reader.path={folder}", f"keys.A={lists['A']}", f"keys.H={lists['H']}"]
     options += ["data.sizes={A: null, B: 0, H: null, V: 0, P: 15}", "workers=1"]
     done = call("prepare", *options, f"data.dir={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr
     assert set(ShardSet.open(tmp_path / "out/A").keys()) == set(lists["A"].read_text().split())
     named = ["data=folder", f"data.reader.path={folder}", f"data.dir={tmp_path / 'x'}"]
-    for wrong, words in (
+    for options, message in (
         ([*named, f"keys.C={lists['A']}"], "keys.C"),
         ([*named, f"keys={lists['A']}"], "keys="),
         (["data=scenes", f"keys.A={lists['A']}"], "keys changes what is prepared, so name the folder: data.dir=OUT"),
     ):
-        done = call("prepare", *wrong)
+        done = call("prepare", *options)
         assert done.returncode == 1
-        assert words in done.stderr
+        assert message in done.stderr
         assert "Traceback" not in done.stderr
 
 
@@ -313,7 +322,7 @@ def test_a_finished_folder_is_left_alone_and_other_settings_are_named(folder: Pa
         prepare(FolderReader(folder), tmp_path / "out", SIZES)
 
 
-def test_a_corrected_command_goes_on_with_what_was_read(folder: Path, tmp_path: Path) -> None:
+def test_a_corrected_command_reuses_what_was_read(folder: Path, tmp_path: Path) -> None:
     (folder / "a05.txt").write_text("")
     with pytest.raises(UserError, match=r"ask for 40 pairs .* only 39"):
         prepare(FolderReader(folder), tmp_path / "out", {"A": 40})
@@ -323,7 +332,7 @@ def test_a_corrected_command_goes_on_with_what_was_read(folder: Path, tmp_path: 
     assert len(again.reads) == 4
 
 
-def test_what_was_read_before_a_change_is_read_again(folder: Path, tmp_path: Path) -> None:
+def test_pairs_that_changed_are_read_again(folder: Path, tmp_path: Path) -> None:
     add(folder, "a05", b"broken")
     with pytest.raises(UserError, match="ask for 40 pairs"):
         prepare(FolderReader(folder), tmp_path / "out", {"A": 40})
@@ -339,9 +348,9 @@ def test_an_unfinished_folder_keeps_its_settings(folder: Path, tmp_path: Path) -
         prepare(FolderReader(folder), tmp_path / "out", {"A": 10, "B": 10}, seed=1)
 
 
-def test_other_people_s_files_are_not_overwritten(folder: Path, tmp_path: Path) -> None:
+def test_foreign_files_are_not_overwritten(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out/B").mkdir(parents=True)
-    with pytest.raises(UserError, match="holds 'B' that this command did not make"):
+    with pytest.raises(UserError, match="contains 'B', which this command did not write"):
         prepare(FolderReader(folder), tmp_path / "out", SIZES)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["B"]
 
@@ -360,7 +369,7 @@ def test_mistakes_are_named_before_anything_is_read(folder: Path, tmp_path: Path
         prepare(reader, tmp_path / "out", {"A": 1}, extra={"single": reader})
 
 
-def test_an_extra_set_is_written_whole_but_for_images_of_the_others(folder: Path, tmp_path: Path) -> None:
+def test_an_extra_set_is_written_without_images_of_the_other_sets(folder: Path, tmp_path: Path) -> None:
     for number in range(100, 110):
         add(tmp_path / "public", f"x{number}", encoded(sample_image(number)))
     add(tmp_path / "public", "x_same", encoded(sample_image(0)))
@@ -371,20 +380,21 @@ def test_an_extra_set_is_written_whole_but_for_images_of_the_others(folder: Path
         reader, tmp_path / "out", {"A": 20, "P": 20}, extra={"single": FolderReader(tmp_path / "public")}
     )
     assert set(ShardSet.open(tmp_path / "out/single").keys()) == {f"x{number}" for number in range(100, 110)}
-    assert manifest["sets"]["single"] == {"pairs": 10, "shards": 1, "objects": None, "left_out_as_duplicates": 2}
-    # The sets of the main source are those of a preparation without the extra set.
+    entry = {"pairs": 10, "shards": 1, "objects": None, "left_out_as_duplicates": 2}
+    assert manifest["sets"]["single"] == entry | {"fingerprint": fingerprint_of(tmp_path / "out/single")}
+    # The sets of the main source are the same as without the extra set.
     assert manifest["duplicates"] == plain["duplicates"]
     assert contents(tmp_path / "out/A") == contents(tmp_path / "plain/A")
 
 
-def test_whole_parts_are_not_read_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_complete_parts_are_not_read_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scanning, "PART", 10)
     with pytest.raises(KeyboardInterrupt):
         prepare(Interrupted(folder, at="a25"), tmp_path / "out", {"A": 5}, workers=1)
     again = Interrupted(folder)
     prepare(again, tmp_path / "out", {"A": 5}, workers=1)
     assert again.reads[:20] == [f"a{number}" for number in range(20, 40)]
-    assert len(again.reads) == 25  # and the five of A once more, to be written
+    assert len(again.reads) == 25  # and the five of A again, for writing
 
 
 KILLED = """
@@ -407,20 +417,18 @@ prepare(Killer(folder), out, {"A": 500, "B": 300, "P": 200}, pairs_per_shard=100
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
-    """1,100 images, some of them twice, and the sets prepared from them."""
+    """1,100 images, some of them duplicated, and the sets prepared from them."""
     base = tmp_path_factory.mktemp("killed")
     for number in range(1100):
-        add(base / "pictures", f"k{number:04d}", encoded(sample_image(number // 2 if number < 50 else number, 24, 24)))
-    prepare(
-        FolderReader(base / "pictures"), base / "out", {"A": 500, "B": 300, "P": 200}, pairs_per_shard=100, workers=2
-    )
-    yield base / "pictures", base / "out"
+        add(base / "images", f"k{number:04d}", encoded(sample_image(number // 2 if number < 50 else number, 24, 24)))
+    prepare(FolderReader(base / "images"), base / "out", {"A": 500, "B": 300, "P": 200}, pairs_per_shard=100, workers=2)
+    yield base / "images", base / "out"
     shutil.rmtree(base)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a forked worker kills its parent")
 @pytest.mark.parametrize("writing", [False, True])
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
+def test_a_killed_run_continues_and_ends_with_the_same_bytes(
     undisturbed: tuple[Path, Path], tmp_path: Path, writing: bool
 ) -> None:
     images, expected = undisturbed
@@ -429,21 +437,21 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     killed = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "out/manifest.json").exists()
-    left = contents(tmp_path / "out")
-    assert any(name.endswith(".npz") for name in left)
-    assert any(name.endswith(".tar") for name in left) == writing
-    (tmp_path / "out/.prepare/.half.npz.123.part").write_bytes(b"half")  # what a write that was killed leaves behind
+    files = contents(tmp_path / "out")
+    assert any(name.endswith(".npz") for name in files)
+    assert any(name.endswith(".tar") for name in files) == writing
+    (tmp_path / "out/.prepare/.half.npz.123.part").write_bytes(b"half")  # left behind by a killed write
     prepare(FolderReader(images), tmp_path / "out", {"A": 500, "B": 300, "P": 200}, pairs_per_shard=100, workers=1)
     assert contents(tmp_path / "out") == contents(expected)
 
 
-def test_images_that_change_meanwhile_are_noticed(folder: Path, tmp_path: Path) -> None:
+def test_images_that_change_during_preparation_are_detected(folder: Path, tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Changing(FolderReader):
         def read(self, key: str) -> tuple[Pair, Annotation | None]:
-            pair, none = super().read(key)
+            pair, annotation = super().read(key)
             image = encoded(sample_image(99)) if (tmp_path / "out/A").is_dir() else pair.image
-            return Pair(key, image, "png", pair.caption), none
+            return Pair(key, image, "png", pair.caption), annotation
 
     with pytest.raises(UserError, match="changed while its set was prepared"):
         prepare(Changing(folder), tmp_path / "out", {"A": 5}, workers=1)
@@ -460,7 +468,7 @@ def test_existing_shards_can_be_split(tmp_path: Path) -> None:
     ]
 
 
-def test_objects_come_in_parts_like_the_shards(tmp_path: Path) -> None:
+def test_object_parts_match_the_shards(tmp_path: Path) -> None:
     write_split(tmp_path / "coco", "train", list(range(100, 114)))
     write_split(tmp_path / "coco", "val", list(range(6)))
     reader = CocoReader(root=tmp_path / "coco")
@@ -495,17 +503,50 @@ def test_the_real_sample_of_coco(tmp_path: Path) -> None:
     names = ["A", "B", "H", "V", "P"]
     objects, annotator = read_objects([tmp_path / "out/objects/coco" / name for name in names])
     assert annotator == reader.annotator
-    for name, found in zip(names, objects, strict=True):
+    for name, set_objects in zip(names, objects, strict=True):
         shards = ShardSet.open(tmp_path / "out" / name)
-        assert list(found.keys) == shards.keys()
+        assert list(set_objects.keys) == shards.keys()
         parts = sorted(path.stem for path in (tmp_path / "out/objects/coco" / name).iterdir())
         assert parts == [tar.removesuffix(".tar") for tar in shards.names]
-        for row, key in enumerate(found.keys):
+        for row, key in enumerate(set_objects.keys):
             annotation = reader.read(key)[1]
             assert annotation is not None
-            assert found.names(row) == sorted(set(annotation.labels))
+            assert set_objects.names(row) == sorted(set(annotation.labels))
 
 
-def test_near_groups_take_no_part_of_an_image_without_hash() -> None:
+def test_images_without_a_hash_are_in_no_near_group() -> None:
     groups = near_groups(np.array([0, 1, 0]), np.zeros(3, np.uint64), np.array([True, False, False]), 6)
     assert groups.tolist() == [0, 1, 0]
+
+
+def test_pairs_with_several_captions_and_copies_within_p_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rows of one image are one pair; files of the same bytes stay pairs, in one set, and P's are warned of."""
+    lines = ["image,caption"]
+    for number in range(20):
+        (tmp_path / f"{number}.png").write_bytes(encoded(sample_image(number // 2)))
+        lines += [f"{number}.png,caption {number} {n}" for n in range(5)]
+    (tmp_path / "captions.txt").write_text("\n".join(lines))
+    with caplog.at_level("INFO"):
+        reader = TableReader(tmp_path / "captions.txt", image="image")
+        manifest = prepare(reader, tmp_path / "out", {"A": 10, "P": 10})
+    assert manifest["pairs"]["several_captions"] == manifest["pairs"]["read"] == 20
+    assert [len(pair.meta["captions"]) for pair in pairs_of(tmp_path / "out", "A")] == [5] * 10
+    assert "table: 20 of 20 pairs have several captions, 100 in all" in caplog.text
+    assert manifest["duplicates"]["within"]["P"]["exact"] == {"groups": 5, "pairs": 10}
+    assert "P has 10 pairs that are exact copies of 5 images" in caplog.text
+    assert exact_copies(tmp_path / "out/P") == 5
+    assert exact_copies(tmp_path / "out/elsewhere") is exact_copies(tmp_path / "P") is None
+
+
+def test_hidden_files_beside_shards_and_objects_are_ignored(tmp_path: Path) -> None:
+    write_split(tmp_path / "coco", "train", list(range(1, 21)))
+    prepare(CocoReader(root=tmp_path / "coco", splits="train"), tmp_path / "out", {"A": 10, "P": 10})
+    objects = tmp_path / "out/objects/coco/A"
+    before = read_objects([objects], 0.0)[0]
+    for path in (tmp_path / "out/A/._00000.tar", objects / "._00000.parquet"):
+        path.write_bytes(b"Mac OS X")
+    (tmp_path / "out/A/sizes.json").unlink()
+    assert ShardSet.open(tmp_path / "out/A").names == ("00000.tar",)
+    assert read_objects([objects], 0.0)[0][0].keys == before[0].keys

@@ -1,4 +1,4 @@
-"""Shards: what is written comes back, also through webdataset itself; what is damaged or unsafe is refused by name."""
+"""Shards: pairs survive a round trip, also through webdataset; damaged or unsafe files are rejected by name."""
 
 import io
 import json
@@ -31,7 +31,7 @@ def tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
     return path
 
 
-def test_pairs_come_back_and_the_same_pairs_give_the_same_bytes(tmp_path):
+def test_round_trip_and_the_same_pairs_give_the_same_bytes(tmp_path):
     shards = write_shards(tmp_path / "one", PAIRS, 2)
     assert shards.sizes == (2, 2, 1)
     assert list(read_pairs(shards)) == PAIRS
@@ -45,20 +45,20 @@ def test_webdataset_reads_our_shards(tmp_path):
     import webdataset
 
     write_shards(tmp_path, PAIRS)
-    found = list(webdataset.WebDataset(str(tmp_path / "00000.tar"), shardshuffle=False).decode())
-    assert [(s["__key__"], s["txt"], s["json"]) for s in found] == [(p.key, p.caption, p.meta) for p in PAIRS]
+    samples = list(webdataset.WebDataset(str(tmp_path / "00000.tar"), shardshuffle=False).decode())
+    assert [(s["__key__"], s["txt"], s["json"]) for s in samples] == [(p.key, p.caption, p.meta) for p in PAIRS]
 
 
-def test_what_img2dataset_and_webdataset_write_is_read(tmp_path):
+def test_shards_of_img2dataset_and_webdataset_are_read(tmp_path):
     png = encoded(sample_image(0))
     tar(
         tmp_path / "0.tar",
         {"a.jpg": png, "a.txt": b" cap ", "a.json": b"{}", "b.jpeg": png, "b.json": b'{"caption": "c"}'},
     )
     tar(tmp_path / "1.tar", {"x/c.PNG": png, "x/c.cls": b"7", "readme.md": b"no pair"})
-    found = list(read_pairs(ShardSet.open(tmp_path)))
-    assert [(p.key, p.caption) for p in found] == [("a", "cap"), ("b", "c"), ("x/c", "")]
-    assert found[2].meta == {"label": "7"}
+    pairs = list(read_pairs(ShardSet.open(tmp_path)))
+    assert [(p.key, p.caption) for p in pairs] == [("a", "cap"), ("b", "c"), ("x/c", "")]
+    assert pairs[2].meta == {"label": "7"}
 
 
 def test_sizes_are_counted_once_and_must_agree(tmp_path):
@@ -71,47 +71,47 @@ def test_sizes_are_counted_once_and_must_agree(tmp_path):
         with pytest.raises(UserError, match=r"sizes.json .*remove it"):
             ShardSet.open(tmp_path)
     (tmp_path / "sizes.json").write_text('{"00000.tar": 3}')
-    with pytest.raises(UserError, match=r"holds 2 pairs, sizes.json says 3"):
+    with pytest.raises(UserError, match=r"has 2 pairs, but sizes.json says 3"):
         ShardSet.open(tmp_path).index(0)
     (tmp_path / "sizes.json").write_text('{"gone.tar": 3}')
-    with pytest.raises(UserError, match=r"names gone\.tar, which is not there"):
+    with pytest.raises(UserError, match=r"lists gone\.tar, which does not exist"):
         ShardSet.open(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd.txt", "../up.txt", "a/../../up.txt"])
-def test_members_that_point_outside_are_refused(tmp_path, name):
-    with pytest.raises(UserError, match="no plain file inside the archive"):
+def test_members_that_point_outside_are_rejected(tmp_path, name):
+    with pytest.raises(UserError, match="not a plain file inside the archive"):
         index_shard(tar(tmp_path / "0.tar", {name: b"x"}))
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE])
-def test_links_and_devices_are_refused(tmp_path, kind):
+def test_links_and_devices_are_rejected(tmp_path, kind):
     with tarfile.open(tmp_path / "0.tar", "w") as file:
         info = tarfile.TarInfo("a.txt")
         info.type, info.linkname = kind, "/etc/passwd"
         file.addfile(info)
-    with pytest.raises(UserError, match="no plain file inside the archive"):
+    with pytest.raises(UserError, match="not a plain file inside the archive"):
         index_shard(tmp_path / "0.tar")
 
 
-def test_a_key_twice_or_a_compressed_tar_is_refused(tmp_path):
+def test_a_duplicate_key_or_a_compressed_tar_is_rejected(tmp_path):
     with pytest.raises(UserError, match="two members"):
         index_shard(tar(tmp_path / "0.tar", {"a.txt": b"1", "a.TXT": b"2"}))
-    with pytest.raises(UserError, match="not a whole, uncompressed tar"):
+    with pytest.raises(UserError, match="not a complete, uncompressed tar"):
         index_shard(tar(tmp_path / "1.tar", {"a.txt": b"1"}, "w:gz"))
-    with pytest.raises(UserError, match="holds no shards"):
+    with pytest.raises(UserError, match="has no shards"):
         ShardSet.open(tmp_path / "nowhere")
 
 
-def test_a_shard_that_vanishes_or_is_cut_while_it_is_read(tmp_path):
+def test_a_shard_that_disappears_or_is_cut_while_being_read(tmp_path):
     shards = write_shards(tmp_path, PAIRS)
     index = shards.index(0)
-    whole = index.path.read_bytes()
-    index.path.write_bytes(whole[:700])
+    content = index.path.read_bytes()
+    index.path.write_bytes(content[:700])
     with pytest.raises(UserError, match="was cut short while being read"):
         index.read(4)
     index.path.unlink()
-    with pytest.raises(UserError, match="has vanished"):
+    with pytest.raises(UserError, match="has disappeared"):
         index.read(0)
 
 
@@ -127,11 +127,11 @@ def test_bad_text_is_one_bad_pair_and_bad_keys_are_not_written(tmp_path):
         "d.txt": b"ok",
     }
     tar(tmp_path / "0.tar", members)
-    found = list(read_pairs(ShardSet.open(tmp_path)))
-    assert [isinstance(pair, BadPair) for pair in found] == [True, True, True, False]
+    pairs = list(read_pairs(ShardSet.open(tmp_path)))
+    assert [isinstance(pair, BadPair) for pair in pairs] == [True, True, True, False]
     for key in ("", "a.b", "a/b", " a", "a\u3000", "a\nb", "a\rb", "a\u2028b", "a\x85b"):
         with (
-            pytest.raises(ValueError, match=r"must (be non-empty|hold no line break)"),
+            pytest.raises(ValueError, match=r"must (be non-empty|have no line break)"),
             write_shard(tmp_path / "1.tar") as write,
         ):
             write(Pair(key, png, "png", "c"))
@@ -140,14 +140,14 @@ def test_bad_text_is_one_bad_pair_and_bad_keys_are_not_written(tmp_path):
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_damage_of_any_kind_is_refused_or_counted_never_a_crash(tmp_path, data):
+def test_any_damage_is_rejected_or_counted_and_never_crashes(tmp_path, data):
     write_shards(tmp_path / "whole", PAIRS)
     content = bytearray((tmp_path / "whole" / "00000.tar").read_bytes())
     if data.draw(st.booleans()):
         del content[data.draw(st.integers(0, len(content))) :]
-    for place, value in data.draw(st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), max_size=20)):
+    for position, value in data.draw(st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), max_size=20)):
         if content:
-            content[place % len(content)] = value
+            content[position % len(content)] = value
     folder = tmp_path / "damaged"
     folder.mkdir(exist_ok=True)
     (folder / "sizes.json").unlink(missing_ok=True)
@@ -163,6 +163,6 @@ def test_damage_of_any_kind_is_refused_or_counted_never_a_crash(tmp_path, data):
 def test_the_fingerprint_follows_keys_captions_and_sizes(tmp_path):
     first = write_shards(tmp_path / "a", PAIRS).fingerprint()
     assert write_shards(tmp_path / "b", PAIRS).fingerprint() == first
-    other = [*PAIRS[:4], Pair("k4", PAIRS[4].image, "png", PAIRS[4].caption.replace("4", "5"), {"n": 4})]
-    assert write_shards(tmp_path / "c", other).fingerprint() != first
+    changed = [*PAIRS[:4], Pair("k4", PAIRS[4].image, "png", PAIRS[4].caption.replace("4", "5"), {"n": 4})]
+    assert write_shards(tmp_path / "c", changed).fingerprint() != first
     assert np.array_equal(ShardSet.open(tmp_path / "a").starts, [0, 5])

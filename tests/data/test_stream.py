@@ -1,4 +1,4 @@
-"""What the training sees of the pairs: knobs act on captions and images anew each epoch, whoever reads them; V sees none."""
+"""The pairs as training sees them: knobs draw anew each epoch, independently of workers and caches; V is unchanged."""
 
 import hashlib
 import io
@@ -11,7 +11,7 @@ from PIL import Image
 
 from dejavu_lit.data.module import LoaderSettings, PairDataModule
 from dejavu_lit.data.shards import Pair, ShardSet, write_shards
-from dejavu_lit.data.stream import FEW, ImageCache, PairStream, TokenCache, pixels
+from dejavu_lit.data.stream import ESTIMATE_AFTER, ImageCache, PairStream, TokenCache, rgb_pixels
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.preprocess import Augment, Preprocess
 from dejavu_lit.utils.errors import UserError
@@ -38,8 +38,8 @@ def folder(tmp_path_factory):
     return out
 
 
-def spelled(texts: list[str]) -> torch.Tensor:
-    """A tokenizer that can be read back."""
+def char_tokens(texts: list[str]) -> torch.Tensor:
+    """A tokenizer whose tokens can be read back."""
     return torch.tensor([list(text.encode().ljust(60)) for text in texts])
 
 
@@ -51,7 +51,7 @@ def module(folder, workers: int = 0, cache_mb: int = 0, augment: bool = False, *
         batch=4,
         seed=3,
         preprocess=Preprocess(CONFIG),
-        tokenizer=spelled,
+        tokenizer=char_tokens,
         mitigation=knobs,
         augment=Augment(CONFIG) if augment else None,
         loader=LoaderSettings(workers=workers, cache_mb=cache_mb),
@@ -78,30 +78,30 @@ def epoch_of(pairs: PairDataModule, epoch: int) -> dict[int, tuple[bytes, str]]:
             plan,
             0,
             pairs.preprocess,
-            spelled,
+            char_tokens,
             pairs.mitigation,
-            pairs._words,
+            pairs._vocabulary,
             pairs.augment,
         )
     )
 
 
-def test_without_knobs_images_and_captions_are_the_pairs_own(folder):
-    found = seen(module(folder).train_dataloader())
+def test_without_knobs_images_and_captions_are_unchanged(folder):
+    pairs = seen(module(folder).train_dataloader())
     keys = ShardSet.open(folder / "A").keys()
-    assert len(found) == 24
-    for place, (image, caption) in found.items():
-        own = pair(int(keys[place][1:]))
-        assert caption == own.caption
-        with Image.open(io.BytesIO(own.image)) as opened:
-            assert image == Preprocess(CONFIG)(opened).tobytes()
+    assert len(pairs) == 24
+    for position, (image, caption) in pairs.items():
+        original = pair(int(keys[position][1:]))
+        assert caption == original.caption
+        with Image.open(io.BytesIO(original.image)) as raw:
+            assert image == Preprocess(CONFIG)(raw).tobytes()
 
 
 KNOBS = {"text_mask": 0.3, "text_random": 0.3, "text_shuffle": 0.5, "caption_choice": True, "caption_words": 4}
 
 
 @pytest.mark.parametrize(("workers", "cache_mb"), [(0, 100), (2, 0), (2, 100)])
-def test_the_draws_are_the_same_with_any_workers_and_with_the_images_kept_in_memory(folder, workers, cache_mb):
+def test_draws_do_not_depend_on_workers_or_the_image_cache(folder, workers, cache_mb):
     plain = seen(module(folder, augment=True, knobs=KNOBS).train_dataloader())
     pairs = module(folder, workers, cache_mb, augment=True, knobs=KNOBS)
     assert (pairs._cache is not None) == (cache_mb > 0)
@@ -109,26 +109,26 @@ def test_the_draws_are_the_same_with_any_workers_and_with_the_images_kept_in_mem
     pairs.teardown("fit")
 
 
-def test_the_draws_change_from_epoch_to_epoch_and_with_the_seed(folder):
+def test_draws_change_with_epoch_and_seed(folder):
     pairs = module(folder, augment=True, knobs=KNOBS)
     first, second = epoch_of(pairs, 0), epoch_of(pairs, 1)
     assert epoch_of(pairs, 0) == first
-    assert sum(first[place][0] != second[place][0] for place in first) > 20
-    assert sum(first[place][1] != second[place][1] for place in first) > 20
+    assert sum(first[p][0] != second[p][0] for p in first) > 20
+    assert sum(first[p][1] != second[p][1] for p in first) > 20
     pairs.seed = 4
-    other = epoch_of(pairs, 0)
-    assert sum(first[place][0] != other[place][0] for place in first) > 20
+    other_seed = epoch_of(pairs, 0)
+    assert sum(first[p][0] != other_seed[p][0] for p in first) > 20
 
 
-def test_v_is_read_as_it_is_whatever_the_knobs(folder):
+def test_knobs_do_not_change_v(folder):
     knobs = {**KNOBS, "text_mask": 0.9}
-    untouched = seen(module(folder).val_dataloader())
-    assert seen(module(folder, augment=True, knobs=knobs).val_dataloader()) == untouched
+    expected = seen(module(folder).val_dataloader())
+    assert seen(module(folder, augment=True, knobs=knobs).val_dataloader()) == expected
     keys = ShardSet.open(folder / "V").keys()
-    assert all(caption == pair(int(keys[place][1:])).caption for place, (_, caption) in untouched.items())
+    assert all(caption == pair(int(keys[position][1:])).caption for position, (_, caption) in expected.items())
 
 
-def test_one_of_the_captions_is_chosen_and_data_without_several_is_refused(folder):
+def test_caption_choice_draws_from_all_captions_and_rejects_data_with_one_each(folder):
     pairs = module(folder, knobs={"caption_choice": True})
     drawn = {epoch_of(pairs, epoch)[0][1] for epoch in range(20)}
     assert drawn == set(pair(int(ShardSet.open(folder / "A").keys(1)[0][1:])).meta["captions"])
@@ -136,60 +136,60 @@ def test_one_of_the_captions_is_chosen_and_data_without_several_is_refused(folde
         module(folder, side="reference", knobs={"caption_choice": True})
 
 
-def test_random_words_come_from_the_captions_that_are_trained_on(folder):
+def test_random_words_come_from_the_training_captions(folder):
     pairs = module(folder, knobs={"text_random": 1.0}, train_size=8)
     keys = ShardSet.open(folder / "A").keys(8)
     own = {word for key in keys for word in pair(int(key[1:])).caption.split()}
-    assert set(pairs._words) == own
+    assert set(pairs._vocabulary) == own
     drawn = {word for epoch in range(10) for _, caption in epoch_of(pairs, epoch).values() for word in caption.split()}
     assert drawn <= own
     assert len(drawn) > len(own) / 2
     fewer = module(folder, knobs={"text_random": 1.0}, train_size=8, exclude=frozenset(keys[:1]))
-    assert keys[0][1:].lstrip("0") not in fewer._words
+    assert keys[0][1:].lstrip("0") not in fewer._vocabulary
 
 
-def test_the_augmentation_is_open_clips_and_leaves_the_generators_alone():
-    shown = sample_image(5, 66, 60)
+def test_the_augmentation_equals_open_clips_and_does_not_use_the_global_generator():
+    image = sample_image(5, 66, 60)
     augment = Augment(CONFIG)
     state = torch.get_rng_state()
-    ours = [augment(pixels(shown), f"0/0/k{number}") for number in range(20)]
+    ours = [augment(rgb_pixels(image), f"0/0/k{number}") for number in range(20)]
     assert torch.equal(torch.get_rng_state(), state)
-    assert np.array_equal(ours[0], augment(pixels(shown), "0/0/k0"))
-    assert len({image.tobytes() for image in ours}) > 15
+    assert np.array_equal(ours[0], augment(rgb_pixels(image), "0/0/k0"))
+    assert len({array.tobytes() for array in ours}) > 15
     with torch.random.fork_rng():  # the same generator before open_clip's own transform gives the same image
         torch.manual_seed(int.from_bytes(hashlib.blake2b(b"0/0/k0", digest_size=8).digest(), "big"))
-        theirs = image_transform(32, is_train=True)(shown)
+        theirs = image_transform(32, is_train=True)(image)
     mean, std = (torch.tensor(PREPROCESS[name]).view(3, 1, 1) for name in ("mean", "std"))
     assert torch.equal(theirs, (torch.from_numpy(ours[0]).float().div(255) - mean) / std)
     assert ours[0].shape == (3, 32, 32)
     assert ours[0].dtype == np.uint8
 
 
-def test_what_does_not_fit_into_memory_is_not_kept(folder):
+def test_images_that_exceed_the_limit_are_not_cached(folder):
     shards = ShardSet.open(folder / "A")
-    size = sum(pixels(Image.open(io.BytesIO(pair(number).image))).nbytes for number in range(24))
-    assert len(shards) < FEW
-    assert ImageCache.fill(shards, 24, pixels, size) is not None
-    assert ImageCache.fill(shards, 24, pixels, size - 1) is None
+    size = sum(rgb_pixels(Image.open(io.BytesIO(pair(number).image))).nbytes for number in range(24))
+    assert len(shards) < ESTIMATE_AFTER
+    assert ImageCache.fill(shards, 24, rgb_pixels, size) is not None
+    assert ImageCache.fill(shards, 24, rgb_pixels, size - 1) is None
 
 
-def test_an_image_too_wide_for_the_random_crop_is_cropped_in_the_middle():
+def test_an_image_too_wide_for_a_random_crop_is_cropped_in_the_center():
     augment = Augment(CONFIG)
     wide = sample_image(5, 90, 60)
-    assert len({augment(pixels(wide), str(number)).tobytes() for number in range(20)}) == 1
+    assert len({augment(rgb_pixels(wide), str(number)).tobytes() for number in range(20)}) == 1
     middle = wide.crop((5, 0, 85, 60)).resize((32, 32), Image.Resampling.BICUBIC)
-    assert np.array_equal(augment(pixels(wide), "0"), pixels(middle).transpose(2, 0, 1))
+    assert np.array_equal(augment(rgb_pixels(wide), "0"), rgb_pixels(middle).transpose(2, 0, 1))
 
 
 def test_captions_are_tokenized_once():
-    asked: list[list[str]] = []
+    calls: list[list[str]] = []
 
     def tokenizer(captions: list[str]) -> torch.Tensor:
-        asked.append(captions)
+        calls.append(captions)
         return torch.tensor([[len(caption), ord(caption[0])] for caption in captions])
 
     tokens = TokenCache(tokenizer)
     assert tokens(["ab", "c", "ab"]).tolist() == [[2, 97], [1, 99], [2, 97]]
     assert tokens(["c", "def"]).tolist() == [[1, 99], [3, 100]]
     assert tokens(["def", "ab"]).tolist() == [[3, 100], [2, 97]]
-    assert asked == [["ab", "c"], ["def"]]
+    assert calls == [["ab", "c"], ["def"]]

@@ -87,7 +87,7 @@ def cut_loader(self: PairDataModule) -> Any:
 
 if __name__ == "__main__":
     notes, mode = Path(sys.argv[1]), sys.argv[2]
-    make = training._trainer
+    make = training.build_trainer
 
     def watched(*args: Any, **kwargs: Any) -> pl.Trainer:
         """The real trainer, with the notes."""
@@ -95,7 +95,7 @@ if __name__ == "__main__":
         runner.callbacks.append(Notes(notes))  # type: ignore[attr-defined]
         return runner
 
-    training._trainer = watched
+    training.build_trainer = watched
     if mode == "same":
         PairDataModule.train_dataloader_alone = PairDataModule.train_dataloader  # type: ignore[attr-defined]
         PairDataModule.train_dataloader = cut_loader  # type: ignore[method-assign]

@@ -5,7 +5,7 @@ import pytest
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.evaluation.embed import embed, write_missing
 from dejavu_lit.models.zoo import load_encoder
-from dejavu_lit.utils.distributed import Ranks, started
+from dejavu_lit.utils.distributed import Ranks, current_ranks
 from tests.conftest import SMALL, run
 from tests.models.tiny import write_clip
 
@@ -42,9 +42,9 @@ def test_who_this_process_is(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_NTASKS", "4")  # of a batch script: alone all the same
     monkeypatch.setenv("SLURM_PROCID", "0")
-    assert started() == Ranks(0, 1, 0)
+    assert current_ranks() == Ranks(0, 1, 0)
     for name, value in {"STEP_NUM_TASKS": "4", "PROCID": "3", "LOCALID": "1"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    assert started() == Ranks(3, 4, 1)
-    assert started().device("cuda") == "cuda:1"
-    assert started().device("cpu") == "cpu"
+    assert current_ranks() == Ranks(3, 4, 1)
+    assert current_ranks().device("cuda") == "cuda:1"
+    assert current_ranks().device("cpu") == "cpu"

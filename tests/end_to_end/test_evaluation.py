@@ -225,7 +225,7 @@ def test_one_persons_question(evaluation, runs, tmp_path):
     found = json.loads((copy / "persons.json").read_text())
     assert [p["key"] for p in found["pairs"]] == keys
     assert all(0 < p["p"]["hits"] <= 1 for p in found["pairs"])
-    done = call("evaluate", *options, "keys=/nowhere.txt")
+    done = call("evaluate", *options, f"keys={tmp_path}/nowhere.txt")
     assert done.returncode == 1
     assert "/nowhere.txt" in done.stderr
 
@@ -237,7 +237,7 @@ def test_one_persons_question(evaluation, runs, tmp_path):
         (["target={target}", "reference={target}"], "both trained on A"),
         (["target={target}", "reference={reference}", "ks=[1,65]"], "k=65"),
         (["target={target}", "reference={reference}", "ks=[5,1]", "k=20000"], "20000"),
-        (["target={target}", "reference=/nowhere"], "/nowhere"),
+        (["target={target}", "reference={tmp}/nowhere"], "/nowhere"),
         (["target={target}"], "reference is missing"),
         (["target={target}", "reference={reference}", "objects=scens"], "did you mean 'scenes'?"),
         (["target={target}", "reference={reference}", "data.public=singel"], "did you mean 'single'?"),
@@ -247,7 +247,7 @@ def test_one_persons_question(evaluation, runs, tmp_path):
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_sentence(runs, tmp_path, options, words):
-    given = [option.format(**{k: str(v) for k, v in runs.items()}) for option in options]
+    given = [option.format(tmp=tmp_path, **runs) for option in options]
     done = call("evaluate", *given, f"out={tmp_path / 'out'}")
     assert done.returncode == 1
     assert words in done.stderr

@@ -8,7 +8,7 @@ import pytest
 
 from dejavu_lit.data.readers.scenes import SceneReader
 from dejavu_lit.data.shards import ShardSet
-from dejavu_lit.evaluation.audited_model import Side
+from dejavu_lit.evaluation.audited_model import AuditedModel
 from tests.conftest import SMALL, call
 
 
@@ -17,16 +17,16 @@ def keys(folder: Path) -> list[str]:
 
 
 def test_excluded_pairs_are_not_trained_on_not_measured_and_not_searched(scenes: Path, tmp_path: Path) -> None:
-    gone = {name: keys(scenes / name)[2:12] for name in ("A", "B", "H", "P")}
+    excluded = {name: keys(scenes / name)[2:12] for name in ("A", "B", "H", "P")}
     listed = tmp_path / "exclude.txt"
-    listed.write_text("\n".join(key for part in gone.values() for key in part))
+    listed.write_text("\n".join(key for set_keys in excluded.values() for key in set_keys))
     options = [f"data.dir={scenes}", f"data.exclude={listed}", "data.train_size=64", *SMALL]
     for side in ("target", "reference"):
         assert call("train", f"side={side}", f"out={tmp_path / side}", *options).returncode == 0
         record = json.loads((tmp_path / side / "run.json").read_text())
         assert record["train_size"] == 64
-        assert record["exposure"]["min"] == 2  # 64 others, in full batches, in each of the two epochs
-    # The same file with other keys is another run; the message names the setting.
+        assert record["exposure"]["min"] == 2  # 64 other pairs, in full batches, in each of the two epochs
+    # The same file with other keys makes another run; the message names the setting.
     before = listed.read_text()
     listed.write_text(before + "\nnobody")
     again = call("train", "side=target", f"out={tmp_path / 'target'}", *options)
@@ -35,24 +35,24 @@ def test_excluded_pairs_are_not_trained_on_not_measured_and_not_searched(scenes:
     sides = [f"target={tmp_path / 'target'}", f"reference={tmp_path / 'reference'}"]
     small = ["k=3", "ks=[3]", "statistics.bootstrap=100", "statistics.draws=20"]
     changed = call("evaluate", *sides, *small, f"out={tmp_path / 'gap'}")
-    assert "other keys than when the run began" in changed.stderr
+    assert "other keys than when the run started" in changed.stderr
     listed.write_text(before)
     done = call("evaluate", *sides, *small, f"out={tmp_path / 'gap'}")
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "gap" / "metrics.json").read_text())
     for file, name in (("records", "A"), ("records_null", "H"), ("records_swapped", "B")):
         table = pq.read_table(tmp_path / "gap" / f"{file}.parquet").to_pydict()
-        members = [key for key in keys(scenes / name) if key not in gone[name]]
+        members = [key for key in keys(scenes / name) if key not in excluded[name]]
         assert set(table["key"]) == set(members[:64] if name != "H" else members)
         assert not {
             k for column in ("target_neighbors", "reference_neighbors") for row in table[column] for k in row
-        } & {*gone["P"]}
+        } & {*excluded["P"]}
     assert metrics["exposure"]["target"] == {"mean": 2.0, "min": 2, "max": 2}
 
 
 def test_dedup_removes_from_training_only(tmp_path: Path) -> None:
-    """A folder in which most images come twice: dedup trains on one of the two, and both stay in the set."""
-    source, data = tmp_path / "pictures", tmp_path / "data"
+    """Most images come twice: dedup trains on one of the two, and both stay in the set."""
+    source, data = tmp_path / "images", tmp_path / "data"
     source.mkdir()
     reader = SceneReader(110)
     for number, key in enumerate(reader.keys()):
@@ -65,8 +65,8 @@ def test_dedup_removes_from_training_only(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     groups = json.loads((data / "manifest.json").read_text())["duplicates"]["groups"]
     for name in ("A", "B", "H", "V", "P"):
-        twice = sorted(key.rpartition("-")[0] for key in keys(data / name) if key.endswith("-1"))
-        assert groups[name] == [[f"{key}-0", f"{key}-1"] for key in twice]
+        repeated = sorted(key.rpartition("-")[0] for key in keys(data / name) if key.endswith("-1"))
+        assert groups[name] == [[f"{key}-0", f"{key}-1"] for key in repeated]
     removed = {later for _, later in groups["A"]}
     assert 15 < len(removed) < 30
     small = [option for option in SMALL if not option.startswith(("data.", "recipe.batch"))]
@@ -77,12 +77,12 @@ def test_dedup_removes_from_training_only(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         record = json.loads((out / "run.json").read_text())
         assert record["train_size"] == 60
-        counts = Side(str(out), tmp_path).exposure(ShardSet.open(data / "A"))
+        counts = AuditedModel(str(out), tmp_path).exposure(ShardSet.open(data / "A"))
         assert counts is not None
         times = dict(zip(keys(data / "A"), counts.tolist(), strict=True))
         never = {key for key, count in times.items() if count == 0}
         assert (removed if dedup else set()) <= never
-        assert len(never - removed) <= 4  # what did not fill the last batch of either epoch, at most
+        assert len(never - removed) <= 4  # at most what did not fill the last batch of either epoch
         trained = 60 - len(removed) if dedup else 60
         assert record["batches"] == 2 * (trained // 5)
         assert record["exposure"]["mean"] == pytest.approx(10 * (trained // 5) / 60)

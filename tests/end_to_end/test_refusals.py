@@ -34,12 +34,12 @@ def test_runs_trained_on_other_data(runs, other, tmp_path):
 
 def test_public_images_that_were_trained_on(runs, scenes, tmp_path):
     said = evaluate(runs, tmp_path / "out", f"data.public={scenes / 'A'}")
-    assert f"holds 96 keys of {scenes / 'A'}" in said
+    assert f"has 96 keys of {scenes / 'A'}" in said
 
 
 def test_more_neighbors_than_public_images_and_an_unknown_labelled_set(runs, tmp_path):
     assert "k=100 is more than the 64 images of" in evaluate(runs, tmp_path / "k", "k=100", "ks=[100]")
-    assert "data.labelled=nope is no set of" in evaluate(runs, tmp_path / "l", "data.labelled=nope")
+    assert "data.labelled=nope is not a set of" in evaluate(runs, tmp_path / "l", "data.labelled=nope")
 
 
 def test_embeddings_of_captions_that_were_changed_since(runs, scenes, tmp_path):
@@ -75,5 +75,5 @@ def test_another_order_of_the_pairs_on_resuming(runs, scenes, tmp_path):
     (run / "run.json").unlink()
     done = call("train", "side=target", f"data.dir={scenes}", f"out={run}", *SMALL, "trainer.loader.workers=2")
     assert done.returncode == 1
-    assert "cannot go on with" in done.stderr
+    assert "cannot continue with" in done.stderr
     assert "'loader workers': 2" in done.stderr

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from omegaconf import DictConfig, OmegaConf
 
 from dejavu_lit.utils.config import build
 from dejavu_lit.utils.errors import UserError
@@ -70,74 +69,6 @@ def test_a_given_run_cannot_call_what_it_likes(runs, tmp_path):
 
 
 COPY = "{_target_: shutil.copy, src: /etc/hostname, dst: OWNED}"
-
-
-@pytest.mark.parametrize(
-    ("option", "words"),
-    [
-        (f"+hydra.callbacks.x={COPY}", "hydra.callbacks.x._target_=shutil.copy is no plugin"),
-        (f"+hydra.callbacks.x={{_target_: tests.X, below: [{COPY}]}}", "is no plugin"),
-        ("+hydra.callbacks.x={_target_: hydra_plugins.a.b.shutil.copy}", "is no plugin"),
-        ("hydra.launcher._target_=shutil.copy", "hydra.launcher._target_=shutil.copy is no plugin"),
-        (f"+hydra.launcher.further={COPY}", "is no plugin"),
-        ("hydra.sweeper._target_=shutil.copy", "hydra.sweeper._target_=shutil.copy is no plugin"),
-        ("+hydra.job_logging.handlers.x={(): shutil.copy, src: /etc/hostname, dst: OWNED}", None),
-        (
-            "+hydra.job_logging.handlers.x={class: logging.config.fileConfig, fname: OWNED}",
-            "may not be used for logging",
-        ),
-        (
-            "+hydra.hydra_logging.handlers.x={class: subprocess.Popen, args: [touch, OWNED]}",
-            "may not be used for logging",
-        ),
-        ("hydra.job_logging.handlers.console.stream=ext://os.environ", "may not be used for logging"),
-        ("+hydra.job.env_set.DEJAVU_TARGETS=shutil", "may not set variables"),
-        ("--experimental-rerun=OWNED", "reads a pickle"),
-    ],
-)
-def test_hydra_calls_nothing_for_a_config(option, words, tmp_path):
-    owned = tmp_path / "owned"
-    said = refused("power", f"metrics={tmp_path / 'none.json'}", option.replace("OWNED", str(owned)))
-    assert words is None or words in said
-    assert not owned.exists()
-
-
-def test_packages_that_the_environment_names_may_log(monkeypatch):
-    from dejavu_lit.cli.secrets import check_hydra
-
-    def logging(**handler: str) -> DictConfig:
-        return OmegaConf.create({"job_logging": {"handlers": {"file": handler}}, "job": {}})
-
-    theirs, stream = logging(**{"class": "their_logs.Handler"}), logging(stream="ext://their_logs.secret")
-    with pytest.raises(UserError, match=r"file\.class=their_logs\.Handler may not be used for logging.*DEJAVU_TARGETS"):
-        check_hydra(theirs)
-    monkeypatch.setenv("DEJAVU_TARGETS", "other,their_logs")
-    check_hydra(theirs)
-    with pytest.raises(UserError, match="may not be used for logging"):
-        check_hydra(stream)
-
-
-@pytest.mark.parametrize("multirun", [False, True])
-def test_files_of_others_are_looked_through_as_well(multirun, tmp_path):
-    owned = tmp_path / "owned"
-    (tmp_path / "experiment").mkdir()
-    attack = {"_target_": "shutil.copy", "src": "/etc/hostname", "dst": str(owned)}
-    config = {"evil": {"x": attack}, "hydra": {"callbacks": "${evil}"}}
-    (tmp_path / "experiment" / "theirs.yaml").write_text("# @package _global_\n" + yaml.safe_dump(config))
-    options = ["--config-dir", str(tmp_path), "experiment=theirs", "plan_only=true", f"out={tmp_path / 'out'}"]
-    assert "_target_=shutil.copy is no plugin of Hydra" in refused("mitigate", *["-m"] * multirun, *options)
-    assert not owned.exists()
-
-
-def test_hydra_is_watched_in_jobs_that_only_unpickle():
-    code = (
-        "import dejavu_lit.cli.app; from hydra import compose, initialize_config_dir\n"
-        "initialize_config_dir(str(dejavu_lit.cli.app.CONF), version_base='1.3')\n"
-        "compose('plan', ['+hydra.callbacks.x._target_=shutil.copy'], return_hydra_config=True)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1
-    assert "hydra.callbacks.x._target_=shutil.copy is no plugin" in done.stderr
 
 
 @pytest.mark.parametrize("option", [f"+trainer.callbacks=[{COPY}]", "+trainer.plugins=[x]", f"trainer.loader={COPY}"])
@@ -211,15 +142,11 @@ SECRET = "5ec2e7" + "a1" * 10
         f"logger.wandb.group=x-{SECRET}",
         f"data.templates=['a {SECRET}']",
         "data.dir=https://user:passw0rd@host/data",
-        "'data.dir=pipe:curl -H token=abcdefgh123 {}'",
-        "+x.token=hf_abcdefgh123",
-        "+x.deep={api_key: abcdefgh123}",
     ],
 )
 def test_settings_with_a_secret_are_refused_before_they_are_saved(option, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     run = tmp_path / "run"
-    option = option.strip("'") if "pipe:" not in option else "data.dir='pipe:curl -H token=abcdefgh123 {}'"
     said = refused("train", "side=target", "logger=wandb", f"out={run}", *SMALL, option)
     assert "leave it to the environment" in said
     assert SECRET not in said
@@ -227,7 +154,7 @@ def test_settings_with_a_secret_are_refused_before_they_are_saved(option, monkey
 
 
 def test_what_is_no_secret_passes(monkeypatch, tmp_path):
-    from dejavu_lit.cli.secrets import check_arguments, check_secrets
+    from dejavu_lit.cli.secrets import check_secrets
 
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "outputs/data")
     monkeypatch.setenv("SSH_PRIVATE_KEY", str(tmp_path))  # a place, not the key
@@ -242,17 +169,9 @@ def test_what_is_no_secret_passes(monkeypatch, tmp_path):
             "slurm": {"setup": ["export WANDB_API_KEY=$(cat key)"]},
         }
     )
-    check_arguments(
-        [
-            "data.dir=pipe:curl -H token=$TOKEN {}",
-            "data.dir=http://host:8000/a@b",
-            "mitigation.text_mask=0.5",
-            "x.token=${oc.env:OTHER}",
-        ]
-    )
     with pytest.raises(UserError, match=r"the value of \$DB_PASSWORD"):
         check_secrets({"name": "postgres"})
-    with pytest.raises(UserError, match=r"^a name in x holds the value of \$DB_PASSWORD"):
+    with pytest.raises(UserError, match=r"^a name in the settings holds the value of \$DB_PASSWORD"):
         check_secrets({"x": {"postgres": 1}})
 
 
@@ -296,3 +215,10 @@ def test_pins_agree_and_known_weaknesses_are_found_without_a_network(tmp_path):
     done = audit(str(tmp_path / "all.zip"))
     assert done.returncode == 1
     assert "pillow==" in done.stdout
+
+
+def test_the_tests_that_the_page_names_exist():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "SECURITY.md").read_text()))
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    assert named - set(re.findall(r"def (test_\w+)\(", sources)) == set()
+    assert len(named) > 20

@@ -73,7 +73,7 @@ def test_every_setting_has_a_row_and_an_evaluation(study):
 
 def test_the_plan_is_shown_first(study):
     _, done = study
-    assert "4 runs to train, 0 to reuse; 4 evaluations to do, 0 there" in done.stdout
+    assert "4 runs to train, 0 to reuse; 4 evaluations to do, 0 complete" in done.stdout
     assert "none-s0@1" in done.stdout
     assert "1 of 4 runs trained, about" in done.stderr
 
@@ -129,7 +129,7 @@ def test_a_second_call_trains_nothing_and_new_settings_use_what_is_there(study, 
     more = ["+settings.renamed=['mitigation.text_mask=0.5']", "+settings.k3=['evaluate.k=3']"]
     done = call("mitigate", *SETTINGS, *more, *options(scenes, out))
     assert done.returncode == 0, done.stderr
-    assert "0 runs to train, 4 to reuse; 1 evaluations to do, 4 there" in done.stdout
+    assert "0 runs to train, 4 to reuse; 1 evaluations to do, 4 complete" in done.stdout
     assert trained(out) == before
     assert {p: p.stat().st_mtime_ns for p in evaluated} == evaluated
     found = {r["name"]: r for r in rows(out)}
@@ -140,7 +140,7 @@ def test_a_second_call_trains_nothing_and_new_settings_use_what_is_there(study, 
 def test_plan_only_shows_the_plan_and_ends(scenes, tmp_path):
     done = call("mitigate", *SETTINGS, *options(scenes, tmp_path / "s"), "plan_only=true", "sizes=[48,96]")
     assert done.returncode == 0, done.stderr
-    assert "8 runs to train, 0 to reuse; 8 evaluations to do, 0 there" in done.stdout
+    assert "8 runs to train, 0 to reuse; 8 evaluations to do, 0 complete" in done.stdout
     assert not (tmp_path / "s").exists()
 
 
@@ -148,7 +148,7 @@ def test_series_have_overrides_by_size_and_share_their_runs(scenes, tmp_path):
     series = ["+series.epochs={}", "+series.pairs={48: ['recipe.epochs=6']}", "sizes=[48,96]"]
     done = call("mitigate", "+settings.all=[]", *series, *options(scenes, tmp_path / "s"), "plan_only=true")
     assert done.returncode == 0, done.stderr
-    assert "6 runs to train, 0 to reuse; 3 evaluations to do, 0 there" in done.stdout
+    assert "6 runs to train, 0 to reuse; 3 evaluations to do, 0 complete" in done.stdout
     assert "all, pairs" in done.stdout
 
 
@@ -160,7 +160,7 @@ def test_a_failing_training_is_named_in_its_own_words_and_the_others_are_kept(sc
     done = call("mitigate", *settings, *options(scenes, tmp_path / "s"))
     assert done.returncode == 1
     (last,) = (line for line in done.stderr.splitlines() if line.startswith("error: 1 of 2 settings"))
-    assert "bad-s0 (training of bad-s0-target failed: model.name=nonsense is no architecture of open_clip" in last
+    assert "bad-s0 (training of bad-s0-target failed: model.name=nonsense is not an open_clip architecture" in last
     assert "Traceback" not in done.stderr
     found = json.loads((tmp_path / "s" / "study.json").read_text())
     assert [r["name"] for r in found["settings"]] == ["good"]
@@ -206,19 +206,19 @@ def test_killed_in_the_middle_it_goes_on_and_trains_nothing_twice(scenes, tmp_pa
         (["settings=[1]"], "settings=[1]"),
         ([], "there are no settings"),
         (["+settings.x=[]", "seeds=0"], "seeds=0 must be a list"),
-        (["+settings.x=[]", "seeds=[0,0]"], "seeds=[0, 0] names one twice"),
+        (["+settings.x=[]", "seeds=[0,0]"], "seeds=[0, 0] lists a value twice"),
         (["+settings.x=[]", "sizes=50"], "sizes=50 must be a list"),
-        (["+settings.x=[]", "sizes=[5000]"], "data.train_size=5000 but the set holds 96 pairs"),
+        (["+settings.x=[]", "sizes=[5000]"], "data.train_size=5000 but the set has 96 pairs"),
         (["+settings.x=[]", "utility_loss=abc"], "utility_loss=abc must be a share"),
         (["+settings.x=[]", "launcher=slrum"], "launcher=slrum is unknown (did you mean 'slurm'?)"),
         (["+settings.x=[]", "+series.a={7: []}"], "series.a names the size 7"),
         (["+settings.x.y=[]"], "settings.x={'y': []} must be a list of overrides"),
         (["+settings={a-b: [], a%b: []}"], "would share a folder"),
-        (["+settings={1: []}"], "the name 1 must be a text"),
+        (["+settings={1: []}"], "the name 1 must be a string"),
         (["+settings.x=[]", "+series.a={big: []}"], "series.a: big must be a training size"),
         (["+settings.x=[]", "+series.a={null: []}"], "Incompatible key type"),
         (["+settings.x=['trainer.precision=bf16-mixed']"], "is an option of the whole study"),
-        (["+settings.x=[]", "sizes=[null,96]"], "null is all 96 pairs of settings.good; drop one"),
+        (["+settings.x=[]", "sizes=[null,96]"], "null is all 96 pairs of settings.good; remove one"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_trained(given, sentence, scenes, tmp_path):

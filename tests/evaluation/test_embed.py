@@ -1,4 +1,4 @@
-"""Embeddings: the same bytes for any workers, taken up where they stopped, refused where they are of something else."""
+"""Embeddings: the same bytes for any workers, continued after a stop, refused if they are of another model or other data."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from dejavu_lit.models.zoo import load_encoder
 from dejavu_lit.utils.errors import UserError
 from tests.models.tiny import sample_image, write_clip, write_shards
 
-PAIRS, SHARD = 150, 70  # shards of 70, 70 and 10: whole chunks, rests and a small one
+PAIRS, SHARD = 150, 70  # shards of 70, 70 and 10: full chunks, partial ones and a small shard
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +33,11 @@ def encoded(image, form="png"):
 
 
 def write(folder, bad_images=(), empty=(), pairs=PAIRS):
-    made = []
+    rows = []
     for i in range(pairs):
         data = b"no image" if i in bad_images else encoded(sample_image(i, 72, 64))
-        made.append(Pair(f"k{i * 37 % pairs:03d}", data, "png", "" if i in empty else f"caption number {i}", {}))
-    return write_shards(folder, made, SHARD)
+        rows.append(Pair(f"k{i * 37 % pairs:03d}", data, "png", "" if i in empty else f"caption number {i}", {}))
+    return write_shards(folder, rows, SHARD)
 
 
 @pytest.fixture(scope="module")
@@ -51,43 +51,43 @@ def content(folder):
 
 @pytest.mark.parametrize("modality", ["image", "text"])
 def test_the_same_bytes_for_any_number_of_workers(encoder, shards, tmp_path, modality):
-    found = [embed(encoder, shards, modality, tmp_path / str(workers), workers=workers) for workers in (1, 2, 5)]
+    embeddings = [embed(encoder, shards, modality, tmp_path / str(workers), workers=workers) for workers in (1, 2, 5)]
     assert content(tmp_path / "1") == content(tmp_path / "2") == content(tmp_path / "5")
-    assert found[0].keys == tuple(shards.keys())
-    assert found[0].names == ("00000", "00001", "00002")
-    assert found[0].sizes == (70, 70, 10)
-    assert found[0].dim == 64
+    assert embeddings[0].keys == tuple(shards.keys())
+    assert embeddings[0].names == ("00000", "00001", "00002")
+    assert embeddings[0].sizes == (70, 70, 10)
+    assert embeddings[0].dim == 64
 
 
 def test_values_equal_encoding_one_by_one(encoder, shards, tmp_path):
     images = embed(encoder, shards, "image", tmp_path / "image").load()
     texts = embed(encoder, shards, "text", tmp_path / "text").load()
     for row in (0, 63, 64, 69, 70, 149):
-        one = encoder.encode_images(torch.from_numpy(encoder.preprocess(sample_image(row, 72, 64)))[None])
-        assert np.abs(images[row].astype(np.float32) - one[0].numpy()).max() < 1e-3
-        two = encoder.encode_captions([f"caption number {row}"])
-        assert np.abs(texts[row].astype(np.float32) - two[0].numpy()).max() < 1e-3
+        image = encoder.encode_images(torch.from_numpy(encoder.preprocess(sample_image(row, 72, 64)))[None])
+        assert np.abs(images[row].astype(np.float32) - image[0].numpy()).max() < 1e-3
+        caption = encoder.encode_captions([f"caption number {row}"])
+        assert np.abs(texts[row].astype(np.float32) - caption[0].numpy()).max() < 1e-3
 
 
-def test_whole_parts_are_kept_and_torn_ones_made_again(encoder, shards, tmp_path, monkeypatch):
-    embed(encoder, shards, "image", tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "torn")
-    (tmp_path / "torn" / "00000.npy").unlink()
-    data = (tmp_path / "torn" / "00001.npy").read_bytes()
-    (tmp_path / "torn" / "00001.npy").write_bytes(data[: len(data) // 2])
-    kept = (tmp_path / "torn" / "00002.npy").stat().st_mtime_ns
+def test_complete_parts_are_kept_and_truncated_ones_computed_again(encoder, shards, tmp_path, monkeypatch):
+    embed(encoder, shards, "image", tmp_path / "complete")
+    shutil.copytree(tmp_path / "complete", tmp_path / "truncated")
+    (tmp_path / "truncated" / "00000.npy").unlink()
+    data = (tmp_path / "truncated" / "00001.npy").read_bytes()
+    (tmp_path / "truncated" / "00001.npy").write_bytes(data[: len(data) // 2])
+    modified = (tmp_path / "truncated" / "00002.npy").stat().st_mtime_ns
     decoded = []
     original = module.read_chunk
     monkeypatch.setattr(module, "read_chunk", lambda *a: decoded.append(a[2]) or original(*a))
-    embed(encoder, shards, "image", tmp_path / "torn")
-    assert content(tmp_path / "torn") == content(tmp_path / "whole")
-    assert (tmp_path / "torn" / "00002.npy").stat().st_mtime_ns == kept
+    embed(encoder, shards, "image", tmp_path / "truncated")
+    assert content(tmp_path / "truncated") == content(tmp_path / "complete")
+    assert (tmp_path / "truncated" / "00002.npy").stat().st_mtime_ns == modified
     assert len(decoded) == 4  # two chunks of each of the two shards
-    embed(encoder, shards, "image", tmp_path / "torn")
+    embed(encoder, shards, "image", tmp_path / "truncated")
     assert len(decoded) == 4
 
 
-def test_a_limit_embeds_whole_shards_and_gives_the_first_pairs(encoder, shards, tmp_path):
+def test_a_limit_embeds_whole_shards_and_returns_the_first_pairs(encoder, shards, tmp_path):
     some = embed(encoder, shards, "text", tmp_path, limit=75)
     assert some.keys == tuple(shards.keys(75))
     assert [len(part) for part in some.parts()] == [70, 5]
@@ -100,15 +100,15 @@ def test_a_limit_embeds_whole_shards_and_gives_the_first_pairs(encoder, shards, 
 
 def test_another_model_data_or_modality_is_refused(encoder, shards, tmp_path):
     embed(encoder, shards, "text", tmp_path / "e", limit=10)
-    other = load_encoder(f"local-dir:{write_clip(tmp_path / 'model', seed=1)}")
+    other_encoder = load_encoder(f"local-dir:{write_clip(tmp_path / 'model', seed=1)}")
     with pytest.raises(UserError, match=r"the model differs; remove that folder"):
-        embed(other, shards, "text", tmp_path / "e")
+        embed(other_encoder, shards, "text", tmp_path / "e")
     with pytest.raises(UserError, match="the modality differs"):
         embed(encoder, shards, "image", tmp_path / "e")
     with pytest.raises(UserError, match="the data differs"):
         embed(encoder, write(tmp_path / "B", pairs=20), "text", tmp_path / "e")
     (tmp_path / "e" / "fingerprint.json").unlink()
-    with pytest.raises(UserError, match="nobody knows of what"):
+    with pytest.raises(UserError, match="their model and data are unknown"):
         embed(encoder, shards, "text", tmp_path / "e")
 
 
@@ -144,19 +144,19 @@ def test_an_image_decodes_as_pillow_does():
     ):
         buffer = io.BytesIO()
         sample_image(1, 97, 61, mode).save(buffer, form, **options)
-        found = module.decode_image(buffer.getvalue())
-        assert np.array_equal(found.permute(1, 2, 0).numpy(), np.asarray(Image.open(buffer)))
+        image = module.decode_image(buffer.getvalue())
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(Image.open(buffer)))
     for mode, form in (("L", "jpeg"), ("CMYK", "jpeg"), ("P", "png"), ("RGBA", "png")):
-        found = module.decode_image(encoded(sample_image(1, 97, 61, mode), form))
-        assert found.mode == mode
+        image = module.decode_image(encoded(sample_image(1, 97, 61, mode), form))
+        assert image.mode == mode
     with pytest.raises(BadPair, match="does not decode"):
         module.decode_image(encoded(sample_image(1), "jpeg")[:-200])
     with pytest.raises(BadPair, match="does not decode"):
         module.decode_image(b"GIF")
 
 
-def test_a_bomb_is_skipped(encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "PIXEL_LIMIT", 72 * 64 - 1)
+def test_a_decompression_bomb_is_skipped(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 72 * 64 - 1)
     with pytest.raises(UserError, match="megapixels"):
         embed(encoder, write(tmp_path / "A", pairs=20), "image", tmp_path / "e")
 
@@ -164,7 +164,7 @@ def test_a_bomb_is_skipped(encoder, tmp_path, monkeypatch):
 def test_a_model_that_gives_nan_is_named(shards, tmp_path):
     broken = load_encoder(f"local-dir:{write_clip(tmp_path / 'model')}")
     torch.nn.init.constant_(broken.model.text_projection, float("nan"))
-    with pytest.raises(UserError, match=r"the vector of key 'k000' holds NaN"):
+    with pytest.raises(UserError, match=r"the vector of key 'k000' has NaN"):
         embed(broken, shards, "text", tmp_path / "e")
     assert not list((tmp_path / "e").glob("*.npy"))
 
@@ -179,35 +179,35 @@ def test_captions_without_a_folder(encoder):
 def test_vectors_from_elsewhere(tmp_path):
     vectors = np.random.default_rng(0).normal(size=(25, 8)) * 30
     keys = [f"k{i * 7 % 25:02d}" for i in range(25)]
-    found = write_embeddings(tmp_path / "A" / "text", keys, vectors, rows_per_part=10)
-    assert found.sizes == (10, 10, 5)
+    written = write_embeddings(tmp_path / "A" / "text", keys, vectors, rows_per_part=10)
+    assert written.sizes == (10, 10, 5)
     expected = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
-    assert np.array_equal(found.load(), expected)
-    assert np.array_equal(found.load(keys[::-3]), expected[::-3])
-    assert np.array_equal(np.concatenate(found.parts()), expected)
-    assert [sorted(keys)[place] for place in found.selection(sorted(keys)).ids] == keys
+    assert np.array_equal(written.load(), expected)
+    assert np.array_equal(written.load(keys[::-3]), expected[::-3])
+    assert np.array_equal(np.concatenate(written.parts()), expected)
+    assert [sorted(keys)[row] for row in written.selection(sorted(keys)).ids] == keys
     assert not (tmp_path / "A" / "text" / "fingerprint.json").exists()
     with pytest.raises(UserError, match=r"no vector for 1 of 2 keys, the first is 'x'"):
-        found.load(["k01", "x"])
+        written.load(["k01", "x"])
     with pytest.raises(UserError, match="not empty"):
         write_embeddings(tmp_path / "A" / "text", keys, vectors)
 
 
-@pytest.mark.parametrize(("value", "what"), [(0, "zero norm"), (np.nan, "NaN"), (np.inf, "infinity")])
-def test_unusable_vectors_are_named(tmp_path, value, what):
+@pytest.mark.parametrize(("value", "problem"), [(0, "zero norm"), (np.nan, "NaN"), (np.inf, "infinity")])
+def test_unusable_vectors_are_named(tmp_path, value, problem):
     vectors = np.ones((6, 4), np.float16)
     vectors[4] = value
     keys = list("abcdef")
-    with pytest.raises(UserError, match=f"'e' .*{what}"):
+    with pytest.raises(UserError, match=f"'e' .*{problem}"):
         write_embeddings(tmp_path / "new", keys, vectors)
     write_embeddings(tmp_path / "old", keys, np.ones((6, 4)))
     np.save(tmp_path / "old" / "00000.npy", vectors)
-    with pytest.raises(UserError, match=f"00000.npy: the vector of key 'e' .*{what}"):
+    with pytest.raises(UserError, match=f"00000.npy: the vector of key 'e' .*{problem}"):
         Embeddings.open(tmp_path / "old").load()
 
 
-def test_folders_that_are_no_embeddings(tmp_path):
-    with pytest.raises(UserError, match="holds no embeddings"):
+def test_folders_that_are_not_embeddings(tmp_path):
+    with pytest.raises(UserError, match="has no embeddings"):
         Embeddings.open(tmp_path / "none")
     write_embeddings(tmp_path / "e", ["a", "b"], np.eye(2))
     (tmp_path / "e" / "00000.txt").write_text("a\n")

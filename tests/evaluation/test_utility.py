@@ -29,16 +29,16 @@ def unit(rng, n, d):
 
 def test_zero_shot_equals_scikit_learn(monkeypatch):
     metrics = pytest.importorskip("sklearn.metrics")
-    monkeypatch.setattr(utility, "CELLS", 500)
+    monkeypatch.setattr(utility, "SCORES_AT_ONCE", 500)
     rng = np.random.default_rng(0)
     images, classes = unit(rng, 300, 16), unit(rng, 20, 16)
     labels = rng.integers(0, 20, 300)
     scores = (
         images.astype(np.float64) @ classes.astype(np.float64).T / np.linalg.norm(classes.astype(np.float64), axis=1)
     )
-    found = zero_shot(images, labels, classes)
+    accuracy = zero_shot(images, labels, classes)
     for top in (1, 5):
-        assert found[f"zeroshot_top{top}"] == metrics.top_k_accuracy_score(labels, scores, k=top, labels=range(20))
+        assert accuracy[f"zeroshot_top{top}"] == metrics.top_k_accuracy_score(labels, scores, k=top, labels=range(20))
 
 
 def test_zero_shot_ties_go_to_the_smaller_class():
@@ -48,7 +48,7 @@ def test_zero_shot_ties_go_to_the_smaller_class():
 
 
 def test_retrieval_equals_brute_force(monkeypatch):
-    monkeypatch.setattr(utility, "CELLS", 1000)
+    monkeypatch.setattr(utility, "SCORES_AT_ONCE", 1000)
     rng = np.random.default_rng(1)
     images = unit(rng, 150, 12)
     captions = (images + 0.5 * unit(rng, 150, 12)).astype(np.float16)
@@ -61,9 +61,9 @@ def test_retrieval_equals_brute_force(monkeypatch):
             scores = [float(q[i] @ p[j]) / (np.linalg.norm(q[i]) * np.linalg.norm(p[j])) for j in range(150)]
             ranks.append(sorted(range(150), key=lambda j: (-scores[j], j)).index(i))
         expected |= {f"{name}_r{k}": float(np.mean([rank < k for rank in ranks])) for k in (1, 5, 10)}
-    found = retrieval(images, captions)
-    assert list(found) == ["i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10"]
-    assert found == pytest.approx(expected, abs=1 / 150 / 2)
+    recalls = retrieval(images, captions)
+    assert list(recalls) == ["i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10"]
+    assert recalls == pytest.approx(expected, abs=1 / 150 / 2)
 
 
 def test_retrieval_by_hand():
@@ -75,7 +75,7 @@ def test_retrieval_by_hand():
     )
 
 
-def test_linear_probe_finds_what_is_linear_and_nothing_else():
+def test_linear_probe_separates_linear_classes_and_fails_on_noise():
     pytest.importorskip("sklearn")
     rng = np.random.default_rng(2)
     labels = rng.integers(0, 4, 400)
@@ -85,22 +85,22 @@ def test_linear_probe_finds_what_is_linear_and_nothing_else():
     assert accuracy > 0.85
     assert linear_probe(images, names) == {"linear_probe": accuracy}
     assert linear_probe(rng.normal(size=(400, 8)), names)["linear_probe"] < 0.45
-    assert linear_probe(images, names, most=100)["linear_probe"] > 0.6
+    assert linear_probe(images, names, limit=100)["linear_probe"] > 0.6
 
 
 @pytest.mark.parametrize("labels", [["a"] * 10, [], list("abcdefghij")])
 def test_linear_probe_without_two_classes_to_test_says_why(labels):
-    found = linear_probe(np.random.default_rng(3).normal(size=(len(labels), 4)), labels)
-    assert found["linear_probe"] is None
-    assert f"{len(labels)} images" in found["linear_probe_reason"]
+    values = linear_probe(np.random.default_rng(3).normal(size=(len(labels), 4)), labels)
+    assert values["linear_probe"] is None
+    assert f"{len(labels)} images" in values["linear_probe_reason"]
 
 
-def test_class_vectors_average_the_normalised_prompts(tmp_path):
+def test_class_vectors_average_the_normalized_prompts(tmp_path):
     encoder = load_encoder(f"local-dir:{write_clip(tmp_path)}")
-    found = class_vectors(encoder, ["cat", "dog"], prompts(["a {}", "two {}s", "no {}"]))
+    vectors = class_vectors(encoder, ["cat", "dog"], prompts(["a {}", "two {}s", "no {}"]))
     for row, name in enumerate(["cat", "dog"]):
         mean = encoder.encode_captions([f"a {name}", f"two {name}s", f"no {name}"]).numpy().mean(axis=0)
-        assert found[row] == pytest.approx(mean / np.linalg.norm(mean), abs=1e-5)
+        assert vectors[row] == pytest.approx(mean / np.linalg.norm(mean), abs=1e-5)
     assert len(prompts("imagenet")) == 80
     with pytest.raises(UserError, match=r"one \{\} each"):
         prompts(["a photo"])
@@ -115,15 +115,17 @@ def test_class_lists(tmp_path):
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     assert class_list(str(tmp_path / "names.txt"), ["dog"]) == (["cat", "dog"], {"dog": 1})
     assert class_list(["cat", "dog"], ["n02", "n01"])[1] == {"n01": 0, "n02": 1}
-    with pytest.raises(UserError, match="the label 'cow' is no class"):
+    with pytest.raises(UserError, match="the label 'cow' is not a class"):
         class_list(["cat", "dog"], ["cow"])
     with pytest.raises(UserError, match="neither imagenet nor a file"):
         class_list("imagent", ["cow"])
 
 
 def test_labels_come_from_the_json_or_from_cls(tmp_path):
-    made = [Pair(key, b"", "png", "c", meta) for key, meta in (("x", {"label": "cat"}), ("y", {"label": 3}), ("z", {}))]
-    assert read_labels(write_shards(tmp_path / "a", made)) == {"x": "cat", "y": "3"}
+    pairs = [
+        Pair(key, b"", "png", "c", meta) for key, meta in (("x", {"label": "cat"}), ("y", {"label": 3}), ("z", {}))
+    ]
+    assert read_labels(write_shards(tmp_path / "a", pairs)) == {"x": "cat", "y": "3"}
     (tmp_path / "b").mkdir()
     with tarfile.open(tmp_path / "b" / "00000.tar", "w") as tar:
         for name, data in (("x.jpg", b"j"), ("x.cls", b"7\n"), ("y.jpg", b"j"), ("y.cls", b"0")):
@@ -132,4 +134,4 @@ def test_labels_come_from_the_json_or_from_cls(tmp_path):
             tar.addfile(member, io.BytesIO(data))
     assert read_labels(ShardSet.open(tmp_path / "b")) == {"x": "7", "y": "0"}
     with pytest.raises(UserError, match=r"no pair of .* has a class"):
-        read_labels(write_shards(tmp_path / "c", made[2:]))
+        read_labels(write_shards(tmp_path / "c", pairs[2:]))

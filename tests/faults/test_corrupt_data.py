@@ -19,7 +19,7 @@ from dejavu_lit.data.readers.folder import FolderReader
 from dejavu_lit.data.readers.shards import ShardReader
 from dejavu_lit.data.readers.table import TableReader
 from dejavu_lit.data.shards import ShardSet
-from dejavu_lit.duplicates.dedup import Kinds, dedup
+from dejavu_lit.duplicates.dedup import DuplicateCriteria, dedup
 from dejavu_lit.objects.annotate import annotate
 from dejavu_lit.objects.annotators.classes import ClassLabels
 from dejavu_lit.report.report import write_report
@@ -109,14 +109,15 @@ def test_odd_images_take_little_memory(tmp_path):
     code = f"""
 import resource
 from pathlib import Path
-from dejavu_lit.data.scan import look
+from dejavu_lit.data.scan import decode_and_hash
 from dejavu_lit.data.shards import BadPair
 from dejavu_lit.report.images import shrink
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sorted(Path({str(tmp_path)!r}).iterdir()):
-    for read in (lambda data: look(data, True), lambda data: look(data, False), lambda data: shrink(data, 100)):
+    data = path.read_bytes()
+    for function, option in ((decode_and_hash, True), (decode_and_hash, False), (shrink, 100)):
         try:
-            read(path.read_bytes())
+            function(data, option)
         except BadPair:
             pass
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
@@ -146,7 +147,7 @@ def foreign(zoo, tmp_path_factory) -> Path:
 
 def decoded(reason: str | None) -> str | None:
     """The reason as told by what decodes images, whose files it does not choose by their first bytes."""
-    return "the image does not decode" if reason == "the image is no JPEG, PNG or WebP" else reason
+    return "the image does not decode" if reason == "the image is not a JPEG, PNG or WebP" else reason
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +207,7 @@ def test_evaluation_and_report_count_what_they_skip(zoo, run, foreign, tmp_path)
 
 def test_duplicates_count_what_they_skip(foreign, tmp_path):
     sets = {name: ShardSet.open(foreign / name) for name in "AHP"}
-    report = dedup(tmp_path, sets, Kinds(6, None, 0.9), within=True)
+    report = dedup(tmp_path, sets, DuplicateCriteria(6, None, 0.9), within=True)
     for name, shards in sets.items():
         found = report["sets"][name]
         assert found["unusable"] > 0

@@ -79,7 +79,7 @@ def until_it_fits(room: Room, command: Callable[[], subprocess.CompletedProcess[
             assert not [path for path in room.path.rglob("*") if path.name.endswith(".part")]
             return failures
         said = sentence(done)
-        assert "no space left on device; make room there" in said
+        assert "no space left on device; free some space there" in said
         assert str(room.path) in said
         assert ".part" not in said.replace(".report.part", "")  # a name that the user knows
     raise AssertionError("it never fitted")

@@ -11,7 +11,7 @@ import pytest
 from dejavu_lit.data.objects import METADATA, read_objects
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import read_object, write_json
+from dejavu_lit.utils.io import read_json_object, write_json
 from tests.conftest import SMALL, call
 from tests.faults.common import FEW, report, sentence
 
@@ -33,7 +33,7 @@ def test_the_manifest_and_the_run(number, scenes, runs, tmp_path):
         call("prepare", f"data.dir={data}", *options),
     ):
         assert (
-            f"{data / 'manifest.json'} has schema {number}, this version reads 1; read it with the version"
+            f"{data / 'manifest.json'} has schema {number}, but this version reads 1; use the version"
             in sentence(done)
         )
     run = shutil.copytree(
@@ -44,7 +44,7 @@ def test_the_manifest_and_the_run(number, scenes, runs, tmp_path):
         call("evaluate", f"target={run}", f"reference={runs['reference']}", f"out={tmp_path / 'e'}", *FEW),
         call("train", "side=target", f"data.dir={scenes}", f"out={run}", *SMALL),
     ):
-        assert f"{run / 'run.json'} has schema {number}, this version reads 1" in sentence(done)
+        assert f"{run / 'run.json'} has schema {number}, but this version reads 1" in sentence(done)
 
 
 def test_those_before_the_numbers_are_read(scenes, runs, tmp_path):
@@ -63,16 +63,16 @@ def test_an_evaluation(evaluated, runs, tmp_path):
     out = shutil.copytree(evaluated, tmp_path / "e")
     numbered(out / "metrics.json", 2)
     said = sentence(report(f"path={out}"))
-    assert f"{out}/metrics.json has schema 2, this version reads 1; read it with the version" in said
+    assert f"{out}/metrics.json has schema 2, but this version reads 1; use the version" in said
     # Which makes the figures anew, from the records.
     done = call("evaluate", *(f"{side}={runs[side]}" for side in runs), f"out={out}", *FEW)
     assert done.returncode == 0, done.stderr
-    assert read_object(out / "metrics.json", 1)["schema"] == 1
+    assert read_json_object(out / "metrics.json", 1)["schema"] == 1
 
 
 def test_a_study(tmp_path):
     write_json(tmp_path / "study.json", {"schema": 2, "settings": [{}]})
-    assert f"{tmp_path}/study.json has schema 2, this version reads 1; read it with the version" in sentence(
+    assert f"{tmp_path}/study.json has schema 2, but this version reads 1; use the version" in sentence(
         report(f"path={tmp_path}")
     )
 
@@ -84,7 +84,7 @@ def test_embeddings(evaluated, runs, tmp_path):
     done = call("evaluate", f"target={run}", f"reference={runs['reference']}", f"out={tmp_path / 'e'}", *FEW)
     said = sentence(done)
     assert f"the embeddings in {run}" in said
-    assert "were made otherwise: the format differs; remove that folder to have them made anew" in said
+    assert "do not match: the format differs; remove that folder to compute them again" in said
 
 
 def test_objects_of_another_form(scenes, tmp_path):
@@ -99,6 +99,6 @@ def test_objects_of_another_form(scenes, tmp_path):
         named.parent.mkdir(exist_ok=True)
         pq.write_table(other, named)
         with pytest.raises(
-            UserError, match=rf"{named} is no object artifact of this project .*; annotate the images again"
+            UserError, match=rf"{named} is not an object artifact of this project .*; annotate the images again"
         ):
             read_objects([named.parent])

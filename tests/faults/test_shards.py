@@ -41,7 +41,7 @@ def cut(shard: Path) -> None:
     os.truncate(shard, shard.stat().st_size // 2)
 
 
-@pytest.mark.parametrize(("fault", "words"), [(vanish, "has vanished"), (cut, "was cut short while being read")])
+@pytest.mark.parametrize(("fault", "words"), [(vanish, "has disappeared"), (cut, "was cut short while being read")])
 def test_while_training(fault, words, scenes, undisturbed, tmp_path):
     data, run = shutil.copytree(scenes, tmp_path / "scenes"), tmp_path / "run"
     shard = data / "A" / "00000.tar"
@@ -69,8 +69,8 @@ def test_while_training(fault, words, scenes, undisturbed, tmp_path):
 @pytest.mark.parametrize(
     ("fault", "indexing", "training"),
     [
-        (vanish, "00000.tar does not exist", "holds no shards"),
-        (cut, "is cut short|is not a whole", "is cut short|is not a whole"),
+        (vanish, "00000.tar does not exist", "has no shards"),
+        (cut, "is cut short|is not a complete", "is cut short|is not a complete"),
     ],
 )
 def test_between_the_plan_and_the_epoch(fault, indexing, training, scenes, tmp_path):
@@ -90,7 +90,7 @@ def test_a_named_pipe_is_refused_and_not_waited_for(scenes, tmp_path):
     (data / "A" / "00000.tar").unlink()
     os.mkfifo(data / "A" / "00000.tar")
     said = sentence(train(data, tmp_path / "run"))
-    assert f"{data / 'A' / '00000.tar'} is no file (a pipe, a folder or a device)" in said
+    assert f"{data / 'A' / '00000.tar'} is not a regular file (but a pipe, a folder or a device)" in said
     assert "data.dir=pipe:" in said
 
 

@@ -21,11 +21,11 @@ def predicted(rows: list[int], distances: list[float], public: list[set[str]], k
     """Ô of one record, by the letter of docs/definitions.md."""
     if top_m is None:
         return set().union(*(public[row] for row in rows[:k]))
-    met: dict[str, list[float]] = {}
+    similarities: dict[str, list[float]] = {}
     for row, distance in zip(rows[:k], distances[:k], strict=True):
         for name in public[row]:
-            met.setdefault(name, []).append(1.0 - distance)
-    ranked = sorted(met, key=lambda name: (-len(met[name]), -sum(met[name]), name))
+            similarities.setdefault(name, []).append(1.0 - distance)
+    ranked = sorted(similarities, key=lambda name: (-len(similarities[name]), -sum(similarities[name]), name))
     return set(ranked[:top_m])
 
 
@@ -55,7 +55,7 @@ class Case:
     @staticmethod
     def _neighbors(rng: np.random.Generator, n: int, m: int, k: int) -> Neighbors:
         rows = np.array([rng.permutation(m)[:k] for _ in range(n)], np.int32).reshape(n, k)
-        # Few different distances, so that ties are common.
+        # Few distinct distances, so that ties are common.
         distances = np.sort(rng.integers(1, 5, size=(n, k)) / np.float32(8), axis=1).astype(np.float32)
         return Neighbors(rows, distances)
 

@@ -1,8 +1,8 @@
-"""Studies of models that remember nothing, many at once: how often "found" is said of them, and how often intervals cover.
+"""Simulated studies of models that remember nothing: how often memorization is "found", and how often intervals cover.
 
-The null model of the definitions: a quality shift δ ~ N(0, σ) a seed pair, of opposite sign in the two directions, plus
-record noise. ``spread`` adds what it leaves out: a difference of the two models that is another on every set, so that it
-stays in the symmetric gap. ``studies`` writes the rule down again, on arrays; the tests hold it against ``controls.found``.
+The null model of the definitions: a utility shift δ ~ N(0, σ) per seed pair, of opposite sign in the two directions, plus
+record noise. ``spread`` adds what it omits: a difference of the two models that varies between sets, so that it stays in the
+symmetric gap. ``studies`` implements the rule again, on arrays; the tests compare it with ``memorization_found``.
 
     python -m tests.measure.simulation      the table of docs/statistics.md
 """
@@ -20,7 +20,7 @@ CASES = ((0.0, 0.0), (0.02, 0.0), (0.05, 0.0), (0.1, 0.0), (0.15, 0.0), (0.1, 0.
 
 @dataclass(frozen=True)
 class Studies:
-    """n studies of s seed pairs: the values of each set, float64 [n, s], and what the rule says, bool [n]."""
+    """n studies of s seed pairs: the values of each set, float64 [n, s], and the conditions of the rule, bool [n]."""
 
     population: np.ndarray
     null: np.ndarray
@@ -32,7 +32,7 @@ class Studies:
 
     @property
     def found(self) -> np.ndarray:
-        """Whether the whole rule is met."""
+        """Whether all conditions hold."""
         return self.above_zero & self.one_sign & self.corrected
 
 
@@ -54,17 +54,17 @@ def studies(random: np.random.Generator, count: int, pairs: int, shift: float, s
 
 
 def rates(count: int = 200_000) -> list[dict[str, float]]:
-    """A row for each case and number of seed pairs: how often the lower bound is above 0, and how often it is "found"."""
+    """One row per case and number of seed pairs: how often the lower bound is above 0, and how often it is "found"."""
     rows = []
     for shift, spread in CASES:
         for pairs in PAIRS:
-            made = studies(
+            batch = studies(
                 np.random.default_rng([pairs, int(shift * 1000), int(spread * 1000)]), count, pairs, shift, spread
             )
             rows.append(
                 {"shift": shift, "spread": spread, "pairs": pairs}
-                | {"interval": float(made.above_zero.mean()), "found": float(made.found.mean())}
-                | {"covers": float(made.covers.mean())}
+                | {"interval": float(batch.above_zero.mean()), "found": float(batch.found.mean())}
+                | {"covers": float(batch.covers.mean())}
             )
     return rows
 

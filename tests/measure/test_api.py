@@ -7,7 +7,7 @@ import pytest
 import dejavu_lit.measure as api
 
 
-def test_every_name_is_there_and_hides_no_module() -> None:
+def test_every_name_exists_and_hides_no_module() -> None:
     modules = {path.stem for path in Path(api.__file__).parent.glob("*.py")}
     for name in api.__all__:
         assert callable(getattr(api, name)), name

@@ -5,8 +5,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dejavu_lit.measure.controls import BLOCKS, blind, blocks, compare, found, pool
-from dejavu_lit.measure.population import FIGURES, Outcomes, Resampling, estimate, outcomes
+from dejavu_lit.measure.controls import (
+    beats_blind,
+    blind_baseline,
+    blocks,
+    compare_settings,
+    memorization_found,
+    pool_blocks,
+)
+from dejavu_lit.measure.figures import BLOCKS, FIGURES
+from dejavu_lit.measure.population import Outcomes, Resampling, estimate, outcomes
 from dejavu_lit.measure.records import Neighbors, Records
 from dejavu_lit.utils.errors import UserError
 from tests.measure.oracle import Case, objects
@@ -30,7 +38,7 @@ def evaluation(population: float, null: float | None, swapped: float | None, hal
     }
 
 
-def test_blocks_are_what_they_say() -> None:
+def test_blocks_follow_their_definitions() -> None:
     rng = np.random.default_rng(0)
     a, h, b = (signs(rng, shift) for shift in (0.6, 0.1, 0.3))
     got = blocks(a, h, b, Resampling())
@@ -52,49 +60,51 @@ def test_blocks_are_what_they_say() -> None:
 
 def test_pool_against_scipy() -> None:
     values = [0.54, 0.63, 0.60, 0.69, 0.29]
-    got = pool([evaluation(v, 0.0, v) for v in values])["symmetric"]["ppg"]
+    got = pool_blocks([evaluation(v, 0.0, v) for v in values])["symmetric"]["ppg"]
     assert got["mean"] == pytest.approx(0.55)
     assert got["sd"] == pytest.approx(np.std(values, ddof=1))
     assert got["ci95"] == pytest.approx(stats.t.interval(0.95, 4, np.mean(values), stats.sem(values)))
     assert got["sampling_sd"] == pytest.approx(0.01)
     assert got["training_sd"] == pytest.approx(np.sqrt(np.var(values, ddof=1) - 1e-4))
-    two = pool([evaluation(v, None, v) for v in values[:2]])
+    two = pool_blocks([evaluation(v, None, v) for v in values[:2]])
     assert two["symmetric"]["ppg"]["ci95"] is None
     assert two["symmetric"]["ppg"]["sd"] > 0
     assert two["null"] is None
-    assert pool([evaluation(0.5, 0, 0.5)])["population"]["ppg"]["sd"] is None
+    assert pool_blocks([evaluation(0.5, 0, 0.5)])["population"]["ppg"]["sd"] is None
     with pytest.raises(UserError, match="no evaluation"):
-        pool([])
+        pool_blocks([])
 
 
 def test_found_by_the_rule() -> None:
-    one = found([evaluation(0.5, 0.1, 0.3)])
-    assert one["found"] is True
-    assert one["words"] == "Memorization was found: symmetric PPG 0.400, 95 % interval 0.380 to 0.420, one seed pair."
-    for made, why in (
+    verdict = memorization_found([evaluation(0.5, 0.1, 0.3)])
+    assert verdict["found"] is True
+    assert (
+        verdict["words"] == "Memorization was found: symmetric PPG 0.400, 95 % interval 0.380 to 0.420, one seed pair."
+    )
+    for metrics, why in (
         (evaluation(0.01, 0.0, 0.02), "interval does not stay above 0"),
         (evaluation(0.9, 0.0, -0.3), r"directions disagree \(0.900 and -0.300\)"),
         (evaluation(0.5, 0.6, 0.5), r"no larger than the holdout's \(corrected -0.100\)"),
         (evaluation(-0.5, -0.6, -0.5), "interval does not stay above 0"),
     ):
-        got = found([made])
+        got = memorization_found([metrics])
         assert got["found"] is False
         assert re.search(why, got["words"])
-    assert found([evaluation(0.5, None, 0.5)])["found"] is None
-    assert "set B and the holdout set H" in found([evaluation(0.5, None, None)])["words"]
+    assert memorization_found([evaluation(0.5, None, 0.5)])["found"] is None
+    assert "set B and the holdout set H" in memorization_found([evaluation(0.5, None, None)])["words"]
 
 
 def test_found_over_seed_pairs() -> None:
-    three = found([evaluation(v, 0.0, v) for v in (0.5, 0.52, 0.54)])
+    three = memorization_found([evaluation(v, 0.0, v) for v in (0.5, 0.52, 0.54)])
     assert three["found"] is True
     assert "3 seed pairs" in three["words"]
-    # Each pair alone passes, the three together are too far apart for it.
-    assert found([evaluation(v, 0.0, v) for v in (0.1, 0.2, 0.9)])["found"] is False
+    # Each pair alone passes, the three together are too far apart.
+    assert memorization_found([evaluation(v, 0.0, v) for v in (0.1, 0.2, 0.9)])["found"] is False
     # Two pairs: too few for an interval over seeds, so each must pass alone.
-    assert found([evaluation(0.5, 0.0, 0.5), evaluation(0.4, 0.0, 0.4)])["found"] is True
-    assert found([evaluation(0.5, 0.0, 0.5), evaluation(0.01, 0.0, 0.01)])["found"] is False
-    assert found([evaluation(0.5, 0.0, 0.5), evaluation(0.4, 0.5, 0.4)])["found"] is False
-    assert "too few" in found([evaluation(0.5, 0.0, 0.5)] * 2)["words"]
+    assert memorization_found([evaluation(0.5, 0.0, 0.5), evaluation(0.4, 0.0, 0.4)])["found"] is True
+    assert memorization_found([evaluation(0.5, 0.0, 0.5), evaluation(0.01, 0.0, 0.01)])["found"] is False
+    assert memorization_found([evaluation(0.5, 0.0, 0.5), evaluation(0.4, 0.5, 0.4)])["found"] is False
+    assert "too few" in memorization_found([evaluation(0.5, 0.0, 0.5)] * 2)["words"]
 
 
 @pytest.mark.parametrize("pairs", [3, 5])
@@ -104,8 +114,8 @@ def test_false_alarms_under_the_null_model(pairs: int) -> None:
     alarms = interval = 0
     for _ in range(1000):
         shift, noise = rng.normal(0, 0.1, pairs), rng.normal(0, 0.02, (3, pairs))
-        there, back, null = shift + noise[0], -shift + noise[1], shift + noise[2]
-        got = found([evaluation(a, h, b) for a, h, b in zip(there, null, back, strict=True)])
+        forward, backward, null = shift + noise[0], -shift + noise[1], shift + noise[2]
+        got = memorization_found([evaluation(a, h, b) for a, h, b in zip(forward, null, backward, strict=True)])
         alarms += got["found"]
         interval += got["above_zero"]
     assert 0.015 <= interval / 1000 <= 0.035  # the interval alone keeps its 2.5 %
@@ -119,13 +129,26 @@ def test_blind_by_hand() -> None:
     near = Neighbors(np.array([[0], [1], [2]], np.int32), np.zeros((3, 1), np.float32))
     far = Neighbors(np.array([[3], [2], [2]], np.int32), np.zeros((3, 1), np.float32))
     records = Records(("", "", ""), truth, public, near, far)
-    got = blind(records, *records.scores([1]), 1)
+    got = blind_baseline(records, *records.scores([1]), 1)
     # |Ô| is 1, 2 for the target and 2, 2 for the reference: 1.75, rounded 2. dog 3 times, then cat before emu.
     assert got["objects"] == 2
     assert got["labels"] == ["dog", "cat"]
     assert got["blind"] == {"precision": 0.5, "recall": 0.75, "f1": 0.6}
     assert got["target"]["precision"] == 0.75
     assert got["reference"] == {"precision": 0.25, "recall": 0.25, "f1": 0.25}
+    assert got["beaten"] is False
+    assert "the target is not better in recall; the reference is not better in precision and recall" in got["words"]
+    assert "precision 0.750 and 0.250 against 0.500" in got["words"]
+
+
+def test_both_models_must_exceed_the_blind_baseline_in_both_rates() -> None:
+    blind = {"precision": 0.2, "recall": 0.4}
+    better, worse = {"precision": 0.21, "recall": 0.41}, {"precision": 0.3, "recall": 0.4}
+    for target, reference, beaten in ((better, better, True), (better, worse, False), (worse, better, False)):
+        baseline = {"objects": 3, "blind": blind, "target": target, "reference": reference}
+        answer, words = beats_blind(baseline)
+        assert answer is beaten
+        assert ("Knowing nothing would do as well" in words) is not beaten
 
 
 def test_compare_is_paired() -> None:
@@ -133,7 +156,7 @@ def test_compare_is_paired() -> None:
     first = case.records()
     second = Records(first.captions, first.truth, first.public, other.target, first.reference)
     b = swapped.records()
-    got = compare((first, b), (second, b), 3)
+    got = compare_settings((first, b), (second, b), 3)
     parts = [outcomes(*r.scores([3]), 3) for r in (first, second)]
     direct = estimate(parts[0] - parts[1])
     assert got["basis"] == "symmetric"
@@ -141,16 +164,16 @@ def test_compare_is_paired() -> None:
     assert got["ppg"]["se"] == pytest.approx(direct.se[0] / 2)
     apart = np.hypot(*(estimate(p).se[0] for p in parts)) / 2
     assert got["ppg"]["se"] < apart
-    # Joined by key, whatever the order, with what is missing on one side left out.
+    # Joined by key in any order; records missing on one side are excluded.
     order = list(reversed(second.keys))[10:]
-    place = np.array([second.truth.rows[key] for key in order])
+    rows = np.array([second.truth.rows[key] for key in order])
     shuffled = Records(
-        [second.captions[p] for p in place], second.truth.take(order), second.public,
-        second.target[place], second.reference[place],
+        [second.captions[p] for p in rows], second.truth.take(order), second.public,
+        second.target[rows], second.reference[rows],
     )  # fmt: skip
-    alone = compare((first, None), (shuffled, b), 3)
+    alone = compare_settings((first, None), (shuffled, b), 3)
     assert alone["basis"] == "population"
-    kept = [i for i, key in enumerate(first.keys) if key in set(order) and case.truth[i]]
-    assert alone["records"] == {"A": len(kept)}
+    common = [i for i, key in enumerate(first.keys) if key in set(order) and case.truth[i]]
+    assert alone["records"] == {"A": len(common)}
     with pytest.raises(UserError, match="share no records"):
-        compare((first, None), (b, None), 3)
+        compare_settings((first, None), (b, None), 3)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dejavu_lit.measure.exposure import levels, planted_memory, spearman
+from dejavu_lit.measure.exposure import exposure_levels, gaps_by_exposure, spearman
 from dejavu_lit.measure.population import Outcomes
 from dejavu_lit.utils.errors import UserError
 
@@ -10,10 +10,10 @@ from dejavu_lit.utils.errors import UserError
 def test_the_gap_rises_with_exposure() -> None:
     rng = np.random.default_rng(0)
     times = np.repeat([1, 4, 16], [600, 200, 100])
-    exposure = 20 * times - rng.integers(0, 3, 900)  # an epoch leaves out a few pairs
+    exposure = 20 * times - rng.integers(0, 3, 900)  # an epoch skips a few pairs
     truth = np.full(900, 4)
     hits = rng.binomial(4, 0.3 + 0.2 * np.log(times) / np.log(16)) - rng.binomial(4, 0.3, 900)
-    got = planted_memory(Outcomes(np.sign(hits), np.sign(hits), hits, truth), exposure)
+    got = gaps_by_exposure(Outcomes(np.sign(hits), np.sign(hits), hits, truth), exposure)
     assert [level["records"] for level in got["levels"]] == [600, 200, 100]
     assert [round(level["exposure"] / 20) for level in got["levels"]] == [1, 4, 16]
     assert [level["low"] for level in got["levels"]] == [18, 78, 318]
@@ -30,7 +30,7 @@ def test_the_gap_rises_with_exposure() -> None:
 
 
 def test_levels_by_hand() -> None:
-    assert levels(np.array([30, 0, 10, 15, 16, 0, 24, 25])).tolist() == [3, 0, 1, 1, 2, 0, 2, 3]
+    assert exposure_levels(np.array([30, 0, 10, 15, 16, 0, 24, 25])).tolist() == [3, 0, 1, 1, 2, 0, 2, 3]
 
 
 def test_spearman_of_extremes() -> None:
@@ -39,7 +39,7 @@ def test_spearman_of_extremes() -> None:
 
 
 def test_mistakes_are_named() -> None:
-    found = Outcomes(*np.ones((4, 3), int))
-    assert planted_memory(found, np.array([10, 11, 12, 12])) is None
+    outcomes = Outcomes(*np.ones((4, 3), int))
+    assert gaps_by_exposure(outcomes, np.array([10, 11, 12, 12])) is None
     with pytest.raises(UserError, match="a number of at least 0"):
-        planted_memory(found, np.array([1, np.nan, 2, 3]))
+        gaps_by_exposure(outcomes, np.array([1, np.nan, 2, 3]))

@@ -53,10 +53,10 @@ def test_every_block_against_plain_sets(top_m: int | None) -> None:
         check(body["by_k"][str(k)], k, top_m)
     for row, m in zip(body["sensitivity"]["top_m"], (1, 4), strict=True):
         check(row, 3, m)
-    kept = [sum(bool(g) for g in case.truth) for case in cases]
-    assert body["counts"]["records"] == kept[0]
-    assert body["counts"]["without_objects"] == 120 - kept[0]
-    assert body["counts"]["null"]["records"] == kept[1]
+    with_objects = [sum(bool(g) for g in case.truth) for case in cases]
+    assert body["counts"]["records"] == with_objects[0]
+    assert body["counts"]["without_objects"] == 120 - with_objects[0]
+    assert body["counts"]["null"]["records"] == with_objects[1]
     assert body["by_k"]["3"]["sample"] == body["sample"]
     assert [(line["k"], line["top_m"]) for line in body["curves"]["sample"]] == [
         (1, top_m), (3, top_m), (6, top_m), (3, 1), (3, 4)
@@ -81,7 +81,7 @@ def test_missing_sets_are_null_with_reasons() -> None:
     assert bare["counts"]["null"] == {"records": 0, "without_objects": 120}
 
 
-def test_thresholds_are_applied_to_both_sides() -> None:
+def test_thresholds_apply_to_true_and_predicted_objects() -> None:
     sets, cases = three_sets()
 
     def at(threshold: float) -> dict[str, Any]:
@@ -89,11 +89,11 @@ def test_thresholds_are_applied_to_both_sides() -> None:
             return {
                 s: objects([set() for _ in c.truth], c.labels, p) for s, c, p in zip("AHB", cases, "ahb", strict=True)
             } | {"P": cases[0].public_objects}
-        kept = set(cases[0].labels[:6])
-        found = {
-            s: objects([g & kept for g in c.truth], c.labels, p) for s, c, p in zip("AHB", cases, "ahb", strict=True)
+        labels = set(cases[0].labels[:6])
+        by_set = {
+            s: objects([g & labels for g in c.truth], c.labels, p) for s, c, p in zip("AHB", cases, "ahb", strict=True)
         }
-        return found | {"P": objects([g & kept for g in cases[0].public], cases[0].labels, "p")}
+        return by_set | {"P": objects([g & labels for g in cases[0].public], cases[0].labels, "p")}
 
     body = measure(*sets, replace(QUICK, thresholds=[0.6, 0.9]), at)
     validate(body)
@@ -124,12 +124,24 @@ def test_planted_and_columns() -> None:
     assert even["reasons"]["planted"] == "every pair was seen equally often"
 
 
+def test_an_exposure_of_the_photograph_is_not_training_exposure() -> None:
+    sets, _ = three_sets()
+    a, h, b = (replace(r, columns={"meta.exposure": [1, 5] * 60}) for r in sets)
+    body = measure(a, h, b, replace(QUICK, subgroups=("exposure",)))
+    validate(body)
+    assert body["planted"] is None
+    assert body["reasons"]["planted"] == "it is not known how often training saw each pair"
+    assert [g["group"] for g in body["subgroups"]["meta.exposure"]["groups"]] == ["1", "5"]
+    with pytest.raises(UserError, match="the column exposure of the records"):  # of a version without meta.
+        measure(replace(a, columns={"exposure": ["1/60"] * 120}), settings=QUICK)
+
+
 def test_the_same_call_gives_the_same_json() -> None:
     sets, _ = three_sets()
     assert json.dumps(measure(*sets, settings=QUICK)) == json.dumps(measure(*three_sets()[0], settings=QUICK))
 
 
-def test_the_schema_refuses_what_is_wrong() -> None:
+def test_the_schema_rejects_wrong_bodies() -> None:
     body = measure(*three_sets()[0], settings=QUICK)
     full = {
         "utility": {"target": {"zeroshot_top1": 0.5}, "reference": None},
@@ -164,16 +176,16 @@ def test_the_schema_refuses_what_is_wrong() -> None:
         ({"bootstrap": 10}, "bootstrap=10"),
     ],
 )
-def test_contradictory_settings_are_refused(wrong: dict[str, Any], words: str) -> None:
+def test_contradictory_settings_are_rejected(wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         Settings(**wrong)
 
 
 def test_mistakes_are_named() -> None:
     (a, _, _), cases = three_sets()
-    with pytest.raises(UserError, match="goes beyond the 6 neighbors"):
+    with pytest.raises(UserError, match="exceeds the 6 neighbors"):
         measure(a, settings=Settings())
     with pytest.raises(UserError, match="no record of A has an object"):
         measure(replace(a, truth=objects([set()] * 120, cases[0].labels, "a")), settings=QUICK)
-    with pytest.raises(UserError, match="'colour' is no column"):
+    with pytest.raises(UserError, match="'colour' is not a column"):
         measure(a, settings=replace(QUICK, subgroups=("colour",)))

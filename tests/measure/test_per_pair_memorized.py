@@ -14,10 +14,12 @@ def test_rows_against_plain_sets(top_m: int | None) -> None:
     case = Case(1)
     rows = most_memorized(case.records(), 4, top_m, limit=None)
     guess = {m: [case.guess(m, i, 4, top_m) for i in range(40)] for m in ("target", "reference")}
-    kept = [i for i, g in enumerate(case.truth) if g]
-    gap = {i: len(guess["target"][i] & case.truth[i]) - len(guess["reference"][i] & case.truth[i]) for i in kept}
-    assert [row["key"] for row in rows] == [f"a{i:05d}" for i in sorted(kept, key=lambda i: -gap[i])]
-    assert [row["rank"] for row in rows] == list(range(1, len(kept) + 1))
+    with_objects = [i for i, g in enumerate(case.truth) if g]
+    gap = {
+        i: len(guess["target"][i] & case.truth[i]) - len(guess["reference"][i] & case.truth[i]) for i in with_objects
+    }
+    assert [row["key"] for row in rows] == [f"a{i:05d}" for i in sorted(with_objects, key=lambda i: -gap[i])]
+    assert [row["rank"] for row in rows] == list(range(1, len(with_objects) + 1))
     for row in rows:
         i = int(row["key"][1:])
         truth, t, r = case.truth[i], guess["target"][i], guess["reference"][i]
@@ -49,10 +51,10 @@ def test_csv(tmp_path: Path) -> None:
     rows = most_memorized(hostile, 4, limit=None)
     write_csv(tmp_path / "memorized.csv", rows)
     with open(tmp_path / "memorized.csv", newline="", encoding="utf-8") as file:
-        back = list(csv.DictReader(file))
-    assert [row["key"] for row in back] == [row["key"] for row in rows]
-    assert back[0]["target_neighbors"].split("; ") == rows[0]["target_neighbors"]
-    captions = {row["key"]: row["caption"] for row in back}
+        written = list(csv.DictReader(file))
+    assert [row["key"] for row in written] == [row["key"] for row in rows]
+    assert written[0]["target_neighbors"].split("; ") == rows[0]["target_neighbors"]
+    captions = {row["key"]: row["caption"] for row in written}
     assert all(not caption.startswith("=") for caption in captions.values())
     last = records.keys[-1]
     assert last not in captions or captions[last] == 'a "quoted",\nlong one'

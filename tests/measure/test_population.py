@@ -17,14 +17,14 @@ def scores(hits: list[int], predicted: list[int], truth: list[int]) -> Scores:
     return Scores((1,), np.array([hits], np.int32).T, np.array([predicted], np.int32).T, np.array(truth, np.int32))
 
 
-def many(seed: int, n: int = 3000, shift: float = 0.2) -> Outcomes:
+def random_outcomes(seed: int, n: int = 3000, shift: float = 0.2) -> Outcomes:
     rng = np.random.default_rng(seed)
     truth = rng.integers(1, 6, n)
     hits_t, hits_r = rng.binomial(truth, 0.4 + shift), rng.binomial(truth, 0.4)
     return Outcomes(np.sign(hits_t - hits_r + rng.integers(-1, 2, n)), np.sign(hits_t - hits_r), hits_t - hits_r, truth)
 
 
-def said(mistake: Callable[[], object]) -> str:
+def message_of(mistake: Callable[[], object]) -> str:
     with pytest.raises(UserError) as error:
         mistake()
     return str(error.value)
@@ -33,12 +33,12 @@ def said(mistake: Callable[[], object]) -> str:
 def test_three_records_by_hand() -> None:
     # Record 1: 2/4 = 1/2, a tie of precision; recall 2/3 > 1/3. Record 2: Ô empty against 0 hits, ties. Record 3 has no
     # objects. Record 4: 1/3 > 1/4 of precision, equal recall.
-    found = outcomes(
+    results = outcomes(
         scores([2, 0, 0, 1], [4, 0, 3, 3], [3, 1, 0, 2]), scores([1, 0, 0, 1], [2, 5, 1, 4], [3, 1, 0, 2]), 1
     )
-    assert found.precision.tolist() == [0, 0, 1]
-    assert found.recall.tolist() == [1, 0, 0]
-    block = estimate(found).block()
+    assert results.precision.tolist() == [0, 0, 1]
+    assert results.recall.tolist() == [1, 0, 0]
+    block = estimate(results).block()
     assert block["ppg"]["value"] == 1 / 3
     assert block["prg"]["value"] == 1 / 3
     assert block["aucg"]["value"] == float(Fraction(1, 9))
@@ -56,12 +56,12 @@ def test_precision_is_compared_exactly() -> None:
     assert outcomes(reference, target, 1).precision.tolist() == [0, -1]
 
 
-def test_the_tally_holds_every_record_once() -> None:
-    found = many(7, n=200)
+def test_the_tally_counts_every_record_once() -> None:
+    results = random_outcomes(7, n=200)
     for which in (
-        found,
-        found - found[::-1][::-1],
-        Outcomes(found.precision * 2, found.recall * -2, found.hits * 2, found.truth),
+        results,
+        results - results[::-1][::-1],
+        Outcomes(results.precision * 2, results.recall * -2, results.hits * 2, results.truth),
     ):
         distinct, counts = which.tally()
         rows = list(zip(*(getattr(which, c).tolist() for c in ("precision", "recall", "hits", "truth")), strict=True))
@@ -94,20 +94,20 @@ def test_aucg_is_the_area_between_the_curves(seed: int) -> None:
     area = Fraction(0)
     for low, high in pairwise(steps):  # both curves are constant on (low, high]
         area += (high - low) * (sum(r >= high for _, r in target) - sum(r >= high for _, r in reference))
-    found = outcomes(*case.records().scores([4]), 4)
-    assert estimate(found).block()["aucg"]["value"] == float(area / len(target))
+    results = outcomes(*case.records().scores([4]), 4)
+    assert estimate(results).block()["aucg"]["value"] == float(area / len(target))
 
 
 def test_spread_against_the_closed_form_and_scipy() -> None:
-    found = many(0)
-    values = found.values()
+    results = random_outcomes(0)
+    values = results.values()
     # 20,000 draws pin the standard deviation down to 0.5 %; the paper's 100 scatter by 7 %.
-    got = estimate(found, Resampling(draws=20_000, bootstrap=4000))
-    sample = round(0.1 * len(found))
+    got = estimate(results, Resampling(draws=20_000, bootstrap=4000))
+    sample = round(0.1 * len(results))
     np.testing.assert_allclose(got.closed_form_std, values.std(axis=0) / np.sqrt(sample), rtol=1e-12)
     np.testing.assert_allclose(got.draws.std(axis=0), got.closed_form_std, rtol=0.025)
     np.testing.assert_allclose(got.draws.mean(axis=0), got.value, atol=4 * got.closed_form_std.max() / np.sqrt(20_000))
-    np.testing.assert_allclose(got.se, values.std(axis=0) / np.sqrt(len(found)), rtol=1e-12)
+    np.testing.assert_allclose(got.se, values.std(axis=0) / np.sqrt(len(results)), rtol=1e-12)
     assert got.block()["ppg"]["std"] == got.draws[:, 0].std()
     for i in range(3):
         peer = stats.bootstrap((values[:, i],), np.mean, n_resamples=4000, method="percentile", rng=1, batch=200)
@@ -115,32 +115,32 @@ def test_spread_against_the_closed_form_and_scipy() -> None:
 
 
 def test_multinomial_draws_have_the_distribution_of_resampled_records() -> None:
-    found = many(1, n=30)
+    results = random_outcomes(1, n=30)
     rng = np.random.default_rng(5)
-    plain = found.values()[rng.integers(0, 30, (4000, 30))].mean(axis=1)
-    ours = estimate(found, Resampling(bootstrap=4000)).bootstrap
+    plain = results.values()[rng.integers(0, 30, (4000, 30))].mean(axis=1)
+    ours = estimate(results, Resampling(bootstrap=4000)).bootstrap
     for i in range(3):
         assert stats.ks_2samp(plain[:, i], ours[:, i]).pvalue > 1e-3
 
 
 def test_a_single_record() -> None:
-    one = estimate(Outcomes(*(np.array([v]) for v in (1, 0, 1, 2)))).block()
-    assert one["ppg"]["ci95"] == [1.0, 1.0]
-    assert one["aucg"]["value"] == 0.5
-    assert one["prg"]["std"] == 0.0
+    block = estimate(Outcomes(*(np.array([v]) for v in (1, 0, 1, 2)))).block()
+    assert block["ppg"]["ci95"] == [1.0, 1.0]
+    assert block["aucg"]["value"] == 0.5
+    assert block["prg"]["std"] == 0.0
 
 
-def test_the_order_of_records_and_nothing_but_the_seed_matter() -> None:
-    found = many(2, n=500)
-    shuffled = found[np.random.default_rng(0).permutation(500)]
-    assert estimate(found).block() == estimate(shuffled).block()
-    assert estimate(found).block() != estimate(found, Resampling(seed=1)).block()
-    assert estimate(found).block() != estimate(found, stream=1).block()
-    assert estimate(found, Resampling(seed=1)).value.tolist() == estimate(found).value.tolist()
+def test_only_the_seed_matters_not_the_order_of_records() -> None:
+    results = random_outcomes(2, n=500)
+    shuffled = results[np.random.default_rng(0).permutation(500)]
+    assert estimate(results).block() == estimate(shuffled).block()
+    assert estimate(results).block() != estimate(results, Resampling(seed=1)).block()
+    assert estimate(results).block() != estimate(results, stream=1).block()
+    assert estimate(results, Resampling(seed=1)).value.tolist() == estimate(results).value.tolist()
 
 
 def test_combined_sets_are_resampled_independently() -> None:
-    first, second = estimate(many(3)), estimate(many(4, shift=0.0), stream=1)
+    first, second = estimate(random_outcomes(3)), estimate(random_outcomes(4, shift=0.0), stream=1)
     mean = first.combine(second, 0.5, 0.5)
     np.testing.assert_allclose(mean.value, (first.value + second.value) / 2)
     np.testing.assert_allclose(mean.se, np.sqrt(first.se**2 + second.se**2) / 2)
@@ -170,17 +170,17 @@ def test_sign_test_against_scipy(wins: int, losses: int) -> None:
     assert sign_test(losses, wins) == sign_test(wins, losses)
 
 
-def test_a_sign_test_s_p_never_exceeds_one() -> None:
+def test_sign_test_p_never_exceeds_one() -> None:
     for few in range(60):  # each is 1, and rounding would take some of them above
         assert sign_test(few, few + 1) == pytest.approx(1, rel=1e-12)
         assert sign_test(few, few + 1) <= 1
 
 
-def test_the_spread_s_settings_have_bounds_and_the_paper_s_defaults() -> None:
+def test_resampling_has_bounds_and_the_defaults_of_the_paper() -> None:
     assert Resampling() == Resampling(draws=100, share=0.1, bootstrap=2000, seed=0)
     least = Resampling(draws=2, share=1, bootstrap=100)
-    assert [least.sample(n) for n in (1, 7)] == [1, 7]
-    assert [Resampling().sample(n) for n in (1, 4, 26, 1000)] == [1, 1, 3, 100]
+    assert [least.sample_size(n) for n in (1, 7)] == [1, 7]
+    assert [Resampling().sample_size(n) for n in (1, 4, 26, 1000)] == [1, 1, 3, 100]
     for wrong, must in (
         ({"draws": 1}, "draws=1 must be at least 2"),
         ({"bootstrap": 99}, "bootstrap=99 must be at least 100"),
@@ -188,59 +188,61 @@ def test_the_spread_s_settings_have_bounds_and_the_paper_s_defaults() -> None:
         ({"share": 0.0}, "share=0.0 must be above 0 and at most 1 (0.1 draws 10 % of the records)"),
         ({"share": 1.5}, "share=1.5 must be above 0 and at most 1 (0.1 draws 10 % of the records)"),
     ):
-        assert said(lambda wrong=wrong: Resampling(**wrong)) == must
+        assert message_of(lambda wrong=wrong: Resampling(**wrong)) == must
 
 
 def test_a_difference_of_two_settings_by_hand() -> None:
     truth = np.array([2, 4])
     first = Outcomes(np.array([1, -1]), np.array([1, 0]), np.array([2, 0]), truth)
     second = Outcomes(np.array([-1, 0]), np.array([0, 1]), np.array([1, 3]), truth)
-    found = first - second
-    assert (found.precision.tolist(), found.recall.tolist(), found.hits.tolist()) == ([2, -1], [1, -1], [1, -3])
-    assert found.truth.tolist() == [2, 4]
-    assert found.values().tolist() == [[2, 1, 0.5], [-1, -1, -0.75]]
-    block = estimate(found).block()
+    results = first - second
+    assert (results.precision.tolist(), results.recall.tolist(), results.hits.tolist()) == ([2, -1], [1, -1], [1, -3])
+    assert results.truth.tolist() == [2, 4]
+    assert results.values().tolist() == [[2, 1, 0.5], [-1, -1, -0.75]]
+    block = estimate(results).block()
     assert [block[figure]["value"] for figure in ("ppg", "prg", "aucg")] == [0.5, 0, -0.125]
     assert block["ppg"]["sign_test"] == {"p": 1.0, "wins": 1, "losses": 1}
 
 
-def test_a_combination_adds_what_two_sets_gave_with_their_weights() -> None:
+def test_combine_weights_both_sets() -> None:
     few = Resampling(draws=3, bootstrap=100)
-    first, second = estimate(many(3, n=50), few), estimate(many(4, n=40), few, stream=1)
-    found = first.combine(second, 0.25, -2)
+    first, second = estimate(random_outcomes(3, n=50), few), estimate(random_outcomes(4, n=40), few, stream=1)
+    results = first.combine(second, 0.25, -2)
     for name in ("value", "draws", "bootstrap"):
-        np.testing.assert_array_equal(getattr(found, name), 0.25 * getattr(first, name) - 2 * getattr(second, name))
+        np.testing.assert_array_equal(getattr(results, name), 0.25 * getattr(first, name) - 2 * getattr(second, name))
     for name in ("closed_form_std", "se"):
         np.testing.assert_allclose(
-            getattr(found, name), np.sqrt((0.25 * getattr(first, name)) ** 2 + (2 * getattr(second, name)) ** 2)
+            getattr(results, name), np.sqrt((0.25 * getattr(first, name)) ** 2 + (2 * getattr(second, name)) ** 2)
         )
-    assert found.wins is None
-    assert found.losses is None
+    assert results.wins is None
+    assert results.losses is None
 
 
-def test_the_draws_are_numpy_s_multinomial_ones_however_many_are_made_at_once() -> None:
+def test_draws_equal_numpys_multinomial_for_any_batch() -> None:
     rng = np.random.default_rng(3)
-    truth = np.arange(1, 1001)  # a thousand distinct outcomes: 2,500 samples of them are made in two goes
-    found = Outcomes(rng.integers(-1, 2, 1000), rng.integers(-1, 2, 1000), rng.integers(-truth, truth + 1), truth)
-    got = estimate(found, Resampling(draws=5, share=0.25, bootstrap=2500, seed=4), stream=2)
-    distinct, counts = found.tally()
+    truth = np.arange(1, 1001)  # a thousand distinct outcomes: 2,500 samples of them are drawn in two batches
+    results = Outcomes(rng.integers(-1, 2, 1000), rng.integers(-1, 2, 1000), rng.integers(-truth, truth + 1), truth)
+    got = estimate(results, Resampling(draws=5, share=0.25, bootstrap=2500, seed=4), stream=2)
+    distinct, counts = results.tally()
     random = np.random.default_rng([4, 2])
     for means, size in ((got.draws, 250), (got.bootstrap, 1000)):
         times = random.multinomial(size, counts / 1000, size=len(means))
         np.testing.assert_allclose(means, times @ distinct.values() / size, atol=1e-12)
 
 
-def test_what_is_counted_stays_whole_numbers() -> None:
-    found = outcomes(scores([1], [2], [3]), scores([0], [1], [3]), 1)
-    assert {column.dtype for column in (found.precision, found.recall, found.hits, found.truth)} == {np.dtype(np.int64)}
-    assert len(found[:0].tally()[1]) == 0
+def test_counts_stay_integers() -> None:
+    results = outcomes(scores([1], [2], [3]), scores([0], [1], [3]), 1)
+    assert {column.dtype for column in (results.precision, results.recall, results.hits, results.truth)} == {
+        np.dtype(np.int64)
+    }
+    assert len(results[:0].tally()[1]) == 0
     assert mean_recall_gap(np.array([1, -1]), np.array([3, 2]), 5) == float(Fraction(-1, 30))
     with pytest.raises(ValueError, match="zip"):
         mean_recall_gap(np.array([1]), np.array([3, 2]), 5)
 
 
-def test_a_block_holds_what_the_resamples_say() -> None:
-    got = estimate(many(5, n=300), Resampling(draws=20, bootstrap=200))
+def test_a_block_summarizes_its_resamples() -> None:
+    got = estimate(random_outcomes(5, n=300), Resampling(draws=20, bootstrap=200))
     for i, (figure, block) in enumerate(got.block().items()):
         assert figure == ("ppg", "prg", "aucg")[i]
         assert list(block) == ["value", "mean", "std", "ci95", "closed_form_std", "se", "sign_test"]
@@ -253,12 +255,12 @@ def test_a_block_holds_what_the_resamples_say() -> None:
 
 
 def test_mistakes_are_named() -> None:
-    assert said(lambda: estimate(many(0)[:0])) == (
+    assert message_of(lambda: estimate(random_outcomes(0)[:0])) == (
         "no record has an object, so there is nothing to measure; lower threshold= or check objects="
     )
-    assert said(lambda: outcomes(scores([1], [1], [1]), scores([1], [1], [2]), 1)) == (
+    assert message_of(lambda: outcomes(scores([1], [1], [1]), scores([1], [1], [2]), 1)) == (
         "target and reference were scored on different records; score both on the same ones"
     )
-    assert said(lambda: many(0) - many(1)) == (
+    assert message_of(lambda: random_outcomes(0) - random_outcomes(1)) == (
         "only the same records with the same objects can be compared pair by pair"
     )

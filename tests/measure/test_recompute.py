@@ -8,7 +8,7 @@ import pytest
 
 from dejavu_lit.data.objects import Annotation, Annotator, read_objects, write_objects
 from dejavu_lit.measure.metrics import Settings, measure
-from dejavu_lit.measure.recompute import FILES, by_objects, read_evaluation, recompute
+from dejavu_lit.measure.recompute import RECORD_FILES, gaps_by_objects, read_evaluation, recompute_metrics
 from dejavu_lit.measure.records import Records, write_records
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import read_json, write_json
@@ -44,24 +44,24 @@ def measured(cases: list[Case], artifact: Path, folder: Path, settings: Settings
         Records(c.records().captions, joined[s], joined["P"], c.target, c.reference)
         for c, s in zip(cases, "AHB", strict=True)
     ]
-    for records, name in zip(sets, FILES.values(), strict=True):
+    for records, name in zip(sets, RECORD_FILES.values(), strict=True):
         write_records(folder / name, records, settings.k, settings.top_m)
     return measure(*sets, settings, at) | {"utility": {"target": {"zeroshot_top1": 0.25}, "reference": None}}
 
 
 def test_recomputing_gives_the_same_bits(evaluation: tuple[Path, Path]) -> None:
-    assert recompute(*evaluation) == read_json(evaluation[0] / "metrics.json")
+    assert recompute_metrics(*evaluation) == read_json(evaluation[0] / "metrics.json")
 
 
-def test_other_settings_agree_with_measuring_anew(evaluation: tuple[Path, Path], tmp_path: Path) -> None:
+def test_other_settings_agree_with_a_new_measurement(evaluation: tuple[Path, Path], tmp_path: Path) -> None:
     folder, artifact = evaluation
     old = read_json(folder / "metrics.json")
-    at = recompute(folder, artifact, threshold=0.7)
+    at = recompute_metrics(folder, artifact, threshold=0.7)
     assert at["symmetric"] == old["sensitivity"]["threshold"][0]["symmetric"]
     assert at["utility"] == old["utility"]
-    assert recompute(folder, artifact, k=6)["symmetric"] == old["by_k"]["6"]["symmetric"]
-    assert recompute(folder, artifact, k=4)["settings"]["ks"] == [1, 3, 4, 6]
-    top = recompute(folder, artifact, top_m=2)
+    assert recompute_metrics(folder, artifact, k=6)["symmetric"] == old["by_k"]["6"]["symmetric"]
+    assert recompute_metrics(folder, artifact, k=4)["settings"]["ks"] == [1, 3, 4, 6]
+    top = recompute_metrics(folder, artifact, top_m=2)
     cases = [Case(seed, n=80, prefix=prefix) for seed, prefix in enumerate("ahb")]
     anew = measured(
         cases, artifact, tmp_path / "new", Settings(k=3, ks=(1, 3, 6), bootstrap=200, top_m=2, thresholds=(0.7,))
@@ -73,18 +73,18 @@ def test_without_holdout_and_swapped(evaluation: tuple[Path, Path]) -> None:
     folder, artifact = evaluation
     for name in ("records_null.parquet", "records_swapped.parquet"):
         (folder / name).unlink()
-    body = recompute(folder, artifact)
+    body = recompute_metrics(folder, artifact)
     assert body["symmetric"] is None
     assert body["population"] == read_json(folder / "metrics.json")["population"]
     sets, _ = read_evaluation(folder, artifact, 0.5)
     assert list(sets) == ["population"]
 
 
-def test_heavy_modules_stay_out(evaluation: tuple[Path, Path]) -> None:
+def test_heavy_modules_are_not_imported(evaluation: tuple[Path, Path]) -> None:
     code = (
-        "import sys; from dejavu_lit.measure.recompute import recompute; "
-        "recompute(sys.argv[1], sys.argv[2], k=6, threshold=0.6); "
-        "import dejavu_lit.measure.per_pair, dejavu_lit.measure.memorized; "
+        "import sys; from dejavu_lit.measure.recompute import recompute_metrics; "
+        "recompute_metrics(sys.argv[1], sys.argv[2], k=6, threshold=0.6); "
+        "import dejavu_lit.measure.per_pair, dejavu_lit.measure.figures; "
         "heavy = {'torch', 'hydra', 'faiss', 'wandb', 'open_clip', 'pytorch_lightning', 'sklearn', 'matplotlib', 'scipy.stats'}; "
         "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
     )
@@ -94,18 +94,18 @@ def test_heavy_modules_stay_out(evaluation: tuple[Path, Path]) -> None:
 
 def test_mistakes_are_named(evaluation: tuple[Path, Path], tmp_path: Path) -> None:
     folder, artifact = evaluation
-    with pytest.raises(UserError, match="'tresh' is no setting"):
-        recompute(folder, artifact, tresh=0.2)
-    with pytest.raises(UserError, match="goes beyond the 6"):
-        recompute(folder, artifact, k=7)
+    with pytest.raises(UserError, match="'tresh' is not a setting"):
+        recompute_metrics(folder, artifact, tresh=0.2)
+    with pytest.raises(UserError, match="exceeds the 6"):
+        recompute_metrics(folder, artifact, k=7)
     with pytest.raises(UserError, match="no row for 1 of 2"):
         read_evaluation(folder, artifact, 0.5, public_keys=["p00000", "nobody"])
     write_json(folder / "metrics.json", read_json(folder / "metrics.json") | {"schema": 0})
     with pytest.raises(UserError, match="has schema 0"):
-        recompute(folder, artifact)
+        recompute_metrics(folder, artifact)
     with pytest.raises(UserError, match="does not exist"):
-        recompute(tmp_path, artifact)
-    with pytest.raises(UserError, match=r"holds no records\.parquet"):
+        recompute_metrics(tmp_path, artifact)
+    with pytest.raises(UserError, match=r"has no records\.parquet"):
         read_evaluation(tmp_path, artifact, 0.5)
 
 
@@ -116,23 +116,23 @@ def test_gaps_under_other_artifacts_come_from_the_same_neighbors(evaluation: tup
     for name in "AHBP":
         rows = pq.read_table(artifact / name / "00000.parquet").to_pylist()
         sure = [[(n, 1.0, b) for n, s, b in zip(*row[1:], strict=True) if s >= 0.7] for row in map(tuple_of, rows)]
-        for out, kept in ((strict, sure), (empty, [[]] * len(rows))):
-            made = [Annotation(r["key"], *map(list, zip(*k, strict=True))) if k else Annotation(r["key"], [], [], [])
-                    for r, k in zip(rows, kept, strict=True)]  # fmt: skip
-            write_objects(out / name / "00000.parquet", made, Annotator("sure"))
-    found = by_objects(folder, {"own": artifact, "sure": strict, "none": empty}, SETTINGS)
+        for out, selected in ((strict, sure), (empty, [[]] * len(rows))):
+            annotations = [Annotation(r["key"], *map(list, zip(*k, strict=True))) if k else Annotation(r["key"], [], [], [])
+                    for r, k in zip(rows, selected, strict=True)]  # fmt: skip
+            write_objects(out / name / "00000.parquet", annotations, Annotator("sure"))
+    gaps = gaps_by_objects(folder, {"own": artifact, "sure": strict, "none": empty}, SETTINGS)
     blocks = ("population", "null", "swapped", "symmetric", "corrected")
     at_threshold = old["sensitivity"]["threshold"][0]
     assert at_threshold["threshold"] == 0.7
     for block in blocks:
-        assert found["own"][block] == old[block]
-        assert found["sure"][block] == at_threshold[block]
-        assert found["none"][block] is None
-    assert found["sure"]["counts"]["records"] == at_threshold["counts"]["records"]
-    assert found["none"]["reason"] == "no record of A has an object in the artifact none"
+        assert gaps["own"][block] == old[block]
+        assert gaps["sure"][block] == at_threshold[block]
+        assert gaps["none"][block] is None
+    assert gaps["sure"]["counts"]["records"] == at_threshold["counts"]["records"]
+    assert gaps["none"]["reason"] == "no record of A has an object in the artifact none"
     write_objects(strict / "P" / "00001.parquet", [Annotation("x", [], [], [])], Annotator("another"))
     with pytest.raises(UserError, match="use one annotator for all sets"):
-        by_objects(folder, {"mixed": strict}, SETTINGS)
+        gaps_by_objects(folder, {"mixed": strict}, SETTINGS)
 
 
 def tuple_of(row: dict) -> tuple:

@@ -78,6 +78,22 @@ def test_read_back_is_the_same_to_the_bit(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "again.parquet").read_bytes() == (tmp_path / "r.parquet").read_bytes()
 
 
+def test_entries_called_like_our_columns_come_back(tmp_path: Path) -> None:
+    case = Case(1)
+    columns = {
+        "exposure": [2] * 40,
+        "meta.exposure": ["1/60"] * 40,
+        "meta.key": [*range(40)],
+        "meta.objects": [None] * 40,
+    }
+    write_records(tmp_path / "r.parquet", replace(case.records(), columns=columns), 3)
+    back = read_records(tmp_path / "r.parquet", case.truth_objects, case.public_objects)
+    assert back.columns == columns
+    assert back.keys == case.records().keys
+    with pytest.raises(UserError, match="cannot be called 'key'"):
+        replace(case.records(), columns={"key": ["x"] * 40})
+
+
 def test_other_objects_by_key() -> None:
     case, fewer = Case(7), Case(7)
     fewer.truth[0], fewer.public[0] = {"l001"}, set()
@@ -106,7 +122,7 @@ def test_no_records_and_records_without_columns(tmp_path: Path) -> None:
     assert not (tmp_path / "c.columns.parquet").exists()
 
 
-def test_further_columns_lie_beside_the_records(tmp_path: Path) -> None:
+def test_further_columns_are_written_beside_the_records(tmp_path: Path) -> None:
     case = Case(1, n=1)
     with_columns = replace(case.records(), columns={"place": ["x"]})
     write_records(tmp_path / "r.parquet", with_columns, 3)
@@ -131,7 +147,7 @@ def test_images_without_any_label(tmp_path: Path) -> None:
 
 
 def test_long_names_are_stored_once(tmp_path: Path) -> None:
-    """Two megabytes of names, each of which occurs twice: a dictionary of the usual size would give up."""
+    """Two megabytes of names, each of which occurs twice: a dictionary of the default size would overflow."""
     names = tuple(f"{i:0100d}" for i in range(20_480))
     public = Objects(names, np.zeros(20_481, np.int64), np.zeros(0, np.int32), ())
     rows = np.arange(40_960, dtype=np.int32).reshape(4096, 10) % 20_480
@@ -143,8 +159,8 @@ def test_long_names_are_stored_once(tmp_path: Path) -> None:
     assert sizes["target_neighbors.list.element"] < 1.2 * 104 * 20_480
 
 
-def said(path: Path, truth: Objects, public: Objects) -> str:
-    """What reading a file is refused with, its path left out."""
+def message_of(path: Path, truth: Objects, public: Objects) -> str:
+    """The error of reading a file, with its paths replaced."""
     with pytest.raises(UserError) as error:
         read_records(path, truth, public)
     return str(error.value).replace(str(path), "FILE").replace(str(module._columns_path(path)), "COLUMNS")
@@ -155,7 +171,7 @@ def test_parts_of_different_lengths_are_named() -> None:
     with pytest.raises(UserError) as error:
         Records(("a",), records.truth, records.public, records.target[:2], records.reference[:3], {"place": []})
     assert str(error.value) == (
-        "records need one value a pair: there are 40 pairs and 1 captions, 2 target neighbors, 3 reference neighbors, "
+        "records need one value per pair: there are 40 pairs and 1 captions, 2 target neighbors, 3 reference neighbors, "
         "0 place"
     )
 
@@ -165,44 +181,44 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     records = case.records()
     both = (records.truth, records.public)
     again = "remove it and run dejavu evaluate again"
-    assert said(tmp_path / "none.parquet", *both) == "FILE does not exist; run dejavu evaluate to make it"
+    assert message_of(tmp_path / "none.parquet", *both) == "FILE does not exist; run dejavu evaluate to create it"
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
-    told = said(tmp_path / "bad.parquet", *both)
-    assert told.startswith("FILE is no records file (")
-    assert told.endswith(f"); {again}")
+    message = message_of(tmp_path / "bad.parquet", *both)
+    assert message.startswith("FILE is not a records file (")
+    assert message.endswith(f"); {again}")
     pq.write_table(pa.table({"key": ["a"]}), tmp_path / "other.parquet")
-    assert said(tmp_path / "other.parquet", *both) == f"FILE has no column 'caption'; {again}"
+    assert message_of(tmp_path / "other.parquet", *both) == f"FILE has no column 'caption'; {again}"
     path = tmp_path / "r.parquet"
     write_records(path, replace(records, columns={"place": [1] * 40}), 3)
     first = case.public_objects.keys[case.target.rows[0][0]]
-    asked = case.public_objects.take([key for key in case.public_objects.keys if key != first])
+    without_first = case.public_objects.take([key for key in case.public_objects.keys if key != first])
     need = "which has no objects; use the objects of its public set"
-    assert said(path, records.truth, asked) == f"FILE names the public image {first!r}, {need}"
-    assert said(path, records.truth, asked.take([])) == f"FILE names the public image {first!r}, {need}"
+    assert message_of(path, records.truth, without_first) == f"FILE names the public image {first!r}, {need}"
+    assert message_of(path, records.truth, without_first.take([])) == f"FILE names the public image {first!r}, {need}"
     with pytest.raises(UserError, match="no row for 39 of 40"):
         read_records(path, records.truth.take(["a00000"]), records.public)
     write_records(tmp_path / "other.parquet", Case(2, n=3).records(), 3)
     (tmp_path / "other.columns.parquet").write_bytes((tmp_path / "r.columns.parquet").read_bytes())
-    assert said(tmp_path / "other.parquet", *both) == f"COLUMNS belongs to other records; {again}"
+    assert message_of(tmp_path / "other.parquet", *both) == f"COLUMNS belongs to other records; {again}"
     (tmp_path / "other.columns.parquet").write_bytes(b"PAR1 no")
-    assert said(tmp_path / "other.parquet", *both).startswith("COLUMNS is no records file (")
+    assert message_of(tmp_path / "other.parquet", *both).startswith("COLUMNS is not a records file (")
 
 
 @pytest.mark.parametrize(
-    ("column", "change", "told"),
+    ("column", "change", "message"),
     [
-        ("target_neighbors", lambda v: [["p00000"], *v[1:]], "is no records file (cannot reshape array"),
-        ("reference_neighbors", lambda v: [[None, *v[0][1:]], *v[1:]], "is no records file ("),
-        ("target_neighbors", lambda v: [None, *v[1:]], "is no records file (a row has no target_neighbors)"),
-        ("caption", lambda v: [None, *v[1:]], "is no records file (a row has no caption)"),
-        ("key", lambda v: [*v[1:], None], "is no records file (a row has no key)"),
+        ("target_neighbors", lambda v: [["p00000"], *v[1:]], "is not a records file (cannot reshape array"),
+        ("reference_neighbors", lambda v: [[None, *v[0][1:]], *v[1:]], "is not a records file ("),
+        ("target_neighbors", lambda v: [None, *v[1:]], "is not a records file (a row has no target_neighbors)"),
+        ("caption", lambda v: [None, *v[1:]], "is not a records file (a row has no caption)"),
+        ("key", lambda v: [*v[1:], None], "is not a records file (a row has no key)"),
         ("reference_distances", lambda v: [[None, *v[0][1:]], *v[1:]], "(its distances are not all numbers)"),
         ("target_distances", lambda v: [[float("nan"), *v[0][1:]], *v[1:]], "(its distances are not all numbers)"),
-        ("target_distances", lambda v: [*v[1:], v[0][1:]], "is no records file (cannot reshape array"),
+        ("target_distances", lambda v: [*v[1:], v[0][1:]], "is not a records file (cannot reshape array"),
     ],
 )
-def test_damaged_columns_are_told(
-    tmp_path: Path, column: str, change: Callable[[list[Any]], list[Any]], told: str
+def test_damaged_columns_are_named(
+    tmp_path: Path, column: str, change: Callable[[list[Any]], list[Any]], message: str
 ) -> None:
     records, path = Case(2).records(), tmp_path / "r.parquet"
     write_records(path, records, 3)
@@ -210,13 +226,13 @@ def test_damaged_columns_are_told(
     at = table.column_names.index(column)
     values = pa.array(change(table[column].to_pylist()), table[column].type)
     pq.write_table(table.set_column(at, column, values), path)
-    assert told in said(path, records.truth, records.public)
+    assert message in message_of(path, records.truth, records.public)
     pq.write_table(table.set_column(at, column, pa.array(range(40), pa.int8())), path)
-    assert said(path, records.truth, records.public) == (
-        f"the column {column!r} of FILE holds int8; remove it and run dejavu evaluate again"
+    assert message_of(path, records.truth, records.public) == (
+        f"the column {column!r} of FILE has type int8; remove it and run dejavu evaluate again"
     )
     pq.write_table(table.append_column(column, table[column]), path)
-    assert said(path, records.truth, records.public) == (
+    assert message_of(path, records.truth, records.public) == (
         f"FILE has no column {column!r}; remove it and run dejavu evaluate again"
     )
 

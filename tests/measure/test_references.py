@@ -1,6 +1,6 @@
-"""The statistics against other people's code: scipy, scikit-learn, faiss and torchmetrics on the same data.
+"""The statistics against other libraries: scipy, scikit-learn, faiss and torchmetrics on the same data.
 
-What the tests of each module already hold against scipy (the bootstrap of one set, the sign test's formula, t intervals,
+What the tests of each module already compare with scipy (the bootstrap of one set, the sign test's formula, t intervals,
 McNemar, Benjamini–Hochberg, Spearman) or scikit-learn (zero-shot accuracy) is not repeated.
 """
 
@@ -14,11 +14,12 @@ from torchmetrics.wrappers import BootStrapper
 
 from dejavu_lit.evaluation.search import search
 from dejavu_lit.evaluation.utility import linear_probe, retrieval
-from dejavu_lit.measure.controls import blocks, compare
-from dejavu_lit.measure.per_pair import person_gaps
-from dejavu_lit.measure.population import FIGURES, Estimate, Outcomes, Resampling, outcomes
+from dejavu_lit.measure.controls import blocks, compare_settings
+from dejavu_lit.measure.figures import FIGURES
+from dejavu_lit.measure.per_pair import pair_gaps
+from dejavu_lit.measure.population import Estimate, Outcomes, Resampling, outcomes
 from dejavu_lit.measure.records import Records
-from dejavu_lit.measure.sample import RANKINGS, rank, recall_curves, table
+from dejavu_lit.measure.sample import RANKINGS, rank, recall_curves, sample_gaps
 from tests.measure.oracle import Case
 
 metrics = pytest.importorskip("sklearn.metrics")
@@ -26,7 +27,7 @@ MANY = Resampling(bootstrap=4000)  # the quantiles of 4,000 resamples scatter by
 THREE = {"population": Case(1, n=400), "null": Case(2, n=300, prefix="h"), "swapped": Case(3, n=350, prefix="b")}
 
 
-def found(name: str, k: int = 3) -> Outcomes:
+def outcomes_of(name: str, k: int = 3) -> Outcomes:
     """The outcomes of one of the three sets."""
     return outcomes(*THREE[name].records().scores([k]), k)
 
@@ -38,9 +39,9 @@ def raw(name: str, k: int = 3) -> np.ndarray:
     return np.array(signs, np.float64)
 
 
-def made() -> dict[str, Estimate | None]:
+def five_blocks() -> dict[str, Estimate | None]:
     """The five blocks with many resamples."""
-    return blocks(found("population"), found("null"), found("swapped"), MANY)
+    return blocks(outcomes_of("population"), outcomes_of("null"), outcomes_of("swapped"), MANY)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def made() -> dict[str, Estimate | None]:
 )
 def test_intervals_of_two_sets_are_scipys(block: str, others: str, weights: tuple[float, float]) -> None:
     # scipy resamples each of several samples independently, as the definition asks.
-    got = made()[block]
+    got = five_blocks()[block]
     assert got is not None
     first, second = raw("population"), raw(others)
     for i, figure in enumerate(FIGURES):
@@ -69,17 +70,17 @@ def test_the_paired_comparison_is_scipys_paired_bootstrap() -> None:
     case, other = THREE["population"], Case(9, n=400)
     first = case.records()
     second = Records(first.captions, first.truth, first.public, other.target, first.reference)
-    got = compare((first, None), (second, None), 3, resampling=MANY)
+    got = compare_settings((first, None), (second, None), 3, resampling=MANY)
     columns = []
     for neighbors in (case.target, other.target):
         changed = Case(1, n=400)
         changed.target = neighbors
         pairs = zip(changed.figures("target", 3), changed.figures("reference", 3), strict=True)
         columns.append([int(t[0] > r[0]) - int(t[0] < r[0]) for t, r in pairs])
-    one, two = (np.array(column, np.float64) for column in columns)
-    assert got["ppg"]["value"] == pytest.approx((one - two).mean(), abs=1e-12)
+    first_signs, second_signs = (np.array(column, np.float64) for column in columns)
+    assert got["ppg"]["value"] == pytest.approx((first_signs - second_signs).mean(), abs=1e-12)
     peer = stats.bootstrap(
-        (one, two),
+        (first_signs, second_signs),
         lambda a, b, axis=-1: (a - b).mean(axis=axis),
         paired=True,
         vectorized=True,
@@ -93,7 +94,7 @@ def test_the_paired_comparison_is_scipys_paired_bootstrap() -> None:
 
 @pytest.mark.parametrize("name", THREE)
 def test_the_sign_test_of_each_control_is_scipys(name: str) -> None:
-    got = made()[name]
+    got = five_blocks()[name]
     assert got is not None
     for i, figure in enumerate(FIGURES):
         different = raw(name)[:, i][raw(name)[:, i] != 0]
@@ -103,7 +104,7 @@ def test_the_sign_test_of_each_control_is_scipys(name: str) -> None:
 
 def test_the_spread_of_draws_is_torchmetrics_bootstrapper() -> None:
     values = raw("population")
-    got = blocks(found("population"), None, None, Resampling(draws=4000, share=1.0, bootstrap=4000))["population"]
+    got = blocks(outcomes_of("population"), None, None, Resampling(draws=4000, share=1.0, bootstrap=4000))["population"]
     assert got is not None
     torch.manual_seed(0)
     peer = BootStrapper(
@@ -129,7 +130,7 @@ def test_precision_recall_and_f1_are_scikit_learns(side: str, top_m: int | None)
     got = dict(zip(("target", "reference"), case.records().scores([2, k], top_m), strict=True))[side]
     for name, figure in (("precision", got.precision), ("recall", got.recall), ("f1", got.f1)):
         score = getattr(metrics, f"{name}_score")
-        mine = figure(k)[got.kept]
+        mine = figure(k)[got.has_objects]
         assert mine.mean() == pytest.approx(score(truth, guess, average="samples", zero_division=0), rel=1e-12)
         each = [score(t, g, zero_division=0) for t, g in zip(truth[:30], guess[:30], strict=True)]
         np.testing.assert_allclose(mine[:30], each, rtol=1e-12)
@@ -141,7 +142,7 @@ def test_the_sample_level_is_scikit_learns_on_the_chosen_records(by: str) -> Non
     records = case.records()
     scores = records.scores([k])
     order = rank(*scores, records.target.distances[:, 0], k, by)[:top]
-    row = table(*scores, records.target.distances[:, 0], k, [top])[by][0]
+    row = sample_gaps(*scores, records.target.distances[:, 0], k, [top])[by][0]
     truth = np.array([[label in case.truth[i] for label in case.labels] for i in order])
     for side in ("target", "reference"):
         guess = np.array([[label in case.guess(side, i, k) for label in case.labels] for i in order])
@@ -158,16 +159,16 @@ def test_aucg_is_the_difference_of_scikit_learns_areas() -> None:
     # The curves are steps that are high on (x[i − 1], x[i]]; as a polygon each x comes twice.
     x = np.repeat(lines["x"], 2)[1:-1]
     areas = [metrics.auc(x, np.repeat(lines[side], 2)[2:]) for side in ("target", "reference")]
-    got = made()["population"]
+    got = five_blocks()["population"]
     assert got is not None
     assert got.value[2] == pytest.approx(areas[0] - areas[1], abs=1e-12)
 
 
-def test_p_values_of_persons_trace_scikit_learns_roc() -> None:
+def test_p_values_of_pairs_trace_scikit_learns_roc() -> None:
     # Told apart by the gap, A's pairs from H's: (n p − 1) / (n − 1) of a pair is the false positive rate at its own gap.
     population, null = THREE["population"].records(), THREE["null"].records()
     bare = {key for key, truth in zip(population.keys, THREE["population"].truth, strict=True) if not truth}
-    got = person_gaps(population, null, [key for key in population.keys if key not in bare], 3)
+    got = pair_gaps(population, null, [key for key in population.keys if key not in bare], 3)
     mine = np.array([pair["gap"]["recall"] for pair in got["pairs"]])
     theirs = raw("null")[:, 2].round(12)
     rates, _, thresholds = metrics.roc_curve(
@@ -183,8 +184,8 @@ def test_p_values_of_persons_trace_scikit_learns_roc() -> None:
 
 def vectors(seed: int, n: int, d: int = 48) -> np.ndarray:
     """Random directions as they are stored, float16 [n, d]."""
-    made = np.random.default_rng(seed).standard_normal((n, d))
-    return (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float16)
+    directions = np.random.default_rng(seed).standard_normal((n, d))
+    return (directions / np.linalg.norm(directions, axis=1, keepdims=True)).astype(np.float16)
 
 
 @pytest.mark.parametrize("index", ["flat", "float32"])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dejavu_lit.measure.population import estimate, outcomes
-from dejavu_lit.measure.sample import RANKINGS, curves, rank, recall_curves, sizes, table
+from dejavu_lit.measure.sample import RANKINGS, rank, recall_curves, sample_curves, sample_gaps, sizes
 from dejavu_lit.measure.scores import Scores
 from tests.measure.oracle import Case
 
@@ -23,7 +23,7 @@ def test_rankings_by_hand() -> None:
 
 
 def test_table_by_hand() -> None:
-    got = table(*by_hand(), 1, [2])["distance"]
+    got = sample_gaps(*by_hand(), 1, [2])["distance"]
     # Records 4 and 1: precision 1, 1/2 against 0, 1/4; recall 1, 1/2 against 0, 1/2.
     assert got == [
         {
@@ -45,8 +45,8 @@ def test_table_by_hand() -> None:
 def test_nothing_right_gives_an_f1_of_zero() -> None:
     target, _, distance = by_hand()
     nothing = Scores((1,), target.hits * 0, target.predicted, target.truth)
-    assert table(nothing, nothing, distance, 1, [1.0])["gap"][0]["target_f1"] == 0.0
-    assert curves(nothing, nothing, distance, 1)["hits"]["f1_gap"] == [0.0, 0.0, 0.0]
+    assert sample_gaps(nothing, nothing, distance, 1, [1.0])["gap"][0]["target_f1"] == 0.0
+    assert sample_curves(nothing, nothing, distance, 1)["hits"]["f1_gap"] == [0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -56,19 +56,23 @@ def test_agrees_with_plain_sets(seed: int, top_m: int | None) -> None:
     records, k = case.records(), 4
     target, reference = records.scores([2, k], top_m)
     distance = records.target.distances[:, 0]
-    kept = [i for i, g in enumerate(case.truth) if g]
-    hits = {m: {i: len(case.guess(m, i, k, top_m) & case.truth[i]) for i in kept} for m in ("target", "reference")}
+    with_objects = [i for i, g in enumerate(case.truth) if g]
+    hits = {
+        m: {i: len(case.guess(m, i, k, top_m) & case.truth[i]) for i in with_objects} for m in ("target", "reference")
+    }
     key = {
         "distance": lambda i: float(case.target.distances[i, 0]),
         "hits": lambda i: -hits["target"][i],
         "gap": lambda i: hits["reference"][i] - hits["target"][i],
     }
-    figures = {m: dict(zip(kept, case.figures(m, k, top_m), strict=True)) for m in ("target", "reference")}
+    figures = {m: dict(zip(with_objects, case.figures(m, k, top_m), strict=True)) for m in ("target", "reference")}
     tops = [1, 7, 0.1, 0.5, 1.0]
-    got, lines = table(target, reference, distance, k, tops), curves(target, reference, distance, k)
+    got, lines = sample_gaps(target, reference, distance, k, tops), sample_curves(target, reference, distance, k)
     for by in RANKINGS:
-        order = sorted(kept, key=key[by])
-        for row, top in zip(got[by], [1, 7, -(-len(kept) // 10), -(-len(kept) // 2), len(kept)], strict=True):
+        order = sorted(with_objects, key=key[by])
+        for row, top in zip(
+            got[by], [1, 7, -(-len(with_objects) // 10), -(-len(with_objects) // 2), len(with_objects)], strict=True
+        ):
             assert row["top"] == top
             for i, name in enumerate(("precision", "recall")):
                 mean = {m: float(sum(figures[m][j][i] for j in order[:top]) / top) for m in figures}
@@ -79,7 +83,7 @@ def test_agrees_with_plain_sets(seed: int, top_m: int | None) -> None:
                     assert lines[by][f"{name}_gap"][at] == pytest.approx(row[f"{name}_gap"], abs=1e-13)
                     assert lines[by]["f1_gap"][at] == pytest.approx(row["f1_gap"], abs=1e-13)
         assert lines[by]["top"][0] == 1
-        assert lines[by]["top"][-1] == len(kept)
+        assert lines[by]["top"][-1] == len(with_objects)
         assert len(lines[by]["top"]) <= 40
 
 
@@ -92,7 +96,7 @@ def test_sizes() -> None:
         (70, 0.1),
         (700, 1.0),
     ]
-    assert sizes([5, 0.5], 3) == [(2, 0.5)]  # more than there are is left out
+    assert sizes([5, 0.5], 3) == [(2, 0.5)]  # an L above n is omitted
     assert sizes([3, 4], 3) == [(3, 1.0)]
 
 
@@ -101,7 +105,7 @@ def test_curves_have_forty_points_on_a_log_scale() -> None:
     truth = rng.integers(1, 4, 3000).astype(np.int32)
     side = [Scores((1,), rng.binomial(truth, p)[:, None].astype(np.int32), truth[:, None], truth) for p in (0.5, 0.4)]
     tops = sorted({round(3000 ** (i / 39)) for i in range(40)})
-    assert [got["top"] for got in curves(*side, rng.random(3000), 1).values()] == [tops] * 3
+    assert [got["top"] for got in sample_curves(*side, rng.random(3000), 1).values()] == [tops] * 3
 
 
 def test_recall_curves_begin_at_zero_and_choose_among_many_recalls() -> None:

@@ -17,15 +17,15 @@ def three_records() -> tuple[Neighbors, "module.Objects", "module.Objects"]:
 
 def test_three_records_by_hand() -> None:
     neighbors, public, truth = three_records()
-    found = score(neighbors, public, truth, ks=[1, 2, 3])
-    assert found.hits.tolist() == [[1, 1, 2], [0, 0, 0], [0, 0, 1]]
-    assert found.predicted.tolist() == [[2, 2, 4], [2, 2, 4], [0, 2, 3]]
-    assert found.truth.tolist() == [2, 0, 1]
-    assert found.kept.tolist() == [True, False, True]
-    assert found.precision(3).tolist() == [0.5, 0.0, 1 / 3]
-    assert found.precision(1).tolist() == [0.5, 0.0, 0.0]  # the last one's Ô is empty
-    np.testing.assert_array_equal(found.recall(3), [1.0, np.nan, 1.0])
-    np.testing.assert_array_equal(found.f1(1), [0.5, np.nan, 0.0])
+    result = score(neighbors, public, truth, ks=[1, 2, 3])
+    assert result.hits.tolist() == [[1, 1, 2], [0, 0, 0], [0, 0, 1]]
+    assert result.predicted.tolist() == [[2, 2, 4], [2, 2, 4], [0, 2, 3]]
+    assert result.truth.tolist() == [2, 0, 1]
+    assert result.has_objects.tolist() == [True, False, True]
+    assert result.precision(3).tolist() == [0.5, 0.0, 1 / 3]
+    assert result.precision(1).tolist() == [0.5, 0.0, 0.0]  # the last record's Ô is empty
+    np.testing.assert_array_equal(result.recall(3), [1.0, np.nan, 1.0])
+    np.testing.assert_array_equal(result.f1(1), [0.5, np.nan, 0.0])
 
 
 def test_top_m_by_hand() -> None:
@@ -51,36 +51,36 @@ def test_top_m_by_hand() -> None:
 )
 def test_agrees_with_plain_sets(seed: int, top_m: int | None, labels: int, most: int, dense: bool) -> None:
     case = Case(seed, labels=labels, most=most)
-    fits = -(-labels // 64) * len(case.public) <= module.WORDS_AN_OBJECT * len(case.public_objects.codes)
+    fits = -(-labels // 64) * len(case.public) <= module.WORDS_PER_OBJECT * len(case.public_objects.codes)
     assert fits == dense
     ks = [1, 3, 6]
-    found = score(case.target, case.public_objects, case.truth_objects, ks, top_m)
+    result = score(case.target, case.public_objects, case.truth_objects, ks, top_m)
     for column, k in enumerate(ks):
         starts, codes = predict(case.target, case.public_objects, k, top_m)
         for i, truth in enumerate(case.truth):
             guess = case.guess("target", i, k, top_m)
             assert {case.public_objects.labels[c] for c in codes[starts[i] : starts[i + 1]]} == guess
             assert codes[starts[i] : starts[i + 1]].tolist() == sorted(codes[starts[i] : starts[i + 1]].tolist())
-            assert found.hits[i, column] == len(guess & truth)
-            assert found.predicted[i, column] == len(guess)
-            assert found.truth[i] == len(truth)
+            assert result.hits[i, column] == len(guess & truth)
+            assert result.predicted[i, column] == len(guess)
+            assert result.truth[i] == len(truth)
 
 
 def test_chunks_and_read_only_inputs_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case(3, n=101)
-    whole = score(case.target, case.public_objects, case.truth_objects, [2, 5], top_m=2)
+    unchunked = score(case.target, case.public_objects, case.truth_objects, [2, 5], top_m=2)
     monkeypatch.setattr(module, "CHUNK", 7)
     case.target.rows.setflags(write=False)
     case.public_objects.codes.setflags(write=False)
-    parts = score(case.target, case.public_objects, case.truth_objects, [2, 5], top_m=2)
-    np.testing.assert_array_equal(whole.hits, parts.hits)
-    np.testing.assert_array_equal(whole.predicted, parts.predicted)
+    chunked = score(case.target, case.public_objects, case.truth_objects, [2, 5], top_m=2)
+    np.testing.assert_array_equal(unchunked.hits, chunked.hits)
+    np.testing.assert_array_equal(unchunked.predicted, chunked.predicted)
 
 
 def test_no_records() -> None:
     case = Case(0, n=0)
-    found = score(case.target, case.public_objects, case.truth_objects, [3])
-    assert found.hits.shape == (0, 1)
+    result = score(case.target, case.public_objects, case.truth_objects, [3])
+    assert result.hits.shape == (0, 1)
     assert predict(case.target, case.public_objects, 3)[0].tolist() == [0]
 
 
@@ -90,7 +90,7 @@ def test_mistakes_are_named() -> None:
     for ks in ([], [0, 1], [3, 3], [5, 1]):
         with pytest.raises(UserError, match="increasing"):
             score(*args, ks)
-    with pytest.raises(UserError, match="k=7 was asked"):
+    with pytest.raises(UserError, match="k=7 exceeds the 6"):
         score(*args, [7])
     with pytest.raises(UserError, match="top_m=0"):
         score(*args, [3], top_m=0)
@@ -102,7 +102,7 @@ def test_mistakes_are_named() -> None:
         score(case.target, objects(case.public[:2], case.labels, "p"), case.truth_objects, [3])
     with pytest.raises(UserError, match="k=4 was not scored"):
         score(*args, [3]).precision(4)
-    with pytest.raises(UserError, match="one shape"):
+    with pytest.raises(UserError, match="the same shape"):
         Neighbors(np.zeros((2, 3), np.int32), np.zeros((2, 2), np.float32))
     with pytest.raises(UserError, match="negative row"):
         Neighbors(np.full((1, 1), -1, np.int32), np.zeros((1, 1), np.float32))

@@ -1,6 +1,6 @@
-"""What the statistics promise, simulated: coverage of the intervals and false alarms of "found" where nothing is remembered.
+"""Simulations of what the statistics promise: coverage of the intervals and false alarms of "found" where nothing is remembered.
 
-The seeds are fixed, and the bounds lie some four standard errors of the simulation away from what is expected.
+The seeds are fixed, and the bounds are about four standard errors of the simulation away from the expected values.
 """
 
 import re
@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dejavu_lit.measure.controls import BLOCKS, blocks, found, pool
-from dejavu_lit.measure.population import FIGURES, Outcomes, Resampling
+from dejavu_lit.measure.controls import blocks, memorization_found, pool_blocks
+from dejavu_lit.measure.figures import BLOCKS, FIGURES
+from dejavu_lit.measure.population import Outcomes, Resampling
 from tests.conftest import ROOT
 from tests.measure.simulation import CASES, PAIRS, SE, Studies, rates, studies
 
@@ -31,21 +32,21 @@ def evaluation(population: float, null: float, swapped: float) -> dict[str, Any]
     }
 
 
-def evaluations(made: Studies, study: int) -> list[dict[str, Any]]:
+def evaluations(batch: Studies, study: int) -> list[dict[str, Any]]:
     """One study as the contents of its metrics.json files."""
-    sets = (made.population[study], made.null[study], made.swapped[study])
+    sets = (batch.population[study], batch.null[study], batch.swapped[study])
     return [evaluation(*values) for values in zip(*map(np.ndarray.tolist, sets), strict=True)]
 
 
 @pytest.mark.parametrize("pairs", PAIRS)
 def test_the_simulation_follows_the_rule_of_the_package(pairs: int) -> None:
-    # A wide spread, so that every condition is met in some studies and missed in others.
-    made = studies(np.random.default_rng(pairs), 250, pairs, 0.03, 0.04)
-    said = [found(evaluations(made, study)) for study in range(250)]
+    # A wide spread, so that every condition holds in some studies and fails in others.
+    batch = studies(np.random.default_rng(pairs), 250, pairs, 0.03, 0.04)
+    verdicts = [memorization_found(evaluations(batch, study)) for study in range(250)]
     for condition in ("above_zero", "one_sign", "corrected", "found"):
-        mine = getattr(made, condition)
-        assert [each[condition] for each in said] == mine.tolist()
-        assert 0 < mine.sum() < 250
+        expected = getattr(batch, condition)
+        assert [each[condition] for each in verdicts] == expected.tolist()
+        assert 0 < expected.sum() < 250
 
 
 def test_the_interval_alone_keeps_its_false_alarms(simulated: list[dict[str, float]]) -> None:
@@ -76,13 +77,13 @@ def test_one_seed_pair_promises_less(simulated: list[dict[str, float]]) -> None:
 def test_the_table_of_the_documentation_is_this_simulation(simulated: list[dict[str, float]]) -> None:
     text = (ROOT / "docs" / "statistics.md").read_text(encoding="utf-8")
     number = r"\| ([\d.]+) "
-    told = re.findall(rf"^{number}{number}{number}\| ([\d.]+) % \| ([\d.]+) % \|$", text, re.MULTILINE)
-    assert len(told) == len(simulated) == len(CASES) * len(PAIRS)
-    for line, row in zip(told, simulated, strict=True):
-        shift, spread, pairs, interval, whole = map(float, line)
+    documented = re.findall(rf"^{number}{number}{number}\| ([\d.]+) % \| ([\d.]+) % \|$", text, re.MULTILINE)
+    assert len(documented) == len(simulated) == len(CASES) * len(PAIRS)
+    for line, row in zip(documented, simulated, strict=True):
+        shift, spread, pairs, interval, found = map(float, line)
         assert (shift, spread, pairs) == (row["shift"], row["spread"], row["pairs"])
         assert interval == pytest.approx(100 * row["interval"], abs=0.4)
-        assert whole == pytest.approx(100 * row["found"], abs=0.4)
+        assert found == pytest.approx(100 * row["found"], abs=0.4)
 
 
 def records(random: np.random.Generator, shift: float, n: int = 300) -> Outcomes:
@@ -129,22 +130,22 @@ def test_false_alarms_of_whole_studies(pairs: int, count: int) -> None:
         each = []
         for shift in random.normal(0, 0.03, pairs):
             sets = (records(random, shift), records(random, shift), records(random, -shift))
-            # Over three seed pairs and more the interval is the t interval, and the bootstrap not looked at.
-            made = blocks(*sets, Resampling(draws=2, bootstrap=1000 if pairs < 3 else 100, seed=study))
-            each.append({name: estimate.block() if estimate else None for name, estimate in made.items()})
-        said = found(each)
-        interval += said["above_zero"]
-        alarms += said["found"]
+            # Over three seed pairs and more the interval is the t interval, and the bootstrap is not used.
+            five_blocks = blocks(*sets, Resampling(draws=2, bootstrap=1000 if pairs < 3 else 100, seed=study))
+            each.append({name: estimate.block() if estimate else None for name, estimate in five_blocks.items()})
+        verdict = memorization_found(each)
+        interval += verdict["above_zero"]
+        alarms += verdict["found"]
     few = 4 * np.sqrt(0.025 * 0.975 / count)  # four standard errors of the simulation
     assert 0.025 - few < interval / count < 0.025 + few
     assert 0 < alarms / count < 0.035
 
 
 def test_t_intervals_of_pooled_figures_cover() -> None:
-    made = studies(np.random.default_rng(3), 2500, 3, 0.05)
+    batch = studies(np.random.default_rng(3), 2500, 3, 0.05)
     covered = np.zeros(len(BLOCKS))
     for study in range(2500):
-        pooled = pool(evaluations(made, study))
+        pooled = pool_blocks(evaluations(batch, study))
         intervals = [pooled[block]["ppg"]["ci95"] for block in BLOCKS]
         covered += [low <= 0 <= high for low, high in intervals]
     # population, null and swapped too: over seeds the shift of quality has the mean 0.

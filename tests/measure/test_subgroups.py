@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -5,7 +7,7 @@ from scipy import stats
 from dejavu_lit.measure import subgroups as subgroups_module
 from dejavu_lit.measure.population import Outcomes, outcomes
 from dejavu_lit.measure.records import Records
-from dejavu_lit.measure.subgroups import Means, benjamini_hochberg, by_subgroup
+from dejavu_lit.measure.subgroups import GroupMeans, benjamini_hochberg, by_subgroup
 from dejavu_lit.utils.errors import UserError
 from tests.measure.oracle import Case
 
@@ -32,15 +34,15 @@ def audited(seed: int, prefix: str = "a", n: int = 300) -> tuple[Records, Outcom
 def by_brute_force(case: Case, chosen: list[int]) -> tuple[float, float, float]:
     kept = [i for i, g in enumerate(case.truth) if g]
     pairs = dict(zip(kept, zip(case.figures("target", 3), case.figures("reference", 3), strict=True), strict=True))
-    some = [pairs[i] for i in chosen if i in pairs]
-    signs = [sum((t[f] > r[f]) - (t[f] < r[f]) for t, r in some) / len(some) for f in (0, 1)]
-    return signs[0], signs[1], float(sum(t[1] - r[1] for t, r in some) / len(some))
+    members = [pairs[i] for i in chosen if i in pairs]
+    signs = [sum((t[f] > r[f]) - (t[f] < r[f]) for t, r in members) / len(members) for f in (0, 1)]
+    return signs[0], signs[1], float(sum(t[1] - r[1] for t, r in members) / len(members))
 
 
 def test_values_against_brute_force() -> None:
-    records, found, case = audited(1)
+    records, results, case = audited(1)
     columns = ("object", "caption_words", "object_count", "place", "width", "flag")
-    got = by_subgroup(columns, (records, found), smallest=1)
+    got = by_subgroup(columns, (records, results), smallest=1)
     n = range(len(case.truth))
     cuts = np.quantile([100 + i for i in n if case.truth[i]], [0.25, 0.5, 0.75])
     chosen = {
@@ -59,12 +61,33 @@ def test_values_against_brute_force() -> None:
         low, high = row["ppg"]["ci95"]
         assert low < row["ppg"]["value"] < high
     assert len(got["width"]["groups"]) == 4
-    assert sum(g["records"] for g in got["flag"]["groups"]) == len(found)
+    assert sum(g["records"] for g in got["flag"]["groups"]) == len(results)
+
+
+def test_entries_of_the_json_cannot_be_taken_for_ours() -> None:
+    records, results, case = audited(1)
+    n = len(case.truth)
+    times, exif = [3] * n, ["1/60", "1/250"] * (n // 2)
+    columns = {"exposure": times, "meta.exposure": exif, "meta.object": exif, "meta.place": ["here"] * n}
+    records = replace(records, columns=columns)
+    got = by_subgroup(("object", "meta.object", "exposure", "meta.exposure", "place"), (records, results), smallest=1)
+    assert list(got) == ["object", "meta.object", "exposure", "meta.exposure", "meta.place"]
+    groups = {column: {g["group"] for g in result["groups"]} for column, result in got.items()}
+    assert groups["object"] == {label for g in case.truth for label in g}
+    assert groups["exposure"] == {"3"}
+    assert groups["meta.exposure"] == groups["meta.object"] == {"1/60", "1/250"}
+    # The bare name is the photograph's if training's exposure is unknown, and under one name for both sets.
+    del columns["exposure"]
+    assert list(by_subgroup(("exposure",), (records, results))) == ["meta.exposure"]
+    unlike = replace(records, columns={"exposure": times, **columns})
+    assert list(by_subgroup(("exposure",), (unlike, results), (records, results))) == ["meta.exposure"]
+    with pytest.raises(UserError, match=r"'meta.plac' is not .* \(did you mean 'meta.place'\?\)"):
+        by_subgroup(("meta.plac",), (records, results))
 
 
 def test_symmetric_over_both_sets() -> None:
-    (a, found_a, case_a), (b, found_b, case_b) = audited(2), audited(3, "b")
-    got = by_subgroup(("object",), (a, found_a), (b, found_b), smallest=1)["object"]
+    (a, results_a, case_a), (b, results_b, case_b) = audited(2), audited(3, "b")
+    got = by_subgroup(("object",), (a, results_a), (b, results_b), smallest=1)["object"]
     assert got["basis"] == "symmetric"
     row = next(g for g in got["groups"] if g["group"] == "l005")
     each = [by_brute_force(c, [i for i, g in enumerate(c.truth) if "l005" in g]) for c in (case_a, case_b)]
@@ -73,26 +96,26 @@ def test_symmetric_over_both_sets() -> None:
 
 
 def test_small_groups_are_counted() -> None:
-    records, found, case = audited(4, n=60)
-    got = by_subgroup(("object_count",), (records, found), smallest=12)["object_count"]
+    records, results, case = audited(4, n=60)
+    got = by_subgroup(("object_count",), (records, results), smallest=12)["object_count"]
     sizes = {n: sum(len(g) == n for g in case.truth) for n in range(1, 6)}
     small = {n: size for n, size in sizes.items() if 0 < size < 12}
     assert small
     assert got["too_small"] == {"groups": len(small), "records": sum(small.values()), "smallest": 12}
     assert sorted(g["group"] for g in got["groups"]) == sorted(str(n) for n in sizes if n not in small)
-    nothing = by_subgroup(("object",), (records, found), smallest=1000)["object"]
+    nothing = by_subgroup(("object",), (records, results), smallest=1000)["object"]
     assert nothing["groups"] == []
     assert nothing["too_small"]["groups"] == 12
 
 
 def test_only_the_groups_that_differ_most_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    records, found, _ = audited(4)
-    whole = subgroups_module.by_subgroup(("object",), (records, found))["object"]
-    monkeypatch.setattr(subgroups_module, "LISTED", 3)
-    few = subgroups_module.by_subgroup(("object",), (records, found))["object"]
+    records, results, _ = audited(4)
+    complete = subgroups_module.by_subgroup(("object",), (records, results))["object"]
+    monkeypatch.setattr(subgroups_module, "MAX_LISTED", 3)
+    few = subgroups_module.by_subgroup(("object",), (records, results))["object"]
     assert (few["tested"], len(few["groups"])) == (12, 3)
-    nearest = sorted(whole["groups"], key=lambda g: g["ppg"]["rest_p"])[:3]
-    assert few["groups"] == [g for g in whole["groups"] if g in nearest]  # with the q-values of all of them
+    nearest = sorted(complete["groups"], key=lambda g: g["ppg"]["rest_p"])[:3]
+    assert few["groups"] == [g for g in complete["groups"] if g in nearest]  # with the q-values of all of them
 
 
 def test_a_planted_group_stands_out() -> None:
@@ -114,7 +137,7 @@ def test_a_planted_group_stands_out() -> None:
 def test_p_values_against_mcnemar_and_permutation() -> None:
     rng = np.random.default_rng(1)
     values = rng.choice([-1.0, 0.0, 1.0], p=[0.2, 0.3, 0.5], size=(80, 1)).repeat(3, axis=1)
-    means = Means.of(values, np.arange(80), np.zeros(80, int), 1)
+    means = GroupMeans.of(values, np.arange(80), np.zeros(80, int), 1)
     wins, losses = (values[:, 0] > 0).sum(), (values[:, 0] < 0).sum()
     assert means.p()[0, 0] == pytest.approx(stats.chi2.sf((wins - losses) ** 2 / (wins + losses), 1))
     # rest_p against a permutation test of the group's mean.
@@ -131,10 +154,10 @@ def test_intervals_cover_even_when_a_group_agrees() -> None:
     rng = np.random.default_rng(2)
     for p in ([0.05, 0.05, 0.9], [0.3, 0.4, 0.3]):
         values = rng.choice([-1.0, 0.0, 1.0], p=p, size=(4000 * 25, 1))
-        low, high = Means.of(values, np.arange(len(values)), np.repeat(np.arange(4000), 25), 4000).interval()
+        low, high = GroupMeans.of(values, np.arange(len(values)), np.repeat(np.arange(4000), 25), 4000).interval()
         truth = p[2] - p[0]
         assert 0.93 < ((low <= truth + 1e-9) & (high >= truth - 1e-9)).mean() < 0.99
-    low, high = Means.of(np.ones((30, 3)), np.arange(30), np.zeros(30, int), 1).interval()
+    low, high = GroupMeans.of(np.ones((30, 3)), np.arange(30), np.zeros(30, int), 1).interval()
     assert low[0, 0] < 0.95
     assert high[0, 0] == 1.0
 
@@ -146,6 +169,6 @@ def test_benjamini_hochberg_against_scipy() -> None:
 
 
 def test_an_unknown_column_names_the_known_ones() -> None:
-    records, found, _ = audited(7)
+    records, results, _ = audited(7)
     with pytest.raises(UserError, match=r"'widht'.*did you mean 'width'.*object, caption_words, object_count, place"):
-        by_subgroup(("widht",), (records, found))
+        by_subgroup(("widht",), (records, results))

@@ -1,4 +1,4 @@
-"""Every kind of name gives the model it says, equal to its own library; everything else gives one sentence."""
+"""Every kind of name loads its model, equal to that of its own library; anything else raises one sentence."""
 
 import shutil
 import subprocess
@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dejavu_lit.models import open_clip_encoder
+from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.models.preprocess import Preprocess
 from dejavu_lit.models.zoo import load_encoder
 from dejavu_lit.utils.errors import UserError
@@ -38,7 +40,7 @@ def pixels(image):
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def test_it_equals_open_clips_own_preprocessing_and_encoding(model, encoder):
+def test_preprocessing_and_encoding_equal_open_clip(model, encoder):
     own, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{model}")
     own.eval()
     batch = [
@@ -75,7 +77,7 @@ def test_the_fast_resize_differs_by_one_level_at_most(change, shape):
     exact, fast = (preprocess(p).astype(int) for p in (sample_image(6, *shape), pixels(sample_image(6, *shape))))
     assert exact.shape == fast.shape
     assert np.abs(exact - fast).max() <= 1
-    assert (exact != fast).mean() < (0.02 if shape == (640, 480) else 0.3)  # where halves are frequent, rounding shows
+    assert (exact != fast).mean() < (0.02 if shape == (640, 480) else 0.3)  # rounding differs where halves are frequent
 
 
 def test_the_fast_resize_keeps_embeddings(encoder):
@@ -96,12 +98,12 @@ def test_a_run_and_its_epochs(model, encoder, tmp_path):
     )
     assert load_encoder(str(run)).fingerprint == encoder.fingerprint
     for epoch in ("3", "0003"):
-        found = load_encoder(f"{run}@{epoch}")
-        assert found.fingerprint == load_encoder(f"local-dir:{later}").fingerprint != encoder.fingerprint
-    with pytest.raises(UserError, match=r"no checkpoint of epoch '4'; it holds 3"):
+        loaded = load_encoder(f"{run}@{epoch}")
+        assert loaded.fingerprint == load_encoder(f"local-dir:{later}").fingerprint != encoder.fingerprint
+    with pytest.raises(UserError, match=r"no checkpoint of epoch '4'; it has 3"):
         load_encoder(f"{run}@4")
     (run / "checkpoints" / "epoch=0005.ckpt").write_bytes(b"torn")
-    with pytest.raises(UserError, match=r"epoch=0005.ckpt does not hold the weights"):
+    with pytest.raises(UserError, match=r"epoch=0005.ckpt does not contain the weights"):
         load_encoder(f"{run}@5")
     shutil.rmtree(run / "model")
     with pytest.raises(UserError, match="not finished"):
@@ -114,13 +116,88 @@ def test_architecture_with_a_weights_file(tmp_path, monkeypatch):
     assert load_encoder(f"tiny-test@{model / WEIGHTS}").encode_captions(["a"]).shape == (1, 64)
     state = load_file(model / WEIGHTS)
     torch.save({"state_dict": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "epoch_1.pt")
-    found = load_encoder(f"tiny-test@{tmp_path / 'epoch_1.pt'}")
-    assert found.fingerprint == load_encoder(f"tiny-test@{model / WEIGHTS}").fingerprint
+    loaded = load_encoder(f"tiny-test@{tmp_path / 'epoch_1.pt'}")
+    assert loaded.fingerprint == load_encoder(f"tiny-test@{model / WEIGHTS}").fingerprint
     with pytest.raises(UserError, match=r"does not fit RN50"):
         load_encoder(f"RN50@{model / WEIGHTS}")
     (tmp_path / "torn.safetensors").write_bytes((model / WEIGHTS).read_bytes()[:1000])
     with pytest.raises(UserError, match=r"torn.safetensors does not fit"):
         load_encoder(f"tiny-test@{tmp_path / 'torn.safetensors'}")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_prefixes_of_ddp_and_compile_are_dropped(model, encoder, tmp_path, monkeypatch, prefix):
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-test", CONFIG)
+    state = {f"{prefix}{name}": value for name, value in load_file(model / WEIGHTS).items()}
+    torch.save({"state_dict": state, "epoch": 1}, tmp_path / "epoch_1.pt")
+    save_file(state, tmp_path / "epoch_1.safetensors")
+    for name in ("epoch_1.pt", "epoch_1.safetensors"):
+        assert load_encoder(f"tiny-test@{tmp_path / name}").fingerprint == encoder.fingerprint
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    shutil.copy(model / "open_clip_config.json", folder)
+    shutil.copy(tmp_path / "epoch_1.pt", folder / "open_clip_pytorch_model.bin")
+    assert load_encoder(f"local-dir:{folder}").fingerprint == encoder.fingerprint
+    (folder / "checkpoints").mkdir()
+    (folder / "model").symlink_to(model)
+    checkpoint = {f"model.{name}": value for name, value in state.items()}
+    torch.save({"state_dict": checkpoint}, folder / "checkpoints/epoch=0001.ckpt")
+    assert load_encoder(f"{folder}@1").fingerprint == encoder.fingerprint
+
+
+def test_prefixes_of_compiled_towers_are_dropped(model, encoder, tmp_path):
+    shutil.copytree(model, tmp_path / "compiled")
+    state = load_file(model / WEIGHTS)
+    renamed = {name.replace("visual.", "visual._orig_mod."): value for name, value in state.items()}
+    assert renamed.keys() != state.keys()
+    save_file(renamed, tmp_path / "compiled" / WEIGHTS)
+    assert load_encoder(f"local-dir:{tmp_path / 'compiled'}").fingerprint == encoder.fingerprint
+
+
+def test_a_file_whose_architecture_has_tags_with_other_settings_is_warned_of(tmp_path, monkeypatch, caplog):
+    weights = write_clip(tmp_path / "model") / WEIGHTS
+    plain = {"url": "", **PREPROCESS}
+    tags = {"usual": plain, "even": {**plain, "std": (0.5, 0.5, 0.5)}, "quick": {**plain, "quick_gelu": True}}
+    for arch, config in (("tiny-test", CONFIG), ("tiny-quick", {**CONFIG, "quick_gelu": True})):
+        monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, arch, config)
+        monkeypatch.setitem(open_clip.pretrained._PRETRAINED, arch, tags)
+        caplog.clear()
+        load_encoder(f"{arch}@{weights}")
+        (record,) = caplog.records
+        assert "std=(0.5, 0.5, 0.5) (even)" in record.getMessage()
+        assert ("quick_gelu=True (quick)" in record.getMessage()) == (arch == "tiny-test")
+        assert "usual" not in record.getMessage()
+        assert "local-dir:" in record.getMessage()
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-test", {"usual": plain})
+    caplog.clear()
+    load_encoder(f"tiny-test@{weights}")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("arch", "settings"),
+    [
+        ("ViT-B-32", ["quick_gelu=True (openai, laion400m_e31, laion400m_e32, metaclip_400m, metaclip_fullcc)"]),
+        ("ViT-L-14", ["dfn2b", "mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5) (laion2b_s32b_b82k)"]),
+        ("PE-Core-B-16", ["mean=(0.5, 0.5, 0.5)", "interpolation=bilinear, resize_mode=squash (meta)"]),
+        ("MobileCLIP-S1", ["mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), interpolation=bilinear (datacompdr)"]),
+        ("ViT-B-16-SigLIP", ["resize_mode=squash (webli)"]),
+        ("ViT-H-14-CLIPA", ["mean=(0.485, 0.456, 0.406)"]),
+    ],
+)
+def test_the_settings_of_open_clips_own_tags(arch, settings, caplog):
+    open_clip_encoder._warn_of_other_settings(ModelName.parse(f"{arch}@weights.pt"))
+    assert all(text in caplog.text for text in settings)
+
+
+def test_weights_of_an_own_architecture_are_told_how_to_load(tmp_path):
+    weights = write_clip(tmp_path / "model") / WEIGHTS
+    for name in (f"RN50@{weights}", f"ViT-tiny-own@{weights}"):
+        with pytest.raises(UserError, match=r"open_clip_config\.json, and give local-dir:FOLDER"):
+            load_encoder(name)
+    (tmp_path / "model" / WEIGHTS).rename(tmp_path / "model/epoch_1.pt")
+    with pytest.raises(UserError, match=r"none that end in \.safetensors, \.bin, \.pth"):
+        load_encoder(f"local-dir:{tmp_path / 'model'}")
 
 
 def test_code_in_weights_is_never_run(tmp_path, monkeypatch):
@@ -154,7 +231,7 @@ class Evil:
         ("local-dir:/no/such/folder", "no open_clip_config.json"),
     ],
 )
-def test_unknown_names_get_a_sentence(name, message):
+def test_unknown_names_raise_one_sentence(name, message):
     with pytest.raises(UserError, match=message):
         load_encoder(name)
 
@@ -162,7 +239,7 @@ def test_unknown_names_get_a_sentence(name, message):
 def test_empty_folders_and_devices(model, tmp_path):
     with pytest.raises(UserError, match="neither a run, nor an open_clip folder"):
         load_encoder(str(tmp_path))
-    with pytest.raises(UserError, match="device=tpux is no device"):
+    with pytest.raises(UserError, match="device=tpux is not a device"):
         load_encoder(str(model), device="tpux")
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="device=cuda needs"):
@@ -172,7 +249,7 @@ def test_empty_folders_and_devices(model, tmp_path):
         load_encoder(str(tmp_path))
 
 
-def test_a_release_without_a_network_is_one_sentence(tmp_path):
+def test_a_release_without_a_network_raises_one_sentence(tmp_path):
     code = (
         "from dejavu_lit.models.zoo import load_encoder\nfrom dejavu_lit.utils.errors import UserError\n"
         "for name in ('ViT-B-32@openai', 'hf-hub:nobody/nothing'):\n"
@@ -182,11 +259,11 @@ def test_a_release_without_a_network_is_one_sentence(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
     lines = done.stdout.strip().splitlines()
     assert len(lines) == 2, done.stderr
-    assert all("could not be had" in line and "local-dir:" in line for line in lines)
+    assert all("could not be downloaded" in line and "local-dir:" in line for line in lines)
     assert "Retrying" not in done.stderr
 
 
-def test_the_fingerprint_sees_weights_preprocessing_and_architecture(model, encoder, tmp_path):
+def test_the_fingerprint_covers_weights_preprocessing_and_architecture(model, encoder, tmp_path):
     def variant(name, **changes):
         return load_encoder(f"local-dir:{write_clip(tmp_path / name, **changes)}").fingerprint
 
@@ -221,7 +298,7 @@ def test_transformers_folders(kind, tmp_path):
     save_file(
         {k: v for k, v in state.items() if "text_model" not in k}, tmp_path / "model.safetensors", {"format": "pt"}
     )
-    with pytest.raises(UserError, match="lack or misfit"):
+    with pytest.raises(UserError, match="lack or do not fit"):
         load_encoder(str(tmp_path))
 
 
@@ -229,10 +306,10 @@ def write_transformers(kind, folder):
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-    words = {
+    vocabulary = {
         word: number for number, word in enumerate(["<pad>", "<bos>", "<eos>", "<unk>", *" ".join(CAPTIONS).split()])
     }
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)]
@@ -245,7 +322,7 @@ def write_transformers(kind, folder):
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = {
         **tower,
-        "vocab_size": len(words),
+        "vocab_size": len(vocabulary),
         "max_position_embeddings": 16,
         "eos_token_id": 2,
         "bos_token_id": 1,

@@ -37,7 +37,7 @@ def write_clip(folder: Path, seed: int = 0, config: dict | None = None, preproce
 
 
 def sample_image(seed: int, width: int = 96, height: int = 80, mode: str = "RGB") -> Image.Image:
-    """A smooth image with some noise: resizing it is no trivial matter."""
+    """A smooth image with some noise, so that resizing it is not trivial."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((width, height), Image.BICUBIC)
     noisy = np.asarray(coarse, np.int16) + rng.integers(-8, 9, (height, width, 3))

@@ -1,4 +1,4 @@
-"""The run: parts, resuming, sharing, failures; with the real annotators on real shards."""
+"""``annotate``: parts, resuming, sharing, failures; with the real annotators on real shards."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ from dejavu_lit.cli.annotate import open_sets
 from dejavu_lit.data.objects import Annotation, read_objects, write_objects
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import Pair, ShardSet, write_shards
-from dejavu_lit.objects.annotate import Share, annotate
+from dejavu_lit.objects.annotate import Coverage, Share, annotate, coverage
 from dejavu_lit.objects.annotators.classes import ClassLabels
 from dejavu_lit.objects.annotators.torchvision import TorchvisionDetector
 from dejavu_lit.utils.errors import UserError
@@ -29,7 +29,7 @@ MODEL = "tests.objects.tiny.detector"
 
 
 def pairs(name: str, count: int) -> list[Pair]:
-    """Pairs with a label each; every fifth has none."""
+    """Pairs with one label each; every fifth has none."""
     return [
         Pair(
             f"{name}{n:03d}", encoded(sample_image(n)), "png", "a caption", {"label": f"thing {n % 3}"} if n % 5 else {}
@@ -40,7 +40,7 @@ def pairs(name: str, count: int) -> list[Pair]:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Two sets, of four and two shards."""
+    """Two sets, of four and of two shards."""
     for name, count in (("A", 40), ("P", 15)):
         write_shards(tmp_path / "data" / name, pairs(name, count), 10)
     write_json(tmp_path / "data" / "manifest.json", {})
@@ -49,7 +49,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    """A random detector of five classes that finds something anywhere."""
+    """A random detector of five classes that detects objects in any image."""
     torch.manual_seed(1)
     path = tmp_path_factory.mktemp("weights") / "random.pt"
     torch.save({"model": detector(6, 8, 16).state_dict(), "classes": list("abcde")}, path)
@@ -60,9 +60,26 @@ def sets(data: Path) -> dict[str, ShardSet]:
     return {name: ShardSet.open(data / name) for name in "AP"}
 
 
-def test_one_row_an_image_and_failures_apart_from_empty_rows(data: Path) -> None:
+def test_the_summary_says_how_far_the_vocabulary_reaches(tmp_path: Path) -> None:
+    source = ClassLabels()
+    for name, labels in (("A", [["dog", "cat"], ["dog"], [], ["dog"]]), ("P", [["cat"], ["dog"], []])):
+        rows = [Annotation(f"{name}{n}", row, [0.5] * len(row), [[0.0] * 4] * len(row)) for n, row in enumerate(labels)]
+        write_objects(tmp_path / name / "0.parquet", rows, source.annotator)
+    assert coverage(tmp_path, ["A", "P"], 0.5) == Coverage(7, 2, "dog", 4 / 5)
+    assert "2 of 7 images (28.6%) have no object; 'dog' is in 80.0% of the others" in str(coverage(tmp_path, "AP", 0.5))
+    assert coverage(tmp_path, ["A", "P"], 0.6) == Coverage(7, 7, None, 0.0)
+    assert str(coverage(tmp_path, ["A"], 0.6)).startswith("4 of 4 images (100.0%) have no object (")
+
+
+def test_the_command_ends_with_the_summary(data: Path) -> None:
+    done = call("annotate", "annotator=classes", "max_failed=0.5", f"data.dir={data}")
+    assert done.returncode == 0, done.stderr
+    assert "11 of 55 images (20.0%) have no object; 'thing " in done.stdout
+
+
+def test_one_row_per_image_and_failures_differ_from_empty_rows(data: Path) -> None:
     done = annotate(ClassLabels(), sets(data), data / "objects/c")
-    assert (done["pictures"], done["failed"], done["parts"], done["of"]) == (55, 11, 6, 6)
+    assert (done.images, done.failed, done.parts, done.total_parts) == (55, 11, 6, 6)
     table = pq.read_table(data / "objects/c/A/00001.parquet").to_pylist()
     assert [row["key"] for row in table] == [f"A{n:03d}" for n in range(10, 20)]
     assert table[0]["labels"] is None
@@ -75,31 +92,31 @@ def test_one_row_an_image_and_failures_apart_from_empty_rows(data: Path) -> None
     assert objects.names(objects.rows["A011"]) == ["thing 2"]
 
 
-def test_whole_parts_are_kept_and_damaged_ones_made_again(data: Path) -> None:
+def test_complete_parts_are_kept_and_damaged_ones_redone(data: Path) -> None:
     annotate(ClassLabels(), sets(data), data / "objects/c")
     before, times = contents(data / "objects/c"), {p: p.stat().st_mtime_ns for p in data.glob("objects/c/*/*.parquet")}
-    assert annotate(ClassLabels(), sets(data), data / "objects/c")["pictures"] == 0
+    assert annotate(ClassLabels(), sets(data), data / "objects/c").images == 0
     for path, damage in (("A/00000", 300), ("A/00002", 0), ("P/00001", -1)):
         file = data / f"objects/c/{path}.parquet"
         file.write_bytes(file.read_bytes()[:damage])
-    assert annotate(ClassLabels(), sets(data), data / "objects/c")["pictures"] == 25
+    assert annotate(ClassLabels(), sets(data), data / "objects/c").images == 25
     assert contents(data / "objects/c") == before
-    kept = {p for p, t in times.items() if p.stat().st_mtime_ns == t}
-    assert {str(p.relative_to(data / "objects/c")) for p in kept} == {
+    unchanged = {p for p, t in times.items() if p.stat().st_mtime_ns == t}
+    assert {str(p.relative_to(data / "objects/c")) for p in unchanged} == {
         "A/00001.parquet",
         "A/00003.parquet",
         "P/00000.parquet",
     }
 
 
-def test_a_part_of_other_images_is_made_again(data: Path) -> None:
+def test_a_part_of_other_images_is_redone(data: Path) -> None:
     annotate(ClassLabels(), sets(data), data / "objects/c")
     (data / "objects/c/A/00000.parquet").write_bytes((data / "objects/c/A/00001.parquet").read_bytes())
-    assert annotate(ClassLabels(), sets(data), data / "objects/c")["pictures"] == 10
+    assert annotate(ClassLabels(), sets(data), data / "objects/c").images == 10
     assert pq.read_table(data / "objects/c/A/00000.parquet")["key"][0].as_py() == "A000"
 
 
-def test_a_first_try_that_gave_nothing_does_not_stand_in_the_way(data: Path) -> None:
+def test_a_failed_first_run_does_not_block_the_next(data: Path) -> None:
     with pytest.raises(UserError, match="could not be annotated"):
         annotate(ClassLabels(field="nowhere"), sets(data), data / "objects/c")
     annotate(ClassLabels(), sets(data), data / "objects/c")
@@ -110,78 +127,80 @@ def test_a_first_try_that_gave_nothing_does_not_stand_in_the_way(data: Path) -> 
 
 def test_objects_of_two_annotators_are_never_mixed(data: Path) -> None:
     annotate(ClassLabels(), {"A": sets(data)["A"]}, data / "objects/c")
-    other = ClassLabels(field="other")
-    with pytest.raises(UserError, match=r"objects/c was made by another annotator \(config: .*label.*other.*name="):
-        annotate(other, sets(data), data / "objects/c")
+    other_annotator = ClassLabels(field="other")
+    with pytest.raises(UserError, match=r"objects/c was written by another annotator \(config: .*label.*other.*name="):
+        annotate(other_annotator, sets(data), data / "objects/c")
     (data / "objects/c/annotator.json").unlink()  # as prepare leaves it
-    with pytest.raises(UserError, match=r"00000.parquet was made by another annotator"):
-        annotate(other, sets(data), data / "objects/c")
+    with pytest.raises(UserError, match=r"00000.parquet was written by another annotator"):
+        annotate(other_annotator, sets(data), data / "objects/c")
     write_objects(
-        data / "objects/c/P/00000.parquet", [Annotation("P000", ["x"], [1.0], [[0, 0, 1, 1]])], other.annotator
+        data / "objects/c/P/00000.parquet",
+        [Annotation("P000", ["x"], [1.0], [[0, 0, 1, 1]])],
+        other_annotator.annotator,
     )
     with pytest.raises(UserError, match="use one annotator for all sets"):
         read_objects([data / "objects/c/A", data / "objects/c/P"], 0.5)
 
 
-def test_too_many_failures_end_the_run_before_the_part_is_written(tmp_path: Path) -> None:
+def test_too_many_failures_stop_the_run_before_the_part_is_written(tmp_path: Path) -> None:
     good, bad = encoded(sample_image(1)), b"\x89PNG\r\n\x1a\nno image"
     rows = [Pair(f"k{n:03d}", bad if n % 4 == 0 else good, "png", "text", {"label": "x"}) for n in range(100)]
     shards = {"A": write_shards(tmp_path / "A", rows, 100)}
-    finder = Finder()
+    detector = BrightDetector()
     with pytest.raises(UserError, match=r"25 of 100 images .* the first is k000 \(the image does not decode\)"):
-        annotate(finder, shards, tmp_path / "o", max_failed=0.2)
+        annotate(detector, shards, tmp_path / "o", max_failed=0.2)
     assert not list(tmp_path.glob("o/*/*.parquet"))
-    assert annotate(finder, shards, tmp_path / "o", max_failed=0.25)["failed"] == 25
-    nothing = {"B": write_shards(tmp_path / "B", [Pair("k", bad, "png", "text", {})], 10)}
+    assert annotate(detector, shards, tmp_path / "o", max_failed=0.25).failed == 25
+    all_bad = {"B": write_shards(tmp_path / "B", [Pair("k", bad, "png", "text", {})], 10)}
     with pytest.raises(UserError, match="1 of 1 images"):
-        annotate(finder, nothing, tmp_path / "o")
-    assert annotate(finder, nothing, tmp_path / "o", max_failed=1)["failed"] == 1
+        annotate(detector, all_bad, tmp_path / "o")
+    assert annotate(detector, all_bad, tmp_path / "o", max_failed=1).failed == 1
 
 
 def test_failures_are_listed_once_all_parts_can_be_read(data: Path) -> None:
     done = annotate(ClassLabels(), sets(data), data / "objects/c", Share(0, 2))
-    assert (done["parts"], done["failed"], done["listed"]) == (3, 6, False)
+    assert (done.parts, done.failed, done.complete) == (3, 6, False)
     assert not (data / "objects/c/failed.csv").exists()
-    path = data / "objects/c/A/00000.parquet"  # the first one's
-    whole = path.read_bytes()
-    path.write_bytes(whole[:300])
+    path = data / "objects/c/A/00000.parquet"  # of the first process
+    content = path.read_bytes()
+    path.write_bytes(content[:300])
     done = annotate(ClassLabels(), sets(data), data / "objects/c", Share(1, 2))
-    assert (done["parts"], done["of"], done["listed"]) == (5, 6, False)
+    assert (done.parts, done.total_parts, done.complete) == (5, 6, False)
     done = annotate(ClassLabels(), sets(data), data / "objects/c", Share(0, 2))
-    assert (done["pictures"], done["parts"], done["failed"], done["listed"]) == (10, 6, 11, True)
-    assert path.read_bytes() == whole
+    assert (done.images, done.parts, done.failed, done.complete) == (10, 6, 11, True)
+    assert path.read_bytes() == content
 
 
 @pytest.mark.parametrize(
-    ("names", "words"),
+    ("names", "message"),
     [
         (["A", "else/A"], r"A is .*data/A; rename one"),
         (["else/A"], r"A is .*data/A; rename one"),
         (["else/other", "more/other"], r"other is .*else/other; rename one"),
-        (["else/A/.."], "has no name to go by"),
-        ([], "names no set; .* has A, P"),
+        (["else/A/.."], "a folder without a name of its own"),
+        ([], "sets= is empty; .* has A, P"),
         (["B"], "sets names B"),
     ],
 )
-def test_sets_that_cannot_be_told_apart_are_refused(data: Path, names: list[str], words: str) -> None:
+def test_sets_with_the_same_name_are_refused(data: Path, names: list[str], message: str) -> None:
     for name in ("else/A", "else/other", "more/other"):
         write_shards(data.parent / name, pairs("x", 2))
-    given = [str(data.parent / name) if "/" in name else name for name in names]
-    with pytest.raises(UserError, match=words):
-        open_sets(DataSpec("shards", str(data)), given)
-    found = open_sets(DataSpec("shards", str(data)), ["P", str(data / "A"), str(data.parent / "else/other")])
-    assert {name: shards.folder.parent.name for name, shards in found.items()} == {
+    paths = [str(data.parent / name) if "/" in name else name for name in names]
+    with pytest.raises(UserError, match=message):
+        open_sets(DataSpec("shards", str(data)), paths)
+    opened = open_sets(DataSpec("shards", str(data)), ["P", str(data / "A"), str(data.parent / "else/other")])
+    assert {name: shards.folder.parent.name for name, shards in opened.items()} == {
         "P": "data",
         "A": "data",
         "other": "else",
     }
 
 
-class Finder(TorchvisionDetector):
-    """The batch logic of every detector, with a detector that chokes on dark images."""
+class BrightDetector(TorchvisionDetector):
+    """The batch logic of all detectors, with a detector that fails on dark images."""
 
     def __init__(self, batch: int = 8) -> None:
-        super().__init__(model="finder", weights="none", batch=batch)
+        super().__init__(model="bright", weights="none", batch=batch)
 
     @property
     def annotator(self):
@@ -199,16 +218,16 @@ class Finder(TorchvisionDetector):
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
-def test_one_bad_image_does_not_spoil_its_batch(tmp_path: Path, batch: int) -> None:
+def test_one_bad_image_does_not_fail_its_batch(tmp_path: Path, batch: int) -> None:
     from PIL import Image
 
     rows = [Pair(f"k{n}", encoded(sample_image(n, 20 + n, 30)), "png", "text", {}) for n in range(10)]
     rows[4] = Pair("k4", encoded(Image.new("RGB", (8, 8))), "png", "text", {})
-    done = annotate(Finder(batch), {"A": write_shards(tmp_path / "A", rows, 7)}, tmp_path / "o")
-    assert done["failed"] == 1
-    found = [row for part in sorted(tmp_path.glob("o/A/*.parquet")) for row in pq.read_table(part).to_pylist()]
-    assert [row["key"] for row in found] == [f"k{n}" for n in range(10)]
-    assert [row["scores"] and round(row["scores"][0], 2) for row in found] == [
+    done = annotate(BrightDetector(batch), {"A": write_shards(tmp_path / "A", rows, 7)}, tmp_path / "o")
+    assert done.failed == 1
+    rows = [row for part in sorted(tmp_path.glob("o/A/*.parquet")) for row in pq.read_table(part).to_pylist()]
+    assert [row["key"] for row in rows] == [f"k{n}" for n in range(10)]
+    assert [row["scores"] and round(row["scores"][0], 2) for row in rows] == [
         None if n == 4 else round((20 + n) / 100, 2) for n in range(10)
     ]
     assert "too dark for me" in (tmp_path / "o/failed.csv").read_text()
@@ -217,7 +236,7 @@ def test_one_bad_image_does_not_spoil_its_batch(tmp_path: Path, batch: int) -> N
 @pytest.mark.parametrize("of", [1, 2, 4, 7])
 def test_any_number_of_processes_share_the_shards(data: Path, of: int) -> None:
     annotate(ClassLabels(), sets(data), data / "objects/alone")
-    images = [annotate(ClassLabels(), sets(data), data / "objects/shared", Share(n, of))["pictures"] for n in range(of)]
+    images = [annotate(ClassLabels(), sets(data), data / "objects/shared", Share(n, of)).images for n in range(of)]
     assert sum(images) == 55
     assert contents(data / "objects/shared") == contents(data / "objects/alone")
 
@@ -228,7 +247,7 @@ def test_any_number_of_processes_share_the_shards(data: Path, of: int) -> None:
         (None, {}, (0, 1)),
         ("3/10", {"RANK": "1", "WORLD_SIZE": "2"}, (3, 10)),
         (None, {"RANK": "1", "WORLD_SIZE": "4"}, (1, 4)),
-        (None, {"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, (0, 1)),  # a batch script is no step: nobody else runs
+        (None, {"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, (0, 1)),  # a batch script is not a step of srun
         (None, {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8"}, (5, 8)),
         (None, {f"SLURM_ARRAY_TASK_{n}": v for n, v in zip(("ID", "COUNT", "MIN", "MAX"), "7415", strict=True)}, None),
         (None, {f"SLURM_ARRAY_TASK_{n}": v for n, v in zip(("ID", "COUNT", "MIN", "MAX"), "3525", strict=True)}, None),
@@ -254,12 +273,12 @@ def test_the_share_is_read_from_arrays_and_ranks(text, environment, share) -> No
 
 
 @pytest.mark.parametrize("text", ["x", "3", "4/4", "-1/2", "1/0"])
-def test_a_wrong_share_ends_in_a_sentence(text: str) -> None:
+def test_a_wrong_share_gives_one_sentence(text: str) -> None:
     with pytest.raises(UserError, match="part="):
         Share.parse(text, {})
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(data: Path, weights: Path) -> None:
+def test_a_killed_run_continues_and_ends_with_the_same_bytes(data: Path, weights: Path) -> None:
     options = [
         "annotator=torchvision", f"annotator.model={MODEL}", f"annotator.weights={weights}", f"data.dir={data}",
         "annotator.options={width: 8, hidden: 16}", "annotator.batch=2",
@@ -271,15 +290,15 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(data: Path, weights: 
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    there = {p: p.stat().st_mtime_ns for p in data.glob("objects/killed/*/*.parquet")}
-    assert 3 <= len(there) <= 6
+    finished = {p: p.stat().st_mtime_ns for p in data.glob("objects/killed/*/*.parquet")}
+    assert 3 <= len(finished) <= 6
     done = run("annotate", *options, "name=killed")
-    assert f"6 of 6 parts are whole; annotated {55 - sum(map(images_of, there))} images" in done.stdout
-    assert "images/s" in done.stdout or sum(map(images_of, there)) == 55
-    assert {p: p.stat().st_mtime_ns for p in there} == there
+    assert f"6 of 6 parts are complete; annotated {55 - sum(map(images_of, finished))} images" in done.stdout
+    assert "images/s" in done.stdout or sum(map(images_of, finished)) == 55
+    assert {p: p.stat().st_mtime_ns for p in finished} == finished
     run("annotate", *options, "name=alone")
     assert contents(data / "objects/killed") == contents(data / "objects/alone")
-    assert sum(len(row) for p in there for row in pq.read_table(p)["labels"].to_pylist()) > 0
+    assert sum(len(row) for p in finished for row in pq.read_table(p)["labels"].to_pylist()) > 0
 
 
 def images_of(part: Path) -> int:
@@ -300,21 +319,21 @@ def test_the_command_chooses_sets_and_names(data: Path, tmp_path: Path) -> None:
     ]
     assert call("annotate", *options).returncode == 0
     assert {p.name for p in (data / "objects/classes").iterdir() if p.is_dir()} == {"A", "P"}
-    for wrong, words in [
+    for overrides, message in [
         (["sets=[Q]"], "sets names Q; "),
         (["part=9"], "part=9 must be NUMBER/OF"),
         (["show=classes"], "give one of annotator=NAME, compare=[NAME,NAME] and show=NAME"),
         (["max_failed=2"], "max_failed=2 must lie between 0 and 1"),
     ]:
-        failed = call("annotate", *options, *wrong)
+        failed = call("annotate", *options, *overrides)
         assert failed.returncode == 1
-        assert words in failed.stderr
+        assert message in failed.stderr
         assert len(failed.stderr.strip().splitlines()) == 1
 
 
-def test_help_and_wrong_options_load_nothing_heavy() -> None:
+def test_help_and_wrong_overridesload_nothing_heavy() -> None:
     code = (
-        "import sys; sys.argv[1:] = ['annotator=torchvision', 'data.dir=/nowhere', 'annotator.weights=x']\n"
+        "import sys; sys.argv[1:] = ['annotator=torchvision', 'data.dir=missing/folder', 'annotator.weights=x']\n"
         "from dejavu_lit.cli.annotate import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
@@ -322,4 +341,4 @@ def test_help_and_wrong_options_load_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "data.dir=/nowhere holds no manifest.json" in done.stderr
+    assert "data.dir=missing/folder has no manifest.json" in done.stderr

@@ -1,4 +1,4 @@
-"""Readers of objects against hostile input: a valid value, a failed image or one sentence; never a crash."""
+"""Hostile input to the readers of objects gives a valid value, a failed image or one sentence; never a crash."""
 
 import io
 import json
@@ -29,10 +29,10 @@ from dejavu_lit.objects.annotators.table import TableLookup
 from dejavu_lit.objects.base import Shard
 from dejavu_lit.objects.contact_sheet import contact_sheet
 from dejavu_lit.objects.vocabulary import vocabulary
-from dejavu_lit.report.images import boxes
+from dejavu_lit.report.images import read_boxes
 from dejavu_lit.utils.errors import UserError
 from tests.data.images import encoded, sample_image
-from tests.hostile import JSON, damaged, refused, tried, wrong_json, wrong_table
+from tests.hostile import JSON, damaged, fuzz_settings, try_read, wrong_json, wrong_table
 
 KEYS = ("k0", "k1", "k2")
 ROWS = [
@@ -40,7 +40,7 @@ ROWS = [
     Annotation("k1", [], [], []),
     Annotation("k2", ["dog"], [1.0], [[30, 5, 100, 100]]),
 ]
-ANNOTATOR = Annotator("made", weights="0f", threshold=0.1, config={"a": [1]})
+ANNOTATOR = Annotator("test", weights="0f", threshold=0.1, config={"a": [1]})
 
 
 @pytest.fixture(scope="module")
@@ -53,39 +53,41 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
 
 
 def read_artifact(folder: Path, shards: ShardSet) -> None:
-    """Read an artifact in every way that there is."""
-    found = refused(lambda: read_objects([folder / "A"], 0.5))
-    if found is not None:
-        (objects,), _ = found
+    """Read an artifact with every reader."""
+    result = try_read(lambda: read_objects([folder / "A"], 0.5))
+    if result is not None:
+        (objects,), _ = result
         assert len(objects.codes) == objects.starts[-1]
-        refused(lambda: objects.take(list(KEYS)))
+        try_read(lambda: objects.take(list(KEYS)))
         [objects.names(row) for row in range(len(objects))]
-    refused(lambda: contact_sheet({"A": shards}, folder, 0.5, 3))
-    for one in (refused(lambda: boxes(shards, folder / "A", KEYS, 0.5)) or {}).values():
-        [list(map(round, place)) for _, *place in one.found]
-    refused(lambda: failures(folder / "A" / "00000.parquet"))
+    try_read(lambda: contact_sheet({"A": shards}, folder, 0.5, 3))
+    for image in (try_read(lambda: read_boxes(shards, folder / "A", KEYS, 0.5)) or {}).values():
+        [list(map(round, box)) for _, *box in image.boxes]
+    try_read(lambda: failures(folder / "A" / "00000.parquet"))
 
 
-@tried(60)
+@fuzz_settings(60)
 @given(data=st.data())
 def test_damaged_artifacts(tmp_path, shards, data):
-    write_objects(tmp_path / "whole.parquet", ROWS, ANNOTATOR)
+    write_objects(tmp_path / "intact.parquet", ROWS, ANNOTATOR)
     (tmp_path / "A").mkdir(exist_ok=True)
-    (tmp_path / "A" / "00000.parquet").write_bytes(data.draw(damaged((tmp_path / "whole.parquet").read_bytes())))
+    (tmp_path / "A" / "00000.parquet").write_bytes(data.draw(damaged((tmp_path / "intact.parquet").read_bytes())))
     read_artifact(tmp_path, shards)
 
 
-@tried(60)
+@fuzz_settings(60)
 @given(data=st.data())
 def test_artifacts_with_wrong_columns_or_metadata(tmp_path, shards, data):
     (tmp_path / "A").mkdir(exist_ok=True)
-    write_objects(tmp_path / "whole.parquet", ROWS, ANNOTATOR)
-    table = pq.read_table(tmp_path / "whole.parquet")
-    about = data.draw(wrong_json(ANNOTATOR.as_json())) if data.draw(st.booleans()) else table.schema.metadata[METADATA]
+    write_objects(tmp_path / "intact.parquet", ROWS, ANNOTATOR)
+    table = pq.read_table(tmp_path / "intact.parquet")
+    annotator = (
+        data.draw(wrong_json(ANNOTATOR.as_json())) if data.draw(st.booleans()) else table.schema.metadata[METADATA]
+    )
     failed = data.draw(wrong_json({"k1": "why"}))
     if data.draw(st.booleans()):
         table = data.draw(wrong_table(table))
-    table = table.replace_schema_metadata({METADATA: about, b"dejavu_lit_failed": failed})
+    table = table.replace_schema_metadata({METADATA: annotator, b"dejavu_lit_failed": failed})
     try:
         pq.write_table(table, tmp_path / "A" / "00000.parquet")
     except (pa.ArrowException, UnicodeError):
@@ -103,20 +105,20 @@ def test_artifacts_with_wrong_columns_or_metadata(tmp_path, shards, data):
         ("key", ["k0", None, "k2"]),
     ],
 )
-def test_rows_that_are_no_annotations_are_refused(tmp_path, name, column):
+def test_rows_that_are_not_annotations_are_refused(tmp_path, name, column):
     write_objects(tmp_path / "0.parquet", ROWS, ANNOTATOR)
     table = pq.read_table(tmp_path / "0.parquet")
-    at = SCHEMA.names.index(name)
-    pq.write_table(table.set_column(at, name, pa.array(column, SCHEMA.field(name).type)), tmp_path / "0.parquet")
-    with pytest.raises(UserError, match=r"0\.parquet is no object artifact"):
+    position = SCHEMA.names.index(name)
+    pq.write_table(table.set_column(position, name, pa.array(column, SCHEMA.field(name).type)), tmp_path / "0.parquet")
+    with pytest.raises(UserError, match=r"0\.parquet is not an object artifact"):
         read_part(tmp_path / "0.parquet", SCHEMA.names)
 
 
-def test_labels_of_any_length_and_boxes_anywhere_are_drawn(tmp_path, shards):
+def test_labels_of_any_length_and_cornersanywhere_are_drawn(tmp_path, shards):
     (tmp_path / "A").mkdir()
     labels = ["a\nb", "x" * 2_000_000, "", "\0", "$\\frac{"]
-    places = [[-1e30, -1e30, 2e30, 2e30], [1e30, 1e30, 5, 5], [0, 0, 0, 0], [3, 3, -5, 5], [1, 2, 3, 4]]
-    rows = [Annotation("k0", labels, [1.0] * 5, places), *ROWS[1:]]
+    corners = [[-1e30, -1e30, 2e30, 2e30], [1e30, 1e30, 5, 5], [0, 0, 0, 0], [3, 3, -5, 5], [1, 2, 3, 4]]
+    rows = [Annotation("k0", labels, [1.0] * 5, corners), *ROWS[1:]]
     write_objects(tmp_path / "A" / "00000.parquet", rows, ANNOTATOR)
     assert contact_sheet({"A": shards}, tmp_path, 0.0).width > 300
 
@@ -132,12 +134,12 @@ TABLE = pa.table(
 
 
 def read_lookup(lookup, shards: ShardSet) -> None:
-    """Annotate the shard as the command does."""
-    rows = refused(lambda: list(lookup.rows(Shard("A", shards.index(0)))))
+    """Annotate the shard as ``annotate`` does."""
+    rows = try_read(lambda: list(lookup.rows(Shard("A", shards.index(0)))))
     assert rows is None or [row.key for row in rows] == list(KEYS)
 
 
-@tried(60)
+@fuzz_settings(60)
 @given(table=wrong_table(TABLE), columns=st.sampled_from([{}, {"scores_column": "scores", "boxes_column": "boxes"}]))
 def test_parquet_lookups(tmp_path, shards, table, columns):
     try:
@@ -147,7 +149,7 @@ def test_parquet_lookups(tmp_path, shards, table, columns):
     read_lookup(TableLookup(tmp_path / "t.parquet", **columns), shards)
 
 
-@tried(60)
+@fuzz_settings(60)
 @given(data=st.data())
 def test_text_lookups(tmp_path, shards, data):
     (tmp_path / "t.csv").write_bytes(
@@ -160,7 +162,7 @@ def test_text_lookups(tmp_path, shards, data):
         read_lookup(TableLookup(tmp_path / name, scores_column="scores", boxes_column="boxes"), shards)
 
 
-@tried(60)
+@fuzz_settings(60)
 @given(
     label=JSON,
     captions=JSON,
@@ -180,45 +182,45 @@ def test_classes_captions_and_vocabularies(tmp_path, label, captions, text, json
     (tmp_path / "names.json").write_bytes(json_)
     shard = Shard("A", index_shard(tmp_path / "0.tar"))
     for name in ("names.txt", "names.json"):
-        refused(lambda name=name: vocabulary(tmp_path / name))
+        try_read(lambda name=name: vocabulary(tmp_path / name))
     for source in (
         ClassLabels(),
         ClassLabels(names=str(tmp_path / "names.txt")),
         OtherCaptions(str(tmp_path / "names.json")),
         OtherCaptions("coco"),
     ):
-        rows = refused(lambda source=source: list(source.rows(shard)))
+        rows = try_read(lambda source=source: list(source.rows(shard)))
         for row in rows or []:
             if isinstance(row, Annotation):
                 "".join(row.labels).encode()
 
 
-@tried(30)
+@fuzz_settings(30)
 @given(
-    about=wrong_json({"annotator": ClassLabels().annotator.as_json(), "labels": None}),
+    annotator=wrong_json({"annotator": ClassLabels().annotator.as_json(), "labels": None}),
     source=wrong_json({"folder": "/x", "sizes": "0"}),
 )
-def test_what_an_annotation_left_before(tmp_path, shards, about, source):
+def test_damaged_files_of_an_earlier_run(tmp_path, shards, annotator, source):
     (tmp_path / "A").mkdir(exist_ok=True)
-    (tmp_path / "annotator.json").write_bytes(about)
-    refused(lambda: annotate(ClassLabels(), {"A": shards}, tmp_path))
+    (tmp_path / "annotator.json").write_bytes(annotator)
+    try_read(lambda: annotate(ClassLabels(), {"A": shards}, tmp_path))
     (tmp_path / "annotator.json").unlink(missing_ok=True)
     (tmp_path / "A" / "source.json").write_bytes(source)
-    refused(lambda: annotate(ClassLabels(), {"A": shards}, tmp_path))
+    try_read(lambda: annotate(ClassLabels(), {"A": shards}, tmp_path))
 
 
-def test_two_folders_of_one_name_do_not_overwrite_each_others_objects(tmp_path, shards):
-    """Whether their shards differ in number, or in their images alone; the same shards elsewhere are welcome."""
+def test_two_folders_with_the_same_name_do_not_overwrite_each_others_objects(tmp_path, shards):
+    """Refused whether their shards differ in number or only in their images; the same shards elsewhere are accepted."""
     annotate(ClassLabels(), {"A": shards}, tmp_path / "objects")
     before = (tmp_path / "objects" / "A" / "00000.parquet").read_bytes()
-    other = [Pair(f"x{n}", encoded(sample_image(n)), "png", "a cat", {"label": 9}) for n in range(3)]
-    for pairs in (other, other[:2]):
+    other_pairs = [Pair(f"x{n}", encoded(sample_image(n)), "png", "a cat", {"label": 9}) for n in range(3)]
+    for pairs in (other_pairs, other_pairs[:2]):
         folder = tmp_path / str(len(pairs)) / "A"
-        with pytest.raises(UserError, match=r"A holds the objects of .*pairs.*rename one of these two folders"):
+        with pytest.raises(UserError, match=r"A has the objects of .*pairs.*rename one of these two folders"):
             annotate(ClassLabels(), {"A": write_shards(folder, pairs)}, tmp_path / "objects")
     assert (tmp_path / "objects" / "A" / "00000.parquet").read_bytes() == before
     moved = tmp_path / "moved" / "A"
     moved.mkdir(parents=True)
     for path in shards.folder.iterdir():
         (moved / path.name).write_bytes(path.read_bytes())
-    assert annotate(ClassLabels(), {"A": ShardSet.open(moved)}, tmp_path / "objects")["pictures"] == 0
+    assert annotate(ClassLabels(), {"A": ShardSet.open(moved)}, tmp_path / "objects").images == 0

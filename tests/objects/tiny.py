@@ -1,4 +1,4 @@
-"""A small Faster R-CNN of torchvision's for scenes, and its fitting on images whose boxes are known exactly."""
+"""A small torchvision Faster R-CNN for scenes, trained on images whose boxes are known exactly."""
 
 import io
 import random
@@ -14,14 +14,18 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from dejavu_lit.data.readers.scenes import SceneReader, _sprites
 
-SIZE = 64  # pixels of a scene; its objects are of 16
+SIZE = 64  # pixels of a scene; its objects have 16
 
 
 def detector(num_classes: int, width: int = 32, hidden: int = 256) -> FasterRCNN:
-    """Few channels, one anchor a place: a scene in milliseconds."""
+    """Few channels and one anchor per position: a scene takes milliseconds."""
 
-    def block(inside: int, outside: int) -> list[nn.Module]:
-        return [nn.Conv2d(inside, outside, 3, 2, 1, bias=False), nn.BatchNorm2d(outside), nn.ReLU(inplace=True)]
+    def block(channels_in: int, channels_out: int) -> list[nn.Module]:
+        return [
+            nn.Conv2d(channels_in, channels_out, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(channels_out),
+            nn.ReLU(inplace=True),
+        ]
 
     body = nn.Sequential(*block(3, width), *block(width, 2 * width), *block(2 * width, 4 * width))
     body.out_channels = 4 * width
@@ -43,7 +47,7 @@ def detector(num_classes: int, width: int = 32, hidden: int = 256) -> FasterRCNN
 
 
 def fit(model: FasterRCNN, images: int, steps: int, batch: int = 16, seed: int = 100) -> None:
-    """A one-cycle schedule over scenes of another seed than the data's own."""
+    """Train with a one-cycle schedule on scenes of a different seed than the data's."""
     reader, names = SceneReader(images, seed), {name: n for n, name in enumerate(_sprites()[0], 1)}
     examples = [example(*reader.read(key), names) for key in reader.keys()]
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
@@ -61,7 +65,7 @@ def fit(model: FasterRCNN, images: int, steps: int, batch: int = 16, seed: int =
 
 
 def example(pair, annotation, names):
-    """A scene as torchvision's models are trained on it."""
+    """A scene as torchvision's models expect it in training."""
     pixels = np.asarray(Image.open(io.BytesIO(pair.image)).convert("RGB"))
     boxes = torch.tensor(annotation.boxes)
     boxes[:, 2:] += boxes[:, :2]

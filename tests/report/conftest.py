@@ -9,7 +9,7 @@ from tests.report.artifacts import FEW_FIGURES, HOSTILE, make_evaluation, make_s
 
 @pytest.fixture(scope="session")
 def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 pairs, hostile captions among them."""
+    """40 pairs, some with hostile captions."""
     return make_evaluation(
         tmp_path_factory.mktemp("made") / "evaluation", captions=dict(enumerate(HOSTILE)), planted=True
     )
@@ -17,7 +17,7 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with few figures, for tests that write it often."""
+    """The same with few figures, for tests that write many reports."""
     return make_evaluation(
         tmp_path_factory.mktemp("made") / "plain", captions=dict(enumerate(HOSTILE)), settings=FEW_FIGURES
     )
@@ -32,7 +32,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two settings of one size and seed: what the tests of pages write."""
+    """Two settings of one size and seed, for the tests of pages."""
     return make_study(
         tmp_path_factory.mktemp("made") / "small", {"none": 0.9, "mask": 0.0}, (60,), settings=FEW_FIGURES
     )

@@ -1,4 +1,4 @@
-"""Evaluations and studies on the dashboards, read back from the files that were really written, against metrics.json."""
+"""Evaluations and studies on the dashboards: the files that were written, read back and compared with metrics.json."""
 
 import csv
 import io
@@ -21,12 +21,12 @@ from ..wandb_files import runs
 pytest.importorskip("matplotlib")
 
 
-def copied(folder: Path, to: Path) -> Path:
+def copy(folder: Path, to: Path) -> Path:
     shutil.copytree(folder, to, ignore=shutil.ignore_patterns("data", "data60", "report", "wandb", "tensorboard"))
     return to
 
 
-def tensors(folder: Path) -> Any:
+def read_events(folder: Path) -> Any:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), {"images": 0, "scalars": 0})
@@ -36,10 +36,10 @@ def tensors(folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def logged(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An evaluation, logged to both dashboards twice; its target is a run that wandb knows."""
+    """An evaluation, logged twice to both dashboards; its target is a run that was logged to wandb."""
     pytest.importorskip("wandb")
     base = tmp_path_factory.mktemp("dashboard")
-    out = copied(plain, base / "gap")
+    out = copy(plain, base / "gap")
     target = base / "runs" / "target"
     write_json(target / "run.json", {})
     write_json(target / "wandb" / "id.json", {"id": "abc", "group": "the study"})
@@ -52,30 +52,30 @@ def logged(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_names_are_those_of_metrics_json(evaluation: Path) -> None:
+def test_scalars_are_those_of_metrics_json(evaluation: Path) -> None:
     metrics = read_json(evaluation / "metrics.json")
-    found = scalars(metrics)
+    values = scalars(metrics)
     for block in ("population", "null", "swapped", "symmetric", "corrected"):
         for figure in ("ppg", "prg", "aucg"):
             low, high = metrics[block][figure]["ci95"]
-            assert found[f"{block}/{figure}"] == metrics[block][figure]["value"]
-            assert (found[f"{block}/{figure}_low"], found[f"{block}/{figure}_high"]) == (low, high)
-            assert found[f"{block}/{figure}_std"] == metrics[block][figure]["std"]
-            assert found[f"by_k/1/{block}/{figure}"] == metrics["by_k"]["1"][block][figure]["value"]
+            assert values[f"{block}/{figure}"] == metrics[block][figure]["value"]
+            assert (values[f"{block}/{figure}_low"], values[f"{block}/{figure}_high"]) == (low, high)
+            assert values[f"{block}/{figure}_std"] == metrics[block][figure]["std"]
+            assert values[f"by_k/1/{block}/{figure}"] == metrics["by_k"]["1"][block][figure]["value"]
     for row in metrics["sample"]["distance"]:
-        assert found[f"sample/distance/top_{row['top']}/recall_gap"] == row["recall_gap"]
-    assert found["planted/20/prg"] == metrics["planted"]["levels"][1]["prg"]["value"]
-    assert found["utility/target/zeroshot_top1"] == pytest.approx(0.43)
-    assert "utility/target/linear_probe" not in found  # not measured: no name
-    assert found["exposure/target_mean"] == 2
-    assert found["counts/records"] == metrics["counts"]["records"]
-    assert found["found"] == float(metrics["found"]["found"])
+        assert values[f"sample/distance/top_{row['top']}/recall_gap"] == row["recall_gap"]
+    assert values["planted/20/prg"] == metrics["planted"]["levels"][1]["prg"]["value"]
+    assert values["utility/target/zeroshot_top1"] == pytest.approx(0.43)
+    assert "utility/target/linear_probe" not in values  # not measured
+    assert values["exposure/target_mean"] == 2
+    assert values["counts/records"] == metrics["counts"]["records"]
+    assert values["found"] == float(metrics["found"]["found"])
     alone = scalars(metrics | {"symmetric": None, "found": {"found": None}})
     assert not [name for name in alone if name == "found" or name.startswith("symmetric")]
 
 
 def test_wandb_run_of_an_evaluation(logged: Path) -> None:
-    (run,) = runs(logged)  # the second call logged nothing anew
+    (run,) = runs(logged)  # the second call logged nothing
     assert run.ended
     assert run.run.job_type == "evaluation"
     assert run.run.run_group == "the study"
@@ -88,7 +88,7 @@ def test_wandb_run_of_an_evaluation(logged: Path) -> None:
     assert {name: row[name] for name in expected} == pytest.approx(expected)
 
 
-def test_wandb_holds_the_figures(logged: Path) -> None:
+def test_wandb_has_the_figures(logged: Path) -> None:
     (run,) = runs(logged)
     for name in ("gaps", "recall", "sample"):
         (image,) = run.values(f"figures/{name}")
@@ -117,14 +117,14 @@ def test_wandb_table_of_the_most_memorized(logged: Path, plain: Path) -> None:
             assert row[name].startswith(b"\xff\xd8")
     strip = Image.open(io.BytesIO(rows[0]["target_finds"]))
     assert strip.width >= 5 * strip.height  # the five neighbors side by side
-    # What waits for the upload lies in the evaluation's own folder.
+    # Files that wait for the upload are in the evaluation's own folder.
     waiting = [path for files in run.artifacts.values() for path in files.values()]
     assert all(path.is_relative_to(logged.resolve()) for path in waiting)
 
 
-def test_redacted_table_holds_keys_and_numbers(plain: Path, tmp_path: Path) -> None:
+def test_the_redacted_table_has_keys_and_numbers_only(plain: Path, tmp_path: Path) -> None:
     pytest.importorskip("wandb")
-    out = copied(plain, tmp_path / "gap")
+    out = copy(plain, tmp_path / "gap")
     log_evaluation(LoggerSettings(Wandb()), out, redact=True)
     (run,) = runs(out)
     (row, *_) = run.table("memorized")
@@ -134,37 +134,37 @@ def test_redacted_table_holds_keys_and_numbers(plain: Path, tmp_path: Path) -> N
     assert HOSTILE[0].encode() not in written
 
 
-def test_redacting_afterwards_removes_what_was_logged_before(
+def test_redacting_later_deletes_the_unredacted_runs(
     plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("wandb")
-    out = copied(plain, tmp_path / "gap")
-    log_evaluation(LoggerSettings(Wandb()), out, redact=False, drawn=tmp_path)
+    out = copy(plain, tmp_path / "gap")
+    log_evaluation(LoggerSettings(Wandb()), out, redact=False, figures=tmp_path)
     assert "caption" in runs(out)[0].table("memorized")[0]
     for _ in range(2):
-        log_evaluation(LoggerSettings(Wandb()), out, redact=True, drawn=tmp_path)
+        log_evaluation(LoggerSettings(Wandb()), out, redact=True, figures=tmp_path)
         (run,) = runs(out)
         assert "caption" not in run.table("memorized")[0]
-    assert caplog.text.count("if it was uploaded, delete it there too") == 1
+    assert caplog.text.count("if it was uploaded, delete it online too") == 1
     written = b"".join(path.read_bytes() for path in (out / "wandb").rglob("*") if path.is_file())
     assert b"in image 7" not in written
 
 
-def test_an_evaluation_that_changed_is_logged_again_under_its_id(plain: Path, tmp_path: Path) -> None:
+def test_a_changed_evaluation_is_logged_again_under_its_id(plain: Path, tmp_path: Path) -> None:
     pytest.importorskip("wandb")
-    out = copied(plain, tmp_path / "gap")
+    out = copy(plain, tmp_path / "gap")
     for change in (0.0, 0.25):
         metrics = read_json(out / "metrics.json")
         metrics["symmetric"]["ppg"]["value"] += change
         write_json(out / "metrics.json", metrics)
-        log_evaluation(LoggerSettings(Wandb(group="mine")), out, redact=True, drawn=tmp_path)
+        log_evaluation(LoggerSettings(Wandb(group="mine")), out, redact=True, figures=tmp_path)
     first, second = runs(out)
     assert first.run.run_id == second.run.run_id
     assert second.values("symmetric/ppg")[0] == pytest.approx(first.values("symmetric/ppg")[0] + 0.25)
 
 
 def test_tensorboard_of_an_evaluation(logged: Path) -> None:
-    events = tensors(logged / "tensorboard")
+    events = read_events(logged / "tensorboard")
     expected = scalars(read_json(logged / "metrics.json"))
     assert set(events.Tags()["scalars"]) == set(expected)
     for name in ("symmetric/ppg", "symmetric/ppg_low", "null/aucg", "utility/target/zeroshot_top1"):
@@ -174,60 +174,60 @@ def test_tensorboard_of_an_evaluation(logged: Path) -> None:
     assert image.encoded_image_string.startswith(b"\x89PNG")
 
 
-def test_the_table_of_numbers_is_always_written(plain: Path, tmp_path: Path) -> None:
-    out = copied(plain, tmp_path / "gap")
+def test_scalars_csv_is_always_written(plain: Path, tmp_path: Path) -> None:
+    out = copy(plain, tmp_path / "gap")
     log_evaluation(LoggerSettings(), out, redact=False)
     with open(out / "scalars.csv", newline="") as file:
-        found = {row["name"]: float(row["value"]) for row in csv.DictReader(file)}
-    assert found == pytest.approx(scalars(read_json(out / "metrics.json")))
+        values = {row["name"]: float(row["value"]) for row in csv.DictReader(file)}
+    assert values == pytest.approx(scalars(read_json(out / "metrics.json")))
     assert not (out / "wandb").exists()
     assert not (out / "tensorboard").exists()
 
 
 def test_study_rows_have_equal_columns_and_typed_knobs(study: Path) -> None:
-    found = read_json(study / "study.json")
-    rows = settings_rows(found)
-    assert len(rows) == len(found["settings"])
+    contents = read_json(study / "study.json")
+    rows = settings_rows(contents)
+    assert len(rows) == len(contents["settings"])
     assert len({tuple(row) for row in rows}) == 1
-    for row, given in zip(rows, found["settings"], strict=True):
-        assert row["mitigation.text_mask"] == float(given["overrides"][0].partition("=")[2])
-        assert row["symmetric/ppg"] == given["symmetric"]["ppg"]["value"]
-        assert row["utility/target/zeroshot_top1"] == given["utility"]["target"]["zeroshot_top1"]
-        assert row["recommended"] == (given["name"] == found["recommended"])
-    mixed = json.loads(json.dumps(found))
+    for row, setting in zip(rows, contents["settings"], strict=True):
+        assert row["mitigation.text_mask"] == float(setting["overrides"][0].partition("=")[2])
+        assert row["symmetric/ppg"] == setting["symmetric"]["ppg"]["value"]
+        assert row["utility/target/zeroshot_top1"] == setting["utility"]["target"]["zeroshot_top1"]
+        assert row["recommended"] == (setting["name"] == contents["recommended"])
+    mixed = json.loads(json.dumps(contents))
     mixed["settings"][0]["overrides"] = ["recipe=small", "a=null", "b=1"]
     mixed["settings"][1]["overrides"] = ["recipe=3", "a=2"]
     first, second, *_ = settings_rows(mixed)
-    assert (first["recipe"], second["recipe"]) == ("small", "3.0")  # one type a column
+    assert (first["recipe"], second["recipe"]) == ("small", "3.0")  # one type per column
     assert (first["a"], second["a"]) == (None, 2.0)
     assert (first["b"], second["b"]) == (1.0, None)
 
 
 def test_study_on_both_dashboards(small_study: Path, tmp_path: Path) -> None:
     pytest.importorskip("wandb")
-    out = copied(small_study, tmp_path / "study")
+    out = copy(small_study, tmp_path / "study")
     log_study(LoggerSettings(Wandb(), True), out, redact=True)
-    found = read_json(out / "study.json")
-    (whole,) = runs(out / "wandb")
-    assert whole.run.job_type == "study"
-    assert whole.run.run_group == "study"
-    rows = whole.table("settings")
+    contents = read_json(out / "study.json")
+    (study_run,) = runs(out / "wandb")
+    assert study_run.run.job_type == "study"
+    assert study_run.run.run_group == "study"
+    rows = study_run.table("settings")
     assert [row["setting"] for row in rows] == ["none", "mask"]
     assert [row["symmetric/ppg"] for row in rows] == [
-        pytest.approx(r["symmetric"]["ppg"]["value"]) for r in found["settings"]
+        pytest.approx(r["symmetric"]["ppg"]["value"]) for r in contents["settings"]
     ]
     assert [row["mitigation.text_mask"] for row in rows] == pytest.approx([0.1, 1.0])
-    assert whole.summary["recommended"] == found["recommended"]
-    assert whole.values("figures/frontier")
+    assert study_run.summary["recommended"] == contents["recommended"]
+    assert study_run.values("figures/frontier")
     each = runs(out / "evaluations")
     assert [run.run.job_type for run in each] == ["evaluation"] * 2
     assert {run.run.run_group for run in each} == {"study"}
-    assert {tuple(run.run.tags) for run in each} == {tuple(r["overrides"]) for r in found["settings"]}
-    for run, row in zip(each, sorted(found["settings"], key=lambda r: r["metrics"]), strict=True):
+    assert {tuple(run.run.tags) for run in each} == {tuple(r["overrides"]) for r in contents["settings"]}
+    for run, row in zip(each, sorted(contents["settings"], key=lambda r: r["metrics"]), strict=True):
         (waiting, *_) = [path for files in run.artifacts.values() for path in files.values()]
         assert waiting.is_relative_to((out / row["metrics"]).parent.resolve())
-    # TensorBoard's own view of settings: one sub-run each, with its knobs and numbers.
+    # TensorBoard's own view of settings: one sub-run per setting, with its knobs and numbers.
     for label, row in (("none-n60-s0", rows[0]), ("mask-n60-s0", rows[1])):
-        (event,) = tensors(out / "tensorboard" / label).Scalars("symmetric/ppg")
+        (event,) = read_events(out / "tensorboard" / label).Scalars("symmetric/ppg")
         assert event.value == pytest.approx(row["symmetric/ppg"], rel=1e-5)
-    assert tensors(out / "tensorboard").Images("figures/frontier")
+    assert read_events(out / "tensorboard").Images("figures/frontier")

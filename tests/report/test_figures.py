@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.text import Text
 
 from dejavu_lit.report.evaluation import gaps_over_epochs
-from dejavu_lit.report.figures import DARK, Plot, apart, errors, save, style
+from dejavu_lit.report.figures import DARK, Plot, error_arms, save, spaced_ticks, style
 from dejavu_lit.report.plots import evaluation_plots
 from dejavu_lit.report.study_plots import study_plots
 from dejavu_lit.training.loggers import CsvLog
@@ -33,40 +33,40 @@ def plots(metrics: dict[str, Any]) -> dict[str, Plot]:
 
 
 @pytest.fixture(scope="module")
-def found(study: Path) -> dict[str, Any]:
+def contents(study: Path) -> dict[str, Any]:
     return dict(read_json(study / "study.json"))
 
 
 @pytest.fixture(scope="module")
-def of_study(found: dict[str, Any]) -> dict[str, Plot]:
-    return {plot.name: plot for plot in study_plots(found)}
+def study_figures(contents: dict[str, Any]) -> dict[str, Plot]:
+    return {plot.name: plot for plot in study_plots(contents)}
 
 
 def bars(axis: Axes) -> list[tuple[list[float], list[float], list[list[float]]]]:
-    """What the error bars of an axis draw: (x, y, [low, high] ends along the axis of the bar)."""
-    made = []
+    """The error bars of an axis: (x, y, [low, high] ends along the direction of the bar)."""
+    drawn = []
     for container in axis.containers:
         line, _, arms = container.lines
         ends = [np.asarray(segment) for arm in arms for segment in arm.get_segments()]
         along = 0 if any(s[0, 0] != s[-1, 0] for s in ends) else 1
-        made.append((list(line.get_xdata()), list(line.get_ydata()), [[s[0, along], s[-1, along]] for s in ends]))
-    return made
+        drawn.append((list(line.get_xdata()), list(line.get_ydata()), [[s[0, along], s[-1, along]] for s in ends]))
+    return drawn
 
 
 def lines(axis: Axes) -> dict[str, tuple[list[float], list[float]]]:
-    """{label: (x, y)} of the lines that a legend would name."""
+    """{label: (x, y)} of the lines that a legend shows."""
     named = [line for line in axis.lines if not str(line.get_label()).startswith("_")]
     return {str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata())) for line in named}
 
 
-def test_arms_of_an_interval_are_never_below_0() -> None:
-    assert errors([{"value": 0.5, "low": 0.51, "high": 0.7}, {"value": 1.0, "low": 0.4, "high": 0.9}]) == [
+def test_arms_of_an_interval_are_never_negative() -> None:
+    assert error_arms([{"value": 0.5, "low": 0.51, "high": 0.7}, {"value": 1.0, "low": 0.4, "high": 0.9}]) == [
         [0.0, 0.6],
         [pytest.approx(0.2), 0.0],
     ]
 
 
-def test_all_figures_are_there(plots: dict[str, Plot]) -> None:
+def test_every_figure_is_drawn(plots: dict[str, Plot]) -> None:
     columns = {"subgroups-object", "subgroups-caption-words", "subgroups-object-count"}
     assert set(plots) >= {"gaps", "recall", "sample", "by-k", "by-threshold", "by-top-m", "planted"}
     assert columns & set(plots)
@@ -142,36 +142,36 @@ def test_epochs(metrics: dict[str, Any], tmp_path: Path) -> None:
     log = CsvLog(run / "metrics.csv")
     run.mkdir(parents=True)
     for number, row in enumerate(rows):
-        epoch = 5 * (number + 1) - 1  # counted from 0 there
+        epoch = 5 * (number + 1) - 1  # counted from 0 in metrics.csv
         log.append(10 * epoch, epoch, {"loss": 2.0, "val_loss": 1.0, "val_accuracy": 0.5 + 0.1 * number})
         log.append(10 * epoch, epoch, {f"gap/{name}": value for name, value in row.items()})
         log.append(10 * epoch + 5, epoch + 1, {"loss": 2.0, "val_accuracy": 0.9})  # an epoch that was not measured
-    elsewhere = tmp_path / "study" / "evaluations" / "none-s0"
-    assert gaps_over_epochs(elsewhere, {"target": "moved/none-s0-target"}) == []  # beside it, but no study
+    evaluation = tmp_path / "study" / "evaluations" / "none-s0"
+    assert gaps_over_epochs(evaluation, {"target": "moved/none-s0-target"}) == []  # beside the runs, but not in a study
     write_json(tmp_path / "study" / "study.json", {})
-    found = gaps_over_epochs(elsewhere, {"target": "moved/none-s0-target"})  # a study that was moved
-    assert found == gaps_over_epochs(Path("x"), {"target": str(run)})
-    assert [r["epoch"] for r in found] == [5, 10, 15]
-    assert [{name: r[name] for name in names} for r in found] == rows
-    assert [r["epoch"] for r in gaps_over_epochs(elsewhere, {"target": f"{run}@10"})] == [5, 10]
-    assert gaps_over_epochs(elsewhere, {"target": "ViT-B-32@openai"}) == []
+    measured = gaps_over_epochs(evaluation, {"target": "moved/none-s0-target"})  # a study that was moved
+    assert measured == gaps_over_epochs(Path("x"), {"target": str(run)})
+    assert [r["epoch"] for r in measured] == [5, 10, 15]
+    assert [{name: r[name] for name in names} for r in measured] == rows
+    assert [r["epoch"] for r in gaps_over_epochs(evaluation, {"target": f"{run}@10"})] == [5, 10]
+    assert gaps_over_epochs(evaluation, {"target": "ViT-B-32@openai"}) == []
     (tmp_path / "me@host").mkdir()
-    odd = run.rename(tmp_path / "me@host" / "x@5")  # an @ in the folders' own names
-    (odd / "config.yaml").touch()
-    assert gaps_over_epochs(Path("x"), {"target": str(odd)}) == found
-    assert [r["epoch"] for r in gaps_over_epochs(Path("x"), {"target": f"{odd}@10"})] == [5, 10]
+    renamed = run.rename(tmp_path / "me@host" / "x@5")  # folder names that contain an @
+    (renamed / "config.yaml").touch()
+    assert gaps_over_epochs(Path("x"), {"target": str(renamed)}) == measured
+    assert [r["epoch"] for r in gaps_over_epochs(Path("x"), {"target": f"{renamed}@10"})] == [5, 10]
 
-    plot = next(p for p in evaluation_plots(metrics | {"epochs": found}) if p.name == "epochs")
+    plot = next(p for p in evaluation_plots(metrics | {"epochs": measured}) if p.name == "epochs")
     for axis, name in zip(plot.figure.axes, (*FIGURES, "val_accuracy"), strict=True):
         drawn = next(iter(lines(axis).values()))
-        assert drawn == ([5, 10, 15], [r[name] for r in found])
+        assert drawn == ([5, 10, 15], [r[name] for r in measured])
     first = plot.figure.axes[0]
-    assert lines(first)["H: null control"] == ([5, 10, 15], [r["null_ppg"] for r in found])
+    assert lines(first)["H: null control"] == ([5, 10, 15], [r["null_ppg"] for r in measured])
     (band,) = first.collections
     corners = band.get_paths()[0].vertices
     assert {(5.0, rows[0]["ppg_low"]), (15.0, rows[2]["ppg_high"])} <= {(x, y) for x, y in corners.tolist()}
-    assert [dict(row) for row in plot.rows] == found
-    assert not [p for p in evaluation_plots(metrics | {"epochs": found[:1]}) if p.name == "epochs"]
+    assert [dict(row) for row in plot.rows] == measured
+    assert not [p for p in evaluation_plots(metrics | {"epochs": measured[:1]}) if p.name == "epochs"]
     no_label_is_cut_or_overlaps_another(plot)
 
 
@@ -185,18 +185,18 @@ def test_subgroups(plots: dict[str, Plot], metrics: dict[str, Any]) -> None:
     assert names == [f"{group['group']}  ({group['records']})" for group in groups]
 
 
-def test_ticks_leave_room_for_their_labels() -> None:
-    assert apart([22.4, 24, 24.8, 48, 90]) == [24.8, 48, 90]
-    assert apart([500, 1000, 2000]) == [500, 1000, 2000]
-    assert apart([]) == []
+def test_ticks_are_spaced_for_their_labels() -> None:
+    assert spaced_ticks([22.4, 24, 24.8, 48, 90]) == [24.8, 48, 90]
+    assert spaced_ticks([500, 1000, 2000]) == [500, 1000, 2000]
+    assert spaced_ticks([]) == []
 
 
-def test_nothing_to_draw_gives_no_figure(metrics: dict[str, Any], found: dict[str, Any]) -> None:
+def test_without_data_there_is_no_figure(metrics: dict[str, Any], contents: dict[str, Any]) -> None:
     empty = metrics | {"planted": None, "by_k": {"5": metrics["by_k"]["5"]}, "subgroups": {}}
     empty["sensitivity"] = {"threshold": [], "top_m": []}
     assert [plot.name for plot in evaluation_plots(empty)] == ["gaps", "recall", "sample"]
-    one = found | {"settings": found["settings"][:1], "pooled": found["pooled"][:1]}
-    assert study_plots(one) == []
+    single = contents | {"settings": contents["settings"][:1], "pooled": contents["pooled"][:1]}
+    assert study_plots(single) == []
 
 
 def test_one_direction_only(metrics: dict[str, Any]) -> None:
@@ -206,8 +206,8 @@ def test_one_direction_only(metrics: dict[str, Any]) -> None:
     assert "population gaps" in plot.text
 
 
-def test_files_of_every_plot(plots: dict[str, Plot], of_study: dict[str, Plot], tmp_path: Path) -> None:
-    for plot in (plots["gaps"], plots["subgroups-object"], of_study["frontier"]):
+def test_files_of_every_plot(plots: dict[str, Plot], study_figures: dict[str, Plot], tmp_path: Path) -> None:
+    for plot in (plots["gaps"], plots["subgroups-object"], study_figures["frontier"]):
         shown = save(plot, tmp_path)
         assert (tmp_path / f"{plot.name}.png").read_bytes().startswith(b"\x89PNG")
         assert (tmp_path / f"{plot.name}.pdf").read_bytes().startswith(b"%PDF")
@@ -218,9 +218,9 @@ def test_files_of_every_plot(plots: dict[str, Plot], of_study: dict[str, Plot], 
         with open(tmp_path / f"{plot.name}.csv", newline="") as file:
             table = list(csv.DictReader(file))
         assert len(table) == len(plot.rows)
-        for row, kept in zip(plot.rows, table, strict=True):
-            assert kept == {name: "" if v is None else str(v).removeprefix("'") for name, v in row.items()} or any(
-                text.startswith("'") for text in kept.values()
+        for row, line in zip(plot.rows, table, strict=True):
+            assert line == {name: "" if v is None else str(v).removeprefix("'") for name, v in row.items()} or any(
+                text.startswith("'") for text in line.values()
             )
         assert shown.width > 100
 
@@ -233,8 +233,8 @@ def test_same_numbers_same_bytes(metrics: dict[str, Any], tmp_path: Path) -> Non
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
 
 
-def test_names_of_points_cover_nothing(of_study: dict[str, Plot]) -> None:
-    figure = of_study["frontier"].figure
+def test_names_of_points_do_not_overlap(study_figures: dict[str, Plot]) -> None:
+    figure = study_figures["frontier"].figure
     with style():
         figure.draw_without_rendering()
         names = [Text.get_window_extent(text) for text in figure.axes[0].texts]
@@ -256,13 +256,13 @@ def no_label_is_cut_or_overlaps_another(plot: Plot) -> None:
                 ticks = [t for t in side.get_major_ticks() if low <= t.get_loc() <= high]
                 labels = [t.label1 for t in ticks if t.label1.get_visible() and t.label1.get_text()]
                 boxes = [label.get_window_extent() for label in labels]
-                for one, other in pairwise(boxes):
-                    assert not one.padded(-1).overlaps(other.padded(-1)), f"{plot.name} has overlapping ticks"
+                for a, b in pairwise(boxes):
+                    assert not a.padded(-1).overlaps(b.padded(-1)), f"{plot.name} has overlapping ticks"
                 for box in boxes:
                     assert frame.x0 - 1 <= box.x0, f"{plot.name} is cut at the left"
                     assert box.x1 <= frame.x1 + 1, f"{plot.name} is cut at the right"
 
 
-def test_no_label_is_cut_or_overlaps_another(plots: dict[str, Plot], of_study: dict[str, Plot]) -> None:
-    for plot in [*plots.values(), *of_study.values()]:
+def test_no_label_is_cut_or_overlaps_another(plots: dict[str, Plot], study_figures: dict[str, Plot]) -> None:
+    for plot in [*plots.values(), *study_figures.values()]:
         no_label_is_cut_or_overlaps_another(plot)

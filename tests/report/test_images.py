@@ -1,4 +1,4 @@
-"""Boxes: the artifact's, above the threshold, and only where the image's pixels are the artifact's."""
+"""Boxes: those of the artifact above the threshold, only for images whose orientation is unambiguous."""
 
 import io
 from pathlib import Path
@@ -8,7 +8,7 @@ from PIL import Image
 
 from dejavu_lit.data.objects import Annotation, Annotator, Failed, write_objects
 from dejavu_lit.data.shards import Pair, write_shards
-from dejavu_lit.report.images import MOST, Boxes, boxes
+from dejavu_lit.report.images import MAX_BOXES, Boxes, read_boxes
 
 
 def sample_image(kind: str = "PNG", **options: object) -> bytes:
@@ -19,26 +19,26 @@ def sample_image(kind: str = "PNG", **options: object) -> bytes:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    turned = Image.Exif()
-    turned[274] = 6
+    rotated = Image.Exif()
+    rotated[274] = 6
     images = {
         "a": sample_image(),
         "b": b"broken",
-        "c": sample_image("JPEG", exif=turned),
+        "c": sample_image("JPEG", exif=rotated),
         "d": sample_image(),
         "e": sample_image(),
     }
     images["f"] = sample_image()
     pairs = [Pair(key, data, "jpg" if key == "c" else "png", "text") for key, data in images.items()]
     write_shards(tmp_path / "A", pairs, pairs_per_shard=2)
-    one = [[1.0, 2.0, 3.0, 4.0]]
+    box = [[1.0, 2.0, 3.0, 4.0]]
     rows = [
         Annotation("a", ["dog", "cat", "fox"], [0.5, 0.49, 0.9], [[1, 2, 3, 4], [0, 0, 9, 9], [5, 5, 10.5, 10]]),
-        Annotation("b", ["dog"], [0.9], one),
-        Annotation("c", ["dog"], [0.9], one),
-        Annotation("d", ["dog"] * 60, [i / 60 for i in range(60)], one * 60),
+        Annotation("b", ["dog"], [0.9], box),
+        Annotation("c", ["dog"], [0.9], box),
+        Annotation("d", ["dog"] * 60, [i / 60 for i in range(60)], box * 60),
         Failed("e", "the annotator ran out of memory"),
-        Annotation("f", ["dog", "cat"], [0.9, 0.9], [[], [0, 0, 0, 5]]),  # objects without a place
+        Annotation("f", ["dog", "cat"], [0.9, 0.9], [[], [0, 0, 0, 5]]),  # objects without a valid box
     ]
     for number, start in enumerate((0, 2, 4)):
         write_objects(tmp_path / "objects" / f"{number:05d}.parquet", rows[start : start + 2], Annotator("made"))
@@ -49,9 +49,9 @@ def test_boxes(folder: Path) -> None:
     from dejavu_lit.data.shards import ShardSet
 
     shards = ShardSet.open(folder / "A")
-    found = boxes(shards, folder / "objects", "abcdef", 0.5)
-    assert found["a"] == Boxes(40, 30, [("fox", 5.0, 5.0, 10.5, 10.0), ("dog", 1.0, 2.0, 3.0, 4.0)])
-    assert set(found) == {"a", "d"}  # not the broken, the turned, the failed, and those without a place
-    assert len(found["d"].found) == 30 < MOST
-    assert len(boxes(shards, folder / "objects", "d", 0.0)["d"].found) == MOST
-    assert boxes(shards, folder / "objects", ["z"], 0.0) == {}
+    boxes = read_boxes(shards, folder / "objects", "abcdef", 0.5)
+    assert boxes["a"] == Boxes(40, 30, [("fox", 5.0, 5.0, 10.5, 10.0), ("dog", 1.0, 2.0, 3.0, 4.0)])
+    assert set(boxes) == {"a", "d"}  # not the broken, rotated, failed, or box-less images
+    assert len(boxes["d"].boxes) == 30 < MAX_BOXES
+    assert len(read_boxes(shards, folder / "objects", "d", 0.0)["d"].boxes) == MAX_BOXES
+    assert read_boxes(shards, folder / "objects", ["z"], 0.0) == {}

@@ -1,4 +1,4 @@
-"""Thumbnails: size, names that tell nothing, reuse, and images that cannot be had."""
+"""Thumbnails: size, names that do not reveal keys, reuse, and unreadable images."""
 
 import io
 from pathlib import Path
@@ -8,7 +8,7 @@ from PIL import Image
 
 from dejavu_lit.data import decode as images
 from dejavu_lit.data.shards import BadPair, Pair, write_shards
-from dejavu_lit.report.images import shrink, thumbnails
+from dejavu_lit.report.images import shrink, write_thumbnails
 
 
 def sample_image(size: tuple[int, int], mode: str = "RGB", kind: str = "PNG", **options: object) -> bytes:
@@ -27,10 +27,10 @@ def test_every_kind_of_image_becomes_a_small_webp(mode: str, kind: str) -> None:
         assert small.size == (60, 20)
 
 
-def test_small_images_are_not_blown_up_and_large_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_images_are_not_enlarged_and_large_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with Image.open(io.BytesIO(shrink(sample_image((10, 20)), 60))) as small:
         assert small.size == (10, 20)
-    monkeypatch.setattr(images, "PIXEL_LIMIT", 1000)
+    monkeypatch.setattr(images, "MAX_PIXELS", 1000)
     with pytest.raises(BadPair, match="megapixels"):
         shrink(sample_image((100, 100)), 60)
 
@@ -43,29 +43,29 @@ def test_exif_orientation_is_applied_and_metadata_dropped() -> None:
         assert not small.getexif()
 
 
-def test_only_wanted_keys_are_made_once_and_bad_images_left_out(tmp_path: Path) -> None:
+def test_only_requested_keys_get_a_thumbnail_and_broken_images_are_skipped(tmp_path: Path) -> None:
     pairs = [Pair(f"secret{i}", sample_image((30, 30)) if i != 3 else b"broken", "png", "text") for i in range(6)]
     shards = write_shards(tmp_path / "A", pairs, pairs_per_shard=2)
-    names = thumbnails(shards, ["secret1", "secret3", "secret4"], 16, tmp_path / "thumbs")
+    names = write_thumbnails(shards, ["secret1", "secret3", "secret4"], 16, tmp_path / "thumbs")
     assert set(names) == {"secret1", "secret4"}
     made = {str(p.relative_to(tmp_path / "thumbs")) for p in (tmp_path / "thumbs").rglob("*.webp")}
     assert made == set(names.values())
     assert not any("secret" in name for name in made)
-    # An earlier report's are taken over byte by byte, without making them again.
+    # Thumbnails of an earlier report are copied byte by byte.
     (tmp_path / "thumbs" / names["secret1"]).write_bytes(b"earlier")
-    again = thumbnails(shards, ["secret1"], 16, tmp_path / "new", tmp_path / "thumbs")
+    again = write_thumbnails(shards, ["secret1"], 16, tmp_path / "new", tmp_path / "thumbs")
     assert again == {"secret1": names["secret1"]}
     assert (tmp_path / "new" / names["secret1"]).read_bytes() == b"earlier"
 
 
-def test_another_image_of_the_same_key_and_size_is_not_taken_for_the_earlier(tmp_path: Path) -> None:
+def test_another_image_with_the_same_key_and_size_does_not_reuse_the_thumbnail(tmp_path: Path) -> None:
     made = []
     for number, colour in enumerate(((255, 0, 0), (0, 0, 255))):
         out = io.BytesIO()
         Image.new("RGB", (30, 30), colour).save(out, "PNG")
         shards = write_shards(tmp_path / str(number) / "A", [Pair("one", out.getvalue(), "png", "text")])
         earlier = tmp_path / "0" / "thumbs" if number else None
-        names = thumbnails(shards, ["one"], 16, tmp_path / str(number) / "thumbs", earlier)
+        names = write_thumbnails(shards, ["one"], 16, tmp_path / str(number) / "thumbs", earlier)
         with Image.open(tmp_path / str(number) / "thumbs" / names["one"]) as small:
             assert small.convert("RGB").getpixel((8, 8))[2 * number] > 200
         made.append((names["one"], [path.stat().st_size for path in sorted(shards.folder.glob("*.tar"))]))

@@ -1,4 +1,4 @@
-"""The Markdown and LaTeX blocks: the numbers, and other people's characters kept from being markup."""
+"""The Markdown and LaTeX blocks: the numbers, and the escaping of special characters."""
 
 import re
 from pathlib import Path
@@ -24,13 +24,13 @@ def test_latex_is_balanced_and_escaped(evaluation: Path, study: Path) -> None:
     text = latex(metrics)
     assert r"100 \% of \#1 \& \$x\_2\$" in text
     assert r"\input" not in text
-    for made in (text, study_latex(read_json(study / "study.json"))):
-        assert made.count(r"\begin{") == made.count(r"\end{") == 2
-        bare = re.sub(r"\\[{}]", "", made)
+    for table in (text, study_latex(read_json(study / "study.json"))):
+        assert table.count(r"\begin{") == table.count(r"\end{") == 2
+        bare = re.sub(r"\\[{}]", "", table)
         assert bare.count("{") == bare.count("}")
-        rows = [line for line in made.splitlines() if line.endswith(r"\\")]
+        rows = [line for line in table.splitlines() if line.endswith(r"\\")]
         assert len({len(re.findall(r"(?<!\\)&", row)) for row in rows}) == 1
-        assert made.isascii() or "→" not in made
+        assert table.isascii() or "→" not in table
 
 
 def test_study_markdown(study: Path) -> None:

@@ -1,4 +1,4 @@
-"""The report's folder: whole or absent, self-contained, escaped, redacted; the command; images that are not at hand."""
+"""The report's folder: complete or absent, self-contained, escaped, redacted; the command; missing images."""
 
 import os
 import re
@@ -11,15 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from dejavu_lit.cli.report import run
-from dejavu_lit.data.exclude import read_keys
+from dejavu_lit.data.key_lists import read_keys
 from dejavu_lit.data.prepared import DataSpec
+from dejavu_lit.report.narrative import comparison_summary
 from dejavu_lit.report.report import write_report
 from dejavu_lit.report.scalars import scalars
 from dejavu_lit.report.study import comparison
-from dejavu_lit.report.words import in_words
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import read_json, write_json
-from tests.report.artifacts import FEW_FIGURES, HOSTILE, WORDS, make_evaluation
+from tests.report.artifacts import FEW_FIGURES, HOSTILE, LABELS, make_evaluation
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,7 +43,7 @@ def test_the_folder_is_self_contained(report: Path) -> None:
     assert not [path for path in report.parent.iterdir() if path.name.endswith((".part", ".old"))]
 
 
-def test_the_exported_keys_are_the_records_by_gap_and_data_exclude_reads_them(evaluation: Path, report: Path) -> None:
+def test_the_exported_keys_are_sorted_by_gap_and_readable_by_data_exclude(evaluation: Path, report: Path) -> None:
     table = pq.read_table(evaluation / "records.parquet").to_pylist()
     shown = [row for row in table if row["objects"]]
     ordered = sorted(shown, key=lambda row: row["reference_hits"] - row["target_hits"])  # stable: ties as in the table
@@ -52,7 +52,7 @@ def test_the_exported_keys_are_the_records_by_gap_and_data_exclude_reads_them(ev
     assert DataSpec("made", exclude=str(path)).excluded == {row["key"] for row in shown}
 
 
-def test_the_page_says_the_verdict_and_the_numbers(report: Path, evaluation: Path) -> None:
+def test_the_page_shows_the_verdict_and_the_numbers(report: Path, evaluation: Path) -> None:
     text = (report / "index.html").read_text()
     metrics = read_json(evaluation / "metrics.json")
     assert "Memorization was found" in text
@@ -66,31 +66,33 @@ def test_the_page_says_the_verdict_and_the_numbers(report: Path, evaluation: Pat
     assert not re.search(r"<script(?![^>]* src=)|\son\w+=|\sstyle=", text)  # nothing inline
 
 
-def test_no_caption_is_in_the_page_itself(report: Path) -> None:
+def test_the_page_itself_contains_no_caption(report: Path) -> None:
     text = (report / "index.html").read_text()
     assert not any(caption in text for caption in HOSTILE)
 
 
-@pytest.mark.parametrize(("found", "said"), [(False, "Memorization was not shown"), (None, "It cannot be said")])
-def test_the_verdict_is_that_of_the_rule(found: bool | None, said: str, plain: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("found", "verdict"), [(False, "Memorization was not shown"), (None, "No verdict is possible")]
+)
+def test_the_verdict_is_that_of_the_rule(found: bool | None, verdict: str, plain: Path, tmp_path: Path) -> None:
     shutil.copytree(plain, tmp_path / "e", ignore=shutil.ignore_patterns("data", "report"))
     metrics = read_json(tmp_path / "e" / "metrics.json")
-    metrics["found"] |= {"found": found, "words": f"{said}, because the interval does not stay above 0: 0.1."}
+    metrics["found"] |= {"found": found, "words": f"{verdict}, because the interval does not stay above 0: 0.1."}
     if found is None:
         metrics |= {"swapped": None, "symmetric": None, "reasons": {"symmetric": "the set B was not measured"}}
     write_json(tmp_path / "e" / "metrics.json", metrics)
     text = write_report(tmp_path / "e", limit=5).read_text()
-    assert said in text
+    assert verdict in text
     assert "Memorization was found" not in text
     if found is None:
         assert "the set B was not measured" in text
 
 
-def test_redacted_report_holds_no_caption_image_or_object(plain: Path, tmp_path: Path) -> None:
+def test_the_redacted_report_contains_no_caption_image_or_object(plain: Path, tmp_path: Path) -> None:
     out = tmp_path / "report"
     write_report(plain, out=out)
     assert list(out.rglob("*.webp"))
-    write_report(plain, redact=True, out=out)  # over the full one: nothing of it may stay
+    write_report(plain, redact=True, out=out)  # replaces the full report completely
     assert not list(out.rglob("*.webp"))
     assert not (out / "data" / "text.js").exists()
     everything = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
@@ -100,13 +102,13 @@ def test_redacted_report_holds_no_caption_image_or_object(plain: Path, tmp_path:
     assert "Redacted" in (out / "index.html").read_text()
 
 
-def test_redacted_report_names_no_object_and_no_value_of_the_json(evaluation: Path, tmp_path: Path) -> None:
+def test_the_redacted_report_names_no_object_and_no_value_of_the_json(evaluation: Path, tmp_path: Path) -> None:
     out = write_report(evaluation, out=tmp_path / "full").parent
     assert (out / "figures" / "subgroups-object.csv").is_file()
     assert "soccer ball" in (out / "figures" / "subgroups-object.csv").read_text()
     folder = shutil.copytree(evaluation, tmp_path / "e", ignore=shutil.ignore_patterns("data", "report"))
     metrics = read_json(folder / "metrics.json")
-    metrics["subgroups"]["city"] = metrics["subgroups"]["object"]  # as of a column of the pairs' JSON
+    metrics["subgroups"]["city"] = metrics["subgroups"]["object"]  # as if grouped by a column of the pairs' JSON
     write_json(folder / "metrics.json", metrics)
     out = write_report(folder, redact=True, out=tmp_path / "redacted").parent
     assert (out / "figures" / "subgroups-object-count.csv").is_file()
@@ -115,10 +117,10 @@ def test_redacted_report_names_no_object_and_no_value_of_the_json(evaluation: Pa
     for path in texts:
         if path.parent.name != "static":
             found = path.read_text()
-            assert not [word for word in WORDS if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", found)], path
+            assert not [label for label in LABELS if re.search(rf"(?<!\w){re.escape(label)}(?!\w)", found)], path
 
 
-def test_further_annotators_have_a_table_on_the_page(plain: Path, tmp_path: Path) -> None:
+def test_additional_annotators_have_a_table_on_the_page(plain: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(plain, tmp_path / "e", ignore=shutil.ignore_patterns("report"))
     metrics = read_json(folder / "metrics.json")
     blocks = {name: metrics[name] for name in ("counts", "population", "null", "swapped", "symmetric", "corrected")}
@@ -157,7 +159,7 @@ def test_without_images_or_objects_there_is_still_a_page(tmp_path: Path) -> None
     assert not list(page.parent.rglob("*.webp"))
 
 
-def test_data_that_were_moved_are_found_by_data(tmp_path: Path) -> None:
+def test_data_names_the_folder_of_moved_data(tmp_path: Path) -> None:
     folder = make_evaluation(tmp_path / "e", n=12, m=12, settings=FEW_FIGURES)
     os.rename(folder / "data", tmp_path / "moved")
     page = write_report(folder, data=tmp_path / "moved")
@@ -169,12 +171,12 @@ def test_data_that_were_moved_are_found_by_data(tmp_path: Path) -> None:
 def test_other_folders_are_never_replaced(plain: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
-    with pytest.raises(UserError, match="no report"):
+    with pytest.raises(UserError, match="is not a report"):
         write_report(plain, out=tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.tex").exists()
 
 
-def test_places_that_cannot_be_a_report_are_refused(
+def test_an_out_that_cannot_be_a_report_is_refused(
     plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -187,17 +189,17 @@ def test_places_that_cannot_be_a_report_are_refused(
     assert not list((tmp_path / "empty").iterdir())
 
 
-def test_an_earlier_report_that_stays_is_said(
+def test_an_earlier_report_that_cannot_be_removed_is_reported(
     plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_report(plain, out=tmp_path / "report", limit=3)
-    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # as where others own the files
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)  # as if another user owned the files
     write_report(plain, redact=True, out=tmp_path / "report", limit=3)
     assert f"{tmp_path / '.report.old'}, the earlier report" in caplog.text
 
 
-def test_mistakes_are_sentences(plain: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds neither"):
+def test_mistakes_are_reported_in_a_sentence(plain: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="contains neither"):
         write_report(tmp_path)
     with pytest.raises(UserError, match="did you mean 'path'"):
         run(["pat=x"])
@@ -213,7 +215,7 @@ def test_mistakes_are_sentences(plain: Path, tmp_path: Path) -> None:
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".report") and p.is_dir()]
 
 
-def test_a_broken_call_leaves_the_earlier_report(plain: Path, tmp_path: Path) -> None:
+def test_a_failed_call_leaves_the_earlier_report(plain: Path, tmp_path: Path) -> None:
     shutil.copytree(plain, tmp_path / "e", ignore=shutil.ignore_patterns("report"))
     page = write_report(tmp_path / "e", limit=3)
     before = page.read_bytes()
@@ -236,7 +238,7 @@ def test_the_command_needs_no_torch(plain: Path, tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1].startswith("error: path is missing")
 
 
-def test_without_matplotlib_the_page_says_what_is_missing(
+def test_without_matplotlib_the_page_names_the_missing_package(
     plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "dejavu_lit.report.figures", None)
@@ -245,12 +247,12 @@ def test_without_matplotlib_the_page_says_what_is_missing(
     assert "figures/" not in text
 
 
-def test_study_has_a_page_for_every_setting(small_study: Path, tmp_path: Path) -> None:
+def test_the_study_has_a_page_for_every_setting(small_study: Path, tmp_path: Path) -> None:
     out = write_report(small_study, out=tmp_path / "report").parent
     text = (out / "index.html").read_text()
     found = read_json(small_study / "study.json")
     assert f"Recommended: {found['recommended']}" in text
-    assert found["pooled"][1]["difference"]["words"][1:] in text  # how much less, or not distinguishable
+    assert found["pooled"][1]["difference"]["words"][1:] in text  # the difference, or "not distinguishable"
     assert len(list((out / "settings").iterdir())) == len(found["settings"]) == 2
     for page in out.rglob("*.html"):
         for link in links(page):
@@ -265,14 +267,14 @@ def test_study_has_a_page_for_every_setting(small_study: Path, tmp_path: Path) -
     assert keys[0] == keys[1]
 
 
-def test_study_redacted(small_study: Path, tmp_path: Path) -> None:
+def test_the_redacted_study_contains_no_caption_or_image(small_study: Path, tmp_path: Path) -> None:
     out = write_report(small_study, redact=True, out=tmp_path / "report").parent
     everything = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
-    assert b"in image" not in everything.replace(b"in image, missed", b"")
+    assert b"in image" not in everything
     assert not list(out.rglob("*.webp"))
 
 
-def test_the_comparison_begins_with_two_settings_that_are_alike() -> None:
+def test_the_comparison_starts_with_two_similar_settings() -> None:
     def chosen(*found: tuple[str, int, int]) -> list[str]:
         rows = {f"{n}-{size}-{seed}": {"name": n, "train_size": size, "seed": seed} for n, size, seed in found}
         return re.findall(r'<option value="([^"]*)" selected>', str(comparison(rows)))
@@ -283,13 +285,11 @@ def test_the_comparison_begins_with_two_settings_that_are_alike() -> None:
     assert comparison({"one": {}}) is None
 
 
-def test_the_page_says_what_was_compared(plain: Path) -> None:
+def test_the_page_states_what_was_compared(plain: Path) -> None:
     metrics = read_json(plain / "metrics.json")
-    assert "public images, once with the target model, which was trained on these pairs" in in_words(metrics)
+    assert "public images, once with the target model, which was trained on these pairs" in comparison_summary(metrics)
     metrics["settings"] |= {"reference": "text:mini"}
-    words = in_words(metrics)
-    assert (
-        "public images, once with the target model, and once, among their captions, with the text model mini" in words
-    )
+    summary = comparison_summary(metrics)
+    assert "these pairs, and once with the text model mini, which searched the public captions" in summary
     metrics["settings"] |= {"public_modality": "text"}
-    assert "public captions, once with the target model" in in_words(metrics)
+    assert "public captions, once with the target model" in comparison_summary(metrics)

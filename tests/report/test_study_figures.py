@@ -1,4 +1,4 @@
-"""The figures of studies against their tables: one of real records, and made-up ones with many knobs, public sets and series."""
+"""The figures of studies against their tables: a study of real records, and invented ones with many knobs and series."""
 
 from itertools import pairwise
 from typing import Any
@@ -9,19 +9,19 @@ import pytest
 pytest.importorskip("matplotlib")
 from matplotlib.axes import Axes
 
-from dejavu_lit.measure.controls import BLOCKS
+from dejavu_lit.measure.figures import BLOCKS
 from dejavu_lit.report.figures import Plot, style
 from dejavu_lit.report.study_plots import study_plots
-from dejavu_lit.report.study_points import knobs, points, shown
+from dejavu_lit.report.study_points import knob_label, knobs, points
 from dejavu_lit.study.ranking import rank
 
-from .test_figures import FIGURES, bars, found, lines, of_study  # noqa: F401
+from .test_figures import FIGURES, bars, contents, lines, study_figures  # noqa: F401
 
 KNOBS = {"text_mask": 0, "logit_scale_fixed": None, "weight_decay": 0.2, "stop_epoch": 25}
 
 
 def row(name: str, ppg: float, accuracy: float | None, size: int = 2000, seed: int = 0, **more: Any) -> dict[str, Any]:
-    """A row of study.json whose every block has the figures ppg, ppg + 0.02 and ppg / 3."""
+    """A row of study.json in which every block has the figures ppg, ppg + 0.02 and ppg / 3."""
     values = zip(FIGURES, (ppg, ppg + 0.02, ppg / 3), strict=True)
     block = {f: {"value": v, "mean": v, "std": 0.04, "ci95": [v - 0.02, v + 0.03], "se": 0.01} for f, v in values}
     given = {"overrides": [], "series": None, "public": "scenes", "knobs": KNOBS, "exposure": 25.0} | more
@@ -91,14 +91,14 @@ def test_each_knob_has_a_column_of_its_values_with_the_default_starred() -> None
     stars = [[c.lines[0].get_marker() for c in axis.containers].index("*") for axis in axes[0]]
     assert stars == [0, 2, 0, 1, 0]
     values = {"utility": [0.2, 0.3, 0.4], "ppg": [0.5, 0.4, 0.1], "prg": [0.52, 0.42, 0.12]}
-    for axis, wanted in zip(axes[:, 0], values.values(), strict=False):
-        assert [y for _, ys, _ in bars(axis) for y in ys] == pytest.approx(wanted)
+    for axis, expected in zip(axes[:, 0], values.values(), strict=False):
+        assert [y for _, ys, _ in bars(axis) for y in ys] == pytest.approx(expected)
     ends = [e for _, _, arms in bars(axes[1, 0]) for e in arms]
     np.testing.assert_allclose(ends, [[0.48, 0.53], [0.38, 0.43], [0.08, 0.13]])
     assert [axis.get_ylabel() for axis in axes[:, 0]] == ["zero-shot top-1", "PPG", "PRG", "AUCG"]
 
 
-def test_the_csv_of_the_mitigations_holds_what_is_drawn() -> None:
+def test_the_csv_of_the_mitigations_contains_what_is_drawn() -> None:
     rows = drawn(MITIGATIONS)["mitigations"].rows
     mask = [r for r in rows if r["knob"] == "text_mask"]
     assert [(r["value"], r["default"], r["ppg_value"]) for r in mask] == [
@@ -109,9 +109,9 @@ def test_the_csv_of_the_mitigations_holds_what_is_drawn() -> None:
     assert len(rows) == 8 + 5  # every setting once, and the default in each column
 
 
-def test_seeds_are_averaged_in_the_mitigation_figure(of_study: dict[str, Plot], found: dict[str, Any]) -> None:  # noqa: F811
-    rows = [r for r in found["settings"] if r["train_size"] == 90]
-    axes = of_study["mitigations"].figure.axes
+def test_seeds_are_averaged_in_the_mitigation_figure(study_figures: dict[str, Plot], contents: dict[str, Any]) -> None:  # noqa: F811
+    rows = [r for r in contents["settings"] if r["train_size"] == 90]
+    axes = study_figures["mitigations"].figure.axes
     assert len(axes) == 4  # the settings of this study differ in one knob
     names = ["none", "mask", "mask more"]  # text_mask 0.1, 0.7, 1
     for axis, figure in zip(axes[1:], FIGURES, strict=True):
@@ -121,14 +121,14 @@ def test_seeds_are_averaged_in_the_mitigation_figure(of_study: dict[str, Plot], 
     assert ticks(axes[3]) == ["0.1", "0.7", "1"]
 
 
-def test_frontier_and_recommendation(of_study: dict[str, Plot], found: dict[str, Any]) -> None:  # noqa: F811
-    axis = of_study["frontier"].figure.axes[0]
-    rows = {r["setting"]: r for r in of_study["frontier"].rows}
+def test_frontier_and_recommendation(study_figures: dict[str, Plot], contents: dict[str, Any]) -> None:  # noqa: F811
+    axis = study_figures["frontier"].figure.axes[0]
+    rows = {r["setting"]: r for r in study_figures["frontier"].rows}
     assert {(xs[0], ys[0]) for xs, ys, _ in bars(axis)} == {(r["utility_value"], r["ppg_value"]) for r in rows.values()}
     x, y = lines(axis)["frontier"]
-    on = [(rows[n]["utility_value"], rows[n]["ppg_value"]) for n in found["frontier"]]
+    on = [(rows[n]["utility_value"], rows[n]["ppg_value"]) for n in contents["frontier"]]
     assert sorted(zip(x, y, strict=True)) == sorted(on)
-    best = rows[found["recommended"]]
+    best = rows[contents["recommended"]]
     assert lines(axis)["recommended"] == ([best["utility_value"]], [best["ppg_value"]])
 
 
@@ -152,11 +152,11 @@ def test_dataset_size_by_pairs_and_by_exposure() -> None:
     axes = np.array(plot.figure.axes).reshape(2, 4)
     assert [axis.get_xlabel() for axis in axes[:, 0]] == ["training pairs", "times each pair was seen"]
     settings = list(dict.fromkeys(r["name"] for r in SIZES))
-    for across, where in zip(axes, ("train_size", "exposure"), strict=True):
-        for axis, figure in zip(across[1:], FIGURES, strict=True):
+    for axis_row, x in zip(axes, ("train_size", "exposure"), strict=True):
+        for axis, figure in zip(axis_row[1:], FIGURES, strict=True):
             for (xs, ys, ends), setting in zip(bars(axis), settings, strict=True):
                 line = [r for r in SIZES if r["name"] == setting]
-                seen = [r["train_size"] if where == "train_size" else r["exposure"]["target"]["mean"] for r in line]
+                seen = [r["train_size"] if x == "train_size" else r["exposure"]["target"]["mean"] for r in line]
                 assert xs == seen
                 assert ys == [r["symmetric"][figure]["value"] for r in line]
                 np.testing.assert_allclose([high - low for low, high in ends], [0.08] * 2)  # ± the paper's std
@@ -170,28 +170,28 @@ def test_dataset_size_by_pairs_and_by_exposure() -> None:
     ]
 
 
-def test_dataset_size_over_seeds(of_study: dict[str, Plot], found: dict[str, Any]) -> None:  # noqa: F811
-    axes = of_study["dataset-size"].figure.axes
-    assert len(axes) == 4  # every pair was seen as often: nothing to show by exposure
+def test_dataset_size_over_seeds(study_figures: dict[str, Plot], contents: dict[str, Any]) -> None:  # noqa: F811
+    axes = study_figures["dataset-size"].figure.axes
+    assert len(axes) == 4  # all pairs were seen equally often, so exposure has no figure
     for axis, figure in zip(axes[1:], FIGURES, strict=True):
         for (xs, ys, _), name in zip(bars(axis), ("none", "mask", "mask more"), strict=True):
-            wanted = [
+            expected = [
                 np.mean(
                     [
                         r["symmetric"][figure]["value"]
-                        for r in found["settings"]
+                        for r in contents["settings"]
                         if (r["name"], r["train_size"]) == (name, x)
                     ]
                 )
                 for x in xs
             ]
             assert xs == [30, 90]
-            np.testing.assert_allclose(ys, wanted)
+            np.testing.assert_allclose(ys, expected)
 
 
 def test_a_study_without_utility_or_exposure_still_has_figures() -> None:
-    some = [row("one", 0.5, None, 1000), row("one", 0.4, None), row("two", 0.3, None)]
-    rows = [{**r, "utility": {"target": None}, "exposure": {"target": None}} for r in some]
+    settings = [row("one", 0.5, None, 1000), row("one", 0.4, None), row("two", 0.3, None)]
+    rows = [{**r, "utility": {"target": None}, "exposure": {"target": None}} for r in settings]
     plots = drawn(rows)
     assert set(plots) == {"mitigations", "dataset-size"}
     assert len(plots["dataset-size"].figure.axes) == 3
@@ -213,7 +213,7 @@ def test_no_label_of_many_settings_is_cut() -> None:
                 assert all(
                     frame.x0 - 1 <= box.x0 and box.x1 <= frame.x1 + 1 and frame.y0 - 1 <= box.y0 for box in boxes
                 )
-                assert not any(one.padded(-1).overlaps(other.padded(-1)) for one, other in pairwise(boxes))
+                assert not any(a.padded(-1).overlaps(b.padded(-1)) for a, b in pairwise(boxes))
 
 
 def test_knobs() -> None:
@@ -224,9 +224,5 @@ def test_knobs() -> None:
         "ema": None,
         "recipe.lr": 0.1,
     }
-    assert [shown("logit_scale_fixed", None), shown("dedup", True), shown("ema", None), shown("lr", 1e-3)] == [
-        "learned",
-        "on",
-        "off",
-        "0.001",
-    ]
+    values = {"logit_scale_fixed": None, "dedup": True, "ema": None, "lr": 1e-3}
+    assert [knob_label(name, value) for name, value in values.items()] == ["learned", "on", "off", "0.001"]

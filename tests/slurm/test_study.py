@@ -42,14 +42,14 @@ def test_an_interrupted_study_finds_its_jobs_again_and_gives_the_table_of_a_loca
     assert "submitted 4 jobs" in said()
     study.send_signal(signal.SIGINT)
     assert study.wait(timeout=240) == 130
-    assert "4 jobs go on" in said()
+    assert "4 jobs continue" in said()
     assert "Traceback" not in said()
     # As if it had been killed before it noted one of them, which finds then that another job trains its run.
     (tmp_path / "slurm" / "runs" / "mask-s0-reference" / "slurm.json").unlink()
     study = begin(lambda words: "submitted" in words)
     gate.touch()
     assert study.wait(timeout=500) == 0, said()
-    assert said().count(" already (") == 3
+    assert said().count(" already has job ") == 3
     assert "submitted 1 jobs" in said()
     assert cluster.ended(before) == ["COMPLETED"] * 5
     (one, all_of_one), (two, all_of_two) = tables(tmp_path / "slurm"), tables(here)
@@ -59,7 +59,7 @@ def test_an_interrupted_study_finds_its_jobs_again_and_gives_the_table_of_a_loca
 
 
 def test_a_setting_that_fails_is_told_in_its_own_words(cluster, submit, scenes, tmp_path):
-    bad = ["+settings.bad=['model.init=local-dir:/nowhere']", *(o for o in STUDY if "settings" not in o)]
+    bad = [f"+settings.bad=['model.init=local-dir:{tmp_path}/nowhere']", *(o for o in STUDY if "settings" not in o)]
     done = submit("mitigate", *bad, f"data.dir={scenes}", f"out={tmp_path}", *SLURM, check=False)
     assert done.returncode == 1
     assert "bad-s0-target failed" in done.stderr

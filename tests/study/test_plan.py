@@ -1,4 +1,4 @@
-"""The plan of a study and its trainings, on configurations and directories without a model."""
+"""The plan of a study and its trainings, with configurations and directories but no models."""
 
 import subprocess
 import sys
@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dejavu_lit.study.plan import Wanted, make_plan
-from dejavu_lit.study.runs import cost, reason, save_config, train_missing
+from dejavu_lit.measure.figures import BLOCKS
+from dejavu_lit.study.plan import PlannedRow, make_plan
+from dejavu_lit.study.runs import failure_reason, save_config, train_missing, training_cost
 from dejavu_lit.study.sweep import pair_runs
-from dejavu_lit.study.table import BLOCKS, asked, conclude, knobs, label
+from dejavu_lit.study.table import evaluation_request, knobs, label, write_study
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import write_json
 
@@ -37,9 +38,9 @@ def config(side="target", seed=0, size=100, epochs=20, **mitigation):
     }
 
 
-def wanted(name, evaluation=None, seed=0, size=100, epochs=20, **mitigation):
+def planned(name, evaluation=None, seed=0, size=100, epochs=20, **mitigation):
     runs = {side: config(side, seed, size, epochs, **mitigation) for side in ("target", "reference")}
-    return Wanted(name, (f"{name}=1",), size, seed, runs, evaluation or {"k": 10})
+    return PlannedRow(name, (f"{name}=1",), size, seed, runs, evaluation or {"k": 10})
 
 
 def finish(path, saved, kept=()):
@@ -50,17 +51,17 @@ def finish(path, saved, kept=()):
         (path / "checkpoints" / f"epoch={epoch:04d}.ckpt").touch()
 
 
-def places(plan):
+def targets(plan):
     return [(cell.target.name, cell.epochs) for cell in plan.cells]
 
 
 def test_equal_runs_and_equal_evaluations_are_shared(tmp_path):
     rows = [
-        wanted("none"),
-        wanted("same"),
-        wanted("k5", {"k": 5}),
-        wanted("mask", text_mask=0.5),
-        wanted("none", seed=1),
+        planned("none"),
+        planned("same"),
+        planned("k5", {"k": 5}),
+        planned("mask", text_mask=0.5),
+        planned("none", seed=1),
     ]
     plan = make_plan(tmp_path, rows)
     assert [cell.target.name for cell in plan.cells] == [
@@ -71,33 +72,38 @@ def test_equal_runs_and_equal_evaluations_are_shared(tmp_path):
     assert list(plan.evaluations.values()) == [False] * 4
 
 
-def test_stop_epochs_are_checkpoints_of_the_longest_run_which_is_told_to_keep_them(tmp_path):
-    rows = [wanted("stop5", stop_epoch=5), wanted("none"), wanted("stop7", stop_epoch=7), wanted("all", stop_epoch=20)]
+def test_stop_epochs_are_checkpoints_that_the_longest_run_keeps(tmp_path):
+    rows = [
+        planned("stop5", stop_epoch=5),
+        planned("none"),
+        planned("stop7", stop_epoch=7),
+        planned("all", stop_epoch=20),
+    ]
     plan = make_plan(tmp_path, rows)
     both = {"target": 5, "reference": 5}
-    assert places(plan) == [
+    assert targets(plan) == [
         ("none-n100-s0-target", both),
         ("none-n100-s0-target", {}),
         ("none-n100-s0-target", {"target": 7, "reference": 7}),
         ("none-n100-s0-target", {}),  # stopping at the end is not stopping
     ]
     assert [run["trainer"]["checkpoint_at"] for run in plan.runs.values()] == [[5, 7]] * 2
-    assert plan.cells[0].side("reference") == f"{tmp_path}/runs/none-n100-s0-reference@5"
-    assert rows[1].runs["target"]["trainer"]["checkpoint_at"] == []  # what was asked for is left as it is
+    assert plan.cells[0].model_name("reference") == f"{tmp_path}/runs/none-n100-s0-reference@5"
+    assert rows[1].runs["target"]["trainer"]["checkpoint_at"] == []  # the input is not modified
 
 
-def test_a_kept_checkpoint_holds_the_average_so_its_stop_epochs_are_not_trained(tmp_path):
-    plan = make_plan(tmp_path, [wanted("none", ema=0.99), wanted("stop", stop_epoch=5, ema=0.99)])
+def test_checkpoints_contain_the_averaged_weights_so_stop_epochs_with_ema_are_not_trained(tmp_path):
+    plan = make_plan(tmp_path, [planned("none", ema=0.99), planned("stop", stop_epoch=5, ema=0.99)])
     assert len(plan.runs) == 2
     assert plan.cells[1].epochs == {"target": 5, "reference": 5}
 
 
-def test_a_budget_ends_the_target_alone(tmp_path):
+def test_a_gap_budget_stops_only_the_target(tmp_path):
     gaps = {"reference": "partner", "every": 5}
-    budget, both = (wanted(name, gap_budget=0.1, stop_epoch=stop) for name, stop in (("budget", None), ("both", 10)))
-    for one in (budget, both):
-        one.runs["target"]["gaps"], one.runs["reference"]["gaps"] = gaps, gaps | {"reference": None}
-    plan = make_plan(tmp_path, [wanted("none"), budget, both])
+    budget, both = (planned(name, gap_budget=0.1, stop_epoch=stop) for name, stop in (("budget", None), ("both", 10)))
+    for row in (budget, both):
+        row.runs["target"]["gaps"], row.runs["reference"]["gaps"] = gaps, gaps | {"reference": None}
+    plan = make_plan(tmp_path, [planned("none"), budget, both])
     assert [path.name for path in plan.runs] == [
         "none-n100-s0-target", "none-n100-s0-reference", "budget-n100-s0-target", "both-n100-s0-target"
     ]  # fmt: skip
@@ -106,13 +112,13 @@ def test_a_budget_ends_the_target_alone(tmp_path):
 
 
 def budgeted(every=5):
-    one = wanted("budget", gap_budget=0.1)
+    row = planned("budget", gap_budget=0.1)
     gaps = {"reference": "partner", "every": every}
-    one.runs["target"]["gaps"], one.runs["reference"]["gaps"] = gaps, gaps | {"reference": None}
-    return one
+    row.runs["target"]["gaps"], row.runs["reference"]["gaps"] = gaps, gaps | {"reference": None}
+    return row
 
 
-def test_a_reference_that_was_begun_is_told_to_keep_what_a_budget_needs(tmp_path):
+def test_an_unfinished_reference_keeps_the_checkpoints_that_a_budget_needs(tmp_path):
     reference = tmp_path / "runs" / "none-n100-s0-reference"
     save_config(reference, config("reference"))
     (reference / "checkpoints").mkdir()
@@ -124,7 +130,7 @@ def test_a_reference_that_was_begun_is_told_to_keep_what_a_budget_needs(tmp_path
     assert yaml.safe_load((reference / "config.yaml").read_text())["trainer"]["checkpoint_at"] == [5, 10, 15, 20]
 
 
-def test_a_reference_that_has_passed_what_a_budget_needs_is_refused(tmp_path):
+def test_an_unfinished_reference_past_an_epoch_that_a_budget_needs_is_refused(tmp_path):
     reference = tmp_path / "runs" / "none-n100-s0-reference"
     save_config(reference, config("reference"))
     (reference / "checkpoints").mkdir()
@@ -138,22 +144,22 @@ def test_a_finished_reference_without_the_checkpoints_of_a_budget_is_refused(tmp
     finish(tmp_path / "runs" / "none-n100-s0-reference", config("reference"), kept=[10])
     with pytest.raises(UserError, match=r"kept no checkpoint of epoch 5, 15; set gaps\.every"):
         make_plan(tmp_path, [budgeted()])
-    make_plan(tmp_path, [budgeted(every=10)])  # of epoch 20 its end is taken
+    make_plan(tmp_path, [budgeted(every=10)])  # epoch 20 is the end of the reference
 
 
 @pytest.mark.parametrize("own", [{"early_stopping": "loss"}])
-def test_runs_whose_end_is_no_checkpoint_are_trained(tmp_path, own):
-    plan = make_plan(tmp_path, [wanted("none", **own), wanted("stop", stop_epoch=5, **own)])
+def test_runs_that_may_stop_early_are_trained(tmp_path, own):
+    plan = make_plan(tmp_path, [planned("none", **own), planned("stop", stop_epoch=5, **own)])
     assert len(plan.runs) == 4
     assert all(not cell.epochs for cell in plan.cells)
 
 
-def test_another_horizon_or_knob_is_another_run(tmp_path):
+def test_a_different_horizon_or_knob_is_a_different_run(tmp_path):
     rows = [
-        wanted("none"),
-        wanted("short", epochs=10),
-        wanted("mask", text_mask=0.5, stop_epoch=10),
-        wanted("n", size=50),
+        planned("none"),
+        planned("short", epochs=10),
+        planned("mask", text_mask=0.5, stop_epoch=10),
+        planned("n", size=50),
     ]
     assert all(not cell.epochs for cell in make_plan(tmp_path, rows).cells)
 
@@ -161,58 +167,58 @@ def test_another_horizon_or_knob_is_another_run(tmp_path):
 def test_finished_runs_are_found_by_what_they_compute(tmp_path):
     for side in ("target", "reference"):
         finish(tmp_path / "runs" / f"old-{side}", config(side), kept=[10])
-    plan = make_plan(tmp_path, [wanted("renamed"), wanted("stop10", stop_epoch=10), wanted("stop5", stop_epoch=5)])
-    assert places(plan) == [
+    plan = make_plan(tmp_path, [planned("renamed"), planned("stop10", stop_epoch=10), planned("stop5", stop_epoch=5)])
+    assert targets(plan) == [
         ("old-target", {}),
         ("old-target", {"target": 10, "reference": 10}),
-        ("stop5-n100-s0-target", {}),  # of epoch 5 the finished run kept nothing
+        ("stop5-n100-s0-target", {}),  # the finished run has no checkpoint of epoch 5
     ]
     assert [path.name for path in plan.to_train] == ["stop5-n100-s0-target", "stop5-n100-s0-reference"]
 
 
-def test_a_run_that_was_begun_is_told_of_the_epochs_that_it_has_not_passed(tmp_path):
+def test_an_unfinished_run_keeps_the_additional_checkpoints_that_it_has_not_passed(tmp_path):
     for side in ("target", "reference"):
-        begun = config(side)
-        begun["trainer"]["checkpoint_at"] = [8]
+        unfinished = config(side)
+        unfinished["trainer"]["checkpoint_at"] = [8]
         run = tmp_path / "runs" / f"none-n100-s0-{side}"
-        save_config(run, begun)
+        save_config(run, unfinished)
         (run / "checkpoints").mkdir()
         (run / "checkpoints" / "last.ckpt").touch()
         (run / "metrics.csv").write_text("step,epoch,metric,value\n7,6,loss,1.0\n")  # in its seventh epoch
-    plan = make_plan(tmp_path, [wanted("none"), *(wanted(f"stop{n}", stop_epoch=n) for n in (5, 8, 9, 10))])
+    plan = make_plan(tmp_path, [planned("none"), *(planned(f"stop{n}", stop_epoch=n) for n in (5, 8, 9, 10))])
     assert [cell.epochs.get("target") for cell in plan.cells] == [None, None, 8, 9, 10]
     assert [path.name for path in plan.to_train if "target" in path.name] == [
         "none-n100-s0-target",
         "stop5-n100-s0-target",
     ]
-    told = plan.cells[0].target
-    assert plan.runs[told]["trainer"]["checkpoint_at"] == [8, 9, 10]
-    save_config(told, plan.runs[told])
-    assert yaml.safe_load((told / "config.yaml").read_text())["trainer"]["checkpoint_at"] == [8, 9, 10]
+    target = plan.cells[0].target
+    assert plan.runs[target]["trainer"]["checkpoint_at"] == [8, 9, 10]
+    save_config(target, plan.runs[target])
+    assert yaml.safe_load((target / "config.yaml").read_text())["trainer"]["checkpoint_at"] == [8, 9, 10]
 
 
-def test_an_evaluation_with_other_settings_gets_a_folder_of_its_own(tmp_path):
+def test_an_evaluation_with_other_settings_gets_its_own_folder(tmp_path):
     def evaluated(evaluation):
-        (cell,) = make_plan(tmp_path, [wanted("none", evaluation)]).cells
-        return cell, make_plan(tmp_path, [wanted("none", evaluation)]).evaluations[cell.folder]
+        (cell,) = make_plan(tmp_path, [planned("none", evaluation)]).cells
+        return cell, make_plan(tmp_path, [planned("none", evaluation)]).evaluations[cell.folder]
 
     flat = {"k": 10, "index": "flat", "workers": 2}
-    first, there = evaluated(flat)
-    assert (first.folder.name, there) == ("none-n100-s0", False)
+    first, complete = evaluated(flat)
+    assert (first.folder.name, complete) == ("none-n100-s0", False)
     write_json(first.folder / "metrics.json", {})
-    write_json(first.folder / "asked.json", asked(first))
+    write_json(first.folder / "asked.json", evaluation_request(first))
     assert evaluated(flat | {"workers": 4})[0].folder == first.folder
     assert evaluated(flat | {"workers": 4})[1]
-    fewer, there = evaluated(flat | {"k": 5})  # its statistics are computed again in the same folder
-    assert (fewer.folder, there) == (first.folder, False)
-    other, there = evaluated(flat | {"index": "ivf"})
-    assert other.folder.name.startswith("none-n100-s0-")
-    assert not there
+    fewer, complete = evaluated(flat | {"k": 5})  # only the statistics change: recomputed in the same folder
+    assert (fewer.folder, complete) == (first.folder, False)
+    approximate, complete = evaluated(flat | {"index": "ivf"})
+    assert approximate.folder.name.startswith("none-n100-s0-")
+    assert not complete
 
 
-def test_one_side_may_be_finished_and_the_other_a_checkpoint(tmp_path):
+def test_one_side_may_be_a_finished_run_and_the_other_a_checkpoint(tmp_path):
     finish(tmp_path / "runs" / "early-target", config("target", stop_epoch=5))
-    plan = make_plan(tmp_path, [wanted("none"), wanted("early", stop_epoch=5)])
+    plan = make_plan(tmp_path, [planned("none"), planned("early", stop_epoch=5)])
     assert plan.cells[1].target.name == "early-target"
     assert plan.cells[1].epochs == {"reference": 5}
 
@@ -220,17 +226,17 @@ def test_one_side_may_be_finished_and_the_other_a_checkpoint(tmp_path):
 def test_a_folder_of_another_run_is_refused(tmp_path):
     save_config(tmp_path / "runs" / "mask-n100-s0-target", config(text_mask=0.3))
     with pytest.raises(UserError, match=r"other settings \(mitigation.text_mask: 0.3 → 0.5\)"):
-        make_plan(tmp_path, [wanted("mask", text_mask=0.5)])
+        make_plan(tmp_path, [planned("mask", text_mask=0.5)])
 
 
-def test_a_launcher_trains_what_is_missing_and_failures_keep_their_words(tmp_path, caplog):
+def test_a_launcher_trains_the_unfinished_runs_and_failures_keep_their_messages(tmp_path, caplog):
     runs = {tmp_path / name: config(epochs=n) for name, n in (("done", 1), ("good", 20), ("bad", 20), ("silent", 40))}
     finish(tmp_path / "done", runs[tmp_path / "done"])
-    asked = []
+    launched = []
 
     def launcher(paths):
         for path in paths:
-            asked.append(path.name)
+            launched.append(path.name)
             assert yaml.safe_load((path / "config.yaml").read_text())["seed"] == 0
             if path.name == "good":
                 write_json(path / "run.json", {})
@@ -238,56 +244,59 @@ def test_a_launcher_trains_what_is_missing_and_failures_keep_their_words(tmp_pat
 
     with caplog.at_level("INFO"):
         failed = train_missing(runs, launcher)
-    assert asked == ["good", "bad", "silent"]
+    assert launched == ["good", "bad", "silent"]
     assert failed[tmp_path / "bad"] == "no disk"
-    assert "ended without run.json" in failed[tmp_path / "silent"]
+    assert "ended without writing run.json" in failed[tmp_path / "silent"]
     assert set(failed) == {tmp_path / "bad", tmp_path / "silent"}
-    assert "1 of 3 runs trained, about 0 s left for all" in caplog.text
+    assert "1 of 3 runs trained, about 0 s left" in caplog.text
     assert "1 of 3 runs trained, 2 failed" in caplog.text
 
 
-def test_a_run_costs_the_pairs_that_it_sees():
-    assert cost(config(size=100, epochs=20)) == 2000
-    assert cost(config(size=100, epochs=20, stop_epoch=5)) == 500
+def test_the_cost_of_a_run_is_the_pairs_that_it_sees():
+    assert training_cost(config(size=100, epochs=20)) == 2000
+    assert training_cost(config(size=100, epochs=20, stop_epoch=5)) == 500
 
 
 def test_why_a_training_failed():
-    where = Path("runs/a/training.log")
-    said = "loading\nerror: the first\nmore\nerror: the disk is full; free some\nbye\n"
-    assert reason(said, 1, where) == "the disk is full; free some"
-    assert reason("Traceback\nValueError: wrong\n", 1, where) == f"it ended with code 1: ValueError: wrong; see {where}"
-    assert reason("", 2, where) == f"it ended with code 2: without a word; see {where}"
-    assert reason("epoch 3\n", -9, where).startswith("it was killed by SIGKILL, often for want of memory")
+    log_file = Path("runs/a/training.log")
+    output = "loading\nerror: the first\nmore\nerror: the disk is full; free some\nbye\n"
+    assert failure_reason(output, 1, log_file) == "the disk is full; free some"
+    assert (
+        failure_reason("Traceback\nValueError: wrong\n", 1, log_file)
+        == f"exited with code 1: ValueError: wrong; see {log_file}"
+    )
+    assert failure_reason("", 2, log_file) == f"exited with code 2: no output; see {log_file}"
+    assert failure_reason("epoch 3\n", -9, log_file).startswith("killed by SIGKILL, often because memory ran out")
 
 
-def test_a_row_says_what_every_knob_was(tmp_path):
+def test_a_row_has_the_value_of_every_knob(tmp_path):
     save_config(tmp_path, config(text_mask=0.3))
-    found = knobs(tmp_path)
-    assert (found["text_mask"], found["weight_decay"], found["stop_epoch"]) == (0.3, 0.2, 20)
-    assert (found["logit_scale_max"], found["logit_scale_init"]) == (100.0, 14.2857)
+    values = knobs(tmp_path)
+    assert (values["text_mask"], values["weight_decay"], values["stop_epoch"]) == (0.3, 0.2, 20)
+    assert (values["logit_scale_max"], values["logit_scale_init"]) == (100.0, 14.2857)
     assert knobs(tmp_path, epoch=5)["stop_epoch"] == 5
     assert knobs(tmp_path / "nothing") == {}
 
 
-def test_a_pair_that_cannot_be_compared_leaves_the_table_whole(tmp_path):
+def test_a_setting_that_cannot_be_compared_does_not_cost_the_table(tmp_path):
     rows = []
     for name in ("none", "mask"):
         folder = tmp_path / "evaluations" / name
         settings = {"objects": str(tmp_path / "objects"), "threshold": 0.5, "top_m": None}
         write_json(folder / "context.json", {"public": "scenes"})
         write_json(folder / "metrics.json", {"k": 1, "settings": settings})  # without records
-        about = {"name": name, "overrides": [], "train_size": 9, "seed": 0, "utility": None}
-        rows.append({**about, **dict.fromkeys(BLOCKS), "metrics": f"evaluations/{name}/metrics.json"})
-    found = conclude(tmp_path, rows, {}, 0.02)
-    assert found["differences"] == []
-    (lost,) = found["incomparable"]
-    assert (lost["name"], lost["against"]) == ("mask", "none")
-    assert lost["reason"]
-    assert [pooled["difference"] for pooled in found["pooled"]] == [None, None]
+        row = {"name": name, "overrides": [], "train_size": 9, "seed": 0, "utility": None}
+        rows.append({**row, **dict.fromkeys(BLOCKS), "metrics": f"evaluations/{name}/metrics.json"})
+    study = write_study(tmp_path, rows, {}, 0.02)
+    assert study["differences"] == []
+    (failure,) = study["incomparable"]
+    assert (failure["name"], failure["against"]) == ("mask", "none")
+    assert failure["reason"]
+    assert [pooled["difference"] for pooled in study["pooled"]] == [None, None]
     assert (tmp_path / "study.parquet").is_file()
 
 
-def test_names_of_folders():
+def test_folder_names():
     assert label("mask 0.5/é", 500, 1) == "mask-0.5-n500-s1"
     assert label("..", None, 0) == "setting-s0"
 
@@ -299,34 +308,34 @@ def test_a_sweep_in_the_order_of_its_jobs(tmp_path):
     finish(tmp_path / "12", config("target", seed=3))
     finish(tmp_path / "again", config("target", text_mask=0.5))
     save_config(tmp_path / "13", config("reference", seed=3))
-    cells, left_out = pair_runs(tmp_path)
+    cells, skipped = pair_runs(tmp_path)
     assert [cell.name for cell in cells] == [f"mitigation.text_mask={m}" for m in (0.5, 0.0, 0.01, 0.02, 0.03, 0.04)]
     assert cells[0].overrides == ("mitigation.text_mask=0.5",)
-    assert [text.removeprefix(f"{tmp_path}/").split(" ")[0] for text in left_out] == ["13", "again", "12"]
-    with pytest.raises(UserError, match="is no folder"):
+    assert [text.removeprefix(f"{tmp_path}/").split(" ")[0] for text in skipped] == ["13", "again", "12"]
+    with pytest.raises(UserError, match="is not a folder"):
         pair_runs(tmp_path / "none")
 
 
-def test_a_sweep_tells_apart_what_changes_figures(tmp_path):
+def test_a_sweep_distinguishes_options_that_change_figures(tmp_path):
     gaps = {"reference": None, "every": 5}
-    made = [
+    configs = [
         config(side)
         | {"gaps": gaps | {"every": every}, "trainer": {"precision": precision}, "mitigation": KNOBS | budget}
         for every, precision, budget in (
             (5, "32-true", {}),
-            (9, "32-true", {}),  # nothing ends it: the same run
+            (9, "32-true", {}),  # without a budget this changes nothing: the same run
             (5, "bf16-mixed", {}),
             (5, "32-true", {"gap_budget": 0.1}),
             (9, "32-true", {"gap_budget": 0.1}),
         )
         for side in ("target", "reference")
     ]
-    for number, one in enumerate(made):
-        save_config(tmp_path / str(number), one)
+    for number, run_config in enumerate(configs):
+        save_config(tmp_path / str(number), run_config)
         write_json(tmp_path / str(number) / "run.json", {})
-    cells, left_out = pair_runs(tmp_path)
+    cells, skipped = pair_runs(tmp_path)
     assert len({cell.name for cell in cells}) == 4
-    assert [text.split(" ")[0] for text in left_out] == [str(tmp_path / "2"), str(tmp_path / "3")]
+    assert [text.split(" ")[0] for text in skipped] == [str(tmp_path / "2"), str(tmp_path / "3")]
 
 
 def test_planning_and_ranking_need_no_torch():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dejavu_lit.study.power import ASSUMED_TRAINING_SD, plan, power_of, show
+from dejavu_lit.study.power import ASSUMED_TRAINING_SD, format_sample, power_of, required_sample
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import write_json
 
@@ -28,74 +28,74 @@ def test_power_against_simulation() -> None:
     ):
         values = gap + rng.normal(0, training, (20_000, pairs)) + rng.normal(0, sampling / np.sqrt(n), (20_000, pairs))
         half = stats.t.ppf(0.975, pairs - 1) * values.std(axis=1, ddof=1) / np.sqrt(pairs)
-        seen = (values.mean(axis=1) - half > 0).mean()
-        assert power_of(gap, n, pairs, sampling, training) == pytest.approx(seen, abs=0.012)
-    one = 0.1 + rng.normal(0, 0.04, 20_000) + rng.normal(0, 0.6 / np.sqrt(500), 20_000)
-    seen = (one - 1.96 * 0.6 / np.sqrt(500) > 0).mean()
-    assert power_of(0.1, 500, 1, 0.6, 0.04) == pytest.approx(seen, abs=0.012)
+        detected = (values.mean(axis=1) - half > 0).mean()
+        assert power_of(gap, n, pairs, sampling, training) == pytest.approx(detected, abs=0.012)
+    single = 0.1 + rng.normal(0, 0.04, 20_000) + rng.normal(0, 0.6 / np.sqrt(500), 20_000)
+    detected = (single - 1.96 * 0.6 / np.sqrt(500) > 0).mean()
+    assert power_of(0.1, 500, 1, 0.6, 0.04) == pytest.approx(detected, abs=0.012)
 
 
-def test_without_any_noise_every_gap_is_seen() -> None:
+def test_without_noise_every_gap_is_detected() -> None:
     assert power_of(0.1, 100, 1, 0.0, 0.0) == 1.0
     assert power_of(0.1, 100, 3, 0.0, 0.0) == 1.0
 
 
-def test_records_are_the_fewest_that_suffice(tmp_path: Path) -> None:
+def test_the_fewest_sufficient_records_are_reported(tmp_path: Path) -> None:
     write_json(tmp_path / "metrics.json", metrics(0.5, se=0.015))
-    made = plan(tmp_path / "metrics.json", gap=0.1, power=0.8)
+    sample = required_sample(tmp_path / "metrics.json", gap=0.1, power=0.8)
     sampling = 0.015 * np.sqrt(2000)
-    assert made["variances"]["sampling_sd"] == pytest.approx(sampling)
-    assert made["variances"]["training_sd"] == ASSUMED_TRAINING_SD
-    assert made["variances"]["assumed"] is True
-    for row in made["rows"]:
+    assert sample["variances"]["sampling_sd"] == pytest.approx(sampling)
+    assert sample["variances"]["training_sd"] == ASSUMED_TRAINING_SD
+    assert sample["variances"]["assumed"] is True
+    for row in sample["rows"]:
         if row["records"] is None:
             assert power_of(0.1, 1e7, row["seed_pairs"], sampling, ASSUMED_TRAINING_SD) < 0.8
         else:
             assert power_of(0.1, row["records"], row["seed_pairs"], sampling, ASSUMED_TRAINING_SD) >= 0.8
             assert power_of(0.1, row["records"] - 1, row["seed_pairs"], sampling, ASSUMED_TRAINING_SD) < 0.8
-    assert {row["seed_pairs"]: row["records"] is None for row in made["rows"]}[3]
-    assert "assumed" in show(made)
-    assert "none suffices" in show(made)
+    assert {row["seed_pairs"]: row["records"] is None for row in sample["rows"]}[3]
+    assert "assumed" in format_sample(sample)
+    assert "none suffices" in format_sample(sample)
 
 
 def test_variances_of_seed_pairs_and_of_a_study(tmp_path: Path) -> None:
     values = {"none": [0.5, 0.6, 0.7], "mask": [0.2, 0.1, 0.3]}
     rows, paths = [], []
-    for name, of in values.items():
-        for seed, value in enumerate(of):
+    for name, gaps in values.items():
+        for seed, value in enumerate(gaps):
             paths.append(tmp_path / f"{name}-{seed}" / "metrics.json")
             write_json(paths[-1], metrics(value, se=0.02, records=1000, swapped=3000))
             rows.append({"name": name, "train_size": 2000, "seed": seed, "metrics": f"{name}-{seed}/metrics.json"})
     write_json(tmp_path / "study.json", {"settings": rows})
-    study = plan(tmp_path / "study.json")["variances"]
+    study = required_sample(tmp_path / "study.json")["variances"]
     # Within each setting the variance is 0.01; sampling explains 0.0004 of it.
     assert study["training_sd"] == pytest.approx(np.sqrt(0.01 - 0.0004))
     assert study["assumed"] is False
     assert study["seed_pairs"] == 6
     assert study["records"] == 1500  # the harmonic mean of the two sides
     assert study["sampling_sd"] == pytest.approx(0.02 * np.sqrt(1500))
-    assert plan(paths[:3])["variances"]["training_sd"] == pytest.approx(study["training_sd"])
-    # Two settings taken as one would call their difference noise.
-    assert plan(paths)["variances"]["training_sd"] > 2 * study["training_sd"]
+    assert required_sample(paths[:3])["variances"]["training_sd"] == pytest.approx(study["training_sd"])
+    # If two settings are pooled as one, their difference counts as noise.
+    assert required_sample(paths)["variances"]["training_sd"] > 2 * study["training_sd"]
 
 
-def test_words(tmp_path: Path) -> None:
+def test_the_summary(tmp_path: Path) -> None:
     write_json(tmp_path / "m.json", metrics(0.5, se=0.01))
-    assert plan(tmp_path / "m.json", gap=0.2)["words"].startswith(
-        "3 seed pairs of the 2000 records measured before suffice"
+    assert required_sample(tmp_path / "m.json", gap=0.2)["words"].startswith(
+        "3 seed pairs with the 2000 records per side measured before are enough"
     )
-    assert plan(tmp_path / "m.json", gap=0.01)["words"].startswith("No number of records suffices")
+    assert required_sample(tmp_path / "m.json", gap=0.01)["words"].startswith("No number of records is enough")
     write_json(tmp_path / "m.json", metrics(0.5, se=0.3))
-    assert "records a side suffice" in plan(tmp_path / "m.json", gap=0.2)["words"]
+    assert "records per side are enough" in required_sample(tmp_path / "m.json", gap=0.2)["words"]
 
 
-def test_mistakes_are_named(tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused(tmp_path: Path) -> None:
     write_json(tmp_path / "m.json", metrics(0.5))
     for wrong in ({"gap": 0}, {"gap": 1.0}, {"power": 1.0}, {"power": 0.01}, {"figure": "pgp"}):
         with pytest.raises(UserError, match=f"{next(iter(wrong))}="):
-            plan(tmp_path / "m.json", **wrong)
+            required_sample(tmp_path / "m.json", **wrong)
     with pytest.raises(UserError, match="does not exist"):
-        plan(tmp_path / "none.json")
+        required_sample(tmp_path / "none.json")
     write_json(tmp_path / "m.json", metrics(0.5) | {"symmetric": None})
     with pytest.raises(UserError, match="has no symmetric gap"):
-        plan(tmp_path / "m.json")
+        required_sample(tmp_path / "m.json")

@@ -1,9 +1,17 @@
-"""Frontier, recommendation and pooled differences, on tables whose answers are worked out by hand."""
+"""Frontier, recommendation and pooled differences, on tables with answers computed by hand."""
 
 import pytest
 from scipy.stats import t
 
-from dejavu_lit.study.ranking import add_words, averages, comparable, frontier, pool_differences, rank, recommend
+from dejavu_lit.study.ranking import (
+    add_verdict,
+    comparison_key,
+    frontier,
+    pool_differences,
+    rank,
+    recommend,
+    setting_means,
+)
 
 
 def row(name, ppg, aucg, accuracy, size=100, seed=0, public="scenes", series=None, overrides=(), recall=0.5):
@@ -30,7 +38,7 @@ def pooled(*found):
     return [{**d, "difference": d} for d in pool_differences(found).values()]
 
 
-def test_the_frontier_of_a_made_up_table():
+def test_the_frontier_of_a_table():
     rows = [
         row("none", 0.6, 0.3, 0.50),  # the best accuracy
         row("mask", 0.2, 0.1, 0.49),
@@ -49,26 +57,26 @@ def test_the_frontier_averages_seeds():
         row("mask", 0.7, 0.3, 0.5),
         row("mask", 0.1, 0.3, 0.5, seed=1),  # mean 0.4 against 0.5
     ]
-    assert averages(rows)["mask"] == pytest.approx((0.4, 0.3, -0.5))
+    assert setting_means(rows)["mask"] == pytest.approx((0.4, 0.3, -0.5))
     assert frontier(rows) == ["mask"]
 
 
 def test_settings_are_averaged_over_the_seeds_that_all_of_them_have():
     rows = [
         row("none", 0.6, 0.3, 0.5),
-        row("none", 0.2, 0.1, 0.5, seed=1),  # mask failed with this seed, which happens to be an easy one
+        row("none", 0.2, 0.1, 0.5, seed=1),  # mask failed with this seed, which gives small gaps
         row("mask", 0.5, 0.2, 0.5),
         row("mask", 0.3, 0.2, 0.5, seed=2),
         row("late", 0.0, 0.0, 0.9, seed=3),  # shares no seed with the others: it cannot be compared
     ]
-    assert averages(rows) == {"none": (0.6, 0.3, -0.5), "mask": (0.5, 0.2, -0.5)}
+    assert setting_means(rows) == {"none": (0.6, 0.3, -0.5), "mask": (0.5, 0.2, -0.5)}
     assert frontier(rows) == ["mask"]
     assert rank(rows, [], 0.1)["ranking"][0]["unranked"] == ["late"]
 
 
 def test_rows_of_other_data_or_objects_are_not_compared():
     rows = [row("none", 0.6, 0.3, 0.5), row("seed 1", 0.1, 0.1, 0.5), row("boxes", 0.1, 0.1, 0.5)]
-    rows = [{**one, "data": d, "objects": o} for one, d, o in zip(rows, "abb", "xxy", strict=True)]
+    rows = [{**r, "data": d, "objects": o} for r, d, o in zip(rows, "abb", "xxy", strict=True)]
     found = rank(rows, [], 0.1)
     assert [(r["data"], r["objects"], r["frontier"]) for r in found["ranking"]] == [
         ("a", "x", ["none"]),
@@ -77,13 +85,13 @@ def test_rows_of_other_data_or_objects_are_not_compared():
     ]
 
 
-def test_settings_are_ranked_by_a_utility_that_all_have():
+def test_settings_are_ranked_by_a_utility_that_all_of_them_have():
     rows = [row("none", 0.5, 0.2, 0.9, recall=0.1), row("mask", 0.6, 0.3, None, recall=0.2)]
-    assert averages(rows)["mask"][2] == -0.2  # recall, because mask has no accuracy
-    assert averages(rows)["none"][2] == -0.1
+    assert setting_means(rows)["mask"][2] == -0.2  # recall, because mask has no accuracy
+    assert setting_means(rows)["none"][2] == -0.1
     assert frontier(rows) == ["none", "mask"]
     lacking = [row("none", 0.5, 0.2, 0.9, recall=None), row("mask", 0.1, 0.1, None, recall=None)]
-    assert list(averages(lacking)) == ["none"]  # mask has no utility at all: nothing is said of it
+    assert list(setting_means(lacking)) == ["none"]  # mask has no utility at all, so it is not ranked
     assert rank(lacking, [], 0.1)["ranking"][0]["unranked"] == ["mask"]
 
 
@@ -96,7 +104,7 @@ def test_settings_without_a_symmetric_block_are_not_ranked():
     assert recommend([row("half", None, None, 0.9), row("none", 0.5, 0.2, 0.5)], [], 0.1) is None
 
 
-def test_the_recommendation_keeps_its_rule():
+def test_the_recommendation_follows_its_rule():
     rows = [
         row("none", 0.6, 0.3, 0.50),
         row("mask", 0.3, 0.1, 0.49),
@@ -116,13 +124,13 @@ def test_the_recommendation_keeps_its_rule():
     assert recommend([], [], 0.1) is None
 
 
-def test_of_equal_drops_the_cheaper_setting_is_recommended():
-    rows = [row("none", 0.6, 0.3, 0.5), row("dear", 0.3, 0.1, 0.45), row("cheap", 0.3, 0.1, 0.49)]
-    found = pooled(difference("dear", 0.3, 0.2, 0.4), difference("cheap", 0.3, 0.2, 0.4))
+def test_among_equal_drops_the_cheaper_setting_is_recommended():
+    rows = [row("none", 0.6, 0.3, 0.5), row("expensive", 0.3, 0.1, 0.45), row("cheap", 0.3, 0.1, 0.49)]
+    found = pooled(difference("expensive", 0.3, 0.2, 0.4), difference("cheap", 0.3, 0.2, 0.4))
     assert recommend(rows, found, 0.1)["name"] == "cheap"
 
 
-def test_one_direction_alone_recommends_nothing():
+def test_nothing_is_recommended_from_one_direction():
     rows = [row("none", 0.6, 0.3, 0.5), row("mask", 0.3, 0.1, 0.5)]
     assert recommend(rows, pooled(difference("mask", 0.3, 0.2, 0.4, basis="population")), 0.1) is None
 
@@ -137,7 +145,7 @@ def test_utility_is_compared_on_the_seeds_of_both():
     assert recommend(rows, found, 0.02)["utility_loss"] == pytest.approx(0.01)
 
 
-def test_only_comparable_rows_meet():
+def test_only_comparable_rows_are_ranked_together():
     single = ["evaluate.data.public=single"]
     rows = [
         row("none", 0.6, 0.3, 0.5),
@@ -149,7 +157,7 @@ def test_only_comparable_rows_meet():
         row("k 1", 0.0, 0.0, 0.9, overrides=["evaluate.k=1"]),
         row("late", 0.0, 0.0, 0.9, series="equal pairs"),
     ]
-    assert len({comparable(one) for one in rows}) == 4
+    assert len({comparison_key(r) for r in rows}) == 4
     found = rank(rows, pooled(difference("mask", 0.3, 0.2, 0.4)), 0.02)
     assert found["frontier"] == ["mask", "none on single", "k 1", "late"]
     assert found["recommended"] == "mask"
@@ -159,7 +167,7 @@ def test_only_comparable_rows_meet():
     ]
 
 
-def test_sizes_are_ranked_apart_and_the_largest_counts():
+def test_sizes_are_ranked_separately_and_the_largest_counts():
     rows = [
         row("none", 0.6, 0.3, 0.5, size=50),
         row("mask", 0.5, 0.2, 0.5, size=50),
@@ -191,7 +199,7 @@ def test_differences_are_pooled_over_seeds_within_one_size():
     assert found["mask", 50]["words"] == words
 
 
-def test_of_two_seeds_each_must_hold_by_itself():
+def test_with_two_seeds_each_interval_must_exclude_0():
     both = pool_differences([difference("mask", 0.3, 0.2, 0.4), difference("mask", 0.1, -0.05, 0.25, seed=1)])
     assert both["mask", 100]["ppg"] == {
         "value": pytest.approx(0.2),
@@ -201,9 +209,9 @@ def test_of_two_seeds_each_must_hold_by_itself():
     }
 
 
-def test_a_larger_gap_is_said_to_be_larger():
+def test_a_larger_gap_is_described_as_larger():
     assert (
-        add_words(difference("bad", -0.2, -0.3, -0.1))["words"]
+        add_verdict(difference("bad", -0.2, -0.3, -0.1))["words"]
         == "PPG 0.200 more than none (0.100 to 0.300), one seed pair"
     )
-    assert add_words(difference("none", 0.1, 0.0, 0.2))["ppg"]["distinguishable"] is False  # 0 belongs to the interval
+    assert add_verdict(difference("none", 0.1, 0.0, 0.2))["ppg"]["distinguishable"] is False  # the interval contains 0

@@ -1,16 +1,20 @@
-"""What each training knob does: schedule, clamp, decay exemptions, exported weights."""
+"""The effect of each training knob: schedule, clamp, decay exemptions, exported weights."""
 
+import json
 import math
 from itertools import pairwise
 
+import numpy as np
 import open_clip
 import pytest
 import torch
 
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.build import ModelSpec, architecture, build_model, export_config, export_weights
-from dejavu_lit.training.clip_module import ClipModule, Recipe, decayed, learning_rate
+from dejavu_lit.models.zoo import load_encoder
+from dejavu_lit.training.clip_module import ClipModule, Recipe, learning_rate_factor, split_by_decay
 from dejavu_lit.utils.errors import UserError
+from tests.models.tiny import sample_image, write_clip
 
 CONFIG = {
     "embed_dim": 16,
@@ -22,7 +26,7 @@ TINY = ModelSpec("tiny", CONFIG)
 
 def test_warm_up_is_linear_and_the_cosine_ends_at_the_horizon():
     recipe = Recipe(epochs=1, batch=1, lr=1.0, warmup_steps=4)
-    rates = [learning_rate(step, recipe, horizon=104) for step in range(105)]
+    rates = [learning_rate_factor(step, recipe, horizon=104) for step in range(105)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[4] == 1.0
     assert rates[54] == pytest.approx(0.5)
@@ -34,7 +38,7 @@ def test_warm_up_is_linear_and_the_cosine_ends_at_the_horizon():
 def test_gains_biases_and_the_logit_scale_are_exempt_from_decay(tmp_path):
     export_config(TINY, tmp_path)
     model = build_model(TINY, tmp_path)
-    matrices, exempt = decayed(model)
+    matrices, exempt = split_by_decay(model)
     names = {id(p): name for name, p in model.named_parameters()}
     assert {names[id(p)] for p in exempt} >= {"logit_scale", "visual.ln_pre.weight", "ln_final.bias"}
     assert all(p.ndim >= 2 for p in matrices)
@@ -44,7 +48,7 @@ def test_gains_biases_and_the_logit_scale_are_exempt_from_decay(tmp_path):
     optimizer = torch.optim.AdamW(groups, lr=0.1)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
-    optimizer.step()  # without gradients only the decay acts
+    optimizer.step()  # without gradients, only the decay has an effect
     for name, p in model.named_parameters():
         shrunk = before[name] * (1 - 0.1 * 0.5) if p.ndim >= 2 else before[name]
         assert torch.allclose(p, shrunk), name
@@ -74,7 +78,7 @@ def test_an_initial_logit_scale_above_the_clamp_is_refused(tmp_path):
 
 
 class Steps:
-    """As much of a trainer and its data as the optimizers ask for: 10 steps an epoch on one rank."""
+    """The part of a trainer and its data that the optimizers use: 10 steps per epoch on one rank."""
 
     world_size, steps = 1, 10
 
@@ -98,7 +102,7 @@ def test_weight_decay_is_that_of_the_optimizers_matrices(tmp_path, chosen, decay
     assert len(matrices["params"]) + len(exempt["params"]) == len(list(module.model.parameters()))
 
 
-def test_a_fixed_logit_scale_has_its_value_after_training(tmp_path):
+def test_a_fixed_logit_scale_does_not_change_in_training(tmp_path):
     export_config(TINY, tmp_path)
     recipe = Recipe(epochs=1, batch=2, lr=0.1)
     for fixed, same in ((33.0, True), (None, False)):
@@ -131,7 +135,7 @@ def test_plain_open_clip_loads_what_is_exported(tmp_path):
         assert torch.equal(plain.encode_text(tokens), model.encode_text(tokens))
 
 
-def test_patches_are_dropped_while_training_only_and_the_export_knows_nothing_of_it(tmp_path):
+def test_patches_are_dropped_while_training_only_and_the_export_does_not_mention_it(tmp_path):
     config = {**CONFIG, "vision_cfg": {**CONFIG["vision_cfg"], "image_size": 64}}  # 16 patches
     spec = ModelSpec("tiny", config)
     export_config(spec, tmp_path)
@@ -139,16 +143,16 @@ def test_patches_are_dropped_while_training_only_and_the_export_knows_nothing_of
     before = {name: value.clone() for name, value in model.state_dict().items()}
     ClipModule(model, Recipe(epochs=1, batch=1, lr=1.0), Mitigation(patch_dropout=0.75))
     lengths = []
-    model.visual.transformer.register_forward_hook(lambda _, given, __: lengths.append(given[0].shape[1]))
+    model.visual.transformer.register_forward_hook(lambda _, inputs, __: lengths.append(inputs[0].shape[1]))
     image = torch.rand(2, 3, 64, 64)
     model.train()
     torch.manual_seed(1)
     first = model.encode_image(image)
     torch.manual_seed(1)
-    assert torch.equal(model.encode_image(image), first)  # the draw is that of the step's seed
+    assert torch.equal(model.encode_image(image), first)  # the draw depends on the seed of the step
     assert not torch.equal(model.encode_image(image), first)
     full = model.eval().encode_image(image)
-    assert lengths == [1 + 4] * 3 + [1 + 16]  # the class token stays
+    assert lengths == [1 + 4] * 3 + [1 + 16]  # the class token is kept
     export_weights(model, tmp_path)
     assert "patch_dropout" not in (tmp_path / "open_clip_config.json").read_text()
     plain, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
@@ -173,7 +177,7 @@ def test_a_tower_without_patches_refuses_to_drop_them(tmp_path):
         ClipModule(build_model(spec, tmp_path), Recipe(epochs=1, batch=1, lr=1.0), Mitigation(patch_dropout=0.5))
 
 
-def test_fine_tuning_starts_from_the_weights_given(tmp_path):
+def test_fine_tuning_starts_from_the_given_weights(tmp_path):
     export_config(TINY, tmp_path / "base")
     base = build_model(TINY, tmp_path / "base")
     export_weights(base, tmp_path / "base")
@@ -185,6 +189,42 @@ def test_fine_tuning_starts_from_the_weights_given(tmp_path):
     export_config(wider, tmp_path / "wider")
     with pytest.raises(UserError, match="do not fit"):
         build_model(wider, tmp_path / "wider")
+
+
+@pytest.mark.parametrize("prefix", ["local-dir:", ""])
+def test_fine_tuning_takes_the_preprocessing_and_the_activation_of_the_folder(tmp_path, prefix):
+    preprocess = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bilinear", "resize_mode": "squash"}
+    write_clip(tmp_path / "base/model", config={**CONFIG, "quick_gelu": True}, preprocess=preprocess)
+    spec = ModelSpec("tiny", CONFIG, init=f"{prefix}{tmp_path / 'base'}{'/model' if prefix else ''}")
+    export_config(spec, tmp_path / "tuned")
+    export_weights(build_model(spec, tmp_path / "tuned"), tmp_path / "tuned")
+    base, tuned = (load_encoder(f"local-dir:{folder}") for folder in (tmp_path / "base/model", tmp_path / "tuned"))
+    assert tuned.fingerprint == base.fingerprint
+    images = torch.from_numpy(np.stack([tuned.preprocess(sample_image(0, 90, 50))]))
+    assert np.array_equal(images[0], base.preprocess(sample_image(0, 90, 50)))
+    assert torch.equal(tuned.encode_images(images), base.encode_images(images))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vision_cfg": {**CONFIG["vision_cfg"], "head_width": 32}}, "image encoder"),
+        ({"text_cfg": {**CONFIG["text_cfg"], "heads": 1}}, "text encoder"),
+        ({"text_cfg": {**CONFIG["text_cfg"], "tokenizer_kwargs": {"clean": "canonicalize"}}}, "tokenizer"),
+    ],
+)
+def test_an_initial_model_that_computes_otherwise_is_refused(tmp_path, change, message):
+    write_clip(tmp_path / "base", config={**CONFIG, **change})
+    spec = ModelSpec("tiny", CONFIG, init=f"local-dir:{tmp_path / 'base'}")
+    export_config(spec, tmp_path / "tuned")
+    with pytest.raises(UserError, match=f"differ in their {message}.*model.config"):
+        build_model(spec, tmp_path / "tuned")
+
+
+@pytest.mark.parametrize("init", ["ViT-B-32@openai", "ViT-B/32@openai"])
+def test_released_weights_bring_their_activation_in_either_spelling(tmp_path, init):
+    export_config(ModelSpec("ViT-B-32", init=init), tmp_path)
+    assert json.loads((tmp_path / "open_clip_config.json").read_text())["model_cfg"]["quick_gelu"] is True
 
 
 def test_an_unknown_architecture_is_named_with_the_nearest_one():

@@ -1,4 +1,4 @@
-"""Features computed from fewer tokens, in parts, again or compiled are the model's own: same loss, same gradients."""
+"""Features computed from fewer tokens, in parts, with checkpoints or compiled: same loss and gradients as the model."""
 
 import copy
 
@@ -11,18 +11,18 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.training.clip_module import ClipModule, Recipe
-from dejavu_lit.training.features import Compute, Features
+from dejavu_lit.training.features import ComputeSettings, Features
 from dejavu_lit.training.towers import pack
 from dejavu_lit.utils.errors import UserError
 
 VISION = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
 TEXT = {"context_length": 16, "vocab_size": 99, "width": 24, "heads": 2, "layers": 2}
 END = 98  # the largest token, so argmax and eos pooling find it
-LENGTHS = (3, 16, 5, 3, 9, 2, 1)  # tokens up to and with the end, in captions of 16
+LENGTHS = (3, 16, 5, 3, 9, 2, 1)  # tokens up to and including the end, in captions of 16
 
 
 def build(vision=None, text=None, kind=open_clip.CLIP, **options):
-    """A tiny model in float64, its gains and biases away from one and zero, so that each of them matters."""
+    """A tiny model in float64; its gains and biases differ from one and zero, so each of them matters."""
     torch.manual_seed(0)
     model = kind(16, {**VISION, **(vision or {})}, {**TEXT, **(text or {})}, **options).double()
     with torch.no_grad():
@@ -32,7 +32,7 @@ def build(vision=None, text=None, kind=open_clip.CLIP, **options):
 
 
 def batch():
-    """Images, and captions with tokens behind their ends, which must not matter."""
+    """Images, and captions with tokens after their ends, which must not matter."""
     draw = torch.Generator().manual_seed(1)
     tokens = torch.randint(1, END, (len(LENGTHS), 16), generator=draw)
     for row, length in enumerate(LENGTHS):
@@ -40,14 +40,14 @@ def batch():
     return torch.randn(len(LENGTHS), 3, 32, 32, generator=draw, dtype=torch.float64), tokens
 
 
-def same(images):
+def unchanged(images):
     return images
 
 
 def outcome(model, **compute):
-    """Loss and gradients, computed as the options say."""
+    """Loss and gradients under ``compute``."""
     model = copy.deepcopy(model)
-    features = Features(model, Compute(**compute), same)
+    features = Features(model, ComputeSettings(**compute), unchanged)
     images, tokens = batch()
     torch.manual_seed(2)
     loss = ClipLoss()(**features(images, features.captions(tokens)))
@@ -55,12 +55,12 @@ def outcome(model, **compute):
     return loss.item(), {name: value.grad for name, value in model.named_parameters()}
 
 
-def check(one, other, tolerance):
-    """Losses and all gradients differ by at most this share."""
-    assert one[0] == pytest.approx(other[0], rel=max(tolerance, 1e-15))
-    for name, gradient in one[1].items():
+def check(actual, expected, tolerance):
+    """The loss and every gradient differ by at most this share."""
+    assert actual[0] == pytest.approx(expected[0], rel=max(tolerance, 1e-15))
+    for name, gradient in actual[1].items():
         assert gradient is not None, name
-        difference = (gradient - other[1][name]).norm() / (other[1][name].norm() + 1e-12)
+        difference = (gradient - expected[1][name]).norm() / (expected[1][name].norm() + 1e-12)
         assert difference <= tolerance, (name, float(difference))
 
 
@@ -80,7 +80,7 @@ def test_captions_are_packed_by_hand():
     [
         {},
         {"text": {"pool_type": "eos", "eos_id": END}},
-        {"text": {"pool_type": "eos", "eos_id": 1000}},  # found in no caption: open_clip pools the first token then
+        {"text": {"pool_type": "eos", "eos_id": 1000}},  # in no caption: open_clip then pools the first token
         {"kind": open_clip.CustomTextCLIP},
         {"kind": open_clip.CustomTextCLIP, "text": {"proj_bias": True, "ls_init_value": 0.3}},
         {"kind": open_clip.CustomTextCLIP, "text": {"proj_type": "none", "width": 16}},
@@ -92,7 +92,7 @@ def test_captions_are_packed_by_hand():
 )
 def test_trimmed_features_have_the_loss_and_the_gradients_of_the_model(options):
     model = build(**options)
-    features = Features(model, Compute(), same)
+    features = Features(model, ComputeSettings(), unchanged)
     assert features.text is not None
     assert features.visual is not None
     check(outcome(model), outcome(model, trim=False), 1e-11)
@@ -101,23 +101,23 @@ def test_trimmed_features_have_the_loss_and_the_gradients_of_the_model(options):
 def test_in_single_precision_they_agree_to_its_rounding():
     model = build()
     images, tokens = batch()
-    found = []
+    outcomes = []
     for trim in (True, False):
         single = copy.deepcopy(model).float()
-        features = Features(single, Compute(trim=trim), same)
+        features = Features(single, ComputeSettings(trim=trim), unchanged)
         loss = ClipLoss()(**features(images.float(), features.captions(tokens)))
         loss.backward()
-        found.append((loss.item(), {name: value.grad for name, value in single.named_parameters()}))
-    check(*found, 2e-5)
+        outcomes.append((loss.item(), {name: value.grad for name, value in single.named_parameters()}))
+    check(*outcomes, 2e-5)
 
 
-def test_in_bf16_they_are_as_near_to_double_precision_as_the_model_itself():
+def test_in_bf16_they_are_as_close_to_double_precision_as_the_model_itself():
     model, exact = build(), outcome(build(), trim=False)[1]
     images, tokens = batch()
     errors = []
     for trim in (True, False):
         single = copy.deepcopy(model).float()
-        features = Features(single, Compute(trim=trim), same)
+        features = Features(single, ComputeSettings(trim=trim), unchanged)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = ClipLoss()(**features(images.float(), features.captions(tokens)))
         loss.backward()
@@ -140,39 +140,39 @@ def test_in_bf16_they_are_as_near_to_double_precision_as_the_model_itself():
         ({"vision": {"layers": [1, 1, 1, 1], "width": 8}}, True, False),
     ],
 )
-def test_towers_for_which_it_would_not_be_exact_are_left_alone(options, text, visual):
-    model = build(**options).eval()  # a ResNet's batch statistics apart
-    features = Features(model, Compute(), same)
+def test_towers_for_which_trimming_is_not_exact_are_not_trimmed(options, text, visual):
+    model = build(**options).eval()  # evaluation mode, because of the batch statistics of a ResNet
+    features = Features(model, ComputeSettings(), unchanged)
     assert (features.text is not None, features.visual is not None) == (text, visual)
     images, tokens = batch()
     with torch.no_grad():
-        found = features(images, features.captions(tokens))
-        assert torch.allclose(found["image_features"], model.encode_image(images, normalize=True), rtol=1e-12)
-        assert torch.allclose(found["text_features"], model.encode_text(tokens, normalize=True), rtol=1e-12)
+        output = features(images, features.captions(tokens))
+        assert torch.allclose(output["image_features"], model.encode_image(images, normalize=True), rtol=1e-12)
+        assert torch.allclose(output["text_features"], model.encode_text(tokens, normalize=True), rtol=1e-12)
         if not text:
-            assert torch.equal(found["text_features"], model.encode_text(tokens, normalize=True))
+            assert torch.equal(output["text_features"], model.encode_text(tokens, normalize=True))
         if not visual:
-            assert torch.equal(found["image_features"], model.encode_image(images, normalize=True))
+            assert torch.equal(output["image_features"], model.encode_image(images, normalize=True))
 
 
-def test_a_coca_is_left_alone():
+def test_a_coca_is_not_trimmed():
     torch.manual_seed(0)
     text = {**TEXT, "embed_cls": True, "output_tokens": True}
     vision = {**VISION, "attentional_pool": True, "output_tokens": True, "attn_pooler_heads": 2}
     multimodal = {"context_length": 16, "vocab_size": 99, "width": 24, "heads": 2, "layers": 1}
     model = open_clip.CoCa(16, multimodal_cfg=multimodal, text_cfg=text, vision_cfg=vision)
-    features = Features(model, Compute(), same)
+    features = Features(model, ComputeSettings(), unchanged)
     assert features.text is None
     assert features.visual is None
 
 
-def test_switched_off_it_is_the_model_bit_for_bit():
+def test_without_trimming_the_output_is_the_models_bit_for_bit():
     model = build(init_logit_bias=-10)
     images, tokens = batch()
-    features = Features(model, Compute(trim=False), same)
-    found = features(images, features.captions(tokens))
-    assert list(found) == ["image_features", "text_features", "logit_scale", "logit_bias"]
-    for value, expected in zip(found.values(), model(images, tokens), strict=True):
+    features = Features(model, ComputeSettings(trim=False), unchanged)
+    output = features(images, features.captions(tokens))
+    assert list(output) == ["image_features", "text_features", "logit_scale", "logit_bias"]
+    for value, expected in zip(output.values(), model(images, tokens), strict=True):
         assert torch.equal(value, expected)
 
 
@@ -180,29 +180,30 @@ def test_switched_off_it_is_the_model_bit_for_bit():
 @pytest.mark.parametrize("parts", [2, 3, 100])
 def test_parts_have_the_loss_and_the_gradients_of_the_whole_batch(trim, parts):
     model = build()
-    whole = outcome(model, trim=trim)
-    check(outcome(model, trim=trim, parts=parts), whole, 1e-11)
+    full_batch = outcome(model, trim=trim)
+    check(outcome(model, trim=trim, parts=parts), full_batch, 1e-11)
     images, tokens = batch()
-    alone = [ClipLoss()(*model(one, two)).item() for one, two in zip(images.split(4), tokens.split(4), strict=True)]
-    assert abs(sum(alone) / 2 - whole[0]) > 0.1  # what adding up the gradients of small batches would have trained on
+    halves = zip(images.split(4), tokens.split(4), strict=True)
+    half_losses = [ClipLoss()(*model(*half)).item() for half in halves]
+    assert abs(sum(half_losses) / 2 - full_batch[0]) > 0.1  # plain gradient accumulation would train on this loss
 
 
 def test_parts_repeat_their_random_draws():
     model = build(vision={"patch_dropout": 0.5})
     images, tokens = batch()
-    found = outcome(model, parts=2)
-    features = Features(model, Compute(parts=2), same)
+    actual = outcome(model, parts=2)
+    features = Features(model, ComputeSettings(parts=2), unchanged)
     torch.manual_seed(2)
     pairs = zip(images.tensor_split(2), features.captions(tokens), strict=True)
-    image, text = map(torch.cat, zip(*[features.encode(*one) for one in pairs], strict=True))
+    image, text = map(torch.cat, zip(*[features.encode(*pair) for pair in pairs], strict=True))
     loss = ClipLoss()(image, text, model.logit_scale.exp())
     loss.backward()
-    check(found, (loss.item(), {name: value.grad for name, value in model.named_parameters()}), 1e-13)
+    check(actual, (loss.item(), {name: value.grad for name, value in model.named_parameters()}), 1e-13)
 
 
-def test_parts_of_a_model_with_batch_normalisation_are_refused():
-    with pytest.raises(UserError, match=r"recipe\.accumulate=2.*normalises over"):
-        Features(build(vision={"layers": [1, 1, 1, 1], "width": 8}), Compute(parts=2), same)
+def test_parts_of_a_model_with_batch_normalization_are_refused():
+    with pytest.raises(UserError, match=r"recipe\.accumulate=2.*normalizes over"):
+        Features(build(vision={"layers": [1, 1, 1, 1], "width": 8}), ComputeSettings(parts=2), unchanged)
 
 
 @pytest.mark.parametrize("trim", [True, False])
@@ -213,39 +214,41 @@ def test_checkpointing_computes_the_same(trim, parts):
 
 
 @pytest.mark.parametrize("options", [{"vision": {"layers": [1, 1, 1, 1], "width": 8}}, {"text": {"qk_norm": True}}])
-def test_checkpointing_is_refused_where_open_clip_has_none(options):
+def test_checkpointing_is_refused_if_open_clip_does_not_support_it(options):
     with pytest.raises(UserError, match=r"trainer\.checkpointing=true"):
-        Features(build(**options), Compute(checkpointing=True), same)
+        Features(build(**options), ComputeSettings(checkpointing=True), unchanged)
 
 
 @pytest.mark.parametrize("trim", [True, False])
-def test_parts_and_checkpoints_keep_less_for_the_backward_pass(trim):
-    def kept(**compute):
+def test_parts_and_checkpoints_save_less_for_the_backward_pass(trim):
+    def saved_bytes(**compute):
         sizes = []
 
-        def note(tensor):
-            if tensor.grad_fn is not None:  # weights are there anyway
+        def record(tensor):
+            if tensor.grad_fn is not None:  # weights are in memory anyway
                 sizes.append(tensor.nbytes)
             return tensor
 
-        features = Features(build(text={"layers": 6}, vision={"layers": 6}), Compute(trim=trim, **compute), same)
+        features = Features(
+            build(text={"layers": 6}, vision={"layers": 6}), ComputeSettings(trim=trim, **compute), unchanged
+        )
         images, tokens = batch()
-        with saved_tensors_hooks(note, lambda tensor: tensor):
+        with saved_tensors_hooks(record, lambda tensor: tensor):
             features(images, features.captions(tokens))
         return sum(sizes)
 
-    whole = kept()
-    assert kept(checkpointing=True) < whole / 3
-    assert kept(parts=2) < whole / 10  # the features of the parts
+    plain = saved_bytes()
+    assert saved_bytes(checkpointing=True) < plain / 3
+    assert saved_bytes(parts=2) < plain / 10  # the features of the parts
 
 
 @pytest.mark.slow
-def test_compiled_features_are_the_same_and_captions_of_any_length_share_their_code():
+def test_compiled_features_are_the_same_and_captions_of_any_length_share_a_graph():
     model = build(text={"layers": 1}, vision={"layers": 1})
     images, tokens = batch()
     torch._dynamo.reset()
     counters.clear()
-    compiled, plain = (Features(model, Compute(compile=choice), same) for choice in (True, False))
+    compiled, plain = (Features(model, ComputeSettings(compile=choice), unchanged) for choice in (True, False))
     graphs = []
     for rows in ([0, 1, 2, 3], [0, 0, 2, 3], [2, 4, 2, 5], [3, 3, 5, 0]):
         gradients = []
@@ -260,7 +263,7 @@ def test_compiled_features_are_the_same_and_captions_of_any_length_share_their_c
     torch._dynamo.reset()
 
 
-def test_what_trains_prepares_the_captions_on_the_host():
+def test_the_module_prepares_the_captions_on_the_host():
     model = build().float()
     model.visual.image_mean, model.visual.image_std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
     module = ClipModule(model, Recipe(epochs=1, batch=7, lr=1.0, accumulate=2), Mitigation())
@@ -269,6 +272,6 @@ def test_what_trains_prepares_the_captions_on_the_host():
     ready = module.on_before_batch_transfer({"images": raw, "tokens": tokens, "index": torch.arange(7)}, 0)
     assert "tokens" not in ready
     assert [len(part.ends) for part in ready["captions"]] == [4, 3]
-    found = module._features(ready["images"], ready["captions"])["image_features"]
-    scaled = (images.float() / 255 - module.mean / 255) / (module.std / 255)
-    assert torch.allclose(found, model.encode_image(scaled, normalize=True), atol=1e-5)
+    features = module._features(ready["images"], ready["captions"])["image_features"]
+    scaled = (raw.float() / 255 - module.mean / 255) / (module.std / 255)
+    assert torch.allclose(features, model.encode_image(scaled, normalize=True), atol=1e-5)

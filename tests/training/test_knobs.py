@@ -1,4 +1,4 @@
-"""The knobs in whole runs: none of them changes nothing, bit for bit, and each survives a kill in mid-epoch."""
+"""The knobs in complete runs: without knobs nothing changes, bit for bit, and each survives a kill within an epoch."""
 
 import json
 import shutil
@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from dejavu_lit.data.module import PairDataModule
 from dejavu_lit.models.build import ModelSpec, build_model
 from dejavu_lit.models.preprocess import Preprocess
-from dejavu_lit.training.clip_module import ClipModule, Recipe, decayed, learning_rate
+from dejavu_lit.training.clip_module import ClipModule, Recipe, learning_rate_factor, split_by_decay
 from tests.conftest import SMALL, call
 
 
 class Killed(BaseException):
-    """What ends a run in the middle."""
+    """Ends a run in the middle."""
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -38,7 +38,7 @@ def train(scenes: Path, out: Path, *options: str) -> Path:
 
 
 def killed(scenes: Path, out: Path, step: int, *options: str) -> Path:
-    """A run that ends before its step number ``step``, as if the power had failed, and is started again."""
+    """A run that dies before step ``step``, as in a power failure, and is started again."""
     hook = ClipModule.on_train_batch_start
 
     def fail(module: ClipModule, batch: object, index: int) -> None:
@@ -54,22 +54,22 @@ def killed(scenes: Path, out: Path, step: int, *options: str) -> Path:
     return train(scenes, out, *options)
 
 
-def same(one: Path, other: Path) -> bool:
-    first, second = weights(one), weights(other)
+def same_weights(first_run: Path, second_run: Path) -> bool:
+    first, second = weights(first_run), weights(second_run)
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_without_knobs_a_run_is_open_clips_model_and_loss_under_adamw(scenes, tmp_path):
-    """The same twelve steps written out, with nothing of the knobs in them, end in the very same weights."""
+    """The same twelve steps, written out without any knob, end with the same weights."""
     out = train(scenes, tmp_path / "run", "trainer.trim=false")  # the model as open_clip computes it
     config = yaml.safe_load((out / "config.yaml").read_text())
-    given = {name: {k: v for k, v in config[name].items() if k != "_target_"} for name in ("model", "recipe")}
-    recipe = Recipe(**given["recipe"])
+    settings = {name: {k: v for k, v in config[name].items() if k != "_target_"} for name in ("model", "recipe")}
+    recipe = Recipe(**settings["recipe"])
     pl.seed_everything(0, verbose=False)
-    model = build_model(ModelSpec(**given["model"]), out / "model")
+    model = build_model(ModelSpec(**settings["model"]), out / "model")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{out / 'model'}")
     pairs = PairDataModule(scenes, "target", recipe.batch, 0, Preprocess(model.visual.preprocess_cfg), tokenizer)
-    matrices, exempt = decayed(model)
+    matrices, exempt = split_by_decay(model)
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
     betas = (recipe.beta1, recipe.beta2)
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=betas, eps=recipe.eps, fused=True)
@@ -81,7 +81,7 @@ def test_without_knobs_a_run_is_open_clips_model_and_loss_under_adamw(scenes, tm
         loader = pairs.train_dataloader()
         for batch in loader.batches(epoch):
             for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * learning_rate(step, recipe, 12)
+                group["lr"] = recipe.lr * learning_rate_factor(step, recipe, 12)
             images, texts, scale = model((batch["images"].float() - mean) / std, batch["tokens"])
             optimizer.zero_grad()
             ClipLoss()(images, texts, scale).backward()
@@ -104,20 +104,18 @@ RESUMED = {
 
 
 @pytest.mark.parametrize("knob", RESUMED)
-def test_a_run_killed_amid_an_epoch_ends_with_the_weights_of_an_undisturbed_one(scenes, runs, tmp_path, knob):
+def test_a_run_killed_within_an_epoch_ends_with_the_weights_of_an_undisturbed_one(scenes, runs, tmp_path, knob):
     options = [*RESUMED[knob], "trainer.checkpoint_steps=1"]
-    whole = train(scenes, tmp_path / "whole", *options)
+    undisturbed = train(scenes, tmp_path / "undisturbed", *options)
     again = killed(scenes, tmp_path / "killed", 4 if knob == "patches" else 8, *options)
-    assert same(whole, again)
-    assert not same(whole, runs["target"])  # the knob does something
-    lasts = [torch.load(out / "checkpoints" / "last.ckpt", weights_only=True) for out in (whole, again)]
+    assert same_weights(undisturbed, again)
+    assert not same_weights(undisturbed, runs["target"])  # the knob has an effect
+    lasts = [torch.load(out / "checkpoints" / "last.ckpt", weights_only=True) for out in (undisturbed, again)]
     for name in ("state_dict", "current_model_state", "averaging_state"):
         assert all(torch.equal(lasts[0][name][key], lasts[1][name][key]) for key in lasts[0].get(name, ()))
 
 
-def test_the_average_is_what_is_exported_kept_and_measured_on_v_and_training_goes_on_from_the_weights(
-    scenes, runs, tmp_path
-):
+def test_the_average_is_exported_and_training_continues_from_the_weights(scenes, runs, tmp_path):
     out = train(scenes, tmp_path / "run", "mitigation.ema=0.9")
     exported = weights(out)
     epoch = torch.load(out / "checkpoints" / "epoch=0002.ckpt", weights_only=True)["state_dict"]
@@ -126,54 +124,52 @@ def test_the_average_is_what_is_exported_kept_and_measured_on_v_and_training_goe
     for name, value in exported.items():
         assert torch.equal(value, epoch[f"model.{name}"]), name
         assert torch.equal(last["current_model_state"][f"model.{name}"], plain[f"model.{name}"]), name
-    assert not same(out, runs["target"])
+    assert not same_weights(out, runs["target"])
 
 
 def test_a_run_killed_after_its_last_step_exports_the_average_too(scenes, tmp_path):
     options = ["mitigation.ema=0.9"]
-    whole = train(scenes, tmp_path / "whole", *options)
+    undisturbed = train(scenes, tmp_path / "undisturbed", *options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dejavu_lit.training.train._finish", lambda *given: (_ for _ in ()).throw(Killed))
+        patch.setattr("dejavu_lit.training.train._write_results", lambda *args: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             train(scenes, tmp_path / "killed", *options)
-    assert same(whole, train(scenes, tmp_path / "killed", *options))
+    assert same_weights(undisturbed, train(scenes, tmp_path / "killed", *options))
 
 
-# An accuracy that hardly moves in so few steps: the first epochs' is not exceeded for long.
+# With this learning rate the accuracy hardly changes, so it soon stops improving.
 EARLY = ["mitigation.early_stopping=accuracy", "mitigation.early_patience=2", "recipe.epochs=30", "recipe.lr=1e-6"]
 
 
-def test_training_stops_when_v_gets_no_better_says_so_and_stays_stopped(scenes, tmp_path):
-    whole = train(scenes, tmp_path / "whole", *EARLY)
-    ended = record(whole)
-    why = ended["stopped"]
-    assert (why["by"], why["metric"], why["epochs_without_better"]) == ("early_stopping", "val_accuracy", 2)
-    assert why["epoch"] == ended["epochs"] < 30
-    assert ended["steps"] == ended["batches"] == 6 * ended["epochs"]
-    assert ended["exposure"]["mean"] == ended["epochs"]
-    rows = (whole / "metrics.csv").read_text().splitlines()
+def test_training_stops_when_v_stops_improving_and_stays_stopped(scenes, tmp_path):
+    undisturbed = train(scenes, tmp_path / "undisturbed", *EARLY)
+    finished = record(undisturbed)
+    stopped = finished["stopped"]
+    assert (stopped["by"], stopped["metric"], stopped["epochs_without_better"]) == ("early_stopping", "val_accuracy", 2)
+    assert stopped["epoch"] == finished["epochs"] < 30
+    assert finished["steps"] == finished["batches"] == 6 * finished["epochs"]
+    assert finished["exposure"]["mean"] == finished["epochs"]
+    rows = (undisturbed / "metrics.csv").read_text().splitlines()
     values = [float(row.split(",")[3]) for row in rows if ",val_accuracy," in row]
-    assert len(values) == ended["epochs"]
-    assert max(values[:-2]) == max(values) == pytest.approx(why["best"])
+    assert len(values) == finished["epochs"]
+    assert max(values[:-2]) == max(values) == pytest.approx(stopped["best"])
     assert all(max(values[: n - 2]) < max(values[n - 2 : n]) for n in range(3, len(values)))  # not one epoch too late
 
-    again = killed(scenes, tmp_path / "killed", 6 * (ended["epochs"] - 1) + 2, *EARLY, "trainer.checkpoint_steps=1")
-    assert same(whole, again)
-    assert record(again)["stopped"] == why
+    again = killed(scenes, tmp_path / "killed", 6 * (finished["epochs"] - 1) + 2, *EARLY, "trainer.checkpoint_steps=1")
+    assert same_weights(undisturbed, again)
+    assert record(again)["stopped"] == stopped
 
-    with pytest.MonkeyPatch.context() as patch:  # killed between the decision and the end
-        patch.setattr("dejavu_lit.training.train._finish", lambda *given: (_ for _ in ()).throw(Killed))
+    with pytest.MonkeyPatch.context() as patch:  # killed between the decision to stop and the end
+        patch.setattr("dejavu_lit.training.train._write_results", lambda *args: (_ for _ in ()).throw(Killed))
         with pytest.raises(Killed):
             train(scenes, tmp_path / "late", *EARLY)
     late = train(scenes, tmp_path / "late", *EARLY)
-    assert same(whole, late)
-    assert {**record(late), **(kept := dict.fromkeys(("seconds", "pairs_per_second", "provenance")))} == {
-        **ended,
-        **kept,
-    }
+    assert same_weights(undisturbed, late)
+    varying = dict.fromkeys(("seconds", "pairs_per_second", "provenance"))
+    assert {**record(late), **varying} == {**finished, **varying}
 
 
-def test_a_run_that_is_not_stopped_early_says_null(runs):
+def test_a_run_that_is_not_stopped_early_records_null(runs):
     assert record(runs["target"])["stopped"] is None
 
 

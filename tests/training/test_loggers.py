@@ -1,4 +1,4 @@
-"""The dashboards of a training run, read back from the files that were really written."""
+"""The dashboards of a training run, read back from the files that were written."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ import pytest
 
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import write_json
-from dejavu_lit.utils.wandb import LoggerSettings, Wandb, tagged, wandb_options
+from dejavu_lit.utils.wandb import LoggerSettings, Wandb, wandb_options, with_tags
 from tests.conftest import ROOT, SMALL, run
 from tests.wandb_files import Offline, runs
 
@@ -26,7 +26,7 @@ def table(out: Path, metric: str) -> list[tuple[int, float]]:
 
 @pytest.fixture(scope="module")
 def logged(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was logged to both dashboards, and started again when all but its last file was written."""
+    """A run logged to both dashboards, and started again after everything but run.json was written."""
     pytest.importorskip("wandb")
     pytest.importorskip("tensorboard")
     out = tmp_path_factory.mktemp("study") / "runs" / "mask-s0-target"
@@ -41,16 +41,16 @@ def logged(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_wandb_holds_the_numbers_of_the_table(logged: Path) -> None:
+def test_wandb_has_the_numbers_of_metrics_csv(logged: Path) -> None:
     first = runs(logged)[0]
     gaps = [f"gap/{name}" for name in ("ppg", "ppg_low", "ppg_high", "prg", "aucg", "null_ppg", "corrected_ppg")]
-    for metric in ("loss", "val_loss", "val_accuracy", "logit_scale", "lr", *gaps):  # the curves stand side by side
+    for metric in ("loss", "val_loss", "val_accuracy", "logit_scale", "lr", *gaps):  # all curves share the same steps
         expected = table(logged, metric)
         assert expected
-        found = [(r["trainer/global_step"], r[metric]) for r in first.history if metric in r]
-        assert [step for step, _ in found] == [step for step, _ in expected]
-        assert [value for _, value in found] == pytest.approx([value for _, value in expected])
-    assert {int(epoch) for epoch in first.values("epoch")} == {0, 1}  # panels may take it as their axis
+        logged_values = [(r["trainer/global_step"], r[metric]) for r in first.history if metric in r]
+        assert [step for step, _ in logged_values] == [step for step, _ in expected]
+        assert [value for _, value in logged_values] == pytest.approx([value for _, value in expected])
+    assert {int(epoch) for epoch in first.values("epoch")} == {0, 1}  # panels may use it as their axis
     assert first.ended
 
 
@@ -64,40 +64,40 @@ def test_wandb_run_is_named_grouped_and_tagged(logged: Path) -> None:
     assert "mitigation.text_mask=0.3" in first.run.tags
     assert not any(tag.startswith(("out=", "data.dir=", "logger")) for tag in first.run.tags)
     assert first.config["mitigation"]["text_mask"] == 0.3
-    # A resumed run goes on under the same id and in the same group.
+    # A resumed run keeps its id and group.
     assert first.run.run_id == second.run.run_id
     assert first.run.run_group == second.run.run_group
 
 
-def test_tensorboard_holds_the_numbers_of_the_table(logged: Path) -> None:
+def test_tensorboard_has_the_numbers_of_metrics_csv(logged: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(logged / "tensorboard"))
     events.Reload()
     for metric in ("loss", "val_loss", "val_accuracy", "logit_scale", "gap/ppg", "gap/null_ppg"):
-        found = [(event.step, event.value) for event in events.Scalars(metric)]
+        scalars = [(event.step, event.value) for event in events.Scalars(metric)]
         expected = table(logged, metric)
-        assert [step for step, _ in found] == [step for step, _ in expected]
-        assert [value for _, value in found] == pytest.approx([value for _, value in expected], rel=1e-5)
+        assert [step for step, _ in scalars] == [step for step, _ in expected]
+        assert [value for _, value in scalars] == pytest.approx([value for _, value in expected], rel=1e-5)
 
 
-def test_an_evaluation_stands_in_the_group_of_its_runs(logged: Path, tmp_path: Path) -> None:
+def test_an_evaluation_is_in_the_group_of_its_runs(logged: Path, tmp_path: Path) -> None:
     reference = logged.parent / "mask-s0-reference"
     few = ["statistics.bootstrap=100", "statistics.subgroups=[]", "statistics.top_ms=[]"]
     options = [f"target={logged}", f"reference={reference}", f"out={tmp_path / 'gap'}", "k=5", *few]
     done = run("evaluate", *options, "logger=wandb")
     assert "report:" in done.stdout
-    (found,) = runs(tmp_path / "gap")
+    (evaluation,) = runs(tmp_path / "gap")
     training = runs(logged)[0]
-    assert (found.run.job_type, found.run.run_group) == ("evaluation", training.run.run_group)
-    assert found.config["target_run"]["id"] == training.run.run_id
-    assert found.config["target_run"]["mitigation"]["text_mask"] == 0.3
-    assert set(found.run.tags) == {"k=5", *few}
+    assert (evaluation.run.job_type, evaluation.run.run_group) == ("evaluation", training.run.run_group)
+    assert evaluation.config["target_run"]["id"] == training.run.run_id
+    assert evaluation.config["target_run"]["mitigation"]["text_mask"] == 0.3
+    assert set(evaluation.run.tags) == {"k=5", *few}
     metrics = json.loads((tmp_path / "gap" / "metrics.json").read_text())
-    assert found.values("symmetric/ppg") == [pytest.approx(metrics["symmetric"]["ppg"]["value"])]
-    assert found.values("figures/epochs")  # the run measured its gaps in two epochs
-    assert found.table("memorized")[0]["picture"].startswith(b"\xff\xd8")
-    again = run("evaluate", *options, "logger=wandb")  # finished, and nothing has changed: not logged twice
+    assert evaluation.values("symmetric/ppg") == [pytest.approx(metrics["symmetric"]["ppg"]["value"])]
+    assert evaluation.values("figures/epochs")  # the run measured its gaps in two epochs
+    assert evaluation.table("memorized")[0]["picture"].startswith(b"\xff\xd8")
+    again = run("evaluate", *options, "logger=wandb")  # finished and unchanged, so it is not logged twice
     assert "finished" in again.stderr
     assert len(runs(tmp_path / "gap")) == 1
 
@@ -114,13 +114,13 @@ def children():
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, parent = path.read_text().rpartition(")")[2].split()[:2]
-        except OSError:  # it has ended meanwhile
+        except OSError:  # it has ended in the meantime
             continue
         if parent == str(os.getpid()) and state != "Z":
             yield int(path.parent.name)
 
 def warn():
-    while not begun:
+    while not started:
         for child in children():
             try:
                 os.kill(child, signal.SIGUSR2)
@@ -134,18 +134,18 @@ def options(name):
     return {"id": name, "settings": wandb.Settings(silent=True, console="off")}
 
 for _ in range(3):
-    begun = False
+    started = False
     thread = threading.Thread(target=warn)
     thread.start()
     logger = WandbLogger(out, True, False, options("lost"))
-    begun = logger.experiment is not None
+    started = logger.experiment is not None
     thread.join()
     logger.log_metrics({"loss": 2.0}, 1)
     logger.finalize("success")
     wandb.teardown()
-print("begun")
+print("started")
 logger = WandbLogger(out, True, False, options("lost"))
-logger.log_metrics({"loss": 1.5}, 2)  # not begun: nothing
+logger.log_metrics({"loss": 1.5}, 2)  # not started: does nothing
 assert logger.experiment is not None
 for child in children():
     os.kill(child, signal.SIGTERM)
@@ -164,7 +164,7 @@ try:
     WandbLogger(out, False, False, options("server")).experiment
 except UserError as error:
     print("new:", error)
-logger = WandbLogger(out, False, True, options("server"))  # a run that is resumed, and a server that does not answer
+logger = WandbLogger(out, False, True, options("server"))  # a resumed run, and a server that does not answer
 assert logger.experiment is None
 logger.log_metrics({"loss": 0.5}, 6)
 logger.finalize("success")
@@ -173,60 +173,62 @@ print("end")
 
 
 @pytest.fixture
-def nowhere(tmp_path: Path) -> Iterator[dict[str, str]]:
+def unreachable_server(tmp_path: Path) -> Iterator[dict[str, str]]:
     """The environment of a user whose wandb server does not answer."""
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # and nobody listens
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+        taken.bind(("127.0.0.1", 0))  # and nothing listens
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
         server = {"WANDB_BASE_URL": f"http://127.0.0.1:{taken.getsockname()[1]}"}
         home = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "PYTHONPATH": str(ROOT)}
-        yield {**kept, **home, **server, "WANDB_API_KEY": "0" * 40}
+        yield {**environment, **home, **server, "WANDB_API_KEY": "0" * 40}
 
 
-def test_the_loss_of_wandb_is_one_warning(nowhere: dict[str, str], tmp_path: Path) -> None:
-    """Its process outlives a job's warnings from the start; killed, or without its server, it takes nothing along."""
+def test_a_failure_of_wandb_is_one_warning(unreachable_server: dict[str, str], tmp_path: Path) -> None:
+    """wandb's process survives the warning signals of a job; if it is killed or has no server, training continues."""
     pytest.importorskip("wandb")
     done = subprocess.run(
         [sys.executable, "-c", LOST, str(tmp_path)],
         capture_output=True,
         text=True,
-        env=nowhere,
+        env=unreachable_server,
         cwd=tmp_path,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    begun, then, new, end = done.stdout.splitlines()
-    assert (begun, then, end) == ("begun", "next", "end")
-    assert new.startswith("new: wandb does not begin (")
+    started, following, new, end = done.stdout.splitlines()
+    assert (started, following, end) == ("started", "next", "end")
+    assert new.startswith("new: wandb failed to start (")
     assert "Traceback" not in done.stderr
-    first, second = (line for line in done.stderr.splitlines() if "wandb has gone" in line)
-    assert "metrics.csv has everything" in first
-    assert "does not begin" in second
-    late = [found for found in runs(tmp_path) if found.run is not None and found.run.run_id == "late"]
-    assert [found.values("loss") for found in late] == [[0.5]]
+    first, second = (line for line in done.stderr.splitlines() if "wandb failed (" in line)
+    assert "metrics.csv is complete" in first
+    assert "failed to start" in second
+    late = [file for file in runs(tmp_path) if file.run is not None and file.run.run_id == "late"]
+    assert [file.values("loss") for file in late] == [[0.5]]
 
 
-def test_a_stranger_to_wandb_gets_a_sentence(nowhere: dict[str, str], scenes: Path, tmp_path: Path) -> None:
+def test_without_an_api_key_wandb_fails_in_one_sentence(
+    unreachable_server: dict[str, str], scenes: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("wandb")
     options = ["side=target", f"data.dir={scenes}", *SMALL, "logger=wandb", "logger.wandb.offline=false"]
-    stranger = {name: value for name, value in nowhere.items() if name != "WANDB_API_KEY"}
+    without_key = {name: value for name, value in unreachable_server.items() if name != "WANDB_API_KEY"}
     done = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), *options, f"out={tmp_path / 'run'}"],
         capture_output=True,
         text=True,
-        env=stranger,
+        env=without_key,
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         timeout=300,
     )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    (said,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
-    assert "wandb does not begin (No API key" in said
-    assert "logger.wandb.offline=true" in said
+    (message,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert "wandb failed to start (No API key" in message
+    assert "logger.wandb.offline=true" in message
 
 
-def test_the_table_alone_by_default(tmp_path: Path) -> None:
+def test_only_metrics_csv_is_written_by_default(tmp_path: Path) -> None:
     from dejavu_lit.training.loggers import training_loggers
 
     (logger,) = training_loggers(tmp_path, LoggerSettings(), "target", {}, None)
@@ -246,21 +248,21 @@ def test_groups_and_names(tmp_path: Path) -> None:
     again = wandb_options(tmp_path / "jobs" / "0", Wandb(group="late"), "target")
     assert (again["id"], again["group"]) == (alone["id"], "jobs")
     assert wandb_options(tmp_path / "x", Wandb(group="given"), "target")["group"] == "given"
-    # An evaluation goes into the group of the run that it measures; a study is its own.
+    # An evaluation is in the group of the run that it measures; a study has its own group.
     assert wandb_options(tmp_path / "gap", settings, "evaluation", tmp_path / "jobs" / "0")["group"] == "jobs"
     assert wandb_options(tmp_path / "study", settings, "study")["group"] == "study"
     write_json(tmp_path / "study" / "runs" / "a" / "run.json", {})
     assert wandb_options(tmp_path / "study" / "runs" / "a", settings, "target")["group"] == "study"
 
 
-def test_tags_are_what_was_typed() -> None:
+def test_tags_are_the_typed_overrides() -> None:
     logger = {"wandb": {"project": "p", "tags": []}, "tensorboard": False}
     typed = ["side=target", "+settings.a=1", "out=x", "logger=wandb", "data.dir=/d", "a" * 90, "side=target"]
-    assert tagged(logger, typed)["wandb"]["tags"] == ["side=target", "settings.a=1", "a" * 64]
+    assert with_tags(logger, typed)["wandb"]["tags"] == ["side=target", "settings.a=1", "a" * 64]
     assert logger["wandb"] == {"project": "p", "tags": []}
-    given = {"wandb": {"tags": ["mine"]}}
-    assert tagged(given, typed) == given
-    assert tagged({"wandb": None}, typed) == {"wandb": None}
+    with_own_tags = {"wandb": {"tags": ["mine"]}}
+    assert with_tags(with_own_tags, typed) == with_own_tags
+    assert with_tags({"wandb": None}, typed) == {"wandb": None}
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

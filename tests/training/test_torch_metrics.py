@@ -7,23 +7,24 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from torchmetrics import MetricCollection
 
 from dejavu_lit.measure.population import estimate, outcomes
-from dejavu_lit.measure.sample import RANKINGS, table
+from dejavu_lit.measure.sample import RANKINGS, sample_gaps
 from dejavu_lit.measure.scores import Scores
 from dejavu_lit.training.torch_metrics import AUCG, PPG, PRG, SampleLevelGap
 
 
-def made(n: int = 300) -> tuple[Scores, Scores, np.ndarray]:
+def records(n: int = 300) -> tuple[Scores, Scores, np.ndarray]:
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 6, n).astype(np.int32)
-    sides = []
+    models = []
     for share in (0.6, 0.4):
         hits = rng.binomial(truth, share).astype(np.int32)
-        sides.append(Scores((1,), hits[:, None], (hits + rng.integers(0, 5, n).astype(np.int32))[:, None], truth))
-    # Few distances, so that ties are common; some are slightly negative, as rounding makes them, and one is −0.
+        models.append(Scores((1,), hits[:, None], (hits + rng.integers(0, 5, n).astype(np.int32))[:, None], truth))
+    # Few distinct distances, so ties are common; one is slightly negative, as after rounding, and one is −0.
     distance = rng.choice(np.array([-1e-7, -0.0, 0.0, 0.1, 0.25, 1.5], np.float32), n)
-    return sides[0], sides[1], distance
+    return models[0], models[1], distance
 
 
 def metrics() -> dict[str, torch.nn.Module]:
@@ -32,30 +33,30 @@ def metrics() -> dict[str, torch.nn.Module]:
 
 
 def run(rank: int, world: int) -> dict[str, torch.Tensor]:
-    """Every metric over this process's share of the records, in batches."""
-    target, reference, distance = made()
-    ours = metrics()
-    mine = np.arange(rank, len(target), world)
-    for batch in np.array_split(mine, 4):
+    """Every metric on this process's share of the records, in batches."""
+    target, reference, distance = records()
+    rank_metrics = metrics()
+    rows = np.arange(rank, len(target), world)
+    for batch in np.array_split(rows, 4):
         t_hits, t_all, r_hits, r_all = (
             torch.from_numpy(x[batch, 0]) for s in (target, reference) for x in (s.hits, s.predicted)
         )
         truth = torch.from_numpy(target.truth[batch])
-        ours["ppg"].update(t_hits, t_all, r_hits, r_all, truth)
-        ours["prg"].update(t_hits, r_hits, truth)
-        ours["aucg"].update(t_hits, r_hits, truth)
-        for name in ours:
+        rank_metrics["ppg"].update(t_hits, t_all, r_hits, r_all, truth)
+        rank_metrics["prg"].update(t_hits, r_hits, truth)
+        rank_metrics["aucg"].update(t_hits, r_hits, truth)
+        for name in rank_metrics:
             if "@" in name:
                 args = (torch.from_numpy(batch), torch.from_numpy(distance[batch]), t_hits, t_all, r_hits, r_all, truth)
-                ours[name].update(*args)
-    found = {}
-    for name, metric in ours.items():
+                rank_metrics[name].update(*args)
+    values = {}
+    for name, metric in rank_metrics.items():
         value = metric.compute()
-        found |= {f"{name}/{part}": v for part, v in value.items()} if isinstance(value, dict) else {name: value}
-    return found
+        values |= {f"{name}/{part}": v for part, v in value.items()} if isinstance(value, dict) else {name: value}
+    return values
 
 
-def one_of_two(rank: int, port: int, folder: str) -> None:
+def run_rank(rank: int, port: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     try:
         torch.save(run(rank, 2), Path(folder) / f"{rank}.pt")
@@ -64,36 +65,51 @@ def one_of_two(rank: int, port: int, folder: str) -> None:
 
 
 def test_they_agree_with_the_plain_statistics() -> None:
-    target, reference, distance = made()
-    found = run(0, 1)
-    want = estimate(outcomes(target, reference, 1)).value
-    assert [found[name].item() for name in ("ppg", "prg", "aucg")] == want.tolist()
-    kept = int(target.kept.sum())
-    rows = table(target, reference, distance, 1, [1, 20, 1.0])
+    target, reference, distance = records()
+    values = run(0, 1)
+    expected = estimate(outcomes(target, reference, 1)).value
+    assert [values[name].item() for name in ("ppg", "prg", "aucg")] == expected.tolist()
+    with_objects = int(target.has_objects.sum())
+    rows = sample_gaps(target, reference, distance, 1, [1, 20, 1.0])
     for by in RANKINGS:
         for row, top in zip(rows[by], (1, 20, 1000), strict=True):
-            assert row["top"] == min(top, kept)
+            assert row["top"] == min(top, with_objects)
             for gap in ("precision_gap", "recall_gap", "f1_gap"):
-                assert found[f"{by}@{top}/{gap}"].item() == pytest.approx(row[gap], abs=1e-14)
+                assert values[f"{by}@{top}/{gap}"].item() == pytest.approx(row[gap], abs=1e-14)
+
+
+def test_in_a_collection_each_metric_is_updated() -> None:
+    """In the first batch PPG and PRG count the same, and so do both rankings; in the second they differ."""
+    samples = {"hits": SampleLevelGap(1, "hits"), "gap": SampleLevelGap(1, "gap")}
+    collection = MetricCollection({"ppg": PPG(), "prg": PRG(), **samples})
+    for first, *hits_and_predicted in ((0, (1, 0), (1, 1), (0, 0), (1, 1)), (2, (2, 2), (9, 9), (1, 2), (1, 2))):
+        names = ("target_hits", "target_predicted", "reference_hits", "reference_predicted")
+        counts = {name: torch.tensor(x) for name, x in zip(names, hits_and_predicted, strict=True)}
+        record = torch.arange(first, first + 2)
+        collection.update(record=record, distance=torch.zeros(2), truth=torch.full((2,), 3), **counts)
+    values = {name: value.item() for name, value in collection.compute().items()}
+    assert (values["ppg"], values["prg"]) == ((1 - 2) / 4, (2 - 0) / 4)
+    assert values["hits_precision_gap"] == pytest.approx(2 / 9 - 1)  # the third record, with 2 hits
+    assert values["gap_precision_gap"] == 1  # the first record, with 1 hit more than the reference
 
 
 def test_two_processes_give_the_same_bits(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(one_of_two, args=(port, str(tmp_path)), nprocs=2)
-    alone = run(0, 1)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(run_rank, args=(port, str(tmp_path)), nprocs=2)
+    single = run(0, 1)
     for rank in (0, 1):
         both = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert set(both) == set(alone)
-        for name, value in alone.items():
+        assert set(both) == set(single)
+        for name, value in single.items():
             assert value.dtype == torch.float64
             assert torch.equal(both[name], value), name
 
 
 def test_states_are_bounded_and_reset() -> None:
     metric = SampleLevelGap(top=5)
-    target, reference, distance = made()
+    target, reference, distance = records()
     for _ in range(3):
         columns = [torch.from_numpy(x[:, 0]) for s in (target, reference) for x in (s.hits, s.predicted)]
         metric.update(torch.arange(300), torch.from_numpy(distance), *columns, torch.from_numpy(target.truth))
@@ -102,25 +118,25 @@ def test_states_are_bounded_and_reset() -> None:
     assert metric.first.abs().sum() == 0
 
 
-def test_without_records_with_objects_there_is_no_number() -> None:
-    none = torch.zeros(3, dtype=torch.int64)
+def test_without_records_with_objects_the_gaps_are_nan() -> None:
+    zeros = torch.zeros(3, dtype=torch.int64)
     prg, aucg, top = PRG(), AUCG(), SampleLevelGap(4)
-    prg.update(none, none, none)
-    aucg.update(none, none, none)
-    top.update(torch.arange(3), torch.zeros(3), none, none, none, none, none)
+    prg.update(zeros, zeros, zeros)
+    aucg.update(zeros, zeros, zeros)
+    top.update(torch.arange(3), torch.zeros(3), zeros, zeros, zeros, zeros, zeros)
     assert prg.compute().isnan()
     assert aucg.compute().isnan()
     assert top.compute()["recall_gap"].isnan()
 
 
-def test_nothing_right_gives_an_f1_of_zero() -> None:
-    none, one = torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
+def test_without_hits_f1_is_zero() -> None:
+    zero, one = torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64)
     top = SampleLevelGap(4)
-    top.update(none, torch.zeros(1), none, one, none, one, one)
+    top.update(zero, torch.zeros(1), zero, one, zero, one, one)
     assert top.compute()["f1_gap"].item() == 0.0
 
 
-def test_mistakes_are_named() -> None:
+def test_invalid_arguments_are_named() -> None:
     five = torch.full((1,), 5)
     with pytest.raises(ValueError, match="has 5 objects"):
         AUCG(max_objects=4).update(five, five, five)

@@ -1,4 +1,4 @@
-"""A run, its directory, and what happens when it is started again, killed, or started with other settings."""
+"""A run and its directory: started again, killed, resumed, or started with other settings."""
 
 import csv
 import json
@@ -29,7 +29,7 @@ def rows(folder):
         return list(csv.DictReader(file))
 
 
-def test_the_run_directory_holds_what_it_promises(runs, scenes):
+def test_the_run_directory_contains_every_artifact(runs, scenes):
     out = runs["target"]
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert config["side"] == "target"
@@ -44,7 +44,7 @@ def test_the_run_directory_holds_what_it_promises(runs, scenes):
     assert {r["metric"] for r in rows(out)} >= {"loss", "val_loss", "val_accuracy", "logit_scale", "lr", "pairs/s"}
 
 
-def test_plain_open_clip_gives_the_trained_embeddings(runs):
+def test_plain_open_clip_loads_the_trained_weights(runs):
     last = torch.load(runs["target"] / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{runs['target'] / 'model'}")
     for name, value in model.state_dict().items():
@@ -65,12 +65,12 @@ def test_other_settings_in_the_same_directory_are_refused_by_name(runs, scenes):
     assert "Traceback" not in done.stderr
 
 
-def test_the_same_seed_gives_the_same_weights_and_both_sides_start_alike(runs, scenes, tmp_path):
+def test_the_same_seed_gives_the_same_weights(runs, scenes, tmp_path):
     run("train", "side=target", f"data.dir={scenes}", f"out={tmp_path / 'again'}", *SMALL)
-    one, two = weights(runs["target"]), weights(tmp_path / "again")
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    target, again = weights(runs["target"]), weights(tmp_path / "again")
+    assert all(torch.equal(target[name], again[name]) for name in target)
     reference = weights(runs["reference"])
-    assert any(not torch.equal(one[name], reference[name]) for name in one)
+    assert any(not torch.equal(target[name], reference[name]) for name in target)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -82,7 +82,7 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(scenes, tmp_pa
         f"data.dir={scenes}",
         "side=target",
     ]
-    run("train", *options, f"out={tmp_path / 'whole'}")
+    run("train", *options, f"out={tmp_path / 'undisturbed'}")
     command = [sys.executable, str(ROOT / "train.py"), *options, f"out={tmp_path / 'killed'}"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
     last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
@@ -96,23 +96,23 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(scenes, tmp_pa
     state = torch.load(last, weights_only=True)
     assert 0 < state["global_step"] < 180
     assert 0 < state["seconds"] < 1000
-    torch.save({**state, "seconds": 1000.0}, last)  # as if it had taken so long to come here
+    torch.save({**state, "seconds": 1000.0}, last)  # as if training had taken that long so far
     done = run("train", *options, f"out={tmp_path / 'killed'}")
     record = json.loads((tmp_path / "killed" / "run.json").read_text())
     assert 1000 < record["seconds"] < 2000
-    assert record["pairs_per_second"] < 3  # 30 epochs of 96 pairs in more than 1,000 seconds, rounded to a decimal
+    assert record["pairs_per_second"] < 3  # 30 epochs of 96 pairs in more than 1,000 seconds, rounded to one decimal
     assert "resuming" in done.stderr
-    one, two = weights(tmp_path / "whole"), weights(tmp_path / "killed")
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    drop = ("pairs/s", "pairs/s/rank")
-    kept = [[r for r in rows(tmp_path / n) if r["metric"] not in drop] for n in ("whole", "killed")]
-    assert kept[0] == kept[1]
-    exposure = [json.loads((tmp_path / n / "run.json").read_text())["exposure"] for n in ("whole", "killed")]
+    undisturbed, killed = weights(tmp_path / "undisturbed"), weights(tmp_path / "killed")
+    assert all(torch.equal(undisturbed[name], killed[name]) for name in undisturbed)
+    timing = ("pairs/s", "pairs/s/rank")
+    metrics = [[r for r in rows(tmp_path / n) if r["metric"] not in timing] for n in ("undisturbed", "killed")]
+    assert metrics[0] == metrics[1]
+    exposure = [json.loads((tmp_path / n / "run.json").read_text())["exposure"] for n in ("undisturbed", "killed")]
     assert exposure[0] == exposure[1]
 
 
-def test_a_checkpoint_passes_through_no_other_folder(scenes, tmp_path, monkeypatch):
-    """A file system apart, as that of temporary files often is, would have it copied, and a kill would leave half of it."""
+def test_a_checkpoint_is_written_in_its_own_folder_only(scenes, tmp_path, monkeypatch):
+    """The folder of temporary files may be another file system: the file would be copied, and a kill would truncate it."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     out, options = tmp_path / "run", ["side=target", f"data.dir={scenes}", *SMALL, "recipe.epochs=1"]
     assert call("train", *options, f"out={out}").returncode == 0
@@ -120,7 +120,7 @@ def test_a_checkpoint_passes_through_no_other_folder(scenes, tmp_path, monkeypat
     assert names == {"epoch=0001.ckpt", "last.ckpt"}
 
 
-def test_stopping_early_leaves_the_learning_rate_alone(scenes, tmp_path):
+def test_a_stop_epoch_does_not_change_the_learning_rate(scenes, tmp_path):
     base = ["side=target", f"data.dir={scenes}", *SMALL, "recipe.epochs=4", "trainer.log_every=1"]
     run("train", *base, f"out={tmp_path / 'full'}")
     run("train", *base, "mitigation.stop_epoch=2", f"out={tmp_path / 'stopped'}")
@@ -131,9 +131,9 @@ def test_stopping_early_leaves_the_learning_rate_alone(scenes, tmp_path):
     assert len(full) == 24
     assert all(full[step] == value for step, value in stopped.items())
     assert json.loads((tmp_path / "stopped" / "run.json").read_text())["epochs"] == 2
-    same = torch.load(tmp_path / "full" / "checkpoints" / "epoch=0002.ckpt", weights_only=True)["state_dict"]
-    ended = weights(tmp_path / "stopped")
-    assert all(torch.equal(ended[name], same[f"model.{name}"]) for name in ended)
+    checkpoint = torch.load(tmp_path / "full" / "checkpoints" / "epoch=0002.ckpt", weights_only=True)["state_dict"]
+    exported = weights(tmp_path / "stopped")
+    assert all(torch.equal(exported[name], checkpoint[f"model.{name}"]) for name in exported)
 
 
 def test_the_logit_scale_is_clamped_after_every_step(scenes, tmp_path):
@@ -142,10 +142,10 @@ def test_the_logit_scale_is_clamped_after_every_step(scenes, tmp_path):
     scales = [float(r["value"]) for r in rows(tmp_path / "run") if r["metric"] == "logit_scale"]
     assert len(scales) == 12
     assert max(scales) <= 10 * (1 + 1e-6)
-    assert max(scales) == pytest.approx(10)  # it starts at 14.3, so the clamp has worked
+    assert max(scales) == pytest.approx(10)  # it starts at 14.3, so the clamp was applied
 
 
-def test_clipping_accumulation_and_bf16_go_together(scenes, tmp_path):
+def test_clipping_accumulation_and_bf16_work_together(scenes, tmp_path):
     options = ["recipe.gradient_clip=0.1", "recipe.accumulate=2", "trainer.precision=bf16-mixed"]
     done = call("train", "side=target", f"data.dir={scenes}", f"out={tmp_path / 'run'}", *SMALL, *options)
     assert done.returncode == 0, done.stderr
@@ -169,7 +169,7 @@ def test_an_image_that_does_not_decode_is_replaced_and_counted(scenes, tmp_path)
         "train", "side=target", f"data.dir={broken}", f"out={tmp_path / 'run'}", *SMALL, "trainer.loader.bad_share=0.1"
     )
     assert index.keys[3] in done.stderr
-    assert sum(float(r["value"]) for r in rows(tmp_path / "run") if r["metric"] == "replaced") == 2  # once an epoch
+    assert sum(float(r["value"]) for r in rows(tmp_path / "run") if r["metric"] == "replaced") == 2  # once per epoch
     done = run("train", "side=target", f"data.dir={broken}", f"out={tmp_path / 'strict'}", *SMALL, check=False)
     assert done.returncode == 1
     assert "bad_share" in done.stderr
@@ -177,7 +177,7 @@ def test_an_image_that_does_not_decode_is_replaced_and_counted(scenes, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         (["mitigation.text_mas=0.3"], "did you mean 'mitigation.text_mask'?"),
         (["data=scenes", "data.reader.cont=5"], "data.reader.cont=5: Key 'cont' is not in struct (did you mean"),
@@ -185,23 +185,30 @@ def test_an_image_that_does_not_decode_is_replaced_and_counted(scenes, tmp_path)
         (["side=left"], "side=left"),
         (["data.train_size=97"], "data.train_size=97"),
         (["recipe.batch=200"], "96 training pairs"),
-        (["data.dir=/nowhere", "data.automatic=false"], "/nowhere"),
+        (["data.dir={tmp}/nowhere", "data.automatic=false"], "/nowhere"),
         (["model=vit_b_23"], "vit_b_32"),
-        (["model.init=ViT-B-32@/nowhere.pt"], "/nowhere.pt"),
+        (["model.init=ViT-B-32@{tmp}/nowhere.pt"], "/nowhere.pt"),
         (["recipe.lr=-1"], "recipe.lr=-1"),
         (["recipe.lr=abc"], "recipe.lr=abc must be a number"),
         (["data=cocoo"], "did you mean 'coco'?"),
         (["trainer.precision=bf17"], "bf17"),
     ],
 )
-def test_a_users_mistake_is_one_sentence(scenes, tmp_path, options, words):
-    done = call("train", "side=target", f"data.dir={scenes}", f"out={tmp_path / 'run'}", *SMALL, *options)
+def test_a_users_mistake_is_one_sentence(scenes, tmp_path, options, message):
+    done = call(
+        "train",
+        "side=target",
+        f"data.dir={scenes}",
+        f"out={tmp_path / 'run'}",
+        *SMALL,
+        *(o.format(tmp=tmp_path) for o in options),
+    )
     assert done.returncode == 1
-    assert words in done.stderr
+    assert message in done.stderr
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_two_processes_share_one_run_and_see_each_pair_as_planned(scenes, tmp_path):
+def test_two_processes_share_one_run_and_the_planned_exposure(scenes, tmp_path):
     out = tmp_path / "run"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     options = ["side=target", f"data.dir={scenes}", f"out={out}", *SMALL, "trainer.devices=2"]
@@ -214,10 +221,10 @@ def test_two_processes_share_one_run_and_see_each_pair_as_planned(scenes, tmp_pa
     assert record["steps"] == 12
     assert record["exposure"] == {"mean": 2.0, "min": 2, "max": 2}
     steps = [r["step"] for r in rows(out) if r["metric"] == "val_loss"]
-    assert len(steps) == 2  # metrics are written once, not once a rank
+    assert len(steps) == 2  # metrics are written once, not once per rank
 
 
-def test_a_multirun_with_several_processes_a_job_is_refused(scenes, tmp_path):
+def test_a_multirun_with_several_processes_per_job_is_refused(scenes, tmp_path):
     done = run(
         "train",
         "-m",
@@ -232,7 +239,7 @@ def test_a_multirun_with_several_processes_a_job_is_refused(scenes, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_a_side_is_needed(scenes):
+def test_a_side_is_required(scenes):
     done = call("train", f"data.dir={scenes}")
     assert done.returncode == 1
     assert "side is missing" in done.stderr

@@ -1,4 +1,4 @@
-"""A training step never makes the host wait for the device: what would need a tensor's values on the host fails here."""
+"""A training step never makes the host wait for the device: reading the values of a tensor on the host fails here."""
 
 import csv
 from contextlib import ExitStack
@@ -18,12 +18,12 @@ from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.build import ModelSpec, build_model, export_config
 from dejavu_lit.training.clip_module import ClipModule, Recipe
 from dejavu_lit.training.ema import Averaging
-from dejavu_lit.training.loss import contrastive_loss
+from dejavu_lit.training.regularizers import contrastive_loss
 from tests.conftest import SMALL, call
 from tests.training.test_clip_module import CONFIG
 
-STEPS = 6  # an epoch of the scenes
-VALUES = (  # operations that must know values on the host, be it only for the size of what they give
+STEPS = 6  # per epoch of the scenes
+READS_VALUES = (  # operations that need values on the host, if only for the size of their output
     "_local_scalar_dense",  # item(), float(), int(), bool()
     "equal",
     "is_nonzero",
@@ -39,23 +39,23 @@ VALUES = (  # operations that must know values on the host, be it only for the s
 
 
 class NoWaiting(TorchDispatchMode):
-    """Refuses each operation for which the host would wait: one that needs values, or copies between host and device."""
+    """Refuses operations that make the host wait: those that need values, or copy between host and device."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Let all others pass."""
-        name, given = func.overloadpacket.__name__, [t for t in tree_leaves((args, kwargs)) if torch.is_tensor(t)]
-        masks = name.startswith(("index", "_index")) and any(t.dtype in (torch.bool, torch.uint8) for t in given[1:])
-        if name in VALUES or masks:
+        """Run all other operations."""
+        name, inputs = func.overloadpacket.__name__, [t for t in tree_leaves((args, kwargs)) if torch.is_tensor(t)]
+        masks = name.startswith(("index", "_index")) and any(t.dtype in (torch.bool, torch.uint8) for t in inputs[1:])
+        if name in READS_VALUES or masks:
             raise AssertionError(f"{func} reads values on the host")
-        found = func(*args, **(kwargs or {}))
-        made = [t for t in tree_leaves(found) if torch.is_tensor(t)]
-        places = {t.device.type for t in (*given, *made) if t.dim()}  # a number goes along with the call
-        assert len(places) < 2, f"{func} copies between the host and the device"
-        return found
+        result = func(*args, **(kwargs or {}))
+        outputs = [t for t in tree_leaves(result) if torch.is_tensor(t)]
+        devices = {t.device.type for t in (*inputs, *outputs) if t.dim()}  # scalars are passed with the call
+        assert len(devices) < 2, f"{func} copies between the host and the device"
+        return result
 
 
 class NoWaitingOnGPU:
-    """The same by CUDA itself."""
+    """The same check, by CUDA itself."""
 
     def __enter__(self) -> None:
         torch.cuda.set_sync_debug_mode("error")
@@ -65,43 +65,43 @@ class NoWaitingOnGPU:
 
 
 class Watch(Callback):
-    """Watches what trainer, module and all other callbacks do from the start of a batch to its end.
+    """Applies ``rule`` to what the trainer, the module and all other callbacks do from the start of a batch to its end.
 
-    Steps at which something is logged may wait, and the first makes what all others use.
+    Steps that log metrics may wait, and so may the first step, which creates what the others use.
     """
 
     def __init__(self, rule: type[Any]) -> None:
         self.rule, self.stack, self.steps, self.watching = rule, ExitStack(), 0, False
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
-        """Begin."""
+        """Start to watch."""
         if trainer.global_step and (trainer.global_step + 1) % trainer.log_every_n_steps:
             self.stack.enter_context(self.rule())
             self.steps, self.watching = self.steps + 1, True
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """End, being the last callback."""
+        """Stop to watch; this is the last callback."""
         self.stack.close()
         self.watching = False
 
 
 @pytest.fixture
 def train(scenes, tmp_path, monkeypatch):
-    """Train as the options say and as train.py does, under watch; what it said."""
+    """Train as train.py does, with options, under ``rule``."""
 
     def run(*options: str, rule: type[Any] = NoWaiting) -> None:
-        make, watch, log = training._trainer, Watch(rule), pl.LightningModule.log
+        build, watch, log = training.build_trainer, Watch(rule), pl.LightningModule.log
 
         def watched(*arguments: Any) -> pl.Trainer:
-            runner = make(*arguments)
-            runner.callbacks.append(watch)
-            return runner
+            trainer = build(*arguments)
+            trainer.callbacks.append(watch)
+            return trainer
 
         def logged(*arguments: Any, **options: Any) -> None:
-            assert not (watch.watching and options.get("sync_dist")), "Lightning has a barrier before it reduces"
+            assert not (watch.watching and options.get("sync_dist")), "Lightning synchronizes before it reduces"
             log(*arguments, **options)
 
-        monkeypatch.setattr(training, "_trainer", watched)
+        monkeypatch.setattr(training, "build_trainer", watched)
         monkeypatch.setattr(pl.LightningModule, "log", logged)
         with watch.stack:
             done = call("train", "side=target", f"data.dir={scenes}", f"out={tmp_path / 'run'}", *SMALL, *options)
@@ -143,12 +143,12 @@ def test_no_step_waits_for_a_gpu(train, options):
         lambda images: images.unique(),
     ],
 )
-def test_a_step_that_waits_is_found(train, monkeypatch, waiting):
-    plain = ClipModule.training_step
+def test_a_step_that_waits_is_detected(train, monkeypatch, waiting):
+    original = ClipModule.training_step
 
     def step(module: ClipModule, batch: Any, batch_idx: int) -> torch.Tensor:
         waiting(batch["images"])
-        return plain(module, batch, batch_idx)
+        return original(module, batch, batch_idx)
 
     monkeypatch.setattr(ClipModule, "training_step", step)
     with pytest.raises(AssertionError, match="reads values on the host"):
@@ -156,8 +156,8 @@ def test_a_step_that_waits_is_found(train, monkeypatch, waiting):
 
 
 @pytest.fixture
-def apart(tmp_path):
-    """A module on a device whose values nobody can read, and a batch that was moved there as Lightning does."""
+def on_meta_device(tmp_path):
+    """A module on a device whose values cannot be read, and a batch that was moved there as Lightning does."""
     spec = ModelSpec("tiny", CONFIG)
     export_config(spec, tmp_path)
     knobs = Mitigation(patch_dropout=0.5, label_smoothing=0.1, ema=0.9)
@@ -168,8 +168,8 @@ def apart(tmp_path):
     return module, move_data_to_device(module.on_before_batch_transfer(batch, 0), torch.device("meta"))
 
 
-def test_nothing_of_the_step_lies_on_the_host(apart):
-    module, batch = apart
+def test_no_tensor_of_the_step_is_on_the_host(on_meta_device):
+    module, batch = on_meta_device
     average = Averaging(0.9)
     average.setup(None, module, "fit")
     for step in (1, 2):
@@ -179,23 +179,23 @@ def test_nothing_of_the_step_lies_on_the_host(apart):
     assert all(p.grad is not None and p.grad.device.type == "meta" for p in module.parameters())
 
 
-def test_open_clips_own_patch_dropout_would_be_found(apart):
+def test_open_clips_own_patch_dropout_would_be_detected(on_meta_device):
     from open_clip.transformer import PatchDropout
 
-    module, batch = apart
+    module, batch = on_meta_device
     module.model.visual.patch_dropout = PatchDropout(0.5)
     with pytest.raises(AssertionError, match="between the host and the device"), NoWaiting():
         module._features(batch["images"], batch["captions"])
 
 
-def test_all_is_logged_at_the_same_steps_whatever_the_epochs_length(scenes, tmp_path):
+def test_all_metrics_are_logged_at_the_same_steps_whatever_the_length_of_the_epoch(scenes, tmp_path):
     options = [f"data.dir={scenes}", f"out={tmp_path / 'run'}", *SMALL, "trainer.log_every=4"]
     assert call("train", "side=target", *options).returncode == 0
-    found: dict[str, list[tuple[int, float]]] = {}
+    logged: dict[str, list[tuple[int, float]]] = {}
     with open(tmp_path / "run" / "metrics.csv", newline="") as file:
         for row in csv.DictReader(file):
-            found.setdefault(row["metric"], []).append((int(row["step"]), float(row["value"])))
+            logged.setdefault(row["metric"], []).append((int(row["step"]), float(row["value"])))
     for metric in ("loss", "lr", "logit_scale", "pairs/s", "pairs/s/rank"):
-        assert [step for step, _ in found[metric]] == [3, 7, 11], metric
-    assert all(value > 0 for _, value in found["pairs/s/rank"])
-    assert [value for _, value in found["pairs/s"]] == pytest.approx([v for _, v in found["pairs/s/rank"]], abs=1)
+        assert [step for step, _ in logged[metric]] == [3, 7, 11], metric
+    assert all(value > 0 for _, value in logged["pairs/s/rank"])
+    assert [value for _, value in logged["pairs/s"]] == pytest.approx([v for _, v in logged["pairs/s/rank"]], abs=1)

@@ -1,19 +1,13 @@
-"""Atomic files."""
+"""Atomic files and locks."""
 
-import subprocess
-import sys
+import re
 from pathlib import Path
 
-from dejavu_lit.utils.io import HOST, atomic, write_text
+import pytest
 
-WRITER = """
-import sys
-from dejavu_lit.utils.io import atomic
-with atomic(sys.argv[1]) as part:
-    part.write_text("half")
-    print(flush=True)
-    input()
-"""
+from dejavu_lit.training.loggers import CsvLog
+from dejavu_lit.utils.errors import os_error_sentence
+from dejavu_lit.utils.io import atomic, locked, visible_files, write_text
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
@@ -29,25 +23,46 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["x.parquet"]
 
 
-def test_what_a_killed_writer_left_is_removed_by_the_next_process(tmp_path: Path) -> None:
-    path = tmp_path / "x[1].parquet"
-    first, second = ([sys.executable, "-c", code, str(path)] for code in (WRITER, WRITER.replace("input()", "")))
-    writer = subprocess.Popen(first, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert writer.stdout is not None
-    writer.stdout.readline()
-    for expected in (2, 1):  # while it is at work, and after it was killed
-        subprocess.run(second, check=True, timeout=300)
-        assert len(list(tmp_path.iterdir())) == expected
-        writer.kill()
-        writer.communicate()
-    assert path.read_text() == "half"
+def test_a_failed_write_leaves_nothing_and_keeps_the_earlier_file(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    write_text(path, "before")
+    with pytest.raises(ZeroDivisionError), atomic(path) as part:  # noqa: PT012
+        part.write_text("half")
+        raise ZeroDivisionError
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"x": "before"}
 
 
-def test_a_folder_is_looked_through_once_by_a_process(tmp_path: Path) -> None:
-    """Not at each write: that takes the square of the number of files."""
-    left = [tmp_path / f".{name}.{HOST}-1-abcd.part" for name in ("x", "y")]
-    left[0].write_text("half")
-    write_text(tmp_path / "a", "whole")
-    left[1].write_text("half")
-    write_text(tmp_path / "b", "whole")
-    assert sorted(tmp_path.iterdir()) == [left[1], tmp_path / "a", tmp_path / "b"]
+def test_an_error_of_the_system_names_the_file_that_the_user_knows(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    with pytest.raises(OSError, match=re.escape(str(path))) as caught, atomic(path):
+        pass  # nothing was written, so there is nothing to rename
+    assert caught.value.filename == str(path)
+
+
+def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("of value")
+    (tmp_path / ".lock").symlink_to(precious)
+    with pytest.raises(OSError, match=r"\.lock"), locked(tmp_path / ".lock", wait=False):
+        pass
+    assert precious.read_text() == "of value"
+
+
+def test_a_log_that_is_a_link_is_not_appended_to(tmp_path: Path) -> None:
+    """``metrics.csv`` of a run from elsewhere that is resumed."""
+    precious = tmp_path / "precious"
+    precious.write_text("of value")
+    (tmp_path / "metrics.csv").symlink_to(precious)
+    with pytest.raises(OSError, match=r"metrics\.csv") as caught:
+        CsvLog(tmp_path / "metrics.csv").append(1, 0, {"loss": 0.5})
+    assert os_error_sentence(caught.value).endswith("it is a link, which is not followed here; remove it")
+    assert precious.read_text() == "of value"
+
+
+def test_hidden_files_are_not_listed_but_counted_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("A/0.tar", "A/._0.tar", ".prepare/0.tar", "B/1.tar", "B/1.txt"):
+        write_text(tmp_path / name, "")
+    for _ in range(2):
+        assert visible_files(tmp_path, "*/*.tar") == [tmp_path / "A/0.tar", tmp_path / "B/1.tar"]
+    assert caplog.messages == [f"2 hidden files in {tmp_path} are ignored (their names begin with a dot)"]
+    assert visible_files(tmp_path / "missing", "*") == []

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.parallel import spread
+from dejavu_lit.utils.parallel import map_unordered
 
 
 def scaled(factor: int, value: int) -> tuple[int, int]:
@@ -29,7 +29,7 @@ def die(_: None, value: int) -> int:
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_every_job_is_done_once(workers: int) -> None:
-    results = list(spread(scaled, 7, range(100), workers))
+    results = list(map_unordered(scaled, 7, range(100), workers))
     assert sorted(value for value, _ in results) == [7 * value for value in range(100)]
     here = {process for _, process in results} == {os.getpid()}
     assert here == (workers <= 1)
@@ -38,12 +38,12 @@ def test_every_job_is_done_once(workers: int) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_of_a_job_is_the_caller_s(workers: int) -> None:
     with pytest.raises(UserError, match="5 is one too many"):
-        list(spread(refuse, 5, range(1000), workers))
+        list(map_unordered(refuse, 5, range(1000), workers))
 
 
 def test_a_killed_worker_is_told_in_a_sentence() -> None:
     with pytest.raises(UserError, match="a worker process was killed"):
-        list(spread(die, None, range(50), 2))
+        list(map_unordered(die, None, range(50), 2))
 
 
 def running(group: int) -> list[int]:
@@ -62,7 +62,7 @@ def running(group: int) -> list[int]:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 def test_workers_end_when_their_parent_is_killed() -> None:
     jobs = "iter(lambda: time.sleep(0.05) or 1, 2)"  # without end
-    script = f"import time\nfrom dejavu_lit.utils.parallel import spread\nlist(spread(max, 0, {jobs}, 3))"
+    script = f"import time\nfrom dejavu_lit.utils.parallel import map_unordered\nlist(map_unordered(max, 0, {jobs}, 3))"
     parent = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
     try:
         until = time.monotonic() + 240

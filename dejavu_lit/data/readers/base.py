@@ -1,6 +1,6 @@
-"""What a source of pairs offers to ``prepare`` (keys, pairs by key, a fingerprint), and what readers share.
+"""The Reader protocol, which every source of pairs implements for ``prepare``, and the helpers that readers share.
 
-A new source is one class with these five members in one file of this folder; ``prepare`` does the rest.
+A new source is one class with these five members, in one file of this folder; ``prepare`` does the rest.
 """
 
 import hashlib
@@ -10,22 +10,22 @@ import stat
 import unicodedata
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from dejavu_lit.data.objects import Annotation, Annotator
-from dejavu_lit.data.shards import LARGEST_IMAGE, BadPair, Pair
+from dejavu_lit.data.shards import MAX_IMAGE_BYTES, BadPair, Pair
 from dejavu_lit.utils.errors import UserError
 
 Paths = str | Path | Sequence[str | Path]
-LONGEST_KEY = 80  # characters; with an extension it still fits a plain tar header
+MAX_KEY_CHARS = 80  # with an extension, such a key still fits a plain tar header
 
 
 class Reader(Protocol):
-    """A source of pairs. Readers are handed to worker processes, so their state should be small or shareable."""
+    """A source of pairs. Readers are sent to worker processes, so their state should be small or shareable."""
 
     @property
     def name(self) -> str:
@@ -33,33 +33,34 @@ class Reader(Protocol):
 
     @property
     def annotator(self) -> Annotator | None:
-        """Who annotated the objects this reader brings along; None when it brings none."""
+        """Who annotated the objects that this reader provides; None if it provides none."""
 
     def keys(self) -> list[str]:
-        """The key of every pair: unique, without dot or slash. Raises UserError when there is nothing to read."""
+        """The key of every pair: unique, without dot or slash. Raises UserError if there is nothing to read."""
 
     def read(self, key: str) -> tuple[Pair, Annotation | None]:
-        """The pair and its objects (None: it has none). The image need not decode.
+        """The pair and its objects (None: not annotated). The image need not decode.
 
-        Raises BadPair with a short reason that is the same for all pairs with that fault ("it has no caption"):
-        reasons are counted, and the key is added to them.
+        Raises:
+            BadPair: with a short reason that is the same for all pairs with that problem ("it has no caption"): reasons
+                are counted, and the caller adds the key.
         """
 
     def fingerprint(self) -> dict[str, Any]:
-        """The options, and sizes and times of the files read: JSON values that differ when the pairs may differ."""
+        """The options, and the sizes and times of the files read: JSON values that differ if the pairs may differ."""
 
 
 class KeyIndex:
-    """Sorted unique keys and the row of the source each stands for; 8 bytes a key beside the string itself."""
+    """Sorted unique keys, each with its row in the source: 8 bytes per key on top of the string."""
 
     def __init__(self, keys: Sequence[str]) -> None:
-        """``keys[row]`` is the key of the source's row; raises UserError naming a key that occurs twice."""
+        """``keys[row]`` is the key of the source's row; raises UserError naming a duplicate key."""
         order = sorted(range(len(keys)), key=keys.__getitem__)
         self.keys = [keys[row] for row in order]
         self.rows = np.array(order, dtype=np.int64)
-        for one, other in zip(self.keys, self.keys[1:], strict=False):
-            if one == other:
-                raise UserError(f"the key {one!r} occurs twice; keys must be unique within a source")
+        for key, following in zip(self.keys, self.keys[1:], strict=False):
+            if key == following:
+                raise UserError(f"the key {key!r} occurs twice; make keys unique within the source")
 
     def row(self, key: str) -> int:
         """The source's row for ``key``; raises KeyError."""
@@ -70,57 +71,71 @@ class KeyIndex:
 
 
 def clean_keys(names: Sequence[str]) -> list[str]:
-    """A key for each name: letters, digits, ``_`` and ``-`` stay, ``/`` becomes ``-``, the rest ``_``; all unique.
+    """A unique key for each name: letters, digits, ``_`` and ``-`` stay, ``/`` becomes ``-``, anything else ``_``.
 
-    Names that would get the same key, or one longer than LONGEST_KEY, get a hash of the name behind it, and equal names
-    a number as well, so a key depends on no more than the names it would clash with.
+    Names whose keys would collide or exceed MAX_KEY_CHARS get a hash of the name appended, and equal names a number as
+    well. So a key depends only on its name and the names that it would collide with.
     """
     keys = [re.sub(r"[^\w-]+", "_", unicodedata.normalize("NFC", name).replace("/", "-")) for name in names]
-    seen = Counter(keys)
-    times: Counter[str] = Counter()
+    key_counts = Counter(keys)
+    name_counts: Counter[str] = Counter()
     for row, (name, key) in enumerate(zip(names, keys, strict=True)):
-        if seen[key] == 1 and 0 < len(key) <= LONGEST_KEY:
+        if key_counts[key] == 1 and 0 < len(key) <= MAX_KEY_CHARS:
             continue
         digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=5).hexdigest()
-        times[name] += 1
-        number = f"-{times[name]}" if times[name] > 1 else ""
-        keys[row] = f"{key[: LONGEST_KEY - 20]}-{digest}{number}"
+        name_counts[name] += 1
+        number = f"-{name_counts[name]}" if name_counts[name] > 1 else ""
+        keys[row] = f"{key[: MAX_KEY_CHARS - 20]}-{digest}{number}"
     return keys
 
 
+def common_folder(paths: Iterable[str]) -> str:
+    """The deepest folder that contains all absolute paths; "" if there are none."""
+    folders = {os.path.dirname(os.path.normpath(path)) for path in paths if os.path.isabs(path)}
+    return os.path.commonpath(folders) if folders else ""
+
+
+def below(root: str, path: str) -> str:
+    """An absolute path relative to ``root`` if it lies below it; any other path as it is."""
+    if not root or not os.path.isabs(path):
+        return path
+    normal = os.path.normpath(path)
+    return normal[len(root.rstrip("/")) + 1 :] if normal.startswith(root.rstrip("/") + "/") else path
+
+
 def image_extension(data: bytes) -> str:
-    """``jpg``, ``png`` or ``webp`` by the image's first bytes, whatever its file is called; raises BadPair for others."""
+    """``jpg``, ``png`` or ``webp``, from the first bytes and not the file's name; raises BadPair for other formats."""
     if data[:3] == b"\xff\xd8\xff":
         return "jpg"
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return "png"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
-    raise BadPair("the image is no JPEG, PNG or WebP")
+    raise BadPair("the image is not a JPEG, PNG or WebP")
 
 
 def read_image(path: Path) -> tuple[bytes, str]:
-    """An image file's bytes and extension; raises BadPair when it is missing, unreadable, too large or of another format."""
+    """An image file's bytes and extension; raises BadPair if it is missing, unreadable, too large or in another format."""
     try:
-        data = read_file(path, LARGEST_IMAGE + 1)
+        data = read_file(path, MAX_IMAGE_BYTES + 1)
     except PermissionError:
-        raise BadPair("the image may not be read (permissions)") from None
+        raise BadPair("the image is not readable (permissions)") from None
     except (OSError, ValueError):  # ValueError: a NUL byte in a table's path
         raise BadPair("the image does not exist") from None
     extension = image_extension(data)
-    if len(data) > LARGEST_IMAGE:
-        raise BadPair(f"the image has more than {LARGEST_IMAGE >> 20} MiB")
+    if len(data) > MAX_IMAGE_BYTES:
+        raise BadPair(f"the image has more than {MAX_IMAGE_BYTES >> 20} MiB")
     return data, extension
 
 
-def read_file(path: Path, most: int) -> bytes:
-    """The first ``most`` bytes of a file; raises OSError, also for a pipe or a device, from which reading might never end."""
+def read_file(path: Path, limit: int) -> bytes:
+    """The first ``limit`` bytes of a file; raises OSError, also for a pipe or a device: reading it might never end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
         state = os.fstat(descriptor)
         if not stat.S_ISREG(state.st_mode):
-            raise FileNotFoundError(f"{path} is no file")
-        return file.read(min(most, state.st_size))
+            raise FileNotFoundError(f"{path} is not a regular file")
+        return file.read(min(limit, state.st_size))
 
 
 def file_state(path: Path) -> dict[str, Any]:
@@ -130,7 +145,7 @@ def file_state(path: Path) -> dict[str, Any]:
 
 
 def as_list(paths: Paths | None) -> list[Path]:
-    """One path or several as a list."""
+    """One path or several, as a list; None gives []."""
     if paths is None:
         return []
     return [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]

@@ -1,36 +1,45 @@
-"""COCO as pairs: images with one of their captions, and their instances as objects.
+"""Pairs from COCO: images with one of their captions each, and their instances as objects.
 
-``root=`` finds COCO's usual layout, ``root/{split}2017/`` and ``root/annotations/{captions,instances}_{split}2017.json``;
-other layouts are given by ``images=`` and ``captions=`` (and ``instances=``), one path or a list each.
+``root=`` expects COCO's usual layout, ``root/{split}2017/`` and ``root/annotations/{captions,instances}_{split}2017.json``;
+for other layouts, give ``images=`` and ``captions=`` (and ``instances=``), one path or a list each.
+Format: https://cocodataset.org/#format-data
 """
 
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from dejavu_lit.data.decode import limited, plain
+from dejavu_lit.data.decode import clean_caption, json_safe
 from dejavu_lit.data.objects import Annotation, Annotator
 from dejavu_lit.data.readers.base import Paths, as_list, file_state, read_image
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.utils.errors import UserError, first_line
 from dejavu_lit.utils.io import file_sha256, fingerprint
 
-KEPT = ("width", "height", "file_name", "license", "flickr_url")  # of the image's entry, in the pair's JSON
+META_FIELDS = (
+    "width",
+    "height",
+    "file_name",
+    "license",
+    "flickr_url",
+)  # of the image's entry, copied to the pair's JSON
+MAX_ID_DIGITS = 18  # of ids, which are kept as int64
+Entry = TypeVar("Entry")
 logger = logging.getLogger(__name__)
 
 
-def read_coco(path: Path, *parts: str) -> dict[str, Any]:
-    """One of COCO's JSON files without its masks (most of its bytes); ``parts``: what it must hold.
+def read_coco(path: Path, *lists: str) -> dict[str, Any]:
+    """One of COCO's JSON files without its masks (most of its bytes); ``lists``: the lists that it must have.
 
     Raises:
-        UserError: no such file, not JSON, or one of ``parts`` is missing.
+        UserError: no such file, not JSON, or one of ``lists`` is missing.
     """
 
     def without_mask(entry: dict[str, Any]) -> dict[str, Any]:
@@ -43,41 +52,120 @@ def read_coco(path: Path, *parts: str) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the reader's paths") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({first_line(error)}); download it again") from None
-    absent = [part for part in parts if not isinstance(content, dict) or not isinstance(content.get(part), list)]
-    if absent:
-        raise UserError(f"{path} has no list {absent[0]!r}, so it is not in COCO's format; check the reader's paths")
+    missing = [name for name in lists if not isinstance(content, dict) or not isinstance(content.get(name), list)]
+    if missing:
+        raise UserError(f"{path} has no list {missing[0]!r}, so it is not in COCO's format; check the reader's paths")
     return content
 
 
+def usable_entries(
+    path: Path, content: Mapping[str, Any], name: str, kind: str, parse: Callable[[Any], Entry]
+) -> list[Entry]:
+    """``parse`` of each entry of the list ``name``; entries for which it raises BadPair are counted by reason in the log.
+
+    Raises:
+        UserError: there are entries, but none is usable: the file is not a ``kind`` JSON.
+    """
+    entries: list[Entry] = []
+    skipped: dict[str, list[Any]] = {}
+    for number, entry in enumerate(content[name]):
+        try:
+            entries.append(parse(entry))
+        except BadPair as error:
+            label = entry.get("id", number) if isinstance(entry, dict) else number
+            skipped.setdefault(str(error), []).append(label)
+    if skipped and not entries:
+        reason, labels = max(skipped.items(), key=lambda item: len(item[1]))
+        article = "an" if kind == "instances" else "a"
+        raise UserError(
+            f"{path} is not {article} {kind} JSON of COCO (of {len(content[name])} {name} none can be used, e.g. {labels[0]!r}: "
+            f"{reason}); give {kind}_*.json as {kind}="
+        )
+    for reason, labels in sorted(skipped.items()):
+        logger.warning("%s: %d of %s skipped, e.g. %r: %s", path, len(labels), name, labels[0], reason)
+    return entries
+
+
+def _value(entry: Any, field: str) -> Any:
+    value = entry.get(field) if isinstance(entry, dict) else None
+    if value is None:
+        raise BadPair(f"it has no {field!r}")
+    return value
+
+
+def coco_id(entry: Any, field: str) -> int | str:
+    """An id of an entry: 17, 17.0 and "17" are the number 17, other text is itself; raises BadPair for anything else."""
+    value = _value(entry, field)
+    if isinstance(value, str):
+        return int(value) if value.isdecimal() and len(value) < MAX_ID_DIGITS else value
+    if isinstance(value, bool | list | dict) or value != value // 1 or abs(value) >= 10**MAX_ID_DIGITS:
+        raise BadPair(f"its {field!r} is not an id")
+    return int(value)
+
+
+def image_number(entry: Any, field: str) -> int:
+    """The id of an image, which is a number in COCO; raises BadPair if it is not."""
+    number = coco_id(entry, field)
+    if isinstance(number, str):
+        raise BadPair(f"its {field!r} is not a number")
+    return number
+
+
+def _instance(entry: Any, code_of: Mapping[int | str, int]) -> tuple[int, list[float], int]:
+    """The code of the category, the box and the image's id of one annotation."""
+    category, box = coco_id(entry, "category_id"), _value(entry, "bbox")
+    if category not in code_of:
+        raise BadPair(f"its category {category!r} is not in categories")
+    try:
+        sides = [float(side) for side in box]
+    except (TypeError, ValueError, OverflowError):
+        sides = []
+    if len(sides) != 4 or not all(map(math.isfinite, sides)):
+        raise BadPair("its bbox is not four numbers (x, y, width, height)")
+    return code_of[category], sides, image_number(entry, "image_id")
+
+
+def _caption(entry: Any) -> tuple[int, str]:
+    """The image's id and the caption of one annotation."""
+    caption = _value(entry, "caption")
+    if not isinstance(caption, str):
+        raise BadPair("its 'caption' is not text")
+    return image_number(entry, "image_id"), " ".join(caption.split())
+
+
 class CocoInstances:
-    """The instances of one or more JSON files, by image id: about 20 bytes an instance."""
+    """The instances of one or more JSON files, by image id: about 20 bytes per instance.
+
+    image_ids: all images that the files list, also those without instances; annotator: COCO and a hash of the files.
+    """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        """Read the files; raises UserError for a file that is no instances JSON."""
-        image_ids: list[int] = []
+        """Read the files; unusable entries are counted. Raises UserError for a file that is not an instances JSON."""
+        owners: list[int] = []  # the image id of each instance
         codes: list[int] = []
         boxes: list[list[float]] = []
-        images = np.zeros(0, np.int64)
         labels: dict[str, int] = {}
         listed: set[int] = set()
         for path in paths:
             content = read_coco(path, "images", "annotations", "categories")
-            try:
-                listed.update(image["id"] for image in content["images"])
-                known = {c["id"]: labels.setdefault(plain(str(c["name"])), len(labels)) for c in content["categories"]}
-                for instance in content["annotations"]:
-                    codes.append(known[instance["category_id"]])
-                    boxes.append([float(side) for side in instance["bbox"]])
-                    image_ids.append(int(instance["image_id"]))
-                images = np.array(image_ids, dtype=np.int64)
-            except (KeyError, TypeError, ValueError, OverflowError) as error:
-                raise UserError(
-                    f"{path} is no instances JSON of COCO ({type(error).__name__}: {error}); give instances_*.json as instances="
-                ) from None
-            if any(len(box) != 4 or not all(map(math.isfinite, box)) for box in boxes):
-                raise UserError(f"{path} holds a bbox without four numbers (x, y, width, height); mend or drop it")
+            listed.update(usable_entries(path, content, "images", "instances", lambda image: image_number(image, "id")))
+            categories = usable_entries(
+                path,
+                content,
+                "categories",
+                "instances",
+                lambda c: (coco_id(c, "id"), json_safe(str(_value(c, "name")))),
+            )
+            code_of = {category: labels.setdefault(name, len(labels)) for category, name in categories}
+            for code, box, owner in usable_entries(
+                path, content, "annotations", "instances", partial(_instance, code_of=code_of)
+            ):
+                codes.append(code)
+                boxes.append(box)
+                owners.append(owner)
+        images = np.array(owners, dtype=np.int64)
         order = np.argsort(images, kind="stable")
-        self.listed = frozenset(listed)
+        self.image_ids = frozenset(listed)
         self._images = images[order]
         self._codes = np.array(codes, dtype=np.int32)[order]
         self._boxes = np.array(boxes, dtype=np.float32).reshape(-1, 4)[order]
@@ -85,35 +173,46 @@ class CocoInstances:
         self.annotator = Annotator("coco", weights=fingerprint([file_sha256(path) for path in paths]))
 
     def annotation(self, image_id: int, key: str) -> Annotation:
-        """The objects of one image, in the file's order; an empty row for an image without instances."""
+        """The objects of one image, in the file's order; none for an image without instances."""
         start, end = (np.searchsorted(self._images, image_id, side) for side in ("left", "right"))
         labels = [self._labels[code] for code in self._codes[start:end]]
         return Annotation(key, labels, [1.0] * len(labels), self._boxes[start:end].tolist())
 
 
+class CocoImage(NamedTuple):
+    """One image of a captions JSON."""
+
+    image_id: int
+    file: Path
+    captions: tuple[str, ...]
+    meta: dict[str, Any]  # META_FIELDS
+
+
 @dataclass(frozen=True)
 class CocoReader:
-    """COCO captions; the key is the image id with leading zeros (12 digits), as in COCO's own file names."""
+    """COCO captions; a key is the image id with leading zeros (12 digits), as in COCO's own file names."""
 
     root: str | Path | None = None
     """Folder in COCO's usual layout, instead of images, captions and instances."""
     splits: str | Sequence[str] = ("train", "val")
-    """Which parts of ``root`` to read, together."""
+    """Which splits below ``root`` to read, together."""
     year: int = 2017
+    """The year in COCO's file names."""
     images: Paths | None = None
-    """Folder(s) of the images; one for all, or one for each captions file."""
+    """Folder(s) of the images: one for all, or one for each captions file."""
     captions: Paths | None = None
     """Captions JSON file(s)."""
     instances: Paths | None = None
-    """Instances JSON file(s); without them the data has no objects until it is annotated."""
+    """Instances JSON file(s); without them, the data has no objects until it is annotated."""
     caption: int = 0
-    """Which of an image's captions is the pair's, counted from 0; all are kept in its JSON as ``captions``."""
+    """Which of an image's captions is the pair's, counted from 0; its JSON has all of them as ``captions``."""
     name: str = "coco"
+    """The reader's name in fingerprints and messages."""
 
     def __post_init__(self) -> None:
         given = [option for option in ("images", "captions", "instances") if getattr(self, option) is not None]
         if self.root is not None and given:
-            raise UserError(f"root={self.root} already says where everything lies; leave out root= or {given[0]}=")
+            raise UserError(f"root={self.root} already gives all paths; remove root= or {given[0]}=")
         if self.root is None and not {"images", "captions"} <= set(given):
             raise UserError("COCO needs root= (its usual layout), or images= (folders) and captions= (JSON files)")
         if self.caption < 0:
@@ -121,7 +220,7 @@ class CocoReader:
 
     @cached_property
     def sources(self) -> tuple[list[tuple[Path, Path]], list[Path]]:
-        """[(folder of images, captions JSON)] and [instances JSON]; raises UserError for paths that don't exist."""
+        """[(folder of images, captions JSON)] and [instances JSON]; raises UserError for paths that do not exist."""
         if self.root is not None:
             root = Path(self.root)
             splits = [self.splits] if isinstance(self.splits, str) else list(self.splits)
@@ -136,83 +235,83 @@ class CocoReader:
                 folders *= len(captions)
         if not captions or len(folders) != len(captions):
             raise UserError(
-                f"images= names {len(folders)} folders and captions= {len(captions)} files; give a folder for each file"
+                f"images= names {len(folders)} folders and captions= {len(captions)} files; give one folder per file"
             )
         if missing := [path for path in folders if not path.is_dir()]:
             raise UserError(f"the folder of images {missing[0]} does not exist; check root=, splits= or images=")
         if self.root is not None and not any(path.exists() for path in instances):
-            logger.warning("no instances in %s: there will be no objects until they are annotated", instances[0].parent)
+            logger.warning("no instances in %s: no objects until the images are annotated", instances[0].parent)
             instances = []
         if missing := [path for path in (*captions, *instances) if not path.is_file()]:
             raise UserError(f"{missing[0]} does not exist; check root=, splits=, captions= or instances=")
         return list(zip(folders, captions, strict=True)), instances
 
     @cached_property
-    def _entries(self) -> dict[str, tuple[int, Path, tuple[str, ...], dict[str, Any]]]:
-        """{key: (image id, image file, captions, the entry's kept fields)}"""
-        entries: dict[str, tuple[int, Path, tuple[str, ...], dict[str, Any]]] = {}
+    def _images(self) -> dict[str, CocoImage]:
+        """The images of all captions files by key."""
+        images: dict[str, CocoImage] = {}
         origin: dict[str, Path] = {}
         for folder, path in self.sources[0]:
             content = read_coco(path, "images", "annotations")
-            try:
-                captions: dict[int, list[str]] = {}
-                for annotation in content["annotations"]:
-                    captions.setdefault(annotation["image_id"], []).append(" ".join(annotation["caption"].split()))
-                for image in content["images"]:
-                    number, file = int(image["id"]), str(image["file_name"])
-                    key = f"{number:012d}"
-                    if key in entries:
-                        raise UserError(
-                            f"the image id {number} stands in {origin[key]} and in {path}; ids must be unique"
-                        )
-                    kept = {name: plain(image[name]) for name in KEPT if name in image}
-                    entries[key] = (number, folder / file, tuple(captions.get(image["id"], ())), kept)
-                    origin[key] = path
-            except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-                raise UserError(
-                    f"{path} is no captions JSON of COCO ({type(error).__name__}: {error}); give captions_*.json as captions="
-                ) from None
-        if not entries:
+            captions: dict[int, list[str]] = {}
+            for image_id, caption in usable_entries(path, content, "annotations", "captions", _caption):
+                captions.setdefault(image_id, []).append(caption)
+            for image_id, file, image in usable_entries(
+                path, content, "images", "captions", lambda e: (image_number(e, "id"), str(_value(e, "file_name")), e)
+            ):
+                key = f"{image_id:012d}"
+                if key in images:
+                    raise UserError(
+                        f"the image id {image_id} is in {origin[key]} and in {path}; give files without common ids"
+                    )
+                meta = {name: json_safe(image[name]) for name in META_FIELDS if name in image}
+                images[key] = CocoImage(image_id, folder / file, tuple(captions.get(image_id, ())), meta)
+                origin[key] = path
+        if not images:
             raise UserError(f"{self.sources[0][0][1]} lists no images; check captions=")
-        return entries
+        return images
 
     @cached_property
     def _instances(self) -> CocoInstances | None:
         if not self.sources[1]:
             return None
         instances = CocoInstances(self.sources[1])
-        absent = [key for key, entry in self._entries.items() if entry[0] not in instances.listed]
-        if len(absent) == len(self._entries):
+        missing = [key for key, image in self._images.items() if image.image_id not in instances.image_ids]
+        if len(missing) == len(self._images):
             raise UserError(f"{self.sources[1][0]} lists none of the images with captions; check instances=")
-        if absent:
+        if missing:
             logger.warning(
-                "%d images are not listed in the instances JSON and get no objects, e.g. %s", len(absent), absent[0]
+                "%d images are not listed in the instances JSON and get no objects, e.g. %s", len(missing), missing[0]
             )
         return instances
 
     @property
     def annotator(self) -> Annotator | None:
-        """The instances as annotator; None without instances."""
+        """COCO, with a hash of the instances files; None without instances."""
         return self._instances.annotator if self._instances else None
 
     def keys(self) -> list[str]:
         """The keys of all images of all captions files, sorted."""
-        return sorted(self._entries)
+        return sorted(self._images)
 
     def read(self, key: str) -> tuple[Pair, Annotation | None]:
         """The pair and its instances; raises BadPair for a missing image or caption."""
-        number, file, captions, kept = self._entries[key]
-        if self.caption >= len(captions):
+        image = self._images[key]
+        if self.caption >= len(image.captions):
             raise BadPair(f"it has no caption number {self.caption}")
-        caption = limited(captions[self.caption])
-        data, extension = read_image(file)
-        others = [plain(other) for other in captions]
-        meta = {**kept, "image_id": number, "captions": others, "source": plain(file.parent.name)}
-        annotation = self._instances.annotation(number, key) if self._instances else None
+        caption = clean_caption(image.captions[self.caption])
+        data, extension = read_image(image.file)
+        meta = {
+            **image.meta,
+            "image_id": image.image_id,
+            "captions": [json_safe(text) for text in image.captions],
+            "source": json_safe(image.file.parent.name),
+        }
+        annotation = self._instances.annotation(image.image_id, key) if self._instances else None
         return Pair(key, data, extension, caption, meta), annotation
 
     def fingerprint(self) -> dict[str, Any]:
-        """The caption's number, the folders, and the state of the JSON files."""
+        """The number of the caption, the folders, and the state of the JSON files."""
         pairs, instances = self.sources
         return {
             "reader": self.name,

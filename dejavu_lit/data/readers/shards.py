@@ -1,108 +1,163 @@
-"""Existing shards as pairs: WebDataset tars, among them what img2dataset writes.
+"""Pairs from existing shards: WebDataset tars, including those of img2dataset.
 
-A pair's caption is its ``txt`` member, or ``caption`` of its ``json`` where there is none.
+A pair's caption is its ``txt`` member or, if missing, ``caption`` in its ``json``, or its class (``cls``, ``label``).
 """
 
-import os
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from glob import glob
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dejavu_lit.data.decode import LARGEST_JSON, meta_caption, read_meta, read_text
+from dejavu_lit.data.decode import MAX_JSON_BYTES, clean_caption
 from dejavu_lit.data.objects import Annotation, Annotator
 from dejavu_lit.data.readers.base import KeyIndex, Paths, as_list, clean_keys, image_extension
-from dejavu_lit.data.shards import IMAGE_EXTENSIONS, LARGEST_IMAGE, BadPair, Pair, index_shard
+from dejavu_lit.data.shards import (
+    MAX_IMAGE_BYTES,
+    NO_IMAGE,
+    TEXTS,
+    BadPair,
+    Pair,
+    decode_texts,
+    image_extension_of,
+    index_shard,
+    read_range,
+)
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import fingerprint
+from dejavu_lit.utils.io import fingerprint, is_hidden, visible_files
 from dejavu_lit.utils.progress import progress
 
-MEMBERS = ("image", "txt", "json")
+MEMBERS = ("image", *TEXTS)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ShardReader:
-    """The pairs of all tars in one folder or several; 52 bytes a pair beside its key."""
+    """The pairs of all tars in one folder or several; 68 bytes per pair on top of its key."""
 
     path: Paths
-    """Folder(s) of tars."""
+    """Folder(s) of tars, tars, or patterns of tars: ``*.tar``, ``{000..012}.tar``."""
     name: str = "shards"
+    """The reader's name in fingerprints and messages."""
 
     @property
     def annotator(self) -> Annotator | None:
-        """None: shards bring no objects; give those of an earlier annotation to the evaluation by objects=."""
+        """None: shards provide no objects; pass those of an earlier annotation to the evaluation with objects=."""
         return None
 
     @cached_property
     def _tars(self) -> list[Path]:
         tars: list[Path] = []
-        for folder in as_list(self.path):
-            found = sorted(folder.glob("*.tar")) if folder.is_dir() else []
-            if not found:
-                raise UserError(f"{folder} holds no shards (*.tar); check path=")
-            tars.extend(found)
-        return tars
+        for path in as_list(self.path):
+            paths = matching_tars(path)
+            if not paths:
+                raise UserError(
+                    f"{path} has no shards; give a folder of *.tar, a tar, or a pattern such as '*.tar' or '{{0..9}}.tar'"
+                )
+            tars.extend(paths)
+        return list(dict.fromkeys(tars))
 
     @cached_property
     def _members(self) -> tuple[KeyIndex, np.ndarray, np.ndarray]:
-        """Keys; the tar of each row, int32 [n]; offset and size of image, txt and json, int64 [n, 3, 2], size −1: none."""
+        """Keys; the tar of each row, int32 [n]; (offset, size) of MEMBERS, int64 [n, 4, 2], size −1: missing."""
         names: list[str] = []
-        shard: list[np.ndarray] = []
-        where: list[np.ndarray] = []
+        shards: list[np.ndarray] = []
+        ranges: list[np.ndarray] = []
+        unused: Counter[str] = Counter()
         for number, tar in enumerate(progress(self._tars, "indexing shards", unit="shard")):
             index = index_shard(tar)
             names.extend(index.keys)
-            shard.append(np.full(len(index), number, dtype=np.int32))
+            unused.update(index.unused)
+            shards.append(np.full(len(index), number, dtype=np.int32))
             rows = np.full((len(index), len(MEMBERS), 2), -1, dtype=np.int64)
             for row, members in zip(rows, index.members, strict=True):
-                image = next((members[e] for e in IMAGE_EXTENSIONS if e in members), None)
-                for column, member in enumerate((image, members.get("txt"), members.get("json"))):
-                    if member is not None:
-                        row[column] = member
-            where.append(rows)
+                for column, extension in enumerate((image_extension_of(members), *TEXTS)):
+                    if extension in members:
+                        row[column] = members[extension]
+            ranges.append(rows)
+        for extension, count in sorted(unused.items()):
+            kind = "hidden members" if extension == "hidden" else f"members KEY.{extension}"
+            logger.warning("%s: %d %s are not read: they belong to no pair", self.name, count, kind)
         if not names:
-            raise UserError(f"the shards in {self._tars[0].parent} hold no pairs; check path=")
-        return KeyIndex(clean_keys(names)), np.concatenate(shard), np.concatenate(where)
+            raise UserError(f"the shards in {self._tars[0].parent} have no pairs; check path=")
+        return KeyIndex(clean_keys(names)), np.concatenate(shards), np.concatenate(ranges)
 
     def keys(self) -> list[str]:
-        """The keys of all pairs, sorted; a slash in a shard's key becomes ``-``."""
+        """The keys of all pairs, cleaned (a slash becomes ``-``) and sorted."""
         return self._members[0].keys
 
     def read(self, key: str) -> tuple[Pair, Annotation | None]:
-        """The pair; raises BadPair for a missing image or caption, or text or JSON that does not decode."""
-        index, shards, where = self._members
+        """The pair; raises BadPair for a missing image, or text or JSON that does not decode."""
+        index, shards, ranges = self._members
         row = index.row(key)
         tar = self._tars[shards[row]]
         try:
             with open(tar, "rb") as file:
-                limits = (LARGEST_IMAGE + 1, LARGEST_JSON + 1, LARGEST_JSON + 1)  # enough to see that it is too large
-                image, text, extra = (
-                    _read(file.fileno(), int(offset), min(int(size), limit), tar)
-                    for (offset, size), limit in zip(where[row], limits, strict=True)
-                )
+                limits = (MAX_IMAGE_BYTES + 1, *[MAX_JSON_BYTES + 1] * len(TEXTS))  # enough to reject larger ones
+                content = {
+                    member: read_range(file.fileno(), tar, int(offset), min(int(size), limit))
+                    for member, (offset, size), limit in zip(MEMBERS, ranges[row], limits, strict=True)
+                    if size >= 0
+                }
         except FileNotFoundError:
-            raise UserError(f"the shard {tar} has vanished; restore it and start again") from None
+            raise UserError(f"the shard {tar} has disappeared; restore it and start again") from None
+        image = content.pop("image", None)
         if image is None:
-            raise BadPair("it has no image")
-        if len(image) > LARGEST_IMAGE:
-            raise BadPair(f"the image has more than {LARGEST_IMAGE >> 20} MiB")
-        meta = read_meta(extra) if extra is not None else {}
-        caption = read_text(text) if text is not None else meta_caption(meta)
+            raise BadPair(NO_IMAGE)
+        if len(image) > MAX_IMAGE_BYTES:
+            raise BadPair(f"the image has more than {MAX_IMAGE_BYTES >> 20} MiB")
+        caption, meta = decode_texts(content)
+        if not caption and "txt" not in content:  # a labelled set, as class folders are one
+            caption = clean_caption(str(meta.get("label") or ""))
         return Pair(key, image, image_extension(image), caption, meta), None
 
     def fingerprint(self) -> dict[str, Any]:
-        """The folders, and a hash of the tars' names, sizes and times."""
+        """The folders, the number of tars, and a hash of the tars' paths, sizes and times."""
         states = [(str(tar), tar.stat().st_size, tar.stat().st_mtime_ns) for tar in self._tars]
         folders = [str(folder.resolve()) for folder in as_list(self.path)]
         return {"reader": self.name, "path": folders, "shards": len(states), "files": fingerprint(states)}
 
 
-def _read(descriptor: int, offset: int, size: int, tar: Path) -> bytes | None:
-    if size < 0:
-        return None
-    data = os.pread(descriptor, size, offset)
-    if len(data) != size:
-        raise UserError(f"the shard {tar} was cut short while being read; restore it and start again")
-    return data
+def matching_tars(path: Path) -> list[Path]:
+    """The tars that a folder, a file or a pattern means; a pattern's ``{0..9}`` and ``{a,b}`` must all exist.
+
+    Raises:
+        UserError: a tar of a range or list in braces does not exist.
+    """
+    if path.is_dir():
+        return visible_files(path, "*.tar")
+    if path.exists():
+        return [path]
+    tars: list[Path] = []
+    for name in expand_braces(str(path)):
+        if re.search(r"[*?\[]", name):
+            tars += [Path(match) for match in sorted(glob(name)) if not is_hidden(Path(match).name)]
+        elif Path(name).exists():
+            tars.append(Path(name))
+        elif name != str(path):
+            raise UserError(f"the shard {name} of the pattern {path} does not exist; restore it or check path=")
+    return tars
+
+
+def expand_braces(pattern: str) -> Iterator[str]:
+    """The names that ``{a,b}`` and ``{000..012}`` (with the zeros of its start) in a pattern stand for."""
+    match = re.search(r"\{([^{}]*)\}", pattern)
+    if match is None:
+        yield pattern
+        return
+    span = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    if span:
+        first, last = int(span[1]), int(span[2])
+        if last < first:
+            raise UserError(f"{match[0]} in {pattern} counts downwards; write the smaller number first")
+        words = [f"{number:0{len(span[1])}d}" for number in range(first, last + 1)]
+    else:
+        words = match[1].split(",")
+    for word in words:
+        yield from expand_braces(pattern[: match.start()] + word + pattern[match.end() :])

@@ -1,1 +1,1 @@
-"""Annotators: one file per way to find the objects of an image."""
+"""Annotators: one file per source of an image's objects."""

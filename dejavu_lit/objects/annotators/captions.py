@@ -1,10 +1,9 @@
-"""Objects from what other people wrote: the nouns of an image's captions, all but the one that is trained on.
+"""Objects from an image's captions: the nouns of all captions except the one that is trained on.
 
-For data without a detector whose images have several captions (Flickr8k and 30k, COCO). The rule is small on purpose, and
-needs no language model: captions are lower-cased and cut into words of letters; a label of the vocabulary is there when
-one of its names occurs as whole words, the last of them in the singular or in a plural by the rules of ``singulars``. So
-the vocabulary is what decides which words are nouns. There is no disambiguation: "orange" is a fruit also where it is a
-colour.
+For data without a detector whose images have several captions (Flickr8k and 30k, COCO). The rule is deliberately simple and
+needs no language model: captions are lower-cased and split into words of letters; a label of the vocabulary is present if one
+of its names occurs as whole words, the last one in the singular or in a plural by the rules of ``singulars``. The vocabulary
+thus decides which words are nouns. There is no disambiguation: "orange" is a fruit even where it is a color.
 """
 
 import logging
@@ -19,7 +18,7 @@ from dejavu_lit.objects.base import Lookup, Shard
 from dejavu_lit.objects.vocabulary import vocabulary
 from dejavu_lit.utils.io import fingerprint
 
-# How people name COCO's objects in captions, beside COCO's own names.
+# Common names of COCO's objects in captions, besides COCO's own.
 COCO_NAMES = {
     "person": "man woman boy girl child kid baby guy lady people player rider surfer skier snowboarder skateboarder",
     "bicycle": "bike",
@@ -50,24 +49,25 @@ COCO_NAMES = {
     "hair drier": "hair_dryer",
     "teddy bear": "teddy",
 }
+# Plurals in captions that the rules of ``singulars`` miss.
 IRREGULAR = {
     "men": "man", "women": "woman", "children": "child", "people": "people", "feet": "foot", "teeth": "tooth",
     "mice": "mouse", "geese": "goose", "knives": "knife", "loaves": "loaf", "leaves": "leaf", "calves": "calf",
     "wolves": "wolf", "shelves": "shelf", "scarves": "scarf",
 }  # fmt: skip
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class OtherCaptions(Lookup):
-    """The labels that an image's other captions name, score 1, with empty boxes."""
+    """The labels named by an image's other captions, with score 1 and empty boxes."""
 
     vocabulary: str = "coco"
-    """coco (its 80 names, and what people call them), imagenet, imagenet-21k, or a file: a label a line, its other names
-    behind commas."""
+    """coco (its 80 names and their common synonyms), imagenet, imagenet-21k, or a file: one label per line, followed by its
+    synonyms after commas."""
     field: str = "captions"
-    """The list of all of an image's captions in the pair's JSON."""
+    """The list of all captions in the pair's JSON."""
 
     @property
     def annotator(self) -> Annotator:
@@ -79,85 +79,87 @@ class OtherCaptions(Lookup):
         """The vocabulary's labels."""
         return list(self._names)
 
-    @cached_property
-    def _names(self) -> dict[str, list[str]]:
-        """{label: all of its names}."""
-        found = {label: [label, *others] for label, others in vocabulary(self.vocabulary).items()}
-        if self.vocabulary == "coco":
-            for label, others in COCO_NAMES.items():
-                found[label] += [name.replace("_", " ") for name in others.split()]
-        return found
-
-    @cached_property
-    def _by_words(self) -> dict[tuple[str, ...], list[str]]:
-        """{words of a name: the labels it stands for}."""
-        found: dict[tuple[str, ...], list[str]] = {}
-        for label, names in self._names.items():
-            for name in names:
-                found.setdefault(tuple(words(name)), []).append(label)
-        found.pop((), None)
-        return found
-
-    @cached_property
-    def _longest(self) -> int:
-        return max(map(len, self._by_words))
-
-    def annotation(self, pair: Pair) -> Annotation:
-        """The labels named by the other captions, sorted; raises BadPair where there are none."""
-        captions = pair.meta.get(self.field)
-        if not isinstance(captions, list) or not captions:
-            raise BadPair(f"its JSON has no list {self.field!r} of captions")
-        trained, said = words(pair.caption), [words(caption) for caption in captions if isinstance(caption, str)]
-        others = [one for one in said if one != trained]  # all copies of it, however they are spelt
-        if not others:
-            raise BadPair("it has no caption but the one that is trained on")
-        if len(others) == len(said):
-            self._unmatched.append(pair.key)
-        labels = sorted({label for one in others for label in self._named(one)})
-        return Annotation(pair.key, labels, [1.0] * len(labels), [[0.0] * 4] * len(labels))
-
     def rows(self, shard: Shard) -> Iterator[Annotation | Failed]:
-        """One row an image; warns where the caption that is trained on could not be told from the others."""
+        """One row per image; warns if the caption that is trained on is not among an image's captions."""
         self._unmatched.clear()
         yield from super().rows(shard)
         if self._unmatched:
-            log.warning(
-                "%d of %d images of %s do not list the caption that is trained on in %r, the first is %s; where it is "
-                "there in other words, their objects come from it too",
+            logger.warning(
+                "%d of %d images of %s do not list the caption that is trained on in %r, the first is %s; if it is "
+                "listed in other words, their objects come from it too",
                 *(len(self._unmatched), len(shard.index), shard.index.path, self.field, self._unmatched[0]),
             )
 
-    @cached_property
-    def _unmatched(self) -> list[str]:
-        """Keys of the shard at hand whose captions do not hold the one that is trained on."""
-        return []
+    def annotation(self, pair: Pair) -> Annotation:
+        """The labels named by the other captions, sorted; raises BadPair if there are no other captions."""
+        captions = pair.meta.get(self.field)
+        if not isinstance(captions, list) or not captions:
+            raise BadPair(f"its JSON has no list {self.field!r} of captions")
+        trained, listed = (
+            split_words(pair.caption),
+            [split_words(caption) for caption in captions if isinstance(caption, str)],
+        )
+        others = [caption for caption in listed if caption != trained]  # excludes all copies, in any spelling
+        if not others:
+            raise BadPair("it has no caption but the one that is trained on")
+        if len(others) == len(listed):
+            self._unmatched.append(pair.key)
+        labels = sorted({label for caption in others for label in self._named_labels(caption)})
+        return Annotation(pair.key, labels, [1.0] * len(labels), [[0.0] * 4] * len(labels))
 
-    def _named(self, said: Sequence[str]) -> Iterator[str]:
-        """The labels named by a caption's words; where names overlap the longest counts ("hot dog" is no dog)."""
-        at = 0
-        while at < len(said):
-            for length in range(min(self._longest, len(said) - at), 0, -1):
-                *first, last = said[at : at + length]
-                found = next(
-                    (f for form in (last, *singulars(last)) if (f := self._by_words.get((*first, form)))), None
-                )
-                if found:
-                    yield from found
-                    at += length
+    def _named_labels(self, caption: Sequence[str]) -> Iterator[str]:
+        """The labels named by a caption's words; where names overlap the longest counts ("hot dog" is not a dog)."""
+        start = 0
+        while start < len(caption):
+            for length in range(min(self._longest_name, len(caption) - start), 0, -1):
+                *first, last = caption[start : start + length]
+                matches = (self._labels_by_name.get((*first, form)) for form in (last, *singulars(last)))
+                if labels := next(filter(None, matches), None):
+                    yield from labels
+                    start += length
                     break
             else:
-                at += 1
+                start += 1
+
+    @cached_property
+    def _names(self) -> dict[str, list[str]]:
+        """{label: all of its names}."""
+        names = {label: [label, *synonyms] for label, synonyms in vocabulary(self.vocabulary).items()}
+        if self.vocabulary == "coco":
+            for label, synonyms in COCO_NAMES.items():
+                names[label] += [name.replace("_", " ") for name in synonyms.split()]
+        return names
+
+    @cached_property
+    def _labels_by_name(self) -> dict[tuple[str, ...], list[str]]:
+        """{words of a name: the labels it stands for}."""
+        labels: dict[tuple[str, ...], list[str]] = {}
+        for label, names in self._names.items():
+            for name in names:
+                labels.setdefault(tuple(split_words(name)), []).append(label)
+        labels.pop((), None)
+        return labels
+
+    @cached_property
+    def _longest_name(self) -> int:
+        """The number of words of the longest name."""
+        return max(map(len, self._labels_by_name))
+
+    @cached_property
+    def _unmatched(self) -> list[str]:
+        """Keys of the current shard whose captions do not include the one that is trained on."""
+        return []
 
 
-def words(text: str) -> list[str]:
-    """The words of a text in lower case: runs of letters, with apostrophes and what follows them left out."""
+def split_words(text: str) -> list[str]:
+    """The words of a text in lower case: runs of letters, without apostrophes and the letters after them."""
     return re.findall(r"[^\W\d_]+", re.sub(r"['’]\w*", "", text.lower()))
 
 
 def singulars(word: str) -> list[str]:
-    """What a word may be the plural of: irregular ones, -ies → -y, -es and -s dropped."""
+    """The words that ``word`` may be the plural of: irregular plurals, -ies → -y, -s and -es dropped."""
     if word in IRREGULAR:
         return [IRREGULAR[word]]
-    found = [word[:-3] + "y"] if word.endswith("ies") else []
-    found += [word[:-1]] if word.endswith("s") and not word.endswith("ss") else []
-    return found + ([word[:-2]] if word.endswith(("ches", "shes", "xes", "ses", "zes", "oes")) else [])
+    forms = [word[:-3] + "y"] if word.endswith("ies") else []
+    forms += [word[:-1]] if word.endswith("s") and not word.endswith("ss") else []
+    return forms + ([word[:-2]] if word.endswith(("ches", "shes", "xes", "ses", "zes", "oes")) else [])

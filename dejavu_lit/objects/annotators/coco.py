@@ -1,4 +1,4 @@
-"""COCO's instances JSON as annotator: every box with its category's name, score 1.0, crowds included.
+"""Objects from COCO's instances JSON: every box with its category's name and score 1, crowds included.
 
 Format: https://cocodataset.org/#format-data (``annotations``: image_id, category_id, bbox x, y, width, height in pixels).
 """
@@ -16,28 +16,28 @@ from dejavu_lit.objects.base import Lookup
 
 @dataclass(frozen=True)
 class CocoLookup(Lookup):
-    """The instances JSON for prepared images: by ``image_id`` in the pair's JSON, else by the number that the key is."""
+    """The instances of prepared images, found by ``image_id`` in the pair's JSON, or by the number in the key."""
 
     instances: str | Path | Sequence[str | Path]
     """The instances JSON file(s), e.g. instances_train2017.json."""
 
     @cached_property
-    def _found(self) -> CocoInstances:
-        several = [self.instances] if isinstance(self.instances, str | Path) else self.instances
-        return CocoInstances([Path(path) for path in several])
+    def _instances(self) -> CocoInstances:
+        paths = [self.instances] if isinstance(self.instances, str | Path) else self.instances
+        return CocoInstances([Path(path) for path in paths])
 
     @property
     def annotator(self) -> Annotator:
-        """The same as of the artifact that ``prepare`` makes from the same files."""
-        return self._found.annotator
+        """The same as in the artifact that ``prepare`` writes from the same files."""
+        return self._instances.annotator
 
     def annotation(self, pair: Pair) -> Annotation:
-        """The instances of one image; raises BadPair where the files do not list it."""
+        """The instances of one image; raises BadPair if the files do not list it."""
         number = pair.meta.get("image_id", pair.key)
         try:
             image_id = int(number)
         except (TypeError, ValueError):
             raise BadPair("neither its key nor image_id in its JSON is a number of COCO") from None
-        if image_id not in self._found.listed:
+        if image_id not in self._instances.image_ids:
             raise BadPair("the instances JSON does not list it")
-        return self._found.annotation(image_id, pair.key)
+        return self._instances.annotation(image_id, pair.key)

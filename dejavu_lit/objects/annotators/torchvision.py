@@ -1,4 +1,4 @@
-"""torchvision's detection models as annotators: Faster and Mask R-CNN, RetinaNet, FCOS, SSD, and one's own of their kind.
+"""Objects from torchvision's detection models: Faster and Mask R-CNN, RetinaNet, FCOS, SSD, and custom ones like them.
 
 https://pytorch.org/vision/stable/models.html#object-detection
 """
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from dejavu_lit.data.objects import Annotator
-from dejavu_lit.objects.base import Detections, Detector, needs
-from dejavu_lit.objects.vocabulary import lines
-from dejavu_lit.utils.errors import UserError, suggest
+from dejavu_lit.objects.base import Detections, Detector, require_package
+from dejavu_lit.objects.vocabulary import read_lines
+from dejavu_lit.utils.errors import UserError, first_line, suggest
 from dejavu_lit.utils.io import file_sha256, fingerprint
 
 if TYPE_CHECKING:
@@ -23,27 +23,27 @@ if TYPE_CHECKING:
 
 PAGE = "https://pytorch.org/get-started/locally"
 BACKGROUND = "__background__"
-UNNAMED = (BACKGROUND, "N/A")  # classes that are never reported
+UNNAMED = (BACKGROUND, "N/A")  # class names that are not objects, so never reported
 
 
 @dataclass(frozen=True, kw_only=True)
 class TorchvisionDetector(Detector):
-    """A model of torchvision.models.detection with its weights."""
+    """A model of torchvision.models.detection, or a custom one with its interface, and its weights."""
 
     model: str
     """A name of torchvision, e.g. fasterrcnn_resnet50_fpn_v2, or package.module.function, which is called with num_classes
     and returns a model with torchvision's interface."""
     weights: str
-    """A file (.pt, .pth, .safetensors) or one of torchvision's own, e.g. COCO_V1 (taken from torch's cache, or downloaded)."""
+    """A file (.pt, .pth, .safetensors) or a name of torchvision's, e.g. COCO_V1 (from torch's cache, or downloaded)."""
     classes: str | None = None
-    """A file of class names, one a line in the order of their numbers; null: those in the file of weights, or torchvision's."""
+    """A file of class names, one per line in the order of their numbers; null: those in the weights file, or torchvision's."""
     options: Mapping[str, Any] | None = None
-    """Further arguments of the model, e.g. {min_size: 800}."""
+    """More arguments of the model, e.g. {min_size: 800}."""
 
     @property
     def annotator(self) -> Annotator:
         """torchvision's version, the weights' hash, the model and its options."""
-        with needs("torchvision", PAGE):
+        with require_package("torchvision", PAGE):
             import torchvision
         return Annotator(
             "torchvision",
@@ -57,12 +57,35 @@ class TorchvisionDetector(Detector):
     @property
     def labels(self) -> Sequence[str]:
         """The class names, without the background."""
-        return [name for name in self._loaded[1] if name not in UNNAMED]
+        return [name for name in self._model_and_names[1] if name not in UNNAMED]
+
+    def detect(self, images: Sequence[Image.Image]) -> list[Detections]:
+        """The model's own post-processing, including non-maximum suppression."""
+        import torch
+        from torchvision.transforms.functional import pil_to_tensor
+
+        model, names = self._model_and_names
+        with torch.inference_mode():
+            outputs = model([pil_to_tensor(image).to(self.local_device).float() / 255 for image in images])
+        return [_detections(output, names, self.threshold) for output in outputs]
 
     @cached_property
-    def _own(self) -> Any:
-        """torchvision's entry for ``weights``; None for a file."""
-        with needs("torchvision", PAGE):
+    def _model_and_names(self) -> tuple["nn.Module", list[str]]:
+        """The model with its weights, and the name of each class number."""
+        if self._entry is not None:
+            _ = self._file  # download it here, where errors are reported
+            model, names = self._build(weights=self._entry), list(self._entry.meta["categories"])
+        else:
+            model, names = self._load_file()
+        head = getattr(model, "roi_heads", model)
+        if hasattr(head, "score_thresh"):
+            head.score_thresh = self.threshold  # the model's own may be higher
+        return model.eval().to(self.local_device), names
+
+    @cached_property
+    def _entry(self) -> Any:
+        """torchvision's entry for ``weights``; None if it is a file."""
+        with require_package("torchvision", PAGE):
             from torchvision.models import detection, get_model_weights, list_models
         if Path(self.weights).is_file():
             return None
@@ -77,25 +100,27 @@ class TorchvisionDetector(Detector):
 
     @cached_property
     def _file(self) -> Path:
-        """The file of weights; one of torchvision's own is downloaded where torch's cache lacks it."""
-        if self._own is None:
+        """The weights file; torchvision's own are downloaded if torch's cache does not have them."""
+        if self._entry is None:
             return Path(self.weights)
         import torch
 
-        path = Path(torch.hub.get_dir(), "checkpoints", Path(self._own.url).name)
+        path = Path(torch.hub.get_dir(), "checkpoints", Path(self._entry.url).name)
         if not path.is_file():
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                torch.hub.download_url_to_file(self._own.url, str(path), progress=False)
-            except OSError as error:
+                digest = path.stem.rpartition("-")[2]  # torchvision's file names end with it; a cut file is not kept
+                torch.hub.download_url_to_file(self._entry.url, str(path), digest, progress=False)
+            except (OSError, RuntimeError) as error:
                 raise UserError(
-                    f"{self._own.url} cannot be downloaded ({error}); put the file at {path}, or name one by annotator.weights="
+                    f"{self._entry.url} could not be downloaded ({error}); put the file at {path}, or give another by "
+                    "annotator.weights="
                 ) from None
         return path
 
     @cached_property
     def _content(self) -> Mapping[str, Any]:
-        """The tensors of the file of weights, and its ``classes`` where it brings them."""
+        """The weights file: its tensors as ``model``, and ``classes`` if it has them."""
         import torch
         from safetensors.torch import load_file
 
@@ -103,65 +128,48 @@ class TorchvisionDetector(Detector):
             if self._file.suffix == ".safetensors":
                 return {"model": load_file(self._file)}
             content = torch.load(self._file, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch's readers raise nearly anything for a file that is none of theirs
+        except Exception as error:  # the readers raise nearly anything for a file of another kind
             raise UserError(
-                f"annotator.weights={self._file} cannot be read as tensors alone ({str(error).splitlines()[0]}); "
+                f"annotator.weights={self._file} cannot be read as tensors alone ({first_line(error)}); "
                 "save the model's state_dict() as .safetensors or .pt"
             ) from None
         return content if isinstance(content.get("model"), Mapping) else {"model": content}
 
-    def _given_names(self) -> list[str]:
+    def _class_names(self) -> list[str]:
         if self.classes is not None:
-            return lines(self.classes)
+            return read_lines(self.classes)
         if "classes" in self._content:
             return [str(name) for name in self._content["classes"]]
         if "." in self.model:
             raise UserError(
-                f"the names of the classes of model={self.model} are not known; give a file by annotator.classes="
+                f"the class names of model={self.model} are unknown; give a file of names by annotator.classes="
             )
         from torchvision.models import get_model_weights
 
         return list(get_model_weights(self.model).DEFAULT.meta["categories"])
 
-    @cached_property
-    def _loaded(self) -> tuple["nn.Module", list[str]]:
-        """The model with its weights, and the name of each class number."""
-        if self._own is not None:
-            _ = self._file
-            model, names = self._build(weights=self._own), list(self._own.meta["categories"])
-        else:
-            model, names = self._filled()
-        ranked = getattr(model, "roi_heads", model)
-        if hasattr(ranked, "score_thresh"):
-            ranked.score_thresh = self.threshold  # the model's own would cut off what is asked for
-        return model.eval().to(self.place), names
+    def _load_file(self) -> tuple[Any, list[str]]:
+        """A new model with the weights of the file, and its class names.
 
-    def _filled(self) -> tuple[Any, list[str]]:
-        """A new model filled from the file. Some count a background as class 0, some do not: the weights' shapes tell."""
-        given, found, differing = self._given_names(), self._content["model"], ""
-        tries = [given] if given[:1] == [BACKGROUND] else [[BACKGROUND, *given], given]
-        for names in tries:
+        In some models class 0 is the background, in others it is not: the shapes of the weights decide.
+        """
+        given, state, mismatch = self._class_names(), self._content["model"], ""
+        candidates = [given] if given[:1] == [BACKGROUND] else [[BACKGROUND, *given], given]
+        for names in candidates:
             model = self._build(num_classes=len(names), weights=None, weights_backbone=None)
             if names[0] != BACKGROUND and _has_background(model):
                 break
-            shapes = [
-                {
-                    name: tuple(tensor.shape)
-                    for name, tensor in state.items()
-                    if not name.endswith("num_batches_tracked")
-                }
-                for state in (model.state_dict(), found)
-            ]
-            if shapes[0] == shapes[1]:
-                model.load_state_dict(found, strict=False)
+            expected, actual = _shapes(model.state_dict()), _shapes(state)
+            if expected == actual:
+                model.load_state_dict(state, strict=False)
                 return model, names
-            differing = next(name for name in (*shapes[0], *shapes[1]) if shapes[0].get(name) != shapes[1].get(name))
+            mismatch = next(name for name in (*expected, *actual) if expected.get(name) != actual.get(name))
         raise UserError(
-            f"annotator.weights={self.weights} do not fit model={self.model} with {len(given)} classes ({differing} differs); "
-            "check annotator.model, annotator.options and annotator.classes (one name a line, the background left out)"
+            f"annotator.weights={self.weights} does not fit model={self.model} with {len(given)} classes ({mismatch} differs); "
+            "check annotator.model, annotator.options and annotator.classes (one name per line, without the background)"
         )
 
-    def _build(self, **how: Any) -> Any:
+    def _build(self, **arguments: Any) -> Any:
         from torchvision.models import detection, get_model, list_models
 
         module, _, function = self.model.rpartition(".")
@@ -170,35 +178,31 @@ class TorchvisionDetector(Detector):
             raise UserError(
                 f"annotator.model={self.model} is unknown{suggest(self.model, known)}; torchvision has {', '.join(known)}"
             )
+        options = self.options or {}
         try:
             if module:
-                return getattr(import_module(module), function)(num_classes=how["num_classes"], **(self.options or {}))
-            return get_model(self.model, **how, **(self.options or {}))
+                return getattr(import_module(module), function)(num_classes=arguments["num_classes"], **options)
+            return get_model(self.model, **arguments, **options)
         except (ImportError, AttributeError) as error:
             raise UserError(f"annotator.model={self.model} cannot be imported ({error}); check the name") from None
         except TypeError as error:
             raise UserError(f"annotator.options do not fit model={self.model} ({error}); check their names") from None
 
-    def detect(self, images: Sequence[Image.Image]) -> list[Detections]:
-        """The model's own post-processing, non-maximum suppression included."""
-        import torch
-        from torchvision.transforms.functional import pil_to_tensor
 
-        model, names = self._loaded
-        with torch.inference_mode():
-            found = model([pil_to_tensor(image).to(self.place).float() / 255 for image in images])
-        return [_detections(one, names, self.threshold) for one in found]
+def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of a state dict; the batch counters are ignored, since older files lack them."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
 
 
 def _has_background(model: Any) -> bool:
-    """Whether class 0 is the background: so it is for all models with regions of interest, and for SSD."""
+    """Whether class 0 is the background, as in all models with regions of interest and in SSD."""
     from torchvision.models.detection.ssd import SSD
 
     return hasattr(model, "roi_heads") or isinstance(model, SSD)
 
 
-def _detections(found: Mapping[str, Any], names: Sequence[str], threshold: float) -> Detections:
-    labels, scores, boxes = (found[name].tolist() for name in ("labels", "scores", "boxes"))
+def _detections(output: Mapping[str, Any], names: Sequence[str], threshold: float) -> Detections:
+    labels, scores, boxes = (output[name].tolist() for name in ("labels", "scores", "boxes"))
     rows = [
         (names[label], score, [left, top, right - left, bottom - top])
         for label, score, (left, top, right, bottom) in zip(labels, scores, boxes, strict=True)

@@ -1,5 +1,5 @@
 "use strict";
-// What every page of the report shares: data files that call dejavu(NAME, VALUE), small DOM helpers, sortable tables.
+// Shared by all pages of the report: data files that call dejavu(NAME, VALUE), DOM helpers, sortable tables.
 
 const dejavuLoads = new Map(); // file -> {promise, resolve}
 
@@ -26,7 +26,7 @@ function load(folder, name) {
   return dejavuLoads.get(file).promise;
 }
 
-// An element; texts become text nodes, so nothing in the data is ever read as markup.
+// An element; texts become text nodes, so no data is interpreted as markup.
 function make(name, attributes = {}, ...children) {
   const node = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
@@ -36,8 +36,8 @@ function make(name, attributes = {}, ...children) {
   return node;
 }
 
-// Somebody else's text: its writing direction is its own and does not spread.
-function foreign(text) {
+// Text from the data, isolated so that its writing direction does not affect the text around it.
+function isolated(text) {
   return make("bdi", { dir: "auto" }, text);
 }
 
@@ -47,22 +47,22 @@ function signed(value, digits = 2) {
 }
 
 function sortable(table) {
-  const heads = [...table.tHead.rows[0].cells];
-  heads.forEach((head, column) => {
-    const button = make("button", { type: "button", title: "Sort by this column" }, ...head.childNodes);
-    head.replaceChildren(button);
+  const headers = [...table.tHead.rows[0].cells];
+  headers.forEach((header, column) => {
+    const button = make("button", { type: "button", title: "Sort by this column" }, ...header.childNodes);
+    header.replaceChildren(button);
     button.addEventListener("click", () => {
-      const down = head.getAttribute("aria-sort") === "descending";
-      heads.forEach((other) => other.removeAttribute("aria-sort"));
-      head.setAttribute("aria-sort", down ? "ascending" : "descending");
+      const descending = header.getAttribute("aria-sort") === "descending";
+      headers.forEach((other) => other.removeAttribute("aria-sort"));
+      header.setAttribute("aria-sort", descending ? "ascending" : "descending");
       const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
       const rows = [...table.tBodies[0].rows];
-      const numbers = rows.some((row) => value(row) !== "") && rows.every((row) => value(row) === "" || !Number.isNaN(Number(value(row))));
+      const numeric = rows.some((row) => value(row) !== "") && rows.every((row) => value(row) === "" || !Number.isNaN(Number(value(row))));
       rows.sort((a, b) => {
         const [x, y] = [value(a), value(b)];
-        if (x === "" || y === "") return (x === "") - (y === ""); // what is missing stays last
-        const order = numbers ? Number(x) - Number(y) : x.localeCompare(y, "en", { numeric: true });
-        return down ? order : -order;
+        if (x === "" || y === "") return (x === "") - (y === ""); // missing values stay last
+        const order = numeric ? Number(x) - Number(y) : x.localeCompare(y, "en", { numeric: true });
+        return descending ? order : -order;
       });
       table.tBodies[0].append(...rows);
     });

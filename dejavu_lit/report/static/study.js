@@ -1,43 +1,43 @@
 "use strict";
-// Two settings of a study, compared pair by pair on the pairs that both show: what the second makes the model forget.
+// Two settings of a study, compared on the pairs that both show: which objects are no longer recalled under the second.
 
 const PAGE = 10;
 
-async function open(label) {
+async function openSetting(label) {
   const folder = `settings/${label}/data`;
   const index = await load(folder, "index");
   const keys = index.redacted ? index.key : (await load(folder, "text")).map(([key]) => key);
   return { label, folder, index, rows: new Map(keys.map((key, row) => [key, row])), gap: (row) => index.target[row] - index.reference[row] };
 }
 
-async function cardIn(setting, row) {
+async function loadCard(setting, row) {
   const chunk = await load(setting.folder, `cards-${String(Math.floor(row / setting.index.chunk)).padStart(4, "0")}`);
   return { card: chunk.cards[row % setting.index.chunk], chunk };
 }
 
-function right({ card }, labels) {
+function recalled({ card }, labels) {
   return new Set(card.objects ? card.target.predicted.filter((code) => card.objects.includes(code)).map((code) => labels[code]) : []);
 }
 
-function change(title, words, kindOfChip) {
-  if (!words.length) return null;
-  return make("div", {}, make("strong", {}, title), make("ul", { class: "chips" }, words.map((word) => chip(kindOfChip, word, title))));
+function changedObjects(title, names, kindOfChip) {
+  if (!names.length) return null;
+  return make("div", {}, make("strong", {}, title), make("ul", { class: "chips" }, names.map((name) => chip(kindOfChip, name, title))));
 }
 
-async function pairOf(first, second, key, place) {
-  const [a, b] = await Promise.all([cardIn(first, first.rows.get(key)), cardIn(second, second.rows.get(key))]);
+async function pairElement(first, second, key, rank) {
+  const [a, b] = await Promise.all([loadCard(first, first.rows.get(key)), loadCard(second, second.rows.get(key))]);
   const lost = first.gap(first.rows.get(key)) - second.gap(second.rows.get(key));
-  const head = make("header", {}, make("h3", {}, `${place}. `, foreign(key)),
+  const head = make("header", {}, make("h3", {}, `${rank}. `, isolated(key)),
     make("span", {}, `gap ${signed(first.gap(first.rows.get(key)), 0)} → ${signed(second.gap(second.rows.get(key)), 0)} hits (${signed(-lost, 0)})`));
   const body = make("div", { class: "body" });
   if (a.card.objects) {
-    const [before, after] = [right(a, first.index.labels), right(b, second.index.labels)];
-    body.append(ownOf(a.card, first.index.labels, ""));
-    head.append(...[change("no longer recalled", [...before].filter((word) => !after.has(word)), "missed"),
-      change("newly recalled", [...after].filter((word) => !before.has(word)), "right")].filter(Boolean));
+    const [before, after] = [recalled(a, first.index.labels), recalled(b, second.index.labels)];
+    body.append(trainingPair(a.card, first.index.labels, ""));
+    head.append(...[changedObjects("no longer recalled", [...before].filter((name) => !after.has(name)), "missed"),
+      changedObjects("newly recalled", [...after].filter((name) => !before.has(name)), "right")].filter(Boolean));
   }
-  body.append(make("div", {}, side("target", a.card, a.chunk, first.index.labels, "", `Target of ${first.label}`),
-    side("target", b.card, b.chunk, second.index.labels, "", `Target of ${second.label}`)));
+  body.append(make("div", {}, side("target", a.card, a.chunk, first.index.labels, "", `Target model of ${first.label}`),
+    side("target", b.card, b.chunk, second.index.labels, "", `Target model of ${second.label}`)));
   return make("article", { class: "card", "data-key": key }, head, body);
 }
 
@@ -50,17 +50,17 @@ function startComparison(box) {
   async function draw() {
     const { first, second, keys, page } = state;
     const part = keys.slice(page * PAGE, (page + 1) * PAGE);
-    list.replaceChildren(...await Promise.all(part.map((key, i) => pairOf(first, second, key, page * PAGE + i + 1))));
+    list.replaceChildren(...await Promise.all(part.map((key, i) => pairElement(first, second, key, page * PAGE + i + 1))));
     query("back").disabled = page === 0;
     query("next").disabled = (page + 1) * PAGE >= keys.length;
-    const change = keys.map((key) => second.gap(second.rows.get(key)) - first.gap(first.rows.get(key)));
-    const count = (test) => change.filter(test).length.toLocaleString("en");
-    status.textContent = `Pairs ${page * PAGE + 1}–${page * PAGE + part.length} of ${keys.length.toLocaleString("en")} that both show; ` +
-      `the gap fell for ${count((c) => c < 0)}, rose for ${count((c) => c > 0)}, stayed for ${count((c) => c === 0)}`;
+    const changes = keys.map((key) => second.gap(second.rows.get(key)) - first.gap(first.rows.get(key)));
+    const count = (test) => changes.filter(test).length.toLocaleString("en");
+    status.textContent = `Pairs ${page * PAGE + 1}–${page * PAGE + part.length} of ${keys.length.toLocaleString("en")} shown for both settings; ` +
+      `the gap fell for ${count((c) => c < 0)}, rose for ${count((c) => c > 0)}, did not change for ${count((c) => c === 0)}`;
   }
 
   async function compare() {
-    const [first, second] = await Promise.all([open(query("first").value), open(query("second").value)]);
+    const [first, second] = await Promise.all([openSetting(query("first").value), openSetting(query("second").value)]);
     const sign = query("order").value === "lost" ? 1 : -1;
     const lost = (key) => sign * (first.gap(first.rows.get(key)) - second.gap(second.rows.get(key)));
     const keys = [...first.rows.keys()].filter((key) => second.rows.has(key)).sort((a, b) => lost(b) - lost(a));

@@ -58,13 +58,13 @@ def test_train_and_val_are_read_together(root: Path) -> None:
     assert annotation.boxes == [[1, 2.5, 3, 4], [0, 0, 48, 36]]
 
 
-def test_an_image_without_instances_has_an_empty_row(root: Path) -> None:
+def test_an_image_without_instances_has_no_objects(root: Path) -> None:
     annotation = CocoReader(root=root).read("000000000030")[1]
     assert annotation is not None
     assert (annotation.labels, annotation.scores, annotation.boxes) == ([], [], [])
 
 
-def test_one_split_as_text_and_another_caption(root: Path) -> None:
+def test_one_split_as_a_string_and_another_caption(root: Path) -> None:
     reader = CocoReader(root=root, splits="val", caption=1)
     assert len(reader.keys()) == 2
     assert reader.read("000000000009")[0].caption == "caption 1 of 9"
@@ -72,22 +72,22 @@ def test_one_split_as_text_and_another_caption(root: Path) -> None:
         CocoReader(root=root, caption=2).read("000000000009")
 
 
-def test_paths_by_hand_are_the_same_as_root(root: Path) -> None:
+def test_explicit_paths_are_equivalent_to_root(root: Path) -> None:
     parts = ["train2017", "val2017"]
-    by_hand = CocoReader(
+    by_path = CocoReader(
         images=[root / part for part in parts],
         captions=[root / f"annotations/captions_{part}.json" for part in parts],
         instances=[root / f"annotations/instances_{part}.json" for part in parts],
     )
     by_root = CocoReader(root=str(root))
-    assert by_hand.fingerprint() == by_root.fingerprint()
-    assert by_hand.annotator == by_root.annotator
+    assert by_path.fingerprint() == by_root.fingerprint()
+    assert by_path.annotator == by_root.annotator
     keys = by_root.keys()
-    assert by_hand.keys() == keys
-    assert [by_hand.read(key) for key in keys] == [by_root.read(key) for key in keys]
+    assert by_path.keys() == keys
+    assert [by_path.read(key) for key in keys] == [by_root.read(key) for key in keys]
 
 
-def test_images_below_images_are_found(root: Path) -> None:
+def test_image_folders_may_be_in_a_folder_images(root: Path) -> None:
     keys = CocoReader(root=root).keys()
     (root / "images").mkdir()
     for part in ("train2017", "val2017"):
@@ -121,9 +121,9 @@ def test_the_fingerprint_changes_with_files_and_options(root: Path) -> None:
     assert CocoReader(root=root).fingerprint() != before
 
 
-def test_wrong_options_and_paths_are_named(root: Path, tmp_path: Path) -> None:
+def test_errors_name_wrong_options_and_paths(root: Path, tmp_path: Path) -> None:
     annotations = root / "annotations"
-    with pytest.raises(UserError, match="leave out root= or captions="):
+    with pytest.raises(UserError, match="remove root= or captions="):
         CocoReader(root=root, captions="x.json")
     with pytest.raises(UserError, match=r"needs root= .* or images="):
         CocoReader(images=root)
@@ -135,14 +135,14 @@ def test_wrong_options_and_paths_are_named(root: Path, tmp_path: Path) -> None:
         CocoReader(root=root, splits=["test"]).keys()
     with pytest.raises(UserError, match="3 folders and captions= 1"):
         CocoReader(images=[root] * 3, captions=annotations / "captions_val2017.json").keys()
-    with pytest.raises(UserError, match=r"instances_val2017.json is no captions JSON .*captions="):
+    with pytest.raises(UserError, match=r"instances_val2017.json is not a captions JSON .*captions="):
         CocoReader(images=root / "val2017", captions=annotations / "instances_val2017.json").keys()
     captions = annotations / "captions_val2017.json"
     swapped = CocoReader(images=root / "val2017", captions=captions, instances=captions)
     with pytest.raises(UserError, match=r"captions_val2017\.json has no list 'categories'"):
         swapped.read("000000000009")
-    other = annotations / "instances_train2017.json"
-    foreign = CocoReader(images=root / "val2017", captions=captions, instances=other)
+    instances = annotations / "instances_train2017.json"
+    foreign = CocoReader(images=root / "val2017", captions=captions, instances=instances)
     with pytest.raises(UserError, match="lists none of the images"):
         foreign.read("000000000009")
     (annotations / "instances_val2017.json").unlink()
@@ -153,10 +153,56 @@ def test_wrong_options_and_paths_are_named(root: Path, tmp_path: Path) -> None:
         CocoReader(images=root / "val2017", captions=annotations / "captions_val2017.json").keys()
 
 
-def test_ids_that_occur_twice_are_refused(root: Path) -> None:
+def test_duplicate_ids_are_rejected(root: Path) -> None:
     captions = [root / "annotations/captions_val2017.json"] * 2
-    with pytest.raises(UserError, match="image id 9 stands in"):
+    with pytest.raises(UserError, match="image id 9 is in"):
         CocoReader(images=root / "val2017", captions=captions).keys()
+
+
+@pytest.mark.parametrize(("first", "second"), [(str, str), (str, int), (int, float), (float, str)])
+def test_ids_may_be_text(root: Path, first: type, second: type) -> None:
+    expected = [CocoReader(root=root).read(key) for key in CocoReader(root=root).keys()]
+    for path in root.glob("annotations/*.json"):
+        content = json.loads(path.read_text())
+        for image in content["images"]:
+            image["id"] = first(image["id"])
+        for category in content.get("categories", []):
+            category["id"] = second(category["id"])
+        for annotation in content["annotations"]:
+            annotation["image_id"] = second(annotation["image_id"])
+            if "category_id" in annotation:
+                annotation["category_id"] = first(annotation["category_id"])
+        path.write_text(json.dumps(content))
+    reader = CocoReader(root=root)
+    assert [reader.read(key) for key in reader.keys()] == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "entry", "change", "reason"),
+    [
+        ("captions", "annotations", {"caption": None}, "it has no 'caption'"),
+        ("captions", "annotations", {"caption": 3}, "its 'caption' is not text"),
+        ("captions", "annotations", {"image_id": "x"}, "its 'image_id' is not a number"),
+        ("captions", "images", {"file_name": None}, "it has no 'file_name'"),
+        ("instances", "annotations", {"category_id": 99}, "its category 99 is not in categories"),
+        ("instances", "annotations", {"bbox": None}, "it has no 'bbox'"),
+        ("instances", "annotations", {"bbox": [1, 2, 3]}, "its bbox is not four numbers (x, y, width, height)"),
+        ("instances", "categories", {"name": None}, "it has no 'name'"),
+    ],
+)
+def test_one_bad_entry_is_skipped_and_counted(
+    root: Path, caplog: pytest.LogCaptureFixture, kind: str, entry: str, change: dict[str, Any], reason: str
+) -> None:
+    path = root / f"annotations/{kind}_train2017.json"
+    content = json.loads(path.read_text())
+    content[entry][0].update(change)
+    path.write_text(json.dumps(content))
+    reader = CocoReader(root=root)
+    keys = reader.keys()
+    assert len(keys) == 5 - (entry == "images")
+    assert sum(reader.read(key)[1] is not None for key in keys) == len(keys)
+    assert f"{path}: 1 of {entry} skipped, e.g. " in caplog.text
+    assert reason in caplog.text
 
 
 @needs_coco
@@ -169,13 +215,13 @@ def test_the_real_sample() -> None:
         for split in ("train", "val")
     }
     names = {category["id"]: category["name"] for category in raw["val"]["categories"]}
-    found = 0
+    total = 0
     for key in keys:
         pair, annotation = reader.read(key)
         assert len(pair.meta["captions"]) == 5
         assert annotation is not None
-        mine = [a for part in raw.values() for a in part["annotations"] if a["image_id"] == int(key)]
-        assert annotation.labels == [names[a["category_id"]] for a in mine]
-        assert annotation.boxes == [pytest.approx(a["bbox"], rel=1e-6) for a in mine]
-        found += len(mine)
-    assert found == 739 + 624
+        expected = [a for part in raw.values() for a in part["annotations"] if a["image_id"] == int(key)]
+        assert annotation.labels == [names[a["category_id"]] for a in expected]
+        assert annotation.boxes == [pytest.approx(a["bbox"], rel=1e-6) for a in expected]
+        total += len(expected)
+    assert total == 739 + 624

@@ -23,7 +23,7 @@ def test_images_are_found_recursively_with_their_captions(tmp_path: Path) -> Non
     add(tmp_path, "deep/three.webp", "drei", "WEBP")
     add(tmp_path, ".hidden.png")
     (tmp_path / "deep/three.json").write_text('{"url": "u", "score": NaN}')
-    (tmp_path / "notes.md").write_text("no image")
+    (tmp_path / "notes.md").write_text("not an image")
     reader = FolderReader(tmp_path)
     keys = reader.keys()
     assert keys == ["deep-er-my_two_v2", "deep-three", "one"]
@@ -35,7 +35,7 @@ def test_images_are_found_recursively_with_their_captions(tmp_path: Path) -> Non
     assert reader.annotator is None
 
 
-def test_files_that_differ_in_extension_or_punctuation_keep_their_own_key(tmp_path: Path) -> None:
+def test_files_that_differ_in_extension_or_punctuation_have_different_keys(tmp_path: Path) -> None:
     for file in ("a b.png", "a_b.png", "a-b.png", "a/b.png", "a-b.jpg"):
         add(tmp_path, file)
     keys = FolderReader(tmp_path).keys()
@@ -49,7 +49,7 @@ def test_files_that_differ_in_extension_or_punctuation_keep_their_own_key(tmp_pa
     }
 
 
-def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+def test_links_to_folders_are_followed_except_cycles(tmp_path: Path) -> None:
     add(tmp_path, "elsewhere/x.png")
     add(tmp_path, "data/y.png")
     os.symlink(tmp_path / "elsewhere", tmp_path / "data/linked")
@@ -71,17 +71,17 @@ def test_bad_pairs_say_why(tmp_path: Path) -> None:
     add(tmp_path, "broken.png")
     (tmp_path / "broken.json").write_text("{")
     reader = FolderReader(tmp_path)
-    for key, words in {
+    for key, reason in {
         "mute": "no caption",
         "latin": "UTF-8",
-        "gif": "no JPEG",
+        "gif": "not a JPEG",
         "broken": "JSON does not decode",
     }.items():
-        with pytest.raises(BadPair, match=words):
+        with pytest.raises(BadPair, match=reason):
             reader.read(key)
 
 
-def test_the_fingerprint_sees_changed_captions_and_images(tmp_path: Path) -> None:
+def test_the_fingerprint_changes_with_captions_and_images(tmp_path: Path) -> None:
     add(tmp_path, "a.png")
     before = FolderReader(tmp_path).fingerprint()
     assert FolderReader(tmp_path).fingerprint() == before
@@ -92,10 +92,33 @@ def test_the_fingerprint_sees_changed_captions_and_images(tmp_path: Path) -> Non
     assert FolderReader(tmp_path).fingerprint() != after
 
 
-def test_wrong_paths_and_options_are_named(tmp_path: Path) -> None:
+def test_errors_name_wrong_paths_and_options(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere does not exist; check path="):
         FolderReader(tmp_path / "nowhere").keys()
-    with pytest.raises(UserError, match="holds no images"):
+    with pytest.raises(UserError, match="has no images"):
         FolderReader(tmp_path).keys()
     with pytest.raises(UserError, match="caption=json"):
         FolderReader(tmp_path, caption="json")  # type: ignore[arg-type]
+
+
+def test_hidden_images_and_folders_are_ignored_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    add(tmp_path, "dog/1.png", None)
+    add(tmp_path, "dog/._1.png", None)
+    add(tmp_path, ".ipynb_checkpoints/1.png", None)
+    assert FolderReader(tmp_path, caption="folder").keys() == ["dog-1"]
+    assert "2 hidden images and folders are ignored, e.g. .ipynb_checkpoints" in caplog.text
+
+
+def test_lines_of_the_text_and_lists_of_the_json_are_several_captions(tmp_path: Path) -> None:
+    add(tmp_path, "lines.png", " one \r\n\n two\none\n")
+    add(tmp_path, "list.png", None)
+    (tmp_path / "list.json").write_text('{"captions": ["a", "b"]}')
+    add(tmp_path, "single.png", None)
+    (tmp_path / "single.json").write_text('{"caption": "only"}')
+    reader = FolderReader(tmp_path)
+    pairs = {key: reader.read(key)[0] for key in reader.keys()}
+    assert {key: (pair.caption, pair.meta.get("captions")) for key, pair in pairs.items()} == {
+        "lines": ("one", ["one", "two"]),
+        "list": ("a", ["a", "b"]),
+        "single": ("only", None),
+    }

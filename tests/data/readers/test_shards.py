@@ -20,9 +20,9 @@ def write_tar(path: Path, members: dict[str, bytes]) -> None:
             tar.addfile(entry, io.BytesIO(data))
 
 
-def test_what_img2dataset_writes_is_read_as_it_is(tmp_path: Path) -> None:
+def test_shards_of_img2dataset_are_read_unchanged(tmp_path: Path) -> None:
     image = encoded(sample_image(0), "JPEG")
-    about = {
+    meta = {
         "caption": "from json",
         "url": "http://x/1.jpg",
         "key": "000000001",
@@ -34,10 +34,10 @@ def test_what_img2dataset_writes_is_read_as_it_is(tmp_path: Path) -> None:
         tmp_path / "00000.tar",
         {
             "000000000.jpg": image,
-            "000000000.json": json.dumps({**about, "key": "000000000"}).encode(),
+            "000000000.json": json.dumps({**meta, "key": "000000000"}).encode(),
             "000000000.txt": "von Hand ü".encode(),
             "000000001.jpg": image,
-            "000000001.json": json.dumps(about).encode(),
+            "000000001.json": json.dumps(meta).encode(),
         },
     )
     (tmp_path / "00000.parquet").write_bytes(b"the downloader's own table")
@@ -48,10 +48,10 @@ def test_what_img2dataset_writes_is_read_as_it_is(tmp_path: Path) -> None:
     first, second = (reader.read(key)[0] for key in keys)
     assert (first.caption, first.image, first.extension) == ("von Hand ü", image, "jpg")
     assert second.caption == "from json"
-    assert second.meta == about
+    assert second.meta == meta
 
 
-def test_our_own_shards_come_back_the_same(tmp_path: Path) -> None:
+def test_own_shards_round_trip(tmp_path: Path) -> None:
     pairs = [Pair(f"k{n}", encoded(sample_image(n), "WEBP"), "webp", f"caption {n}", {"n": n}) for n in range(5)]
     for number, pair in enumerate(pairs):
         with write_shard(tmp_path / "A" / f"{number:05d}.tar") as write:
@@ -60,7 +60,7 @@ def test_our_own_shards_come_back_the_same(tmp_path: Path) -> None:
     assert [reader.read(pair.key) for pair in pairs] == [(pair, None) for pair in pairs]
 
 
-def test_keys_of_several_folders_become_clean_and_unique(tmp_path: Path) -> None:
+def test_keys_from_several_folders_are_clean_and_unique(tmp_path: Path) -> None:
     image = encoded(sample_image(0))
     for folder in "xy":
         write_tar(
@@ -90,28 +90,118 @@ def test_bad_pairs_say_why(tmp_path: Path) -> None:
         },
     )
     reader = ShardReader(tmp_path)
-    for key, words in {
+    for key, reason in {
         "blind": "no image",
         "latin": "not UTF-8",
         "json": "JSON does not decode",
-        "gif": "no JPEG",
+        "gif": "not a JPEG",
     }.items():
-        with pytest.raises(BadPair, match=words):
+        with pytest.raises(BadPair, match=reason):
             reader.read(key)
 
 
-def test_mistakes_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no shards"):
+def test_errors_name_the_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no shards"):
         ShardReader(tmp_path).keys()
     write_tar(tmp_path / "0.tar", {"a.png": encoded(sample_image(0)), "a.txt": b"x"})
     reader = ShardReader(tmp_path)
     before = reader.fingerprint()
     reader.keys()
-    whole = (tmp_path / "0.tar").read_bytes()
-    (tmp_path / "0.tar").write_bytes(whole[:700])
+    content = (tmp_path / "0.tar").read_bytes()
+    (tmp_path / "0.tar").write_bytes(content[:700])
     assert ShardReader(tmp_path).fingerprint() != before
     with pytest.raises(UserError, match="cut short"):
         reader.read("a")
     (tmp_path / "0.tar").unlink()
-    with pytest.raises(UserError, match="has vanished"):
+    with pytest.raises(UserError, match="has disappeared"):
         reader.read("a")
+
+
+def test_dots_in_names_lose_no_pair(tmp_path: Path) -> None:
+    image = encoded(sample_image(0))
+    write_tar(
+        tmp_path / "0.tar",
+        {
+            "00000.png": image,
+            "00000.txt": b"plain",
+            "00000.seg.png": image,  # of the pair 00000, as in WebDataset
+            "IMG_7.png": image,
+            "IMG_7.txt": b"original",
+            "IMG_7.edited.png": image,
+            "IMG_7.edited.txt": b"edited",
+            "2021.05.jpg.png": image,
+            "2021.05.jpg.json": b'{"caption": ["first", "second"]}',
+            "s1.input.png": image,
+            "s1.outputs.txt": b"never beside its image",
+        },
+    )
+    reader = ShardReader(tmp_path)
+    captions = {}
+    for key in reader.keys():
+        try:
+            captions[key] = reader.read(key)[0].caption
+        except BadPair as reason:
+            captions[key] = str(reason)
+    assert captions == {
+        "00000": "plain",
+        "IMG_7": "original",
+        "IMG_7_edited": "edited",
+        "2021_05_jpg": "first",
+        "s1": "it has no image member KEY.jpg, KEY.jpeg, KEY.png, KEY.webp (a key ends at the first dot of the name)",
+    }
+    assert reader.read("2021_05_jpg")[0].meta["captions"] == ["first", "second"]
+
+
+def test_images_without_texts_are_pairs_whatever_their_names(tmp_path: Path) -> None:
+    image = encoded(sample_image(0))
+    write_tar(tmp_path / "0.tar", {"a.1.png": image, "a.2.png": image, "b.png": image})
+    assert ShardReader(tmp_path).keys() == ["a_1", "a_2", "b"]
+
+
+def test_classes_are_labels_and_the_captions_of_pairs_without_text(tmp_path: Path) -> None:
+    image = encoded(sample_image(0))
+    write_tar(
+        tmp_path / "0.tar", {"a.png": image, "a.cls": b"3", "b.png": image, "b.cls": b" goldfish\n", "b.txt": b"a fish"}
+    )
+    reader = ShardReader(tmp_path)
+    pairs = [reader.read(key)[0] for key in reader.keys()]
+    assert [(pair.caption, pair.meta) for pair in pairs] == [("3", {"label": "3"}), ("a fish", {"label": "goldfish"})]
+
+
+def test_hidden_and_unused_members_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image = encoded(sample_image(0))
+    members = {"a.png": image, "a.txt": b"x", "a.seg.png": image, "a.npy": b"", "._a.png": b"Mac", ".x/b.png": image}
+    write_tar(tmp_path / "0.tar", members)
+    (tmp_path / "._0.tar").write_bytes(b"Mac OS X")
+    assert ShardReader(tmp_path).keys() == ["a"]
+    assert "1 hidden files" in caplog.text
+    assert "shards: 2 hidden members are not read" in caplog.text
+    assert "shards: 1 members KEY.seg.png are not read" in caplog.text
+    assert "shards: 1 members KEY.npy are not read" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("pattern", "numbers"),
+    [
+        ("02.tar", [2]),
+        ("*.tar", [0, 1, 2, 10]),
+        ("0?.tar", [0, 1, 2]),
+        ("{00..02}.tar", [0, 1, 2]),
+        ("{01,10}.tar", [1, 10]),
+        ("{0{1,2},1*}.tar", [1, 2, 10]),
+        ("0{0..1}.tar", [0, 1]),
+    ],
+)
+def test_a_tar_and_patterns_of_tars(tmp_path: Path, pattern: str, numbers: list[int]) -> None:
+    for number in (0, 1, 2, 10):
+        write_tar(tmp_path / f"{number:02d}.tar", {f"k{number}.png": encoded(sample_image(0))})
+    (tmp_path / "._00.tar").write_bytes(b"Mac OS X")
+    assert ShardReader(str(tmp_path / pattern)).keys() == sorted(f"k{number}" for number in numbers)
+
+
+def test_a_range_of_tars_must_be_complete(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", {"a.png": encoded(sample_image(0))})
+    with pytest.raises(UserError, match=r"the shard .*1\.tar of the pattern .* does not exist"):
+        ShardReader(tmp_path / "{0..1}.tar").keys()
+    with pytest.raises(UserError, match=r"has no shards; give a folder of \*\.tar, a tar, or a pattern"):
+        ShardReader(tmp_path / "x*.tar").keys()

@@ -1,4 +1,4 @@
-"""A backbone of three convolutions for detectron2, as a plug-in: `modules: [tests.objects.annotators.backbone]` registers it."""
+"""A backbone of three convolutions for detectron2, as a plug-in; `modules: [tests.objects.annotators.backbone]` registers it."""
 
 from itertools import pairwise
 from typing import Any
@@ -12,15 +12,15 @@ WIDTH = 32
 
 @BACKBONE_REGISTRY.register()
 class ThreeConvolutions(Backbone):
-    """Features of stride 8 and 4 · WIDTH channels, called res3 as detectron2's ResNets call theirs."""
+    """Features of stride 8 and 4 · WIDTH channels, named res3 as in detectron2's ResNets."""
 
     def __init__(self, cfg: Any, input_shape: ShapeSpec) -> None:
         super().__init__()
         widths = [input_shape.channels, WIDTH, 2 * WIDTH, 4 * WIDTH]
         layers: list[nn.Module] = []
-        for inside, outside in pairwise(widths):
-            convolution = nn.Conv2d(inside, outside, 3, 2, 1, bias=False)
-            layers += [convolution, nn.BatchNorm2d(outside), nn.ReLU(inplace=True)]
+        for channels_in, channels_out in pairwise(widths):
+            convolution = nn.Conv2d(channels_in, channels_out, 3, 2, 1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True)]
         self.body = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ LABELS = list("abcdef")
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Two shards of 20 images and three artifacts of random objects with scores; the third has failures."""
+    """Two shards of 20 images, and three artifacts of random objects with scores; the third has failures."""
     pairs = [Pair(f"k{n:02d}", b"picture", "png", "text") for n in range(40)]
     write_shards(tmp_path / "A", pairs, 20)
     write_json(tmp_path / "manifest.json", {})
@@ -39,7 +39,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def given(data: Path, name: str, threshold: float) -> dict[str, set[str] | None]:
+def labels_by_key(data: Path, name: str, threshold: float) -> dict[str, set[str] | None]:
     rows = [r for p in sorted((data / f"objects/{name}/A").glob("*.parquet")) for r in pq.read_table(p).to_pylist()]
     return {
         r["key"]: None
@@ -51,17 +51,19 @@ def given(data: Path, name: str, threshold: float) -> dict[str, set[str] | None]
 
 @pytest.mark.parametrize("names", [("one", "two"), ("one", "two", "three")])
 @pytest.mark.parametrize("how", ["intersection", "union", "majority"])
-def test_at_any_threshold_it_is_what_the_artifacts_agree_on_there(data: Path, how: str, names: tuple[str, ...]) -> None:
-    """Against sets, one image and threshold at a time."""
+def test_at_any_threshold_it_has_the_labels_that_the_artifacts_agree_on(
+    data: Path, how: str, names: tuple[str, ...]
+) -> None:
+    """Compared with Python sets, for each image and threshold."""
     source = Agreement([data / "objects" / name for name in names], how)
     done = annotate(source, {"A": ShardSet.open(data / "A")}, data / "objects/agreed")
-    assert done["failed"] == (2 if "three" in names else 0)
+    assert done.failed == (2 if "three" in names else 0)
     assert source.annotator.threshold == pytest.approx(0.1 * (len(names) - 1))
     for threshold in (0.2, 0.35, 0.5, 0.75):
         (objects,), _ = read_objects([data / "objects/agreed/A"], threshold)
-        sets = [given(data, name, threshold) for name in names]
+        sets = [labels_by_key(data, name, threshold) for name in names]
         for key in sets[0]:
-            rows = [one[key] for one in sets]
+            rows = [labels[key] for labels in sets]
             if None in rows:
                 assert objects.names(objects.rows[key]) == []
                 continue
@@ -70,7 +72,7 @@ def test_at_any_threshold_it_is_what_the_artifacts_agree_on_there(data: Path, ho
             assert objects.names(objects.rows[key]) == [label for label in LABELS if counts[label] >= needed]
 
 
-def test_the_box_is_the_best_one_of_the_first_artifact_that_has_it(tmp_path: Path) -> None:
+def test_the_box_is_the_best_in_the_first_artifact_that_has_the_label(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "A", [Pair("k", b"x", "png", "text")])
     for name, rows in (
         ("one", [("a", 0.3, 1), ("a", 0.6, 2)]),
@@ -85,56 +87,56 @@ def test_the_box_is_the_best_one_of_the_first_artifact_that_has_it(tmp_path: Pat
     assert row["boxes"] == [[2] * 4, [4] * 4]
 
 
-def test_what_is_missing_ends_in_a_sentence(data: Path) -> None:
+def test_missing_parts_and_wrong_options_give_one_sentence(data: Path) -> None:
     shards = {"A": ShardSet.open(data / "A")}
-    with pytest.raises(UserError, match="must name two artifacts"):
+    with pytest.raises(UserError, match="must name at least two artifacts"):
         Agreement([data / "objects/one"])
     with pytest.raises(UserError, match=r"\['one', 'one'\] names an artifact twice"):
         Agreement([data / "objects/one", str(data / "objects/../objects/one")])
     with pytest.raises(UserError, match="how=most must be one of"):
         Agreement(["a", "b"], "most")
-    with pytest.raises(UserError, match="holds no object parts"):
+    with pytest.raises(UserError, match="has no object parts"):
         annotate(Agreement([data / "objects/one", data / "objects/none"]), shards, data / "objects/x")
     (data / "objects/two/A/00001.parquet").unlink()
     with pytest.raises(UserError, match=r"two/A/00001.parquet does not exist; annotate all"):
         annotate(Agreement([data / "objects/one", data / "objects/two"]), shards, data / "objects/x")
 
 
-def test_differences_against_sets(data: Path) -> None:
+def test_differences_equal_those_of_python_sets(data: Path) -> None:
     threshold = 0.3
-    read = [read_objects([data / f"objects/{name}/A"], threshold)[0][0] for name in ("one", "two")]
-    found = difference(*read)
-    one, two = (given(data, name, threshold) for name in ("one", "two"))
-    jaccard = [len(one[k] & two[k]) / len(one[k] | two[k]) for k in one if one[k] | two[k]]
-    assert found["pictures"] == 40
-    assert found["empty"] == 40 - len(jaccard)
-    assert found["jaccard"] == pytest.approx(sum(jaccard) / len(jaccard))
-    assert found["objects"]["first"] == pytest.approx(sum(map(len, one.values())) / 40)
-    for row in found["labels"]:
+    objects = [read_objects([data / f"objects/{name}/A"], threshold)[0][0] for name in ("one", "two")]
+    result = difference(*objects)
+    first, second = (labels_by_key(data, name, threshold) for name in ("one", "two"))
+    jaccard = [len(first[k] & second[k]) / len(first[k] | second[k]) for k in first if first[k] | second[k]]
+    assert result["pictures"] == 40
+    assert result["empty"] == 40 - len(jaccard)
+    assert result["jaccard"] == pytest.approx(sum(jaccard) / len(jaccard))
+    assert result["objects"]["first"] == pytest.approx(sum(map(len, first.values())) / 40)
+    for row in result["labels"]:
         label = row["label"]
-        has = [[label in side[k] for k in one] for side in (one, two)]
+        has = [[label in labels[k] for k in first] for labels in (first, second)]
         both = sum(a and b for a, b in zip(*has, strict=True))
         either = sum(a or b for a, b in zip(*has, strict=True))
         assert (row["first"], row["second"], row["both"]) == (sum(has[0]), sum(has[1]), both)
         assert row["jaccard"] == pytest.approx(both / either)
-    assert {row["label"] for row in found["labels"]} == set().union(*one.values(), *two.values())
-    same = difference(read[0], read[0])
+    assert {row["label"] for row in result["labels"]} == set().union(*first.values(), *second.values())
+    same = difference(objects[0], objects[0])
     assert same["jaccard"] == 1
     assert same["objects"]["first"] == same["objects"]["second"]
 
 
 def test_artifacts_of_other_images_cannot_be_compared(data: Path) -> None:
-    (one,), _ = read_objects([data / "objects/one/A"], 0.3)
+    (objects,), _ = read_objects([data / "objects/one/A"], 0.3)
     with pytest.raises(UserError, match="no image in common"):
-        difference(one, one.take([]))
+        difference(objects, objects.take([]))
 
 
 def test_the_commands(data: Path, tmp_path: Path) -> None:
     done = call("annotate", "annotator=agree", "annotator.artifacts=[one,two]", f"data.dir={data}")
     assert done.returncode == 0, done.stderr
     assert (data / "objects/agree_majority/A/00001.parquet").is_file()
-    about = json.loads((data / "objects/agree_majority/annotator.json").read_text())
-    assert about["annotator"]["config"] == {"how": "majority", "of": ["one", "two"]}
+    content = json.loads((data / "objects/agree_majority/annotator.json").read_text())
+    assert content["annotator"]["config"] == {"how": "majority", "of": ["one", "two"]}
     done = call("annotate", "compare=[one,agree_majority]", f"data.dir={data}", f"out={tmp_path / 'c'}")
     assert done.returncode == 0, done.stderr
     assert "A" in done.stdout

@@ -4,7 +4,7 @@ import pytest
 
 from dejavu_lit.data.objects import Annotation
 from dejavu_lit.data.shards import BadPair, Pair, write_shards
-from dejavu_lit.objects.annotators.captions import OtherCaptions, singulars, words
+from dejavu_lit.objects.annotators.captions import OtherCaptions, singulars, split_words
 from dejavu_lit.objects.base import Shard
 from tests.conftest import call
 from tests.data.images import COCO_MINI, needs_coco
@@ -33,29 +33,29 @@ def labels(*captions: str, own: str = "the one trained on", vocabulary: str = "c
         ("", []),
     ],
 )
-def test_the_rule_on_captions_worked_out_by_hand(caption: str, expected: list[str]) -> None:
+def test_the_rule_on_hand_labeled_captions(caption: str, expected: list[str]) -> None:
     assert labels(caption) == expected
 
 
-def test_the_caption_that_is_trained_on_is_left_out_however_it_is_spelt() -> None:
+def test_the_caption_that_is_trained_on_is_excluded_in_any_spelling() -> None:
     assert labels("a cat", own="a dog") == ["cat"]
     assert labels("a cat", "A  dog.", "a dog", own="a dog") == ["cat"]
     assert labels("a cat", "the dog", own="a dog") == ["cat", "dog"]
 
 
-def test_a_trained_caption_that_is_not_listed_is_said(tmp_path, caplog) -> None:
-    rows = [Pair(f"k{n}", b"", "png", "a dog", {"captions": ["a cat", *["a dog"][:n]]}) for n in range(2)]
-    shards = write_shards(tmp_path, rows)
-    found = list(OtherCaptions().rows(Shard("A", shards.index(0))))
-    assert [row.labels for row in found] == [["cat"], ["cat"]]
+def test_a_trained_caption_that_is_not_listed_is_reported(tmp_path, caplog) -> None:
+    pairs = [Pair(f"k{n}", b"", "png", "a dog", {"captions": ["a cat", *["a dog"][:n]]}) for n in range(2)]
+    shards = write_shards(tmp_path, pairs)
+    rows = list(OtherCaptions().rows(Shard("A", shards.index(0))))
+    assert [row.labels for row in rows] == [["cat"], ["cat"]]
     assert caplog.messages == [
         f"1 of 2 images of {shards.index(0).path} do not list the caption that is trained on in 'captions', the first is "
-        "k0; where it is there in other words, their objects come from it too"
+        "k0; if it is listed in other words, their objects come from it too"
     ]
 
 
 @pytest.mark.parametrize(
-    ("meta", "told"),
+    ("meta", "reason"),
     [
         ({}, "its JSON has no list 'captions' of captions"),
         ({"captions": "a dog"}, "its JSON has no list 'captions' of captions"),
@@ -63,19 +63,19 @@ def test_a_trained_caption_that_is_not_listed_is_said(tmp_path, caplog) -> None:
         ({"captions": ["a dog", 3]}, "it has no caption but the one that is trained on"),
     ],
 )
-def test_images_without_other_captions_are_no_images_without_objects(meta: dict, told: str) -> None:
+def test_images_without_other_captions_differ_from_images_without_objects(meta: dict, reason: str) -> None:
     with pytest.raises(BadPair) as bad:
         OtherCaptions().annotation(Pair("k", b"", "jpg", "a dog", meta))
-    assert str(bad.value) == told
+    assert str(bad.value) == reason
 
 
-def test_an_annotation_has_the_pair_s_key_full_scores_and_empty_boxes() -> None:
-    pair = Pair("k", b"", "jpg", "a dog", {"said": ["a cat on a sofa", "a dog"]})
-    found = OtherCaptions(field="said").annotation(pair)
-    assert found == Annotation("k", ["cat", "couch"], [1.0, 1.0], [[0.0] * 4] * 2)
+def test_an_annotation_has_the_pairs_key_scores_of_1_and_empty_boxes() -> None:
+    pair = Pair("k", b"", "jpg", "a dog", {"others": ["a cat on a sofa", "a dog"]})
+    annotation = OtherCaptions(field="others").annotation(pair)
+    assert annotation == Annotation("k", ["cat", "couch"], [1.0, 1.0], [[0.0] * 4] * 2)
 
 
-def test_a_vocabulary_of_one_s_own_with_other_names(tmp_path) -> None:
+def test_a_custom_vocabulary_with_synonyms(tmp_path) -> None:
     path = tmp_path / "labels.txt"
     path.write_text("vehicle, car, truck\nfire engine\n\ntree\ncar wash\n")
     assert labels("cars at the car wash", "fire engines, trees", vocabulary=str(path)) == [
@@ -89,7 +89,7 @@ def test_a_vocabulary_of_one_s_own_with_other_names(tmp_path) -> None:
 
 
 def test_words_and_singulars() -> None:
-    assert words("A child’s 2 red_balls, café-au-lait!") == ["a", "child", "red", "balls", "café", "au", "lait"]
+    assert split_words("A child’s 2 red_balls, café-au-lait!") == ["a", "child", "red", "balls", "café", "au", "lait"]
     for plural, expected in {
         "puppies": ["puppy", "puppie"],
         "couches": ["couche", "couch"],
@@ -107,27 +107,27 @@ def test_words_and_singulars() -> None:
 
 
 @needs_coco
-def test_coco_s_five_captions(tmp_path) -> None:
-    """On the real sample: most people, few bottles, and nothing that only the caption trained on says."""
+def test_cocos_five_captions(tmp_path) -> None:
+    """On the real sample: most persons are named, and captions name fewer objects than the instances have."""
     out = tmp_path / "coco"
     sizes = "data.sizes={A: 0.4, B: 0.4, H: 0.1, V: 0.05, P: 0.05}"
     done = call("prepare", "data=coco", f"data.reader.root={COCO_MINI}", f"data.dir={out}", sizes, "workers=1")
     assert done.returncode == 0, done.stderr
     instances = ",".join(str(COCO_MINI / f"annotations/instances_{part}2017.json") for part in ("train", "val"))
-    for annotator, also in (("captions", []), ("coco", [f"annotator.instances=[{instances}]"])):
-        done = call("annotate", f"annotator={annotator}", f"data.dir={out}", *also)
+    for annotator, options in (("captions", []), ("coco", [f"annotator.instances=[{instances}]"])):
+        done = call("annotate", f"annotator={annotator}", f"data.dir={out}", *options)
         assert done.returncode == 0, done.stderr
-        assert "5 of 5 parts are whole" in done.stdout
+        assert "5 of 5 parts are complete" in done.stdout
         images = 0 if annotator == "coco" else None  # prepare wrote the very same artifact
         assert images is None or "annotated 0 images" in done.stdout
     done = call("annotate", "compare=[coco,captions]", f"data.dir={out}", "sets=[A,B]", f"out={tmp_path / 'cmp'}")
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "cmp/difference.json").read_text())
+    differences = json.loads((tmp_path / "cmp/difference.json").read_text())
     for name in "AB":
-        person = next(row for row in found[name]["labels"] if row["label"] == "person")
+        person = next(row for row in differences[name]["labels"] if row["label"] == "person")
         assert person["jaccard"] > 0.6
-        assert 0.4 < found[name]["jaccard"] < 0.9
-        assert found[name]["objects"]["first"] > found[name]["objects"]["second"]
-    done = call("annotate", "show=coco", f"data.dir={out}", "images=6", f"out={tmp_path / 'cmp'}")
+        assert 0.4 < differences[name]["jaccard"] < 0.9
+        assert differences[name]["objects"]["first"] > differences[name]["objects"]["second"]
+    done = call("annotate", "show=coco", f"data.dir={out}", "pictures=6", f"out={tmp_path / 'cmp'}")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "cmp/coco.png").stat().st_size > 100_000

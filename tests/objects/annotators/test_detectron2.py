@@ -1,4 +1,4 @@
-"""detectron2's models: a small one fitted on scenes and held against the known boxes, and every form of config and weights."""
+"""detectron2's models: a small one trained on scenes and compared with the known boxes, and all kinds of config and weights."""
 
 import io
 import json
@@ -19,7 +19,8 @@ from dejavu_lit.data.objects import read_part
 from dejavu_lit.data.readers.scenes import SceneReader, _sprites
 from dejavu_lit.data.shards import write_shards
 from dejavu_lit.objects.annotate import annotate
-from dejavu_lit.objects.annotators.detectron2 import PAGE, Detectron2Detector, class_count
+from dejavu_lit.objects.annotators.detectron2 import PAGE, Detectron2Detector
+from dejavu_lit.objects.annotators.detectron2_weights import class_count
 from dejavu_lit.utils.errors import UserError
 from tests.conftest import call
 from tests.data.images import sample_image
@@ -68,7 +69,7 @@ def build(path: Path) -> Any:
 
 
 def example(pair: Any, annotation: Any, names: dict[str, int]) -> dict[str, Any]:
-    """A scene as detectron2's models are trained on it."""
+    """A scene as detectron2's models expect it in training."""
     from detectron2.structures import Boxes, Instances
 
     pixels = np.asarray(Image.open(io.BytesIO(pair.image)).convert("RGB"))
@@ -81,7 +82,7 @@ def example(pair: Any, annotation: Any, names: dict[str, int]) -> dict[str, Any]
 
 
 def fit(model: Any, images: int, steps: int, batch: int = 16, seed: int = 100) -> None:
-    """A one-cycle schedule over scenes of another seed than the data's own."""
+    """Train with a one-cycle schedule on scenes of a different seed than the data's."""
     from detectron2.utils.events import EventStorage
 
     reader, names = SceneReader(images, seed), {name: n for n, name in enumerate(_sprites()[0])}
@@ -102,10 +103,10 @@ def fit(model: Any, images: int, steps: int, batch: int = 16, seed: int = 100) -
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The options of a detector of the 100 objects, after 400 steps on scenes of another seed."""
+    """The options of a detector of the 100 objects, after 400 steps on scenes of a different seed."""
     folder = tmp_path_factory.mktemp("fitted")
     torch.manual_seed(0)
-    import tests.objects.annotators.backbone  # noqa: F401 - registered by being imported
+    import tests.objects.annotators.backbone  # noqa: F401 - the import registers it
 
     path = config(folder / "small.yaml", 100, backbone="ThreeConvolutions")
     model = build(path)
@@ -115,14 +116,14 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"config": str(path), "weights": str(folder / "model.pth"), "classes": str(folder / "names.txt")}
 
 
-def test_a_fitted_detector_finds_the_objects_of_held_out_scenes(fitted: dict[str, str], tmp_path: Path) -> None:
+def test_a_trained_detector_finds_the_objects_of_held_out_scenes(fitted: dict[str, str], tmp_path: Path) -> None:
     from torchmetrics.detection import MeanAveragePrecision
 
     reader = SceneReader(120, seed=0)
     rows = [reader.read(key) for key in reader.keys()]
     shards = write_shards(tmp_path / "A", [pair for pair, _ in rows], 50)
     annotate(Detectron2Detector(**fitted, modules=[MODULE], batch=16), {"A": shards}, tmp_path / "objects")
-    found = {
+    detected = {
         row["key"]: row
         for part in sorted((tmp_path / "objects/A").glob("*.parquet"))
         for row in read_part(part, ("key", "labels", "scores", "boxes"))[1].to_pylist()
@@ -138,9 +139,13 @@ def test_a_fitted_detector_finds_the_objects_of_held_out_scenes(fitted: dict[str
     metric = MeanAveragePrecision(box_format="xywh", iou_thresholds=[0.5], backend="faster_coco_eval")
     for pair, truth in rows:
         assert truth is not None
-        row = found[pair.key]
-        given = {"boxes": boxes(row["boxes"]), "scores": torch.tensor(row["scores"]), "labels": codes(row["labels"])}
-        metric.update([given], [{"boxes": boxes(truth.boxes), "labels": codes(truth.labels)}])
+        row = detected[pair.key]
+        prediction = {
+            "boxes": boxes(row["boxes"]),
+            "scores": torch.tensor(row["scores"]),
+            "labels": codes(row["labels"]),
+        }
+        metric.update([prediction], [{"boxes": boxes(truth.boxes), "labels": codes(truth.labels)}])
     precision = metric.compute()["map"].item()
     print(f"mean average precision at IoU 0.5: {precision:.3f}")
     assert precision > 0.5
@@ -166,7 +171,7 @@ def test_the_gap_from_its_objects_is_the_gap_from_the_true_ones(
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An unfitted model of five classes."""
+    """An untrained model of five classes."""
     folder = tmp_path_factory.mktemp("small")
     torch.manual_seed(1)
     path = config(folder / "small.yaml")
@@ -182,20 +187,20 @@ def detections(**options: Any) -> list[Any]:
     return Detectron2Detector(**{"threshold": 0.0} | options).detect(IMAGES)
 
 
-def test_every_form_of_weights_gives_the_same_objects(small: dict[str, str], tmp_path: Path) -> None:
-    wanted = detections(**small)
-    assert sum(len(one.labels) for one in wanted) > 10
+def test_every_kind_of_weights_file_gives_the_same_objects(small: dict[str, str], tmp_path: Path) -> None:
+    expected = detections(**small)
+    assert sum(len(row.labels) for row in expected) > 10
     state = torch.load(small["weights"], weights_only=True)["model"]
     torch.save(state, tmp_path / "bare.pt")
     save_file(state, tmp_path / "tensors.safetensors")
     arrays = {name: value.numpy() for name, value in state.items()}
     (tmp_path / "zoo.pkl").write_bytes(pickle.dumps({"model": arrays, "__author__": "Detectron2"}))
     for name in ("bare.pt", "tensors.safetensors", "zoo.pkl"):
-        assert detections(**small | {"weights": str(tmp_path / name)}) == wanted
+        assert detections(**small | {"weights": str(tmp_path / name)}) == expected
 
 
 def test_boxes_scores_and_classes_are_the_models_own(small: dict[str, str]) -> None:
-    """By detectron2's own predictor on each image, in BGR as it wants it."""
+    """Compared with detectron2's own predictor on each image, in BGR as it expects."""
     from detectron2.config import get_cfg
     from detectron2.engine import DefaultPredictor
 
@@ -207,31 +212,31 @@ def test_boxes_scores_and_classes_are_the_models_own(small: dict[str, str]) -> N
         predictor.input_format = form
         options = small if form == "RGB" else small | {"options": {"INPUT.FORMAT": "BGR"}}
         for own, image in zip(detections(**options, threshold=0.1), IMAGES, strict=True):
-            found = predictor(np.asarray(image)[:, :, ::-1])["instances"]
-            assert len(found) == len(own.labels) > 0
-            assert ["abcde"[n] for n in found.pred_classes.tolist()] == own.labels
-            np.testing.assert_allclose(found.scores, own.scores, atol=1e-4)
+            instances = predictor(np.asarray(image)[:, :, ::-1])["instances"]
+            assert len(instances) == len(own.labels) > 0
+            assert ["abcde"[n] for n in instances.pred_classes.tolist()] == own.labels
+            np.testing.assert_allclose(instances.scores, own.scores, atol=1e-4)
             corners = np.array(own.boxes) @ np.array([[1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 1, 0], [0, 0, 0, 1]])
-            np.testing.assert_allclose(found.pred_boxes.tensor, corners, atol=0.05)
+            np.testing.assert_allclose(instances.pred_boxes.tensor, corners, atol=0.05)
 
 
 def test_names_come_from_the_configs_dataset(small: dict[str, str], tmp_path: Path) -> None:
     coco = config(tmp_path / "coco.yaml", 80, tested='["coco_2017_val"]')
     source = Detectron2Detector(config=str(coco), weights=small["weights"])
     assert (len(source.labels), source.labels[0], source.labels[79]) == (80, "person", "toothbrush")
-    with pytest.raises(UserError, match=r"names no dataset whose classes are known.*annotator\.classes="):
+    with pytest.raises(UserError, match=r"has no dataset with known class names.*annotator\.classes="):
         _ = Detectron2Detector(config=small["config"], weights=small["weights"]).labels
     few = tmp_path / "few.txt"
     few.write_text("only")
     for names in ("only", "one\ntwo\nthree\nfour\nfive\nsix"):
         few.write_text(names)
-        with pytest.raises(UserError, match=r"few\.txt holds \d names, the model has 5 classes"):
+        with pytest.raises(UserError, match=r"few\.txt has \d names, the model has 5 classes"):
             detections(**small | {"classes": str(few)})
 
 
 @pytest.mark.parametrize("kind", ["mask_rcnn_fpn", "cascade_rcnn", "retinanet"])
 def test_lazy_configs_of_the_zoo(kind: str, tmp_path: Path) -> None:
-    """detectron2's own descriptions of Mask, Cascade and one-stage models, with fewer channels."""
+    """detectron2's own configs of Mask, Cascade and one-stage models, with fewer channels."""
     from detectron2.config import LazyConfig, instantiate
 
     common = Path(d2.__file__).parent / "model_zoo/configs/common"
@@ -250,20 +255,20 @@ def test_lazy_configs_of_the_zoo(kind: str, tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "model.pth")
     source = Detectron2Detector(config=str(path), weights=str(tmp_path / "model.pth"), threshold=0.0)
     assert len(source.labels) == 80
-    found = source.detect(IMAGES)
-    assert all(len(box) == 4 for one in found for box in one.boxes)
-    assert {label for one in found for label in one.labels} <= set(source.labels)
+    detected = source.detect(IMAGES)
+    assert all(len(box) == 4 for row in detected for box in row.boxes)
+    assert {label for row in detected for label in row.labels} <= set(source.labels)
     assert source.annotator.config["file"] == "lazy.py"
     assert class_count(model) == 80
-    again = {"config": str(path), "weights": str(tmp_path / "model.pth"), "threshold": 0.0}
-    assert Detectron2Detector(**again).annotator == source.annotator
-    base = tmp_path / "base.py"  # the same file, importing another
+    options = {"config": str(path), "weights": str(tmp_path / "model.pth"), "threshold": 0.0}
+    assert Detectron2Detector(**options).annotator == source.annotator
+    base = tmp_path / "base.py"  # the same config, imported from another file
     path.rename(base)
     path.write_text("from .base import dataloader, model\n")
-    moved = Detectron2Detector(**again).annotator
+    moved = Detectron2Detector(**options).annotator
     assert moved == source.annotator
     base.write_text(base.read_text() + "\ndataloader.test.mapper.augmentations[0].short_edge_length = 65")
-    assert Detectron2Detector(**again).annotator != moved
+    assert Detectron2Detector(**options).annotator != moved
 
 
 PLUG_IN = """
@@ -287,16 +292,16 @@ class Compared(torch.nn.Module):
 class EmbeddingHeads(StandardROIHeads):
     @classmethod
     def from_config(cls, cfg, input_shape):
-        made = super().from_config(cfg, input_shape)
-        head = made["box_predictor"]
-        head.cls_score = Compared(head.cls_score.in_features, cfg.MODEL.ROI_BOX_HEAD.EMBEDDING, made["num_classes"])
+        arguments = super().from_config(cfg, input_shape)
+        head = arguments["box_predictor"]
+        head.cls_score = Compared(head.cls_score.in_features, cfg.MODEL.ROI_BOX_HEAD.EMBEDDING, arguments["num_classes"])
         head.bbox_pred = torch.nn.Linear(head.bbox_pred.in_features, 4)
-        return made
+        return arguments
 """
 
 
 def test_a_plug_in_with_another_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Heads that compare with one embedding a class, as Detic's: registered by a module, filled from a classifier file."""
+    """Heads that compare with one embedding per class, as in Detic: registered by a module, loaded from a classifier file."""
     (tmp_path / "plugged.py").write_text(PLUG_IN)
     monkeypatch.syspath_prepend(tmp_path)
     text = config(tmp_path / "small.yaml").read_text()
@@ -305,7 +310,7 @@ def test_a_plug_in_with_another_vocabulary(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "small.yaml").write_text(text)
     options: dict[str, Any] = {"config": str(tmp_path / "small.yaml"), "weights": str(tmp_path / "model.pth")}
     (tmp_path / "model.pth").write_bytes(b"")
-    with pytest.raises(UserError, match="EMBEDDING"):  # without the plug-in nobody knows this setting
+    with pytest.raises(UserError, match="EMBEDDING"):  # this setting is unknown without the plug-in
         _ = Detectron2Detector(**options, classes=str(tmp_path / "names.txt")).annotator
     import plugged
     from detectron2.config import get_cfg
@@ -322,8 +327,8 @@ def test_a_plug_in_with_another_vocabulary(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "names.txt").write_text("\n".join(f"word {n}" for n in range(7)))
     options |= {"modules": ["plugged:add_config"], "classes": str(tmp_path / "names.txt"), "threshold": 0.0}
     source = Detectron2Detector(**options, classifier=str(tmp_path / "seven.npy"))
-    found = source.detect(IMAGES)
-    names = {label for one in found for label in one.labels}
+    detected = source.detect(IMAGES)
+    names = {label for row in detected for label in row.labels}
     assert len(names) > 1
     assert names <= {f"word {n}" for n in range(7)}
     weight = source._model.roi_heads.box_predictor.cls_score.zs_weight
@@ -331,27 +336,27 @@ def test_a_plug_in_with_another_vocabulary(tmp_path: Path, monkeypatch: pytest.M
     assert weight[:, 7].abs().max() == 0
     assert source.annotator.config["classifier"]
     np.save(tmp_path / "six.npy", rows[:6])
-    with pytest.raises(UserError, match=r"six\.npy holds \[6, 8\] numbers, not \[7 class names, 8\]"):
+    with pytest.raises(UserError, match=r"six\.npy has the shape \[6, 8\], not \[7 class names, 8\]"):
         Detectron2Detector(**options, classifier=str(tmp_path / "six.npy")).detect(IMAGES)
     sys.modules.pop("plugged")
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"config": "none.yaml"}, r"annotator\.config=none\.yaml does not exist"),
         ({"weights": "none.pth"}, r"annotator\.weights=none\.pth does not exist"),
-        ({"modules": ["detic_that_is_not_there"]}, r"annotator\.modules: detic_that_is_not_there cannot be imported"),
+        ({"modules": ["missing_detic"]}, r"annotator\.modules: missing_detic cannot be imported"),
         ({"options": {"MODEL.NONSENSE": 1}}, r"cannot be used .*NONSENSE"),
-        ({"options": {"MODEL.ROI_HEADS.NUM_CLASSES": 6}}, r"do not fit the config .*size mismatch"),
+        ({"options": {"MODEL.ROI_HEADS.NUM_CLASSES": 6}}, r"does not fit the config .*size mismatch"),
         ({"options": {"MODEL.RESNETS.OUT_FEATURES": ["res4"], "MODEL.RPN.IN_FEATURES": ["res4"],
-                      "MODEL.ROI_HEADS.IN_FEATURES": ["res4"]}}, r"do not fit the config"),
-        ({"classifier": __file__}, r"is no \.npy of numbers"),
+                      "MODEL.ROI_HEADS.IN_FEATURES": ["res4"]}}, r"does not fit the config"),
+        ({"classifier": __file__}, r"is not a \.npy of numbers"),
     ],
 )  # fmt: skip
-def test_mistakes_in_one_sentence(small: dict[str, str], options: dict[str, Any], said: str) -> None:
+def test_wrong_options_give_one_sentence(small: dict[str, str], options: dict[str, Any], message: str) -> None:
     source = Detectron2Detector(**small | options)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         _ = source.annotator, source.detect(IMAGES)
 
 

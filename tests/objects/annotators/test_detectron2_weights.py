@@ -1,4 +1,4 @@
-"""Pickled numbers are read; pickled code is refused, with detectron2 or without."""
+"""Pickled numbers are read and pickled code is refused, with or without detectron2."""
 
 import os
 import pickle
@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dejavu_lit.objects.annotators.detectron2 import PAGE, Detectron2Detector, read_numbers, read_weights
+from dejavu_lit.objects.annotators.detectron2 import PAGE, Detectron2Detector
+from dejavu_lit.objects.annotators.detectron2_weights import read_arrays, read_weights
 from dejavu_lit.utils.errors import UserError
 
 
@@ -20,12 +21,12 @@ class Harm:
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_numbers_come_back(tmp_path: Path, protocol: int) -> None:
+def test_arrays_are_read_back(tmp_path: Path, protocol: int) -> None:
     arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float64(3.5), "c": np.arange(3)[::-1]}
     (tmp_path / "zoo.pkl").write_bytes(pickle.dumps({"model": arrays, "__author__": "x"}, protocol))
-    found = read_numbers(tmp_path / "zoo.pkl")["model"]
+    weights = read_arrays(tmp_path / "zoo.pkl")["model"]
     for name, array in arrays.items():
-        np.testing.assert_array_equal(found[name], array)
+        np.testing.assert_array_equal(weights[name], array)
     assert {name: tuple(t.shape) for name, t in read_weights(tmp_path / "zoo.pkl").items()} == {
         "a": (2, 3),
         "b": (),
@@ -37,14 +38,14 @@ def test_code_is_refused(tmp_path: Path) -> None:
     harm = tmp_path / "harm"
     for content in (Harm(harm), {"model": {"a": Harm(harm)}}, {"model": {"a": np.array([Harm(harm)], dtype=object)}}):
         (tmp_path / "evil.pkl").write_bytes(pickle.dumps(content))
-        with pytest.raises(pickle.UnpicklingError, match="which is no plain data"):
-            read_numbers(tmp_path / "evil.pkl")
+        with pytest.raises(pickle.UnpicklingError, match="which is not plain data"):
+            read_arrays(tmp_path / "evil.pkl")
         with pytest.raises(UserError, match=r"evil\.pkl cannot be read as tensors alone"):
             read_weights(tmp_path / "evil.pkl")
     assert not harm.exists()
 
 
-def test_without_detectron2_one_sentence_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_detectron2_is_missing_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     for name in [name for name in sys.modules if name.split(".")[0] == "detectron2"]:

@@ -38,50 +38,54 @@ def write(folder: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
-def test_every_kind_of_table_gives_the_same(tmp_path: Path, kind: str) -> None:
+def test_every_kind_of_table_gives_the_same_objects(tmp_path: Path, kind: str) -> None:
     table = TableLookup(write(tmp_path, kind), scores_column="scores", boxes_column="boxes")
     for row in ROWS:
-        found = table.annotation(pair(row["key"]))
-        assert (found.labels, found.scores, found.boxes) == (row["labels"], row["scores"], row["boxes"])
+        annotation = table.annotation(pair(row["key"]))
+        assert (annotation.labels, annotation.scores, annotation.boxes) == (row["labels"], row["scores"], row["boxes"])
     with pytest.raises(BadPair, match="no row with its key"):
         table.annotation(pair("1"))
     plain = TableLookup(write(tmp_path, kind)).annotation(pair("b"))
     assert (plain.scores, plain.boxes) == ([1.0, 1.0], [[0.0] * 4] * 2)
 
 
-def test_a_row_an_object(tmp_path: Path) -> None:
+def test_one_row_per_object(tmp_path: Path) -> None:
     path = tmp_path / "long.csv"
     path.write_text("image,name,score,box\nx,cat,0.5,1 2 3 4\ny,dog,1,0 0 1 1\nx,dog,0.75,5 6 7 8\n")
     table = TableLookup(path, key="image", labels_column="name", scores_column="score", boxes_column="box")
-    found = table.annotation(pair("x"))
-    assert (found.labels, found.scores, found.boxes) == (["cat", "dog"], [0.5, 0.75], [[1, 2, 3, 4], [5, 6, 7, 8]])
-    same = tmp_path / "long.parquet"
+    annotation = table.annotation(pair("x"))
+    assert (annotation.labels, annotation.scores, annotation.boxes) == (
+        ["cat", "dog"],
+        [0.5, 0.75],
+        [[1, 2, 3, 4], [5, 6, 7, 8]],
+    )
+    parquet = tmp_path / "long.parquet"
     rows = [("x", "cat", 0.5, [1, 2, 3, 4]), ("y", "dog", 1.0, [0, 0, 1, 1]), ("x", "dog", 0.75, [5, 6, 7, 8])]
     names = ["image", "name", "score", "box"]
-    pq.write_table(pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows]), same)
-    table = TableLookup(same, key="image", labels_column="name", scores_column="score", boxes_column="box")
-    assert table.annotation(pair("x")) == found
+    pq.write_table(pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows]), parquet)
+    table = TableLookup(parquet, key="image", labels_column="name", scores_column="score", boxes_column="box")
+    assert table.annotation(pair("x")) == annotation
 
 
 @pytest.mark.parametrize(
-    ("text", "options", "words"),
+    ("text", "options", "message"),
     [
         ("key,label\na,x\n", {}, "no column 'labels' .did you mean 'label'"),
         ("key,labels,scores\na,x;y,1\n", {"scores_column": "scores"}, "2 labels, 1 scores and 2 boxes"),
-        ("key,labels,scores\na,x,high\n", {"scores_column": "scores"}, "holds no number"),
+        ("key,labels,scores\na,x,high\n", {"scores_column": "scores"}, "a score or box that is not a number"),
         ("key,labels,boxes\na,x,1 2 3\n", {"boxes_column": "boxes"}, "a box as x, y, width and height"),
     ],
 )
-def test_wrong_tables_end_in_a_sentence(tmp_path: Path, text: str, options: dict, words: str) -> None:
+def test_wrong_tables_give_one_sentence(tmp_path: Path, text: str, options: dict, message: str) -> None:
     (tmp_path / "t.csv").write_text(text)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         TableLookup(tmp_path / "t.csv", **options).annotation(pair("a"))
 
 
 def test_blank_labels_are_skipped_with_their_scores_and_dates_stay_keys(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("key,labels,scores\na, x ;;y,0.5;0.6;0.7\na,,0.9\n")
-    found = TableLookup(tmp_path / "t.csv", scores_column="scores").annotation(pair("a"))
-    assert (found.labels, found.scores) == (["x", "y"], [0.5, 0.7])
+    annotation = TableLookup(tmp_path / "t.csv", scores_column="scores").annotation(pair("a"))
+    assert (annotation.labels, annotation.scores) == (["x", "y"], [0.5, 0.7])
     rows = [{"key": "2024-01-01", "labels": ["x", None, " "]}, {"key": "2024-01-02", "labels": None}]
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
     table = TableLookup(tmp_path / "t.jsonl")
@@ -93,14 +97,14 @@ def test_blank_labels_are_skipped_with_their_scores_and_dates_stay_keys(tmp_path
 
 
 @pytest.mark.parametrize("score", ["nan", "inf", "1.5", "-0.1"])
-def test_scores_beyond_0_to_1_are_refused(tmp_path: Path, score: str) -> None:
+def test_scores_outside_0_to_1_are_refused(tmp_path: Path, score: str) -> None:
     (tmp_path / "t.csv").write_text(f"key,labels,scores\na,x,{score}\n")
     shards = write_shards(tmp_path / "A", [pair("a")])
-    with pytest.raises(UserError, match=r"a of .*00000\.tar: .*score.*; mend what annotator=table"):
+    with pytest.raises(UserError, match=r"a of .*00000\.tar: .*score.*; fix the input of annotator=table"):
         list(TableLookup(tmp_path / "t.csv", scores_column="scores").rows(Shard("A", shards.index(0))))
 
 
-def test_tables_that_are_not_there_or_no_tables(tmp_path: Path) -> None:
+def test_missing_files_and_files_that_are_not_tables(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"does not exist; check annotator.path="):
         _ = TableLookup(tmp_path / "no.csv").annotator
     (tmp_path / "t.xlsx").write_text("x")
@@ -118,7 +122,7 @@ def test_class_labels_by_name_and_by_number(tmp_path: Path) -> None:
     named = ClassLabels(names=str(tmp_path / "names.txt"))
     assert [named.annotation(pair("k", label=label)).labels[0] for label in (0, "1")] == ["tench", "goldfish"]
     for label in (2, -1, "x"):
-        with pytest.raises(UserError, match="no number below 2"):
+        with pytest.raises(UserError, match="not a number below 2"):
             named.annotation(pair("k", label=label))
     for meta in ({}, {"label": None}, {"label": ""}):
         with pytest.raises(BadPair, match="its JSON has no 'label'"):
@@ -135,8 +139,8 @@ def test_coco_by_image_id_or_key(tmp_path: Path) -> None:
     }
     path.write_text(json.dumps(content))
     lookup = CocoLookup(path)
-    for found in (lookup.annotation(pair("x", image_id=7)), lookup.annotation(pair("000000000007"))):
-        assert (list(found.labels), found.boxes) == (["cat"], [[1, 2, 3, 4]])
+    for annotation in (lookup.annotation(pair("x", image_id=7)), lookup.annotation(pair("000000000007"))):
+        assert (list(annotation.labels), annotation.boxes) == (["cat"], [[1, 2, 3, 4]])
     assert lookup.annotation(pair("9")).labels == []
     with pytest.raises(BadPair, match="does not list it"):
         lookup.annotation(pair("8"))
@@ -156,5 +160,12 @@ def test_vocabularies(tmp_path: Path) -> None:
     path.write_text(json.dumps({"categories": [{"name": "chair", "synonyms": ["seat"]}, {"name": "sofa"}]}))
     assert vocabulary(path) == {"chair": ("seat",), "sofa": ()}
     (tmp_path / "empty.txt").write_text("\n \n")
-    with pytest.raises(UserError, match="holds no labels"):
+    with pytest.raises(UserError, match="has no labels"):
         vocabulary(tmp_path / "empty.txt")
+
+
+def test_an_open_quotation_mark_joins_no_rows_of_labels(tmp_path: Path) -> None:
+    lines = ["key\tlabels", 'a\t"cat', *(f"k{n}\tdog" for n in range(29))]
+    (tmp_path / "objects.tsv").write_text("\n".join(lines))
+    table = TableLookup(tmp_path / "objects.tsv")
+    assert [table.annotation(pair(key)).labels for key in ("a", "k0", "k28")] == [['"cat'], ["dog"], ["dog"]]

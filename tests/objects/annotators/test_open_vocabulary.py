@@ -1,6 +1,7 @@
-"""OWLv2, OWL-ViT and Grounding DINO of one or two small layers, saved and loaded as anybody's checkpoints are."""
+"""OWLv2, OWL-ViT and Grounding DINO of one or two small layers, saved and loaded like any checkpoint."""
 
 import shutil
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ IMAGES = [sample_image(1, 96, 80), sample_image(2, 50, 120), sample_image(3, 64,
 
 
 def write_owl(folder: Path, kind: str) -> Path:
-    """A random OWL with a tokenizer of single letters."""
+    """A random OWL whose tokenizer knows single letters."""
     torch.manual_seed(0)
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
@@ -42,10 +43,10 @@ def write_owl(folder: Path, kind: str) -> Path:
 
 
 def write_dino(folder: Path) -> Path:
-    """A random Grounding DINO with the words of LABELS as its tokenizer's."""
+    """A random Grounding DINO whose tokenizer knows the words of LABELS."""
     torch.manual_seed(0)
     words = [f"[unused{n}]" for n in range(1100)]
-    # The model knows these by number: it keeps the classes' texts apart at the dots.
+    # These numbers are fixed in the model: it separates the classes' texts at the dots.
     for number, word in {
         0: "[PAD]",
         100: "[UNK]",
@@ -99,80 +100,82 @@ def detections(folder: Path, names: str, images=IMAGES, **options):
 
 
 @pytest.mark.parametrize("kind", ["owlv2", "owlvit"])
-def test_owl_gives_what_the_library_s_own_path_gives(models, names: str, kind: str) -> None:
+def test_owl_gives_the_same_as_transformers_own_processing(models, names: str, kind: str) -> None:
     processor = transformers.AutoProcessor.from_pretrained(models[kind])
     model = transformers.AutoModelForZeroShotObjectDetection.from_pretrained(models[kind]).eval()
     prompts = [f"a photo of a {label}" for label in LABELS]
     with torch.inference_mode():
         outputs = model(**processor(text=[prompts] * 3, images=IMAGES, return_tensors="pt"))
-    wanted = processor.post_process_grounded_object_detection(
+    results = processor.post_process_grounded_object_detection(
         outputs, threshold=-1.0, target_sizes=[(p.height, p.width) for p in IMAGES], text_labels=[LABELS] * 3
     )
-    for size, expected, found in zip(IMAGES, wanted, detections(models[kind], names), strict=True):
-        corners = expected["boxes"].clamp(min=0).minimum(torch.tensor([size.width, size.height] * 2))
+    for image, expected, actual in zip(IMAGES, results, detections(models[kind], names), strict=True):
+        corners = expected["boxes"].clamp(min=0).minimum(torch.tensor([image.width, image.height] * 2))
         inside = ((corners[:, 2:] - corners[:, :2]) > 0).all(1)
         assert inside.any()
-        assert found.labels == [label for label, kept in zip(expected["text_labels"], inside, strict=True) if kept]
-        torch.testing.assert_close(torch.tensor(found.scores), expected["scores"][inside], atol=1e-5, rtol=1e-5)
-        boxes = torch.tensor(found.boxes)
+        assert actual.labels == [
+            label for label, is_inside in zip(expected["text_labels"], inside, strict=True) if is_inside
+        ]
+        torch.testing.assert_close(torch.tensor(actual.scores), expected["scores"][inside], atol=1e-5, rtol=1e-5)
+        boxes = torch.tensor(actual.boxes)
         boxes[:, 2:] += boxes[:, :2]
         torch.testing.assert_close(boxes, corners[inside], atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 6])
-def test_chunks_of_the_vocabulary_change_nothing_for_owl(models, names: str, chunk: int) -> None:
-    for whole, parts in zip(
+def test_chunks_of_the_vocabulary_do_not_change_owl(models, names: str, chunk: int) -> None:
+    for single, chunked in zip(
         detections(models["owlv2"], names), detections(models["owlv2"], names, chunk=chunk), strict=True
     ):
-        assert whole.labels == parts.labels
-        assert whole.scores == pytest.approx(parts.scores, abs=1e-6)
-        assert len(set(whole.labels)) > 1
+        assert single.labels == chunked.labels
+        assert single.scores == pytest.approx(chunked.scores, abs=1e-6)
+        assert len(set(single.labels)) > 1
 
 
 def test_dino_scores_a_class_by_the_tokens_of_its_name(models, names: str) -> None:
-    """Against one text that holds all classes, with the places of the words counted by hand."""
-    places = {"cat": [1], "hot dog": [3, 4], "traffic light": [6, 7], "dog": [9], "zebra": [11], "a tree": [13, 14]}
+    """Compared with one text of all classes, with the positions of the words counted by hand."""
+    positions = {"cat": [1], "hot dog": [3, 4], "traffic light": [6, 7], "dog": [9], "zebra": [11], "a tree": [13, 14]}
     processor = transformers.AutoProcessor.from_pretrained(models["dino"])
     model = transformers.AutoModelForZeroShotObjectDetection.from_pretrained(models["dino"]).eval()
-    labels = LABELS[:6]  # they fill one text; the seventh needs another
+    labels = LABELS[:6]  # they fill one text; the seventh needs a second one
     with torch.inference_mode():
         outputs = model(**processor(text=[labels], images=IMAGES[:1], return_tensors="pt"))
     assert outputs.input_ids.shape[1] == 2 + 15
     scores = outputs.logits.sigmoid()[0]
-    by_label = torch.stack([scores[:, places[label]].mean(1) for label in labels], 1)
+    by_label = torch.stack([scores[:, positions[label]].mean(1) for label in labels], 1)
     best, number = by_label.max(1)
     detector = OpenVocabularyDetector(model=str(models["dino"]), vocabulary=names, threshold=0.0, chunk=6)
-    (found,) = detector.detect(IMAGES[:1])
-    first = [(label, score) for label, score in zip(found.labels, found.scores, strict=True) if label != "cup"]
+    (result,) = detector.detect(IMAGES[:1])
+    first = [(label, score) for label, score in zip(result.labels, result.scores, strict=True) if label != "cup"]
     assert [label for label, _ in first] == [labels[n] for n in number.tolist()]
     assert [score for _, score in first] == pytest.approx(best.tolist(), abs=1e-5)
-    assert sum(label == "cup" for label in found.labels) == 12  # every query of the second text
-    widest = max(box[0] + box[2] for box in found.boxes)
-    assert 1 < widest <= IMAGES[0].width  # in pixels, not in shares of the image
+    assert sum(label == "cup" for label in result.labels) == 12  # every query of the second text
+    widest = max(box[0] + box[2] for box in result.boxes)
+    assert 1 < widest <= IMAGES[0].width  # in pixels, not relative to the image
 
 
-def test_dino_packs_as_many_classes_in_a_text_as_it_takes(models, names: str) -> None:
+def test_dino_packs_as_many_classes_into_a_text_as_fit(models, names: str) -> None:
     detector = OpenVocabularyDetector(model=str(models["dino"]), vocabulary=names)
-    assert [labels for labels, _ in detector._chunks] == [LABELS]  # 22 tokens, and there is room for 24
+    assert [chunk.labels for chunk in detector._chunks] == [LABELS]  # 22 tokens of at most 24
     narrow = OpenVocabularyDetector(model=str(models["dino"]), vocabulary=names, chunk=2)
-    assert [labels for labels, _ in narrow._chunks] == [LABELS[:2], LABELS[2:4], LABELS[4:6], LABELS[6:]]
-    assert detector.annotator != narrow.annotator  # for this model chunks do change what is found
+    assert [chunk.labels for chunk in narrow._chunks] == [LABELS[:2], LABELS[2:4], LABELS[4:6], LABELS[6:]]
+    assert detector.annotator != narrow.annotator  # chunks change the detections of this model
 
 
 @pytest.mark.parametrize("kind", ["owlv2", "dino"])
-def test_a_threshold_keeps_the_scores_that_reach_it(models, names: str, kind: str) -> None:
+def test_the_threshold_keeps_the_scores_that_reach_it(models, names: str, kind: str) -> None:
     everything = detections(models[kind], names)
-    scores = sorted(score for one in everything for score in one.scores)
+    scores = sorted(score for row in everything for score in row.scores)
     middle = scores[len(scores) // 2]
-    kept = detections(models[kind], names, threshold=middle)
-    assert sorted(score for one in kept for score in one.scores) == [score for score in scores if score >= middle]
-    for size, one in zip(IMAGES, kept, strict=True):
-        for x, y, width, height in one.boxes:
-            assert 0 <= x < x + width <= size.width + 1e-3
-            assert 0 <= y < y + height <= size.height + 1e-3
+    selected = detections(models[kind], names, threshold=middle)
+    assert sorted(score for row in selected for score in row.scores) == [score for score in scores if score >= middle]
+    for image, row in zip(IMAGES, selected, strict=True):
+        for x, y, width, height in row.boxes:
+            assert 0 <= x < x + width <= image.width + 1e-3
+            assert 0 <= y < y + height <= image.height + 1e-3
 
 
-def test_metadata_tells_processors_and_tokenizers_apart(models, names: str, tmp_path: Path) -> None:
+def test_metadata_differs_between_processors_and_tokenizers(models, names: str, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(models["owlv2"], folder)
     before = OpenVocabularyDetector(model=str(folder), vocabulary=names).annotator
@@ -186,33 +189,33 @@ def test_metadata_tells_processors_and_tokenizers_apart(models, names: str, tmp_
         path.write_bytes(content)
 
 
-def test_metadata_tells_models_and_vocabularies_apart(models, names: str, tmp_path: Path) -> None:
+def test_metadata_differs_between_models_and_vocabularies(models, names: str, tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text("cat\ndog\n")
-    found = [
+    annotators = [
         OpenVocabularyDetector(model=str(models[kind]), vocabulary=labels, template=template).annotator
         for kind, labels, template in [
             ("owlv2", names, None), ("owlvit", names, None), ("owlv2", str(tmp_path / "other.txt"), None), ("owlv2", names, "{}")
         ]
     ]  # fmt: skip
-    assert all(one != other for at, one in enumerate(found) for other in found[:at])
-    assert found[0].version == transformers.__version__
-    assert found[0].config["model_type"] == "owlv2"
+    assert all(a != b for a, b in combinations(annotators, 2))
+    assert annotators[0].version == transformers.__version__
+    assert annotators[0].config["model_type"] == "owlv2"
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
-        ({"template": "a photo"}, r"template='a photo' must hold \{\}"),
+        ({"template": "a photo"}, r"template='a photo' must contain \{\}"),
         ({"chunk": 0}, "chunk=0 must be at least 1"),
         ({"vocabulary": "nowhere.txt"}, "vocabulary=nowhere.txt is neither one of coco"),
     ],
 )
-def test_wrong_options_end_in_a_sentence(models, options, words: str) -> None:
-    with pytest.raises(UserError, match=words):
+def test_wrong_options_give_one_sentence(models, options, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         _ = OpenVocabularyDetector(**{"model": str(models["owlv2"]), "vocabulary": "coco"} | options).labels
 
 
-def test_other_models_and_damaged_weights_end_in_a_sentence(models, names: str, tmp_path: Path) -> None:
+def test_other_models_and_damaged_weights_give_one_sentence(models, names: str, tmp_path: Path) -> None:
     transformers.BertConfig().save_pretrained(tmp_path / "bert")
     with pytest.raises(UserError, match="is a model of type 'bert'; this annotator runs owlvit, owlv2"):
         _ = OpenVocabularyDetector(model=str(tmp_path / "bert"), vocabulary=names).annotator

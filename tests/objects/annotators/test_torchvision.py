@@ -1,4 +1,4 @@
-"""torchvision's models: a small one fitted on scenes and held against the known boxes, and the ways weights are given."""
+"""torchvision's models: a small one trained on scenes and compared with the known boxes, and all kinds of weights."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ SCHEMA = json.loads((files("dejavu_lit.measure") / "metrics.schema.json").read_t
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory) -> Path:
-    """A detector of the 100 objects, after 400 steps on scenes of another seed: about a minute on one core."""
+    """A detector of the 100 objects, after 400 steps on scenes of a different seed: about a minute on one core."""
     torch.manual_seed(0)
     model = detector(101)
     fit(model, images=2000, steps=400)
@@ -39,13 +39,13 @@ def fitted(tmp_path_factory) -> Path:
     return path
 
 
-def test_a_fitted_detector_finds_the_objects_of_held_out_scenes(fitted: Path, tmp_path: Path) -> None:
+def test_a_trained_detector_finds_the_objects_of_held_out_scenes(fitted: Path, tmp_path: Path) -> None:
     reader = SceneReader(120, seed=0)
     rows = [reader.read(key) for key in reader.keys()]
     shards = write_shards(tmp_path / "A", [pair for pair, _ in rows], 50)
     source = TorchvisionDetector(model=MODEL, weights=str(fitted), batch=16)
     annotate(source, {"A": shards}, tmp_path / "objects")
-    found = {
+    detected = {
         row["key"]: row
         for part in sorted((tmp_path / "objects/A").glob("*.parquet"))
         for row in read_part(part, ("key", "labels", "scores", "boxes"))[1].to_pylist()
@@ -53,7 +53,7 @@ def test_a_fitted_detector_finds_the_objects_of_held_out_scenes(fitted: Path, tm
     number = {name: n for n, name in enumerate(_sprites()[0])}
     metric = MeanAveragePrecision(box_format="xywh", iou_thresholds=[0.5], backend="faster_coco_eval")
     for pair, truth in rows:
-        row = found[pair.key]
+        row = detected[pair.key]
         metric.update(
             [
                 {
@@ -110,31 +110,31 @@ def state() -> dict[str, torch.Tensor]:
     return detector(6, 8, 16).state_dict()
 
 
-def found(weights: Path | str, model: str = MODEL, **options):
+def detect(weights: Path | str, model: str = MODEL, **options):
     options = {"options": {"width": 8, "hidden": 16} if model == MODEL else None, "threshold": 0.0} | options
     source = TorchvisionDetector(model=model, weights=str(weights), **options)
     return source, source.detect([sample_image(1, 64, 64), sample_image(2, 90, 50)])
 
 
-def test_every_form_of_weights_gives_the_same_objects(state, tmp_path: Path) -> None:
+def test_every_kind_of_weights_file_gives_the_same_objects(state, tmp_path: Path) -> None:
     torch.save(state, tmp_path / "bare.pth")
     torch.save({"model": state, "classes": LABELS}, tmp_path / "named.pt")
     save_file(state, tmp_path / "tensors.safetensors")
     (tmp_path / "plain.txt").write_text("\n".join(LABELS))
     (tmp_path / "background.txt").write_text("\n".join(["__background__", *LABELS]))
-    source, wanted = found(tmp_path / "named.pt")
+    source, expected = detect(tmp_path / "named.pt")
     assert list(source.labels) == LABELS
-    assert sum(len(one.labels) for one in wanted) > 10
-    assert {label for one in wanted for label in one.labels} <= set(LABELS)
+    assert sum(len(row.labels) for row in expected) > 10
+    assert {label for row in expected for label in row.labels} <= set(LABELS)
     for name, classes in [("bare.pth", "plain"), ("bare.pth", "background"), ("tensors.safetensors", "plain")]:
-        other, same = found(tmp_path / name, classes=str(tmp_path / f"{classes}.txt"))
-        assert same == wanted
-        assert other.annotator.vocabulary == source.annotator.vocabulary
+        same_source, actual = detect(tmp_path / name, classes=str(tmp_path / f"{classes}.txt"))
+        assert actual == expected
+        assert same_source.annotator.vocabulary == source.annotator.vocabulary
 
 
-def test_labels_scores_and_boxes_are_the_model_s_own(state, tmp_path: Path) -> None:
+def test_labels_scores_and_boxes_are_the_models_own(state, tmp_path: Path) -> None:
     torch.save({"model": state, "classes": LABELS}, tmp_path / "named.pt")
-    _, detections = found(tmp_path / "named.pt")
+    _, detections = detect(tmp_path / "named.pt")
     model = detector(6, 8, 16)
     model.load_state_dict(state)
     model.roi_heads.score_thresh = 0.0
@@ -145,64 +145,64 @@ def test_labels_scores_and_boxes_are_the_model_s_own(state, tmp_path: Path) -> N
     assert own["scores"].tolist() == pytest.approx(detections[0].scores, abs=1e-5)
     x, y, width, height = torch.tensor(detections[0].boxes).unbind(1)
     torch.testing.assert_close(torch.stack([x, y, x + width, y + height], 1), own["boxes"], atol=1e-3, rtol=1e-4)
-    kept = found(tmp_path / "named.pt", threshold=0.19)[1][0]
-    assert 0 < len(kept.scores) < len(detections[0].scores)
-    assert kept.scores == [score for score in detections[0].scores if score >= 0.19]
+    selected = detect(tmp_path / "named.pt", threshold=0.19)[1][0]
+    assert 0 < len(selected.scores) < len(detections[0].scores)
+    assert selected.scores == [score for score in detections[0].scores if score >= 0.19]
 
 
-def test_torchvision_s_own_weights_come_from_torch_s_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random ones under the file name of COCO's: 91 classes, of which 80 have a name."""
+def test_torchvisions_own_weights_come_from_torchs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights under the file name of COCO's: 91 classes, of which 80 have a name."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     torch.manual_seed(0)
     model = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=91)
     path = tmp_path / "hub/checkpoints/ssdlite320_mobilenet_v3_large_coco-a79551df.pth"
     path.parent.mkdir(parents=True)
     torch.save(model.state_dict(), path)
-    source, detections = found("COCO_V1", "ssdlite320_mobilenet_v3_large", threshold=0.01)
+    source, detections = detect("COCO_V1", "ssdlite320_mobilenet_v3_large", threshold=0.01)
     assert len(source.labels) == 80
     assert source.labels[:2] == ["person", "bicycle"]
-    assert sum(len(one.labels) for one in detections) > 0
-    assert not {"N/A", "__background__"} & {label for one in detections for label in one.labels}
+    assert sum(len(row.labels) for row in detections) > 0
+    assert not {"N/A", "__background__"} & {label for row in detections for label in row.labels}
     assert source.annotator.config == {"model": "ssdlite320_mobilenet_v3_large"}
-    same, as_file = found(path, "ssdlite320_mobilenet_v3_large", threshold=0.01)
+    same, as_file = detect(path, "ssdlite320_mobilenet_v3_large", threshold=0.01)
     assert same.annotator == source.annotator
-    assert [len(one.labels) for one in as_file] == [len(one.labels) for one in detections]
+    assert [len(row.labels) for row in as_file] == [len(row.labels) for row in detections]
 
 
 def test_models_with_and_without_a_background_class(tmp_path: Path) -> None:
-    """FCOS numbers its classes from 0 where it was trained so: 5 names and 5 classes, or 6 of which the first is none."""
+    """FCOS can be trained with or without a background: 5 names and 5 classes, or 6 classes of which the first is none."""
     for count, name in ((5, "from0.pth"), (6, "from1.pth")):
         torch.manual_seed(0)
         model = fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=count)
         torch.save({"model": model.state_dict(), "classes": LABELS}, tmp_path / name)
         source = TorchvisionDetector(model="fcos_resnet50_fpn", weights=str(tmp_path / name))
-        names = source._loaded[1]
+        names = source._model_and_names[1]
         assert names == (LABELS if count == 5 else ["__background__", *LABELS])
         assert list(source.labels) == LABELS
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         ({"weights": "COCO_V9"}, r"weights=COCO_V9 is neither a file nor known to model=fasterrcnn_resnet50_fpn \(COCO_V1\)"),
         ({"model": "fasterrcnn"}, r"weights=nowhere.pt is neither a file"),
         ({"weights": "{named}", "model": "fasterrcnn_resnet50"}, "did you mean 'fasterrcnn_resnet50_fpn'"),
         ({"weights": "{named}", "model": "tests.objects.tiny.nothing"}, "cannot be imported"),
-        ({"weights": "{named}", "model": MODEL}, r"do not fit model=.* with 5 classes \(backbone.0.weight differs\)"),
+        ({"weights": "{named}", "model": MODEL}, r"does not fit model=.* with 5 classes \(backbone.0.weight differs\)"),
         ({"weights": "{named}", "model": MODEL, "options": {"depth": 3}}, "annotator.options do not fit"),
         ({"weights": "{damaged}", "model": MODEL}, "cannot be read as tensors alone"),
-        ({"weights": "{bare}", "model": MODEL}, "names of the classes of model=.* are not known"),
+        ({"weights": "{bare}", "model": MODEL}, "the class names of model=.* are unknown"),
         ({"threshold": 1.5}, "annotator.threshold=1.5 must lie between 0 and 1"),
         ({"batch": 0}, "annotator.batch=0 must be at least 1"),
     ],
 )  # fmt: skip
-def test_wrong_options_end_in_a_sentence(state, tmp_path: Path, options, words: str) -> None:
+def test_wrong_options_give_one_sentence(state, tmp_path: Path, options, message: str) -> None:
     torch.save({"model": state, "classes": LABELS}, tmp_path / "named.pt")
     torch.save(state, tmp_path / "bare.pt")
     (tmp_path / "damaged.pt").write_bytes((tmp_path / "named.pt").read_bytes()[:999])
     files = {name: str(tmp_path / f"{name}.pt") for name in ("named", "bare", "damaged")}
-    given = {"model": "fasterrcnn_resnet50_fpn", "weights": "nowhere.pt"} | options
-    with pytest.raises(UserError, match=words):
-        TorchvisionDetector(**{**given, "weights": given["weights"].format(**files)}).detect(
+    arguments = {"model": "fasterrcnn_resnet50_fpn", "weights": "nowhere.pt"} | options
+    with pytest.raises(UserError, match=message):
+        TorchvisionDetector(**{**arguments, "weights": arguments["weights"].format(**files)}).detect(
             [Image.new("RGB", (64, 64))]
         )

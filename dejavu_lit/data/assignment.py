@@ -1,0 +1,98 @@
+"""The assignment of a source's pairs to the sets: groups of duplicates, the split, and what both did, for the manifest."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dejavu_lit.data.key_lists import count_excluded_duplicates, listed_sets
+from dejavu_lit.data.manifest import GROUPS
+from dejavu_lit.data.near_duplicates import HASH, count_duplicates, exact_groups, named_groups, near_groups
+from dejavu_lit.data.scan import Scan
+from dejavu_lit.data.splits import SETS, UNUSED, allowed_sets, set_sizes, shard_order, split
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Which set each of the n usable pairs of the main source goes into.
+
+    exact, groups: int64 [n], the row of the smallest key in the pair's group of exact duplicates, and of exact and near
+    ones; member: int8 [n], an index into SETS, or UNUSED; sizes: {set: number of pairs requested}; excluded: {set: how
+    many of its listed pairs are left out as duplicates of another set's}.
+    """
+
+    scan: Scan
+    distance: int | None
+    exact: np.ndarray
+    groups: np.ndarray
+    member: np.ndarray
+    sizes: dict[str, int]
+    excluded: dict[str, int]
+
+    def rows(self, name: str, seed: int) -> np.ndarray:
+        """The rows of a set's pairs, int64, in the order of writing."""
+        order = shard_order(self.scan.keys, seed)
+        rows: np.ndarray = order[self.member[order] == SETS.index(name)]
+        return rows
+
+    def is_new(self, extra: Scan) -> np.ndarray:
+        """Whether the image of each pair of an extra source is in no set, bool [n]."""
+        used = np.flatnonzero(self.member != UNUSED)
+        groups = exact_groups(np.concatenate([self.scan.digests[used], extra.digests]))
+        if self.distance is not None:
+            hashes = np.concatenate([self.scan.hashes[used], extra.hashes])
+            hashed = np.concatenate([self.scan.hashed[used], extra.hashed])
+            groups = near_groups(groups, hashes, hashed, self.distance)
+        is_new: np.ndarray = groups[len(used) :] >= len(used)
+        return is_new
+
+    def duplicates(self) -> dict[str, Any]:
+        """The manifest's "duplicates": groups in the source, within each set, across sets (0), and their keys."""
+        used = self.member != UNUSED
+        across = {
+            kind: len(np.unique(np.stack([roots[used], self.member[used]]), axis=1)[0]) - len(np.unique(roots[used]))
+            for kind, roots in (("exact", self.exact), ("near", self.groups))
+        }
+        if any(across.values()):
+            raise AssertionError(f"groups of duplicates are spread over sets: {across}")
+        chosen = {name: self.member == SETS.index(name) for name in self.sizes}
+        return {
+            "hash": HASH if self.distance is not None else None,
+            "distance": self.distance,
+            "source": count_duplicates(self.exact, self.groups),
+            "within": {name: count_duplicates(self.exact[rows], self.groups[rows]) for name, rows in chosen.items()},
+            "across": across,
+            GROUPS: {name: named_groups(self.scan.keys, self.groups, rows) for name, rows in chosen.items()},
+        }
+
+
+def assign(
+    scan: Scan,
+    members: Mapping[str, Sequence[str]],
+    sizes: Mapping[str, float | int | None],
+    seed: int,
+    distance: int | None,
+) -> Assignment:
+    """Group the duplicates of a source and split it into sets.
+
+    Args:
+        members: {set: keys listed for it}; sizes: as ``set_sizes`` takes them.
+        distance: largest number of different bits of near-duplicates; None: exact duplicates only.
+
+    Raises:
+        UserError: fewer usable pairs than ``sizes`` ask for.
+    """
+    exact = exact_groups(scan.digests)
+    groups = exact if distance is None else near_groups(exact, scan.hashes, scan.hashed, distance)
+    listed = listed_sets(members, scan.keys)
+    allowed = allowed_sets(groups, listed)
+    excluded = count_excluded_duplicates(groups, listed, allowed)
+    counts = set_sizes(sizes, len(scan.keys), count_by_set(members, allowed), sum(excluded.values()))
+    member = split(scan.keys, groups, counts, seed, allowed)
+    return Assignment(scan, distance, exact, groups, member, counts, excluded)
+
+
+def count_by_set(names: Collection[str], codes: np.ndarray) -> dict[str, int]:
+    """{set: how often its index into SETS is in ``codes``} for the sets ``names``."""
+    return {name: int((codes == SETS.index(name)).sum()) for name in names}

@@ -1,0 +1,223 @@
+"""Lists of keys, in text files and in memory: excluded pairs (``data.exclude``), known members of the sets (``keys``).
+
+``data.exclude`` leaves pairs out of everything, ``mitigation.dedup`` leaves later duplicates out of training only, and
+``keys`` of ``prepare`` names the pairs that may go into a set: members of A and non-members of H known beforehand.
+"""
+
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dejavu_lit.data.epoch import Positions, nested_sizes
+from dejavu_lit.data.manifest import duplicate_groups
+from dejavu_lit.data.readers.base import below, clean_keys
+from dejavu_lit.data.shards import IMAGE_EXTENSIONS, ShardSet
+from dejavu_lit.data.splits import ANY, NONE, SETS
+from dejavu_lit.utils.errors import UserError, suggest
+from dejavu_lit.utils.io import fingerprint
+
+log = logging.getLogger(__name__)
+
+
+def read_keys(path: Path | str, option: str) -> list[str]:
+    """The distinct keys in a text file with one key per line, in their order.
+
+    Only line feeds (and a carriage return before them) end a line: foreign keys may contain any other character.
+
+    Raises:
+        UserError: the file cannot be read; the message names ``option``.
+    """
+    try:
+        lines = Path(path).read_bytes().decode("utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{option}={path} cannot be read ({error}); give a text file with one key per line") from None
+    keys = list(dict.fromkeys(line.removesuffix("\r") for line in lines if line.strip()))
+    if padded := [key for key in keys if key != key.strip()]:
+        log.warning(
+            "%d keys in %s have white space around them, which is part of the key: %r", len(padded), path, padded[0]
+        )
+    return keys
+
+
+def keys_fingerprint(keys: Collection[str]) -> str:
+    """A fingerprint of a set of keys; their order does not matter."""
+    return fingerprint(sorted(set(keys)))
+
+
+def positions_of(shards: ShardSet, keys: Collection[str]) -> dict[int, tuple[int, ...]]:
+    """{shard: positions} of those of ``keys`` that are in the set; without keys no shard is opened."""
+    if not keys:
+        return {}
+    lookup = keys if isinstance(keys, set | frozenset) else set(keys)
+    positions = {
+        shard: tuple(position for position, key in enumerate(shards.index(shard).keys) if key in lookup)
+        for shard in range(len(shards.names))
+    }
+    return {shard: matches for shard, matches in positions.items() if matches}
+
+
+def count_pairs(positions: Positions) -> int:
+    """The number of pairs at ``positions``."""
+    return sum(map(len, positions.values()))
+
+
+def warn_of_unknown_keys(option: str, keys: Collection[str], folders: Sequence[Path]) -> None:
+    """Warn if some of ``keys`` are in none of the sets in ``folders``: a misspelled key excludes nothing."""
+    unknown = set(keys)
+    for folder in folders:
+        if not unknown:
+            return
+        shards = ShardSet.open(folder)
+        for shard in range(len(shards.names)):
+            unknown.difference_update(shards.index(shard).keys)
+    if unknown:
+        log.warning(
+            "%d of %d keys in %s are in no set of the data; the first is %r",
+            *(len(unknown), len(keys), option, min(unknown)),
+        )
+
+
+def prefix(shards: ShardSet, limit: int | None, excluded: Collection[str]) -> tuple[list[str], int]:
+    """The first ``limit`` keys of a set (all by default) that are not excluded, and how many of its pairs they span.
+
+    Raises:
+        UserError: fewer pairs than ``limit``.
+    """
+    span = sum(nested_sizes(shards.sizes, limit, positions_of(shards, excluded)))
+    return [key for key in shards.keys(span) if key not in excluded], span
+
+
+def later_duplicates(
+    manifest: Path, name: str, shards: ShardSet, train_size: int | None, excluded: Positions
+) -> dict[int, tuple[int, ...]]:
+    """{shard: positions} of the pairs that ``mitigation.dedup`` removes from training.
+
+    Of each group of near-duplicates in the manifest, the pair with the smallest key stays, among those that are trained
+    on (not excluded, within the training size).
+
+    Args:
+        manifest: the data's manifest.json; name: the set, "A" or "B"; shards: the set itself.
+
+    Raises:
+        UserError: the manifest lists no groups.
+    """
+    groups = duplicate_groups(manifest, name)
+    used = nested_sizes(shards.sizes, train_size, excluded)
+    excluded_sets = {shard: frozenset(positions) for shard, positions in excluded.items()}  # for fast membership tests
+    location = {
+        shards.index(shard).keys[position]: (shard, position)
+        for shard, positions in positions_of(shards, {key for group in groups for key in group}).items()
+        for position in positions
+        if position < used[shard] and position not in excluded_sets.get(shard, ())
+    }
+    removed: dict[int, list[int]] = {}
+    for group in groups:
+        trained = [key for key in sorted(group) if key in location]
+        for key in trained[1:]:
+            shard, position = location[key]
+            removed.setdefault(shard, []).append(position)
+    return {shard: tuple(sorted(positions)) for shard, positions in removed.items()}
+
+
+def read_lists(files: Mapping[str, Path | str | None]) -> dict[str, list[str]]:
+    """{set: lines of its list} from {set: a text file with one key per line}; sets without a file are skipped.
+
+    Raises:
+        UserError: an unknown set, or a file that cannot be read or is empty.
+    """
+    for name in files:
+        if name not in SETS:
+            raise UserError(f"keys names an unknown set {name!r}{suggest(name, SETS)}; the sets are {', '.join(SETS)}")
+    lists: dict[str, list[str]] = {}
+    for name in SETS:
+        if (file := files.get(name)) is None:
+            continue
+        if not isinstance(file, str | Path):
+            raise UserError(f"keys.{name}={file} is not a file; give a text file with one key per line")
+        lists[name] = read_keys(file, f"keys.{name}")
+        if not lists[name]:
+            raise UserError(f"keys.{name}={file} lists no keys; write one key per line, or set keys.{name}=null")
+    return lists
+
+
+def match_lists(
+    lists: Mapping[str, Sequence[str]], keys: Sequence[str], root: str = ""
+) -> tuple[dict[str, list[str]], dict[str, int]]:
+    """{set: its listed keys that are in the data} and {set: how many are missing}, with a warning if any are.
+
+    A line that is not a key may be what the reader makes a key from: a column's text, or an image's path.
+
+    Args:
+        lists: from ``read_lists``; keys: those of the data, at least one; root: the folder below which a reader made
+            keys from absolute paths.
+
+    Raises:
+        UserError: a key is listed for two sets, or no key of a list is in the data. The message then shows one of each,
+            since most often they are written differently.
+    """
+    known, set_of, missing = set(keys), dict[str, str](), dict[str, int]()
+    for name, lines in lists.items():
+        unknown = []
+        for line in lines:
+            key = next((form for form in _possible_keys(line, root) if form in known), None)
+            if key is None:
+                unknown.append(line)
+            elif (earlier := set_of.setdefault(key, name)) != name:
+                raise UserError(
+                    f"keys.{earlier} and keys.{name} both list {key!r}; a pair goes into one set, remove it from one list"
+                )
+        missing[name] = len(unknown)
+        if len(unknown) == len(lines):
+            raise UserError(
+                f"none of the {len(lines)} keys in keys.{name} is in the data: it lists {lines[0]!r}, the data has keys "
+                f"such as {min(known)!r}; write the keys as in the data"
+            )
+        if unknown:
+            log.warning(
+                "%d of %d keys in keys.%s are not in the data; the first is %r",
+                *(len(unknown), len(lines), name, unknown[0]),
+            )
+    return {name: [key for key, owner in set_of.items() if owner == name] for name in lists}, missing
+
+
+def _possible_keys(line: str, root: str) -> Iterator[str]:
+    """What a line may stand for: a key, a text that readers make a key from, or an image's path."""
+    yield line
+    line = below(root, line)
+    yield clean_keys([line])[0]
+    stem, dot, extension = line.rpartition(".")
+    if dot and extension.lower() in IMAGE_EXTENSIONS:
+        yield clean_keys([stem])[0]
+
+
+def listed_sets(lists: Mapping[str, Sequence[str]], keys: Sequence[str]) -> np.ndarray:
+    """The set that each of ``keys`` is listed for: int8 [n], an index into SETS, or ANY."""
+    codes = {key: SETS.index(name) for name, listed in lists.items() for key in listed}
+    return np.fromiter((codes.get(key, ANY) for key in keys), dtype=np.int8, count=len(keys))
+
+
+def count_excluded_duplicates(groups: np.ndarray, listed: np.ndarray, allowed: np.ndarray) -> dict[str, int]:
+    """{set: how many of its listed pairs are left out as duplicates of another set's}, with a warning for each.
+
+    The key "" counts the pairs that are listed nowhere.
+
+    Args:
+        groups, listed: int [n], as ``allowed_sets`` takes them; allowed: int8 [n], its result.
+    """
+    set_of_root = np.full(len(groups), ANY, dtype=np.int8)
+    np.maximum.at(set_of_root, groups, allowed)
+    set_of_group = set_of_root[groups]
+    counts = {}
+    for code in (*range(len(SETS)), ANY):
+        excluded = (allowed == NONE) & (listed == code)
+        counts[SETS[code] if code != ANY else ""] = int(excluded.sum())
+        for owner in np.unique(set_of_group[excluded]).tolist():
+            log.warning(
+                "%d pairs %s left out: duplicates of pairs of %s",
+                (excluded & (set_of_group == owner)).sum(),
+                f"of {SETS[code]}" if code != ANY else "that are listed nowhere",
+                SETS[owner],
+            )
+    return {name: count for name, count in counts.items() if count}

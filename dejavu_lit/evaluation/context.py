@@ -1,0 +1,119 @@
+"""context.json of an evaluation's directory, by which a later call resumes, recomputes or is refused.
+
+{config: the settings that cannot change, weights: the states of both models' weight files, largest_k, public,
+public_left_out: annotated public keys that were not searched, utility, exposure, search: what recomputing carries over,
+statistics: the settings and files of the last figures}
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dejavu_lit.data.objects import read_objects
+from dejavu_lit.data.prepared import DataSpec
+from dejavu_lit.evaluation.audited_model import AuditedModel, changed_weights
+from dejavu_lit.evaluation.comparison import Comparison
+from dejavu_lit.measure.metrics import Settings
+from dejavu_lit.measure.recompute import MODEL_FREE_OPTIONS, PLACEMENT_OPTIONS, read_metrics
+from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import fingerprint, read_json_object, visible_files, write_json
+from dejavu_lit.utils.run_directory import first_difference
+
+log = logging.getLogger(__name__)
+
+CONTEXT = "context.json"
+METRICS = "metrics.json"
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    """One evaluation: its directory, its settings as typed values, and ``config``, the resolved settings to save."""
+
+    out: Path
+    comparison: Comparison
+    data: DataSpec
+    settings: Settings
+    config: Mapping[str, Any]
+
+    @cached_property
+    def objects(self) -> Path:
+        """The folder of the object artifact."""
+        return self.data.objects_folder(self.config["objects"])
+
+    @cached_property
+    def further_objects(self) -> dict[str, Path]:
+        """{name: folder} of the artifacts in ``by_objects``."""
+        return {str(name): self.data.objects_folder(name) for name in self.config.get("by_objects") or ()}
+
+    @property
+    def keys(self) -> str | None:
+        """The file with the keys of A whose own gaps are written to persons.json and persons.csv; None without one."""
+        return self.config.get("keys")
+
+
+def fixed_settings(spec: EvaluationSpec, models: Mapping[str, AuditedModel]) -> dict[str, Any]:
+    """What cannot change in an evaluation's directory: what is searched, but not where it is computed."""
+    return _without_recomputable(spec.config) | {role: model.identity for role, model in models.items()}
+
+
+def read_context(out: Path, fixed: Mapping[str, Any], models: Mapping[str, AuditedModel]) -> dict[str, Any] | None:
+    """The context of an earlier call in ``out``; None if there was none.
+
+    Raises:
+        UserError: that call had other settings, or the weights of a model have changed since.
+    """
+    if not (out / CONTEXT).is_file():
+        return None
+    context = read_json_object(out / CONTEXT)
+    if changed := first_difference(_without_recomputable(context["config"]), fixed):
+        raise UserError(f"{out} has an evaluation with other settings ({changed}); choose another out= or remove it")
+    known = context.get("weights", {})
+    for role, model in models.items():
+        if (file := changed_weights(model.weights, known.get(role, {}))) is not None:
+            raise UserError(f"{out} measured other weights than {file} has now; choose another out= or remove it")
+    return context
+
+
+def write_context(out: Path, context: Mapping[str, Any]) -> None:
+    """Save the context in ``out``."""
+    write_json(out / CONTEXT, context)
+
+
+def statistics_of(spec: EvaluationSpec) -> dict[str, Any]:
+    """What the figures depend on beside the records: the settings, and the states of the object and key files."""
+    artifacts = (spec.objects, *spec.further_objects.values())
+    files = [part for artifact in artifacts for part in visible_files(artifact, "*/*.parquet")]
+    statistics = {key: spec.config[key] for key in MODEL_FREE_OPTIONS if key in spec.config}
+    return statistics | {"files": _files_state([*files, *([Path(spec.keys)] if spec.keys else [])])}
+
+
+def finished_metrics(out: Path, context: Mapping[str, Any], statistics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """metrics.json if it has the figures for ``statistics`` already; None if it is to be written."""
+    if context.get("statistics") != statistics or not (out / METRICS).is_file():
+        return None
+    try:
+        metrics = read_metrics(out)
+    except UserError:  # damaged, or of another schema
+        return None
+    log.info("%s is finished; nothing to do", out)
+    return metrics
+
+
+def searched_public_keys(spec: EvaluationSpec, context: Mapping[str, Any]) -> list[str] | None:
+    """The public keys that were searched; None if all annotated ones were."""
+    if not context["public_left_out"]:
+        return None
+    (annotated,), _ = read_objects([spec.objects / context["public"]])
+    return sorted(set(annotated.keys) - set(context["public_left_out"]))
+
+
+def _without_recomputable(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in (*MODEL_FREE_OPTIONS, *PLACEMENT_OPTIONS)}
+
+
+def _files_state(files: Sequence[Path]) -> str:
+    """A fingerprint that changes when one of the files is rewritten, because names alone do not tell."""
+    return fingerprint([(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(files) if p.exists()])

@@ -1,0 +1,86 @@
+"""ModelName: the text by which a user names a model, parsed once.
+
+| text | kind | path | what ``rest`` and ``epoch`` hold |
+|---|---|---|---|
+| ``RUN`` | run | the run directory | |
+| ``RUN@EPOCH`` | run | the run directory | ``epoch`` |
+| ``FOLDER``, ``FOLDER@EPOCH`` | folder | a model folder without a run's config.yaml | ``epoch`` |
+| ``embeddings:DIR`` | embeddings | DIR | ``rest``: DIR |
+| ``text:MODEL`` | text | MODEL, if it is a path | ``rest``: MODEL |
+| ``local-dir:DIR`` | local-dir | DIR | ``rest``: DIR |
+| ``hf-hub:ORGANISATION/MODEL`` | hf-hub | None | ``rest``: ORGANISATION/MODEL |
+| ``ARCH@TAG``, ``ARCH@FILE``, anything else | released | None | ``rest``: the text |
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+Prefix = Literal["embeddings", "text", "local-dir", "hf-hub"]
+Kind = Literal["run", "folder", "embeddings", "text", "local-dir", "hf-hub", "released"]
+
+
+@dataclass(frozen=True)
+class ModelName:
+    """A model's name and its parts; the module's table says which parts each kind has."""
+
+    text: str
+    kind: Kind
+    rest: str = ""
+    path: Path | None = None
+    epoch: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "ModelName":
+        """The parts of ``text``. A prefix decides first, then an existing folder, then the ``@``."""
+        for prefix in get_args(Prefix):
+            if text.startswith(f"{prefix}:"):
+                rest = text.removeprefix(f"{prefix}:")
+                return cls(text, prefix, rest, None if prefix == "hf-hub" else Path(rest).expanduser())
+        folder = Path(text).expanduser()
+        if folder.is_dir():  # first, because a folder's own name may hold an @
+            return cls(text, _folder_kind(folder), path=folder)
+        run, at, epoch = text.rpartition("@")
+        folder = Path(run).expanduser()
+        if at and folder.is_dir():
+            return cls(text, _folder_kind(folder), path=folder, epoch=epoch)
+        return cls(text, "released", text)
+
+    @property
+    def run(self) -> Path | None:
+        """The run directory of ``RUN`` and ``RUN@EPOCH``; None for anything else."""
+        return self.path if self.kind == "run" else None
+
+    @property
+    def epoch_number(self) -> int | None:
+        """The epoch of ``RUN@EPOCH``; None without one, or if it is not a number."""
+        return int(self.epoch) if self.epoch is not None and self.epoch.isdecimal() else None
+
+    @property
+    def architecture(self) -> str:
+        """ARCH of ``ARCH@TAG`` and ``ARCH@FILE``, as open_clip lists it: OpenAI's ``ViT-B/32`` is its ``ViT-B-32``."""
+        return self.rest.partition("@")[0].replace("/", "-")
+
+    @property
+    def weights(self) -> str:
+        """TAG of ``ARCH@TAG``, FILE of ``ARCH@FILE``; empty if the name does not say which weights."""
+        return self.rest.partition("@")[2]
+
+    @property
+    def open_clip_folder(self) -> Path | None:
+        """The folder with the open_clip config of a run or of a model folder; None if the name gives none."""
+        folders = (self.path, self.path / "model") if self.path is not None and self.kind != "embeddings" else ()
+        return next((folder for folder in folders if (folder / "open_clip_config.json").is_file()), None)
+
+    def as_run(self) -> tuple[Path, int]:
+        """(run directory, epoch or 0), by the text alone if the directory is not on this machine."""
+        if self.path is not None and self.kind in ("run", "folder"):
+            return self.path, self.epoch_number or 0
+        run, at, epoch = self.text.rpartition("@")
+        if not (at and epoch.isdecimal()):
+            run, epoch = self.text, "0"
+        return Path(run).expanduser(), int(epoch)
+
+
+def _folder_kind(folder: Path) -> Literal["run", "folder"]:
+    return "run" if (folder / "config.yaml").is_file() else "folder"

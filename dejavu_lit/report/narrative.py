@@ -1,0 +1,149 @@
+"""Sentences about an evaluation's numbers: what was compared, which controls pass, how often training saw each pair.
+
+No sentence is stronger than the interval behind it: the verdict is that of ``measure.controls.memorization_found``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dejavu_lit.measure.controls import beats_blind
+from dejavu_lit.measure.figures import BLOCKS
+from dejavu_lit.models.model_name import ModelName
+
+State = Literal["yes", "no", "unknown"]
+CheckState = Literal["yes", "no", "caution", "unknown"]
+VERDICTS: dict[State, str] = {
+    "yes": "Memorization was found",
+    "no": "Memorization was not shown",
+    "unknown": "No verdict is possible",
+}
+
+
+@dataclass(frozen=True)
+class ControlCheck:
+    """One control: whether it passes, its name, and a sentence with its numbers.
+
+    ``caution``: it does not pass, which the rule of the verdict does not count.
+    """
+
+    state: CheckState
+    name: str
+    sentence: str
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """+0.575 or −0.046, with a true minus sign; a value that rounds to 0 has no sign."""
+    text = f"{abs(value):.{digits}f}"
+    sign = "" if float(text) == 0 else "+" if value > 0 else "−"
+    return sign + text
+
+
+def interval(ci: Any, digits: int = 3) -> str:
+    """``+0.550 to +0.601``."""
+    return f"{signed(ci[0], digits)} to {signed(ci[1], digits)}"
+
+
+def to_state(answer: bool | None) -> State:
+    """True, False, or None as yes, no, or unknown."""
+    return "unknown" if answer is None else "yes" if answer else "no"
+
+
+def comparison_summary(metrics: Mapping[str, Any]) -> str:
+    """What was compared, and on how many records each model was more precise."""
+    counts, k, settings = metrics["counts"], metrics["k"], metrics["settings"]
+    modality = "captions" if settings.get("public_modality") == "text" else "images"
+    reference = ModelName.parse(str(settings.get("reference", "")))
+    text = (
+        f"For {counts['records']:,} training pairs with annotated objects, the caption alone was used to look up the "
+        f"{k} nearest of {counts['public']:,} public {modality}, once with the target model, which was trained on these "
+        "pairs, and once "
+    )
+    if reference.kind == "text":
+        text += (
+            f"with the text model {reference.rest}, which searched the public captions. The text model "
+            "has seen none of the images and knows only what a caption says (the one-model test). "
+        )
+    else:
+        text += "with the reference model, which was not. "
+    sign_test = metrics["population"]["ppg"].get("sign_test")
+    if sign_test:
+        text += (
+            "The neighbors named the objects of the training image more precisely with the target model for "
+            f"{sign_test['wins']:,} pairs, and with the reference model for {sign_test['losses']:,} pairs."
+        )
+    return text
+
+
+def control_checks(metrics: Mapping[str, Any]) -> list[ControlCheck]:
+    """The conditions under which a gap is credible, each with its numbers, and null beside symmetric."""
+    ppg = {block: (metrics.get(block) or {}).get("ppg") for block in BLOCKS}
+    reasons = metrics.get("reasons", {})
+    return [
+        _above_zero("Symmetric gap above 0", "symmetric", ppg["symmetric"], reasons),
+        _same_sign(ppg["population"], ppg["swapped"]),
+        _above_zero("Corrected gap above 0", "corrected", ppg["corrected"], reasons),
+        _null_is_smaller(ppg["null"], ppg["symmetric"] or ppg["population"], reasons),
+        _better_than_blind(metrics.get("blind")),
+    ]
+
+
+def _above_zero(title: str, block: str, ppg: Any, reasons: Mapping[str, str]) -> ControlCheck:
+    if ppg is None:
+        return ControlCheck("unknown", title, _not_measured(block, reasons))
+    passes = ppg["ci95"][0] > 0
+    sentence = f"{block} PPG {signed(ppg['value'])}, 95 % interval {interval(ppg['ci95'])}"
+    if not passes:
+        sentence += ", which is not entirely above 0"
+    return ControlCheck(to_state(passes), title, f"{sentence}.")
+
+
+def _same_sign(population: Any, swapped: Any) -> ControlCheck:
+    title = "Both directions have the same sign"
+    if population is None or swapped is None:
+        return ControlCheck("unknown", title, "Only one direction was measured.")
+    sentence = (
+        f"PPG is {signed(population['value'])} on A, and {signed(swapped['value'])} on B with the roles exchanged."
+    )
+    return ControlCheck(to_state(population["value"] * swapped["value"] > 0), title, sentence)
+
+
+def _null_is_smaller(null: Any, gap: Any, reasons: Mapping[str, str]) -> ControlCheck:
+    title = "Null gap smaller than the measured gap"
+    if null is None or gap is None:
+        return ControlCheck("unknown", title, _not_measured("null", reasons))
+    sentence = (
+        "On the holdout set, which neither model was trained on, "
+        f"PPG is {signed(null['value'])} ({interval(null['ci95'])})"
+    )
+    if null["ci95"][0] > 0 or null["ci95"][1] < 0:
+        sentence += ", so the two models differ in utility; the symmetric gap cancels this difference to first order"
+    sentence += f"; the measured gap is {signed(gap['value'])}."
+    return ControlCheck(to_state(abs(null["value"]) < gap["value"]), title, sentence)
+
+
+def _better_than_blind(baseline: Any) -> ControlCheck:
+    title = "Better than naming the most frequent objects"
+    if not baseline:
+        return ControlCheck("unknown", title, "The blind baseline was not measured.")
+    beaten, words = beats_blind(baseline)
+    return ControlCheck("yes" if beaten else "caution", title, words)
+
+
+def _not_measured(block: str, reasons: Mapping[str, str]) -> str:
+    return f"Not measured: {reasons.get(block, 'no reason was recorded')}."
+
+
+def exposure_summary(metrics: Mapping[str, Any]) -> str:
+    """How often training saw each pair, or that this is unknown."""
+    clauses = []
+    for side, set_name in (("target", "A"), ("reference", "B")):
+        exposure = (metrics.get("exposure") or {}).get(side)
+        if exposure:
+            clauses.append(
+                f"the {side} saw each pair of {set_name} {exposure['mean']:.1f} times "
+                f"({exposure['min']} to {exposure['max']})"
+            )
+    if not clauses:
+        return "Exposure: how often training saw each pair is unknown."
+    return f"Exposure: {' and '.join(clauses)}. An epoch is one pass, without replacement."

@@ -1,0 +1,78 @@
+"""Images and captions from the bytes of files: what every consumer sees."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dejavu_lit
+from dejavu_lit.data.decode import BadPair, meta_captions, open_image
+from dejavu_lit.data.scan import decode_and_hash
+from dejavu_lit.data.shards import Pair, index_shard, write_shard
+from dejavu_lit.data.stream import load_pair, rgb_pixels
+from dejavu_lit.evaluation.embed import decode_image
+from dejavu_lit.report.images import shrink
+from tests.data.images import encoded, sample_image
+
+GRAY = np.asarray(sample_image(5).convert("L"))
+SIXTEEN = encoded(Image.fromarray(GRAY.astype(np.uint16) << 8))  # PNG of 16 bits per pixel
+EIGHT = encoded(Image.fromarray(GRAY))
+
+
+def loaded(data: bytes, folder: Path) -> np.ndarray:
+    index_shard.cache_clear()
+    with write_shard(folder / "0.tar") as write:
+        write(Pair("k", data, "png", "a caption"))
+    return load_pair(index_shard(folder / "0.tar"), 0, rgb_pixels)[0]
+
+
+def test_a_png_of_16_bits_is_the_image_of_its_upper_8_bits() -> None:
+    with open_image(SIXTEEN) as image:
+        assert np.array_equal(np.asarray(image.convert("RGB")), np.stack([GRAY] * 3, axis=-1))
+
+
+@pytest.mark.parametrize(
+    "consumer",
+    [
+        lambda data, folder: loaded(data, folder).tobytes(),
+        lambda data, folder: np.asarray(decode_image(data).convert("RGB")).tobytes(),  # type: ignore[union-attr]
+        lambda data, folder: decode_and_hash(data, True),
+        lambda data, folder: shrink(data, 24),
+    ],
+    ids=["training", "embedding", "hashing", "report"],
+)
+def test_every_consumer_sees_16_bits_as_8(tmp_path: Path, consumer: Callable[[bytes, Path], object]) -> None:
+    assert consumer(SIXTEEN, tmp_path) == consumer(EIGHT, tmp_path) is not None
+
+
+def test_the_orientation_survives() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    Image.fromarray(GRAY.astype(np.uint16) << 8).save(file, "PNG", exif=exif)
+    with open_image(file.getvalue()) as image:
+        assert image.getexif()[0x0112] == 6
+
+
+def test_images_of_pairs_are_opened_in_one_place() -> None:
+    root = Path(dejavu_lit.__file__).parent
+    users = {path.relative_to(root).as_posix() for path in root.rglob("*.py") if "Image.open(" in path.read_text()}
+    assert users == {
+        "data/decode.py",
+        "data/readers/scenes.py",  # emoji that a package brings
+        "report/dashboard.py",  # figures that the report has drawn itself
+    }
+
+
+def test_captions_of_a_pairs_json() -> None:
+    assert meta_captions({}) == []
+    assert meta_captions({"caption": " a "}) == ["a"]
+    assert meta_captions({"caption": ["a", None, "", "b", "a"]}) == ["a", "b"]
+    assert meta_captions({"captions": ["a", 3, "b"]}) == ["a", "b"]
+    assert meta_captions({"captions": "not a list"}) == []
+    assert meta_captions({"caption": "a", "captions": ["b"]}) == ["a"]
+    with pytest.raises(BadPair, match="not text"):
+        meta_captions({"caption": [1]})

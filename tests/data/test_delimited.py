@@ -1,0 +1,61 @@
+"""CSV and TSV: the delimiter is found, and no quotation mark swallows rows."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from dejavu_lit.data.delimited import find_delimiter, read_delimited
+from dejavu_lit.utils.errors import UserError
+
+COLUMNS = ["path", "caption"]
+
+
+def rows(path: Path, delimiter: str | None = None) -> list[tuple[str, ...]]:
+    return [tuple(row.values()) for row in read_delimited(path, COLUMNS, delimiter).to_pylist()]
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t", ";", "|"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".txt"])
+def test_the_delimiter_is_found_or_given(tmp_path: Path, suffix: str, delimiter: str) -> None:
+    path = tmp_path / f"t{suffix}"
+    path.write_text(f"\ufeffpath{delimiter}caption\n1.jpg{delimiter}a dog\n", encoding="utf-8")
+    assert find_delimiter(path, COLUMNS) == delimiter
+    assert rows(path) == rows(path, delimiter) == [("1.jpg", "a dog")]
+
+
+def test_a_tab_may_be_written_as_backslash_t(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("path\tcaption\n1.jpg\ta\n")
+    assert rows(tmp_path / "t.csv", "\\t") == [("1.jpg", "a")]
+    with pytest.raises(UserError, match="must be one ASCII character"):
+        rows(tmp_path / "t.csv", ", ")
+
+
+@pytest.mark.parametrize("opened", ['"a dog', '"a dog" called "Rex', '"Rex" the dog', '"'])
+@pytest.mark.parametrize(("suffix", "delimiter"), [(".tsv", "\t"), (".csv", ",")])
+def test_a_quotation_mark_that_stays_open_joins_no_rows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str, delimiter: str, opened: str
+) -> None:
+    captions = ["a cat", opened, *(f"caption {n}" for n in range(30)), 'a 5" pipe']
+    lines = [f"{n}.jpg{delimiter}{caption}" for n, caption in enumerate(captions)]
+    path = tmp_path / f"t{suffix}"
+    path.write_text("\n".join([f"path{delimiter}caption", *lines]) + "\n")
+    assert [caption for _, caption in rows(path)] == captions
+    assert "is read without quoting: the row that begins in line 3" in caplog.text
+
+
+def test_open_quotes_among_quoted_delimiters_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('path,caption\n1.jpg,"a dog, sitting"\n2.jpg,"open\n3.jpg,c\n')
+    with pytest.raises(UserError, match=r"quotation mark that does not close a value \(the row that begins in line 3"):
+        rows(path)
+
+
+def test_quoted_values_keep_delimiters_quotes_and_line_breaks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('path,caption\n1.jpg,"a ""big"" dog,\nsitting"\n2.jpg,5" wide\n')
+    assert rows(path) == [("1.jpg", 'a "big" dog,\nsitting'), ("2.jpg", '5" wide')]
+    assert [r.message for r in caplog.records if r.levelno == logging.WARNING] == [
+        f"{path}: 1 values of the column caption contain line breaks, the first in row 1; if these are rows of their own, "
+        "a quotation mark before them is not closed"
+    ]

@@ -1,0 +1,68 @@
+"""A model folder's tokenizer loads by open_clip's options alone; Python files in the folder never run."""
+
+import json
+import re
+from pathlib import Path
+
+import open_clip
+import pytest
+
+from dejavu_lit.models.tokenizer import OPTIONS, load_tokenizer
+from dejavu_lit.models.zoo import load_encoder
+from dejavu_lit.utils.errors import UserError
+from tests.conftest import ROOT
+from tests.models.tiny import write_clip
+
+
+def with_own_tokenizer(folder: Path, **options: object) -> Path:
+    """A model folder whose tokenizer is a class of a Python file beside it, which writes ``ran`` when it is imported."""
+    write_clip(folder)
+    (folder / "evil.py").write_text(
+        f"open({str(folder / 'ran')!r}, 'w').close()\n"
+        "from transformers import PreTrainedTokenizer\n"
+        "class Evil(PreTrainedTokenizer): pass\n"
+    )
+    own = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(own))
+    path = folder / "open_clip_config.json"
+    config = json.loads(path.read_text())
+    config["model_cfg"]["text_cfg"] |= {"hf_tokenizer_name": "x", "tokenizer_kwargs": options}
+    path.write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("options", [{}, {"trust_remote_code": True}], ids=["asked", "trusted by itself"])
+def test_a_tokenizer_with_its_own_code_is_refused(options, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    folder = with_own_tokenizer(tmp_path / "model", **options)
+    with pytest.raises(UserError):
+        load_encoder(str(folder))
+    assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "option", [{"trust_remote_code": False}, {"vocab_file": "/etc/passwd"}, {"pad_token": {"a": 1}}]
+)
+def test_options_outside_of_the_list_are_refused(option, tmp_path):
+    name = next(iter(option))
+    with pytest.raises(UserError, match=rf"sets tokenizer_kwargs\.{name}, which may not be set"):
+        load_tokenizer(f"local-dir:{with_own_tokenizer(tmp_path / 'model', **option)}")
+
+
+def test_every_architecture_of_open_clip_keeps_within_the_list():
+    options = [
+        open_clip.get_model_config(name)["text_cfg"].get("tokenizer_kwargs") or {} for name in open_clip.list_models()
+    ]
+    assert any(options)
+    assert {name for option in options for name in option} <= set(OPTIONS)
+
+
+LOADER = re.compile(r"(?:\.from_pretrained|SentenceTransformer|open_clip\.get_tokenizer)(\((?:[^()]|\([^()]*\))*\))")
+
+
+def test_every_loader_says_that_code_is_not_trusted():
+    sources = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "dejavu_lit").rglob("*.py"))]
+    calls = [(call, source) for source in sources for call in LOADER.findall(source)]
+    assert len(calls) >= 7
+    for call, source in calls:
+        assert "trust_remote_code" in call or ("**local" in call and '"trust_remote_code": False}' in source), call
