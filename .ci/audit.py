@@ -1,10 +1,10 @@
-"""What can be said of the pinned versions: do they agree with each other, and is a weakness known of one of them.
+"""Checks of the dependencies: pins agree with each other, nothing is declared that is not imported, known vulnerabilities.
 
     .ci/audit.py [ADVISORIES.zip]
 
-The first needs no network. For the second give OSV's export of PyPI's advisories, fetched where there is a network
-(https://osv-vulnerabilities.storage.googleapis.com/PyPI/all.zip); without it pip-audit is asked, where that is installed and
-reaches its service. Exit code 1 where something was found, and a sentence where nothing could be looked for.
+The first two need no network. For the third give OSV's export of PyPI's advisories
+(https://osv-vulnerabilities.storage.googleapis.com/PyPI/all.zip); without it pip-audit is used, if installed. Exit code 1 if
+something was found, and a sentence if vulnerabilities could not be looked up.
 """
 
 import json
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 ROOT = Path(__file__).resolve().parent.parent
+# Used without an import: fsspec reads http with aiohttp, open_clip builds image towers with timm.
+INDIRECT = {"aiohttp", "timm"}
 
 
 def pins(text: str) -> dict[str, str]:
@@ -54,6 +56,22 @@ def disagreements(pinned: dict[str, str], project: dict[str, Any]) -> list[str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def unused(project: dict[str, Any]) -> list[str]:
+    """The declared dependencies of the package that none of its modules imports."""
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "dejavu_lit").rglob("*.py"))
+    imported = set(re.findall(r"^\s*(?:import|from) (\w+)", sources, re.MULTILINE))
+    modules = {
+        canonicalize_name(name): {module for module, owners in packages_distributions().items() if name in owners}
+        for owners in packages_distributions().values()
+        for name in owners
+    }
+    return [
+        f"{name} is declared and imported nowhere"
+        for name in (canonicalize_name(Requirement(line).name) for line in project["dependencies"])
+        if name not in INDIRECT and name in modules and not modules[name] & imported
+    ]
 
 
 def weaknesses(pinned: dict[str, str], advisories: Path) -> list[str]:
@@ -97,7 +115,7 @@ def main(arguments: list[str]) -> int:
     """Print what was found; 1 where something was."""
     pinned = pins((ROOT / "constraints.txt").read_text(encoding="utf-8"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    found = disagreements(pinned, project)
+    found = disagreements(pinned, project) + unused(project)
     check = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True)
     found += check.stdout.splitlines() if check.returncode else []
     if arguments:

@@ -97,10 +97,10 @@ def _compare(data: "DataSpec", sets: dict[str, "ShardSet"], config: dict[str, An
 
 
 def open_sets(data: "DataSpec", names: list[str] | None) -> dict[str, "ShardSet"]:
-    """{name: shards} of the sets of a data folder, A, B, H, P and V before the others; a folder elsewhere by its own name.
+    """{name: shards} of the sets of a data folder, A, B, H, P and V before the others, and of folders elsewhere.
 
     Raises:
-        UserError: no set at all, an unknown one, or a folder elsewhere of the same name as another set.
+        UserError: no set at all, an unknown one, or two folders elsewhere of the same name.
     """
     from dejavu_lit.data.shards import ShardSet
 
@@ -116,10 +116,10 @@ def open_sets(data: "DataSpec", names: list[str] | None) -> dict[str, "ShardSet"
             raise UserError(f"sets names {name}{suggest(name, available)}; {data.folder} has {', '.join(available)}")
         if folder.name in ("", ".."):
             raise UserError(f"sets names {name}, a folder without a name of its own; give its full path")
-        own = data.folder / folder.name if folder.name in available else folder
-        if folders.setdefault(folder.name, own).resolve() != folder.resolve():
+        own = data.set_name(name)
+        if folders.setdefault(own, folder).resolve() != folder.resolve():
             raise UserError(
-                f"sets names {name}, but {folder.name} is {folders[folder.name]}; rename one of the two folders, because "
+                f"sets names {name}, but {own} is {folders[own]}; rename one of the two folders, because "
                 "results are kept by these names"
             )
     return {name: ShardSet.open(folder) for name, folder in folders.items()}

@@ -25,12 +25,17 @@ from omegaconf.errors import OmegaConfBaseException
 from dejavu_lit.cli import help, secrets
 from dejavu_lit.cli.slurm_resolvers import register_resolvers
 from dejavu_lit.study.slurm import submission_error
+from dejavu_lit.utils.distributed import forget_left_over_ranks
 from dejavu_lit.utils.errors import UserError, error_sentence, first_line, suggest
 from dejavu_lit.utils.exit_codes import clean_exit, fail
 
 register_resolvers()  # also in the jobs of a multirun, which only import this module
 HERE = Path(__file__).resolve().parent.parent
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
+PATHS = re.compile(  # options that name a file or a folder
+    r"(\w+\.)*(out|target|reference|metrics|dir|path|root|exclude|labelled|embeddings|encoder|classes|vocabulary|weights)"
+    r"|(\w+\.)*(keys|images|captions|instances)|keys\.\w+|data\.public"
+)
 
 
 def command(config_name: str, task: Callable[[DictConfig, Path], None]) -> Callable[..., None]:
@@ -60,6 +65,7 @@ def command(config_name: str, task: Callable[[DictConfig, Path], None]) -> Calla
     def command(arguments: Sequence[str] | None = None) -> None:
         nonlocal called
         with clean_exit():
+            forget_left_over_ranks()
             called = sys.argv
             failures.clear()
             given = [_quoted(argument) for argument in (called[1:] if arguments is None else arguments)]
@@ -99,9 +105,23 @@ def _end_as_failed() -> None:
 
 
 def _quoted(argument: str) -> str:
-    """``fail_if=a>0`` with the quotes that Hydra's grammar needs; other arguments unchanged."""
+    """``fail_if=a>0``, ``out=20261128`` and ``out=~/lr=0.1`` with the quotes by which Hydra takes the text as it is typed.
+
+    A path may be any text without a comma, which separates the values of a multirun. Other arguments are unchanged, and so is
+    what Hydra reads as null, a list or a quoted text.
+    """
     name, _, text = argument.partition("=")
-    if name != "fail_if" or text == "null" or text[:1] in ("'", '"'):
+    if name != "fail_if" and PATHS.fullmatch(name.lstrip("+")) and "," not in text:
+        text = os.path.expanduser(text)
+        try:
+            value = OverridesParser.create().parse_override(f"{name}={text}").value()
+        except HydraException:
+            value = 0
+        if not isinstance(value, int | float):
+            return f"{name}={text}"
+    elif name != "fail_if" or text == "null":
+        return argument
+    if text[:1] in ("'", '"'):
         return argument
     return f"{name}={QuotedString(text, Quote.single).with_quotes()}"
 
@@ -161,10 +181,10 @@ def _out(cfg: DictConfig) -> Path:
     """The output directory: ``out=`` or a new one below outputs/; in a multirun the job's own folder below it."""
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.MULTIRUN:
-        base = Path(cfg.out) if cfg.get("out") else Path(hydra_config.sweep.dir)
+        base = Path(str(cfg.out)) if cfg.get("out") else Path(hydra_config.sweep.dir)
         return base / hydra_config.sweep.subdir
     if cfg.get("out"):
-        return Path(cfg.out)
+        return Path(str(cfg.out))
     from time import strftime
 
     return Path("outputs") / (hydra_config.job.config_name or "run") / strftime("%Y-%m-%d_%H-%M-%S")
@@ -184,8 +204,9 @@ def plain(cfg: DictConfig, complete: bool = False) -> dict[str, Any]:
         raise UserError(f"{missing[0]} is missing; give {missing[0]}=…")
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     assert isinstance(config, dict)
-    secrets.check_secrets(config)
-    return {str(key): value for key, value in config.items()}
+    settings = {str(key): value for key, value in config.items()}
+    secrets.check_secrets(settings)
+    return settings
 
 
 OVERVIEW = """Measure and mitigate déjà vu memorization in CLIP-style models.
@@ -211,11 +232,12 @@ COMMANDS = {
 def main() -> None:
     """Run the command that the first argument names, with the arguments after it."""
     name, arguments = sys.argv[1] if len(sys.argv) > 1 else "--help", sys.argv[2:]
-    if name in ("-h", "--help"):
-        lines = "\n".join(f"  {command:10}{summary}" for command, summary in COMMANDS.items())
-        print(OVERVIEW.format(lines))
-    elif name in COMMANDS:
-        import_module(f"dejavu_lit.cli.{name}").main(arguments)
-    else:
-        known = ", ".join(COMMANDS)
-        fail(f"dejavu {name} is not a command{suggest(name, COMMANDS)}; choose one of {known}")
+    with clean_exit():
+        if name in ("-h", "--help"):
+            lines = "\n".join(f"  {command:10}{summary}" for command, summary in COMMANDS.items())
+            print(OVERVIEW.format(lines))
+        elif name in COMMANDS:
+            import_module(f"dejavu_lit.cli.{name}").main(arguments)
+        else:
+            known = ", ".join(COMMANDS)
+            fail(f"dejavu {name} is not a command{suggest(name, COMMANDS)}; choose one of {known}")

@@ -159,7 +159,7 @@ def read_objects(folders: Sequence[Path | str], threshold: float = 0.0) -> tuple
         parts = visible_files(folder, "*.parquet")
         if not parts:
             raise UserError(
-                f"{folder} has no object parts (*.parquet); check objects=, or write them with write_objects"
+                f"{folder} has no object parts (*.parquet); check objects=, or find them: dejavu annotate sets=[SET_OR_FOLDER] …"
             )
         folder_tables = []
         for path in parts:

@@ -134,8 +134,10 @@ def _run(
     scans = {}
     for name, source in job.sources.items():
         # The folder is named by all that its parts depend on besides their keys, so other sizes or another seed reuse them.
-        parts = job.out / UNFINISHED / fingerprint([source.fingerprint(), perceptual, HASH])
-        scans[name] = scan(source, keys[name], parts, perceptual, workers, max_skipped)
+        need_captions = name == MAIN and any(job.sizes.get(s, 0) != 0 or s in lists for s in SETS if s != "P")
+        identity = [source.fingerprint(), perceptual, HASH, *([] if need_captions else ["without captions"])]
+        parts = job.out / UNFINISHED / fingerprint(identity)
+        scans[name] = scan(source, keys[name], parts, perceptual, workers, max_skipped, need_captions)
     assignment = assign(scans[MAIN], members, job.sizes, job.seed, job.near_duplicates)
     sets = _pair_sets(job, scans, assignment)
     write_json(job.out / UNFINISHED / SETTINGS, settings)
@@ -156,7 +158,6 @@ def _run(
             "excluded": excluded,
             "skipped": sum(map(len, skipped.values())),
             "unused": int((assignment.member == UNUSED).sum()),
-            "several_captions": sum(source_scan.several_captions for source_scan in scans.values()),
             **({"left_out_as_duplicates": sum(assignment.excluded.values())} if lists else {}),
         },
         "sets": {
@@ -164,6 +165,7 @@ def _run(
             | {"fingerprint": fingerprints[pairs.name]}
             for pairs in sets
         },
+        "several_captions": sum(source_scan.several_captions for source_scan in scans.values()),
         "duplicates": assignment.duplicates(),
         "skipped": {reason: {"count": len(bad), "examples": bad[:EXAMPLES]} for reason, bad in skipped.items()},
     }

@@ -1,5 +1,6 @@
 """A prepared data folder and which part of it is used: what ``data=`` means to training and evaluation."""
 
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from dejavu_lit.data.key_lists import keys_fingerprint, read_keys, warn_of_unkno
 from dejavu_lit.data.manifest import MANIFEST, SCHEMA
 from dejavu_lit.data.remote import fetch_objects, is_remote, mirror
 from dejavu_lit.data.shards import ShardSet
+from dejavu_lit.data.splits import SETS
 from dejavu_lit.utils.config import build, check_fields
 from dejavu_lit.utils.errors import UserError, suggest
 from dejavu_lit.utils.io import fingerprint, locked, read_json_object, visible_files
@@ -38,9 +40,11 @@ class DataSpec:
     public_sets: dict[str, str] = field(default_factory=lambda: {"P": "P"})
     """{name: a set of the data folder, or a folder of shards}: the choices for ``public``."""
     labelled: str | None = None
-    """The set with class labels, for zero-shot accuracy and the linear probe; null: neither is measured."""
+    """The set with class labels, or a folder of shards with some: for zero-shot accuracy and the linear probe; null: none."""
     classes: Any = None
     """Class names of the labelled set: null (its labels), imagenet, a file with one per line, or a list."""
+    classes_by: str | None = None
+    """How its labels are matched with ``classes``: null (by name, or by number), or order (sorted, as ImageNet's folders)."""
     templates: Any = ("a photo of a {}.",)
     """Prompts of zero-shot classification, or imagenet for open_clip's 80."""
     objects: str | None = None
@@ -97,13 +101,29 @@ class DataSpec:
         return Repeat(**self.repeat)
 
     def shards(self, name: str) -> ShardSet:
-        """The set A, B, H, V or P, or another folder of shards in the data folder."""
-        return ShardSet.open(self.folder / name)
+        """The set A, B, H, V or P, another set of the data folder, or a folder of shards elsewhere."""
+        return ShardSet.open(self.set_folder(name))
+
+    def set_folder(self, name: str) -> Path:
+        """The folder of a set of the data folder, or of a set elsewhere that is given by its path."""
+        own = self.folder / name
+        return own if own.is_dir() or not Path(name).is_dir() else Path(name)
+
+    def set_name(self, name: str) -> str:
+        """The name by which results of a set are kept: its folder's, or PARENT-NAME for a set elsewhere named like one here."""
+        folder, here = (Path(os.path.abspath(path)) for path in (self.set_folder(name), self.folder))
+        is_taken = folder.parent != here and (folder.name in SETS or (here / folder.name).exists())
+        return f"{folder.parent.name}-{folder.name}" if is_taken else folder.name
+
+    @property
+    def public_name(self) -> str:
+        """The name by which results of the public set are kept, such as its objects."""
+        return self.set_name(self.public_sets.get(self.public, self.public))
 
     def public_folder(self) -> Path:
         """The shards of the public set chosen by ``data.public``."""
         if self.public in self.public_sets:
-            return self.folder / self.public_sets[self.public]
+            return self.set_folder(self.public_sets[self.public])
         if Path(self.public).is_dir():
             return Path(self.public)
         raise UserError(
@@ -113,9 +133,10 @@ class DataSpec:
 
     def check_labelled(self) -> None:
         """Raise UserError if the labelled set is missing."""
-        if self.labelled and not (self.folder / self.labelled).is_dir():
+        if self.labelled and not self.set_folder(self.labelled).is_dir():
             raise UserError(
-                f"data.labelled={self.labelled} is not a set of {self.folder}; name one, or set data.labelled=null"
+                f"data.labelled={self.labelled} is not a set of {self.folder} nor a folder of shards; "
+                "name one, or set data.labelled=null"
             )
 
     def objects_folder(self, choice: str | None = None) -> Path:

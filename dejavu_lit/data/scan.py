@@ -47,14 +47,24 @@ class _Source:
     reader: Reader
     folder: Path
     perceptual: bool
+    need_captions: bool
 
 
-def scan(reader: Reader, keys: Sequence[str], folder: Path, perceptual: bool, workers: int, max_skipped: float) -> Scan:
+def scan(
+    reader: Reader,
+    keys: Sequence[str],
+    folder: Path,
+    perceptual: bool,
+    workers: int,
+    max_skipped: float,
+    need_captions: bool = True,
+) -> Scan:
     """Read the pairs ``keys`` (sorted) of ``reader``, with parts in ``folder``.
 
     Args:
         perceptual: whether images get a perceptual hash.
         max_skipped: largest share of unusable pairs; TOLERATED are always accepted.
+        need_captions: whether a pair without a caption is unusable; a public set needs none.
 
     Raises:
         UserError: more unusable pairs than that, or no usable one.
@@ -63,7 +73,7 @@ def scan(reader: Reader, keys: Sequence[str], folder: Path, perceptual: bool, wo
     missing = [part for part in parts if not _is_complete(folder, *part)]
     with progress(None, f"reading {reader.name}", total=len(keys), unit="pair") as bar:
         bar.update(len(keys) - sum(len(part[1]) for part in missing))
-        for done in map_unordered(_scan_part, _Source(reader, folder, perceptual), missing, workers):
+        for done in map_unordered(_scan_part, _Source(reader, folder, perceptual, need_captions), missing, workers):
             bar.update(done)
     digests = np.zeros((len(keys), 2), dtype=np.uint64)
     hashes = np.zeros(len(keys), dtype=np.uint64)
@@ -137,7 +147,7 @@ def _scan_part(source: _Source, part: tuple[int, list[str]]) -> int:
     for row, key in enumerate(keys):
         try:
             pair, _ = source.reader.read(key)
-            if not pair.caption:
+            if source.need_captions and not pair.caption:
                 raise BadPair(EMPTY_CAPTION)
             value = decode_and_hash(pair.image, source.perceptual)
         except BadPair as reason:

@@ -93,7 +93,7 @@ class EvaluationInputs:
             shards=shards,
             members={block: prefix(shards[block], sizes[block], trained[block].excluded) for block in shards},
             public=public,
-            public_name=data.public_sets.get(data.public, data.public_folder().name),
+            public_name=data.public_name,
             data=data,
         )
 
@@ -106,7 +106,7 @@ class EvaluationInputs:
             if not model.captions_only:
                 for name in ("H", *filter(None, [self.data.labelled])):
                     with suppress(UserError):  # utility that cannot be computed is null, with the reason
-                        model.embed_share(self.data.shards(name), name, "image", None, share)
+                        model.embed_share(self.data.shards(name), self.data.set_name(name), "image", None, share)
 
     def public_embeddings(self, role: str) -> Embeddings:
         """The public set's embeddings by one model."""

@@ -3,6 +3,7 @@
 Beside every figure that is null stands the reason.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,9 +22,13 @@ if TYPE_CHECKING:
 
 CLASSES = "classes"  # the folder in embeddings:DIR with one vector per class, whose key is the class name
 IMAGENET = "imagenet"  # as classes= and templates=: open_clip's own lists
+ORDER = "order"  # as classes_by=: the sorted labels are the classes
+MAX_DIGITS = 18  # of a class number: Python refuses to parse integers of thousands of digits
+LISTED_LABELS = 10  # of those that match no class, in the message
 RECALLS = (1, 5, 10)  # k of R@k
 SCORES_AT_ONCE = 2**24  # cosines in memory, 128 MB of float64
 
+log = logging.getLogger(__name__)
 Values = dict[str, float | str | None]
 
 
@@ -58,13 +63,14 @@ def _attempt(
     try:
         values = compute(model, data)
     except UserError as error:
+        log.warning("the utility of %s is incomplete: %s", model.name, error)
         return {}, str(error)
     return values, next((str(reason) for name, reason in values.items() if name.endswith("_reason")), None)
 
 
 def _zero_shot(model: AuditedModel, data: DataSpec) -> Values:
     images, labels, keys = _labelled_images(model, data)
-    names, numbers = class_list(data.classes, (labels[key] for key in keys))
+    names, numbers = class_list(data.classes, (labels[key] for key in keys), data.classes_by)
     if model.embeddings_folder:
         classes = Embeddings.open(model.embeddings_folder / CLASSES / "text").load(names)
     else:
@@ -88,7 +94,7 @@ def _labelled_images(model: AuditedModel, data: DataSpec) -> tuple[Embeddings, d
     """(image embeddings of the labelled set, {key: class}, keys with a label that are not excluded)."""
     name = str(data.labelled)
     shards = data.shards(name)
-    images = model.embeddings(shards, name, "image")
+    images = model.embeddings(shards, data.set_name(name), "image")
     labels = read_labels(shards)
     return images, labels, [key for key in images.keys if key in labels and key not in data.excluded]
 
@@ -116,32 +122,54 @@ def read_labels(shards: ShardSet) -> dict[str, str]:
     return labels
 
 
-def class_list(classes: str | Sequence[str] | None, labels: Iterable[str]) -> tuple[list[str], dict[str, int]]:
+def class_list(
+    classes: str | Sequence[str] | None, labels: Iterable[str], by: str | None = None
+) -> tuple[list[str], dict[str, int]]:
     """(class names for the prompts, {label: class number}) of the labels of a set.
 
     Args:
         classes: None (the labels themselves, sorted), ``imagenet`` (open_clip's 1,000 names), a file with one name per
             line, or the names.
-        labels: class names, or class numbers from 0, or, if there are as many distinct labels as classes, any text whose
-            sorted order is that of the classes (such as ImageNet's folders).
+        labels: class names, or class numbers from 0 (from 1 if the largest is the number of classes).
+        by: ``order``: as many labels as classes, and the sorted labels are the classes in their order, as for ImageNet's
+            folders; numbers sort as numbers. None: by name or number.
 
     Raises:
-        UserError: a label that is none of these, or a missing file.
+        UserError: labels that match no class, another number of labels than classes with ``order``, or a missing file.
     """
-    distinct = sorted(set(labels))
+    distinct = _sorted_labels(labels)
     names = _class_names(classes, distinct)
-    numbers = {name: number for number, name in reversed(list(enumerate(names)))}
-    if set(distinct) <= set(numbers):
-        return names, {label: numbers[label] for label in distinct}
-    if all(label.isdecimal() and int(label) < len(names) for label in distinct):
-        return names, {label: int(label) for label in distinct}
-    if len(distinct) == len(names):
+    if by not in (None, ORDER):
+        raise UserError(f"classes_by={by} is unknown; choose {ORDER}, or null to match labels by name or number")
+    if by == ORDER:
+        if len(distinct) != len(names):
+            raise UserError(
+                f"classes_by={ORDER} needs as many labels as classes, but there are {len(distinct)} labels and "
+                f"{len(names)} names in classes=; give the list that belongs to the labels"
+            )
         return names, {label: number for number, label in enumerate(distinct)}
-    unknown = next(label for label in distinct if label not in numbers)
+    numbers = {name: number for number, name in reversed(list(enumerate(names)))}
+    unmatched = [label for label in distinct if label not in numbers]
+    if not unmatched:
+        return names, {label: numbers[label] for label in distinct}
+    if all(map(_is_number, distinct)):
+        first = int(int(distinct[0]) > 0 and int(distinct[-1]) == len(names))
+        if int(distinct[-1]) - first < len(names):
+            return names, {label: int(label) - first for label in distinct}
     raise UserError(
-        f"the label {unknown!r} is not a class of classes= ({len(names)} names for {len(distinct)} labels); "
-        "give the list that belongs to the labels"
+        f"{len(unmatched)} of {len(distinct)} labels are not in classes= ({len(names)} names): "
+        f"{', '.join(map(repr, unmatched[:LISTED_LABELS]))}{', …' if len(unmatched) > LISTED_LABELS else ''}; give the list that "
+        f"belongs to the labels, or classes_by={ORDER} if the sorted labels are the classes in their order"
     )
+
+
+def _sorted_labels(labels: Iterable[str]) -> list[str]:
+    """The distinct labels, numbers by their value before other texts."""
+    return sorted(set(labels), key=lambda label: (0, int(label), label) if _is_number(label) else (1, 0, label))
+
+
+def _is_number(label: str) -> bool:
+    return label.isdecimal() and len(label) <= MAX_DIGITS
 
 
 def _class_names(classes: str | Sequence[str] | None, labels: list[str]) -> list[str]:

@@ -70,8 +70,7 @@ class Evaluation:
 
     def public_name(self) -> str:
         """The name of the public set that was searched, as in the object artifact."""
-        spec = self._data_spec()
-        return spec.public_sets.get(spec.public, Path(spec.public).name)
+        return self._data_spec().public_name
 
     def shards(self) -> tuple[ShardSet | None, ShardSet | None]:
         """The shards of A and of the public set; None if they are not available."""

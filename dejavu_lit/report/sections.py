@@ -161,7 +161,9 @@ def provenance_section(contents: Mapping[str, Any], hashes: Mapping[str, str]) -
     if search:
         facts["search"] = f"index {search['index']}, recall {search['recall']:g}"
         if search.get("copies"):
-            facts["search"] += f"; {search['copies']} public images are exact copies of others, so the gaps come out smaller"
+            facts["search"] += (
+                f"; {search['copies']} public images are exact copies of others, so the gaps come out smaller"
+            )
     rows = [[tag("dt", name), tag("dd", str(text))] for name, text in facts.items() if text]
     rows += [[tag("dt", f"SHA-256 of {name}"), tag("dd", tag("code", digest))] for name, digest in hashes.items()]
     settings = {"settings": contents.get("settings"), "config": provenance.get("config")}

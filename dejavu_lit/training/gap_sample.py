@@ -188,7 +188,7 @@ class GapMeter:
         self.settings, self.reference = settings, reference
         self._sets = {"population": data.shards(TRAINED_ON[side]), "null": data.shards("H")}
         self._public = ShardSet.open(data.public_folder())
-        self._name = data.public_sets.get(data.public, self._public.folder.name)
+        self._name = data.public_name
         folder = data.objects_folder()
         folders = [*(folder / shards.folder.name for shards in self._sets.values()), folder / self._name]
         objects, _ = read_objects(folders, settings.threshold)

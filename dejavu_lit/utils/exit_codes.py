@@ -3,6 +3,7 @@
 Exit codes: 1 for an error, 128 + n for signal n (130 for Ctrl-C, 143 for SIGTERM, 141 if the reader of the output closed it).
 """
 
+import io
 import os
 import select
 import signal
@@ -21,7 +22,10 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def clean_exit() -> Iterator[None]:
-    """Turn expected exceptions into one sentence on stderr and the exit code."""
+    """Turn expected exceptions into one sentence on stderr and the exit code; print ``?`` for signs that the output lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         with _raise_on_sigterm():
             yield

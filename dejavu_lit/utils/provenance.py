@@ -11,7 +11,7 @@ from typing import Any
 
 from dejavu_lit import __version__
 
-PACKAGES = ("torch", "torchvision", "pytorch-lightning", "open_clip_torch", "faiss-cpu", "faiss-gpu-cu12", "numpy")
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "open_clip_torch", "faiss-cpu", "faiss-gpu", "numpy")
 
 
 def provenance() -> dict[str, Any]:

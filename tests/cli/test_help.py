@@ -147,7 +147,7 @@ def test_types_defaults_and_meanings_come_from_file_and_class(tmp_path: Path) ->
     (tmp_path / "x.yaml").write_text("_target_: dejavu_lit.mitigation.Mitigation\ntext_mask: 0.5  # so\nema: null\n")
     found = {option.name: option for option in reference.options(tmp_path / "x.yaml")}
     assert found["text_mask"] == reference.Option("text_mask", "0.5", "so", "number")
-    assert found["ema"].meaning.startswith("decay of the weights' running average")
+    assert found["ema"].meaning.startswith("Decay of the weights' running average")
     assert found["+stop_epoch"].default == "null"
     assert found["+stop_epoch"].kind == "whole number or null"
 

@@ -387,6 +387,29 @@ def test_an_extra_set_is_written_without_images_of_the_other_sets(folder: Path, 
     assert contents(tmp_path / "out/A") == contents(tmp_path / "plain/A")
 
 
+def test_images_without_captions_can_only_be_a_public_set(folder: Path, tmp_path: Path) -> None:
+    for file in folder.glob("*.txt"):
+        file.unlink()
+    names = sorted(path.name for path in folder.glob("*.png"))
+    (tmp_path / "pairs.csv").write_text("path\n" + "".join(f"{folder / name}\n" for name in names))
+    without = {
+        "folder": FolderReader(folder, caption="none"),
+        "table": TableReader(tmp_path / "pairs.csv", caption=None),
+    }
+    for name, reader in without.items():
+        prepare(reader, tmp_path / name, {"A": 0, "B": 0, "P": 20})
+        pairs = pairs_of(tmp_path / name, "P")
+        assert len(pairs) == 20
+        assert {pair.caption for pair in pairs} == {""}
+        with pytest.raises(UserError, match="its caption is empty"):
+            prepare(reader, tmp_path / f"{name} A", {"A": 10, "P": 10})
+    for number in range(100, 140):
+        add(tmp_path / "captioned", f"c{number}", encoded(sample_image(number)))
+    extra = {"more": without["folder"]}
+    manifest = prepare(FolderReader(tmp_path / "captioned"), tmp_path / "extra", {"A": 20, "P": 20}, extra=extra)
+    assert manifest["sets"]["more"]["pairs"] == len(names) > 0
+
+
 def test_complete_parts_are_not_read_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scanning, "PART", 10)
     with pytest.raises(KeyboardInterrupt):
@@ -531,7 +554,7 @@ def test_pairs_with_several_captions_and_copies_within_p_are_counted(
     with caplog.at_level("INFO"):
         reader = TableReader(tmp_path / "captions.txt", image="image")
         manifest = prepare(reader, tmp_path / "out", {"A": 10, "P": 10})
-    assert manifest["pairs"]["several_captions"] == manifest["pairs"]["read"] == 20
+    assert manifest["several_captions"] == manifest["pairs"]["read"] == 20
     assert [len(pair.meta["captions"]) for pair in pairs_of(tmp_path / "out", "A")] == [5] * 10
     assert "table: 20 of 20 pairs have several captions, 100 in all" in caplog.text
     assert manifest["duplicates"]["within"]["P"]["exact"] == {"groups": 5, "pairs": 10}

@@ -1,6 +1,7 @@
 """Which mistakes in ``data=`` are refused, each with its message, and where a DataSpec finds its parts."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,9 +53,29 @@ def test_public_sets_are_chosen_by_name_or_folder(tmp_path: Path) -> None:
     assert message.endswith(" nor a folder of shards")
 
 
+def test_sets_elsewhere_have_names_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("data/P", "data/single", "second/P", "second/B", "imagenet", "val/single"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    sets = {"P": "P", "second": str(tmp_path / "second/P")}
+    data = DataSpec("mine", dir=str(tmp_path / "data"), public_sets=sets)
+    assert [data.set_name(name) for name in ("P", "single", "data/P", "imagenet")] == ["P", "single", "P", "imagenet"]
+    assert [data.set_name(name) for name in ("second/P", "second/B", "val/single")] == [
+        "second-P",
+        "second-B",
+        "val-single",
+    ]
+    assert data.public_name == "P"
+    assert replace(data, public="second").public_name == replace(data, public="second/P").public_name == "second-P"
+    assert replace(data, public="second").public_folder() == tmp_path / "second/P"
+    assert data.set_folder("second/../imagenet").resolve() == tmp_path / "imagenet"
+    assert data.set_name(f"{tmp_path}/imagenet/.") == "imagenet"
+    replace(data, labelled="imagenet").check_labelled()
+
+
 def test_labelled_sets_and_objects(tmp_path: Path) -> None:
     assert message_of(DataSpec("mine", dir=str(tmp_path), labelled="L").check_labelled) == (
-        f"data.labelled=L is not a set of {tmp_path}; name one, or set data.labelled=null"
+        f"data.labelled=L is not a set of {tmp_path} nor a folder of shards; name one, or set data.labelled=null"
     )
     (tmp_path / "L").mkdir()
     DataSpec("mine", dir=str(tmp_path), labelled="L").check_labelled()

@@ -161,6 +161,13 @@ def test_objects_that_are_gone_from_the_source_leave_the_cache(server):
     assert (server.folder / "objects/again/P").is_dir()
 
 
+class BlindReader(FolderReader):
+    """A reader that does not notice when its files change."""
+
+    def fingerprint(self) -> dict[str, str]:
+        return {"reader": "blind"}
+
+
 def test_shards_of_other_content_are_noticed(server, tmp_path):
     """The same settings and numbers of pairs, other images: the manifest differs by the fingerprint of the shards alone."""
     images = tmp_path / "images"
@@ -173,7 +180,7 @@ def test_shards_of_other_content_are_noticed(server, tmp_path):
             image.save(images / f"a{number}.png")
             (images / f"a{number}.txt").write_text("a caption")
         shutil.rmtree(server.folder)
-        manifests.append(prepare(FolderReader(images), server.folder, {"A": 8}, near_duplicates=None, workers=1))
+        manifests.append(prepare(BlindReader(images), server.folder, {"A": 8}, near_duplicates=None, workers=1))
         new_process()
         pair = ShardSet.open(remote.mirror(server.url) / "A").index(0).read(0)
         assert pair.image == (images / f"{pair.key}.png").read_bytes()

@@ -192,6 +192,8 @@ def test_pins_agree_and_known_weaknesses_are_found_without_a_network(tmp_path):
     assert outside == []
     older = module.disagreements(pinned | {"torch": "2.0.0"}, project)
     assert any("torch==2.0.0 is outside of torch>=2.6" in one for one in older)
+    assert module.unused(project) == []
+    assert module.unused({"dependencies": ["pytest>=8"]}) == ["pytest is declared and imported nowhere"]
     with pytest.raises(ValueError, match="is no pin"):
         module.pins("torch>=2.6")
 

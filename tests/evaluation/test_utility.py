@@ -2,12 +2,15 @@
 
 import io
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import Pair, ShardSet
 from dejavu_lit.evaluation import utility
+from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.evaluation.utility import (
     class_list,
     class_vectors,
@@ -19,7 +22,7 @@ from dejavu_lit.evaluation.utility import (
 )
 from dejavu_lit.models.zoo import load_encoder
 from dejavu_lit.utils.errors import UserError
-from tests.models.tiny import write_clip, write_shards
+from tests.models.tiny import sample_image, write_clip, write_shards
 
 
 def unit(rng, n, d):
@@ -111,14 +114,37 @@ def test_class_lists(tmp_path):
     names, numbers = class_list("imagenet", ["tench", "goldfish"])
     assert (len(names), numbers) == (1000, {"goldfish": 1, "tench": 0})
     assert class_list("imagenet", ["999", "0"])[1] == {"999": 999, "0": 0}
-    assert class_list("imagenet", [f"n{i:08d}" for i in range(1000)])[1]["n00000007"] == 7
+    assert class_list("imagenet", [f"n{i:08d}" for i in range(1000)], "order")[1]["n00000007"] == 7
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     assert class_list(str(tmp_path / "names.txt"), ["dog"]) == (["cat", "dog"], {"dog": 1})
-    assert class_list(["cat", "dog"], ["n02", "n01"])[1] == {"n01": 0, "n02": 1}
-    with pytest.raises(UserError, match="the label 'cow' is not a class"):
+    assert class_list(["cat", "dog"], ["n02", "n01"], "order")[1] == {"n01": 0, "n02": 1}
+    with pytest.raises(UserError, match="'cow'"):
         class_list(["cat", "dog"], ["cow"])
     with pytest.raises(UserError, match="neither imagenet nor a file"):
         class_list("imagent", ["cow"])
+
+
+def test_labels_are_matched_by_name_or_number_and_by_order_only_if_asked_for():
+    names = ["tench", "goldfish", "volleyball"]
+    with pytest.raises(UserError, match=r"1 of 3 labels are not in classes= \(3 names\): 'Tinca'.*classes_by=order"):
+        class_list(names, ["Tinca", "goldfish", "volleyball"])
+    with pytest.raises(UserError, match=r"3 of 3 labels .*: 'n01', 'n02', 'n03'"):
+        class_list(names, ["n03", "n01", "n02"])
+    many = [f"class {n}" for n in range(12)]
+    by_value = {str(n): n for n in range(12)}
+    assert class_list(None, by_value)[0] == list(by_value)
+    assert class_list(many, by_value)[1] == class_list(many, by_value, "order")[1] == by_value
+    one_based = {str(n + 1): n for n in range(12)}
+    assert class_list(many, one_based)[1] == class_list(many, one_based, "order")[1] == one_based
+    assert class_list(many, ["3", "12"])[1] == {"3": 2, "12": 11}
+    assert class_list(many, ["3", "11"])[1] == {"3": 3, "11": 11}
+    for numbers in (["0", "12"], ["1", "13"], ["1" * 5000]):
+        with pytest.raises(UserError, match="labels are not in classes="):
+            class_list(many, numbers)
+    with pytest.raises(UserError, match="there are 2 labels and 12 names"):
+        class_list(many, ["a", "b"], "order")
+    with pytest.raises(UserError, match="classes_by=position is unknown"):
+        class_list(many, ["a"], "position")
 
 
 def test_labels_come_from_the_json_or_from_cls(tmp_path):
@@ -135,3 +161,36 @@ def test_labels_come_from_the_json_or_from_cls(tmp_path):
     assert read_labels(ShardSet.open(tmp_path / "b")) == {"x": "7", "y": "0"}
     with pytest.raises(UserError, match=r"no pair of .* has a class"):
         read_labels(write_shards(tmp_path / "c", pairs[2:]))
+
+
+@pytest.mark.parametrize("name", ["labelled", "P"])
+def test_a_labelled_set_elsewhere_is_measured_for_both_models_and_left_alone(tmp_path, name):
+    image = io.BytesIO()
+    sample_image(0).save(image, "PNG")
+    pairs = [Pair(f"k{n}", image.getvalue(), "png", "", {"label": ["cat", "dog"][n % 2]}) for n in range(4)]
+    folder = write_shards(tmp_path / "mine" / name, pairs).folder
+    write_shards(tmp_path / "data/P", [replace(pair, key=f"p{pair.key}") for pair in pairs])
+    before = sorted(tmp_path.glob("mine/**/*"))
+    data = DataSpec("scenes", dir=str(tmp_path / "data"), labelled=str(folder))
+    data.check_labelled()
+    for seed in (0, 1):
+        model = AuditedModel(f"local-dir:{write_clip(tmp_path / str(seed), seed)}", tmp_path / "store")
+        model.embeddings(data.shards("P"), "P", "image")
+        values = utility.utility(model, data)
+        assert values["zeroshot_top1"] == 0.5, values["reasons"]
+        assert "zeroshot_top1" not in values["reasons"]
+    assert sorted(tmp_path.glob("mine/**/*")) == before
+    expected = {
+        f"{seed}/{part}-image" for seed in (0, 1) for part in ("P", "labelled" if name == "labelled" else "mine-P")
+    }
+    kept = {f"{path.parent.name[0]}/{path.name}" for path in tmp_path.glob("store/*/*")}
+    assert kept == expected
+
+
+def test_utility_that_cannot_be_measured_is_said(tmp_path, caplog):
+    (tmp_path / "data/mine").mkdir(parents=True)
+    model = AuditedModel(f"local-dir:{write_clip(tmp_path / 'model')}", tmp_path / "store")
+    values = utility.utility(model, DataSpec("scenes", dir=str(tmp_path / "data"), labelled="mine"))
+    assert values["zeroshot_top1"] is None
+    assert "mine has no shards" in values["reasons"]["zeroshot_top1"]
+    assert f"the utility of {model.name} is incomplete: {tmp_path}/data/mine has no shards" in caplog.text

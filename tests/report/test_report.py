@@ -13,10 +13,12 @@ import pytest
 from dejavu_lit.cli.report import run
 from dejavu_lit.data.key_lists import read_keys
 from dejavu_lit.data.prepared import DataSpec
-from dejavu_lit.report.narrative import comparison_summary
+from dejavu_lit.report.narrative import comparison_summary, control_checks
+from dejavu_lit.report.page import controls
 from dejavu_lit.report.report import write_report
 from dejavu_lit.report.scalars import scalars
 from dejavu_lit.report.study import comparison
+from dejavu_lit.report.terminal import show_evaluation
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import read_json, write_json
 from tests.report.artifacts import FEW_FIGURES, HOSTILE, LABELS, make_evaluation
@@ -50,6 +52,29 @@ def test_the_exported_keys_are_sorted_by_gap_and_readable_by_data_exclude(evalua
     path = report / "memorized-keys.txt"
     assert read_keys(path, "data.exclude") == [row["key"] for row in ordered]
     assert DataSpec("made", exclude=str(path)).excluded == {row["key"] for row in shown}
+
+
+def test_the_controls_warn_of_models_that_are_no_better_than_the_most_frequent_objects(evaluation: Path) -> None:
+    metrics = read_json(evaluation / "metrics.json")
+    better, worse = {"precision": 0.3, "recall": 0.8}, {"precision": 0.1, "recall": 0.8}
+    blind = {"objects": 7, "blind": {"precision": 0.2, "recall": 0.6}, "target": better, "reference": better}
+    for baseline, state, words in (
+        (blind, "yes", "better than naming the 7 most frequent objects: precision 0.300 and 0.300 against 0.200"),
+        (blind | {"reference": worse}, "caution", "the reference is not better in precision"),
+        (None, "unknown", "was not measured"),
+    ):
+        check = control_checks(metrics | {"blind": baseline})[-1]
+        assert (check.state, words in check.sentence) == (state, True)
+        assert f'<li class="{state}">' in str(controls(metrics | {"blind": baseline}))
+
+
+def test_the_terminal_and_metrics_say_whether_the_models_are_better_than_blind(
+    evaluation: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = read_json(evaluation / "metrics.json")
+    assert metrics["blind"]["beaten"] is False  # the reference of these artifacts retrieves at random
+    show_evaluation(metrics, evaluation)
+    assert metrics["blind"]["words"] in capsys.readouterr().out
 
 
 def test_the_page_shows_the_verdict_and_the_numbers(report: Path, evaluation: Path) -> None:

@@ -35,14 +35,14 @@ class FolderReader:
 
     path: str | Path
     """The folder; its subfolders are read too."""
-    caption: Literal["txt", "folder"] = "txt"
-    """``txt``: the file beside the image, one caption per line; ``folder``: the name of the image's folder (as in ImageNet)."""
+    caption: Literal["txt", "folder", "none"] = "txt"
+    """txt: the file beside the image, one caption per line; folder: its folder's name, as in ImageNet; none, for a public set."""
     name: str = "folder"
     """The reader's name in fingerprints and messages."""
 
     def __post_init__(self) -> None:
-        if self.caption not in ("txt", "folder"):
-            raise UserError(f"caption={self.caption} is unknown to the folder reader; choose txt or folder")
+        if self.caption not in ("txt", "folder", "none"):
+            raise UserError(f"caption={self.caption} is unknown to the folder reader; choose txt, folder or none")
 
     @property
     def annotator(self) -> Annotator | None:
@@ -85,7 +85,9 @@ class FolderReader:
                 meta = {**read_meta(read_file(path.with_suffix(".json"), MAX_JSON_BYTES + 1)), **meta}
             except OSError:
                 raise BadPair("the .json beside the image is not readable") from None
-        captions = [meta["label"]] if self.caption == "folder" else _captions(path, meta)
+        captions = _captions(path, meta) if self.caption == "txt" else []
+        if self.caption == "folder":
+            captions = [meta["label"]]
         data, extension = read_image(path)
         return Pair(key, data, extension, next(iter(captions), ""), with_captions(meta, captions)), None
 
@@ -140,5 +142,5 @@ def _captions(image: Path, meta: dict[str, Any]) -> list[str]:
     except OSError:
         if captions := meta_captions(meta):
             return captions
-        raise BadPair("it has no caption (.txt, or caption in .json) beside the image") from None
+        raise BadPair("it has no caption (.txt) beside the image") from None
     return list(dict.fromkeys(filter(None, map(str.strip, text.split("\n")))))

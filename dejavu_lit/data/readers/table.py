@@ -33,8 +33,8 @@ class TableReader:
     """The table: .csv, .tsv, .txt or .parquet; all but parquet need a header line."""
     image: str = "path"
     """The column of image paths; relative ones are relative to the table."""
-    caption: str = "caption"
-    """The column of captions; in parquet also lists of captions."""
+    caption: str | None = "caption"
+    """The column of captions; in parquet also lists of captions. Without it, images alone, for a public set."""
     key: str | None = None
     """The column of keys; without it, a key is made from the image's path (if absolute, below the folder of all)."""
     delimiter: str | None = None
@@ -148,11 +148,11 @@ class TableReader:
         rows = order[starts[number] : starts[number + 1]].tolist()
         try:
             values = {name: json_safe(self._table[name][rows[0]].as_py()) for name in self._table.column_names}
-            cells = [json_safe(self._table[self.caption][row].as_py()) for row in rows]
+            cells = [json_safe(self._table[self.caption][row].as_py()) for row in rows] if self.caption else []
         except (ValueError, OverflowError, RecursionError):  # dates outside Python's range, nested too deeply
             raise BadPair("its row has values that JSON cannot hold") from None
         file = values.pop(self.image)
-        values.pop(self.caption, None)
+        values.pop(self.caption or "", None)
         if file is None or file == "":
             raise BadPair("it has no image path")
         data, extension = read_image(Path(self.path).parent / str(file))

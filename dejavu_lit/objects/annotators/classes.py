@@ -48,7 +48,7 @@ class ClassLabels(Lookup):
             if not number.isdecimal() or len(number) > MAX_DIGITS or int(number) >= len(self.labels):
                 raise UserError(
                     f"{pair.key} has the label {number[:MAX_DIGITS]!r}, which is not a number below {len(self.labels)}; "
-                    "check annotator.names="
+                    "check annotator.names=, which counts from 0"
                 )
             label = self.labels[int(number)]
         return Annotation(pair.key, [str(label)], [1.0], [[0.0] * 4])

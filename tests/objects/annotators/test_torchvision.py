@@ -4,6 +4,7 @@ import json
 import shutil
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
@@ -167,6 +168,18 @@ def test_torchvisions_own_weights_come_from_torchs_cache(tmp_path: Path, monkeyp
     same, as_file = detect(path, "ssdlite320_mobilenet_v3_large", threshold=0.01)
     assert same.annotator == source.annotator
     assert [len(row.labels) for row in as_file] == [len(row.labels) for row in detections]
+
+
+def test_a_download_cut_short_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision's file names end with the first digits of the SHA-256 of their content."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    (tmp_path / "fasterrcnn-258fb6c6.pth").write_bytes(b"half of the weights")
+    source = TorchvisionDetector(model="fasterrcnn_resnet50_fpn", weights="COCO_V1")
+    entry = SimpleNamespace(url=(tmp_path / "fasterrcnn-258fb6c6.pth").as_uri())
+    monkeypatch.setattr(TorchvisionDetector, "_entry", entry)
+    with pytest.raises(UserError, match=r"could not be downloaded \(invalid hash value"):
+        _ = source._file
+    assert not [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
 
 
 def test_models_with_and_without_a_background_class(tmp_path: Path) -> None:
