@@ -5,13 +5,15 @@ words (``caption_words``), drop words (``text_mask``), replace words (``text_ran
 (``text_shuffle``). Every draw depends on (seed, epoch, key) alone, never on the order in which pairs are read. Each knob
 has its own random stream, so switching one on does not change the draws of the others. CLIP's tokenizer has no mask token,
 so masking a word means dropping it (text masking or text randomization in Jayaraman, Guo, Chaudhuri, NeurIPS 2024).
-Words are separated by white space. A knob that is off returns the caption unchanged, including its white space.
+Words are separated by white space; in scripts written without it, as Chinese, Japanese or Thai, each character is a word
+(see ``utils.words``). A knob that is off returns the caption unchanged, including its white space.
 """
 
 import random
 from collections.abc import Iterable, Sequence
 
 from dejavu_lit.mitigation import Mitigation
+from dejavu_lit.utils.words import join_words, split_words
 
 
 def train_caption(
@@ -45,21 +47,21 @@ def choose_caption(caption: str, candidates: Sequence[str], seed: int, epoch: in
 
 def first_words(caption: str, limit: int | None) -> str:
     """The first ``limit`` words; None keeps all."""
-    if limit is None or len(words := caption.split()) <= limit:
+    if limit is None or len(words := split_words(caption)) <= limit:
         return caption
-    return " ".join(words[:limit])
+    return join_words(words[:limit])
 
 
 def mask_words(caption: str, probability: float, seed: int, epoch: int, key: str) -> str:
     """Drop each word independently with ``probability`` (0 ≤ p < 1); if none is left, one drawn uniformly stays."""
     if probability == 0:
         return caption
-    words = caption.split()
+    words = split_words(caption)
     if not words:
         return caption
     draw = random.Random(f"{seed}/{epoch}/{key}")
     remaining = [word for word in words if draw.random() >= probability]
-    return " ".join(remaining or [draw.choice(words)])
+    return join_words(remaining or [draw.choice(words)])
 
 
 def replace_words(caption: str, probability: float, vocabulary: Sequence[str], seed: int, epoch: int, key: str) -> str:
@@ -67,7 +69,8 @@ def replace_words(caption: str, probability: float, vocabulary: Sequence[str], s
     if probability == 0:
         return caption
     draw = random.Random(f"random/{seed}/{epoch}/{key}")
-    return " ".join(draw.choice(vocabulary) if draw.random() < probability else word for word in caption.split())
+    words = split_words(caption)
+    return join_words([draw.choice(vocabulary) if draw.random() < probability else word for word in words])
 
 
 def shuffle_words(caption: str, probability: float, seed: int, epoch: int, key: str) -> str:
@@ -77,11 +80,11 @@ def shuffle_words(caption: str, probability: float, seed: int, epoch: int, key: 
     draw = random.Random(f"shuffle/{seed}/{epoch}/{key}")
     if draw.random() >= probability:
         return caption
-    words = caption.split()
+    words = split_words(caption)
     draw.shuffle(words)
-    return " ".join(words)
+    return join_words(words)
 
 
 def vocabulary(captions: Iterable[str]) -> tuple[str, ...]:
     """The distinct words of the captions, sorted."""
-    return tuple(sorted({word for caption in captions for word in caption.split()}))
+    return tuple(sorted({word for caption in captions for word in split_words(caption)}))

@@ -119,6 +119,7 @@ class PairStream(IterableDataset[Batch]):
         self.shards, self.plan, self.rank = shards, plan, rank
         self.position = torch.tensor([plan.epoch, 0])  # int64: epoch, step in the epoch
         self.tokenizer, self.knobs, self.vocabulary = tokenizer, knobs or Mitigation(), vocabulary
+        self._unreadable: dict[tuple[int, int], str] = {}  # {(shard, position): reason}, each read once in this process
         self.preprocess, self.augment, self.cache = preprocess if augment is None else rgb_pixels, augment, cache
 
     def start_at(self, epoch: int, step: int = 0) -> None:
@@ -155,12 +156,14 @@ class PairStream(IterableDataset[Batch]):
         """
         for i in chain(range(start, len(stretch)), range(start)):
             shard, position = map(int, stretch[i])
-            try:
-                return i, *self._read(epoch, shard, position)
-            except BadPair as reason:
-                key = self.shards.index(shard).keys[position]
-                log.warning("skipped %s in %s: %s", key, self.shards.names[shard], reason)
-                unreadable[int(self.shards.starts[shard]) + position] = str(reason)
+            if (shard, position) not in self._unreadable:
+                try:
+                    return i, *self._read(epoch, shard, position)
+                except BadPair as reason:
+                    key = self.shards.index(shard).keys[position]
+                    log.warning("skipped %s in %s: %s", key, self.shards.names[shard], reason)
+                    self._unreadable[shard, position] = str(reason)
+            unreadable[int(self.shards.starts[shard]) + position] = self._unreadable[shard, position]
         raise UserError(f"none of {len(stretch)} pairs of {self.shards.folder} can be read; prepare the data again")
 
     def _read(self, epoch: int, shard: int, position: int) -> tuple[np.ndarray, str]:

@@ -19,6 +19,7 @@ from dejavu_lit.measure.figures import FIGURES
 from dejavu_lit.measure.population import Outcomes
 from dejavu_lit.measure.records import META, Records
 from dejavu_lit.utils.errors import UserError, suggest
+from dejavu_lit.utils.words import split_words
 
 BUILT_IN_COLUMNS = ("object", "caption_words", "object_count")
 CAPTION_WORD_BINS = (5, 10, 15, 20, 30, 50)  # upper edges, finer for short captions
@@ -213,7 +214,7 @@ def _values(column: str, records: Records) -> list[Any]:
     """The values of a column for the records that have objects."""
     rows = np.flatnonzero(records.truth.counts() > 0).tolist()
     if column == "caption_words":
-        return [len(records.captions[row].split()) for row in rows]
+        return [len(split_words(records.captions[row])) for row in rows]
     if column == "object_count":
         counts = records.truth.counts()[rows].tolist()
         return [str(n) if n < MANY_OBJECTS else f"{MANY_OBJECTS}+" for n in counts]

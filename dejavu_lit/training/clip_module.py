@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from dejavu_lit.data.module import PairDataModule
@@ -146,6 +147,23 @@ class ClipModule(pl.LightningModule):
         trainer = cast(Any, self.trainer)
         trainer.log_every_n_steps = min(trainer.log_every_n_steps, self.pairs.plan(0, world).steps)
         self._loss = contrastive_loss(self.siglip, self.mitigation.label_smoothing, rank, world)
+        if world > 1:
+            self._freeze_unused()
+
+    def _freeze_unused(self) -> None:
+        """Freeze the parameters that no feature depends on, as CoCa's decoder: the ranks would wait for their gradients."""
+        images = torch.from_numpy(self.pairs.preprocess(Image.new("RGB", (8, 8))))[None]
+        (captions,) = self._features.captions(self.pairs.tokenizer(["a"]))
+        parameters = [
+            p for p in self.model.parameters() if p.requires_grad and p.ndim
+        ]  # the scale and the bias are used
+        training = self.training
+        with torch.random.fork_rng(devices=[]):
+            features = self.eval()._features.encode(images, captions)
+            gradients = torch.autograd.grad(sum(f.sum() for f in features), parameters, allow_unused=True)  # type: ignore[arg-type]
+        self.train(training)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.requires_grad_(gradient is not None)
 
     def _pixels(self, images: Tensor) -> Tensor:
         return (images.to(self.mean.dtype) - self.mean) / self.std
@@ -161,7 +179,9 @@ class ClipModule(pl.LightningModule):
         loss: Tensor = self._loss(**self._features(batch["images"], batch["captions"]))
         if self._is_logged(self.trainer.global_step + 1):  # else all ranks would synchronize at every step
             self.log("loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch["index"]))
-        self._replaced += int(batch["replaced"])
+        if batch["replaced"]:
+            self._replaced += int(batch["replaced"])
+            self._check_replaced(self._replaced)  # those of this rank may already be too many
         self._unreadable |= batch["unreadable"]
         return loss
 
@@ -215,10 +235,13 @@ class ClipModule(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Stop if more pairs than allowed could not be read; all ranks see the same sum."""
-        plan = self.pairs.plan(0, self.trainer.world_size)
         total = self.trainer.strategy.reduce(torch.tensor(float(self._replaced), device=self.device), reduce_op="sum")
-        replaced, read = int(total), plan.steps * plan.world * plan.batch
-        self.log("replaced", float(replaced))
+        self.log("replaced", float(total))
+        self._check_replaced(int(total))
+
+    def _check_replaced(self, replaced: int) -> None:
+        plan = self.pairs.plan(0, self.trainer.world_size)
+        read = plan.steps * plan.world * plan.batch
         if replaced > self.pairs.loader.bad_share * read:
             raise UserError(
                 f"{replaced} of {read} pairs of this epoch could not be read (the log names them); repair the data, or raise "

@@ -3,13 +3,15 @@
 import errno
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from dejavu_lit.cli.app import _quotes_hint
+from dejavu_lit.cli.app import _quoted, _quotes_hint
 from dejavu_lit.utils.exit_codes import clean_exit
-from tests.conftest import call
+from tests.conftest import call, run
 
 
 def test_a_local_multirun_names_every_job_that_failed(tmp_path):
@@ -43,14 +45,11 @@ def test_other_arguments_get_no_hint(argument):
     assert _quotes_hint([argument]) is None
 
 
-def test_the_hint_is_what_the_command_says(tmp_path):
-    path = tmp_path / "lr=0.1.json"
-    done = call("power", f"metrics={path}")
+def test_the_hint_is_what_the_command_says():
+    done = call("power", "figure=lr=0.1")
     assert done.returncode == 1
     hint = done.stderr.rpartition("quote it, as ")[2].strip()
-    again = call("power", *shlex.split(hint))
-    assert again.returncode == 1
-    assert f"{path} does not exist" in again.stderr
+    assert shlex.split(hint) == ['figure="lr=0.1"']
 
 
 @pytest.mark.parametrize(
@@ -76,3 +75,62 @@ def test_too_little_memory_is_a_sentence(error, capsys):
 def test_another_error_keeps_its_traceback():
     with pytest.raises(RuntimeError, match="a bug"), clean_exit():
         raise RuntimeError("a bug")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "20261128",
+        "2024_01",
+        "1.50",
+        "true",
+        "lr=0.1",
+        "run (1)",
+        "a~b",
+        "a#b",
+        "[x]/b",
+        "/a/[x]",
+        "naïve",
+        "it's",
+        "a;b",
+        "a&b",
+    ],
+)
+@pytest.mark.parametrize("option", ["out", "data.dir", "+data.reader.path", "target", "metrics", "keys.A"])
+def test_a_path_is_taken_as_it_is_typed(option, path):
+    assert OverridesParser.create().parse_override(_quoted(f"{option}={path}")).value() == path
+
+
+def test_a_path_may_begin_at_the_home_directory():
+    assert _quoted("data.dir=~/x") == f"data.dir={Path.home() / 'x'}"
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "out=null",
+        "out='7'",
+        "target=a,b",
+        "metrics=[a,b]",
+        "out=runs/${seed}",
+        "seed=7",
+        "gaps.public=512",
+        "~out",
+        "-m",
+    ],
+)
+def test_other_arguments_are_not_quoted(argument):
+    assert _quoted(argument) == argument
+
+
+def test_the_folder_has_the_name_that_was_typed(tmp_path):
+    for name in ("2024_01", "lr=0.1 (1)"):
+        done = run("dedup", "data=prepared", f"data.dir={tmp_path / 'none'}", f"out={name}", cwd=tmp_path, check=False)
+        assert done.stderr.startswith("error: ")
+        assert "Traceback" not in done.stderr
+
+
+def test_signs_that_the_output_lacks_are_replaced(monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = run("--help")
+    assert "Measure and mitigate d?j? vu memorization" in done.stdout

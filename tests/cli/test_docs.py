@@ -1,5 +1,6 @@
 """The commands that the docs show compose: every option and group in them exists."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -35,3 +36,14 @@ def test_the_page_of_public_sets_has_a_command_for_each_scenario() -> None:
     for option in ("data.public=IMAGENET_SHARDS/P", "data.public=SECOND/P", "data.labelled=IMAGENET_SHARDS/P"):
         assert any(text.startswith("evaluate") and option in text for text in shown)
     assert sum(text.startswith("annotate") for text in shown) == 3
+
+
+def test_the_config_for_weights_of_a_released_model_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs/open_clip_checkpoints.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})  # a user pastes it into Python
+    config = json.loads((tmp_path / "FOLDER/open_clip_config.json").read_text())
+    assert config["model_cfg"]["quick_gelu"] is True
+    assert config["model_cfg"]["embed_dim"] == 768
+    assert config["preprocess_cfg"]["interpolation"] == "bicubic"

@@ -19,6 +19,7 @@ from dejavu_lit.data.captions import (
     vocabulary,
 )
 from dejavu_lit.mitigation import Mitigation
+from dejavu_lit.utils.words import split_words
 
 CAPTION = "Lalabu and Regupu with a spoon at the kitchen"
 
@@ -170,3 +171,19 @@ def test_every_draw_changes_with_seed_epoch_and_key(knob):
 
 def test_the_vocabulary_is_the_distinct_words_of_the_captions():
     assert vocabulary(["red cat", "red  dog", ""]) == ("cat", "dog", "red")
+
+
+@pytest.mark.parametrize("caption", ["一只红色的狗在绿色的树旁边", "赤い犬が緑の木のそばにいる", "สุนัขสีแดงอยู่ข้างต้นไม้"])
+def test_knobs_act_on_the_characters_of_scripts_without_spaces(caption):
+    words = split_words(caption)
+    assert first_words(caption, 3) == "".join(words[:3])
+    masked = [mask_words(caption, 0.5, 0, epoch, "k") for epoch in range(200)]
+    assert len(set(masked)) > 100
+    assert sum(len(split_words(text)) for text in masked) / 200 == pytest.approx(len(words) / 2, rel=0.1)
+    assert all(" " not in text for text in masked)
+    shuffled = shuffle_words(caption, 1.0, 0, 0, "k")
+    assert shuffled != caption
+    assert sorted(split_words(shuffled)) == sorted(words)
+    replaced = split_words(replace_words(caption, 0.5, vocabulary(["猫", "x"]), 0, 0, "k"))
+    assert 0 < sum(word in ("猫", "x") for word in replaced) < len(words)
+    assert vocabulary([caption]) == tuple(sorted(set(words)))

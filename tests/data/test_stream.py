@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from open_clip.transform import image_transform
 from PIL import Image
 
+from dejavu_lit.data.epoch import epoch_plan
 from dejavu_lit.data.module import LoaderSettings, PairDataModule
 from dejavu_lit.data.shards import Pair, ShardSet, write_shards
 from dejavu_lit.data.stream import ESTIMATE_AFTER, ImageCache, PairStream, TokenCache, rgb_pixels
@@ -193,3 +195,22 @@ def test_captions_are_tokenized_once():
     assert tokens(["c", "def"]).tolist() == [[1, 99], [3, 100]]
     assert tokens(["def", "ab"]).tolist() == [[3, 100], [2, 97]]
     assert calls == [["ab", "c"], ["def"]]
+
+
+def test_an_unreadable_pair_is_decoded_once_over_all_epochs(tmp_path):
+    """A shard whose images all became unreadable would otherwise be decoded anew for each of its pairs."""
+    write_shards(tmp_path, [replace(pair(n), image=b"" if n < 20 else pair(n).image) for n in range(24)], 10)
+    shards = ShardSet.open(tmp_path)
+    plan = epoch_plan(shards.sizes, 0, 0, 1, 0, 8)
+    stream = PairStream(shards, plan, 0, Preprocess(CONFIG), lambda texts: torch.zeros(len(texts), 4))
+    reads = []
+    read = stream._read
+    stream._read = lambda epoch, shard, position: (reads.append((shard, position)), read(epoch, shard, position))[1]
+    for epoch in range(2):
+        stream.start_at(epoch)
+        batches = list(stream)
+        assert sum(batch["replaced"] for batch in batches) >= 20
+        assert set().union(*(batch["unreadable"] for batch in batches)) == set(range(20))
+    unreadable = [where for where in reads if shards.starts[where[0]] + where[1] < 20]
+    assert sorted(unreadable) == sorted(set(unreadable))
+    assert len(unreadable) == 20

@@ -241,14 +241,18 @@ def test_any_number_of_processes_share_the_shards(data: Path, of: int) -> None:
     assert contents(data / "objects/shared") == contents(data / "objects/alone")
 
 
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_RANK": "1"}
+
+
 @pytest.mark.parametrize(
     ("text", "environment", "share"),
     [
         (None, {}, (0, 1)),
         ("3/10", {"RANK": "1", "WORLD_SIZE": "2"}, (3, 10)),
-        (None, {"RANK": "1", "WORLD_SIZE": "4"}, (1, 4)),
+        (None, {**TORCHRUN, "RANK": "1", "WORLD_SIZE": "4"}, (1, 4)),
+        (None, {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, (0, 1)),  # left over in the shell
         (None, {"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, (0, 1)),  # a batch script is not a step of srun
-        (None, {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8"}, (5, 8)),
+        (None, {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8"}, (5, 8)),
         (None, {f"SLURM_ARRAY_TASK_{n}": v for n, v in zip(("ID", "COUNT", "MIN", "MAX"), "7415", strict=True)}, None),
         (None, {f"SLURM_ARRAY_TASK_{n}": v for n, v in zip(("ID", "COUNT", "MIN", "MAX"), "3525", strict=True)}, None),
         (
@@ -259,7 +263,7 @@ def test_any_number_of_processes_share_the_shards(data: Path, of: int) -> None:
         (
             None,
             {f"SLURM_ARRAY_TASK_{n}": v for n, v in zip(("ID", "COUNT", "MIN", "MAX", "STEP"), "42062", strict=True)}
-            | {"SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "0", "RANK": "1", "WORLD_SIZE": "3"},
+            | {"SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "0", **TORCHRUN, "RANK": "1", "WORLD_SIZE": "3"},
             (7, 12),
         ),
     ],

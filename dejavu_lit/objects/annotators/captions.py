@@ -17,6 +17,8 @@ from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.objects.base import Lookup, Shard
 from dejavu_lit.objects.vocabulary import vocabulary
 from dejavu_lit.utils.io import fingerprint
+from dejavu_lit.utils.words import MARKS
+from dejavu_lit.utils.words import split_words as words_and_characters
 
 # Common names of COCO's objects in captions, besides COCO's own.
 COCO_NAMES = {
@@ -55,6 +57,8 @@ IRREGULAR = {
     "mice": "mouse", "geese": "goose", "knives": "knife", "loaves": "loaf", "leaves": "leaf", "calves": "calf",
     "wolves": "wolf", "shelves": "shelf", "scarves": "scarf",
 }  # fmt: skip
+
+LETTERS = re.compile(rf"(?:[^\W\d_]|[{MARKS}])+")
 
 logger = logging.getLogger(__name__)
 
@@ -152,8 +156,12 @@ class OtherCaptions(Lookup):
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a text in lower case: runs of letters, without apostrophes and the letters after them."""
-    return re.findall(r"[^\W\d_]+", re.sub(r"['’]\w*", "", text.lower()))
+    """The words of a text in lower case: runs of letters, without apostrophes and the letters after them.
+
+    In scripts written without spaces each character is a word, so that a label is found anywhere in the text.
+    """
+    words = words_and_characters(re.sub(r"['’]\w*", "", text.lower()))
+    return [letters for word in words for letters in LETTERS.findall(word)]
 
 
 def singulars(word: str) -> list[str]:

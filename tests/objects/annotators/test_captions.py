@@ -131,3 +131,10 @@ def test_cocos_five_captions(tmp_path) -> None:
     done = call("annotate", "show=coco", f"data.dir={out}", "pictures=6", f"out={tmp_path / 'cmp'}")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "cmp/coco.png").stat().st_size > 100_000
+
+
+def test_labels_in_captions_without_spaces(tmp_path):
+    (tmp_path / "words.txt").write_text("狗\n汽车,轿车\n车站\n", encoding="utf-8")
+    source = OtherCaptions(vocabulary=str(tmp_path / "words.txt"))
+    captions = ["一只狗", "红色的狗在轿车旁边"]
+    assert source.annotation(Pair("k", b"", "png", captions[0], {"captions": captions})).labels == ["汽车", "狗"]

@@ -1,0 +1,30 @@
+"""The words of a caption, also in scripts that are written without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese).
+
+White space separates words. Within such a word each character of a script without spaces, with the marks on it, is a word of
+its own, and so is each run of other characters: ``红色dog 2`` is 红, 色, dog, 2.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+# Thai and Lao, Burmese, Khmer; CJK punctuation to CJK ideographs, their compatibility and full-width forms, further planes.
+# Korean, which has spaces, is not among them.
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u312f\u31a0-\u31bf\u31f0-\u9fff"
+    "\uf900-\ufaff\uff00-\uff9f\U00020000-\U0003ffff"
+)
+MARKS = "".join(c for c in map(chr, range(0x0E00, 0x3100)) if unicodedata.category(c).startswith("M"))
+_PIECE = re.compile(f"[{UNSPACED}][{MARKS}]*|[^{UNSPACED}]+")
+_SPACE = re.compile(f"(?<=[{UNSPACED}{MARKS}]) (?=[{UNSPACED}])")
+
+
+def split_words(text: str) -> list[str]:
+    """The words of a text, in their order."""
+    return text.split() if text.isascii() else [piece for word in text.split() for piece in _PIECE.findall(word)]
+
+
+def join_words(words: Sequence[str]) -> str:
+    """The text of words: with one space between two of them, and none between two characters of a script without spaces."""
+    text = " ".join(words)
+    return text if text.isascii() else _SPACE.sub("", text)

@@ -1,0 +1,70 @@
+"""Which ranks the environment gives to this process, and which of them were left over in the shell."""
+
+import os
+
+import pytest
+from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
+
+from dejavu_lit.utils.distributed import COMMAND, forget_left_over_ranks, lightning_environment, rank
+from dejavu_lit.utils.errors import UserError
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
+SRUN = {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}
+ALLOCATION = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}
+
+
+@pytest.fixture(autouse=True)
+def _no_ranks(monkeypatch):
+    for name in [*TORCHRUN, "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", COMMAND]:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    "left_over",
+    [
+        {"LOCAL_RANK": "1"},
+        {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"},
+        {"NODE_RANK": "1"},
+        {"SLURM_PROCID": "3", "SLURM_NTASKS": "4"},
+        {COMMAND: "1", "LOCAL_RANK": "1"},  # of a command that has ended
+    ],
+)
+def test_left_over_ranks_are_forgotten(left_over):
+    os.environ.update(left_over)
+    forget_left_over_ranks()
+    assert rank() == 0
+    assert not {"RANK", "LOCAL_RANK", "SLURM_PROCID"} & set(os.environ)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        TORCHRUN,
+        SRUN,
+        {COMMAND: str(os.getppid()), "NODE_RANK": "0", "LOCAL_RANK": "1"},  # started by Lightning
+        {"MASTER_ADDR": "n1", "NODE_RANK": "1"},  # set on each node
+    ],
+)
+def test_ranks_of_a_launcher_are_kept(given):
+    os.environ.update(given)
+    forget_left_over_ranks()
+    assert rank() == 1
+    assert set(given) <= set(os.environ)
+
+
+def test_lightning_takes_only_tasks_of_srun_for_tasks():
+    assert lightning_environment() == []
+    os.environ.update(ALLOCATION)
+    (environment,) = lightning_environment()
+    assert isinstance(environment, LightningEnvironment)
+    os.environ.update({**SRUN, "SLURM_NTASKS_PER_NODE": "2", "SLURM_JOB_NAME": "bash"})
+    (environment,) = lightning_environment()
+    assert isinstance(environment, SLURMEnvironment)
+    os.environ.update(TORCHRUN)
+    assert lightning_environment() == []
+
+
+def test_tasks_without_a_number_per_node_are_a_sentence():
+    os.environ.update(SRUN)
+    with pytest.raises(UserError, match="--ntasks-per-node"):
+        lightning_environment()

@@ -1,0 +1,45 @@
+"""Words of captions with and without spaces between them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dejavu_lit.utils.words import join_words, split_words
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", []),
+        (" a  red dog\n", ["a", "red", "dog"]),
+        ("naïve café — déjà vu…", ["naïve", "café", "—", "déjà", "vu…"]),
+        ("한국어 문장", ["한국어", "문장"]),
+        ("红色的狗。", ["红", "色", "的", "狗", "。"]),
+        ("红色dog 2", ["红", "色", "dog", "2"]),
+        ("犬とカップ", ["犬", "と", "カ", "ッ", "プ"]),
+        ("ที่นี่", ["ที่", "นี่"]),  # vowels and tones stay on their consonant
+    ],
+)
+def test_split(text, words):
+    assert split_words(text) == words
+
+
+@pytest.mark.parametrize("text", ["红色的狗。", "ที่นี่ดี", "a red dog", "naïve café"])
+def test_joining_the_words_gives_the_text(text):
+    assert join_words(split_words(text)) == text
+
+
+def test_other_words_are_joined_with_a_space():
+    assert join_words(["a", "狗", "猫", "é", "b"]) == "a 狗猫 é b"
+
+
+@given(st.text(st.characters(max_codepoint=0x0DFF)))
+def test_scripts_with_spaces_are_split_and_joined_as_by_python(text):
+    assert split_words(text) == text.split()
+    assert join_words(text.split()) == " ".join(text.split())
+
+
+@given(st.text(st.sampled_from("a 红狗ที่。2é")))
+def test_no_character_is_lost(text):
+    assert "".join(split_words(text)) == "".join(text.split())
+    assert "".join(join_words(split_words(text)).split()) == "".join(text.split())
