@@ -1,9 +1,9 @@
-"""The processes that share one command's work: who this one is, starting them on one machine, and where they meet.
+"""The processes that share the work of one command: which one this is, how they are started, and how they connect.
 
     evaluate.py trainer=ddp trainer.devices=8 …          torchrun --nproc_per_node=8 evaluate.py …
     srun --ntasks-per-node=8 dejavu evaluate …
 
-Whoever starts them, each finds its number in the environment. They share files, and speak to each other only to wait.
+Each finds its rank in the environment. They share files, and communicate only to wait for each other.
 """
 
 import logging
@@ -22,10 +22,10 @@ from dejavu_lit.utils.errors import UserError, first_line
 from dejavu_lit.utils.parallel import thread_count
 
 if TYPE_CHECKING:
-    from lightning_fabric.plugins.environments import ClusterEnvironment
+    from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 
-HOURS = 24  # that ranks wait for the slowest one
-MINUTES = 30.0  # that they wait for each other to start
+HOURS = 24  # ranks wait this long for the slowest one
+MINUTES = 30.0  # and this long for each other to start
 PARENT = "DEJAVU_RANKS_OF"  # the process that started the ranks of this machine, see launch_ranks
 COMMAND = "DEJAVU_COMMAND"  # the process of a command, which may start further ones through Lightning
 LEFT_OVER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "SLURM_LOCALID")
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among the others: its number, theirs, and its number on this node."""
+    """Rank of this process, number of processes, and rank on this node."""
 
     rank: int = 0
     world: int = 1
@@ -43,11 +43,11 @@ class Ranks:
 
     @property
     def share(self) -> tuple[int, int]:
-        """(i, n): every n-th piece of the work from the i-th on is this rank's."""
+        """(i, n): this rank does every n-th piece of the work from the i-th on."""
         return self.rank, self.world
 
     def device(self, name: str) -> str:
-        """The device of this rank: ``cuda`` stands for a GPU of its own, also where it sees no other."""
+        """The device of this rank: ``cuda`` means its own GPU, also if it sees only one."""
         if name != "cuda" or self.world == 1:
             return name
         import torch
@@ -56,40 +56,40 @@ class Ranks:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """A step of the work that all ranks do: at its end they wait for each other, and where one failed all do.
+        """A step of the work that all ranks do: at its end they wait for each other, and if one failed, all fail.
 
         Raises:
-            UserError: another rank failed, in its words, or is gone. What this rank raised itself is passed on.
+            UserError: another rank failed, with its message, or exited. What this rank raised is passed on.
         """
         error: Exception | None = None
         try:
             yield
         except Exception as raised:
             error = raised
-        words = None if error is None else str(error) or type(error).__name__
-        said = self._gathered(words) if self.world > 1 else []
+        message = None if error is None else str(error) or type(error).__name__
+        messages = self._gather(message) if self.world > 1 else []
         if error is not None:
             raise error
-        for rank, other in enumerate(said):
-            if other is not None:
-                raise UserError(f"{other} (rank {rank} of {self.world})")
+        for rank, failure in enumerate(messages):
+            if failure is not None:
+                raise UserError(f"{failure} (rank {rank} of {self.world})")
 
     def first(self, value: T) -> T:
-        """Rank 0's value, on all ranks: what they must agree on although files change under their eyes."""
-        return self._gathered(value)[0] if self.world > 1 else value
+        """Rank 0's value, on all ranks: they must agree although files may change meanwhile."""
+        return self._gather(value)[0] if self.world > 1 else value
 
-    def _gathered(self, value: T) -> list[T]:
+    def _gather(self, value: T) -> list[T]:
         import torch.distributed as dist
 
-        found: list[Any] = [None] * self.world
+        values: list[Any] = [None] * self.world
         try:
-            dist.all_gather_object(found, value)
-        except RuntimeError as gone:  # gloo's: its connection was closed, or nobody came for HOURS
+            dist.all_gather_object(values, value)
+        except RuntimeError as gone:  # gloo's connection was closed, or timed out
             raise UserError(
-                f"another of the {self.world} processes is gone ({str(gone).splitlines()[0]}); what it said last tells why, "
-                "and the same command goes on"
+                f"another of the {self.world} processes exited ({str(gone).splitlines()[0]}); its last message tells why, "
+                "and the same command resumes"
             ) from None
-        return found
+        return values
 
 
 SINGLE_PROCESS = Ranks()
@@ -127,7 +127,8 @@ def lightning_environment() -> list["ClusterEnvironment"]:
     Raises:
         UserError: srun's tasks per node are unknown.
     """
-    from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return []
@@ -140,9 +141,9 @@ def lightning_environment() -> list["ClusterEnvironment"]:
 
 
 def launch_ranks(count: int) -> NoReturn:
-    """Start this very command ``count`` times as ranks of this machine, as torchrun does, and end as they end.
+    """Start this command ``count`` times as ranks of this machine, as torchrun does, and exit with their exit code.
 
-    The first that fails ends the others, and so does the end of this process.
+    The first failure ends the others, and so does the end of this process.
     """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -172,7 +173,7 @@ def launch_ranks(count: int) -> NoReturn:
 
 
 def end_with_parent() -> None:
-    """Let a rank that ``launch_ranks`` started end when that process is killed: it would go on unseen, and hold the directory."""
+    """Let a rank started by ``launch_ranks`` exit when that process is killed; it would keep the directory locked."""
     parent = int(os.environ.get(PARENT, 0))
 
     def watch() -> None:
@@ -186,13 +187,13 @@ def end_with_parent() -> None:
 
 @contextmanager
 def process_group(ranks: Ranks) -> Iterator[None]:
-    """Connect the ranks for the length of the block, and let none go before all have come to its end.
+    """Connect the ranks during the block, and let none leave before all have reached its end.
 
-    (srun counts the seconds from the first task that ends.) Where one leaves by an error the others do not wait; a UserError
-    is rank 0's to say, which knows it by ``step``. Alone there is nothing to connect.
+    (srun counts its timeout from the first task that ends.) If one fails, the others do not wait; only rank 0, which learns of
+    it by ``step``, raises the UserError.
 
     Raises:
-        UserError: the ranks cannot find each other.
+        UserError: the ranks cannot connect.
     """
     if ranks.world == 1:
         yield
@@ -202,7 +203,7 @@ def process_group(ranks: Ranks) -> Iterator[None]:
     _init_process_group(ranks)
     try:
         yield
-        with suppress(RuntimeError):  # another one is gone, and has said why
+        with suppress(RuntimeError):  # another rank exited and has logged why
             dist.barrier()
     except UserError:
         if ranks.rank == 0:
@@ -225,13 +226,13 @@ def _init_process_group(ranks: Ranks) -> None:
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise UserError(
-            f"rank {ranks.rank} of {ranks.world} could not meet the others at {where} ({first_line(error)}); "
-            "MASTER_ADDR must be the node of rank 0, which all reach, and MASTER_PORT a port that is free there"
+            f"rank {ranks.rank} of {ranks.world} could not connect to the others at {where} ({first_line(error)}); "
+            "MASTER_ADDR must be the node of rank 0, reachable from all, and MASTER_PORT a free port there"
         ) from None
 
 
 def rank() -> int:
-    """0 for the first process of a run and when alone, else above 0, as torchrun, srun or Lightning's launcher sets it."""
+    """0 for the first or only process of a run, else above 0, as set by torchrun, srun or Lightning's launcher."""
     if (ranks := current_ranks()).world > 1:
         return ranks.rank
     return int(os.environ.get("NODE_RANK", 0)) + int(os.environ.get("LOCAL_RANK", 0))

@@ -89,7 +89,7 @@ def wandb_options(out: Path, settings: Wandb, job_type: str, beside: Path | None
 def start_run(out: Path, offline: bool, **options: Any) -> Any:
     """wandb's run of ``out``; ``options``: more keywords of ``wandb.init``.
 
-    A job's warning goes to all of its processes, and one that has just been started ends at it: wandb's own is begun with
+    A warning signal reaches all processes of a job and would end a new one, so wandb starts its own process with
     these signals blocked.
 
     Raises:

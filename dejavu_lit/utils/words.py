@@ -16,7 +16,7 @@ UNSPACED = (
 )
 MARKS = "".join(c for c in map(chr, range(0x0E00, 0x3100)) if unicodedata.category(c).startswith("M"))
 _PIECE = re.compile(f"[{UNSPACED}][{MARKS}]*|[^{UNSPACED}]+")
-_SPACE = re.compile(f"(?<=[{UNSPACED}{MARKS}]) (?=[{UNSPACED}])")
+_SPACE = re.compile(f"(?<=[{UNSPACED}{MARKS}]) (?=[{UNSPACED}])(?![{MARKS}])")
 
 
 def split_words(text: str) -> list[str]:

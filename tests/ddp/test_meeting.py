@@ -16,11 +16,11 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.distributed import started, together
+from dejavu_lit.utils.distributed import current_ranks, process_group
 
-mode, written, ranks = sys.argv[1], Path(sys.argv[2]), started()
+mode, written, ranks = sys.argv[1], Path(sys.argv[2]), current_ranks()
 try:
-    with together(ranks):
+    with process_group(ranks):
         if ranks.rank == 0:
             time.sleep(2)
             if mode == "fails":
@@ -70,7 +70,7 @@ def test_ranks_that_cannot_meet_say_where_and_what_to_do(rank, monkeypatch):
         for name, value in {"TORCHELASTIC_RUN_ID": "x", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
             monkeypatch.setenv(name, value)
         monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
-        words = f"rank {rank} of 2 could not meet the others at 127.0.0.1:{port} (.+); MASTER_ADDR must be"
+        words = f"rank {rank} of 2 could not connect to the others at 127.0.0.1:{port} (.+); MASTER_ADDR must be"
         with pytest.raises(UserError, match=words) as raised, process_group(Ranks(rank, 2, rank)):
             pass
     assert "\n" not in str(raised.value)

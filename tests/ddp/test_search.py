@@ -212,12 +212,16 @@ def test_annotating_is_shared(options, tmp_path):
     ("given", "environment", "said"),
     [
         (["trainer.devices=0"], {}, "trainer.devices=0 must be a whole number"),
-        (["trainer.devices=2", "trainer.num_nodes=2"], {}, "trainer.num_nodes=2: no process can start others"),
-        (["trainer.precision=bf16-true"], {}, "trainer.precision is about training"),
+        (
+            ["trainer.devices=2", "trainer.num_nodes=2"],
+            {},
+            "trainer.num_nodes=2: processes on other machines cannot be started",
+        ),
+        (["trainer.precision=bf16-true"], {}, "trainer.precision concerns training"),
         (
             ["trainer.loader.workers=4"],
             {},
-            "trainer.loader.workers is about training; the threads that read and decode",
+            "trainer.loader.workers concerns training; use workers=N for the threads that read and decode",
         ),
         (["trainer.devices=2", "out=null"], {}, "give out=DIR"),
         (

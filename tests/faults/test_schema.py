@@ -32,9 +32,8 @@ def test_the_manifest_and_the_run(number, scenes, runs, tmp_path):
         call("train", "side=target", f"data.dir={data}", f"out={tmp_path / 'run'}", *SMALL),
         call("prepare", f"data.dir={data}", *options),
     ):
-        assert (
-            f"{data / 'manifest.json'} has schema {number}, but this version reads 1; use the version"
-            in sentence(done)
+        assert f"{data / 'manifest.json'} has schema {number}, but this version reads 1; use the version" in sentence(
+            done
         )
     run = shutil.copytree(
         runs["target"], tmp_path / "target", ignore=shutil.ignore_patterns("checkpoints", "embeddings")

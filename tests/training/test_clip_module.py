@@ -3,6 +3,7 @@
 import json
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -75,6 +76,59 @@ def test_an_initial_logit_scale_above_the_clamp_is_refused(tmp_path):
     export_config(TINY, tmp_path)
     with pytest.raises(UserError, match=r"logit_scale_init=200 is above recipe\.logit_scale_max=100"):
         ClipModule(build_model(TINY, tmp_path), Recipe(epochs=1, batch=1, lr=1.0), Mitigation(logit_scale_init=200))
+
+
+COCA = {
+    "embed_dim": 32,
+    "vision_cfg": {
+        "image_size": 32,
+        "patch_size": 16,
+        "width": 32,
+        "layers": 1,
+        "head_width": 16,
+        "output_tokens": True,
+    }
+    | {"attentional_pool": True, "attn_pooler_heads": 4},
+    "text_cfg": {**CONFIG["text_cfg"], "embed_cls": True, "output_tokens": True},
+    "multimodal_cfg": {**CONFIG["text_cfg"], "attn_pooler_heads": 4},
+    "custom_text": True,
+}
+
+
+@pytest.mark.parametrize("config", [CONFIG, COCA])
+def test_on_several_ranks_only_parameters_that_get_no_gradient_are_frozen(tmp_path, monkeypatch, config):
+    spec = ModelSpec("model", config)
+    export_config(spec, tmp_path)
+    module = ClipModule(build_model(spec, tmp_path), Recipe(epochs=1, batch=2, lr=1.0), Mitigation()).train()
+    image = np.zeros((3, 32, 32), np.uint8)
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path}")
+    monkeypatch.setattr(ClipModule, "pairs", SimpleNamespace(preprocess=lambda _: image, tokenizer=tokenizer))
+    state = torch.get_rng_state()
+    module._freeze_unused()
+    assert module.training
+    assert torch.equal(torch.get_rng_state(), state)
+    captions = module._features.captions(tokenizer(["a b", "c"]))
+    output = module._features(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), captions)
+    (output["logit_scale"] * output["image_features"] @ output["text_features"].T).sum().backward()
+    frozen = {name for name, p in module.model.named_parameters() if not p.requires_grad}
+    assert all((p.grad is None) == (name in frozen) for name, p in module.model.named_parameters())
+    assert any(name.startswith("text_decoder.") for name in frozen) == (config is COCA)
+
+
+def test_the_limit_of_unreadable_pairs_acts_within_the_epoch(tmp_path, monkeypatch):
+    export_config(TINY, tmp_path)
+    module = ClipModule(build_model(TINY, tmp_path), Recipe(epochs=1, batch=4, lr=1.0), Mitigation())
+    plan, loader = SimpleNamespace(steps=100, world=1, batch=4), SimpleNamespace(bad_share=0.01)
+    monkeypatch.setattr(ClipModule, "pairs", SimpleNamespace(plan=lambda *_: plan, loader=loader))
+    monkeypatch.setattr(ClipModule, "trainer", SimpleNamespace(world_size=1, global_step=0))
+    monkeypatch.setattr(ClipModule, "_is_logged", lambda *_: False)
+    module._loss = lambda **features: features["image_features"].sum()
+    batch = {"images": torch.zeros(4, 3, 32, 32, dtype=torch.uint8), "index": torch.arange(4), "unreadable": {0: "cut"}}
+    batch["captions"] = module._features.captions(torch.ones(4, 16, dtype=torch.long))
+    for replaced in (0, 3, 1):  # 4 of 400
+        module.training_step({**batch, "replaced": replaced}, 0)
+    with pytest.raises(UserError, match="5 of 400 pairs of this epoch could not be read"):
+        module.training_step({**batch, "replaced": 1}, 3)
 
 
 class Steps:
