@@ -26,17 +26,17 @@ def stored(tmp_path):
 
 def search_all(queries, public, query_keys, common):
     """The result of one search with everything in memory."""
-    return search(queries.load(query_keys), [public.load(common)], K, "float32")
+    return search(queries.load(query_keys), [public.load(common)], K)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 60])
-@pytest.mark.parametrize("index", ["float32", "flat"])
-def test_blocks_of_any_number_of_ranks_equal_one_search(stored, tmp_path, world, index, monkeypatch):
+def test_blocks_of_any_number_of_ranks_equal_one_search(stored, tmp_path, world, monkeypatch):
     monkeypatch.setattr(search_parts, "BLOCK", 20)
     queries, public, query_keys, public_keys = stored
     common = sorted(public_keys)[5:-5]
     ranks = [
-        Search(queries, query_keys, public.selection(common), K, index, tmp_path / "parts", world) for _ in range(world)
+        Search(queries, query_keys, public.selection(common), K, "flat", tmp_path / "parts", world)
+        for _ in range(world)
     ]
     for rank in reversed(range(world)):
         ranks[rank].run((rank, world))

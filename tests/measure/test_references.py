@@ -188,12 +188,11 @@ def vectors(seed: int, n: int, d: int = 48) -> np.ndarray:
     return (directions / np.linalg.norm(directions, axis=1, keepdims=True)).astype(np.float16)
 
 
-@pytest.mark.parametrize("index", ["flat", "float32"])
-def test_neighbors_are_those_of_scikit_learn_and_faiss(index: str) -> None:
+def test_neighbors_are_those_of_scikit_learn_and_faiss() -> None:
     neighbors = pytest.importorskip("sklearn.neighbors")
     faiss = pytest.importorskip("faiss")
     queries, public, k = vectors(0, 150), vectors(1, 4000), 25
-    got, _ = search(queries, [public[:1300], public[1300:]], k, index)
+    got, _ = search(queries, [public[:1300], public[1300:]], k)
 
     peer = neighbors.NearestNeighbors(n_neighbors=k, algorithm="brute", metric="cosine")
     distances, rows = peer.fit(public.astype(np.float64)).kneighbors(queries.astype(np.float64))
