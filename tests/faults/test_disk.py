@@ -175,7 +175,7 @@ def test_what_cannot_be_written_is_named_and_what_is_only_read_may_be_so(room, s
         report(f"path={evaluated}", f"out={room.path / 'report'}"),
     ):
         said = sentence(done)
-        assert "read-only file system; choose a place that can be written" in said
+        assert "read-only file system; choose a writable folder" in said
         assert str(room.path) in said
     assert contents(room.path, "*") == before
     done = call("train", "side=target", f"data.dir={data}", f"out={tmp_path / 'run'}", *SMALL)
