@@ -151,7 +151,7 @@ class SingleReader:
         names = _sprites()[0]
         number = int(key.removeprefix("single")) % len(names)
         image, boxes = _draw([number], random.Random(f"{self.seed}/{key}"))
-        pair = Pair(key, image, "png", f"an image of a {names[number]}", {"label": names[number]})
+        pair = Pair(key, image, "png", f"a picture of a {names[number]}", {"label": names[number]})
         return pair, Annotation(key, [names[number]], [1.0], boxes)
 
     def fingerprint(self) -> dict[str, Any]:
