@@ -132,10 +132,10 @@ def explain(error: Exception, config_name: str, given: Sequence[str]) -> str:
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     text = " ".join(line for line in lines if not line.startswith(("full_key:", "object_type=", "To append")))
     text = text.removeprefix("UserError raised while resolving interpolation: ")
+    if re.search(r"Could not (find|load) '[\w/]*submitit_slurm'", text):
+        return "hydra/launcher=slurm needs Hydra's plugin for submitit; pip install 'dejavu-lit[slurm]'"
     if group := re.search(r"Could not find '([\w/]+)/([^'/]*)' Available options in '[\w/]+': (.*)", text):
         name, wanted, known = group.groups()
-        if wanted == "submitit_slurm":
-            return "hydra/launcher=slurm needs Hydra's plugin for submitit; pip install 'dejavu-lit[slurm]'"
         return f"{name}={wanted} is unknown{suggest(wanted, known.split())}; there are {', '.join(known.split())}"
     if hint := _quotes_hint(given):
         return hint
