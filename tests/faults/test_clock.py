@@ -47,7 +47,7 @@ def test_prepare_and_annotate_take_up_parts_from_the_future(scenes, tmp_path, mo
         os.utime(path, (FUTURE, FUTURE))
     ticks = itertools.count()
     monkeypatch.setattr(time, "time", lambda: 1e9 - 3600 * next(ticks))
-    assert "finished already" in call("prepare", *options).stderr
+    assert "already finished" in call("prepare", *options).stderr
     command = ["annotate", *annotation(scenes, tmp_path / "table.parquet"), "name=words", f"data.dir={data}"]
     assert call(*command).returncode == 0
     parts = sorted((data / "objects/words").rglob("*.parquet"))
