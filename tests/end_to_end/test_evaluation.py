@@ -275,7 +275,14 @@ def test_public_images_in_a_folder_elsewhere(runs, scenes, tmp_path):
     out = tmp_path / "gap"
     sides = [f"target={runs['target']}", f"reference={runs['reference']}"]
     gate = "by_k['5'].null.ppg.value > -2"
-    options = [f"data.public={tmp_path / 'other'}", f"objects={objects}", "k=5", "ks=[5]", f"fail_if={gate}"]
+    options = [
+        f"data.public={tmp_path / 'other'}",
+        f"objects={objects}",
+        "k=5",
+        "ks=[5]",
+        "report.write=true",
+        f"fail_if={gate}",
+    ]
     done = call("evaluate", *sides, *options, f"out={out}")
     assert done.returncode == 3, done.stderr
     assert f"fail_if holds: {gate}" in done.stderr

@@ -63,7 +63,7 @@ def test_entries_of_the_json_keep_their_own_names(tmp_path: Path) -> None:
     write_vectors(data, tmp_path)
     models = [f"{side}=embeddings:{tmp_path / side}" for side in ("target", "reference")]
     asked = "statistics.subgroups=[object,meta.object,exposure,meta.a_b,a-b,object_count]"
-    done = call("evaluate", *models, *prepared, "objects=table", f"out={out}", *EVALUATION, asked)
+    done = call("evaluate", *models, *prepared, "objects=table", f"out={out}", *EVALUATION, asked, "report.write=true")
     assert done.returncode == 0, done.stderr
     assert "120 of 129 entries of the pairs' JSON are in fewer than 1 % of the pairs" in done.stderr + done.stdout
     metrics = json.loads((out / "metrics.json").read_text())

@@ -83,7 +83,7 @@ def test_tensorboard_has_the_numbers_of_metrics_csv(logged: Path) -> None:
 
 def test_an_evaluation_is_in_the_group_of_its_runs(logged: Path, tmp_path: Path) -> None:
     reference = logged.parent / "mask-s0-reference"
-    few = ["statistics.bootstrap=100", "statistics.subgroups=[]", "statistics.top_ms=[]"]
+    few = ["statistics.bootstrap=100", "statistics.subgroups=[]", "statistics.top_ms=[]", "report.write=true"]
     options = [f"target={logged}", f"reference={reference}", f"out={tmp_path / 'gap'}", "k=5", *few]
     done = run("evaluate", *options, "logger=wandb")
     assert "report:" in done.stdout
