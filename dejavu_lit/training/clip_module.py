@@ -112,7 +112,6 @@ class ClipModule(pl.LightningModule):
         self._features = Features(model, replace(compute, parts=recipe.accumulate), self._pixels)
         self._unreadable: dict[int, str] = {}  # {index: reason} for the pairs of this rank, over all epochs
         self._replaced = 0  # pairs of this rank and epoch; counted on the host, since logging would wait for the device
-        self._steps, self._clock = 0, time.perf_counter()  # for the throughput
         self._earlier_seconds, self._started = 0.0, time.perf_counter()
 
     @property
@@ -177,8 +176,8 @@ class ClipModule(pl.LightningModule):
         """The contrastive loss of one batch."""
         assert self._loss is not None
         loss: Tensor = self._loss(**self._features(batch["images"], batch["captions"]))
-        if self._is_logged(self.trainer.global_step + 1):  # else all ranks would synchronize at every step
-            self.log("loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch["index"]))
+        if self.is_logged(self.trainer.global_step + 1):  # else all ranks would synchronize at every step
+            self.log("loss", loss, prog_bar=True, logger=False, sync_dist=True, batch_size=len(batch["index"]))
         if batch["replaced"]:
             self._replaced += int(batch["replaced"])
             self._check_replaced(self._replaced)  # those of this rank may already be too many
@@ -198,26 +197,15 @@ class ClipModule(pl.LightningModule):
             seed = self._seed(self.trainer.global_step, 65_536)  # not the stream of any rank
             add_gradient_noise(self.model.parameters(), self.mitigation.gradient_noise, seed)
 
-    def _is_logged(self, step: int) -> bool:
-        """Whether Lightning writes metrics at this step, counted from 1 over all epochs."""
+    def is_logged(self, step: int) -> bool:
+        """Whether metrics are written at this step, counted from 1 over all epochs."""
         return bool(step % cast(Any, self.trainer).log_every_n_steps == 0)
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Log the throughput in pairs/s (over all ranks, and per rank), the learning rate and the logit scale."""
-        self._steps += 1
-        if self._is_logged(self.trainer.global_step):
-            now = time.perf_counter()
-            pairs = self._steps * len(batch["index"]) / (now - self._clock)
-            self.log("pairs/s", round(pairs * self.trainer.world_size), prog_bar=True)
-            self.log("pairs/s/rank", round(pairs, 1))
-            self.log("logit_scale", self.logit_scale.exp())
-            self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-            self._steps, self._clock = 0, now
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what determines the order of the pairs, the unreadable pairs, and the seconds of training so far."""
         checkpoint["plan"], checkpoint["seconds"] = self._pair_order(), self.seconds
         checkpoint["unreadable"] = self._gather_unreadable()  # only the checkpoint of rank 0 is written
+        checkpoint["replaced"] = self._sum_replaced()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what was saved; refuse a different order of the pairs, which would repeat some and never show others."""
@@ -228,16 +216,25 @@ class ClipModule(pl.LightningModule):
             )
         self._earlier_seconds = checkpoint.get("seconds", 0.0)
         self._unreadable = dict(checkpoint.get("unreadable", {}))
+        self._replaced = checkpoint.get("replaced", 0) if self.trainer.is_global_zero else 0
 
     def _pair_order(self) -> dict[str, int]:
         plan = self.pairs.plan(0, self.trainer.world_size)
         return {"ranks": plan.world, "loader workers": plan.workers, "batch a rank": plan.batch, "seed": plan.seed}
 
-    def on_train_epoch_end(self) -> None:
-        """Stop if more pairs than allowed could not be read; all ranks see the same sum."""
-        total = self.trainer.strategy.reduce(torch.tensor(float(self._replaced), device=self.device), reduce_op="sum")
-        self.log("replaced", float(total))
-        self._check_replaced(int(total))
+    def replaced(self) -> int:
+        """The pairs of this epoch that were read in place of others, over all ranks; every rank must call it.
+
+        Raises:
+            UserError: they are more than allowed; on all ranks.
+        """
+        total = self._sum_replaced()
+        self._check_replaced(total)
+        return total
+
+    def _sum_replaced(self) -> int:
+        own = torch.tensor(float(self._replaced), device=self.device)
+        return int(self.trainer.strategy.reduce(own, reduce_op="sum"))
 
     def _check_replaced(self, replaced: int) -> None:
         plan = self.pairs.plan(0, self.trainer.world_size)
@@ -248,13 +245,9 @@ class ClipModule(pl.LightningModule):
                 f"trainer.loader.bad_share={self.pairs.loader.bad_share}"
             )
 
-    def on_train_start(self) -> None:
-        """Start the throughput clock, also if training resumes in the middle of an epoch."""
-        self._steps, self._clock = 0, time.perf_counter()
-
     def on_train_epoch_start(self) -> None:
-        """Restart the throughput clock after validation."""
-        self._replaced, self._steps, self._clock = 0, 0, time.perf_counter()
+        """Count the replaced pairs of this epoch."""
+        self._replaced = 0
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """On V, the loss and the image→text accuracy within the batch gathered from all ranks."""

@@ -19,6 +19,7 @@ from dejavu_lit.models.open_clip_encoder import OpenClipEncoder
 from dejavu_lit.training.clip_module import ClipModule
 from dejavu_lit.training.ema import averaged
 from dejavu_lit.training.gap_sample import GapMeter, GapSettings, Reference
+from dejavu_lit.training.progress import write_metrics
 from dejavu_lit.utils.distributed import rank
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256
@@ -83,8 +84,7 @@ class GapCallback(Callback):
         assert row is not None
         self.rows.append(row)
         figures = {f"gap/{name}": value for name, value in row.items() if name not in ("epoch", "against")}
-        for logger in trainer.loggers:  # at the step of the last batch, as Lightning logs the end of an epoch
-            logger.log_metrics({**figures, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
+        write_metrics(trainer, figures)
         self._report_and_stop(trainer, row)
         self.seconds += time.perf_counter() - started
 

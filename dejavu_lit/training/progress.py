@@ -1,12 +1,74 @@
-"""A log line about the progress of a training for every tenth of its epochs, for terminals without a progress bar."""
+"""What a training tells of its progress: the metrics of its steps, and log lines for terminals without a progress bar."""
 
 import logging
 import time
+from collections.abc import Mapping
+from typing import Any, cast
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Callback
 
+from dejavu_lit.training.clip_module import ClipModule
+
 log = logging.getLogger(__name__)
+
+
+def write_metrics(trainer: pl.Trainer, metrics: Mapping[str, float]) -> None:
+    """Write metrics of the last step to all loggers at once.
+
+    Lightning writes what ``self.log`` is given after the hooks in which checkpoints are saved. If a run was killed in
+    between, the resumed run would never write it.
+    """
+    for logger in trainer.loggers:
+        logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)
+        logger.save()
+
+
+class StepMetrics(Callback):
+    """Writes the loss, throughput, logit scale and learning rate of steps, and the replaced pairs of epochs.
+
+    It must come before the callbacks that save checkpoints.
+    """
+
+    def __init__(self) -> None:
+        self._restart_clock()
+
+    def _restart_clock(self) -> None:
+        self._steps, self._clock = 0, time.perf_counter()
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Start the throughput clock, also if training resumes in the middle of an epoch."""
+        self._restart_clock()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Restart the throughput clock after validation."""
+        self._restart_clock()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the metrics of this step, with the throughput in pairs/s over all ranks, and per rank."""
+        self._steps += 1
+        module = cast(ClipModule, module)
+        if not module.is_logged(trainer.global_step):
+            return
+        now = time.perf_counter()
+        pairs = self._steps * len(batch["index"]) / (now - self._clock)
+        module.log("pairs/s", round(pairs * trainer.world_size), prog_bar=True, logger=False)
+        metrics = {
+            "loss": trainer.callback_metrics["loss"],
+            "pairs/s": round(pairs * trainer.world_size),
+            "pairs/s/rank": round(pairs, 1),
+            "logit_scale": module.logit_scale.exp(),
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+        }
+        write_metrics(trainer, {name: torch.as_tensor(value).float().item() for name, value in metrics.items()})
+        self._steps, self._clock = 0, now
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Write the number of replaced pairs; raises UserError on all ranks if they are more than allowed."""
+        write_metrics(trainer, {"replaced": float(cast(ClipModule, module).replaced())})
 
 
 class EpochLogger(Callback):

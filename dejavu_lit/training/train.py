@@ -33,7 +33,7 @@ from dejavu_lit.training.gap_callback import GapCallback, gap_callback
 from dejavu_lit.training.gap_sample import GapSettings
 from dejavu_lit.training.loggers import finish_loggers, training_loggers
 from dejavu_lit.training.preemption import Preemption, SignalListener
-from dejavu_lit.training.progress import EpochLogger
+from dejavu_lit.training.progress import EpochLogger, StepMetrics
 from dejavu_lit.training.stopping import EarlyStop, NonFiniteLossStop, stop_reason
 from dejavu_lit.utils.distributed import lightning_environment, rank
 from dejavu_lit.utils.errors import UserError, first_line
@@ -244,6 +244,7 @@ def _callbacks(run: TrainingRun, folder: Path, gaps: GapCallback | None, show_pr
         callbacks.append(gaps)
     callbacks += [
         NonFiniteLossStop(folder / "last.ckpt"),
+        StepMetrics(),
         EpochLogger(enabled=not show_progress),
         CheckpointSaver(folder, settings.checkpoint_steps, settings.checkpoint_epochs, settings.checkpoint_at),
         preemption,
