@@ -1,22 +1,25 @@
-# make demo, make test: everything they need is set up first, in .venv, by plain pip.
+# make demo, make test: what each needs is set up first, in .venv, by plain pip.
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
+DEMO := $(VENV)/.installed-demo
 RUN := $(VENV)/bin/python
-EXTRAS := cpu,wandb,tensorboard,slurm,demo,report,text,probe,s3,test
+EXTRAS := cpu,wandb,tensorboard,slurm,demo,report,text,probe,s3,docs,test
 
-.PHONY: install demo test nightly coverage mutants lint docs audit clean
+.PHONY: install demo test nightly coverage mutants lint docs docs-site audit clean
 
 install: $(STAMP)
 
-# Made once, and again when the package's metadata or the tested versions change.
-$(STAMP): pyproject.toml constraints.txt
+# Made once, and again when the package's metadata or the tested versions change. The demo needs no test tools.
+$(STAMP): EXTRA = $(EXTRAS)
+$(DEMO): EXTRA = cpu,demo,report
+$(STAMP) $(DEMO): pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -q -c constraints.txt torch torchvision
-	$(VENV)/bin/pip install -q -c constraints.txt -e '.[$(EXTRAS)]'
+	$(VENV)/bin/pip install -q -c constraints.txt -e '.[$(EXTRA)]'
 	touch $@
 
-demo: $(STAMP)
+demo: $(if $(wildcard $(STAMP)),$(STAMP),$(DEMO))
 	$(RUN) mitigate.py experiment=demo
 
 test: $(STAMP)
@@ -45,13 +48,22 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 docs: $(STAMP)
 	$(RUN) .ci/reference.py
+
+# The pages as a site, in build/site. They are copied as they lie in the checkout, so that their links need no second form.
+docs-site: $(STAMP)
+	rm -rf build/pages build/site
+	mkdir -p build/pages
+	cp README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md build/pages
+	cp -r docs build/pages/docs
+	$(VENV)/bin/zensical build --strict
 
 # The pins agree with each other and with pyproject.toml; known weaknesses by ADVISORIES=all.zip, or by pip-audit and a network.
 audit: $(STAMP)
 	$(RUN) .ci/audit.py $(ADVISORIES)
 
 clean:
-	rm -rf $(VENV) outputs mutants
+	rm -rf $(VENV) build dist outputs mutants

@@ -2,9 +2,13 @@
 
 import ast
 import re
+import shutil
+import subprocess
 import sys
+import tarfile
 import tomllib
 from functools import cache
+from importlib import import_module
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -14,6 +18,9 @@ from packaging.utils import canonicalize_name
 
 from tests.conftest import ROOT
 
+sys.path.insert(0, str(ROOT / ".ci"))  # what the release runs is no part of the package
+addresses = import_module("addresses")
+sys.path.pop(0)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 distributions = cache(packages_distributions)
 ELSEWHERE = {"detectron2"}  # on no package index; docs/installation.md says how it comes
@@ -75,3 +82,66 @@ def test_the_extras_that_are_installed_exist(page):
     named = [name for names in re.findall(r"(?:'\.|dejavu-lit)\[([\w,-]+)\]'", text) for name in names.split(",")]
     assert {"cpu", "demo", "report", "slurm"} <= set(named)
     assert set(named) <= PROJECT["optional-dependencies"].keys()
+
+
+def test_an_sdist_has_the_listed_files_and_nothing_that_evaluations_left_behind(tmp_path):
+    clone, dist = tmp_path / "clone", tmp_path / "dist"
+    hidden = (
+        ".git",
+        ".venv",
+        ".cache",
+        ".mypy_cache",
+        ".ruff_cache",
+        "__pycache__",
+        "build",
+        "dist",
+        "outputs",
+        "site",
+    )
+    shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(*hidden))
+    private = (
+        "outputs/eval/report/data/cards.js",
+        "report/modelcard.md",
+        "runs/gap/docs/a.md",
+        "gap/conf/config.yaml",
+        "notes.md",
+        "own.py",
+    )
+    for name in private:
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        (clone / name).write_text("a caption of a training image\n")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(dist)]
+    done = subprocess.run(command, cwd=clone, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (built,) = dist.glob("*.tar.gz")
+    with tarfile.open(built) as content:
+        names = {name.partition("/")[2] for name in content.getnames()}
+    assert {
+        "dejavu_lit/py.typed",
+        "conf/train.yaml",
+        "tests/conftest.py",
+        ".ci/run",
+        "docs/cards.png",
+        "mkdocs.yml",
+    } <= names
+    assert names & set(private) == set()
+    assert {name.partition("/")[0] for name in names} <= {path.name for path in ROOT.iterdir()} | {"PKG-INFO"}
+
+
+def test_the_release_gives_pypi_absolute_links_to_files_that_exist():
+    url, tag = "https://example.org/owner/name", "v9.9"
+    text = addresses.absolute((ROOT / "README.md").read_text(encoding="utf-8"), url, tag)
+    targets = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(targets) > 15
+    assert [target for target in targets if not target.startswith(("https://", "#"))] == []
+    own = [
+        re.sub(rf"^{url}/(raw|blob)/{tag}/", "", target).partition("#")[0]
+        for target in targets
+        if target.startswith(url)
+    ]
+    assert [path for path in own if not (ROOT / path).is_file()] == []
+    assert "![A training pair" in text
+    assert f"({url}/raw/{tag}/docs/cards.png)" in text
+    project = tomllib.loads(addresses.with_addresses((ROOT / "pyproject.toml").read_text(encoding="utf-8"), url, tag))
+    assert project["project"]["urls"]["Repository"] == url
+    assert project["project"]["urls"] | PROJECT["urls"] == project["project"]["urls"]

@@ -162,7 +162,7 @@ def file_sha256(path: Path | str) -> str:
 
 @contextmanager
 def locked(path: Path | str, wait: bool = True) -> Iterator[None]:
-    """Hold an exclusive lock on ``path``, a file made for it; the system frees it however the process ends.
+    """Hold an exclusive lock on ``path``, a file that exists while it is held; the system frees it however the process ends.
 
     The file says who holds the lock, for people; only the system's lock counts, so a killed process blocks nobody.
 
@@ -188,6 +188,10 @@ def locked(path: Path | str, wait: bool = True) -> Iterator[None]:
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
         yield
     finally:
+        with suppress(
+            OSError
+        ):  # while it is held: filelock sees that a file it has just opened is gone, and opens another
+            path.unlink()
         lock.release()
 
 
