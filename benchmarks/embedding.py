@@ -78,7 +78,9 @@ def compare(
     """One claim."""
     export_config(spec, folder / "model")
     torch.manual_seed(0)
-    export_weights(open_clip.create_model(f"local-dir:{folder / 'model'}", load_weights=False), folder / "model")
+    export_weights(
+        open_clip.create_model(f"local-dir:{folder / 'model'}", load_weights=False).state_dict(), folder / "model"
+    )
     source = f"local-dir:{folder / 'model'}"
     model, _, preprocess = open_clip.create_model_and_transforms(source)
     model.eval()

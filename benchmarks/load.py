@@ -143,7 +143,7 @@ def embed(folder: Path, pairs: int) -> dict[str, Any]:
     if not (model / "open_clip_model.safetensors").exists():
         export_config(ModelSpec("tiny", TINY), model)
         torch.manual_seed(0)
-        export_weights(open_clip.create_model(f"local-dir:{model}", load_weights=False), model)
+        export_weights(open_clip.create_model(f"local-dir:{model}", load_weights=False).state_dict(), model)
     audited = AuditedModel(f"local-dir:{model}", folder / "embeddings")
     rows = 0
     for name, modality in (("A", "text"), ("H", "text"), ("P", "image"), ("H", "image")):

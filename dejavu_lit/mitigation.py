@@ -62,6 +62,16 @@ class Mitigation:
     """loss or accuracy on V: stop when it no longer improves …"""
     early_patience: int | None = None
     """… for this many epochs (recipe: 3)."""
+    lock_image: bool = False
+    """Keep the image tower of model.init as it is."""
+    lock_text: bool = False
+    """Keep the text tower of model.init as it is."""
+    unlocked_groups: int = 0
+    """Last groups of layers of a locked tower that are trained all the same; open_clip defines the groups."""
+    lora_rank: int | None = None
+    """Train only adapters of this rank on the attention and MLP matrices of model.init; 0 or None: all weights."""
+    text_noise: float = 0.0
+    """Norm of the noise added to the normalized text embedding while training."""
     gap_budget: float | None = None
     """Stop training when the lower bound of PPG exceeds this; needs gaps.reference."""
 
@@ -75,10 +85,14 @@ class Mitigation:
         for name in COUNTS:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"mitigation.{name}={value} must be at least 1")
-        for name in ("gradient_noise", "weight_decay"):
+        for name in ("gradient_noise", "weight_decay", "unlocked_groups", "lora_rank", "text_noise"):
             if (value := getattr(self, name)) is not None and value < 0:
                 raise UserError(f"mitigation.{name}={value} must not be negative")
         self._check_logit_scale()
+        if self.unlocked_groups and not (self.lock_image or self.lock_text):
+            raise UserError(
+                f"mitigation.unlocked_groups={self.unlocked_groups} needs mitigation.lock_image or mitigation.lock_text"
+            )
         if self.early_stopping not in (None, *EARLY):
             raise UserError(f"mitigation.early_stopping={self.early_stopping} must be loss or accuracy (on V), or null")
         if self.early_patience is not None and self.early_stopping is None:

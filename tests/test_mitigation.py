@@ -34,6 +34,9 @@ PRESETS = sorted(path.stem for path in (ROOT / "conf" / "mitigation").glob("*.ya
         ({"early_patience": 3}, "early_patience=3 needs mitigation.early_stopping"),
         ({"early_stopping": "loss", "early_patience": 0}, "early_patience=0"),
         ({"gap_budget": 1.0}, "gap_budget=1.0"),
+        ({"lora_rank": -1}, "lora_rank=-1 must not be negative"),
+        ({"text_noise": -0.1}, "text_noise=-0.1"),
+        ({"unlocked_groups": 1}, "unlocked_groups=1 needs mitigation.lock_image or mitigation.lock_text"),
     ],
 )
 def test_contradictions_are_refused_by_name(options, words):

@@ -1,6 +1,7 @@
 """The model to train: built from open_clip's own format, and exported to it as a config beside safetensors."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,10 +149,10 @@ def _first_difference(model: Any, tokenizer: Any, source: Any, source_tokenizer:
     return "text encoder" if not same_caption else "image encoder" if not same_image else ""
 
 
-def export_weights(model: nn.Module, folder: Path) -> None:
-    """Write the weights beside the config as safetensors, atomically."""
+def export_weights(state: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Write the weights, a state dict, beside the config as safetensors, atomically."""
     from safetensors.torch import save
 
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     with atomic(folder / WEIGHTS) as part:
         part.write_bytes(save(state, metadata={"format": "pt"}))

@@ -19,7 +19,8 @@ from dejavu_lit.data.module import PairDataModule
 from dejavu_lit.data.stream import Batch
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.training.features import ComputeSettings, Features
-from dejavu_lit.training.regularizers import add_gradient_noise, contrastive_loss, drop_patches
+from dejavu_lit.training.finetuning import apply_finetuning, merged
+from dejavu_lit.training.regularizers import add_gradient_noise, add_text_noise, contrastive_loss, drop_patches
 from dejavu_lit.utils.errors import UserError
 
 
@@ -94,6 +95,7 @@ class ClipModule(pl.LightningModule):
         contrastive_loss(self.siglip, mitigation.label_smoothing, 0, 1)  # raises before any work is done
         if mitigation.patch_dropout:
             drop_patches(model, mitigation.patch_dropout)
+        apply_finetuning(model, mitigation)
         fixed = mitigation.logit_scale_fixed
         self.clamp = math.log(mitigation.logit_scale_max or recipe.logit_scale_max) if fixed is None else None
         start = fixed if fixed is not None else mitigation.logit_scale_init
@@ -175,7 +177,10 @@ class ClipModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The contrastive loss of one batch."""
         assert self._loss is not None
-        loss: Tensor = self._loss(**self._features(batch["images"], batch["captions"]))
+        features = self._features(batch["images"], batch["captions"])
+        if self.mitigation.text_noise:
+            features["text_features"] = add_text_noise(features["text_features"], self.mitigation.text_noise)
+        loss: Tensor = self._loss(**features)
         if self.is_logged(self.trainer.global_step + 1):  # else all ranks would synchronize at every step
             self.log("loss", loss, prog_bar=True, logger=False, sync_dist=True, batch_size=len(batch["index"]))
         if batch["replaced"]:
@@ -202,7 +207,12 @@ class ClipModule(pl.LightningModule):
         return bool(step % cast(Any, self.trainer).log_every_n_steps == 0)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save what determines the order of the pairs, the unreadable pairs, and the seconds of training so far."""
+        """Save what determines the order of the pairs, the unreadable pairs, and the seconds of training so far.
+
+        Weights that are saved to be evaluated, not to be resumed from, are saved without adapters.
+        """
+        if "optimizer_states" not in checkpoint:
+            checkpoint["state_dict"] = merged(checkpoint["state_dict"])
         checkpoint["plan"], checkpoint["seconds"] = self._pair_order(), self.seconds
         checkpoint["unreadable"] = self._gather_unreadable()  # only the checkpoint of rank 0 is written
         checkpoint["replaced"] = self._sum_replaced()

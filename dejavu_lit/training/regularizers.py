@@ -1,10 +1,12 @@
-"""The mitigations that act inside a training step: smoothed targets in the loss, gradient noise, and patch dropout.
+"""The mitigations that act inside a training step: smoothed targets in the loss, two kinds of noise, and patch dropout.
 
 - Label smoothing ε (Szegedy et al., CVPR 2016): the target of an image is (1 − ε) of its own caption plus ε / N of each of
   the N captions of the batch over all ranks, its own included; the same holds for captions. ε = 0 is open_clip's ClipLoss.
 - Gradient noise σ: g ← g + σ · rms(g) · ξ with ξ ~ N(0, 1) for each entry and rms(g) = ‖g‖₂ / √n over the n entries of one
   parameter. The noise is relative because AdamW divides by the size of the gradients: absolute noise would mean something
   different for every layer and every step. After Neelakantan et al., arXiv 1511.06807, whose noise is absolute and decays.
+- Text noise ν: t ← (t + ν · u) / ‖t + ν · u‖ for the normalized text embedding t, with u uniform on the unit sphere. After
+  Wang et al., CLIPMem, ICLR 2025, who add Gaussian noise to the text embedding.
 - Patch dropout: while training, a ViT sees only a random part of each image's patches (Li et al., CVPR 2023).
 """
 
@@ -15,7 +17,7 @@ import torch
 from open_clip.loss import ClipLoss, SigLipLoss
 from open_clip.transformer import PatchDropout
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, normalize
 
 from dejavu_lit.utils.errors import UserError
 
@@ -70,6 +72,11 @@ def add_gradient_noise(parameters: Iterable[nn.Parameter], scale: float, seed: i
             generators[gradient.device] = torch.Generator(gradient.device).manual_seed(seed)
         noise = torch.empty_like(gradient).normal_(generator=generators[gradient.device])
         gradient.add_(noise.mul_(scale * gradient.square().mean().sqrt()))
+
+
+def add_text_noise(features: Tensor, norm: float) -> Tensor:
+    """Unit vectors [b, d] plus noise of this norm in random directions, as unit vectors again."""
+    return normalize(features + norm * normalize(torch.randn_like(features), dim=-1), dim=-1)
 
 
 def drop_patches(model: nn.Module, share: float) -> None:

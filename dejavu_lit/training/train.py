@@ -29,6 +29,7 @@ from dejavu_lit.training.checkpoints import AtomicCheckpointIO, CheckpointSaver,
 from dejavu_lit.training.clip_module import ClipModule, Recipe
 from dejavu_lit.training.ema import Averaging, averaged
 from dejavu_lit.training.features import ComputeSettings
+from dejavu_lit.training.finetuning import merged
 from dejavu_lit.training.gap_callback import GapCallback, gap_callback
 from dejavu_lit.training.gap_sample import GapSettings
 from dejavu_lit.training.loggers import finish_loggers, training_loggers
@@ -122,6 +123,14 @@ class TrainingRun:
     """Whether and how the gaps are measured while training."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """The resolved settings, for wandb."""
+
+    def __post_init__(self) -> None:
+        knobs = {name: getattr(self.mitigation, name) for name in ("lock_image", "lock_text", "lora_rank")}
+        if self.model.init is None and any(knobs.values()):
+            name, value = next((name, value) for name, value in knobs.items() if value)
+            raise UserError(
+                f"mitigation.{name}={value} fine-tunes a model, and there is none to start from; give model.init=… or drop it"
+            )
 
     @property
     def epochs(self) -> int:
@@ -277,7 +286,7 @@ def _write_results(
     """Export the model, then write run.json, which marks the run as finished."""
     seconds = module.seconds
     with averaged(trainer, module):
-        export_weights(module.model, out / "model")
+        export_weights(merged(module.model.state_dict()), out / "model")
     stopped = stop_reason(trainer)
     plan = module.pairs.plan(0, trainer.world_size)
     batches = trainer.fit_loop.epoch_loop.total_batch_idx + 1

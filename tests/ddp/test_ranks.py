@@ -63,11 +63,16 @@ def notes(folder, processes, mode, *options):
         ["mitigation.label_smoothing=0.1", "mitigation.gradient_noise=0.1", "mitigation.ema=0.9"],
         ["+model.config.init_logit_bias=-10"],  # SigLIP's loss
         ["recipe.accumulate=2", "trainer.checkpointing=true"],
+        ["mitigation.lora_rank=4", "mitigation.lock_image=true", "mitigation.unlocked_groups=2", "model.init=BASE"],
     ],
-    ids=["clip", "siglip", "parts"],
+    ids=["clip", "siglip", "parts", "adapters"],
 )
-def test_two_ranks_compute_what_one_process_does_on_the_same_global_batches(scenes, tmp_path, options):
-    options = [*options, f"data.dir={scenes}", "recipe.epochs=1"]
+def test_two_ranks_compute_what_one_process_does_on_the_same_global_batches(scenes, trained, tmp_path, options):
+    options = [
+        *[option.replace("BASE", str(trained["reference"])) for option in options],
+        f"data.dir={scenes}",
+        "recipe.epochs=1",
+    ]
     (one,) = notes(tmp_path / "one", 1, "same", *options)
     two = notes(tmp_path / "two", 2, "same", *options)
     assert torch.equal(torch.cat([two[0]["pairs"], two[1]["pairs"]], dim=1), one["pairs"])
@@ -86,7 +91,13 @@ def test_two_ranks_compute_what_one_process_does_on_the_same_global_batches(scen
 
 def test_each_pair_is_seen_as_planned_and_both_ranks_end_alike_with_every_knob(scenes, tmp_path):
     options = ["mitigation.text_mask=0.3", "mitigation.patch_dropout=0.25", "mitigation.gradient_noise=0.1"]
-    options += ["mitigation.ema=0.9", "mitigation.text_random=0.1", "recipe.accumulate=2", "trainer.log_every=1"]
+    options += [
+        "mitigation.ema=0.9",
+        "mitigation.text_random=0.1",
+        "mitigation.text_noise=0.1",
+        "recipe.accumulate=2",
+        "trainer.log_every=1",
+    ]
     found = notes(tmp_path, 2, "plan", *options, f"data.dir={scenes}")
     shards = ShardSet.open(scenes / "A")
     for rank, noted in enumerate(found):

@@ -179,7 +179,7 @@ def test_a_fixed_logit_scale_does_not_change_in_training(tmp_path):
 def test_plain_open_clip_loads_what_is_exported(tmp_path):
     export_config(TINY, tmp_path)
     model = build_model(TINY, tmp_path).eval()
-    export_weights(model, tmp_path)
+    export_weights(model.state_dict(), tmp_path)
     plain, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
     tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(["two words", "three more words"])
     assert tokens.shape == (2, 16)
@@ -207,7 +207,7 @@ def test_patches_are_dropped_while_training_only_and_the_export_does_not_mention
     assert not torch.equal(model.encode_image(image), first)
     full = model.eval().encode_image(image)
     assert lengths == [1 + 4] * 3 + [1 + 16]  # the class token is kept
-    export_weights(model, tmp_path)
+    export_weights(model.state_dict(), tmp_path)
     assert "patch_dropout" not in (tmp_path / "open_clip_config.json").read_text()
     plain, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
     assert torch.equal(plain.eval().encode_image(image), full)
@@ -234,7 +234,7 @@ def test_a_tower_without_patches_refuses_to_drop_them(tmp_path):
 def test_fine_tuning_starts_from_the_given_weights(tmp_path):
     export_config(TINY, tmp_path / "base")
     base = build_model(TINY, tmp_path / "base")
-    export_weights(base, tmp_path / "base")
+    export_weights(base.state_dict(), tmp_path / "base")
     spec = ModelSpec("tiny", CONFIG, init=f"local-dir:{tmp_path / 'base'}")
     export_config(spec, tmp_path / "tuned")
     tuned = build_model(spec, tmp_path / "tuned")
@@ -251,7 +251,7 @@ def test_fine_tuning_takes_the_preprocessing_and_the_activation_of_the_folder(tm
     write_clip(tmp_path / "base/model", config={**CONFIG, "quick_gelu": True}, preprocess=preprocess)
     spec = ModelSpec("tiny", CONFIG, init=f"{prefix}{tmp_path / 'base'}{'/model' if prefix else ''}")
     export_config(spec, tmp_path / "tuned")
-    export_weights(build_model(spec, tmp_path / "tuned"), tmp_path / "tuned")
+    export_weights(build_model(spec, tmp_path / "tuned").state_dict(), tmp_path / "tuned")
     base, tuned = (load_encoder(f"local-dir:{folder}") for folder in (tmp_path / "base/model", tmp_path / "tuned"))
     assert tuned.fingerprint == base.fingerprint
     images = torch.from_numpy(np.stack([tuned.preprocess(sample_image(0, 90, 50))]))

@@ -100,12 +100,16 @@ RESUMED = {
     "noise": ["mitigation.gradient_noise=0.5", "recipe.gradient_clip=1.0"],
     "patches": ["mitigation.patch_dropout=0.5", "recipe.accumulate=2"],
     "smoothing": ["mitigation.label_smoothing=0.2"],
+    "text noise": ["mitigation.text_noise=0.3", "recipe.accumulate=2"],
+    "adapters": ["mitigation.lora_rank=4", "mitigation.ema=0.9", "model.init=BASE"],
+    "locked": ["mitigation.lock_image=true", "mitigation.unlocked_groups=1", "model.init=BASE"],
 }
 
 
 @pytest.mark.parametrize("knob", RESUMED)
 def test_a_run_killed_within_an_epoch_ends_with_the_weights_of_an_undisturbed_one(scenes, runs, tmp_path, knob):
-    options = [*RESUMED[knob], "trainer.checkpoint_steps=1"]
+    options = [option.replace("BASE", str(runs["reference"])) for option in RESUMED[knob]]
+    options.append("trainer.checkpoint_steps=1")
     undisturbed = train(scenes, tmp_path / "undisturbed", *options)
     again = killed(scenes, tmp_path / "killed", 4 if knob == "patches" else 8, *options)
     assert same_weights(undisturbed, again)

@@ -117,6 +117,7 @@ ALL = (
     "mitigation.gradient_noise=0.1",
     "mitigation.ema=0.9",
     "mitigation.patch_dropout=0.5",
+    "mitigation.text_noise=0.1",
     "mitigation.logit_scale_max=20",
     "recipe.accumulate=2",
     "trainer.checkpointing=true",
