@@ -1,7 +1,6 @@
 """The model to train: built from open_clip's own format, and exported to it as a config beside safetensors."""
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from open_clip.model import get_model_preprocess_cfg
 from torch import nn
 
 from dejavu_lit.models.model_name import ModelName
+from dejavu_lit.models.settings import ModelSpec
 from dejavu_lit.models.tokenizer import load_tokenizer
 from dejavu_lit.utils.errors import UserError, first_line, suggest
 from dejavu_lit.utils.io import atomic, fingerprint, read_json_object, write_json
@@ -25,18 +25,6 @@ PREPROCESS = (
     "fill_color",
 )  # what a config says of images beside their size
 PROBE = "A photo of 2 dogs, on grass"  # the caption that tells two tokenizers apart
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """The architecture, and where its weights come from."""
-
-    name: str
-    """An open_clip architecture, or any name if ``config`` is given."""
-    config: dict[str, Any] | None = None
-    """open_clip's own model config, for a custom architecture."""
-    init: str | None = None
-    """Weights to start from: ARCH@TAG, ARCH@FILE, hf-hub:…, local-dir:FOLDER, RUN or RUN@EPOCH; None: from scratch."""
 
 
 def architecture(spec: ModelSpec) -> dict[str, Any]:
