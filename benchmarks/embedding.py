@@ -25,7 +25,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from dejavu_lit.data.shards import Pair, ShardSet, write_shard
 from dejavu_lit.evaluation.embed import embed
-from dejavu_lit.models.build import ModelSpec, export_config, export_weights
+from dejavu_lit.models.build import export_config, export_weights
+from dejavu_lit.models.settings import ModelSpec
 from dejavu_lit.models.zoo import load_encoder
 
 TINY = {

@@ -137,7 +137,8 @@ def embed(folder: Path, pairs: int) -> dict[str, Any]:
     from dejavu_lit.data.shards import ShardSet
     from dejavu_lit.evaluation.audited_model import AuditedModel
     from dejavu_lit.evaluation.embed import embed as run
-    from dejavu_lit.models.build import ModelSpec, export_config, export_weights
+    from dejavu_lit.models.build import export_config, export_weights
+    from dejavu_lit.models.settings import ModelSpec
 
     model = folder / "model"
     if not (model / "open_clip_model.safetensors").exists():

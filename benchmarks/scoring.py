@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from dejavu_lit.data.objects import Objects
-from dejavu_lit.measure.population import Resampling, estimate, outcomes
+from dejavu_lit.measure.population import estimate, outcomes
 from dejavu_lit.measure.scores import Neighbors, score
+from dejavu_lit.measure.settings import Resampling
 
 RESAMPLINGS = 100
 SHARE = 0.1

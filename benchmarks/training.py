@@ -120,9 +120,10 @@ def train_ours(folder: Path, claim: Claim, augment: bool) -> list[float]:
     """Seconds of each epoch of `train.py`."""
     from dejavu_lit.data.prepared import DataSpec
     from dejavu_lit.mitigation import Mitigation
-    from dejavu_lit.models.build import ModelSpec
-    from dejavu_lit.training.clip_module import ClipModule, Recipe
-    from dejavu_lit.training.train import TrainerSettings, TrainingRun, train
+    from dejavu_lit.models.settings import ModelSpec
+    from dejavu_lit.training.clip_module import ClipModule
+    from dejavu_lit.training.settings import Recipe, TrainerSettings, TrainingRun
+    from dejavu_lit.training.train import train
 
     begun: list[float] = []
     seconds: list[float] = []
@@ -216,11 +217,13 @@ def profile(name: str, trim: bool, steps: int = 3) -> dict[str, Any]:
 
     from dejavu_lit.data.module import PairDataModule
     from dejavu_lit.mitigation import Mitigation
-    from dejavu_lit.models.build import ModelSpec, build_model, export_config
+    from dejavu_lit.models.build import build_model, export_config
     from dejavu_lit.models.preprocess import Preprocess
-    from dejavu_lit.training.clip_module import ClipModule, Recipe
+    from dejavu_lit.models.settings import ModelSpec
+    from dejavu_lit.training.clip_module import ClipModule
     from dejavu_lit.training.features import ComputeSettings
     from dejavu_lit.training.regularizers import contrastive_loss
+    from dejavu_lit.training.settings import Recipe
 
     claim = CLAIMS[name]
     with tempfile.TemporaryDirectory() as where:

@@ -26,6 +26,7 @@ from dejavu_lit.data.epoch import EpochPlan, Repeat, epoch_plan
 from dejavu_lit.data.key_lists import count_pairs, later_duplicates, positions_of
 from dejavu_lit.data.manifest import MANIFEST
 from dejavu_lit.data.prepared import TRAINED_ON
+from dejavu_lit.data.settings import LoaderSettings
 from dejavu_lit.data.shards import Pair, ShardSet, caption_candidates, read_pairs
 from dejavu_lit.data.stream import (
     Augment,
@@ -45,29 +46,6 @@ log = logging.getLogger(__name__)
 VOCABULARY_PAIRS = 100_000  # whose captions text_random draws its words from; shards are in hash order: it is a sample
 POLL_S = 5  # seconds between two checks that the worker processes are alive
 TIMED_OUT = "DataLoader timed out"  # how torch's message starts
-
-
-@dataclass(frozen=True)
-class LoaderSettings:
-    """How pairs are read. The order of the pairs depends on ``workers``; nothing else here changes what is trained."""
-
-    workers: int = 0
-    """Loader processes per rank; 0 reads in the training process."""
-    cache_mb: int = 1024
-    """Decoded images and tokens stay in memory if the training set fits into this many MiB."""
-    prefetch: int = 4
-    """Batches that each worker prepares ahead."""
-    pin_memory: bool = False
-    """Put batches in memory that the GPU reads directly."""
-    bad_share: float = 0.01
-    """Training stops if more than this share of an epoch's pairs cannot be read."""
-
-    def __post_init__(self) -> None:
-        if self.workers < 0 or self.cache_mb < 0 or self.prefetch < 1 or not 0 <= self.bad_share <= 1:
-            raise UserError(
-                f"trainer.loader: workers={self.workers} and cache_mb={self.cache_mb} must be at least 0, "
-                f"prefetch={self.prefetch} at least 1, bad_share={self.bad_share} between 0 and 1"
-            )
 
 
 @dataclass(eq=False)

@@ -11,37 +11,10 @@ from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.evaluation.embeddings import Embeddings, Modality
+from dejavu_lit.evaluation.settings import Comparison
 from dejavu_lit.measure.figures import BLOCK_SETS
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Which neighbors are searched: the settings that cannot change without a new search."""
-
-    target: str
-    """RUN, RUN@EPOCH, ARCH@TAG, ARCH@FILE, hf-hub:…, local-dir:…, a model folder, or embeddings:DIR."""
-    reference: str
-    """The same, or text:MODEL for the one-model test."""
-    index: str = "flat"
-    """How faiss searches: flat is exact; gpu too, and needs faiss-gpu; ivf is approximate, its recall is measured."""
-    public_modality: Modality = "image"
-    """What the target's captions are compared with: the images of P, or its captions (text)."""
-    swapped: bool | None = None
-    """Whether to measure B with the roles exchanged; None: if the reference is known to have trained on B."""
-    allow_overlap: bool = False
-    """Whether both models may have trained on the same pairs."""
-    device: str = "cpu"
-    """cpu, cuda, cuda:1, …"""
-    workers: int = 2
-    """Threads that read and decode."""
-    embeddings: str | None = None
-    """The folder for all embeddings; None: a run's own embeddings/ if it can be written, else embeddings/ below out."""
-
-    def __post_init__(self) -> None:
-        if self.public_modality not in ("image", "text"):
-            raise UserError(f"public_modality={self.public_modality} must be image or text")
 
 
 @dataclass(frozen=True)
@@ -84,12 +57,10 @@ class EvaluationInputs:
         if k > len(public):
             raise UserError(f"k={k} is more than the {len(public)} images of {public.folder}; choose smaller k and ks")
         data.check_labelled()
+        modality: Modality = "text" if comparison.public_modality == "text" else "image"
         return cls(
             models={"target": target, "reference": reference},
-            public_modality={
-                "target": comparison.public_modality,
-                "reference": "text" if reference.captions_only else comparison.public_modality,
-            },
+            public_modality={"target": modality, "reference": "text" if reference.captions_only else modality},
             shards=shards,
             members={block: prefix(shards[block], sizes[block], trained[block].excluded) for block in shards},
             public=public,

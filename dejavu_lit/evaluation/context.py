@@ -15,9 +15,9 @@ from typing import Any
 from dejavu_lit.data.objects import read_objects
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.evaluation.audited_model import AuditedModel, changed_weights
-from dejavu_lit.evaluation.comparison import Comparison
-from dejavu_lit.measure.metrics import Settings
+from dejavu_lit.evaluation.settings import Comparison
 from dejavu_lit.measure.recompute import MODEL_FREE_OPTIONS, PLACEMENT_OPTIONS, read_metrics
+from dejavu_lit.measure.settings import Settings
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import fingerprint, read_json_object, visible_files, write_json
 from dejavu_lit.utils.run_directory import first_difference

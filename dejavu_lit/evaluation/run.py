@@ -16,8 +16,8 @@ from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import locked
 
 if TYPE_CHECKING:
-    from dejavu_lit.evaluation.comparison import Comparison
-    from dejavu_lit.measure.metrics import Settings
+    from dejavu_lit.evaluation.settings import Comparison
+    from dejavu_lit.measure.settings import Settings
 
 # The options that no figure depends on: they are not saved with an evaluation.
 OUTPUT_OPTIONS = ("out", "sweep", "utility_loss", "report", "logger", "trainer", "fail_if")
@@ -64,14 +64,14 @@ def check_evaluation(config: dict[str, Any], data: DataSpec) -> None:
 
 
 def _comparison(config: dict[str, Any]) -> "Comparison":
-    from dejavu_lit.evaluation.comparison import Comparison
+    from dejavu_lit.evaluation.settings import Comparison
 
     check_fields(Comparison, config, "")
     return Comparison(**{field.name: config[field.name] for field in fields(Comparison)})
 
 
 def _settings(config: dict[str, Any]) -> "Settings":
-    from dejavu_lit.measure.metrics import Settings
+    from dejavu_lit.measure.settings import Settings
 
     values = {name: config[name] for name in ("k", "ks", "threshold", "top_m")} | config["statistics"]
     check_fields(Settings, values, "")

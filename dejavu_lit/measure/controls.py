@@ -13,9 +13,10 @@ import numpy as np
 from scipy.special import stdtrit
 
 from dejavu_lit.measure.figures import BLOCKS, FIGURES
-from dejavu_lit.measure.population import Estimate, Outcomes, Resampling, estimate, outcomes
+from dejavu_lit.measure.population import Estimate, Outcomes, estimate, outcomes
 from dejavu_lit.measure.records import Records
 from dejavu_lit.measure.scores import Scores
+from dejavu_lit.measure.settings import Resampling
 from dejavu_lit.utils.errors import UserError
 
 LISTED_LABELS = 20  # of the blind baseline's objects, enough to recognize them

@@ -18,34 +18,10 @@ from scipy.special import betainc
 
 from dejavu_lit.measure.figures import FIGURES
 from dejavu_lit.measure.scores import Scores
+from dejavu_lit.measure.settings import Resampling
 from dejavu_lit.utils.errors import UserError
 
 MULTINOMIAL_CELLS = 2_000_000  # counts drawn at once by one resampling step: 16 MB
-
-
-@dataclass(frozen=True)
-class Resampling:
-    """How the spread of a figure is estimated."""
-
-    draws: int = 100
-    """Subsamples, drawn with replacement, for the paper's mean ± std."""
-    share: float = 0.1
-    """Share of the records in each subsample."""
-    bootstrap: int = 2000
-    """Resamples of all records for the 95 % interval."""
-    seed: int = 0
-    """Seed of all resampling."""
-
-    def __post_init__(self) -> None:
-        for name, minimum in (("draws", 2), ("bootstrap", 100), ("seed", 0)):
-            if getattr(self, name) < minimum:
-                raise UserError(f"{name}={getattr(self, name)} must be at least {minimum}")
-        if not 0 < self.share <= 1:
-            raise UserError(f"share={self.share} must be above 0 and at most 1 (0.1 draws 10 % of the records)")
-
-    def sample_size(self, n: int) -> int:
-        """The number of records in one subsample of n: max(1, round(share · n))."""
-        return max(1, round(self.share * n))
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from typing import Any
 
 from dejavu_lit.data.objects import Objects, read_objects
 from dejavu_lit.measure.figures import BLOCK_SETS
-from dejavu_lit.measure.metrics import VERSION, ObjectsAt, Settings, gap_blocks, measure
+from dejavu_lit.measure.metrics import VERSION, ObjectsAt, gap_blocks, measure
 from dejavu_lit.measure.records import Records, read_records
+from dejavu_lit.measure.settings import Settings
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import read_json_object
 

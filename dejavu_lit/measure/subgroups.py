@@ -18,10 +18,10 @@ from scipy.special import erfc
 from dejavu_lit.measure.figures import FIGURES
 from dejavu_lit.measure.population import Outcomes
 from dejavu_lit.measure.records import META, Records
+from dejavu_lit.measure.settings import BUILT_IN_COLUMNS
 from dejavu_lit.utils.errors import UserError, suggest
 from dejavu_lit.utils.words import split_words
 
-BUILT_IN_COLUMNS = ("object", "caption_words", "object_count")
 CAPTION_WORD_BINS = (5, 10, 15, 20, 30, 50)  # upper edges, finer for short captions
 MANY_OBJECTS = 10  # images with this many objects or more form one group
 MAX_LISTED = 1000  # groups listed per column, which bounds metrics.json; all groups are tested

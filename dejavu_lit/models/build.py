@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from open_clip.model import get_model_preprocess_cfg
 from torch import nn
 
 from dejavu_lit.models.model_name import ModelName
+from dejavu_lit.models.settings import ModelSpec
 from dejavu_lit.models.tokenizer import load_tokenizer
 from dejavu_lit.utils.errors import UserError, first_line, suggest
 from dejavu_lit.utils.io import atomic, fingerprint, read_json_object, write_json
@@ -26,18 +26,6 @@ PREPROCESS = (
     "fill_color",
 )  # what a config says of images beside their size
 PROBE = "A photo of 2 dogs, on grass"  # the caption that tells two tokenizers apart
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """The architecture, and where its weights come from."""
-
-    name: str
-    """An open_clip architecture, or any name if ``config`` is given."""
-    config: dict[str, Any] | None = None
-    """open_clip's own model config, for a custom architecture."""
-    init: str | None = None
-    """Weights to start from: ARCH@TAG, ARCH@FILE, hf-hub:…, local-dir:FOLDER, RUN or RUN@EPOCH; None: from scratch."""
 
 
 def architecture(spec: ModelSpec) -> dict[str, Any]:

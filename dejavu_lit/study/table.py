@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 
 from dejavu_lit.measure.controls import compare_settings, memorization_found, pool_blocks
 from dejavu_lit.measure.figures import BLOCKS
-from dejavu_lit.measure.population import Resampling
 from dejavu_lit.measure.recompute import read_evaluation
 from dejavu_lit.measure.records import Records
+from dejavu_lit.measure.settings import Resampling
 from dejavu_lit.study.ranking import add_verdict, comparison_key, pool_differences, rank
 from dejavu_lit.study.runs import FINISHED, planned_epochs
 from dejavu_lit.utils.config import flatten

@@ -7,7 +7,7 @@ gather-with-grad), or SigLIP's if the model has a bias. Source: Radford et al., 
 import math
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -21,42 +21,8 @@ from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.training.features import ComputeSettings, Features
 from dejavu_lit.training.finetuning import apply_finetuning, merged
 from dejavu_lit.training.regularizers import add_gradient_noise, add_text_noise, contrastive_loss, drop_patches
+from dejavu_lit.training.settings import Recipe
 from dejavu_lit.utils.errors import UserError
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a model is trained, mitigations apart."""
-
-    epochs: int
-    """Epochs to train; also the horizon of the learning-rate schedule."""
-    batch: int
-    """Pairs per step, over all ranks."""
-    lr: float
-    """AdamW's largest learning rate; it falls along a cosine to 0."""
-    warmup_steps: int = 0
-    """Steps over which the learning rate rises."""
-    beta1: float = 0.9
-    """AdamW's decay of the mean of the gradients."""
-    beta2: float = 0.98
-    """AdamW's decay of the mean of the squared gradients."""
-    eps: float = 1e-6
-    """AdamW's epsilon."""
-    weight_decay: float = 0.2
-    """AdamW's weight decay, of matrices only."""
-    logit_scale_max: float = 100.0
-    """The learned multiplier 1/τ is clamped to this after every step."""
-    gradient_clip: float | None = None
-    """Largest norm of all gradients together; null: gradients are not clipped."""
-    accumulate: int = 1
-    """Parts in which the batch of a rank is computed, to save memory; the loss is still that of the complete batch."""
-
-    def __post_init__(self) -> None:
-        if min(self.epochs, self.batch, self.accumulate) < 1 or not 0 < self.lr < math.inf or self.warmup_steps < 0:
-            raise UserError(
-                f"recipe.epochs={self.epochs}, recipe.batch={self.batch} and recipe.accumulate={self.accumulate} must be "
-                f"at least 1, recipe.lr={self.lr} above 0 and recipe.warmup_steps={self.warmup_steps} at least 0"
-            )
 
 
 def split_by_decay(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

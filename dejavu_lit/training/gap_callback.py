@@ -18,8 +18,9 @@ from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.models.open_clip_encoder import OpenClipEncoder
 from dejavu_lit.training.clip_module import ClipModule
 from dejavu_lit.training.ema import averaged
-from dejavu_lit.training.gap_sample import GapMeter, GapSettings, Reference
+from dejavu_lit.training.gap_sample import GapMeter, Reference
 from dejavu_lit.training.progress import write_metrics
+from dejavu_lit.training.settings import GapSettings
 from dejavu_lit.utils.distributed import rank
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256

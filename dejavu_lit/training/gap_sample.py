@@ -23,40 +23,17 @@ from dejavu_lit.evaluation.embeddings import Embeddings, Modality
 from dejavu_lit.evaluation.search import search
 from dejavu_lit.measure.controls import blocks
 from dejavu_lit.measure.figures import FIGURES
-from dejavu_lit.measure.population import Resampling, outcomes
+from dejavu_lit.measure.population import outcomes
 from dejavu_lit.measure.scores import Scores, score
+from dejavu_lit.measure.settings import Resampling
 from dejavu_lit.models.encoder import Encoder
+from dejavu_lit.training.settings import GapSettings
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.parallel import thread_count, thread_pool
 
 log = logging.getLogger(__name__)
 
 IMAGE_CACHE_BYTES = 2**30  # of decoded public images; a larger public set is decoded again at every measurement
-
-
-@dataclass(frozen=True)
-class GapSettings:
-    """Whether and how the gaps are measured while training; without a reference they are not measured."""
-
-    reference: str | None = None
-    """RUN (its checkpoint of the same epoch, else its final model), RUN@EPOCH, MODEL, embeddings:DIR or text:MODEL."""
-    every: int = 5
-    """Epochs between two measurements."""
-    sample: int = 500
-    """Pairs with objects, per set."""
-    public: int | None = 512
-    """Public images that are searched, drawn by hash in chunks of 64; null: all, as dejavu evaluate does."""
-    k: int = 10
-    """Neighbors."""
-    threshold: float = 0.5
-    """Lowest annotator score that counts."""
-
-    def __post_init__(self) -> None:
-        for name in ("every", "sample", "public", "k"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"gaps.{name}={getattr(self, name)} must be at least 1")
-        if not 0 <= self.threshold <= 1:
-            raise UserError(f"gaps.threshold={self.threshold} must be between 0 and 1")
 
 
 class Reference(Protocol):

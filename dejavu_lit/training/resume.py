@@ -28,7 +28,8 @@ def run_training(config: dict[str, Any], out: Path) -> None:
     config["data"] = pinned(config["data"])
     data = data_spec(config["data"])
     with run_directory(out, config):
-        from dejavu_lit.training.train import TrainingRun, train
+        from dejavu_lit.training.settings import TrainingRun
+        from dejavu_lit.training.train import train
 
         train(TrainingRun(config["side"], data, seed=config["seed"], config=config, **settings), out)
 

@@ -5,7 +5,6 @@ import math
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -19,29 +18,26 @@ from pytorch_lightning.strategies import DDPStrategy
 
 from dejavu_lit.data.epoch import exposures
 from dejavu_lit.data.manifest import MANIFEST
-from dejavu_lit.data.module import LoaderSettings, PairDataModule, loader_failure
-from dejavu_lit.data.prepared import DataSpec
-from dejavu_lit.mitigation import Mitigation
-from dejavu_lit.models.build import ModelSpec, build_model, export_config, export_weights
+from dejavu_lit.data.module import PairDataModule, loader_failure
+from dejavu_lit.models.build import build_model, export_config, export_weights
 from dejavu_lit.models.preprocess import Augment, Preprocess
 from dejavu_lit.models.tokenizer import load_tokenizer
 from dejavu_lit.training.checkpoints import AtomicCheckpointIO, CheckpointSaver, saved_step
-from dejavu_lit.training.clip_module import ClipModule, Recipe
+from dejavu_lit.training.clip_module import ClipModule
 from dejavu_lit.training.ema import Averaging, averaged
 from dejavu_lit.training.features import ComputeSettings
 from dejavu_lit.training.finetuning import merged
 from dejavu_lit.training.gap_callback import GapCallback, gap_callback
-from dejavu_lit.training.gap_sample import GapSettings
 from dejavu_lit.training.loggers import finish_loggers, training_loggers
 from dejavu_lit.training.preemption import Preemption, SignalListener
 from dejavu_lit.training.progress import EpochLogger, StepMetrics
+from dejavu_lit.training.settings import TrainingRun
 from dejavu_lit.training.stopping import EarlyStop, NonFiniteLossStop, stop_reason
 from dejavu_lit.utils.distributed import lightning_environment, rank
 from dejavu_lit.utils.errors import UserError, first_line
 from dejavu_lit.utils.io import file_sha256, read_json_object, write_json
 from dejavu_lit.utils.provenance import provenance
 from dejavu_lit.utils.run_directory import RUN_SCHEMA
-from dejavu_lit.utils.wandb import LoggerSettings
 
 log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it sets INFO on import
@@ -54,88 +50,6 @@ warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfe
 warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # one process on a node of a cluster
 
 RUN_RECORD = "run.json"  # written last: a run directory with this file is finished
-
-
-@dataclass(frozen=True)
-class TrainerSettings:
-    """Where and how a run is computed. ``loader.workers`` and the number of devices also fix the order of the pairs."""
-
-    accelerator: str = "cpu"
-    """cpu or gpu."""
-    devices: int = 1
-    """Devices per node; -1 for all."""
-    num_nodes: int = 1
-    """Machines."""
-    precision: str = "32-true"
-    """Lightning's precision: 32-true, bf16-mixed, 16-mixed, …"""
-    log_every: int = 20
-    """Steps between logged losses, throughput, learning rate and logit scale."""
-    checkpoint_epochs: int = 5
-    """Epochs between the checkpoints that are kept (weights only)."""
-    checkpoint_at: tuple[int, ...] = ()
-    """Additional epochs whose checkpoints are kept, counted from 1."""
-    checkpoint_steps: int = 1000
-    """Steps between saves of last.ckpt within an epoch; it is also saved after every epoch."""
-    timeout_min: float = 30
-    """Minutes that a rank waits for another rank, or for its loader processes, before it gives up."""
-    trim: bool = True
-    """Compute only the tokens that the features depend on, in models where this changes nothing but rounding."""
-    checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a third more time."""
-    compile: bool = False
-    """Compile the encoders with torch.compile."""
-    loader: LoaderSettings = field(default_factory=LoaderSettings)
-    """How pairs are read."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_nodes", "log_every", "checkpoint_epochs", "checkpoint_steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"trainer.{name}={getattr(self, name)} must be at least 1")
-        if not all(isinstance(epoch, int) and epoch > 0 for epoch in self.checkpoint_at):
-            raise UserError(f"trainer.checkpoint_at={self.checkpoint_at} must be a list of epochs, counted from 1")
-        if self.devices == 0 or self.devices < -1:
-            raise UserError(f"trainer.devices={self.devices} must be at least 1, or -1 for all devices of the node")
-        if self.timeout_min <= 0:
-            raise UserError(f"trainer.timeout_min={self.timeout_min} must be above 0")
-
-
-@dataclass(frozen=True)
-class TrainingRun:
-    """Everything that defines a training run, apart from its directory."""
-
-    side: str
-    """target (trains on A) or reference (trains on B)."""
-    data: DataSpec
-    """The prepared data."""
-    model: ModelSpec
-    """The architecture and its initial weights."""
-    recipe: Recipe
-    """How the model is trained, mitigations apart."""
-    mitigation: Mitigation
-    """What is done against memorization."""
-    trainer: TrainerSettings
-    """Where and how the run is computed."""
-    seed: int = 0
-    """Seed of initialization, order and masking."""
-    logger: LoggerSettings = field(default_factory=LoggerSettings)
-    """The dashboards; metrics.csv is always written."""
-    gaps: GapSettings = field(default_factory=GapSettings)
-    """Whether and how the gaps are measured while training."""
-    config: Mapping[str, Any] = field(default_factory=dict)
-    """The resolved settings, for wandb."""
-
-    def __post_init__(self) -> None:
-        knobs = {name: getattr(self.mitigation, name) for name in ("lock_image", "lock_text", "lora_rank")}
-        if self.model.init is None and any(knobs.values()):
-            name, value = next((name, value) for name, value in knobs.items() if value)
-            raise UserError(
-                f"mitigation.{name}={value} fine-tunes a model, and there is none to start from; give model.init=… or drop it"
-            )
-
-    @property
-    def epochs(self) -> int:
-        """The number of epochs to train, unless a callback stops the run."""
-        return min(self.recipe.epochs, self.mitigation.stop_epoch or self.recipe.epochs)
 
 
 def train(run: TrainingRun, out: Path) -> Path:

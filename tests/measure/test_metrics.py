@@ -7,8 +7,9 @@ import jsonschema
 import numpy as np
 import pytest
 
-from dejavu_lit.measure.metrics import Settings, measure
+from dejavu_lit.measure.metrics import measure
 from dejavu_lit.measure.records import Records
+from dejavu_lit.measure.settings import Settings
 from dejavu_lit.utils.errors import UserError
 from tests.measure.oracle import Case, objects
 

@@ -7,9 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from dejavu_lit.data.objects import Annotation, Annotator, read_objects, write_objects
-from dejavu_lit.measure.metrics import Settings, measure
+from dejavu_lit.measure.metrics import measure
 from dejavu_lit.measure.recompute import RECORD_FILES, gaps_by_objects, read_evaluation, recompute_metrics
 from dejavu_lit.measure.records import Records, write_records
+from dejavu_lit.measure.settings import Settings
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import read_json, write_json
 from tests.measure.oracle import Case

@@ -11,8 +11,9 @@ from PIL import Image
 
 from dejavu_lit.data.objects import Annotation, Annotator, read_objects, write_objects
 from dejavu_lit.data.shards import Pair, write_shards
-from dejavu_lit.measure.metrics import Settings, measure
+from dejavu_lit.measure.metrics import measure
 from dejavu_lit.measure.records import EXPOSURE, Neighbors, Records, write_records
+from dejavu_lit.measure.settings import Settings
 from dejavu_lit.study import table as study
 from dejavu_lit.utils.io import read_json, write_json
 

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from dejavu_lit.mitigation import Mitigation
-from dejavu_lit.models.build import ModelSpec, architecture, build_model, export_config, export_weights
+from dejavu_lit.models.build import architecture, build_model, export_config, export_weights
+from dejavu_lit.models.settings import ModelSpec
 from dejavu_lit.models.zoo import load_encoder
-from dejavu_lit.training.clip_module import ClipModule, Recipe, learning_rate_factor, split_by_decay
+from dejavu_lit.training.clip_module import ClipModule, learning_rate_factor, split_by_decay
+from dejavu_lit.training.settings import Recipe
 from dejavu_lit.utils.errors import UserError
 from tests.models.tiny import sample_image, write_clip
 

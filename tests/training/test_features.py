@@ -10,8 +10,9 @@ from torch._dynamo.utils import counters
 from torch.autograd.graph import saved_tensors_hooks
 
 from dejavu_lit.mitigation import Mitigation
-from dejavu_lit.training.clip_module import ClipModule, Recipe
+from dejavu_lit.training.clip_module import ClipModule
 from dejavu_lit.training.features import ComputeSettings, Features
+from dejavu_lit.training.settings import Recipe
 from dejavu_lit.training.towers import pack
 from dejavu_lit.utils.errors import UserError
 

@@ -13,9 +13,11 @@ from open_clip.loss import ClipLoss
 from safetensors.torch import load_file
 
 from dejavu_lit.data.module import PairDataModule
-from dejavu_lit.models.build import ModelSpec, build_model
+from dejavu_lit.models.build import build_model
 from dejavu_lit.models.preprocess import Preprocess
-from dejavu_lit.training.clip_module import ClipModule, Recipe, learning_rate_factor, split_by_decay
+from dejavu_lit.models.settings import ModelSpec
+from dejavu_lit.training.clip_module import ClipModule, learning_rate_factor, split_by_decay
+from dejavu_lit.training.settings import Recipe
 from tests.conftest import SMALL, call
 
 

@@ -15,10 +15,12 @@ from torch.utils._pytree import tree_leaves
 
 import dejavu_lit.training.train as training
 from dejavu_lit.mitigation import Mitigation
-from dejavu_lit.models.build import ModelSpec, build_model, export_config
-from dejavu_lit.training.clip_module import ClipModule, Recipe
+from dejavu_lit.models.build import build_model, export_config
+from dejavu_lit.models.settings import ModelSpec
+from dejavu_lit.training.clip_module import ClipModule
 from dejavu_lit.training.ema import Averaging
 from dejavu_lit.training.regularizers import contrastive_loss
+from dejavu_lit.training.settings import Recipe
 from tests.conftest import SMALL, call
 from tests.training.test_clip_module import CONFIG
 

@@ -1,0 +1,155 @@
+"""The settings of a training run; nothing heavy is imported."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dejavu_lit.data.prepared import DataSpec
+from dejavu_lit.data.settings import LoaderSettings
+from dejavu_lit.mitigation import Mitigation
+from dejavu_lit.models.settings import ModelSpec
+from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.wandb import LoggerSettings
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained, mitigations apart."""
+
+    epochs: int
+    """Epochs to train; also the horizon of the learning-rate schedule."""
+    batch: int
+    """Pairs per step, over all ranks."""
+    lr: float
+    """AdamW's largest learning rate; it falls along a cosine to 0."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises."""
+    beta1: float = 0.9
+    """AdamW's decay of the mean of the gradients."""
+    beta2: float = 0.98
+    """AdamW's decay of the mean of the squared gradients."""
+    eps: float = 1e-6
+    """AdamW's epsilon."""
+    weight_decay: float = 0.2
+    """AdamW's weight decay, of matrices only."""
+    logit_scale_max: float = 100.0
+    """The learned multiplier 1/τ is clamped to this after every step."""
+    gradient_clip: float | None = None
+    """Largest norm of all gradients together; null: gradients are not clipped."""
+    accumulate: int = 1
+    """Parts in which the batch of a rank is computed, to save memory; the loss is still that of the complete batch."""
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.batch, self.accumulate) < 1 or not 0 < self.lr < math.inf or self.warmup_steps < 0:
+            raise UserError(
+                f"recipe.epochs={self.epochs}, recipe.batch={self.batch} and recipe.accumulate={self.accumulate} must be "
+                f"at least 1, recipe.lr={self.lr} above 0 and recipe.warmup_steps={self.warmup_steps} at least 0"
+            )
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """Where and how a run is computed. ``loader.workers`` and the number of devices also fix the order of the pairs."""
+
+    accelerator: str = "cpu"
+    """cpu or gpu."""
+    devices: int = 1
+    """Devices per node; -1 for all."""
+    num_nodes: int = 1
+    """Machines."""
+    precision: str = "32-true"
+    """Lightning's precision: 32-true, bf16-mixed, 16-mixed, …"""
+    log_every: int = 20
+    """Steps between logged losses, throughput, learning rate and logit scale."""
+    checkpoint_epochs: int = 5
+    """Epochs between the checkpoints that are kept (weights only)."""
+    checkpoint_at: tuple[int, ...] = ()
+    """Additional epochs whose checkpoints are kept, counted from 1."""
+    checkpoint_steps: int = 1000
+    """Steps between saves of last.ckpt within an epoch; it is also saved after every epoch."""
+    timeout_min: float = 30
+    """Minutes that a rank waits for another rank, or for its loader processes, before it gives up."""
+    trim: bool = True
+    """Compute only the tokens that the features depend on, in models where this changes nothing but rounding."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
+    compile: bool = False
+    """Compile the encoders with torch.compile."""
+    loader: LoaderSettings = field(default_factory=LoaderSettings)
+    """How pairs are read."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_nodes", "log_every", "checkpoint_epochs", "checkpoint_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"trainer.{name}={getattr(self, name)} must be at least 1")
+        if not all(isinstance(epoch, int) and epoch > 0 for epoch in self.checkpoint_at):
+            raise UserError(f"trainer.checkpoint_at={self.checkpoint_at} must be a list of epochs, counted from 1")
+        if self.devices == 0 or self.devices < -1:
+            raise UserError(f"trainer.devices={self.devices} must be at least 1, or -1 for all devices of the node")
+        if self.timeout_min <= 0:
+            raise UserError(f"trainer.timeout_min={self.timeout_min} must be above 0")
+
+
+@dataclass(frozen=True)
+class GapSettings:
+    """Whether and how the gaps are measured while training; without a reference they are not measured."""
+
+    reference: str | None = None
+    """RUN (its checkpoint of the same epoch, else its final model), RUN@EPOCH, MODEL, embeddings:DIR or text:MODEL."""
+    every: int = 5
+    """Epochs between two measurements."""
+    sample: int = 500
+    """Pairs with objects, per set."""
+    public: int | None = 512
+    """Public images that are searched, drawn by hash in chunks of 64; null: all, as dejavu evaluate does."""
+    k: int = 10
+    """Neighbors."""
+    threshold: float = 0.5
+    """Lowest annotator score that counts."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "sample", "public", "k"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"gaps.{name}={getattr(self, name)} must be at least 1")
+        if not 0 <= self.threshold <= 1:
+            raise UserError(f"gaps.threshold={self.threshold} must be between 0 and 1")
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """Everything that defines a training run, apart from its directory."""
+
+    side: str
+    """target (trains on A) or reference (trains on B)."""
+    data: DataSpec
+    """The prepared data."""
+    model: ModelSpec
+    """The architecture and its initial weights."""
+    recipe: Recipe
+    """How the model is trained, mitigations apart."""
+    mitigation: Mitigation
+    """What is done against memorization."""
+    trainer: TrainerSettings
+    """Where and how the run is computed."""
+    seed: int = 0
+    """Seed of initialization, order and masking."""
+    logger: LoggerSettings = field(default_factory=LoggerSettings)
+    """The dashboards; metrics.csv is always written."""
+    gaps: GapSettings = field(default_factory=GapSettings)
+    """Whether and how the gaps are measured while training."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The resolved settings, for wandb."""
+
+    def __post_init__(self) -> None:
+        knobs = {name: getattr(self.mitigation, name) for name in ("lock_image", "lock_text", "lora_rank")}
+        if self.model.init is None and any(knobs.values()):
+            name, value = next((name, value) for name, value in knobs.items() if value)
+            raise UserError(
+                f"mitigation.{name}={value} fine-tunes a model, and there is none to start from; give model.init=… or drop it"
+            )
+
+    @property
+    def epochs(self) -> int:
+        """The number of epochs to train, unless a callback stops the run."""
+        return min(self.recipe.epochs, self.mitigation.stop_epoch or self.recipe.epochs)
