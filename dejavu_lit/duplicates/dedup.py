@@ -208,9 +208,9 @@ def _exact(hashes: ImageHashes) -> DuplicateKind:
 
 def _perceptual(hashes: ImageHashes, exact: np.ndarray, distance: int) -> DuplicateKind:
     groups, links = near_links(exact, hashes.hashes, hashes.hashed, distance)
-    bits = [(a ^ b).bit_count() for a, b in hashes.hashes[links].tolist()]
+    bits = np.bitwise_count(hashes.hashes[links[:, 0]] ^ hashes.hashes[links[:, 1]])
     details = {"distance": distance, "without_hash": int((~hashes.hashed).sum())}
-    return DuplicateKind("hash", groups, links, np.array(bits, dtype=np.float64), details)
+    return DuplicateKind("hash", groups, links, bits.astype(np.float64), details)
 
 
 def _semantic(out: Path, sets: Mapping[str, ShardSet], criteria: DuplicateCriteria, images: Images) -> DuplicateKind:

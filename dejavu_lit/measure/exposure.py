@@ -7,7 +7,6 @@ is over the records, its p-value from t = ρ · √((n − 2) / (1 − ρ²)).
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtr
 
 from dejavu_lit.measure.figures import FIGURES
 from dejavu_lit.measure.population import Outcomes
@@ -78,17 +77,9 @@ def exposure_levels(exposure: np.ndarray) -> np.ndarray:
 
 def spearman(a: np.ndarray, b: np.ndarray) -> dict[str, float | None]:
     """Spearman's rank correlation {rho, p}; both are None if a or b is constant or n < 3."""
-    ranks = [_ranks(x) - (len(x) + 1) / 2 for x in (a, b)]
-    norm = np.sqrt((ranks[0] @ ranks[0]) * (ranks[1] @ ranks[1]))
-    if len(a) < 3 or norm == 0:
+    from scipy.stats import spearmanr
+
+    if len(a) < 3 or not np.ptp(a) or not np.ptp(b):
         return {"rho": None, "p": None}
-    rho = float(np.clip(ranks[0] @ ranks[1] / norm, -1, 1))
-    freedom = len(a) - 2
-    t = np.inf if abs(rho) == 1 else abs(rho) * np.sqrt(freedom / (1 - rho**2))
-    return {"rho": rho, "p": float(2 * stdtr(freedom, -t))}
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1, ties at their mean rank, float64 [n]."""
-    _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[index]
+    rho, p = spearmanr(a, b)
+    return {"rho": float(rho), "p": float(p)}

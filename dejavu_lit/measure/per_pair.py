@@ -17,7 +17,6 @@ from dejavu_lit.data import key_lists
 from dejavu_lit.measure.records import SIDES, Records
 from dejavu_lit.measure.sample import RANKINGS, rank
 from dejavu_lit.measure.scores import predict
-from dejavu_lit.measure.subgroups import benjamini_hochberg
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import atomic
 
@@ -47,6 +46,8 @@ def pair_gaps(
     Raises:
         UserError: none of the keys is a record of A, or no record of H has objects.
     """
+    from scipy.stats import false_discovery_control
+
     row_of = population.truth.rows
     distinct = list(dict.fromkeys(keys))
     known = [key for key in distinct if key in row_of]
@@ -62,7 +63,7 @@ def pair_gaps(
         raise UserError("no record of the holdout set H has an object, so there is nothing to rank against")
     gap = _gaps(population, k, top_m)[rows]
     p = np.stack([_tail(holdout[:, g], gap[:, g]) for g in range(len(GAPS))], axis=1)
-    q = np.stack([benjamini_hochberg(p[:, g]) for g in range(len(GAPS))], axis=1)
+    q = false_discovery_control(p, axis=0)
     pairs = [
         {
             "key": population.keys[row],

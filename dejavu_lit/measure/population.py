@@ -14,7 +14,6 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from scipy.special import betainc
 
 from dejavu_lit.measure.figures import FIGURES
 from dejavu_lit.measure.scores import Scores
@@ -204,7 +203,6 @@ def _resample(random: np.random.Generator, values: np.ndarray, counts: np.ndarra
 
 def sign_test(wins: int, losses: int) -> float:
     """The two-sided p-value of wins against losses under even odds, without ties; 1 if there are no wins and no losses."""
-    few, trials = min(wins, losses), wins + losses
-    if 2 * few == trials:
-        return 1.0
-    return float(min(1.0, 2 * betainc(trials - few, few + 1, 0.5)))  # 2 · P(Binomial(trials, ½) ≤ few)
+    from scipy.stats import binomtest
+
+    return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0

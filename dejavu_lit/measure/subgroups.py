@@ -90,15 +90,6 @@ def two_sided(difference: np.ndarray, variance: np.ndarray) -> np.ndarray:
     return np.asarray(erfc(z / np.sqrt(2)))
 
 
-def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
-    """The smallest false discovery rate at which each p-value is among the discoveries, float64 [m]."""
-    order = np.argsort(p, kind="stable")[::-1]
-    m = len(p)
-    q = np.empty(m)
-    q[order] = np.minimum.accumulate(p[order] * m / np.arange(m, 0, -1)) if m else q
-    return np.minimum(q, 1.0)
-
-
 def column_names(columns: Sequence[str], sets: Sequence[Records]) -> list[str]:
     """The full names of ``columns``: built-in ones and those of the records stay, any other COLUMN is ``meta.COLUMN``.
 
@@ -169,9 +160,11 @@ def _column(column: str, sets: list[tuple[Records, Outcomes]], smallest: int) ->
 
 def _group_rows(names: list[str], means: GroupMeans, rest_p: np.ndarray, tested: np.ndarray) -> list[dict[str, Any]]:
     """The rows of the groups ``tested`` that differ most from the rest, with q-values over all of ``tested``."""
+    from scipy.stats import false_discovery_control
+
     low, high = means.interval()
     p = means.p()
-    q, rest_q = (np.stack([benjamini_hochberg(x[tested, f]) for f in range(3)], axis=1) for x in (p, rest_p))
+    q, rest_q = (false_discovery_control(x[tested], axis=0) for x in (p, rest_p))
     rows = []
     listed = np.sort(np.argsort(rest_p[tested, 0], kind="stable")[:MAX_LISTED])
     for position, g in zip(listed, tested[listed], strict=True):

@@ -79,6 +79,9 @@ def train(run: TrainingRun, out: Path) -> Path:
     pl.seed_everything(run.seed, verbose=False)
     module, pairs = _build_model_and_data(run, out)
     last = out / "checkpoints" / "last.ckpt"
+    if rank() == 0:
+        for part in last.parent.glob(".*.part"):  # of a killed process; they may be large
+            part.unlink()
     step = None
     if last.is_file():
         step = saved_step(last)

@@ -14,7 +14,8 @@ from PIL import Image
 
 # What differs between any two runs: times, and what is told of the machine. Everything else must be equal.
 TIMES = {"provenance", "seconds", "pairs_per_second", "mtime_ns", "sha256"}  # of checkpoints, which hold seconds, too
-NOTES = (".lock", ".launched", ".log")  # of who is at work, and what was said meanwhile
+# Of who is at work, what was said meanwhile, and what a killed process was writing: hidden, never read, and left behind.
+NOTES = (".lock", ".launched", ".log", ".part")
 
 
 def check_whole(folder: Path) -> None:
@@ -28,7 +29,7 @@ def check_whole(folder: Path) -> None:
 
 
 def check_equal(folder: Path, other: Path) -> None:
-    """Both folders hold the same files of the same contents, and nothing that is unfinished."""
+    """Both folders hold the same files of the same contents."""
     names = [{str(p.relative_to(f)) for p in f.rglob("*") if _counts(p)} for f in (folder, other)]
     assert names[0] == names[1], f"files that only one run has: {sorted(names[0] ^ names[1])}"
     for name in sorted(names[0]):

@@ -7,7 +7,7 @@ from scipy import stats
 from dejavu_lit.measure import subgroups as subgroups_module
 from dejavu_lit.measure.population import Outcomes, outcomes
 from dejavu_lit.measure.records import Records
-from dejavu_lit.measure.subgroups import GroupMeans, benjamini_hochberg, by_subgroup
+from dejavu_lit.measure.subgroups import GroupMeans, by_subgroup
 from dejavu_lit.utils.errors import UserError
 from tests.measure.oracle import Case
 
@@ -160,12 +160,6 @@ def test_intervals_cover_even_when_a_group_agrees() -> None:
     low, high = GroupMeans.of(np.ones((30, 3)), np.arange(30), np.zeros(30, int), 1).interval()
     assert low[0, 0] < 0.95
     assert high[0, 0] == 1.0
-
-
-def test_benjamini_hochberg_against_scipy() -> None:
-    p = np.random.default_rng(0).random(50) ** 3
-    np.testing.assert_allclose(benjamini_hochberg(p), stats.false_discovery_control(p))
-    assert benjamini_hochberg(np.array([])).tolist() == []
 
 
 def test_an_unknown_column_names_the_known_ones() -> None:
