@@ -1,11 +1,20 @@
-"""Blocks for a model card or a paper, in Markdown or LaTeX: the gaps with their uncertainty, utility, and settings."""
+"""Blocks for a model card or a paper, in Markdown or LaTeX: the gaps with their uncertainty, utility, and settings.
 
-from collections.abc import Mapping
+The Markdown begins with the ``model-index`` of Hugging Face's model cards (YAML between two lines of ``---``): task, dataset,
+and each metric's name, value and 95 % interval.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, UTILITY
-from dejavu_lit.report.narrative import exposure_summary, signed
+import yaml
 
+from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, UTILITY
+from dejavu_lit.report.narrative import exposure_summary, no_recommendation, signed
+
+AUDIT = {"type": "feature-extraction", "name": "déjà vu memorization, target against reference"}
+UTILITY_TASKS = {"zeroshot": "zero-shot-image-classification", "linear": "image-classification"}  # others: retrieval
 GAP_LABELS = [figure.label for figure in FIGURES.values()]
 STUDY_HEADERS = ("setting", "pairs", "seed", *GAP_LABELS, "zero-shot top-1")
 MARKDOWN = {c: f"\\{c}" for c in "\\`*_[]<>|#"}
@@ -17,8 +26,10 @@ Metrics = Mapping[str, Any]
 
 
 def markdown(metrics: Metrics) -> str:
-    """A Markdown section with a table of the gaps."""
-    lines = ["## Déjà vu memorization", "", _escape_markdown(metrics["found"]["words"]), ""]
+    """A model card: its ``model-index``, and a Markdown section with a table of the gaps."""
+    name = Path(str(metrics["settings"].get("target") or "target")).name
+    head = _model_index([(name, str(metrics["settings"].get("data") or "unknown"), metrics)])
+    lines = [head, "## Déjà vu memorization", "", _escape_markdown(metrics["found"]["words"]), ""]
     lines += ["| gap, value [95 % interval] | " + " | ".join(GAP_LABELS) + " |", "|---" * 4 + "|"]
     for name in _measured_blocks(metrics):
         bold = "**" if name == "symmetric" else ""
@@ -49,8 +60,17 @@ def latex(metrics: Metrics) -> str:
 
 
 def study_markdown(study: Metrics) -> str:
-    """A Markdown section with one row per setting, size and seed."""
-    lines = ["## Déjà vu memorization against utility", "", _escape_markdown(_recommendation(study)), ""]
+    """A model card with one entry in ``model-index`` and one row per setting, size and seed."""
+    models = [
+        (f"{s['name']}-n{s['train_size']}-s{s['seed']}", str(s.get("data") or "unknown"), s) for s in study["settings"]
+    ]
+    lines = [
+        _model_index(models),
+        "## Déjà vu memorization against utility",
+        "",
+        _escape_markdown(_recommendation(study)),
+        "",
+    ]
     lines += ["| " + " | ".join(STUDY_HEADERS) + " |", "|---" * len(STUDY_HEADERS) + "|"]
     lines += ["| " + " | ".join(_escape_markdown(cell) for cell in row) + " |" for row in _study_rows(study)]
     return "\n".join([*lines, ""])
@@ -63,6 +83,37 @@ def study_latex(study: Metrics) -> str:
     lines += [" & ".join(STUDY_HEADERS) + r" \\", r"\midrule"]
     lines += [" & ".join(_escape_tex(cell) for cell in row) + r" \\" for row in _study_rows(study)]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+
+
+def _model_index(models: Sequence[tuple[str, str, Metrics]]) -> str:
+    """The YAML head of a model card: (name, data folder, blocks and utility) of each model."""
+    index = []
+    for name, data, values in models:
+        dataset = {"type": Path(data).name or "unknown", "name": Path(data).name or "unknown"}
+        results = [{"task": dict(AUDIT), "dataset": dict(dataset), "metrics": _gap_metrics(values)}]
+        for measure, value in ((values.get("utility") or {}).get("target") or {}).items():
+            if measure in UTILITY and isinstance(value, int | float):
+                task = next(
+                    (t for start, t in UTILITY_TASKS.items() if measure.startswith(start)), "image-text-retrieval"
+                )
+                metric = {"type": measure, "name": UTILITY[measure].label, "value": round(value, 6)}
+                results.append({"task": {"type": task}, "dataset": dict(dataset), "metrics": [metric]})
+        index.append({"name": name, "results": results})
+    text = yaml.safe_dump({"model-index": index}, allow_unicode=True, sort_keys=False)
+    return f"---\n{text}---\n"
+
+
+def _gap_metrics(blocks: Metrics) -> list[dict[str, Any]]:
+    return [
+        {
+            "type": f"{block}_{name}",
+            "name": f"{BLOCKS[block].label}: {figure.label}",
+            "value": round(blocks[block][name]["value"], 6),
+            "args": {"ci95": [round(end, 6) for end in blocks[block][name]["ci95"]]},
+        }
+        for block in _measured_blocks(blocks)
+        for name, figure in FIGURES.items()
+    ]
 
 
 def _measured_blocks(metrics: Metrics) -> list[str]:
@@ -98,7 +149,10 @@ def _settings_text(metrics: Metrics) -> str:
 
 def _recommendation(study: Metrics) -> str:
     name = study.get("recommended")
-    text = f"Recommended setting: {name}." if name else "No setting is recommended."
+    if not name:
+        text = no_recommendation(study)
+        return f"{text[0].upper()}{text[1:]}."
+    text = f"Recommended setting: {name}."
     return f"{text} Rule: {study['rule']}. Symmetric gaps with 95 % intervals." if study.get("rule") else text
 
 
