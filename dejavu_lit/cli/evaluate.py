@@ -53,7 +53,7 @@ def _evaluate_pair(config: dict[str, Any], out: Path, gate: "Gate | None", ranks
     show_evaluation(metrics, out)
     page = show_report(config, out)
     log_evaluation(logger, out, config["report"]["redact"], page.parent / "figures" if page else None)
-    show_next_steps(out, study=False)
+    show_next_steps(out, page, study=False)
     if gate is not None and gate.fails(metrics):
         print(f"fail_if holds: {gate.text}", file=sys.stderr)
         sys.exit(EXIT_CODE)

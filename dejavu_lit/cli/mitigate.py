@@ -122,7 +122,7 @@ def evaluate_study(
         show_study(table.write_study(out, rows, failures, config["utility_loss"]), out)
         page = show_report(config["evaluate"], out)
         log_study(logger, out, config["evaluate"]["report"]["redact"], page.parent if page else None)
-        show_next_steps(out, study=True)
+        show_next_steps(out, page, study=True)
     if failures:
         reasons = "; ".join(f"{label} ({reason})" for label, reason in failures.items())
         raise UserError(f"{len(failures)} of {len(cells)} settings have no result: {reasons}")

@@ -16,6 +16,7 @@ from dejavu_lit.report.narrative import exposure_summary, no_recommendation, sig
 AUDIT = {"type": "feature-extraction", "name": "déjà vu memorization, target against reference"}
 UTILITY_TASKS = {"zeroshot": "zero-shot-image-classification", "linear": "image-classification"}  # others: retrieval
 GAP_LABELS = [figure.label for figure in FIGURES.values()]
+GAP_HEADERS = ("gap, value [95 % interval]", *GAP_LABELS)
 STUDY_HEADERS = ("setting", "pairs", "seed", *GAP_LABELS, "zero-shot top-1")
 MARKDOWN = {c: f"\\{c}" for c in "\\`*_[]<>|#"}
 TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
@@ -29,34 +30,23 @@ def markdown(metrics: Metrics) -> str:
     """A model card: its ``model-index``, and a Markdown section with a table of the gaps."""
     name = Path(str(metrics["settings"].get("target") or "target")).name
     head = _model_index([(name, str(metrics["settings"].get("data") or "unknown"), metrics)])
-    lines = [head, "## Déjà vu memorization", "", _escape_markdown(metrics["found"]["words"]), ""]
-    lines += ["| gap, value [95 % interval] | " + " | ".join(GAP_LABELS) + " |", "|---" * 4 + "|"]
-    for name in _measured_blocks(metrics):
-        bold = "**" if name == "symmetric" else ""
-        cells = [BLOCKS[name].label, *(_gap(metrics[name][figure]) for figure in FIGURES)]
-        lines.append("| " + " | ".join(f"{bold}{cell}{bold}" for cell in cells) + " |")
-    if rows := _utility_rows(metrics):
-        lines += ["", "| utility | target | reference |", "|---|---|---|"]
-        lines += ["| " + " | ".join(row) + " |" for row in rows]
-    settings, exposure = _escape_markdown(_settings_text(metrics)), _escape_markdown(exposure_summary(metrics))
-    return "\n".join([*lines, "", settings, "", exposure, ""])
+    rows = [[f"**{cell}**" if row[0].startswith("symmetric") else cell for cell in row] for row in _gap_rows(metrics)]
+    tables = [_markdown_table(GAP_HEADERS, rows)]
+    if utility := _utility_rows(metrics):
+        tables.append(_markdown_table(("utility", "target", "reference"), utility))
+    texts = [
+        _escape(text, MARKDOWN) for text in (metrics["found"]["words"], _settings(metrics), exposure_summary(metrics))
+    ]
+    return "\n\n".join([head, "## Déjà vu memorization", texts[0], *tables, *texts[1:]]) + "\n"
 
 
 def latex(metrics: Metrics) -> str:
     """A LaTeX table (requires booktabs)."""
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{_escape_tex(metrics['found']['words'] + ' ' + _settings_text(metrics))}}}",
-    ]
-    lines += [r"\begin{tabular}{lccc}", r"\toprule", " & ".join(["gap", *GAP_LABELS]) + r" \\", r"\midrule"]
-    for name in _measured_blocks(metrics):
-        cells = [BLOCKS[name].label, *(_gap(metrics[name][figure]) for figure in FIGURES)]
-        lines.append(" & ".join(_escape_tex(cell) for cell in cells) + r" \\")
-    if rows := _utility_rows(metrics):
-        lines += [r"\midrule", r"utility & target & reference & \\", r"\midrule"]
-        lines += [" & ".join(_escape_tex(cell) for cell in row) + r" & \\" for row in rows]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+    caption = f"{metrics['found']['words']} {_settings(metrics)}"
+    parts = [(("gap", *GAP_LABELS), _gap_rows(metrics))]
+    if utility := _utility_rows(metrics):
+        parts.append((("utility", "target", "reference", ""), [[*row, ""] for row in utility]))
+    return _latex_table(caption, parts)
 
 
 def study_markdown(study: Metrics) -> str:
@@ -64,24 +54,30 @@ def study_markdown(study: Metrics) -> str:
     models = [
         (f"{s['name']}-n{s['train_size']}-s{s['seed']}", str(s.get("data") or "unknown"), s) for s in study["settings"]
     ]
-    lines = [
-        _model_index(models),
-        "## Déjà vu memorization against utility",
-        "",
-        _escape_markdown(_recommendation(study)),
-        "",
-    ]
-    lines += ["| " + " | ".join(STUDY_HEADERS) + " |", "|---" * len(STUDY_HEADERS) + "|"]
-    lines += ["| " + " | ".join(_escape_markdown(cell) for cell in row) + " |" for row in _study_rows(study)]
-    return "\n".join([*lines, ""])
+    rows = [[_escape(cell, MARKDOWN) for cell in row] for row in _study_rows(study)]
+    parts = ["## Déjà vu memorization against utility", _escape(_recommendation(study), MARKDOWN)]
+    return "\n\n".join([_model_index(models), *parts, _markdown_table(STUDY_HEADERS, rows)]) + "\n"
 
 
 def study_latex(study: Metrics) -> str:
     """The same rows as a LaTeX table (requires booktabs)."""
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_escape_tex(_recommendation(study))}}}"]
-    lines += [r"\begin{tabular}{l" + "c" * (len(STUDY_HEADERS) - 1) + "}", r"\toprule"]
-    lines += [" & ".join(STUDY_HEADERS) + r" \\", r"\midrule"]
-    lines += [" & ".join(_escape_tex(cell) for cell in row) + r" \\" for row in _study_rows(study)]
+    return _latex_table(_recommendation(study), [(STUDY_HEADERS, _study_rows(study))])
+
+
+def _markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells that are escaped already."""
+    lines = [" | ".join(cells) for cells in (headers, *rows)]
+    return "\n".join([f"| {lines[0]} |", "|---" * len(headers) + "|", *(f"| {line} |" for line in lines[1:])])
+
+
+def _latex_table(caption: str, parts: Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]]) -> str:
+    """One table of parts that have their own headers, with its caption; everything is escaped here."""
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_escape(caption, TEX)}}}"]
+    lines += [r"\begin{tabular}{l" + "c" * (len(parts[0][0]) - 1) + "}", r"\toprule"]
+    for number, (headers, rows) in enumerate(parts):
+        lines += [r"\midrule"] * bool(number)
+        lines += [" & ".join(_escape(cell, TEX) for cell in headers) + r" \\", r"\midrule"]
+        lines += [" & ".join(_escape(cell, TEX) for cell in row) + r" \\" for row in rows]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
 
@@ -100,7 +96,7 @@ def _model_index(models: Sequence[tuple[str, str, Metrics]]) -> str:
                 results.append({"task": {"type": task}, "dataset": dict(dataset), "metrics": [metric]})
         index.append({"name": name, "results": results})
     text = yaml.safe_dump({"model-index": index}, allow_unicode=True, sort_keys=False)
-    return f"---\n{text}---\n"
+    return f"---\n{text}---"
 
 
 def _gap_metrics(blocks: Metrics) -> list[dict[str, Any]]:
@@ -118,6 +114,13 @@ def _gap_metrics(blocks: Metrics) -> list[dict[str, Any]]:
 
 def _measured_blocks(metrics: Metrics) -> list[str]:
     return [name for name in DISPLAY_ORDER if metrics.get(name)]
+
+
+def _gap_rows(metrics: Metrics) -> list[list[str]]:
+    return [
+        [BLOCKS[block].label, *(_gap(metrics[block][figure]) for figure in FIGURES)]
+        for block in _measured_blocks(metrics)
+    ]
 
 
 def _gap(figure: Mapping[str, Any]) -> str:
@@ -138,7 +141,7 @@ def _utility_rows(metrics: Metrics) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _settings_text(metrics: Metrics) -> str:
+def _settings(metrics: Metrics) -> str:
     settings, counts = metrics["settings"], metrics["counts"]
     text = (
         f"Measured with dejavu-lit {metrics.get('provenance', {}).get('dejavu_lit', '')} on {counts['records']:,} pairs "
@@ -173,9 +176,5 @@ def _study_rows(study: Metrics) -> list[list[str]]:
     return rows
 
 
-def _escape_markdown(text: str) -> str:
-    return "".join(MARKDOWN.get(c, c) for c in text)
-
-
-def _escape_tex(text: str) -> str:
-    return "".join(TEX.get(c, c) for c in text)
+def _escape(text: str, replacements: Mapping[str, str]) -> str:
+    return "".join(replacements.get(c, c) for c in text)

@@ -263,13 +263,15 @@ def epochs(metrics: Metrics) -> Plot | None:
 
 def _draw_epochs(rows: Rows) -> Figure:
     names = [*FIGURES, *(["val_accuracy"] if all("val_accuracy" in row for row in rows) else [])]
-    labels = (BLOCKS["population"].label, BLOCKS["null"].label, "95 % interval")
+    labels = (BLOCKS["population"].label, BLOCKS["null"].label, "95 % interval", "target on the validation set")[
+        : len(names)
+    ]
     figure, axes = panels(2, 2, height=1.2, left=0.55, titles=1, legend=labels)
     x = [row["epoch"] for row in rows]
     for axis, name in zip(axes.flat, names, strict=False):
         values = [row[name] for row in rows]
         if name == "val_accuracy":
-            axis.plot(x, values, color=GOOD, marker="^", label="_accuracy")
+            axis.plot(x, values, color=GOOD, marker="^", label=labels[3])
             axis.set_title("accuracy within a batch (V)")
         else:
             zero_line(axis)

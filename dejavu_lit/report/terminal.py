@@ -217,13 +217,13 @@ def _utility(row: Mapping[str, Any], measure: str) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def show_next_steps(out: Path, study: bool) -> None:
-    """Print the three things that one does next with the results in ``out``."""
-    steps = [f"open {out}/report/index.html", f"dejavu report path={out} redact=true out={out}-to-share"]
-    if study:
-        steps.insert(1, "dejavu mitigate … seeds=[0,1,2]    # intervals that include the noise of training")
-        steps[2] += "    # without captions and images"
-    else:
-        steps[1] += "    # without captions and images"
-        steps.append(f'dejavu evaluate … out={out} fail_if="symmetric.ppg.ci95[0]>0.05"    # a gate for releases')
+def show_next_steps(out: Path, page: Path | None, study: bool) -> None:
+    """Print the three things that one does next with the results in ``out``, whose report is ``page`` if it was written."""
+    steps = [
+        f"open {page}" if page else f"dejavu report path={out}    # write the report",
+        f"dejavu report path={out} redact=true out={out}-to-share    # without captions and images",
+        "dejavu mitigate … seeds=[0,1,2]    # intervals that include the noise of training"
+        if study
+        else f'dejavu evaluate … out={out} fail_if="symmetric.ppg.ci95[0]>0.05"    # a gate for releases',
+    ]
     print("next:", *steps, sep="\n  ")

@@ -75,8 +75,9 @@ def test_nothing_recommended_names_the_rule(study: Path, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize("of_study", [True, False])
 def test_commands_end_with_three_next_steps(of_study: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    show_next_steps(Path("out"), of_study)
-    heading, *steps = capsys.readouterr().out.splitlines()
-    assert heading == "next:"
-    assert len(steps) == 3
-    assert "out/report/index.html" in steps[0]
+    for page in (Path("out/report/index.html"), None):
+        show_next_steps(Path("out"), page, of_study)
+        heading, *steps = capsys.readouterr().out.splitlines()
+        assert heading == "next:"
+        assert len(steps) == 3
+        assert ("open out/report/index.html" in steps[0]) == (page is not None)
