@@ -46,13 +46,14 @@ def _evaluate_pair(config: dict[str, Any], out: Path, gate: "Gate | None", ranks
     """Evaluate one pair of models and show the result."""
     from dejavu_lit.cli.gate import EXIT_CODE
     from dejavu_lit.report.dashboard import log_evaluation
-    from dejavu_lit.report.terminal import show_evaluation
+    from dejavu_lit.report.terminal import show_evaluation, show_next_steps
 
     logger = build(with_tags(config["logger"], HydraConfig.get().overrides.task), "logger")
     metrics = run_evaluation(config, out, ranks)
     show_evaluation(metrics, out)
     page = show_report(config, out)
     log_evaluation(logger, out, config["report"]["redact"], page.parent / "figures" if page else None)
+    show_next_steps(out, page, study=False)
     if gate is not None and gate.fails(metrics):
         print(f"fail_if holds: {gate.text}", file=sys.stderr)
         sys.exit(EXIT_CODE)

@@ -101,7 +101,7 @@ def evaluate_study(
 ) -> dict[str, Any]:
     """Evaluate every cell, write and show the study, and return each cell's metrics.json by its label."""
     from dejavu_lit.report.dashboard import log_study
-    from dejavu_lit.report.terminal import show_study
+    from dejavu_lit.report.terminal import show_next_steps, show_study
     from dejavu_lit.study import table
     from dejavu_lit.utils.io import write_json
 
@@ -122,6 +122,7 @@ def evaluate_study(
         show_study(table.write_study(out, rows, failures, config["utility_loss"]), out)
         page = show_report(config["evaluate"], out)
         log_study(logger, out, config["evaluate"]["report"]["redact"], page.parent if page else None)
+        show_next_steps(out, page, study=True)
     if failures:
         reasons = "; ".join(f"{label} ({reason})" for label, reason in failures.items())
         raise UserError(f"{len(failures)} of {len(cells)} settings have no result: {reasons}")

@@ -1,4 +1,4 @@
-"""``dejavu report path=EVALUATION_OR_STUDY [redact=true] [out=DIR] [data=DIR] [limit=2000]``."""
+"""``dejavu report path=EVALUATION_OR_STUDY [redact=true] [out=DIR] [data=DIR] [limit=500]``."""
 
 import sys
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ Writes report/index.html from the artifacts alone, without a model; it opens fro
   redact=true  leave out captions, images and objects; statistics and keys stay
   out=DIR      where the report goes; by default PATH/report
   data=DIR     the prepared data, if they were moved; images come from their shards
-  limit=2000   how many of the most memorized pairs get a card
+  limit=500    how many of the most memorized pairs get a card
 
   dejavu report path=outputs/demo
   dejavu report path=outputs/eval redact=true out=for-the-privacy-officer
@@ -39,7 +39,7 @@ def run(arguments: Sequence[str]) -> Path:
     redact = given.get("redact", "false").lower()
     if redact not in ("true", "false"):
         raise UserError(f"redact={given['redact']} must be true or false")
-    limit = given.get("limit", "2000")
+    limit = given.get("limit", "500")
     if not limit.isdecimal():
         raise UserError(f"limit={limit} must be a whole number")
     from dejavu_lit.report.report import write_report

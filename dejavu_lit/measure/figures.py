@@ -57,12 +57,12 @@ FIGURES = _by_name(
         Figure(
             "ppg",
             "PPG",
-            "population precision gap: share of records with a higher precision under the target, minus the reverse",
+            "share of pairs for which the target is the more precise, minus the share for which the reference is",
             GAP,
             "lower",
         ),
-        Figure("prg", "PRG", "population recall gap: the same with recall", GAP, "lower"),
-        Figure("aucg", "AUCG", "AUC gap: mean recall of the target minus that of the reference", GAP, "lower"),
+        Figure("prg", "PRG", "the same with recall in place of precision", GAP, "lower"),
+        Figure("aucg", "AUCG", "mean recall of the target minus that of the reference", GAP, "lower"),
     ]
 )
 

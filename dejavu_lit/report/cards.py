@@ -1,10 +1,7 @@
-"""The most memorized pairs as data for the page: an index of all of them, and their cards in chunks of script files.
+"""The most memorized pairs as data for the page: ``data/cards.js`` is one call, ``dejavu("cards", {…})``, loaded as a script.
 
-    data/index.js        columns over all cards: what sorting, filtering by object, and paging need
-    data/text.js         keys and captions, loaded for a text search
-    data/cards-0000.js   CHUNK cards each, with neighbors, objects and thumbnails
-
-A page opened from disk may not fetch, so each file is one call, ``dejavu(NAME, VALUE)``, loaded as a script.
+A page opened from disk may not fetch, so the data travel as a script. Labels and public images are listed once, and the cards
+refer to them by position.
 """
 
 import json
@@ -12,6 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,6 @@ from dejavu_lit.data.objects import Objects
 from dejavu_lit.measure.records import EXPOSURE, SCHEMA, SIDES, check_schema, records_file_errors
 from dejavu_lit.report.images import Boxes
 
-CHUNK = 25  # cards per file: about 40 kB, with boxes 80 kB
 Row = dict[str, Any]
 
 
@@ -141,43 +138,32 @@ def _read_exposure(path: Path) -> dict[str, int]:
     return exposure
 
 
-def write_cards(
-    folder: Path,
-    rows: Sequence[Row],
-    total: int,
-    public: Objects | None,
-    images: CardImages,
-    redact: bool,
-) -> None:
-    """Write index.js, text.js and the chunks into ``folder``.
+def cards(rows: Sequence[Row], total: int, public: Objects | None, images: CardImages, redact: bool) -> dict[str, Any]:
+    """The cards of ``rows`` (from ``read_rows``), which were chosen from ``total`` records.
 
     Args:
-        rows: from ``read_rows``.
-        total: the number of records that they were chosen from.
         public: the public images' objects, None if they are not available.
         images: of the rows and of their neighbors.
         redact: exclude captions, images, objects and neighbors; keys and numbers stay.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    labels = [] if redact else _labels(rows, public)
-    codes = {label: number for number, label in enumerate(labels)}
-    index: dict[str, Any] = {"count": len(rows), "total": total, "chunk": CHUNK, "redacted": redact, "labels": labels}
-    index["boxes"] = not redact and bool(images.own_boxes or images.public_boxes)
-    index["key"] = [row["key"] for row in rows] if redact else None
-    index["distance"] = [round(row["target_distances"][0], 4) for row in rows]
-    index |= {side: [row[f"{side}_hits"] for row in rows] for side in SIDES}
-    index["objects"] = [[] if redact else [codes[label] for label in row["objects"]] for row in rows]
-    write_script(folder / "index.js", "index", index)
-    if not redact:
-        write_script(folder / "text.js", "text", [[row["key"], row["caption"]] for row in rows])
-    for number, start in enumerate(range(0, len(rows), CHUNK)):
-        part = rows[start : start + CHUNK]
-        name = f"cards-{number:04d}"
-        if redact:
-            chunk: Row = {"cards": [_numbers(row) for row in part], "pictures": []}
-        else:
-            chunk = _chunk(part, codes, public, images)
-        write_script(folder / f"{name}.js", name, chunk)
+    data: dict[str, Any] = {"total": total, "redacted": redact, "boxes": False, "labels": [], "pictures": []}
+    if redact:
+        return data | {"cards": [_numbers(row) for row in rows]}
+    data["labels"] = _labels(rows, public)
+    codes = {label: number for number, label in enumerate(data["labels"])}
+    keys = sorted({key for row in rows for side in SIDES for key in row[f"{side}_neighbors"]})
+    positions = {key: number for number, key in enumerate(keys)}
+    data["pictures"] = [
+        [
+            key,
+            images.public.get(key),
+            None if public is None or key not in public.rows else _encode(public.names(public.rows[key]), codes),
+            _encode_boxes(images.public_boxes.get(key), codes),
+        ]
+        for key in keys
+    ]
+    data["boxes"] = bool(images.own_boxes or images.public_boxes)
+    return data | {"cards": [_card(row, codes, positions, images) for row in rows]}
 
 
 def _labels(rows: Sequence[Row], public: Objects | None) -> list[str]:
@@ -190,23 +176,8 @@ def _labels(rows: Sequence[Row], public: Objects | None) -> list[str]:
     return sorted(labels)
 
 
-def _chunk(rows: Sequence[Row], codes: Mapping[str, int], public: Objects | None, images: CardImages) -> Row:
-    keys = sorted({key for row in rows for side in SIDES for key in row[f"{side}_neighbors"]})
-    positions = {key: number for number, key in enumerate(keys)}
-    neighbors = [
-        [
-            key,
-            images.public.get(key),
-            None if public is None or key not in public.rows else _encode(public.names(public.rows[key]), codes),
-            _encode_boxes(images.public_boxes.get(key), codes),
-        ]
-        for key in keys
-    ]
-    return {"cards": [_card(row, codes, positions, images) for row in rows], "pictures": neighbors}
-
-
 def _card(row: Row, codes: Mapping[str, int], positions: Mapping[str, int], images: CardImages) -> Row:
-    """One card; ``positions`` are those of the neighbors in the chunk's list."""
+    """One card; ``positions`` are those of the neighbors in the list of public images."""
     card = _numbers(row)
     card |= {
         "caption": row["caption"],
@@ -231,7 +202,7 @@ def _numbers(row: Row) -> Row:
         side: {"hits": row[f"{side}_hits"]} | {n: round(row[f"{side}_{n}"], 4) for n in ("precision", "recall")}
         for side in SIDES
     }
-    return {"key": row["key"], "exposure": row[EXPOSURE], **sides}
+    return {"key": row["key"], "exposure": row[EXPOSURE], "distance": round(row["target_distances"][0], 4), **sides}
 
 
 def _encode(labels: Iterable[str], codes: Mapping[str, int]) -> list[int]:
@@ -252,6 +223,7 @@ def labels_in_caption(caption: str, labels: Sequence[str]) -> list[str]:
     return [label for label in labels if (stems := _stems(label)) and f" {stems} " in text]
 
 
+@lru_cache(maxsize=4096)
 def _stems(text: str) -> str:
     return " ".join(_stem(word) for word in re.findall(r"[^\W_]+", text.casefold()))
 
@@ -264,5 +236,6 @@ def _stem(word: str) -> str:
 
 def write_script(path: Path, name: str, value: Any) -> None:
     """Write ``dejavu(name, value)`` in pure ASCII, so that no text can end the script or be read in another encoding."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     path.write_text(f'dejavu("{name}",{text})\n', encoding="ascii")

@@ -19,7 +19,8 @@ from PIL import Image
 from dejavu_lit.measure.per_pair import write_csv
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.report.cards import CardImages, Row, choose_keys, read_ranks, read_rows
-from dejavu_lit.report.evaluation import Evaluation, draw_figures, write_card_images
+from dejavu_lit.report.evaluation import Evaluation, write_card_images
+from dejavu_lit.report.figure_files import draw_figures
 from dejavu_lit.report.scalars import scalars, settings_rows
 from dejavu_lit.report.study import setting_labels
 from dejavu_lit.utils.io import file_sha256, read_json, to_plain_json, write_json
@@ -101,7 +102,7 @@ def memorized_table(evaluation: Evaluation, redact: bool) -> Any:
     table = wandb.Table(columns=columns)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        earlier = evaluation.folder / "report" / "thumbs"
+        earlier = evaluation.folder / "report"
         images = CardImages() if redact else write_card_images(evaluation, rows, folder, earlier)
         for number, row in enumerate(rows):
             cells = [number + 1, row["key"], row["target_hits"] - row["reference_hits"], row["target_distances"][0]]
@@ -156,12 +157,9 @@ def _run_settings(run: Path | None) -> dict[str, Any]:
 
 @contextmanager
 def _figure_files(kind: str, contents: Mapping[str, Any], folder: Path | None) -> Iterator[list[Path]]:
-    """The figures as PNG files, from ``folder`` if it exists, else drawn into a temporary folder."""
-    if folder is not None and folder.is_dir():
-        yield sorted(folder.glob("*.png"))
-        return
+    """The figures as PNG files, in a temporary folder; those that a report in ``folder`` has as PNG are not drawn again."""
     with tempfile.TemporaryDirectory() as temporary:
-        draw_figures(kind, contents, Path(temporary))
+        draw_figures(kind, contents, Path(temporary), ("png",), folder)
         yield sorted(Path(temporary).glob("*.png"))
 
 

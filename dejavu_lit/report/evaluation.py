@@ -5,31 +5,39 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dejavu_lit.data.objects import Objects, read_objects
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.measure.recompute import read_metrics
 from dejavu_lit.models.model_name import ModelName
-from dejavu_lit.report import page, sections
-from dejavu_lit.report.cards import CardImages, Ranks, Row, choose_keys, read_ranks, read_rows, write_cards
+from dejavu_lit.report.cards import CardImages, Row, cards, choose_keys, read_ranks, read_rows, write_script
+from dejavu_lit.report.figure_files import draw_figures
 from dejavu_lit.report.images import read_boxes, write_thumbnails
-from dejavu_lit.report.markup import Html
 from dejavu_lit.report.modelcard import latex, markdown
+from dejavu_lit.report.page import evaluation_page
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import file_sha256, write_text
-from dejavu_lit.utils.progress import progress
+from dejavu_lit.utils.io import file_sha256
 
-if TYPE_CHECKING:
-    from dejavu_lit.report.figures import Plot
-
-SCRIPTS = ("report.js", "cards.js")
+THUMBS = "thumbs"  # of all pages, below the report's folder
 NUMERIC_SUBGROUPS = ("caption_words", "object_count")  # their group names are numbers, so a redacted report keeps them
-CARD_SIZE, NEIGHBOR_SIZE = 240, 112  # pixels of a thumbnail's longer side
+CARD_SIZE, NEIGHBOR_SIZE = 320, 160  # pixels of a thumbnail's longer side
 GAP_PREFIX = "gap/"  # of the metrics that training logs about memorization
 VALIDATION_METRICS = ("val_accuracy", "val_loss")  # shown beside the gaps of the same epochs
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What the pages of a report contain."""
+
+    redact: bool = False
+    """Exclude captions, images and objects; statistics and keys stay."""
+    limit: int = 500
+    """The largest number of pairs that get a card."""
+    formats: tuple[str, ...] = ("svg",)
+    """The files of each figure; a page shows the SVG."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,10 @@ class Evaluation:
     def records(self) -> Path:
         """The records of A."""
         return self.folder / "records.parquet"
+
+    def artifacts(self) -> list[Path]:
+        """The files that the report is made of."""
+        return [self.folder / "metrics.json", *sorted(self.folder.glob("records*.parquet"))]
 
     def figure_data(self, redact: bool = False) -> Mapping[str, Any]:
         """What the figures draw: metrics.json, and the gaps over the epochs of training if the run is available.
@@ -108,84 +120,69 @@ def _open_shards(name: str, folder: Callable[[], Path]) -> ShardSet | None:
         return None
 
 
-def write_evaluation_report(
-    folder: Path, evaluation: Evaluation, redact: bool, limit: int, earlier: Path | None
-) -> None:
-    """Write the report of one evaluation into ``folder``.
-
-    Args: as for ``write_report``; ``earlier`` is the thumbnails folder of an earlier report.
-    """
+def write_evaluation_report(folder: Path, evaluation: Evaluation, options: ReportOptions, earlier: Path | None) -> None:
+    """Write the report of one evaluation into ``folder``; ``earlier`` is the folder of an earlier report of it."""
     ranks = read_ranks(evaluation.records)
-    rows = read_rows(evaluation.records, ranks, choose_keys([ranks], limit), evaluation.metrics["k"])
-    images = CardImages() if redact else write_card_images(evaluation, rows, folder / "thumbs", earlier)
-    write_evaluation_page(folder, evaluation, ranks, rows, images, redact)
+    rows = read_rows(evaluation.records, ranks, choose_keys([ranks], options.limit), evaluation.metrics["k"])
+    images = CardImages() if options.redact else write_card_images(evaluation, rows, folder / THUMBS, earlier)
+    write_evaluation_page(folder, evaluation, len(ranks.keys), rows, images, options, earlier)
 
 
 def write_card_images(evaluation: Evaluation, rows: list[Row], folder: Path, earlier: Path | None) -> CardImages:
-    """Write the thumbnails of the rows' own images and of their neighbors, and read their boxes; missing images are skipped."""
+    """Write the thumbnails of the rows' own images and of their neighbors, and read their boxes; missing images are skipped.
+
+    Args:
+        earlier: the folder of an earlier report, whose thumbnails are used again.
+    """
     own, public = evaluation.shards()
     keys = [row["key"] for row in rows]
     neighbors = {key for row in rows for side in ("target", "reference") for key in row[f"{side}_neighbors"]}
     objects, threshold = evaluation.objects_folder(), evaluation.metrics["settings"]["threshold"]
+    earlier = earlier / THUMBS if earlier else None
+    a = write_thumbnails(own, keys, CARD_SIZE, folder, earlier) if own else {}
+    p = write_thumbnails(public, neighbors, NEIGHBOR_SIZE, folder, earlier) if public else {}
     return CardImages(
-        write_thumbnails(own, keys, CARD_SIZE, folder, earlier) if own else {},
-        write_thumbnails(public, neighbors, NEIGHBOR_SIZE, folder, earlier) if public else {},
-        read_boxes(own, objects / "A", keys, threshold) if own and objects else {},
-        read_boxes(public, objects / evaluation.public_name(), neighbors, threshold) if public and objects else {},
+        {key: thumbnail.name for key, thumbnail in a.items()},
+        {key: thumbnail.name for key, thumbnail in p.items()},
+        read_boxes(a, objects / "A", threshold) if a and objects else {},
+        read_boxes(p, objects / evaluation.public_name(), threshold) if p and objects else {},
     )
 
 
 def write_evaluation_page(
     folder: Path,
     evaluation: Evaluation,
-    ranks: Ranks,
+    total: int,
     rows: list[Row],
     images: CardImages,
-    redact: bool,
+    options: ReportOptions,
+    earlier: Path | None,
     root: str = "",
-    back: Html | None = None,
+    study: str = "",
 ) -> None:
     """Write one evaluation's page, card data, figures, and model-card blocks into ``folder``.
 
     Args:
-        rows: the records that get a card.
+        total: the number of records that ``rows``, those with a card, were chosen from.
         images: the images of ``rows``.
-        root: the relative path from ``folder`` to the report's folder (empty, or ending in a slash).
-        back: a link above the page.
+        earlier: the folder of an earlier report of this evaluation.
+        root, study: as for ``evaluation_page``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    public = None if redact else evaluation.public_objects()
-    write_cards(folder / "data", rows, len(ranks.keys), public, images, redact)
-    write_text(folder / "memorized-keys.txt", "".join(f"{row['key']}\n" for row in rows))
-    write_text(folder / "modelcard.md", markdown(evaluation.metrics))
-    write_text(folder / "modelcard.tex", latex(evaluation.metrics))
-    figures = draw_figures("evaluation", evaluation.figure_data(redact), folder / "figures")
-    artifacts = [evaluation.folder / "metrics.json", *sorted(evaluation.folder.glob("records*.parquet"))]
-    body = page.evaluation_body(
-        evaluation.metrics,
-        figures,
-        sections.pairs_section(len(rows), len(ranks.keys), redact, root),
-        sections.provenance_section(evaluation.metrics, {path.name: file_sha256(path) for path in artifacts}),
-        back,
+    public = None if options.redact else evaluation.public_objects()
+    write_script(folder / "data" / "cards.js", "cards", cards(rows, total, public, images, options.redact))
+    (folder / "memorized-keys.txt").write_text("".join(f"{row['key']}\n" for row in rows), encoding="utf-8")
+    (folder / "modelcard.md").write_text(markdown(evaluation.metrics), encoding="utf-8")
+    (folder / "modelcard.tex").write_text(latex(evaluation.metrics), encoding="utf-8")
+    figures = draw_figures(
+        "evaluation", evaluation.figure_data(options.redact), folder / "figures", options.formats,
+        earlier / "figures" if earlier else None,
+    )  # fmt: skip
+    hashes = {path.name: file_sha256(path) for path in evaluation.artifacts()}
+    page = evaluation_page(
+        evaluation.metrics, figures, (len(rows), total), hashes, options.redact, str(evaluation.folder), root, study
     )
-    write_text(folder / "index.html", sections.document("Déjà vu memorization report", body, SCRIPTS, root))
-
-
-def draw_figures(kind: str, contents: Mapping[str, Any], folder: Path) -> list[sections.FigureInfo]:
-    """Draw the figures of an ``evaluation`` (its ``figure_data``) or a ``study`` (its study.json).
-
-    Returns [] if matplotlib is not installed.
-    """
-    try:
-        from dejavu_lit.report.figures import save
-    except ImportError:
-        log.warning("the report has no figures: they require matplotlib (pip install 'dejavu-lit[report]')")
-        return []
-    from dejavu_lit.report.plots import evaluation_plots
-    from dejavu_lit.report.study_plots import study_plots
-
-    plots: Callable[[Mapping[str, Any]], list[Plot]] = study_plots if kind == "study" else evaluation_plots
-    return [save(plot, folder) for plot in progress(plots(contents), "figures", unit="figure")]
+    (folder / "index.html").write_text(page, encoding="utf-8")
 
 
 def gaps_over_epochs(evaluation: Path, settings: Mapping[str, Any]) -> list[dict[str, float]]:

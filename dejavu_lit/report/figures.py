@@ -1,40 +1,41 @@
-"""The style of the figures and their files: ``save(plot, folder)`` writes NAME.svg, NAME-dark.svg, NAME.png, NAME.pdf, NAME.csv.
+"""The style of the figures: one width that fits half of a wide screen and a whole phone, margins from the labels' sizes.
 
-A ``Plot`` is a drawn figure with the rows behind it. Figures are drawn without pyplot, so they share no state. The dark
-variant is the same drawing with the colors of ``DARK``.
+Figures are drawn without pyplot, so they share no state, and without an automatic layout, which would draw each one twice.
 """
 
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from functools import cached_property
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation, Text
-from matplotlib.ticker import NullLocator
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
+from matplotlib.ticker import MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from dejavu_lit.measure.per_pair import write_csv
-from dejavu_lit.report.sections import FigureInfo
-from dejavu_lit.utils.io import atomic, write_text
-
+WIDTH = 4.7  # inches of every figure
+SIZE = 8.5  # points of the text
+LINE = 0.17  # inches of a line of text
 INK, MUTED, GRID = "#1b1f24", "#5f6771", "#dde0e5"
-TARGET, REFERENCE, GOOD, VIOLET, SHADE = "#0b62a8", "#c2560a", "#14803c", "#7a3e9d", "#8fb8de"
-SERIES = (TARGET, REFERENCE, GOOD, VIOLET, "#8a6d00", "#b0306a")
+TARGET, REFERENCE, GOOD, SHADE = "#6a3d9a", "#946c00", "#14803c", "#cdbce2"  # not those of right and wrong objects
+SERIES = (TARGET, REFERENCE, GOOD, "#0b62a8", "#b0306a", "#5a6b00")
 MARKERS = "osD^vPX"  # one more than the colors, so that 42 series differ
 DARK = {
-    INK: "#e7e9ec", MUTED: "#a9b1ba", GRID: "#343b43", TARGET: "#6cb2f0", REFERENCE: "#f5a26b", GOOD: "#6fd49a",
-    VIOLET: "#cf9fe8", SHADE: "#31506e", "#8a6d00": "#d9bd4a", "#b0306a": "#f08ab8", "#ffffff": "#14171b",
+    INK: "#e7e9ec", MUTED: "#a9b1ba", GRID: "#343b43", TARGET: "#c3a5ec", REFERENCE: "#e3bd55", GOOD: "#6fd49a",
+    SHADE: "#453663", "#0b62a8": "#6cb2f0", "#b0306a": "#f08ab8", "#5a6b00": "#c4d15e", "#ffffff": "#14171b",
 }  # fmt: skip
 STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.labelsize": 9,
+    "font.size": SIZE,
+    "axes.titlesize": SIZE,
+    "axes.labelsize": SIZE,
+    "xtick.labelsize": SIZE,
+    "ytick.labelsize": SIZE,
+    "legend.fontsize": SIZE,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": MUTED,
@@ -56,25 +57,26 @@ STYLE: dict[str, Any] = {
     "svg.fonttype": "path",  # looks the same with any installed fonts
     "svg.hashsalt": "dejavu-lit",
 }
-PNG_DPI = 160
-CSS_DPI = 96  # pixels per inch on the page
-LABEL_DISTANCES = (9, 20, 32, 46, 60)  # points between a mark and its name
-FORMATS: dict[str, dict[str, Any]] = {
-    "svg": {"Date": None},
-    "png": {"Software": None},
-    "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
-}
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure with its description in words (the alternative text) and the rows that it draws."""
+    """A figure with its description in words (the alternative text) and the rows that it draws.
+
+    ``draw`` is called when the figure is needed: one whose words and rows are those of an earlier report is not drawn again.
+    """
 
     name: str
     title: str
     text: str
     rows: Sequence[Mapping[str, Any]]
-    figure: Figure
+    draw: Callable[[], Figure]
+
+    @cached_property
+    def figure(self) -> Figure:
+        """The drawn figure."""
+        with style():
+            return self.draw()
 
 
 def style() -> Any:
@@ -83,21 +85,106 @@ def style() -> Any:
     return matplotlib.rc_context(options)
 
 
-def panels(columns: int, rows: int = 1, width: float = 2.6, height: float = 2.3, **options: Any) -> tuple[Figure, Any]:
-    """A figure of panels with a light grid: (figure, array of Axes [rows, columns]). Sizes are per panel, in inches."""
-    figure = Figure(figsize=(columns * width, rows * height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, **options)
+def text_width(text: str, bold: bool = False) -> float:
+    """The width in inches of the longest line of ``text``."""
+    font = FontProperties(family="DejaVu Sans", size=SIZE, weight="bold" if bold else "normal")
+    return max(text_to_path.get_text_width_height_descent(line, font, False)[0] for line in text.split("\n")) / 72
+
+
+def panels(
+    columns: int, rows: int = 1, height: float = 1.5, left: float = 0.5, titles: int = 2, legend: Sequence[str] = (),
+    below: float = 0.0, **options: Any,
+) -> tuple[Figure, Any]:  # fmt: skip
+    """A figure of panels with a light grid: (figure, array of Axes [rows, columns]).
+
+    Args:
+        height: of one panel, in inches.
+        left: the margin for tick labels, in inches; an axis label needs 0.2 more.
+        titles: lines of the panels' titles.
+        legend: the labels of the legend above the panels.
+        below: free space below the panels, in inches.
+    """
+    top = LINE * titles + 0.1 + (0.19 * -(-len(legend) // _legend_columns(legend)) + 0.05 if legend else 0)
+    bottom = 2 * LINE + 0.14
+    between = 0.15 if options.get("sharex") else bottom + LINE * titles
+    gap = 0.12 if options.get("sharey") else 0.48
+    total = top + rows * height + (rows - 1) * between + bottom + below
+    width = (WIDTH - left - 0.15 - (columns - 1) * gap) / columns
+    grid = {"left": left / WIDTH, "right": 1 - 0.15 / WIDTH, "top": 1 - top / total, "bottom": (bottom + below) / total}
+    grid |= {"wspace": gap / width, "hspace": between / height}
+    figure = Figure(figsize=(WIDTH, total))
+    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw=grid, **options)
     for axis in axes.flat:
         axis.grid(True, linewidth=0.6)
         axis.tick_params(length=0)
     return figure, axes
 
 
-def log_x_axis(axis: Axes, ticks: Sequence[float] | None = None) -> None:
+def _legend_columns(labels: Sequence[str]) -> int:
+    """The largest number of columns that fits; a legend fills them one after the other."""
+    widths = [text_width(label) + 0.5 for label in labels]
+    for columns in range(len(labels), 1, -1):
+        rows = -(-len(labels) // columns)
+        if sum(max(widths[i : i + rows]) for i in range(0, len(widths), rows)) <= WIDTH - 0.1:
+            return columns
+    return 1
+
+
+def legend_above(figure: Figure, axes: Iterable[Axes]) -> None:
+    """Draw one legend for all panels above them, in the space that ``panels(legend=…)`` left."""
+    handles: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(str(label), handle)
+    labels = list(handles)
+    figure.legend(
+        handles.values(), labels, loc="upper center", bbox_to_anchor=(0.5, 1), ncols=_legend_columns(labels),
+        borderaxespad=0.2, handlelength=1.8, columnspacing=1.2, labelspacing=0.3,
+    )  # fmt: skip
+
+
+def forest(
+    labels: Sequence[str], columns: Sequence[str], x_label: str, headings: Sequence[int] = ()
+) -> tuple[Figure, list[Axes]]:
+    """Panels that share their rows, one for each title in ``columns``; every row's name is read horizontally at the left.
+
+    Args:
+        labels: one per row, from top to bottom.
+        headings: the rows that name a group of the rows below them.
+    """
+    left = max(text_width(label, bold=i in headings) for i, label in enumerate(labels)) + 0.14
+    lines = max(title.count("\n") for title in columns) + 1
+    figure, axes = panels(len(columns), height=0.21 * len(labels) + 0.1, left=left, titles=lines, sharey=True)
+    for axis, title in zip(axes[0], columns, strict=True):
+        axis.set_title(title)
+        axis.grid(False, axis="y")
+        axis.spines.left.set_visible(False)
+        axis.margins(x=0.12)
+        few_ticks(axis.xaxis)
+    axes[0, 0].set_yticks(range(len(labels)), labels)
+    for number in headings:
+        axes[0, 0].get_yticklabels()[number].set_fontweight("bold")
+    axes[0, 0].set_ylim(len(labels) - 0.4, -0.6)
+    x_label_below(figure, x_label)
+    return figure, list(axes[0])
+
+
+def x_label_below(figure: Figure, label: str) -> None:
+    """One label for the x axes of all panels."""
+    figure.supxlabel(label, fontsize=SIZE, y=0.06 / figure.get_figheight(), va="bottom")
+
+
+def few_ticks(axis: Any, bins: int = 2) -> None:
+    """Round ticks, so few that their labels fit a narrow panel, with a true minus sign."""
+    axis.set_major_locator(MaxNLocator(bins, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(lambda value, _: f"{round(value, 10):g}".replace("-", "−"))
+
+
+def log_x_axis(axis: Axes, ticks: Sequence[float] | None = None, ratio: float = 1.8) -> None:
     """Make the x axis logarithmic with plain numbers, at ``ticks`` that are far enough apart, or at the powers of ten."""
     axis.set_xscale("log")
     if ticks is not None:
-        axis.set_xticks(spaced_ticks(ticks))
+        axis.set_xticks(spaced_ticks(ticks, ratio))
     axis.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}" if x >= 10 else f"{x:g}")
     axis.xaxis.set_minor_locator(NullLocator())
 
@@ -122,81 +209,49 @@ def zero_line(axis: Axes, horizontal: bool = True) -> None:
     line(0, color=MUTED, linewidth=1, zorder=1, label="_zero")
 
 
-def legend_above(figure: Figure, axis: Axes, columns: int = 4) -> None:
-    """Draw one legend for all panels, above them."""
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(columns, max(1, len(labels))))
-
-
 def error_arms(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
     """Lengths of the interval's two arms for errorbar; clipped at 0, since rounding may leave a value outside its interval."""
     return [[max(0.0, r["value"] - r["low"]) for r in rows], [max(0.0, r["high"] - r["value"]) for r in rows]]
 
 
-def label_points(axis: Axes, points: Sequence[tuple[float, float, float, float, str]]) -> None:
-    """Write each point's name beside it, clear of other names, points and error bars, with a thin line if it is far away.
+def label_points(axis: Axes, points: Sequence[tuple[float, float, float, float, str]]) -> bool:
+    """Write each point's name beside it, clear of names, points and error bars; False if one has no room, and nothing is written.
 
     Args:
         points: (x, y, low, high, name); low and high are the ends of the error bar.
-
-    Call it last, because it lays out the figure.
     """
-    figure = cast(Figure, axis.figure)
-    figure.draw_without_rendering()
     occupied = []
     for x, y, low, high, _ in points:
         (across, up), (_, bottom), (_, top) = axis.transData.transform([(x, y), (x, low), (x, high)])
-        occupied.append(Bbox.from_extents(across - 6, up - 6, across + 6, up + 6))
+        occupied.append(Bbox.from_extents(across - 5, up - 5, across + 5, up + 5))
         occupied.append(Bbox.from_extents(across - 3, bottom, across + 3, top))
+    placed: list[tuple[tuple[float, float], str, dict[str, Any]]] = []
     for x, y, *_, name in points:
-        occupied.append(_place_label(axis, (x, y), name, occupied))
+        place = _free_place(axis, (x, y), name, occupied)
+        if place is None:
+            return False
+        box, options = place
+        occupied.append(box)
+        placed.append(((x, y), name, options))
+    for point, name, options in placed:
+        axis.annotate(name, point, textcoords="offset points", **options)
+    return True
 
 
-def _place_label(axis: Axes, point: tuple[float, float], name: str, occupied: Sequence[Bbox]) -> Bbox:
-    """Write ``name`` at the nearest free position around ``point``, or the least crowded one, and return its box."""
-    frame = axis.get_window_extent()
-    best: tuple[int, Annotation] | None = None
-    for distance in LABEL_DISTANCES:
-        for right, above in ((1, 0.8), (1, -0.8), (-1, 0.8), (-1, -0.8), (0, 1), (0, -1)):
-            line = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.5} if distance > LABEL_DISTANCES[0] else None
-            text = axis.annotate(
-                name, point, xytext=(distance * right * 0.9, distance * above), textcoords="offset points", fontsize=8,
-                color=INK, ha={1: "left", -1: "right", 0: "center"}[right], va="bottom" if above > 0 else "top",
-                arrowprops=line,
-            )  # fmt: skip
-            text.set_in_layout(False)
-            text.get_window_extent()  # moves the text to its position
-            box = Text.get_window_extent(text)  # without the line, which may cross other things
-            cost = sum(box.overlaps(other) for other in occupied)
-            cost += 3 * (not frame.x0 <= box.x0 <= box.x1 <= frame.x1)
-            cost += 3 * (not frame.y0 <= box.y0 <= box.y1 <= frame.y1)
-            if best is not None and cost >= best[0]:
-                text.remove()
-                continue
-            if best is not None:
-                best[1].remove()
-            best = (cost, text)
-        if best is not None and best[0] == 0:
-            break
-    assert best is not None
-    return Text.get_window_extent(best[1])
-
-
-def save(plot: Plot, folder: Path) -> FigureInfo:
-    """Write a plot's files, the same bytes for the same numbers, and return what the page needs to show it."""
-    with style():
-        plot.figure.draw_without_rendering()
-        plot.figure.set_layout_engine("none")  # laid out once, so that all files agree
-        for kind, metadata in FORMATS.items():
-            out = io.BytesIO()
-            plot.figure.savefig(out, format=kind, dpi=PNG_DPI, metadata=metadata)
-            with atomic(folder / f"{plot.name}.{kind}") as part:
-                part.write_bytes(out.getvalue())
-            if kind == "svg":
-                svg = out.getvalue().decode()
-                for light, dark in DARK.items():
-                    svg = svg.replace(light, dark)
-                write_text(folder / f"{plot.name}-dark.svg", svg)
-    write_csv(folder / f"{plot.name}.csv", [dict(row) for row in plot.rows])
-    width, height = plot.figure.get_size_inches() * CSS_DPI
-    return FigureInfo(plot.name, plot.title, plot.text, round(width), round(height))
+def _free_place(
+    axis: Axes, point: tuple[float, float], name: str, occupied: Sequence[Bbox]
+) -> tuple[Bbox, dict[str, Any]] | None:
+    """The box of a name beside its point that overlaps nothing, with annotate's options; None if there is no such place."""
+    figure = axis.get_figure(root=True)
+    assert figure is not None
+    scale, frame = figure.dpi / 72, axis.get_window_extent()
+    width, (x, y) = text_width(name) * 72, axis.transData.transform(point)
+    for right, above in ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1)):
+        offset = (9 * right, (3 if right else 10) * above)
+        bottom = y + scale * (offset[1] - (SIZE if above < 0 else 0))
+        box = Bbox.from_bounds(x + scale * (offset[0] - width * (1 - right) / 2), bottom, scale * width, scale * SIZE)
+        inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+        if inside and not any(box.overlaps(other) for other in occupied):
+            ha = {1: "left", -1: "right", 0: "center"}[right]
+            return box, {"xytext": offset, "ha": ha, "va": "bottom" if above > 0 else "top"}
+    return None

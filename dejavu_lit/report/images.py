@@ -1,17 +1,16 @@
-"""Images of the cards: the boxes of their objects, and thumbnails.
+"""Images of the cards: thumbnails, and the boxes of their objects.
 
-read_boxes(ShardSet.open("OUT/A"), "OUT/objects/NAME/A", keys, 0.5)["key"]
-    -> Boxes(640, 480, [("dog", 12, 30, 200, 150), …])
-write_thumbnails(ShardSet.open("OUT/A"), keys, 240, "report/thumbs")["key"]  -> "ab/cdef….webp"
+write_thumbnails(ShardSet.open("OUT/A"), keys, 240, Path("report/thumbs"))["key"]  -> Thumbnail("ab/cdef….webp", 640, 480)
+read_boxes(thumbnails, Path("OUT/objects/NAME/A"), 0.5)["key"]  -> Boxes(640, 480, [("dog", 12, 30, 200, 150), …])
 """
 
 import io
 import logging
-import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,7 +19,7 @@ from PIL import Image, ImageOps
 from dejavu_lit.data.decode import open_image
 from dejavu_lit.data.objects import read_part
 from dejavu_lit.data.shards import BadPair, ShardSet
-from dejavu_lit.utils.io import visible_files
+from dejavu_lit.utils.io import link_or_copy, read_json, visible_files, write_json
 from dejavu_lit.utils.progress import progress
 
 MAX_BOXES = 40  # of one image, those with the largest scores: more are indistinguishable
@@ -28,6 +27,14 @@ WEBP_QUALITY = 60  # artifacts stay invisible at the size of a card
 ORIENTATION, UPRIGHT = 274, 1  # EXIF
 Box = tuple[str, float, float, float, float]  # label, and x, y, width, height in pixels
 log = logging.getLogger(__name__)
+
+
+class Thumbnail(NamedTuple):
+    """A thumbnail's name below its folder, and the size of the image in pixels; 0 × 0 if EXIF rotates it."""
+
+    name: str
+    width: int
+    height: int
 
 
 @dataclass(frozen=True)
@@ -39,31 +46,19 @@ class Boxes:
     boxes: list[Box]
 
 
-def read_boxes(shards: ShardSet, folder: Path, keys: Iterable[str], threshold: float) -> dict[str, Boxes]:
-    """The boxes with a score of at least ``threshold`` in the images ``keys``, read from the object artifact in ``folder``.
+def read_boxes(thumbnails: Mapping[str, Thumbnail], folder: Path, threshold: float) -> dict[str, Boxes]:
+    """The boxes with a score of at least ``threshold`` in the images of ``thumbnails``, from the object artifact in ``folder``.
 
     Images without boxes are skipped. So are images with an EXIF rotation: their boxes may refer to either orientation.
     """
-    requested = pa.array(sorted(set(keys)), pa.string())
-    boxes: dict[str, list[Box]] = {}
+    requested = pa.array([key for key, image in thumbnails.items() if image.width], pa.string())
+    boxes: dict[str, Boxes] = {}
     for path in visible_files(folder, "*.parquet"):
         _, table = read_part(path, ("key", "labels", "scores", "boxes"))
         for row in table.filter(pc.is_in(table["key"], value_set=requested)).to_pylist():
             if best := _best_boxes(row["labels"] or [], row["scores"] or [], row["boxes"] or [], threshold):
-                boxes[row["key"]] = best
-    sized: dict[str, Boxes] = {}
-    for number in range(len(shards.names) if boxes else 0):
-        index = shards.index(number)
-        for position, key in enumerate(index.keys):
-            if key not in boxes:
-                continue
-            try:
-                with open_image(index.read(position).image) as image:
-                    if image.getexif().get(ORIENTATION, UPRIGHT) == UPRIGHT:
-                        sized[key] = Boxes(image.width, image.height, boxes[key])
-            except BadPair as error:
-                log.debug("%s: no boxes are drawn: %s", key, error)
-    return sized
+                boxes[row["key"]] = Boxes(*thumbnails[row["key"]][1:], best)
+    return boxes
 
 
 def _best_boxes(labels: list[str], scores: list[float], boxes: list[list[float]], threshold: float) -> list[Box]:
@@ -79,64 +74,85 @@ def _best_boxes(labels: list[str], scores: list[float], boxes: list[list[float]]
 
 def write_thumbnails(
     shards: ShardSet, keys: Iterable[str], size: int, folder: Path, earlier: Path | None = None
-) -> dict[str, str]:
-    """Write the thumbnails of ``keys`` into ``folder``, at most ``size`` pixels wide and high.
+) -> dict[str, Thumbnail]:
+    """Write the thumbnails of ``keys`` into ``folder``, at most ``size`` pixels wide and high, and a list of them.
 
     Args:
-        earlier: a folder of earlier thumbnails, which are reused if the image is the same.
+        earlier: a folder of earlier thumbnails. They are used again, without reading an image, if the shards' files are the
+            same as then.
 
     Returns:
-        {key: name below folder}; unreadable images are skipped, and a warning counts them.
+        {key: thumbnail}; unreadable images are skipped, and a warning counts them.
     """
     requested = set(keys)
-    names: dict[str, str] = {}
-    unseen = len(requested)
-    with progress(None, f"thumbnails of {shards.folder.name}", total=len(requested), unit="image") as bar:
+    index = f"{shards.folder.name}-{size}.json"
+    state = _state(shards)
+    known = _earlier_thumbnails(earlier / index, state) if earlier else {}
+    thumbnails = {key: known[key] for key in requested if key in known}
+    for thumbnail in thumbnails.values():
+        assert earlier is not None
+        link_or_copy(earlier / thumbnail.name, folder / thumbnail.name)
+    unseen = len(requested) - len(thumbnails)
+    with progress(None, f"thumbnails of {shards.folder.name}", total=unseen, unit="image") as bar:
         for number, shard in enumerate(shards.names):
             if not unseen:
                 break
-            index = shards.index(number)
-            salt = f"{shards.folder.name}/{shard}/{size}/{WEBP_QUALITY}"
-            for position, key in enumerate(index.keys):
-                if key not in requested:
+            for position, key in enumerate(shards.index(number).keys):
+                if key not in requested or key in thumbnails:
                     continue
                 unseen -= 1
                 bar.update()
                 try:
-                    image = index.read(position).image
-                    digest = sha256(f"{salt}/{key}/".encode() + image).hexdigest()[:20]
-                    name = f"{digest[:2]}/{digest[2:]}.webp"
-                    if not _reuse(folder / name, earlier / name if earlier else None):
-                        small = shrink(image, size)
-                        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                        (folder / name).write_bytes(small)
+                    image = shards.index(number).read(position).image
+                    digest = sha256(
+                        f"{shards.folder.name}/{shard}/{size}/{WEBP_QUALITY}/{key}/".encode() + image
+                    ).hexdigest()
+                    small, width, height = shrink(image, size)
                 except BadPair as error:
                     log.debug("%s has no thumbnail: %s", key, error)
-                else:
-                    names[key] = name
-    if missing := len(requested) - len(names):
+                    continue
+                thumbnails[key] = Thumbnail(f"{digest[:2]}/{digest[2:20]}.webp", width, height)
+                path = folder / thumbnails[key].name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if not path.exists():
+                    path.write_bytes(small)
+    if missing := len(requested) - len(thumbnails):
         log.warning("%d of %d images of %s cannot be shown", missing, len(requested), shards.folder)
-    return names
+    listed = _earlier_thumbnails(folder / index, state) | thumbnails  # several settings of a study share the folder
+    write_json(folder / index, {"shards": state, "thumbnails": {key: list(listed[key]) for key in sorted(listed)}})
+    return thumbnails
 
 
-def _reuse(path: Path, earlier: Path | None) -> bool:
-    """Whether the thumbnail exists in ``path``, copied from ``earlier`` if it is there."""
-    if path.exists():
-        return True
-    if earlier is None or not earlier.is_file():
-        return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(earlier, path)
-    return True
+def _state(shards: ShardSet) -> dict[str, Any]:
+    """{shard: [size, time of its last change, place]} of the shards' files."""
+    paths = [shards.folder / name for name in shards.names]
+    stats = [path.stat() if path.exists() else None for path in paths]
+    return {
+        path.name: [stat.st_size, stat.st_mtime_ns, stat.st_ino] if stat else None
+        for path, stat in zip(paths, stats, strict=True)
+    }
 
 
-def shrink(data: bytes, size: int) -> bytes:
-    """The image in ``data`` upright, in RGB, at most ``size`` pixels per side, as WebP without metadata.
+def _earlier_thumbnails(index: Path, state: Mapping[str, Any]) -> dict[str, Thumbnail]:
+    """{key: thumbnail} of a list of thumbnails, if it was made from the same shards."""
+    if not index.is_file():
+        return {}
+    saved = read_json(index)
+    if saved["shards"] != state:
+        return {}
+    return {key: Thumbnail(*entry) for key, entry in saved["thumbnails"].items()}
+
+
+def shrink(data: bytes, size: int) -> tuple[bytes, int, int]:
+    """The image upright, in RGB, at most ``size`` pixels per side, as WebP without metadata; and the size of the original.
+
+    The size is 0 × 0 if EXIF rotates the image.
 
     Raises:
         BadPair: the image cannot be decoded or has too many pixels.
     """
     with open_image(data) as image:
+        width, height = image.size if image.getexif().get(ORIENTATION, UPRIGHT) == UPRIGHT else (0, 0)
         image.draft("RGB", (size, size))
         upright = ImageOps.exif_transpose(image)
         upright.thumbnail((size, size))
@@ -145,4 +161,4 @@ def shrink(data: bytes, size: int) -> bytes:
         flat.paste(rgba, mask=rgba.getchannel("A"))
     out = io.BytesIO()
     flat.save(out, "WEBP", quality=WEBP_QUALITY, method=4)
-    return out.getvalue()
+    return out.getvalue(), width, height

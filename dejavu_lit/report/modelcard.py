@@ -1,12 +1,22 @@
-"""Blocks for a model card or a paper, in Markdown or LaTeX: the gaps with their uncertainty, utility, and settings."""
+"""Blocks for a model card or a paper, in Markdown or LaTeX: the gaps with their uncertainty, utility, and settings.
 
-from collections.abc import Mapping
+The Markdown begins with the ``model-index`` of Hugging Face's model cards (YAML between two lines of ``---``): task, dataset,
+and each metric's name, value and 95 % interval.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, UTILITY
-from dejavu_lit.report.narrative import exposure_summary, signed
+import yaml
 
+from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, UTILITY
+from dejavu_lit.report.narrative import exposure_summary, no_recommendation, signed
+
+AUDIT = {"type": "feature-extraction", "name": "déjà vu memorization, target against reference"}
+UTILITY_TASKS = {"zeroshot": "zero-shot-image-classification", "linear": "image-classification"}  # others: retrieval
 GAP_LABELS = [figure.label for figure in FIGURES.values()]
+GAP_HEADERS = ("gap, value [95 % interval]", *GAP_LABELS)
 STUDY_HEADERS = ("setting", "pairs", "seed", *GAP_LABELS, "zero-shot top-1")
 MARKDOWN = {c: f"\\{c}" for c in "\\`*_[]<>|#"}
 TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
@@ -17,56 +27,100 @@ Metrics = Mapping[str, Any]
 
 
 def markdown(metrics: Metrics) -> str:
-    """A Markdown section with a table of the gaps."""
-    lines = ["## Déjà vu memorization", "", _escape_markdown(metrics["found"]["words"]), ""]
-    lines += ["| gap, value [95 % interval] | " + " | ".join(GAP_LABELS) + " |", "|---" * 4 + "|"]
-    for name in _measured_blocks(metrics):
-        bold = "**" if name == "symmetric" else ""
-        cells = [BLOCKS[name].label, *(_gap(metrics[name][figure]) for figure in FIGURES)]
-        lines.append("| " + " | ".join(f"{bold}{cell}{bold}" for cell in cells) + " |")
-    if rows := _utility_rows(metrics):
-        lines += ["", "| utility | target | reference |", "|---|---|---|"]
-        lines += ["| " + " | ".join(row) + " |" for row in rows]
-    settings, exposure = _escape_markdown(_settings_text(metrics)), _escape_markdown(exposure_summary(metrics))
-    return "\n".join([*lines, "", settings, "", exposure, ""])
+    """A model card: its ``model-index``, and a Markdown section with a table of the gaps."""
+    name = Path(str(metrics["settings"].get("target") or "target")).name
+    head = _model_index([(name, str(metrics["settings"].get("data") or "unknown"), metrics)])
+    rows = [[f"**{cell}**" if row[0].startswith("symmetric") else cell for cell in row] for row in _gap_rows(metrics)]
+    tables = [_markdown_table(GAP_HEADERS, rows)]
+    if utility := _utility_rows(metrics):
+        tables.append(_markdown_table(("utility", "target", "reference"), utility))
+    texts = [
+        _escape(text, MARKDOWN) for text in (metrics["found"]["words"], _settings(metrics), exposure_summary(metrics))
+    ]
+    return "\n\n".join([head, "## Déjà vu memorization", texts[0], *tables, *texts[1:]]) + "\n"
 
 
 def latex(metrics: Metrics) -> str:
     """A LaTeX table (requires booktabs)."""
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{_escape_tex(metrics['found']['words'] + ' ' + _settings_text(metrics))}}}",
-    ]
-    lines += [r"\begin{tabular}{lccc}", r"\toprule", " & ".join(["gap", *GAP_LABELS]) + r" \\", r"\midrule"]
-    for name in _measured_blocks(metrics):
-        cells = [BLOCKS[name].label, *(_gap(metrics[name][figure]) for figure in FIGURES)]
-        lines.append(" & ".join(_escape_tex(cell) for cell in cells) + r" \\")
-    if rows := _utility_rows(metrics):
-        lines += [r"\midrule", r"utility & target & reference & \\", r"\midrule"]
-        lines += [" & ".join(_escape_tex(cell) for cell in row) + r" & \\" for row in rows]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+    caption = f"{metrics['found']['words']} {_settings(metrics)}"
+    parts = [(("gap", *GAP_LABELS), _gap_rows(metrics))]
+    if utility := _utility_rows(metrics):
+        parts.append((("utility", "target", "reference", ""), [[*row, ""] for row in utility]))
+    return _latex_table(caption, parts)
 
 
 def study_markdown(study: Metrics) -> str:
-    """A Markdown section with one row per setting, size and seed."""
-    lines = ["## Déjà vu memorization against utility", "", _escape_markdown(_recommendation(study)), ""]
-    lines += ["| " + " | ".join(STUDY_HEADERS) + " |", "|---" * len(STUDY_HEADERS) + "|"]
-    lines += ["| " + " | ".join(_escape_markdown(cell) for cell in row) + " |" for row in _study_rows(study)]
-    return "\n".join([*lines, ""])
+    """A model card with one entry in ``model-index`` and one row per setting, size and seed."""
+    models = [
+        (f"{s['name']}-n{s['train_size']}-s{s['seed']}", str(s.get("data") or "unknown"), s) for s in study["settings"]
+    ]
+    rows = [[_escape(cell, MARKDOWN) for cell in row] for row in _study_rows(study)]
+    parts = ["## Déjà vu memorization against utility", _escape(_recommendation(study), MARKDOWN)]
+    return "\n\n".join([_model_index(models), *parts, _markdown_table(STUDY_HEADERS, rows)]) + "\n"
 
 
 def study_latex(study: Metrics) -> str:
     """The same rows as a LaTeX table (requires booktabs)."""
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_escape_tex(_recommendation(study))}}}"]
-    lines += [r"\begin{tabular}{l" + "c" * (len(STUDY_HEADERS) - 1) + "}", r"\toprule"]
-    lines += [" & ".join(STUDY_HEADERS) + r" \\", r"\midrule"]
-    lines += [" & ".join(_escape_tex(cell) for cell in row) + r" \\" for row in _study_rows(study)]
+    return _latex_table(_recommendation(study), [(STUDY_HEADERS, _study_rows(study))])
+
+
+def _markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells that are escaped already."""
+    lines = [" | ".join(cells) for cells in (headers, *rows)]
+    return "\n".join([f"| {lines[0]} |", "|---" * len(headers) + "|", *(f"| {line} |" for line in lines[1:])])
+
+
+def _latex_table(caption: str, parts: Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]]) -> str:
+    """One table of parts that have their own headers, with its caption; everything is escaped here."""
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_escape(caption, TEX)}}}"]
+    lines += [r"\begin{tabular}{l" + "c" * (len(parts[0][0]) - 1) + "}", r"\toprule"]
+    for number, (headers, rows) in enumerate(parts):
+        lines += [r"\midrule"] * bool(number)
+        lines += [" & ".join(_escape(cell, TEX) for cell in headers) + r" \\", r"\midrule"]
+        lines += [" & ".join(_escape(cell, TEX) for cell in row) + r" \\" for row in rows]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+
+
+def _model_index(models: Sequence[tuple[str, str, Metrics]]) -> str:
+    """The YAML head of a model card: (name, data folder, blocks and utility) of each model."""
+    index = []
+    for name, data, values in models:
+        dataset = {"type": Path(data).name or "unknown", "name": Path(data).name or "unknown"}
+        results = [{"task": dict(AUDIT), "dataset": dict(dataset), "metrics": _gap_metrics(values)}]
+        for measure, value in ((values.get("utility") or {}).get("target") or {}).items():
+            if measure in UTILITY and isinstance(value, int | float):
+                task = next(
+                    (t for start, t in UTILITY_TASKS.items() if measure.startswith(start)), "image-text-retrieval"
+                )
+                metric = {"type": measure, "name": UTILITY[measure].label, "value": round(value, 6)}
+                results.append({"task": {"type": task}, "dataset": dict(dataset), "metrics": [metric]})
+        index.append({"name": name, "results": results})
+    text = yaml.safe_dump({"model-index": index}, allow_unicode=True, sort_keys=False)
+    return f"---\n{text}---"
+
+
+def _gap_metrics(blocks: Metrics) -> list[dict[str, Any]]:
+    return [
+        {
+            "type": f"{block}_{name}",
+            "name": f"{BLOCKS[block].label}: {figure.label}",
+            "value": round(blocks[block][name]["value"], 6),
+            "args": {"ci95": [round(end, 6) for end in blocks[block][name]["ci95"]]},
+        }
+        for block in _measured_blocks(blocks)
+        for name, figure in FIGURES.items()
+    ]
 
 
 def _measured_blocks(metrics: Metrics) -> list[str]:
     return [name for name in DISPLAY_ORDER if metrics.get(name)]
+
+
+def _gap_rows(metrics: Metrics) -> list[list[str]]:
+    return [
+        [BLOCKS[block].label, *(_gap(metrics[block][figure]) for figure in FIGURES)]
+        for block in _measured_blocks(metrics)
+    ]
 
 
 def _gap(figure: Mapping[str, Any]) -> str:
@@ -87,7 +141,7 @@ def _utility_rows(metrics: Metrics) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _settings_text(metrics: Metrics) -> str:
+def _settings(metrics: Metrics) -> str:
     settings, counts = metrics["settings"], metrics["counts"]
     text = (
         f"Measured with dejavu-lit {metrics.get('provenance', {}).get('dejavu_lit', '')} on {counts['records']:,} pairs "
@@ -98,7 +152,10 @@ def _settings_text(metrics: Metrics) -> str:
 
 def _recommendation(study: Metrics) -> str:
     name = study.get("recommended")
-    text = f"Recommended setting: {name}." if name else "No setting is recommended."
+    if not name:
+        text = no_recommendation(study)
+        return f"{text[0].upper()}{text[1:]}."
+    text = f"Recommended setting: {name}."
     return f"{text} Rule: {study['rule']}. Symmetric gaps with 95 % intervals." if study.get("rule") else text
 
 
@@ -119,9 +176,5 @@ def _study_rows(study: Metrics) -> list[list[str]]:
     return rows
 
 
-def _escape_markdown(text: str) -> str:
-    return "".join(MARKDOWN.get(c, c) for c in text)
-
-
-def _escape_tex(text: str) -> str:
-    return "".join(TEX.get(c, c) for c in text)
+def _escape(text: str, replacements: Mapping[str, str]) -> str:
+    return "".join(replacements.get(c, c) for c in text)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dejavu_lit.measure.controls import beats_blind
-from dejavu_lit.measure.figures import BLOCKS
+from dejavu_lit.measure.figures import BLOCKS, FIGURES, UTILITY
 from dejavu_lit.models.model_name import ModelName
 
 State = Literal["yes", "no", "unknown"]
@@ -85,6 +85,7 @@ def control_checks(metrics: Mapping[str, Any]) -> list[ControlCheck]:
         _above_zero("Corrected gap above 0", "corrected", ppg["corrected"], reasons),
         _null_is_smaller(ppg["null"], ppg["symmetric"] or ppg["population"], reasons),
         _better_than_blind(metrics.get("blind")),
+        *(ControlCheck("caution", "Comparable models", sentence) for sentence in metrics.get("warnings") or []),
     ]
 
 
@@ -116,10 +117,12 @@ def _null_is_smaller(null: Any, gap: Any, reasons: Mapping[str, str]) -> Control
         "On the holdout set, which neither model was trained on, "
         f"PPG is {signed(null['value'])} ({interval(null['ci95'])})"
     )
-    if null["ci95"][0] > 0 or null["ci95"][1] < 0:
+    differs = null["ci95"][0] > 0 or null["ci95"][1] < 0
+    if differs:
         sentence += ", so the two models differ in utility; the symmetric gap cancels this difference to first order"
     sentence += f"; the measured gap is {signed(gap['value'])}."
-    return ControlCheck(to_state(abs(null["value"]) < gap["value"]), title, sentence)
+    smaller = abs(null["value"]) < gap["value"]
+    return ControlCheck("caution" if smaller and differs else to_state(smaller), title, sentence)
 
 
 def _better_than_blind(baseline: Any) -> ControlCheck:
@@ -147,3 +150,42 @@ def exposure_summary(metrics: Mapping[str, Any]) -> str:
     if not clauses:
         return "Exposure: how often training saw each pair is unknown."
     return f"Exposure: {' and '.join(clauses)}. An epoch is one pass, without replacement."
+
+
+def study_sentence(study: Mapping[str, Any]) -> str:
+    """The result of a study in one sentence that can be quoted, without its final period."""
+    name, ranking = study.get("recommended"), study.get("ranking") or []
+    choice = next((r["recommended"] for r in ranking if r["recommended"] and r["recommended"]["name"] == name), None)
+    if choice is None:
+        return no_recommendation(study)
+    size = next(r["train_size"] for r in ranking if r["recommended"] is choice)
+    pooled = {p["name"]: p for p in study.get("pooled", []) if p["train_size"] == size}
+    default = _pooled_ppg(pooled.get(choice["against"]))
+    removed = f"{100 * choice['drop'] / default:.0f} % of" if default and default > 0 else f"{choice['drop']:.3f} of"
+    cost, utility = choice["utility_loss"], UTILITY[choice["utility"]].label
+    utility = "accuracy" if choice["utility"] == "zeroshot_top1" else utility
+    loss = f"at no loss of {utility}" if cost <= 0 else f"at a loss of {100 * cost:.1f} points of {utility}"
+    text = f"{name} removes {removed} PPG {loss}"
+    remaining = pooled.get(name)
+    if remaining is None:
+        return text
+    verdict = {"yes": "memorization is still found", "no": "memorization is no longer shown"}.get(
+        to_state(remaining["found"]["found"]), "whether memorization remains cannot be said"
+    )
+    ppg = _pooled_ppg(remaining)
+    return f"{text}; {verdict}" + (f", {ppg:.3f}" if ppg is not None else "")
+
+
+def no_recommendation(study: Mapping[str, Any]) -> str:
+    """That no setting is recommended, with the rule."""
+    return "no setting qualifies" + (f" (rule: {study['rule']})" if study.get("rule") else "")
+
+
+def _pooled_ppg(pooled: Mapping[str, Any] | None) -> float | None:
+    block = (pooled or {}).get("symmetric") or (pooled or {}).get("population")
+    return float(block["ppg"]["mean"]) if block else None
+
+
+def meanings() -> list[str]:
+    """PPG, PRG and AUCG spelled out, one sentence each."""
+    return [f"{figure.label}: {figure.meaning}" for figure in FIGURES.values()]

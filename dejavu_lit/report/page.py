@@ -1,115 +1,122 @@
-"""The page of one evaluation, section by section, from metrics.json alone: verdict, controls, gaps, utility, figures, pairs.
+"""What the page of one evaluation shows, from metrics.json: values for templates/evaluation.html.j2 and its sections.
 
-Every text goes through ``markup.tag``, which escapes it. Figures and cards are files beside the page.
+A further section is a line in ``SECTIONS``, a template of that name in templates/sections/, and its values here.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, UTILITY
-from dejavu_lit.report.markup import Html, join, row, table, tag
+from dejavu_lit.report.figure_files import FigureInfo
 from dejavu_lit.report.narrative import (
     VERDICTS,
     comparison_summary,
     control_checks,
     exposure_summary,
-    interval,
     signed,
     to_state,
 )
-from dejavu_lit.report.sections import FigureInfo, figure_section
+from dejavu_lit.report.templates import render
 
+SECTIONS = {  # id and template: heading
+    "controls": "Do the controls pass?",
+    "gaps": "Memorization gaps",
+    "utility": "Utility of both models",
+    "figures": "Figures",
+    "pairs": "",  # depends on the verdict
+    "provenance": "Provenance",
+}
 SIGNS = {"yes": ("✓", "passes"), "no": ("✗", "fails"), "caution": ("!", "caution"), "unknown": ("?", "unknown")}
+SCRIPTS = ("report.js", "cards.js")
+OPTIONAL = ("reasons", "by_objects", "blind")  # keys of metrics.json that may be missing
+BAR_LEFT, BAR_WIDTH = 12, 296  # of the interval bars, in units of their drawing
 Metrics = Mapping[str, Any]
 
 
-def evaluation_body(
-    metrics: Metrics, figures: Sequence[FigureInfo], pairs: Html, provenance: Html, back: Html | None = None
-) -> Html:
-    """The body of an evaluation's page.
+def evaluation_page(
+    metrics: Metrics,
+    figures: Sequence[FigureInfo],
+    pairs: tuple[int, int],
+    hashes: Mapping[str, str],
+    redacted: bool,
+    source: str,
+    root: str = "",
+    study: str = "",
+) -> str:
+    """The page of an evaluation.
 
     Args:
         figures: the figures that were drawn.
-        pairs, provenance: the sections of these names.
-        back: a link above everything else.
+        pairs: the number of pairs that have a card, and of records that they were chosen from.
+        hashes: {artifact: SHA-256}.
+        source: the evaluation's folder, as a command would name it.
+        root: the relative path from the page to the report's folder (empty, or ending in a slash).
+        study: a link to the study's page, if the evaluation belongs to one.
     """
-    settings = metrics["settings"]
-    names = f"{settings.get('target', 'target')} against {settings.get('reference', 'reference')}"
-    return join(
-        [
-            back,
-            tag("h1", "Déjà vu memorization report"),
-            tag("p", names, class_="note"),
-            verdict(metrics["found"], comparison_summary(metrics)),
-            tag("h2", "Do the controls pass?"),
-            controls(metrics),
-            tag("h2", "Memorization gaps"),
-            gaps(metrics),
-            gaps_by_annotator(metrics),
-            tag("h2", "Utility of both models"),
-            utility(metrics),
-            tag("p", exposure_summary(metrics)),
-            blind_baseline(metrics),
-            figure_section(figures),
-            pairs,
-            provenance,
-        ]
+    state = to_state(metrics["found"]["found"])
+    main_name = "symmetric" if metrics.get("symmetric") else "population"
+    values = {name: {} for name in OPTIONAL} | {"settings": {}, **metrics}
+    sentence = metrics["found"]["words"].removeprefix(VERDICTS[state]).lstrip(":, ")
+    names = {side: metrics["settings"].get(side) for side in ("target", "reference")}
+    return render(
+        "evaluation.html.j2",
+        title="Déjà vu memorization report",
+        sections=SECTIONS | {"pairs": "The most memorized pairs" if state == "yes" else "The largest gaps"},
+        scripts=SCRIPTS,
+        root=root,
+        study=study,
+        source=source,
+        metrics=values | {"settings": values["settings"] | names},
+        state=state,
+        verdict=VERDICTS[state],
+        sentence=sentence[:1].upper() + sentence[1:],
+        summary=comparison_summary(metrics),
+        main_name=main_name,
+        main=metrics[main_name],
+        bars=interval_bars(metrics, main_name),
+        ppg_meaning=f"PPG: {FIGURES['ppg'].meaning}",
+        checks=checks(metrics),
+        gaps_note=_gaps_note(metrics),
+        blocks=BLOCKS,
+        block_order=DISPLAY_ORDER,
+        figures_table=FIGURES,
+        utility=_utility(metrics),
+        exposure=exposure_summary(metrics),
+        figures=figures,
+        pairs={"shown": pairs[0], "total": pairs[1]},
+        redacted=redacted,
+        provenance=provenance(metrics, hashes),
     )
 
 
-def verdict(found: Mapping[str, Any], summary: str) -> Html:
-    """The verdict in a box, with the sentence that states its uncertainty."""
-    state = to_state(found["found"])
-    sentence = found["words"].removeprefix(VERDICTS[state]).lstrip(":, ")
-    return tag(
-        "section",
-        tag("strong", VERDICTS[state]),
-        tag("p", sentence[:1].upper() + sentence[1:]),
-        tag("p", summary),
-        class_=f"verdict {state}",
-        aria_label="Verdict",
-    )
+def interval_bars(metrics: Metrics, main_name: str) -> dict[str, Any]:
+    """PPG of the main block and of the null control on one axis, in the coordinates of the macro ``interval_bars``."""
+    shown = {main_name: f"{main_name} PPG", "null": "null control, on pairs that neither model saw"}
+    shown = {block: label for block, label in shown.items() if metrics.get(block)}
+    ends = [end for block in shown for end in (*metrics[block]["ppg"]["ci95"], metrics[block]["ppg"]["value"])]
+    low, high = min(-0.1, *ends), max(0.1, *ends)
 
+    def place(value: float) -> float:
+        return round(float(BAR_LEFT + BAR_WIDTH * (value - low) / (high - low)), 1)
 
-def controls(metrics: Metrics) -> Html:
-    """The controls, each marked by a sign and a word, not by color alone."""
-    items = []
-    for check in control_checks(metrics):
-        sign, word = SIGNS[check.state]
-        items.append(
-            tag(
-                "li",
-                tag("span", sign, class_="sign", aria_hidden="true"),
-                tag("strong", f"{check.name} "),
-                tag("span", f"({word}) "),
-                check.sentence,
-                class_=check.state,
-            )
-        )
-    return tag("ul", items, class_="controls")
-
-
-def gaps(metrics: Metrics) -> Html:
-    """The five blocks with intervals, and below each the mean ± std that the paper quotes."""
     rows = []
-    for name in DISPLAY_ORDER:
-        block = metrics.get(name)
-        cells = [_gap(block[figure]) if block else "–" for figure in FIGURES]
-        rows.append(row(BLOCKS[name].label, cells, class_="headline" if name == "symmetric" else None))
-    headers = ["", *(tag("abbr", figure.label, title=figure.meaning) for figure in FIGURES.values())]
-    reasons = metrics.get("reasons", {})
-    missing = [
-        tag("p", f"{BLOCKS[name].label} is missing: {reasons[name]}.", class_="note")
-        for name in DISPLAY_ORDER
-        if name in reasons
+    for block, label in shown.items():
+        ppg = metrics[block]["ppg"]
+        left, right = map(place, ppg["ci95"])
+        text = f"{label}: {signed(ppg['value'])}"
+        rows.append({"name": block, "label": text, "low": left, "high": right, "place": place(ppg["value"])})
+    step = next(s for s in (0.1, 0.2, 0.5, 1.0) if (high - low) / s <= 8)
+    ticks = [(place(i * step), signed(i * step, 1)) for i in range(-10, 11) if low <= i * step <= high]
+    return {"rows": rows, "zero": place(0), "ticks": ticks, "text": "; ".join(str(row["label"]) for row in rows)}
+
+
+def checks(metrics: Metrics) -> list[dict[str, str]]:
+    """The controls, each marked by a sign and a word, not by color alone."""
+    return [
+        {"state": c.state, "sign": SIGNS[c.state][0], "word": SIGNS[c.state][1], "name": c.name, "sentence": c.sentence}
+        for c in control_checks(metrics)
     ]
-    meanings = [f"{figure.label}: {figure.meaning}. " for figure in FIGURES.values()]
-    return join([table(headers, rows, _gaps_note(metrics)), missing, tag("p", meanings, class_="note")])
-
-
-def _gap(figure: Mapping[str, Any]) -> list[Any]:
-    spread = f"{signed(figure['mean'])} ± {figure['std']:.3f}"
-    return [signed(figure["value"]), tag("small", interval(figure["ci95"]), tag("br"), spread)]
 
 
 def _gaps_note(metrics: Metrics) -> str:
@@ -122,52 +129,41 @@ def _gaps_note(metrics: Metrics) -> str:
     return f"{text}. Below each value: 95 % interval; mean ± std of 100 draws of 10 % of the records."
 
 
-def gaps_by_annotator(metrics: Metrics) -> Html | None:
-    """The headline gaps under each additional annotator of ``by_objects=``."""
-    by_objects = metrics.get("by_objects")
-    if not by_objects:
-        return None
-    rows = []
-    for name, result in by_objects.items():
-        basis = "symmetric" if result["symmetric"] else "population"
-        block = result[basis]
-        cells = [
-            [signed(block[f]["value"]), tag("small", interval(block[f]["ci95"]))] if block else "–" for f in FIGURES
-        ]
-        label = BLOCKS[basis].label if block else result["reason"]
-        rows.append(row(name, [label, f"{result['counts']['records']:,}", *cells]))
-    text = "The same neighbors, evaluated with the objects of other annotators. Below each value: 95 % interval."
-    return table(["", "gap", "records", *(figure.label for figure in FIGURES.values())], rows, text)
-
-
-def utility(metrics: Metrics) -> Html:
-    """Zero-shot, retrieval, and probe of both models; a gap without utility says nothing."""
+def _utility(metrics: Metrics) -> list[tuple[str, float | None, float | None]]:
+    """(measure, target, reference) of the measures that either model has."""
     utilities = metrics.get("utility") or {}
-    sides = [utilities.get(side) or {} for side in ("target", "reference")]
-    measured = [name for name in UTILITY if any(isinstance(side.get(name), int | float) for side in sides)]
-    if not measured:
-        return tag("p", "Utility was not measured, so these gaps do not show what reducing memorization would cost.")
-    rows = [
-        row(
-            UTILITY[name].label,
-            [f"{100 * side[name]:.1f} %" if isinstance(side.get(name), int | float) else "–" for side in sides],
-        )
-        for name in measured
-    ]
-    return table(["", "target", "reference"], rows, "Zero-shot accuracy, retrieval, and linear probe")
+    rows = []
+    for name, figure in UTILITY.items():
+        values = [(utilities.get(side) or {}).get(name) for side in ("target", "reference")]
+        target, reference = (value if isinstance(value, int | float) else None for value in values)
+        if target is not None or reference is not None:
+            rows.append((figure.label, target, reference))
+    return rows
 
 
-def blind_baseline(metrics: Metrics) -> Html | None:
-    """The blind baseline beside both models."""
-    baseline = metrics.get("blind")
-    if not baseline:
-        return None
-    rows = [
-        row(label, [f"{baseline[name][rate]:.3f}" for rate in ("precision", "recall", "f1")])
-        for name, label in (("target", "target"), ("reference", "reference"), ("blind", "blind baseline"))
-    ]
-    text = (
-        f"Mean over the records. The blind baseline always predicts the {baseline['objects']} objects that are most "
-        "frequent in the public set and ignores the caption."
-    )
-    return table(["", "precision", "recall", "F1"], rows, text)
+def provenance(contents: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:
+    """Commit, versions, the command that reproduces the results, the settings, and the hash of each artifact.
+
+    Args:
+        contents: of metrics.json or study.json.
+        hashes: {artifact: SHA-256}.
+    """
+    source = contents.get("provenance", {})
+    facts = {name: source[name] for name in ("dejavu_lit", "commit", "python", "machine", "time") if source.get(name)}
+    if source.get("versions"):
+        facts["versions"] = ", ".join(f"{package} {version}" for package, version in source["versions"].items())
+    search = contents.get("search")
+    if search:
+        facts["search"] = f"index {search['index']}, recall {search['recall']:g}"
+        if search.get("copies"):
+            facts["search"] += (
+                f"; {search['copies']} public images are exact copies of others, so the gaps come out smaller"
+            )
+    settings = {"settings": contents.get("settings"), "config": source.get("config")}
+    settings = {name: value for name, value in settings.items() if value}
+    return {
+        "command": source.get("command", "(not recorded)"),
+        "facts": facts,
+        "hashes": hashes,
+        "settings": json.dumps(settings, indent=2, ensure_ascii=False) if settings else "",
+    }

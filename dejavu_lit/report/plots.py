@@ -6,8 +6,10 @@ Each function returns a ``Plot`` whose rows are exactly what is drawn, or None i
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, SAMPLE_GAPS
@@ -22,31 +24,40 @@ from dejavu_lit.report.figures import (
     TARGET,
     Plot,
     error_arms,
+    few_ticks,
+    forest,
     legend_above,
     log_x_axis,
     panels,
     shorten,
-    style,
+    x_label_below,
     zero_line,
 )
 from dejavu_lit.report.narrative import interval, signed
 
-RANKINGS = {"distance": "ranked by distance", "hits": "ranked by hits", "gap": "ranked by gap (optimistic)"}
+GAP_TITLES = {"ppg": "precision\ngap PPG", "prg": "recall\ngap PRG", "aucg": "AUC\ngap AUCG"}
+GAP_AXIS = "gap, target − reference (difference of shares)"
+RANKINGS = {"distance": "ranked by\ndistance", "hits": "ranked by\nhits", "gap": "ranked by gap\n(optimistic)"}
 SENSITIVITY = {  # name: title, axis label, one value in words
-    "threshold": ("Gaps by the annotator's score threshold", "score threshold", "at score threshold {:g}"),
-    "top_m": ("Gaps by number of predicted objects", "top m objects", "with the top {:g} objects"),
+    "threshold": ("Gaps by the annotator's score threshold", "annotator's score threshold", "at score threshold {:g}"),
+    "top_m": (
+        "Gaps by number of predicted objects",
+        "objects predicted, most frequent first",
+        "with the top {:g} objects",
+    ),
 }
+BLOCK_NAMES = {"symmetric": "symmetric", "population": "A: target − reference", "null": "H: null control"}
 MAX_GROUPS = 20  # drawn in a subgroup figure; its CSV contains all
 Metrics = Mapping[str, Any]
+Rows = Sequence[Mapping[str, Any]]
 
 
 def evaluation_plots(metrics: Metrics) -> list[Plot]:
     """Every figure that this evaluation has data for."""
-    with style():
-        plots = [gaps(metrics), recall(metrics), sample(metrics), by_k(metrics)]
-        plots += [sensitivity(metrics, "threshold"), sensitivity(metrics, "top_m"), epochs(metrics), planted(metrics)]
-        plots += [subgroups(column, result) for column, result in (metrics.get("subgroups") or {}).items()]
-        return _with_unique_names([plot for plot in plots if plot is not None])
+    plots = [gaps(metrics), recall(metrics), *samples(metrics), by_k(metrics)]
+    plots += [sensitivity(metrics, "threshold"), sensitivity(metrics, "top_m"), epochs(metrics), planted(metrics)]
+    plots += [subgroups(column, result) for column, result in (metrics.get("subgroups") or {}).items()]
+    return _with_unique_names([plot for plot in plots if plot is not None])
 
 
 def _with_unique_names(plots: Sequence[Plot]) -> list[Plot]:
@@ -69,84 +80,110 @@ def gaps(metrics: Metrics) -> Plot:
     rows: list[dict[str, Any]] = [
         {"block": block, "figure": name} | figure_row(metrics[block][name]) for name in FIGURES for block in measured
     ]
-    figure, axes = panels(3, height=0.42 * len(measured) + 0.7, sharey=True)
-    colors = {"symmetric": TARGET, "null": MUTED}
-    for axis, name in zip(axes[0], FIGURES, strict=True):
-        zero_line(axis, horizontal=False)
-        for position, row in enumerate(r for r in rows if r["figure"] == name):
-            color = colors.get(row["block"], INK)
-            size = 7 if row["block"] == "symmetric" else 5
-            axis.errorbar(
-                [row["value"]], [position], xerr=error_arms([row]), fmt="o", color=color, markersize=size, capsize=3,
-                label=row["block"],
-            )  # fmt: skip
-        axis.set_title(FIGURES[name].label)
-        axis.set_yticks(range(len(measured)), [BLOCKS[block].label.replace(" (headline)", "") for block in measured])
-        axis.set_ylim(len(measured) - 0.5, -0.5)
-        axis.grid(False, axis="y")
-    figure.supxlabel("gap, target − reference, with 95 % interval", fontsize=9)
     main = "symmetric" if "symmetric" in measured else "population"
     values = "; ".join(
         f"{FIGURES[name].label} {signed(gap['value'])} ({interval(gap['ci95'])})"
         for name, gap in ((name, metrics[main][name]) for name in FIGURES)
     )
-    return Plot("gaps", "Gaps with 95 % intervals", f"The {main} gaps are {values}.", rows, figure)
+    text = f"The {main} gaps are {values}. The lines are 95 % intervals."
+    return Plot("gaps", "Gaps with 95 % intervals", text, rows, partial(_draw_gaps, rows))
+
+
+def _draw_gaps(rows: Rows) -> Figure:
+    blocks = list(dict.fromkeys(row["block"] for row in rows))
+    figure, axes = forest([_block_label(block) for block in blocks], list(GAP_TITLES.values()), GAP_AXIS)
+    colors = {"symmetric": TARGET, "null": MUTED}
+    for axis, name in zip(axes, FIGURES, strict=True):
+        zero_line(axis, horizontal=False)
+        for position, row in enumerate(r for r in rows if r["figure"] == name):
+            size = 7 if row["block"] == "symmetric" else 5
+            color = colors.get(row["block"], INK)
+            axis.errorbar([row["value"]], [position], xerr=error_arms([row]), fmt="o", color=color, markersize=size)
+    return figure
+
+
+def _block_label(block: str) -> str:
+    return BLOCKS[block].label.replace(" (headline)", "")
 
 
 def recall(metrics: Metrics) -> Plot:
     """P(recall ≥ x) of both models; the area between the curves is AUCG."""
     curve = metrics["curves"]["recall"]
-    x, target, reference = (curve[name] for name in ("x", "target", "reference"))
-    rows = [{"recall": a, "target": t, "reference": r} for a, t, r in zip(x, target, reference, strict=True)]
-    figure, axes = panels(1, width=4.6, height=3.2)
-    axis = axes[0][0]
-    aucg = signed(metrics["population"]["aucg"]["value"])
-    area = f"area between the curves: AUCG {aucg}"
-    axis.fill_between(x, target, reference, step="pre", color=SHADE, alpha=0.5, linewidth=0, label=area)
-    axis.plot(x, target, drawstyle="steps-pre", color=TARGET, label="target")
-    axis.plot(x, reference, drawstyle="steps-pre", color=REFERENCE, linestyle="--", label="reference")
-    axis.set(xlabel="recall x", ylabel="share of records with recall ≥ x", xlim=(0, 1), ylim=(0, 1.02))
-    axis.legend(loc="best")
-    text = f"The signed area between the target's and the reference's curve on A is AUCG = {aucg}."
-    return Plot("recall", "Share of records with at least a given recall", text, rows, figure)
-
-
-def sample(metrics: Metrics) -> Plot:
-    """The sample-level gaps over L for each ranking, one line for each k and top-m."""
-    curves = metrics["curves"]["sample"]
+    names = ("x", "target", "reference")
     rows = [
-        {"k": curve["k"], "top_m": curve["top_m"], "ranking": ranking, "top": top}
+        {"recall": x, "target": t, "reference": r} for x, t, r in zip(*(curve[name] for name in names), strict=True)
+    ]
+    aucg = signed(metrics["population"]["aucg"]["value"])
+    text = f"The signed area between the target's and the reference's curve on A is AUCG = {aucg}."
+    return Plot(
+        "recall", "Share of records with at least a given recall", text, rows, partial(_draw_recall, rows, aucg)
+    )
+
+
+def _draw_recall(rows: Rows, aucg: str) -> Figure:
+    labels = ("target", "reference", f"area between: AUCG {aucg}")
+    figure, axes = panels(1, height=2.3, left=0.75, titles=0, legend=labels)
+    axis = axes[0][0]
+    x, target, reference = ([row[name] for row in rows] for name in ("recall", "target", "reference"))
+    axis.plot(x, target, drawstyle="steps-pre", color=TARGET, label=labels[0])
+    axis.plot(x, reference, drawstyle="steps-pre", color=REFERENCE, linestyle="--", label=labels[1])
+    axis.fill_between(x, target, reference, step="pre", color=SHADE, alpha=0.5, linewidth=0, label=labels[2])
+    axis.set(
+        xlabel="recall x (share of the image's objects that were found)", ylabel="share of records with recall ≥ x"
+    )
+    axis.set(xlim=(0, 1), ylim=(0, 1.02))
+    legend_above(figure, [axis])
+    return figure
+
+
+def samples(metrics: Metrics) -> list[Plot | None]:
+    """The sample-level gaps over L for each ranking: one figure with a line for each k, one with a line for each top-m."""
+    curves = metrics["curves"]["sample"]
+    by_k = [(f"k = {curve['k']}", curve) for curve in curves if not curve["top_m"]]
+    by_m = [(f"top {curve['top_m']} objects" if curve["top_m"] else "all objects", curve) for curve in curves
+            if curve["k"] == metrics["k"]]  # fmt: skip
+    return [
+        _sample("sample", "Gaps on the L most memorized records, by neighbors k", metrics, by_k),
+        _sample("sample-top-m", "Gaps on the L most memorized records, by objects predicted", metrics, by_m)
+        if len(by_m) > 1 else None,
+    ]  # fmt: skip
+
+
+def _sample(name: str, title: str, metrics: Metrics, curves: Sequence[tuple[str, Metrics]]) -> Plot:
+    rows = [
+        {"line": label, "k": curve["k"], "top_m": curve["top_m"], "ranking": ranking, "top": top}
         | {gap: curve[ranking][gap][i] for gap in SAMPLE_GAPS}
-        for curve in curves
+        for label, curve in curves
         for ranking in RANKINGS
         for i, top in enumerate(curve[ranking]["top"])
     ]
-    figure, axes = panels(3, 3, height=2.0, sharex=True, sharey=True)
-    for axis_row, ranking in zip(axes, RANKINGS, strict=True):
-        for axis, gap in zip(axis_row, SAMPLE_GAPS, strict=True):
-            zero_line(axis)
-            for number, curve in enumerate(curves):
-                label = f"k = {curve['k']}" + (f", top {curve['top_m']} objects" if curve["top_m"] else "")
-                dash = "--" if curve["top_m"] else "-"
-                color = SERIES[number % len(SERIES)]
-                axis.plot(curve[ranking]["top"], curve[ranking][gap], dash, color=color, label=label)
-            log_x_axis(axis)
-        axis_row[0].set_ylabel(RANKINGS[ranking].replace(" (", "\n("))
-    for axis, column in zip(axes[0], SAMPLE_GAPS.values(), strict=True):
-        axis.set_title(column.label)
-    for axis in axes[-1]:
-        axis.set_xlabel("L most memorized records")
-    legend_above(figure, axes[0][0])
-    return Plot("sample", "Gaps on the L most memorized records", _sample_text(metrics), rows, figure)
-
-
-def _sample_text(metrics: Metrics) -> str:
     by_distance = metrics["sample"]["distance"]
     smallest, largest = by_distance[0], by_distance[-1]
-    return (
+    text = (
         f"On the {smallest['top']} records with the smallest distance the recall gap is "
         f"{signed(smallest['recall_gap'])}, on all records {signed(largest['recall_gap'])}."
     )
+    return Plot(name, title, text, rows, partial(_draw_sample, rows))
+
+
+def _draw_sample(rows: Rows) -> Figure:
+    labels = list(dict.fromkeys(row["line"] for row in rows))
+    figure, axes = panels(3, 3, height=0.95, left=0.68, titles=1, legend=labels, sharex=True, sharey=True)
+    for axis_row, (ranking, ranked_by) in zip(axes, RANKINGS.items(), strict=True):
+        for axis, gap in zip(axis_row, SAMPLE_GAPS, strict=True):
+            zero_line(axis)
+            for number, label in enumerate(labels):
+                line = [row for row in rows if row["line"] == label and row["ranking"] == ranking]
+                x, y = [row["top"] for row in line], [row[gap] for row in line]
+                axis.plot(x, y, color=SERIES[number % len(SERIES)], label=label)
+            log_x_axis(axis)
+            few_ticks(axis.yaxis, 3)
+        axis_row[0].set_ylabel(ranked_by)
+    for axis, column in zip(axes[0], SAMPLE_GAPS.values(), strict=True):
+        axis.set_title(column.label)
+    x_label_below(figure, "L most memorized records")
+    legend_above(figure, axes.flat)
+    return figure
 
 
 def by_k(metrics: Metrics) -> Plot | None:
@@ -154,7 +191,7 @@ def by_k(metrics: Metrics) -> Plot | None:
     values = [(int(k), blocks) for k, blocks in metrics["by_k"].items()]
     if len(values) < 2:
         return None
-    return _gaps_over("by-k", "Gaps by number of neighbors", "k", "at k = {:g}", values)
+    return _gaps_over("by-k", "Gaps by number of neighbors", "nearest neighbors k", "at k = {:g}", values)
 
 
 def sensitivity(metrics: Metrics, name: str) -> Plot | None:
@@ -171,30 +208,43 @@ def sensitivity(metrics: Metrics, name: str) -> Plot | None:
 
 def _gaps_over(name: str, title: str, label: str, phrase: str, values: Sequence[tuple[float, Metrics]]) -> Plot:
     """The gaps over a number: ``values`` are (x, blocks) in order of x; ``phrase`` says one x in words."""
-    shown = [b for b in ("symmetric", "population", "null") if all(blocks.get(b) for _, blocks in values)]
+    shown = [b for b in BLOCK_NAMES if all(blocks.get(b) for _, blocks in values)]
     rows: list[dict[str, Any]] = [
         {"x": x, "block": block, "figure": f} | figure_row(blocks[block][f])
         for block in shown
         for f in FIGURES
         for x, blocks in values
     ]
-    figure, axes = panels(3)
-    colors = {"symmetric": TARGET, "population": REFERENCE, "null": MUTED}
-    for axis, f in zip(axes[0], FIGURES.values(), strict=True):
-        zero_line(axis)
-        for block, marker in zip(shown, MARKERS, strict=False):
-            line = [r for r in rows if r["block"] == block and r["figure"] == f.name]
-            axis.errorbar(
-                [r["x"] for r in line], [r["value"] for r in line], yerr=error_arms(line), color=colors[block],
-                marker=marker, capsize=2, label=block,
-            )  # fmt: skip
-        axis.set_title(f.label)
-        axis.set_xlabel(label)
-        axis.set_xticks([x for x, _ in values])
-    legend_above(figure, axes[0][0])
     ppg = [r for r in rows if r["block"] == shown[0] and r["figure"] == "ppg"]
     text = f"{shown[0]} PPG: " + ", ".join(f"{signed(r['value'])} {phrase.format(r['x'])}" for r in ppg) + "."
-    return Plot(name, title, text[0].upper() + text[1:], rows, figure)
+    return Plot(name, title, text[0].upper() + text[1:], rows, partial(_draw_gaps_over, rows, label))
+
+
+def _draw_gaps_over(rows: Rows, label: str) -> Figure:
+    blocks = list(dict.fromkeys(row["block"] for row in rows))
+    figure, axes = panels(3, height=1.5, legend=[BLOCK_NAMES[block] for block in blocks], sharey=True)
+    colors = {"symmetric": TARGET, "population": REFERENCE, "null": MUTED}
+    for axis, name in zip(axes[0], FIGURES, strict=True):
+        zero_line(axis)
+        for block, marker in zip(blocks, MARKERS, strict=False):
+            line = [r for r in rows if r["block"] == block and r["figure"] == name]
+            x, y = [r["x"] for r in line], [r["value"] for r in line]
+            axis.errorbar(x, y, yerr=error_arms(line), color=colors[block], marker=marker, label=BLOCK_NAMES[block])
+        axis.set_title(GAP_TITLES[name])
+        _ticks_at(axis, [r["x"] for r in rows])
+    x_label_below(figure, label)
+    legend_above(figure, axes.flat)
+    return figure
+
+
+def _ticks_at(axis: Any, values: Sequence[float]) -> None:
+    """Ticks at the measured values, without those whose labels would touch the next one's."""
+    low, high = min(values), max(values)
+    ticks: list[float] = []
+    for value in sorted(set(values), reverse=True):
+        if not ticks or ticks[-1] - value >= 0.24 * (high - low):
+            ticks.append(value)
+    axis.set_xticks(ticks[::-1], [f"{tick:g}" for tick in ticks[::-1]])
 
 
 def epochs(metrics: Metrics) -> Plot | None:
@@ -202,33 +252,42 @@ def epochs(metrics: Metrics) -> Plot | None:
     rows = metrics.get("epochs") or []
     if len(rows) < 2:
         return None
-    names = [*FIGURES, *(["val_accuracy"] if all("val_accuracy" in row for row in rows) else [])]
-    figure, axes = panels(len(names), width=7.8 / len(names))
-    x = [row["epoch"] for row in rows]
-    for axis, name in zip(axes[0], names, strict=True):
-        values = [row[name] for row in rows]
-        if name == "val_accuracy":
-            axis.plot(x, values, color=GOOD, marker="^", label="target, validation set")
-            axis.set_title("accuracy within a batch")
-        else:
-            zero_line(axis)
-            axis.plot(x, values, color=TARGET, marker="o", label=BLOCKS["population"].label)
-            axis.set_title(FIGURES[name].label)
-        if name == "ppg":
-            low, high = ([row[f"ppg_{end}"] for row in rows] for end in ("low", "high"))
-            axis.fill_between(x, low, high, color=SHADE, alpha=0.5, linewidth=0, label="95 % interval")
-            null = [row["null_ppg"] for row in rows]
-            axis.plot(x, null, "--", color=MUTED, marker="s", label=BLOCKS["null"].label)
-        axis.set_xlabel("epochs of training")
-        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    legend_above(figure, axes[0][0])
     first, last = rows[0], rows[-1]
     text = (
         f"On a sample, PPG is {signed(first['ppg'])} after epoch {first['epoch']:g} and {signed(last['ppg'])} after epoch "
         f"{last['epoch']:g}; on the holdout set, it is {signed(last['null_ppg'])}. Measured during training, in one "
         "direction only."
     )
-    return Plot("epochs", "Gaps over the epochs of training", text, rows, figure)
+    return Plot("epochs", "Gaps over the epochs of training", text, rows, partial(_draw_epochs, rows))
+
+
+def _draw_epochs(rows: Rows) -> Figure:
+    names = [*FIGURES, *(["val_accuracy"] if all("val_accuracy" in row for row in rows) else [])]
+    labels = (BLOCKS["population"].label, BLOCKS["null"].label, "95 % interval", "target on the validation set")[
+        : len(names)
+    ]
+    figure, axes = panels(2, 2, height=1.2, left=0.55, titles=1, legend=labels)
+    x = [row["epoch"] for row in rows]
+    for axis, name in zip(axes.flat, names, strict=False):
+        values = [row[name] for row in rows]
+        if name == "val_accuracy":
+            axis.plot(x, values, color=GOOD, marker="^", label=labels[3])
+            axis.set_title("accuracy within a batch (V)")
+        else:
+            zero_line(axis)
+            axis.plot(x, values, color=TARGET, marker="o", label=labels[0])
+            axis.set_title(GAP_TITLES[name].replace("\n", " "))
+        if name == "ppg":
+            axis.plot(x, [row["null_ppg"] for row in rows], "--", color=MUTED, marker="s", label=labels[1])
+            low, high = ([row[f"ppg_{end}"] for row in rows] for end in ("low", "high"))
+            axis.fill_between(x, low, high, color=SHADE, alpha=0.5, linewidth=0, label=labels[2])
+        axis.set_xlabel("epochs of training")
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        few_ticks(axis.yaxis, 4)
+    for axis in axes.flat[len(names) :]:
+        axis.remove()
+    legend_above(figure, axes.flat)
+    return figure
 
 
 def planted(metrics: Metrics) -> Plot | None:
@@ -241,16 +300,6 @@ def planted(metrics: Metrics) -> Plot | None:
         for name in FIGURES
         for level in result["levels"]
     ]
-    figure, axes = panels(3)
-    for axis, name in zip(axes[0], FIGURES, strict=True):
-        line = [r for r in rows if r["figure"] == name]
-        zero_line(axis)
-        x = [r["exposure"] for r in line]
-        axis.errorbar(x, [r["value"] for r in line], yerr=error_arms(line), color=TARGET, marker="o", capsize=3)
-        axis.set_title(FIGURES[name].label)
-        axis.set_xlabel("times seen in training")
-        if min(x) > 0:
-            log_x_axis(axis, x)
     levels = ", ".join(
         f"{signed(r['value'])} for pairs seen {r['exposure']:.0f} times" for r in rows if r["figure"] == "prg"
     )
@@ -258,7 +307,23 @@ def planted(metrics: Metrics) -> Plot | None:
     rho = result["spearman"]["recall"]["rho"]
     if rho is not None:
         text += f" Spearman's rank correlation between exposure and recall gap: {signed(rho)}."
-    return Plot("planted", "Planted memory: gaps by exposure", text, rows, figure)
+    return Plot("planted", "Planted memory: gaps by exposure", text, rows, partial(_draw_planted, rows))
+
+
+def _draw_planted(rows: Rows) -> Figure:
+    figure, axes = panels(3, height=1.5, sharey=True)
+    for axis, name in zip(axes[0], FIGURES, strict=True):
+        line = [r for r in rows if r["figure"] == name]
+        x = [r["exposure"] for r in line]
+        zero_line(axis)
+        axis.errorbar(x, [r["value"] for r in line], yerr=error_arms(line), color=TARGET, marker="o")
+        axis.set_title(GAP_TITLES[name])
+        if min(x) > 0:
+            log_x_axis(axis, x)
+        else:
+            _ticks_at(axis, x)
+    x_label_below(figure, "times seen in training")
+    return figure
 
 
 def subgroups(column: str, result: Mapping[str, Any]) -> Plot | None:
@@ -267,22 +332,10 @@ def subgroups(column: str, result: Mapping[str, Any]) -> Plot | None:
     if not groups:
         return None
     drawn = _drawn_groups(groups)
-    figure, axes = panels(3, width=2.5, height=0.21 * len(drawn) + 1.0, sharey=True)
-    for axis, name in zip(axes[0], FIGURES, strict=True):
-        line = [figure_row(g[name]) for g in drawn]
-        zero_line(axis, horizontal=False)
-        axis.errorbar(
-            [r["value"] for r in line], range(len(line)), xerr=error_arms(line), fmt="o", color=TARGET, markersize=4,
-            capsize=2,
-        )  # fmt: skip
-        axis.set_title(FIGURES[name].label)
-        axis.set_yticks(range(len(line)), [f"{shorten(g['group'])}  ({g['records']:,})" for g in drawn])
-        axis.set_ylim(len(line) - 0.4, -0.6)
-    figure.supxlabel(f"{result['basis']} gap with 95 % interval", fontsize=9)
     largest, smallest = (choose(drawn, key=lambda g: g["ppg"]["value"]) for choose in (max, min))
     text = (
         f"{str(result['basis']).capitalize()} PPG is largest for {largest['group']} ({signed(largest['ppg']['value'])}) "
-        f"and smallest for {smallest['group']} ({signed(smallest['ppg']['value'])})."
+        f"and smallest for {smallest['group']} ({signed(smallest['ppg']['value'])}). In parentheses: records."
     )
     if len(groups) > MAX_GROUPS:
         text += f" The {MAX_GROUPS} largest of {len(groups)} groups are shown; the CSV contains all of them."
@@ -290,10 +343,22 @@ def subgroups(column: str, result: Mapping[str, Any]) -> Plot | None:
         {"group": g["group"], "records": g["records"], "figure": f} | figure_row(g[f]) for g in groups for f in FIGURES
     ]
     slug = re.sub(r"[^a-z0-9]+", "-", column.lower()).strip("-") or "column"
-    return Plot(f"subgroups-{slug}", f"Gaps by subgroup: {column.replace('_', ' ')}", text, rows, figure)
+    title = f"Gaps by subgroup: {column.replace('_', ' ')}"
+    return Plot(f"subgroups-{slug}", title, text, rows, partial(_draw_subgroups, drawn, str(result["basis"])))
 
 
-def _drawn_groups(groups: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _draw_subgroups(groups: Rows, basis: str) -> Figure:
+    labels = [f"{shorten(g['group'], 24)}  ({g['records']:,})" for g in groups]
+    figure, axes = forest(labels, list(GAP_TITLES.values()), f"{basis} gap, target − reference (difference of shares)")
+    for axis, name in zip(axes, FIGURES, strict=True):
+        line = [figure_row(g[name]) for g in groups]
+        zero_line(axis, horizontal=False)
+        x = [r["value"] for r in line]
+        axis.errorbar(x, range(len(line)), xerr=error_arms(line), fmt="o", color=TARGET, markersize=4)
+    return figure
+
+
+def _drawn_groups(groups: Rows) -> list[Mapping[str, Any]]:
     """The largest groups in the order of the table; numeric ranges in their own order, a selection by PPG."""
     largest = sorted(groups, key=lambda g: -g["records"])[:MAX_GROUPS]
     drawn = [g for g in groups if g in largest]

@@ -3,33 +3,42 @@
     write_report("outputs/eval")                      -> outputs/eval/report/index.html
     write_report("outputs/study", redact=True)        -> without captions, images and objects
 
-The folder is built under a temporary name and then renamed; thumbnails of an earlier report are reused.
+The folder is built under a temporary name and then renamed. Of an earlier report, thumbnails of the same images and figures of
+the same numbers are used again.
 """
 
 import logging
 import os
 import shutil
+from hashlib import sha256
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from dejavu_lit import __version__
-from dejavu_lit.report import sections
-from dejavu_lit.report.evaluation import Evaluation, write_evaluation_report
-from dejavu_lit.report.study import write_study_report
+from dejavu_lit.report.evaluation import Evaluation, ReportOptions, write_evaluation_report
+from dejavu_lit.report.figure_files import ALL_FORMATS
+from dejavu_lit.report.study import open_study, write_study_report
+from dejavu_lit.report.templates import static_file
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import locked, name_file_in_errors, write_json, write_text
+from dejavu_lit.utils.io import file_sha256, locked, name_file_in_errors, read_json, write_json
 
 MARKER = "report.json"  # identifies a folder as a report, which may be replaced
-LIMIT = 2000  # pairs that get a card
 STATIC_FILES = ("report.css", "report.js", "cards.js", "study.js")
 log = logging.getLogger(__name__)
 
 
 def show_report(config: dict[str, Any], out: Path) -> Path | None:
-    """Write and announce the report of the evaluation or study in ``out`` if ``report.write`` is set; return its page."""
+    """Write and announce the report of the evaluation or study in ``out`` if ``report.write`` is set; return its page.
+
+    A report that was made of the same files is left as it is. Its figures are SVG; ``dejavu report`` adds PNG and PDF.
+    """
     if not config["report"]["write"]:
         return None
-    page = write_report(out, redact=config["report"]["redact"])
+    page = out / "report" / "index.html"
+    options = ReportOptions(redact=config["report"]["redact"])
+    if not _is_current(out, page.parent, options):
+        page = write_report(out, redact=options.redact, formats=options.formats)
     print(f"report: {page}")
     return page
 
@@ -39,15 +48,15 @@ def write_report(
     redact: bool = False,
     out: Path | str | None = None,
     data: Path | str | None = None,
-    limit: int = LIMIT,
+    limit: int = ReportOptions.limit,
+    formats: tuple[str, ...] = ALL_FORMATS,
 ) -> Path:
     """Write the report of the evaluation or study in ``path`` and return its index.html.
 
     Args:
-        redact: exclude captions, images and objects; statistics and keys stay.
+        redact, limit, formats: see ``ReportOptions``.
         out: the report's folder; report/ below ``path`` by default.
         data: the prepared data folder, if it was moved since the evaluation.
-        limit: the largest number of pairs that get a card.
 
     Raises:
         UserError: ``path`` is neither an evaluation nor a study, its artifacts have another schema, or ``out`` holds other
@@ -66,29 +75,32 @@ def write_report(
     if target.exists() and any(target.iterdir()) and not (target / MARKER).is_file():
         raise UserError(f"out={target} contains files but is not a report; choose another folder")
     with locked(target.parent / f".{target.name}.lock", wait=False), name_file_in_errors(target):
-        _build(path, target, redact, data, limit)
+        _build(path, target, ReportOptions(redact, limit, formats), data)
     return target / "index.html"
 
 
-def _build(path: Path, target: Path, redact: bool, data: Path | None, limit: int) -> None:
+def _build(path: Path, target: Path, options: ReportOptions, data: Path | None) -> None:
     part, old = (target.parent / f".{target.name}.{kind}" for kind in ("part", "old"))
     for folder in (part, old):  # left by a killed call
         shutil.rmtree(folder, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        earlier = target / "thumbs" if (target / "thumbs").is_dir() else None
+        earlier = target if (target / MARKER).is_file() else None
         if (path / "study.json").is_file():
-            write_study_report(part, path, redact, data, limit, earlier)
+            write_study_report(part, path, options, data, earlier)
         elif (path / "metrics.json").is_file():
-            write_evaluation_report(part, Evaluation.open(path, data), redact, limit, earlier)
+            write_evaluation_report(part, Evaluation.open(path, data), options, earlier)
         else:
             raise UserError(
                 f"{path} contains neither metrics.json nor study.json; "
                 "give the out= folder of dejavu evaluate or dejavu mitigate"
             )
+        (part / "static").mkdir()
         for name in STATIC_FILES:
-            write_text(part / "static" / name, sections.static_file(name))
-        write_json(part / MARKER, {"dejavu_lit": __version__, "redacted": redact, "source": path.name})
+            (part / "static" / name).write_text(static_file(name), encoding="utf-8")
+        made_of = None if data else _fingerprint(path, options)
+        marker = {"dejavu_lit": __version__, "redacted": options.redact, "source": path.name, "made_of": made_of}
+        write_json(part / MARKER, marker)
         if target.exists():
             os.replace(target, old)
         os.replace(part, target)
@@ -97,3 +109,34 @@ def _build(path: Path, target: Path, redact: bool, data: Path | None, limit: int
             shutil.rmtree(folder, ignore_errors=True)
         if old.exists():
             log.warning("%s, the earlier report, could not be removed; delete it, as it may show private data", old)
+
+
+def _is_current(path: Path, target: Path, options: ReportOptions) -> bool:
+    """Whether the report in ``target`` was made by this version of the files in ``path``, with at least these figures."""
+    if not (target / MARKER).is_file() or not (target / "index.html").is_file():
+        return False
+    made_of = read_json(target / MARKER).get("made_of")
+    choices = (options, ReportOptions(options.redact, options.limit, ALL_FORMATS))
+    return made_of is not None and made_of in [_fingerprint(path, choice) for choice in choices]
+
+
+def _fingerprint(path: Path, options: ReportOptions) -> str:
+    """A hash of everything that the report of ``path`` depends on: options, artifacts, whether there are data, and the code."""
+    if (path / "study.json").is_file():
+        evaluations, artifacts = list(open_study(path, None)[1].values()), [path / "study.json"]
+    else:
+        evaluations, artifacts = [Evaluation.open(path)], []
+    parts = [__version__, repr(options), _code()]
+    for evaluation in evaluations:
+        artifacts += evaluation.artifacts()
+        places = [evaluation.data, evaluation.objects_folder()]
+        parts += [f"{place} {place is not None and place.is_dir()}" for place in places]
+        parts.append(repr(evaluation.figure_data()["epochs"]))
+    return sha256("\n".join([*parts, *map(file_sha256, artifacts)]).encode()).hexdigest()
+
+
+def _code() -> str:
+    """A hash of this room's files."""
+    folders = [files("dejavu_lit.report") / name for name in ("", "templates", "templates/sections", "static")]
+    texts = sorted((f.name, f.read_bytes()) for folder in folders for f in folder.iterdir() if f.is_file())
+    return sha256(b"".join(name.encode() + content for name, content in texts)).hexdigest()

@@ -1,37 +1,44 @@
-"""The report of a study: its settings in a sortable table, figures, one page per setting, and a comparison pair by pair.
+"""The report of a study: a sentence to quote, the frontier, examples, the settings in a table, and settings compared by pair.
 
 report/index.html                      the study
 report/settings/LABEL/index.html       one setting; all settings show the same pairs, so that they can be compared
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dejavu_lit.measure.figures import FIGURES
-from dejavu_lit.report import sections
 from dejavu_lit.report.cards import CardImages, choose_keys, read_ranks, read_rows
-from dejavu_lit.report.evaluation import Evaluation, draw_figures, write_card_images, write_evaluation_page
-from dejavu_lit.report.markup import Child, Html, join, row, table, tag
+from dejavu_lit.report.evaluation import THUMBS, Evaluation, ReportOptions, write_card_images, write_evaluation_page
+from dejavu_lit.report.figure_files import FigureInfo, draw_figures
 from dejavu_lit.report.modelcard import study_latex, study_markdown
-from dejavu_lit.report.narrative import VERDICTS, interval, signed, to_state
+from dejavu_lit.report.narrative import interval, signed, study_sentence, to_state
+from dejavu_lit.report.page import provenance
+from dejavu_lit.report.templates import render
 from dejavu_lit.study.ranking import NOT_DISTINGUISHABLE
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import file_sha256, read_json_object, write_text
+from dejavu_lit.utils.io import file_sha256, read_json_object
 
 SCRIPTS = ("report.js", "cards.js", "study.js")
 SCHEMA = 1
+SECTIONS = {  # id and template: heading
+    "settings": "The settings",
+    "figures": "Figures",
+    "compare": "Two settings, pair by pair",
+    "provenance": "Provenance",
+}
+HEADERS = (
+    "setting", "pairs", "seed", *(figure.label for figure in FIGURES.values()), "PPG less than the first", "null PPG",
+    "corrected PPG", "zero-shot top-1", "text→image R@1",
+)  # fmt: skip
 VERDICT_SIGNS = {"yes": "●", "no": "○", "unknown": "?"}
 Row = Mapping[str, Any]
 
 
-def write_study_report(
-    folder: Path, path: Path, redact: bool, data: Path | None, limit: int, earlier: Path | None
-) -> None:
-    """Write the report of the study in ``path`` into ``folder``: its page, and one page per setting that has an evaluation.
-
-    Args: as for ``write_report``; ``earlier`` is the thumbnails folder of an earlier report.
+def open_study(path: Path, data: Path | None) -> tuple[dict[str, Any], dict[str, Evaluation]]:
+    """The contents of study.json, and {label: evaluation} of the settings that have one.
 
     Raises:
         UserError: study.json has another schema or no settings.
@@ -39,41 +46,49 @@ def write_study_report(
     study = read_json_object(path / "study.json", SCHEMA)
     if not study.get("settings"):
         raise UserError(f"{path}/study.json has no settings; run dejavu mitigate again")
-    rows = dict(zip(setting_labels(study["settings"]), study["settings"], strict=True))
-    evaluations = {
+    return study, {
         label: Evaluation.open((path / setting["metrics"]).parent, data)
-        for label, setting in rows.items()
+        for label, setting in zip(setting_labels(study["settings"]), study["settings"], strict=True)
         if (path / setting["metrics"]).is_file()
     }
-    _write_settings(folder, evaluations, redact, limit, earlier)
-    figures = draw_figures("study", study, folder / "figures")
-    write_text(folder / "modelcard.md", study_markdown(study))
-    write_text(folder / "modelcard.tex", study_latex(study))
-    body = join(
-        [
-            tag("h1", "Memorization against utility"),
-            conclusion(study),
-            tag("h2", "The settings"),
-            settings_table(study, list(evaluations)),
-            sections.figure_section(figures),
-            comparison({label: setting for label, setting in rows.items() if label in evaluations}),
-            sections.provenance_section(study, {"study.json": file_sha256(path / "study.json")}),
-        ]
+
+
+def write_study_report(
+    folder: Path, path: Path, options: ReportOptions, data: Path | None, earlier: Path | None
+) -> None:
+    """Write the report of the study in ``path`` into ``folder``: its page, and one page per setting that has an evaluation.
+
+    Args:
+        data: the prepared data folder, if it was moved.
+        earlier: the folder of an earlier report.
+    """
+    study, evaluations = open_study(path, data)
+    shown = _write_settings(folder, evaluations, options, earlier)
+    figures = draw_figures(
+        "study", study, folder / "figures", options.formats, earlier / "figures" if earlier else None
     )
-    write_text(folder / "index.html", sections.document("Memorization against utility", body, SCRIPTS))
+    (folder / "modelcard.md").write_text(study_markdown(study), encoding="utf-8")
+    (folder / "modelcard.tex").write_text(study_latex(study), encoding="utf-8")
+    hashes = {"study.json": file_sha256(path / "study.json")}
+    page = study_page(study, figures, list(evaluations) if shown else [], hashes, str(path))
+    (folder / "index.html").write_text(page, encoding="utf-8")
 
 
 def _write_settings(
-    folder: Path, evaluations: Mapping[str, Evaluation], redact: bool, limit: int, earlier: Path | None
-) -> None:
+    folder: Path, evaluations: Mapping[str, Evaluation], options: ReportOptions, earlier: Path | None
+) -> int:
+    """Write the settings' pages; return how many pairs each shows."""
     ranks = {label: read_ranks(evaluation.records) for label, evaluation in evaluations.items()}
-    chosen = choose_keys(list(ranks.values()), limit)
-    back = tag("p", tag("a", "← back to the study", href="../../index.html"))
+    chosen = choose_keys(list(ranks.values()), options.limit)
     for label, evaluation in evaluations.items():
         pairs = read_rows(evaluation.records, ranks[label], chosen, evaluation.metrics["k"])
-        images = CardImages() if redact else write_card_images(evaluation, pairs, folder / "thumbs", earlier)
-        page = folder / "settings" / label
-        write_evaluation_page(page, evaluation, ranks[label], pairs, images, redact, "../../", back)
+        images = CardImages() if options.redact else write_card_images(evaluation, pairs, folder / THUMBS, earlier)
+        before = earlier / "settings" / label if earlier else None
+        write_evaluation_page(
+            folder / "settings" / label, evaluation, len(ranks[label].keys), pairs, images, options, before, "../../",
+            "../../index.html",
+        )  # fmt: skip
+    return len(chosen)
 
 
 def setting_labels(rows: Sequence[Row]) -> list[str]:
@@ -86,125 +101,102 @@ def setting_labels(rows: Sequence[Row]) -> list[str]:
     return labels
 
 
-def conclusion(study: Mapping[str, Any]) -> Html:
-    """The recommendation with its rule, the verdict on each setting, and the settings without a result."""
+def study_page(
+    study: Row, figures: Sequence[FigureInfo], labels: Sequence[str], hashes: Mapping[str, str], source: str
+) -> str:
+    """The page of a study.
+
+    Args:
+        figures: the figures that were drawn.
+        labels: of the settings that have a page.
+        hashes, source: as for ``evaluation_page``.
+    """
+    rows = dict(zip(setting_labels(study["settings"]), study["settings"], strict=True))
+    comparable = {label: row for label, row in rows.items() if label in labels}
+    sentence = study_sentence(study)
     recommended = study.get("recommended")
-    box = tag(
-        "section",
-        tag("strong", f"Recommended: {recommended}" if recommended else "No setting is recommended"),
-        tag("p", f"Rule: {study['rule']}.") if study.get("rule") else None,
-        class_="verdict",
-        aria_label="Conclusion",
+    return render(
+        "study.html.j2",
+        title="Memorization against utility",
+        sections={name: text for name, text in SECTIONS.items() if name != "compare" or len(comparable) > 1},
+        scripts=SCRIPTS,
+        root="",
+        source=source,
+        sentence=sentence if recommended else sentence[0].upper() + sentence[1:],
+        recommendation=f"Recommended: {recommended}. Rule: {study['rule']}." if recommended else "",
+        verdicts=_verdicts(study),
+        frontier=next((figure for figure in figures if figure.name == "frontier"), None),
+        figures=[figure for figure in figures if figure.name != "frontier"],
+        example=_example(study, comparable),
+        headers=HEADERS,
+        rows=[_table_row(study, label, row, label in labels) for label, row in rows.items()],
+        figures_table=FIGURES,
+        comparable=list(comparable),
+        second=second_setting(comparable) if len(comparable) > 1 else 0,
+        provenance=provenance(study, hashes),
     )
-    items = [_setting_verdict(pooled) for pooled in study.get("pooled", [])]
+
+
+def _verdicts(study: Row) -> list[dict[str, str]]:
+    """The verdict on each setting, and the settings without a result."""
+    items = []
+    for pooled in study.get("pooled", []):
+        state = to_state(pooled["found"]["found"])
+        sentence = pooled["found"]["words"]
+        if difference := pooled.get("difference"):
+            sentence += f" {difference['words'][0].upper()}{difference['words'][1:]}."
+        name = f"{pooled['name']}, {pooled['train_size']:,} pairs"
+        items.append({"state": f"found-{state}", "sign": VERDICT_SIGNS[state], "name": name, "sentence": sentence})
     for label, reason in (study.get("failed") or {}).items():
-        sign = tag("span", "!", class_="sign", aria_hidden="true")
-        items.append(tag("li", sign, tag("strong", f"{label}: "), f"no result, {reason}"))
-    return join([box, tag("ul", items, class_="controls") if items else None])
+        items.append({"state": "no", "sign": "!", "name": label, "sentence": f"no result, {reason}"})
+    return items
 
 
-def _setting_verdict(pooled: Mapping[str, Any]) -> Html:
-    state = to_state(pooled["found"]["found"])
-    sentence = pooled["found"]["words"]
-    difference = pooled.get("difference")
-    if difference:
-        sentence += f" {difference['words'][0].upper()}{difference['words'][1:]}."
-    sign = tag("span", VERDICT_SIGNS[state], class_="sign", title=VERDICTS[state], aria_hidden="true")
-    return tag("li", sign, tag("strong", f"{pooled['name']}, {pooled['train_size']:,} pairs: "), sentence)
+def _example(study: Row, comparable: Mapping[str, Row]) -> dict[str, str] | None:
+    """The setting whose pairs are shown as examples: the first, which has no mitigation."""
+    if not comparable:
+        return None
+    label, row = next(iter(comparable.items()))
+    found = {p["name"]: p["found"]["found"] for p in study.get("pooled", [])}.get(row["name"])
+    what = "What the target remembers" if found else "The largest gaps"
+    return {"label": label, "heading": f"{what}: three training pairs under {row['name']}"}
 
 
-def settings_table(study: Mapping[str, Any], linked: Sequence[str]) -> Html:
-    """The sortable table: one row per (setting, size, seed); the labels in ``linked`` have a page."""
-    headers = ["setting", "pairs", "seed", *(figure.label for figure in FIGURES.values())]
-    headers += ["PPG reduction against the first setting", "null PPG", "corrected PPG"]
-    headers += ["zero-shot top-1", "text→image R@1", "frontier"]
-    rows = []
-    for label, setting in zip(setting_labels(study["settings"]), study["settings"], strict=True):
-        link = f"settings/{label}/index.html"
-        name: Child = tag("a", setting["name"], href=link) if label in linked else setting["name"]
-        rows.append(row([name, tag("small", " ".join(setting["overrides"]))], _setting_cells(study, setting)))
-    text = (
-        "Symmetric gaps with 95 % intervals (over the records, not over training runs). Click a column header to sort."
-    )
-    return table(headers, rows, text, class_="sortable settings")
-
-
-def _setting_cells(study: Mapping[str, Any], setting: Row) -> list[Html]:
-    cells = [
-        _number(setting["train_size"], f"{setting['train_size']:,}"),
-        _number(setting["seed"], str(setting["seed"])),
-    ]
-    cells += [_gap(setting.get("symmetric"), figure) for figure in FIGURES]
+def _table_row(study: Row, label: str, setting: Row, linked: bool) -> dict[str, Any]:
+    """One (setting, size, seed) of the sortable table."""
+    recommended = setting["name"] == study.get("recommended")
+    mark = "★ recommended" if recommended else "on the frontier" if setting["name"] in study.get("frontier", []) else ""
+    cells = [_cell(setting["train_size"], f"{setting['train_size']:,}"), _cell(setting["seed"], str(setting["seed"]))]
+    cells += [_gap_cell(setting.get("symmetric"), figure) for figure in FIGURES]
     identity = ("name", "train_size", "seed")
     same = (d for d in study.get("differences", []) if all(d[name] == setting[name] for name in identity))
-    cells += [_gap(block, "ppg") for block in (next(same, None), setting.get("null"), setting.get("corrected"))]
+    cells += [_gap_cell(block, "ppg") for block in (next(same, None), setting.get("null"), setting.get("corrected"))]
     utility = (setting.get("utility") or {}).get("target") or {}
     for measure in ("zeroshot_top1", "t2i_r1"):
         value = utility.get(measure)
-        cells.append(_number(None, "–") if value is None else _number(value, f"{100 * value:.1f} %"))
-    on_frontier = setting["name"] in study.get("frontier", [])
-    recommended = setting["name"] == study.get("recommended")
-    mark = "★ recommended" if recommended else "on the frontier" if on_frontier else ""
-    return [*cells, _number(on_frontier + recommended, mark)]
+        cells.append(_cell(None, "–") if value is None else _cell(value, f"{100 * value:.1f} %"))
+    link = f"settings/{label}/index.html" if linked else ""
+    overrides = " ".join(setting["overrides"])
+    return {"name": setting["name"], "link": link, "overrides": overrides, "mark": mark, "cells": cells} | {
+        "recommended": recommended
+    }
 
 
-def _number(value: float | None, text: str) -> Html:
-    return tag("td", text, data_value="" if value is None else f"{value:.10g}")
+def _cell(value: float | None, text: str, note: str = "") -> dict[str, str]:
+    return {"value": "" if value is None else f"{value:.10g}", "text": text, "note": note}
 
 
-def _gap(block: Mapping[str, Any] | None, figure: str) -> Html:
+def _gap_cell(block: Mapping[str, Any] | None, figure: str) -> dict[str, str]:
     if block is None:
-        return _number(None, "–")
+        return _cell(None, "–")
     gap = block[figure]
-    note = interval(gap["ci95"])
+    note = interval(gap["ci95"], 2)
     if gap.get("distinguishable") is False:
         note += f", {NOT_DISTINGUISHABLE}"
-    return tag("td", signed(gap["value"]), tag("small", note), data_value=f"{gap['value']:.10g}")
+    return _cell(gap["value"], signed(gap["value"]), note)
 
 
-def comparison(rows: Mapping[str, Row]) -> Html | None:
-    """The frame of the comparison of two settings, filled by study.js; None with fewer than two settings.
-
-    Args:
-        rows: {label: row of study.json} of the settings that have a page.
-    """
-    if len(rows) < 2:
-        return None
-    orders = [
-        tag("option", "forgotten: most hits lost from first to second", value="lost"),
-        tag("option", "newly memorized: most hits gained", value="gained"),
-    ]
-    tools = [
-        tag("label", "First setting", _setting_select("first", rows, 0)),
-        tag("label", "Second setting", _setting_select("second", rows, _second_setting(rows))),
-        tag("label", "Show first", tag("select", orders, name="order")),
-        tag("button", "Compare", type="button", name="compare"),
-    ]
-    pager = [
-        tag("button", "‹ Back", type="button", name="back", disabled=True),
-        tag("button", "Next ›", type="button", name="next", disabled=True),
-        tag("span", "Press Compare to load the pairs.", class_="status", role="status", aria_live="polite"),
-    ]
-    note = (
-        "The same pairs under two settings, sorted by the change of their gap (hits of the target − hits of the "
-        "reference). This compares single pairs; the intervals in the table show whether the settings differ overall."
-    )
-    frame = tag(
-        "div",
-        tag("div", tools, class_="tools", role="search"),
-        tag("div", pager, class_="pager"),
-        tag("div", class_="cards"),
-        class_="compare",
-    )
-    return join([tag("h2", "Two settings, pair by pair", id="compare"), tag("p", note, class_="note"), frame])
-
-
-def _setting_select(name: str, labels: Iterable[str], selected: int) -> Html:
-    options = [tag("option", label, value=label, selected=i == selected) for i, label in enumerate(labels)]
-    return tag("select", options, name=name)
-
-
-def _second_setting(rows: Mapping[str, Row]) -> int:
+def second_setting(rows: Mapping[str, Row]) -> int:
     """The position of the row to compare with the first: another setting, if possible of the same size and seed."""
     first, *others = rows.values()
 

@@ -1,20 +1,21 @@
 """The figures of a study, from study.json: the mitigations, the frontier of memorization and utility, and dataset size.
 
-Small marks show the seeds of one setting and size, the large one their mean. Only the dataset-size figure shows more than the
-largest training size. Except there, a panel contains only comparable settings (one series, one public set).
+Large marks show the mean over the seeds of one setting and size, small ones each seed. Only the dataset-size figure shows more
+than the largest training size. Except there, a panel contains only comparable settings (one series, one public set).
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.transforms import ScaledTranslation
 
 from dejavu_lit.measure.figures import FIGURES, UTILITY
 from dejavu_lit.report.figures import (
     GOOD,
     INK,
+    LINE,
     MARKERS,
     MUTED,
     REFERENCE,
@@ -22,38 +23,47 @@ from dejavu_lit.report.figures import (
     TARGET,
     Plot,
     error_arms,
+    few_ticks,
+    forest,
     label_points,
     legend_above,
     log_x_axis,
     panels,
     shorten,
-    style,
     zero_line,
 )
 from dejavu_lit.report.narrative import signed
-from dejavu_lit.report.study_points import Point, at_largest_size, changed_knobs, flat, knob_label, points, sort_key
+from dejavu_lit.report.plots import GAP_TITLES
+from dejavu_lit.report.study_points import (
+    Point,
+    at_largest_size,
+    changed_knobs,
+    flat,
+    knob_label,
+    knob_name,
+    points,
+    sort_key,
+)
 from dejavu_lit.study.ranking import utility_measure
 
-COMBINED = "other"  # the panel of settings that differ from the default in several knobs
+COMBINED = "other"  # the group of settings that differ from the default in several knobs
 LINE_STYLES = ("-", "--", ":", "-.")
-Columns = dict[str, list[tuple[Any, Point]]]  # {knob: (value, point), …}
+Groups = dict[str, list[tuple[Any, Point]]]  # {knob: (value, point), …}
 
 
 def study_plots(study: Mapping[str, Any]) -> list[Plot]:
     """Every figure that this study has data for."""
-    with style():
-        plots = [mitigations(study), frontier(study), dataset_size(study)]
-        return [plot for plot in plots if plot is not None]
+    plots = [frontier(study), mitigations(study), dataset_size(study)]
+    return [plot for plot in plots if plot is not None]
 
 
 def mitigations(study: Mapping[str, Any]) -> Plot | None:
-    """Each knob's values against utility and the three gaps, one column per knob; a star and a line mark the default."""
+    """Each knob's values against utility and the three gaps, a group of rows per knob; a star and a line mark the default."""
     group = max(at_largest_size(points(study)), key=len)
     if len(group) < 2:
         return None
     default, others = group[0], group[1:]
-    columns = _knob_columns(default, others)
-    figure = _draw_mitigations(columns, default, _measured(group), _titles(study))
+    groups = _knob_groups(default, others)
     best = min(others, key=lambda p: p["ppg"]["value"])
     text = (
         f"PPG is {signed(default['ppg']['value'])} with {default['setting']} and lowest, "
@@ -61,69 +71,57 @@ def mitigations(study: Mapping[str, Any]) -> Plot | None:
     )
     rows = [
         {"knob": knob, "value": knob_label(knob, value), "default": point is default} | flat(point)
-        for knob, column in columns.items()
+        for knob, column in groups.items()
         for value, point in column
     ]
-    return Plot("mitigations", "Mitigations: utility and memorization", text, rows, figure)
+    draw = partial(_draw_mitigations, groups, default, {name: _titles(study)[name] for name in _measured(group)})
+    return Plot("mitigations", "Mitigations: utility and memorization", text, rows, draw)
 
 
-def _knob_columns(default: Point, others: Sequence[Point]) -> Columns:
-    columns: Columns = {}
+def _knob_groups(default: Point, others: Sequence[Point]) -> Groups:
+    groups: Groups = {}
     for point in others:
         changed = changed_knobs(point, default)
         knob = changed[0] if len(changed) == 1 else COMBINED
-        columns.setdefault(knob, []).append((point["knobs"].get(knob, point["setting"]), point))
-    for knob, column in columns.items():
+        groups.setdefault(knob, []).append((point["knobs"].get(knob, point["setting"]), point))
+    for knob, column in groups.items():
         column.append((default["knobs"].get(knob, default["setting"]), default))
         if knob == COMBINED:
             column.sort(key=lambda cell: cell[1] is not default)
         else:
             column.sort(key=lambda cell: sort_key(cell[0]))
-    return columns
+    return groups
 
 
-def _draw_mitigations(columns: Columns, default: Point, names: Sequence[str], titles: Mapping[str, str]) -> Figure:
-    widths = [0.42 * max(3, len(column)) + 0.5 for column in columns.values()]
-    figure, axes = panels(
-        len(columns), len(names), width=sum(widths) / len(widths) + 0.25, height=1.55, sharey="row",
-        width_ratios=widths,
-    )  # fmt: skip
-    for axis_row, name in zip(axes, names, strict=True):
-        axis_row[0].set_ylabel(titles[name])
-        for axis, (knob, column) in zip(axis_row, columns.items(), strict=True):
-            _draw_knob(axis, knob, column, default, name)
-            axis.tick_params(axis="x", labelbottom=name == names[-1])
+def _draw_mitigations(groups: Groups, default: Point, titles: Mapping[str, str]) -> Figure:
+    labels: list[str] = []
+    headings: list[int] = []
+    rows: list[tuple[int, Point]] = []
+    for knob, column in groups.items():
+        headings.append(len(labels))
+        labels.append(knob_name(knob))
+        for value, point in column:
+            rows.append((len(labels), point))
+            labels.append(shorten(point["setting"], 24) if knob == COMBINED else knob_label(knob, value))
+    figure, axes = forest(labels, list(titles.values()), "shares, and gaps as differences of shares", headings)
+    for axis, name in zip(axes, titles, strict=True):
         if name == "utility":
-            _percent(axis_row[0].yaxis)
-    for axis, knob in zip(axes[0], columns, strict=True):
-        axis.set_title(knob)
+            _percent(axis.xaxis)
+        else:
+            zero_line(axis, horizontal=False)
+        axis.axvline(default[name]["value"], color=MUTED, linestyle=":", linewidth=1, label="_default")
+        for position, point in rows:
+            color = INK if point is default else GOOD if name == "utility" else TARGET
+            _mark(axis, point[name], position, point is default, color)
     return figure
 
 
-def _draw_knob(axis: Axes, knob: str, column: Sequence[tuple[Any, Point]], default: Point, name: str) -> None:
-    if name != "utility":
-        zero_line(axis)
-    axis.axhline(default[name]["value"], color=MUTED, linestyle=":", linewidth=1, label="_default")
-    numeric = [(x, p[name]["value"]) for x, (v, p) in enumerate(column) if sort_key(v)[0] == 1 and knob != COMBINED]
-    axis.plot([x for x, _ in numeric], [y for _, y in numeric], color=MUTED, linewidth=0.7, zorder=1.5, label="_line")
-    for position, (_, point) in enumerate(column):
-        is_default = point is default
-        color = INK if is_default else GOOD if name == "utility" else TARGET
-        _error_bar(axis, point[name], position, "*" if is_default else "o", color)
-    ticks = [shorten(point["setting"], 18) if knob == COMBINED else knob_label(knob, v) for v, point in column]
-    rotation: dict[str, Any] = {"rotation": 90} if any(len(t) > 8 for t in ticks) or len(ticks) > 7 else {}
-    axis.set_xticks(range(len(column)), ticks, **rotation)
-    axis.set_xlim(-0.6, len(column) - 0.4)
-    axis.grid(False, axis="x")
-
-
-def _error_bar(axis: Axes, figure: Mapping[str, Any], x: float, marker: str, color: str) -> None:
-    size = 11 if marker == "*" else 6
-    arms = error_arms([figure])
-    axis.errorbar([x], [figure["value"]], yerr=arms, fmt=marker, color=color, markersize=size, capsize=2)
+def _mark(axis: Axes, figure: Mapping[str, Any], position: float, is_default: bool, color: str) -> None:
+    fmt, size = ("*", 10) if is_default else ("o", 6)
+    axis.errorbar([figure["value"]], [position], xerr=error_arms([figure]), fmt=fmt, color=color, markersize=size)
     if len(figure["values"]) > 1:
-        seeds = [x + 0.25] * len(figure["values"])
-        axis.plot(seeds, figure["values"], "_", color=color, markersize=5, alpha=0.7, label="_seeds")
+        seeds = [position] * len(figure["values"])
+        axis.plot(figure["values"], seeds, "|", color=color, markersize=7, alpha=0.7, label="_seeds")
 
 
 def frontier(study: Mapping[str, Any]) -> Plot | None:
@@ -132,38 +130,57 @@ def frontier(study: Mapping[str, Any]) -> Plot | None:
     groups = [group for group in with_utility if len(group) > 1]
     if not groups:
         return None
-    figure, axes = panels(len(groups), width=6.2 if len(groups) == 1 else 5.0, height=4.4)
-    rows = []
-    for axis, group in zip(axes[0], groups, strict=True):
-        recommended = _recommended(study, group)
-        _draw_frontier(axis, group, study["frontier"], recommended)
-        axis.set_xlabel(f"utility of the target: {_titles(study)['utility']}")
-        axis.set_ylabel(f"{group[0]['block']} PPG")
-        if len(groups) > 1:
-            axis.set_title(_group_title(group[0]))
-        _percent(axis.xaxis)
-        rows += [
-            flat(p, ("utility", "ppg", "aucg"))
-            | {"frontier": p["setting"] in study["frontier"], "recommended": p["setting"] == recommended}
-            for p in group
-        ]
-    legend_above(figure, axes[0][0])
-    for axis, group in zip(axes[0], groups, strict=True):
-        label_points(
-            axis,
-            [
-                (p["utility"]["value"], *(p["ppg"][n] for n in ("value", "low", "high")), shorten(p["setting"]))
-                for p in group
-            ],
-        )
+    recommended = [_recommended(study, group) for group in groups]
+    rows = [
+        flat(p, ("utility", "ppg", "aucg"))
+        | {"frontier": p["setting"] in study["frontier"], "recommended": p["setting"] == best}
+        for group, best in zip(groups, recommended, strict=True)
+        for p in group
+    ]
     on_frontier = [row["setting"] for row in rows if row["frontier"]]
     chosen = [row["setting"] for row in rows if row["recommended"]]
     text = f"On the frontier: {', '.join(on_frontier)}. " if on_frontier else ""
-    text += f"Recommended: {', '.join(chosen)}." if chosen else "No setting is recommended."
-    return Plot("frontier", "Memorization against utility", text, rows, figure)
+    text += f"Recommended: {', '.join(chosen)}." if chosen else "No setting qualifies."
+    text += f" Utility: {_utility(study)}. Lower right is better."
+    draw = partial(_draw_frontier, study, groups, recommended)
+    return Plot("frontier", "Memorization against utility", text, rows, draw)
 
 
-def _draw_frontier(axis: Axes, group: Sequence[Point], on_frontier: Sequence[str], recommended: str | None) -> None:
+def _draw_frontier(
+    study: Mapping[str, Any], groups: Sequence[list[Point]], recommended: Sequence[str | None]
+) -> Figure:
+    """The settings' names are beside their points; if one has no room, points have numbers, explained below the panels."""
+    names = [p["setting"] for group in groups for p in group]
+    for numbered in (False, True):
+        below = LINE * (len(names) + 0.8) if numbered else 0.0
+        legend = ["frontier", "default", *(["recommended"] if any(recommended) else [])]
+        titles = 1 if len(groups) > 1 else 0
+        figure, axes = panels(1, len(groups), height=2.3, left=0.75, titles=titles, legend=legend, below=below)
+        fits, first = True, 1
+        for axis, group, best in zip(axes[:, 0], groups, recommended, strict=True):
+            _draw_points(axis, group, study["frontier"], best)
+            axis.set_xlabel(f"utility of the target: {_utility(study)}")
+            axis.set_ylabel(f"{group[0]['block']} PPG (difference of shares)")
+            if len(groups) > 1:
+                axis.set_title(_group_title(group[0]))
+            _percent(axis.xaxis, 4)
+            labels = [str(first + i) if numbered else shorten(p["setting"]) for i, p in enumerate(group)]
+            ends = [(p["utility"]["value"], *(p["ppg"][n] for n in ("value", "low", "high"))) for p in group]
+            placed = label_points(axis, [(*end, label) for end, label in zip(ends, labels, strict=True)])
+            if numbered and not placed:
+                for (x, y, *_), label in zip(ends, labels, strict=True):
+                    axis.annotate(label, (x, y), xytext=(6, 3), textcoords="offset points")
+            fits, first = fits and placed, first + len(group)
+        legend_above(figure, axes[:, 0])
+        if numbered:
+            key = "\n".join(f"{i}  {shorten(name, 60)}" for i, name in enumerate(names, 1))
+            figure.text(0.03, 0.02, key, va="bottom", linespacing=1.35)
+        if fits:
+            break
+    return figure
+
+
+def _draw_points(axis: Axes, group: Sequence[Point], on_frontier: Sequence[str], recommended: str | None) -> None:
     best = sorted((p for p in group if p["setting"] in on_frontier), key=lambda p: p["utility"]["value"])
     x, y = ([p["utility"]["value"] for p in best], [p["ppg"]["value"] for p in best])
     axis.plot(x, y, color=GOOD, linestyle="--", zorder=2, label="frontier")
@@ -173,11 +190,11 @@ def _draw_frontier(axis: Axes, group: Sequence[Point], on_frontier: Sequence[str
         axis.errorbar(
             [utility], [ppg["value"]], yerr=error_arms([ppg]), fmt="*" if is_default else "o",
             color=INK if is_default else TARGET if point in best else MUTED, markersize=11 if is_default else 6,
-            capsize=2, zorder=4 if is_default else 3, label="default" if is_default else "_setting",
+            zorder=4 if is_default else 3, label="default" if is_default else "_setting",
         )  # fmt: skip
         if point["setting"] == recommended:
             axis.plot(
-                [utility], [ppg["value"]], linestyle="", marker="o", markersize=17, markerfacecolor="none",
+                [utility], [ppg["value"]], linestyle="", marker="o", markersize=15, markerfacecolor="none",
                 markeredgecolor=REFERENCE, markeredgewidth=2, label="recommended",
             )  # fmt: skip
     axis.margins(x=0.2, y=0.15)
@@ -203,31 +220,44 @@ def dataset_size(study: Mapping[str, Any]) -> Plot | None:
     every_point = points(study)
     if len({p["train_size"] for p in every_point}) < 2:
         return None
-    names, titles = _measured(every_point), _titles(study)
+    titles = {name: _titles(study)[name] for name in _measured(every_point)}
     x_labels = {"train_size": "training pairs"}
     if all(p["exposure"] is not None for p in every_point) and len({p["exposure"] for p in every_point}) > 1:
         x_labels["exposure"] = "times each pair was seen"
-    figure, axes = panels(len(names), len(x_labels), width=2.4, height=2.5)
     settings = list(dict.fromkeys(p["setting"] for p in every_point))
-    for axis_row, (x, label) in zip(axes, x_labels.items(), strict=True):
-        for axis, name in zip(axis_row, names, strict=True):
-            if name != "utility":
-                zero_line(axis)
-            _draw_lines(axis, every_point, settings, x, name)
-            axis.set_xlabel(label)
-            if x == "train_size":
-                axis.set_title(titles[name])
-        if "utility" in names:
-            _percent(axis_row[0].yaxis)
-    legend_above(figure, axes[0][-1])
     text = " ".join(
         f"{setting}: PPG "
         + ", ".join(f"{signed(p['ppg']['value'])} at {p['train_size']:,} pairs" for p in _by_size(every_point, setting))
         + "."
         for setting in settings
     )
-    rows = [flat(p) for p in every_point]
-    return Plot("dataset-size", "Training-set size, utility, and memorization", text, rows, figure)
+    text += " Bars: the standard deviation of draws of 10 % of the records."
+    draw = partial(_draw_sizes, every_point, settings, x_labels, titles)
+    return Plot(
+        "dataset-size", "Training-set size, utility, and memorization", text, list(map(flat, every_point)), draw
+    )
+
+
+def _draw_sizes(
+    every_point: Sequence[Point], settings: Sequence[str], x_labels: Mapping[str, str], titles: Mapping[str, str]
+) -> Figure:
+    legend = [shorten(setting, 40) for setting in settings]
+    figure, axes = panels(2, 2 * len(x_labels), height=1.15, left=0.5, titles=1, legend=legend)
+    for number, (x, label) in enumerate(x_labels.items()):
+        block = axes[2 * number : 2 * number + 2].flat
+        for axis, (name, title) in zip(block, titles.items(), strict=False):
+            _draw_lines(axis, every_point, settings, x, name)
+            axis.set_xlabel(label)
+            axis.set_title(title.replace("\n", " "))
+            if name == "utility":
+                _percent(axis.yaxis, 4)
+            else:
+                zero_line(axis)
+                few_ticks(axis.yaxis, 4)
+        for axis in block[len(titles) :]:
+            axis.remove()
+    legend_above(figure, axes.flat)
+    return figure
 
 
 def _by_size(points: Sequence[Point], setting: str) -> list[Point]:
@@ -235,23 +265,18 @@ def _by_size(points: Sequence[Point], setting: str) -> list[Point]:
 
 
 def _draw_lines(axis: Axes, points: Sequence[Point], settings: Sequence[str], x: str, name: str) -> None:
-    """One line per setting, shifted slightly; with several public sets they have the colors, and series the line styles."""
+    """One line per setting; with several public sets they have the colors, and series the line styles."""
     publics, series = (list(dict.fromkeys(p[part] for p in points)) for part in ("public", "series"))
     for number, setting in enumerate(settings):
         line = _by_size(points, setting)
         color = publics.index(line[0]["public"]) if len(publics) > 1 else number
-        shift = ScaledTranslation((number - (len(settings) - 1) / 2) / 26, 0, axis.figure.dpi_scale_trans)
         axis.errorbar(
             [p[x] for p in line], [p[name]["value"] for p in line], yerr=[p[name].get("std", 0.0) for p in line],
-            color=SERIES[color % len(SERIES)], marker=MARKERS[number % len(MARKERS)], capsize=2,
+            color=SERIES[color % len(SERIES)], marker=MARKERS[number % len(MARKERS)],
             linestyle=LINE_STYLES[series.index(line[0]["series"]) % len(LINE_STYLES)], label=shorten(setting, 40),
-            transform=axis.transData + shift,
         )  # fmt: skip
-    ends = [(p[x], p[name]["value"] + sign * p[name].get("std", 0.0)) for p in points for sign in (-1, 1)]
-    axis.update_datalim(ends)  # autoscaling ignores lines with a transform
     log_x_axis(axis, sorted({p[x] for p in points}))
-    axis.margins(x=0.2)
-    axis.tick_params(axis="x", labelrotation=30)
+    axis.margins(x=0.15)
 
 
 def _measured(points: Sequence[Point]) -> list[str]:
@@ -260,9 +285,14 @@ def _measured(points: Sequence[Point]) -> list[str]:
 
 def _titles(study: Mapping[str, Any]) -> dict[str, str]:
     measure = utility_measure(study["settings"])
-    utility = UTILITY[measure].label if measure else ""
-    return {"utility": utility} | {name: figure.label for name, figure in FIGURES.items()}
+    utility = UTILITY[measure].label.replace(" ", "\n", 1) if measure else ""
+    return {"utility": utility} | GAP_TITLES
 
 
-def _percent(axis: Any) -> None:
+def _utility(study: Mapping[str, Any]) -> str:
+    return _titles(study)["utility"].replace("\n", " ")
+
+
+def _percent(axis: Any, bins: int = 2) -> None:
+    few_ticks(axis, bins)
     axis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")

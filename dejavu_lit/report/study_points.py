@@ -11,6 +11,28 @@ from dejavu_lit.study.ranking import comparison_key, utility, utility_measure
 
 Row = Mapping[str, Any]
 Point = dict[str, Any]
+KNOB_NAMES = {  # plain names with their units, for the axes
+    "text_mask": "share of words masked",
+    "text_random": "share of words replaced",
+    "text_shuffle": "share of captions shuffled",
+    "caption_choice": "choice among captions",
+    "caption_words": "first words kept",
+    "image_augment": "image augmentation",
+    "patch_dropout": "share of patches dropped",
+    "label_smoothing": "label smoothing (share)",
+    "ema": "weight averaging (decay)",
+    "gradient_noise": "gradient noise (in RMS)",
+    "dedup": "near-duplicates removed",
+    "logit_scale_init": "first logit scale (1/τ)",
+    "logit_scale_max": "largest logit scale (1/τ)",
+    "logit_scale_fixed": "fixed logit scale (1/τ)",
+    "weight_decay": "weight decay",
+    "stop_epoch": "epochs trained",
+    "early_stopping": "early stopping on V",
+    "early_patience": "patience (epochs)",
+    "gap_budget": "largest PPG while training",
+    "recipe.lr": "learning rate",
+}
 NULL_LABELS = {"logit_scale_fixed": "learned", "logit_scale_init": "recipe's"}  # what null means; otherwise: off
 
 
@@ -92,6 +114,11 @@ def changed_knobs(point: Point, default: Point) -> list[str]:
     """The knobs in which a setting differs from the default."""
     names = dict.fromkeys([*point["knobs"], *default["knobs"]])
     return [name for name in names if point["knobs"].get(name) != default["knobs"].get(name)]
+
+
+def knob_name(knob: str) -> str:
+    """A knob in plain words."""
+    return KNOB_NAMES.get(knob) or knob.removeprefix("recipe.").replace("_", " ").replace(".", " ")
 
 
 def knob_label(knob: str, value: Any) -> str:

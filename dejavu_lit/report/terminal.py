@@ -1,72 +1,116 @@
-"""What evaluations and studies print on the terminal."""
+"""What evaluations and studies print on the terminal: tables that fit its width, verdicts, and what to do next.
+
+A table that is wider than the terminal loses its least important columns, never letters of its labels.
+"""
 
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
 from dejavu_lit.measure.controls import beats_blind
 from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES
+from dejavu_lit.report.narrative import meanings, study_sentence
 
 if TYPE_CHECKING:
     from dejavu_lit.study.plan import Plan
 
-STYLES = {"symmetric": "bold"}
 UTILITY = ("zeroshot_top1", "zeroshot_top5", "i2t_r1", "t2i_r1", "linear_probe")
 PIPE_WIDTH = 132  # columns, if stdout is not a terminal
+UNLIMITED = 10_000  # columns, to measure what a table needs
+KEPT = 0  # the importance of a column that is never left out
 
 
-def _console() -> Console:
+class Column(NamedTuple):
+    """One column of a table; those with the largest number in ``order`` are left out first."""
+
+    header: str
+    cells: Sequence[str]
+    order: int = KEPT
+    justify: Any = "right"
+
+
+def console(width: int | None = None) -> Console:
     """Without markup, because names of models, settings and objects may contain [brackets] and :colons:."""
-    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    if width is None and not sys.stdout.isatty():
+        width = PIPE_WIDTH
     return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=width)
 
 
-def show_evaluation(metrics: Mapping[str, Any], out: Path) -> None:
-    """Print the gaps, the verdict, utility, exposure, and the result files."""
-    console = _console()
-    console.print(_gap_table(metrics))
+def fitting_table(terminal: Console, title: str, columns: Sequence[Column], bold: Sequence[int] = ()) -> list[str]:
+    """Print the columns that fit, and return the headers of the others; ``bold`` are the rows to emphasize."""
+    shown = list(columns)
+    while True:
+        table = Table(title=title, title_justify="left", pad_edge=False)
+        for column in shown:
+            table.add_column(column.header, justify=column.justify, no_wrap=True)
+        for row, cells in enumerate(zip(*(column.cells for column in shown), strict=True)):
+            table.add_row(*cells, style="bold" if row in bold else None)
+        last = max(shown, key=lambda column: column.order)
+        needed = terminal.measure(table, options=terminal.options.update(width=UNLIMITED)).maximum
+        if needed <= terminal.width or last.order == KEPT:
+            break
+        shown.remove(last)
+    terminal.print(table)
+    return [column.header for column in columns if column not in shown]
+
+
+def show_evaluation(metrics: Mapping[str, Any], out: Path, width: int | None = None) -> None:
+    """Print the gaps, the verdict, utility, exposure, and the result files; ``width`` in columns, by default the terminal's."""
+    terminal = console(width)
+    _show_gaps(terminal, metrics)
     for name, reason in metrics.get("reasons", {}).items():
         if name in BLOCKS:
-            console.print(f"{name} is missing: {reason}")
+            terminal.print(f"{name} is missing: {reason}")
     for name, result in metrics.get("by_objects", {}).items():
         block = result["symmetric"] or result["population"]
         gaps = _gaps_text(block) if block else result["reason"]
         basis = "symmetric" if result["symmetric"] else "A"
-        console.print(f"objects={name}: {gaps} ({basis}, {result['counts']['records']} records)", soft_wrap=True)
-    console.print(metrics["found"]["words"])
+        terminal.print(f"objects={name}: {gaps} ({basis}, {result['counts']['records']} records)", soft_wrap=True)
+    terminal.print(metrics["found"]["words"])
     if metrics.get("blind"):
-        console.print(beats_blind(metrics["blind"])[1], soft_wrap=True)
+        terminal.print(beats_blind(metrics["blind"])[1], soft_wrap=True)
     utility = metrics.get("utility") or {}
     for side in ("target", "reference"):
         values = {name: value for name, value in (utility.get(side) or {}).items() if isinstance(value, float)}
         if values:
-            console.print(f"{side}: " + ", ".join(f"{name} {values[name]:.3f}" for name in UTILITY if name in values))
+            terminal.print(f"{side}: " + ", ".join(f"{name} {values[name]:.3f}" for name in UTILITY if name in values))
     exposure = (metrics.get("exposure") or {}).get("target")
     if exposure:
-        console.print(f"each pair of A was seen {exposure['mean']:.1f} times ({exposure['min']} to {exposure['max']})")
-    console.print(f"results: {out}/metrics.json, {out}/records.parquet")
+        terminal.print(f"each pair of A was seen {exposure['mean']:.1f} times ({exposure['min']} to {exposure['max']})")
+    terminal.print(f"results: {out}/metrics.json, {out}/records.parquet", soft_wrap=True)
 
 
-def _gap_table(metrics: Mapping[str, Any]) -> Table:
+def _show_gaps(terminal: Console, metrics: Mapping[str, Any]) -> None:
+    """The five blocks, each with its three gaps, one above the other in a column of a narrow terminal."""
     title = f"déjà vu memorization, k = {metrics['k']}, {metrics['counts']['records']} records with objects"
-    table = Table(title=title, title_justify="left")
-    table.add_column("value [95 % interval]\nmean ± std of 100 draws of 10 %")
-    for figure in FIGURES.values():
-        table.add_column(figure.label, justify="right", no_wrap=True)
-    for name in DISPLAY_ORDER:
-        block = metrics.get(name)
-        cells = [_gap(block[figure]) if block else "–" for figure in FIGURES]
-        table.add_row(BLOCKS[name].label, *cells, style=STYLES.get(name))
-    return table
+    blocks = [name for name in DISPLAY_ORDER if metrics.get(name)]
+    wide = terminal.width >= 116
+    form = "{value:+.3f} [{low:+.3f}, {high:+.3f}]" if wide else "{value:+.3f}\n[{low:+.3f}, {high:+.3f}]"
+    note = "value [95 % interval]\nmean ± std of 100 draws of 10 %" if wide else "value\n[95 % interval]\nmean ± std"
+    labels = [BLOCKS[name].label if wide else BLOCKS[name].label.replace(": mean of A and B", "") for name in blocks]
+    columns = [Column(note, labels, justify="left")]
+    for order, (name, figure) in enumerate(FIGURES.items()):
+        cells = [_gap(metrics[block][name], form) for block in blocks]
+        columns.append(Column(figure.label, cells, order))
+    bold = [blocks.index("symmetric")] if "symmetric" in blocks else []
+    _explain(terminal, fitting_table(terminal, title, columns, bold))
 
 
-def _gap(figure: Mapping[str, Any]) -> str:
+def _gap(figure: Mapping[str, Any], form: str) -> str:
     low, high = figure["ci95"]
-    return f"{figure['value']:+.3f} [{low:+.3f}, {high:+.3f}]\n{figure['mean']:+.3f} ± {figure['std']:.3f}"
+    return f"{form.format(value=figure['value'], low=low, high=high)}\n{figure['mean']:+.3f} ± {figure['std']:.3f}"
+
+
+def _explain(terminal: Console, left_out: Sequence[str]) -> None:
+    """What the columns mean, and which a wider terminal would show."""
+    for sentence in meanings():
+        terminal.print(sentence)
+    if left_out:
+        terminal.print(f"left out at {terminal.width} columns: {', '.join(left_out)}")
 
 
 def _gaps_text(block: Mapping[str, Any]) -> str:
@@ -75,15 +119,20 @@ def _gaps_text(block: Mapping[str, Any]) -> str:
 
 def show_plan(plan: "Plan") -> None:
     """Print what a study will do: one row per cell, and the number of runs to train and reuse and of evaluations."""
-    console = _console()
-    table = Table(title="the plan", title_justify="left")
-    for header in ("setting", "size", "seed", "target and reference", "evaluation"):
-        table.add_column(header, justify="right" if header in ("size", "seed") else "left")
-    for row in _plan_rows(plan):
-        table.add_row(*row)
-    console.print(table)
+    terminal = console()
+    headers = ("setting", "size", "seed", "target and reference", "evaluation")
+    columns = zip(*_plan_rows(plan), strict=True)
+    orders = (KEPT, 3, 1, KEPT, 2)
+    fitting_table(
+        terminal,
+        "the plan",
+        [
+            Column(header, cells, order, "right" if header in ("size", "seed") else "left")
+            for header, cells, order in zip(headers, columns, orders, strict=True)
+        ],
+    )
     complete = sum(plan.evaluations.values())
-    console.print(
+    terminal.print(
         f"{len(plan.to_train)} runs to train, {len(plan.runs) - len(plan.to_train)} to reuse; "
         f"{len(plan.evaluations) - complete} evaluations to do, {complete} complete"
     )
@@ -109,10 +158,10 @@ def _plan_rows(plan: "Plan") -> list[list[str]]:
     return rows
 
 
-def show_study(study: Mapping[str, Any], out: Path) -> None:
+def show_study(study: Mapping[str, Any], out: Path, width: int | None = None) -> None:
     """Print one row per cell with symmetric gaps, their drop against the first setting, null and utility; then the verdicts."""
-    console = _console()
-    console.print(_study_table(study))
+    terminal = console(width)
+    _explain(terminal, fitting_table(terminal, "memorization against utility", _study_columns(study)))
     for pooled in study["pooled"]:
         spread = (pooled["symmetric"] or {}).get("ppg") or {}
         sd = f" (sd over {len(pooled['seeds'])} seeds {spread['sd']:.3f})" if spread.get("sd") is not None else ""
@@ -120,35 +169,33 @@ def show_study(study: Mapping[str, Any], out: Path) -> None:
         if pooled.get("difference"):
             difference = pooled["difference"]["words"]
             verdict += f" {difference[0].upper()}{difference[1:]}."
-        console.print(f"{pooled['name']}, {pooled['train_size']} pairs: {verdict}{sd}", soft_wrap=True)
-    console.print(f"frontier: {', '.join(study['frontier']) or 'none'}; recommended: {study['recommended'] or 'none'}")
-    console.print(f"results: {out}/study.json, one evaluation per setting in {out}/evaluations")
+        terminal.print(f"{pooled['name']}, {pooled['train_size']} pairs: {verdict}{sd}", soft_wrap=True)
+    recommended = f"recommended: {study['recommended']}" if study["recommended"] else "nothing is recommended"
+    terminal.print(f"frontier: {', '.join(study['frontier']) or 'empty'}; {recommended}", soft_wrap=True)
+    terminal.print(f"{study_sentence(study)}.", soft_wrap=True)
+    terminal.print(f"results: {out}/study.json, one evaluation per setting in {out}/evaluations", soft_wrap=True)
 
 
-def _study_table(study: Mapping[str, Any]) -> Table:
+def _study_columns(study: Mapping[str, Any]) -> list[Column]:
+    """The columns of a study's table, in order; what is the same in all rows is left out first."""
     rows = study["settings"]
-    several_public_sets = len({row.get("public") for row in rows}) > 1
-    headers = ["setting", "size", "seed", *(["public"] if several_public_sets else [])]
-    headers += [*(figure.label for figure in FIGURES.values()), "95 % of PPG", "PPG drop", "null PPG"]
-    headers += ["zero-shot", "t2i R@1"]
-    table = Table(title="memorization against utility", title_justify="left")
-    for number, header in enumerate(headers):
-        table.add_column(header, justify="left" if number == 0 else "right")
-    for row in rows:
-        public = [str(row.get("public"))] if several_public_sets else []
-        cells = [row["name"], str(row["train_size"]), str(row["seed"]), *public]
-        table.add_row(*cells, *_study_gaps(study, row), *_study_utility(row))
-    return table
-
-
-def _study_gaps(study: Mapping[str, Any], row: Mapping[str, Any]) -> Sequence[str]:
-    block, null = row["symmetric"], row["null"]
-    if block is None:
-        return ["–"] * 6
-    low, high = block["ppg"]["ci95"]
-    gaps = [f"{block[figure]['value']:+.3f}" for figure in FIGURES]
-    null_ppg = f"{null['ppg']['value']:+.3f}" if null else "–"
-    return [*gaps, f"[{low:+.3f}, {high:+.3f}]", _drop(study, row), null_ppg]
+    gaps = {f: [f"{r['symmetric'][f]['value']:+.3f}" if r["symmetric"] else "–" for r in rows] for f in FIGURES}
+    intervals = ["[{:+.3f}, {:+.3f}]".format(*r["symmetric"]["ppg"]["ci95"]) if r["symmetric"] else "–" for r in rows]
+    null = [f"{r['null']['ppg']['value']:+.3f}" if r["null"] else "–" for r in rows]
+    sizes, seeds = [str(r["train_size"]) for r in rows], [str(r["seed"]) for r in rows]
+    publics = [str(r.get("public")) for r in rows]
+    return [
+        Column("setting", [r["name"] for r in rows], justify="left"),
+        Column("size", sizes, KEPT if len(set(sizes)) > 1 else 9),
+        Column("seed", seeds, KEPT if len(set(seeds)) > 1 else 10),
+        *([Column("public", publics, KEPT)] if len(set(publics)) > 1 else []),
+        *(Column(FIGURES[f].label, gaps[f], order) for f, order in (("ppg", KEPT), ("prg", 5), ("aucg", 6))),
+        Column("95 % of PPG", intervals, 3),
+        Column("PPG drop", [_drop(study, r) for r in rows], 1),
+        Column("null PPG", null, 4),
+        Column("zero-shot", [_utility(r, "zeroshot_top1") for r in rows], 2),
+        Column("t2i R@1", [_utility(r, "t2i_r1") for r in rows], 7),
+    ]
 
 
 def _drop(study: Mapping[str, Any], row: Mapping[str, Any]) -> str:
@@ -156,8 +203,8 @@ def _drop(study: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     identity = ("name", "train_size", "seed")
     same = (d for d in study["differences"] if all(d[name] == row[name] for name in identity))
     difference = next(same, None)
-    if difference is None:
-        return ""
+    if difference is None or row["symmetric"] is None:
+        return "" if row["symmetric"] else "–"
     ppg = difference["ppg"]
     if not ppg["distinguishable"]:
         return "not dist."
@@ -165,6 +212,18 @@ def _drop(study: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     return f"{100 * ppg['value'] / base:.0f} %" if base > 0 else f"{ppg['value']:+.3f}"
 
 
-def _study_utility(row: Mapping[str, Any]) -> list[str]:
-    utility = (row.get("utility") or {}).get("target") or {}
-    return [f"{utility[n]:.3f}" if utility.get(n) is not None else "–" for n in ("zeroshot_top1", "t2i_r1")]
+def _utility(row: Mapping[str, Any], measure: str) -> str:
+    value = ((row.get("utility") or {}).get("target") or {}).get(measure)
+    return "–" if value is None else f"{value:.3f}"
+
+
+def show_next_steps(out: Path, page: Path | None, study: bool) -> None:
+    """Print the three things that one does next with the results in ``out``, whose report is ``page`` if it was written."""
+    steps = [
+        f"open {page}" if page else f"dejavu report path={out}    # write the report",
+        f"dejavu report path={out} redact=true out={out}-to-share    # without captions and images",
+        "dejavu mitigate … seeds=[0,1,2]    # intervals that include the noise of training"
+        if study
+        else f'dejavu evaluate … out={out} fail_if="symmetric.ppg.ci95[0]>0.05"    # a gate for releases',
+    ]
+    print("next:", *steps, sep="\n  ")

@@ -124,6 +124,20 @@ def _finite(text: str) -> float:
     return value if math.isfinite(value) else _refuse_number(text[:20])
 
 
+def link_or_copy(source: Path, path: Path) -> None:
+    """Make ``path`` the same file as ``source``, by a hard link if the file system allows it, unless it exists.
+
+    Neither may be changed in place.
+    """
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, path)
+    except OSError:
+        shutil.copyfile(source, path)
+
+
 def visible_files(folder: Path | str, pattern: str) -> list[Path]:
     """The paths below ``folder`` that match a glob, sorted; those with a hidden component (``._00000.tar``) are counted.
 

@@ -7,16 +7,16 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from dejavu_lit.report.cards import (
-    CHUNK,
     CardImages,
+    cards,
     choose_keys,
     labels_in_caption,
     read_ranks,
     read_rows,
-    write_cards,
     write_script,
 )
-from dejavu_lit.report.evaluation import Evaluation, write_evaluation_report
+from dejavu_lit.report.evaluation import Evaluation
+from dejavu_lit.report.report import write_report
 from tests.report.artifacts import HOSTILE, make_evaluation
 
 
@@ -28,67 +28,58 @@ def value(path: Path) -> Any:
     return json.loads(text[len(f'dejavu("{path.stem}",') : -1])
 
 
-def write(
-    evaluation: Path, folder: Path, limit: int = 1000, redact: bool = False
-) -> tuple[Any, list[Any], list[dict[str, Any]]]:
+def made(evaluation: Path, limit: int = 1000, redact: bool = False) -> tuple[Any, list[dict[str, Any]]]:
+    """The data of the cards, and the records that they were made from."""
     opened = Evaluation.open(evaluation)
     ranks = read_ranks(opened.records)
     rows = read_rows(opened.records, ranks, choose_keys([ranks], limit), opened.metrics["k"])
-    write_cards(folder, rows, len(ranks.keys), opened.public_objects(), CardImages(), redact)
-    index = value(folder / "index.js")
-    chunks = [value(folder / f"cards-{i:04d}.js") for i in range(-(-index["count"] // CHUNK))]
-    return index, chunks, pq.read_table(opened.records).to_pylist()
+    data = cards(rows, len(ranks.keys), opened.public_objects(), CardImages(), redact)
+    return data, pq.read_table(opened.records).to_pylist()
 
 
-def test_cards_show_the_values_of_the_records(evaluation: Path, tmp_path: Path) -> None:
-    index, chunks, records = write(evaluation, tmp_path)
+def test_cards_show_the_values_of_the_records(evaluation: Path) -> None:
+    data, records = made(evaluation)
     by_key = {record["key"]: record for record in records}
-    assert index["count"] == index["total"] == sum(bool(record["objects"]) for record in records) == len(records) - 1
-    labels = index["labels"]
-    position = 0
-    for chunk in chunks:
-        for card in chunk["cards"]:
-            record = by_key[card["key"]]
-            assert card["caption"] == record["caption"]
-            assert [labels[c] for c in card["objects"]] == record["objects"]
-            assert [labels[c] for c in index["objects"][position]] == record["objects"]
-            assert index["distance"][position] == round(record["target_distances"][0], 4)
-            for side in ("target", "reference"):
-                assert [labels[c] for c in card[side]["predicted"]] == record[f"{side}_predicted"]
-                assert [chunk["pictures"][p][0] for p in card[side]["near"]] == record[f"{side}_neighbors"][:5]
-                assert card[side]["hits"] == record[f"{side}_hits"] == index[side][position]
-                assert card[side]["precision"] == round(record[f"{side}_precision"], 4)
-                # The hits are the chips that the page marks as correct.
-                right = set(card[side]["predicted"]) & set(card["objects"])
-                assert len(right) == card[side]["hits"]
-            position += 1
-    gap = [t - r for t, r in zip(index["target"], index["reference"], strict=True)]
+    assert len(data["cards"]) == data["total"] == sum(bool(record["objects"]) for record in records) == len(records) - 1
+    labels = data["labels"]
+    for card in data["cards"]:
+        record = by_key[card["key"]]
+        assert card["caption"] == record["caption"]
+        assert [labels[c] for c in card["objects"]] == record["objects"]
+        assert card["distance"] == round(record["target_distances"][0], 4)
+        for side in ("target", "reference"):
+            assert [labels[c] for c in card[side]["predicted"]] == record[f"{side}_predicted"]
+            assert [data["pictures"][p][0] for p in card[side]["near"]] == record[f"{side}_neighbors"][:5]
+            assert card[side]["hits"] == record[f"{side}_hits"]
+            assert card[side]["precision"] == round(record[f"{side}_precision"], 4)
+            # The hits are the chips that the page marks as correct.
+            right = set(card[side]["predicted"]) & set(card["objects"])
+            assert len(right) == card[side]["hits"]
+    gap = [card["target"]["hits"] - card["reference"]["hits"] for card in data["cards"]]
     assert gap == sorted(gap, reverse=True)
-    assert value(tmp_path / "text.js") == [[c["key"], c["caption"]] for chunk in chunks for c in chunk["cards"]]
 
 
-def test_the_neighbors_have_the_objects_of_the_artifact(evaluation: Path, tmp_path: Path) -> None:
-    index, chunks, _ = write(evaluation, tmp_path)
+def test_the_neighbors_have_the_objects_of_the_artifact(evaluation: Path) -> None:
+    data, _ = made(evaluation)
     objects = Evaluation.open(evaluation).public_objects()
     assert objects is not None
-    for chunk in chunks:
-        for key, thumb, codes, _ in chunk["pictures"]:
-            assert thumb is None
-            assert [index["labels"][c] for c in codes] == objects.names(objects.rows[key])
+    for key, thumb, codes, _ in data["pictures"]:
+        assert thumb is None
+        assert [data["labels"][c] for c in codes] == objects.names(objects.rows[key])
 
 
 def test_the_boxes_are_those_of_the_artifact_above_the_threshold(evaluation: Path, tmp_path: Path) -> None:
-    write_evaluation_report(tmp_path, Evaluation.open(evaluation), False, 1000, None)
-    index, chunk = (value(tmp_path / "data" / f"{name}.js") for name in ("index", "cards-0000"))
-    assert index["boxes"] is True
+    page = write_report(evaluation, out=tmp_path / "report", formats=())
+    data = value(page.parent / "data" / "cards.js")
+    assert data["boxes"] is True
     artifact = evaluation / "data" / "objects" / "made"
     expected = {}
     for name in ("A", "P"):
         for row in pq.read_table(artifact / name / "00000.parquet").to_pylist():
             annotated = zip(row["labels"], row["scores"], row["boxes"], strict=True)
             expected[row["key"]] = {(label, *map(round, box)) for label, score, box in annotated if score >= 0.5}
-    shown = [(card["key"], card["boxes"]) for card in chunk["cards"]]
-    shown += [(key, boxes) for key, _, _, boxes in chunk["pictures"]]
+    shown = [(card["key"], card["boxes"]) for card in data["cards"]]
+    shown += [(key, boxes) for key, _, _, boxes in data["pictures"]]
     assert len(shown) > 30
     for key, boxes in shown:
         if not expected[key]:
@@ -96,40 +87,36 @@ def test_the_boxes_are_those_of_the_artifact_above_the_threshold(evaluation: Pat
             continue
         width, height, *rest = boxes
         assert (width, height) == (24, 16)
-        assert {(index["labels"][code], *box) for code, *box in rest} == expected[key]
+        assert {(data["labels"][code], *box) for code, *box in rest} == expected[key]
 
 
-def test_a_limit_takes_the_top_of_every_ranking(evaluation: Path, tmp_path: Path) -> None:
-    index, chunks, records = write(evaluation, tmp_path, limit=7)
-    assert index["count"] == 7
-    assert index["total"] == len(records) - 1
-    shown = {card["key"] for chunk in chunks for card in chunk["cards"]}
+def test_a_limit_takes_the_top_of_every_ranking(evaluation: Path) -> None:
+    data, records = made(evaluation, limit=7)
+    assert len(data["cards"]) == 7
+    assert data["total"] == len(records) - 1
+    shown = {card["key"] for card in data["cards"]}
     with_objects = [record for record in records if record["objects"]]
     nearest = min(with_objects, key=lambda r: r["target_distances"][0])
     widest = max(with_objects, key=lambda r: r["target_hits"] - r["reference_hits"])
     assert {nearest["key"], widest["key"]} <= shown
 
 
-def test_redacted_cards_have_keys_and_numbers_only(evaluation: Path, tmp_path: Path) -> None:
-    index, chunks, _ = write(evaluation, tmp_path, redact=True)
-    assert index["labels"] == []
-    assert not any(index["objects"])
-    assert not (tmp_path / "text.js").exists()
-    for chunk in chunks:
-        assert chunk["pictures"] == []
-        for card in chunk["cards"]:
-            assert set(card) == {"key", "exposure", "target", "reference"}
-            assert index["boxes"] is False
-            assert set(card["target"]) == {"hits", "precision", "recall"}
-    everything = "".join(path.read_text() for path in tmp_path.iterdir())
+def test_redacted_cards_have_keys_and_numbers_only(evaluation: Path) -> None:
+    data, _ = made(evaluation, redact=True)
+    assert data["labels"] == data["pictures"] == []
+    assert data["boxes"] is False
+    for card in data["cards"]:
+        assert set(card) == {"key", "exposure", "distance", "target", "reference"}
+        assert set(card["target"]) == {"hits", "precision", "recall"}
+    everything = json.dumps(data)
     for caption in HOSTILE:
         assert json.dumps(caption)[1:-1] not in everything
 
 
 def test_the_card_shows_the_exposure(tmp_path: Path) -> None:
     evaluation = make_evaluation(tmp_path / "e", n=12, m=12, images=False, planted=True)
-    _, chunks, _ = write(evaluation, tmp_path / "data")
-    seen = {card["key"]: card["exposure"] for chunk in chunks for card in chunk["cards"]}
+    data, _ = made(evaluation)
+    seen = {card["key"]: card["exposure"] for card in data["cards"]}
     assert seen == {f"a{i:05d}": 20 if i % 4 == 0 else 2 for i in range(11)}
 
 

@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.text import Text
 
 from dejavu_lit.report.evaluation import gaps_over_epochs
-from dejavu_lit.report.figures import DARK, Plot, error_arms, save, spaced_ticks, style
+from dejavu_lit.report.figure_files import draw_figures, save
+from dejavu_lit.report.figures import DARK, Plot, error_arms, spaced_ticks, style
 from dejavu_lit.report.plots import evaluation_plots
 from dejavu_lit.report.study_plots import study_plots
 from dejavu_lit.training.loggers import CsvLog
@@ -97,13 +98,17 @@ def test_recall_curves_and_the_area_between(plots: dict[str, Plot], metrics: dic
 
 
 def test_sample_level(plots: dict[str, Plot], metrics: dict[str, Any]) -> None:
-    axes = iter(plots["sample"].figure.axes)
     curves = metrics["curves"]["sample"]
-    assert len(curves) > 2
-    for ranking in ("distance", "hits", "gap"):
-        for gap in ("precision_gap", "recall_gap", "f1_gap"):
-            drawn = list(lines(next(axes)).values())
-            assert drawn == [(curve[ranking]["top"], curve[ranking][gap]) for curve in curves]
+    by_k = [curve for curve in curves if curve["top_m"] is None]
+    by_m = [curve for curve in curves if curve["k"] == metrics["k"]]
+    assert len(by_k) > 1
+    assert len(by_m) > 2
+    for name, shown in (("sample", by_k), ("sample-top-m", by_m)):
+        axes = iter(plots[name].figure.axes)
+        for ranking in ("distance", "hits", "gap"):
+            for gap in ("precision_gap", "recall_gap", "f1_gap"):
+                drawn = list(lines(next(axes)).values())
+                assert drawn == [(curve[ranking]["top"], curve[ranking][gap]) for curve in shown]
 
 
 @pytest.mark.parametrize("name", ["by-k", "by-threshold", "by-top-m"])
@@ -194,7 +199,7 @@ def test_ticks_are_spaced_for_their_labels() -> None:
 def test_without_data_there_is_no_figure(metrics: dict[str, Any], contents: dict[str, Any]) -> None:
     empty = metrics | {"planted": None, "by_k": {"5": metrics["by_k"]["5"]}, "subgroups": {}}
     empty["sensitivity"] = {"threshold": [], "top_m": []}
-    assert [plot.name for plot in evaluation_plots(empty)] == ["gaps", "recall", "sample"]
+    assert [plot.name for plot in evaluation_plots(empty)] == ["gaps", "recall", "sample", "sample-top-m"]
     single = contents | {"settings": contents["settings"][:1], "pooled": contents["pooled"][:1]}
     assert study_plots(single) == []
 
@@ -223,6 +228,24 @@ def test_files_of_every_plot(plots: dict[str, Plot], study_figures: dict[str, Pl
                 text.startswith("'") for text in line.values()
             )
         assert shown.width > 100
+
+
+def test_a_figure_of_the_same_numbers_is_not_drawn_again(
+    metrics: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = metrics | {"subgroups": {}, "planted": None, "sensitivity": {"threshold": [], "top_m": []}}
+    first = draw_figures("evaluation", few, tmp_path / "one")
+    (tmp_path / "one" / "recall.csv").unlink()  # an incomplete figure is drawn again
+    with monkeypatch.context() as patch:
+        patch.setattr(Plot, "figure", None)
+        with pytest.raises(AttributeError):
+            draw_figures("evaluation", few, tmp_path / "x", earlier=tmp_path / "one")
+    second = draw_figures("evaluation", few, tmp_path / "two", earlier=tmp_path / "one")
+    monkeypatch.setattr(Plot, "figure", None)
+    third = draw_figures("evaluation", few, tmp_path / "three", earlier=tmp_path / "two")
+    assert first == second == third
+    names = {path.name: path.read_bytes() for path in (tmp_path / "two").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "three").iterdir()} == names
 
 
 def test_same_numbers_same_bytes(metrics: dict[str, Any], tmp_path: Path) -> None:

@@ -22,13 +22,13 @@ KINDS = [("RGB", "JPEG"), ("CMYK", "JPEG"), ("L", "PNG"), ("P", "PNG"), ("RGBA",
 
 @pytest.mark.parametrize(("mode", "kind"), KINDS)
 def test_every_kind_of_image_becomes_a_small_webp(mode: str, kind: str) -> None:
-    with Image.open(io.BytesIO(shrink(sample_image((300, 100), mode, kind), 60))) as small:
+    with Image.open(io.BytesIO(shrink(sample_image((300, 100), mode, kind), 60)[0])) as small:
         assert small.format == "WEBP"
         assert small.size == (60, 20)
 
 
 def test_small_images_are_not_enlarged_and_large_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Image.open(io.BytesIO(shrink(sample_image((10, 20)), 60))) as small:
+    with Image.open(io.BytesIO(shrink(sample_image((10, 20)), 60)[0])) as small:
         assert small.size == (10, 20)
     monkeypatch.setattr(images, "MAX_PIXELS", 1000)
     with pytest.raises(BadPair, match="megapixels"):
@@ -38,7 +38,7 @@ def test_small_images_are_not_enlarged_and_large_ones_are_refused(monkeypatch: p
 def test_exif_orientation_is_applied_and_metadata_dropped() -> None:
     exif = Image.Exif()
     exif[274], exif[270] = 6, "a secret"
-    with Image.open(io.BytesIO(shrink(sample_image((40, 20), kind="JPEG", exif=exif), 60))) as small:
+    with Image.open(io.BytesIO(shrink(sample_image((40, 20), kind="JPEG", exif=exif), 60)[0])) as small:
         assert small.size == (20, 40)
         assert not small.getexif()
 
@@ -49,13 +49,14 @@ def test_only_requested_keys_get_a_thumbnail_and_broken_images_are_skipped(tmp_p
     names = write_thumbnails(shards, ["secret1", "secret3", "secret4"], 16, tmp_path / "thumbs")
     assert set(names) == {"secret1", "secret4"}
     made = {str(p.relative_to(tmp_path / "thumbs")) for p in (tmp_path / "thumbs").rglob("*.webp")}
-    assert made == set(names.values())
+    assert made == {thumbnail.name for thumbnail in names.values()}
+    assert names["secret1"][1:] == (30, 30)
     assert not any("secret" in name for name in made)
-    # Thumbnails of an earlier report are copied byte by byte.
-    (tmp_path / "thumbs" / names["secret1"]).write_bytes(b"earlier")
+    # Thumbnails of an earlier report are used again, without reading an image.
+    (tmp_path / "thumbs" / names["secret1"].name).write_bytes(b"earlier")
     again = write_thumbnails(shards, ["secret1"], 16, tmp_path / "new", tmp_path / "thumbs")
     assert again == {"secret1": names["secret1"]}
-    assert (tmp_path / "new" / names["secret1"]).read_bytes() == b"earlier"
+    assert (tmp_path / "new" / names["secret1"].name).read_bytes() == b"earlier"
 
 
 def test_another_image_with_the_same_key_and_size_does_not_reuse_the_thumbnail(tmp_path: Path) -> None:
@@ -66,7 +67,7 @@ def test_another_image_with_the_same_key_and_size_does_not_reuse_the_thumbnail(t
         shards = write_shards(tmp_path / str(number) / "A", [Pair("one", out.getvalue(), "png", "text")])
         earlier = tmp_path / "0" / "thumbs" if number else None
         names = write_thumbnails(shards, ["one"], 16, tmp_path / str(number) / "thumbs", earlier)
-        with Image.open(tmp_path / str(number) / "thumbs" / names["one"]) as small:
+        with Image.open(tmp_path / str(number) / "thumbs" / names["one"].name) as small:
             assert small.convert("RGB").getpixel((8, 8))[2 * number] > 200
         made.append((names["one"], [path.stat().st_size for path in sorted(shards.folder.glob("*.tar"))]))
     assert made[0][1] == made[1][1]

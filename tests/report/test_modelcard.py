@@ -3,6 +3,9 @@
 import re
 from pathlib import Path
 
+import pytest
+import yaml
+
 from dejavu_lit.report.modelcard import latex, markdown, study_latex, study_markdown
 from dejavu_lit.utils.io import read_json
 
@@ -16,6 +19,30 @@ def test_markdown(evaluation: Path) -> None:
     assert "k = 5" in text
     for row in [line for line in text.splitlines() if line.startswith("|")]:
         assert row.count("|") in (4, 5)
+
+
+def test_the_head_is_the_model_index_of_hugging_face(evaluation: Path, study: Path) -> None:
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    metrics = read_json(evaluation / "metrics.json")
+    metrics["settings"] |= {"target": "runs/a: 'target' # [x]", "data": "data/co co"}
+    card = huggingface_hub.ModelCard(markdown(metrics))
+    assert card.data.model_name == "a: 'target' # [x]"
+    results = {result.metric_type: result for result in card.data.eval_results}
+    for block in ("population", "swapped", "symmetric", "null", "corrected"):
+        for figure in ("ppg", "prg", "aucg"):
+            result = results[f"{block}_{figure}"]
+            assert result.metric_value == pytest.approx(metrics[block][figure]["value"], abs=1e-6)
+            assert result.metric_args["ci95"] == pytest.approx(metrics[block][figure]["ci95"], abs=1e-6)
+            assert result.dataset_name == "co co"
+            assert result.task_type == "feature-extraction"
+    assert results["zeroshot_top1"].task_type == "zero-shot-image-classification"
+    assert results["zeroshot_top1"].metric_value == metrics["utility"]["target"]["zeroshot_top1"]
+    assert card.text.lstrip().startswith("## Déjà vu memorization")
+
+    contents = read_json(study / "study.json")
+    text = study_markdown(contents)
+    index = yaml.safe_load(text.split("---\n")[1])["model-index"]
+    assert len({model["name"] for model in index}) == len(contents["settings"])
 
 
 def test_latex_is_balanced_and_escaped(evaluation: Path, study: Path) -> None:

@@ -13,11 +13,11 @@ import pytest
 from dejavu_lit.cli.report import run
 from dejavu_lit.data.key_lists import read_keys
 from dejavu_lit.data.prepared import DataSpec
-from dejavu_lit.report.narrative import comparison_summary, control_checks
-from dejavu_lit.report.page import controls
-from dejavu_lit.report.report import write_report
+from dejavu_lit.report.narrative import comparison_summary, control_checks, study_sentence
+from dejavu_lit.report.page import checks
+from dejavu_lit.report.report import show_report, write_report
 from dejavu_lit.report.scalars import scalars
-from dejavu_lit.report.study import comparison
+from dejavu_lit.report.study import second_setting
 from dejavu_lit.report.terminal import show_evaluation
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import read_json, write_json
@@ -65,7 +65,7 @@ def test_the_controls_warn_of_models_that_are_no_better_than_the_most_frequent_o
     ):
         check = control_checks(metrics | {"blind": baseline})[-1]
         assert (check.state, words in check.sentence) == (state, True)
-        assert f'<li class="{state}">' in str(controls(metrics | {"blind": baseline}))
+        assert checks(metrics | {"blind": baseline})[-1]["state"] == state
 
 
 def test_the_terminal_and_metrics_say_whether_the_models_are_better_than_blind(
@@ -119,7 +119,7 @@ def test_the_redacted_report_contains_no_caption_image_or_object(plain: Path, tm
     assert list(out.rglob("*.webp"))
     write_report(plain, redact=True, out=out)  # replaces the full report completely
     assert not list(out.rglob("*.webp"))
-    assert not (out / "data" / "text.js").exists()
+    assert not (out / "thumbs").exists()
     everything = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
     assert b"in image 7" not in everything
     assert HOSTILE[0].encode() not in everything
@@ -170,7 +170,7 @@ def test_public_images_in_a_folder_elsewhere(tmp_path: Path) -> None:
     metrics["settings"]["public"] = str(tmp_path / "other")
     write_json(folder / "metrics.json", metrics)
     page = write_report(folder)
-    chunk = (page.parent / "data" / "cards-0000.js").read_text()
+    chunk = (page.parent / "data" / "cards.js").read_text()
     assert ",null]" not in chunk  # neighbors have their objects and boxes
     assert not re.search(r'\["p\d+",null', chunk)  # and thumbnails
 
@@ -189,7 +189,7 @@ def test_data_names_the_folder_of_moved_data(tmp_path: Path) -> None:
     os.rename(folder / "data", tmp_path / "moved")
     page = write_report(folder, data=tmp_path / "moved")
     assert list(page.parent.rglob("*.webp"))
-    chunk = (page.parent / "data" / "cards-0000.js").read_text()
+    chunk = (page.parent / "data" / "cards.js").read_text()
     assert ",null]" not in chunk  # neighbors have their objects
 
 
@@ -277,6 +277,7 @@ def test_the_study_has_a_page_for_every_setting(small_study: Path, tmp_path: Pat
     text = (out / "index.html").read_text()
     found = read_json(small_study / "study.json")
     assert f"Recommended: {found['recommended']}" in text
+    assert f"{found['recommended']} removes " in text
     assert found["pooled"][1]["difference"]["words"][1:] in text  # the difference, or "not distinguishable"
     assert len(list((out / "settings").iterdir())) == len(found["settings"]) == 2
     for page in out.rglob("*.html"):
@@ -300,14 +301,13 @@ def test_the_redacted_study_contains_no_caption_or_image(small_study: Path, tmp_
 
 
 def test_the_comparison_starts_with_two_similar_settings() -> None:
-    def chosen(*found: tuple[str, int, int]) -> list[str]:
+    def second(*found: tuple[str, int, int]) -> str:
         rows = {f"{n}-{size}-{seed}": {"name": n, "train_size": size, "seed": seed} for n, size, seed in found}
-        return re.findall(r'<option value="([^"]*)" selected>', str(comparison(rows)))
+        return list(rows)[second_setting(rows)]
 
-    assert chosen(("none", 9, 0), ("none", 9, 1), ("mask", 9, 1), ("mask", 9, 0)) == ["none-9-0", "mask-9-0"]
-    assert chosen(("none", 9, 0), ("none", 5, 0), ("mask", 5, 0)) == ["none-9-0", "mask-5-0"]
-    assert chosen(("none", 9, 0), ("none", 9, 1)) == ["none-9-0", "none-9-1"]
-    assert comparison({"one": {}}) is None
+    assert second(("none", 9, 0), ("none", 9, 1), ("mask", 9, 1), ("mask", 9, 0)) == "mask-9-0"
+    assert second(("none", 9, 0), ("none", 5, 0), ("mask", 5, 0)) == "mask-5-0"
+    assert second(("none", 9, 0), ("none", 9, 1)) == "none-9-1"
 
 
 def test_the_page_states_what_was_compared(plain: Path) -> None:
@@ -318,3 +318,63 @@ def test_the_page_states_what_was_compared(plain: Path) -> None:
     assert "these pairs, and once with the text model mini, which searched the public captions" in summary
     metrics["settings"] |= {"public_modality": "text"}
     assert "public captions, once with the target model" in comparison_summary(metrics)
+
+
+def files_of(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """{file: (place on the disk, content)} below a folder."""
+    return {str(p.relative_to(folder)): (p.stat().st_ino, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_only_what_changed_is_rendered(plain: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(plain, tmp_path / "e", ignore=shutil.ignore_patterns("report"))
+    config = {"report": {"write": True, "redact": False}}
+    page = show_report(config, folder)
+    assert page is not None
+    before = files_of(page.parent)
+    assert show_report(config, folder) == page
+    assert files_of(page.parent) == before  # the same files, untouched
+
+    metrics = read_json(folder / "metrics.json")
+    metrics["curves"]["recall"]["target"][0] = 0.5  # what one figure shows
+    write_json(folder / "metrics.json", metrics)
+    show_report(config, folder)
+    after = files_of(page.parent)
+    changed = {name for name in before if after[name] != before[name]}
+    assert {name for name in changed if name.startswith("thumbs/") and name.endswith(".webp")} == set()
+    assert {name for name in changed if name.startswith("figures/") and name.endswith(".svg")} == {
+        "figures/recall.svg",
+        "figures/recall-dark.svg",
+    }
+    write_report(folder, redact=True)
+    assert show_report(config, folder) is not None  # a redacted report is not taken for the full one
+    assert (page.parent / "thumbs").is_dir()
+
+
+def test_the_study_in_a_sentence(small_study: Path) -> None:
+    study = read_json(small_study / "study.json")
+    (row,) = [r for r in study["ranking"] if r["recommended"]]
+    choice = row["recommended"]
+    choice["utility_loss"], choice["drop"] = -0.1, 0.36
+    study["pooled"][0]["symmetric"]["ppg"]["mean"] = 0.5
+    study["pooled"][1]["symmetric"]["ppg"]["mean"] = 0.149
+    study["pooled"][1]["found"]["found"] = True
+    assert (
+        study_sentence(study) == "mask removes 72 % of PPG at no loss of accuracy; memorization is still found, 0.149"
+    )
+    choice["utility_loss"], study["pooled"][1]["found"]["found"] = 0.012, False
+    assert "at a loss of 1.2 points of accuracy; memorization is no longer shown" in study_sentence(study)
+    study |= {"recommended": None, "rule": "the rule"}
+    assert study_sentence(study) == "no setting qualifies (rule: the rule)"
+
+
+def test_a_null_control_that_excludes_0_is_a_caution(evaluation: Path) -> None:
+    metrics = read_json(evaluation / "metrics.json")
+    ppg = metrics["null"]["ppg"]
+    for value, ci95, state in ((0.0, [-0.1, 0.1], "yes"), (0.05, [0.01, 0.1], "caution"), (0.99, [0.9, 1.0], "no")):
+        ppg |= {"value": value, "ci95": ci95}
+        assert control_checks(metrics)[3].state == state
+    warned = control_checks(metrics | {"warnings": ["The target trained for 25 epochs, the reference for 1."]})
+    assert (warned[-1].state, warned[-1].sentence) == (
+        "caution",
+        "The target trained for 25 epochs, the reference for 1.",
+    )

@@ -1,16 +1,19 @@
 "use strict";
-// The cards of the most memorized pairs: sort, filter and page through the index; load only the chunks that are shown.
+// The cards: one pair with what both models find for its caption. On an evaluation's page they are sorted, filtered and paged.
 
-const CHOICES = { sort: "gap", object: "", text: "", size: "10", page: "1", boxes: "on" }; // the defaults; changes are stored in the URL after #
-
-function chip(kind, label, note) {
-  return make("li", { class: `chip ${kind}` }, isolated(label), make("span", { class: "hidden" }, ` (${note})`));
-}
+const CHOICES = { sort: "gap", object: "", text: "", size: "10", page: "1", boxes: "right" }; // defaults; changes are stored in the URL after #
+const NEAREST = 5; // public images shown at once; the others are folded
+const FEW_WRONG = 4; // wrong objects shown at once, likewise
 
 const NOTES = {
   right: "correct: in the training image", wrong: "wrong: not in the training image",
   missed: "missed: in the training image, but not predicted", named: "correct, but named in the caption",
 };
+const TITLES = { target: "Target model (trained on this pair)", reference: "Reference model (not trained on this pair)" };
+
+function chip(kind, label, note = NOTES[kind]) {
+  return make("li", { class: `chip ${kind}` }, isolated(label), make("span", { class: "hidden" }, ` (${note})`));
+}
 
 // How the predicted object `code` of `card` is shown: an object named in the caption is not evidence of memorization.
 function kind(card, code) {
@@ -46,28 +49,33 @@ function neighbor(card, [key, thumb, objects, boxes], distance, labels, root) {
   const wrong = objects?.filter((code) => !card.objects.includes(code)) ?? [];
   const text = objects === null ? `public image ${key}`
     : `public image ${key}; correct: ${right.map((c) => labels[c]).join(", ") || "none"}; wrong: ${wrong.map((c) => labels[c]).join(", ") || "none"}`;
-  const image = thumb ? make("img", { src: `${root}thumbs/${thumb}`, alt: text, title: text, loading: "lazy", decoding: "async", width: 96, height: 96 })
+  const image = thumb ? make("img", { src: `${root}thumbs/${thumb}`, alt: text, title: text, loading: "lazy", decoding: "async", width: 160, height: 160 })
     : make("span", { class: "blank", title: text }, isolated(key));
   const marks = objects === null ? null : make("span", {}, `✓${right.length} ✗${wrong.length}`);
-  return make("li", {}, thumb ? framed(image, boxes, (code) => kind(card, code), labels) : image,
+  return make("li", { class: right.length ? "hit" : null }, thumb ? framed(image, boxes, (code) => kind(card, code), labels) : image,
     make("span", { class: "marks" }, make("span", {}, distance.toFixed(3)), " ", marks));
 }
 
-const TITLES = { target: "Target model (trained on this pair)", reference: "Reference model (not trained on this pair)" };
-
-function side(name, card, chunk, labels, root, title = TITLES[name]) {
+function side(name, card, data, root, title = TITLES[name]) {
+  const { labels, pictures } = data;
   const result = card[name];
   const numbers = `${result.hits} correct · precision ${result.precision.toFixed(2)} · recall ${result.recall.toFixed(2)}`;
   const node = make("section", { class: `side ${name}` }, make("h4", {}, title, " ", make("span", {}, numbers)));
   if (!result.near) return node;
-  node.append(make("ol", { class: "strip", "aria-label": `Nearest public images, ${name} model` },
-    result.near.map((position, i) => neighbor(card, chunk.pictures[position], result.distances[i], labels, root))));
-  const order = { right: 0, named: 1, wrong: 2, missed: 3 };
+  const near = result.near.map((position, i) => neighbor(card, pictures[position], result.distances[i], labels, root));
+  const order = { right: 0, named: 1, missed: 2, wrong: 3 };
   const chips = result.predicted.map((code) => [kind(card, code), code]);
   chips.push(...card.objects.filter((code) => !result.predicted.includes(code)).map((code) => ["missed", code]));
   chips.sort((a, b) => order[a[0]] - order[b[0]]);
-  node.append(make("ul", { class: "chips", "aria-label": `Objects predicted by the ${name} model` },
-    chips.map(([which, code]) => chip(which, labels[code], NOTES[which]))));
+  const last = chips.length - Math.max(0, chips.filter(([which]) => which === "wrong").length - FEW_WRONG);
+  const list = (part, label) => make("ul", { class: "chips", "aria-label": label }, part.map(([which, code]) => chip(which, labels[code])));
+  node.append(make("ol", { class: "strip", "aria-label": `Nearest public images, ${name} model` }, near.slice(0, NEAREST)),
+    list(chips.slice(0, last), `Objects predicted by the ${name} model`));
+  if (chips.length > last || near.length > NEAREST) {
+    const others = [chips.length > last ? `+${chips.length - last} others` : "", near.length > NEAREST ? `+${near.length - NEAREST} images` : ""];
+    node.append(make("details", {}, make("summary", {}, others.filter(Boolean).join(", ")), list(chips.slice(last), "Other wrong objects"),
+      make("ol", { class: "strip more", "aria-label": `Further public images, ${name} model` }, near.slice(NEAREST))));
+  }
   return node;
 }
 
@@ -85,107 +93,107 @@ function trainingPair(card, labels, root) {
     make("ul", { class: "chips", "aria-label": "Objects in the training image" }, chips));
 }
 
-function cardElement(card, chunk, rank, labels, root) {
+function cardElement(card, data, rank, root) {
   const gap = card.target.hits - card.reference.hits;
-  const facts = [`gap ${gap > 0 ? "+" : ""}${gap} hits`.replace("-", "−")];
-  if (card.target.distances) facts.push(`distance ${card.target.distances[0].toFixed(3)}`);
+  const facts = [`gap ${signed(gap, 0)} hits`];
+  if (card.objects) facts.push(`distance ${card.distance.toFixed(3)}`);
   if (card.exposure !== null) facts.push(`seen ${card.exposure} times`);
   const head = make("header", {}, make("h3", {}, `${rank}. `, isolated(card.key)), facts.map((text) => make("span", {}, text)));
   const body = make("div", { class: "body" });
-  if (card.objects) body.append(trainingPair(card, labels, root));
-  body.append(make("div", {}, side("target", card, chunk, labels, root), side("reference", card, chunk, labels, root)));
+  if (card.objects) body.append(trainingPair(card, data.labels, root));
+  body.append(make("div", { class: "models" }, side("target", card, data, root), side("reference", card, data, root)));
   return make("article", { class: "card", "data-key": card.key }, head, body);
 }
 
 async function startCards(box) {
   const { folder, root } = box.dataset;
-  const index = await load(folder, "index");
+  const data = await load(folder, "cards");
+  const { cards } = data;
   const query = (name) => box.querySelector(`[name="${name}"]`);
   const list = box.querySelector(".cards");
-  const count = [...Array(index.count).keys()];
-  const orders = {
-    gap: count,
-    hits: [...count].sort((a, b) => index.target[b] - index.target[a] || a - b),
-    distance: [...count].sort((a, b) => index.distance[a] - index.distance[b] || a - b),
+  const orders = { // sorting is stable, so ties stay in the order of gap
+    gap: cards,
+    hits: [...cards].sort((a, b) => b.target.hits - a.target.hits),
+    distance: [...cards].sort((a, b) => a.distance - b.distance),
   };
-  let lowered = null; // keys and captions in lower case, loaded for the first text search
-  let latest = 0; // number of the latest drawing; an older one that finishes later is discarded
 
   function choices() {
     const parameters = new URLSearchParams(location.hash.slice(1));
     return Object.fromEntries(Object.entries(CHOICES).map(([name, value]) => [name, parameters.get(name) ?? value]));
   }
 
-  async function choose(changes) {
+  function choose(changes) {
     const changed = Object.entries({ ...choices(), ...changes }).filter(([name, value]) => String(value) !== CHOICES[name]);
     history.replaceState(null, "", `#${new URLSearchParams(changed.map(([n, v]) => [n, String(v)]))}`);
-    return draw();
+    draw();
   }
 
-  async function matching({ sort, object, text }) {
-    let rows = Object.hasOwn(orders, sort) ? orders[sort] : orders.gap;
-    const name = object.trim().toLowerCase();
+  function matching({ sort, object, text }) {
+    let chosen = Object.hasOwn(orders, sort) ? orders[sort] : orders.gap;
+    const [name, words] = [object.trim().toLowerCase(), text.trim().toLowerCase()];
     if (name) {
-      const code = index.labels.findIndex((label) => label.toLowerCase() === name);
-      rows = rows.filter((row) => index.objects[row].includes(code));
+      const code = data.labels.findIndex((label) => label.toLowerCase() === name);
+      chosen = chosen.filter((card) => card.objects?.includes(code));
     }
-    if (text.trim() && !index.redacted) {
-      lowered ??= (await load(folder, "text")).map(([key, caption]) => `${key} ${caption}`.toLowerCase());
-      const query = text.trim().toLowerCase();
-      rows = rows.filter((row) => lowered[row].includes(query));
-    } else if (text.trim()) {
-      rows = rows.filter((row) => index.key[row].toLowerCase().includes(text.trim().toLowerCase()));
-    }
-    return rows;
+    if (words) chosen = chosen.filter((card) => `${card.key} ${card.caption ?? ""}`.toLowerCase().includes(words));
+    return chosen;
   }
 
-  async function draw() {
-    const turn = ++latest;
+  function draw() {
     const current = choices();
-    const rows = await matching(current);
+    const chosen = matching(current);
     const size = Math.max(1, Number(current.size) || 10);
-    const pages = Math.max(1, Math.ceil(rows.length / size));
+    const pages = Math.max(1, Math.ceil(chosen.length / size));
     const page = Math.min(pages, Math.max(1, Math.floor(Number(current.page)) || 1));
-    const part = rows.slice((page - 1) * size, page * size);
-    const chunks = await Promise.all(part.map((row) => load(folder, `cards-${String(Math.floor(row / index.chunk)).padStart(4, "0")}`)));
-    if (turn !== latest) return;
-    list.replaceChildren(...part.map((row, i) =>
-      cardElement(chunks[i].cards[row % index.chunk], chunks[i], (page - 1) * size + i + 1, index.labels, root)));
-    list.classList.toggle("unboxed", current.boxes === "off");
-    if (query("boxes")) query("boxes").checked = current.boxes !== "off";
-    for (const name of ["sort", "object", "text", "size"]) if (query(name).value !== current[name]) query(name).value = current[name];
+    const first = (page - 1) * size;
+    const part = chosen.slice(first, first + size);
+    list.replaceChildren(...part.map((card, i) => cardElement(card, data, first + i + 1, root)));
+    list.dataset.boxes = current.boxes;
+    for (const name of ["sort", "object", "text", "size", "boxes"]) {
+      if (query(name) && query(name).value !== current[name]) query(name).value = current[name];
+    }
     query("page").value = page;
     query("page").max = pages;
     box.querySelector(".pages").textContent = `of ${pages.toLocaleString("en")}`;
     box.querySelector("[name=back]").disabled = page === 1;
     box.querySelector("[name=next]").disabled = page === pages;
-    const first = part.length ? (page - 1) * size + 1 : 0;
     box.querySelector(".status").textContent =
-      `Pairs ${first}–${(page - 1) * size + part.length} of ${rows.length.toLocaleString("en")}` +
-      (rows.length < index.count ? ` that match (${index.count.toLocaleString("en")} in total)` : "");
+      `Pairs ${part.length ? first + 1 : 0}–${first + part.length} of ${chosen.length.toLocaleString("en")}` +
+      (chosen.length < cards.length ? ` that match (${cards.length.toLocaleString("en")} in total)` : "");
   }
 
-  const showError = (error) => { box.querySelector(".status").textContent = error.message; };
-  const attempt = (action) => () => action().catch(showError);
-  box.querySelector("datalist").append(...index.labels.map((label) => make("option", { value: label })));
-  for (const name of ["sort", "size", "object"]) query(name).addEventListener("change", attempt(() => choose({ [name]: query(name).value, page: 1 })));
+  box.querySelector("datalist").append(...data.labels.map((label) => make("option", { value: label })));
+  if (!data.boxes) query("boxes")?.closest("label").remove(); // nothing to draw
+  for (const name of ["sort", "size", "object"]) query(name).addEventListener("change", () => choose({ [name]: query(name).value, page: 1 }));
   let timer;
   query("text").addEventListener("input", () => {
     clearTimeout(timer);
-    timer = setTimeout(attempt(() => choose({ text: query("text").value, page: 1 })), 150);
+    timer = setTimeout(() => choose({ text: query("text").value, page: 1 }), 150);
   });
-  if (!index.boxes) query("boxes")?.closest("label").remove(); // nothing to draw
-  query("boxes")?.addEventListener("change", attempt(() => choose({ boxes: query("boxes").checked ? "on" : "off" })));
-  query("page").addEventListener("change", attempt(() => choose({ page: query("page").value })));
-  const step = (by) => choose({ page: Number(query("page").value) + by }).then(() => box.scrollIntoView());
-  query("back").addEventListener("click", attempt(() => step(-1)));
-  query("next").addEventListener("click", attempt(() => step(1)));
-  query("reset").addEventListener("click", attempt(() => choose(CHOICES)));
-  addEventListener("hashchange", attempt(draw));
-  await draw();
+  query("boxes")?.addEventListener("change", () => choose({ boxes: query("boxes").value }));
+  query("page").addEventListener("change", () => choose({ page: query("page").value }));
+  const step = (by) => { choose({ page: Number(query("page").value) + by }); box.scrollIntoView(); };
+  query("back").addEventListener("click", () => step(-1));
+  query("next").addEventListener("click", () => step(1));
+  query("reset").addEventListener("click", () => choose(CHOICES));
+  addEventListener("hashchange", draw);
+  draw();
   box.dataset.ready = "true";
 }
 
-document.addEventListener("DOMContentLoaded", () => document.querySelectorAll(".pairs").forEach((box) => startCards(box).catch((error) => {
-  box.querySelector(".status").textContent = error.message;
-})));
+async function startExamples(box) {
+  const { folder, root, count } = box.dataset;
+  const data = await load(folder, "cards");
+  const list = box.querySelector(".cards");
+  list.dataset.boxes = "right";
+  list.replaceChildren(...data.cards.slice(0, Number(count)).map((card, i) => cardElement(card, data, i + 1, root)));
+  box.dataset.ready = "true";
+}
+
+document.addEventListener("DOMContentLoaded", () => {
+  for (const [selector, start] of [[".pairs", startCards], [".examples", startExamples]]) {
+    for (const box of document.querySelectorAll(selector)) {
+      start(box).catch((error) => { (box.querySelector(".status") ?? box.querySelector(".cards")).textContent = error.message; });
+    }
+  }
+});

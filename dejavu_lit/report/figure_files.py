@@ -1,0 +1,136 @@
+"""The files of the figures, and which of them an earlier report already has.
+
+    draw_figures("study", study, Path("report/figures"), earlier=Path("old/figures"))
+
+writes NAME.svg, NAME-dark.svg (the same drawing in the colors of ``DARK``), NAME.csv and, if asked for, NAME.png and NAME.pdf.
+A figure whose words, rows and code are those of the earlier folder is taken from there instead of being drawn.
+"""
+
+import io
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dejavu_lit.measure.per_pair import write_csv
+from dejavu_lit.utils.io import link_or_copy, read_json, write_json
+from dejavu_lit.utils.progress import progress
+
+if TYPE_CHECKING:
+    from dejavu_lit.report.figures import Plot
+
+INDEX = "figures.json"  # in the folder of the figures: what each file shows
+ALL_FORMATS = ("svg", "png", "pdf")
+CODE = ("figures.py", "plots.py", "study_plots.py", "study_points.py")  # what decides how a figure looks
+PNG_DPI = 160
+CSS_DPI = 96  # pixels per inch on the page
+METADATA: dict[str, dict[str, Any]] = {
+    "svg": {"Date": None},
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
+}
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FigureInfo:
+    """A figure as the page shows it.
+
+    ``name`` is the file stem below figures/, ``text`` describes the figure, ``width`` and ``height`` are in pixels.
+    """
+
+    name: str
+    title: str
+    text: str
+    width: int
+    height: int
+    formats: tuple[str, ...]
+    digest: str
+
+
+def draw_figures(
+    kind: str, contents: Mapping[str, Any], folder: Path, formats: Sequence[str] = ("svg",), earlier: Path | None = None
+) -> list[FigureInfo]:
+    """Write the figures of an ``evaluation`` (its ``figure_data``) or a ``study`` (its study.json) into ``folder``.
+
+    Returns [] if matplotlib is not installed.
+    """
+    try:
+        from dejavu_lit.report.figures import style
+    except ImportError:
+        log.warning("the report has no figures: they require matplotlib (pip install 'dejavu-lit[report]')")
+        return []
+    from dejavu_lit.report.plots import evaluation_plots
+    from dejavu_lit.report.study_plots import study_plots
+
+    plots = study_plots(contents) if kind == "study" else evaluation_plots(contents)
+    known = _read_index(earlier) if earlier else {}
+    shown = []
+    with style():
+        for plot in progress(plots, "figures", unit="figure"):
+            info = known.get(plot.name)
+            if info is None or earlier is None or info.digest != _digest(plot) or not set(formats) <= set(info.formats):
+                info = save(plot, folder, formats)
+            else:
+                for name in _files(info):
+                    link_or_copy(earlier / name, folder / name)
+            shown.append(info)
+    if shown:
+        write_json(folder / INDEX, {info.name: asdict(info) for info in shown})
+    return shown
+
+
+def _read_index(folder: Path) -> dict[str, FigureInfo]:
+    """The figures of an earlier report whose files all exist."""
+    if not (folder / INDEX).is_file():
+        return {}
+    figures = {}
+    for name, entry in read_json(folder / INDEX).items():
+        info = FigureInfo(**entry | {"formats": tuple(entry["formats"])})
+        if all((folder / file).is_file() for file in _files(info)):
+            figures[name] = info
+    return figures
+
+
+def _files(info: FigureInfo) -> list[str]:
+    """The names of a figure's files."""
+    ends = [f".{kind}" for kind in info.formats] + (["-dark.svg"] if "svg" in info.formats else [])
+    return [f"{info.name}{end}" for end in [*ends, ".csv"]]
+
+
+def _digest(plot: "Plot") -> str:
+    """A hash of everything that the figure shows, and of the code that draws it."""
+    content = json.dumps([plot.name, plot.title, plot.text, [dict(row) for row in plot.rows]], default=str)
+    return sha256(f"{_code()} {content}".encode()).hexdigest()[:20]
+
+
+@cache
+def _code() -> str:
+    texts = [(files("dejavu_lit.report") / name).read_text(encoding="utf-8") for name in CODE]
+    return sha256("".join([version("matplotlib"), *texts]).encode()).hexdigest()
+
+
+def save(plot: "Plot", folder: Path, formats: Sequence[str] = ALL_FORMATS) -> FigureInfo:
+    """Write a plot's files, the same bytes for the same numbers, and return what the page needs to show it."""
+    from dejavu_lit.report.figures import DARK, style
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with style():
+        for kind in formats:
+            out = io.BytesIO()
+            plot.figure.savefig(out, format=kind, dpi=PNG_DPI, metadata=METADATA[kind])
+            (folder / f"{plot.name}.{kind}").write_bytes(out.getvalue())
+            if kind == "svg":
+                svg = out.getvalue().decode()
+                for light, dark in DARK.items():
+                    svg = svg.replace(light, dark)
+                (folder / f"{plot.name}-dark.svg").write_text(svg, encoding="utf-8")
+    write_csv(folder / f"{plot.name}.csv", [dict(row) for row in plot.rows])
+    width, height = plot.figure.get_size_inches() * CSS_DPI
+    return FigureInfo(plot.name, plot.title, plot.text, round(width), round(height), tuple(formats), _digest(plot))

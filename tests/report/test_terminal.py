@@ -1,0 +1,83 @@
+"""The tables on the terminal: labels are whole at every width, columns go in order of importance, and words at the end."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dejavu_lit.measure.figures import BLOCKS
+from dejavu_lit.report.terminal import Column, console, fitting_table, show_evaluation, show_next_steps, show_study
+from dejavu_lit.utils.io import read_json
+
+WIDTHS = (80, 100, 132)
+MEANING = "PPG: share of pairs for which the target is the more precise, minus the share for which the reference is"
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_an_evaluation_fits(width: int, evaluation: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = read_json(evaluation / "metrics.json")
+    show_evaluation(metrics, Path("out"), width)
+    text = capsys.readouterr().out
+    lines = text.splitlines()
+    table = [line for line in lines if line[:1] in "┃│┏┡└"]
+    assert max(len(line) for line in table) <= width
+    assert "…" not in text
+    for name, block in BLOCKS.items():
+        assert any(block.label.split(":")[0] in line for line in table), name
+        for figure in ("ppg", "prg", "aucg"):
+            low, high = metrics[name][figure]["ci95"]
+            assert any(f"[{low:+.3f}, {high:+.3f}]" in line for line in table)
+    assert words(text).count(MEANING) == 1
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_study_fits(width: int, study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    contents = read_json(study / "study.json")
+    show_study(contents, Path("out"), width)
+    text = capsys.readouterr().out
+    table = [line for line in text.splitlines() if line[:1] in "┃│"]
+    assert max(len(line) for line in table) <= width
+    assert "…" not in text
+    assert [line.split()[0].strip("│") for line in table[1:]] == [r["name"].split()[0] for r in contents["settings"]]
+    for header in ("setting", "size", "seed", "PPG", "PPG drop"):
+        assert header in table[0]
+    assert ("t2i R@1" in table[0]) == ("left out at" not in text)
+    for row, line in zip(contents["settings"], table[1:], strict=True):
+        assert row["name"] in line
+        assert f"{row['symmetric']['ppg']['value']:+.3f}" in line
+    assert words(text).count(MEANING) == 1
+
+
+def test_columns_are_left_out_in_order(capsys: pytest.CaptureFixture[str]) -> None:
+    def shown(width: int) -> tuple[list[str], str]:
+        columns = [Column("name", ["a setting"]), Column("first", ["1" * 9], 1), Column("second", ["2" * 9], 2)]
+        left_out = fitting_table(console(width), "", columns)
+        return left_out, capsys.readouterr().out
+
+    assert shown(60)[0] == []
+    assert shown(30)[0] == ["second"]
+    left_out, text = shown(12)
+    assert left_out == ["first", "second"]
+    assert "a setting" in text
+
+
+def test_nothing_recommended_names_the_rule(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    contents: dict[str, Any] = read_json(study / "study.json") | {"recommended": None, "rule": "the rule"}
+    show_study(contents, Path("out"), 100)
+    text = capsys.readouterr().out
+    assert "no setting qualifies (rule: the rule)" in text
+    assert "recommended: none" not in text
+
+
+@pytest.mark.parametrize("of_study", [True, False])
+def test_commands_end_with_three_next_steps(of_study: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    for page in (Path("out/report/index.html"), None):
+        show_next_steps(Path("out"), page, of_study)
+        heading, *steps = capsys.readouterr().out.splitlines()
+        assert heading == "next:"
+        assert len(steps) == 3
+        assert ("open out/report/index.html" in steps[0]) == (page is not None)
