@@ -130,6 +130,42 @@ UTILITY = _by_name(
     ]
 )
 
+# The membership scores; the attack figures of each are in metrics.json under ``membership``.
+MEMBERSHIP = _by_name(
+    [
+        Figure("cosine", "cosine", "cosine of image and caption under the target", "cosine, −1 to 1", "lower"),
+        Figure(
+            "alignment",
+            "alignment",
+            "cosine of image and caption minus their mean cosine with other captions and images of H",
+            "difference of cosines, −2 to 2",
+            "lower",
+        ),
+        Figure(
+            "loss",
+            "loss",
+            "mean log-probability of the right caption and of the right image among 512 of H",
+            "log-probability, at most 0",
+            "lower",
+        ),
+        Figure(
+            "cosine_calibrated",
+            "calibrated cosine",
+            "cosine under the target minus that under the reference",
+            "difference of cosines, −2 to 2",
+            "lower",
+        ),
+        Figure("clipmem", "CLIPMem", "alignment under the target minus that under the reference", "−4 to 4", "lower"),
+        Figure(
+            "dejavu",
+            "gap in hits",
+            "objects that the target predicts right minus those of the reference",
+            "count",
+            "lower",
+        ),
+    ]
+)
+
 BLOCKS = _by_name(
     [
         Block(

@@ -1,0 +1,228 @@
+"""The scoreboard: how well each membership score tells pairs that a model was trained on from those of H.
+
+cosine, alignment, loss   of one model, see model_scores.py
+cosine_calibrated         cosine_T − cosine_R; Watson et al., ICLR 2022
+clipmem                   alignment_T − alignment_R; Wang et al., ICLR 2025 (arXiv 2502.07830)
+dejavu                    hits_T − hits_R at the main k
+
+The scores of one model are columns of the records (``target_cosine``, …), None for pairs that were not drawn, so the scoreboard
+needs no model. It compares A with H under the target; ``swapped`` compares B with H under the reference.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dejavu_lit.data.splits import seeded_hash
+from dejavu_lit.measure.figures import MEMBERSHIP
+from dejavu_lit.measure.model_scores import MODEL_SCORES, OTHERS
+from dejavu_lit.measure.records import SIDES, Records
+from dejavu_lit.measure.roc import Auc, attack, auc_figure, audit, roc_points, spearman, unusable
+from dejavu_lit.measure.subgroups import benjamini_hochberg
+from dejavu_lit.utils.errors import UserError
+
+COLUMNS = tuple(f"{side}_{score}" for side in SIDES for score in MODEL_SCORES)
+DIFFERENCES = {"cosine_calibrated": "cosine", "clipmem": "alignment"}  # target minus reference of a model's score
+
+
+@dataclass(frozen=True)
+class MembershipSettings:
+    """Which pairs get membership scores."""
+
+    pairs: int | None = 10_000
+    """Pairs of each of A, B and H that are scored, drawn by hash; null: all."""
+
+    def __post_init__(self) -> None:
+        if self.pairs is not None and self.pairs < 1:
+            raise UserError(f"membership.pairs={self.pairs} must be at least 1, or null for all pairs")
+
+
+class ScoredSet:
+    """The scored pairs of one set's records, with every score: ``keys`` [n] and float64 [n] per score."""
+
+    def __init__(self, records: Records, k: int, top_m: int | None = None) -> None:
+        columns = {name: records.columns[name] for name in COLUMNS if name in records.columns}
+        is_drawn = np.zeros(len(records), bool)
+        for column in columns.values():
+            is_drawn |= np.array([value is not None for value in column], bool)
+        rows = np.flatnonzero(is_drawn)
+        self.keys = [records.keys[row] for row in rows.tolist()]
+        self._columns = {
+            name: np.array([np.nan if column[row] is None else column[row] for row in rows.tolist()], np.float64)
+            for name, column in columns.items()
+        }
+        target, reference = records.scores([k], top_m)
+        self.has_objects = target.has_objects[rows]
+        self._hits = (target.hits[rows, 0].astype(np.int64) - reference.hits[rows, 0]).astype(np.float64)
+
+    def values(self, score: str, exchanged: bool = False) -> np.ndarray | None:
+        """One score of every pair; with ``exchanged`` the other model is the target. None if a model lacks it.
+
+        ``dejavu`` is for the pairs with objects only.
+        """
+        target, reference = reversed(SIDES) if exchanged else SIDES
+        if score == "dejavu":
+            hits: np.ndarray = self._hits[self.has_objects]
+            return -hits if exchanged else hits
+        name = DIFFERENCES.get(score, score)
+        first, second = (self._columns.get(f"{side}_{name}") for side in (target, reference))
+        if score not in DIFFERENCES or first is None:
+            return first
+        difference: np.ndarray | None = None if second is None else first - second
+        return difference
+
+
+def scoreboard(
+    sets: Mapping[str, Records],
+    k: int,
+    top_m: int | None = None,
+    seed: int = 0,
+    unavailable: Mapping[str, str] | None = None,
+) -> dict[str, Any] | None:
+    """Every membership score's figures, from the records of A (population), H (null) and, if measured, B (swapped).
+
+    Args:
+        k, top_m: of ``dejavu``; seed: of the resamples; unavailable: {column of A's records: why it is missing}.
+
+    Returns:
+        None if the records have no scores, else {pairs: {A, H, B}, others, SCORE: {auc, tpr_at_fpr, swapped: {auc, tpr_at_fpr},
+        symmetric, control, unseen, spearman, roc, reasons}, epsilon: {epsilon, guesses, right, …}, reasons}. ``symmetric`` is the
+        mean of both AUCs, ``control`` the AUC of one half of H against the other, ``unseen`` that of B against H under the
+        target. A score that is missing is None, with the reason in ``reasons``.
+    """
+    unavailable = dict(unavailable or {})
+    if "null" not in sets or (not any(name in sets["population"].columns for name in COLUMNS) and not unavailable):
+        return None
+    scored = {name: ScoredSet(records, k, top_m) for name, records in sets.items()}
+    reasons: dict[str, str] = {}
+    board: dict[str, Any] = {}
+    for score in MEMBERSHIP:
+        if scored["population"].values(score) is None:
+            board[score] = None
+            reasons[score] = _why_missing(score, unavailable)
+        else:
+            board[score] = _score_figures(score, scored, seed, unavailable)
+    board["epsilon"], reason = _audit(scored)
+    if reason is not None:
+        reasons["epsilon"] = reason
+    counts = {name: len(scored[block].keys) if block in scored else 0 for name, block in
+              (("A", "population"), ("H", "null"), ("B", "swapped"))}  # fmt: skip
+    others = min(OTHERS, max(counts["H"] - 1, 0))
+    return {"pairs": counts, "others": others, **board, "unavailable": unavailable, "reasons": reasons}
+
+
+def _why_missing(score: str, unavailable: Mapping[str, str], sides: Sequence[str] = SIDES) -> str:
+    name = DIFFERENCES.get(score, score)
+    needed = [f"{side}_{name}" for side in (sides if score in DIFFERENCES else sides[:1])]
+    return next((unavailable[column] for column in needed if column in unavailable), "the records have no such scores")
+
+
+def _score_figures(
+    score: str, scored: Mapping[str, ScoredSet], seed: int, unavailable: Mapping[str, str]
+) -> dict[str, Any]:
+    """The entry of one score that the target has."""
+    members, others = (scored[block].values(score) for block in ("population", "null"))
+    assert members is not None
+    assert others is not None
+    entry = attack(members, others, seed)
+    reasons = entry.pop("reasons")
+    entry["swapped"], entry["symmetric"], entry["unseen"] = None, None, None
+    if "swapped" not in scored:
+        reasons["swapped"] = reasons["symmetric"] = reasons["unseen"] = "the set B was not measured"
+    else:
+        b = scored["swapped"]
+        swapped, exchanged = b.values(score), scored["null"].values(score, exchanged=True)
+        if swapped is None or exchanged is None:
+            reasons["swapped"] = reasons["symmetric"] = _why_missing(score, unavailable, SIDES[::-1])
+        else:
+            entry["swapped"] = attack(swapped, exchanged, seed)
+            entry["symmetric"], reason = _symmetric((members, others), (swapped, exchanged))
+            if reason is not None:
+                reasons["symmetric"] = reason
+        if score in MODEL_SCORES:
+            entry["unseen"] = _plain_auc(b.values(score, exchanged=True), others, reasons, "unseen")
+        else:
+            reasons["unseen"] = "one of the two models that it compares was trained on B"
+    first = _first_half(scored["null"], score)
+    entry["control"] = _plain_auc(others[first], others[~first], reasons, "control")
+    entry["spearman"], reason = (None, "it is the score itself") if score == "dejavu" else _with_dejavu(scored, members)
+    if reason is not None:
+        reasons["spearman"] = reason
+    entry["roc"] = roc_points(members, others) if entry["auc"] else None
+    return entry | {"reasons": reasons}
+
+
+def _symmetric(
+    population: tuple[np.ndarray, np.ndarray], swapped: tuple[np.ndarray, np.ndarray]
+) -> tuple[dict[str, Any] | None, str | None]:
+    """The mean of the AUCs of both directions; both have the same pairs of H, in the same order."""
+    if reason := unusable(*population) or unusable(*swapped):
+        return None, reason
+    return auc_figure(*Auc.of(*population).mean_with(Auc.of(*swapped))), None
+
+
+def _plain_auc(
+    first: np.ndarray | None, second: np.ndarray, reasons: dict[str, str], name: str
+) -> dict[str, Any] | None:
+    """The AUC of pairs that no model was trained on, against others."""
+    if first is None or (reason := unusable(first, second)):
+        reasons[name] = "the records have no such scores" if first is None else str(reason)
+        return None
+    auc = Auc.of(first, second)
+    return auc_figure(auc.value, auc.se)
+
+
+def _first_half(null: ScoredSet, score: str) -> np.ndarray:
+    """Which of the scored pairs of H are in the first half, by hash; bool [n]."""
+    keys = [key for key, kept in zip(null.keys, null.has_objects, strict=True) if kept or score != "dejavu"]
+    ranks = np.argsort(np.argsort(seeded_hash(keys, 0, "control"), kind="stable"), kind="stable")
+    first: np.ndarray = ranks < len(keys) // 2
+    return first
+
+
+def _with_dejavu(scored: Mapping[str, ScoredSet], members: np.ndarray) -> tuple[dict[str, Any] | None, str | None]:
+    a = scored["population"]
+    gaps = a.values("dejavu")
+    assert gaps is not None
+    return spearman(members[a.has_objects], gaps)
+
+
+def _audit(scored: Mapping[str, ScoredSet]) -> tuple[dict[str, Any] | None, str | None]:
+    """The bound on ε by ``alignment`` of the target alone: the reference has seen the complement, so it may not be used."""
+    if "swapped" not in scored:
+        return None, "the set B was not measured"
+    a, b = scored["population"], scored["swapped"]
+    members, others = a.values("alignment"), b.values("alignment", exchanged=True)
+    if members is None or others is None:
+        return None, "the target has no alignment scores"
+    if reason := unusable(members, others):
+        return None, reason
+    size = min(len(members), len(others))
+    order = seeded_hash([*a.keys[:size], *b.keys[:size]], 0, "audit")
+    return audit(members[:size], others[:size], order), None
+
+
+def holdout_tails(
+    population: Records, null: Records, keys: Sequence[str], k: int, top_m: int | None = None
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """{key: {score: {score, p, q}}} of pairs of A: p = (1 + #{H ≥ score}) / (1 + |H|), q as in ``pair_gaps``.
+
+    The three values are None for pairs that were not drawn; a score that a model lacks is missing.
+    """
+    a, h = ScoredSet(population, k, top_m), ScoredSet(null, k, top_m)
+    chosen = set(keys)
+    rows = [row for row, key in enumerate(a.keys) if key in chosen]
+    tails: dict[str, dict[str, dict[str, float | None]]] = {key: {} for key in keys}
+    for score in MEMBERSHIP:
+        values, holdout = a.values(score), h.values(score)
+        if score == "dejavu" or values is None or holdout is None or not len(holdout):
+            continue  # the gap in hits has its own p-value
+        reached = len(holdout) - np.searchsorted(np.sort(holdout), values[rows], side="left")
+        p = (1 + reached) / (1 + len(holdout))
+        for key in keys:
+            tails[key][score] = {"score": None, "p": None, "q": None}
+        for i, (row, q) in enumerate(zip(rows, benjamini_hochberg(p).tolist(), strict=True)):
+            tails[a.keys[row]][score] = {"score": float(values[row]), "p": float(p[i]), "q": q}
+    return tails

@@ -1,0 +1,103 @@
+"""Membership scores of pairs under one model, from its embeddings.
+
+cosine     s(z) = ⟨f(image), f(caption)⟩; Ko et al., ICCV 2023
+alignment  s(z) − ½ (mean_j ⟨f(image), f(caption_j)⟩ + mean_j ⟨f(image_j), f(caption)⟩), j over 512 other pairs of H;
+           Wang et al., ICLR 2025 (CLIPMem, arXiv 2502.07830), without augmentations
+loss       log-probability of the right caption among itself and the same 512 captions, plus that of the right image, halved
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dejavu_lit.data.splits import seeded_hash
+from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.parallel import thread_pool
+
+OTHERS = 512  # pairs of H that each pair is compared with
+MODEL_SCORES = ("cosine", "alignment", "loss")
+HALVES = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)  # the value of every float16
+ROWS = 1024  # pairs at once in each thread, which bounds the memory: 2 MiB per matrix of cosines
+
+
+@dataclass(frozen=True)
+class OtherPairs:
+    """Pairs of H that all pairs are compared with: unit vectors float32 [m + 1, d] by one model, of which m count per pair.
+
+    A pair that is one of them skips itself; any other skips the last one.
+    """
+
+    images: np.ndarray
+    captions: np.ndarray
+    rows: Mapping[str, int]
+    """{key: row}."""
+
+    @classmethod
+    def of(cls, keys: Sequence[str], images: np.ndarray, captions: np.ndarray) -> "OtherPairs":
+        """The pairs ``keys`` of H, at least two, with their vectors [m + 1, d]."""
+        if len(keys) < 2:
+            raise UserError(f"H has {len(keys)} usable pairs, so there is no other pair to compare with")
+        return cls(_unit(images), _unit(captions), {key: row for row, key in enumerate(keys)})
+
+
+def drawn_others(keys: Sequence[str]) -> list[str]:
+    """The keys of H whose pairs all others are compared with: the 513 with the smallest hash."""
+    order = np.argsort(seeded_hash(keys, 0, "membership"), kind="stable")[: OTHERS + 1]
+    return [keys[row] for row in order.tolist()]
+
+
+def model_scores(
+    keys: Sequence[str],
+    images: np.ndarray,
+    captions: np.ndarray,
+    others: OtherPairs,
+    logit_scale: float | None,
+) -> dict[str, np.ndarray]:
+    """The scores of n pairs under one model, float64 [n] each.
+
+    Args:
+        keys: the pairs' keys; images, captions: their vectors, float [n, d], of any norm.
+        logit_scale: the multiplier 1/τ of the model's cosines in its loss; None leaves ``loss`` out.
+    """
+    last = len(others.rows) - 1
+    skipped = np.array([others.rows.get(key, last) for key in keys], np.int64)
+    names = MODEL_SCORES if logit_scale is not None else MODEL_SCORES[:2]
+    scores = {name: np.empty(len(keys)) for name in names}
+
+    def score(start: int) -> None:
+        rows = slice(start, start + ROWS)
+        made = _score_rows(_unit(images[rows]), _unit(captions[rows]), others, skipped[rows], logit_scale)
+        for name, values in zip(names, made, strict=False):
+            scores[name][rows] = values
+
+    with thread_pool() as pool:
+        list(pool.map(score, range(0, len(keys), ROWS)))
+    return scores
+
+
+def _score_rows(
+    images: np.ndarray, captions: np.ndarray, others: OtherPairs, skipped: np.ndarray, logit_scale: float | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """cosine, alignment and loss of some pairs; pair i is compared with all others but number ``skipped[i]``."""
+    own = np.einsum("nd,nd->n", images, captions)
+    count, every_row = len(others.rows) - 1, np.arange(len(own))
+    means, losses = np.zeros(len(own)), np.zeros(len(own))
+    for vectors, partners in ((images, others.captions), (captions, others.images)):
+        cosines = vectors @ partners.T
+        cosines[every_row, skipped] = own  # the right partner takes the place of the one that is skipped
+        means += (cosines.sum(axis=1, dtype=np.float64) - own) / count / 2
+        if logit_scale is not None:
+            peaks = cosines.max(axis=1)
+            cosines -= peaks[:, None]
+            cosines *= np.float32(logit_scale)
+            np.exp(cosines, out=cosines)
+            losses += (logit_scale * (own - peaks) - np.log(cosines.sum(axis=1, dtype=np.float64))) / 2
+    return own, own - means, losses
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    # NumPy converts halves one by one in software; looking them up is five times faster.
+    values = HALVES[vectors.view(np.uint16)] if vectors.dtype == np.float16 else np.asarray(vectors, np.float32)
+    unit: np.ndarray = values / np.linalg.norm(values, axis=1, keepdims=True)
+    return unit
