@@ -1,16 +1,19 @@
 """Shards: WebDataset tars of pairs (``KEY.jpg|png|webp`` + ``KEY.txt`` + ``KEY.json``), with their index, reader and writer.
 
-A shard is read by the offsets of its members, so pairs can be read in any order and nothing is unpacked.
+The index checks the headers before anything is read. webdataset then reads the pairs (``ShardIndex.pairs``); a single
+pair is read by its offset (``ShardIndex.read``), because webdataset reads a tar from its start.
 ``sizes.json`` beside the tars maps each shard's name to its number of pairs; if missing, the pairs are counted once.
 """
 
 import hashlib
 import io
 import json
+import logging
 import os
+import re
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -38,8 +41,10 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 TEXTS = ("txt", "json", "cls")  # a pair's members beside the image; cls is WebDataset's for the class
 NO_IMAGE = f"it has no image member KEY.{', KEY.'.join(IMAGE_EXTENSIONS)} (a key ends at the first dot of the name)"
 SIZES = "sizes.json"
+log = logging.getLogger(__name__)
 MAX_SHARD_PAIRS = 1 << 40  # more is a damaged sizes.json
 MAX_IMAGE_BYTES = 256 << 20  # of the encoded file
+WEBDATASET_METADATA = re.compile(r"__[^/]*__($|/)")  # members that webdataset skips
 
 Members = dict[str, tuple[int, int]]  # {extension: (offset, size) in bytes}
 
@@ -59,16 +64,51 @@ class Pair:
 class ShardIndex:
     """Where the pairs of one tar are: ``members[i]`` maps an extension to (offset, size) in bytes.
 
+    places: {name of a member: (position of its pair, extension)}.
     unused: {extension, or "hidden": number of members that no pair uses}.
     """
 
     path: Path
     keys: tuple[str, ...]
     members: tuple[Members, ...]
+    places: dict[str, tuple[int, str]] = field(default_factory=dict)
     unused: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def pairs(self, positions: Sequence[int] | None = None, image: bool = True) -> Iterator[Pair | BadPair]:
+        """The pairs at ``positions`` (by default all) in their order, read by webdataset in one pass over the tar.
+
+        A pair that cannot be used comes as the BadPair with the reason. Pairs are held until their turn, so the memory is
+        at most that of the shard's encoded pairs; in the order of the tar it is that of one pair.
+
+        Args:
+            image: False leaves the images empty (captions only).
+
+        Raises:
+            UserError: the file has disappeared or was cut short since it was indexed.
+        """
+        from webdataset.tariterators import group_by_keys, tar_file_expander  # imports torch
+
+        order = range(len(self)) if positions is None else positions
+        last = {position: turn for turn, position in enumerate(order)}
+        needed = {position: self._needed(position, image) for position in last}
+        names = {name for name, (position, extension) in self.places.items() if extension in needed.get(position, ())}
+        held: dict[int, dict[str, Any]] = {position: {} for position in last}
+        with self._open() as stream:
+            files = tar_file_expander([{"url": str(self.path), "stream": stream}], select_files=names.__contains__)
+            samples = group_by_keys(files, keys=self.places.__getitem__)
+            for turn, position in enumerate(order):
+                while not needed[position] <= held[position].keys():
+                    sample = self._next(samples)
+                    held[sample["__key__"]] |= sample
+                try:
+                    yield self._pair(position, held[position], image)
+                except BadPair as bad:
+                    yield bad
+                if last[position] == turn:
+                    del held[position]
 
     def read(self, position: int, image: bool = True) -> Pair:
         """The pair at ``position``; with ``image=False`` its image is empty (captions only). The caption may be empty.
@@ -77,23 +117,44 @@ class ShardIndex:
             BadPair: no image, text or JSON that does not decode, or a caption that is not text or too long.
             UserError: the file has disappeared or was cut short since it was indexed.
         """
+        with self._open() as file:
+            members, descriptor = self.members[position], file.fileno()
+            content = {e: read_range(descriptor, self.path, *members[e]) for e in self._needed(position, image)}
+        return self._pair(position, content, image)
+
+    def _needed(self, position: int, image: bool) -> set[str]:
+        """The extensions of the members to read: none of a pair without an image, and none that is too large."""
+        members = self.members[position]
+        extension = image_extension_of(members)
+        if extension is None or members[extension][1] > MAX_IMAGE_BYTES:
+            return set()
+        texts = {name for name in TEXTS if name in members and members[name][1] <= MAX_JSON_BYTES}
+        return texts | ({extension} if image else set())
+
+    def _pair(self, position: int, content: Mapping[str, bytes], image: bool) -> Pair:
         members = self.members[position]
         extension = image_extension_of(members)
         if extension is None:
             raise BadPair(NO_IMAGE)
         if members[extension][1] > MAX_IMAGE_BYTES:
             raise BadPair(f"the image has more than {MAX_IMAGE_BYTES >> 20} MiB")
+        # What was not read is too long, and is rejected by its length.
+        texts = {n: content[n] if n in content else bytes(MAX_JSON_BYTES + 1) for n in TEXTS if n in members}
+        return Pair(self.keys[position], content[extension] if image else b"", extension, *decode_texts(texts))
+
+    def _open(self) -> BinaryIO:
         try:
-            with _open(self.path) as file:
-                content: dict[str, bytes] = {}
-                for name in TEXTS:
-                    if name in members:  # one byte over the limit is enough to reject it
-                        offset, size = members[name]
-                        content[name] = read_range(file.fileno(), self.path, offset, min(size, MAX_JSON_BYTES + 1))
-                content["image"] = read_range(file.fileno(), self.path, *members[extension]) if image else b""
+            return _open(self.path)
         except FileNotFoundError:
             raise UserError(f"the shard {self.path} has disappeared; restore it and start again") from None
-        return Pair(self.keys[position], content["image"], extension, *decode_texts(content))
+
+    def _next(self, samples: Iterator[dict[str, Any]]) -> dict[str, Any]:
+        try:
+            if (sample := next(samples, None)) is not None:
+                return sample
+        except (OSError, ValueError, EOFError, tarfile.TarError) as error:
+            log.debug("%s: %s", self.path, error)
+        raise UserError(f"the shard {self.path} was cut short while being read; restore it and start again")
 
 
 def decode_texts(content: Mapping[str, bytes]) -> tuple[str, dict[str, Any]]:
@@ -125,13 +186,15 @@ def index_shard(path: Path) -> ShardIndex:
     """Index one tar; only its headers are read.
 
     Members are grouped as in WebDataset: by their name up to the first dot of its last component. An image with a text of
-    the same dotted name (``IMG_7.edited.jpg``, ``IMG_7.edited.txt``) is a pair of its own. Hidden members are not read.
+    the same dotted name (``IMG_7.edited.jpg``, ``IMG_7.edited.txt``) is a pair of its own. Hidden members, and those that
+    webdataset keeps for itself (``__index__``), are not read.
     Anything but a regular file with a plain relative name is rejected.
 
     Raises:
         UserError: not a tar, compressed, cut short, an unsafe member, or a duplicate key.
     """
     groups: dict[str, Members] = {}
+    offsets: dict[int, str] = {}  # of the members' data: {offset: name}
     hidden = 0
     if path.exists() and not path.is_file():  # opening a pipe would block until somebody writes to it
         raise UserError(
@@ -153,7 +216,7 @@ def index_shard(path: Path) -> ShardIndex:
                     raise UserError(
                         f"{path} contains {member.name!r}, which is not a plain file inside the archive; remove that member"
                     )
-                if is_hidden("/".join(parts)):
+                if is_hidden("/".join(parts)) or WEBDATASET_METADATA.match(member.name):
                     hidden += 1
                     continue
                 base, _, extension = parts[-1].partition(".")
@@ -162,6 +225,7 @@ def index_shard(path: Path) -> ShardIndex:
                 if extension.lower() in group:
                     raise UserError(f"{path} has two members {member.name!r}; make keys unique within the shard")
                 group[extension.lower()] = (member.offset_data, member.size)
+                offsets[member.offset_data] = member.name
             if os.pread(file.fileno(), 512, end) != bytes(512):
                 raise UserError(f"{path} is cut short (it has no end mark); make it again or remove it")
     except FileNotFoundError:
@@ -171,9 +235,17 @@ def index_shard(path: Path) -> ShardIndex:
     except Exception as error:  # tarfile raises nearly any exception for damaged headers
         raise UserError(f"{path} is not a complete, uncompressed tar ({error}); make it again or remove it") from None
     pairs = {key: m for name, group in groups.items() for key, m in _pairs(name, group)}
-    used = {m[e] for m in pairs.values() for e in (image_extension_of(m), *TEXTS) if e in m}
-    unused = Counter(e for group in groups.values() for e, place in group.items() if place not in used)
-    return ShardIndex(path, tuple(pairs), tuple(pairs.values()), dict(unused) | ({"hidden": hidden} if hidden else {}))
+    places = {
+        offsets[members[extension][0]]: (position, extension)
+        for position, members in enumerate(pairs.values())
+        for extension in (image_extension_of(members), *TEXTS)
+        if extension in members
+    }
+    unused = Counter(
+        e for group in groups.values() for e, (offset, _) in group.items() if offsets[offset] not in places
+    )
+    counts = dict(unused) | ({"hidden": hidden} if hidden else {})
+    return ShardIndex(path, tuple(pairs), tuple(pairs.values()), places, counts)
 
 
 def _pairs(name: str, group: Members) -> Iterator[tuple[str, Members]]:
@@ -284,12 +356,7 @@ class ShardSet:
 def read_pairs(shards: ShardSet, image: bool = True) -> Iterator[Pair | BadPair]:
     """Every pair of a set in the order of the shards; an unusable pair is yielded as the BadPair with its reason."""
     for shard in range(len(shards.names)):
-        index = shards.index(shard)
-        for position in range(len(index)):
-            try:
-                yield index.read(position, image)
-            except BadPair as bad:
-                yield bad
+        yield from shards.index(shard).pairs(image=image)
 
 
 @contextmanager
