@@ -24,7 +24,8 @@ import webdataset
 from embedding import photograph  # the benchmark beside this one
 from torch.utils.data import DataLoader
 
-from dejavu_lit.data.module import LoaderSettings, PairDataModule
+from dejavu_lit.data.loader import LoaderSettings
+from dejavu_lit.data.module import PairDataModule
 from dejavu_lit.data.shards import Pair, ShardSet, index_shard, write_shards
 from dejavu_lit.models.preprocess import Preprocess
 

@@ -1,11 +1,6 @@
-"""The LightningDataModule: batches of A or B in the order of the epoch plan, and of V for validation.
-
-An ``EpochLoader`` keeps torch's worker processes for the whole training.
-"""
+"""The LightningDataModule: batches of A or B in the order of the epoch plan, and of V for validation."""
 
 import logging
-import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,19 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from dejavu_lit.data.captions import vocabulary
+from dejavu_lit.data.decode import caption_candidates
 from dejavu_lit.data.epoch import EpochPlan, Repeat, epoch_plan, exposures
 from dejavu_lit.data.key_lists import count_pairs, later_duplicates, positions_of
+from dejavu_lit.data.loader import EpochLoader, LoaderSettings
 from dejavu_lit.data.manifest import MANIFEST
 from dejavu_lit.data.prepared import TRAINED_ON
-from dejavu_lit.data.shards import BadPair, Pair, ShardSet, caption_candidates, read_pairs
+from dejavu_lit.data.shards import BadPair, Pair, ShardSet, read_pairs
 from dejavu_lit.data.stream import (
     Augment,
-    Batch,
     LoadedPair,
     PairStream,
     Preprocess,
@@ -40,29 +34,6 @@ from dejavu_lit.utils.errors import UserError
 log = logging.getLogger(__name__)
 
 VOCABULARY_PAIRS = 100_000  # whose captions text_random draws its words from; shards are in hash order: it is a sample
-
-
-@dataclass(frozen=True)
-class LoaderSettings:
-    """How pairs are read. The order of the pairs depends on ``workers``; nothing else here changes what is trained."""
-
-    workers: int = 0
-    """Loader processes per rank; 0 reads in the training process."""
-    cache_mb: int = 1024
-    """Decoded images and tokens stay in memory if the training set fits into this many MiB."""
-    prefetch: int = 4
-    """Batches that each worker prepares ahead."""
-    pin_memory: bool = False
-    """Put batches in memory that the GPU reads directly."""
-    bad_share: float = 0.01
-    """Training stops if more than this share of an epoch's pairs cannot be read."""
-
-    def __post_init__(self) -> None:
-        if self.workers < 0 or self.cache_mb < 0 or self.prefetch < 1 or not 0 <= self.bad_share <= 1:
-            raise UserError(
-                f"trainer.loader: workers={self.workers} and cache_mb={self.cache_mb} must be at least 0, "
-                f"prefetch={self.prefetch} at least 1, bad_share={self.bad_share} between 0 and 1"
-            )
 
 
 @dataclass(eq=False)
@@ -167,7 +138,7 @@ class PairDataModule(pl.LightningDataModule):
         if self._cache and not (knobs.caption_choice or knobs.text_mask or knobs.text_random or knobs.text_shuffle):
             self._tokenizer = TokenCache(self.tokenizer)
 
-    def train_dataloader(self) -> "EpochLoader":
+    def train_dataloader(self) -> EpochLoader:
         """One epoch per iteration; starts in mid-epoch if the trainer does."""
 
         plan = self.plan(0, self._world)
@@ -184,7 +155,7 @@ class PairDataModule(pl.LightningDataModule):
         )
         return self._loader(stream, self._position)
 
-    def val_dataloader(self) -> "EpochLoader | list[EpochLoader]":
+    def val_dataloader(self) -> EpochLoader | list[EpochLoader]:
         """V in a fixed order, unaffected by any knob, in batches of at most the training batch; [] if there is no V."""
         valid = self.valid_set
         if valid is None:
@@ -241,82 +212,7 @@ class PairDataModule(pl.LightningDataModule):
     def _image_shape(self) -> Sequence[int]:
         return self.preprocess(Image.new("RGB", (8, 8))).shape[1:]
 
-    def _loader(self, stream: PairStream, position: Callable[[], tuple[int, int]]) -> "EpochLoader":
+    def _loader(self, stream: PairStream, position: Callable[[], tuple[int, int]]) -> EpochLoader:
         loader = EpochLoader(stream, self.loader, position, self.batch_timeout)
         self._loaders.append(loader)
         return loader
-
-
-class EpochLoader:
-    """A loader that asks ``position`` for the epoch, and the step in it, whenever an iteration starts.
-
-    Its worker processes start with the first iteration and live until ``close``; iterations cannot overlap. Forking again
-    each epoch would be slow in a large process, and could hang if one of its threads is just ending.
-    """
-
-    def __init__(
-        self,
-        stream: PairStream,
-        settings: LoaderSettings,
-        position: Callable[[], tuple[int, int]],
-        batch_timeout: float = 0,
-    ) -> None:
-        """``batch_timeout``: seconds that the worker processes may take for a batch; 0: no limit."""
-        self._stream, self._settings, self._position, self._batch_timeout = stream, settings, position, batch_timeout
-        if settings.workers:
-            stream.position.share_memory_()
-        self._loader: DataLoader[Batch] | None = None
-        self._batches: Iterator[Batch] = iter(())
-
-    def __len__(self) -> int:
-        return self._stream.plan.steps
-
-    def __iter__(self) -> Iterator[Batch]:
-        # A generator: nothing starts before the first batch is requested, when the trainer knows its position.
-        yield from self.batches(*self._position())
-
-    def batches(self, epoch: int, step: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from ``step`` on."""
-        self._stream.start_at(epoch, step)
-        if self._loader is None:
-            self._loader = self._build()
-        self._batches = iter(self._loader)
-        # Only this object refers to torch's iterator, so that ``close`` ends the processes though a caller keeps this one.
-        while (batch := next(self._batches, None)) is not None:
-            yield batch
-
-    def close(self) -> None:
-        """End the processes; another iteration starts new ones."""
-        self._batches, self._loader = iter(()), None
-
-    def _build(self) -> DataLoader[Batch]:
-        workers = self._settings.workers
-        return DataLoader(
-            self._stream,
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=self._settings.prefetch if workers else None,
-            persistent_workers=workers > 0,
-            timeout=self._batch_timeout if workers else 0,
-            pin_memory=self._settings.pin_memory,
-            worker_init_fn=_ignore_first_term if "SLURM_JOB_ID" in os.environ else None,
-            generator=torch.Generator(),  # otherwise each new loader would draw from the training's generator
-        )
-
-
-def loader_failure(error: Exception) -> str:
-    """What happened to a worker process, judged by torch's error."""
-    if "timed out" in str(error):
-        return (
-            "the loader's processes gave no batch for trainer.timeout_min: reading the data has stalled; check that the "
-            "data can be read, or raise trainer.timeout_min"
-        )
-    return (
-        "a process of the loader was killed from outside, perhaps for lack of memory; free memory, or lower "
-        "trainer.loader.prefetch or trainer.loader.cache_mb"
-    )
-
-
-def _ignore_first_term(worker: int) -> None:
-    """SLURM sends TERM to every process of a job; a worker that obeyed would end the run before it is preempted."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

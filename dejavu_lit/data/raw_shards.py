@@ -27,6 +27,7 @@ from dejavu_lit.utils.io import file_sha256, fingerprint, read_json_object, writ
 from dejavu_lit.utils.progress import progress
 
 LEAST_SHARDS = 8  # a sample comes from at least so many shards, or from half of them
+COUNTED_SHARDS = 32  # so many local shards are counted, if the samples do not take more
 PAIRS_PER_SHARD = 1000  # of the samples
 NO_SET = -1
 
@@ -112,13 +113,13 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
     opened = 0
     with progress(None, "drawing samples", total=sum(wanted.values()), unit="pair") as bar:
         for address in order:
-            if samples.complete:
+            if samples.complete and (opened >= COUNTED_SHARDS or is_remote(address)):
                 break
             opened += 1
             index = index_shard(local_shard(address))
             member = raw.sets(index.keys)
             counts.update({name: int((member == SETS.index(name)).sum()) for name in raw.fractions})
-            bar.update(samples.take(index, member))
+            bar.update(0 if samples.complete else samples.take(index, member))
     samples.finish()
     pairs = {name: round(counts[name] * len(order) / opened) for name in raw.fractions}
     write_json(

@@ -17,12 +17,15 @@ from torch.utils.data import get_worker_info
 from webdataset import DataPipeline, SimpleShardList, batched, shuffle
 
 from dejavu_lit.data.epoch import Repeat
-from dejavu_lit.data.module import EpochLoader, PairDataModule
+from dejavu_lit.data.loader import EpochLoader
+from dejavu_lit.data.module import PairDataModule
 from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.data.splits import seeded_hash
 from dejavu_lit.data.stream import Batch, PairStream, Sample, log
 from dejavu_lit.utils.errors import UserError
+
+MAX_SKIPPED = 1000  # unreadable pairs in a row
 
 
 @dataclass(frozen=True)
@@ -82,18 +85,14 @@ class RawStream(PairStream):
     def _pairs(self, epoch: int, part: int) -> Iterator[tuple[str, Pair | BadPair]]:
         """(key, pair) of one process, in passes over its shards without end."""
         addresses, parts = self.raw.addresses, self.plan.world * max(self.plan.workers, 1)
+        seed = f"{self.plan.seed}/{epoch}"
+        own = random.Random(seed).sample(addresses, len(addresses))[part::parts]  # other ones in each epoch
         for turn in count():
-            seed = f"{self.plan.seed}/{epoch}/{turn}"
-            draw = random.Random(f"{seed}/{part}")
-            shards: Iterable[dict[str, str]]
-            if self.resampled:
-                shards = SimpleShardList(draw.choices(addresses, k=len(addresses)))
-            else:  # shuffled before they are dealt out, so that the parts change with the epoch
-                shards = islice(SimpleShardList(addresses, seed=seed), part, None, parts)
+            draw = random.Random(f"{seed}/{part}/{turn}")
+            chosen = draw.choices(addresses, k=len(addresses)) if self.resampled else own
+            shards = SimpleShardList(chosen, seed=f"{seed}/{part}/{turn}")
             is_empty = True
-            for pair in DataPipeline(
-                lambda s=shards: iter(s), self._read_shards, shuffle(self.buffer, self.buffer, rng=draw)
-            ):
+            for pair in DataPipeline(shards, self._read_shards, shuffle(self.buffer, self.buffer, rng=draw)):
                 is_empty = False
                 yield pair
             if is_empty and not self.resampled:
@@ -115,6 +114,10 @@ class RawStream(PairStream):
             except BadPair as reason:
                 log.warning("skipped %s: %s", key, reason)
                 skipped[index] = str(reason)
+                if len(skipped) == MAX_SKIPPED:
+                    raise UserError(
+                        f"{MAX_SKIPPED} pairs of data.shards in a row cannot be read, the last because {reason}; check them"
+                    ) from None
                 continue
             yield replace(sample, replaces=len(skipped), skipped=skipped)
             skipped = {}

@@ -16,16 +16,18 @@ import torch
 from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset import DataPipeline, batched
+from webdataset import utils as webdataset_utils
 
 from dejavu_lit.data.captions import train_caption
-from dejavu_lit.data.decode import EMPTY_CAPTION, open_image
+from dejavu_lit.data.decode import EMPTY_CAPTION, caption_candidates, open_image
 from dejavu_lit.data.epoch import EpochPlan
-from dejavu_lit.data.shards import BadPair, Pair, ShardSet, caption_candidates, index_shard, read_pairs
+from dejavu_lit.data.shards import BadPair, Pair, ShardSet, index_shard, read_pairs
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.progress import progress
 
 log = logging.getLogger(__name__)
+webdataset_utils.enforce_security = True  # webdataset opens no address itself, runs nothing and unpickles nothing
 
 Preprocess = Callable[[Image.Image], np.ndarray]  # → uint8, the model's input or the whole image
 Augment = Callable[[np.ndarray, str], np.ndarray]  # RGB uint8 [h, w, 3] and the seed of its draws → uint8 [3, h, w]

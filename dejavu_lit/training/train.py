@@ -17,8 +17,9 @@ from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 
+from dejavu_lit.data.loader import LoaderSettings, loader_failure
 from dejavu_lit.data.manifest import MANIFEST
-from dejavu_lit.data.module import LoaderSettings, PairDataModule, loader_failure
+from dejavu_lit.data.module import PairDataModule
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.raw_stream import RawDataModule
 from dejavu_lit.mitigation import Mitigation

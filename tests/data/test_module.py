@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from dejavu_lit.data.module import LoaderSettings, PairDataModule
+from dejavu_lit.data.loader import LoaderSettings
+from dejavu_lit.data.module import PairDataModule
 from dejavu_lit.data.shards import write_shards
 from dejavu_lit.models.preprocess import Preprocess
 from dejavu_lit.utils.errors import UserError

@@ -8,7 +8,8 @@ from multiprocessing import active_children
 import pytest
 import torch
 
-from dejavu_lit.data.module import EpochLoader, PairDataModule
+from dejavu_lit.data.loader import EpochLoader
+from dejavu_lit.data.module import PairDataModule
 from dejavu_lit.data.shards import write_shards
 from tests.conftest import ROOT
 from tests.data.test_stream import module, pair
@@ -129,7 +130,7 @@ print(batches, flush=True)
 
 
 def test_a_stalled_process_does_not_block_the_exit_of_a_slurm_job(folder):
-    """In SLURM, worker processes ignore the first TERM, with which torch would end them; and nothing calls ``teardown``."""
+    """In SLURM, worker processes ignore TERM, with which torch would end them at exit; and nothing calls ``teardown``."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "SLURM_JOB_ID": "1"}
     done = subprocess.run(
         [sys.executable, "-c", STALLED, str(folder)],

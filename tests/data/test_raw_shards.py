@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from dejavu_lit.data.module import LoaderSettings
+from dejavu_lit.data.loader import LoaderSettings
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.raw_shards import RawShards, write_samples
 from dejavu_lit.data.raw_stream import RawDataModule
@@ -191,7 +191,7 @@ def test_training_and_evaluation_on_raw_shards_with_two_uneven_ranks(scenes, tmp
     data = ["data=stream", f"data.shards={tmp_path}", f"data.dir={tmp_path / 'samples'}"]
     data += [
         "data.fractions={A: 0.3, B: 0.3, H: 0.2, V: 0.05, P: 0.15}",
-        "data.sizes={A: 40, B: 40, H: 30, V: 8, P: 30}",
+        "data.sizes={A: 40, B: 40, H: 30, V: 4, P: 30}",
     ]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     target = [str(ROOT / "train.py"), "side=target", *data, f"out={tmp_path / 'target'}", *small, "trainer.devices=2"]

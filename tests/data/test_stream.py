@@ -11,7 +11,8 @@ from open_clip.transform import image_transform
 from PIL import Image
 
 from dejavu_lit.data.epoch import epoch_plan
-from dejavu_lit.data.module import LoaderSettings, PairDataModule
+from dejavu_lit.data.loader import LoaderSettings
+from dejavu_lit.data.module import PairDataModule
 from dejavu_lit.data.shards import Pair, ShardSet, write_shards
 from dejavu_lit.data.stream import ESTIMATE_AFTER, PairStream, TokenCache, load_images, rgb_pixels
 from dejavu_lit.mitigation import Mitigation
