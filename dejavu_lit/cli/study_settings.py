@@ -126,10 +126,7 @@ def _gap_settings(setting: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
 
 def _all_pairs(run: Mapping[str, Any]) -> int:
     """The training size of a run if ``sizes`` does not set one."""
-    from dejavu_lit.data.prepared import TRAINED_ON
-
-    data = data_spec(run["data"])
-    return data.train_size if data.train_size is not None else sum(data.shards(TRAINED_ON[run["side"]]).sizes)
+    return data_spec(run["data"]).training_pairs(run["side"])
 
 
 def _check_settings(settings: Any) -> None:
@@ -222,7 +219,9 @@ def _check_size(run: Mapping[str, Any], side: str) -> None:
 
     data = data_spec(run["data"])
     data.check()
-    sizes = data.shards(TRAINED_ON[side]).sizes
+    if data.shards is not None:
+        return
+    sizes = data.shard_set(TRAINED_ON[side]).sizes
     epoch_plan(sizes, 0, 0, 1, 1, run["recipe"]["batch"], data.train_size, data.repeats())
 
 

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,23 @@ MAX_JSON_DEPTH = 50  # nested lists and objects
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")  # JPEG includes MPO
 MAX_PIXELS = 100_000_000  # larger images are treated as decompression bombs
 MAX_ASPECT_RATIO = 100  # models resize the shorter side first, which turns a long strip into a bomb
+TEXTS = ("txt", "json", "cls")  # a pair's members beside the image; cls is WebDataset's for the class
 EMPTY_CAPTION = "its caption is empty"  # a BadPair reason, shared by all that require a caption
 
 
 class BadPair(Exception):
     """A pair that cannot be used. The message is the reason without the key: readers skip such pairs and count reasons."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One (image, caption) pair: the encoded image, its caption and the content of its ``json`` member."""
+
+    key: str
+    image: bytes
+    extension: str
+    caption: str
+    meta: dict[str, Any] = field(default_factory=dict)
 
 
 def read_caption(data: bytes) -> str:
@@ -80,6 +93,30 @@ def meta_captions(meta: Mapping[str, Any]) -> list[str]:
 def with_captions(meta: dict[str, Any], captions: Sequence[str]) -> dict[str, Any]:
     """The JSON of a pair with several captions: they are its list ``captions``. With one caption it is unchanged."""
     return {**meta, "captions": list(captions)} if len(captions) > 1 else meta
+
+
+def decode_texts(content: Mapping[str, bytes]) -> tuple[str, dict[str, Any]]:
+    """The caption and the JSON of a pair from those of its members TEXTS that exist; a class becomes ``label``.
+
+    Raises:
+        BadPair: text or JSON that does not decode, or a caption that is not text or too long.
+    """
+    meta = read_meta(content["json"]) if "json" in content else {}
+    if "cls" in content:
+        meta.setdefault("label", read_caption(content["cls"]))
+    if "txt" in content:
+        return read_caption(content["txt"]), meta
+    captions = meta_captions(meta)
+    return next(iter(captions), ""), with_captions(meta, captions)
+
+
+def caption_candidates(pair: Pair) -> tuple[str, ...]:
+    """The list ``captions`` of the pair's JSON, from which ``mitigation.caption_choice`` draws; often empty."""
+    captions = pair.meta.get("captions")
+    if not isinstance(captions, list):
+        return ()
+    texts = (text.strip() for text in captions if isinstance(text, str))
+    return tuple(text for text in texts if 0 < len(text) <= MAX_CAPTION_CHARS)
 
 
 def json_safe(value: Any, depth: int = 0) -> Any:

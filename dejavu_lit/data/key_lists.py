@@ -13,7 +13,8 @@ import numpy as np
 from dejavu_lit.data.epoch import Positions, nested_sizes
 from dejavu_lit.data.manifest import duplicate_groups
 from dejavu_lit.data.readers.base import below, clean_keys
-from dejavu_lit.data.shards import IMAGE_EXTENSIONS, ShardSet
+from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS
+from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.data.splits import ANY, NONE, SETS
 from dejavu_lit.utils.errors import UserError, suggest
 from dejavu_lit.utils.io import fingerprint

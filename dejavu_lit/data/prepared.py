@@ -9,6 +9,7 @@ from typing import Any
 from dejavu_lit.data.epoch import Repeat
 from dejavu_lit.data.key_lists import keys_fingerprint, read_keys, warn_of_unknown_keys
 from dejavu_lit.data.manifest import MANIFEST, SCHEMA
+from dejavu_lit.data.raw_shards import RawShards, write_samples
 from dejavu_lit.data.remote import fetch_objects, is_remote, mirror
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.data.splits import SETS
@@ -57,6 +58,16 @@ class DataSpec:
     """Images whose perceptual hashes differ in at most this many of 64 bits stay in one set; null: exact copies only."""
     automatic: bool = False
     """Whether the data is prepared on first use if its folder does not exist."""
+    shards: Any = None
+    """Raw shards to train on as they are: a path, address or pattern ({000..999}), or a list of them; null: prepared data."""
+    fractions: dict[str, float] = field(default_factory=dict)
+    """{set: share of the pairs of raw shards}, by the hash of the key."""
+    pairs: int | None = None
+    """Number of pairs in all raw shards, from which the steps of an epoch follow; null: estimated from the sampled shards."""
+    shuffle: int = 1000
+    """Encoded pairs in webdataset's shuffle buffer, per loader process; of raw shards."""
+    resampled: bool = False
+    """Draw raw shards with replacement, instead of one pass over them per epoch."""
     reader: dict[str, Any] | None = None
     """The source that ``prepare`` reads, as a config node with ``_target_``."""
     extra: dict[str, Any] = field(default_factory=dict)
@@ -70,6 +81,8 @@ class DataSpec:
         if self.dir is not None:
             return Path(self.dir)
         identity = [self.name, self.reader, self.extra, self.sizes, self.seed, self.near_duplicates]
+        if self.shards is not None:
+            identity += [self.shards, self.fractions, self.exclude_fingerprint]
         return Path("outputs/data") / f"{self.name}-{fingerprint(identity)}"
 
     def check(self) -> None:
@@ -90,7 +103,7 @@ class DataSpec:
 
     def warn_of_unknown_keys(self) -> None:
         """Warn if keys in ``exclude`` are in no set; remote data is not checked, since that would copy all of it."""
-        if not self.excluded or (self.dir is not None and is_remote(self.dir)):
+        if not self.excluded or self.shards is not None or (self.dir is not None and is_remote(self.dir)):
             return
         folders = dict.fromkeys(path.parent for path in visible_files(self.folder, "*/*.tar"))
         public = [Path(self.public)] if self.public not in self.public_sets and Path(self.public).is_dir() else []
@@ -100,7 +113,19 @@ class DataSpec:
         """The planted repetitions."""
         return Repeat(**self.repeat)
 
-    def shards(self, name: str) -> ShardSet:
+    def training_pairs(self, side: str) -> int:
+        """The number of pairs that a side trains on; with raw shards given by ``pairs``, or known or estimated since sampling."""
+        if self.shards is None:
+            return self.train_size if self.train_size is not None else len(self.shard_set(TRAINED_ON[side]))
+        if self.pairs is not None:
+            return int(self.pairs * self.fractions[TRAINED_ON[side]])
+        return int(read_json_object(self.folder / MANIFEST)["raw_shards"]["pairs"][TRAINED_ON[side]])
+
+    def raw_shards(self) -> RawShards:
+        """The raw shards, of which ``folder`` has samples."""
+        return RawShards(self.shards, self.fractions, self.seed, self.excluded)
+
+    def shard_set(self, name: str) -> ShardSet:
         """The set A, B, H, V or P, another set of the data folder, or a folder of shards elsewhere."""
         return ShardSet.open(self.set_folder(name))
 
@@ -184,12 +209,15 @@ def prepare_data(spec: DataSpec, wait: bool = True, **options: Any) -> None:
     """
     from dejavu_lit.data.prepare import prepare  # loads numba, which nothing else here needs
 
-    if spec.reader is None:
+    if spec.reader is None and spec.shards is None:
         raise UserError(f"data={spec.name} has no reader; choose data=coco, folder, table or shards to prepare from")
     if spec.dir is not None and is_remote(spec.dir):
         raise UserError(f"data.dir={spec.dir} is remote; prepare into a local folder and copy it there")
     spec.folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(spec.folder.parent / f".{spec.folder.name}.lock", wait):
+        if spec.shards is not None:
+            write_samples(spec.raw_shards(), spec.sizes, spec.folder)
+            return
         prepare(
             reader=build(spec.reader, "data.reader"),
             out=spec.folder,

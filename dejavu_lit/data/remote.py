@@ -1,4 +1,4 @@
-"""Remote prepared data: a mirror on this node whose small files are copied at once and whose shards when they are read.
+"""Remote data: a mirror on this node whose small files are copied at once and whose shards when they are read.
 
     data.dir=s3://bucket/OUT            anything that fsspec opens, also http and https; AWS_ENDPOINT_URL for your own S3
     data.dir='pipe:aws s3 cp s3://bucket/OUT/{} -'    a command that writes the file named {} below OUT to its output
@@ -6,8 +6,11 @@
 The mirror is an ordinary prepared folder in which some shards are missing. It is created in DEJAVU_CACHE (a folder on the
 node; by default the system's temporary folder), in a folder of this user's own: only there does a folder count as a mirror.
 A file gets its name only after it was parsed. The manifest has a fingerprint of each set's shards, so new data replaces the
-mirror; objects are copied again by every process. Its shards together take at most DEJAVU_CACHE_GB (50): the oldest copies
-are evicted, and copied again when needed. A source that sends no byte for DEJAVU_STALLED_S (120) seconds is retried.
+mirror; objects are copied again by every process. The complete shards of all mirrors take at most DEJAVU_CACHE_GB (50): the
+oldest are evicted, and copied again when needed. A source that sends no byte for DEJAVU_STALLED_S (120) seconds is retried.
+
+webdataset's gopen runs the commands. fsspec reads all other addresses, because gopen knows no S3 and, with curl, cannot
+tell a missing file from a server that fails. webdataset's FileCache names a file before it is checked.
 """
 
 import errno
@@ -16,16 +19,14 @@ import json
 import logging
 import math
 import os
+import re
 import select
 import shlex
 import shutil
-import signal
 import stat
-import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -38,7 +39,6 @@ SIZES = "sizes.json"
 ATTEMPTS = 3
 MAX_SET_NAME_CHARS = 100
 PAUSE = 0.25  # seconds; retry n waits PAUSE · 4ⁿ
-COPYING = ".coming"  # suffix of the marker of a shard that is being copied
 TAR_END = bytes(1024)  # the two empty blocks at the end of a tar
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def mirror(url: str) -> Path:
     with locked(root / f".{folder.name}.lock"), tempfile.TemporaryDirectory(dir=root) as temporary:
         latest, known = Path(temporary) / MANIFEST, folder / MANIFEST
         try:
-            _copy(url, MANIFEST, latest.parent)
+            _copy(url, MANIFEST, latest)
             sets = dict(read_json_object(latest)["sets"])
         except (UserError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"data.dir={url} has no {MANIFEST} of prepared data ({error}); check the address") from None
@@ -104,7 +104,7 @@ def mirror(url: str) -> Path:
             try:
                 _check_complete(folder / name / SIZES, ".json")
             except (OSError, ValueError):  # missing, or cut short by a full disk
-                _copy(url, f"{name}/{SIZES}", folder)
+                _copy(url, f"{name}/{SIZES}", folder / name / SIZES)
         write_json(folder / STATE, {"url": url})
         latest.replace(known)  # last: a mirror with a manifest has all its small files
     return folder
@@ -124,7 +124,7 @@ def fetch_objects(folder: Path, name: str) -> None:
         try:
             with tempfile.TemporaryDirectory(dir=folder) as temporary:
                 for part in parts:
-                    _copy(url, part, Path(temporary))
+                    _copy(url, part, Path(temporary) / part)
                     _replace_if_different(Path(temporary) / part, folder / part)
         except UserError as error:
             if about.get("objects") == name:
@@ -140,6 +140,22 @@ def _replace_if_different(new: Path, path: Path) -> None:
         new.replace(path)
 
 
+def local_shard(address: str) -> Path:
+    """Where a shard is on this node, by its path or address; what is remote is copied when it is opened.
+
+    Raises:
+        UserError: ``pipe:`` without DEJAVU_PIPE=1 in the environment.
+    """
+    if not is_remote(address):
+        return Path(address)
+    _check_permission(address)
+    folder = cache_root() / fingerprint(address)
+    if not (folder / STATE).is_file():
+        write_json(folder / STATE, {"url": address, "is_shard": True})
+    name = re.sub(r"[^\w-]+", "_", Path(address).stem)[-80:]
+    return folder / "shard" / f"{name}.tar"
+
+
 def fetch_shard(path: Path) -> bool:
     """Copy a missing shard of a mirror; False if ``path`` is not in a mirror.
 
@@ -151,71 +167,60 @@ def fetch_shard(path: Path) -> bool:
         return False
     with locked(path.parent / f".{path.name}.lock"):  # one process per node copies it
         if not path.is_file():
-            with _reserved_space(path):
-                _copy(url, f"{path.parent.name}/{path.name}", folder)
+            for leftover in path.parent.glob(f".{path.name}.*.part"):  # of a process that was killed
+                leftover.unlink(missing_ok=True)
+            relative = "" if read_json_object(folder / STATE).get("is_shard") else f"{path.parent.name}/{path.name}"
+            _copy(url, relative, path)
     return True
 
 
-@contextmanager
-def _reserved_space(path: Path) -> Iterator[None]:
-    """Evict shards to make room for one whose lock is held; other processes count it until the block ends."""
-    marker = path.parent / f".{path.name}{COPYING}"
-    with locked(path.parent.parent / ".room.lock"):
-        marker.touch()
-        _evict_shards(path.parent.parent)
-    try:
-        yield
-    finally:
-        marker.unlink(missing_ok=True)
-
-
-def _evict_shards(folder: Path) -> None:
-    limit = _env_number("DEJAVU_CACHE_GB", 50, "GB") * 1e9
-    copying = 0  # counted before the shards: one that arrives meanwhile counts twice rather than not at all
-    for marker in folder.glob(f"*/.*.tar{COPYING}"):
-        try:
-            with locked(marker.with_suffix(".lock"), wait=False):  # free: the process that copied it was killed
-                for path in (marker, *marker.parent.glob(f"{marker.stem}.*.part")):
-                    path.unlink(missing_ok=True)
-        except UserError:
-            copying += 1
-    shards = sorted((p.stat().st_mtime, p.stat().st_size, p) for p in folder.glob("*/*.tar"))
-    # Assume that a shard being copied is as large as the largest so far.
-    excess = sum(size for _, size, _ in shards) + copying * max((size for _, size, _ in shards), default=0) - limit
-    for _, size, path in shards:
+def _evict_shards(incoming: int) -> None:
+    """Remove the oldest shards of all mirrors until one of ``incoming`` bytes has room."""
+    shards = []
+    for path in cache_root().glob("*/*/*.tar"):
+        with suppress(FileNotFoundError):  # its set was removed by a new mirror
+            shards.append((path.stat().st_mtime, path.stat().st_size, path))
+    excess = incoming + sum(size for _, size, _ in shards) - _env_number("DEJAVU_CACHE_GB", 50, "GB") * 1e9
+    for _, size, path in sorted(shards):
         if excess <= 0:
             return
         path.unlink(missing_ok=True)
         excess -= size
 
 
-def _copy(url: str, relative: str, folder: Path) -> None:
-    """Copy one file atomically, with retries for network errors."""
+def _copy(url: str, relative: str, path: Path) -> None:
+    """Copy the file ``relative`` below ``url`` (or ``url`` itself, if empty) to ``path``, with retries for network errors."""
     reason = ""
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(PAUSE * 4**attempt)
         try:
-            with atomic(folder / relative) as part:
+            with ExitStack() as room, atomic(path) as part:
                 _download(url, relative, part)
-                _check_complete(part, Path(relative).suffix)
+                _check_complete(part, path.suffix)
+                if path.suffix == ".tar":  # one process at a time makes room and gives a shard its name
+                    room.enter_context(locked(cache_root() / ".room.lock"))
+                    _evict_shards(part.stat().st_size)
             return
         except FileNotFoundError:
-            raise UserError(f"{url} has no {relative}; check data.dir or prepare the data again") from None
+            raise UserError(
+                f"{url} has no {relative or 'shard'}; check the address or prepare the data again"
+            ) from None
         except UserError:
             raise
         except Exception as error:  # every backend of fsspec has its own errors
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise  # a problem of this node; retrying does not help
             reason = f"{type(error).__name__}: {error}".rstrip(": ")
-    raise UserError(f"{relative} of {url} could not be read in {ATTEMPTS} attempts ({reason}); try again later")
+    name = f"{relative} of {url}" if relative else url
+    raise UserError(f"{name} could not be read in {ATTEMPTS} attempts ({reason}); try again later")
 
 
 def _download(url: str, relative: str, target: Path) -> None:
     """Write the remote file to ``target``; raises FileNotFoundError, UserError, or whatever the backend raises."""
     if url.startswith("pipe:"):
         _check_permission(url)
-        _run_command(url.removeprefix("pipe:").replace("{}", shlex.quote(relative)), target)
+        _run_command(url.replace("{}", shlex.quote(relative)), target)
         return
     import fsspec
 
@@ -226,43 +231,45 @@ def _download(url: str, relative: str, target: Path) -> None:
         timeout = aiohttp.ClientTimeout(total=None, sock_read=_stall_timeout(), sock_connect=_stall_timeout())
         options = {"client_kwargs": {"timeout": timeout}}
     try:
-        system, path = fsspec.core.url_to_fs(f"{url.rstrip('/')}/{relative}", **options)
+        system, path = fsspec.core.url_to_fs(f"{url.rstrip('/')}/{relative}" if relative else url, **options)
     except ImportError as missing:
-        raise UserError(f"data.dir={url} needs another package: {missing}") from None
+        raise UserError(f"{url} needs another package: {missing}") from None
     except ValueError as error:
-        raise UserError(f"data.dir={url}: {error}") from None
+        raise UserError(f"{url}: {error}") from None
     system.get_file(path, str(target))
 
 
 def _check_permission(url: str) -> None:
     if url.startswith("pipe:") and os.environ.get("DEJAVU_PIPE") != "1":
-        raise UserError(f"data.dir={url} would run a command; set DEJAVU_PIPE=1 in the environment to allow it")
+        raise UserError(f"{url} would run a command; set DEJAVU_PIPE=1 in the environment to allow it")
 
 
 def _run_command(command: str, target: Path) -> None:
-    """Write the output of a shell command to ``target``; raises TimeoutError if it stalls."""
+    """Write the output of ``pipe:…`` to ``target``; raises TimeoutError if it stalls and OSError if the command fails."""
+    import webdataset
+
     timeout = _stall_timeout()
-    with (
-        open(target, "wb") as file,
-        subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, start_new_session=True) as process,
-    ):
-        assert process.stdout is not None
-        poll = select.poll()
-        poll.register(process.stdout, select.POLLIN)
-        try:
+    webdataset.utils.enforce_security = False  # the user allowed this command
+    try:
+        stream = webdataset.gopen(command)
+    finally:
+        webdataset.utils.enforce_security = True
+    poll = select.poll()
+    poll.register(stream.stream, select.POLLIN)
+    try:
+        with open(target, "wb") as file:
             while poll.poll(timeout * 1000):
-                if not (block := os.read(process.stdout.fileno(), 1 << 20)):
-                    code = process.wait(timeout)
+                if not (block := os.read(stream.stream.fileno(), 1 << 20)):
                     break
                 file.write(block)
             else:
                 raise TimeoutError(f"no byte for {timeout:g} s")
-        except BaseException:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # everything that the shell started
-            raise
-    if code:
-        raise subprocess.CalledProcessError(code, command)
+    except BaseException:
+        stream.ignore_errors = True  # it fails because it is killed
+        stream.proc.kill()
+        raise
+    finally:
+        stream.close()
 
 
 def _stall_timeout() -> float:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dejavu_lit.data.decode import EMPTY_CAPTION, open_image
+from dejavu_lit.data.decode import EMPTY_CAPTION, caption_candidates, open_image
 from dejavu_lit.data.near_duplicates import content_digest, perceptual_hash
 from dejavu_lit.data.readers.base import Reader
-from dejavu_lit.data.shards import BadPair, caption_candidates
+from dejavu_lit.data.shards import BadPair
 from dejavu_lit.utils.errors import UserError, first_line
 from dejavu_lit.utils.io import atomic, fingerprint
 from dejavu_lit.utils.parallel import map_unordered

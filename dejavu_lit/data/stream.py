@@ -1,28 +1,33 @@
 """The batch stream of one rank: pairs in the order of the epoch plan, with mitigations applied to captions and images.
 
-A pair is read from its shard or from a cache of decoded images; its caption is drawn for the epoch and tokenized.
+A webdataset ``DataPipeline`` of four stages: pairs are read from their shards (or from a cache of decoded images) in the
+plan's order, decoded with their caption drawn for the epoch, replaced where they are unreadable, and batched.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from itertools import chain, islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
+from webdataset import DataPipeline, batched
+from webdataset import utils as webdataset_utils
 
 from dejavu_lit.data.captions import train_caption
-from dejavu_lit.data.decode import EMPTY_CAPTION, open_image
+from dejavu_lit.data.decode import EMPTY_CAPTION, caption_candidates, open_image
 from dejavu_lit.data.epoch import EpochPlan
-from dejavu_lit.data.shards import BadPair, ShardIndex, ShardSet, caption_candidates, index_shard
+from dejavu_lit.data.shards import BadPair, Pair, ShardSet, index_shard, read_pairs
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.progress import progress
 
 log = logging.getLogger(__name__)
+webdataset_utils.enforce_security = True  # webdataset opens no address itself, runs nothing and unpickles nothing
 
 Preprocess = Callable[[Image.Image], np.ndarray]  # → uint8, the model's input or the whole image
 Augment = Callable[[np.ndarray, str], np.ndarray]  # RGB uint8 [h, w, 3] and the seed of its draws → uint8 [3, h, w]
@@ -38,42 +43,27 @@ def rgb_pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def load_pair(index: ShardIndex, position: int, preprocess: Preprocess) -> LoadedPair:
-    """One pair of a shard, its image preprocessed; raises BadPair if it cannot be used."""
-    pair = index.read(position)
+def load_pair(pair: Pair, preprocess: Preprocess) -> LoadedPair:
+    """A pair with its image preprocessed; raises BadPair if it cannot be used."""
     with open_image(pair.image) as image:
         return preprocess(image), pair.caption, caption_candidates(pair)
 
 
-class ImageCache:
-    """The first pairs of a set, loaded once and kept in memory."""
-
-    def __init__(self, pairs: list[LoadedPair | BadPair]) -> None:
-        self._pairs = pairs
-
-    @classmethod
-    def fill(cls, shards: ShardSet, count: int, preprocess: Preprocess, limit: int) -> "ImageCache | None":
-        """Load the first ``count`` pairs; None if their images would take more than ``limit`` bytes."""
-        pairs: list[LoadedPair | BadPair] = []
-        used = 0
-        positions = ((s, p) for s in range(len(shards.names)) for p in range(shards.sizes[s]))
-        for shard, position in progress(islice(positions, count), "decoding", count, "image"):
-            try:
-                pair = load_pair(shards.index(shard), position, preprocess)
-                pairs.append(pair)
-                used += pair[0].nbytes
-            except BadPair as bad:
-                pairs.append(bad)
-            if used > limit or (len(pairs) >= min(ESTIMATE_AFTER, count) and used / len(pairs) * count > limit):
-                return None
-        return cls(pairs)
-
-    def get(self, position: int) -> LoadedPair:
-        """The pair at a position in the set; raises the BadPair with which loading it failed."""
-        pair = self._pairs[position]
-        if isinstance(pair, BadPair):
-            raise pair
-        return pair
+def load_images(shards: ShardSet, count: int, preprocess: Preprocess, limit: int) -> list[LoadedPair | BadPair] | None:
+    """The first ``count`` pairs of a set, to be kept in memory; None if their images take more than ``limit`` bytes."""
+    loaded: list[LoadedPair | BadPair] = []
+    used = 0
+    for pair in progress(islice(read_pairs(shards), count), "decoding", count, "image"):
+        try:
+            if isinstance(pair, BadPair):
+                raise pair
+            loaded.append(item := load_pair(pair, preprocess))
+            used += item[0].nbytes
+        except BadPair as bad:
+            loaded.append(bad)
+        if used > limit or (len(loaded) >= min(ESTIMATE_AFTER, count) and used / len(loaded) * count > limit):
+            return None
+    return loaded
 
 
 class TokenCache:
@@ -89,6 +79,20 @@ class TokenCache:
         if new:
             self._known.update(zip(new, self._tokenizer(new), strict=True))
         return torch.stack([self._known[caption] for caption in captions])
+
+
+@dataclass
+class Sample:
+    """A pair on its way into a batch.
+
+    index: its position in the set; replaces: how many unreadable pairs it replaces; skipped: {index: reason} of them.
+    """
+
+    index: int
+    image: np.ndarray
+    caption: str
+    replaces: int = 0
+    skipped: Mapping[int, str] = field(default_factory=dict)
 
 
 class PairStream(IterableDataset[Batch]):
@@ -114,12 +118,12 @@ class PairStream(IterableDataset[Batch]):
         knobs: Mitigation | None = None,
         vocabulary: Sequence[str] = (),
         augment: Augment | None = None,
-        cache: ImageCache | None = None,
+        cache: Sequence[LoadedPair | BadPair] | None = None,
     ) -> None:
         self.shards, self.plan, self.rank = shards, plan, rank
         self.position = torch.tensor([plan.epoch, 0])  # int64: epoch, step in the epoch
         self.tokenizer, self.knobs, self.vocabulary = tokenizer, knobs or Mitigation(), vocabulary
-        self._unreadable: dict[tuple[int, int], str] = {}  # {(shard, position): reason}, each read once in this process
+        self._unreadable: dict[int, str] = {}  # {position in the set: reason}, each decoded once in this process
         self.preprocess, self.augment, self.cache = preprocess if augment is None else rgb_pixels, augment, cache
 
     def start_at(self, epoch: int, step: int = 0) -> None:
@@ -133,48 +137,71 @@ class PairStream(IterableDataset[Batch]):
         epoch, offset = self.position.tolist()
         batches = list(replace(self.plan, epoch=epoch).batches(self.rank, info.id if info else 0, offset))
         stretch = np.concatenate(batches) if batches else np.zeros((0, 2), dtype=np.int64)
-        for start in range(0, len(stretch), self.plan.batch):
-            planned = range(start, start + self.plan.batch)
-            unreadable: dict[int, str] = {}
-            pairs = [self._next_readable(epoch, stretch, i, unreadable) for i in planned]
-            entries = stretch[[i for i, _, _ in pairs]]
-            yield {
-                "images": torch.from_numpy(np.stack([image for _, image, _ in pairs])),
-                "tokens": self.tokenizer([caption for _, _, caption in pairs]),
-                "index": torch.from_numpy(self.shards.starts[entries[:, 0]] + entries[:, 1]),
-                "replaced": sum(i != j for i, (j, _, _) in zip(planned, pairs, strict=True)),
-                "unreadable": unreadable,
-            }
+        batch = batched(self.plan.batch, collation_fn=self.collate, partial=False)
+        return iter(DataPipeline(partial(self._read, stretch), partial(self._decode, epoch), self._replace, batch))
 
-    def _next_readable(
-        self, epoch: int, stretch: np.ndarray, start: int, unreadable: dict[int, str]
-    ) -> tuple[int, np.ndarray, str]:
-        """The first readable pair from ``start`` on, wrapping around; adds the skipped ones to ``unreadable``.
+    def _read(self, stretch: np.ndarray) -> Iterator[tuple[int, str, Pair | LoadedPair | BadPair]]:
+        """(position in the set, key, pair) of the planned entries; each shard of the stretch is read once."""
+        changes = np.flatnonzero(np.diff(stretch[:, 0])) + 1
+        for entries in np.split(stretch, changes) if len(stretch) else ():
+            index, start = self.shards.index(int(entries[0, 0])), int(self.shards.starts[entries[0, 0]])
+            positions = entries[:, 1].tolist()
+            if self.cache is not None:
+                pairs: Iterable[Pair | LoadedPair | BadPair] = (self.cache[start + position] for position in positions)
+            else:
+                pairs = index.pairs(positions)
+            for position, pair in zip(positions, pairs, strict=True):
+                yield start + position, index.keys[position], pair
 
-        Returns:
-            Its position in the stretch, its image and its caption.
-        """
-        for i in chain(range(start, len(stretch)), range(start)):
-            shard, position = map(int, stretch[i])
-            if (shard, position) not in self._unreadable:
+    def _decode(
+        self, epoch: int, pairs: Iterable[tuple[int, str, Pair | LoadedPair | BadPair]]
+    ) -> Iterator[Sample | tuple[int, str]]:
+        """The samples of an epoch, or (position in the set, reason) of an unreadable pair."""
+        for index, key, pair in pairs:
+            if index not in self._unreadable:
                 try:
-                    return i, *self._read(epoch, shard, position)
+                    yield self.sample(index, key, epoch, pair)
+                    continue
                 except BadPair as reason:
-                    key = self.shards.index(shard).keys[position]
-                    log.warning("skipped %s in %s: %s", key, self.shards.names[shard], reason)
-                    self._unreadable[shard, position] = str(reason)
-            unreadable[int(self.shards.starts[shard]) + position] = self._unreadable[shard, position]
-        raise UserError(f"none of {len(stretch)} pairs of {self.shards.folder} can be read; prepare the data again")
+                    log.warning("skipped %s in %s: %s", key, self.shards.folder, reason)
+                    self._unreadable[index] = str(reason)
+            yield index, self._unreadable[index]
 
-    def _read(self, epoch: int, shard: int, position: int) -> tuple[np.ndarray, str]:
-        index = self.shards.index(shard)
-        if self.cache is None:
-            image, caption, candidates = load_pair(index, position, self.preprocess)
-        else:
-            image, caption, candidates = self.cache.get(int(self.shards.starts[shard]) + position)
+    def sample(self, index: int, key: str, epoch: int, pair: Pair | LoadedPair | BadPair) -> Sample:
+        """A pair with this epoch's draws; raises BadPair if it is unreadable or its caption empty."""
+        if isinstance(pair, BadPair):
+            raise pair
+        image, caption, candidates = load_pair(pair, self.preprocess) if isinstance(pair, Pair) else pair
         if not caption:
             raise BadPair(EMPTY_CAPTION)
-        seed, key = self.plan.seed, index.keys[position]
         if self.augment is not None:
-            image = self.augment(image, f"{seed}/{epoch}/{key}")
-        return image, train_caption(caption, candidates, self.knobs, self.vocabulary, seed, epoch, key)
+            image = self.augment(image, f"{self.plan.seed}/{epoch}/{key}")
+        caption = train_caption(caption, candidates, self.knobs, self.vocabulary, self.plan.seed, epoch, key)
+        return Sample(index, image, caption)
+
+    def _replace(self, samples: Iterable[Sample | tuple[int, str]]) -> Iterator[Sample]:
+        """The next readable sample in the place of each unreadable one, and the first in the place of the last ones."""
+        first: Sample | None = None
+        waiting: list[tuple[int, str]] = []
+        for sample in samples:
+            if not isinstance(sample, Sample):
+                waiting.append(sample)
+                continue
+            first = first or sample
+            yield from (replace(sample, replaces=1, skipped=dict([bad])) for bad in waiting)
+            yield sample
+            waiting.clear()
+        if waiting and first is None:
+            raise UserError(f"none of {len(waiting)} pairs of {self.shards.folder} can be read; prepare the data again")
+        if first is not None:
+            yield from (replace(first, replaces=1, skipped=dict([bad])) for bad in waiting)
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """The batch of these samples."""
+        return {
+            "images": torch.from_numpy(np.stack([sample.image for sample in samples])),
+            "tokens": self.tokenizer([sample.caption for sample in samples]),
+            "index": torch.tensor([sample.index for sample in samples]),
+            "replaced": sum(sample.replaces for sample in samples),
+            "unreadable": {index: reason for sample in samples for index, reason in sample.skipped.items()},
+        }

@@ -92,13 +92,14 @@ def _hash_shard(layout: _Layout, job: tuple[str, Path]) -> int:
     digests = np.zeros((len(index), 2), dtype=np.uint64)
     hashes = np.zeros(len(index), dtype=np.uint64)
     hashed, usable = np.zeros((2, len(index)), dtype=bool)
-    for row in range(len(index)):
+    for row, pair in enumerate(index.pairs()):
         try:
-            image = index.read(row).image
-            value = decode_and_hash(image, layout.perceptual)
+            if isinstance(pair, BadPair):
+                continue
+            value = decode_and_hash(pair.image, layout.perceptual)
         except BadPair:
             continue
-        digests[row], usable[row] = content_digest(image), True
+        digests[row], usable[row] = content_digest(pair.image), True
         if value is not None:
             hashes[row], hashed[row] = value, True
     with atomic(layout.part(name, shard)) as path, open(path, "wb") as file:

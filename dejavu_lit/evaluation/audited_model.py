@@ -160,8 +160,8 @@ class AuditedModel:
         return replace(self, name=name, device=device)
 
     def exposure(self, shards: ShardSet) -> np.ndarray | None:
-        """How often training saw each pair of its set, int64 [pairs not excluded]; None if unknown."""
-        if self.data is None or not self.run_json or self.trained_on is None:
+        """How often training saw each pair of its set, int64 [pairs not excluded]; None if unknown, as with raw shards."""
+        if self.data is None or self.data.shards is not None or not self.run_json or self.trained_on is None:
             return None
         saved_plan = self.run_json["plan"]
         excluded = positions_of(shards, self.data.excluded)

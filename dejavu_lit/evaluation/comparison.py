@@ -50,7 +50,7 @@ class EvaluationInputs:
         )
         _check_training(target, reference, comparison, data)
         swapped = _has_b(reference) if comparison.swapped is None else comparison.swapped
-        shards = {block: data.shards(BLOCK_SETS[block]) for block in BLOCK_SETS if block != "swapped" or swapped}
+        shards = {block: data.shard_set(BLOCK_SETS[block]) for block in BLOCK_SETS if block != "swapped" or swapped}
         trained = {"population": target.data or data, "null": data, "swapped": reference.data or data}
         sizes = {block: trained[block].train_size if block != "null" else None for block in shards}
         public = ShardSet.open(data.public_folder())
@@ -77,7 +77,7 @@ class EvaluationInputs:
             if not model.captions_only:
                 for name in ("H", *filter(None, [self.data.labelled])):
                     with suppress(UserError):  # utility that cannot be computed is null, with the reason
-                        model.embed_share(self.data.shards(name), self.data.set_name(name), "image", None, share)
+                        model.embed_share(self.data.shard_set(name), self.data.set_name(name), "image", None, share)
 
     def public_embeddings(self, role: str) -> Embeddings:
         """The public set's embeddings by one model."""

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from PIL import Image
 from torchvision.io import decode_jpeg
 
 from dejavu_lit.data.decode import EMPTY_CAPTION, open_image
-from dejavu_lit.data.shards import BadPair, ShardIndex, ShardSet
+from dejavu_lit.data.shards import BadPair, Pair, ShardIndex, ShardSet
 from dejavu_lit.evaluation.embeddings import (
     FINGERPRINT,
     Embeddings,
@@ -195,16 +196,17 @@ def _encode(
     count = max(workers, thread_count()) if encode_in_threads else max(workers, 1)
     with thread_pool(count) as pool:
         queue: deque[tuple[int, Future[Chunk]]] = deque()
-        chunks = ((shard, start) for shard in numbers for start in range(0, max(shards.sizes[shard], 1), CHUNK))
+        chunks = ((shard, *chunk) for shard in numbers for chunk in read_chunks(shards.index(shard), modality))
         keys: list[str] = []
         blocks: list[np.ndarray] = []
         bad: dict[str, str] = {}
         try:
             while True:
                 while len(queue) < 2 * count + 1 and (chunk := next(chunks, None)) is not None:
-                    shard, start = chunk
-                    index = shards.index(shard)
-                    queue.append((shard, pool.submit(read_chunk, encoder, index, start, modality, encode_in_threads)))
+                    shard, chunk_keys, pairs = chunk
+                    queue.append(
+                        (shard, pool.submit(decode_chunk, encoder, chunk_keys, pairs, modality, encode_in_threads))
+                    )
                 if not queue:
                     return
                 shard, future = queue.popleft()
@@ -222,15 +224,38 @@ def _encode(
                 future.cancel()
 
 
-def read_chunk(encoder: Encoder, index: ShardIndex, start: int, modality: Modality, encode: bool) -> Chunk:
-    """The usable rows of the chunk that begins at ``start``; with ``encode`` their vectors."""
-    keys: list[str] = []
+def read_chunks(index: ShardIndex, modality: Modality) -> Iterator[tuple[Sequence[str], list[Pair | BadPair]]]:
+    """(keys, pairs) of the chunks of a shard, at least one, in one pass over the tar."""
+    pairs = index.pairs(image=modality == "image")
+    for start in range(0, max(len(index), 1), CHUNK):
+        yield index.keys[start : start + CHUNK], list(islice(pairs, CHUNK))
+
+
+def read_chunk(encoder: Encoder, index: ShardIndex, start: int, modality: Modality) -> Chunk:
+    """The usable rows of the one chunk that begins at ``start``, read by its offset."""
+
+    def read(position: int) -> Pair | BadPair:
+        try:
+            return index.read(position, image=modality == "image")
+        except BadPair as bad:
+            return bad
+
+    keys = index.keys[start : start + CHUNK]
+    pairs = [read(position) for position in range(start, start + len(keys))]
+    return decode_chunk(encoder, keys, pairs, modality, encode=False)
+
+
+def decode_chunk(
+    encoder: Encoder, keys: Sequence[str], pairs: Sequence[Pair | BadPair], modality: Modality, encode: bool
+) -> Chunk:
+    """The usable rows of a chunk; with ``encode`` their vectors."""
+    usable: list[str] = []
     content: list[Any] = []
     bad: dict[str, str] = {}
-    for position in range(start, min(start + CHUNK, len(index))):
-        key = index.keys[position]
+    for key, pair in zip(keys, pairs, strict=True):
         try:
-            pair = index.read(position, image=modality == "image")
+            if isinstance(pair, BadPair):
+                raise pair
             if modality == "image":
                 content.append(encoder.preprocess(decode_image(pair.image)))
             elif pair.caption:
@@ -240,8 +265,8 @@ def read_chunk(encoder: Encoder, index: ShardIndex, start: int, modality: Modali
         except BadPair as error:
             bad[key] = str(error)
         else:
-            keys.append(key)
-    return keys, encode_chunk(encoder, content, modality) if encode and keys else content, bad
+            usable.append(key)
+    return usable, encode_chunk(encoder, content, modality) if encode and usable else content, bad
 
 
 def decode_image(data: bytes) -> Image.Image | torch.Tensor:

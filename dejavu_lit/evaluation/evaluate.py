@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dejavu_lit.data.manifest import exact_copies
+from dejavu_lit.data.manifest import MANIFEST, exact_copies
 from dejavu_lit.data.objects import Objects, read_objects
 from dejavu_lit.data.shards import BadPair, ShardSet, read_pairs
 from dejavu_lit.evaluation.audited_model import AuditedModel, weight_states
@@ -37,7 +37,7 @@ from dejavu_lit.measure.records import EXPOSURE, META, SIDES, Records, write_rec
 from dejavu_lit.measure.scores import Neighbors
 from dejavu_lit.utils.distributed import SINGLE_PROCESS, Ranks
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import write_json
+from dejavu_lit.utils.io import read_json_object, write_json
 from dejavu_lit.utils.provenance import provenance
 
 if TYPE_CHECKING:
@@ -46,6 +46,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NEIGHBORS = "neighbors"  # the folder of searched parts, removed once the records are written
+RAW_SHARDS_NOTE = (
+    "trained on raw shards: all ranks did equally many steps, not one pass over exactly their pairs, so how often a pair was "
+    "seen is an expectation; the measured and searched pairs are samples"
+)
 LISTED_PAIRS = 1000  # rows of memorized.csv, the most memorized pairs first
 RARE = (
     0.01  # share of the pairs below which an entry of their JSON gets no column: names of each pair's own would make n²
@@ -114,12 +118,23 @@ def _embed_search_and_write_records(spec: EvaluationSpec, ranks: Ranks) -> dict[
         "public_left_out": annotated.unsearched,
         "utility": {role: utility(model, spec.data) for role, model in inputs.models.items()},
         "exposure": {"target": _span(exposures["population"]), "reference": _span(exposures["swapped"])},
+        "raw_shards": _raw_shards(inputs),
         "search": {
             "index": spec.comparison.index,
             "recall": min(recall for _, recall in results.values()),
             "copies": _public_copies(spec),
         },
     }
+
+
+def _raw_shards(inputs: EvaluationInputs) -> dict[str, Any] | None:
+    """What is known of the raw shards that the models were trained on; None for prepared data."""
+    if inputs.data.shards is None:
+        return None
+    models = inputs.models.items()
+    expected = {role: (model.run_json.get("exposure") or {}).get("mean") for role, model in models}
+    known = read_json_object(inputs.data.folder / MANIFEST)["raw_shards"]
+    return {**known, "expected_exposure": expected, "note": RAW_SHARDS_NOTE}
 
 
 def _public_copies(spec: EvaluationSpec) -> int | None:
@@ -251,6 +266,7 @@ def _measure(spec: EvaluationSpec, context: Mapping[str, Any], statistics: Mappi
             write_records(out / RECORD_FILES[block], records, settings.k, settings.top_m)
     metrics = measure(sets["population"], sets.get("null"), sets.get("swapped"), settings, objects_at)
     metrics |= {name: context[name] for name in ("utility", "exposure", "search")}
+    metrics |= {"raw_shards": context["raw_shards"]} if context.get("raw_shards") else {}
     metrics["settings"] |= {name: getattr(spec.comparison, name) for name in (*SIDES, "public_modality")}
     metrics["settings"] |= {
         "objects": str(spec.objects),

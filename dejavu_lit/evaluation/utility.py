@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dejavu_lit.data.prepared import DataSpec
-from dejavu_lit.data.shards import BadPair, ShardSet
+from dejavu_lit.data.shards import Pair, ShardSet, read_pairs
 from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.evaluation.embeddings import Embeddings
 from dejavu_lit.utils.errors import UserError
@@ -79,7 +79,7 @@ def _zero_shot(model: AuditedModel, data: DataSpec) -> Values:
 
 
 def _retrieval(model: AuditedModel, data: DataSpec) -> Values:
-    shards = data.shards("H")
+    shards = data.shard_set("H")
     images, captions = model.embeddings(shards, "H", "image"), model.embeddings(shards, "H", "text")
     keys = [key for key in images.keys if key in captions.rows and key not in data.excluded]
     return retrieval(images.load(keys), captions.load(keys))
@@ -93,7 +93,7 @@ def _probe(model: AuditedModel, data: DataSpec) -> Values:
 def _labelled_images(model: AuditedModel, data: DataSpec) -> tuple[Embeddings, dict[str, str], list[str]]:
     """(image embeddings of the labelled set, {key: class}, keys with a label that are not excluded)."""
     name = str(data.labelled)
-    shards = data.shards(name)
+    shards = data.shard_set(name)
     images = model.embeddings(shards, data.set_name(name), "image")
     labels = read_labels(shards)
     return images, labels, [key for key in images.keys if key in labels and key not in data.excluded]
@@ -106,15 +106,9 @@ def read_labels(shards: ShardSet) -> dict[str, str]:
         UserError: no pair has a label.
     """
     labels: dict[str, str] = {}
-    for shard in range(len(shards.names)):
-        index = shards.index(shard)
-        for position, key in enumerate(index.keys):
-            try:
-                label = index.read(position, image=False).meta.get("label")
-            except BadPair:
-                continue
-            if label is not None and str(label):
-                labels[key] = str(label)
+    for pair in read_pairs(shards, image=False):
+        if isinstance(pair, Pair) and (label := pair.meta.get("label")) is not None and str(label):
+            labels[pair.key] = str(label)
     if not labels:
         raise UserError(
             f"no pair of {shards.folder} has a class (label in its JSON, or a cls member); check data.labelled"

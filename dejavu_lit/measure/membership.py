@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import false_discovery_control
 
 from dejavu_lit.data.splits import seeded_hash
 from dejavu_lit.measure.figures import MEMBERSHIP
 from dejavu_lit.measure.model_scores import MODEL_SCORES, OTHERS
 from dejavu_lit.measure.records import SIDES, Records
 from dejavu_lit.measure.roc import Auc, attack, auc_figure, audit, roc_points, spearman, unusable
-from dejavu_lit.measure.subgroups import benjamini_hochberg
 from dejavu_lit.utils.errors import UserError
 
 COLUMNS = tuple(f"{side}_{score}" for side in SIDES for score in MODEL_SCORES)
@@ -223,6 +223,6 @@ def holdout_tails(
         p = (1 + reached) / (1 + len(holdout))
         for key in keys:
             tails[key][score] = {"score": None, "p": None, "q": None}
-        for i, (row, q) in enumerate(zip(rows, benjamini_hochberg(p).tolist(), strict=True)):
+        for i, (row, q) in enumerate(zip(rows, false_discovery_control(p).tolist(), strict=True)):
             tails[a.keys[row]][score] = {"score": float(values[row]), "p": float(p[i]), "q": q}
     return tails

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 from PIL import Image
@@ -117,19 +118,20 @@ class Detector(ABC):
     def _decoded_batches(self, shard: Shard) -> Iterator[list[tuple[str, Image.Image | BadPair]]]:
         """The images of a shard in batches, read and decoded by threads ahead of the model."""
 
-        def decode(position: int) -> tuple[str, Image.Image | BadPair]:
+        def decode(key: str, pair: Pair | BadPair) -> tuple[str, Image.Image | BadPair]:
             try:
-                pair = shard.index.read(position)
+                if isinstance(pair, BadPair):
+                    return key, pair
                 with open_image(pair.image) as image:
-                    return pair.key, image.convert("RGB")
+                    return key, image.convert("RGB")
             except BadPair as bad:
-                return shard.index.keys[position], bad
+                return key, bad
 
-        count = len(shard.index)
+        pairs = zip(shard.index.keys, shard.index.pairs(), strict=True)
         with thread_pool(self.workers) as pool:
             queue: deque[list[Future[tuple[str, Image.Image | BadPair]]]] = deque()
-            for start in range(0, count, self.batch):
-                queue.append([pool.submit(decode, n) for n in range(start, min(start + self.batch, count))])
+            while batch := [pool.submit(decode, key, pair) for key, pair in islice(pairs, self.batch)]:
+                queue.append(batch)
                 if len(queue) > BATCHES_AHEAD:
                     yield [future.result() for future in queue.popleft()]
             while queue:
@@ -174,9 +176,11 @@ class Lookup(ABC):
 
     def rows(self, shard: Shard) -> Iterator[Annotation | Failed]:
         """One row per image; raises UserError for malformed objects (scores outside 0..1, boxes of three numbers)."""
-        for position, key in enumerate(shard.index.keys):
+        for key, pair in zip(shard.index.keys, shard.index.pairs(image=False), strict=True):
             try:
-                objects = self.annotation(shard.index.read(position, image=False))
+                if isinstance(pair, BadPair):
+                    raise pair
+                objects = self.annotation(pair)
             except BadPair as bad:
                 yield Failed(key, str(bad))
                 continue

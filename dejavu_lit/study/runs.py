@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
+from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import no_links, write_text
 from dejavu_lit.utils.run_directory import first_difference, read_config
@@ -47,8 +47,7 @@ def planned_epochs(config: Mapping[str, Any]) -> int:
 def training_cost(config: Mapping[str, Any]) -> int:
     """The cost of a run in pairs seen: epochs × training size."""
     data = DataSpec(**{name: value for name, value in config["data"].items() if name != "_target_"})
-    size = data.train_size if data.train_size is not None else sum(data.shards(TRAINED_ON[config["side"]]).sizes)
-    return planned_epochs(config) * size
+    return planned_epochs(config) * data.training_pairs(config["side"])
 
 
 def train_missing(runs: Mapping[Path, Mapping[str, Any]], launcher: Launcher) -> dict[Path, str]:

@@ -133,7 +133,7 @@ class ImageSample:
 
 def _read_images(encoder: Encoder, shards: ShardSet, shard: int, start: int) -> tuple[list[str], np.ndarray]:
     """The keys and the images of one chunk, uint8 [m, 3, h, w]."""
-    keys, content, _ = read_chunk(encoder, shards.index(shard), start, "image", False)
+    keys, content, _ = read_chunk(encoder, shards.index(shard), start, "image")
     return keys, np.stack(cast(list[np.ndarray], content)) if keys else np.zeros(0, np.uint8)
 
 
@@ -163,7 +163,7 @@ class GapMeter:
 
     def __init__(self, data: DataSpec, side: str, settings: GapSettings, reference: Reference) -> None:
         self.settings, self.reference = settings, reference
-        self._sets = {"population": data.shards(TRAINED_ON[side]), "null": data.shards("H")}
+        self._sets = {"population": data.shard_set(TRAINED_ON[side]), "null": data.shard_set("H")}
         self._public = ShardSet.open(data.public_folder())
         self._name = data.public_name
         folder = data.objects_folder()
@@ -229,7 +229,7 @@ class GapMeter:
         keys: list[str] = []
         captions: list[str] = []
         for shard, start in self._images.chunks:
-            chunk_keys, content, _ = read_chunk(reference.encoder, self._public.index(shard), start, "text", False)
+            chunk_keys, content, _ = read_chunk(reference.encoder, self._public.index(shard), start, "text")
             keys, captions = keys + chunk_keys, captions + cast(list[str], content)
         return keys, encode_captions(reference.encoder, captions).astype(np.float16)
 

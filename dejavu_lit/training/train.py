@@ -16,9 +16,10 @@ from pytorch_lightning.callbacks import Callback, TQDMProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 
-from dejavu_lit.data.epoch import exposures
+from dejavu_lit.data.loader import loader_failure
 from dejavu_lit.data.manifest import MANIFEST
-from dejavu_lit.data.module import PairDataModule, loader_failure
+from dejavu_lit.data.module import PairDataModule
+from dejavu_lit.data.raw_stream import RawDataModule
 from dejavu_lit.models.build import build_model, export_config, export_weights
 from dejavu_lit.models.preprocess import Augment, Preprocess
 from dejavu_lit.models.tokenizer import load_tokenizer
@@ -112,23 +113,23 @@ def _build_model_and_data(run: TrainingRun, out: Path) -> tuple[ClipModule, Pair
     image_config = cast(Any, network.visual).preprocess_cfg
     compute = ComputeSettings(run.trainer.trim, run.trainer.checkpointing, run.trainer.compile)
     module = ClipModule(network, run.recipe, run.mitigation, run.seed, compute)
-    pairs = PairDataModule(
-        folder=run.data.folder,
-        side=run.side,
-        batch=run.recipe.batch,
-        seed=run.seed,
-        preprocess=Preprocess(image_config),
-        tokenizer=load_tokenizer(f"local-dir:{out / 'model'}"),
-        train_size=run.data.train_size,
-        repeat=run.data.repeats(),
-        mitigation=run.mitigation,
-        augment=Augment(image_config) if run.mitigation.image_augment else None,
-        loader=run.trainer.loader,
-        exclude=run.data.excluded,
-        dedup=run.mitigation.dedup,
-        batch_timeout=60 * run.trainer.timeout_min,
-    )
-    return module, pairs
+    options: dict[str, Any] = {
+        "folder": run.data.folder,
+        "side": run.side,
+        "batch": run.recipe.batch,
+        "seed": run.seed,
+        "preprocess": Preprocess(image_config),
+        "tokenizer": load_tokenizer(f"local-dir:{out / 'model'}"),
+        "train_size": run.data.train_size,
+        "repeat": run.data.repeats(),
+        "mitigation": run.mitigation,
+        "augment": Augment(image_config) if run.mitigation.image_augment else None,
+        "loader": run.trainer.loader,
+        "exclude": run.data.excluded,
+        "dedup": run.mitigation.dedup,
+        "batch_timeout": 60 * run.trainer.timeout_min,
+    }
+    return module, PairDataModule(**options) if run.data.shards is None else RawDataModule(**options, data=run.data)
 
 
 def build_trainer(run: TrainingRun, out: Path, gaps: GapCallback | None, loggers: Sequence[Logger]) -> pl.Trainer:
@@ -186,9 +187,9 @@ def _fit(trainer: pl.Trainer, module: ClipModule, pairs: PairDataModule, last: P
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning turns it into exit code 1, without a message
             raise end.__context__ from None
         raise
-    except RuntimeError as error:
-        if "DataLoader" not in str(error) or "Original Traceback" in str(error):  # the latter is raised by our code
-            raise
+    except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: killed while it was sending a batch
+        if isinstance(error, RuntimeError) and ("DataLoader" not in str(error) or "Original Traceback" in str(error)):
+            raise  # by our code, also in a process of the loader
         raise UserError(f"{loader_failure(error)}; the same command continues from {last}") from None
 
 
@@ -207,7 +208,6 @@ def _write_results(
     stopped = stop_reason(trainer)
     plan = module.pairs.plan(0, trainer.world_size)
     batches = trainer.fit_loop.epoch_loop.total_batch_idx + 1
-    exposure = exposures(plan, batches)
     record = {
         "schema": RUN_SCHEMA,
         "side": run.side,
@@ -217,9 +217,8 @@ def _write_results(
         "batches": batches,
         "stopped": stopped,  # the reason, if the run ended before its last epoch
         **({"gaps": gaps.report()} if gaps else {}),
-        "train_size": len(exposure),
         "unreadable": dict(unreadable),  # {reason: pairs} over all epochs; other pairs were read in their place
-        "exposure": {"mean": float(exposure.mean()), "min": int(exposure.min()), "max": int(exposure.max())},
+        **module.pairs.exposure(batches, trainer.world_size),
         "seconds": round(seconds, 1),  # over all calls
         "pairs_per_second": round(batches * plan.batch * plan.world / max(seconds, 1e-9), 1),
         "parameters": sum(math.prod(p.shape) for p in module.model.parameters()),

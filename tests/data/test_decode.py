@@ -26,7 +26,7 @@ def loaded(data: bytes, folder: Path) -> np.ndarray:
     index_shard.cache_clear()
     with write_shard(folder / "0.tar") as write:
         write(Pair("k", data, "png", "a caption"))
-    return load_pair(index_shard(folder / "0.tar"), 0, rgb_pixels)[0]
+    return load_pair(index_shard(folder / "0.tar").read(0), rgb_pixels)[0]
 
 
 def test_a_png_of_16_bits_is_the_image_of_its_upper_8_bits() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dejavu_lit.data.key_lists import keys_fingerprint
-from dejavu_lit.data.module import loader_failure
+from dejavu_lit.data.loader import loader_failure
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.settings import LoaderSettings
 from dejavu_lit.utils.errors import UserError

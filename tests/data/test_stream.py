@@ -14,7 +14,7 @@ from dejavu_lit.data.epoch import epoch_plan
 from dejavu_lit.data.module import PairDataModule
 from dejavu_lit.data.settings import LoaderSettings
 from dejavu_lit.data.shards import Pair, ShardSet, write_shards
-from dejavu_lit.data.stream import ESTIMATE_AFTER, ImageCache, PairStream, TokenCache, rgb_pixels
+from dejavu_lit.data.stream import ESTIMATE_AFTER, PairStream, TokenCache, load_images, rgb_pixels
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.preprocess import Augment, Preprocess
 from dejavu_lit.utils.errors import UserError
@@ -172,8 +172,8 @@ def test_images_that_exceed_the_limit_are_not_cached(folder):
     shards = ShardSet.open(folder / "A")
     size = sum(rgb_pixels(Image.open(io.BytesIO(pair(number).image))).nbytes for number in range(24))
     assert len(shards) < ESTIMATE_AFTER
-    assert ImageCache.fill(shards, 24, rgb_pixels, size) is not None
-    assert ImageCache.fill(shards, 24, rgb_pixels, size - 1) is None
+    assert load_images(shards, 24, rgb_pixels, size) is not None
+    assert load_images(shards, 24, rgb_pixels, size - 1) is None
 
 
 def test_an_image_too_wide_for_a_random_crop_is_cropped_in_the_center():
@@ -205,13 +205,13 @@ def test_an_unreadable_pair_is_decoded_once_over_all_epochs(tmp_path):
     plan = epoch_plan(shards.sizes, 0, 0, 1, 0, 8)
     stream = PairStream(shards, plan, 0, Preprocess(CONFIG), lambda texts: torch.zeros(len(texts), 4))
     reads = []
-    read = stream._read
-    stream._read = lambda epoch, shard, position: (reads.append((shard, position)), read(epoch, shard, position))[1]
+    sample = stream.sample
+    stream.sample = lambda index, *rest: (reads.append(index), sample(index, *rest))[1]
     for epoch in range(2):
         stream.start_at(epoch)
         batches = list(stream)
         assert sum(batch["replaced"] for batch in batches) >= 20
         assert set().union(*(batch["unreadable"] for batch in batches)) == set(range(20))
-    unreadable = [where for where in reads if shards.starts[where[0]] + where[1] < 20]
+    unreadable = [index for index in reads if index < 20]
     assert sorted(unreadable) == sorted(set(unreadable))
     assert len(unreadable) == 20

@@ -77,8 +77,8 @@ def test_complete_parts_are_kept_and_truncated_ones_computed_again(encoder, shar
     (tmp_path / "truncated" / "00001.npy").write_bytes(data[: len(data) // 2])
     modified = (tmp_path / "truncated" / "00002.npy").stat().st_mtime_ns
     decoded = []
-    original = module.read_chunk
-    monkeypatch.setattr(module, "read_chunk", lambda *a: decoded.append(a[2]) or original(*a))
+    original = module.decode_chunk
+    monkeypatch.setattr(module, "decode_chunk", lambda *a: decoded.append(a[1]) or original(*a))
     embed(encoder, shards, "image", tmp_path / "truncated")
     assert content(tmp_path / "truncated") == content(tmp_path / "complete")
     assert (tmp_path / "truncated" / "00002.npy").stat().st_mtime_ns == modified

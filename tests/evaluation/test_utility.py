@@ -175,7 +175,7 @@ def test_a_labelled_set_elsewhere_is_measured_for_both_models_and_left_alone(tmp
     data.check_labelled()
     for seed in (0, 1):
         model = AuditedModel(f"local-dir:{write_clip(tmp_path / str(seed), seed)}", tmp_path / "store")
-        model.embeddings(data.shards("P"), "P", "image")
+        model.embeddings(data.shard_set("P"), "P", "image")
         values = utility.utility(model, data)
         assert values["zeroshot_top1"] == 0.5, values["reasons"]
         assert "zeroshot_top1" not in values["reasons"]

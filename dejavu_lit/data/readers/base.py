@@ -17,7 +17,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from dejavu_lit.data.objects import Annotation, Annotator
-from dejavu_lit.data.shards import MAX_IMAGE_BYTES, BadPair, Pair
+from dejavu_lit.data.shard_index import MAX_IMAGE_BYTES
+from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.utils.errors import UserError
 
 Paths = str | Path | Sequence[str | Path]

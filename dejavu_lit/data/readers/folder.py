@@ -22,7 +22,8 @@ from dejavu_lit.data.decode import (
 )
 from dejavu_lit.data.objects import Annotation, Annotator
 from dejavu_lit.data.readers.base import KeyIndex, clean_keys, read_file, read_image
-from dejavu_lit.data.shards import IMAGE_EXTENSIONS, BadPair, Pair
+from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS
+from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import fingerprint
 

@@ -15,20 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from dejavu_lit.data.decode import MAX_JSON_BYTES, clean_caption
+from dejavu_lit.data.decode import MAX_JSON_BYTES, TEXTS, clean_caption, decode_texts
 from dejavu_lit.data.objects import Annotation, Annotator
 from dejavu_lit.data.readers.base import KeyIndex, Paths, as_list, clean_keys, image_extension
-from dejavu_lit.data.shards import (
-    MAX_IMAGE_BYTES,
-    NO_IMAGE,
-    TEXTS,
-    BadPair,
-    Pair,
-    decode_texts,
-    image_extension_of,
-    index_shard,
-    read_range,
-)
+from dejavu_lit.data.shard_index import MAX_IMAGE_BYTES, NO_IMAGE, image_extension_of, read_range
+from dejavu_lit.data.shards import BadPair, Pair, index_shard
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import fingerprint, is_hidden, visible_files
 from dejavu_lit.utils.progress import progress

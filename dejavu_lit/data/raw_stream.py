@@ -1,0 +1,173 @@
+"""Training on raw shards: batches of A or B streamed by webdataset, with its shuffle of shards and of a buffer of pairs.
+
+Every rank does the same number of steps, ⌊pairs / batch⌋ per epoch, where "pairs" is known or estimated. The shards are
+shuffled with (seed, epoch) and dealt out to the ranks and their loader processes, so the pairs of each are about as many but
+not equally many: a process that has read its shards begins a second pass over them, and one that has more leaves some for
+another epoch. How often a pair is seen is therefore an expectation.
+"""
+
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import count, islice
+from typing import Any
+
+import numpy as np
+from torch.utils.data import get_worker_info
+from webdataset import DataPipeline, SimpleShardList, batched, shuffle
+
+from dejavu_lit.data.epoch import Repeat
+from dejavu_lit.data.loader import EpochLoader
+from dejavu_lit.data.module import PairDataModule
+from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
+from dejavu_lit.data.shards import BadPair, Pair
+from dejavu_lit.data.splits import seeded_hash
+from dejavu_lit.data.stream import Batch, PairStream, Sample, log
+from dejavu_lit.utils.errors import UserError
+
+MAX_SKIPPED = 1000  # unreadable pairs in a row
+
+
+@dataclass(frozen=True)
+class RawPlan:
+    """How much every rank reads in an epoch; the counterpart of ``EpochPlan``."""
+
+    pairs: int
+    """Pairs in the set, known or estimated."""
+    seed: int
+    """Of the order; the pairs' draws use it too."""
+    epoch: int
+    """Counted from 0."""
+    world: int
+    """Number of ranks."""
+    workers: int
+    """Loader processes per rank; 0 counts as 1."""
+    batch: int
+    """Pairs per rank and step."""
+
+    def __post_init__(self) -> None:
+        if self.steps == 0:
+            raise UserError(
+                f"{self.pairs} training pairs do not fill one batch of {self.world} ranks × {self.batch} pairs; lower the "
+                "batch size, use fewer devices or more data"
+            )
+
+    @property
+    def steps(self) -> int:
+        """The number of batches of every rank."""
+        return self.pairs // (self.world * self.batch)
+
+
+class RawStream(PairStream):
+    """The batches of one rank. ``index`` of a batch holds hashes of the keys.
+
+    Args:
+        data: the raw shards and how they are shuffled; name: the set that is trained on; options: as ``PairStream`` takes
+            them, without a cache.
+    """
+
+    plan: RawPlan  # type: ignore[assignment]
+
+    def __init__(self, data: DataSpec, name: str, *options: Any) -> None:
+        super().__init__(*options)
+        self.raw, self.name, self.buffer, self.resampled = data.raw_shards(), name, data.shuffle, data.resampled
+
+    def __iter__(self) -> Iterator[Batch]:
+        info, workers = get_worker_info(), max(self.plan.workers, 1)
+        epoch, offset = self.position.tolist()
+        # The loader starts with its process 0, so after an offset the processes exchange their parts.
+        part = ((info.id if info else 0) + offset) % workers
+        done, total = len(range(part, offset, workers)), len(range(part, self.plan.steps, workers))
+        pairs = islice(self._pairs(epoch, self.rank * workers + part), done * self.plan.batch, None)
+        batch = batched(self.plan.batch, collation_fn=self.collate, partial=False)
+        return islice(iter(DataPipeline(lambda: self._samples(epoch, pairs), batch)), total - done)
+
+    def _pairs(self, epoch: int, part: int) -> Iterator[tuple[str, Pair | BadPair]]:
+        """(key, pair) of one process, in passes over its shards without end."""
+        addresses, parts = self.raw.addresses, self.plan.world * max(self.plan.workers, 1)
+        seed = f"{self.plan.seed}/{epoch}"
+        own = random.Random(seed).sample(addresses, len(addresses))[part::parts]  # other ones in each epoch
+        for turn in count():
+            draw = random.Random(f"{seed}/{part}/{turn}")
+            chosen = draw.choices(addresses, k=len(addresses)) if self.resampled else own
+            shards = SimpleShardList(chosen, seed=f"{seed}/{part}/{turn}")
+            is_empty = True
+            for pair in DataPipeline(shards, self._read_shards, shuffle(self.buffer, self.buffer, rng=draw)):
+                is_empty = False
+                yield pair
+            if is_empty and not self.resampled:
+                raise UserError(
+                    f"part {part} of {parts} of data.shards has no pair of {self.name}; use fewer processes"
+                )
+
+    def _read_shards(self, shards: Iterable[dict[str, str]]) -> Iterator[tuple[str, Pair | BadPair]]:
+        for shard in shards:
+            yield from self.raw.read(shard["url"], self.name)
+
+    def _samples(self, epoch: int, pairs: Iterable[tuple[str, Pair | BadPair]]) -> Iterator[Sample]:
+        """The usable pairs, each with the unusable ones in whose place it comes."""
+        skipped: dict[int, str] = {}
+        for key, pair in pairs:
+            index = int(seeded_hash([key], 0, "index")[0] >> np.uint64(1))
+            try:
+                sample = self.sample(index, key, epoch, pair)
+            except BadPair as reason:
+                log.warning("skipped %s: %s", key, reason)
+                skipped[index] = str(reason)
+                if len(skipped) == MAX_SKIPPED:
+                    raise UserError(
+                        f"{MAX_SKIPPED} pairs of data.shards in a row cannot be read, the last because {reason}; check them"
+                    ) from None
+                continue
+            yield replace(sample, replaces=len(skipped), skipped=skipped)
+            skipped = {}
+
+
+@dataclass(eq=False, kw_only=True)
+class RawDataModule(PairDataModule):
+    """The training pairs of one side, streamed from raw shards; V and the captions' words come from the samples."""
+
+    data: DataSpec
+    """The raw shards and the samples of them."""
+
+    def __post_init__(self) -> None:
+        for option, given in (
+            ("data.train_size", self.train_size is not None),
+            ("data.repeat", self.repeat != Repeat()),
+            ("mitigation.dedup", self.dedup),
+        ):
+            if given:
+                raise UserError(
+                    f"{option} needs prepared data; with raw shards (data.shards) lower data.fractions, give data.exclude, or "
+                    "run dejavu prepare data=shards"
+                )
+        self.exclude = frozenset()  # the samples have none of them
+        super().__post_init__()
+
+    def plan(self, epoch: int, world: int) -> RawPlan:  # type: ignore[override]
+        """How much an epoch reads on ``world`` ranks; raises UserError if there are fewer shards than loader processes."""
+        parts, shards = world * max(self.loader.workers, 1), len(self.data.raw_shards().addresses)
+        if shards < parts and not self.data.resampled:
+            raise UserError(
+                f"data.shards has {shards} shards for {world} ranks × {self.loader.workers} loader processes; lower "
+                "trainer.loader.workers or trainer.devices, or set data.resampled=true"
+            )
+        pairs = self.data.training_pairs(self.side)
+        return RawPlan(pairs, self.seed, epoch, world, self.loader.workers, self.per_rank(world))
+
+    def exposure(self, batches: int, world: int) -> dict[str, Any]:
+        """For run.json: the number of training pairs, and how often they are expected to have been seen."""
+        plan = self.plan(0, world)
+        mean = batches * world * plan.batch / plan.pairs
+        return {"train_size": plan.pairs, "exposure": {"mean": mean, "min": None, "max": None}}
+
+    def setup(self, stage: str) -> None:
+        """Check the captions of the sample of the training set."""
+        self._check_captions(len(self.train_set))
+
+    def train_dataloader(self) -> EpochLoader:
+        """One epoch per iteration; starts in mid-epoch if the trainer does."""
+        name = TRAINED_ON[self.side]
+        sources = (self.train_set, self.plan(0, self._world), self._rank, self.preprocess, self._tokenizer)
+        stream = RawStream(self.data, name, *sources, self.mitigation, self._vocabulary, self.augment)
+        return self._loader(stream, self._position)

@@ -1,0 +1,235 @@
+"""The index of a shard: its headers are checked before anything is read, then webdataset reads the pairs.
+
+webdataset reads a tar from its start. A single pair is therefore read by the offset that the index has of it.
+"""
+
+import logging
+import os
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from dejavu_lit.data.decode import MAX_JSON_BYTES, TEXTS, BadPair, Pair, decode_texts
+from dejavu_lit.data.remote import fetch_shard
+from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import is_hidden
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+NO_IMAGE = f"it has no image member KEY.{', KEY.'.join(IMAGE_EXTENSIONS)} (a key ends at the first dot of the name)"
+MAX_IMAGE_BYTES = 256 << 20  # of the encoded file
+WEBDATASET_METADATA = re.compile(r"__[^/]*__($|/)")  # members that webdataset skips
+log = logging.getLogger(__name__)
+
+Members = dict[str, tuple[int, int]]  # {extension: (offset, size) in bytes}
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Where the pairs of one tar are: ``members[i]`` maps an extension to (offset, size) in bytes.
+
+    places: {name of a member: (position of its pair, extension)}.
+    unused: {extension, or "hidden": number of members that no pair uses}.
+    """
+
+    path: Path
+    keys: tuple[str, ...]
+    members: tuple[Members, ...]
+    places: dict[str, tuple[int, str]] = field(default_factory=dict)
+    unused: dict[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def pairs(self, positions: Sequence[int] | None = None, image: bool = True) -> Iterator[Pair | BadPair]:
+        """The pairs at ``positions`` (by default all) in their order, read by webdataset in one pass over the tar.
+
+        A pair that cannot be used comes as the BadPair with the reason. Pairs are held until their turn, so the memory is
+        at most that of the shard's encoded pairs; in the order of the tar it is that of one pair.
+
+        Args:
+            image: False leaves the images empty (captions only).
+
+        Raises:
+            UserError: the file has disappeared or was cut short since it was indexed.
+        """
+        from webdataset.tariterators import group_by_keys, tar_file_expander  # imports torch
+
+        order = range(len(self)) if positions is None else positions
+        last = {position: turn for turn, position in enumerate(order)}
+        needed = {position: self._needed(position, image) for position in last}
+        names = {name for name, (position, extension) in self.places.items() if extension in needed.get(position, ())}
+        held: dict[int, dict[str, Any]] = {position: {} for position in last}
+        with self._open() as stream:
+            files = tar_file_expander([{"url": str(self.path), "stream": stream}], select_files=names.__contains__)
+            samples = group_by_keys(files, keys=self.places.__getitem__)
+            for turn, position in enumerate(order):
+                while not needed[position] <= held[position].keys():
+                    sample = self._next(samples)
+                    held[sample["__key__"]] |= sample
+                try:
+                    yield self._pair(position, held[position], image)
+                except BadPair as bad:
+                    yield bad
+                if last[position] == turn:
+                    del held[position]
+
+    def read(self, position: int, image: bool = True) -> Pair:
+        """The pair at ``position``; with ``image=False`` its image is empty (captions only). The caption may be empty.
+
+        Raises:
+            BadPair: no image, text or JSON that does not decode, or a caption that is not text or too long.
+            UserError: the file has disappeared or was cut short since it was indexed.
+        """
+        with self._open() as file:
+            members, descriptor = self.members[position], file.fileno()
+            content = {e: read_range(descriptor, self.path, *members[e]) for e in self._needed(position, image)}
+        return self._pair(position, content, image)
+
+    def _needed(self, position: int, image: bool) -> set[str]:
+        """The extensions of the members to read: none of a pair without an image, and none that is too large."""
+        members = self.members[position]
+        extension = image_extension_of(members)
+        if extension is None or members[extension][1] > MAX_IMAGE_BYTES:
+            return set()
+        texts = {name for name in TEXTS if name in members and members[name][1] <= MAX_JSON_BYTES}
+        return texts | ({extension} if image else set())
+
+    def _pair(self, position: int, content: Mapping[str, bytes], image: bool) -> Pair:
+        members = self.members[position]
+        extension = image_extension_of(members)
+        if extension is None:
+            raise BadPair(NO_IMAGE)
+        if members[extension][1] > MAX_IMAGE_BYTES:
+            raise BadPair(f"the image has more than {MAX_IMAGE_BYTES >> 20} MiB")
+        # What was not read is too long, and is rejected by its length.
+        texts = {n: content[n] if n in content else bytes(MAX_JSON_BYTES + 1) for n in TEXTS if n in members}
+        return Pair(self.keys[position], content[extension] if image else b"", extension, *decode_texts(texts))
+
+    def _open(self) -> BinaryIO:
+        try:
+            return open_shard(self.path)
+        except FileNotFoundError:
+            raise UserError(f"the shard {self.path} has disappeared; restore it and start again") from None
+
+    def _next(self, samples: Iterator[dict[str, Any]]) -> dict[str, Any]:
+        try:
+            if (sample := next(samples, None)) is not None:
+                return sample
+        except Exception as error:  # tarfile raises nearly any exception for damaged headers
+            log.debug("%s: %s", self.path, error)
+        raise UserError(f"the shard {self.path} was cut short while being read; restore it and start again")
+
+
+@lru_cache(maxsize=64)
+def index_shard(path: Path) -> ShardIndex:
+    """Index one tar; only its headers are read.
+
+    Members are grouped as in WebDataset: by their name up to the first dot of its last component. An image with a text of
+    the same dotted name (``IMG_7.edited.jpg``, ``IMG_7.edited.txt``) is a pair of its own. Hidden members, and those that
+    webdataset keeps for itself (``__index__``), are not read.
+    Anything but a regular file with a plain relative name is rejected.
+
+    Raises:
+        UserError: not a tar, compressed, cut short, an unsafe member, or a duplicate key.
+    """
+    groups: dict[str, Members] = {}
+    offsets: dict[int, str] = {}  # of the members' data: {offset: name}
+    hidden = 0
+    if path.exists() and not path.is_file():  # opening a pipe would block until somebody writes to it
+        raise UserError(
+            f"{path} is not a regular file (but a pipe, a folder or a device); put the shard itself there, or read a command's "
+            "output with data.dir=pipe:…"
+        )
+    try:
+        with open_shard(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            end = 0  # of the last member's data, in tar's blocks of 512 bytes
+            for member in tar:
+                start, end = end, member.offset_data + -(-member.size // 512) * 512
+                if member.offset_data < start:  # a header that points back to earlier members would loop forever
+                    raise UserError(f"{path} is damaged (a member begins within another); make it again or remove it")
+                if member.isdir():
+                    continue
+                parts = Path(member.name.encode("utf-8", "backslashreplace").decode()).parts
+                is_plain = member.isreg() and not member.issparse() and member.size >= 0
+                if not is_plain or member.name.startswith("/") or ".." in parts or not parts:
+                    raise UserError(
+                        f"{path} contains {member.name!r}, which is not a plain file inside the archive; remove that member"
+                    )
+                if is_hidden("/".join(parts)) or WEBDATASET_METADATA.match(member.name):
+                    hidden += 1
+                    continue
+                base, _, extension = parts[-1].partition(".")
+                key = "/".join((*parts[:-1], base))
+                group = groups.setdefault(key, {})
+                if extension.lower() in group:
+                    raise UserError(f"{path} has two members {member.name!r}; make keys unique within the shard")
+                group[extension.lower()] = (member.offset_data, member.size)
+                offsets[member.offset_data] = member.name
+            if os.pread(file.fileno(), 512, end) != bytes(512):
+                raise UserError(f"{path} is cut short (it has no end mark); make it again or remove it")
+    except FileNotFoundError:
+        raise UserError(f"the shard {path} does not exist; restore it or check data.dir") from None
+    except UserError:
+        raise
+    except Exception as error:  # tarfile raises nearly any exception for damaged headers
+        raise UserError(f"{path} is not a complete, uncompressed tar ({error}); make it again or remove it") from None
+    pairs = {key: m for name, group in groups.items() for key, m in _pairs(name, group)}
+    places = {
+        offsets[members[extension][0]]: (position, extension)
+        for position, members in enumerate(pairs.values())
+        for extension in (image_extension_of(members), *TEXTS)
+        if extension in members
+    }
+    unused = Counter(
+        e for group in groups.values() for e, (offset, _) in group.items() if offsets[offset] not in places
+    )
+    counts = dict(unused) | ({"hidden": hidden} if hidden else {})
+    return ShardIndex(path, tuple(pairs), tuple(pairs.values()), places, counts)
+
+
+def _pairs(name: str, group: Members) -> Iterator[tuple[str, Members]]:
+    """(key, members) of the pairs in one group of WebDataset: the group itself, and images whose names have more dots.
+
+    Those are pairs of their own if they have a text of the same name, or if the whole group has nothing but such images.
+    Other dotted members (``a.seg.png``) belong to the group, as in WebDataset.
+    """
+    stems: dict[str, Members] = {}
+    for extension, place in group.items():
+        stem, _, last = extension.rpartition(".")
+        stems.setdefault(stem, {})[last] = place
+    images = [stem for stem, members in stems.items() if image_extension_of(members)]
+    only_images = "" not in stems and all(members.keys() <= set(IMAGE_EXTENSIONS) for members in stems.values())
+    own = [stem for stem in images if stem and (only_images or not stems[stem].keys().isdisjoint(TEXTS))]
+    rest = {e: place for e, place in group.items() if e.rpartition(".")[0] not in own}
+    if "txt" in rest or "json" in rest or len(images) > len(own):
+        yield name, rest
+    for stem in own:
+        yield f"{name}.{stem}", stems[stem]
+
+
+def image_extension_of(members: Collection[str]) -> str | None:
+    """The extension of a pair's image among those of its members; None if it has no image."""
+    return next((extension for extension in IMAGE_EXTENSIONS if extension in members), None)
+
+
+def read_range(descriptor: int, path: Path, offset: int, size: int) -> bytes:
+    """``size`` bytes of an open shard from ``offset`` on; raises UserError naming ``path`` if the file is shorter."""
+    data = os.pread(descriptor, size, offset)
+    if len(data) != size:
+        raise UserError(f"the shard {path} was cut short while being read; restore it and start again")
+    return data
+
+
+def open_shard(path: Path) -> BinaryIO:
+    """The file of a shard; a shard that was evicted from a mirror is downloaded again."""
+    try:
+        return open(path, "rb")
+    except FileNotFoundError:
+        if not fetch_shard(path):
+            raise
+        return open(path, "rb")

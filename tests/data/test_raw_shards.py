@@ -1,0 +1,220 @@
+"""Raw shards: the hash of a key decides its set, training streams one set, and the samples are an ordinary folder."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dejavu_lit.data.prepared import DataSpec
+from dejavu_lit.data.raw_shards import RawShards, write_samples
+from dejavu_lit.data.raw_stream import RawDataModule
+from dejavu_lit.data.settings import LoaderSettings
+from dejavu_lit.data.shards import Pair, ShardSet, read_pairs, write_shards
+from dejavu_lit.data.splits import SETS, seeded_hash
+from dejavu_lit.models.preprocess import Preprocess
+from dejavu_lit.utils.errors import UserError
+from tests.conftest import ROOT, SMALL, run
+from tests.data.images import encoded, sample_image
+from tests.data.test_stream import CONFIG, char_tokens
+
+FRACTIONS = {"A": 0.5, "B": 0.2, "H": 0.1, "V": 0.1, "P": 0.1}
+SIZES = {"A": 20, "B": 10, "H": 6, "V": 6, "P": 6}
+
+
+def pair(number: int) -> Pair:
+    return Pair(f"{number:09d}", encoded(sample_image(number, 40, 36)), "png", f"image number {number}")
+
+
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory) -> Path:
+    """200 pairs in 10 shards as img2dataset writes them, one of them unreadable; sizes.json is gone."""
+    folder = tmp_path_factory.mktemp("raw")
+    write_shards(folder, [pair(number) for number in range(200)], 20)
+    (folder / "sizes.json").unlink()
+    return folder
+
+
+def spec(tars: Path, out: Path, **options) -> DataSpec:
+    data = DataSpec("raw", str(out), shards=f"{tars}/{{00000..00009}}.tar", fractions=FRACTIONS, sizes=SIZES, **options)
+    write_samples(data.raw_shards(), data.sizes, out)
+    return data
+
+
+def module(data: DataSpec, workers: int = 0, **options) -> RawDataModule:
+    pairs = RawDataModule(
+        folder=data.folder,
+        side="target",
+        batch=4,
+        seed=3,
+        preprocess=Preprocess(CONFIG),
+        tokenizer=char_tokens,
+        loader=LoaderSettings(workers=workers),
+        data=data,
+        **options,
+    )
+    pairs.setup("fit")
+    return pairs
+
+
+def captions(batches) -> list[list[str]]:
+    return [[bytes(tokens.tolist()).decode().rstrip() for tokens in batch["tokens"]] for batch in batches]
+
+
+def members(tars: Path, name: str) -> set[str]:
+    raw = RawShards(str(tars), FRACTIONS)
+    keys = [f"{number:09d}" for number in range(200)]
+    return {key for key, code in zip(keys, raw.sets(keys), strict=True) if SETS[code] == name}
+
+
+def numbers(batches: list[list[str]]) -> list[str]:
+    return [f"{int(caption.split()[-1]):09d}" for batch in batches for caption in batch]
+
+
+def test_the_hash_of_the_key_decides_the_set_in_the_given_shares():
+    keys = [f"k{number}" for number in range(20_000)]
+    raw = RawShards("x", {"A": 0.3, "H": 0.2}, seed=5, excluded=frozenset(keys[:1000]))
+    sets = raw.sets(keys)
+    assert set(sets[:1000]) == {-1}
+    share = Counter(sets[1000:].tolist())
+    assert [share[SETS.index(name)] / 19_000 for name in "AH"] == pytest.approx([0.3, 0.2], abs=0.015)
+    expected = seeded_hash(keys, 5, "raw") / 2.0**64 < 0.3
+    assert np.array_equal(sets[1000:] == 0, expected[1000:])
+    assert np.array_equal(raw.sets(keys[::-1]), sets[::-1])
+
+
+@pytest.mark.parametrize("fractions", [{}, {"A": 0.7, "B": 0.4}, {"C": 0.1}, {"A": 0}, {"A": "half"}])
+def test_fractions_that_make_no_sense_are_one_sentence(fractions):
+    with pytest.raises(UserError, match=r"data\.fractions="):
+        RawShards("x", fractions)
+
+
+def test_the_samples_are_an_ordinary_prepared_folder(tars, tmp_path):
+    data = spec(tars, tmp_path / "samples")
+    data.check()
+    for name, size in SIZES.items():
+        pairs = list(read_pairs(ShardSet.open(tmp_path / "samples" / name)))
+        assert len(pairs) == size
+        assert {p.key for p in pairs} <= members(tars, name)
+        assert all(p.image == pair(int(p.key)).image for p in pairs)
+    manifest = json.loads((tmp_path / "samples/manifest.json").read_text())
+    assert manifest["raw_shards"]["shards"] == 10
+    for name in FRACTIONS:
+        assert manifest["raw_shards"]["pairs"][name] == pytest.approx(len(members(tars, name)), rel=0.5)
+    before = (tmp_path / "samples/manifest.json").read_bytes()
+    spec(tars, tmp_path / "samples")
+    assert (tmp_path / "samples/manifest.json").read_bytes() == before
+    with pytest.raises(UserError, match="made with other settings"):
+        spec(tars, tmp_path / "samples", seed=1)
+    with pytest.raises(UserError, match=r"data\.sizes\.P=90, but data\.shards has only"):
+        write_samples(data.raw_shards(), {"P": 90}, tmp_path / "more")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_is_one_pass_over_the_set_in_another_order(tars, tmp_path, workers):
+    own = members(tars, "A")
+    pairs = module(spec(tars, tmp_path, pairs=2 * len(own)), workers)
+    loader = pairs.train_dataloader()
+    epochs = [captions(loader.batches(epoch)) for epoch in (0, 1, 0)]
+    assert len(loader) == len(own) // 4 == len(epochs[0])
+    assert epochs[0] == epochs[2] != epochs[1]
+    for epoch in epochs:
+        assert set(numbers(epoch)) <= own
+    if not workers:  # the loader processes have equally many batches, not equally many pairs
+        assert len(set(numbers(epochs[0]))) == len(loader) * 4
+    assert captions(loader.batches(1, 5)) == epochs[1][5:]  # resumed
+    pairs.teardown("fit")
+
+
+def test_two_ranks_do_equally_many_steps_and_share_no_shard(tars, tmp_path):
+    data = spec(tars, tmp_path)
+    seen = []
+    for rank in range(2):
+        pairs = module(data)
+        pairs.trainer = type("Trainer", (), {"world_size": 2, "global_rank": rank, "current_epoch": 0})()
+        loader = pairs.train_dataloader()
+        seen.append(captions(loader.batches(0)))
+    assert len(seen[0]) == len(seen[1]) == len(loader)
+    assert not set(numbers(seen[0])) & set(numbers(seen[1]))
+
+
+def test_shards_drawn_with_replacement(tars, tmp_path):
+    pairs = module(spec(tars, tmp_path, resampled=True), 0)
+    loader = pairs.train_dataloader()
+    epoch = captions(loader.batches(0))
+    assert len(epoch) == len(loader)
+    assert epoch == captions(loader.batches(0)) != captions(loader.batches(1))
+
+
+def test_excluded_keys_are_in_no_sample_and_no_batch(tars, tmp_path):
+    gone = sorted(members(tars, "A"))[::2]
+    (tmp_path / "gone.txt").write_text("\n".join(gone))
+    data = spec(tars, tmp_path / "samples", exclude=str(tmp_path / "gone.txt"))
+    loader = module(data).train_dataloader()
+    found = {key for epoch in range(4) for key in numbers(captions(loader.batches(epoch)))}
+    assert found == members(tars, "A") - set(gone)
+    assert not set(ShardSet.open(tmp_path / "samples" / "A").keys()) & set(gone)
+
+
+def test_what_needs_exact_counts_is_refused(tars, tmp_path):
+    data = spec(tars, tmp_path)
+    with pytest.raises(UserError, match=r"data\.train_size needs prepared data"):
+        module(data, train_size=5)
+    with pytest.raises(UserError, match=r"data\.shards has 10 shards for 1 ranks × 11 loader processes"):
+        module(data, workers=11).train_dataloader()
+
+
+def test_a_pipe_needs_the_permission_of_the_environment(tars, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEJAVU_CACHE", str(tmp_path / "cache"))
+    raw = RawShards(f"pipe:touch {tmp_path}/ran; cat {tars}/{{00000..00009}}.tar", FRACTIONS)
+    with pytest.raises(UserError, match="would run a command; set DEJAVU_PIPE=1"):
+        write_samples(raw, SIZES, tmp_path / "out")
+    assert not (tmp_path / "ran").exists()
+    monkeypatch.setenv("DEJAVU_PIPE", "1")
+    write_samples(raw, SIZES, tmp_path / "out")
+    assert ShardSet.open(tmp_path / "out" / "A").sizes == (20,)
+    assert (tmp_path / "ran").exists()
+
+
+def test_training_and_evaluation_on_raw_shards_with_two_uneven_ranks(scenes, tmp_path):
+    """The scenes' pairs as raw shards of very different sizes; the ranks end together, and metrics.json says what is expected."""
+    pairs = [p for name in "ABHVP" for p in read_pairs(ShardSet.open(scenes / name))]
+    for number, (first, last) in enumerate([(0, 10), (10, 200), (200, 300), (300, len(pairs))]):
+        write_shards(tmp_path / f"part{number}", pairs[first:last], 1000)
+        (tmp_path / f"part{number}" / "00000.tar").rename(tmp_path / f"{number}.tar")
+    small = [option for option in SMALL if not option.startswith("data.")]
+    data = ["data=stream", f"data.shards={tmp_path}", f"data.dir={tmp_path / 'samples'}"]
+    data += [
+        "data.fractions={A: 0.3, B: 0.3, H: 0.2, V: 0.05, P: 0.15}",
+        "data.sizes={A: 40, B: 40, H: 30, V: 4, P: 30}",
+    ]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    target = [str(ROOT / "train.py"), "side=target", *data, f"out={tmp_path / 'target'}", *small, "trainer.devices=2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*torchrun, *target], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    run("train", "side=reference", *data, f"out={tmp_path / 'reference'}", *small)
+    record = json.loads((tmp_path / "target" / "run.json").read_text())
+    assert record["batches"] == 2 * (record["train_size"] // 16)
+    assert record["exposure"]["mean"] == pytest.approx(record["batches"] * 16 / record["train_size"])
+    table = tmp_path / "objects.csv"
+    table.write_text("key,labels\n" + "".join(f"{p.key},{p.caption.split()[-1]}\n" for p in pairs))
+    run("annotate", "annotator=table", f"annotator.path={table}", *data)
+    sides = [f"{side}={tmp_path / side}" for side in ("target", "reference")]
+    run("evaluate", *sides, *data, "objects=table", f"out={tmp_path / 'gap'}", "k=5", "ks=[5]", "report.write=false")
+    metrics = json.loads((tmp_path / "gap" / "metrics.json").read_text())
+    assert metrics["exposure"]["target"] is None
+    assert metrics["raw_shards"]["expected_exposure"]["target"] == record["exposure"]["mean"]
+    assert metrics["symmetric"]["ppg"]["value"] is not None
+
+
+def test_the_batches_do_not_depend_on_torch_s_generator(tars, tmp_path):
+    loader = module(spec(tars, tmp_path)).train_dataloader()
+    state = torch.get_rng_state()
+    captions(loader.batches(0))
+    assert torch.equal(torch.get_rng_state(), state)
