@@ -1,4 +1,4 @@
-"""benchmarks/training.py runs as its docstring says and prints JSON lines; its figures are no test's business."""
+"""The benchmarks of training and of a GPU run as their docstrings say and print JSON lines; figures are no test's business."""
 
 import json
 import subprocess
@@ -13,9 +13,9 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.slow
 
 
-def lines(*options: str) -> list[dict[str, Any]]:
+def lines(*options: str, script: str = "training") -> list[dict[str, Any]]:
     """What it prints."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "training.py"), *options, "--threads", "1"]
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{script}.py"), *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -30,7 +30,7 @@ def peer() -> None:
 
 
 def test_a_claim_of_few_steps(peer):
-    (line,) = lines("train_tiny", "--steps", "2")
+    (line,) = lines("train_tiny", "--steps", "2", "--threads", "1")
     assert line["name"] == "train_tiny"
     assert line["unit"] == "pairs/s"
     assert line["pairs"] == 2 * line["batch"]
@@ -39,7 +39,15 @@ def test_a_claim_of_few_steps(peer):
 
 
 def test_a_profile():
-    trimmed, padded = lines("--profile", "train_tiny")
+    trimmed, padded = lines("--profile", "train_tiny", "--threads", "1")
     assert (trimmed["name"], trimmed["trim"], padded["trim"]) == ("profile_tiny", True, False)
     assert {"data", "image forward", "text forward", "backward", "optimizer"} <= trimmed["milliseconds"].keys()
     assert 0 < trimmed["gflop"] < padded["gflop"]
+
+
+def test_the_script_for_a_gpu_on_a_cpu():
+    found = {line["name"]: line for line in lines("--tiny", script="gpu")}
+    assert list(found) == ["product_bf16", "train_tiny", "embedding_tiny", "search", "parity"]
+    assert 0 < found["train_tiny"]["share_of_peak"]["peer"] < 1
+    assert found["search"]["same_neighbors"] > 0.9
+    assert found["parity"]["largest_difference"] == 0  # the same device twice

@@ -28,7 +28,7 @@ def dedup(cfg: DictConfig, out: Path) -> None:
         sets = {
             name: sets[name] for name in sorted(sets, key=lambda n: (n not in SETS, SETS.index(n) if n in SETS else n))
         }
-    saved = {name: value for name, value in config.items() if name not in ("out", "workers", "device")}
+    saved = {name: value for name, value in config.items() if name not in ("out", "workers", "device", "force")}
     with run_directory(out, {**saved, "data": pinned(config["data"])}):
         from dejavu_lit.duplicates.dedup import LIST, DuplicateCriteria
         from dejavu_lit.duplicates.dedup import dedup as run
@@ -36,12 +36,15 @@ def dedup(cfg: DictConfig, out: Path) -> None:
         criteria = DuplicateCriteria(
             *(config[name] for name in ("distance", "encoder", "similarity", "device", "workers"))
         )
-        report = run(out, sets, criteria, config["within"], data.excluded)
+        report = run(out, sets, criteria, config["within"], data.excluded, config["force"])
     for name, kind in report["kinds"].items():
         print(f"{name}: {kind['groups']} groups of {kind['pictures']} images, the largest of {kind['largest']}")
     across = {(a, b): n for a, row in report["shared"]["any"].items() for b, n in row.items() if a < b and n}
     print("across sets: " + (", ".join(f"{n} of {a} also in {b}" for (a, b), n in across.items()) or "none"))
-    print(f"{report['exclude']['keys']} keys to exclude: data.exclude={out / LIST}")
+    if report["exclude"]["file"]:
+        print(f"{report['exclude']['keys']} keys to exclude: data.exclude={out / LIST}")
+    else:
+        print("no keys to exclude: one group has more than half of a set (force=true lists them all the same)")
 
 
 main = command("dedup", dedup)

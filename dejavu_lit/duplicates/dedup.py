@@ -33,6 +33,7 @@ SCHEMA = 1  # of report.json
 REPORT, PAIRS, COUNTS, LIST, EXAMPLES = "report.json", "duplicates.parquet", "counts.csv", "exclude.txt", "examples.png"
 RULE = "in each group, the images of the first of its sets are kept"
 RULE_WITHIN = "in each group, one image is kept: the one with the smallest key in the first of its sets"
+CHAIN = 10  # images, the smallest group that is suspected of being a chain of images that merely look alike
 EXAMPLES_PER_KIND = 12  # pairs of each kind on the sheet
 THUMBNAIL = 112  # pixels
 log = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ def dedup(
     criteria: DuplicateCriteria,
     within: bool = False,
     excluded: frozenset[str] = frozenset(),
+    force: bool = False,
 ) -> dict[str, Any]:
     """Find the duplicates in ``sets`` and write the pairs, counts, a sheet of examples and the list of keys into ``out``.
 
@@ -92,16 +94,19 @@ def dedup(
         sets: {name: shards}; duplicates across sets are kept in the set that is named first.
         within: also exclude duplicates within a set, so that one image of each group is kept.
         excluded: keys that are already excluded: they are not compared and are in the list, too.
+        force: write the list even if one group has more than half of a set.
 
     Returns:
-        The contents of report.json.
+        The contents of report.json; exclude.file is null if no list was written.
 
     Raises:
         UserError: a key is in two sets or contains a line break, or the model cannot be loaded or embeds no images.
     """
     if (out / REPORT).is_file():
-        log.info("%s is finished; nothing to do", out)
-        return read_json_object(out / REPORT, SCHEMA)
+        report = read_json_object(out / REPORT, SCHEMA)
+        if report["exclude"]["file"] or not force:
+            log.info("%s is finished; nothing to do", out)
+            return report
     _check_keys(sets)
     images, hashes, unusable = _hashed_images(sets, out / "hashes", criteria, excluded)
     kinds = [_exact(hashes)]
@@ -111,6 +116,7 @@ def dedup(
         kinds.append(_semantic(out, sets, criteria, images))
     groups = _connected(kinds, len(images.keys))
     exclude = excluded | set(keys_to_exclude(images, groups, within))
+    listed = force or not _is_chained(images, groups)
     counts = {kind.name: shared_counts(images, kind.groups) for kind in kinds} | {"any": shared_counts(images, groups)}
     report = {
         "schema": SCHEMA,
@@ -125,16 +131,33 @@ def dedup(
         "kinds": {kind.name: {**kind.details, **group_sizes(kind.groups)} for kind in kinds}
         | {"any": group_sizes(groups)},
         "shared": counts,
-        "exclude": {"file": LIST, "keys": len(exclude), "rule": RULE_WITHIN if within else RULE},
+        "exclude": {"file": LIST if listed else None, "keys": len(exclude), "rule": RULE_WITHIN if within else RULE},
     }
     _write_pairs(out / PAIRS, images, groups, kinds)
     _write_counts(out / COUNTS, counts)
     if tiles := _example_tiles(sets, images, kinds):
         with atomic(out / EXAMPLES) as part:
             sheet(tiles, 4).save(part, "PNG")
-    write_text(out / LIST, "".join(f"{key}\n" for key in sorted(exclude)))
+    if listed:
+        write_text(out / LIST, "".join(f"{key}\n" for key in sorted(exclude)))
     write_json(out / REPORT, report)
     return report
+
+
+def _is_chained(images: Images, groups: np.ndarray) -> bool:
+    """Whether the largest group has more than half of a set, with a warning if so."""
+    largest = groups == np.bincount(groups, minlength=1).argmax()
+    for number, name in enumerate(images.sets):
+        members = images.set_numbers == number
+        count = int((largest & members).sum())
+        if count >= CHAIN and 2 * count > members.sum():
+            log.warning(
+                "one group has %d of the %d images of %s: they are chained by looking alike, not copies of each other, so no "
+                "%s was written; look at %s, then raise similarity= or lower distance= with another out=, or pass force=true",
+                *(count, members.sum(), name, LIST, EXAMPLES),
+            )
+            return True
+    return False
 
 
 def keys_to_exclude(images: Images, groups: np.ndarray, within: bool) -> list[str]:

@@ -1,9 +1,10 @@
 """What one evaluation compares: two models, the measured sets and the public set, and whether they fit together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dejavu_lit.data.key_lists import prefix
 from dejavu_lit.data.manifest import MANIFEST
@@ -15,6 +16,8 @@ from dejavu_lit.evaluation.settings import Comparison
 from dejavu_lit.measure.figures import BLOCK_SETS
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256
+
+SIMILAR_SIZE = 0.05  # share by which two training sets may differ in size
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,37 @@ class EmbeddedSets:
             by_reference = captions["reference", block].rows
             keys[block] = [key for key in captions["target", block].keys if key in by_reference and key in members]
         return cls(public, captions, public_keys, keys)
+
+
+def training_differences(target: AuditedModel, reference: AuditedModel) -> dict[str, list[Any]] | None:
+    """{option: [target's value, reference's]} of the training options in which two runs differ; None if one is not a run.
+
+    Compared are recipe, model, mitigation, the epochs that were trained, and the number of pairs if it differs by more than
+    SIMILAR_SIZE: A and B are not always of exactly one size.
+    """
+    if target.run is None or reference.run is None:
+        return None
+    first, second = _training_options(target), _training_options(reference)
+    different = {
+        name: [first.get(name), second.get(name)] for name in first | second if first.get(name) != second.get(name)
+    }
+    a, b = (model.run_json.get("train_size") for model in (target, reference))
+    if a and b and max(a, b) > (1 + SIMILAR_SIZE) * min(a, b):
+        different["pairs"] = [a, b]
+    return different
+
+
+def _training_options(model: AuditedModel) -> dict[str, Any]:
+    """{dotted option: value}; the options that only decide when training ends are left to the number of epochs."""
+    found: dict[str, Any] = {"epochs": model.epoch or model.run_json.get("epochs")}
+    todo: list[tuple[str, Any]] = [(group, model.config.get(group)) for group in ("recipe", "model", "mitigation")]
+    while todo:
+        name, value = todo.pop(0)
+        if isinstance(value, Mapping):
+            todo += [(f"{name}.{key}", part) for key, part in value.items() if key != "_target_"]
+        elif name not in ("mitigation.stop_epoch", "mitigation.gap_budget"):
+            found[name] = value
+    return found
 
 
 def _check_overlap(members: set[str], public_keys: Sequence[str], inputs: EvaluationInputs, block: str) -> None:

@@ -17,7 +17,7 @@ from dejavu_lit.data.manifest import MANIFEST, exact_copies
 from dejavu_lit.data.objects import Objects, read_objects
 from dejavu_lit.data.shards import BadPair, ShardSet, read_pairs
 from dejavu_lit.evaluation.audited_model import AuditedModel, weight_states
-from dejavu_lit.evaluation.comparison import EmbeddedSets, EvaluationInputs
+from dejavu_lit.evaluation.comparison import EmbeddedSets, EvaluationInputs, training_differences
 from dejavu_lit.evaluation.context import (
     METRICS,
     EvaluationSpec,
@@ -29,6 +29,7 @@ from dejavu_lit.evaluation.context import (
     write_context,
 )
 from dejavu_lit.evaluation.utility import utility
+from dejavu_lit.measure.controls import differences_sentence
 from dejavu_lit.measure.figures import BLOCK_SETS
 from dejavu_lit.measure.metrics import measure
 from dejavu_lit.measure.per_pair import most_memorized, pair_gaps, read_keys, write_csv
@@ -119,6 +120,7 @@ def _embed_search_and_write_records(spec: EvaluationSpec, ranks: Ranks) -> dict[
         "utility": {role: utility(model, spec.data) for role, model in inputs.models.items()},
         "exposure": {"target": _span(exposures["population"]), "reference": _span(exposures["swapped"])},
         "raw_shards": _raw_shards(inputs),
+        "training_differences": _training_differences(inputs),
         "search": {
             "index": spec.comparison.index,
             "recall": min(recall for _, recall in results.values()),
@@ -135,6 +137,14 @@ def _raw_shards(inputs: EvaluationInputs) -> dict[str, Any] | None:
     expected = {role: (model.run_json.get("exposure") or {}).get("mean") for role, model in models}
     known = read_json_object(inputs.data.folder / MANIFEST)["raw_shards"]
     return {**known, "expected_exposure": expected, "note": RAW_SHARDS_NOTE}
+
+
+def _training_differences(inputs: EvaluationInputs) -> dict[str, Any] | None:
+    """In which options the two models were trained differently, with a warning if they were; None if unknown."""
+    differences = training_differences(*(inputs.models[role] for role in SIDES))
+    if differences:
+        log.warning(differences_sentence(differences))
+    return differences
 
 
 def _public_copies(spec: EvaluationSpec) -> int | None:
@@ -267,6 +277,7 @@ def _measure(spec: EvaluationSpec, context: Mapping[str, Any], statistics: Mappi
     metrics = measure(sets["population"], sets.get("null"), sets.get("swapped"), settings, objects_at)
     metrics |= {name: context[name] for name in ("utility", "exposure", "search")}
     metrics |= {"raw_shards": context["raw_shards"]} if context.get("raw_shards") else {}
+    metrics["training_differences"] = context.get("training_differences")  # not in the contexts of earlier versions
     metrics["settings"] |= {name: getattr(spec.comparison, name) for name in (*SIDES, "public_modality")}
     metrics["settings"] |= {
         "objects": str(spec.objects),

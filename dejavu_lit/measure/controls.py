@@ -106,11 +106,12 @@ def memorization_found(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, An
     It was found if the lower 95 % bound of symmetric PPG is above 0, both directions have the same sign, and corrected
     PPG is above 0. With s ≥ 3 seed pairs the bound is that of the t interval. With one seed pair it is that of the records'
     bootstrap, which does not include training noise, and the sentence says "one seed pair". With two, each pair must pass
-    alone.
+    alone. It cannot be said where |null PPG| is at least |symmetric PPG|, unless the null's interval contains 0 and nothing
+    was found anyway: then it was not shown.
 
     Returns:
         {found: true|false|null, words, seed_pairs, interval: [low, high] or null, above_zero, one_sign, corrected}; the
-        last three are the conditions of the rule. found is null if one of the blocks is missing.
+        last three are the conditions of the rule. found is null if it cannot be said, or if one of the blocks is missing.
     """
     s, pooled = len(evaluations), pool_blocks(evaluations)
     pairs = {1: "one seed pair", 2: "two seed pairs, too few for an interval over seeds"}.get(s, f"{s} seed pairs")
@@ -128,20 +129,43 @@ def memorization_found(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, An
         low, high = min(e["symmetric"]["ppg"]["ci95"] for e in evaluations)
     # Two pairs are judged separately, any other number by the means.
     judged = [{block: e[block]["ppg"]["value"] for block in BLOCKS} for e in evaluations] if s == 2 else [ppg]
-    above_zero = low > 0
+    above_zero = bool(low > 0)
     one_sign = all(gap["population"] * gap["swapped"] > 0 for gap in judged)
     corrected = all(gap["corrected"] > 0 for gap in judged)
+    found: bool | None = above_zero and one_sign and corrected
     verdict = _verdict(above_zero, one_sign, corrected, ppg)
-    words = f"{verdict}: symmetric PPG {ppg['symmetric']:.3f}, 95 % interval {low:.3f} to {high:.3f}, {pairs}."
+    if any(abs(gap["null"]) >= abs(gap["symmetric"]) for gap in judged) and (
+        found or _null_differs(evaluations, pooled)
+    ):
+        found, verdict = (
+            None,
+            (
+                "Whether memorization was found cannot be said: two models that differ as much on the holdout, which nobody "
+                f"trained on (null PPG {ppg['null']:.3f}), show nothing"
+            ),
+        )
     return {
-        "found": bool(above_zero and one_sign and corrected),
-        "words": words,
+        "found": found,
+        "words": f"{verdict}: symmetric PPG {ppg['symmetric']:.3f}, 95 % interval {low:.3f} to {high:.3f}, {pairs}.",
         "seed_pairs": s,
         "interval": [float(low), float(high)],
-        "above_zero": bool(above_zero),
+        "above_zero": above_zero,
         "one_sign": bool(one_sign),
         "corrected": bool(corrected),
     }
+
+
+def _null_differs(evaluations: Sequence[Mapping[str, Any]], pooled: Mapping[str, Any]) -> bool:
+    """Whether the null's own interval, that of every pair below 3, excludes 0."""
+    intervals = (
+        [pooled["null"]["ppg"]["ci95"]] if len(evaluations) >= 3 else [e["null"]["ppg"]["ci95"] for e in evaluations]
+    )
+    return all(excludes_zero(interval) for interval in intervals)
+
+
+def excludes_zero(interval: Sequence[float]) -> bool:
+    """Whether [low, high] lies on one side of 0."""
+    return interval[0] > 0 or interval[1] < 0
 
 
 def _verdict(above_zero: bool, one_sign: bool, corrected: bool, ppg: Mapping[str, float]) -> str:
@@ -156,6 +180,15 @@ def _verdict(above_zero: bool, one_sign: bool, corrected: bool, ppg: Mapping[str
     if failures:
         return f"Memorization was not shown, because {', and '.join(failures)}"
     return "Memorization was found"
+
+
+def differences_sentence(differences: Mapping[str, Sequence[Any]]) -> str:
+    """{option: (target's value, reference's)} of how two models were trained, as one sentence."""
+    listed = ", ".join(f"{name} {a} and {b}" for name, (a, b) in differences.items())
+    return (
+        f"Target and reference were not trained alike ({listed}), so their gap is also one of quality; train both with the same "
+        "options, or rely on no figure but the symmetric gap beside its null."
+    )
 
 
 def blind_baseline(records: Records, target: Scores, reference: Scores, k: int) -> dict[str, Any]:

@@ -24,13 +24,8 @@ RECORD_FILES = {"population": "records.parquet", "null": "records_null.parquet",
 MODEL_FREE_OPTIONS = ("k", "ks", "threshold", "top_m", "statistics", "objects", "by_objects", "keys")
 # Options that decide where an evaluation is computed and stored, which its figures do not depend on.
 PLACEMENT_OPTIONS = ("device", "workers", "embeddings")
-UNCHANGED_PARTS = (
-    "utility",
-    "exposure",
-    "raw_shards",
-    "provenance",
-    "search",
-)  # of metrics.json, at another k or with other objects
+# Parts of metrics.json that are the same at another k or with other objects.
+UNCHANGED_PARTS = ("utility", "exposure", "raw_shards", "provenance", "search", "training_differences")
 
 
 def read_evaluation(

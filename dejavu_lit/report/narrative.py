@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dejavu_lit.measure.controls import beats_blind
+from dejavu_lit.measure.controls import beats_blind, differences_sentence, excludes_zero
 from dejavu_lit.measure.figures import BLOCKS, FIGURES, UTILITY
 from dejavu_lit.models.model_name import ModelName
 
@@ -85,7 +85,7 @@ def control_checks(metrics: Mapping[str, Any]) -> list[ControlCheck]:
         _above_zero("Corrected gap above 0", "corrected", ppg["corrected"], reasons),
         _null_is_smaller(ppg["null"], ppg["symmetric"] or ppg["population"], reasons),
         _better_than_blind(metrics.get("blind")),
-        *(ControlCheck("caution", "Comparable models", sentence) for sentence in metrics.get("warnings") or []),
+        *_same_training(metrics.get("training_differences")),
     ]
 
 
@@ -117,12 +117,13 @@ def _null_is_smaller(null: Any, gap: Any, reasons: Mapping[str, str]) -> Control
         "On the holdout set, which neither model was trained on, "
         f"PPG is {signed(null['value'])} ({interval(null['ci95'])})"
     )
-    differs = null["ci95"][0] > 0 or null["ci95"][1] < 0
+    differs = excludes_zero(null["ci95"])
     if differs:
         sentence += ", so the two models differ in utility; the symmetric gap cancels this difference to first order"
     sentence += f"; the measured gap is {signed(gap['value'])}."
-    smaller = abs(null["value"]) < gap["value"]
-    return ControlCheck("caution" if smaller and differs else to_state(smaller), title, sentence)
+    if abs(null["value"]) >= gap["value"]:
+        return ControlCheck("no", title, sentence)
+    return ControlCheck("caution" if differs else "yes", title, sentence)
 
 
 def _better_than_blind(baseline: Any) -> ControlCheck:
@@ -131,6 +132,16 @@ def _better_than_blind(baseline: Any) -> ControlCheck:
         return ControlCheck("unknown", title, "The blind baseline was not measured.")
     beaten, words = beats_blind(baseline)
     return ControlCheck("yes" if beaten else "caution", title, words)
+
+
+def _same_training(differences: Any) -> list[ControlCheck]:
+    """Nothing where it is not known how both models were trained."""
+    if differences is None:
+        return []
+    title = "Both models were trained alike"
+    if not differences:
+        return [ControlCheck("yes", title, "Recipe, size, epochs, architecture and mitigations are the same.")]
+    return [ControlCheck("caution", title, differences_sentence(differences))]
 
 
 def _not_measured(block: str, reasons: Mapping[str, str]) -> str:

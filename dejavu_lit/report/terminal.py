@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from dejavu_lit.measure.controls import beats_blind
+from dejavu_lit.measure.controls import beats_blind, differences_sentence
 from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES
 from dejavu_lit.report.narrative import meanings, study_sentence
 
@@ -73,6 +73,8 @@ def show_evaluation(metrics: Mapping[str, Any], out: Path, width: int | None = N
     terminal.print(metrics["found"]["words"])
     if metrics.get("blind"):
         terminal.print(beats_blind(metrics["blind"])[1], soft_wrap=True)
+    if metrics.get("training_differences"):
+        terminal.print(differences_sentence(metrics["training_differences"]), soft_wrap=True)
     utility = metrics.get("utility") or {}
     for side in ("target", "reference"):
         values = {name: value for name, value in (utility.get(side) or {}).items() if isinstance(value, float)}

@@ -20,7 +20,8 @@ from dejavu_lit.measure.figures import FIGURES
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import read_json
 
-# The sd of symmetric PPG between seed pairs on the scenes data, with the same seed for both models of a pair.
+# The sd of symmetric PPG between seed pairs on the scenes data, with the same seed for both models of a pair. Other figures are
+# assumed to vary as much in units of their own record sd.
 ASSUMED_TRAINING_SD = 0.04
 SEED_PAIRS = (1, 3, 4, 5, 7, 10)
 MOST_RECORDS = 10_000_000
@@ -111,16 +112,18 @@ def variances(evaluations: Sequence[tuple[str, Mapping[str, Any]]], figure: str 
 
     sampling_sd is √n times the symmetric gap's standard error (root mean square over the evaluations), with n the records of
     one side (harmonic mean of A and B). training_sd is the spread between seed pairs of one setting beyond sampling noise,
-    pooled over the settings; it is assumed if no setting has two seed pairs.
+    pooled over the settings; if no setting has two seed pairs it is assumed: PPG's ASSUMED_TRAINING_SD times the ratio of the
+    figure's sampling_sd to PPG's.
     """
     groups: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    sampling, records = [], []
+    sampling, of_ppg, records = [], [], []
     for setting, metrics in evaluations:
         counts = metrics["counts"]
         n = 2 / (1 / counts["records"] + 1 / counts["swapped"]["records"])
         se = metrics["symmetric"][figure]["se"]
         groups[setting].append((metrics["symmetric"][figure]["value"], se**2))
         sampling.append(se**2 * n)
+        of_ppg.append(metrics["symmetric"]["ppg"]["se"] ** 2 * n)
         records.append(n)
     squares = freedom = noise = 0.0
     for pairs in groups.values():
@@ -128,7 +131,10 @@ def variances(evaluations: Sequence[tuple[str, Mapping[str, Any]]], figure: str 
         squares += float(((values - values.mean()) ** 2).sum())
         freedom += len(values) - 1
         noise += float(squared_errors.mean()) * (len(values) - 1)
-    training = sqrt(max(0.0, (squares - noise) / freedom)) if freedom else ASSUMED_TRAINING_SD
+    if freedom:
+        training = sqrt(max(0.0, (squares - noise) / freedom))
+    else:
+        training = ASSUMED_TRAINING_SD * (sqrt(sum(sampling) / sum(of_ppg)) if sum(of_ppg) else 1.0)
     return {
         "sampling_sd": sqrt(float(np.mean(sampling))),
         "training_sd": training,

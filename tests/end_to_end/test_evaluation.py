@@ -131,6 +131,14 @@ def test_metrics_follow_the_schema_and_hold_what_was_promised(evaluation):
         assert len(list(csv.DictReader(file))) == 96
 
 
+def test_models_of_different_epochs_are_compared_with_a_warning(runs, tmp_path):
+    options = [f"target={runs['target']}", f"reference={runs['reference']}@1", f"out={tmp_path / 'out'}"]
+    done = call("evaluate", *options, "k=5", "ks=[5]", "statistics.bootstrap=200", "report.write=false")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["training_differences"] == {"epochs": [2, 1]}
+    assert "Target and reference were not trained alike (epochs 2 and 1)" in done.stdout
+
+
 def test_another_k_is_recomputed_without_torch_and_equals_a_fresh_evaluation(evaluation, runs, tmp_path):
     copy = tmp_path / "again"
     shutil.copytree(evaluation, copy)

@@ -28,12 +28,13 @@ class Studies:
     above_zero: np.ndarray
     one_sign: np.ndarray
     corrected: np.ndarray
+    null_smaller: np.ndarray
     covers: np.ndarray
 
     @property
     def found(self) -> np.ndarray:
         """Whether all conditions hold."""
-        return self.above_zero & self.one_sign & self.corrected
+        return self.above_zero & self.one_sign & self.corrected & self.null_smaller
 
 
 def studies(random: np.random.Generator, count: int, pairs: int, shift: float, spread: float = 0.0) -> Studies:
@@ -50,7 +51,8 @@ def studies(random: np.random.Generator, count: int, pairs: int, shift: float, s
         half = stats.t.ppf(0.975, pairs - 1) * symmetric.std(axis=1, ddof=1) / np.sqrt(pairs)
     one_sign = population.mean(axis=1) * swapped.mean(axis=1) > 0
     corrected = population.mean(axis=1) > null.mean(axis=1)
-    return Studies(population, null, swapped, mean - half > 0, one_sign, corrected, np.abs(mean) <= half)
+    null_smaller = np.abs(null.mean(axis=1)) < np.abs(mean)
+    return Studies(population, null, swapped, mean - half > 0, one_sign, corrected, null_smaller, np.abs(mean) <= half)
 
 
 def rates(count: int = 200_000) -> list[dict[str, float]]:

@@ -46,7 +46,7 @@ def test_the_simulation_follows_the_rule_of_the_package(pairs: int) -> None:
     verdicts = [memorization_found(evaluations(batch, study)) for study in range(250)]
     for condition in ("above_zero", "one_sign", "corrected", "found"):
         expected = getattr(batch, condition)
-        assert [each[condition] for each in verdicts] == expected.tolist()
+        assert [bool(each[condition]) for each in verdicts] == expected.tolist()  # null: it cannot be said
         assert 0 < expected.sum() < 250
 
 
@@ -136,7 +136,7 @@ def test_false_alarms_of_whole_studies(pairs: int, count: int) -> None:
             each.append({name: estimate.block() if estimate else None for name, estimate in five_blocks.items()})
         verdict = memorization_found(each)
         interval += verdict["above_zero"]
-        alarms += verdict["found"]
+        alarms += bool(verdict["found"])
     few = 4 * np.sqrt(0.025 * 0.975 / count)  # four standard errors of the simulation
     assert 0.025 - few < interval / count < 0.025 + few
     assert 0 < alarms / count < 0.035

@@ -68,6 +68,32 @@ def test_the_controls_warn_of_models_that_are_no_better_than_the_most_frequent_o
         assert checks(metrics | {"blind": baseline})[-1]["state"] == state
 
 
+@pytest.mark.parametrize(
+    ("null", "state"), [([0.01, -0.01, 0.03], "yes"), ([0.05, 0.03, 0.07], "caution"), ([0.25, 0.2, 0.3], "no")]
+)
+def test_the_null_is_a_caution_if_it_is_smaller_but_not_nothing(
+    evaluation: Path, null: list[float], state: str
+) -> None:
+    metrics = read_json(evaluation / "metrics.json")
+    metrics["null"]["ppg"] |= {"value": null[0], "ci95": null[1:]}
+    metrics["symmetric"]["ppg"] |= {"value": 0.2}
+    (check,) = (check for check in control_checks(metrics) if check.name.startswith("Null"))
+    assert check.state == state
+
+
+def test_models_that_were_not_trained_alike_are_a_caution(evaluation: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = read_json(evaluation / "metrics.json") | {
+        "training_differences": {"epochs": [1, 25], "pairs": [500, 2000]}
+    }
+    check = control_checks(metrics)[-1]
+    assert check.state == "caution"
+    assert "(epochs 1 and 25, pairs 500 and 2000)" in check.sentence
+    show_evaluation(metrics, evaluation)
+    assert check.sentence in capsys.readouterr().out
+    assert control_checks(metrics | {"training_differences": {}})[-1].state == "yes"
+    assert "alike" not in control_checks(metrics | {"training_differences": None})[-1].name
+
+
 def test_the_terminal_and_metrics_say_whether_the_models_are_better_than_blind(
     evaluation: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

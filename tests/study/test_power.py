@@ -79,6 +79,16 @@ def test_variances_of_seed_pairs_and_of_a_study(tmp_path: Path) -> None:
     assert required_sample(paths)["variances"]["training_sd"] > 2 * study["training_sd"]
 
 
+def test_the_assumed_spread_is_in_the_figure_s_own_units(tmp_path: Path) -> None:
+    one = metrics(0.2)
+    one["symmetric"]["aucg"] = {"value": 0.08, "se": 0.0025}
+    write_json(tmp_path / "metrics.json", one)
+    assert required_sample(tmp_path / "metrics.json", figure="ppg")["variances"]["training_sd"] == ASSUMED_TRAINING_SD
+    aucg = required_sample(tmp_path / "metrics.json", figure="aucg")["variances"]
+    assert aucg["training_sd"] == pytest.approx(ASSUMED_TRAINING_SD / 4)
+    assert aucg["assumed"] is True
+
+
 def test_the_summary(tmp_path: Path) -> None:
     write_json(tmp_path / "m.json", metrics(0.5, se=0.01))
     assert required_sample(tmp_path / "m.json", gap=0.2)["words"].startswith(

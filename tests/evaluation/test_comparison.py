@@ -1,0 +1,42 @@
+"""In which options two runs were trained differently."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dejavu_lit.evaluation.audited_model import AuditedModel
+from dejavu_lit.evaluation.comparison import training_differences
+from dejavu_lit.utils.io import write_json
+
+CONFIG: dict[str, Any] = {
+    "recipe": {"_target_": "dejavu_lit.training.clip_module.Recipe", "epochs": 25, "lr": 0.001},
+    "model": {"name": "tiny", "config": {"embed_dim": 32, "vision_cfg": {"width": 32}}},
+    "mitigation": {"text_mask": 0, "stop_epoch": None},
+}
+
+
+def run(folder: Path, config: dict[str, Any], pairs: int = 2000, epochs: int = 25) -> AuditedModel:
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    write_json(folder / "run.json", {"schema": 1, "train_size": pairs, "epochs": epochs})
+    return AuditedModel(str(folder), folder / "embeddings")
+
+
+def test_what_differs_is_named_with_both_values(tmp_path: Path) -> None:
+    target = run(tmp_path / "target", CONFIG)
+    assert training_differences(target, run(tmp_path / "alike", CONFIG, pairs=1950)) == {}
+    mitigated = CONFIG | {"mitigation": {"text_mask": 0.5, "stop_epoch": 10}, "recipe": CONFIG["recipe"] | {"lr": 0.01}}
+    wider = mitigated | {"model": {"name": "tiny", "config": {"embed_dim": 32, "vision_cfg": {"width": 64}}}}
+    assert training_differences(target, run(tmp_path / "other", wider, pairs=500, epochs=10)) == {
+        "epochs": [25, 10],
+        "recipe.lr": [0.001, 0.01],
+        "mitigation.text_mask": [0, 0.5],
+        "model.config.vision_cfg.width": [32, 64],
+        "pairs": [2000, 500],
+    }
+
+
+def test_it_is_unknown_how_other_models_were_trained(tmp_path: Path) -> None:
+    target = run(tmp_path / "target", CONFIG)
+    assert training_differences(target, AuditedModel("ViT-B-32@openai", tmp_path)) is None
