@@ -217,26 +217,14 @@ def _released(name: ModelName) -> bool:
 
 
 def weight_states(files: Mapping[str, Path]) -> dict[str, Any]:
-    """{name: {bytes, mtime_ns, sha256}} of weight files."""
-    states = {}
-    for name, file in files.items():
-        stat = file.stat()
-        states[name] = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": file_sha256(file)}
-    return states
+    """{name: {sha256}} of weight files."""
+    return {name: {"sha256": file_sha256(file)} for name, file in files.items()}
 
 
 def changed_weights(files: Mapping[str, Path], known: Mapping[str, Any]) -> Path | None:
     """The first file whose contents differ from ``known``, the states of an earlier call; None if there is none.
 
-    A file of the same size and time is not read again, and a copy with the same contents is not a change. Files that are
-    missing now, or were not known then, do not count.
+    Files that are missing now, or were not known then, do not count.
     """
-    for name, file in files.items():
-        if (before := known.get(name)) is None:
-            continue
-        now = file.stat()
-        if now.st_size != before["bytes"]:
-            return file
-        if now.st_mtime_ns != before["mtime_ns"] and file_sha256(file) != before["sha256"]:
-            return file
-    return None
+    states = weight_states({name: file for name, file in files.items() if name in known})
+    return next((files[name] for name, state in states.items() if state["sha256"] != known[name]["sha256"]), None)

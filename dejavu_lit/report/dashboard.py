@@ -25,7 +25,7 @@ from dejavu_lit.report.scalars import scalars, settings_rows
 from dejavu_lit.report.study import setting_labels
 from dejavu_lit.utils.io import file_sha256, read_json, to_plain_json, write_json
 from dejavu_lit.utils.run_directory import read_config
-from dejavu_lit.utils.wandb import FOLDER, LoggerSettings, Wandb, quiet, start_run, wandb_options
+from dejavu_lit.utils.wandb import FOLDER, LoggerSettings, Wandb, quiet, starting, wandb_options
 
 TABLE_PAIRS = 100  # the most memorized pairs in wandb's table
 STRIP_HEIGHT = 96  # pixels: height of the images in wandb's table
@@ -187,13 +187,15 @@ def _wandb_run(
     previous.pop("logged", None)  # a call killed from here on has not logged
     write_json(id_file, previous | {"redacted": redact})
     with _data_folder(out / FOLDER / "data"):
-        run = start_run(
-            out,
-            settings.offline,
-            config=to_plain_json(config),
-            settings=wandb.Settings(silent=quiet(), console="off", x_disable_stats=True),
-            **options,
-        )
+        with starting(settings.offline):
+            run = wandb.init(
+                dir=out.resolve(),
+                mode="offline" if settings.offline else None,
+                resume="allow",
+                config=to_plain_json(config),
+                settings=wandb.Settings(silent=quiet(), console="off", x_disable_stats=True),
+                **options,
+            )
         try:
             yield run
         finally:

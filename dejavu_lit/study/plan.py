@@ -2,10 +2,9 @@
 
 Runs that compute the same are one run, whatever their names. A run that differs from a longer one only in
 ``mitigation.stop_epoch`` equals that run's checkpoint bit for bit, because the learning-rate schedule keeps its horizon.
-Such a run is not trained; the longer run keeps the checkpoint instead, unless it has already passed that epoch.
+Such a run is not trained; the longer run keeps the checkpoint instead, unless it was started without being told to.
 """
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from dejavu_lit.measure.recompute import MODEL_FREE_OPTIONS, PLACEMENT_OPTIONS
 from dejavu_lit.study.runs import check_same_run, finished, planned_epochs
 from dejavu_lit.study.table import REQUEST, SIDES, Cell, evaluation_request, label
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import fingerprint, locked, read_json
+from dejavu_lit.utils.io import fingerprint, read_json
 from dejavu_lit.utils.run_directory import PARTNER, first_difference, identifying_settings, identity, read_config
 
 # These may stop training early, so the end of such a run is not a longer run's checkpoint of that epoch.
@@ -176,15 +175,14 @@ class _Runs:
         if last in existing and finished(existing[last]):
             return self._add(existing[last], config), None
         for longer in sorted(existing):
-            # Only runs that are still planned can be given more checkpoints to keep.
-            keeps = _can_keep_checkpoint if longer == planned_epochs(self.longest[base]) else _keeps_checkpoint
-            if longer > last and keeps(existing[longer], last):
-                path = self._add(existing[longer], read_config(existing[longer]))
-                return self._keep_checkpoint(path, last), last
+            if longer > last and _keeps_checkpoint(existing[longer], last):
+                return self._add(existing[longer], read_config(existing[longer])), last
         longest = self.longest[base]
         if planned_epochs(longest) > last and planned_epochs(longest) not in existing:
             path = self._add(self._new_directory(longest, base, name), longest)
-            return self._keep_checkpoint(path, last), last
+            trainer = self.needed[path]["trainer"]
+            trainer["checkpoint_at"] = sorted({*trainer.get("checkpoint_at", []), last})
+            return path, last
         return self._add(existing.get(last) or self._new_directory(config, base, name), config), None
 
     def _new_directory(self, config: Mapping[str, Any], base: str, name: str) -> Path:
@@ -192,13 +190,6 @@ class _Runs:
         path = self.new.setdefault((base, planned_epochs(config)), self.folder / name)
         if (path / "config.yaml").is_file():
             check_same_run(path, read_config(path), config)
-        return path
-
-    def _keep_checkpoint(self, path: Path, epoch: int) -> Path:
-        """Make an unfinished run keep the checkpoint of an epoch."""
-        trainer = self.needed[path]["trainer"]
-        if not finished(path):
-            trainer["checkpoint_at"] = sorted({*trainer.get("checkpoint_at", []), epoch})
         return path
 
     def _add(self, path: Path, config: Mapping[str, Any]) -> Path:
@@ -225,25 +216,5 @@ def _keeps_checkpoint(run: Path, epoch: int) -> bool:
 
 
 def _can_keep_checkpoint(run: Path, epoch: int) -> bool:
-    """Whether a run has the checkpoint of an epoch, or can still be configured to keep it."""
-    if not (run / "config.yaml").is_file() or _keeps_checkpoint(run, epoch):
-        return True
-    return not finished(run) and _last_started_epoch(run) < epoch and not _is_training(run)
-
-
-def _last_started_epoch(run: Path) -> int:
-    """The last epoch, counted from 1, that a run has started; 0 if it has no checkpoint to resume from."""
-    table = run / "metrics.csv"
-    if not (run / "checkpoints" / "last.ckpt").is_file() or not table.is_file():
-        return 0
-    with open(table, newline="") as file:
-        return max((int(row["epoch"]) + 1 for row in csv.DictReader(file)), default=0)
-
-
-def _is_training(run: Path) -> bool:
-    """Whether a process is training the run right now, which has already read its settings."""
-    try:
-        with locked(run / ".lock", wait=False):
-            return False
-    except UserError:
-        return True
+    """Whether a run has the checkpoint of an epoch, is configured to keep it, or was not started yet."""
+    return not (run / "config.yaml").is_file() or _keeps_checkpoint(run, epoch)

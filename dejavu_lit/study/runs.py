@@ -79,18 +79,14 @@ def train_missing(runs: Mapping[Path, Mapping[str, Any]], launcher: Launcher) ->
 
 
 def save_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Save a run's configuration; an existing run keeps its own and only gets the additional ``checkpoint_at`` epochs.
+    """Save a run's configuration; an existing run keeps its own.
 
     Raises:
         UserError: the directory contains another run.
     """
     if (path / "config.yaml").is_file():
-        saved = read_config(path)
-        check_same_run(path, saved, config)
-        kept = set(saved["trainer"].get("checkpoint_at", []))
-        if not (more := {*config["trainer"].get("checkpoint_at", [])} - kept):
-            return
-        config = saved | {"trainer": {**saved["trainer"], "checkpoint_at": sorted(kept | more)}}
+        check_same_run(path, read_config(path), config)
+        return
     write_text(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 
 

@@ -22,6 +22,7 @@ from dejavu_lit.training.features import ComputeSettings, Features
 from dejavu_lit.training.finetuning import apply_finetuning, merged
 from dejavu_lit.training.regularizers import add_gradient_noise, add_text_noise, contrastive_loss, drop_patches
 from dejavu_lit.training.settings import Recipe
+from dejavu_lit.utils.distributed import gather
 from dejavu_lit.utils.errors import UserError
 
 
@@ -92,11 +93,7 @@ class ClipModule(pl.LightningModule):
         return dict(sorted(Counter(self._gather_unreadable().values()).items()))
 
     def _gather_unreadable(self) -> dict[int, str]:
-        parts: list[dict[int, str]] = [self._unreadable]
-        if torch.distributed.is_initialized():
-            parts = [{} for _ in range(torch.distributed.get_world_size())]
-            torch.distributed.all_gather_object(parts, self._unreadable)
-        return {index: reason for part in parts for index, reason in part.items()}
+        return {index: reason for part in gather(self._unreadable) for index, reason in part.items()}
 
     @property
     def logit_scale(self) -> nn.Parameter:

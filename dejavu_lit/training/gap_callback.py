@@ -21,7 +21,6 @@ from dejavu_lit.training.ema import averaged
 from dejavu_lit.training.gap_sample import GapMeter, Reference
 from dejavu_lit.training.progress import write_metrics
 from dejavu_lit.training.settings import GapSettings
-from dejavu_lit.utils.distributed import rank
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256
 from dejavu_lit.utils.run_directory import PARTNER
@@ -31,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class GapCallback(Callback):
-    """Measures on rank 0, logs to every logger, and ends the training if the lower bound of PPG exceeds ``budget``.
+    """Measures on all ranks, logs to every logger, and ends the training if the lower bound of PPG exceeds ``budget``.
 
     ``rows`` and ``stopped`` are part of the checkpoint, so a resumed run continues with them.
     """
@@ -61,28 +60,23 @@ class GapCallback(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Draw the samples, or end at once if the budget was already exceeded."""
-        self._meter: GapMeter | None = None
         self._encoder: OpenClipEncoder | None = None
         if self.stopped is not None:
             trainer.should_stop = True
-        elif trainer.is_global_zero:
+        else:
             started = time.perf_counter()
             with isolate_rng():
                 self._meter = GapMeter(self.data, self.side, self.settings, self.reference)
             self.seconds += time.perf_counter() - started
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Measure every ``settings.every`` epochs; every rank gets the row, so either all ranks stop or none."""
+        """Measure every ``settings.every`` epochs; every rank gets the same row, so either all ranks stop or none."""
         done = trainer.current_epoch + 1
         if done % self.settings.every:
             return
         started = time.perf_counter()
-        row = None
         with isolate_rng():  # loading a reference draws random weights before it overwrites them
-            if self._meter is not None:
-                row = self._meter.measure(self._current_model(trainer, cast(ClipModule, module)), done)
-        row = trainer.strategy.broadcast(row)
-        assert row is not None
+            row = self._meter.measure(self._current_model(trainer, cast(ClipModule, module)), done)
         self.rows.append(row)
         figures = {f"gap/{name}": value for name, value in row.items() if name not in ("epoch", "against")}
         write_metrics(trainer, figures)
@@ -155,7 +149,7 @@ def _check_reference(reference: AuditedModel, side: str, data: DataSpec) -> None
     if reference.run is None:
         if reference.embeddings_folder is not None and not reference.embeddings_folder.is_dir():
             raise UserError(f"{option}: the folder {reference.embeddings_folder} does not exist; check the path")
-        if reference.embeddings_folder is None and rank() == 0:
+        if reference.embeddings_folder is None:
             _ = reference.encoder  # fails now if the model cannot be loaded
         return
     if not (reference.run / "run.json").is_file():

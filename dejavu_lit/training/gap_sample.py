@@ -1,8 +1,9 @@
 """PPG, PRG and AUCG of a model in training, on fixed samples of pairs, against a reference.
 
 The measurement uses the parts of an evaluation (fixed chunks, exact search, scores, blocks), so on the same records it gives
-the figures of ``dejavu evaluate``. What does not change between two measurements is cached: the decoded public images, and
-the scores of the reference.
+the figures of ``dejavu evaluate``. The ranks of a training share the chunks that are encoded, and all get the same figures,
+those of one process. What does not change between two measurements is cached: the decoded public images, and the scores of the
+reference.
 """
 
 import logging
@@ -18,7 +19,7 @@ from dejavu_lit.data.objects import Objects, read_objects
 from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
 from dejavu_lit.data.shards import BadPair, ShardSet
 from dejavu_lit.data.splits import seeded_hash
-from dejavu_lit.evaluation.embed import CHUNK, encode_captions, encode_chunk, read_chunk
+from dejavu_lit.evaluation.embed import CHUNK, encode_chunk, read_chunk
 from dejavu_lit.evaluation.embeddings import Embeddings, Modality
 from dejavu_lit.evaluation.search import search
 from dejavu_lit.measure.controls import blocks
@@ -28,6 +29,7 @@ from dejavu_lit.measure.scores import Scores, score
 from dejavu_lit.measure.settings import Resampling
 from dejavu_lit.models.encoder import Encoder
 from dejavu_lit.training.settings import GapSettings
+from dejavu_lit.utils.distributed import gather, group_share
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.parallel import thread_count, thread_pool
 
@@ -105,9 +107,19 @@ class ImageSample:
         self._cache: dict[str, dict[tuple[int, int], tuple[list[str], np.ndarray]]] = {}
 
     def vectors(self, encoder: Encoder) -> tuple[list[str], np.ndarray]:
-        """(keys [n], float16 [n, d]) of the usable images, bit for bit as ``embed`` computes them."""
+        """(keys [n], float16 [n, d]) of the usable images, bit for bit as ``embed`` computes them; every rank must call it."""
+        encoded = {chunk: part for parts in gather(self._own_vectors(encoder)) for chunk, part in parts.items()}
+        parts = [encoded[chunk] for chunk in self.chunks if chunk in encoded]
+        if not parts:
+            raise UserError(f"no image of {self.shards.folder} can be used; prepare the data again")
+        return [key for keys, _ in parts for key in keys], np.concatenate([vectors for _, vectors in parts])
+
+    def _own_vectors(self, encoder: Encoder) -> dict[tuple[int, int], tuple[list[str], np.ndarray]]:
+        """{chunk: (keys, vectors)} of this rank's chunks with usable images."""
+        rank, world = group_share()
+        own = self.chunks[rank::world]
         cache = self._cache.setdefault(encoder.pixels, {})
-        fits = encoder.preprocess(Image.new("RGB", (8, 8))).nbytes * CHUNK * len(self.chunks) <= IMAGE_CACHE_BYTES
+        fits = encoder.preprocess(Image.new("RGB", (8, 8))).nbytes * CHUNK * len(own) <= IMAGE_CACHE_BYTES
         encode_in_threads = encoder.device.type == "cpu"
 
         def read(chunk: tuple[int, int]) -> tuple[list[str], np.ndarray]:
@@ -117,18 +129,25 @@ class ImageSample:
                 cache[chunk] = keys, images
             return keys, encode_chunk(encoder, list(images), "image") if encode_in_threads and keys else images
 
-        names: list[str] = []
-        vectors = []
+        encoded = {}
         with thread_pool() as pool:
             ahead = 4 * thread_count()  # chunks; bounds the images that are decoded and not yet encoded
-            for first in range(0, len(self.chunks), ahead):
-                for keys, content in pool.map(read, self.chunks[first : first + ahead]):
+            for first in range(0, len(own), ahead):
+                chunks = own[first : first + ahead]
+                for chunk, (keys, content) in zip(chunks, pool.map(read, chunks), strict=True):
                     if keys:
-                        names += keys
-                        vectors.append(content if encode_in_threads else encode_chunk(encoder, list(content), "image"))
-        if not vectors:
-            raise UserError(f"no image of {self.shards.folder} can be used; prepare the data again")
-        return names, np.concatenate(vectors).astype(np.float16)
+                        vectors = content if encode_in_threads else encode_chunk(encoder, list(content), "image")
+                        encoded[chunk] = keys, vectors.astype(np.float16)
+        return encoded
+
+
+def _encode_captions(encoder: Encoder, captions: Sequence[str]) -> np.ndarray:
+    """float16 [n, d], bit for bit as ``embed`` computes them; every rank must call it."""
+    rank, world = group_share()
+    chunks = [list(captions[start : start + CHUNK]) for start in range(0, len(captions), CHUNK)]
+    encoded = gather([encode_chunk(encoder, chunk, "text") for chunk in chunks[rank::world]])
+    parts = [encoded[number % world][number // world] for number in range(len(chunks))]
+    return np.concatenate(parts).astype(np.float16)
 
 
 def _read_images(encoder: Encoder, shards: ShardSet, shard: int, start: int) -> tuple[list[str], np.ndarray]:
@@ -191,7 +210,7 @@ class GapMeter:
         reference = self._score_reference(epoch, keys, str(encoder.device))
         by_sample = {}
         for name, sample in self.samples.items():
-            queries = encode_captions(encoder, sample.captions).astype(np.float16)
+            queries = _encode_captions(encoder, sample.captions)
             own = self._score(queries, keys, vectors, reference.public, sample)
             by_sample[name] = outcomes(own, reference.scores[name], self.settings.k)
         gaps = blocks(by_sample["population"], by_sample["null"], None, Resampling())
@@ -215,7 +234,7 @@ class GapMeter:
         scores = {}
         for name, sample in self.samples.items():
             saved = reference.saved(self._sets[name], sample.name, "text")
-            queries = saved.load(sample.keys) if saved else encode_captions(reference.encoder, sample.captions)
+            queries = saved.load(sample.keys) if saved else _encode_captions(reference.encoder, sample.captions)
             scores[name] = self._score(queries.astype(np.float16), reference_keys, vectors, public, sample)
         self._reference_scores = ReferenceScores(reference.name, public, scores)
         return self._reference_scores
@@ -231,7 +250,7 @@ class GapMeter:
         for shard, start in self._images.chunks:
             chunk_keys, content, _ = read_chunk(reference.encoder, self._public.index(shard), start, "text")
             keys, captions = keys + chunk_keys, captions + cast(list[str], content)
-        return keys, encode_captions(reference.encoder, captions).astype(np.float16)
+        return keys, _encode_captions(reference.encoder, captions)
 
     def _score(
         self, queries: np.ndarray, keys: list[str], vectors: np.ndarray, public: SearchedImages, sample: PairSample

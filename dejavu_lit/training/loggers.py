@@ -2,19 +2,20 @@
 
 import csv
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lightning_fabric.loggers.logger import rank_zero_experiment
+from pytorch_lightning import loggers
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from dejavu_lit.utils.distributed import rank
 from dejavu_lit.utils.errors import UserError, first_line
 from dejavu_lit.utils.io import name_file_in_errors, no_links, to_plain_json, write_text
-from dejavu_lit.utils.wandb import LoggerSettings, quiet, start_run, wandb_options
+from dejavu_lit.utils.wandb import LoggerSettings, quiet, starting, wandb_options
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +85,8 @@ class CsvLogger(Logger):
         self.log.append(step or 0, int(metrics.get("epoch", 0)), values)
 
 
-class WandbLogger(Logger):
-    """Sends Lightning's metrics to the wandb run in ``out``. If wandb fails after its start, training continues with a warning.
+class WandbLogger(loggers.WandbLogger):
+    """Lightning's logger for the wandb run in ``out``, which it also ends. If wandb fails later, training goes on with a warning.
 
     We do not control wandb's process: SLURM ends it with the first TERM to the job, while the training may continue.
 
@@ -95,77 +96,52 @@ class WandbLogger(Logger):
     """
 
     def __init__(self, out: Path, offline: bool, resumed: bool, options: Mapping[str, Any]) -> None:
-        super().__init__()
-        self._start: Callable[[], Any] = lambda: start_run(out, offline, **options)
-        self._resumed = resumed
-        self._run: Any = None
+        # An absolute folder: wandb's own process writes there, and may work in another. mode None: as WANDB_MODE says.
+        super().__init__(save_dir=out.resolve(), mode="offline" if offline else None, **options)
         self._closed = False
-
-    @property
-    def name(self) -> str:
-        """The logger's name."""
-        return "wandb"
-
-    @property
-    def version(self) -> str:
-        """Unused: the run directory is the version."""
-        return ""
+        try:
+            with starting(offline):
+                _ = self.experiment
+        except UserError as error:
+            if not resumed:
+                raise
+            self._close(error)
 
     @property
     def experiment(self) -> Any:
-        """The wandb run, started on first access; None once it is closed."""
-        if self._run is None and not self._closed:
-            try:
-                self._run = self._start()
-                self._attempt(self._define_axes)
-            except UserError as error:
-                if not self._resumed:
-                    raise
-                self._give_up(error)
-        return self._run
+        """The wandb run; None once it is closed."""
+        return None if self._closed else super().experiment
 
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run starts with them."""
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log the metrics of one step."""
-        self._attempt(lambda: self._run.log({**metrics, "trainer/global_step": step or 0}))
-
-    def finalize(self, status: str) -> None:
-        """End the wandb run, or the next job of a multirun would continue it."""
-        self._attempt(lambda: self._finish(int(status == "failed")))
-        self._run, self._closed = None, True
-
-    def _finish(self, code: int) -> None:
-        import wandb
-
-        self._run.finish(exit_code=code)
-        wandb.teardown()  # its process writes the end of the file only now, and may be ended at any moment
-
-    def _define_axes(self) -> None:
-        self._run.define_metric("trainer/global_step")
-        self._run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-
-    def _attempt(self, action: Callable[[], object]) -> None:
-        if self._run is None:
-            return
         try:
-            action()
+            if not self._closed:
+                super().log_metrics(metrics, step)
         except Exception as error:  # of many classes: from wandb, its mailbox, the system
             if "DataLoader" in str(error):  # torch may raise this anywhere when a loader process was killed
                 raise
-            self._give_up(error)
+            self._close(error)
 
-    def _give_up(self, error: Exception) -> None:
-        self._run, self._closed = None, True
-        message = (
-            "wandb failed (%s); metrics.csv is complete, and `wandb sync` may still upload what wandb had received"
-        )
-        log.warning(message, first_line(error))
+    def finalize(self, status: str) -> None:
+        """End the wandb run, or the next job of a multirun would continue it."""
+        try:
+            if not self._closed:
+                self.experiment.finish(exit_code=int(status == "failed"))
+                self._close()
+        except Exception as error:
+            self._close(error)
+
+    def _close(self, error: Exception | None = None) -> None:
+        self._closed = True
+        if error is not None:
+            message = (
+                "wandb failed (%s); metrics.csv is complete, and `wandb sync` may still upload what wandb had received"
+            )
+            log.warning(message, first_line(error))
         import wandb
 
         with suppress(Exception):
-            wandb.teardown()  # or it would try again at exit and print a traceback
+            wandb.teardown()  # its process writes the end of the file only now, and would print a traceback at exit
 
 
 def training_loggers(
@@ -179,9 +155,9 @@ def training_loggers(
         step: where a resumed run continues, so that repeated steps replace what was logged; None for a new run.
     """
     csv_logger = CsvLogger(out)
-    loggers: list[Logger] = [csv_logger]
+    writers: list[Logger] = [csv_logger]
     if rank() > 0:
-        return loggers
+        return writers
     csv_logger.log.resume(step or 0)  # without a checkpoint, every step is repeated
     if settings.wandb is not None:
         import wandb
@@ -193,15 +169,13 @@ def training_loggers(
             "config": to_plain_json(config),
             "settings": client_settings,
         }
-        loggers.append(WandbLogger(out, settings.wandb.offline, step is not None, options))
+        writers.append(WandbLogger(out, settings.wandb.offline, step is not None, options))
     if settings.tensorboard:
-        from pytorch_lightning.loggers import TensorBoardLogger
-
-        loggers.append(TensorBoardLogger(out, name="tensorboard", version="", purge_step=step))
-    return loggers
+        writers.append(loggers.TensorBoardLogger(out, name="tensorboard", version="", purge_step=step))
+    return writers
 
 
-def finish_loggers(loggers: Sequence[Logger]) -> None:
+def finish_loggers(writers: Sequence[Logger]) -> None:
     """Finalize all loggers; a second call does no harm."""
-    for logger in loggers:
+    for logger in writers:
         logger.finalize("finished")

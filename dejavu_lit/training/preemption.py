@@ -1,7 +1,7 @@
 """Preemption: after a signal, all ranks save at the same step, and the job is requeued once.
 
-The warning is USR1 or USR2 (``sbatch --signal``, submitit); TERM announces the end. Lightning's own handler is not used:
-it saves in the middle of a step, which may differ between ranks.
+The warning is USR1 or USR2 (``sbatch --signal``, submitit); TERM announces the end. Lightning's own handlers are not used:
+that of ``auto_requeue`` saves in the middle of a step, which may differ between ranks, and that of TERM exits with code 0.
 """
 
 import logging
@@ -12,11 +12,10 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback
 
 log = logging.getLogger(__name__)
@@ -48,19 +47,12 @@ class Preemption(Callback):
         self.path = path
         self.caught = 0
         self._previous_handlers: dict[int, Any] = {}
-        self._group: Any = None
-        self._pending: tuple[torch.Tensor, Any] | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Open a process group to share the signal, and keep Lightning from handling TERM.
-
-        Lightning would exit with code 0 after the step, and synchronize the ranks at every step.
-        """
-        if trainer.world_size > 1:
-            self._group = dist.new_group(backend="gloo")
-        connector = trainer._signal_connector
-        connector._sigterm_notifier_fn = lambda n, frame: self._handle(int(n), frame)  # type: ignore[assignment,method-assign]
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        """Keep Lightning from waiting for rank 0 at every step to learn of a TERM, which it does not get (see ``listen``)."""
+        loop = cast(Any, trainer.fit_loop.epoch_loop)
+        assert hasattr(loop, "_broadcast_sigterm_tensor"), "Lightning has renamed it"  # there is no public way
+        loop._broadcast_sigterm_tensor = lambda: None
 
     def listen(self) -> None:
         """Handle the signals, until Lightning restores the previous handlers after fit."""
@@ -78,12 +70,12 @@ class Preemption(Callback):
         self.caught = number
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """End before an epoch if all ranks know of a signal; the end of the previous epoch was saved."""
+        """End before an epoch after a signal; the end of the previous epoch was saved."""
         if number := self._agreed_signal(trainer):
             self._end(trainer, number)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
-        """Save and end here if all ranks know of a signal."""
+        """Save and end here after a signal."""
         number = self._agreed_signal(trainer)
         if number and within_epoch(trainer):
             trainer.save_checkpoint(self.path)
@@ -96,30 +88,17 @@ class Preemption(Callback):
         log.info("%s: %s; the same command continues from there", signal.Signals(number).name, saved)
         if number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
             self.caught = 0
-            self._receive()  # or the pending message would save once more
             return
         self._exit(trainer, number)
 
     def _agreed_signal(self, trainer: pl.Trainer) -> int:
-        """The signal that any rank had caught one step ago: the same on all ranks, without waiting for each other."""
+        """The signal that any rank has caught, the same on all ranks, which ask each other every ``log_every`` steps."""
         if trainer.world_size == 1:
             return self.caught
-        number = self._receive()
-        message = torch.tensor([self.caught])
-        self._pending = message, dist.all_reduce(message, dist.ReduceOp.MAX, group=self._group, async_op=True)
-        return number
-
-    def _receive(self) -> int:
-        if self._pending is None:
+        if trainer.global_step % cast(Any, trainer).log_every_n_steps:
             return 0
-        message, work = self._pending
-        work.wait()
-        self._pending = None
-        return int(message)
-
-    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Leave no message pending."""
-        self._receive()
+        caught = torch.tensor(self.caught, device=trainer.strategy.root_device)
+        return int(cast(torch.Tensor, trainer.strategy.reduce(caught, reduce_op="max")))
 
     def _exit(self, trainer: pl.Trainer, number: int) -> None:
         for logger in trainer.loggers:  # requeueing kills wandb's process and loses what it has not written

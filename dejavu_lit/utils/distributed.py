@@ -79,17 +79,13 @@ class Ranks:
         return self._gather(value)[0] if self.world > 1 else value
 
     def _gather(self, value: T) -> list[T]:
-        import torch.distributed as dist
-
-        values: list[Any] = [None] * self.world
         try:
-            dist.all_gather_object(values, value)
+            return gather(value)
         except RuntimeError as gone:  # gloo's connection was closed, or timed out
             raise UserError(
                 f"another of the {self.world} processes exited ({str(gone).splitlines()[0]}); its last message tells why, "
                 "and the same command resumes"
             ) from None
-        return values
 
 
 SINGLE_PROCESS = Ranks()
@@ -183,6 +179,23 @@ def end_with_parent() -> None:
 
     if parent and "TORCHELASTIC_RUN_ID" in os.environ:
         threading.Thread(target=watch, daemon=True).start()
+
+
+def group_share() -> tuple[int, int]:
+    """(rank, number of ranks) of this process in torch's process group, also of a training; (0, 1) without one."""
+    import torch.distributed as dist
+
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def gather(value: T) -> list[T]:
+    """The values of all ranks of torch's process group, in their order; every rank must call it."""
+    import torch.distributed as dist
+
+    values: list[Any] = [value] * group_share()[1]
+    if dist.is_initialized():
+        dist.all_gather_object(values, value)
+    return values
 
 
 @contextmanager

@@ -4,7 +4,8 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -86,8 +87,9 @@ def wandb_options(out: Path, settings: Wandb, job_type: str, beside: Path | None
     }
 
 
-def start_run(out: Path, offline: bool, **options: Any) -> Any:
-    """wandb's run of ``out``; ``options``: more keywords of ``wandb.init``.
+@contextmanager
+def starting(offline: bool) -> Iterator[None]:
+    """A block that starts a wandb run.
 
     A warning signal reaches all processes of a job and would end a new one, so wandb starts its own process with
     these signals blocked.
@@ -95,16 +97,9 @@ def start_run(out: Path, offline: bool, **options: Any) -> Any:
     Raises:
         UserError: it cannot begin: nobody is logged in, or the server does not answer.
     """
-    import wandb
-
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1, signal.SIGUSR2))
     try:
-        return wandb.init(
-            dir=out.resolve(),  # wandb's own process writes there, and may stand in another folder
-            mode="offline" if offline else None,  # None: online, or what WANDB_MODE says
-            resume="allow",
-            **options,
-        )
+        yield
     except Exception as error:  # of many classes: wandb's, its mailbox's, the network's
         online = "check `wandb login`, WANDB_BASE_URL and the network, or use logger.wandb.offline=true"
         remedy = "continue without it by logger=csv" if offline else online

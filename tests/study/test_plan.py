@@ -118,25 +118,9 @@ def budgeted(every=5):
     return row
 
 
-def test_an_unfinished_reference_keeps_the_checkpoints_that_a_budget_needs(tmp_path):
-    reference = tmp_path / "runs" / "none-n100-s0-reference"
-    save_config(reference, config("reference"))
-    (reference / "checkpoints").mkdir()
-    (reference / "checkpoints" / "last.ckpt").touch()
-    (reference / "metrics.csv").write_text("step,epoch,metric,value\n7,3,loss,1.0\n")  # in its fourth epoch
-    plan = make_plan(tmp_path, [budgeted()])
-    assert plan.cells[0].reference == reference
-    list(train_missing({reference: plan.runs[reference]}, lambda paths: ((path, "no") for path in paths)))
-    assert yaml.safe_load((reference / "config.yaml").read_text())["trainer"]["checkpoint_at"] == [5, 10, 15, 20]
-
-
-def test_an_unfinished_reference_past_an_epoch_that_a_budget_needs_is_refused(tmp_path):
-    reference = tmp_path / "runs" / "none-n100-s0-reference"
-    save_config(reference, config("reference"))
-    (reference / "checkpoints").mkdir()
-    (reference / "checkpoints" / "last.ckpt").touch()
-    (reference / "metrics.csv").write_text("step,epoch,metric,value\n7,5,loss,1.0\n")
-    with pytest.raises(UserError, match=r"kept no checkpoint of epoch 5; set gaps\.every"):
+def test_an_unfinished_reference_that_keeps_no_checkpoints_for_a_budget_is_refused(tmp_path):
+    save_config(tmp_path / "runs" / "none-n100-s0-reference", config("reference"))
+    with pytest.raises(UserError, match=r"kept no checkpoint of epoch 5, 15; set gaps\.every"):
         make_plan(tmp_path, [budgeted()])
 
 
@@ -176,25 +160,18 @@ def test_finished_runs_are_found_by_what_they_compute(tmp_path):
     assert [path.name for path in plan.to_train] == ["stop5-n100-s0-target", "stop5-n100-s0-reference"]
 
 
-def test_an_unfinished_run_keeps_the_additional_checkpoints_that_it_has_not_passed(tmp_path):
+def test_a_shorter_run_is_read_off_an_unfinished_one_only_if_that_keeps_the_checkpoint(tmp_path):
     for side in ("target", "reference"):
         unfinished = config(side)
         unfinished["trainer"]["checkpoint_at"] = [8]
-        run = tmp_path / "runs" / f"none-n100-s0-{side}"
-        save_config(run, unfinished)
-        (run / "checkpoints").mkdir()
-        (run / "checkpoints" / "last.ckpt").touch()
-        (run / "metrics.csv").write_text("step,epoch,metric,value\n7,6,loss,1.0\n")  # in its seventh epoch
-    plan = make_plan(tmp_path, [planned("none"), *(planned(f"stop{n}", stop_epoch=n) for n in (5, 8, 9, 10))])
-    assert [cell.epochs.get("target") for cell in plan.cells] == [None, None, 8, 9, 10]
+        save_config(tmp_path / "runs" / f"none-n100-s0-{side}", unfinished)
+    plan = make_plan(tmp_path, [planned("none"), *(planned(f"stop{n}", stop_epoch=n) for n in (8, 9))])
+    assert [cell.epochs.get("target") for cell in plan.cells] == [None, 8, None]
     assert [path.name for path in plan.to_train if "target" in path.name] == [
         "none-n100-s0-target",
-        "stop5-n100-s0-target",
+        "stop9-n100-s0-target",
     ]
-    target = plan.cells[0].target
-    assert plan.runs[target]["trainer"]["checkpoint_at"] == [8, 9, 10]
-    save_config(target, plan.runs[target])
-    assert yaml.safe_load((target / "config.yaml").read_text())["trainer"]["checkpoint_at"] == [8, 9, 10]
+    assert plan.runs[plan.cells[0].target]["trainer"]["checkpoint_at"] == [8]
 
 
 def test_an_evaluation_with_other_settings_gets_its_own_folder(tmp_path):

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -188,6 +189,37 @@ def test_public_images_are_drawn_in_whole_chunks(scenes, runs):
     assert drawn in (keys[:64], keys[64:])
     assert all(np.array_equal(all_vectors[key], vector) for key, vector in zip(drawn, vectors, strict=True))
     assert ImageSample(shards, 65).vectors(encoder)[0] == keys
+
+
+def measure(scenes: Path, runs: dict[str, Path]) -> dict:
+    """A row of the gaps of a finished run, on sets of several chunks."""
+    from dejavu_lit.data.prepared import DataSpec
+    from dejavu_lit.evaluation.audited_model import AuditedModel
+    from dejavu_lit.training.gap_sample import GapMeter, GapSettings
+
+    data = DataSpec("scenes", str(scenes), public="single", public_sets={"single": "single"}, objects="scenes")
+    reference = AuditedModel(str(runs["reference"]), scenes / "none")
+    meter = GapMeter(data, "target", GapSettings(sample=1000, public=None, k=5), reference)
+    return meter.measure(load_encoder(str(runs["target"])), 2)
+
+
+def measure_as_rank(rank: int, port: int, folder: Path, scenes: Path, runs: dict[str, Path]) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    try:
+        (folder / f"{rank}.json").write_text(json.dumps(measure(scenes, runs)))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_measure_what_one_does_to_the_last_bit(scenes, runs, tmp_path):
+    assert [len(ShardSet.open(scenes / name)) for name in ("A", "single")] == [96, 100]  # two chunks each
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(measure_as_rank, args=(port, tmp_path, scenes, dict(runs)), nprocs=2)
+    single = measure(scenes, runs)
+    assert single["ppg"]
+    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)] == [single, single]
 
 
 def test_saved_embeddings_replace_the_model_that_computed_them(measured_run, scenes, runs, tmp_path):

@@ -145,8 +145,6 @@ for _ in range(3):
     wandb.teardown()
 print("started")
 logger = WandbLogger(out, True, False, options("lost"))
-logger.log_metrics({"loss": 1.5}, 2)  # not started: does nothing
-assert logger.experiment is not None
 for child in children():
     os.kill(child, signal.SIGTERM)
 while list(children()):
@@ -155,13 +153,12 @@ for step in range(3, 6):
     logger.log_metrics({"loss": 1.0}, step)
 logger.finalize("success")
 logger = WandbLogger(out, True, False, options("late"))  # the next job of a multirun
-assert logger.experiment is not None
 logger.log_metrics({"loss": 0.5}, 6)
 logger.finalize("success")
 print("next")
 os.environ["WANDB_INIT_TIMEOUT"] = "3"
 try:
-    WandbLogger(out, False, False, options("server")).experiment
+    WandbLogger(out, False, False, options("server"))
 except UserError as error:
     print("new:", error)
 logger = WandbLogger(out, False, True, options("server"))  # a resumed run, and a server that does not answer
