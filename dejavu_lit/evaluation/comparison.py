@@ -11,7 +11,7 @@ from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.evaluation.embeddings import Embeddings, Modality
-from dejavu_lit.evaluation.settings import Comparison
+from dejavu_lit.evaluation.settings import PairEvaluation
 from dejavu_lit.measure.figures import BLOCK_SETS
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256
@@ -35,21 +35,21 @@ class EvaluationInputs:
     data: DataSpec
 
     @classmethod
-    def open(cls, comparison: Comparison, data: DataSpec, out: Path, k: int) -> "EvaluationInputs":
-        """What the evaluation in ``out`` compares.
+    def open(cls, evaluation: PairEvaluation, data: DataSpec, out: Path, k: int) -> "EvaluationInputs":
+        """What an evaluation in ``out`` compares.
 
         Raises:
             UserError: models that were exchanged or trained on the same pairs, data that is not the runs' own, or fewer
                 public images than ``k``.
         """
-        store = Path(comparison.embeddings) if comparison.embeddings else out / "embeddings"
-        keep_in_run = comparison.embeddings is None
+        store = Path(evaluation.embeddings) if evaluation.embeddings else out / "embeddings"
+        keep_in_run = evaluation.embeddings is None
         target, reference = (
-            AuditedModel(name, store, comparison.device, comparison.workers, keep_in_run)
-            for name in (comparison.target, comparison.reference)
+            AuditedModel(str(name), store, evaluation.device or "cpu", evaluation.workers, keep_in_run)
+            for name in (evaluation.target, evaluation.reference)
         )
-        _check_training(target, reference, comparison, data)
-        swapped = _has_b(reference) if comparison.swapped is None else comparison.swapped
+        _check_training(target, reference, evaluation, data)
+        swapped = _has_b(reference) if evaluation.swapped is None else evaluation.swapped
         shards = {block: data.shards(BLOCK_SETS[block]) for block in BLOCK_SETS if block != "swapped" or swapped}
         trained = {"population": target.data or data, "null": data, "swapped": reference.data or data}
         sizes = {block: trained[block].train_size if block != "null" else None for block in shards}
@@ -57,7 +57,7 @@ class EvaluationInputs:
         if k > len(public):
             raise UserError(f"k={k} is more than the {len(public)} images of {public.folder}; choose smaller k and ks")
         data.check_labelled()
-        modality: Modality = "text" if comparison.public_modality == "text" else "image"
+        modality: Modality = "text" if evaluation.public_modality == "text" else "image"
         return cls(
             models={"target": target, "reference": reference},
             public_modality={"target": modality, "reference": "text" if reference.captions_only else modality},
@@ -136,7 +136,7 @@ def _has_b(reference: AuditedModel) -> bool:
     return reference.trained_on == "B" or (folder is not None and (folder / "B" / "text").is_dir())
 
 
-def _check_training(target: AuditedModel, reference: AuditedModel, comparison: Comparison, data: DataSpec) -> None:
+def _check_training(target: AuditedModel, reference: AuditedModel, evaluation: PairEvaluation, data: DataSpec) -> None:
     """Refuse models whose gap would mean nothing: exchanged ones, or both trained on the same pairs."""
     if target.captions_only:
         raise UserError(
@@ -144,7 +144,7 @@ def _check_training(target: AuditedModel, reference: AuditedModel, comparison: C
         )
     for model in (target, reference):
         _ = model.run_json  # raises if a run is not finished
-    if comparison.allow_overlap:
+    if evaluation.allow_overlap:
         return
     if target.trained_on == "B":
         raise UserError(f"target={target.name} was trained with side=reference; exchange target and reference")

@@ -10,9 +10,9 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 from dejavu_lit import __version__
+from dejavu_lit.evaluation.settings import ReportSettings
 from dejavu_lit.report import sections
 from dejavu_lit.report.evaluation import Evaluation, write_evaluation_report
 from dejavu_lit.report.study import write_study_report
@@ -25,11 +25,11 @@ STATIC_FILES = ("report.css", "report.js", "cards.js", "study.js")
 log = logging.getLogger(__name__)
 
 
-def show_report(config: dict[str, Any], out: Path) -> Path | None:
+def show_report(settings: ReportSettings, out: Path) -> Path | None:
     """Write and announce the report of the evaluation or study in ``out`` if ``report.write`` is set; return its page."""
-    if not config["report"]["write"]:
+    if not settings.write:
         return None
-    page = write_report(out, redact=config["report"]["redact"])
+    page = write_report(out, redact=settings.redact)
     print(f"report: {page}")
     return page
 

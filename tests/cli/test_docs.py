@@ -8,6 +8,7 @@ from pathlib import Path
 import hydra
 import pytest
 
+from dejavu_lit.cli.options import register
 from tests.conftest import ROOT
 
 PAGES = ("public_sets.md", "audit_clip.md")
@@ -28,6 +29,7 @@ def test_the_commands_of_a_page_compose(page: str) -> None:
     with hydra.initialize_config_dir(str(Path(ROOT, "conf")), version_base="1.3"):
         for command, *overrides in commands:
             if Path(ROOT, "conf", f"{command}.yaml").is_file():  # report and power take plain options
+                register(command)
                 hydra.compose(command, overrides)
 
 
