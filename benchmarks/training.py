@@ -68,7 +68,7 @@ def model_options(name: str) -> dict[str, Any]:
     import yaml
 
     options = yaml.safe_load((ROOT / "conf" / "model" / f"{name}.yaml").read_text())
-    return {key: options[key] for key in ("name", "config")}
+    return {key: options.get(key) for key in ("name", "config")}
 
 
 def stopwatch(run: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:

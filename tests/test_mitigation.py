@@ -1,7 +1,5 @@
 """The knobs as options: their ranges, what excludes what, and the presets."""
 
-from dataclasses import fields
-
 import pytest
 import yaml
 
@@ -48,11 +46,8 @@ def test_what_may_reach_the_end_of_its_range_does():
     Mitigation(text_random=1, text_shuffle=1, ema=0, early_stopping="loss", early_patience=1)
 
 
-def test_none_is_every_field_at_its_default():
-    values = yaml.safe_load((ROOT / "conf" / "mitigation" / "none.yaml").read_text())
-    assert values.pop("_target_") == "dejavu_lit.mitigation.Mitigation"
-    assert list(values) == [field.name for field in fields(Mitigation)]
-    assert values == {field.name: field.default for field in fields(Mitigation)}
+def test_none_changes_nothing():
+    assert yaml.safe_load((ROOT / "conf" / "mitigation" / "none.yaml").read_text()) is None
 
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "none"])
@@ -60,7 +55,6 @@ def test_a_preset_says_what_it_does_and_changes_that_knob_alone(preset):
     text = (ROOT / "conf" / "mitigation" / f"{preset}.yaml").read_text()
     assert text.startswith("# ")
     values = yaml.safe_load(text)
-    assert values.pop("defaults") == ["none"]
     assert {name for name in values if name != "early_patience"} == {next(n for n in values if n.startswith(preset))}
     built = Mitigation(**values)
     assert all(getattr(built, name) != getattr(Mitigation(), name) for name in values)
@@ -77,9 +71,9 @@ def test_presets_and_overrides_combine():
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("mitigation.image_augment=3", "mitigation.image_augment=3 must be true or false"),
+        ("mitigation.image_augment=perhaps", "mitigation.image_augment=perhaps must be true or false"),
         ("mitigation.caption_words=2.5", "mitigation.caption_words=2.5 must be a whole number or null"),
-        ("mitigation.early_stopping=true", "mitigation.early_stopping=True must be a text or null"),
+        ("mitigation.early_stopping=true", "mitigation.early_stopping=True must be loss or accuracy"),
         ("mitigation.ema=yes", "mitigation.ema=yes must be a number or null"),
         ("mitigation.patch_dropot=0.5", "did you mean 'mitigation.patch_dropout'?"),
         ("mitigation=label_smoothin", "label_smoothing"),

@@ -1,102 +1,94 @@
 """``dejavu annotate``: find objects, compare two object artifacts, or draw boxes."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 
-from dejavu_lit.cli.app import command, plain
+from dejavu_lit.cli.app import command
+from dejavu_lit.cli.options import Annotate
 from dejavu_lit.cli.processes import device, processes
-from dejavu_lit.data.prepared import data_spec
-from dejavu_lit.utils.config import build
+from dejavu_lit.data.prepared import DataSpec, ready
+from dejavu_lit.objects.annotators import ANNOTATORS
 from dejavu_lit.utils.errors import UserError, suggest
 from dejavu_lit.utils.io import visible_files
 
 if TYPE_CHECKING:
-    from dejavu_lit.data.prepared import DataSpec
     from dejavu_lit.data.shards import ShardSet
 
 ORDER = "ABHPV"
 
 
-def annotate(cfg: DictConfig, out: Path) -> None:
+def annotate(settings: Annotate, out: Path) -> None:
     """Find the objects of prepared images."""
-    config = plain(cfg, complete=True)
-    if sum(config.get(mode) is not None for mode in ("annotator", "compare", "show")) != 1:
+    if sum(mode is not None for mode in (settings.annotator, settings.compare, settings.show)) != 1:
         raise UserError("give one of annotator=NAME, compare=[NAME,NAME] and show=NAME")
-    data = data_spec(config["data"])
+    data = ready(settings.data)
     data.check()
-    sets = open_sets(data, config["sets"])
-    if config["show"] is not None:
-        _show(data, sets, config, out)
-    elif config["compare"] is not None:
-        _compare(data, sets, config, out)
+    sets = open_sets(data, settings.sets)
+    if settings.show is not None:
+        _show(data, sets, settings.show, settings, out)
+    elif settings.compare is not None:
+        _compare(data, sets, settings.compare, settings.threshold, out)
     else:
-        _annotate(data, sets, config)
+        _annotate(data, sets, settings)
 
 
-def _annotate(data: "DataSpec", sets: dict[str, "ShardSet"], config: dict[str, Any]) -> None:
+def _annotate(data: DataSpec, sets: dict[str, "ShardSet"], settings: Annotate) -> None:
     from dejavu_lit.objects.annotate import Share, coverage
     from dejavu_lit.objects.annotate import annotate as run
 
-    trainer = config["trainer"]
-    if processes(trainer, shared=True).world > 1 and config["part"] is not None:
-        raise UserError(
-            f"part={config['part']} is one process's share; drop it when several processes share the shards"
-        )
-    share = Share.parse(config["part"])
-    node = config["annotator"]
+    trainer, node = settings.trainer, dict(settings.annotator or {})
+    if processes(trainer, shared=True).world > 1 and settings.part is not None:
+        raise UserError(f"part={settings.part} is one process's share; drop it when several processes share the shards")
+    share = Share.parse(settings.part)
     typed = {override.lstrip("+~").partition("=")[0] for override in HydraConfig.get().overrides.task}
-    if "device" in node and "annotator.device" not in typed and trainer["accelerator"] != "cpu":
+    if "device" in node and "annotator.device" not in typed and trainer.accelerator != "cpu":
         node = {**node, "device": device(trainer, None)}
-    if "artifacts" in node:
+    if node.get("artifacts"):
         node = {**node, "artifacts": [str(data.objects_folder(name)) for name in node["artifacts"]]}
-    source = build(node, "annotator")
-    folder = data.folder / "objects" / (config["name"] or source.annotator.name)
-    done = run(source, sets, folder, share, config["max_failed"])
+    source = ANNOTATORS.build(node)
+    folder = data.folder / "objects" / (settings.name or source.annotator.name)
+    done = run(source, sets, folder, share, settings.max_failed)
     rate = f", {done.images / done.seconds:.1f} images/s" if done.images else ""
     print(f"{folder}: {done.parts} of {done.total_parts} parts are complete; annotated {done.images} images{rate}")
     if done.failed:
         where = str(folder / "failed.csv") if done.complete else "failed.csv lists them once all parts are complete"
         print(f"{done.failed} images could not be annotated: {where}")
     if done.complete:
-        print(coverage(folder, list(sets), max(config["threshold"], source.annotator.threshold)))
+        print(coverage(folder, list(sets), max(settings.threshold, source.annotator.threshold)))
 
 
-def _show(data: "DataSpec", sets: dict[str, "ShardSet"], config: dict[str, Any], out: Path) -> None:
+def _show(data: DataSpec, sets: dict[str, "ShardSet"], name: str, settings: Annotate, out: Path) -> None:
     from dejavu_lit.objects.contact_sheet import contact_sheet
     from dejavu_lit.utils.io import atomic
 
-    artifact = data.objects_folder(config["show"])
+    artifact = data.objects_folder(name)
     path = out / f"{artifact.name}.png"
-    page = contact_sheet(sets, artifact, config["threshold"], config["pictures"])
+    page = contact_sheet(sets, artifact, settings.threshold, settings.pictures)
     with atomic(path) as part:
         page.save(part, "PNG")
     print(f"{path}: boxes of {artifact}")
 
 
-def _compare(data: "DataSpec", sets: dict[str, "ShardSet"], config: dict[str, Any], out: Path) -> None:
+def _compare(data: DataSpec, sets: dict[str, "ShardSet"], names: list[str], threshold: float, out: Path) -> None:
     from dejavu_lit.data.objects import read_objects
     from dejavu_lit.measure.per_pair import write_csv
     from dejavu_lit.objects.compare import difference, format_differences
     from dejavu_lit.utils.io import write_json
 
-    if len(config["compare"]) != 2:
-        raise UserError(f"compare={config['compare']} must name two artifacts, e.g. compare=[torchvision,captions]")
-    names = [str(name) for name in config["compare"]]
+    if len(names) != 2:
+        raise UserError(f"compare={names} must name two artifacts, e.g. compare=[torchvision,captions]")
     folders = [data.objects_folder(name) for name in names]
-    read = [read_objects([f / name for name in sets], config["threshold"])[0] for f in folders]
+    read = [read_objects([f / name for name in sets], threshold)[0] for f in folders]
     found = {name: difference(*pair) for name, *pair in zip(sets, *read, strict=True)}
-    write_json(
-        out / "difference.json", {"artifacts": [str(f) for f in folders], "threshold": config["threshold"], **found}
-    )
+    write_json(out / "difference.json", {"artifacts": [str(f) for f in folders], "threshold": threshold, **found})
     write_csv(out / "difference.csv", [{"set": name, **row} for name, one in found.items() for row in one["labels"]])
     print(format_differences(found, names))
     print(f"all labels: {out / 'difference.csv'}")
 
 
-def open_sets(data: "DataSpec", names: list[str] | None) -> dict[str, "ShardSet"]:
+def open_sets(data: DataSpec, names: list[str] | None) -> dict[str, "ShardSet"]:
     """{name: shards} of the sets of a data folder, A, B, H, P and V before the others, and of folders elsewhere.
 
     Raises:

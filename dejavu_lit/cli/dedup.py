@@ -1,42 +1,43 @@
 """``dejavu dedup``: find duplicates and list the keys to exclude."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from dejavu_lit.cli.annotate import open_sets
-from dejavu_lit.cli.app import command, plain
-from dejavu_lit.data.prepared import data_spec, pinned
+from dejavu_lit.cli.app import command
+from dejavu_lit.cli.options import Dedup
+from dejavu_lit.data.prepared import ready
 from dejavu_lit.data.splits import SETS
+from dejavu_lit.utils.config import to_plain
 from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.run_directory import RunDirectory
 
 
-def dedup(cfg: DictConfig, out: Path) -> None:
+def dedup(settings: Dedup, out: Path) -> None:
     """Find duplicates within and across the sets."""
-    config = plain(cfg, complete=True)
     from dejavu_lit.data.near_duplicates import check_distance
-    from dejavu_lit.utils.run_directory import run_directory
 
-    check_distance(config["distance"], "distance")
-    if not 0 < config["similarity"] < 1:
-        raise UserError(f"similarity={config['similarity']} must lie between 0 and 1, e.g. 0.95")
-    data = data_spec(config["data"])
+    check_distance(settings.distance, "distance")
+    if not 0 < settings.similarity < 1:
+        raise UserError(f"similarity={settings.similarity} must lie between 0 and 1, e.g. 0.95")
+    data = ready(settings.data)
     data.check()
     data.warn_of_unknown_keys()
-    sets = open_sets(data, config["sets"])
-    if config["sets"] is None:
+    sets = open_sets(data, settings.sets)
+    if settings.sets is None:
         sets = {
             name: sets[name] for name in sorted(sets, key=lambda n: (n not in SETS, SETS.index(n) if n in SETS else n))
         }
-    saved = {name: value for name, value in config.items() if name not in ("out", "workers", "device", "force")}
-    with run_directory(out, {**saved, "data": pinned(config["data"])}):
+    unsaved = ("out", "workers", "device", "force")
+    saved = {name: value for name, value in to_plain(replace(settings, data=data)).items() if name not in unsaved}
+    with RunDirectory(out).opened(saved, take_over=False):
         from dejavu_lit.duplicates.dedup import LIST, DuplicateCriteria
         from dejavu_lit.duplicates.dedup import dedup as run
 
         criteria = DuplicateCriteria(
-            *(config[name] for name in ("distance", "encoder", "similarity", "device", "workers"))
+            settings.distance, settings.encoder, settings.similarity, settings.device, settings.workers
         )
-        report = run(out, sets, criteria, config["within"], data.excluded, config["force"])
+        report = run(out, sets, criteria, settings.within, data.excluded, settings.force)
     for name, kind in report["kinds"].items():
         print(f"{name}: {kind['groups']} groups of {kind['pictures']} images, the largest of {kind['largest']}")
     across = {(a, b): n for a, row in report["shared"]["any"].items() for b, n in row.items() if a < b and n}

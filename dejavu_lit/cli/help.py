@@ -1,6 +1,6 @@
-"""What ``--help`` of a command says: what it is for with worked commands, the config groups with a line each, its own options.
+"""What ``--help`` of a command says: its purpose with worked commands, the config groups with a line each, its own options.
 
-All of it is read from conf/: the commands are ``hydra.help.header``, options and their comments stand in the files themselves.
+Options, their types and sentences are those of the dataclass in ``options.py``; the rest is read from conf/.
 """
 
 from pathlib import Path
@@ -9,6 +9,10 @@ from typing import Any
 
 import yaml
 
+from dejavu_lit.cli.options import COMMANDS
+from dejavu_lit.objects.annotators import ANNOTATORS
+from dejavu_lit.utils.config import Option, options
+
 GROUPS = {
     "data": "images and captions",
     "model": "architecture",
@@ -16,11 +20,9 @@ GROUPS = {
     "mitigation": "against memorization; the knobs combine, mitigation.KNOB=VALUE",
     "trainer": "where it is computed",
     "logger": "dashboards beside metrics.csv",
-    "evaluate": "what is measured, as evaluate.OPTION=VALUE",
     "experiment": "a study that is ready to run",
     "annotator": "who finds the objects",
 }
-HIDDEN = ("hydra", "_self_")
 WIDTH, INDENT = 120, 14
 GROUPS_HEAD = (
     "Groups: GROUP=NAME chooses a file of conf/GROUP, GROUP.OPTION=VALUE changes an option of it; * is the default.\n"
@@ -36,53 +38,47 @@ def text(conf: Path, command: str) -> str:
     Args:
         conf: the folder of the configuration; command: the name of its file there.
     """
-    source = (conf / f"{command}.yaml").read_text(encoding="utf-8")
-    config: dict[str, Any] = yaml.safe_load(source)
-    header = str(((config.get("hydra") or {}).get("help") or {}).get("header", "")).rstrip()
-    groups, options = [], []
-    for group, chosen in _defaults(config):
-        if group == "evaluate" and chosen is None:  # its options are this command's own
-            included = (conf / "evaluate" / "default.yaml").read_text(encoding="utf-8")
-            options.append(_options(included))
-            groups += [(g, c) for g, c in _defaults(yaml.safe_load(included))]
-        else:
-            groups.append((group, chosen))
-    options.insert(0, _options(source))
-    body = "\n".join(f"  {line}" if line else "" for part in options for line in part)
-    lines = [line for group, chosen in groups for line in _group(conf / group, chosen)]
-    return "\n\n".join([header, *([GROUPS_HEAD + "\n".join(lines)] if lines else []), OPTIONS_HEAD + body, FOOT])
+    config: dict[str, Any] = yaml.safe_load((conf / f"{command}.yaml").read_text(encoding="utf-8"))
+    groups = [line for group, chosen in defaults(config) for line in _group(conf, group, chosen)]
+    own = [line for option in own_options(command) for line in _option(option)]
+    return "\n\n".join(
+        [
+            config["hydra"]["help"]["header"].rstrip(),
+            *([GROUPS_HEAD + "\n".join(groups)] if groups else []),
+            OPTIONS_HEAD + "\n".join(own),
+            FOOT,
+        ]
+    )
 
 
-def _defaults(config: dict[str, Any]) -> list[tuple[str, str | None]]:
-    """(group, the choice by default) of a defaults list; (evaluate, None) where that group's options are taken as one's own."""
-    found: list[tuple[str, str | None]] = []
-    for entry in config.get("defaults", []):
-        if isinstance(entry, str):
-            continue
-        ((name, chosen),) = entry.items()
-        group, _, package = str(name).lstrip("/").removeprefix("override ").partition("@")
-        if group not in HIDDEN:
-            found.append((group, None if package == "_here_" else str(chosen or "")))
-    return found
+def defaults(config: dict[str, Any]) -> list[tuple[str, str | None]]:
+    """(group, the choice by default) of a command's defaults list."""
+    entries = [item for entry in config["defaults"] if isinstance(entry, dict) for item in entry.items()]
+    return [(group, chosen) for group, chosen in entries if group in GROUPS]
 
 
-def _group(folder: Path, chosen: str | None) -> list[str]:
+def own_options(command: str) -> list[Option]:
+    """The options of a command that are in no group."""
+    known = options(COMMANDS[command])
+    grouped = [option.name for option in known if option.name.partition(".")[0] in GROUPS]
+    return [option for option in known if option.name not in grouped]
+
+
+def choices(conf: Path, group: str) -> list[str]:
+    """The names that a group can have."""
+    return (
+        sorted(ANNOTATORS.places()) if group == "annotator" else sorted(p.stem for p in (conf / group).glob("*.yaml"))
+    )
+
+
+def _group(conf: Path, group: str, chosen: str | None) -> list[str]:
     """A group's line: what it is about and its choices, wrapped."""
-    names = sorted(path.stem for path in folder.glob("*.yaml"))
-    choices = ", ".join(f"{name}*" if name == chosen else name for name in names)
-    words = GROUPS[folder.name] + (f": {choices}" if names != ["default"] else "")
-    return wrap(words, WIDTH, initial_indent=f"  {folder.name:{INDENT - 2}}", subsequent_indent=" " * INDENT)
+    names = ", ".join(f"{name}*" if name == chosen else name for name in choices(conf, group))
+    first = f"  {group:{INDENT - 2}}"
+    return wrap(f"{GROUPS[group]}: {names}", WIDTH, initial_indent=first, subsequent_indent=" " * INDENT)
 
 
-def _options(source: str) -> list[str]:
-    """The lines of a file of options, without its first comment, its defaults list and what it tells Hydra."""
-    kept: list[str] = []
-    skipping = True
-    for line in source.splitlines():
-        if line and not line[0].isspace() and not line.startswith(("-", "#")):
-            skipping = line.startswith(("defaults:", "hydra:"))
-        if not skipping and "_target_:" not in line:
-            kept.append(line)
-    while kept and not kept[-1]:
-        kept.pop()
-    return kept
+def _option(option: Option) -> list[str]:
+    """An option's lines: its default, and its sentence."""
+    name = option.name if option.group and not option.default else f"{option.name}={option.default}"
+    return wrap(option.meaning, WIDTH, initial_indent=f"  {name}  # ", subsequent_indent=" " * 6)

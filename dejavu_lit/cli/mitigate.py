@@ -4,18 +4,20 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
-
-from dejavu_lit.cli.app import command, plain
+from dejavu_lit.cli.app import command
+from dejavu_lit.cli.options import Evaluate, Mitigate
 from dejavu_lit.cli.study_settings import check_options, check_utility_loss, planned_rows
 from dejavu_lit.evaluation.run import run_evaluation
+from dejavu_lit.evaluation.settings import EvaluationSettings, PairEvaluation, ReportSettings
 from dejavu_lit.report.report import show_report
-from dejavu_lit.utils.config import build
+from dejavu_lit.utils.config import take
 from dejavu_lit.utils.distributed import SINGLE_PROCESS, Ranks
 from dejavu_lit.utils.errors import UserError, suggest
+from dejavu_lit.utils.wandb import LoggerSettings
 
 if TYPE_CHECKING:
     from dejavu_lit.cli.gate import Gate
@@ -25,12 +27,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def mitigate(cfg: DictConfig, out: Path) -> None:
-    """Train and evaluate every setting, and rank them."""
-    config = plain(cfg)
-    check_options(config)
-    launcher = _launcher(config)
-    rows = planned_rows(config)
+def mitigate(settings: Mitigate, out: Path | str) -> Path:
+    """Train and evaluate every setting, and rank them; returns ``out``."""
+    out = Path(out)
+    check_options(settings)
+    launcher = _launcher(settings)
+    rows = planned_rows(settings)
     from dejavu_lit.report.terminal import show_plan
     from dejavu_lit.study.plan import make_plan
     from dejavu_lit.study.runs import train_missing
@@ -38,54 +40,65 @@ def mitigate(cfg: DictConfig, out: Path) -> None:
 
     plan = make_plan(out, rows)
     show_plan(plan)
-    if config["plan_only"]:
-        return
+    if settings.plan_only:
+        return out
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / ".lock", wait=False):
         failed: dict[Path, str] = {}
         for runs in plan.stages:
             # A target whose reference failed is not trained: it could only report that the reference is missing.
-            ready = {p: c for p, c in runs.items() if Path((c.get("gaps") or {}).get("reference") or "") not in failed}
+            ready = {path: run for path, run in runs.items() if Path(run.gaps.reference or "") not in failed}
             failed |= train_missing(ready, launcher)
-        evaluate_study(out, config, plan.cells, failed)
+        evaluate_study(
+            out, StudyOutput(settings.utility_loss, settings.logger, settings.evaluate.report), plan.cells, failed
+        )
+    return out
 
 
-def _launcher(config: Mapping[str, Any]) -> "Launcher":
+@dataclass(frozen=True)
+class StudyOutput:
+    """How the table of a study is shown."""
+
+    utility_loss: float
+    logger: LoggerSettings
+    report: ReportSettings
+
+
+def _launcher(settings: Mitigate) -> "Launcher":
     """The launcher that ``launcher=`` names."""
     from dejavu_lit.study.runs import LAUNCHERS
     from dejavu_lit.study.slurm import SlurmLauncher
 
-    launchers: dict[str, Launcher] = {**LAUNCHERS, "slurm": SlurmLauncher(build(config["slurm"], "slurm"))}
-    name = config["launcher"]
+    launchers: dict[str, Launcher] = {**LAUNCHERS, "slurm": SlurmLauncher(settings.slurm)}
+    name = settings.launcher
     if name not in launchers:
-        raise UserError(
-            f"launcher={name} is unknown{suggest(str(name), launchers)}; choose one of {', '.join(launchers)}"
-        )
+        raise UserError(f"launcher={name} is unknown{suggest(name, launchers)}; choose one of {', '.join(launchers)}")
     return launchers[name]
 
 
-def evaluate_sweep(out: Path, config: dict[str, Any], gate: "Gate | None", ranks: Ranks) -> None:
+def evaluate_sweep(out: Path, settings: Evaluate, gate: "Gate | None", ranks: Ranks) -> None:
     """Evaluate all pairs of runs below ``sweep`` that differ only in ``side``; the ranks share each, the table is in ``out``."""
     from dejavu_lit.cli.gate import EXIT_CODE
     from dejavu_lit.study.sweep import pair_runs
     from dejavu_lit.study.table import evaluation_folder, match_stop_epoch
 
-    check_utility_loss(config["utility_loss"])
+    check_utility_loss(settings.utility_loss)
     with ranks.step():
-        cells, skipped = pair_runs(Path(config["sweep"]))
+        cells, skipped = pair_runs(Path(str(settings.sweep)))
         if ranks.rank == 0:
             for message in skipped:
                 log.warning("skipped: %s", message)
         if not cells:
-            raise UserError(f"no two runs below {config['sweep']} differ only in side; train the missing sides")
+            raise UserError(f"no two runs below {settings.sweep} differ only in side; train the missing sides")
     cells = ranks.first(cells)  # the ranks may disagree: a run may finish while they read the folder
-    study = {"evaluate": config, **{name: config[name] for name in ("utility_loss", "logger")}}
+    measured = take(EvaluationSettings, settings)
+    cells = [replace(cell, evaluation=measured) for cell in cells]
     if ranks.rank > 0:
         for cell in cells:
             with suppress(Exception):  # rank 0 reports it and also continues with the next cell
-                sides = _sides(match_stop_epoch(cell))
-                run_evaluation({**config, **sides}, evaluation_folder(out, cell), ranks)
+                run_evaluation(_evaluation(match_stop_epoch(cell)), evaluation_folder(out, cell), ranks)
         return
+    study = StudyOutput(settings.utility_loss, settings.logger, settings.report)
     metrics = evaluate_study(out, study, cells, {}, ranks)
     if gate is not None and (fails := [label for label, values in metrics.items() if gate.fails(values)]):
         print(f"fail_if holds for {', '.join(fails)}: {gate.text}", file=sys.stderr)
@@ -94,7 +107,7 @@ def evaluate_sweep(out: Path, config: dict[str, Any], gate: "Gate | None", ranks
 
 def evaluate_study(
     out: Path,
-    config: Mapping[str, Any],
+    settings: StudyOutput,
     cells: "Sequence[Cell]",
     failed: Mapping[Path, str],
     ranks: Ranks = SINGLE_PROCESS,
@@ -105,23 +118,22 @@ def evaluate_study(
     from dejavu_lit.study import table
     from dejavu_lit.utils.io import write_json
 
-    logger = build(config["logger"], "logger")
     metrics: dict[str, Any] = {}
     requests = {cell.label: table.evaluation_request(cell) for cell in cells}
 
     def evaluate(cell: "Cell", folder: Path) -> Any:
         if cell.folder is not None and not (folder / "context.json").is_file():
             write_json(folder / table.REQUEST, requests[cell.label])
-        metrics[cell.label] = run_evaluation({**config["evaluate"], **cell.evaluation, **_sides(cell)}, folder, ranks)
+        metrics[cell.label] = run_evaluation(_evaluation(cell), folder, ranks)
         if cell.folder is not None:  # the statistics may have changed
             write_json(folder / table.REQUEST, requests[cell.label])
         return metrics[cell.label]
 
     rows, failures = table.evaluate_cells(out, cells, evaluate, failed)
     if rows:
-        show_study(table.write_study(out, rows, failures, config["utility_loss"]), out)
-        page = show_report(config["evaluate"], out)
-        log_study(logger, out, config["evaluate"]["report"]["redact"], page.parent if page else None)
+        show_study(table.write_study(out, rows, failures, settings.utility_loss), out)
+        page = show_report(settings.report, out)
+        log_study(settings.logger, out, settings.report.redact, page.parent if page else None)
         show_next_steps(out, page, study=True)
     if failures:
         reasons = "; ".join(f"{label} ({reason})" for label, reason in failures.items())
@@ -129,10 +141,8 @@ def evaluate_study(
     return metrics
 
 
-def _sides(cell: "Cell") -> dict[str, str]:
-    from dejavu_lit.study.table import SIDES
-
-    return {side: cell.model_name(side) for side in SIDES}
+def _evaluation(cell: "Cell") -> PairEvaluation:
+    return PairEvaluation.of(cell.evaluation, cell.model_name("target"), cell.model_name("reference"))
 
 
 main = command("mitigate", mitigate)

@@ -2,17 +2,15 @@
 
 from pathlib import Path
 
-from omegaconf import DictConfig
+from dejavu_lit.cli.app import command
+from dejavu_lit.cli.options import Power
 
-from dejavu_lit.cli.app import command, plain
 
-
-def power(cfg: DictConfig, out: Path) -> None:
+def power(settings: Power, out: Path) -> None:
     """Compute how many records and seed pairs a gap needs."""
     from dejavu_lit.study.power import format_sample, required_sample
 
-    config = plain(cfg)
-    print(format_sample(required_sample(config["metrics"], config["gap"], config["power"], config["figure"])))
+    print(format_sample(required_sample(settings.metrics, settings.gap, settings.power, settings.figure)))
 
 
 main = command("power", power)

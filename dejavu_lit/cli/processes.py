@@ -1,11 +1,11 @@
 """``trainer`` of commands that do not train: how many processes share the work, and on which device."""
 
 import logging
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
+from dejavu_lit.training.settings import TrainerSettings
 from dejavu_lit.utils.distributed import Ranks, current_ranks, end_with_parent, launch_ranks
 from dejavu_lit.utils.errors import UserError
 
@@ -13,7 +13,7 @@ READ = ("accelerator", "devices", "num_nodes")  # of trainer; its other options 
 log = logging.getLogger(__name__)
 
 
-def processes(trainer: dict[str, Any], shared: bool) -> Ranks:
+def processes(trainer: TrainerSettings, shared: bool) -> Ranks:
     """This process among those that ``trainer`` asks for, which are started here unless torchrun or srun did.
 
     Args:
@@ -22,8 +22,8 @@ def processes(trainer: dict[str, Any], shared: bool) -> Ranks:
     Raises:
         UserError: not the number that torchrun or srun started; several nodes or a multirun without them; no GPU.
     """
-    _check(trainer)
-    ranks, devices, nodes = current_ranks(), trainer["devices"], trainer["num_nodes"]
+    _check()
+    ranks, devices, nodes = current_ranks(), trainer.devices, trainer.num_nodes
     if ranks.world > 1:
         if devices > 0 and devices * nodes not in (1, ranks.world):
             raise UserError(
@@ -49,7 +49,7 @@ def processes(trainer: dict[str, Any], shared: bool) -> Ranks:
     return ranks
 
 
-def _check(trainer: dict[str, Any]) -> None:
+def _check() -> None:
     for override in HydraConfig.get().overrides.task:
         group, _, name = override.lstrip("+~").partition("=")[0].partition(".")
         if group == "trainer" and name and name not in READ:
@@ -59,11 +59,6 @@ def _check(trainer: dict[str, Any]) -> None:
                 else f"only {', '.join(READ)} of trainer matter here"
             )
             raise UserError(f"trainer.{name} concerns training; {instead}")
-    for name in ("devices", "num_nodes"):
-        value = trainer[name]
-        if type(value) is not int or not (value > 0 or (name, value) == ("devices", -1)):
-            also = ", or -1 for all GPUs" if name == "devices" else ""
-            raise UserError(f"trainer.{name}={value} must be a whole number, at least 1{also}")
 
 
 def _count(devices: int) -> int:
@@ -77,16 +72,16 @@ def _count(devices: int) -> int:
     return gpus
 
 
-def device(trainer: dict[str, Any], given: str | None) -> str:
+def device(trainer: TrainerSettings, given: str | None) -> str:
     """``device=`` if given, else the one of ``trainer.accelerator``; the CPU if there is no GPU."""
     if given is not None:
         return given
-    if trainer["accelerator"] == "cpu":
+    if trainer.accelerator == "cpu":
         return "cpu"
     import torch
 
     if torch.cuda.is_available():
         return "cuda"
     if current_ranks().local == 0:
-        log.warning("trainer.accelerator=%s: no GPU found; using the CPU", trainer["accelerator"])
+        log.warning("trainer.accelerator=%s: no GPU found; using the CPU", trainer.accelerator)
     return "cpu"

@@ -3,18 +3,18 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
-from dejavu_lit.cli.app import explain, plain
-from dejavu_lit.data.prepared import data_spec, pinned
+from dejavu_lit.cli.app import settings as compose_settings
+from dejavu_lit.cli.options import Mitigate
+from dejavu_lit.data.prepared import ready
 from dejavu_lit.data.remote import is_remote
-from dejavu_lit.evaluation.run import OUTPUT_OPTIONS, check_evaluation
-from dejavu_lit.utils.config import build
+from dejavu_lit.evaluation.run import check_evaluation
+from dejavu_lit.evaluation.settings import DataChanges, EvaluationSettings
+from dejavu_lit.training.resume import check_data
+from dejavu_lit.training.settings import TrainingRun, TrainingSettings
+from dejavu_lit.utils.config import to_plain
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.run_directory import PARTNER
 from dejavu_lit.utils.wandb import with_tags
@@ -22,8 +22,7 @@ from dejavu_lit.utils.wandb import with_tags
 if TYPE_CHECKING:
     from dejavu_lit.study.plan import PlannedRow
 
-EXAMPLE = "+settings.mask=['mitigation.text_mask=0.5']"
-RUN_PARTS = ("mitigation", "model", "recipe", "trainer", "logger", "gaps")  # of a run's configuration, beside its data
+EXAMPLE = "settings.mask=['mitigation.text_mask=0.5']"
 # Options of the whole study, which a setting may not override.
 STUDY_OPTIONS = (
     "settings", "series", "sizes", "seeds", "launcher", "slurm", "utility_loss", "plan_only", "out", "experiment", "hydra",
@@ -31,25 +30,26 @@ STUDY_OPTIONS = (
 )  # fmt: skip
 
 
-def check_options(config: Mapping[str, Any]) -> None:
+def check_options(settings: Mitigate) -> None:
     """Raise UserError for the first of the study's own options that has the wrong form."""
-    _check_settings(config["settings"])
-    _check_list(config, "seeds", 0, "seeds=[0,1,2]", allow_null=False)
-    _check_list(config, "sizes", 1, "sizes=[500,1000], or sizes=[null] for all pairs", allow_null=True)
-    _check_series(config["series"], config["sizes"])
-    check_utility_loss(config["utility_loss"])
-    if not isinstance(config["plan_only"], bool):
-        raise UserError(f"plan_only={config['plan_only']} must be true or false")
+    if not settings.settings:
+        raise UserError(f"there are no settings; choose experiment=NAME, or add some, e.g. {EXAMPLE}")
+    for name, overrides in settings.settings.items():
+        _check_overrides(f"settings.{name}", overrides)
+    _check_values("seeds", settings.seeds, 0, "seeds=[0,1,2]")
+    _check_values("sizes", settings.sizes, 1, "sizes=[500,1000], or sizes=[null] for all pairs")
+    _check_series(settings.series, settings.sizes)
+    check_utility_loss(settings.utility_loss)
 
 
-def check_utility_loss(loss: Any) -> None:
+def check_utility_loss(loss: float) -> None:
     """Raise UserError if ``utility_loss`` is not a share."""
-    if isinstance(loss, bool) or not isinstance(loss, int | float) or not 0 <= loss <= 1:
+    if not 0 <= loss <= 1:
         raise UserError(f"utility_loss={loss} must be a share from 0 to 1, e.g. utility_loss=0.02 for two points")
 
 
-def planned_rows(config: Mapping[str, Any]) -> list["PlannedRow"]:
-    """Every row of the study, with the configurations of its runs and its evaluation.
+def planned_rows(study: Mitigate) -> list["PlannedRow"]:
+    """Every row of the study, with the settings of its runs and its evaluation.
 
     Data that need no source are prepared if they are missing; nothing is trained.
 
@@ -59,92 +59,68 @@ def planned_rows(config: Mapping[str, Any]) -> list["PlannedRow"]:
     from dejavu_lit.study.plan import PlannedRow
     from dejavu_lit.study.table import SIDES
 
-    settings = list(_settings(config))
+    settings = list(_settings(study))
     _check_folder_names(name for name, *_ in settings)
-    composed: dict[tuple[str, ...], dict[str, Any]] = {}
     checked: set[str] = set()
-    _compose((), "the settings of all", composed)
     rows = []
     for name, series, overrides, size in settings:
         where = f"settings.{name}"
-        setting = _compose(overrides, where, composed)
-        if size is not None and any(override.lstrip("+~").startswith("data.train_size=") for override in overrides):
-            raise UserError(f"{where} sets data.train_size, and so does sizes={config['sizes']}; set it in one place")
-        runs = {side: _run_config(setting, overrides, size) | {"side": side} for side in SIDES}
-        runs["target"]["gaps"], runs["reference"]["gaps"] = _gap_settings(setting)
-        evaluation = {key: value for key, value in setting["evaluate"].items() if key not in OUTPUT_OPTIONS}
-        if is_remote(str(address := runs["target"]["data"].get("dir"))) and evaluation["data"].get("_target_") is None:
-            evaluation["data"] = {**evaluation["data"], "dir": address}  # given here, so evaluations may open it
         with _prefixed(where):
-            _check_setting(runs, setting["evaluate"], checked)
-        if size is None and len(config["sizes"]) > 1 and (pairs := _all_pairs(runs["target"])) in config["sizes"]:
+            setting = compose_settings("mitigate", *study.typed, *overrides)
+        if size is not None and any(override.lstrip("+~").startswith("data.train_size=") for override in overrides):
+            raise UserError(f"{where} sets data.train_size, and so does sizes={list(study.sizes)}; set it in one place")
+        runs = {side: _run(setting, side, overrides, size) for side in SIDES}
+        evaluation = setting.evaluate
+        if is_remote(str(address := runs["target"].data.dir)) and isinstance(evaluation.data, DataChanges):
+            # given here, so evaluations may open it
+            evaluation = replace(evaluation, data=replace(evaluation.data, dir=address))
+        with _prefixed(where):
+            runs = _checked(runs, setting.evaluate, checked)
+        if size is None and len(study.sizes) > 1 and (pairs := _all_pairs(runs["target"])) in study.sizes:
             raise UserError(
-                f"sizes={config['sizes']} lists one size twice: null is all {pairs} pairs of {where}; remove one"
+                f"sizes={list(study.sizes)} lists one size twice: null is all {pairs} pairs of {where}; remove one"
             )
-        for seed in config["seeds"]:
-            seeded = {side: run | {"seed": seed} for side, run in runs.items()}
+        for seed in study.seeds:
+            seeded = {side: replace(run, seed=seed) for side, run in runs.items()}
             rows.append(PlannedRow(name, overrides, size, seed, seeded, evaluation, series))
     return rows
 
 
-def _settings(config: Mapping[str, Any]) -> Iterator[tuple[str, str | None, tuple[str, ...], int | None]]:
+def _settings(study: Mitigate) -> Iterator[tuple[str, str | None, tuple[str, ...], int | None]]:
     """(name, series, overrides, size) of every setting, in the order in which they are compared: the default first."""
-    for series, by_size in (config["series"] or {None: {}}).items():
-        size_overrides = {int(size): overrides for size, overrides in (by_size or {}).items()}
-        for name, overrides in config["settings"].items():
-            for size in config["sizes"]:
+    every: list[tuple[str | None, Any]] = [*study.series.items()]
+    for series, by_size in every or [(None, {})]:
+        size_overrides: dict[int | None, Any] = {int(size): overrides for size, overrides in (by_size or {}).items()}
+        for name, overrides in study.settings.items():
+            for size in study.sizes:
                 full_name = name if series is None else f"{name}, {series}"
                 yield full_name, series, (*overrides, *size_overrides.get(size, ())), size
 
 
-def _compose(overrides: tuple[str, ...], where: str, composed: dict[tuple[str, ...], dict[str, Any]]) -> dict[str, Any]:
-    """This command's own configuration with a setting's overrides on top; ``composed`` caches the results."""
-    if overrides not in composed:
-        try:
-            composed[overrides] = plain(hydra.compose("mitigate", [*HydraConfig.get().overrides.task, *overrides]))
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(f"{where}: {explain(error, 'mitigate', overrides)}") from None
-    return composed[overrides]
+def _run(setting: Mitigate, side: str, overrides: Sequence[str], size: int | None) -> TrainingRun:
+    """A setting's run of one side. The reference is not watched; a gap budget implies ``gaps.reference=partner``."""
+    reference = setting.gaps.reference
+    if setting.mitigation.gap_budget is not None and reference is None:
+        reference = PARTNER
+    run = TrainingRun(side=side, **{field.name: getattr(setting, field.name) for field in fields(TrainingSettings)})
+    return replace(
+        run,
+        data=run.data if size is None else replace(run.data, train_size=size),
+        logger=with_tags(run.logger, overrides),
+        gaps=replace(run.gaps, reference=reference if side == "target" else None),
+    )
 
 
-def _run_config(setting: Mapping[str, Any], overrides: Sequence[str], size: int | None) -> dict[str, Any]:
-    """The configuration of a setting's runs, without side and seed."""
-    run = {name: setting[name] for name in ("data", *RUN_PARTS)}
-    run["data"] = {**pinned(run["data"]), "train_size": size if size is not None else run["data"]["train_size"]}
-    run["logger"] = with_tags(run["logger"], overrides)
-    return run
-
-
-def _gap_settings(setting: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """``gaps`` of a target and of its reference, which is not watched; a gap budget implies ``reference: partner``."""
-    target, reference = ({**setting["gaps"]} for _ in range(2))
-    if setting["mitigation"].get("gap_budget") is not None and target["reference"] is None:
-        target["reference"] = PARTNER
-    reference["reference"] = None
-    return target, reference
-
-
-def _all_pairs(run: Mapping[str, Any]) -> int:
+def _all_pairs(run: TrainingRun) -> int:
     """The training size of a run if ``sizes`` does not set one."""
-    return data_spec(run["data"]).training_pairs(run["side"])
-
-
-def _check_settings(settings: Any) -> None:
-    if not isinstance(settings, dict):
-        raise UserError(f"settings={settings} must be a mapping of names to lists of overrides, e.g. {EXAMPLE}")
-    if not settings:
-        raise UserError(f"there are no settings; choose experiment=NAME, or add some, e.g. {EXAMPLE}")
-    for name, overrides in settings.items():
-        if not isinstance(name, str):
-            raise UserError(f"settings={settings}: the name {name} must be a string, e.g. {EXAMPLE}")
-        _check_overrides(f"settings.{name}", overrides)
+    return run.data.training_pairs(run.side)
 
 
 def _check_series(series: Any, sizes: Sequence[int | None]) -> None:
     if not isinstance(series, dict) or not all(isinstance(by_size, dict | None) for by_size in series.values()):
         raise UserError(
             f"series={series} must be a mapping of names to overrides by training size, e.g. "
-            "+series.equal_pairs='{500: [\"recipe.epochs=100\"]}'"
+            "series.equal_pairs='{500: [\"recipe.epochs=100\"]}'"
         )
     for name, by_size in series.items():
         if not isinstance(name, str):
@@ -166,17 +142,14 @@ def _check_overrides(where: str, overrides: Any) -> None:
             raise UserError(f"{where}: {override} is an option of the whole study; set it outside the settings")
 
 
-def _check_list(config: Mapping[str, Any], name: str, least: int, example: str, allow_null: bool) -> None:
-    values = config[name]
-    if not isinstance(values, list) or not values:
-        raise UserError(f"{name}={values} must be a list, e.g. {example}")
+def _check_values(name: str, values: Sequence[int | None], least: int, example: str) -> None:
+    if not values:
+        raise UserError(f"{name}=[] must be a list, e.g. {example}")
     for value in values:
-        if allow_null and value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise UserError(f"{name}={values}: {value} must be a whole number, at least {least}, e.g. {example}")
+        if value is not None and value < least:
+            raise UserError(f"{name}={list(values)}: {value} must be a whole number, at least {least}, e.g. {example}")
     if len(set(values)) < len(values):
-        raise UserError(f"{name}={values} lists a value twice; each setting is trained once per value")
+        raise UserError(f"{name}={list(values)} lists a value twice; each setting is trained once per value")
 
 
 def _check_folder_names(names: Iterable[str]) -> None:
@@ -189,40 +162,26 @@ def _check_folder_names(names: Iterable[str]) -> None:
             raise UserError(f"settings {owner!r} and {name!r} would share a folder; rename one")
 
 
-def _check_setting(runs: Mapping[str, Mapping[str, Any]], evaluation: dict[str, Any], checked: set[str]) -> None:
-    """Build a setting's small parts and check them against its data, once for all settings that share them."""
-    for side, run in runs.items():
-        if missing := [name for name, value in run["data"].items() if value == "???"]:
-            raise UserError(f"data.{missing[0]} is missing; give data.{missing[0]}=…, as written by dejavu prepare")
-        for name in RUN_PARTS:
-            if _is_new(run[name], checked):
-                build(run[name], name)
-        key = {"data": run["data"], "side": side, "batch": run["recipe"]["batch"]}
-        if _is_new(key, checked):
-            _check_size(run, side)
-    if _is_new({"evaluation": evaluation, "data": run["data"]}, checked):
-        check_evaluation(evaluation, data_spec(run["data"]))
+def _checked(
+    runs: Mapping[str, TrainingRun], evaluation: EvaluationSettings, checked: set[str]
+) -> dict[str, TrainingRun]:
+    """A setting's runs with their data ready, once checked for all settings that share them."""
+    runs = {side: replace(run, data=ready(run.data)) for side, run in runs.items()}
+    for run in runs.values():
+        if _is_new([to_plain(run.data), run.side, run.recipe.batch, to_plain(run.trainer)], checked):
+            check_data(run)
+    data = runs["target"].data
+    if _is_new([to_plain(evaluation), to_plain(data)], checked):
+        check_evaluation(evaluation, data)
+    return runs
 
 
 def _is_new(value: Any, checked: set[str]) -> bool:
     """Whether ``checked`` lacks a value, which is added."""
-    text = json.dumps(value, sort_keys=True, default=str)
+    text = json.dumps(value, sort_keys=True)
     new = text not in checked
     checked.add(text)
     return new
-
-
-def _check_size(run: Mapping[str, Any], side: str) -> None:
-    """Refuse training sizes and batches that the data cannot fill."""
-    from dejavu_lit.data.epoch import epoch_plan
-    from dejavu_lit.data.prepared import TRAINED_ON
-
-    data = data_spec(run["data"])
-    data.check()
-    if data.shards is not None:
-        return
-    sizes = data.shard_set(TRAINED_ON[side]).sizes
-    epoch_plan(sizes, 0, 0, 1, 1, run["recipe"]["batch"], data.train_size, data.repeats())
 
 
 @contextmanager

@@ -1,32 +1,31 @@
 """``dejavu train``: train one model, the target or the reference."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
 
-from dejavu_lit.cli.app import command, plain
+from dejavu_lit.cli.app import command
+from dejavu_lit.cli.options import Train
 from dejavu_lit.training.resume import run_training
+from dejavu_lit.training.settings import TrainerSettings
 from dejavu_lit.utils.distributed import current_ranks
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.wandb import with_tags
 
 
-def train(cfg: DictConfig, out: Path) -> None:
+def train(settings: Train, out: Path) -> None:
     """Train one model."""
-    config = plain(cfg)
-    _refuse_own_launcher(config)
-    if config["out"] is None and config["trainer"]["devices"] != 1 and HydraConfig.get().mode == RunMode.RUN:
+    _refuse_own_launcher(settings.trainer)
+    if settings.out is None and settings.trainer.devices != 1 and HydraConfig.get().mode == RunMode.RUN:
         raise UserError("several processes need one output directory; give out=DIR")
-    config["logger"] = with_tags(config["logger"], HydraConfig.get().overrides.task)
-    run_training(config, out)
+    run_training(replace(settings, logger=with_tags(settings.logger, HydraConfig.get().overrides.task)), out)
 
 
-def _refuse_own_launcher(config: dict[str, Any]) -> None:
+def _refuse_own_launcher(trainer: TrainerSettings) -> None:
     """Refuse a multirun whose jobs would start processes: Hydra's and Lightning's launchers start each other endlessly."""
-    several = config["trainer"]["devices"] != 1 or config["trainer"]["num_nodes"] != 1
+    several = trainer.devices != 1 or trainer.num_nodes != 1
     if HydraConfig.get().mode == RunMode.MULTIRUN and several and current_ranks().world == 1:
         raise UserError(
             "--multirun cannot start several processes per job; use hydra/launcher=slurm, which sets "

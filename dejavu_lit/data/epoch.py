@@ -15,41 +15,10 @@ from functools import cached_property
 
 import numpy as np
 
+from dejavu_lit.data.settings import Repeat
 from dejavu_lit.utils.errors import UserError
 
 Positions = Mapping[int, Sequence[int]]  # {shard: positions in it}
-
-
-@dataclass(frozen=True)
-class Repeat:
-    """Planted memory: a share of the pairs, the first ones of the set, comes several times per epoch."""
-
-    share: float | Sequence[float] = 0.0
-    """Share of the pairs, from the first on; a list makes several consecutive groups."""
-    times: int | Sequence[int] = 1
-    """How often these pairs come in an epoch; a list has one number per group."""
-
-    def __post_init__(self) -> None:
-        if len(self.shares) != len(self.counts) or min(self.shares) < 0 or sum(self.shares) > 1 or min(self.counts) < 1:
-            raise UserError(
-                f"data.repeat.share={self.share} and data.repeat.times={self.times} must have the same length; make the "
-                "shares add up to at most 1 and the times whole numbers from 1"
-            )
-
-    @property
-    def shares(self) -> list[float]:
-        """The shares, always as a list."""
-        return [float(s) for s in (self.share if isinstance(self.share, Sequence) else [self.share])]
-
-    @property
-    def counts(self) -> list[int]:
-        """The times, always as a list."""
-        return [int(t) for t in (self.times if isinstance(self.times, Sequence) else [self.times])]
-
-    def times_of(self, positions: np.ndarray, total: int) -> np.ndarray:
-        """How often the pairs at ``positions`` (0 … total − 1) come in one epoch, int64 like ``positions``."""
-        edges = np.floor(np.cumsum(self.shares) * total + 1e-9).astype(np.int64)
-        return np.array([*self.counts, 1], dtype=np.int64)[np.searchsorted(edges, positions, side="right")]
 
 
 def epoch_plan(
@@ -74,6 +43,13 @@ def epoch_plan(
     """
     used = nested_sizes(sizes, train_size, excluded)
     return EpochPlan(used, seed, epoch, world, workers, batch, repeat or Repeat(), excluded or {}, removed or {})
+
+
+def pairs_per_rank(batch: int, world: int) -> int:
+    """Pairs per rank and step; raises UserError if the global batch is not divisible by ``world``."""
+    if batch % world:
+        raise UserError(f"recipe.batch={batch} does not divide by {world} ranks; choose a multiple of {world}")
+    return batch // world
 
 
 def nested_sizes(sizes: Sequence[int], train_size: int | None, excluded: Positions | None = None) -> tuple[int, ...]:
@@ -117,7 +93,7 @@ class EpochPlan:
     """Loader processes per rank; 0 counts as 1."""
     batch: int
     """Pairs per rank and step."""
-    repeat: Repeat = Repeat()
+    repeat: Repeat = field(default_factory=Repeat)
     """Planted memory."""
     excluded: Positions = field(default_factory=dict)
     """Pairs treated as absent."""

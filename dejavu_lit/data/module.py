@@ -12,12 +12,12 @@ from PIL import Image
 
 from dejavu_lit.data.captions import vocabulary
 from dejavu_lit.data.decode import caption_candidates
-from dejavu_lit.data.epoch import EpochPlan, Repeat, epoch_plan, exposures
+from dejavu_lit.data.epoch import EpochPlan, epoch_plan, exposures, pairs_per_rank
 from dejavu_lit.data.key_lists import count_pairs, later_duplicates, positions_of
 from dejavu_lit.data.loader import EpochLoader
 from dejavu_lit.data.manifest import MANIFEST
 from dejavu_lit.data.prepared import TRAINED_ON
-from dejavu_lit.data.settings import LoaderSettings
+from dejavu_lit.data.settings import LoaderSettings, Repeat
 from dejavu_lit.data.shards import BadPair, Pair, ShardSet, read_pairs
 from dejavu_lit.data.stream import (
     Augment,
@@ -93,9 +93,7 @@ class PairDataModule(pl.LightningDataModule):
 
     def per_rank(self, world: int) -> int:
         """Pairs per rank and step; raises UserError if the global batch is not divisible by ``world``."""
-        if self.batch % world:
-            raise UserError(f"recipe.batch={self.batch} does not divide by {world} ranks; choose a multiple of {world}")
-        return self.batch // world
+        return pairs_per_rank(self.batch, world)
 
     def plan(self, epoch: int, world: int) -> EpochPlan:
         """The plan of one epoch of training on ``world`` ranks."""

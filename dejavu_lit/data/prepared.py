@@ -1,21 +1,21 @@
 """A prepared data folder and which part of it is used: what ``data=`` means to training and evaluation."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dejavu_lit.data.epoch import Repeat
-from dejavu_lit.data.key_lists import keys_fingerprint, read_keys, warn_of_unknown_keys
 from dejavu_lit.data.manifest import MANIFEST, SCHEMA
 from dejavu_lit.data.raw_shards import RawShards, write_samples
+from dejavu_lit.data.readers import READERS
 from dejavu_lit.data.remote import fetch_objects, is_remote, mirror
-from dejavu_lit.data.shards import ShardSet
-from dejavu_lit.data.splits import SETS
-from dejavu_lit.utils.config import build, check_fields
+from dejavu_lit.data.settings import Repeat
 from dejavu_lit.utils.errors import UserError, suggest
 from dejavu_lit.utils.io import fingerprint, locked, read_json_object, visible_files
+
+if TYPE_CHECKING:
+    from dejavu_lit.data.shards import ShardSet
 
 TRAINED_ON = {"target": "A", "reference": "B"}  # the set that each side trains on
 
@@ -27,17 +27,18 @@ class DataSpec:
     name: str
     """What the data is called in figures and settings."""
     dir: str | None = None
-    """The data folder, local or remote (s3://…, http://…, 'pipe:COMMAND {}'); null: outputs/data/NAME-FINGERPRINT."""
+    """The data folder, local or remote (s3://…, http://… or 'pipe:COMMAND {}', whose shards are copied to the node on first
+    read); null, for generated data: outputs/data/NAME-FINGERPRINT."""
     train_size: int | None = None
     """Number of pairs of A (of B) to train on, a prefix, so that sizes are nested; null: all."""
-    repeat: dict[str, Any] = field(default_factory=dict)
-    """Planted memory, {share, times}: this share of the pairs comes this many times per epoch."""
+    repeat: Repeat = field(default_factory=Repeat)
+    """Planted memorization:"""
     exclude: str | None = None
     """A text file with one key per line: pairs left out of preparing, training, measuring and searching."""
     exclude_fingerprint: str | None = None
-    """Fingerprint of the keys in ``exclude``, saved in config.yaml: other keys make another run."""
+    """Fingerprint of the keys in exclude, saved in config.yaml: other keys make another run."""
     public: str = "P"
-    """The public set that is searched: a name in ``public_sets``, or a folder of shards."""
+    """The public set that is searched: a name in public_sets, or a folder of shards."""
     public_sets: dict[str, str] = field(default_factory=lambda: {"P": "P"})
     """{name: a set of the data folder, or a folder of shards}: the choices for ``public``."""
     labelled: str | None = None
@@ -45,15 +46,15 @@ class DataSpec:
     classes: Any = None
     """Class names of the labelled set: null (its labels), imagenet, a file with one per line, or a list."""
     classes_by: str | None = None
-    """How its labels are matched with ``classes``: null (by name, or by number), or order (sorted, as ImageNet's folders)."""
-    templates: Any = ("a photo of a {}.",)
+    """How its labels are matched with classes: null (by name, or by number), or order (sorted, as ImageNet's folders)."""
+    templates: Any = field(default_factory=lambda: ["a photo of a {}."])
     """Prompts of zero-shot classification, or imagenet for open_clip's 80."""
     objects: str | None = None
     """The object artifact: a name in the folder objects/, or a folder with one folder per set; evaluation needs it."""
     seed: int = 0
     """Seed of the splits, independent of the training seed."""
-    sizes: dict[str, float | None] = field(default_factory=dict)
-    """{set: number of pairs, share below 1, or null for all that its list in ``keys`` names}."""
+    sizes: dict[str, int | float | None] = field(default_factory=dict)
+    """{set: number of pairs, share below 1, or null for all that its list in keys names}."""
     near_duplicates: int | None = 6
     """Images whose perceptual hashes differ in at most this many of 64 bits stay in one set; null: exact copies only."""
     automatic: bool = False
@@ -69,9 +70,9 @@ class DataSpec:
     resampled: bool = False
     """Draw raw shards with replacement, instead of one pass over them per epoch."""
     reader: dict[str, Any] | None = None
-    """The source that ``prepare`` reads, as a config node with ``_target_``."""
+    """What prepare reads, {type: NAME, …}; set by the other files of this group."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """{set: reader}: further sets that ``prepare`` writes, e.g. a labelled one."""
+    """{set: reader}: additional sets for prepare, e.g. a labelled one."""
 
     @property
     def folder(self) -> Path:
@@ -86,14 +87,23 @@ class DataSpec:
         return Path("outputs/data") / f"{self.name}-{fingerprint(identity)}"
 
     def check(self) -> None:
-        """Raise UserError if the folder was not prepared, or by a version with another schema."""
+        """Raise UserError if the folder is not given, was not prepared, or by a version with another schema."""
+        self.check_dir()
         if not (self.folder / MANIFEST).is_file():
-            raise UserError(f"data.dir={self.folder} has no {MANIFEST}; create it with dejavu prepare data=…")
+            absent = f"has no {MANIFEST}" if self.folder.is_dir() else "does not exist"
+            raise UserError(f"data.dir={self.folder} {absent}; create it with dejavu prepare data=…")
         read_json_object(self.folder / MANIFEST, SCHEMA)
+
+    def check_dir(self) -> None:
+        """Raise UserError if ``dir`` is missing; only generated data has a folder by default."""
+        if self.dir is None and not self.automatic:
+            raise UserError("data.dir is missing; give data.dir=…, the folder of dejavu prepare")
 
     @cached_property
     def excluded(self) -> frozenset[str]:
-        """The keys in ``exclude``; raises UserError if the file cannot be read or its keys changed."""
+        """The keys in exclude; raises UserError if the file cannot be read or its keys changed."""
+        from dejavu_lit.data.key_lists import keys_fingerprint, read_keys
+
         keys = frozenset(read_keys(self.exclude, "data.exclude")) if self.exclude is not None else frozenset()
         if self.exclude_fingerprint not in (None, keys_fingerprint(keys)):
             raise UserError(
@@ -105,13 +115,11 @@ class DataSpec:
         """Warn if keys in ``exclude`` are in no set; remote data is not checked, since that would copy all of it."""
         if not self.excluded or self.shards is not None or (self.dir is not None and is_remote(self.dir)):
             return
+        from dejavu_lit.data.key_lists import warn_of_unknown_keys
+
         folders = dict.fromkeys(path.parent for path in visible_files(self.folder, "*/*.tar"))
         public = [Path(self.public)] if self.public not in self.public_sets and Path(self.public).is_dir() else []
         warn_of_unknown_keys(f"data.exclude={self.exclude}", self.excluded, [*folders, *public])
-
-    def repeats(self) -> Repeat:
-        """The planted repetitions."""
-        return Repeat(**self.repeat)
 
     def training_pairs(self, side: str) -> int:
         """The number of pairs that a side trains on; with raw shards given by ``pairs``, or known or estimated since sampling."""
@@ -125,8 +133,10 @@ class DataSpec:
         """The raw shards, of which ``folder`` has samples."""
         return RawShards(self.shards, self.fractions, self.seed, self.excluded)
 
-    def shard_set(self, name: str) -> ShardSet:
+    def shard_set(self, name: str) -> "ShardSet":
         """The set A, B, H, V or P, another set of the data folder, or a folder of shards elsewhere."""
+        from dejavu_lit.data.shards import ShardSet
+
         return ShardSet.open(self.set_folder(name))
 
     def set_folder(self, name: str) -> Path:
@@ -136,6 +146,8 @@ class DataSpec:
 
     def set_name(self, name: str) -> str:
         """The name by which results of a set are kept: its folder's, or PARENT-NAME for a set elsewhere named like one here."""
+        from dejavu_lit.data.splits import SETS
+
         folder, here = (Path(os.path.abspath(path)) for path in (self.set_folder(name), self.folder))
         is_taken = folder.parent != here and (folder.name in SETS or (here / folder.name).exists())
         return f"{folder.parent.name}-{folder.name}" if is_taken else folder.name
@@ -181,20 +193,20 @@ class DataSpec:
         )
 
 
-def data_spec(config: dict[str, Any]) -> DataSpec:
-    """The DataSpec of a config, its reader left as a config node; ``automatic`` data is prepared if it is missing."""
-    spec: DataSpec = build({**pinned(config), "_recursive_": False}, "data")
-    check_fields(Repeat, spec.repeat, "data.repeat")
-    if spec.automatic and not (spec.folder / MANIFEST).is_file():
-        prepare_data(spec)
-    return spec
+def ready(data: DataSpec) -> DataSpec:
+    """``data`` with the fingerprint of the keys in exclude; ``automatic`` data is prepared if it is missing."""
+    if data.automatic and not (data.folder / MANIFEST).is_file():
+        prepare_data(data)
+    return pinned(data)
 
 
-def pinned(config: dict[str, Any]) -> dict[str, Any]:
-    """The data's config with the fingerprint of the keys in ``exclude``, so that other keys are other settings."""
-    if config.get("exclude") is None:
-        return config
-    return {**config, "exclude_fingerprint": keys_fingerprint(read_keys(config["exclude"], "data.exclude"))}
+def pinned(data: DataSpec) -> DataSpec:
+    """``data`` with the fingerprint of the keys in exclude, so that other keys are other settings."""
+    if data.exclude is None:
+        return data
+    from dejavu_lit.data.key_lists import keys_fingerprint, read_keys
+
+    return replace(data, exclude_fingerprint=keys_fingerprint(read_keys(data.exclude, "data.exclude")))
 
 
 def prepare_data(spec: DataSpec, wait: bool = True, **options: Any) -> None:
@@ -211,6 +223,7 @@ def prepare_data(spec: DataSpec, wait: bool = True, **options: Any) -> None:
 
     if spec.reader is None and spec.shards is None:
         raise UserError(f"data={spec.name} has no reader; choose data=coco, folder, table or shards to prepare from")
+    spec.check_dir()
     if spec.dir is not None and is_remote(spec.dir):
         raise UserError(f"data.dir={spec.dir} is remote; prepare into a local folder and copy it there")
     spec.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -219,11 +232,11 @@ def prepare_data(spec: DataSpec, wait: bool = True, **options: Any) -> None:
             write_samples(spec.raw_shards(), spec.sizes, spec.folder)
             return
         prepare(
-            reader=build(spec.reader, "data.reader"),
+            reader=READERS.build(spec.reader),
             out=spec.folder,
             sizes=spec.sizes,
             seed=spec.seed,
             near_duplicates=spec.near_duplicates,
-            extra={name: build(reader, f"data.extra.{name}") for name, reader in spec.extra.items()},
+            extra={name: READERS.build(reader, f"data.extra.{name}") for name, reader in spec.extra.items()},
             **options,
         )

@@ -1,8 +1,51 @@
-"""How pairs are read while training."""
+"""What is read while training, and how."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from dejavu_lit.utils.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """Planted memory: a share of the pairs, the first ones of the set, comes several times per epoch."""
+
+    share: Any = 0
+    """Share of the pairs, from the first on; a list makes several consecutive groups."""
+    times: Any = 1
+    """How often these pairs come in an epoch; a list has one number per group."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("share", self.share), ("times", self.times)):
+            for number in value if isinstance(value, Sequence) else [value]:
+                if isinstance(number, bool) or not isinstance(number, int | float) or (name == "times" and number % 1):
+                    raise UserError(f"data.repeat.{name}={value} must be a number or a list of numbers")
+        if len(self.shares) != len(self.counts) or min(self.shares) < 0 or sum(self.shares) > 1 or min(self.counts) < 1:
+            raise UserError(
+                f"data.repeat.share={self.share} and data.repeat.times={self.times} must have the same length; make the "
+                "shares add up to at most 1 and the times whole numbers from 1"
+            )
+
+    @property
+    def shares(self) -> list[float]:
+        """The shares, always as a list."""
+        return [float(s) for s in (self.share if isinstance(self.share, Sequence) else [self.share])]
+
+    @property
+    def counts(self) -> list[int]:
+        """The times, always as a list."""
+        return [int(t) for t in (self.times if isinstance(self.times, Sequence) else [self.times])]
+
+    def times_of(self, positions: "np.ndarray", total: int) -> "np.ndarray":
+        """How often the pairs at ``positions`` (0 … total − 1) come in one epoch, int64 like ``positions``."""
+        import numpy as np  # not needed to state the settings
+
+        edges = np.floor(np.cumsum(self.shares) * total + 1e-9).astype(np.int64)
+        return np.array([*self.counts, 1], dtype=np.int64)[np.searchsorted(edges, positions, side="right")]
 
 
 @dataclass(frozen=True)

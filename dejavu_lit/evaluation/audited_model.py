@@ -17,8 +17,8 @@ from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.evaluation.embeddings import Embeddings, Modality
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import file_sha256, read_json_object
-from dejavu_lit.utils.run_directory import RUN_SCHEMA, identity, read_config
+from dejavu_lit.utils.io import file_sha256
+from dejavu_lit.utils.run_directory import RunDirectory, identity
 
 if TYPE_CHECKING:
     from dejavu_lit.models.encoder import Encoder
@@ -65,20 +65,12 @@ class AuditedModel:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The run's settings; empty for anything else."""
-        return read_config(self.run) if self.run else {}
+        return RunDirectory(self.run).config() if self.run else {}
 
     @cached_property
     def data(self) -> DataSpec | None:
         """The data that the run was trained on; None for anything else."""
-        if not self.run:
-            return None
-        try:  # only the options: a class that the config names is never called
-            return DataSpec(**{k: v for k, v in self.config["data"].items() if k != "_target_"})
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{self.run}/config.yaml has missing or unknown data options ({error}); "
-                "evaluate the run with the version that trained it"
-            ) from None
+        return RunDirectory(self.run).section("data", DataSpec) if self.run else None
 
     @property
     def identity(self) -> str:
@@ -101,12 +93,11 @@ class AuditedModel:
         """
         if not self.run:
             return {}
-        path = self.run / "run.json"
-        if not path.is_file():
+        if not RunDirectory(self.run).finished:
             if self.model_name.epoch is not None:
                 return {}
             raise UserError(f"{self.run} is not finished; start dejavu train again in it, or evaluate {self.run}@EPOCH")
-        return read_json_object(path, RUN_SCHEMA)
+        return RunDirectory(self.run).record()
 
     @property
     def trained_on(self) -> str | None:
@@ -155,7 +146,7 @@ class AuditedModel:
     def at(self, epoch: int, device: str) -> "AuditedModel":
         """The run's checkpoint of ``epoch`` if it exists, else this model; not yet loaded."""
         name = self.name
-        if self.run is not None and self.epoch is None and _checkpoint(self.run, epoch).is_file():
+        if self.run is not None and self.epoch is None and RunDirectory(self.run).checkpoint(epoch).is_file():
             name = f"{self.run}@{epoch}"
         return replace(self, name=name, device=device)
 
@@ -177,7 +168,7 @@ class AuditedModel:
             saved_plan["workers"],
             saved_plan["batch"],
             self.data.train_size,
-            self.data.repeats(),
+            self.data.repeat,
             excluded,
             removed,
         )
@@ -190,16 +181,12 @@ def _is_writable(folder: Path) -> bool:
     return os.access(nearest, os.W_OK)
 
 
-def _checkpoint(run: Path, epoch: int) -> Path:
-    return run / "checkpoints" / f"epoch={epoch:04d}.ckpt"
-
-
 def weight_files(name: ModelName) -> dict[str, Path]:
     """{name: file} of a model's weights, or of the vectors of ``embeddings:DIR``; {} if the name gives no local path."""
     if name.run is not None:
         if name.epoch_number is None:
             return {path.name: path for path in sorted(name.run.glob("model/*.safetensors"))}
-        checkpoint = _checkpoint(name.run, name.epoch_number)
+        checkpoint = RunDirectory(name.run).checkpoint(name.epoch_number)
         return {checkpoint.name: checkpoint} if checkpoint.exists() else {}
     if name.path is not None and name.epoch is None and name.path.is_dir():
         files = sorted(file for file in name.path.rglob("*") if file.suffix in SUFFIXES and file.is_file())

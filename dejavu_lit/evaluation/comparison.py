@@ -1,6 +1,6 @@
 """What one evaluation compares: two models, the measured sets and the public set, and whether they fit together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,9 @@ from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.evaluation.embeddings import Embeddings, Modality
-from dejavu_lit.evaluation.settings import Comparison
+from dejavu_lit.evaluation.settings import PairEvaluation
 from dejavu_lit.measure.figures import BLOCK_SETS
+from dejavu_lit.utils.config import flatten
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256
 
@@ -38,21 +39,21 @@ class EvaluationInputs:
     data: DataSpec
 
     @classmethod
-    def open(cls, comparison: Comparison, data: DataSpec, out: Path, k: int) -> "EvaluationInputs":
-        """What the evaluation in ``out`` compares.
+    def open(cls, evaluation: PairEvaluation, data: DataSpec, out: Path, k: int) -> "EvaluationInputs":
+        """What an evaluation in ``out`` compares.
 
         Raises:
             UserError: models that were exchanged or trained on the same pairs, data that is not the runs' own, or fewer
                 public images than ``k``.
         """
-        store = Path(comparison.embeddings) if comparison.embeddings else out / "embeddings"
-        keep_in_run = comparison.embeddings is None
+        store = Path(evaluation.embeddings) if evaluation.embeddings else out / "embeddings"
+        keep_in_run = evaluation.embeddings is None
         target, reference = (
-            AuditedModel(name, store, comparison.device, comparison.workers, keep_in_run)
-            for name in (comparison.target, comparison.reference)
+            AuditedModel(str(name), store, evaluation.device or "cpu", evaluation.workers, keep_in_run)
+            for name in (evaluation.target, evaluation.reference)
         )
-        _check_training(target, reference, comparison, data)
-        swapped = _has_b(reference) if comparison.swapped is None else comparison.swapped
+        _check_training(target, reference, evaluation, data)
+        swapped = _has_b(reference) if evaluation.swapped is None else evaluation.swapped
         shards = {block: data.shard_set(BLOCK_SETS[block]) for block in BLOCK_SETS if block != "swapped" or swapped}
         trained = {"population": target.data or data, "null": data, "swapped": reference.data or data}
         sizes = {block: trained[block].train_size if block != "null" else None for block in shards}
@@ -60,7 +61,7 @@ class EvaluationInputs:
         if k > len(public):
             raise UserError(f"k={k} is more than the {len(public)} images of {public.folder}; choose smaller k and ks")
         data.check_labelled()
-        modality: Modality = "text" if comparison.public_modality == "text" else "image"
+        modality: Modality = "text" if evaluation.public_modality == "text" else "image"
         return cls(
             models={"target": target, "reference": reference},
             public_modality={"target": modality, "reference": "text" if reference.captions_only else modality},
@@ -145,15 +146,12 @@ def training_differences(target: AuditedModel, reference: AuditedModel) -> dict[
 
 def _training_options(model: AuditedModel) -> dict[str, Any]:
     """{dotted option: value}; the options that only decide when training ends are left to the number of epochs."""
-    found: dict[str, Any] = {"epochs": model.epoch or model.run_json.get("epochs")}
-    todo: list[tuple[str, Any]] = [(group, model.config.get(group)) for group in ("recipe", "model", "mitigation")]
-    while todo:
-        name, value = todo.pop(0)
-        if isinstance(value, Mapping):
-            todo += [(f"{name}.{key}", part) for key, part in value.items() if key != "_target_"]
-        elif name not in ("mitigation.stop_epoch", "mitigation.gap_budget"):
-            found[name] = value
-    return found
+    parts: dict[str, Any] = {
+        group: model.config[group] for group in ("recipe", "model", "mitigation") if group in model.config
+    }
+    ending = ("mitigation.stop_epoch", "mitigation.gap_budget")
+    options = {name: value for name, value in flatten(parts) if name not in ending}
+    return {"epochs": model.epoch or model.run_json.get("epochs"), **options}
 
 
 def _check_overlap(members: set[str], public_keys: Sequence[str], inputs: EvaluationInputs, block: str) -> None:
@@ -170,7 +168,7 @@ def _has_b(reference: AuditedModel) -> bool:
     return reference.trained_on == "B" or (folder is not None and (folder / "B" / "text").is_dir())
 
 
-def _check_training(target: AuditedModel, reference: AuditedModel, comparison: Comparison, data: DataSpec) -> None:
+def _check_training(target: AuditedModel, reference: AuditedModel, evaluation: PairEvaluation, data: DataSpec) -> None:
     """Refuse models whose gap would mean nothing: exchanged ones, or both trained on the same pairs."""
     if target.captions_only:
         raise UserError(
@@ -178,7 +176,7 @@ def _check_training(target: AuditedModel, reference: AuditedModel, comparison: C
         )
     for model in (target, reference):
         _ = model.run_json  # raises if a run is not finished
-    if comparison.allow_overlap:
+    if evaluation.allow_overlap:
         return
     if target.trained_on == "B":
         raise UserError(f"target={target.name} was trained with side=reference; exchange target and reference")

@@ -15,9 +15,10 @@ from typing import Any
 from dejavu_lit.data.objects import read_objects
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.evaluation.audited_model import AuditedModel, changed_weights
-from dejavu_lit.evaluation.settings import Comparison
+from dejavu_lit.evaluation.settings import PairEvaluation, saved_settings
 from dejavu_lit.measure.recompute import MODEL_FREE_OPTIONS, PLACEMENT_OPTIONS, read_metrics
 from dejavu_lit.measure.settings import Settings
+from dejavu_lit.utils.config import to_plain
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import fingerprint, read_json_object, visible_files, write_json
 from dejavu_lit.utils.run_directory import first_difference
@@ -30,28 +31,31 @@ METRICS = "metrics.json"
 
 @dataclass(frozen=True)
 class EvaluationSpec:
-    """One evaluation: its directory, its settings as typed values, and ``config``, the resolved settings to save."""
+    """One evaluation: its directory, its settings, and the data that is measured."""
 
     out: Path
-    comparison: Comparison
+    evaluation: PairEvaluation
     data: DataSpec
-    settings: Settings
-    config: Mapping[str, Any]
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings of the statistics."""
+        return self.evaluation.measurement
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The settings to save: those that figures depend on, with the data as resolved."""
+        return saved_settings(self.evaluation) | {"data": to_plain(self.data) | {"dir": str(self.data.folder)}}
 
     @cached_property
     def objects(self) -> Path:
         """The folder of the object artifact."""
-        return self.data.objects_folder(self.config["objects"])
+        return self.data.objects_folder(self.evaluation.objects)
 
     @cached_property
     def further_objects(self) -> dict[str, Path]:
         """{name: folder} of the artifacts in ``by_objects``."""
-        return {str(name): self.data.objects_folder(name) for name in self.config.get("by_objects") or ()}
-
-    @property
-    def keys(self) -> str | None:
-        """The file with the keys of A whose own gaps are written to persons.json and persons.csv; None without one."""
-        return self.config.get("keys")
+        return {name: self.data.objects_folder(name) for name in self.evaluation.by_objects}
 
 
 def fixed_settings(spec: EvaluationSpec, models: Mapping[str, AuditedModel]) -> dict[str, Any]:
@@ -87,7 +91,9 @@ def statistics_of(spec: EvaluationSpec) -> dict[str, Any]:
     artifacts = (spec.objects, *spec.further_objects.values())
     files = [part for artifact in artifacts for part in visible_files(artifact, "*/*.parquet")]
     statistics = {key: spec.config[key] for key in MODEL_FREE_OPTIONS if key in spec.config}
-    return statistics | {"files": _files_state([*files, *([Path(spec.keys)] if spec.keys else [])])}
+    return statistics | {
+        "files": _files_state([*files, *([Path(spec.evaluation.keys)] if spec.evaluation.keys else [])])
+    }
 
 
 def finished_metrics(out: Path, context: Mapping[str, Any], statistics: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -67,7 +67,7 @@ def evaluate(spec: EvaluationSpec, ranks: Ranks = SINGLE_PROCESS) -> dict[str, A
         UserError: models, data or objects that do not fit together, or that changed since an earlier call.
     """
     with ranks.step():
-        models = {role: AuditedModel(getattr(spec.comparison, role), spec.out) for role in SIDES}
+        models = {role: AuditedModel(str(getattr(spec.evaluation, role)), spec.out) for role in SIDES}
         fixed = fixed_settings(spec, models)
         context = read_context(spec.out, fixed, models)
         spec.data.check()
@@ -97,10 +97,10 @@ def _embed_search_and_write_records(spec: EvaluationSpec, ranks: Ranks) -> dict[
     """Write the records of every set, and return what recomputing needs; {} on all ranks but the first."""
     largest_k = max(spec.settings.ks)
     with ranks.step():
-        inputs = EvaluationInputs.open(spec.comparison, spec.data, spec.out, largest_k)
+        inputs = EvaluationInputs.open(spec.evaluation, spec.data, spec.out, largest_k)
         inputs.embed(ranks.share)
     with ranks.step():
-        embedded = EmbeddedSets.open(inputs, spec.comparison.allow_overlap)
+        embedded = EmbeddedSets.open(inputs, spec.evaluation.allow_overlap)
         # Before the search, which would be in vain if images lack objects.
         annotated = _read_objects(spec, inputs, embedded) if ranks.rank == 0 else None
         searches = _searches(spec, embedded, largest_k, ranks.world)
@@ -122,7 +122,7 @@ def _embed_search_and_write_records(spec: EvaluationSpec, ranks: Ranks) -> dict[
         "raw_shards": _raw_shards(inputs),
         "training_differences": _training_differences(inputs),
         "search": {
-            "index": spec.comparison.index,
+            "index": spec.evaluation.index,
             "recall": min(recall for _, recall in results.values()),
             "copies": _public_copies(spec),
         },
@@ -197,7 +197,7 @@ def _searches(spec: EvaluationSpec, embedded: EmbeddedSets, k: int, world: int) 
         for block, keys in embedded.keys.items():
             folder = spec.out / NEIGHBORS / f"{role}_{block}"
             captions = embedded.captions[role, block]
-            searches[role, block] = Search(captions, keys, public, k, spec.comparison.index, folder, world)
+            searches[role, block] = Search(captions, keys, public, k, spec.evaluation.index, folder, world)
     return searches
 
 
@@ -278,19 +278,19 @@ def _measure(spec: EvaluationSpec, context: Mapping[str, Any], statistics: Mappi
     metrics |= {name: context[name] for name in ("utility", "exposure", "search")}
     metrics |= {"raw_shards": context["raw_shards"]} if context.get("raw_shards") else {}
     metrics["training_differences"] = context.get("training_differences")  # not in the contexts of earlier versions
-    metrics["settings"] |= {name: getattr(spec.comparison, name) for name in (*SIDES, "public_modality")}
+    metrics["settings"] |= {name: getattr(spec.evaluation, name) for name in (*SIDES, "public_modality")}
     metrics["settings"] |= {
         "objects": str(spec.objects),
         "public": spec.data.public,
         "data": str(spec.data.folder),
     }
-    metrics["provenance"] = provenance() | {"config": dict(spec.config)}
+    metrics["provenance"] = provenance() | {"config": spec.config}
     if spec.further_objects:
         metrics["by_objects"] = gaps_by_objects(out, spec.further_objects, settings, context["public"], public_keys)
     memorized = most_memorized(sets["population"], settings.k, settings.top_m, limit=LISTED_PAIRS)
     write_csv(out / "memorized.csv", memorized)
-    if spec.keys is not None:
-        _write_gaps_of_keys(spec, spec.keys, sets)
+    if spec.evaluation.keys is not None:
+        _write_gaps_of_keys(spec, spec.evaluation.keys, sets)
     write_json(out / METRICS, metrics)
     write_context(out, {**context, "statistics": statistics})
     return metrics

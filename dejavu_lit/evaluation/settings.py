@@ -1,33 +1,108 @@
-"""The settings of an evaluation."""
+"""The settings of an evaluation; nothing heavy is imported."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import Any
 
+from dejavu_lit.measure.settings import MainSettings, Settings, Statistics
+from dejavu_lit.utils.config import to_plain
 from dejavu_lit.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Which neighbors are searched: the settings that cannot change without a new search."""
+class DataChanges:
+    """The data that the target run was trained on; an option given here replaces the run's."""
 
-    target: str
-    """RUN, RUN@EPOCH, ARCH@TAG, ARCH@FILE, hf-hub:…, local-dir:…, a model folder, or embeddings:DIR."""
-    reference: str
-    """The same, or text:MODEL for the one-model test."""
+    dir: str | None = None
+    """Another folder with the same data; must be given if the run's is remote."""
+    public: str | None = None
+    """Another public set."""
+    labelled: str | None = None
+    """Another labelled set."""
+    classes: Any = None
+    """Class names of the labelled set."""
+    classes_by: str | None = None
+    """How its labels are matched with classes."""
+    templates: Any = None
+    """Prompts of zero-shot classification."""
+    train_size: int | None = None
+    """Number of pairs of A and of B that are measured, a prefix."""
+    exclude: str | None = None
+    """A file of keys, one per line: pairs left out of measuring and searching."""
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """The report beside the figures."""
+
+    write: bool = True
+    """Write report/index.html."""
+    redact: bool = False
+    """Leave images, captions and objects of single pairs out of it."""
+
+
+@dataclass(frozen=True)
+class EvaluationSettings(MainSettings):
+    """What is measured, whatever the models."""
+
+    data: Any = None
+    """The data: the target run's by default, changed by the options given here; or another data=…"""
+    objects: str | None = None
+    """A name below data.dir/objects, or a folder; null: the data's own."""
+    by_objects: tuple[str, ...] = ()
+    """More artifacts, [NAME, …], whose gaps are shown beside the main ones, from the same neighbors."""
     index: str = "flat"
     """How faiss searches: flat is exact; gpu too, and needs faiss-gpu; ivf is approximate, its recall is measured."""
     public_modality: str = "image"
-    """What the target's captions are compared with: the images of P, or its captions (text)."""
+    """What the target's captions are compared with: images of P, or text: its captions."""
     swapped: bool | None = None
-    """Whether to measure B with the roles exchanged; None: if the reference is known to have trained on B."""
+    """Measure B with the roles exchanged; null: if the reference is a run that trained on B."""
     allow_overlap: bool = False
-    """Whether both models may have trained on the same pairs."""
-    device: str = "cpu"
+    """Allow both sides to have trained on the same pairs."""
+    device: str | None = "cpu"
     """cpu, cuda, cuda:1, …"""
     workers: int = 2
     """Threads that read and decode."""
     embeddings: str | None = None
-    """The folder for all embeddings; None: a run's own embeddings/ if it can be written, else embeddings/ below out."""
+    """The folder for all embeddings; null: a run's own if it can be written, else below out."""
+    statistics: Statistics = field(default_factory=Statistics)
+    """What is computed from the records:"""
+    keys: str | None = None
+    """A file of keys of A, one per line: each pair's own gap and its p-value against H, to persons.csv."""
+    report: ReportSettings = field(default_factory=ReportSettings)
+    """The report:"""
 
     def __post_init__(self) -> None:
+        if self.data is None:
+            object.__setattr__(self, "data", DataChanges())
         if self.public_modality not in ("image", "text"):
             raise UserError(f"public_modality={self.public_modality} must be image or text")
+        _ = self.measurement
+
+    @property
+    def measurement(self) -> Settings:
+        """The settings of the statistics; raises UserError for values out of range."""
+        ks = tuple(self.ks) if self.k in self.ks else tuple(sorted((*self.ks, self.k)))
+        statistics = {f.name: getattr(self.statistics, f.name) for f in fields(Statistics)}
+        return Settings(k=self.k, ks=ks, threshold=self.threshold, top_m=self.top_m, **statistics)
+
+
+def saved_settings(settings: EvaluationSettings) -> dict[str, Any]:
+    """The settings that figures depend on, as plain values."""
+    names = [field.name for field in fields(PairEvaluation) if field.name != "report" and hasattr(settings, field.name)]
+    return {name: to_plain(getattr(settings, name)) for name in names}
+
+
+@dataclass(frozen=True)
+class PairEvaluation(EvaluationSettings):
+    """An evaluation of two models."""
+
+    target: str | None = None
+    """RUN, RUN@EPOCH, ARCH@TAG, ARCH@FILE, hf-hub:…, local-dir:…, or embeddings:DIR."""
+    reference: str | None = None
+    """The same, or text:MODEL for the one-model test."""
+
+    @classmethod
+    def of(cls, settings: EvaluationSettings, target: str, reference: str) -> "PairEvaluation":
+        """The evaluation of two models with given settings."""
+        values = {field.name: getattr(settings, field.name) for field in fields(EvaluationSettings)}
+        return cls(**values, target=target, reference=reference)

@@ -1,6 +1,5 @@
 """The settings of the measurement: neighbors, thresholds, resampling and subgroups."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,11 +13,11 @@ class Resampling:
     """How the spread of a figure is estimated."""
 
     draws: int = 100
-    """Subsamples, drawn with replacement, for the paper's mean ± std."""
+    """The paper's mean ± std: number of draws, each of share of the records."""
     share: float = 0.1
-    """Share of the records in each subsample."""
+    """Share of the records per draw, with replacement."""
     bootstrap: int = 2000
-    """Resamples of all records for the 95 % interval."""
+    """Resamples behind the 95 % intervals."""
     seed: int = 0
     """Seed of all resampling."""
 
@@ -35,35 +34,38 @@ class Resampling:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The settings of the measurement. Tuples may be given as lists."""
+class Statistics(Resampling):
+    """What is computed from the records beside the main figures, and how their spread is estimated."""
+
+    thresholds: tuple[float, ...] = ()
+    """More annotator scores, for the sensitivity table."""
+    top_ms: tuple[int, ...] = (5, 10, 20)
+    """More top-m, for the sensitivity table."""
+    tops: tuple[int | float, ...] = (10, 100, 0.001, 0.01, 0.1, 1.0)
+    """Sample level: the most memorized L records, a number or a share."""
+    subgroups: tuple[str, ...] = BUILT_IN_COLUMNS
+    """Columns to group by: built-in ones, and entries of the pairs' JSON, as meta.NAME or just NAME."""
+    smallest_group: int = 20
+    """Fewest records of a subgroup that is shown."""
+
+
+@dataclass(frozen=True)
+class MainSettings:
+    """What the main figures are about."""
 
     k: int = 10
-    """Number of neighbors of the main figures."""
-    ks: Sequence[int] = (1, 5, 10)
-    """Every k that is reported; increasing, with k among them."""
+    """Neighbors of the main figures."""
+    ks: tuple[int, ...] = (1, 5, 10)
+    """Every k to report, increasing; one search at the largest serves all."""
     threshold: float = 0.5
-    """Lowest annotator score that counts; applied to G and Ô alike when the objects are read."""
-    thresholds: Sequence[float] = ()
-    """Further thresholds for the sensitivity table."""
+    """Lowest annotator score that counts, for the target's objects and the predicted ones alike."""
     top_m: int | None = None
-    """Predict only the m objects found in most neighbors; None predicts all of them."""
-    top_ms: Sequence[int] = ()
-    """Further top-m for the sensitivity table."""
-    draws: int = 100
-    """Number of draws for the paper's mean ± std."""
-    share: float = 0.1
-    """Share of the records in each draw, sampled with replacement."""
-    bootstrap: int = 2000
-    """Resamples for the 95 % intervals."""
-    seed: int = 0
-    """Seed of all resampling."""
-    tops: Sequence[int | float] = (10, 100, 0.001, 0.01, 0.1, 1.0)
-    """Sample level: the numbers L of most memorized records, absolute (int) or as a share (float)."""
-    subgroups: Sequence[str] = BUILT_IN_COLUMNS
-    """Columns to group by: built-in ones, and entries of the pairs' JSON, ``meta.NAME`` or just NAME."""
-    smallest_group: int = 20
-    """Smallest number of records for a subgroup to be shown."""
+    """Predict only the m objects found in most neighbors; null: all of them."""
+
+
+@dataclass(frozen=True)
+class Settings(MainSettings, Statistics):
+    """The settings of the measurement. Tuples may be given as lists."""
 
     def __post_init__(self) -> None:
         for name in ("ks", "thresholds", "top_ms", "tops", "subgroups"):

@@ -1,7 +1,8 @@
 """The interface of an annotator: its identity, its vocabulary, and the objects of one shard's images.
 
-A new annotator is one class in one file of ``annotators/``, and one file in conf/annotator that names it by ``_target_``. It
-looks at images (a ``Detector``), or gets the objects from elsewhere, by the pair's key or JSON (a ``Lookup``).
+A new annotator is one dataclass in one file of ``annotators/``, whose fields are its options, and a name in the table there;
+another package adds one by an entry point of the group ``dejavu_lit.annotators``. It looks at images (a ``Detector``), or gets
+the objects from elsewhere, by the pair's key or JSON (a ``Lookup``).
 """
 
 import math

@@ -24,7 +24,7 @@ from dejavu_lit.report.figure_files import draw_figures
 from dejavu_lit.report.scalars import scalars, settings_rows
 from dejavu_lit.report.study import setting_labels
 from dejavu_lit.utils.io import file_sha256, read_json, to_plain_json, write_json
-from dejavu_lit.utils.run_directory import read_config
+from dejavu_lit.utils.run_directory import RunDirectory
 from dejavu_lit.utils.wandb import FOLDER, LoggerSettings, Wandb, quiet, starting, wandb_options
 
 TABLE_PAIRS = 100  # the most memorized pairs in wandb's table
@@ -141,13 +141,13 @@ def _image_strip(folder: Path, names: Sequence[str | None]) -> Any:
 def _target(metrics: Mapping[str, Any]) -> tuple[Path | None, int]:
     """The target's run directory if it is a run, and the epoch that was measured (0: the last)."""
     run, epoch = ModelName.parse(str(metrics["settings"].get("target", ""))).as_run()
-    return (run, epoch) if (run / "run.json").is_file() else (None, 0)
+    return (run, epoch) if RunDirectory(run).finished else (None, 0)
 
 
 def _run_settings(run: Path | None) -> dict[str, Any]:
-    if run is None or not (run / "config.yaml").is_file():
+    if run is None or not RunDirectory(run).exists:
         return {}
-    config = read_config(run)
+    config = RunDirectory(run).config()
     id_file = run / FOLDER / "id.json"
     return {name: config[name] for name in RUN_SETTINGS if name in config} | {
         "train_size": config["data"]["train_size"],

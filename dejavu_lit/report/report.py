@@ -13,9 +13,9 @@ import shutil
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from dejavu_lit import __version__
+from dejavu_lit.evaluation.settings import ReportSettings
 from dejavu_lit.report.evaluation import Evaluation, ReportOptions, write_evaluation_report
 from dejavu_lit.report.figure_files import ALL_FORMATS
 from dejavu_lit.report.study import open_study, write_study_report
@@ -28,15 +28,15 @@ STATIC_FILES = ("report.css", "report.js", "cards.js", "study.js")
 log = logging.getLogger(__name__)
 
 
-def show_report(config: dict[str, Any], out: Path) -> Path | None:
+def show_report(settings: ReportSettings, out: Path) -> Path | None:
     """Write and announce the report of the evaluation or study in ``out`` if ``report.write`` is set; return its page.
 
     A report that was made of the same files is left as it is. Its figures are SVG; ``dejavu report`` adds PNG and PDF.
     """
-    if not config["report"]["write"]:
+    if not settings.write:
         return None
     page = out / "report" / "index.html"
-    options = ReportOptions(redact=config["report"]["redact"])
+    options = ReportOptions(redact=settings.redact)
     if not _is_current(out, page.parent, options):
         page = write_report(out, redact=options.redact, formats=options.formats)
     print(f"report: {page}")

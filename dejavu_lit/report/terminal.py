@@ -14,6 +14,7 @@ from rich.table import Table
 from dejavu_lit.measure.controls import beats_blind, differences_sentence
 from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES
 from dejavu_lit.report.narrative import meanings, study_sentence
+from dejavu_lit.utils.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from dejavu_lit.study.plan import Plan
@@ -141,15 +142,13 @@ def show_plan(plan: "Plan") -> None:
 
 
 def _plan_rows(plan: "Plan") -> list[list[str]]:
-    from dejavu_lit.study.runs import finished
-
     rows = []
     listed: set[Path] = set()  # runs that a row above trains or reuses
     for cell in plan.cells:
         paths = {"target": cell.target, "reference": cell.reference}
         actions = {}
         for side, path in paths.items():
-            action = "reuse" if finished(path) else "as above" if path in listed else "train"
+            action = "reuse" if RunDirectory(path).finished else "as above" if path in listed else "train"
             name = Path(cell.model_name(side)).name.replace(f"-{side}", "")
             actions[side] = action if name == cell.label else f"{action} {name}"
         listed |= set(paths.values())

@@ -10,12 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dejavu_lit.evaluation.settings import EvaluationSettings, saved_settings
 from dejavu_lit.measure.recompute import MODEL_FREE_OPTIONS, PLACEMENT_OPTIONS
-from dejavu_lit.study.runs import check_same_run, finished, planned_epochs
+from dejavu_lit.study.runs import keeping
 from dejavu_lit.study.table import REQUEST, SIDES, Cell, evaluation_request, label
+from dejavu_lit.training.settings import TrainerSettings, TrainingRun
+from dejavu_lit.utils.config import to_plain
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import fingerprint, read_json
-from dejavu_lit.utils.run_directory import PARTNER, first_difference, identifying_settings, identity, read_config
+from dejavu_lit.utils.run_directory import PARTNER, RunDirectory, first_difference, identifying_settings, identity
 
 # These may stop training early, so the end of such a run is not a longer run's checkpoint of that epoch.
 STOPPING_KNOBS = ("early_stopping", "gap_budget")
@@ -24,15 +27,15 @@ METRICS = "metrics.json"
 
 @dataclass(frozen=True)
 class PlannedRow:
-    """One row of the study to come: the configurations of its two runs and of its evaluation."""
+    """One row of the study to come: the settings of its two runs and of its evaluation."""
 
     name: str
     overrides: tuple[str, ...]
     train_size: int | None
     seed: int
-    runs: Mapping[str, Mapping[str, Any]]
-    """The configuration of each side's run."""
-    evaluation: Mapping[str, Any]
+    runs: Mapping[str, TrainingRun]
+    """The settings of each side's run."""
+    evaluation: EvaluationSettings
     series: str | None = None
 
     @property
@@ -43,22 +46,21 @@ class PlannedRow:
 
 @dataclass(frozen=True)
 class Plan:
-    """The cells in the order of the settings, and the configuration of every run they need."""
+    """The cells in the order of the settings, and the settings of every run they need."""
 
     cells: tuple[Cell, ...]
-    runs: Mapping[Path, Mapping[str, Any]]
+    runs: Mapping[Path, TrainingRun]
 
     @property
-    def stages(self) -> list[dict[Path, Mapping[str, Any]]]:
+    def stages(self) -> list[dict[Path, TrainingRun]]:
         """The runs in training order: targets whose gaps are watched come after the references they are measured against."""
-        watched = {path for path, config in self.runs.items() if (config.get("gaps") or {}).get("reference")}
-        parts = ({p: c for p, c in self.runs.items() if (p in watched) is later} for later in (False, True))
+        parts = ({p: r for p, r in self.runs.items() if bool(r.gaps.reference) is later} for later in (False, True))
         return [part for part in parts if part]
 
     @property
     def to_train(self) -> list[Path]:
         """The runs that are not finished."""
-        return [path for path in self.runs if not finished(path)]
+        return [path for path in self.runs if not RunDirectory(path).finished]
 
     @property
     def evaluations(self) -> dict[Path, bool]:
@@ -72,9 +74,9 @@ def make_plan(out: Path, rows: Sequence[PlannedRow]) -> Plan:
     Raises:
         UserError: a folder that the plan needs contains a run with other settings.
     """
-    runs = _Runs(out / "runs", [config for row in rows for config in row.runs.values()])
+    runs = _Runs(out / "runs", [run for row in rows for run in row.runs.values()])
     # The longest first, so that each run is named after its own setting.
-    for row in sorted(rows, key=lambda row: -planned_epochs(row.runs["target"])):
+    for row in sorted(rows, key=lambda row: -row.runs["target"].epochs):
         for side in SIDES:
             runs.locate(row.runs[side], f"{row.label}-{side}")
     folders: dict[str, Path] = {}
@@ -93,7 +95,7 @@ def make_plan(out: Path, rows: Sequence[PlannedRow]) -> Plan:
             evaluation=row.evaluation,
         )
         folder = _evaluation_folder(out / "evaluations", row.label, evaluation_request(cell))
-        key = fingerprint([locations, row.evaluation])
+        key = fingerprint([locations, saved_settings(row.evaluation)])
         cells.append(replace(cell, folder=folders.setdefault(key, folder)))
     for cell in cells:
         _link_gap_reference(cell, runs.needed)
@@ -128,93 +130,91 @@ def _without(request: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]
     return {**request, "evaluation": evaluation}
 
 
-def _link_gap_reference(cell: Cell, runs: Mapping[Path, dict[str, Any]]) -> None:
+def _link_gap_reference(cell: Cell, runs: dict[Path, TrainingRun]) -> None:
     """Give a target whose gaps are watched its reference run, which must keep a checkpoint of every measured epoch."""
     target, reference = runs[cell.target], runs[cell.reference]
-    gaps = target.get("gaps") or {}
-    if gaps.get("reference") != PARTNER:
+    every = target.gaps.every
+    if target.gaps.reference != PARTNER:
         return
-    measured = set(range(gaps["every"], planned_epochs(target) + 1, gaps["every"]))
+    measured = set(range(every, target.epochs + 1, every))
     if not measured:
-        raise UserError(
-            f"gaps.every={gaps['every']} is more than the {planned_epochs(target)} epochs of {cell.name}; lower it"
-        )
-    end = planned_epochs(reference)  # needs no checkpoint: it is the finished model
-    if not finished(cell.target):
+        raise UserError(f"gaps.every={every} is more than the {target.epochs} epochs of {cell.name}; lower it")
+    end = reference.epochs  # needs no checkpoint: it is the finished model
+    if not RunDirectory(cell.target).finished:
         missing = [epoch for epoch in sorted(measured - {end}) if not _can_keep_checkpoint(cell.reference, epoch)]
         if missing:
             raise UserError(
-                f"{cell.name} is measured every {gaps['every']} epochs against {cell.reference}, which kept no checkpoint "
+                f"{cell.name} is measured every {every} epochs against {cell.reference}, which kept no checkpoint "
                 f"of epoch {', '.join(map(str, missing))}; set gaps.every to a multiple that it kept, or choose another out="
             )
-    target["gaps"] = {**gaps, "reference": str(cell.reference)}
-    reference["trainer"]["checkpoint_at"] = sorted(measured.union(reference["trainer"].get("checkpoint_at", [])))
+    runs[cell.target] = replace(target, gaps=replace(target.gaps, reference=str(cell.reference)))
+    runs[cell.reference] = keeping(reference, measured)
 
 
 class _Runs:
     """The runs of a study, looked up by what they compute; ``needed`` collects those that the cells use."""
 
-    def __init__(self, folder: Path, planned: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, folder: Path, planned: Sequence[TrainingRun]) -> None:
         self.folder = folder
-        self.needed: dict[Path, dict[str, Any]] = {}
+        self.needed: dict[Path, TrainingRun] = {}
         self.existing: dict[str, dict[int, Path]] = {}  # {base identity: {epochs: directory}}
         for path in sorted(folder.glob("*/config.yaml")):
-            saved = read_config(path.parent)
-            self.existing.setdefault(_base_identity(saved), {}).setdefault(planned_epochs(saved), path.parent)
-        self.longest: dict[str, Mapping[str, Any]] = {}  # {base identity: the longest planned configuration}
-        for config in planned:
-            longest = self.longest.setdefault(_base_identity(config), config)
-            if planned_epochs(config) > planned_epochs(longest):
-                self.longest[_base_identity(config)] = config
+            saved = RunDirectory(path.parent).read(TrainingRun)
+            self.existing.setdefault(_base_identity(saved), {}).setdefault(saved.epochs, path.parent)
+        self.longest: dict[str, TrainingRun] = {}  # {base identity: the longest planned run}
+        for run in planned:
+            longest = self.longest.setdefault(_base_identity(run), run)
+            if run.epochs > longest.epochs:
+                self.longest[_base_identity(run)] = run
         self.new: dict[tuple[str, int], Path] = {}
 
-    def locate(self, config: Mapping[str, Any], name: str) -> tuple[Path, int | None]:
+    def locate(self, run: TrainingRun, name: str) -> tuple[Path, int | None]:
         """The directory with the weights of a run, and the epoch to read if the run in it is longer."""
-        base, last = _base_identity(config), planned_epochs(config)
+        base, last = _base_identity(run), run.epochs
         existing = self.existing.get(base, {})
-        if last in existing and finished(existing[last]):
-            return self._add(existing[last], config), None
+        if last in existing and RunDirectory(existing[last]).finished:
+            return self._add(existing[last], run), None
         for longer in sorted(existing):
             if longer > last and _keeps_checkpoint(existing[longer], last):
-                return self._add(existing[longer], read_config(existing[longer])), last
+                return self._add(existing[longer], RunDirectory(existing[longer]).read(TrainingRun)), last
         longest = self.longest[base]
-        if planned_epochs(longest) > last and planned_epochs(longest) not in existing:
+        if longest.epochs > last and longest.epochs not in existing:
             path = self._add(self._new_directory(longest, base, name), longest)
-            trainer = self.needed[path]["trainer"]
-            trainer["checkpoint_at"] = sorted({*trainer.get("checkpoint_at", []), last})
+            self.needed[path] = keeping(self.needed[path], [last])
             return path, last
-        return self._add(existing.get(last) or self._new_directory(config, base, name), config), None
+        return self._add(existing.get(last) or self._new_directory(run, base, name), run), None
 
-    def _new_directory(self, config: Mapping[str, Any], base: str, name: str) -> Path:
+    def _new_directory(self, run: TrainingRun, base: str, name: str) -> Path:
         """A directory for a run that does not exist yet: the one already assigned to it, else one called ``name``."""
-        path = self.new.setdefault((base, planned_epochs(config)), self.folder / name)
-        if (path / "config.yaml").is_file():
-            check_same_run(path, read_config(path), config)
+        path = self.new.setdefault((base, run.epochs), self.folder / name)
+        RunDirectory(path).check(run)
         return path
 
-    def _add(self, path: Path, config: Mapping[str, Any]) -> Path:
-        self.needed.setdefault(path, {**config, "trainer": dict(config["trainer"])})
+    def _add(self, path: Path, run: TrainingRun) -> Path:
+        self.needed.setdefault(path, run)
         return path
 
 
-def _base_identity(config: Mapping[str, Any]) -> str:
+def _base_identity(run: TrainingRun) -> str:
     """Fingerprint of what a run computes, regardless of its stop epoch."""
-    mitigation = dict(identifying_settings(config)["mitigation"])
-    if all(mitigation.get(name) is None for name in STOPPING_KNOBS):
+    settings = to_plain(run)
+    mitigation = dict(identifying_settings(settings)["mitigation"])
+    if all(mitigation[name] is None for name in STOPPING_KNOBS):
         mitigation["stop_epoch"] = None
-    return identity({**config, "mitigation": mitigation})
+    return identity({**settings, "mitigation": mitigation})
 
 
 def _keeps_checkpoint(run: Path, epoch: int) -> bool:
     """Whether an existing run has the checkpoint of an epoch, or is configured to keep it."""
-    if (run / "checkpoints" / f"epoch={epoch:04d}.ckpt").is_file():
+    directory = RunDirectory(run)
+    if directory.checkpoint(epoch).is_file():
         return True
-    if finished(run):
+    if directory.finished:
         return False
-    trainer = read_config(run)["trainer"]
-    return epoch in trainer.get("checkpoint_at", []) or epoch % int(trainer["checkpoint_epochs"]) == 0
+    trainer = directory.section("trainer", TrainerSettings)
+    return epoch in trainer.checkpoint_at or epoch % trainer.checkpoint_epochs == 0
 
 
 def _can_keep_checkpoint(run: Path, epoch: int) -> bool:
     """Whether a run has the checkpoint of an epoch, is configured to keep it, or was not started yet."""
-    return not (run / "config.yaml").is_file() or _keeps_checkpoint(run, epoch)
+    return not RunDirectory(run).started or _keeps_checkpoint(run, epoch)

@@ -13,61 +13,45 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from dejavu_lit.data.prepared import DataSpec
-from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import no_links, write_text
-from dejavu_lit.utils.run_directory import first_difference, read_config
+from dejavu_lit.training.settings import TrainingRun
+from dejavu_lit.utils.io import no_links
+from dejavu_lit.utils.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
-FINISHED = "run.json"
 LOG = "training.log"  # the output of all trainings in a run's directory
 LOCK = ".launched"  # locked by train_here for as long as a training runs
 Launcher = Callable[[Sequence[Path]], Iterator[tuple[Path, str | None]]]
 
 
-def finished(run: Path) -> bool:
-    """Whether a run directory has a finished run."""
-    return (run / FINISHED).is_file()
-
-
-def planned_epochs(config: Mapping[str, Any]) -> int:
-    """How many epochs a run with this configuration trains."""
-    planned = int(config["recipe"]["epochs"])
-    return min(planned, config["mitigation"]["stop_epoch"] or planned)
-
-
-def training_cost(config: Mapping[str, Any]) -> int:
+def training_cost(run: TrainingRun) -> int:
     """The cost of a run in pairs seen: epochs × training size."""
-    data = DataSpec(**{name: value for name, value in config["data"].items() if name != "_target_"})
-    return planned_epochs(config) * data.training_pairs(config["side"])
+    return run.epochs * run.data.training_pairs(run.side)
 
 
-def train_missing(runs: Mapping[Path, Mapping[str, Any]], launcher: Launcher) -> dict[Path, str]:
+def train_missing(runs: Mapping[Path, TrainingRun], launcher: Launcher) -> dict[Path, str]:
     """Train every unfinished run.
 
     Args:
-        runs: {run directory: its configuration}; launcher: as described in the module docstring.
+        runs: {run directory: its settings}; launcher: as described in the module docstring.
 
     Returns:
         {run directory: why its training failed}.
     """
-    unfinished = {path: config for path, config in runs.items() if not finished(path)}
-    for path, config in unfinished.items():
-        save_config(path, config)
-    costs = {path: training_cost(config) for path, config in unfinished.items()}
+    unfinished = {path: run for path, run in runs.items() if not RunDirectory(path).finished}
+    for path, run in unfinished.items():
+        save_settings(path, run)
+    costs = {path: training_cost(run) for path, run in unfinished.items()}
     ended: dict[Path, str | None] = {}
     started = time.perf_counter()
     for path, error in launcher(list(unfinished)):
-        if error is None and not finished(path):
-            error = f"it ended without writing {FINISHED}; see {path / LOG}"
+        if error is None and not RunDirectory(path).finished:
+            error = f"it ended without writing run.json; see {path / LOG}"
         ended[path] = error
         if error is not None:
             log.error("%s failed, the other runs continue: %s", path.name, error)
@@ -78,22 +62,22 @@ def train_missing(runs: Mapping[Path, Mapping[str, Any]], launcher: Launcher) ->
     return {path: error for path, error in ended.items() if error is not None}
 
 
-def save_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Save a run's configuration; an existing run keeps its own.
+def save_settings(path: Path, run: TrainingRun) -> None:
+    """Save a run's settings; a run that was started keeps its own.
 
     Raises:
         UserError: the directory contains another run.
     """
-    if (path / "config.yaml").is_file():
-        check_same_run(path, read_config(path), config)
-        return
-    write_text(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    directory = RunDirectory(path)
+    directory.check(run)
+    if not (directory.exists and directory.started):
+        directory.save(run)
 
 
-def check_same_run(path: Path, saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Raise UserError if the run saved in ``path`` does not compute the same as ``config``."""
-    if changed := first_difference(saved, config):
-        raise UserError(f"{path} contains a run with other settings ({changed}); choose another out= or remove it")
+def keeping(run: TrainingRun, epochs: Iterable[int]) -> TrainingRun:
+    """A run that also keeps the checkpoints of these epochs."""
+    kept = tuple(sorted({*run.trainer.checkpoint_at, *epochs}))
+    return replace(run, trainer=replace(run.trainer, checkpoint_at=kept))
 
 
 def _time_left(costs: Mapping[Path, int], ended: Mapping[Path, str | None], seconds: float) -> str:
@@ -111,7 +95,7 @@ def train_here(runs: Sequence[Path]) -> Iterator[tuple[Path, str | None]]:
     for number, path in enumerate(runs, start=1):
         with _exclusive(path) as lock:
             error = None
-            if not finished(path):
+            if not RunDirectory(path).finished:
                 log.info("training %d of %d: %s", number, len(runs), path.name)
                 error = _train_in_subprocess(path, lock)
         yield path, error

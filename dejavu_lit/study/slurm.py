@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dejavu_lit.training.settings import TrainerSettings
 from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
@@ -78,20 +80,20 @@ class SlurmSettings:
                 f"slurm.poll_s={self.poll_s} must be above 0 and slurm.requeues={self.requeues} must not be negative"
             )
 
-    def parameters(self, trainer: dict[str, Any]) -> dict[str, Any]:
+    def parameters(self, trainer: TrainerSettings) -> dict[str, Any]:
         """submitit's parameters for a run with this trainer."""
         optional = {
             "partition": self.partition,
             "account": self.account,
             "qos": self.qos,
             "mem": None if self.mem_gb is None else f"{round(self.mem_gb * 1024)}MB",
-            "gpus_per_node": gpus_per_node(trainer["accelerator"], trainer["devices"]),
+            "gpus_per_node": gpus_per_node(trainer.accelerator, trainer.devices),
         }
         return {name: value for name, value in optional.items() if value is not None} | {
             "time": self.timeout_min,
-            "nodes": trainer["num_nodes"],
-            "ntasks_per_node": tasks_per_node(trainer["devices"]),
-            "cpus_per_task": cpus_per_task(trainer["loader"]["workers"]),
+            "nodes": trainer.num_nodes,
+            "ntasks_per_node": tasks_per_node(trainer.devices),
+            "cpus_per_task": cpus_per_task(trainer.loader.workers),
             "signal_delay_s": self.signal_delay_s,
             "array_parallelism": self.array_parallelism,
             "setup": [KILL_OTHERS, *self.setup],
@@ -130,7 +132,6 @@ class SlurmLauncher:
 
     def _wait(self, waiting: dict[Path, str]) -> Iterator[tuple[Path, str | None]]:
         """Poll the queue until all jobs have ended; removes each run from ``waiting`` before yielding it."""
-        from dejavu_lit.study.runs import finished
 
         misses: dict[Path, int] = {}
         logged = ""
@@ -139,9 +140,9 @@ class SlurmLauncher:
             queue = _queue()
             for path, job in list(waiting.items()):
                 misses[path] = 0 if job in queue else misses.get(path, 0) + 1
-                if finished(path) or misses[path] >= MISSES:
+                if RunDirectory(path).finished or misses[path] >= MISSES:
                     del waiting[path]
-                    yield path, None if finished(path) else _failure_reason(path)
+                    yield path, None if RunDirectory(path).finished else _failure_reason(path)
             running = sum(queue.get(job) == "RUNNING" for job in waiting.values())
             if waiting and (state := f"{running} jobs running, {len(waiting) - running} waiting") != logged:
                 log.info("%s", state)
@@ -149,15 +150,14 @@ class SlurmLauncher:
 
     def _submit(self, runs: Sequence[Path]) -> dict[Path, str]:
         """Submit one job array per distinct trainer: {directory: job number}."""
-        from dejavu_lit.utils.run_directory import read_config
-
         try:
             import submitit
         except ImportError:
             raise UserError("launcher=slurm needs submitit; pip install 'dejavu-lit[slurm]'") from None
+        trainers = {path: RunDirectory(path).section("trainer", TrainerSettings) for path in runs}
         arrays: dict[str, list[Path]] = {}  # {submitit's parameters: the runs that share them}
         for path in runs:
-            arrays.setdefault(repr(self.settings.parameters(read_config(path)["trainer"])), []).append(path)
+            arrays.setdefault(repr(self.settings.parameters(trainers[path])), []).append(path)
         jobs = {}
         for paths in arrays.values():
             folder = paths[0].parent / "slurm"
@@ -165,9 +165,7 @@ class SlurmLauncher:
                 (path / JOB).unlink(missing_ok=True)  # of a job that has ended
             try:
                 executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=self.settings.requeues)
-                executor.update_parameters(
-                    job_name="dejavu", **self.settings.parameters(read_config(paths[0])["trainer"])
-                )
+                executor.update_parameters(job_name="dejavu", **self.settings.parameters(trainers[paths[0]]))
                 with executor.batch():
                     submitted = [executor.submit(TrainingJob(path.resolve())) for path in paths]
             except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:

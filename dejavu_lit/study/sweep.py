@@ -2,16 +2,16 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dejavu_lit.study.runs import FINISHED
 from dejavu_lit.study.table import SIDES, Cell
-from dejavu_lit.utils.config import flatten
+from dejavu_lit.training.settings import TrainingRun
+from dejavu_lit.utils.config import flatten, to_plain
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.run_directory import NOT_IDENTIFYING, identity, read_config
+from dejavu_lit.utils.run_directory import NOT_IDENTIFYING, RunDirectory, identity
 
 # Not part of a setting's name: these have a column of their own or change nothing that is computed.
 UNNAMED = (*NOT_IDENTIFYING, "side", "seed", "data.train_size")
@@ -23,7 +23,7 @@ ROUNDING = ("trainer.precision", "trainer.devices", "trainer.num_nodes", "traine
 class _Pair:
     """The runs by side, and the configuration that they share apart from ``side``."""
 
-    config: dict[str, Any]
+    config: TrainingRun
     runs: dict[str, Path] = field(default_factory=dict)
 
 
@@ -52,15 +52,16 @@ def _finished_runs(folder: Path) -> tuple[list[_Pair], list[str]]:
     pairs: dict[str, _Pair] = {}
     skipped = []
     for path in sorted(folder.glob("**/config.yaml"), key=_natural_order):
-        run, config = path.parent, read_config(path.parent)
-        side = config.get("side")
-        if side not in SIDES:
+        run, directory = path.parent, RunDirectory(path.parent)
+        saved = directory.config()
+        if (side := saved.get("side")) not in SIDES:
             continue
-        if not (run / FINISHED).is_file():
+        if not directory.finished:
             skipped.append(f"{run} is not finished; run the same dejavu train again to resume it")
             continue
-        key = identity({name: value for name, value in config.items() if name != "side"})
-        key += json.dumps([value for name, value in flatten(config) if name in ROUNDING])
+        key = identity({name: value for name, value in saved.items() if name != "side"})
+        key += json.dumps([value for name, value in flatten(saved) if name in ROUNDING])
+        config = directory.read(TrainingRun)
         pair = pairs.setdefault(key, _Pair(config))
         if side in pair.runs:
             skipped.append(f"{run} is the same run as {pair.runs[side]}")
@@ -81,8 +82,8 @@ def _cells(pairs: list[_Pair]) -> list[Cell]:
             Cell(
                 ",".join(overrides) or "all",
                 overrides,
-                pair.config["data"]["train_size"],
-                pair.config["seed"],
+                pair.config.data.train_size,
+                pair.config.seed,
                 pair.runs["target"],
                 pair.runs["reference"],
             )
@@ -101,11 +102,11 @@ def _as_override(value: Any) -> str:
     return str(value) if isinstance(value, str) else json.dumps(value)
 
 
-def _named_settings(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _named_settings(run: TrainingRun) -> Iterator[tuple[str, Any]]:
     """The settings of a run that may name its cell, by their dotted names."""
     # With a gap budget, the way gaps are measured decides when training stops.
-    budget = config["mitigation"].get("gap_budget") is not None
-    for name, value in flatten(config):
+    budget = run.mitigation.gap_budget is not None
+    for name, value in flatten(to_plain(run)):
         unnamed = any(name == prefix or name.startswith(f"{prefix}.") for prefix in UNNAMED)
         measured = budget and name.startswith("gaps.") and name != "gaps.reference"
         if not unnamed or name in ROUNDING or measured:

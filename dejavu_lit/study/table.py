@@ -16,18 +16,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dejavu_lit.evaluation.settings import EvaluationSettings, saved_settings
 from dejavu_lit.measure.controls import compare_settings, memorization_found, pool_blocks
 from dejavu_lit.measure.figures import BLOCKS
 from dejavu_lit.measure.recompute import read_evaluation
 from dejavu_lit.measure.records import Records
 from dejavu_lit.measure.settings import Resampling
 from dejavu_lit.study.ranking import add_verdict, comparison_key, pool_differences, rank
-from dejavu_lit.study.runs import FINISHED, planned_epochs
-from dejavu_lit.utils.config import flatten
+from dejavu_lit.training.settings import TrainingRun
+from dejavu_lit.utils.config import flatten, to_plain
 from dejavu_lit.utils.errors import UserError, error_sentence
 from dejavu_lit.utils.io import atomic, read_json, write_json
 from dejavu_lit.utils.provenance import provenance
-from dejavu_lit.utils.run_directory import read_config
+from dejavu_lit.utils.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Cell:
     series: str | None = None
     folder: Path | None = None
     """The folder of its evaluation, which several cells may share."""
-    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     """The settings of its evaluation."""
 
     @property
@@ -81,16 +82,16 @@ def evaluation_folder(out: Path, cell: Cell) -> Path:
 
 def evaluation_request(cell: Cell) -> dict[str, Any]:
     """What determines a cell's evaluation: the directory names of its two models, and its settings."""
-    return {**{side: Path(cell.model_name(side)).name for side in SIDES}, "evaluation": dict(cell.evaluation)}
+    return {**{side: Path(cell.model_name(side)).name for side in SIDES}, "evaluation": saved_settings(cell.evaluation)}
 
 
 def match_stop_epoch(cell: Cell) -> Cell:
     """If a gap budget stopped the target, the cell with the reference of the same epoch: age changes a model's utility."""
-    stopped = read_json(cell.target / FINISHED).get("stopped") or {}
+    stopped = RunDirectory(cell.target).record().get("stopped") or {}
     if stopped.get("by") != "gap_budget" or "target" in cell.epochs:
         return cell
     epoch = int(stopped["epoch"])
-    if not (cell.reference / "checkpoints" / f"epoch={epoch:04d}.ckpt").is_file():
+    if not RunDirectory(cell.reference).checkpoint(epoch).is_file():
         log.warning("%s stopped after epoch %d, but %s has no checkpoint of it", cell.target, epoch, cell.reference)
         return cell
     return replace(cell, epochs={"reference": epoch})
@@ -146,23 +147,22 @@ def study_row(out: Path, cell: Cell, metrics: Mapping[str, Any], folder: Path) -
 
 
 def _training_seconds(run: Path, epoch: int | None) -> float:
-    record = read_json(run / FINISHED)
+    record = RunDirectory(run).record()
     return float(record["seconds"]) * (epoch / record["epochs"] if epoch is not None else 1)
 
 
 def knobs(run: Path, epoch: int | None = None) -> dict[str, Any]:
     """Every knob of a run's mitigation with the value in effect: the recipe's if the mitigation does not set it."""
-    if not (run / "config.yaml").is_file():
+    if not RunDirectory(run).exists:
         return {}
-    config = read_config(run)
-    values = {name: value for name, value in config["mitigation"].items() if name != "_target_"}
-    recipe = config["recipe"]
-    defaults = {"weight_decay": recipe.get("weight_decay"), "stop_epoch": recipe["epochs"]}
-    defaults |= {"logit_scale_max": recipe.get("logit_scale_max", 100.0)}
-    if not config["model"]["init"]:
+    settings = RunDirectory(run).read(TrainingRun)
+    recipe = settings.recipe
+    values: dict[str, Any] = to_plain(settings.mitigation)
+    defaults = {"weight_decay": recipe.weight_decay, "logit_scale_max": recipe.logit_scale_max}
+    if not settings.model.init:
         defaults["logit_scale_init"] = OPEN_CLIP_LOGIT_SCALE
     values |= {name: value for name, value in defaults.items() if values.get(name) is None}
-    return values | {"stop_epoch": epoch if epoch is not None else planned_epochs(config)}
+    return values | {"stop_epoch": epoch if epoch is not None else settings.epochs}
 
 
 def write_study(

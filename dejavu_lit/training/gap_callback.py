@@ -23,7 +23,7 @@ from dejavu_lit.training.progress import write_metrics
 from dejavu_lit.training.settings import GapSettings
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256
-from dejavu_lit.utils.run_directory import PARTNER
+from dejavu_lit.utils.run_directory import PARTNER, RunDirectory
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ def _check_reference(reference: AuditedModel, side: str, data: DataSpec) -> None
         if reference.embeddings_folder is None:
             _ = reference.encoder  # fails now if the model cannot be loaded
         return
-    if not (reference.run / "run.json").is_file():
+    if not RunDirectory(reference.run).finished:
         raise UserError(f"{option} is not finished; run dejavu train in it again, then start this run")
     if reference.trained_on == TRAINED_ON[side]:
         raise UserError(f"{option} was trained on {TRAINED_ON[side]}, like this run; use a run of the other side")

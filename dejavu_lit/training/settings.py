@@ -1,11 +1,9 @@
 """The settings of a training run; nothing heavy is imported."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from dejavu_lit.data.prepared import DataSpec
+from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
 from dejavu_lit.data.settings import LoaderSettings
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.settings import ModelSpec
@@ -41,11 +39,11 @@ class Recipe:
     """Parts in which the batch of a rank is computed, to save memory; the loss is still that of the complete batch."""
 
     def __post_init__(self) -> None:
-        if min(self.epochs, self.batch, self.accumulate) < 1 or not 0 < self.lr < math.inf or self.warmup_steps < 0:
-            raise UserError(
-                f"recipe.epochs={self.epochs}, recipe.batch={self.batch} and recipe.accumulate={self.accumulate} must be "
-                f"at least 1, recipe.lr={self.lr} above 0 and recipe.warmup_steps={self.warmup_steps} at least 0"
-            )
+        for name, least in (("epochs", 1), ("batch", 1), ("accumulate", 1), ("warmup_steps", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"recipe.{name}={getattr(self, name)} must be at least {least}")
+        if not 0 < self.lr < math.inf:
+            raise UserError(f"recipe.lr={self.lr} must be above 0")
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class TrainerSettings:
     devices: int = 1
     """Devices per node; -1 for all."""
     num_nodes: int = 1
-    """Machines."""
+    """Number of nodes."""
     precision: str = "32-true"
     """Lightning's precision: 32-true, bf16-mixed, 16-mixed, …"""
     log_every: int = 20
@@ -83,8 +81,11 @@ class TrainerSettings:
         for name in ("num_nodes", "log_every", "checkpoint_epochs", "checkpoint_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"trainer.{name}={getattr(self, name)} must be at least 1")
-        if not all(isinstance(epoch, int) and epoch > 0 for epoch in self.checkpoint_at):
-            raise UserError(f"trainer.checkpoint_at={self.checkpoint_at} must be a list of epochs, counted from 1")
+        object.__setattr__(self, "checkpoint_at", tuple(self.checkpoint_at))
+        if not all(epoch > 0 for epoch in self.checkpoint_at):
+            raise UserError(
+                f"trainer.checkpoint_at={list(self.checkpoint_at)} must be a list of epochs, counted from 1"
+            )
         if self.devices == 0 or self.devices < -1:
             raise UserError(f"trainer.devices={self.devices} must be at least 1, or -1 for all devices of the node")
         if self.timeout_min <= 0:
@@ -116,32 +117,38 @@ class GapSettings:
             raise UserError(f"gaps.threshold={self.threshold} must be between 0 and 1")
 
 
-@dataclass(frozen=True)
-class TrainingRun:
-    """Everything that defines a training run, apart from its directory."""
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """How models are trained, whatever their side and seed."""
 
-    side: str
-    """target (trains on A) or reference (trains on B)."""
     data: DataSpec
     """The prepared data."""
     model: ModelSpec
     """The architecture and its initial weights."""
     recipe: Recipe
     """How the model is trained, mitigations apart."""
-    mitigation: Mitigation
+    mitigation: Mitigation = field(default_factory=Mitigation)
     """What is done against memorization."""
-    trainer: TrainerSettings
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
     """Where and how the run is computed."""
-    seed: int = 0
-    """Seed of initialization, order and masking."""
     logger: LoggerSettings = field(default_factory=LoggerSettings)
     """The dashboards; metrics.csv is always written."""
     gaps: GapSettings = field(default_factory=GapSettings)
-    """Whether and how the gaps are measured while training."""
-    config: Mapping[str, Any] = field(default_factory=dict)
-    """The resolved settings, for wandb."""
+    """PPG, PRG and AUCG while training, on fixed samples of A and H; measured if there is a reference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRun(TrainingSettings):
+    """Everything that defines a training run, apart from its directory."""
+
+    side: str
+    """target (trains on A) or reference (trains on B)."""
+    seed: int = 0
+    """Seed of initialization, order and masking; give both sides the same one. The splits have their own, data.seed."""
 
     def __post_init__(self) -> None:
+        if self.side not in TRAINED_ON:
+            raise UserError(f"side={self.side} must be target (trains on A) or reference (trains on B)")
         knobs = {name: getattr(self.mitigation, name) for name in ("lock_image", "lock_text", "lora_rank")}
         if self.model.init is None and any(knobs.values()):
             name, value = next((name, value) for name, value in knobs.items() if value)

@@ -34,11 +34,12 @@ from dejavu_lit.training.preemption import Preemption, SignalListener
 from dejavu_lit.training.progress import EpochLogger, StepMetrics
 from dejavu_lit.training.settings import TrainingRun
 from dejavu_lit.training.stopping import EarlyStop, NonFiniteLossStop, stop_reason
+from dejavu_lit.utils.config import to_plain
 from dejavu_lit.utils.distributed import lightning_environment, rank
 from dejavu_lit.utils.errors import UserError, first_line
-from dejavu_lit.utils.io import file_sha256, read_json_object, write_json
+from dejavu_lit.utils.io import file_sha256, write_json
 from dejavu_lit.utils.provenance import provenance
-from dejavu_lit.utils.run_directory import RUN_SCHEMA
+from dejavu_lit.utils.run_directory import RUN_SCHEMA, RunDirectory
 
 log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it sets INFO on import
@@ -50,13 +51,11 @@ warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # the 
 warnings.filterwarnings("ignore", message=".*overridden `on_before_batch_transfer`.*")  # on purpose, in ClipModule
 warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # one process on a node of a cluster
 
-RUN_RECORD = "run.json"  # written last: a run directory with this file is finished
-
 
 def train(run: TrainingRun, out: Path) -> Path:
     """Train to the end, from ``last.ckpt`` if it exists, and write the artifacts into the run directory ``out``.
 
-    The caller owns ``out`` (see ``run_directory``).
+    The caller owns ``out`` (see ``RunDirectory.opened``).
 
     Returns:
         ``out``, which now contains model/, checkpoints/, metrics.csv and run.json.
@@ -64,12 +63,10 @@ def train(run: TrainingRun, out: Path) -> Path:
     Raises:
         UserError: data, sizes, devices or weights do not fit together.
     """
-    if (out / RUN_RECORD).exists():
-        log.info(
-            "%s is finished (%s epochs); nothing to do", out, read_json_object(out / RUN_RECORD, RUN_SCHEMA)["epochs"]
-        )
+    directory = RunDirectory(out)
+    if directory.finished:
+        log.info("%s is finished (%s epochs); nothing to do", out, directory.record()["epochs"])
         return out
-    run.data.check()
     if rank() == 0:
         run.data.warn_of_unknown_keys()
     if (stop_epoch := run.mitigation.stop_epoch or 0) > run.recipe.epochs:
@@ -79,7 +76,7 @@ def train(run: TrainingRun, out: Path) -> Path:
     gaps = gap_callback(out, run.side, run.data, run.gaps, run.mitigation.gap_budget, run.epochs)
     pl.seed_everything(run.seed, verbose=False)
     module, pairs = _build_model_and_data(run, out)
-    last = out / "checkpoints" / "last.ckpt"
+    last = directory.last_checkpoint
     if rank() == 0:
         for part in last.parent.glob(".*.part"):  # of a killed process; they may be large
             part.unlink()
@@ -88,7 +85,7 @@ def train(run: TrainingRun, out: Path) -> Path:
         step = saved_step(last)
         log.info("resuming %s at step %d", out, step)
     try:
-        loggers = training_loggers(out, run.logger, run.side, run.config, step)
+        loggers = training_loggers(out, run.logger, run.side, to_plain(run), step)
         trainer = build_trainer(run, out, gaps, loggers)
     except (MisconfigurationException, ValueError) as error:
         raise UserError(f"trainer={run.trainer.accelerator}: {first_line(error)}") from None
@@ -121,7 +118,7 @@ def _build_model_and_data(run: TrainingRun, out: Path) -> tuple[ClipModule, Pair
         "preprocess": Preprocess(image_config),
         "tokenizer": load_tokenizer(f"local-dir:{out / 'model'}"),
         "train_size": run.data.train_size,
-        "repeat": run.data.repeats(),
+        "repeat": run.data.repeat,
         "mitigation": run.mitigation,
         "augment": Augment(image_config) if run.mitigation.image_augment else None,
         "loader": run.trainer.loader,
@@ -148,7 +145,7 @@ def build_trainer(run: TrainingRun, out: Path, gaps: GapCallback | None, loggers
         log_every_n_steps=settings.log_every,
         gradient_clip_val=run.recipe.gradient_clip,
         logger=list(loggers),
-        callbacks=_callbacks(run, out / "checkpoints", gaps, show_progress),
+        callbacks=_callbacks(run, RunDirectory(out).last_checkpoint, gaps, show_progress),
         enable_checkpointing=False,
         enable_progress_bar=show_progress,
         enable_model_summary=False,
@@ -158,10 +155,10 @@ def build_trainer(run: TrainingRun, out: Path, gaps: GapCallback | None, loggers
     )
 
 
-def _callbacks(run: TrainingRun, folder: Path, gaps: GapCallback | None, show_progress: bool) -> list[Callback]:
-    """The callbacks in their order: what changes or stops the training comes before what saves it into ``folder``."""
+def _callbacks(run: TrainingRun, last: Path, gaps: GapCallback | None, show_progress: bool) -> list[Callback]:
+    """The callbacks in their order: what changes or stops the training comes before what saves it into ``last``."""
     settings, mitigation = run.trainer, run.mitigation
-    preemption = Preemption(folder / "last.ckpt")
+    preemption = Preemption(last)
     callbacks: list[Callback] = [SignalListener(preemption)]
     if mitigation.ema is not None:
         callbacks.append(Averaging(mitigation.ema))
@@ -170,10 +167,10 @@ def _callbacks(run: TrainingRun, folder: Path, gaps: GapCallback | None, show_pr
     if gaps is not None:
         callbacks.append(gaps)
     callbacks += [
-        NonFiniteLossStop(folder / "last.ckpt"),
+        NonFiniteLossStop(last),
         StepMetrics(),
         EpochLogger(enabled=not show_progress),
-        CheckpointSaver(folder, settings.checkpoint_steps, settings.checkpoint_epochs, settings.checkpoint_at),
+        CheckpointSaver(last.parent, settings.checkpoint_steps, settings.checkpoint_epochs, settings.checkpoint_at),
         preemption,
     ]
     return [*callbacks, TQDMProgressBar(10)] if show_progress else callbacks
@@ -225,7 +222,7 @@ def _write_results(
         "plan": {"world": plan.world, "workers": plan.workers, "batch": plan.batch, "seed": plan.seed},
         "provenance": provenance(),
     }
-    write_json(out / RUN_RECORD, record)
+    write_json(RunDirectory(out).record_file, record)
     log.info("finished %s: %d epochs, %d steps in %.0f s", out, trainer.current_epoch, trainer.global_step, seconds)
     if stopped:
         log.info("stopped by %s after epoch %d", stopped["by"], stopped["epoch"])

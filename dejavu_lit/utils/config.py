@@ -1,160 +1,128 @@
-"""Config nodes as typed values: what ``_target_`` names is built, after every simple field was checked against its type."""
+"""Settings are dataclasses: the schema of a config, what a config becomes, and the description of its options.
 
-import os
+Names and types are checked by OmegaConf, the rest by ``__post_init__``; the sentence under a field is its help.
+"""
+
+import ast
+import inspect
+import re
 import types
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from importlib import import_module
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from textwrap import dedent
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from dejavu_lit.utils.errors import UserError, first_line
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
 
-SIMPLE = {
+from dejavu_lit.utils.errors import UserError, first_line, suggest
+
+T = TypeVar("T")
+REQUIRED = "???"  # a value that must be given
+KINDS: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
-    str: "a text",
+    str: "text",
+    Path: "text",
     bool: "true or false",
-    type(None): "null",
-    dict: "{name: value, …}",
-    list: "[value, …]",
+    types.NoneType: "null",
+    list: "a list",
+    tuple: "a list",
+    dict: "a mapping",
 }
-CONTAINERS: dict[Any, type] = {
-    dict: dict,
-    Mapping: dict,
-    list: list,
-    tuple: list,
-    Sequence: list,
-}  # what a hint stands for
 
 
-def build(node: Any, name: str) -> Any:
-    """The value that a config node with ``_target_`` describes, built from the inside out.
+@cache
+def schema(settings: Any) -> DictConfig:
+    """A config with the fields of a dataclass, their types and defaults; mappings in it accept new keys."""
+    node: DictConfig = OmegaConf.structured(settings)
+    _open(node)
+    return node
 
-    Hydra's own ``instantiate`` is not used: it resolves ``${…}`` in the settings of a given run, which may be anything.
+
+def _open(node: DictConfig) -> None:
+    OmegaConf.set_readonly(node, None)  # it is set for frozen dataclasses
+    kind = OmegaConf.get_type(node)
+    hints = get_type_hints(kind) if is_dataclass(kind) else {}
+    if not hints:
+        OmegaConf.set_struct(node, False)
+    for key in node:
+        if OmegaConf.is_missing(node, key) and is_dataclass(hints.get(str(key))):
+            node[key] = deepcopy(schema(hints[str(key)]))
+        if not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig):
+            _open(node[key])
+
+
+def read(settings: type[T], values: Mapping[str, Any], where: str = "") -> T:
+    """``values`` as a dataclass. They are data: no ``${…}`` in them is resolved, and nothing is called.
 
     Args:
-        name: the node's place in the config, for messages. With ``_recursive_: false`` what lies below stays a description.
+        where: the place of the values in a config, for messages.
 
     Raises:
-        UserError: a ``_target_`` that may not be called, a field of the wrong type, or what the value itself refuses.
+        UserError: an unknown name, a wrong type, a missing value, or what ``__post_init__`` refuses.
     """
-    check_targets(node, name)
-    _check_classes(node, name)
-    check_types(node, name)
-    return _built(node, name)
-
-
-def check_targets(node: Any, name: str) -> None:
-    """Raise UserError for a ``_target_`` outside this package: a config from elsewhere must not call what it likes.
-
-    The environment variable DEJAVU_TARGETS names further packages, separated by commas.
-    """
-    allowed = ("dejavu_lit", *trusted())
-    for place, target in _targets(node, name):
-        if str(target).partition(".")[0] not in allowed:
-            raise UserError(
-                f"{place}._target_={target} is not part of {' or '.join(allowed)}; where you trust it, name its package in "
-                "the environment variable DEJAVU_TARGETS"
-            )
-
-
-def trusted() -> tuple[str, ...]:
-    """The packages that DEJAVU_TARGETS names."""
-    return tuple(filter(None, map(str.strip, os.environ.get("DEJAVU_TARGETS", "").split(","))))
-
-
-def _targets(node: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """(place, ``_target_``) of a node and of everything below it."""
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            yield name, node["_target_"]
-        for key, value in node.items():
-            yield from _targets(value, f"{name}.{key}")
-    elif isinstance(node, list | tuple):
-        for number, value in enumerate(node):
-            yield from _targets(value, f"{name}[{number}]")
-
-
-def _check_classes(node: Any, name: str) -> None:
-    """Raise UserError where a ``_target_`` is no class of this package, before anything is built."""
-    for place, target in _targets(node, name):
-        found = _named(target, place)
-        package = str(target).partition(".")[0]
-        own = isinstance(found, type) and found.__module__.partition(".")[0] == package
-        if not own and package not in trusted():  # a function could write files, and a module's imports are not its own
-            raise UserError(f"{place}._target_={target} is no class of dejavu_lit; name one, as the files in conf/ do")
-
-
-def _named(target: Any, name: str) -> Any:
-    """What ``package.module.Name`` is; an attribute of an attribute is not looked for."""
-    module, _, attribute = str(target).rpartition(".")
+    kind: Any = settings
     try:
-        return getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{name}._target_={target} cannot be found ({error}); check the name") from None
+        return to_settings(OmegaConf.merge(schema(kind), _literal(values)))  # type: ignore[no-any-return]
+    except OmegaConfBaseException as error:
+        raise UserError(explain_value(error, {option.name: option for option in options(kind)}, where)) from None
 
 
-def _built(node: Any, name: str) -> Any:
-    if isinstance(node, list | tuple):
-        return [_built(value, f"{name}[{number}]") for number, value in enumerate(node)]
-    if not isinstance(node, Mapping):
-        return node
-    recursive = node.get("_recursive_", True)
-    values = {
-        key: _built(value, f"{name}.{key}") if recursive else value
-        for key, value in node.items()
-        if key not in ("_target_", "_recursive_")
-    }
-    if "_target_" not in node:
-        return values
-    try:
-        return _named(node["_target_"], name)(**values)
-    except UserError:
-        raise
-    except Exception as error:  # whatever a constructor says of its values
-        raise UserError(f"{name} cannot be built: {first_line(error)}") from error
+def to_settings(node: Any) -> Any:
+    """The dataclasses of a config that was merged into a ``schema``; raises OmegaConf's errors, and UserError for "+name"."""
+    if added := next(_added(node), None):
+        names = [name for name, _ in flatten(OmegaConf.to_container(node)) if name != added]  # type: ignore[arg-type]
+        raise UserError(f"+{added} is not an option{suggest_option(added, names)}")
+    return OmegaConf.to_object(node)
 
 
-def check_types(node: Any, name: str) -> None:
-    """Raise UserError for the first field whose value does not have the simple type that its dataclass declares."""
-    if not isinstance(node, dict) or "_target_" not in node:
-        return
-    target = _named(node["_target_"], name)
-    if not is_dataclass(target):
-        return
-    check_fields(target, node, name)
-    for field in fields(target):
-        check_types(node.get(field.name), f"{name}.{field.name}")
+def _added(node: DictConfig, path: str = "") -> Iterator[str]:
+    """The names in a config that its dataclasses do not have."""
+    kind = OmegaConf.get_type(node)
+    known = {field.name for field in fields(kind)} if is_dataclass(kind) else None
+    for key in node:
+        name = f"{path}.{key}".lstrip(".")  # type: ignore[str-bytes-safe]
+        if known is not None and key not in known:
+            yield name
+        elif not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig):
+            yield from _added(node[key], name)
 
 
-def check_fields(target: Any, values: Mapping[str, Any], name: str) -> None:
-    """Raise UserError for the first of ``values`` that lacks the simple type of its field or parameter in ``target``.
-
-    Args:
-        target: a dataclass or a function; name: where the values stand in the config, "" at the top.
-    """
-    for field, hint in get_type_hints(target).items():
-        if field not in values:
-            continue
-        value, allowed = values[field], _simple(hint)
-        if allowed and not any(_is(value, kind) for kind in allowed):
-            words = " or ".join(SIMPLE[kind] for kind in allowed)
-            raise UserError(f"{name}.{field}={value} must be {words}".removeprefix("."))
+def _literal(value: Any) -> Any:
+    """A value in which OmegaConf takes ``${`` as text."""
+    if isinstance(value, Mapping):
+        return {key: _literal(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_literal(inner) for inner in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
-def _simple(hint: Any) -> tuple[type, ...]:
-    """The simple types that a hint allows; () where it allows anything else too."""
-    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    found = tuple(CONTAINERS.get(get_origin(kind), kind) for kind in kinds)
-    return found if all(kind in SIMPLE for kind in found) else ()
+def to_plain(value: Any) -> Any:
+    """Settings as mappings, lists and simple values, which YAML and JSON can hold."""
+    if is_dataclass(value):
+        return {field.name: to_plain(getattr(value, field.name)) for field in _shown(type(value))}
+    if isinstance(value, Mapping):
+        return {key: to_plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
 
 
-def _is(value: Any, kind: type) -> bool:
-    if kind is list:
-        return isinstance(value, list | tuple)
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, kind) and (kind is not int or not isinstance(value, bool))
+def take(settings: type[T], given: Any, **changes: Any) -> T:
+    """A dataclass with the values of those fields of another one, and ``changes``."""
+    values = {field.name: getattr(given, field.name) for field in fields(settings) if field.init}  # type: ignore[arg-type]
+    return settings(**values | changes)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -165,3 +133,103 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from flatten(value, name)
         else:
             yield name, value
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option as its field describes it: dotted name, default as it is typed, type in words, and its sentence."""
+
+    name: str
+    default: str
+    kind: str
+    meaning: str
+    group: bool = False
+    """Whether it stands for further options."""
+
+
+@cache
+def options(settings: Any, prefix: str = "") -> tuple[Option, ...]:
+    """Every option of a dataclass, those of nested ones after the option that they belong to."""
+    hints, sentences, found = get_type_hints(settings), _sentences(settings), []
+    for field in _shown(settings):
+        name, hint = f"{prefix}{field.name}", hints[field.name]
+        inner = next((kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)), None)
+        default = field.default_factory() if field.default_factory is not MISSING else field.default
+        text = REQUIRED if default is MISSING else "" if is_dataclass(default) else _as_typed(default)
+        found.append(Option(name, text, _kind(hint), sentences.get(field.name, ""), inner is not None))
+        if isinstance(inner, type):
+            found += options(inner, f"{name}.")
+    return tuple(found)
+
+
+def _shown(settings: type) -> list[Any]:
+    """The fields that are options; the others are filled by a command."""
+    return [field for field in fields(settings) if not field.metadata.get("omegaconf_ignore")]
+
+
+def _as_typed(value: Any) -> str:
+    text: str = yaml.safe_dump(to_plain(value), default_flow_style=True, width=1000)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+@cache
+def _sentences(settings: type) -> dict[str, str]:
+    """{field: the docstring under it}, from the source of a dataclass and of its bases."""
+    found: dict[str, str] = {}
+    for cls in reversed(settings.__mro__):
+        if not is_dataclass(cls):
+            continue
+        (tree,) = ast.parse(dedent(inspect.getsource(cls))).body
+        assert isinstance(tree, ast.ClassDef)
+        for node, after in zip(tree.body, tree.body[1:], strict=False):
+            if (
+                isinstance(node, ast.AnnAssign)
+                and isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant)
+            ):
+                found[ast.unparse(node.target)] = " ".join(str(after.value.value).split())
+    return found
+
+
+def _kind(hint: Any) -> str:
+    """A type in words: ``int | None`` is "a whole number or null"."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return " or ".join(dict.fromkeys(filter(None, (KINDS.get(get_origin(kind) or kind) for kind in kinds))))
+
+
+def explain_value(
+    error: OmegaConfBaseException, known: Mapping[str, Option], where: str = "", given: str | None = None
+) -> str:
+    """One sentence for an error of OmegaConf: the option, what is wrong with it, and the nearest name or the type it needs.
+
+    Args:
+        known: the options by name; where: the place of the config, for messages; given: the option as typed.
+    """
+    key = str(error.full_key or "")
+    name = f"{where}.{key}".strip(".")
+    option, parent = known.get(key), known.get(re.sub(r"\[\d+\]$|\.[^.]*$", "", key))
+    if isinstance(error, MissingMandatoryValue):
+        meaning = option.meaning.rstrip(".") if option else ""
+        return f"{name} is missing; give {name}=…{f', {meaning}' if meaning else ''}"
+    if isinstance(error, ConfigKeyError | ConfigAttributeError):
+        return f"{name} is not an option{suggest_option(name, [f'{where}.{n}'.strip('.') for n in known])}"
+    if isinstance(error, ValidationError) and option and option.kind and not option.group:
+        value = re.search(r"Value '?(.*?)'? (?:of type|\()|: '(.*)'$", first_line(error))
+        shown = (
+            f"={next(filter(None, value.groups()), '')}"
+            if value
+            else "=null"
+            if re.search("ptional|None", str(error))
+            else ""
+        )
+        return f"{given or name + shown} must be {option.kind}"
+    if isinstance(error, ValidationError) and parent:  # an entry of a list or a mapping
+        return f"{given or name} has a value of the wrong type; it is {parent.meaning}"
+    return f"{given or name}: {first_line(error)}".removeprefix(": ")
+
+
+def suggest_option(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'recipe.lr'?)`` for the option nearest to ``name``: that of the same last part, if there is one."""
+    names, last = list(known), name.rpartition(".")[2]
+    same = [option for option in names if option.rpartition(".")[2] == last and option != name]
+    return f" (did you mean {same[0]!r}?)" if same else suggest(name, names)

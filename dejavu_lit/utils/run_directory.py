@@ -1,51 +1,153 @@
-"""The run directory: its lock, its saved settings, and which of them identify a run."""
+"""The run directory: config.yaml, checkpoints/, model/, run.json, its lock, and what identifies the run in it."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
+from dejavu_lit.utils.config import read, to_plain
 from dejavu_lit.utils.distributed import rank
 from dejavu_lit.utils.errors import UserError, first_line
-from dejavu_lit.utils.io import fingerprint, locked, write_text
+from dejavu_lit.utils.io import fingerprint, locked, read_json_object, write_text
 
+T = TypeVar("T")
 # Settings that may change when a run is continued: they change where and how it is computed, not what.
 NOT_IDENTIFYING = ("out", "trainer", "logger", "gaps")
-ENTRIES = 100_000  # of a config.yaml
-LONGEST_NUMBER = 256  # bits of a number in it
+CONFIG_SCHEMA = 2  # of config.yaml; version 1 had no entry for it, and named classes to be called
 RUN_SCHEMA = 1  # of run.json
 PARTNER = "partner"  # gaps.reference of a study: the reference run of the same setting
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The settings saved in a run directory; raises UserError if there are none."""
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"{folder} is not a run directory (it has no config.yaml); give the out= of dejavu train")
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        _room(config, ENTRIES)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date, or not UTF-8
-        raise UserError(
-            f"{path} is not valid YAML ({first_line(error)}); restore it, or start over in another directory"
-        ) from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is not a mapping of settings; restore it, or start over in another directory")
-    return config
+@dataclass(frozen=True)
+class RunDirectory:
+    """The directory of one run (or of another command that keeps its settings in config.yaml)."""
 
+    path: Path
 
-def _room(value: Any, room: int, depth: int = 0) -> int:
-    """What is left of ``room`` entries; raises ValueError where none is, or no end: a reference may stand for much more."""
-    if room <= 0 or depth > 50:
-        raise ValueError("it is too large, or refers to itself")
-    if isinstance(value, int) and value.bit_length() > LONGEST_NUMBER:
-        raise ValueError("it holds a number of too many digits")
-    if isinstance(value, Mapping | list):
-        for inner in value.values() if isinstance(value, Mapping) else value:
-            room = _room(inner, room - 1, depth + 1)
-    return room
+    @property
+    def config_file(self) -> Path:
+        """The settings, as YAML."""
+        return self.path / "config.yaml"
+
+    @property
+    def record_file(self) -> Path:
+        """run.json, written last: a directory with this file is finished."""
+        return self.path / "run.json"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """What training resumes from."""
+        return self.checkpoint("last")
+
+    @property
+    def model(self) -> Path:
+        """The exported model."""
+        return self.path / "model"
+
+    def checkpoint(self, epoch: int | str) -> Path:
+        """The weights after an epoch, counted from 1."""
+        return self.path / "checkpoints" / (f"epoch={epoch:04d}.ckpt" if isinstance(epoch, int) else f"{epoch}.ckpt")
+
+    @property
+    def exists(self) -> bool:
+        """Whether there are settings of a run."""
+        return self.config_file.is_file()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is finished."""
+        return self.record_file.is_file()
+
+    @property
+    def started(self) -> bool:
+        """Whether there is anything that other settings would contradict; a run that failed before is taken over."""
+        return self.finished or self.last_checkpoint.exists()
+
+    def record(self) -> dict[str, Any]:
+        """The contents of run.json."""
+        return read_json_object(self.record_file, RUN_SCHEMA)
+
+    def config(self) -> dict[str, Any]:
+        """The saved settings as a mapping, of a known version.
+
+        Raises:
+            UserError: there are none, they cannot be read, or they are of another version.
+        """
+        if not self.exists:
+            raise UserError(
+                f"{self.path} is not a run directory (it has no config.yaml); give the out= of dejavu train"
+            )
+        try:
+            config = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date, or not UTF-8
+            raise UserError(
+                f"{self.config_file} is not valid YAML ({first_line(error)}); restore it, or start over in another directory"
+            ) from None
+        if not isinstance(config, dict):
+            raise UserError(
+                f"{self.config_file} is not a mapping of settings; restore it, or start over in another directory"
+            )
+        if (version := config.pop("schema", 1)) != CONFIG_SCHEMA:
+            raise UserError(
+                f"{self.config_file} has version {version} of the settings, and this is version {CONFIG_SCHEMA}; use the "
+                "dejavu-lit that wrote it, or start over in another directory"
+            )
+        return config
+
+    def read(self, settings: type[T]) -> T:
+        """All saved settings as a dataclass; raises UserError for unknown names, wrong types and missing values."""
+        return self._read(settings, self.config(), "")
+
+    def section(self, name: str, settings: type[T]) -> T:
+        """One part of the saved settings as a dataclass, e.g. ``data``."""
+        return self._read(settings, self.config().get(name), name)
+
+    def _read(self, settings: type[T], values: Any, where: str) -> T:
+        if not isinstance(values, Mapping):
+            raise UserError(f"{self.config_file}: {where} is missing; restore it, or start over in another directory")
+        try:
+            return read(settings, values, where)
+        except RecursionError:
+            raise UserError(f"{self.config_file} refers to itself; restore it") from None
+        except UserError as error:
+            raise UserError(f"{self.config_file} does not fit this version: {error}") from None
+
+    def save(self, settings: Any) -> None:
+        """Save a dataclass (or a mapping) as the settings."""
+        values = {"schema": CONFIG_SCHEMA, **to_plain(settings)}
+        write_text(self.config_file, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+    def check(self, settings: Any, take_over: bool = True) -> None:
+        """Raise UserError if there is a run that computes something else than ``settings``, unless it may be taken over."""
+        if (
+            self.exists
+            and (self.started or not take_over)
+            and (changed := first_difference(self.config(), to_plain(settings)))
+        ):
+            raise UserError(f"{self.path} has a run with other settings ({changed}); choose another out= or remove it")
+
+    @contextmanager
+    def opened(self, settings: Any, take_over: bool = True) -> Iterator[None]:
+        """Lock the directory for the time of a run and save its settings; with several ranks, rank 0 does so for all.
+
+        Args:
+            take_over: whether settings of a run that has no checkpoint are replaced.
+
+        Raises:
+            UserError: another process works there, or it has a run with other settings.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if rank() > 0:
+            yield
+            return
+        with locked(self.path / ".lock", wait=False):
+            self.check(settings, take_over)
+            if not (self.exists and (self.started or not take_over)):
+                self.save(settings)
+            yield
 
 
 def first_difference(old: Any, new: Any, path: str = "") -> str | None:
@@ -60,9 +162,9 @@ def first_difference(old: Any, new: Any, path: str = "") -> str | None:
     return None if old == new else f"{path}: {old} → {new}"
 
 
-def identity(config: Mapping[str, Any]) -> str:
+def identity(settings: Any) -> str:
     """Fingerprint of what a run computes, whatever its directory, machine and loggers."""
-    return fingerprint(identifying_settings(config))
+    return fingerprint(identifying_settings(to_plain(settings)))
 
 
 def identifying_settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,23 +176,3 @@ def identifying_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("side") == "reference" and gaps.get("reference") is None:  # nothing is measured, so nothing stops it
         return kept | {"mitigation": {**mitigation, "gap_budget": None}}
     return kept | {"gaps": {key: value for key, value in gaps.items() if key != "reference"}}
-
-
-@contextmanager
-def run_directory(out: Path, config: Mapping[str, Any]) -> Iterator[Path]:
-    """Lock ``out`` for the time of a run and save ``config`` in it; with several ranks, rank 0 does so for all.
-
-    Raises:
-        UserError: another process works there, or it has a run with other settings.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    if rank() > 0:
-        yield out
-        return
-    with locked(out / ".lock", wait=False):
-        if (out / "config.yaml").exists():
-            if changed := first_difference(read_config(out), config):
-                raise UserError(f"{out} has a run with other settings ({changed}); choose another out= or remove it")
-        else:
-            write_text(out / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
-        yield out

@@ -4,9 +4,9 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ STUDY_PARTS = ("runs", "evaluations")  # folders of a study, in which its runs a
 TAG_LENGTH = 64  # of wandb
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: OmegaConf cannot fill a frozen one that is null by default
 class Wandb:
     """Settings of Weights & Biases; offline runs are uploaded later by ``wandb sync DIR``."""
 
@@ -48,15 +48,14 @@ class LoggerSettings:
                 raise UserError(f"logger={module} needs the package: pip install 'dejavu-lit[{module}]'")
 
 
-def with_tags(logger: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """``logger`` of a config with the overrides as wandb's tags, unless tags were given; without paths and logger options."""
-    settings = logger.get("wandb")
-    if not settings or settings["tags"]:
-        return dict(logger)
+def with_tags(logger: LoggerSettings, overrides: Iterable[str]) -> LoggerSettings:
+    """``logger`` with the overrides as wandb's tags, unless tags were given; without paths and logger options."""
+    if logger.wandb is None or logger.wandb.tags:
+        return logger
     typed = (override.lstrip("+~") for override in overrides)
     excluded = ("out=", "data.dir=", "logger", "target=", "reference=")
     tags = list(dict.fromkeys(o[:TAG_LENGTH] for o in typed if not o.startswith(excluded)))
-    return {**logger, "wandb": {**settings, "tags": tags}}
+    return replace(logger, wandb=replace(logger.wandb, tags=tags))
 
 
 def wandb_options(out: Path, settings: Wandb, job_type: str, beside: Path | None = None) -> dict[str, Any]:

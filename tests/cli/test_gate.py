@@ -86,10 +86,10 @@ CONDITIONS = ["a.b[0]>0", "by_k['10'].x < 1", "a['it\\'] > 0", 'a["x"] > 1\\', "
 def test_hydra_reads_the_condition_as_it_was_typed(text: str) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from dejavu_lit.cli.app import _quoted
+    from dejavu_lit.cli.mistakes import quoted
 
-    assert OverridesParser.create().parse_override(_quoted(f"fail_if={text}")).value() == text
-    assert OverridesParser.create().parse_override(_quoted("fail_if=null")).value() is None
+    assert OverridesParser.create().parse_override(quoted(f"fail_if={text}")).value() == text
+    assert OverridesParser.create().parse_override(quoted("fail_if=null")).value() is None
 
 
 @pytest.mark.parametrize(

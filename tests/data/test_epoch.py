@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from dejavu_lit.data.epoch import EpochPlan, Repeat, epoch_plan, exposures, nested_sizes
+from dejavu_lit.data.epoch import EpochPlan, epoch_plan, exposures, nested_sizes
+from dejavu_lit.data.settings import Repeat
 from dejavu_lit.utils.errors import UserError
 
 SIZES = st.lists(st.integers(0, 40), min_size=1, max_size=8)

@@ -14,8 +14,9 @@ import pytest
 import torch
 import yaml
 
-from dejavu_lit.utils.config import build
 from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.run_directory import RunDirectory
+from dejavu_lit.utils.wandb import Wandb
 from tests.conftest import ROOT, SMALL, call
 
 
@@ -27,31 +28,12 @@ def refused(command: str, *options: str) -> str:
     return done.stderr
 
 
-@pytest.mark.parametrize(
-    "attack",
-    [
-        {"_target_": "dejavu_lit.utils.provenance.subprocess.check_call", "args": ["touch", "OWNED"]},
-        {"_target_": "dejavu_lit.utils.io.write_text", "path": "OWNED", "text": "x"},
-        {"_target_": "dejavu_lit.data.prepare.Path", "args": "OWNED"},
-        {"_target_": "dejavu_lit.training.loggers.CsvLog.append", "self": "OWNED"},
-        {"_target_": "dejavu_lit.data.prepared.DataSpec", "reader": [{"_target_": "shutil.copy", "dst": "OWNED"}]},
-    ],
-    ids=["module", "function", "import", "method", "below"],
-)
-def test_a_target_is_a_class_of_ours(attack, tmp_path):
-    owned = tmp_path / "owned"
-    attack = yaml.safe_load(yaml.safe_dump(attack).replace("OWNED", str(owned)))
-    with pytest.raises(
-        UserError, match=r"_target_=.* (is no class of dejavu_lit|cannot be found|is not part of dejavu_lit)"
-    ):
-        build(attack, "data")
-    assert not owned.exists()
-
-
-def test_settings_of_a_given_run_stay_text(monkeypatch):
+def test_settings_of_a_given_run_stay_text(monkeypatch, tmp_path):
     monkeypatch.setenv("SOME_TOKEN", "5ec2e7-token")
+    run = RunDirectory(tmp_path)
     for text in ("${oc.env:SOME_TOKEN}", "${oc.create:{_target_: os.getcwd}}"):
-        assert build({"_target_": "dejavu_lit.utils.wandb.Wandb", "project": text}, "logger").project == text
+        run.save({"wandb": {"project": text}})
+        assert run.section("wandb", Wandb).project == text
 
 
 def test_a_given_run_cannot_call_what_it_likes(runs, tmp_path):

@@ -28,7 +28,7 @@ def files_of(name: object) -> dict[str, Path]:
 
 def test_the_weight_files_of_every_kind_of_model(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    put(run / "config.yaml", b"seed: 0")
+    put(run / "config.yaml", b"schema: 2\nseed: 0")
     exported = put(run / "model/open_clip_model.safetensors", b"a")
     checkpoint = put(run / "checkpoints/epoch=0003.ckpt", b"b")
     part = put(tmp_path / "vectors/A/text/00000.npy", b"c")

@@ -10,7 +10,7 @@ from dejavu_lit.evaluation.comparison import training_differences
 from dejavu_lit.utils.io import write_json
 
 CONFIG: dict[str, Any] = {
-    "recipe": {"_target_": "dejavu_lit.training.clip_module.Recipe", "epochs": 25, "lr": 0.001},
+    "recipe": {"epochs": 25, "lr": 0.001},
     "model": {"name": "tiny", "config": {"embed_dim": 32, "vision_cfg": {"width": 32}}},
     "mitigation": {"text_mask": 0, "stop_epoch": None},
 }
@@ -18,7 +18,7 @@ CONFIG: dict[str, Any] = {
 
 def run(folder: Path, config: dict[str, Any], pairs: int = 2000, epochs: int = 25) -> AuditedModel:
     folder.mkdir()
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "config.yaml").write_text(yaml.safe_dump({"schema": 2, **config}))
     write_json(folder / "run.json", {"schema": 1, "train_size": pairs, "epochs": epochs})
     return AuditedModel(str(folder), folder / "embeddings")
 

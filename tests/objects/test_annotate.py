@@ -345,4 +345,4 @@ def test_help_and_wrong_overridesload_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "data.dir=missing/folder has no manifest.json" in done.stderr
+    assert "data.dir=missing/folder does not exist" in done.stderr

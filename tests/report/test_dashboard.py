@@ -43,7 +43,7 @@ def logged(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = base / "runs" / "target"
     write_json(target / "run.json", {})
     write_json(target / "wandb" / "id.json", {"id": "abc", "group": "the study"})
-    (target / "config.yaml").write_text("data: {train_size: 40}\nmitigation: {text_mask: 0.3}\nseed: 2\n")
+    (target / "config.yaml").write_text("schema: 2\ndata: {train_size: 40}\nmitigation: {text_mask: 0.3}\nseed: 2\n")
     metrics = read_json(out / "metrics.json")
     metrics["settings"]["target"] = f"{target}@3"
     write_json(out / "metrics.json", metrics)

@@ -2,51 +2,52 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
+from dejavu_lit.data.prepared import DataSpec
+from dejavu_lit.evaluation.settings import EvaluationSettings
 from dejavu_lit.measure.figures import BLOCKS
+from dejavu_lit.mitigation import Mitigation
+from dejavu_lit.models.settings import ModelSpec
 from dejavu_lit.study.plan import PlannedRow, make_plan
-from dejavu_lit.study.runs import failure_reason, save_config, train_missing, training_cost
+from dejavu_lit.study.runs import failure_reason, save_settings, train_missing, training_cost
 from dejavu_lit.study.sweep import pair_runs
 from dejavu_lit.study.table import evaluation_request, knobs, label, write_study
+from dejavu_lit.training.settings import GapSettings, Recipe, TrainerSettings, TrainingRun
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import write_json
 
-KNOBS = {
-    "text_mask": 0.0,
-    "weight_decay": None,
-    "stop_epoch": None,
-    "early_stopping": None,
-    "gap_budget": None,
-    "ema": None,
-}
+
+def config(side="target", seed=0, size=100, epochs=20, gaps=None, trainer=None, **mitigation):
+    return TrainingRun(
+        data=DataSpec("made", "nowhere", train_size=size),
+        model=ModelSpec("tiny"),
+        recipe=Recipe(epochs=epochs, batch=10, lr=0.1),
+        mitigation=Mitigation(**mitigation),
+        trainer=trainer or TrainerSettings(checkpoint_epochs=10),
+        gaps=gaps or GapSettings(),
+        side=side,
+        seed=seed,
+    )
 
 
-def config(side="target", seed=0, size=100, epochs=20, **mitigation):
-    return {
-        "data": {"name": "made", "dir": "nowhere", "train_size": size},
-        "model": {"name": "tiny", "init": None},
-        "recipe": {"epochs": epochs, "weight_decay": 0.2},
-        "mitigation": KNOBS | mitigation,
-        "trainer": {"checkpoint_epochs": 10, "checkpoint_at": []},
-        "logger": {"wandb": None},
-        "side": side,
-        "seed": seed,
+def planned(name, evaluation=None, seed=0, size=100, epochs=20, every=None, **mitigation):
+    watched = GapSettings(reference="partner", every=every) if every else GapSettings()
+    runs = {
+        side: config(side, seed, size, epochs, watched if side == "target" else None, **mitigation)
+        for side in ("target", "reference")
     }
-
-
-def planned(name, evaluation=None, seed=0, size=100, epochs=20, **mitigation):
-    runs = {side: config(side, seed, size, epochs, **mitigation) for side in ("target", "reference")}
-    return PlannedRow(name, (f"{name}=1",), size, seed, runs, evaluation or {"k": 10})
+    return PlannedRow(name, (f"{name}=1",), size, seed, runs, evaluation or EvaluationSettings())
 
 
 def finish(path, saved, kept=()):
-    save_config(path, saved)
-    write_json(path / "run.json", {"seconds": 10.0, "epochs": saved["recipe"]["epochs"]})
-    (path / "checkpoints").mkdir()
+    save_settings(path, saved)
+    write_json(path / "run.json", {"schema": 1, "seconds": 10.0, "epochs": saved.recipe.epochs})
+    (path / "checkpoints").mkdir(exist_ok=True)
     for epoch in kept:
         (path / "checkpoints" / f"epoch={epoch:04d}.ckpt").touch()
 
@@ -59,7 +60,7 @@ def test_equal_runs_and_equal_evaluations_are_shared(tmp_path):
     rows = [
         planned("none"),
         planned("same"),
-        planned("k5", {"k": 5}),
+        planned("k5", EvaluationSettings(k=5)),
         planned("mask", text_mask=0.5),
         planned("none", seed=1),
     ]
@@ -87,9 +88,9 @@ def test_stop_epochs_are_checkpoints_that_the_longest_run_keeps(tmp_path):
         ("none-n100-s0-target", {"target": 7, "reference": 7}),
         ("none-n100-s0-target", {}),  # stopping at the end is not stopping
     ]
-    assert [run["trainer"]["checkpoint_at"] for run in plan.runs.values()] == [[5, 7]] * 2
+    assert [run.trainer.checkpoint_at for run in plan.runs.values()] == [(5, 7)] * 2
     assert plan.cells[0].model_name("reference") == f"{tmp_path}/runs/none-n100-s0-reference@5"
-    assert rows[1].runs["target"]["trainer"]["checkpoint_at"] == []  # the input is not modified
+    assert rows[1].runs["target"].trainer.checkpoint_at == ()  # the input is not modified
 
 
 def test_checkpoints_contain_the_averaged_weights_so_stop_epochs_with_ema_are_not_trained(tmp_path):
@@ -99,27 +100,28 @@ def test_checkpoints_contain_the_averaged_weights_so_stop_epochs_with_ema_are_no
 
 
 def test_a_gap_budget_stops_only_the_target(tmp_path):
-    gaps = {"reference": "partner", "every": 5}
-    budget, both = (planned(name, gap_budget=0.1, stop_epoch=stop) for name, stop in (("budget", None), ("both", 10)))
-    for row in (budget, both):
-        row.runs["target"]["gaps"], row.runs["reference"]["gaps"] = gaps, gaps | {"reference": None}
+    budget = planned("budget", every=5, gap_budget=0.1)
+    both = planned("both", every=5, gap_budget=0.1, stop_epoch=10)
     plan = make_plan(tmp_path, [planned("none"), budget, both])
     assert [path.name for path in plan.runs] == [
         "none-n100-s0-target", "none-n100-s0-reference", "budget-n100-s0-target", "both-n100-s0-target"
     ]  # fmt: skip
     assert plan.cells[2].epochs == {"reference": 10}
-    assert plan.runs[plan.cells[0].reference]["trainer"]["checkpoint_at"] == [5, 10, 15, 20]
+    assert plan.runs[plan.cells[0].reference].trainer.checkpoint_at == (5, 10, 15, 20)
 
 
 def budgeted(every=5):
-    row = planned("budget", gap_budget=0.1)
-    gaps = {"reference": "partner", "every": every}
-    row.runs["target"]["gaps"], row.runs["reference"]["gaps"] = gaps, gaps | {"reference": None}
-    return row
+    return planned("budget", every=every, gap_budget=0.1)
 
 
-def test_an_unfinished_reference_that_keeps_no_checkpoints_for_a_budget_is_refused(tmp_path):
-    save_config(tmp_path / "runs" / "none-n100-s0-reference", config("reference"))
+def begin(path, settings):
+    save_settings(path, settings)
+    (path / "checkpoints").mkdir()
+    (path / "checkpoints" / "last.ckpt").touch()
+
+
+def test_a_started_reference_that_keeps_no_checkpoints_for_a_budget_is_refused(tmp_path):
+    begin(tmp_path / "runs" / "none-n100-s0-reference", config("reference"))
     with pytest.raises(UserError, match=r"kept no checkpoint of epoch 5, 15; set gaps\.every"):
         make_plan(tmp_path, [budgeted()])
 
@@ -162,16 +164,14 @@ def test_finished_runs_are_found_by_what_they_compute(tmp_path):
 
 def test_a_shorter_run_is_read_off_an_unfinished_one_only_if_that_keeps_the_checkpoint(tmp_path):
     for side in ("target", "reference"):
-        unfinished = config(side)
-        unfinished["trainer"]["checkpoint_at"] = [8]
-        save_config(tmp_path / "runs" / f"none-n100-s0-{side}", unfinished)
+        unfinished = config(side, trainer=TrainerSettings(checkpoint_epochs=10, checkpoint_at=(8,)))
+        begin(tmp_path / "runs" / f"none-n100-s0-{side}", unfinished)
     plan = make_plan(tmp_path, [planned("none"), *(planned(f"stop{n}", stop_epoch=n) for n in (8, 9))])
     assert [cell.epochs.get("target") for cell in plan.cells] == [None, 8, None]
     assert [path.name for path in plan.to_train if "target" in path.name] == [
         "none-n100-s0-target",
         "stop9-n100-s0-target",
     ]
-    assert plan.runs[plan.cells[0].target]["trainer"]["checkpoint_at"] == [8]
 
 
 def test_an_evaluation_with_other_settings_gets_its_own_folder(tmp_path):
@@ -179,16 +179,16 @@ def test_an_evaluation_with_other_settings_gets_its_own_folder(tmp_path):
         (cell,) = make_plan(tmp_path, [planned("none", evaluation)]).cells
         return cell, make_plan(tmp_path, [planned("none", evaluation)]).evaluations[cell.folder]
 
-    flat = {"k": 10, "index": "flat", "workers": 2}
+    flat = EvaluationSettings()
     first, complete = evaluated(flat)
     assert (first.folder.name, complete) == ("none-n100-s0", False)
     write_json(first.folder / "metrics.json", {})
     write_json(first.folder / "asked.json", evaluation_request(first))
-    assert evaluated(flat | {"workers": 4})[0].folder == first.folder
-    assert evaluated(flat | {"workers": 4})[1]
-    fewer, complete = evaluated(flat | {"k": 5})  # only the statistics change: recomputed in the same folder
+    assert evaluated(replace(flat, workers=4))[0].folder == first.folder
+    assert evaluated(replace(flat, workers=4))[1]
+    fewer, complete = evaluated(replace(flat, k=5))  # only the statistics change: recomputed in the same folder
     assert (fewer.folder, complete) == (first.folder, False)
-    approximate, complete = evaluated(flat | {"index": "ivf"})
+    approximate, complete = evaluated(replace(flat, index="ivf"))
     assert approximate.folder.name.startswith("none-n100-s0-")
     assert not complete
 
@@ -201,7 +201,11 @@ def test_one_side_may_be_a_finished_run_and_the_other_a_checkpoint(tmp_path):
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path):
-    save_config(tmp_path / "runs" / "mask-n100-s0-target", config(text_mask=0.3))
+    other = tmp_path / "runs" / "mask-n100-s0-target"
+    save_settings(other, config(text_mask=0.3))
+    make_plan(tmp_path, [planned("mask", text_mask=0.5)])  # nothing was trained there: it is taken over
+    (other / "checkpoints").mkdir()
+    (other / "checkpoints" / "last.ckpt").touch()
     with pytest.raises(UserError, match=r"other settings \(mitigation.text_mask: 0.3 → 0.5\)"):
         make_plan(tmp_path, [planned("mask", text_mask=0.5)])
 
@@ -216,7 +220,7 @@ def test_a_launcher_trains_the_unfinished_runs_and_failures_keep_their_messages(
             launched.append(path.name)
             assert yaml.safe_load((path / "config.yaml").read_text())["seed"] == 0
             if path.name == "good":
-                write_json(path / "run.json", {})
+                write_json(path / "run.json", {"schema": 1})
             yield path, "no disk" if path.name == "bad" else None
 
     with caplog.at_level("INFO"):
@@ -247,7 +251,7 @@ def test_why_a_training_failed():
 
 
 def test_a_row_has_the_value_of_every_knob(tmp_path):
-    save_config(tmp_path, config(text_mask=0.3))
+    save_settings(tmp_path, config(text_mask=0.3))
     values = knobs(tmp_path)
     assert (values["text_mask"], values["weight_decay"], values["stop_epoch"]) == (0.3, 0.2, 20)
     assert (values["logit_scale_max"], values["logit_scale_init"]) == (100.0, 14.2857)
@@ -284,7 +288,7 @@ def test_a_sweep_in_the_order_of_its_jobs(tmp_path):
         finish(tmp_path / str(number), config(side, text_mask=mask))
     finish(tmp_path / "12", config("target", seed=3))
     finish(tmp_path / "again", config("target", text_mask=0.5))
-    save_config(tmp_path / "13", config("reference", seed=3))
+    save_settings(tmp_path / "13", config("reference", seed=3))
     cells, skipped = pair_runs(tmp_path)
     assert [cell.name for cell in cells] == [f"mitigation.text_mask={m}" for m in (0.5, 0.0, 0.01, 0.02, 0.03, 0.04)]
     assert cells[0].overrides == ("mitigation.text_mask=0.5",)
@@ -294,10 +298,8 @@ def test_a_sweep_in_the_order_of_its_jobs(tmp_path):
 
 
 def test_a_sweep_distinguishes_options_that_change_figures(tmp_path):
-    gaps = {"reference": None, "every": 5}
     configs = [
-        config(side)
-        | {"gaps": gaps | {"every": every}, "trainer": {"precision": precision}, "mitigation": KNOBS | budget}
+        config(side, gaps=GapSettings(every=every), trainer=TrainerSettings(precision=precision), **budget)
         for every, precision, budget in (
             (5, "32-true", {}),
             (9, "32-true", {}),  # without a budget this changes nothing: the same run
@@ -308,8 +310,8 @@ def test_a_sweep_distinguishes_options_that_change_figures(tmp_path):
         for side in ("target", "reference")
     ]
     for number, run_config in enumerate(configs):
-        save_config(tmp_path / str(number), run_config)
-        write_json(tmp_path / str(number) / "run.json", {})
+        save_settings(tmp_path / str(number), run_config)
+        write_json(tmp_path / str(number) / "run.json", {"schema": 1})
     cells, skipped = pair_runs(tmp_path)
     assert len({cell.name for cell in cells}) == 4
     assert [text.split(" ")[0] for text in skipped] == [str(tmp_path / "2"), str(tmp_path / "3")]

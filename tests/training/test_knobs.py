@@ -65,10 +65,9 @@ def test_without_knobs_a_run_is_open_clips_model_and_loss_under_adamw(scenes, tm
     """The same twelve steps, written out without any knob, end with the same weights."""
     out = train(scenes, tmp_path / "run", "trainer.trim=false")  # the model as open_clip computes it
     config = yaml.safe_load((out / "config.yaml").read_text())
-    settings = {name: {k: v for k, v in config[name].items() if k != "_target_"} for name in ("model", "recipe")}
-    recipe = Recipe(**settings["recipe"])
+    recipe = Recipe(**config["recipe"])
     pl.seed_everything(0, verbose=False)
-    model = build_model(ModelSpec(**settings["model"]), out / "model")
+    model = build_model(ModelSpec(**config["model"]), out / "model")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{out / 'model'}")
     pairs = PairDataModule(scenes, "target", recipe.batch, 0, Preprocess(model.visual.preprocess_cfg), tokenizer)
     matrices, exempt = split_by_decay(model)

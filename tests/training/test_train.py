@@ -180,7 +180,10 @@ def test_an_image_that_does_not_decode_is_replaced_and_counted(scenes, tmp_path)
     ("options", "message"),
     [
         (["mitigation.text_mas=0.3"], "did you mean 'mitigation.text_mask'?"),
-        (["data=scenes", "data.reader.cont=5"], "data.reader.cont=5: Key 'cont' is not in struct (did you mean"),
+        (
+            ["data=scenes", "data.reader.cont=5"],
+            "data.reader.cont is not an option (did you mean 'data.reader.count'?)",
+        ),
         (["mitigation.text_mask=1.5"], "mitigation.text_mask=1.5"),
         (["side=left"], "side=left"),
         (["data.train_size=97"], "data.train_size=97"),

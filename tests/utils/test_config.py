@@ -1,73 +1,144 @@
-"""Config nodes become typed values, wrong ones a sentence, and no config calls what is not ours."""
+"""Settings are read into dataclasses, wrong ones become a sentence, and no config calls anything."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from dejavu_lit.utils.config import build, check_fields
+from dejavu_lit.utils.choices import Choices
+from dejavu_lit.utils.config import flatten, options, read, to_plain
 from dejavu_lit.utils.errors import UserError
-from tests.conftest import SMALL, call
+from dejavu_lit.utils.run_directory import CONFIG_SCHEMA, RunDirectory
+from dejavu_lit.utils.wandb import LoggerSettings, Wandb
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part."""
+
+    size: int = 3
+    """How large."""
 
 
 @dataclass(frozen=True)
 class Sample:
+    """Settings with every kind of field."""
+
     number: int
-    share: float | Sequence[float] = 0.5
-    text: str | None = None
-    table: Mapping[str, int] | None = None
+    """A number."""
+    share: float | None = 0.5
+    """A share."""
+    names: tuple[str, ...] = ()
+    """Names."""
+    table: dict[str, int | None] = field(default_factory=dict)
+    """A table."""
     anything: Any = None
+    """Anything."""
+    place: str | Path = "here"
+    """A place."""
+    part: Part = field(default_factory=Part)
+    """A part."""
+
+    def __post_init__(self) -> None:
+        if self.number < 0:
+            raise UserError(f"number={self.number} must be at least 0")
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "sentence"),
     [
-        ({"number": True}, "sample.number=True must be a whole number"),
-        ({"number": 1.0}, "sample.number=1.0 must be a whole number"),
-        ({"share": "half"}, r"sample.share=half must be a number or \[value, …\]"),
-        ({"text": 3}, "sample.text=3 must be a text or null"),
-        ({"table": [1]}, r"sample.table=\[1\] must be {name: value, …} or null"),
+        ({"number": "x"}, "sample.number=x must be a whole number"),
+        ({"number": 1.5}, "sample.number=1.5 must be a whole number"),
+        ({"number": None}, "sample.number=null must be a whole number"),
+        ({"number": 1, "share": "half"}, "sample.share=half must be a number or null"),
+        ({"number": 1, "names": "a"}, "sample.names must be a list"),
+        ({"number": 1, "table": {"a": "b"}}, "sample.table.a has a value of the wrong type; it is A table."),
+        ({"number": 1, "part": {"size": "big"}}, "sample.part.size=big must be a whole number"),
+        ({"number": 1, "part": {"siez": 1}}, "sample.part.siez is not an option (did you mean 'sample.part.size'?)"),
+        ({"number": 1, "shares": 1}, "sample.shares is not an option (did you mean 'sample.share'?)"),
+        ({}, "sample.number is missing; give sample.number=…, A number"),
+        ({"number": -1}, "number=-1 must be at least 0"),
     ],
 )
-def test_wrong_types_are_named(values, words):
-    with pytest.raises(UserError, match=words):
-        check_fields(Sample, values, "sample")
+def test_wrong_settings_are_a_sentence(values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError) as error:
+        read(Sample, values, "sample")
+    assert str(error.value) == sentence
 
 
-def test_right_types_pass_and_functions_are_checked_too():
-    check_fields(Sample, {"number": 1, "share": [1, 0.5], "text": None, "table": {"a": 1}, "anything": object()}, "")
-
-    def work(count: int) -> None:
-        """Nothing."""
-
-    with pytest.raises(UserError, match=r"^count=x must be a whole number"):
-        check_fields(work, {"count": "x"}, "")
-
-
-@pytest.mark.parametrize("place", ["here", "below", "listed"])
-def test_a_config_cannot_call_what_is_not_ours(place, tmp_path):
-    attack = {"_target_": "pathlib.Path.touch", "self": str(tmp_path / "owned")}
-    node = {"here": attack, "below": {"_target_": "dejavu_lit.x", "a": {"b": attack}}, "listed": [attack]}[place]
-    with pytest.raises(UserError, match=r"_target_=pathlib.Path.touch is not part of dejavu_lit"):
-        build(node, "data")
-    assert not (tmp_path / "owned").exists()
+def test_settings_survive_being_saved() -> None:
+    texts = ["${oc.env:HOME}", "${oc.create:{_target_: os.getcwd}}", "a${b", "\\${x}", "back\\slash\\"]
+    given = Sample(3, None, ("a", *texts), {"a": 1, "b": None}, {"c": [texts]}, texts[0], Part(7))
+    saved = yaml.safe_load(yaml.safe_dump(to_plain(given)))
+    assert to_plain(read(Sample, saved)) == to_plain(given)
+    assert dict(flatten(saved))["part.size"] == 7
+    logger = LoggerSettings(Wandb("mine", tags=["a"], offline=False))
+    assert read(LoggerSettings, to_plain(logger)) == logger  # a part that is null by default
 
 
-def test_the_command_line_and_a_given_run_cannot_either(scenes, tmp_path):
-    owned = tmp_path / "owned"
-    attack = ["recipe._target_=subprocess.check_call", f"+recipe.args=[touch,{owned}]"]
-    done = call("train", "side=target", f"data.dir={scenes}", f"out={tmp_path / 'run'}", *SMALL, *attack)
-    assert done.returncode == 1
-    assert "recipe._target_=subprocess.check_call is not part of dejavu_lit" in done.stderr
-    assert not owned.exists()
+def test_a_field_describes_its_option() -> None:
+    found = {option.name: option for option in options(Sample)}
+    assert [found["number"].default, found["names"].default, found["table"].default] == ["???", "[]", "{}"]
+    assert found["share"].kind == "a number or null"
+    assert (found["part.size"].meaning, found["part"].group) == ("How large.", True)
 
 
-def test_a_trusted_package_is_allowed_by_the_environment(monkeypatch):
-    monkeypatch.setenv("DEJAVU_TARGETS", "collections,tests")
-    assert build({"_target_": "collections.Counter", "a": 2}, "data")["a"] == 2
+def test_a_class_is_chosen_by_its_name() -> None:
+    choices = Choices("thing", "dejavu_lit.none", {"part": f"{__name__}:Part", "gone": "dejavu_lit.gone:X"})
+    assert choices.build({"type": "part", "size": 5}) == Part(5)
+    assert choices.node("part") == {"type": "part", "size": 3}
+    for node, words in (
+        ({"type": "prat"}, r"^thing.type=prat is unknown \(did you mean 'part'\?\); choose part, gone$"),
+        ({"type": "gone"}, r"^thing.type=gone: dejavu_lit.gone:X cannot be imported"),
+        ({"type": "part", "siez": 1}, r"^thing.siez is not an option \(did you mean 'thing.size'\?\)$"),
+        ({"size": 1}, "^thing.type=None is unknown"),
+        ("part", "^thing=part must be a mapping with type: one of part, gone$"),
+    ):
+        with pytest.raises(UserError, match=words):
+            choices.build(node)
 
 
-def test_our_own_values_are_built():
-    found = build({"_target_": "dejavu_lit.mitigation.Mitigation", "text_mask": 0.5}, "mitigation")
-    assert found.text_mask == 0.5
+def test_another_package_adds_a_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Mine:\n    path: str = 'x'\n"
+    )
+    info = tmp_path / "mine-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[dejavu_lit.tried]\nmine = mine:Mine\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert Choices("data.reader", "dejavu_lit.tried", {}).build({"type": "mine", "path": "y"}).path == "y"
+
+
+def test_a_run_directory_refuses_what_it_does_not_know(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.save(Sample(3))
+    assert to_plain(run.read(Sample)) == to_plain(Sample(3))
+    assert run.section("part", Part) == Part()
+    saved = yaml.safe_load(run.config_file.read_text())
+    assert saved["schema"] == CONFIG_SCHEMA
+    for change, words in (
+        ({"new": 1}, r"config.yaml does not fit this version: new is not an option"),
+        ({"schema": 3}, "has version 3 of the settings, and this is version 2"),
+        ({"schema": None}, "has version None of the settings"),
+    ):
+        run.config_file.write_text(yaml.safe_dump(saved | change))
+        with pytest.raises(UserError, match=words):
+            run.read(Sample)
+    run.config_file.write_text("data: {_target_: dejavu_lit.data.prepared.DataSpec, name: scenes}\nside: target\n")
+    with pytest.raises(UserError, match=r"config.yaml has version 1 of the settings, and this is version 2; use the"):
+        run.config()
+
+
+def test_a_run_without_a_checkpoint_is_taken_over(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    for number in (3, 4):
+        with run.opened(Sample(number)):
+            assert run.read(Sample).number == number
+    run.last_checkpoint.parent.mkdir()
+    run.last_checkpoint.touch()
+    with pytest.raises(UserError, match=r"has a run with other settings \(number: 4 → 5\)"), run.opened(Sample(5)):
+        pass
+    assert run.read(Sample).number == 4

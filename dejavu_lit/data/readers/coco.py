@@ -18,7 +18,7 @@ import numpy as np
 
 from dejavu_lit.data.decode import clean_caption, json_safe
 from dejavu_lit.data.objects import Annotation, Annotator
-from dejavu_lit.data.readers.base import Paths, as_list, file_state, read_image
+from dejavu_lit.data.readers.base import as_list, file_state, read_image
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.utils.errors import UserError, first_line
 from dejavu_lit.utils.io import file_sha256, fingerprint
@@ -192,22 +192,21 @@ class CocoImage(NamedTuple):
 class CocoReader:
     """COCO captions; a key is the image id with leading zeros (12 digits), as in COCO's own file names."""
 
+    name = "coco"  # in fingerprints and messages
     root: str | Path | None = None
     """Folder in COCO's usual layout, instead of images, captions and instances."""
-    splits: str | Sequence[str] = ("train", "val")
+    splits: Any = ("train", "val")
     """Which splits below ``root`` to read, together."""
     year: int = 2017
     """The year in COCO's file names."""
-    images: Paths | None = None
+    images: Any = None
     """Folder(s) of the images: one for all, or one for each captions file."""
-    captions: Paths | None = None
+    captions: Any = None
     """Captions JSON file(s)."""
-    instances: Paths | None = None
+    instances: Any = None
     """Instances JSON file(s); without them, the data has no objects until it is annotated."""
     caption: int = 0
     """Which of an image's captions is the pair's, counted from 0; its JSON has all of them as ``captions``."""
-    name: str = "coco"
-    """The reader's name in fingerprints and messages."""
 
     def __post_init__(self) -> None:
         given = [option for option in ("images", "captions", "instances") if getattr(self, option) is not None]

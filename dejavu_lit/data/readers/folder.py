@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dejavu_lit.data.decode import (
     MAX_JSON_BYTES,
@@ -34,12 +34,11 @@ logger = logging.getLogger(__name__)
 class FolderReader:
     """Images (jpg, png, webp) below ``path``; a key is the image's path below it, cleaned, without the extension."""
 
+    name = "folder"  # in fingerprints and messages
     path: str | Path
     """The folder; its subfolders are read too."""
-    caption: Literal["txt", "folder", "none"] = "txt"
+    caption: str = "txt"
     """txt: the file beside the image, one caption per line; folder: its folder's name, as in ImageNet; none, for a public set."""
-    name: str = "folder"
-    """The reader's name in fingerprints and messages."""
 
     def __post_init__(self) -> None:
         if self.caption not in ("txt", "folder", "none"):

@@ -8,7 +8,7 @@ the seed and its key. Emoji artwork: Twemoji (graphics CC-BY 4.0), as shipped by
 
 import io
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -82,6 +82,8 @@ def _people(count: int) -> list[str]:
 class SceneReader:
     """``count`` scenes, as a Reader: ``prepare`` treats them like any other images."""
 
+    name = "scenes"  # in fingerprints and messages
+    annotator = ANNOTATOR  # the objects are known by construction
     count: int
     """Number of images, at least the sum of ``sizes``."""
     seed: int = 0
@@ -90,10 +92,6 @@ class SceneReader:
     """Probability that an object comes from outside the image's theme."""
     people: int = 100
     """Number of invented names, of which each caption draws two."""
-    name: str = "scenes"
-    """The reader's name in fingerprints and messages."""
-    annotator: Annotator | None = field(default=ANNOTATOR)
-    """Who annotated the objects; they are known by construction."""
 
     def __post_init__(self) -> None:
         limit = len(_SYLLABLES) ** 3 // 2  # so that drawing further distinct names stays fast
@@ -133,14 +131,12 @@ class SceneReader:
 class SingleReader:
     """``count`` images of one object each: the ImageNet-like public set, and the labelled set for zero-shot accuracy."""
 
+    name = "single"  # in fingerprints and messages
+    annotator = ANNOTATOR
     count: int
     """Number of images."""
     seed: int = 0
     """Seed of the images."""
-    name: str = "single"
-    """The reader's name in fingerprints and messages."""
-    annotator: Annotator | None = field(default=ANNOTATOR)
-    """Who annotated the objects; they are known by construction."""
 
     def keys(self) -> list[str]:
         """One key per image."""

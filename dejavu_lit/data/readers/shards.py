@@ -17,7 +17,7 @@ import numpy as np
 
 from dejavu_lit.data.decode import MAX_JSON_BYTES, TEXTS, clean_caption, decode_texts
 from dejavu_lit.data.objects import Annotation, Annotator
-from dejavu_lit.data.readers.base import KeyIndex, Paths, as_list, clean_keys, image_extension
+from dejavu_lit.data.readers.base import KeyIndex, as_list, clean_keys, image_extension
 from dejavu_lit.data.shard_index import MAX_IMAGE_BYTES, NO_IMAGE, image_extension_of, read_range
 from dejavu_lit.data.shards import BadPair, Pair, index_shard
 from dejavu_lit.utils.errors import UserError
@@ -32,10 +32,9 @@ logger = logging.getLogger(__name__)
 class ShardReader:
     """The pairs of all tars in one folder or several; 68 bytes per pair on top of its key."""
 
-    path: Paths
+    name = "shards"  # in fingerprints and messages
+    path: Any
     """Folder(s) of tars, tars, or patterns of tars: ``*.tar``, ``{000..012}.tar``."""
-    name: str = "shards"
-    """The reader's name in fingerprints and messages."""
 
     @property
     def annotator(self) -> Annotator | None:

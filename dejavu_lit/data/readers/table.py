@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 class TableReader:
     """The images of a table; further columns of an image's first row go into its pair's JSON."""
 
+    name = "table"  # in fingerprints and messages
     path: str | Path
     """The table: .csv, .tsv, .txt or .parquet; all but parquet need a header line."""
     image: str = "path"
@@ -39,8 +40,6 @@ class TableReader:
     """The column of keys; without it, a key is made from the image's path (if absolute, below the folder of all)."""
     delimiter: str | None = None
     """The character between columns of a CSV or TSV; without it, the one that fits the header."""
-    name: str = "table"
-    """The reader's name in fingerprints and messages."""
 
     @property
     def annotator(self) -> Annotator | None:

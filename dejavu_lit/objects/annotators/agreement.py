@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dejavu_lit.data.objects import Annotation, Annotator, Failed, read_part
 from dejavu_lit.objects.base import Shard
@@ -29,9 +29,9 @@ class Agreement:
     has one box per label. An image that failed in one artifact fails here.
     """
 
-    artifacts: Sequence[str | Path]
+    artifacts: list[str | Path]
     """Artifacts of the same shards: names below OUT/objects, or folders."""
-    how: Literal["intersection", "union", "majority"] = "majority"
+    how: str = "majority"
     """How many artifacts must give a label: most of them (majority), all (intersection) or any (union)."""
 
     def __post_init__(self) -> None:

@@ -3,10 +3,10 @@
 Format: https://cocodataset.org/#format-data (``annotations``: image_id, category_id, bbox x, y, width, height in pixels).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from dejavu_lit.data.objects import Annotation, Annotator
 from dejavu_lit.data.readers.coco import CocoInstances
@@ -18,7 +18,7 @@ from dejavu_lit.objects.base import Lookup
 class CocoLookup(Lookup):
     """The instances of prepared images, found by ``image_id`` in the pair's JSON, or by the number in the key."""
 
-    instances: str | Path | Sequence[str | Path]
+    instances: Any
     """The instances JSON file(s), e.g. instances_train2017.json."""
 
     @cached_property

@@ -38,9 +38,9 @@ class Detectron2Detector(Detector):
     """A local file: a .pkl of detectron2's model zoo, or .pth, .pt, .safetensors; only numbers are read from it."""
     classes: str | None = None
     """A file of class names, one per line in the order of their numbers; null: those of the config's test dataset."""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     """More settings of the config by their dotted names, e.g. {INPUT.MIN_SIZE_TEST: 640}."""
-    modules: Sequence[str] = ()
+    modules: tuple[str, ...] = ()
     """Plug-ins to import before the config is read; for package.module:function, the function is called with the config,
     e.g. detic.config:add_detic_config."""
     classifier: str | None = None

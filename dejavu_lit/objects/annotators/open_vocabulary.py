@@ -48,6 +48,8 @@ class OpenVocabularyDetector(Detector):
     """The text of a class, with {} for its name; null: "a photo of a {}" for OWL, the name alone for Grounding DINO."""
     chunk: int = 256
     """Classes per forward pass; for Grounding DINO at most as many as its text length allows."""
+    batch: int = 4
+    """Images per call of ``detect``."""
     threshold: float = 0.1
     """Lowest score that is kept; these models give low scores, so evaluate with a threshold of 0.1 to 0.3."""
 

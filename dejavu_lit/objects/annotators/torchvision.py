@@ -30,14 +30,14 @@ UNNAMED = (BACKGROUND, "N/A")  # class names that are not objects, so never repo
 class TorchvisionDetector(Detector):
     """A model of torchvision.models.detection, or a custom one with its interface, and its weights."""
 
-    model: str
+    model: str = "fasterrcnn_resnet50_fpn_v2"
     """A name of torchvision, e.g. fasterrcnn_resnet50_fpn_v2, or package.module.function, which is called with num_classes
     and returns a model with torchvision's interface."""
     weights: str
     """A file (.pt, .pth, .safetensors) or a name of torchvision's, e.g. COCO_V1 (from torch's cache, or downloaded)."""
     classes: str | None = None
     """A file of class names, one per line in the order of their numbers; null: those in the weights file, or torchvision's."""
-    options: Mapping[str, Any] | None = None
+    options: dict[str, Any] | None = None
     """More arguments of the model, e.g. {min_size: 800}."""
 
     @property

@@ -1,0 +1,40 @@
+"""``dejavu COMMAND``: which commands there are; nothing else is imported until one is chosen."""
+
+import sys
+from importlib import import_module
+
+from dejavu_lit.utils.errors import suggest
+from dejavu_lit.utils.exit_codes import clean_exit, fail
+
+OVERVIEW = """Measure and mitigate déjà vu memorization in CLIP-style models.
+
+dejavu COMMAND [OPTION=VALUE …]
+
+{}
+
+dejavu COMMAND --help shows the options of a command."""
+COMMANDS = {
+    "train": "Train one model, the target or the reference.",
+    "evaluate": "Measure how much the target remembers beyond the reference.",
+    "mitigate": "Train and evaluate every setting of a study, and rank them.",
+    "prepare": "Write images and captions as shards, split into sets.",
+    "annotate": "Find the objects of prepared images.",
+    "dedup": "Find duplicates within and across the sets.",
+    "power": "Compute how many records and seed pairs a gap needs.",
+    "report": "Write the report of an evaluation or a study again.",
+    "resume": "Continue an interrupted training.",
+}
+
+
+def main() -> None:
+    """Run the command that the first argument names, with the arguments after it."""
+    name, arguments = sys.argv[1] if len(sys.argv) > 1 else "--help", sys.argv[2:]
+    with clean_exit():
+        if name in ("-h", "--help"):
+            lines = "\n".join(f"  {command:10}{summary}" for command, summary in COMMANDS.items())
+            print(OVERVIEW.format(lines))
+        elif name in COMMANDS:
+            import_module(f"dejavu_lit.cli.{name}").main(arguments)
+        else:
+            known = ", ".join(COMMANDS)
+            fail(f"dejavu {name} is not a command{suggest(name, COMMANDS)}; choose one of {known}")

@@ -1,0 +1,128 @@
+"""What is wrong with a command line, in one sentence that names the option, and the nearest known one."""
+
+import os
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from dejavu_lit.cli.options import COMMANDS
+from dejavu_lit.data.prepared import DataSpec
+from dejavu_lit.data.readers import READERS
+from dejavu_lit.objects.annotators import ANNOTATORS
+from dejavu_lit.utils.config import Option, explain_value, options, suggest_option
+from dejavu_lit.utils.errors import UserError, suggest
+
+PATHS = re.compile(  # options that name a file or a folder
+    r"(\w+\.)*(out|target|reference|metrics|dir|path|root|exclude|labelled|embeddings|encoder|classes|vocabulary|weights)"
+    r"|(\w+\.)*(keys|images|captions|instances)|keys\.\w+|data\.public"
+)
+FLAGS = ("-m", "--multirun", "-c", "--cfg", "-p", "--package", "-i", "--info", "-r", "--resolve", "-sc", "--shell-completion",
+         "--hydra-help", "-cd", "--config-dir", "-cp", "--config-path", "-cn", "--config-name", "--version")  # fmt: skip
+
+
+def quoted(argument: str) -> str:
+    """``fail_if=a>0``, ``out=20261128`` and ``out=~/lr=0.1`` with the quotes by which Hydra takes the text as it is typed.
+
+    A path may be any text without a comma, which separates the values of a multirun. Other arguments are unchanged, and so is
+    what Hydra reads as null, a list or a quoted text.
+    """
+    name, equals, text = argument.partition("=")
+    if not equals:
+        return argument
+    if name != "fail_if" and PATHS.fullmatch(name.lstrip("+")) and "," not in text:
+        text = os.path.expanduser(text)
+        try:
+            value = OverridesParser.create().parse_override(f"{name}={text}").value()
+        except HydraException:
+            value = 0
+        if not isinstance(value, int | float):
+            return f"{name}={text}"
+    elif name != "fail_if" or text == "null":
+        return argument
+    if text[:1] in ("'", '"'):
+        return argument
+    return f"{name}={QuotedString(text, Quote.single).with_quotes()}"
+
+
+def check_arguments(given: Sequence[str]) -> None:
+    """Raise UserError for an argument that is neither OPTION=VALUE nor a flag of Hydra."""
+    for number, argument in enumerate(given):
+        if argument.startswith("-") and argument.partition("=")[0] not in FLAGS:
+            name = argument.lstrip("-")
+            after = given[number + 1] if number + 1 < len(given) and "=" not in argument else ""
+            raise UserError(
+                f"{argument} is not an option; options have no dashes: {name}{f'={after}' if after else ''}"
+            )
+
+
+def explain(error: Exception, command: str, given: Sequence[str]) -> str:
+    """One sentence for a configuration error, naming the ``given`` option at fault and the nearest known one."""
+    if hint := _quotes_hint(given):
+        return hint
+    lines = [line.strip() for line in str(error).split("Config search path:")[0].splitlines() if line.strip()]
+    text = " ".join(line for line in lines if not line.startswith(("full_key:", "object_type=", "See https")))
+    if re.search(r"Could not (find|load) '[\w/]*submitit_slurm'", text):
+        return "hydra/launcher=slurm needs Hydra's plugin for submitit; pip install 'dejavu-lit[slurm]'"
+    if group := re.search(r"Could not find '([\w/]+)/([^'/]*)' Available options in '[\w/]+': (.*)", text):
+        name, wanted, choices = group[1], group[2], group[3].split()
+        return f"{name}={wanted} is unknown{suggest(wanted, choices)}; there are {', '.join(choices)}"
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    unknown = re.search(r"Could not override '([\w./@]+)'", text)
+    key = str(getattr(cause, "full_key", None) or (unknown[1] if unknown else ""))
+    known = {option.name: option for option in known_options(command, key)}
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        return explain_value(cause, known, given=_argument(key, given))
+    return f"{key} is not an option{suggest_option(key, known)}" if unknown else text
+
+
+def _argument(name: str, given: Sequence[str]) -> str | None:
+    """The argument that sets an option."""
+    return next(
+        (a for a in given if name == (own := a.lstrip("+~").partition("=")[0]) or name.startswith(f"{own}[")), None
+    )
+
+
+def known_options(command: str, near: str = "") -> Iterator[Option]:
+    """Every option of a command; those of readers and annotators only if ``near``, the name at fault, is among them."""
+    yield from options(COMMANDS[command])
+    names = [option.name for option in options(COMMANDS[command])]
+    for place in ("data", "evaluate.data"):
+        if place in names and f"{place}.dir" not in names:
+            yield from options(DataSpec, f"{place}.")
+    for place, table in (("data.reader", READERS), ("annotator", ANNOTATORS)):
+        for name in table.places() if near.startswith(f"{place}.") else ():
+            with suppress(UserError):
+                yield from (replace(option, meaning="") for option in options(table.load(name), f"{place}."))
+
+
+def _quotes_hint(given: Sequence[str]) -> str | None:
+    """The sentence for an argument whose value Hydra's grammar cannot read although it could in quotes; None without one."""
+    parser = OverridesParser.create()
+    for before, argument in zip(["", *given], given, strict=False):
+        if argument.startswith("-") or (
+            before.startswith("-") and "=" not in argument
+        ):  # a flag of Hydra, or its value
+            continue
+        name, equals, value = argument.partition("=")
+        try:
+            parser.parse_override(argument)
+        except HydraException:
+            if not equals:
+                return f"{argument} has no value; write {argument}=…"
+            if re.fullmatch(r"\[[^'\"\[\]]*\]", value):  # overrides in a list, without the quotes that they need
+                value = ", ".join(f"'{item.strip()}'" for item in value[1:-1].split(","))
+                return f'{argument}: quote each override in the list, as "{name}=[{value}]"'
+            quote = f"{name}={QuotedString(value, Quote.double).with_quotes()}"
+            with suppress(HydraException):
+                parser.parse_override(quote)
+                if not value.startswith(("[", "{", "'", '"')):  # else a list, a mapping or a quotation is not complete
+                    return f"{argument}: Hydra reads signs in this value as its own; quote it, as {shlex.quote(quote)}"
+            return f"{argument}: Hydra cannot read this value; a bracket or a quotation mark is missing or too many"
+    return None

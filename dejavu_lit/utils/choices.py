@@ -1,0 +1,65 @@
+"""Classes that a config chooses by name: a table of ours, which other packages extend by entry points."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, is_dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from dejavu_lit.utils.config import read
+from dejavu_lit.utils.errors import UserError, suggest
+
+
+@cache
+def _entry_points(group: str) -> dict[str, str]:
+    return {point.name: point.value for point in entry_points(group=group)}
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Dataclasses by a name, which a config gives as ``type`` beside their options: ours, and those of other packages."""
+
+    option: str
+    """Where the choice stands, for messages."""
+    group: str
+    """The entry points by which other packages add theirs."""
+    own: Mapping[str, str]
+    """{name: module:class}."""
+
+    def places(self) -> dict[str, str]:
+        """{name: module:class} of all choices."""
+        return _entry_points(self.group) | dict(self.own)
+
+    def load(self, name: Any) -> type:
+        """The class with this name; raises UserError for an unknown one."""
+        places = self.places()
+        if name not in places:
+            raise UserError(
+                f"{self.option}.type={name} is unknown{suggest(str(name), places)}; choose {', '.join(places)}"
+            )
+        module, _, attribute = places[name].partition(":")
+        try:
+            found = getattr(import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"{self.option}.type={name}: {places[name]} cannot be imported ({error})") from None
+        if not is_dataclass(found):
+            raise UserError(
+                f"{self.option}.type={name}: {places[name]} must be a dataclass, whose fields are its options"
+            )
+        return found  # type: ignore[return-value]
+
+    def node(self, name: str) -> dict[str, Any]:
+        """The config of a choice: its name and its options as they are by default."""
+        return {"type": name, **OmegaConf.to_container(OmegaConf.structured(self.load(name)))}  # type: ignore[dict-item]
+
+    def build(self, node: Any, where: str | None = None) -> Any:
+        """The object that a config describes; raises UserError for an unknown name or wrong options."""
+        if not isinstance(node, Mapping):
+            raise UserError(
+                f"{where or self.option}={node} must be a mapping with type: one of {', '.join(self.places())}"
+            )
+        values = {name: value for name, value in node.items() if name != "type"}
+        return read(self.load(node.get("type")), values, where or self.option)
