@@ -17,7 +17,7 @@ from tests.report.artifacts import FEW_FIGURES, HOSTILE, LABELS, make_evaluation
 from .conftest import Visit
 
 # Whether the boxes have the position and size of their image.
-FIT = """() => [...document.querySelectorAll('.card .framed')].every(frame => {
+FIT = """() => [...document.querySelectorAll('.card .framed')].filter(frame => frame.checkVisibility()).every(frame => {
     const [a, b] = [frame.querySelector('img'), frame.querySelector('svg')].map(e => e.getBoundingClientRect());
     return Math.abs(a.width - b.width) < 1 && Math.abs(a.height - b.height) < 1; })"""
 
@@ -204,7 +204,7 @@ def test_boxes_are_on_the_images_in_the_colors_of_the_chips(chromium: Any, repor
         assert page.evaluate(FIT)
         lines = "kind => getComputedStyle(document.querySelector(`.box.${kind} rect:not(.under)`))"
         visible = """() => [...new Set([...document.querySelectorAll('.pairs .box')].filter(
-            b => b.checkVisibility()).map(b => b.classList[1]))]"""
+            b => getComputedStyle(b).display !== 'none').map(b => b.classList[1]))]"""
         assert page.evaluate(visible) == ["right"]  # the others only on request
         settled(page, lambda: page.select_option("[name=boxes]", "all"))
         assert set(page.evaluate(visible)) >= {"right", "named", "missed", "wrong"}
@@ -318,7 +318,8 @@ def test_layout_fits_the_width(width: int, chromium: Any, report: Path, study_re
                 assert max(cells) <= width
                 assert page.evaluate(FIT)
             covered = """() => [...document.querySelectorAll('.card')].slice(0, 3).flatMap(card => {
-                const parts = [...card.querySelectorAll('.strip img, .strip .blank, .marks, .chip, .caption, h3, h4')];
+                const parts = [...card.querySelectorAll('.strip img, .strip .blank, .marks, .chip, .caption, h3, h4')].filter(
+                    e => e.checkVisibility());
                 const boxes = parts.map(e => e.getBoundingClientRect());
                 const clash = [];
                 boxes.forEach((a, i) => boxes.slice(i + 1).forEach((b, j) => {
