@@ -15,7 +15,10 @@ import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from dejavu_lit.cli import app, report
+from dejavu_lit.cli import app, mistakes, report
+from dejavu_lit.cli.commands import COMMANDS
+from dejavu_lit.cli.options import register
+from dejavu_lit.utils.errors import UserError
 from tests.conftest import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -47,13 +50,13 @@ def commands(page: Path) -> list[tuple[str, str, list[str]]]:
             words = shlex.split(shown[match.end() :].replace("\n", " "), comments=True)
             command, *rest = [word for word in words if "…" not in word] or [""]
             found.append((line, command.removesuffix(".py"), rest))
-    return [call for call in found if call[1] in app.COMMANDS]
+    return [call for call in found if call[1] in COMMANDS]
 
 
 def one_value(word: str) -> str:
     """An override of a multirun with its first value; others as the command quotes them."""
     word = re.sub(r"=(\w+)(\|\w+)+$", r"=\1", word)  # annotator=torchvision|open_vocabulary
-    quoted = app._quoted(word)
+    quoted = mistakes.quoted(word)
     override = OverridesParser.create().parse_override(quoted)
     if not override.is_sweep_override():
         return quoted
@@ -67,25 +70,27 @@ def test_the_commands_of_a_page_compose(page: Path) -> None:
             options = [
                 word for word in words if "=" in word and not word.startswith("-") and not word.endswith("=NAME")
             ]
+            if "annotator=mine" in options:  # the page's example of an annotator that a reader adds
+                continue
             if command in ("report", "resume"):
                 assert {word.partition("=")[0] for word in options} <= set(report.OPTIONS), line
                 continue
             overrides = [one_value(word) for word in options]
+            register(command)
             try:
-                hydra.compose(command, overrides)
+                app.compose(command, overrides)
                 for word in options:  # the overrides within a setting of a study
-                    if word.startswith("+settings."):
-                        inner = [one_value(one) for one in yaml.safe_load(word.partition("=")[2])]
-                        hydra.compose(command, inner)
-            except Exception as error:
-                pytest.fail(f"{page.name}: {line}\n{app.explain(error, command, options)}")
+                    if word.lstrip("+").startswith("settings."):
+                        app.compose(command, [one_value(one) for one in yaml.safe_load(word.partition("=")[2])])
+            except UserError as error:
+                pytest.fail(f"{page.name}: {line}\n{error}")
 
 
 def test_most_pages_show_commands_and_few_of_them_need_more_than_a_computer() -> None:
     shown = [line for page in PAGES for line, _, _ in commands(page)]
     assert len(shown) > 150
     needy = {need: [line for line in shown if re.search(pattern, line)] for need, pattern in NEEDS.items()}
-    assert all(len(lines) >= 5 for lines in needy.values()), needy
+    assert all(needy.values()), needy
     assert len({line for lines in needy.values() for line in lines}) < len(shown) / 2
 
 
