@@ -11,7 +11,6 @@ from dejavu_lit.cli.gate import EXIT_CODE, Gate
 from dejavu_lit.cli.options import Evaluate
 from dejavu_lit.cli.processes import device, processes
 from dejavu_lit.evaluation.run import check_model, run_evaluation
-from dejavu_lit.report.report import show_report
 from dejavu_lit.utils.distributed import Ranks, process_group
 from dejavu_lit.utils.wandb import with_tags
 
@@ -38,6 +37,7 @@ def evaluate(settings: Evaluate, out: Path) -> None:
 def _evaluate_pair(settings: Evaluate, out: Path, gate: Gate | None, ranks: Ranks) -> None:
     """Evaluate one pair of models and show the result."""
     from dejavu_lit.report.dashboard import log_evaluation
+    from dejavu_lit.report.report import show_report
     from dejavu_lit.report.terminal import show_evaluation, show_next_steps
 
     logger = with_tags(settings.logger, HydraConfig.get().overrides.task)

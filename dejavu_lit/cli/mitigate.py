@@ -13,7 +13,6 @@ from dejavu_lit.cli.options import Evaluate, Mitigate
 from dejavu_lit.cli.study_settings import check_options, check_utility_loss, planned_rows
 from dejavu_lit.evaluation.run import run_evaluation
 from dejavu_lit.evaluation.settings import EvaluationSettings, PairEvaluation, ReportSettings
-from dejavu_lit.report.report import show_report
 from dejavu_lit.utils.config import take
 from dejavu_lit.utils.distributed import SINGLE_PROCESS, Ranks
 from dejavu_lit.utils.errors import UserError, suggest
@@ -114,6 +113,7 @@ def evaluate_study(
 ) -> dict[str, Any]:
     """Evaluate every cell, write and show the study, and return each cell's metrics.json by its label."""
     from dejavu_lit.report.dashboard import log_study
+    from dejavu_lit.report.report import show_report
     from dejavu_lit.report.terminal import show_next_steps, show_study
     from dejavu_lit.study import table
     from dejavu_lit.utils.io import write_json
