@@ -327,7 +327,7 @@ def test_the_command_chooses_sets_and_names(data: Path, tmp_path: Path) -> None:
         (["sets=[Q]"], "sets names Q; "),
         (["part=9"], "part=9 must be NUMBER/OF"),
         (["show=classes"], "give one of annotator=NAME, compare=[NAME,NAME] and show=NAME"),
-        (["max_failed=2"], "max_failed=2 must lie between 0 and 1"),
+        (["max_failed=2"], "max_failed=2.0 must lie between 0 and 1"),
     ]:
         failed = call("annotate", *options, *overrides)
         assert failed.returncode == 1
