@@ -10,7 +10,7 @@ from dataclasses import replace
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from dejavu_lit.cli.options import COMMANDS
 from dejavu_lit.data.prepared import DataSpec
@@ -78,7 +78,13 @@ def explain(error: Exception, command: str, given: Sequence[str]) -> str:
     key = str(getattr(cause, "full_key", None) or (unknown[1] if unknown else ""))
     known = {option.name: option for option in known_options(command, key)}
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-        return explain_value(cause, known, given=_argument(key, given))
+        merging = re.match(r"Error merging override (.*)", text)
+        argument = merging[1].lstrip("+") if merging else _argument(key, given)
+        if isinstance(cause, ValidationError) and argument and not any(f"{key}.".startswith(f"{o}.") for o in known):
+            typed = argument.partition("=")[0]  # OmegaConf gives the key of some entries without that of their mapping
+            option = max((o for o in known if f"{typed}.".startswith(f"{o}.")), key=len, default="")
+            cause.full_key = f"{option}.{key}".lstrip(".")
+        return explain_value(cause, known, given=argument)
     return f"{key} is not an option{suggest_option(key, known)}" if unknown else text
 
 

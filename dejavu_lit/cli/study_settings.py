@@ -123,8 +123,6 @@ def _check_series(series: Any, sizes: Sequence[int | None]) -> None:
             "series.equal_pairs='{500: [\"recipe.epochs=100\"]}'"
         )
     for name, by_size in series.items():
-        if not isinstance(name, str):
-            raise UserError(f"series={series}: the name {name} must be a string")
         for size, overrides in (by_size or {}).items():
             if not str(size).isdecimal():
                 raise UserError(f"series.{name}: {size} must be a training size from sizes={sizes}")
