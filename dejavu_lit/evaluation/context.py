@@ -7,7 +7,7 @@ statistics: the settings and files of the last figures}
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,18 @@ class EvaluationSpec:
     def further_objects(self) -> dict[str, Path]:
         """{name: folder} of the artifacts in ``by_objects``."""
         return {str(name): self.data.objects_folder(name) for name in self.config.get("by_objects") or ()}
+
+    @property
+    def against_base(self) -> "EvaluationSpec | None":
+        """The target against the model that it was fine-tuned from, in the folder base/; None without ``base``.
+
+        There is no third set of pairs that the base alone was trained on, so nothing is swapped.
+        """
+        if (base := self.config.get("base")) is None:
+            return None
+        changes = {"reference": base, "swapped": False, "allow_overlap": True}
+        config = {**self.config, **changes, "base": None, "by_objects": [], "keys": None, "group": None}
+        return replace(self, out=self.out / "base", comparison=replace(self.comparison, **changes), config=config)
 
     @property
     def keys(self) -> str | None:

@@ -99,7 +99,7 @@ def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
     return np.minimum(q, 1.0)
 
 
-def column_names(columns: Sequence[str], sets: Sequence[Records]) -> list[str]:
+def column_names(columns: Sequence[str], sets: Sequence[Records], option: str = "subgroups") -> list[str]:
     """The full names of ``columns``: built-in ones and those of the records stay, any other COLUMN is ``meta.COLUMN``.
 
     Raises:
@@ -110,7 +110,7 @@ def column_names(columns: Sequence[str], sets: Sequence[Records]) -> list[str]:
     for column, name in zip(columns, names, strict=True):
         if name not in known:
             raise UserError(
-                f"subgroups={column!r} is not a column of these pairs{suggest(column, known)}; choose from {', '.join(known)}"
+                f"{option}={column!r} is not a column of these pairs{suggest(column, known)}; choose from {', '.join(known)}"
             )
     return names
 

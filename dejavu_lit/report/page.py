@@ -96,6 +96,11 @@ def gaps(metrics: Metrics) -> Html:
         block = metrics.get(name)
         cells = [_gap(block[figure]) if block else "–" for figure in FIGURES]
         rows.append(row(BLOCKS[name].label, cells, class_="headline" if name == "symmetric" else None))
+    if base := metrics.get("base"):
+        for name in ("population", "corrected"):
+            if base[name]:
+                cells = [_gap(base[name][figure]) for figure in FIGURES]
+                rows.append(row(f"{BLOCKS[name].label}, against the base {base['model']}", cells))
     headers = ["", *(tag("abbr", figure.label, title=figure.meaning) for figure in FIGURES.values())]
     reasons = metrics.get("reasons", {})
     missing = [
