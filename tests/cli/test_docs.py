@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-PAGES = ("public_sets.md", "audit_clip.md")
+PAGES = ("public_sets.md", "audit_clip.md", "finetuning.md")
 
 
 def commands_of(page: str) -> list[list[str]]:
