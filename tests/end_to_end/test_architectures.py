@@ -90,7 +90,8 @@ def bert(chinese, tmp_path_factory) -> Path:
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     captions = [pair.caption for pair in read_pairs(ShardSet.open(chinese / "A"), image=False)]
-    captions += [*_sprites("zh")[0], ":"]  # few captions lack some objects; open_clip cleans the wide colon to a plain one
+    # A few captions do not name every object, and open_clip cleans the wide colon to a plain one.
+    captions += [*_sprites("zh")[0], ":"]
     tokenizer.train_from_iterator(captions, trainers.WordPieceTrainer(vocab_size=3000, special_tokens=special))
     ids = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ids)
