@@ -40,8 +40,8 @@ CONFIGS = {"coca": COCA, "siglip": SIGLIP, "timm": TIMM, "resnet": RESNET}
 
 
 def model_options(config: dict) -> list[str]:
-    """The config as options: a file of settings, so that nothing of the default model stays."""
-    return ["~model.config", "+model.config=" + json.dumps(config).replace('"', "").replace("\n", "")]
+    """The config as options; null first, so that nothing of the default model stays."""
+    return ["model.config=null", "model.config=" + json.dumps(config).replace('"', "")]
 
 
 def check_end_to_end(scenes: Path, tmp_path: Path, options: list[str]) -> None:
