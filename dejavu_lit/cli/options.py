@@ -94,7 +94,7 @@ class Annotate:
 
     data: DataSpec
     """The prepared data."""
-    annotator: dict[str, Any] | None = None
+    annotator: Any = None
     """Who finds the objects, {type: NAME, …}."""
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
     """Where it is computed: only accelerator, devices and num_nodes are read; trainer=ddp shares the shards."""

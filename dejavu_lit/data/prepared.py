@@ -69,7 +69,7 @@ class DataSpec:
     """Encoded pairs in webdataset's shuffle buffer, per loader process; of raw shards."""
     resampled: bool = False
     """Draw raw shards with replacement, instead of one pass over them per epoch."""
-    reader: dict[str, Any] | None = None
+    reader: Any = None
     """What prepare reads, {type: NAME, …}; set by the other files of this group."""
     extra: dict[str, Any] = field(default_factory=dict)
     """{set: reader}: additional sets for prepare, e.g. a labelled one."""

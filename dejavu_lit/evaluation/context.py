@@ -7,7 +7,7 @@ statistics: the settings and files of the last figures}
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,21 @@ class EvaluationSpec:
     def further_objects(self) -> dict[str, Path]:
         """{name: folder} of the artifacts in ``by_objects``."""
         return {name: self.data.objects_folder(name) for name in self.evaluation.by_objects}
+
+    @property
+    def against_base(self) -> "EvaluationSpec | None":
+        """The target against the model that it was fine-tuned from, in the folder base/; None without ``base``.
+
+        There is no third set of pairs that the base alone was trained on, so nothing is swapped.
+        """
+        if (base := self.evaluation.base) is None:
+            return None
+        alone = replace(self.evaluation, reference=base, swapped=False, allow_overlap=True)
+        return replace(
+            self,
+            out=self.out / "base",
+            evaluation=replace(alone, base=None, by_objects=(), keys=None, group=None),
+        )
 
 
 def fixed_settings(spec: EvaluationSpec, models: Mapping[str, AuditedModel]) -> dict[str, Any]:

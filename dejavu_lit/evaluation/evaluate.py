@@ -31,6 +31,7 @@ from dejavu_lit.evaluation.context import (
 from dejavu_lit.evaluation.utility import utility
 from dejavu_lit.measure.controls import differences_sentence
 from dejavu_lit.measure.figures import BLOCK_SETS
+from dejavu_lit.measure.groups import group_gaps
 from dejavu_lit.measure.metrics import measure
 from dejavu_lit.measure.per_pair import most_memorized, pair_gaps, read_keys, write_csv
 from dejavu_lit.measure.recompute import RECORD_FILES, gaps_by_objects, read_evaluation
@@ -52,6 +53,7 @@ RAW_SHARDS_NOTE = (
     "seen is an expectation; the measured and searched pairs are samples"
 )
 LISTED_PAIRS = 1000  # rows of memorized.csv, the most memorized pairs first
+BASE_BLOCKS = ("population", "null", "corrected")  # of the target against its base
 RARE = (
     0.01  # share of the pairs below which an entry of their JSON gets no column: names of each pair's own would make n²
 )
@@ -79,9 +81,10 @@ def evaluate(spec: EvaluationSpec, ranks: Ranks = SINGLE_PROCESS) -> dict[str, A
             context = searched | {"config": fixed, "weights": weights}
             write_context(spec.out, context)
             rmtree(spec.out / NEIGHBORS, ignore_errors=True)
+    against_base = evaluate(spec.against_base, ranks) if spec.against_base else None
     if ranks.rank > 0 or context is None:
         return {}
-    return finished_metrics(spec.out, context, statistics) or _measure(spec, context, statistics)
+    return finished_metrics(spec.out, context, statistics) or _measure(spec, context, statistics, against_base)
 
 
 def _weight_states(spec: EvaluationSpec, models: Mapping[str, AuditedModel], ranks: Ranks) -> dict[str, Any]:
@@ -267,7 +270,12 @@ def _span(counts: np.ndarray | None) -> dict[str, float] | None:
     return {"mean": float(counts.mean()), "min": int(counts.min()), "max": int(counts.max())}
 
 
-def _measure(spec: EvaluationSpec, context: Mapping[str, Any], statistics: Mapping[str, Any]) -> dict[str, Any]:
+def _measure(
+    spec: EvaluationSpec,
+    context: Mapping[str, Any],
+    statistics: Mapping[str, Any],
+    against_base: Mapping[str, Any] | None,
+) -> dict[str, Any]:
     """Compute the figures from the records on disk, and write metrics.json, memorized.csv and persons.*."""
     out, settings, public_keys = spec.out, spec.settings, searched_public_keys(spec, context)
     sets, objects_at = read_evaluation(out, spec.objects, settings.threshold, context["public"], public_keys)
@@ -285,15 +293,37 @@ def _measure(spec: EvaluationSpec, context: Mapping[str, Any], statistics: Mappi
         "data": str(spec.data.folder),
     }
     metrics["provenance"] = provenance() | {"config": spec.config}
+    if against_base is None:
+        metrics["base"], metrics["reasons"]["base"] = None, "no base= was given"
+    else:
+        metrics["base"] = {"model": spec.evaluation.base} | {name: against_base[name] for name in BASE_BLOCKS}
     if spec.further_objects:
         metrics["by_objects"] = gaps_by_objects(out, spec.further_objects, settings, context["public"], public_keys)
     memorized = most_memorized(sets["population"], settings.k, settings.top_m, limit=LISTED_PAIRS)
     write_csv(out / "memorized.csv", memorized)
+    if spec.evaluation.group is not None:
+        metrics["groups"] = _gaps_of_groups(spec, spec.evaluation.group, sets)
     if spec.evaluation.keys is not None:
         _write_gaps_of_keys(spec, spec.evaluation.keys, sets)
     write_json(out / METRICS, metrics)
     write_context(out, {**context, "statistics": statistics})
     return metrics
+
+
+def _gaps_of_groups(spec: EvaluationSpec, column: str, sets: Mapping[str, Records]) -> dict[str, Any]:
+    """The gaps of the groups of pairs, also written to groups.csv."""
+    if "null" not in sets:
+        raise UserError(f"group={column} needs the set H to compare with; prepare data with one")
+    settings = spec.settings
+    gaps = group_gaps(sets["population"], sets["null"], column, settings.k, settings.top_m, settings.smallest_group)
+    write_csv(spec.out / "groups.csv", gaps["groups"])
+    small = gaps["too_small"]
+    log.info(
+        "%d groups of %s compared with H, %d with q < 0.05 (%d with fewer than %d records are not): %s",
+        *(len(gaps["groups"]), column, sum(group["q"] < 0.05 for group in gaps["groups"])),
+        *(small["groups"], small["smallest"], spec.out / "groups.csv"),
+    )
+    return gaps
 
 
 def _write_gaps_of_keys(spec: EvaluationSpec, keys: str, sets: Mapping[str, Records]) -> None:

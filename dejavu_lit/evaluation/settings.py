@@ -66,6 +66,10 @@ class EvaluationSettings(MainSettings):
     """The folder for all embeddings; null: a run's own if it can be written, else below out."""
     statistics: Statistics = field(default_factory=Statistics)
     """What is computed from the records:"""
+    base: str | None = None
+    """The model that target and reference were fine-tuned from: the target's gap against it, beside the others."""
+    group: str | None = None
+    """An entry of the pairs' JSON, such as the owner: each group's gap and its p-value against H, to groups.csv."""
     keys: str | None = None
     """A file of keys of A, one per line: each pair's own gap and its p-value against H, to persons.csv."""
     report: ReportSettings = field(default_factory=ReportSettings)

@@ -90,7 +90,7 @@ def two_sided(difference: np.ndarray, variance: np.ndarray) -> np.ndarray:
     return np.asarray(erfc(z / np.sqrt(2)))
 
 
-def column_names(columns: Sequence[str], sets: Sequence[Records]) -> list[str]:
+def column_names(columns: Sequence[str], sets: Sequence[Records], option: str = "subgroups") -> list[str]:
     """The full names of ``columns``: built-in ones and those of the records stay, any other COLUMN is ``meta.COLUMN``.
 
     Raises:
@@ -101,7 +101,7 @@ def column_names(columns: Sequence[str], sets: Sequence[Records]) -> list[str]:
     for column, name in zip(columns, names, strict=True):
         if name not in known:
             raise UserError(
-                f"subgroups={column!r} is not a column of these pairs{suggest(column, known)}; choose from {', '.join(known)}"
+                f"{option}={column!r} is not a column of these pairs{suggest(column, known)}; choose from {', '.join(known)}"
             )
     return names
 

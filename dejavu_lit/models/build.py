@@ -12,7 +12,7 @@ from torch import nn
 
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.models.settings import ModelSpec
-from dejavu_lit.models.tokenizer import load_tokenizer
+from dejavu_lit.models.tokenizer import load_tokenizer, save_tokenizer
 from dejavu_lit.utils.errors import UserError, first_line, suggest
 from dejavu_lit.utils.io import atomic, fingerprint, read_json_object, write_json
 
@@ -57,9 +57,7 @@ def export_config(spec: ModelSpec, folder: Path) -> None:
         config["quick_gelu"] = quick_gelu
     preprocess |= initial
     write_json(folder / CONFIG, {"model_cfg": config, "preprocess_cfg": preprocess})
-    tokenizer: Any = load_tokenizer(spec.name) if spec.config is None else None
-    if hasattr(tokenizer, "save_pretrained"):  # open_clip looks for a Hugging Face tokenizer beside the config
-        tokenizer.save_pretrained(str(folder))
+    save_tokenizer(spec.name, spec.config, folder)
 
 
 def _initial_settings(spec: ModelSpec) -> dict[str, Any]:
@@ -92,6 +90,9 @@ def build_model(spec: ModelSpec, folder: Path) -> nn.Module:
         ) from None
     finally:
         logging.disable(logging.NOTSET)
+    if isinstance(model, open_clip.CoCa):  # open_clip leaves this matrix as the memory was, which may be NaN
+        projection = model.text_decoder.text_projection
+        nn.init.normal_(projection, std=len(projection) ** -0.5)
     if spec.init:
         _load_initial_weights(model, spec, folder)
     return model

@@ -1,7 +1,10 @@
 """What is trained: the architecture and its initial weights."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from dejavu_lit.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -10,7 +13,13 @@ class ModelSpec:
 
     name: str
     """An open_clip architecture, or any name if ``config`` is given."""
-    config: dict[str, Any] | None = None
+    config: Any = None
     """open_clip's own model config, for a custom architecture."""
     init: str | None = None
     """Weights to start from: ARCH@TAG, ARCH@FILE, hf-hub:…, local-dir:FOLDER, RUN or RUN@EPOCH; None: from scratch."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.config, Mapping | None):
+            raise UserError(
+                f"model.config={self.config} must be a mapping, or null for the architecture that name names"
+            )

@@ -1,5 +1,7 @@
 """The tokenizer of an open_clip model: what its config says of it is data, and code beside it is never imported."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -31,6 +33,33 @@ def load_tokenizer(name: str) -> Any:
     except Exception as error:  # damaged configs and tokenizers raise too many types to list
         raise UserError(
             f"the tokenizer of {name} cannot be loaded ({first_line(error)}); save the model again"
+        ) from None
+
+
+def save_tokenizer(name: str, config: Mapping[str, Any] | None, folder: Path) -> None:
+    """Write a Hugging Face tokenizer beside a model's config, where open_clip looks for it; any other needs no files.
+
+    Args:
+        name: the architecture; config: its model config, if it is a custom one.
+
+    Raises:
+        UserError: the tokenizer cannot be loaded.
+    """
+    source = ((config or {}).get("text_cfg") or {}).get("hf_tokenizer_name")
+    if config is not None and not source:
+        return
+    tokenizer = load_tokenizer(name) if config is None else _hugging_face(str(source))
+    if hasattr(tokenizer, "save_pretrained"):
+        tokenizer.save_pretrained(str(folder))
+
+
+def _hugging_face(source: str) -> Any:
+    try:
+        return open_clip.tokenizer.HFTokenizer(source, trust_remote_code=False)
+    except Exception as error:  # as in load_tokenizer
+        raise UserError(
+            f"the tokenizer text_cfg.hf_tokenizer_name={source} cannot be loaded ({first_line(error)}); give a folder or a "
+            "name of the Hugging Face Hub"
         ) from None
 
 

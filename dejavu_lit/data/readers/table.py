@@ -1,6 +1,7 @@
-"""Pairs from a table: CSV, TSV or parquet with a column of image paths and one of captions.
+"""Pairs from a table: CSV, TSV, parquet or Arrow, with a column of images or their paths and columns of captions.
 
-Rows of one image are one pair with several captions, as in Flickr8k's ``captions.txt``.
+Rows of one image path are one pair with several captions, as in Flickr8k's ``captions.txt``. Each image whose bytes are in
+the table, as in the Hub's parquet files, is a pair of its own.
 """
 
 import logging
@@ -13,14 +14,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from dejavu_lit.data.decode import json_safe, meta_captions, with_captions
-from dejavu_lit.data.delimited import is_delimited, read_delimited
 from dejavu_lit.data.objects import Annotation, Annotator
-from dejavu_lit.data.readers.base import KeyIndex, below, clean_keys, common_folder, file_state, read_image
+from dejavu_lit.data.readers.base import (
+    KeyIndex,
+    below,
+    check_image,
+    clean_keys,
+    common_folder,
+    file_state,
+    read_image,
+)
+from dejavu_lit.data.readers.columns import AUTO, Columns, as_names
+from dejavu_lit.data.readers.rows import Rows, absolute, has_path, is_embedded, open_rows, table_files
 from dejavu_lit.data.shards import BadPair, Pair
-from dejavu_lit.utils.errors import UserError, first_line, suggest
+from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.io import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -30,14 +40,15 @@ class TableReader:
     """The images of a table; further columns of an image's first row go into its pair's JSON."""
 
     name = "table"  # in fingerprints and messages
-    path: str | Path
-    """The table: .csv, .tsv, .txt or .parquet; all but parquet need a header line."""
+    path: Any
+    """The table: .csv, .tsv, .txt, .parquet or .arrow; of the last two also several, a folder or a pattern."""
     image: str = "path"
-    """The column of image paths; relative ones are relative to the table."""
-    caption: str | None = "caption"
-    """The column of captions; in parquet also lists of captions. Without it, images alone, for a public set."""
+    """The column of images: paths relative to the table, bytes, or {bytes, path}; auto: guessed by its name."""
+    caption: Any = "caption"
+    """The column or columns of captions, texts or lists of them; auto: guessed. Without it, images alone, for a public set."""
     key: str | None = None
-    """The column of keys; without it, a key is made from the image's path (if absolute, below the folder of all)."""
+    """The column of keys; without it, a key is made from the image's path (if absolute, below the folder of all), or the
+    row's number; auto: guessed."""
     delimiter: str | None = None
     """The character between columns of a CSV or TSV; without it, the one that fits the header."""
 
@@ -47,62 +58,77 @@ class TableReader:
         return None
 
     @cached_property
-    def _table(self) -> pa.Table:
-        path = Path(self.path)
-        if not path.is_file():
-            raise UserError(f"the table {path} does not exist; check path=")
-        try:
-            table = self._read_table(path)
-            table.validate(full=True)
-        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-            raise UserError(f"{path} cannot be read as a table ({first_line(error)}); check the file") from None
-        for option in ("image", "caption", "key"):
-            column = getattr(self, option)
-            if column is not None and table.column_names.count(column) != 1:
-                raise UserError(
-                    f"{path} has no single column {column!r}{suggest(column, table.column_names)}; "
-                    f"its columns are {', '.join(table.column_names)}; choose one with {option}="
-                )
-        if not table.num_rows:
-            raise UserError(f"{path} has no rows; check path=")
-        return table.select([c for c in dict.fromkeys(table.column_names) if table.column_names.count(c) == 1])
+    def _files(self) -> list[Path]:
+        files = table_files(self.path)
+        for file in files:
+            if file.is_dir():
+                raise UserError(f"{file} has no .parquet or .arrow files; check path=")
+            if not file.is_file():
+                raise UserError(f"the table {file} does not exist; check path=")
+        return files
 
-    def _read_table(self, path: Path) -> pa.Table:
-        if path.suffix.lower() in (".parquet", ".pq"):
-            binary = [
-                f.name for f in pq.read_schema(path) if pa.types.is_binary(f.type) or pa.types.is_large_binary(f.type)
-            ]
-            return pq.read_table(path, columns=[c for c in pq.read_schema(path).names if c not in binary])
-        if not is_delimited(path):
-            raise UserError(f"{path} is not a known kind of table; give a .csv, .tsv or .parquet file")
-        columns = [column for column in (self.image, self.caption, self.key) if column is not None]
-        return read_delimited(path, columns, self.delimiter)
+    @cached_property
+    def _rows(self) -> Rows:
+        names = [name for name in (self.image, *as_names(self.caption), self.key) if name is not None]
+        try:
+            rows = open_rows(self._files, names, self.delimiter)
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            raise self._unreadable(error) from None
+        if not len(rows):
+            raise UserError(f"{self.path} has no rows; check path=")
+        return rows
+
+    def _unreadable(self, error: Exception) -> UserError:
+        return UserError(f"{self.path} cannot be read as a table ({first_line(error)}); check the file")
+
+    @cached_property
+    def _columns(self) -> Columns:
+        try:
+            return Columns.find(self._rows, self.path, self.image, self.caption, self.key)
+        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # while it looks for distinct keys
+            raise self._unreadable(error) from None
 
     def _texts(self, name: str) -> list[str]:
-        """The values of a column as text, "" for null."""
+        """The values of a column as text, "" for null; of images their paths."""
         try:
-            return [str("" if value is None else value) for value in self._table[name].to_pylist()]
+            return list(self._rows.texts(name))
+        except (pa.ArrowException, OSError) as error:
+            raise self._unreadable(error) from None
         except (ValueError, OverflowError) as error:  # dates outside Python's range
             raise UserError(
                 f"the column {name!r} of {self.path} has values that are not text ({error}); choose another column"
             ) from None
 
     @cached_property
+    def _embedded(self) -> bool:
+        """Whether the images' bytes are in the table."""
+        return is_embedded(self._rows.schema.field(self._columns.image).type)
+
+    @cached_property
+    def _paths(self) -> list[str]:
+        """The path of each row's image, "" if it has none."""
+        if self._embedded and not has_path(self._rows.schema.field(self._columns.image).type):
+            return [""] * len(self._rows)
+        return self._texts(self._columns.image)
+
+    @cached_property
     def root(self) -> str:
         """The folder that all absolute paths of images have in common; "" if there are none. Keys are made below it."""
-        return common_folder(self._texts(self.image))
+        return common_folder(self._paths)
 
     @cached_property
     def _images(self) -> tuple[np.ndarray, np.ndarray]:
         """The rows of each of n images: int64 [rows], by image in the order of first rows, and int64 [n + 1], their starts.
 
-        A row without an image path is an image of its own.
+        A row without an image path, or with the image itself, is an image of its own.
         """
-        folder, numbers = os.path.abspath(Path(self.path).parent), dict[str | int, int]()
+        if self._embedded:
+            return np.arange(len(self._rows)), np.arange(len(self._rows) + 1)
+        numbers = dict[str | int, int]()
         codes = np.array(
             [
-                numbers.setdefault(os.path.normpath(os.path.join(folder, file)) if file else row, len(numbers))
-                for row, file in enumerate(self._texts(self.image))
+                numbers.setdefault(absolute(self._rows.folder(row), file) if file else row, len(numbers))
+                for row, file in enumerate(self._paths)
             ],
             dtype=np.int64,
         )
@@ -119,10 +145,14 @@ class TableReader:
     def _index(self) -> KeyIndex:
         rows, starts = self._images
         first_rows = rows[starts[:-1]].tolist()
-        values = self._texts(self.key or self.image)
-        if self.key is None:
-            files = [below(self.root, values[row]) for row in first_rows]
-            return KeyIndex(clean_keys([os.path.splitext(file)[0] for file in files]))
+        key = self._columns.key
+        if key is None:
+            files = [below(self.root, self._paths[row]) for row in first_rows]
+            names = [os.path.splitext(file)[0] for file in files]
+            return KeyIndex(
+                clean_keys([f"{row:09d}" if self._embedded and not n else n for row, n in enumerate(names)])
+            )
+        values = self._texts(key)
         if "" in values:
             raise UserError(
                 f"row {values.index('') + 1} of {self.path} has no key; add one or choose another column with key="
@@ -140,30 +170,62 @@ class TableReader:
         """The keys of all images, sorted."""
         return self._index.keys
 
+    @cached_property
+    def _kept(self) -> list[str]:
+        """The columns that go into the pairs' JSON: all but images, captions and what JSON cannot hold."""
+        image, captions = self._columns.image, self._columns.captions
+        names = [name for name in self._rows.schema.names if self._rows.schema.names.count(name) == 1]
+        others = [name for name in names if name not in (image, *captions)]
+        if binary := [name for name in others if is_embedded(self._rows.schema.field(name).type)]:
+            logger.info("%s: the binary columns %s are not kept", self.path, ", ".join(binary))
+        return [name for name in others if name not in binary]
+
     def read(self, key: str) -> tuple[Pair, Annotation | None]:
-        """The pair; raises BadPair for a missing image or caption."""
+        """The pair; raises BadPair for a missing image or caption, or bytes that are not an image."""
         order, starts = self._images
         number = self._index.row(key)
-        rows = order[starts[number] : starts[number + 1]].tolist()
+        first, *others = order[starts[number] : starts[number + 1]].tolist()
+        image, captions = self._columns.image, self._columns.captions
         try:
-            values = {name: json_safe(self._table[name][rows[0]].as_py()) for name in self._table.column_names}
-            cells = [json_safe(self._table[self.caption][row].as_py()) for row in rows] if self.caption else []
+            values = self._rows.row(first, [image, *captions, *self._kept])
+            cells = [values[name] for name in captions]
+            cells += [cell for row in others for cell in self._rows.row(row, captions).values()]
+            meta, cells = {name: json_safe(values[name]) for name in self._kept}, [json_safe(cell) for cell in cells]
+        except (pa.ArrowException, OSError) as error:
+            raise self._unreadable(error) from None
         except (ValueError, OverflowError, RecursionError):  # dates outside Python's range, nested too deeply
             raise BadPair("its row has values that JSON cannot hold") from None
-        file = values.pop(self.image)
-        values.pop(self.caption or "", None)
-        if file is None or file == "":
-            raise BadPair("it has no image path")
-        data, extension = read_image(Path(self.path).parent / str(file))
-        captions = list(dict.fromkeys(text for cell in cells for text in meta_captions({"caption": cell})))
-        meta = with_captions({**values, "path": str(file)}, captions)
-        return Pair(key, data, extension, next(iter(captions), ""), meta), None
+        data, extension, file = self._image(first, values[image])
+        texts = list(dict.fromkeys(text for cell in cells for text in meta_captions({"caption": cell})))
+        meta |= {"path": file} if file else {}
+        return Pair(key, data, extension, next(iter(texts), ""), with_captions(meta, texts)), None
+
+    def _image(self, row: int, value: Any) -> tuple[bytes, str, str]:
+        """The bytes of a row's image, their extension, and the image's path, "" if it has none."""
+        held = value if isinstance(value, dict) else {"bytes" if isinstance(value, bytes) else "path": value}
+        data, path = held.get("bytes"), str(held.get("path") or "")
+        if isinstance(data, bytes):
+            return data, check_image(data), str(json_safe(path))
+        if not path:
+            raise BadPair("it has no image" if self._embedded else "it has no image path")
+        return *read_image(self._rows.folder(row) / path), str(json_safe(path))
 
     def fingerprint(self) -> dict[str, Any]:
-        """The columns and the state of the table's file."""
-        if not Path(self.path).is_file():
-            raise UserError(f"the table {self.path} does not exist; check path=")
-        columns = {"image": self.image, "caption": self.caption, "key": self.key}
+        """The columns and the states of the table's files."""
+        states = [file_state(file) for file in self._files]
+        caption = self.caption if isinstance(self.caption, str | None) else list(self.caption)
+        columns: dict[str, Any] = {"image": self.image, "caption": caption, "key": self.key}
         if self.delimiter is not None:
             columns["delimiter"] = self.delimiter
-        return {"reader": self.name, "table": file_state(Path(self.path)), **columns}
+        table: Any = states[0] if len(states) == 1 else {"files": len(states), "states": fingerprint(states)}
+        return {"reader": self.name, "table": table, **columns}
+
+
+@dataclass(frozen=True)
+class ParquetReader(TableReader):
+    """A table as the Hugging Face Hub has it, whose columns are guessed by their usual names."""
+
+    name = "parquet"
+    image: str = AUTO
+    caption: Any = AUTO
+    key: str | None = AUTO

@@ -1,6 +1,7 @@
 """Scenes: the annotated objects are those that the image shows, and most of them are in no caption."""
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -37,6 +38,29 @@ def test_a_caption_names_one_object_the_place_and_two_people():
         assert first != second
         assert place in THEMES
         assert " ".join(rest) == annotation.labels[0] == pair.meta["named"]
+
+
+@pytest.mark.parametrize(
+    ("language", "object_name", "caption"),
+    [("de", "krone", r"\w+, \w+: krone"), ("zh", "皇冠", r"\w+、\w+：皇冠"), ("ar", "تاج", r"\w+, \w+: تاج")],
+)
+def test_objects_and_captions_in_another_language(language, object_name, caption):
+    english, other = SceneReader(300), SceneReader(300, language=language)
+    number = _sprites()[0].index("crown")
+    assert _sprites(language)[0][number] == object_name
+    for key in english.keys():
+        (pair, annotation), (translated, objects) = english.read(key), other.read(key)
+        assert translated.image == pair.image
+        assert [_sprites(language)[0][_sprites()[0].index(label)] for label in annotation.labels] == objects.labels
+        if annotation.labels[0] == "crown":
+            assert re.fullmatch(caption, translated.caption)
+    assert english.fingerprint() == SceneReader(300, language="en").fingerprint() != other.fingerprint()
+    assert SingleReader(100, language=language).read(f"single{number:07d}")[0].meta["label"] == object_name
+
+
+def test_an_unknown_language_is_refused():
+    with pytest.raises(UserError, match=r"data.reader.language=xx must be one of en, "):
+        SceneReader(3, language="xx").read("scene0000000")
 
 
 def test_scenes_depend_only_on_the_seed_and_differ_from_each_other():

@@ -1,0 +1,87 @@
+"""Groups of pairs, such as one owner's images: was this group's data used, and how strongly is it remembered?
+
+The gaps of a group are those of its pairs in A. Its p-value asks whether they could be pairs that neither model trained on:
+if they were, every choice of n pairs among the group's n and the holdout's would be equally likely, so
+p = P(S ≥ s), with S = #{target more precise} − #{reference more precise} among n pairs drawn from all of these. The counts of
+wins, losses and ties are hypergeometric, so p is exact (Fisher's permutation test). q is Benjamini–Hochberg over the groups.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from dejavu_lit.measure.figures import FIGURES
+from dejavu_lit.measure.population import Outcomes, mean_recall_gap, outcomes
+from dejavu_lit.measure.records import Records
+from dejavu_lit.measure.subgroups import column_names
+from dejavu_lit.utils.errors import UserError
+
+
+def group_gaps(
+    population: Records, null: Records, column: str, k: int, top_m: int | None = None, smallest: int = 20
+) -> dict[str, Any]:
+    """The gaps of every group of A, with p-values against H.
+
+    Args:
+        population: the records of A; null: of H, under the same two models.
+        column: an entry of the pairs' JSON, with or without ``meta.``; its values name the groups.
+        k, top_m: as in ``score``; smallest: groups with fewer records are only counted.
+
+    Returns:
+        {column, holdout: |H| with objects, groups: [{group, records, ppg, prg, aucg, p, q}], smallest p first,
+        too_small: {groups, records, smallest}, without: records of A without a value}.
+
+    Raises:
+        UserError: an unknown column, or no record of H with objects.
+    """
+    from scipy.stats import false_discovery_control  # takes a second to import
+
+    (name,) = column_names([column], [population], "group")
+    if name not in population.columns:
+        raise UserError(f"group={column!r} must be an entry of the pairs' JSON")
+    measured, holdout = (outcomes(*records.scores([k], top_m), k) for records in (population, null))
+    if not len(holdout):
+        raise UserError("no record of the holdout set H has an object, so there is nothing to compare the groups with")
+    with_objects = np.flatnonzero(population.truth.counts() > 0).tolist()
+    values = [population.columns[name][row] for row in with_objects]
+    members: dict[str, list[int]] = {}
+    for row, value in enumerate(values):
+        if value is not None:
+            members.setdefault(str(value), []).append(row)
+    large = {group: rows for group, rows in members.items() if len(rows) >= smallest}
+    groups = [
+        {"group": group, "records": len(rows), **_gaps(measured[np.array(rows)])}
+        | {"p": permutation_p(measured.precision[rows], holdout.precision)}
+        for group, rows in large.items()
+    ]
+    q = false_discovery_control([group["p"] for group in groups])
+    groups = [group | {"q": float(value)} for group, value in zip(groups, q, strict=True)]
+    return {
+        "column": name,
+        "holdout": len(holdout),
+        "groups": sorted(groups, key=lambda group: (group["p"], -group["ppg"], group["group"])),
+        "too_small": {
+            "groups": len(members) - len(large),
+            "records": sum(map(len, members.values())) - sum(map(len, large.values())),
+            "smallest": smallest,
+        },
+        "without": values.count(None),
+    }
+
+
+def _gaps(group: Outcomes) -> dict[str, float]:
+    n = len(group)
+    values = (group.precision.sum() / n, group.recall.sum() / n, mean_recall_gap(group.hits, group.truth, n))
+    return dict(zip(FIGURES, map(float, values), strict=True))
+
+
+def permutation_p(group: np.ndarray, holdout: np.ndarray) -> float:
+    """P(S ≥ s) for the signs (−1, 0 or 1) of a group, int [n], exchanged with those of the holdout, int [m]."""
+    from scipy.stats import hypergeom  # takes a second to import
+
+    wins, losses = (int((group == sign).sum() + (holdout == sign).sum()) for sign in (1, -1))
+    decided = np.arange(len(group) + 1)  # pairs of the drawn ones that are not ties
+    needed = np.ceil((decided + group.sum()) / 2)  # wins among them for S ≥ s
+    probability = hypergeom.pmf(decided, len(group) + len(holdout), wins + losses, len(group))
+    tail = hypergeom.sf(needed - 1, wins + losses, wins, decided)
+    return float(min(1.0, probability[probability > 0] @ tail[probability > 0]))

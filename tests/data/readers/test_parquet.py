@@ -1,0 +1,191 @@
+"""Parquet as the Hub writes it: images in the table, columns guessed by their names, many files and row groups."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dejavu_lit.data.readers import rows
+from dejavu_lit.data.readers.folder import FolderReader
+from dejavu_lit.data.readers.scenes import SceneReader
+from dejavu_lit.data.readers.table import TableReader
+from dejavu_lit.data.shards import BadPair
+from dejavu_lit.utils.errors import UserError
+from tests.conftest import call
+from tests.data.images import encoded, sample_image
+
+IMAGES = [encoded(sample_image(number)) for number in range(4)]
+CAPTIONS = ["a cat", "a dog", "a cow", "a hen"]
+HUB = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+
+
+def auto(path: object, **options: object) -> TableReader:
+    return TableReader(**({"path": path, "image": "auto", "caption": "auto", "key": "auto"} | options))  # type: ignore[arg-type]
+
+
+def read(reader: TableReader) -> list:
+    return [reader.read(key)[0] for key in reader.keys()]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    (tmp_path / "pics").mkdir()
+    for number, data in enumerate(IMAGES):
+        (tmp_path / f"pics/{number}.png").write_bytes(data)
+    return tmp_path
+
+
+PATHS = [f"pics/{number}.png" for number in range(4)]
+HUB_ROWS = [{"bytes": data, "path": path} for data, path in zip(IMAGES, PATHS, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("images", "has_path"),
+    [
+        (pa.array(IMAGES, pa.binary()), False),
+        (pa.array(IMAGES, pa.large_binary()), False),
+        (pa.array(HUB_ROWS, HUB), True),
+        (pa.array([{"bytes": None, "path": path} for path in PATHS], HUB), True),
+        (pa.array(PATHS), True),
+        (pa.array(PATHS).dictionary_encode(), True),
+        (pa.array(PATHS, pa.large_string()), True),
+    ],
+)
+@pytest.mark.parametrize(
+    "captions", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.list_(pa.string())]
+)
+def test_every_kind_of_image_and_caption_column(pictures, images, has_path, captions):
+    texts = [[text] for text in CAPTIONS] if pa.types.is_list(captions) else CAPTIONS
+    table = pa.table({"image": images, "text": pa.array(texts, captions), "label": [3, 1, 0, 2]})
+    pq.write_table(table, pictures / "t.parquet", row_group_size=2)
+    reader = auto(pictures / "t.parquet")
+    pairs = read(reader)
+    assert [(pair.image, pair.caption, pair.meta["label"]) for pair in pairs] == list(
+        zip(IMAGES, CAPTIONS, [3, 1, 0, 2], strict=True)
+    )
+    expected = (
+        [path.removesuffix(".png").replace("/", "-") for path in PATHS] if has_path else [f"{n:09d}" for n in range(4)]
+    )
+    assert reader.keys() == expected
+    assert [pair.meta.get("path") for pair in pairs] == (PATHS if has_path else [None] * 4)
+
+
+def test_columns_are_guessed_by_the_usual_names_and_said(tmp_path, caplog):
+    table = pa.table(
+        {
+            "title": ["t"] * 4,
+            "img": IMAGES,
+            "captions": [[c, "x"] for c in CAPTIONS],
+            "id": [4, 3, 2, 1],
+            "thumb": IMAGES,
+        }
+    )
+    pq.write_table(table, tmp_path / "t.parquet")
+    with caplog.at_level("INFO"):
+        pairs = read(auto(tmp_path / "t.parquet"))
+    assert "the columns are guessed by their names: image=img, caption=captions, key=id" in caplog.text
+    assert "the binary columns thumb are not kept" in caplog.text
+    assert [pair.key for pair in pairs] == ["1", "2", "3", "4"]
+    assert pairs[0].meta == {"title": "t", "id": 1, "captions": ["a hen", "x"]}
+
+
+def test_a_column_of_repeated_ids_is_not_guessed_as_the_keys(tmp_path):
+    pq.write_table(pa.table({"image": IMAGES, "text": CAPTIONS, "id": [1, 1, 2, 3]}), tmp_path / "t.parquet")
+    assert auto(tmp_path / "t.parquet").keys() == [f"{n:09d}" for n in range(4)]
+
+
+def test_several_columns_of_captions(tmp_path):
+    table = pa.table({"image": IMAGES, "short": CAPTIONS, "long": [["very", c] for c in CAPTIONS]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    pair = read(auto(tmp_path / "t.parquet", caption=["long", "short"]))[0]
+    assert (pair.caption, pair.meta["captions"]) == ("very", ["very", "a cat"])
+
+
+@pytest.mark.parametrize(("drop", "option"), [("image", "image"), ("text", "caption")])
+def test_without_an_image_or_caption_column_the_columns_are_listed(tmp_path, drop, option):
+    table = pa.table({"image": IMAGES, "text": CAPTIONS, "score": [1.0] * 4}).drop_columns([drop])
+    pq.write_table(table, tmp_path / "t.parquet")
+    names = ", ".join(table.column_names)
+    with pytest.raises(
+        UserError, match=rf"no column with a usual name .*its columns are {names}; choose one with {option}="
+    ):
+        auto(tmp_path / "t.parquet").keys()
+
+
+def test_rows_that_hold_no_image_are_counted_with_a_reason(tmp_path):
+    table = pa.table({"image": [IMAGES[0], b"text", None, b""], "text": CAPTIONS})
+    pq.write_table(table, tmp_path / "t.parquet")
+    reader, reasons = auto(tmp_path / "t.parquet"), []
+    for key in reader.keys()[1:]:
+        with pytest.raises(BadPair) as reason:
+            reader.read(key)
+        reasons.append(str(reason.value))
+    assert reasons == [
+        "the image is not a JPEG, PNG or WebP",
+        "it has no image",
+        "the image is not a JPEG, PNG or WebP",
+    ]
+
+
+def test_many_files_and_row_groups_in_bounded_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "CACHED_BYTES", 3 * len(IMAGES[0]))
+    for number in range(5):
+        table = pa.table({"image": IMAGES, "text": [f"{number} {c}" for c in CAPTIONS]})
+        pq.write_table(table, tmp_path / f"{number}.parquet", row_group_size=1)
+    reader = auto(tmp_path / "*.parquet")
+    for key in reversed(reader.keys()):
+        file, row = divmod(int(key), 4)
+        pair = reader.read(key)[0]
+        assert (pair.image, pair.caption) == (IMAGES[row], f"{file} {CAPTIONS[row]}")
+        assert len(reader._rows._cache) <= 3  # type: ignore[attr-defined]
+    assert auto(tmp_path).keys() == reader.keys()
+    before = reader.fingerprint()
+    pq.write_table(table.slice(1), tmp_path / "4.parquet")
+    assert auto(tmp_path / "*.parquet").fingerprint() != before
+    pq.write_table(table.rename_columns(["image", "other"]), tmp_path / "4.parquet")
+    with pytest.raises(UserError, match=r"4.parquet has the columns image, other, and .*0.parquet has image, text"):
+        auto(tmp_path / "*.parquet").keys()
+    with pytest.raises(UserError, match=r"none/\*.parquet does not exist"):
+        auto(tmp_path / "none" / "*.parquet").keys()
+
+
+def test_arrow_files_of_save_to_disk(tmp_path):
+    table = pa.table({"image": pa.array(HUB_ROWS, HUB), "text": CAPTIONS})
+    for number in range(2):
+        path = tmp_path / f"data-{number:05d}-of-00002.arrow"
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table.slice(2 * number, 2))
+    (tmp_path / "state.json").write_text("{}")
+    pairs = read(auto(tmp_path))
+    assert [(pair.key, pair.image, pair.caption) for pair in pairs] == [
+        (f"pics-{n}", IMAGES[n], CAPTIONS[n]) for n in range(4)
+    ]
+
+
+def test_a_parquet_of_the_scenes_gives_the_shards_of_the_folder(tmp_path):
+    source = SceneReader(count=60)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    pairs = [source.read(key)[0] for key in source.keys()]
+    for pair in pairs:
+        (folder / f"{pair.key}.{pair.extension}").write_bytes(pair.image)
+        (folder / f"{pair.key}.txt").write_text(pair.caption)
+    (tmp_path / "hub").mkdir()
+    for number in range(3):
+        part = pairs[number::3]
+        images = [{"bytes": pair.image, "path": f"{pair.key}.{pair.extension}"} for pair in part]
+        table = pa.table({"image": pa.array(images, HUB), "caption": [pair.caption for pair in part]})
+        pq.write_table(table, tmp_path / f"hub/train-{number}.parquet", row_group_size=7)
+    sizes = ["data.sizes={A: 16, B: 16, H: 8, V: 4, P: 16}", "data.near_duplicates=null"]
+    for name, path in (("folder", folder), ("parquet", f"{tmp_path}/hub/*.parquet")):
+        done = call("prepare", f"data={name}", f"data.reader.path={path}", f"data.dir={tmp_path / name}.out", *sizes)
+        assert done.returncode == 0, done.stderr
+    tars = sorted(p.relative_to(tmp_path / "folder.out") for p in (tmp_path / "folder.out").rglob("*.tar"))
+    assert len(tars) == 5
+    for tar in tars:
+        assert (tmp_path / "parquet.out" / tar).read_bytes() == (tmp_path / "folder.out" / tar).read_bytes(), tar
+    sets = [json.loads((tmp_path / f"{n}.out/manifest.json").read_text())["sets"] for n in ("folder", "parquet")]
+    assert sets[0] == sets[1]
+    assert FolderReader(folder).keys() == auto(tmp_path / "hub").keys()
