@@ -2,6 +2,7 @@
 
 {config: the settings that cannot change, weights: the states of both models' weight files, largest_k, public,
 public_left_out: annotated public keys that were not searched, utility, exposure, search: what recomputing carries over,
+membership: {pairs: the setting with which the records were scored, unavailable: {column: why it is missing}},
 statistics: the settings and files of the last figures}
 """
 
@@ -16,6 +17,7 @@ from dejavu_lit.data.objects import read_objects
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.evaluation.audited_model import AuditedModel, changed_weights
 from dejavu_lit.evaluation.comparison import Comparison
+from dejavu_lit.measure.membership import MembershipSettings
 from dejavu_lit.measure.metrics import Settings
 from dejavu_lit.measure.recompute import MODEL_FREE_OPTIONS, PLACEMENT_OPTIONS, read_metrics
 from dejavu_lit.utils.errors import UserError
@@ -37,6 +39,8 @@ class EvaluationSpec:
     data: DataSpec
     settings: Settings
     config: Mapping[str, Any]
+    membership: MembershipSettings | None = None
+    """Which pairs get membership scores; None: none."""
 
     @cached_property
     def objects(self) -> Path:

@@ -17,6 +17,7 @@ from dejavu_lit.utils.io import locked
 
 if TYPE_CHECKING:
     from dejavu_lit.evaluation.comparison import Comparison
+    from dejavu_lit.measure.membership import MembershipSettings
     from dejavu_lit.measure.metrics import Settings
 
 # The options that no figure depends on: they are not saved with an evaluation.
@@ -37,12 +38,13 @@ def run_evaluation(config: dict[str, Any], out: Path, ranks: Ranks = SINGLE_PROC
 
     with ExitStack() as lock:
         with ranks.step():
-            comparison, settings = _comparison(config), _settings(config)
+            comparison, settings, membership = _comparison(config), _settings(config), _membership(config)
             data = _data(config["data"], comparison)
             if ranks.rank == 0:
                 out.mkdir(parents=True, exist_ok=True)
                 lock.enter_context(locked(out / ".lock", wait=False))
-        return evaluate(EvaluationSpec(out, comparison, data, settings, _saved_config(config, data)), ranks)
+        saved = _saved_config(config, data)
+        return evaluate(EvaluationSpec(out, comparison, data, settings, saved, membership), ranks)
 
 
 def check_evaluation(config: dict[str, Any], data: DataSpec) -> None:
@@ -55,6 +57,7 @@ def check_evaluation(config: dict[str, Any], data: DataSpec) -> None:
 
     comparison = _comparison(config | {"target": "target", "reference": "reference"})
     _settings(config)
+    _membership(config)
     if comparison.index != "ivf":
         check_index(comparison.index)
     measured = data_spec(config["data"]) if config["data"].get("_target_") else _with_options(data, config["data"])
@@ -83,6 +86,18 @@ def _settings(config: dict[str, Any]) -> "Settings":
         raise UserError(
             f"k, ks, threshold, top_m or statistics has a value of the wrong type ({error}); correct it"
         ) from None
+
+
+def _membership(config: dict[str, Any]) -> "MembershipSettings | None":
+    from dejavu_lit.measure.membership import MembershipSettings
+
+    values = config.get("membership")
+    if values is None:
+        return None
+    if not isinstance(values, dict) or set(values) - {field.name for field in fields(MembershipSettings)}:
+        raise UserError(f"membership={values} must be null or {{pairs: …}}, e.g. membership.pairs=10000")
+    check_fields(MembershipSettings, values, "membership")
+    return MembershipSettings(**values)
 
 
 def _data(config: dict[str, Any], comparison: "Comparison") -> DataSpec:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, UTILITY
+from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows
 from dejavu_lit.report.narrative import exposure_summary, signed
 
 GAP_LABELS = [figure.label for figure in FIGURES.values()]
@@ -27,6 +28,12 @@ def markdown(metrics: Metrics) -> str:
     if rows := _utility_rows(metrics):
         lines += ["", "| utility | target | reference |", "|---|---|---|"]
         lines += ["| " + " | ".join(row) + " |" for row in rows]
+    if board := metrics.get("membership"):
+        lines += ["", "| membership score | " + " | ".join(MEMBERSHIP_HEADERS) + " |"]
+        lines += ["|---" * (1 + len(MEMBERSHIP_HEADERS)) + "|"]
+        lines += ["| " + " | ".join(row) + " |" for row in membership_rows(board)]
+        if sentence := epsilon_sentence(board):
+            lines += ["", sentence]
     settings, exposure = _escape_markdown(_settings_text(metrics)), _escape_markdown(exposure_summary(metrics))
     return "\n".join([*lines, "", settings, "", exposure, ""])
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from dejavu_lit.measure.controls import beats_blind
 from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES
+from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows, memorization_sentences
 
 if TYPE_CHECKING:
     from dejavu_lit.study.plan import Plan
@@ -40,6 +41,10 @@ def show_evaluation(metrics: Mapping[str, Any], out: Path) -> None:
     console.print(metrics["found"]["words"])
     if metrics.get("blind"):
         console.print(beats_blind(metrics["blind"])[1], soft_wrap=True)
+    if board := metrics.get("membership"):
+        console.print(_membership_table(board))
+        if epsilon := epsilon_sentence(board):
+            console.print(epsilon, soft_wrap=True)
     utility = metrics.get("utility") or {}
     for side in ("target", "reference"):
         values = {name: value for name, value in (utility.get(side) or {}).items() if isinstance(value, float)}
@@ -67,6 +72,16 @@ def _gap_table(metrics: Mapping[str, Any]) -> Table:
 def _gap(figure: Mapping[str, Any]) -> str:
     low, high = figure["ci95"]
     return f"{figure['value']:+.3f} [{low:+.3f}, {high:+.3f}]\n{figure['mean']:+.3f} ± {figure['std']:.3f}"
+
+
+def _membership_table(board: Mapping[str, Any]) -> Table:
+    pairs = board["pairs"]
+    table = Table(title=f"membership, {pairs['A']} pairs of A against {pairs['H']} of H", title_justify="left")
+    for number, header in enumerate(("score", *MEMBERSHIP_HEADERS)):
+        table.add_column(header, justify="left" if number == 0 else "right")
+    for row in membership_rows(board):
+        table.add_row(*row)
+    return table
 
 
 def _gaps_text(block: Mapping[str, Any]) -> str:
@@ -114,13 +129,17 @@ def show_study(study: Mapping[str, Any], out: Path) -> None:
     console = _console()
     console.print(_study_table(study))
     for pooled in study["pooled"]:
+        unit = "halves" if any(pooled.get("halves", [])) else "seeds"
         spread = (pooled["symmetric"] or {}).get("ppg") or {}
-        sd = f" (sd over {len(pooled['seeds'])} seeds {spread['sd']:.3f})" if spread.get("sd") is not None else ""
+        sd = f" (sd over {len(pooled['seeds'])} {unit} {spread['sd']:.3f})" if spread.get("sd") is not None else ""
         verdict = pooled["found"]["words"]
         if pooled.get("difference"):
             difference = pooled["difference"]["words"]
             verdict += f" {difference[0].upper()}{difference[1:]}."
         console.print(f"{pooled['name']}, {pooled['train_size']} pairs: {verdict}{sd}", soft_wrap=True)
+        if memorization := pooled.get("memorization"):
+            for line in memorization_sentences(memorization):
+                console.print(line, soft_wrap=True)
     console.print(f"frontier: {', '.join(study['frontier']) or 'none'}; recommended: {study['recommended'] or 'none'}")
     console.print(f"results: {out}/study.json, one evaluation per setting in {out}/evaluations")
 
@@ -130,7 +149,7 @@ def _study_table(study: Mapping[str, Any]) -> Table:
     several_public_sets = len({row.get("public") for row in rows}) > 1
     headers = ["setting", "size", "seed", *(["public"] if several_public_sets else [])]
     headers += [*(figure.label for figure in FIGURES.values()), "95 % of PPG", "PPG drop", "null PPG"]
-    headers += ["zero-shot", "t2i R@1"]
+    headers += ["AUC", "zero-shot", "t2i R@1"]
     table = Table(title="memorization against utility", title_justify="left")
     for number, header in enumerate(headers):
         table.add_column(header, justify="left" if number == 0 else "right")
@@ -166,5 +185,8 @@ def _drop(study: Mapping[str, Any], row: Mapping[str, Any]) -> str:
 
 
 def _study_utility(row: Mapping[str, Any]) -> list[str]:
+    """The AUC of membership by cosine, zero-shot accuracy and retrieval."""
     utility = (row.get("utility") or {}).get("target") or {}
-    return [f"{utility[n]:.3f}" if utility.get(n) is not None else "–" for n in ("zeroshot_top1", "t2i_r1")]
+    attack = ((row.get("membership") or {}).get("cosine") or {}).get("auc")
+    auc = f"{attack['value']:.3f}" if attack else "–"
+    return [auc] + [f"{utility[n]:.3f}" if utility.get(n) is not None else "–" for n in ("zeroshot_top1", "t2i_r1")]
