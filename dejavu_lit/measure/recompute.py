@@ -137,7 +137,8 @@ def recompute_metrics(
     sets, objects_at = read_evaluation(folder, objects, settings.threshold, public, public_keys)
     body = measure(sets["population"], sets.get("null"), sets.get("swapped"), settings, objects_at)
     unchanged = {name: old[name] for name in UNCHANGED_PARTS if name in old}
-    body |= membership(sets, settings, body["reasons"], (old.get("membership") or {}).get("unavailable"))
+    if "membership" in old:  # the first schema has none
+        body |= membership(sets, settings, body["reasons"], (old["membership"] or {}).get("unavailable"))
     return body | unchanged | {"settings": old["settings"] | body["settings"]}
 
 
