@@ -26,8 +26,8 @@ EXAMPLE = "+settings.mask=['mitigation.text_mask=0.5']"
 RUN_PARTS = ("mitigation", "model", "recipe", "trainer", "logger", "gaps")  # of a run's configuration, beside its data
 # Options of the whole study, which a setting may not override.
 STUDY_OPTIONS = (
-    "settings", "series", "sizes", "seeds", "launcher", "slurm", "utility_loss", "plan_only", "out", "experiment", "hydra",
-    "trainer",  # a run is identified by what it computes, not by where and how
+    "settings", "series", "sizes", "seeds", "halves", "launcher", "slurm", "utility_loss", "plan_only", "out", "experiment",
+    "hydra", "trainer",  # a run is identified by what it computes, not by where and how
 )  # fmt: skip
 
 
@@ -36,6 +36,7 @@ def check_options(config: Mapping[str, Any]) -> None:
     _check_settings(config["settings"])
     _check_list(config, "seeds", 0, "seeds=[0,1,2]", allow_null=False)
     _check_list(config, "sizes", 1, "sizes=[500,1000], or sizes=[null] for all pairs", allow_null=True)
+    _check_halves(config)
     _check_series(config["series"], config["sizes"])
     check_utility_loss(config["utility_loss"])
     if not isinstance(config["plan_only"], bool):
@@ -81,10 +82,40 @@ def planned_rows(config: Mapping[str, Any]) -> list["PlannedRow"]:
             raise UserError(
                 f"sizes={config['sizes']} lists one size twice: null is all {pairs} pairs of {where}; remove one"
             )
-        for seed in config["seeds"]:
-            seeded = {side: run | {"seed": seed} for side, run in runs.items()}
-            rows.append(PlannedRow(name, overrides, size, seed, seeded, evaluation, series))
+        for half in range(config["halves"]):
+            for seed in config["seeds"]:
+                dealt = {side: _of_half(run, half) | {"seed": seed + half} for side, run in runs.items()}
+                rows.append(
+                    PlannedRow(name, overrides, size, seed + half, dealt, _of_half(evaluation, half), series, half)
+                )
+        if config["halves"] > 1 and _is_new({"half": rows[-1].runs["target"]["data"]}, checked):
+            with _prefixed(where):
+                _check_half(rows[-1].runs["target"], runs["target"]["gaps"])
     return rows
+
+
+def _of_half(config: Mapping[str, Any], half: int) -> dict[str, Any]:
+    """A run's or an evaluation's configuration on a random half; that of half 0 is unchanged."""
+    return {**config, "data": {**config["data"], "half": half}} if half else dict(config)
+
+
+def _check_half(run: Mapping[str, Any], gaps: Mapping[str, Any]) -> None:
+    """Refuse halves of data whose members were listed, and of runs that measure their gaps while training."""
+    if gaps["reference"] is not None:
+        raise UserError(
+            "halves= cannot measure gaps while training; set gaps.reference=null and mitigation.gap_budget=null"
+        )
+    data_spec(run["data"]).shards("A")
+
+
+def _check_halves(config: Mapping[str, Any]) -> None:
+    halves = config["halves"]
+    if isinstance(halves, bool) or not isinstance(halves, int) or halves < 1:
+        raise UserError(f"halves={halves} must be a whole number from 1, e.g. halves=4")
+    if halves > 1 and len(config["seeds"]) > 1:
+        raise UserError(
+            f"halves={halves} gives every half its own seed; give one of seeds={config['seeds']}, from which they count"
+        )
 
 
 def _settings(config: Mapping[str, Any]) -> Iterator[tuple[str, str | None, tuple[str, ...], int | None]]:

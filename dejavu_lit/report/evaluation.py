@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dejavu_lit.data.halves import source_sets
 from dejavu_lit.data.objects import Objects, read_objects
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import ShardSet
@@ -14,7 +15,7 @@ from dejavu_lit.measure.recompute import read_metrics
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.report import page, sections
 from dejavu_lit.report.cards import CardImages, Ranks, Row, choose_keys, read_ranks, read_rows, write_cards
-from dejavu_lit.report.images import read_boxes, write_thumbnails
+from dejavu_lit.report.images import Boxes, read_boxes, write_thumbnails
 from dejavu_lit.report.markup import Html
 from dejavu_lit.report.modelcard import latex, markdown
 from dejavu_lit.utils.errors import UserError
@@ -77,7 +78,8 @@ class Evaluation:
         if self.data is None:
             return None, None
         spec = self._data_spec()
-        return _open_shards("A", lambda: spec.folder / "A"), _open_shards(self.public_name(), spec.public_folder)
+        public = _open_shards(self.public_name(), lambda: ShardSet.open(spec.public_folder()))
+        return _open_shards("A", lambda: spec.shards("A")), public
 
     def objects_folder(self) -> Path | None:
         """The folder of the object artifact; None if it is not available."""
@@ -95,14 +97,15 @@ class Evaluation:
 
     def _data_spec(self) -> DataSpec:
         config = self.metrics.get("provenance", {}).get("config", {}).get("data", {})
-        options = {"public": self.metrics["settings"].get("public"), "public_sets": config.get("public_sets")}
+        options = {"public": self.metrics["settings"].get("public")}
+        options |= {name: config.get(name) for name in ("public_sets", "half", "seed")}
         folder = str(self.data.absolute()) if self.data else None  # absolute, so it is a folder and never an address
         return DataSpec("evaluated", folder, **{name: value for name, value in options.items() if value})
 
 
-def _open_shards(name: str, folder: Callable[[], Path]) -> ShardSet | None:
+def _open_shards(name: str, opened: Callable[[], ShardSet]) -> ShardSet | None:
     try:
-        return ShardSet.open(folder())
+        return opened()
     except UserError as error:
         log.warning("the report has no images of %s: %s", name, error)
         return None
@@ -130,9 +133,14 @@ def write_card_images(evaluation: Evaluation, rows: list[Row], folder: Path, ear
     return CardImages(
         write_thumbnails(own, keys, CARD_SIZE, folder, earlier) if own else {},
         write_thumbnails(public, neighbors, NEIGHBOR_SIZE, folder, earlier) if public else {},
-        read_boxes(own, objects / "A", keys, threshold) if own and objects else {},
+        _own_boxes(own, objects, keys, threshold) if own and objects else {},
         read_boxes(public, objects / evaluation.public_name(), neighbors, threshold) if public and objects else {},
     )
+
+
+def _own_boxes(own: ShardSet, objects: Path, keys: list[str], threshold: float) -> dict[str, Boxes]:
+    boxes = [read_boxes(own, objects / name, keys, threshold) for name in source_sets(own, "A")]
+    return {key: found for part in boxes for key, found in part.items()}
 
 
 def write_evaluation_page(

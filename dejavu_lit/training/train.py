@@ -20,7 +20,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from dejavu_lit.data.epoch import exposures
 from dejavu_lit.data.manifest import MANIFEST
 from dejavu_lit.data.module import LoaderSettings, PairDataModule, loader_failure
-from dejavu_lit.data.prepared import DataSpec
+from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.build import ModelSpec, build_model, export_config, export_weights
 from dejavu_lit.models.preprocess import Augment, Preprocess
@@ -193,6 +193,7 @@ def _build_model_and_data(run: TrainingRun, out: Path) -> tuple[ClipModule, Pair
         seed=run.seed,
         preprocess=Preprocess(image_config),
         tokenizer=load_tokenizer(f"local-dir:{out / 'model'}"),
+        shards=run.data.shards(TRAINED_ON[run.side]) if run.data.half else None,
         train_size=run.data.train_size,
         repeat=run.data.repeats(),
         mitigation=run.mitigation,
