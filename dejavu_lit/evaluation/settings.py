@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from dejavu_lit.measure.settings import MainSettings, Settings, Statistics
+from dejavu_lit.measure.settings import MainSettings, MembershipSettings, Settings, Statistics
 from dejavu_lit.utils.config import to_plain
 from dejavu_lit.utils.errors import UserError
 
@@ -66,6 +66,8 @@ class EvaluationSettings(MainSettings):
     """The folder for all embeddings; null: a run's own if it can be written, else below out."""
     statistics: Statistics = field(default_factory=Statistics)
     """What is computed from the records:"""
+    membership: MembershipSettings | None = field(default_factory=MembershipSettings)
+    """Membership scores beside the gaps; null: none."""
     keys: str | None = None
     """A file of keys of A, one per line: each pair's own gap and its p-value against H, to persons.csv."""
     report: ReportSettings = field(default_factory=ReportSettings)

@@ -10,7 +10,6 @@ needs no model. It compares A with H under the target; ``swapped`` compares B wi
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,22 +20,9 @@ from dejavu_lit.measure.figures import MEMBERSHIP
 from dejavu_lit.measure.model_scores import MODEL_SCORES, OTHERS
 from dejavu_lit.measure.records import SIDES, Records
 from dejavu_lit.measure.roc import Auc, attack, auc_figure, audit, roc_points, spearman, unusable
-from dejavu_lit.utils.errors import UserError
 
 COLUMNS = tuple(f"{side}_{score}" for side in SIDES for score in MODEL_SCORES)
 DIFFERENCES = {"cosine_calibrated": "cosine", "clipmem": "alignment"}  # target minus reference of a model's score
-
-
-@dataclass(frozen=True)
-class MembershipSettings:
-    """Which pairs get membership scores."""
-
-    pairs: int | None = 10_000
-    """Pairs of each of A, B and H that are scored, drawn by hash; null: all."""
-
-    def __post_init__(self) -> None:
-        if self.pairs is not None and self.pairs < 1:
-            raise UserError(f"membership.pairs={self.pairs} must be at least 1, or null for all pairs")
 
 
 class ScoredSet:

@@ -8,7 +8,7 @@ the seed and its key. Emoji artwork: Twemoji (graphics CC-BY 4.0), as shipped by
 
 import io
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -92,8 +92,12 @@ class SceneReader:
     """Probability that an object comes from outside the image's theme."""
     people: int = 100
     """Number of invented names, of which each caption draws two."""
+    mislabelled: float = 0.0
+    """Planted memory: share of the images that have the caption of another image."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.mislabelled <= 1:
+            raise UserError(f"data.reader.mislabelled={self.mislabelled} must be between 0 and 1")
         limit = len(_SYLLABLES) ** 3 // 2  # so that drawing further distinct names stays fast
         if self.count < 1 or not 0 <= self.stray <= 1 or not 2 <= self.people <= limit:
             raise UserError(
@@ -107,6 +111,15 @@ class SceneReader:
 
     def read(self, key: str) -> tuple[Pair, Annotation | None]:
         """The pair and its objects; the same seed and key always give the same pair."""
+        pair, annotation = self._scene(key)
+        draw = random.Random(f"{self.seed}/mislabelled/{key}")
+        if draw.random() >= self.mislabelled:
+            return pair, annotation
+        # A scene of no key of this source: its caption is no other pair's own.
+        other, _ = self._scene(f"other/{key}")
+        return replace(pair, caption=other.caption, meta={**pair.meta, "mislabelled": True}), annotation
+
+    def _scene(self, key: str) -> tuple[Pair, Annotation]:
         names, themes, _ = _sprites()
         draw = random.Random(f"{self.seed}/{key}")
         theme = draw.randrange(len(THEMES))
@@ -123,8 +136,15 @@ class SceneReader:
         return pair, Annotation(key, labels, [1.0] * len(labels), boxes)
 
     def fingerprint(self) -> dict[str, Any]:
-        """The options that determine the images."""
-        return {"reader": self.name, "count": self.count, "seed": self.seed, "stray": self.stray, "people": self.people}
+        """The options that determine the pairs."""
+        options = {
+            "reader": self.name,
+            "count": self.count,
+            "seed": self.seed,
+            "stray": self.stray,
+            "people": self.people,
+        }
+        return options | ({"mislabelled": self.mislabelled} if self.mislabelled else {})
 
 
 @dataclass(frozen=True)
