@@ -45,7 +45,7 @@ class DealtSet(ShardSet):
         whole, chosen = index_shard(self.paths[shard]), self.positions[shard].tolist()
         if chosen and chosen[-1] >= len(whole):
             raise UserError(f"{whole.path} has fewer pairs than when the halves were dealt; restore the shard")
-        return ShardIndex(whole.path, tuple(whole.keys[i] for i in chosen), tuple(whole.members[i] for i in chosen))
+        return whole.subset(chosen)
 
 
 def open_half(folder: Path, name: str, seed: int, half: int) -> ShardSet:

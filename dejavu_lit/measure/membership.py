@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import false_discovery_control
 
 from dejavu_lit.data.splits import seeded_hash
 from dejavu_lit.measure.figures import MEMBERSHIP
@@ -197,6 +196,8 @@ def holdout_tails(
 
     The three values are None for pairs that were not drawn; a score that a model lacks is missing.
     """
+    from scipy.stats import false_discovery_control
+
     a, h = ScoredSet(population, k, top_m), ScoredSet(null, k, top_m)
     chosen = set(keys)
     rows = [row for row, key in enumerate(a.keys) if key in chosen]
