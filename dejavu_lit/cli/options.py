@@ -58,6 +58,8 @@ class Mitigate(TrainingSettings):
     """{name: {size: [override, …]}}: every setting once in each, with additional overrides by size."""
     seeds: tuple[int, ...] = (0,)
     """Training seeds, the same for both sides; each setting is trained once for each."""
+    halves: int = 1
+    """Times that the pairs of A and B are dealt to them anew, the prepared split included; half j has the seed + j."""
     launcher: str = "local"
     """local, or slurm: each training is a job."""
     slurm: SlurmSettings = field(default_factory=SlurmSettings)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from dejavu_lit.cli.app import settings as compose_settings
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 EXAMPLE = "settings.mask=['mitigation.text_mask=0.5']"
 # Options of the whole study, which a setting may not override.
 STUDY_OPTIONS = (
-    "settings", "series", "sizes", "seeds", "launcher", "slurm", "utility_loss", "plan_only", "out", "experiment", "hydra",
-    "trainer",  # a run is identified by what it computes, not by where and how
+    "settings", "series", "sizes", "seeds", "halves", "launcher", "slurm", "utility_loss", "plan_only", "out", "experiment",
+    "hydra", "trainer",  # a run is identified by what it computes, not by where and how
 )  # fmt: skip
 
 
@@ -38,6 +39,13 @@ def check_options(settings: Mitigate) -> None:
         _check_overrides(f"settings.{name}", overrides)
     _check_values("seeds", settings.seeds, 0, "seeds=[0,1,2]")
     _check_values("sizes", settings.sizes, 1, "sizes=[500,1000], or sizes=[null] for all pairs")
+    if settings.halves < 1:
+        raise UserError(f"halves={settings.halves} must be at least 1, e.g. halves=4")
+    if settings.halves > 1 and len(settings.seeds) > 1:
+        raise UserError(
+            f"halves={settings.halves} gives every half its own seed; give one of seeds={list(settings.seeds)}, from which "
+            "they count"
+        )
     _check_series(settings.series, settings.sizes)
     check_utility_loss(settings.utility_loss)
 
@@ -80,10 +88,33 @@ def planned_rows(study: Mitigate) -> list["PlannedRow"]:
             raise UserError(
                 f"sizes={list(study.sizes)} lists one size twice: null is all {pairs} pairs of {where}; remove one"
             )
-        for seed in study.seeds:
-            seeded = {side: replace(run, seed=seed) for side, run in runs.items()}
-            rows.append(PlannedRow(name, overrides, size, seed, seeded, evaluation, series))
+        for half, seed in product(range(study.halves), study.seeds):
+            dealt = {
+                side: replace(run, seed=seed + half, data=replace(run.data, half=half)) for side, run in runs.items()
+            }
+            rows.append(PlannedRow(name, overrides, size, seed + half, dealt, _of_half(evaluation, half), series, half))
+        if study.halves > 1:
+            with _prefixed(where):
+                _check_half(rows[-1].runs["target"])
     return rows
+
+
+def _of_half(evaluation: EvaluationSettings, half: int) -> EvaluationSettings:
+    """An evaluation of models of a random half; one of given data is dealt likewise."""
+    return (
+        evaluation
+        if isinstance(evaluation.data, DataChanges) or not half
+        else replace(evaluation, data=replace(evaluation.data, half=half))
+    )
+
+
+def _check_half(run: TrainingRun) -> None:
+    """Refuse halves of data whose members were listed, and of runs that measure their gaps while training."""
+    if run.gaps.reference is not None:
+        raise UserError(
+            "halves= cannot measure gaps while training; set gaps.reference=null and mitigation.gap_budget=null"
+        )
+    run.data.shard_set("A")
 
 
 def _settings(study: Mitigate) -> Iterator[tuple[str, str | None, tuple[str, ...], int | None]]:

@@ -91,7 +91,7 @@ def prefix(shards: ShardSet, limit: int | None, excluded: Collection[str]) -> tu
 
 
 def later_duplicates(
-    manifest: Path, name: str, shards: ShardSet, train_size: int | None, excluded: Positions
+    manifest: Path, names: Sequence[str], shards: ShardSet, train_size: int | None, excluded: Positions
 ) -> dict[int, tuple[int, ...]]:
     """{shard: positions} of the pairs that ``mitigation.dedup`` removes from training.
 
@@ -99,12 +99,13 @@ def later_duplicates(
     on (not excluded, within the training size).
 
     Args:
-        manifest: the data's manifest.json; name: the set, "A" or "B"; shards: the set itself.
+        manifest: the data's manifest.json; names: of the prepared sets, "A" or "B", that the pairs come from; shards: the
+            training set.
 
     Raises:
         UserError: the manifest lists no groups.
     """
-    groups = duplicate_groups(manifest, name)
+    groups = [group for name in names for group in duplicate_groups(manifest, name)]
     used = nested_sizes(shards.sizes, train_size, excluded)
     excluded_sets = {shard: frozenset(positions) for shard, positions in excluded.items()}  # for fast membership tests
     location = {

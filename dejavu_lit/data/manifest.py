@@ -22,8 +22,8 @@ def check_settings(out: Path, settings: dict[str, Any], earlier: dict[str, Any])
         )
 
 
-def duplicate_groups(manifest: Path, name: str) -> list[list[str]]:
-    """The groups of near-duplicates in the set ``name``, each a list of keys.
+def duplicate_groups(manifest: Path, name: str, option: str = "mitigation.dedup=true") -> list[list[str]]:
+    """The groups of near-duplicates in the set ``name``, each a list of keys; ``option`` needs them.
 
     Raises:
         UserError: the manifest lists no groups, or they are damaged.
@@ -32,7 +32,7 @@ def duplicate_groups(manifest: Path, name: str) -> list[list[str]]:
     groups_by_set = duplicates.get(GROUPS) if isinstance(duplicates, dict) else None
     if groups_by_set is None:
         raise UserError(
-            f"mitigation.dedup=true needs the groups of near-duplicates, which {manifest} does not list; prepare the data "
+            f"{option} needs the groups of near-duplicates, which {manifest} does not list; prepare the data "
             "again into another data.dir=, or set data.exclude= to the list that dejavu dedup within=true writes"
         )
     groups = groups_by_set.get(name, []) if isinstance(groups_by_set, dict) else None

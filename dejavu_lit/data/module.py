@@ -13,6 +13,7 @@ from PIL import Image
 from dejavu_lit.data.captions import vocabulary
 from dejavu_lit.data.decode import caption_candidates
 from dejavu_lit.data.epoch import EpochPlan, epoch_plan, exposures, pairs_per_rank
+from dejavu_lit.data.halves import source_sets
 from dejavu_lit.data.key_lists import count_pairs, later_duplicates, positions_of
 from dejavu_lit.data.loader import EpochLoader
 from dejavu_lit.data.manifest import MANIFEST
@@ -53,6 +54,8 @@ class PairDataModule(pl.LightningDataModule):
     """From an image to the model's input, without randomness."""
     tokenizer: Tokenizer
     """From captions to tokens."""
+    shards: ShardSet | None = None
+    """The training set of a random half; None: the prepared one."""
     train_size: int | None = None
     """Train on the first pairs only, this many; None: all."""
     repeat: Repeat = field(default_factory=Repeat)
@@ -75,7 +78,7 @@ class PairDataModule(pl.LightningDataModule):
         if self.side not in TRAINED_ON:
             raise UserError(f"side={self.side} must be target (trains on A) or reference (trains on B)")
         name = TRAINED_ON[self.side]
-        self.train_set = ShardSet.open(self.folder / name)
+        self.train_set = self.shards or ShardSet.open(self.folder / name)
         self.valid_set = ShardSet.open(self.folder / "V") if (self.folder / "V").is_dir() else None
         self._excluded, self._removed = positions_of(self.train_set, self.exclude), dict[int, tuple[int, ...]]()
         pairs = len(self.train_set)
@@ -84,7 +87,8 @@ class PairDataModule(pl.LightningDataModule):
             log.info("data.exclude removes %d of %d pairs of %s; it lists %d keys", excluded, pairs, name, listed)
         if self.dedup:
             manifest = self.folder / MANIFEST
-            self._removed = later_duplicates(manifest, name, self.train_set, self.train_size, self._excluded)
+            sources = source_sets(self.train_set, name)
+            self._removed = later_duplicates(manifest, sources, self.train_set, self.train_size, self._excluded)
             log.info("mitigation.dedup removes %d of %d pairs of %s", count_pairs(self._removed), pairs, name)
         self._loaders: list[EpochLoader] = []
         self._cache: list[LoadedPair | BadPair] | None = None

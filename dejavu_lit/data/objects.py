@@ -139,11 +139,14 @@ class Objects:
         return Objects(tuple(keys), starts, self.codes[gather], self.labels)
 
 
-def read_objects(folders: Sequence[Path | str], threshold: float = 0.0) -> tuple[list[Objects], Annotator]:
+def read_objects(
+    folders: Sequence[Path | str | Sequence[Path]], threshold: float = 0.0
+) -> tuple[list[Objects], Annotator]:
     """Read the artifacts of several sets into one vocabulary, keeping detections with score ≥ ``threshold``.
 
     Args:
-        folders: one folder of parquet parts per set, e.g. objects/scenes/A and objects/scenes/P.
+        folders: one folder of parquet parts per set, e.g. objects/scenes/A and objects/scenes/P, or several that are read as
+            one set.
         threshold: lowest score that counts, 0..1.
 
     Returns:
@@ -156,11 +159,14 @@ def read_objects(folders: Sequence[Path | str], threshold: float = 0.0) -> tuple
     annotator: Annotator | None = None
     tables: list[pa.Table] = []
     for folder in folders:
-        parts = visible_files(folder, "*.parquet")
-        if not parts:
-            raise UserError(
-                f"{folder} has no object parts (*.parquet); check objects=, or find them: dejavu annotate sets=[SET_OR_FOLDER] …"
-            )
+        parts = []
+        for path in [folder] if isinstance(folder, Path | str) else folder:
+            if not (found := visible_files(path, "*.parquet")):
+                raise UserError(
+                    f"{path} has no object parts (*.parquet); check objects=, or find them: dejavu annotate "
+                    "sets=[SET_OR_FOLDER] …"
+                )
+            parts += found
         folder_tables = []
         for path in parts:
             part_annotator, table = read_part(path)

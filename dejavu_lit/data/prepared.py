@@ -53,6 +53,8 @@ class DataSpec:
     """The object artifact: a name in the folder objects/, or a folder with one folder per set; evaluation needs it."""
     seed: int = 0
     """Seed of the splits, independent of the training seed."""
+    half: int = 0
+    """Which random half: 0 is the prepared split, in half j the pairs of A and B are dealt to them anew."""
     sizes: dict[str, int | float | None] = field(default_factory=dict)
     """{set: number of pairs, share below 1, or null for all that its list in keys names}."""
     near_duplicates: int | None = 6
@@ -135,8 +137,11 @@ class DataSpec:
 
     def shard_set(self, name: str) -> "ShardSet":
         """The set A, B, H, V or P, another set of the data folder, or a folder of shards elsewhere."""
+        from dejavu_lit.data.halves import POOL, open_half
         from dejavu_lit.data.shards import ShardSet
 
+        if self.half and name in POOL:
+            return open_half(self.folder, name, self.seed, self.half)
         return ShardSet.open(self.set_folder(name))
 
     def set_folder(self, name: str) -> Path:

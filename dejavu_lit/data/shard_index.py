@@ -45,6 +45,13 @@ class ShardIndex:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def subset(self, positions: Sequence[int]) -> "ShardIndex":
+        """The index of the pairs at ``positions``, in their order."""
+        rows = {position: row for row, position in enumerate(positions)}
+        places = {name: (rows[position], e) for name, (position, e) in self.places.items() if position in rows}
+        keys, members = (self.keys[position] for position in positions), (self.members[p] for p in positions)
+        return ShardIndex(self.path, tuple(keys), tuple(members), places)
+
     def pairs(self, positions: Sequence[int] | None = None, image: bool = True) -> Iterator[Pair | BadPair]:
         """The pairs at ``positions`` (by default all) in their order, read by webdataset in one pass over the tar.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dejavu_lit.data.epoch import epoch_plan, exposures
+from dejavu_lit.data.halves import source_sets
 from dejavu_lit.data.key_lists import later_duplicates, positions_of
 from dejavu_lit.data.manifest import MANIFEST
 from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
@@ -159,7 +160,9 @@ class AuditedModel:
         removed = None
         if self.config.get("mitigation", {}).get("dedup"):
             manifest = shards.folder.parent / MANIFEST
-            removed = later_duplicates(manifest, self.trained_on, shards, self.data.train_size, excluded)
+            removed = later_duplicates(
+                manifest, source_sets(shards, self.trained_on), shards, self.data.train_size, excluded
+            )
         plan = epoch_plan(
             shards.sizes,
             saved_plan["seed"],

@@ -174,6 +174,12 @@ def _check_training(target: AuditedModel, reference: AuditedModel, evaluation: P
         raise UserError(
             f"target={target.name} embeds captions only; a text model can only be the reference, so give another target"
         )
+    halves = {model.data.half if model.data else 0 for model in (target, reference)} | {data.half}
+    if len(halves) > 1:
+        raise UserError(
+            f"target={target.name}, reference={reference.name} and the data are of different random halves "
+            f"({', '.join(map(str, sorted(halves)))}); compare two runs of one half on their own data"
+        )
     for model in (target, reference):
         _ = model.run_json  # raises if a run is not finished
     if evaluation.allow_overlap:

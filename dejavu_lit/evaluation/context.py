@@ -2,6 +2,7 @@
 
 {config: the settings that cannot change, weights: the states of both models' weight files, largest_k, public,
 public_left_out: annotated public keys that were not searched, utility, exposure, search: what recomputing carries over,
+membership: {pairs: the setting with which the records were scored, unavailable: {column: why it is missing}},
 statistics: the settings and files of the last figures}
 """
 
@@ -17,7 +18,7 @@ from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.evaluation.audited_model import AuditedModel, changed_weights
 from dejavu_lit.evaluation.settings import PairEvaluation, saved_settings
 from dejavu_lit.measure.recompute import MODEL_FREE_OPTIONS, PLACEMENT_OPTIONS, read_metrics
-from dejavu_lit.measure.settings import Settings
+from dejavu_lit.measure.settings import MembershipSettings, Settings
 from dejavu_lit.utils.config import to_plain
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import fingerprint, read_json_object, visible_files, write_json
@@ -46,6 +47,11 @@ class EvaluationSpec:
     def config(self) -> dict[str, Any]:
         """The settings to save: those that figures depend on, with the data as resolved."""
         return saved_settings(self.evaluation) | {"data": to_plain(self.data) | {"dir": str(self.data.folder)}}
+
+    @property
+    def membership(self) -> MembershipSettings | None:
+        """Which pairs get membership scores; None: none."""
+        return self.evaluation.membership
 
     @cached_property
     def objects(self) -> Path:

@@ -28,15 +28,18 @@ from dejavu_lit.evaluation.context import (
     statistics_of,
     write_context,
 )
+from dejavu_lit.evaluation.membership import write_scores
 from dejavu_lit.evaluation.utility import utility
 from dejavu_lit.measure.controls import differences_sentence
 from dejavu_lit.measure.figures import BLOCK_SETS
 from dejavu_lit.measure.groups import group_gaps
+from dejavu_lit.measure.membership import holdout_tails
 from dejavu_lit.measure.metrics import measure
 from dejavu_lit.measure.per_pair import most_memorized, pair_gaps, read_keys, write_csv
-from dejavu_lit.measure.recompute import RECORD_FILES, gaps_by_objects, read_evaluation
+from dejavu_lit.measure.recompute import RECORD_FILES, gaps_by_objects, membership, read_evaluation
 from dejavu_lit.measure.records import EXPOSURE, META, SIDES, Records, write_records
 from dejavu_lit.measure.scores import Neighbors
+from dejavu_lit.measure.settings import MembershipSettings
 from dejavu_lit.utils.distributed import SINGLE_PROCESS, Ranks
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import read_json_object, write_json
@@ -74,17 +77,33 @@ def evaluate(spec: EvaluationSpec, ranks: Ranks = SINGLE_PROCESS) -> dict[str, A
         context = read_context(spec.out, fixed, models)
         spec.data.check()
         statistics = statistics_of(spec)
-    if ranks.first(context is None or context["largest_k"] < max(spec.settings.ks)):
+    is_searched = context is not None and context["largest_k"] >= max(spec.settings.ks)
+    is_scored = spec.membership is None or (is_searched and _is_scored(spec.membership, context))
+    is_searched, is_scored = ranks.first((is_searched, is_scored))
+    if not (is_searched and is_scored):
+        with ranks.step():
+            inputs = EvaluationInputs.open(spec.evaluation, spec.data, spec.out, max(spec.settings.ks))
+    if not is_searched:
         weights = _weight_states(spec, models, ranks)
-        searched = _embed_search_and_write_records(spec, ranks)
+        searched = _embed_search_and_write_records(spec, inputs, ranks)
         if ranks.rank == 0:
             context = searched | {"config": fixed, "weights": weights}
             write_context(spec.out, context)
             rmtree(spec.out / NEIGHBORS, ignore_errors=True)
+    if not is_scored and spec.membership is not None:
+        unavailable = write_scores(inputs, spec.membership, spec.out, ranks)
+        if ranks.rank == 0 and context is not None:
+            context = {**context, "membership": {"pairs": spec.membership.pairs, "unavailable": unavailable}}
+            write_context(spec.out, context)
     against_base = evaluate(spec.against_base, ranks) if spec.against_base else None
     if ranks.rank > 0 or context is None:
         return {}
     return finished_metrics(spec.out, context, statistics) or _measure(spec, context, statistics, against_base)
+
+
+def _is_scored(settings: MembershipSettings, context: Mapping[str, Any] | None) -> bool:
+    scored = (context or {}).get("membership")
+    return scored is not None and scored["pairs"] == settings.pairs
 
 
 def _weight_states(spec: EvaluationSpec, models: Mapping[str, AuditedModel], ranks: Ranks) -> dict[str, Any]:
@@ -96,11 +115,10 @@ def _weight_states(spec: EvaluationSpec, models: Mapping[str, AuditedModel], ran
         return {role: weight_states(model.weights) for role, model in models.items()}
 
 
-def _embed_search_and_write_records(spec: EvaluationSpec, ranks: Ranks) -> dict[str, Any]:
+def _embed_search_and_write_records(spec: EvaluationSpec, inputs: EvaluationInputs, ranks: Ranks) -> dict[str, Any]:
     """Write the records of every set, and return what recomputing needs; {} on all ranks but the first."""
     largest_k = max(spec.settings.ks)
     with ranks.step():
-        inputs = EvaluationInputs.open(spec.evaluation, spec.data, spec.out, largest_k)
         inputs.embed(ranks.share)
     with ranks.step():
         embedded = EmbeddedSets.open(inputs, spec.evaluation.allow_overlap)
@@ -172,9 +190,11 @@ class _Annotated:
 
 def _read_objects(spec: EvaluationSpec, inputs: EvaluationInputs, embedded: EmbeddedSets) -> _Annotated:
     _warn_of_widths(inputs, embedded)
-    folders = [*(spec.objects / BLOCK_SETS[block] for block in inputs.shards), spec.objects / inputs.public_name]
-    (*measured, public), _ = read_objects(folders, spec.settings.threshold)
-    truth = {block: objects.take(embedded.keys[block]) for block, objects in zip(inputs.shards, measured, strict=True)}
+    # A and B as one: in a random half each has pairs of both.
+    trained = [spec.objects / BLOCK_SETS[block] for block in inputs.shards if block != "null"]
+    others = (spec.objects / name for name in (BLOCK_SETS["null"], inputs.public_name))
+    (pool, holdout, public), _ = read_objects([trained, *others], spec.settings.threshold)
+    truth = {block: (holdout if block == "null" else pool).take(keys) for block, keys in embedded.keys.items()}
     unsearched = sorted(set(public.keys) - set(embedded.public_keys))
     return _Annotated(truth, public.take(embedded.public_keys), unsearched)
 
@@ -283,6 +303,8 @@ def _measure(
         for block, records in sets.items():
             write_records(out / RECORD_FILES[block], records, settings.k, settings.top_m)
     metrics = measure(sets["population"], sets.get("null"), sets.get("swapped"), settings, objects_at)
+    unavailable = (context.get("membership") or {}).get("unavailable")
+    metrics |= membership(sets, settings, metrics["reasons"], unavailable)
     metrics |= {name: context[name] for name in ("utility", "exposure", "search")}
     metrics |= {"raw_shards": context["raw_shards"]} if context.get("raw_shards") else {}
     metrics["training_differences"] = context.get("training_differences")  # not in the contexts of earlier versions
@@ -330,11 +352,16 @@ def _write_gaps_of_keys(spec: EvaluationSpec, keys: str, sets: Mapping[str, Reco
     """Write persons.json and persons.csv: the gaps of the pairs in the file ``keys``, ranked against H."""
     if "null" not in sets:
         raise UserError(f"keys={keys} needs the set H to rank against; prepare data with one")
-    gaps = pair_gaps(sets["population"], sets["null"], read_keys(keys), spec.settings.k, spec.settings.top_m)
+    population, null, k, top_m = sets["population"], sets["null"], spec.settings.k, spec.settings.top_m
+    gaps = pair_gaps(population, null, read_keys(keys), k, top_m)
+    scores = holdout_tails(population, null, [pair["key"] for pair in gaps["pairs"]], k, top_m)
+    for pair in gaps["pairs"]:
+        pair["membership"] = scores[pair["key"]]
     write_json(spec.out / "persons.json", gaps)
     rows = [
         {"key": pair["key"], "caption": pair["caption"]}
         | {f"{kind}_{name}": pair[kind][name] for kind in ("gap", "p", "q") for name in pair[kind]}
+        | {f"{kind}_{name}": f[kind] for name, f in pair["membership"].items() for kind in ("score", "p", "q")}
         for pair in gaps["pairs"]
     ]
     write_csv(spec.out / "persons.csv", rows)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from dejavu_lit.measure.settings import MainSettings, Settings, Statistics
+from dejavu_lit.measure.settings import MainSettings, MembershipSettings, Settings, Statistics
 from dejavu_lit.utils.config import to_plain
 from dejavu_lit.utils.errors import UserError
 
@@ -70,6 +70,8 @@ class EvaluationSettings(MainSettings):
     """The model that target and reference were fine-tuned from: the target's gap against it, beside the others."""
     group: str | None = None
     """An entry of the pairs' JSON, such as the owner: each group's gap and its p-value against H, to groups.csv."""
+    membership: MembershipSettings | None = field(default_factory=MembershipSettings)
+    """Membership scores beside the gaps; null: none."""
     keys: str | None = None
     """A file of keys of A, one per line: each pair's own gap and its p-value against H, to persons.csv."""
     report: ReportSettings = field(default_factory=ReportSettings)

@@ -100,7 +100,7 @@ def pool_seeds(values: Sequence[float]) -> SeedInterval:
     return SeedInterval(mean, sd, [float(mean - half), float(mean + half)])
 
 
-def memorization_found(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def memorization_found(evaluations: Sequence[Mapping[str, Any]], unit: str = "seed pair") -> dict[str, Any]:
     """Whether memorization was found, by the rule of docs/definitions.md, and the sentence that says so.
 
     It was found if the lower 95 % bound of symmetric PPG is above 0, both directions have the same sign, and corrected
@@ -108,13 +108,16 @@ def memorization_found(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, An
     bootstrap, which does not include training noise, and the sentence says "one seed pair". With two, each pair must pass
     alone. It cannot be said where |null PPG| is at least |symmetric PPG|, unless the null's interval contains 0 and nothing
     was found anyway: then it was not shown.
+    alone. ``unit`` says what the evaluations differ in: a seed pair, or a half, which is dealt anew with its own seed.
 
     Returns:
         {found: true|false|null, words, seed_pairs, interval: [low, high] or null, above_zero, one_sign, corrected}; the
         last three are the conditions of the rule. found is null if it cannot be said, or if one of the blocks is missing.
     """
     s, pooled = len(evaluations), pool_blocks(evaluations)
-    pairs = {1: "one seed pair", 2: "two seed pairs, too few for an interval over seeds"}.get(s, f"{s} seed pairs")
+    several, seeds = ("halves", "halves") if unit == "half" else (f"{unit}s", "seeds")
+    counts = {1: f"one {unit}", 2: f"two {several}, too few for an interval over {seeds}"}
+    pairs = counts.get(s, f"{s} {several}")
     missing = [name for name in ("swapped", "null") if pooled[name] is None]
     if missing:
         set_names = {"swapped": "the reference model's set B", "null": "the holdout set H"}

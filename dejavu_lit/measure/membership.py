@@ -10,33 +10,18 @@ needs no model. It compares A with H under the target; ``swapped`` compares B wi
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import false_discovery_control
 
 from dejavu_lit.data.splits import seeded_hash
 from dejavu_lit.measure.figures import MEMBERSHIP
 from dejavu_lit.measure.model_scores import MODEL_SCORES, OTHERS
 from dejavu_lit.measure.records import SIDES, Records
 from dejavu_lit.measure.roc import Auc, attack, auc_figure, audit, roc_points, spearman, unusable
-from dejavu_lit.utils.errors import UserError
 
 COLUMNS = tuple(f"{side}_{score}" for side in SIDES for score in MODEL_SCORES)
 DIFFERENCES = {"cosine_calibrated": "cosine", "clipmem": "alignment"}  # target minus reference of a model's score
-
-
-@dataclass(frozen=True)
-class MembershipSettings:
-    """Which pairs get membership scores."""
-
-    pairs: int | None = 10_000
-    """Pairs of each of A, B and H that are scored, drawn by hash; null: all."""
-
-    def __post_init__(self) -> None:
-        if self.pairs is not None and self.pairs < 1:
-            raise UserError(f"membership.pairs={self.pairs} must be at least 1, or null for all pairs")
 
 
 class ScoredSet:
@@ -211,6 +196,8 @@ def holdout_tails(
 
     The three values are None for pairs that were not drawn; a score that a model lacks is missing.
     """
+    from scipy.stats import false_discovery_control
+
     a, h = ScoredSet(population, k, top_m), ScoredSet(null, k, top_m)
     chosen = set(keys)
     rows = [row for row, key in enumerate(a.keys) if key in chosen]

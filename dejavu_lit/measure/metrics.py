@@ -25,7 +25,7 @@ from dejavu_lit.measure.settings import Settings
 from dejavu_lit.measure.subgroups import by_subgroup, column_names
 from dejavu_lit.utils.errors import UserError
 
-VERSION = 1  # of the schema of metrics.json
+VERSIONS = (1, 2)  # of the schema of metrics.json that can be read; 2 added membership, and is what is written
 
 ScorePair = tuple[Scores, Scores]  # target, reference
 ObjectsAt = Callable[
@@ -63,7 +63,7 @@ def measure(
     by_top_m = {m: {name: r.scores([settings.k], m) for name, r in sets.items()} for m in settings.top_ms}
     distance = population.target.distances[:, 0]
     body: dict[str, Any] = {
-        "schema": VERSION,
+        "schema": VERSIONS[-1],
         "k": settings.k,
         "counts": _counts(sets),
         **main,

@@ -17,7 +17,6 @@ from dejavu_lit.utils.parallel import thread_pool
 
 OTHERS = 512  # pairs of H that each pair is compared with
 MODEL_SCORES = ("cosine", "alignment", "loss")
-HALVES = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)  # the value of every float16
 ROWS = 1024  # pairs at once in each thread, which bounds the memory: 2 MiB per matrix of cosines
 
 
@@ -97,7 +96,6 @@ def _score_rows(
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    # NumPy converts halves one by one in software; looking them up is five times faster.
-    values = HALVES[vectors.view(np.uint16)] if vectors.dtype == np.float16 else np.asarray(vectors, np.float32)
+    values = np.asarray(vectors, np.float32)
     unit: np.ndarray = values / np.linalg.norm(values, axis=1, keepdims=True)
     return unit

@@ -13,7 +13,8 @@ from typing import Any
 
 from dejavu_lit.data.objects import Objects, read_objects
 from dejavu_lit.measure.figures import BLOCK_SETS
-from dejavu_lit.measure.metrics import VERSION, ObjectsAt, gap_blocks, measure
+from dejavu_lit.measure.membership import scoreboard
+from dejavu_lit.measure.metrics import VERSIONS, ObjectsAt, gap_blocks, measure
 from dejavu_lit.measure.records import Records, read_records
 from dejavu_lit.measure.settings import Settings
 from dejavu_lit.utils.errors import UserError
@@ -21,7 +22,19 @@ from dejavu_lit.utils.io import read_json_object
 
 RECORD_FILES = {"population": "records.parquet", "null": "records_null.parquet", "swapped": "records_swapped.parquet"}
 # Options of an evaluation that can change without searching again.
-MODEL_FREE_OPTIONS = ("k", "ks", "threshold", "top_m", "statistics", "objects", "by_objects", "keys", "group", "base")
+MODEL_FREE_OPTIONS = (
+    "k",
+    "ks",
+    "threshold",
+    "top_m",
+    "statistics",
+    "objects",
+    "by_objects",
+    "keys",
+    "membership",
+    "group",
+    "base",
+)
 # Options that decide where an evaluation is computed and stored, which its figures do not depend on.
 PLACEMENT_OPTIONS = ("device", "workers", "embeddings")
 # Parts of metrics.json that are the same at another k or with other objects.
@@ -58,10 +71,13 @@ def read_evaluation(
         )
 
     def objects_at(threshold: float) -> Mapping[str, Objects]:
-        set_names = [BLOCK_SETS[name] for name in paths]
-        *by_set, public_objects = read_objects([objects / name for name in (*set_names, public)], threshold)[0]
+        # A and B as one: in a random half each has pairs of both.
+        trained = [objects / BLOCK_SETS[name] for name in ("population", "swapped") if name in paths]
+        holdout = [objects / BLOCK_SETS["null"]] if "null" in paths else []
+        pool, *rest, public_objects = read_objects([trained, *holdout, objects / public], threshold)[0]
         searched = public_objects.take(sorted(public_objects.keys if public_keys is None else public_keys))
-        return dict(zip(set_names, by_set, strict=True)) | {"P": searched}
+        by_set = {BLOCK_SETS[name]: rest[0] if name == "null" else pool for name in paths}
+        return by_set | {"P": searched}
 
     joined = objects_at(threshold)
     records = {name: read_records(path, joined[BLOCK_SETS[name]], joined["P"]) for name, path in paths.items()}
@@ -96,7 +112,9 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     import jsonschema
 
     path = folder / "metrics.json"
-    metrics = read_json_object(path, VERSION)
+    metrics = read_json_object(path)
+    if metrics.get("schema", VERSIONS[0]) not in VERSIONS:
+        read_json_object(path, VERSIONS[-1])  # raises, with both numbers
     schema = json.loads((files("dejavu_lit.measure") / "metrics.schema.json").read_text(encoding="utf-8"))
     error = next(jsonschema.Draft202012Validator(schema).iter_errors(metrics), None)
     if error is not None:
@@ -133,4 +151,22 @@ def recompute_metrics(
     sets, objects_at = read_evaluation(folder, objects, settings.threshold, public, public_keys)
     body = measure(sets["population"], sets.get("null"), sets.get("swapped"), settings, objects_at)
     unchanged = {name: old[name] for name in UNCHANGED_PARTS if name in old}
+    if "membership" in old:  # the first schema has none
+        body |= membership(sets, settings, body["reasons"], (old["membership"] or {}).get("unavailable"))
     return body | unchanged | {"settings": old["settings"] | body["settings"]}
+
+
+def membership(
+    sets: Mapping[str, Records],
+    settings: Settings,
+    reasons: dict[str, str],
+    unavailable: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """{membership: the scoreboard of the records}; if they have no scores it is None, and ``reasons`` gets the reason.
+
+    unavailable: {column of A's records: why it is missing}, as the evaluation found it.
+    """
+    board = scoreboard(sets, settings.k, settings.top_m, settings.seed, unavailable)
+    if board is None:
+        reasons["membership"] = "the records have no membership scores: membership=null left them out"
+    return {"membership": board}

@@ -7,7 +7,8 @@
 Columns: key, caption, objects list<string>; and for ``target_`` and ``reference_``: neighbors list<string> and distances
 list<float> (1 − cosine) up to the largest k; predicted list<string>, hits, precision, recall at the main k. Rows without
 objects stay, with null precision and recall. String lists are dictionary-encoded. Further columns (``Records.columns``) are in
-``NAME.columns.parquet`` beside it: exposure, and ``meta.NAME`` for the entry NAME of the pairs' JSON.
+``NAME.columns.parquet`` beside it: exposure, ``meta.NAME`` for the entry NAME of the pairs' JSON, and for ``target_`` and
+``reference_`` the membership scores cosine, alignment, loss (null for pairs that were not drawn).
 """
 
 import json
@@ -121,7 +122,7 @@ def write_records(path: Path | str, records: Records, k: int, top_m: int | None 
     path = Path(path)
     scores = dict(zip(SIDES, records.scores([k], top_m), strict=True))
     if records.columns:
-        _write_columns(_columns_path(path), records)
+        _write_columns(_columns_path(path), records.keys, records.columns)
     else:
         _columns_path(path).unlink(missing_ok=True)
     with (
@@ -131,6 +132,48 @@ def write_records(path: Path | str, records: Records, k: int, top_m: int | None 
         for start in range(0, max(len(records), 1), ROW_GROUP):
             block = slice(start, min(start + ROW_GROUP, len(records)))
             writer.write_table(_block(records, scores, block, k, top_m))
+
+
+def add_columns(path: Path | str, columns: Mapping[str, Mapping[str, Any]]) -> None:
+    """Add further columns to a records file, atomically: {name: {key: value}}, None for the pairs without a value.
+
+    Raises:
+        UserError: the file does not exist or is not a records file.
+    """
+    path = Path(path)
+    with records_file_errors(path):
+        check_schema(path, ["key"])
+        keys = pq.read_table(path, columns=["key"])["key"].to_pylist()
+    known = _read_columns(_columns_path(path), keys)
+    added = {name: [values.get(key) for key in keys] for name, values in columns.items()}
+    _write_columns(_columns_path(path), keys, {**known, **added})
+
+
+def read_columns(path: Path | str, names: Sequence[str]) -> tuple[list[str], dict[str, np.ndarray]]:
+    """The keys of a records file, and values of both models without joining objects, float64 [n] by ``SIDE_NAME``.
+
+    Args:
+        names: hits (NaN for pairs without objects), or membership scores (NaN for pairs that were not drawn).
+
+    Raises:
+        UserError: the file does not exist or is not a records file.
+    """
+    path = Path(path)
+    stored = [f"{side}_hits" for side in SIDES]
+    with records_file_errors(path):
+        check_schema(path, ["key", "target_recall", *stored])
+        table = pq.read_table(path, columns=["key", "target_recall", *stored])
+    keys = table["key"].to_pylist()
+    added = _read_columns(_columns_path(path), keys)
+    without_objects = table["target_recall"].is_null().to_numpy()
+    values = {}
+    for name in (f"{side}_{name}" for side in SIDES for name in names):
+        if name in stored:
+            values[name] = np.where(without_objects, np.nan, table[name].to_numpy())
+        else:
+            column = added.get(name, [None] * len(keys))
+            values[name] = np.array([np.nan if value is None else value for value in column], np.float64)
+    return keys, values
 
 
 def _block(records: Records, scores: dict[str, Scores], block: slice, k: int, top_m: int | None) -> pa.Table:
@@ -261,11 +304,11 @@ def _columns_path(path: Path) -> Path:
     return path.with_suffix(".columns.parquet")
 
 
-def _write_columns(path: Path, records: Records) -> None:
+def _write_columns(path: Path, keys: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> None:
     # Values are stored as JSON text: a pair's JSON may have any type, even different ones for different pairs.
-    columns = {name: pa.array(_as_json(c)) for name, c in records.columns.items()}
+    texts = {name: pa.array(_as_json(column), pa.string()) for name, column in columns.items()}
     with atomic(path) as part:
-        pq.write_table(pa.table({"key": pa.array(records.keys, pa.string()), **columns}), part, compression="zstd")
+        pq.write_table(pa.table({"key": pa.array(keys, pa.string()), **texts}), part, compression="zstd")
 
 
 def _read_columns(path: Path, keys: list[str]) -> dict[str, list[Any]]:

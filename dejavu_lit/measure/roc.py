@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from scipy.special import betaincinv, logit
-from scipy.stats import rankdata, spearmanr
 
 FPRS = (0.01, 0.001)
 RESAMPLES = 2000  # stratified, behind the interval of a TPR
@@ -33,11 +32,8 @@ class Auc:
     @classmethod
     def of(cls, members: np.ndarray, others: np.ndarray) -> "Auc":
         """The AUC of the scores of m ≥ 1 members against those of n ≥ 1 non-members."""
-        m, n = len(members), len(others)
-        ranks = rankdata(np.concatenate([members, others]))
-        above = (ranks[:m] - rankdata(members)) / n
-        below = 1 - (ranks[m:] - rankdata(others)) / m
-        return cls(float(above.mean()), above, below)
+        above = _share_below(members, others)
+        return cls(float(above.mean()), above, 1 - _share_below(others, members))
 
     @property
     def se(self) -> float:
@@ -49,6 +45,14 @@ class Auc:
         shared = np.cov(self.others, other.others)[0, 1] / len(self.others) if len(self.others) > 1 else np.nan
         variance = self.se**2 + other.se**2 + 2 * shared
         return (self.value + other.value) / 2, float(np.sqrt(max(variance, 0.0)) / 2)
+
+
+def _share_below(scores: np.ndarray, rivals: np.ndarray) -> np.ndarray:
+    """The share of ``rivals`` below each score; ties count ½."""
+    ascending = np.sort(rivals)
+    below, up_to = np.searchsorted(ascending, scores, "left"), np.searchsorted(ascending, scores, "right")
+    shares: np.ndarray = (below + up_to) / (2 * len(rivals))
+    return shares
 
 
 def _variance(placements: np.ndarray) -> float:
@@ -143,6 +147,8 @@ def spearman(first: np.ndarray, second: np.ndarray) -> tuple[dict[str, Any] | No
 
     The interval is Fisher's z with the standard error √((1 + ρ² / 2) / (n − 3)) of Bonett and Wright (Psychometrika 2000).
     """
+    from scipy.stats import spearmanr  # takes a second to import, which recomputing without scores does not need
+
     n = len(first)
     if n < 4:
         return None, f"{n} pairs are too few for a rank correlation with an interval"

@@ -50,6 +50,18 @@ class Statistics(Resampling):
 
 
 @dataclass(frozen=True)
+class MembershipSettings:
+    """Which pairs get membership scores."""
+
+    pairs: int | None = 10_000
+    """Pairs of each of A, B and H that are scored, drawn by hash; null: all."""
+
+    def __post_init__(self) -> None:
+        if self.pairs is not None and self.pairs < 1:
+            raise UserError(f"membership.pairs={self.pairs} must be at least 1, or null for all pairs")
+
+
+@dataclass(frozen=True)
 class MainSettings:
     """What the main figures are about."""
 

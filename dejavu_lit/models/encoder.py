@@ -16,13 +16,15 @@ class Encoder(Protocol):
 
     ``name`` is the name that the user gave. ``fingerprint`` covers weights, preprocessing and architecture, so two names
     of the same model have the same fingerprint. ``pixels`` covers the preprocessing alone: encoders with the same
-    ``pixels`` take the same preprocessed images.
+    ``pixels`` take the same preprocessed images. ``logit_scale`` is the multiplier 1/τ of the cosines in the model's own
+    loss, None if it has none.
     """
 
     name: str
     fingerprint: str
     pixels: str
     device: torch.device
+    logit_scale: float | None
 
     def preprocess(self, image: Image.Image | torch.Tensor) -> np.ndarray:
         """The model's own resize and crop: uint8 [3, h, w]. ``encode_images`` normalizes.

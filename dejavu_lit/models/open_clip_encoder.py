@@ -55,6 +55,7 @@ class OpenClipEncoder:
         )
         self.pixels = fingerprint(preprocess)
         self.model: Any = model.eval().requires_grad_(False).to(self.device)
+        self.logit_scale: float | None = float(model.get_parameter("logit_scale").exp())
         self.tokenizer = tokenizer
         self._preprocess = Preprocess(preprocess)
         mean, std = (torch.tensor(preprocess[name], device=self.device).view(-1, 1, 1) for name in ("mean", "std"))

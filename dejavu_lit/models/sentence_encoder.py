@@ -25,6 +25,7 @@ class TextEncoder:
         self.name = name.text
         self.pixels = ""  # it takes no images
         self.device = torch_device(device)
+        self.logit_scale: float | None = None  # it was trained to compare captions, not images with captions
         folder = model_folder(name.rest)
         try:
             from sentence_transformers import SentenceTransformer

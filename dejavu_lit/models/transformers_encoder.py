@@ -34,6 +34,7 @@ class TransformersEncoder:
         )
         self.pixels = fingerprint(processor)
         self._model = model.eval().requires_grad_(False).to(self.device)
+        self.logit_scale: float | None = float(model.logit_scale.exp())
         normalized = self._processor.do_normalize
         mean = self._processor.image_mean if normalized else [0.0] * 3
         std = self._processor.image_std if normalized else [1.0] * 3

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dejavu_lit.data.halves import source_sets
 from dejavu_lit.data.objects import Objects, read_objects
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import ShardSet
@@ -14,7 +15,7 @@ from dejavu_lit.measure.recompute import read_metrics
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.report.cards import CardImages, Row, cards, choose_keys, read_ranks, read_rows, write_script
 from dejavu_lit.report.figure_files import draw_figures
-from dejavu_lit.report.images import read_boxes, write_thumbnails
+from dejavu_lit.report.images import Boxes, Thumbnail, read_boxes, write_thumbnails
 from dejavu_lit.report.modelcard import latex, markdown
 from dejavu_lit.report.page import evaluation_page
 from dejavu_lit.utils.errors import UserError
@@ -89,7 +90,8 @@ class Evaluation:
         if self.data is None:
             return None, None
         spec = self._data_spec()
-        return _open_shards("A", lambda: spec.folder / "A"), _open_shards(self.public_name(), spec.public_folder)
+        public = _open_shards(self.public_name(), lambda: ShardSet.open(spec.public_folder()))
+        return _open_shards("A", lambda: spec.shards("A")), public
 
     def objects_folder(self) -> Path | None:
         """The folder of the object artifact; None if it is not available."""
@@ -107,14 +109,15 @@ class Evaluation:
 
     def _data_spec(self) -> DataSpec:
         config = self.metrics.get("provenance", {}).get("config", {}).get("data", {})
-        options = {"public": self.metrics["settings"].get("public"), "public_sets": config.get("public_sets")}
+        options = {"public": self.metrics["settings"].get("public")}
+        options |= {name: config.get(name) for name in ("public_sets", "half", "seed")}
         folder = str(self.data.absolute()) if self.data else None  # absolute, so it is a folder and never an address
         return DataSpec("evaluated", folder, **{name: value for name, value in options.items() if value})
 
 
-def _open_shards(name: str, folder: Callable[[], Path]) -> ShardSet | None:
+def _open_shards(name: str, opened: Callable[[], ShardSet]) -> ShardSet | None:
     try:
-        return ShardSet.open(folder())
+        return opened()
     except UserError as error:
         log.warning("the report has no images of %s: %s", name, error)
         return None
@@ -144,9 +147,17 @@ def write_card_images(evaluation: Evaluation, rows: list[Row], folder: Path, ear
     return CardImages(
         {key: thumbnail.name for key, thumbnail in a.items()},
         {key: thumbnail.name for key, thumbnail in p.items()},
-        read_boxes(a, objects / "A", threshold) if a and objects else {},
+        _own_boxes(a, objects, own, threshold) if a and objects and own else {},
         read_boxes(p, objects / evaluation.public_name(), threshold) if p and objects else {},
     )
+
+
+def _own_boxes(thumbnails: Mapping[str, Thumbnail], objects: Path, own: ShardSet, threshold: float) -> dict[str, Boxes]:
+    return {
+        key: boxes
+        for name in source_sets(own, "A")
+        for key, boxes in read_boxes(thumbnails, objects / name, threshold).items()
+    }
 
 
 def write_evaluation_page(

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, UTILITY
+from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows
 from dejavu_lit.report.narrative import exposure_summary, no_recommendation, signed
 
 AUDIT = {"type": "feature-extraction", "name": "déjà vu memorization, target against reference"}
@@ -34,6 +35,9 @@ def markdown(metrics: Metrics) -> str:
     tables = [_markdown_table(GAP_HEADERS, rows)]
     if utility := _utility_rows(metrics):
         tables.append(_markdown_table(("utility", "target", "reference"), utility))
+    if board := metrics.get("membership"):
+        tables.append(_markdown_table(("membership score", *MEMBERSHIP_HEADERS), membership_rows(board)))
+        tables += filter(None, [epsilon_sentence(board)])
     texts = [
         _escape(text, MARKDOWN) for text in (metrics["found"]["words"], _settings(metrics), exposure_summary(metrics))
     ]

@@ -3,6 +3,7 @@
     symmetric/ppg, symmetric/ppg_low, symmetric/ppg_high (95 %), symmetric/ppg_mean, symmetric/ppg_std (100 draws of 10 %)
     by_k/5/symmetric/ppg …          sample/distance/top_100/recall_gap …        planted/20/prg …
     by_objects/owlv2/symmetric/ppg …
+    membership/cosine/auc, membership/cosine/auc_low …, membership/cosine/tpr_0.01 …, membership/epsilon
     utility/target/zeroshot_top1 …  exposure/target_mean …                      counts/records …        found
 
 A number that was not measured is missing; ``found`` is 1 or 0, and missing without a verdict.
@@ -12,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dejavu_lit.measure.figures import DISPLAY_ORDER, FIGURES, SAMPLE_GAPS
+from dejavu_lit.measure.figures import DISPLAY_ORDER, FIGURES, MEMBERSHIP, SAMPLE_GAPS
 
 COUNTS = ("records", "without_objects", "public")
 
@@ -93,7 +94,19 @@ def _figure_scalars(name: str, figure: Mapping[str, Any]) -> Iterator[tuple[str,
 
 
 def _model_scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Utility and exposure of both models."""
+    """Membership, and utility and exposure of both models."""
+    board = row.get("membership") or {}
+    for score in MEMBERSHIP:
+        if entry := board.get(score):
+            named = {"auc": entry["auc"], "symmetric": entry["symmetric"]}
+            named |= {f"tpr_{fpr}": figure for fpr, figure in entry["tpr_at_fpr"].items()}
+            for name, figure in named.items():
+                if figure is not None:
+                    yield f"membership/{score}/{name}", figure["value"]
+                    for end, value in zip(("low", "high"), figure["ci95"] or (), strict=False):
+                        yield f"membership/{score}/{name}_{end}", value
+    if (epsilon := board.get("epsilon")) is not None:
+        yield "membership/epsilon", epsilon["epsilon"] if isinstance(epsilon, Mapping) else epsilon
     for side in ("target", "reference"):
         for name, value in ((row.get("utility") or {}).get(side) or {}).items():
             if isinstance(value, int | float):

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from dejavu_lit.measure.controls import beats_blind, differences_sentence
 from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES
+from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows, memorization_sentences
 from dejavu_lit.report.narrative import meanings, study_sentence
 from dejavu_lit.utils.run_directory import RunDirectory
 
@@ -79,6 +80,8 @@ def show_evaluation(metrics: Mapping[str, Any], out: Path, width: int | None = N
         terminal.print(beats_blind(metrics["blind"])[1], soft_wrap=True)
     if metrics.get("training_differences"):
         terminal.print(differences_sentence(metrics["training_differences"]), soft_wrap=True)
+    if board := metrics.get("membership"):
+        _show_membership(terminal, board)
     utility = metrics.get("utility") or {}
     for side in ("target", "reference"):
         values = {name: value for name, value in (utility.get(side) or {}).items() if isinstance(value, float)}
@@ -117,6 +120,18 @@ def _explain(terminal: Console, left_out: Sequence[str]) -> None:
         terminal.print(sentence)
     if left_out:
         terminal.print(f"left out at {terminal.width} columns: {', '.join(left_out)}")
+
+
+def _show_membership(terminal: Console, board: Mapping[str, Any]) -> None:
+    """One row per score, and the bound on ε."""
+    labels, *figures = zip(*membership_rows(board), strict=True)
+    columns = [Column("score", labels, justify="left")]
+    orders = (KEPT, KEPT, 4, 1, 2, 3)
+    columns += [Column(*column) for column in zip(MEMBERSHIP_HEADERS, figures, orders, strict=True)]
+    title = f"membership, {board['pairs']['A']} pairs of A against {board['pairs']['H']} of H"
+    fitting_table(terminal, title, columns)
+    if epsilon := epsilon_sentence(board):
+        terminal.print(epsilon, soft_wrap=True)
 
 
 def _gaps_text(block: Mapping[str, Any]) -> str:
@@ -167,13 +182,16 @@ def show_study(study: Mapping[str, Any], out: Path, width: int | None = None) ->
     terminal = console(width)
     _explain(terminal, fitting_table(terminal, "memorization against utility", _study_columns(study)))
     for pooled in study["pooled"]:
+        unit = "halves" if any(pooled.get("halves", [])) else "seeds"
         spread = (pooled["symmetric"] or {}).get("ppg") or {}
-        sd = f" (sd over {len(pooled['seeds'])} seeds {spread['sd']:.3f})" if spread.get("sd") is not None else ""
+        sd = f" (sd over {len(pooled['seeds'])} {unit} {spread['sd']:.3f})" if spread.get("sd") is not None else ""
         verdict = pooled["found"]["words"]
         if pooled.get("difference"):
             difference = pooled["difference"]["words"]
             verdict += f" {difference[0].upper()}{difference[1:]}."
         terminal.print(f"{pooled['name']}, {pooled['train_size']} pairs: {verdict}{sd}", soft_wrap=True)
+        for line in memorization_sentences(pooled.get("memorization")):
+            terminal.print(line, soft_wrap=True)
     recommended = f"recommended: {study['recommended']}" if study["recommended"] else "nothing is recommended"
     terminal.print(f"frontier: {', '.join(study['frontier']) or 'empty'}; {recommended}", soft_wrap=True)
     terminal.print(f"{study_sentence(study)}.", soft_wrap=True)
@@ -197,6 +215,7 @@ def _study_columns(study: Mapping[str, Any]) -> list[Column]:
         Column("95 % of PPG", intervals, 3),
         Column("PPG drop", [_drop(study, r) for r in rows], 1),
         Column("null PPG", null, 4),
+        Column("AUC", [_membership_auc(r) for r in rows], 4),
         Column("zero-shot", [_utility(r, "zeroshot_top1") for r in rows], 2),
         Column("t2i R@1", [_utility(r, "t2i_r1") for r in rows], 7),
     ]
@@ -219,6 +238,12 @@ def _drop(study: Mapping[str, Any], row: Mapping[str, Any]) -> str:
 def _utility(row: Mapping[str, Any], measure: str) -> str:
     value = ((row.get("utility") or {}).get("target") or {}).get(measure)
     return "–" if value is None else f"{value:.3f}"
+
+
+def _membership_auc(row: Mapping[str, Any]) -> str:
+    """The AUC of membership by cosine."""
+    attack = ((row.get("membership") or {}).get("cosine") or {}).get("auc")
+    return f"{attack['value']:.3f}" if attack else "–"
 
 
 def show_next_steps(out: Path, page: Path | None, study: bool) -> None:

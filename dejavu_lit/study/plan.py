@@ -37,11 +37,12 @@ class PlannedRow:
     """The settings of each side's run."""
     evaluation: EvaluationSettings
     series: str | None = None
+    half: int = 0
 
     @property
     def label(self) -> str:
-        """The name of its folders: the setting, the size if one was chosen, and the seed."""
-        return label(self.name, self.train_size, self.seed)
+        """The name of its folders: the setting, the size if one was chosen, the seed, and the half beyond the first."""
+        return label(self.name, self.train_size, self.seed, self.half)
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def make_plan(out: Path, rows: Sequence[PlannedRow]) -> Plan:
             {side: epoch for side, (_, epoch) in locations.items() if epoch is not None},
             row.series,
             evaluation=row.evaluation,
+            half=row.half,
         )
         folder = _evaluation_folder(out / "evaluations", row.label, evaluation_request(cell))
         key = fingerprint([locations, saved_settings(row.evaluation)])

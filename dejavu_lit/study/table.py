@@ -17,11 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dejavu_lit.evaluation.settings import EvaluationSettings, saved_settings
-from dejavu_lit.measure.controls import compare_settings, memorization_found, pool_blocks
-from dejavu_lit.measure.figures import BLOCKS
+from dejavu_lit.measure.controls import compare_settings, memorization_found, pool_blocks, pool_seeds
+from dejavu_lit.measure.figures import BLOCKS, MEMBERSHIP
 from dejavu_lit.measure.recompute import read_evaluation
 from dejavu_lit.measure.records import Records
 from dejavu_lit.measure.settings import Resampling
+from dejavu_lit.study.halves import write_memorization
 from dejavu_lit.study.ranking import add_verdict, comparison_key, pool_differences, rank
 from dejavu_lit.training.settings import TrainingRun
 from dejavu_lit.utils.config import flatten, to_plain
@@ -57,11 +58,13 @@ class Cell:
     """The folder of its evaluation, which several cells may share."""
     evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
     """The settings of its evaluation."""
+    half: int = 0
+    """The random half that its runs trained on; 0 is the prepared split."""
 
     @property
     def label(self) -> str:
-        """The name of its folder: the setting, the size if one was chosen, and the seed."""
-        return label(self.name, self.train_size, self.seed)
+        """The name of its folder: the setting, the size if one was chosen, the seed, and the half beyond the first."""
+        return label(self.name, self.train_size, self.seed, self.half)
 
     def model_name(self, side: str) -> str:
         """The model of one side, as ``dejavu evaluate`` names it: RUN or RUN@EPOCH."""
@@ -69,10 +72,11 @@ class Cell:
         return f"{run}@{self.epochs[side]}" if side in self.epochs else str(run)
 
 
-def label(name: str, train_size: int | None, seed: int) -> str:
-    """The folder name for a setting, its size if one was chosen, and the seed."""
+def label(name: str, train_size: int | None, seed: int, half: int = 0) -> str:
+    """The folder name for a setting, its size if one was chosen, the seed, and the half beyond the first."""
+    dealt = f"-h{half}" if half else ""
     size = f"-n{train_size}" if train_size is not None else ""
-    return f"{re.sub(r'[^A-Za-z0-9_.=-]+', '-', name).strip('.-') or 'setting'}{size}-s{seed}"
+    return f"{re.sub(r'[^A-Za-z0-9_.=-]+', '-', name).strip('.-') or 'setting'}{size}-s{seed}{dealt}"
 
 
 def evaluation_folder(out: Path, cell: Cell) -> Path:
@@ -110,6 +114,7 @@ def evaluate_cells(
         (the rows of study.json, {cell label: why it has no row}).
     """
     rows, failures = [], {}
+    sizes: dict[tuple[str, int | None], int] = {}
     for number, cell in enumerate(cells, start=1):
         if broken := [path for path in (cell.target, cell.reference) if path in failed]:
             failures[cell.label] = f"training of {broken[0].name} failed: {failed[broken[0]]}"
@@ -118,7 +123,10 @@ def evaluate_cells(
         log.info("evaluating %d of %d: %s", number, len(cells), cell.label)
         try:
             cell = match_stop_epoch(cell)
-            rows.append(study_row(out, cell, evaluate(cell, folder), folder))
+            row = study_row(out, cell, evaluate(cell, folder), folder)
+            # A half may lack a group of duplicates that fits into neither side; it is the same setting all the same.
+            row["train_size"] = sizes.setdefault((cell.name, cell.train_size), row["train_size"])
+            rows.append(row)
         except Exception as error:  # of any kind: one setting must not stop the others
             sentence = error_sentence(error)
             failures[cell.label] = sentence or f"{type(error).__name__}: {error}"
@@ -137,13 +145,24 @@ def study_row(out: Path, cell: Cell, metrics: Mapping[str, Any], folder: Path) -
         "objects": metrics["settings"].get("objects"),
         "train_size": cell.train_size or metrics["counts"]["records"] + metrics["counts"]["without_objects"],
         "seed": cell.seed,
+        "half": cell.half,
         "knobs": knobs(cell.target, cell.epochs.get("target")),
         **{block: metrics[block] for block in BLOCKS},
         "utility": metrics["utility"],
+        "membership": membership_summary(metrics.get("membership")),
         "exposure": metrics["exposure"],
         "seconds": sum(_training_seconds(getattr(cell, side), cell.epochs.get(side)) for side in SIDES),
         "metrics": os.path.relpath(folder / "metrics.json", out),
     }
+
+
+def membership_summary(board: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The scoreboard of one evaluation without its curves and details."""
+    if board is None:
+        return None
+    parts = ("auc", "tpr_at_fpr", "symmetric")
+    scores = {name: entry and {part: entry[part] for part in parts} for name in MEMBERSHIP for entry in [board[name]]}
+    return scores | {"epsilon": board["epsilon"] and board["epsilon"]["epsilon"]}
 
 
 def _training_seconds(run: Path, epoch: int | None) -> float:
@@ -175,7 +194,7 @@ def write_study(
         utility_loss: largest drop of zero-shot accuracy that a recommended setting may cost, as a share (0.02: two points).
     """
     differences, incomparable = _differences(out, rows)
-    pooled = _pool_settings(rows, pool_differences(differences))
+    pooled = _pool_settings(rows, pool_differences(differences), write_memorization(out, rows))
     study = {
         "schema": SCHEMA,
         "settings": list(rows),
@@ -200,8 +219,10 @@ def write_study(
     return study
 
 
-def _pool_settings(rows: Sequence[Mapping[str, Any]], differences: Mapping[Any, Any]) -> list[dict[str, Any]]:
-    """Each (setting, size) over its seeds: means, spread, t intervals, the verdict, and the difference to the default."""
+def _pool_settings(
+    rows: Sequence[Mapping[str, Any]], differences: Mapping[Any, Any], memorization: Mapping[Any, Any]
+) -> list[dict[str, Any]]:
+    """Each (setting, size) over its seeds or halves: means, spread, t intervals, the verdict, the difference to the default."""
     groups: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["name"], row["train_size"]), []).append(row)
@@ -212,12 +233,25 @@ def _pool_settings(rows: Sequence[Mapping[str, Any]], differences: Mapping[Any, 
             "series": group[0].get("series"),
             "public": group[0].get("public"),
             "seeds": [row["seed"] for row in group],
+            "halves": [row.get("half", 0) for row in group],
             **pool_blocks(group),
-            "found": memorization_found(group),
+            "membership": _pool_membership(group),
+            "memorization": memorization.get((name, size)),
+            "found": memorization_found(group, "half" if any(row.get("half") for row in group) else "seed pair"),
             "difference": differences.get((name, size)),
         }
         for (name, size), group in groups.items()
     ]
+
+
+def _pool_membership(group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """{score: {mean, sd, ci95} of the symmetric AUC over the rows}; None for a score that a row lacks."""
+    pooled: dict[str, Any] = {}
+    for score in MEMBERSHIP:
+        figures = [((row.get("membership") or {}).get(score) or {}).get("symmetric") for row in group]
+        values = [figure["value"] for figure in figures if figure is not None]
+        pooled[score] = pool_seeds(values)._asdict() if values and len(values) == len(figures) else None
+    return pooled
 
 
 def _differences(out: Path, rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

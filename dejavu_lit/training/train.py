@@ -19,6 +19,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from dejavu_lit.data.loader import loader_failure
 from dejavu_lit.data.manifest import MANIFEST
 from dejavu_lit.data.module import PairDataModule
+from dejavu_lit.data.prepared import TRAINED_ON
 from dejavu_lit.data.raw_stream import RawDataModule
 from dejavu_lit.models.build import build_model, export_config, export_weights
 from dejavu_lit.models.preprocess import Augment, Preprocess
@@ -117,6 +118,7 @@ def _build_model_and_data(run: TrainingRun, out: Path) -> tuple[ClipModule, Pair
         "seed": run.seed,
         "preprocess": Preprocess(image_config),
         "tokenizer": load_tokenizer(f"local-dir:{out / 'model'}"),
+        "shards": run.data.shard_set(TRAINED_ON[run.side]) if run.data.half else None,
         "train_size": run.data.train_size,
         "repeat": run.data.repeat,
         "mitigation": run.mitigation,

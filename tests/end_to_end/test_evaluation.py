@@ -168,9 +168,62 @@ def test_a_finished_evaluation_says_so(evaluation, runs):
     assert (evaluation / "metrics.json").read_bytes() == before
 
 
+def test_membership_scores_agree_with_the_embeddings(evaluation, runs):
+    found = metrics(evaluation)["membership"]
+    assert found["pairs"] == {"A": 96, "H": 48, "B": 96}
+    assert found["others"] == 47
+    values = {}
+    for name, file in (("A", "records"), ("H", "records_null")):
+        table = pq.read_table(evaluation / f"{file}.columns.parquet").to_pylist()
+        saved = {
+            row["key"]: {n: json.loads(row[n]) for n in row if n.startswith(("target_", "reference_"))} for row in table
+        }
+        for side, folder in runs.items():
+            images, texts = vectors_of(folder, name, "image"), vectors_of(folder, name, "text")
+            for key, row in saved.items():
+                assert row[f"{side}_cosine"] == pytest.approx(float(images[key] @ texts[key]), abs=1e-5)
+        values[name] = [row["target_cosine"] for row in saved.values()]
+    wins = [(a > h) + (a == h) / 2 for a in values["A"] for h in values["H"]]
+    assert found["cosine"]["auc"]["value"] == pytest.approx(np.mean(wins), abs=1e-12)
+    for entry in (found[name] for name in ("cosine", "alignment", "loss", "cosine_calibrated", "clipmem", "dejavu")):
+        assert 0 <= entry["symmetric"]["value"] <= 1
+    assert "48 non-members are fewer" in found["cosine"]["reasons"]["tpr_at_fpr.0.01"]
+    assert found["epsilon"]["pairs"] == 192
+
+
+def test_membership_scores_are_added_to_an_evaluation_and_left_out(evaluation, runs, tmp_path):
+    out = tmp_path / "gap"
+    options = [f"target={runs['target']}", f"reference={runs['reference']}", f"out={out}", f"k={K}", "ks=[1,5]"]
+    assert call("evaluate", *options, "membership=null", "report.write=false").returncode == 0
+    bare = metrics(out)
+    assert bare["membership"] is None
+    assert "membership=null" in bare["reasons"]["membership"]
+    done = call("evaluate", *options, "membership.pairs=40", "report.write=false")
+    assert done.returncode == 0, done.stderr
+    assert "membership, 40 pairs of A against 40 of H" in done.stdout
+    assert "It refutes claims of privacy; it proves none." in done.stdout
+    drawn = metrics(out)
+    assert drawn["membership"]["pairs"] == {"A": 40, "H": 40, "B": 40}
+    assert drawn["population"] == bare["population"]
+    done = call("evaluate", *options, "report.write=false", "fail_if='membership.cosine.auc.value>=0'")
+    assert done.returncode == 3
+    assert metrics(out)["membership"] == metrics(evaluation)["membership"]
+    done = call("evaluate", *options, "membership.pairs=0")
+    assert "membership.pairs=0 must be at least 1" in done.stderr
+
+
 def test_any_model_is_audited_from_its_embeddings(evaluation, runs, scenes, tmp_path):
     for side, folder in runs.items():
-        for name, modality in (("A", "text"), ("B", "text"), ("H", "text"), ("H", "image"), ("P", "image")):
+        kept = [
+            ("A", "text"),
+            ("B", "text"),
+            ("H", "text"),
+            ("H", "image"),
+            ("P", "image"),
+            ("A", "image"),
+            ("B", "image"),
+        ]
+        for name, modality in kept:
             (found,) = (folder / "embeddings").glob(f"{folder.name}-*/{name}-{modality}")
             vectors = Embeddings.open(found)
             write_embeddings(tmp_path / side / name / modality, vectors.keys, vectors.load())
@@ -192,6 +245,18 @@ def test_any_model_is_audited_from_its_embeddings(evaluation, runs, scenes, tmp_
     one, two = metrics(evaluation), metrics(out)
     for block in ("population", "null", "swapped", "symmetric", "corrected"):
         assert one[block] == two[block]
+    for name in ("cosine", "alignment", "clipmem"):
+        assert two["membership"][name]["auc"]["value"] == pytest.approx(
+            one["membership"][name]["auc"]["value"], abs=0.01
+        )
+    assert two["membership"]["loss"] is None
+    assert two["membership"]["reasons"]["loss"] == "embeddings:DIR has no logit scale"
+    shutil.rmtree(tmp_path / "target" / "A" / "image")
+    (out / "context.json").unlink()
+    run("evaluate", *sides, "data=scenes", f"data.dir={scenes}", f"out={out}", f"k={K}", "ks=[1,5]", "swapped=true")
+    lacking = metrics(out)["membership"]
+    assert lacking["cosine"] is None
+    assert "A/image" in lacking["reasons"]["cosine"]
     assert two["utility"]["target"]["i2t_r1"] == one["utility"]["target"]["i2t_r1"]
     assert two["utility"]["target"]["zeroshot_top1"] is None
     assert "labelled" in two["utility"]["target"]["reasons"]["zeroshot_top1"] or "single" in str(
@@ -218,6 +283,10 @@ def test_one_model_test_with_a_sentence_embedding_model(runs, tmp_path):
         assert found["symmetric"] is None
         assert found["corrected"] is not None
         assert found["settings"]["public_modality"] == modality
+        assert found["membership"]["cosine"]["auc"] is not None
+        assert found["membership"]["clipmem"] is None
+        assert "embeds no images" in found["membership"]["reasons"]["clipmem"]
+        assert found["membership"]["epsilon"] is None
         blocks[modality] = found["population"]
     assert blocks["image"] != blocks["text"]
 
@@ -233,6 +302,9 @@ def test_one_persons_question(evaluation, runs, tmp_path):
     found = json.loads((copy / "persons.json").read_text())
     assert [p["key"] for p in found["pairs"]] == keys
     assert all(0 < p["p"]["hits"] <= 1 for p in found["pairs"])
+    assert all(0 < p["membership"]["clipmem"]["p"] <= p["membership"]["clipmem"]["q"] <= 1 for p in found["pairs"])
+    with open(copy / "persons.csv") as file:
+        assert {"score_cosine", "p_cosine", "q_cosine"} <= set(next(csv.reader(file)))
     done = call("evaluate", *options, f"keys={tmp_path}/nowhere.txt")
     assert done.returncode == 1
     assert "/nowhere.txt" in done.stderr

@@ -263,7 +263,7 @@ def test_a_sweep_is_collected_into_the_same_table(study, scenes, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["demo", "mitigations", "dataset_size", "laion10m", "cc3m", "coco"])
+@pytest.mark.parametrize("name", ["demo", "mitigations", "dataset_size", "halves", "laion10m", "cc3m", "coco"])
 def test_experiments_compose(name):
     done = call("mitigate", f"experiment={name}", "--cfg", "job")
     config = yaml.safe_load(done.stdout)

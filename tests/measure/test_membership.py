@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dejavu_lit.measure.membership import COLUMNS, MembershipSettings, ScoredSet, holdout_tails, scoreboard
+from dejavu_lit.measure.membership import COLUMNS, ScoredSet, holdout_tails, scoreboard
 from dejavu_lit.measure.model_scores import OtherPairs, drawn_others, model_scores
 from dejavu_lit.measure.records import Records
+from dejavu_lit.measure.settings import MembershipSettings
 from dejavu_lit.utils.errors import UserError
 from tests.measure.oracle import Case
 

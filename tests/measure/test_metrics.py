@@ -150,7 +150,7 @@ def test_the_schema_rejects_wrong_bodies() -> None:
         "provenance": {"version": "0.1.0"},
     }
     validate(body | full)
-    for wrong in ({"schema": 2}, {"population": {"ppg": {}}}, {"by_k": {"ten": body["by_k"]["3"]}}, {"k": 0}):
+    for wrong in ({"schema": 3}, {"population": {"ppg": {}}}, {"by_k": {"ten": body["by_k"]["3"]}}, {"k": 0}):
         with pytest.raises(jsonschema.ValidationError):
             validate(body | wrong)
     with pytest.raises(jsonschema.ValidationError):

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dejavu_lit.measure.membership import scoreboard
 from dejavu_lit.report.modelcard import latex, markdown, study_latex, study_markdown
+from dejavu_lit.report.scalars import scalars
 from dejavu_lit.utils.io import read_json
+from tests.measure.test_membership import sets
 
 
 def test_markdown(evaluation: Path) -> None:
@@ -43,6 +46,22 @@ def test_the_head_is_the_model_index_of_hugging_face(evaluation: Path, study: Pa
     text = study_markdown(contents)
     index = yaml.safe_load(text.split("---\n")[1])["model-index"]
     assert len({model["name"] for model in index}) == len(contents["settings"])
+
+
+def test_the_scoreboard_is_a_table_of_the_card_and_has_stable_names_on_dashboards(evaluation: Path) -> None:
+    board = scoreboard(sets(2.0), 3)
+    assert board is not None
+    metrics = read_json(evaluation / "metrics.json") | {"membership": board}
+    text = markdown(metrics)
+    auc = board["clipmem"]["auc"]
+    assert f"| CLIPMem | {auc['value']:.3f} [{auc['ci95'][0]:.3f}, {auc['ci95'][1]:.3f}] |" in text
+    assert f"ε is at least {board['epsilon']['epsilon']:.2f}" in text
+    values = scalars(metrics)
+    assert values["membership/clipmem/auc"] == auc["value"]
+    assert values["membership/clipmem/auc_low"] == auc["ci95"][0]
+    assert values["membership/cosine/tpr_0.01"] == board["cosine"]["tpr_at_fpr"]["0.01"]["value"]
+    assert "membership/cosine/tpr_0.001" not in values
+    assert values["membership/epsilon"] == board["epsilon"]["epsilon"]
 
 
 def test_latex_is_balanced_and_escaped(evaluation: Path, study: Path) -> None:

@@ -8,7 +8,7 @@ the seed and its key. Emoji artwork: Twemoji (graphics CC-BY 4.0), as shipped by
 
 import io
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -104,8 +104,12 @@ class SceneReader:
     """Number of invented names, of which each caption draws two."""
     language: str = "en"
     """Language of the objects' names, as the package emoji has it: de, zh, ja, ar, …; only English captions name the place."""
+    mislabelled: float = 0.0
+    """Planted memory: share of the images that have the caption of another image."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.mislabelled <= 1:
+            raise UserError(f"data.reader.mislabelled={self.mislabelled} must be between 0 and 1")
         limit = len(_SYLLABLES) ** 3 // 2  # so that drawing further distinct names stays fast
         if self.count < 1 or not 0 <= self.stray <= 1 or not 2 <= self.people <= limit:
             raise UserError(
@@ -119,6 +123,15 @@ class SceneReader:
 
     def read(self, key: str) -> tuple[Pair, Annotation | None]:
         """The pair and its objects; the same seed and key always give the same pair."""
+        pair, annotation = self._scene(key)
+        draw = random.Random(f"{self.seed}/mislabelled/{key}")
+        if draw.random() >= self.mislabelled:
+            return pair, annotation
+        # A scene of no key of this source: its caption is no other pair's own.
+        other, _ = self._scene(f"other/{key}")
+        return replace(pair, caption=other.caption, meta={**pair.meta, "mislabelled": True}), annotation
+
+    def _scene(self, key: str) -> tuple[Pair, Annotation]:
         names, themes, _ = _sprites(self.language)
         draw = random.Random(f"{self.seed}/{key}")
         theme = draw.randrange(len(THEMES))
@@ -135,9 +148,11 @@ class SceneReader:
         return pair, Annotation(key, labels, [1.0] * len(labels), boxes)
 
     def fingerprint(self) -> dict[str, Any]:
-        """The options that determine the images."""
+        """The options that determine the pairs."""
         options = {"count": self.count, "seed": self.seed, "stray": self.stray, "people": self.people}
-        return {"reader": self.name, **options} | ({} if self.language == "en" else {"language": self.language})
+        planted = {"language": (self.language, "en"), "mislabelled": (self.mislabelled, 0)}
+        changed = {name: value for name, (value, default) in planted.items() if value != default}
+        return {"reader": self.name, **options, **changed}
 
 
 @dataclass(frozen=True)

@@ -97,3 +97,19 @@ def test_numbers_out_of_range_are_rejected() -> None:
     for wrong in ({"count": 0}, {"count": 9, "stray": 1.5}, {"count": 9, "people": 1}):
         with pytest.raises(UserError, match=r"data\.reader: count="):
             SceneReader(**wrong)
+
+
+def test_mislabelled_images_have_the_caption_of_another_scene() -> None:
+    plain, mixed = SceneReader(400), SceneReader(400, mislabelled=0.2)
+    wrong = 0
+    for key in plain.keys():
+        (pair, objects), (other, other_objects) = plain.read(key), mixed.read(key)
+        assert other.image == pair.image
+        assert other_objects == objects
+        assert (other.caption != pair.caption) == other.meta.get("mislabelled", False)
+        wrong += other.caption != pair.caption
+    assert 50 < wrong < 110
+    assert "mislabelled" not in plain.fingerprint()
+    assert mixed.fingerprint()["mislabelled"] == 0.2
+    with pytest.raises(UserError, match=r"mislabelled=1\.5"):
+        SceneReader(400, mislabelled=1.5)

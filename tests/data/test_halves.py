@@ -1,0 +1,89 @@
+"""Random halves: how the pool is dealt, and that a dealt set reads as if its pairs were in shards of their own."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dejavu_lit.data.halves import deal, open_half
+from dejavu_lit.data.shards import Pair, read_pairs, write_shards
+from dejavu_lit.utils.errors import UserError
+
+KEYS = [f"k{i:04d}" for i in range(1000)]
+
+
+def sides(keys: list[str], groups: list[list[str]], sizes: tuple[int, int], half: int = 1) -> dict[str, int]:
+    return dict(zip(keys, deal(keys, groups, sizes, 0, half).tolist(), strict=True))
+
+
+def test_both_sides_get_their_size_and_every_half_is_another_deal() -> None:
+    first, second = sides(KEYS, [], (500, 500)), sides(KEYS, [], (500, 500), half=2)
+    for dealt in (first, second):
+        assert sorted(dealt.values()) == [0] * 500 + [1] * 500
+    same = np.mean([first[key] == second[key] for key in KEYS])
+    assert 0.45 < same < 0.55
+    assert sides(KEYS[::-1], [], (500, 500)) == first  # in whatever order they come
+    uneven = sides(KEYS, [], (700, 300))
+    assert sum(uneven.values()) == 300
+
+
+def test_the_deal_by_hand() -> None:
+    from dejavu_lit.data.splits import seeded_hash
+
+    keys = KEYS[:6]
+    order = [keys[i] for i in np.argsort(seeded_hash(keys, 5, "half 3"))]
+    dealt = dict(zip(keys, deal(keys, [], (4, 2), 5, 3).tolist(), strict=True))
+    assert [dealt[key] for key in order] == [0, 1, 0, 1, 0, 0]
+
+
+def test_groups_of_duplicates_stay_together() -> None:
+    groups = [KEYS[start : start + 5] for start in range(0, 400, 5)]
+    dealt = sides(KEYS, groups, (500, 500))
+    for group in groups:
+        assert len({dealt[key] for key in group}) == 1
+    assert list(dealt.values()).count(0) == list(dealt.values()).count(1) == 500
+    # Two places on each side are too few for a third group of three.
+    assert sorted(sides(KEYS[:9], [KEYS[:3], KEYS[3:6], KEYS[6:9]], (5, 4)).values()) == [-1] * 3 + [0] * 3 + [1] * 3
+
+
+def prepared(folder: Path, **settings: object) -> Path:
+    for name, start in (("A", 0), ("B", 10)):
+        pairs = [Pair(key, key.encode(), "png", f"caption of {key}") for key in KEYS[start : start + 10]]
+        write_shards(folder / name, pairs, pairs_per_shard=4)
+    groups = {"A": [KEYS[:2]], "B": []}
+    manifest = {"schema": 1, "settings": settings, "duplicates": {"groups": groups}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_a_dealt_set_reads_like_any_other(tmp_path: Path) -> None:
+    folder = prepared(tmp_path)
+    a, b = (open_half(folder, name, 0, 1) for name in "AB")
+    assert 18 <= len(a) + len(b) <= 20  # a group of two at the end may find one free place on each side
+    assert not set(a.keys()) & set(b.keys())
+    assert set(a.keys() + b.keys()) <= set(KEYS[:20])
+    assert set(a.keys()) != set(KEYS[:10])
+    for side in (a, b):
+        assert (KEYS[0] in side.keys()) == (KEYS[1] in side.keys())
+    for side in (a, b):
+        pairs = list(read_pairs(side))
+        assert [pair.key for pair in pairs if isinstance(pair, Pair)] == side.keys()
+        assert all(isinstance(pair, Pair) and pair.image == pair.key.encode() for pair in pairs)
+        assert side.keys(3) == side.keys()[:3]
+        assert len(set(side.names)) == len(side.names)
+    assert a.fingerprint() != open_half(folder, "A", 0, 2).fingerprint()
+    assert a.fingerprint() == open_half(folder, "A", 0, 1).fingerprint()
+    assert not list(tmp_path.glob("*half*"))
+
+
+def test_given_members_are_not_dealt_anew(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"keys\.A= of dejavu prepare; membership was given, not drawn"):
+        open_half(prepared(tmp_path, keys={"A": "fingerprint"}), "A", 0, 1)
+
+
+def test_data_without_groups_of_duplicates_is_refused(tmp_path: Path) -> None:
+    folder = prepared(tmp_path)
+    (folder / "manifest.json").write_text(json.dumps({"schema": 1, "duplicates": {}}))
+    with pytest.raises(UserError, match=r"data\.half=1 needs the groups of near-duplicates"):
+        open_half(folder, "A", 0, 1)

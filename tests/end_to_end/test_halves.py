@@ -1,0 +1,152 @@
+"""Random halves on tiny scenes: trained, pooled, tabulated by pair, resumed and refused; and planted wrong captions."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tests.conftest import SMALL, call, run
+
+FEW = ["evaluate.k=5", "evaluate.ks=[5]", "evaluate.report.write=false", "evaluate.statistics.bootstrap=200"]
+NONE = "+settings.none=['mitigation.text_mask=0']"
+
+
+def options(scenes: Path, out: Path, *more: str) -> list[str]:
+    return [NONE, f"data.dir={scenes}", f"out={out}", *SMALL, "recipe.epochs=1", *FEW, *more]
+
+
+@pytest.fixture(scope="module")
+def study(scenes, tmp_path_factory):
+    out = tmp_path_factory.mktemp("halves") / "study"
+    done = call("mitigate", *options(scenes, out, "halves=4"))
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def columns(evaluation: Path, file: str) -> list[dict]:
+    rows = pq.read_table(evaluation / f"{file}.parquet").to_pylist()
+    further = pq.read_table(evaluation / f"{file}.columns.parquet").to_pylist()
+    return [
+        row | {n: json.loads(v) for n, v in more.items() if n != "key"} for row, more in zip(rows, further, strict=True)
+    ]
+
+
+def test_every_half_has_a_row_and_all_have_a_pooled_one(study):
+    out, done = study
+    found = json.loads((out / "study.json").read_text())
+    assert [(row["name"], row["half"], row["seed"]) for row in found["settings"]] == [("none", j, j) for j in range(4)]
+    (pooled,) = found["pooled"]
+    values = [row["symmetric"]["ppg"]["value"] for row in found["settings"]]
+    assert pooled["symmetric"]["ppg"]["values"] == values
+    half_width = 3.1824463 * np.std(values, ddof=1) / 2  # Student's t with 3 degrees of freedom
+    low, high = pooled["symmetric"]["ppg"]["ci95"]
+    assert [low, high] == pytest.approx([np.mean(values) - half_width, np.mean(values) + half_width])
+    assert "4 halves" in pooled["found"]["words"]
+    assert pooled["memorization"]["halves"] == 4
+    assert 0 <= pooled["memorization"]["lira"]["auc"]["mean"] <= 1
+    assert 0 <= pooled["membership"]["cosine"]["mean"] <= 1
+    assert "LiRA over 4 halves" in done.stdout
+    # Each half dealt the same pool, to two models that together saw all of it.
+    pools = []
+    for row in found["settings"]:
+        evaluation = (out / row["metrics"]).parent
+        a, b = ({r["key"] for r in columns(evaluation, file)} for file in ("records", "records_swapped"))
+        assert len(a) == len(b) == 96
+        pools.append((a, b))
+    assert all(a | b == pools[0][0] | pools[0][1] and not a & b for a, b in pools)
+    assert len({frozenset(a) for a, _ in pools}) == 4
+
+
+def test_memorization_of_each_pair_against_plain_loops(study):
+    out, _ = study
+    table = {row["key"]: row for row in pq.read_table(out / "memorization.parquet").to_pylist()}
+    assert len(table) == 192
+    differences: dict[str, dict[str, list[float]]] = {key: {"hits": [], "alignment": []} for key in table}
+    for row in json.loads((out / "study.json").read_text())["settings"]:
+        evaluation = (out / row["metrics"]).parent
+        for file in ("records", "records_swapped"):
+            for record in columns(evaluation, file):
+                for score, values in differences[record["key"]].items():
+                    values.append(record[f"target_{score}"] - record[f"reference_{score}"])
+    for key, by_score in differences.items():
+        for score, values in by_score.items():
+            assert table[key][f"{score}_halves"] == 4
+            assert table[key][score] == pytest.approx(np.mean(values), abs=1e-12)
+            assert table[key][f"{score}_se"] == pytest.approx(np.std(values, ddof=1) / math.sqrt(4), abs=1e-12)
+
+
+def test_the_first_half_is_the_prepared_split_and_nothing_is_trained_twice(study, scenes):
+    out, _ = study
+    before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/run.json")}
+    assert len(before) == 8
+    config = (out / "runs" / "none-s0-target" / "config.yaml").read_text()
+    assert "half" not in config
+    done = call("mitigate", *options(scenes, out, "halves=2"))
+    assert done.returncode == 0, done.stderr
+    assert "0 runs to train, 4 to reuse" in done.stdout
+    assert {path: path.stat().st_mtime_ns for path in out.glob("runs/*/run.json")} == before
+    assert len(json.loads((out / "study.json").read_text())["settings"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["halves=0"], "halves=0 must be a whole number from 1"),
+        (["halves=2", "seeds=[0,1]"], "gives every half its own seed"),
+        (["halves=2", "gaps.reference=partner"], "halves= cannot measure gaps while training"),
+    ],
+)
+def test_what_halves_cannot_do_is_refused(given, sentence, scenes, tmp_path):
+    done = call("mitigate", *options(scenes, tmp_path / "study", *given))
+    assert done.returncode == 1
+    assert sentence in done.stderr
+
+
+def test_listed_members_and_runs_of_different_halves_are_refused(study, scenes, tmp_path):
+    out, _ = study
+    keys = [f"scene{i:07d}" for i in range(96)]
+    (tmp_path / "members.txt").write_text("\n".join(keys))
+    data = [o for o in SMALL if o.startswith("data.")]
+    run("prepare", f"data.dir={tmp_path / 'listed'}", f"keys.A={tmp_path / 'members.txt'}", *data)
+    done = call("mitigate", *options(tmp_path / "listed", tmp_path / "study", "halves=2"))
+    assert done.returncode == 1
+    assert "membership was given, not drawn" in done.stderr
+    runs = [f"target={out}/runs/none-s0-target", f"reference={out}/runs/none-s1-h1-reference"]
+    done = call("evaluate", *runs, f"out={tmp_path / 'gap'}")
+    assert done.returncode == 1
+    assert "different random halves" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_wrong_caption_is_memorized_more_than_a_right_one(tmp_path):
+    """Planted truth: the caption of another scene can only be learned by heart."""
+    out = tmp_path / "study"
+    run(
+        "mitigate",
+        NONE,
+        "halves=2",
+        f"out={out}",
+        f"data.dir={tmp_path / 'scenes'}",
+        "data.sizes={A: 600, B: 600, H: 100, V: 50, P: 800}",
+        "data.reader.count=2150",
+        "+data.reader.mislabelled=0.1",
+        "data.extra.single.count=100",
+        "recipe.epochs=25",
+        "evaluate.report.write=false",
+    )
+    table = {row["key"]: row for row in pq.read_table(out / "memorization.parquet").to_pylist()}
+    evaluation = out / "evaluations" / "none-s0"
+    clipmem: dict[bool, list[float]] = {True: [], False: []}
+    counterfactual: dict[bool, list[float]] = {True: [], False: []}
+    for file in ("records", "records_swapped"):
+        for row in columns(evaluation, file):
+            wrong = bool(row["meta.mislabelled"])
+            clipmem[wrong].append(row["target_alignment"] - row["reference_alignment"])
+            counterfactual[wrong].append(table[row["key"]]["alignment"])
+    for scores in (clipmem, counterfactual):
+        assert len(scores[True]) > 60
+        wins = np.mean([[a > b for b in scores[False]] for a in scores[True]])
+        assert wins > 0.6
