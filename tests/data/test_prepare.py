@@ -300,7 +300,7 @@ def test_the_command_accepts_lists(folder: Path, lists: dict[str, Path], tmp_pat
     assert set(ShardSet.open(tmp_path / "out/A").keys()) == set(lists["A"].read_text().split())
     named = ["data=folder", f"data.reader.path={folder}", f"data.dir={tmp_path / 'x'}"]
     for options, message in (
-        ([*named, f"keys.C={lists['A']}"], "keys.C"),
+        ([*named, f"keys.C={lists['A']}"], "keys names an unknown set 'C'"),
         ([*named, f"keys={lists['A']}"], "keys="),
         (["data=scenes", f"keys.A={lists['A']}"], "keys changes what is prepared, so name the folder: data.dir=OUT"),
     ):
