@@ -31,7 +31,8 @@ def test_the_gap_against_the_base_is_that_of_an_evaluation_with_it_as_the_refere
     pair = [f"target={runs['target']}", f"reference={runs['reference']}"]
     without, _ = evaluate(tmp_path / "gap", *pair)
     assert (without["base"], without["reasons"]["base"]) == (None, "no base= was given")
-    with_base, said = evaluate(tmp_path / "gap", *pair, f"base={base}")  # recomputed in the same folder
+    # Recomputed in the same folder.
+    with_base, said = evaluate(tmp_path / "gap", *pair, f"base={base}", "report.write=true")
     alone, _ = evaluate(
         tmp_path / "alone", pair[0], f"reference={base}", "allow_overlap=true", "swapped=false", "report.write=false"
     )
