@@ -95,7 +95,7 @@ def build_model(spec: ModelSpec, folder: Path) -> nn.Module:
         nn.init.normal_(projection, std=len(projection) ** -0.5)
     if spec.init:
         _load_initial_weights(model, spec, folder)
-    return model
+    return model.train()  # a text tower of transformers comes in eval mode, without its dropout
 
 
 def _load_initial_weights(model: nn.Module, spec: ModelSpec, folder: Path) -> None:
