@@ -91,7 +91,7 @@ class Evaluation:
             return None, None
         spec = self._data_spec()
         public = _open_shards(self.public_name(), lambda: ShardSet.open(spec.public_folder()))
-        return _open_shards("A", lambda: spec.shards("A")), public
+        return _open_shards("A", lambda: spec.shard_set("A")), public
 
     def objects_folder(self) -> Path | None:
         """The folder of the object artifact; None if it is not available."""
