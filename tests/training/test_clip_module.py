@@ -123,7 +123,7 @@ def test_the_limit_of_unreadable_pairs_acts_within_the_epoch(tmp_path, monkeypat
     plan, loader = SimpleNamespace(steps=100, world=1, batch=4), SimpleNamespace(bad_share=0.01)
     monkeypatch.setattr(ClipModule, "pairs", SimpleNamespace(plan=lambda *_: plan, loader=loader))
     monkeypatch.setattr(ClipModule, "trainer", SimpleNamespace(world_size=1, global_step=0))
-    monkeypatch.setattr(ClipModule, "_is_logged", lambda *_: False)
+    monkeypatch.setattr(ClipModule, "is_logged", lambda *_: False)
     module._loss = lambda **features: features["image_features"].sum()
     batch = {"images": torch.zeros(4, 3, 32, 32, dtype=torch.uint8), "index": torch.arange(4), "unreadable": {0: "cut"}}
     batch["captions"] = module._features.captions(torch.ones(4, 16, dtype=torch.long))
