@@ -142,6 +142,7 @@ class WandbLogger(loggers.WandbLogger):
 
         with suppress(Exception):
             wandb.teardown()  # its process writes the end of the file only now, and would print a traceback at exit
+        wandb.run = None  # it keeps a run whose process was killed, and the next job's logger would take it
 
 
 def training_loggers(

@@ -253,13 +253,15 @@ def test_groups_and_names(tmp_path: Path) -> None:
 
 
 def test_tags_are_the_typed_overrides() -> None:
-    logger = {"wandb": {"project": "p", "tags": []}, "tensorboard": False}
+    logger = LoggerSettings(wandb=Wandb(project="p"))
     typed = ["side=target", "+settings.a=1", "out=x", "logger=wandb", "data.dir=/d", "a" * 90, "side=target"]
-    assert with_tags(logger, typed)["wandb"]["tags"] == ["side=target", "settings.a=1", "a" * 64]
-    assert logger["wandb"] == {"project": "p", "tags": []}
-    with_own_tags = {"wandb": {"tags": ["mine"]}}
+    assert with_tags(logger, typed) == LoggerSettings(
+        wandb=Wandb(project="p", tags=["side=target", "settings.a=1", "a" * 64])
+    )
+    assert logger.wandb == Wandb(project="p")
+    with_own_tags = LoggerSettings(wandb=Wandb(tags=["mine"]))
     assert with_tags(with_own_tags, typed) == with_own_tags
-    assert with_tags({"wandb": None}, typed) == {"wandb": None}
+    assert with_tags(LoggerSettings(), typed) == LoggerSettings()
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
