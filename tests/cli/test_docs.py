@@ -70,7 +70,9 @@ def test_the_commands_of_a_page_compose(page: Path) -> None:
             options = [
                 word for word in words if "=" in word and not word.startswith("-") and not word.endswith("=NAME")
             ]
-            if any(option.endswith("=mine") for option in options):  # examples of a class that the reader of the page adds
+            if any(
+                option.endswith("=mine") for option in options
+            ):  # examples of a class that the reader of the page adds
                 continue
             if command in ("report", "resume"):
                 assert {word.partition("=")[0] for word in options} <= set(report.OPTIONS), line

@@ -24,7 +24,7 @@ MISTAKES = {
     "train side=target data=prepared data.dir=nope": "data.dir=nope does not exist; create it with dejavu prepare data=…",
     "train side=target batch": "batch has no value; write batch=…",
     "train side=target data.reader.cuont=5": "data.reader.cuont is not an option (did you mean 'data.reader.count'?)",
-    "train side=target 'data.sizes={A: many}'": "data.sizes.A has a value of the wrong type; it is {set: number",
+    "train side=target 'data.sizes={A: many}'": "data.sizes={A: many} has a value of the wrong type; it is {set: number",
     "evaluate": "target is missing; give target=RUN or a model",
     "evaluate target=runs/nope reference=x": "target=runs/nope: runs/nope does not exist; give a run of dejavu train, or",
     "evaluate k=ten": "k=ten must be a whole number",
