@@ -367,7 +367,7 @@ def test_public_images_in_a_folder_elsewhere(runs, scenes, tmp_path):
     assert done.returncode == 3, done.stderr
     assert f"fail_if holds: {gate}" in done.stderr
     assert (out / "scalars.csv").is_file()
-    cards = "".join(path.read_text() for path in (out / "report" / "data").glob("cards-*.js"))
+    cards = "".join(path.read_text() for path in (out / "report" / "data").glob("cards*.js"))
     shown = {n for row in pq.read_table(out / "records.parquet").to_pylist() for n in row["target_neighbors"][:5]}
     assert all(f'["{key}","' in cards for key in list(shown)[:5])  # with their thumbnails
     done = call("evaluate", *sides, *options[:-1], "fail_if=", f"out={out}")
