@@ -65,7 +65,7 @@ def test_it_holds_every_file_of_the_package_and_the_configuration(wheel):
     conf = {f"dejavu_lit/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")}
     assert len(conf) > 50
     assert names == package | conf
-    assert {"dejavu_lit/measure/metrics.schema.json", "dejavu_lit/report/static/page.html"} <= names
+    assert {"dejavu_lit/measure/metrics.schema.json", "dejavu_lit/report/templates/base.html.j2"} <= names
 
 
 def test_it_says_what_it_needs_and_is_licensed(wheel):
