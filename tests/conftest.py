@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from importlib import import_module
@@ -13,13 +14,14 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.starter import ROOT, starter
+
 for _name in [name for name in os.environ if name.startswith(("WANDB_", "SLURM_")) or name == "PYTHONWARNINGS"]:
     del os.environ[_name]  # of the user's shell or job: commands of the tests would go by them
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"  # servers of the tests stand here
 settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
-ROOT = Path(__file__).resolve().parent.parent
 # A few dozen pairs, a model of one layer, two epochs: seconds, and every part of the path is the real one.
 SMALL = [
     "data.sizes={A: 96, B: 96, H: 48, V: 16, P: 64}",
@@ -56,13 +58,14 @@ def without_report(command: str, options: Sequence[str]) -> list[str]:
 
 
 def run(command: str, *options: str, cwd: Path = ROOT, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run one of the project's commands (``train``, ``evaluate``, …) as a user would, see ``without_report``."""
+    """Run one of the project's commands (``train``, ``evaluate``, …) in a process of its own, see ``without_report``.
+
+    It is forked (``starter``). One that starts further ranks is run as a user would: Lightning repeats its command line.
+    """
     options = (*without_report(command, options),)
-    script = [str(ROOT / f"{command}.py")] if (ROOT / f"{command}.py").is_file() else ["-m", "dejavu_lit", command]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, *script, *options], cwd=cwd, capture_output=True, text=True, env=environment, timeout=900
-    )
+    real = any(option.startswith(("trainer.devices=", "trainer=ddp")) for option in options)
+    with tempfile.TemporaryDirectory() as said:
+        done = starter().start(command, [*options], Path(said, "out"), Path(said, "err"), cwd, real).completed()
     if check:
         assert done.returncode == 0, done.stderr + done.stdout
     return done

@@ -1,11 +1,7 @@
 """Studies on tiny scenes: what is planned, trained, read off checkpoints, evaluated, interrupted, lost and collected."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +10,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, SMALL, call
+from tests.starter import starter
 
 BLOCKS = ("population", "null", "swapped", "symmetric", "corrected")
 FEW = ["evaluate.k=5", "evaluate.ks=[5]", "evaluate.report.write=false", "evaluate.statistics.bootstrap=200"]
@@ -170,17 +167,12 @@ def test_a_failing_training_is_named_in_its_own_words_and_the_others_are_kept(sc
 def test_killed_in_the_middle_it_goes_on_and_trains_nothing_twice(scenes, tmp_path):
     out = tmp_path / "s"
     command = [*SETTINGS[:2], *options(scenes, out)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    started = subprocess.Popen(
-        [sys.executable, "mitigate.py", *command], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    started = starter().start("mitigate", command, tmp_path / "log")
     until = time.monotonic() + 240
     second = out / "runs" / "none-s0-reference" / "training.log"
-    while not second.is_file() and started.poll() is None and time.monotonic() < until:
-        time.sleep(0.05)
-    started.send_signal(signal.SIGKILL)  # the training that it had begun lives on
-    started.wait()
+    while not second.is_file() and started.running(0.05):
+        assert time.monotonic() < until
+    started.kill(alone=True)  # the training that it had begun lives on
     before = trained(out)
     assert "none-s0-target" in before
     assert len(before) < 4

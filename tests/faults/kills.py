@@ -1,113 +1,27 @@
 """Commands killed (SIGKILL) at random moments and started again; what they leave is compared with an undisturbed run's.
 
 ``Case.undisturbed`` runs a command once in peace and notes when its files appear. A moment to kill at is drawn from
-that time and told as "so long after the n-th new file", so that it falls amid the work on machines of any speed. Most starts
-are processes forked from one that has imported torch already (``Starter``), which spares the seconds of importing it.
+that time and told as "so long after the n-th new file", so that it falls amid the work on machines of any speed.
 """
 
-import importlib
-import json
 import os
 import random
-import select
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
 
-from tests.conftest import ROOT
 from tests.faults.contents import check_equal, check_whole
+from tests.starter import PATIENCE, starter
 
 LOOK = 0.002  # seconds between two looks at the files
-PATIENCE = 300  # seconds within which any command here ends, on the slowest machine
 TRIES = 20  # for each kill that is to fall amid the work
 BY_TIME = 0.2  # share of the moments that are drawn by time alone: many fall into the start and the end
 BUSY = "another process works in"
-
-
-class Process:
-    """A command at work in a process group of its own."""
-
-    def __init__(self, pid: int, ended: IO[bytes], log: Path) -> None:
-        self.pid, self.log, self._ended = pid, log, ended
-        self.code: int | None = None
-
-    def running(self, wait: float) -> bool:
-        """Whether it is still at work after ``wait`` seconds."""
-        if self.code is None and select.select([self._ended], [], [], wait)[0]:
-            self.code = int(self._ended.readline())
-        return self.code is None
-
-    def kill(self, alone: bool = False) -> None:
-        """SIGKILL to the whole group, or to the command's own process ``alone``; returns when that one is gone."""
-        with suppress(ProcessLookupError):
-            (os.kill if alone else os.killpg)(self.pid, signal.SIGKILL)
-        assert not self.running(PATIENCE), f"process {self.pid} outlives SIGKILL"
-
-
-class Starter:
-    """Starts commands: forked from a process that waits with everything imported, or as a user would (``real``)."""
-
-    @cached_property
-    def _server(self) -> subprocess.Popen[bytes]:
-        threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
-        return subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.kills"],
-            bufsize=0,  # or the next line would hide from select
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd=ROOT,
-            env={**os.environ, **threads, "PYTHONPATH": str(ROOT)},
-            start_new_session=True,
-        )
-
-    def start(self, command: str, options: list[str], log: Path, real: bool = False) -> Process:
-        """Start ``command``, a function of dejavu_lit.cli, with its words going to ``log``."""
-        order = json.dumps({"command": command, "options": options, "log": str(log), "real": real})
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
-        self._server.stdin.write(f"{order}\n".encode())
-        return Process(int(self._server.stdout.readline()), self._server.stdout, log)
-
-    def close(self) -> None:
-        """End the waiting process."""
-        if "_server" in self.__dict__:
-            self._server.communicate()
-
-
-def _obey() -> dict[str, Any]:
-    """Fork a process for every order that comes in; it returns here with its order, the parent tells its end."""
-    for line in sys.stdin.buffer:
-        order: dict[str, Any] = json.loads(line)
-        if (child := os.fork()) == 0:
-            os.setpgid(0, 0)
-            return order
-        with suppress(OSError):  # whoever comes first
-            os.setpgid(child, child)
-        print(child, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-    sys.exit()
-
-
-def _become(order: dict[str, Any]) -> None:
-    """Go on as the command that was asked for."""
-    with open(os.devnull) as nothing, open(order["log"], "ab") as log:
-        for number, file in enumerate((nothing, log, log)):
-            os.dup2(file.fileno(), number)
-    script = ROOT / f"{order['command']}.py"
-    arguments = [str(script)] if script.exists() else ["-m", "dejavu_lit", order["command"]]
-    if order["real"]:
-        os.execv(sys.executable, [sys.executable, *arguments, *order["options"]])
-    sys.argv = [arguments[-1], *order["options"]]
-    importlib.import_module(f"dejavu_lit.cli.{order['command']}").main()
 
 
 @dataclass(frozen=True)
@@ -160,7 +74,6 @@ class Case:
     options: list[str]
     out: Path
     aside: Path
-    starter: Starter
     before: Path | None = None
     traces: dict[bool, Trace] = field(default_factory=dict)
 
@@ -224,7 +137,7 @@ class Case:
         log = self.aside / "log"
         log.unlink(missing_ok=True)
         seen, appeared = _files(self.out), list[float]()
-        process = self.starter.start(self.command, self.options, log, real)
+        process = starter().start(self.command, self.options, log, real=real)
         began = time.monotonic()
         try:
             while process.running(LOOK):
@@ -272,13 +185,3 @@ def _moment(draw: random.Random, trace: Trace, done: int, alone: bool) -> Moment
         at = draw.uniform(times[done], trace.seconds)
     number = bisect_right(times, at, 1, len(times) - 1) - 1
     return Moment(max(0, number - done), at - times[number], alone)
-
-
-if __name__ == "__main__":
-    import dejavu_lit.evaluation.embed
-    import dejavu_lit.evaluation.evaluate
-    import dejavu_lit.evaluation.search
-    import dejavu_lit.report.report
-    import dejavu_lit.training.train  # noqa: F401
-
-    _become(_obey())

@@ -1,14 +1,13 @@
 """SIGKILL at random moments: started again, every command ends with what an undisturbed run leaves."""
 
 import shutil
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import SMALL
-from tests.faults.kills import Case, Starter
+from tests.faults.kills import Case
 
 DATA = [option for option in SMALL if option.startswith("data.")]
 FEW = ["k=5", "ks=[1,5]", "statistics.bootstrap=200"]
@@ -35,13 +34,13 @@ LONG = [
 class Cases:
     """The commands, each in folders of its own; what several of them need is made once, in peace."""
 
-    def __init__(self, base: Path, starter: Starter) -> None:
-        self.base, self.starter = base, starter
+    def __init__(self, base: Path) -> None:
+        self.base = base
 
     def _case(
         self, name: str, command: str, *options: str, out: Path | None = None, before: Path | None = None
     ) -> Case:
-        return Case(command, list(options), out or self.base / name, self.base / f"{name}-aside", self.starter, before)
+        return Case(command, list(options), out or self.base / name, self.base / f"{name}-aside", before)
 
     @cached_property
     def prepare(self) -> Case:
@@ -112,10 +111,8 @@ class Cases:
 
 
 @pytest.fixture(scope="module")
-def cases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cases]:
-    starter = Starter()
-    yield Cases(tmp_path_factory.mktemp("kills"), starter)
-    starter.close()
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Cases:
+    return Cases(tmp_path_factory.mktemp("kills"))
 
 
 def killed(cases: Cases, name: str, kills: int, real: bool, seed: int) -> None:

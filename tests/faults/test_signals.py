@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,21 +13,9 @@ import pytest
 
 from tests.conftest import ROOT, SMALL, call
 from tests.faults.common import FEW, annotation, contents, end, start, wait_for, weights
-from tests.faults.kills import Process, Starter
+from tests.starter import Process, starter
 
 DATA = [option for option in SMALL if option.startswith("data.")]
-
-
-@pytest.fixture(scope="module")
-def starter() -> Iterator[Starter]:
-    made = Starter()
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored here, and is inherited
-    try:
-        _ = made._server
-    finally:
-        signal.signal(signal.SIGINT, before)
-    yield made
-    made.close()
 
 
 def hit(process: Process, number: int, when: Path) -> str:
@@ -38,7 +25,7 @@ def hit(process: Process, number: int, when: Path) -> str:
         with suppress(ProcessLookupError):
             os.kill(process.pid, number)
     wait_for(lambda: not process.running(0.05))
-    said = process.log.read_text()
+    said = process.out.read_text()
     assert "Traceback" not in said
     assert process.code in (0, 128 + number, -number), said  # the last: it had done its work and was leaving
     if process.code > 0:
@@ -50,9 +37,9 @@ SIGNALS = [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_prepare(number, starter, scenes, tmp_path):
+def test_prepare(number, scenes, tmp_path):
     command = [f"data.dir={tmp_path / 'scenes'}", *DATA, "workers=2"]
-    hit(starter.start("prepare", command, tmp_path / "log"), number, tmp_path / "scenes" / ".prepare")
+    hit(starter().start("prepare", command, tmp_path / "log"), number, tmp_path / "scenes" / ".prepare")
     done = call("prepare", *command)
     assert done.returncode == 0, done.stderr
     kinds = ("*.tar", "*.parquet", "*.json")
@@ -60,10 +47,10 @@ def test_prepare(number, starter, scenes, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_train(number, starter, scenes, runs, tmp_path):
+def test_train(number, scenes, runs, tmp_path):
     run = tmp_path / "run"
     command = ["side=target", f"data.dir={scenes}", f"out={run}", *SMALL]
-    said = hit(starter.start("train", command, tmp_path / "log"), number, run / "checkpoints" / "last.ckpt")
+    said = hit(starter().start("train", command, tmp_path / "log"), number, run / "checkpoints" / "last.ckpt")
     if "saved" in said:
         assert f"{number.name}: saved {run / 'checkpoints' / 'last.ckpt'} at step" in said
     done = call("train", *command)
@@ -72,13 +59,13 @@ def test_train(number, starter, scenes, runs, tmp_path):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_evaluate(number, starter, runs, tmp_path):
+def test_evaluate(number, runs, tmp_path):
     copies = {
         side: shutil.copytree(path, tmp_path / side, ignore=shutil.ignore_patterns("checkpoints", "embeddings"))
         for side, path in runs.items()
     }
     command = [*(f"{side}={path}" for side, path in copies.items()), f"out={tmp_path / 'e'}", *FEW]
-    hit(starter.start("evaluate", command, tmp_path / "log"), number, copies["target"] / "embeddings")
+    hit(starter().start("evaluate", command, tmp_path / "log"), number, copies["target"] / "embeddings")
     assert not list(tmp_path.rglob("*.part"))
     done = call("evaluate", *command)
     assert done.returncode == 0, done.stderr
@@ -88,10 +75,10 @@ def test_evaluate(number, starter, runs, tmp_path):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_annotate(number, starter, scenes, tmp_path):
+def test_annotate(number, scenes, tmp_path):
     data = shutil.copytree(scenes, tmp_path / "scenes")
     command = [*annotation(scenes, tmp_path / "table.parquet"), "name=words", f"data.dir={data}"]
-    hit(starter.start("annotate", command, tmp_path / "log"), number, data / "objects" / "words" / "annotator.json")
+    hit(starter().start("annotate", command, tmp_path / "log"), number, data / "objects" / "words" / "annotator.json")
     assert not list(data.rglob("*.part"))
     done = call("annotate", *command)
     assert done.returncode == 0, done.stderr
@@ -101,28 +88,28 @@ def test_annotate(number, starter, scenes, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_study_ends_its_training_too(number, starter, scenes, tmp_path):
+def test_a_study_ends_its_training_too(number, scenes, tmp_path):
     out = tmp_path / "s"
     few = ["evaluate.k=5", "evaluate.ks=[5]", "evaluate.report.write=false", "evaluate.statistics.bootstrap=200"]
     command = ["+settings.none=['mitigation.text_mask=0']", f"data.dir={scenes}", f"out={out}", *SMALL, *few]
     begun = out / "runs" / "none-s0-target" / "training.log"
-    said = hit(starter.start("mitigate", command, tmp_path / "log"), number, begun)
+    said = hit(starter().start("mitigate", command, tmp_path / "log"), number, begun)
     assert "interrupted" in said or "terminated" in said
     done = call("mitigate", *command)
     assert done.returncode == 0, done.stderr
     assert len(json.loads((out / "study.json").read_text())["settings"]) == 1
 
 
-def test_a_second_ctrl_c_does_not_wait(starter, scenes, tmp_path):
+def test_a_second_ctrl_c_does_not_wait(scenes, tmp_path):
     run = tmp_path / "run"
     command = ["side=target", f"data.dir={scenes}", f"out={run}", *SMALL, "recipe.epochs=400"]
-    process = starter.start("train", command, tmp_path / "log")
+    process = starter().start("train", command, tmp_path / "log")
     wait_for(lambda: (run / "checkpoints" / "last.ckpt").exists() or not process.running(0))
     for _ in range(2):
         os.kill(process.pid, signal.SIGINT)
     wait_for(lambda: not process.running(0.05))
-    assert process.code == 130, process.log.read_text()
-    assert "Traceback" not in process.log.read_text()
+    assert process.code == 130, process.out.read_text()
+    assert "Traceback" not in process.out.read_text()
 
 
 def test_a_reader_that_has_left_ends_a_command_without_a_word():

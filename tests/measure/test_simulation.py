@@ -99,7 +99,7 @@ def records(random: np.random.Generator, shift: float, n: int = 300) -> Outcomes
 def test_intervals_cover_the_truth_where_nothing_is_remembered() -> None:
     random = np.random.default_rng(11)
     covered = {block: np.zeros(len(FIGURES)) for block in BLOCKS}
-    count = 3000
+    count = 1500
     for study in range(count):
         sets = [records(random, 0.0) for _ in range(3)]
         for name, estimate in blocks(*sets, Resampling(draws=2, bootstrap=500, seed=study)).items():
@@ -117,8 +117,7 @@ def test_intervals_cover_the_truth_where_nothing_is_remembered() -> None:
 @pytest.mark.parametrize(
     ("pairs", "count"),
     [
-        (1, 1000),
-        (3, 1000),
+        (1, 500),
         pytest.param(3, 6000, marks=pytest.mark.slow),
         pytest.param(5, 6000, marks=pytest.mark.slow),
     ],

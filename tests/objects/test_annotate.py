@@ -2,10 +2,8 @@
 
 import csv
 import json
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -24,6 +22,7 @@ from dejavu_lit.utils.io import write_json
 from tests.conftest import ROOT, call, run
 from tests.data.images import contents, encoded, sample_image
 from tests.objects.tiny import detector
+from tests.starter import starter
 
 MODEL = "tests.objects.tiny.detector"
 
@@ -282,18 +281,16 @@ def test_a_wrong_share_gives_one_sentence(text: str) -> None:
         Share.parse(text, {})
 
 
-def test_a_killed_run_continues_and_ends_with_the_same_bytes(data: Path, weights: Path) -> None:
+def test_a_killed_run_continues_and_ends_with_the_same_bytes(data: Path, weights: Path, tmp_path: Path) -> None:
     options = [
         "annotator=torchvision", f"annotator.model={MODEL}", f"annotator.weights={weights}", f"data.dir={data}",
         "annotator.options={width: 8, hidden: 16}", "annotator.batch=2",
     ]  # fmt: skip
-    command = [sys.executable, "-m", "dejavu_lit", "annotate", *options, "name=killed"]
     for kill_at in (1, 3):
-        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        while len(list(data.glob("objects/killed/*/*.parquet"))) < kill_at and process.poll() is None:
-            time.sleep(0.001)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process = starter().start("annotate", [*options, "name=killed"], tmp_path / "log")
+        while len(list(data.glob("objects/killed/*/*.parquet"))) < kill_at and process.running(0.001):
+            pass
+        process.kill()
     finished = {p: p.stat().st_mtime_ns for p in data.glob("objects/killed/*/*.parquet")}
     assert 3 <= len(finished) <= 6
     done = run("annotate", *options, "name=killed")

@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from dejavu_lit.training.checkpoints import CheckpointSaver
 from dejavu_lit.training.gap_sample import ImageSample, PairSample
 from dejavu_lit.utils.run_directory import first_difference, identity
 from tests.conftest import ROOT, SMALL, call
+from tests.starter import starter
 
 FIGURES = ("ppg", "prg", "aucg", "null_ppg", "corrected_ppg", "ppg_low", "ppg_high")
 
@@ -336,13 +336,11 @@ def test_a_killed_run_continues_with_the_same_rows(scenes, runs, tmp_path):
     arguments.append("trainer.checkpoint_epochs=100")
     train(tmp_path / "undisturbed", *arguments)
     out = tmp_path / "killed"
-    command = [sys.executable, str(ROOT / "train.py"), *arguments, f"out={out}"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True)
+    process = starter().start("train", [*arguments, f"out={out}"], tmp_path / "log")
     deadline = time.monotonic() + 240
     while sum(row["metric"] == "gap/ppg" for row in logged(out)) < 2 and time.monotonic() < deadline:
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
     assert not (out / "run.json").exists()
     record = train(out, *arguments)
     undisturbed = json.loads((tmp_path / "undisturbed" / "run.json").read_text())

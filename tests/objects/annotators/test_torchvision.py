@@ -40,6 +40,7 @@ def fitted(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_trained_detector_finds_the_objects_of_held_out_scenes(fitted: Path, tmp_path: Path) -> None:
     reader = SceneReader(120, seed=0)
     rows = [reader.read(key) for key in reader.keys()]
@@ -78,6 +79,7 @@ def codes(labels, number) -> torch.Tensor:
     return torch.tensor([number[label] for label in labels], dtype=torch.long)
 
 
+@pytest.mark.slow
 def test_the_gap_from_its_objects_is_the_gap_from_the_true_ones(
     fitted: Path, scenes: Path, runs, tmp_path: Path
 ) -> None:
