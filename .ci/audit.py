@@ -62,11 +62,10 @@ def unused(project: dict[str, Any]) -> list[str]:
     """The declared dependencies of the package that none of its modules imports."""
     sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "dejavu_lit").rglob("*.py"))
     imported = set(re.findall(r"^\s*(?:import|from) (\w+)", sources, re.MULTILINE))
-    modules = {
-        canonicalize_name(name): {module for module, owners in packages_distributions().items() if name in owners}
-        for owners in packages_distributions().values()
-        for name in owners
-    }
+    modules: dict[str, set[str]] = {}
+    for module, owners in packages_distributions().items():
+        for owner in owners:
+            modules.setdefault(canonicalize_name(owner), set()).add(module)
     return [
         f"{name} is declared and imported nowhere"
         for name in (canonicalize_name(Requirement(line).name) for line in project["dependencies"])
