@@ -107,8 +107,8 @@ def memorization_found(evaluations: Sequence[Mapping[str, Any]], unit: str = "se
     PPG is above 0. With s ≥ 3 seed pairs the bound is that of the t interval. With one seed pair it is that of the records'
     bootstrap, which does not include training noise, and the sentence says "one seed pair". With two, each pair must pass
     alone. It cannot be said where |null PPG| is at least |symmetric PPG|, unless the null's interval contains 0 and nothing
-    was found anyway: then it was not shown.
-    alone. ``unit`` says what the evaluations differ in: a seed pair, or a half, which is dealt anew with its own seed.
+    was found anyway: then it was not shown. ``unit`` says what the evaluations differ in: a seed pair, or a half, which is
+    dealt anew with its own seed.
 
     Returns:
         {found: true|false|null, words, seed_pairs, interval: [low, high] or null, above_zero, one_sign, corrected}; the
@@ -123,8 +123,8 @@ def memorization_found(evaluations: Sequence[Mapping[str, Any]], unit: str = "se
         set_names = {"swapped": "the reference model's set B", "null": "the holdout set H"}
         sets = " and ".join(set_names[name] for name in missing)
         words = f"Whether memorization was found cannot be said: {sets} was not measured ({pairs})."
-        conditions = dict.fromkeys(("interval", "above_zero", "one_sign", "corrected"))
-        return {"found": None, "words": words, "seed_pairs": s, **conditions}
+        unknown = dict.fromkeys(("interval", "above_zero", "one_sign", "corrected"))
+        return {"found": None, "words": words, "seed_pairs": s, **unknown}
     ppg = {block: pooled[block]["ppg"]["mean"] for block in BLOCKS}
     if s >= 3:
         low, high = pooled["symmetric"]["ppg"]["ci95"]
@@ -140,12 +140,10 @@ def memorization_found(evaluations: Sequence[Mapping[str, Any]], unit: str = "se
     if any(abs(gap["null"]) >= abs(gap["symmetric"]) for gap in judged) and (
         found or _null_differs(evaluations, pooled)
     ):
-        found, verdict = (
-            None,
-            (
-                "Whether memorization was found cannot be said: two models that differ as much on the holdout, which nobody "
-                f"trained on (null PPG {ppg['null']:.3f}), show nothing"
-            ),
+        found = None
+        verdict = (
+            "Whether memorization was found cannot be said: two models that differ as much on the holdout, which nobody "
+            f"trained on (null PPG {ppg['null']:.3f}), show nothing"
         )
     return {
         "found": found,

@@ -13,9 +13,8 @@ from dejavu_lit.measure.population import Outcomes
 from dejavu_lit.measure.subgroups import GroupMeans
 from dejavu_lit.utils.errors import UserError
 
-LEVEL_RATIO = (
-    1.5  # largest exposure of a level / its smallest: above what skipped pairs explain, below a planted doubling
-)
+# Largest exposure of a level / its smallest: above what skipped pairs explain, below a planted doubling.
+LEVEL_RATIO = 1.5
 
 
 def gaps_by_exposure(outcomes: Outcomes, exposure: np.ndarray) -> dict[str, Any] | None:

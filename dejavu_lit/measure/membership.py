@@ -132,7 +132,12 @@ def _score_figures(
             reasons["unseen"] = "one of the two models that it compares was trained on B"
     first = _first_half(scored["null"], score)
     entry["control"] = _plain_auc(others[first], others[~first], reasons, "control")
-    entry["spearman"], reason = (None, "it is the score itself") if score == "dejavu" else _with_dejavu(scored, members)
+    a = scored["population"]
+    gaps = a.values("dejavu")
+    assert gaps is not None
+    entry["spearman"], reason = (
+        (None, "it is the score itself") if score == "dejavu" else spearman(members[a.has_objects], gaps)
+    )
     if reason is not None:
         reasons["spearman"] = reason
     entry["roc"] = roc_points(members, others) if entry["auc"] else None
@@ -165,13 +170,6 @@ def _first_half(null: ScoredSet, score: str) -> np.ndarray:
     ranks = np.argsort(np.argsort(seeded_hash(keys, 0, "control"), kind="stable"), kind="stable")
     first: np.ndarray = ranks < len(keys) // 2
     return first
-
-
-def _with_dejavu(scored: Mapping[str, ScoredSet], members: np.ndarray) -> tuple[dict[str, Any] | None, str | None]:
-    a = scored["population"]
-    gaps = a.values("dejavu")
-    assert gaps is not None
-    return spearman(members[a.has_objects], gaps)
 
 
 def _audit(scored: Mapping[str, ScoredSet]) -> tuple[dict[str, Any] | None, str | None]:

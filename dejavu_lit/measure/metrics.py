@@ -28,9 +28,7 @@ from dejavu_lit.utils.errors import UserError
 VERSIONS = (1, 2)  # of the schema of metrics.json that can be read; 2 added membership, and is what is written
 
 ScorePair = tuple[Scores, Scores]  # target, reference
-ObjectsAt = Callable[
-    [float], Mapping[str, Objects]
-]  # threshold -> objects of A, H, B and the public set P, by set name
+ObjectsAt = Callable[[float], Mapping[str, Objects]]  # threshold -> objects of A, H, B and the public set P, by name
 
 
 def measure(
@@ -53,8 +51,10 @@ def measure(
     """
     settings = settings or Settings()
     sets = {n: r for n, r in (("population", population), ("null", null), ("swapped", swapped)) if r is not None}
-    for records in sets.values():
-        _check_neighbors(records, settings)
+    if (reach := min(records.k for records in sets.values())) < settings.ks[-1]:
+        raise UserError(
+            f"ks={list(settings.ks)} exceeds the {reach} neighbors of each record; lower ks= or search again"
+        )
     column_names(settings.subgroups, [population, *([swapped] if swapped is not None else [])])
     scores = {name: records.scores(settings.ks, settings.top_m) for name, records in sets.items()}
     results = {name: outcomes(*pair, settings.k) for name, pair in scores.items()}
@@ -98,13 +98,6 @@ def gap_blocks(sets: Mapping[str, Records], settings: Settings, context: str) ->
         return {"counts": counts, **dict.fromkeys(BLOCKS), "reason": f"no record of A has an object {context}"}
     scores = {name: records.scores([settings.k], settings.top_m) for name, records in sets.items()}
     return {"counts": counts, **_blocks(scores, settings.k, settings)}
-
-
-def _check_neighbors(records: Records, settings: Settings) -> None:
-    if records.k < settings.ks[-1]:
-        raise UserError(
-            f"ks={list(settings.ks)} exceeds the {records.k} neighbors of each record; lower ks= or search again"
-        )
 
 
 def _counts(sets: Mapping[str, Records]) -> dict[str, Any]:

@@ -23,17 +23,8 @@ from dejavu_lit.utils.io import read_json_object
 RECORD_FILES = {"population": "records.parquet", "null": "records_null.parquet", "swapped": "records_swapped.parquet"}
 # Options of an evaluation that can change without searching again.
 MODEL_FREE_OPTIONS = (
-    "k",
-    "ks",
-    "threshold",
-    "top_m",
-    "statistics",
-    "objects",
-    "by_objects",
-    "keys",
-    "membership",
-    "group",
-    "base",
+    *("k", "ks", "threshold", "top_m", "statistics"),
+    *("objects", "by_objects", "keys", "membership", "group", "base"),
 )
 # Options that decide where an evaluation is computed and stored, which its figures do not depend on.
 PLACEMENT_OPTIONS = ("device", "workers", "embeddings")

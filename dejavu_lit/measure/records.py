@@ -306,7 +306,10 @@ def _columns_path(path: Path) -> Path:
 
 def _write_columns(path: Path, keys: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> None:
     # Values are stored as JSON text: a pair's JSON may have any type, even different ones for different pairs.
-    texts = {name: pa.array(_as_json(column), pa.string()) for name, column in columns.items()}
+    texts = {
+        name: pa.array([json.dumps(value, default=np.generic.item) for value in column], pa.string())
+        for name, column in columns.items()
+    }
     with atomic(path) as part:
         pq.write_table(pa.table({"key": pa.array(keys, pa.string()), **texts}), part, compression="zstd")
 
@@ -321,7 +324,3 @@ def _read_columns(path: Path, keys: list[str]) -> dict[str, list[Any]]:
         return {
             name: [json.loads(text) for text in table[name].to_pylist()] for name in table.column_names if name != "key"
         }
-
-
-def _as_json(column: Sequence[Any]) -> list[str]:
-    return [json.dumps(value) for value in (column.tolist() if isinstance(column, np.ndarray) else column)]

@@ -1,7 +1,7 @@
 """Compiled loops for ``scores`` that count objects over neighbors in compressed rows, without the GIL.
 
-All of them take a block of records: rows int32 [n, k] and distances float32 [n, k] of the neighbors, and compressed rows of
-the records' own objects (truth_starts int64 [n + 1], truth_codes int32) and of the public images' objects (starts, codes).
+They take a block of records: rows int32 [n, k] and distances float32 [n, k] of the neighbors, and compressed rows of the
+records' own objects (truth_starts int64 [n + 1], truth_codes int32) and of the public images' objects (starts, codes).
 Under NUMBA_DISABLE_JIT=1 they run as plain Python.
 """
 
@@ -54,16 +54,6 @@ def count_all(
 
 
 @compiled
-def pack(starts: np.ndarray, codes: np.ndarray, words: int) -> np.ndarray:
-    # Each image's objects as bits, uint64 [images, words].
-    bits = np.zeros((len(starts) - 1, words), np.uint64)
-    for i in range(len(starts) - 1):
-        for p in range(starts[i], starts[i + 1]):
-            bits[i, codes[p] >> 6] |= np.uint64(1) << np.uint64(codes[p] & 63)
-    return bits
-
-
-@compiled
 def ones(x: np.uint64) -> np.uint64:
     # The number of bits set in a uint64, summed in ever wider fields (Warren, Hacker's Delight, section 5-1).
     x = x - ((x >> np.uint64(1)) & np.uint64(0x5555555555555555))
@@ -84,7 +74,8 @@ def count_bits(
     hits: np.ndarray,
     predicted: np.ndarray,
 ) -> None:
-    # count_all for ``pack``ed images: loops of fixed length, which compile to vector instructions.
+    # count_all for images whose objects are bits, uint64 [images, words]: loops of fixed length, which compile to vector
+    # instructions.
     words = bits.shape[1]
     union = np.zeros(words, np.uint64)
     for i in range(rows.shape[0]):
@@ -107,8 +98,8 @@ def count_bits(
 
 
 @compiled
-def keep_best(touched: np.ndarray, count: np.ndarray, weight: np.ndarray, best: np.ndarray) -> int:
-    # Fill ``best`` with the codes that rank first by (count, weight, −code) and return their number.
+def keep_best(touched: np.ndarray, count: np.ndarray, weight: np.ndarray, best: np.ndarray) -> None:
+    # Fill ``best`` with the codes that rank first by (count, weight, −code).
     size = 0
     for t in range(len(touched)):
         code = touched[t]
@@ -129,31 +120,23 @@ def keep_best(touched: np.ndarray, count: np.ndarray, weight: np.ndarray, best: 
                 best[q] = best[q - 1]
             best[place] = code
             size = last + 1
-    return size
 
 
 @compiled
-def count_top(
+def most_frequent(
     rows: np.ndarray,
     distances: np.ndarray,
-    truth_starts: np.ndarray,
-    truth_codes: np.ndarray,
     starts: np.ndarray,
     codes: np.ndarray,
     ks: np.ndarray,
     labels: int,
-    hits: np.ndarray,
-    predicted: np.ndarray,
-    top_m: int,
+    chosen: np.ndarray,
 ) -> None:
-    wanted = np.full(labels, -1, np.int32)
+    # Fill chosen[i, column] with the objects found in most of record i's ks[column] nearest images; the rest of it stays.
     count = np.zeros(labels, np.int32)
     weight = np.zeros(labels, np.float64)
     touched = np.empty(labels, np.int32)
-    best = np.empty(min(top_m, labels), np.int32)
     for i in range(rows.shape[0]):
-        for p in range(truth_starts[i], truth_starts[i + 1]):
-            wanted[truth_codes[p]] = i
         met, done = 0, 0
         for column in range(len(ks)):
             for j in range(done, ks[column]):
@@ -167,50 +150,7 @@ def count_top(
                     count[code] += 1
                     weight[code] += similarity
             done = ks[column]
-            size = keep_best(touched[:met], count, weight, best)
-            right = 0
-            for b in range(size):
-                if wanted[best[b]] == i:
-                    right += 1
-            hits[i, column] = right
-            predicted[i, column] = size
-        for t in range(met):
-            count[touched[t]] = 0
-            weight[touched[t]] = 0.0
-
-
-@compiled
-def list_predicted(
-    rows: np.ndarray,
-    distances: np.ndarray,
-    starts: np.ndarray,
-    codes: np.ndarray,
-    labels: int,
-    top_m: int,
-    begin: np.ndarray,
-    out: np.ndarray,
-    sizes: np.ndarray,
-) -> None:
-    count = np.zeros(labels, np.int32)
-    weight = np.zeros(labels, np.float64)
-    touched = np.empty(labels, np.int32)
-    best = np.empty(max(0, min(top_m, labels)), np.int32)
-    for i in range(rows.shape[0]):
-        met = 0
-        for j in range(rows.shape[1]):
-            similarity = 1.0 - distances[i, j]
-            for p in range(starts[rows[i, j]], starts[rows[i, j] + 1]):
-                code = codes[p]
-                if count[code] == 0:
-                    touched[met] = code
-                    met += 1
-                count[code] += 1
-                weight[code] += similarity
-        size = 0 if top_m < 0 else keep_best(touched[:met], count, weight, best)
-        chosen = np.sort(touched[:met] if top_m < 0 else best[:size])
-        sizes[i] = len(chosen)
-        for c in range(len(chosen)):
-            out[begin[i] + c] = chosen[c]
+            keep_best(touched[:met], count, weight, chosen[i, column])
         for t in range(met):
             count[touched[t]] = 0
             weight[touched[t]] = 0.0

@@ -9,16 +9,15 @@ Objects are integer codes in compressed rows, the cost is linear in the number o
 the inputs is a few bytes per record and per label.
 """
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from dejavu_lit.data.objects import Objects
-from dejavu_lit.measure.score_kernels import count_all, count_bits, count_top, list_predicted, pack
+from dejavu_lit.measure.score_kernels import count_all, count_bits, most_frequent
 from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.parallel import thread_count, thread_pool
 
 # With few labels, the objects of an image are joined as 64-bit words: faster up to this many words per object.
 WORDS_PER_OBJECT = 6
@@ -124,32 +123,36 @@ def score(neighbors: Neighbors, public: Objects, truth: Objects, ks: Sequence[in
         UserError: ks are not increasing or exceed the neighbors, the labels differ, or a row is outside the public set.
     """
     _check(neighbors, public, truth, ks, top_m)
-    starts, codes = _plain(public.starts, np.int64), _plain(public.codes, np.int32)
-    truth_starts, truth_codes = _plain(truth.starts, np.int64), _plain(truth.codes, np.int32)
+    labels = len(public.labels)
+    is_dense = top_m is None and -(-labels // 64) * len(public) <= WORDS_PER_OBJECT * len(public.codes)
+    bits = _bits(public) if is_dense else None
     hits = np.zeros((len(neighbors), len(ks)), np.int32)
     predicted = np.zeros((len(neighbors), len(ks)), np.int32)
-    words = -(-len(public.labels) // 64)
-    dense = top_m is None and words * len(public) <= WORDS_PER_OBJECT * len(codes)
-    bits = pack(starts, codes, words) if dense else None
 
-    def work(part: slice) -> None:
-        rows = _plain(neighbors.rows[part, : ks[-1]], np.int32)
+    def work(start: int) -> None:
+        part = slice(start, start + size)
+        rows, starts = _plain(neighbors.rows[part, : ks[-1]], np.int32), truth.starts[start : start + size + 1]
+        own = Objects(truth.keys[part], starts - starts[0], truth.codes[starts[0] : starts[-1]], truth.labels)
         if rows.size and rows.max() >= len(public):
             raise UserError(
                 f"a neighbor is row {rows.max()} of the public set, which has objects for {len(public)} images; "
                 "the objects must be those of the public set that was searched"
             )
-        own = truth_starts[part.start : part.stop + 1]
-        sizes, out = np.array(ks, np.int64), (hits[part], predicted[part])
+        sizes = np.array(ks, np.int64)
         if bits is not None:
-            count_bits(rows, own, truth_codes, bits, sizes, *out)
+            count_bits(rows, *_rows(own), bits, sizes, hits[part], predicted[part])
         elif top_m is None:
-            count_all(rows, own, truth_codes, starts, codes, sizes, len(public.labels), *out)
+            count_all(rows, *_rows(own), *_rows(public), sizes, labels, hits[part], predicted[part])
         else:
-            distances = _plain(neighbors.distances[part, : ks[-1]], np.float32)
-            count_top(rows, distances, own, truth_codes, starts, codes, sizes, len(public.labels), *out, top_m)
+            chosen = _most_frequent(rows, neighbors.distances[part, : ks[-1]], public, sizes, top_m)
+            predicted[part] = (chosen >= 0).sum(axis=2)
+            record = np.arange(len(rows))[:, None, None]
+            is_right = np.isin(record * labels + chosen, _owners(own) * labels + own.codes)
+            hits[part] = (is_right & (chosen >= 0)).sum(axis=2)
 
-    parallel(work, len(neighbors))
+    size = max(1, min(CHUNK, -(-len(neighbors) // thread_count())))
+    with thread_pool() as pool:
+        list(pool.map(work, range(0, len(neighbors), size)))
     return Scores(tuple(ks), hits, predicted, truth.counts().astype(np.int32))
 
 
@@ -158,45 +161,45 @@ def predict(neighbors: Neighbors, public: Objects, k: int, top_m: int | None = N
 
     Meant for a block of records at a time: it needs memory for all objects of the neighbors.
     """
-    starts, codes = _plain(public.starts, np.int64), _plain(public.codes, np.int32)
-    rows = _plain(neighbors.rows[:, :k], np.int32)
-    largest = np.minimum(public.counts()[rows].sum(axis=1), len(public.labels))
-    begin = np.concatenate([[0], np.cumsum(largest)]).astype(np.int64)
-    out, sizes = np.empty(begin[-1], np.int32), np.zeros(len(rows), np.int64)
-    distances = _plain(neighbors.distances[:, :k], np.float32)
-    list_predicted(
-        rows, distances, starts, codes, len(public.labels), -1 if top_m is None else top_m, begin, out, sizes
-    )
-    ends = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    return ends, out[np.repeat(begin[:-1] - ends[:-1], sizes) + np.arange(ends[-1])]
+    labels = max(1, len(public.labels))
+    if top_m is None:
+        rows = neighbors.rows[:, :k]
+        counts = public.counts()[rows]
+        first = np.cumsum(counts) - counts.ravel()
+        gather = np.repeat(public.starts[rows].ravel() - first, counts.ravel()) + np.arange(counts.sum())
+        record = np.repeat(np.arange(len(rows)), counts.sum(axis=1))
+        found = np.unique(record * labels + public.codes[gather])
+    else:
+        rows, distances = neighbors.rows[:, :k], neighbors.distances[:, :k]
+        chosen = _most_frequent(rows, distances, public, np.array([k], np.int64), top_m)[:, 0]
+        found = np.sort((np.arange(len(chosen))[:, None] * labels + chosen)[chosen >= 0])
+    record, codes = np.divmod(found, labels)
+    return np.searchsorted(record, np.arange(len(neighbors) + 1)), codes.astype(np.int32)
 
 
-def parallel(work: Callable[[slice], None], records: int) -> None:
-    """Call ``work`` on every chunk of the records, on OMP_NUM_THREADS threads (default: every core)."""
-    # Python threads around kernels that release the GIL: numba's own thread pools do not survive a fork, and data loaders
-    # fork.
-    parts = list(_chunks(records))
-    threads = min(_cores(), len(parts))
-    if threads < 2:
-        for part in parts:
-            work(part)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(work, parts):
-            pass
+def _bits(objects: Objects) -> np.ndarray:
+    """Each image's objects as bits, uint64 [images, words]."""
+    bits = np.zeros((len(objects), -(-len(objects.labels) // 64)), np.uint64)
+    bit = np.uint64(1) << (objects.codes & 63).astype(np.uint64)
+    np.bitwise_or.at(bits, (_owners(objects), objects.codes >> 6), bit)
+    return bits
 
 
-def _cores() -> int:
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limit = os.environ.get("OMP_NUM_THREADS", "")
-    return int(limit) if limit.isdigit() and int(limit) > 0 else available
+def _most_frequent(rows: np.ndarray, distances: np.ndarray, public: Objects, ks: np.ndarray, top_m: int) -> np.ndarray:
+    """The codes of the m objects found in most neighbors, int32 [n, len(ks), m], −1 where there are fewer."""
+    labels = len(public.labels)
+    chosen = np.full((len(rows), len(ks), min(top_m, labels)), -1, np.int32)
+    most_frequent(_plain(rows, np.int32), _plain(distances, np.float32), *_rows(public), ks, labels, chosen)
+    return chosen
 
 
-def _chunks(records: int) -> Iterator[slice]:
-    # Equal numbers of chunks per core, none above CHUNK.
-    size = max(1, -(-records // (_cores() * max(1, -(-records // (CHUNK * _cores()))))))
-    for start in range(0, records, size):
-        yield slice(start, min(start + size, records))
+def _owners(objects: Objects) -> np.ndarray:
+    """The image of every object, int64 [objects]."""
+    return np.repeat(np.arange(len(objects)), objects.counts())
+
+
+def _rows(objects: Objects) -> tuple[np.ndarray, np.ndarray]:
+    return _plain(objects.starts, np.int64), _plain(objects.codes, np.int32)
 
 
 def _check(neighbors: Neighbors, public: Objects, truth: Objects, ks: Sequence[int], top_m: int | None) -> None:

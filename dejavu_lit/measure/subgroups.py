@@ -29,14 +29,6 @@ MAX_DISTINCT = 10  # a numeric column with more distinct values than this is bin
 
 
 @dataclass(frozen=True)
-class _Membership:
-    """One column for the records of one set that have objects: record ``rows[i]`` is in group ``codes[i]``."""
-
-    rows: np.ndarray
-    codes: np.ndarray
-
-
-@dataclass(frozen=True)
 class GroupMeans:
     """Means of g groups and the variances of these means, for the three figures.
 
@@ -137,9 +129,9 @@ def _column(column: str, sets: list[tuple[Records, Outcomes]], smallest: int) ->
     names, members = _members(column, [records for records, _ in sets])
     means, is_tested = None, np.ones(len(names), bool)
     rest, rest_variance = np.zeros((len(names), 3)), np.zeros((len(names), 3))
-    for (_, outcomes), member in zip(sets, members, strict=True):
+    for (_, outcomes), (rows, codes) in zip(sets, members, strict=True):
         values = outcomes.values()
-        set_means = GroupMeans.of(values, member.rows, member.codes, len(names))
+        set_means = GroupMeans.of(values, rows, codes, len(names))
         is_tested &= set_means.n >= smallest
         total = len(values)
         n = np.maximum(set_means.n, 1)[:, None]
@@ -182,25 +174,20 @@ def _group_rows(names: list[str], means: GroupMeans, rest_p: np.ndarray, tested:
     return rows
 
 
-def _members(column: str, sets: list[Records]) -> tuple[list[str], list[_Membership]]:
-    """The names of the groups, and for each set the groups of its records that have objects."""
+def _members(column: str, sets: list[Records]) -> tuple[list[str], list[tuple[np.ndarray, np.ndarray]]]:
+    """The names of the groups, and (rows, codes) per set: its record ``rows[i]`` with objects is in group ``codes[i]``."""
     if column == "object":
-        members = []
-        for records in sets:
-            counts = records.truth.counts()
-            members.append(
-                _Membership(np.repeat(np.arange((counts > 0).sum()), counts[counts > 0]), records.truth.codes)
-            )
-        return list(sets[0].truth.labels), members
+        counts = [records.truth.counts() for records in sets]
+        counts = [n[n > 0] for n in counts]
+        rows = [np.repeat(np.arange(len(n)), n) for n in counts]
+        return list(sets[0].truth.labels), list(zip(rows, [records.truth.codes for records in sets], strict=True))
     values = [_values(column, records) for records in sets]
-    bins = _Bins.of(column, values[0])
-    named = [[bins.name(value) for value in v] for v in values]
-    names = sorted({name for set_names in named for name in set_names}, key=bins.order)
+    edges = _bin_edges(column, values[0])
+    named = [[_group_name(value, edges) for value in v] for v in values]
+    names = sorted({name for set_names in named for name in set_names}, key=_group_order)
     code = {name: i for i, name in enumerate(names)}
-    return names, [
-        _Membership(np.arange(len(set_names)), np.array([code[name] for name in set_names], np.int64))
-        for set_names in named
-    ]
+    codes = [np.array([code[name] for name in set_names], np.int64) for set_names in named]
+    return names, [(np.arange(len(set_codes)), set_codes) for set_codes in codes]
 
 
 def _values(column: str, records: Records) -> list[Any]:
@@ -215,36 +202,33 @@ def _values(column: str, records: Records) -> list[Any]:
     return [values[row].item() if isinstance(values[row], np.generic) else values[row] for row in rows]
 
 
-@dataclass(frozen=True)
-class _Bins:
-    """The groups of a column: numbers are binned by the first of ``edges`` that is not below them; other values stay."""
+def _bin_edges(column: str, values: list[Any]) -> list[float]:
+    """The upper edges of the bins of a column of numbers; none for other values and for few distinct numbers."""
+    if column == "caption_words":
+        return list(CAPTION_WORD_BINS)
+    known = [v for v in values if v is not None]
+    is_numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in known)
+    if not is_numeric or len(set(known)) <= MAX_DISTINCT:
+        return []
+    edges: list[float] = np.unique(np.quantile(known, [0.25, 0.5, 0.75])).tolist()
+    return edges
 
-    edges: tuple[float, ...]
 
-    @classmethod
-    def of(cls, column: str, values: list[Any]) -> "_Bins":
-        if column == "caption_words":
-            return cls(tuple(CAPTION_WORD_BINS))
-        known = [v for v in values if v is not None]
-        is_numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in known)
-        if is_numeric and len(set(known)) > MAX_DISTINCT:
-            return cls(tuple(np.unique(np.quantile(known, [0.25, 0.5, 0.75])).tolist()))
-        return cls(())
+def _group_name(value: Any, edges: list[float]) -> str:
+    """The group of a value: the bin of a number, by the first edge that is not below it, or the value itself."""
+    if value is None:
+        return "(none)"
+    if not edges or isinstance(value, bool | str):
+        return str(value)
+    index = int(np.searchsorted(edges, value, side="left"))
+    if index == len(edges):
+        return f"> {edges[-1]:g}"
+    return f"≤ {edges[0]:g}" if index == 0 else f"{edges[index - 1]:g} < … ≤ {edges[index]:g}"
 
-    def name(self, value: Any) -> str:
-        """The name of the group that ``value`` is in."""
-        if value is None:
-            return "(none)"
-        if not self.edges or isinstance(value, bool | str):
-            return str(value)
-        index = int(np.searchsorted(self.edges, value, side="left"))
-        if index == len(self.edges):
-            return f"> {self.edges[-1]:g}"
-        return f"≤ {self.edges[0]:g}" if index == 0 else f"{self.edges[index - 1]:g} < … ≤ {self.edges[index]:g}"
 
-    def order(self, name: str) -> tuple[float, str]:
-        """The sort key of a group's name: by number if it has one, then by text."""
-        try:
-            return float(name.split("≤ ")[-1].removeprefix("> ")) + name.startswith(">"), name
-        except ValueError:
-            return np.inf, name
+def _group_order(name: str) -> tuple[float, str]:
+    """The sort key of a group's name: by number if it has one, then by text."""
+    try:
+        return float(name.split("≤ ")[-1].removeprefix("> ")) + name.startswith(">"), name
+    except ValueError:
+        return np.inf, name
