@@ -35,7 +35,9 @@ class StepMetrics(Callback):
         """Start the throughput clock, after validation or where a run resumes."""
         self._steps, self._clock = 0, time.perf_counter()
 
-    on_train_start = on_train_epoch_start  # Lightning does not call the former for an epoch resumed in its middle
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """The same: Lightning does not call the former for an epoch that is resumed in its middle."""
+        self.on_train_epoch_start(trainer, module)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
