@@ -35,13 +35,13 @@ def annotate(settings: Annotate, out: Path) -> None:
 
 
 def _annotate(data: DataSpec, sets: dict[str, "ShardSet"], settings: Annotate) -> None:
-    from dejavu_lit.objects.annotate import Share, coverage
     from dejavu_lit.objects.annotate import annotate as run
+    from dejavu_lit.objects.annotate import coverage, parse_share
 
     trainer, node = settings.trainer, dict(settings.annotator or {})
     if processes(trainer, shared=True).world > 1 and settings.part is not None:
         raise UserError(f"part={settings.part} is one process's share; drop it when several processes share the shards")
-    share = Share.parse(settings.part)
+    share = parse_share(settings.part)
     typed = {override.lstrip("+~").partition("=")[0] for override in HydraConfig.get().overrides.task}
     if "device" in node and "annotator.device" not in typed and trainer.accelerator != "cpu":
         node = {**node, "device": device(trainer, None)}

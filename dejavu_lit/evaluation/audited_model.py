@@ -163,17 +163,9 @@ class AuditedModel:
             removed = later_duplicates(
                 manifest, source_sets(shards, self.trained_on), shards, self.data.train_size, excluded
             )
+        seed, world, workers, batch = (saved_plan[name] for name in ("seed", "world", "workers", "batch"))
         plan = epoch_plan(
-            shards.sizes,
-            saved_plan["seed"],
-            0,
-            saved_plan["world"],
-            saved_plan["workers"],
-            saved_plan["batch"],
-            self.data.train_size,
-            self.data.repeat,
-            excluded,
-            removed,
+            shards.sizes, seed, 0, world, workers, batch, self.data.train_size, self.data.repeat, excluded, removed
         )
         return exposures(plan, plan.steps * self.epoch if self.epoch else int(self.run_json["batches"]))
 
@@ -194,16 +186,14 @@ def weight_files(name: ModelName) -> dict[str, Path]:
     if name.path is not None and name.epoch is None and name.path.is_dir():
         files = sorted(file for file in name.path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
         return {str(file.relative_to(name.path)): file for file in files}
-    if name.kind == "released" and Path(name.weights).is_file() and not _released(name):
-        return {Path(name.weights).name: Path(name.weights)}
+    if name.kind == "released" and Path(name.weights).is_file():
+        from open_clip.pretrained import get_pretrained_cfg  # imports torch
+
+        if not get_pretrained_cfg(
+            name.architecture, name.weights
+        ):  # open_clip prefers a released tag to a file of that name
+            return {Path(name.weights).name: Path(name.weights)}
     return {}
-
-
-def _released(name: ModelName) -> bool:
-    """Whether ``ARCH@…`` names a released tag, which open_clip prefers to a file of that name."""
-    from open_clip.pretrained import get_pretrained_cfg  # imports torch, so only if it may be a file
-
-    return bool(get_pretrained_cfg(name.architecture, name.weights))
 
 
 def weight_states(files: Mapping[str, Path]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What one evaluation compares: two models, the measured sets and the public set, and whether they fit together."""
 
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,15 +82,6 @@ class EvaluationInputs:
                     with suppress(UserError):  # utility that cannot be computed is null, with the reason
                         model.embed_share(self.data.shard_set(name), self.data.set_name(name), "image", None, share)
 
-    def public_embeddings(self, role: str) -> Embeddings:
-        """The public set's embeddings by one model."""
-        return self.models[role].embeddings(self.public, self.public_name, self.public_modality[role])
-
-    def caption_embeddings(self, role: str, block: str) -> Embeddings:
-        """The embeddings of one measured set's captions by one model."""
-        shards, count = self.shards[block], self.members[block][1]
-        return self.models[role].embeddings(shards, BLOCK_SETS[block], "text", count)
-
 
 @dataclass(frozen=True)
 class EmbeddedSets:
@@ -113,14 +103,24 @@ class EmbeddedSets:
             UserError: a measured pair is public too, and ``allow_overlap`` is false.
         """
         roles, blocks = inputs.models, inputs.shards
-        public = {role: inputs.public_embeddings(role) for role in roles}
-        captions = {(role, block): inputs.caption_embeddings(role, block) for role in roles for block in blocks}
+        public = {
+            role: model.embeddings(inputs.public, inputs.public_name, inputs.public_modality[role])
+            for role, model in roles.items()
+        }
+        captions = {
+            (role, block): model.embeddings(shards, BLOCK_SETS[block], "text", inputs.members[block][1])
+            for role, model in roles.items()
+            for block, shards in blocks.items()
+        }
         public_keys = sorted(set(public["target"].keys) & set(public["reference"].keys) - inputs.data.excluded)
         keys = {}
         for block in blocks:
             members = set(inputs.members[block][0]) - inputs.data.excluded
-            if not allow_overlap:
-                _check_overlap(members, public_keys, inputs, block)
+            if not allow_overlap and (shared := members.intersection(public_keys)):
+                raise UserError(
+                    f"data.public={inputs.data.public} has {len(shared)} keys of {blocks[block].folder}, the first is "
+                    f"{min(shared)}; search other public images, or pass allow_overlap=true"
+                )
             by_reference = captions["reference", block].rows
             keys[block] = [key for key in captions["target", block].keys if key in by_reference and key in members]
         return cls(public, captions, public_keys, keys)
@@ -152,14 +152,6 @@ def _training_options(model: AuditedModel) -> dict[str, Any]:
     ending = ("mitigation.stop_epoch", "mitigation.gap_budget")
     options = {name: value for name, value in flatten(parts) if name not in ending}
     return {"epochs": model.epoch or model.run_json.get("epochs"), **options}
-
-
-def _check_overlap(members: set[str], public_keys: Sequence[str], inputs: EvaluationInputs, block: str) -> None:
-    if shared := members.intersection(public_keys):
-        raise UserError(
-            f"data.public={inputs.data.public} has {len(shared)} keys of {inputs.shards[block].folder}, the first is "
-            f"{min(shared)}; search other public images, or pass allow_overlap=true"
-        )
 
 
 def _has_b(reference: AuditedModel) -> bool:

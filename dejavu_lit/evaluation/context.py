@@ -7,7 +7,7 @@ statistics: the settings and files of the last figures}
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from dejavu_lit.measure.recompute import MODEL_FREE_OPTIONS, PLACEMENT_OPTIONS, 
 from dejavu_lit.measure.settings import MembershipSettings, Settings
 from dejavu_lit.utils.config import to_plain
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import fingerprint, read_json_object, visible_files, write_json
+from dejavu_lit.utils.io import fingerprint, read_json_object, visible_files
 from dejavu_lit.utils.run_directory import first_difference
 
 log = logging.getLogger(__name__)
@@ -102,19 +102,16 @@ def read_context(out: Path, fixed: Mapping[str, Any], models: Mapping[str, Audit
     return context
 
 
-def write_context(out: Path, context: Mapping[str, Any]) -> None:
-    """Save the context in ``out``."""
-    write_json(out / CONTEXT, context)
-
-
 def statistics_of(spec: EvaluationSpec) -> dict[str, Any]:
     """What the figures depend on beside the records: the settings, and the states of the object and key files."""
     artifacts = (spec.objects, *spec.further_objects.values())
     files = [part for artifact in artifacts for part in visible_files(artifact, "*/*.parquet")]
     statistics = {key: spec.config[key] for key in MODEL_FREE_OPTIONS if key in spec.config}
-    return statistics | {
-        "files": _files_state([*files, *([Path(spec.evaluation.keys)] if spec.evaluation.keys else [])])
-    }
+    if spec.evaluation.keys:
+        files.append(Path(spec.evaluation.keys))
+    # Names alone do not tell that a file was rewritten.
+    states = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(files) if p.exists()]
+    return statistics | {"files": fingerprint(states)}
 
 
 def finished_metrics(out: Path, context: Mapping[str, Any], statistics: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -139,8 +136,3 @@ def searched_public_keys(spec: EvaluationSpec, context: Mapping[str, Any]) -> li
 
 def _without_recomputable(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in (*MODEL_FREE_OPTIONS, *PLACEMENT_OPTIONS)}
-
-
-def _files_state(files: Sequence[Path]) -> str:
-    """A fingerprint that changes when one of the files is rewritten, because names alone do not tell."""
-    return fingerprint([(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(files) if p.exists()])

@@ -1,25 +1,15 @@
-"""Embeddings of a set by an encoder, streamed: shards → decoded images or captions → fixed chunks → fp16 parts.
-
-Rows are encoded in chunks of 64 by their position in the shard; the last chunk is padded. So every vector is the same to
-the last bit for any number of workers, and any part can be computed again on its own.
-"""
+"""Embeddings of a set by an encoder, streamed: shards → decoded images or captions → fixed chunks → fp16 parts."""
 
 import logging
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
-from itertools import islice
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image
-from torchvision.io import decode_jpeg
 
-from dejavu_lit.data.decode import EMPTY_CAPTION, open_image
-from dejavu_lit.data.shards import BadPair, Pair, ShardIndex, ShardSet
+from dejavu_lit.data.shards import BadPair, Pair, ShardSet
+from dejavu_lit.evaluation.chunks import CHUNK, Chunk, decode_chunk, encode_ahead, read_chunks
 from dejavu_lit.evaluation.embeddings import (
     FINGERPRINT,
     Embeddings,
@@ -32,14 +22,12 @@ from dejavu_lit.evaluation.embeddings import (
 from dejavu_lit.models.encoder import Encoder
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import locked, read_json_object, visible_files, write_json
-from dejavu_lit.utils.parallel import thread_count, thread_pool
 from dejavu_lit.utils.progress import progress
 
-__all__ = ["CHUNK", "Embeddings", "embed", "encode_captions"]
-
-CHUNK = 64  # rows encoded at once
 SCHEMA = 1  # of fingerprint.json
+NOT_COMPARED = ("name",)  # of its entries: one model may have several names
 MOST_SKIPPED = 10  # pairs of a set may always be skipped, whatever share of it they are
+BAD_SHARE = 0.05  # of a set may be skipped
 
 log = logging.getLogger(__name__)
 
@@ -51,17 +39,15 @@ def embed(
     folder: Path | str,
     limit: int | None = None,
     workers: int = 2,
-    bad_share: float = 0.05,
 ) -> Embeddings:
     """Embed the images or the captions of a set into ``folder``, or continue if it has some parts already.
 
-    Whole shards are embedded, as many as ``limit`` needs. Complete parts are kept, so another limit adds parts.
+    Whole shards are embedded, as many as ``limit`` needs. Complete parts are kept, so another limit adds parts. Unusable
+    pairs are skipped, counted and logged.
 
     Args:
         limit: number of pairs, from the start of the set; all by default.
         workers: threads that read and decode. On a CPU there are at least as many as cores, because they also encode.
-        bad_share: unusable pairs are skipped, counted and logged, unless they are more than ten and more than this share
-            of the set.
 
     Returns:
         The embeddings of the first ``limit`` pairs without the skipped ones.
@@ -71,14 +57,14 @@ def embed(
             or zero norm.
     """
     folder = Path(folder)
-    write_missing(encoder, shards, modality, folder, limit, workers, bad_share)
+    write_missing(encoder, shards, modality, folder, limit, workers)
     names = [Path(name).stem for name in shards.names[: _shard_count(shards, limit)]]
     if all(not read_keys(folder, name) for name in names):
         raise UserError(f"no pair of {shards.folder} can be used; see the log for the reasons")
     embeddings = Embeddings.open(folder)
     if limit is None or limit >= len(shards):
         return embeddings
-    first = {key for shard in range(len(names)) for key in shards.index(shard).keys[: limit - shards.starts[shard]]}
+    first = set(shards.keys(limit))
     return embeddings.first(sum(key in first for key in embeddings.keys))
 
 
@@ -94,7 +80,6 @@ def write_missing(
     folder: Path,
     limit: int | None = None,
     workers: int = 2,
-    bad_share: float = 0.05,
     share: tuple[int, int] = (0, 1),
 ) -> None:
     """Write the missing parts that ``embed`` needs; for ``share`` = (i, n) those of every n-th shard from the i-th on."""
@@ -107,8 +92,7 @@ def write_missing(
         "chunk": CHUNK,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / ".lock"):  # several ranks start at the same time
-        skipped = _check_fingerprint(folder, fingerprint)
+    skipped = _update_fingerprint(folder, fingerprint, {})
     names = [Path(name).stem for name in shards.names[: _shard_count(shards, limit)]]
     missing = [shard for shard in range(share[0], len(names), share[1]) if not _is_complete(folder, names[shard])]
     unit = "images" if modality == "image" else "captions"
@@ -118,8 +102,8 @@ def write_missing(
             for key, reason in bad.items():
                 log.warning("skipped %s of %s: %s", key, shards.folder, reason)
             if bad:
-                skipped = _add_skipped(folder, fingerprint, bad)
-            if len(skipped) > MOST_SKIPPED and len(skipped) > bad_share * len(shards):
+                skipped = _update_fingerprint(folder, fingerprint, bad)
+            if len(skipped) > MOST_SKIPPED and len(skipped) > BAD_SHARE * len(shards):
                 key, reason = next(iter(skipped.items()))
                 raise UserError(
                     f"{len(skipped)} of {len(shards)} pairs of {shards.folder} cannot be used, the first is {key} ({reason}); "
@@ -130,45 +114,31 @@ def write_missing(
             bar.update(shards.sizes[shard])
 
 
-def _add_skipped(folder: Path, fingerprint: dict[str, object], bad: dict[str, str]) -> dict[str, str]:
-    """Add {key: reason} to the folder's skipped pairs; returns all of them, including those of other ranks."""
-    with locked(folder / ".lock"):
-        skipped = _skipped(read_json_object(folder / FINGERPRINT), folder) | bad
-        write_json(folder / FINGERPRINT, {**fingerprint, "skipped": skipped})
-    return skipped
+def _update_fingerprint(folder: Path, fingerprint: dict[str, object], skipped: dict[str, str]) -> dict[str, str]:
+    """Check or write the folder's fingerprint, and add {key: reason} of skipped pairs to it.
 
-
-def _check_fingerprint(folder: Path, fingerprint: dict[str, object]) -> dict[str, str]:
-    """Check or write the folder's fingerprint; returns {key: reason} of the pairs skipped so far."""
+    Returns:
+        All skipped pairs so far, including those of other ranks.
+    """
     path = folder / FINGERPRINT
-    if not path.exists():
-        if visible_files(folder, "*.npy"):
+    with locked(folder / ".lock"):
+        exists = path.exists()
+        if not exists and visible_files(folder, "*.npy"):
             raise UserError(
                 f"{folder} has embeddings without {FINGERPRINT}, so their model and data are unknown; remove the folder"
             )
-        write_json(path, {**fingerprint, "skipped": {}})
-        return {}
-    saved = read_json_object(path)
-    for key, name in (
-        ("model", "the model"),
-        ("data", "the data"),
-        ("modality", "the modality"),
-        ("chunk", "the chunk"),
-        ("schema", "the format"),
-    ):
-        if saved.get(key) != fingerprint[key]:
-            raise UserError(
-                f"the embeddings in {folder} do not match: {name} differs; remove that folder to compute them again"
-            )
-    return _skipped(saved, folder)
-
-
-def _skipped(fingerprint: dict[str, object], folder: Path) -> dict[str, str]:
-    """{key: reason} in a saved fingerprint; raises UserError if it is damaged."""
-    skipped = fingerprint.get("skipped", {})
-    if not isinstance(skipped, dict):
-        raise UserError(f"{folder / FINGERPRINT} is damaged (its list of skipped pairs); remove the folder")
-    return skipped
+        saved = read_json_object(path) if exists else fingerprint
+        for name, value in fingerprint.items():
+            if name not in NOT_COMPARED and saved.get(name) != value:
+                raise UserError(
+                    f"the embeddings in {folder} do not match: the {name} differs; remove that folder to compute them again"
+                )
+        before = saved.get("skipped", {})
+        if not isinstance(before, dict):
+            raise UserError(f"{path} is damaged (its list of skipped pairs); remove the folder")
+        if skipped or not exists:
+            write_json(path, {**fingerprint, "skipped": before | skipped})
+    return before | skipped
 
 
 def _is_complete(folder: Path, name: str) -> bool:
@@ -180,120 +150,23 @@ def _is_complete(folder: Path, name: str) -> bool:
     return False
 
 
-# Of one chunk: keys; images (uint8 [3, h, w]), captions or vectors; {skipped key: reason}.
-Chunk = tuple[list[str], list[Any] | np.ndarray, dict[str, str]]
-
-
 def _encode(
     encoder: Encoder, shards: ShardSet, numbers: Sequence[int], modality: Modality, workers: int
 ) -> Iterator[tuple[int, list[str], np.ndarray, dict[str, str]]]:
-    """(shard number, keys, float16 [m, d], {skipped key: reason}) for each of the shards ``numbers``.
+    """(shard number, keys, float16 [m, d], {skipped key: reason}) for each of the shards ``numbers``."""
 
-    Threads work a few chunks ahead, across the ends of shards, so this window bounds the memory. On a CPU each thread
-    also encodes the images that it decoded, so that no library's own threads wait for each other.
-    """
-    encode_in_threads = modality == "image" and encoder.device.type == "cpu"
-    count = max(workers, thread_count()) if encode_in_threads else max(workers, 1)
-    with thread_pool(count) as pool:
-        queue: deque[tuple[int, Future[Chunk]]] = deque()
-        chunks = ((shard, *chunk) for shard in numbers for chunk in read_chunks(shards.index(shard), modality))
+    def decode(item: tuple[int, Sequence[str], list[Pair | BadPair]]) -> Chunk:
+        return decode_chunk(encoder, *item[1:], modality)
+
+    chunks = ((shard, *chunk) for shard in numbers for chunk in read_chunks(shards.index(shard), modality))
+    encoded = encode_ahead(encoder, chunks, decode, modality, workers)
+    for shard, parts in groupby(encoded, key=lambda part: part[0][0]):
         keys: list[str] = []
         blocks: list[np.ndarray] = []
         bad: dict[str, str] = {}
-        try:
-            while True:
-                while len(queue) < 2 * count + 1 and (chunk := next(chunks, None)) is not None:
-                    shard, chunk_keys, pairs = chunk
-                    queue.append(
-                        (shard, pool.submit(decode_chunk, encoder, chunk_keys, pairs, modality, encode_in_threads))
-                    )
-                if not queue:
-                    return
-                shard, future = queue.popleft()
-                chunk_keys, content, skipped = future.result()
-                if chunk_keys:
-                    vectors = content if isinstance(content, np.ndarray) else encode_chunk(encoder, content, modality)
-                    blocks.append(vectors.astype(np.float16))
-                keys += chunk_keys
-                bad |= skipped
-                if not queue or queue[0][0] != shard:
-                    yield shard, keys, np.concatenate(blocks) if blocks else np.zeros((0, 0), np.float16), bad
-                    keys, blocks, bad = [], [], {}
-        finally:
-            for _, future in queue:
-                future.cancel()
-
-
-def read_chunks(index: ShardIndex, modality: Modality) -> Iterator[tuple[Sequence[str], list[Pair | BadPair]]]:
-    """(keys, pairs) of the chunks of a shard, at least one, in one pass over the tar."""
-    pairs = index.pairs(image=modality == "image")
-    for start in range(0, max(len(index), 1), CHUNK):
-        yield index.keys[start : start + CHUNK], list(islice(pairs, CHUNK))
-
-
-def read_chunk(encoder: Encoder, index: ShardIndex, start: int, modality: Modality) -> Chunk:
-    """The usable rows of the one chunk that begins at ``start``, read by its offset."""
-
-    def read(position: int) -> Pair | BadPair:
-        try:
-            return index.read(position, image=modality == "image")
-        except BadPair as bad:
-            return bad
-
-    keys = index.keys[start : start + CHUNK]
-    pairs = [read(position) for position in range(start, start + len(keys))]
-    return decode_chunk(encoder, keys, pairs, modality, encode=False)
-
-
-def decode_chunk(
-    encoder: Encoder, keys: Sequence[str], pairs: Sequence[Pair | BadPair], modality: Modality, encode: bool
-) -> Chunk:
-    """The usable rows of a chunk; with ``encode`` their vectors."""
-    usable: list[str] = []
-    content: list[Any] = []
-    bad: dict[str, str] = {}
-    for key, pair in zip(keys, pairs, strict=True):
-        try:
-            if isinstance(pair, BadPair):
-                raise pair
-            if modality == "image":
-                content.append(encoder.preprocess(decode_image(pair.image)))
-            elif pair.caption:
-                content.append(pair.caption)
-            else:
-                raise BadPair(EMPTY_CAPTION)
-        except BadPair as error:
-            bad[key] = str(error)
-        else:
-            usable.append(key)
-    return usable, encode_chunk(encoder, content, modality) if encode and usable else content, bad
-
-
-def decode_image(data: bytes) -> Image.Image | torch.Tensor:
-    """An image from the bytes of its file; an RGB image as decoded pixels, uint8 [3, height, width].
-
-    Raises:
-        BadPair: it does not decode, or has too many pixels.
-    """
-    with open_image(data) as image:
-        if image.mode == "RGB" and image.format == "JPEG" and data.endswith(b"\xff\xd9"):
-            # The same library and pixels as Pillow's, without its copies. Pillow handles truncated files.
-            with suppress(RuntimeError):
-                pixels: torch.Tensor = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-                return pixels
-        image.load()
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1) if image.mode == "RGB" else image
-
-
-def encode_captions(encoder: Encoder, captions: Sequence[str]) -> np.ndarray:
-    """Unit vectors float32 [n, d], encoded in the same fixed chunks; for prompts and other short lists."""
-    starts = range(0, len(captions), CHUNK)
-    return np.concatenate([encode_chunk(encoder, list(captions[s : s + CHUNK]), "text") for s in starts])
-
-
-def encode_chunk(encoder: Encoder, content: list[Any], modality: Modality) -> np.ndarray:
-    """float32 [m, d] of up to 64 rows, padded with the first one so that the encoder always sees one shape."""
-    padded = content + content[:1] * (CHUNK - len(content))
-    images = torch.from_numpy(np.stack(padded)) if modality == "image" else None
-    vectors = encoder.encode_captions(padded) if images is None else encoder.encode_images(images)
-    return vectors[: len(content)].numpy()
+        for _, chunk_keys, vectors, skipped in parts:
+            keys += chunk_keys
+            bad |= skipped
+            if chunk_keys:
+                blocks.append(vectors)
+        yield shard, keys, np.concatenate(blocks) if blocks else np.zeros((0, 0), np.float16), bad

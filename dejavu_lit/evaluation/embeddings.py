@@ -162,8 +162,8 @@ def open_part(folder: Path, name: str) -> np.ndarray:
         raise UserError(
             f"{path} is not a complete .npy file ({first_line(error)}); remove it and compute this part again"
         ) from None
-    if not isinstance(array, np.ndarray):
-        raise UserError(f"{path} is an archive of arrays, embeddings are one .npy per part; compute this part again")
+    if not isinstance(array, np.ndarray):  # an archive of arrays
+        raise UserError(f"{path} is not one array; remove it and compute this part again")
     if array.ndim != 2 or array.dtype != np.float16:
         raise UserError(
             f"{path} is {array.dtype} {list(array.shape)}, embeddings are float16 [rows, width]; "

@@ -19,31 +19,23 @@ from dejavu_lit.data.shards import BadPair, ShardSet, read_pairs
 from dejavu_lit.evaluation.audited_model import AuditedModel, weight_states
 from dejavu_lit.evaluation.comparison import EmbeddedSets, EvaluationInputs, training_differences
 from dejavu_lit.evaluation.context import (
-    METRICS,
+    CONTEXT,
     EvaluationSpec,
     finished_metrics,
     fixed_settings,
     read_context,
-    searched_public_keys,
     statistics_of,
-    write_context,
 )
 from dejavu_lit.evaluation.membership import write_scores
 from dejavu_lit.evaluation.utility import utility
+from dejavu_lit.evaluation.write_metrics import write_metrics
 from dejavu_lit.measure.controls import differences_sentence
 from dejavu_lit.measure.figures import BLOCK_SETS
-from dejavu_lit.measure.groups import group_gaps
-from dejavu_lit.measure.membership import holdout_tails
-from dejavu_lit.measure.metrics import measure
-from dejavu_lit.measure.per_pair import most_memorized, pair_gaps, read_keys, write_csv
-from dejavu_lit.measure.recompute import RECORD_FILES, gaps_by_objects, membership, read_evaluation
+from dejavu_lit.measure.recompute import RECORD_FILES
 from dejavu_lit.measure.records import EXPOSURE, META, SIDES, Records, write_records
 from dejavu_lit.measure.scores import Neighbors
-from dejavu_lit.measure.settings import MembershipSettings
 from dejavu_lit.utils.distributed import SINGLE_PROCESS, Ranks
-from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import read_json_object, write_json
-from dejavu_lit.utils.provenance import provenance
 
 if TYPE_CHECKING:
     from dejavu_lit.evaluation.search_parts import Search
@@ -55,11 +47,8 @@ RAW_SHARDS_NOTE = (
     "trained on raw shards: all ranks did equally many steps, not one pass over exactly their pairs, so how often a pair was "
     "seen is an expectation; the measured and searched pairs are samples"
 )
-LISTED_PAIRS = 1000  # rows of memorized.csv, the most memorized pairs first
-BASE_BLOCKS = ("population", "null", "corrected")  # of the target against its base
-RARE = (
-    0.01  # share of the pairs below which an entry of their JSON gets no column: names of each pair's own would make n²
-)
+# Share of the pairs below which an entry of their JSON gets no column: names of each pair's own would make n².
+RARE = 0.01
 
 
 def evaluate(spec: EvaluationSpec, ranks: Ranks = SINGLE_PROCESS) -> dict[str, Any]:
@@ -78,47 +67,37 @@ def evaluate(spec: EvaluationSpec, ranks: Ranks = SINGLE_PROCESS) -> dict[str, A
         spec.data.check()
         statistics = statistics_of(spec)
     is_searched = context is not None and context["largest_k"] >= max(spec.settings.ks)
-    is_scored = spec.membership is None or (is_searched and _is_scored(spec.membership, context))
+    scored = (context or {}).get("membership") if is_searched else None
+    is_scored = spec.membership is None or (scored is not None and scored["pairs"] == spec.membership.pairs)
     is_searched, is_scored = ranks.first((is_searched, is_scored))
     if not (is_searched and is_scored):
         with ranks.step():
             inputs = EvaluationInputs.open(spec.evaluation, spec.data, spec.out, max(spec.settings.ks))
     if not is_searched:
-        weights = _weight_states(spec, models, ranks)
+        with ranks.step():  # the weights before they are loaded
+            weights = {role: weight_states(m.weights) for role, m in models.items()} if ranks.rank == 0 else {}
         searched = _embed_search_and_write_records(spec, inputs, ranks)
         if ranks.rank == 0:
             context = searched | {"config": fixed, "weights": weights}
-            write_context(spec.out, context)
+            write_json(spec.out / CONTEXT, context)
             rmtree(spec.out / NEIGHBORS, ignore_errors=True)
     if not is_scored and spec.membership is not None:
         unavailable = write_scores(inputs, spec.membership, spec.out, ranks)
         if ranks.rank == 0 and context is not None:
             context = {**context, "membership": {"pairs": spec.membership.pairs, "unavailable": unavailable}}
-            write_context(spec.out, context)
+            write_json(spec.out / CONTEXT, context)
     against_base = evaluate(spec.against_base, ranks) if spec.against_base else None
     if ranks.rank > 0 or context is None:
         return {}
-    return finished_metrics(spec.out, context, statistics) or _measure(spec, context, statistics, against_base)
-
-
-def _is_scored(settings: MembershipSettings, context: Mapping[str, Any] | None) -> bool:
-    scored = (context or {}).get("membership")
-    return scored is not None and scored["pairs"] == settings.pairs
-
-
-def _weight_states(spec: EvaluationSpec, models: Mapping[str, AuditedModel], ranks: Ranks) -> dict[str, Any]:
-    """The states of both models' weight files, before they are loaded; {} on all ranks but the first."""
-    with ranks.step():
-        if ranks.rank > 0:
-            return {}
-        spec.data.warn_of_unknown_keys()
-        return {role: weight_states(model.weights) for role, model in models.items()}
+    return finished_metrics(spec.out, context, statistics) or write_metrics(spec, context, statistics, against_base)
 
 
 def _embed_search_and_write_records(spec: EvaluationSpec, inputs: EvaluationInputs, ranks: Ranks) -> dict[str, Any]:
     """Write the records of every set, and return what recomputing needs; {} on all ranks but the first."""
     largest_k = max(spec.settings.ks)
     with ranks.step():
+        if ranks.rank == 0:
+            spec.data.warn_of_unknown_keys()
         inputs.embed(ranks.share)
     with ranks.step():
         embedded = EmbeddedSets.open(inputs, spec.evaluation.allow_overlap)
@@ -288,88 +267,3 @@ def _span(counts: np.ndarray | None) -> dict[str, float] | None:
     if counts is None:
         return None
     return {"mean": float(counts.mean()), "min": int(counts.min()), "max": int(counts.max())}
-
-
-def _measure(
-    spec: EvaluationSpec,
-    context: Mapping[str, Any],
-    statistics: Mapping[str, Any],
-    against_base: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    """Compute the figures from the records on disk, and write metrics.json, memorized.csv and persons.*."""
-    out, settings, public_keys = spec.out, spec.settings, searched_public_keys(spec, context)
-    sets, objects_at = read_evaluation(out, spec.objects, settings.threshold, context["public"], public_keys)
-    if context.get("statistics") not in (None, statistics):  # the records' predictions and figures follow the settings
-        for block, records in sets.items():
-            write_records(out / RECORD_FILES[block], records, settings.k, settings.top_m)
-    metrics = measure(sets["population"], sets.get("null"), sets.get("swapped"), settings, objects_at)
-    unavailable = (context.get("membership") or {}).get("unavailable")
-    metrics |= membership(sets, settings, metrics["reasons"], unavailable)
-    metrics |= {name: context[name] for name in ("utility", "exposure", "search")}
-    metrics |= {"raw_shards": context["raw_shards"]} if context.get("raw_shards") else {}
-    metrics["training_differences"] = context.get("training_differences")  # not in the contexts of earlier versions
-    metrics["settings"] |= {name: getattr(spec.evaluation, name) for name in (*SIDES, "public_modality")}
-    metrics["settings"] |= {
-        "objects": str(spec.objects),
-        "public": spec.data.public,
-        "data": str(spec.data.folder),
-    }
-    metrics["provenance"] = provenance() | {"config": spec.config}
-    if against_base is None:
-        metrics["base"], metrics["reasons"]["base"] = None, "no base= was given"
-    else:
-        metrics["base"] = {"model": spec.evaluation.base} | {name: against_base[name] for name in BASE_BLOCKS}
-    if spec.further_objects:
-        metrics["by_objects"] = gaps_by_objects(out, spec.further_objects, settings, context["public"], public_keys)
-    memorized = most_memorized(sets["population"], settings.k, settings.top_m, limit=LISTED_PAIRS)
-    write_csv(out / "memorized.csv", memorized)
-    if spec.evaluation.group is not None:
-        metrics["groups"] = _gaps_of_groups(spec, spec.evaluation.group, sets)
-    if spec.evaluation.keys is not None:
-        _write_gaps_of_keys(spec, spec.evaluation.keys, sets)
-    write_json(out / METRICS, metrics)
-    write_context(out, {**context, "statistics": statistics})
-    return metrics
-
-
-def _gaps_of_groups(spec: EvaluationSpec, column: str, sets: Mapping[str, Records]) -> dict[str, Any]:
-    """The gaps of the groups of pairs, also written to groups.csv."""
-    if "null" not in sets:
-        raise UserError(f"group={column} needs the set H to compare with; prepare data with one")
-    settings = spec.settings
-    gaps = group_gaps(sets["population"], sets["null"], column, settings.k, settings.top_m, settings.smallest_group)
-    write_csv(spec.out / "groups.csv", gaps["groups"])
-    small = gaps["too_small"]
-    log.info(
-        "%d groups of %s compared with H, %d with q < 0.05 (%d with fewer than %d records are not): %s",
-        *(len(gaps["groups"]), column, sum(group["q"] < 0.05 for group in gaps["groups"])),
-        *(small["groups"], small["smallest"], spec.out / "groups.csv"),
-    )
-    return gaps
-
-
-def _write_gaps_of_keys(spec: EvaluationSpec, keys: str, sets: Mapping[str, Records]) -> None:
-    """Write persons.json and persons.csv: the gaps of the pairs in the file ``keys``, ranked against H."""
-    if "null" not in sets:
-        raise UserError(f"keys={keys} needs the set H to rank against; prepare data with one")
-    population, null, k, top_m = sets["population"], sets["null"], spec.settings.k, spec.settings.top_m
-    gaps = pair_gaps(population, null, read_keys(keys), k, top_m)
-    scores = holdout_tails(population, null, [pair["key"] for pair in gaps["pairs"]], k, top_m)
-    for pair in gaps["pairs"]:
-        pair["membership"] = scores[pair["key"]]
-    write_json(spec.out / "persons.json", gaps)
-    rows = [
-        {"key": pair["key"], "caption": pair["caption"]}
-        | {f"{kind}_{name}": pair[kind][name] for kind in ("gap", "p", "q") for name in pair[kind]}
-        | {f"{kind}_{name}": f[kind] for name, f in pair["membership"].items() for kind in ("score", "p", "q")}
-        for pair in gaps["pairs"]
-    ]
-    write_csv(spec.out / "persons.csv", rows)
-    log.info(
-        "%d of %d keys measured (%d unknown, %d without objects): %s",
-        len(rows),
-        gaps["asked"],
-        gaps["unknown"]["count"],
-        gaps["without_objects"]["count"],
-        spec.out / "persons.csv",
-    )

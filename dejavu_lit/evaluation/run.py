@@ -45,10 +45,9 @@ def check_evaluation(evaluation: EvaluationSettings, data: DataSpec) -> None:
     Raises:
         UserError: a missing public set, labelled set or object artifact, or an index that cannot be used here.
     """
-    from dejavu_lit.evaluation.search import check_index
+    from dejavu_lit.evaluation.search import load_faiss
 
-    if evaluation.index != "ivf":
-        check_index(evaluation.index)
+    load_faiss(evaluation.index)
     measured = (
         changed_data(data, evaluation.data) if isinstance(evaluation.data, DataChanges) else ready(evaluation.data)
     )

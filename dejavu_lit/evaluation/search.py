@@ -13,7 +13,6 @@ chunk in float64.
 import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ import numpy as np
 from dejavu_lit.measure.scores import Neighbors
 from dejavu_lit.utils.distributed import current_ranks
 from dejavu_lit.utils.errors import UserError, suggest
-from dejavu_lit.utils.parallel import thread_count, thread_pool
+from dejavu_lit.utils.parallel import for_blocks, thread_count
 from dejavu_lit.utils.progress import progress
 
 INDEXES = ("flat", "gpu", "ivf")
@@ -44,8 +43,12 @@ class Vectors:
     norms: np.ndarray
 
     @classmethod
-    def load(cls, stored: np.ndarray) -> "Vectors":
-        """Copy vectors, perhaps of a memory map, and compute their norms. The caller checks the norms."""
+    def load(cls, stored: np.ndarray, name: str = "queries") -> "Vectors":
+        """Copy vectors, perhaps of a memory map, and compute their norms.
+
+        Raises:
+            UserError: a vector with zero norm, NaN or infinity (which decode to values from 65536 on); it names ``name``.
+        """
         stored = np.array(stored)
         norms = np.empty(len(stored))
 
@@ -53,8 +56,12 @@ class Vectors:
             values = stored[start : start + ROWS_AT_ONCE].astype(np.float64)
             norms[start : start + ROWS_AT_ONCE] = np.sqrt(np.einsum("ij,ij->i", values, values))
 
-        with thread_pool() as pool:
-            list(pool.map(compute, range(0, len(stored), ROWS_AT_ONCE)))
+        for_blocks(compute, len(stored), ROWS_AT_ONCE)
+        if len(bad := np.flatnonzero(~((norms > 0) & (norms < 65536)))):
+            problem = "has zero norm" if norms[bad[0]] == 0 else "has NaN or infinity"
+            raise UserError(
+                f"{name}: a vector {problem} ({len(bad)} of {len(norms)}); fix the model or exclude these pairs"
+            )
         return cls(stored, norms)
 
     def __len__(self) -> int:
@@ -69,8 +76,7 @@ class Vectors:
             block = slice(start, start + ROWS_AT_ONCE)
             np.multiply(self.stored[block], inverse[block, None], out=units[block], dtype=np.float32)
 
-        with thread_pool() as pool:
-            list(pool.map(compute, range(0, len(units), ROWS_AT_ONCE)))
+        for_blocks(compute, len(units), ROWS_AT_ONCE)
         return units
 
 
@@ -137,16 +143,17 @@ def best_k(
     queries: np.ndarray, public: Sequence[np.ndarray], k: int, index: str = "flat", ids: np.ndarray | None = None
 ) -> Best:
     """As ``search`` with an exact index; if there are fewer than k public vectors, rows end in −1."""
-    check_index(index)
+    load_faiss(index)
     _check_shapes(queries, public)
-    _check_shapes(queries, public)
-    asked, best = _query_vectors(queries), Best.empty(len(queries), k)
+    total = sum(len(part) for part in public)
+    ids = np.arange(total) if ids is None else ids
+    asked, best = Vectors.load(queries), Best.empty(len(queries), k)
     units, error, most = asked.unit(), float32_error(queries.shape[1]), k + MARGIN
     if index == "gpu":  # its tensor cores may round the factors to 10 bits, by less than 2⁻¹⁰ each
         error, most = error + 2.0**-9 * 1.01, min(2 * k + 2 * MARGIN, MAX_GPU_CANDIDATES)
-    with progress(None, "searching", sum(len(part) for part in public), "vector") as bar:
+    with progress(None, "searching", total, "vector") as bar:
         for start, chunk in _chunks(public):
-            rows, before = _public_rows(ids, start, len(chunk)), Best(best.rows.copy(), best.scores.copy())
+            rows, before = ids[start : start + len(chunk)], Best(best.rows.copy(), best.scores.copy())
             cheap, candidates = _knn(units, chunk.unit(), min(most, len(chunk)), index)
             least = best.scores[:, -1]  # a lower bound of the final k-th cosine
             if cheap.shape[1] >= k:
@@ -176,9 +183,7 @@ def float32_error(width: int) -> float:
 
 def _knn(queries: np.ndarray, public: np.ndarray, count: int, index: str) -> tuple[np.ndarray, np.ndarray]:
     """(float32 scores, positions) of the ``count`` best public vectors for each query by faiss, descending."""
-    if not len(queries):
-        return np.empty((0, count), np.float32), np.empty((0, count), np.int64)
-    faiss = _faiss(index)
+    faiss = load_faiss(index)
     if index == "gpu":
         own = current_ranks().local % faiss.get_num_gpus()  # each rank of a node uses its own GPU
         resources = faiss.StandardGpuResources()
@@ -203,8 +208,7 @@ def _score(queries: Vectors, chunk: Vectors, candidates: np.ndarray, rows: np.nd
         products = np.einsum("ij,ij->i", queries.stored[q].astype(np.float64), chunk.stored[p].astype(np.float64))
         scores[which[pairs], column[pairs]] = products / (queries.norms[q] * chunk.norms[p])
 
-    with thread_pool() as pool:
-        list(pool.map(compute, range(0, len(which), PAIRS_AT_ONCE)))
+    for_blocks(compute, len(which), PAIRS_AT_ONCE)
     best.merge(asked, rows[candidates], scores)
 
 
@@ -229,25 +233,26 @@ def search_ivf(queries: np.ndarray, public: Sequence[np.ndarray], k: int, ids: n
     Raises:
         UserError: faiss is not installed, or a vector with NaN, infinity or zero norm.
     """
-    faiss = _faiss("ivf")
+    faiss = load_faiss("ivf")
     _check_shapes(queries, public)
     total, width = sum(len(part) for part in public), queries.shape[1]
+    ids = np.arange(total) if ids is None else ids
     lists = max(1, min(int(4 * total**0.5), total // TRAINING_ROWS_PER_LIST))
     index = faiss.IndexIVFScalarQuantizer(
         faiss.IndexFlatIP(width), width, lists, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
     )
     index.nprobe = max(1, lists // LISTS_PER_PROBE)
     step = max(1, total // (TRAINING_ROWS_PER_LIST * lists))
-    training = Vectors.load(np.concatenate([part[::step] for part in public if len(part)]))
-    index.train(training.unit()[training.norms > 0])
+    training = np.concatenate([part[::step] for part in public if len(part)])
+    index.train(Vectors.load(training, "the public set").unit())
     for _, chunk in _chunks(public):
         index.add(chunk.unit())
-    asked, best = _query_vectors(queries), Best.empty(len(queries), k)
+    asked, best = Vectors.load(queries), Best.empty(len(queries), k)
     positions = index.search(asked.unit(), k)[1]
     del index
     for start, chunk in _chunks(public):
         in_chunk = (positions >= start) & (positions < start + len(chunk))
-        _score(asked, chunk, np.where(in_chunk, positions - start, -1), _public_rows(ids, start, len(chunk)), best)
+        _score(asked, chunk, np.where(in_chunk, positions - start, -1), ids[start : start + len(chunk)], best)
     short = np.flatnonzero((best.rows < 0).any(axis=1))
     if len(short):
         exact = best_k(queries[short], public, k, "flat", ids)
@@ -255,45 +260,28 @@ def search_ivf(queries: np.ndarray, public: Sequence[np.ndarray], k: int, ids: n
     return best
 
 
-def check_index(index: str) -> None:
-    """Raise UserError if ``index`` is unknown or not available on this machine."""
+def load_faiss(index: str) -> Any:
+    """faiss; raises UserError if ``index`` is unknown, or if what it needs is missing: faiss, or faiss-gpu and a GPU."""
     if index not in INDEXES:
         raise UserError(f"index={index} is unknown{suggest(index, INDEXES)}; choose one of {', '.join(INDEXES)}")
-    _faiss(index)
-
-
-def _faiss(index: str) -> Any:
-    """faiss, with GPU support if ``index`` is gpu; raises UserError if it or the GPU is missing."""
-    if find_spec("faiss") is None:
+    try:
+        import faiss
+    except ImportError:
         extra = "gpu" if index == "gpu" else "cpu"
-        raise UserError(f"the search for neighbors needs faiss; pip install 'dejavu-lit[{extra}]'")
-    import faiss
-
+        raise UserError(f"the search for neighbors needs faiss; pip install 'dejavu-lit[{extra}]'") from None
     if index == "gpu" and not (hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus()):
         raise UserError("index=gpu needs faiss-gpu (pip install 'dejavu-lit[gpu]') and an NVIDIA GPU; use index=flat")
     return faiss
 
 
-def _public_rows(ids: np.ndarray | None, start: int, count: int) -> np.ndarray:
-    """The public rows of ``count`` vectors from position ``start`` on, int64."""
-    return np.arange(start, start + count) if ids is None else np.asarray(ids[start : start + count], np.int64)
-
-
-def _query_vectors(queries: np.ndarray) -> Vectors:
-    """Queries in memory; raises UserError for an unusable one."""
-    vectors = Vectors.load(queries)
-    _refuse_unusable(vectors.norms, None, 0)
-    return vectors
-
-
 def _chunks(public: Sequence[np.ndarray]) -> Iterator[tuple[int, Vectors]]:
     """(first position, vectors in memory) in chunks, none of which spans two parts; raises UserError for an unusable vector."""
     start = 0
-    for part in public:
+    for number, part in enumerate(public):
         size = max(1, CHUNK_BYTES // (2 * max(part.shape[1], 1)))
         for first in range(0, len(part), size):
-            chunk = Vectors.load(part[first : first + size])
-            _refuse_unusable(chunk.norms, public, start)
+            name = str(getattr(part, "filename", f"part {number} of the public set"))
+            chunk = Vectors.load(part[first : first + size], name)
             _release_pages(part)
             yield start, chunk
             start += len(chunk)
@@ -302,13 +290,12 @@ def _chunks(public: Sequence[np.ndarray]) -> Iterator[tuple[int, Vectors]]:
 def _check_shapes(queries: np.ndarray, public: Sequence[np.ndarray]) -> None:
     """Raise UserError for arrays that are not embeddings or differ in width."""
     named = [("queries", queries), *((f"part {number} of the public set", part) for number, part in enumerate(public))]
+    width = queries.shape[-1]
     for name, array in named:
-        if array.dtype != np.float16 or array.ndim != 2:
-            raise UserError(f"{name}: embeddings are float16 [rows, width], not {array.dtype} {list(array.shape)}")
-        if len(array) and array.shape[1] != queries.shape[1]:
+        if array.dtype != np.float16 or array.ndim != 2 or (len(array) and array.shape[1] != width):
             raise UserError(
-                f"{name}: the vectors are {array.shape[1]} wide and the queries {queries.shape[1]}; use text and image "
-                "embeddings of the same model"
+                f"{name}: the vectors are {array.dtype} {list(array.shape)}, but must be float16 [rows, {width}] as the queries; "
+                "use text and image embeddings of the same model"
             )
 
 
@@ -317,33 +304,3 @@ def _release_pages(part: np.ndarray) -> None:
     mapping = getattr(part, "_mmap", None)
     if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
         mapping.madvise(mmap.MADV_DONTNEED)
-
-
-def _refuse_unusable(norms: np.ndarray, public: Sequence[np.ndarray] | None, start: int) -> None:
-    """Raise UserError for the first vector with zero norm, NaN or infinity (which decode to values from 65536 on).
-
-    norms: of the vectors of ``public`` from position ``start`` on; of the queries if ``public`` is None.
-    """
-    bad = np.flatnonzero(~((norms > 0) & (norms < 65536)))
-    if not len(bad):
-        return
-    row, name = int(start + bad[0]), "queries"
-    if public is not None:
-        number = 0
-        while row >= len(public[number]):
-            row, number = row - len(public[number]), number + 1
-        name, first = _origin(public[number])
-        name, row = name or f"part {number} of the public set", row + first
-    problem = "has zero norm" if norms[bad[0]] == 0 else "has NaN or infinity"
-    raise UserError(f"{name}: the vector in row {row} {problem}; fix the model or exclude these pairs")
-
-
-def _origin(part: np.ndarray) -> tuple[str, int]:
-    """The file of a memory map and the row at which this slice of it begins; ("", 0) for an array in memory."""
-    base = part
-    while isinstance(base.base, np.memmap):
-        base = base.base
-    file = getattr(part, "filename", None)
-    if file is None or not part.strides[0]:
-        return "", 0
-    return str(file), (part.ctypes.data - base.ctypes.data) // part.strides[0]

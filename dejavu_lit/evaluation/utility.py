@@ -4,7 +4,7 @@ Beside every figure that is null stands the reason.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -200,7 +200,7 @@ def prompts(templates: str | Sequence[str]) -> list[Callable[[str], str]]:
 
 def class_vectors(encoder: "Encoder", names: Sequence[str], templates: Sequence[Callable[[str], str]]) -> np.ndarray:
     """One unit vector per class, float32 [c, d]: its prompts' embeddings averaged and normalized again, as CLIP does."""
-    from dejavu_lit.evaluation.embed import encode_captions
+    from dejavu_lit.evaluation.chunks import encode_captions
 
     vectors = encode_captions(encoder, [template(name) for name in names for template in templates])
     means = vectors.reshape(len(names), len(templates), -1).mean(axis=1, dtype=np.float64)
@@ -213,14 +213,8 @@ def zero_shot(images: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> Va
 
     images: float [n, d]; labels: int [n], class numbers; classes: float [c, d].
     """
-    hits = {1: 0, 5: 0}
-    for start, scores in _score_blocks(images, classes):
-        own = np.take_along_axis(scores, labels[start : start + len(scores), None], axis=1)
-        before = np.arange(len(classes)) < labels[start : start + len(scores), None]
-        ranks = ((scores > own) | ((scores == own) & before)).sum(axis=1)
-        for top in hits:
-            hits[top] += int((ranks < top).sum())
-    return {f"zeroshot_top{top}": count / len(images) if len(images) else None for top, count in hits.items()}
+    ranks = _ranks(images, classes, labels)
+    return {f"zeroshot_top{top}": float((ranks < top).mean()) if len(ranks) else None for top in (1, 5)}
 
 
 def retrieval(images: np.ndarray, captions: np.ndarray) -> Values:
@@ -230,13 +224,28 @@ def retrieval(images: np.ndarray, captions: np.ndarray) -> Values:
     """
     values: Values = {}
     for name, queries, public in (("i2t", images, captions), ("t2i", captions, images)):
-        ranks = np.empty(len(queries), np.int64)
-        for start, scores in _score_blocks(queries, public):
-            rows = np.arange(start, start + len(scores))[:, None]
-            own = np.take_along_axis(scores, rows, axis=1)
-            ranks[rows[:, 0]] = ((scores > own) | ((scores == own) & (np.arange(len(public)) < rows))).sum(axis=1)
+        ranks = _ranks(queries, public, np.arange(len(queries)))
         values |= {f"{name}_r{k}": float((ranks < k).mean()) if len(ranks) else None for k in RECALLS}
     return values
+
+
+def _ranks(queries: np.ndarray, public: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """How many rows of ``public`` come before row ``right[i]`` in the order of their cosine with query i, int64 [n].
+
+    Rows of equal cosine come in their order, for which torchmetrics' top-k gives no rule. Stored values are multiplied first
+    and divided by the norms afterwards: for fp16 vectors the sums are exact, so equal vectors have equal cosines (see search).
+    """
+    transposed = np.asarray(public, np.float64).T
+    norms, rows = np.linalg.norm(transposed, axis=0), np.arange(len(public))
+    ranks = np.empty(len(queries), np.int64)
+    at_once = max(1, SCORES_AT_ONCE // max(1, len(public)))
+    for start in range(0, len(queries), at_once):
+        block = np.asarray(queries[start : start + at_once], np.float64)
+        scores = block @ transposed / (np.linalg.norm(block, axis=1)[:, None] * norms)
+        own = right[start : start + at_once, None]
+        own_scores = np.take_along_axis(scores, own, axis=1)
+        ranks[start : start + at_once] = ((scores > own_scores) | ((scores == own_scores) & (rows < own))).sum(axis=1)
+    return ranks
 
 
 def linear_probe(images: np.ndarray, labels: Sequence[str], seed: int = 0, limit: int = 20_000) -> Values:
@@ -265,17 +274,3 @@ def linear_probe(images: np.ndarray, labels: Sequence[str], seed: int = 0, limit
     features = (features - mean) / np.where(deviation > 0, deviation, 1)
     probe = LogisticRegression(max_iter=1000).fit(features[~tested], classes[~tested])
     return {"linear_probe": float((probe.predict(features[tested]) == classes[tested]).mean())}
-
-
-def _score_blocks(queries: np.ndarray, public: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """(first row, cosines of some queries with all of ``public``, float64), at most SCORES_AT_ONCE at a time.
-
-    Stored values are multiplied first and divided by the norms afterwards: for fp16 vectors the sums are exact, so equal
-    vectors have equal cosines (see search.py).
-    """
-    transposed = np.asarray(public, np.float64).T
-    norms = np.linalg.norm(transposed, axis=0)
-    rows = max(1, SCORES_AT_ONCE // max(1, len(public)))
-    for start in range(0, len(queries), rows):
-        block = np.asarray(queries[start : start + rows], np.float64)
-        yield start, block @ transposed / (np.linalg.norm(block, axis=1)[:, None] * norms)

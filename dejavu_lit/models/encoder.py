@@ -1,7 +1,6 @@
 """Encoder: the interface of every model in the zoo, "encode images, encode captions"."""
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -41,16 +40,6 @@ class Encoder(Protocol):
     def encode_captions(self, captions: Sequence[str]) -> torch.Tensor:
         """n captions → float32 [n, d] on the CPU, L2-normalized."""
         ...
-
-
-def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of a state dict, independent of the order of its entries."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def torch_device(device: str) -> torch.device:

@@ -1,15 +1,16 @@
 """ModelName: the text by which a user names a model, parsed once.
 
-| text | kind | path | what ``rest`` and ``epoch`` hold |
+| text | kind | what it is | what ``path``, ``rest`` and ``epoch`` hold |
 |---|---|---|---|
-| ``RUN`` | run | the run directory | |
-| ``RUN@EPOCH`` | run | the run directory | ``epoch`` |
-| ``FOLDER``, ``FOLDER@EPOCH`` | folder | a model folder without a run's config.yaml | ``epoch`` |
-| ``embeddings:DIR`` | embeddings | DIR | ``rest``: DIR |
-| ``text:MODEL`` | text | MODEL, if it is a path | ``rest``: MODEL |
-| ``local-dir:DIR`` | local-dir | DIR | ``rest``: DIR |
-| ``hf-hub:ORGANISATION/MODEL`` | hf-hub | None | ``rest``: ORGANISATION/MODEL |
-| ``ARCH@TAG``, ``ARCH@FILE``, anything else | released | None | ``rest``: the text |
+| ``RUN`` | run | a run of dejavu train, its exported ``model/`` | ``path``: the run directory |
+| ``RUN@EPOCH`` | run | the run's checkpoint of that epoch | the same, and ``epoch`` |
+| ``FOLDER`` | folder | in open_clip's own format, or a transformers CLIP or SigLIP | ``path``: the folder |
+| ``ARCH@TAG`` | released | weights released with open_clip, e.g. ``ViT-B-32@openai`` | ``rest``: the text |
+| ``ARCH@FILE`` | released | weights of an open_clip architecture in a local file | ``rest``: the text |
+| ``hf-hub:ORGANISATION/MODEL`` | hf-hub | as in open_clip | ``rest``: ORGANISATION/MODEL |
+| ``local-dir:DIR`` | local-dir | as in open_clip | ``path`` and ``rest``: DIR |
+| ``embeddings:DIR`` | embeddings | finished embeddings | ``path`` and ``rest``: DIR |
+| ``text:MODEL`` | text | a sentence-transformers folder, or a package that contains one | ``path`` and ``rest``: MODEL |
 """
 
 from dataclasses import dataclass

@@ -2,8 +2,8 @@
 
 import logging
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_mod
 from open_clip.transform import PreprocessCfg
 from PIL import Image
 
-from dejavu_lit.models.encoder import torch_device, weights_hash
+from dejavu_lit.models.encoder import torch_device
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.models.preprocess import Preprocess
 from dejavu_lit.models.tokenizer import load_tokenizer
-from dejavu_lit.models.weight_prefixes import SUFFIXES, plain_name, without_prefixes
+from dejavu_lit.models.weights import SUFFIXES, compiled_state, load_tensors, weights_hash, without_prefixes
 from dejavu_lit.utils.errors import UserError, first_line, suggest
 from dejavu_lit.utils.io import fingerprint, read_json_object
 
@@ -100,23 +100,22 @@ def load_released(name: ModelName, device: str) -> OpenClipEncoder:
             f"give {name.text}@TAG ({tags[0] if tags else 'none is released'}, …) or {name.text}@FILE"
         )
     if get_pretrained_cfg(arch, weights):
-        return _build(
-            name.text, arch, weights, device, f"the released weights {weights!r} of {arch} could not be downloaded"
-        )
+        problem = f"the released weights {weights!r} of {arch} could not be downloaded"
+        return _build(name.text, arch, device, problem, weights=weights)
     if not Path(weights).is_file():
         raise UserError(
             f"{name.text!r}: {weights!r} is neither a file nor a released tag of {arch}{suggest(weights, tags)}; check the name"
         )
     check_archive(Path(weights))
-    with without_prefixes(Path(weights)) as plain:
-        encoder = _build(name.text, arch, str(plain), device, f"{weights} does not fit {arch}", OWN_ARCHITECTURE)
+    problem = f"{weights} does not fit {arch}"
+    encoder = _build(name.text, arch, device, problem, OWN_ARCHITECTURE, weights, lambda: compiled_state(Path(weights)))
     _warn_of_other_settings(name)
     return encoder
 
 
 def load_hub(name: str, device: str) -> OpenClipEncoder:
     """``hf-hub:ORGANISATION/MODEL``; raises UserError if it cannot be downloaded."""
-    return _build(name, name, None, device, f"{name} could not be downloaded")
+    return _build(name, name, device, f"{name} could not be downloaded")
 
 
 def load_folder(name: str, folder: Path, device: str) -> OpenClipEncoder:
@@ -136,9 +135,8 @@ def load_folder(name: str, folder: Path, device: str) -> OpenClipEncoder:
     for path in weights:
         if path.suffix != ".safetensors":
             check_archive(path)
-    with without_prefixes(folder) as plain:
-        remedy = "its open_clip_config.json must have the model_cfg of these weights"
-        return _build(name, f"local-dir:{plain}", None, device, problem, remedy)
+    remedy = "its open_clip_config.json must have the model_cfg of these weights"
+    return _build(name, f"local-dir:{folder}", device, problem, remedy, read=lambda: compiled_state(folder))
 
 
 def load_epoch(name: str, model: Path, checkpoint: Path, device: str) -> OpenClipEncoder:
@@ -152,19 +150,14 @@ def load_epoch(name: str, model: Path, checkpoint: Path, device: str) -> OpenCli
             f"{name!r}: {model} has no open_clip_config.json with the run's architecture; restore it, or train the run again"
         )
     _check_sizes(read_json_object(model / "open_clip_config.json"), model)
-    source = f"local-dir:{model}"
-    try:
-        with _quiet():  # open_clip warns about missing weights, which are loaded below
-            network = open_clip.create_model(source, load_weights=False, pretrained_text=False)
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-        network.load_state_dict(
-            {plain_name(key.removeprefix("model.")): value for key, value in state.items() if key.startswith("model.")}
-        )
-    except Exception as error:  # a damaged pickle can raise any exception
-        raise UserError(
-            f"{checkpoint} does not contain the weights of {model} ({first_line(error)}); choose another epoch"
-        ) from None
-    return OpenClipEncoder(name, network, open_clip.get_model_config(source), load_tokenizer(source), device)
+
+    def read() -> dict[str, torch.Tensor]:
+        state = load_tensors(checkpoint)["state_dict"]
+        prefix = "model."
+        return without_prefixes({k.removeprefix(prefix): value for k, value in state.items() if k.startswith(prefix)})
+
+    problem = f"{checkpoint} does not contain the weights of {model}"
+    return _build(name, f"local-dir:{model}", device, problem, "choose another epoch", read=read)
 
 
 def _check_sizes(value: Any, folder: Path) -> None:
@@ -180,17 +173,14 @@ def _check_sizes(value: Any, folder: Path) -> None:
 
 def check_archive(path: Path) -> None:
     """Raise UserError for a TorchScript archive, because it contains code; the message says what to do."""
-    if zipfile.is_zipfile(path):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                members = archive.namelist()
-        except Exception as error:  # a damaged archive can raise any exception
-            raise UserError(f"{path} is a damaged archive ({first_line(error)}); get the file again") from None
-        if any(member.endswith("constants.pkl") for member in members):
-            raise UserError(
-                f"{path} is a TorchScript archive, which contains code and is never loaded; if you trust it, save its "
-                "state_dict() with safetensors.torch.save_file and give that .safetensors file"
-            )
+    members: list[str] = []
+    with suppress(Exception), zipfile.ZipFile(path) as archive:  # what is wrong with a damaged one, loading it says
+        members = archive.namelist()
+    if any(member.endswith("constants.pkl") for member in members):
+        raise UserError(
+            f"{path} is a TorchScript archive, which contains code and is never loaded; if you trust it, save its "
+            "state_dict() with safetensors.torch.save_file and give that .safetensors file"
+        )
 
 
 def _warn_of_other_settings(name: ModelName) -> None:
@@ -218,17 +208,28 @@ def _warn_of_other_settings(name: ModelName) -> None:
 
 
 def _build(
-    name: str, source: str, weights: str | None, device: str, problem: str, remedy: str = OFFLINE
+    name: str,
+    source: str,
+    device: str,
+    problem: str,
+    remedy: str = OFFLINE,
+    weights: str | None = None,
+    read: Callable[[], dict[str, torch.Tensor] | None] = lambda: None,
 ) -> OpenClipEncoder:
+    """The encoder of open_clip's model ``source``: with what ``read`` gives, else with ``weights`` or its own weights."""
     torch_device(device)
     config = get_pretrained_cfg(source, weights) if weights else {}
     # Weights released by OpenAI and some others need QuickGELU, which the architecture's name does not imply.
     quick = bool(config.get("quick_gelu", False))
     try:
         with _quiet():
-            model = open_clip.create_model(
-                source, weights, force_quick_gelu=quick, require_pretrained=True, weights_only=True
-            )
+            if (state := read()) is None:
+                model = open_clip.create_model(
+                    source, weights, force_quick_gelu=quick, require_pretrained=True, weights_only=True
+                )
+            else:
+                model = open_clip.create_model(source, load_weights=False, pretrained_text=False)
+                model.load_state_dict(state)
             architecture = {**open_clip.get_model_config(source), **({"quick_gelu": True} if quick else {})}
             return OpenClipEncoder(name, model, architecture, load_tokenizer(source), device)
     except UserError:

@@ -4,14 +4,14 @@ Normalization by mean and standard deviation happens later, on the device.
 """
 
 import hashlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
-from torchvision.transforms import InterpolationMode, Resize
+from torchvision.transforms import Resize
+from torchvision.transforms.v2.functional import resize_image
 
 
 class Preprocess:
@@ -37,10 +37,7 @@ class Preprocess:
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
 
     def _preprocess_pixels(self, pixels: torch.Tensor, resize: Resize) -> np.ndarray:
-        size = _resized(resize.size, *pixels.shape[1:])
-        if size != pixels.shape[1:]:
-            mode = "bicubic" if resize.interpolation == InterpolationMode.BICUBIC else "bilinear"
-            pixels = torch.nn.functional.interpolate(pixels[None], size, mode=mode, antialias=True)[0]
+        pixels = resize_image(pixels, resize.size, resize.interpolation, antialias=True)
         for step in self.steps[1:-1]:  # the crop; the last step converts to RGB, which it is already
             pixels = step(pixels)
         return pixels.contiguous().numpy()
@@ -67,11 +64,3 @@ class Augment:
             for step in self.steps:
                 image = step(image)
         return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
-
-
-def _resized(size: int | Sequence[int], height: int, width: int) -> tuple[int, int]:
-    """(height, width) after torchvision's Resize: ``size`` is the pair itself, or the shorter side's length."""
-    if not isinstance(size, int):
-        return (size[0], size[1]) if len(size) == 2 else _resized(size[0], height, width)
-    short, long = min(height, width), max(height, width)
-    return (size, int(size * long / short)) if height <= width else (int(size * long / short), size)

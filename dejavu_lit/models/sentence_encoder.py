@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dejavu_lit.models.encoder import torch_device, weights_hash
+from dejavu_lit.models.encoder import torch_device
 from dejavu_lit.models.model_name import ModelName
+from dejavu_lit.models.weights import weights_hash
 from dejavu_lit.utils.errors import UserError, first_line
 from dejavu_lit.utils.io import fingerprint, read_json
 

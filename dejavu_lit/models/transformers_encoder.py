@@ -1,6 +1,6 @@
 """CLIP and SigLIP models in folders of the transformers library, as encoders."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dejavu_lit.models.encoder import torch_device, weights_hash
+from dejavu_lit.models.encoder import torch_device
+from dejavu_lit.models.weights import weights_hash
 from dejavu_lit.utils.errors import UserError, first_line
 from dejavu_lit.utils.io import fingerprint, read_json_object
 
@@ -21,7 +22,8 @@ class TransformersEncoder:
     def __init__(self, name: str, folder: Path, device: str) -> None:
         self.name = name
         self.device = torch_device(device)
-        model, self._processor, self._tokenizer = _load(folder)
+        parts: dict[str, dict[str, Any]] = {"AutoModel": {}, "AutoImageProcessor": _pillow(), "AutoTokenizer": {}}
+        model, self._processor, self._tokenizer = load_pretrained(f"the transformers model in {folder}", folder, parts)
         # Always padded to the full context, so that the result does not depend on the other captions to the last bit.
         self._context = model.config.text_config.max_position_embeddings
         processor = {key: value for key, value in self._processor.to_dict().items() if not key.startswith("_")}
@@ -76,31 +78,42 @@ def is_transformers_folder(folder: Path) -> bool:
     ) in MODEL_TYPES
 
 
-def _load(folder: Path) -> tuple[Any, Any, Any]:
+def load_pretrained(what: str, folder: Path, parts: Mapping[str, Mapping[str, Any]]) -> list[Any]:
+    """The parts of a model in a folder of the transformers library, the model itself first, in float32; no code of it is run.
+
+    Args:
+        what: the model, for messages.
+        parts: {auto class: options of its ``from_pretrained``}.
+
+    Raises:
+        UserError: transformers is not installed, the folder lacks files, or the weights do not fit.
+    """
     try:
         import transformers
     except ImportError:
-        raise UserError(
-            f"{folder} is a transformers model; install transformers (pip install 'dejavu-lit[objects]')"
-        ) from None
+        raise UserError(f"{what} needs transformers (pip install 'dejavu-lit[objects]')") from None
     transformers.utils.logging.disable_progress_bar()  # reading a local file needs none
-    # The Pillow processors are the reference. Version 5 renamed the option that chooses them.
-    pillow = {"backend": "pil"} if int(transformers.__version__.split(".")[0]) >= 5 else {"use_fast": False}
     local = {"local_files_only": True, "trust_remote_code": False}
+    (model_class, options), *others = parts.items()
     try:
-        model, report = transformers.AutoModel.from_pretrained(folder, output_loading_info=True, **local)
-        processor = transformers.AutoImageProcessor.from_pretrained(folder, **pillow, **local)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **local)
-    except Exception as error:  # missing files, damaged weights and unknown classes raise too many types to list
-        raise UserError(
-            f"the transformers model in {folder} cannot be loaded ({first_line(error)}); save it again with its processor"
-        ) from None
-    if report["missing_keys"] or report["mismatched_keys"]:
-        wrong = sorted(str(key) for key in (*report["missing_keys"], *report["mismatched_keys"]))
-        raise UserError(
-            f"the weights in {folder} lack or do not fit {wrong[0]!r} and {len(wrong) - 1} more; save the model again"
+        model, report = getattr(transformers, model_class).from_pretrained(
+            folder, output_loading_info=True, **options, **local
         )
-    return model.float(), processor, tokenizer
+        loaded = [getattr(transformers, name).from_pretrained(folder, **options, **local) for name, options in others]
+    except Exception as error:  # missing files, damaged weights and unknown classes raise too many types to list
+        raise UserError(f"{what} cannot be loaded ({first_line(error)}); save it again with its processor") from None
+    if wrong := sorted(map(str, (*report["missing_keys"], *report["mismatched_keys"]))):
+        raise UserError(
+            f"the weights of {what} lack or do not fit {wrong[0]!r} and {len(wrong) - 1} more; save it again"
+        )
+    return [model.float(), *loaded]
+
+
+def _pillow() -> dict[str, Any]:
+    """The option that chooses Pillow's processors, which are the reference; version 5 renamed it."""
+    from importlib.metadata import version
+
+    return {"backend": "pil"} if int(version("transformers").split(".")[0]) >= 5 else {"use_fast": False}
 
 
 def _unit(features: Any) -> torch.Tensor:

@@ -1,15 +1,4 @@
-"""The zoo: any model by name → an Encoder.
-
-| name | what it is |
-|---|---|
-| ``RUN`` | a run of dejavu train, its exported ``model/`` |
-| ``RUN@EPOCH`` | the same run's checkpoint of that epoch |
-| ``ARCH@TAG`` | weights released with open_clip, e.g. ``ViT-B-32@openai`` (needs a network, or open_clip's cache) |
-| ``ARCH@FILE`` | weights of an open_clip architecture in a local file |
-| ``hf-hub:…``, ``local-dir:…`` | as in open_clip |
-| a folder | in open_clip's own format, or a transformers CLIP or SigLIP |
-| ``text:MODEL`` | a sentence-transformers folder or an installed package that contains one; captions only |
-"""
+"""The zoo: any model by name → an Encoder; ``model_name`` lists the names."""
 
 from pathlib import Path
 

@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,50 +21,37 @@ from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.objects.base import Shard, Source
 from dejavu_lit.utils.distributed import current_ranks
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import fingerprint, read_json, visible_files, write_json, write_text
+from dejavu_lit.utils.io import fingerprint, read_json, read_json_object, visible_files, write_json, write_text
 from dejavu_lit.utils.progress import progress
 
 ANNOTATOR_FILE = "annotator.json"  # the annotator, with its whole vocabulary
 FAILURES_FILE = "failed.csv"
 SOURCE_FILE = "source.json"  # in a set's folder: where its shards were
+KEYS_COMPARED = 100  # of a set, to know it again elsewhere
 TOLERATED_FAILURES = 10  # failed images of a shard that are never too many: 5 % of a small shard is less than one image
 LOG_INTERVAL = 60  # seconds between lines of the log
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Share:
-    """The shards of this process: those whose position in the list of all shards modulo ``count`` is ``index``."""
+def parse_share(text: str | None, environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """(i, n): this process annotates every n-th shard from the i-th on; from ``"3/10"``.
 
-    index: int = 0
-    count: int = 1
+    None: from the SLURM array and the ranks of torchrun or srun, combined, or else all shards.
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.index < self.count:
-            raise UserError(
-                f"part={self.index}/{self.count} must be NUMBER/OF with NUMBER from 0 to {self.count - 1}, e.g. part=3/10"
-            )
-
-    @classmethod
-    def parse(cls, text: str | None, environment: Mapping[str, str] = os.environ) -> "Share":
-        """``"3/10"``; None: from the SLURM array and the ranks of torchrun or srun, combined, or else all shards.
-
-        Raises:
-            UserError: not of this form, or an array whose numbers have gaps (the number of its tasks is then unknown).
-        """
-        if text is not None:
-            try:
-                index, count = map(int, str(text).split("/"))
-            except ValueError:
-                raise UserError(f"part={text} must be NUMBER/OF, counted from 0, e.g. part=3/10") from None
-            return cls(index, count)
+    Raises:
+        UserError: not of this form, or an array whose numbers have gaps (the number of its tasks is then unknown).
+    """
+    if text is None:
         task, tasks = _slurm_array_task(environment)
         ranks = current_ranks(environment)
-        return cls(task * ranks.world + ranks.rank, tasks * ranks.world)
-
-    def take(self, items: Sequence[Any]) -> list[Any]:
-        """The items of this process."""
-        return list(items[self.index :: self.count])
+        return task * ranks.world + ranks.rank, tasks * ranks.world
+    try:
+        index, count = map(int, str(text).split("/"))
+    except ValueError:
+        raise UserError(f"part={text} must be NUMBER/OF, counted from 0, e.g. part=3/10") from None
+    if not 0 <= index < count:
+        raise UserError(f"part={text} must be NUMBER/OF with NUMBER from 0 to OF - 1, e.g. part=3/10")
+    return index, count
 
 
 def _slurm_array_task(environment: Mapping[str, str]) -> tuple[int, int]:
@@ -86,25 +72,19 @@ def _slurm_array_task(environment: Mapping[str, str]) -> tuple[int, int]:
 class Summary:
     """The state of an artifact after a call of ``annotate``."""
 
-    images: int
-    """Images annotated by this call."""
-    seconds: float
-    """Duration of this call."""
-    parts: int
-    """Existing parts, including those of other processes."""
-    total_parts: int
-    """Parts of the finished artifact."""
-    failed: int
-    """Failed images: of all shards if ``complete``, else of this process's shards."""
-    complete: bool
-    """Whether all parts are complete; ``failed.csv`` is then written."""
+    images: int  # annotated by this call
+    seconds: float  # of this call
+    parts: int  # that exist, including those of other processes
+    total_parts: int  # of the finished artifact
+    failed: int  # images, of all shards if ``complete``, else of this process's shards
+    complete: bool  # whether all parts are; ``failed.csv`` is then written
 
 
 def annotate(
     source: Source,
     sets: Mapping[str, ShardSet],
     out: Path | str,
-    share: Share | None = None,
+    share: tuple[int, int] = (0, 1),
     max_failed: float = 0.05,
 ) -> Summary:
     """Write ``out/SET/SHARD.parquet`` for every shard of ``sets`` that belongs to this process and has no complete part.
@@ -112,7 +92,7 @@ def annotate(
     Args:
         source: the annotator.
         sets: {name: shards}.
-        share: the shards of this process; None: all.
+        share: (i, n): this process annotates every n-th shard from the i-th on.
         max_failed: largest share of a shard's images that may fail. TOLERATED_FAILURES images may always fail; all images
             of a shard only if it is 1.
 
@@ -123,15 +103,13 @@ def annotate(
     if not 0 <= max_failed <= 1:
         raise UserError(f"max_failed={max_failed} must lie between 0 and 1")
     _claim_folder(out, source)
-    moved = {name for name, shards in sets.items() if _has_moved(out / name, shards)}
+    for name, shards in sets.items():
+        _claim_set(out / name, shards)
     all_shards = [
         Shard(name, shards.index(number)) for name, shards in sets.items() for number in range(len(shards.names))
     ]
-    own_shards = (share or Share()).take(all_shards)
-    missing = [shard for shard in own_shards if not _is_complete(out, shard, source.annotator, shard.set in moved)]
-    for name, shards in sets.items():
-        if not (out / name / SOURCE_FILE).exists() or name in moved:
-            write_json(out / name / SOURCE_FILE, _shards_identity(shards))
+    own_shards = all_shards[share[0] :: share[1]]
+    missing = [shard for shard in own_shards if not _is_complete(out, shard, source.annotator)]
     start = time.monotonic()
     images = _write_parts(out, source, missing, max_failed)
 
@@ -153,39 +131,22 @@ def annotate(
     )
 
 
-@dataclass(frozen=True)
-class Coverage:
-    """How far the vocabulary reaches: what a finished artifact has of the images of its sets."""
+def coverage(out: Path | str, sets: Sequence[str], threshold: float) -> str:
+    """How far the vocabulary of the finished artifact ``out`` reaches, as a sentence; objects count of score ≥ ``threshold``.
 
-    images: int
-    """All images."""
-    empty: int
-    """Those without an object, including failed ones."""
-    label: str | None
-    """The label that most images have; None if no image has one."""
-    share: float
-    """The share of the images with objects that have it."""
-
-    def __str__(self) -> str:
-        text = f"{self.empty} of {self.images} images ({self.empty / max(1, self.images):.1%}) have no object"
-        if self.label is not None:
-            text += f"; {self.label!r} is in {self.share:.1%} of the others"
-        return f"{text} (the vocabulary decides what can be measured)"
-
-
-def coverage(out: Path | str, sets: Sequence[str], threshold: float) -> Coverage:
-    """The coverage of the finished artifact ``out`` over ``sets``; objects count whose score is ≥ ``threshold``."""
+    It gives the number of images in ``sets``, how many have no object (those that failed included), and the label that most
+    of the others have.
+    """
     objects, _ = read_objects([Path(out) / name for name in sets], threshold)
-    labels = objects[0].labels
     images = sum(len(by_set) for by_set in objects)
     empty = sum(int((by_set.counts() == 0).sum()) for by_set in objects)
-    counts = sum(
-        (np.bincount(by_set.codes, minlength=len(labels)) for by_set in objects), np.zeros(len(labels), np.int64)
-    )
-    if images == empty:
-        return Coverage(images, empty, None, 0.0)
-    most = int(counts.argmax())
-    return Coverage(images, empty, labels[most], float(counts[most]) / (images - empty))
+    text = f"{empty} of {images} images ({empty / max(1, images):.1%}) have no object"
+    if empty < images:
+        labels = objects[0].labels
+        counts = np.sum([np.bincount(by_set.codes, minlength=len(labels)) for by_set in objects], axis=0)
+        most = int(counts.argmax())
+        text += f"; {labels[most]!r} is in {counts[most] / (images - empty):.1%} of the others"
+    return f"{text} (the vocabulary decides what can be measured)"
 
 
 def _write_parts(out: Path, source: Source, shards: Sequence[Shard], max_failed: float) -> int:
@@ -239,39 +200,23 @@ def _check_annotator(path: Path, expected: Annotator, actual: Annotator) -> None
     )
 
 
-def _shards_identity(shards: ShardSet) -> dict[str, str]:
-    """Where a set is, and what distinguishes it from another set of the same name."""
-    return {"folder": str(shards.folder.resolve()), "sizes": fingerprint([shards.names, shards.sizes])}
+def _claim_set(folder: Path, shards: ShardSet) -> None:
+    """Write where the shards of a set are; raises UserError if ``folder`` has the objects of other ones, elsewhere."""
+    first_keys = shards.keys(KEYS_COMPARED)
+    now = {"folder": str(shards.folder.resolve()), "pairs": fingerprint([shards.names, shards.sizes, first_keys])}
+    path = folder / SOURCE_FILE
+    before = read_json_object(path) if path.exists() else now
+    if before.get("folder") != now["folder"] and before.get("pairs") != now["pairs"]:
+        raise UserError(
+            f"{folder} has the objects of {before.get('folder')}, not of {now['folder']}; rename one of these two folders, "
+            "or choose another name="
+        )
+    if before != now or not path.exists():
+        write_json(path, now)
 
 
-def _has_moved(folder: Path, shards: ShardSet) -> bool:
-    """Whether ``folder`` has the objects of these shards from when they were elsewhere.
-
-    Raises:
-        UserError: the objects are of other shards, whose folder has the same name.
-    """
-    if not (folder / SOURCE_FILE).exists():
-        return False
-    before, now = read_json(folder / SOURCE_FILE), _shards_identity(shards)
-    if not isinstance(before, dict) or set(before) != set(now):
-        raise UserError(f"{folder / SOURCE_FILE} is damaged; remove it")
-    if before["folder"] != now["folder"] and before["sizes"] != now["sizes"]:
-        raise _name_collision(folder, before["folder"], now["folder"])
-    return bool(before["folder"] != now["folder"])
-
-
-def _name_collision(folder: Path, before: str, now: str) -> UserError:
-    return UserError(
-        f"{folder} has the objects of {before}, not of {now}; rename one of these two folders, or choose another name="
-    )
-
-
-def _is_complete(out: Path, shard: Shard, annotator: Annotator, moved: bool) -> bool:
-    """Whether the part of a shard exists, can be read and has the shard's images.
-
-    Raises:
-        UserError: it is another annotator's, or of other images in another folder.
-    """
+def _is_complete(out: Path, shard: Shard, annotator: Annotator) -> bool:
+    """Whether the part of a shard exists, can be read and has the shard's images; raises UserError if it is another's."""
     path = _part_path(out, shard)
     if not path.exists():
         return False
@@ -282,9 +227,6 @@ def _is_complete(out: Path, shard: Shard, annotator: Annotator, moved: bool) -> 
         return False
     _check_annotator(path, annotator, part_annotator)
     if table["key"].to_pylist() != list(shard.index.keys):
-        if moved:
-            before = read_json(path.parent / SOURCE_FILE)["folder"]
-            raise _name_collision(path.parent, before, str(shard.index.path.parent))
         logger.warning("%s has other images than its shard and will be redone", path)
         return False
     return True

@@ -7,13 +7,10 @@ the objects from elsewhere, by the pair's key or JSON (a ``Lookup``).
 
 import math
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
 
 from PIL import Image
 
@@ -22,7 +19,7 @@ from dejavu_lit.data.objects import Annotation, Annotator, Failed
 from dejavu_lit.data.shards import BadPair, Pair, ShardIndex
 from dejavu_lit.utils.distributed import current_ranks
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.parallel import thread_pool
+from dejavu_lit.utils.parallel import map_ahead
 
 SCORE_SLACK = 1e-6  # scores may exceed 0..1 by this much: sums of rounded probabilities do
 BATCHES_AHEAD = 2  # batches decoded while the model works on one
@@ -37,17 +34,24 @@ class Shard:
     index: ShardIndex
 
 
-class Source(Protocol):
+class Source(ABC):
     """An annotator as ``annotate`` sees it."""
 
     @property
+    @abstractmethod
     def annotator(self) -> Annotator:
-        """What goes into the artifact's metadata; it differs whenever the objects may differ."""
+        """What goes into the artifact's metadata; it differs whenever the objects may differ.
+
+        Name, version of the package, hash of the weights or of the data that the objects are taken from, threshold, config
+        and fingerprint of the vocabulary.
+        """
 
     @property
+    @abstractmethod
     def labels(self) -> Sequence[str] | None:
         """Every label that it may give; None if unknown beforehand."""
 
+    @abstractmethod
     def rows(self, shard: Shard) -> Iterator[Annotation | Failed]:
         """One row per image, in the shard's order; ``Failed`` for an image that could not be annotated.
 
@@ -65,7 +69,7 @@ class Detections:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Detector(ABC):
+class Detector(Source):
     """An annotator that looks at images. A subclass gives ``annotator``, ``labels`` and ``detect``; it loads its model in
     a ``cached_property``, so that wrong options are reported before anything heavy is imported."""
 
@@ -74,7 +78,7 @@ class Detector(ABC):
     batch: int = 8
     """Images per call of ``detect``."""
     workers: int = 2
-    """Threads that read and decode images ahead of the model."""
+    """Threads that decode images ahead of the model."""
     device: str = "cpu"
     """A torch device; with ``cuda`` each local rank of torchrun or srun uses its own GPU."""
 
@@ -89,16 +93,6 @@ class Detector(ABC):
     def local_device(self) -> str:
         """The device of this process."""
         return current_ranks().device(self.device)
-
-    @property
-    @abstractmethod
-    def annotator(self) -> Annotator:
-        """Name, version of the package, weights' hash, threshold, config and fingerprint of the vocabulary."""
-
-    @property
-    @abstractmethod
-    def labels(self) -> Sequence[str]:
-        """The names of the classes."""
 
     @abstractmethod
     def detect(self, images: Sequence[Image.Image]) -> list[Detections]:
@@ -117,26 +111,11 @@ class Detector(ABC):
                 yield rows[key] if isinstance(image, Image.Image) else Failed(key, str(image))
 
     def _decoded_batches(self, shard: Shard) -> Iterator[list[tuple[str, Image.Image | BadPair]]]:
-        """The images of a shard in batches, read and decoded by threads ahead of the model."""
-
-        def decode(key: str, pair: Pair | BadPair) -> tuple[str, Image.Image | BadPair]:
-            try:
-                if isinstance(pair, BadPair):
-                    return key, pair
-                with open_image(pair.image) as image:
-                    return key, image.convert("RGB")
-            except BadPair as bad:
-                return key, bad
-
+        """The images of a shard in batches, decoded by threads ahead of the model."""
         pairs = zip(shard.index.keys, shard.index.pairs(), strict=True)
-        with thread_pool(self.workers) as pool:
-            queue: deque[list[Future[tuple[str, Image.Image | BadPair]]]] = deque()
-            while batch := [pool.submit(decode, key, pair) for key, pair in islice(pairs, self.batch)]:
-                queue.append(batch)
-                if len(queue) > BATCHES_AHEAD:
-                    yield [future.result() for future in queue.popleft()]
-            while queue:
-                yield [future.result() for future in queue.popleft()]
+        images = map_ahead(_decode, pairs, self.workers, BATCHES_AHEAD * self.batch)
+        while batch := list(islice(images, self.batch)):
+            yield batch
 
     def _annotate_batch(self, items: list[tuple[str, Image.Image]]) -> Iterator[tuple[str, Annotation | Failed]]:
         """(key, row) of each image; if the batch fails, its images are tried one by one."""
@@ -158,13 +137,8 @@ class Detector(ABC):
             yield from ((row.key, row) for row in rows)
 
 
-class Lookup(ABC):
+class Lookup(Source):
     """An annotator that gets the objects by the pair's key, caption or JSON; the image is not read."""
-
-    @property
-    @abstractmethod
-    def annotator(self) -> Annotator:
-        """Name, version, and as ``weights`` the hash of the data that the objects are taken from."""
 
     @property
     def labels(self) -> Sequence[str] | None:
@@ -173,7 +147,7 @@ class Lookup(ABC):
 
     @abstractmethod
     def annotation(self, pair: Pair) -> Annotation:
-        """The objects of one pair, whose ``image`` is empty; raises BadPair if they are unknown."""
+        """The objects of one pair, whose ``image`` is empty; raises BadPair if they are unknown, ValueError if malformed."""
 
     def rows(self, shard: Shard) -> Iterator[Annotation | Failed]:
         """One row per image; raises UserError for malformed objects (scores outside 0..1, boxes of three numbers)."""
@@ -181,16 +155,24 @@ class Lookup(ABC):
             try:
                 if isinstance(pair, BadPair):
                     raise pair
-                objects = self.annotation(pair)
+                yield _validated(key, self.annotation(pair))
             except BadPair as bad:
                 yield Failed(key, str(bad))
-                continue
-            try:
-                yield _validated(key, objects)
-            except ValueError as error:
+            except (ValueError, TypeError, OverflowError) as error:
                 raise UserError(
                     f"{key} of {shard.index.path}: {error}; fix the input of annotator={self.annotator.name}"
                 ) from None
+
+
+def _decode(item: tuple[str, Pair | BadPair]) -> tuple[str, Image.Image | BadPair]:
+    key, pair = item
+    try:
+        if isinstance(pair, BadPair):
+            raise pair
+        with open_image(pair.image) as image:
+            return key, image.convert("RGB")
+    except BadPair as bad:
+        return key, bad
 
 
 def _validated(key: str, objects: Detections | Annotation) -> Annotation:

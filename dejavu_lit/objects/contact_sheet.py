@@ -18,7 +18,7 @@ GAP = 6  # pixels between images
 LONGEST = 80  # characters of a label or key
 FOOT = 3  # lines below an image, for its key and for labels without a box
 
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Row = tuple[str, float, Sequence[float]]  # label, score, box
 
 
 def contact_sheet(
@@ -58,53 +58,46 @@ def _tiles(shards: ShardSet, folder: Path, threshold: float, count: int) -> Iter
 
 
 def draw(image: Image.Image, objects: Annotation, threshold: float, size: int = 320) -> Image.Image:
-    """The image, its longer side ``size`` pixels, with each box of score ≥ ``threshold`` and its label.
+    """The image, its longer side ``size`` pixels, with each box of score ≥ ``threshold`` and its label; below it a foot.
 
-    The key and the labels without a box are written below it.
+    The foot has the key and the labels without a box. All tiles of one ``size`` have the same shape.
     """
     scale = size / max(image.size)
     scaled = image.convert("RGB").resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
-    font = ImageFont.load_default(TEXT)
-    tile = Image.new("RGB", (size, scaled.height + FOOT * LINE), "white")
-    tile.paste(scaled)
-    pen = ImageDraw.Draw(tile)
-    boxless = []
-    boxes = [box if len(box) == 4 else [0.0] * 4 for box in objects.boxes]
+    rows = [row for row in zip(objects.labels, objects.scores, objects.boxes, strict=True) if row[1] >= threshold]
+    boxed = [row for row in rows if len(row[2]) == 4 and min(row[2][2:]) > 0]
     # Large boxes first, so that they do not cover the labels of small ones.
-    rows = sorted(zip(objects.labels, objects.scores, boxes, strict=True), key=lambda row: -row[2][2] * row[2][3])
-    for name, score, box in rows:
-        if score < threshold:
-            continue
-        label = _short(name)
-        if not box[2] * box[3]:
-            boxless.append(label)
-            continue
-        x, y, width, height = box
-        corners = (x * scale, y * scale, (x + width) * scale, (y + height) * scale)
-        text = label if score == 1 else f"{label} {score:.2f}"
-        _draw_box(pen, corners, scaled.size, text, label_color(label), font)
-    for line, text in enumerate([_short(objects.key), *_wrapped(", ".join(boxless), size, font)][:FOOT]):
+    boxed.sort(key=lambda row: -row[2][2] * row[2][3])
+    if boxed:
+        scaled = _with_boxes(scaled, boxed, scale)
+    tile = Image.new("RGB", (size, size + FOOT * LINE), "white")
+    tile.paste(scaled)
+    pen, font = ImageDraw.Draw(tile), ImageFont.load_default(TEXT)
+    boxless = ", ".join(_short(row[0]) for row in rows if row not in boxed)
+    for line, text in enumerate([_short(objects.key), *_wrapped(boxless, size, font)][:FOOT]):
         pen.text((1, scaled.height + line * LINE), text, fill="black" if line else "grey", font=font)
     return tile
 
 
-def _draw_box(
-    pen: ImageDraw.ImageDraw,
-    corners: tuple[float, float, float, float],
-    size: tuple[int, int],
-    text: str,
-    color: tuple[int, int, int],
-    font: Font,
-) -> None:
-    """Draw one box (left, top, right, bottom), clipped to the image of ``size``, with its text in the upper left corner."""
-    width, height = size
-    left, top = min(max(corners[0], 0), width - 1), min(max(corners[1], 0), height - 1)
-    right, bottom = min(corners[2], width - 1), min(corners[3], height - 1)
-    pen.rectangle((left, top, max(left, right), max(top, bottom)), outline=color, width=2)
-    length = pen.textlength(text, font)
-    text_left = min(left, max(0, width - length - 2))
-    pen.rectangle((text_left, top, text_left + length + 2, top + TEXT + 2), fill=color, outline=None)
-    pen.text((text_left + 1, top), text, fill="black", font=font)
+def _with_boxes(image: Image.Image, rows: Sequence[Row], scale: float) -> Image.Image:
+    """The image, already scaled, with the boxes of ``rows``, clipped to it, and their labels."""
+    import torch
+    from torchvision.ops import box_convert, clip_boxes_to_image
+    from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+    from torchvision.utils import draw_bounding_boxes
+
+    boxes = box_convert(torch.tensor([box for *_, box in rows]), "xywh", "xyxy") * scale
+    texts = [_short(label) if score == 1 else f"{_short(label)} {score:.2f}" for label, score, _ in rows]
+    drawn: Image.Image = to_pil_image(
+        draw_bounding_boxes(
+            pil_to_tensor(image),
+            clip_boxes_to_image(boxes, (image.height - 1, image.width - 1)),
+            texts,
+            [label_color(label) for label, *_ in rows],
+            width=2,
+        )
+    )
+    return drawn
 
 
 def label_color(label: str) -> tuple[int, int, int]:
@@ -118,7 +111,7 @@ def _short(text: str) -> str:
     return " ".join(text.split())[:LONGEST]
 
 
-def _wrapped(text: str, width: int, font: Font) -> Iterator[str]:
+def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Iterator[str]:
     line = ""
     for word in text.split():
         if line and font.getlength(f"{line} {word}") > width:
@@ -130,15 +123,10 @@ def _wrapped(text: str, width: int, font: Font) -> Iterator[str]:
 
 
 def sheet(tiles: Sequence[Image.Image], columns: int = 4) -> Image.Image:
-    """The tiles in rows of ``columns``, each row as high as its highest tile."""
-    rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
-    width = max(sum(tile.width + GAP for tile in row) for row in rows) + GAP
-    page = Image.new("RGB", (width, sum(max(t.height for t in row) + GAP for row in rows) + GAP), "white")
-    top = GAP
-    for row in rows:
-        left = GAP
-        for tile in row:
-            page.paste(tile, (left, top))
-            left += tile.width + GAP
-        top += max(tile.height for tile in row) + GAP
+    """The tiles, of one shape, in rows of ``columns``."""
+    width, height = (side + GAP for side in tiles[0].size)
+    columns = min(columns, len(tiles))
+    page = Image.new("RGB", (columns * width + GAP, -(-len(tiles) // columns) * height + GAP), "white")
+    for number, tile in enumerate(tiles):
+        page.paste(tile, (number % columns * width + GAP, number // columns * height + GAP))
     return page

@@ -18,7 +18,7 @@ from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.models.open_clip_encoder import OpenClipEncoder
 from dejavu_lit.training.clip_module import ClipModule
 from dejavu_lit.training.ema import averaged
-from dejavu_lit.training.gap_sample import GapMeter, Reference
+from dejavu_lit.training.gap_sample import GapMeter
 from dejavu_lit.training.progress import write_metrics
 from dejavu_lit.training.settings import GapSettings
 from dejavu_lit.utils.errors import UserError
@@ -38,7 +38,7 @@ class GapCallback(Callback):
     data: DataSpec
     side: str
     settings: GapSettings
-    reference: Reference
+    reference: AuditedModel
     identity: str  # of the reference, independent of its folder
     budget: float | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)

@@ -9,7 +9,7 @@ reference.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,8 +19,8 @@ from dejavu_lit.data.objects import Objects, read_objects
 from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
 from dejavu_lit.data.shards import BadPair, ShardSet
 from dejavu_lit.data.splits import seeded_hash
-from dejavu_lit.evaluation.embed import CHUNK, encode_chunk, read_chunk
-from dejavu_lit.evaluation.embeddings import Embeddings, Modality
+from dejavu_lit.evaluation.audited_model import AuditedModel
+from dejavu_lit.evaluation.chunks import CHUNK, Chunk, encode_ahead, encode_chunk, read_chunk
 from dejavu_lit.evaluation.search import search
 from dejavu_lit.measure.controls import blocks
 from dejavu_lit.measure.figures import FIGURES
@@ -31,33 +31,11 @@ from dejavu_lit.models.encoder import Encoder
 from dejavu_lit.training.settings import GapSettings
 from dejavu_lit.utils.distributed import gather, group_share
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.parallel import thread_count, thread_pool
+from dejavu_lit.utils.parallel import thread_count
 
 log = logging.getLogger(__name__)
 
 IMAGE_CACHE_BYTES = 2**30  # of decoded public images; a larger public set is decoded again at every measurement
-
-
-class Reference(Protocol):
-    """What the measurement needs of the reference model; ``AuditedModel`` implements it."""
-
-    @property
-    def name(self) -> str:
-        """The name that the user gave."""
-
-    @property
-    def captions_only(self) -> bool:
-        """Whether it compares captions with the captions of the public set (the one-model test)."""
-
-    @property
-    def encoder(self) -> Encoder:
-        """The model."""
-
-    def at(self, epoch: int, device: str) -> "Reference":
-        """The model after ``epoch`` epochs if that checkpoint exists, else the model itself."""
-
-    def saved(self, shards: ShardSet, name: str, modality: Modality) -> Embeddings | None:
-        """Existing embeddings of the complete set ``name``, if any."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +82,7 @@ class ImageSample:
         hashes = seeded_hash([f"{shards.names[shard]}/{start}" for shard, start in chunks], 0, "gaps")
         chosen = np.argsort(hashes, kind="stable")[: None if count is None else -(-count // CHUNK)]
         self.shards, self.chunks = shards, [chunks[row] for row in sorted(chosen)]
-        self._cache: dict[str, dict[tuple[int, int], tuple[list[str], np.ndarray]]] = {}
+        self._cache: dict[str, dict[tuple[int, int], Chunk]] = {}  # by preprocessing
 
     def vectors(self, encoder: Encoder) -> tuple[list[str], np.ndarray]:
         """(keys [n], float16 [n, d]) of the usable images, bit for bit as ``embed`` computes them; every rank must call it."""
@@ -120,25 +98,16 @@ class ImageSample:
         own = self.chunks[rank::world]
         cache = self._cache.setdefault(encoder.pixels, {})
         fits = encoder.preprocess(Image.new("RGB", (8, 8))).nbytes * CHUNK * len(own) <= IMAGE_CACHE_BYTES
-        encode_in_threads = encoder.device.type == "cpu"
 
-        def read(chunk: tuple[int, int]) -> tuple[list[str], np.ndarray]:
-            """The keys of a chunk with its vectors, or with its images if they are encoded on the main thread."""
-            keys, images = cache.get(chunk) or _read_images(encoder, self.shards, *chunk)
+        def load(place: tuple[int, int]) -> Chunk:
+            shard, start = place
+            chunk = cache.get(place) or read_chunk(encoder, self.shards.index(shard), start, "image")
             if fits:
-                cache[chunk] = keys, images
-            return keys, encode_chunk(encoder, list(images), "image") if encode_in_threads and keys else images
+                cache[place] = chunk
+            return chunk
 
-        encoded = {}
-        with thread_pool() as pool:
-            ahead = 4 * thread_count()  # chunks; bounds the images that are decoded and not yet encoded
-            for first in range(0, len(own), ahead):
-                chunks = own[first : first + ahead]
-                for chunk, (keys, content) in zip(chunks, pool.map(read, chunks), strict=True):
-                    if keys:
-                        vectors = content if encode_in_threads else encode_chunk(encoder, list(content), "image")
-                        encoded[chunk] = keys, vectors.astype(np.float16)
-        return encoded
+        encoded = encode_ahead(encoder, own, load, "image", thread_count())
+        return {place: (keys, vectors) for place, keys, vectors, _ in encoded if keys}
 
 
 def _encode_captions(encoder: Encoder, captions: Sequence[str]) -> np.ndarray:
@@ -150,26 +119,12 @@ def _encode_captions(encoder: Encoder, captions: Sequence[str]) -> np.ndarray:
     return np.concatenate(parts).astype(np.float16)
 
 
-def _read_images(encoder: Encoder, shards: ShardSet, shard: int, start: int) -> tuple[list[str], np.ndarray]:
-    """The keys and the images of one chunk, uint8 [m, 3, h, w]."""
-    keys, content, _ = read_chunk(encoder, shards.index(shard), start, "image")
-    return keys, np.stack(cast(list[np.ndarray], content)) if keys else np.zeros(0, np.uint8)
-
-
-@dataclass(frozen=True)
-class SearchedImages:
-    """The public images that both models have: their keys, sorted, and their objects."""
-
-    keys: list[str]
-    objects: Objects
-
-
 @dataclass(frozen=True)
 class ReferenceScores:
-    """The scores of the reference ``name`` per sample, on the public images that it shares with the measured model."""
+    """The scores of the reference ``name`` per sample; ``public``: the images that it shares with the measured model."""
 
     name: str
-    public: SearchedImages
+    public: Objects
     scores: Mapping[str, Scores]
 
 
@@ -180,7 +135,7 @@ class GapMeter:
         UserError: no objects, a missing set, or public images that are also trained on.
     """
 
-    def __init__(self, data: DataSpec, side: str, settings: GapSettings, reference: Reference) -> None:
+    def __init__(self, data: DataSpec, side: str, settings: GapSettings, reference: AuditedModel) -> None:
         self.settings, self.reference = settings, reference
         self._sets = {"population": data.shard_set(TRAINED_ON[side]), "null": data.shard_set("H")}
         self._public = ShardSet.open(data.public_folder())
@@ -229,8 +184,7 @@ class GapMeter:
         if self._reference_scores is not None and self._reference_scores.name == reference.name:
             return self._reference_scores
         reference_keys, vectors = self._reference_vectors(reference)
-        common = sorted((set(keys) & set(reference_keys)) - self._excluded)
-        public = SearchedImages(common, self._objects.take(common))
+        public = self._objects.take(sorted((set(keys) & set(reference_keys)) - self._excluded))
         scores = {}
         for name, sample in self.samples.items():
             saved = reference.saved(self._sets[name], sample.name, "text")
@@ -239,7 +193,7 @@ class GapMeter:
         self._reference_scores = ReferenceScores(reference.name, public, scores)
         return self._reference_scores
 
-    def _reference_vectors(self, reference: Reference) -> tuple[list[str], np.ndarray]:
+    def _reference_vectors(self, reference: AuditedModel) -> tuple[list[str], np.ndarray]:
         """The public set as the reference embeds it: keys [n] and vectors float16 [n, d]."""
         if saved := reference.saved(self._public, self._name, "text" if reference.captions_only else "image"):
             return list(saved.keys), saved.load()
@@ -249,13 +203,13 @@ class GapMeter:
         captions: list[str] = []
         for shard, start in self._images.chunks:
             chunk_keys, content, _ = read_chunk(reference.encoder, self._public.index(shard), start, "text")
-            keys, captions = keys + chunk_keys, captions + cast(list[str], content)
+            keys, captions = keys + chunk_keys, captions + content
         return keys, _encode_captions(reference.encoder, captions)
 
     def _score(
-        self, queries: np.ndarray, keys: list[str], vectors: np.ndarray, public: SearchedImages, sample: PairSample
+        self, queries: np.ndarray, keys: list[str], vectors: np.ndarray, public: Objects, sample: PairSample
     ) -> Scores:
         """The scores of one model on a sample; ``keys`` and ``vectors`` are those of its public images."""
         rows = {key: row for row, key in enumerate(keys)}
         neighbors, _ = search(queries, [vectors[[rows[key] for key in public.keys]]], self.settings.k)
-        return score(neighbors, public.objects, sample.truth, [self.settings.k])
+        return score(neighbors, public, sample.truth, [self.settings.k])

@@ -2,18 +2,17 @@
 
 import csv
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning import loggers
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from dejavu_lit.utils.distributed import rank
-from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.errors import first_line
 from dejavu_lit.utils.io import name_file_in_errors, no_links, to_plain_json, write_text
 from dejavu_lit.utils.wandb import LoggerSettings, quiet, starting, wandb_options
 
@@ -22,40 +21,17 @@ log = logging.getLogger(__name__)
 UPLOAD_SECONDS = 60  # wandb may upload for this long at the end; a job has about as long after its warning signal
 
 
-class CsvLog:
-    """``metrics.csv`` with rows of step, epoch, metric, value: appended to, never replaced, truncated if a run resumes."""
+class CsvLogger(Logger):
+    """``metrics.csv`` with rows of step, epoch, metric, value: appended to, never replaced, truncated if a run resumes.
+
+    Lightning's own CSVLogger deletes the file when a run resumes.
+    """
 
     FIELDS = ("step", "epoch", "metric", "value")
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def resume(self, step: int) -> None:
-        """Drop the rows from ``step`` on, which will be computed again."""
-        if not self.path.exists():
-            return
-        with open(self.path, newline="") as file:
-            complete = (row for row in csv.DictReader(file) if all(row.get(name) for name in self.FIELDS))
-            rows = [row for row in complete if row["step"].isdigit() and int(row["step"]) < step]
-        lines = [",".join(self.FIELDS), *(",".join(str(row[name]) for name in self.FIELDS) for row in rows)]
-        write_text(self.path, "\n".join(lines) + "\n")
-
-    def append(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Append one row per metric."""
-        is_new = not self.path.exists()
-        with name_file_in_errors(self.path), open(self.path, "a", newline="", opener=no_links) as file:
-            writer = csv.writer(file)
-            if is_new:
-                writer.writerow(self.FIELDS)
-            writer.writerows((step, epoch, name, value) for name, value in metrics.items())
-
-
-class CsvLogger(Logger):
-    """Writes Lightning's metrics to ``metrics.csv``; Lightning's own CSVLogger deletes the file when a run resumes."""
-
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.log = CsvLog(folder / "metrics.csv")
+        self.path = folder / "metrics.csv"
 
     @property
     def name(self) -> str:
@@ -67,22 +43,30 @@ class CsvLogger(Logger):
         """Unused: the run directory is the version."""
         return ""
 
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> CsvLog:
-        """The file."""
-        return self.log
-
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Nothing: they are in config.yaml."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append the metrics of one step."""
-        # A copy, since the next logger gets the same dict.
-        values = {name: value for name, value in metrics.items() if name != "epoch"}
-        self.log.append(step or 0, int(metrics.get("epoch", 0)), values)
+        """Append one row per metric of a step; ``epoch`` among them is their epoch."""
+        is_new = not self.path.exists()
+        with name_file_in_errors(self.path), open(self.path, "a", newline="", opener=no_links) as file:
+            writer = csv.writer(file)
+            if is_new:
+                writer.writerow(self.FIELDS)
+            epoch = int(metrics.get("epoch", 0))
+            writer.writerows((step or 0, epoch, name, value) for name, value in metrics.items() if name != "epoch")
+
+    def resume(self, step: int) -> None:
+        """Drop the rows from ``step`` on, which will be computed again."""
+        if not self.path.exists():
+            return
+        with open(self.path, newline="") as file:
+            complete = (row for row in csv.DictReader(file) if all(row.get(name) for name in self.FIELDS))
+            rows = [row for row in complete if row["step"].isdigit() and int(row["step"]) < step]
+        lines = [",".join(self.FIELDS), *(",".join(str(row[name]) for name in self.FIELDS) for row in rows)]
+        write_text(self.path, "\n".join(lines) + "\n")
 
 
 class WandbLogger(loggers.WandbLogger):
@@ -98,48 +82,46 @@ class WandbLogger(loggers.WandbLogger):
     def __init__(self, out: Path, offline: bool, resumed: bool, options: Mapping[str, Any]) -> None:
         # An absolute folder: wandb's own process writes there, and may work in another. mode None: as WANDB_MODE says.
         super().__init__(save_dir=out.resolve(), mode="offline" if offline else None, **options)
-        self._closed = False
-        try:
-            with starting(offline):
-                _ = self.experiment
-        except UserError as error:
-            if not resumed:
-                raise
-            self._close(error)
+        self._ended = False
+        with self._survived() if resumed else nullcontext(), starting(offline):
+            _ = self.experiment
 
     @property
     def experiment(self) -> Any:
-        """The wandb run; None once it is closed."""
-        return None if self._closed else super().experiment
+        """The wandb run; None once it has ended."""
+        return None if self._ended else super().experiment
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log the metrics of one step."""
-        try:
-            if not self._closed:
+        with self._survived():
+            if not self._ended:
                 super().log_metrics(metrics, step)
-        except Exception as error:  # of many classes: from wandb, its mailbox, the system
-            if "DataLoader" in str(error):  # torch may raise this anywhere when a loader process was killed
-                raise
-            self._close(error)
 
     def finalize(self, status: str) -> None:
         """End the wandb run, or the next job of a multirun would continue it."""
-        try:
-            if not self._closed:
+        with self._survived():
+            if not self._ended:
                 self.experiment.finish(exit_code=int(status == "failed"))
-                self._close()
-        except Exception as error:
-            self._close(error)
+                self._end()
 
-    def _close(self, error: Exception | None = None) -> None:
-        self._closed = True
-        if error is not None:
-            message = (
-                "wandb failed (%s); metrics.csv is complete, and `wandb sync` may still upload what wandb had received"
+    @contextmanager
+    def _survived(self) -> Iterator[None]:
+        """A block in which wandb may fail: a warning, and its run ends."""
+        try:
+            yield
+        except Exception as error:  # of many classes: from wandb, its mailbox, the system
+            if "DataLoader" in str(error):  # torch may raise this anywhere when a loader process was killed
+                raise
+            log.warning(
+                "wandb failed (%s); metrics.csv is complete, and `wandb sync` may still upload what wandb had received",
+                first_line(error),
             )
-            log.warning(message, first_line(error))
+            self._end()
+
+    def _end(self) -> None:
         import wandb
 
+        self._ended = True
         with suppress(Exception):
             wandb.teardown()  # its process writes the end of the file only now, and would print a traceback at exit
         wandb.run = None  # it keeps a run whose process was killed, and the next job's logger would take it
@@ -159,7 +141,7 @@ def training_loggers(
     writers: list[Logger] = [csv_logger]
     if rank() > 0:
         return writers
-    csv_logger.log.resume(step or 0)  # without a checkpoint, every step is repeated
+    csv_logger.resume(step or 0)  # without a checkpoint, every step is repeated
     if settings.wandb is not None:
         import wandb
 

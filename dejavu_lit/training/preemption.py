@@ -114,14 +114,3 @@ class Preemption(Callback):
             else:
                 subprocess.run(["scontrol", "requeue", str(job)], check=True)
         sys.exit(128 + number)
-
-
-class SignalListener(Callback):
-    """Makes ``preemption`` listen before the other callbacks start, which may take minutes, although it acts after them."""
-
-    def __init__(self, preemption: Preemption) -> None:
-        self.preemption = preemption
-
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Start listening; only now has Lightning recorded the handlers that it restores after fit."""
-        self.preemption.listen()

@@ -31,19 +31,13 @@ class StepMetrics(Callback):
     It must come before the callbacks that save checkpoints.
     """
 
-    def __init__(self) -> None:
-        self._restart_clock()
-
-    def _restart_clock(self) -> None:
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Start the throughput clock, after validation or where a run resumes."""
         self._steps, self._clock = 0, time.perf_counter()
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Start the throughput clock, also if training resumes in the middle of an epoch."""
-        self._restart_clock()
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Restart the throughput clock after validation."""
-        self._restart_clock()
+        """The same: Lightning does not call the former for an epoch that is resumed in its middle."""
+        self.on_train_epoch_start(trainer, module)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

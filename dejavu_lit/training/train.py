@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import Callback, TQDMProgressBar
+from pytorch_lightning.callbacks import Callback, LambdaCallback, TQDMProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 
@@ -31,7 +31,7 @@ from dejavu_lit.training.features import ComputeSettings
 from dejavu_lit.training.finetuning import merged
 from dejavu_lit.training.gap_callback import GapCallback, gap_callback
 from dejavu_lit.training.loggers import finish_loggers, training_loggers
-from dejavu_lit.training.preemption import Preemption, SignalListener
+from dejavu_lit.training.preemption import Preemption
 from dejavu_lit.training.progress import EpochLogger, StepMetrics
 from dejavu_lit.training.settings import TrainingRun
 from dejavu_lit.training.stopping import EarlyStop, NonFiniteLossStop, stop_reason
@@ -161,7 +161,9 @@ def _callbacks(run: TrainingRun, last: Path, gaps: GapCallback | None, show_prog
     """The callbacks in their order: what changes or stops the training comes before what saves it into ``last``."""
     settings, mitigation = run.trainer, run.mitigation
     preemption = Preemption(last)
-    callbacks: list[Callback] = [SignalListener(preemption)]
+    # It listens before the other callbacks start, which may take minutes, although it acts after them. Only on_train_start is
+    # after Lightning has recorded the handlers that it restores after fit.
+    callbacks: list[Callback] = [LambdaCallback(on_train_start=lambda *_: preemption.listen())]
     if mitigation.ema is not None:
         callbacks.append(Averaging(mitigation.ema))
     if mitigation.early_stopping is not None:

@@ -1,10 +1,11 @@
-"""Process and thread pools: jobs over a shared read-only state, workers that end with their parent."""
+"""Process and thread pools: jobs over a shared read-only state or in order, workers that end with their parent."""
 
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -99,3 +100,31 @@ def thread_pool(count: int | None = None) -> Iterator[ThreadPoolExecutor]:
     finally:
         if torch:
             torch.set_num_threads(before)  # new threads inherit the number set last
+
+
+def map_ahead(
+    function: Callable[[Job], Result], items: Iterable[Job], threads: int | None = None, ahead: int | None = None
+) -> Iterator[Result]:
+    """Yield ``function(item)`` for every item, in their order, computed by ``threads`` at most ``ahead`` items early.
+
+    ``ahead`` bounds the memory; by default each thread has one item in work and one that waits.
+    """
+    threads = threads or thread_count()
+    waiting: deque[Future[Result]] = deque()
+    with thread_pool(threads) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > (ahead or 2 * threads):
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def for_blocks(function: Callable[[int], None], total: int, size: int) -> None:
+    """Call ``function(start)`` for 0, ``size``, … below ``total``, by ``thread_count()`` threads."""
+    with thread_pool() as pool:
+        list(pool.map(function, range(0, total, size)))

@@ -13,7 +13,7 @@ from dejavu_lit.data.decode import BadPair, meta_captions, open_image
 from dejavu_lit.data.scan import decode_and_hash
 from dejavu_lit.data.shards import Pair, index_shard, write_shard
 from dejavu_lit.data.stream import load_pair, rgb_pixels
-from dejavu_lit.evaluation.embed import decode_image
+from dejavu_lit.evaluation.chunks import decode_image
 from dejavu_lit.report.images import shrink
 from tests.data.images import encoded, sample_image
 

@@ -12,7 +12,8 @@ from PIL import Image
 from dejavu_lit.data import decode as images
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.evaluation import embed as module
-from dejavu_lit.evaluation.embed import embed, encode_captions
+from dejavu_lit.evaluation.chunks import decode_image, encode_captions
+from dejavu_lit.evaluation.embed import embed
 from dejavu_lit.evaluation.embeddings import Embeddings, write_embeddings
 from dejavu_lit.models.zoo import load_encoder
 from dejavu_lit.utils.errors import UserError
@@ -126,11 +127,12 @@ def test_bad_pairs_are_skipped_counted_and_named(encoder, tmp_path, caplog):
     assert len(embed(encoder, shards, "image", tmp_path / "image", limit=4)) == 3
 
 
-def test_too_many_bad_pairs_stop(encoder, tmp_path):
+def test_too_many_bad_pairs_stop(encoder, tmp_path, monkeypatch):
     shards = write(tmp_path / "A", bad_images=range(20, 32))
     with pytest.raises(UserError, match=r"12 of 150 pairs of .* cannot be used, the first is k"):
         embed(encoder, shards, "image", tmp_path / "image")
-    assert len(embed(encoder, shards, "image", tmp_path / "image", bad_share=0.1)) == PAIRS - 12
+    monkeypatch.setattr(module, "BAD_SHARE", 0.1)
+    assert len(embed(encoder, shards, "image", tmp_path / "image")) == PAIRS - 12
     nothing = write(tmp_path / "B", bad_images=range(5), pairs=5)
     with pytest.raises(UserError, match="no pair of"):
         embed(encoder, nothing, "image", tmp_path / "nothing")
@@ -144,15 +146,15 @@ def test_an_image_decodes_as_pillow_does():
     ):
         buffer = io.BytesIO()
         sample_image(1, 97, 61, mode).save(buffer, form, **options)
-        image = module.decode_image(buffer.getvalue())
+        image = decode_image(buffer.getvalue())
         assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(Image.open(buffer)))
     for mode, form in (("L", "jpeg"), ("CMYK", "jpeg"), ("P", "png"), ("RGBA", "png")):
-        image = module.decode_image(encoded(sample_image(1, 97, 61, mode), form))
+        image = decode_image(encoded(sample_image(1, 97, 61, mode), form))
         assert image.mode == mode
     with pytest.raises(BadPair, match="does not decode"):
-        module.decode_image(encoded(sample_image(1), "jpeg")[:-200])
+        decode_image(encoded(sample_image(1), "jpeg")[:-200])
     with pytest.raises(BadPair, match="does not decode"):
-        module.decode_image(b"GIF")
+        decode_image(b"GIF")
 
 
 def test_a_decompression_bomb_is_skipped(encoder, tmp_path, monkeypatch):

@@ -175,7 +175,12 @@ def test_an_approximate_index_measures_its_recall():
             "k=4 needs at least 4 public vectors, but there are 3",
         ),
         (np.ones((2, 4), np.float16), [np.ones((3, 4), np.float16)], 0, "k=0"),
-        (np.ones((2, 4), np.float16), [np.ones((3, 5), np.float16)], 1, "5 wide and the queries 4"),
+        (
+            np.ones((2, 4), np.float16),
+            [np.ones((3, 5), np.float16)],
+            1,
+            r"float16 \[3, 5\], but must be float16 \[rows, 4\]",
+        ),
         (np.ones((2, 4), np.float32), [np.ones((3, 4), np.float16)], 1, "float32"),
     ],
 )
@@ -188,13 +193,13 @@ def test_bad_input(queries, public, k, message):
 def test_unusable_vectors_are_named(tmp_path, value, problem):
     good, bad = np.ones((4, 4), np.float16), np.ones((4, 4), np.float16)
     bad[2] = value
-    with pytest.raises(UserError, match=f"part 1 of the public set: the vector in row 2 .*{problem}"):
+    with pytest.raises(UserError, match=f"part 1 of the public set: a vector .*{problem}"):
         search(good, [good, bad], 1)
-    with pytest.raises(UserError, match=f"queries: the vector in row 2 .*{problem}"):
+    with pytest.raises(UserError, match=f"queries: a vector .*{problem}"):
         search(bad, [good], 1)
     write_embeddings(tmp_path, list("abcd"), good)
     np.save(tmp_path / "00000.npy", bad)
-    with pytest.raises(UserError, match=f"00000.npy: the vector in row 2 .*{problem}"):
+    with pytest.raises(UserError, match=f"00000.npy: a vector .*{problem}"):
         search(good, Embeddings.open(tmp_path).parts(), 1)
 
 

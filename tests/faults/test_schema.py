@@ -88,7 +88,7 @@ def test_embeddings(evaluated, runs, tmp_path):
     done = call("evaluate", f"target={run}", f"reference={runs['reference']}", f"out={tmp_path / 'e'}", *FEW)
     said = sentence(done)
     assert f"the embeddings in {run}" in said
-    assert "do not match: the format differs; remove that folder to compute them again" in said
+    assert "do not match: the schema differs; remove that folder to compute them again" in said
 
 
 def test_objects_of_another_form(scenes, tmp_path):

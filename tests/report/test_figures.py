@@ -17,7 +17,7 @@ from dejavu_lit.report.figure_files import draw_figures, save
 from dejavu_lit.report.figures import DARK, Plot, error_arms, spaced_ticks, style
 from dejavu_lit.report.plots import evaluation_plots
 from dejavu_lit.report.study_plots import study_plots
-from dejavu_lit.training.loggers import CsvLog
+from dejavu_lit.training.loggers import CsvLogger
 from dejavu_lit.utils.io import read_json, write_json
 
 FIGURES = ("ppg", "prg", "aucg")
@@ -144,13 +144,14 @@ def test_epochs(metrics: dict[str, Any], tmp_path: Path) -> None:
     names = ("ppg", "prg", "aucg", "ppg_low", "ppg_high", "null_ppg", "corrected_ppg")
     rows = [{name: round(0.1 * (i + 1) + 0.01 * place, 3) for place, name in enumerate(names)} for i in range(3)]
     run = tmp_path / "study" / "runs" / "none-s0-target"
-    log = CsvLog(run / "metrics.csv")
+    log = CsvLogger(run)
     run.mkdir(parents=True)
     for number, row in enumerate(rows):
         epoch = 5 * (number + 1) - 1  # counted from 0 in metrics.csv
-        log.append(10 * epoch, epoch, {"loss": 2.0, "val_loss": 1.0, "val_accuracy": 0.5 + 0.1 * number})
-        log.append(10 * epoch, epoch, {f"gap/{name}": value for name, value in row.items()})
-        log.append(10 * epoch + 5, epoch + 1, {"loss": 2.0, "val_accuracy": 0.9})  # an epoch that was not measured
+        log.log_metrics({"loss": 2.0, "val_loss": 1.0, "val_accuracy": 0.5 + 0.1 * number, "epoch": epoch}, 10 * epoch)
+        log.log_metrics({f"gap/{name}": value for name, value in row.items()} | {"epoch": epoch}, 10 * epoch)
+        later = {"loss": 2.0, "val_accuracy": 0.9, "epoch": epoch + 1}  # an epoch that was not measured
+        log.log_metrics(later, 10 * epoch + 5)
     evaluation = tmp_path / "study" / "evaluations" / "none-s0"
     assert gaps_over_epochs(evaluation, {"target": "moved/none-s0-target"}) == []  # beside the runs, but not in a study
     write_json(tmp_path / "study" / "study.json", {})

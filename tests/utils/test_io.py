@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavu_lit.training.loggers import CsvLog
+from dejavu_lit.training.loggers import CsvLogger
 from dejavu_lit.utils.errors import os_error_sentence
 from dejavu_lit.utils.io import atomic, locked, visible_files, write_text
 
@@ -54,7 +54,7 @@ def test_a_log_that_is_a_link_is_not_appended_to(tmp_path: Path) -> None:
     precious.write_text("of value")
     (tmp_path / "metrics.csv").symlink_to(precious)
     with pytest.raises(OSError, match=r"metrics\.csv") as caught:
-        CsvLog(tmp_path / "metrics.csv").append(1, 0, {"loss": 0.5})
+        CsvLogger(tmp_path).log_metrics({"loss": 0.5}, 1)
     assert os_error_sentence(caught.value).endswith("it is a link, which is not followed here; remove it")
     assert precious.read_text() == "of value"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dejavu_lit.data.objects import Annotation, Annotator, Failed, read_part
-from dejavu_lit.objects.base import Shard
+from dejavu_lit.objects.base import Shard, Source
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import fingerprint, visible_files
 
@@ -21,7 +21,7 @@ BestBoxes = dict[str, tuple[float, list[float]]]  # {label: its highest score in
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Agreement(Source):
     """An annotator made of n artifacts: m of them must give a label, where m is n, 1 or ⌊n/2⌋ + 1.
 
     A label's score is the m-th largest of its best scores in the n artifacts, so the labels at any threshold are those that

@@ -30,13 +30,11 @@ PLAIN_DATA = {
 def read_weights(path: Path) -> dict[str, Any]:
     """{name: tensor} of a file of weights, read without running any code in it; raises UserError."""
     import torch
-    from safetensors.torch import load_file
+
+    from dejavu_lit.models.weights import load_tensors
 
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        pickled = path.suffix == ".pkl"
-        content = read_arrays(path) if pickled else torch.load(path, map_location="cpu", weights_only=True)
+        content = read_arrays(path) if path.suffix == ".pkl" else load_tensors(path)
         return {name: torch.as_tensor(value) for name, value in content.get("model", content).items()}
     except Exception as error:  # the readers raise nearly anything for a file of another kind
         raise UserError(

@@ -132,6 +132,7 @@ class OpenVocabularyDetector(Detector):
 
     def _detect_dino(self, images: Sequence[Image.Image]) -> list[Detections]:
         import torch
+        from torchvision.ops import box_convert
 
         model, processor = self._model_and_processor
         inputs = processor.image_processor(images=list(images), return_tensors="pt").to(self.local_device)
@@ -145,10 +146,9 @@ class OpenVocabularyDetector(Detector):
             by_label = torch.stack([scores[..., span].sum(-1) / max(1, len(span)) for span in chunk.spans], -1)
             best, number = by_label.max(-1)
             for row, (height, width) in enumerate(sizes):
-                x, y, w, h = outputs.pred_boxes[row].unbind(-1)
-                corners = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], -1)
-                boxes = corners * torch.tensor([width, height, width, height], device=corners.device)
-                detections[row].append(self._detections(best[row], number[row] + first, boxes, sizes[row]))
+                corners = box_convert(outputs.pred_boxes[row], "cxcywh", "xyxy")
+                corners = corners * torch.tensor([width, height, width, height], device=corners.device)
+                detections[row].append(self._detections(best[row], number[row] + first, corners, sizes[row]))
             first += len(chunk.labels)
         return [_concatenate(parts) for parts in detections]
 
@@ -194,46 +194,31 @@ class OpenVocabularyDetector(Detector):
 
     def _detections(self, scores: Any, labels: Any, corners: Any, size: tuple[int, int]) -> Detections:
         """The candidates [m] (corners [m, 4] in pixels) that reach the threshold, boxes clipped to the image."""
-        selected = scores >= self.threshold
-        height, width = size
-        rows = []
-        for score, label, (left, top, right, bottom) in zip(
-            scores[selected].tolist(), labels[selected].tolist(), corners[selected].tolist(), strict=True
-        ):
-            x, y = max(0.0, left), max(0.0, top)
-            box_width, box_height = min(float(width), right) - x, min(float(height), bottom) - y
-            if box_width > 0 and box_height > 0:
-                rows.append((self.labels[label], score, [x, y, box_width, box_height]))
-        return Detections([row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows])
+        from torchvision.ops import box_convert, clip_boxes_to_image
+
+        boxes = box_convert(clip_boxes_to_image(corners, size), "xyxy", "xywh")
+        kept = (scores >= self.threshold) & (boxes[:, 2:] > 0).all(dim=1)
+        labels = [self.labels[number] for number in labels[kept].tolist()]
+        return Detections(labels, scores[kept].tolist(), boxes[kept].tolist())
 
     @cached_property
     def _model_and_processor(self) -> tuple[Any, Any]:
         """The model and its processor."""
-        with require_package("open_vocabulary", PAGE):
-            import transformers
-        transformers.utils.logging.disable_progress_bar()
-        local = {"local_files_only": True, "trust_remote_code": False}
-        try:
-            model, report = transformers.AutoModelForZeroShotObjectDetection.from_pretrained(
-                self._folder, use_safetensors=True, output_loading_info=True, **local
-            )
-            processor = transformers.AutoProcessor.from_pretrained(self._folder, **local)
-        except Exception as error:  # missing files, damaged weights and unknown classes all raise differently
-            raise UserError(
-                f"annotator.model={self.model} cannot be loaded ({first_line(error)}); save it again with its processor"
-            ) from None
-        if mismatched := sorted(map(str, (*report["missing_keys"], *report["mismatched_keys"]))):
-            raise UserError(
-                f"in the weights of {self.model}, {mismatched[0]!r} is missing or has another shape; save the model again"
-            )
-        return model.float().eval().requires_grad_(False).to(self.local_device), processor
+        from dejavu_lit.models.transformers_encoder import load_pretrained
+
+        parts: dict[str, dict[str, Any]] = {
+            "AutoModelForZeroShotObjectDetection": {"use_safetensors": True},
+            "AutoProcessor": {},
+        }
+        model, processor = load_pretrained(f"annotator.model={self.model}", self._folder, parts)
+        return model.eval().requires_grad_(False).to(self.local_device), processor
 
     @cached_property
     def _folder(self) -> Path:
         if Path(self.model).is_dir():
             return Path(self.model)
-        with require_package("open_vocabulary", PAGE):
-            from huggingface_hub import snapshot_download
+        from huggingface_hub import snapshot_download
+
         try:
             return Path(snapshot_download(self.model, allow_patterns=[*CONFIG_FILES, WEIGHT_FILES]))
         except Exception as error:  # no network, no such name, no permission: each raises its own exception

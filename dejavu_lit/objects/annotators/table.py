@@ -53,40 +53,23 @@ class TableLookup(Lookup):
             raise BadPair(
                 f"the table has no row with its key, but such as {keys[0]!r}" if keys else "the table has no rows"
             )
-        objects = [item for row in range(first, end) for item in self._objects(pair.key, row)]
+        objects = [item for row in range(first, end) for item in self._objects(row)]
         return Annotation(
             pair.key, [label for label, _, _ in objects], [s for _, s, _ in objects], [b for *_, b in objects]
         )
 
-    def _objects(self, key: str, row: int) -> list[tuple[str, float, list[float]]]:
+    def _objects(self, row: int) -> list[tuple[str, float, list[float]]]:
         """(label, score, box) of each object in one row of the table; objects without a label are skipped."""
-        _, table = self._sorted_table
         columns = (self.labels_column, self.scores_column, self.boxes_column)
-        try:
-            cells = [None if column is None else table[column][row].as_py() for column in columns]
-        except (ValueError, OverflowError) as error:  # dates outside Python's range
-            raise UserError(f"the row of {key} in {self.path} cannot be read ({error}); fix it") from None
+        cells = [None if column is None else self._sorted_table[1][column][row].as_py() for column in columns]
         if cells[0] is None or not str(cells[0]).strip():
             return []
         labels = ["" if label is None else str(label).strip() for label in self._items(cells[0])]
         scores = [1.0] * len(labels) if cells[1] is None else self._items(cells[1])
         boxes = [[0.0] * 4] * len(labels) if cells[2] is None else self._boxes(cells[2])
         if not len(labels) == len(scores) == len(boxes):
-            raise UserError(
-                f"the row of {key} in {self.path} has {len(labels)} labels, {len(scores)} scores and {len(boxes)} "
-                "boxes; give one of each per object, a box as x, y, width and height"
-            )
-        try:
-            objects = [(n, float(s), _parse_box(b)) for n, s, b in zip(labels, scores, boxes, strict=True) if n]
-        except (ValueError, TypeError, OverflowError) as error:
-            raise UserError(
-                f"the row of {key} in {self.path} has a score or box that is not a number ({error}); fix it"
-            ) from None
-        if any(len(box) != 4 for _, _, box in objects):
-            raise UserError(
-                f"the row of {key} in {self.path} has a box without four numbers; give a box as x, y, width and height"
-            )
-        return objects
+            raise ValueError(f"its row has {len(labels)} labels, {len(scores)} scores and {len(boxes)} boxes")
+        return [(n, float(s), _parse_box(b)) for n, s, b in zip(labels, scores, boxes, strict=True) if n]
 
     def _items(self, cell: Any) -> list[Any]:
         if isinstance(cell, str):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from dejavu_lit.data.objects import Annotator
-from dejavu_lit.objects.base import Detections, Detector, require_package
+from dejavu_lit.objects.base import Detections, Detector
 from dejavu_lit.objects.vocabulary import read_lines
 from dejavu_lit.utils.errors import UserError, first_line, suggest
 from dejavu_lit.utils.io import file_sha256, fingerprint
@@ -21,7 +21,6 @@ from dejavu_lit.utils.io import file_sha256, fingerprint
 if TYPE_CHECKING:
     from torch import nn
 
-PAGE = "https://pytorch.org/get-started/locally"
 BACKGROUND = "__background__"
 UNNAMED = (BACKGROUND, "N/A")  # class names that are not objects, so never reported
 
@@ -43,8 +42,8 @@ class TorchvisionDetector(Detector):
     @property
     def annotator(self) -> Annotator:
         """torchvision's version, the weights' hash, the model and its options."""
-        with require_package("torchvision", PAGE):
-            import torchvision
+        import torchvision
+
         return Annotator(
             "torchvision",
             version=torchvision.__version__,
@@ -85,8 +84,8 @@ class TorchvisionDetector(Detector):
     @cached_property
     def _entry(self) -> Any:
         """torchvision's entry for ``weights``; None if it is a file."""
-        with require_package("torchvision", PAGE):
-            from torchvision.models import detection, get_model_weights, list_models
+        from torchvision.models import detection, get_model_weights, list_models
+
         if Path(self.weights).is_file():
             return None
         known = [] if "." in self.model else list_models(module=detection)
@@ -121,13 +120,10 @@ class TorchvisionDetector(Detector):
     @cached_property
     def _content(self) -> Mapping[str, Any]:
         """The weights file: its tensors as ``model``, and ``classes`` if it has them."""
-        import torch
-        from safetensors.torch import load_file
+        from dejavu_lit.models.weights import load_tensors
 
         try:
-            if self._file.suffix == ".safetensors":
-                return {"model": load_file(self._file)}
-            content = torch.load(self._file, map_location="cpu", weights_only=True)
+            content = load_tensors(self._file)
         except Exception as error:  # the readers raise nearly anything for a file of another kind
             raise UserError(
                 f"annotator.weights={self._file} cannot be read as tensors alone ({first_line(error)}); "

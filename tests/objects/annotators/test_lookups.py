@@ -72,14 +72,15 @@ def test_one_row_per_object(tmp_path: Path) -> None:
     [
         ("key,label\na,x\n", {}, "no column 'labels' .did you mean 'label'"),
         ("key,labels,scores\na,x;y,1\n", {"scores_column": "scores"}, "2 labels, 1 scores and 2 boxes"),
-        ("key,labels,scores\na,x,high\n", {"scores_column": "scores"}, "a score or box that is not a number"),
-        ("key,labels,boxes\na,x,1 2 3\n", {"boxes_column": "boxes"}, "a box as x, y, width and height"),
+        ("key,labels,scores\na,x,high\n", {"scores_column": "scores"}, "could not convert string to float: 'high'"),
+        ("key,labels,boxes\na,x,1 2 3\n", {"boxes_column": "boxes"}, "a box does not have four numbers"),
     ],
 )
 def test_wrong_tables_give_one_sentence(tmp_path: Path, text: str, options: dict, message: str) -> None:
     (tmp_path / "t.csv").write_text(text)
+    shards = write_shards(tmp_path / "A", [pair("a")])
     with pytest.raises(UserError, match=message):
-        TableLookup(tmp_path / "t.csv", **options).annotation(pair("a"))
+        list(TableLookup(tmp_path / "t.csv", **options).rows(Shard("A", shards.index(0))))
 
 
 def test_blank_labels_are_skipped_with_their_scores_and_dates_stay_keys(tmp_path: Path) -> None:

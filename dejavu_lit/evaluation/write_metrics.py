@@ -1,0 +1,106 @@
+"""metrics.json and the tables beside it, from the records of an evaluation on disk."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from dejavu_lit.evaluation.context import CONTEXT, METRICS, EvaluationSpec, searched_public_keys
+from dejavu_lit.measure.groups import group_gaps
+from dejavu_lit.measure.membership import holdout_tails
+from dejavu_lit.measure.metrics import measure
+from dejavu_lit.measure.per_pair import most_memorized, pair_gaps, read_keys, write_csv
+from dejavu_lit.measure.recompute import RECORD_FILES, gaps_by_objects, membership, read_evaluation
+from dejavu_lit.measure.records import SIDES, Records, write_records
+from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import write_json
+from dejavu_lit.utils.provenance import provenance
+
+log = logging.getLogger(__name__)
+
+LISTED_PAIRS = 1000  # rows of memorized.csv, the most memorized pairs first
+BASE_BLOCKS = ("population", "null", "corrected")  # of the target against its base
+
+
+def write_metrics(
+    spec: EvaluationSpec,
+    context: Mapping[str, Any],
+    statistics: Mapping[str, Any],
+    against_base: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Compute the figures from the records on disk, and write metrics.json, memorized.csv and persons.*."""
+    out, settings, public_keys = spec.out, spec.settings, searched_public_keys(spec, context)
+    sets, objects_at = read_evaluation(out, spec.objects, settings.threshold, context["public"], public_keys)
+    if context.get("statistics") not in (None, statistics):  # the records' predictions and figures follow the settings
+        for block, records in sets.items():
+            write_records(out / RECORD_FILES[block], records, settings.k, settings.top_m)
+    metrics = measure(sets["population"], sets.get("null"), sets.get("swapped"), settings, objects_at)
+    unavailable = (context.get("membership") or {}).get("unavailable")
+    metrics |= membership(sets, settings, metrics["reasons"], unavailable)
+    metrics |= {name: context[name] for name in ("utility", "exposure", "search")}
+    metrics |= {"raw_shards": context["raw_shards"]} if context.get("raw_shards") else {}
+    metrics["training_differences"] = context.get("training_differences")  # not in the contexts of earlier versions
+    metrics["settings"] |= {name: getattr(spec.evaluation, name) for name in (*SIDES, "public_modality")}
+    metrics["settings"] |= {
+        "objects": str(spec.objects),
+        "public": spec.data.public,
+        "data": str(spec.data.folder),
+    }
+    metrics["provenance"] = provenance() | {"config": spec.config}
+    if against_base is None:
+        metrics["base"], metrics["reasons"]["base"] = None, "no base= was given"
+    else:
+        metrics["base"] = {"model": spec.evaluation.base} | {name: against_base[name] for name in BASE_BLOCKS}
+    if spec.further_objects:
+        metrics["by_objects"] = gaps_by_objects(out, spec.further_objects, settings, context["public"], public_keys)
+    memorized = most_memorized(sets["population"], settings.k, settings.top_m, limit=LISTED_PAIRS)
+    write_csv(out / "memorized.csv", memorized)
+    if spec.evaluation.group is not None:
+        metrics["groups"] = _gaps_of_groups(spec, spec.evaluation.group, sets)
+    if spec.evaluation.keys is not None:
+        _write_gaps_of_keys(spec, spec.evaluation.keys, sets)
+    write_json(out / METRICS, metrics)
+    write_json(out / CONTEXT, {**context, "statistics": statistics})
+    return metrics
+
+
+def _gaps_of_groups(spec: EvaluationSpec, column: str, sets: Mapping[str, Records]) -> dict[str, Any]:
+    """The gaps of the groups of pairs, also written to groups.csv."""
+    if "null" not in sets:
+        raise UserError(f"group={column} needs the set H to compare with; prepare data with one")
+    settings = spec.settings
+    gaps = group_gaps(sets["population"], sets["null"], column, settings.k, settings.top_m, settings.smallest_group)
+    write_csv(spec.out / "groups.csv", gaps["groups"])
+    small = gaps["too_small"]
+    log.info(
+        "%d groups of %s compared with H, %d with q < 0.05 (%d with fewer than %d records are not): %s",
+        *(len(gaps["groups"]), column, sum(group["q"] < 0.05 for group in gaps["groups"])),
+        *(small["groups"], small["smallest"], spec.out / "groups.csv"),
+    )
+    return gaps
+
+
+def _write_gaps_of_keys(spec: EvaluationSpec, keys: str, sets: Mapping[str, Records]) -> None:
+    """Write persons.json and persons.csv: the gaps of the pairs in the file ``keys``, ranked against H."""
+    if "null" not in sets:
+        raise UserError(f"keys={keys} needs the set H to rank against; prepare data with one")
+    population, null, k, top_m = sets["population"], sets["null"], spec.settings.k, spec.settings.top_m
+    gaps = pair_gaps(population, null, read_keys(keys), k, top_m)
+    scores = holdout_tails(population, null, [pair["key"] for pair in gaps["pairs"]], k, top_m)
+    for pair in gaps["pairs"]:
+        pair["membership"] = scores[pair["key"]]
+    write_json(spec.out / "persons.json", gaps)
+    rows = [
+        {"key": pair["key"], "caption": pair["caption"]}
+        | {f"{kind}_{name}": pair[kind][name] for kind in ("gap", "p", "q") for name in pair[kind]}
+        | {f"{kind}_{name}": f[kind] for name, f in pair["membership"].items() for kind in ("score", "p", "q")}
+        for pair in gaps["pairs"]
+    ]
+    write_csv(spec.out / "persons.csv", rows)
+    log.info(
+        "%d of %d keys measured (%d unknown, %d without objects): %s",
+        len(rows),
+        gaps["asked"],
+        gaps["unknown"]["count"],
+        gaps["without_objects"]["count"],
+        spec.out / "persons.csv",
+    )

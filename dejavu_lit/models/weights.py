@@ -1,0 +1,52 @@
+"""Weights in files: read without running any code in them, hashed, and named as the plain model names them."""
+
+import hashlib
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SUFFIXES = (".safetensors", ".bin", ".pth")  # of the weights that open_clip looks for in a folder, in this order
+
+
+def load_tensors(path: Path) -> Any:
+    """The content of a file of weights, .safetensors or torch's own, on the CPU; raises many kinds of errors."""
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+
+
+def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of a state dict, independent of the order of its entries."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def without_prefixes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict without the prefixes of DistributedDataParallel (``module.``) and torch.compile (``_orig_mod.``)."""
+    return {entry.replace("_orig_mod.", "").removeprefix("module."): value for entry, value in state.items()}
+
+
+def compiled_state(path: Path) -> dict[str, torch.Tensor] | None:
+    """The state dict in a file of weights, or in that of a folder, without the prefixes; None if it has none of torch.compile.
+
+    open_clip itself removes those of DistributedDataParallel. None, too, if the file cannot be read: whatever is wrong with it,
+    loading it says so.
+    """
+    if path.is_dir():
+        files = [file for file in path.iterdir() if file.suffix in SUFFIXES]
+        path = min(files, key=lambda file: (SUFFIXES.index(file.suffix), file.name))
+    try:
+        content = load_tensors(path)
+        state = content.get("state_dict", content)
+        return without_prefixes(state) if any("_orig_mod." in entry for entry in state) else None
+    except Exception:
+        return None
