@@ -27,7 +27,13 @@ if TYPE_CHECKING:
 
 INDEX = "figures.json"  # in the folder of the figures: what each file shows
 ALL_FORMATS = ("svg", "png", "pdf")
-CODE = ("figures.py", "plots.py", "study_plots.py", "study_points.py")  # what decides how a figure looks
+CODE = (
+    "figures.py",
+    "membership_plots.py",
+    "plots.py",
+    "study_plots.py",
+    "study_points.py",
+)  # what decides how a figure looks
 PNG_DPI = 160
 CSS_DPI = 96  # pixels per inch on the page
 METADATA: dict[str, dict[str, Any]] = {

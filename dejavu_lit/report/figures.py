@@ -9,11 +9,12 @@ from functools import cached_property
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 WIDTH = 4.7  # inches of every figure
@@ -124,8 +125,7 @@ def _legend_columns(labels: Sequence[str]) -> int:
     """The largest number of columns that fits; a legend fills them one after the other."""
     widths = [text_width(label) + 0.5 for label in labels]
     for columns in range(len(labels), 1, -1):
-        rows = -(-len(labels) // columns)
-        if sum(max(widths[i : i + rows]) for i in range(0, len(widths), rows)) <= WIDTH - 0.1:
+        if sum(max(column) for column in np.array_split(widths, columns)) <= WIDTH - 0.1:  # as matplotlib fills them
             return columns
     return 1
 
@@ -144,17 +144,20 @@ def legend_above(figure: Figure, axes: Iterable[Axes]) -> None:
 
 
 def forest(
-    labels: Sequence[str], columns: Sequence[str], x_label: str, headings: Sequence[int] = ()
-) -> tuple[Figure, list[Axes]]:
+    labels: Sequence[str], columns: Sequence[str], x_label: str, headings: Sequence[int] = (), height: float = 0.21,
+    legend: Sequence[str] = (),
+) -> tuple[Figure, list[Axes]]:  # fmt: skip
     """Panels that share their rows, one for each title in ``columns``; every row's name is read horizontally at the left.
 
     Args:
         labels: one per row, from top to bottom.
         headings: the rows that name a group of the rows below them.
+        height: of one row, in inches; legend: as for ``panels``.
     """
     left = max(text_width(label, bold=i in headings) for i, label in enumerate(labels)) + 0.14
     lines = max(title.count("\n") for title in columns) + 1
-    figure, axes = panels(len(columns), height=0.21 * len(labels) + 0.1, left=left, titles=lines, sharey=True)
+    inside = height * len(labels) + 0.1
+    figure, axes = panels(len(columns), height=inside, left=left, titles=lines, legend=legend, sharey=True)
     for axis, title in zip(axes[0], columns, strict=True):
         axis.set_title(title)
         axis.grid(False, axis="y")
@@ -187,6 +190,13 @@ def log_x_axis(axis: Axes, ticks: Sequence[float] | None = None, ratio: float = 
         axis.set_xticks(spaced_ticks(ticks, ratio))
     axis.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}" if x >= 10 else f"{x:g}")
     axis.xaxis.set_minor_locator(NullLocator())
+
+
+def log_ticks(side: Any, digits: Sequence[float] = (1,)) -> None:
+    """Plain numbers at ``digits`` times the powers of ten, on a logarithmic axis (``axis.xaxis`` or ``axis.yaxis``)."""
+    side.set_major_locator(LogLocator(10, subs=digits, numticks=6))
+    side.set_major_formatter(lambda value, _: f"{value:g}")
+    side.set_minor_locator(NullLocator())
 
 
 def spaced_ticks(values: Sequence[float], ratio: float = 1.3) -> list[float]:

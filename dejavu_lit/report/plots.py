@@ -33,6 +33,7 @@ from dejavu_lit.report.figures import (
     x_label_below,
     zero_line,
 )
+from dejavu_lit.report.membership_plots import clipmem_against_hits, roc
 from dejavu_lit.report.narrative import interval, signed
 
 GAP_TITLES = {"ppg": "precision\ngap PPG", "prg": "recall\ngap PRG", "aucg": "AUC\ngap AUCG"}
@@ -55,6 +56,8 @@ Rows = Sequence[Mapping[str, Any]]
 def evaluation_plots(metrics: Metrics) -> list[Plot]:
     """Every figure that this evaluation has data for."""
     plots = [gaps(metrics), recall(metrics), *samples(metrics), by_k(metrics)]
+    if board := metrics.get("membership"):
+        plots += [roc(board), clipmem_against_hits(board, metrics.get("pairs") or [])]
     plots += [sensitivity(metrics, "threshold"), sensitivity(metrics, "top_m"), epochs(metrics), planted(metrics)]
     plots += [subgroups(column, result) for column, result in (metrics.get("subgroups") or {}).items()]
     return _with_unique_names([plot for plot in plots if plot is not None])

@@ -32,6 +32,7 @@ from dejavu_lit.report.figures import (
     shorten,
     zero_line,
 )
+from dejavu_lit.report.membership_plots import law, scores_of_settings
 from dejavu_lit.report.narrative import signed
 from dejavu_lit.report.plots import GAP_TITLES
 from dejavu_lit.report.study_points import (
@@ -53,7 +54,7 @@ Groups = dict[str, list[tuple[Any, Point]]]  # {knob: (value, point), …}
 
 def study_plots(study: Mapping[str, Any]) -> list[Plot]:
     """Every figure that this study has data for."""
-    plots = [frontier(study), mitigations(study), dataset_size(study)]
+    plots = [frontier(study), mitigations(study), scores_of_settings(study), dataset_size(study), law(study)]
     return [plot for plot in plots if plot is not None]
 
 

@@ -126,7 +126,7 @@ def _show_membership(terminal: Console, board: Mapping[str, Any]) -> None:
     """One row per score, and the bound on ε."""
     labels, *figures = zip(*membership_rows(board), strict=True)
     columns = [Column("score", labels, justify="left")]
-    orders = (KEPT, KEPT, 4, 1, 2, 3)
+    orders = (KEPT, KEPT, 5, 1, 2, 4, 3)
     columns += [Column(*column) for column in zip(MEMBERSHIP_HEADERS, figures, orders, strict=True)]
     title = f"membership, {board['pairs']['A']} pairs of A against {board['pairs']['H']} of H"
     fitting_table(terminal, title, columns)
