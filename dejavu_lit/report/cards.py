@@ -5,7 +5,6 @@ refer to them by position.
 """
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,7 +48,7 @@ class Ranks:
     target: np.ndarray
     reference: np.ndarray
     distance: np.ndarray
-    memorization: Mapping[str, Row]
+    memorization: Mapping[str, Mapping[str, Any]]
 
     def orders(self) -> dict[str, np.ndarray]:
         """{ranking: positions in 0..n-1, most memorized first}, the main ranking first; ties keep the record order."""
@@ -61,7 +60,7 @@ class Ranks:
         return {name: np.argsort(column, kind="stable") for name, column in columns.items()}
 
 
-def read_ranks(path: Path, memorization: Mapping[str, Row] | None = None) -> Ranks:
+def read_ranks(path: Path, memorization: Mapping[str, Mapping[str, Any]] | None = None) -> Ranks:
     """Read what ranks the records of a records file; raises UserError if it is not a records file."""
     names = ["key", "target_hits", "target_precision", "reference_hits", "target_distances"]
     with records_file_errors(path):
@@ -128,7 +127,7 @@ def _check_row(row: Row) -> None:
     if gaps := [name for name, value in row.items() if value is None or (isinstance(value, list) and None in value)]:
         raise ValueError(f"{gaps[0]} of {row['key']} has a missing value")
     numbers = [row[f"{side}_{name}"] for side in SIDES for name in ("hits", "precision", "recall")]
-    if not all(map(math.isfinite, (*numbers, *(d for side in SIDES for d in row[f"{side}_distances"])))):
+    if not np.isfinite([*numbers, *(d for side in SIDES for d in row[f"{side}_distances"])]).all():
         raise ValueError(f"the figures of {row['key']} are not all numbers")
 
 

@@ -18,7 +18,7 @@ from dejavu_lit.measure.records import read_columns
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.report.cards import CardImages, Row, cards, choose_keys, read_ranks, read_rows, write_script
 from dejavu_lit.report.figure_files import draw_figures
-from dejavu_lit.report.images import Boxes, Thumbnail, read_boxes, write_thumbnails
+from dejavu_lit.report.images import read_boxes, write_thumbnails
 from dejavu_lit.report.modelcard import latex, markdown
 from dejavu_lit.report.page import evaluation_page
 from dejavu_lit.utils.errors import UserError
@@ -156,17 +156,9 @@ def write_card_images(evaluation: Evaluation, rows: list[Row], folder: Path, ear
     return CardImages(
         {key: thumbnail.name for key, thumbnail in a.items()},
         {key: thumbnail.name for key, thumbnail in p.items()},
-        _own_boxes(a, objects, own, threshold) if a and objects and own else {},
-        read_boxes(p, objects / evaluation.public_name(), threshold) if p and objects else {},
+        read_boxes(a, [objects / name for name in source_sets(own, "A")], threshold) if objects and own else {},
+        read_boxes(p, [objects / evaluation.public_name()], threshold) if objects else {},
     )
-
-
-def _own_boxes(thumbnails: Mapping[str, Thumbnail], objects: Path, own: ShardSet, threshold: float) -> dict[str, Boxes]:
-    return {
-        key: boxes
-        for name in source_sets(own, "A")
-        for key, boxes in read_boxes(thumbnails, objects / name, threshold).items()
-    }
 
 
 def write_evaluation_page(

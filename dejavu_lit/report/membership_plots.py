@@ -60,10 +60,10 @@ def _draw_roc(rows: Sequence[Mapping[str, Any]]) -> Figure:
         x, y = [row["fpr"] for row in line], [row["tpr"] for row in line]
         axis.plot(x, y, color=SERIES[number], marker=MARKERS[number], markersize=3, label=MEMBERSHIP[name].label)
     axis.set(xscale="log", yscale="log")
-    log_ticks(axis.xaxis)
-    log_ticks(axis.yaxis)
     ends = (min(row["fpr"] for row in rows if row["fpr"] > 0), 1.0)
     axis.plot(ends, ends, color=MUTED, linestyle=":", linewidth=1, label="_guessing")
+    log_ticks(axis.xaxis)
+    log_ticks(axis.yaxis)
     axis.set(xlabel="false positive rate (share of H taken for members)", ylabel="true positive rate (share of A)")
     legend_above(figure, [axis])
     return figure
@@ -224,7 +224,7 @@ def _draw_law(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axis.set_yscale("log")
         low, high = axis.get_ylim()
         axis.set_ylim(low, high * (high / low) ** (0.25 * len(slopes)))  # room for the slopes
-        log_ticks(axis.yaxis, (1, 2, 5))
+        log_ticks(axis.yaxis)
         for number, (label, color) in enumerate(slopes):
             axis.text(0.03, 0.97 - 0.16 * number, label, color=color, transform=axis.transAxes, va="top")
     for axis in axes.flat[len(names) :]:

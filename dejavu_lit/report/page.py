@@ -12,6 +12,7 @@ from dejavu_lit.report.figure_files import FigureInfo
 from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows, missing_sentences
 from dejavu_lit.report.narrative import (
     VERDICTS,
+    capitalized,
     comparison_summary,
     control_checks,
     exposure_summary,
@@ -73,13 +74,14 @@ def evaluation_page(
         metrics=values | {"settings": values["settings"] | names},
         state=state,
         verdict=VERDICTS[state],
-        sentence=sentence[:1].upper() + sentence[1:],
+        sentence=capitalized(sentence),
         summary=comparison_summary(metrics),
         main_name=main_name,
         main=metrics[main_name],
         bars=interval_bars(metrics, main_name),
         ppg_meaning=f"PPG: {FIGURES['ppg'].meaning}",
-        checks=checks(metrics),
+        checks=control_checks(metrics),
+        signs=SIGNS,
         gaps_note=_gaps_note(metrics),
         blocks=BLOCKS,
         block_order=DISPLAY_ORDER,
@@ -138,14 +140,6 @@ def interval_bars(metrics: Metrics, main_name: str) -> dict[str, Any]:
     step = next(s for s in (0.1, 0.2, 0.5, 1.0) if (high - low) / s <= 8)
     ticks = [(place(i * step), signed(i * step, 1)) for i in range(-10, 11) if low <= i * step <= high]
     return {"rows": rows, "zero": place(0), "ticks": ticks, "text": "; ".join(str(row["label"]) for row in rows)}
-
-
-def checks(metrics: Metrics) -> list[dict[str, str]]:
-    """The controls, each marked by a sign and a word, not by color alone."""
-    return [
-        {"state": c.state, "sign": SIGNS[c.state][0], "word": SIGNS[c.state][1], "name": c.name, "sentence": c.sentence}
-        for c in control_checks(metrics)
-    ]
 
 
 def _gaps_note(metrics: Metrics) -> str:

@@ -34,7 +34,7 @@ from dejavu_lit.report.figures import (
     zero_line,
 )
 from dejavu_lit.report.membership_plots import clipmem_against_hits, roc
-from dejavu_lit.report.narrative import interval, signed
+from dejavu_lit.report.narrative import capitalized, interval, signed
 
 GAP_TITLES = {"ppg": "precision\ngap PPG", "prg": "recall\ngap PRG", "aucg": "AUC\ngap AUCG"}
 GAP_AXIS = "gap, target − reference (difference of shares)"
@@ -89,24 +89,20 @@ def gaps(metrics: Metrics) -> Plot:
         for name, gap in ((name, metrics[main][name]) for name in FIGURES)
     )
     text = f"The {main} gaps are {values}. The lines are 95 % intervals."
-    return Plot("gaps", "Gaps with 95 % intervals", text, rows, partial(_draw_gaps, rows))
+    labels = [BLOCKS[name].label.replace(" (headline)", "") for name in measured]
+    draw = partial(_draw_forest, rows, labels, GAP_AXIS, {"symmetric": TARGET, "null": MUTED})
+    return Plot("gaps", "Gaps with 95 % intervals", text, rows, draw)
 
 
-def _draw_gaps(rows: Rows) -> Figure:
-    blocks = list(dict.fromkeys(row["block"] for row in rows))
-    figure, axes = forest([_block_label(block) for block in blocks], list(GAP_TITLES.values()), GAP_AXIS)
-    colors = {"symmetric": TARGET, "null": MUTED}
+def _draw_forest(rows: Rows, labels: Sequence[str], x_label: str, colors: Mapping[str, str]) -> Figure:
+    """A row per label, the three gaps beside each other; ``colors``: of the blocks that differ from ``INK``."""
+    figure, axes = forest(labels, list(GAP_TITLES.values()), x_label)
     for axis, name in zip(axes, FIGURES, strict=True):
         zero_line(axis, horizontal=False)
         for position, row in enumerate(r for r in rows if r["figure"] == name):
-            size = 7 if row["block"] == "symmetric" else 5
-            color = colors.get(row["block"], INK)
-            axis.errorbar([row["value"]], [position], xerr=error_arms([row]), fmt="o", color=color, markersize=size)
+            color = colors.get(row.get("block", ""), INK)
+            axis.errorbar([row["value"]], [position], xerr=error_arms([row]), fmt="o", color=color)
     return figure
-
-
-def _block_label(block: str) -> str:
-    return BLOCKS[block].label.replace(" (headline)", "")
 
 
 def recall(metrics: Metrics) -> Plot:
@@ -220,23 +216,29 @@ def _gaps_over(name: str, title: str, label: str, phrase: str, values: Sequence[
     ]
     ppg = [r for r in rows if r["block"] == shown[0] and r["figure"] == "ppg"]
     text = f"{shown[0]} PPG: " + ", ".join(f"{signed(r['value'])} {phrase.format(r['x'])}" for r in ppg) + "."
-    return Plot(name, title, text[0].upper() + text[1:], rows, partial(_draw_gaps_over, rows, label))
+    return Plot(name, title, capitalized(text), rows, partial(_draw_gaps_over, rows, "x", label))
 
 
-def _draw_gaps_over(rows: Rows, label: str) -> Figure:
-    blocks = list(dict.fromkeys(row["block"] for row in rows))
-    figure, axes = panels(3, height=1.5, legend=[BLOCK_NAMES[block] for block in blocks], sharey=True)
+def _draw_gaps_over(rows: Rows, x: str, label: str) -> Figure:
+    """The three gaps over the column ``x``, one line per block."""
+    blocks = list(dict.fromkeys(row.get("block", "symmetric") for row in rows))
+    legend = [BLOCK_NAMES[block] for block in blocks] if len(blocks) > 1 else ()
+    figure, axes = panels(3, height=1.5, legend=legend, sharey=True)
     colors = {"symmetric": TARGET, "population": REFERENCE, "null": MUTED}
     for axis, name in zip(axes[0], FIGURES, strict=True):
         zero_line(axis)
         for block, marker in zip(blocks, MARKERS, strict=False):
-            line = [r for r in rows if r["block"] == block and r["figure"] == name]
-            x, y = [r["x"] for r in line], [r["value"] for r in line]
-            axis.errorbar(x, y, yerr=error_arms(line), color=colors[block], marker=marker, label=BLOCK_NAMES[block])
+            line = [r for r in rows if r.get("block", "symmetric") == block and r["figure"] == name]
+            values = [r["value"] for r in line]
+            axis.errorbar(
+                [r[x] for r in line], values, yerr=error_arms(line), color=colors[block], marker=marker,
+                label=BLOCK_NAMES[block],
+            )  # fmt: skip
         axis.set_title(GAP_TITLES[name])
-        _ticks_at(axis, [r["x"] for r in rows])
+        _ticks_at(axis, [r[x] for r in rows])
     x_label_below(figure, label)
-    legend_above(figure, axes.flat)
+    if legend:
+        legend_above(figure, axes.flat)
     return figure
 
 
@@ -310,23 +312,13 @@ def planted(metrics: Metrics) -> Plot | None:
     rho = result["spearman"]["recall"]["rho"]
     if rho is not None:
         text += f" Spearman's rank correlation between exposure and recall gap: {signed(rho)}."
-    return Plot("planted", "Planted memory: gaps by exposure", text, rows, partial(_draw_planted, rows))
-
-
-def _draw_planted(rows: Rows) -> Figure:
-    figure, axes = panels(3, height=1.5, sharey=True)
-    for axis, name in zip(axes[0], FIGURES, strict=True):
-        line = [r for r in rows if r["figure"] == name]
-        x = [r["exposure"] for r in line]
-        zero_line(axis)
-        axis.errorbar(x, [r["value"] for r in line], yerr=error_arms(line), color=TARGET, marker="o")
-        axis.set_title(GAP_TITLES[name])
-        if min(x) > 0:
-            log_x_axis(axis, x)
-        else:
-            _ticks_at(axis, x)
-    x_label_below(figure, "times seen in training")
-    return figure
+    return Plot(
+        "planted",
+        "Planted memory: gaps by exposure",
+        text,
+        rows,
+        partial(_draw_gaps_over, rows, "exposure", "times seen in training"),
+    )
 
 
 def subgroups(column: str, result: Mapping[str, Any]) -> Plot | None:
@@ -347,18 +339,10 @@ def subgroups(column: str, result: Mapping[str, Any]) -> Plot | None:
     ]
     slug = re.sub(r"[^a-z0-9]+", "-", column.lower()).strip("-") or "column"
     title = f"Gaps by subgroup: {column.replace('_', ' ')}"
-    return Plot(f"subgroups-{slug}", title, text, rows, partial(_draw_subgroups, drawn, str(result["basis"])))
-
-
-def _draw_subgroups(groups: Rows, basis: str) -> Figure:
-    labels = [f"{shorten(g['group'], 24)}  ({g['records']:,})" for g in groups]
-    figure, axes = forest(labels, list(GAP_TITLES.values()), f"{basis} gap, target − reference (difference of shares)")
-    for axis, name in zip(axes, FIGURES, strict=True):
-        line = [figure_row(g[name]) for g in groups]
-        zero_line(axis, horizontal=False)
-        x = [r["value"] for r in line]
-        axis.errorbar(x, range(len(line)), xerr=error_arms(line), fmt="o", color=TARGET, markersize=4)
-    return figure
+    labels = [f"{shorten(g['group'], 24)}  ({g['records']:,})" for g in drawn]
+    shown = [{"figure": f} | figure_row(g[f]) for g in drawn for f in FIGURES]
+    draw = partial(_draw_forest, shown, labels, f"{result['basis']} {GAP_AXIS}", {"": TARGET})
+    return Plot(f"subgroups-{slug}", title, text, rows, draw)
 
 
 def _drawn_groups(groups: Rows) -> list[Mapping[str, Any]]:

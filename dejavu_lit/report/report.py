@@ -11,13 +11,12 @@ import logging
 import os
 import shutil
 from hashlib import sha256
-from importlib.resources import files
 from pathlib import Path
 
 from dejavu_lit import __version__
 from dejavu_lit.evaluation.settings import ReportSettings
 from dejavu_lit.report.evaluation import Evaluation, ReportOptions, write_evaluation_report
-from dejavu_lit.report.figure_files import ALL_FORMATS
+from dejavu_lit.report.figure_files import ALL_FORMATS, code_digest
 from dejavu_lit.report.study import open_study, write_study_report
 from dejavu_lit.report.templates import static_file
 from dejavu_lit.study.halves import MEMORIZATION
@@ -128,17 +127,10 @@ def _fingerprint(path: Path, options: ReportOptions) -> str:
         artifacts = [path / "study.json", *path.glob(MEMORIZATION)]
     else:
         evaluations, artifacts = [Evaluation.open(path)], []
-    parts = [__version__, repr(options), _code()]
+    parts = [__version__, repr(options), code_digest()]
     for evaluation in evaluations:
         artifacts += evaluation.artifacts()
         places = [evaluation.data, evaluation.objects_folder()]
         parts += [f"{place} {place is not None and place.is_dir()}" for place in places]
         parts.append(repr(evaluation.epochs()))
     return sha256("\n".join([*parts, *map(file_sha256, artifacts)]).encode()).hexdigest()
-
-
-def _code() -> str:
-    """A hash of this room's files."""
-    folders = [files("dejavu_lit.report") / name for name in ("", "templates", "templates/sections", "static")]
-    texts = sorted((f.name, f.read_bytes()) for folder in folders for f in folder.iterdir() if f.is_file())
-    return sha256(b"".join(name.encode() + content for name, content in texts)).hexdigest()

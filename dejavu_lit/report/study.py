@@ -15,14 +15,21 @@ from dejavu_lit.measure.figures import FIGURES
 from dejavu_lit.report.cards import CardImages, choose_keys, read_ranks, read_rows
 from dejavu_lit.report.evaluation import THUMBS, Evaluation, ReportOptions, write_card_images, write_evaluation_page
 from dejavu_lit.report.figure_files import FigureInfo, draw_figures
-from dejavu_lit.report.membership import memorization_sentences
 from dejavu_lit.report.modelcard import study_latex, study_markdown
-from dejavu_lit.report.narrative import interval, signed, study_sentence, to_state
+from dejavu_lit.report.narrative import (
+    capitalized,
+    interval,
+    percent,
+    pooled_sentence,
+    signed,
+    study_sentence,
+    to_state,
+)
 from dejavu_lit.report.page import provenance
 from dejavu_lit.report.study_points import membership_auc
 from dejavu_lit.report.templates import render
 from dejavu_lit.study.halves import MEMORIZATION
-from dejavu_lit.study.ranking import NOT_DISTINGUISHABLE
+from dejavu_lit.study.ranking import NOT_DISTINGUISHABLE, difference_to_default, utility
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256, read_json_object
 
@@ -147,7 +154,7 @@ def study_page(
         scripts=SCRIPTS,
         root="",
         source=source,
-        sentence=sentence if recommended else sentence[0].upper() + sentence[1:],
+        sentence=sentence if recommended else capitalized(sentence),
         recommendation=f"Recommended: {recommended}. Rule: {study['rule']}." if recommended else "",
         verdicts=_verdicts(study),
         frontier=next((figure for figure in figures if figure.name == "frontier"), None),
@@ -167,12 +174,8 @@ def _verdicts(study: Row) -> list[dict[str, str]]:
     items = []
     for pooled in study.get("pooled", []):
         state = to_state(pooled["found"]["found"])
-        sentence = pooled["found"]["words"]
-        if difference := pooled.get("difference"):
-            sentence += f" {difference['words'][0].upper()}{difference['words'][1:]}."
-        for line in memorization_sentences(pooled.get("memorization")):
-            sentence += f" {line[0].upper()}{line[1:]}."
         name = f"{pooled['name']}, {pooled['train_size']:,} pairs"
+        sentence = pooled_sentence(pooled)
         items.append({"state": f"found-{state}", "sign": VERDICT_SIGNS[state], "name": name, "sentence": sentence})
     for label, reason in (study.get("failed") or {}).items():
         items.append({"state": "no", "sign": "!", "name": label, "sentence": f"no result, {reason}"})
@@ -195,16 +198,14 @@ def _table_row(study: Row, label: str, setting: Row, linked: bool) -> dict[str, 
     mark = "★ recommended" if recommended else "on the frontier" if setting["name"] in study.get("frontier", []) else ""
     cells = [_cell(setting["train_size"], f"{setting['train_size']:,}"), _cell(setting["seed"], str(setting["seed"]))]
     cells += [_gap_cell(setting.get("symmetric"), figure) for figure in FIGURES]
-    identity = ("name", "train_size", "seed")
-    same = (d for d in study.get("differences", []) if all(d[name] == setting[name] for name in identity))
-    cells += [_gap_cell(block, "ppg") for block in (next(same, None), setting.get("null"), setting.get("corrected"))]
+    blocks = (difference_to_default(study, setting), setting.get("null"), setting.get("corrected"))
+    cells += [_gap_cell(block, "ppg") for block in blocks]
     auc = membership_auc(setting, "cosine")
-    note = interval(auc["ci95"], 2).replace("+", "") if auc and auc["ci95"] else ""
+    note = _unbroken(interval(auc["ci95"], 2).replace("+", "")) if auc and auc["ci95"] else ""
     cells.append(_cell(auc["value"], f"{auc['value']:.3f}", note) if auc else _cell(None, "–"))
-    utility = (setting.get("utility") or {}).get("target") or {}
-    for measure in ("zeroshot_top1", "t2i_r1"):
-        value = utility.get(measure)
-        cells.append(_cell(None, "–") if value is None else _cell(value, f"{100 * value:.1f} %"))
+    cells += [
+        _cell(value, percent(value)) for value in (utility(setting, name) for name in ("zeroshot_top1", "t2i_r1"))
+    ]
     link = f"settings/{label}/index.html" if linked else ""
     overrides = " ".join(setting["overrides"])
     return {"name": setting["name"], "link": link, "overrides": overrides, "mark": mark, "cells": cells} | {
@@ -216,11 +217,16 @@ def _cell(value: float | None, text: str, note: str = "") -> dict[str, str]:
     return {"value": "" if value is None else f"{value:.10g}", "text": text, "note": note}
 
 
+def _unbroken(text: str) -> str:
+    """``text`` that no line break divides, so that a narrow column has its interval on one line."""
+    return text.replace(" ", "\u00a0")
+
+
 def _gap_cell(block: Mapping[str, Any] | None, figure: str) -> dict[str, str]:
     if block is None:
         return _cell(None, "–")
     gap = block[figure]
-    note = interval(gap["ci95"], 2)
+    note = _unbroken(interval(gap["ci95"], 2))
     if gap.get("distinguishable") is False:
         note += f", {NOT_DISTINGUISHABLE}"
     return _cell(gap["value"], signed(gap["value"]), note)

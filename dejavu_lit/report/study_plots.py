@@ -25,7 +25,6 @@ from dejavu_lit.report.figures import (
     error_arms,
     few_ticks,
     forest,
-    label_points,
     legend_above,
     log_x_axis,
     panels,
@@ -150,34 +149,26 @@ def frontier(study: Mapping[str, Any]) -> Plot | None:
 def _draw_frontier(
     study: Mapping[str, Any], groups: Sequence[list[Point]], recommended: Sequence[str | None]
 ) -> Figure:
-    """The settings' names are beside their points; if one has no room, points have numbers, explained below the panels."""
+    """Points have numbers, whose settings are listed below the panels: names beside them would overlap."""
     names = [p["setting"] for group in groups for p in group]
-    for numbered in (False, True):
-        below = LINE * (len(names) + 0.8) if numbered else 0.0
-        legend = ["frontier", "default", *(["recommended"] if any(recommended) else [])]
-        titles = 1 if len(groups) > 1 else 0
-        figure, axes = panels(1, len(groups), height=2.3, left=0.75, titles=titles, legend=legend, below=below)
-        fits, first = True, 1
-        for axis, group, best in zip(axes[:, 0], groups, recommended, strict=True):
-            _draw_points(axis, group, study["frontier"], best)
-            axis.set_xlabel(f"utility of the target: {_utility(study)}")
-            axis.set_ylabel(f"{group[0]['block']} PPG (difference of shares)")
-            if len(groups) > 1:
-                axis.set_title(_group_title(group[0]))
-            _percent(axis.xaxis, 4)
-            labels = [str(first + i) if numbered else shorten(p["setting"]) for i, p in enumerate(group)]
-            ends = [(p["utility"]["value"], *(p["ppg"][n] for n in ("value", "low", "high"))) for p in group]
-            placed = label_points(axis, [(*end, label) for end, label in zip(ends, labels, strict=True)])
-            if numbered and not placed:
-                for (x, y, *_), label in zip(ends, labels, strict=True):
-                    axis.annotate(label, (x, y), xytext=(6, 3), textcoords="offset points")
-            fits, first = fits and placed, first + len(group)
-        legend_above(figure, axes[:, 0])
-        if numbered:
-            key = "\n".join(f"{i}  {shorten(name, 60)}" for i, name in enumerate(names, 1))
-            figure.text(0.03, 0.02, key, va="bottom", linespacing=1.35)
-        if fits:
-            break
+    legend = ["frontier", "default", *(["recommended"] if any(recommended) else [])]
+    titles, below = int(len(groups) > 1), LINE * (len(names) + 0.8)
+    figure, axes = panels(1, len(groups), height=2.3, left=0.75, titles=titles, legend=legend, below=below)
+    first = 1
+    for axis, group, best in zip(axes[:, 0], groups, recommended, strict=True):
+        _draw_points(axis, group, study["frontier"], best)
+        axis.set_xlabel(f"utility of the target: {_utility(study)}")
+        axis.set_ylabel(f"{group[0]['block']} PPG (difference of shares)")
+        if len(groups) > 1:
+            axis.set_title(_group_title(group[0]))
+        _percent(axis.xaxis, 4)
+        for number, point in enumerate(group, first):
+            place = (point["utility"]["value"], point["ppg"]["value"])
+            axis.annotate(str(number), place, xytext=(6, 3), textcoords="offset points")
+        first += len(group)
+    legend_above(figure, axes[:, 0])
+    key = "\n".join(f"{i}  {shorten(name, 60)}" for i, name in enumerate(names, 1))
+    figure.text(0.03, 0.02, key, va="bottom", linespacing=1.35)
     return figure
 
 

@@ -80,12 +80,12 @@ def _cells(pairs: list[_Pair]) -> list[Cell]:
         overrides = tuple(f"{name}={_as_override(values.get(name))}" for name in varied)
         cells.append(
             Cell(
-                ",".join(overrides) or "all",
-                overrides,
-                pair.config.data.train_size,
-                pair.config.seed,
-                pair.runs["target"],
-                pair.runs["reference"],
+                name=",".join(overrides) or "all",
+                overrides=overrides,
+                train_size=pair.config.data.train_size,
+                seed=pair.config.seed,
+                target=pair.runs["target"],
+                reference=pair.runs["reference"],
             )
         )
     return cells

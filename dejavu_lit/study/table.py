@@ -41,30 +41,36 @@ OPEN_CLIP_LOGIT_SCALE = round(1 / 0.07, 4)  # the initial value, unless a checkp
 RecordSets = tuple[Records, Records | None]  # of A, and of B if it was measured
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One row of the study: a setting at one training size and seed, its two runs and its evaluation."""
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of a study: a setting at one training size and seed."""
 
     name: str
     overrides: tuple[str, ...]
     train_size: int | None
     seed: int
+    series: str | None = None
+    half: int = 0
+    """The random half that its runs train on; 0 is the prepared split."""
+    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
+    """The settings of its evaluation."""
+
+    @property
+    def label(self) -> str:
+        """The name of its folders: the setting, the size if one was chosen, the seed, and the half beyond the first."""
+        return label(self.name, self.train_size, self.seed, self.half)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell(Row):
+    """A row with its two runs."""
+
     target: Path
     reference: Path
     epochs: Mapping[str, int] = field(default_factory=dict)
     """{side: epoch of the checkpoint to use}, for each side whose run is longer than this cell's."""
-    series: str | None = None
     folder: Path | None = None
     """The folder of its evaluation, which several cells may share."""
-    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
-    """The settings of its evaluation."""
-    half: int = 0
-    """The random half that its runs trained on; 0 is the prepared split."""
-
-    @property
-    def label(self) -> str:
-        """The name of its folder: the setting, the size if one was chosen, the seed, and the half beyond the first."""
-        return label(self.name, self.train_size, self.seed, self.half)
 
     def model_name(self, side: str) -> str:
         """The model of one side, as ``dejavu evaluate`` names it: RUN or RUN@EPOCH."""

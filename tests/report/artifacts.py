@@ -136,7 +136,10 @@ def make_study(
                 runs = [folder / f"{name}-{side}" for side in ("target", "reference")]
                 for run in runs:
                     write_json(run / "run.json", {"seconds": 1.0})
-                cell = study.Cell(name, (f"mitigation.text_mask={1 - strength:g}",), size, seed, runs[0], runs[1])
+                cell = study.Cell(
+                    name=name, overrides=(f"mitigation.text_mask={1 - strength:g}",), train_size=size, seed=seed,
+                    target=runs[0], reference=runs[1],
+                )  # fmt: skip
                 row = study.study_row(folder, cell, read_json(evaluation / "metrics.json"), evaluation)
                 rows.append(row | {"data": "data", "objects": ANNOTATOR})  # the sizes of a real study share their data
     study.write_study(folder, rows, {}, 0.05)

@@ -41,7 +41,8 @@ def planned(name, evaluation=None, seed=0, size=100, epochs=20, every=None, **mi
         side: config(side, seed, size, epochs, watched if side == "target" else None, **mitigation)
         for side in ("target", "reference")
     }
-    return PlannedRow(name, (f"{name}=1",), size, seed, runs, evaluation or EvaluationSettings())
+    row = {"name": name, "overrides": (f"{name}=1",), "train_size": size, "seed": seed}
+    return PlannedRow(**row, runs=runs, evaluation=evaluation or EvaluationSettings())
 
 
 def finish(path, saved, kept=()):
