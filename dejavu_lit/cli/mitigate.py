@@ -19,7 +19,7 @@ from dejavu_lit.utils.errors import UserError
 
 if TYPE_CHECKING:
     from dejavu_lit.cli.gate import Gate
-    from dejavu_lit.study.table import Cell
+    from dejavu_lit.study.cells import Cell
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +54,8 @@ def mitigate(settings: Mitigate, out: Path | str) -> Path:
 def evaluate_sweep(out: Path, settings: Evaluate, gate: "Gate | None", ranks: Ranks) -> None:
     """Evaluate all pairs of runs below ``sweep`` that differ only in ``side``; the ranks share each, the table is in ``out``."""
     from dejavu_lit.cli.gate import EXIT_CODE
+    from dejavu_lit.study.cells import evaluation_folder, match_stop_epoch
     from dejavu_lit.study.sweep import pair_runs
-    from dejavu_lit.study.table import evaluation_folder, match_stop_epoch
 
     check_utility_loss(settings.utility_loss)
     with ranks.step():
@@ -92,17 +92,18 @@ def evaluate_study(
     from dejavu_lit.report.report import show_report
     from dejavu_lit.report.terminal import show_next_steps, show_study
     from dejavu_lit.study import table
+    from dejavu_lit.study.cells import REQUEST, evaluation_request
     from dejavu_lit.utils.io import write_json
 
     metrics: dict[str, Any] = {}
-    requests = {cell.label: table.evaluation_request(cell) for cell in cells}
+    requests = {cell.label: evaluation_request(cell) for cell in cells}
 
     def evaluate(cell: "Cell", folder: Path) -> Any:
         if cell.folder is not None and not (folder / "context.json").is_file():
-            write_json(folder / table.REQUEST, requests[cell.label])
+            write_json(folder / REQUEST, requests[cell.label])
         metrics[cell.label] = run_evaluation(_evaluation(cell), folder, ranks)
         if cell.folder is not None:  # the statistics may have changed
-            write_json(folder / table.REQUEST, requests[cell.label])
+            write_json(folder / REQUEST, requests[cell.label])
         return metrics[cell.label]
 
     rows, failures = table.evaluate_cells(out, cells, evaluate, failed)

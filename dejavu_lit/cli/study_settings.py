@@ -68,8 +68,8 @@ def planned_rows(study: Mitigate) -> list["PlannedRow"]:
     Raises:
         UserError: a wrong option, an unknown override or an invalid value, with the name of the setting.
     """
+    from dejavu_lit.measure.records import SIDES
     from dejavu_lit.study.plan import PlannedRow
-    from dejavu_lit.study.table import SIDES
 
     settings = list(_settings(study))
     _check_folder_names(name for name, *_ in settings)
@@ -187,7 +187,7 @@ def _check_values(name: str, values: Sequence[int | None], least: int, example: 
 
 def _check_folder_names(names: Iterable[str]) -> None:
     """Refuse two settings whose names differ only in characters that folder names cannot have."""
-    from dejavu_lit.study.table import label
+    from dejavu_lit.study.cells import label
 
     owners: dict[str, str] = {}
     for name in names:

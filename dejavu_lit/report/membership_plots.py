@@ -1,4 +1,4 @@
-"""The figures of the membership scores, for one evaluation and for a study, beside the gaps that they complete."""
+"""The figures of the membership scores: ROC curves and single pairs of an evaluation, every setting of a study."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy.stats import linregress, t
 
-from dejavu_lit.measure.figures import FIGURES, MEMBERSHIP
+from dejavu_lit.measure.figures import MEMBERSHIP
 from dejavu_lit.report.figures import (
     INK,
     MARKERS,
@@ -21,16 +20,13 @@ from dejavu_lit.report.figures import (
     forest,
     legend_above,
     log_ticks,
-    log_x_axis,
     panels,
     shorten,
-    x_label_below,
     zero_line,
 )
 from dejavu_lit.report.study_points import Point, at_largest_size, flat, points
 
 MOST_POINTS = 1000  # in the scatter of single pairs; its CSV contains all of them
-FEWEST_SIZES = 3  # points behind a fitted slope and its interval
 Board = Mapping[str, Any]
 
 
@@ -143,92 +139,4 @@ def _draw_scores(group: Sequence[Point], names: Sequence[str]) -> Figure:
             )  # fmt: skip
     few_ticks(axes[1].xaxis, 3)
     legend_above(figure, axes[1:])
-    return figure
-
-
-def law(study: Mapping[str, Any]) -> Plot | None:
-    """Gaps and AUC − 0.5 over T/N on logarithmic axes, with the fitted power law of each setting over its sizes and series.
-
-    T/N is the exposure: the pairs seen in training over the training size. A law O(T/N) has a slope of at most 1.
-    """
-    lines: dict[str, list[Point]] = {}
-    for point in points(study):
-        if point["exposure"]:
-            name = point["setting"]
-            lines.setdefault(name.removesuffix(f", {point['series']}"), []).append(point)
-    names = [name for name in (*FIGURES, *MEMBERSHIP) if all(name in p for line in lines.values() for p in line)]
-    rows = []
-    for setting, line in lines.items():
-        for name in names:
-            excess = 0.5 if name in MEMBERSHIP else 0.0
-            # Two series may share a model, which counts once.
-            seen = dict.fromkeys((p["train_size"], p["exposure"], p[name]["value"] - excess) for p in line)
-            shown = [(size, x, y) for size, x, y in seen if y > 0]
-            slope = _slope([(x, y) for _, x, y in shown])
-            rows += [
-                {"setting": setting, "measure": name, "train_size": size, "exposure": x, "value": y} | slope
-                for size, x, y in shown
-            ]
-    fitted = {(r["measure"], r["setting"]): r for r in rows if r["slope"] is not None}
-    if not fitted:
-        return None
-    slopes = [
-        f"{_label(name)} ({setting}) {_slope_text(row)}"
-        for (name, setting), row in fitted.items()
-        if name in ("ppg", "cosine")
-    ]
-    text = (
-        "T/N: pairs seen in training over training pairs. Slopes of the fitted lines with their 95 % intervals, where 1 is "
-        f"proportional to T/N: {', '.join(slopes)}; the others are in the panels and the CSV. Values of 0 or less are left out."
-    )
-    return Plot("law", "Memorization and membership against T/N", text, rows, partial(_draw_law, rows))
-
-
-def _slope(seen: Sequence[tuple[float, float]]) -> dict[str, float | None]:
-    """The slope of log value over log T/N by least squares, with its t interval; None below three points or one T/N."""
-    if len(seen) < FEWEST_SIZES or len({x for x, _ in seen}) < 2:
-        return {"slope": None, "slope_low": None, "slope_high": None, "intercept": None}
-    fit = linregress(*np.log10(np.array(seen)).T)
-    half = float(t.ppf(0.975, len(seen) - 2) * fit.stderr)
-    slope, intercept = float(fit.slope), float(fit.intercept)
-    return {"slope": slope, "slope_low": slope - half, "slope_high": slope + half, "intercept": intercept}
-
-
-def _slope_text(row: Mapping[str, Any]) -> str:
-    slope, low, high = (f"{row[name]:.2f}".replace("-", "−") for name in ("slope", "slope_low", "slope_high"))
-    return f"{slope} ({low} to {high})"
-
-
-def _label(name: str) -> str:
-    return FIGURES[name].label if name in FIGURES else f"AUC − 0.5 of {MEMBERSHIP[name].label}"
-
-
-def _draw_law(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    settings = list(dict.fromkeys(row["setting"] for row in rows))
-    names = list(dict.fromkeys(row["measure"] for row in rows))
-    legend = [shorten(setting, 40) for setting in settings]
-    figure, axes = panels(2, -(-len(names) // 2), height=1.05, left=0.6, titles=1, legend=legend)
-    for axis, name in zip(axes.flat, names, strict=False):
-        slopes = []
-        for number, setting in enumerate(settings):
-            line = [row for row in rows if (row["setting"], row["measure"]) == (setting, name)]
-            color, x = SERIES[number % len(SERIES)], np.array([row["exposure"] for row in line])
-            axis.plot(x, [row["value"] for row in line], color=color, linestyle="", marker=MARKERS[number % len(MARKERS)],
-                      label=shorten(setting, 40))  # fmt: skip
-            if line and line[0]["slope"] is not None:
-                x = np.array([x.min(), x.max()])
-                axis.plot(x, 10 ** line[0]["intercept"] * x ** line[0]["slope"], color=color, linewidth=1, label="_fit")
-                slopes.append((f"slope {_slope_text(line[0])}", color))
-        axis.set_title(_label(name))
-        log_x_axis(axis, sorted({row["exposure"] for row in rows}))
-        axis.set_yscale("log")
-        low, high = axis.get_ylim()
-        axis.set_ylim(low, high * (high / low) ** (0.25 * len(slopes)))  # room for the slopes
-        log_ticks(axis.yaxis)
-        for number, (label, color) in enumerate(slopes):
-            axis.text(0.03, 0.97 - 0.16 * number, label, color=color, transform=axis.transAxes, va="top")
-    for axis in axes.flat[len(names) :]:
-        axis.remove()
-    x_label_below(figure, "T/N: times each pair was seen")
-    legend_above(figure, axes.flat)
     return figure

@@ -12,8 +12,9 @@ from typing import Any
 
 from dejavu_lit.evaluation.settings import saved_settings
 from dejavu_lit.measure.recompute import MODEL_FREE_OPTIONS, PLACEMENT_OPTIONS
+from dejavu_lit.measure.records import SIDES
+from dejavu_lit.study.cells import REQUEST, Cell, Row, evaluation_request
 from dejavu_lit.study.runs import keeping
-from dejavu_lit.study.table import REQUEST, SIDES, Cell, Row, evaluation_request
 from dejavu_lit.training.settings import TrainerSettings, TrainingRun
 from dejavu_lit.utils.config import to_plain
 from dejavu_lit.utils.errors import UserError

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dejavu_lit.study.table import SIDES, Cell
+from dejavu_lit.measure.records import SIDES
+from dejavu_lit.study.cells import Cell
 from dejavu_lit.training.settings import TrainingRun
 from dejavu_lit.utils.config import flatten, to_plain
 from dejavu_lit.utils.errors import UserError

@@ -17,6 +17,7 @@ from dejavu_lit.measure.recompute import membership as membership_of
 from dejavu_lit.measure.records import EXPOSURE, Neighbors, Records, write_records
 from dejavu_lit.measure.settings import Settings
 from dejavu_lit.study import table as study
+from dejavu_lit.study.cells import Cell
 from dejavu_lit.utils.io import read_json, write_json
 
 LABELS = (
@@ -136,7 +137,7 @@ def make_study(
                 runs = [folder / f"{name}-{side}" for side in ("target", "reference")]
                 for run in runs:
                     write_json(run / "run.json", {"seconds": 1.0})
-                cell = study.Cell(
+                cell = Cell(
                     name=name, overrides=(f"mitigation.text_mask={1 - strength:g}",), train_size=size, seed=seed,
                     target=runs[0], reference=runs[1],
                 )  # fmt: skip
