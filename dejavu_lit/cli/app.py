@@ -21,14 +21,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dejavu_lit.cli import help, mistakes, secrets
 from dejavu_lit.cli.options import Mitigate, register
-from dejavu_lit.cli.slurm_resolvers import register_resolvers
-from dejavu_lit.study.slurm import submission_error
+from dejavu_lit.study.slurm import cpus_per_task, gpus_per_node, submission_error, tasks_per_node
 from dejavu_lit.utils.config import to_settings
 from dejavu_lit.utils.distributed import forget_left_over_ranks
 from dejavu_lit.utils.errors import UserError, error_sentence, first_line
 from dejavu_lit.utils.exit_codes import clean_exit, fail
 
-register_resolvers()  # also in the jobs of a multirun, which only import this module
+# For conf/hydra/launcher/slurm.yaml; here, because the jobs of a multirun import only this module.
+for _name, _function in (("tasks", tasks_per_node), ("gpus", gpus_per_node), ("cpus", cpus_per_task)):
+    OmegaConf.register_new_resolver(f"slurm_{_name}", _function, replace=True)
 HERE = Path(__file__).resolve().parent.parent
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
 

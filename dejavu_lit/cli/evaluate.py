@@ -44,7 +44,7 @@ def _evaluate_pair(settings: Evaluate, out: Path, gate: Gate | None, ranks: Rank
     metrics = run_evaluation(settings, out, ranks)
     show_evaluation(metrics, out)
     page = show_report(settings.report, out)
-    log_evaluation(logger, out, settings.report.redact, page.parent / "figures" if page else None)
+    log_evaluation(logger, out, settings.report.redact)
     show_next_steps(out, page, study=False)
     if gate is not None and gate.fails(metrics):
         print(f"fail_if holds: {gate.text}", file=sys.stderr)

@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,11 @@ from dejavu_lit.evaluation.run import run_evaluation
 from dejavu_lit.evaluation.settings import EvaluationSettings, PairEvaluation, ReportSettings
 from dejavu_lit.utils.config import take
 from dejavu_lit.utils.distributed import SINGLE_PROCESS, Ranks
-from dejavu_lit.utils.errors import UserError, suggest
-from dejavu_lit.utils.wandb import LoggerSettings
+from dejavu_lit.utils.errors import UserError
 
 if TYPE_CHECKING:
     from dejavu_lit.cli.gate import Gate
-    from dejavu_lit.study.runs import Launcher
-    from dejavu_lit.study.table import Cell
+    from dejavu_lit.study.cells import Cell
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +28,14 @@ def mitigate(settings: Mitigate, out: Path | str) -> Path:
     """Train and evaluate every setting, and rank them; returns ``out``."""
     out = Path(out)
     check_options(settings)
-    launcher = _launcher(settings)
     rows = planned_rows(settings)
     from dejavu_lit.report.terminal import show_plan
     from dejavu_lit.study.plan import make_plan
-    from dejavu_lit.study.runs import train_missing
+    from dejavu_lit.study.runs import Launcher, train_here, train_missing
+    from dejavu_lit.study.slurm import SlurmLauncher
     from dejavu_lit.utils.io import locked
 
+    launcher: Launcher = SlurmLauncher(settings.slurm) if settings.launcher == "slurm" else train_here
     plan = make_plan(out, rows)
     show_plan(plan)
     if settings.plan_only:
@@ -48,38 +47,15 @@ def mitigate(settings: Mitigate, out: Path | str) -> Path:
             # A target whose reference failed is not trained: it could only report that the reference is missing.
             ready = {path: run for path, run in runs.items() if Path(run.gaps.reference or "") not in failed}
             failed |= train_missing(ready, launcher)
-        evaluate_study(
-            out, StudyOutput(settings.utility_loss, settings.logger, settings.evaluate.report), plan.cells, failed
-        )
+        evaluate_study(out, settings, settings.evaluate.report, plan.cells, failed)
     return out
-
-
-@dataclass(frozen=True)
-class StudyOutput:
-    """How the table of a study is shown."""
-
-    utility_loss: float
-    logger: LoggerSettings
-    report: ReportSettings
-
-
-def _launcher(settings: Mitigate) -> "Launcher":
-    """The launcher that ``launcher=`` names."""
-    from dejavu_lit.study.runs import LAUNCHERS
-    from dejavu_lit.study.slurm import SlurmLauncher
-
-    launchers: dict[str, Launcher] = {**LAUNCHERS, "slurm": SlurmLauncher(settings.slurm)}
-    name = settings.launcher
-    if name not in launchers:
-        raise UserError(f"launcher={name} is unknown{suggest(name, launchers)}; choose one of {', '.join(launchers)}")
-    return launchers[name]
 
 
 def evaluate_sweep(out: Path, settings: Evaluate, gate: "Gate | None", ranks: Ranks) -> None:
     """Evaluate all pairs of runs below ``sweep`` that differ only in ``side``; the ranks share each, the table is in ``out``."""
     from dejavu_lit.cli.gate import EXIT_CODE
+    from dejavu_lit.study.cells import evaluation_folder, match_stop_epoch
     from dejavu_lit.study.sweep import pair_runs
-    from dejavu_lit.study.table import evaluation_folder, match_stop_epoch
 
     check_utility_loss(settings.utility_loss)
     with ranks.step():
@@ -97,8 +73,7 @@ def evaluate_sweep(out: Path, settings: Evaluate, gate: "Gate | None", ranks: Ra
             with suppress(Exception):  # rank 0 reports it and also continues with the next cell
                 run_evaluation(_evaluation(match_stop_epoch(cell)), evaluation_folder(out, cell), ranks)
         return
-    study = StudyOutput(settings.utility_loss, settings.logger, settings.report)
-    metrics = evaluate_study(out, study, cells, {}, ranks)
+    metrics = evaluate_study(out, settings, settings.report, cells, {}, ranks)
     if gate is not None and (fails := [label for label, values in metrics.items() if gate.fails(values)]):
         print(f"fail_if holds for {', '.join(fails)}: {gate.text}", file=sys.stderr)
         sys.exit(EXIT_CODE)
@@ -106,7 +81,8 @@ def evaluate_sweep(out: Path, settings: Evaluate, gate: "Gate | None", ranks: Ra
 
 def evaluate_study(
     out: Path,
-    settings: StudyOutput,
+    settings: Evaluate | Mitigate,
+    report: ReportSettings,
     cells: "Sequence[Cell]",
     failed: Mapping[Path, str],
     ranks: Ranks = SINGLE_PROCESS,
@@ -116,24 +92,25 @@ def evaluate_study(
     from dejavu_lit.report.report import show_report
     from dejavu_lit.report.terminal import show_next_steps, show_study
     from dejavu_lit.study import table
+    from dejavu_lit.study.cells import REQUEST, evaluation_request
     from dejavu_lit.utils.io import write_json
 
     metrics: dict[str, Any] = {}
-    requests = {cell.label: table.evaluation_request(cell) for cell in cells}
+    requests = {cell.label: evaluation_request(cell) for cell in cells}
 
     def evaluate(cell: "Cell", folder: Path) -> Any:
         if cell.folder is not None and not (folder / "context.json").is_file():
-            write_json(folder / table.REQUEST, requests[cell.label])
+            write_json(folder / REQUEST, requests[cell.label])
         metrics[cell.label] = run_evaluation(_evaluation(cell), folder, ranks)
         if cell.folder is not None:  # the statistics may have changed
-            write_json(folder / table.REQUEST, requests[cell.label])
+            write_json(folder / REQUEST, requests[cell.label])
         return metrics[cell.label]
 
     rows, failures = table.evaluate_cells(out, cells, evaluate, failed)
     if rows:
         show_study(table.write_study(out, rows, failures, settings.utility_loss), out)
-        page = show_report(settings.report, out)
-        log_study(settings.logger, out, settings.report.redact, page.parent if page else None)
+        page = show_report(report, out)
+        log_study(settings.logger, out, report.redact)
         show_next_steps(out, page, study=True)
     if failures:
         reasons = "; ".join(f"{label} ({reason})" for label, reason in failures.items())

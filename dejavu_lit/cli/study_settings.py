@@ -16,7 +16,7 @@ from dejavu_lit.evaluation.settings import DataChanges, EvaluationSettings
 from dejavu_lit.training.resume import check_data
 from dejavu_lit.training.settings import TrainingRun, TrainingSettings
 from dejavu_lit.utils.config import to_plain
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.errors import UserError, suggest
 from dejavu_lit.utils.run_directory import PARTNER
 from dejavu_lit.utils.wandb import with_tags
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dejavu_lit.study.plan import PlannedRow
 
 EXAMPLE = "settings.mask=['mitigation.text_mask=0.5']"
+LAUNCHERS = ("local", "slurm")
 # Options of the whole study, which a setting may not override.
 STUDY_OPTIONS = (
     "settings", "series", "sizes", "seeds", "halves", "launcher", "slurm", "utility_loss", "plan_only", "out", "experiment",
@@ -46,6 +47,9 @@ def check_options(settings: Mitigate) -> None:
             f"halves={settings.halves} gives every half its own seed; give one of seeds={list(settings.seeds)}, from which "
             "they count"
         )
+    if settings.launcher not in LAUNCHERS:
+        hint = suggest(settings.launcher, LAUNCHERS)
+        raise UserError(f"launcher={settings.launcher} is unknown{hint}; choose one of {', '.join(LAUNCHERS)}")
     _check_series(settings.series, settings.sizes)
     check_utility_loss(settings.utility_loss)
 
@@ -64,8 +68,8 @@ def planned_rows(study: Mitigate) -> list["PlannedRow"]:
     Raises:
         UserError: a wrong option, an unknown override or an invalid value, with the name of the setting.
     """
+    from dejavu_lit.measure.records import SIDES
     from dejavu_lit.study.plan import PlannedRow
-    from dejavu_lit.study.table import SIDES
 
     settings = list(_settings(study))
     _check_folder_names(name for name, *_ in settings)
@@ -84,28 +88,33 @@ def planned_rows(study: Mitigate) -> list["PlannedRow"]:
             evaluation = replace(evaluation, data=replace(evaluation.data, dir=address))
         with _prefixed(where):
             runs = _checked(runs, setting.evaluate, checked)
-        if size is None and len(study.sizes) > 1 and (pairs := _all_pairs(runs["target"])) in study.sizes:
+        every = runs["target"].data.training_pairs("target") if size is None and len(study.sizes) > 1 else None
+        if every is not None and every in study.sizes:
             raise UserError(
-                f"sizes={list(study.sizes)} lists one size twice: null is all {pairs} pairs of {where}; remove one"
+                f"sizes={list(study.sizes)} lists one size twice: null is all {every} pairs of {where}; remove one"
             )
         for half, seed in product(range(study.halves), study.seeds):
             dealt = {
                 side: replace(run, seed=seed + half, data=replace(run.data, half=half)) for side, run in runs.items()
             }
-            rows.append(PlannedRow(name, overrides, size, seed + half, dealt, _of_half(evaluation, half), series, half))
+            if half and not isinstance(evaluation.data, DataChanges):  # given data are dealt likewise
+                evaluation = replace(evaluation, data=replace(evaluation.data, half=half))
+            rows.append(
+                PlannedRow(
+                    name=name,
+                    overrides=overrides,
+                    train_size=size,
+                    seed=seed + half,
+                    series=series,
+                    half=half,
+                    evaluation=evaluation,
+                    runs=dealt,
+                )
+            )
         if study.halves > 1:
             with _prefixed(where):
                 _check_half(rows[-1].runs["target"])
     return rows
-
-
-def _of_half(evaluation: EvaluationSettings, half: int) -> EvaluationSettings:
-    """An evaluation of models of a random half; one of given data is dealt likewise."""
-    return (
-        evaluation
-        if isinstance(evaluation.data, DataChanges) or not half
-        else replace(evaluation, data=replace(evaluation.data, half=half))
-    )
 
 
 def _check_half(run: TrainingRun) -> None:
@@ -140,11 +149,6 @@ def _run(setting: Mitigate, side: str, overrides: Sequence[str], size: int | Non
         logger=with_tags(run.logger, overrides),
         gaps=replace(run.gaps, reference=reference if side == "target" else None),
     )
-
-
-def _all_pairs(run: TrainingRun) -> int:
-    """The training size of a run if ``sizes`` does not set one."""
-    return run.data.training_pairs(run.side)
 
 
 def _check_series(series: Any, sizes: Sequence[int | None]) -> None:
@@ -183,7 +187,7 @@ def _check_values(name: str, values: Sequence[int | None], least: int, example: 
 
 def _check_folder_names(names: Iterable[str]) -> None:
     """Refuse two settings whose names differ only in characters that folder names cannot have."""
-    from dejavu_lit.study.table import label
+    from dejavu_lit.study.cells import label
 
     owners: dict[str, str] = {}
     for name in names:

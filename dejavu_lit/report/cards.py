@@ -5,7 +5,6 @@ refer to them by position.
 """
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,7 +39,8 @@ class CardImages:
 class Ranks:
     """What the records are ranked by, for the n records with objects.
 
-    keys [n]; ``rows`` [n], their positions in the file; target and reference [n], the hits of each model; distance [n].
+    keys [n]; ``rows`` [n], their positions in the file; target and reference [n], the hits of each model; distance [n];
+    memorization: {key: {hits, hits_se, alignment, alignment_se, halves}}, the counterfactual memorization over random halves.
     """
 
     keys: list[str]
@@ -48,14 +48,19 @@ class Ranks:
     target: np.ndarray
     reference: np.ndarray
     distance: np.ndarray
+    memorization: Mapping[str, Mapping[str, Any]]
 
     def orders(self) -> dict[str, np.ndarray]:
-        """{ranking: positions in 0..n-1, most memorized first}; ties keep the record order."""
+        """{ranking: positions in 0..n-1, most memorized first}, the main ranking first; ties keep the record order."""
         columns = {"gap": self.reference - self.target, "hits": -self.target, "distance": self.distance}
+        if self.memorization:
+            unknown: Row = {"hits": None}
+            hits = [self.memorization.get(key, unknown)["hits"] for key in self.keys]
+            columns = {"memorization": -np.array(hits, np.float64)} | columns
         return {name: np.argsort(column, kind="stable") for name, column in columns.items()}
 
 
-def read_ranks(path: Path) -> Ranks:
+def read_ranks(path: Path, memorization: Mapping[str, Mapping[str, Any]] | None = None) -> Ranks:
     """Read what ranks the records of a records file; raises UserError if it is not a records file."""
     names = ["key", "target_hits", "target_precision", "reference_hits", "target_distances"]
     with records_file_errors(path):
@@ -67,7 +72,7 @@ def read_ranks(path: Path) -> Ranks:
         hits = [table[f"{side}_hits"].to_numpy()[with_objects] for side in SIDES]
         if not np.isfinite([nearest, *hits]).all():
             raise ValueError("its distances or hits are not all numbers")
-    return Ranks(keys, with_objects, hits[0].astype(np.int64), hits[1].astype(np.int64), nearest)
+    return Ranks(keys, with_objects, hits[0].astype(np.int64), hits[1].astype(np.int64), nearest, memorization or {})
 
 
 def choose_keys(evaluations: Sequence[Ranks], limit: int) -> set[str]:
@@ -87,13 +92,14 @@ def choose_keys(evaluations: Sequence[Ranks], limit: int) -> set[str]:
 
 
 def read_rows(path: Path, ranks: Ranks, chosen: set[str], k: int) -> list[Row]:
-    """The chosen records, most memorized by ``gap`` first, with ``k`` neighbors, and with the exposure if it is known."""
-    order = [i for i in ranks.orders()["gap"].tolist() if ranks.keys[i] in chosen]
+    """The chosen records in the order of the main ranking, with ``k`` neighbors, and what is known of exposure and halves."""
+    order = [i for i in next(iter(ranks.orders().values())).tolist() if ranks.keys[i] in chosen]
     by_key = _read_positions(path, np.sort(ranks.rows[order]))
     exposure = _read_exposure(path.with_suffix(".columns.parquet"))
     rows = [by_key[ranks.keys[i]] for i in order]
     for row in rows:
         row[EXPOSURE] = exposure.get(row["key"])
+        row["memorization"] = ranks.memorization.get(row["key"])
         for side in SIDES:
             for name in ("neighbors", "distances"):
                 row[f"{side}_{name}"] = row[f"{side}_{name}"][:k]
@@ -121,7 +127,7 @@ def _check_row(row: Row) -> None:
     if gaps := [name for name, value in row.items() if value is None or (isinstance(value, list) and None in value)]:
         raise ValueError(f"{gaps[0]} of {row['key']} has a missing value")
     numbers = [row[f"{side}_{name}"] for side in SIDES for name in ("hits", "precision", "recall")]
-    if not all(map(math.isfinite, (*numbers, *(d for side in SIDES for d in row[f"{side}_distances"])))):
+    if not np.isfinite([*numbers, *(d for side in SIDES for d in row[f"{side}_distances"])]).all():
         raise ValueError(f"the figures of {row['key']} are not all numbers")
 
 
@@ -202,7 +208,9 @@ def _numbers(row: Row) -> Row:
         side: {"hits": row[f"{side}_hits"]} | {n: round(row[f"{side}_{n}"], 4) for n in ("precision", "recall")}
         for side in SIDES
     }
-    return {"key": row["key"], "exposure": row[EXPOSURE], "distance": round(row["target_distances"][0], 4), **sides}
+    of_halves = {"memorization": row["memorization"]} if row["memorization"] else {}
+    distance = round(row["target_distances"][0], 4)
+    return {"key": row["key"], "exposure": row[EXPOSURE], "distance": distance, **of_halves, **sides}
 
 
 def _encode(labels: Iterable[str], codes: Mapping[str, int]) -> list[int]:

@@ -35,14 +35,11 @@ DATA_DIR = "WANDB_DATA_DIR"
 log = logging.getLogger(__name__)
 
 
-def log_evaluation(
-    settings: LoggerSettings, out: Path, redact: bool, figures: Path | None = None, tags: Sequence[str] = ()
-) -> None:
+def log_evaluation(settings: LoggerSettings, out: Path, redact: bool, tags: Sequence[str] = ()) -> None:
     """Log the evaluation in ``out``, unless it was logged before and has not changed since.
 
     Args:
         redact: exclude captions, images and objects of single pairs.
-        figures: the folder of its figures; None draws them.
         tags: wandb's tags if the settings have none.
     """
     evaluation = Evaluation.open(out)
@@ -51,7 +48,7 @@ def log_evaluation(
     if settings.wandb is None and not settings.tensorboard:
         return
     run, epoch = _target(evaluation.metrics)
-    with _figure_files("evaluation", evaluation.figure_data(redact), figures) as paths:
+    with _figure_files("evaluation", evaluation.figure_data(redact)) as paths:
         if settings.tensorboard:
             _write_tensorboard(out / "tensorboard", values, paths, epoch)
         if settings.wandb is not None:
@@ -63,17 +60,16 @@ def log_evaluation(
                     client.log(values | _wandb_images(paths) | {"memorized": memorized_table(evaluation, redact)})
 
 
-def log_study(settings: LoggerSettings, out: Path, redact: bool, report: Path | None = None) -> None:
-    """Log the study in ``out`` and each of its evaluations; ``report`` is the study's report, whose figures are reused."""
+def log_study(settings: LoggerSettings, out: Path, redact: bool) -> None:
+    """Log the study in ``out`` and each of its evaluations."""
     study = read_json(out / "study.json")
     labels = setting_labels(study["settings"])
-    for label, row in zip(labels, study["settings"], strict=True):
-        figures = report / "settings" / label / "figures" if report else None
-        log_evaluation(settings, (out / row["metrics"]).parent, redact, figures, row["overrides"])
+    for row in study["settings"]:
+        log_evaluation(settings, (out / row["metrics"]).parent, redact, row["overrides"])
     if settings.wandb is None and not settings.tensorboard:
         return
     rows = settings_rows(study)
-    with _figure_files("study", study, report / "figures" if report else None) as paths:
+    with _figure_files("study", study) as paths:
         if settings.tensorboard:
             _write_tensorboard(out / "tensorboard", {}, paths, 0)
             _write_hyperparameters(out / "tensorboard", rows, labels)
@@ -156,10 +152,10 @@ def _run_settings(run: Path | None) -> dict[str, Any]:
 
 
 @contextmanager
-def _figure_files(kind: str, contents: Mapping[str, Any], folder: Path | None) -> Iterator[list[Path]]:
-    """The figures as PNG files, in a temporary folder; those that a report in ``folder`` has as PNG are not drawn again."""
+def _figure_files(kind: str, contents: Mapping[str, Any]) -> Iterator[list[Path]]:
+    """The figures as PNG files, in a temporary folder."""
     with tempfile.TemporaryDirectory() as temporary:
-        draw_figures(kind, contents, Path(temporary), ("png",), folder)
+        draw_figures(kind, contents, Path(temporary), ("png",))
         yield sorted(Path(temporary).glob("*.png"))
 
 

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dejavu_lit.data.halves import source_sets
 from dejavu_lit.data.objects import Objects, read_objects
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.measure.recompute import read_metrics
+from dejavu_lit.measure.records import read_columns
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.report.cards import CardImages, Row, cards, choose_keys, read_ranks, read_rows, write_script
 from dejavu_lit.report.figure_files import draw_figures
-from dejavu_lit.report.images import Boxes, Thumbnail, read_boxes, write_thumbnails
+from dejavu_lit.report.images import read_boxes, write_thumbnails
 from dejavu_lit.report.modelcard import latex, markdown
 from dejavu_lit.report.page import evaluation_page
 from dejavu_lit.utils.errors import UserError
@@ -70,16 +73,22 @@ class Evaluation:
         return [self.folder / "metrics.json", *sorted(self.folder.glob("records*.parquet"))]
 
     def figure_data(self, redact: bool = False) -> Mapping[str, Any]:
-        """What the figures draw: metrics.json, and the gaps over the epochs of training if the run is available.
+        """What the figures draw: metrics.json, the gaps over the epochs of training, and the scores of single pairs.
 
         Args:
             redact: exclude the subgroups whose names are objects or values of the pairs' JSON.
         """
-        contents = {**self.metrics, "epochs": gaps_over_epochs(self.folder, self.metrics["settings"])}
+        contents = {**self.metrics, "epochs": self.epochs()}
+        if self.metrics.get("membership"):
+            contents["pairs"] = scores_of_pairs(self.records)
         if redact:
             subgroups = self.metrics.get("subgroups") or {}
             contents["subgroups"] = {name: groups for name, groups in subgroups.items() if name in NUMERIC_SUBGROUPS}
         return contents
+
+    def epochs(self) -> list[dict[str, float]]:
+        """The gaps over the epochs of training, if the run is available and measured them."""
+        return gaps_over_epochs(self.folder, self.metrics["settings"])
 
     def public_name(self) -> str:
         """The name of the public set that was searched, as in the object artifact."""
@@ -147,17 +156,9 @@ def write_card_images(evaluation: Evaluation, rows: list[Row], folder: Path, ear
     return CardImages(
         {key: thumbnail.name for key, thumbnail in a.items()},
         {key: thumbnail.name for key, thumbnail in p.items()},
-        _own_boxes(a, objects, own, threshold) if a and objects and own else {},
-        read_boxes(p, objects / evaluation.public_name(), threshold) if p and objects else {},
+        read_boxes(a, [objects / name for name in source_sets(own, "A")], threshold) if objects and own else {},
+        read_boxes(p, [objects / evaluation.public_name()], threshold) if objects else {},
     )
-
-
-def _own_boxes(thumbnails: Mapping[str, Thumbnail], objects: Path, own: ShardSet, threshold: float) -> dict[str, Boxes]:
-    return {
-        key: boxes
-        for name in source_sets(own, "A")
-        for key, boxes in read_boxes(thumbnails, objects / name, threshold).items()
-    }
 
 
 def write_evaluation_page(
@@ -190,10 +191,19 @@ def write_evaluation_page(
         earlier / "figures" if earlier else None,
     )  # fmt: skip
     hashes = {path.name: file_sha256(path) for path in evaluation.artifacts()}
+    pairs = {"shown": len(rows), "total": total, "counterfactual": any(row["memorization"] for row in rows)}
     page = evaluation_page(
-        evaluation.metrics, figures, (len(rows), total), hashes, options.redact, str(evaluation.folder), root, study
+        evaluation.metrics, figures, pairs, hashes, options.redact, str(evaluation.folder), root, study
     )
     (folder / "index.html").write_text(page, encoding="utf-8")
+
+
+def scores_of_pairs(records: Path) -> list[dict[str, float]]:
+    """{gap_in_hits, clipmem} of every pair of A that has objects and was drawn for the membership scores."""
+    _, columns = read_columns(records, ("hits", "alignment"))
+    gaps, clipmem = (columns[f"target_{name}"] - columns[f"reference_{name}"] for name in ("hits", "alignment"))
+    both = np.isfinite(gaps) & np.isfinite(clipmem)
+    return [{"gap_in_hits": g, "clipmem": c} for g, c in zip(gaps[both].tolist(), clipmem[both].tolist(), strict=True)]
 
 
 def gaps_over_epochs(evaluation: Path, settings: Mapping[str, Any]) -> list[dict[str, float]]:

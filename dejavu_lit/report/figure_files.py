@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 INDEX = "figures.json"  # in the folder of the figures: what each file shows
 ALL_FORMATS = ("svg", "png", "pdf")
-CODE = ("figures.py", "plots.py", "study_plots.py", "study_points.py")  # what decides how a figure looks
 PNG_DPI = 160
 CSS_DPI = 96  # pixels per inch on the page
 METADATA: dict[str, dict[str, Any]] = {
@@ -107,13 +106,15 @@ def _files(info: FigureInfo) -> list[str]:
 def _digest(plot: "Plot") -> str:
     """A hash of everything that the figure shows, and of the code that draws it."""
     content = json.dumps([plot.name, plot.title, plot.text, [dict(row) for row in plot.rows]], default=str)
-    return sha256(f"{_code()} {content}".encode()).hexdigest()[:20]
+    return sha256(f"{code_digest()} {version('matplotlib')} {content}".encode()).hexdigest()[:20]
 
 
 @cache
-def _code() -> str:
-    texts = [(files("dejavu_lit.report") / name).read_text(encoding="utf-8") for name in CODE]
-    return sha256("".join([version("matplotlib"), *texts]).encode()).hexdigest()
+def code_digest() -> str:
+    """A hash of the files that reports are made by."""
+    folders = [files("dejavu_lit.report") / name for name in ("", "templates", "templates/sections", "static")]
+    texts = sorted((f.name, f.read_bytes()) for folder in folders for f in folder.iterdir() if f.is_file())
+    return sha256(b"".join(name.encode() + content for name, content in texts)).hexdigest()
 
 
 def save(plot: "Plot", folder: Path, formats: Sequence[str] = ALL_FORMATS) -> FigureInfo:

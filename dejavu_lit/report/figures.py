@@ -9,12 +9,12 @@ from functools import cached_property
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
-from matplotlib.ticker import MaxNLocator, NullLocator
-from matplotlib.transforms import Bbox
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 WIDTH = 4.7  # inches of every figure
 SIZE = 8.5  # points of the text
@@ -32,10 +32,6 @@ STYLE: dict[str, Any] = {
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": SIZE,
     "axes.titlesize": SIZE,
-    "axes.labelsize": SIZE,
-    "xtick.labelsize": SIZE,
-    "ytick.labelsize": SIZE,
-    "legend.fontsize": SIZE,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": MUTED,
@@ -124,8 +120,7 @@ def _legend_columns(labels: Sequence[str]) -> int:
     """The largest number of columns that fits; a legend fills them one after the other."""
     widths = [text_width(label) + 0.5 for label in labels]
     for columns in range(len(labels), 1, -1):
-        rows = -(-len(labels) // columns)
-        if sum(max(widths[i : i + rows]) for i in range(0, len(widths), rows)) <= WIDTH - 0.1:
+        if sum(max(column) for column in np.array_split(widths, columns)) <= WIDTH - 0.1:  # as matplotlib fills them
             return columns
     return 1
 
@@ -144,17 +139,20 @@ def legend_above(figure: Figure, axes: Iterable[Axes]) -> None:
 
 
 def forest(
-    labels: Sequence[str], columns: Sequence[str], x_label: str, headings: Sequence[int] = ()
-) -> tuple[Figure, list[Axes]]:
+    labels: Sequence[str], columns: Sequence[str], x_label: str, headings: Sequence[int] = (), height: float = 0.21,
+    legend: Sequence[str] = (),
+) -> tuple[Figure, list[Axes]]:  # fmt: skip
     """Panels that share their rows, one for each title in ``columns``; every row's name is read horizontally at the left.
 
     Args:
         labels: one per row, from top to bottom.
         headings: the rows that name a group of the rows below them.
+        height: of one row, in inches; legend: as for ``panels``.
     """
     left = max(text_width(label, bold=i in headings) for i, label in enumerate(labels)) + 0.14
     lines = max(title.count("\n") for title in columns) + 1
-    figure, axes = panels(len(columns), height=0.21 * len(labels) + 0.1, left=left, titles=lines, sharey=True)
+    inside = height * len(labels) + 0.1
+    figure, axes = panels(len(columns), height=inside, left=left, titles=lines, legend=legend, sharey=True)
     for axis, title in zip(axes[0], columns, strict=True):
         axis.set_title(title)
         axis.grid(False, axis="y")
@@ -189,6 +187,16 @@ def log_x_axis(axis: Axes, ticks: Sequence[float] | None = None, ratio: float = 
     axis.xaxis.set_minor_locator(NullLocator())
 
 
+def log_ticks(side: Any) -> None:
+    """A few plain numbers on a logarithmic axis (``axis.xaxis`` or ``axis.yaxis``) whose limits are set."""
+    low, high = side.get_view_interval()
+    digits = (1, 2, 5) if high / low < 50 else (1,)
+    few = MaxNLocator(3, steps=[1, 2, 5, 10])
+    side.set_major_locator(few if high / low < 10 else LogLocator(10, subs=digits, numticks=6))
+    side.set_major_formatter(lambda value, _: f"{value:g}")
+    side.set_minor_locator(NullLocator())
+
+
 def spaced_ticks(values: Sequence[float], ratio: float = 1.3) -> list[float]:
     """The values in ascending order, without those closer than ``ratio`` to a larger one, so that their labels fit."""
     ticks: list[float] = []
@@ -212,46 +220,3 @@ def zero_line(axis: Axes, horizontal: bool = True) -> None:
 def error_arms(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
     """Lengths of the interval's two arms for errorbar; clipped at 0, since rounding may leave a value outside its interval."""
     return [[max(0.0, r["value"] - r["low"]) for r in rows], [max(0.0, r["high"] - r["value"]) for r in rows]]
-
-
-def label_points(axis: Axes, points: Sequence[tuple[float, float, float, float, str]]) -> bool:
-    """Write each point's name beside it, clear of names, points and error bars; False if one has no room, and nothing is written.
-
-    Args:
-        points: (x, y, low, high, name); low and high are the ends of the error bar.
-    """
-    occupied = []
-    for x, y, low, high, _ in points:
-        (across, up), (_, bottom), (_, top) = axis.transData.transform([(x, y), (x, low), (x, high)])
-        occupied.append(Bbox.from_extents(across - 5, up - 5, across + 5, up + 5))
-        occupied.append(Bbox.from_extents(across - 3, bottom, across + 3, top))
-    placed: list[tuple[tuple[float, float], str, dict[str, Any]]] = []
-    for x, y, *_, name in points:
-        place = _free_place(axis, (x, y), name, occupied)
-        if place is None:
-            return False
-        box, options = place
-        occupied.append(box)
-        placed.append(((x, y), name, options))
-    for point, name, options in placed:
-        axis.annotate(name, point, textcoords="offset points", **options)
-    return True
-
-
-def _free_place(
-    axis: Axes, point: tuple[float, float], name: str, occupied: Sequence[Bbox]
-) -> tuple[Bbox, dict[str, Any]] | None:
-    """The box of a name beside its point that overlaps nothing, with annotate's options; None if there is no such place."""
-    figure = axis.get_figure(root=True)
-    assert figure is not None
-    scale, frame = figure.dpi / 72, axis.get_window_extent()
-    width, (x, y) = text_width(name) * 72, axis.transData.transform(point)
-    for right, above in ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1)):
-        offset = (9 * right, (3 if right else 10) * above)
-        bottom = y + scale * (offset[1] - (SIZE if above < 0 else 0))
-        box = Bbox.from_bounds(x + scale * (offset[0] - width * (1 - right) / 2), bottom, scale * width, scale * SIZE)
-        inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
-        if inside and not any(box.overlaps(other) for other in occupied):
-            ha = {1: "left", -1: "right", 0: "center"}[right]
-            return box, {"xytext": offset, "ha": ha, "va": "bottom" if above > 0 else "top"}
-    return None

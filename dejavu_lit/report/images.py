@@ -1,12 +1,12 @@
 """Images of the cards: thumbnails, and the boxes of their objects.
 
 write_thumbnails(ShardSet.open("OUT/A"), keys, 240, Path("report/thumbs"))["key"]  -> Thumbnail("ab/cdef….webp", 640, 480)
-read_boxes(thumbnails, Path("OUT/objects/NAME/A"), 0.5)["key"]  -> Boxes(640, 480, [("dog", 12, 30, 200, 150), …])
+read_boxes(thumbnails, [Path("OUT/objects/NAME/A")], 0.5)["key"]  -> Boxes(640, 480, [("dog", 12, 30, 200, 150), …])
 """
 
 import io
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -46,14 +46,14 @@ class Boxes:
     boxes: list[Box]
 
 
-def read_boxes(thumbnails: Mapping[str, Thumbnail], folder: Path, threshold: float) -> dict[str, Boxes]:
-    """The boxes with a score of at least ``threshold`` in the images of ``thumbnails``, from the object artifact in ``folder``.
+def read_boxes(thumbnails: Mapping[str, Thumbnail], folders: Sequence[Path], threshold: float) -> dict[str, Boxes]:
+    """The boxes with a score of at least ``threshold`` in the images of ``thumbnails``, from the sets' folders of an artifact.
 
     Images without boxes are skipped. So are images with an EXIF rotation: their boxes may refer to either orientation.
     """
     requested = pa.array([key for key, image in thumbnails.items() if image.width], pa.string())
     boxes: dict[str, Boxes] = {}
-    for path in visible_files(folder, "*.parquet"):
+    for path in (path for folder in folders for path in visible_files(folder, "*.parquet")):
         _, table = read_part(path, ("key", "labels", "scores", "boxes"))
         for row in table.filter(pc.is_in(table["key"], value_set=requested)).to_pylist():
             if best := _best_boxes(row["labels"] or [], row["scores"] or [], row["boxes"] or [], threshold):

@@ -1,4 +1,4 @@
-"""The scoreboard of membership scores as rows of text, for the terminal and the model card."""
+"""The scoreboard of membership scores as rows of text, for the page, the terminal and the model card."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,20 +11,44 @@ MEMBERSHIP_HEADERS = (
     "at 0.1 %",
     "both directions",
     "B against H",
+    "H against H",
     "Spearman with hits",
 )
+REASONED = {  # the figures of a score that may be missing, as the columns call them
+    "auc": "AUC",
+    "tpr_at_fpr": "TPR",
+    "tpr_at_fpr.0.01": "TPR at 1 % FPR",
+    "tpr_at_fpr.0.001": "TPR at 0.1 % FPR",
+    "symmetric": "both directions",
+    "unseen": "B against H",
+    "control": "H against H",
+    "spearman": "Spearman with hits",
+}
 
 
 def membership_rows(board: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """(score, then one cell per header of ``MEMBERSHIP_HEADERS``) of the scores that were measured."""
+    """(score, then one cell per header of ``MEMBERSHIP_HEADERS``) of every score; a figure that is missing is a dash."""
     rows = []
     for name, score in MEMBERSHIP.items():
-        if entry := board[name]:
-            auc, symmetric, unseen, rank = (entry[part] for part in ("auc", "symmetric", "unseen", "spearman"))
-            tprs = [entry["tpr_at_fpr"][fpr] for fpr in ("0.01", "0.001")]
-            figures = [_number(figure) for figure in (*tprs, symmetric, unseen)]
-            rows.append((score.label, _with_interval(auc), *figures, _number(rank)))
+        entry = board[name] or {}
+        tprs = [entry.get("tpr_at_fpr", {}).get(fpr) for fpr in ("0.01", "0.001")]
+        figures = [*tprs, *(entry.get(part) for part in ("symmetric", "unseen", "control", "spearman"))]
+        rows.append((score.label, _with_interval(entry.get("auc")), *map(_number, figures)))
     return rows
+
+
+def missing_sentences(board: Mapping[str, Any]) -> list[str]:
+    """Why figures of the scoreboard are missing: one sentence per figure and reason, with the scores concerned."""
+    scores: dict[tuple[str, str], list[str]] = {}
+    for name, score in MEMBERSHIP.items():
+        reasons = board[name]["reasons"] if board[name] else {"auc": board["reasons"][name]}
+        for figure, reason in reasons.items():
+            if figure in REASONED:
+                scores.setdefault((REASONED[figure], reason), []).append(score.label)
+    sentences = [f"{figure} of {', '.join(names)}: {reason}." for (figure, reason), names in scores.items()]
+    if (reason := board["reasons"].get("epsilon")) is not None:
+        sentences.append(f"The bound on ε: {reason}.")
+    return sentences
 
 
 def epsilon_sentence(board: Mapping[str, Any]) -> str | None:

@@ -12,7 +12,8 @@ import yaml
 
 from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, UTILITY
 from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows
-from dejavu_lit.report.narrative import exposure_summary, no_recommendation, signed
+from dejavu_lit.report.narrative import capitalized, exposure_summary, no_recommendation, percent, signed
+from dejavu_lit.study.ranking import utility
 
 AUDIT = {"type": "feature-extraction", "name": "déjà vu memorization, target against reference"}
 UTILITY_TASKS = {"zeroshot": "zero-shot-image-classification", "linear": "image-classification"}  # others: retrieval
@@ -33,8 +34,8 @@ def markdown(metrics: Metrics) -> str:
     head = _model_index([(name, str(metrics["settings"].get("data") or "unknown"), metrics)])
     rows = [[f"**{cell}**" if row[0].startswith("symmetric") else cell for cell in row] for row in _gap_rows(metrics)]
     tables = [_markdown_table(GAP_HEADERS, rows)]
-    if utility := _utility_rows(metrics):
-        tables.append(_markdown_table(("utility", "target", "reference"), utility))
+    if measured := _utility_rows(metrics):
+        tables.append(_markdown_table(("utility", "target", "reference"), measured))
     if board := metrics.get("membership"):
         tables.append(_markdown_table(("membership score", *MEMBERSHIP_HEADERS), membership_rows(board)))
         tables += filter(None, [epsilon_sentence(board)])
@@ -48,8 +49,8 @@ def latex(metrics: Metrics) -> str:
     """A LaTeX table (requires booktabs)."""
     caption = f"{metrics['found']['words']} {_settings(metrics)}"
     parts = [(("gap", *GAP_LABELS), _gap_rows(metrics))]
-    if utility := _utility_rows(metrics):
-        parts.append((("utility", "target", "reference", ""), [[*row, ""] for row in utility]))
+    if measured := _utility_rows(metrics):
+        parts.append((("utility", "target", "reference", ""), [[*row, ""] for row in measured]))
     return _latex_table(caption, parts)
 
 
@@ -133,14 +134,12 @@ def _gap(figure: Mapping[str, Any]) -> str:
 
 
 def _utility_rows(metrics: Metrics) -> list[tuple[str, str, str]]:
-    utility = metrics.get("utility") or {}
-    sides = [utility.get(side) or {} for side in ("target", "reference")]
+    measured = metrics.get("utility") or {}
+    sides = [measured.get(side) or {} for side in ("target", "reference")]
     rows = []
     for name, figure in UTILITY.items():
         if any(isinstance(side.get(name), int | float) for side in sides):
-            target, reference = (
-                f"{100 * side[name]:.1f} %" if isinstance(side.get(name), int | float) else "–" for side in sides
-            )
+            target, reference = (percent(side.get(name)) for side in sides)
             rows.append((figure.label, target, reference))
     return rows
 
@@ -157,8 +156,7 @@ def _settings(metrics: Metrics) -> str:
 def _recommendation(study: Metrics) -> str:
     name = study.get("recommended")
     if not name:
-        text = no_recommendation(study)
-        return f"{text[0].upper()}{text[1:]}."
+        return f"{capitalized(no_recommendation(study))}."
     text = f"Recommended setting: {name}."
     return f"{text} Rule: {study['rule']}. Symmetric gaps with 95 % intervals." if study.get("rule") else text
 
@@ -167,14 +165,13 @@ def _study_rows(study: Metrics) -> list[list[str]]:
     rows = []
     for setting in study["settings"]:
         block = setting.get("symmetric")
-        accuracy = ((setting.get("utility") or {}).get("target") or {}).get("zeroshot_top1")
         rows.append(
             [
                 setting["name"],
                 f"{setting['train_size']:,}",
                 str(setting["seed"]),
                 *(_gap(block[figure]) if block else "–" for figure in FIGURES),
-                "–" if accuracy is None else f"{100 * accuracy:.1f} %",
+                percent(utility(setting, "zeroshot_top1")),
             ]
         )
     return rows

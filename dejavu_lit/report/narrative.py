@@ -10,6 +10,7 @@ from typing import Any, Literal
 from dejavu_lit.measure.controls import beats_blind, differences_sentence, excludes_zero
 from dejavu_lit.measure.figures import BLOCKS, FIGURES, UTILITY
 from dejavu_lit.models.model_name import ModelName
+from dejavu_lit.report.membership import memorization_sentences
 
 State = Literal["yes", "no", "unknown"]
 CheckState = Literal["yes", "no", "caution", "unknown"]
@@ -42,6 +43,16 @@ def signed(value: float, digits: int = 3) -> str:
 def interval(ci: Any, digits: int = 3) -> str:
     """``+0.550 to +0.601``."""
     return f"{signed(ci[0], digits)} to {signed(ci[1], digits)}"
+
+
+def percent(share: float | None) -> str:
+    """``72.4 %``, or a dash for a figure that was not measured."""
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def capitalized(text: str) -> str:
+    """``text`` with a capital first letter."""
+    return text[:1].upper() + text[1:]
 
 
 def to_state(answer: bool | None) -> State:
@@ -185,6 +196,14 @@ def study_sentence(study: Mapping[str, Any]) -> str:
     )
     ppg = _pooled_ppg(remaining)
     return f"{text}; {verdict}" + (f", {ppg:.3f}" if ppg is not None else "")
+
+
+def pooled_sentence(pooled: Mapping[str, Any]) -> str:
+    """The verdict on one setting of a study, its difference to the default, and what random halves show of single pairs."""
+    difference = pooled.get("difference")
+    further = [difference["words"]] if difference else []
+    further += memorization_sentences(pooled.get("memorization"))
+    return " ".join([pooled["found"]["words"], *(f"{capitalized(words)}." for words in further)])
 
 
 def no_recommendation(study: Mapping[str, Any]) -> str:

@@ -7,10 +7,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, UTILITY
+from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, MEMBERSHIP, UTILITY
 from dejavu_lit.report.figure_files import FigureInfo
+from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows, missing_sentences
 from dejavu_lit.report.narrative import (
     VERDICTS,
+    capitalized,
     comparison_summary,
     control_checks,
     exposure_summary,
@@ -22,6 +24,7 @@ from dejavu_lit.report.templates import render
 SECTIONS = {  # id and template: heading
     "controls": "Do the controls pass?",
     "gaps": "Memorization gaps",
+    "membership": "Membership: which pairs were trained on?",
     "utility": "Utility of both models",
     "figures": "Figures",
     "pairs": "",  # depends on the verdict
@@ -29,6 +32,7 @@ SECTIONS = {  # id and template: heading
 }
 SIGNS = {"yes": ("✓", "passes"), "no": ("✗", "fails"), "caution": ("!", "caution"), "unknown": ("?", "unknown")}
 SCRIPTS = ("report.js", "cards.js")
+MEMBERSHIP_FIGURES = ("roc", "clipmem")  # shown in the section on membership
 OPTIONAL = ("reasons", "by_objects", "blind", "base")  # keys of metrics.json that may be missing
 BAR_LEFT, BAR_WIDTH = 12, 296  # of the interval bars, in units of their drawing
 Metrics = Mapping[str, Any]
@@ -37,7 +41,7 @@ Metrics = Mapping[str, Any]
 def evaluation_page(
     metrics: Metrics,
     figures: Sequence[FigureInfo],
-    pairs: tuple[int, int],
+    pairs: Mapping[str, Any],
     hashes: Mapping[str, str],
     redacted: bool,
     source: str,
@@ -48,7 +52,7 @@ def evaluation_page(
 
     Args:
         figures: the figures that were drawn.
-        pairs: the number of pairs that have a card, and of records that they were chosen from.
+        pairs: {shown: how many pairs have a card, total: from how many records, counterfactual: whether halves rank them}.
         hashes: {artifact: SHA-256}.
         source: the evaluation's folder, as a command would name it.
         root: the relative path from the page to the report's folder (empty, or ending in a slash).
@@ -62,7 +66,7 @@ def evaluation_page(
     return render(
         "evaluation.html.j2",
         title="Déjà vu memorization report",
-        sections=SECTIONS | {"pairs": "The most memorized pairs" if state == "yes" else "The largest gaps"},
+        sections=_sections(metrics, state),
         scripts=SCRIPTS,
         root=root,
         study=study,
@@ -70,24 +74,51 @@ def evaluation_page(
         metrics=values | {"settings": values["settings"] | names},
         state=state,
         verdict=VERDICTS[state],
-        sentence=sentence[:1].upper() + sentence[1:],
+        sentence=capitalized(sentence),
         summary=comparison_summary(metrics),
         main_name=main_name,
         main=metrics[main_name],
         bars=interval_bars(metrics, main_name),
         ppg_meaning=f"PPG: {FIGURES['ppg'].meaning}",
-        checks=checks(metrics),
+        checks=control_checks(metrics),
+        signs=SIGNS,
         gaps_note=_gaps_note(metrics),
         blocks=BLOCKS,
         block_order=DISPLAY_ORDER,
         figures_table=FIGURES,
+        membership=_membership(metrics),
         utility=_utility(metrics),
         exposure=exposure_summary(metrics),
-        figures=figures,
-        pairs={"shown": pairs[0], "total": pairs[1]},
+        membership_figures=[figure for figure in figures if figure.name in MEMBERSHIP_FIGURES],
+        figures=[figure for figure in figures if figure.name not in MEMBERSHIP_FIGURES],
+        pairs=pairs,
         redacted=redacted,
         provenance=provenance(metrics, hashes),
     )
+
+
+def _sections(metrics: Metrics, state: str) -> dict[str, str]:
+    pairs = "The most memorized pairs" if state == "yes" else "The largest gaps"
+    sections = SECTIONS | {"pairs": pairs}
+    return {name: text for name, text in sections.items() if name != "membership" or "membership" in metrics}
+
+
+def _membership(metrics: Metrics) -> dict[str, Any]:
+    """The scoreboard as the section shows it; without one, the reason. Not shown for the first schema, which has none."""
+    board = metrics.get("membership")
+    if board is None:
+        return {
+            "rows": [],
+            "notes": [f"Not measured: {metrics.get('reasons', {}).get('membership', 'no reason was given')}."],
+        }
+    notes = [*filter(None, [epsilon_sentence(board)]), *missing_sentences(board)]
+    return {
+        "headers": ("score", *MEMBERSHIP_HEADERS),
+        "rows": membership_rows(board),
+        "meanings": MEMBERSHIP,
+        "notes": notes,
+        "pairs": board["pairs"],
+    }
 
 
 def interval_bars(metrics: Metrics, main_name: str) -> dict[str, Any]:
@@ -109,14 +140,6 @@ def interval_bars(metrics: Metrics, main_name: str) -> dict[str, Any]:
     step = next(s for s in (0.1, 0.2, 0.5, 1.0) if (high - low) / s <= 8)
     ticks = [(place(i * step), signed(i * step, 1)) for i in range(-10, 11) if low <= i * step <= high]
     return {"rows": rows, "zero": place(0), "ticks": ticks, "text": "; ".join(str(row["label"]) for row in rows)}
-
-
-def checks(metrics: Metrics) -> list[dict[str, str]]:
-    """The controls, each marked by a sign and a word, not by color alone."""
-    return [
-        {"state": c.state, "sign": SIGNS[c.state][0], "word": SIGNS[c.state][1], "name": c.name, "sentence": c.sentence}
-        for c in control_checks(metrics)
-    ]
 
 
 def _gaps_note(metrics: Metrics) -> str:

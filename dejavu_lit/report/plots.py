@@ -3,7 +3,6 @@
 Each function returns a ``Plot`` whose rows are exactly what is drawn, or None if the evaluation has no data for it.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,42 +11,27 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, SAMPLE_GAPS
+from dejavu_lit.measure.figures import BLOCKS, FIGURES, SAMPLE_GAPS
 from dejavu_lit.report.figures import (
     GOOD,
-    INK,
-    MARKERS,
     MUTED,
     REFERENCE,
     SERIES,
     SHADE,
     TARGET,
     Plot,
-    error_arms,
     few_ticks,
-    forest,
     legend_above,
     log_x_axis,
     panels,
-    shorten,
     x_label_below,
     zero_line,
 )
-from dejavu_lit.report.narrative import interval, signed
+from dejavu_lit.report.gap_plots import GAP_TITLES, by_k, gaps, planted, sensitivity, subgroups
+from dejavu_lit.report.membership_plots import clipmem_against_hits, roc
+from dejavu_lit.report.narrative import signed
 
-GAP_TITLES = {"ppg": "precision\ngap PPG", "prg": "recall\ngap PRG", "aucg": "AUC\ngap AUCG"}
-GAP_AXIS = "gap, target − reference (difference of shares)"
 RANKINGS = {"distance": "ranked by\ndistance", "hits": "ranked by\nhits", "gap": "ranked by gap\n(optimistic)"}
-SENSITIVITY = {  # name: title, axis label, one value in words
-    "threshold": ("Gaps by the annotator's score threshold", "annotator's score threshold", "at score threshold {:g}"),
-    "top_m": (
-        "Gaps by number of predicted objects",
-        "objects predicted, most frequent first",
-        "with the top {:g} objects",
-    ),
-}
-BLOCK_NAMES = {"symmetric": "symmetric", "population": "A: target − reference", "null": "H: null control"}
-MAX_GROUPS = 20  # drawn in a subgroup figure; its CSV contains all
 Metrics = Mapping[str, Any]
 Rows = Sequence[Mapping[str, Any]]
 
@@ -55,6 +39,8 @@ Rows = Sequence[Mapping[str, Any]]
 def evaluation_plots(metrics: Metrics) -> list[Plot]:
     """Every figure that this evaluation has data for."""
     plots = [gaps(metrics), recall(metrics), *samples(metrics), by_k(metrics)]
+    if board := metrics.get("membership"):
+        plots += [roc(board), clipmem_against_hits(board, metrics.get("pairs") or [])]
     plots += [sensitivity(metrics, "threshold"), sensitivity(metrics, "top_m"), epochs(metrics), planted(metrics)]
     plots += [subgroups(column, result) for column, result in (metrics.get("subgroups") or {}).items()]
     return _with_unique_names([plot for plot in plots if plot is not None])
@@ -65,45 +51,6 @@ def _with_unique_names(plots: Sequence[Plot]) -> list[Plot]:
     names = [plot.name for plot in plots]
     before = [names[:i].count(name) for i, name in enumerate(names)]
     return [replace(plot, name=f"{plot.name}-{n + 1}") if n else plot for plot, n in zip(plots, before, strict=True)]
-
-
-def figure_row(figure: Mapping[str, Any]) -> dict[str, float]:
-    """value, low, high (95 %), and the paper's mean and std if they were measured."""
-    low, high = figure["ci95"]
-    spread = {name: figure[name] for name in ("mean", "std") if name in figure}
-    return {"value": figure["value"], "low": low, "high": high} | spread
-
-
-def gaps(metrics: Metrics) -> Plot:
-    """The five blocks of each figure with their 95 % intervals."""
-    measured = [name for name in DISPLAY_ORDER if metrics.get(name)]
-    rows: list[dict[str, Any]] = [
-        {"block": block, "figure": name} | figure_row(metrics[block][name]) for name in FIGURES for block in measured
-    ]
-    main = "symmetric" if "symmetric" in measured else "population"
-    values = "; ".join(
-        f"{FIGURES[name].label} {signed(gap['value'])} ({interval(gap['ci95'])})"
-        for name, gap in ((name, metrics[main][name]) for name in FIGURES)
-    )
-    text = f"The {main} gaps are {values}. The lines are 95 % intervals."
-    return Plot("gaps", "Gaps with 95 % intervals", text, rows, partial(_draw_gaps, rows))
-
-
-def _draw_gaps(rows: Rows) -> Figure:
-    blocks = list(dict.fromkeys(row["block"] for row in rows))
-    figure, axes = forest([_block_label(block) for block in blocks], list(GAP_TITLES.values()), GAP_AXIS)
-    colors = {"symmetric": TARGET, "null": MUTED}
-    for axis, name in zip(axes, FIGURES, strict=True):
-        zero_line(axis, horizontal=False)
-        for position, row in enumerate(r for r in rows if r["figure"] == name):
-            size = 7 if row["block"] == "symmetric" else 5
-            color = colors.get(row["block"], INK)
-            axis.errorbar([row["value"]], [position], xerr=error_arms([row]), fmt="o", color=color, markersize=size)
-    return figure
-
-
-def _block_label(block: str) -> str:
-    return BLOCKS[block].label.replace(" (headline)", "")
 
 
 def recall(metrics: Metrics) -> Plot:
@@ -186,67 +133,6 @@ def _draw_sample(rows: Rows) -> Figure:
     return figure
 
 
-def by_k(metrics: Metrics) -> Plot | None:
-    """The gaps over k."""
-    values = [(int(k), blocks) for k, blocks in metrics["by_k"].items()]
-    if len(values) < 2:
-        return None
-    return _gaps_over("by-k", "Gaps by number of neighbors", "nearest neighbors k", "at k = {:g}", values)
-
-
-def sensitivity(metrics: Metrics, name: str) -> Plot | None:
-    """The gaps over the annotator's threshold, or over top-m."""
-    values = [(row[name], row) for row in metrics["sensitivity"][name] if row.get("population")]
-    main = metrics["settings"].get(name)
-    if main is not None and main not in [value for value, _ in values]:
-        values.append((main, metrics))
-    if len(values) < 2:
-        return None
-    values.sort(key=lambda value: value[0])
-    return _gaps_over(f"by-{name.replace('_', '-')}", *SENSITIVITY[name], values)
-
-
-def _gaps_over(name: str, title: str, label: str, phrase: str, values: Sequence[tuple[float, Metrics]]) -> Plot:
-    """The gaps over a number: ``values`` are (x, blocks) in order of x; ``phrase`` says one x in words."""
-    shown = [b for b in BLOCK_NAMES if all(blocks.get(b) for _, blocks in values)]
-    rows: list[dict[str, Any]] = [
-        {"x": x, "block": block, "figure": f} | figure_row(blocks[block][f])
-        for block in shown
-        for f in FIGURES
-        for x, blocks in values
-    ]
-    ppg = [r for r in rows if r["block"] == shown[0] and r["figure"] == "ppg"]
-    text = f"{shown[0]} PPG: " + ", ".join(f"{signed(r['value'])} {phrase.format(r['x'])}" for r in ppg) + "."
-    return Plot(name, title, text[0].upper() + text[1:], rows, partial(_draw_gaps_over, rows, label))
-
-
-def _draw_gaps_over(rows: Rows, label: str) -> Figure:
-    blocks = list(dict.fromkeys(row["block"] for row in rows))
-    figure, axes = panels(3, height=1.5, legend=[BLOCK_NAMES[block] for block in blocks], sharey=True)
-    colors = {"symmetric": TARGET, "population": REFERENCE, "null": MUTED}
-    for axis, name in zip(axes[0], FIGURES, strict=True):
-        zero_line(axis)
-        for block, marker in zip(blocks, MARKERS, strict=False):
-            line = [r for r in rows if r["block"] == block and r["figure"] == name]
-            x, y = [r["x"] for r in line], [r["value"] for r in line]
-            axis.errorbar(x, y, yerr=error_arms(line), color=colors[block], marker=marker, label=BLOCK_NAMES[block])
-        axis.set_title(GAP_TITLES[name])
-        _ticks_at(axis, [r["x"] for r in rows])
-    x_label_below(figure, label)
-    legend_above(figure, axes.flat)
-    return figure
-
-
-def _ticks_at(axis: Any, values: Sequence[float]) -> None:
-    """Ticks at the measured values, without those whose labels would touch the next one's."""
-    low, high = min(values), max(values)
-    ticks: list[float] = []
-    for value in sorted(set(values), reverse=True):
-        if not ticks or ticks[-1] - value >= 0.24 * (high - low):
-            ticks.append(value)
-    axis.set_xticks(ticks[::-1], [f"{tick:g}" for tick in ticks[::-1]])
-
-
 def epochs(metrics: Metrics) -> Plot | None:
     """The gaps during the target's training, beside the null control and the accuracy on the validation set."""
     rows = metrics.get("epochs") or []
@@ -288,82 +174,3 @@ def _draw_epochs(rows: Rows) -> Figure:
         axis.remove()
     legend_above(figure, axes.flat)
     return figure
-
-
-def planted(metrics: Metrics) -> Plot | None:
-    """The gaps at each level of exposure: the calibration by planted memory."""
-    result = metrics.get("planted")
-    if not result:
-        return None
-    rows = [
-        {"exposure": level["exposure"], "records": level["records"], "figure": name} | figure_row(level[name])
-        for name in FIGURES
-        for level in result["levels"]
-    ]
-    levels = ", ".join(
-        f"{signed(r['value'])} for pairs seen {r['exposure']:.0f} times" for r in rows if r["figure"] == "prg"
-    )
-    text = f"PRG is {levels}."
-    rho = result["spearman"]["recall"]["rho"]
-    if rho is not None:
-        text += f" Spearman's rank correlation between exposure and recall gap: {signed(rho)}."
-    return Plot("planted", "Planted memory: gaps by exposure", text, rows, partial(_draw_planted, rows))
-
-
-def _draw_planted(rows: Rows) -> Figure:
-    figure, axes = panels(3, height=1.5, sharey=True)
-    for axis, name in zip(axes[0], FIGURES, strict=True):
-        line = [r for r in rows if r["figure"] == name]
-        x = [r["exposure"] for r in line]
-        zero_line(axis)
-        axis.errorbar(x, [r["value"] for r in line], yerr=error_arms(line), color=TARGET, marker="o")
-        axis.set_title(GAP_TITLES[name])
-        if min(x) > 0:
-            log_x_axis(axis, x)
-        else:
-            _ticks_at(axis, x)
-    x_label_below(figure, "times seen in training")
-    return figure
-
-
-def subgroups(column: str, result: Mapping[str, Any]) -> Plot | None:
-    """The gaps of each group of one column with their 95 % intervals; only the largest groups are drawn."""
-    groups = result["groups"]
-    if not groups:
-        return None
-    drawn = _drawn_groups(groups)
-    largest, smallest = (choose(drawn, key=lambda g: g["ppg"]["value"]) for choose in (max, min))
-    text = (
-        f"{str(result['basis']).capitalize()} PPG is largest for {largest['group']} ({signed(largest['ppg']['value'])}) "
-        f"and smallest for {smallest['group']} ({signed(smallest['ppg']['value'])}). In parentheses: records."
-    )
-    if len(groups) > MAX_GROUPS:
-        text += f" The {MAX_GROUPS} largest of {len(groups)} groups are shown; the CSV contains all of them."
-    rows = [
-        {"group": g["group"], "records": g["records"], "figure": f} | figure_row(g[f]) for g in groups for f in FIGURES
-    ]
-    slug = re.sub(r"[^a-z0-9]+", "-", column.lower()).strip("-") or "column"
-    title = f"Gaps by subgroup: {column.replace('_', ' ')}"
-    return Plot(f"subgroups-{slug}", title, text, rows, partial(_draw_subgroups, drawn, str(result["basis"])))
-
-
-def _draw_subgroups(groups: Rows, basis: str) -> Figure:
-    labels = [f"{shorten(g['group'], 24)}  ({g['records']:,})" for g in groups]
-    figure, axes = forest(labels, list(GAP_TITLES.values()), f"{basis} gap, target − reference (difference of shares)")
-    for axis, name in zip(axes, FIGURES, strict=True):
-        line = [figure_row(g[name]) for g in groups]
-        zero_line(axis, horizontal=False)
-        x = [r["value"] for r in line]
-        axis.errorbar(x, range(len(line)), xerr=error_arms(line), fmt="o", color=TARGET, markersize=4)
-    return figure
-
-
-def _drawn_groups(groups: Rows) -> list[Mapping[str, Any]]:
-    """The largest groups in the order of the table; numeric ranges in their own order, a selection by PPG."""
-    largest = sorted(groups, key=lambda g: -g["records"])[:MAX_GROUPS]
-    drawn = [g for g in groups if g in largest]
-    if all(re.match(r"[≤>\d]", g["group"]) for g in drawn):
-        drawn.sort(key=lambda g: (float(re.findall(r"[\d.]+", g["group"])[-1]), g["group"].startswith(">")))
-    elif len(groups) > MAX_GROUPS:
-        drawn.sort(key=lambda g: -g["ppg"]["value"])
-    return drawn

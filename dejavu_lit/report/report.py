@@ -11,15 +11,15 @@ import logging
 import os
 import shutil
 from hashlib import sha256
-from importlib.resources import files
 from pathlib import Path
 
 from dejavu_lit import __version__
 from dejavu_lit.evaluation.settings import ReportSettings
 from dejavu_lit.report.evaluation import Evaluation, ReportOptions, write_evaluation_report
-from dejavu_lit.report.figure_files import ALL_FORMATS
+from dejavu_lit.report.figure_files import ALL_FORMATS, code_digest
 from dejavu_lit.report.study import open_study, write_study_report
 from dejavu_lit.report.templates import static_file
+from dejavu_lit.study.halves import MEMORIZATION
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256, locked, name_file_in_errors, read_json, write_json
 
@@ -123,20 +123,14 @@ def _is_current(path: Path, target: Path, options: ReportOptions) -> bool:
 def _fingerprint(path: Path, options: ReportOptions) -> str:
     """A hash of everything that the report of ``path`` depends on: options, artifacts, whether there are data, and the code."""
     if (path / "study.json").is_file():
-        evaluations, artifacts = list(open_study(path, None)[1].values()), [path / "study.json"]
+        evaluations = list(open_study(path, None)[1].values())
+        artifacts = [path / "study.json", *path.glob(MEMORIZATION)]
     else:
         evaluations, artifacts = [Evaluation.open(path)], []
-    parts = [__version__, repr(options), _code()]
+    parts = [__version__, repr(options), code_digest()]
     for evaluation in evaluations:
         artifacts += evaluation.artifacts()
         places = [evaluation.data, evaluation.objects_folder()]
         parts += [f"{place} {place is not None and place.is_dir()}" for place in places]
-        parts.append(repr(evaluation.figure_data()["epochs"]))
+        parts.append(repr(evaluation.epochs()))
     return sha256("\n".join([*parts, *map(file_sha256, artifacts)]).encode()).hexdigest()
-
-
-def _code() -> str:
-    """A hash of this room's files."""
-    folders = [files("dejavu_lit.report") / name for name in ("", "templates", "templates/sections", "static")]
-    texts = sorted((f.name, f.read_bytes()) for folder in folders for f in folder.iterdir() if f.is_file())
-    return sha256(b"".join(name.encode() + content for name, content in texts)).hexdigest()

@@ -9,15 +9,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from dejavu_lit.measure.figures import FIGURES
 from dejavu_lit.report.cards import CardImages, choose_keys, read_ranks, read_rows
 from dejavu_lit.report.evaluation import THUMBS, Evaluation, ReportOptions, write_card_images, write_evaluation_page
 from dejavu_lit.report.figure_files import FigureInfo, draw_figures
 from dejavu_lit.report.modelcard import study_latex, study_markdown
-from dejavu_lit.report.narrative import interval, signed, study_sentence, to_state
+from dejavu_lit.report.narrative import (
+    capitalized,
+    interval,
+    percent,
+    pooled_sentence,
+    signed,
+    study_sentence,
+    to_state,
+)
 from dejavu_lit.report.page import provenance
+from dejavu_lit.report.study_points import membership_auc
 from dejavu_lit.report.templates import render
-from dejavu_lit.study.ranking import NOT_DISTINGUISHABLE
+from dejavu_lit.study.halves import MEMORIZATION
+from dejavu_lit.study.ranking import NOT_DISTINGUISHABLE, difference_to_default, utility
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256, read_json_object
 
@@ -31,7 +43,7 @@ SECTIONS = {  # id and template: heading
 }
 HEADERS = (
     "setting", "pairs", "seed", *(figure.label for figure in FIGURES.values()), "PPG less than the first", "null PPG",
-    "corrected PPG", "zero-shot top-1", "text→image R@1",
+    "corrected PPG", "AUC, cosine", "zero-shot top-1", "text→image R@1",
 )  # fmt: skip
 VERDICT_SIGNS = {"yes": "●", "no": "○", "unknown": "?"}
 Row = Mapping[str, Any]
@@ -63,7 +75,10 @@ def write_study_report(
         earlier: the folder of an earlier report.
     """
     study, evaluations = open_study(path, data)
-    shown = _write_settings(folder, evaluations, options, earlier)
+    rows = dict(zip(setting_labels(study["settings"]), study["settings"], strict=True))
+    memorization = read_memorization(path / MEMORIZATION)
+    of_settings = {label: memorization.get((row["name"], row["train_size"])) for label, row in rows.items()}
+    shown = _write_settings(folder, evaluations, of_settings, options, earlier)
     figures = draw_figures(
         "study", study, folder / "figures", options.formats, earlier / "figures" if earlier else None
     )
@@ -74,11 +89,28 @@ def write_study_report(
     (folder / "index.html").write_text(page, encoding="utf-8")
 
 
+def read_memorization(path: Path) -> dict[tuple[str, int], dict[str, Row]]:
+    """{(setting, size): {key: counterfactual memorization in hits and alignment}}; {} without memorization.parquet."""
+    found: dict[tuple[str, int], dict[str, Row]] = {}
+    if path.is_file():
+        scores = ["hits", "hits_se", "alignment", "alignment_se"]
+        names = ["setting", "train_size", "key", *scores, "hits_halves"]
+        for setting, size, key, *values, halves in zip(
+            *(column.to_pylist() for column in pq.read_table(path, columns=names).columns), strict=True
+        ):
+            found.setdefault((setting, size), {})[key] = dict(zip(scores, values, strict=True)) | {"halves": halves}
+    return found
+
+
 def _write_settings(
-    folder: Path, evaluations: Mapping[str, Evaluation], options: ReportOptions, earlier: Path | None
+    folder: Path,
+    evaluations: Mapping[str, Evaluation],
+    memorization: Mapping[str, Mapping[str, Row] | None],
+    options: ReportOptions,
+    earlier: Path | None,
 ) -> int:
     """Write the settings' pages; return how many pairs each shows."""
-    ranks = {label: read_ranks(evaluation.records) for label, evaluation in evaluations.items()}
+    ranks = {label: read_ranks(evaluation.records, memorization[label]) for label, evaluation in evaluations.items()}
     chosen = choose_keys(list(ranks.values()), options.limit)
     for label, evaluation in evaluations.items():
         pairs = read_rows(evaluation.records, ranks[label], chosen, evaluation.metrics["k"])
@@ -122,7 +154,7 @@ def study_page(
         scripts=SCRIPTS,
         root="",
         source=source,
-        sentence=sentence if recommended else sentence[0].upper() + sentence[1:],
+        sentence=sentence if recommended else capitalized(sentence),
         recommendation=f"Recommended: {recommended}. Rule: {study['rule']}." if recommended else "",
         verdicts=_verdicts(study),
         frontier=next((figure for figure in figures if figure.name == "frontier"), None),
@@ -142,10 +174,8 @@ def _verdicts(study: Row) -> list[dict[str, str]]:
     items = []
     for pooled in study.get("pooled", []):
         state = to_state(pooled["found"]["found"])
-        sentence = pooled["found"]["words"]
-        if difference := pooled.get("difference"):
-            sentence += f" {difference['words'][0].upper()}{difference['words'][1:]}."
         name = f"{pooled['name']}, {pooled['train_size']:,} pairs"
+        sentence = pooled_sentence(pooled)
         items.append({"state": f"found-{state}", "sign": VERDICT_SIGNS[state], "name": name, "sentence": sentence})
     for label, reason in (study.get("failed") or {}).items():
         items.append({"state": "no", "sign": "!", "name": label, "sentence": f"no result, {reason}"})
@@ -168,13 +198,14 @@ def _table_row(study: Row, label: str, setting: Row, linked: bool) -> dict[str, 
     mark = "★ recommended" if recommended else "on the frontier" if setting["name"] in study.get("frontier", []) else ""
     cells = [_cell(setting["train_size"], f"{setting['train_size']:,}"), _cell(setting["seed"], str(setting["seed"]))]
     cells += [_gap_cell(setting.get("symmetric"), figure) for figure in FIGURES]
-    identity = ("name", "train_size", "seed")
-    same = (d for d in study.get("differences", []) if all(d[name] == setting[name] for name in identity))
-    cells += [_gap_cell(block, "ppg") for block in (next(same, None), setting.get("null"), setting.get("corrected"))]
-    utility = (setting.get("utility") or {}).get("target") or {}
-    for measure in ("zeroshot_top1", "t2i_r1"):
-        value = utility.get(measure)
-        cells.append(_cell(None, "–") if value is None else _cell(value, f"{100 * value:.1f} %"))
+    blocks = (difference_to_default(study, setting), setting.get("null"), setting.get("corrected"))
+    cells += [_gap_cell(block, "ppg") for block in blocks]
+    auc = membership_auc(setting, "cosine")
+    note = _unbroken(interval(auc["ci95"], 2).replace("+", "")) if auc and auc["ci95"] else ""
+    cells.append(_cell(auc["value"], f"{auc['value']:.3f}", note) if auc else _cell(None, "–"))
+    cells += [
+        _cell(value, percent(value)) for value in (utility(setting, name) for name in ("zeroshot_top1", "t2i_r1"))
+    ]
     link = f"settings/{label}/index.html" if linked else ""
     overrides = " ".join(setting["overrides"])
     return {"name": setting["name"], "link": link, "overrides": overrides, "mark": mark, "cells": cells} | {
@@ -186,11 +217,16 @@ def _cell(value: float | None, text: str, note: str = "") -> dict[str, str]:
     return {"value": "" if value is None else f"{value:.10g}", "text": text, "note": note}
 
 
+def _unbroken(text: str) -> str:
+    """``text`` that no line break divides, so that a narrow column has its interval on one line."""
+    return text.replace(" ", "\u00a0")
+
+
 def _gap_cell(block: Mapping[str, Any] | None, figure: str) -> dict[str, str]:
     if block is None:
         return _cell(None, "–")
     gap = block[figure]
-    note = interval(gap["ci95"], 2)
+    note = _unbroken(interval(gap["ci95"], 2))
     if gap.get("distinguishable") is False:
         note += f", {NOT_DISTINGUISHABLE}"
     return _cell(gap["value"], signed(gap["value"]), note)

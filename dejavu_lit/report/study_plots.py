@@ -1,6 +1,6 @@
-"""The figures of a study, from study.json: the mitigations, the frontier of memorization and utility, and dataset size.
+"""The figures of a study, from study.json: the mitigations, and the frontier of memorization and utility.
 
-Large marks show the mean over the seeds of one setting and size, small ones each seed. Only the dataset-size figure shows more
+Large marks show the mean over the seeds of one setting and size, small ones each seed. Only figures over sizes show more
 than the largest training size. Except there, a panel contains only comparable settings (one series, one public set).
 """
 
@@ -11,29 +11,24 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dejavu_lit.measure.figures import FIGURES, UTILITY
 from dejavu_lit.report.figures import (
     GOOD,
     INK,
     LINE,
-    MARKERS,
     MUTED,
     REFERENCE,
-    SERIES,
     TARGET,
     Plot,
     error_arms,
-    few_ticks,
     forest,
-    label_points,
     legend_above,
-    log_x_axis,
     panels,
     shorten,
     zero_line,
 )
+from dejavu_lit.report.membership_plots import scores_of_settings
 from dejavu_lit.report.narrative import signed
-from dejavu_lit.report.plots import GAP_TITLES
+from dejavu_lit.report.size_plots import dataset_size, law, measured, percent_axis, titles_of
 from dejavu_lit.report.study_points import (
     Point,
     at_largest_size,
@@ -44,16 +39,14 @@ from dejavu_lit.report.study_points import (
     points,
     sort_key,
 )
-from dejavu_lit.study.ranking import utility_measure
 
 COMBINED = "other"  # the group of settings that differ from the default in several knobs
-LINE_STYLES = ("-", "--", ":", "-.")
 Groups = dict[str, list[tuple[Any, Point]]]  # {knob: (value, point), …}
 
 
 def study_plots(study: Mapping[str, Any]) -> list[Plot]:
     """Every figure that this study has data for."""
-    plots = [frontier(study), mitigations(study), dataset_size(study)]
+    plots = [frontier(study), mitigations(study), scores_of_settings(study), dataset_size(study), law(study)]
     return [plot for plot in plots if plot is not None]
 
 
@@ -74,7 +67,7 @@ def mitigations(study: Mapping[str, Any]) -> Plot | None:
         for knob, column in groups.items()
         for value, point in column
     ]
-    draw = partial(_draw_mitigations, groups, default, {name: _titles(study)[name] for name in _measured(group)})
+    draw = partial(_draw_mitigations, groups, default, {name: titles_of(study)[name] for name in measured(group)})
     return Plot("mitigations", "Mitigations: utility and memorization", text, rows, draw)
 
 
@@ -106,7 +99,7 @@ def _draw_mitigations(groups: Groups, default: Point, titles: Mapping[str, str])
     figure, axes = forest(labels, list(titles.values()), "shares, and gaps as differences of shares", headings)
     for axis, name in zip(axes, titles, strict=True):
         if name == "utility":
-            _percent(axis.xaxis)
+            percent_axis(axis.xaxis)
         else:
             zero_line(axis, horizontal=False)
         axis.axvline(default[name]["value"], color=MUTED, linestyle=":", linewidth=1, label="_default")
@@ -149,34 +142,26 @@ def frontier(study: Mapping[str, Any]) -> Plot | None:
 def _draw_frontier(
     study: Mapping[str, Any], groups: Sequence[list[Point]], recommended: Sequence[str | None]
 ) -> Figure:
-    """The settings' names are beside their points; if one has no room, points have numbers, explained below the panels."""
+    """Points have numbers, whose settings are listed below the panels: names beside them would overlap."""
     names = [p["setting"] for group in groups for p in group]
-    for numbered in (False, True):
-        below = LINE * (len(names) + 0.8) if numbered else 0.0
-        legend = ["frontier", "default", *(["recommended"] if any(recommended) else [])]
-        titles = 1 if len(groups) > 1 else 0
-        figure, axes = panels(1, len(groups), height=2.3, left=0.75, titles=titles, legend=legend, below=below)
-        fits, first = True, 1
-        for axis, group, best in zip(axes[:, 0], groups, recommended, strict=True):
-            _draw_points(axis, group, study["frontier"], best)
-            axis.set_xlabel(f"utility of the target: {_utility(study)}")
-            axis.set_ylabel(f"{group[0]['block']} PPG (difference of shares)")
-            if len(groups) > 1:
-                axis.set_title(_group_title(group[0]))
-            _percent(axis.xaxis, 4)
-            labels = [str(first + i) if numbered else shorten(p["setting"]) for i, p in enumerate(group)]
-            ends = [(p["utility"]["value"], *(p["ppg"][n] for n in ("value", "low", "high"))) for p in group]
-            placed = label_points(axis, [(*end, label) for end, label in zip(ends, labels, strict=True)])
-            if numbered and not placed:
-                for (x, y, *_), label in zip(ends, labels, strict=True):
-                    axis.annotate(label, (x, y), xytext=(6, 3), textcoords="offset points")
-            fits, first = fits and placed, first + len(group)
-        legend_above(figure, axes[:, 0])
-        if numbered:
-            key = "\n".join(f"{i}  {shorten(name, 60)}" for i, name in enumerate(names, 1))
-            figure.text(0.03, 0.02, key, va="bottom", linespacing=1.35)
-        if fits:
-            break
+    legend = ["frontier", "default", *(["recommended"] if any(recommended) else [])]
+    titles, below = int(len(groups) > 1), LINE * (len(names) + 0.8)
+    figure, axes = panels(1, len(groups), height=2.3, left=0.75, titles=titles, legend=legend, below=below)
+    first = 1
+    for axis, group, best in zip(axes[:, 0], groups, recommended, strict=True):
+        _draw_points(axis, group, study["frontier"], best)
+        axis.set_xlabel(f"utility of the target: {_utility(study)}")
+        axis.set_ylabel(f"{group[0]['block']} PPG (difference of shares)")
+        if len(groups) > 1:
+            axis.set_title(_group_title(group[0]))
+        percent_axis(axis.xaxis, 4)
+        for number, point in enumerate(group, first):
+            place = (point["utility"]["value"], point["ppg"]["value"])
+            axis.annotate(str(number), place, xytext=(6, 3), textcoords="offset points")
+        first += len(group)
+    legend_above(figure, axes[:, 0])
+    key = "\n".join(f"{i}  {shorten(name, 60)}" for i, name in enumerate(names, 1))
+    figure.text(0.03, 0.02, key, va="bottom", linespacing=1.35)
     return figure
 
 
@@ -215,84 +200,5 @@ def _group_title(point: Point) -> str:
     return ", ".join(str(part) for part in (point["series"], point["public"]) if part is not None)
 
 
-def dataset_size(study: Mapping[str, Any]) -> Plot | None:
-    """Utility and gaps (mean over seeds ± the paper's std) by training-set size and by exposure, one line per setting."""
-    every_point = points(study)
-    if len({p["train_size"] for p in every_point}) < 2:
-        return None
-    titles = {name: _titles(study)[name] for name in _measured(every_point)}
-    x_labels = {"train_size": "training pairs"}
-    if all(p["exposure"] is not None for p in every_point) and len({p["exposure"] for p in every_point}) > 1:
-        x_labels["exposure"] = "times each pair was seen"
-    settings = list(dict.fromkeys(p["setting"] for p in every_point))
-    text = " ".join(
-        f"{setting}: PPG "
-        + ", ".join(f"{signed(p['ppg']['value'])} at {p['train_size']:,} pairs" for p in _by_size(every_point, setting))
-        + "."
-        for setting in settings
-    )
-    text += " Bars: the standard deviation of draws of 10 % of the records."
-    draw = partial(_draw_sizes, every_point, settings, x_labels, titles)
-    return Plot(
-        "dataset-size", "Training-set size, utility, and memorization", text, list(map(flat, every_point)), draw
-    )
-
-
-def _draw_sizes(
-    every_point: Sequence[Point], settings: Sequence[str], x_labels: Mapping[str, str], titles: Mapping[str, str]
-) -> Figure:
-    legend = [shorten(setting, 40) for setting in settings]
-    figure, axes = panels(2, 2 * len(x_labels), height=1.15, left=0.5, titles=1, legend=legend)
-    for number, (x, label) in enumerate(x_labels.items()):
-        block = axes[2 * number : 2 * number + 2].flat
-        for axis, (name, title) in zip(block, titles.items(), strict=False):
-            _draw_lines(axis, every_point, settings, x, name)
-            axis.set_xlabel(label)
-            axis.set_title(title.replace("\n", " "))
-            if name == "utility":
-                _percent(axis.yaxis, 4)
-            else:
-                zero_line(axis)
-                few_ticks(axis.yaxis, 4)
-        for axis in block[len(titles) :]:
-            axis.remove()
-    legend_above(figure, axes.flat)
-    return figure
-
-
-def _by_size(points: Sequence[Point], setting: str) -> list[Point]:
-    return sorted((p for p in points if p["setting"] == setting), key=lambda p: p["train_size"])
-
-
-def _draw_lines(axis: Axes, points: Sequence[Point], settings: Sequence[str], x: str, name: str) -> None:
-    """One line per setting; with several public sets they have the colors, and series the line styles."""
-    publics, series = (list(dict.fromkeys(p[part] for p in points)) for part in ("public", "series"))
-    for number, setting in enumerate(settings):
-        line = _by_size(points, setting)
-        color = publics.index(line[0]["public"]) if len(publics) > 1 else number
-        axis.errorbar(
-            [p[x] for p in line], [p[name]["value"] for p in line], yerr=[p[name].get("std", 0.0) for p in line],
-            color=SERIES[color % len(SERIES)], marker=MARKERS[number % len(MARKERS)],
-            linestyle=LINE_STYLES[series.index(line[0]["series"]) % len(LINE_STYLES)], label=shorten(setting, 40),
-        )  # fmt: skip
-    log_x_axis(axis, sorted({p[x] for p in points}))
-    axis.margins(x=0.15)
-
-
-def _measured(points: Sequence[Point]) -> list[str]:
-    return (["utility"] if all("utility" in p for p in points) else []) + list(FIGURES)
-
-
-def _titles(study: Mapping[str, Any]) -> dict[str, str]:
-    measure = utility_measure(study["settings"])
-    utility = UTILITY[measure].label.replace(" ", "\n", 1) if measure else ""
-    return {"utility": utility} | GAP_TITLES
-
-
 def _utility(study: Mapping[str, Any]) -> str:
-    return _titles(study)["utility"].replace("\n", " ")
-
-
-def _percent(axis: Any, bins: int = 2) -> None:
-    few_ticks(axis, bins)
-    axis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
+    return titles_of(study)["utility"].replace("\n", " ")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dejavu_lit.measure.controls import pool_seeds
-from dejavu_lit.measure.figures import FIGURES
+from dejavu_lit.measure.figures import FIGURES, MEMBERSHIP
 from dejavu_lit.study.ranking import comparison_key, utility, utility_measure
 
 Row = Mapping[str, Any]
@@ -39,10 +39,10 @@ NULL_LABELS = {"logit_scale_fixed": "learned", "logit_scale_init": "recipe's"}  
 def points(study: Mapping[str, Any]) -> list[Point]:
     """One point per (setting, size).
 
-    A point has setting, train_size, seeds, knobs, block, overrides, series, public, group, exposure, and for utility and
-    each gap {value, low, high, values}. The gaps are symmetric if every row has both directions, else the target's alone.
-    low and high are the t interval over 3 or more seeds, the range of the values of two seeds, or the records' bootstrap
-    interval of one seed.
+    A point has setting, train_size, seeds, knobs, block, overrides, series, public, group, exposure, and for utility, each
+    gap, and the AUC of each membership score that all its rows have {value, low, high, values}. The gaps are symmetric if
+    every row has both directions, else the target's alone. low and high are the t interval over 3 or more seeds, the range
+    of the values of two seeds, or the interval of one seed's records.
     """
     rows = study["settings"]
     measure = utility_measure(rows)
@@ -71,7 +71,18 @@ def _point(group: Sequence[Row], block: str, measure: str | None) -> Point:
         point["utility"] = {"value": float(np.mean(values)), "low": min(values), "high": max(values), "values": values}
     for figure in FIGURES:
         point[figure] = _pool([row[block][figure] for row in group])
+    for score in MEMBERSHIP:
+        aucs = [membership_auc(row, score) for row in group]
+        if None not in aucs:
+            point[score] = _pool([auc for auc in aucs if auc is not None])
     return point
+
+
+def membership_auc(row: Row, score: str) -> Row | None:
+    """The AUC of a membership score: the mean of both directions if both were measured, else that of A."""
+    entry = (row.get("membership") or {}).get(score) or {}
+    auc: Row | None = entry.get("symmetric") or entry.get("auc")
+    return auc
 
 
 def _exposure(group: Sequence[Row]) -> float | None:
@@ -84,9 +95,12 @@ def _pool(figures: Sequence[Row]) -> dict[str, Any]:
     """One figure over its seeds: the mean, and the interval that ``points`` describes."""
     values = [figure["value"] for figure in figures]
     mean, _, ci95 = pool_seeds(values)
-    low, high = ci95 or (figures[0]["ci95"] if len(figures) == 1 else (min(values), max(values)))
-    std = float(np.mean([figure["std"] for figure in figures]))
-    return {"value": mean, "low": low, "high": high, "values": values, "std": std}
+    of_records = figures[0]["ci95"] if len(figures) == 1 else None
+    low, high = ci95 or of_records or (min(values), max(values))
+    pooled = {"value": mean, "low": low, "high": high, "values": values}
+    if all("std" in figure for figure in figures):
+        pooled["std"] = float(np.mean([figure["std"] for figure in figures]))
+    return pooled
 
 
 def knobs(row: Row) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from dejavu_lit.report.narrative import interval, signed
+from dejavu_lit.report.narrative import interval, percent, signed
 
 
 @cache
@@ -22,7 +22,7 @@ def _environment() -> Environment:
         "signed": signed,
         "interval": interval,
         "number": lambda value: f"{value:,}",
-        "percent": lambda value: "–" if value is None else f"{100 * value:.1f} %",
+        "percent": percent,
     }
     return environment
 

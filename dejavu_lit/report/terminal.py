@@ -13,8 +13,10 @@ from rich.table import Table
 
 from dejavu_lit.measure.controls import beats_blind, differences_sentence
 from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES
-from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows, memorization_sentences
-from dejavu_lit.report.narrative import meanings, study_sentence
+from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows
+from dejavu_lit.report.narrative import meanings, pooled_sentence, study_sentence
+from dejavu_lit.report.study_points import membership_auc
+from dejavu_lit.study.ranking import difference_to_default, utility
 from dejavu_lit.utils.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -126,7 +128,7 @@ def _show_membership(terminal: Console, board: Mapping[str, Any]) -> None:
     """One row per score, and the bound on ε."""
     labels, *figures = zip(*membership_rows(board), strict=True)
     columns = [Column("score", labels, justify="left")]
-    orders = (KEPT, KEPT, 4, 1, 2, 3)
+    orders = (KEPT, KEPT, 5, 1, 2, 4, 3)
     columns += [Column(*column) for column in zip(MEMBERSHIP_HEADERS, figures, orders, strict=True)]
     title = f"membership, {board['pairs']['A']} pairs of A against {board['pairs']['H']} of H"
     fitting_table(terminal, title, columns)
@@ -185,13 +187,8 @@ def show_study(study: Mapping[str, Any], out: Path, width: int | None = None) ->
         unit = "halves" if any(pooled.get("halves", [])) else "seeds"
         spread = (pooled["symmetric"] or {}).get("ppg") or {}
         sd = f" (sd over {len(pooled['seeds'])} {unit} {spread['sd']:.3f})" if spread.get("sd") is not None else ""
-        verdict = pooled["found"]["words"]
-        if pooled.get("difference"):
-            difference = pooled["difference"]["words"]
-            verdict += f" {difference[0].upper()}{difference[1:]}."
-        terminal.print(f"{pooled['name']}, {pooled['train_size']} pairs: {verdict}{sd}", soft_wrap=True)
-        for line in memorization_sentences(pooled.get("memorization")):
-            terminal.print(line, soft_wrap=True)
+        name = f"{pooled['name']}, {pooled['train_size']} pairs"
+        terminal.print(f"{name}: {pooled_sentence(pooled)}{sd}", soft_wrap=True)
     recommended = f"recommended: {study['recommended']}" if study["recommended"] else "nothing is recommended"
     terminal.print(f"frontier: {', '.join(study['frontier']) or 'empty'}; {recommended}", soft_wrap=True)
     terminal.print(f"{study_sentence(study)}.", soft_wrap=True)
@@ -215,17 +212,15 @@ def _study_columns(study: Mapping[str, Any]) -> list[Column]:
         Column("95 % of PPG", intervals, 3),
         Column("PPG drop", [_drop(study, r) for r in rows], 1),
         Column("null PPG", null, 4),
-        Column("AUC", [_membership_auc(r) for r in rows], 4),
-        Column("zero-shot", [_utility(r, "zeroshot_top1") for r in rows], 2),
-        Column("t2i R@1", [_utility(r, "t2i_r1") for r in rows], 7),
+        Column("AUC", [_share((membership_auc(r, "cosine") or {}).get("value")) for r in rows], 4),
+        Column("zero-shot", [_share(utility(r, "zeroshot_top1")) for r in rows], 2),
+        Column("t2i R@1", [_share(utility(r, "t2i_r1")) for r in rows], 7),
     ]
 
 
 def _drop(study: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     """How much smaller a row's PPG is than the default's, or that the two are not distinguishable."""
-    identity = ("name", "train_size", "seed")
-    same = (d for d in study["differences"] if all(d[name] == row[name] for name in identity))
-    difference = next(same, None)
+    difference = difference_to_default(study, row)
     if difference is None or row["symmetric"] is None:
         return "" if row["symmetric"] else "–"
     ppg = difference["ppg"]
@@ -235,15 +230,8 @@ def _drop(study: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     return f"{100 * ppg['value'] / base:.0f} %" if base > 0 else f"{ppg['value']:+.3f}"
 
 
-def _utility(row: Mapping[str, Any], measure: str) -> str:
-    value = ((row.get("utility") or {}).get("target") or {}).get(measure)
+def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
-
-
-def _membership_auc(row: Mapping[str, Any]) -> str:
-    """The AUC of membership by cosine."""
-    attack = ((row.get("membership") or {}).get("cosine") or {}).get("auc")
-    return f"{attack['value']:.3f}" if attack else "–"
 
 
 def show_next_steps(out: Path, page: Path | None, study: bool) -> None:

@@ -6,14 +6,15 @@ Such a run is not trained; the longer run keeps the checkpoint instead, unless i
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from dejavu_lit.evaluation.settings import EvaluationSettings, saved_settings
+from dejavu_lit.evaluation.settings import saved_settings
 from dejavu_lit.measure.recompute import MODEL_FREE_OPTIONS, PLACEMENT_OPTIONS
+from dejavu_lit.measure.records import SIDES
+from dejavu_lit.study.cells import REQUEST, Cell, Row, evaluation_request
 from dejavu_lit.study.runs import keeping
-from dejavu_lit.study.table import REQUEST, SIDES, Cell, evaluation_request, label
 from dejavu_lit.training.settings import TrainerSettings, TrainingRun
 from dejavu_lit.utils.config import to_plain
 from dejavu_lit.utils.errors import UserError
@@ -25,24 +26,12 @@ STOPPING_KNOBS = ("early_stopping", "gap_budget")
 METRICS = "metrics.json"
 
 
-@dataclass(frozen=True)
-class PlannedRow:
-    """One row of the study to come: the settings of its two runs and of its evaluation."""
+@dataclass(frozen=True, kw_only=True)
+class PlannedRow(Row):
+    """A row of the study to come."""
 
-    name: str
-    overrides: tuple[str, ...]
-    train_size: int | None
-    seed: int
     runs: Mapping[str, TrainingRun]
     """The settings of each side's run."""
-    evaluation: EvaluationSettings
-    series: str | None = None
-    half: int = 0
-
-    @property
-    def label(self) -> str:
-        """The name of its folders: the setting, the size if one was chosen, the seed, and the half beyond the first."""
-        return label(self.name, self.train_size, self.seed, self.half)
 
 
 @dataclass(frozen=True)
@@ -84,17 +73,12 @@ def make_plan(out: Path, rows: Sequence[PlannedRow]) -> Plan:
     cells = []
     for row in rows:
         locations = {side: runs.locate(row.runs[side], f"{row.label}-{side}") for side in SIDES}
+        shared: dict[str, Any] = {field.name: getattr(row, field.name) for field in fields(Row)}
         cell = Cell(
-            row.name,
-            row.overrides,
-            row.train_size,
-            row.seed,
-            locations["target"][0],
-            locations["reference"][0],
-            {side: epoch for side, (_, epoch) in locations.items() if epoch is not None},
-            row.series,
-            evaluation=row.evaluation,
-            half=row.half,
+            **shared,
+            target=locations["target"][0],
+            reference=locations["reference"][0],
+            epochs={side: epoch for side, (_, epoch) in locations.items() if epoch is not None},
         )
         folder = _evaluation_folder(out / "evaluations", row.label, evaluation_request(cell))
         key = fingerprint([locations, saved_settings(row.evaluation)])

@@ -7,6 +7,7 @@ t distribution. With one seed pair the interval comes from the records alone, an
 distribution.
 """
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from math import sqrt
@@ -43,8 +44,15 @@ def required_sample(
     Raises:
         UserError: values outside their range, an unreadable file, or evaluations without the set B.
     """
-    _check_arguments(metrics, gap, power, figure)
+    if not 0 < gap < 1:
+        raise UserError(f"gap={gap} must be above 0 and below 1, e.g. gap=0.1 for a symmetric PPG of 0.1")
+    if not 0.05 < power < 1:
+        raise UserError(f"power={power} must be above 0.05 and below 1, e.g. power=0.8")
+    if figure not in FIGURES:
+        raise UserError(f"figure={figure!r} is unknown; choose one of {', '.join(FIGURES)}")
     paths = [metrics] if isinstance(metrics, str | Path) else metrics
+    if not isinstance(paths, Sequence) or not paths or not all(isinstance(path, str | Path) for path in paths):
+        raise UserError(f"metrics={metrics} must be one path or a list of paths of earlier evaluations or studies")
     measured = variances(read_evaluations(paths), figure)
     noise = (measured["sampling_sd"], measured["training_sd"])
     rows = [
@@ -63,18 +71,6 @@ def required_sample(
         "rows": rows,
         "words": _summary(rows, measured),
     }
-
-
-def _check_arguments(metrics: Any, gap: Any, power: Any, figure: Any) -> None:
-    if not isinstance(gap, int | float) or not 0 < gap < 1:
-        raise UserError(f"gap={gap} must be above 0 and below 1, e.g. gap=0.1 for a symmetric PPG of 0.1")
-    if not isinstance(power, int | float) or not 0.05 < power < 1:
-        raise UserError(f"power={power} must be above 0.05 and below 1, e.g. power=0.8")
-    if figure not in FIGURES:
-        raise UserError(f"figure={figure!r} is unknown; choose one of {', '.join(FIGURES)}")
-    paths = [metrics] if isinstance(metrics, str | Path) else metrics
-    if not isinstance(paths, Sequence) or not paths or not all(isinstance(path, str | Path) for path in paths):
-        raise UserError(f"metrics={metrics} must be one path or a list of paths of earlier evaluations or studies")
 
 
 def read_evaluations(paths: Sequence[Path | str]) -> list[tuple[str, dict[str, Any]]]:
@@ -156,16 +152,9 @@ def power_of(gap: float, records: float, pairs: int, sampling_sd: float, trainin
 
 def _fewest_records(gap: float, power: float, pairs: int, sampling_sd: float, training_sd: float) -> int | None:
     """The fewest records that reach the power, or None if none do."""
-    low, high = 1, MOST_RECORDS
-    if power_of(gap, high, pairs, sampling_sd, training_sd) < power:
-        return None
-    while low < high:
-        middle = (low + high) // 2
-        if power_of(gap, middle, pairs, sampling_sd, training_sd) >= power:
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    records = range(1, MOST_RECORDS + 1)
+    place = bisect_left(records, power, key=lambda n: power_of(gap, n, pairs, sampling_sd, training_sd))
+    return records[place] if place < MOST_RECORDS else None
 
 
 def _summary(rows: Sequence[Mapping[str, Any]], measured: Mapping[str, Any]) -> str:

@@ -203,6 +203,12 @@ def pool_differences(differences: Sequence[Row]) -> dict[tuple[str, int], dict[s
     }
 
 
+def difference_to_default(study: Row, row: Row) -> Row | None:
+    """The entry of ``differences`` in study.json for one of its rows; None for the default, and for what was not compared."""
+    identity = ("name", "train_size", "seed")
+    return next((d for d in study.get("differences", []) if all(d[name] == row[name] for name in identity)), None)
+
+
 def _over_seeds(figures: Sequence[Row]) -> dict[str, Any]:
     mean, sd, ci95 = pool_seeds([figure["value"] for figure in figures])
     if ci95 is None:

@@ -4,7 +4,6 @@ A launcher is a function ``(directories) -> iterator of (directory, None | why i
 a ``config.yaml`` and are not finished, trains each with ``dejavu resume DIRECTORY`` (which resumes from ``last.ckpt`` and
 writes ``run.json``), and yields every directory once, as soon as its training has ended, in any order. An interrupted study
 may have left a training running in a directory; the launcher waits for it. ``train_here`` is the launcher for this machine.
-To add one, put a function beside it in ``LAUNCHERS``; its name becomes a value of ``launcher=``.
 """
 
 import fcntl
@@ -161,6 +160,3 @@ def failure_reason(output: str, code: int, log_file: Path) -> str:
             f"killed by {signal.Signals(-code).name}{memory}; run the same command again to resume from its checkpoint"
         )
     return f"exited with code {code}: {lines[-1] if lines else 'no output'}; see {log_file}"
-
-
-LAUNCHERS: dict[str, Launcher] = {"local": train_here}

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dejavu_lit.study.table import SIDES, Cell
+from dejavu_lit.measure.records import SIDES
+from dejavu_lit.study.cells import Cell
 from dejavu_lit.training.settings import TrainingRun
 from dejavu_lit.utils.config import flatten, to_plain
 from dejavu_lit.utils.errors import UserError
@@ -80,12 +81,12 @@ def _cells(pairs: list[_Pair]) -> list[Cell]:
         overrides = tuple(f"{name}={_as_override(values.get(name))}" for name in varied)
         cells.append(
             Cell(
-                ",".join(overrides) or "all",
-                overrides,
-                pair.config.data.train_size,
-                pair.config.seed,
-                pair.runs["target"],
-                pair.runs["reference"],
+                name=",".join(overrides) or "all",
+                overrides=overrides,
+                train_size=pair.config.data.train_size,
+                seed=pair.config.seed,
+                target=pair.runs["target"],
+                reference=pair.runs["reference"],
             )
         )
     return cells

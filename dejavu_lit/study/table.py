@@ -1,27 +1,22 @@
-"""The table of a study: its cells, their evaluations, and study.json, in which the settings are compared.
-
-A setting is a name and a list of overrides. A cell is one (setting, training size, seed), with a target and a reference run
-under the same mitigation.
-"""
+"""The table of a study: the evaluations of its cells, and study.json, in which the settings are compared."""
 
 import json
 import logging
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dejavu_lit.evaluation.settings import EvaluationSettings, saved_settings
 from dejavu_lit.measure.controls import compare_settings, memorization_found, pool_blocks, pool_seeds
 from dejavu_lit.measure.figures import BLOCKS, MEMBERSHIP
 from dejavu_lit.measure.recompute import read_evaluation
-from dejavu_lit.measure.records import Records
+from dejavu_lit.measure.records import SIDES, Records
 from dejavu_lit.measure.settings import Resampling
+from dejavu_lit.study.cells import Cell, evaluation_folder, match_stop_epoch
 from dejavu_lit.study.halves import write_memorization
 from dejavu_lit.study.ranking import add_verdict, comparison_key, pool_differences, rank
 from dejavu_lit.training.settings import TrainingRun
@@ -34,71 +29,9 @@ from dejavu_lit.utils.run_directory import RunDirectory
 log = logging.getLogger(__name__)
 
 SCHEMA = 1  # of study.json
-SIDES = ("target", "reference")
-REQUEST = "asked.json"  # in an evaluation's folder: the models and settings that the study requested
 OPEN_CLIP_LOGIT_SCALE = round(1 / 0.07, 4)  # the initial value, unless a checkpoint or a knob sets another
 
 RecordSets = tuple[Records, Records | None]  # of A, and of B if it was measured
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One row of the study: a setting at one training size and seed, its two runs and its evaluation."""
-
-    name: str
-    overrides: tuple[str, ...]
-    train_size: int | None
-    seed: int
-    target: Path
-    reference: Path
-    epochs: Mapping[str, int] = field(default_factory=dict)
-    """{side: epoch of the checkpoint to use}, for each side whose run is longer than this cell's."""
-    series: str | None = None
-    folder: Path | None = None
-    """The folder of its evaluation, which several cells may share."""
-    evaluation: EvaluationSettings = field(default_factory=EvaluationSettings)
-    """The settings of its evaluation."""
-    half: int = 0
-    """The random half that its runs trained on; 0 is the prepared split."""
-
-    @property
-    def label(self) -> str:
-        """The name of its folder: the setting, the size if one was chosen, the seed, and the half beyond the first."""
-        return label(self.name, self.train_size, self.seed, self.half)
-
-    def model_name(self, side: str) -> str:
-        """The model of one side, as ``dejavu evaluate`` names it: RUN or RUN@EPOCH."""
-        run = self.target if side == "target" else self.reference
-        return f"{run}@{self.epochs[side]}" if side in self.epochs else str(run)
-
-
-def label(name: str, train_size: int | None, seed: int, half: int = 0) -> str:
-    """The folder name for a setting, its size if one was chosen, the seed, and the half beyond the first."""
-    dealt = f"-h{half}" if half else ""
-    size = f"-n{train_size}" if train_size is not None else ""
-    return f"{re.sub(r'[^A-Za-z0-9_.=-]+', '-', name).strip('.-') or 'setting'}{size}-s{seed}{dealt}"
-
-
-def evaluation_folder(out: Path, cell: Cell) -> Path:
-    """Where a cell's evaluation is written in the study's folder ``out``."""
-    return cell.folder or out / "evaluations" / cell.label
-
-
-def evaluation_request(cell: Cell) -> dict[str, Any]:
-    """What determines a cell's evaluation: the directory names of its two models, and its settings."""
-    return {**{side: Path(cell.model_name(side)).name for side in SIDES}, "evaluation": saved_settings(cell.evaluation)}
-
-
-def match_stop_epoch(cell: Cell) -> Cell:
-    """If a gap budget stopped the target, the cell with the reference of the same epoch: age changes a model's utility."""
-    stopped = RunDirectory(cell.target).record().get("stopped") or {}
-    if stopped.get("by") != "gap_budget" or "target" in cell.epochs:
-        return cell
-    epoch = int(stopped["epoch"])
-    if not RunDirectory(cell.reference).checkpoint(epoch).is_file():
-        log.warning("%s stopped after epoch %d, but %s has no checkpoint of it", cell.target, epoch, cell.reference)
-        return cell
-    return replace(cell, epochs={"reference": epoch})
 
 
 def evaluate_cells(

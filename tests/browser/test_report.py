@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from dejavu_lit.report.report import write_report
-from tests.report.artifacts import FEW_FIGURES, HOSTILE, LABELS, make_evaluation
+from tests.report.artifacts import FEW_FIGURES, HOSTILE, LABELS, make_evaluation, make_study
 
 from .conftest import Visit
 
@@ -435,3 +436,44 @@ def test_five_hundred_cards_open_fast(chromium: Any, tmp_path: Path) -> None:
     print(f"opens in {min(seconds):.2f} s and loads {size / 1e6:.2f} MB in {len(loaded)} files")
     assert min(seconds) < 2
     assert size < 1_500_000
+
+
+def test_pairs_ranked_over_random_halves(chromium: Any, tmp_path: Path) -> None:
+    study = make_study(tmp_path / "study", {"none": 0.9, "mask": 0.0}, (24,), settings=FEW_FIGURES, membership=True)
+    hits = {f"a{i:05d}": i / 8 for i in range(24)}
+    table = {"setting": ["none"] * 24, "train_size": [24] * 24, "key": list(hits), "hits": list(hits.values())}
+    table |= {"hits_se": [0.25] * 24, "hits_halves": [4] * 24, "alignment": [0.125] * 24, "alignment_se": [None] * 24}
+    pq.write_table(pa.table(table), study / "memorization.parquet")
+    page = write_report(study)
+    first = "counterfactual memorization +2.75 ± 0.25 hits, +0.125 in alignment (± standard error, 4 halves)"
+    with Visit(chromium, page) as visit:
+        until(visit.page, "document.querySelectorAll('.examples .card').length === 3")
+        assert visit.page.text_content(".examples .card header span") == first
+        assert not visit.errors
+    with Visit(chromium, page.parent / "settings" / "none-n24-s0" / "index.html") as visit:
+        ready = visit.ready()
+        assert ready.input_value("[name=sort]") == "memorization"
+        assert keys(ready) == [f"a{i:05d}" for i in range(22, 12, -1)]  # the last pair has no objects
+        settled(ready, lambda: ready.select_option("[name=sort]", "gap"))
+        assert "sort=gap" in ready.evaluate("location.hash")
+        gaps = ready.eval_on_selector_all(
+            ".pairs .card header", "all => all.map(h => h.textContent.match(/gap (\\S+)/)[1])"
+        )
+        values = [int(gap.replace("−", "-")) for gap in gaps]
+        assert values == sorted(values, reverse=True)
+        settled(ready, lambda: ready.click("[name=reset]"))
+        assert ready.input_value("[name=sort]") == "memorization"
+        assert not visit.errors
+
+
+def test_membership_fits_a_phone(chromium: Any, tmp_path: Path) -> None:
+    page = write_report(make_evaluation(tmp_path / "e", n=60, membership=True, settings=FEW_FIGURES))
+    for width in (390, 1440):
+        with Visit(chromium, page, width=width) as visit:
+            ready = visit.ready()
+            assert ready.evaluate("document.documentElement.scrollWidth") <= width
+            fits = """[...document.querySelectorAll('#membership td')].every(cell => {
+                const box = cell.getBoundingClientRect(); return box.left >= 0 && box.right <= innerWidth; })"""
+            assert ready.evaluate(fits)
+            assert ready.evaluate("[...document.querySelectorAll('#membership figure img')].length") == 2
+            assert not visit.errors

@@ -62,7 +62,7 @@ def read_artifact(folder: Path, shards: ShardSet) -> None:
         [objects.names(row) for row in range(len(objects))]
     try_read(lambda: contact_sheet({"A": shards}, folder, 0.5, 3))
     thumbnails = {key: Thumbnail("x.webp", 40, 30) for key in KEYS}
-    for image in (try_read(lambda: read_boxes(thumbnails, folder / "A", 0.5)) or {}).values():
+    for image in (try_read(lambda: read_boxes(thumbnails, [folder / "A"], 0.5)) or {}).values():
         [list(map(round, box)) for _, *box in image.boxes]
     try_read(lambda: failures(folder / "A" / "00000.parquet"))
 

@@ -12,9 +12,12 @@ from PIL import Image
 from dejavu_lit.data.objects import Annotation, Annotator, read_objects, write_objects
 from dejavu_lit.data.shards import Pair, write_shards
 from dejavu_lit.measure.metrics import measure
+from dejavu_lit.measure.model_scores import MODEL_SCORES
+from dejavu_lit.measure.recompute import membership as membership_of
 from dejavu_lit.measure.records import EXPOSURE, Neighbors, Records, write_records
 from dejavu_lit.measure.settings import Settings
 from dejavu_lit.study import table as study
+from dejavu_lit.study.cells import Cell
 from dejavu_lit.utils.io import read_json, write_json
 
 LABELS = (
@@ -51,6 +54,7 @@ def make_evaluation(
     images: bool = True,
     captions: Mapping[int, str] | None = None,
     planted: bool = False,
+    membership: bool = False,
     data: Path | None = None,
     settings: Settings | None = None,
     seed: int = 0,
@@ -80,11 +84,18 @@ def make_evaluation(
         texts = json.loads((data / f"{name}.captions.json").read_text())
         target = _neighbors(rng, truth, public, settings.ks[-1], 0.0 if block == "null" else strength)
         reference = _neighbors(rng, truth, public, settings.ks[-1], 0.0)
-        columns = {EXPOSURE: [20 if planted and i % 4 == 0 else 2 for i in range(len(truth))]}
+        columns: dict[str, Any] = {EXPOSURE: [20 if planted and i % 4 == 0 else 2 for i in range(len(truth))]}
+        if membership:
+            for side, members in (("target", block != "null"), ("reference", False)):
+                for score in MODEL_SCORES:
+                    scores = rng.normal(strength * members, 0.5, len(truth))
+                    columns[f"{side}_{score}"] = [None, *scores.tolist()[1:]]  # the first pair was not drawn
         sets[block] = Records(texts, truth, public, target, reference, columns)
         file = "records.parquet" if block == "population" else f"records_{block}.parquet"
         write_records(folder / file, sets[block], settings.k, settings.top_m)
     metrics = measure(sets["population"], sets["null"], sets["swapped"], settings, objects_at)
+    if membership:
+        metrics |= membership_of(sets, settings, metrics["reasons"])
     metrics["utility"] = {
         side: {"zeroshot_top1": 0.4 + 0.05 * strength, "t2i_r1": 0.2, "linear_probe": None}
         for side in ("target", "reference")
@@ -111,6 +122,7 @@ def make_study(
     sizes: tuple[int, ...] = (40,),
     seeds: int = 1,
     settings: Settings | None = None,
+    membership: bool = False,
 ) -> Path:
     """Write a study of settings, each with the strength of its target's memorization; the first is the default."""
     rows = []
@@ -119,12 +131,16 @@ def make_study(
             for seed in range(seeds):
                 evaluation = folder / "evaluations" / f"{name}-{size}-{seed}"
                 make_evaluation(
-                    evaluation, n=size, strength=strength, data=folder / f"data{size}", seed=seed, settings=settings
-                )
+                    evaluation, n=size, strength=strength, data=folder / f"data{size}", seed=seed, settings=settings,
+                    membership=membership,
+                )  # fmt: skip
                 runs = [folder / f"{name}-{side}" for side in ("target", "reference")]
                 for run in runs:
                     write_json(run / "run.json", {"seconds": 1.0})
-                cell = study.Cell(name, (f"mitigation.text_mask={1 - strength:g}",), size, seed, runs[0], runs[1])
+                cell = Cell(
+                    name=name, overrides=(f"mitigation.text_mask={1 - strength:g}",), train_size=size, seed=seed,
+                    target=runs[0], reference=runs[1],
+                )  # fmt: skip
                 row = study.study_row(folder, cell, read_json(evaluation / "metrics.json"), evaluation)
                 rows.append(row | {"data": "data", "objects": ANNOTATOR})  # the sizes of a real study share their data
     study.write_study(folder, rows, {}, 0.05)

@@ -139,10 +139,10 @@ def test_redacting_later_deletes_the_unredacted_runs(
 ) -> None:
     pytest.importorskip("wandb")
     out = copy(plain, tmp_path / "gap")
-    log_evaluation(LoggerSettings(Wandb()), out, redact=False, figures=tmp_path)
+    log_evaluation(LoggerSettings(Wandb()), out, redact=False)
     assert "caption" in runs(out)[0].table("memorized")[0]
     for _ in range(2):
-        log_evaluation(LoggerSettings(Wandb()), out, redact=True, figures=tmp_path)
+        log_evaluation(LoggerSettings(Wandb()), out, redact=True)
         (run,) = runs(out)
         assert "caption" not in run.table("memorized")[0]
     assert caplog.text.count("if it was uploaded, delete it online too") == 1
@@ -157,7 +157,7 @@ def test_a_changed_evaluation_is_logged_again_under_its_id(plain: Path, tmp_path
         metrics = read_json(out / "metrics.json")
         metrics["symmetric"]["ppg"]["value"] += change
         write_json(out / "metrics.json", metrics)
-        log_evaluation(LoggerSettings(Wandb(group="mine")), out, redact=True, figures=tmp_path)
+        log_evaluation(LoggerSettings(Wandb(group="mine")), out, redact=True)
     first, second = runs(out)
     assert first.run.run_id == second.run.run_id
     assert second.values("symmetric/ppg")[0] == pytest.approx(first.values("symmetric/ppg")[0] + 0.25)

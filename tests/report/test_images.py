@@ -49,9 +49,9 @@ def test_boxes(folder: Path) -> None:
     from dejavu_lit.data.shards import ShardSet
 
     thumbnails = write_thumbnails(ShardSet.open(folder / "A"), "abcdef", 16, folder / "thumbs")
-    boxes = read_boxes(thumbnails, folder / "objects", 0.5)
+    boxes = read_boxes(thumbnails, [folder / "objects"], 0.5)
     assert boxes["a"] == Boxes(40, 30, [("fox", 5.0, 5.0, 10.5, 10.0), ("dog", 1.0, 2.0, 3.0, 4.0)])
     assert set(boxes) == {"a", "d"}  # not the broken, rotated, failed, or box-less images
     assert len(boxes["d"].boxes) == 30 < MAX_BOXES
-    assert len(read_boxes({"d": thumbnails["d"]}, folder / "objects", 0.0)["d"].boxes) == MAX_BOXES
-    assert read_boxes({}, folder / "objects", 0.0) == {}
+    assert len(read_boxes({"d": thumbnails["d"]}, [folder / "objects"], 0.0)["d"].boxes) == MAX_BOXES
+    assert read_boxes({}, [folder / "objects"], 0.0) == {}

@@ -136,7 +136,7 @@ def test_the_frontier_has_a_panel_for_each_public_set() -> None:
     }
 
 
-def test_points_without_room_for_their_names_have_numbers() -> None:
+def test_points_have_numbers_that_are_explained_below_the_panels() -> None:
     close = [row(f"a setting with a long name {i}", 0.3 + 0.001 * i, 0.2 + 0.001 * (i % 3)) for i in range(9)]
     figure = drawn(close)["frontier"].figure
     assert [text.get_text() for text in figure.axes[0].texts] == [str(i + 1) for i in range(9)]

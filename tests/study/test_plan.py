@@ -13,10 +13,11 @@ from dejavu_lit.evaluation.settings import EvaluationSettings
 from dejavu_lit.measure.figures import BLOCKS
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.settings import ModelSpec
+from dejavu_lit.study.cells import evaluation_request, label
 from dejavu_lit.study.plan import PlannedRow, make_plan
 from dejavu_lit.study.runs import failure_reason, save_settings, train_missing, training_cost
 from dejavu_lit.study.sweep import pair_runs
-from dejavu_lit.study.table import evaluation_request, knobs, label, write_study
+from dejavu_lit.study.table import knobs, write_study
 from dejavu_lit.training.settings import GapSettings, Recipe, TrainerSettings, TrainingRun
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import write_json
@@ -41,7 +42,8 @@ def planned(name, evaluation=None, seed=0, size=100, epochs=20, every=None, **mi
         side: config(side, seed, size, epochs, watched if side == "target" else None, **mitigation)
         for side in ("target", "reference")
     }
-    return PlannedRow(name, (f"{name}=1",), size, seed, runs, evaluation or EvaluationSettings())
+    row = {"name": name, "overrides": (f"{name}=1",), "train_size": size, "seed": seed}
+    return PlannedRow(**row, runs=runs, evaluation=evaluation or EvaluationSettings())
 
 
 def finish(path, saved, kept=()):

@@ -1,7 +1,7 @@
 "use strict";
 // The cards: one pair with what both models find for its caption. On an evaluation's page they are sorted, filtered and paged.
 
-const CHOICES = { sort: "gap", object: "", text: "", size: "10", page: "1", boxes: "right" }; // defaults; changes are stored in the URL after #
+const CHOICES = { object: "", text: "", size: "10", page: "1", boxes: "right" }; // defaults; changes are stored in the URL after #
 const NEAREST = 5; // public images shown at once; the others are folded
 const FEW_WRONG = 4; // wrong objects shown at once, likewise
 
@@ -93,9 +93,20 @@ function trainingPair(card, labels, root) {
     make("ul", { class: "chips", "aria-label": "Objects in the training image" }, chips));
 }
 
+// A figure with its standard error, each of which may be unknown.
+function withError(value, error, digits, unit) {
+  if (value === null) return null;
+  return `${signed(value, digits)}${error === null ? "" : ` ± ${error.toFixed(digits)}`} ${unit}`;
+}
+
 function cardElement(card, data, rank, root) {
   const gap = card.target.hits - card.reference.hits;
   const facts = [`gap ${signed(gap, 0)} hits`];
+  if (card.memorization) {
+    const { hits, hits_se, alignment, alignment_se, halves } = card.memorization;
+    const measured = [withError(hits, hits_se, 2, "hits"), withError(alignment, alignment_se, 3, "in alignment")].filter(Boolean);
+    facts.unshift(`counterfactual memorization ${measured.join(", ")} (± standard error, ${halves} halves)`);
+  }
   if (card.objects) facts.push(`distance ${card.distance.toFixed(3)}`);
   if (card.exposure !== null) facts.push(`seen ${card.exposure} times`);
   const head = make("header", {}, make("h3", {}, `${rank}. `, isolated(card.key)), facts.map((text) => make("span", {}, text)));
@@ -111,25 +122,29 @@ async function startCards(box) {
   const { cards } = data;
   const query = (name) => box.querySelector(`[name="${name}"]`);
   const list = box.querySelector(".cards");
-  const orders = { // sorting is stable, so ties stay in the order of gap
-    gap: cards,
+  const gapOfCard = (card) => card.target.hits - card.reference.hits;
+  const main = query("sort").options[0].value; // the order of the file
+  const defaults = { sort: main, ...CHOICES };
+  const orders = { // sorting is stable, so ties stay in the order of the file
+    [main]: cards,
+    gap: [...cards].sort((a, b) => gapOfCard(b) - gapOfCard(a)),
     hits: [...cards].sort((a, b) => b.target.hits - a.target.hits),
     distance: [...cards].sort((a, b) => a.distance - b.distance),
   };
 
   function choices() {
     const parameters = new URLSearchParams(location.hash.slice(1));
-    return Object.fromEntries(Object.entries(CHOICES).map(([name, value]) => [name, parameters.get(name) ?? value]));
+    return Object.fromEntries(Object.entries(defaults).map(([name, value]) => [name, parameters.get(name) ?? value]));
   }
 
   function choose(changes) {
-    const changed = Object.entries({ ...choices(), ...changes }).filter(([name, value]) => String(value) !== CHOICES[name]);
+    const changed = Object.entries({ ...choices(), ...changes }).filter(([name, value]) => String(value) !== defaults[name]);
     history.replaceState(null, "", `#${new URLSearchParams(changed.map(([n, v]) => [n, String(v)]))}`);
     draw();
   }
 
   function matching({ sort, object, text }) {
-    let chosen = Object.hasOwn(orders, sort) ? orders[sort] : orders.gap;
+    let chosen = Object.hasOwn(orders, sort) ? orders[sort] : cards;
     const [name, words] = [object.trim().toLowerCase(), text.trim().toLowerCase()];
     if (name) {
       const code = data.labels.findIndex((label) => label.toLowerCase() === name);
@@ -175,7 +190,7 @@ async function startCards(box) {
   const step = (by) => { choose({ page: Number(query("page").value) + by }); box.scrollIntoView(); };
   query("back").addEventListener("click", () => step(-1));
   query("next").addEventListener("click", () => step(1));
-  query("reset").addEventListener("click", () => choose(CHOICES));
+  query("reset").addEventListener("click", () => choose(defaults));
   addEventListener("hashchange", draw);
   draw();
   box.dataset.ready = "true";

@@ -1,0 +1,207 @@
+"""The figures of one evaluation that show the three gaps side by side: blocks, subgroups, sensitivity, planted memory.
+
+Each function returns a ``Plot`` whose rows are exactly what is drawn, or None if the evaluation has no data for it.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES
+from dejavu_lit.report.figures import (
+    INK,
+    MARKERS,
+    MUTED,
+    REFERENCE,
+    TARGET,
+    Plot,
+    error_arms,
+    forest,
+    legend_above,
+    panels,
+    shorten,
+    x_label_below,
+    zero_line,
+)
+from dejavu_lit.report.narrative import capitalized, interval, signed
+
+GAP_TITLES = {"ppg": "precision\ngap PPG", "prg": "recall\ngap PRG", "aucg": "AUC\ngap AUCG"}
+GAP_AXIS = "gap, target − reference (difference of shares)"
+SENSITIVITY = {  # name: title, axis label, one value in words
+    "threshold": ("Gaps by the annotator's score threshold", "annotator's score threshold", "at score threshold {:g}"),
+    "top_m": (
+        "Gaps by number of predicted objects",
+        "objects predicted, most frequent first",
+        "with the top {:g} objects",
+    ),
+}
+BLOCK_NAMES = {"symmetric": "symmetric", "population": "A: target − reference", "null": "H: null control"}
+MAX_GROUPS = 20  # drawn in a subgroup figure; its CSV contains all
+Metrics = Mapping[str, Any]
+Rows = Sequence[Mapping[str, Any]]
+
+
+def figure_row(figure: Mapping[str, Any]) -> dict[str, float]:
+    """value, low, high (95 %), and the paper's mean and std if they were measured."""
+    low, high = figure["ci95"]
+    spread = {name: figure[name] for name in ("mean", "std") if name in figure}
+    return {"value": figure["value"], "low": low, "high": high} | spread
+
+
+def gaps(metrics: Metrics) -> Plot:
+    """The five blocks of each figure with their 95 % intervals."""
+    measured = [name for name in DISPLAY_ORDER if metrics.get(name)]
+    rows: list[dict[str, Any]] = [
+        {"block": block, "figure": name} | figure_row(metrics[block][name]) for name in FIGURES for block in measured
+    ]
+    main = "symmetric" if "symmetric" in measured else "population"
+    values = "; ".join(
+        f"{FIGURES[name].label} {signed(gap['value'])} ({interval(gap['ci95'])})"
+        for name, gap in ((name, metrics[main][name]) for name in FIGURES)
+    )
+    text = f"The {main} gaps are {values}. The lines are 95 % intervals."
+    labels = [BLOCKS[name].label.replace(" (headline)", "") for name in measured]
+    draw = partial(_draw_forest, rows, labels, GAP_AXIS, {"symmetric": TARGET, "null": MUTED})
+    return Plot("gaps", "Gaps with 95 % intervals", text, rows, draw)
+
+
+def _draw_forest(rows: Rows, labels: Sequence[str], x_label: str, colors: Mapping[str, str]) -> Figure:
+    """A row per label, the three gaps beside each other; ``colors``: of the blocks that differ from ``INK``."""
+    figure, axes = forest(labels, list(GAP_TITLES.values()), x_label)
+    for axis, name in zip(axes, FIGURES, strict=True):
+        zero_line(axis, horizontal=False)
+        for position, row in enumerate(r for r in rows if r["figure"] == name):
+            color = colors.get(row.get("block", ""), INK)
+            axis.errorbar([row["value"]], [position], xerr=error_arms([row]), fmt="o", color=color)
+    return figure
+
+
+def subgroups(column: str, result: Mapping[str, Any]) -> Plot | None:
+    """The gaps of each group of one column with their 95 % intervals; only the largest groups are drawn."""
+    groups = result["groups"]
+    if not groups:
+        return None
+    drawn = _drawn_groups(groups)
+    largest, smallest = (choose(drawn, key=lambda g: g["ppg"]["value"]) for choose in (max, min))
+    text = (
+        f"{str(result['basis']).capitalize()} PPG is largest for {largest['group']} ({signed(largest['ppg']['value'])}) "
+        f"and smallest for {smallest['group']} ({signed(smallest['ppg']['value'])}). In parentheses: records."
+    )
+    if len(groups) > MAX_GROUPS:
+        text += f" The {MAX_GROUPS} largest of {len(groups)} groups are shown; the CSV contains all of them."
+    rows = [
+        {"group": g["group"], "records": g["records"], "figure": f} | figure_row(g[f]) for g in groups for f in FIGURES
+    ]
+    slug = re.sub(r"[^a-z0-9]+", "-", column.lower()).strip("-") or "column"
+    title = f"Gaps by subgroup: {column.replace('_', ' ')}"
+    labels = [f"{shorten(g['group'], 24)}  ({g['records']:,})" for g in drawn]
+    shown = [{"figure": f} | figure_row(g[f]) for g in drawn for f in FIGURES]
+    draw = partial(_draw_forest, shown, labels, f"{result['basis']} {GAP_AXIS}", {"": TARGET})
+    return Plot(f"subgroups-{slug}", title, text, rows, draw)
+
+
+def _drawn_groups(groups: Rows) -> list[Mapping[str, Any]]:
+    """The largest groups in the order of the table; numeric ranges in their own order, a selection by PPG."""
+    largest = sorted(groups, key=lambda g: -g["records"])[:MAX_GROUPS]
+    drawn = [g for g in groups if g in largest]
+    if all(re.match(r"[≤>\d]", g["group"]) for g in drawn):
+        drawn.sort(key=lambda g: (float(re.findall(r"[\d.]+", g["group"])[-1]), g["group"].startswith(">")))
+    elif len(groups) > MAX_GROUPS:
+        drawn.sort(key=lambda g: -g["ppg"]["value"])
+    return drawn
+
+
+def by_k(metrics: Metrics) -> Plot | None:
+    """The gaps over k."""
+    values = [(int(k), blocks) for k, blocks in metrics["by_k"].items()]
+    if len(values) < 2:
+        return None
+    return _gaps_over("by-k", "Gaps by number of neighbors", "nearest neighbors k", "at k = {:g}", values)
+
+
+def sensitivity(metrics: Metrics, name: str) -> Plot | None:
+    """The gaps over the annotator's threshold, or over top-m."""
+    values = [(row[name], row) for row in metrics["sensitivity"][name] if row.get("population")]
+    main = metrics["settings"].get(name)
+    if main is not None and main not in [value for value, _ in values]:
+        values.append((main, metrics))
+    if len(values) < 2:
+        return None
+    values.sort(key=lambda value: value[0])
+    return _gaps_over(f"by-{name.replace('_', '-')}", *SENSITIVITY[name], values)
+
+
+def planted(metrics: Metrics) -> Plot | None:
+    """The gaps at each level of exposure: the calibration by planted memory."""
+    result = metrics.get("planted")
+    if not result:
+        return None
+    rows = [
+        {"exposure": level["exposure"], "records": level["records"], "figure": name} | figure_row(level[name])
+        for name in FIGURES
+        for level in result["levels"]
+    ]
+    levels = ", ".join(
+        f"{signed(r['value'])} for pairs seen {r['exposure']:.0f} times" for r in rows if r["figure"] == "prg"
+    )
+    text = f"PRG is {levels}."
+    rho = result["spearman"]["recall"]["rho"]
+    if rho is not None:
+        text += f" Spearman's rank correlation between exposure and recall gap: {signed(rho)}."
+    return Plot(
+        "planted",
+        "Planted memory: gaps by exposure",
+        text,
+        rows,
+        partial(_draw_gaps_over, rows, "exposure", "times seen in training"),
+    )
+
+
+def _gaps_over(name: str, title: str, label: str, phrase: str, values: Sequence[tuple[float, Metrics]]) -> Plot:
+    """The gaps over a number: ``values`` are (x, blocks) in order of x; ``phrase`` says one x in words."""
+    shown = [b for b in BLOCK_NAMES if all(blocks.get(b) for _, blocks in values)]
+    rows: list[dict[str, Any]] = [
+        {"x": x, "block": block, "figure": f} | figure_row(blocks[block][f])
+        for block in shown
+        for f in FIGURES
+        for x, blocks in values
+    ]
+    ppg = [r for r in rows if r["block"] == shown[0] and r["figure"] == "ppg"]
+    text = f"{shown[0]} PPG: " + ", ".join(f"{signed(r['value'])} {phrase.format(r['x'])}" for r in ppg) + "."
+    return Plot(name, title, capitalized(text), rows, partial(_draw_gaps_over, rows, "x", label))
+
+
+def _draw_gaps_over(rows: Rows, x: str, label: str) -> Figure:
+    """The three gaps over the column ``x``, one line per block."""
+    blocks = list(dict.fromkeys(row.get("block", "symmetric") for row in rows))
+    legend = [BLOCK_NAMES[block] for block in blocks] if len(blocks) > 1 else ()
+    figure, axes = panels(3, height=1.5, legend=legend, sharey=True)
+    colors = {"symmetric": TARGET, "population": REFERENCE, "null": MUTED}
+    for axis, name in zip(axes[0], FIGURES, strict=True):
+        zero_line(axis)
+        for block, marker in zip(blocks, MARKERS, strict=False):
+            line = [r for r in rows if r.get("block", "symmetric") == block and r["figure"] == name]
+            values = [r["value"] for r in line]
+            axis.errorbar(
+                [r[x] for r in line], values, yerr=error_arms(line), color=colors[block], marker=marker,
+                label=BLOCK_NAMES[block],
+            )  # fmt: skip
+        axis.set_title(GAP_TITLES[name])
+        _ticks_at(axis, [r[x] for r in rows])
+    x_label_below(figure, label)
+    if legend:
+        legend_above(figure, axes.flat)
+    return figure
+
+
+def _ticks_at(axis: Any, values: Sequence[float]) -> None:
+    """Ticks at the measured values, without those whose labels would touch the next one's."""
+    low, high = min(values), max(values)
+    ticks: list[float] = []
+    for value in sorted(set(values), reverse=True):
+        if not ticks or ticks[-1] - value >= 0.24 * (high - low):
+            ticks.append(value)
+    axis.set_xticks(ticks[::-1], [f"{tick:g}" for tick in ticks[::-1]])

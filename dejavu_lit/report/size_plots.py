@@ -1,0 +1,202 @@
+"""The figures of a study over its training sizes: utility and gaps by size and exposure, and the law over T/N."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.stats import linregress, t
+
+from dejavu_lit.measure.figures import FIGURES, MEMBERSHIP, UTILITY
+from dejavu_lit.report.figures import (
+    MARKERS,
+    SERIES,
+    Plot,
+    few_ticks,
+    legend_above,
+    log_ticks,
+    log_x_axis,
+    panels,
+    shorten,
+    x_label_below,
+    zero_line,
+)
+from dejavu_lit.report.gap_plots import GAP_TITLES
+from dejavu_lit.report.narrative import signed
+from dejavu_lit.report.study_points import Point, flat, points
+from dejavu_lit.study.ranking import utility_measure
+
+LINE_STYLES = ("-", "--", ":", "-.")
+FEWEST_SIZES = 3  # points behind a fitted slope and its interval
+
+
+def dataset_size(study: Mapping[str, Any]) -> Plot | None:
+    """Utility and gaps (mean over seeds ± the paper's std) by training-set size and by exposure, one line per setting."""
+    every_point = points(study)
+    if len({p["train_size"] for p in every_point}) < 2:
+        return None
+    titles = {name: titles_of(study)[name] for name in measured(every_point)}
+    x_labels = {"train_size": "training pairs"}
+    if all(p["exposure"] is not None for p in every_point) and len({p["exposure"] for p in every_point}) > 1:
+        x_labels["exposure"] = "times each pair was seen"
+    settings = list(dict.fromkeys(p["setting"] for p in every_point))
+    text = " ".join(
+        f"{setting}: PPG "
+        + ", ".join(f"{signed(p['ppg']['value'])} at {p['train_size']:,} pairs" for p in _by_size(every_point, setting))
+        + "."
+        for setting in settings
+    )
+    text += " Bars: the standard deviation of draws of 10 % of the records."
+    draw = partial(_draw_sizes, every_point, settings, x_labels, titles)
+    return Plot(
+        "dataset-size", "Training-set size, utility, and memorization", text, list(map(flat, every_point)), draw
+    )
+
+
+def _draw_sizes(
+    every_point: Sequence[Point], settings: Sequence[str], x_labels: Mapping[str, str], titles: Mapping[str, str]
+) -> Figure:
+    legend = [shorten(setting, 40) for setting in settings]
+    figure, axes = panels(2, 2 * len(x_labels), height=1.15, left=0.5, titles=1, legend=legend)
+    for number, (x, label) in enumerate(x_labels.items()):
+        block = axes[2 * number : 2 * number + 2].flat
+        for axis, (name, title) in zip(block, titles.items(), strict=False):
+            _draw_lines(axis, every_point, settings, x, name)
+            axis.set_xlabel(label)
+            axis.set_title(title.replace("\n", " "))
+            if name == "utility":
+                percent_axis(axis.yaxis, 4)
+            else:
+                zero_line(axis)
+                few_ticks(axis.yaxis, 4)
+        for axis in block[len(titles) :]:
+            axis.remove()
+    legend_above(figure, axes.flat)
+    return figure
+
+
+def _by_size(points: Sequence[Point], setting: str) -> list[Point]:
+    return sorted((p for p in points if p["setting"] == setting), key=lambda p: p["train_size"])
+
+
+def _draw_lines(axis: Axes, points: Sequence[Point], settings: Sequence[str], x: str, name: str) -> None:
+    """One line per setting; with several public sets they have the colors, and series the line styles."""
+    publics, series = (list(dict.fromkeys(p[part] for p in points)) for part in ("public", "series"))
+    for number, setting in enumerate(settings):
+        line = _by_size(points, setting)
+        color = publics.index(line[0]["public"]) if len(publics) > 1 else number
+        axis.errorbar(
+            [p[x] for p in line], [p[name]["value"] for p in line], yerr=[p[name].get("std", 0.0) for p in line],
+            color=SERIES[color % len(SERIES)], marker=MARKERS[number % len(MARKERS)],
+            linestyle=LINE_STYLES[series.index(line[0]["series"]) % len(LINE_STYLES)], label=shorten(setting, 40),
+        )  # fmt: skip
+    log_x_axis(axis, sorted({p[x] for p in points}))
+    axis.margins(x=0.15)
+
+
+def law(study: Mapping[str, Any]) -> Plot | None:
+    """Gaps and AUC − 0.5 over T/N on logarithmic axes, with the fitted power law of each setting over its sizes and series.
+
+    T/N is the exposure: the pairs seen in training over the training size. A law O(T/N) has a slope of at most 1.
+    """
+    lines: dict[str, list[Point]] = {}
+    for point in points(study):
+        if point["exposure"]:
+            name = point["setting"]
+            lines.setdefault(name.removesuffix(f", {point['series']}"), []).append(point)
+    names = [name for name in (*FIGURES, *MEMBERSHIP) if all(name in p for line in lines.values() for p in line)]
+    rows = []
+    for setting, line in lines.items():
+        for name in names:
+            excess = 0.5 if name in MEMBERSHIP else 0.0
+            # Two series may share a model, which counts once.
+            seen = dict.fromkeys((p["train_size"], p["exposure"], p[name]["value"] - excess) for p in line)
+            shown = [(size, x, y) for size, x, y in seen if y > 0]
+            slope = _slope([(x, y) for _, x, y in shown])
+            rows += [
+                {"setting": setting, "measure": name, "train_size": size, "exposure": x, "value": y} | slope
+                for size, x, y in shown
+            ]
+    fitted = {(r["measure"], r["setting"]): r for r in rows if r["slope"] is not None}
+    if not fitted:
+        return None
+    slopes = [
+        f"{_label(name)} ({setting}) {_slope_text(row)}"
+        for (name, setting), row in fitted.items()
+        if name in ("ppg", "cosine")
+    ]
+    text = (
+        "T/N: pairs seen in training over training pairs. Slopes of the fitted lines with their 95 % intervals, where 1 is "
+        f"proportional to T/N: {', '.join(slopes)}; the others are in the panels and the CSV. Values of 0 or less are left out."
+    )
+    return Plot("law", "Memorization and membership against T/N", text, rows, partial(_draw_law, rows))
+
+
+def _slope(seen: Sequence[tuple[float, float]]) -> dict[str, float | None]:
+    """The slope of log value over log T/N by least squares, with its t interval; None below three points or one T/N."""
+    if len(seen) < FEWEST_SIZES or len({x for x, _ in seen}) < 2:
+        return {"slope": None, "slope_low": None, "slope_high": None, "intercept": None}
+    fit = linregress(*np.log10(np.array(seen)).T)
+    half = float(t.ppf(0.975, len(seen) - 2) * fit.stderr)
+    slope, intercept = float(fit.slope), float(fit.intercept)
+    return {"slope": slope, "slope_low": slope - half, "slope_high": slope + half, "intercept": intercept}
+
+
+def _slope_text(row: Mapping[str, Any]) -> str:
+    slope, low, high = (f"{row[name]:.2f}".replace("-", "−") for name in ("slope", "slope_low", "slope_high"))
+    return f"{slope} ({low} to {high})"
+
+
+def _label(name: str) -> str:
+    return FIGURES[name].label if name in FIGURES else f"AUC − 0.5 of {MEMBERSHIP[name].label}"
+
+
+def _draw_law(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    settings = list(dict.fromkeys(row["setting"] for row in rows))
+    names = list(dict.fromkeys(row["measure"] for row in rows))
+    legend = [shorten(setting, 40) for setting in settings]
+    figure, axes = panels(2, -(-len(names) // 2), height=1.05, left=0.6, titles=1, legend=legend)
+    for axis, name in zip(axes.flat, names, strict=False):
+        slopes = []
+        for number, setting in enumerate(settings):
+            line = [row for row in rows if (row["setting"], row["measure"]) == (setting, name)]
+            color, x = SERIES[number % len(SERIES)], np.array([row["exposure"] for row in line])
+            axis.plot(x, [row["value"] for row in line], color=color, linestyle="", marker=MARKERS[number % len(MARKERS)],
+                      label=shorten(setting, 40))  # fmt: skip
+            if line and line[0]["slope"] is not None:
+                x = np.array([x.min(), x.max()])
+                axis.plot(x, 10 ** line[0]["intercept"] * x ** line[0]["slope"], color=color, linewidth=1, label="_fit")
+                slopes.append((f"slope {_slope_text(line[0])}", color))
+        axis.set_title(_label(name))
+        log_x_axis(axis, sorted({row["exposure"] for row in rows}))
+        axis.set_yscale("log")
+        low, high = axis.get_ylim()
+        axis.set_ylim(low, high * (high / low) ** (0.25 * len(slopes)))  # room for the slopes
+        log_ticks(axis.yaxis)
+        for number, (label, color) in enumerate(slopes):
+            axis.text(0.03, 0.97 - 0.16 * number, label, color=color, transform=axis.transAxes, va="top")
+    for axis in axes.flat[len(names) :]:
+        axis.remove()
+    x_label_below(figure, "T/N: times each pair was seen")
+    legend_above(figure, axes.flat)
+    return figure
+
+
+def measured(points: Sequence[Point]) -> list[str]:
+    """The measures that are shown of these points: utility if all have it, and the gaps."""
+    return (["utility"] if all("utility" in p for p in points) else []) + list(FIGURES)
+
+
+def titles_of(study: Mapping[str, Any]) -> dict[str, str]:
+    """{measure: title of its panel} of a study's figures."""
+    measure = utility_measure(study["settings"])
+    utility = UTILITY[measure].label.replace(" ", "\n", 1) if measure else ""
+    return {"utility": utility} | GAP_TITLES
+
+
+def percent_axis(axis: Any, bins: int = 2) -> None:
+    """A few ticks in percent."""
+    few_ticks(axis, bins)
+    axis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
