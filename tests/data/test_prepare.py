@@ -273,9 +273,9 @@ def test_other_lists_are_other_settings(folder: Path, lists: dict[str, Path], tm
     lists["A"].write_text("\n".join(reversed(lists["A"].read_text().split())))  # the same keys in another order
     assert prepare(reader, tmp_path / "out", sizes, keys=lists) == first
     lists["A"].write_text("\n".join(f"a{number:02d}" for number in range(14)))
-    with pytest.raises(UserError, match=r"other settings \(keys\.A is .*, was "):
+    with pytest.raises(UserError, match=r"other settings \(keys\.A: .* → "):
         prepare(reader, tmp_path / "out", sizes, keys=lists)
-    with pytest.raises(UserError, match=r"other settings \(keys\.A is None, was "):
+    with pytest.raises(UserError, match=r"other settings \(keys: .* → None\)"):
         prepare(reader, tmp_path / "out", sizes)
 
 
@@ -316,10 +316,10 @@ def test_a_finished_folder_is_left_alone_and_other_settings_are_named(folder: Pa
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
     assert prepare(FolderReader(folder), tmp_path / "out", SIZES, workers=1) == first
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
-    with pytest.raises(UserError, match=r"other settings \(seed is 1, was 0; sizes.A is 11, was 12\)"):
+    with pytest.raises(UserError, match=r"other settings \(sizes.A: 12 → 11\)"):
         prepare(FolderReader(folder), tmp_path / "out", {**SIZES, "A": 11}, seed=1)
     (folder / "a00.txt").write_text("changed since")
-    with pytest.raises(UserError, match=r"reader\.files is"):
+    with pytest.raises(UserError, match=r"reader\.files: "):
         prepare(FolderReader(folder), tmp_path / "out", SIZES)
 
 
@@ -345,7 +345,7 @@ def test_an_unfinished_folder_keeps_its_settings(folder: Path, tmp_path: Path) -
     at = first_of_b(folder, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         prepare(Interrupted(folder, at=at, after=tmp_path / "out/A"), tmp_path / "out", {"A": 10, "B": 10}, workers=1)
-    with pytest.raises(UserError, match=r"other settings \(seed is 1, was 0\)"):
+    with pytest.raises(UserError, match=r"other settings \(seed: 0 → 1\)"):
         prepare(FolderReader(folder), tmp_path / "out", {"A": 10, "B": 10}, seed=1)
 
 
