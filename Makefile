@@ -29,12 +29,12 @@ nightly: $(STAMP)
 	DEJAVU_FUZZ=10 $(RUN) -m pytest -n 2 --dist loadfile
 	$(MAKE) coverage
 
-# Branches of data/ and measure/. What numba compiles cannot be traced, so the tests of it run again as plain Python.
+# Branches of data/ and measure/. What numba compiles cannot be traced, so its test runs again as plain Python.
 coverage: $(STAMP)
 	$(VENV)/bin/coverage erase
 	$(VENV)/bin/coverage run -m pytest -m 'not slow' tests/data tests/measure tests/data/test_prepare.py tests/duplicates/test_dedup.py \
 		tests/faults/test_corrupt_data.py tests/faults/test_shards.py tests/end_to_end/test_exclude.py
-	NUMBA_DISABLE_JIT=1 $(VENV)/bin/coverage run -m pytest tests/measure/test_scores.py tests/data/test_near_duplicates.py
+	NUMBA_DISABLE_JIT=1 $(VENV)/bin/coverage run -m pytest tests/measure/test_scores.py
 	$(VENV)/bin/coverage combine -q
 	$(VENV)/bin/coverage report --skip-covered
 

@@ -43,7 +43,7 @@ class Assignment:
         if self.distance is not None:
             hashes = np.concatenate([self.scan.hashes[used], extra.hashes])
             hashed = np.concatenate([self.scan.hashed[used], extra.hashed])
-            groups = near_groups(groups, hashes, hashed, self.distance)
+            groups, _ = near_groups(groups, hashes, hashed, self.distance)
         is_new: np.ndarray = groups[len(used) :] >= len(used)
         return is_new
 
@@ -84,7 +84,7 @@ def assign(
         UserError: fewer usable pairs than ``sizes`` ask for.
     """
     exact = exact_groups(scan.digests)
-    groups = exact if distance is None else near_groups(exact, scan.hashes, scan.hashed, distance)
+    groups = exact if distance is None else near_groups(exact, scan.hashes, scan.hashed, distance)[0]
     listed = listed_sets(members, scan.keys)
     allowed = allowed_sets(groups, listed)
     excluded = count_excluded_duplicates(groups, listed, allowed)

@@ -17,12 +17,8 @@ import pyarrow.csv
 from dejavu_lit.utils.errors import UserError, first_line
 
 BLOCK_BYTES = 16 << 20  # of a file read at once; no row may be longer
-DELIMITERS = {
-    ".csv": ",",
-    ".tsv": "\t",
-    ".tab": "\t",
-    ".txt": ",",
-}  # by the file's extension, where the header decides nothing
+# By the file's extension, where the header decides nothing.
+DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".txt": ","}
 CANDIDATES = (",", "\t", ";", "|")
 logger = logging.getLogger(__name__)
 

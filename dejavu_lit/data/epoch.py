@@ -121,8 +121,8 @@ class EpochPlan:
         """The positions of a shard's pairs without excluded ones, ascending."""
         return _without(np.arange(self.sizes[shard]), self.excluded, shard)
 
-    def batches(self, rank: int, worker: int = 0, offset: int = 0) -> Iterator[np.ndarray]:
-        """The batches, each [batch, 2], that the loader's worker ``worker`` of ``rank`` yields after ``offset`` steps.
+    def parts(self, rank: int, worker: int = 0, offset: int = 0) -> Iterator[np.ndarray]:
+        """The entries that the loader's worker ``worker`` of ``rank`` yields after ``offset`` steps, shard by shard, each [m, 2].
 
         The loader always starts with its worker 0. After an offset in mid-round the workers' stretches are therefore
         rotated, so that it continues with exactly the batch that would have come next.
@@ -130,8 +130,12 @@ class EpochPlan:
         spans, turn = self._spans(offset)
         first, last = spans[(worker + turn) % len(spans)]
         base = rank * self.steps
+        return self.stretch((base + first) * self.batch, (base + last) * self.batch)
+
+    def batches(self, rank: int, worker: int = 0, offset: int = 0) -> Iterator[np.ndarray]:
+        """The same entries in batches, each [batch, 2]."""
         rest = np.zeros((0, 2), dtype=np.int64)
-        for part in self.stretch((base + first) * self.batch, (base + last) * self.batch):
+        for part in self.parts(rank, worker, offset):
             rest = np.concatenate([rest, part])
             complete = len(rest) // self.batch * self.batch
             for start in range(0, complete, self.batch):
@@ -143,7 +147,7 @@ class EpochPlan:
         begin = 0
         for shard in self._order:
             end = begin + int(self._lengths[shard])
-            if end > start and begin < stop:
+            if max(begin, start) < min(end, stop):
                 positions = self._positions(shard)
                 positions = np.random.default_rng((self.seed, self.epoch, int(shard))).permutation(positions)
                 part = positions[max(start - begin, 0) : stop - begin]
@@ -210,24 +214,15 @@ def exposures(plan: EpochPlan, steps: int) -> np.ndarray:
         current = replace(plan, epoch=epoch)
         done = min(steps - epoch * plan.steps, plan.steps)
         for rank in range(plan.world):
-            for part in _first_steps(current, rank, done):
+            first, last = rank * plan.steps * plan.batch, (rank + 1) * plan.steps * plan.batch
+            for part in current.stretch(first, last):
                 np.add.at(counts, starts[part[:, 0]] + part[:, 1], 1)
+            for worker in range(plan.workers or 1) if done < plan.steps else ():  # what was not reached
+                for part in current.parts(rank, worker, done):
+                    np.add.at(counts, starts[part[:, 0]] + part[:, 1], -1)
     if not plan.excluded:
         return counts
     return counts.take(np.concatenate([starts[shard] + plan.members(shard) for shard in range(len(plan.sizes))]))
-
-
-def _first_steps(plan: EpochPlan, rank: int, steps: int) -> Iterator[np.ndarray]:
-    """The entries that a rank sees in the first ``steps`` steps of the epoch, in any order."""
-    base = rank * plan.steps
-    if steps == plan.steps:
-        yield from plan.stretch(base * plan.batch, (base + plan.steps) * plan.batch)
-        return
-    workers = max(plan.workers, 1)
-    remaining, _ = plan._spans(steps)
-    for worker in range(workers):
-        first = worker * plan.steps // workers
-        yield from plan.stretch((base + first) * plan.batch, (base + remaining[worker][0]) * plan.batch)
 
 
 def _without(positions: np.ndarray, dropped: Positions | None, shard: int) -> np.ndarray:

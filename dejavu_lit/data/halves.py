@@ -5,9 +5,9 @@ they go to A and to B alternately until both have their prepared size. A group t
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -35,13 +35,6 @@ class DealtSet(ShardSet):
 
     def index(self, shard: int) -> ShardIndex:
         """The index of this side's pairs of one shard."""
-        return self._cached_view(shard)
-
-    @cached_property
-    def _cached_view(self) -> Callable[[int], ShardIndex]:
-        return lru_cache(maxsize=64)(self._view)
-
-    def _view(self, shard: int) -> ShardIndex:
         whole, chosen = index_shard(self.paths[shard]), self.positions[shard].tolist()
         if chosen and chosen[-1] >= len(whole):
             raise UserError(f"{whole.path} has fewer pairs than when the halves were dealt; restore the shard")

@@ -63,9 +63,8 @@ class EpochLoader:
         """End the processes; another iteration starts new ones."""
         self._batches, self._loader = iter(()), None  # torch then asks the processes to end
         for _ in range(2):
-            with suppress(
-                RuntimeError
-            ):  # torch reports a killed process once per loader, from whatever code is running
+            # torch reports a killed process once per loader, from whatever code is running.
+            with suppress(RuntimeError):
                 for process in self._processes:  # one that is stopped or ignores TERM would block the exit of this one
                     process.kill()
                 for process in self._processes:

@@ -132,7 +132,7 @@ class PairDataModule(pl.LightningDataModule):
         self._check_captions(total)
         if self._cache is not None:
             return
-        height, width = self._image_shape
+        height, width = self.preprocess(Image.new("RGB", (8, 8))).shape[1:]
         if self.augment is not None:
             self._cache = load_images(self.train_set, total, rgb_pixels, limit)
         elif 3 * height * width * total <= limit:
@@ -210,10 +210,6 @@ class PairDataModule(pl.LightningDataModule):
         if self.trainer is None:
             return 0, 0
         return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-
-    @property
-    def _image_shape(self) -> Sequence[int]:
-        return self.preprocess(Image.new("RGB", (8, 8))).shape[1:]
 
     def _loader(self, stream: PairStream, position: Callable[[], tuple[int, int]]) -> EpochLoader:
         loader = EpochLoader(stream, self.loader, position, self.batch_timeout)

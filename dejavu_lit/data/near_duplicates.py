@@ -14,9 +14,10 @@ import hashlib
 from collections.abc import Sequence
 from itertools import combinations
 
-import numba
 import numpy as np
 from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.progress import progress
@@ -65,12 +66,14 @@ def exact_groups(digests: np.ndarray) -> np.ndarray:
     return roots
 
 
-def near_groups(exact: np.ndarray, hashes: np.ndarray, hashed: np.ndarray, distance: int) -> np.ndarray:
-    """For each image the first row of its group of exact and near duplicates, int64 [n].
+def near_groups(
+    exact: np.ndarray, hashes: np.ndarray, hashed: np.ndarray, distance: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The groups of exact and near duplicates, and the pairs of rows that connect them beyond exact copies.
 
     The 64 bits are cut into ``distance`` + 2 blocks: pairs within ``distance`` agree in at least two blocks, so only
     images that agree in two blocks are compared, once for each pair of blocks. For n photographs and distance 6 this
-    takes 28 sorts, about 28 n² / 2¹⁷ comparisons, and about 40 bytes of memory per image.
+    takes 28 sorts and about 28 n² / 2¹⁷ comparisons.
 
     Args:
         exact: int64 [n], the groups of exact duplicates (``exact_groups``).
@@ -78,18 +81,12 @@ def near_groups(exact: np.ndarray, hashes: np.ndarray, hashed: np.ndarray, dista
         hashed: bool [n], whether an image has one.
         distance: largest number of different bits, 0 to LARGEST_DISTANCE.
 
+    Returns:
+        For each image the first row of its group, int64 [n]; and pairs that differ in at most ``distance`` bits, int64
+        [m, 2], n − 1 for a group of n different images.
+
     Raises:
         UserError: ``distance`` out of range.
-    """
-    return near_links(exact, hashes, hashed, distance)[0]
-
-
-def near_links(
-    exact: np.ndarray, hashes: np.ndarray, hashed: np.ndarray, distance: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The groups of ``near_groups``, and the pairs that connect them beyond exact copies: rows int64 [m, 2].
-
-    Every pair differs in at most ``distance`` bits; a group of n different images has n − 1 of them.
     """
     check_distance(distance)
     groups = exact.copy()
@@ -105,7 +102,7 @@ def near_links(
         blocks_value = (high_bits << width | _bits(values, edges[low], edges[low + 1])).astype(np.uint32)
         order = np.argsort(blocks_value, kind="stable")
         links.append(_join_within(groups, rows[first_row[order]], blocks_value[order], values[order], distance))
-    return flatten(groups), np.concatenate(links)
+    return groups, np.concatenate(links)
 
 
 def check_distance(distance: int | None, option: str = "near_duplicates") -> None:
@@ -143,79 +140,40 @@ def _bits(values: np.ndarray, start: int, end: int) -> np.ndarray:
     return values >> np.uint64(start) & np.uint64((1 << (end - start)) - 1)
 
 
-@numba.njit
-def _root(groups: np.ndarray, row: int) -> int:
-    while groups[row] != row:
-        groups[row] = groups[groups[row]]
-        row = groups[row]
-    return row
-
-
-@numba.njit
-def _union(groups: np.ndarray, row: int, peer: int) -> bool:
-    """Join the groups of two rows; True if they differed. The smaller root stays, so roots are smallest keys."""
-    row, peer = _root(groups, row), _root(groups, peer)
-    if row < peer:
-        groups[peer] = row
-    else:
-        groups[row] = peer
-    return row != peer
-
-
-@numba.njit
 def join(groups: np.ndarray, rows: np.ndarray, peers: np.ndarray) -> np.ndarray:
-    """Join the groups of ``rows`` and ``peers``, pair by pair; returns the pairs that were not yet joined, [m, 2]."""
-    links = np.empty((len(rows), 2), np.int64)
-    count = 0
-    for position in range(len(rows)):
-        if _union(groups, rows[position], peers[position]):
-            links[count] = rows[position], peers[position]
-            count += 1
-    return links[:count].copy()
+    """Join the groups of ``rows`` and ``peers``, pair by pair; returns the pairs that connect them, int64 [m, 2].
+
+    Args:
+        groups: int64 [n], the first row of each row's group; changed in place.
+    """
+    new = np.flatnonzero(groups[rows] != groups[peers])
+    links = np.stack([rows[new], peers[new]], axis=1).astype(np.int64)
+    if not len(new):
+        return links
+    roots, ends = np.unique(groups[links], return_inverse=True)
+    low, high = np.sort(ends.reshape(-1, 2), axis=1).T
+    first = np.unique(low * len(roots) + high, return_index=True)[1]  # one pair of every two groups
+    shape = (len(roots), len(roots))
+    forest = minimum_spanning_tree(coo_array((first + 1.0, (low[first], high[first])), shape))
+    labels = connected_components(forest, directed=False)[1]
+    root_of = np.arange(len(groups))
+    root_of[roots] = roots[np.unique(labels, return_index=True)[1]][labels]
+    groups[:] = root_of[groups]
+    connecting: np.ndarray = links[np.sort(forest.data.astype(np.int64)) - 1]
+    return connecting
 
 
-@numba.njit
-def apart(groups: np.ndarray, rows: np.ndarray, peers: np.ndarray) -> np.ndarray:
-    """Whether ``rows`` and ``peers`` are in different groups, pair by pair, bool [n]."""
-    different = np.empty(len(rows), np.bool_)
-    for position in range(len(rows)):
-        different[position] = _root(groups, rows[position]) != _root(groups, peers[position])
-    return different
-
-
-@numba.njit
 def _join_within(
     groups: np.ndarray, rows: np.ndarray, blocks: np.ndarray, values: np.ndarray, distance: int
 ) -> np.ndarray:
     """Join all pairs within a run of equal ``blocks`` whose ``values`` differ in at most ``distance`` bits."""
-    links = np.empty((len(rows), 2), np.int64)
-    count = start = 0
-    for end in range(1, len(rows) + 1):
-        if end < len(rows) and blocks[end] == blocks[start]:
-            continue
-        for left in range(start, end):
-            for right in range(left + 1, end):
-                is_near = _count_ones(values[left] ^ values[right]) <= distance
-                if is_near and _union(groups, rows[left], rows[right]):
-                    links[count] = rows[left], rows[right]
-                    count += 1
-        start = end
-    return links[:count].copy()
-
-
-@numba.njit(inline="always")
-def _count_ones(word: np.uint64) -> np.uint64:
-    word = word - ((word >> np.uint64(1)) & np.uint64(0x5555555555555555))
-    word = (word & np.uint64(0x3333333333333333)) + ((word >> np.uint64(2)) & np.uint64(0x3333333333333333))
-    word = (word + (word >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    return (word * np.uint64(0x0101010101010101)) >> np.uint64(56)
-
-
-@numba.njit
-def flatten(groups: np.ndarray) -> np.ndarray:
-    """The same groups with every row pointing directly to its root."""
-    for row in range(len(groups)):
-        groups[row] = groups[
-            groups[row]
-        ]  # a root is never behind its members, so one step per row, from the front, is enough
-    return groups
+    links = [np.zeros((0, 2), np.int64)]
+    left = np.arange(len(rows))
+    for step in range(1, len(rows)):  # the pairs of neighbors in a run, then those with one between them, and so on
+        left = left[: np.searchsorted(left, len(rows) - step)]
+        left = left[blocks[left] == blocks[left + step]]
+        if not len(left):
+            break
+        near = left[np.bitwise_count(values[left] ^ values[left + step]) <= distance]
+        links.append(join(groups, rows[near], rows[near + step]))
+    return np.concatenate(links)

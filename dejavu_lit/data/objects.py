@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dejavu_lit.utils.errors import UserError, first_line
@@ -205,8 +206,6 @@ def read_part(path: Path, columns: Sequence[str] = ("key", "labels", "scores")) 
 
 def _checked(table: pa.Table) -> pa.Table:
     """The table of a part; raises ValueError if its rows are not annotations."""
-    import pyarrow.compute as pc
-
     table.validate(full=True)
     if table["key"].null_count:
         raise ValueError("a row has no key")
@@ -238,8 +237,6 @@ def failures(path: Path) -> dict[str, str]:
 
 def _compress(table: pa.Table, labels: pa.Array, threshold: float, folder: str) -> Objects:
     """The rows of a set's table, with the detections of at least ``threshold`` as codes of ``labels``."""
-    import pyarrow.compute as pc
-
     keys = table["key"].to_pylist()
     if len(set(keys)) != len(keys):
         repeated = Counter(keys).most_common(1)[0][0]

@@ -10,7 +10,7 @@ import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +72,14 @@ def prepare(
     job = _Job(Path(out), sources, sizes, seed, near_duplicates, pairs_per_shard, exclude)
     lists = read_lists(keys or {})
     settings = job.settings(lists)
-    if (manifest := _finished_manifest(job.out, settings)) is not None:
+    if (manifest := _finished_manifest(job.out, settings)) is None:
+        manifest = _run(job, lists, settings, workers, max_skipped)
+        write_json(job.out / MANIFEST, manifest)
+        _log_summary(job.out, manifest)
+    else:
         logger.info("%s is already finished; nothing to do", out)
-        return manifest
-    return _run(job, lists, settings, workers, max_skipped)
+    shutil.rmtree(job.out / UNFINISHED, ignore_errors=True)
+    return manifest
 
 
 @dataclass(frozen=True)
@@ -123,8 +127,7 @@ class _Job:
 def _run(
     job: _Job, lists: Mapping[str, list[str]], settings: dict[str, Any], workers: int, max_skipped: float
 ) -> dict[str, Any]:
-    keys = {name: _sorted_keys(source) for name, source in job.sources.items()}
-    _check_unique(keys)
+    keys = _read_keys(job.sources)
     members, absent = match_lists(lists, keys[MAIN], getattr(job.sources[MAIN], "root", ""))
     excluded = _exclude(keys, job.exclude)
     # Too few pairs are an error before the long scan, not after.
@@ -149,7 +152,7 @@ def _run(
         for name, source_scan in scans.items()
         for reason, bad in source_scan.skipped.items()
     }
-    manifest: dict[str, Any] = {
+    return {
         "schema": SCHEMA,
         "version": __version__,
         "settings": settings,
@@ -169,10 +172,6 @@ def _run(
         "duplicates": assignment.duplicates(),
         "skipped": {reason: {"count": len(bad), "examples": bad[:EXAMPLES]} for reason, bad in skipped.items()},
     }
-    write_json(job.out / MANIFEST, manifest)
-    _log_summary(job.out, manifest)
-    shutil.rmtree(job.out / UNFINISHED)
-    return manifest
 
 
 def _finished_manifest(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
@@ -181,7 +180,6 @@ def _finished_manifest(out: Path, settings: dict[str, Any]) -> dict[str, Any] | 
     if (out / MANIFEST).exists():
         manifest: dict[str, Any] = read_json_object(out / MANIFEST, SCHEMA)
         check_settings(out, settings, manifest.get("settings", {}))
-        shutil.rmtree(unfinished, ignore_errors=True)  # if killed after the manifest, before the cleanup
         return manifest
     if (unfinished / SETTINGS).exists():
         check_settings(out, settings, read_json_object(unfinished / SETTINGS))
@@ -195,19 +193,18 @@ def _finished_manifest(out: Path, settings: dict[str, Any]) -> dict[str, Any] | 
     return None
 
 
-def _sorted_keys(reader: Reader) -> list[str]:
-    keys = sorted(reader.keys())
-    if bad := [key for key in keys if not key or "." in key or "/" in key]:
-        raise UserError(
-            f"the {reader.name} source has a key {bad[0]!r}; keys must be non-empty, without dots and slashes"
-        )
+def _read_keys(sources: Mapping[str, Reader]) -> dict[str, list[str]]:
+    """{source: its keys, sorted}."""
+    keys = {name: sorted(source.keys()) for name, source in sources.items()}
+    for name, source_keys in keys.items():
+        if bad := [key for key in source_keys if not key or "." in key or "/" in key]:
+            raise UserError(
+                f"the {sources[name].name} source has a key {bad[0]!r}; keys must be non-empty, without dots and slashes"
+            )
+    for key, following in pairwise(sorted(chain.from_iterable(keys.values()))):
+        if key == following:
+            raise UserError(f"the key {key!r} occurs twice in the data; keys must be unique over all sources")
     return keys
-
-
-def _check_unique(keys: Mapping[str, list[str]]) -> None:
-    all_keys = sorted(key for source_keys in keys.values() for key in source_keys)
-    if repeated := [key for key, following in pairwise(all_keys) if key == following]:
-        raise UserError(f"the key {repeated[0]!r} occurs twice in the data; keys must be unique over all sources")
 
 
 def _exclude(keys: dict[str, list[str]], path: Path | None) -> int:

@@ -224,7 +224,7 @@ def prepare_data(spec: DataSpec, wait: bool = True, **options: Any) -> None:
     Raises:
         UserError: no reader, a remote folder, or what ``prepare`` raises.
     """
-    from dejavu_lit.data.prepare import prepare  # loads numba, which nothing else here needs
+    from dejavu_lit.data.prepare import prepare  # loads scipy, which nothing else here needs
 
     if spec.reader is None and spec.shards is None:
         raise UserError(f"data={spec.name} has no reader; choose data=coco, folder, table or shards to prepare from")

@@ -7,7 +7,7 @@ many shards as they take (``write_samples``). Its manifest has, under "raw_shard
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,14 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
     Raises:
         UserError: a size that is not a whole number, fewer pairs than asked for, or another sample in ``out``.
     """
-    wanted = _checked_sizes(raw, sizes)
+    wanted: dict[str, int] = {}
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1 or name not in raw.fractions:
+            raise UserError(
+                f"data.sizes.{name}={size} must be a number of pairs of one of the sets of data.fractions: "
+                f"{', '.join(raw.fractions)}"
+            )
+        wanted[name] = size
     settings = {
         "shards": fingerprint(raw.addresses),
         "fractions": dict(raw.fractions),
@@ -108,128 +115,115 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
         check_settings(out, settings, read_json_object(out / MANIFEST, SCHEMA).get("settings", {}))
         return
     order = random.Random(f"{raw.seed}/samples").sample(raw.addresses, len(raw.addresses))
-    samples = _Samples(out, wanted, min(LEAST_SHARDS, len(order) // 2))
-    counts: Counter[str] = Counter()  # of all pairs of each set in the shards that were opened
-    opened = 0
-    with progress(None, "drawing samples", total=sum(wanted.values()), unit="pair") as bar:
-        for address in order:
-            if samples.complete and (opened >= COUNTED_SHARDS or is_remote(address)):
-                break
-            opened += 1
-            index = index_shard(local_shard(address))
-            member = raw.sets(index.keys)
-            counts.update({name: int((member == SETS.index(name)).sum()) for name in raw.fractions})
-            bar.update(0 if samples.complete else samples.take(index, member))
-    samples.finish()
-    pairs = {name: round(counts[name] * len(order) / opened) for name in raw.fractions}
+    shards = max(1, min(LEAST_SHARDS, len(order) // 2))
+    samples = {name: _Sample(out / name, size, -(-size // shards)) for name, size in wanted.items()}
+    skipped: Counter[str] = Counter()
+    counts = _fill(raw, order, samples, skipped)
+    for name, sample in samples.items():
+        if sample.missing:
+            raise UserError(
+                f"data.sizes.{name}={sample.size}, but data.shards has only {sample.size - sample.missing} usable pairs of "
+                f"{name}; ask for fewer, raise data.fractions.{name}, or give more shards"
+            )
+    opened = len(counts)
+    pairs = {name: round(sum(c[name] for c in counts) * len(order) / opened) for name in raw.fractions}
     write_json(
         out / MANIFEST,
         {
             "schema": SCHEMA,
             "version": __version__,
             "settings": settings,
-            "sets": samples.describe(),
-            "skipped": {reason: {"count": count} for reason, count in samples.skipped.items()},
+            "sets": {name: sample.finish() for name, sample in samples.items()},
+            "skipped": {reason: {"count": count} for reason, count in skipped.items()},
             "raw_shards": {"shards": len(order), "opened": opened, "pairs": pairs, "counted": opened == len(order)},
         },
     )
 
 
-def _checked_sizes(raw: RawShards, sizes: Mapping[str, float | None]) -> dict[str, int]:
-    checked: dict[str, int] = {}
-    for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1 or name not in raw.fractions:
-            raise UserError(
-                f"data.sizes.{name}={size} must be a number of pairs of one of the sets of data.fractions: "
-                f"{', '.join(raw.fractions)}"
-            )
-        checked[name] = size
-    return checked
+def _fill(
+    raw: RawShards, addresses: Sequence[str], samples: Mapping[str, "_Sample"], skipped: Counter[str]
+) -> list[dict[str, int]]:
+    """Fill the samples from shards in this order; {set: number of all its pairs} of each shard that was opened."""
+    counts: list[dict[str, int]] = []
+    keys: set[str] = set()
+    with progress(None, "drawing samples", total=sum(s.size for s in samples.values()), unit="pair") as bar:
+        for address in addresses:
+            if not any(s.missing for s in samples.values()) and (len(counts) >= COUNTED_SHARDS or is_remote(address)):
+                break
+            index = index_shard(local_shard(address))
+            member = raw.sets(index.keys)
+            counts.append({name: int((member == SETS.index(name)).sum()) for name in raw.fractions})
+            for name, pair in _draw(index, member, samples, skipped):
+                key = clean_keys([pair.key])[0]
+                if key in keys:
+                    raise UserError(f"the key {key!r} occurs twice in data.shards; make keys unique over all shards")
+                keys.add(key)
+                samples[name].add(replace(pair, key=key))
+                bar.update()
+    return counts
 
 
-class _Samples:
-    """The samples while they are drawn; full blocks are written at once, so few pairs are held."""
+def _draw(
+    index: ShardIndex, member: np.ndarray, samples: Mapping[str, "_Sample"], skipped: Counter[str]
+) -> Iterator[tuple[str, Pair]]:
+    """(set, pair) of the usable pairs that one shard gives to the samples; others are counted in ``skipped``."""
+    room = {name: min(sample.quota, sample.missing) for name, sample in samples.items()}
+    wanted = np.isin(member, [SETS.index(name) for name in room if room[name]])
+    positions = np.flatnonzero(wanted).tolist()
+    for position, pair in zip(positions, index.pairs(positions), strict=True):
+        name = SETS[member[position]]
+        if not room[name]:
+            continue
+        try:
+            yield name, _usable(pair)
+        except BadPair as reason:
+            skipped[str(reason)] += 1
+            continue
+        room[name] -= 1
+        if not any(room.values()):
+            break
 
-    def __init__(self, out: Path, sizes: Mapping[str, int], shards: int) -> None:
-        self.out, self.sizes = out, sizes
-        self.quota = {name: -(-size // max(shards, 1)) for name, size in sizes.items()}  # pairs from one shard
-        self.taken = dict.fromkeys(sizes, 0)
-        self.skipped: Counter[str] = Counter()
-        self._held: dict[str, list[Pair]] = {name: [] for name in sizes}
-        self._shards: dict[str, dict[str, int]] = {name: {} for name in sizes}
-        self._keys: set[str] = set()
+
+def _usable(pair: Pair | BadPair) -> Pair:
+    """A pair with a caption whose image decodes; raises BadPair for others."""
+    if isinstance(pair, BadPair):
+        raise pair
+    if not pair.caption:
+        raise BadPair(EMPTY_CAPTION)
+    with open_image(pair.image) as image:
+        image.load()
+    return pair
+
+
+@dataclass
+class _Sample:
+    """The sample of one set while it is drawn; full shards are written at once, so few pairs are held."""
+
+    folder: Path
+    size: int
+    quota: int
+    """Pairs from one raw shard."""
+    tars: dict[str, int] = field(default_factory=dict)
+    """{shard: number of pairs} of those written."""
+    held: list[Pair] = field(default_factory=list)
 
     @property
-    def complete(self) -> bool:
-        return all(self.taken[name] == size for name, size in self.sizes.items())
+    def missing(self) -> int:
+        return self.size - sum(self.tars.values()) - len(self.held)
 
-    def take(self, index: ShardIndex, member: np.ndarray) -> int:
-        """Take pairs from one shard; returns how many."""
-        room = {name: min(self.quota[name], size - self.taken[name]) for name, size in self.sizes.items()}
-        before = sum(self.taken.values())
-        wanted = [code for code in map(SETS.index, self.sizes) if room[SETS[code]]]
-        positions = np.flatnonzero(np.isin(member, wanted)).tolist()
-        for position, pair in zip(positions, index.pairs(positions), strict=True):
-            name = SETS[member[position]]
-            if room[name] and self._is_usable(pair):
-                assert isinstance(pair, Pair)
-                self._add(name, pair)
-                room[name] -= 1
-            if not any(room.values()):
-                break
-        return sum(self.taken.values()) - before
+    def add(self, pair: Pair) -> None:
+        self.held.append(pair)
+        if len(self.held) < PAIRS_PER_SHARD and self.missing:
+            return
+        tar = f"{len(self.tars):05d}.tar"
+        with write_shard(self.folder / tar) as write:
+            for held in self.held:
+                write(held)
+        self.tars[tar] = len(self.held)
+        self.held = []
 
-    def _is_usable(self, pair: Pair | BadPair) -> bool:
-        try:
-            if isinstance(pair, BadPair):
-                raise pair
-            if not pair.caption:
-                raise BadPair(EMPTY_CAPTION)
-            with open_image(pair.image) as image:
-                image.load()
-        except BadPair as reason:
-            self.skipped[str(reason)] += 1
-            return False
-        return True
-
-    def _add(self, name: str, pair: Pair) -> None:
-        key = clean_keys([pair.key])[0]
-        if key in self._keys:
-            raise UserError(f"the key {key!r} occurs twice in data.shards; make keys unique over all shards")
-        self._keys.add(key)
-        self._held[name].append(Pair(key, pair.image, pair.extension, pair.caption, pair.meta))
-        self.taken[name] += 1
-        if len(self._held[name]) == PAIRS_PER_SHARD:
-            self._write(name)
-
-    def _write(self, name: str) -> None:
-        tar = f"{len(self._shards[name]):05d}.tar"
-        with write_shard(self.out / name / tar) as write:
-            for pair in self._held[name]:
-                write(pair)
-        self._shards[name][tar] = len(self._held[name])
-        self._held[name] = []
-
-    def finish(self) -> None:
-        """Write what is held; raises UserError if a sample is smaller than asked for."""
-        for name, size in self.sizes.items():
-            if self.taken[name] < size:
-                raise UserError(
-                    f"data.sizes.{name}={size}, but data.shards has only {self.taken[name]} usable pairs of {name}; ask for "
-                    f"fewer, raise data.fractions.{name}, or give more shards"
-                )
-            if self._held[name]:
-                self._write(name)
-            write_json(self.out / name / SIZES, self._shards[name])
-
-    def describe(self) -> dict[str, Any]:
-        """The manifest's entries of the sets."""
-        return {
-            name: {
-                "pairs": self.taken[name],
-                "shards": len(tars),
-                "objects": None,
-                "fingerprint": fingerprint([file_sha256(self.out / name / tar) for tar in tars]),
-            }
-            for name, tars in self._shards.items()
-        }
+    def finish(self) -> dict[str, Any]:
+        """Write ``sizes.json``; returns the manifest's entry."""
+        write_json(self.folder / SIZES, self.tars)
+        content = fingerprint([file_sha256(self.folder / tar) for tar in self.tars])
+        return {"pairs": self.size, "shards": len(self.tars), "objects": None, "fingerprint": content}

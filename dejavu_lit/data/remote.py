@@ -124,20 +124,16 @@ def fetch_objects(folder: Path, name: str) -> None:
         try:
             with tempfile.TemporaryDirectory(dir=folder) as temporary:
                 for part in parts:
-                    _copy(url, part, Path(temporary) / part)
-                    _replace_if_different(Path(temporary) / part, folder / part)
+                    new, path = Path(temporary) / part, folder / part
+                    _copy(url, part, new)
+                    if not path.is_file() or not filecmp.cmp(new, path, shallow=False):  # else it keeps its time
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        new.replace(path)
         except UserError as error:
             if about.get("objects") == name:
                 raise
             log.info("%s has no objects of %s: %s", set_name, name, error)  # this annotator has not annotated this set
             shutil.rmtree(folder / objects, ignore_errors=True)
-
-
-def _replace_if_different(new: Path, path: Path) -> None:
-    """Move ``new`` to ``path``; a file with the same bytes stays, with its time, by which changes are recognized."""
-    if not path.is_file() or not filecmp.cmp(new, path, shallow=False):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new.replace(path)
 
 
 def local_shard(address: str) -> Path:
@@ -298,13 +294,8 @@ def _check_complete(path: Path, suffix: str) -> None:
         import pyarrow.parquet as pq
 
         pq.read_table(path)
-    elif suffix == ".tar" and not _has_end_mark(path):
-        raise EOFError("it arrived cut short")
-
-
-def _has_end_mark(path: Path) -> bool:
-    with open(path, "rb") as file:
-        if file.seek(0, os.SEEK_END) < len(TAR_END):
-            return False
-        file.seek(-len(TAR_END), os.SEEK_END)
-        return file.read() == TAR_END
+    elif suffix == ".tar":
+        with open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size - len(TAR_END)))
+            if file.read() != TAR_END:
+                raise EOFError("it arrived cut short")

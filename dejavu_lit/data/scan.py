@@ -1,26 +1,27 @@
 """The scan of a source: every pair read once and checked, its image hashed; kept in parts, so that it can be resumed.
 
-A part has PART keys of the sorted list. Parts do not depend on the number of workers; complete ones are read back.
+A part has PART keys of the sorted list, or is one shard of a prepared set, so it does not depend on the number of workers.
 """
 
-import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dejavu_lit.data.decode import EMPTY_CAPTION, caption_candidates, open_image
-from dejavu_lit.data.near_duplicates import content_digest, perceptual_hash
-from dejavu_lit.data.readers.base import Reader
-from dejavu_lit.data.shards import BadPair
+from dejavu_lit.data.near_duplicates import HASH, content_digest, perceptual_hash
+from dejavu_lit.data.readers.base import Reader, file_state
+from dejavu_lit.data.shard_index import open_shard
+from dejavu_lit.data.shards import BadPair, Pair, ShardSet, index_shard
 from dejavu_lit.utils.errors import UserError, first_line
 from dejavu_lit.utils.io import atomic, fingerprint
 from dejavu_lit.utils.parallel import map_unordered
 from dejavu_lit.utils.progress import progress
 
-ARRAYS = ("digests", "hashes", "hashed", "captions", "bad", "keys")
 PART = 500  # pairs: a few seconds of work, so little is lost and the bar moves
 TOLERATED = 10  # unusable pairs that are accepted whatever max_skipped is: a few in a small source say nothing
 logger = logging.getLogger(__name__)
@@ -42,14 +43,6 @@ class Scan:
     several_captions: int = 0
 
 
-@dataclass(frozen=True)
-class _Source:
-    reader: Reader
-    folder: Path
-    perceptual: bool
-    need_captions: bool
-
-
 def scan(
     reader: Reader,
     keys: Sequence[str],
@@ -69,37 +62,123 @@ def scan(
     Raises:
         UserError: more unusable pairs than that, or no usable one.
     """
-    parts = [(number, list(keys[start : start + PART])) for number, start in enumerate(range(0, len(keys), PART))]
-    missing = [part for part in parts if not _is_complete(folder, *part)]
-    with progress(None, f"reading {reader.name}", total=len(keys), unit="pair") as bar:
-        bar.update(len(keys) - sum(len(part[1]) for part in missing))
-        for done in map_unordered(_scan_part, _Source(reader, folder, perceptual, need_captions), missing, workers):
-            bar.update(done)
-    digests = np.zeros((len(keys), 2), dtype=np.uint64)
-    hashes = np.zeros(len(keys), dtype=np.uint64)
-    hashed = np.zeros(len(keys), dtype=bool)
-    usable = np.ones(len(keys), dtype=bool)
-    captions = np.ones(len(keys), dtype=np.int32)
+    blocks = [list(keys[start : start + PART]) for start in range(0, len(keys), PART)]
+    parts = [Part(folder / f"{n:06d}.npz", fingerprint(block), len(block), block) for n, block in enumerate(blocks)]
+    read = partial(_read_pairs, reader, need_captions)
+    content, reasons = hash_images(parts, read, perceptual, workers, f"reading {reader.name}")
     skipped: dict[str, list[str]] = {}
-    for number, part in parts:
-        rows = slice(number * PART, number * PART + len(part))
-        content = read_arrays(_part_path(folder, number), ARRAYS)
-        if content is None:
-            raise UserError(f"{_part_path(folder, number)} was damaged while it was read; start the same command again")
-        digests[rows], hashes[rows], hashed[rows] = content["digests"], content["hashes"], content["hashed"]
-        captions[rows] = content["captions"]
-        for row, reason in json.loads(str(content["bad"])).items():
-            usable[number * PART + int(row)] = False
-            skipped.setdefault(reason, []).append(part[int(row)])
+    for row, reason in reasons.items():
+        skipped.setdefault(reason, []).append(keys[row])
     _report(reader.name, len(keys), skipped, max_skipped)
-    usable_keys = [keys[row] for row in np.flatnonzero(usable).tolist()]
-    if several := int((captions[usable] > 1).sum()):
+    rows = np.flatnonzero(content.usable)
+    usable = content.select(rows)
+    if several := int((usable.captions > 1).sum()):
         logger.info(
             "%s: %d of %d pairs have several captions, %d in all; the first is the pair's own, and "
             "mitigation.caption_choice=true draws one per epoch",
-            *(reader.name, several, len(usable_keys), captions[usable].sum()),
+            *(reader.name, several, len(rows), usable.captions.sum()),
         )
-    return Scan(usable_keys, digests[usable], hashes[usable], hashed[usable], dict(sorted(skipped.items())), several)
+    usable_keys = [keys[row] for row in rows.tolist()]
+    return Scan(usable_keys, usable.digests, usable.hashes, usable.hashed, dict(sorted(skipped.items())), several)
+
+
+def _read_pairs(reader: Reader, need_captions: bool, keys: Sequence[str]) -> Iterator[Pair | BadPair]:
+    for key in keys:
+        try:
+            pair, _ = reader.read(key)
+            yield pair if pair.caption or not need_captions else BadPair(EMPTY_CAPTION)
+        except BadPair as bad:
+            yield bad
+
+
+def _report(source: str, pairs: int, skipped: dict[str, list[str]], max_skipped: float) -> None:
+    for reason, keys in sorted(skipped.items()):
+        logger.warning("%s: %d pairs skipped, %s: %s", source, len(keys), reason, ", ".join(keys[:5]))
+    count = sum(map(len, skipped.values()))
+    if count > max(TOLERATED, max_skipped * pairs) or count == pairs:
+        reason, keys = max(skipped.items(), key=lambda item: len(item[1]))
+        raise UserError(
+            f"{count} of {pairs} pairs of the {source} source cannot be used, most often because {reason} "
+            f"({len(keys)}, e.g. {keys[0]}); check the source, or allow a larger share with max_skipped="
+        )
+
+
+@dataclass(frozen=True)
+class ImageHashes:
+    """What is known of n pairs after their images were read, one row per pair."""
+
+    digests: np.ndarray
+    """uint64 [n, 2]: digest of the bytes."""
+    hashes: np.ndarray
+    """uint64 [n]: perceptual hash, valid where ``hashed``."""
+    hashed: np.ndarray
+    """bool [n]: whether the image has a perceptual hash."""
+    captions: np.ndarray
+    """int32 [n]: number of captions, at least 1."""
+    usable: np.ndarray
+    """bool [n]: whether the pair can be used."""
+
+    def select(self, rows: np.ndarray) -> "ImageHashes":
+        """The hashes of some rows."""
+        return ImageHashes(*(getattr(self, name)[rows] for name in ARRAYS))
+
+
+ARRAYS = tuple(field.name for field in fields(ImageHashes))
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the pairs of a source."""
+
+    path: Path
+    """The file of its hashes, an ``.npz``."""
+    identity: str
+    """Fingerprint of what the hashes depend on."""
+    count: int
+    """Number of its pairs."""
+    pairs: Any
+    """The pairs, as an argument of the function that reads them."""
+
+
+def hash_images(
+    parts: Sequence[Part], read: Callable[[Any], Iterable[Pair | BadPair]], perceptual: bool, workers: int, what: str
+) -> tuple[ImageHashes, dict[int, str]]:
+    """The hashes of all parts, in their order, and {row: why it is not usable}; complete parts are read back.
+
+    Args:
+        read: from ``Part.pairs`` to the pairs; importable, or a partial of such a function.
+        perceptual: whether images get a perceptual hash; what: the name of the progress bar.
+    """
+    missing = [part for part in parts if _load(part) is None]
+    total = sum(part.count for part in parts)
+    with progress(None, what, total=total, unit="pair") as bar:
+        bar.update(total - sum(part.count for part in missing))
+        for done in map_unordered(_hash_part, (read, perceptual), missing, workers):
+            bar.update(done)
+    contents, reasons, start = [], dict[int, str](), 0
+    for part in parts:
+        if (content := _load(part)) is None:
+            raise UserError(f"{part.path} was damaged while it was read; start the same command again")
+        contents.append(content)
+        reasons |= {start + row: str(reason) for row, reason in enumerate(content["reasons"]) if reason}
+        start += part.count
+    return ImageHashes(*(np.concatenate([content[name] for content in contents]) for name in ARRAYS)), reasons
+
+
+def hash_sets(sets: Mapping[str, ShardSet], folder: Path, perceptual: bool, workers: int) -> ImageHashes:
+    """The hashes of every image of ``sets``, {name: shards}, with a part per shard in ``folder``."""
+    parts = []
+    for name, shards in sets.items():
+        for shard, size in zip(shards.names, shards.sizes, strict=True):
+            path = shards.folder / shard
+            open_shard(path).close()  # a shard that was evicted from a mirror has no state
+            identity = fingerprint([file_state(path), HASH if perceptual else None])
+            parts.append(Part(folder / name / f"{path.stem}.npz", identity, size, path))
+    return hash_images(parts, _shard_pairs, perceptual, workers, "hashing images")[0]
+
+
+def _shard_pairs(path: Path) -> Iterable[Pair | BadPair]:
+    return index_shard(path).pairs()
 
 
 def decode_and_hash(data: bytes, perceptual: bool) -> int | None:
@@ -115,61 +194,50 @@ def decode_and_hash(data: bytes, perceptual: bool) -> int | None:
         return None
 
 
-def _part_path(folder: Path, number: int) -> Path:
-    return folder / f"{number:06d}.npz"
-
-
-def _is_complete(folder: Path, number: int, keys: list[str]) -> bool:
-    """Whether the part exists and belongs to these keys."""
-    content = read_arrays(_part_path(folder, number), ARRAYS)
-    return content is not None and str(content["keys"]) == fingerprint(keys)
-
-
-def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray] | None:
-    """{name: array} of a part, an ``.npz``; None if it is missing, or damaged (with a warning)."""
-    if not path.exists():
+def _load(part: Part) -> dict[str, np.ndarray] | None:
+    """The arrays of a part; None if they are missing, of other pairs, or damaged (with a warning)."""
+    if not part.path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as content:
-            return {name: content[name] for name in names}
+        with np.load(part.path, allow_pickle=False) as content:
+            arrays = {name: content[name] for name in (*ARRAYS, "reasons")}
+            is_current = str(content["of"]) == part.identity and all(len(a) == part.count for a in arrays.values())
     except Exception as error:  # numpy and zipfile raise nearly anything for damaged archives
-        logger.warning("%s is damaged (%s); making it again", path, first_line(error))
+        logger.warning("%s is damaged (%s); making it again", part.path, first_line(error))
         return None
+    return arrays if is_current else None
 
 
-def _scan_part(source: _Source, part: tuple[int, list[str]]) -> int:
-    number, keys = part
-    digests = np.zeros((len(keys), 2), dtype=np.uint64)
-    hashes = np.zeros(len(keys), dtype=np.uint64)
-    hashed = np.zeros(len(keys), dtype=bool)
-    captions = np.ones(len(keys), dtype=np.int32)
-    bad: dict[int, str] = {}
-    for row, key in enumerate(keys):
+def _hash_part(job: tuple[Callable[[Any], Iterable[Pair | BadPair]], bool], part: Part) -> int:
+    """Hash the images of a part and save it; returns the number of its pairs."""
+    read, perceptual = job
+    digests = np.zeros((part.count, 2), dtype=np.uint64)
+    hashes = np.zeros(part.count, dtype=np.uint64)
+    hashed = np.zeros(part.count, dtype=bool)
+    captions = np.ones(part.count, dtype=np.int32)
+    reasons = [""] * part.count  # why a pair is not usable
+    for row, pair in enumerate(read(part.pairs)):
         try:
-            pair, _ = source.reader.read(key)
-            if source.need_captions and not pair.caption:
-                raise BadPair(EMPTY_CAPTION)
-            value = decode_and_hash(pair.image, source.perceptual)
+            if isinstance(pair, BadPair):
+                raise pair
+            value = decode_and_hash(pair.image, perceptual)
         except BadPair as reason:
-            bad[row] = str(reason)
+            reasons[row] = str(reason)
             continue
         digests[row] = content_digest(pair.image)
         captions[row] = max(1, len(caption_candidates(pair)))
         if value is not None:
             hashes[row], hashed[row] = value, True
-    with atomic(_part_path(source.folder, number)) as path, open(path, "wb") as file:
-        reasons, identity = np.array(json.dumps(bad)), np.array(fingerprint(keys))
-        np.savez(file, digests=digests, hashes=hashes, hashed=hashed, captions=captions, bad=reasons, keys=identity)
-    return len(keys)
-
-
-def _report(source: str, pairs: int, skipped: dict[str, list[str]], max_skipped: float) -> None:
-    for reason, keys in sorted(skipped.items()):
-        logger.warning("%s: %d pairs skipped, %s: %s", source, len(keys), reason, ", ".join(keys[:5]))
-    count = sum(map(len, skipped.values()))
-    if count > max(TOLERATED, max_skipped * pairs) or count == pairs:
-        reason, keys = max(skipped.items(), key=lambda item: len(item[1]))
-        raise UserError(
-            f"{count} of {pairs} pairs of the {source} source cannot be used, most often because {reason} "
-            f"({len(keys)}, e.g. {keys[0]}); check the source, or allow a larger share with max_skipped="
+    why, identity = np.array(reasons), np.array(part.identity)
+    with atomic(part.path) as path, open(path, "wb") as file:
+        np.savez(
+            file,
+            digests=digests,
+            hashes=hashes,
+            hashed=hashed,
+            captions=captions,
+            usable=why == "",
+            reasons=why,
+            of=identity,
         )
+    return part.count

@@ -68,10 +68,10 @@ class ShardIndex:
 
         order = range(len(self)) if positions is None else positions
         last = {position: turn for turn, position in enumerate(order)}
-        needed = {position: self._needed(position, image) for position in last}
+        needed = {position: _needed(self.members[position], image) for position in last}
         names = {name for name, (position, extension) in self.places.items() if extension in needed.get(position, ())}
         held: dict[int, dict[str, Any]] = {position: {} for position in last}
-        with self._open() as stream:
+        with _open_indexed(self.path) as stream:
             files = tar_file_expander([{"url": str(self.path), "stream": stream}], select_files=names.__contains__)
             samples = group_by_keys(files, keys=self.places.__getitem__)
             for turn, position in enumerate(order):
@@ -79,7 +79,7 @@ class ShardIndex:
                     sample = self._next(samples)
                     held[sample["__key__"]] |= sample
                 try:
-                    yield self._pair(position, held[position], image)
+                    yield _decode(self.keys[position], self.members[position], held[position], image)
                 except BadPair as bad:
                     yield bad
                 if last[position] == turn:
@@ -92,36 +92,7 @@ class ShardIndex:
             BadPair: no image, text or JSON that does not decode, or a caption that is not text or too long.
             UserError: the file has disappeared or was cut short since it was indexed.
         """
-        with self._open() as file:
-            members, descriptor = self.members[position], file.fileno()
-            content = {e: read_range(descriptor, self.path, *members[e]) for e in self._needed(position, image)}
-        return self._pair(position, content, image)
-
-    def _needed(self, position: int, image: bool) -> set[str]:
-        """The extensions of the members to read: none of a pair without an image, and none that is too large."""
-        members = self.members[position]
-        extension = image_extension_of(members)
-        if extension is None or members[extension][1] > MAX_IMAGE_BYTES:
-            return set()
-        texts = {name for name in TEXTS if name in members and members[name][1] <= MAX_JSON_BYTES}
-        return texts | ({extension} if image else set())
-
-    def _pair(self, position: int, content: Mapping[str, bytes], image: bool) -> Pair:
-        members = self.members[position]
-        extension = image_extension_of(members)
-        if extension is None:
-            raise BadPair(NO_IMAGE)
-        if members[extension][1] > MAX_IMAGE_BYTES:
-            raise BadPair(f"the image has more than {MAX_IMAGE_BYTES >> 20} MiB")
-        # What was not read is too long, and is rejected by its length.
-        texts = {n: content[n] if n in content else bytes(MAX_JSON_BYTES + 1) for n in TEXTS if n in members}
-        return Pair(self.keys[position], content[extension] if image else b"", extension, *decode_texts(texts))
-
-    def _open(self) -> BinaryIO:
-        try:
-            return open_shard(self.path)
-        except FileNotFoundError:
-            raise UserError(f"the shard {self.path} has disappeared; restore it and start again") from None
+        return read_pair(self.path, self.keys[position], self.members[position], image)
 
     def _next(self, samples: Iterator[dict[str, Any]]) -> dict[str, Any]:
         try:
@@ -130,6 +101,41 @@ class ShardIndex:
         except Exception as error:  # tarfile raises nearly any exception for damaged headers
             log.debug("%s: %s", self.path, error)
         raise UserError(f"the shard {self.path} was cut short while being read; restore it and start again")
+
+
+def read_pair(path: Path, key: str, members: Members, image: bool = True) -> Pair:
+    """The pair of these members of a shard; raises as ``ShardIndex.read`` does."""
+    with _open_indexed(path) as file:
+        content = {e: read_range(file.fileno(), path, *members[e]) for e in _needed(members, image)}
+    return _decode(key, members, content, image)
+
+
+def _open_indexed(path: Path) -> BinaryIO:
+    try:
+        return open_shard(path)
+    except FileNotFoundError:
+        raise UserError(f"the shard {path} has disappeared; restore it and start again") from None
+
+
+def _needed(members: Members, image: bool) -> set[str]:
+    """The extensions of the members to read: none of a pair without an image, and none that is too large."""
+    extension = image_extension_of(members)
+    if extension is None or members[extension][1] > MAX_IMAGE_BYTES:
+        return set()
+    texts = {name for name in TEXTS if name in members and members[name][1] <= MAX_JSON_BYTES}
+    return texts | ({extension} if image else set())
+
+
+def _decode(key: str, members: Members, content: Mapping[str, bytes], image: bool) -> Pair:
+    """A pair from the content of those of its members that are needed."""
+    extension = image_extension_of(members)
+    if extension is None:
+        raise BadPair(NO_IMAGE)
+    if members[extension][1] > MAX_IMAGE_BYTES:
+        raise BadPair(f"the image has more than {MAX_IMAGE_BYTES >> 20} MiB")
+    # What was not read is too long, and is rejected by its length.
+    texts = {n: content[n] if n in content else bytes(MAX_JSON_BYTES + 1) for n in TEXTS if n in members}
+    return Pair(key, content[extension] if image else b"", extension, *decode_texts(texts))
 
 
 @lru_cache(maxsize=64)
@@ -145,8 +151,32 @@ def index_shard(path: Path) -> ShardIndex:
         UserError: not a tar, compressed, cut short, an unsafe member, or a duplicate key.
     """
     groups: dict[str, Members] = {}
-    offsets: dict[int, str] = {}  # of the members' data: {offset: name}
+    names: dict[int, str] = {}  # of the members by the offset of their data
     hidden = 0
+    for member, (*folders, file) in _members(path):
+        if is_hidden("/".join((*folders, file))) or WEBDATASET_METADATA.match(member.name):
+            hidden += 1
+            continue
+        base, _, extension = file.partition(".")
+        group = groups.setdefault("/".join((*folders, base)), {})
+        if extension.lower() in group:
+            raise UserError(f"{path} has two members {member.name!r}; make keys unique within the shard")
+        group[extension.lower()] = (member.offset_data, member.size)
+        names[member.offset_data] = member.name
+    pairs = {key: m for name, group in groups.items() for key, m in _pairs(name, group)}
+    places = {
+        names[members[extension][0]]: (position, extension)
+        for position, members in enumerate(pairs.values())
+        for extension in (image_extension_of(members), *TEXTS)
+        if extension in members
+    }
+    unused = Counter(e for group in groups.values() for e, (offset, _) in group.items() if names[offset] not in places)
+    counts = dict(unused) | ({"hidden": hidden} if hidden else {})
+    return ShardIndex(path, tuple(pairs), tuple(pairs.values()), places, counts)
+
+
+def _members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tuple[str, ...]]]:
+    """The files in a tar and the parts of their names; raises UserError as ``index_shard`` does."""
     if path.exists() and not path.is_file():  # opening a pipe would block until somebody writes to it
         raise UserError(
             f"{path} is not a regular file (but a pipe, a folder or a device); put the shard itself there, or read a command's "
@@ -167,16 +197,7 @@ def index_shard(path: Path) -> ShardIndex:
                     raise UserError(
                         f"{path} contains {member.name!r}, which is not a plain file inside the archive; remove that member"
                     )
-                if is_hidden("/".join(parts)) or WEBDATASET_METADATA.match(member.name):
-                    hidden += 1
-                    continue
-                base, _, extension = parts[-1].partition(".")
-                key = "/".join((*parts[:-1], base))
-                group = groups.setdefault(key, {})
-                if extension.lower() in group:
-                    raise UserError(f"{path} has two members {member.name!r}; make keys unique within the shard")
-                group[extension.lower()] = (member.offset_data, member.size)
-                offsets[member.offset_data] = member.name
+                yield member, parts
             if os.pread(file.fileno(), 512, end) != bytes(512):
                 raise UserError(f"{path} is cut short (it has no end mark); make it again or remove it")
     except FileNotFoundError:
@@ -185,18 +206,6 @@ def index_shard(path: Path) -> ShardIndex:
         raise
     except Exception as error:  # tarfile raises nearly any exception for damaged headers
         raise UserError(f"{path} is not a complete, uncompressed tar ({error}); make it again or remove it") from None
-    pairs = {key: m for name, group in groups.items() for key, m in _pairs(name, group)}
-    places = {
-        offsets[members[extension][0]]: (position, extension)
-        for position, members in enumerate(pairs.values())
-        for extension in (image_extension_of(members), *TEXTS)
-        if extension in members
-    }
-    unused = Counter(
-        e for group in groups.values() for e, (offset, _) in group.items() if offsets[offset] not in places
-    )
-    counts = dict(unused) | ({"hidden": hidden} if hidden else {})
-    return ShardIndex(path, tuple(pairs), tuple(pairs.values()), places, counts)
 
 
 def _pairs(name: str, group: Members) -> Iterator[tuple[str, Members]]:

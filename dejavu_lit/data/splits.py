@@ -79,13 +79,10 @@ def _check_size(name: str, size: float | int | None, has_list: bool) -> None:
         raise UserError(
             f"data.sizes.{name}=null takes all pairs that keys.{name} lists, but it lists none; give a number"
         )
-    if isinstance(size, bool) or not isinstance(size, int | float | None) or not 0 <= (size or 0) < float("inf"):
+    is_count = size is None or (type(size) is int and size >= 0)
+    if not is_count and not (isinstance(size, float) and 0 <= size < 1):
         raise UserError(
-            f"data.sizes.{name}={size} is not a size; give a number of pairs, or a share of all pairs below 1"
-        )
-    if isinstance(size, float) and size >= 1:
-        raise UserError(
-            f"data.sizes.{name}={size} must be below 1 as a share; write a whole number for a number of pairs"
+            f"data.sizes.{name}={size} is not a size; give a whole number of pairs, or a share of all pairs below 1"
         )
 
 

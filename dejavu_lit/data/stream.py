@@ -135,15 +135,13 @@ class PairStream(IterableDataset[Batch]):
         if info is not None and self.cache is None:  # every epoch needs other shards, whose indexes would pile up
             index_shard.cache_clear()
         epoch, offset = self.position.tolist()
-        batches = list(replace(self.plan, epoch=epoch).batches(self.rank, info.id if info else 0, offset))
-        stretch = np.concatenate(batches) if batches else np.zeros((0, 2), dtype=np.int64)
+        parts = replace(self.plan, epoch=epoch).parts(self.rank, info.id if info else 0, offset)
         batch = batched(self.plan.batch, collation_fn=self.collate, partial=False)
-        return iter(DataPipeline(partial(self._read, stretch), partial(self._decode, epoch), self._replace, batch))
+        return iter(DataPipeline(partial(self._read, parts), partial(self._decode, epoch), self._replace, batch))
 
-    def _read(self, stretch: np.ndarray) -> Iterator[tuple[int, str, Pair | LoadedPair | BadPair]]:
-        """(position in the set, key, pair) of the planned entries; each shard of the stretch is read once."""
-        changes = np.flatnonzero(np.diff(stretch[:, 0])) + 1
-        for entries in np.split(stretch, changes) if len(stretch) else ():
+    def _read(self, parts: Iterable[np.ndarray]) -> Iterator[tuple[int, str, Pair | LoadedPair | BadPair]]:
+        """(position in the set, key, pair) of the planned entries, [m, 2] of each shard, which is read once."""
+        for entries in parts:
             index, start = self.shards.index(int(entries[0, 0])), int(self.shards.starts[entries[0, 0]])
             positions = entries[:, 1].tolist()
             if self.cache is not None:

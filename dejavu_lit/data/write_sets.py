@@ -28,28 +28,13 @@ class PairSet:
 
 
 @dataclass(frozen=True)
-class _Layout:
-    out: Path
-    sets: Sequence[PairSet]
-    pairs_per_shard: int
+class _Shard:
+    """One shard: the number of its set, its rows in the source's scan, and its files."""
 
-    def shards(self, pairs: PairSet) -> list[np.ndarray]:
-        """The rows of each shard."""
-        return [
-            pairs.rows[start : start + self.pairs_per_shard]
-            for start in range(0, len(pairs.rows), self.pairs_per_shard)
-        ]
-
-    def tar(self, pairs: PairSet, shard: int) -> Path:
-        return self.out / pairs.name / f"{shard:05d}.tar"
-
-    def objects(self, pairs: PairSet, shard: int) -> Path | None:
-        annotator = pairs.reader.annotator
-        return self.out / "objects" / annotator.name / pairs.name / f"{shard:05d}.parquet" if annotator else None
-
-    def is_complete(self, pairs: PairSet, shard: int) -> bool:
-        objects = self.objects(pairs, shard)
-        return self.tar(pairs, shard).exists() and (objects is None or objects.exists())
+    number: int
+    rows: np.ndarray
+    tar: Path
+    objects: Path | None
 
 
 def write_sets(out: Path, sets: Sequence[PairSet], pairs_per_shard: int, workers: int) -> dict[str, str]:
@@ -63,49 +48,50 @@ def write_sets(out: Path, sets: Sequence[PairSet], pairs_per_shard: int, workers
     Raises:
         UserError: a pair can no longer be read, or its image changed since the scan.
     """
-    layout = _Layout(out, sets, pairs_per_shard)
-    shards = [(number, shard) for number, pairs in enumerate(sets) for shard in range(len(layout.shards(pairs)))]
-    hashes: dict[tuple[int, int], str] = {}
-    with progress(None, "writing shards", total=sum(len(pairs.rows) for pairs in sets), unit="pair") as bar:
-        for job, sha256 in map_unordered(_write_shard, layout, shards, workers):
-            hashes[job] = sha256
-            bar.update(len(layout.shards(sets[job[0]])[job[1]]))
-    for pairs in sets:
-        sizes = {layout.tar(pairs, shard).name: len(rows) for shard, rows in enumerate(layout.shards(pairs))}
-        write_json(out / pairs.name / SIZES, sizes)
-    return {
-        pairs.name: fingerprint([hashes[job] for job in shards if job[0] == number])
-        for number, pairs in enumerate(sets)
-    }
+    shards: list[_Shard] = []
+    for number, pairs in enumerate(sets):
+        annotator = pairs.reader.annotator
+        for start in range(0, len(pairs.rows), pairs_per_shard):
+            name = f"{start // pairs_per_shard:05d}"
+            objects = out / "objects" / annotator.name / pairs.name / f"{name}.parquet" if annotator else None
+            rows = pairs.rows[start : start + pairs_per_shard]
+            shards.append(_Shard(number, rows, out / pairs.name / f"{name}.tar", objects))
+    hashes: dict[Path, str] = {}
+    with progress(None, "writing shards", total=sum(len(shard.rows) for shard in shards), unit="pair") as bar:
+        for shard, sha256 in map_unordered(_write_shard, sets, shards, workers):
+            hashes[shard.tar] = sha256
+            bar.update(len(shard.rows))
+    fingerprints = {}
+    for number, pairs in enumerate(sets):
+        own = [shard for shard in shards if shard.number == number]
+        write_json(out / pairs.name / SIZES, {shard.tar.name: len(shard.rows) for shard in own})
+        fingerprints[pairs.name] = fingerprint([hashes[shard.tar] for shard in own])
+    return fingerprints
 
 
-def _write_shard(layout: _Layout, job: tuple[int, int]) -> tuple[tuple[int, int], str]:
-    """Write a shard if it is missing; returns ``job`` and the SHA-256 of the shard."""
-    pairs, shard = layout.sets[job[0]], job[1]
-    if not layout.is_complete(pairs, shard):
-        _write_pairs(layout, pairs, shard)
-    return job, file_sha256(layout.tar(pairs, shard))
+def _write_shard(sets: Sequence[PairSet], shard: _Shard) -> tuple[_Shard, str]:
+    """Write a shard if it is missing; returns it and its SHA-256."""
+    if not shard.tar.exists() or (shard.objects is not None and not shard.objects.exists()):
+        _write_pairs(sets[shard.number], shard)
+    return shard, file_sha256(shard.tar)
 
 
-def _write_pairs(layout: _Layout, pairs: PairSet, shard: int) -> None:
-    rows = layout.shards(pairs)[shard]
+def _write_pairs(pairs: PairSet, shard: _Shard) -> None:
     objects: list[Annotation] = []
-    with write_shard(layout.tar(pairs, shard)) as write:
-        for row in rows.tolist():
+    with write_shard(shard.tar) as write:
+        for row in shard.rows.tolist():
             key = pairs.scan.keys[row]
             try:
                 pair, annotation = pairs.reader.read(key)
-            except BadPair as reason:
-                raise _changed(key, layout.out, str(reason)) from None
-            if not np.array_equal(content_digest(pair.image), pairs.scan.digests[row]):
-                raise _changed(key, layout.out, "another image")
+                if not np.array_equal(content_digest(pair.image), pairs.scan.digests[row]):
+                    raise BadPair("another image")
+            except BadPair as change:
+                out = shard.tar.parent.parent
+                raise UserError(
+                    f"the pair {key} changed while its set was prepared ({change}); remove {out} and start over"
+                ) from None
             write(pair)
             objects.append(annotation or Annotation(key, [], [], []))
         # Before the tar gets its name, so that a tar exists only with its objects.
-        path = layout.objects(pairs, shard)
-        if path is not None and pairs.reader.annotator is not None:
-            write_objects(path, objects, pairs.reader.annotator)
-
-
-def _changed(key: str, out: Path, change: str) -> UserError:
-    return UserError(f"the pair {key} changed while its set was prepared ({change}); remove {out} and start over")
+        if shard.objects is not None and pairs.reader.annotator is not None:
+            write_objects(shard.objects, objects, pairs.reader.annotator)

@@ -10,19 +10,18 @@ import io
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageDraw, ImageFont
 
-from dejavu_lit.data.decode import open_image
-from dejavu_lit.data.near_duplicates import exact_groups, flatten, join, near_links
+from dejavu_lit.data.near_duplicates import exact_groups, join, near_groups
+from dejavu_lit.data.scan import ImageHashes, hash_sets
 from dejavu_lit.data.shards import ShardSet
-from dejavu_lit.duplicates.hashing import ImageHashes, hash_sets
+from dejavu_lit.duplicates.examples import DuplicateKind, Images, example_tiles
 from dejavu_lit.duplicates.semantic import semantic_groups
 from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.objects.contact_sheet import sheet
@@ -34,8 +33,6 @@ REPORT, PAIRS, COUNTS, LIST, EXAMPLES = "report.json", "duplicates.parquet", "co
 RULE = "in each group, the images of the first of its sets are kept"
 RULE_WITHIN = "in each group, one image is kept: the one with the smallest key in the first of its sets"
 CHAIN = 10  # images, the smallest group that is suspected of being a chain of images that merely look alike
-EXAMPLES_PER_KIND = 12  # pairs of each kind on the sheet
-THUMBNAIL = 112  # pixels
 log = logging.getLogger(__name__)
 
 
@@ -53,30 +50,6 @@ class DuplicateCriteria:
     """The device that the encoder runs on."""
     workers: int = 2
     """Processes that hash and load images."""
-
-
-@dataclass(frozen=True)
-class Images:
-    """The compared images of all sets, one row per image: keys [n], and the number of its set, int8 [n]."""
-
-    sets: tuple[str, ...]
-    keys: list[str]
-    set_numbers: np.ndarray
-
-
-@dataclass(frozen=True)
-class DuplicateKind:
-    """The duplicates of one kind."""
-
-    name: str
-    groups: np.ndarray
-    """int64 [n]: the first row of each row's group."""
-    links: np.ndarray
-    """int64 [m, 2]: the pairs of rows that connect the groups."""
-    distances: np.ndarray
-    """float64 [m]: the distance of each pair."""
-    details: Mapping[str, Any] = field(default_factory=dict)
-    """Its settings and recall, for report.json."""
 
 
 def dedup(
@@ -109,12 +82,10 @@ def dedup(
             return report
     _check_keys(sets)
     images, hashes, unusable = _hashed_images(sets, out / "hashes", criteria, excluded)
-    kinds = [_exact(hashes)]
-    if criteria.distance is not None:
-        kinds.append(_perceptual(hashes, kinds[0].groups, criteria.distance))
-    if criteria.encoder is not None:
-        kinds.append(_semantic(out, sets, criteria, images))
-    groups = _connected(kinds, len(images.keys))
+    kinds = _kinds(out, sets, criteria, images, hashes)
+    groups = np.arange(len(images.keys))
+    for kind in kinds:
+        join(groups, np.arange(len(groups)), kind.groups)
     exclude = excluded | set(keys_to_exclude(images, groups, within))
     listed = force or not _is_chained(images, groups)
     counts = {kind.name: shared_counts(images, kind.groups) for kind in kinds} | {"any": shared_counts(images, groups)}
@@ -128,14 +99,13 @@ def dedup(
             }
             for number, (name, shards) in enumerate(sets.items())
         },
-        "kinds": {kind.name: {**kind.details, **group_sizes(kind.groups)} for kind in kinds}
-        | {"any": group_sizes(groups)},
+        "kinds": {kind.name: kind.details | group_sizes(kind.groups) for kind in kinds} | {"any": group_sizes(groups)},
         "shared": counts,
         "exclude": {"file": LIST if listed else None, "keys": len(exclude), "rule": RULE_WITHIN if within else RULE},
     }
     _write_pairs(out / PAIRS, images, groups, kinds)
     _write_counts(out / COUNTS, counts)
-    if tiles := _example_tiles(sets, images, kinds):
+    if tiles := example_tiles(sets, images, kinds):
         with atomic(out / EXAMPLES) as part:
             sheet(tiles, 4).save(part, "PNG")
     if listed:
@@ -223,17 +193,20 @@ def _hashed_images(
     return images, hashes.select(rows), unusable
 
 
-def _exact(hashes: ImageHashes) -> DuplicateKind:
-    groups = exact_groups(hashes.digests)
-    copies = np.flatnonzero(groups != np.arange(len(groups)))
-    return DuplicateKind("exact", groups, np.stack([groups[copies], copies], axis=1), np.zeros(len(copies)))
-
-
-def _perceptual(hashes: ImageHashes, exact: np.ndarray, distance: int) -> DuplicateKind:
-    groups, links = near_links(exact, hashes.hashes, hashes.hashed, distance)
-    bits = np.bitwise_count(hashes.hashes[links[:, 0]] ^ hashes.hashes[links[:, 1]])
-    details = {"distance": distance, "without_hash": int((~hashes.hashed).sum())}
-    return DuplicateKind("hash", groups, links, bits.astype(np.float64), details)
+def _kinds(
+    out: Path, sets: Mapping[str, ShardSet], criteria: DuplicateCriteria, images: Images, hashes: ImageHashes
+) -> list[DuplicateKind]:
+    exact = exact_groups(hashes.digests)
+    copies = np.flatnonzero(exact != np.arange(len(exact)))
+    kinds = [DuplicateKind("exact", exact, np.stack([exact[copies], copies], axis=1), np.zeros(len(copies)))]
+    if criteria.distance is not None:
+        groups, links = near_groups(exact, hashes.hashes, hashes.hashed, criteria.distance)
+        bits = np.bitwise_count(hashes.hashes[links[:, 0]] ^ hashes.hashes[links[:, 1]]).astype(np.float64)
+        details = {"distance": criteria.distance, "without_hash": int((~hashes.hashed).sum())}
+        kinds.append(DuplicateKind("hash", groups, links, bits, details))
+    if criteria.encoder is not None:
+        kinds.append(_semantic(out, sets, criteria, images))
+    return kinds
 
 
 def _semantic(out: Path, sets: Mapping[str, ShardSet], criteria: DuplicateCriteria, images: Images) -> DuplicateKind:
@@ -256,18 +229,9 @@ def _semantic(out: Path, sets: Mapping[str, ShardSet], criteria: DuplicateCriter
         "similarity": criteria.similarity,
         "cells": result.cells,
         "recall": result.recall,
-        "recall_of": "all pairs, by proof" if result.checked is None else f"{result.checked} pairs of a sample",
+        "recall_of": "all pairs" if result.checked is None else f"{result.checked} pairs of a sample",
     }
     return DuplicateKind("semantic", groups, row_of[result.links], 1 - result.cosines, details)
-
-
-def _connected(kinds: Sequence[DuplicateKind], count: int) -> np.ndarray:
-    """The groups of all kinds together: int64 [count], the first row of each row's group."""
-    groups = np.arange(count)
-    for kind in kinds:
-        join(groups, np.arange(count), kind.groups)
-    flat: np.ndarray = flatten(groups)
-    return flat
 
 
 def _write_pairs(path: Path, images: Images, groups: np.ndarray, kinds: Sequence[DuplicateKind]) -> None:
@@ -291,57 +255,3 @@ def _write_counts(path: Path, counts: Mapping[str, Mapping[str, Mapping[str, int
     for kind, table in counts.items():
         writer.writerows((kind, a, b, count) for a, row in table.items() for b, count in row.items())
     write_text(path, text.getvalue())
-
-
-@dataclass(frozen=True)
-class _Example:
-    kind: str
-    rows: tuple[int, int]
-    distance: float
-
-
-def _example_tiles(sets: Mapping[str, ShardSet], images: Images, kinds: Sequence[DuplicateKind]) -> list[Image.Image]:
-    """One tile per example: the least similar pairs of each kind, those across sets before those within one."""
-    examples = []
-    for kind in kinds:
-        across = images.set_numbers[kind.links[:, 0]] != images.set_numbers[kind.links[:, 1]]
-        for link in np.lexsort((-kind.distances, ~across))[:EXAMPLES_PER_KIND].tolist():
-            a, b = kind.links[link].tolist()
-            examples.append(_Example(kind.name, (a, b), float(kind.distances[link])))
-    thumbnails = _thumbnails(sets, images, {row for example in examples for row in example.rows})
-    font = ImageFont.load_default(11)
-    tiles = []
-    for example in examples:
-        tile = Image.new("RGB", (2 * THUMBNAIL + 4, THUMBNAIL + 15), "white")
-        for column, row in enumerate(example.rows):
-            tile.paste(thumbnails[images.keys[row]], (column * (THUMBNAIL + 4), 0))
-        distance = example.distance
-        value = {"exact": "", "hash": f" {distance:.0f} bits", "semantic": f" {1 - distance:.4f}"}[example.kind]
-        names = " and ".join(images.sets[images.set_numbers[row]] for row in example.rows)
-        ImageDraw.Draw(tile).text((1, THUMBNAIL + 1), f"{example.kind}{value}, {names}", fill="black", font=font)
-        tiles.append(tile)
-    return tiles
-
-
-def _thumbnails(sets: Mapping[str, ShardSet], images: Images, rows: set[int]) -> dict[str, Image.Image]:
-    """{key: thumbnail} of some images."""
-    thumbnails: dict[str, Image.Image] = {}
-    for number, shards in enumerate(sets.values()):
-        keys = {images.keys[row] for row in rows if images.set_numbers[row] == number}
-        if not keys:
-            continue
-        for shard in range(len(shards.names)):
-            index = shards.index(shard)
-            for position in [p for p, key in enumerate(index.keys) if key in keys]:
-                with open_image(index.read(position).image) as image:
-                    thumbnails[index.keys[position]] = _thumbnail(image)
-    return thumbnails
-
-
-def _thumbnail(image: Image.Image) -> Image.Image:
-    small = image.convert("RGB")
-    scale = THUMBNAIL / max(small.size)
-    size = (max(1, round(small.width * scale)), max(1, round(small.height * scale)))
-    page = Image.new("RGB", (THUMBNAIL, THUMBNAIL), "white")
-    page.paste(small.resize(size))
-    return page

@@ -3,9 +3,7 @@
 import hashlib
 import json
 import logging
-import math
 import os
-import re
 import secrets
 import shutil
 import socket
@@ -22,7 +20,6 @@ from filelock import FileLock, Timeout
 from dejavu_lit.utils.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
-LONE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # in JSON, perhaps without its second half
 FULL = 1 << 20  # bytes: with less free space than this, a failed write is taken for a full disk
 
 
@@ -85,10 +82,8 @@ def read_json(path: Path | str) -> Any:
     NaN, infinity and lone surrogates are refused: this package does not write them, and could not write them again.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-        value = json.loads(text, parse_constant=_refuse_number, parse_float=_finite)
-        if LONE_SURROGATE.search(text):
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
         return value
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
@@ -113,15 +108,6 @@ def read_json_object(path: Path | str, schema: int | None = None) -> dict[str, A
             f"{path} has schema {saved}, but this version reads {schema}; use the version that wrote it, or create it again"
         )
     return value
-
-
-def _refuse_number(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    return value if math.isfinite(value) else _refuse_number(text[:20])
 
 
 def link_or_copy(source: Path, path: Path) -> None:
@@ -204,10 +190,8 @@ def locked(path: Path | str, wait: bool = True) -> Iterator[None]:
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
         yield
     finally:
-        with suppress(
-            OSError
-        ):  # while it is held: filelock sees that a file it has just opened is gone, and opens another
-            path.unlink()
+        with suppress(OSError):
+            path.unlink()  # while it is held: filelock sees that a file it has just opened is gone, and opens another
         lock.release()
 
 

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -38,17 +38,8 @@ def map_unordered(
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     pool = ProcessPoolExecutor(workers, context, _start, (state,))
     try:
-        pending: set[Future[Result]] = set()
-        for job in jobs:
-            pending.add(pool.submit(_call, function, job))
-            if len(pending) > 2 * workers:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
-        while pending:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield future.result()
+        for future in as_completed(pool.submit(_call, function, job) for job in jobs):
+            yield future.result()
     except BrokenProcessPool:
         raise UserError(
             "a worker process was killed, perhaps for lack of memory; run the command again with fewer workers="
@@ -87,19 +78,16 @@ def thread_count() -> int:
 @contextmanager
 def thread_pool(count: int | None = None) -> Iterator[ThreadPoolExecutor]:
     """A pool of ``count`` threads (``thread_count()`` by default); torch, if loaded, runs single-threaded in each."""
-    torch = sys.modules.get("torch")
-    before = torch.get_num_threads() if torch else 1
-    pool = (
-        ThreadPoolExecutor(count or thread_count(), initializer=torch.set_num_threads, initargs=(1,))
-        if torch
-        else ThreadPoolExecutor(count or thread_count())
-    )
+    if (torch := sys.modules.get("torch")) is None:
+        with ThreadPoolExecutor(count or thread_count()) as pool:
+            yield pool
+        return
+    before = torch.get_num_threads()
     try:
-        with pool:
+        with ThreadPoolExecutor(count or thread_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
             yield pool
     finally:
-        if torch:
-            torch.set_num_threads(before)  # new threads inherit the number set last
+        torch.set_num_threads(before)  # new threads inherit the number set last
 
 
 def map_ahead(

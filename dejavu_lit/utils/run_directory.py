@@ -152,6 +152,8 @@ class RunDirectory:
 
 def first_difference(old: Any, new: Any, path: str = "") -> str | None:
     """The first setting in which two configs differ, as ``a.b: old → new``; None if they agree."""
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        old, new = dict(enumerate(old)), dict(enumerate(new))
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         if not path:
             old, new = identifying_settings(old), identifying_settings(new)

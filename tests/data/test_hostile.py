@@ -22,9 +22,8 @@ from dejavu_lit.data.readers.folder import FolderReader
 from dejavu_lit.data.readers.shards import ShardReader
 from dejavu_lit.data.readers.table import TableReader
 from dejavu_lit.data.remote import mirror
-from dejavu_lit.data.scan import decode_and_hash, scan
+from dejavu_lit.data.scan import decode_and_hash, hash_sets, scan
 from dejavu_lit.data.shards import BadPair, Pair, ShardSet, index_shard, read_pairs, write_shard, write_shards
-from dejavu_lit.duplicates.hashing import hash_sets
 from dejavu_lit.objects.annotators.coco import CocoLookup
 from dejavu_lit.report.images import shrink
 from dejavu_lit.utils.errors import UserError

@@ -168,7 +168,7 @@ def test_sizes_by_number_and_by_share() -> None:
     [
         ({"A": 60, "B": 0.5}, r"ask for 110 pairs \(A=60, B=50\), but there are only 100"),
         ({"Q": 1}, "an unknown set 'Q'"),
-        ({"A": 1.0}, "sizes.A=1.0 must be below 1 as a share"),
+        ({"A": 1.0}, "sizes.A=1.0 is not a size"),
         ({"A": -1}, "sizes.A=-1 is not a size"),
         ({"A": True}, "sizes.A=True is not a size"),
         ({"A": 0}, "no pairs at all"),

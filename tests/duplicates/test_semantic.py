@@ -30,7 +30,7 @@ def groups_by_all_pairs(rows: np.ndarray, similarity: float) -> list[int]:
 @pytest.mark.parametrize("cells", [1, 3, 12])
 @pytest.mark.parametrize("similarity", [0.9, 0.99])
 def test_groups_equal_those_of_all_pairs(cells: int, similarity: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(semantic, "TILE", 37)  # tiles and blocks that divide nothing evenly
+    monkeypatch.setattr(semantic, "QUERIES", 37)  # queries and blocks that divide nothing evenly
     monkeypatch.setattr(semantic, "BLOCK", 50)
     monkeypatch.setattr(semantic, "PROBES", 12)
     rows = vectors(400, 16, 0.12, 30)
@@ -51,7 +51,7 @@ def test_groups_equal_those_of_all_pairs(cells: int, similarity: float, monkeypa
 def test_recall_is_measured_if_cells_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(semantic, "PROBES", 1)
     rows = vectors(1500, 24, 0.3, 60, seed=3)
-    result = semantic_groups(rows, 0.85, cells=25)
+    result = semantic_groups(rows, 0.85, cells=90)  # more than there are directions, so that some are cut
     full = semantic_groups(rows, 0.85, cells=1)
     assert result.checked is not None
     assert result.checked > 500

@@ -61,8 +61,10 @@ def running(group: int) -> list[int]:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 def test_workers_end_when_their_parent_is_killed() -> None:
-    jobs = "iter(lambda: time.sleep(0.05) or 1, 2)"  # without end
-    script = f"import time\nfrom dejavu_lit.utils.parallel import map_unordered\nlist(map_unordered(max, 0, {jobs}, 3))"
+    script = (
+        "import operator, time\nfrom dejavu_lit.utils.parallel import map_unordered\n"
+        "list(map_unordered(operator.call, time.sleep, [0.05] * 100_000, 3))"
+    )
     parent = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
     try:
         until = time.monotonic() + 240

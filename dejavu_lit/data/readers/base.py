@@ -105,7 +105,13 @@ def below(root: str, path: str) -> str:
 
 
 def image_extension(data: bytes) -> str:
-    """``jpg``, ``png`` or ``webp``, from the first bytes and not the file's name; raises BadPair for other formats."""
+    """``jpg``, ``png`` or ``webp``, from the first bytes and not the file's name.
+
+    Raises:
+        BadPair: another format, or more than MAX_IMAGE_BYTES.
+    """
+    if len(data) > MAX_IMAGE_BYTES:
+        raise BadPair(f"the image has more than {MAX_IMAGE_BYTES >> 20} MiB")
     if data[:3] == b"\xff\xd8\xff":
         return "jpg"
     if data[:8] == b"\x89PNG\r\n\x1a\n":
@@ -123,15 +129,7 @@ def read_image(path: Path) -> tuple[bytes, str]:
         raise BadPair("the image is not readable (permissions)") from None
     except (OSError, ValueError):  # ValueError: a NUL byte in a table's path
         raise BadPair("the image does not exist") from None
-    return data, check_image(data)
-
-
-def check_image(data: bytes) -> str:
-    """The extension of an image's bytes; raises BadPair if they are too many or in another format."""
-    extension = image_extension(data)
-    if len(data) > MAX_IMAGE_BYTES:
-        raise BadPair(f"the image has more than {MAX_IMAGE_BYTES >> 20} MiB")
-    return extension
+    return data, image_extension(data)
 
 
 def read_file(path: Path, limit: int) -> bytes:

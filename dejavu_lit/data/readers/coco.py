@@ -23,13 +23,8 @@ from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.utils.errors import UserError, first_line
 from dejavu_lit.utils.io import file_sha256, fingerprint
 
-META_FIELDS = (
-    "width",
-    "height",
-    "file_name",
-    "license",
-    "flickr_url",
-)  # of the image's entry, copied to the pair's JSON
+# Of the image's entry, copied to the pair's JSON.
+META_FIELDS = ("width", "height", "file_name", "license", "flickr_url")
 MAX_ID_DIGITS = 18  # of ids, which are kept as int64
 Entry = TypeVar("Entry")
 logger = logging.getLogger(__name__)
@@ -125,6 +120,10 @@ def _instance(entry: Any, code_of: Mapping[int | str, int]) -> tuple[int, list[f
     return code_of[category], sides, image_number(entry, "image_id")
 
 
+def _category(entry: Any) -> tuple[int | str, str]:
+    return coco_id(entry, "id"), json_safe(str(_value(entry, "name")))
+
+
 def _caption(entry: Any) -> tuple[int, str]:
     """The image's id and the caption of one annotation."""
     caption = _value(entry, "caption")
@@ -141,34 +140,21 @@ class CocoInstances:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         """Read the files; unusable entries are counted. Raises UserError for a file that is not an instances JSON."""
-        owners: list[int] = []  # the image id of each instance
-        codes: list[int] = []
-        boxes: list[list[float]] = []
+        rows: list[tuple[int, list[float], int]] = []
         labels: dict[str, int] = {}
         listed: set[int] = set()
         for path in paths:
             content = read_coco(path, "images", "annotations", "categories")
             listed.update(usable_entries(path, content, "images", "instances", lambda image: image_number(image, "id")))
-            categories = usable_entries(
-                path,
-                content,
-                "categories",
-                "instances",
-                lambda c: (coco_id(c, "id"), json_safe(str(_value(c, "name")))),
-            )
+            categories = usable_entries(path, content, "categories", "instances", _category)
             code_of = {category: labels.setdefault(name, len(labels)) for category, name in categories}
-            for code, box, owner in usable_entries(
-                path, content, "annotations", "instances", partial(_instance, code_of=code_of)
-            ):
-                codes.append(code)
-                boxes.append(box)
-                owners.append(owner)
-        images = np.array(owners, dtype=np.int64)
+            rows += usable_entries(path, content, "annotations", "instances", partial(_instance, code_of=code_of))
+        images = np.array([image_id for _, _, image_id in rows], dtype=np.int64)
         order = np.argsort(images, kind="stable")
         self.image_ids = frozenset(listed)
         self._images = images[order]
-        self._codes = np.array(codes, dtype=np.int32)[order]
-        self._boxes = np.array(boxes, dtype=np.float32).reshape(-1, 4)[order]
+        self._codes = np.array([code for code, _, _ in rows], dtype=np.int32)[order]
+        self._boxes = np.array([box for _, box, _ in rows], dtype=np.float32).reshape(-1, 4)[order]
         self._labels = list(labels)
         self.annotator = Annotator("coco", weights=fingerprint([file_sha256(path) for path in paths]))
 

@@ -20,7 +20,7 @@ from dejavu_lit.data.decode import (
     read_meta,
     with_captions,
 )
-from dejavu_lit.data.objects import Annotation, Annotator
+from dejavu_lit.data.objects import Annotation
 from dejavu_lit.data.readers.base import KeyIndex, clean_keys, read_file, read_image
 from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS
 from dejavu_lit.data.shards import BadPair, Pair
@@ -35,6 +35,7 @@ class FolderReader:
     """Images (jpg, png, webp) below ``path``; a key is the image's path below it, cleaned, without the extension."""
 
     name = "folder"  # in fingerprints and messages
+    annotator = None  # a folder provides no objects
     path: str | Path
     """The folder; its subfolders are read too."""
     caption: str = "txt"
@@ -43,11 +44,6 @@ class FolderReader:
     def __post_init__(self) -> None:
         if self.caption not in ("txt", "folder", "none"):
             raise UserError(f"caption={self.caption} is unknown to the folder reader; choose txt, folder or none")
-
-    @property
-    def annotator(self) -> Annotator | None:
-        """None: a folder provides no objects."""
-        return None
 
     @cached_property
     def _files(self) -> list[str]:

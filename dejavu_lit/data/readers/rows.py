@@ -5,14 +5,16 @@ read, and whole rows by their row group, of which the last ones stay in memory. 
 writes 100 rows of images.
 """
 
+import logging
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from glob import glob
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,38 +23,25 @@ import pyarrow.parquet as pq
 
 from dejavu_lit.data.delimited import is_delimited, read_delimited
 from dejavu_lit.data.readers.base import Paths, as_list
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.errors import UserError, suggest
 from dejavu_lit.utils.io import visible_files
 
 PARQUET = (".parquet", ".pq")
 CACHED_BYTES = 256 << 20  # of row groups in memory, per process; one is always kept
+AUTO = "auto"
+# The names by which columns are guessed, the most telling first.
+IMAGE = ("image", "img", "jpg", "png", "webp", "image_bytes", "bytes", "path", "image_path", "file_name", "filename")
+CAPTION = ("caption", "captions", "text", "txt", "sentences", "description", "prompt", "title")
+USUAL = {"image": IMAGE, "caption": CAPTION, "key": ("key", "__key__", "image_id", "id", "uid")}
+logger = logging.getLogger(__name__)
 
 
-class Rows(Protocol):
-    """The rows of one table, which may consist of several files."""
-
-    @property
-    def schema(self) -> pa.Schema:
-        """The columns."""
-
-    def __len__(self) -> int: ...
-
-    def texts(self, column: str) -> Iterator[str]:
-        """The values of a column as text, "" for null; of images their paths."""
-
-    def row(self, number: int, columns: Sequence[str]) -> dict[str, Any]:
-        """The values of some columns in one row."""
-
-    def folder(self, number: int) -> Path:
-        """The folder of the row's file, to which paths of images are relative."""
-
-
-def is_embedded(kind: pa.DataType) -> bool:
+def _is_embedded(kind: pa.DataType) -> bool:
     """Whether values of this type hold bytes: binary, or a struct or list of them."""
     if pa.types.is_dictionary(kind):
-        return is_embedded(kind.value_type)
+        return _is_embedded(kind.value_type)
     if pa.types.is_struct(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return any(is_embedded(kind.field(number).type) for number in range(kind.num_fields))
+        return any(_is_embedded(kind.field(number).type) for number in range(kind.num_fields))
     return bool(
         pa.types.is_binary(kind)
         or pa.types.is_large_binary(kind)
@@ -61,7 +50,7 @@ def is_embedded(kind: pa.DataType) -> bool:
     )
 
 
-def has_path(kind: pa.DataType) -> bool:
+def _has_path(kind: pa.DataType) -> bool:
     """Whether values of this type are structs with a path, as ``datasets`` stores images."""
     return bool(pa.types.is_struct(kind) and kind.get_field_index("path") >= 0)
 
@@ -78,124 +67,178 @@ def table_files(paths: Paths) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def open_rows(files: Sequence[Path], text_columns: Sequence[str], delimiter: str | None) -> Rows:
-    """The rows of one CSV or TSV file, or of parquet or Arrow files; the other arguments are those of ``read_delimited``.
+@dataclass(frozen=True)
+class Block:
+    """Consecutive rows that are read together."""
 
-    Raises:
-        UserError: another kind of file.
-        pyarrow.ArrowException, OSError, KeyError, ValueError: a file cannot be read as a table.
-    """
-    kinds = {file.suffix.lower() for file in files}
-    if kinds <= set(PARQUET):
-        return ParquetRows(files)
-    if kinds == {".arrow"}:
-        return TableRows.map(files)
-    if len(files) > 1 or not is_delimited(files[0]):
-        raise UserError(
-            f"{files[0]} is not a known kind of table; give a .csv, .tsv or .parquet file, or several of parquet"
-        )
-    table = read_delimited(files[0], text_columns, delimiter)
-    table.validate(full=True)
-    return TableRows(table, files[0].parent)
+    count: int
+    """Number of rows."""
+    folder: Path
+    """The folder of their file, to which paths of images are relative."""
+    read: Callable[[list[str], bool], pa.Table]
+    """From names of columns, and whether images may come without their bytes, to the table of these columns."""
 
 
-class TableRows:
-    """The rows of one table in memory, or mapped into it."""
+class Rows:
+    """The rows of one table, which may consist of several files."""
 
-    def __init__(self, table: pa.Table, folder: Path) -> None:
-        self.table, self._folder, self.schema = table, folder, table.schema
-
-    @classmethod
-    def map(cls, files: Sequence[Path]) -> "TableRows":
-        """The rows of Arrow files in the streaming format, as ``datasets``' ``save_to_disk`` writes them."""
-        return cls(
-            pa.concat_tables(pa.ipc.open_stream(pa.memory_map(str(f))).read_all() for f in files), files[0].parent
-        )
-
-    def __len__(self) -> int:
-        return int(self.table.num_rows)
-
-    def texts(self, column: str) -> Iterator[str]:
-        """See Rows."""
-        return _texts(self.table[column])
-
-    def row(self, number: int, columns: Sequence[str]) -> dict[str, Any]:
-        """See Rows."""
-        return {name: self.table[name][number].as_py() for name in columns}
-
-    def folder(self, number: int) -> Path:
-        """See Rows."""
-        return self._folder
-
-
-class ParquetRows:
-    """The rows of parquet files with the same columns, one file after the other."""
-
-    def __init__(self, files: Sequence[Path]) -> None:
-        self.files = list(files)
-        self._metadata = [pq.read_metadata(file) for file in files]
-        self.schema = self._metadata[0].schema.to_arrow_schema()
-        for file, metadata in zip(files, self._metadata, strict=True):
-            if (names := metadata.schema.to_arrow_schema().names) != self.schema.names:
-                raise UserError(
-                    f"{file} has the columns {', '.join(names)}, and {files[0]} has {', '.join(self.schema.names)}; give files "
-                    "of one table"
-                )
-        self._groups = [(f, g) for f, metadata in enumerate(self._metadata) for g in range(metadata.num_row_groups)]
-        sizes = (self._metadata[f].row_group(g).num_rows for f, g in self._groups)
-        self._starts = np.array([0, *accumulate(sizes)], np.int64)
+    def __init__(self, schema: pa.Schema, blocks: Sequence[Block]) -> None:
+        self.schema, self._blocks = schema, blocks
+        self._starts = np.array([0, *accumulate(block.count for block in blocks)], np.int64)
         self._cache: OrderedDict[int, pa.Table] = OrderedDict()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    @cached_property
+    def columns(self) -> list[str]:
+        """The columns whose names occur once: pyarrow cannot tell others apart."""
+        return [name for name in self.schema.names if self.schema.names.count(name) == 1]
+
+    def is_embedded(self, column: str) -> bool:
+        """Whether the values of a column hold bytes."""
+        return _is_embedded(self.schema.field(column).type)
+
+    def has_path(self, column: str) -> bool:
+        """Whether the values of a column are structs with a path."""
+        return _has_path(self.schema.field(column).type)
+
     def texts(self, column: str) -> Iterator[str]:
-        """See Rows."""
-        part = f"{column}.path" if has_path(self.schema.field(column).type) else column
-        for file, metadata in zip(self.files, self._metadata, strict=True):
-            for batch in pq.ParquetFile(file, metadata=metadata).iter_batches(columns=[part], use_threads=False):
-                batch.validate(full=True)
-                yield from _texts(batch.column(0))
+        """The values of a column as text, "" for null; of images their paths."""
+        for block in self._blocks:
+            values = block.read([column], True).column(0)
+            for value in (pc.struct_field(values, "path") if _has_path(values.type) else values).to_pylist():
+                yield "" if value is None else str(value)
 
     def row(self, number: int, columns: Sequence[str]) -> dict[str, Any]:
-        """See Rows."""
-        group = self._group_of(number)
-        table, offset = self._read(group), number - int(self._starts[group])
+        """The values of some columns in one row."""
+        block = self._block_of(number)
+        table, offset = self._read(block), number - int(self._starts[block])
         return {name: table[name][offset].as_py() for name in columns}
 
     def folder(self, number: int) -> Path:
-        """See Rows."""
-        return self.files[self._groups[self._group_of(number)][0]].parent
+        """The folder of the row's file."""
+        return self._blocks[self._block_of(number)].folder
 
-    def _group_of(self, number: int) -> int:
+    def _block_of(self, number: int) -> int:
         return int(np.searchsorted(self._starts, number, side="right")) - 1
 
-    def _read(self, group: int) -> pa.Table:
-        if group in self._cache:
-            self._cache.move_to_end(group)
-            return self._cache[group]
-        file, number = self._groups[group]
-        source = pq.ParquetFile(self.files[file], metadata=self._metadata[file])
-        table = source.read_row_group(number, columns=self._single_columns, use_threads=False)
-        table.validate(full=True)
-        self._cache[group] = table
+    def _read(self, block: int) -> pa.Table:
+        if block in self._cache:
+            self._cache.move_to_end(block)
+            return self._cache[block]
+        table = self._blocks[block].read(self.columns, False)
+        self._cache[block] = table
         while len(self._cache) > 1 and sum(kept.nbytes for kept in self._cache.values()) > CACHED_BYTES:
             self._cache.popitem(last=False)
         return table
 
-    @cached_property
-    def _single_columns(self) -> list[str]:
-        """The columns whose names occur once: pyarrow cannot tell others apart."""
-        return [name for name in self.schema.names if self.schema.names.count(name) == 1]
+
+def open_rows(files: Sequence[Path], text_columns: Sequence[str], delimiter: str | None) -> Rows:
+    """The rows of one CSV or TSV file, or of parquet or Arrow files; the other arguments are those of ``read_delimited``.
+
+    Raises:
+        UserError: another kind of file, or files with different columns.
+        pyarrow.ArrowException, OSError, KeyError, ValueError: a file cannot be read as a table.
+    """
+    kinds = {file.suffix.lower() for file in files}
+    schemas: list[pa.Schema] = []
+    blocks: list[Block] = []
+    if kinds <= set(PARQUET):
+        for file in files:
+            metadata = pq.read_metadata(file)
+            schemas.append(metadata.schema.to_arrow_schema())
+            for group in range(metadata.num_row_groups):
+                read = partial(_read_group, file, metadata, group)
+                blocks.append(Block(metadata.row_group(group).num_rows, file.parent, read))
+    elif kinds == {".arrow"}:  # in the streaming format, as ``save_to_disk`` of ``datasets`` writes them
+        for file in files:
+            table = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
+            schemas.append(table.schema)
+            blocks.append(Block(table.num_rows, file.parent, partial(_select, table)))
+    elif len(files) == 1 and is_delimited(files[0]):
+        table = read_delimited(files[0], text_columns, delimiter)
+        table.validate(full=True)
+        schemas.append(table.schema)
+        blocks.append(Block(table.num_rows, files[0].parent, partial(_select, table)))
+    else:
+        raise UserError(
+            f"{files[0]} is not a known kind of table; give a .csv, .tsv or .parquet file, or several of parquet"
+        )
+    for file, schema in zip(files, schemas, strict=True):
+        if schema.names != schemas[0].names:
+            raise UserError(
+                f"{file} has the columns {', '.join(schema.names)}, and {files[0]} has {', '.join(schemas[0].names)}; give "
+                "files of one table"
+            )
+    return Rows(schemas[0], blocks)
 
 
-def _texts(values: pa.Array | pa.ChunkedArray) -> Iterator[str]:
-    if has_path(values.type):
-        values = pc.struct_field(values, "path")
-    for value in values.to_pylist():
-        yield "" if value is None else str(value)
+def _select(table: pa.Table, columns: list[str], texts: bool) -> pa.Table:
+    return table.select(columns)
+
+
+def _read_group(file: Path, metadata: pq.FileMetaData, group: int, columns: list[str], texts: bool) -> pa.Table:
+    source = pq.ParquetFile(file, metadata=metadata)
+    if texts:
+        columns = [f"{n}.path" if _has_path(source.schema_arrow.field(n).type) else n for n in columns]
+    table = source.read_row_group(group, columns=columns, use_threads=False)
+    table.validate(full=True)
+    return table
 
 
 def absolute(folder: Path, path: str) -> str:
     """A path relative to ``folder`` as an absolute one, without links resolved."""
     return os.path.normpath(os.path.join(os.path.abspath(folder), path))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of the columns of a table."""
+
+    image: str
+    captions: list[str]
+    key: str | None
+
+    @classmethod
+    def find(
+        cls, rows: Rows, path: object, image: str, caption: str | Iterable[str] | None, key: str | None
+    ) -> "Columns":
+        """The columns that the options name, with ``auto`` for a guess, which is logged.
+
+        Raises:
+            UserError: there is no such column; it lists the columns of the table at ``path``.
+        """
+        asked = {"image": [image], "caption": as_names(caption), "key": as_names(key)}
+        found = {option: [_column(rows, path, option, name) for name in names] for option, names in asked.items()}
+        guesses = [f"{option}={found[option][0] or 'null'}" for option, names in asked.items() if names == [AUTO]]
+        if guesses:
+            logger.info("%s: the columns are guessed by their names: %s", path, ", ".join(guesses))
+        names = {option: [name for name in columns if name is not None] for option, columns in found.items()}
+        return cls(names["image"][0], names["caption"], next(iter(names["key"]), None))
+
+
+def _column(rows: Rows, path: object, option: str, name: str) -> str | None:
+    """The column ``name``, or the usual one; None if no usual one has distinct keys."""
+    names = rows.schema.names
+    if names.count(name) == 1:
+        return name
+    missing = f"no single column {name!r}{suggest(name, names)}"
+    if name == AUTO:
+        usual = [column for column in USUAL[option] if names.count(column) == 1]
+        if option == "key":
+            return next((column for column in usual if _is_distinct(rows, column)), None)
+        if usual:
+            return usual[0]
+        missing = f"no column with a usual name ({', '.join(USUAL[option])})"
+    raise UserError(f"{path} has {missing}; its columns are {', '.join(names)}; choose one with {option}=")
+
+
+def _is_distinct(rows: Rows, column: str) -> bool:
+    values = set(rows.texts(column))
+    return len(values) == len(rows) and "" not in values
+
+
+def as_names(names: str | Iterable[str] | None) -> list[str]:
+    """One name or several, as a list; None gives []."""
+    return [] if names is None else [names] if isinstance(names, str) else list(names)

@@ -34,11 +34,8 @@ THEMES = {
     "party": "🎂 🎁 🎀 🍭 🍦 🕯 🎃 🧸 👑 💎",
 }
 ANNOTATOR = Annotator("scenes")
-CAPTIONS = {
-    "en": "{} and {} with a {} at the {}",
-    "zh": "{}、{}：{}",
-    "ja": "{}、{}：{}",
-}  # two people, an object, the place
+# Two people, an object, the place.
+CAPTIONS = {"en": "{} and {} with a {} at the {}", "zh": "{}、{}：{}", "ja": "{}、{}：{}"}
 OTHER_CAPTION = "{}, {}: {}"
 _SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
 

@@ -7,7 +7,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from glob import glob
 from pathlib import Path
@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from dejavu_lit.data.decode import MAX_JSON_BYTES, TEXTS, clean_caption, decode_texts
-from dejavu_lit.data.objects import Annotation, Annotator
+from dejavu_lit.data.decode import TEXTS, clean_caption
+from dejavu_lit.data.objects import Annotation
 from dejavu_lit.data.readers.base import KeyIndex, as_list, clean_keys, image_extension
-from dejavu_lit.data.shard_index import MAX_IMAGE_BYTES, NO_IMAGE, image_extension_of, read_range
-from dejavu_lit.data.shards import BadPair, Pair, index_shard
+from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS, image_extension_of, read_pair
+from dejavu_lit.data.shards import Pair, index_shard
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import fingerprint, is_hidden, visible_files
 from dejavu_lit.utils.progress import progress
 
-MEMBERS = ("image", *TEXTS)
+MEMBERS = (IMAGE_EXTENSIONS[0], *TEXTS)  # the first stands for any image
 logger = logging.getLogger(__name__)
 
 
@@ -33,13 +33,9 @@ class ShardReader:
     """The pairs of all tars in one folder or several; 68 bytes per pair on top of its key."""
 
     name = "shards"  # in fingerprints and messages
+    annotator = None  # pass the objects of an earlier annotation to the evaluation with objects=
     path: Any
     """Folder(s) of tars, tars, or patterns of tars: ``*.tar``, ``{000..012}.tar``."""
-
-    @property
-    def annotator(self) -> Annotator | None:
-        """None: shards provide no objects; pass those of an earlier annotation to the evaluation with objects=."""
-        return None
 
     @cached_property
     def _tars(self) -> list[Path]:
@@ -86,26 +82,14 @@ class ShardReader:
         """The pair; raises BadPair for a missing image, or text or JSON that does not decode."""
         index, shards, ranges = self._members
         row = index.row(key)
-        tar = self._tars[shards[row]]
-        try:
-            with open(tar, "rb") as file:
-                limits = (MAX_IMAGE_BYTES + 1, *[MAX_JSON_BYTES + 1] * len(TEXTS))  # enough to reject larger ones
-                content = {
-                    member: read_range(file.fileno(), tar, int(offset), min(int(size), limit))
-                    for member, (offset, size), limit in zip(MEMBERS, ranges[row], limits, strict=True)
-                    if size >= 0
-                }
-        except FileNotFoundError:
-            raise UserError(f"the shard {tar} has disappeared; restore it and start again") from None
-        image = content.pop("image", None)
-        if image is None:
-            raise BadPair(NO_IMAGE)
-        if len(image) > MAX_IMAGE_BYTES:
-            raise BadPair(f"the image has more than {MAX_IMAGE_BYTES >> 20} MiB")
-        caption, meta = decode_texts(content)
-        if not caption and "txt" not in content:  # a labelled set, as class folders are one
-            caption = clean_caption(str(meta.get("label") or ""))
-        return Pair(key, image, image_extension(image), caption, meta), None
+        members = {
+            name: (int(at), int(size)) for name, (at, size) in zip(MEMBERS, ranges[row], strict=True) if size >= 0
+        }
+        pair = read_pair(self._tars[shards[row]], key, members)
+        caption = pair.caption
+        if not caption and "txt" not in members:  # a labelled set, as class folders are one
+            caption = clean_caption(str(pair.meta.get("label") or ""))
+        return replace(pair, extension=image_extension(pair.image), caption=caption), None
 
     def fingerprint(self) -> dict[str, Any]:
         """The folders, the number of tars, and a hash of the tars' paths, sizes and times."""

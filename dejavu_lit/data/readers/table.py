@@ -6,6 +6,8 @@ the table, as in the Hub's parquet files, is a pair of its own.
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,18 +18,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dejavu_lit.data.decode import json_safe, meta_captions, with_captions
-from dejavu_lit.data.objects import Annotation, Annotator
+from dejavu_lit.data.objects import Annotation
 from dejavu_lit.data.readers.base import (
     KeyIndex,
     below,
-    check_image,
     clean_keys,
     common_folder,
     file_state,
+    image_extension,
     read_image,
 )
-from dejavu_lit.data.readers.columns import AUTO, Columns, as_names
-from dejavu_lit.data.readers.rows import Rows, absolute, has_path, is_embedded, open_rows, table_files
+from dejavu_lit.data.readers.rows import AUTO, Columns, Rows, absolute, as_names, open_rows, table_files
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.utils.errors import UserError, first_line
 from dejavu_lit.utils.io import fingerprint
@@ -40,6 +41,7 @@ class TableReader:
     """The images of a table; further columns of an image's first row go into its pair's JSON."""
 
     name = "table"  # in fingerprints and messages
+    annotator = None  # a table provides no objects
     path: Any
     """The table: .csv, .tsv, .txt, .parquet or .arrow; of the last two also several, a folder or a pattern."""
     image: str = "path"
@@ -51,11 +53,6 @@ class TableReader:
     row's number; auto: guessed."""
     delimiter: str | None = None
     """The character between columns of a CSV or TSV; without it, the one that fits the header."""
-
-    @property
-    def annotator(self) -> Annotator | None:
-        """None: a table provides no objects."""
-        return None
 
     @cached_property
     def _files(self) -> list[Path]:
@@ -70,44 +67,38 @@ class TableReader:
     @cached_property
     def _rows(self) -> Rows:
         names = [name for name in (self.image, *as_names(self.caption), self.key) if name is not None]
-        try:
+        with self._reading():
             rows = open_rows(self._files, names, self.delimiter)
-        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-            raise self._unreadable(error) from None
         if not len(rows):
             raise UserError(f"{self.path} has no rows; check path=")
         return rows
 
-    def _unreadable(self, error: Exception) -> UserError:
-        return UserError(f"{self.path} cannot be read as a table ({first_line(error)}); check the file")
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowException, OSError, KeyError, ValueError, OverflowError) as error:
+            raise UserError(f"{self.path} cannot be read as a table ({first_line(error)}); check the file") from None
 
     @cached_property
     def _columns(self) -> Columns:
-        try:
+        with self._reading():  # it looks for distinct keys
             return Columns.find(self._rows, self.path, self.image, self.caption, self.key)
-        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # while it looks for distinct keys
-            raise self._unreadable(error) from None
 
     def _texts(self, name: str) -> list[str]:
         """The values of a column as text, "" for null; of images their paths."""
-        try:
+        with self._reading():
             return list(self._rows.texts(name))
-        except (pa.ArrowException, OSError) as error:
-            raise self._unreadable(error) from None
-        except (ValueError, OverflowError) as error:  # dates outside Python's range
-            raise UserError(
-                f"the column {name!r} of {self.path} has values that are not text ({error}); choose another column"
-            ) from None
 
     @cached_property
     def _embedded(self) -> bool:
         """Whether the images' bytes are in the table."""
-        return is_embedded(self._rows.schema.field(self._columns.image).type)
+        return self._rows.is_embedded(self._columns.image)
 
     @cached_property
     def _paths(self) -> list[str]:
         """The path of each row's image, "" if it has none."""
-        if self._embedded and not has_path(self._rows.schema.field(self._columns.image).type):
+        if self._embedded and not self._rows.has_path(self._columns.image):
             return [""] * len(self._rows)
         return self._texts(self._columns.image)
 
@@ -174,9 +165,8 @@ class TableReader:
     def _kept(self) -> list[str]:
         """The columns that go into the pairs' JSON: all but images, captions and what JSON cannot hold."""
         image, captions = self._columns.image, self._columns.captions
-        names = [name for name in self._rows.schema.names if self._rows.schema.names.count(name) == 1]
-        others = [name for name in names if name not in (image, *captions)]
-        if binary := [name for name in others if is_embedded(self._rows.schema.field(name).type)]:
+        others = [name for name in self._rows.columns if name not in (image, *captions)]
+        if binary := [name for name in others if self._rows.is_embedded(name)]:
             logger.info("%s: the binary columns %s are not kept", self.path, ", ".join(binary))
         return [name for name in others if name not in binary]
 
@@ -186,15 +176,17 @@ class TableReader:
         number = self._index.row(key)
         first, *others = order[starts[number] : starts[number + 1]].tolist()
         image, captions = self._columns.image, self._columns.captions
-        try:
-            values = self._rows.row(first, [image, *captions, *self._kept])
-            cells = [values[name] for name in captions]
-            cells += [cell for row in others for cell in self._rows.row(row, captions).values()]
-            meta, cells = {name: json_safe(values[name]) for name in self._kept}, [json_safe(cell) for cell in cells]
-        except (pa.ArrowException, OSError) as error:
-            raise self._unreadable(error) from None
-        except (ValueError, OverflowError, RecursionError):  # dates outside Python's range, nested too deeply
-            raise BadPair("its row has values that JSON cannot hold") from None
+        with self._reading():
+            try:
+                values = self._rows.row(first, [image, *captions, *self._kept])
+                cells = [values[name] for name in captions]
+                cells += [cell for row in others for cell in self._rows.row(row, captions).values()]
+                meta = {name: json_safe(values[name]) for name in self._kept}
+                cells = [json_safe(cell) for cell in cells]
+            except pa.ArrowException:
+                raise
+            except (ValueError, OverflowError, RecursionError):  # dates outside Python's range, nested too deeply
+                raise BadPair("its row has values that JSON cannot hold") from None
         data, extension, file = self._image(first, values[image])
         texts = list(dict.fromkeys(text for cell in cells for text in meta_captions({"caption": cell})))
         meta |= {"path": file} if file else {}
@@ -205,7 +197,7 @@ class TableReader:
         held = value if isinstance(value, dict) else {"bytes" if isinstance(value, bytes) else "path": value}
         data, path = held.get("bytes"), str(held.get("path") or "")
         if isinstance(data, bytes):
-            return data, check_image(data), str(json_safe(path))
+            return data, image_extension(data), str(json_safe(path))
         if not path:
             raise BadPair("it has no image" if self._embedded else "it has no image path")
         return *read_image(self._rows.folder(row) / path), str(json_safe(path))
