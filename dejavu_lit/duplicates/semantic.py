@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dejavu_lit.data.near_duplicates import join
-from dejavu_lit.evaluation.search import Vectors, check_index
+from dejavu_lit.evaluation.search import Vectors, load_faiss
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.parallel import thread_count
 from dejavu_lit.utils.progress import progress
@@ -61,7 +61,7 @@ def semantic_groups(vectors: np.ndarray, similarity: float, cells: int | None = 
         raise UserError(f"similarity={similarity} must lie between 0 and 1, e.g. 0.95")
     if cells is None:
         cells = 1 if len(vectors) <= SINGLE_CELL else len(vectors) // PER_CELL
-    images = Vectors.load(vectors)
+    images = Vectors.load(vectors, "the embeddings")
     index = _index(images, cells)
     groups = np.arange(len(vectors))
     links, cosines = [np.zeros((0, 2), np.int64)], [np.zeros(0)]
@@ -83,9 +83,7 @@ def semantic_groups(vectors: np.ndarray, similarity: float, cells: int | None = 
 
 def _index(images: Vectors, cells: int) -> Any:
     """The vectors as faiss searches them: all of them for one cell, else those of the PROBES nearest cells."""
-    check_index("flat")
-    import faiss
-
+    faiss = load_faiss("flat")
     faiss.omp_set_num_threads(thread_count())
     total, width = images.stored.shape
     index: Any = faiss.IndexFlatIP(width)
