@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from dejavu_lit.cli.commands import COMMANDS
 from tests.starter import ROOT, starter
 
 for _name in [name for name in os.environ if name.startswith(("WANDB_", "SLURM_")) or name == "PYTHONWARNINGS"]:
@@ -57,13 +58,17 @@ def without_report(command: str, options: Sequence[str]) -> list[str]:
     return [*options] if prefix is None or is_asked else [*options, f"{prefix}report.write=false"]
 
 
-def run(command: str, *options: str, cwd: Path = ROOT, check: bool = True) -> subprocess.CompletedProcess[str]:
+def run(
+    command: str, *options: str, cwd: Path = ROOT, check: bool = True, real: bool = False
+) -> subprocess.CompletedProcess[str]:
     """Run one of the project's commands (``train``, ``evaluate``, …) in a process of its own, see ``without_report``.
 
-    It is forked (``starter``). One that starts further ranks is run as a user would: Lightning repeats its command line.
+    It is forked (``starter``), or run as a user would (``real``): always if it starts further ranks, since Lightning repeats
+    the command line.
     """
     options = (*without_report(command, options),)
-    real = any(option.startswith(("trainer.devices=", "trainer=ddp")) for option in options)
+    real |= command not in COMMANDS
+    real |= any(option.startswith(("trainer.devices=", "trainer=ddp")) for option in options)
     with tempfile.TemporaryDirectory() as said:
         done = starter().start(command, [*options], Path(said, "out"), Path(said, "err"), cwd, real).completed()
     if check:
