@@ -64,11 +64,11 @@ def run(
     """Run one of the project's commands (``train``, ``evaluate``, …) in a process of its own, see ``without_report``.
 
     It is forked (``starter``), or run as a user would (``real``): always if it starts further ranks, since Lightning repeats
-    the command line.
+    the command line, or logs to wandb, which keeps a folder of its own from its import to its end.
     """
     options = (*without_report(command, options),)
     real |= command not in COMMANDS
-    real |= any(option.startswith(("trainer.devices=", "trainer=ddp")) for option in options)
+    real |= any(option.startswith(("trainer.devices=", "trainer=ddp", "logger=wandb")) for option in options)
     with tempfile.TemporaryDirectory() as said:
         done = starter().start(command, [*options], Path(said, "out"), Path(said, "err"), cwd, real).completed()
     if check:
