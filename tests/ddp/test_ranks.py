@@ -139,7 +139,7 @@ def begin(processes, run, *options, launcher=None):
     return process
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_training_that_is_killed_twice_ends_like_an_undisturbed_one(scenes, tmp_path, processes):
     """First by SIGKILL at some step, then by the warning of a scheduler."""
     options = [*LONG, f"data.dir={scenes}", "trainer.checkpoint_steps=7"]
@@ -196,7 +196,9 @@ def kill_all(process, run):
     process.communicate()
 
 
-@pytest.mark.parametrize(("sign", "rank"), [(signal.SIGKILL, 0), (signal.SIGSTOP, 1)])
+@pytest.mark.parametrize(
+    ("sign", "rank"), [(signal.SIGKILL, 0), pytest.param(signal.SIGSTOP, 1, marks=pytest.mark.slow)]
+)
 def test_a_rank_that_dies_or_stops_ends_the_others(scenes, tmp_path, sign, rank):
     """With Lightning's own launcher, which has nobody that watches over its ranks."""
     run = tmp_path / "run"
