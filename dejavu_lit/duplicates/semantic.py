@@ -61,7 +61,7 @@ def semantic_groups(vectors: np.ndarray, similarity: float, cells: int | None = 
         raise UserError(f"similarity={similarity} must lie between 0 and 1, e.g. 0.95")
     if cells is None:
         cells = 1 if len(vectors) <= SINGLE_CELL else len(vectors) // PER_CELL
-    images = Vectors.load(vectors, "the embeddings")
+    images = Vectors.load(vectors, "the embeddings", np.float16)
     index = _index(images, cells)
     groups = np.arange(len(vectors))
     links, cosines = [np.zeros((0, 2), np.int64)], [np.zeros(0)]

@@ -13,10 +13,12 @@ chunk in float64.
 import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from dejavu_lit.measure.score_kernels import compiled
 from dejavu_lit.measure.scores import Neighbors
 from dejavu_lit.utils.distributed import current_ranks
 from dejavu_lit.utils.errors import UserError, suggest
@@ -25,7 +27,7 @@ from dejavu_lit.utils.progress import progress
 
 INDEXES = ("flat", "gpu", "ivf")
 MARGIN = 32  # candidates beyond k, so that rounding and a few equal vectors leave none out
-CHUNK_BYTES = 128 * 2**20  # of public vectors in memory, as fp16
+CHUNK_BYTES = 64 * 2**20  # of stored public vectors at once, which take four times as much in memory
 PAIRS_AT_ONCE = 2**14  # (query, candidate) pairs that a thread scores in float64 at a time
 QUERIES_AT_ONCE = 1024  # queries that are compared with a whole chunk at a time
 ROWS_AT_ONCE = 4096  # vectors that a thread converts, or that are compared in float64, at a time
@@ -37,19 +39,19 @@ LISTS_PER_PROBE = 16  # one of so many lists is searched
 
 @dataclass(frozen=True)
 class Vectors:
-    """Stored vectors in memory: ``stored`` float16 [m, d] and their norms, float64 [m]."""
+    """Stored vectors in memory: ``stored`` [m, d], float16 or the same values as float32, and their norms, float64 [m]."""
 
     stored: np.ndarray
     norms: np.ndarray
 
     @classmethod
-    def load(cls, stored: np.ndarray, name: str = "queries") -> "Vectors":
-        """Copy vectors, perhaps of a memory map, and compute their norms.
+    def load(cls, stored: np.ndarray, name: str = "queries", dtype: type[np.floating[Any]] = np.float32) -> "Vectors":
+        """Copy float16 vectors, perhaps of a memory map, as ``dtype``, and compute their norms.
 
         Raises:
             UserError: a vector with zero norm, NaN or infinity (which decode to values from 65536 on); it names ``name``.
         """
-        stored = np.array(stored)
+        stored = np.array(stored, dtype)
         norms = np.empty(len(stored))
 
         def compute(start: int) -> None:
@@ -63,6 +65,15 @@ class Vectors:
                 f"{name}: a vector {problem} ({len(bad)} of {len(norms)}); fix the model or exclude these pairs"
             )
         return cls(stored, norms)
+
+    @classmethod
+    def joined(cls, pieces: "Sequence[Vectors]") -> "Vectors":
+        """All vectors of ``pieces``, one after another."""
+        if len(pieces) == 1:
+            return pieces[0]
+        return cls(
+            np.concatenate([piece.stored for piece in pieces]), np.concatenate([piece.norms for piece in pieces])
+        )
 
     def __len__(self) -> int:
         return len(self.stored)
@@ -205,11 +216,23 @@ def _score(queries: Vectors, chunk: Vectors, candidates: np.ndarray, rows: np.nd
     def compute(start: int) -> None:
         pairs = slice(start, start + PAIRS_AT_ONCE)
         q, p = asked[which[pairs]], positions[pairs]
-        products = np.einsum("ij,ij->i", queries.stored[q].astype(np.float64), chunk.stored[p].astype(np.float64))
+        products = inner_products(queries.stored, chunk.stored, q, p)
         scores[which[pairs], column[pairs]] = products / (queries.norms[q] * chunk.norms[p])
 
     for_blocks(compute, len(which), PAIRS_AT_ONCE)
     best.merge(asked, rows[candidates], scores)
+
+
+@partial(compiled, exact_sums=True)
+def inner_products(queries: np.ndarray, public: np.ndarray, q: np.ndarray, p: np.ndarray) -> np.ndarray:
+    # float64 [pairs] of the rows q and p of float32 matrices.
+    products = np.empty(len(q))
+    for pair in range(len(q)):
+        total = 0.0
+        for column in range(queries.shape[1]):
+            total += np.float64(queries[q[pair], column]) * np.float64(public[p[pair], column])
+        products[pair] = total
+    return products
 
 
 def _compare_all(queries: Vectors, chunk: Vectors, rows: np.ndarray, asked: np.ndarray, best: Best) -> None:
@@ -275,16 +298,22 @@ def load_faiss(index: str) -> Any:
 
 
 def _chunks(public: Sequence[np.ndarray]) -> Iterator[tuple[int, Vectors]]:
-    """(first position, vectors in memory) in chunks, none of which spans two parts; raises UserError for an unusable vector."""
-    start = 0
+    """(first position, vectors in memory) in chunks that span parts; raises UserError for an unusable vector."""
+    start, pieces = 0, list[Vectors]()
+    size = max(1, CHUNK_BYTES // (2 * max([1, *(part.shape[1] for part in public)])))
     for number, part in enumerate(public):
-        size = max(1, CHUNK_BYTES // (2 * max(part.shape[1], 1)))
-        for first in range(0, len(part), size):
-            name = str(getattr(part, "filename", f"part {number} of the public set"))
-            chunk = Vectors.load(part[first : first + size], name)
+        name = str(getattr(part, "filename", f"part {number} of the public set"))
+        first = 0
+        while first < len(part):
+            room = size - sum(len(piece) for piece in pieces)
+            pieces.append(Vectors.load(part[first : first + room], name))
             _release_pages(part)
-            yield start, chunk
-            start += len(chunk)
+            first += len(pieces[-1])
+            if len(pieces[-1]) == room:
+                yield start, Vectors.joined(pieces)
+                start, pieces = start + size, []
+    if pieces:
+        yield start, Vectors.joined(pieces)
 
 
 def _check_shapes(queries: np.ndarray, public: Sequence[np.ndarray]) -> None:

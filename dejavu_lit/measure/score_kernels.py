@@ -12,12 +12,16 @@ import numba
 import numpy as np
 
 
-def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile with numba, without the GIL; the result is cached on disk for the next process if the folder is writable."""
+def compiled(kernel: Callable[..., Any], exact_sums: bool = False) -> Callable[..., Any]:
+    """Compile with numba, without the GIL; the result is cached on disk for the next process if the folder is writable.
+
+    ``exact_sums``: every order of its additions gives the same sum, so it may add several numbers at once.
+    """
+    options = {"nogil": True, "fastmath": {"reassoc"} if exact_sums else False}
     try:
-        return numba.njit(nogil=True, cache=True)(kernel)
+        return numba.njit(cache=True, **options)(kernel)
     except RuntimeError:  # numba found no writable cache folder
-        return numba.njit(nogil=True)(kernel)
+        return numba.njit(**options)(kernel)
 
 
 @compiled
