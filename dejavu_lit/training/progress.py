@@ -70,13 +70,10 @@ class EpochLogger(Callback):
 
     def __init__(self, enabled: bool) -> None:
         self.enabled = enabled
-        self.start = time.perf_counter()
-        self.first_epoch: int | None = None
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Remember where this call started, to estimate the time left."""
-        if self.first_epoch is None:
-            self.first_epoch, self.start = trainer.current_epoch, time.perf_counter()
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Remember where this call started, perhaps amid an epoch, to estimate the time left."""
+        self.first_step, self.start = trainer.global_step, time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Log a line at every tenth of the epochs, and at the last."""
@@ -85,7 +82,8 @@ class EpochLogger(Callback):
             name: float(value) for name, value in trainer.callback_metrics.items()
         }  # on all ranks: it may reduce
         if self.enabled and trainer.is_global_zero and (done % max(1, total // 10) == 0 or done == total):
-            seconds_left = (time.perf_counter() - self.start) / (done - (self.first_epoch or 0)) * (total - done)
+            seconds_per_step = (time.perf_counter() - self.start) / max(1, trainer.global_step - self.first_step)
+            seconds_left = seconds_per_step * trainer.num_training_batches * (total - done)
             losses = ", ".join(f"{name} {metrics[name]:.3g}" for name in ("loss", "val_loss") if name in metrics)
             rate = f", {metrics['pairs/s']:.0f} pairs/s" if "pairs/s" in metrics else ""
             log.info("epoch %d/%d: %s%s, %.0f s left", done, total, losses, rate, seconds_left)
