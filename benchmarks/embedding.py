@@ -4,8 +4,9 @@
     python benchmarks/embedding.py --tiny       the first alone
 
 The peer is open_clip's own preprocessing and `encode_image` behind a DataLoader with 2 workers, reading the same
-shards, at its best batch size. Weights are random; the embeddings must agree to 1e-3. Peer and ours take turns, and the
-best of each counts.
+shards, at its best batch size. Weights are random; the embeddings must agree to 1e-3. Peer and ours take turns, as many of
+one as of the other, and the best of each counts. A shard's images are encoded in chunks of 64, the last one padded: 250
+images of ViT-B-32 are padded by the share (2.4 %) of the shards of 1,000 pairs that `dejavu prepare` writes.
 """
 
 import argparse
@@ -97,10 +98,10 @@ def compare(
             begun = time.perf_counter()
             expected = peer(model, preprocess, shards, batch)
             turn(f"peer, batch {batch}", begun)
-        begun = time.perf_counter()
-        embeddings = embed(encoder, shards, "image", folder / f"round{number}", workers=WORKERS)
-        turn("ours", begun)
-        found = embeddings.load().astype(np.float32)
+            begun = time.perf_counter()
+            embeddings = embed(encoder, shards, "image", folder / f"{number}_{batch}", workers=WORKERS)
+            turn("ours", begun)
+            found = embeddings.load().astype(np.float32)
     difference = float(np.abs(found - expected).max())
     if difference > 1e-3:
         raise SystemExit(f"{name}: the embeddings differ by {difference:.1e}, more than 1e-3")
@@ -128,12 +129,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="leave ViT-B-32 out")
     parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=3, help="the best of this many")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of the tiny ViT, of a turn per batch")
     arguments = parser.parse_args()
     random = np.random.default_rng(0)
     cases = [("embedding", ModelSpec("tiny", TINY), arguments.images, arguments.rounds, 1.3)]
     if not arguments.tiny:
-        cases.append(("embedding_vit_b_32", ModelSpec("ViT-B-32"), max(1, arguments.images // 10), 1, None))
+        cases.append(("embedding_vit_b_32", ModelSpec("ViT-B-32"), max(1, arguments.images // 8), 1, 1.1))
     for name, spec, count, rounds, threshold in cases:
         with tempfile.TemporaryDirectory() as where:
             folder = Path(where)
