@@ -4,23 +4,29 @@ The gaps of a group are those of its pairs in A. Its p-value asks whether they c
 if they were, every choice of n pairs among the group's n and the holdout's would be equally likely, so
 p = P(S ≥ s), with S = #{target more precise} − #{reference more precise} among n pairs drawn from all of these. The counts of
 wins, losses and ties are hypergeometric, so p is exact (Fisher's permutation test). q is Benjamini–Hochberg over the groups.
+
+The membership of a group is the AUC of CLIPMem, its scored pairs against those of H, with the p-value of Mann and Whitney.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dejavu_lit.measure.figures import FIGURES
+from dejavu_lit.measure.membership import ScoredSet
 from dejavu_lit.measure.population import Outcomes, mean_recall_gap, outcomes
 from dejavu_lit.measure.records import Records
 from dejavu_lit.measure.subgroups import column_names
 from dejavu_lit.utils.errors import UserError
 
+SCORE = "clipmem"  # the reference's alignment takes away how well a group's captions fit at all
+
 
 def group_gaps(
     population: Records, null: Records, column: str, k: int, top_m: int | None = None, smallest: int = 20
 ) -> dict[str, Any]:
-    """The gaps of every group of A, with p-values against H.
+    """The gaps and the membership of every group of A, with p-values against H.
 
     Args:
         population: the records of A; null: of H, under the same two models.
@@ -28,8 +34,9 @@ def group_gaps(
         k, top_m: as in ``score``; smallest: groups with fewer records are only counted.
 
     Returns:
-        {column, holdout: |H| with objects, groups: [{group, records, ppg, prg, aucg, p, q}], smallest p first,
-        too_small: {groups, records, smallest}, without: records of A without a value}.
+        {column, holdout: |H| with objects, groups: [{group, records, ppg, prg, aucg, p, q, clipmem_auc, clipmem_p, clipmem_q}],
+        smallest p first, too_small: {groups, records, smallest}, without: records of A without a value}. The last three figures
+        of a group are None if the records have no such scores, or none of its pairs was drawn for them.
 
     Raises:
         UserError: an unknown column, or no record of H with objects.
@@ -49,13 +56,21 @@ def group_gaps(
         if value is not None:
             members.setdefault(str(value), []).append(row)
     large = {group: rows for group, rows in members.items() if len(rows) >= smallest}
+    p = [permutation_p(measured.precision[rows], holdout.precision) for rows in large.values()]
+    q = false_discovery_control(p).tolist()
+    keys = {group: [population.keys[with_objects[row]] for row in rows] for group, rows in large.items()}
+    membership = _membership(ScoredSet(population, k, top_m), ScoredSet(null, k, top_m), keys)
     groups = [
-        {"group": group, "records": len(rows), **_gaps(measured[np.array(rows)])}
-        | {"p": permutation_p(measured.precision[rows], holdout.precision)}
-        for group, rows in large.items()
+        {
+            "group": group,
+            "records": len(rows),
+            **_gaps(measured[np.array(rows)]),
+            "p": p[i],
+            "q": q[i],
+            **membership[group],
+        }
+        for i, (group, rows) in enumerate(large.items())
     ]
-    q = false_discovery_control([group["p"] for group in groups])
-    groups = [group | {"q": float(value)} for group, value in zip(groups, q, strict=True)]
     return {
         "column": name,
         "holdout": len(holdout),
@@ -73,6 +88,26 @@ def _gaps(group: Outcomes) -> dict[str, float]:
     n = len(group)
     values = (group.precision.sum() / n, group.recall.sum() / n, mean_recall_gap(group.hits, group.truth, n))
     return dict(zip(FIGURES, map(float, values), strict=True))
+
+
+def _membership(
+    population: ScoredSet, null: ScoredSet, groups: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, float | None]]:
+    """{group: {clipmem_auc, clipmem_p, clipmem_q}} for the keys of every group."""
+    from scipy.stats import false_discovery_control, mannwhitneyu
+
+    scores, holdout = population.values(SCORE), null.values(SCORE)
+    score_of = {} if scores is None else dict(zip(population.keys, scores.tolist(), strict=True))
+    scored = {group: [score_of[key] for key in keys if key in score_of] for group, keys in groups.items()}
+    if holdout is None or not len(holdout):
+        scored = dict.fromkeys(groups, [])
+    tests = {g: mannwhitneyu(own, holdout, alternative="greater") for g, own in scored.items() if own}
+    q = dict(zip(tests, false_discovery_control([test.pvalue for test in tests.values()]).tolist(), strict=True))
+    figures: dict[str, tuple[float | None, ...]] = dict.fromkeys(groups, (None, None, None))
+    for group, test in tests.items():
+        auc = test.statistic / (len(scored[group]) * len(null.keys))
+        figures[group] = (float(auc), float(test.pvalue), q[group])
+    return {g: {f"{SCORE}_{n}": v for n, v in zip(("auc", "p", "q"), figures[g], strict=True)} for g in groups}
 
 
 def permutation_p(group: np.ndarray, holdout: np.ndarray) -> float:

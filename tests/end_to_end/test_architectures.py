@@ -36,7 +36,18 @@ TIMM = {
     "text_cfg": TEXT,
 }
 RESNET = {"embed_dim": 32, "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8}, "text_cfg": TEXT}
-CONFIGS = {"coca": COCA, "siglip": SIGLIP, "timm": TIMM, "resnet": RESNET}
+EVA = {  # timm has no smaller one, and this one takes images of 224 pixels alone
+    "embed_dim": 192,
+    "vision_cfg": {
+        "image_size": 224,
+        "timm_model_name": "eva02_tiny_patch14_224",
+        "timm_pool": "token",
+        "timm_proj": None,
+    },
+    "text_cfg": TEXT,
+    "custom_text": True,
+}
+CONFIGS = {"coca": COCA, "siglip": SIGLIP, "timm": TIMM, "resnet": RESNET, "eva": EVA}
 
 
 def model_options(config: dict) -> list[str]:
@@ -64,7 +75,7 @@ def check_end_to_end(scenes: Path, tmp_path: Path, options: list[str]) -> None:
     assert all(torch.equal(value, exported[name]) for name, value in plain.state_dict().items())
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "eva" else n for n in CONFIGS])
 def test_an_architecture_from_training_to_metrics(scenes, tmp_path, name):
     check_end_to_end(scenes, tmp_path, model_options(CONFIGS[name]))
 
@@ -119,6 +130,16 @@ def test_a_hugging_face_text_tower_reads_chinese_captions_that_are_masked_by_cha
     assert tokens.shape == (2, 24)
     assert not torch.equal(*tokens)
     assert (tokens == tokenizer.tokenizer.unk_token_id).sum() == 0
+
+
+def test_siglip_2_with_its_tokenizer_from_a_folder(chinese, bert, tmp_path):
+    """As open_clip names SigLIP 2's parts: the tokenizer of transformers, canonicalized captions, the activation by tanh."""
+    text = {"hf_tokenizer_name": str(bert), "tokenizer_kwargs": {"clean": "canonicalize"}, "context_length": 24}
+    text |= {"vocab_size": 3000, "norm_kwargs": {"eps": 1e-6}, "act_kwargs": {"approximate": "tanh"}}
+    config = {**SIGLIP, "text_cfg": {**SIGLIP["text_cfg"], **text}}
+    check_end_to_end(chinese, tmp_path, model_options(config))
+    model = open_clip.create_model(f"local-dir:{tmp_path / 'target' / 'model'}")
+    assert model.logit_bias is not None
 
 
 def test_a_missing_tokenizer_is_named(scenes, tmp_path):

@@ -61,7 +61,7 @@ def test_the_gaps_of_groups_are_written_and_follow_the_settings(runs, tmp_path):
     metrics, _ = evaluate(tmp_path / "gap", *pair, "group=theme", "statistics.smallest_group=5")
     found = metrics["groups"]
     lines = (tmp_path / "gap/groups.csv").read_text().splitlines()
-    assert lines[0] == "group,records,ppg,prg,aucg,p,q"
+    assert lines[0] == "group,records,ppg,prg,aucg,p,q,clipmem_auc,clipmem_p,clipmem_q"
     assert len(lines) == 1 + len(found["groups"]) > 5
     assert sum(group["records"] for group in found["groups"]) + found["too_small"]["records"] == 96
     total = sum(group["records"] * group["ppg"] for group in found["groups"]) / 96

@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from dejavu_lit.measure.groups import group_gaps, permutation_p
+from dejavu_lit.measure.membership import COLUMNS
 from dejavu_lit.measure.population import outcomes
 from dejavu_lit.measure.records import Records
 from dejavu_lit.utils.errors import UserError
@@ -90,6 +91,52 @@ def test_a_planted_owner_stands_out() -> None:
     first = group_gaps(replace(a, columns={"meta.owner": owners}), h, "meta.owner", 3)["groups"][0]
     assert (first["group"], first["records"], first["ppg"]) == ("planted", 40, 1.0)
     assert first["q"] < 1e-6
+
+
+def scored(given: Records, seed: int, shift: dict[str, float], drawn: float = 0.5) -> Records:
+    """The records with membership scores of a drawn share of the pairs, those of some owners shifted under the target."""
+    draw = np.random.default_rng(seed)
+    values = draw.normal(size=(6, len(given)))
+    values[1] += [shift.get(owner, 0.0) for owner in given.columns["meta.owner"]]
+    is_drawn = draw.random(len(given)) < drawn
+    columns = {
+        name: [v if d else None for v, d in zip(row, is_drawn, strict=True)]
+        for name, row in zip(COLUMNS, values, strict=True)
+    }
+    return replace(given, columns={**given.columns, **columns})
+
+
+def test_the_membership_of_a_group_is_that_of_its_scored_pairs() -> None:
+    a, h = scored(records(0, "a"), 0, {"owner 2": 2.0}), scored(records(1, "h"), 1, {})
+    found = {group["group"]: group for group in group_gaps(a, h, "owner", 3, smallest=2)["groups"]}
+    differences = [
+        [
+            t - r if t is not None else None
+            for t, r in zip(x.columns["target_alignment"], x.columns["reference_alignment"], strict=True)
+        ]
+        for x in (a, h)
+    ]
+    holdout = [value for value in differences[1] if value is not None]
+    for owner, group in found.items():
+        own = [
+            value
+            for value, name, count in zip(differences[0], a.columns["meta.owner"], a.truth.counts(), strict=True)
+            if value is not None and name == owner and count
+        ]
+        assert group["clipmem_auc"] == pytest.approx(np.mean([x > y for x in own for y in holdout]))
+        assert group["clipmem_p"] == pytest.approx(stats.ranksums(own, holdout, "greater").pvalue, rel=0.1)
+    assert found["owner 2"]["clipmem_q"] < 1e-3
+    assert min(found[f"owner {i}"]["clipmem_q"] for i in (0, 1, 3)) > 0.05
+    q = stats.false_discovery_control([group["clipmem_p"] for group in found.values()])
+    assert [group["clipmem_q"] for group in found.values()] == pytest.approx(q)
+
+
+def test_without_scores_a_group_has_no_membership() -> None:
+    a, h = records(0, "a"), records(1, "h")
+    for given in ((a, h), (scored(a, 0, {}, drawn=0.0), h), (scored(a, 0, {}), h)):
+        groups = group_gaps(*given, "owner", 3, smallest=2)["groups"]
+        assert len(groups) == 4
+        assert {group[f"clipmem_{name}"] for group in groups for name in ("auc", "p", "q")} == {None}
 
 
 def test_small_groups_are_counted_and_unknown_columns_are_refused() -> None:
