@@ -59,6 +59,7 @@ docs-site: $(STAMP)
 	mkdir -p build/pages
 	cp README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md build/pages
 	cp -r docs build/pages/docs
+	$(RUN) .ci/tutorial.py page build/pages/docs
 	$(VENV)/bin/zensical build --strict
 
 # The pins agree with each other and with pyproject.toml; known weaknesses by ADVISORIES=all.zip, or by pip-audit and a network.

@@ -112,6 +112,7 @@ def test_every_page_is_in_the_navigation_of_the_site() -> None:
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     shown = set(re.findall(r"(?:: |- )((?:docs/)?\w+\.md)$", text, re.MULTILINE))
     pages = {path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]}
+    pages |= {f"docs/{path.stem}.md" for path in (ROOT / "docs").glob("*.ipynb")}  # make docs-site writes the page
     assert shown == pages
 
 
