@@ -97,10 +97,9 @@ def _membership(
     from scipy.stats import false_discovery_control, mannwhitneyu
 
     scores, holdout = population.values(SCORE), null.values(SCORE)
-    score_of = {} if scores is None else dict(zip(population.keys, scores.tolist(), strict=True))
+    is_scored = scores is not None and holdout is not None and len(holdout) > 0
+    score_of = dict(zip(population.keys, scores.tolist(), strict=True)) if is_scored and scores is not None else {}
     scored = {group: [score_of[key] for key in keys if key in score_of] for group, keys in groups.items()}
-    if holdout is None or not len(holdout):
-        scored = dict.fromkeys(groups, [])
     tests = {g: mannwhitneyu(own, holdout, alternative="greater") for g, own in scored.items() if own}
     q = dict(zip(tests, false_discovery_control([test.pvalue for test in tests.values()]).tolist(), strict=True))
     figures: dict[str, tuple[float | None, ...]] = dict.fromkeys(groups, (None, None, None))
