@@ -75,7 +75,7 @@ def test_the_same_seed_gives_the_same_weights(runs, scenes, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(scenes, tmp_path, workers):
-    options = [*SMALL, "recipe.epochs=12", "mitigation.text_mask=0.3", "trainer.checkpoint_steps=1"]
+    options = [*SMALL, "recipe.epochs=6", "mitigation.text_mask=0.3", "trainer.checkpoint_steps=1"]
     options += [
         f"trainer.loader.workers={workers}",
         "trainer.checkpoint_epochs=100",
@@ -86,19 +86,19 @@ def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(scenes, tmp_pa
     process = starter().start("train", [*options, f"out={tmp_path / 'killed'}"], tmp_path / "log")
     last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 240
-    while not (last.exists() and len(rows(tmp_path / "killed")) > 20):
+    while not (last.exists() and len(rows(tmp_path / "killed")) > 8):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.kill()
     assert not (tmp_path / "killed" / "run.json").exists()
     state = torch.load(last, weights_only=True)
-    assert 0 < state["global_step"] < 72
+    assert 0 < state["global_step"] < 36
     assert 0 < state["seconds"] < 1000
     torch.save({**state, "seconds": 1000.0}, last)  # as if training had taken that long so far
     done = run("train", *options, f"out={tmp_path / 'killed'}")
     record = json.loads((tmp_path / "killed" / "run.json").read_text())
     assert 1000 < record["seconds"] < 2000
-    assert record["pairs_per_second"] < 3  # 12 epochs of 96 pairs in more than 1,000 seconds, rounded to one decimal
+    assert record["pairs_per_second"] < 1  # 6 epochs of 96 pairs in more than 1,000 seconds, rounded to one decimal
     assert "resuming" in done.stderr
     undisturbed, killed = weights(tmp_path / "undisturbed"), weights(tmp_path / "killed")
     assert all(torch.equal(undisturbed[name], killed[name]) for name in undisturbed)
