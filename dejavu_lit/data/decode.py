@@ -17,6 +17,7 @@ MAX_CAPTION_CHARS = 10_000  # tokenizers take minutes for a megabyte without a s
 MAX_JSON_BYTES = 16 << 20
 MAX_JSON_DEPTH = 50  # nested lists and objects
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP")  # JPEG includes MPO
+PLAIN_MODES = ("RGB", "L", "CMYK")  # converting before or after resizing gives the same image
 MAX_PIXELS = 100_000_000  # larger images are treated as decompression bombs
 MAX_ASPECT_RATIO = 100  # models resize the shorter side first, which turns a long strip into a bomb
 TEXTS = ("txt", "json", "cls")  # a pair's members beside the image; cls is WebDataset's for the class
@@ -143,10 +144,10 @@ def json_safe(value: Any, depth: int = 0) -> Any:
 
 @contextmanager
 def open_image(data: bytes) -> Iterator[Image.Image]:
-    """The image in the bytes of a file, of at most 8 bits per channel: what every consumer of images sees.
+    """The image in the bytes of a file, opaque and of 8 bits per channel: what every consumer of images sees.
 
-    Its header is read and its size checked; its pixels are not decoded yet, except those of 16 bits, which Pillow's
-    conversions would clip to white. Of them the upper 8 bits are kept, as Pillow does for RGB of 16 bits.
+    Its header is read and its size checked. Its pixels are not decoded yet, except in modes that Pillow converts and resizes
+    in different ways (see ``_flat``).
 
     Raises:
         BadPair: not one of IMAGE_FORMATS, more than MAX_PIXELS, an aspect ratio above MAX_ASPECT_RATIO, or damaged, even
@@ -158,7 +159,7 @@ def open_image(data: bytes) -> Iterator[Image.Image]:
                 raise Image.DecompressionBombError
             if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
                 raise BadPair(f"the image is more than {MAX_ASPECT_RATIO} times as long as wide")
-            yield _eight_bits(image) if image.mode.startswith("I") else image
+            yield image if image.mode in PLAIN_MODES and not image.has_transparency_data else _flat(image)
     except (BadPair, UserError):
         raise
     except Image.DecompressionBombError:
@@ -167,9 +168,16 @@ def open_image(data: bytes) -> Iterator[Image.Image]:
         raise BadPair("the image does not decode") from None
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """The upper 8 bits of an image of 16 bits per pixel, with its orientation."""
-    upper = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    if "exif" in image.info:
-        upper.info["exif"] = image.info["exif"]
-    return upper
+def _flat(image: Image.Image) -> Image.Image:
+    """The image in RGB, with its orientation: transparent pixels on white, of 16 bits per channel the upper 8."""
+    exif = image.info.get("exif")
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.new("RGB", layer.size, "white")
+        image.paste(layer, mask=layer)
+    image = image.convert("RGB")
+    if exif:
+        image.info["exif"] = exif
+    return image

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from dejavu_lit.data.decode import open_image
 from dejavu_lit.data.objects import read_part
@@ -156,9 +156,7 @@ def shrink(data: bytes, size: int) -> tuple[bytes, int, int]:
         image.draft("RGB", (size, size))
         upright = ImageOps.exif_transpose(image)
         upright.thumbnail((size, size))
-        flat = Image.new("RGB", upright.size, "white")
-        rgba = upright.convert("RGBA")
-        flat.paste(rgba, mask=rgba.getchannel("A"))
+        flat = upright.convert("RGB")
     out = io.BytesIO()
     flat.save(out, "WEBP", quality=WEBP_QUALITY, method=4)
     return out.getvalue(), width, height
