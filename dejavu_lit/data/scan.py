@@ -151,10 +151,10 @@ def hash_images(
     """
     missing = [part for part in parts if _load(part) is None]
     total = sum(part.count for part in parts)
-    with progress(None, what, total=total, unit="pair") as bar:
-        bar.update(total - sum(part.count for part in missing))
-        for done in map_unordered(_hash_part, (read, perceptual), missing, workers):
-            bar.update(done)
+    done = total - sum(part.count for part in missing)
+    with progress(None, what, total=total, unit="pair", done=done) as bar:
+        for count in map_unordered(_hash_part, (read, perceptual), missing, workers):
+            bar.update(count)
     contents, reasons, start = [], dict[int, str](), 0
     for part in parts:
         if (content := _load(part)) is None:

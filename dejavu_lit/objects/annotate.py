@@ -29,7 +29,6 @@ FAILURES_FILE = "failed.csv"
 SOURCE_FILE = "source.json"  # in a set's folder: where its shards were
 KEYS_COMPARED = 100  # of a set, to know it again elsewhere
 TOLERATED_FAILURES = 10  # failed images of a shard that are never too many: 5 % of a small shard is less than one image
-LOG_INTERVAL = 60  # seconds between lines of the log
 logger = logging.getLogger(__name__)
 
 
@@ -151,8 +150,7 @@ def coverage(out: Path | str, sets: Sequence[str], threshold: float) -> str:
 
 def _write_parts(out: Path, source: Source, shards: Sequence[Shard], max_failed: float) -> int:
     """Annotate ``shards`` one by one; returns the number of their images."""
-    total, images, start = sum(len(shard.index) for shard in shards), 0, time.monotonic()
-    last_log = start
+    total, images = sum(len(shard.index) for shard in shards), 0
     with progress(None, f"annotating with {source.annotator.name}", total=total, unit="image") as bar:
         for shard in shards:
             rows: list[Annotation | Failed] = []
@@ -164,9 +162,6 @@ def _write_parts(out: Path, source: Source, shards: Sequence[Shard], max_failed:
             _check_failures(shard, rows, max_failed)
             write_objects(_part_path(out, shard), rows, source.annotator)
             images += len(rows)
-            if bar.disable and time.monotonic() - last_log > LOG_INTERVAL:
-                last_log = time.monotonic()
-                logger.info("%d of %d images, %.1f images/s", images, total, images / (last_log - start))
     return images
 
 

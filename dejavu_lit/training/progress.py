@@ -10,6 +10,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from dejavu_lit.training.clip_module import ClipModule
+from dejavu_lit.utils.progress import SECONDS_BETWEEN_LINES
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class StepMetrics(Callback):
 
 
 class EpochLogger(Callback):
-    """Logs the epoch, the losses, the throughput and the time left; logs nothing unless ``enabled``."""
+    """Logs the epochs with losses, throughput and time left, and steps of long epochs; nothing unless ``enabled``."""
 
     def __init__(self, enabled: bool) -> None:
         self.enabled = enabled
@@ -74,16 +75,30 @@ class EpochLogger(Callback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Remember where this call started, perhaps amid an epoch, to estimate the time left."""
         self.first_step, self.start = trainer.global_step, time.perf_counter()
+        self.last_line = self.start
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log a line if there was none for a minute."""
+        if time.perf_counter() - self.last_line >= SECONDS_BETWEEN_LINES:
+            epoch, steps = trainer.current_epoch + 1, int(trainer.num_training_batches)
+            self._log(trainer, f"epoch {epoch}/{trainer.max_epochs}: step {batch_idx + 1} of {steps}")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Log a line at every tenth of the epochs, and at the last."""
         done, total = trainer.current_epoch + 1, int(trainer.max_epochs or 0)
-        metrics = {
-            name: float(value) for name, value in trainer.callback_metrics.items()
-        }  # on all ranks: it may reduce
-        if self.enabled and trainer.is_global_zero and (done % max(1, total // 10) == 0 or done == total):
-            seconds_per_step = (time.perf_counter() - self.start) / max(1, trainer.global_step - self.first_step)
-            seconds_left = seconds_per_step * trainer.num_training_batches * (total - done)
+        # On all ranks, because it may reduce.
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if done % max(1, total // 10) == 0 or done == total:
             losses = ", ".join(f"{name} {metrics[name]:.3g}" for name in ("loss", "val_loss") if name in metrics)
             rate = f", {metrics['pairs/s']:.0f} pairs/s" if "pairs/s" in metrics else ""
-            log.info("epoch %d/%d: %s%s, %.0f s left", done, total, losses, rate, seconds_left)
+            self._log(trainer, f"epoch {done}/{total}: {losses}{rate}")
+
+    def _log(self, trainer: pl.Trainer, progress: str) -> None:
+        """Log a line that ends with the time left, from the time that the steps of this call took."""
+        self.last_line = time.perf_counter()
+        if self.enabled and trainer.is_global_zero:
+            steps = trainer.num_training_batches * int(trainer.max_epochs or 0)
+            seconds_per_step = (self.last_line - self.start) / max(1, trainer.global_step - self.first_step)
+            log.info("%s, %.0f s left", progress, seconds_per_step * max(0, steps - trainer.global_step))

@@ -1,5 +1,7 @@
-"""Progress bars with count, rate and time left; only on a terminal, and only on rank 0."""
+"""Progress with count, rate and time left, on rank 0: a bar on a terminal, else a line of the log every minute."""
 
+import logging
+import sys
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -7,10 +9,33 @@ from tqdm import tqdm
 
 from dejavu_lit.utils.distributed import current_ranks
 
+log = logging.getLogger(__name__)
+
+LINES = "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left"
+SECONDS_BETWEEN_LINES = 60
+
 T = TypeVar("T")
 
 
-def progress(items: Iterable[T] | None, what: str, total: int | None = None, unit: str = "it") -> "tqdm[T]":
-    """A tqdm bar over ``items`` (or, with None, one to ``update(n)`` by hand) that appears after two seconds."""
-    silent = True if current_ranks().rank else None
-    return tqdm(items, desc=what, total=total, unit=f" {unit}", delay=2, disable=silent, dynamic_ncols=True)
+class _Log:
+    """A file for tqdm whose lines go to the log."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            log.info(text.strip())
+
+    def flush(self) -> None: ...
+
+
+def progress(
+    items: Iterable[T] | None, what: str, total: int | None = None, unit: str = "it", done: int = 0
+) -> "tqdm[T]":
+    """A tqdm bar over ``items`` (or, with None, one to ``update(n)`` by hand) that appears after two seconds.
+
+    ``done`` of the total were done by an earlier call, and do not count in the rate.
+    """
+    common = {"desc": what, "total": total, "unit": f" {unit}", "initial": done, "disable": current_ranks().rank > 0}
+    if sys.stderr.isatty():
+        return tqdm(items, delay=2, dynamic_ncols=True, **common)
+    pace = dict.fromkeys(("delay", "mininterval", "maxinterval"), SECONDS_BETWEEN_LINES)
+    return tqdm(items, file=_Log(), bar_format=LINES, leave=False, **pace, **common)

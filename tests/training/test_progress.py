@@ -1,4 +1,4 @@
-"""The time left that a training logs is that of the steps of this call, wherever it resumed."""
+"""The time left that a training logs is that of the steps of this call, wherever it resumed; long epochs log their steps."""
 
 import logging
 import re
@@ -55,3 +55,15 @@ def test_a_resumed_run_counts_the_steps_of_this_call_alone(tmp_path, monkeypatch
     fit(tmp_path, clock, EPOCHS, str(tmp_path / f"step={steps}.ckpt"))
     left = [int(seconds) for seconds in re.findall(r"(\d+) s left", caplog.text)]
     assert left[-8:] == [SECONDS_PER_STEP * STEPS * epochs for epochs in range(7, -1, -1)]
+
+
+def test_a_long_epoch_logs_its_steps(tmp_path, monkeypatch, caplog):
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 2 * SECONDS_PER_STEP)
+    caplog.set_level(logging.INFO)
+    fit(tmp_path, clock, 2)
+    lines = [record.message for record in caplog.records if record.name == "dejavu_lit.training.progress"]
+    assert lines[0] == "epoch 1/2: step 2 of 4, 60 s left"
+    assert [line.partition(":")[0] for line in lines] == ["epoch 1/2"] * 3 + ["epoch 2/2"] * 3
+    assert lines[-1].endswith(" 0 s left")
