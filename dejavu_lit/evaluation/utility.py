@@ -174,7 +174,7 @@ def _class_names(classes: str | Sequence[str] | None, labels: list[str]) -> list
 
         return list(IMAGENET_CLASSNAMES)
     if not isinstance(classes, str):
-        return list(classes)
+        return list(map(str, classes))  # YAML reads 0 as a number
     if not Path(classes).is_file():
         raise UserError(
             f"classes={classes} is neither {IMAGENET} nor a file with one class name per line; check the path"

@@ -16,9 +16,8 @@ import numpy as np
 from dejavu_lit.measure.figures import FIGURES
 from dejavu_lit.measure.membership import ScoredSet
 from dejavu_lit.measure.population import Outcomes, mean_recall_gap, outcomes
-from dejavu_lit.measure.records import Records
-from dejavu_lit.measure.subgroups import column_names
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.measure.records import META, Records
+from dejavu_lit.utils.errors import UserError, suggest
 
 SCORE = "clipmem"  # the reference's alignment takes away how well a group's captions fit at all
 
@@ -43,9 +42,14 @@ def group_gaps(
     """
     from scipy.stats import false_discovery_control  # takes a second to import
 
-    (name,) = column_names([column], [population], "group")
+    name = META + column.removeprefix(META)  # an entry called like a column of ours is the entry
     if name not in population.columns:
-        raise UserError(f"group={column!r} must be an entry of the pairs' JSON")
+        entries = [other.removeprefix(META) for other in population.columns if other.startswith(META)]
+        raise UserError(
+            f"group={column} is not an entry of these pairs' JSON{suggest(column, entries)}; choose from {', '.join(entries)}"
+            if entries
+            else f"group={column}: these pairs' JSON has no entries; prepare them from data with a column of that name"
+        )
     measured, holdout = (outcomes(*records.scores([k], top_m), k) for records in (population, null))
     if not len(holdout):
         raise UserError("no record of the holdout set H has an object, so there is nothing to compare the groups with")

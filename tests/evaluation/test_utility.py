@@ -113,6 +113,7 @@ def test_class_lists(tmp_path):
     assert class_list(None, ["b", "a", "b"]) == (["a", "b"], {"a": 0, "b": 1})
     names, numbers = class_list("imagenet", ["tench", "goldfish"])
     assert (len(names), numbers) == (1000, {"goldfish": 1, "tench": 0})
+    assert class_list([0, 1, 2], ["2", "0"]) == (["0", "1", "2"], {"2": 2, "0": 0})  # as YAML reads them
     assert class_list("imagenet", ["999", "0"])[1] == {"999": 999, "0": 0}
     assert class_list("imagenet", [f"n{i:08d}" for i in range(1000)], "order")[1]["n00000007"] == 7
     (tmp_path / "names.txt").write_text("cat\ndog\n")

@@ -143,7 +143,15 @@ def test_small_groups_are_counted_and_unknown_columns_are_refused() -> None:
     a, h = records(0, "a"), records(1, "h")
     found = group_gaps(a, h, "owner", 3, smallest=1000)
     assert (found["groups"], found["too_small"]["groups"]) == ([], 4)
-    with pytest.raises(UserError, match=r"group='ower' is not a column of these pairs; choose from .*meta.owner"):
+    with pytest.raises(UserError, match=r"group=ower is not an entry .* \(did you mean 'owner'\?\); choose from owner"):
         group_gaps(a, h, "ower", 3)
-    with pytest.raises(UserError, match="must be an entry of the pairs' JSON"):
+    with pytest.raises(UserError, match="group=object_count is not an entry"):
         group_gaps(a, h, "object_count", 3)
+    with pytest.raises(UserError, match="JSON has no entries"):
+        group_gaps(replace(a, columns={}), h, "owner", 3)
+
+
+def test_an_entry_called_like_a_column_of_ours_is_the_entry() -> None:
+    a, h = records(0, "a"), records(1, "h")
+    columns = {"exposure": [3] * len(a), "meta.exposure": a.columns["meta.owner"]}
+    assert group_gaps(replace(a, columns=columns), h, "exposure", 3)["groups"] == group_gaps(a, h, "owner", 3)["groups"]

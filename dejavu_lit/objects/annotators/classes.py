@@ -7,7 +7,7 @@ from functools import cached_property
 from dejavu_lit.data.objects import Annotation, Annotator
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.objects.base import Lookup
-from dejavu_lit.objects.vocabulary import read_lines, vocabulary
+from dejavu_lit.objects.vocabulary import read_lines
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import fingerprint
 
@@ -34,7 +34,11 @@ class ClassLabels(Lookup):
         """The class names; None if the labels are names themselves."""
         if self.names is None:
             return None
-        return list(vocabulary(self.names)) if self.names == "imagenet" else read_lines(self.names)
+        if self.names == "imagenet":
+            from open_clip import IMAGENET_CLASSNAMES  # two of its names occur twice, so it is no vocabulary
+
+            return IMAGENET_CLASSNAMES
+        return read_lines(self.names)
 
     def annotation(self, pair: Pair) -> Annotation:
         """One object; raises BadPair if there is no label, UserError for a number without a name."""
