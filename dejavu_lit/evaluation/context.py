@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from dejavu_lit.data.manifest import MANIFEST
 from dejavu_lit.data.objects import read_objects
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.evaluation.audited_model import AuditedModel, changed_weights
@@ -21,7 +22,7 @@ from dejavu_lit.measure.recompute import MODEL_FREE_OPTIONS, PLACEMENT_OPTIONS, 
 from dejavu_lit.measure.settings import MembershipSettings, Settings
 from dejavu_lit.utils.config import to_plain
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import fingerprint, read_json_object, visible_files
+from dejavu_lit.utils.io import file_sha256, fingerprint, read_json_object, visible_files
 from dejavu_lit.utils.run_directory import first_difference
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,16 @@ def read_context(out: Path, fixed: Mapping[str, Any], models: Mapping[str, Audit
         if (file := changed_weights(model.weights, known.get(role, {}))) is not None:
             raise UserError(f"{out} measured other weights than {file} has now; choose another out= or remove it")
     return context
+
+
+def data_state(spec: EvaluationSpec, context: Mapping[str, Any] | None) -> str:
+    """The SHA-256 of the data's manifest; raises UserError if it was another one when ``context`` was written."""
+    state = file_sha256(spec.data.folder / MANIFEST)
+    if context is not None and context.get("data", state) != state:
+        raise UserError(
+            f"{spec.data.folder} was prepared again since {spec.out} was measured; choose another out= or remove it"
+        )
+    return state
 
 
 def statistics_of(spec: EvaluationSpec) -> dict[str, Any]:

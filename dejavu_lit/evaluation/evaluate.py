@@ -21,6 +21,7 @@ from dejavu_lit.evaluation.comparison import EmbeddedSets, EvaluationInputs, tra
 from dejavu_lit.evaluation.context import (
     CONTEXT,
     EvaluationSpec,
+    data_state,
     finished_metrics,
     fixed_settings,
     read_context,
@@ -65,6 +66,7 @@ def evaluate(spec: EvaluationSpec, ranks: Ranks = SINGLE_PROCESS) -> dict[str, A
         fixed = fixed_settings(spec, models)
         context = read_context(spec.out, fixed, models)
         spec.data.check()
+        data = data_state(spec, context)
         statistics = statistics_of(spec)
     is_searched = context is not None and context["largest_k"] >= max(spec.settings.ks)
     scored = (context or {}).get("membership") if is_searched else None
@@ -78,7 +80,7 @@ def evaluate(spec: EvaluationSpec, ranks: Ranks = SINGLE_PROCESS) -> dict[str, A
             weights = {role: weight_states(m.weights) for role, m in models.items()} if ranks.rank == 0 else {}
         searched = _embed_search_and_write_records(spec, inputs, ranks)
         if ranks.rank == 0:
-            context = searched | {"config": fixed, "weights": weights}
+            context = searched | {"config": fixed, "weights": weights, "data": data}
             write_json(spec.out / CONTEXT, context)
             rmtree(spec.out / NEIGHBORS, ignore_errors=True)
     if not is_scored and spec.membership is not None:

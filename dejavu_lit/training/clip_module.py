@@ -8,6 +8,7 @@ import math
 import time
 from collections import Counter
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from dejavu_lit.data.manifest import MANIFEST
 from dejavu_lit.data.module import PairDataModule
 from dejavu_lit.data.stream import Batch
 from dejavu_lit.mitigation import Mitigation
@@ -24,6 +26,7 @@ from dejavu_lit.training.regularizers import add_gradient_noise, add_text_noise,
 from dejavu_lit.training.settings import Recipe
 from dejavu_lit.utils.distributed import gather
 from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import file_sha256
 
 
 def split_by_decay(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -170,18 +173,23 @@ class ClipModule(pl.LightningModule):
         return bool(step % cast(Any, self.trainer).log_every_n_steps == 0)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save what determines the order of the pairs, the unreadable pairs, and the seconds of training so far.
+        """Save the state of the data and what determines the pairs' order, the unreadable ones, and the seconds so far.
 
         Weights that are saved to be evaluated, not to be resumed from, are saved without adapters.
         """
         if "optimizer_states" not in checkpoint:
             checkpoint["state_dict"] = merged(checkpoint["state_dict"])
-        checkpoint["plan"], checkpoint["seconds"] = self._pair_order(), self.seconds
+        checkpoint["data"], checkpoint["plan"], checkpoint["seconds"] = self.data, self._pair_order(), self.seconds
         checkpoint["unreadable"] = self._gather_unreadable()  # only the checkpoint of rank 0 is written
         checkpoint["replaced"] = self._sum_replaced()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what was saved; refuse a different order of the pairs, which would repeat some and never show others."""
+        """Restore what was saved; refuse other data, and another order of the pairs, which would never show some of them."""
+        if checkpoint.get("data", self.data) != self.data:
+            raise UserError(
+                f"{self.pairs.folder} was prepared again since this run was started, so its sets may have exchanged pairs; "
+                "use another out=, or bring back the former data"
+            )
         saved, current = checkpoint.get("plan"), self._pair_order()
         if saved is not None and saved != current:
             raise UserError(
@@ -190,6 +198,11 @@ class ClipModule(pl.LightningModule):
         self._earlier_seconds = checkpoint.get("seconds", 0.0)
         self._unreadable = dict(checkpoint.get("unreadable", {}))
         self._replaced = checkpoint.get("replaced", 0) if self.trainer.is_global_zero else 0
+
+    @cached_property
+    def data(self) -> str:
+        """The SHA-256 of the manifest of the data, which differs if they were prepared in another way or from other files."""
+        return file_sha256(self.pairs.folder / MANIFEST)
 
     def _pair_order(self) -> dict[str, int]:
         plan = self.pairs.plan(0, self.trainer.world_size)

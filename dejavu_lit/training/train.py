@@ -17,7 +17,6 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 
 from dejavu_lit.data.loader import loader_failure
-from dejavu_lit.data.manifest import MANIFEST
 from dejavu_lit.data.module import PairDataModule
 from dejavu_lit.data.prepared import TRAINED_ON
 from dejavu_lit.data.raw_stream import RawDataModule
@@ -38,7 +37,7 @@ from dejavu_lit.training.stopping import EarlyStop, NonFiniteLossStop, stop_reas
 from dejavu_lit.utils.config import to_plain
 from dejavu_lit.utils.distributed import lightning_environment, rank
 from dejavu_lit.utils.errors import UserError, first_line
-from dejavu_lit.utils.io import file_sha256, write_json
+from dejavu_lit.utils.io import write_json
 from dejavu_lit.utils.provenance import provenance
 from dejavu_lit.utils.run_directory import RUN_SCHEMA, RunDirectory
 
@@ -212,7 +211,7 @@ def _write_results(
     record = {
         "schema": RUN_SCHEMA,
         "side": run.side,
-        "data": file_sha256(module.pairs.folder / MANIFEST),
+        "data": module.data,
         "epochs": trainer.current_epoch,
         "steps": trainer.global_step,
         "batches": batches,

@@ -17,12 +17,16 @@ def evaluate(runs: dict[str, Path], out: Path, *options: str) -> str:
     return done.stderr
 
 
+def prepared_with_another_seed(folder: Path) -> None:
+    manifest = folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"seed": 0', '"seed": 1'))
+
+
 @pytest.fixture
 def other(scenes: Path, tmp_path: Path) -> Path:
     """The same images in a folder whose manifest says otherwise."""
     folder = shutil.copytree(scenes, tmp_path / "other")
-    manifest = folder / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"seed": 0', '"seed": 1'))
+    prepared_with_another_seed(folder)
     return folder
 
 
@@ -68,6 +72,27 @@ def test_figures_follow_the_contents_of_the_files_that_they_name(runs, scenes, t
     assert "is finished" in again.stderr
     keys.write_text(f"{known}\nnobody\nnothing\n")
     assert "2 unknown" in call("evaluate", *options, f"keys={keys}", "report.write=false").stderr
+
+
+def test_data_that_were_prepared_again_since_the_evaluation(runs, scenes, tmp_path):
+    data = shutil.copytree(scenes, tmp_path / "scenes")
+    pair = [f"{side}={path}" for side, path in runs.items()]
+    options = [f"data.dir={data}", "k=5", "ks=[5]", "report.write=false", "allow_overlap=true"]
+    assert call("evaluate", *pair, f"out={tmp_path / 'out'}", *options).returncode == 0
+    prepared_with_another_seed(data)
+    said = evaluate(runs, tmp_path / "out", *options)
+    assert f"{data} was prepared again since {tmp_path / 'out'} was measured; choose another out=" in said
+
+
+def test_data_that_were_prepared_again_since_a_run_was_started(runs, other, tmp_path):
+    run = shutil.copytree(runs["target"], tmp_path / "run")
+    (run / "run.json").unlink()
+    config = run / "config.yaml"
+    started = next(line for line in config.read_text().splitlines() if line.strip().startswith("dir: "))
+    config.write_text(config.read_text().replace(started, started.partition("dir:")[0] + f"dir: {other}"))
+    done = call("train", "side=target", f"data.dir={other}", f"out={run}", *SMALL)
+    assert done.returncode == 1
+    assert f"{other} was prepared again since this run was started" in done.stderr
 
 
 def test_another_order_of_the_pairs_on_resuming(runs, scenes, tmp_path):
