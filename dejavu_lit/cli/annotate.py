@@ -9,6 +9,7 @@ from dejavu_lit.cli.app import command
 from dejavu_lit.cli.options import Annotate
 from dejavu_lit.cli.processes import device, processes
 from dejavu_lit.data.prepared import DataSpec, ready
+from dejavu_lit.data.remote import is_remote
 from dejavu_lit.objects.annotators import ANNOTATORS
 from dejavu_lit.utils.errors import UserError, suggest
 from dejavu_lit.utils.io import visible_files
@@ -23,6 +24,11 @@ def annotate(settings: Annotate, out: Path) -> None:
     """Find the objects of prepared images."""
     if sum(mode is not None for mode in (settings.annotator, settings.compare, settings.show)) != 1:
         raise UserError("give one of annotator=NAME, compare=[NAME,NAME] and show=NAME")
+    if settings.annotator is not None and is_remote(str(settings.data.dir)):
+        raise UserError(
+            f"data.dir={settings.data.dir} is remote, and only a copy of it is here; annotate where the data are, and copy "
+            "objects/NAME there"
+        )
     data = ready(settings.data)
     data.check()
     sets = open_sets(data, settings.sets)

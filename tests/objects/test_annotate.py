@@ -341,3 +341,9 @@ def test_help_and_wrong_overridesload_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "data.dir=missing/folder does not exist" in done.stderr
+
+
+def test_a_copy_of_remote_data_is_not_annotated(tmp_path):
+    done = call("annotate", "annotator=classes", "data.dir=http://127.0.0.1:9/data", f"out={tmp_path}")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: data.dir=http://127.0.0.1:9/data is remote, and only a copy of it is here")
