@@ -38,6 +38,7 @@ class EvaluationSpec:
     out: Path
     evaluation: PairEvaluation
     data: DataSpec
+    is_against_base: bool = False
 
     @cached_property
     def settings(self) -> Settings:
@@ -76,6 +77,7 @@ class EvaluationSpec:
         return replace(
             self,
             out=self.out / "base",
+            is_against_base=True,
             evaluation=replace(alone, base=None, by_objects=(), keys=None, group=None),
         )
 

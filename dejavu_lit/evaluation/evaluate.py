@@ -122,7 +122,8 @@ def _embed_search_and_write_records(spec: EvaluationSpec, inputs: EvaluationInpu
         "utility": {role: utility(model, spec.data) for role, model in inputs.models.items()},
         "exposure": {"target": _span(exposures["population"]), "reference": _span(exposures["swapped"])},
         "raw_shards": _raw_shards(inputs),
-        "training_differences": _training_differences(inputs),
+        # A base is trained otherwise by design.
+        "training_differences": None if spec.is_against_base else _training_differences(inputs),
         "search": {
             "index": spec.evaluation.index,
             "recall": min(recall for _, recall in results.values()),

@@ -19,11 +19,19 @@ def evaluate(out, *options):
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A finished run on other scenes."""
+    """A finished run on other scenes, with another recipe."""
     folder = tmp_path_factory.mktemp("base")
     data = [option for option in SMALL if option.startswith("data.")]
     run("prepare", f"data.dir={folder / 'data'}", "data.reader.seed=7", *data)
-    run("train", "side=target", f"data.dir={folder / 'data'}", f"out={folder / 'run'}", *SMALL, "data.reader.seed=7")
+    run(
+        "train",
+        "side=target",
+        f"data.dir={folder / 'data'}",
+        f"out={folder / 'run'}",
+        *SMALL,
+        "data.reader.seed=7",
+        "recipe.lr=5e-4",
+    )
     return folder / "run"
 
 
@@ -43,6 +51,7 @@ def test_the_gap_against_the_base_is_that_of_an_evaluation_with_it_as_the_refere
     assert with_base["base"]["population"] != with_base["population"]
     value = with_base["base"]["corrected"]["ppg"]["value"]
     assert f"target against its base {base}" in said
+    assert "not trained alike" not in said
     assert f"corrected PPG {value:+.3f}" in said
     assert f"against the base {base}" in (tmp_path / "gap/report/index.html").read_text()
 
