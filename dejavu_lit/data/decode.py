@@ -98,6 +98,8 @@ def with_captions(meta: dict[str, Any], captions: Sequence[str]) -> dict[str, An
 def decode_texts(content: Mapping[str, bytes]) -> tuple[str, dict[str, Any]]:
     """The caption and the JSON of a pair from those of its members TEXTS that exist; a class becomes ``label``.
 
+    Without a text, the caption is the first of the JSON's or, of a labelled set, the label, as class folders give it.
+
     Raises:
         BadPair: text or JSON that does not decode, or a caption that is not text or too long.
     """
@@ -107,7 +109,8 @@ def decode_texts(content: Mapping[str, bytes]) -> tuple[str, dict[str, Any]]:
     if "txt" in content:
         return read_caption(content["txt"]), meta
     captions = meta_captions(meta)
-    return next(iter(captions), ""), with_captions(meta, captions)
+    label = meta.get("label")
+    return next(iter(captions), "" if label is None else clean_caption(str(label))), with_captions(meta, captions)
 
 
 def caption_candidates(pair: Pair) -> tuple[str, ...]:

@@ -1,9 +1,11 @@
 """Raw shards: the hash of a key decides its set, training streams one set, and the samples are an ordinary folder."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -114,6 +116,18 @@ def test_the_samples_are_an_ordinary_prepared_folder(tars, tmp_path):
         spec(tars, tmp_path / "samples", seed=1)
     with pytest.raises(UserError, match=r"data\.sizes\.P=90, but data\.shards has only"):
         write_samples(data.raw_shards(), {"P": 90}, tmp_path / "more")
+
+
+def test_classes_are_captions_and_unread_members_are_counted(tmp_path):
+    keys = sorted(members(tmp_path, "A"))
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for key in keys:
+            for name, data in {"png": pair(int(key)).image, "cls": b"7", "npy": b"x"}.items():
+                (member := tarfile.TarInfo(f"{key}.{name}")).size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    write_samples(RawShards(str(tmp_path / "0.tar"), FRACTIONS), {"A": 4}, tmp_path / "out")
+    assert [p.caption for p in read_pairs(ShardSet.open(tmp_path / "out/A"))] == ["7"] * 4
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["unread"] == {"KEY.npy": len(keys)}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
