@@ -22,7 +22,7 @@ from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
 from dejavu_lit.data.settings import Repeat
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.data.splits import seeded_hash
-from dejavu_lit.data.stream import Batch, PairStream, Sample, log
+from dejavu_lit.data.stream import Batch, PairStream, Sample
 from dejavu_lit.utils.errors import UserError
 
 MAX_SKIPPED = 1000  # unreadable pairs in a row, counted again in every pass

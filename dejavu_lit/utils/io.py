@@ -155,7 +155,9 @@ def warn_unread(where: object, what: str, counts: Mapping[str, int]) -> None:
         kinds = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         listed = ", ".join(f"{count} {kind}" for kind, count in kinds[:LISTED_KINDS])
         more = f" and {len(kinds) - LISTED_KINDS} other kinds" if len(kinds) > LISTED_KINDS else ""
-        log.warning("%s: %d %s belong to no pair and are not read: %s%s", where, sum(counts.values()), what, listed, more)
+        log.warning(
+            "%s: %d %s belong to no pair and are not read: %s%s", where, sum(counts.values()), what, listed, more
+        )
 
 
 def fingerprint(value: Any) -> str:

@@ -166,7 +166,9 @@ def test_shards_drawn_with_replacement(tars, tmp_path):
     assert epoch == captions(loader.batches(0)) != captions(loader.batches(1))
 
 
-@pytest.mark.parametrize(("resampled", "match"), [(False, "has no pair of A that can be read"), (True, "1000 pairs .*in a row")])
+@pytest.mark.parametrize(
+    ("resampled", "match"), [(False, "has no pair of A that can be read"), (True, "1000 pairs .*in a row")]
+)
 def test_shards_without_a_readable_image_end_with_one_sentence(tmp_path, caplog, resampled, match):
     pairs = [pair(number) for number in range(200)]
     write_shards(tmp_path / "raw", pairs, 20)
