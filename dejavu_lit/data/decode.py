@@ -162,7 +162,7 @@ def open_image(data: bytes) -> Iterator[Image.Image]:
             if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
                 raise BadPair(f"the image is more than {MAX_ASPECT_RATIO} times as long as wide")
             yield _eight_bits(image) if image.mode.startswith("I") else image
-    except (BadPair, UserError):
+    except (BadPair, UserError, MemoryError):  # which images can be used must not depend on the free memory
         raise
     except Image.DecompressionBombError:
         raise BadPair(f"the image has more than {MAX_PIXELS // 1_000_000} megapixels") from None

@@ -228,7 +228,7 @@ def test_a_copy_of_an_image_s_entry_is_counted_and_another_image_of_its_id_refus
     assert f"{path}: 1 of images skipped, e.g. 9: it is a copy of another entry" in caplog.text
     content["images"][-1]["file_name"] = "000000000030.jpg"
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="two different images in .* have the id 9"):
+    with pytest.raises(UserError, match=r"two different images in .* have the id 9"):
         CocoReader(root=root).keys()
 
 
