@@ -134,11 +134,11 @@ class CocoReader:
         return sorted(self._images)
 
     def read(self, key: str) -> tuple[Pair, Annotation | None]:
-        """The pair and its instances; raises BadPair for a missing image or caption."""
+        """The pair and its instances; raises BadPair for a missing image, or if another caption than the first is missing."""
         image = self._images[key]
-        if self.caption >= len(image.captions):
+        if 0 < self.caption >= len(image.captions):
             raise BadPair(f"it has no caption number {self.caption}")
-        caption = clean_caption(image.captions[self.caption])
+        caption = clean_caption(image.captions[self.caption]) if image.captions else ""
         data, extension = read_image(image.file)
         meta = {
             **image.meta,
