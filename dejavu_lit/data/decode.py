@@ -99,6 +99,8 @@ def with_captions(meta: dict[str, Any], captions: Sequence[str]) -> dict[str, An
 def decode_texts(content: Mapping[str, bytes]) -> tuple[str, dict[str, Any]]:
     """The caption and the JSON of a pair from those of its members TEXTS that exist; a class becomes ``label``.
 
+    Without a text, the caption is the first of the JSON's or, of a labelled set, the label, as class folders give it.
+
     Raises:
         BadPair: text or JSON that does not decode, or a caption that is not text or too long.
     """
@@ -108,7 +110,8 @@ def decode_texts(content: Mapping[str, bytes]) -> tuple[str, dict[str, Any]]:
     if "txt" in content:
         return read_caption(content["txt"]), meta
     captions = meta_captions(meta)
-    return next(iter(captions), ""), with_captions(meta, captions)
+    label = meta.get("label")
+    return next(iter(captions), "" if label is None else clean_caption(str(label))), with_captions(meta, captions)
 
 
 def caption_candidates(pair: Pair) -> tuple[str, ...]:
@@ -160,7 +163,7 @@ def open_image(data: bytes) -> Iterator[Image.Image]:
             if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
                 raise BadPair(f"the image is more than {MAX_ASPECT_RATIO} times as long as wide")
             yield image if image.mode in PLAIN_MODES and not image.has_transparency_data else _flat(image)
-    except (BadPair, UserError):
+    except (BadPair, UserError, MemoryError):  # which images can be used must not depend on the free memory
         raise
     except Image.DecompressionBombError:
         raise BadPair(f"the image has more than {MAX_PIXELS // 1_000_000} megapixels") from None
@@ -177,7 +180,7 @@ def _flat(image: Image.Image) -> Image.Image:
         layer = image.convert("RGBA")
         image = Image.new("RGB", layer.size, "white")
         image.paste(layer, mask=layer)
-    image = image.convert("RGB")
+    image = image if image.mode == "RGB" else image.convert("RGB")
     if exif:
         image.info["exif"] = exif
     return image

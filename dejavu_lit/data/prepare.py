@@ -147,11 +147,8 @@ def _run(
     fingerprints = write_sets(job.out, sets, job.pairs_per_shard, workers)
 
     listed = {name: {"listed": len(lists[name]), "absent": absent[name]} for name in lists}
-    skipped = {
-        f"{name}: {reason}" if name else reason: bad
-        for name, source_scan in scans.items()
-        for reason, bad in source_scan.skipped.items()
-    }
+    skipped = _by_source({name: source_scan.skipped for name, source_scan in scans.items()})
+    unread = _by_source({name: getattr(source, "unread", {}) for name, source in job.sources.items()})
     return {
         "schema": SCHEMA,
         "version": __version__,
@@ -171,7 +168,13 @@ def _run(
         "several_captions": sum(source_scan.several_captions for source_scan in scans.values()),
         "duplicates": assignment.duplicates(),
         "skipped": {reason: {"count": len(bad), "examples": bad[:EXAMPLES]} for reason, bad in skipped.items()},
+        "unread": unread,
     }
+
+
+def _by_source(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """{source: {name: value}} as {name: value}; names of an extra source begin with its name."""
+    return {f"{source}: {name}" if source else name: v for source, held in values.items() for name, v in held.items()}
 
 
 def _finished_manifest(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ from dejavu_lit.data.remote import is_remote, local_shard
 from dejavu_lit.data.shards import SIZES, BadPair, Pair, ShardIndex, index_shard, write_shard
 from dejavu_lit.data.splits import SETS, seeded_hash
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import file_sha256, fingerprint, read_json_object, write_json
+from dejavu_lit.utils.io import file_sha256, fingerprint, read_json_object, warn_unread, write_json
 from dejavu_lit.utils.progress import progress
 
 LEAST_SHARDS = 8  # a sample comes from at least so many shards, or from half of them
@@ -117,8 +117,9 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
     order = random.Random(f"{raw.seed}/samples").sample(raw.addresses, len(raw.addresses))
     shards = max(1, min(LEAST_SHARDS, len(order) // 2))
     samples = {name: _Sample(out / name, size, -(-size // shards)) for name, size in wanted.items()}
-    skipped: Counter[str] = Counter()
-    counts = _fill(raw, order, samples, skipped)
+    skipped, unread = Counter[str](), Counter[str]()
+    counts = _fill(raw, order, samples, skipped, unread)
+    warn_unread("data.shards", "members", unread)
     for name, sample in samples.items():
         if sample.missing:
             raise UserError(
@@ -135,15 +136,23 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
             "settings": settings,
             "sets": {name: sample.finish() for name, sample in samples.items()},
             "skipped": {reason: {"count": count} for reason, count in skipped.items()},
+            "unread": unread,
             "raw_shards": {"shards": len(order), "opened": opened, "pairs": pairs, "counted": opened == len(order)},
         },
     )
 
 
 def _fill(
-    raw: RawShards, addresses: Sequence[str], samples: Mapping[str, "_Sample"], skipped: Counter[str]
+    raw: RawShards,
+    addresses: Sequence[str],
+    samples: Mapping[str, "_Sample"],
+    skipped: Counter[str],
+    unread: Counter[str],
 ) -> list[dict[str, int]]:
-    """Fill the samples from shards in this order; {set: number of all its pairs} of each shard that was opened."""
+    """Fill the samples from shards in this order; {set: number of all its pairs} of each shard that was opened.
+
+    Pairs that are not usable are counted in ``skipped``, the opened shards' members that belong to no pair in ``unread``.
+    """
     counts: list[dict[str, int]] = []
     keys: set[str] = set()
     with progress(None, "drawing samples", total=sum(s.size for s in samples.values()), unit="pair") as bar:
@@ -151,6 +160,7 @@ def _fill(
             if not any(s.missing for s in samples.values()) and (len(counts) >= COUNTED_SHARDS or is_remote(address)):
                 break
             index = index_shard(local_shard(address))
+            unread.update(index.unused)
             member = raw.sets(index.keys)
             counts.append({name: int((member == SETS.index(name)).sum()) for name in raw.fractions})
             for name, pair in _draw(index, member, samples, skipped):

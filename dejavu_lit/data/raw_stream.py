@@ -22,10 +22,11 @@ from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
 from dejavu_lit.data.settings import Repeat
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.data.splits import seeded_hash
-from dejavu_lit.data.stream import Batch, PairStream, Sample, log
+from dejavu_lit.data.stream import Batch, PairStream, Sample
 from dejavu_lit.utils.errors import UserError
 
-MAX_SKIPPED = 1000  # unreadable pairs in a row
+MAX_SKIPPED = 1000  # unreadable pairs in a row, counted again in every pass
+RawPair = tuple[int, str, Pair | BadPair]  # hash of the key, key, pair
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class RawStream(PairStream):
     def __init__(self, data: DataSpec, name: str, *options: Any) -> None:
         super().__init__(*options)
         self.raw, self.name, self.buffer, self.resampled = data.raw_shards(), name, data.shuffle, data.resampled
+        self.place = "data.shards"
 
     def __iter__(self) -> Iterator[Batch]:
         info, workers = get_worker_info(), max(self.plan.workers, 1)
@@ -82,8 +84,8 @@ class RawStream(PairStream):
         batch = batched(self.plan.batch, collation_fn=self.collate, partial=False)
         return islice(iter(DataPipeline(lambda: self._samples(epoch, pairs), batch)), total - done)
 
-    def _pairs(self, epoch: int, part: int) -> Iterator[tuple[str, Pair | BadPair]]:
-        """(key, pair) of one process, in passes over its shards without end."""
+    def _pairs(self, epoch: int, part: int) -> Iterator[RawPair]:
+        """The pairs of one process, in passes over its shards; without end if a pass has a usable pair."""
         addresses, parts = self.raw.addresses, self.plan.world * max(self.plan.workers, 1)
         seed = f"{self.plan.seed}/{epoch}"
         own = random.Random(seed).sample(addresses, len(addresses))[part::parts]  # other ones in each epoch
@@ -91,36 +93,34 @@ class RawStream(PairStream):
             draw = random.Random(f"{seed}/{part}/{turn}")
             chosen = draw.choices(addresses, k=len(addresses)) if self.resampled else own
             shards = SimpleShardList(chosen, seed=f"{seed}/{part}/{turn}")
-            is_empty = True
-            for pair in DataPipeline(shards, self._read_shards, shuffle(self.buffer, self.buffer, rng=draw)):
-                is_empty = False
-                yield pair
-            if is_empty and not self.resampled:
-                raise UserError(
-                    f"part {part} of {parts} of data.shards has no pair of {self.name}; use fewer processes"
-                )
+            is_empty = is_unusable = True
+            for key, pair in DataPipeline(shards, self._read_shards, shuffle(self.buffer, self.buffer, rng=draw)):
+                index = int(seeded_hash([key], 0, "index")[0] >> np.uint64(1))
+                yield index, key, pair
+                is_empty, is_unusable = False, is_unusable and index in self._unreadable
+            if is_unusable and not self.resampled:  # else another pass may draw other shards
+                why = f"no pair of {self.name}; use fewer processes"
+                if not is_empty:
+                    why = f"no pair of {self.name} that can be read, the last because {self._unreadable[index]}; check them"
+                raise UserError(f"part {part} of {parts} of data.shards has {why}")
 
     def _read_shards(self, shards: Iterable[dict[str, str]]) -> Iterator[tuple[str, Pair | BadPair]]:
         for shard in shards:
             yield from self.raw.read(shard["url"], self.name)
 
-    def _samples(self, epoch: int, pairs: Iterable[tuple[str, Pair | BadPair]]) -> Iterator[Sample]:
+    def _samples(self, epoch: int, pairs: Iterable[RawPair]) -> Iterator[Sample]:
         """The usable pairs, each with the unusable ones in whose place it comes."""
-        skipped: dict[int, str] = {}
-        for key, pair in pairs:
-            index = int(seeded_hash([key], 0, "index")[0] >> np.uint64(1))
-            try:
-                sample = self.sample(index, key, epoch, pair)
-            except BadPair as reason:
-                log.warning("skipped %s: %s", key, reason)
-                skipped[index] = str(reason)
-                if len(skipped) == MAX_SKIPPED:
-                    raise UserError(
-                        f"{MAX_SKIPPED} pairs of data.shards in a row cannot be read, the last because {reason}; check them"
-                    ) from None
+        skipped: list[tuple[int, str]] = []
+        for sample in self._decode(epoch, pairs):
+            if isinstance(sample, Sample):
+                yield replace(sample, replaces=len(skipped), skipped=dict(skipped))
+                skipped = []
                 continue
-            yield replace(sample, replaces=len(skipped), skipped=skipped)
-            skipped = {}
+            skipped.append(sample)
+            if len(skipped) == MAX_SKIPPED:
+                raise UserError(
+                    f"{MAX_SKIPPED} pairs of data.shards in a row cannot be read, the last because {sample[1]}; check them"
+                )
 
 
 @dataclass(eq=False, kw_only=True)

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dejavu_lit.data.decode import MAX_JSON_BYTES, TEXTS, BadPair, Pair, decode_texts
+from dejavu_lit.data.decode import MAX_JSON_BYTES, TEXTS, BadPair, Pair, decode_texts, json_safe
 from dejavu_lit.data.remote import fetch_shard
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import is_hidden
@@ -33,7 +33,7 @@ class ShardIndex:
     """Where the pairs of one tar are: ``members[i]`` maps an extension to (offset, size) in bytes.
 
     places: {name of a member: (position of its pair, extension)}.
-    unused: {extension, or "hidden": number of members that no pair uses}.
+    unused: {KEY.extension, or "hidden": number of members that no pair uses}.
     """
 
     path: Path
@@ -170,7 +170,8 @@ def index_shard(path: Path) -> ShardIndex:
         for extension in (image_extension_of(members), *TEXTS)
         if extension in members
     }
-    unused = Counter(e for group in groups.values() for e, (offset, _) in group.items() if names[offset] not in places)
+    offsets = ((e, offset) for group in groups.values() for e, (offset, _) in group.items())
+    unused = Counter(f"KEY.{json_safe(e)}" for e, offset in offsets if names[offset] not in places)
     counts = dict(unused) | ({"hidden": hidden} if hidden else {})
     return ShardIndex(path, tuple(pairs), tuple(pairs.values()), places, counts)
 

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from dejavu_lit.data.decode import BadPair, Pair
 from dejavu_lit.data.remote import source
 from dejavu_lit.data.shard_index import ShardIndex, index_shard, open_shard, read_range
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import atomic, read_json, read_json_object, visible_files, write_json
+from dejavu_lit.utils.io import atomic, read_json, read_json_object, visible_files, warn_unread, write_json
 from dejavu_lit.utils.progress import progress
 
 __all__ = ["BadPair", "Pair", "ShardIndex", "ShardSet", "index_shard", "read_pairs", "write_shard", "write_shards"]
@@ -63,8 +64,12 @@ class ShardSet:
                 f"{folder / SIZES} lists {missing[0]}, which does not exist; restore the shard or remove {SIZES}"
             )
         if unknown := [name for name in names if name not in known]:
+            unread: Counter[str] = Counter()
             for name in progress(unknown, f"counting pairs in {folder.name}", unit="shard"):
-                known[name] = len(index_shard(folder / name))
+                index = index_shard(folder / name)
+                known[name] = len(index)
+                unread.update(index.unused)
+            warn_unread(folder, "members", unread)
             if os.access(folder, os.W_OK):
                 write_json(folder / SIZES, {name: known[name] for name in names})
         return cls(folder, names, tuple(known[name] for name in names))

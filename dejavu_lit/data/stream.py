@@ -121,6 +121,7 @@ class PairStream(IterableDataset[Batch]):
         cache: Sequence[LoadedPair | BadPair] | None = None,
     ) -> None:
         self.shards, self.plan, self.rank = shards, plan, rank
+        self.place = str(shards.folder)  # where the pairs come from, for messages
         self.position = torch.tensor([plan.epoch, 0])  # int64: epoch, step in the epoch
         self.tokenizer, self.knobs, self.vocabulary = tokenizer, knobs or Mitigation(), vocabulary
         self._unreadable: dict[int, str] = {}  # {position in the set: reason}, each decoded once in this process
@@ -161,7 +162,7 @@ class PairStream(IterableDataset[Batch]):
                     yield self.sample(index, key, epoch, pair)
                     continue
                 except BadPair as reason:
-                    log.warning("skipped %s in %s: %s", key, self.shards.folder, reason)
+                    log.warning("skipped %s in %s: %s", key, self.place, reason)
                     self._unreadable[index] = str(reason)
             yield index, self._unreadable[index]
 

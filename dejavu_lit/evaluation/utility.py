@@ -100,7 +100,7 @@ def _labelled_images(model: AuditedModel, data: DataSpec) -> tuple[Embeddings, d
 
 
 def read_labels(shards: ShardSet) -> dict[str, str]:
-    """{key: class} of a labelled set: the ``label`` of each pair's JSON, or its ``cls`` member.
+    """{key: class} of a labelled set: the ``label`` of each pair's JSON, or its ``cls`` member; pairs without are counted.
 
     Raises:
         UserError: no pair has a label.
@@ -112,6 +112,10 @@ def read_labels(shards: ShardSet) -> dict[str, str]:
     if not labels:
         raise UserError(
             f"no pair of {shards.folder} has a class (label in its JSON, or a cls member); check data.labelled"
+        )
+    if len(labels) < len(shards):
+        log.warning(
+            "%s: %d of %d pairs have no class or cannot be read", shards.folder, len(shards) - len(labels), len(shards)
         )
     return labels
 

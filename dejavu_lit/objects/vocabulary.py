@@ -7,7 +7,7 @@ A file of labels is text with one label per line, followed by its synonyms after
 from pathlib import Path
 
 from dejavu_lit.data.decode import json_safe
-from dejavu_lit.data.readers.coco import read_coco
+from dejavu_lit.data.readers.coco_json import read_coco
 from dejavu_lit.utils.errors import UserError
 
 KNOWN = ("coco", "imagenet", "imagenet-21k")

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import socket
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from errno import ENOSPC
 from functools import cache
@@ -21,6 +21,7 @@ from dejavu_lit.utils.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 FULL = 1 << 20  # bytes: with less free space than this, a failed write is taken for a full disk
+LISTED_KINDS = 10  # of unread files, in a message
 
 
 @contextmanager
@@ -146,6 +147,17 @@ def is_hidden(path: str) -> bool:
 def _log_hidden(folder: Path, count: int) -> None:
     """Once per folder, however often it is listed."""
     log.warning("%d hidden files in %s are ignored (their names begin with a dot)", count, folder)
+
+
+def warn_unread(where: object, what: str, counts: Mapping[str, int]) -> None:
+    """Log how many files (or what else) of each kind were found that belong to nothing that is read, if there are any."""
+    if counts:
+        kinds = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        listed = ", ".join(f"{count} {kind}" for kind, count in kinds[:LISTED_KINDS])
+        more = f" and {len(kinds) - LISTED_KINDS} other kinds" if len(kinds) > LISTED_KINDS else ""
+        log.warning(
+            "%s: %d %s belong to no pair and are not read: %s%s", where, sum(counts.values()), what, listed, more
+        )
 
 
 def fingerprint(value: Any) -> str:

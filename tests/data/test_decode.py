@@ -30,6 +30,11 @@ def loaded(data: bytes, folder: Path) -> np.ndarray:
     return load_pair(index_shard(folder / "0.tar").read(0), rgb_pixels)[0]
 
 
+def test_too_little_memory_is_not_the_image_s_fault() -> None:
+    with pytest.raises(MemoryError), open_image(EIGHT) as image:
+        np.asarray(image)[None].repeat(1 << 50, axis=0)
+
+
 def test_a_png_of_16_bits_is_the_image_of_its_upper_8_bits() -> None:
     with open_image(SIXTEEN) as image:
         assert np.array_equal(np.asarray(image.convert("RGB")), np.stack([GRAY] * 3, axis=-1))

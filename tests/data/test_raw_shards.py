@@ -1,10 +1,13 @@
 """Raw shards: the hash of a key decides its set, training streams one set, and the samples are an ordinary folder."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,7 @@ from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.raw_shards import RawShards, write_samples
 from dejavu_lit.data.raw_stream import RawDataModule
 from dejavu_lit.data.settings import LoaderSettings
-from dejavu_lit.data.shards import Pair, ShardSet, read_pairs, write_shards
+from dejavu_lit.data.shards import Pair, ShardSet, index_shard, read_pairs, write_shards
 from dejavu_lit.data.splits import SETS, seeded_hash
 from dejavu_lit.models.preprocess import Preprocess
 from dejavu_lit.utils.errors import UserError
@@ -115,6 +118,18 @@ def test_the_samples_are_an_ordinary_prepared_folder(tars, tmp_path):
         write_samples(data.raw_shards(), {"P": 90}, tmp_path / "more")
 
 
+def test_classes_are_captions_and_unread_members_are_counted(tmp_path):
+    keys = sorted(members(tmp_path, "A"))
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for key in keys:
+            for name, data in {"png": pair(int(key)).image, "cls": b"7", "npy": b"x"}.items():
+                (member := tarfile.TarInfo(f"{key}.{name}")).size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    write_samples(RawShards(str(tmp_path / "0.tar"), FRACTIONS), {"A": 4}, tmp_path / "out")
+    assert [p.caption for p in read_pairs(ShardSet.open(tmp_path / "out/A"))] == ["7"] * 4
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["unread"] == {"KEY.npy": len(keys)}
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_epoch_is_one_pass_over_the_set_in_another_order(tars, tmp_path, workers):
     own = members(tars, "A")
@@ -149,6 +164,20 @@ def test_shards_drawn_with_replacement(tars, tmp_path):
     epoch = captions(loader.batches(0))
     assert len(epoch) == len(loader)
     assert epoch == captions(loader.batches(0)) != captions(loader.batches(1))
+
+
+@pytest.mark.parametrize(
+    ("resampled", "match"), [(False, "has no pair of A that can be read"), (True, "1000 pairs .*in a row")]
+)
+def test_shards_without_a_readable_image_end_with_one_sentence(tmp_path, caplog, resampled, match):
+    pairs = [pair(number) for number in range(200)]
+    write_shards(tmp_path / "raw", pairs, 20)
+    loader = module(spec(tmp_path / "raw", tmp_path / "samples", resampled=resampled)).train_dataloader()
+    write_shards(tmp_path / "raw", [replace(good, image=good.image[:60]) for good in pairs], 20)
+    index_shard.cache_clear()
+    with pytest.raises(UserError, match=f"{match}.* because the image does not decode; check them"):
+        next(iter(loader.batches(0)))
+    assert len([r for r in caplog.records if r.message.startswith("skipped ")]) <= len(members(tmp_path / "raw", "A"))
 
 
 def test_excluded_keys_are_in_no_sample_and_no_batch(tars, tmp_path):

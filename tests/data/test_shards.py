@@ -49,7 +49,7 @@ def test_webdataset_reads_our_shards(tmp_path):
     assert [(s["__key__"], s["txt"], s["json"]) for s in samples] == [(p.key, p.caption, p.meta) for p in PAIRS]
 
 
-def test_shards_of_img2dataset_and_webdataset_are_read(tmp_path):
+def test_shards_of_img2dataset_and_webdataset_are_read(tmp_path, caplog):
     png = encoded(sample_image(0))
     tar(
         tmp_path / "0.tar",
@@ -57,7 +57,8 @@ def test_shards_of_img2dataset_and_webdataset_are_read(tmp_path):
     )
     tar(tmp_path / "1.tar", {"x/c.PNG": png, "x/c.cls": b"7", "readme.md": b"no pair"})
     pairs = list(read_pairs(ShardSet.open(tmp_path)))
-    assert [(p.key, p.caption) for p in pairs] == [("a", "cap"), ("b", "c"), ("x/c", "")]
+    assert f"{tmp_path}: 1 members belong to no pair and are not read: 1 KEY.md" in caplog.text
+    assert [(p.key, p.caption) for p in pairs] == [("a", "cap"), ("b", "c"), ("x/c", "7")]
     assert pairs[2].meta == {"label": "7"}
 
 

@@ -148,11 +148,12 @@ def test_labels_are_matched_by_name_or_number_and_by_order_only_if_asked_for():
         class_list(many, ["a"], "position")
 
 
-def test_labels_come_from_the_json_or_from_cls(tmp_path):
+def test_labels_come_from_the_json_or_from_cls(tmp_path, caplog):
     pairs = [
         Pair(key, b"", "png", "c", meta) for key, meta in (("x", {"label": "cat"}), ("y", {"label": 3}), ("z", {}))
     ]
     assert read_labels(write_shards(tmp_path / "a", pairs)) == {"x": "cat", "y": "3"}
+    assert "1 of 3 pairs have no class or cannot be read" in caplog.text
     (tmp_path / "b").mkdir()
     with tarfile.open(tmp_path / "b" / "00000.tar", "w") as tar:
         for name, data in (("x.jpg", b"j"), ("x.cls", b"7\n"), ("y.jpg", b"j"), ("y.cls", b"0")):

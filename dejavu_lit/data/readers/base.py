@@ -1,6 +1,7 @@
 """The Reader protocol, which every source of pairs implements for ``prepare``, and the helpers that readers share.
 
-A new source is one class with these five members, in one file of this folder; ``prepare`` does the rest.
+A new source is one class with these five members, in one file of this folder; ``prepare`` does the rest. If it also has
+``unread``, {kind: number of files or members that belong to no pair}, the manifest holds that.
 """
 
 import hashlib

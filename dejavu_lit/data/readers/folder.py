@@ -5,6 +5,7 @@ Every line of the ``.txt`` is one caption. Without a ``.txt``, they are ``captio
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,7 @@ from dejavu_lit.data.readers.base import KeyIndex, clean_keys, read_file, read_i
 from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import fingerprint
+from dejavu_lit.utils.io import fingerprint, warn_unread
 
 logger = logging.getLogger(__name__)
 
@@ -45,21 +46,32 @@ class FolderReader:
         if self.caption not in ("txt", "folder", "none"):
             raise UserError(f"caption={self.caption} is unknown to the folder reader; choose txt, folder or none")
 
-    @cached_property
+    @property
     def _files(self) -> list[str]:
-        """The images' paths below ``path``, sorted."""
+        return self._found[0]
+
+    @property
+    def unread(self) -> dict[str, int]:
+        """{extension, or "hidden": number of files} of those that belong to no pair; a hidden folder counts as one."""
+        return self._found[1]
+
+    @cached_property
+    def _found(self) -> tuple[list[str], dict[str, int]]:
+        """The images' paths below ``path``, sorted, and what ``unread`` says."""
         root = Path(self.path)
         if not root.is_dir():
             raise UserError(f"the folder {root} does not exist; check path=")
         hidden: list[str] = []
-        files = sorted(_image_paths(str(root), "", hidden))
+        unread: Counter[str] = Counter()
+        files = sorted(_image_paths(str(root), "", hidden, unread))
         if hidden:
             logger.warning(
                 "%s: %d hidden images and folders are ignored, e.g. %s", self.name, len(hidden), json_safe(min(hidden))
             )
+        warn_unread(self.name, "files", unread)
         if not files:
             raise UserError(f"{root} has no images ({', '.join(IMAGE_EXTENSIONS)}); check path=")
-        return files
+        return files, dict(unread) | ({"hidden": len(hidden)} if hidden else {})
 
     @cached_property
     def _index(self) -> KeyIndex:
@@ -108,27 +120,36 @@ class FolderReader:
         }
 
 
-def _image_paths(root: str, folder: str, hidden: list[str], parents: frozenset[str] = frozenset()) -> Iterator[str]:
+def _image_paths(
+    root: str, folder: str, hidden: list[str], unread: Counter[str], parents: frozenset[str] = frozenset()
+) -> Iterator[str]:
     """The paths, relative to ``root``, of all images below ``root/folder``; follows links to folders, except cycles.
 
-    Hidden images and folders are added to ``hidden`` instead.
+    Hidden images and folders are added to ``hidden`` instead; other files that belong to no image are counted in ``unread``.
     """
     absolute = os.path.join(root, folder)
     real = os.path.realpath(absolute)
     if real in parents:
         return
-    with os.scandir(absolute) as entries:
-        for entry in entries:
-            path = f"{folder}/{entry.name}" if folder else entry.name
-            is_folder = entry.is_dir()
-            if not is_folder and entry.name.rpartition(".")[2].lower() not in IMAGE_EXTENSIONS:
-                continue
-            if entry.name.startswith("."):
+    with os.scandir(absolute) as scanned:
+        entries = [(*os.path.splitext(entry.name), entry) for entry in scanned]
+    images = {stem for stem, extension, _ in entries if _is_image(extension)}
+    for stem, extension, entry in entries:
+        path = f"{folder}/{entry.name}" if folder else entry.name
+        is_folder = entry.is_dir()
+        if entry.name.startswith("."):
+            if is_folder or _is_image(extension):
                 hidden.append(path)
-            elif is_folder:
-                yield from _image_paths(root, path, hidden, parents | {real})
-            else:
-                yield path
+        elif is_folder:
+            yield from _image_paths(root, path, hidden, unread, parents | {real})
+        elif _is_image(extension):
+            yield path
+        elif extension not in (".txt", ".json") or stem not in images:
+            unread[json_safe(extension.lower()) or "without extension"] += 1
+
+
+def _is_image(extension: str) -> bool:
+    return extension[1:].lower() in IMAGE_EXTENSIONS
 
 
 def _captions(image: Path, meta: dict[str, Any]) -> list[str]:

@@ -5,10 +5,9 @@ read, and whole rows by their row group, of which the last ones stay in memory. 
 writes 100 rows of images.
 """
 
-import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from glob import glob
@@ -23,17 +22,12 @@ import pyarrow.parquet as pq
 
 from dejavu_lit.data.delimited import is_delimited, read_delimited
 from dejavu_lit.data.readers.base import Paths, as_list
-from dejavu_lit.utils.errors import UserError, suggest
-from dejavu_lit.utils.io import visible_files
+from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import read_json_object, visible_files
 
 PARQUET = (".parquet", ".pq")
+STATE = "state.json"  # beside the Arrow files of ``save_to_disk`` of ``datasets``
 CACHED_BYTES = 256 << 20  # of row groups in memory, per process; one is always kept
-AUTO = "auto"
-# The names by which columns are guessed, the most telling first.
-IMAGE = ("image", "img", "jpg", "png", "webp", "image_bytes", "bytes", "path", "image_path", "file_name", "filename")
-CAPTION = ("caption", "captions", "text", "txt", "sentences", "description", "prompt", "title")
-USUAL = {"image": IMAGE, "caption": CAPTION, "key": ("key", "__key__", "image_id", "id", "uid")}
-logger = logging.getLogger(__name__)
 
 
 def _is_embedded(kind: pa.DataType) -> bool:
@@ -60,11 +54,27 @@ def table_files(paths: Paths) -> list[Path]:
     files: list[Path] = []
     for path in as_list(paths):
         if path.is_dir():
-            found = visible_files(path, "**/*.parquet") or visible_files(path, "**/*.arrow")
+            found = visible_files(path, "**/*.parquet") or _without_caches(visible_files(path, "**/*.arrow"))
         else:
             found = [] if path.exists() else [Path(name) for name in sorted(glob(str(path), recursive=True))]
         files += found or [path]
     return list(dict.fromkeys(files))
+
+
+def _without_caches(files: Sequence[Path]) -> list[Path]:
+    """Arrow files without those that ``map`` and ``filter`` of ``datasets`` leave beside the data, which state.json lists."""
+    kept = list(files)
+    for state in {file.parent / STATE for file in files if (file.parent / STATE).is_file()}:
+        entries = read_json_object(state).get("_data_files")
+        if not isinstance(entries, list):
+            continue
+        names = {str(entry.get("filename")) if isinstance(entry, dict) else str(entry) for entry in entries}
+        if missing := sorted(names - {file.name for file in files if file.parent == state.parent}):
+            raise UserError(
+                f"{state} lists {missing[0]!r}, which is not beside it; restore the file, or save the data again"
+            )
+        kept = [file for file in kept if file.parent != state.parent or file.name in names]
+    return kept
 
 
 @dataclass(frozen=True)
@@ -190,55 +200,3 @@ def _read_group(file: Path, metadata: pq.FileMetaData, group: int, columns: list
 def absolute(folder: Path, path: str) -> str:
     """A path relative to ``folder`` as an absolute one, without links resolved."""
     return os.path.normpath(os.path.join(os.path.abspath(folder), path))
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The names of the columns of a table."""
-
-    image: str
-    captions: list[str]
-    key: str | None
-
-    @classmethod
-    def find(
-        cls, rows: Rows, path: object, image: str, caption: str | Iterable[str] | None, key: str | None
-    ) -> "Columns":
-        """The columns that the options name, with ``auto`` for a guess, which is logged.
-
-        Raises:
-            UserError: there is no such column; it lists the columns of the table at ``path``.
-        """
-        asked = {"image": [image], "caption": as_names(caption), "key": as_names(key)}
-        found = {option: [_column(rows, path, option, name) for name in names] for option, names in asked.items()}
-        guesses = [f"{option}={found[option][0] or 'null'}" for option, names in asked.items() if names == [AUTO]]
-        if guesses:
-            logger.info("%s: the columns are guessed by their names: %s", path, ", ".join(guesses))
-        names = {option: [name for name in columns if name is not None] for option, columns in found.items()}
-        return cls(names["image"][0], names["caption"], next(iter(names["key"]), None))
-
-
-def _column(rows: Rows, path: object, option: str, name: str) -> str | None:
-    """The column ``name``, or the usual one; None if no usual one has distinct keys."""
-    names = rows.schema.names
-    if names.count(name) == 1:
-        return name
-    missing = f"no single column {name!r}{suggest(name, names)}"
-    if name == AUTO:
-        usual = [column for column in USUAL[option] if names.count(column) == 1]
-        if option == "key":
-            return next((column for column in usual if _is_distinct(rows, column)), None)
-        if usual:
-            return usual[0]
-        missing = f"no column with a usual name ({', '.join(USUAL[option])})"
-    raise UserError(f"{path} has {missing}; its columns are {', '.join(names)}; choose one with {option}=")
-
-
-def _is_distinct(rows: Rows, column: str) -> bool:
-    values = set(rows.texts(column))
-    return len(values) == len(rows) and "" not in values
-
-
-def as_names(names: str | Iterable[str] | None) -> list[str]:
-    """One name or several, as a list; None gives []."""
-    return [] if names is None else [names] if isinstance(names, str) else list(names)

@@ -3,7 +3,6 @@
 A pair's caption is its ``txt`` member or, if missing, ``caption`` in its ``json``, or its class (``cls``, ``label``).
 """
 
-import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -15,17 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from dejavu_lit.data.decode import TEXTS, clean_caption
+from dejavu_lit.data.decode import TEXTS
 from dejavu_lit.data.objects import Annotation
 from dejavu_lit.data.readers.base import KeyIndex, as_list, clean_keys, image_extension
 from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS, image_extension_of, read_pair
 from dejavu_lit.data.shards import Pair, index_shard
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import fingerprint, is_hidden, visible_files
+from dejavu_lit.utils.io import fingerprint, is_hidden, visible_files, warn_unread
 from dejavu_lit.utils.progress import progress
 
 MEMBERS = (IMAGE_EXTENSIONS[0], *TEXTS)  # the first stands for any image
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,8 @@ class ShardReader:
         return list(dict.fromkeys(tars))
 
     @cached_property
-    def _members(self) -> tuple[KeyIndex, np.ndarray, np.ndarray]:
-        """Keys; the tar of each row, int32 [n]; (offset, size) of MEMBERS, int64 [n, 4, 2], size −1: missing."""
+    def _members(self) -> tuple[KeyIndex, np.ndarray, np.ndarray, dict[str, int]]:
+        """Keys; the tar of each row, int32 [n]; (offset, size) of MEMBERS, int64 [n, 4, 2], size −1: missing; unread ones."""
         names: list[str] = []
         shards: list[np.ndarray] = []
         ranges: list[np.ndarray] = []
@@ -67,12 +65,15 @@ class ShardReader:
                     if extension in members:
                         row[column] = members[extension]
             ranges.append(rows)
-        for extension, count in sorted(unused.items()):
-            kind = "hidden members" if extension == "hidden" else f"members KEY.{extension}"
-            logger.warning("%s: %d %s are not read: they belong to no pair", self.name, count, kind)
+        warn_unread(self.name, "members", unused)
         if not names:
             raise UserError(f"the shards in {self._tars[0].parent} have no pairs; check path=")
-        return KeyIndex(clean_keys(names)), np.concatenate(shards), np.concatenate(ranges)
+        return KeyIndex(clean_keys(names)), np.concatenate(shards), np.concatenate(ranges), dict(unused)
+
+    @property
+    def unread(self) -> dict[str, int]:
+        """{kind: number of members} of those that belong to no pair."""
+        return self._members[3]
 
     def keys(self) -> list[str]:
         """The keys of all pairs, cleaned (a slash becomes ``-``) and sorted."""
@@ -80,16 +81,13 @@ class ShardReader:
 
     def read(self, key: str) -> tuple[Pair, Annotation | None]:
         """The pair; raises BadPair for a missing image, or text or JSON that does not decode."""
-        index, shards, ranges = self._members
+        index, shards, ranges, _ = self._members
         row = index.row(key)
         members = {
             name: (int(at), int(size)) for name, (at, size) in zip(MEMBERS, ranges[row], strict=True) if size >= 0
         }
         pair = read_pair(self._tars[shards[row]], key, members)
-        caption = pair.caption
-        if not caption and "txt" not in members:  # a labelled set, as class folders are one
-            caption = clean_caption(str(pair.meta.get("label") or ""))
-        return replace(pair, extension=image_extension(pair.image), caption=caption), None
+        return replace(pair, extension=image_extension(pair.image)), None
 
     def fingerprint(self) -> dict[str, Any]:
         """The folders, the number of tars, and a hash of the tars' paths, sizes and times."""

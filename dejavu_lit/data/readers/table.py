@@ -28,7 +28,8 @@ from dejavu_lit.data.readers.base import (
     image_extension,
     read_image,
 )
-from dejavu_lit.data.readers.rows import AUTO, Columns, Rows, absolute, as_names, open_rows, table_files
+from dejavu_lit.data.readers.columns import AUTO, Columns, possible_columns
+from dejavu_lit.data.readers.rows import Rows, absolute, open_rows, table_files
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.utils.errors import UserError, first_line
 from dejavu_lit.utils.io import fingerprint
@@ -66,9 +67,8 @@ class TableReader:
 
     @cached_property
     def _rows(self) -> Rows:
-        names = [name for name in (self.image, *as_names(self.caption), self.key) if name is not None]
         with self._reading():
-            rows = open_rows(self._files, names, self.delimiter)
+            rows = open_rows(self._files, possible_columns(self.image, self.caption, self.key), self.delimiter)
         if not len(rows):
             raise UserError(f"{self.path} has no rows; check path=")
         return rows
@@ -166,6 +166,8 @@ class TableReader:
         """The columns that go into the pairs' JSON: all but images, captions and what JSON cannot hold."""
         image, captions = self._columns.image, self._columns.captions
         others = [name for name in self._rows.columns if name not in (image, *captions)]
+        if repeated := sorted(set(self._rows.schema.names) - set(self._rows.columns)):
+            logger.warning("%s: the columns %s are not kept: their names occur twice", self.path, ", ".join(repeated))
         if binary := [name for name in others if self._rows.is_embedded(name)]:
             logger.info("%s: the binary columns %s are not kept", self.path, ", ".join(binary))
         return [name for name in others if name not in binary]

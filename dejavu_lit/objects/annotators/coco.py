@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dejavu_lit.data.objects import Annotation, Annotator
-from dejavu_lit.data.readers.coco import CocoInstances
+from dejavu_lit.data.readers.coco_json import CocoInstances
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.objects.base import Lookup
 

@@ -6,6 +6,7 @@ import pytest
 
 from dejavu_lit.data.readers.coco import CocoReader
 from dejavu_lit.data.shards import BadPair
+from dejavu_lit.objects.annotators.coco import CocoLookup
 from dejavu_lit.utils.errors import UserError
 from tests.data.images import COCO_MINI, encoded, needs_coco, sample_image
 
@@ -182,6 +183,8 @@ def test_ids_may_be_text(root: Path, first: type, second: type) -> None:
     [
         ("captions", "annotations", {"caption": None}, "it has no 'caption'"),
         ("captions", "annotations", {"caption": 3}, "its 'caption' is not text"),
+        ("captions", "annotations", {"caption": " \n"}, "it has no 'caption'"),
+        ("captions", "annotations", {"image_id": 99}, "its image is not in images"),
         ("captions", "annotations", {"image_id": "x"}, "its 'image_id' is not a number"),
         ("captions", "images", {"file_name": None}, "it has no 'file_name'"),
         ("instances", "annotations", {"category_id": 99}, "its category 99 is not in categories"),
@@ -203,6 +206,42 @@ def test_one_bad_entry_is_skipped_and_counted(
     assert sum(reader.read(key)[1] is not None for key in keys) == len(keys)
     assert f"{path}: 1 of {entry} skipped, e.g. " in caplog.text
     assert reason in caplog.text
+
+
+def test_a_blank_caption_leaves_the_good_ones(root: Path) -> None:
+    path = root / "annotations/captions_val2017.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["caption"] = " "
+    path.write_text(json.dumps(content))
+    pair, _ = CocoReader(root=root).read("000000000009")
+    assert (pair.caption, pair.meta["captions"]) == ("caption 1 of 9", ["caption 1 of 9"])
+
+
+def test_a_copy_of_an_image_s_entry_is_counted_and_another_image_of_its_id_refused(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = root / "annotations/captions_val2017.json"
+    content = json.loads(path.read_text())
+    content["images"].append(dict(content["images"][0]))
+    path.write_text(json.dumps(content))
+    assert len(CocoReader(root=root).keys()) == 5
+    assert f"{path}: 1 of images skipped, e.g. 9: it is a copy of another entry" in caplog.text
+    content["images"][-1]["file_name"] = "000000000030.jpg"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"two different images in .* have the id 9"):
+        CocoReader(root=root).keys()
+
+
+def test_instances_of_an_image_that_is_not_listed_are_its_objects(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = root / "annotations/instances_val2017.json"
+    content = json.loads(path.read_text())
+    content["images"] = content["images"][1:]
+    path.write_text(json.dumps(content))
+    pair, annotation = CocoReader(root=root).read("000000000009")
+    assert annotation is not None
+    assert annotation.labels == ["traffic light", "cat"]
+    assert "get no objects" not in caplog.text
+    assert CocoLookup(path).annotation(pair) == annotation
 
 
 @needs_coco

@@ -109,6 +109,20 @@ def test_hidden_images_and_folders_are_ignored_and_counted(tmp_path: Path, caplo
     assert "2 hidden images and folders are ignored, e.g. .ipynb_checkpoints" in caplog.text
 
 
+def test_files_that_belong_to_no_image_are_counted_by_their_kind(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for file in ("a.png", "b.gif", "deep/c.GIF", "deep/d.tif"):
+        add(tmp_path, file, kind="PNG")
+    for file in (".DS_Store", "a.json", "lost.json", "README"):
+        (tmp_path / file).write_text("{}")
+    reader = FolderReader(tmp_path)
+    assert reader.keys() == ["a"]
+    assert reader.unread == {".gif": 2, ".txt": 3, ".tif": 1, ".json": 1, "without extension": 1}
+    listed = "3 .txt, 2 .gif, 1 .json, 1 .tif, 1 without extension"
+    assert f"folder: 8 files belong to no pair and are not read: {listed}" in caplog.text
+
+
 def test_lines_of_the_text_and_lists_of_the_json_are_several_captions(tmp_path: Path) -> None:
     add(tmp_path, "lines.png", " one \r\n\n two\none\n")
     add(tmp_path, "list.png", None)

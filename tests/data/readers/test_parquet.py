@@ -151,17 +151,24 @@ def test_many_files_and_row_groups_in_bounded_memory(tmp_path, monkeypatch):
         auto(tmp_path / "none" / "*.parquet").keys()
 
 
-def test_arrow_files_of_save_to_disk(tmp_path):
+@pytest.mark.parametrize("state", [{}, {"_data_files": [{"filename": f"data-{n:05d}-of-00002.arrow"} for n in (0, 1)]}])
+def test_arrow_files_of_save_to_disk(tmp_path, state):
     table = pa.table({"image": pa.array(HUB_ROWS, HUB), "text": CAPTIONS})
     for number in range(2):
         path = tmp_path / f"data-{number:05d}-of-00002.arrow"
         with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
             writer.write_table(table.slice(2 * number, 2))
-    (tmp_path / "state.json").write_text("{}")
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    if state:
+        (tmp_path / "cache-0123456789abcdef.arrow").write_bytes(path.read_bytes())  # of a map or filter
     pairs = read(auto(tmp_path))
     assert [(pair.key, pair.image, pair.caption) for pair in pairs] == [
         (f"pics-{n}", IMAGES[n], CAPTIONS[n]) for n in range(4)
     ]
+    if state:
+        path.unlink()
+        with pytest.raises(UserError, match=r"state\.json lists 'data-00001-of-00002\.arrow', which is not beside it"):
+            auto(tmp_path).keys()
 
 
 def test_a_parquet_of_the_scenes_gives_the_shards_of_the_folder(tmp_path):

@@ -173,11 +173,11 @@ def test_hidden_and_unused_members_are_counted(tmp_path: Path, caplog: pytest.Lo
     members = {"a.png": image, "a.txt": b"x", "a.seg.png": image, "a.npy": b"", "._a.png": b"Mac", ".x/b.png": image}
     write_tar(tmp_path / "0.tar", members)
     (tmp_path / "._0.tar").write_bytes(b"Mac OS X")
-    assert ShardReader(tmp_path).keys() == ["a"]
+    reader = ShardReader(tmp_path)
+    assert reader.keys() == ["a"]
     assert "1 hidden files" in caplog.text
-    assert "shards: 2 hidden members are not read" in caplog.text
-    assert "shards: 1 members KEY.seg.png are not read" in caplog.text
-    assert "shards: 1 members KEY.npy are not read" in caplog.text
+    assert "shards: 4 members belong to no pair and are not read: 2 hidden, 1 KEY.npy, 1 KEY.seg.png" in caplog.text
+    assert reader.unread == {"KEY.seg.png": 1, "KEY.npy": 1, "hidden": 2}
 
 
 @pytest.mark.parametrize(

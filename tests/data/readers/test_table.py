@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dejavu_lit.data.key_lists import match_lists
-from dejavu_lit.data.readers.table import TableReader
+from dejavu_lit.data.readers.table import ParquetReader, TableReader
 from dejavu_lit.data.shards import BadPair
 from dejavu_lit.utils.errors import UserError
 from tests.data.images import encoded, sample_image
@@ -51,6 +51,17 @@ def test_the_three_formats_give_the_same_pairs(folder: Path, kind: str) -> None:
     }
     assert pairs[1].meta["score"] is None
     assert reader.annotator is None
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_guessed_columns_of_a_csv_stay_text_and_find_the_delimiter(
+    folder: Path, delimiter: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = [["file_name", "text", "id", "n", "n"], ["pics/0001.png", "1", "000123", "5", "5"]]
+    (folder / "guess.csv").write_text("\n".join(map(delimiter.join, lines)))
+    pair, _ = ParquetReader(folder / "guess.csv").read("000123")
+    assert (pair.caption, pair.meta) == ("1", {"id": "000123", "path": "pics/0001.png"})
+    assert "the columns n are not kept: their names occur twice" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])

@@ -1,0 +1,187 @@
+"""COCO's JSON files: captions and instances by image id. Entries that cannot be used are counted by reason in the log."""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from dejavu_lit.data.decode import json_safe
+from dejavu_lit.data.objects import Annotation, Annotator
+from dejavu_lit.data.shards import BadPair
+from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.io import file_sha256, fingerprint
+
+MAX_ID_DIGITS = 18  # of ids, which are kept as int64
+Entry = TypeVar("Entry")
+logger = logging.getLogger(__name__)
+
+
+def read_coco(path: Path, *lists: str) -> dict[str, Any]:
+    """One of COCO's JSON files without its masks (most of its bytes); ``lists``: the lists that it must have.
+
+    Raises:
+        UserError: no such file, not JSON, or one of ``lists`` is missing.
+    """
+
+    def without_mask(entry: dict[str, Any]) -> dict[str, Any]:
+        entry.pop("segmentation", None)
+        return entry
+
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes(), object_hook=without_mask)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check the reader's paths") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({first_line(error)}); download it again") from None
+    missing = [name for name in lists if not isinstance(content, dict) or not isinstance(content.get(name), list)]
+    if missing:
+        raise UserError(f"{path} has no list {missing[0]!r}, so it is not in COCO's format; check the reader's paths")
+    return content
+
+
+def usable_entries(
+    path: Path, content: Mapping[str, Any], name: str, kind: str, parse: Callable[[Any], Entry]
+) -> list[Entry]:
+    """``parse`` of each entry of the list ``name``; entries for which it raises BadPair are counted by reason in the log.
+
+    Raises:
+        UserError: there are entries, but none is usable: the file is not a ``kind`` JSON.
+    """
+    entries: list[Entry] = []
+    skipped: dict[str, list[Any]] = {}
+    for number, entry in enumerate(content[name]):
+        try:
+            entries.append(parse(entry))
+        except BadPair as error:
+            label = entry.get("id", number) if isinstance(entry, dict) else number
+            skipped.setdefault(str(error), []).append(label)
+    if skipped and not entries:
+        reason, labels = max(skipped.items(), key=lambda item: len(item[1]))
+        article = "an" if kind == "instances" else "a"
+        raise UserError(
+            f"{path} is not {article} {kind} JSON of COCO (of {len(content[name])} {name} none can be used, e.g. {labels[0]!r}: "
+            f"{reason}); give {kind}_*.json as {kind}="
+        )
+    for reason, labels in sorted(skipped.items()):
+        logger.warning("%s: %d of %s skipped, e.g. %r: %s", path, len(labels), name, labels[0], reason)
+    return entries
+
+
+def value_of(entry: Any, field: str) -> Any:
+    value = entry.get(field) if isinstance(entry, dict) else None
+    if value is None:
+        raise BadPair(f"it has no {field!r}")
+    return value
+
+
+def coco_id(entry: Any, field: str) -> int | str:
+    """An id of an entry: 17, 17.0 and "17" are the number 17, other text is itself; raises BadPair for anything else."""
+    value = value_of(entry, field)
+    if isinstance(value, str):
+        return int(value) if value.isdecimal() and len(value) < MAX_ID_DIGITS else value
+    if isinstance(value, bool | list | dict) or value != value // 1 or abs(value) >= 10**MAX_ID_DIGITS:
+        raise BadPair(f"its {field!r} is not an id")
+    return int(value)
+
+
+def image_number(entry: Any, field: str) -> int:
+    """The id of an image, which is a number in COCO; raises BadPair if it is not."""
+    number = coco_id(entry, field)
+    if isinstance(number, str):
+        raise BadPair(f"its {field!r} is not a number")
+    return number
+
+
+def _instance(entry: Any, code_of: Mapping[int | str, int]) -> tuple[int, list[float], int]:
+    """The code of the category, the box and the image's id of one annotation."""
+    category, box = coco_id(entry, "category_id"), value_of(entry, "bbox")
+    if category not in code_of:
+        raise BadPair(f"its category {category!r} is not in categories")
+    try:
+        sides = [float(side) for side in box]
+    except (TypeError, ValueError, OverflowError):
+        sides = []
+    if len(sides) != 4 or not all(map(math.isfinite, sides)):
+        raise BadPair("its bbox is not four numbers (x, y, width, height)")
+    return code_of[category], sides, image_number(entry, "image_id")
+
+
+def _category(entry: Any) -> tuple[int | str, str]:
+    return coco_id(entry, "id"), json_safe(str(value_of(entry, "name")))
+
+
+def _caption(entry: Any, images: Collection[int]) -> tuple[int, str]:
+    """The image's id and the caption of one annotation."""
+    caption = value_of(entry, "caption")
+    if not isinstance(caption, str):
+        raise BadPair("its 'caption' is not text")
+    if not (words := caption.split()):
+        raise BadPair("it has no 'caption'")
+    image_id = image_number(entry, "image_id")
+    if image_id not in images:
+        raise BadPair("its image is not in images, or its entry there cannot be used")
+    return image_id, " ".join(words)
+
+
+def read_captions(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, list[str]]]:
+    """{id: entry} of the images in a captions JSON, and {id: their captions}; unusable entries are counted in the log.
+
+    Raises:
+        UserError: not a captions JSON, or two different images of one id.
+    """
+    content = read_coco(path, "images", "annotations")
+    images: dict[int, dict[str, Any]] = {}
+
+    def add_image(entry: Any) -> None:
+        image_id = image_number(entry, "id")
+        value_of(entry, "file_name")
+        if image_id not in images:
+            images[image_id] = entry
+        elif images[image_id] == entry:
+            raise BadPair("it is a copy of another entry")
+        else:
+            raise UserError(f"two different images in {path} have the id {image_id}; give every image its own id")
+
+    usable_entries(path, content, "images", "captions", add_image)
+    captions: dict[int, list[str]] = {}
+    for image_id, text in usable_entries(path, content, "annotations", "captions", partial(_caption, images=images)):
+        captions.setdefault(image_id, []).append(text)
+    return images, captions
+
+
+class CocoInstances:
+    """The instances of one or more JSON files, by image id: about 20 bytes per instance.
+
+    image_ids: all images that the files list or have instances of; annotator: COCO and a hash of the files.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Read the files; unusable entries are counted. Raises UserError for a file that is not an instances JSON."""
+        rows: list[tuple[int, list[float], int]] = []
+        labels: dict[str, int] = {}
+        listed: set[int] = set()
+        for path in paths:
+            content = read_coco(path, "images", "annotations", "categories")
+            listed.update(usable_entries(path, content, "images", "instances", lambda image: image_number(image, "id")))
+            categories = usable_entries(path, content, "categories", "instances", _category)
+            code_of = {category: labels.setdefault(name, len(labels)) for category, name in categories}
+            rows += usable_entries(path, content, "annotations", "instances", partial(_instance, code_of=code_of))
+        images = np.array([image_id for _, _, image_id in rows], dtype=np.int64)
+        order = np.argsort(images, kind="stable")
+        self.image_ids = frozenset(listed.union(image_id for _, _, image_id in rows))
+        self._images = images[order]
+        self._codes = np.array([code for code, _, _ in rows], dtype=np.int32)[order]
+        self._boxes = np.array([box for _, box, _ in rows], dtype=np.float32).reshape(-1, 4)[order]
+        self._labels = list(labels)
+        self.annotator = Annotator("coco", weights=fingerprint([file_sha256(path) for path in paths]))
+
+    def annotation(self, image_id: int, key: str) -> Annotation:
+        """The objects of one image, in the file's order; none for an image without instances."""
+        start, end = (np.searchsorted(self._images, image_id, side) for side in ("left", "right"))
+        labels = [self._labels[code] for code in self._codes[start:end]]
+        return Annotation(key, labels, [1.0] * len(labels), self._boxes[start:end].tolist())
