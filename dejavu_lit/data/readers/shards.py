@@ -88,7 +88,8 @@ class ShardReader:
         pair = read_pair(self._tars[shards[row]], key, members)
         caption = pair.caption
         if not caption and "txt" not in members:  # a labelled set, as class folders are one
-            caption = clean_caption(str(pair.meta.get("label") or ""))
+            label = pair.meta.get("label")
+            caption = clean_caption("" if label is None else str(label))
         return replace(pair, extension=image_extension(pair.image), caption=caption), None
 
     def fingerprint(self) -> dict[str, Any]:
