@@ -4,6 +4,7 @@ Only the samples that an evaluation measures and searches are written, as an ord
 many shards as they take (``write_samples``). Its manifest has, under "raw_shards", what is known of all shards.
 """
 
+import logging
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ LEAST_SHARDS = 8  # a sample comes from at least so many shards, or from half of
 COUNTED_SHARDS = 32  # so many local shards are counted, if the samples do not take more
 PAIRS_PER_SHARD = 1000  # of the samples
 NO_SET = -1
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,12 @@ class RawShards:
         edges = np.cumsum([self.fractions[name] for name in names])
         found = codes[np.searchsorted(edges, seeded_hash(keys, self.seed, "raw") / 2.0**64, side="right")]
         if self.excluded:
-            found[[key in self.excluded for key in keys]] = NO_SET
+            found[self.is_excluded(keys)] = NO_SET
         return found
+
+    def is_excluded(self, keys: Sequence[str]) -> np.ndarray:
+        """bool [n]: whether ``excluded`` has each key of a shard, as it is there or as the samples and reports write it."""
+        return np.array([key in self.excluded or clean_keys([key])[0] in self.excluded for key in keys], dtype=bool)
 
     def read(self, address: str, name: str) -> Iterator[tuple[str, Pair | BadPair]]:
         """(key, pair) of the pairs of one shard that are in the set ``name``."""
@@ -155,6 +161,7 @@ def _fill(
     """
     counts: list[dict[str, int]] = []
     keys: set[str] = set()
+    excluded = 0
     with progress(None, "drawing samples", total=sum(s.size for s in samples.values()), unit="pair") as bar:
         for address in addresses:
             if not any(s.missing for s in samples.values()) and (len(counts) >= COUNTED_SHARDS or is_remote(address)):
@@ -162,6 +169,7 @@ def _fill(
             index = index_shard(local_shard(address))
             unread.update(index.unused)
             member = raw.sets(index.keys)
+            excluded += int(raw.is_excluded(index.keys).sum()) if raw.excluded else 0
             counts.append({name: int((member == SETS.index(name)).sum()) for name in raw.fractions})
             for name, pair in _draw(index, member, samples, skipped):
                 key = clean_keys([pair.key])[0]
@@ -170,6 +178,12 @@ def _fill(
                 keys.add(key)
                 samples[name].add(replace(pair, key=key))
                 bar.update()
+    if raw.excluded and not excluded:
+        log.warning(
+            "none of the %d keys in data.exclude is in the %d shards that were opened (of %d); it lists %r, the shards have "
+            "keys such as %r",
+            *(len(raw.excluded), len(counts), len(addresses), min(raw.excluded), min(keys, default="")),
+        )
     return counts
 
 

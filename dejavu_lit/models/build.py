@@ -12,6 +12,7 @@ from torch import nn
 
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.models.settings import ModelSpec
+from dejavu_lit.models.text_tower import create_model
 from dejavu_lit.models.tokenizer import load_tokenizer, save_tokenizer
 from dejavu_lit.utils.errors import UserError, first_line, suggest
 from dejavu_lit.utils.io import atomic, fingerprint, read_json_object, write_json
@@ -83,7 +84,7 @@ def build_model(spec: ModelSpec, folder: Path) -> nn.Module:
     """
     logging.disable(logging.WARNING)  # open_clip warns about missing weights, which training is about to make
     try:
-        model: nn.Module = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+        model: nn.Module = create_model(f"local-dir:{folder}", load_weights=False)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise UserError(
             f"open_clip cannot build model.name={spec.name} ({first_line(error)}); check model.config"

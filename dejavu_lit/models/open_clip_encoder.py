@@ -19,6 +19,7 @@ from PIL import Image
 from dejavu_lit.models.encoder import torch_device
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.models.preprocess import Preprocess
+from dejavu_lit.models.text_tower import create_model
 from dejavu_lit.models.tokenizer import load_tokenizer
 from dejavu_lit.models.weights import SUFFIXES, compiled_state, load_tensors, weights_hash, without_prefixes
 from dejavu_lit.utils.errors import UserError, first_line, suggest
@@ -224,11 +225,11 @@ def _build(
     try:
         with _quiet():
             if (state := read()) is None:
-                model = open_clip.create_model(
+                model = create_model(
                     source, weights, force_quick_gelu=quick, require_pretrained=True, weights_only=True
                 )
             else:
-                model = open_clip.create_model(source, load_weights=False, pretrained_text=False)
+                model = create_model(source, load_weights=False, pretrained_text=False)
                 model.load_state_dict(state)
             architecture = {**open_clip.get_model_config(source), **({"quick_gelu": True} if quick else {})}
             return OpenClipEncoder(name, model, architecture, load_tokenizer(source), device)

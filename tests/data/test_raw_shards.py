@@ -190,6 +190,24 @@ def test_excluded_keys_are_in_no_sample_and_no_batch(tars, tmp_path):
     assert not set(ShardSet.open(tmp_path / "samples" / "A").keys()) & set(gone)
 
 
+def test_keys_as_the_report_writes_them_are_excluded_and_unknown_ones_are_said(tmp_path, caplog):
+    pairs = [replace(pair(number), key=f"train/{number:06d}") for number in range(40)]
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for each in pairs:
+            for extension, data in (("png", each.image), ("txt", each.caption.encode())):
+                member = tarfile.TarInfo(f"{each.key}.{extension}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    raw = RawShards(str(tmp_path / "0.tar"), {"A": 1.0}, excluded=frozenset({"train-000012", "train/000013"}))
+    write_samples(raw, {"A": 38}, tmp_path / "out")
+    kept = {f"train-{number:06d}" for number in range(40)} - {"train-000012", "train-000013"}
+    assert set(ShardSet.open(tmp_path / "out/A").keys()) == kept
+    assert {key for key, _ in raw.read(raw.addresses[0], "A")} == {key.replace("-", "/") for key in kept}
+    assert "data.exclude" not in caplog.text
+    write_samples(replace(raw, excluded=frozenset({"000012"})), {"A": 38}, tmp_path / "unknown")
+    assert "none of the 1 keys in data.exclude is in the 1 shards that were opened" in caplog.text
+
+
 def test_what_needs_exact_counts_is_refused(tars, tmp_path):
     data = spec(tars, tmp_path)
     with pytest.raises(UserError, match=r"data\.train_size needs prepared data"):

@@ -7,11 +7,13 @@ from pathlib import Path
 import open_clip
 import pytest
 
+from dejavu_lit.models.build import build_model
+from dejavu_lit.models.settings import ModelSpec
 from dejavu_lit.models.tokenizer import OPTIONS, load_tokenizer
 from dejavu_lit.models.zoo import load_encoder
 from dejavu_lit.utils.errors import UserError
 from tests.conftest import ROOT
-from tests.models.tiny import write_clip
+from tests.models.tiny import CONFIG, write_clip
 
 
 def with_own_tokenizer(folder: Path, **options: object) -> Path:
@@ -57,6 +59,39 @@ def test_every_architecture_of_open_clip_keeps_within_the_list():
     assert {name for option in options for name in option} <= set(OPTIONS)
 
 
+def text_tower(folder: Path, **config: object) -> dict:
+    """A model config with a text tower of transformers whose code, if it is run, writes ``ran``."""
+    folder.mkdir()
+    (folder / "evil.py").write_text(
+        f"open({str(folder / 'ran')!r}, 'w').close()\nfrom transformers import BertConfig\nclass Evil(BertConfig): pass\n"
+    )
+    (folder / "config.json").write_text(json.dumps(config))
+    text = {"hf_model_name": str(folder), "hf_model_pretrained": False, "hf_proj_type": "mlp", "context_length": 32}
+    return {**CONFIG, "text_cfg": text}
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}}, "cannot be loaded"),
+        ({"model_type": "gpt2"}, "is of the kind 'gpt2', which open_clip cannot use"),
+    ],
+)
+def test_a_text_tower_with_its_own_code_is_refused(config, reason, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr(
+        "builtins.input", lambda *_: "y"
+    )  # the answer to transformers' question whether to run the code
+    model = write_clip(tmp_path / "model")
+    content = json.loads((model / "open_clip_config.json").read_text())
+    content["model_cfg"] = text_tower(tmp_path / "tower", **config)
+    (model / "open_clip_config.json").write_text(json.dumps(content))
+    for load in (lambda: load_encoder(str(model)), lambda: build_model(ModelSpec("own", content["model_cfg"]), model)):
+        with pytest.raises(UserError, match=rf"text_cfg\.hf_model_name=.*tower {reason}"):
+            load()
+    assert not (tmp_path / "tower/ran").exists()
+
+
 LOADER = re.compile(
     r"(?:\.from_pretrained|SentenceTransformer|open_clip\.get_tokenizer|HFTokenizer)(\((?:[^()]|\([^()]*\))*\))"
 )
@@ -66,5 +101,6 @@ def test_every_loader_says_that_code_is_not_trusted():
     sources = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "dejavu_lit").rglob("*.py"))]
     calls = [(call, source) for source in sources for call in LOADER.findall(source)]
     assert len(calls) >= 5
+    assert sum(source.count("open_clip.create_model(") for source in sources) == 1  # in text_tower.py
     for call, source in calls:
         assert "trust_remote_code" in call or ("**local" in call and '"trust_remote_code": False}' in source), call

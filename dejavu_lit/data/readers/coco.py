@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from dejavu_lit.data.decode import clean_caption, json_safe
 from dejavu_lit.data.objects import Annotation, Annotator
 from dejavu_lit.data.readers.base import as_list, file_state, read_image
-from dejavu_lit.data.readers.coco_json import CocoInstances, read_captions
+from dejavu_lit.data.readers.coco_json import CocoInstances, read_images
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.utils.errors import UserError
 
@@ -46,34 +46,44 @@ class CocoReader:
     images: Any = None
     """Folder(s) of the images: one for all, or one for each captions file."""
     captions: Any = None
-    """Captions JSON file(s)."""
+    """Captions JSON file(s); with ``caption=null`` any JSON with the list ``images``, or none: ``instances`` lists them."""
     instances: Any = None
     """Instances JSON file(s); without them, the data has no objects until it is annotated."""
-    caption: int = 0
-    """Which of an image's captions is the pair's, counted from 0; its JSON has all of them as ``captions``."""
+    caption: int | None = 0
+    """Which of an image's captions is the pair's, counted from 0; its JSON has all of them as ``captions``. null: images
+    without captions, for a public set; below ``root`` also those of ``image_info_{split}`` or ``instances_{split}``."""
 
     def __post_init__(self) -> None:
         given = [option for option in ("images", "captions", "instances") if getattr(self, option) is not None]
         if self.root is not None and given:
             raise UserError(f"root={self.root} already gives all paths; remove root= or {given[0]}=")
-        if self.root is None and not {"images", "captions"} <= set(given):
-            raise UserError("COCO needs root= (its usual layout), or images= (folders) and captions= (JSON files)")
-        if self.caption < 0:
-            raise UserError(f"caption={self.caption} counts an image's captions from 0; give 0 or more")
+        listed = "captions" in given or (self.caption is None and "instances" in given)
+        if self.root is None and not (listed and "images" in given):
+            raise UserError(
+                "COCO needs root= (its usual layout), or images= (folders) and captions= (JSON files; instances= will do "
+                "with caption=null)"
+            )
+        if self.caption is not None and self.caption < 0:
+            raise UserError(
+                f"caption={self.caption} counts an image's captions from 0; give 0 or more, or null for none"
+            )
 
     @cached_property
     def sources(self) -> tuple[list[tuple[Path, Path]], list[Path]]:
-        """[(folder of images, captions JSON)] and [instances JSON]; raises UserError for paths that do not exist."""
+        """[(folder of images, JSON that lists them)] and [instances JSON]; raises UserError for paths that do not exist."""
         if self.root is not None:
             root = Path(self.root)
             splits = [self.splits] if isinstance(self.splits, str) else list(self.splits)
             parts = [f"{split}{self.year}" for split in splits]
             nested = (root / "images").is_dir()
             folders = [root / "images" / part if nested else root / part for part in parts]
-            captions = [root / "annotations" / f"captions_{part}.json" for part in parts]
+            kinds = ("captions", "image_info", "instances") if self.caption is None else ("captions",)
+            choices = [[root / "annotations" / f"{kind}_{part}.json" for kind in kinds] for part in parts]
+            captions = [next(filter(Path.is_file, paths), paths[0]) for paths in choices]
             instances = [root / "annotations" / f"instances_{part}.json" for part in parts]
         else:
             folders, captions, instances = as_list(self.images), as_list(self.captions), as_list(self.instances)
+            captions = captions or instances
             if len(folders) == 1:
                 folders *= len(captions)
         if not captions or len(folders) != len(captions):
@@ -95,7 +105,7 @@ class CocoReader:
         images: dict[str, CocoImage] = {}
         origin: dict[str, Path] = {}
         for folder, path in self.sources[0]:
-            entries, captions = read_captions(path)
+            entries, captions = read_images(path, with_captions=self.caption is not None)
             for image_id, entry in entries.items():
                 key = f"{image_id:012d}"
                 if key in images:
@@ -136,14 +146,14 @@ class CocoReader:
     def read(self, key: str) -> tuple[Pair, Annotation | None]:
         """The pair and its instances; raises BadPair for a missing image, or if another caption than the first is missing."""
         image = self._images[key]
-        if 0 < self.caption >= len(image.captions):
+        if 0 < (self.caption or 0) >= len(image.captions):
             raise BadPair(f"it has no caption number {self.caption}")
-        caption = clean_caption(image.captions[self.caption]) if image.captions else ""
+        caption = clean_caption(image.captions[self.caption or 0]) if image.captions else ""
         data, extension = read_image(image.file)
         meta = {
             **image.meta,
             "image_id": image.image_id,
-            "captions": [json_safe(text) for text in image.captions],
+            **({} if self.caption is None else {"captions": [json_safe(text) for text in image.captions]}),
             "source": json_safe(image.file.parent.name),
         }
         annotation = self._instances.annotation(image.image_id, key) if self._instances else None

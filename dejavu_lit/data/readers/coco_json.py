@@ -128,13 +128,15 @@ def _caption(entry: Any, images: Collection[int]) -> tuple[int, str]:
     return image_id, " ".join(words)
 
 
-def read_captions(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, list[str]]]:
-    """{id: entry} of the images in a captions JSON, and {id: their captions}; unusable entries are counted in the log.
+def read_images(path: Path, with_captions: bool) -> tuple[dict[int, dict[str, Any]], dict[int, list[str]]]:
+    """{id: entry} of the images in a JSON, and {id: their captions}; unusable entries are counted in the log.
+
+    Without captions, any JSON with a list of images will do.
 
     Raises:
         UserError: not a captions JSON, or two different images of one id.
     """
-    content = read_coco(path, "images", "annotations")
+    content = read_coco(path, "images", *(("annotations",) if with_captions else ()))
     images: dict[int, dict[str, Any]] = {}
 
     def add_image(entry: Any) -> None:
@@ -149,6 +151,8 @@ def read_captions(path: Path) -> tuple[dict[int, dict[str, Any]], dict[int, list
 
     usable_entries(path, content, "images", "captions", add_image)
     captions: dict[int, list[str]] = {}
+    if not with_captions:
+        return images, captions
     for image_id, text in usable_entries(path, content, "annotations", "captions", partial(_caption, images=images)):
         captions.setdefault(image_id, []).append(text)
     return images, captions

@@ -85,14 +85,15 @@ class FolderReader:
         """The pair; raises BadPair for a missing caption or image. A ``.json`` beside the image joins the pair's JSON."""
         file = self._files[self._index.row(key)]
         path = Path(self.path, file)
-        meta: dict[str, Any] = {"path": json_safe(file)}
-        if self.caption == "folder":
-            meta["label"] = clean_caption(path.parent.name)
+        meta: dict[str, Any] = {}
         if path.with_suffix(".json").is_file():
             try:
-                meta = {**read_meta(read_file(path.with_suffix(".json"), MAX_JSON_BYTES + 1)), **meta}
+                meta = read_meta(read_file(path.with_suffix(".json"), MAX_JSON_BYTES + 1))
             except OSError:
                 raise BadPair("the .json beside the image is not readable") from None
+        meta.setdefault("path", json_safe(file))
+        if self.caption == "folder":
+            meta["label"] = clean_caption(path.parent.name)
         captions = _captions(path, meta) if self.caption == "txt" else []
         if self.caption == "folder":
             captions = [meta["label"]]

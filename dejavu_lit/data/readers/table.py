@@ -1,11 +1,13 @@
 """Pairs from a table: CSV, TSV, parquet or Arrow, with a column of images or their paths and columns of captions.
 
-Rows of one image path are one pair with several captions, as in Flickr8k's ``captions.txt``. Each image whose bytes are in
-the table, as in the Hub's parquet files, is a pair of its own.
+Rows of one image path are one pair with several captions, as in Flickr8k's ``captions.txt``. Rows with the image's bytes,
+as in the Hub's parquet files, are one pair if they have one path, or one given key, and the same bytes.
 """
 
+import hashlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,22 +109,36 @@ class TableReader:
         """The folder that all absolute paths of images have in common; "" if there are none. Keys are made below it."""
         return common_folder(self._paths)
 
+    def _names(self) -> list[str]:
+        """What may join each row with others: the image's path, or of images in the table a key that repeats; "" does not."""
+        if not self._embedded:
+            return [file and absolute(self._rows.folder(row), file) for row, file in enumerate(self._paths)]
+        keys = self._texts(self._columns.key) if self._columns.key else []
+        return keys if len(set(keys)) < len(keys) else self._paths
+
+    def _digest(self, row: int) -> bytes:
+        """A digest of the image in a row, or of its path if the bytes are elsewhere; b"" if all paths are names."""
+        if not self._embedded:
+            return b""
+        data, path = _held(self._rows.row(row, [self._columns.image])[self._columns.image])
+        if not isinstance(data, bytes):
+            data = os.fsencode(absolute(self._rows.folder(row), path))
+        return hashlib.blake2b(data, digest_size=16).digest()
+
     @cached_property
     def _images(self) -> tuple[np.ndarray, np.ndarray]:
         """The rows of each of n images: int64 [rows], by image in the order of first rows, and int64 [n + 1], their starts.
 
-        A row without an image path, or with the image itself, is an image of its own.
+        A row that shares its name with no other is an image of its own.
         """
-        if self._embedded:
-            return np.arange(len(self._rows)), np.arange(len(self._rows) + 1)
-        numbers = dict[str | int, int]()
-        codes = np.array(
-            [
-                numbers.setdefault(absolute(self._rows.folder(row), file) if file else row, len(numbers))
-                for row, file in enumerate(self._paths)
-            ],
-            dtype=np.int64,
-        )
+        names = self._names()
+        counts = Counter(names)
+        numbers = dict[tuple[str, bytes] | int, int]()
+        with self._reading():
+            identities = (
+                (name, self._digest(row)) if name and counts[name] > 1 else row for row, name in enumerate(names)
+            )
+            codes = np.array([numbers.setdefault(found, len(numbers)) for found in identities], dtype=np.int64)
         if len(numbers) < len(codes):
             logger.info(
                 "%s has %d rows of %d images; the rows of one image are one pair with several captions, and its other "
@@ -191,18 +207,19 @@ class TableReader:
                 raise BadPair("its row has values that JSON cannot hold") from None
         data, extension, file = self._image(first, values[image])
         texts = list(dict.fromkeys(text for cell in cells for text in meta_captions({"caption": cell})))
-        meta |= {"path": file} if file else {}
+        if file:
+            meta.setdefault("path", file)  # a column of that name is the user's own
         return Pair(key, data, extension, next(iter(texts), ""), with_captions(meta, texts)), None
 
     def _image(self, row: int, value: Any) -> tuple[bytes, str, str]:
-        """The bytes of a row's image, their extension, and the image's path, "" if it has none."""
-        held = value if isinstance(value, dict) else {"bytes" if isinstance(value, bytes) else "path": value}
-        data, path = held.get("bytes"), str(held.get("path") or "")
+        """The bytes of a row's image, their extension, and the image's path below ``root``, "" if it has none."""
+        data, path = _held(value)
+        shown = str(json_safe(below(self.root, path)))
         if isinstance(data, bytes):
-            return data, image_extension(data), str(json_safe(path))
+            return data, image_extension(data), shown
         if not path:
             raise BadPair("it has no image" if self._embedded else "it has no image path")
-        return *read_image(self._rows.folder(row) / path), str(json_safe(path))
+        return *read_image(self._rows.folder(row) / path), shown
 
     def fingerprint(self) -> dict[str, Any]:
         """The columns and the states of the table's files."""
@@ -213,6 +230,12 @@ class TableReader:
             columns["delimiter"] = self.delimiter
         table: Any = states[0] if len(states) == 1 else {"files": len(states), "states": fingerprint(states)}
         return {"reader": self.name, "table": table, **columns}
+
+
+def _held(value: Any) -> tuple[Any, str]:
+    """The bytes and the path of the image in a cell: None and "" where it has none."""
+    held = value if isinstance(value, dict) else {"bytes" if isinstance(value, bytes) else "path": value}
+    return held.get("bytes"), str(held.get("path") or "")
 
 
 @dataclass(frozen=True)

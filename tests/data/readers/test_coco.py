@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from dejavu_lit.data.prepare import prepare
 from dejavu_lit.data.readers.coco import CocoReader
-from dejavu_lit.data.shards import BadPair
+from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.objects.annotators.coco import CocoLookup
 from dejavu_lit.utils.errors import UserError
 from tests.data.images import COCO_MINI, encoded, needs_coco, sample_image
@@ -152,6 +153,36 @@ def test_errors_name_wrong_options_and_paths(root: Path, tmp_path: Path) -> None
     (annotations / "captions_val2017.json").write_text("{")
     with pytest.raises(UserError, match=r"captions_val2017\.json is not valid JSON"):
         CocoReader(images=root / "val2017", captions=annotations / "captions_val2017.json").keys()
+
+
+def test_images_without_captions_come_from_the_instances_or_any_list_of_images(root: Path, tmp_path: Path) -> None:
+    annotations = root / "annotations"
+    with_captions = CocoReader(root=root, splits="val", caption=None)
+    expected = [with_captions.read(key) for key in with_captions.keys()]
+    for path in annotations.glob("captions_*"):
+        path.unlink()
+    by_root = CocoReader(root=root, splits="val", caption=None)
+    by_path = CocoReader(images=root / "val2017", instances=annotations / "instances_val2017.json", caption=None)
+    pair, annotation = by_root.read("000000000009")
+    assert (pair.caption, pair.meta["image_id"], "captions" in pair.meta) == ("", 9, False)
+    assert annotation is not None
+    assert annotation.labels == ["traffic light", "cat"]
+    for reader in (by_path, by_root):
+        assert [reader.read(key) for key in reader.keys()] == expected
+    manifest = prepare(by_path, tmp_path / "out", {"P": 2})
+    assert manifest["sets"]["P"]["pairs"] == 2
+    images = {
+        "images": [{"id": 9, "file_name": "000000000009.jpg"}],
+        "categories": [],
+    }  # as in image_info_test2017.json
+    (annotations / "instances_val2017.json").unlink()
+    (annotations / "image_info_val2017.json").write_text(json.dumps(images))
+    assert CocoReader(root=root, splits="val", caption=None).read("000000000009") == (
+        Pair(
+            "000000000009", pair.image, "jpg", "", {"file_name": "000000000009.jpg", "image_id": 9, "source": "val2017"}
+        ),
+        None,
+    )
 
 
 def test_duplicate_ids_are_rejected(root: Path) -> None:

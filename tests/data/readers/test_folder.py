@@ -136,3 +136,10 @@ def test_lines_of_the_text_and_lists_of_the_json_are_several_captions(tmp_path: 
         "list": ("a", ["a", "b"]),
         "single": ("only", None),
     }
+
+
+def test_the_path_in_the_json_stays_the_users(tmp_path: Path) -> None:
+    add(tmp_path, "dog/1.png", None)
+    (tmp_path / "dog/1.json").write_text('{"path": "shelf 4", "license": 3}')
+    pair = FolderReader(tmp_path, caption="folder").read("dog-1")[0]
+    assert pair.meta == {"path": "shelf 4", "license": 3, "label": "dog"}

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dejavu_lit.data.prepare import prepare
 from dejavu_lit.data.readers import rows
 from dejavu_lit.data.readers.folder import FolderReader
 from dejavu_lit.data.readers.scenes import SceneReader
@@ -196,3 +197,35 @@ def test_a_parquet_of_the_scenes_gives_the_shards_of_the_folder(tmp_path):
     sets = [json.loads((tmp_path / f"{n}.out/manifest.json").read_text())["sets"] for n in ("folder", "parquet")]
     assert sets[0] == sets[1]
     assert FolderReader(folder).keys() == auto(tmp_path / "hub").keys()
+
+
+@pytest.mark.parametrize("joined_by", ["path", "key"])
+def test_five_rows_of_one_image_give_the_shards_of_the_merged_table(tmp_path, joined_by, caplog):
+    texts = [[f"{caption} {number}" for number in range(5)] for caption in CAPTIONS]
+    images = pa.array(HUB_ROWS, HUB) if joined_by == "path" else pa.array(IMAGES)
+    merged = pa.table({"image": images, "caption": texts, "image_id": [f"i{number}" for number in range(4)]})
+    rows_of = pa.array([image for _ in range(5) for image in range(4)])  # each image's rows are far apart
+    exploded = merged.take(rows_of).set_column(
+        1, "caption", pa.array([texts[i][n] for n in range(5) for i in range(4)])
+    )
+    key = None if joined_by == "path" else "image_id"
+    shards = {}
+    for name, table in (("merged", merged), ("exploded", exploded)):
+        pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=3)
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            prepare(auto(tmp_path / f"{name}.parquet", key=key), tmp_path / name, {"A": 2, "P": 2})
+        shards[name] = [(tmp_path / name / part / "00000.tar").read_bytes() for part in "AP"]
+    assert shards["exploded"] == shards["merged"]
+    assert "has 20 rows of 4 images" in caplog.text
+
+
+def test_different_images_under_one_path_stay_apart_and_under_one_key_are_an_error(tmp_path):
+    same = [{"bytes": data, "path": "image.png"} for data in (*IMAGES, IMAGES[0])]
+    table = pa.table({"image": pa.array(same, HUB), "text": [*CAPTIONS, "again"], "id": [1, 2, 3, 4, 1]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    captions = [pair.meta.get("captions", pair.caption) for pair in read(auto(tmp_path / "t.parquet"))]
+    assert sorted(map(str, captions)) == ["['a cat', 'again']", "a cow", "a dog", "a hen"]
+    pq.write_table(table.set_column(2, "id", pa.array([1, 1, 3, 4, 1])), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match="key '1' is in rows of several images"):
+        auto(tmp_path / "t.parquet", key="id").keys()

@@ -168,6 +168,12 @@ def test_classes_are_labels_and_the_captions_of_pairs_without_text(tmp_path: Pat
     assert [(pair.caption, pair.meta) for pair in pairs] == [("3", {"label": "3"}), ("a fish", {"label": "goldfish"})]
 
 
+@pytest.mark.parametrize(("label", "caption"), [(b"0", "0"), (b"false", "False"), (b'""', ""), (b"null", "")])
+def test_class_0_in_the_json_is_a_caption(tmp_path: Path, label: bytes, caption: str) -> None:
+    write_tar(tmp_path / "0.tar", {"a.png": encoded(sample_image(0)), "a.json": b'{"label": ' + label + b"}"})
+    assert ShardReader(tmp_path).read("a")[0].caption == caption
+
+
 def test_hidden_and_unused_members_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     image = encoded(sample_image(0))
     members = {"a.png": image, "a.txt": b"x", "a.seg.png": image, "a.npy": b"", "._a.png": b"Mac", ".x/b.png": image}

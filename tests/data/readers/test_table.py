@@ -161,3 +161,12 @@ def test_errors_name_the_mistake(folder: Path) -> None:
     (folder / "keyless.csv").write_text("path,caption,id\na.png,b,\n")
     with pytest.raises(UserError, match=r"row 1 of .* has no key"):
         TableReader(folder / "keyless.csv", key="id").keys()
+
+
+def test_a_column_path_stays_the_users_and_absolute_paths_are_below_the_common_folder(folder: Path) -> None:
+    (folder / "own.csv").write_text("image,caption,path\npics/0001.png,a,shelf 4\n")
+    assert TableReader(folder / "own.csv", image="image").read("pics-0001")[0].meta == {"path": "shelf 4"}
+    pictures = [folder / f"pics/{number:04d}.png" for number in (1, 2)]
+    (folder / "absolute.csv").write_text("path,caption\n" + "".join(f"{picture},a\n" for picture in pictures))
+    reader = TableReader(folder / "absolute.csv")
+    assert [reader.read(key)[0].meta for key in reader.keys()] == [{"path": "0001.png"}, {"path": "0002.png"}]
