@@ -31,7 +31,7 @@ def loaded(data: bytes, folder: Path) -> np.ndarray:
 
 
 def test_too_little_memory_is_not_the_image_s_fault() -> None:
-    with pytest.raises(MemoryError), open_image(EIGHT) as image:
+    with pytest.raises(MemoryError), open_image(encoded(Image.fromarray(GRAY))) as image:
         np.asarray(image)[None].repeat(1 << 50, axis=0)
 
 
