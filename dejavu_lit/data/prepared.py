@@ -132,8 +132,11 @@ class DataSpec:
         return int(read_json_object(self.folder / MANIFEST)["raw_shards"]["pairs"][TRAINED_ON[side]])
 
     def raw_shards(self) -> RawShards:
-        """The raw shards, of which ``folder`` has samples."""
-        return RawShards(self.shards, self.fractions, self.seed, self.excluded)
+        """The raw shards, of which ``folder`` has samples; raises UserError if they changed since those were drawn."""
+        raw = RawShards(self.shards, self.fractions, self.seed, self.excluded)
+        if (self.folder / MANIFEST).is_file():
+            raw.check_samples(self.folder)
+        return raw
 
     def shard_set(self, name: str) -> "ShardSet":
         """The set A, B, H, V or P, another set of the data folder, or a folder of shards elsewhere."""
