@@ -98,7 +98,7 @@ def open_sets(data: DataSpec, names: list[str] | None) -> dict[str, "ShardSet"]:
     """{name: shards} of the sets of a data folder, A, B, H, P and V before the others, and of folders elsewhere.
 
     Raises:
-        UserError: no set at all, an unknown one, or two folders elsewhere of the same name.
+        UserError: no set at all, or an unknown one.
     """
     from dejavu_lit.data.shards import ShardSet
 
@@ -114,12 +114,7 @@ def open_sets(data: DataSpec, names: list[str] | None) -> dict[str, "ShardSet"]:
             raise UserError(f"sets names {name}{suggest(name, available)}; {data.folder} has {', '.join(available)}")
         if folder.name in ("", ".."):
             raise UserError(f"sets names {name}, a folder without a name of its own; give its full path")
-        own = data.set_name(name)
-        if folders.setdefault(own, folder).resolve() != folder.resolve():
-            raise UserError(
-                f"sets names {name}, but {own} is {folders[own]}; rename one of the two folders, because "
-                "results are kept by these names"
-            )
+        folders[data.set_name(name)] = folder
     return {name: ShardSet.open(folder) for name, folder in folders.items()}
 
 

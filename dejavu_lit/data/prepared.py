@@ -38,7 +38,7 @@ class DataSpec:
     exclude_fingerprint: str | None = None
     """Fingerprint of the keys in exclude, saved in config.yaml: other keys make another run."""
     public: str = "P"
-    """The public set that is searched: a name in public_sets, or a folder of shards."""
+    """The public set that is searched: a name in public_sets, another set of the data folder, or a folder of shards."""
     public_sets: dict[str, str] = field(default_factory=lambda: {"P": "P"})
     """{name: a set of the data folder, or a folder of shards}: the choices for ``public``."""
     labelled: str | None = None
@@ -132,8 +132,11 @@ class DataSpec:
         return int(read_json_object(self.folder / MANIFEST)["raw_shards"]["pairs"][TRAINED_ON[side]])
 
     def raw_shards(self) -> RawShards:
-        """The raw shards, of which ``folder`` has samples."""
-        return RawShards(self.shards, self.fractions, self.seed, self.excluded)
+        """The raw shards, of which ``folder`` has samples; raises UserError if they changed since those were drawn."""
+        raw = RawShards(self.shards, self.fractions, self.seed, self.excluded)
+        if (self.folder / MANIFEST).is_file():
+            raw.check_samples(self.folder)
+        return raw
 
     def shard_set(self, name: str) -> "ShardSet":
         """The set A, B, H, V or P, another set of the data folder, or a folder of shards elsewhere."""
@@ -150,12 +153,12 @@ class DataSpec:
         return own if own.is_dir() or not Path(name).is_dir() else Path(name)
 
     def set_name(self, name: str) -> str:
-        """The name by which results of a set are kept: its folder's, or PARENT-NAME for a set elsewhere named like one here."""
-        from dejavu_lit.data.splits import SETS
-
-        folder, here = (Path(os.path.abspath(path)) for path in (self.set_folder(name), self.folder))
-        is_taken = folder.parent != here and (folder.name in SETS or (here / folder.name).exists())
-        return f"{folder.parent.name}-{folder.name}" if is_taken else folder.name
+        """The name by which results of a set are kept: its folder's, or PARENT-NAME-DIGITS for a set elsewhere."""
+        folder = Path(os.path.abspath(self.set_folder(name)))
+        if folder.parent.resolve() == self.folder.resolve():
+            return folder.name
+        # Two folders may share the last two names, but not the whole path.
+        return "-".join([*folder.parts[1:][-2:], fingerprint(str(folder.resolve()))[:6]])
 
     @property
     def public_name(self) -> str:
@@ -164,13 +167,12 @@ class DataSpec:
 
     def public_folder(self) -> Path:
         """The shards of the public set chosen by ``data.public``."""
-        if self.public in self.public_sets:
-            return self.set_folder(self.public_sets[self.public])
-        if Path(self.public).is_dir():
-            return Path(self.public)
+        folder = self.set_folder(self.public_sets.get(self.public, self.public))
+        if self.public in self.public_sets or folder.is_dir():
+            return folder
         raise UserError(
             f"data.public={self.public} is neither one of {', '.join(self.public_sets)}"
-            f"{suggest(self.public, self.public_sets)} nor a folder of shards"
+            f"{suggest(self.public, self.public_sets)} nor another set of {self.folder} nor a folder of shards"
         )
 
     def check_labelled(self) -> None:

@@ -72,6 +72,20 @@ class RawShards:
             found += tars
         return list(dict.fromkeys(found))
 
+    def check_samples(self, out: Path) -> None:
+        """Raise UserError if the samples in ``out`` were drawn from other local shards; addresses are not compared."""
+        if read_json_object(out / MANIFEST).get("files", self.files) != self.files:
+            raise UserError(
+                f"data.shards has other shards than when the samples in {out} were drawn (a name, size or time differs); "
+                "restore them, or give another data.dir= to draw new samples"
+            )
+
+    @property
+    def files(self) -> str:
+        """A fingerprint of the local shards' names, sizes and times."""
+        local = [Path(address) for address in self.addresses if not is_remote(address)]
+        return fingerprint([(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in local])
+
     def sets(self, keys: Sequence[str]) -> np.ndarray:
         """The set of each key, int8 [n], an index into SETS or NO_SET."""
         names = [name for name in SETS if name in self.fractions]
@@ -97,10 +111,11 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
     """Write ``sizes`` pairs of each set into the prepared folder ``out``, unless they are there.
 
     The shards are read in a seeded order until the samples are complete; no shard gives more than its LEAST_SHARDS-th part
-    of a sample. A pair that does not decode, or has no caption, is skipped and counted.
+    of a sample. A pair that does not decode, or has no caption and is not of P, is skipped and counted.
 
     Raises:
-        UserError: a size that is not a whole number, fewer pairs than asked for, or another sample in ``out``.
+        UserError: a size that is not a whole number, fewer pairs than asked for, another sample in ``out``, or shards that
+            changed since it was drawn.
     """
     wanted: dict[str, int] = {}
     for name, size in sizes.items():
@@ -119,6 +134,7 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
     }
     if (out / MANIFEST).is_file():
         check_settings(out, settings, read_json_object(out / MANIFEST, SCHEMA).get("settings", {}))
+        raw.check_samples(out)
         return
     order = random.Random(f"{raw.seed}/samples").sample(raw.addresses, len(raw.addresses))
     shards = max(1, min(LEAST_SHARDS, len(order) // 2))
@@ -140,6 +156,7 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
             "schema": SCHEMA,
             "version": __version__,
             "settings": settings,
+            "files": raw.files,
             "sets": {name: sample.finish() for name, sample in samples.items()},
             "skipped": {reason: {"count": count} for reason, count in skipped.items()},
             "unread": unread,
@@ -199,7 +216,7 @@ def _draw(
         if not room[name]:
             continue
         try:
-            yield name, _usable(pair)
+            yield name, _usable(pair, needs_caption=name != "P")
         except BadPair as reason:
             skipped[str(reason)] += 1
             continue
@@ -208,11 +225,11 @@ def _draw(
             break
 
 
-def _usable(pair: Pair | BadPair) -> Pair:
-    """A pair with a caption whose image decodes; raises BadPair for others."""
+def _usable(pair: Pair | BadPair, needs_caption: bool) -> Pair:
+    """A pair whose image decodes, with a caption if it needs one; raises BadPair for others."""
     if isinstance(pair, BadPair):
         raise pair
-    if not pair.caption:
+    if needs_caption and not pair.caption:
         raise BadPair(EMPTY_CAPTION)
     with open_image(pair.image) as image:
         image.load()

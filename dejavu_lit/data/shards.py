@@ -1,6 +1,7 @@
 """Sets of shards: WebDataset tars of pairs (``KEY.jpg|png|webp`` + ``KEY.txt`` + ``KEY.json``), read and written.
 
-``sizes.json`` beside the tars maps each shard's name to its number of pairs; if missing, the pairs are counted once.
+``sizes.json`` beside the tars maps each shard's name to its number of pairs; if missing, the pairs are counted. It is written in
+prepared data only: shards elsewhere are those of others.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from dejavu_lit.data.decode import BadPair, Pair
+from dejavu_lit.data.manifest import MANIFEST
 from dejavu_lit.data.remote import source
 from dejavu_lit.data.shard_index import ShardIndex, index_shard, open_shard, read_range
 from dejavu_lit.utils.errors import UserError
@@ -41,7 +43,7 @@ class ShardSet:
 
     @classmethod
     def open(cls, folder: Path | str) -> "ShardSet":
-        """Open a folder of tars; if ``sizes.json`` is missing or incomplete, count the pairs and write it.
+        """Open a folder of tars; count the pairs that ``sizes.json`` does not, and add them there in prepared data.
 
         Raises:
             UserError: no such folder, no tars in it, or a ``sizes.json`` that lists other shards.
@@ -70,7 +72,7 @@ class ShardSet:
                 known[name] = len(index)
                 unread.update(index.unused)
             warn_unread(folder, "members", unread)
-            if os.access(folder, os.W_OK):
+            if (folder.parent / MANIFEST).is_file() and os.access(folder, os.W_OK):
                 write_json(folder / SIZES, {name: known[name] for name in names})
         return cls(folder, names, tuple(known[name] for name in names))
 
@@ -102,7 +104,7 @@ class ShardSet:
         return keys[:limit]
 
     def fingerprint(self) -> dict[str, str]:
-        """{shard: hash of its keys, its captions and the sizes of its members}; image data is not read."""
+        """{shard: hash of its keys, its captions (the JSON if there is no txt) and the sizes of its members}; image data is not read."""
         return {name: self._digest(shard) for shard, name in enumerate(self.names)}
 
     def _digest(self, shard: int) -> str:
@@ -110,8 +112,8 @@ class ShardSet:
         with open_shard(index.path) as file:
             for key, members in zip(index.keys, index.members, strict=True):
                 digest.update(repr((key, sorted((name, size) for name, (_, size) in members.items()))).encode())
-                if "txt" in members:
-                    digest.update(read_range(file.fileno(), index.path, *members["txt"]))
+                if caption := next((members[name] for name in ("txt", "json") if name in members), None):
+                    digest.update(read_range(file.fileno(), index.path, *caption))
         return digest.hexdigest()[:16]
 
 

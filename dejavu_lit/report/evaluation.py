@@ -13,6 +13,7 @@ from dejavu_lit.data.halves import source_sets
 from dejavu_lit.data.objects import Objects, read_objects
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import ShardSet
+from dejavu_lit.evaluation.context import CONTEXT
 from dejavu_lit.measure.recompute import read_metrics
 from dejavu_lit.measure.records import read_columns
 from dejavu_lit.models.model_name import ModelName
@@ -22,7 +23,7 @@ from dejavu_lit.report.images import read_boxes, write_thumbnails
 from dejavu_lit.report.modelcard import latex, markdown
 from dejavu_lit.report.page import evaluation_page
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import file_sha256
+from dejavu_lit.utils.io import file_sha256, read_json_object
 
 THUMBS = "thumbs"  # of all pages, below the report's folder
 NUMERIC_SUBGROUPS = ("caption_words", "object_count")  # their group names are numbers, so a redacted report keeps them
@@ -91,8 +92,10 @@ class Evaluation:
         return gaps_over_epochs(self.folder, self.metrics["settings"])
 
     def public_name(self) -> str:
-        """The name of the public set that was searched, as in the object artifact."""
-        return self._data_spec().public_name
+        """The name of the public set that was searched, as in the object artifact: it stays if the set was moved since."""
+        path = self.folder / CONTEXT
+        recorded = read_json_object(path).get("public") if path.is_file() else None
+        return recorded or self._data_spec().public_name
 
     def shards(self) -> tuple[ShardSet | None, ShardSet | None]:
         """The shards of A and of the public set; None if they are not available."""

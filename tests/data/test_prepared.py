@@ -55,22 +55,29 @@ def test_public_sets_are_chosen_by_name_or_folder(tmp_path: Path) -> None:
 
 
 def test_sets_elsewhere_have_names_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("data/P", "data/single", "second/P", "second/B", "imagenet", "val/single"):
+    for name in ("data/P", "data/single", "second/P", "second/B", "imagenet", "more/second/P"):
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     sets = {"P": "P", "second": str(tmp_path / "second/P")}
     data = DataSpec("mine", dir=str(tmp_path / "data"), public_sets=sets)
-    assert [data.set_name(name) for name in ("P", "single", "data/P", "imagenet")] == ["P", "single", "P", "imagenet"]
-    assert [data.set_name(name) for name in ("second/P", "second/B", "val/single")] == [
+    assert [data.set_name(name) for name in ("P", "single", "data/P")] == ["P", "single", "P"]
+    elsewhere = ("second/P", "more/second/P", "second/B", "imagenet")
+    names = [data.set_name(name) for name in elsewhere]
+    assert [name.rpartition("-")[0] for name in names] == [
+        "second-P",
         "second-P",
         "second-B",
-        "val-single",
+        f"{tmp_path.name}-imagenet",
     ]
+    assert len(set(names)) == 4
+    assert names == [data.set_name(f"{tmp_path}/{name}/.") for name in elsewhere]
+    (tmp_path / "link").symlink_to("data")
+    assert replace(data, dir="link").set_name(f"{tmp_path}/data/P") == "P"
     assert data.public_name == "P"
-    assert replace(data, public="second").public_name == replace(data, public="second/P").public_name == "second-P"
+    assert replace(data, public="second").public_name == replace(data, public="second/P").public_name == names[0]
+    assert replace(data, public="single").public_folder() == tmp_path / "data/single"  # of data.extra
     assert replace(data, public="second").public_folder() == tmp_path / "second/P"
     assert data.set_folder("second/../imagenet").resolve() == tmp_path / "imagenet"
-    assert data.set_name(f"{tmp_path}/imagenet/.") == "imagenet"
     replace(data, labelled="imagenet").check_labelled()
 
 

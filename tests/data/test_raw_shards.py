@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from dejavu_lit.data.prepared import DataSpec
+from dejavu_lit.data.prepared import DataSpec, prepare_data
 from dejavu_lit.data.raw_shards import RawShards, write_samples
 from dejavu_lit.data.raw_stream import RawDataModule
 from dejavu_lit.data.settings import LoaderSettings
@@ -206,6 +206,27 @@ def test_keys_as_the_report_writes_them_are_excluded_and_unknown_ones_are_said(t
     assert "data.exclude" not in caplog.text
     write_samples(replace(raw, excluded=frozenset({"000012"})), {"A": 38}, tmp_path / "unknown")
     assert "none of the 1 keys in data.exclude is in the 1 shards that were opened" in caplog.text
+
+
+def test_images_without_captions_can_be_public(tmp_path):
+    folder = write_shards(tmp_path / "raw", [replace(pair(number), caption="") for number in range(60)], 20).folder
+    data = DataSpec("raw", str(tmp_path / "out"), shards=str(folder), fractions={"A": 0.5, "P": 0.5}, sizes={"P": 6})
+    write_samples(data.raw_shards(), data.sizes, data.folder)
+    assert [p.caption for p in read_pairs(data.shard_set("P"))] == [""] * 6
+    with pytest.raises(UserError, match=r"data\.sizes\.A=6, but data\.shards has only 0 usable pairs of A"):
+        write_samples(data.raw_shards(), {"A": 6}, tmp_path / "captioned")
+
+
+def test_shards_that_were_replaced_since_the_samples_were_drawn_are_refused(tmp_path):
+    folder = write_shards(tmp_path / "raw", [pair(number) for number in range(60)], 20).folder
+    data = DataSpec("raw", str(tmp_path / "out"), shards=str(folder), fractions={"A": 1.0}, sizes={"A": 8})
+    write_samples(data.raw_shards(), data.sizes, data.folder)
+    module(data).train_dataloader()
+    write_shards(folder, [pair(number) for number in range(1000, 1060)], 20)
+    for use in (lambda data: module(data).train_dataloader(), prepare_data):
+        with pytest.raises(UserError, match="data.shards has other shards than when the samples in .*out were drawn"):
+            use(data)
+    assert ShardSet.open(data.folder / "A").sizes == (8,)  # which can be evaluated
 
 
 def test_what_needs_exact_counts_is_refused(tars, tmp_path):

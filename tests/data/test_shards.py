@@ -62,21 +62,24 @@ def test_shards_of_img2dataset_and_webdataset_are_read(tmp_path, caplog):
     assert pairs[2].meta == {"label": "7"}
 
 
-def test_sizes_are_counted_once_and_must_agree(tmp_path):
-    write_shards(tmp_path, PAIRS, 2)
-    (tmp_path / "sizes.json").unlink()
-    assert ShardSet.open(tmp_path).sizes == (2, 2, 1)
-    assert json.loads((tmp_path / "sizes.json").read_text()) == {"00000.tar": 2, "00001.tar": 2, "00002.tar": 1}
+def test_sizes_are_counted_once_in_prepared_data_and_must_agree(tmp_path):
+    folder = write_shards(tmp_path / "A", PAIRS, 2).folder
+    (folder / "sizes.json").unlink()
+    assert ShardSet.open(folder).sizes == (2, 2, 1)
+    assert not (folder / "sizes.json").exists()  # shards of others
+    (tmp_path / "manifest.json").write_text("{}")
+    assert ShardSet.open(folder).sizes == (2, 2, 1)
+    assert json.loads((folder / "sizes.json").read_text()) == {"00000.tar": 2, "00001.tar": 2, "00002.tar": 1}
     for wrong in ("[]", '{"00000.tar": "2"}', '{"00000.tar": -1}', '{"../0.tar": 1}', "3", "{"):
-        (tmp_path / "sizes.json").write_text(wrong)
+        (folder / "sizes.json").write_text(wrong)
         with pytest.raises(UserError, match=r"sizes.json .*remove it"):
-            ShardSet.open(tmp_path)
-    (tmp_path / "sizes.json").write_text('{"00000.tar": 3}')
+            ShardSet.open(folder)
+    (folder / "sizes.json").write_text('{"00000.tar": 3}')
     with pytest.raises(UserError, match=r"has 2 pairs, but sizes.json says 3"):
-        ShardSet.open(tmp_path).index(0)
-    (tmp_path / "sizes.json").write_text('{"gone.tar": 3}')
+        ShardSet.open(folder).index(0)
+    (folder / "sizes.json").write_text('{"gone.tar": 3}')
     with pytest.raises(UserError, match=r"lists gone\.tar, which does not exist"):
-        ShardSet.open(tmp_path)
+        ShardSet.open(folder)
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd.txt", "../up.txt", "a/../../up.txt"])
@@ -167,3 +170,9 @@ def test_the_fingerprint_follows_keys_captions_and_sizes(tmp_path):
     changed = [*PAIRS[:4], Pair("k4", PAIRS[4].image, "png", PAIRS[4].caption.replace("4", "5"), {"n": 4})]
     assert write_shards(tmp_path / "c", changed).fingerprint() != first
     assert np.array_equal(ShardSet.open(tmp_path / "a").starts, [0, 5])
+    in_json = []
+    for caption in ("a cat", "a dog"):
+        (tmp_path / caption).mkdir()
+        tar(tmp_path / caption / "0.tar", {"k.jpg": b"image", "k.json": json.dumps({"caption": caption}).encode()})
+        in_json.append(ShardSet.open(tmp_path / caption).fingerprint())
+    assert in_json[0] != in_json[1]

@@ -173,6 +173,7 @@ def test_a_labelled_set_elsewhere_is_measured_for_both_models_and_left_alone(tmp
     folder = write_shards(tmp_path / "mine" / name, pairs).folder
     write_shards(tmp_path / "data/P", [replace(pair, key=f"p{pair.key}") for pair in pairs])
     before = sorted(tmp_path.glob("mine/**/*"))
+    assert [path.name for path in before if path.is_file()] == ["00000.tar"]
     data = DataSpec("scenes", dir=str(tmp_path / "data"), labelled=str(folder))
     data.check_labelled()
     for seed in (0, 1):
@@ -182,9 +183,7 @@ def test_a_labelled_set_elsewhere_is_measured_for_both_models_and_left_alone(tmp
         assert values["zeroshot_top1"] == 0.5, values["reasons"]
         assert "zeroshot_top1" not in values["reasons"]
     assert sorted(tmp_path.glob("mine/**/*")) == before
-    expected = {
-        f"{seed}/{part}-image" for seed in (0, 1) for part in ("P", "labelled" if name == "labelled" else "mine-P")
-    }
+    expected = {f"{seed}/{part}-image" for seed in (0, 1) for part in ("P", data.set_name(str(folder)))}
     kept = {f"{path.parent.name[0]}/{path.name}" for path in tmp_path.glob("store/*/*")}
     assert kept == expected
 

@@ -190,7 +190,8 @@ def test_public_images_in_a_folder_elsewhere(tmp_path: Path) -> None:
     folder = make_evaluation(tmp_path / "e", n=12, m=12, settings=FEW_FIGURES)
     os.rename(folder / "data" / "P", tmp_path / "other")
     objects = folder / "data" / "objects" / "made"
-    os.rename(objects / "P", objects / "other")
+    os.rename(objects / "P", objects / "others-name-1a2b3c")
+    write_json(folder / "context.json", {"public": "others-name-1a2b3c"})
     metrics = read_json(folder / "metrics.json")
     metrics["settings"]["public"] = str(tmp_path / "other")
     write_json(folder / "metrics.json", metrics)
