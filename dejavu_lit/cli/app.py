@@ -61,7 +61,8 @@ def command(config_name: str, task: Callable[[Any, Path], Any]) -> Callable[...,
     def command(arguments: Sequence[str] | None = None) -> None:
         nonlocal called
         with clean_exit():
-            forget_left_over_ranks()
+            if config_name != "train":  # a training decides by its settings, see run_training
+                forget_left_over_ranks()
             called = sys.argv
             failures.clear()
             given = [mistakes.quoted(argument) for argument in (called[1:] if arguments is None else arguments)]
