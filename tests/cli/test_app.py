@@ -3,6 +3,8 @@
 import errno
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,10 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from dejavu_lit.cli.mistakes import _quotes_hint, quoted
+from dejavu_lit.report.terminal import console
+from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.exit_codes import clean_exit
-from tests.conftest import call, run
+from tests.conftest import ROOT, call, run
 
 
 def test_a_local_multirun_names_every_job_that_failed(tmp_path):
@@ -70,6 +74,20 @@ def test_too_little_memory_is_a_sentence(error, capsys):
     assert said.startswith("error: ")
     assert said.endswith("give the command more memory, or choose a smaller batch or fewer workers\n")
     assert said.count("\n") == 1
+
+
+def test_a_closed_output_ends_no_command(monkeypatch):
+    command = f"{shlex.quote(sys.executable)} -m dejavu_lit --help >&-"
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    with clean_exit():
+        console().print("lost")
+        assert not sys.stderr.isatty()
+    with pytest.raises(SystemExit) as end, clean_exit():
+        raise UserError("lost, too")
+    assert end.value.code == 1
 
 
 def test_another_error_keeps_its_traceback():
