@@ -11,6 +11,7 @@ import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from dejavu_lit import settings
 from dejavu_lit.cli.mistakes import _quotes_hint, quoted
 from dejavu_lit.report.terminal import console
 from dejavu_lit.utils.errors import UserError
@@ -50,10 +51,10 @@ def test_other_arguments_get_no_hint(argument):
 
 
 def test_the_hint_is_what_the_command_says():
-    done = call("power", "figure=lr=0.1")
+    done = call("power", "gap=lr=0.1")
     assert done.returncode == 1
     hint = done.stderr.rpartition("quote it, as ")[2].strip()
-    assert shlex.split(hint) == ['figure="lr=0.1"']
+    assert shlex.split(hint) == ['gap="lr=0.1"']
 
 
 @pytest.mark.parametrize(
@@ -114,13 +115,40 @@ def test_another_error_keeps_its_traceback():
         "a&b",
     ],
 )
-@pytest.mark.parametrize("option", ["out", "data.dir", "+data.reader.path", "target", "metrics", "keys.A"])
-def test_a_path_is_taken_as_it_is_typed(option, path):
-    assert OverridesParser.create().parse_override(quoted(f"{option}={path}")).value() == path
+@pytest.mark.parametrize(
+    "option",
+    [
+        "train out",
+        "train data.dir",
+        "train data.shards",
+        "train model.init",
+        "prepare +data.reader.path",
+        "prepare data.reader.caption",
+        "prepare data.extra.labelled.path",
+        "prepare keys.A",
+        "evaluate target",
+        "evaluate sweep",
+        "evaluate base",
+        "evaluate objects",
+        "power metrics",
+        *(f"annotate annotator.{name}" for name in ("model", "config", "names", "classifier")),
+        "train hydra.sweep.dir",
+    ],
+)
+def test_a_text_is_taken_as_it_is_typed(option, path):
+    command, name = option.split()
+    assert OverridesParser.create().parse_override(quoted(f"{name}={path}", command)).value() == path
+
+
+def test_a_text_is_taken_as_it_is_typed_in_python_too():
+    assert (
+        settings("train", "data=stream", "data.shards=2024_01", "data.dir=1_0", "side=target").data.shards == "2024_01"
+    )
 
 
 def test_a_path_may_begin_at_the_home_directory():
-    assert quoted("data.dir=~/x") == f"data.dir={Path.home() / 'x'}"
+    assert quoted("sweep=~/x", "evaluate") == f"sweep={Path.home() / 'x'}"
+    assert quoted("data.reader.delimiter=~", "prepare") == "data.reader.delimiter='~'"
 
 
 @pytest.mark.parametrize(
@@ -133,12 +161,15 @@ def test_a_path_may_begin_at_the_home_directory():
         "out=runs/${seed}",
         "seed=7",
         "gaps.public=512",
+        "data.sizes.A=100",
+        "data.extra.single.count=100",
+        "model.config.embed_dim=32",
         "~out",
         "-m",
     ],
 )
 def test_other_arguments_are_not_quoted(argument):
-    assert quoted(argument) == argument
+    assert quoted(argument, "evaluate" if argument.startswith("target") else "train") == argument
 
 
 def test_the_folder_has_the_name_that_was_typed(tmp_path):
