@@ -182,7 +182,9 @@ class PairDataModule(pl.LightningDataModule):
         """Check that the first pairs leave the text knobs something to change, and collect the words of ``text_random``."""
         knobs = self.mitigation
         choice = knobs.caption_choice
-        checked = min(total, CHECKED_PAIRS) if choice or knobs.caption_words or knobs.text_mask or knobs.text_shuffle else 0
+        checked = (
+            min(total, CHECKED_PAIRS) if choice or knobs.caption_words or knobs.text_mask or knobs.text_shuffle else 0
+        )
         first = [(pair.caption, caption_candidates(pair) if choice else ()) for pair in self._pairs(checked)]
         if choice and not any(len(set(candidates)) > 1 for _, candidates in first):
             raise UserError(
