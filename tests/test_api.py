@@ -1,5 +1,6 @@
 """The Python interface: the lines that docs/api.md shows, on a few images."""
 
+import os
 import re
 import subprocess
 import sys
@@ -23,6 +24,16 @@ def test_the_lines_of_the_page_do_what_the_commands_do(scenes, tmp_path, monkeyp
     assert (tmp_path / "outputs" / "target" / "run.json").is_file()
     assert (tmp_path / "outputs" / "gap" / "metrics.json").is_file()
     assert set(names["metrics"]["population"]) == {"ppg", "prg", "aucg"}
+
+
+def test_ranks_left_over_in_the_environment_of_a_notebook_are_forgotten(scenes, tmp_path):
+    """A rank above 0 would train without settings, lock and loggers."""
+    options = ["side=target", *SMALL, f"data.dir={scenes}", "recipe.epochs=1"]
+    code = f"from dejavu_lit import settings, train; train(settings('train', *{options}), {str(tmp_path / 'run')!r})"
+    left_over = {"MASTER_ADDR": "n1", "NODE_RANK": "1", "LOCAL_RANK": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | left_over, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {"config.yaml", "metrics.csv", "run.json"} <= {path.name for path in (tmp_path / "run").iterdir()}
 
 
 def test_wrong_options_are_the_sentence_of_the_command():

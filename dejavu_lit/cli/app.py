@@ -61,10 +61,13 @@ def command(config_name: str, task: Callable[[Any, Path], Any]) -> Callable[...,
     def command(arguments: Sequence[str] | None = None) -> None:
         nonlocal called
         with clean_exit():
-            forget_left_over_ranks()
+            if config_name != "train":  # a training decides by its settings, see run_training
+                forget_left_over_ranks()
             called = sys.argv
             failures.clear()
-            given = [mistakes.quoted(argument) for argument in (called[1:] if arguments is None else arguments)]
+            given = [
+                mistakes.quoted(argument, config_name) for argument in (called[1:] if arguments is None else arguments)
+            ]
             if {"-h", "--help"} & set(given):
                 print(help.text(CONF, config_name))
                 return
@@ -142,9 +145,10 @@ def settings(command: str, *overrides: str) -> Any:
         UserError: an option that is unknown, missing, or has a wrong value.
     """
     register(command)
+    given = [mistakes.quoted(override, command) for override in overrides]
     running = GlobalHydra.instance().is_initialized()  # a study composes its settings within its own command
     with nullcontext() if running else hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return typed_settings(compose(command, overrides), command, overrides)
+        return typed_settings(compose(command, given), command, given)
 
 
 def compose(command: str, overrides: Sequence[str]) -> DictConfig:

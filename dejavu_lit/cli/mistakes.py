@@ -19,25 +19,23 @@ from dejavu_lit.objects.annotators import ANNOTATORS
 from dejavu_lit.utils.config import Option, explain_value, options, suggest_option
 from dejavu_lit.utils.errors import UserError, suggest
 
-PATHS = re.compile(  # options that name a file or a folder
-    r"(\w+\.)*(out|target|reference|metrics|dir|path|root|exclude|labelled|embeddings|encoder|classes|vocabulary|weights)"
-    r"|(\w+\.)*(keys|images|captions|instances)|keys\.\w+|data\.public"
-)
+# Texts that are no fields of a dataclass: entries of mappings, and Hydra's folders.
+TEXTS = re.compile(r"keys\.\w+|data\.public_sets\.\w+|hydra\.\w+\.(sub)?dir")
 FLAGS = ("-m", "--multirun", "-c", "--cfg", "-p", "--package", "-i", "--info", "-r", "--resolve", "-sc", "--shell-completion",
          "--hydra-help", "-cd", "--config-dir", "-cp", "--config-path", "-cn", "--config-name", "--version")  # fmt: skip
 
 
-def quoted(argument: str) -> str:
+def quoted(argument: str, command: str) -> str:
     """``fail_if=a>0``, ``out=20261128`` and ``out=~/lr=0.1`` with the quotes by which Hydra takes the text as it is typed.
 
-    A path may be any text without a comma, which separates the values of a multirun. Other arguments are unchanged, and so is
-    what Hydra reads as null, a list or a quoted text.
+    An option that is a text may be any one without a comma, which separates the values of a multirun. Other arguments are
+    unchanged, and so is what Hydra reads as null, a list or a quoted text.
     """
     name, equals, text = argument.partition("=")
     if not equals:
         return argument
-    if name != "fail_if" and PATHS.fullmatch(name.lstrip("+")) and "," not in text:
-        text = os.path.expanduser(text)
+    if name != "fail_if" and "," not in text and _is_text(name.lstrip("+"), command):
+        text = os.path.expanduser(text) if "/" in text else text
         try:
             value = OverridesParser.create().parse_override(f"{name}={text}").value()
         except HydraException:
@@ -49,6 +47,13 @@ def quoted(argument: str) -> str:
     if text[:1] in ("'", '"'):
         return argument
     return f"{name}={QuotedString(text, Quote.single).with_quotes()}"
+
+
+def _is_text(name: str, command: str) -> bool:
+    """Whether an option is a text, or of any type, which is a text or a list of some, and never a number."""
+    name = re.sub(r"^data\.extra\.\w+\.", "data.reader.", name)
+    found = [option for option in known_options(command, name) if option.name == name and not option.group]
+    return bool(TEXTS.fullmatch(name) or any(option.kind in ("", "text", "text or null") for option in found))
 
 
 def check_arguments(given: Sequence[str]) -> None:

@@ -88,3 +88,11 @@ def shuffle_words(caption: str, probability: float, seed: int, epoch: int, key: 
 def vocabulary(captions: Iterable[str]) -> tuple[str, ...]:
     """The distinct words of the captions, sorted."""
     return tuple(sorted({word for caption in captions for word in split_words(caption)}))
+
+
+def idle_knobs(captions: Iterable[str], knobs: Mitigation) -> list[str]:
+    """The text knobs that are on and can change none of the captions, because all are too short."""
+    longest = max(len(split_words(caption)) for caption in captions)
+    limit = longest if knobs.caption_words is None else knobs.caption_words
+    idle = ["caption_words"] if knobs.caption_words is not None and limit >= longest else []
+    return idle + [name for name in ("text_mask", "text_shuffle") if getattr(knobs, name) and min(limit, longest) < 2]

@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 from PIL import Image
 
-from dejavu_lit.data.captions import vocabulary
+from dejavu_lit.data.captions import idle_knobs, vocabulary
 from dejavu_lit.data.decode import caption_candidates
 from dejavu_lit.data.epoch import EpochPlan, epoch_plan, exposures, pairs_per_rank
 from dejavu_lit.data.halves import source_sets
@@ -35,6 +35,7 @@ from dejavu_lit.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
+CHECKED_PAIRS = 100  # whose captions tell whether a text knob can change any
 VOCABULARY_PAIRS = 100_000  # whose captions text_random draws its words from; shards are in hash order: it is a sample
 
 
@@ -178,14 +179,26 @@ class PairDataModule(pl.LightningDataModule):
         self._loaders.clear()
 
     def _check_captions(self, total: int) -> None:
-        """Check that ``caption_choice`` has a choice, and collect the words of ``text_random``, in the first pairs."""
-        choice = self.mitigation.caption_choice
-        if choice and not any(len(set(caption_candidates(pair))) > 1 for pair in self._pairs(min(total, 100))):
+        """Check that the first pairs leave the text knobs something to change, and collect the words of ``text_random``."""
+        knobs = self.mitigation
+        choice = knobs.caption_choice
+        checked = (
+            min(total, CHECKED_PAIRS) if choice or knobs.caption_words or knobs.text_mask or knobs.text_shuffle else 0
+        )
+        first = [(pair.caption, caption_candidates(pair) if choice else ()) for pair in self._pairs(checked)]
+        if choice and not any(len(set(candidates)) > 1 for _, candidates in first):
             raise UserError(
                 "mitigation.caption_choice=true needs pairs with several captions (the list captions of their JSON), but "
                 f"those of {self.train_set.folder} have one; set it to false"
             )
-        if self.mitigation.text_random and not self._vocabulary:
+        if first and self._rank == 0:
+            for knob in idle_knobs((caption for own, others in first for caption in (own, *others)), knobs):
+                log.warning(
+                    "mitigation.%s=%s changes none of the first %d captions of %s, which are too short for it; lower or drop it, "
+                    "or train on longer captions",
+                    *(knob, getattr(knobs, knob), len(first), self.train_set.folder),
+                )
+        if knobs.text_random and not self._vocabulary:
             pairs = self._pairs(min(total, VOCABULARY_PAIRS))
             self._vocabulary = vocabulary(
                 c for pair in pairs for c in (pair.caption, *(caption_candidates(pair) if choice else ()))

@@ -104,7 +104,7 @@ class ShardSet:
         return keys[:limit]
 
     def fingerprint(self) -> dict[str, str]:
-        """{shard: hash of its keys, its captions (the JSON if there is no txt) and the sizes of its members}; image data is not read."""
+        """{shard: hash of its keys, captions (the JSON without a txt) and the sizes of its members}; images are not read."""
         return {name: self._digest(shard) for shard, name in enumerate(self.names)}
 
     def _digest(self, shard: int) -> str:

@@ -12,6 +12,7 @@ from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.evaluation.embeddings import Embeddings, Modality
 from dejavu_lit.evaluation.settings import PairEvaluation
+from dejavu_lit.evaluation.utility import check_prompts
 from dejavu_lit.measure.figures import BLOCK_SETS
 from dejavu_lit.utils.config import flatten
 from dejavu_lit.utils.errors import UserError
@@ -60,6 +61,7 @@ class EvaluationInputs:
         if k > len(public):
             raise UserError(f"k={k} is more than the {len(public)} images of {public.folder}; choose smaller k and ks")
         data.check_labelled()
+        check_prompts(data)
         modality: Modality = "text" if evaluation.public_modality == "text" else "image"
         return cls(
             models={"target": target, "reference": reference},

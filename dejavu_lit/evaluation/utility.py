@@ -15,6 +15,7 @@ from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import Pair, ShardSet, read_pairs
 from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.evaluation.embeddings import Embeddings
+from dejavu_lit.objects.vocabulary import read_lines
 from dejavu_lit.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -66,6 +67,13 @@ def _attempt(
         log.warning("the utility of %s is incomplete: %s", model.name, error)
         return {}, str(error)
     return values, next((str(reason) for name, reason in values.items() if name.endswith("_reason")), None)
+
+
+def check_prompts(data: DataSpec) -> None:
+    """Raise UserError for a file of classes or templates that cannot be used, before anything is computed."""
+    if data.labelled:
+        _class_names(data.classes, [])
+        prompts(data.templates)
 
 
 def _zero_shot(model: AuditedModel, data: DataSpec) -> Values:
@@ -153,6 +161,12 @@ def class_list(
     if all(map(_is_number, distinct)):
         first = int(int(distinct[0]) > 0 and int(distinct[-1]) == len(names))
         if int(distinct[-1]) - first < len(names):
+            if int(distinct[0]) > first == 0:
+                log.warning(
+                    "no label is 0, and labels are taken as numbers from 0: %s is %r; if they are counted from 1, give classes= "
+                    "the names of the %d labels that occur, in their order, with classes_by=order",
+                    *(distinct[0], names[int(distinct[0])], len(distinct)),
+                )
             return names, {label: int(label) - first for label in distinct}
     raise UserError(
         f"{len(unmatched)} of {len(distinct)} labels are not in classes= ({len(names)} names): "
@@ -183,7 +197,7 @@ def _class_names(classes: str | Sequence[str] | None, labels: list[str]) -> list
         raise UserError(
             f"classes={classes} is neither {IMAGENET} nor a file with one class name per line; check the path"
         )
-    return [line.strip() for line in Path(classes).read_text(encoding="utf-8").splitlines() if line.strip()]
+    return read_lines(classes)
 
 
 def prompts(templates: str | Sequence[str]) -> list[Callable[[str], str]]:

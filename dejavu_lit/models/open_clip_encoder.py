@@ -129,7 +129,14 @@ def load_folder(name: str, folder: Path, device: str) -> OpenClipEncoder:
         raise UserError(
             f"{folder} has no open_clip_config.json, so it is not an open_clip model; check the model's name {name!r}"
         )
-    _check_sizes(read_json_object(folder / "open_clip_config.json"), folder)
+    config = read_json_object(folder / "open_clip_config.json")
+    _check_sizes(config, folder)
+    if not config.get("preprocess_cfg"):
+        log.warning(
+            "%s has no preprocess_cfg, so images get open_clip's default mean, std, interpolation and resizing; add those of the "
+            "model's training",
+            folder / "open_clip_config.json",
+        )
     problem = f"the weights in {folder} cannot be used"
     if not (weights := [path for path in folder.iterdir() if path.suffix in SUFFIXES]):
         raise UserError(f"{problem}: it has none that end in {', '.join(SUFFIXES)}; put them there, or rename them")

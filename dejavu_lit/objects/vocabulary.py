@@ -55,7 +55,7 @@ def read_lines(path: Path | str) -> list[str]:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as a text file of names ({error}); check the path") from None
+        raise UserError(f"{path} cannot be read as a text file of names ({error}); give one in UTF-8") from None
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 

@@ -21,8 +21,10 @@ import pyarrow.parquet as pq
 from dejavu_lit.data.objects import Objects
 from dejavu_lit.measure.records import EXPOSURE, SCHEMA, SIDES, check_schema, records_file_errors
 from dejavu_lit.report.images import Boxes
+from dejavu_lit.utils.words import MARKS, split_words
 
 Row = dict[str, Any]
+_WORD = re.compile(rf"(?:[^\W_]|[{MARKS}])+")
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,7 @@ def labels_in_caption(caption: str, labels: Sequence[str]) -> list[str]:
 
 @lru_cache(maxsize=4096)
 def _stems(text: str) -> str:
-    return " ".join(_stem(word) for word in re.findall(r"[^\W_]+", text.casefold()))
+    return " ".join(_stem(word) for piece in split_words(text.casefold()) for word in _WORD.findall(piece))
 
 
 def _stem(word: str) -> str:

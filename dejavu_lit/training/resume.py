@@ -17,6 +17,7 @@ def run_training(run: TrainingRun, out: Path | str) -> Path:
 
     The data and the device are checked before anything is written.
     """
+    forget_left_over_ranks(run.trainer.devices, run.trainer.num_nodes)
     run = take(TrainingRun, run, data=ready(run.data))
     check_data(run)
     _check_device(run)
@@ -53,5 +54,4 @@ def resume(out: Path) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("dejavu_lit").setLevel(logging.INFO)
     with clean_exit():
-        forget_left_over_ranks()
         run_training(RunDirectory(out).read(TrainingRun), out)

@@ -28,7 +28,10 @@ HOURS = 24  # ranks wait this long for the slowest one
 MINUTES = 30.0  # and this long for each other to start
 PARENT = "DEJAVU_RANKS_OF"  # the process that started the ranks of this machine, see launch_ranks
 COMMAND = "DEJAVU_COMMAND"  # the process of a command, which may start further ones through Lightning
-LEFT_OVER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "SLURM_LOCALID")
+# What a launcher sets in each of its processes: rank, number of processes and rank on the node, then what else names it.
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")
+SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+LEFT_OVER = (*TORCHRUN, *SRUN, "NODE_RANK", "GROUP_RANK")
 
 T = TypeVar("T")
 
@@ -93,23 +96,34 @@ SINGLE_PROCESS = Ranks()
 
 def current_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
     """Who this process is; rank 0 of 1 if neither torchrun nor srun started several."""
-    if "TORCHELASTIC_RUN_ID" in environment:
-        return Ranks(*(int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    if _by_torchrun(environment):
+        return Ranks(*(int(environment[name]) for name in TORCHRUN[:3]))
     # Set by srun; a batch script itself is one process, whatever SLURM_NTASKS says.
-    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        return Ranks(*(int(environment[f"SLURM_{name}"]) for name in ("PROCID", "STEP_NUM_TASKS", "LOCALID")))
+    if set(SRUN) <= set(environment) and int(environment["SLURM_STEP_NUM_TASKS"]) > 1:
+        return Ranks(*(int(environment[name]) for name in SRUN))
     return SINGLE_PROCESS
 
 
-def forget_left_over_ranks() -> None:
+def _by_torchrun(environment: Mapping[str, str]) -> bool:
+    return set(TORCHRUN) <= set(environment)
+
+
+def forget_left_over_ranks(devices: int = 1, nodes: int = 1) -> None:
     """Remove ranks from the environment that no launcher gave to this process: they were left over in the shell.
 
     Lightning and ``rank`` would take a process alone for one of several, which writes nothing. Launchers are torchrun, srun,
-    Lightning in the parent process, and a person who sets MASTER_ADDR and NODE_RANK on each node.
+    Lightning in the parent process, and for several nodes a person who sets MASTER_ADDR and NODE_RANK on each. Call it before
+    Lightning is imported; only the first call counts, because later ones find what Lightning set for its own processes.
+
+    Args:
+        devices, nodes: of the settings; 1 and 1 for a command that starts no processes through Lightning.
     """
-    launched = "TORCHELASTIC_RUN_ID" in os.environ or current_ranks().world > 1
-    by_parent = os.environ.get(COMMAND) == str(os.getppid())
-    if not (launched or by_parent or {"MASTER_ADDR", "NODE_RANK"} <= set(os.environ)):
+    if os.environ.get(COMMAND) == str(os.getpid()):
+        return
+    by_launcher = _by_torchrun(os.environ) or current_ranks().world > 1
+    by_parent = os.environ.get(COMMAND) == str(os.getppid()) and "LOCAL_RANK" in os.environ
+    by_person = nodes > 1 and {"MASTER_ADDR", "NODE_RANK"} <= set(os.environ)
+    if not (by_launcher or (devices * nodes != 1 and (by_parent or by_person))):
         for name in LEFT_OVER:
             os.environ.pop(name, None)
         os.environ[COMMAND] = str(os.getpid())
@@ -246,6 +260,7 @@ def _init_process_group(ranks: Ranks) -> None:
 
 def rank() -> int:
     """0 for the first or only process of a run, else above 0, as set by torchrun, srun or Lightning's launcher."""
-    if (ranks := current_ranks()).world > 1:
+    ranks = current_ranks()
+    if ranks.world > 1 or _by_torchrun(os.environ):
         return ranks.rank
     return int(os.environ.get("NODE_RANK", 0)) + int(os.environ.get("LOCAL_RANK", 0))

@@ -23,8 +23,10 @@ class Terminated(KeyboardInterrupt):
 @contextmanager
 def clean_exit() -> Iterator[None]:
     """Turn expected exceptions into one sentence on stderr and the exit code; print ``?`` for signs that the output lacks."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell (>&-): what is written there is lost, and nothing else
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
         with _raise_on_sigterm():

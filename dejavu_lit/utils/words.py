@@ -1,20 +1,23 @@
-"""The words of a caption, also in scripts that are written without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese).
+"""The words of a caption, also in scripts that are written without spaces.
 
-White space separates words. Within such a word each character of a script without spaces, with the marks on it, is a word of
-its own, and so is each run of other characters: ``红色dog 2`` is 红, 色, dog, 2.
+They are Chinese, Japanese, Yi, Thai, Lao, Tibetan, Burmese, Khmer, Javanese and the Tai scripts (Tai Le, New Tai Lue, Tai Tham,
+Tai Viet). White space separates words. Within such a word each character of a script without spaces, with the marks on it, is
+a word of its own, and so is each run of other characters: ``红色dog 2`` is 红, 色, dog, 2.
 """
 
 import re
 import unicodedata
 from collections.abc import Sequence
 
-# Thai and Lao, Burmese, Khmer; CJK punctuation to CJK ideographs, their compatibility and full-width forms, further planes.
-# Korean, which has spaces, is not among them.
+# Thai, Lao and Tibetan; Burmese, Khmer; Tai Le and New Tai Lue; Tai Tham; CJK punctuation to CJK ideographs and Yi; Javanese;
+# Burmese letters of Tai languages and Tai Viet; CJK compatibility and full-width forms; further planes. Korean, which has spaces,
+# is not among them.
 UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u312f\u31a0-\u31bf\u31f0-\u9fff"
-    "\uf900-\ufaff\uff00-\uff9f\U00020000-\U0003ffff"
+    "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\u3000-\u312f\u31a0-\u31bf\u31f0-\ua4cf\ua980-\ua9ff"
+    "\uaa60-\uaadf\uf900-\ufaff\uff00-\uff9f\U00020000-\U0003ffff"
 )
-MARKS = "".join(c for c in map(chr, range(0x0E00, 0x3100)) if unicodedata.category(c).startswith("M"))
+_WITH_MARKS = (*range(0x0E00, 0x3100), *range(0xA980, 0xAAE0))
+MARKS = "".join(c for c in map(chr, _WITH_MARKS) if unicodedata.category(c).startswith("M"))
 _PIECE = re.compile(f"[{UNSPACED}][{MARKS}]*|[^{UNSPACED}]+")
 _SPACE = re.compile(f"(?<=[{UNSPACED}{MARKS}]) (?=[{UNSPACED}])(?![{MARKS}])")
 

@@ -3,15 +3,20 @@
 import errno
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from dejavu_lit import settings
 from dejavu_lit.cli.mistakes import _quotes_hint, quoted
+from dejavu_lit.report.terminal import console
+from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.exit_codes import clean_exit
-from tests.conftest import call, run
+from tests.conftest import ROOT, call, run
 
 
 def test_a_local_multirun_names_every_job_that_failed(tmp_path):
@@ -46,10 +51,10 @@ def test_other_arguments_get_no_hint(argument):
 
 
 def test_the_hint_is_what_the_command_says():
-    done = call("power", "figure=lr=0.1")
+    done = call("power", "gap=lr=0.1")
     assert done.returncode == 1
     hint = done.stderr.rpartition("quote it, as ")[2].strip()
-    assert shlex.split(hint) == ['figure="lr=0.1"']
+    assert shlex.split(hint) == ['gap="lr=0.1"']
 
 
 @pytest.mark.parametrize(
@@ -70,6 +75,20 @@ def test_too_little_memory_is_a_sentence(error, capsys):
     assert said.startswith("error: ")
     assert said.endswith("give the command more memory, or choose a smaller batch or fewer workers\n")
     assert said.count("\n") == 1
+
+
+def test_a_closed_output_ends_no_command(monkeypatch):
+    command = f"{shlex.quote(sys.executable)} -m dejavu_lit --help >&-"
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    with clean_exit():
+        console().print("lost")
+        assert not sys.stderr.isatty()
+    with pytest.raises(SystemExit) as end, clean_exit():
+        raise UserError("lost, too")
+    assert end.value.code == 1
 
 
 def test_another_error_keeps_its_traceback():
@@ -96,13 +115,40 @@ def test_another_error_keeps_its_traceback():
         "a&b",
     ],
 )
-@pytest.mark.parametrize("option", ["out", "data.dir", "+data.reader.path", "target", "metrics", "keys.A"])
-def test_a_path_is_taken_as_it_is_typed(option, path):
-    assert OverridesParser.create().parse_override(quoted(f"{option}={path}")).value() == path
+@pytest.mark.parametrize(
+    "option",
+    [
+        "train out",
+        "train data.dir",
+        "train data.shards",
+        "train model.init",
+        "prepare +data.reader.path",
+        "prepare data.reader.caption",
+        "prepare data.extra.labelled.path",
+        "prepare keys.A",
+        "evaluate target",
+        "evaluate sweep",
+        "evaluate base",
+        "evaluate objects",
+        "power metrics",
+        *(f"annotate annotator.{name}" for name in ("model", "config", "names", "classifier")),
+        "train hydra.sweep.dir",
+    ],
+)
+def test_a_text_is_taken_as_it_is_typed(option, path):
+    command, name = option.split()
+    assert OverridesParser.create().parse_override(quoted(f"{name}={path}", command)).value() == path
+
+
+def test_a_text_is_taken_as_it_is_typed_in_python_too():
+    assert (
+        settings("train", "data=stream", "data.shards=2024_01", "data.dir=1_0", "side=target").data.shards == "2024_01"
+    )
 
 
 def test_a_path_may_begin_at_the_home_directory():
-    assert quoted("data.dir=~/x") == f"data.dir={Path.home() / 'x'}"
+    assert quoted("sweep=~/x", "evaluate") == f"sweep={Path.home() / 'x'}"
+    assert quoted("data.reader.delimiter=~", "prepare") == "data.reader.delimiter='~'"
 
 
 @pytest.mark.parametrize(
@@ -115,12 +161,15 @@ def test_a_path_may_begin_at_the_home_directory():
         "out=runs/${seed}",
         "seed=7",
         "gaps.public=512",
+        "data.sizes.A=100",
+        "data.extra.single.count=100",
+        "model.config.embed_dim=32",
         "~out",
         "-m",
     ],
 )
 def test_other_arguments_are_not_quoted(argument):
-    assert quoted(argument) == argument
+    assert quoted(argument, "evaluate" if argument.startswith("target") else "train") == argument
 
 
 def test_the_folder_has_the_name_that_was_typed(tmp_path):

@@ -53,10 +53,10 @@ def commands(page: Path) -> list[tuple[str, str, list[str]]]:
     return [call for call in found if call[1] in COMMANDS]
 
 
-def one_value(word: str) -> str:
+def one_value(word: str, command: str) -> str:
     """An override of a multirun with its first value; others as the command quotes them."""
     word = re.sub(r"=(\w+)(\|\w+)+$", r"=\1", word)  # annotator=torchvision|open_vocabulary
-    quoted = mistakes.quoted(word)
+    quoted = mistakes.quoted(word, command)
     override = OverridesParser.create().parse_override(quoted)
     if not override.is_sweep_override():
         return quoted
@@ -77,13 +77,15 @@ def test_the_commands_of_a_page_compose(page: Path) -> None:
             if command in ("report", "resume"):
                 assert {word.partition("=")[0] for word in options} <= set(report.OPTIONS), line
                 continue
-            overrides = [one_value(word) for word in options]
+            overrides = [one_value(word, command) for word in options]
             register(command)
             try:
                 app.compose(command, overrides)
                 for word in options:  # the overrides within a setting of a study
                     if word.lstrip("+").startswith("settings."):
-                        app.compose(command, [one_value(one) for one in yaml.safe_load(word.partition("=")[2])])
+                        app.compose(
+                            command, [one_value(one, command) for one in yaml.safe_load(word.partition("=")[2])]
+                        )
             except UserError as error:
                 pytest.fail(f"{page.name}: {line}\n{error}")
 

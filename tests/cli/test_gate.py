@@ -88,8 +88,8 @@ def test_hydra_reads_the_condition_as_it_was_typed(text: str) -> None:
 
     from dejavu_lit.cli.mistakes import quoted
 
-    assert OverridesParser.create().parse_override(quoted(f"fail_if={text}")).value() == text
-    assert OverridesParser.create().parse_override(quoted("fail_if=null")).value() is None
+    assert OverridesParser.create().parse_override(quoted(f"fail_if={text}", "evaluate")).value() == text
+    assert OverridesParser.create().parse_override(quoted("fail_if=null", "evaluate")).value() is None
 
 
 @pytest.mark.parametrize(

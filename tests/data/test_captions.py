@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dejavu_lit.data.captions import (
     choose_caption,
     first_words,
+    idle_knobs,
     mask_words,
     replace_words,
     shuffle_words,
@@ -171,6 +172,21 @@ def test_every_draw_changes_with_seed_epoch_and_key(knob):
 
 def test_the_vocabulary_is_the_distinct_words_of_the_captions():
     assert vocabulary(["red cat", "red  dog", ""]) == ("cat", "dog", "red")
+
+
+@pytest.mark.parametrize(
+    ("captions", "knobs", "idle"),
+    [
+        (["dog", "cat"], {"text_mask": 0.5, "text_shuffle": 1.0, "text_random": 0.5}, ["text_mask", "text_shuffle"]),
+        (["dog", "a cat"], {"text_mask": 0.5, "text_shuffle": 1.0}, []),
+        (["a red dog", "红色的狗"], {"caption_words": 4}, ["caption_words"]),
+        (["a red dog", "红色的狗"], {"caption_words": 3}, []),
+        (["a red dog"], {"caption_words": 1, "text_mask": 0.5}, ["text_mask"]),  # words are cut first
+        (["dog"], {"caption_choice": True}, []),
+    ],
+)
+def test_knobs_that_change_no_caption_are_named(captions, knobs, idle):
+    assert idle_knobs(captions, Mitigation(**knobs)) == idle
 
 
 @pytest.mark.parametrize("caption", ["一只红色的狗在绿色的树旁边", "赤い犬が緑の木のそばにいる", "สุนัขสีแดงอยู่ข้างต้นไม้"])

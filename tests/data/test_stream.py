@@ -139,6 +139,14 @@ def test_caption_choice_draws_from_all_captions_and_rejects_data_with_one_each(f
         module(folder, side="reference", knobs={"caption_choice": True})
 
 
+def test_a_knob_that_changes_no_caption_is_named_in_a_warning(folder, caplog):
+    module(folder, knobs={"text_mask": 0.3, "caption_words": 6, "caption_choice": True})
+    assert not caplog.messages
+    module(folder, knobs={"text_mask": 0.3, "caption_words": 7})
+    (said,) = caplog.messages
+    assert said.startswith("mitigation.caption_words=7 changes none of the first 24 captions of ")
+
+
 def test_random_words_come_from_the_training_captions(folder):
     pairs = module(folder, knobs={"text_random": 1.0}, train_size=8)
     keys = ShardSet.open(folder / "A").keys(8)

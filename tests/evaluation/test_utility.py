@@ -12,6 +12,7 @@ from dejavu_lit.data.shards import Pair, ShardSet
 from dejavu_lit.evaluation import utility
 from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.evaluation.utility import (
+    check_prompts,
     class_list,
     class_vectors,
     linear_probe,
@@ -146,6 +147,30 @@ def test_labels_are_matched_by_name_or_number_and_by_order_only_if_asked_for():
         class_list(many, ["a", "b"], "order")
     with pytest.raises(UserError, match="classes_by=position is unknown"):
         class_list(many, ["a"], "position")
+
+
+def test_numbers_that_may_be_counted_from_1_are_named(caplog):
+    names = ["tench", "goldfish", "volleyball", "daisy"]
+    for counted_from_0_or_named in (["0", "2"], ["1", "4"], ["tench", "daisy"]):
+        class_list(names, counted_from_0_or_named)
+    assert not caplog.messages
+    assert class_list(names, ["1", "2", "3"])[1] == {"1": 1, "2": 2, "3": 3}
+    (said,) = caplog.messages
+    assert "1 is 'goldfish'" in said
+    assert class_list(names[:3], ["1", "2", "3"], "order")[1] == {"1": 0, "2": 1, "3": 2}  # as the message says
+
+
+def test_a_list_of_classes_is_read_as_utf_8_before_anything_is_computed(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("jalapeño\n\ncat\n", encoding="utf-8-sig")
+    assert class_list(str(path), ["cat", "jalapeño"]) == (["jalapeño", "cat"], {"cat": 1, "jalapeño": 0})
+    path.write_text("jalapeño", encoding="latin-1")
+    data = DataSpec("scenes", dir=str(tmp_path), labelled="L", classes=str(path))
+    with pytest.raises(UserError, match=r"names\.txt cannot be read .*; give one in UTF-8"):
+        check_prompts(data)
+    check_prompts(replace(data, labelled=None))
+    with pytest.raises(UserError, match=r"one \{\} each"):
+        check_prompts(replace(data, classes=None, templates="a photo"))
 
 
 def test_labels_come_from_the_json_or_from_cls(tmp_path, caplog):

@@ -1,5 +1,6 @@
 """Every kind of name loads its model, equal to that of its own library; anything else raises one sentence."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -152,6 +153,31 @@ def test_prefixes_of_compiled_towers_are_dropped(model, encoder, tmp_path):
     assert renamed.keys() != state.keys()
     save_file(renamed, tmp_path / "compiled" / WEIGHTS)
     assert load_encoder(f"local-dir:{tmp_path / 'compiled'}").fingerprint == encoder.fingerprint
+
+
+@pytest.mark.parametrize("chosen", ["open_clip_pytorch_model.bin", "model.pth", "z.safetensors"])
+def test_of_several_weights_in_a_folder_those_are_loaded_that_open_clip_prefers(model, tmp_path, chosen):
+    """Whether they or the others are compiled."""
+    state, other = (load_file(folder / WEIGHTS) for folder in (model, write_clip(tmp_path / "other", seed=7)))
+    seen = set()
+    for number, prefix in enumerate(("", "_orig_mod.")):
+        shutil.copytree(model, folder := tmp_path / str(number), ignore=shutil.ignore_patterns(WEIGHTS))
+        mine = {f"{prefix}{name}": value for name, value in state.items()}
+        others = {f"{'' if prefix else '_orig_mod.'}{name}": value for name, value in other.items()}
+        save_file(mine, folder / chosen) if chosen.endswith(".safetensors") else torch.save(mine, folder / chosen)
+        for name in ("a.bin", "b.pth"):
+            torch.save(others, folder / name)
+        seen.add(load_encoder(f"local-dir:{folder}").fingerprint)
+    assert seen == {load_encoder(f"local-dir:{model}").fingerprint}
+
+
+def test_a_folder_without_preprocessing_is_warned_of(model, tmp_path, caplog):
+    load_encoder(f"local-dir:{model}")
+    assert not caplog.records
+    shutil.copytree(model, tmp_path / "model")
+    (tmp_path / "model/open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG}))
+    load_encoder(f"local-dir:{tmp_path / 'model'}")
+    assert "open_clip_config.json has no preprocess_cfg" in caplog.text
 
 
 def test_a_file_whose_architecture_has_tags_with_other_settings_is_warned_of(tmp_path, monkeypatch, caplog):

@@ -5,7 +5,7 @@ import os
 import pytest
 from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 
-from dejavu_lit.utils.distributed import COMMAND, forget_left_over_ranks, lightning_environment, rank
+from dejavu_lit.utils.distributed import COMMAND, LEFT_OVER, forget_left_over_ranks, lightning_environment, rank
 from dejavu_lit.utils.errors import UserError
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
@@ -15,7 +15,7 @@ ALLOCATION = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "4
 
 @pytest.fixture(autouse=True)
 def _no_ranks(monkeypatch):
-    for name in [*TORCHRUN, "NODE_RANK", "GROUP_RANK", "MASTER_ADDR", COMMAND]:
+    for name in [*LEFT_OVER, "MASTER_ADDR", COMMAND]:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -25,6 +25,9 @@ def _no_ranks(monkeypatch):
         {"LOCAL_RANK": "1"},
         {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"},
         {"NODE_RANK": "1"},
+        {"MASTER_ADDR": "n1", "NODE_RANK": "1"},  # of a training on several nodes
+        {"TORCHELASTIC_RUN_ID": "x", "LOCAL_RANK": "1"},
+        {"SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "1"},
         {"SLURM_PROCID": "3", "SLURM_NTASKS": "4"},
         {COMMAND: "1", "LOCAL_RANK": "1"},  # of a command that has ended
     ],
@@ -33,23 +36,36 @@ def test_left_over_ranks_are_forgotten(left_over):
     os.environ.update(left_over)
     forget_left_over_ranks()
     assert rank() == 0
-    assert not {"RANK", "LOCAL_RANK", "SLURM_PROCID"} & set(os.environ)
+    assert not set(LEFT_OVER) & set(os.environ)
 
 
 @pytest.mark.parametrize(
-    "given",
+    ("given", "devices", "nodes"),
     [
-        TORCHRUN,
-        SRUN,
-        {COMMAND: str(os.getppid()), "NODE_RANK": "0", "LOCAL_RANK": "1"},  # started by Lightning
-        {"MASTER_ADDR": "n1", "NODE_RANK": "1"},  # set on each node
+        (TORCHRUN, 1, 1),  # which trainer does not need to know
+        (SRUN, 1, 1),
+        ({COMMAND: str(os.getppid()), "NODE_RANK": "0", "LOCAL_RANK": "1"}, 2, 1),  # started by Lightning
+        ({"MASTER_ADDR": "n1", "NODE_RANK": "1"}, 1, 2),  # set on each node
     ],
 )
-def test_ranks_of_a_launcher_are_kept(given):
+def test_ranks_of_a_launcher_are_kept(given, devices, nodes):
     os.environ.update(given)
-    forget_left_over_ranks()
+    forget_left_over_ranks(devices, nodes)
     assert rank() == 1
     assert set(given) <= set(os.environ)
+
+
+def test_what_lightning_sets_after_the_first_call_is_kept():
+    forget_left_over_ranks(2)
+    os.environ.update({"LOCAL_RANK": "0", "NODE_RANK": "0"})  # for a second training of the same program
+    forget_left_over_ranks(2)
+    assert os.environ["LOCAL_RANK"] == "0"
+
+
+def test_one_process_of_torchrun_is_rank_0():
+    os.environ.update({**TORCHRUN, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "NODE_RANK": "1"})
+    forget_left_over_ranks()
+    assert rank() == 0
 
 
 def test_lightning_takes_only_tasks_of_srun_for_tasks():

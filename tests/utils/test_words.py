@@ -18,13 +18,21 @@ from dejavu_lit.utils.words import join_words, split_words
         ("红色dog 2", ["红", "色", "dog", "2"]),
         ("犬とカップ", ["犬", "と", "カ", "ッ", "プ"]),
         ("ที่นี่", ["ที่", "นี่"]),  # vowels and tones stay on their consonant
+        ("བོད་སྐད", ["བོ", "ད", "་", "སྐ", "ད"]),  # Tibetan
+        ("ꦧꦱꦗꦮ", ["ꦧ", "ꦱ", "ꦗ", "ꦮ"]),  # Javanese
+        ("ꦱꦶꦗꦶ", ["ꦱꦶ", "ꦗꦶ"]),
+        ("ꆈꌠꉙ", ["ꆈ", "ꌠ", "ꉙ"]),  # Yi
+        ("ᥖᥭᥰ", ["ᥖ", "ᥭ", "ᥰ"]),  # Tai Le
+        ("ᦅᧄ", ["ᦅ", "ᧄ"]),  # New Tai Lue
+        ("ᨲ᩠ᩅᩫ", ["ᨲ᩠", "ᩅᩫ"]),  # Tai Tham
+        ("ꪼꪕ", ["ꪼ", "ꪕ"]),  # Tai Viet
     ],
 )
 def test_split(text, words):
     assert split_words(text) == words
 
 
-@pytest.mark.parametrize("text", ["红色的狗。", "ที่นี่ดี", "a red dog", "naïve café"])
+@pytest.mark.parametrize("text", ["红色的狗。", "ที่นี่ดี", "བོད་སྐད", "ꦱꦶꦗꦶ", "ꆈꌠꉙ", "ᨲ᩠ᩅᩫ", "a red dog", "naïve café"])
 def test_joining_the_words_gives_the_text(text):
     assert join_words(split_words(text)) == text
 
