@@ -17,11 +17,11 @@ def compiled(kernel: Callable[..., Any], exact_sums: bool = False) -> Callable[.
 
     ``exact_sums``: every order of its additions gives the same sum, so it may add several numbers at once.
     """
-    options = {"nogil": True, "fastmath": {"reassoc"} if exact_sums else False}
+    fastmath = {"reassoc"} if exact_sums else False
     try:
-        return numba.njit(cache=True, **options)(kernel)
+        return numba.njit(nogil=True, cache=True, fastmath=fastmath)(kernel)
     except RuntimeError:  # numba found no writable cache folder
-        return numba.njit(**options)(kernel)
+        return numba.njit(nogil=True, fastmath=fastmath)(kernel)
 
 
 @compiled

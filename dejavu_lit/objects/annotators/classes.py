@@ -37,7 +37,7 @@ class ClassLabels(Lookup):
         if self.names == "imagenet":
             from open_clip import IMAGENET_CLASSNAMES  # two of its names occur twice, so it is no vocabulary
 
-            return IMAGENET_CLASSNAMES
+            return list(IMAGENET_CLASSNAMES)
         return read_lines(self.names)
 
     def annotation(self, pair: Pair) -> Annotation:
