@@ -98,8 +98,12 @@ class ShardSet:
             keys.extend(self.index(shard).keys)
         return keys[:limit]
 
+    def images(self) -> dict[str, str]:
+        """{name of a shard without .tar: fingerprint of its images}."""
+        return {Path(name).stem: self.index(shard).images for shard, name in enumerate(self.names)}
+
     def fingerprint(self) -> dict[str, str]:
-        """{shard: hash of its keys, its captions (the JSON if there is no txt) and the sizes of its members}; image data is not read."""
+        """{shard: hash of keys, captions (the JSON if there is no txt) and sizes of members}; images are not read."""
         return {name: self._digest(shard) for shard, name in enumerate(self.names)}
 
     def _digest(self, shard: int) -> str:

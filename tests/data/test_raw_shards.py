@@ -178,7 +178,7 @@ def test_shards_that_were_replaced_since_the_samples_were_drawn_are_refused(tmp_
     module(data).train_dataloader()
     write_shards(folder, [pair(number) for number in range(1000, 1060)], 20)
     for use in (lambda data: module(data).train_dataloader(), prepare_data):
-        with pytest.raises(UserError, match="data.shards has other shards than when the samples in .*out were drawn"):
+        with pytest.raises(UserError, match=r"data\.shards has other shards than when the samples in .*out were drawn"):
             use(data)
     assert ShardSet.open(data.folder / "A").sizes == (8,)  # which can be evaluated
 
