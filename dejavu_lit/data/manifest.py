@@ -40,8 +40,8 @@ def duplicate_groups(manifest: Path, name: str, option: str = "mitigation.dedup=
     raise UserError(f"the groups of duplicates in {manifest} are damaged; prepare the data again")
 
 
-def exact_copies(folder: Path) -> int | None:
-    """How many pairs of a prepared set have the same image, to the byte, as another of them that counts; None: unknown."""
+def listed_copies(folder: Path) -> int | None:
+    """How many pairs of a prepared set are exact copies of another, as prepare counted them; None: unknown."""
     manifest = folder.parent / MANIFEST
     if not manifest.is_file():
         return None

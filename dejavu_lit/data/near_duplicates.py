@@ -11,7 +11,7 @@ background, a gradient, a few marks on white) get no perceptual hash and are com
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -19,6 +19,8 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
+from dejavu_lit.data.manifest import listed_copies
+from dejavu_lit.data.shards import BadPair, ShardSet, read_pairs
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.progress import progress
 
@@ -53,6 +55,19 @@ def perceptual_hash(image: Image.Image) -> int | None:
     if np.median(np.abs(coefficients)) < _MIN_MAGNITUDE:
         return None
     return int(_WEIGHTS[coefficients > 0].sum())
+
+
+def exact_copies(shards: ShardSet, excluded: Collection[str] = ()) -> int:
+    """How many pairs have the same image, to the byte, as another one that counts; the images are read if need be."""
+    if not excluded and (listed := listed_copies(shards.folder)) is not None:
+        return listed
+    pairs = progress(read_pairs(shards), f"comparing images of {shards.folder.name}", total=len(shards), unit="image")
+    digests = [
+        content_digest(pair.image).tobytes()
+        for pair in pairs
+        if not isinstance(pair, BadPair) and pair.key not in excluded
+    ]
+    return len(digests) - len(set(digests))
 
 
 def exact_groups(digests: np.ndarray) -> np.ndarray:

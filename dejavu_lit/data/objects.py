@@ -25,6 +25,7 @@ from dejavu_lit.utils.io import atomic, visible_files
 
 METADATA = b"dejavu_lit"
 READ_ERRORS = (ValueError, OSError, RecursionError, OverflowError, MemoryError, pa.ArrowException)  # of a damaged file
+IMAGES = b"dejavu_lit_images"  # the fingerprint of the shard's images
 FAILED = b"dejavu_lit_failed"  # {key: reason} of the images that could not be annotated
 SCHEMA = pa.schema(
     [
@@ -85,10 +86,18 @@ class Failed:
     reason: str
 
 
-def write_objects(path: Path | str, rows: Sequence[Annotation | Failed], annotator: Annotator) -> None:
-    """Write one part (the objects of one shard) atomically; the same rows give the same bytes."""
+def write_objects(
+    path: Path | str, rows: Sequence[Annotation | Failed], annotator: Annotator, images: str | None = None
+) -> None:
+    """Write one part (the objects of one shard) atomically; the same rows give the same bytes.
+
+    Args:
+        images: ``ShardIndex.images`` of the shard, so that the part is not taken for that of other images; None: unknown.
+    """
     columns = [[getattr(row, name, None) for row in rows] for name in SCHEMA.names]
     metadata = {METADATA: json.dumps(annotator.as_json(), sort_keys=True).encode()}
+    if images is not None:
+        metadata[IMAGES] = images.encode()
     if failed := {row.key: row.reason for row in rows if isinstance(row, Failed)}:
         metadata[FAILED] = json.dumps(failed, sort_keys=True).encode()
     table = pa.table(columns, schema=SCHEMA.with_metadata(metadata))
@@ -227,12 +236,36 @@ def _checked(table: pa.Table) -> pa.Table:
 def failures(path: Path) -> dict[str, str]:
     """{key: reason} of the images of one part that could not be annotated; raises UserError if it cannot be read."""
     try:
-        reasons = json.loads((pq.read_schema(path).metadata or {}).get(FAILED, b"{}"))
+        reasons = json.loads(_metadata(path).get(FAILED, b"{}"))
         if not isinstance(reasons, dict) or not all(isinstance(reason, str) for reason in reasons.values()):
             raise ValueError("its failed images are not {key: reason}")
     except READ_ERRORS as error:
         raise UserError(f"{path} is damaged ({first_line(error)}); annotate its shard again") from None
     return reasons
+
+
+def check_images(artifact: Path, images: Mapping[str, Mapping[str, str]]) -> None:
+    """Raise UserError if a part of an artifact has the objects of other images than {set: {shard: fingerprint}}."""
+    for name, shards in images.items():
+        for shard, fingerprint in shards.items():
+            path = artifact / name / f"{shard}.parquet"
+            if path.is_file() and not is_part_of(path, fingerprint):
+                raise UserError(
+                    f"{path} has the objects of other images, whose keys are the same; annotate these images, or choose other "
+                    "objects="
+                )
+
+
+def is_part_of(path: Path, images: str) -> bool:
+    """Whether a part has the objects of the images with this fingerprint, or does not say; raises UserError if damaged."""
+    try:
+        return _metadata(path).get(IMAGES, images.encode()) == images.encode()
+    except READ_ERRORS as error:
+        raise UserError(f"{path} is damaged ({first_line(error)}); annotate its shard again") from None
+
+
+def _metadata(path: Path) -> Mapping[bytes, bytes]:
+    return pq.read_schema(path).metadata or {}
 
 
 def _compress(table: pa.Table, labels: pa.Array, threshold: float, folder: str) -> Objects:

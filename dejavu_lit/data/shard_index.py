@@ -8,16 +8,16 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from dejavu_lit.data.decode import MAX_JSON_BYTES, TEXTS, BadPair, Pair, decode_texts, json_safe
 from dejavu_lit.data.remote import fetch_shard
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import is_hidden
+from dejavu_lit.utils.io import fingerprint, is_hidden
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 NO_IMAGE = f"it has no image member KEY.{', KEY.'.join(IMAGE_EXTENSIONS)} (a key ends at the first dot of the name)"
@@ -44,6 +44,13 @@ class ShardIndex:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @cached_property
+    def images(self) -> str:
+        """A fingerprint of the images, by which their objects are known (``images_fingerprint``)."""
+        extensions = map(image_extension_of, self.members)
+        sizes = [m[e][1] if e else 0 for m, e in zip(self.members, extensions, strict=True)]
+        return images_fingerprint(zip(self.keys, sizes, strict=True))
 
     def subset(self, positions: Sequence[int]) -> "ShardIndex":
         """The index of the pairs at ``positions``, in their order."""
@@ -227,6 +234,11 @@ def _pairs(name: str, group: Members) -> Iterator[tuple[str, Members]]:
         yield name, rest
     for stem in own:
         yield f"{name}.{stem}", stems[stem]
+
+
+def images_fingerprint(images: Iterable[tuple[str, int]]) -> str:
+    """A fingerprint of the images of a shard, given by their keys and sizes in bytes."""
+    return fingerprint(list(images))
 
 
 def image_extension_of(members: Collection[str]) -> str | None:

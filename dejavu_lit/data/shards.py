@@ -103,8 +103,12 @@ class ShardSet:
             keys.extend(self.index(shard).keys)
         return keys[:limit]
 
+    def images(self) -> dict[str, str]:
+        """{name of a shard without .tar: fingerprint of its images}."""
+        return {Path(name).stem: self.index(shard).images for shard, name in enumerate(self.names)}
+
     def fingerprint(self) -> dict[str, str]:
-        """{shard: hash of its keys, captions (the JSON without a txt) and the sizes of its members}; images are not read."""
+        """{shard: hash of keys, captions (JSON and class without a txt) and sizes of members}; images are not read."""
         return {name: self._digest(shard) for shard, name in enumerate(self.names)}
 
     def _digest(self, shard: int) -> str:
@@ -112,8 +116,9 @@ class ShardSet:
         with open_shard(index.path) as file:
             for key, members in zip(index.keys, index.members, strict=True):
                 digest.update(repr((key, sorted((name, size) for name, (_, size) in members.items()))).encode())
-                if caption := next((members[name] for name in ("txt", "json") if name in members), None):
-                    digest.update(read_range(file.fileno(), index.path, *caption))
+                for name in ("txt",) if "txt" in members else ("json", "cls"):
+                    if name in members:
+                        digest.update(read_range(file.fileno(), index.path, *members[name]))
         return digest.hexdigest()[:16]
 
 

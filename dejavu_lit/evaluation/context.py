@@ -1,7 +1,8 @@
 """context.json of an evaluation's directory, by which a later call resumes, recomputes or is refused.
 
 {config: the settings that cannot change, weights: the states of both models' weight files, largest_k, public,
-public_left_out: annotated public keys that were not searched, utility, exposure, search: what recomputing carries over,
+public_left_out: annotated public keys that were not searched, images: {set: {shard: fingerprint of its images}},
+utility, exposure, search: what recomputing carries over,
 membership: {pairs: the setting with which the records were scored, unavailable: {column: why it is missing}},
 statistics: the settings and files of the last figures}
 """

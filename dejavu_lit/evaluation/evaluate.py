@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dejavu_lit.data.manifest import MANIFEST, exact_copies
-from dejavu_lit.data.objects import Objects, read_objects
+from dejavu_lit.data.manifest import MANIFEST
+from dejavu_lit.data.objects import Objects, check_images, read_objects
 from dejavu_lit.data.shards import BadPair, ShardSet, read_pairs
 from dejavu_lit.evaluation.audited_model import AuditedModel, weight_states
 from dejavu_lit.evaluation.comparison import EmbeddedSets, EvaluationInputs, training_differences
@@ -91,7 +91,10 @@ def evaluate(spec: EvaluationSpec, ranks: Ranks = SINGLE_PROCESS) -> dict[str, A
     against_base = evaluate(spec.against_base, ranks) if spec.against_base else None
     if ranks.rank > 0 or context is None:
         return {}
-    return finished_metrics(spec.out, context, statistics) or write_metrics(spec, context, statistics, against_base)
+    if (finished := finished_metrics(spec.out, context, statistics)) is not None:
+        return finished
+    _check_images(spec, context.get("images", {}))
+    return write_metrics(spec, context, statistics, against_base)
 
 
 def _embed_search_and_write_records(spec: EvaluationSpec, inputs: EvaluationInputs, ranks: Ranks) -> dict[str, Any]:
@@ -119,6 +122,7 @@ def _embed_search_and_write_records(spec: EvaluationSpec, inputs: EvaluationInpu
         "largest_k": largest_k,
         "public": inputs.public_name,
         "public_left_out": annotated.unsearched,
+        "images": annotated.images,
         "utility": {role: utility(model, spec.data) for role, model in inputs.models.items()},
         "exposure": {"target": _span(exposures["population"]), "reference": _span(exposures["swapped"])},
         "raw_shards": _raw_shards(inputs),
@@ -127,7 +131,7 @@ def _embed_search_and_write_records(spec: EvaluationSpec, inputs: EvaluationInpu
         "search": {
             "index": spec.evaluation.index,
             "recall": min(recall for _, recall in results.values()),
-            "copies": _public_copies(spec),
+            "copies": _public_copies(spec, inputs.public),
         },
     }
 
@@ -150,12 +154,14 @@ def _training_differences(inputs: EvaluationInputs) -> dict[str, Any] | None:
     return differences
 
 
-def _public_copies(spec: EvaluationSpec) -> int | None:
+def _public_copies(spec: EvaluationSpec, public: ShardSet) -> int:
     """How many public images are exact copies of others, with a warning if there are any."""
-    if copies := exact_copies(spec.data.public_folder()):
+    from dejavu_lit.data.near_duplicates import exact_copies  # loads scipy, which recomputing does not need
+
+    if copies := exact_copies(public, spec.data.excluded):
         log.warning(
             "%d images of the public set %s are exact copies of others: the k nearest are fewer images, so the gaps come "
-            "out smaller; prepare the data without the copies",
+            "out smaller; leave them out by data.exclude= (dejavu dedup within=true lists them)",
             *(copies, spec.data.public),
         )
     return copies
@@ -163,22 +169,34 @@ def _public_copies(spec: EvaluationSpec) -> int | None:
 
 @dataclass(frozen=True)
 class _Annotated:
-    """The objects of the measured images, by block, and of the public ones; the annotated public keys not searched."""
+    """The objects of the measured images, by block, and of the public ones; the annotated public keys not searched.
+
+    images: {set: {shard: fingerprint of its images}}.
+    """
 
     truth: dict[str, Objects]
     public: Objects
     unsearched: list[str]
+    images: dict[str, dict[str, str]]
 
 
 def _read_objects(spec: EvaluationSpec, inputs: EvaluationInputs, embedded: EmbeddedSets) -> _Annotated:
     _warn_of_widths(inputs, embedded)
+    sets = {name: ShardSet.open(spec.data.set_folder(name)) for name in map(BLOCK_SETS.__getitem__, inputs.shards)}
+    images = {name: shards.images() for name, shards in {**sets, inputs.public_name: inputs.public}.items()}
+    _check_images(spec, images)
     # A and B as one: in a random half each has pairs of both.
     trained = [spec.objects / BLOCK_SETS[block] for block in inputs.shards if block != "null"]
     others = (spec.objects / name for name in (BLOCK_SETS["null"], inputs.public_name))
     (pool, holdout, public), _ = read_objects([trained, *others], spec.settings.threshold)
     truth = {block: (holdout if block == "null" else pool).take(keys) for block, keys in embedded.keys.items()}
     unsearched = sorted(set(public.keys) - set(embedded.public_keys))
-    return _Annotated(truth, public.take(embedded.public_keys), unsearched)
+    return _Annotated(truth, public.take(embedded.public_keys), unsearched, images)
+
+
+def _check_images(spec: EvaluationSpec, images: Mapping[str, Mapping[str, str]]) -> None:
+    for artifact in (spec.objects, *spec.further_objects.values()):
+        check_images(artifact, images)
 
 
 def _warn_of_widths(inputs: EvaluationInputs, embedded: EmbeddedSets) -> None:

@@ -16,7 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from dejavu_lit.data.objects import Annotation, Annotator, Failed, failures, read_objects, read_part, write_objects
+from dejavu_lit.data.objects import (
+    Annotation,
+    Annotator,
+    Failed,
+    failures,
+    is_part_of,
+    read_objects,
+    read_part,
+    write_objects,
+)
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.objects.base import Shard, Source
 from dejavu_lit.utils.distributed import current_ranks
@@ -160,7 +169,7 @@ def _write_parts(out: Path, source: Source, shards: Sequence[Shard], max_failed:
             if [row.key for row in rows] != list(shard.index.keys):
                 raise AssertionError(f"{source.annotator.name} returned rows that do not match {shard.index.path}")
             _check_failures(shard, rows, max_failed)
-            write_objects(_part_path(out, shard), rows, source.annotator)
+            write_objects(_part_path(out, shard), rows, source.annotator, shard.index.images)
             images += len(rows)
     return images
 
@@ -221,7 +230,7 @@ def _is_complete(out: Path, shard: Shard, annotator: Annotator) -> bool:
         logger.warning("%s is damaged and will be redone", path)
         return False
     _check_annotator(path, annotator, part_annotator)
-    if table["key"].to_pylist() != list(shard.index.keys):
+    if table["key"].to_pylist() != list(shard.index.keys) or not is_part_of(path, shard.index.images):
         logger.warning("%s has other images than its shard and will be redone", path)
         return False
     return True

@@ -15,8 +15,7 @@ import pytest
 from PIL import Image
 
 from dejavu_lit.data import scan as scanning
-from dejavu_lit.data.manifest import exact_copies
-from dejavu_lit.data.near_duplicates import near_groups
+from dejavu_lit.data.near_duplicates import exact_copies, near_groups
 from dejavu_lit.data.objects import Annotation, read_objects
 from dejavu_lit.data.prepare import prepare
 from dejavu_lit.data.readers.coco import CocoReader
@@ -504,7 +503,9 @@ def test_object_parts_match_the_shards(tmp_path: Path) -> None:
         assert manifest["sets"][name]["objects"] == "coco"
         shards = ShardSet.open(tmp_path / "out" / name)
         for number, tar in enumerate(shards.names):
-            part = pq.read_table(tmp_path / "out/objects/coco" / name / f"{Path(tar).stem}.parquet").to_pylist()
+            table = pq.read_table(tmp_path / "out/objects/coco" / name / f"{Path(tar).stem}.parquet")
+            assert table.schema.metadata[b"dejavu_lit_images"].decode() == shards.index(number).images
+            part = table.to_pylist()
             assert [row["key"] for row in part] == list(shards.index(number).keys)
             for row in part:
                 annotation = reader.read(row["key"])[1]
@@ -562,8 +563,12 @@ def test_pairs_with_several_captions_and_copies_within_p_are_counted(
     assert "table: 20 of 20 pairs have several captions, 100 in all" in caplog.text
     assert manifest["duplicates"]["within"]["P"]["exact"] == {"groups": 5, "pairs": 10}
     assert "P has 10 pairs that are exact copies of 5 images" in caplog.text
-    assert exact_copies(tmp_path / "out/P") == 5
-    assert exact_copies(tmp_path / "out/elsewhere") is exact_copies(tmp_path / "P") is None
+    public = ShardSet.open(tmp_path / "out/P")
+    assert exact_copies(public) == 5
+    (tmp_path / "out/manifest.json").unlink()  # as for shards of others, whose images are then read
+    assert exact_copies(public) == 5
+    assert exact_copies(public, public.keys()[:8]) <= 1
+    assert exact_copies(public, public.keys()) == 0
 
 
 def test_hidden_files_beside_shards_and_objects_are_ignored(tmp_path: Path) -> None:

@@ -14,6 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import dejavu_lit.measure
+from dejavu_lit.data.objects import Annotation, read_part, write_objects
+from dejavu_lit.data.prepared import DataSpec
+from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.evaluation.embeddings import Embeddings, write_embeddings
 from tests.conftest import ROOT, call, run
 
@@ -351,7 +354,7 @@ def test_an_epoch_of_a_run_and_another_public_set(runs, tmp_path):
 def test_public_images_in_a_folder_elsewhere(runs, scenes, tmp_path):
     shutil.copytree(scenes / "P", tmp_path / "other")
     objects = shutil.copytree(scenes / "objects" / "scenes", tmp_path / "objects")
-    shutil.move(objects / "P", objects / "other")
+    shutil.move(objects / "P", objects / DataSpec("scenes", str(scenes)).set_name(str(tmp_path / "other")))
     out = tmp_path / "gap"
     sides = [f"target={runs['target']}", f"reference={runs['reference']}"]
     gate = "by_k['5'].null.ppg.value > -2"
@@ -373,6 +376,14 @@ def test_public_images_in_a_folder_elsewhere(runs, scenes, tmp_path):
     done = call("evaluate", *sides, *options[:-1], "fail_if=", f"out={out}")
     assert done.returncode == 1
     assert "fail_if= is empty" in done.stderr
+    assert metrics(out)["search"]["copies"] == 0  # read from the images, since no manifest lists them
+    others = tmp_path / "objects/A/00000.parquet"
+    annotator, _ = read_part(others)
+    rows = [Annotation(key, [], [], []) for key in ShardSet.open(scenes / "A").keys()]
+    write_objects(others, rows, annotator, "of other images")
+    done = call("evaluate", *sides, *options[:-1], f"out={out}")  # recomputes
+    assert done.returncode == 1
+    assert f"{others} has the objects of other images" in done.stderr
 
 
 def test_objects_missing_for_some_keys_are_refused_by_number(runs, scenes, tmp_path):

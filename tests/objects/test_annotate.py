@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from dejavu_lit.cli.annotate import open_sets
-from dejavu_lit.data.objects import Annotation, read_objects, write_objects
+from dejavu_lit.data.objects import Annotation, check_images, read_objects, write_objects
 from dejavu_lit.data.prepared import DataSpec
-from dejavu_lit.data.shards import Pair, ShardSet, write_shards
+from dejavu_lit.data.shards import Pair, ShardSet, index_shard, write_shards
 from dejavu_lit.objects.annotate import annotate, coverage, parse_share
 from dejavu_lit.objects.annotators.classes import ClassLabels
 from dejavu_lit.objects.annotators.torchvision import TorchvisionDetector
@@ -120,6 +120,27 @@ def test_a_failed_first_run_does_not_block_the_next(data: Path) -> None:
     assert read_objects([data / "objects/c/A"])[1] == ClassLabels().annotator
     about = json.loads((data / "objects/c/annotator.json").read_text())
     assert about["annotator"] == ClassLabels().annotator.as_json()
+
+
+def test_objects_of_other_images_with_the_same_keys_are_redone_or_refused(data: Path) -> None:
+    before = sets(data)["P"].images()
+    annotate(ClassLabels(), sets(data), data / "objects/c")
+    check_images(data / "objects/c", {"P": before})
+    others = [
+        Pair(pair.key, encoded(sample_image(99, 50)), "png", pair.caption, {"label": "x"}) for pair in pairs("P", 15)
+    ]
+    write_shards(data / "P", others, 10)
+    index_shard.cache_clear()
+    with pytest.raises(UserError, match=r"c/P/00000\.parquet has the objects of other images, whose keys are the same"):
+        check_images(data / "objects/c", {"P": sets(data)["P"].images()})
+    assert annotate(ClassLabels(), sets(data), data / "objects/c").images == 15
+    now = sets(data)["P"].images()
+    check_images(data / "objects/c", {"P": now})
+    write_objects(data / "objects/c/P/00000.parquet", [], ClassLabels().annotator)  # does not say of which images
+    check_images(data / "objects/c", {"P": now})
+    (data / "objects/c/P/00001.parquet").write_bytes(b"no parquet")
+    with pytest.raises(UserError, match=r"00001\.parquet is damaged"):
+        check_images(data / "objects/c", {"P": now})
 
 
 def test_objects_of_two_annotators_are_never_mixed(data: Path) -> None:
