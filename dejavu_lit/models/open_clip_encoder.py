@@ -232,9 +232,7 @@ def _build(
     try:
         with _quiet():
             if (state := read()) is None:
-                model = create_model(
-                    source, weights, force_quick_gelu=quick, require_pretrained=True, weights_only=True
-                )
+                model = create_model(source, weights, force_quick_gelu=quick, require_pretrained=True)
             else:
                 model = create_model(source, load_weights=False, pretrained_text=False)
                 model.load_state_dict(state)

@@ -17,7 +17,7 @@ def create_model(source: str, *arguments: Any, **options: Any) -> Any:
     text = (open_clip.get_model_config(source) or {}).get("text_cfg") or {}
     if tower := text.get("hf_model_name"):
         _check_tower(str(tower))
-    return open_clip.create_model(source, *arguments, **options)
+    return open_clip.create_model(source, *arguments, weights_only=True, **options)
 
 
 def _check_tower(tower: str) -> None:

@@ -12,7 +12,7 @@ import yaml
 
 from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, UTILITY
 from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows
-from dejavu_lit.report.narrative import capitalized, exposure_summary, no_recommendation, percent, signed
+from dejavu_lit.report.narrative import capitalized, exposure_summary, no_recommendation, percent, signed, study_caution
 from dejavu_lit.study.ranking import utility
 
 AUDIT = {"type": "feature-extraction", "name": "déjà vu memorization, target against reference"}
@@ -60,7 +60,8 @@ def study_markdown(study: Metrics) -> str:
         (f"{s['name']}-n{s['train_size']}-s{s['seed']}", str(s.get("data") or "unknown"), s) for s in study["settings"]
     ]
     rows = [[_escape(cell, MARKDOWN) for cell in row] for row in _study_rows(study)]
-    parts = ["## Déjà vu memorization against utility", _escape(_recommendation(study), MARKDOWN)]
+    sentences = filter(None, [_recommendation(study), study_caution(study)])
+    parts = ["## Déjà vu memorization against utility", *(_escape(sentence, MARKDOWN) for sentence in sentences)]
     return "\n\n".join([_model_index(models), *parts, _markdown_table(STUDY_HEADERS, rows)]) + "\n"
 
 

@@ -198,6 +198,17 @@ def study_sentence(study: Mapping[str, Any]) -> str:
     return f"{text}; {verdict}" + (f", {ppg:.3f}" if ppg is not None else "")
 
 
+def study_caution(study: Mapping[str, Any]) -> str:
+    """The settings whose models know too little to show much, in one sentence; "" if there are none."""
+    names = dict.fromkeys(row["name"] for row in study["settings"] if row.get("beats_blind") is False)
+    if not names:
+        return ""
+    return (
+        f"Knowing nothing would do as well: a model of {', '.join(names)} is not better than naming the most frequent objects; "
+        "train longer, or on more pairs, before you rely on these gaps or compare them."
+    )
+
+
 def pooled_sentence(pooled: Mapping[str, Any]) -> str:
     """The verdict on one setting of a study, its difference to the default, and what random halves show of single pairs."""
     difference = pooled.get("difference")

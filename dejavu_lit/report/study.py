@@ -22,6 +22,7 @@ from dejavu_lit.report.narrative import (
     percent,
     pooled_sentence,
     signed,
+    study_caution,
     study_sentence,
     to_state,
 )
@@ -170,8 +171,9 @@ def study_page(
 
 
 def _verdicts(study: Row) -> list[dict[str, str]]:
-    """The verdict on each setting, and the settings without a result."""
-    items = []
+    """What all settings have to be read with, the verdict on each, and the settings without a result."""
+    caution = study_caution(study)
+    items = [{"state": "caution", "sign": "!", "name": "Caution", "sentence": caution}] if caution else []
     for pooled in study.get("pooled", []):
         state = to_state(pooled["found"]["found"])
         name = f"{pooled['name']}, {pooled['train_size']:,} pairs"

@@ -14,7 +14,7 @@ from rich.table import Table
 from dejavu_lit.measure.controls import beats_blind, differences_sentence
 from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES
 from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows
-from dejavu_lit.report.narrative import meanings, pooled_sentence, study_sentence
+from dejavu_lit.report.narrative import meanings, pooled_sentence, study_caution, study_sentence
 from dejavu_lit.report.study_points import membership_auc
 from dejavu_lit.study.ranking import difference_to_default, utility
 from dejavu_lit.utils.run_directory import RunDirectory
@@ -189,6 +189,8 @@ def show_study(study: Mapping[str, Any], out: Path, width: int | None = None) ->
         sd = f" (sd over {len(pooled['seeds'])} {unit} {spread['sd']:.3f})" if spread.get("sd") is not None else ""
         name = f"{pooled['name']}, {pooled['train_size']} pairs"
         terminal.print(f"{name}: {pooled_sentence(pooled)}{sd}", soft_wrap=True)
+    if caution := study_caution(study):
+        terminal.print(caution, style="yellow", soft_wrap=True)
     recommended = f"recommended: {study['recommended']}" if study["recommended"] else "nothing is recommended"
     terminal.print(f"frontier: {', '.join(study['frontier']) or 'empty'}; {recommended}", soft_wrap=True)
     terminal.print(f"{study_sentence(study)}.", soft_wrap=True)

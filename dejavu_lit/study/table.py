@@ -82,6 +82,7 @@ def study_row(out: Path, cell: Cell, metrics: Mapping[str, Any], folder: Path) -
         "knobs": knobs(cell.target, cell.epochs.get("target")),
         **{block: metrics[block] for block in BLOCKS},
         "utility": metrics["utility"],
+        "beats_blind": (metrics.get("blind") or {}).get("beaten"),
         "membership": membership_summary(metrics.get("membership")),
         "exposure": metrics["exposure"],
         "seconds": sum(_training_seconds(getattr(cell, side), cell.epochs.get(side)) for side in SIDES),

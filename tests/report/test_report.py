@@ -14,11 +14,12 @@ from dejavu_lit.cli.report import run
 from dejavu_lit.data.key_lists import read_keys
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.evaluation.settings import ReportSettings
+from dejavu_lit.report.modelcard import study_markdown
 from dejavu_lit.report.narrative import comparison_summary, control_checks, study_sentence
 from dejavu_lit.report.report import show_report, write_report
 from dejavu_lit.report.scalars import scalars
-from dejavu_lit.report.study import second_setting
-from dejavu_lit.report.terminal import show_evaluation
+from dejavu_lit.report.study import second_setting, study_page
+from dejavu_lit.report.terminal import show_evaluation, show_study
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import read_json, write_json
 from tests.report.artifacts import FEW_FIGURES, HOSTILE, LABELS, make_evaluation
@@ -391,6 +392,22 @@ def test_the_study_in_a_sentence(small_study: Path) -> None:
     assert "at a loss of 1.2 points of accuracy; memorization is no longer shown" in study_sentence(study)
     study |= {"recommended": None, "rule": "the rule"}
     assert study_sentence(study) == "no setting qualifies (rule: the rule)"
+
+
+def test_a_study_says_which_models_know_nothing(small_study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = read_json(small_study / "study.json")
+    for row in study["settings"]:
+        assert row["beats_blind"] is read_json(small_study / row["metrics"])["blind"]["beaten"]
+    study["settings"][0]["beats_blind"], study["settings"][1]["beats_blind"] = True, False
+    sentence = "a model of mask is not better than naming the most frequent objects"
+    page = study_page(study, [], [], {}, "source")
+    assert page.count(sentence) == 1
+    assert '<li class="caution">' in page
+    assert sentence in study_markdown(study)
+    show_study(study, Path("out"), 100)
+    assert sentence in " ".join(capsys.readouterr().out.split())
+    study["settings"][1]["beats_blind"] = None  # not measured
+    assert "Knowing nothing" not in study_page(study, [], [], {}, "source")
 
 
 def test_a_null_control_that_excludes_0_is_a_caution(evaluation: Path) -> None:
