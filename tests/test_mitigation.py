@@ -73,7 +73,7 @@ def test_presets_and_overrides_combine():
     [
         ("mitigation.image_augment=perhaps", "mitigation.image_augment=perhaps must be true or false"),
         ("mitigation.caption_words=2.5", "mitigation.caption_words=2.5 must be a whole number or null"),
-        ("mitigation.early_stopping=true", "mitigation.early_stopping=True must be loss or accuracy"),
+        ("mitigation.early_stopping=true", "mitigation.early_stopping=true must be loss or accuracy"),
         ("mitigation.ema=yes", "mitigation.ema=yes must be a number or null"),
         ("mitigation.patch_dropot=0.5", "did you mean 'mitigation.patch_dropout'?"),
         ("mitigation=label_smoothin", "label_smoothing"),
