@@ -10,9 +10,9 @@ from dejavu_lit.data.manifest import MANIFEST
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.evaluation.audited_model import AuditedModel
+from dejavu_lit.evaluation.class_names import check_prompts
 from dejavu_lit.evaluation.embeddings import Embeddings, Modality
 from dejavu_lit.evaluation.settings import PairEvaluation
-from dejavu_lit.evaluation.utility import check_prompts
 from dejavu_lit.measure.figures import BLOCK_SETS
 from dejavu_lit.utils.config import flatten
 from dejavu_lit.utils.errors import UserError
