@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from dejavu_lit.data.near_duplicates import join
-from dejavu_lit.evaluation.search import Vectors, load_faiss
+from dejavu_lit.evaluation.search import load_faiss
+from dejavu_lit.evaluation.vectors import Vectors
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.parallel import thread_count
 from dejavu_lit.utils.progress import progress

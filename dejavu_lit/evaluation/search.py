@@ -10,15 +10,13 @@ the k-th exact cosine is larger, no neighbor is missing; otherwise (many equal v
 chunk in float64.
 """
 
-import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from dejavu_lit.measure.score_kernels import compiled
+from dejavu_lit.evaluation.vectors import Vectors, chunks, inner_products
 from dejavu_lit.measure.scores import Neighbors
 from dejavu_lit.utils.distributed import current_ranks
 from dejavu_lit.utils.errors import UserError, suggest
@@ -27,68 +25,13 @@ from dejavu_lit.utils.progress import progress
 
 INDEXES = ("flat", "gpu", "ivf")
 MARGIN = 32  # candidates beyond k, so that rounding and a few equal vectors leave none out
-CHUNK_BYTES = 64 * 2**20  # of stored public vectors at once, which take four times as much in memory
 PAIRS_AT_ONCE = 2**14  # (query, candidate) pairs that a thread scores in float64 at a time
 QUERIES_AT_ONCE = 1024  # queries that are compared with a whole chunk at a time
-ROWS_AT_ONCE = 4096  # vectors that a thread converts, or that are compared in float64, at a time
+ROWS_AT_ONCE = 4096  # vectors that are compared in float64 at a time
 MAX_GPU_CANDIDATES = 2048  # the most that faiss returns on a GPU
 RECALL_SAMPLE = 200  # queries on which the recall of an approximate index is measured
 TRAINING_ROWS_PER_LIST = 64  # vectors that faiss needs to train each list of an IVF index
 LISTS_PER_PROBE = 16  # one of so many lists is searched
-
-
-@dataclass(frozen=True)
-class Vectors:
-    """Stored vectors in memory: ``stored`` [m, d], float16 or the same values as float32, and their norms, float64 [m]."""
-
-    stored: np.ndarray
-    norms: np.ndarray
-
-    @classmethod
-    def load(cls, stored: np.ndarray, name: str = "queries", dtype: type[np.floating[Any]] = np.float32) -> "Vectors":
-        """Copy float16 vectors, perhaps of a memory map, as ``dtype``, and compute their norms.
-
-        Raises:
-            UserError: a vector with zero norm, NaN or infinity (which decode to values from 65536 on); it names ``name``.
-        """
-        stored = np.array(stored, dtype)
-        norms = np.empty(len(stored))
-
-        def compute(start: int) -> None:
-            values = stored[start : start + ROWS_AT_ONCE].astype(np.float64)
-            norms[start : start + ROWS_AT_ONCE] = np.sqrt(np.einsum("ij,ij->i", values, values))
-
-        for_blocks(compute, len(stored), ROWS_AT_ONCE)
-        if len(bad := np.flatnonzero(~((norms > 0) & (norms < 65536)))):
-            problem = "has zero norm" if norms[bad[0]] == 0 else "has NaN or infinity"
-            raise UserError(
-                f"{name}: a vector {problem} ({len(bad)} of {len(norms)}); fix the model or exclude these pairs"
-            )
-        return cls(stored, norms)
-
-    @classmethod
-    def joined(cls, pieces: "Sequence[Vectors]") -> "Vectors":
-        """All vectors of ``pieces``, one after another."""
-        if len(pieces) == 1:
-            return pieces[0]
-        return cls(
-            np.concatenate([piece.stored for piece in pieces]), np.concatenate([piece.norms for piece in pieces])
-        )
-
-    def __len__(self) -> int:
-        return len(self.stored)
-
-    def unit(self) -> np.ndarray:
-        """Unit vectors, float32 [m, d]."""
-        units = np.empty(self.stored.shape, np.float32)
-        inverse = (1 / self.norms).astype(np.float32)
-
-        def compute(start: int) -> None:
-            block = slice(start, start + ROWS_AT_ONCE)
-            np.multiply(self.stored[block], inverse[block, None], out=units[block], dtype=np.float32)
-
-        for_blocks(compute, len(units), ROWS_AT_ONCE)
-        return units
 
 
 @dataclass(frozen=True)
@@ -163,7 +106,7 @@ def best_k(
     if index == "gpu":  # its tensor cores may round the factors to 10 bits, by less than 2⁻¹⁰ each
         error, most = error + 2.0**-9 * 1.01, min(2 * k + 2 * MARGIN, MAX_GPU_CANDIDATES)
     with progress(None, "searching", total, "vector") as bar:
-        for start, chunk in _chunks(public):
+        for start, chunk in chunks(public):
             rows, before = ids[start : start + len(chunk)], Best(best.rows.copy(), best.scores.copy())
             cheap, candidates = _knn(units, chunk.unit(), min(most, len(chunk)), index)
             least = best.scores[:, -1]  # a lower bound of the final k-th cosine
@@ -223,18 +166,6 @@ def _score(queries: Vectors, chunk: Vectors, candidates: np.ndarray, rows: np.nd
     best.merge(asked, rows[candidates], scores)
 
 
-@partial(compiled, exact_sums=True)
-def inner_products(queries: np.ndarray, public: np.ndarray, q: np.ndarray, p: np.ndarray) -> np.ndarray:
-    # float64 [pairs] of the rows q and p of float32 matrices.
-    products = np.empty(len(q))
-    for pair in range(len(q)):
-        total = 0.0
-        for column in range(queries.shape[1]):
-            total += np.float64(queries[q[pair], column]) * np.float64(public[p[pair], column])
-        products[pair] = total
-    return products
-
-
 def _compare_all(queries: Vectors, chunk: Vectors, rows: np.ndarray, asked: np.ndarray, best: Best) -> None:
     """Merge all vectors of the chunk into ``best`` for some queries, compared in float64."""
     for first in range(0, len(asked), QUERIES_AT_ONCE):
@@ -268,12 +199,12 @@ def search_ivf(queries: np.ndarray, public: Sequence[np.ndarray], k: int, ids: n
     step = max(1, total // (TRAINING_ROWS_PER_LIST * lists))
     training = np.concatenate([part[::step] for part in public if len(part)])
     index.train(Vectors.load(training, "the public set").unit())
-    for _, chunk in _chunks(public):
+    for _, chunk in chunks(public):
         index.add(chunk.unit())
     asked, best = Vectors.load(queries), Best.empty(len(queries), k)
     positions = index.search(asked.unit(), k)[1]
     del index
-    for start, chunk in _chunks(public):
+    for start, chunk in chunks(public):
         in_chunk = (positions >= start) & (positions < start + len(chunk))
         _score(asked, chunk, np.where(in_chunk, positions - start, -1), ids[start : start + len(chunk)], best)
     short = np.flatnonzero((best.rows < 0).any(axis=1))
@@ -297,25 +228,6 @@ def load_faiss(index: str) -> Any:
     return faiss
 
 
-def _chunks(public: Sequence[np.ndarray]) -> Iterator[tuple[int, Vectors]]:
-    """(first position, vectors in memory) in chunks that span parts; raises UserError for an unusable vector."""
-    start, pieces = 0, list[Vectors]()
-    size = max(1, CHUNK_BYTES // (2 * max([1, *(part.shape[1] for part in public)])))
-    for number, part in enumerate(public):
-        name = str(getattr(part, "filename", f"part {number} of the public set"))
-        first = 0
-        while first < len(part):
-            room = size - sum(len(piece) for piece in pieces)
-            pieces.append(Vectors.load(part[first : first + room], name))
-            _release_pages(part)
-            first += len(pieces[-1])
-            if len(pieces[-1]) == room:
-                yield start, Vectors.joined(pieces)
-                start, pieces = start + size, []
-    if pieces:
-        yield start, Vectors.joined(pieces)
-
-
 def _check_shapes(queries: np.ndarray, public: Sequence[np.ndarray]) -> None:
     """Raise UserError for arrays that are not embeddings or differ in width."""
     named = [("queries", queries), *((f"part {number} of the public set", part) for number, part in enumerate(public))]
@@ -326,10 +238,3 @@ def _check_shapes(queries: np.ndarray, public: Sequence[np.ndarray]) -> None:
                 f"{name}: the vectors are {array.dtype} {list(array.shape)}, but must be float16 [rows, {width}] as the queries; "
                 "use text and image embeddings of the same model"
             )
-
-
-def _release_pages(part: np.ndarray) -> None:
-    """Drop a memory map's pages, which would count as this process's memory until the system reclaims them."""
-    mapping = getattr(part, "_mmap", None)
-    if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
-        mapping.madvise(mmap.MADV_DONTNEED)

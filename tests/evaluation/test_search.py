@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dejavu_lit.evaluation import search as module
+from dejavu_lit.evaluation import vectors
 from dejavu_lit.evaluation.embeddings import Embeddings, write_embeddings
 from dejavu_lit.evaluation.search import best_k, float32_error, search
 from dejavu_lit.utils.errors import UserError
@@ -42,10 +43,11 @@ def hard(rng, n, m, d):
 @pytest.mark.parametrize("k", [1, 10, 100])
 @pytest.mark.parametrize("rows", [10**6, 700])
 def test_rows_and_scores_are_those_of_brute_force(index, d, k, rows, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK_BYTES", 2 * d * rows)
+    monkeypatch.setattr(vectors, "CHUNK_BYTES", 2 * d * rows)
     monkeypatch.setattr(module, "PAIRS_AT_ONCE", 1000)
     monkeypatch.setattr(module, "QUERIES_AT_ONCE", 30)
     monkeypatch.setattr(module, "ROWS_AT_ONCE", 500)
+    monkeypatch.setattr(vectors, "ROWS_AT_ONCE", 500)
     queries, public = hard(np.random.default_rng(d), 200, 3000, d)
     best = best_k(queries, [public[:10], public[10:10], public[10:1500], public[1500:]], k, index)
     expected_rows, expected_scores = oracle(queries, public, k)
