@@ -42,14 +42,7 @@ def group_gaps(
     """
     from scipy.stats import false_discovery_control  # takes a second to import
 
-    name = META + column.removeprefix(META)  # an entry called like a column of ours is the entry
-    if name not in population.columns:
-        entries = [other.removeprefix(META) for other in population.columns if other.startswith(META)]
-        raise UserError(
-            f"group={column} is not an entry of these pairs' JSON{suggest(column, entries)}; choose from {', '.join(entries)}"
-            if entries
-            else f"group={column}: these pairs' JSON has no entries; prepare them from data with a column of that name"
-        )
+    name = _entry(column, population)
     measured, holdout = (outcomes(*records.scores([k], top_m), k) for records in (population, null))
     if not len(holdout):
         raise UserError("no record of the holdout set H has an object, so there is nothing to compare the groups with")
@@ -86,6 +79,19 @@ def group_gaps(
         },
         "without": values.count(None),
     }
+
+
+def _entry(column: str, population: Records) -> str:
+    """The records' column of an entry of the pairs' JSON; raises UserError if they have no such entry."""
+    name = META + column.removeprefix(META)  # an entry called like a column of ours is the entry
+    if name not in population.columns:
+        entries = [other.removeprefix(META) for other in population.columns if other.startswith(META)]
+        raise UserError(
+            f"group={column} is not an entry of these pairs' JSON{suggest(column, entries)}; choose from {', '.join(entries)}"
+            if entries
+            else f"group={column}: these pairs' JSON has no entries; prepare them from data with a column of that name"
+        )
+    return name
 
 
 def _gaps(group: Outcomes) -> dict[str, float]:
