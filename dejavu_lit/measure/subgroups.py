@@ -82,7 +82,7 @@ def two_sided(difference: np.ndarray, variance: np.ndarray) -> np.ndarray:
     return np.asarray(erfc(z / np.sqrt(2)))
 
 
-def column_names(columns: Sequence[str], sets: Sequence[Records], option: str = "subgroups") -> list[str]:
+def column_names(columns: Sequence[str], sets: Sequence[Records]) -> list[str]:
     """The full names of ``columns``: built-in ones and those of the records stay, any other COLUMN is ``meta.COLUMN``.
 
     Raises:
@@ -93,7 +93,7 @@ def column_names(columns: Sequence[str], sets: Sequence[Records], option: str = 
     for column, name in zip(columns, names, strict=True):
         if name not in known:
             raise UserError(
-                f"{option}={column!r} is not a column of these pairs{suggest(column, known)}; choose from {', '.join(known)}"
+                f"subgroups={column!r} is not a column of these pairs{suggest(column, known)}; choose from {', '.join(known)}"
             )
     return names
 
