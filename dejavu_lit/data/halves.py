@@ -1,23 +1,24 @@
 """Random halves: the pool A ∪ B is dealt anew to the two sides, for the error by design of a study; no data is written.
 
 Half 0 is the prepared split. In half j groups of near-duplicates stay together; in the order of hash(data.seed, j, smallest key)
-they go to A and to B alternately until both have their prepared size. A group that fits into neither is left out.
+they go to A and to B alternately until both have their prepared size. A group that fits into neither is left out. With a
+training size the pool is what half 0 trains on, the first pairs of A and of B, so all halves of a size have the same pairs.
 """
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import pairwise
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 
-from dejavu_lit.data.manifest import MANIFEST, duplicate_groups
+from dejavu_lit.data.key_lists import prefix
+from dejavu_lit.data.manifest import MANIFEST, duplicate_groups, listed_members
 from dejavu_lit.data.shards import ShardIndex, ShardSet, index_shard
 from dejavu_lit.data.splits import UNUSED, seeded_hash
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import read_json_object
 
 POOL = ("A", "B")  # the sets that are dealt anew
 
@@ -41,46 +42,58 @@ class DealtSet(ShardSet):
         return whole.subset(chosen)
 
 
-def open_half(folder: Path, name: str, seed: int, half: int) -> ShardSet:
-    """The set A or B of a half.
+def open_half(
+    folder: Path, name: str, seed: int, half: int, train_size: int | None = None, excluded: frozenset[str] = frozenset()
+) -> ShardSet:
+    """The pairs that a half deals to A or to B and that are trained on.
 
     Args:
-        folder: a prepared data folder; seed: ``data.seed``.
+        folder: a prepared data folder; seed: ``data.seed``; train_size: pairs of each side, None: all; excluded: keys that
+            are not dealt.
 
     Raises:
         UserError: the members of A or B were listed, not drawn, or the manifest has no groups of near-duplicates.
     """
     manifest = folder / MANIFEST
-    return _dealt_sets(folder, seed, half, manifest.stat().st_mtime_ns)[name]
+    return _dealt_sets(folder, seed, half, train_size, excluded, manifest.stat().st_mtime_ns)[name]
 
 
 @lru_cache(maxsize=4)
-def _dealt_sets(folder: Path, seed: int, half: int, _changed: int) -> dict[str, ShardSet]:
+def _dealt_sets(
+    folder: Path, seed: int, half: int, train_size: int | None, excluded: frozenset[str], _changed: int
+) -> dict[str, ShardSet]:
     option = f"data.half={half}"
     manifest = folder / MANIFEST
-    listed = (read_json_object(manifest).get("settings") or {}).get("keys") or {}
-    if given := [name for name in POOL if name in listed]:
+    if given := [name for name in listed_members(manifest) if name in POOL]:
         raise UserError(
             f"{option}: the pairs of {given[0]} in {folder} were listed by keys.{given[0]}= of dejavu prepare; membership was "
             "given, not drawn, so it cannot be dealt anew; use halves=1"
         )
     sets = {name: ShardSet.open(folder / name) for name in POOL}
-    paths = [(name, sets[name].folder / shard) for name in POOL for shard in sets[name].names]
-    keys = [key for name in POOL for key in sets[name].keys()]
+    members = {name: prefix(shards, train_size, excluded)[0] for name, shards in sets.items()}
+    keys = [key for name in POOL for key in members[name]]
     groups = [group for name in POOL for group in duplicate_groups(manifest, name, option)]
-    sides = deal(keys, groups, (len(sets["A"]), len(sets["B"])), seed, half)
+    sides = deal(keys, groups, (len(members["A"]), len(members["B"])), seed, half)
     if unused := int((sides == UNUSED).sum()):
         log.info(
             "%s leaves out %d of %d pairs, whose groups of duplicates fit into neither side", option, unused, len(keys)
         )
-    starts = np.cumsum([0, *(size for name in POOL for size in sets[name].sizes)])
-    stems = tuple(f"{name}-{path.name}" for name, path in paths)
-    dealt: dict[str, ShardSet] = {}
-    for code, name in enumerate(POOL):
-        positions = tuple(np.flatnonzero(sides[a:b] == code) for a, b in pairwise(starts))
-        sizes = tuple(map(len, positions))
-        dealt[name] = DealtSet(folder / name, stems, sizes, tuple(path for _, path in paths), positions)
-    return dealt
+    side_of = dict(zip(keys, sides.tolist(), strict=True))
+    dealt: dict[str, list[tuple[str, Path, np.ndarray]]] = {name: [] for name in POOL}
+    # Shards of A and of B in turn, so that the first pairs of a side come from both.
+    in_turn = zip_longest(*([(name, shard) for shard in range(len(sets[name].names))] for name in POOL))
+    for source, shard in (entry for entries in in_turn for entry in entries if entry is not None):
+        stem, index = sets[source].names[shard], sets[source].index(shard)
+        codes = np.array([side_of.get(key, UNUSED) for key in index.keys])
+        for code, name in enumerate(POOL):
+            if len(positions := np.flatnonzero(codes == code)):
+                dealt[name].append((f"{source}-{stem}", index.path, positions))
+    return {name: _dealt_set(folder / name, shards) for name, shards in dealt.items()}
+
+
+def _dealt_set(folder: Path, shards: Sequence[tuple[str, Path, np.ndarray]]) -> DealtSet:
+    stems, paths, positions = zip(*shards, strict=True) if shards else ((), (), ())
+    return DealtSet(folder, stems, tuple(map(len, positions)), paths, positions)
 
 
 def deal(

@@ -40,6 +40,11 @@ def duplicate_groups(manifest: Path, name: str, option: str = "mitigation.dedup=
     raise UserError(f"the groups of duplicates in {manifest} are damaged; prepare the data again")
 
 
+def listed_members(manifest: Path) -> list[str]:
+    """The sets whose pairs were listed by ``keys`` of prepare, not drawn, such as ["A"]."""
+    return sorted((read_json_object(manifest).get("settings") or {}).get("keys") or {})
+
+
 def listed_copies(folder: Path) -> int | None:
     """How many pairs of a prepared set are exact copies of another, as prepare counted them; None: unknown."""
     manifest = folder.parent / MANIFEST

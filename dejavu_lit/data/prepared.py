@@ -88,6 +88,11 @@ class DataSpec:
             identity += [self.shards, self.fractions, self.exclude_fingerprint]
         return Path("outputs/data") / f"{self.name}-{fingerprint(identity)}"
 
+    @property
+    def prefix(self) -> int | None:
+        """How many of the first pairs of ``shard_set`` are trained on, None: all; a random half was dealt with its size."""
+        return None if self.half else self.train_size
+
     def check(self) -> None:
         """Raise UserError if the folder is not given, was not prepared, or by a version with another schema."""
         self.check_dir()
@@ -126,7 +131,7 @@ class DataSpec:
     def training_pairs(self, side: str) -> int:
         """The number of pairs that a side trains on; with raw shards given by ``pairs``, or known or estimated since sampling."""
         if self.shards is None:
-            return self.train_size if self.train_size is not None else len(self.shard_set(TRAINED_ON[side]))
+            return self.prefix if self.prefix is not None else len(self.shard_set(TRAINED_ON[side]))
         if self.pairs is not None:
             return int(self.pairs * self.fractions[TRAINED_ON[side]])
         return int(read_json_object(self.folder / MANIFEST)["raw_shards"]["pairs"][TRAINED_ON[side]])
@@ -144,7 +149,7 @@ class DataSpec:
         from dejavu_lit.data.shards import ShardSet
 
         if self.half and name in POOL:
-            return open_half(self.folder, name, self.seed, self.half)
+            return open_half(self.folder, name, self.seed, self.half, self.train_size, self.excluded)
         return ShardSet.open(self.set_folder(name))
 
     def set_folder(self, name: str) -> Path:

@@ -161,11 +161,11 @@ class AuditedModel:
         if self.config.get("mitigation", {}).get("dedup"):
             manifest = shards.folder.parent / MANIFEST
             removed = later_duplicates(
-                manifest, source_sets(shards, self.trained_on), shards, self.data.train_size, excluded
+                manifest, source_sets(shards, self.trained_on), shards, self.data.prefix, excluded
             )
         seed, world, workers, batch = (saved_plan[name] for name in ("seed", "world", "workers", "batch"))
         plan = epoch_plan(
-            shards.sizes, seed, 0, world, workers, batch, self.data.train_size, self.data.repeat, excluded, removed
+            shards.sizes, seed, 0, world, workers, batch, self.data.prefix, self.data.repeat, excluded, removed
         )
         return exposures(plan, plan.steps * self.epoch if self.epoch else int(self.run_json["batches"]))
 

@@ -56,7 +56,7 @@ class EvaluationInputs:
         swapped = _has_b(reference) if evaluation.swapped is None else evaluation.swapped
         shards = {block: data.shard_set(BLOCK_SETS[block]) for block in BLOCK_SETS if block != "swapped" or swapped}
         trained = {"population": target.data or data, "null": data, "swapped": reference.data or data}
-        sizes = {block: trained[block].train_size if block != "null" else None for block in shards}
+        sizes = {block: trained[block].prefix if block != "null" else None for block in shards}
         public = ShardSet.open(data.public_folder())
         if k > len(public):
             raise UserError(f"k={k} is more than the {len(public)} images of {public.folder}; choose smaller k and ks")

@@ -52,19 +52,31 @@ def write_scores(inputs: EvaluationInputs, settings: MembershipSettings, out: Pa
         }
         vectors: dict[str, dict[str, PairVectors]] = {}
         for role, model in models.items():
-            try:
-                vectors[role] = {block: _open(model, inputs, block, span) for block, (_, span) in drawn.items()}
-            except UserError as error:
-                log.warning("no membership scores of %s: %s", model.name, error)
-                unavailable |= {f"{role}_{score}": str(error) for score in MODEL_SCORES}
-                continue
             if model.embeddings_folder is not None:
                 unavailable[f"{role}_loss"] = NO_LOGIT_SCALE
-        keys = {block: _common(drawn[block][0], [sets[block] for sets in vectors.values()]) for block in drawn}
+            opened: dict[str, PairVectors] = {}
+            for block, (_, span) in drawn.items():
+                try:
+                    opened[block] = _open(model, inputs, block, span)
+                except UserError as error:
+                    log.warning("no membership scores of %s on %s: %s", model.name, BLOCK_SETS[block], error)
+                    prefix = "swapped." if block == "swapped" else ""  # without B the figures of A and H remain
+                    unavailable |= {f"{prefix}{role}_{score}": str(error) for score in MODEL_SCORES}
+            if {"population", "null"} <= opened.keys():
+                vectors[role] = opened
+        keys = {
+            block: _common(names, [sets[block] for sets in vectors.values() if block in sets])
+            for block, (names, _) in drawn.items()
+        }
         others = drawn_others(keys["null"])
+        if len(others) < 2:
+            reason = f"H has {len(others)} usable pairs, so there is no other pair to compare with"
+            return unavailable | {f"{role}_{score}": reason for role in vectors for score in MODEL_SCORES}
         for block in drawn:
             columns: dict[str, dict[str, float]] = {}
             for role, sets in vectors.items():
+                if block not in sets:
+                    continue
                 # On B the roles are exchanged: the model trained on B is the target there.
                 side = SIDES[1 - SIDES.index(role)] if block == "swapped" else role
                 scores = _scores(models[role], keys[block], sets[block], others, sets["null"])

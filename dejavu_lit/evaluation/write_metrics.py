@@ -4,12 +4,13 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from dejavu_lit.data.manifest import MANIFEST, listed_members
 from dejavu_lit.evaluation.context import CONTEXT, METRICS, EvaluationSpec, searched_public_keys
 from dejavu_lit.measure.groups import group_gaps
-from dejavu_lit.measure.membership import holdout_tails
+from dejavu_lit.measure.membership import holdout_tails, scoreboard
 from dejavu_lit.measure.metrics import measure
 from dejavu_lit.measure.per_pair import most_memorized, pair_gaps, read_keys, write_csv
-from dejavu_lit.measure.recompute import RECORD_FILES, gaps_by_objects, membership, read_evaluation
+from dejavu_lit.measure.recompute import RECORD_FILES, gaps_by_objects, read_evaluation
 from dejavu_lit.measure.records import SIDES, Records, write_records
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import write_json
@@ -34,8 +35,13 @@ def write_metrics(
         for block, records in sets.items():
             write_records(out / RECORD_FILES[block], records, settings.k, settings.top_m)
     metrics = measure(sets["population"], sets.get("null"), sets.get("swapped"), settings, objects_at)
-    unavailable = (context.get("membership") or {}).get("unavailable")
-    metrics |= membership(sets, settings, metrics["reasons"], unavailable)
+    metrics["membership"] = None
+    if spec.membership is None:
+        metrics["reasons"]["membership"] = "membership=null left it out"
+    else:
+        listed = any(name in ("A", "B") for name in listed_members(spec.data.folder / MANIFEST))
+        unavailable = context["membership"]["unavailable"]
+        metrics["membership"] = scoreboard(sets, settings, unavailable, listed)
     metrics |= {name: context[name] for name in ("utility", "exposure", "search")}
     metrics |= {"raw_shards": context["raw_shards"]} if context.get("raw_shards") else {}
     metrics["training_differences"] = context.get("training_differences")  # not in the contexts of earlier versions
@@ -88,6 +94,11 @@ def _write_gaps_of_keys(spec: EvaluationSpec, keys: str, sets: Mapping[str, Reco
     scores = holdout_tails(population, null, [pair["key"] for pair in gaps["pairs"]], k, top_m)
     for pair in gaps["pairs"]:
         pair["membership"] = scores[pair["key"]]
+    if unscored := sum(all(f["p"] is None for f in scores[pair["key"]].values()) for pair in gaps["pairs"]):
+        log.warning(
+            "%d of %d keys have no membership scores, since membership.pairs did not draw them; give membership.pairs=null",
+            *(unscored, len(gaps["pairs"])),
+        )
     write_json(spec.out / "persons.json", gaps)
     rows = [
         {"key": pair["key"], "caption": pair["caption"]}

@@ -19,20 +19,25 @@ from dejavu_lit.measure.figures import MEMBERSHIP
 from dejavu_lit.measure.model_scores import MODEL_SCORES, OTHERS
 from dejavu_lit.measure.records import SIDES, Records
 from dejavu_lit.measure.roc import Auc, attack, auc_figure, audit, roc_points, spearman, unusable
+from dejavu_lit.measure.settings import Settings
 
 COLUMNS = tuple(f"{side}_{score}" for side in SIDES for score in MODEL_SCORES)
+LISTED = "the pairs of A or B were listed, and the audit needs membership that a fair coin decided"
 DIFFERENCES = {"cosine_calibrated": "cosine", "clipmem": "alignment"}  # target minus reference of a model's score
 
 
 class ScoredSet:
-    """The scored pairs of one set's records, with every score: ``keys`` [n] and float64 [n] per score."""
+    """The scored pairs of one set's records, with every score: ``keys`` [n] and float64 [n] per score.
+
+    All pairs count where no model has scores of its own, since the gap in hits needs none.
+    """
 
     def __init__(self, records: Records, k: int, top_m: int | None = None) -> None:
         columns = {name: records.columns[name] for name in COLUMNS if name in records.columns}
         is_drawn = np.zeros(len(records), bool)
         for column in columns.values():
             is_drawn |= np.array([value is not None for value in column], bool)
-        rows = np.flatnonzero(is_drawn)
+        rows = np.flatnonzero(is_drawn) if columns else np.arange(len(records))
         self.keys = [records.keys[row] for row in rows.tolist()]
         self._columns = {
             name: np.array([np.nan if column[row] is None else column[row] for row in rows.tolist()], np.float64)
@@ -61,15 +66,16 @@ class ScoredSet:
 
 def scoreboard(
     sets: Mapping[str, Records],
-    k: int,
-    top_m: int | None = None,
-    seed: int = 0,
+    settings: Settings,
     unavailable: Mapping[str, str] | None = None,
+    listed: bool = False,
 ) -> dict[str, Any] | None:
     """Every membership score's figures, from the records of A (population), H (null) and, if measured, B (swapped).
 
     Args:
-        k, top_m: of ``dejavu``; seed: of the resamples; unavailable: {column of A's records: why it is missing}.
+        settings: k and top_m of ``dejavu``, and the seed of the resamples.
+        unavailable: {column of A's records: why it is missing}; of B's records, "swapped." and the column.
+        listed: whether the pairs of A or B were given, not drawn; then there is no bound on ε, which needs a fair coin.
 
     Returns:
         None if the records have no scores, else {pairs: {A, H, B}, others, SCORE: {auc, tpr_at_fpr, swapped: {auc, tpr_at_fpr},
@@ -80,7 +86,7 @@ def scoreboard(
     unavailable = dict(unavailable or {})
     if "null" not in sets or (not any(name in sets["population"].columns for name in COLUMNS) and not unavailable):
         return None
-    scored = {name: ScoredSet(records, k, top_m) for name, records in sets.items()}
+    scored = {name: ScoredSet(records, settings.k, settings.top_m) for name, records in sets.items()}
     reasons: dict[str, str] = {}
     board: dict[str, Any] = {}
     for score in MEMBERSHIP:
@@ -88,8 +94,8 @@ def scoreboard(
             board[score] = None
             reasons[score] = _why_missing(score, unavailable)
         else:
-            board[score] = _score_figures(score, scored, seed, unavailable)
-    board["epsilon"], reason = _audit(scored)
+            board[score] = _score_figures(score, scored, settings.seed, unavailable)
+    board["epsilon"], reason = (None, LISTED) if listed else _audit(scored)
     if reason is not None:
         reasons["epsilon"] = reason
     counts = {name: len(scored[block].keys) if block in scored else 0 for name, block in
@@ -98,9 +104,11 @@ def scoreboard(
     return {"pairs": counts, "others": others, **board, "unavailable": unavailable, "reasons": reasons}
 
 
-def _why_missing(score: str, unavailable: Mapping[str, str], sides: Sequence[str] = SIDES) -> str:
+def _why_missing(score: str, unavailable: Mapping[str, str], swapped: bool = False) -> str:
     name = DIFFERENCES.get(score, score)
+    sides = SIDES[::-1] if swapped else SIDES  # of the models as A's records name them
     needed = [f"{side}_{name}" for side in (sides if score in DIFFERENCES else sides[:1])]
+    needed += [f"swapped.{column}" for column in needed] if swapped else []
     return next((unavailable[column] for column in needed if column in unavailable), "the records have no such scores")
 
 
@@ -120,7 +128,7 @@ def _score_figures(
         b = scored["swapped"]
         swapped, exchanged = b.values(score), scored["null"].values(score, exchanged=True)
         if swapped is None or exchanged is None:
-            reasons["swapped"] = reasons["symmetric"] = _why_missing(score, unavailable, SIDES[::-1])
+            reasons["swapped"] = reasons["symmetric"] = _why_missing(score, unavailable, swapped=True)
         else:
             entry["swapped"] = attack(swapped, exchanged, seed)
             entry["symmetric"], reason = _symmetric((members, others), (swapped, exchanged))
@@ -192,7 +200,7 @@ def holdout_tails(
 ) -> dict[str, dict[str, dict[str, float | None]]]:
     """{key: {score: {score, p, q}}} of pairs of A: p = (1 + #{H ≥ score}) / (1 + |H|), q as in ``pair_gaps``.
 
-    The three values are None for pairs that were not drawn; a score that a model lacks is missing.
+    The three values are None for pairs without a finite score; a score that a model lacks is missing.
     """
     from scipy.stats import false_discovery_control
 
@@ -202,12 +210,13 @@ def holdout_tails(
     tails: dict[str, dict[str, dict[str, float | None]]] = {key: {} for key in keys}
     for score in MEMBERSHIP:
         values, holdout = a.values(score), h.values(score)
-        if score == "dejavu" or values is None or holdout is None or not len(holdout):
+        if score == "dejavu" or values is None or holdout is None or not np.isfinite(holdout).all() or not len(holdout):
             continue  # the gap in hits has its own p-value
-        reached = len(holdout) - np.searchsorted(np.sort(holdout), values[rows], side="left")
+        scored = [row for row in rows if np.isfinite(values[row])]
+        reached = len(holdout) - np.searchsorted(np.sort(holdout), values[scored], side="left")
         p = (1 + reached) / (1 + len(holdout))
         for key in keys:
             tails[key][score] = {"score": None, "p": None, "q": None}
-        for i, (row, q) in enumerate(zip(rows, false_discovery_control(p).tolist(), strict=True)):
+        for i, (row, q) in enumerate(zip(scored, false_discovery_control(p).tolist(), strict=True)):
             tails[a.keys[row]][score] = {"score": float(values[row]), "p": float(p[i]), "q": q}
     return tails

@@ -13,7 +13,7 @@ from typing import Any
 
 from dejavu_lit.data.objects import Objects, read_objects
 from dejavu_lit.measure.figures import BLOCK_SETS
-from dejavu_lit.measure.membership import scoreboard
+from dejavu_lit.measure.membership import LISTED, scoreboard
 from dejavu_lit.measure.metrics import VERSIONS, ObjectsAt, gap_blocks, measure
 from dejavu_lit.measure.records import Records, read_records
 from dejavu_lit.measure.settings import Settings
@@ -142,22 +142,10 @@ def recompute_metrics(
     sets, objects_at = read_evaluation(folder, objects, settings.threshold, public, public_keys)
     body = measure(sets["population"], sets.get("null"), sets.get("swapped"), settings, objects_at)
     unchanged = {name: old[name] for name in UNCHANGED_PARTS if name in old}
-    if "membership" in old:  # the first schema has none
-        body |= membership(sets, settings, body["reasons"], (old["membership"] or {}).get("unavailable"))
+    if board := old.get("membership"):
+        listed = board["reasons"].get("epsilon") == LISTED
+        body["membership"] = scoreboard(sets, settings, board["unavailable"], listed)
+    elif "membership" in old:  # the first schema has none
+        body["membership"] = None
+        body["reasons"]["membership"] = old["reasons"]["membership"]
     return body | unchanged | {"settings": old["settings"] | body["settings"]}
-
-
-def membership(
-    sets: Mapping[str, Records],
-    settings: Settings,
-    reasons: dict[str, str],
-    unavailable: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """{membership: the scoreboard of the records}; if they have no scores it is None, and ``reasons`` gets the reason.
-
-    unavailable: {column of A's records: why it is missing}, as the evaluation found it.
-    """
-    board = scoreboard(sets, settings.k, settings.top_m, settings.seed, unavailable)
-    if board is None:
-        reasons["membership"] = "the records have no membership scores: membership=null left them out"
-    return {"membership": board}

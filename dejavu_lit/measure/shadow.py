@@ -58,7 +58,8 @@ def shadow_attacks(
     """({lira|rmia: {auc, tpr_at_fpr{"0.01", "0.001"}}: {values, mean, sd, ci95}}, None), or (None, why not).
 
     Every model is attacked with those of the other halves as shadows: the pairs that it trained on against those that the
-    other model of its half trained on. ``values`` has the mean of a half's two models.
+    other model of its half trained on. ``values`` has the mean of a half's two models. A TPR is None where a half has too few
+    pairs.
 
     Args:
         inside, outside: losses of n pairs under the model of each half that trained on them, and under the other, [R, n].
@@ -72,6 +73,8 @@ def shadow_attacks(
     if not usable.any() or not population.shape[2] or not np.isfinite(population).all():
         return None, "no pair has a finite loss under every model"
     inside, outside, is_in_a = inside[:, usable], outside[:, usable], is_in_a[:, usable]
+    if (one_sided := np.flatnonzero(is_in_a.all(axis=1) | ~is_in_a.any(axis=1))).size:
+        return None, f"half {one_sided[0]} dealt all pairs with a loss under every model to one side"
     figures: dict[str, list[dict[str, Any]]] = {name: [] for name in ATTACKS}
     for half in range(halves):
         others = np.arange(halves) != half

@@ -21,6 +21,7 @@ from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.report.cards import CardImages, Row, choose_keys, read_ranks, read_rows
 from dejavu_lit.report.evaluation import Evaluation, write_card_images
 from dejavu_lit.report.figure_files import draw_figures
+from dejavu_lit.report.membership import pooled_boards
 from dejavu_lit.report.scalars import scalars, settings_rows
 from dejavu_lit.report.study import setting_labels
 from dejavu_lit.utils.io import file_sha256, read_json, to_plain_json, write_json
@@ -81,7 +82,11 @@ def log_study(settings: LoggerSettings, out: Path, redact: bool) -> None:
             with _wandb_run(out, "study.json", redact, settings.wandb, options, config) as client:
                 if client is not None:
                     table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
-                    client.log(_wandb_images(paths) | {"settings": table})
+                    boards = {
+                        board["title"]: wandb.Table(columns=["score", *board["headers"]], data=board["rows"])
+                        for board in pooled_boards(study)
+                    }
+                    client.log(_wandb_images(paths) | {"settings": table} | boards)
                     client.summary["recommended"] = study["recommended"]
 
 

@@ -1,6 +1,6 @@
 """The scoreboard of membership scores as rows of text, for the page, the terminal and the model card."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dejavu_lit.measure.figures import MEMBERSHIP
@@ -14,6 +14,7 @@ MEMBERSHIP_HEADERS = (
     "H against H",
     "Spearman with hits",
 )
+POOLED_HEADERS = ("AUC [95 %]", "TPR at 1 % FPR", "at 0.1 %")  # mean over halves and both directions
 REASONED = {  # the figures of a score that may be missing, as the columns call them
     "auc": "AUC",
     "tpr_at_fpr": "TPR",
@@ -26,14 +27,43 @@ REASONED = {  # the figures of a score that may be missing, as the columns call 
 }
 
 
-def membership_rows(board: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """(score, then one cell per header of ``MEMBERSHIP_HEADERS``) of every score; a figure that is missing is a dash."""
+def membership_rows(board: Mapping[str, Any], short: bool = False) -> list[tuple[str, ...]]:
+    """(score, then one cell per header of ``MEMBERSHIP_HEADERS``) of every score; a figure that is missing is a dash.
+
+    With ``short`` only the AUC has its interval.
+    """
     rows = []
     for name, score in MEMBERSHIP.items():
         entry = board[name] or {}
         tprs = [entry.get("tpr_at_fpr", {}).get(fpr) for fpr in ("0.01", "0.001")]
         figures = [*tprs, *(entry.get(part) for part in ("symmetric", "unseen", "control", "spearman"))]
-        rows.append((score.label, _with_interval(entry.get("auc")), *map(_number, figures)))
+        rows.append((score.label, _value(entry.get("auc")), *(_value(figure, not short) for figure in figures)))
+    return rows
+
+
+def pooled_boards(study: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """{title, headers, rows} of every setting that has several halves."""
+    return [
+        {
+            "title": f"Membership under {pooled['name']}, over {pooled['memorization']['halves']} halves and both directions",
+            "headers": POOLED_HEADERS,
+            "rows": pooled_rows(pooled),
+        }
+        for pooled in study["pooled"]
+        if pooled.get("memorization")
+    ]
+
+
+def pooled_rows(pooled: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """(score or attack, then one cell per header of ``POOLED_HEADERS``) over the halves of a setting."""
+    memorization = pooled["memorization"]
+    boards = {score.label: pooled["membership"][name] for name, score in MEMBERSHIP.items()}
+    boards |= {"LiRA": memorization["lira"], "RMIA": memorization["rmia"]}
+    rows = []
+    for label, board in boards.items():
+        figure = (board or {}).get("auc", board)  # of the attacks; a score's own mean is that of its AUC
+        tprs = [((board or {}).get("tpr_at_fpr") or {}).get(fpr) for fpr in ("0.01", "0.001")]
+        rows.append((label, *map(_mean, (figure, *tprs))))
     return rows
 
 
@@ -63,7 +93,7 @@ def epsilon_sentence(board: Mapping[str, Any]) -> str | None:
 
 
 def memorization_sentences(memorization: Mapping[str, Any] | None) -> list[str]:
-    """What several halves show of single pairs, and the attacks with shadow models; nothing without halves."""
+    """What several halves show of single pairs, and why an attack with shadow models is missing; nothing without halves."""
     if memorization is None:
         return []
     repeats = {name: value for name, value in memorization["reliability"].items() if value is not None}
@@ -73,24 +103,18 @@ def memorization_sentences(memorization: Mapping[str, Any] | None) -> list[str]:
         lines.append(
             f"counterfactual memorization of {memorization['pairs']} pairs: reliability of the ranking {ranks}"
         )
-    for name, label in (("lira", "LiRA"), ("rmia", "RMIA")):
-        if attack := memorization[name]:
-            tpr = attack["tpr_at_fpr"]["0.01"]
-            at = f", TPR at 1 % FPR {tpr['mean']:.3f}" if tpr else ""
-            lines.append(f"{label} over {memorization['halves']} halves: AUC {_mean(attack['auc'])}{at}")
+    reasons = memorization.get("reasons", {})
+    lines += [f"no {label}: {reasons[name]}" for name, label in (("lira", "LiRA"), ("rmia", "RMIA")) if name in reasons]
     return lines
 
 
-def _mean(figure: Mapping[str, Any]) -> str:
-    low, high = figure["ci95"]
-    return f"{figure['mean']:.3f} [{low:.3f}, {high:.3f}]"
+def _mean(figure: Mapping[str, Any] | None) -> str:
+    return "–" if figure is None else _number(figure["mean"], figure["ci95"])
 
 
-def _number(figure: Mapping[str, Any] | None) -> str:
-    return "–" if figure is None else f"{figure['value']:.3f}"
+def _value(figure: Mapping[str, Any] | None, interval: bool = True) -> str:
+    return "–" if figure is None else _number(figure["value"], figure["ci95"] if interval else None)
 
 
-def _with_interval(figure: Mapping[str, Any] | None) -> str:
-    if figure is None or figure["ci95"] is None:
-        return _number(figure)
-    return f"{figure['value']:.3f} [{figure['ci95'][0]:.3f}, {figure['ci95'][1]:.3f}]"
+def _number(value: float, ci95: Sequence[float] | None) -> str:
+    return f"{value:.3f}" + (f" [{ci95[0]:.3f}, {ci95[1]:.3f}]" if ci95 else "")

@@ -13,13 +13,14 @@ import yaml
 from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, UTILITY
 from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows
 from dejavu_lit.report.narrative import capitalized, exposure_summary, no_recommendation, percent, signed, study_caution
+from dejavu_lit.report.study_points import membership_auc
 from dejavu_lit.study.ranking import utility
 
 AUDIT = {"type": "feature-extraction", "name": "déjà vu memorization, target against reference"}
 UTILITY_TASKS = {"zeroshot": "zero-shot-image-classification", "linear": "image-classification"}  # others: retrieval
 GAP_LABELS = [figure.label for figure in FIGURES.values()]
 GAP_HEADERS = ("gap, value [95 % interval]", *GAP_LABELS)
-STUDY_HEADERS = ("setting", "pairs", "seed", *GAP_LABELS, "zero-shot top-1")
+STUDY_HEADERS = ("setting", "pairs", "seed", *GAP_LABELS, "membership AUC", "zero-shot top-1")
 MARKDOWN = {c: f"\\{c}" for c in "\\`*_[]<>|#"}
 TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "±": r"$\pm$",
@@ -165,13 +166,14 @@ def _recommendation(study: Metrics) -> str:
 def _study_rows(study: Metrics) -> list[list[str]]:
     rows = []
     for setting in study["settings"]:
-        block = setting.get("symmetric")
+        block, auc = setting.get("symmetric"), membership_auc(setting, "cosine")
         rows.append(
             [
                 setting["name"],
                 f"{setting['train_size']:,}",
                 str(setting["seed"]),
                 *(_gap(block[figure]) if block else "–" for figure in FIGURES),
+                f"{auc['value']:.3f}" if auc else "–",
                 percent(utility(setting, "zeroshot_top1")),
             ]
         )

@@ -113,7 +113,7 @@ def _membership(metrics: Metrics) -> dict[str, Any]:
         }
     notes = [*filter(None, [epsilon_sentence(board)]), *missing_sentences(board)]
     return {
-        "headers": ("score", *MEMBERSHIP_HEADERS),
+        "headers": MEMBERSHIP_HEADERS,
         "rows": membership_rows(board),
         "meanings": MEMBERSHIP,
         "notes": notes,

@@ -15,6 +15,7 @@ from dejavu_lit.measure.figures import FIGURES
 from dejavu_lit.report.cards import CardImages, choose_keys, read_ranks, read_rows
 from dejavu_lit.report.evaluation import THUMBS, Evaluation, ReportOptions, write_card_images, write_evaluation_page
 from dejavu_lit.report.figure_files import FigureInfo, draw_figures
+from dejavu_lit.report.membership import pooled_boards
 from dejavu_lit.report.modelcard import study_latex, study_markdown
 from dejavu_lit.report.narrative import (
     capitalized,
@@ -164,6 +165,7 @@ def study_page(
         headers=HEADERS,
         rows=[_table_row(study, label, row, label in labels) for label, row in rows.items()],
         figures_table=FIGURES,
+        boards=pooled_boards(study),
         comparable=list(comparable),
         second=second_setting(comparable) if len(comparable) > 1 else 0,
         provenance=provenance(study, hashes),

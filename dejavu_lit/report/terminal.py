@@ -13,7 +13,12 @@ from rich.table import Table
 
 from dejavu_lit.measure.controls import beats_blind, differences_sentence
 from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES
-from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows
+from dejavu_lit.report.membership import (
+    MEMBERSHIP_HEADERS,
+    epsilon_sentence,
+    membership_rows,
+    pooled_boards,
+)
 from dejavu_lit.report.narrative import meanings, pooled_sentence, study_caution, study_sentence
 from dejavu_lit.report.study_points import membership_auc
 from dejavu_lit.study.ranking import difference_to_default, utility
@@ -126,7 +131,7 @@ def _explain(terminal: Console, left_out: Sequence[str]) -> None:
 
 def _show_membership(terminal: Console, board: Mapping[str, Any]) -> None:
     """One row per score, and the bound on ε."""
-    labels, *figures = zip(*membership_rows(board), strict=True)
+    labels, *figures = zip(*membership_rows(board, short=True), strict=True)
     columns = [Column("score", labels, justify="left")]
     orders = (KEPT, KEPT, 5, 1, 2, 4, 3)
     columns += [Column(*column) for column in zip(MEMBERSHIP_HEADERS, figures, orders, strict=True)]
@@ -189,6 +194,10 @@ def show_study(study: Mapping[str, Any], out: Path, width: int | None = None) ->
         sd = f" (sd over {len(pooled['seeds'])} {unit} {spread['sd']:.3f})" if spread.get("sd") is not None else ""
         name = f"{pooled['name']}, {pooled['train_size']} pairs"
         terminal.print(f"{name}: {pooled_sentence(pooled)}{sd}", soft_wrap=True)
+    for board in pooled_boards(study):
+        labels, *figures = zip(*board["rows"], strict=True)
+        columns = [Column(*column) for column in zip(board["headers"], figures, (KEPT, 1, 2), strict=True)]
+        fitting_table(terminal, board["title"], [Column("score", labels, justify="left"), *columns])
     if caution := study_caution(study):
         terminal.print(caution, style="yellow", soft_wrap=True)
     recommended = f"recommended: {study['recommended']}" if study["recommended"] else "nothing is recommended"

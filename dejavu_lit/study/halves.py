@@ -90,19 +90,17 @@ def write_memorization(out: Path, rows: Sequence[Mapping[str, Any]]) -> dict[tup
     """Write memorization.parquet into the study's folder ``out``, for the settings with several halves.
 
     Returns:
-        {(setting, size): its figures over the halves}; without halves nothing is written.
+        {(setting, size): its figures over the halves}; without halves there is no file.
     """
-    if not any(row.get("half") for row in rows):
-        return {}
     groups: dict[tuple[str, int], list[Path]] = {}
-    for row in rows:
+    for row in rows if any(row.get("half") for row in rows) else ():
         folder = (out / row["metrics"]).parent
-        if all(
-            (folder / file).is_file() for file in RECORD_FILES.values()
-        ):  # without B a pair has no model that missed it
+        if all((folder / file).is_file() for file in RECORD_FILES.values()):  # without B no model has missed a pair
             groups.setdefault((row["name"], row["train_size"]), []).append(folder)
     settings = {key: HalvesOfSetting(folders) for key, folders in groups.items() if len(folders) > 1}
     if settings:
         with atomic(out / MEMORIZATION) as part:
             pq.write_table(pa.concat_tables([s.table(*key) for key, s in settings.items()]), part, compression="zstd")
+    else:
+        (out / MEMORIZATION).unlink(missing_ok=True)
     return {key: setting.figures() for key, setting in settings.items()}

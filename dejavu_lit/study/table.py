@@ -15,6 +15,7 @@ from dejavu_lit.measure.controls import compare_settings, memorization_found, po
 from dejavu_lit.measure.figures import BLOCKS, MEMBERSHIP
 from dejavu_lit.measure.recompute import read_evaluation
 from dejavu_lit.measure.records import SIDES, Records
+from dejavu_lit.measure.roc import FPRS
 from dejavu_lit.measure.settings import Resampling
 from dejavu_lit.study.cells import Cell, evaluation_folder, match_stop_epoch
 from dejavu_lit.study.halves import write_memorization
@@ -94,7 +95,7 @@ def membership_summary(board: Mapping[str, Any] | None) -> dict[str, Any] | None
     """The scoreboard of one evaluation without its curves and details."""
     if board is None:
         return None
-    parts = ("auc", "tpr_at_fpr", "symmetric")
+    parts = ("auc", "tpr_at_fpr", "swapped", "symmetric", "unseen", "control", "spearman")
     scores = {name: entry and {part: entry[part] for part in parts} for name in MEMBERSHIP for entry in [board[name]]}
     return scores | {"epsilon": board["epsilon"] and board["epsilon"]["epsilon"]}
 
@@ -179,13 +180,30 @@ def _pool_settings(
 
 
 def _pool_membership(group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """{score: {mean, sd, ci95} of the symmetric AUC over the rows}; None for a score that a row lacks."""
+    """{score: {mean, sd, ci95} of the symmetric AUC, and tpr_at_fpr: {fpr: the same of the mean over both directions}}.
+
+    A figure that a row lacks is None.
+    """
     pooled: dict[str, Any] = {}
     for score in MEMBERSHIP:
-        figures = [((row.get("membership") or {}).get(score) or {}).get("symmetric") for row in group]
-        values = [figure["value"] for figure in figures if figure is not None]
-        pooled[score] = pool_seeds(values)._asdict() if values and len(values) == len(figures) else None
+        entries = [(row.get("membership") or {}).get(score) or {} for row in group]
+        pooled[score] = _pool([entry.get("symmetric") for entry in entries])
+        if pooled[score] is not None:
+            pooled[score]["tpr_at_fpr"] = {
+                str(fpr): _pool([_mean_tpr(entry, str(fpr)) for entry in entries]) for fpr in FPRS
+            }
     return pooled
+
+
+def _pool(figures: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    values = [figure["value"] for figure in figures if figure is not None]
+    return pool_seeds(values)._asdict() if values and len(values) == len(figures) else None
+
+
+def _mean_tpr(entry: Mapping[str, Any], fpr: str) -> dict[str, float] | None:
+    """The mean of the TPRs of A under the target and of B under the reference."""
+    both = [direction["tpr_at_fpr"][fpr] for direction in (entry, entry["swapped"])]
+    return {"value": sum(tpr["value"] for tpr in both) / 2} if None not in both else None
 
 
 def _differences(out: Path, rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -146,9 +146,7 @@ class GapMeter:
         self._objects = objects[-1]
         self._excluded = data.excluded
         self.samples: dict[str, PairSample] = {}
-        for (name, shards), set_objects, size in zip(
-            self._sets.items(), objects, (data.train_size, None), strict=False
-        ):
+        for (name, shards), set_objects, size in zip(self._sets.items(), objects, (data.prefix, None), strict=False):
             members, _ = prefix(shards, size, data.excluded)
             if shared := set(members) & set(self._objects.keys):
                 raise UserError(

@@ -37,7 +37,7 @@ def check_data(run: TrainingRun) -> None:
     sizes = run.data.shard_set(TRAINED_ON[run.side]).sizes
     world = max(1, run.trainer.devices) * run.trainer.num_nodes
     batch = pairs_per_rank(run.recipe.batch, world)
-    epoch_plan(sizes, 0, 0, world, 1, batch, run.data.train_size, run.data.repeat)
+    epoch_plan(sizes, 0, 0, world, 1, batch, run.data.prefix, run.data.repeat)
 
 
 def _check_device(run: TrainingRun) -> None:

@@ -118,7 +118,7 @@ def _build_model_and_data(run: TrainingRun, out: Path) -> tuple[ClipModule, Pair
         "preprocess": Preprocess(image_config),
         "tokenizer": load_tokenizer(f"local-dir:{out / 'model'}"),
         "shards": run.data.shard_set(TRAINED_ON[run.side]) if run.data.half else None,
-        "train_size": run.data.train_size,
+        "train_size": run.data.prefix,
         "repeat": run.data.repeat,
         "mitigation": run.mitigation,
         "augment": Augment(image_config) if run.mitigation.image_augment else None,

@@ -77,6 +77,24 @@ def test_a_dealt_set_reads_like_any_other(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*half*"))
 
 
+def test_with_a_training_size_every_half_deals_the_pairs_of_the_first(tmp_path: Path) -> None:
+    """The first pairs of A and of B, whatever the half: a pair is in every half or in none."""
+    folder = prepared(tmp_path)
+    pool = {*KEYS[1:5], *KEYS[10:14]}  # one is excluded, so the next one counts
+    for half in (1, 2, 3):
+        a, b = (open_half(folder, name, 0, half, 4, frozenset(KEYS[:1])) for name in "AB")
+        assert set(a.keys()) | set(b.keys()) == pool
+        assert len(a) == len(b) == 4
+        assert 0 not in a.sizes + b.sizes
+
+
+def test_the_first_pairs_of_a_dealt_set_come_from_both(tmp_path: Path) -> None:
+    a = open_half(prepared(tmp_path), "A", 0, 1)
+    sources = [name.partition("-")[0] for name in a.names]
+    assert sources[:4] == ["A", "B", "A", "B"]
+    assert {key in KEYS[:10] for key in a.keys(5)} == {True, False}
+
+
 def test_given_members_are_not_dealt_anew(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"keys\.A= of dejavu prepare; membership was given, not drawn"):
         open_half(prepared(tmp_path, keys={"A": "fingerprint"}), "A", 0, 1)

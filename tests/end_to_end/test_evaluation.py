@@ -18,7 +18,7 @@ from dejavu_lit.data.objects import Annotation, read_part, write_objects
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.evaluation.embeddings import Embeddings, write_embeddings
-from tests.conftest import ROOT, call, run
+from tests.conftest import ROOT, SMALL, call, run
 
 K = 5
 
@@ -211,8 +211,27 @@ def test_membership_scores_are_added_to_an_evaluation_and_left_out(evaluation, r
     done = call("evaluate", *options, "report.write=false", "fail_if='membership.cosine.auc.value>=0'")
     assert done.returncode == 3
     assert metrics(out)["membership"] == metrics(evaluation)["membership"]
+    assert call("evaluate", *options, "membership=null", "report.write=false").returncode == 0
+    assert metrics(out)["membership"] is None
+    assert "membership=null" in metrics(out)["reasons"]["membership"]
     done = call("evaluate", *options, "membership.pairs=0")
     assert "membership.pairs=0 must be at least 1" in done.stderr
+
+
+def test_two_models_of_b_tell_no_pair_of_a_from_h(runs, scenes, tmp_path):
+    """A null study: every score's AUC is 0.5 within its interval, with either model as the target."""
+    data = f"data.dir={scenes}"
+    assert call("train", "side=reference", "seed=1", data, f"out={tmp_path / 'second'}", *SMALL).returncode == 0
+    pair = [runs["reference"], tmp_path / "second"]
+    for target, reference in (pair, pair[::-1]):
+        out = tmp_path / f"gap-{target.name}"
+        options = [f"target={target}", f"reference={reference}", "allow_overlap=true", "swapped=false", f"out={out}"]
+        done = call("evaluate", *options, f"k={K}", "ks=[1,5]", "report.write=false")
+        assert done.returncode == 0, done.stderr
+        board = metrics(out)["membership"]
+        for score in ("cosine", "alignment", "loss", "cosine_calibrated", "clipmem", "dejavu"):
+            for figure in (board[score]["auc"], board[score]["control"]):
+                assert figure["ci95"][0] <= 0.5 <= figure["ci95"][1], (score, figure)
 
 
 def test_any_model_is_audited_from_its_embeddings(evaluation, runs, scenes, tmp_path):

@@ -49,7 +49,9 @@ def test_every_half_has_a_row_and_all_have_a_pooled_one(study):
     assert pooled["memorization"]["halves"] == 4
     assert 0 <= pooled["memorization"]["lira"]["auc"]["mean"] <= 1
     assert 0 <= pooled["membership"]["cosine"]["mean"] <= 1
-    assert "LiRA over 4 halves" in done.stdout
+    assert "Membership under none, over 4 halves and both directions" in done.stdout
+    assert "│LiRA " in done.stdout
+    assert "│RMIA " in done.stdout
     # Each half dealt the same pool, to two models that together saw all of it.
     pools = []
     for row in found["settings"]:
@@ -92,6 +94,25 @@ def test_the_first_half_is_the_prepared_split_and_nothing_is_trained_twice(study
     assert len(json.loads((out / "study.json").read_text())["settings"]) == 2
 
 
+def test_with_a_training_size_every_half_has_the_same_pairs(scenes, tmp_path):
+    done = call("mitigate", *options(scenes, tmp_path, "halves=2", "sizes=[40]", "evaluate.membership.pairs=20"))
+    assert done.returncode == 0, done.stderr
+    pools, scored = [], []
+    for row in json.loads((tmp_path / "study.json").read_text())["settings"]:
+        assert row["train_size"] == 40
+        assert row["exposure"]["target"]["mean"] == 32 / 40  # one epoch of two whole batches
+        sides = [columns((tmp_path / row["metrics"]).parent, file) for file in ("records", "records_swapped")]
+        pools.append({record["key"] for side in sides for record in side})
+        scored.append([{r["key"] for r in side if r["target_cosine"] is not None} for side in sides])
+    assert pools[0] == pools[1]
+    assert len(pools[0]) == 80
+    assert all(len(side) == 20 for sides in scored for side in sides)
+    prepared = scored[0]
+    for side in scored[1]:  # the draw of a dealt side has pairs of A and of B
+        assert side - prepared[0]
+        assert side - prepared[1]
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
@@ -122,8 +143,8 @@ def test_listed_members_and_runs_of_different_halves_are_refused(study, scenes, 
 
 
 @pytest.mark.slow
-def test_a_wrong_caption_is_memorized_more_than_a_right_one(tmp_path):
-    """Planted truth: the caption of another scene can only be learned by heart."""
+def test_planted_truth_wrong_captions_and_repeats(tmp_path):
+    """The caption of another scene can only be learned by heart, and what is seen more often is remembered better."""
     out = tmp_path / "study"
     run(
         "mitigate",
@@ -134,20 +155,27 @@ def test_a_wrong_caption_is_memorized_more_than_a_right_one(tmp_path):
         "data.sizes={A: 600, B: 600, H: 100, V: 50, P: 800}",
         "data.reader.count=2150",
         "data.reader.mislabelled=0.1",
+        "data.repeat.share=[0.1,0.1]",
+        "data.repeat.times=[4,2]",
         "data.extra.single.count=100",
-        "recipe.epochs=25",
+        "recipe.epochs=12",
         "evaluate.report.write=false",
     )
     table = {row["key"]: row for row in pq.read_table(out / "memorization.parquet").to_pylist()}
-    evaluation = out / "evaluations" / "none-s0"
-    clipmem: dict[bool, list[float]] = {True: [], False: []}
-    counterfactual: dict[bool, list[float]] = {True: [], False: []}
-    for file in ("records", "records_swapped"):
-        for row in columns(evaluation, file):
-            wrong = bool(row["meta.mislabelled"])
-            clipmem[wrong].append(row["target_alignment"] - row["reference_alignment"])
-            counterfactual[wrong].append(table[row["key"]]["alignment"])
-    for scores in (clipmem, counterfactual):
-        assert len(scores[True]) > 60
-        wins = np.mean([[a > b for b in scores[False]] for a in scores[True]])
-        assert wins > 0.6
+    rows = [row for file in ("records", "records_swapped") for row in columns(out / "evaluations" / "none-s0", file)]
+    for score in (
+        lambda row: row["target_alignment"] - row["reference_alignment"],
+        lambda row: table[row["key"]]["alignment"],
+    ):
+        once = [row for row in rows if row["exposure"] == 12]
+        wrong, right = ([score(r) for r in once if bool(r["meta.mislabelled"]) is planted] for planted in (True, False))
+        assert len(wrong) > 60
+        assert np.mean([[a > b for b in right] for a in wrong]) > 0.6
+    exposures = sorted({row["exposure"] for row in rows})
+    assert exposures == [12, 24, 48]
+    ordinary = [row for row in rows if not row["meta.mislabelled"]]
+    means = [
+        np.mean([r["target_alignment"] - r["reference_alignment"] for r in ordinary if r["exposure"] == e])
+        for e in exposures
+    ]
+    assert means == sorted(means)

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from dejavu_lit.measure.membership import COLUMNS, ScoredSet, holdout_tails, scoreboard
-from dejavu_lit.measure.model_scores import OtherPairs, drawn_others, model_scores
+from dejavu_lit.measure.model_scores import MODEL_SCORES, OtherPairs, drawn_others, model_scores
 from dejavu_lit.measure.records import Records
-from dejavu_lit.measure.settings import MembershipSettings
+from dejavu_lit.measure.settings import MembershipSettings, Settings
 from dejavu_lit.utils.errors import UserError
 from tests.measure.oracle import Case
+
+SETTINGS = Settings(k=3, ks=(3,))
 
 
 def vectors(seed: int, n: int, d: int = 16) -> np.ndarray:
@@ -88,7 +90,7 @@ def sets(strength: float, **options: int) -> dict[str, Records]:
 
 
 def test_the_scoreboard_of_models_that_remember() -> None:
-    board = scoreboard(sets(2.0), 3)
+    board = scoreboard(sets(2.0), SETTINGS)
     assert board is not None
     json.dumps(board, allow_nan=False)
     assert board["pairs"] == {"A": 400, "H": 400, "B": 400}
@@ -115,7 +117,7 @@ def test_the_null_study_stays_within_its_intervals() -> None:
         made = {
             name: scored(10 * seed + i, "ahb"[i], n=150) for i, name in enumerate(("population", "null", "swapped"))
         }
-        board = scoreboard(made, 3)
+        board = scoreboard(made, SETTINGS)
         assert board is not None
         for name in ("cosine", "clipmem"):
             for figure in (board[name]["auc"], board[name]["symmetric"], board[name]["control"]):
@@ -125,7 +127,7 @@ def test_the_null_study_stays_within_its_intervals() -> None:
 
 
 def test_pairs_that_were_not_drawn_do_not_count() -> None:
-    board = scoreboard(sets(2.0, undrawn=150), 3)
+    board = scoreboard(sets(2.0, undrawn=150), SETTINGS)
     assert board is not None
     assert board["pairs"]["A"] == 250
     records = scored(1, "a", undrawn=150)
@@ -154,20 +156,55 @@ def test_what_a_model_lacks_is_null_with_its_reason() -> None:
 
     text = ("reference_cosine", "reference_alignment", "reference_loss")
     made = {name: without(whole[name], text) for name in ("population", "null")}
-    board = scoreboard(made, 3, unavailable=dict.fromkeys(text, "a text model embeds no images"))
+    board = scoreboard(made, SETTINGS, unavailable=dict.fromkeys(text, "a text model embeds no images"))
     assert board is not None
     assert board["cosine"]["auc"] is not None
     assert board["cosine"]["reasons"]["swapped"] == "the set B was not measured"
     assert board["clipmem"] is None
     assert board["reasons"]["clipmem"] == "a text model embeds no images"
     assert board["epsilon"] is None
-    assert scoreboard({name: without(r, COLUMNS) for name, r in whole.items()}, 3) is None
+    assert scoreboard({name: without(r, COLUMNS) for name, r in whole.items()}, SETTINGS) is None
     nan = whole["population"]
     nan.columns["target_loss"][5] = float("nan")  # type: ignore[index]
-    board = scoreboard(whole, 3)
+    board = scoreboard(whole, SETTINGS)
     assert board is not None
     assert "1 of 400 members" in board["loss"]["reasons"]["auc"]
     json.dumps(board, allow_nan=False)
+    key = nan.keys[5]
+    tails = holdout_tails(nan, whole["null"], [key, nan.keys[6]], 3)
+    assert tails[key]["loss"] == {"score": None, "p": None, "q": None}
+    assert tails[nan.keys[6]]["loss"]["p"] == tails[nan.keys[6]]["loss"]["q"]  # the only one that was tested
+
+
+def test_without_vectors_of_b_only_its_figures_are_missing() -> None:
+    made = sets(1.0)
+    b = made["swapped"]
+    columns = {name: column for name, column in b.columns.items() if not name.startswith("target_")}
+    made["swapped"] = Records(b.captions, b.truth, b.public, b.target, b.reference, columns)
+    board = scoreboard(made, SETTINGS, {f"swapped.reference_{score}": "B/image is missing" for score in MODEL_SCORES})
+    assert board is not None
+    for name in ("cosine", "clipmem"):
+        assert board[name]["auc"] is not None
+        assert board[name]["swapped"] is None
+        assert board[name]["reasons"]["symmetric"] == "B/image is missing"
+
+
+def test_the_gap_in_hits_needs_no_images() -> None:
+    bare = {}
+    for name, r in sets(1.0).items():
+        columns = {n: column for n, column in r.columns.items() if n not in COLUMNS}
+        bare[name] = Records(r.captions, r.truth, r.public, r.target, r.reference, columns)
+    board = scoreboard(bare, SETTINGS, dict.fromkeys(COLUMNS, "a text model embeds no images"))
+    assert board is not None
+    assert board["cosine"] is None
+    assert board["dejavu"]["auc"] == scoreboard(sets(1.0), SETTINGS)["dejavu"]["auc"]  # type: ignore[index]
+
+
+def test_listed_members_give_no_bound_on_epsilon() -> None:
+    board = scoreboard(sets(2.0), SETTINGS, listed=True)
+    assert board is not None
+    assert board["epsilon"] is None
+    assert "fair coin" in board["reasons"]["epsilon"]
 
 
 def test_one_persons_scores_are_ranked_against_the_holdout() -> None:

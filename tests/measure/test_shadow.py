@@ -58,6 +58,41 @@ def test_gaussians_with_a_known_answer() -> None:
     assert board["rmia"]["auc"]["mean"] > 0.75
 
 
+@pytest.mark.parametrize("name", ["lira", "rmia"])
+def test_every_model_is_attacked_without_its_own_half(name: str) -> None:
+    """Pair by pair: the models of the half that is attacked are in no mean, variance or population."""
+    inside, outside, is_in_a, population = halves(4, 1.0, 1.0, 40)
+    population = population[:, :, :30]
+    aucs = []
+    for half in range(4):
+        others = [h for h in range(4) if h != half]
+        for side in range(2):
+            scores: dict[bool, list[float]] = {True: [], False: []}
+            variance = {
+                at: np.mean([np.var([table[h, i] for h in others], ddof=1) for i in range(40)])
+                for at, table in (("in", inside), ("out", outside))
+            }
+            for i in range(40):
+                is_member = bool(is_in_a[half, i]) == (side == 0)
+                loss = inside[half, i] if is_member else outside[half, i]
+                shadows = {"in": [inside[h, i] for h in others], "out": [outside[h, i] for h in others]}
+                if name == "lira":
+                    logs = [norm.logpdf(loss, np.mean(shadows[at]), np.sqrt(variance[at])) for at in ("in", "out")]
+                    scores[is_member].append(logs[0] - logs[1])
+                else:
+                    ratio = np.exp(loss) / np.mean(np.exp([*shadows["in"], *shadows["out"]]))
+                    means = [
+                        np.mean([np.exp(population[h, s, z]) for h in others for s in range(2)]) for z in range(30)
+                    ]
+                    shares = [ratio >= np.exp(population[half, side, z]) / means[z] for z in range(30)]
+                    scores[is_member].append(float(np.mean(shares)))
+            wins = [(a > b) + (a == b) / 2 for a in scores[True] for b in scores[False]]
+            aucs.append(np.mean(wins))
+    board, _ = shadow_attacks(inside, outside, is_in_a, population)
+    assert board is not None
+    assert board[name]["auc"]["values"] == pytest.approx(np.reshape(aucs, (4, 2)).mean(axis=1).tolist())
+
+
 def test_models_of_nothing_are_not_told_apart() -> None:
     board, _ = shadow_attacks(*halves(6, 0.0, 1.0))
     assert board is not None
@@ -71,6 +106,8 @@ def test_what_cannot_be_measured_has_a_reason() -> None:
         shadow_attacks(inside[:3], outside[:3], is_in_a[:3], population[:3])[1]
     )
     assert "no pair has a finite loss" in str(shadow_attacks(inside * np.nan, outside, is_in_a, population)[1])
+    one_sided = np.where(np.arange(4)[:, None] == 2, True, is_in_a)
+    assert "half 2 dealt all pairs" in str(shadow_attacks(inside, outside, one_sided, population)[1])
     board, _ = shadow_attacks(inside, outside, is_in_a, population)
     assert board is not None
     assert board["lira"]["tpr_at_fpr"] == {"0.01": None, "0.001": None}

@@ -11,9 +11,9 @@ from PIL import Image
 
 from dejavu_lit.data.objects import Annotation, Annotator, read_objects, write_objects
 from dejavu_lit.data.shards import Pair, write_shards
+from dejavu_lit.measure.membership import scoreboard
 from dejavu_lit.measure.metrics import measure
 from dejavu_lit.measure.model_scores import MODEL_SCORES
-from dejavu_lit.measure.recompute import membership as membership_of
 from dejavu_lit.measure.records import EXPOSURE, Neighbors, Records, write_records
 from dejavu_lit.measure.settings import Settings
 from dejavu_lit.study import table as study
@@ -95,7 +95,7 @@ def make_evaluation(
         write_records(folder / file, sets[block], settings.k, settings.top_m)
     metrics = measure(sets["population"], sets["null"], sets["swapped"], settings, objects_at)
     if membership:
-        metrics |= membership_of(sets, settings, metrics["reasons"])
+        metrics["membership"] = scoreboard(sets, settings)
     metrics["utility"] = {
         side: {"zeroshot_top1": 0.4 + 0.05 * strength, "t2i_r1": 0.2, "linear_probe": None}
         for side in ("target", "reference")

@@ -1,6 +1,7 @@
 """Membership in the report: the section's table and figures, the study's figures, and pairs ranked over random halves."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from markupsafe import escape
 
 pytest.importorskip("matplotlib")
 
@@ -17,6 +19,7 @@ from dejavu_lit.report.figures import Plot
 from dejavu_lit.report.plots import evaluation_plots
 from dejavu_lit.report.report import write_report
 from dejavu_lit.report.study_plots import study_plots
+from dejavu_lit.report.terminal import show_study
 from dejavu_lit.utils.io import read_json, write_json
 from tests.report.artifacts import FEW_FIGURES, make_evaluation, make_study
 
@@ -40,11 +43,16 @@ def test_the_page_shows_every_score_and_why_figures_are_missing(scored: Path, tm
     text = write_report(scored, out=tmp_path / "r", limit=3).read_text()
     board = read_json(scored / "metrics.json")["membership"]
     for name in MEMBERSHIP:
-        auc, at_1_percent = board[name]["auc"], board[name]["tpr_at_fpr"]["0.01"]
-        assert f"{auc['value']:.3f} [{auc['ci95'][0]:.3f}, {auc['ci95'][1]:.3f}]" in text
-        assert f">{at_1_percent['value']:.3f}</td>" in text
-        assert f">{board[name]['symmetric']['value']:.3f}</td>" in text
-    assert f">{board['clipmem']['spearman']['value']:.3f}</td>" in text
+        shown = [
+            board[name]["auc"],
+            board[name]["tpr_at_fpr"]["0.01"],
+            board[name]["symmetric"],
+            board[name]["control"],
+        ]
+        for figure in shown:
+            assert f">{figure['value']:.3f} [{figure['ci95'][0]:.3f}, {figure['ci95'][1]:.3f}]</td>" in text
+        assert f"<dd>{escape(MEMBERSHIP[name].meaning)}</dd>" in text
+    assert f">{board['clipmem']['spearman']['value']:.3f} [" in text
     assert "TPR at 0.1 % FPR of cosine" in text
     assert "119 non-members are fewer than 1 / 0.001." in text
     assert f"ε is at least {board['epsilon']['epsilon']:.2f}" in text
@@ -161,3 +169,29 @@ def test_pairs_are_ranked_by_counterfactual_memorization(tmp_path: Path) -> None
     }  # fmt: skip
     assert 'value="memorization"' in (settings / "none-n40-s0" / "index.html").read_text()
     assert 'value="memorization"' not in (settings / "mask-n40-s0" / "index.html").read_text()
+
+
+def test_the_attacks_over_halves_are_rows_of_one_table_with_the_scores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = make_study(tmp_path / "s", {"none": 0.9}, (40,), settings=FEW_FIGURES, membership=True)
+    study = read_json(path / "study.json")
+    figure = {"values": [0.9, 0.8, 0.9, 0.8], "mean": 0.85, "sd": 0.058, "ci95": [0.758, 0.942]}
+    lira = {"auc": figure, "tpr_at_fpr": {"0.01": figure | {"mean": 0.25}, "0.001": None}}
+    reasons = {"rmia": "half 2 dealt all pairs with a loss under every model to one side"}
+    (pooled,) = study["pooled"]
+    pooled["memorization"] = {"halves": 4, "pairs": 80, "reliability": {"hits": 0.5, "alignment": None}} | {
+        "lira": lira, "rmia": None, "reasons": reasons
+    }  # fmt: skip
+    write_json(path / "study.json", study)
+    text = write_report(path, out=tmp_path / "r", limit=1).read_text()
+    assert "Membership under none, over 4 halves and both directions" in text
+    rows = {row[0]: row[1:] for row in re.findall(r'<th scope="row">(.*?)</th>' + 3 * r"<td[^>]*>(.*?)</td>", text)}
+    assert rows["LiRA"] == ("0.850 [0.758, 0.942]", "0.250 [0.758, 0.942]", "–")
+    assert rows["RMIA"] == ("–", "–", "–")
+    cosine = pooled["membership"]["cosine"]
+    assert rows["cosine"][0].startswith(f"{cosine['mean']:.3f}")
+    assert "No RMIA: half 2 dealt all pairs" in text
+    show_study(study, tmp_path, 80)
+    lines = capsys.readouterr().out.splitlines()
+    assert any("LiRA" in line and "0.850" in line for line in lines)

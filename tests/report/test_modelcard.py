@@ -10,7 +10,7 @@ from dejavu_lit.measure.membership import scoreboard
 from dejavu_lit.report.modelcard import latex, markdown, study_latex, study_markdown
 from dejavu_lit.report.scalars import scalars
 from dejavu_lit.utils.io import read_json
-from tests.measure.test_membership import sets
+from tests.measure.test_membership import SETTINGS, sets
 
 
 def test_markdown(evaluation: Path) -> None:
@@ -49,7 +49,7 @@ def test_the_head_is_the_model_index_of_hugging_face(evaluation: Path, study: Pa
 
 
 def test_the_scoreboard_is_a_table_of_the_card_and_has_stable_names_on_dashboards(evaluation: Path) -> None:
-    board = scoreboard(sets(2.0), 3)
+    board = scoreboard(sets(2.0), SETTINGS)
     assert board is not None
     metrics = read_json(evaluation / "metrics.json") | {"membership": board}
     text = markdown(metrics)
