@@ -244,7 +244,7 @@ def test_what_cannot_be_is_a_sentence(given, environment, said, tmp_path, monkey
 
 def test_a_multirun_starts_no_processes_by_itself(tmp_path):
     options = ["-m", "target=none", "reference=none", "k=1,2", f"out={tmp_path}", "trainer.devices=2"]
-    done = call("evaluate", *options)
+    done = call("evaluate", *options, f"hydra.sweep.dir={tmp_path}")
     assert done.returncode == 1
     assert "--multirun cannot start several processes" in done.stderr
 
