@@ -210,7 +210,9 @@ def explain_value(
     option, parent = known.get(key), known.get(re.sub(r"\[\d+\]$|\.[^.]*$", "", key))
     if isinstance(error, MissingMandatoryValue):
         meaning = option.meaning.rstrip(".") if option else ""
-        return f"{name} is missing; give {name}=…{f', {meaning}' if meaning else ''}"
+        if not meaning[1:2].isupper():  # not a name such as ARCH
+            meaning = meaning[:1].lower() + meaning[1:]
+        return f"{name} is missing; give {name}=…{f': {meaning}' if meaning else ''}"
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
         return f"{name} is not an option{suggest_option(name, [f'{where}.{n}'.strip('.') for n in known])}"
     if isinstance(error, ValidationError) and option and option.kind and not option.group:
@@ -224,7 +226,7 @@ def explain_value(
         )
         return f"{given or name + shown} must be {option.kind}"
     if isinstance(error, ValidationError) and parent:  # an entry of a list or a mapping
-        return f"{given or name} has a value of the wrong type; it is {parent.meaning}"
+        return f"{given or name} has a value of the wrong type; expected: {parent.meaning}"
     return f"{given or name}: {first_line(error)}".removeprefix(": ")
 
 

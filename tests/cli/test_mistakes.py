@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import call
 
 MISTAKES = {
-    "train": "side is missing; give side=…, target (trains on A) or reference (trains on B)",
+    "train": "side is missing; give side=…: target (trains on A) or reference (trains on B)",
     "train side=targt": "side=targt must be target (trains on A) or reference (trains on B)",
     "train --side target": "--side is not an option; options have no dashes: side=target",
     "train side=target recipe.epohcs=3": "recipe.epohcs is not an option (did you mean 'recipe.epochs'?)",
@@ -24,7 +24,7 @@ MISTAKES = {
     "train side=target data=prepared data.dir=nope": "data.dir=nope does not exist; create it with dejavu prepare data=…",
     "train side=target batch": "batch has no value; write batch=…",
     "train side=target data.reader.cuont=5": "data.reader.cuont is not an option (did you mean 'data.reader.count'?)",
-    "train side=target 'data.sizes={A: many}'": "data.sizes={A: many} has a value of the wrong type; it is {set: number",
+    "train side=target 'data.sizes={A: many}'": "data.sizes={A: many} has a value of the wrong type; expected: {set: number",
     "evaluate": "target is missing; give target=RUN or a model",
     "evaluate target=runs/nope reference=x": "target=runs/nope: runs/nope does not exist; give a run of dejavu train, or",
     "evaluate k=ten": "k=ten must be a whole number",
@@ -36,7 +36,7 @@ MISTAKES = {
     "prepare data=folder data.dir=OUT": "data.reader.path is missing; give data.reader.path=…",
     "annotate annotator=torchvison data.dir=x": "annotator=torchvison is unknown (did you mean 'torchvision'?); there are ",
     "annotate annotator=torchvision data.dir=x": "annotator.weights is missing; give annotator.weights=…",
-    "power": "metrics is missing; give metrics=…, One or a list of metrics.json or study.json",
+    "power": "metrics is missing; give metrics=…: one or a list of metrics.json or study.json",
 }
 
 

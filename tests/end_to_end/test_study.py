@@ -198,7 +198,7 @@ def test_killed_in_the_middle_it_goes_on_and_trains_nothing_twice(scenes, tmp_pa
         (["+settings.x=['seeds=[1]']"], "settings.x: seeds=[1] is an option of the whole study"),
         (
             ["+settings.x=mitigation.text_mask"],
-            "settings.x=mitigation.text_mask has a value of the wrong type; it is {name:",
+            "settings.x=mitigation.text_mask has a value of the wrong type; expected: {name:",
         ),
         (["+settings.x=['model=huge']"], "settings.x: model=huge is unknown"),
         (["settings=[1]"], "settings=[1]"),
@@ -210,7 +210,7 @@ def test_killed_in_the_middle_it_goes_on_and_trains_nothing_twice(scenes, tmp_pa
         (["+settings.x=[]", "utility_loss=abc"], "utility_loss=abc must be a number"),
         (["+settings.x=[]", "launcher=slrum"], "launcher=slrum is unknown (did you mean 'slurm'?)"),
         (["+settings.x=[]", "+series.a={7: []}"], "series.a names the size 7"),
-        (["+settings.x.y=[]"], "settings.x.y=[] has a value of the wrong type; it is {name:"),
+        (["+settings.x.y=[]"], "settings.x.y=[] has a value of the wrong type; expected: {name:"),
         (["+settings={a-b: [], a%b: []}"], "would share a folder"),
         (["+settings={1: []}"], "settings={1: []}: Key 1 (int) is incompatible with (str)"),
         (["+settings.x=[]", "+series.a={big: []}"], "series.a: big must be a training size"),
