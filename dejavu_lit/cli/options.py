@@ -59,7 +59,7 @@ class Mitigate(TrainingSettings):
     seeds: tuple[int, ...] = (0,)
     """Training seeds, the same for both sides; each setting is trained once for each."""
     halves: int = 1
-    """Times that the pairs of A and B are dealt to them anew, the prepared split included; half j has the seed + j."""
+    """Number of random splits of A ∪ B, the prepared one included; half j has the seed + j."""
     launcher: str = "local"
     """local, or slurm: each training is a job."""
     slurm: SlurmSettings = field(default_factory=SlurmSettings)
@@ -135,7 +135,7 @@ class Dedup:
     within: bool = False
     """Also leave out duplicates within a set, except one of each group."""
     force: bool = False
-    """Write the list even if one group has more than half of a set, which mostly are images that merely look alike."""
+    """Write the list even if one group has more than half of a set; such groups are usually look-alikes, not copies."""
     sets: list[str] | None = None
     """E.g. [A,B,P], or a folder of shards elsewhere; duplicates stay in the set named first; null: A, B, H, V, P, others."""
     workers: int = 2

@@ -259,8 +259,8 @@ def _log_summary(out: Path, manifest: dict[str, Any]) -> None:
     copies = manifest["duplicates"]["within"].get("P", {}).get("exact", {"groups": 0, "pairs": 0})
     if copies["groups"]:
         logger.warning(
-            "P has %d pairs that are exact copies of %d images: a copy takes the place of a neighbor, so the k nearest are "
-            "fewer images and the gaps come out smaller; remove the copies from the source",
+            "P has %d pairs that are exact copies of %d images: copies replace distinct neighbors, so gaps are "
+            "underestimated; remove the copies from the source",
             *(copies["pairs"], copies["groups"]),
         )
     logger.info(

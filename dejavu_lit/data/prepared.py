@@ -32,7 +32,7 @@ class DataSpec:
     train_size: int | None = None
     """Number of pairs of A (of B) to train on, a prefix, so that sizes are nested; null: all."""
     repeat: Repeat = field(default_factory=Repeat)
-    """Planted memorization:"""
+    """Planted memorization: the first pairs of the training set come several times per epoch."""
     exclude: str | None = None
     """A text file with one key per line: pairs left out of preparing, training, measuring and searching."""
     exclude_fingerprint: str | None = None

@@ -1,8 +1,8 @@
 """Training on raw shards: batches of A or B streamed by webdataset, with its shuffle of shards and of a buffer of pairs.
 
 Every rank does the same number of steps, ⌊pairs / batch⌋ per epoch, where "pairs" is known or estimated. The shards are
-shuffled with (seed, epoch) and dealt out to the ranks and their loader processes, so the pairs of each are about as many but
-not equally many: a process that has read its shards begins a second pass over them, and one that has more leaves some for
+shuffled with (seed, epoch) and dealt out to the ranks and their loader processes, so each gets a similar, not an
+equal, number of pairs: a process that has read its shards begins a second pass over them, and one that has more leaves some for
 another epoch. How often a pair is seen is therefore an expectation.
 """
 
@@ -101,7 +101,7 @@ class RawStream(PairStream):
             if is_unusable and not self.resampled:  # else another pass may draw other shards
                 why = f"no pair of {self.name}; use fewer processes"
                 if not is_empty:
-                    why = f"no pair of {self.name} that can be read, the last because {self._unreadable[index]}; check them"
+                    why = f"no pair of {self.name} that can be read (last error: {self._unreadable[index]}); check the shards"
                 raise UserError(f"part {part} of {parts} of data.shards has {why}")
 
     def _read_shards(self, shards: Iterable[dict[str, str]]) -> Iterator[tuple[str, Pair | BadPair]]:
@@ -119,7 +119,7 @@ class RawStream(PairStream):
             skipped.append(sample)
             if len(skipped) == MAX_SKIPPED:
                 raise UserError(
-                    f"{MAX_SKIPPED} pairs of data.shards in a row cannot be read, the last because {sample[1]}; check them"
+                    f"{MAX_SKIPPED} pairs of data.shards in a row cannot be read (last error: {sample[1]}); check the shards"
                 )
 
 

@@ -63,7 +63,7 @@ def cache_root() -> Path:
     state = root.lstat()
     if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid() or state.st_mode & OTHERS_WRITE:
         raise UserError(
-            f"the cache {root} is a link, belongs to another user, or is writable for others; remove it, or set "
+            f"the cache {root} is a link, belongs to another user, or is writable by others; remove it, or set "
             "DEJAVU_CACHE to a folder of your own"
         )
     return root

@@ -203,7 +203,7 @@ def _load(part: Part) -> dict[str, np.ndarray] | None:
             arrays = {name: content[name] for name in (*ARRAYS, "reasons")}
             is_current = str(content["of"]) == part.identity and all(len(a) == part.count for a in arrays.values())
     except Exception as error:  # numpy and zipfile raise nearly anything for damaged archives
-        logger.warning("%s is damaged (%s); making it again", part.path, first_line(error))
+        logger.warning("%s is damaged (%s); recomputing it", part.path, first_line(error))
         return None
     return arrays if is_current else None
 

@@ -122,7 +122,7 @@ def _is_chained(images: Images, groups: np.ndarray) -> bool:
         count = int((largest & members).sum())
         if count >= CHAIN and 2 * count > members.sum():
             log.warning(
-                "one group has %d of the %d images of %s: they are chained by looking alike, not copies of each other, so no "
+                "one group has %d of the %d images of %s: they are linked by similarity, not copies of each other, so no "
                 "%s was written; look at %s, then raise similarity= or lower distance= with another out=, or pass force=true",
                 *(count, members.sum(), name, LIST, EXAMPLES),
             )

@@ -22,7 +22,7 @@ def run_evaluation(evaluation: PairEvaluation, out: Path | str, ranks: Ranks = S
     """Evaluate one pair of models in ``out``: the contents of metrics.json; {} on all ranks but the first.
 
     Raises:
-        UserError: settings, models, data or objects that do not fit together, or another process works in ``out``.
+        UserError: settings, models, data or objects that do not fit together, or another process is using ``out``.
     """
     out = Path(out)
     with ExitStack() as lock:

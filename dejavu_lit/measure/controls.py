@@ -187,8 +187,8 @@ def differences_sentence(differences: Mapping[str, Sequence[Any]]) -> str:
     """{option: (target's value, reference's)} of how two models were trained, as one sentence."""
     listed = ", ".join(f"{name} {a} and {b}" for name, (a, b) in differences.items())
     return (
-        f"Target and reference were not trained alike ({listed}), so their gap is also one of quality; train both with the same "
-        "options, or rely on no figure but the symmetric gap beside its null."
+        f"Target and reference were trained differently ({listed}), so their gap partly reflects utility; train both with the "
+        "same options, or rely only on the symmetric gap and its null."
     )
 
 
@@ -241,8 +241,8 @@ def beats_blind(baseline: Mapping[str, Any]) -> tuple[bool, str]:
         return True, f"Target and reference are better than {compared}: {numbers}."
     worse = "; ".join(f"the {name} is not better in {which}" for name, which in below.items() if which)
     return False, (
-        f"Knowing nothing would do as well: compared with {compared}, {worse} (target and reference: {numbers}). "
-        "Models that know this little cannot show much; train longer, or on more pairs, before you rely on the verdict."
+        f"Target and reference do not both beat the blind baseline ({compared}): {worse} (target and reference: {numbers}). "
+        "Such weak models say little about memorization; train longer, or on more pairs, before you rely on the verdict."
     )
 
 

@@ -180,7 +180,7 @@ def provenance(contents: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[s
         facts["search"] = f"index {search['index']}, recall {search['recall']:g}"
         if search.get("copies"):
             facts["search"] += (
-                f"; {search['copies']} public images are exact copies of others, so the gaps come out smaller"
+                f"; {search['copies']} public images are exact copies of others, so gaps are underestimated"
             )
     settings = {"settings": contents.get("settings"), "config": source.get("config")}
     settings = {name: value for name, value in settings.items() if value}

@@ -75,7 +75,7 @@ def saved_step(path: Path) -> int:
 
 
 def _load_error(path: Path, error: Exception) -> Exception:
-    """``error`` itself if the system or the memory failed, which says nothing about the file; else: it is damaged."""
+    """System and memory errors are returned unchanged; any other error means that the file is damaged."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
         return error
     epochs = sorted(int(checkpoint.stem.partition("=")[2]) for checkpoint in path.parent.glob("epoch=*.ckpt"))

@@ -31,7 +31,7 @@ def test_a_local_multirun_names_every_job_that_failed(tmp_path):
 def test_an_unknown_launcher_is_not_a_missing_plugin(tmp_path):
     done = call("power", "-m", "metrics=x", "hydra/launcher=slrum", f"hydra.sweep.dir={tmp_path}")
     assert done.returncode == 1
-    assert "hydra/launcher=slrum is unknown (did you mean 'slurm'?); there are basic, " in done.stderr
+    assert "hydra/launcher=slrum is unknown (did you mean 'slurm'?); choose one of basic, " in done.stderr
     assert "plugin" not in done.stderr
 
 
@@ -39,7 +39,7 @@ def test_an_unknown_launcher_is_not_a_missing_plugin(tmp_path):
 def test_a_value_that_hydra_cannot_read_is_shown_in_quotes(path):
     hint = _quotes_hint([f"metrics={path}"])
     assert hint is not None
-    shown = hint.partition("quote it, as ")[2]
+    shown = hint.partition("quote it: ")[2]
     (argument,) = shlex.split(shown)
     assert argument == f'metrics="{path}"'
     assert _quotes_hint([argument]) is None
@@ -53,7 +53,7 @@ def test_other_arguments_get_no_hint(argument):
 def test_the_hint_is_what_the_command_says():
     done = call("power", "gap=lr=0.1")
     assert done.returncode == 1
-    hint = done.stderr.rpartition("quote it, as ")[2].strip()
+    hint = done.stderr.rpartition("quote it: ")[2].strip()
     assert shlex.split(hint) == ['gap="lr=0.1"']
 
 
