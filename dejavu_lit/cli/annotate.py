@@ -10,14 +10,13 @@ from dejavu_lit.cli.options import Annotate
 from dejavu_lit.cli.processes import device, processes
 from dejavu_lit.data.prepared import DataSpec, ready
 from dejavu_lit.data.remote import is_remote
+from dejavu_lit.data.splits import SETS
 from dejavu_lit.objects.annotators import ANNOTATORS
 from dejavu_lit.utils.errors import UserError, suggest
 from dejavu_lit.utils.io import visible_files
 
 if TYPE_CHECKING:
     from dejavu_lit.data.shards import ShardSet
-
-ORDER = "ABHPV"
 
 
 def annotate(settings: Annotate, out: Path) -> None:
@@ -103,7 +102,7 @@ def open_sets(data: DataSpec, names: list[str] | None) -> dict[str, "ShardSet"]:
     from dejavu_lit.data.shards import ShardSet
 
     available = sorted(
-        {path.parent.name for path in visible_files(data.folder, "*/*.tar")}, key=lambda n: (n not in ORDER, n)
+        {path.parent.name for path in visible_files(data.folder, "*/*.tar")}, key=lambda n: (n not in SETS, n)
     )
     if not (selected := available if names is None else names):
         raise UserError(f"sets= is empty; {data.folder} has {', '.join(available) or 'none'}")

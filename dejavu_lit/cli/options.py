@@ -8,6 +8,7 @@ from hydra.core.config_store import ConfigStore
 
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.readers import READERS
+from dejavu_lit.data.splits import SETS
 from dejavu_lit.evaluation.settings import DataChanges, EvaluationSettings, PairEvaluation
 from dejavu_lit.objects.annotators import ANNOTATORS
 from dejavu_lit.study.slurm import SlurmSettings
@@ -86,7 +87,7 @@ class Prepare:
     """Pairs per shard; 1,000 to 10,000 suit most file systems."""
     max_skipped: float = 0.05
     """Stop if more than this share of the pairs cannot be used."""
-    keys: dict[str, str | None] = field(default_factory=lambda: dict.fromkeys("ABHVP"))
+    keys: dict[str, str | None] = field(default_factory=lambda: dict.fromkeys(SETS))
     """{set: a file of keys, one per line}: only these pairs go into that set, and into no other."""
 
 

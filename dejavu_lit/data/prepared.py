@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 TRAINED_ON = {"target": "A", "reference": "B"}  # the set that each side trains on
 
 
+def training_set(side: str) -> str:
+    """The set that a side trains on; raises UserError for another side than target and reference."""
+    if side not in TRAINED_ON:
+        raise UserError(f"side={side} must be target (trains on A) or reference (trains on B)")
+    return TRAINED_ON[side]
+
+
 @dataclass(frozen=True)
 class DataSpec:
     """A prepared data folder and the choices within it; ``reader``, ``extra`` and ``sizes`` only matter to ``prepare``."""

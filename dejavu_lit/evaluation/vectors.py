@@ -57,6 +57,9 @@ class Vectors:
     def __len__(self) -> int:
         return len(self.stored)
 
+    def __getitem__(self, rows: slice | np.ndarray) -> "Vectors":
+        return Vectors(self.stored[rows], self.norms[rows])
+
     def unit(self) -> np.ndarray:
         """Unit vectors, float32 [m, d]."""
         units = np.empty(self.stored.shape, np.float32)
@@ -72,7 +75,7 @@ class Vectors:
 
 @partial(compiled, exact_sums=True)
 def inner_products(queries: np.ndarray, public: np.ndarray, q: np.ndarray, p: np.ndarray) -> np.ndarray:
-    # float64 [pairs] of the rows q and p of float32 matrices.
+    """The inner products of the rows ``q`` of ``queries`` and ``p`` of ``public``, float32 [·, d], in float64 [pairs]."""
     products = np.empty(len(q))
     for pair in range(len(q)):
         total = 0.0

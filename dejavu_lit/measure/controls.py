@@ -14,7 +14,7 @@ from scipy.special import stdtrit
 
 from dejavu_lit.measure.figures import BLOCKS, FIGURES
 from dejavu_lit.measure.population import Estimate, Outcomes, estimate, outcomes
-from dejavu_lit.measure.records import Records
+from dejavu_lit.measure.records import SIDES, Records
 from dejavu_lit.measure.scores import Scores
 from dejavu_lit.measure.settings import Resampling
 from dejavu_lit.utils.errors import UserError
@@ -229,8 +229,7 @@ def beats_blind(baseline: Mapping[str, Any]) -> tuple[bool, str]:
     """Whether both models exceed the blind baseline in precision and in recall, and a sentence with the numbers."""
     rates = ("precision", "recall")
     below = {
-        name: " and ".join(rate for rate in rates if baseline[name][rate] <= baseline["blind"][rate])
-        for name in ("target", "reference")
+        name: " and ".join(rate for rate in rates if baseline[name][rate] <= baseline["blind"][rate]) for name in SIDES
     }
     numbers = ", ".join(
         f"{rate} {baseline['target'][rate]:.3f} and {baseline['reference'][rate]:.3f} against {baseline['blind'][rate]:.3f}"
