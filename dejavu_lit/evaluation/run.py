@@ -60,11 +60,7 @@ def check_model(role: str, name: str | None) -> None:
     """Raise UserError if a model's name is missing, or a path that does not exist."""
     if name is None:
         raise UserError(f"{role} is missing; give {role}=RUN or a model")
-    model, (front, at, epoch) = ModelName.parse(name), name.rpartition("@")
-    path = model.path if model.kind in ("embeddings", "local-dir") else None
-    if model.kind == "released" and "/" in name and (not at or epoch.isdecimal()):
-        path = Path(front or name).expanduser()
-    if path is not None and not path.exists():
+    if (path := ModelName.parse(name).missing_path) is not None:
         raise UserError(
             f"{role}={name}: {path} does not exist; give a run of dejavu train, or a model such as ARCH@TAG"
         )
