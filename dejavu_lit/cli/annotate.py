@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 
 def annotate(settings: Annotate, out: Path) -> None:
-    """Find the objects of prepared images."""
+    """Find the objects of prepared images.
+
+    Raises:
+        UserError: not one of annotator, compare and show, remote data, or an unknown set, artifact or annotator.
+    """
     if sum(mode is not None for mode in (settings.annotator, settings.compare, settings.show)) != 1:
         raise UserError("give one of annotator=NAME, compare=[NAME,NAME] and show=NAME")
     if settings.annotator is not None and is_remote(str(settings.data.dir)):

@@ -123,7 +123,7 @@ class EpochPlan:
         return self.entries // (self.world * self.batch)
 
     def members(self, shard: int) -> np.ndarray:
-        """The positions of a shard's pairs without excluded ones, ascending."""
+        """The positions of a shard's pairs without excluded ones, ascending, int64 [m]."""
         return _without(np.arange(self.sizes[shard]), self.excluded, shard)
 
     def parts(self, rank: int, worker: int = 0, offset: int = 0) -> Iterator[np.ndarray]:

@@ -173,7 +173,7 @@ class DataSpec:
         return self.set_name(self.public_sets.get(self.public, self.public))
 
     def public_folder(self) -> Path:
-        """The shards of the public set chosen by ``data.public``."""
+        """The shards of the public set chosen by ``data.public``; raises UserError for an unknown one."""
         folder = self.set_folder(self.public_sets.get(self.public, self.public))
         if self.public in self.public_sets or folder.is_dir():
             return folder

@@ -148,6 +148,9 @@ def hash_images(
     Args:
         read: from ``Part.pairs`` to the pairs; importable, or a partial of such a function.
         perceptual: whether images get a perceptual hash; what: the name of the progress bar.
+
+    Raises:
+        UserError: the hashes of a part were damaged while they were read.
     """
     missing = [part for part in parts if _load(part) is None]
     total = sum(part.count for part in parts)

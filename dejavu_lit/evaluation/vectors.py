@@ -25,7 +25,7 @@ class Vectors:
 
     @classmethod
     def load(cls, stored: np.ndarray, name: str = "queries", dtype: type[np.floating[Any]] = np.float32) -> "Vectors":
-        """Copy float16 vectors, perhaps of a memory map, as ``dtype``, and compute their norms.
+        """Copy float16 vectors [m, d], perhaps of a memory map, as ``dtype``, and compute their norms.
 
         Raises:
             UserError: a vector with zero norm, NaN or infinity (which decode to values from 65536 on); it names ``name``.
@@ -47,7 +47,7 @@ class Vectors:
 
     @classmethod
     def joined(cls, pieces: "Sequence[Vectors]") -> "Vectors":
-        """All vectors of ``pieces``, one after another."""
+        """All vectors of ``pieces``, one after another, [m₁ + m₂ + …, d]."""
         if len(pieces) == 1:
             return pieces[0]
         return cls(

@@ -55,6 +55,9 @@ def pool_blocks(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         {block: {figure: {values, mean, sd, ci95, sampling_sd, training_sd}}}: sd with ddof 1; ci95 a t interval with
         s − 1 degrees of freedom, None below 3 seed pairs; sampling_sd the root mean square of the pairs' standard errors;
         training_sd = √max(0, sd² − sampling_sd²). A block that is missing in any evaluation is None.
+
+    Raises:
+        UserError: there is no evaluation.
     """
     if not evaluations:
         raise UserError("there is no evaluation to pool; train and evaluate at least one seed pair")

@@ -184,7 +184,11 @@ class ClipModule(pl.LightningModule):
         checkpoint["replaced"] = self._sum_replaced()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what was saved; refuse other data, and another order of the pairs, which would never show some of them."""
+        """Restore what was saved.
+
+        Raises:
+            UserError: other data, or another order of the pairs, which would never show some of them.
+        """
         if checkpoint.get("data", self.data) != self.data:
             raise UserError(
                 f"{self.pairs.folder} was prepared again since this run was started, so pairs may have moved between sets; "
