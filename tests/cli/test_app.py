@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from dejavu_lit import settings
+from dejavu_lit.cli.app import CONF
 from dejavu_lit.cli.mistakes import _quotes_hint, quoted
 from dejavu_lit.report.terminal import console
+from dejavu_lit.study.slurm import KILL_OTHERS, SlurmSettings
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.exit_codes import clean_exit
 from tests.conftest import ROOT, call, run
@@ -26,6 +29,21 @@ def test_a_local_multirun_names_every_job_that_failed(tmp_path):
     assert said.startswith("error: 2 jobs failed: ")
     for number, name in enumerate(("x.json", "y.json")):
         assert re.search(rf"sweep/{number}: [^;]*{name}", said)
+
+
+def test_bash_completes_the_options(monkeypatch):
+    assert "complete -o nospace" in call("train", "-sc", "install=bash").stdout
+    monkeypatch.setenv("COMP_LINE", "train.py mitigation=text_")
+    assert "mitigation=text_mask" in call("train", "-sc", "query=bash").stdout.split()
+
+
+def test_a_multirun_on_slurm_has_the_defaults_of_a_study():
+    launcher = yaml.safe_load((CONF / "hydra" / "launcher" / "slurm.yaml").read_text())
+    defaults = SlurmSettings()
+    assert launcher["max_num_timeout"] == defaults.requeues
+    assert launcher["setup"] == [KILL_OTHERS]
+    for name in ("timeout_min", "array_parallelism", "signal_delay_s"):
+        assert launcher[name] == getattr(defaults, name)
 
 
 def test_an_unknown_launcher_is_not_a_missing_plugin(tmp_path):

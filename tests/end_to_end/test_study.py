@@ -3,7 +3,6 @@
 import json
 import shutil
 import time
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -255,13 +254,13 @@ def test_a_sweep_is_collected_into_the_same_table(study, scenes, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["demo", "mitigations", "dataset_size", "halves", "laion10m", "cc3m", "coco"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "conf" / "experiment").iterdir()))
 def test_experiments_compose(name):
     done = call("mitigate", f"experiment={name}", "--cfg", "job")
     config = yaml.safe_load(done.stdout)
     assert config["settings"]
-    head = (Path(ROOT) / "conf" / "experiment" / f"{name}.yaml").read_text().splitlines()
-    assert head[1].startswith(f"# dejavu mitigate experiment={name}")
+    head = (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text().splitlines()
+    assert any(line.startswith(f"# dejavu mitigate experiment={name}") for line in head[1:3])
     assert config["out"] == f"outputs/{name}"
 
 
