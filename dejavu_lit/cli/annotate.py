@@ -90,10 +90,13 @@ def _compare(data: DataSpec, sets: dict[str, "ShardSet"], names: list[str], thre
         raise UserError(f"compare={names} must name two artifacts, e.g. compare=[torchvision,captions]")
     folders = [data.objects_folder(name) for name in names]
     read = [read_objects([f / name for name in sets], threshold)[0] for f in folders]
-    found = {name: difference(*pair) for name, *pair in zip(sets, *read, strict=True)}
-    write_json(out / "difference.json", {"artifacts": [str(f) for f in folders], "threshold": threshold, **found})
-    write_csv(out / "difference.csv", [{"set": name, **row} for name, one in found.items() for row in one["labels"]])
-    print(format_differences(found, names))
+    differences = {name: difference(*pair) for name, *pair in zip(sets, *read, strict=True)}
+    write_json(out / "difference.json", {"artifacts": [str(f) for f in folders], "threshold": threshold, **differences})
+    write_csv(
+        out / "difference.csv",
+        [{"set": name, **row} for name, changes in differences.items() for row in changes["labels"]],
+    )
+    print(format_differences(differences, names))
     print(f"all labels: {out / 'difference.csv'}")
 
 

@@ -52,8 +52,8 @@ def quoted(argument: str, command: str) -> str:
 def _is_text(name: str, command: str) -> bool:
     """Whether an option is a text, or of any type, which is a text or a list of some, and never a number."""
     name = re.sub(r"^data\.extra\.\w+\.", "data.reader.", name)
-    found = [option for option in known_options(command, name) if option.name == name and not option.group]
-    return bool(TEXTS.fullmatch(name) or any(option.kind in ("", "text", "text or null") for option in found))
+    matching = [option for option in known_options(command, name) if option.name == name and not option.group]
+    return bool(TEXTS.fullmatch(name) or any(option.kind in ("", "text", "text or null") for option in matching))
 
 
 def check_arguments(given: Sequence[str]) -> None:

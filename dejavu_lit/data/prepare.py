@@ -186,9 +186,9 @@ def _finished_manifest(out: Path, settings: dict[str, Any]) -> dict[str, Any] | 
         return manifest
     if (unfinished / SETTINGS).exists():
         check_settings(out, settings, read_json_object(unfinished / SETTINGS))
-    elif taken := [name for name in (*SETS, "objects", *settings["extra"]) if (out / name).exists()]:
+    elif foreign := [name for name in (*SETS, "objects", *settings["extra"]) if (out / name).exists()]:
         raise UserError(
-            f"{out} contains {taken[0]!r}, which this command did not write; choose another data.dir= or remove it"
+            f"{out} contains {foreign[0]!r}, which this command did not write; choose another data.dir= or remove it"
         )
     if unfinished.exists():
         for part in out.rglob(".*.part"):

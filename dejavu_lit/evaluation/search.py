@@ -145,11 +145,11 @@ def _knn(queries: np.ndarray, public: np.ndarray, count: int, index: str) -> tup
     if index == "gpu":
         own = current_ranks().local % faiss.get_num_gpus()  # each rank of a node uses its own GPU
         resources = faiss.StandardGpuResources()
-        found = faiss.knn_gpu(resources, queries, public, count, metric=faiss.METRIC_INNER_PRODUCT, device=own)
+        results = faiss.knn_gpu(resources, queries, public, count, metric=faiss.METRIC_INNER_PRODUCT, device=own)
     else:
         faiss.omp_set_num_threads(thread_count())
-        found = faiss.knn(queries, public, count, metric=faiss.METRIC_INNER_PRODUCT)
-    return found[0], found[1]
+        results = faiss.knn(queries, public, count, metric=faiss.METRIC_INNER_PRODUCT)
+    return results[0], results[1]
 
 
 def _score(queries: Vectors, chunk: Vectors, candidates: np.ndarray, rows: np.ndarray, best: Best) -> None:

@@ -134,15 +134,13 @@ def memorization_found(evaluations: Sequence[Mapping[str, Any]], unit: str = "se
     else:  # both of two pairs must be above 0, so the lower of the lower bounds decides
         low, high = min(e["symmetric"]["ppg"]["ci95"] for e in evaluations)
     # Two pairs are judged separately, any other number by the means.
-    judged = [{block: e[block]["ppg"]["value"] for block in BLOCKS} for e in evaluations] if s == 2 else [ppg]
+    gaps = [{block: e[block]["ppg"]["value"] for block in BLOCKS} for e in evaluations] if s == 2 else [ppg]
     above_zero = bool(low > 0)
-    one_sign = all(gap["population"] * gap["swapped"] > 0 for gap in judged)
-    corrected = all(gap["corrected"] > 0 for gap in judged)
+    one_sign = all(gap["population"] * gap["swapped"] > 0 for gap in gaps)
+    corrected = all(gap["corrected"] > 0 for gap in gaps)
     found: bool | None = above_zero and one_sign and corrected
     verdict = _verdict(above_zero, one_sign, corrected, ppg)
-    if any(abs(gap["null"]) >= abs(gap["symmetric"]) for gap in judged) and (
-        found or _null_differs(evaluations, pooled)
-    ):
+    if any(abs(gap["null"]) >= abs(gap["symmetric"]) for gap in gaps) and (found or _null_differs(evaluations, pooled)):
         found = None
         verdict = (
             "Whether memorization was found cannot be said: two models that differ as much on the holdout, which nobody "

@@ -67,8 +67,8 @@ def model_scores(
 
     def score(start: int) -> None:
         rows = slice(start, start + ROWS)
-        made = _score_rows(_unit(images[rows]), _unit(captions[rows]), others, skipped[rows], logit_scale)
-        for name, values in zip(names, made, strict=False):
+        columns = _score_rows(_unit(images[rows]), _unit(captions[rows]), others, skipped[rows], logit_scale)
+        for name, values in zip(names, columns, strict=False):
             scores[name][rows] = values
 
     # The threads share the rows out; a BLAS with threads of its own would make each product wait for the others'.

@@ -54,10 +54,10 @@ def table_files(paths: Paths) -> list[Path]:
     files: list[Path] = []
     for path in as_list(paths):
         if path.is_dir():
-            found = visible_files(path, "**/*.parquet") or _without_caches(visible_files(path, "**/*.arrow"))
+            matches = visible_files(path, "**/*.parquet") or _without_caches(visible_files(path, "**/*.arrow"))
         else:
-            found = [] if path.exists() else [Path(name) for name in sorted(glob(str(path), recursive=True))]
-        files += found or [path]
+            matches = [] if path.exists() else [Path(name) for name in sorted(glob(str(path), recursive=True))]
+        files += matches or [path]
     return list(dict.fromkeys(files))
 
 
