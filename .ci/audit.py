@@ -28,14 +28,14 @@ INDIRECT = {"aiohttp", "timm"}
 
 
 def pins(text: str) -> dict[str, str]:
-    """{name: version} of constraints.txt; raises ValueError for a line that is no pin, or a name that comes twice."""
+    """{name: version} of constraints.txt; raises ValueError for a line that is not a pin, or a repeated name."""
     found: dict[str, str] = {}
     for line in text.splitlines():
         if not line.strip() or line.startswith("#"):
             continue
         match = re.fullmatch(r"([\w.-]+)==([\w.+!]+)", line.strip())
         if not match or canonicalize_name(match[1]) in found:
-            raise ValueError(f"{line} is no pin NAME==VERSION, or comes twice")
+            raise ValueError(f"{line} is not a pin NAME==VERSION, or is repeated")
         found[canonicalize_name(match[1])] = match[2]
     return found
 
@@ -126,9 +126,9 @@ def main(arguments: list[str]) -> int:
         if "Found" in asked.stderr or asked.returncode == 0:
             found += asked.stdout.splitlines() if asked.returncode else []
         else:
-            print(f"known weaknesses were not looked for: {(asked.stderr.strip() or '?').splitlines()[-1]}")
+            print(f"vulnerabilities were not checked: {(asked.stderr.strip() or '?').splitlines()[-1]}")
     else:
-        print("known weaknesses were not looked for: give OSV's export (ADVISORIES=all.zip), or pip install pip-audit")
+        print("vulnerabilities were not checked: give OSV's export (ADVISORIES=all.zip), or pip install pip-audit")
     print("\n".join(found) or f"{len(pinned)} pins agree with each other and with pyproject.toml")
     return 1 if found else 0
 

@@ -115,10 +115,14 @@ def _choices(folder: Path) -> str:
 
 def _opening(path: Path) -> str:
     """The first comment of a file, commands in it as code."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    comment = [line.removeprefix("# ") for line in lines if line.startswith("# ") and "@package" not in line]
+    comment = [line for line in _comment(path) if not line.startswith(("dejavu train side=", "dejavu evaluate"))]
     text = [re.sub(r"^(dejavu .*?)(\s{3,}|$)", r"`\1` ", line) for line in comment]
     return _escaped(" ".join(" ".join(text).split()))
+
+
+def _comment(path: Path) -> list[str]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line.removeprefix("# ") for line in lines if line.startswith("# ") and "@package" not in line]
 
 
 def _launcher(path: Path) -> str:

@@ -4,7 +4,7 @@
 
 One JSON line: ours, the seconds of the target's training; peer, the same without those spent in the callback; both are of
 one run, since two runs on a busy machine differ by more than the callback costs. The reference has a checkpoint of each
-epoch that is measured, so it is encoded anew every time: the dearest case.
+epoch that is measured, so it is encoded anew every time: the most expensive case.
 """
 
 import argparse

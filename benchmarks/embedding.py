@@ -1,4 +1,4 @@
-"""Images a second through `embed`, from shards of 640×480 JPEGs to fp16 embeddings on disk.
+"""Images per second through `embed`, from shards of 640×480 JPEGs to fp16 embeddings on disk.
 
     python benchmarks/embedding.py              two JSON lines: `embedding` (a tiny ViT) and `embedding_vit_b_32`
     python benchmarks/embedding.py --tiny       the first alone

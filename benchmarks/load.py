@@ -4,10 +4,10 @@
     python benchmarks/load.py --pairs 10000       a minute
     python benchmarks/load.py --folder DIR        keeps what was made, and goes on there
 
-One JSON line a stage: {stage, pairs, seconds, pairs_per_s, peak_mb, cpu_s, …}. Every stage is a process of its own, and
+One JSON line per stage: {stage, pairs, seconds, pairs_per_s, peak_mb, cpu_s, …}. Every stage is a process of its own, and
 ``peak_mb`` is the largest resident size that the system saw in it or its workers (memory-mapped files included). ``base``
 only imports what the others import, so ``peak_mb`` − its own is what the data took. Images have 16 × 16 pixels, the model
-one layer 16 wide: what is measured is the road, not the model. Both sides of the evaluation are that one model, so that
+one layer 16 wide: what is measured is the pipeline, not the model. Both sides of the evaluation are that one model, so that
 every gap must be 0, and it measures a sample of A: a twentieth of all pairs.
 """
 

@@ -1,4 +1,4 @@
-"""Pairs a second of the training reader, from shards on disk to batches of images and tokens.
+"""Pairs per second of the training reader, from shards on disk to batches of images and tokens.
 
     python benchmarks/reading.py                 two JSON lines: `reading` with 0 workers and `reading_2_workers`
     python benchmarks/reading.py --pairs 500     a short run

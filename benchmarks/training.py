@@ -1,4 +1,4 @@
-"""Pairs a second in training, against open_clip's own training script: three JSON lines, one a claim.
+"""Pairs per second in training, against open_clip's own training script: three JSON lines, one per claim.
 
     python benchmarks/training.py                 train_tiny, train_vit_fp32, train_vit_bf16: about 8 minutes on two cores
     python benchmarks/training.py train_tiny      one of them

@@ -59,9 +59,9 @@ class Mitigation:
     stop_epoch: int | None = None
     """Stop training after this epoch; the learning-rate schedule keeps its own horizon."""
     early_stopping: str | None = None
-    """loss or accuracy on V: stop when it no longer improves …"""
+    """loss or accuracy: stop when it stops improving on V."""
     early_patience: int | None = None
-    """… for this many epochs (recipe: 3)."""
+    """Epochs without improvement before early_stopping ends the training; null: 3."""
     lock_image: bool = False
     """Keep the image tower of model.init as it is."""
     lock_text: bool = False

@@ -51,6 +51,19 @@ def _environment() -> Iterator[None]:
     os.environ.update(before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _checkout() -> Iterator[None]:
+    """The tests write into folders of their own: what the commands write by default, below the checkout, is as before."""
+    before = _outputs()
+    yield
+    assert _outputs() <= before, "a test wrote into the checkout; give out=, data.dir= and, with -m, hydra.sweep.dir="
+
+
+def _outputs() -> set[Path]:
+    patterns = [f"{name}{below}" for name in ("outputs", "multirun", "runs", "wandb") for below in ("", "/*", "/*/*")]
+    return {path for pattern in patterns for path in ROOT.glob(pattern)}
+
+
 def without_report(command: str, options: Sequence[str]) -> list[str]:
     """The options of a command that writes no report, which takes five times as long as the rest, unless they ask for it."""
     prefix = {"evaluate": "", "mitigate": "evaluate."}.get(command)

@@ -47,13 +47,14 @@ def own_names(tree: ast.AST) -> set[str]:
 
 
 def used_names(tree: ast.AST) -> set[str]:
-    """The private attributes and imported names, and those that getattr and hasattr ask for."""
+    """The private attributes, imported names and modules, and the names that getattr and hasattr ask for."""
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             names.add(node.attr)
-        elif isinstance(node, ast.ImportFrom):
-            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {part for alias in node.names for part in alias.name.split(".")}
+            names |= {*(getattr(node, "module", None) or "").split(".")}
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr"):
             names |= {argument.value for argument in node.args if isinstance(argument, ast.Constant)}
     return {name for name in names if isinstance(name, str) and private(name)}

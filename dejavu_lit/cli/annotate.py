@@ -10,6 +10,7 @@ from dejavu_lit.cli.options import Annotate
 from dejavu_lit.cli.processes import device, processes
 from dejavu_lit.data.prepared import DataSpec, ready
 from dejavu_lit.data.remote import is_remote
+from dejavu_lit.data.splits import SETS
 from dejavu_lit.objects.annotators import ANNOTATORS
 from dejavu_lit.utils.errors import UserError, suggest
 from dejavu_lit.utils.io import visible_files
@@ -17,11 +18,13 @@ from dejavu_lit.utils.io import visible_files
 if TYPE_CHECKING:
     from dejavu_lit.data.shards import ShardSet
 
-ORDER = "ABHPV"
-
 
 def annotate(settings: Annotate, out: Path) -> None:
-    """Find the objects of prepared images."""
+    """Find the objects of prepared images.
+
+    Raises:
+        UserError: not one of annotator, compare and show, remote data, or an unknown set, artifact or annotator.
+    """
     if sum(mode is not None for mode in (settings.annotator, settings.compare, settings.show)) != 1:
         raise UserError("give one of annotator=NAME, compare=[NAME,NAME] and show=NAME")
     if settings.annotator is not None and is_remote(str(settings.data.dir)):
@@ -87,10 +90,13 @@ def _compare(data: DataSpec, sets: dict[str, "ShardSet"], names: list[str], thre
         raise UserError(f"compare={names} must name two artifacts, e.g. compare=[torchvision,captions]")
     folders = [data.objects_folder(name) for name in names]
     read = [read_objects([f / name for name in sets], threshold)[0] for f in folders]
-    found = {name: difference(*pair) for name, *pair in zip(sets, *read, strict=True)}
-    write_json(out / "difference.json", {"artifacts": [str(f) for f in folders], "threshold": threshold, **found})
-    write_csv(out / "difference.csv", [{"set": name, **row} for name, one in found.items() for row in one["labels"]])
-    print(format_differences(found, names))
+    differences = {name: difference(*pair) for name, *pair in zip(sets, *read, strict=True)}
+    write_json(out / "difference.json", {"artifacts": [str(f) for f in folders], "threshold": threshold, **differences})
+    write_csv(
+        out / "difference.csv",
+        [{"set": name, **row} for name, changes in differences.items() for row in changes["labels"]],
+    )
+    print(format_differences(differences, names))
     print(f"all labels: {out / 'difference.csv'}")
 
 
@@ -103,7 +109,7 @@ def open_sets(data: DataSpec, names: list[str] | None) -> dict[str, "ShardSet"]:
     from dejavu_lit.data.shards import ShardSet
 
     available = sorted(
-        {path.parent.name for path in visible_files(data.folder, "*/*.tar")}, key=lambda n: (n not in ORDER, n)
+        {path.parent.name for path in visible_files(data.folder, "*/*.tar")}, key=lambda n: (n not in SETS, n)
     )
     if not (selected := available if names is None else names):
         raise UserError(f"sets= is empty; {data.folder} has {', '.join(available) or 'none'}")

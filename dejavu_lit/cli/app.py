@@ -48,14 +48,7 @@ def command(config_name: str, task: Callable[[Any, Path], Any]) -> Callable[...,
         try:
             task(typed_settings(cfg, config_name, HydraConfig.get().overrides.task), _out(cfg))
         except Exception as error:
-            sentence = None if isinstance(error, BrokenPipeError) else error_sentence(error)
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                _end_as_failed()
-                failures.append(f"{_out(cfg)}: {sentence or f'{type(error).__name__}: {first_line(error)}'}")
-                if sentence:  # the launcher reports it, the other jobs continue
-                    raise UserError(failures[-1]) from None
-            elif sentence:
-                fail(sentence)
+            _fail_job(error, _out(cfg), failures)
             raise
 
     def command(arguments: Sequence[str] | None = None) -> None:
@@ -78,17 +71,7 @@ def command(config_name: str, task: Callable[[Any, Path], Any]) -> Callable[...,
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let exceptions reach the handlers below
             warnings.filterwarnings("ignore", category=UserWarning, module="hydra")
             try:
-                hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
-            except (HydraException, OmegaConfBaseException) as error:
-                fail(mistakes.explain(error, config_name, given))
-            except UserError:
-                if len(failures) > 1:
-                    fail(f"{len(failures)} jobs failed: {'; '.join(failures)}")
-                raise
-            except RuntimeError as error:
-                if not type(error).__module__.startswith("submitit."):
-                    raise
-                fail(submission_error(error))
+                _run_hydra(job, config_name, given, failures)
             finally:
                 sys.argv = called
 
@@ -97,6 +80,36 @@ def command(config_name: str, task: Callable[[Any, Path], Any]) -> Callable[...,
     command.__name__ = config_name
     command.__doc__ = task.__doc__
     return command
+
+
+def _run_hydra(
+    job: Callable[[DictConfig], None], config_name: str, given: Sequence[str], failures: Sequence[str]
+) -> None:
+    """Let Hydra compose the config and call ``job``, or the jobs of a multirun; what Hydra refuses ends as one sentence."""
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        fail(mistakes.explain(error, config_name, given))
+    except UserError:
+        if len(failures) > 1:
+            fail(f"{len(failures)} jobs failed: {'; '.join(failures)}")
+        raise
+    except RuntimeError as error:
+        if not type(error).__module__.startswith("submitit."):
+            raise
+        fail(submission_error(error))
+
+
+def _fail_job(error: Exception, out: Path, failures: list[str]) -> None:
+    """End a job that raised ``error`` with its sentence, if it has one; in a multirun the other jobs continue."""
+    sentence = None if isinstance(error, BrokenPipeError) else error_sentence(error)
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        _end_as_failed()
+        failures.append(f"{out}: {sentence or f'{type(error).__name__}: {first_line(error)}'}")
+        if sentence:  # the launcher reports it
+            raise UserError(failures[-1]) from None
+    elif sentence:
+        fail(sentence)
 
 
 def _end_as_failed() -> None:

@@ -20,7 +20,7 @@ COMMANDS = {
     "prepare": "Write images and captions as shards, split into sets.",
     "annotate": "Find the objects of prepared images.",
     "dedup": "Find duplicates within and across the sets.",
-    "power": "Compute how many records and seed pairs a gap needs.",
+    "power": "Compute how many records and seed pairs are needed to detect a gap.",
     "report": "Write the report of an evaluation or a study again.",
     "resume": "Continue an interrupted training.",
 }

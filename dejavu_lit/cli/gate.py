@@ -94,7 +94,7 @@ def _value(node: ast.expr) -> Value:
         case ast.Name(id="true" | "false" as name):
             return lambda metrics: float(name == "true")
     path = _path(node)
-    return lambda metrics: look_up(metrics, path)
+    return lambda metrics: value_at(metrics, path)
 
 
 def _path(node: ast.expr) -> Path:
@@ -108,7 +108,7 @@ def _path(node: ast.expr) -> Path:
     raise ValueError(f"{ast.unparse(node)} is neither a number nor a path into metrics.json")
 
 
-def look_up(metrics: Mapping[str, Any], path: Path) -> float:
+def value_at(metrics: Mapping[str, Any], path: Path) -> float:
     """The number or truth value at ``path`` in metrics.json.
 
     Raises:

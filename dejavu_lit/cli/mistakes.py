@@ -52,8 +52,8 @@ def quoted(argument: str, command: str) -> str:
 def _is_text(name: str, command: str) -> bool:
     """Whether an option is a text, or of any type, which is a text or a list of some, and never a number."""
     name = re.sub(r"^data\.extra\.\w+\.", "data.reader.", name)
-    found = [option for option in known_options(command, name) if option.name == name and not option.group]
-    return bool(TEXTS.fullmatch(name) or any(option.kind in ("", "text", "text or null") for option in found))
+    matching = [option for option in known_options(command, name) if option.name == name and not option.group]
+    return bool(TEXTS.fullmatch(name) or any(option.kind in ("", "text", "text or null") for option in matching))
 
 
 def check_arguments(given: Sequence[str]) -> None:
@@ -77,7 +77,7 @@ def explain(error: Exception, command: str, given: Sequence[str]) -> str:
         return "hydra/launcher=slurm needs Hydra's plugin for submitit; pip install 'dejavu-lit[slurm]'"
     if group := re.search(r"Could not find '([\w/]+)/([^'/]*)' Available options in '[\w/]+': (.*)", text):
         name, wanted, choices = group[1], group[2], group[3].split()
-        return f"{name}={wanted} is unknown{suggest(wanted, choices)}; there are {', '.join(choices)}"
+        return f"{name}={wanted} is unknown{suggest(wanted, choices)}; choose one of {', '.join(choices)}"
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     unknown = re.search(r"Could not override '([\w./@]+)'", text)
     key = str(getattr(cause, "full_key", None) or (unknown[1] if unknown else ""))
@@ -134,6 +134,6 @@ def _quotes_hint(given: Sequence[str]) -> str | None:
             with suppress(HydraException):
                 parser.parse_override(quote)
                 if not value.startswith(("[", "{", "'", '"')):  # else a list, a mapping or a quotation is not complete
-                    return f"{argument}: Hydra reads signs in this value as its own; quote it, as {shlex.quote(quote)}"
+                    return f"{argument}: Hydra would parse characters in this value; quote it: {shlex.quote(quote)}"
             return f"{argument}: Hydra cannot read this value; a bracket or a quotation mark is missing or too many"
     return None

@@ -52,7 +52,11 @@ def mitigate(settings: Mitigate, out: Path | str) -> Path:
 
 
 def evaluate_sweep(out: Path, settings: Evaluate, gate: "Gate | None", ranks: Ranks) -> None:
-    """Evaluate all pairs of runs below ``sweep`` that differ only in ``side``; the ranks share each, the table is in ``out``."""
+    """Evaluate all pairs of runs below ``sweep`` that differ only in ``side``; the ranks share each, the table is in ``out``.
+
+    Raises:
+        UserError: there is no such pair, or some have no result.
+    """
     from dejavu_lit.cli.gate import EXIT_CODE
     from dejavu_lit.study.cells import evaluation_folder, match_stop_epoch
     from dejavu_lit.study.sweep import pair_runs
@@ -87,7 +91,11 @@ def evaluate_study(
     failed: Mapping[Path, str],
     ranks: Ranks = SINGLE_PROCESS,
 ) -> dict[str, Any]:
-    """Evaluate every cell, write and show the study, and return each cell's metrics.json by its label."""
+    """Evaluate every cell, write and show the study, and return each cell's metrics.json by its label.
+
+    Raises:
+        UserError: some cells have no result; the others are written.
+    """
     from dejavu_lit.report.dashboard import log_study
     from dejavu_lit.report.report import show_report
     from dejavu_lit.report.terminal import show_next_steps, show_study

@@ -8,6 +8,7 @@ from hydra.core.config_store import ConfigStore
 
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.readers import READERS
+from dejavu_lit.data.splits import SETS
 from dejavu_lit.evaluation.settings import DataChanges, EvaluationSettings, PairEvaluation
 from dejavu_lit.objects.annotators import ANNOTATORS
 from dejavu_lit.study.slurm import SlurmSettings
@@ -59,7 +60,7 @@ class Mitigate(TrainingSettings):
     seeds: tuple[int, ...] = (0,)
     """Training seeds, the same for both sides; each setting is trained once for each."""
     halves: int = 1
-    """Times that the pairs of A and B are dealt to them anew, the prepared split included; half j has the seed + j."""
+    """Number of random splits of A ∪ B, the prepared one included; half j has the seed + j."""
     launcher: str = "local"
     """local, or slurm: each training is a job."""
     slurm: SlurmSettings = field(default_factory=SlurmSettings)
@@ -86,7 +87,7 @@ class Prepare:
     """Pairs per shard; 1,000 to 10,000 suit most file systems."""
     max_skipped: float = 0.05
     """Stop if more than this share of the pairs cannot be used."""
-    keys: dict[str, str | None] = field(default_factory=lambda: dict.fromkeys("ABHVP"))
+    keys: dict[str, str | None] = field(default_factory=lambda: dict.fromkeys(SETS))
     """{set: a file of keys, one per line}: only these pairs go into that set, and into no other."""
 
 
@@ -135,7 +136,7 @@ class Dedup:
     within: bool = False
     """Also leave out duplicates within a set, except one of each group."""
     force: bool = False
-    """Write the list even if one group has more than half of a set, which mostly are images that merely look alike."""
+    """Write the list even if one group has more than half of a set; such groups are usually look-alikes, not copies."""
     sets: list[str] | None = None
     """E.g. [A,B,P], or a folder of shards elsewhere; duplicates stay in the set named first; null: A, B, H, V, P, others."""
     workers: int = 2

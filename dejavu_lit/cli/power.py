@@ -7,7 +7,7 @@ from dejavu_lit.cli.options import Power
 
 
 def power(settings: Power, out: Path) -> None:
-    """Compute how many records and seed pairs a gap needs."""
+    """Compute how many records and seed pairs are needed to detect a gap."""
     from dejavu_lit.study.power import format_sample, required_sample
 
     print(format_sample(required_sample(settings.metrics, settings.gap, settings.power, settings.figure)))

@@ -9,7 +9,11 @@ from dejavu_lit.utils.errors import UserError
 
 
 def prepare(settings: Prepare, out: Path | None = None) -> Path:
-    """Turn images and captions into shards and splits; returns the data folder."""
+    """Turn images and captions into shards and splits; returns the data folder.
+
+    Raises:
+        UserError: keys are excluded or listed without data.dir, or the source cannot be prepared.
+    """
     data = settings.data
     for option, given in (("data.exclude", data.exclude), ("keys", any(settings.keys.values()))):
         if given and data.dir is None:

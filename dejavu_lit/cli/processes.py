@@ -9,7 +9,7 @@ from dejavu_lit.training.settings import TrainerSettings
 from dejavu_lit.utils.distributed import Ranks, current_ranks, end_with_parent, launch_ranks
 from dejavu_lit.utils.errors import UserError
 
-READ = ("accelerator", "devices", "num_nodes")  # of trainer; its other options concern training
+READ = ("accelerator", "devices", "num_nodes")  # of trainer; its other options apply to training only
 log = logging.getLogger(__name__)
 
 
@@ -27,8 +27,8 @@ def processes(trainer: TrainerSettings, shared: bool) -> Ranks:
     if ranks.world > 1:
         if devices > 0 and devices * nodes not in (1, ranks.world):
             raise UserError(
-                f"trainer.devices={devices} and trainer.num_nodes={nodes} are {devices * nodes} processes, and "
-                f"{ranks.world} were started; give the numbers of torchrun or srun, or neither option"
+                f"trainer.devices={devices} and trainer.num_nodes={nodes} ask for {devices * nodes} processes, but "
+                f"{ranks.world} were started; match torchrun or srun, or omit both options"
             )
     else:
         devices = _count(devices)
@@ -56,9 +56,9 @@ def _check() -> None:
             instead = (
                 "use workers=N for the threads that read and decode, with annotate annotator.workers=N"
                 if name.startswith("loader.workers")
-                else f"only {', '.join(READ)} of trainer matter here"
+                else f"of trainer, this command reads only {', '.join(READ)}"
             )
-            raise UserError(f"trainer.{name} concerns training; {instead}")
+            raise UserError(f"trainer.{name} applies to training only; {instead}")
 
 
 def _count(devices: int) -> int:

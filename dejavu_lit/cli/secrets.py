@@ -27,4 +27,6 @@ def check_secrets(config: Mapping[str, Any]) -> None:
             if variable is not None or URL_PASSWORD.search(text):
                 held = f"the value of ${variable}" if variable else "a password in an address"
                 place = "a name in the settings" if text == option else option
-                raise UserError(f"{place} holds {held}, and a run saves its settings; leave it to the environment")
+                raise UserError(
+                    f"{place} contains {held}, which would be saved with the run; set it only as an environment variable"
+                )

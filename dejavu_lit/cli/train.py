@@ -16,7 +16,11 @@ from dejavu_lit.utils.wandb import with_tags
 
 
 def train(settings: Train, out: Path) -> None:
-    """Train one model."""
+    """Train one model.
+
+    Raises:
+        UserError: several processes without an output directory, or in a multirun that would start them.
+    """
     _refuse_own_launcher(settings.trainer)
     if settings.out is None and settings.trainer.devices != 1 and HydraConfig.get().mode == RunMode.RUN:
         raise UserError("several processes need one output directory; give out=DIR")

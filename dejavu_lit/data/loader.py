@@ -91,11 +91,11 @@ def loader_failure(error: Exception) -> str:
     """What happened to a worker process, judged by torch's error."""
     if "timed out" in str(error):
         return (
-            "the loader's processes gave no batch for trainer.timeout_min: reading the data has stalled; check that the "
+            "the data loader produced no batch within trainer.timeout_min minutes: reading the data has stalled; check that the "
             "data can be read, or raise trainer.timeout_min"
         )
     return (
-        "a process of the loader was killed from outside, perhaps for lack of memory; free memory, or lower "
+        "a data-loader process was killed, possibly out of memory; free memory, or lower "
         "trainer.loader.prefetch or trainer.loader.cache_mb"
     )
 

@@ -17,7 +17,7 @@ from dejavu_lit.data.halves import source_sets
 from dejavu_lit.data.key_lists import count_pairs, later_duplicates, positions_of
 from dejavu_lit.data.loader import EpochLoader
 from dejavu_lit.data.manifest import MANIFEST
-from dejavu_lit.data.prepared import TRAINED_ON
+from dejavu_lit.data.prepared import training_set
 from dejavu_lit.data.settings import LoaderSettings, Repeat
 from dejavu_lit.data.shards import BadPair, Pair, ShardSet, read_pairs
 from dejavu_lit.data.stream import (
@@ -76,9 +76,7 @@ class PairDataModule(pl.LightningDataModule):
 
     def __post_init__(self) -> None:
         super().__init__()
-        if self.side not in TRAINED_ON:
-            raise UserError(f"side={self.side} must be target (trains on A) or reference (trains on B)")
-        name = TRAINED_ON[self.side]
+        name = training_set(self.side)
         self.train_set = self.shards or ShardSet.open(self.folder / name)
         self.valid_set = ShardSet.open(self.folder / "V") if (self.folder / "V").is_dir() else None
         self._excluded, self._removed = positions_of(self.train_set, self.exclude), dict[int, tuple[int, ...]]()

@@ -186,9 +186,9 @@ def _finished_manifest(out: Path, settings: dict[str, Any]) -> dict[str, Any] | 
         return manifest
     if (unfinished / SETTINGS).exists():
         check_settings(out, settings, read_json_object(unfinished / SETTINGS))
-    elif taken := [name for name in (*SETS, "objects", *settings["extra"]) if (out / name).exists()]:
+    elif foreign := [name for name in (*SETS, "objects", *settings["extra"]) if (out / name).exists()]:
         raise UserError(
-            f"{out} contains {taken[0]!r}, which this command did not write; choose another data.dir= or remove it"
+            f"{out} contains {foreign[0]!r}, which this command did not write; choose another data.dir= or remove it"
         )
     if unfinished.exists():
         for part in out.rglob(".*.part"):
@@ -259,8 +259,8 @@ def _log_summary(out: Path, manifest: dict[str, Any]) -> None:
     copies = manifest["duplicates"]["within"].get("P", {}).get("exact", {"groups": 0, "pairs": 0})
     if copies["groups"]:
         logger.warning(
-            "P has %d pairs that are exact copies of %d images: a copy takes the place of a neighbor, so the k nearest are "
-            "fewer images and the gaps come out smaller; remove the copies from the source",
+            "P has %d pairs that are exact copies of %d images: copies replace distinct neighbors, so gaps are "
+            "underestimated; remove the copies from the source",
             *(copies["pairs"], copies["groups"]),
         )
     logger.info(

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 TRAINED_ON = {"target": "A", "reference": "B"}  # the set that each side trains on
 
 
+def training_set(side: str) -> str:
+    """The set that a side trains on; raises UserError for another side than target and reference."""
+    if side not in TRAINED_ON:
+        raise UserError(f"side={side} must be target (trains on A) or reference (trains on B)")
+    return TRAINED_ON[side]
+
+
 @dataclass(frozen=True)
 class DataSpec:
     """A prepared data folder and the choices within it; ``reader``, ``extra`` and ``sizes`` only matter to ``prepare``."""
@@ -32,7 +39,7 @@ class DataSpec:
     train_size: int | None = None
     """Number of pairs of A (of B) to train on, a prefix, so that sizes are nested; null: all."""
     repeat: Repeat = field(default_factory=Repeat)
-    """Planted memorization:"""
+    """Planted memorization: the first pairs of the training set come several times per epoch."""
     exclude: str | None = None
     """A text file with one key per line: pairs left out of preparing, training, measuring and searching."""
     exclude_fingerprint: str | None = None
@@ -171,7 +178,7 @@ class DataSpec:
         return self.set_name(self.public_sets.get(self.public, self.public))
 
     def public_folder(self) -> Path:
-        """The shards of the public set chosen by ``data.public``."""
+        """The shards of the public set chosen by ``data.public``; raises UserError for an unknown one."""
         folder = self.set_folder(self.public_sets.get(self.public, self.public))
         if self.public in self.public_sets or folder.is_dir():
             return folder

@@ -62,15 +62,15 @@ class RawShards:
         Raises:
             UserError: a pattern that matches nothing, or a shard in braces that does not exist.
         """
-        found: list[str] = []
+        addresses: list[str] = []
         for pattern in [self.shards] if isinstance(self.shards, str) else self.shards:
             tars = (
                 list(expand_braces(pattern)) if is_remote(pattern) else [str(p) for p in matching_tars(Path(pattern))]
             )
             if not tars:
                 raise UserError(f"data.shards={pattern} has no shards; give tars, a folder of tars, or a pattern")
-            found += tars
-        return list(dict.fromkeys(found))
+            addresses += tars
+        return list(dict.fromkeys(addresses))
 
     def check_samples(self, out: Path) -> None:
         """Raise UserError if the samples in ``out`` were drawn from other local shards; addresses are not compared."""
@@ -89,12 +89,12 @@ class RawShards:
     def sets(self, keys: Sequence[str]) -> np.ndarray:
         """The set of each key, int8 [n], an index into SETS or NO_SET."""
         names = [name for name in SETS if name in self.fractions]
-        codes = np.array([*(SETS.index(name) for name in names), NO_SET], dtype=np.int8)
+        numbers = np.array([*(SETS.index(name) for name in names), NO_SET], dtype=np.int8)
         edges = np.cumsum([self.fractions[name] for name in names])
-        found = codes[np.searchsorted(edges, seeded_hash(keys, self.seed, "raw") / 2.0**64, side="right")]
+        codes = numbers[np.searchsorted(edges, seeded_hash(keys, self.seed, "raw") / 2.0**64, side="right")]
         if self.excluded:
-            found[self.is_excluded(keys)] = NO_SET
-        return found
+            codes[self.is_excluded(keys)] = NO_SET
+        return codes
 
     def is_excluded(self, keys: Sequence[str]) -> np.ndarray:
         """bool [n]: whether ``excluded`` has each key of a shard, as it is there or as the samples and reports write it."""

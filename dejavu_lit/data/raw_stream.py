@@ -1,8 +1,8 @@
 """Training on raw shards: batches of A or B streamed by webdataset, with its shuffle of shards and of a buffer of pairs.
 
 Every rank does the same number of steps, ⌊pairs / batch⌋ per epoch, where "pairs" is known or estimated. The shards are
-shuffled with (seed, epoch) and dealt out to the ranks and their loader processes, so the pairs of each are about as many but
-not equally many: a process that has read its shards begins a second pass over them, and one that has more leaves some for
+shuffled with (seed, epoch) and dealt out to the ranks and their loader processes, so each gets a similar, not an
+equal, number of pairs: a process that has read its shards begins a second pass over them, and one that has more leaves some for
 another epoch. How often a pair is seen is therefore an expectation.
 """
 
@@ -16,6 +16,7 @@ import numpy as np
 from torch.utils.data import get_worker_info
 from webdataset import DataPipeline, SimpleShardList, batched, shuffle
 
+from dejavu_lit.data.epoch import check_fills_batch
 from dejavu_lit.data.loader import EpochLoader
 from dejavu_lit.data.module import PairDataModule
 from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
@@ -47,11 +48,7 @@ class RawPlan:
     """Pairs per rank and step."""
 
     def __post_init__(self) -> None:
-        if self.steps == 0:
-            raise UserError(
-                f"{self.pairs} training pairs do not fill one batch of {self.world} ranks × {self.batch} pairs; lower the "
-                "batch size, use fewer devices or more data"
-            )
+        check_fills_batch(self.pairs, self.world, self.batch)
 
     @property
     def steps(self) -> int:
@@ -101,7 +98,7 @@ class RawStream(PairStream):
             if is_unusable and not self.resampled:  # else another pass may draw other shards
                 why = f"no pair of {self.name}; use fewer processes"
                 if not is_empty:
-                    why = f"no pair of {self.name} that can be read, the last because {self._unreadable[index]}; check them"
+                    why = f"no pair of {self.name} that can be read (last error: {self._unreadable[index]}); check the shards"
                 raise UserError(f"part {part} of {parts} of data.shards has {why}")
 
     def _read_shards(self, shards: Iterable[dict[str, str]]) -> Iterator[tuple[str, Pair | BadPair]]:
@@ -119,7 +116,7 @@ class RawStream(PairStream):
             skipped.append(sample)
             if len(skipped) == MAX_SKIPPED:
                 raise UserError(
-                    f"{MAX_SKIPPED} pairs of data.shards in a row cannot be read, the last because {sample[1]}; check them"
+                    f"{MAX_SKIPPED} pairs of data.shards in a row cannot be read (last error: {sample[1]}); check the shards"
                 )
 
 

@@ -9,19 +9,14 @@ A file gets its name only after it was parsed. The manifest has a fingerprint of
 mirror; objects are copied again by every process. The complete shards of all mirrors take at most DEJAVU_CACHE_GB (50): the
 oldest are evicted, and copied again when needed. A source that sends no byte for DEJAVU_STALLED_S (120) seconds is retried.
 
-webdataset's gopen runs the commands. fsspec reads all other addresses, because gopen knows no S3 and, with curl, cannot
-tell a missing file from a server that fails. webdataset's FileCache names a file before it is checked.
+A file is read by ``data/download.py``. webdataset's FileCache, which could keep the mirror, names a file before it is checked.
 """
 
 import errno
 import filecmp
-import json
 import logging
-import math
 import os
 import re
-import select
-import shlex
 import shutil
 import stat
 import tempfile
@@ -30,6 +25,7 @@ from contextlib import ExitStack, suppress
 from functools import lru_cache
 from pathlib import Path
 
+from dejavu_lit.data.download import check_complete, check_permission, download, number_of_environment
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import atomic, fingerprint, locked, read_json, read_json_object, write_json
 
@@ -39,7 +35,6 @@ SIZES = "sizes.json"
 ATTEMPTS = 3
 MAX_SET_NAME_CHARS = 100
 PAUSE = 0.25  # seconds; retry n waits PAUSE · 4ⁿ
-TAR_END = bytes(1024)  # the two empty blocks at the end of a tar
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 log = logging.getLogger(__name__)
 
@@ -63,7 +58,7 @@ def cache_root() -> Path:
     state = root.lstat()
     if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid() or state.st_mode & OTHERS_WRITE:
         raise UserError(
-            f"the cache {root} is a link, belongs to another user, or is writable for others; remove it, or set "
+            f"the cache {root} is a link, belongs to another user, or is writable by others; remove it, or set "
             "DEJAVU_CACHE to a folder of your own"
         )
     return root
@@ -83,7 +78,7 @@ def mirror(url: str) -> Path:
     Raises:
         UserError: no prepared data there, or ``pipe:`` without DEJAVU_PIPE=1 in the environment.
     """
-    _check_permission(url)
+    check_permission(url)
     root = cache_root()
     folder = root / fingerprint(url.rstrip("/"))
     with locked(root / f".{folder.name}.lock"), tempfile.TemporaryDirectory(dir=root) as temporary:
@@ -102,7 +97,7 @@ def mirror(url: str) -> Path:
             )
         for name in sets:
             try:
-                _check_complete(folder / name / SIZES, ".json")
+                check_complete(folder / name / SIZES, ".json")
             except (OSError, ValueError):  # missing, or cut short by a full disk
                 _copy(url, f"{name}/{SIZES}", folder / name / SIZES)
         write_json(folder / STATE, {"url": url})
@@ -144,7 +139,7 @@ def local_shard(address: str) -> Path:
     """
     if not is_remote(address):
         return Path(address)
-    _check_permission(address)
+    check_permission(address)
     folder = cache_root() / fingerprint(address)
     if not (folder / STATE).is_file():
         write_json(folder / STATE, {"url": address, "is_shard": True})
@@ -176,7 +171,7 @@ def _evict_shards(incoming: int) -> None:
     for path in cache_root().glob("*/*/*.tar"):
         with suppress(FileNotFoundError):  # its set was removed by a new mirror
             shards.append((path.stat().st_mtime, path.stat().st_size, path))
-    excess = incoming + sum(size for _, size, _ in shards) - _env_number("DEJAVU_CACHE_GB", 50, "GB") * 1e9
+    excess = incoming + sum(size for _, size, _ in shards) - number_of_environment("DEJAVU_CACHE_GB", 50, "GB") * 1e9
     for _, size, path in sorted(shards):
         if excess <= 0:
             return
@@ -192,8 +187,8 @@ def _copy(url: str, relative: str, path: Path) -> None:
             time.sleep(PAUSE * 4**attempt)
         try:
             with ExitStack() as room, atomic(path) as part:
-                _download(url, relative, part)
-                _check_complete(part, path.suffix)
+                download(url, relative, part)
+                check_complete(part, path.suffix)
                 if path.suffix == ".tar":  # one process at a time makes room and gives a shard its name
                     room.enter_context(locked(cache_root() / ".room.lock"))
                     _evict_shards(part.stat().st_size)
@@ -210,92 +205,3 @@ def _copy(url: str, relative: str, path: Path) -> None:
             reason = f"{type(error).__name__}: {error}".rstrip(": ")
     name = f"{relative} of {url}" if relative else url
     raise UserError(f"{name} could not be read in {ATTEMPTS} attempts ({reason}); try again later")
-
-
-def _download(url: str, relative: str, target: Path) -> None:
-    """Write the remote file to ``target``; raises FileNotFoundError, UserError, or whatever the backend raises."""
-    if url.startswith("pipe:"):
-        _check_permission(url)
-        _run_command(url.replace("{}", shlex.quote(relative)), target)
-        return
-    import fsspec
-
-    options = {}
-    if url.startswith("http"):
-        import aiohttp
-
-        timeout = aiohttp.ClientTimeout(total=None, sock_read=_stall_timeout(), sock_connect=_stall_timeout())
-        options = {"client_kwargs": {"timeout": timeout}}
-    try:
-        system, path = fsspec.core.url_to_fs(f"{url.rstrip('/')}/{relative}" if relative else url, **options)
-    except ImportError as missing:
-        raise UserError(f"{url} needs another package: {missing}") from None
-    except ValueError as error:
-        raise UserError(f"{url}: {error}") from None
-    system.get_file(path, str(target))
-
-
-def _check_permission(url: str) -> None:
-    if url.startswith("pipe:") and os.environ.get("DEJAVU_PIPE") != "1":
-        raise UserError(f"{url} would run a command; set DEJAVU_PIPE=1 in the environment to allow it")
-
-
-def _run_command(command: str, target: Path) -> None:
-    """Write the output of ``pipe:…`` to ``target``; raises TimeoutError if it stalls and OSError if the command fails."""
-    import webdataset
-
-    timeout = _stall_timeout()
-    webdataset.utils.enforce_security = False  # the user allowed this command
-    try:
-        stream = webdataset.gopen(command)
-    finally:
-        webdataset.utils.enforce_security = True
-    poll = select.poll()
-    poll.register(stream.stream, select.POLLIN)
-    try:
-        with open(target, "wb") as file:
-            while poll.poll(timeout * 1000):
-                if not (block := os.read(stream.stream.fileno(), 1 << 20)):
-                    break
-                file.write(block)
-            else:
-                raise TimeoutError(f"no byte for {timeout:g} s")
-    except BaseException:
-        stream.ignore_errors = True  # it fails because it is killed
-        stream.proc.kill()
-        raise
-    finally:
-        stream.close()
-
-
-def _stall_timeout() -> float:
-    """Seconds without a byte after which a source counts as stalled."""
-    return _env_number("DEJAVU_STALLED_S", 120, "seconds")
-
-
-def _env_number(name: str, default: float, unit: str) -> float:
-    """A number from the environment; raises UserError naming the variable if it is not a number above 0."""
-    text = os.environ.get(name, default)
-    try:
-        value = float(text)
-        if 0 < value < math.inf:
-            return value
-    except ValueError:
-        pass
-    raise UserError(f"{name}={text} must be a number of {unit} above 0")
-
-
-def _check_complete(path: Path, suffix: str) -> None:
-    """Raise EOFError for a downloaded tar without its end, ValueError or OSError for JSON and parquet that do not parse."""
-    if suffix == ".json":
-        if not isinstance(json.loads(path.read_bytes()), dict):
-            raise ValueError("it is not a JSON object")
-    elif suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        pq.read_table(path)
-    elif suffix == ".tar":
-        with open(path, "rb") as file:
-            file.seek(max(0, path.stat().st_size - len(TAR_END)))
-            if file.read() != TAR_END:
-                raise EOFError("it arrived cut short")

@@ -148,6 +148,9 @@ def hash_images(
     Args:
         read: from ``Part.pairs`` to the pairs; importable, or a partial of such a function.
         perceptual: whether images get a perceptual hash; what: the name of the progress bar.
+
+    Raises:
+        UserError: the hashes of a part were damaged while they were read.
     """
     missing = [part for part in parts if _load(part) is None]
     total = sum(part.count for part in parts)
@@ -203,7 +206,7 @@ def _load(part: Part) -> dict[str, np.ndarray] | None:
             arrays = {name: content[name] for name in (*ARRAYS, "reasons")}
             is_current = str(content["of"]) == part.identity and all(len(a) == part.count for a in arrays.values())
     except Exception as error:  # numpy and zipfile raise nearly anything for damaged archives
-        logger.warning("%s is damaged (%s); making it again", part.path, first_line(error))
+        logger.warning("%s is damaged (%s); recomputing it", part.path, first_line(error))
         return None
     return arrays if is_current else None
 

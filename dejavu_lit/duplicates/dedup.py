@@ -122,7 +122,7 @@ def _is_chained(images: Images, groups: np.ndarray) -> bool:
         count = int((largest & members).sum())
         if count >= CHAIN and 2 * count > members.sum():
             log.warning(
-                "one group has %d of the %d images of %s: they are chained by looking alike, not copies of each other, so no "
+                "one group has %d of the %d images of %s: they are linked by similarity, not copies of each other, so no "
                 "%s was written; look at %s, then raise similarity= or lower distance= with another out=, or pass force=true",
                 *(count, members.sum(), name, LIST, EXAMPLES),
             )
@@ -131,7 +131,10 @@ def _is_chained(images: Images, groups: np.ndarray) -> bool:
 
 
 def keys_to_exclude(images: Images, groups: np.ndarray, within: bool) -> list[str]:
-    """The keys to exclude so that no group spans two sets and, with ``within``, so that each group has one image."""
+    """The keys to exclude so that no group spans two sets and, with ``within``, so that each group has one image.
+
+    ``groups``: the group of each image, int64 [n].
+    """
     rows = _duplicated(groups)
     first = np.full(len(groups), len(images.sets), dtype=np.int8)  # at each group's first row: its first set
     np.minimum.at(first, groups[rows], images.set_numbers[rows])
@@ -146,7 +149,10 @@ def keys_to_exclude(images: Images, groups: np.ndarray, within: bool) -> list[st
 
 
 def shared_counts(images: Images, groups: np.ndarray) -> dict[str, dict[str, int]]:
-    """{set: {second set: number of the set's images with a duplicate in the second set}}; both may be the same set."""
+    """{set: {second set: number of the set's images with a duplicate in the second set}}; both may be the same set.
+
+    ``groups``: the group of each image, int64 [n].
+    """
     rows = _duplicated(groups)
     roots, group_of_row = np.unique(groups[rows], return_inverse=True)
     table = np.zeros((len(roots), len(images.sets)), dtype=np.int64)
@@ -158,7 +164,7 @@ def shared_counts(images: Images, groups: np.ndarray) -> dict[str, dict[str, int
 
 
 def group_sizes(groups: np.ndarray) -> dict[str, int]:
-    """The number of groups with at least two images, of the images in them, and the size of the largest."""
+    """The number of groups [n] with at least two images, of the images in them, and the size of the largest."""
     counts = np.bincount(groups, minlength=1)
     several = counts[counts > 1]
     return {"groups": len(several), "pictures": int(several.sum()), "largest": int(several.max(initial=0))}

@@ -67,7 +67,7 @@ def semantic_groups(vectors: np.ndarray, similarity: float, cells: int | None = 
     groups = np.arange(len(vectors))
     links, cosines = [np.zeros((0, 2), np.int64)], [np.zeros(0)]
     for start in progress(range(0, len(vectors), QUERIES), "comparing embeddings", unit="block"):
-        ends, _, peers = index.range_search(_unit(images, start, QUERIES), similarity - SLACK)
+        ends, _, peers = index.range_search(images[start : start + QUERIES].unit(), similarity - SLACK)
         rows = start + np.repeat(np.arange(len(ends) - 1), np.diff(ends.astype(np.int64)))
         while len(rows):
             separate = groups[rows] != groups[peers]  # of many duplicates few remain after the first block
@@ -93,15 +93,10 @@ def _index(images: Vectors, cells: int) -> Any:
         index = faiss.IndexIVFScalarQuantizer(index, width, cells, kind, faiss.METRIC_INNER_PRODUCT)
         index.nprobe, index.cp.seed, index.cp.min_points_per_centroid = PROBES, SEED, 1
         chosen = np.random.default_rng(SEED).choice(total, min(total, PER_CENTROID * cells), replace=False)
-        index.train(Vectors(images.stored[chosen], images.norms[chosen]).unit())
+        index.train(images[chosen].unit())
     for start in range(0, total, BLOCK):
-        index.add(_unit(images, start, BLOCK))
+        index.add(images[start : start + BLOCK].unit())
     return index
-
-
-def _unit(images: Vectors, start: int, count: int) -> np.ndarray:
-    rows = slice(start, start + count)
-    return Vectors(images.stored[rows], images.norms[rows]).unit()
 
 
 def _cosines(images: Vectors, rows: np.ndarray, peers: np.ndarray) -> np.ndarray:

@@ -179,7 +179,7 @@ def _check_training(target: AuditedModel, reference: AuditedModel, evaluation: P
     if evaluation.allow_overlap:
         return
     if target.trained_on == "B":
-        raise UserError(f"target={target.name} was trained with side=reference; exchange target and reference")
+        raise UserError(f"target={target.name} was trained with side=reference; swap target and reference")
     if reference.trained_on == "A" and target.trained_on == "A":
         raise UserError(
             f"target={target.name} and reference={reference.name} were both trained on A; "

@@ -102,7 +102,9 @@ def read_context(out: Path, fixed: Mapping[str, Any], models: Mapping[str, Audit
     known = context.get("weights", {})
     for role, model in models.items():
         if (file := changed_weights(model.weights, known.get(role, {}))) is not None:
-            raise UserError(f"{out} measured other weights than {file} has now; choose another out= or remove it")
+            raise UserError(
+                f"the weights in {file} changed since {out} was measured; choose another out= or remove {out}"
+            )
     return context
 
 

@@ -233,7 +233,7 @@ def write_embeddings(
 
 
 def check_vectors(vectors: np.ndarray, path: str, keys: Sequence[str]) -> None:
-    """Raise UserError for the first vector with NaN, infinity or zero norm; it names ``path`` and the key."""
+    """Raise UserError for the first of the vectors [n, d] with NaN, infinity or zero norm; it names ``path`` and the key."""
     with np.errstate(invalid="ignore", over="ignore"):
         squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
     bad = np.flatnonzero(~(np.isfinite(squares) & (squares > 0)))

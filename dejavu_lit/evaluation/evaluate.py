@@ -45,8 +45,8 @@ log = logging.getLogger(__name__)
 
 NEIGHBORS = "neighbors"  # the folder of searched parts, removed once the records are written
 RAW_SHARDS_NOTE = (
-    "trained on raw shards: all ranks did equally many steps, not one pass over exactly their pairs, so how often a pair was "
-    "seen is an expectation; the measured and searched pairs are samples"
+    "trained on raw shards: ranks took equal numbers of steps, so exposure is an expected value; the measured and searched "
+    "pairs are samples"
 )
 # Share of the pairs below which an entry of their JSON gets no column: names of each pair's own would make n².
 RARE = 0.01
@@ -160,8 +160,8 @@ def _public_copies(spec: EvaluationSpec, public: ShardSet) -> int:
 
     if copies := exact_copies(public, spec.data.excluded):
         log.warning(
-            "%d images of the public set %s are exact copies of others: the k nearest are fewer images, so the gaps come "
-            "out smaller; leave them out by data.exclude= (dejavu dedup within=true lists them)",
+            "%d images of the public set %s are exact copies of others: copies replace distinct neighbors, so gaps are "
+            "underestimated; leave them out by data.exclude= (dejavu dedup within=true lists them)",
             *(copies, spec.data.public),
         )
     return copies

@@ -22,7 +22,7 @@ def run_evaluation(evaluation: PairEvaluation, out: Path | str, ranks: Ranks = S
     """Evaluate one pair of models in ``out``: the contents of metrics.json; {} on all ranks but the first.
 
     Raises:
-        UserError: settings, models, data or objects that do not fit together, or another process works in ``out``.
+        UserError: settings, models, data or objects that do not fit together, or another process is using ``out``.
     """
     out = Path(out)
     with ExitStack() as lock:
@@ -60,11 +60,7 @@ def check_model(role: str, name: str | None) -> None:
     """Raise UserError if a model's name is missing, or a path that does not exist."""
     if name is None:
         raise UserError(f"{role} is missing; give {role}=RUN or a model")
-    model, (front, at, epoch) = ModelName.parse(name), name.rpartition("@")
-    path = model.path if model.kind in ("embeddings", "local-dir") else None
-    if model.kind == "released" and "/" in name and (not at or epoch.isdecimal()):
-        path = Path(front or name).expanduser()
-    if path is not None and not path.exists():
+    if (path := ModelName.parse(name).missing_path) is not None:
         raise UserError(
             f"{role}={name}: {path} does not exist; give a run of dejavu train, or a model such as ARCH@TAG"
         )

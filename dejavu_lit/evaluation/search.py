@@ -96,7 +96,11 @@ def search(
 def best_k(
     queries: np.ndarray, public: Sequence[np.ndarray], k: int, index: str = "flat", ids: np.ndarray | None = None
 ) -> Best:
-    """As ``search`` with an exact index; if there are fewer than k public vectors, rows end in −1."""
+    """As ``search`` with an exact index: rows and cosines [n, k]; if there are fewer than k public vectors, rows end in −1.
+
+    Raises:
+        UserError: faiss is not installed, shapes that do not fit, or a vector with NaN, infinity or zero norm.
+    """
     load_faiss(index)
     _check_shapes(queries, public)
     total = sum(len(part) for part in public)
@@ -141,11 +145,11 @@ def _knn(queries: np.ndarray, public: np.ndarray, count: int, index: str) -> tup
     if index == "gpu":
         own = current_ranks().local % faiss.get_num_gpus()  # each rank of a node uses its own GPU
         resources = faiss.StandardGpuResources()
-        found = faiss.knn_gpu(resources, queries, public, count, metric=faiss.METRIC_INNER_PRODUCT, device=own)
+        results = faiss.knn_gpu(resources, queries, public, count, metric=faiss.METRIC_INNER_PRODUCT, device=own)
     else:
         faiss.omp_set_num_threads(thread_count())
-        found = faiss.knn(queries, public, count, metric=faiss.METRIC_INNER_PRODUCT)
-    return found[0], found[1]
+        results = faiss.knn(queries, public, count, metric=faiss.METRIC_INNER_PRODUCT)
+    return results[0], results[1]
 
 
 def _score(queries: Vectors, chunk: Vectors, candidates: np.ndarray, rows: np.ndarray, best: Best) -> None:
@@ -179,7 +183,7 @@ def _compare_all(queries: Vectors, chunk: Vectors, rows: np.ndarray, asked: np.n
 
 
 def search_ivf(queries: np.ndarray, public: Sequence[np.ndarray], k: int, ids: np.ndarray | None) -> Best:
-    """The best k among the vectors in the lists nearest to each query; scores and order are exact, the recall may be below 1.
+    """The best k, [n, k], of the vectors in the lists nearest to each query; scores and order are exact, the recall may be < 1.
 
     There are about 4 √N lists; a sixteenth of them is searched. Queries with fewer than k results get an exact search. The
     index keeps the public vectors in memory as fp16.

@@ -65,7 +65,7 @@ class EvaluationSettings(MainSettings):
     embeddings: str | None = None
     """The folder for all embeddings; null: a run's own if it can be written, else below out."""
     statistics: Statistics = field(default_factory=Statistics)
-    """What is computed from the records:"""
+    """The statistics that are computed from the records."""
     base: str | None = None
     """The model that target and reference were fine-tuned from: the target's gap against it, beside the others."""
     group: str | None = None
@@ -75,7 +75,7 @@ class EvaluationSettings(MainSettings):
     keys: str | None = None
     """A file of keys of A, one per line: each pair's own gap and its p-value against H, to persons.csv."""
     report: ReportSettings = field(default_factory=ReportSettings)
-    """The report:"""
+    """What the report shows, and whether it is written."""
 
     def __post_init__(self) -> None:
         if self.data is None:

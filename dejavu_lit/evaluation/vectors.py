@@ -25,7 +25,7 @@ class Vectors:
 
     @classmethod
     def load(cls, stored: np.ndarray, name: str = "queries", dtype: type[np.floating[Any]] = np.float32) -> "Vectors":
-        """Copy float16 vectors, perhaps of a memory map, as ``dtype``, and compute their norms.
+        """Copy float16 vectors [m, d], perhaps of a memory map, as ``dtype``, and compute their norms.
 
         Raises:
             UserError: a vector with zero norm, NaN or infinity (which decode to values from 65536 on); it names ``name``.
@@ -47,7 +47,7 @@ class Vectors:
 
     @classmethod
     def joined(cls, pieces: "Sequence[Vectors]") -> "Vectors":
-        """All vectors of ``pieces``, one after another."""
+        """All vectors of ``pieces``, one after another, [m₁ + m₂ + …, d]."""
         if len(pieces) == 1:
             return pieces[0]
         return cls(
@@ -56,6 +56,9 @@ class Vectors:
 
     def __len__(self) -> int:
         return len(self.stored)
+
+    def __getitem__(self, rows: slice | np.ndarray) -> "Vectors":
+        return Vectors(self.stored[rows], self.norms[rows])
 
     def unit(self) -> np.ndarray:
         """Unit vectors, float32 [m, d]."""
@@ -72,7 +75,7 @@ class Vectors:
 
 @partial(compiled, exact_sums=True)
 def inner_products(queries: np.ndarray, public: np.ndarray, q: np.ndarray, p: np.ndarray) -> np.ndarray:
-    # float64 [pairs] of the rows q and p of float32 matrices.
+    """The inner products of the rows ``q`` of ``queries`` and ``p`` of ``public``, float32 [·, d], in float64 [pairs]."""
     products = np.empty(len(q))
     for pair in range(len(q)):
         total = 0.0

@@ -14,7 +14,7 @@ from scipy.special import stdtrit
 
 from dejavu_lit.measure.figures import BLOCKS, FIGURES
 from dejavu_lit.measure.population import Estimate, Outcomes, estimate, outcomes
-from dejavu_lit.measure.records import Records
+from dejavu_lit.measure.records import SIDES, Records
 from dejavu_lit.measure.scores import Scores
 from dejavu_lit.measure.settings import Resampling
 from dejavu_lit.utils.errors import UserError
@@ -55,6 +55,9 @@ def pool_blocks(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         {block: {figure: {values, mean, sd, ci95, sampling_sd, training_sd}}}: sd with ddof 1; ci95 a t interval with
         s − 1 degrees of freedom, None below 3 seed pairs; sampling_sd the root mean square of the pairs' standard errors;
         training_sd = √max(0, sd² − sampling_sd²). A block that is missing in any evaluation is None.
+
+    Raises:
+        UserError: there is no evaluation.
     """
     if not evaluations:
         raise UserError("there is no evaluation to pool; train and evaluate at least one seed pair")
@@ -131,15 +134,13 @@ def memorization_found(evaluations: Sequence[Mapping[str, Any]], unit: str = "se
     else:  # both of two pairs must be above 0, so the lower of the lower bounds decides
         low, high = min(e["symmetric"]["ppg"]["ci95"] for e in evaluations)
     # Two pairs are judged separately, any other number by the means.
-    judged = [{block: e[block]["ppg"]["value"] for block in BLOCKS} for e in evaluations] if s == 2 else [ppg]
+    gaps = [{block: e[block]["ppg"]["value"] for block in BLOCKS} for e in evaluations] if s == 2 else [ppg]
     above_zero = bool(low > 0)
-    one_sign = all(gap["population"] * gap["swapped"] > 0 for gap in judged)
-    corrected = all(gap["corrected"] > 0 for gap in judged)
+    one_sign = all(gap["population"] * gap["swapped"] > 0 for gap in gaps)
+    corrected = all(gap["corrected"] > 0 for gap in gaps)
     found: bool | None = above_zero and one_sign and corrected
     verdict = _verdict(above_zero, one_sign, corrected, ppg)
-    if any(abs(gap["null"]) >= abs(gap["symmetric"]) for gap in judged) and (
-        found or _null_differs(evaluations, pooled)
-    ):
+    if any(abs(gap["null"]) >= abs(gap["symmetric"]) for gap in gaps) and (found or _null_differs(evaluations, pooled)):
         found = None
         verdict = (
             "Whether memorization was found cannot be said: two models that differ as much on the holdout, which nobody "
@@ -187,8 +188,8 @@ def differences_sentence(differences: Mapping[str, Sequence[Any]]) -> str:
     """{option: (target's value, reference's)} of how two models were trained, as one sentence."""
     listed = ", ".join(f"{name} {a} and {b}" for name, (a, b) in differences.items())
     return (
-        f"Target and reference were not trained alike ({listed}), so their gap is also one of quality; train both with the same "
-        "options, or rely on no figure but the symmetric gap beside its null."
+        f"Target and reference were trained differently ({listed}), so their gap partly reflects utility; train both with the "
+        "same options, or rely only on the symmetric gap and its null."
     )
 
 
@@ -229,8 +230,7 @@ def beats_blind(baseline: Mapping[str, Any]) -> tuple[bool, str]:
     """Whether both models exceed the blind baseline in precision and in recall, and a sentence with the numbers."""
     rates = ("precision", "recall")
     below = {
-        name: " and ".join(rate for rate in rates if baseline[name][rate] <= baseline["blind"][rate])
-        for name in ("target", "reference")
+        name: " and ".join(rate for rate in rates if baseline[name][rate] <= baseline["blind"][rate]) for name in SIDES
     }
     numbers = ", ".join(
         f"{rate} {baseline['target'][rate]:.3f} and {baseline['reference'][rate]:.3f} against {baseline['blind'][rate]:.3f}"
@@ -241,8 +241,8 @@ def beats_blind(baseline: Mapping[str, Any]) -> tuple[bool, str]:
         return True, f"Target and reference are better than {compared}: {numbers}."
     worse = "; ".join(f"the {name} is not better in {which}" for name, which in below.items() if which)
     return False, (
-        f"Knowing nothing would do as well: compared with {compared}, {worse} (target and reference: {numbers}). "
-        "Models that know this little cannot show much; train longer, or on more pairs, before you rely on the verdict."
+        f"Target and reference do not both beat the blind baseline ({compared}): {worse} (target and reference: {numbers}). "
+        "Such weak models say little about memorization; train longer, or on more pairs, before you rely on the verdict."
     )
 
 

@@ -75,7 +75,7 @@ def exposure_levels(exposure: np.ndarray) -> np.ndarray:
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> dict[str, float | None]:
-    """Spearman's rank correlation {rho, p}; both are None if a or b is constant or n < 3."""
+    """Spearman's rank correlation {rho, p} of two arrays [n]; both are None if a or b is constant or n < 3."""
     from scipy.stats import spearmanr
 
     if len(a) < 3 or not np.ptp(a) or not np.ptp(b):

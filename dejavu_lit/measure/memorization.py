@@ -43,7 +43,7 @@ def counterfactual(inside: np.ndarray, outside: np.ndarray) -> Counterfactual:
 
 
 def reliability(inside: np.ndarray, outside: np.ndarray) -> tuple[float | None, str | None]:
-    """(how far the ranking of the pairs repeats, None), or (None, why it is unknown).
+    """(how far the ranking of the pairs repeats, None), or (None, why it is unknown), from scores [R, n] each.
 
     The Spearman correlation ρ of the pairs' mean differences over the even halves and over the odd ones, corrected to the
     number of all halves by Spearman and Brown: 2 ρ / (1 + ρ).

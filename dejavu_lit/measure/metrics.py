@@ -51,10 +51,6 @@ def measure(
     """
     settings = settings or Settings()
     sets = {n: r for n, r in (("population", population), ("null", null), ("swapped", swapped)) if r is not None}
-    if (reach := min(records.k for records in sets.values())) < settings.ks[-1]:
-        raise UserError(
-            f"ks={list(settings.ks)} exceeds the {reach} neighbors of each record; lower ks= or search again"
-        )
     column_names(settings.subgroups, [population, *([swapped] if swapped is not None else [])])
     scores = {name: records.scores(settings.ks, settings.top_m) for name, records in sets.items()}
     results = {name: outcomes(*pair, settings.k) for name, pair in scores.items()}

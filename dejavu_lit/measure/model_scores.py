@@ -35,7 +35,7 @@ class OtherPairs:
 
     @classmethod
     def of(cls, keys: Sequence[str], images: np.ndarray, captions: np.ndarray) -> "OtherPairs":
-        """The pairs ``keys`` of H, at least two, with their vectors [m + 1, d]."""
+        """The pairs ``keys`` of H with their vectors [m + 1, d]; raises UserError for fewer than two."""
         if len(keys) < 2:
             raise UserError(f"H has {len(keys)} usable pairs, so there is no other pair to compare with")
         return cls(_unit(images), _unit(captions), {key: row for row, key in enumerate(keys)})
@@ -67,8 +67,8 @@ def model_scores(
 
     def score(start: int) -> None:
         rows = slice(start, start + ROWS)
-        made = _score_rows(_unit(images[rows]), _unit(captions[rows]), others, skipped[rows], logit_scale)
-        for name, values in zip(names, made, strict=False):
+        columns = _score_rows(_unit(images[rows]), _unit(captions[rows]), others, skipped[rows], logit_scale)
+        for name, values in zip(names, columns, strict=False):
             scores[name][rows] = values
 
     # The threads share the rows out; a BLAS with threads of its own would make each product wait for the others'.

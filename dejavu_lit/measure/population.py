@@ -107,15 +107,15 @@ class Estimate:
     def combine(self, other: "Estimate", weight: float, other_weight: float) -> "Estimate":
         """weight · self + other_weight · other, for two sets that were resampled independently."""
 
-        def spread(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        def combined_sd(a: np.ndarray, b: np.ndarray) -> np.ndarray:
             return np.hypot(weight * a, other_weight * b)
 
         return Estimate(
             weight * self.value + other_weight * other.value,
             weight * self.draws + other_weight * other.draws,
             weight * self.bootstrap + other_weight * other.bootstrap,
-            spread(self.closed_form_std, other.closed_form_std),
-            spread(self.se, other.se),
+            combined_sd(self.closed_form_std, other.closed_form_std),
+            combined_sd(self.se, other.se),
         )
 
     def interval(self, figure: int) -> tuple[float, float]:
@@ -164,13 +164,13 @@ def estimate(records: Outcomes, resampling: Resampling | None = None, stream: in
     value = np.array(
         [distinct.precision @ counts / n, distinct.recall @ counts / n, _mean_recall_gap(distinct, counts)]
     )
-    spread = np.sqrt(counts @ (values - value) ** 2 / n)
+    sd = np.sqrt(counts @ (values - value) ** 2 / n)
     return Estimate(
         value,
         _resample(random, values, counts, sample, resampling.draws),
         _resample(random, values, counts, n, resampling.bootstrap),
-        spread / np.sqrt(sample),
-        spread / np.sqrt(n),
+        sd / np.sqrt(sample),
+        sd / np.sqrt(n),
         np.array([counts[d > 0].sum() for d in (distinct.precision, distinct.recall, distinct.hits)]),
         np.array([counts[d < 0].sum() for d in (distinct.precision, distinct.recall, distinct.hits)]),
     )

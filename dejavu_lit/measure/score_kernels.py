@@ -36,6 +36,10 @@ def count_all(
     hits: np.ndarray,
     predicted: np.ndarray,
 ) -> None:
+    """Write the numbers of right and of predicted labels of each record into ``hits`` and ``predicted``, int32 [n, len(ks)].
+
+    Predicted are all labels of the first k neighbors, for each k in ``ks``; ``labels`` is the size of the vocabulary.
+    """
     # stamp[code] = i + 1 once a neighbor of record i has the label, so the array is never cleared. There is no branch, because
     # the processor could not predict it, and the index is unsigned, which saves the test for a negative one: together this is
     # 2.3 times faster.
@@ -59,7 +63,10 @@ def count_all(
 
 @compiled
 def ones(x: np.uint64) -> np.uint64:
-    # The number of bits set in a uint64, summed in ever wider fields (Warren, Hacker's Delight, section 5-1).
+    """The number of bits set, summed in ever wider fields (Warren, Hacker's Delight, section 5-1).
+
+    numpy's bitwise_count, which the perceptual hashes use, is unknown to numba.
+    """
     x = x - ((x >> np.uint64(1)) & np.uint64(0x5555555555555555))
     x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
     x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
@@ -78,8 +85,10 @@ def count_bits(
     hits: np.ndarray,
     predicted: np.ndarray,
 ) -> None:
-    # count_all for images whose objects are bits, uint64 [images, words]: loops of fixed length, which compile to vector
-    # instructions.
+    """As ``count_all`` for public images whose objects are bits, uint64 [images, words].
+
+    The loops over words have a fixed length, so they compile to vector instructions.
+    """
     words = bits.shape[1]
     union = np.zeros(words, np.uint64)
     for i in range(rows.shape[0]):
@@ -103,7 +112,10 @@ def count_bits(
 
 @compiled
 def keep_best(touched: np.ndarray, count: np.ndarray, weight: np.ndarray, best: np.ndarray) -> None:
-    # Fill ``best`` with the codes that rank first by (count, weight, −code).
+    """Fill ``best``, int32 [m], with the codes of ``touched`` that rank first by (count, weight, −code).
+
+    count int32 and weight float64 [labels] are those of each code; the rest of ``best`` stays.
+    """
     size = 0
     for t in range(len(touched)):
         code = touched[t]
@@ -136,7 +148,10 @@ def most_frequent(
     labels: int,
     chosen: np.ndarray,
 ) -> None:
-    # Fill chosen[i, column] with the objects found in most of record i's ks[column] nearest images; the rest of it stays.
+    """Fill chosen[i, column], int32 [n, len(ks), m], with the objects found in most of record i's ks[column] nearest images.
+
+    Of those found in equally many, the one in the more similar images comes first. The rest of ``chosen`` stays.
+    """
     count = np.zeros(labels, np.int32)
     weight = np.zeros(labels, np.float64)
     touched = np.empty(labels, np.int32)

@@ -168,12 +168,12 @@ def predict(neighbors: Neighbors, public: Objects, k: int, top_m: int | None = N
         first = np.cumsum(counts) - counts.ravel()
         gather = np.repeat(public.starts[rows].ravel() - first, counts.ravel()) + np.arange(counts.sum())
         record = np.repeat(np.arange(len(rows)), counts.sum(axis=1))
-        found = np.unique(record * labels + public.codes[gather])
+        labels_of_records = np.unique(record * labels + public.codes[gather])
     else:
         rows, distances = neighbors.rows[:, :k], neighbors.distances[:, :k]
         chosen = _most_frequent(rows, distances, public, np.array([k], np.int64), top_m)[:, 0]
-        found = np.sort((np.arange(len(chosen))[:, None] * labels + chosen)[chosen >= 0])
-    record, codes = np.divmod(found, labels)
+        labels_of_records = np.sort((np.arange(len(chosen))[:, None] * labels + chosen)[chosen >= 0])
+    record, codes = np.divmod(labels_of_records, labels)
     return np.searchsorted(record, np.arange(len(neighbors) + 1)), codes.astype(np.int32)
 
 

@@ -77,7 +77,7 @@ class GroupMeans:
 
 
 def two_sided(difference: np.ndarray, variance: np.ndarray) -> np.ndarray:
-    """The two-sided normal p-value of a difference; 1 if the variance is 0."""
+    """The two-sided normal p-value of each difference, of the shape of the arguments; 1 if the variance is 0."""
     z = np.abs(difference) / np.sqrt(np.where(variance > 0, variance, np.inf))
     return np.asarray(erfc(z / np.sqrt(2)))
 

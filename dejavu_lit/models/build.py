@@ -117,7 +117,7 @@ def _load_initial_weights(model: nn.Module, spec: ModelSpec, folder: Path) -> No
     if differing := _first_difference(model, load_tokenizer(f"local-dir:{folder}"), source.model, source.tokenizer):
         raise UserError(
             f"model.init={spec.init} and model.name={spec.name} differ in their {differing}, so training would not start "
-            f"from that model; take its settings over into model.config (they are in its {CONFIG})"
+            f"from that model; copy its settings into model.config (they are in its {CONFIG})"
         )
 
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from dejavu_lit.utils.run_directory import RunDirectory
+
 Prefix = Literal["embeddings", "text", "local-dir", "hf-hub"]
 Kind = Literal["run", "folder", "embeddings", "text", "local-dir", "hf-hub", "released"]
 
@@ -70,8 +72,19 @@ class ModelName:
     @property
     def open_clip_folder(self) -> Path | None:
         """The folder with the open_clip config of a run or of a model folder; None if the name gives none."""
-        folders = (self.path, self.path / "model") if self.path is not None and self.kind != "embeddings" else ()
+        folders = (
+            (self.path, RunDirectory(self.path).model) if self.path is not None and self.kind != "embeddings" else ()
+        )
         return next((folder for folder in folders if (folder / "open_clip_config.json").is_file()), None)
+
+    @property
+    def missing_path(self) -> Path | None:
+        """The path that the name stands for, if nothing is there; None for a name of another kind."""
+        path = self.path
+        if self.kind == "released" and "/" in self.text:
+            front, at, epoch = self.text.rpartition("@")
+            path = Path(front or self.text).expanduser() if not at or epoch.isdecimal() else None
+        return path if path is not None and self.kind != "text" and not path.exists() else None
 
     def as_run(self) -> tuple[Path, int]:
         """(run directory, epoch or 0), by the text alone if the directory is not on this machine."""
@@ -84,4 +97,4 @@ class ModelName:
 
 
 def _folder_kind(folder: Path) -> Literal["run", "folder"]:
-    return "run" if (folder / "config.yaml").is_file() else "folder"
+    return "run" if RunDirectory(folder).exists else "folder"

@@ -5,6 +5,7 @@ from pathlib import Path
 from dejavu_lit.models.encoder import Encoder
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.utils.errors import UserError, suggest
+from dejavu_lit.utils.run_directory import RunDirectory
 
 __all__ = ["Encoder", "load_encoder"]
 
@@ -33,7 +34,7 @@ def load_encoder(name: str, device: str = "cpu") -> Encoder:
     if model.path is not None and model.kind in ("run", "folder"):
         if model.epoch is None:
             return _load_folder(name, model.path, device)
-        return openclip.load_epoch(name, model.path / "model", _checkpoint(model.path, model.epoch), device)
+        return openclip.load_epoch(name, RunDirectory(model.path).model, _checkpoint(model.path, model.epoch), device)
     if "/" in name and "@" not in name:
         raise UserError(f"there is no folder {name}{_suggest_sibling(name)}; give a run, a model folder, or ARCH@TAG")
     return openclip.load_released(model, device)
@@ -45,9 +46,10 @@ def _load_folder(name: str, folder: Path, device: str) -> Encoder:
 
     if (folder / "open_clip_config.json").is_file():
         return openclip.load_folder(name, folder, device)
-    if (folder / "model").is_dir():
-        return openclip.load_folder(name, folder / "model", device)
-    if (folder / "config.yaml").is_file():
+    run = RunDirectory(folder)
+    if run.model.is_dir():
+        return openclip.load_folder(name, run.model, device)
+    if run.exists:
         raise UserError(
             f"the run {folder} has no model/ yet because its training is not finished; finish it or name an epoch as {name}@EPOCH"
         )
@@ -60,15 +62,11 @@ def _load_folder(name: str, folder: Path, device: str) -> Encoder:
 
 def _checkpoint(run: Path, epoch: str) -> Path:
     """The checkpoint of a run's epoch; raises UserError that lists the existing epochs."""
-    checkpoints: dict[int, Path] = {}
-    for path in (run / "checkpoints").glob("epoch=*.ckpt"):
-        number = path.stem.removeprefix("epoch=")
-        if number.isdigit():
-            checkpoints[int(number)] = path
-    if not epoch.isdigit() or int(epoch) not in checkpoints:
-        epochs = ", ".join(str(number) for number in sorted(checkpoints)) or "none"
+    saved = RunDirectory(run).saved_epochs()
+    if not epoch.isdecimal() or int(epoch) not in saved:
+        epochs = ", ".join(map(str, saved)) or "none"
         raise UserError(f"{run}@{epoch}: the run has no checkpoint of epoch {epoch!r}; it has {epochs}")
-    return checkpoints[int(epoch)]
+    return RunDirectory(run).checkpoint(int(epoch))
 
 
 def _suggest_sibling(name: str) -> str:

@@ -140,7 +140,7 @@ def annotate(
 
 
 def coverage(out: Path | str, sets: Sequence[str], threshold: float) -> str:
-    """How far the vocabulary of the finished artifact ``out`` reaches, as a sentence; objects count of score ≥ ``threshold``.
+    """How much the vocabulary of the finished artifact ``out`` covers, as a sentence; objects count of score ≥ ``threshold``.
 
     It gives the number of images in ``sets``, how many have no object (those that failed included), and the label that most
     of the others have.

@@ -38,7 +38,7 @@ class CardImages:
 
 
 @dataclass(frozen=True)
-class Ranks:
+class Rankings:
     """What the records are ranked by, for the n records with objects.
 
     keys [n]; ``rows`` [n], their positions in the file; target and reference [n], the hits of each model; distance [n];
@@ -62,7 +62,7 @@ class Ranks:
         return {name: np.argsort(column, kind="stable") for name, column in columns.items()}
 
 
-def read_ranks(path: Path, memorization: Mapping[str, Mapping[str, Any]] | None = None) -> Ranks:
+def read_ranks(path: Path, memorization: Mapping[str, Mapping[str, Any]] | None = None) -> Rankings:
     """Read what ranks the records of a records file; raises UserError if it is not a records file."""
     names = ["key", "target_hits", "target_precision", "reference_hits", "target_distances"]
     with records_file_errors(path):
@@ -74,10 +74,10 @@ def read_ranks(path: Path, memorization: Mapping[str, Mapping[str, Any]] | None 
         hits = [table[f"{side}_hits"].to_numpy()[with_objects] for side in SIDES]
         if not np.isfinite([nearest, *hits]).all():
             raise ValueError("its distances or hits are not all numbers")
-    return Ranks(keys, with_objects, hits[0].astype(np.int64), hits[1].astype(np.int64), nearest, memorization or {})
+    return Rankings(keys, with_objects, hits[0].astype(np.int64), hits[1].astype(np.int64), nearest, memorization or {})
 
 
-def choose_keys(evaluations: Sequence[Ranks], limit: int) -> set[str]:
+def choose_keys(evaluations: Sequence[Rankings], limit: int) -> set[str]:
     """The keys of at most ``limit`` pairs, taken in turn from the top of every ranking of every evaluation.
 
     Evaluations of the same pairs thus show the same pairs, so that they can be compared pair by pair.
@@ -93,7 +93,7 @@ def choose_keys(evaluations: Sequence[Ranks], limit: int) -> set[str]:
     return chosen
 
 
-def read_rows(path: Path, ranks: Ranks, chosen: set[str], k: int) -> list[Row]:
+def read_rows(path: Path, ranks: Rankings, chosen: set[str], k: int) -> list[Row]:
     """The chosen records in the order of the main ranking, with ``k`` neighbors, and what is known of exposure and halves."""
     order = [i for i in next(iter(ranks.orders().values())).tolist() if ranks.keys[i] in chosen]
     by_key = _read_positions(path, np.sort(ranks.rows[order]))

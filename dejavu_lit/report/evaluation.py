@@ -15,7 +15,7 @@ from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.evaluation.context import CONTEXT
 from dejavu_lit.measure.recompute import read_metrics
-from dejavu_lit.measure.records import read_columns
+from dejavu_lit.measure.records import SIDES, read_columns
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.report.cards import CardImages, Row, cards, choose_keys, read_ranks, read_rows, write_script
 from dejavu_lit.report.figure_files import draw_figures
@@ -151,7 +151,7 @@ def write_card_images(evaluation: Evaluation, rows: list[Row], folder: Path, ear
     """
     own, public = evaluation.shards()
     keys = [row["key"] for row in rows]
-    neighbors = {key for row in rows for side in ("target", "reference") for key in row[f"{side}_neighbors"]}
+    neighbors = {key for row in rows for side in SIDES for key in row[f"{side}_neighbors"]}
     objects, threshold = evaluation.objects_folder(), evaluation.metrics["settings"]["threshold"]
     earlier = earlier / THUMBS if earlier else None
     a = write_thumbnails(own, keys, CARD_SIZE, folder, earlier) if own else {}

@@ -204,7 +204,7 @@ def study_caution(study: Mapping[str, Any]) -> str:
     if not names:
         return ""
     return (
-        f"Knowing nothing would do as well: a model of {', '.join(names)} is not better than naming the most frequent objects; "
+        f"Models of {', '.join(names)} do not beat the blind baseline (naming the most frequent objects); "
         "train longer, or on more pairs, before you rely on these gaps or compare them."
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, MEMBERSHIP, UTILITY
+from dejavu_lit.measure.records import SIDES
 from dejavu_lit.report.figure_files import FigureInfo
 from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows, missing_sentences
 from dejavu_lit.report.narrative import (
@@ -62,7 +63,7 @@ def evaluation_page(
     main_name = "symmetric" if metrics.get("symmetric") else "population"
     values = {name: {} for name in OPTIONAL} | {"settings": {}, **metrics}
     sentence = metrics["found"]["words"].removeprefix(VERDICTS[state]).lstrip(":, ")
-    names = {side: metrics["settings"].get(side) for side in ("target", "reference")}
+    names = {side: metrics["settings"].get(side) for side in SIDES}
     return render(
         "evaluation.html.j2",
         title="Déjà vu memorization report",
@@ -157,7 +158,7 @@ def _utility(metrics: Metrics) -> list[tuple[str, float | None, float | None]]:
     utilities = metrics.get("utility") or {}
     rows = []
     for name, figure in UTILITY.items():
-        values = [(utilities.get(side) or {}).get(name) for side in ("target", "reference")]
+        values = [(utilities.get(side) or {}).get(name) for side in SIDES]
         target, reference = (value if isinstance(value, int | float) else None for value in values)
         if target is not None or reference is not None:
             rows.append((figure.label, target, reference))
@@ -180,7 +181,7 @@ def provenance(contents: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[s
         facts["search"] = f"index {search['index']}, recall {search['recall']:g}"
         if search.get("copies"):
             facts["search"] += (
-                f"; {search['copies']} public images are exact copies of others, so the gaps come out smaller"
+                f"; {search['copies']} public images are exact copies of others, so gaps are underestimated"
             )
     settings = {"settings": contents.get("settings"), "config": source.get("config")}
     settings = {name: value for name, value in settings.items() if value}

@@ -31,7 +31,7 @@ from dejavu_lit.report.gap_plots import GAP_TITLES, by_k, gaps, planted, sensiti
 from dejavu_lit.report.membership_plots import clipmem_against_hits, roc
 from dejavu_lit.report.narrative import signed
 
-RANKINGS = {"distance": "ranked by\ndistance", "hits": "ranked by\nhits", "gap": "ranked by gap\n(optimistic)"}
+RANKING_LABELS = {"distance": "ranked by\ndistance", "hits": "ranked by\nhits", "gap": "ranked by gap\n(optimistic)"}
 Metrics = Mapping[str, Any]
 Rows = Sequence[Mapping[str, Any]]
 
@@ -101,7 +101,7 @@ def _sample(name: str, title: str, metrics: Metrics, curves: Sequence[tuple[str,
         {"line": label, "k": curve["k"], "top_m": curve["top_m"], "ranking": ranking, "top": top}
         | {gap: curve[ranking][gap][i] for gap in SAMPLE_GAPS}
         for label, curve in curves
-        for ranking in RANKINGS
+        for ranking in RANKING_LABELS
         for i, top in enumerate(curve[ranking]["top"])
     ]
     by_distance = metrics["sample"]["distance"]
@@ -116,7 +116,7 @@ def _sample(name: str, title: str, metrics: Metrics, curves: Sequence[tuple[str,
 def _draw_sample(rows: Rows) -> Figure:
     labels = list(dict.fromkeys(row["line"] for row in rows))
     figure, axes = panels(3, 3, height=0.95, left=0.68, titles=1, legend=labels, sharex=True, sharey=True)
-    for axis_row, (ranking, ranked_by) in zip(axes, RANKINGS.items(), strict=True):
+    for axis_row, (ranking, ranked_by) in zip(axes, RANKING_LABELS.items(), strict=True):
         for axis, gap in zip(axis_row, SAMPLE_GAPS, strict=True):
             zero_line(axis)
             for number, label in enumerate(labels):

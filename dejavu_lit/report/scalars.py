@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dejavu_lit.measure.figures import DISPLAY_ORDER, FIGURES, MEMBERSHIP, SAMPLE_GAPS
+from dejavu_lit.measure.records import SIDES
 
 COUNTS = ("records", "without_objects", "public")
 
@@ -107,7 +108,7 @@ def _model_scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
                         yield f"membership/{score}/{name}_{end}", value
     if (epsilon := board.get("epsilon")) is not None:
         yield "membership/epsilon", epsilon["epsilon"] if isinstance(epsilon, Mapping) else epsilon
-    for side in ("target", "reference"):
+    for side in SIDES:
         for name, value in ((row.get("utility") or {}).get(side) or {}).items():
             if isinstance(value, int | float):
                 yield f"utility/{side}/{name}", value

@@ -70,7 +70,7 @@ def evaluation_request(cell: Cell) -> dict[str, Any]:
 
 
 def match_stop_epoch(cell: Cell) -> Cell:
-    """If a gap budget stopped the target, the cell with the reference of the same epoch: age changes a model's utility."""
+    """If a gap budget stopped the target, the cell with the reference of that epoch: utility depends on the number of epochs."""
     stopped = RunDirectory(cell.target).record().get("stopped") or {}
     if stopped.get("by") != "gap_budget" or "target" in cell.epochs:
         return cell

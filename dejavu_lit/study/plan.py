@@ -2,7 +2,7 @@
 
 Runs that compute the same are one run, whatever their names. A run that differs from a longer one only in
 ``mitigation.stop_epoch`` equals that run's checkpoint bit for bit, because the learning-rate schedule keeps its horizon.
-Such a run is not trained; the longer run keeps the checkpoint instead, unless it was started without being told to.
+Such a run is not trained; the longer run keeps the checkpoint instead, unless it was started without keeping that epoch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ class Plan:
 
     @property
     def stages(self) -> list[dict[Path, TrainingRun]]:
-        """The runs in training order: targets whose gaps are watched come after the references they are measured against."""
+        """The runs in training order: targets that measure gaps while training come after the references that they need."""
         parts = ({p: r for p, r in self.runs.items() if bool(r.gaps.reference) is later} for later in (False, True))
         return [part for part in parts if part]
 
@@ -117,7 +117,7 @@ def _without(request: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]
 
 
 def _link_gap_reference(cell: Cell, runs: dict[Path, TrainingRun]) -> None:
-    """Give a target whose gaps are watched its reference run, which must keep a checkpoint of every measured epoch."""
+    """Give a target that measures gaps while training its reference run, which must keep a checkpoint of every measured epoch."""
     target, reference = runs[cell.target], runs[cell.reference]
     every = target.gaps.every
     if target.gaps.reference != PARTNER:

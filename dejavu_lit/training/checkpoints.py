@@ -15,6 +15,7 @@ from dejavu_lit.training.ema import averaged
 from dejavu_lit.training.preemption import within_epoch
 from dejavu_lit.utils.errors import UserError, first_line
 from dejavu_lit.utils.io import atomic
+from dejavu_lit.utils.run_directory import RunDirectory
 
 
 class CheckpointSaver(Callback):
@@ -23,22 +24,22 @@ class CheckpointSaver(Callback):
     Weights are saved as ``epoch=NNNN.ckpt`` every ``every_epochs`` epochs and after the epochs in ``at``.
     """
 
-    def __init__(self, folder: Path, every_steps: int, every_epochs: int, at: Sequence[int] = ()) -> None:
-        self.folder, self.every_steps, self.every_epochs, self.at = folder, every_steps, every_epochs, at
+    def __init__(self, run: RunDirectory, every_steps: int, every_epochs: int, at: Sequence[int] = ()) -> None:
+        self.run, self.every_steps, self.every_epochs, self.at = run, every_steps, every_epochs, at
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
         """Save within the epoch."""
         step = trainer.global_step
         if within_epoch(trainer) and step % self.every_steps == 0:
-            trainer.save_checkpoint(self.folder / "last.ckpt")
+            trainer.save_checkpoint(self.run.last_checkpoint)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Save the state to resume from and, at some epochs, the weights; NNNN counts the finished epochs."""
         done = trainer.current_epoch + 1
         if done % self.every_epochs == 0 or done in self.at:
             with averaged(trainer, module):
-                trainer.save_checkpoint(self.folder / f"epoch={done:04d}.ckpt", weights_only=True)
-        trainer.save_checkpoint(self.folder / "last.ckpt")
+                trainer.save_checkpoint(self.run.checkpoint(done), weights_only=True)
+        trainer.save_checkpoint(self.run.last_checkpoint)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -75,13 +76,12 @@ def saved_step(path: Path) -> int:
 
 
 def _load_error(path: Path, error: Exception) -> Exception:
-    """``error`` itself if the system or the memory failed, which says nothing about the file; else: it is damaged."""
+    """System and memory errors are returned unchanged; any other error means that the file is damaged."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
         return error
-    epochs = sorted(int(checkpoint.stem.partition("=")[2]) for checkpoint in path.parent.glob("epoch=*.ckpt"))
-    saved_weights = (
-        f" (the weights of epoch {epochs[-1]} can be evaluated as {path.parent.parent}@{epochs[-1]})" if epochs else ""
-    )
+    run = path.parent.parent
+    epochs = RunDirectory(run).saved_epochs()
+    saved_weights = f" (the weights of epoch {epochs[-1]} can be evaluated as {run}@{epochs[-1]})" if epochs else ""
     return UserError(
         f"the checkpoint {path} is damaged ({first_line(error).rstrip('.')}); restore it from a copy, or remove it to start "
         f"over{saved_weights}"

@@ -184,16 +184,20 @@ class ClipModule(pl.LightningModule):
         checkpoint["replaced"] = self._sum_replaced()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what was saved; refuse other data, and another order of the pairs, which would never show some of them."""
+        """Restore what was saved.
+
+        Raises:
+            UserError: other data, or another order of the pairs, which would never show some of them.
+        """
         if checkpoint.get("data", self.data) != self.data:
             raise UserError(
-                f"{self.pairs.folder} was prepared again since this run was started, so its sets may have exchanged pairs; "
-                "use another out=, or bring back the former data"
+                f"{self.pairs.folder} was prepared again since this run was started, so pairs may have moved between sets; "
+                "use another out=, or restore the previous data"
             )
         saved, current = checkpoint.get("plan"), self._pair_order()
         if saved is not None and saved != current:
             raise UserError(
-                f"this run was started with {saved} and cannot continue with {current}; use the former, or another out="
+                f"this run was started with {saved} and cannot continue with {current}; use the original values, or another out="
             )
         self._earlier_seconds = checkpoint.get("seconds", 0.0)
         self._unreadable = dict(checkpoint.get("unreadable", {}))

@@ -54,7 +54,7 @@ class GapCallback(Callback):
         if state_dict["reference"] != self.identity:
             raise UserError(
                 f"this run's gaps were measured against {state_dict['reference']} and cannot continue against {self.identity}; "
-                "set gaps.reference to the former, or use another out="
+                "set gaps.reference back to it, or use another out="
             )
         self.rows, self.stopped = list(state_dict["rows"]), state_dict["stopped"]
 

@@ -85,7 +85,11 @@ class ImageSample:
         self._cache: dict[str, dict[tuple[int, int], Chunk]] = {}  # by preprocessing
 
     def vectors(self, encoder: Encoder) -> tuple[list[str], np.ndarray]:
-        """(keys [n], float16 [n, d]) of the usable images, bit for bit as ``embed`` computes them; every rank must call it."""
+        """(keys [n], float16 [n, d]) of the usable images, bit for bit as ``embed`` computes them; every rank must call it.
+
+        Raises:
+            UserError: no image can be used.
+        """
         encoded = {chunk: part for parts in gather(self._own_vectors(encoder)) for chunk, part in parts.items()}
         parts = [encoded[chunk] for chunk in self.chunks if chunk in encoded]
         if not parts:

@@ -1,4 +1,4 @@
-"""What a training tells of its progress: the metrics of its steps, and log lines for terminals without a progress bar."""
+"""Progress of a training: the metrics of its steps, and log lines for terminals without a progress bar."""
 
 import logging
 import time

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
-from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
+from dejavu_lit.data.prepared import DataSpec, training_set
 from dejavu_lit.data.settings import LoaderSettings
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.settings import ModelSpec
@@ -147,8 +147,7 @@ class TrainingRun(TrainingSettings):
     """Seed of initialization, order and masking; give both sides the same one. The splits have their own, data.seed."""
 
     def __post_init__(self) -> None:
-        if self.side not in TRAINED_ON:
-            raise UserError(f"side={self.side} must be target (trains on A) or reference (trains on B)")
+        training_set(self.side)  # an unknown side is refused
         knobs = {name: getattr(self.mitigation, name) for name in ("lock_image", "lock_text", "lora_rank")}
         if self.model.init is None and any(knobs.values()):
             name, value = next((name, value) for name, value in knobs.items() if value)

@@ -30,7 +30,7 @@ class EarlyStop(EarlyStopping):
         )
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse data without a validation set, before anything is computed."""
+        """Raise UserError for data without a validation set, before anything is computed."""
         super().setup(trainer, pl_module, stage)
         pairs = cast(Any, trainer).datamodule
         if pairs.val_dataloader() == []:

@@ -129,7 +129,7 @@ class ImageTower:
 
 
 def residual_block(block: Any, x: Tensor, outputs: Tensor, attend: Callable[[Any, Tensor], Tensor]) -> Tensor:
-    """open_clip's residual block: attends to all tokens ``x``, and computes only the tokens ``outputs`` of them."""
+    """open_clip's residual block: attends to all tokens ``x`` [n, l, w], and computes only ``outputs`` [n, m, w] of them."""
     attended: Tensor = outputs + block.ls_1(block.attn.out_proj(attend(block.attn, block.ln_1(x))))
     out: Tensor = attended + block.ls_2(block.mlp(block.ln_2(attended)))
     return out
@@ -164,7 +164,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None =
 
 
 def project(x: Tensor, projection: Any) -> Tensor:
-    """``x`` times a matrix, through a linear layer, or unchanged."""
+    """``x`` [n, w] times a matrix [w, d], through a linear layer, or unchanged."""
     if projection is None:
         return x
     out: Tensor = projection(x) if isinstance(projection, nn.Linear) else x @ projection

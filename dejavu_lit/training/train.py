@@ -105,8 +105,9 @@ def train(run: TrainingRun, out: Path) -> Path:
 
 def _build_model_and_data(run: TrainingRun, out: Path) -> tuple[ClipModule, PairDataModule]:
     """The module and its pairs; also exports the model's config, which the tokenizer is read from."""
-    export_config(run.model, out / "model")
-    network = build_model(run.model, out / "model")
+    folder = RunDirectory(out).model
+    export_config(run.model, folder)
+    network = build_model(run.model, folder)
     image_config = cast(Any, network.visual).preprocess_cfg
     compute = ComputeSettings(run.trainer.trim, run.trainer.checkpointing, run.trainer.compile)
     module = ClipModule(network, run.recipe, run.mitigation, run.seed, compute)
@@ -116,7 +117,7 @@ def _build_model_and_data(run: TrainingRun, out: Path) -> tuple[ClipModule, Pair
         "batch": run.recipe.batch,
         "seed": run.seed,
         "preprocess": Preprocess(image_config),
-        "tokenizer": load_tokenizer(f"local-dir:{out / 'model'}"),
+        "tokenizer": load_tokenizer(f"local-dir:{folder}"),
         "shards": run.data.shard_set(TRAINED_ON[run.side]) if run.data.half else None,
         "train_size": run.data.prefix,
         "repeat": run.data.repeat,
@@ -146,7 +147,7 @@ def build_trainer(run: TrainingRun, out: Path, gaps: GapCallback | None, loggers
         log_every_n_steps=settings.log_every,
         gradient_clip_val=run.recipe.gradient_clip,
         logger=list(loggers),
-        callbacks=_callbacks(run, RunDirectory(out).last_checkpoint, gaps, show_progress),
+        callbacks=_callbacks(run, RunDirectory(out), gaps, show_progress),
         enable_checkpointing=False,
         enable_progress_bar=show_progress,
         enable_model_summary=False,
@@ -156,9 +157,11 @@ def build_trainer(run: TrainingRun, out: Path, gaps: GapCallback | None, loggers
     )
 
 
-def _callbacks(run: TrainingRun, last: Path, gaps: GapCallback | None, show_progress: bool) -> list[Callback]:
-    """The callbacks in their order: what changes or stops the training comes before what saves it into ``last``."""
-    settings, mitigation = run.trainer, run.mitigation
+def _callbacks(
+    run: TrainingRun, directory: RunDirectory, gaps: GapCallback | None, show_progress: bool
+) -> list[Callback]:
+    """The callbacks in their order: what changes or stops the training comes before what saves it."""
+    settings, mitigation, last = run.trainer, run.mitigation, directory.last_checkpoint
     preemption = Preemption(last)
     # It listens before the other callbacks start, which may take minutes, although it acts after them. Only on_train_start is
     # after Lightning has recorded the handlers that it restores after fit.
@@ -173,7 +176,7 @@ def _callbacks(run: TrainingRun, last: Path, gaps: GapCallback | None, show_prog
         NonFiniteLossStop(last),
         StepMetrics(),
         EpochLogger(enabled=not show_progress),
-        CheckpointSaver(last.parent, settings.checkpoint_steps, settings.checkpoint_epochs, settings.checkpoint_at),
+        CheckpointSaver(directory, settings.checkpoint_steps, settings.checkpoint_epochs, settings.checkpoint_at),
         preemption,
     ]
     return [*callbacks, TQDMProgressBar(10)] if show_progress else callbacks
@@ -204,7 +207,7 @@ def _write_results(
     """Export the model, then write run.json, which marks the run as finished."""
     seconds = module.seconds
     with averaged(trainer, module):
-        export_weights(merged(module.model.state_dict()), out / "model")
+        export_weights(merged(module.model.state_dict()), RunDirectory(out).model)
     stopped = stop_reason(trainer)
     plan = module.pairs.plan(0, trainer.world_size)
     batches = trainer.fit_loop.epoch_loop.total_batch_idx + 1

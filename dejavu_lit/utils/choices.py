@@ -42,14 +42,14 @@ class Choices:
             )
         module, _, attribute = places[name].partition(":")
         try:
-            found = getattr(import_module(module), attribute)
+            cls = getattr(import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             raise UserError(f"{self.option}.type={name}: {places[name]} cannot be imported ({error})") from None
-        if not is_dataclass(found):
+        if not is_dataclass(cls):
             raise UserError(
                 f"{self.option}.type={name}: {places[name]} must be a dataclass, whose fields are its options"
             )
-        return found  # type: ignore[return-value]
+        return cls  # type: ignore[return-value]
 
     def node(self, name: str) -> dict[str, Any]:
         """The config of a choice: its name and its options as they are by default."""

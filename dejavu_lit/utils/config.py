@@ -150,16 +150,16 @@ class Option:
 @cache
 def options(settings: Any, prefix: str = "") -> tuple[Option, ...]:
     """Every option of a dataclass, those of nested ones after the option that they belong to."""
-    hints, sentences, found = get_type_hints(settings), _sentences(settings), []
+    hints, sentences, result = get_type_hints(settings), _sentences(settings), []
     for field in _shown(settings):
         name, hint = f"{prefix}{field.name}", hints[field.name]
         inner = next((kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)), None)
         default = field.default_factory() if field.default_factory is not MISSING else field.default
         text = REQUIRED if default is MISSING else "" if is_dataclass(default) else _as_typed(default)
-        found.append(Option(name, text, _kind(hint), sentences.get(field.name, ""), inner is not None))
+        result.append(Option(name, text, _kind(hint), sentences.get(field.name, ""), inner is not None))
         if isinstance(inner, type):
-            found += options(inner, f"{name}.")
-    return tuple(found)
+            result += options(inner, f"{name}.")
+    return tuple(result)
 
 
 def _shown(settings: type) -> list[Any]:
@@ -175,7 +175,7 @@ def _as_typed(value: Any) -> str:
 @cache
 def _sentences(settings: type) -> dict[str, str]:
     """{field: the docstring under it}, from the source of a dataclass and of its bases."""
-    found: dict[str, str] = {}
+    sentences: dict[str, str] = {}
     for cls in reversed(settings.__mro__):
         if not is_dataclass(cls):
             continue
@@ -187,8 +187,8 @@ def _sentences(settings: type) -> dict[str, str]:
                 and isinstance(after, ast.Expr)
                 and isinstance(after.value, ast.Constant)
             ):
-                found[ast.unparse(node.target)] = " ".join(str(after.value.value).split())
-    return found
+                sentences[ast.unparse(node.target)] = " ".join(str(after.value.value).split())
+    return sentences
 
 
 def _kind(hint: Any) -> str:
@@ -210,7 +210,9 @@ def explain_value(
     option, parent = known.get(key), known.get(re.sub(r"\[\d+\]$|\.[^.]*$", "", key))
     if isinstance(error, MissingMandatoryValue):
         meaning = option.meaning.rstrip(".") if option else ""
-        return f"{name} is missing; give {name}=…{f', {meaning}' if meaning else ''}"
+        if not meaning[1:2].isupper():  # not a name such as ARCH
+            meaning = meaning[:1].lower() + meaning[1:]
+        return f"{name} is missing; give {name}=…{f': {meaning}' if meaning else ''}"
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
         return f"{name} is not an option{suggest_option(name, [f'{where}.{n}'.strip('.') for n in known])}"
     if isinstance(error, ValidationError) and option and option.kind and not option.group:
@@ -224,7 +226,7 @@ def explain_value(
         )
         return f"{given or name + shown} must be {option.kind}"
     if isinstance(error, ValidationError) and parent:  # an entry of a list or a mapping
-        return f"{given or name} has a value of the wrong type; it is {parent.meaning}"
+        return f"{given or name} has a value of the wrong type; expected: {parent.meaning}"
     return f"{given or name}: {first_line(error)}".removeprefix(": ")
 
 

@@ -86,8 +86,8 @@ class Ranks:
             return gather(value)
         except RuntimeError as gone:  # gloo's connection was closed, or timed out
             raise UserError(
-                f"another of the {self.world} processes exited ({str(gone).splitlines()[0]}); its last message tells why, "
-                "and the same command resumes"
+                f"another of the {self.world} processes exited ({str(gone).splitlines()[0]}); see its last message, "
+                "and run the same command to resume"
             ) from None
 
 

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -19,12 +20,25 @@ def provenance() -> dict[str, Any]:
     return {
         "dejavu_lit": __version__,
         "commit": _commit(),
-        "command": " ".join(sys.argv),
+        "command": _command(),
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _command() -> str:
+    """The command line of this process, as a shell reads it."""
+    program, *arguments = sys.argv
+    path = Path(program)
+    if path.name == "dejavu":
+        words = ["dejavu"]
+    elif path.name == "__main__.py":
+        words = ["python", "-m", path.parent.name]
+    else:
+        words = ["python", program]
+    return shlex.join([*words, *arguments])
 
 
 def _version(package: str) -> str | None:

@@ -51,6 +51,11 @@ class RunDirectory:
         """The weights after an epoch, counted from 1."""
         return self.path / "checkpoints" / (f"epoch={epoch:04d}.ckpt" if isinstance(epoch, int) else f"{epoch}.ckpt")
 
+    def saved_epochs(self) -> list[int]:
+        """The epochs whose weights were kept, ascending."""
+        names = (path.stem.removeprefix("epoch=") for path in self.last_checkpoint.parent.glob("epoch=*.ckpt"))
+        return sorted(int(name) for name in names if name.isdecimal())
+
     @property
     def exists(self) -> bool:
         """Whether there are settings of a run."""

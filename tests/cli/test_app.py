@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from dejavu_lit import settings
+from dejavu_lit.cli.app import CONF
 from dejavu_lit.cli.mistakes import _quotes_hint, quoted
 from dejavu_lit.report.terminal import console
+from dejavu_lit.study.slurm import KILL_OTHERS, SlurmSettings
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.exit_codes import clean_exit
 from tests.conftest import ROOT, call, run
@@ -28,10 +31,25 @@ def test_a_local_multirun_names_every_job_that_failed(tmp_path):
         assert re.search(rf"sweep/{number}: [^;]*{name}", said)
 
 
+def test_bash_completes_the_options(monkeypatch):
+    assert "complete -o nospace" in call("train", "-sc", "install=bash").stdout
+    monkeypatch.setenv("COMP_LINE", "train.py mitigation=text_")
+    assert "mitigation=text_mask" in call("train", "-sc", "query=bash").stdout.split()
+
+
+def test_a_multirun_on_slurm_has_the_defaults_of_a_study():
+    launcher = yaml.safe_load((CONF / "hydra" / "launcher" / "slurm.yaml").read_text())
+    defaults = SlurmSettings()
+    assert launcher["max_num_timeout"] == defaults.requeues
+    assert launcher["setup"] == [KILL_OTHERS]
+    for name in ("timeout_min", "array_parallelism", "signal_delay_s"):
+        assert launcher[name] == getattr(defaults, name)
+
+
 def test_an_unknown_launcher_is_not_a_missing_plugin(tmp_path):
     done = call("power", "-m", "metrics=x", "hydra/launcher=slrum", f"hydra.sweep.dir={tmp_path}")
     assert done.returncode == 1
-    assert "hydra/launcher=slrum is unknown (did you mean 'slurm'?); there are basic, " in done.stderr
+    assert "hydra/launcher=slrum is unknown (did you mean 'slurm'?); choose one of basic, " in done.stderr
     assert "plugin" not in done.stderr
 
 
@@ -39,7 +57,7 @@ def test_an_unknown_launcher_is_not_a_missing_plugin(tmp_path):
 def test_a_value_that_hydra_cannot_read_is_shown_in_quotes(path):
     hint = _quotes_hint([f"metrics={path}"])
     assert hint is not None
-    shown = hint.partition("quote it, as ")[2]
+    shown = hint.partition("quote it: ")[2]
     (argument,) = shlex.split(shown)
     assert argument == f'metrics="{path}"'
     assert _quotes_hint([argument]) is None
@@ -53,7 +71,7 @@ def test_other_arguments_get_no_hint(argument):
 def test_the_hint_is_what_the_command_says():
     done = call("power", "gap=lr=0.1")
     assert done.returncode == 1
-    hint = done.stderr.rpartition("quote it, as ")[2].strip()
+    hint = done.stderr.rpartition("quote it: ")[2].strip()
     assert shlex.split(hint) == ['gap="lr=0.1"']
 
 

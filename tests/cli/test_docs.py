@@ -80,7 +80,9 @@ def test_the_commands_of_a_page_compose(page: Path) -> None:
             overrides = [one_value(word, command) for word in options]
             register(command)
             try:
-                app.compose(command, overrides)
+                cfg = app.compose(command, overrides)
+                if options and "…" not in line:  # it is a whole command, so no option is missing
+                    app.typed_settings(cfg, command, overrides)
                 for word in options:  # the overrides within a setting of a study
                     if word.lstrip("+").startswith("settings."):
                         app.compose(

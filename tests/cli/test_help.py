@@ -56,6 +56,12 @@ def test_the_commands_that_it_shows_are_understood(command: str) -> None:
             hydra.compose(command, single)
 
 
+def test_every_preset_opens_with_its_command() -> None:
+    for path in CONF.glob("*/*.yaml"):
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines()[:3] if line.startswith("# dejavu ")]
+        assert path.parent.name == "hydra" or any(f" {path.parent.name}={path.stem}" in line for line in lines), path
+
+
 def test_every_group_has_a_line() -> None:
     assert {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra"} == {*help.GROUPS} - {"annotator"}
 

@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import call
 
 MISTAKES = {
-    "train": "side is missing; give side=…, target (trains on A) or reference (trains on B)",
+    "train": "side is missing; give side=…: target (trains on A) or reference (trains on B)",
     "train side=targt": "side=targt must be target (trains on A) or reference (trains on B)",
     "train --side target": "--side is not an option; options have no dashes: side=target",
     "train side=target recipe.epohcs=3": "recipe.epohcs is not an option (did you mean 'recipe.epochs'?)",
@@ -18,25 +18,25 @@ MISTAKES = {
     "train side=target seed=null": "seed=null must be a whole number",
     "train side=target recipe.batch=0": "recipe.batch=0 must be at least 1",
     "train side=target mitigation.text_mask=1.5": "mitigation.text_mask=1.5 must be at least 0 and below 1",
-    "train side=target data=fodler": "data=fodler is unknown (did you mean 'folder'?); there are coco, folder, of_target, ",
-    "train side=target model=vitb32": "model=vitb32 is unknown (did you mean 'vit_b_32'?); there are rn50, tiny, vit_b_32",
+    "train side=target data=fodler": "data=fodler is unknown (did you mean 'folder'?); choose one of coco, folder, of_target, ",
+    "train side=target model=vitb32": "model=vitb32 is unknown (did you mean 'vit_b_32'?); choose one of rn50, tiny, vit_b_32",
     "train side=target data=prepared": "data.dir is missing; give data.dir=…, the folder of dejavu prepare",
     "train side=target data=prepared data.dir=nope": "data.dir=nope does not exist; create it with dejavu prepare data=…",
     "train side=target batch": "batch has no value; write batch=…",
     "train side=target data.reader.cuont=5": "data.reader.cuont is not an option (did you mean 'data.reader.count'?)",
-    "train side=target 'data.sizes={A: many}'": "data.sizes={A: many} has a value of the wrong type; it is {set: number",
+    "train side=target 'data.sizes={A: many}'": "data.sizes={A: many} has a value of the wrong type; expected: {set: number",
     "evaluate": "target is missing; give target=RUN or a model",
     "evaluate target=runs/nope reference=x": "target=runs/nope: runs/nope does not exist; give a run of dejavu train, or",
     "evaluate k=ten": "k=ten must be a whole number",
     "evaluate target=x@y reference=x@y 'fail_if=symmetric.ppg >'": "fail_if='symmetric.ppg >' is not a condition (",
     "mitigate": "there are no settings; choose experiment=NAME, or add some, e.g. settings.mask=['mitigation.text_mask=0.5']",
-    "mitigate experiment=dmo": "experiment=dmo is unknown (did you mean 'demo'?); there are cc3m, coco, ",
+    "mitigate experiment=dmo": "experiment=dmo is unknown (did you mean 'demo'?); choose one of cc3m, coco, ",
     "mitigate settings.foo=[a.b=0.3]": "settings.foo=[a.b=0.3]: quote each override in the list, as \"settings.foo=['a.b=0.3']\"",
     "mitigate \"settings.mask=['text_mask=0.3']\"": "settings.mask: text_mask is not an option (did you mean 'mitigation.text_",
     "prepare data=folder data.dir=OUT": "data.reader.path is missing; give data.reader.path=…",
-    "annotate annotator=torchvison data.dir=x": "annotator=torchvison is unknown (did you mean 'torchvision'?); there are ",
+    "annotate annotator=torchvison data.dir=x": "annotator=torchvison is unknown (did you mean 'torchvision'?); choose one of ",
     "annotate annotator=torchvision data.dir=x": "annotator.weights is missing; give annotator.weights=…",
-    "power": "metrics is missing; give metrics=…, One or a list of metrics.json or study.json",
+    "power": "metrics is missing; give metrics=…: one or a list of metrics.json or study.json",
 }
 
 

@@ -100,4 +100,4 @@ def test_loader_settings_have_bounds(wrong: dict) -> None:
 
 def test_a_killed_loader_is_distinguished_from_a_stalled_one() -> None:
     assert "has stalled" in loader_failure(RuntimeError("DataLoader timed out after 5 seconds"))
-    assert "killed from outside" in loader_failure(RuntimeError("DataLoader worker (pid 7) exited unexpectedly"))
+    assert "process was killed" in loader_failure(RuntimeError("DataLoader worker (pid 7) exited unexpectedly"))

@@ -254,7 +254,7 @@ def test_the_cache_is_a_private_folder_of_this_user(tmp_path, monkeypatch):
     assert root.parent == tmp_path
     assert root.stat().st_mode & 0o777 == 0o700
     root.chmod(0o777)
-    with pytest.raises(UserError, match="writable for others; remove it, or set DEJAVU_CACHE"):
+    with pytest.raises(UserError, match="writable by others; remove it, or set DEJAVU_CACHE"):
         remote.cache_root()
     root.rmdir()
     root.symlink_to(tmp_path)

@@ -217,17 +217,17 @@ def test_annotating_is_shared(options, tmp_path):
             {},
             "trainer.num_nodes=2: processes on other machines cannot be started",
         ),
-        (["trainer.precision=bf16-true"], {}, "trainer.precision concerns training"),
+        (["trainer.precision=bf16-true"], {}, "trainer.precision applies to training only"),
         (
             ["trainer.loader.workers=4"],
             {},
-            "trainer.loader.workers concerns training; use workers=N for the threads that read and decode",
+            "trainer.loader.workers applies to training only; use workers=N for the threads that read and decode",
         ),
         (["trainer.devices=2", "out=null"], {}, "give out=DIR"),
         (
             ["trainer.devices=3"],
             {"WORLD_SIZE": "2"},
-            "trainer.devices=3 and trainer.num_nodes=1 are 3 processes, and 2",
+            "trainer.devices=3 and trainer.num_nodes=1 ask for 3 processes, but 2",
         ),
     ],
 )
@@ -244,7 +244,7 @@ def test_what_cannot_be_is_a_sentence(given, environment, said, tmp_path, monkey
 
 def test_a_multirun_starts_no_processes_by_itself(tmp_path):
     options = ["-m", "target=none", "reference=none", "k=1,2", f"out={tmp_path}", "trainer.devices=2"]
-    done = call("evaluate", *options)
+    done = call("evaluate", *options, f"hydra.sweep.dir={tmp_path}")
     assert done.returncode == 1
     assert "--multirun cannot start several processes" in done.stderr
 

@@ -51,7 +51,7 @@ def test_the_gap_against_the_base_is_that_of_an_evaluation_with_it_as_the_refere
     assert with_base["base"]["population"] != with_base["population"]
     value = with_base["base"]["corrected"]["ppg"]["value"]
     assert f"target against its base {base}" in said
-    assert "not trained alike" not in said
+    assert "trained differently" not in said
     assert f"corrected PPG {value:+.3f}" in said
     assert f"against the base {base}" in (tmp_path / "gap/report/index.html").read_text()
 

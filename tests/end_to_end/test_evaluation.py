@@ -139,7 +139,7 @@ def test_models_of_different_epochs_are_compared_with_a_warning(runs, tmp_path):
     done = call("evaluate", *options, "k=5", "ks=[5]", "statistics.bootstrap=200", "report.write=false")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out/metrics.json").read_text())["training_differences"] == {"epochs": [2, 1]}
-    assert "Target and reference were not trained alike (epochs 2 and 1)" in done.stdout
+    assert "Target and reference were trained differently (epochs 2 and 1)" in done.stdout
 
 
 def test_another_k_is_recomputed_without_torch_and_equals_a_fresh_evaluation(evaluation, runs, tmp_path):
@@ -335,7 +335,7 @@ def test_one_persons_question(evaluation, runs, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["target={reference}", "reference={target}"], "exchange target and reference"),
+        (["target={reference}", "reference={target}"], "swap target and reference"),
         (["target={target}", "reference={target}"], "both trained on A"),
         (["target={target}", "reference={reference}", "ks=[1,65]"], "k=65"),
         (["target={target}", "reference={reference}", "ks=[5,1]", "k=20000"], "20000"),

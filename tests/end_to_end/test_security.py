@@ -130,7 +130,7 @@ def test_settings_with_a_secret_are_refused_before_they_are_saved(option, monkey
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     run = tmp_path / "run"
     said = refused("train", "side=target", "logger=wandb", f"out={run}", *SMALL, option)
-    assert "leave it to the environment" in said
+    assert "set it only as an environment variable" in said
     assert SECRET not in said
     assert not run.exists()
 
@@ -176,7 +176,7 @@ def test_pins_agree_and_known_weaknesses_are_found_without_a_network(tmp_path):
     assert any("torch==2.0.0 is outside of torch>=2.6" in one for one in older)
     assert module.unused(project) == []
     assert module.unused({"dependencies": ["pytest>=8"]}) == ["pytest is declared and imported nowhere"]
-    with pytest.raises(ValueError, match="is no pin"):
+    with pytest.raises(ValueError, match="is not a pin"):
         module.pins("torch>=2.6")
 
     def advisory(number: str, package: str, **affected: object) -> dict[str, object]:

@@ -3,7 +3,6 @@
 import json
 import shutil
 import time
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -198,7 +197,7 @@ def test_killed_in_the_middle_it_goes_on_and_trains_nothing_twice(scenes, tmp_pa
         (["+settings.x=['seeds=[1]']"], "settings.x: seeds=[1] is an option of the whole study"),
         (
             ["+settings.x=mitigation.text_mask"],
-            "settings.x=mitigation.text_mask has a value of the wrong type; it is {name:",
+            "settings.x=mitigation.text_mask has a value of the wrong type; expected: {name:",
         ),
         (["+settings.x=['model=huge']"], "settings.x: model=huge is unknown"),
         (["settings=[1]"], "settings=[1]"),
@@ -210,7 +209,7 @@ def test_killed_in_the_middle_it_goes_on_and_trains_nothing_twice(scenes, tmp_pa
         (["+settings.x=[]", "utility_loss=abc"], "utility_loss=abc must be a number"),
         (["+settings.x=[]", "launcher=slrum"], "launcher=slrum is unknown (did you mean 'slurm'?)"),
         (["+settings.x=[]", "+series.a={7: []}"], "series.a names the size 7"),
-        (["+settings.x.y=[]"], "settings.x.y=[] has a value of the wrong type; it is {name:"),
+        (["+settings.x.y=[]"], "settings.x.y=[] has a value of the wrong type; expected: {name:"),
         (["+settings={a-b: [], a%b: []}"], "would share a folder"),
         (["+settings={1: []}"], "settings={1: []}: Key 1 (int) is incompatible with (str)"),
         (["+settings.x=[]", "+series.a={big: []}"], "series.a: big must be a training size"),
@@ -255,13 +254,13 @@ def test_a_sweep_is_collected_into_the_same_table(study, scenes, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["demo", "mitigations", "dataset_size", "halves", "laion10m", "cc3m", "coco"])
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "conf" / "experiment").iterdir()))
 def test_experiments_compose(name):
     done = call("mitigate", f"experiment={name}", "--cfg", "job")
     config = yaml.safe_load(done.stdout)
     assert config["settings"]
-    head = (Path(ROOT) / "conf" / "experiment" / f"{name}.yaml").read_text().splitlines()
-    assert head[1].startswith(f"# dejavu mitigate experiment={name}")
+    head = (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text().splitlines()
+    assert any(line.startswith(f"# dejavu mitigate experiment={name}") for line in head[1:3])
     assert config["out"] == f"outputs/{name}"
 
 

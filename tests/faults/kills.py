@@ -21,7 +21,7 @@ from tests.starter import PATIENCE, starter
 LOOK = 0.002  # seconds between two looks at the files
 TRIES = 20  # for each kill that is to fall amid the work
 BY_TIME = 0.2  # share of the moments that are drawn by time alone: many fall into the start and the end
-BUSY = "another process works in"
+BUSY = "another process is using"
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def test_the_second_one_refuses_and_goes_on_when_the_first_was_killed(scenes, ru
         with held(tmp_path / lock):
             before = contents(tmp_path, "*")
             said = sentence(go())
-            assert f"another process works in {(tmp_path / lock).parent} (process 7 on node3)" in said, name
+            assert f"another process is using {(tmp_path / lock).parent} (process 7 on node3)" in said, name
             assert "wait for it or choose another out=" in said
             assert contents(tmp_path, "*") == before
         if name != "study":  # which would train; its lock is the same
@@ -87,7 +87,7 @@ def test_the_lock_says_who_holds_it_and_a_full_or_odd_file_harms_nothing(tmp_pat
     with locked(lock):
         assert lock.read_text() == f"process {os.getpid()} on {socket.gethostname()}"
         with (
-            pytest.raises(UserError, match=f"another process works in .*process {os.getpid()} on"),
+            pytest.raises(UserError, match=f"another process is using .*process {os.getpid()} on"),
             locked(lock, wait=False),
         ):
             pass

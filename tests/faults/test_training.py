@@ -132,7 +132,7 @@ def with_workers(scenes, tmp_path_factory):
 @pytest.mark.parametrize(
     ("number", "options", "words"),
     [
-        (signal.SIGKILL, [], "a process of the loader was killed from outside, perhaps for lack of memory"),
+        (signal.SIGKILL, [], "a data-loader process was killed, possibly out of memory"),
         pytest.param(  # most of it is waiting for processes that are stopped
             signal.SIGSTOP,
             ["trainer.timeout_min=0.05"],

@@ -107,7 +107,7 @@ def make_evaluation(
     metrics["provenance"] = {
         "dejavu_lit": "0.1.0",
         "commit": "abc",
-        "command": "evaluate.py target=runs/target",
+        "command": "python evaluate.py target=runs/target",
         "versions": {"numpy": "2"},
         "config": {"data": {"public_sets": {"scenes": "P"}}},
     }

@@ -232,6 +232,7 @@ def test_a_multirun_with_several_processes_per_job_is_refused(scenes, tmp_path):
         "side=target,reference",
         f"data.dir={scenes}",
         f"out={tmp_path}",
+        f"hydra.sweep.dir={tmp_path}",
         "trainer.devices=2",
         check=False,
     )

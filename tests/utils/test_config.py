@@ -54,11 +54,11 @@ class Sample:
         ({"number": None}, "sample.number=null must be a whole number"),
         ({"number": 1, "share": "half"}, "sample.share=half must be a number or null"),
         ({"number": 1, "names": "a"}, "sample.names must be a list"),
-        ({"number": 1, "table": {"a": "b"}}, "sample.table.a has a value of the wrong type; it is A table."),
+        ({"number": 1, "table": {"a": "b"}}, "sample.table.a has a value of the wrong type; expected: A table."),
         ({"number": 1, "part": {"size": "big"}}, "sample.part.size=big must be a whole number"),
         ({"number": 1, "part": {"siez": 1}}, "sample.part.siez is not an option (did you mean 'sample.part.size'?)"),
         ({"number": 1, "shares": 1}, "sample.shares is not an option (did you mean 'sample.share'?)"),
-        ({}, "sample.number is missing; give sample.number=…, A number"),
+        ({}, "sample.number is missing; give sample.number=…: a number"),
         ({"number": -1}, "number=-1 must be at least 0"),
     ],
 )

@@ -31,12 +31,12 @@ class Columns:
         Raises:
             UserError: there is no such column; it lists the columns of the table at ``path``.
         """
-        asked = _asked(image, caption, key)
-        found = {option: [_column(rows, path, option, name) for name in names] for option, names in asked.items()}
-        guesses = [f"{option}={found[option][0] or 'null'}" for option, names in asked.items() if names == [AUTO]]
+        options = _options(image, caption, key)
+        columns = {option: [_column(rows, path, option, name) for name in names] for option, names in options.items()}
+        guesses = [f"{option}={columns[option][0] or 'null'}" for option, names in options.items() if names == [AUTO]]
         if guesses:
             logger.info("%s: the columns are guessed by their names: %s", path, ", ".join(guesses))
-        names = {option: [name for name in columns if name is not None] for option, columns in found.items()}
+        names = {option: [name for name in usable if name is not None] for option, usable in columns.items()}
         return cls(names["image"][0], names["caption"], next(iter(names["key"]), None))
 
 
@@ -63,11 +63,13 @@ def _is_distinct(rows: Rows, column: str) -> bool:
 
 def possible_columns(image: str, caption: Names, key: str | None) -> list[str]:
     """The names of all columns that ``Columns.find`` may choose by these options."""
-    asked = _asked(image, caption, key)
-    return [known for option, names in asked.items() for n in names for known in (USUAL[option] if n == AUTO else [n])]
+    options = _options(image, caption, key)
+    return [
+        known for option, names in options.items() for n in names for known in (USUAL[option] if n == AUTO else [n])
+    ]
 
 
-def _asked(image: str, caption: Names, key: str | None) -> dict[str, list[str]]:
+def _options(image: str, caption: Names, key: str | None) -> dict[str, list[str]]:
     return {"image": [image], "caption": _as_list(caption), "key": _as_list(key)}
 
 

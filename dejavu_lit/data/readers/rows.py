@@ -54,10 +54,10 @@ def table_files(paths: Paths) -> list[Path]:
     files: list[Path] = []
     for path in as_list(paths):
         if path.is_dir():
-            found = visible_files(path, "**/*.parquet") or _without_caches(visible_files(path, "**/*.arrow"))
+            matches = visible_files(path, "**/*.parquet") or _without_caches(visible_files(path, "**/*.arrow"))
         else:
-            found = [] if path.exists() else [Path(name) for name in sorted(glob(str(path), recursive=True))]
-        files += found or [path]
+            matches = [] if path.exists() else [Path(name) for name in sorted(glob(str(path), recursive=True))]
+        files += matches or [path]
     return list(dict.fromkeys(files))
 
 
@@ -78,7 +78,7 @@ def _without_caches(files: Sequence[Path]) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class Block:
+class RowBlock:
     """Consecutive rows that are read together."""
 
     count: int
@@ -92,7 +92,7 @@ class Block:
 class Rows:
     """The rows of one table, which may consist of several files."""
 
-    def __init__(self, schema: pa.Schema, blocks: Sequence[Block]) -> None:
+    def __init__(self, schema: pa.Schema, blocks: Sequence[RowBlock]) -> None:
         self.schema, self._blocks = schema, blocks
         self._starts = np.array([0, *accumulate(block.count for block in blocks)], np.int64)
         self._cache: OrderedDict[int, pa.Table] = OrderedDict()
@@ -153,24 +153,24 @@ def open_rows(files: Sequence[Path], text_columns: Sequence[str], delimiter: str
     """
     kinds = {file.suffix.lower() for file in files}
     schemas: list[pa.Schema] = []
-    blocks: list[Block] = []
+    blocks: list[RowBlock] = []
     if kinds <= set(PARQUET):
         for file in files:
             metadata = pq.read_metadata(file)
             schemas.append(metadata.schema.to_arrow_schema())
             for group in range(metadata.num_row_groups):
                 read = partial(_read_group, file, metadata, group)
-                blocks.append(Block(metadata.row_group(group).num_rows, file.parent, read))
+                blocks.append(RowBlock(metadata.row_group(group).num_rows, file.parent, read))
     elif kinds == {".arrow"}:  # in the streaming format, as ``save_to_disk`` of ``datasets`` writes them
         for file in files:
             table = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
             schemas.append(table.schema)
-            blocks.append(Block(table.num_rows, file.parent, partial(_select, table)))
+            blocks.append(RowBlock(table.num_rows, file.parent, partial(_select, table)))
     elif len(files) == 1 and is_delimited(files[0]):
         table = read_delimited(files[0], text_columns, delimiter)
         table.validate(full=True)
         schemas.append(table.schema)
-        blocks.append(Block(table.num_rows, files[0].parent, partial(_select, table)))
+        blocks.append(RowBlock(table.num_rows, files[0].parent, partial(_select, table)))
     else:
         raise UserError(
             f"{files[0]} is not a known kind of table; give a .csv, .tsv or .parquet file, or several of parquet"

@@ -118,7 +118,11 @@ def matching_tars(path: Path) -> list[Path]:
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
-    """The names that ``{a,b}`` and ``{000..012}`` (with the zeros of its start) in a pattern stand for."""
+    """The names that ``{a,b}`` and ``{000..012}`` (with the zeros of its start) in a pattern stand for.
+
+    Raises:
+        UserError: a range that counts downwards.
+    """
     match = re.search(r"\{([^{}]*)\}", pattern)
     if match is None:
         yield pattern

@@ -1,6 +1,6 @@
 """Several artifacts combined into one: the labels that all, any or most of them give an image.
 
-Annotator noise biases the gap: what a detector sees, it sees in target and neighbors alike. The labels that several annotators
+Annotator noise biases the gap: a detector errs the same way on target and neighbors. The labels that several annotators
 agree on, and the change of the gap from one annotator to another, show how much of the gap is due to the annotator.
 """
 

@@ -17,8 +17,7 @@ from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.objects.base import Lookup, Shard
 from dejavu_lit.objects.vocabulary import vocabulary
 from dejavu_lit.utils.io import fingerprint
-from dejavu_lit.utils.words import MARKS
-from dejavu_lit.utils.words import split_words as words_and_characters
+from dejavu_lit.utils.words import MARKS, split_words
 
 # Common names of COCO's objects in captions, besides COCO's own.
 COCO_NAMES = {
@@ -100,8 +99,8 @@ class OtherCaptions(Lookup):
         if not isinstance(captions, list) or not captions:
             raise BadPair(f"its JSON has no list {self.field!r} of captions")
         trained, listed = (
-            split_words(pair.caption),
-            [split_words(caption) for caption in captions if isinstance(caption, str)],
+            letter_words(pair.caption),
+            [letter_words(caption) for caption in captions if isinstance(caption, str)],
         )
         others = [caption for caption in listed if caption != trained]  # excludes all copies, in any spelling
         if not others:
@@ -140,7 +139,7 @@ class OtherCaptions(Lookup):
         labels: dict[tuple[str, ...], list[str]] = {}
         for label, names in self._names.items():
             for name in names:
-                labels.setdefault(tuple(split_words(name)), []).append(label)
+                labels.setdefault(tuple(letter_words(name)), []).append(label)
         labels.pop((), None)
         return labels
 
@@ -155,12 +154,12 @@ class OtherCaptions(Lookup):
         return []
 
 
-def split_words(text: str) -> list[str]:
+def letter_words(text: str) -> list[str]:
     """The words of a text in lower case: runs of letters, without apostrophes and the letters after them.
 
     In scripts written without spaces each character is a word, so that a label is found anywhere in the text.
     """
-    words = words_and_characters(re.sub(r"['’]\w*", "", text.lower()))
+    words = split_words(re.sub(r"['’]\w*", "", text.lower()))
     return [letters for word in words for letters in LETTERS.findall(word)]
 
 

@@ -51,7 +51,7 @@ class TableLookup(Lookup):
         first, end = bisect_left(keys, pair.key), bisect_right(keys, pair.key)
         if first == end:
             raise BadPair(
-                f"the table has no row with its key, but such as {keys[0]!r}" if keys else "the table has no rows"
+                f"the table has no row for this key (keys look like {keys[0]!r})" if keys else "the table has no rows"
             )
         objects = [item for row in range(first, end) for item in self._objects(row)]
         return Annotation(
