@@ -154,6 +154,7 @@ def test_another_k_is_recomputed_without_torch_and_equals_a_fresh_evaluation(eva
         [sys.executable, "-c", code, *options, f"out={copy}"], capture_output=True, text=True, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
+    assert "replaces k=5 by k=1; the records stay" in done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
     run("evaluate", *options, f"out={tmp_path / 'fresh'}")
     one, two = metrics(copy), metrics(tmp_path / "fresh")
