@@ -56,12 +56,21 @@ def test_a_group_of_most_of_a_set_is_a_chain_and_lists_nothing_unless_forced(tmp
     sets = {"A": shards(tmp_path / "A", alike | others), "B": shards(tmp_path / "B", {"c": encoded(image)})}
     report = dedup(tmp_path / "out", sets, HASH)
     assert report["exclude"]["file"] is None
-    assert "one group has 12 of the 22 images of A" in caplog.text
+    assert "one group has 12 of the 22 different images of A" in caplog.text
     assert not (tmp_path / "out/exclude.txt").exists()
     assert dedup(tmp_path / "out", sets, HASH) == report
     forced = dedup(tmp_path / "out", sets, HASH, force=True)
     assert forced["exclude"]["file"] == "exclude.txt"
     assert set(read_keys(tmp_path / "out/exclude.txt", "")) == {"c"}
+
+
+def test_copies_of_one_image_are_listed_even_if_they_are_most_of_a_set(tmp_path: Path) -> None:
+    placeholder = encoded(sample_image(1, 320, 240))
+    copied = {f"a{number:02d}": placeholder for number in range(12)}
+    others = {f"a{number}": encoded(sample_image(number, 320, 240)) for number in range(20, 25)}
+    report = dedup(tmp_path / "out", {"A": shards(tmp_path / "A", copied | others)}, HASH, within=True)
+    assert report["kinds"]["any"] == {"groups": 1, "pictures": 12, "largest": 12}
+    assert set(read_keys(tmp_path / "out/exclude.txt", "")) == copied.keys() - {"a00"}
 
 
 def test_planted_duplicates_are_found_counted_and_excluded(planted: dict[str, ShardSet], tmp_path: Path) -> None:
