@@ -66,6 +66,9 @@ def write_report(
     target = Path(out) if out else path / "report"
     if limit < 1:
         raise UserError(f"limit={limit} must be at least 1")
+    if not any((path / name).is_file() for name in ("study.json", "metrics.json")):
+        absent = "contains neither metrics.json nor study.json" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {absent}; give the out= folder of dejavu evaluate or dejavu mitigate")
     if target.exists() and not target.is_dir():
         raise UserError(f"out={target} is a file; choose a folder")
     if out and Path.cwd().is_relative_to(target.resolve()):
@@ -88,13 +91,8 @@ def _build(path: Path, target: Path, options: ReportOptions, data: Path | None) 
         earlier = target if (target / MARKER).is_file() else None
         if (path / "study.json").is_file():
             write_study_report(part, path, options, data, earlier)
-        elif (path / "metrics.json").is_file():
-            write_evaluation_report(part, Evaluation.open(path, data), options, earlier)
         else:
-            raise UserError(
-                f"{path} contains neither metrics.json nor study.json; "
-                "give the out= folder of dejavu evaluate or dejavu mitigate"
-            )
+            write_evaluation_report(part, Evaluation.open(path, data), options, earlier)
         (part / "static").mkdir()
         for name in STATIC_FILES:
             (part / "static" / name).write_text(static_file(name), encoding="utf-8")
