@@ -29,6 +29,7 @@ MISTAKES = {
     "evaluate target=runs/nope reference=x": "target=runs/nope: runs/nope does not exist; give a run of dejavu train, or",
     "evaluate k=ten": "k=ten must be a whole number",
     "evaluate target=x@y reference=x@y 'fail_if=symmetric.ppg >'": "fail_if='symmetric.ppg >' is not a condition (",
+    "evaluate target=x@y reference=x@y 'fail_if=symmetric.ppgg.value > 0'": "fail_if: symmetric.ppgg.value is not in metrics.json",
     "mitigate": "there are no settings; choose experiment=NAME, or add some, e.g. settings.mask=['mitigation.text_mask=0.5']",
     "mitigate experiment=dmo": "experiment=dmo is unknown (did you mean 'demo'?); there are cc3m, coco, ",
     "mitigate settings.foo=[a.b=0.3]": "settings.foo=[a.b=0.3]: quote each override in the list, as \"settings.foo=['a.b=0.3']\"",
