@@ -52,6 +52,15 @@ def pairs_per_rank(batch: int, world: int) -> int:
     return batch // world
 
 
+def check_filled(pairs: int, world: int, batch: int) -> None:
+    """Raise UserError if an epoch of ``pairs`` has no step of ``world`` ranks with ``batch`` pairs each."""
+    if pairs < world * batch:
+        raise UserError(
+            f"{pairs} training pairs do not fill one batch of {world} ranks × {batch} pairs; lower the batch size, use fewer "
+            "devices or more data"
+        )
+
+
 def nested_sizes(sizes: Sequence[int], train_size: int | None, excluded: Positions | None = None) -> tuple[int, ...]:
     """How much of each shard a training size uses: together a prefix of the set, so that training sizes are nested.
 
@@ -101,11 +110,7 @@ class EpochPlan:
     """Pairs that count but are not trained on."""
 
     def __post_init__(self) -> None:
-        if self.steps == 0:
-            raise UserError(
-                f"{self.entries} training pairs do not fill one batch of {self.world} ranks × {self.batch} pairs; "
-                "lower the batch size, use fewer devices or more data"
-            )
+        check_filled(self.entries, self.world, self.batch)
 
     @cached_property
     def entries(self) -> int:

@@ -91,6 +91,11 @@ class DataSpec:
             identity += [self.shards, self.fractions, self.exclude_fingerprint]
         return Path("outputs/data") / f"{self.name}-{fingerprint(identity)}"
 
+    @property
+    def to_be_prepared(self) -> bool:
+        """Whether this is ``automatic`` data that does not exist yet."""
+        return self.automatic and not (self.folder / MANIFEST).is_file()
+
     def check(self) -> None:
         """Raise UserError if the folder is not given, was not prepared, or by a version with another schema."""
         self.check_dir()
@@ -218,7 +223,7 @@ class DataSpec:
 
 def ready(data: DataSpec) -> DataSpec:
     """``data`` with the fingerprint of the keys in exclude; ``automatic`` data is prepared if it is missing."""
-    if data.automatic and not (data.folder / MANIFEST).is_file():
+    if data.to_be_prepared:
         prepare_data(data)
     return pinned(data)
 

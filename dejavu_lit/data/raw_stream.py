@@ -16,6 +16,7 @@ import numpy as np
 from torch.utils.data import get_worker_info
 from webdataset import DataPipeline, SimpleShardList, batched, shuffle
 
+from dejavu_lit.data.epoch import check_filled
 from dejavu_lit.data.loader import EpochLoader
 from dejavu_lit.data.module import PairDataModule
 from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
@@ -47,11 +48,7 @@ class RawPlan:
     """Pairs per rank and step."""
 
     def __post_init__(self) -> None:
-        if self.steps == 0:
-            raise UserError(
-                f"{self.pairs} training pairs do not fill one batch of {self.world} ranks × {self.batch} pairs; lower the "
-                "batch size, use fewer devices or more data"
-            )
+        check_filled(self.pairs, self.world, self.batch)
 
     @property
     def steps(self) -> int:

@@ -103,6 +103,8 @@ def dedup(
         "shared": counts,
         "exclude": {"file": LIST if listed else None, "keys": len(exclude), "rule": RULE_WITHIN if within else RULE},
     }
+    for name in (EXAMPLES, LIST):  # of a killed call with other settings
+        (out / name).unlink(missing_ok=True)
     _write_pairs(out / PAIRS, images, groups, kinds)
     _write_counts(out / COUNTS, counts)
     if tiles := example_tiles(sets, images, kinds):

@@ -12,7 +12,7 @@ from dejavu_lit.data.prepared import DataSpec, pinned, ready
 from dejavu_lit.data.remote import is_remote
 from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.evaluation.settings import DataChanges, EvaluationSettings, PairEvaluation
-from dejavu_lit.models.model_name import ModelName
+from dejavu_lit.models.model_name import ModelName, text_model_folder
 from dejavu_lit.utils.distributed import SINGLE_PROCESS, Ranks
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import locked
@@ -27,9 +27,18 @@ def run_evaluation(evaluation: PairEvaluation, out: Path | str, ranks: Ranks = S
     out = Path(out)
     with ExitStack() as lock:
         with ranks.step():
-            data = measured_data(evaluation)
             for role in ("target", "reference"):
                 check_model(role, getattr(evaluation, role))
+            if evaluation.base is not None:
+                check_model("base", evaluation.base)
+            if evaluation.keys is not None:
+                from dejavu_lit.measure.per_pair import read_keys
+
+                read_keys(evaluation.keys)
+            data = measured_data(evaluation)
+            data.check()
+            for name in (evaluation.objects, *evaluation.by_objects):
+                data.objects_folder(name)
             if ranks.rank == 0:
                 out.mkdir(parents=True, exist_ok=True)
                 lock.enter_context(locked(out / ".lock", wait=False))
@@ -57,12 +66,16 @@ def check_evaluation(evaluation: EvaluationSettings, data: DataSpec) -> None:
 
 
 def check_model(role: str, name: str | None) -> None:
-    """Raise UserError if a model's name is missing, or a path that does not exist."""
+    """Raise UserError if a model's name is missing, or a path or a package that does not exist."""
     if name is None:
         raise UserError(f"{role} is missing; give {role}=RUN or a model")
     model, (front, at, epoch) = ModelName.parse(name), name.rpartition("@")
+    if model.kind == "text":
+        text_model_folder(model.rest)
     path = model.path if model.kind in ("embeddings", "local-dir") else None
-    if model.kind == "released" and "/" in name and (not at or epoch.isdecimal()):
+    if model.kind == "released" and "/" in model.weights:  # ARCH@FILE: no released tag has a slash
+        path = Path(model.weights)
+    elif model.kind == "released" and "/" in name and (not at or epoch.isdecimal()):
         path = Path(front or name).expanduser()
     if path is not None and not path.exists():
         raise UserError(

@@ -219,6 +219,20 @@ def test_the_command_with_a_model(scenes: Path, runs: dict[str, Path], tmp_path:
     assert "other settings (sets:" in other_settings.stderr
 
 
+def test_an_unfinished_folder_is_taken_over_with_other_settings(scenes: Path, tmp_path: Path) -> None:
+    options = [f"data.dir={scenes}", "sets=[V,P]", f"out={tmp_path / 'out'}", "workers=1"]
+    assert call("dedup", *options, "within=true").returncode == 0
+    assert "other settings (within:" in call("dedup", *options).stderr
+    (tmp_path / "out/report.json").unlink()  # as if it had been killed
+    parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/hashes").rglob("*.npz")}
+    (tmp_path / "out/examples.png").touch()
+    done = call("dedup", *options)
+    assert done.returncode == 0, done.stderr
+    assert parts == {path: path.stat().st_mtime_ns for path in (tmp_path / "out/hashes").rglob("*.npz")}
+    assert json.loads((tmp_path / "out/report.json").read_text())["exclude"]["rule"].endswith("sets are kept")
+    assert not (tmp_path / "out/examples.png").exists()
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
