@@ -117,5 +117,6 @@ def architectures() -> list[str]:
     """open_clip's architectures, also those that a program has added; open_clip is not imported, because that imports torch."""
     if (open_clip := sys.modules.get("open_clip")) is not None:
         return [*open_clip.list_models()]
-    folders = find_spec("open_clip").submodule_search_locations
+    spec = find_spec("open_clip")
+    folders = (spec.submodule_search_locations if spec else None) or []
     return sorted(path.stem for folder in folders for path in Path(folder, "model_configs").glob("*.json"))

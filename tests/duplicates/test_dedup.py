@@ -196,7 +196,7 @@ def test_the_command_with_a_model(scenes: Path, runs: dict[str, Path], tmp_path:
     ]
     done = call("dedup", *options, f"out={tmp_path / 'out'}", "workers=1")
     assert done.returncode == 0, done.stderr
-    assert f"data.exclude={tmp_path / 'out'}/exclude.txt" in done.stdout
+    assert f"\n  dejavu train … data.exclude={tmp_path / 'out'}/exclude.txt\n" in done.stdout
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["kinds"]["semantic"]["recall"] == 1
     # Expected: all pairs of the saved embeddings, compared by brute force.

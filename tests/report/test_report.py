@@ -397,6 +397,24 @@ def test_only_what_changed_is_rendered(plain: Path, tmp_path: Path) -> None:
     assert (page.parent / "thumbs").is_dir()
 
 
+def test_a_report_from_moved_data_keeps_its_images(plain: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(plain, tmp_path / "e", ignore=shutil.ignore_patterns("report"))
+    moved = shutil.copytree(folder / "data", tmp_path / "moved")
+    metrics = read_json(folder / "metrics.json")
+    metrics["settings"]["data"] = str(tmp_path / "old")
+    metrics["settings"]["objects"] = str(tmp_path / "old" / "objects" / Path(metrics["settings"]["objects"]).name)
+    write_json(folder / "metrics.json", metrics)
+    page = write_report(folder, data=moved, formats=("svg",))
+    before = files_of(page.parent)
+    assert any(name.startswith("thumbs/") for name in before)
+    assert show_report(ReportSettings(), folder) == page
+    assert files_of(page.parent) == before
+    metrics["curves"]["recall"]["target"][0] = 0.5
+    write_json(folder / "metrics.json", metrics)
+    show_report(ReportSettings(), folder)
+    assert any(name.startswith("thumbs/") for name in files_of(page.parent))
+
+
 def test_the_study_in_a_sentence(small_study: Path) -> None:
     study = read_json(small_study / "study.json")
     (row,) = [r for r in study["ranking"] if r["recommended"]]
