@@ -71,10 +71,9 @@ def _command(conf: Path, name: str) -> str:
 
 
 def _report() -> str:
-    """The one command that is none of Hydra's: its options stand in its own help."""
-    lines = report.HELP.splitlines()
-    rows = [re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in lines if re.match(r"  \w+=\S+\s{2,}", line)]
-    return f"### dejavu report\n\n{lines[2]}\n\n{_table(Option(name, '', '', meaning) for name, meaning in rows)}"
+    """The one command that is none of Hydra's."""
+    purpose = report.HEAD.splitlines()[2]
+    return f"### dejavu report\n\n{purpose}\n\n{_table(options(report.Report))}"
 
 
 def _group(conf: Path, group: str) -> str:

@@ -14,6 +14,7 @@ from dejavu_lit.data.splits import SETS
 from dejavu_lit.objects.annotators import ANNOTATORS
 from dejavu_lit.utils.errors import UserError, suggest
 from dejavu_lit.utils.io import visible_files
+from dejavu_lit.utils.next_steps import print_next
 
 if TYPE_CHECKING:
     from dejavu_lit.data.shards import ShardSet
@@ -66,6 +67,10 @@ def _annotate(data: DataSpec, sets: dict[str, "ShardSet"], settings: Annotate) -
         print(f"{done.failed} images could not be annotated: {where}")
     if done.complete:
         print(coverage(folder, list(sets), max(settings.threshold, source.annotator.threshold)))
+        print_next(
+            f"dejavu annotate … show={folder.name} out=OUT    # the boxes on images of every set",
+            f"dejavu evaluate target=TARGET reference=REFERENCE objects={folder.name}",
+        )
 
 
 def _show(data: DataSpec, sets: dict[str, "ShardSet"], name: str, settings: Annotate, out: Path) -> None:

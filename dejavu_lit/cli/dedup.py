@@ -8,8 +8,10 @@ from dejavu_lit.cli.app import command
 from dejavu_lit.cli.options import Dedup
 from dejavu_lit.data.prepared import ready
 from dejavu_lit.data.splits import SETS
+from dejavu_lit.evaluation.run import check_model
 from dejavu_lit.utils.config import to_plain
 from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.next_steps import print_next
 from dejavu_lit.utils.run_directory import RunDirectory
 
 
@@ -20,6 +22,8 @@ def dedup(settings: Dedup, out: Path) -> None:
     check_distance(settings.distance, "distance")
     if not 0 < settings.similarity < 1:
         raise UserError(f"similarity={settings.similarity} must lie between 0 and 1, e.g. 0.95")
+    if settings.encoder is not None:
+        check_model("encoder", settings.encoder)
     data = ready(settings.data)
     data.check()
     data.warn_of_unknown_keys()
@@ -30,8 +34,9 @@ def dedup(settings: Dedup, out: Path) -> None:
         }
     unsaved = ("out", "workers", "device", "force")
     saved = {name: value for name, value in to_plain(replace(settings, data=data)).items() if name not in unsaved}
-    with RunDirectory(out).opened(saved, take_over=False):
-        from dejavu_lit.duplicates.dedup import LIST, DuplicateCriteria
+    from dejavu_lit.duplicates.dedup import EXAMPLES, LIST, REPORT, DuplicateCriteria
+
+    with RunDirectory(out).opened(saved, take_over=not (out / REPORT).is_file()):
         from dejavu_lit.duplicates.dedup import dedup as run
 
         criteria = DuplicateCriteria(
@@ -44,6 +49,7 @@ def dedup(settings: Dedup, out: Path) -> None:
     print("across sets: " + (", ".join(f"{n} of {a} also in {b}" for (a, b), n in across.items()) or "none"))
     if report["exclude"]["file"]:
         print(f"{report['exclude']['keys']} keys to exclude: data.exclude={out / LIST}")
+        print_next(f"open {out / EXAMPLES}    # the least similar pairs", f"dejavu train … data.exclude={out / LIST}")
     else:
         print("no keys to exclude: one group has more than half of a set (force=true lists them all the same)")
 

@@ -21,6 +21,8 @@ def evaluate(settings: Evaluate, out: Path) -> None:
         for role in ("target", "reference"):
             check_model(role, getattr(settings, role))
     gate = Gate.parse(settings.fail_if) if settings.fail_if is not None else None
+    if gate is not None:
+        gate.check()
     ranks = processes(settings.trainer, shared=settings.out is not None or settings.sweep is not None)
     settings = replace(settings, device=ranks.device(device(settings.trainer, settings.device)))
     with process_group(ranks):

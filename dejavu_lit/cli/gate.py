@@ -1,6 +1,7 @@
 """The release gate: ``fail_if="symmetric.ppg.ci95[0] > 0.05"`` over metrics.json.
 
-    gate = Gate.parse("symmetric.ppg.ci95[0] > 0.05 or utility.target.zeroshot_top1 < 0.3")     # before the work begins
+    gate = Gate.parse("symmetric.ppg.ci95[0] > 0.05 or utility.target.zeroshot_top1 < 0.3")
+    gate.check()                                                                     # before the work begins
     if gate.fails(metrics): sys.exit(EXIT_CODE)
 
 The syntax is Python's, of which only this is allowed: comparisons with < <= > >= == !=, joined by ``and``, ``or`` and ``not``;
@@ -9,10 +10,12 @@ Nothing is evaluated as code.
 """
 
 import ast
+import json
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 from dejavu_lit.utils.errors import UserError, suggest
@@ -26,6 +29,7 @@ COMPARISONS: dict[type[ast.cmpop], Callable[[float, float], bool]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
 }
+TRUTH = (("true",), ("false",))
 NUMBERED = re.compile(
     r"(\b[A-Za-z_]\w*|\])\.(\d+)\b"
 )  # by_k.10 for by_k["10"]: no Python, but easier to type in a shell
@@ -42,6 +46,7 @@ class Gate:
 
     text: str
     test: Test
+    paths: tuple[Path, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> "Gate":
@@ -49,13 +54,20 @@ class Gate:
         if not text.strip():
             raise UserError("fail_if= is empty; give a condition such as symmetric.ppg.ci95[0]>0.05, or leave it out")
         try:
-            return cls(text, _test(ast.parse(NUMBERED.sub(r'\1["\2"]', text.strip()), mode="eval").body))
+            tree = ast.parse(NUMBERED.sub(r'\1["\2"]', text.strip()), mode="eval").body
+            return cls(text, _test(tree), tuple(_paths(tree)))
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             reason = getattr(error, "msg", None) or str(error) or "it is nested too deeply"
             raise UserError(
                 f"fail_if={text[:200]!r} is not a condition ({reason}); write comparisons such as "
                 "symmetric.ppg.ci95[0]>0.05, joined by and, or, not"
             ) from None
+
+    def check(self) -> None:
+        """Raise UserError for a path that no metrics.json can have, or at which there is no number, by its schema."""
+        schema = json.loads((files("dejavu_lit.measure") / "metrics.schema.json").read_text(encoding="utf-8"))
+        for path in self.paths:
+            _check_path(path, schema)
 
     def fails(self, metrics: Mapping[str, Any]) -> bool:
         """Whether the condition is met, i.e. the release fails.
@@ -97,6 +109,14 @@ def _value(node: ast.expr) -> Value:
     return lambda metrics: value_at(metrics, path)
 
 
+def _paths(tree: ast.expr) -> Iterator[Path]:
+    """The paths into metrics.json that a condition compares."""
+    for node in ast.walk(tree):
+        for side in (node.left, *node.comparators) if isinstance(node, ast.Compare) else ():
+            if isinstance(side, ast.Name | ast.Attribute | ast.Subscript) and (path := _path(side)) not in TRUTH:
+                yield path
+
+
 def _path(node: ast.expr) -> Path:
     match node:
         case ast.Name(id=name):
@@ -106,6 +126,54 @@ def _path(node: ast.expr) -> Path:
         case ast.Subscript(value=parent, slice=ast.Constant(value=str() | int() as key)) if not isinstance(key, bool):
             return (*_path(parent), key)
     raise ValueError(f"{ast.unparse(node)} is neither a number nor a path into metrics.json")
+
+
+def _check_path(path: Path, schema: Mapping[str, Any]) -> None:
+    """Follow a path through a schema, which lists all blocks of metrics.json."""
+    nodes: list[Mapping[str, Any]] = [{**schema, "additionalProperties": False}]
+    for depth, key in enumerate(path):
+        inner = [child for node in nodes for child in _children(node, key)]
+        if not inner:
+            known = sorted({name for node in nodes for name in node.get("properties", {})})
+            parent = _text(path[:depth])
+            has = f"; {parent or 'it'} has {', '.join(known[:20])}" if known else f"; {parent} has no such entry"
+            raise UserError(f"fail_if: {_text(path)} is not in metrics.json{suggest(str(key), known)}{has}")
+        nodes = [node for child in inner for node in _alternatives(child, schema)]
+    if not any(_is_number(node) for node in nodes):
+        known = sorted({name for node in nodes for name in node.get("properties", {})})
+        has = f"; it has {', '.join(known[:20])}" if known else ""
+        raise UserError(f"fail_if: {_text(path)} is not a number{has}")
+
+
+def _alternatives(node: Any, schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The schemas that a schema stands for, without references to others."""
+    if "$ref" in node:
+        yield from _alternatives(schema["$defs"][node["$ref"].rpartition("/")[2]], schema)
+    elif "anyOf" in node:
+        for choice in node["anyOf"]:
+            yield from _alternatives(choice, schema)
+    else:
+        yield node
+
+
+def _children(node: Mapping[str, Any], key: str | int) -> list[Any]:
+    """The schemas of an entry of an object or a list; none if it cannot be there."""
+    kinds = node.get("type", ["object", "array"])
+    if isinstance(key, int):
+        listed = node.get("prefixItems", [])
+        inner = listed[key] if key < len(listed) else node.get("items", {}) if "array" in kinds else False
+    elif key in node.get("properties", {}):
+        inner = node["properties"][key]
+    elif not re.search(node.get("propertyNames", {}).get("pattern", ""), key):
+        inner = False
+    else:
+        inner = node.get("additionalProperties", "object" in kinds)
+    return [] if inner is False else [{} if inner is True else inner]
+
+
+def _is_number(node: Mapping[str, Any]) -> bool:
+    kinds = node.get("type", "number")
+    return not {"number", "integer", "boolean"}.isdisjoint([kinds] if isinstance(kinds, str) else kinds)
 
 
 def value_at(metrics: Mapping[str, Any], path: Path) -> float:

@@ -6,6 +6,7 @@ from dejavu_lit.cli.app import command
 from dejavu_lit.cli.options import Prepare
 from dejavu_lit.data.prepared import prepare_data
 from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.next_steps import print_next
 
 
 def prepare(settings: Prepare, out: Path | None = None) -> Path:
@@ -30,4 +31,18 @@ def prepare(settings: Prepare, out: Path | None = None) -> Path:
     return data.folder
 
 
-main = command("prepare", prepare)
+def _prepare(settings: Prepare, out: Path) -> None:
+    """Turn images and captions into shards and splits."""
+    folder = prepare(settings, out)
+    if settings.data.shards is not None:  # trained on as they are
+        print_next("dejavu train … side=target out=TARGET", "dejavu train … side=reference out=REFERENCE")
+        return
+    data = f"data=prepared data.dir={folder}"
+    print_next(
+        f"dejavu dedup {data}    # duplicates that are left within and across the sets",
+        f"dejavu annotate {data} annotator=…    # the objects, if the source had none",
+        f"dejavu train {data} side=target out=TARGET",
+    )
+
+
+main = command("prepare", _prepare)

@@ -1,50 +1,65 @@
-"""``dejavu report path=EVALUATION_OR_STUDY [redact=true] [out=DIR] [data=DIR] [limit=500]``."""
+"""``dejavu report PATH [redact=true] [out=DIR] [data=DIR] [limit=500]``; it needs neither Hydra nor torch."""
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dejavu_lit.utils.errors import UserError, suggest
+from dejavu_lit.utils.config import options, read
+from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.exit_codes import clean_exit
 
-OPTIONS = ("path", "redact", "out", "data", "limit")
-HELP = """dejavu report path=EVALUATION_OR_STUDY [option=value …]
+HEAD = """dejavu report PATH [option=value …]
 
 Writes report/index.html from the artifacts alone, without a model; it opens from disk.
-
-  path=DIR     an evaluation (metrics.json, records.parquet) or a study (study.json)
-  redact=true  leave out captions, images and objects; statistics and keys stay
-  out=DIR      where the report goes; by default PATH/report
-  data=DIR     the prepared data, if they were moved; images come from their shards
-  limit=500    how many of the most memorized pairs get a card
-
-  dejavu report path=outputs/demo
+"""
+EXAMPLES = """
+  dejavu report outputs/demo
   dejavu report path=outputs/eval redact=true out=for-the-privacy-officer
   dejavu report path=outputs/eval data=/mnt/data/coco limit=500
 """
 
 
+@dataclass(frozen=True)
+class Report:
+    """Options of ``dejavu report``."""
+
+    path: str
+    """the out= folder of dejavu evaluate or dejavu mitigate; the name path= can be left out."""
+    redact: bool = False
+    """Leave out captions, images and objects; statistics and keys stay."""
+    out: str | None = None
+    """Where the report goes; null: PATH/report."""
+    data: str | None = None
+    """The prepared data, if they were moved; images come from their shards."""
+    limit: int = 500
+    """How many of the most memorized pairs get a card."""
+
+
 def run(arguments: Sequence[str]) -> Path:
     """Write the report that the command line asks for; raises UserError for a wrong option."""
+    names = Report.__dataclass_fields__
     given: dict[str, str] = {}
     for argument in arguments:
-        name, separator, value = argument.partition("=")
-        if name not in OPTIONS:
-            raise UserError(f"{argument} is not an option{suggest(name, OPTIONS)}; choose from {', '.join(OPTIONS)}")
-        if not separator or not value:
+        name, equals, value = argument.partition("=")
+        is_path = not equals or Path(argument).exists()
+        if name not in names and is_path and not argument.startswith("-"):
+            name, value = "path", argument
+        elif name in names and not value:
             raise UserError(f"{argument} has no value; write {name}=…")
+        if name in given:
+            raise UserError(f"{name} is given twice: {given[name]} and {value}")
         given[name] = value
-    if "path" not in given:
-        raise UserError("path is missing; give path=DIR of an evaluation or a study")
-    redact = given.get("redact", "false").lower()
-    if redact not in ("true", "false"):
-        raise UserError(f"redact={given['redact']} must be true or false")
-    limit = given.get("limit", "500")
-    if not limit.isdecimal():
-        raise UserError(f"limit={limit} must be a whole number")
+    settings = read(Report, given)
     from dejavu_lit.report.report import write_report
 
-    return write_report(given["path"], redact == "true", given.get("out"), given.get("data"), int(limit))
+    return write_report(**asdict(settings))
+
+
+def help_text() -> str:
+    """What ``--help`` prints."""
+    lines = [f"  {option.name}={option.default}  # {option.meaning}" for option in options(Report)]
+    return "\n".join([HEAD, *lines, EXAMPLES])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -54,4 +69,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     with clean_exit():
-        print(HELP if {"-h", "--help"} & set(given) else run(given))
+        print(help_text() if {"-h", "--help"} & set(given) else run(given))

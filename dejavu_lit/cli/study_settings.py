@@ -1,6 +1,7 @@
 """The settings of a study, composed and checked before anything is trained."""
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -9,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from dejavu_lit.cli.app import settings as compose_settings
 from dejavu_lit.cli.options import Mitigate
-from dejavu_lit.data.prepared import ready
+from dejavu_lit.data.prepared import DataSpec, ready
 from dejavu_lit.data.remote import is_remote
 from dejavu_lit.evaluation.run import check_evaluation
 from dejavu_lit.evaluation.settings import DataChanges, EvaluationSettings
-from dejavu_lit.training.resume import check_data
+from dejavu_lit.training.resume import check_data, check_device
 from dejavu_lit.training.settings import TrainingRun, TrainingSettings
 from dejavu_lit.utils.config import to_plain
 from dejavu_lit.utils.errors import UserError, suggest
@@ -22,6 +23,8 @@ from dejavu_lit.utils.wandb import with_tags
 
 if TYPE_CHECKING:
     from dejavu_lit.study.plan import PlannedRow
+
+log = logging.getLogger(__name__)
 
 EXAMPLE = "settings.mask=['mitigation.text_mask=0.5']"
 LAUNCHERS = ("local", "slurm")
@@ -63,7 +66,7 @@ def check_utility_loss(loss: float) -> None:
 def planned_rows(study: Mitigate) -> list["PlannedRow"]:
     """Every row of the study, with the settings of its runs and its evaluation.
 
-    Data that need no source are prepared if they are missing; nothing is trained.
+    Data that need no source are prepared if they are missing, unless only the plan is shown; nothing is trained.
 
     Raises:
         UserError: a wrong option, an unknown override or an invalid value, with the name of the setting.
@@ -87,8 +90,10 @@ def planned_rows(study: Mitigate) -> list["PlannedRow"]:
             # given here, so evaluations may open it
             evaluation = replace(evaluation, data=replace(evaluation.data, dir=address))
         with _prefixed(where):
-            runs = _checked(runs, setting.evaluate, checked)
-        every = runs["target"].data.training_pairs("target") if size is None and len(study.sizes) > 1 else None
+            runs = _checked(study, runs, setting.evaluate, checked)
+        data = runs["target"].data
+        is_counted = size is None and len(study.sizes) > 1 and not data.to_be_prepared
+        every = data.training_pairs("target") if is_counted else None
         if every is not None and every in study.sizes:
             raise UserError(
                 f"sizes={list(study.sizes)} lists one size twice: null is all {every} pairs of {where}; remove one"
@@ -123,7 +128,8 @@ def _check_half(run: TrainingRun) -> None:
         raise UserError(
             "halves= cannot measure gaps while training; set gaps.reference=null and mitigation.gap_budget=null"
         )
-    run.data.shard_set("A")
+    if not run.data.to_be_prepared:
+        run.data.shard_set("A")
 
 
 def _settings(study: Mitigate) -> Iterator[tuple[str, str | None, tuple[str, ...], int | None]]:
@@ -196,9 +202,19 @@ def _check_folder_names(names: Iterable[str]) -> None:
 
 
 def _checked(
-    runs: Mapping[str, TrainingRun], evaluation: EvaluationSettings, checked: set[str]
+    study: Mitigate, runs: Mapping[str, TrainingRun], evaluation: EvaluationSettings, checked: set[str]
 ) -> dict[str, TrainingRun]:
-    """A setting's runs with their data ready, once checked for all settings that share them."""
+    """A setting's runs with their data ready, once checked for all settings that share them.
+
+    For a plan alone nothing is generated, and data that would be is not checked.
+    """
+    if study.launcher == "local" and not study.plan_only:
+        check_device(study.trainer)
+    missing = [d for d in (runs["target"].data, evaluation.data) if isinstance(d, DataSpec) and d.to_be_prepared]
+    if study.plan_only and missing:
+        if _is_new(str(missing[0].folder), checked):
+            log.info("data=%s would be generated first, in %s", missing[0].name, missing[0].folder)
+        return dict(runs)
     runs = {side: replace(run, data=ready(run.data)) for side, run in runs.items()}
     for run in runs.values():
         if _is_new([to_plain(run.data), run.side, run.recipe.batch, to_plain(run.trainer)], checked):

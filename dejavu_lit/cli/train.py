@@ -10,8 +10,9 @@ from dejavu_lit.cli.app import command
 from dejavu_lit.cli.options import Train
 from dejavu_lit.training.resume import run_training
 from dejavu_lit.training.settings import TrainerSettings
-from dejavu_lit.utils.distributed import current_ranks
+from dejavu_lit.utils.distributed import current_ranks, rank
 from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.next_steps import print_next
 from dejavu_lit.utils.wandb import with_tags
 
 
@@ -25,6 +26,13 @@ def train(settings: Train, out: Path) -> None:
     if settings.out is None and settings.trainer.devices != 1 and HydraConfig.get().mode == RunMode.RUN:
         raise UserError("several processes need one output directory; give out=DIR")
     run_training(replace(settings, logger=with_tags(settings.logger, HydraConfig.get().overrides.task)), out)
+    if rank() == 0 and HydraConfig.get().mode == RunMode.RUN:
+        sides = {"target": "TARGET", "reference": "REFERENCE", settings.side: str(out)}
+        second = "reference" if settings.side == "target" else "target"
+        print_next(
+            f"dejavu train … side={second} out={sides[second]}    # the other side, with the same options",
+            f"dejavu evaluate target={sides['target']} reference={sides['reference']}",
+        )
 
 
 def _refuse_own_launcher(trainer: TrainerSettings) -> None:

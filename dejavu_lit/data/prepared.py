@@ -1,5 +1,6 @@
 """A prepared data folder and which part of it is used: what ``data=`` means to training and evaluation."""
 
+import logging
 import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,6 +17,8 @@ from dejavu_lit.utils.io import fingerprint, locked, read_json_object, visible_f
 
 if TYPE_CHECKING:
     from dejavu_lit.data.shards import ShardSet
+
+log = logging.getLogger(__name__)
 
 TRAINED_ON = {"target": "A", "reference": "B"}  # the set that each side trains on
 
@@ -99,6 +102,11 @@ class DataSpec:
     def prefix(self) -> int | None:
         """How many of the first pairs of ``shard_set`` are trained on, None: all; a random half was dealt with its size."""
         return None if self.half else self.train_size
+
+    @property
+    def to_be_prepared(self) -> bool:
+        """Whether this is ``automatic`` data that does not exist yet."""
+        return self.automatic and not (self.folder / MANIFEST).is_file()
 
     def check(self) -> None:
         """Raise UserError if the folder is not given, was not prepared, or by a version with another schema."""
@@ -196,25 +204,38 @@ class DataSpec:
             )
 
     def objects_folder(self, choice: str | None = None) -> Path:
-        """The object artifact chosen by ``objects=`` (a name or a folder), or the data's own."""
-        name = choice or self.objects
-        if name is None:
-            raise UserError(
-                "this data has no objects of its own; detect them with dejavu annotate, and give objects=NAME or FOLDER"
-            )
+        """The object artifact chosen by ``objects=`` (a name or a folder), else the data's own, else the only one there is."""
+        name = choice or self.objects or self._only_objects()
         fetch_objects(self.folder, name)
         for folder in (self.folder / "objects" / name, Path(name)):
             if folder.is_dir():
                 return folder
-        known = [path.name for path in visible_files(self.folder / "objects", "*")]
+        known = self._object_names()
         raise UserError(
             f"objects={name} is neither one of {', '.join(known) or 'none'}{suggest(name, known)} nor a folder"
         )
 
+    def _object_names(self) -> list[str]:
+        """The names of the object artifacts in the data folder."""
+        return [path.name for path in visible_files(self.folder / "objects", "*") if path.is_dir()]
+
+    def _only_objects(self) -> str:
+        """The name of the only object artifact in the data folder; raises UserError if there is not exactly one."""
+        match self._object_names():
+            case [name]:
+                log.info("objects=%s: the only object artifact of %s", name, self.folder)
+                return name
+            case []:
+                raise UserError(
+                    "this data has no objects of its own; detect them with dejavu annotate, and give objects=NAME or FOLDER"
+                )
+            case names:
+                raise UserError(f"objects is missing; give objects=NAME, there are {', '.join(names)}")
+
 
 def ready(data: DataSpec) -> DataSpec:
     """``data`` with the fingerprint of the keys in exclude; ``automatic`` data is prepared if it is missing."""
-    if data.automatic and not (data.folder / MANIFEST).is_file():
+    if data.to_be_prepared:
         prepare_data(data)
     return pinned(data)
 

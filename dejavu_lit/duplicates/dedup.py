@@ -87,7 +87,7 @@ def dedup(
     for kind in kinds:
         join(groups, np.arange(len(groups)), kind.groups)
     exclude = excluded | set(keys_to_exclude(images, groups, within))
-    listed = force or not _is_chained(images, groups)
+    listed = force or not _is_chained(images, groups, kinds[0].groups)
     counts = {kind.name: shared_counts(images, kind.groups) for kind in kinds} | {"any": shared_counts(images, groups)}
     report = {
         "schema": SCHEMA,
@@ -103,6 +103,8 @@ def dedup(
         "shared": counts,
         "exclude": {"file": LIST if listed else None, "keys": len(exclude), "rule": RULE_WITHIN if within else RULE},
     }
+    for name in (EXAMPLES, LIST):  # of a killed call with other settings
+        (out / name).unlink(missing_ok=True)
     _write_pairs(out / PAIRS, images, groups, kinds)
     _write_counts(out / COUNTS, counts)
     if tiles := example_tiles(sets, images, kinds):
@@ -114,17 +116,20 @@ def dedup(
     return report
 
 
-def _is_chained(images: Images, groups: np.ndarray) -> bool:
-    """Whether the largest group has more than half of a set, with a warning if so."""
-    largest = groups == np.bincount(groups, minlength=1).argmax()
+def _is_chained(images: Images, groups: np.ndarray, exact: np.ndarray) -> bool:
+    """Whether the largest group has more than half of a set, with a warning if so.
+
+    Images of the same bytes (the groups ``exact``) count once: many copies of one image are no chain.
+    """
+    largest = groups == np.bincount(groups[np.unique(exact)], minlength=1).argmax()
     for number, name in enumerate(images.sets):
         members = images.set_numbers == number
-        count = int((largest & members).sum())
-        if count >= CHAIN and 2 * count > members.sum():
+        count, total = (len(np.unique(exact[rows])) for rows in (largest & members, members))
+        if count >= CHAIN and 2 * count > total:
             log.warning(
-                "one group has %d of the %d images of %s: they are linked by similarity, not copies of each other, so no "
-                "%s was written; look at %s, then raise similarity= or lower distance= with another out=, or pass force=true",
-                *(count, members.sum(), name, LIST, EXAMPLES),
+                "one group has %d of the %d different images of %s: they are linked by similarity, not copies of each other, so "
+                "no %s was written; look at %s, then raise similarity= or lower distance= with another out=, or pass force=true",
+                *(count, total, name, LIST, EXAMPLES),
             )
             return True
     return False

@@ -12,7 +12,7 @@ from dejavu_lit.data.prepared import DataSpec, pinned, ready
 from dejavu_lit.data.remote import is_remote
 from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.evaluation.settings import DataChanges, EvaluationSettings, PairEvaluation
-from dejavu_lit.models.model_name import ModelName
+from dejavu_lit.models.model_name import ModelName, text_model_folder
 from dejavu_lit.utils.distributed import SINGLE_PROCESS, Ranks
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import locked
@@ -27,9 +27,18 @@ def run_evaluation(evaluation: PairEvaluation, out: Path | str, ranks: Ranks = S
     out = Path(out)
     with ExitStack() as lock:
         with ranks.step():
-            data = measured_data(evaluation)
             for role in ("target", "reference"):
                 check_model(role, getattr(evaluation, role))
+            if evaluation.base is not None:
+                check_model("base", evaluation.base)
+            if evaluation.keys is not None:
+                from dejavu_lit.measure.per_pair import read_keys
+
+                read_keys(evaluation.keys)
+            data = measured_data(evaluation)
+            data.check()
+            for name in (evaluation.objects, *evaluation.by_objects):
+                data.objects_folder(name)
             if ranks.rank == 0:
                 out.mkdir(parents=True, exist_ok=True)
                 lock.enter_context(locked(out / ".lock", wait=False))
@@ -57,10 +66,13 @@ def check_evaluation(evaluation: EvaluationSettings, data: DataSpec) -> None:
 
 
 def check_model(role: str, name: str | None) -> None:
-    """Raise UserError if a model's name is missing, or a path that does not exist."""
+    """Raise UserError if a model's name is missing, or a path or a package that does not exist."""
     if name is None:
         raise UserError(f"{role} is missing; give {role}=RUN or a model")
-    if (path := ModelName.parse(name).missing_path) is not None:
+    model = ModelName.parse(name)
+    if model.kind == "text":
+        text_model_folder(model.rest)
+    if (path := model.missing_path) is not None:
         raise UserError(
             f"{role}={name}: {path} does not exist; give a run of dejavu train, or a model such as ARCH@TAG"
         )

@@ -47,7 +47,7 @@ class EvaluationSettings(MainSettings):
     data: Any = None
     """The data: the target run's by default, changed by the options given here; or another data=…"""
     objects: str | None = None
-    """A name below data.dir/objects, or a folder; null: the data's own."""
+    """A name below data.dir/objects, or a folder; null: the data's own, or the only one there."""
     by_objects: tuple[str, ...] = ()
     """More artifacts, [NAME, …], whose gaps are shown beside the main ones, from the same neighbors."""
     index: str = "flat"

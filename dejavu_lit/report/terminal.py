@@ -22,6 +22,7 @@ from dejavu_lit.report.membership import (
 from dejavu_lit.report.narrative import meanings, pooled_sentence, study_caution, study_sentence
 from dejavu_lit.report.study_points import membership_auc
 from dejavu_lit.study.ranking import difference_to_default, utility
+from dejavu_lit.utils.next_steps import print_next
 from dejavu_lit.utils.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def fitting_table(terminal: Console, title: str, columns: Sequence[Column], bold
         if needed <= terminal.width or last.order == KEPT:
             break
         shown.remove(last)
-    terminal.print(table)
+    # Columns that are never left out may be too wide: the terminal then breaks their lines, where rich would cut the labels.
+    (terminal if needed <= terminal.width else console(needed)).print(table)
     return [column.header for column in columns if column not in shown]
 
 
@@ -145,9 +147,9 @@ def _gaps_text(block: Mapping[str, Any]) -> str:
     return ", ".join(f"{figure.label} {block[name]['value']:+.3f}" for name, figure in FIGURES.items())
 
 
-def show_plan(plan: "Plan") -> None:
+def show_plan(plan: "Plan", width: int | None = None) -> None:
     """Print what a study will do: one row per cell, and the number of runs to train and reuse and of evaluations."""
-    terminal = console()
+    terminal = console(width)
     headers = ("setting", "size", "seed", "target and reference", "evaluation")
     columns = zip(*_plan_rows(plan), strict=True)
     orders = (KEPT, 3, 1, KEPT, 2)
@@ -254,4 +256,4 @@ def show_next_steps(out: Path, page: Path | None, study: bool) -> None:
         if study
         else f'dejavu evaluate … out={out} fail_if="symmetric.ppg.ci95[0]>0.05"    # a gate for releases',
     ]
-    print("next:", *steps, sep="\n  ")
+    print_next(*steps)

@@ -8,6 +8,7 @@ may have left a training running in a directory; the launcher waits for it. ``tr
 
 import fcntl
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -92,7 +93,7 @@ def _time_left(costs: Mapping[Path, int], ended: Mapping[Path, str | None], seco
 def train_here(runs: Sequence[Path]) -> Iterator[tuple[Path, str | None]]:
     """Train the runs one after the other on this machine, each in its own process, so that a crash ends only one of them."""
     for number, path in enumerate(runs, start=1):
-        with _exclusive(path) as lock:
+        with exclusive(path) as lock:
             error = None
             if not RunDirectory(path).finished:
                 log.info("training %d of %d: %s", number, len(runs), path.name)
@@ -101,15 +102,24 @@ def train_here(runs: Sequence[Path]) -> Iterator[tuple[Path, str | None]]:
 
 
 @contextmanager
-def _exclusive(path: Path) -> Iterator[int]:
-    """Wait until no other launcher is training in a directory, then lock it; yields the lock's file descriptor."""
-    with open(path / LOCK, "a", opener=no_links) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting for the training in %s, which was started by an earlier command", path)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
+def exclusive(path: Path) -> Iterator[int]:
+    """Wait until no other launcher is training in a directory, then lock it; yields the lock's file descriptor.
+
+    The file is removed at the end, while it is locked; who has waited for it then opens another.
+    """
+    lock = path / LOCK
+    while True:
+        with open(lock, "a", opener=no_links) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.info("waiting for the training in %s, which was started by an earlier command", path)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not lock.exists() or not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                continue
+            yield file.fileno()
+            lock.unlink()
+            return
 
 
 def _train_in_subprocess(path: Path, lock: int) -> str | None:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from dejavu_lit.study.ranking import add_verdict, comparison_key, pool_differenc
 from dejavu_lit.training.settings import TrainingRun
 from dejavu_lit.utils.config import flatten, to_plain
 from dejavu_lit.utils.errors import UserError, error_sentence
-from dejavu_lit.utils.io import atomic, read_json, write_json
+from dejavu_lit.utils.io import atomic, read_json, read_json_object, write_json
 from dejavu_lit.utils.provenance import provenance
 from dejavu_lit.utils.run_directory import RunDirectory
 
@@ -143,7 +144,10 @@ def write_study(
         "failed": dict(failures),
         "provenance": provenance(),
     }
-    write_json(out / "study.json", study)
+    if (earlier := _earlier_study(out, study)) is not None:  # so that nothing is rendered again
+        study = earlier
+    else:
+        write_json(out / "study.json", study)
     flat = [
         {name: json.dumps(value) if isinstance(value, list) else value for name, value in flatten(row)} for row in rows
     ]
@@ -152,6 +156,15 @@ def write_study(
     with atomic(out / "study.parquet") as part:
         pq.write_table(table, part)
     return study
+
+
+def _earlier_study(out: Path, study: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The contents of study.json if they differ from ``study`` in their provenance alone."""
+    with suppress(UserError):  # missing or damaged
+        earlier = read_json_object(out / "study.json")
+        if json.loads(json.dumps({**study, "provenance": None})) == {**earlier, "provenance": None}:
+            return earlier
+    return None
 
 
 def _pool_settings(

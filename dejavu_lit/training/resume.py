@@ -4,24 +4,29 @@ import logging
 from pathlib import Path
 
 from dejavu_lit.data.prepared import TRAINED_ON, ready
-from dejavu_lit.training.settings import TrainingRun
+from dejavu_lit.evaluation.run import check_model
+from dejavu_lit.models.model_name import architectures
+from dejavu_lit.training.settings import TrainerSettings, TrainingRun
 from dejavu_lit.utils.config import take
-from dejavu_lit.utils.distributed import forget_left_over_ranks
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.distributed import current_ranks, forget_left_over_ranks
+from dejavu_lit.utils.errors import UserError, suggest
 from dejavu_lit.utils.exit_codes import clean_exit
-from dejavu_lit.utils.run_directory import RunDirectory
+from dejavu_lit.utils.run_directory import PARTNER, RunDirectory
 
 
 def run_training(run: TrainingRun, out: Path | str) -> Path:
     """Train in ``out``, or continue the run there; returns ``out``.
 
-    The data and the device are checked before anything is written.
+    The device, the models and the data are checked before anything is written.
     """
     forget_left_over_ranks(run.trainer.devices, run.trainer.num_nodes)
+    directory = RunDirectory(Path(out))
+    if not directory.finished:
+        check_device(run.trainer)
+        check_models(run)
     run = take(TrainingRun, run, data=ready(run.data))
     check_data(run)
-    _check_device(run)
-    with RunDirectory(Path(out)).opened(run):
+    with directory.opened(run):
         from dejavu_lit.training.train import train
 
         return train(run, Path(out))
@@ -29,24 +34,47 @@ def run_training(run: TrainingRun, out: Path | str) -> Path:
 
 def check_data(run: TrainingRun) -> None:
     """Raise UserError for data that were not prepared, or that cannot fill the training size and a batch."""
-    from dejavu_lit.data.epoch import epoch_plan, pairs_per_rank
+    from dejavu_lit.data.epoch import check_fills_batch, epoch_plan, pairs_per_rank
 
     run.data.check()
-    if run.data.shards is not None:  # raw shards, whose pairs are not counted before the training
-        return
-    sizes = run.data.shard_set(TRAINED_ON[run.side]).sizes
     world = max(1, run.trainer.devices) * run.trainer.num_nodes
     batch = pairs_per_rank(run.recipe.batch, world)
+    if run.data.shards is not None:
+        check_fills_batch(run.data.training_pairs(run.side), world, batch)
+        return
+    sizes = run.data.shard_set(TRAINED_ON[run.side]).sizes
     epoch_plan(sizes, 0, 0, world, 1, batch, run.data.prefix, run.data.repeat)
 
 
-def _check_device(run: TrainingRun) -> None:
-    if run.trainer.accelerator != "gpu":
+def check_device(trainer: TrainerSettings) -> None:
+    """Raise UserError if this machine does not have the GPUs of a training."""
+    if trainer.accelerator not in ("gpu", "cuda"):
         return
     import torch
 
     if not torch.cuda.is_available():
-        raise UserError("trainer.accelerator=gpu: no GPU found; choose trainer=cpu, or a machine with a GPU")
+        raise UserError(
+            f"trainer.accelerator={trainer.accelerator}: no GPU found; choose trainer=cpu, or a machine with a GPU"
+        )
+    # Under a launcher each process may see its own GPU alone.
+    if current_ranks().world == 1 and trainer.devices > (found := torch.cuda.device_count()):
+        raise UserError(
+            f"trainer.devices={trainer.devices}: this machine has {found}; give at most that many, or -1 for all"
+        )
+
+
+def check_models(run: TrainingRun) -> None:
+    """Raise UserError for an unknown architecture, and for weights or a reference that do not exist."""
+    name = run.model.name
+    if run.model.config is None and ":" not in name and name not in architectures():
+        raise UserError(
+            f"model.name={name} is not an open_clip architecture{suggest(name, architectures())}; "
+            "choose one of open_clip.list_models() or give model.config"
+        )
+    if run.model.init is not None:
+        check_model("model.init", run.model.init)
+    if run.gaps.reference not in (None, PARTNER):
+        check_model("gaps.reference", run.gaps.reference)
 
 
 def resume(out: Path) -> None:

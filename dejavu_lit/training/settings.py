@@ -7,7 +7,7 @@ from dejavu_lit.data.prepared import DataSpec, training_set
 from dejavu_lit.data.settings import LoaderSettings
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.settings import ModelSpec
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.errors import UserError, suggest
 from dejavu_lit.utils.wandb import LoggerSettings
 
 
@@ -46,6 +46,11 @@ class Recipe:
             raise UserError(f"recipe.lr={self.lr} must be above 0")
 
 
+ACCELERATORS = ("cpu", "gpu", "cuda", "mps", "auto")  # Lightning's names of what torch can train on here
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "transformer-engine",
+              "transformer-engine-float16", "16", "32", "64", "bf16")  # fmt: skip
+
+
 @dataclass(frozen=True)
 class TrainerSettings:
     """Where and how a run is computed. ``loader.workers`` and the number of devices also fix the order of the pairs."""
@@ -78,6 +83,11 @@ class TrainerSettings:
     """How pairs are read."""
 
     def __post_init__(self) -> None:
+        for name, choices in (("accelerator", ACCELERATORS), ("precision", PRECISIONS)):
+            if (value := getattr(self, name)) not in choices:
+                raise UserError(
+                    f"trainer.{name}={value} is unknown{suggest(value, choices)}; choose one of {', '.join(choices)}"
+                )
         for name in ("num_nodes", "log_every", "checkpoint_epochs", "checkpoint_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"trainer.{name}={getattr(self, name)} must be at least 1")

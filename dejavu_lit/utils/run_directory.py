@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import rmtree
 from typing import Any, TypeVar
 
 import yaml
@@ -121,9 +122,18 @@ class RunDirectory:
             raise UserError(f"{self.config_file} does not fit this version: {error}") from None
 
     def save(self, settings: Any) -> None:
-        """Save a dataclass (or a mapping) as the settings."""
+        """Save a dataclass (or a mapping) as the settings; with other ones than before, the dashboards get a run of its own."""
+        if self.exists and not self._is_saved(settings):
+            (self.path / "wandb" / "id.json").unlink(missing_ok=True)
+            rmtree(self.path / "tensorboard", ignore_errors=True)
         values = {"schema": CONFIG_SCHEMA, **to_plain(settings)}
         write_text(self.config_file, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+    def _is_saved(self, settings: Any) -> bool:
+        try:
+            return first_difference(self.config(), to_plain(settings)) is None
+        except UserError:  # damaged, or of another version
+            return False
 
     def check(self, settings: Any, take_over: bool = True) -> None:
         """Raise UserError if there is a run that computes something else than ``settings``, unless it may be taken over."""

@@ -75,7 +75,7 @@ def test_the_commands_of_a_page_compose(page: Path) -> None:
             ):  # examples of a class that the reader of the page adds
                 continue
             if command in ("report", "resume"):
-                assert {word.partition("=")[0] for word in options} <= set(report.OPTIONS), line
+                assert {word.partition("=")[0] for word in options} <= set(report.Report.__dataclass_fields__), line
                 continue
             overrides = [one_value(word, command) for word in options]
             register(command)

@@ -1,5 +1,7 @@
 """The release gate: what it reads, what it refuses, and that nothing is ever evaluated as code."""
 
+import re
+
 import pytest
 
 from dejavu_lit.cli.gate import EXIT_CODE, Gate
@@ -124,6 +126,42 @@ def test_what_was_not_measured_is_an_error_with_its_reason() -> None:
 def test_wrong_paths_are_named(text: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         Gate.parse(text).fails(METRICS)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "symmetric.ppg.ci95[0]",
+        "by_k.10.symmetric.ppg.value",
+        "by_objects.captions.symmetric.ppg.value",
+        "subgroups['meta.owner'].groups[3].ppg.value",
+        "utility.target.zeroshot_top1",
+        "found.found",
+        "raw_shards.pairs.A",
+        "provenance.config.recipe.lr",
+        "membership.cosine.auc.value",
+    ],
+)
+def test_names_that_metrics_json_can_have_are_accepted_before_the_work(path: str) -> None:
+    Gate.parse(f"{path} > 0.05 or found.found == true").check()
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("symmetric.ppgg.value", "symmetric.ppgg.value is not in metrics.json (did you mean 'ppg'?); symmetric has aucg, ppg"),
+        ("symetric.ppg.value", "symetric.ppg.value is not in metrics.json (did you mean 'symmetric'?); it has base, blind, "),
+        ("by_k.ten.symmetric.ppg.value", "by_k.ten.symmetric.ppg.value is not in metrics.json; by_k has no such entry"),
+        ("symmetric.ppg.ci95[2]", "symmetric.ppg.ci95[2] is not in metrics.json; symmetric.ppg.ci95 has no such entry"),
+        ("symmetric.ppg.value.low", "symmetric.ppg.value.low is not in metrics.json; symmetric.ppg.value has no such entry"),
+        ("symmetric.ppg", "symmetric.ppg is not a number; it has ci95, "),
+        ("symmetric.ppg.ci95", "symmetric.ppg.ci95 is not a number"),
+        ("found.words", "found.words is not a number"),
+    ],
+)  # fmt: skip
+def test_names_that_no_metrics_json_can_have_are_refused_before_the_work(path: str, said: str) -> None:
+    with pytest.raises(UserError, match="^" + re.escape(f"fail_if: {said}")):
+        Gate.parse(f"found.found == true and {path} > 0.05").check()
 
 
 def test_deep_nesting_is_refused() -> None:

@@ -87,9 +87,21 @@ def test_labelled_sets_and_objects(tmp_path: Path) -> None:
     )
     (tmp_path / "L").mkdir()
     DataSpec("mine", dir=str(tmp_path), labelled="L").check_labelled()
-    assert message_of(DataSpec("mine", dir=str(tmp_path)).objects_folder).startswith(
-        "this data has no objects of its own;"
+
+
+def test_without_a_choice_the_only_objects_are_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = DataSpec("mine", dir=str(tmp_path))
+    assert message_of(data.objects_folder) == (
+        "this data has no objects of its own; detect them with dejavu annotate, and give objects=NAME or FOLDER"
     )
+    (tmp_path / "objects/coco").mkdir(parents=True)
+    (tmp_path / "objects/.coco.lock").touch()
+    with caplog.at_level("INFO"):
+        assert data.objects_folder() == tmp_path / "objects/coco"
+    assert f"objects=coco: the only object artifact of {tmp_path}" in caplog.messages
+    (tmp_path / "objects/captions").mkdir()
+    assert message_of(data.objects_folder) == "objects is missing; give objects=NAME, there are captions, coco"
+    assert data.objects_folder("coco") == replace(data, objects="coco").objects_folder() == tmp_path / "objects/coco"
 
 
 @pytest.mark.parametrize("wrong", [{"workers": -1}, {"cache_mb": -1}, {"prefetch": 0}, {"bad_share": 1.5}])

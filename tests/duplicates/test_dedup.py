@@ -56,12 +56,21 @@ def test_a_group_of_most_of_a_set_is_a_chain_and_lists_nothing_unless_forced(tmp
     sets = {"A": shards(tmp_path / "A", alike | others), "B": shards(tmp_path / "B", {"c": encoded(image)})}
     report = dedup(tmp_path / "out", sets, HASH)
     assert report["exclude"]["file"] is None
-    assert "one group has 12 of the 22 images of A" in caplog.text
+    assert "one group has 12 of the 22 different images of A" in caplog.text
     assert not (tmp_path / "out/exclude.txt").exists()
     assert dedup(tmp_path / "out", sets, HASH) == report
     forced = dedup(tmp_path / "out", sets, HASH, force=True)
     assert forced["exclude"]["file"] == "exclude.txt"
     assert set(read_keys(tmp_path / "out/exclude.txt", "")) == {"c"}
+
+
+def test_copies_of_one_image_are_listed_even_if_they_are_most_of_a_set(tmp_path: Path) -> None:
+    placeholder = encoded(sample_image(1, 320, 240))
+    copied = {f"a{number:02d}": placeholder for number in range(12)}
+    others = {f"a{number}": encoded(sample_image(number, 320, 240)) for number in range(20, 25)}
+    report = dedup(tmp_path / "out", {"A": shards(tmp_path / "A", copied | others)}, HASH, within=True)
+    assert report["kinds"]["any"] == {"groups": 1, "pictures": 12, "largest": 12}
+    assert set(read_keys(tmp_path / "out/exclude.txt", "")) == copied.keys() - {"a00"}
 
 
 def test_planted_duplicates_are_found_counted_and_excluded(planted: dict[str, ShardSet], tmp_path: Path) -> None:
@@ -187,7 +196,7 @@ def test_the_command_with_a_model(scenes: Path, runs: dict[str, Path], tmp_path:
     ]
     done = call("dedup", *options, f"out={tmp_path / 'out'}", "workers=1")
     assert done.returncode == 0, done.stderr
-    assert f"data.exclude={tmp_path / 'out'}/exclude.txt" in done.stdout
+    assert f"\n  dejavu train … data.exclude={tmp_path / 'out'}/exclude.txt\n" in done.stdout
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["kinds"]["semantic"]["recall"] == 1
     # Expected: all pairs of the saved embeddings, compared by brute force.
@@ -208,6 +217,20 @@ def test_the_command_with_a_model(scenes: Path, runs: dict[str, Path], tmp_path:
     assert again.returncode == 0
     other_settings = call("dedup", *options[:-1], "sets=[A]", f"out={tmp_path / 'out'}")
     assert "other settings (sets:" in other_settings.stderr
+
+
+def test_an_unfinished_folder_is_taken_over_with_other_settings(scenes: Path, tmp_path: Path) -> None:
+    options = [f"data.dir={scenes}", "sets=[V,P]", f"out={tmp_path / 'out'}", "workers=1"]
+    assert call("dedup", *options, "within=true").returncode == 0
+    assert "other settings (within:" in call("dedup", *options).stderr
+    (tmp_path / "out/report.json").unlink()  # as if it had been killed
+    parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/hashes").rglob("*.npz")}
+    (tmp_path / "out/examples.png").touch()
+    done = call("dedup", *options)
+    assert done.returncode == 0, done.stderr
+    assert parts == {path: path.stat().st_mtime_ns for path in (tmp_path / "out/hashes").rglob("*.npz")}
+    assert json.loads((tmp_path / "out/report.json").read_text())["exclude"]["rule"].endswith("sets are kept")
+    assert not (tmp_path / "out/examples.png").exists()
 
 
 @pytest.mark.parametrize(

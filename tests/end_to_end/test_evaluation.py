@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import dejavu_lit.measure
+from dejavu_lit.cli.gate import Gate
 from dejavu_lit.data.objects import Annotation, read_part, write_objects
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import ShardSet
@@ -118,10 +119,20 @@ def test_records_and_metrics_agree_with_plain_sets(evaluation, runs, scenes):
     assert found["by_k"]["5"]["population"] == found["population"]
 
 
+def paths_of_numbers(value, path=""):
+    """The path of every number in metrics.json, as a condition names it."""
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from paths_of_numbers(inner, f"{path}[{key!r}]" if path else key)
+    elif isinstance(value, int | float):
+        yield path
+
+
 def test_metrics_follow_the_schema_and_hold_what_was_promised(evaluation):
     found = metrics(evaluation)
     schema = json.loads((Path(dejavu_lit.measure.__file__).parent / "metrics.schema.json").read_text())
     jsonschema.validate(found, schema)
+    Gate.parse(" or ".join(f"{path} > 0" for path in paths_of_numbers(found))).check()
     for side in ("target", "reference"):
         values = found["utility"][side]
         assert set(values) >= {"zeroshot_top1", "zeroshot_top5", "i2t_r1", "t2i_r10", "linear_probe"}
@@ -154,6 +165,7 @@ def test_another_k_is_recomputed_without_torch_and_equals_a_fresh_evaluation(eva
         [sys.executable, "-c", code, *options, f"out={copy}"], capture_output=True, text=True, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
+    assert "replaces k=5 by k=1; the records stay" in done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
     run("evaluate", *options, f"out={tmp_path / 'fresh'}")
     one, two = metrics(copy), metrics(tmp_path / "fresh")

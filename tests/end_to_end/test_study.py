@@ -140,6 +140,15 @@ def test_plan_only_shows_the_plan_and_ends(scenes, tmp_path):
     assert not (tmp_path / "s").exists()
 
 
+def test_a_plan_alone_generates_no_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = call("mitigate", "experiment=demo", "plan_only=true", "sizes=[null,500]", "halves=2")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("would be generated first, in outputs/data/scenes-") == 1
+    assert "16 runs to train, 0 to reuse; 8 evaluations to do, 0 complete" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_series_have_overrides_by_size_and_share_their_runs(scenes, tmp_path):
     series = ["+series.epochs={}", "+series.pairs={48: ['recipe.epochs=6']}", "sizes=[48,96]"]
     done = call("mitigate", "+settings.all=[]", *series, *options(scenes, tmp_path / "s"), "plan_only=true")

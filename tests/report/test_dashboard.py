@@ -174,6 +174,21 @@ def test_tensorboard_of_an_evaluation(logged: Path) -> None:
     assert image.encoded_image_string.startswith(b"\x89PNG")
 
 
+def test_a_state_that_was_logged_is_not_drawn_again(plain: Path, tmp_path: Path) -> None:
+    out = copy(plain, tmp_path / "gap")
+    files = []
+    for change, redact in ((0.0, False), (0.0, False), (0.0, True), (0.25, True)):
+        metrics = read_json(out / "metrics.json")
+        metrics["symmetric"]["ppg"]["value"] += change
+        write_json(out / "metrics.json", metrics)
+        log_evaluation(LoggerSettings(tensorboard=True), out, redact=redact)
+        files.append([path.stat().st_mtime_ns for path in (out / "tensorboard").iterdir()])
+    first, same, redacted, changed = files
+    assert first == same != redacted != changed
+    (event,) = read_events(out / "tensorboard").Scalars("symmetric/ppg")
+    assert event.value == pytest.approx(read_json(out / "metrics.json")["symmetric"]["ppg"]["value"], rel=1e-5)
+
+
 def test_scalars_csv_is_always_written(plain: Path, tmp_path: Path) -> None:
     out = copy(plain, tmp_path / "gap")
     log_evaluation(LoggerSettings(), out, redact=False)

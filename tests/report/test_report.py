@@ -257,14 +257,34 @@ def test_mistakes_are_reported_in_a_sentence(plain: Path, tmp_path: Path) -> Non
         run(["pat=x"])
     with pytest.raises(UserError, match="true or false"):
         run([f"path={plain}", "redact=maybe"])
-    with pytest.raises(UserError, match="path is missing"):
+    with pytest.raises(
+        UserError, match="path is missing; give path=…, the out= folder of dejavu evaluate or dejavu mit"
+    ):
         run([])
+    with pytest.raises(UserError, match=r"^limit=many must be a whole number"):
+        run([f"path={plain}", "limit=many"])
+    with pytest.raises(UserError, match=r"^redact has no value; write redact=…"):
+        run([f"path={plain}", "redact"])
+    with pytest.raises(UserError, match=r"^--redact is not an option"):
+        run([f"path={plain}", "--redact"])
+    with pytest.raises(UserError, match=rf"^path is given twice: {tmp_path} and {plain}"):
+        run([f"{tmp_path}", f"{plain}"])
+    with pytest.raises(UserError, match="nowhere does not exist; give the out= folder of"):
+        run([f"{tmp_path / 'nowhere'}"])
+    assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match="limit"):
         run([f"path={plain}", "limit=0"])
     write_json(tmp_path / "metrics.json", {"schema": 99})
     with pytest.raises(UserError, match="schema 99"):
         write_report(tmp_path)
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".report") and p.is_dir()]
+
+
+def test_the_path_is_taken_as_it_stands(plain: Path, tmp_path: Path) -> None:
+    page = tmp_path / "r" / "index.html"
+    assert run([str(plain), "limit=3", f"out={page.parent}"]) == page
+    (tmp_path / "lr=0.1").symlink_to(plain)
+    assert run([str(tmp_path / "lr=0.1"), "limit=3", f"out={page.parent}"]) == page
 
 
 def test_a_failed_call_leaves_the_earlier_report(plain: Path, tmp_path: Path) -> None:
@@ -375,6 +395,24 @@ def test_only_what_changed_is_rendered(plain: Path, tmp_path: Path) -> None:
     write_report(folder, redact=True)
     assert show_report(settings, folder) is not None  # a redacted report is not taken for the full one
     assert (page.parent / "thumbs").is_dir()
+
+
+def test_a_report_from_moved_data_keeps_its_images(plain: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(plain, tmp_path / "e", ignore=shutil.ignore_patterns("report"))
+    moved = shutil.copytree(folder / "data", tmp_path / "moved")
+    metrics = read_json(folder / "metrics.json")
+    metrics["settings"]["data"] = str(tmp_path / "old")
+    metrics["settings"]["objects"] = str(tmp_path / "old" / "objects" / Path(metrics["settings"]["objects"]).name)
+    write_json(folder / "metrics.json", metrics)
+    page = write_report(folder, data=moved, formats=("svg",))
+    before = files_of(page.parent)
+    assert any(name.startswith("thumbs/") for name in before)
+    assert show_report(ReportSettings(), folder) == page
+    assert files_of(page.parent) == before
+    metrics["curves"]["recall"]["target"][0] = 0.5
+    write_json(folder / "metrics.json", metrics)
+    show_report(ReportSettings(), folder)
+    assert any(name.startswith("thumbs/") for name in files_of(page.parent))
 
 
 def test_the_study_in_a_sentence(small_study: Path) -> None:

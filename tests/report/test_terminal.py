@@ -1,12 +1,25 @@
 """The tables on the terminal: labels are whole at every width, columns go in order of importance, and words at the end."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.measure.figures import BLOCKS
-from dejavu_lit.report.terminal import Column, console, fitting_table, show_evaluation, show_next_steps, show_study
+from dejavu_lit.models.settings import ModelSpec
+from dejavu_lit.report.terminal import (
+    Column,
+    console,
+    fitting_table,
+    show_evaluation,
+    show_next_steps,
+    show_plan,
+    show_study,
+)
+from dejavu_lit.study.plan import PlannedRow, make_plan
+from dejavu_lit.training.settings import Recipe, TrainingRun
 from dejavu_lit.utils.io import read_json
 
 WIDTHS = (80, 100, 132)
@@ -63,6 +76,23 @@ def test_columns_are_left_out_in_order(capsys: pytest.CaptureFixture[str]) -> No
     left_out, text = shown(12)
     assert left_out == ["first", "second"]
     assert "a setting" in text
+
+
+def test_columns_that_are_always_shown_are_never_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    columns = [Column("setting", ["a" * 60]), Column("value", ["1" * 30]), Column("more", ["2"], 1)]
+    assert fitting_table(console(80), "", columns) == ["more"]
+    text = capsys.readouterr().out
+    assert "a" * 60 in text
+    assert "1" * 30 in text
+
+
+def test_the_plan_of_a_setting_with_a_long_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = TrainingRun(data=DataSpec("data", dir="d"), model=ModelSpec("tiny"), recipe=Recipe(1, 2, 1e-3), side="target")
+    name = "a-setting-whose-name-has-exactly-sixty-letters-in-all-places"
+    runs = {"target": run, "reference": replace(run, side="reference")}
+    row = PlannedRow(name=name, overrides=(), train_size=None, seed=0, runs=runs)
+    show_plan(make_plan(tmp_path, [row]), 80)
+    assert (len(name), capsys.readouterr().out.count(name)) == (60, 1)
 
 
 def test_nothing_recommended_names_the_rule(study: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +17,12 @@ from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.settings import ModelSpec
 from dejavu_lit.study.cells import evaluation_request, label
 from dejavu_lit.study.plan import PlannedRow, make_plan
-from dejavu_lit.study.runs import failure_reason, save_settings, train_missing, training_cost
+from dejavu_lit.study.runs import exclusive, failure_reason, save_settings, train_missing, training_cost
 from dejavu_lit.study.sweep import pair_runs
 from dejavu_lit.study.table import knobs, write_study
 from dejavu_lit.training.settings import GapSettings, Recipe, TrainerSettings, TrainingRun
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import write_json
+from dejavu_lit.utils.io import read_json, write_json
 
 
 def config(side="target", seed=0, size=100, epochs=20, gaps=None, trainer=None, **mitigation):
@@ -235,6 +237,25 @@ def test_a_launcher_trains_the_unfinished_runs_and_failures_keep_their_messages(
     assert "1 of 3 runs trained, 2 failed" in caplog.text
 
 
+def test_a_directory_is_locked_while_a_run_is_trained_there_and_keeps_no_lock(tmp_path):
+    begun, order = threading.Event(), []
+
+    def second():
+        begun.wait()
+        with exclusive(tmp_path):
+            order.append("second")
+
+    waiting = threading.Thread(target=second)
+    waiting.start()
+    with exclusive(tmp_path):
+        begun.set()
+        time.sleep(0.2)
+        order.append("first")
+    waiting.join()
+    assert order == ["first", "second"]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_cost_of_a_run_is_the_pairs_that_it_sees():
     assert training_cost(config(size=100, epochs=20)) == 2000
     assert training_cost(config(size=100, epochs=20, stop_epoch=5)) == 500
@@ -277,6 +298,17 @@ def test_a_setting_that_cannot_be_compared_does_not_cost_the_table(tmp_path):
     assert failure["reason"]
     assert [pooled["difference"] for pooled in study["pooled"]] == [None, None]
     assert (tmp_path / "study.parquet").is_file()
+
+
+def test_a_study_that_did_not_change_keeps_its_file(tmp_path):
+    study = write_study(tmp_path, [], {"none-s0": "it failed"}, 0.02)
+    path = tmp_path / "study.json"
+    earlier = {**study, "provenance": {**study["provenance"], "created": "earlier"}}
+    write_json(path, earlier)
+    assert write_study(tmp_path, [], {"none-s0": "it failed"}, 0.02) == earlier == read_json(path)
+    assert write_study(tmp_path, [], {"none-s0": "killed"}, 0.02) == read_json(path) != earlier
+    path.write_text("{")
+    assert write_study(tmp_path, [], {"none-s0": "killed"}, 0.02) == read_json(path)
 
 
 def test_folder_names():

@@ -1,0 +1,34 @@
+"""What is checked before a training writes anything."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dejavu_lit.data.prepared import DataSpec
+from dejavu_lit.models.settings import ModelSpec
+from dejavu_lit.training.resume import check_data, check_device
+from dejavu_lit.training.settings import Recipe, TrainerSettings, TrainingRun
+from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import write_json
+
+
+def test_raw_shards_too_few_for_a_batch_are_refused(tmp_path: Path) -> None:
+    write_json(tmp_path / "manifest.json", {"schema": 1, "raw_shards": {"pairs": {"A": 96, "B": 60}}})
+    data = DataSpec("stream", dir=str(tmp_path), shards="s.tar", fractions={"A": 0.5, "B": 0.5})
+    run = TrainingRun(data=data, model=ModelSpec("tiny"), recipe=Recipe(1, 64, 1e-3), side="target")
+    check_data(run)
+    with pytest.raises(UserError, match=r"^60 training pairs do not fill one batch of 1 ranks × 64 pairs"):
+        check_data(replace(run, side="reference"))
+    with pytest.raises(UserError, match=r"^recipe.batch=64 does not divide by 3 ranks"):
+        check_data(replace(run, trainer=TrainerSettings(devices=3)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_more_gpus_than_there_are_are_refused() -> None:
+    count = torch.cuda.device_count()
+    check_device(TrainerSettings("gpu", devices=count))
+    check_device(TrainerSettings("gpu", devices=-1))
+    with pytest.raises(UserError, match=f"trainer.devices={count + 1}: this machine has {count};"):
+        check_device(TrainerSettings("gpu", devices=count + 1))

@@ -1,0 +1,19 @@
+"""The run directory: what happens to the traces of a failed run whose directory another one takes over."""
+
+from pathlib import Path
+
+from dejavu_lit.utils.io import write_json
+from dejavu_lit.utils.run_directory import RunDirectory
+
+
+def test_other_settings_get_a_dashboard_run_of_their_own(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.save({"recipe": {"lr": 1e-3}})
+    write_json(tmp_path / "wandb" / "id.json", {"id": "abc"})
+    (tmp_path / "tensorboard").mkdir()
+    directory.save({"recipe": {"lr": 1e-3}, "trainer": {"devices": 2}})  # the same run on other devices
+    assert (tmp_path / "wandb" / "id.json").exists()
+    assert (tmp_path / "tensorboard").exists()
+    directory.save({"recipe": {"lr": 1e-4}})
+    assert not (tmp_path / "wandb" / "id.json").exists()
+    assert not (tmp_path / "tensorboard").exists()
