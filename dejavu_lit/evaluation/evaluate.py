@@ -6,7 +6,7 @@ top_m, objects), the figures are recomputed from the records in seconds, without
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any
@@ -243,11 +243,12 @@ def _write_records(
     exposures: Mapping[str, np.ndarray | None],
 ) -> None:
     """Write the records of every set: captions, objects, both models' neighbors, exposure and entries of the pairs' JSON."""
+    asked = {name.removeprefix(META) for name in (spec.evaluation.group, *spec.settings.subgroups) if name is not None}
     names: list[str] | None = None  # those of A, because subgroups compare the same columns of A and B
     for block, shards in inputs.shards.items():
         keys = embedded.keys[block]
         captions, entries = _captions_and_json(shards, keys)
-        names = _tabulated_names(entries) if names is None else names
+        names = _tabulated_names(entries, asked) if names is None else names
         columns: dict[str, list[Any]] = {META + name: [entry.get(name) for entry in entries] for name in names}
         if (exposure := exposures.get(block)) is not None:
             position = {key: row for row, key in enumerate(inputs.members[block][0])}
@@ -268,14 +269,14 @@ def _captions_and_json(shards: ShardSet, keys: Sequence[str]) -> tuple[list[str]
     return captions, entries
 
 
-def _tabulated_names(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The names that have a plain value in at least ``RARE`` of the pairs' JSON; the number of others is logged."""
+def _tabulated_names(entries: Sequence[Mapping[str, Any]], asked: Collection[str]) -> list[str]:
+    """The names that have a plain value in at least ``RARE`` of the pairs' JSON or are ``asked`` for; others are counted."""
     counts = Counter(n for entry in entries for n, v in entry.items() if isinstance(v, str | int | float | bool))
-    rare = {name: count for name, count in counts.items() if count < RARE * len(entries)}
+    rare = {name: count for name, count in counts.items() if count < RARE * len(entries) and name not in asked}
     if rare:
         log.warning(
             "%d of %d entries of the pairs' JSON are in fewer than %g %% of the pairs, the first is %r; "
-            "the records have no columns for them, so they cannot be subgroups",
+            "the records have no columns for them; name one in group= or statistics.subgroups= of a new out= to keep it",
             len(rare),
             len(counts),
             100 * RARE,
