@@ -152,7 +152,9 @@ def test_a_column_of_lists_of_images_is_refused(tmp_path, kind):
     values = {HUB: HUB_ROWS, pa.binary(): IMAGES, pa.string(): PATHS}[kind]
     table = pa.table({"image": pa.array([[value] for value in values], pa.list_(kind)), "text": CAPTIONS})
     pq.write_table(table, tmp_path / "t.parquet")
-    with pytest.raises(UserError, match=r"'image' of .* has lists of images; write one image per row, or choose another"):
+    with pytest.raises(
+        UserError, match=r"'image' of .* has lists of images; write one image per row, or choose another"
+    ):
         auto(tmp_path / "t.parquet").keys()
 
 
