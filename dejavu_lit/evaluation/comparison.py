@@ -168,7 +168,10 @@ def _check_training(target: AuditedModel, reference: AuditedModel, evaluation: P
         raise UserError(
             f"target={target.name} embeds captions only; a text model can only be the reference, so give another target"
         )
-    halves = {model.data.half if model.data else 0 for model in (target, reference)} | {data.half}
+    halves = {target.data.half if target.data else 0, data.half}
+    is_base = evaluation.allow_overlap and evaluation.swapped is False
+    if reference.data is not None and not is_base:  # a base's own pairs are not measured
+        halves.add(reference.data.half)
     if len(halves) > 1:
         raise UserError(
             f"target={target.name}, reference={reference.name} and the data are of different random halves "

@@ -182,13 +182,15 @@ class _Annotated:
 
 def _read_objects(spec: EvaluationSpec, inputs: EvaluationInputs, embedded: EmbeddedSets) -> _Annotated:
     _warn_of_widths(inputs, embedded)
-    sets = {name: ShardSet.open(spec.data.set_folder(name)) for name in map(BLOCK_SETS.__getitem__, inputs.shards)}
+    # A and B as one: in a random half each has pairs of both.
+    trained = ["A", "B"] if spec.data.half else [BLOCK_SETS[block] for block in inputs.shards if block != "null"]
+    sets = {name: ShardSet.open(spec.data.set_folder(name)) for name in (*trained, BLOCK_SETS["null"])}
     images = {name: shards.images() for name, shards in {**sets, inputs.public_name: inputs.public}.items()}
     _check_images(spec, images)
-    # A and B as one: in a random half each has pairs of both.
-    trained = [spec.objects / BLOCK_SETS[block] for block in inputs.shards if block != "null"]
     others = (spec.objects / name for name in (BLOCK_SETS["null"], inputs.public_name))
-    (pool, holdout, public), _ = read_objects([trained, *others], spec.settings.threshold)
+    (pool, holdout, public), _ = read_objects(
+        [[spec.objects / name for name in trained], *others], spec.settings.threshold
+    )
     truth = {block: (holdout if block == "null" else pool).take(keys) for block, keys in embedded.keys.items()}
     unsearched = sorted(set(public.keys) - set(embedded.public_keys))
     return _Annotated(truth, public.take(embedded.public_keys), unsearched, images)
