@@ -80,15 +80,13 @@ class Plot:
 
 def style() -> Any:
     """The matplotlib context in which figures are drawn and saved."""
-    options: Any = STYLE | {
-        "font.family": families()
-    }  # a list, from which each character takes the first font that has it
+    options: Any = STYLE | {"font.family": families()}
     return matplotlib.rc_context(options)
 
 
 @cache
 def families() -> list[str]:
-    """DejaVu Sans, which matplotlib has, and the installed families of CJK, from which it takes characters that are missing."""
+    """DejaVu Sans, which matplotlib has, and the installed families of CJK: each character takes the first that has it."""
     return ["DejaVu Sans", *sorted(name for name in get_font_names() if name.startswith(CJK))]
 
 
