@@ -49,7 +49,7 @@ class EvaluationInputs:
         store = Path(evaluation.embeddings) if evaluation.embeddings else out / "embeddings"
         keep_in_run = evaluation.embeddings is None
         target, reference = (
-            AuditedModel(str(name), store, evaluation.device or "cpu", evaluation.workers, keep_in_run)
+            AuditedModel(str(name), store, evaluation.device or "cpu", evaluation.workers, keep_in_run, data.half)
             for name in (evaluation.target, evaluation.reference)
         )
         _check_training(target, reference, evaluation, data)
