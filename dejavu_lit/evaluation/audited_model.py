@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dejavu_lit.data.epoch import epoch_plan, exposures
-from dejavu_lit.data.halves import source_sets
+from dejavu_lit.data.halves import POOL, source_sets
 from dejavu_lit.data.key_lists import later_duplicates, positions_of
 from dejavu_lit.data.manifest import MANIFEST
 from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
@@ -37,6 +37,7 @@ class AuditedModel:
     device: str = "cpu"
     workers: int = 2
     keep_in_run: bool = True  # whether a run's embeddings are kept in the run, if it can be written
+    half: int = 0  # the random half of the data that is measured
 
     @cached_property
     def model_name(self) -> ModelName:
@@ -140,7 +141,11 @@ class AuditedModel:
 
     def set_folder(self, name: str, modality: Modality) -> Path:
         """The folder for the embeddings of the set ``name``; loads the model for its fingerprint."""
-        folder = Path(f"{Path(self.name).name}-{self.encoder.fingerprint[:8]}", f"{name}-{modality}")
+        own_half = self.data.half if self.data else 0
+        other_half = (
+            f"-h{self.half}" if name in POOL and self.half != own_half else ""
+        )  # a base is measured on all halves
+        folder = Path(f"{Path(self.name).name}-{self.encoder.fingerprint[:8]}", f"{name}-{modality}{other_half}")
         own = self.run / "embeddings" / folder if self.run and self.keep_in_run else None
         return own if own and _is_writable(own) else self.store / folder
 

@@ -49,7 +49,7 @@ class EvaluationInputs:
         store = Path(evaluation.embeddings) if evaluation.embeddings else out / "embeddings"
         keep_in_run = evaluation.embeddings is None
         target, reference = (
-            AuditedModel(str(name), store, evaluation.device or "cpu", evaluation.workers, keep_in_run)
+            AuditedModel(str(name), store, evaluation.device or "cpu", evaluation.workers, keep_in_run, data.half)
             for name in (evaluation.target, evaluation.reference)
         )
         _check_training(target, reference, evaluation, data)
@@ -168,7 +168,10 @@ def _check_training(target: AuditedModel, reference: AuditedModel, evaluation: P
         raise UserError(
             f"target={target.name} embeds captions only; a text model can only be the reference, so give another target"
         )
-    halves = {model.data.half if model.data else 0 for model in (target, reference)} | {data.half}
+    halves = {target.data.half if target.data else 0, data.half}
+    is_base = evaluation.allow_overlap and evaluation.swapped is False
+    if reference.data is not None and not is_base:  # a base's own pairs are not measured
+        halves.add(reference.data.half)
     if len(halves) > 1:
         raise UserError(
             f"target={target.name}, reference={reference.name} and the data are of different random halves "

@@ -6,7 +6,7 @@ top_m, objects), the figures are recomputed from the records in seconds, without
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any
@@ -182,13 +182,15 @@ class _Annotated:
 
 def _read_objects(spec: EvaluationSpec, inputs: EvaluationInputs, embedded: EmbeddedSets) -> _Annotated:
     _warn_of_widths(inputs, embedded)
-    sets = {name: ShardSet.open(spec.data.set_folder(name)) for name in map(BLOCK_SETS.__getitem__, inputs.shards)}
+    # A and B as one: in a random half each has pairs of both.
+    trained = ["A", "B"] if spec.data.half else [BLOCK_SETS[block] for block in inputs.shards if block != "null"]
+    sets = {name: ShardSet.open(spec.data.set_folder(name)) for name in (*trained, BLOCK_SETS["null"])}
     images = {name: shards.images() for name, shards in {**sets, inputs.public_name: inputs.public}.items()}
     _check_images(spec, images)
-    # A and B as one: in a random half each has pairs of both.
-    trained = [spec.objects / BLOCK_SETS[block] for block in inputs.shards if block != "null"]
     others = (spec.objects / name for name in (BLOCK_SETS["null"], inputs.public_name))
-    (pool, holdout, public), _ = read_objects([trained, *others], spec.settings.threshold)
+    (pool, holdout, public), _ = read_objects(
+        [[spec.objects / name for name in trained], *others], spec.settings.threshold
+    )
     truth = {block: (holdout if block == "null" else pool).take(keys) for block, keys in embedded.keys.items()}
     unsearched = sorted(set(public.keys) - set(embedded.public_keys))
     return _Annotated(truth, public.take(embedded.public_keys), unsearched, images)
@@ -243,11 +245,12 @@ def _write_records(
     exposures: Mapping[str, np.ndarray | None],
 ) -> None:
     """Write the records of every set: captions, objects, both models' neighbors, exposure and entries of the pairs' JSON."""
+    asked = {name.removeprefix(META) for name in (spec.evaluation.group, *spec.settings.subgroups) if name is not None}
     names: list[str] | None = None  # those of A, because subgroups compare the same columns of A and B
     for block, shards in inputs.shards.items():
         keys = embedded.keys[block]
         captions, entries = _captions_and_json(shards, keys)
-        names = _tabulated_names(entries) if names is None else names
+        names = _tabulated_names(entries, asked) if names is None else names
         columns: dict[str, list[Any]] = {META + name: [entry.get(name) for entry in entries] for name in names}
         if (exposure := exposures.get(block)) is not None:
             position = {key: row for row, key in enumerate(inputs.members[block][0])}
@@ -268,14 +271,14 @@ def _captions_and_json(shards: ShardSet, keys: Sequence[str]) -> tuple[list[str]
     return captions, entries
 
 
-def _tabulated_names(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The names that have a plain value in at least ``RARE`` of the pairs' JSON; the number of others is logged."""
+def _tabulated_names(entries: Sequence[Mapping[str, Any]], asked: Collection[str]) -> list[str]:
+    """The names that have a plain value in at least ``RARE`` of the pairs' JSON or are ``asked`` for; others are counted."""
     counts = Counter(n for entry in entries for n, v in entry.items() if isinstance(v, str | int | float | bool))
-    rare = {name: count for name, count in counts.items() if count < RARE * len(entries)}
+    rare = {name: count for name, count in counts.items() if count < RARE * len(entries) and name not in asked}
     if rare:
         log.warning(
             "%d of %d entries of the pairs' JSON are in fewer than %g %% of the pairs, the first is %r; "
-            "the records have no columns for them, so they cannot be subgroups",
+            "the records have no columns for them; name one in group= or statistics.subgroups= of a new out= to keep it",
             len(rare),
             len(counts),
             100 * RARE,

@@ -8,6 +8,7 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.model import get_model_preprocess_cfg
+from open_clip.pretrained import download_pretrained_from_hf
 from torch import nn
 
 from dejavu_lit.models.model_name import ModelName
@@ -66,14 +67,29 @@ def _initial_settings(spec: ModelSpec) -> dict[str, Any]:
     name = ModelName.parse(spec.init) if spec.init else None
     if name is None:
         return {}
-    if (folder := name.open_clip_folder) is None:
+    if name.kind == "hf-hub":
+        file = _hub_config(name)
+    elif name.open_clip_folder is not None:
+        file = name.open_clip_folder / CONFIG
+    else:
         released = open_clip.get_pretrained_cfg(name.architecture, name.weights)
         return {key: released[key] for key in (*PREPROCESS, "quick_gelu") if key in released}
-    config = read_json_object(folder / CONFIG)
+    config = read_json_object(file)
     preprocess = config.get("preprocess_cfg") or {}
     return {key: preprocess[key] for key in PREPROCESS if preprocess.get(key) is not None} | {
         "quick_gelu": bool((config.get("model_cfg") or {}).get("quick_gelu", False))
     }
+
+
+def _hub_config(name: ModelName) -> Path:
+    """The config of a model of the Hugging Face Hub, as a file on this machine."""
+    try:
+        return Path(download_pretrained_from_hf(name.rest, filename=CONFIG))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"the config of model.init={name.text} could not be downloaded ({first_line(error)}); check the name, or download "
+            "the model elsewhere and give local-dir:FOLDER"
+        ) from None
 
 
 def build_model(spec: ModelSpec, folder: Path) -> nn.Module:

@@ -9,6 +9,7 @@ A figure whose words, rows and code are those of the earlier folder is taken fro
 import io
 import json
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -61,7 +62,7 @@ def draw_figures(
     Returns [] if matplotlib is not installed.
     """
     try:
-        from dejavu_lit.report.figures import style
+        from dejavu_lit.report.figures import missing_characters, style
     except ImportError:
         log.warning("the report has no figures: they require matplotlib (pip install 'dejavu-lit[report]')")
         return []
@@ -71,7 +72,15 @@ def draw_figures(
     plots = study_plots(contents) if kind == "study" else evaluation_plots(contents)
     known = _read_index(earlier) if earlier else {}
     shown = []
-    with style():
+    labels = json.dumps([[dict(row) for row in plot.rows] for plot in plots], default=str, ensure_ascii=False)
+    if missing := missing_characters(labels):
+        log.warning(
+            "the figures show %d characters as boxes, the first is %s: no installed font has them; install one, such as Noto "
+            "Sans CJK for Chinese, Japanese and Korean labels",
+            *(len(missing), missing[0]),
+        )
+    with style(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # matplotlib's own, one for each
         for plot in progress(plots, "figures", unit="figure"):
             info = known.get(plot.name)
             if info is None or earlier is None or info.digest != _digest(plot) or not set(formats) <= set(info.formats):
@@ -105,7 +114,9 @@ def _files(info: FigureInfo) -> list[str]:
 
 def _digest(plot: "Plot") -> str:
     """A hash of everything that the figure shows, and of the code that draws it."""
-    content = json.dumps([plot.name, plot.title, plot.text, [dict(row) for row in plot.rows]], default=str)
+    from dejavu_lit.report.figures import families
+
+    content = json.dumps([families(), plot.name, plot.title, plot.text, [dict(row) for row in plot.rows]], default=str)
     return sha256(f"{code_digest()} {version('matplotlib')} {content}".encode()).hexdigest()[:20]
 
 

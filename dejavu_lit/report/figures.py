@@ -5,14 +5,14 @@ Figures are drawn without pyplot, so they share no state, and without an automat
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
+from matplotlib.font_manager import FontProperties, findfont, get_font, get_font_names
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
@@ -27,9 +27,12 @@ DARK = {
     INK: "#e7e9ec", MUTED: "#a9b1ba", GRID: "#343b43", TARGET: "#c3a5ec", REFERENCE: "#e3bd55", GOOD: "#6fd49a",
     SHADE: "#453663", "#0b62a8": "#6cb2f0", "#b0306a": "#f08ab8", "#5a6b00": "#c4d15e", "#ffffff": "#14171b",
 }  # fmt: skip
+# Families, by how their names begin, with the Chinese, Japanese and Korean characters that DejaVu Sans lacks.
+CJK = (
+    *("Noto Sans CJK", "Noto Sans SC", "Noto Sans TC", "Noto Sans JP", "Noto Sans KR", "Source Han Sans", "WenQuanYi"),
+    *("Droid Sans Fallback", "Microsoft YaHei", "SimHei", "PingFang", "Hiragino Sans", "Yu Gothic", "Arial Unicode MS"),
+)
 STYLE: dict[str, Any] = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
     "font.size": SIZE,
     "axes.titlesize": SIZE,
     "axes.spines.top": False,
@@ -77,13 +80,25 @@ class Plot:
 
 def style() -> Any:
     """The matplotlib context in which figures are drawn and saved."""
-    options: Any = STYLE
+    options: Any = STYLE | {"font.family": families()}
     return matplotlib.rc_context(options)
+
+
+@cache
+def families() -> list[str]:
+    """DejaVu Sans, which matplotlib has, and the installed families of CJK: each character takes the first that has it."""
+    return ["DejaVu Sans", *sorted(name for name in get_font_names() if name.startswith(CJK))]
+
+
+def missing_characters(text: str) -> str:
+    """The characters of ``text`` that no font of the figures has."""
+    fonts = [get_font(findfont(FontProperties(family=name))) for name in families()]
+    return "".join(c for c in sorted(set(text)) if c.isprintable() and not any(f.get_char_index(ord(c)) for f in fonts))
 
 
 def text_width(text: str, bold: bool = False) -> float:
     """The width in inches of the longest line of ``text``."""
-    font = FontProperties(family="DejaVu Sans", size=SIZE, weight="bold" if bold else "normal")
+    font = FontProperties(family=families(), size=SIZE, weight="bold" if bold else "normal")
     return max(text_to_path.get_text_width_height_descent(line, font, False)[0] for line in text.split("\n")) / 72
 
 

@@ -34,7 +34,7 @@ SECTIONS = {  # id and template: heading
 SIGNS = {"yes": ("✓", "passes"), "no": ("✗", "fails"), "caution": ("!", "caution"), "unknown": ("?", "unknown")}
 SCRIPTS = ("report.js", "cards.js")
 MEMBERSHIP_FIGURES = ("roc", "clipmem")  # shown in the section on membership
-OPTIONAL = ("reasons", "by_objects", "blind", "base")  # keys of metrics.json that may be missing
+OPTIONAL = ("reasons", "by_objects", "blind", "base", "groups")  # keys of metrics.json that may be missing
 BAR_LEFT, BAR_WIDTH = 12, 296  # of the interval bars, in units of their drawing
 Metrics = Mapping[str, Any]
 

@@ -2,7 +2,7 @@
 
     symmetric/ppg, symmetric/ppg_low, symmetric/ppg_high (95 %), symmetric/ppg_mean, symmetric/ppg_std (100 draws of 10 %)
     by_k/5/symmetric/ppg …          sample/distance/top_100/recall_gap …        planted/20/prg …
-    by_objects/owlv2/symmetric/ppg …
+    by_objects/owlv2/symmetric/ppg …                                            base/corrected/ppg …
     membership/cosine/auc, membership/cosine/auc_low …, membership/cosine/tpr_0.01 …, membership/epsilon
     utility/target/zeroshot_top1 …  exposure/target_mean …                      counts/records …        found
 
@@ -33,7 +33,8 @@ def settings_rows(study: Mapping[str, Any]) -> list[dict[str, Any]]:
     for setting in study["settings"]:
         row = {"setting": setting["name"], "train_size": setting["train_size"], "seed": setting["seed"]}
         row |= {o.partition("=")[0].lstrip("+~"): _number(o.partition("=")[2]) for o in setting["overrides"]}
-        row |= dict(_block_scalars(setting)) | dict(_model_scalars(setting))
+        row |= dict(_block_scalars(setting)) | dict(_block_scalars(setting.get("base") or {}, "base/"))
+        row |= dict(_model_scalars(setting))
         row["frontier"] = setting["name"] in study["frontier"]
         row["recommended"] = setting["name"] == study["recommended"]
         rows.append(row)
@@ -70,6 +71,7 @@ def _all_scalars(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             yield from _figure_scalars(f"planted/{level['exposure']:g}/{figure}", level[figure])
     for name, blocks in (metrics.get("by_objects") or {}).items():
         yield from _block_scalars(blocks, f"by_objects/{name}/")
+    yield from _block_scalars(metrics.get("base") or {}, "base/")
     yield from _model_scalars(metrics)
     for name in COUNTS:
         yield f"counts/{name}", metrics["counts"][name]

@@ -79,6 +79,8 @@ def show_evaluation(metrics: Mapping[str, Any], out: Path, width: int | None = N
     if base := metrics.get("base"):
         gaps = ", ".join(f"{name} {_gaps_text(base[name])}" for name in ("population", "corrected") if base[name])
         terminal.print(f"target against its base {base['model']}: {gaps}", soft_wrap=True)
+    if groups := metrics.get("groups"):
+        _show_groups(terminal, groups)
     for name, result in metrics.get("by_objects", {}).items():
         block = result["symmetric"] or result["population"]
         gaps = _gaps_text(block) if block else result["reason"]
@@ -100,6 +102,15 @@ def show_evaluation(metrics: Mapping[str, Any], out: Path, width: int | None = N
     if exposure:
         terminal.print(f"each pair of A was seen {exposure['mean']:.1f} times ({exposure['min']} to {exposure['max']})")
     terminal.print(f"results: {out}/metrics.json, {out}/records.parquet", soft_wrap=True)
+
+
+def _show_groups(terminal: Console, groups: Mapping[str, Any]) -> None:
+    """The groups with a gap or membership that H does not explain (q ≤ 0.05), one per line."""
+    for group in groups["groups"]:
+        q = {"gap": group["q"], "membership": group.get("clipmem_q")}
+        if shown := [f"q {value:.3g} by {name}" for name, value in q.items() if value is not None and value <= 0.05]:
+            gap = f"PPG {group['ppg']:+.3f}, {' and '.join(shown)} ({group['records']} records)"
+            terminal.print(f"{groups['column']}={group['group']}: {gap}", soft_wrap=True)
 
 
 def _show_gaps(terminal: Console, metrics: Mapping[str, Any]) -> None:

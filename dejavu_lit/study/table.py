@@ -83,6 +83,7 @@ def study_row(out: Path, cell: Cell, metrics: Mapping[str, Any], folder: Path) -
         "half": cell.half,
         "knobs": knobs(cell.target, cell.epochs.get("target")),
         **{block: metrics[block] for block in BLOCKS},
+        "base": metrics.get("base"),
         "utility": metrics["utility"],
         "beats_blind": (metrics.get("blind") or {}).get("beaten"),
         "membership": membership_summary(metrics.get("membership")),

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -19,6 +20,7 @@ from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.utils.errors import UserError, first_line
 
 SCALES = ("logit_scale", "logit_bias")  # not part of a tower
+UNUSED = "text_decoder."  # CoCa's, which no loss of ours trains
 
 
 def apply_finetuning(model: nn.Module, mitigation: Mitigation) -> None:
@@ -27,17 +29,17 @@ def apply_finetuning(model: nn.Module, mitigation: Mitigation) -> None:
     Raises:
         UserError: a tower that cannot be locked or adapted in this way, or no weights left to train.
     """
-    if mitigation.lock_image:
-        _lock(model, "image", mitigation.unlocked_groups)
-    if mitigation.lock_text:
-        _lock(model, "text", mitigation.unlocked_groups)
-    if not any(p.requires_grad for name, p in model.named_parameters() if name not in SCALES):
+    for tower, is_locked in (("image", mitigation.lock_image), ("text", mitigation.lock_text)):
+        if is_locked:
+            _lock(model, tower, mitigation.unlocked_groups)
+    if mitigation.lora_rank:
+        _add_adapters(model, mitigation)
+    used = (p for name, p in model.named_parameters() if name not in SCALES and not name.startswith(UNUSED))
+    if not any(parameter.requires_grad for parameter in used):
         raise UserError(
             "mitigation.lock_image and mitigation.lock_text together leave nothing to train; drop one, or raise "
             "mitigation.unlocked_groups"
         )
-    if mitigation.lora_rank:
-        _add_adapters(model, mitigation.lora_rank)
 
 
 class LowRank(nn.Module):
@@ -70,29 +72,54 @@ def merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _lock(model: Any, tower: str, unlocked_groups: int) -> None:
+    trained = _trained(model)
     try:
-        if tower == "image":
-            model.visual.lock(unlocked_groups=unlocked_groups, freeze_bn_stats=True)
-        elif hasattr(model, "text"):
-            model.text.lock(unlocked_groups)
+        if tower == "text":
+            (model.text.lock if hasattr(model, "text") else model.lock_text_tower)(unlocked_groups)
+        elif isinstance(model.visual, TimmModel):
+            model.visual.lock(unlocked_groups=unlocked_groups)
+            _freeze_statistics(model.visual.trunk)
         else:
-            model.lock_text_tower(unlocked_groups)
+            model.visual.lock(unlocked_groups=unlocked_groups, freeze_bn_stats=True)
     except (AssertionError, AttributeError, RuntimeError, KeyError) as error:
         raise UserError(
             f"mitigation.lock_{tower}=true with mitigation.unlocked_groups={unlocked_groups} is not possible for this "
             f"model ({first_line(error)}); set unlocked_groups=0 or leave the {tower} tower unlocked"
         ) from None
+    if trained <= _trained(model):
+        raise UserError(
+            f"mitigation.lock_{tower}=true with mitigation.unlocked_groups={unlocked_groups} locks nothing, because the {tower} "
+            "tower has no more groups than that; lower unlocked_groups"
+        )
 
 
-def _add_adapters(model: Any, rank: int) -> None:
+def _trained(model: nn.Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _freeze_statistics(trunk: nn.Module) -> None:
+    """Freeze batch normalization with locked weights. open_clip's own way drops the activation within timm's layers."""
+    from timm.layers import freeze_batch_norm_2d
+
+    for name, module in list(trunk.named_modules()):
+        if isinstance(module, nn.BatchNorm2d) and not any(p.requires_grad for p in module.parameters()):
+            trunk.set_submodule(name, freeze_batch_norm_2d(module))
+
+
+def _add_adapters(model: Any, mitigation: Mitigation) -> None:
     """Adapt the attention and MLP matrices that are still trained, and freeze all but the adapters and the logit scale."""
-    adapted = []
-    for name, tower in (("image", model.visual), ("text", getattr(model, "text", None) or model.transformer)):
+    rank, adapted = int(mitigation.lora_rank or 0), []
+    text_tower = getattr(model, "text", None) or model.transformer
+    for name, tower, is_locked in (
+        ("image", model.visual, mitigation.lock_image),
+        ("text", text_tower, mitigation.lock_text),
+    ):
         trained = [(module, weight) for module, weight in _matrices(tower) if getattr(module, weight).requires_grad]
-        if not trained and any(parameter.requires_grad for parameter in tower.parameters()):
+        if not trained and (not is_locked or mitigation.unlocked_groups):
             raise UserError(
                 f"mitigation.lora_rank={rank} adapts the matrices of transformer blocks, and what is trained of the {name} "
-                f"tower ({type(tower).__name__}) has none; lock this tower, set lora_rank to 0 or choose another model"
+                f"tower ({type(tower).__name__}) has none; lock this tower as a whole, set lora_rank to 0 or choose another "
+                "model"
             )
         adapted += trained
     for name, parameter in model.named_parameters():

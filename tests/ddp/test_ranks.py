@@ -64,8 +64,9 @@ def notes(folder, processes, mode, *options):
         ["+model.config.init_logit_bias=-10"],  # SigLIP's loss
         ["recipe.accumulate=2", "trainer.checkpointing=true"],
         ["mitigation.lora_rank=4", "mitigation.lock_image=true", "mitigation.unlocked_groups=2", "model.init=BASE"],
+        ["mitigation.lock_text=true", "model.init=BASE"],
     ],
-    ids=["clip", "siglip", "parts", "adapters"],
+    ids=["clip", "siglip", "parts", "adapters", "locked"],
 )
 def test_two_ranks_compute_what_one_process_does_on_the_same_global_batches(scenes, trained, tmp_path, options):
     options = [

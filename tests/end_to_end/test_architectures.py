@@ -7,6 +7,8 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file
+from timm.models import build_model_with_cfg, register_model
+from timm.models.eva import Eva
 
 from dejavu_lit.data.readers.scenes import _sprites
 from dejavu_lit.data.shards import ShardSet, read_pairs
@@ -36,18 +38,29 @@ TIMM = {
     "text_cfg": TEXT,
 }
 RESNET = {"embed_dim": 32, "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8}, "text_cfg": TEXT}
-EVA = {  # timm has no smaller one, and this one takes images of 224 pixels alone
-    "embed_dim": 192,
-    "vision_cfg": {
-        "image_size": 224,
-        "timm_model_name": "eva02_tiny_patch14_224",
-        "timm_pool": "token",
-        "timm_proj": None,
-    },
+EVA = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 64, "timm_model_name": "eva_tiny_for_tests", "timm_pool": "token", "timm_proj": None},
     "text_cfg": TEXT,
     "custom_text": True,
 }
+CLIP_TEXT = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
+# What stays bit by bit if the image or the text tower is locked: timm's own part, to which open_clip adds a projection.
+LOCKED = {
+    "coca": ("visual.", "text."),
+    "siglip": ("visual.trunk.", "text."),
+    "timm": ("visual.trunk.", CLIP_TEXT),
+    "resnet": ("visual.", CLIP_TEXT),
+    "eva": ("visual.trunk.", "text."),
+}
 CONFIGS = {"coca": COCA, "siglip": SIGLIP, "timm": TIMM, "resnet": RESNET, "eva": EVA}
+
+
+@register_model
+def eva_tiny_for_tests(pretrained: bool = False, **options: object) -> Eva:
+    """timm's smallest EVA has 5 million weights and takes images of 224 pixels alone."""
+    size = {"img_size": 64, "patch_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    return build_model_with_cfg(Eva, "eva_tiny_for_tests", pretrained, **(size | options))
 
 
 def model_options(config: dict) -> list[str]:
@@ -75,9 +88,25 @@ def check_end_to_end(scenes: Path, tmp_path: Path, options: list[str]) -> None:
     assert all(torch.equal(value, exported[name]) for name, value in plain.state_dict().items())
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "eva" else n for n in CONFIGS])
+def check_locks(scenes: Path, tmp_path: Path, options: list[str], locked: tuple[str | tuple[str, ...], ...]) -> None:
+    """Fine-tune the reference with each tower locked, whose weights do not move by a bit."""
+    base = load_file(tmp_path / "reference/model/open_clip_model.safetensors")
+    options = [*DATA, *options, "recipe.epochs=1", f"data.dir={scenes}", f"model.init={tmp_path / 'reference'}"]
+    for tower, names in zip(("image", "text"), locked, strict=True):
+        out = tmp_path / f"locked-{tower}"
+        done = call("train", "side=target", *options, f"mitigation.lock_{tower}=true", f"out={out}")
+        assert done.returncode == 0, done.stderr
+        tuned = load_file(out / "model/open_clip_model.safetensors")
+        moved = {name for name, value in tuned.items() if not torch.equal(value, base[name])}
+        assert moved
+        assert not [name for name in moved if name.startswith(names) and "num_batches_tracked" not in name]
+        assert [name for name in tuned if name.startswith(names)]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
 def test_an_architecture_from_training_to_metrics(scenes, tmp_path, name):
     check_end_to_end(scenes, tmp_path, model_options(CONFIGS[name]))
+    check_locks(scenes, tmp_path, model_options(CONFIGS[name]), LOCKED[name])
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +154,7 @@ def test_a_hugging_face_text_tower_reads_chinese_captions_that_are_masked_by_cha
     text = {"hf_model_name": str(bert), "hf_tokenizer_name": str(bert), "hf_proj_type": "mlp", "context_length": 24}
     config = {"embed_dim": 32, "vision_cfg": VISION, "text_cfg": text}
     check_end_to_end(chinese, tmp_path, [*model_options(config), "mitigation.text_mask=0.3"])
+    check_locks(chinese, tmp_path, model_options(config), ("visual.", "text.transformer."))
     tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'target' / 'model'}")
     tokens = tokenizer(["Babebi、Dodudi：皇冠", "Babebi、Dodudi：奶牛"])
     assert tokens.shape == (2, 24)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from tests.conftest import SMALL, call, run
+from tests.models.tiny import write_clip
 
 FEW = ["evaluate.k=5", "evaluate.ks=[5]", "evaluate.report.write=false", "evaluate.statistics.bootstrap=200"]
 NONE = "+settings.none=['mitigation.text_mask=0']"
@@ -140,6 +142,19 @@ def test_listed_members_and_runs_of_different_halves_are_refused(study, scenes, 
     done = call("evaluate", *runs, f"out={tmp_path / 'gap'}")
     assert done.returncode == 1
     assert "different random halves" in done.stderr
+
+
+def test_the_base_of_every_half_may_be_any_model(study, tmp_path):
+    out, _ = study
+    runs = [f"{side}={out}/runs/none-s1-h1-{side}" for side in ("target", "reference")]
+    few = [option.removeprefix("evaluate.") for option in FEW]
+    for name in (f"local-dir:{write_clip(tmp_path / 'released')}", f"{out}/runs/none-s0-target"):
+        done = call("evaluate", *runs, *few, f"base={name}", f"out={tmp_path / 'gap'}")
+        assert done.returncode == 0, done.stderr
+        base = json.loads((tmp_path / "gap/metrics.json").read_text())["base"]
+        assert base["model"] == name
+        assert -1 <= base["corrected"]["ppg"]["value"] <= 1
+        shutil.rmtree(tmp_path / "gap")
 
 
 @pytest.mark.slow

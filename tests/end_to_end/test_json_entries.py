@@ -63,11 +63,15 @@ def test_entries_of_the_json_keep_their_own_names(tmp_path: Path) -> None:
     write_vectors(data, tmp_path)
     models = [f"{side}=embeddings:{tmp_path / side}" for side in ("target", "reference")]
     asked = "statistics.subgroups=[object,meta.object,exposure,meta.a_b,a-b,object_count]"
-    done = call("evaluate", *models, *prepared, "objects=table", f"out={out}", *EVALUATION, asked, "report.write=true")
+    with tarfile.open(data / "A/00000.tar") as tar:
+        rare = f"tag{int(tar.getnames()[0].partition('.')[0])}"  # an owner's of whom there is one pair
+    options = [*EVALUATION, asked, f"group={rare}", "report.write=true"]
+    done = call("evaluate", *models, *prepared, "objects=table", f"out={out}", *options)
     assert done.returncode == 0, done.stderr
-    assert "120 of 129 entries of the pairs' JSON are in fewer than 1 % of the pairs" in done.stderr + done.stdout
+    assert "119 of 129 entries of the pairs' JSON are in fewer than 1 % of the pairs" in done.stderr + done.stdout
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["planted"] is None
+    assert metrics["groups"]["too_small"] == {"groups": 1, "records": 1, "smallest": 5}
     names = ["object", "meta.object", "meta.exposure", "meta.a_b", "meta.a-b", "object_count"]
     assert list(metrics["subgroups"]) == names
     assert [g["group"] for g in metrics["subgroups"]["meta.object"]["groups"]] == ["lamp"]
@@ -76,7 +80,7 @@ def test_entries_of_the_json_keep_their_own_names(tmp_path: Path) -> None:
         columns = pq.read_table((out / file).with_suffix(".columns.parquet"))
         # Beside them only the scores of membership, in the records that have them.
         own = [name for name in columns.column_names if not name.startswith(("target_", "reference_"))]
-        assert own == ["key", *sorted(f"meta.{name}" for name in list(entries(0))[1:])]
+        assert own == ["key", *sorted(f"meta.{name}" for name in [rare, *list(entries(0))[1:]])]
         assert columns["meta.key"].to_pylist() == [json.dumps(key) for key in columns["key"].to_pylist()]
     figures = {path.stem for path in (out / "report" / "figures").glob("subgroups-*.csv")}
     assert figures >= {"subgroups-object", "subgroups-meta-object", "subgroups-meta-a-b", "subgroups-meta-a-b-2"}

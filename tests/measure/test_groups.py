@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dejavu_lit.measure.groups import group_gaps, permutation_p
+from dejavu_lit.measure.groups import MOST_RANKED, _rank_test, group_gaps, permutation_p
 from dejavu_lit.measure.membership import COLUMNS
 from dejavu_lit.measure.population import outcomes
 from dejavu_lit.measure.records import Records
@@ -129,6 +129,31 @@ def test_the_membership_of_a_group_is_that_of_its_scored_pairs() -> None:
     assert min(found[f"owner {i}"]["clipmem_q"] for i in (0, 1, 3)) > 0.05
     q = stats.false_discovery_control([group["clipmem_p"] for group in found.values()])
     assert [group["clipmem_q"] for group in found.values()] == pytest.approx(q)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.7, 1.5])
+@pytest.mark.parametrize(("size", "holdout"), [(3, 30), (8, 1000), (8, 1300), (5, 2500), (40, 300)])
+def test_p_of_the_membership_is_that_of_the_exact_test(size: int, holdout: int, shift: float) -> None:
+    draw = np.random.default_rng(size)
+    own, others = draw.normal(shift, size=size), draw.normal(size=holdout)
+    exact = stats.mannwhitneyu(own, others, alternative="greater", method="exact")
+    found = _rank_test(own.tolist(), others)
+    assert found.statistic == exact.statistic
+    is_exact = size <= 8 and size * holdout <= MOST_RANKED
+    assert found.pvalue == pytest.approx(exact.pvalue, abs=0 if is_exact else 0.01)
+
+
+def test_false_alarms_of_the_membership_are_nominal_when_the_groups_are_of_h() -> None:
+    """Groups of about 20 scored pairs each, drawn as the holdout is."""
+    p = []
+    for seed in range(60):
+        a, h = (scored(records(2 * seed + i, "ah"[i]), 2 * seed + i, {}) for i in (0, 1))
+        p += [group["clipmem_p"] for group in group_gaps(a, h, "owner", 3, smallest=2)["groups"]]
+    assert len(p) == 240
+    for level in (0.01, 0.05, 0.2):
+        alarms = int((np.array(p) <= level).sum())
+        assert stats.binomtest(alarms, len(p), level, alternative="greater").pvalue > 1e-3
+    assert np.mean(np.array(p) <= 0.2) > 0.1
 
 
 def test_without_scores_a_group_has_no_membership() -> None:

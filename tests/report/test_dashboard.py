@@ -122,6 +122,11 @@ def test_wandb_table_of_the_most_memorized(logged: Path, plain: Path) -> None:
     assert all(path.is_relative_to(logged.resolve()) for path in waiting)
 
 
+def test_right_to_left_captions_go_to_wandb_as_they_are(logged: Path) -> None:
+    captions = {row["caption"] for row in runs(logged)[0].table("memorized")}
+    assert {"שלום עולם with a kite", "مرحبا \u202e reversed"} <= captions
+
+
 def test_the_redacted_table_has_keys_and_numbers_only(plain: Path, tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     out = copy(plain, tmp_path / "gap")

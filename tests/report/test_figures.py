@@ -1,6 +1,9 @@
 """Every figure's plotted data against metrics.json or study.json, and its files."""
 
 import csv
+import json
+import warnings
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,11 +12,25 @@ import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.axes import Axes
+from matplotlib.font_manager import fontManager
 
 from dejavu_lit.report.evaluation import gaps_over_epochs
 from dejavu_lit.report.figure_files import draw_figures, save
-from dejavu_lit.report.figures import DARK, Plot, error_arms, spaced_ticks, style
+from dejavu_lit.report.figures import (
+    DARK,
+    SIZE,
+    Plot,
+    error_arms,
+    families,
+    missing_characters,
+    panels,
+    spaced_ticks,
+    style,
+    text_width,
+)
 from dejavu_lit.report.plots import evaluation_plots
 from dejavu_lit.report.study_plots import study_plots
 from dejavu_lit.training.loggers import CsvLogger
@@ -279,3 +296,48 @@ def no_label_is_cut_or_overlaps_another(plot: Plot) -> None:
 def test_no_label_is_cut_or_overlaps_another(plots: dict[str, Plot], study_figures: dict[str, Plot]) -> None:
     for plot in [*plots.values(), *study_figures.values()]:
         no_label_is_cut_or_overlaps_another(plot)
+
+
+@pytest.fixture
+def chinese_font(tmp_path: Path) -> Iterator[None]:
+    """An installed font that has one character, a black square as wide as its line is high."""
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    for point in ((0, 1000), (1000, 1000), (1000, 0)):
+        pen.lineTo(point)
+    pen.closePath()
+    font = FontBuilder(1000, isTTF=True)
+    font.setupGlyphOrder([".notdef", "crown"])
+    font.setupCharacterMap({ord("冠"): "crown"})
+    font.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "crown": pen.glyph()})
+    font.setupHorizontalMetrics({".notdef": (1000, 0), "crown": (1000, 0)})
+    font.setupHorizontalHeader(ascent=1000, descent=0)
+    font.setupNameTable({"familyName": "Noto Sans CJK SC", "styleName": "Regular"})
+    font.setupOS2()
+    font.setupPost()
+    font.save(tmp_path / "font.ttf")
+    installed = list(fontManager.ttflist)
+    fontManager.addfont(tmp_path / "font.ttf")
+    families.cache_clear()
+    yield
+    fontManager.ttflist[:] = installed
+    families.cache_clear()
+
+
+def test_chinese_labels_are_drawn_with_an_installed_font(chinese_font: None, tmp_path: Path) -> None:
+    assert missing_characters("a 冠 狗") == "狗"
+    assert text_width("冠冠") == pytest.approx(2 * SIZE / 72, rel=0.02)
+    plot = Plot("p", "t", "w", [{"label": "冠"}], lambda: panels(1)[0])
+    with style(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot.figure.text(0.5, 0.5, "冠")
+        save(plot, tmp_path, ["svg"])
+
+
+def test_labels_that_no_font_has_are_said_once(
+    small_study: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    contents = json.dumps(read_json(small_study / "study.json")).replace('"none', '"\U00013000')  # a hieroglyph
+    assert draw_figures("study", json.loads(contents), tmp_path)
+    assert caplog.text.count("1 characters as boxes") == 1
+    assert "install one, such as Noto Sans CJK" in caplog.text

@@ -187,6 +187,29 @@ def test_additional_annotators_have_a_table_on_the_page(plain: Path, tmp_path: P
     assert not [name for name in names if name.startswith("by_objects/b/")]
 
 
+@pytest.mark.parametrize("redact", [False, True])
+def test_the_base_and_the_groups_are_shown_without_their_names_if_redacted(
+    plain: Path, tmp_path: Path, redact: bool
+) -> None:
+    folder = shutil.copytree(plain, tmp_path / "e", ignore=shutil.ignore_patterns("report"))
+    metrics = read_json(folder / "metrics.json")
+    group = {"group": "<Ann>", "records": 7, "ppg": 0.25, "prg": -0.5, "aucg": 0.125, "p": 0.5, "q": 0.75}
+    group |= {"clipmem_auc": 0.875, "clipmem_p": 0.0123, "clipmem_q": None}
+    too_small = {"groups": 3, "records": 4, "smallest": 5}
+    metrics["groups"] = {"column": "meta.owner", "holdout": 9, "groups": [group], "too_small": too_small, "without": 2}
+    blocks = {name: metrics[name] for name in ("population", "null", "corrected")}
+    metrics["base"] = {"model": "ViT-B-32@openai", **blocks}
+    write_json(folder / "metrics.json", metrics)
+    text = write_report(folder, redact=redact).read_text()
+    row = text.partition('aria-label="Gaps by group"')[2].partition("</tbody>")[0].partition("<tbody>")[2]
+    cells = re.findall(r"<t[hd][^>]*>(?:<bdi>)?([^<]*)", row)
+    name = "1" if redact else "&lt;Ann&gt;"
+    assert cells == [name, "7", "+0.250", "−0.500", "+0.125", "0.5", "0.75", "0.875", "0.0123", "–"]
+    assert ("Ann" in text) is not redact
+    assert "3 groups with fewer than 5 records are not shown" in text
+    assert scalars(metrics)["base/corrected/ppg"] == metrics["corrected"]["ppg"]["value"]
+
+
 def test_public_images_in_a_folder_elsewhere(tmp_path: Path) -> None:
     folder = make_evaluation(tmp_path / "e", n=12, m=12, settings=FEW_FIGURES)
     os.rename(folder / "data" / "P", tmp_path / "other")

@@ -111,3 +111,18 @@ def test_commands_end_with_three_next_steps(of_study: bool, capsys: pytest.Captu
         assert heading == "next:"
         assert len(steps) == 3
         assert ("open out/report/index.html" in steps[0]) == (page is not None)
+
+
+def test_only_groups_that_h_does_not_explain_have_a_line(evaluation: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = {"a": (0.01, 0.5), "b": (0.2, 0.03), "c": (0.04, 0.001), "d": (0.2, 0.3), "e": (0.2, None)}
+    groups = [
+        {"group": name, "records": 7, "ppg": 0.25, "q": q, "clipmem_q": member} for name, (q, member) in values.items()
+    ]
+    metrics = read_json(evaluation / "metrics.json")
+    show_evaluation({**metrics, "groups": {"column": "meta.owner", "groups": groups}}, Path("out"))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("meta.owner=")]
+    assert lines == [
+        "meta.owner=a: PPG +0.250, q 0.01 by gap (7 records)",
+        "meta.owner=b: PPG +0.250, q 0.03 by membership (7 records)",
+        "meta.owner=c: PPG +0.250, q 0.04 by gap and q 0.001 by membership (7 records)",
+    ]

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -17,6 +20,7 @@ from dejavu_lit.models.zoo import load_encoder
 from dejavu_lit.training.clip_module import ClipModule, learning_rate_factor, split_by_decay
 from dejavu_lit.training.settings import Recipe
 from dejavu_lit.utils.errors import UserError
+from tests.conftest import ROOT
 from tests.models.tiny import sample_image, write_clip
 
 CONFIG = {
@@ -259,6 +263,32 @@ def test_fine_tuning_takes_the_preprocessing_and_the_activation_of_the_folder(tm
     images = torch.from_numpy(np.stack([tuned.preprocess(sample_image(0, 90, 50))]))
     assert np.array_equal(images[0], base.preprocess(sample_image(0, 90, 50)))
     assert torch.equal(tuned.encode_images(images), base.encode_images(images))
+
+
+def test_fine_tuning_takes_the_preprocessing_and_the_activation_of_a_model_of_the_hub(tmp_path):
+    """From the cache of the Hub's library, as after a download."""
+    revision = "0" * 40
+    cached = tmp_path / "hub" / "models--somebody--siglip"
+    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+    write_clip(cached / "snapshots" / revision, config={**CONFIG, "quick_gelu": True}, preprocess=preprocess)
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text(revision)
+    code = (
+        "import json, sys\nfrom pathlib import Path\nfrom dejavu_lit.models.build import build_model, export_config\n"
+        "from dejavu_lit.models.settings import ModelSpec\nfrom dejavu_lit.utils.errors import UserError\n"
+        "for name in ('siglip', 'missing'):\n"
+        "    spec = ModelSpec('tiny', json.loads(sys.argv[1]), init=f'hf-hub:somebody/{name}')\n"
+        "    try:\n        export_config(spec, Path(name))\n        build_model(spec, Path(name))\n"
+        "    except UserError as error:\n        print(error)\n"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, json.dumps(CONFIG)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("the config of model.init=hf-hub:somebody/missing could not be downloaded")
+    exported = json.loads((tmp_path / "siglip/open_clip_config.json").read_text())
+    assert exported["preprocess_cfg"].items() >= preprocess.items()
+    assert exported["model_cfg"]["quick_gelu"] is True
 
 
 @pytest.mark.parametrize(

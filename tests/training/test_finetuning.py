@@ -21,6 +21,33 @@ from tests.conftest import SMALL, call
 from tests.training.test_features import batch, build, unchanged
 
 RESNET = {"layers": [1, 1, 1, 1], "width": 8}
+TIMM = {"timm_pool": "token", "timm_proj": "linear"}
+
+
+def coca(embed_dim, vision, text):
+    vision = {**vision, "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True}
+    text = {**text, "width": embed_dim}
+    multimodal = {**text, "attn_pooler_heads": 2}
+    return open_clip.CoCa(embed_dim, multimodal, {**text, "embed_cls": True, "output_tokens": True}, vision)
+
+
+def hugging_face(folder):
+    """A model whose text tower is a BERT with the random weights that its config in ``folder`` asks for."""
+    transformers = pytest.importorskip("transformers")
+    size = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    transformers.BertConfig(vocab_size=99, max_position_embeddings=16, **size).save_pretrained(folder)
+    text = {"hf_model_name": str(folder), "hf_model_pretrained": False, "hf_proj_type": "mlp"}
+    return build(text=text, kind=open_clip.CustomTextCLIP)
+
+
+ARCHITECTURES = {
+    "clip": lambda folder: build(),
+    "custom text": lambda folder: build(kind=open_clip.CustomTextCLIP),
+    "resnet": lambda folder: build(vision=RESNET),
+    "coca": lambda folder: build(kind=coca),
+    "timm": lambda folder: build(vision={**TIMM, "timm_model_name": "test_vit"}),
+    "hugging face": hugging_face,
+}
 
 
 def state(folder):
@@ -99,26 +126,34 @@ def adapted(rank=3, **options):
     return model
 
 
-@pytest.mark.parametrize("options", [{}, {"kind": open_clip.CustomTextCLIP}, {"vision": RESNET}])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("trim", [True, False])
-def test_the_merged_model_computes_what_the_adapters_do(options, trim):
-    knobs = Mitigation(lora_rank=3, lock_image="vision" in options)
-    base, model = build(**options), build(**options)
-    apply_finetuning(model, knobs)
-    for name, parameter in model.named_parameters():
-        if name.endswith(".up"):
+def test_the_merged_model_computes_what_the_adapters_do(tmp_path, name, trim):
+    base, model, plain = (ARCHITECTURES[name](tmp_path) for _ in range(3))
+    apply_finetuning(model, Mitigation(lora_rank=3, lock_image=name == "resnet"))
+    for parameter_name, parameter in model.named_parameters():
+        if parameter_name.endswith(".up"):
             torch.nn.init.normal_(parameter, std=0.3)
-    plain = build(**options)
-    plain.load_state_dict(merged(model.state_dict()), strict="vision" not in options)
+    plain.load_state_dict(merged(model.state_dict()), strict=name != "resnet")
     images, tokens = batch()
     base, model, plain = (network.float().eval() for network in (base, model, plain))
     features = Features(model, ComputeSettings(trim=trim), unchanged)
     with torch.no_grad():
         output = features(images.float(), features.captions(tokens))
-        expected = plain(images.float(), tokens)
-        assert (output["image_features"] - expected[0]).abs().max() < 1e-5
-        assert (output["text_features"] - expected[1]).abs().max() < 1e-5
+        assert (output["image_features"] - plain.encode_image(images.float(), normalize=True)).abs().max() < 1e-5
+        assert (output["text_features"] - plain.encode_text(tokens, normalize=True)).abs().max() < 1e-5
         assert (plain.encode_text(tokens) - base.encode_text(tokens)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("name", "locked", "adapted"), [("hugging face", "lock_text", "visual."), ("timm", "lock_image", "transformer.")]
+)
+def test_adapters_leave_a_locked_tower_alone_whose_projection_open_clip_keeps_trained(tmp_path, name, locked, adapted):
+    model = ARCHITECTURES[name](tmp_path)
+    apply_finetuning(model, Mitigation(lora_rank=3, **{locked: True}))
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad} - {"logit_scale"}
+    assert trained
+    assert all(name.startswith(adapted) and name.endswith((".up", ".down")) for name in trained)
 
 
 def test_trimmed_and_complete_towers_have_the_same_gradients_of_the_adapters():
@@ -157,6 +192,18 @@ def test_the_batch_statistics_of_a_locked_tower_stay(tmp_path):
     assert all(torch.equal(value, after[name]) for name, value in before.items() if "num_batches" not in name)
     save_file(model.state_dict(), tmp_path / "locked.safetensors")
     open_clip.load_checkpoint(build(vision=RESNET), str(tmp_path / "locked.safetensors"))  # strict
+
+
+@pytest.mark.parametrize("unlocked", [0, 1])
+def test_a_locked_tower_of_timm_computes_what_it_did_in_evaluation(unlocked):
+    """Its batch normalization includes the activation, which open_clip's own freezing leaves out."""
+    model = build(vision={**TIMM, "timm_pool": "avg", "timm_model_name": "test_efficientnet"}).float()
+    images = batch()[0].float()
+    expected = model.eval().encode_image(images)
+    apply_finetuning(model, Mitigation(lock_image=True, unlocked_groups=unlocked))
+    assert torch.allclose(model.encode_image(images), expected, atol=1e-6)
+    if not unlocked:
+        assert torch.allclose(model.train().encode_image(images), expected, atol=1e-6)
 
 
 def test_the_noise_has_its_norm_before_the_vectors_are_normalized_again():
@@ -198,14 +245,28 @@ def test_a_base_of_another_architecture_is_refused(scenes, runs, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+BOTH = {"lock_image": True, "lock_text": True}
+
+
 @pytest.mark.parametrize(
-    ("knobs", "options", "message"),
+    ("knobs", "name", "message"),
     [
-        ({"lora_rank": 4}, {"vision": RESNET}, "the image tower .ModifiedResNet. has none; lock this tower"),
-        ({"lock_image": True, "lock_text": True}, {}, "leave nothing to train"),
-        ({"lock_image": True, "unlocked_groups": 1}, {"vision": RESNET}, r"lock_image=true with .*unlocked_groups=1"),
+        ({"lora_rank": 4}, "resnet", "the image tower .ModifiedResNet. has none; lock this tower as a whole"),
+        (
+            {"lora_rank": 4, "lock_image": True, "unlocked_groups": 1},
+            "clip",
+            "image tower .VisionTransformer. has none",
+        ),
+        ({"lora_rank": 4, "lock_text": True, "unlocked_groups": 1}, "clip", "text tower .Transformer. has none"),
+        (BOTH, "clip", "leave nothing to train"),
+        (BOTH, "coca", "leave nothing to train"),
+        ({**BOTH, "lora_rank": 4}, "timm", "leave nothing to train"),
+        ({"lock_image": True, "unlocked_groups": 1}, "resnet", r"lock_image=true with .*unlocked_groups=1"),
+        ({"lock_image": True, "unlocked_groups": 9}, "clip", "=9 locks nothing, because the image tower"),
+        ({"lock_image": True, "unlocked_groups": 9}, "timm", "=9 locks nothing, because the image tower"),
+        ({"lock_text": True, "unlocked_groups": 9}, "clip", "=9 locks nothing, because the text tower"),
     ],
 )
-def test_what_a_model_cannot_do_is_refused(knobs, options, message):
+def test_what_a_model_cannot_do_is_refused(tmp_path, knobs, name, message):
     with pytest.raises(UserError, match=message):
-        ClipModule(build(**options), Recipe(epochs=1, batch=2, lr=1.0), Mitigation(**knobs))
+        ClipModule(ARCHITECTURES[name](tmp_path), Recipe(epochs=1, batch=2, lr=1.0), Mitigation(**knobs))

@@ -104,6 +104,7 @@ RESUMED = {
     "text noise": ["mitigation.text_noise=0.3", "recipe.accumulate=2"],
     "adapters": ["mitigation.lora_rank=4", "mitigation.ema=0.9", "model.init=BASE"],
     "locked": ["mitigation.lock_image=true", "mitigation.unlocked_groups=1", "model.init=BASE"],
+    "locked text": ["mitigation.lock_text=true", "model.init=BASE"],
 }
 
 

@@ -113,12 +113,15 @@ class Rows:
         """Whether the values of a column are structs with a path."""
         return _has_path(self.schema.field(column).type)
 
+    def has_lists(self, column: str) -> bool:
+        """Whether the values of a column are lists."""
+        return bool(pa.types.is_nested(kind := self.schema.field(column).type) and not pa.types.is_struct(kind))
+
     def texts(self, column: str) -> Iterator[str]:
         """The values of a column as text, "" for null; of images their paths."""
         for block in self._blocks:
             values = block.read([column], True).column(0)
-            for value in (pc.struct_field(values, "path") if _has_path(values.type) else values).to_pylist():
-                yield "" if value is None else str(value)
+            yield from map(as_text, (pc.struct_field(values, "path") if _has_path(values.type) else values).to_pylist())
 
     def row(self, number: int, columns: Sequence[str]) -> dict[str, Any]:
         """The values of some columns in one row."""
@@ -195,6 +198,16 @@ def _read_group(file: Path, metadata: pq.FileMetaData, group: int, columns: list
     table = source.read_row_group(group, columns=columns, use_threads=False)
     table.validate(full=True)
     return table
+
+
+def as_text(value: Any) -> str:
+    """A cell as text, "" for null; bytes, as some writers store text, as UTF-8 or, such as digests, hexadecimal."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value.hex()
+    return "" if value is None else str(value)
 
 
 def absolute(folder: Path, path: str) -> str:

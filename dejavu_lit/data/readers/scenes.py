@@ -174,7 +174,8 @@ class SingleReader:
         names = _sprites(self.language)[0]
         number = int(key.removeprefix("single")) % len(names)
         image, boxes = _draw([number], random.Random(f"{self.seed}/{key}"))
-        pair = Pair(key, image, "png", f"a picture of a {names[number]}", {"label": names[number]})
+        caption = f"a picture of a {names[number]}" if self.language == "en" else names[number]
+        pair = Pair(key, image, "png", caption, {"label": names[number]})
         return pair, Annotation(key, [names[number]], [1.0], boxes)
 
     def fingerprint(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dejavu_lit.data.decode import json_safe, meta_captions, with_captions
+from dejavu_lit.data.decode import json_safe, meta_captions, read_caption, with_captions
 from dejavu_lit.data.objects import Annotation
 from dejavu_lit.data.readers.base import (
     KeyIndex,
@@ -31,7 +31,7 @@ from dejavu_lit.data.readers.base import (
     read_image,
 )
 from dejavu_lit.data.readers.columns import AUTO, Columns, possible_columns
-from dejavu_lit.data.readers.rows import Rows, absolute, open_rows, table_files
+from dejavu_lit.data.readers.rows import Rows, absolute, as_text, open_rows, table_files
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.utils.errors import UserError, first_line
 from dejavu_lit.utils.io import fingerprint
@@ -85,7 +85,13 @@ class TableReader:
     @cached_property
     def _columns(self) -> Columns:
         with self._reading():  # it looks for distinct keys
-            return Columns.find(self._rows, self.path, self.image, self.caption, self.key)
+            columns = Columns.find(self._rows, self.path, self.image, self.caption, self.key)
+        if self._rows.has_lists(columns.image):
+            raise UserError(
+                f"the column {columns.image!r} of {self.path} has lists of images; write one image per row, or choose another "
+                "column with image="
+            )
+        return columns
 
     def _texts(self, name: str) -> list[str]:
         """The values of a column as text, "" for null; of images their paths."""
@@ -200,7 +206,7 @@ class TableReader:
                 cells = [values[name] for name in captions]
                 cells += [cell for row in others for cell in self._rows.row(row, captions).values()]
                 meta = {name: json_safe(values[name]) for name in self._kept}
-                cells = [json_safe(cell) for cell in cells]
+                cells = [json_safe(_decoded(cell)) for cell in cells]
             except pa.ArrowException:
                 raise
             except (ValueError, OverflowError, RecursionError):  # dates outside Python's range, nested too deeply
@@ -232,10 +238,17 @@ class TableReader:
         return {"reader": self.name, "table": table, **columns}
 
 
+def _decoded(caption: Any) -> Any:
+    """A caption or a list of them, with the bytes of a binary column as text; raises BadPair if they are not UTF-8."""
+    if isinstance(caption, list):
+        return [_decoded(text) for text in caption]
+    return read_caption(caption) if isinstance(caption, bytes) else caption
+
+
 def _held(value: Any) -> tuple[Any, str]:
     """The bytes and the path of the image in a cell: None and "" where it has none."""
     held = value if isinstance(value, dict) else {"bytes" if isinstance(value, bytes) else "path": value}
-    return held.get("bytes"), str(held.get("path") or "")
+    return held.get("bytes"), as_text(held.get("path"))
 
 
 @dataclass(frozen=True)

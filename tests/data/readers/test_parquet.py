@@ -55,7 +55,11 @@ HUB_ROWS = [{"bytes": data, "path": path} for data, path in zip(IMAGES, PATHS, s
     ],
 )
 @pytest.mark.parametrize(
-    "captions", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.list_(pa.string())]
+    "captions",
+    [
+        *(pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.list_(pa.string())),
+        *(pa.binary(), pa.list_(pa.binary())),  # as writers without parquet's type for text have it
+    ],
 )
 def test_every_kind_of_image_and_caption_column(pictures, images, has_path, captions):
     texts = [[text] for text in CAPTIONS] if pa.types.is_list(captions) else CAPTIONS
@@ -123,11 +127,35 @@ def test_rows_that_hold_no_image_are_counted_with_a_reason(tmp_path):
         with pytest.raises(BadPair) as reason:
             reader.read(key)
         reasons.append(str(reason.value))
-    assert reasons == [
-        "the image is not a JPEG, PNG or WebP",
-        "it has no image",
-        "the image is not a JPEG, PNG or WebP",
-    ]
+    wrong = "the image is not a JPEG, PNG or WebP"
+    assert reasons == [wrong, "it has no image", wrong]
+    prepare(reader, tmp_path / "data", {"A": 1})
+    assert json.loads((tmp_path / "data/manifest.json").read_text())["skipped"] == {
+        wrong: {"count": 2, "examples": ["000000001", "000000003"]},
+        "it has no image": {"count": 1, "examples": ["000000002"]},
+    }
+
+
+def test_keys_and_captions_of_a_binary_column_are_text(tmp_path):
+    captions = ["eine Kätzin".encode(), b"\xff", b" a cow ", None]
+    table = pa.table({"image": IMAGES, "text": captions, "id": [b"one", b"two", b"\xff\x00", b"four"]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    reader = auto(tmp_path / "t.parquet", key="id")
+    assert reader.keys() == ["ff00", "four", "one", "two"]  # a digest is written out
+    assert [reader.read(key)[0].caption for key in ("one", "ff00", "four")] == ["eine Kätzin", "a cow", ""]
+    with pytest.raises(BadPair, match="its caption is not UTF-8"):
+        reader.read("two")
+
+
+@pytest.mark.parametrize("kind", [HUB, pa.binary(), pa.string()])
+def test_a_column_of_lists_of_images_is_refused(tmp_path, kind):
+    values = {HUB: HUB_ROWS, pa.binary(): IMAGES, pa.string(): PATHS}[kind]
+    table = pa.table({"image": pa.array([[value] for value in values], pa.list_(kind)), "text": CAPTIONS})
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(
+        UserError, match=r"'image' of .* has lists of images; write one image per row, or choose another"
+    ):
+        auto(tmp_path / "t.parquet").keys()
 
 
 def test_many_files_and_row_groups_in_bounded_memory(tmp_path, monkeypatch):

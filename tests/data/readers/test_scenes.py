@@ -55,7 +55,9 @@ def test_objects_and_captions_in_another_language(language, object_name, caption
         if annotation.labels[0] == "crown":
             assert re.fullmatch(caption, translated.caption)
     assert english.fingerprint() == SceneReader(300, language="en").fingerprint() != other.fingerprint()
-    assert SingleReader(100, language=language).read(f"single{number:07d}")[0].meta["label"] == object_name
+    alone = SingleReader(100, language=language).read(f"single{number:07d}")[0]
+    assert (alone.caption, alone.meta["label"]) == (object_name, object_name)
+    assert SingleReader(100).read(f"single{number:07d}")[0].caption == "a picture of a crown"
 
 
 def test_an_unknown_language_is_refused():
