@@ -1,8 +1,11 @@
 """Images with the boxes of their objects drawn, alone or on one sheet, to check an annotator by eye."""
 
+import logging
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from colorsys import hsv_to_rgb
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -15,8 +18,19 @@ from dejavu_lit.utils.errors import UserError
 TEXT = 11  # pixels, height of the labels
 LINE = TEXT + 3  # pixels, height of a line of text
 GAP = 6  # pixels between images
+# Files of fonts with Chinese, Japanese and Korean characters, which Pillow finds in the system's folders.
+CJK = (
+    "NotoSansCJK-Regular.ttc",
+    "wqy-zenhei.ttc",
+    "wqy-microhei.ttc",
+    "DroidSansFallbackFull.ttf",
+    "msyh.ttc",
+    "PingFang.ttc",
+)
 LONGEST = 80  # characters of a label or key
 FOOT = 3  # lines below an image, for its key and for labels without a box
+
+log = logging.getLogger(__name__)
 
 Row = tuple[str, float, Sequence[float]]  # label, score, box
 
@@ -72,7 +86,8 @@ def draw(image: Image.Image, objects: Annotation, threshold: float, size: int = 
         scaled = _with_boxes(scaled, boxed, scale)
     tile = Image.new("RGB", (size, size + FOOT * LINE), "white")
     tile.paste(scaled)
-    pen, font = ImageDraw.Draw(tile), ImageFont.load_default(TEXT)
+    file = font_file("".join(objects.labels))
+    pen, font = ImageDraw.Draw(tile), ImageFont.truetype(file, TEXT) if file else ImageFont.load_default(TEXT)
     boxless = ", ".join(_short(row[0]) for row in rows if row not in boxed)
     for line, text in enumerate([_short(objects.key), *_wrapped(boxless, size, font)][:FOOT]):
         pen.text((1, scaled.height + line * LINE), text, fill="black" if line else "grey", font=font)
@@ -95,9 +110,24 @@ def _with_boxes(image: Image.Image, rows: Sequence[Row], scale: float) -> Image.
             texts,
             [label_color(label) for label, *_ in rows],
             width=2,
+            **({"font": file, "font_size": TEXT} if (file := font_file("".join(texts))) else {}),
         )
     )
     return drawn
+
+
+def font_file(text: str) -> str | None:
+    """The font file for a text with Chinese, Japanese or Korean; None, for Pillow's own font, for others or without one."""
+    return _cjk_font() if any(character >= "\u2e80" for character in text) else None  # where their blocks begin
+
+
+@cache
+def _cjk_font() -> str | None:
+    for name in CJK:
+        with suppress(OSError):
+            return str(ImageFont.truetype(name, TEXT).path)
+    log.warning("labels in Chinese, Japanese or Korean are drawn as boxes: install a font, such as Noto Sans CJK")
+    return None
 
 
 def label_color(label: str) -> tuple[int, int, int]:

@@ -99,7 +99,7 @@ def _trained(model: nn.Module) -> set[str]:
 
 def _freeze_statistics(trunk: nn.Module) -> None:
     """Freeze batch normalization with locked weights. open_clip's own way drops the activation within timm's layers."""
-    from timm.layers import freeze_batch_norm_2d
+    from timm.layers.norm_act import freeze_batch_norm_2d
 
     for name, module in list(trunk.named_modules()):
         if isinstance(module, nn.BatchNorm2d) and not any(p.requires_grad for p in module.parameters()):

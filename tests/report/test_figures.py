@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
-from fontTools.fontBuilder import FontBuilder
-from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.axes import Axes
 from matplotlib.font_manager import fontManager
 
@@ -35,6 +33,7 @@ from dejavu_lit.report.plots import evaluation_plots
 from dejavu_lit.report.study_plots import study_plots
 from dejavu_lit.training.loggers import CsvLogger
 from dejavu_lit.utils.io import read_json, write_json
+from tests.fonts import write_font
 
 FIGURES = ("ppg", "prg", "aucg")
 
@@ -300,22 +299,8 @@ def test_no_label_is_cut_or_overlaps_another(plots: dict[str, Plot], study_figur
 
 @pytest.fixture
 def chinese_font(tmp_path: Path) -> Iterator[None]:
-    """An installed font that has one character, a black square as wide as its line is high."""
-    pen = TTGlyphPen(None)
-    pen.moveTo((0, 0))
-    for point in ((0, 1000), (1000, 1000), (1000, 0)):
-        pen.lineTo(point)
-    pen.closePath()
-    font = FontBuilder(1000, isTTF=True)
-    font.setupGlyphOrder([".notdef", "crown"])
-    font.setupCharacterMap({ord("冠"): "crown"})
-    font.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "crown": pen.glyph()})
-    font.setupHorizontalMetrics({".notdef": (1000, 0), "crown": (1000, 0)})
-    font.setupHorizontalHeader(ascent=1000, descent=0)
-    font.setupNameTable({"familyName": "Noto Sans CJK SC", "styleName": "Regular"})
-    font.setupOS2()
-    font.setupPost()
-    font.save(tmp_path / "font.ttf")
+    """An installed font that has one Chinese character."""
+    write_font(tmp_path / "font.ttf", "冠")
     installed = list(fontManager.ttflist)
     fontManager.addfont(tmp_path / "font.ttf")
     families.cache_clear()
