@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from dejavu_lit.data.objects import Objects
-from dejavu_lit.measure.population import estimate, outcomes
+from dejavu_lit.measure.gaps import estimate, outcomes
 from dejavu_lit.measure.scores import Neighbors, score
 from dejavu_lit.measure.settings import Resampling
 

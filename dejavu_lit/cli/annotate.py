@@ -46,7 +46,8 @@ def annotate(settings: Annotate, out: Path) -> None:
 
 def _annotate(data: DataSpec, sets: dict[str, "ShardSet"], settings: Annotate) -> None:
     from dejavu_lit.objects.annotate import annotate as run
-    from dejavu_lit.objects.annotate import coverage, parse_share
+    from dejavu_lit.objects.annotate import coverage
+    from dejavu_lit.objects.shares import parse_share
 
     trainer, node = settings.trainer, dict(settings.annotator or {})
     if processes(trainer, shared=True).world > 1 and settings.part is not None:

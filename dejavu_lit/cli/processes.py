@@ -6,8 +6,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from dejavu_lit.training.settings import TrainerSettings
-from dejavu_lit.utils.distributed import Ranks, current_ranks, end_with_parent, launch_ranks
+from dejavu_lit.utils.distributed import Ranks, current_ranks
 from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.launch import end_with_parent, launch_ranks
 
 READ = ("accelerator", "devices", "num_nodes")  # of trainer; its other options apply to training only
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from dejavu_lit.measure.figures import BLOCKS, FIGURES
-from dejavu_lit.measure.population import Estimate, Outcomes, estimate, outcomes
+from dejavu_lit.measure.gaps import Estimate, Outcomes, estimate, outcomes
 from dejavu_lit.measure.records import SIDES, Records
 from dejavu_lit.measure.scores import Scores
 from dejavu_lit.measure.settings import Resampling

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dejavu_lit.measure.figures import FIGURES
-from dejavu_lit.measure.population import Outcomes
+from dejavu_lit.measure.gaps import Outcomes
 from dejavu_lit.measure.subgroups import GroupMeans
 from dejavu_lit.utils.errors import UserError
 

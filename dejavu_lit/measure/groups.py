@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from dejavu_lit.measure.figures import FIGURES
+from dejavu_lit.measure.gaps import Outcomes, mean_recall_gap, outcomes
 from dejavu_lit.measure.membership import ScoredSet
-from dejavu_lit.measure.population import Outcomes, mean_recall_gap, outcomes
 from dejavu_lit.measure.records import META, Records
 from dejavu_lit.utils.errors import UserError, suggest
 

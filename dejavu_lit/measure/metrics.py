@@ -17,7 +17,7 @@ from dejavu_lit.data.objects import Objects
 from dejavu_lit.measure.controls import blind_baseline, blocks, memorization_found
 from dejavu_lit.measure.exposure import gaps_by_exposure
 from dejavu_lit.measure.figures import BLOCK_SETS, BLOCKS
-from dejavu_lit.measure.population import Outcomes, outcomes
+from dejavu_lit.measure.gaps import Outcomes, outcomes
 from dejavu_lit.measure.records import EXPOSURE, Records
 from dejavu_lit.measure.sample import recall_curves, sample_curves, sample_gaps
 from dejavu_lit.measure.scores import Scores

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.special import erfc
 
 from dejavu_lit.measure.figures import FIGURES
-from dejavu_lit.measure.population import Outcomes
+from dejavu_lit.measure.gaps import Outcomes
 from dejavu_lit.measure.records import META, Records
 from dejavu_lit.measure.settings import BUILT_IN_COLUMNS
 from dejavu_lit.utils.errors import UserError, suggest

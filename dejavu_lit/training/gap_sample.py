@@ -24,7 +24,7 @@ from dejavu_lit.evaluation.chunks import CHUNK, Chunk, encode_ahead, encode_chun
 from dejavu_lit.evaluation.search import search
 from dejavu_lit.measure.controls import blocks
 from dejavu_lit.measure.figures import FIGURES
-from dejavu_lit.measure.population import outcomes
+from dejavu_lit.measure.gaps import outcomes
 from dejavu_lit.measure.scores import Scores, score
 from dejavu_lit.measure.settings import Resampling
 from dejavu_lit.models.encoder import Encoder

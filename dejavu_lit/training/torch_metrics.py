@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from dejavu_lit.measure.population import mean_recall_gap
+from dejavu_lit.measure.gaps import mean_recall_gap
 
 
 class _PopulationGap(Metric):

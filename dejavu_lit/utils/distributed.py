@@ -1,4 +1,4 @@
-"""The processes that share the work of one command: which one this is, how they are started, and how they connect.
+"""The processes that share the work of one command: which one this is, and how they connect.
 
     evaluate.py trainer=ddp trainer.devices=8 …          torchrun --nproc_per_node=8 evaluate.py …
     srun --ntasks-per-node=8 dejavu evaluate …
@@ -6,27 +6,20 @@
 Each finds its rank in the environment. They share files, and communicate only to wait for each other.
 """
 
-import logging
 import os
-import secrets
-import sys
-import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dejavu_lit.utils.errors import UserError, first_line
-from dejavu_lit.utils.parallel import thread_count
 
 if TYPE_CHECKING:
     from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 
 HOURS = 24  # ranks wait this long for the slowest one
 MINUTES = 30.0  # and this long for each other to start
-PARENT = "DEJAVU_RANKS_OF"  # the process that started the ranks of this machine, see launch_ranks
 COMMAND = "DEJAVU_COMMAND"  # the process of a command, which may start further ones through Lightning
 # What a launcher sets in each of its processes: rank, number of processes and rank on the node, then what else names it.
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID")
@@ -148,51 +141,6 @@ def lightning_environment() -> list["ClusterEnvironment"]:
         return [SLURMEnvironment(auto_requeue=False)]
     except RuntimeError:
         raise UserError("srun was given --ntasks; give it --ntasks-per-node instead") from None
-
-
-def launch_ranks(count: int) -> NoReturn:
-    """Start this command ``count`` times as ranks of this machine, as torchrun does, and exit with their exit code.
-
-    The first failure ends the others, and so does the end of this process.
-    """
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks speak for themselves
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, thread_count() // count)))
-    os.environ[PARENT] = str(os.getpid())
-    ranks = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=count,
-        run_id=secrets.token_hex(8),
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.1,
-    )
-    try:
-        elastic_launch(ranks, sys.executable)(*sys.orig_argv[1:])
-    except ChildFailedError as error:
-        code = error.get_first_failure()[1].exitcode
-        sys.exit(code if code > 0 else 128 - code)
-    except SignalException as error:
-        sys.exit(128 + int(error.sigval))
-    sys.exit(0)
-
-
-def end_with_parent() -> None:
-    """Let a rank started by ``launch_ranks`` exit when that process is killed; it would keep the directory locked."""
-    parent = int(os.environ.get(PARENT, 0))
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    if parent and "TORCHELASTIC_RUN_ID" in os.environ:
-        threading.Thread(target=watch, daemon=True).start()
 
 
 def group_share() -> tuple[int, int]:

@@ -153,7 +153,7 @@ def test_what_is_no_secret_passes(monkeypatch, tmp_path):
     )
     with pytest.raises(UserError, match=r"the value of \$DB_PASSWORD"):
         check_secrets({"name": "postgres"})
-    with pytest.raises(UserError, match=r"^a name in the settings holds the value of \$DB_PASSWORD"):
+    with pytest.raises(UserError, match=r"^a name in the settings contains the value of \$DB_PASSWORD"):
         check_secrets({"x": {"postgres": 1}})
 
 

@@ -14,7 +14,7 @@ from dejavu_lit.measure.controls import (
     pool_blocks,
 )
 from dejavu_lit.measure.figures import BLOCKS, FIGURES
-from dejavu_lit.measure.population import Outcomes, estimate, outcomes
+from dejavu_lit.measure.gaps import Outcomes, estimate, outcomes
 from dejavu_lit.measure.records import Neighbors, Records
 from dejavu_lit.measure.settings import Resampling
 from dejavu_lit.utils.errors import UserError

@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from dejavu_lit.measure.exposure import exposure_levels, gaps_by_exposure, spearman
-from dejavu_lit.measure.population import Outcomes
+from dejavu_lit.measure.gaps import Outcomes
 from dejavu_lit.utils.errors import UserError
 
 

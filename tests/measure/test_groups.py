@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from dejavu_lit.measure.gaps import outcomes
 from dejavu_lit.measure.groups import MOST_RANKED, _rank_test, group_gaps, permutation_p
 from dejavu_lit.measure.membership import COLUMNS
-from dejavu_lit.measure.population import outcomes
 from dejavu_lit.measure.records import Records
 from dejavu_lit.utils.errors import UserError
 from tests.measure.oracle import Case

@@ -16,8 +16,8 @@ from dejavu_lit.evaluation.search import search
 from dejavu_lit.evaluation.utility import linear_probe, retrieval
 from dejavu_lit.measure.controls import blocks, compare_settings
 from dejavu_lit.measure.figures import FIGURES
+from dejavu_lit.measure.gaps import Estimate, Outcomes, outcomes
 from dejavu_lit.measure.per_pair import pair_gaps
-from dejavu_lit.measure.population import Estimate, Outcomes, outcomes
 from dejavu_lit.measure.records import Records
 from dejavu_lit.measure.sample import RANKINGS, rank, recall_curves, sample_gaps
 from dejavu_lit.measure.settings import Resampling

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dejavu_lit.measure.population import estimate, outcomes
+from dejavu_lit.measure.gaps import estimate, outcomes
 from dejavu_lit.measure.sample import RANKINGS, rank, recall_curves, sample_curves, sample_gaps, sizes
 from dejavu_lit.measure.scores import Scores
 from tests.measure.oracle import Case

@@ -11,7 +11,7 @@ import pytest
 
 from dejavu_lit.measure.controls import blocks, memorization_found, pool_blocks
 from dejavu_lit.measure.figures import BLOCKS, FIGURES
-from dejavu_lit.measure.population import Outcomes
+from dejavu_lit.measure.gaps import Outcomes
 from dejavu_lit.measure.settings import Resampling
 from tests.conftest import ROOT
 from tests.measure.simulation import CASES, PAIRS, SE, Studies, rates, studies

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from dejavu_lit.measure import subgroups as subgroups_module
-from dejavu_lit.measure.population import Outcomes, outcomes
+from dejavu_lit.measure.gaps import Outcomes, outcomes
 from dejavu_lit.measure.records import Records
 from dejavu_lit.measure.subgroups import GroupMeans, by_subgroup
 from dejavu_lit.utils.errors import UserError

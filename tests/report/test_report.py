@@ -460,7 +460,7 @@ def test_a_study_says_which_models_know_nothing(small_study: Path, capsys: pytes
     for row in study["settings"]:
         assert row["beats_blind"] is read_json(small_study / row["metrics"])["blind"]["beaten"]
     study["settings"][0]["beats_blind"], study["settings"][1]["beats_blind"] = True, False
-    sentence = "a model of mask is not better than naming the most frequent objects"
+    sentence = "Models of mask do not beat the blind baseline (naming the most frequent objects)"
     page = study_page(study, [], [], {}, "source")
     assert page.count(sentence) == 1
     assert '<li class="caution">' in page
@@ -468,7 +468,7 @@ def test_a_study_says_which_models_know_nothing(small_study: Path, capsys: pytes
     show_study(study, Path("out"), 100)
     assert sentence in " ".join(capsys.readouterr().out.split())
     study["settings"][1]["beats_blind"] = None  # not measured
-    assert "Knowing nothing" not in study_page(study, [], [], {}, "source")
+    assert "blind baseline" not in study_page(study, [], [], {}, "source")
 
 
 def test_a_null_control_that_excludes_0_is_a_caution(evaluation: Path) -> None:

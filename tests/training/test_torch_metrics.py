@@ -9,7 +9,7 @@ import torch
 import torch.multiprocessing as mp
 from torchmetrics import MetricCollection
 
-from dejavu_lit.measure.population import estimate, outcomes
+from dejavu_lit.measure.gaps import estimate, outcomes
 from dejavu_lit.measure.scores import Scores
 from dejavu_lit.training.torch_metrics import AUCG, PPG, PRG
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dejavu_lit.measure.population import Outcomes, estimate, mean_recall_gap, outcomes, sign_test
+from dejavu_lit.measure.gaps import Outcomes, estimate, mean_recall_gap, outcomes, sign_test
 from dejavu_lit.measure.scores import Scores
 from dejavu_lit.measure.settings import Resampling
 from dejavu_lit.utils.errors import UserError
