@@ -187,6 +187,11 @@ def x_label_below(figure: Figure, label: str) -> None:
     figure.supxlabel(label, fontsize=SIZE, y=0.06 / figure.get_figheight(), va="bottom")
 
 
+def y_label_beside(figure: Figure, label: str) -> None:
+    """One label for the y axes of all panels; the left margin of ``panels`` needs 0.2 more for it."""
+    figure.supylabel(label, fontsize=SIZE, x=0.04 / figure.get_figwidth(), ha="left")
+
+
 def few_ticks(axis: Any, bins: int = 2) -> None:
     """Round ticks, so few that their labels fit a narrow panel, with a true minus sign."""
     axis.set_major_locator(MaxNLocator(bins, steps=[1, 2, 2.5, 5, 10]))

@@ -24,12 +24,14 @@ from dejavu_lit.report.figures import (
     panels,
     shorten,
     x_label_below,
+    y_label_beside,
     zero_line,
 )
 from dejavu_lit.report.narrative import capitalized, interval, signed
 
 GAP_TITLES = {"ppg": "precision\ngap PPG", "prg": "recall\ngap PRG", "aucg": "AUC\ngap AUCG"}
 GAP_AXIS = "gap, target − reference (difference of shares)"
+GAP_UNIT = "gap (difference of shares)"  # for y axes, which are shorter
 SENSITIVITY = {  # name: title, axis label, one value in words
     "threshold": ("Gaps by the annotator's score threshold", "annotator's score threshold", "at score threshold {:g}"),
     "top_m": (
@@ -178,7 +180,7 @@ def _draw_gaps_over(rows: Rows, x: str, label: str) -> Figure:
     """The three gaps over the column ``x``, one line per block."""
     blocks = list(dict.fromkeys(row.get("block", "symmetric") for row in rows))
     legend = [BLOCK_NAMES[block] for block in blocks] if len(blocks) > 1 else ()
-    figure, axes = panels(3, height=1.5, legend=legend, sharey=True)
+    figure, axes = panels(3, height=1.5, left=0.7, legend=legend, sharey=True)
     colors = {"symmetric": TARGET, "population": REFERENCE, "null": MUTED}
     for axis, name in zip(axes[0], FIGURES, strict=True):
         zero_line(axis)
@@ -192,6 +194,7 @@ def _draw_gaps_over(rows: Rows, x: str, label: str) -> Figure:
         axis.set_title(GAP_TITLES[name])
         _ticks_at(axis, [r[x] for r in rows])
     x_label_below(figure, label)
+    y_label_beside(figure, GAP_UNIT)
     if legend:
         legend_above(figure, axes.flat)
     return figure

@@ -25,9 +25,10 @@ from dejavu_lit.report.figures import (
     log_x_axis,
     panels,
     x_label_below,
+    y_label_beside,
     zero_line,
 )
-from dejavu_lit.report.gap_plots import GAP_TITLES, by_k, gaps, planted, sensitivity, subgroups
+from dejavu_lit.report.gap_plots import GAP_TITLES, GAP_UNIT, by_k, gaps, planted, sensitivity, subgroups
 from dejavu_lit.report.membership_plots import clipmem_against_hits, roc
 from dejavu_lit.report.narrative import signed
 
@@ -115,7 +116,7 @@ def _sample(name: str, title: str, metrics: Metrics, curves: Sequence[tuple[str,
 
 def _draw_sample(rows: Rows) -> Figure:
     labels = list(dict.fromkeys(row["line"] for row in rows))
-    figure, axes = panels(3, 3, height=0.95, left=0.68, titles=1, legend=labels, sharex=True, sharey=True)
+    figure, axes = panels(3, 3, height=0.95, left=0.88, titles=1, legend=labels, sharex=True, sharey=True)
     for axis_row, (ranking, ranked_by) in zip(axes, RANKING_LABELS.items(), strict=True):
         for axis, gap in zip(axis_row, SAMPLE_GAPS, strict=True):
             zero_line(axis)
@@ -129,6 +130,7 @@ def _draw_sample(rows: Rows) -> Figure:
     for axis, column in zip(axes[0], SAMPLE_GAPS.values(), strict=True):
         axis.set_title(column.label)
     x_label_below(figure, "L most memorized records")
+    y_label_beside(figure, GAP_UNIT)
     legend_above(figure, axes.flat)
     return figure
 
@@ -152,7 +154,7 @@ def _draw_epochs(rows: Rows) -> Figure:
     labels = (BLOCKS["population"].label, BLOCKS["null"].label, "95 % interval", "target on the validation set")[
         : len(names)
     ]
-    figure, axes = panels(2, 2, height=1.2, left=0.55, titles=1, legend=labels)
+    figure, axes = panels(2, 2, height=1.2, left=0.75, titles=1, legend=labels)
     x = [row["epoch"] for row in rows]
     for axis, name in zip(axes.flat, names, strict=False):
         values = [row[name] for row in rows]
@@ -172,5 +174,6 @@ def _draw_epochs(rows: Rows) -> Figure:
         few_ticks(axis.yaxis, 4)
     for axis in axes.flat[len(names) :]:
         axis.remove()
+    y_label_beside(figure, GAP_UNIT)
     legend_above(figure, axes.flat)
     return figure

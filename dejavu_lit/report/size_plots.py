@@ -21,9 +21,10 @@ from dejavu_lit.report.figures import (
     panels,
     shorten,
     x_label_below,
+    y_label_beside,
     zero_line,
 )
-from dejavu_lit.report.gap_plots import GAP_TITLES
+from dejavu_lit.report.gap_plots import GAP_TITLES, GAP_UNIT
 from dejavu_lit.report.narrative import signed
 from dejavu_lit.report.study_points import Point, flat, points
 from dejavu_lit.study.ranking import utility_measure
@@ -59,7 +60,7 @@ def _draw_sizes(
     every_point: Sequence[Point], settings: Sequence[str], x_labels: Mapping[str, str], titles: Mapping[str, str]
 ) -> Figure:
     legend = [shorten(setting, 40) for setting in settings]
-    figure, axes = panels(2, 2 * len(x_labels), height=1.15, left=0.5, titles=1, legend=legend)
+    figure, axes = panels(2, 2 * len(x_labels), height=1.15, left=0.7, titles=1, legend=legend)
     for number, (x, label) in enumerate(x_labels.items()):
         block = axes[2 * number : 2 * number + 2].flat
         for axis, (name, title) in zip(block, titles.items(), strict=False):
@@ -73,6 +74,7 @@ def _draw_sizes(
                 few_ticks(axis.yaxis, 4)
         for axis in block[len(titles) :]:
             axis.remove()
+    y_label_beside(figure, GAP_UNIT)
     legend_above(figure, axes.flat)
     return figure
 
@@ -157,7 +159,7 @@ def _draw_law(rows: Sequence[Mapping[str, Any]]) -> Figure:
     settings = list(dict.fromkeys(row["setting"] for row in rows))
     names = list(dict.fromkeys(row["measure"] for row in rows))
     legend = [shorten(setting, 40) for setting in settings]
-    figure, axes = panels(2, -(-len(names) // 2), height=1.05, left=0.6, titles=1, legend=legend)
+    figure, axes = panels(2, -(-len(names) // 2), height=1.05, left=0.8, titles=1, legend=legend)
     for axis, name in zip(axes.flat, names, strict=False):
         slopes = []
         for number, setting in enumerate(settings):
@@ -180,6 +182,7 @@ def _draw_law(rows: Sequence[Mapping[str, Any]]) -> Figure:
     for axis in axes.flat[len(names) :]:
         axis.remove()
     x_label_below(figure, "T/N: times each pair was seen")
+    y_label_beside(figure, f"{GAP_UNIT}, or AUC − 0.5" if set(names) - set(FIGURES) else GAP_UNIT)
     legend_above(figure, axes.flat)
     return figure
 

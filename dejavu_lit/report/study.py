@@ -158,6 +158,7 @@ def study_page(
         source=source,
         sentence=sentence if recommended else capitalized(sentence),
         recommendation=f"Recommended: {recommended}. Rule: {study['rule']}." if recommended else "",
+        caution=study_caution(study),
         verdicts=_verdicts(study),
         frontier=next((figure for figure in figures if figure.name == "frontier"), None),
         figures=[figure for figure in figures if figure.name != "frontier"],
@@ -173,9 +174,8 @@ def study_page(
 
 
 def _verdicts(study: Row) -> list[dict[str, str]]:
-    """What all settings have to be read with, the verdict on each, and the settings without a result."""
-    caution = study_caution(study)
-    items = [{"state": "caution", "sign": "!", "name": "Caution", "sentence": caution}] if caution else []
+    """The verdict on each setting, and the settings without a result."""
+    items = []
     for pooled in study.get("pooled", []):
         state = to_state(pooled["found"]["found"])
         name = f"{pooled['name']}, {pooled['train_size']:,} pairs"

@@ -31,6 +31,11 @@ KNOB_NAMES = {  # plain names with their units, for the axes
     "early_stopping": "early stopping on V",
     "early_patience": "patience (epochs)",
     "gap_budget": "largest PPG while training",
+    "lock_image": "image tower locked",
+    "lock_text": "text tower locked",
+    "unlocked_groups": "groups left unlocked",
+    "lora_rank": "rank of LoRA",
+    "text_noise": "noise in text embeddings (norm)",
     "recipe.lr": "learning rate",
 }
 NULL_LABELS = {"logit_scale_fixed": "learned", "logit_scale_init": "recipe's"}  # what null means; otherwise: off

@@ -289,7 +289,8 @@ def test_the_first_screen_and_the_contents(chromium: Any, report: Path, study_re
     with Visit(chromium, study_report, width=1440) as visit:
         page = visit.page
         page.wait_for_selector(".examples[data-ready] .card")
-        assert page.evaluate(inside, "figure img")
+        for selector in (".verdict", "figure img", ".examples .own", ".examples .target .strip"):
+            assert page.evaluate(inside, selector), selector
         tops = page.eval_on_selector_all(".examples .card", "all => all.map(c => c.getBoundingClientRect().top)")
         assert len(tops) == 3
         assert len(set(tops)) == 1  # side by side

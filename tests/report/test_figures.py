@@ -88,6 +88,12 @@ def test_every_figure_is_drawn(plots: dict[str, Plot]) -> None:
     assert columns & set(plots)
 
 
+def test_gaps_have_their_unit_beside_the_panels(plots: dict[str, Plot], study_figures: dict[str, Plot]) -> None:
+    for name in ("by-k", "by-threshold", "by-top-m", "planted", "sample", "sample-top-m"):
+        assert plots[name].figure.get_supylabel() == "gap (difference of shares)", name
+    assert study_figures["dataset-size"].figure.get_supylabel() == "gap (difference of shares)"
+
+
 def test_gaps(plots: dict[str, Plot], metrics: dict[str, Any]) -> None:
     blocks = ("population", "swapped", "symmetric", "null", "corrected")
     for axis, figure in zip(plots["gaps"].figure.axes, FIGURES, strict=True):

@@ -1,5 +1,6 @@
 """The figures of studies against their tables: a study of real records, and invented ones with many knobs and series."""
 
+from dataclasses import fields
 from itertools import pairwise
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from dejavu_lit.measure.figures import BLOCKS
+from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.report.figures import Plot, style
 from dejavu_lit.report.study_plots import study_plots
-from dejavu_lit.report.study_points import knob_label, knobs, points
+from dejavu_lit.report.study_points import KNOB_NAMES, knob_label, knobs, points
 from dejavu_lit.study.ranking import rank
 
 from .test_figures import FIGURES, bars, contents, lines, study_figures  # noqa: F401
@@ -210,6 +212,10 @@ def test_no_label_of_many_settings_is_cut() -> None:
                     frame.x0 - 1 <= box.x0 and box.x1 <= frame.x1 + 1 and frame.y0 - 1 <= box.y0 for box in boxes
                 )
                 assert not any(a.padded(-1).overlaps(b.padded(-1)) for a, b in pairwise(boxes))
+
+
+def test_every_knob_has_a_plain_name() -> None:
+    assert {field.name for field in fields(Mitigation)} - KNOB_NAMES.keys() == set()
 
 
 def test_knobs() -> None:

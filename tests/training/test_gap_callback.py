@@ -444,8 +444,8 @@ def test_gap_options_change_the_identity_of_a_run_only_if_a_budget_may_stop_it()
     ("arguments", "message"),
     [
         (["gaps.reference=null", "mitigation.gap_budget=0.1"], "mitigation.gap_budget=0.1 needs a reference"),
-        (["gaps.reference={missing}/run"], "there is no folder {missing}/run"),
-        (["gaps.reference=embeddings:{missing}"], "the folder {missing} does not exist"),
+        (["gaps.reference={missing}/run"], "gaps.reference={missing}/run: {missing}/run does not exist"),
+        (["gaps.reference=embeddings:{missing}"], "gaps.reference=embeddings:{missing}: {missing} does not exist"),
         (["gaps.reference=embeddings:{empty}"], "{empty}/P/image has no embeddings"),
         (["gaps.reference={target}"], "was trained on A, like this run"),
         (["gaps.reference={unfinished}"], "is not finished"),

@@ -55,6 +55,7 @@ def test_a_finished_run_says_so_and_stops(runs, scenes):
     before = (runs["target"] / "run.json").read_bytes()
     done = call("train", "side=target", f"data.dir={scenes}", f"out={runs['target']}", *SMALL)
     assert "finished" in done.stderr
+    assert f"\n  dejavu evaluate target={runs['target']} reference=REFERENCE\n" in done.stdout
     assert (runs["target"] / "run.json").read_bytes() == before
 
 
