@@ -44,7 +44,7 @@ def test_every_kind_of_table_gives_the_same_objects(tmp_path: Path, kind: str) -
     for row in ROWS:
         annotation = table.annotation(pair(row["key"]))
         assert (annotation.labels, annotation.scores, annotation.boxes) == (row["labels"], row["scores"], row["boxes"])
-    with pytest.raises(BadPair, match="no row with its key"):
+    with pytest.raises(BadPair, match="no row for this key"):
         table.annotation(pair("1"))
     plain = TableLookup(write(tmp_path, kind)).annotation(pair("b"))
     assert (plain.scores, plain.boxes) == ([1.0, 1.0], [[0.0] * 4] * 2)
