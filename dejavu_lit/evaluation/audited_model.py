@@ -142,9 +142,8 @@ class AuditedModel:
     def set_folder(self, name: str, modality: Modality) -> Path:
         """The folder for the embeddings of the set ``name``; loads the model for its fingerprint."""
         own_half = self.data.half if self.data else 0
-        other_half = (
-            f"-h{self.half}" if name in POOL and self.half != own_half else ""
-        )  # a base is measured on all halves
+        # A base is measured on the pairs of every half.
+        other_half = f"-h{self.half}" if name in POOL and self.half != own_half else ""
         folder = Path(f"{Path(self.name).name}-{self.encoder.fingerprint[:8]}", f"{name}-{modality}{other_half}")
         own = self.run / "embeddings" / folder if self.run and self.keep_in_run else None
         return own if own and _is_writable(own) else self.store / folder
