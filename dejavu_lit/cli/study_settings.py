@@ -208,17 +208,20 @@ def _checked(
 
     For a plan alone nothing is generated, and data that would be is not checked.
     """
-    if study.launcher == "local" and not study.plan_only:
-        check_device(study.trainer)
     missing = [d for d in (runs["target"].data, evaluation.data) if isinstance(d, DataSpec) and d.to_be_prepared]
     if study.plan_only and missing:
         if _is_new(str(missing[0].folder), checked):
             log.info("data=%s would be generated first, in %s", missing[0].name, missing[0].folder)
         return dict(runs)
+    trains_here = study.launcher == "local" and not study.plan_only
+    if trains_here and missing:  # generating them would be in vain without the device
+        check_device(study.trainer)
     runs = {side: replace(run, data=ready(run.data)) for side, run in runs.items()}
     for run in runs.values():
         if _is_new([to_plain(run.data), run.side, run.recipe.batch, to_plain(run.trainer)], checked):
             check_data(run)
+    if trains_here:
+        check_device(study.trainer)
     data = runs["target"].data
     if _is_new([to_plain(evaluation), to_plain(data)], checked):
         check_evaluation(evaluation, data)

@@ -119,7 +119,7 @@ class DataSpec:
     def check_dir(self) -> None:
         """Raise UserError if ``dir`` is missing; only generated data has a folder by default."""
         if self.dir is None and not self.automatic:
-            raise UserError("data.dir is missing; give data.dir=…, the folder of dejavu prepare")
+            raise UserError("data.dir is missing; give data.dir=…: the folder of dejavu prepare")
 
     @cached_property
     def excluded(self) -> frozenset[str]:

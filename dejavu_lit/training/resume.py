@@ -22,10 +22,13 @@ def run_training(run: TrainingRun, out: Path | str) -> Path:
     forget_left_over_ranks(run.trainer.devices, run.trainer.num_nodes)
     directory = RunDirectory(Path(out))
     if not directory.finished:
-        check_device(run.trainer)
         check_models(run)
+        if run.data.to_be_prepared:  # which would be in vain without the device
+            check_device(run.trainer)
     run = take(TrainingRun, run, data=ready(run.data))
     check_data(run)
+    if not directory.finished:
+        check_device(run.trainer)
     with directory.opened(run):
         from dejavu_lit.training.train import train
 

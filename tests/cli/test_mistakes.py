@@ -25,7 +25,7 @@ MISTAKES = {
     "train side=target mitigation.text_mask=1.5": "mitigation.text_mask=1.5 must be at least 0 and below 1",
     "train side=target data=fodler": "data=fodler is unknown (did you mean 'folder'?); choose one of coco, folder, of_target, ",
     "train side=target model=vitb32": "model=vitb32 is unknown (did you mean 'vit_b_32'?); choose one of rn50, tiny, vit_b_32",
-    "train side=target data=prepared": "data.dir is missing; give data.dir=…, the folder of dejavu prepare",
+    "train side=target data=prepared": "data.dir is missing; give data.dir=…: the folder of dejavu prepare",
     "train side=target data=prepared data.dir=nope": "data.dir=nope does not exist; create it with dejavu prepare data=…",
     "train side=target trainer.accelerator=gup": "trainer.accelerator=gup is unknown (did you mean 'gpu'?); choose one of cpu, ",
     "train side=target trainer.precision=bf17": "trainer.precision=bf17 is unknown (did you mean 'bf16'?); choose one of 32-true",
@@ -52,7 +52,7 @@ MISTAKES = {
     "annotate annotator=torchvison data.dir=x": "annotator=torchvison is unknown (did you mean 'torchvision'?); choose one of ",
     "annotate annotator=torchvision data.dir=x": "annotator.weights is missing; give annotator.weights=…",
     "dedup data.dir=x encoder=runs/nope": "encoder=runs/nope: runs/nope does not exist; give a run of dejavu train, or a model",
-    "report": "path is missing; give path=…, the out= folder of dejavu evaluate or dejavu mitigate",
+    "report": "path is missing; give path=…: the out= folder of dejavu evaluate or dejavu mitigate",
     "report runs/nope": "runs/nope does not exist; give the out= folder of dejavu evaluate or dejavu mitigate",
     "power": "metrics is missing; give metrics=…: one or a list of metrics.json or study.json",
 }

@@ -281,7 +281,7 @@ def test_mistakes_are_reported_in_a_sentence(plain: Path, tmp_path: Path) -> Non
     with pytest.raises(UserError, match="true or false"):
         run([f"path={plain}", "redact=maybe"])
     with pytest.raises(
-        UserError, match="path is missing; give path=…, the out= folder of dejavu evaluate or dejavu mit"
+        UserError, match="path is missing; give path=…: the out= folder of dejavu evaluate or dejavu mit"
     ):
         run([])
     with pytest.raises(UserError, match=r"^limit=many must be a whole number"):
