@@ -41,6 +41,8 @@ from dejavu_lit.report.study_points import (
 )
 
 COMBINED = "other"  # the group of settings that differ from the default in several knobs
+LISTED = 7  # settings below a figure before a second column is begun
+APART = (24.0, 11.0)  # points between two numbers, across and up
 Groups = dict[str, list[tuple[Any, Point]]]  # {knob: (value, point), …}
 
 
@@ -145,7 +147,9 @@ def _draw_frontier(
     """Points have numbers, whose settings are listed below the panels: names beside them would overlap."""
     names = [p["setting"] for group in groups for p in group]
     legend = ["frontier", "default", *(["recommended"] if any(recommended) else [])]
-    titles, below = int(len(groups) > 1), LINE * (len(names) + 0.8)
+    columns = 1 if len(names) <= LISTED else 2
+    lines = -(-len(names) // columns)
+    titles, below = int(len(groups) > 1), LINE * (lines + 0.8)
     figure, axes = panels(1, len(groups), height=2.3, left=0.75, titles=titles, legend=legend, below=below)
     first = 1
     for axis, group, best in zip(axes[:, 0], groups, recommended, strict=True):
@@ -155,14 +159,39 @@ def _draw_frontier(
         if len(groups) > 1:
             axis.set_title(_group_title(group[0]))
         percent_axis(axis.xaxis, 4)
-        for number, point in enumerate(group, first):
-            place = (point["utility"]["value"], point["ppg"]["value"])
-            axis.annotate(str(number), place, xytext=(6, 3), textcoords="offset points")
+        _write_numbers(axis, {n: (p["utility"]["value"], p["ppg"]["value"]) for n, p in enumerate(group, first)})
         first += len(group)
     legend_above(figure, axes[:, 0])
-    key = "\n".join(f"{i}  {shorten(name, 60)}" for i, name in enumerate(names, 1))
-    figure.text(0.03, 0.02, key, va="bottom", linespacing=1.35)
+    keys = [f"{number}  {shorten(name, 60 // columns)}" for number, name in enumerate(names, 1)]
+    for column in range(columns):
+        listed = keys[column * lines : (column + 1) * lines]
+        key = "\n".join([*listed, *[""] * (lines - len(listed))])
+        figure.text(0.03 + 0.5 * column, 0.02, key, va="bottom", linespacing=1.35)
     return figure
+
+
+def _write_numbers(axis: Axes, points: Mapping[int, tuple[float, float]]) -> None:
+    """Write each point's number beside it; points that are too close for numbers of their own share one label, "1, 7–9"."""
+    axis.autoscale_view()
+    places = {number: axis.transData.transform(point) * 72 / axis.figure.dpi for number, point in points.items()}
+    clusters: list[list[int]] = []
+    for number, place in places.items():
+        near = [c for c in clusters if any((abs(place - places[other]) < APART).all() for other in c)]
+        clusters = [c for c in clusters if c not in near] + [sorted(sum(near, [number]))]
+    for cluster in clusters:
+        rightmost = points[max(cluster, key=lambda number: places[number][0])]
+        axis.annotate(_ranges(cluster), rightmost, xytext=(6, 3), textcoords="offset points")
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers as text: "1, 7–9"."""
+    runs = [[number, number] for number in numbers[:1]]
+    for number in numbers[1:]:
+        if number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in runs)
 
 
 def _draw_points(axis: Axes, group: Sequence[Point], on_frontier: Sequence[str], recommended: str | None) -> None:

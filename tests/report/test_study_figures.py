@@ -139,10 +139,17 @@ def test_the_frontier_has_a_panel_for_each_public_set() -> None:
 
 
 def test_points_have_numbers_that_are_explained_below_the_panels() -> None:
-    close = [row(f"a setting with a long name {i}", 0.3 + 0.001 * i, 0.2 + 0.001 * (i % 3)) for i in range(9)]
-    figure = drawn(close)["frontier"].figure
+    apart = [row(f"a setting with a long name {i}", 0.1 + 0.05 * i, 0.2 + 0.05 * (i % 3)) for i in range(9)]
+    figure = drawn(apart)["frontier"].figure
     assert [text.get_text() for text in figure.axes[0].texts] == [str(i + 1) for i in range(9)]
-    assert figure.texts[0].get_text().splitlines() == [f"{i + 1}  {r['name']}" for i, r in enumerate(close)]
+    keys = [line for text in figure.texts[:2] for line in text.get_text().splitlines() if line]
+    assert keys == [f"{i + 1}  {r['name']}" for i, r in enumerate(apart)]
+
+
+def test_points_that_nearly_coincide_share_a_label() -> None:
+    places = [(0.2, 0.5), (0.6, 0.2), (0.201, 0.5), (0.202, 0.501), (0.203, 0.5)]
+    plot = drawn([row(f"s{i}", *place) for i, place in enumerate(places)])["frontier"]
+    assert sorted(text.get_text() for text in plot.figure.axes[0].texts) == ["1, 3–5", "2"]
 
 
 def test_dataset_size_by_pairs_and_by_exposure() -> None:
