@@ -101,7 +101,8 @@ def _draw_mitigations(groups: Groups, default: Point, titles: Mapping[str, str])
     figure, axes = forest(labels, list(titles.values()), "shares, and gaps as differences of shares", headings)
     for axis, name in zip(axes, titles, strict=True):
         if name == "utility":
-            percent_axis(axis.xaxis)
+            axis.set_title(f"{axis.get_title()}, %")  # signs at the ticks would touch
+            axis.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}")
         else:
             zero_line(axis, horizontal=False)
         axis.axvline(default[name]["value"], color=MUTED, linestyle=":", linewidth=1, label="_default")
