@@ -85,7 +85,7 @@ def test_each_knob_has_rows_of_its_values_with_the_default_starred() -> None:
         assert [x for xs, ys, _ in bars(axis) for x in xs if ys[0] < 4] == pytest.approx(expected)
     ends = [e for _, ys, arms in bars(axes[1]) for e in arms if ys[0] < 4]
     np.testing.assert_allclose(ends, [[0.48, 0.53], [0.38, 0.43], [0.08, 0.13]])
-    titles = ["zero-shot top-1", "precision gap PPG", "recall gap PRG", "AUC gap AUCG"]
+    titles = ["zero-shot top-1, %", "precision gap PPG", "recall gap PRG", "AUC gap AUCG"]
     assert [axis.get_title().replace("\n", " ") for axis in axes] == titles
 
 
