@@ -230,7 +230,7 @@ class DataSpec:
                     "this data has no objects of its own; detect them with dejavu annotate, and give objects=NAME or FOLDER"
                 )
             case names:
-                raise UserError(f"objects is missing; give objects=NAME, there are {', '.join(names)}")
+                raise UserError(f"objects is missing; give objects=NAME, one of {', '.join(names)}")
 
 
 def ready(data: DataSpec) -> DataSpec:

@@ -100,7 +100,7 @@ def test_without_a_choice_the_only_objects_are_taken(tmp_path: Path, caplog: pyt
         assert data.objects_folder() == tmp_path / "objects/coco"
     assert f"objects=coco: the only object artifact of {tmp_path}" in caplog.messages
     (tmp_path / "objects/captions").mkdir()
-    assert message_of(data.objects_folder) == "objects is missing; give objects=NAME, there are captions, coco"
+    assert message_of(data.objects_folder) == "objects is missing; give objects=NAME, one of captions, coco"
     assert data.objects_folder("coco") == replace(data, objects="coco").objects_folder() == tmp_path / "objects/coco"
 
 
