@@ -5,7 +5,6 @@ refer to them by position.
 """
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -21,10 +20,9 @@ import pyarrow.parquet as pq
 from dejavu_lit.data.objects import Objects
 from dejavu_lit.measure.records import EXPOSURE, SCHEMA, SIDES, check_schema, records_file_errors
 from dejavu_lit.report.images import Boxes
-from dejavu_lit.utils.words import MARKS, split_words
+from dejavu_lit.utils.words import letter_words, singulars
 
 Row = dict[str, Any]
-_WORD = re.compile(rf"(?:[^\W_]|[{MARKS}])+")
 
 
 @dataclass(frozen=True)
@@ -228,20 +226,20 @@ def _encode_boxes(boxes: Boxes | None, codes: Mapping[str, int]) -> list[Any] | 
 
 
 def labels_in_caption(caption: str, labels: Sequence[str]) -> list[str]:
-    """The labels whose words appear in a row in the caption, ignoring a plural s. For display only; no figure uses it."""
-    text = f" {_stems(caption)} "
-    return [label for label in labels if (stems := _stems(label)) and f" {stems} " in text]
+    """The labels whose words appear in a row in the caption, in the singular or plural. For display only; no figure uses it."""
+    words = _forms(caption)
+    return [label for label in labels if _stands_in(_forms(label), words)]
 
 
 @lru_cache(maxsize=4096)
-def _stems(text: str) -> str:
-    return " ".join(_stem(word) for piece in split_words(text.casefold()) for word in _WORD.findall(piece))
+def _forms(text: str) -> tuple[frozenset[str], ...]:
+    """For each word, itself and the singulars that it may be the plural of."""
+    return tuple(frozenset({word, *singulars(word)}) for word in letter_words(text))
 
 
-def _stem(word: str) -> str:
-    if word.endswith(("ses", "xes", "ches", "shes")) and len(word) > 4:
-        return word[:-2]
-    return word[:-1] if word.endswith("s") and not word.endswith("ss") and len(word) > 3 else word
+def _stands_in(label: Sequence[frozenset[str]], words: Sequence[frozenset[str]]) -> bool:
+    starts = range(len(words) - len(label) + 1) if label else ()
+    return any(all(forms & words[start + i] for i, forms in enumerate(label)) for start in starts)
 
 
 def write_script(path: Path, name: str, value: Any) -> None:

@@ -19,7 +19,14 @@ UNSPACED = (
 _WITH_MARKS = (*range(0x0E00, 0x3100), *range(0xA980, 0xAAE0))
 MARKS = "".join(c for c in map(chr, _WITH_MARKS) if unicodedata.category(c).startswith("M"))
 _PIECE = re.compile(f"[{UNSPACED}][{MARKS}]*|[^{UNSPACED}]+")
+_LETTERS = re.compile(rf"(?:[^\W\d_]|[{MARKS}])+")
 _SPACE = re.compile(f"(?<=[{UNSPACED}{MARKS}]) (?=[{UNSPACED}])(?![{MARKS}])")
+# Plurals in captions that the rules of ``singulars`` miss.
+IRREGULAR = {
+    "men": "man", "women": "woman", "children": "child", "people": "people", "feet": "foot", "teeth": "tooth",
+    "mice": "mouse", "geese": "goose", "knives": "knife", "loaves": "loaf", "leaves": "leaf", "calves": "calf",
+    "wolves": "wolf", "shelves": "shelf", "scarves": "scarf",
+}  # fmt: skip
 
 
 def split_words(text: str) -> list[str]:
@@ -31,3 +38,21 @@ def join_words(words: Sequence[str]) -> str:
     """The text of words: with one space between two of them, and none between two characters of a script without spaces."""
     text = " ".join(words)
     return text if text.isascii() else _SPACE.sub("", text)
+
+
+def letter_words(text: str) -> list[str]:
+    """The words of a text in lower case: runs of letters, without apostrophes and the letters after them.
+
+    In scripts written without spaces each character is a word, so that a label is found anywhere in the text.
+    """
+    words = split_words(re.sub(r"['’]\w*", "", text.lower()))
+    return [letters for word in words for letters in _LETTERS.findall(word)]
+
+
+def singulars(word: str) -> list[str]:
+    """The words that ``word`` may be the plural of: irregular plurals, -ies → -y, -s and -es dropped."""
+    if word in IRREGULAR:
+        return [IRREGULAR[word]]
+    forms = [word[:-3] + "y"] if word.endswith("ies") else []
+    forms += [word[:-1]] if word.endswith("s") and not word.endswith("ss") else []
+    return forms + ([word[:-2]] if word.endswith(("ches", "shes", "xes", "ses", "zes", "oes")) else [])

@@ -127,6 +127,7 @@ def test_objects_named_in_the_caption() -> None:
     assert labels_in_caption("a traffic light; foxes", labels) == ["traffic_light", "fox"]
     assert labels_in_caption("bearing a busy glasshouse", labels) == []
     assert labels_in_caption("two glasses", labels) == ["glass"]
+    assert labels_in_caption("a knife and some mice", ["knives", "mouse"]) == ["knives", "mouse"]
     assert labels_in_caption("草地上的红色狗。", ["狗", "草地", "猫"]) == ["狗", "草地"]
     assert labels_in_caption("สุนัขสีแดงอยู่ข้างต้นไม้", ["สุนัข", "ต้นไม้", "แมว"]) == ["สุนัข", "ต้นไม้"]
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dejavu_lit.utils.words import join_words, split_words
+from dejavu_lit.utils.words import join_words, letter_words, singulars, split_words
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,21 @@ def test_scripts_with_spaces_are_split_and_joined_as_by_python(text):
 def test_no_character_is_lost(text):
     assert "".join(split_words(text)) == "".join(text.split())
     assert split_words(join_words(split_words(text))) == split_words(text)
+
+
+def test_words_and_singulars() -> None:
+    assert letter_words("A child’s 2 red_balls, café-au-lait!") == ["a", "child", "red", "balls", "café", "au", "lait"]
+    for plural, expected in {
+        "puppies": ["puppy", "puppie"],
+        "couches": ["couche", "couch"],
+        "dishes": ["dishe", "dish"],
+        "boxes": ["boxe", "box"],
+        "buses": ["buse", "bus"],
+        "waltzes": ["waltze", "waltz"],
+        "tomatoes": ["tomatoe", "tomato"],
+        "dogs": ["dog"],
+        "glass": [],
+        "dog": [],
+        "mice": ["mouse"],
+    }.items():
+        assert singulars(plural) == expected

@@ -7,7 +7,6 @@ thus decides which words are nouns. There is no disambiguation: "orange" is a fr
 """
 
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +16,7 @@ from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.objects.base import Lookup, Shard
 from dejavu_lit.objects.vocabulary import vocabulary
 from dejavu_lit.utils.io import fingerprint
-from dejavu_lit.utils.words import MARKS, split_words
+from dejavu_lit.utils.words import letter_words, singulars
 
 # Common names of COCO's objects in captions, besides COCO's own.
 COCO_NAMES = {
@@ -50,14 +49,6 @@ COCO_NAMES = {
     "hair drier": "hair_dryer",
     "teddy bear": "teddy",
 }
-# Plurals in captions that the rules of ``singulars`` miss.
-IRREGULAR = {
-    "men": "man", "women": "woman", "children": "child", "people": "people", "feet": "foot", "teeth": "tooth",
-    "mice": "mouse", "geese": "goose", "knives": "knife", "loaves": "loaf", "leaves": "leaf", "calves": "calf",
-    "wolves": "wolf", "shelves": "shelf", "scarves": "scarf",
-}  # fmt: skip
-
-LETTERS = re.compile(rf"(?:[^\W\d_]|[{MARKS}])+")
 
 logger = logging.getLogger(__name__)
 
@@ -152,21 +143,3 @@ class OtherCaptions(Lookup):
     def _unmatched(self) -> list[str]:
         """Keys of the current shard whose captions do not include the one that is trained on."""
         return []
-
-
-def letter_words(text: str) -> list[str]:
-    """The words of a text in lower case: runs of letters, without apostrophes and the letters after them.
-
-    In scripts written without spaces each character is a word, so that a label is found anywhere in the text.
-    """
-    words = split_words(re.sub(r"['’]\w*", "", text.lower()))
-    return [letters for word in words for letters in LETTERS.findall(word)]
-
-
-def singulars(word: str) -> list[str]:
-    """The words that ``word`` may be the plural of: irregular plurals, -ies → -y, -s and -es dropped."""
-    if word in IRREGULAR:
-        return [IRREGULAR[word]]
-    forms = [word[:-3] + "y"] if word.endswith("ies") else []
-    forms += [word[:-1]] if word.endswith("s") and not word.endswith("ss") else []
-    return forms + ([word[:-2]] if word.endswith(("ches", "shes", "xes", "ses", "zes", "oes")) else [])

@@ -4,7 +4,7 @@ import pytest
 
 from dejavu_lit.data.objects import Annotation
 from dejavu_lit.data.shards import BadPair, Pair, write_shards
-from dejavu_lit.objects.annotators.captions import OtherCaptions, letter_words, singulars
+from dejavu_lit.objects.annotators.captions import OtherCaptions
 from dejavu_lit.objects.base import Shard
 from tests.conftest import call
 from tests.data.images import COCO_MINI, needs_coco
@@ -86,24 +86,6 @@ def test_a_custom_vocabulary_with_synonyms(tmp_path) -> None:
     ]
     assert OtherCaptions(vocabulary=str(path)).labels == ["vehicle", "fire engine", "tree", "car wash"]
     assert OtherCaptions(vocabulary=str(path)).annotator != OtherCaptions().annotator
-
-
-def test_words_and_singulars() -> None:
-    assert letter_words("A child’s 2 red_balls, café-au-lait!") == ["a", "child", "red", "balls", "café", "au", "lait"]
-    for plural, expected in {
-        "puppies": ["puppy", "puppie"],
-        "couches": ["couche", "couch"],
-        "dishes": ["dishe", "dish"],
-        "boxes": ["boxe", "box"],
-        "buses": ["buse", "bus"],
-        "waltzes": ["waltze", "waltz"],
-        "tomatoes": ["tomatoe", "tomato"],
-        "dogs": ["dog"],
-        "glass": [],
-        "dog": [],
-        "mice": ["mouse"],
-    }.items():
-        assert singulars(plural) == expected
 
 
 @needs_coco
