@@ -44,7 +44,7 @@ def roc(board: Board) -> Plot | None:
         f"{MEMBERSHIP[n].label} {board[n]['auc']['value']:.3f}" for n in dict.fromkeys(r["score"] for r in rows)
     )
     text = f"Areas under the curves (AUC): {aucs}. The dotted line is guessing."
-    return Plot("roc", "Members told from non-members", text, rows, partial(_draw_roc, rows))
+    return Plot("roc", "ROC curves of the membership scores", text, rows, partial(_draw_roc, rows))
 
 
 def _draw_roc(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -109,7 +109,7 @@ def scores_of_settings(study: Mapping[str, Any]) -> Plot | None:
         f"{sum(point[name]['value'] < default[name]['value'] for point in lower)} by {MEMBERSHIP[name].label}"
         for name in names
     )
-    also = f"; of these, the AUC is lower too for {counts}" if lower else ""
+    also = f"; of these, the AUC is also lower for {counts}" if lower else ""
     text = (
         f"{len(lower)} of {len(others)} other settings have a PPG below that of {default['setting']}{also}. "
         "An AUC of 0.5 is guessing."

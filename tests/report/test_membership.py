@@ -120,7 +120,7 @@ def test_every_setting_under_every_score() -> None:
     assert [xs[0] for xs, _, _ in bars(aucs)] == [figure["value"] for figure in expected]
     np.testing.assert_allclose([e for _, _, ends in bars(aucs) for e in ends], [figure["ci95"] for figure in expected])
     assert (
-        "7 of 8 other settings have a PPG below that of default; of these, the AUC is lower too for 7 by cosine"
+        "7 of 8 other settings have a PPG below that of default; of these, the AUC is also lower for 7 by cosine"
         in plot.text
     )
     no_label_is_cut_or_overlaps_another(plot)
