@@ -178,19 +178,16 @@ def test_planted_truth_wrong_captions_and_repeats(tmp_path):
     )
     table = {row["key"]: row for row in pq.read_table(out / "memorization.parquet").to_pylist()}
     rows = [row for file in ("records", "records_swapped") for row in columns(out / "evaluations" / "none-s0", file)]
+    times = {row["key"]: round(row["exposure"] / 12) for row in rows}  # per epoch, of which a few pairs are left out
+    assert sorted(set(times.values())) == [1, 2, 4]
     for score in (
         lambda row: row["target_alignment"] - row["reference_alignment"],
         lambda row: table[row["key"]]["alignment"],
     ):
-        once = [row for row in rows if row["exposure"] == 12]
+        once = [row for row in rows if times[row["key"]] == 1]
         wrong, right = ([score(r) for r in once if bool(r["meta.mislabelled"]) is planted] for planted in (True, False))
         assert len(wrong) > 60
         assert np.mean([[a > b for b in right] for a in wrong]) > 0.6
-    exposures = sorted({row["exposure"] for row in rows})
-    assert exposures == [12, 24, 48]
-    ordinary = [row for row in rows if not row["meta.mislabelled"]]
-    means = [
-        np.mean([r["target_alignment"] - r["reference_alignment"] for r in ordinary if r["exposure"] == e])
-        for e in exposures
-    ]
-    assert means == sorted(means)
+        ordinary = [row for row in rows if not row["meta.mislabelled"]]
+        means = [np.mean([score(row) for row in ordinary if times[row["key"]] == level]) for level in (1, 2, 4)]
+        assert means == sorted(means)
