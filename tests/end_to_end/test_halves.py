@@ -170,16 +170,16 @@ def test_planted_truth_wrong_captions_and_repeats(tmp_path):
         "data.sizes={A: 600, B: 600, H: 100, V: 50, P: 800}",
         "data.reader.count=2150",
         "data.reader.mislabelled=0.1",
-        "data.repeat.share=[0.1,0.1]",
-        "data.repeat.times=[4,2]",
+        "data.repeat.share=[0.15,0.15]",
+        "data.repeat.times=[8,3]",
         "data.extra.single.count=100",
-        "recipe.epochs=12",
+        "recipe.epochs=8",
         "evaluate.report.write=false",
     )
     table = {row["key"]: row for row in pq.read_table(out / "memorization.parquet").to_pylist()}
     rows = [row for file in ("records", "records_swapped") for row in columns(out / "evaluations" / "none-s0", file)]
-    times = {row["key"]: round(row["exposure"] / 12) for row in rows}  # per epoch, of which a few pairs are left out
-    assert sorted(set(times.values())) == [1, 2, 4]
+    times = {row["key"]: round(row["exposure"] / 8) for row in rows}  # per epoch, of which a few pairs are left out
+    assert sorted(set(times.values())) == [1, 3, 8]
     for score in (
         lambda row: row["target_alignment"] - row["reference_alignment"],
         lambda row: table[row["key"]]["alignment"],
@@ -189,5 +189,5 @@ def test_planted_truth_wrong_captions_and_repeats(tmp_path):
         assert len(wrong) > 60
         assert np.mean([[a > b for b in right] for a in wrong]) > 0.6
         ordinary = [row for row in rows if not row["meta.mislabelled"]]
-        means = [np.mean([score(row) for row in ordinary if times[row["key"]] == level]) for level in (1, 2, 4)]
+        means = [np.mean([score(row) for row in ordinary if times[row["key"]] == level]) for level in (1, 3, 8)]
         assert means == sorted(means)
