@@ -7,8 +7,10 @@ import atexit
 import importlib
 import json
 import os
+import runpy
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,12 +19,14 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import IO, Any
 
+from dejavu_lit.cli.commands import COMMANDS
+
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 900  # seconds within which any command of the tests ends, on the slowest machine
 
 
 def arguments(command: str) -> list[str]:
-    """What follows ``python`` for a command: the script at the top that has its name, or the package."""
+    """What follows ``python`` for a command: the script of the checkout that has its name, or the package."""
     script = ROOT / f"{command}.py"
     return [str(script)] if script.exists() else ["-m", "dejavu_lit", command]
 
@@ -56,7 +60,7 @@ class Process:
 
 
 class Starter:
-    """Starts commands one after the other: forked, or as a user would (``real``)."""
+    """Starts commands one after the other: forked, as one process or several ranks, or as a user would (``real``)."""
 
     @cached_property
     def _server(self) -> subprocess.Popen[bytes]:
@@ -72,10 +76,18 @@ class Starter:
         )
 
     def start(
-        self, command: str, options: list[str], out: Path, err: Path | None = None, cwd: Path = ROOT, real: bool = False
+        self,
+        command: str,
+        options: list[str],
+        out: Path,
+        err: Path | None = None,
+        cwd: Path = ROOT,
+        real: bool = False,
+        ranks: int = 1,
     ) -> Process:
-        """Start a command of dejavu_lit.cli in this process's environment; its words are appended to two files, or one."""
+        """Start a command, or a script of the checkout, in this process's environment; its words go to two files, or one."""
         order = {"command": command, "options": options, "out": str(out), "err": str(err or out), "cwd": str(cwd)}
+        order |= {"ranks": ranks}
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         assert self._server.stdin is not None
         assert self._server.stdout is not None
@@ -123,8 +135,35 @@ def _become(order: dict[str, Any]) -> None:
     words = [*arguments(order["command"]), *order["options"]]
     if order["real"]:
         os.execv(sys.executable, [sys.executable, *words])
+    if order["ranks"] > 1:
+        _fork_ranks(order["ranks"])
     sys.argv = [words[0] if words[0] != "-m" else order["command"], *order["options"]]
-    importlib.import_module(f"dejavu_lit.cli.{order['command']}").main()
+    if order["command"] in COMMANDS:
+        importlib.import_module(f"dejavu_lit.cli.{order['command']}").main()
+    else:
+        runpy.run_path(words[0], run_name="__main__")
+
+
+def _fork_ranks(count: int) -> None:
+    """Fork the ranks of one machine; it returns in each of them, and this process ends with the first failure, as torchrun."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"WORLD_SIZE": f"{count}", "LOCAL_WORLD_SIZE": f"{count}", "TORCHELASTIC_RUN_ID": "tests"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
+    ranks = []
+    for rank in range(count):
+        if (child := os.fork()) == 0:
+            os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"}
+            return
+        ranks.append(child)
+    for _ in range(count):
+        if code := os.waitstatus_to_exitcode(os.wait()[1]):
+            for child in ranks:
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+            sys.exit(code if code > 0 else 128 - code)
+    sys.exit()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ sets, objects_at = read_evaluation("outputs/eval", "DATA/objects/scenes", 0.5)  
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -104,17 +105,23 @@ def gaps_by_objects(
 
 def read_metrics(folder: Path) -> dict[str, Any]:
     """The metrics.json of an evaluation; raises UserError if it is missing, damaged or has another schema."""
-    import jsonschema
-
     path = folder / "metrics.json"
     metrics = read_json_object(path)
     if metrics.get("schema", VERSIONS[0]) not in VERSIONS:
         read_json_object(path, VERSIONS[-1])  # raises, with both numbers
-    schema = json.loads((files("dejavu_lit.measure") / "metrics.schema.json").read_text(encoding="utf-8"))
-    error = next(jsonschema.Draft202012Validator(schema).iter_errors(metrics), None)
-    if error is not None:
-        raise UserError(f"{path} is damaged ({error.json_path}: {error.message[:200]}); run dejavu evaluate again")
+    if (damage := _damage(json.dumps(metrics))) is not None:
+        raise UserError(f"{path} is damaged ({damage}); run dejavu evaluate again")
     return metrics
+
+
+@lru_cache
+def _damage(metrics: str) -> str | None:
+    """What the schema refuses in the text of a metrics.json, None if nothing; a command may read the same file often."""
+    import jsonschema
+
+    schema = json.loads((files("dejavu_lit.measure") / "metrics.schema.json").read_text(encoding="utf-8"))
+    error = next(jsonschema.Draft202012Validator(schema).iter_errors(json.loads(metrics)), None)
+    return None if error is None else f"{error.json_path}: {error.message[:200]}"
 
 
 def recompute_metrics(

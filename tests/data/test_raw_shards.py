@@ -2,9 +2,6 @@
 
 import io
 import json
-import os
-import subprocess
-import sys
 import tarfile
 from collections import Counter
 from dataclasses import replace
@@ -22,7 +19,7 @@ from dejavu_lit.data.shards import Pair, ShardSet, index_shard, read_pairs, writ
 from dejavu_lit.data.splits import SETS, seeded_hash
 from dejavu_lit.models.preprocess import Preprocess
 from dejavu_lit.utils.errors import UserError
-from tests.conftest import ROOT, SMALL, run
+from tests.conftest import SMALL, run
 from tests.data.images import encoded, sample_image
 from tests.data.test_stream import CONFIG, char_tokens
 
@@ -261,11 +258,7 @@ def test_training_and_evaluation_on_raw_shards_with_two_uneven_ranks(scenes, tmp
         "data.fractions={A: 0.3, B: 0.3, H: 0.2, V: 0.05, P: 0.15}",
         "data.sizes={A: 40, B: 40, H: 30, V: 4, P: 30}",
     ]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    target = [str(ROOT / "train.py"), "side=target", *data, f"out={tmp_path / 'target'}", *small, "trainer.devices=2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*torchrun, *target], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr
+    run("train", "side=target", *data, f"out={tmp_path / 'target'}", *small, "trainer.devices=2", ranks=2)
     run("train", "side=reference", *data, f"out={tmp_path / 'reference'}", *small)
     record = json.loads((tmp_path / "target" / "run.json").read_text())
     assert record["batches"] == 2 * (record["train_size"] // 16)

@@ -15,7 +15,7 @@ import torch
 
 from dejavu_lit.data.epoch import epoch_plan
 from dejavu_lit.data.shards import ShardSet
-from tests.conftest import ROOT, SMALL
+from tests.conftest import ROOT, SMALL, run
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 BASE = ["side=target", *SMALL]
@@ -50,10 +50,8 @@ def end(process, seconds=400):
 
 def notes(folder, processes, mode, *options):
     """What every rank noted of a training."""
-    script = ROOT / "tests" / "ddp" / "ranks.py"
-    process = start(processes, script, folder / "notes", mode, *BASE, *options, f"out={folder / 'run'}")
-    said = end(process)
-    assert process.returncode == 0, said
+    options = [*BASE, *options, f"out={folder / 'run'}", f"trainer.devices={processes}"]
+    run("tests/ddp/ranks", str(folder / "notes"), mode, *options, ranks=processes)
     return [torch.load(folder / "notes" / f"{rank}.pt", weights_only=True) for rank in range(processes)]
 
 

@@ -170,12 +170,11 @@ def test_a_sweep_is_shared_evaluation_by_evaluation(runs, tmp_path):
             (one / "config.yaml").write_text(yaml.safe_dump(config))
     (sweep / "1target" / "model" / "open_clip_model.safetensors").unlink()
     first = call("evaluate", f"sweep={sweep}", *OPTIONS, f"out={tmp_path / 'alone'}")
-    (process,) = by_itself([f"sweep={sweep}", *OPTIONS, f"out={tmp_path / 'shared'}"])
-    code, said = end(process)
-    for failed, words in ((first.returncode, first.stderr), (code, said)):
-        assert failed == 1, words
-        assert "1 of 3 settings have no result: all-s1" in words
-        assert "Traceback" not in words
+    shared = run("evaluate", f"sweep={sweep}", *OPTIONS, f"out={tmp_path / 'shared'}", check=False, ranks=2)
+    for failed in (first, shared):
+        assert failed.returncode == 1, failed.stderr
+        assert "1 of 3 settings have no result: all-s1" in failed.stderr
+        assert "Traceback" not in failed.stderr
     one, two = (json.loads((tmp_path / where / "study.json").read_text()) for where in ("alone", "shared"))
     assert [row["seed"] for row in two["settings"]] == [0, 2]
     assert one["settings"] == two["settings"]
@@ -193,10 +192,8 @@ def test_annotating_is_shared(options, tmp_path):
         data,
         "sets=[A,P]",
     ]  # there are none: all fail
-    command = [sys.executable, "-m", "dejavu_lit", "annotate", *options]
-    for name, more in (("alone", []), ("shared", DDP)):
-        code, said = end(begin([*command, f"name={name}", *more]))
-        assert code == 0, said
+    for ranks, name in ((1, "alone"), (2, "shared")):
+        run("annotate", *options, f"name={name}", ranks=ranks)
     objects = ROOT / data.partition("=")[2] / "objects"
     parts = [sorted(p.relative_to(objects / n) for p in objects.glob(f"{n}/*/*.parquet")) for n in ("alone", "shared")]
     assert parts[0] == parts[1]

@@ -8,12 +8,11 @@ import torch
 
 from dejavu_lit.data.epoch import epoch_plan
 from dejavu_lit.data.shards import Pair, ShardSet, read_pairs, write_shard
-from tests.conftest import ROOT
-from tests.ddp.test_ranks import BASE, end, start
+from tests.conftest import SMALL, run
 
 
 def test_what_both_ranks_could_not_read_is_kept(scenes, tmp_path):
-    data, run = shutil.copytree(scenes, tmp_path / "scenes"), tmp_path / "run"
+    data, out = shutil.copytree(scenes, tmp_path / "scenes"), tmp_path / "run"
     shards = ShardSet.open(data / "A")
     plan = epoch_plan(shards.sizes, 0, 0, world=2, workers=0, batch=8)
     # One pair of rank 0, three of rank 1.
@@ -25,10 +24,8 @@ def test_what_both_ranks_could_not_read_is_kept(scenes, tmp_path):
                 pair = next(pairs)
                 assert isinstance(pair, Pair)
                 write(replace(pair, image=b"no image") if (shard, position) in bad else pair)
-    options = [*BASE, f"data.dir={data}", f"out={run}", "recipe.epochs=1", "trainer.loader.bad_share=1"]
-    process = start(2, ROOT / "train.py", *options)
-    said = end(process)
-    assert process.returncode == 0, said
-    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["unreadable"]
+    options = ["side=target", *SMALL, f"data.dir={data}", f"out={out}", "recipe.epochs=1", "trainer.devices=2"]
+    run("train", *options, "trainer.loader.bad_share=1", ranks=2)
+    saved = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["unreadable"]
     assert set(saved) == {int(shards.starts[shard]) + position for shard, position in bad}
-    assert sum(json.loads((run / "run.json").read_text())["unreadable"].values()) == 4
+    assert sum(json.loads((out / "run.json").read_text())["unreadable"].values()) == 4

@@ -2,11 +2,8 @@
 
 import csv
 import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -24,7 +21,7 @@ from dejavu_lit.models.zoo import load_encoder
 from dejavu_lit.training.checkpoints import CheckpointSaver
 from dejavu_lit.training.gap_sample import ImageSample, PairSample
 from dejavu_lit.utils.run_directory import first_difference, identity
-from tests.conftest import ROOT, SMALL, call
+from tests.conftest import SMALL, call, run
 from tests.starter import starter
 
 FIGURES = ("ppg", "prg", "aucg", "null_ppg", "corrected_ppg", "ppg_low", "ppg_high")
@@ -374,15 +371,11 @@ def test_two_processes_measure_once_and_stop_together(scenes, runs, tmp_path):
         set_keys = ShardSet.open(scenes / name).keys()
         write_embeddings(tmp_path / "given" / name / "text", set_keys, np.tile([1.0, 0.0], (len(set_keys), 1)))
     out = tmp_path / "run"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     arguments = options(
         scenes, runs, "trainer.devices=2", "recipe.epochs=3", "mitigation.gap_budget=0.05", f"out={out}"
     )
     arguments += [f"gaps.reference=embeddings:{tmp_path / 'given'}", f"data.objects={objects}"]
-    command = [*launcher, str(ROOT / "train.py"), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, env=environment)
-    assert done.returncode == 0, done.stderr
+    run("train", *arguments, ranks=2)
     record = json.loads((out / "run.json").read_text())
     assert (record["epochs"], record["steps"], record["plan"]["world"]) == (1, 6, 2)
     assert record["stopped"]["ci95"][0] > 0.05

@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 
@@ -14,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, SMALL, call, run
+from tests.conftest import SMALL, call, run
 from tests.starter import starter
 
 
@@ -212,12 +209,7 @@ def test_a_users_mistake_is_one_sentence(scenes, tmp_path, options, message):
 
 def test_two_processes_share_one_run_and_the_planned_exposure(scenes, tmp_path):
     out = tmp_path / "run"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    options = ["side=target", f"data.dir={scenes}", f"out={out}", *SMALL, "trainer.devices=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [*launcher, str(ROOT / "train.py"), *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, env=environment)
-    assert done.returncode == 0, done.stderr
+    run("train", "side=target", f"data.dir={scenes}", f"out={out}", *SMALL, "trainer.devices=2", ranks=2)
     record = json.loads((out / "run.json").read_text())
     assert record["plan"] == {"world": 2, "workers": 0, "batch": 8, "seed": 0}
     assert record["steps"] == 12

@@ -13,14 +13,16 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from dejavu_lit.data.objects import Annotation, Annotator
 from dejavu_lit.data.shard_index import MAX_IMAGE_BYTES
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.utils.errors import UserError
+
+if TYPE_CHECKING:  # pyarrow would take a third of the time of --help
+    from dejavu_lit.data.objects import Annotation, Annotator
 
 Paths = str | Path | Sequence[str | Path]
 MAX_KEY_CHARS = 80  # with an extension, such a key still fits a plain tar header
@@ -34,13 +36,13 @@ class Reader(Protocol):
         """The source's name: "coco", "folder", …"""
 
     @property
-    def annotator(self) -> Annotator | None:
+    def annotator(self) -> "Annotator | None":
         """Who annotated the objects that this reader provides; None if it provides none."""
 
     def keys(self) -> list[str]:
         """The key of every pair: unique, without dot or slash. Raises UserError if there is nothing to read."""
 
-    def read(self, key: str) -> tuple[Pair, Annotation | None]:
+    def read(self, key: str) -> "tuple[Pair, Annotation | None]":
         """The pair and its objects (None: not annotated). The image need not decode.
 
         Raises:

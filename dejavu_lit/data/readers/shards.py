@@ -10,18 +10,20 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dejavu_lit.data.decode import TEXTS
-from dejavu_lit.data.objects import Annotation
 from dejavu_lit.data.readers.base import KeyIndex, as_list, clean_keys, image_extension
 from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS, image_extension_of, read_pair
 from dejavu_lit.data.shards import Pair, index_shard
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import fingerprint, is_hidden, visible_files, warn_unread
 from dejavu_lit.utils.progress import progress
+
+if TYPE_CHECKING:
+    from dejavu_lit.data.objects import Annotation
 
 MEMBERS = (IMAGE_EXTENSIONS[0], *TEXTS)  # the first stands for any image
 
@@ -79,7 +81,7 @@ class ShardReader:
         """The keys of all pairs, cleaned (a slash becomes ``-``) and sorted."""
         return self._members[0].keys
 
-    def read(self, key: str) -> tuple[Pair, Annotation | None]:
+    def read(self, key: str) -> "tuple[Pair, Annotation | None]":
         """The pair; raises BadPair for a missing image, or text or JSON that does not decode."""
         index, shards, ranges, _ = self._members
         row = index.row(key)
