@@ -420,6 +420,7 @@ def test_the_study_sorts_and_compares(chromium: Any, study_report: Path) -> None
         assert not visit.errors
 
 
+@pytest.mark.slow
 def test_five_hundred_cards_open_fast(chromium: Any, tmp_path: Path) -> None:
     evaluation = make_evaluation(tmp_path / "large", n=10_001, m=400, settings=FEW_FIGURES)
     page_path = write_report(evaluation)

@@ -138,7 +138,8 @@ def begin(processes, run, *options, launcher=None):
     return process
 
 
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_training_that_is_killed_twice_ends_like_an_undisturbed_one(scenes, tmp_path, processes):
     """First by SIGKILL at some step, then by the warning of a scheduler."""
     options = [*LONG, f"data.dir={scenes}", "trainer.checkpoint_steps=7"]

@@ -121,7 +121,9 @@ def same(one, two):
 
 
 # By a real srun in tests/slurm.
-@pytest.mark.parametrize("way", [by_itself, by_torchrun, pytest.param(by_srun, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "way", [by_itself, *(pytest.param(way, marks=pytest.mark.slow) for way in (by_torchrun, by_srun))]
+)
 def test_two_processes_give_the_evaluation_of_one(options, alone, tmp_path, way):
     out = tmp_path / "gap"
     for process in way([*options, f"out={out}"]):
@@ -140,6 +142,7 @@ def held(path):
     return False
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_and_its_ranks_end_with_it(options, alone, tmp_path):
     out = tmp_path / "gap"
     (process,) = by_itself([*options, f"out={out}"])

@@ -77,6 +77,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Silence."""
 
 
+@pytest.mark.slow
 def test_the_agent_trains_both_sides_of_a_setting(scenes: Path, tmp_path: Path) -> None:
     """The agent is wandb's own; the server is made up, and what the runs log stays offline."""
     pytest.importorskip("wandb")

@@ -28,6 +28,7 @@ def record(folder):
     return json.loads((folder / "run.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_sweep_gives_the_tables_of_the_same_sweep_run_here(cluster, submit, scenes, tmp_path):
     options = ["-m", *SWEEP, f"data.dir={scenes}", *SMALL]
     there, here = tmp_path / "there", tmp_path / "here"
@@ -81,6 +82,7 @@ def test_two_tasks_of_a_job_are_the_ranks_of_one_run(undisturbed):
     assert (found["steps"], found["exposure"]) == (120, {"mean": 20.0, "min": 20, "max": 20})
 
 
+@pytest.mark.slow
 def test_two_nodes_give_the_weights_of_one(cluster, submit, undisturbed, scenes, tmp_path):
     options = [o for o in TWO if "devices" not in o] + ["trainer.devices=1", "trainer.num_nodes=2"]
     before = set(cluster.states())
@@ -149,6 +151,7 @@ def command(scenes, out, *options):
     return f"srun {sys.executable} {ROOT / 'train.py'} {words}"
 
 
+@pytest.mark.slow
 def test_under_plain_sbatch_a_displaced_run_requeues_itself_once(cluster, undisturbed, scenes, tmp_path):
     """SLURM sends the job's own signal when it is preempted, and would requeue it at the end of the grace as well."""
     job = sbatch(cluster, tmp_path, command(scenes, tmp_path / "run"), "--signal=USR1@60")
@@ -163,6 +166,7 @@ def test_under_plain_sbatch_a_displaced_run_requeues_itself_once(cluster, undist
     assert record(tmp_path / "run")["plan"] == record(undisturbed)["plan"]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_told_to_end_has_saved_and_slurm_alone_requeues_it(cluster, scenes, tmp_path):
     """TERM twice: preempted without a signal of its own, SLURM requeues the job; then it is cancelled.
 

@@ -399,6 +399,7 @@ def test_a_reference_can_be_measured_on_its_own_set(scenes, runs, tmp_path):
     assert row["null_ppg"] == -metrics["null"]["ppg"]["value"]
 
 
+@pytest.mark.slow
 def test_a_study_trains_the_reference_first_and_stops_the_target_at_the_budget(scenes, tmp_path):
     arguments = ["+settings.budget=['mitigation.gap_budget=0']", f"data.dir={scenes}", *SMALL, "recipe.epochs=30"]
     arguments += ["trainer.checkpoint_epochs=100", "gaps.every=5", "gaps.sample=1000", "gaps.public=null", "gaps.k=5"]

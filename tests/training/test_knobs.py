@@ -94,14 +94,17 @@ def test_without_knobs_a_run_is_open_clips_model_and_loss_under_adamw(scenes, tm
     assert all(torch.equal(trained[name], value) for name, value in model.state_dict().items())
 
 
+# Several knobs at once: that all of them go on exactly shows that each does.
 RESUMED = {
-    "captions": ["mitigation.text_mask=0.2", "mitigation.text_random=0.3", "mitigation.text_shuffle=0.5"],
-    "augment": ["mitigation.image_augment=true", "trainer.loader.workers=2"],
+    "captions and images": [
+        *("mitigation.text_mask=0.2", "mitigation.text_random=0.3", "mitigation.text_shuffle=0.5"),
+        *("mitigation.image_augment=true", "trainer.loader.workers=2", "mitigation.label_smoothing=0.2"),
+    ],
+    "noise and patches": [
+        *("mitigation.gradient_noise=0.5", "recipe.gradient_clip=1.0", "mitigation.text_noise=0.3"),
+        *("mitigation.patch_dropout=0.5", "recipe.accumulate=2"),
+    ],
     "ema": ["mitigation.ema=0.9"],
-    "noise": ["mitigation.gradient_noise=0.5", "recipe.gradient_clip=1.0"],
-    "patches": ["mitigation.patch_dropout=0.5", "recipe.accumulate=2"],
-    "smoothing": ["mitigation.label_smoothing=0.2"],
-    "text noise": ["mitigation.text_noise=0.3", "recipe.accumulate=2"],
     "adapters": ["mitigation.lora_rank=4", "mitigation.ema=0.9", "model.init=BASE"],
     "locked": ["mitigation.lock_image=true", "mitigation.unlocked_groups=1", "model.init=BASE"],
     "locked text": ["mitigation.lock_text=true", "model.init=BASE"],
@@ -113,7 +116,7 @@ def test_a_run_killed_within_an_epoch_ends_with_the_weights_of_an_undisturbed_on
     options = [option.replace("BASE", str(runs["reference"])) for option in RESUMED[knob]]
     options.append("trainer.checkpoint_steps=1")
     undisturbed = train(scenes, tmp_path / "undisturbed", *options)
-    again = killed(scenes, tmp_path / "killed", 4 if knob == "patches" else 8, *options)
+    again = killed(scenes, tmp_path / "killed", 4 if knob == "noise and patches" else 8, *options)
     assert same_weights(undisturbed, again)
     assert not same_weights(undisturbed, runs["target"])  # the knob has an effect
     lasts = [torch.load(out / "checkpoints" / "last.ckpt", weights_only=True) for out in (undisturbed, again)]
