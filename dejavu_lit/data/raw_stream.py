@@ -120,25 +120,20 @@ class RawStream(PairStream):
                 )
 
 
-@dataclass(eq=False, kw_only=True)
 class RawDataModule(PairDataModule):
     """The training pairs of one side, streamed from raw shards; V and the captions' words come from the samples."""
 
-    data: DataSpec
-    """The raw shards and the samples of them."""
-
     def __post_init__(self) -> None:
         for option, given in (
-            ("data.train_size", self.train_size is not None),
-            ("data.repeat", self.repeat != Repeat()),
-            ("mitigation.dedup", self.dedup),
+            ("data.train_size", self.data.train_size is not None),
+            ("data.repeat", self.data.repeat != Repeat()),
+            ("mitigation.dedup", self.mitigation.dedup),
         ):
             if given:
                 raise UserError(
                     f"{option} needs prepared data; with raw shards (data.shards) lower data.fractions, give data.exclude, or "
                     "run dejavu prepare data=shards"
                 )
-        self.exclude = frozenset()  # the samples have none of them
         super().__post_init__()
 
     def plan(self, epoch: int, world: int) -> RawPlan:  # type: ignore[override]

@@ -5,6 +5,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from dejavu_lit.data.module import PairDataModule
+from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.settings import LoaderSettings
 from dejavu_lit.data.shards import write_shards
 from dejavu_lit.models.preprocess import Preprocess
@@ -21,7 +22,9 @@ def folder(tmp_path_factory):
 
 def module(folder, batch: int = 4, **options) -> PairDataModule:
     loader = LoaderSettings(cache_mb=0, **options)
-    return PairDataModule(folder, "target", batch, 3, Preprocess(CONFIG), char_tokens, loader=loader)
+    return PairDataModule(
+        DataSpec("x", str(folder)), "target", batch, 3, Preprocess(CONFIG), char_tokens, loader=loader
+    )
 
 
 def test_a_batch_that_is_not_divisible_by_the_ranks_is_rejected(folder):
@@ -56,7 +59,7 @@ def test_loader_options_reach_the_dataloader(folder, monkeypatch, workers, prefe
 
 def test_an_unknown_side_is_rejected(folder):
     with pytest.raises(UserError, match="side=left must be target"):
-        PairDataModule(folder, "left", 4, 3, Preprocess(CONFIG), char_tokens)
+        PairDataModule(DataSpec("x", str(folder)), "left", 4, 3, Preprocess(CONFIG), char_tokens)
 
 
 def test_no_validation_without_enough_pairs_for_each_rank(folder, tmp_path):
@@ -64,6 +67,7 @@ def test_no_validation_without_enough_pairs_for_each_rank(folder, tmp_path):
     write_shards(tmp_path / "A", [pair(number) for number in range(8)], 10)
     write_shards(tmp_path / "V", [pair(number) for number in range(8, 10)], 10)
     assert module(tmp_path).val_dataloader() != []
-    exclude = frozenset(pair(number).key for number in range(8, 10))
-    pairs = PairDataModule(tmp_path, "target", 4, 3, Preprocess(CONFIG), char_tokens, exclude=exclude)
+    (tmp_path / "keys.txt").write_text("\n".join(pair(number).key for number in range(8, 10)))
+    data = DataSpec("x", str(tmp_path), exclude=str(tmp_path / "keys.txt"))
+    pairs = PairDataModule(data, "target", 4, 3, Preprocess(CONFIG), char_tokens)
     assert pairs.val_dataloader() == []
