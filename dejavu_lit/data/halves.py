@@ -123,8 +123,3 @@ def deal(
             sides[rows] = side
             free[side] -= len(rows)
     return sides
-
-
-def source_sets(shards: ShardSet, name: str) -> tuple[str, ...]:
-    """The prepared sets that the pairs of a training set come from: its own, or both of the pool."""
-    return POOL if isinstance(shards, DealtSet) else (name,)

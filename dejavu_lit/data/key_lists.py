@@ -91,7 +91,7 @@ def prefix(shards: ShardSet, limit: int | None, excluded: Collection[str]) -> tu
 
 
 def later_duplicates(
-    manifest: Path, names: Sequence[str], shards: ShardSet, train_size: int | None, excluded: Positions
+    manifest: Path, shards: ShardSet, train_size: int | None, excluded: Positions
 ) -> dict[int, tuple[int, ...]]:
     """{shard: positions} of the pairs that ``mitigation.dedup`` removes from training.
 
@@ -99,13 +99,12 @@ def later_duplicates(
     on (not excluded, within the training size).
 
     Args:
-        manifest: the data's manifest.json; names: of the prepared sets, "A" or "B", that the pairs come from; shards: the
-            training set.
+        manifest: the data's manifest.json; shards: the training set, of pairs of A, of B or (in a random half) of both.
 
     Raises:
         UserError: the manifest lists no groups.
     """
-    groups = [group for name in names for group in duplicate_groups(manifest, name)]
+    groups = [group for name in ("A", "B") for group in duplicate_groups(manifest, name)]  # keys are unique over both
     used = nested_sizes(shards.sizes, train_size, excluded)
     excluded_sets = {shard: frozenset(positions) for shard, positions in excluded.items()}  # for fast membership tests
     location = {

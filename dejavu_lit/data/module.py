@@ -12,7 +12,6 @@ from PIL import Image
 from dejavu_lit.data.captions import idle_knobs, vocabulary
 from dejavu_lit.data.decode import caption_candidates
 from dejavu_lit.data.epoch import EpochPlan, Positions, epoch_plan, exposures, pairs_per_rank
-from dejavu_lit.data.halves import source_sets
 from dejavu_lit.data.key_lists import count_pairs, later_duplicates, positions_of
 from dejavu_lit.data.loader import EpochLoader
 from dejavu_lit.data.manifest import MANIFEST
@@ -76,10 +75,7 @@ class PairDataModule(pl.LightningDataModule):
             excluded, listed = count_pairs(self._excluded), len(self.data.excluded)
             log.info("data.exclude removes %d of %d pairs of %s; it lists %d keys", excluded, pairs, name, listed)
         if self.mitigation.dedup:
-            sources = source_sets(self.train_set, name)
-            self._removed = later_duplicates(
-                folder / MANIFEST, sources, self.train_set, self.data.prefix, self._excluded
-            )
+            self._removed = later_duplicates(folder / MANIFEST, self.train_set, self.data.prefix, self._excluded)
             log.info("mitigation.dedup removes %d of %d pairs of %s", count_pairs(self._removed), pairs, name)
         self._loaders: list[EpochLoader] = []
         self._cache: list[LoadedPair | BadPair] | None = None
