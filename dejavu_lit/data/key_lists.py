@@ -64,22 +64,6 @@ def count_pairs(positions: Positions) -> int:
     return sum(map(len, positions.values()))
 
 
-def warn_of_unknown_keys(option: str, keys: Collection[str], folders: Sequence[Path]) -> None:
-    """Warn if some of ``keys`` are in none of the sets in ``folders``: a misspelled key excludes nothing."""
-    unknown = set(keys)
-    for folder in folders:
-        if not unknown:
-            return
-        shards = ShardSet.open(folder)
-        for shard in range(len(shards.names)):
-            unknown.difference_update(shards.index(shard).keys)
-    if unknown:
-        log.warning(
-            "%d of %d keys in %s are in no set of the data; the first is %r",
-            *(len(unknown), len(keys), option, min(unknown)),
-        )
-
-
 def prefix(shards: ShardSet, limit: int | None, excluded: Collection[str]) -> tuple[list[str], int]:
     """The first ``limit`` keys of a set (all by default) that are not excluded, and how many of its pairs they span.
 
