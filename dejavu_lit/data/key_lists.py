@@ -59,11 +59,6 @@ def positions_of(shards: ShardSet, keys: Collection[str]) -> dict[int, tuple[int
     return {shard: matches for shard, matches in positions.items() if matches}
 
 
-def count_pairs(positions: Positions) -> int:
-    """The number of pairs at ``positions``."""
-    return sum(map(len, positions.values()))
-
-
 def prefix(shards: ShardSet, limit: int | None, excluded: Collection[str]) -> tuple[list[str], int]:
     """The first ``limit`` keys of a set (all by default) that are not excluded, and how many of its pairs they span.
 

@@ -7,12 +7,11 @@ from itertools import islice
 from typing import Any
 
 import pytorch_lightning as pl
-from PIL import Image
 
 from dejavu_lit.data.captions import idle_knobs, vocabulary
 from dejavu_lit.data.decode import caption_candidates
 from dejavu_lit.data.epoch import EpochPlan, Positions, epoch_plan, exposures, pairs_per_rank
-from dejavu_lit.data.key_lists import count_pairs, later_duplicates, positions_of
+from dejavu_lit.data.key_lists import later_duplicates, positions_of
 from dejavu_lit.data.loader import EpochLoader
 from dejavu_lit.data.manifest import MANIFEST
 from dejavu_lit.data.prepared import DataSpec, training_set
@@ -72,29 +71,26 @@ class PairDataModule(pl.LightningDataModule):
         self._removed: Positions = {}
         pairs = len(self.train_set)
         if self._excluded:
-            excluded, listed = count_pairs(self._excluded), len(self.data.excluded)
+            excluded, listed = sum(map(len, self._excluded.values())), len(self.data.excluded)
             log.info("data.exclude removes %d of %d pairs of %s; it lists %d keys", excluded, pairs, name, listed)
         if self.mitigation.dedup:
             self._removed = later_duplicates(folder / MANIFEST, self.train_set, self.data.prefix, self._excluded)
-            log.info("mitigation.dedup removes %d of %d pairs of %s", count_pairs(self._removed), pairs, name)
+            removed = sum(map(len, self._removed.values()))
+            log.info("mitigation.dedup removes %d of %d pairs of %s", removed, pairs, name)
         self._loaders: list[EpochLoader] = []
         self._cache: list[LoadedPair | BadPair] | None = None
         self._tokenizer = self.tokenizer
         self._vocabulary: Sequence[str] = ()
 
-    def per_rank(self, world: int) -> int:
-        """Pairs per rank and step; raises UserError if the global batch is not divisible by ``world``."""
-        return pairs_per_rank(self.batch, world)
-
     def plan(self, epoch: int, world: int) -> EpochPlan:
-        """The plan of one epoch of training on ``world`` ranks."""
+        """The plan of one epoch on ``world`` ranks; raises UserError if the global batch is not divisible by their number."""
         return epoch_plan(
             self.train_set.sizes,
             self.seed,
             epoch,
             world,
             self.loader.workers,
-            self.per_rank(world),
+            pairs_per_rank(self.batch, world),
             self.data.prefix,
             self.data.repeat,
             self._excluded,
@@ -119,11 +115,8 @@ class PairDataModule(pl.LightningDataModule):
         self._check_captions(total)
         if self._cache is not None:
             return
-        height, width = self.preprocess(Image.new("RGB", (8, 8))).shape[1:]
-        if self.augment is not None:
-            self._cache = load_images(self.train_set, total, rgb_pixels, limit)
-        elif 3 * height * width * total <= limit:
-            self._cache = load_images(self.train_set, total, self.preprocess, limit)
+        preprocess = self.preprocess if self.augment is None else rgb_pixels
+        self._cache = load_images(self.train_set, total, preprocess, limit)
         knobs = self.mitigation
         if self._cache and not (knobs.caption_choice or knobs.text_mask or knobs.text_random or knobs.text_shuffle):
             self._tokenizer = TokenCache(self.tokenizer)
@@ -151,10 +144,10 @@ class PairDataModule(pl.LightningDataModule):
         if valid is None:
             return []
         excluded = positions_of(valid, self.data.excluded)
-        pairs = len(valid) - count_pairs(excluded)
+        pairs = len(valid) - sum(map(len, excluded.values()))
         if pairs < self._world:
             return []
-        batch = min(self.per_rank(self._world), pairs // self._world)
+        batch = min(pairs_per_rank(self.batch, self._world), pairs // self._world)
         plan = epoch_plan(valid.sizes, 0, 0, self._world, self.loader.workers, batch, excluded=excluded)
         return self._loader(PairStream(valid, plan, self._rank, self.preprocess, self._tokenizer), lambda: (0, 0))
 

@@ -16,7 +16,7 @@ import numpy as np
 from torch.utils.data import get_worker_info
 from webdataset import DataPipeline, SimpleShardList, batched, shuffle
 
-from dejavu_lit.data.epoch import check_fills_batch
+from dejavu_lit.data.epoch import check_fills_batch, pairs_per_rank
 from dejavu_lit.data.loader import EpochLoader
 from dejavu_lit.data.module import PairDataModule
 from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
@@ -145,7 +145,7 @@ class RawDataModule(PairDataModule):
                 "trainer.loader.workers or trainer.devices, or set data.resampled=true"
             )
         pairs = self.data.training_pairs(self.side)
-        return RawPlan(pairs, self.seed, epoch, world, self.loader.workers, self.per_rank(world))
+        return RawPlan(pairs, self.seed, epoch, world, self.loader.workers, pairs_per_rank(self.batch, world))
 
     def exposure(self, batches: int, world: int) -> dict[str, Any]:
         """For run.json: the number of training pairs, and how often they are expected to have been seen."""

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from dejavu_lit.data.decode import json_safe, meta_captions, read_caption, with_captions
 from dejavu_lit.data.objects import Annotation
@@ -172,8 +171,7 @@ class TableReader:
             )
         values = [values[row] for row in first_rows]
         if len(set(values)) < len(values):
-            counts = pc.value_counts(pa.array(values)).to_pylist()
-            value = max(counts, key=lambda item: item["counts"])["values"]
+            value = Counter(values).most_common(1)[0][0]
             raise UserError(
                 f"the key {value!r} is in rows of several images in {self.path}; choose a column of unique keys with key="
             )
