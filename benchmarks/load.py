@@ -84,7 +84,7 @@ def prepare(folder: Path, pairs: int) -> dict[str, Any]:
 
 
 def plan(folder: Path, pairs: int) -> dict[str, Any]:
-    """Every batch of one epoch of A, for 2 ranks with 2 loader workers each, every pair seen at most once."""
+    """Every entry of one epoch of A, for 2 ranks with 2 loader workers each, every pair seen at most once."""
     import numpy as np
 
     from dejavu_lit.data.epoch import epoch_plan
@@ -95,8 +95,8 @@ def plan(folder: Path, pairs: int) -> dict[str, Any]:
     seen = np.zeros(len(shards), np.int8)
     for rank in range(2):
         for worker in range(2):
-            for batch in epoch.batches(rank, worker):
-                seen[shards.starts[batch[:, 0]] + batch[:, 1]] += 1
+            for part in epoch.parts(rank, worker):
+                np.add.at(seen, shards.starts[part[:, 0]] + part[:, 1], 1)
     assert seen.max() == 1, "a pair was seen twice"
     assert (seen == 0).sum() < 2 * 64, "more pairs left out than the definition allows"
     return {"steps": epoch.steps, "left_out": int((seen == 0).sum())}

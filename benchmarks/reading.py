@@ -25,6 +25,7 @@ from embedding import photograph  # the benchmark beside this one
 from torch.utils.data import DataLoader
 
 from dejavu_lit.data.module import PairDataModule
+from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.settings import LoaderSettings
 from dejavu_lit.data.shards import Pair, ShardSet, index_shard, write_shards
 from dejavu_lit.models.preprocess import Preprocess
@@ -69,7 +70,9 @@ def ours(folder: Path, preprocess: Any, tokenizer: Any, workers: int) -> Iterato
     """The training's own reader; nothing is cached, and the shards are indexed anew."""
     index_shard.cache_clear()
     settings = LoaderSettings(workers=workers, cache_mb=0)
-    pairs = PairDataModule(folder, "target", BATCH, 0, preprocess, tokenizer, loader=settings)
+    pairs = PairDataModule(
+        DataSpec("photographs", str(folder)), "target", BATCH, 0, preprocess, tokenizer, loader=settings
+    )
     pairs.setup("fit")
     yield from pairs.train_dataloader()
     pairs.teardown("fit")

@@ -216,6 +216,7 @@ def profile(name: str, trim: bool, steps: int = 3) -> dict[str, Any]:
     from torch.utils.flop_counter import FlopCounterMode
 
     from dejavu_lit.data.module import PairDataModule
+    from dejavu_lit.data.prepared import DataSpec
     from dejavu_lit.mitigation import Mitigation
     from dejavu_lit.models.build import build_model, export_config
     from dejavu_lit.models.preprocess import Preprocess
@@ -235,7 +236,8 @@ def profile(name: str, trim: bool, steps: int = 3) -> dict[str, Any]:
 
         network: Any = build_model(spec, folder / "model").train()
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder / 'model'}")
-        pairs = PairDataModule(folder, "target", claim.batch, 0, Preprocess(network.visual.preprocess_cfg), tokenizer)
+        data, preprocess = DataSpec("photographs", str(folder)), Preprocess(network.visual.preprocess_cfg)
+        pairs = PairDataModule(data, "target", claim.batch, 0, preprocess, tokenizer)
         pairs.setup("fit")
         recipe = Recipe(epochs=1, batch=claim.batch, lr=RATE)
         module = ClipModule(network, recipe, Mitigation(), compute=ComputeSettings(trim=trim))

@@ -1,7 +1,6 @@
 """``dejavu annotate``: find objects, compare two object artifacts, or draw boxes."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 
@@ -10,14 +9,12 @@ from dejavu_lit.cli.options import Annotate
 from dejavu_lit.cli.processes import device, processes
 from dejavu_lit.data.prepared import DataSpec, ready
 from dejavu_lit.data.remote import is_remote
+from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.data.splits import SETS
 from dejavu_lit.objects.annotators import ANNOTATORS
 from dejavu_lit.utils.errors import UserError, suggest
-from dejavu_lit.utils.io import visible_files
+from dejavu_lit.utils.io import atomic, visible_files, write_json
 from dejavu_lit.utils.next_steps import print_next
-
-if TYPE_CHECKING:
-    from dejavu_lit.data.shards import ShardSet
 
 
 def annotate(settings: Annotate, out: Path) -> None:
@@ -44,7 +41,7 @@ def annotate(settings: Annotate, out: Path) -> None:
         _annotate(data, sets, settings)
 
 
-def _annotate(data: DataSpec, sets: dict[str, "ShardSet"], settings: Annotate) -> None:
+def _annotate(data: DataSpec, sets: dict[str, ShardSet], settings: Annotate) -> None:
     from dejavu_lit.objects.annotate import annotate as run
     from dejavu_lit.objects.annotate import coverage
     from dejavu_lit.objects.shares import parse_share
@@ -74,9 +71,8 @@ def _annotate(data: DataSpec, sets: dict[str, "ShardSet"], settings: Annotate) -
         )
 
 
-def _show(data: DataSpec, sets: dict[str, "ShardSet"], name: str, settings: Annotate, out: Path) -> None:
+def _show(data: DataSpec, sets: dict[str, ShardSet], name: str, settings: Annotate, out: Path) -> None:
     from dejavu_lit.objects.contact_sheet import contact_sheet
-    from dejavu_lit.utils.io import atomic
 
     artifact = data.objects_folder(name)
     path = out / f"{artifact.name}.png"
@@ -86,11 +82,10 @@ def _show(data: DataSpec, sets: dict[str, "ShardSet"], name: str, settings: Anno
     print(f"{path}: boxes of {artifact}")
 
 
-def _compare(data: DataSpec, sets: dict[str, "ShardSet"], names: list[str], threshold: float, out: Path) -> None:
+def _compare(data: DataSpec, sets: dict[str, ShardSet], names: list[str], threshold: float, out: Path) -> None:
     from dejavu_lit.data.objects import read_objects
     from dejavu_lit.measure.per_pair import write_csv
     from dejavu_lit.objects.compare import difference, format_differences
-    from dejavu_lit.utils.io import write_json
 
     if len(names) != 2:
         raise UserError(f"compare={names} must name two artifacts, e.g. compare=[torchvision,captions]")
@@ -106,14 +101,12 @@ def _compare(data: DataSpec, sets: dict[str, "ShardSet"], names: list[str], thre
     print(f"all labels: {out / 'difference.csv'}")
 
 
-def open_sets(data: DataSpec, names: list[str] | None) -> dict[str, "ShardSet"]:
+def open_sets(data: DataSpec, names: list[str] | None) -> dict[str, ShardSet]:
     """{name: shards} of the sets of a data folder, A, B, H, P and V before the others, and of folders elsewhere.
 
     Raises:
         UserError: no set at all, or an unknown one.
     """
-    from dejavu_lit.data.shards import ShardSet
-
     available = sorted(
         {path.parent.name for path in visible_files(data.folder, "*/*.tar")}, key=lambda n: (n not in SETS, n)
     )

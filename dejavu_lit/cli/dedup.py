@@ -34,15 +34,11 @@ def dedup(settings: Dedup, out: Path) -> None:
         }
     unsaved = ("out", "workers", "device", "force")
     saved = {name: value for name, value in to_plain(replace(settings, data=data)).items() if name not in unsaved}
-    from dejavu_lit.duplicates.dedup import EXAMPLES, LIST, REPORT, DuplicateCriteria
+    from dejavu_lit.duplicates.dedup import EXAMPLES, LIST, REPORT
+    from dejavu_lit.duplicates.dedup import dedup as run
 
     with RunDirectory(out).opened(saved, take_over=not (out / REPORT).is_file()):
-        from dejavu_lit.duplicates.dedup import dedup as run
-
-        criteria = DuplicateCriteria(
-            settings.distance, settings.encoder, settings.similarity, settings.device, settings.workers
-        )
-        report = run(out, sets, criteria, settings.within, data.excluded, settings.force)
+        report = run(out, sets, settings, settings.within, data.excluded, settings.force)
     for name, kind in report["kinds"].items():
         print(f"{name}: {kind['groups']} groups of {kind['pictures']} images, the largest of {kind['largest']}")
     across = {(a, b): n for a, row in report["shared"]["any"].items() for b, n in row.items() if a < b and n}

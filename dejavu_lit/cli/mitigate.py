@@ -16,6 +16,7 @@ from dejavu_lit.evaluation.settings import EvaluationSettings, PairEvaluation, R
 from dejavu_lit.utils.config import take
 from dejavu_lit.utils.distributed import SINGLE_PROCESS, Ranks
 from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import locked, write_json
 
 if TYPE_CHECKING:
     from dejavu_lit.cli.gate import Gate
@@ -33,7 +34,6 @@ def mitigate(settings: Mitigate, out: Path | str) -> Path:
     from dejavu_lit.study.plan import make_plan
     from dejavu_lit.study.runs import Launcher, train_here, train_missing
     from dejavu_lit.study.slurm import SlurmLauncher
-    from dejavu_lit.utils.io import locked
 
     launcher: Launcher = SlurmLauncher(settings.slurm) if settings.launcher == "slurm" else train_here
     plan = make_plan(out, rows)
@@ -101,7 +101,6 @@ def evaluate_study(
     from dejavu_lit.report.terminal import show_next_steps, show_study
     from dejavu_lit.study import table
     from dejavu_lit.study.cells import REQUEST, evaluation_request
-    from dejavu_lit.utils.io import write_json
 
     metrics: dict[str, Any] = {}
     requests = {cell.label: evaluation_request(cell) for cell in cells}

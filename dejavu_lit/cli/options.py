@@ -9,6 +9,7 @@ from hydra.core.config_store import ConfigStore
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.readers import READERS
 from dejavu_lit.data.splits import SETS
+from dejavu_lit.duplicates.settings import DuplicateCriteria
 from dejavu_lit.evaluation.settings import DataChanges, EvaluationSettings, PairEvaluation
 from dejavu_lit.objects.annotators import ANNOTATORS
 from dejavu_lit.study.slurm import SlurmSettings
@@ -121,28 +122,18 @@ class Annotate:
     """Where compare and show write."""
 
 
-@dataclass(frozen=True)
-class Dedup:
+@dataclass(frozen=True, kw_only=True)
+class Dedup(DuplicateCriteria):
     """Options of ``dejavu dedup``."""
 
     data: DataSpec
     """The prepared data."""
-    distance: int | None = None
-    """Most of 64 bits in which perceptual hashes of duplicates differ; null: exact copies only."""
-    encoder: str | None = None
-    """The model whose image embeddings are compared: a run, ARCH@TAG, ARCH@FILE, a folder, …; null: none."""
-    similarity: float = 0.95
-    """Smallest cosine of duplicates; the right value depends on the model: look at examples.png."""
     within: bool = False
     """Also leave out duplicates within a set, except one of each group."""
     force: bool = False
     """Write the list even if one group has more than half of a set; such groups are usually look-alikes, not copies."""
     sets: list[str] | None = None
     """E.g. [A,B,P], or a folder of shards elsewhere; duplicates stay in the set named first; null: A, B, H, V, P, others."""
-    workers: int = 2
-    """Processes that hash."""
-    device: str = "cpu"
-    """Device of the encoder; or cuda."""
     out: str | None = None
     """The same folder again continues; null: a new folder below outputs/dedup."""
 

@@ -137,16 +137,6 @@ class EpochPlan:
         base = rank * self.steps
         return self.stretch((base + first) * self.batch, (base + last) * self.batch)
 
-    def batches(self, rank: int, worker: int = 0, offset: int = 0) -> Iterator[np.ndarray]:
-        """The same entries in batches, each [batch, 2]."""
-        rest = np.zeros((0, 2), dtype=np.int64)
-        for part in self.parts(rank, worker, offset):
-            rest = np.concatenate([rest, part])
-            complete = len(rest) // self.batch * self.batch
-            for start in range(0, complete, self.batch):
-                yield rest[start : start + self.batch]
-            rest = rest[complete:]
-
     def stretch(self, start: int, stop: int) -> Iterator[np.ndarray]:
         """The entries start … stop − 1 of the sequence, shard by shard, each [m, 2]."""
         begin = 0

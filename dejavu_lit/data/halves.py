@@ -36,10 +36,7 @@ class DealtSet(ShardSet):
 
     def index(self, shard: int) -> ShardIndex:
         """The index of this side's pairs of one shard."""
-        whole, chosen = index_shard(self.paths[shard]), self.positions[shard].tolist()
-        if chosen and chosen[-1] >= len(whole):
-            raise UserError(f"{whole.path} has fewer pairs than when the halves were dealt; restore the shard")
-        return whole.subset(chosen)
+        return index_shard(self.paths[shard]).subset(self.positions[shard].tolist())
 
 
 def open_half(
@@ -123,8 +120,3 @@ def deal(
             sides[rows] = side
             free[side] -= len(rows)
     return sides
-
-
-def source_sets(shards: ShardSet, name: str) -> tuple[str, ...]:
-    """The prepared sets that the pairs of a training set come from: its own, or both of the pool."""
-    return POOL if isinstance(shards, DealtSet) else (name,)

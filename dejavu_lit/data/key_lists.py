@@ -59,27 +59,6 @@ def positions_of(shards: ShardSet, keys: Collection[str]) -> dict[int, tuple[int
     return {shard: matches for shard, matches in positions.items() if matches}
 
 
-def count_pairs(positions: Positions) -> int:
-    """The number of pairs at ``positions``."""
-    return sum(map(len, positions.values()))
-
-
-def warn_of_unknown_keys(option: str, keys: Collection[str], folders: Sequence[Path]) -> None:
-    """Warn if some of ``keys`` are in none of the sets in ``folders``: a misspelled key excludes nothing."""
-    unknown = set(keys)
-    for folder in folders:
-        if not unknown:
-            return
-        shards = ShardSet.open(folder)
-        for shard in range(len(shards.names)):
-            unknown.difference_update(shards.index(shard).keys)
-    if unknown:
-        log.warning(
-            "%d of %d keys in %s are in no set of the data; the first is %r",
-            *(len(unknown), len(keys), option, min(unknown)),
-        )
-
-
 def prefix(shards: ShardSet, limit: int | None, excluded: Collection[str]) -> tuple[list[str], int]:
     """The first ``limit`` keys of a set (all by default) that are not excluded, and how many of its pairs they span.
 
@@ -91,7 +70,7 @@ def prefix(shards: ShardSet, limit: int | None, excluded: Collection[str]) -> tu
 
 
 def later_duplicates(
-    manifest: Path, names: Sequence[str], shards: ShardSet, train_size: int | None, excluded: Positions
+    manifest: Path, shards: ShardSet, train_size: int | None, excluded: Positions
 ) -> dict[int, tuple[int, ...]]:
     """{shard: positions} of the pairs that ``mitigation.dedup`` removes from training.
 
@@ -99,13 +78,12 @@ def later_duplicates(
     on (not excluded, within the training size).
 
     Args:
-        manifest: the data's manifest.json; names: of the prepared sets, "A" or "B", that the pairs come from; shards: the
-            training set.
+        manifest: the data's manifest.json; shards: the training set, of pairs of A, of B or (in a random half) of both.
 
     Raises:
         UserError: the manifest lists no groups.
     """
-    groups = [group for name in names for group in duplicate_groups(manifest, name)]
+    groups = [group for name in ("A", "B") for group in duplicate_groups(manifest, name)]  # keys are unique over both
     used = nested_sizes(shards.sizes, train_size, excluded)
     excluded_sets = {shard: frozenset(positions) for shard, positions in excluded.items()}  # for fast membership tests
     location = {

@@ -4,21 +4,18 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from PIL import Image
 
 from dejavu_lit.data.captions import idle_knobs, vocabulary
 from dejavu_lit.data.decode import caption_candidates
-from dejavu_lit.data.epoch import EpochPlan, epoch_plan, exposures, pairs_per_rank
-from dejavu_lit.data.halves import source_sets
-from dejavu_lit.data.key_lists import count_pairs, later_duplicates, positions_of
+from dejavu_lit.data.epoch import EpochPlan, Positions, epoch_plan, exposures, pairs_per_rank
+from dejavu_lit.data.key_lists import later_duplicates, positions_of
 from dejavu_lit.data.loader import EpochLoader
 from dejavu_lit.data.manifest import MANIFEST
-from dejavu_lit.data.prepared import training_set
-from dejavu_lit.data.settings import LoaderSettings, Repeat
+from dejavu_lit.data.prepared import DataSpec, training_set
+from dejavu_lit.data.settings import LoaderSettings
 from dejavu_lit.data.shards import BadPair, Pair, ShardSet, read_pairs
 from dejavu_lit.data.stream import (
     Augment,
@@ -43,8 +40,8 @@ VOCABULARY_PAIRS = 100_000  # whose captions text_random draws its words from; s
 class PairDataModule(pl.LightningDataModule):
     """The training pairs of one side and the validation pairs."""
 
-    folder: Path
-    """A prepared data folder."""
+    data: DataSpec
+    """The prepared data, and what of it is trained on."""
     side: str
     """Which model is trained: target (on A) or reference (on B)."""
     batch: int
@@ -55,60 +52,47 @@ class PairDataModule(pl.LightningDataModule):
     """From an image to the model's input, without randomness."""
     tokenizer: Tokenizer
     """From captions to tokens."""
-    shards: ShardSet | None = None
-    """The training set of a random half; None: the prepared one."""
-    train_size: int | None = None
-    """Train on the first pairs only, this many; None: all."""
-    repeat: Repeat = field(default_factory=Repeat)
-    """Planted memory: pairs that come several times per epoch."""
     mitigation: Mitigation = field(default_factory=Mitigation)
-    """What is done to captions and images."""
+    """What is done to captions and images, and whether near-duplicates are trained on."""
     augment: Augment | None = None
     """Replaces ``preprocess`` in training, with random draws."""
     loader: LoaderSettings = field(default_factory=LoaderSettings)
     """How pairs are read."""
-    exclude: frozenset[str] = frozenset()
-    """Keys excluded from training and validation."""
-    dedup: bool = False
-    """Train on one pair of each group of near-duplicates."""
     batch_timeout: float = 0
     """Seconds that the worker processes may take for a batch; 0: no limit."""
 
     def __post_init__(self) -> None:
         super().__init__()
         name = training_set(self.side)
-        self.train_set = self.shards or ShardSet.open(self.folder / name)
-        self.valid_set = ShardSet.open(self.folder / "V") if (self.folder / "V").is_dir() else None
-        self._excluded, self._removed = positions_of(self.train_set, self.exclude), dict[int, tuple[int, ...]]()
+        folder = self.data.folder
+        self.train_set = self.data.shard_set(name)
+        self.valid_set = ShardSet.open(folder / "V") if (folder / "V").is_dir() else None
+        self._excluded = positions_of(self.train_set, self.data.excluded)
+        self._removed: Positions = {}
         pairs = len(self.train_set)
-        if self.exclude:
-            excluded, listed = count_pairs(self._excluded), len(self.exclude)
+        if self._excluded:
+            excluded, listed = sum(map(len, self._excluded.values())), len(self.data.excluded)
             log.info("data.exclude removes %d of %d pairs of %s; it lists %d keys", excluded, pairs, name, listed)
-        if self.dedup:
-            manifest = self.folder / MANIFEST
-            sources = source_sets(self.train_set, name)
-            self._removed = later_duplicates(manifest, sources, self.train_set, self.train_size, self._excluded)
-            log.info("mitigation.dedup removes %d of %d pairs of %s", count_pairs(self._removed), pairs, name)
+        if self.mitigation.dedup:
+            self._removed = later_duplicates(folder / MANIFEST, self.train_set, self.data.prefix, self._excluded)
+            removed = sum(map(len, self._removed.values()))
+            log.info("mitigation.dedup removes %d of %d pairs of %s", removed, pairs, name)
         self._loaders: list[EpochLoader] = []
         self._cache: list[LoadedPair | BadPair] | None = None
         self._tokenizer = self.tokenizer
         self._vocabulary: Sequence[str] = ()
 
-    def per_rank(self, world: int) -> int:
-        """Pairs per rank and step; raises UserError if the global batch is not divisible by ``world``."""
-        return pairs_per_rank(self.batch, world)
-
     def plan(self, epoch: int, world: int) -> EpochPlan:
-        """The plan of one epoch of training on ``world`` ranks."""
+        """The plan of one epoch on ``world`` ranks; raises UserError if the global batch is not divisible by their number."""
         return epoch_plan(
             self.train_set.sizes,
             self.seed,
             epoch,
             world,
             self.loader.workers,
-            self.per_rank(world),
-            self.train_size,
-            self.repeat,
+            pairs_per_rank(self.batch, world),
+            self.data.prefix,
+            self.data.repeat,
             self._excluded,
             self._removed,
         )
@@ -131,11 +115,8 @@ class PairDataModule(pl.LightningDataModule):
         self._check_captions(total)
         if self._cache is not None:
             return
-        height, width = self.preprocess(Image.new("RGB", (8, 8))).shape[1:]
-        if self.augment is not None:
-            self._cache = load_images(self.train_set, total, rgb_pixels, limit)
-        elif 3 * height * width * total <= limit:
-            self._cache = load_images(self.train_set, total, self.preprocess, limit)
+        preprocess = self.preprocess if self.augment is None else rgb_pixels
+        self._cache = load_images(self.train_set, total, preprocess, limit)
         knobs = self.mitigation
         if self._cache and not (knobs.caption_choice or knobs.text_mask or knobs.text_random or knobs.text_shuffle):
             self._tokenizer = TokenCache(self.tokenizer)
@@ -162,11 +143,11 @@ class PairDataModule(pl.LightningDataModule):
         valid = self.valid_set
         if valid is None:
             return []
-        excluded = positions_of(valid, self.exclude)
-        pairs = len(valid) - count_pairs(excluded)
+        excluded = positions_of(valid, self.data.excluded)
+        pairs = len(valid) - sum(map(len, excluded.values()))
         if pairs < self._world:
             return []
-        batch = min(self.per_rank(self._world), pairs // self._world)
+        batch = min(pairs_per_rank(self.batch, self._world), pairs // self._world)
         plan = epoch_plan(valid.sizes, 0, 0, self._world, self.loader.workers, batch, excluded=excluded)
         return self._loader(PairStream(valid, plan, self._rank, self.preprocess, self._tokenizer), lambda: (0, 0))
 
@@ -205,7 +186,7 @@ class PairDataModule(pl.LightningDataModule):
     def _pairs(self, total: int) -> Iterator[Pair]:
         """Those of the first ``total`` pairs that are readable and not excluded, without their images."""
         for pair in islice(read_pairs(self.train_set, image=False), total):
-            if isinstance(pair, Pair) and pair.key not in self.exclude:
+            if isinstance(pair, Pair) and pair.key not in self.data.excluded:
                 yield pair
 
     @property

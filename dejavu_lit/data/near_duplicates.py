@@ -72,13 +72,8 @@ def exact_copies(shards: ShardSet, excluded: Collection[str] = ()) -> int:
 
 def exact_groups(digests: np.ndarray) -> np.ndarray:
     """For each row of ``digests`` (uint64 [n, 2]) the first row with the same digest, int64 [n]."""
-    order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: of equal rows, the first stays first
-    ordered = digests[order]
-    starts = np.ones(len(order), dtype=bool)
-    starts[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
-    roots = np.empty(len(order), dtype=np.int64)
-    roots[order] = order[np.flatnonzero(starts)[np.cumsum(starts) - 1]]
-    return roots
+    _, first, inverse = np.unique(digests, axis=0, return_index=True, return_inverse=True)
+    return first[inverse.ravel()]
 
 
 def near_groups(

@@ -5,18 +5,18 @@ import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from dejavu_lit.data.halves import POOL, open_half
+from dejavu_lit.data.key_lists import keys_fingerprint, read_keys
 from dejavu_lit.data.manifest import MANIFEST, SCHEMA
 from dejavu_lit.data.raw_shards import RawShards, write_samples
 from dejavu_lit.data.readers import READERS
 from dejavu_lit.data.remote import fetch_objects, is_remote, mirror
 from dejavu_lit.data.settings import Repeat
+from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.utils.errors import UserError, suggest
 from dejavu_lit.utils.io import fingerprint, locked, read_json_object, visible_files
-
-if TYPE_CHECKING:
-    from dejavu_lit.data.shards import ShardSet
 
 log = logging.getLogger(__name__)
 
@@ -124,8 +124,6 @@ class DataSpec:
     @cached_property
     def excluded(self) -> frozenset[str]:
         """The keys in exclude; raises UserError if the file cannot be read or its keys changed."""
-        from dejavu_lit.data.key_lists import keys_fingerprint, read_keys
-
         keys = frozenset(read_keys(self.exclude, "data.exclude")) if self.exclude is not None else frozenset()
         if self.exclude_fingerprint not in (None, keys_fingerprint(keys)):
             raise UserError(
@@ -137,11 +135,17 @@ class DataSpec:
         """Warn if keys in ``exclude`` are in no set; remote data is not checked, since that would copy all of it."""
         if not self.excluded or self.shards is not None or (self.dir is not None and is_remote(self.dir)):
             return
-        from dejavu_lit.data.key_lists import warn_of_unknown_keys
-
         folders = dict.fromkeys(path.parent for path in visible_files(self.folder, "*/*.tar"))
         public = [Path(self.public)] if self.public not in self.public_sets and Path(self.public).is_dir() else []
-        warn_of_unknown_keys(f"data.exclude={self.exclude}", self.excluded, [*folders, *public])
+        unknown = set(self.excluded)
+        for folder in (*folders, *public):
+            if unknown:
+                unknown.difference_update(ShardSet.open(folder).keys())
+        if unknown:
+            log.warning(
+                "%d of %d keys in data.exclude=%s are in no set of the data; the first is %r",
+                *(len(unknown), len(self.excluded), self.exclude, min(unknown)),
+            )
 
     def training_pairs(self, side: str) -> int:
         """The number of pairs that a side trains on; with raw shards given by ``pairs``, or known or estimated since sampling."""
@@ -158,11 +162,8 @@ class DataSpec:
             raw.check_samples(self.folder)
         return raw
 
-    def shard_set(self, name: str) -> "ShardSet":
+    def shard_set(self, name: str) -> ShardSet:
         """The set A, B, H, V or P, another set of the data folder, or a folder of shards elsewhere."""
-        from dejavu_lit.data.halves import POOL, open_half
-        from dejavu_lit.data.shards import ShardSet
-
         if self.half and name in POOL:
             return open_half(self.folder, name, self.seed, self.half, self.train_size, self.excluded)
         return ShardSet.open(self.set_folder(name))
@@ -244,8 +245,6 @@ def pinned(data: DataSpec) -> DataSpec:
     """``data`` with the fingerprint of the keys in exclude, so that other keys are other settings."""
     if data.exclude is None:
         return data
-    from dejavu_lit.data.key_lists import keys_fingerprint, read_keys
-
     return replace(data, exclude_fingerprint=keys_fingerprint(read_keys(data.exclude, "data.exclude")))
 
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +63,9 @@ class RawShards:
         Raises:
             UserError: a pattern that matches nothing, or a shard in braces that does not exist.
         """
-        addresses: list[str] = []
-        for pattern in [self.shards] if isinstance(self.shards, str) else self.shards:
-            tars = (
-                list(expand_braces(pattern)) if is_remote(pattern) else [str(p) for p in matching_tars(Path(pattern))]
-            )
-            if not tars:
-                raise UserError(f"data.shards={pattern} has no shards; give tars, a folder of tars, or a pattern")
-            addresses += tars
-        return list(dict.fromkeys(addresses))
+        patterns = [self.shards] if isinstance(self.shards, str) else self.shards
+        shards = (expand_braces(p) if is_remote(p) else matching_tars(Path(p)) for p in patterns)
+        return list(dict.fromkeys(map(str, chain.from_iterable(shards))))
 
     def check_samples(self, out: Path) -> None:
         """Raise UserError if the samples in ``out`` were drawn from other local shards; addresses are not compared."""

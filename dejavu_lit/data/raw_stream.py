@@ -16,7 +16,7 @@ import numpy as np
 from torch.utils.data import get_worker_info
 from webdataset import DataPipeline, SimpleShardList, batched, shuffle
 
-from dejavu_lit.data.epoch import check_fills_batch
+from dejavu_lit.data.epoch import check_fills_batch, pairs_per_rank
 from dejavu_lit.data.loader import EpochLoader
 from dejavu_lit.data.module import PairDataModule
 from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
@@ -120,25 +120,20 @@ class RawStream(PairStream):
                 )
 
 
-@dataclass(eq=False, kw_only=True)
 class RawDataModule(PairDataModule):
     """The training pairs of one side, streamed from raw shards; V and the captions' words come from the samples."""
 
-    data: DataSpec
-    """The raw shards and the samples of them."""
-
     def __post_init__(self) -> None:
         for option, given in (
-            ("data.train_size", self.train_size is not None),
-            ("data.repeat", self.repeat != Repeat()),
-            ("mitigation.dedup", self.dedup),
+            ("data.train_size", self.data.train_size is not None),
+            ("data.repeat", self.data.repeat != Repeat()),
+            ("mitigation.dedup", self.mitigation.dedup),
         ):
             if given:
                 raise UserError(
                     f"{option} needs prepared data; with raw shards (data.shards) lower data.fractions, give data.exclude, or "
                     "run dejavu prepare data=shards"
                 )
-        self.exclude = frozenset()  # the samples have none of them
         super().__post_init__()
 
     def plan(self, epoch: int, world: int) -> RawPlan:  # type: ignore[override]
@@ -150,7 +145,7 @@ class RawDataModule(PairDataModule):
                 "trainer.loader.workers or trainer.devices, or set data.resampled=true"
             )
         pairs = self.data.training_pairs(self.side)
-        return RawPlan(pairs, self.seed, epoch, world, self.loader.workers, self.per_rank(world))
+        return RawPlan(pairs, self.seed, epoch, world, self.loader.workers, pairs_per_rank(self.batch, world))
 
     def exposure(self, batches: int, world: int) -> dict[str, Any]:
         """For run.json: the number of training pairs, and how often they are expected to have been seen."""

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from dejavu_lit.utils.errors import UserError
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -40,10 +39,8 @@ class Repeat:
         """The times, always as a list."""
         return [int(t) for t in (self.times if isinstance(self.times, Sequence) else [self.times])]
 
-    def times_of(self, positions: "np.ndarray", total: int) -> "np.ndarray":
+    def times_of(self, positions: np.ndarray, total: int) -> np.ndarray:
         """How often the pairs at ``positions`` (0 … total − 1) come in one epoch, int64 like ``positions``."""
-        import numpy as np  # not needed to state the settings
-
         edges = np.floor(np.cumsum(self.shares) * total + 1e-9).astype(np.int64)
         return np.array([*self.counts, 1], dtype=np.int64)[np.searchsorted(edges, positions, side="right")]
 

@@ -10,7 +10,6 @@ import io
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from dejavu_lit.data.scan import ImageHashes, hash_sets
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.duplicates.examples import DuplicateKind, Images, example_tiles
 from dejavu_lit.duplicates.semantic import semantic_groups
+from dejavu_lit.duplicates.settings import DuplicateCriteria
 from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.objects.contact_sheet import sheet
 from dejavu_lit.utils.errors import UserError
@@ -34,22 +34,6 @@ RULE = "in each group, the images of the first of its sets are kept"
 RULE_WITHIN = "in each group, one image is kept: the one with the smallest key in the first of its sets"
 CHAIN = 10  # images, the smallest group that is suspected of being a chain of images that merely look alike
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class DuplicateCriteria:
-    """What counts as a duplicate, apart from the same bytes."""
-
-    distance: int | None
-    """Largest number of bits in which two perceptual hashes may differ; None: no perceptual hashes."""
-    encoder: str | None
-    """The model whose image embeddings are compared; None: no embeddings."""
-    similarity: float
-    """Smallest cosine of two embeddings."""
-    device: str = "cpu"
-    """The device that the encoder runs on."""
-    workers: int = 2
-    """Processes that hash and load images."""
 
 
 def dedup(

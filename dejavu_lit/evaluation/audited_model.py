@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dejavu_lit.data.epoch import epoch_plan, exposures
-from dejavu_lit.data.halves import POOL, source_sets
+from dejavu_lit.data.halves import POOL
 from dejavu_lit.data.key_lists import later_duplicates, positions_of
 from dejavu_lit.data.manifest import MANIFEST
 from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
@@ -164,9 +164,7 @@ class AuditedModel:
         removed = None
         if self.config.get("mitigation", {}).get("dedup"):
             manifest = shards.folder.parent / MANIFEST
-            removed = later_duplicates(
-                manifest, source_sets(shards, self.trained_on), shards, self.data.prefix, excluded
-            )
+            removed = later_duplicates(manifest, shards, self.data.prefix, excluded)
         seed, world, workers, batch = (saved_plan[name] for name in ("seed", "world", "workers", "batch"))
         plan = epoch_plan(
             shards.sizes, seed, 0, world, workers, batch, self.data.prefix, self.data.repeat, excluded, removed

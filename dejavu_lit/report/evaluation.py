@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dejavu_lit.data.halves import source_sets
+from dejavu_lit.data.halves import POOL, DealtSet
 from dejavu_lit.data.objects import Objects, read_objects
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import ShardSet
@@ -154,12 +154,13 @@ def write_card_images(evaluation: Evaluation, rows: list[Row], folder: Path, ear
     neighbors = {key for row in rows for side in SIDES for key in row[f"{side}_neighbors"]}
     objects, threshold = evaluation.objects_folder(), evaluation.metrics["settings"]["threshold"]
     earlier = earlier / THUMBS if earlier else None
+    own_sets = POOL if isinstance(own, DealtSet) else ("A",)
     a = write_thumbnails(own, keys, CARD_SIZE, folder, earlier) if own else {}
     p = write_thumbnails(public, neighbors, NEIGHBOR_SIZE, folder, earlier) if public else {}
     return CardImages(
         {key: thumbnail.name for key, thumbnail in a.items()},
         {key: thumbnail.name for key, thumbnail in p.items()},
-        read_boxes(a, [objects / name for name in source_sets(own, "A")], threshold) if objects and own else {},
+        read_boxes(a, [objects / name for name in own_sets], threshold) if objects and own else {},
         read_boxes(p, [objects / evaluation.public_name()], threshold) if objects else {},
     )
 

@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dejavu_lit.study.runs import failure_reason
 from dejavu_lit.training.settings import TrainerSettings
 from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import read_json, write_json
 from dejavu_lit.utils.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
@@ -121,8 +123,6 @@ class SlurmLauncher:
 
     def _queued(self, runs: Sequence[Path]) -> dict[Path, str]:
         """{directory: job number} of the runs whose saved job is queued or running."""
-        from dejavu_lit.utils.io import read_json
-
         queue = _queue()
         jobs = {path: str(read_json(path / JOB)["job"]) for path in runs if (path / JOB).is_file()}
         queued = {path: job for path, job in jobs.items() if job in queue}
@@ -193,7 +193,6 @@ class TrainingJob:
         from submitit import JobEnvironment
 
         from dejavu_lit.training.resume import resume
-        from dejavu_lit.utils.io import read_json
 
         environment, saved = JobEnvironment(), self.path / JOB
         if not saved.is_file():
@@ -213,8 +212,6 @@ class TrainingJob:
 
 def save_job(path: Path, job: Any) -> None:
     """Save in a run's directory which job (submitit's ``Job`` or ``JobEnvironment``) trains it."""
-    from dejavu_lit.utils.io import write_json
-
     write_json(path / JOB, {"job": job.job_id, "log": str(job.paths.stderr)})
 
 
@@ -236,9 +233,6 @@ def _queue() -> dict[str, str]:
 
 def _failure_reason(path: Path) -> str:
     """Why a job ended without finishing its run, from the logs of its tasks."""
-    from dejavu_lit.study.runs import failure_reason
-    from dejavu_lit.utils.io import read_json
-
     saved = read_json(path / JOB)
     job, log_file = saved["job"], Path(saved["log"])
     logs = sorted(log_file.parent.glob(f"{job}_*_log.err"), reverse=True)  # rank 0 last, so that its error is taken

@@ -191,7 +191,7 @@ class ClipModule(pl.LightningModule):
         """
         if checkpoint.get("data", self.data) != self.data:
             raise UserError(
-                f"{self.pairs.folder} was prepared again since this run was started, so pairs may have moved between sets; "
+                f"{self.pairs.data.folder} was prepared again since this run was started, so pairs may have moved between sets; "
                 "use another out=, or restore the previous data"
             )
         saved, current = checkpoint.get("plan"), self._pair_order()
@@ -206,7 +206,7 @@ class ClipModule(pl.LightningModule):
     @cached_property
     def data(self) -> str:
         """The SHA-256 of the manifest of the data, which differs if they were prepared in another way or from other files."""
-        return file_sha256(self.pairs.folder / MANIFEST)
+        return file_sha256(self.pairs.data.folder / MANIFEST)
 
     def _pair_order(self) -> dict[str, int]:
         plan = self.pairs.plan(0, self.trainer.world_size)

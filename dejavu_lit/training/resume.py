@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+from dejavu_lit.data.epoch import check_fills_batch, epoch_plan, pairs_per_rank
 from dejavu_lit.data.prepared import TRAINED_ON, ready
 from dejavu_lit.evaluation.run import check_model
 from dejavu_lit.models.model_name import architectures
@@ -37,8 +38,6 @@ def run_training(run: TrainingRun, out: Path | str) -> Path:
 
 def check_data(run: TrainingRun) -> None:
     """Raise UserError for data that were not prepared, or that cannot fill the training size and a batch."""
-    from dejavu_lit.data.epoch import check_fills_batch, epoch_plan, pairs_per_rank
-
     run.data.check()
     world = max(1, run.trainer.devices) * run.trainer.num_nodes
     batch = pairs_per_rank(run.recipe.batch, world)

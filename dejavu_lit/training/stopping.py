@@ -35,8 +35,8 @@ class EarlyStop(EarlyStopping):
         pairs = cast(Any, trainer).datamodule
         if pairs.val_dataloader() == []:
             raise UserError(
-                f"mitigation.early_stopping={self.monitor.removeprefix('val_')} needs a validation set, and {pairs.folder} has "
-                "none that is large enough; prepare data with data.sizes.V above 0, or use mitigation.stop_epoch"
+                f"mitigation.early_stopping={self.monitor.removeprefix('val_')} needs a validation set, and {pairs.data.folder} "
+                "has none that is large enough; prepare data with data.sizes.V above 0, or use mitigation.stop_epoch"
             )
 
     @property

@@ -18,7 +18,6 @@ from pytorch_lightning.strategies import DDPStrategy
 
 from dejavu_lit.data.loader import loader_failure
 from dejavu_lit.data.module import PairDataModule
-from dejavu_lit.data.prepared import TRAINED_ON
 from dejavu_lit.data.raw_stream import RawDataModule
 from dejavu_lit.models.build import build_model, export_config, export_weights
 from dejavu_lit.models.preprocess import Augment, Preprocess
@@ -111,24 +110,20 @@ def _build_model_and_data(run: TrainingRun, out: Path) -> tuple[ClipModule, Pair
     image_config = cast(Any, network.visual).preprocess_cfg
     compute = ComputeSettings(run.trainer.trim, run.trainer.checkpointing, run.trainer.compile)
     module = ClipModule(network, run.recipe, run.mitigation, run.seed, compute)
-    options: dict[str, Any] = {
-        "folder": run.data.folder,
-        "side": run.side,
-        "batch": run.recipe.batch,
-        "seed": run.seed,
-        "preprocess": Preprocess(image_config),
-        "tokenizer": load_tokenizer(f"local-dir:{folder}"),
-        "shards": run.data.shard_set(TRAINED_ON[run.side]) if run.data.half else None,
-        "train_size": run.data.prefix,
-        "repeat": run.data.repeat,
-        "mitigation": run.mitigation,
-        "augment": Augment(image_config) if run.mitigation.image_augment else None,
-        "loader": run.trainer.loader,
-        "exclude": run.data.excluded,
-        "dedup": run.mitigation.dedup,
-        "batch_timeout": 60 * run.trainer.timeout_min,
-    }
-    return module, PairDataModule(**options) if run.data.shards is None else RawDataModule(**options, data=run.data)
+    data_module = PairDataModule if run.data.shards is None else RawDataModule
+    pairs = data_module(
+        data=run.data,
+        side=run.side,
+        batch=run.recipe.batch,
+        seed=run.seed,
+        preprocess=Preprocess(image_config),
+        tokenizer=load_tokenizer(f"local-dir:{folder}"),
+        mitigation=run.mitigation,
+        augment=Augment(image_config) if run.mitigation.image_augment else None,
+        loader=run.trainer.loader,
+        batch_timeout=60 * run.trainer.timeout_min,
+    )
+    return module, pairs
 
 
 def build_trainer(run: TrainingRun, out: Path, gaps: GapCallback | None, loggers: Sequence[Logger]) -> pl.Trainer:

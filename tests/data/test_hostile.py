@@ -273,7 +273,7 @@ def test_sizes_and_manifests(tmp_path, sizes, groups):
     try_read(lambda: ShardSet.open(tmp_path / "A").keys())
     (tmp_path / "A" / "sizes.json").unlink()
     shards = ShardSet.open(tmp_path / "A")
-    try_read(lambda: later_duplicates(tmp_path / "manifest.json", "A", shards, None, {}))
+    try_read(lambda: later_duplicates(tmp_path / "manifest.json", shards, None, {}))
 
 
 @fuzz_settings(30)

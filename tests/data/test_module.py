@@ -5,6 +5,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from dejavu_lit.data.module import PairDataModule
+from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.settings import LoaderSettings
 from dejavu_lit.data.shards import write_shards
 from dejavu_lit.models.preprocess import Preprocess
@@ -21,16 +22,16 @@ def folder(tmp_path_factory):
 
 def module(folder, batch: int = 4, **options) -> PairDataModule:
     loader = LoaderSettings(cache_mb=0, **options)
-    return PairDataModule(folder, "target", batch, 3, Preprocess(CONFIG), char_tokens, loader=loader)
+    return PairDataModule(
+        DataSpec("x", str(folder)), "target", batch, 3, Preprocess(CONFIG), char_tokens, loader=loader
+    )
 
 
 def test_a_batch_that_is_not_divisible_by_the_ranks_is_rejected(folder):
     pairs = module(folder, 12)
-    assert [pairs.per_rank(world) for world in (1, 2, 3, 4, 6, 12)] == [12, 6, 4, 3, 2, 1]
+    assert [pairs.plan(0, world).batch for world in (1, 2, 3, 4, 6, 12)] == [12, 6, 4, 3, 2, 1]
     with pytest.raises(UserError, match=r"recipe\.batch=12 does not divide by 5 ranks; choose a multiple of 5"):
-        pairs.per_rank(5)
-    with pytest.raises(UserError, match="does not divide by 8 ranks"):
-        pairs.plan(0, 8)
+        pairs.plan(0, 5)
 
 
 @pytest.mark.parametrize(("workers", "prefetch", "pin"), [(1, 3, False), (2, 7, True), (0, 7, True)])
@@ -56,7 +57,7 @@ def test_loader_options_reach_the_dataloader(folder, monkeypatch, workers, prefe
 
 def test_an_unknown_side_is_rejected(folder):
     with pytest.raises(UserError, match="side=left must be target"):
-        PairDataModule(folder, "left", 4, 3, Preprocess(CONFIG), char_tokens)
+        PairDataModule(DataSpec("x", str(folder)), "left", 4, 3, Preprocess(CONFIG), char_tokens)
 
 
 def test_no_validation_without_enough_pairs_for_each_rank(folder, tmp_path):
@@ -64,6 +65,7 @@ def test_no_validation_without_enough_pairs_for_each_rank(folder, tmp_path):
     write_shards(tmp_path / "A", [pair(number) for number in range(8)], 10)
     write_shards(tmp_path / "V", [pair(number) for number in range(8, 10)], 10)
     assert module(tmp_path).val_dataloader() != []
-    exclude = frozenset(pair(number).key for number in range(8, 10))
-    pairs = PairDataModule(tmp_path, "target", 4, 3, Preprocess(CONFIG), char_tokens, exclude=exclude)
+    (tmp_path / "keys.txt").write_text("\n".join(pair(number).key for number in range(8, 10)))
+    data = DataSpec("x", str(tmp_path), exclude=str(tmp_path / "keys.txt"))
+    pairs = PairDataModule(data, "target", 4, 3, Preprocess(CONFIG), char_tokens)
     assert pairs.val_dataloader() == []

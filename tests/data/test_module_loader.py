@@ -12,6 +12,7 @@ from dejavu_lit.data.loader import EpochLoader
 from dejavu_lit.data.module import PairDataModule
 from dejavu_lit.data.shards import write_shards
 from tests.conftest import ROOT
+from tests.data.test_epoch import batches
 from tests.data.test_stream import module, pair
 
 
@@ -35,7 +36,7 @@ def pairs(folder):
 def planned(pairs: PairDataModule, epoch: int, step: int = 0) -> list[list[int]]:
     """The positions in the set of every batch that a loader must yield: one of each worker in turn."""
     plan, starts = pairs.plan(epoch, 1), pairs.train_set.starts
-    streams = [[(starts[b[:, 0]] + b[:, 1]).tolist() for b in plan.batches(0, worker)] for worker in range(2)]
+    streams = [[(starts[b[:, 0]] + b[:, 1]).tolist() for b in batches(plan, 0, worker)] for worker in range(2)]
     turns = [stream[turn] for turn in range(plan.steps) for stream in streams if turn < len(stream)]
     return turns[step:]
 

@@ -14,9 +14,10 @@ import torch
 from dejavu_lit.data.prepared import DataSpec, prepare_data
 from dejavu_lit.data.raw_shards import RawShards, write_samples
 from dejavu_lit.data.raw_stream import RawDataModule
-from dejavu_lit.data.settings import LoaderSettings
+from dejavu_lit.data.settings import LoaderSettings, Repeat
 from dejavu_lit.data.shards import Pair, ShardSet, index_shard, read_pairs, write_shards
 from dejavu_lit.data.splits import SETS, seeded_hash
+from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.preprocess import Preprocess
 from dejavu_lit.utils.errors import UserError
 from tests.conftest import SMALL, run
@@ -46,17 +47,16 @@ def spec(tars: Path, out: Path, **options) -> DataSpec:
     return data
 
 
-def module(data: DataSpec, workers: int = 0, **options) -> RawDataModule:
+def module(data: DataSpec, workers: int = 0, mitigation: Mitigation | None = None) -> RawDataModule:
     pairs = RawDataModule(
-        folder=data.folder,
+        data=data,
         side="target",
         batch=4,
         seed=3,
         preprocess=Preprocess(CONFIG),
         tokenizer=char_tokens,
+        mitigation=mitigation or Mitigation(),
         loader=LoaderSettings(workers=workers),
-        data=data,
-        **options,
     )
     pairs.setup("fit")
     return pairs
@@ -229,7 +229,11 @@ def test_shards_that_were_replaced_since_the_samples_were_drawn_are_refused(tmp_
 def test_what_needs_exact_counts_is_refused(tars, tmp_path):
     data = spec(tars, tmp_path)
     with pytest.raises(UserError, match=r"data\.train_size needs prepared data"):
-        module(data, train_size=5)
+        module(replace(data, train_size=5))
+    with pytest.raises(UserError, match=r"data\.repeat needs prepared data"):
+        module(replace(data, repeat=Repeat(0.1, 2)))
+    with pytest.raises(UserError, match=r"mitigation\.dedup needs prepared data"):
+        module(data, mitigation=Mitigation(dedup=True))
     with pytest.raises(UserError, match=r"data\.shards has 10 shards for 1 ranks × 11 loader processes"):
         module(data, workers=11).train_dataloader()
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dejavu_lit.data.epoch import epoch_plan
 from dejavu_lit.data.module import PairDataModule
+from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.settings import LoaderSettings
 from dejavu_lit.data.shards import Pair, ShardSet, write_shards
 from dejavu_lit.data.stream import ESTIMATE_AFTER, PairStream, TokenCache, load_images, rgb_pixels
@@ -46,16 +47,17 @@ def char_tokens(texts: list[str]) -> torch.Tensor:
     return torch.tensor([list(text.encode().ljust(60)) for text in texts])
 
 
-def module(folder, workers: int = 0, cache_mb: int = 0, augment: bool = False, **options) -> PairDataModule:
-    knobs = Mitigation(**options.pop("knobs", {}), image_augment=augment)
+def module(
+    folder, workers: int = 0, cache_mb: int = 0, augment: bool = False, knobs=None, data=None, **options
+) -> PairDataModule:
     pairs = PairDataModule(
-        folder=folder,
+        data=DataSpec("x", str(folder), **data or {}),
         side=options.pop("side", "target"),
         batch=4,
         seed=3,
         preprocess=Preprocess(CONFIG),
         tokenizer=char_tokens,
-        mitigation=knobs,
+        mitigation=Mitigation(**knobs or {}, image_augment=augment),
         augment=Augment(CONFIG) if augment else None,
         loader=LoaderSettings(workers=workers, cache_mb=cache_mb),
         **options,
@@ -147,15 +149,17 @@ def test_a_knob_that_changes_no_caption_is_named_in_a_warning(folder, caplog):
     assert said.startswith("mitigation.caption_words=7 changes none of the first 24 captions of ")
 
 
-def test_random_words_come_from_the_training_captions(folder):
-    pairs = module(folder, knobs={"text_random": 1.0}, train_size=8)
+def test_random_words_come_from_the_training_captions(folder, tmp_path):
+    pairs = module(folder, knobs={"text_random": 1.0}, data={"train_size": 8})
     keys = ShardSet.open(folder / "A").keys(8)
     own = {word for key in keys for word in pair(int(key[1:])).caption.split()}
     assert set(pairs._vocabulary) == own
     drawn = {word for epoch in range(10) for _, caption in epoch_of(pairs, epoch).values() for word in caption.split()}
     assert drawn <= own
     assert len(drawn) > len(own) / 2
-    fewer = module(folder, knobs={"text_random": 1.0}, train_size=8, exclude=frozenset(keys[:1]))
+    (tmp_path / "keys.txt").write_text(keys[0])
+    data = {"train_size": 8, "exclude": str(tmp_path / "keys.txt")}
+    fewer = module(folder, knobs={"text_random": 1.0}, data=data)
     assert keys[0][1:].lstrip("0") not in fewer._vocabulary
 
 

@@ -16,6 +16,7 @@ import torch
 from dejavu_lit.data.epoch import epoch_plan
 from dejavu_lit.data.shards import ShardSet
 from tests.conftest import ROOT, SMALL, run
+from tests.data.test_epoch import batches
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 BASE = ["side=target", *SMALL]
@@ -101,7 +102,7 @@ def test_each_pair_is_seen_as_planned_and_both_ranks_end_alike_with_every_knob(s
     shards = ShardSet.open(scenes / "A")
     for rank, noted in enumerate(found):
         plans = [epoch_plan(shards.sizes, 0, epoch, world=2, workers=0, batch=8) for epoch in range(2)]
-        planned = [shards.starts[b[:, 0]] + b[:, 1] for plan in plans for b in plan.batches(rank)]
+        planned = [shards.starts[b[:, 0]] + b[:, 1] for plan in plans for b in batches(plan, rank)]
         assert noted["pairs"].tolist() == [batch.tolist() for batch in planned]
         assert noted["waits"] == 0  # Lightning would have all wait for rank 0's word at every step
     seen = torch.cat([noted["pairs"].flatten() for noted in found])

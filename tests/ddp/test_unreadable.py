@@ -9,6 +9,7 @@ import torch
 from dejavu_lit.data.epoch import epoch_plan
 from dejavu_lit.data.shards import Pair, ShardSet, read_pairs, write_shard
 from tests.conftest import SMALL, run
+from tests.data.test_epoch import batches
 
 
 def test_what_both_ranks_could_not_read_is_kept(scenes, tmp_path):
@@ -16,7 +17,7 @@ def test_what_both_ranks_could_not_read_is_kept(scenes, tmp_path):
     shards = ShardSet.open(data / "A")
     plan = epoch_plan(shards.sizes, 0, 0, world=2, workers=0, batch=8)
     # One pair of rank 0, three of rank 1.
-    bad = {tuple(map(int, entry)) for rank, many in ((0, 1), (1, 3)) for entry in next(plan.batches(rank))[:many]}
+    bad = {tuple(map(int, entry)) for rank, many in ((0, 1), (1, 3)) for entry in batches(plan, rank)[0][:many]}
     pairs = iter(list(read_pairs(shards)))
     for shard, (name, size) in enumerate(zip(shards.names, shards.sizes, strict=True)):
         with write_shard(data / "A" / name) as write:

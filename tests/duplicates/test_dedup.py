@@ -13,8 +13,9 @@ from PIL import Image
 from dejavu_lit.data.key_lists import read_keys
 from dejavu_lit.data.readers.scenes import SceneReader
 from dejavu_lit.data.shards import Pair, ShardSet, index_shard, write_shards
-from dejavu_lit.duplicates.dedup import DuplicateCriteria, dedup, keys_to_exclude, shared_counts
+from dejavu_lit.duplicates.dedup import dedup, keys_to_exclude, shared_counts
 from dejavu_lit.duplicates.examples import Images
+from dejavu_lit.duplicates.settings import DuplicateCriteria
 from dejavu_lit.utils.errors import UserError
 from tests.conftest import call, run
 from tests.data.images import encoded, sample_image

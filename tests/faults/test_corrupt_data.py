@@ -19,7 +19,8 @@ from dejavu_lit.data.readers.folder import FolderReader
 from dejavu_lit.data.readers.shards import ShardReader
 from dejavu_lit.data.readers.table import TableReader
 from dejavu_lit.data.shards import ShardSet
-from dejavu_lit.duplicates.dedup import DuplicateCriteria, dedup
+from dejavu_lit.duplicates.dedup import dedup
+from dejavu_lit.duplicates.settings import DuplicateCriteria
 from dejavu_lit.objects.annotate import annotate
 from dejavu_lit.objects.annotators.classes import ClassLabels
 from dejavu_lit.report.report import write_report

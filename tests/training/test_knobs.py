@@ -13,6 +13,7 @@ from open_clip.loss import ClipLoss
 from safetensors.torch import load_file
 
 from dejavu_lit.data.module import PairDataModule
+from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.models.build import build_model
 from dejavu_lit.models.preprocess import Preprocess
 from dejavu_lit.models.settings import ModelSpec
@@ -69,7 +70,8 @@ def test_without_knobs_a_run_is_open_clips_model_and_loss_under_adamw(scenes, tm
     pl.seed_everything(0, verbose=False)
     model = build_model(ModelSpec(**config["model"]), out / "model")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{out / 'model'}")
-    pairs = PairDataModule(scenes, "target", recipe.batch, 0, Preprocess(model.visual.preprocess_cfg), tokenizer)
+    preprocess = Preprocess(model.visual.preprocess_cfg)
+    pairs = PairDataModule(DataSpec("scenes", str(scenes)), "target", recipe.batch, 0, preprocess, tokenizer)
     matrices, exempt = split_by_decay(model)
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
     betas = (recipe.beta1, recipe.beta2)

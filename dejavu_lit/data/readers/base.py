@@ -1,7 +1,8 @@
 """The Reader protocol, which every source of pairs implements for ``prepare``, and the helpers that readers share.
 
 A new source is one class with these five members, in one file of this folder; ``prepare`` does the rest. If it also has
-``unread``, {kind: number of files or members that belong to no pair}, the manifest holds that.
+``unread``, {kind: number of files or members that belong to no pair}, the manifest holds that; if it has ``key_root``, the
+folder below which keys were made from absolute paths, lists of keys may name such paths.
 """
 
 import hashlib
@@ -19,7 +20,6 @@ import numpy as np
 
 from dejavu_lit.data.shard_index import MAX_IMAGE_BYTES
 from dejavu_lit.data.shards import BadPair, Pair
-from dejavu_lit.utils.errors import UserError
 
 if TYPE_CHECKING:  # pyarrow would take a third of the time of --help
     from dejavu_lit.data.objects import Annotation, Annotator
@@ -58,13 +58,10 @@ class KeyIndex:
     """Sorted unique keys, each with its row in the source: 8 bytes per key on top of the string."""
 
     def __init__(self, keys: Sequence[str]) -> None:
-        """``keys[row]`` is the key of the source's row; raises UserError naming a duplicate key."""
+        """``keys[row]`` is the key of the source's row."""
         order = sorted(range(len(keys)), key=keys.__getitem__)
         self.keys = [keys[row] for row in order]
         self.rows = np.array(order, dtype=np.int64)
-        for key, following in zip(self.keys, self.keys[1:], strict=False):
-            if key == following:
-                raise UserError(f"the key {key!r} occurs twice; make keys unique within the source")
 
     def row(self, key: str) -> int:
         """The source's row for ``key``; raises KeyError."""

@@ -92,10 +92,9 @@ class FolderReader:
             except OSError:
                 raise BadPair("the .json beside the image is not readable") from None
         meta.setdefault("path", json_safe(file))
-        if self.caption == "folder":
-            meta["label"] = clean_caption(path.parent.name)
         captions = _captions(path, meta) if self.caption == "txt" else []
         if self.caption == "folder":
+            meta["label"] = clean_caption(path.parent.name)
             captions = [meta["label"]]
         data, extension = read_image(path)
         return Pair(key, data, extension, next(iter(captions), ""), with_captions(meta, captions)), None

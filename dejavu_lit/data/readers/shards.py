@@ -5,7 +5,6 @@ A pair's caption is its ``txt`` member or, if missing, ``caption`` in its ``json
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from glob import glob
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from braceexpand import braceexpand
 
 from dejavu_lit.data.decode import TEXTS
 from dejavu_lit.data.readers.base import KeyIndex, as_list, clean_keys, image_extension
@@ -39,15 +39,7 @@ class ShardReader:
 
     @cached_property
     def _tars(self) -> list[Path]:
-        tars: list[Path] = []
-        for path in as_list(self.path):
-            paths = matching_tars(path)
-            if not paths:
-                raise UserError(
-                    f"{path} has no shards; give a folder of *.tar, a tar, or a pattern such as '*.tar' or '{{0..9}}.tar'"
-                )
-            tars.extend(paths)
-        return list(dict.fromkeys(tars))
+        return list(dict.fromkeys(tar for path in as_list(self.path) for tar in matching_tars(path)))
 
     @cached_property
     def _members(self) -> tuple[KeyIndex, np.ndarray, np.ndarray, dict[str, int]]:
@@ -102,40 +94,28 @@ def matching_tars(path: Path) -> list[Path]:
     """The tars that a folder, a file or a pattern means; a pattern's ``{0..9}`` and ``{a,b}`` must all exist.
 
     Raises:
-        UserError: a tar of a range or list in braces does not exist.
+        UserError: there are none, or one of a range or list in braces does not exist.
     """
-    if path.is_dir():
-        return visible_files(path, "*.tar")
-    if path.exists():
-        return [path]
     tars: list[Path] = []
-    for name in expand_braces(str(path)):
-        if re.search(r"[*?\[]", name):
-            tars += [Path(match) for match in sorted(glob(name)) if not is_hidden(Path(match).name)]
+    for name in [str(path)] if path.exists() else expand_braces(str(path)):
+        if Path(name).is_dir():
+            tars += visible_files(name, "*.tar")
         elif Path(name).exists():
             tars.append(Path(name))
+        elif re.search(r"[*?\[]", name):
+            tars += [Path(match) for match in sorted(glob(name)) if not is_hidden(Path(match).name)]
         elif name != str(path):
             raise UserError(f"the shard {name} of the pattern {path} does not exist; restore it or check path=")
+    if not tars:
+        raise UserError(
+            f"{path} has no shards; give a folder of *.tar, a tar, or a pattern such as '*.tar' or '{{0..9}}.tar'"
+        )
     return tars
 
 
-def expand_braces(pattern: str) -> Iterator[str]:
-    """The names that ``{a,b}`` and ``{000..012}`` (with the zeros of its start) in a pattern stand for.
-
-    Raises:
-        UserError: a range that counts downwards.
-    """
-    match = re.search(r"\{([^{}]*)\}", pattern)
-    if match is None:
-        yield pattern
-        return
-    span = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
-    if span:
-        first, last = int(span[1]), int(span[2])
-        if last < first:
-            raise UserError(f"{match[0]} in {pattern} counts downwards; write the smaller number first")
-        words = [f"{number:0{len(span[1])}d}" for number in range(first, last + 1)]
-    else:
-        words = match[1].split(",")
-    for word in words:
-        yield from expand_braces(pattern[: match.start()] + word + pattern[match.end() :])
+def expand_braces(pattern: str) -> list[str]:
+    """The names that ``{a,b}`` and ``{000..012}`` in a pattern stand for, as in bash; raises UserError if one is not closed."""
+    try:
+        return list(braceexpand(pattern, escape=False))
+    except ValueError:
+        raise UserError(f"the braces in {pattern} do not match; write {{0..9}} or {{a,b}}") from None

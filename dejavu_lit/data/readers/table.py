@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from dejavu_lit.data.decode import json_safe, meta_captions, read_caption, with_captions
 from dejavu_lit.data.objects import Annotation
@@ -111,7 +110,7 @@ class TableReader:
         return self._texts(self._columns.image)
 
     @cached_property
-    def root(self) -> str:
+    def key_root(self) -> str:
         """The folder that all absolute paths of images have in common; "" if there are none. Keys are made below it."""
         return common_folder(self._paths)
 
@@ -160,7 +159,7 @@ class TableReader:
         first_rows = rows[starts[:-1]].tolist()
         key = self._columns.key
         if key is None:
-            files = [below(self.root, self._paths[row]) for row in first_rows]
+            files = [below(self.key_root, self._paths[row]) for row in first_rows]
             names = [os.path.splitext(file)[0] for file in files]
             return KeyIndex(
                 clean_keys([f"{row:09d}" if self._embedded and not n else n for row, n in enumerate(names)])
@@ -172,8 +171,7 @@ class TableReader:
             )
         values = [values[row] for row in first_rows]
         if len(set(values)) < len(values):
-            counts = pc.value_counts(pa.array(values)).to_pylist()
-            value = max(counts, key=lambda item: item["counts"])["values"]
+            value = Counter(values).most_common(1)[0][0]
             raise UserError(
                 f"the key {value!r} is in rows of several images in {self.path}; choose a column of unique keys with key="
             )
@@ -218,9 +216,9 @@ class TableReader:
         return Pair(key, data, extension, next(iter(texts), ""), with_captions(meta, texts)), None
 
     def _image(self, row: int, value: Any) -> tuple[bytes, str, str]:
-        """The bytes of a row's image, their extension, and the image's path below ``root``, "" if it has none."""
+        """The bytes of a row's image, their extension, and the image's path below ``key_root``, "" if it has none."""
         data, path = _held(value)
-        shown = str(json_safe(below(self.root, path)))
+        shown = str(json_safe(below(self.key_root, path)))
         if isinstance(data, bytes):
             return data, image_extension(data), shown
         if not path:

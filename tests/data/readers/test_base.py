@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from dejavu_lit.data.decode import json_safe
 from dejavu_lit.data.readers.base import MAX_KEY_CHARS, KeyIndex, clean_keys, image_extension
 from dejavu_lit.data.shards import BadPair
-from dejavu_lit.utils.errors import UserError
 from tests.data.images import encoded, sample_image
 
 
@@ -47,8 +46,6 @@ def test_key_index_returns_the_row_of_each_key() -> None:
     assert [index.row(key) for key in "abc"] == [1, 2, 0]
     with pytest.raises(KeyError):
         index.row("bb")
-    with pytest.raises(UserError, match="'a' occurs twice"):
-        KeyIndex(["a", "b", "a"])
 
 
 @pytest.mark.parametrize(("kind", "extension"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")])

@@ -60,6 +60,13 @@ def test_train_and_val_are_read_together(root: Path) -> None:
     assert annotation.boxes == [[1, 2.5, 3, 4], [0, 0, 48, 36]]
 
 
+def test_a_list_of_paths_below_the_root_lists_no_keys(root: Path) -> None:
+    keys = root / "members.txt"
+    keys.write_text(f"{root}/val2017/000000000009.jpg\n")
+    with pytest.raises(UserError, match=r"none of the 1 keys in keys\.A is in the data"):
+        prepare(CocoReader(root=root), root / "out", {"A": 1}, keys={"A": keys})
+
+
 def test_an_image_without_instances_has_no_objects(root: Path) -> None:
     annotation = CocoReader(root=root).read("000000000030")[1]
     assert annotation is not None

@@ -196,6 +196,7 @@ def test_hidden_and_unused_members_are_counted(tmp_path: Path, caplog: pytest.Lo
         ("{01,10}.tar", [1, 10]),
         ("{0{1,2},1*}.tar", [1, 2, 10]),
         ("0{0..1}.tar", [0, 1]),
+        ("0{2..0}.tar", [0, 1, 2]),
     ],
 )
 def test_a_tar_and_patterns_of_tars(tmp_path: Path, pattern: str, numbers: list[int]) -> None:
@@ -211,3 +212,5 @@ def test_a_range_of_tars_must_be_complete(tmp_path: Path) -> None:
         ShardReader(tmp_path / "{0..1}.tar").keys()
     with pytest.raises(UserError, match=r"has no shards; give a folder of \*\.tar, a tar, or a pattern"):
         ShardReader(tmp_path / "x*.tar").keys()
+    with pytest.raises(UserError, match=r"the braces in .*\{0\.\.1\.tar do not match; write \{0\.\.9\} or \{a,b\}"):
+        ShardReader(tmp_path / "{0..1.tar").keys()

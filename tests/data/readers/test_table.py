@@ -100,7 +100,7 @@ def test_keys_of_absolute_paths_do_not_change_with_the_folder(tmp_path: Path) ->
         (tmp_path / "pairs.csv").write_text("path,caption\n" + "".join(f"{file},c\n" for file in files))
         reader = TableReader(tmp_path / "pairs.csv")
         keys.append(reader.keys())
-        assert match_lists({"A": [str(files[2])]}, keys[-1], reader.root) == ({"A": ["b-2_3"]}, {"A": 0})
+        assert match_lists({"A": [str(files[2])]}, keys[-1], reader.key_root) == ({"A": ["b-2_3"]}, {"A": 0})
     assert keys == [["a-1", "b-1", "b-2_3"]] * 2
 
 
