@@ -4,7 +4,6 @@
 if the vectors come from elsewhere). A part is complete if both files exist and agree.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -96,7 +95,7 @@ class Embeddings:
             stretches = np.flatnonzero(np.diff(is_selected, prepend=False, append=False)).reshape(-1, 2)
             parts += [part[first:stop] for first, stop in stretches.tolist()]
             start += len(part)
-        return Selection(parts, positions[positions >= 0], fingerprint([self.state(), keys_digest(keys)]))
+        return Selection(parts, positions[positions >= 0], fingerprint([self.state(), list(keys)]))
 
     def load(self, keys: Sequence[str] | None = None) -> np.ndarray:
         """The vectors of ``keys`` in that order (by default all, in stored order), float16 [n, d].
@@ -134,11 +133,6 @@ class Selection:
     parts: list[np.ndarray]
     ids: np.ndarray
     identity: str  # a fingerprint of what is selected
-
-
-def keys_digest(keys: Sequence[str]) -> str:
-    """A digest of the keys in their order."""
-    return hashlib.sha256("\n".join(keys).encode()).hexdigest()
 
 
 def open_part(folder: Path, name: str) -> np.ndarray:
