@@ -1,7 +1,7 @@
 """The saved records and figures of an evaluation, from which other figures follow in seconds and without a model.
 
 sets, objects_at = read_evaluation("outputs/eval", "DATA/objects/scenes", 0.7)
-body = measure(sets["population"], sets.get("null"), sets.get("swapped"), Settings(k=5, ks=(5,), threshold=0.7), objects_at)
+body = measure(sets["population"], sets.get("null"), sets.get("swapped"), Settings(threshold=0.7), objects_at)
 """
 
 import json

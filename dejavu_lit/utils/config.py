@@ -121,7 +121,7 @@ def to_plain(value: Any) -> Any:
 
 def take(settings: type[T], given: Any, **changes: Any) -> T:
     """A dataclass with ``changes``, and the values of its other fields from another one."""
-    names = [field.name for field in fields(settings) if field.init and field.name not in changes]  # type: ignore[arg-type]
+    names = {field.name for field in fields(settings) if field.init} - changes.keys()  # type: ignore[arg-type]
     return settings(**{name: getattr(given, name) for name in names}, **changes)
 
 
