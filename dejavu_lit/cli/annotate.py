@@ -6,7 +6,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from dejavu_lit.cli.app import command
 from dejavu_lit.cli.options import Annotate
-from dejavu_lit.cli.processes import device, processes
+from dejavu_lit.cli.processes import device, parse_share, processes
 from dejavu_lit.data.prepared import DataSpec, ready
 from dejavu_lit.data.remote import is_remote
 from dejavu_lit.data.shards import ShardSet
@@ -44,7 +44,6 @@ def annotate(settings: Annotate, out: Path) -> None:
 def _annotate(data: DataSpec, sets: dict[str, ShardSet], settings: Annotate) -> None:
     from dejavu_lit.objects.annotate import annotate as run
     from dejavu_lit.objects.annotate import coverage
-    from dejavu_lit.objects.shares import parse_share
 
     trainer, node = settings.trainer, dict(settings.annotator or {})
     if processes(trainer, shared=True).world > 1 and settings.part is not None:

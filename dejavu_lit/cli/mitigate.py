@@ -126,7 +126,8 @@ def evaluate_study(
 
 
 def _evaluation(cell: "Cell") -> PairEvaluation:
-    return PairEvaluation.of(cell.evaluation, cell.model_name("target"), cell.model_name("reference"))
+    target, reference = cell.model_name("target"), cell.model_name("reference")
+    return take(PairEvaluation, cell.evaluation, target=target, reference=reference)
 
 
 main = command("mitigate", mitigate)

@@ -114,7 +114,7 @@ class AuditedModel:
         return load_encoder(self.name, self.device)
 
     def embeddings(self, shards: ShardSet, name: str, modality: Modality, limit: int | None = None) -> Embeddings:
-        """The embeddings of the set ``name``, computed if missing; ``limit``: of its first pairs only."""
+        """The embeddings of the set ``name``, computed if missing; ``limit``: of at least its first pairs."""
         if self.embeddings_folder:
             return Embeddings.open(self.embeddings_folder / name / modality)
         from dejavu_lit.evaluation.embed import embed

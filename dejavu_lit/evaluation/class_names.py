@@ -6,12 +6,11 @@ from functools import partial
 from pathlib import Path
 
 from dejavu_lit.data.prepared import DataSpec
-from dejavu_lit.objects.vocabulary import read_lines
+from dejavu_lit.objects.vocabulary import is_class_number, read_class_names
 from dejavu_lit.utils.errors import UserError
 
 IMAGENET = "imagenet"  # as classes= and templates=: open_clip's own lists
 ORDER = "order"  # as classes_by=: the sorted labels are the classes
-MAX_DIGITS = 18  # of a class number: Python refuses to parse integers of thousands of digits
 LISTED_LABELS = 10  # of those that match no class, in the message
 
 log = logging.getLogger(__name__)
@@ -54,7 +53,7 @@ def class_list(
     unmatched = [label for label in distinct if label not in numbers]
     if not unmatched:
         return names, {label: numbers[label] for label in distinct}
-    if all(map(_is_number, distinct)):
+    if all(map(is_class_number, distinct)):
         first = int(int(distinct[0]) > 0 and int(distinct[-1]) == len(names))
         if int(distinct[-1]) - first < len(names):
             if int(distinct[0]) > first == 0:
@@ -73,27 +72,19 @@ def class_list(
 
 def _sorted_labels(labels: Iterable[str]) -> list[str]:
     """The distinct labels, numbers by their value before other texts."""
-    return sorted(set(labels), key=lambda label: (0, int(label), label) if _is_number(label) else (1, 0, label))
-
-
-def _is_number(label: str) -> bool:
-    return label.isdecimal() and len(label) <= MAX_DIGITS
+    return sorted(set(labels), key=lambda label: (0, int(label), label) if is_class_number(label) else (1, 0, label))
 
 
 def _class_names(classes: str | Sequence[str] | None, labels: list[str]) -> list[str]:
     if classes is None:
         return labels
-    if classes == IMAGENET:
-        from open_clip import IMAGENET_CLASSNAMES
-
-        return list(IMAGENET_CLASSNAMES)
     if not isinstance(classes, str):
         return list(map(str, classes))  # YAML reads 0 as a number
-    if not Path(classes).is_file():
+    if classes != IMAGENET and not Path(classes).is_file():
         raise UserError(
             f"classes={classes} is neither {IMAGENET} nor a file with one class name per line; check the path"
         )
-    return read_lines(classes)
+    return read_class_names(classes)
 
 
 def prompts(templates: str | Sequence[str]) -> list[Callable[[str], str]]:

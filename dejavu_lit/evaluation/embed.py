@@ -46,11 +46,11 @@ def embed(
     pairs are skipped, counted and logged.
 
     Args:
-        limit: number of pairs, from the start of the set; all by default.
+        limit: number of pairs, from the start of the set, that are needed; all by default.
         workers: threads that read and decode. On a CPU there are at least as many as cores, because they also encode.
 
     Returns:
-        The embeddings of the first ``limit`` pairs without the skipped ones.
+        The embeddings in ``folder``: of at least the first ``limit`` pairs, without the skipped ones.
 
     Raises:
         UserError: a folder of another model or other data, too many unusable pairs, no usable pair, or a vector with NaN
@@ -61,11 +61,7 @@ def embed(
     names = [Path(name).stem for name in shards.names[: _shard_count(shards, limit)]]
     if all(not read_keys(folder, name) for name in names):
         raise UserError(f"no pair of {shards.folder} can be used; see the log for the reasons")
-    embeddings = Embeddings.open(folder)
-    if limit is None or limit >= len(shards):
-        return embeddings
-    first = set(shards.keys(limit))
-    return embeddings.first(sum(key in first for key in embeddings.keys))
+    return Embeddings.open(folder)
 
 
 def _shard_count(shards: ShardSet, limit: int | None) -> int:

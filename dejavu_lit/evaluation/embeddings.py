@@ -4,7 +4,6 @@
 if the vectors come from elsewhere). A part is complete if both files exist and agree.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,16 +22,12 @@ Modality = Literal["image", "text"]
 
 @dataclass(frozen=True)
 class Embeddings:
-    """The vectors of one set: ``keys`` in stored order, ``dim`` values each.
-
-    ``names`` are the stems of the parts, ``sizes`` their rows that belong to ``keys``.
-    """
+    """The vectors of one set: ``keys`` in stored order, ``dim`` values each; ``names`` are the stems of the parts."""
 
     folder: Path
     keys: tuple[str, ...]
     dim: int
     names: tuple[str, ...] = field(repr=False)
-    sizes: tuple[int, ...] = field(repr=False)
 
     @classmethod
     def open(cls, folder: Path | str) -> "Embeddings":
@@ -49,7 +44,7 @@ class Embeddings:
                 f"{folder} has no embeddings (NNNNN.npy and NNNNN.txt); check the path or embed the set first"
             )
         keys: list[str] = []
-        sizes, dim = [], 0
+        dim = 0
         for name in names:
             part_keys = read_keys(folder, name)
             rows, width = open_part(folder, name).shape
@@ -57,7 +52,6 @@ class Embeddings:
                 raise UserError(
                     f"{folder / name}.npy has {rows} rows, {name}.txt {len(part_keys)} keys; compute this part again"
                 )
-            sizes.append(len(part_keys))
             if not part_keys:  # a shard without a usable pair has no known width
                 continue
             if dim and width != dim:
@@ -69,7 +63,7 @@ class Embeddings:
         if len(set(keys)) != len(keys):
             duplicate = Counter(keys).most_common(1)[0][0]
             raise UserError(f"{folder} has the key {duplicate!r} twice; keys must be unique within a set")
-        return cls(folder, tuple(keys), dim, tuple(names), tuple(sizes))
+        return cls(folder, tuple(keys), dim, tuple(names))
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -81,7 +75,7 @@ class Embeddings:
 
     def parts(self) -> list[np.ndarray]:
         """The parts as memory maps, float16 [m, d] each, in stored order."""
-        return [open_part(self.folder, name)[:size] for name, size in zip(self.names, self.sizes, strict=True)]
+        return [open_part(self.folder, name) for name in self.names]
 
     def state(self) -> str:
         """A fingerprint that changes when a part is rewritten."""
@@ -101,7 +95,7 @@ class Embeddings:
             stretches = np.flatnonzero(np.diff(is_selected, prepend=False, append=False)).reshape(-1, 2)
             parts += [part[first:stop] for first, stop in stretches.tolist()]
             start += len(part)
-        return Selection(parts, positions[positions >= 0], fingerprint([self.state(), keys_digest(keys)]))
+        return Selection(parts, positions[positions >= 0], fingerprint([self.state(), list(keys)]))
 
     def load(self, keys: Sequence[str] | None = None) -> np.ndarray:
         """The vectors of ``keys`` in that order (by default all, in stored order), float16 [n, d].
@@ -131,13 +125,6 @@ class Embeddings:
             start += len(part)
         return vectors
 
-    def first(self, count: int) -> "Embeddings":
-        """The same embeddings, cut to the first ``count`` rows."""
-        ends = np.cumsum(self.sizes)
-        used = int(np.searchsorted(ends, count)) + 1 if count < len(self) else len(self.names)
-        sizes = (*self.sizes[: used - 1], min(count, len(self)) - sum(self.sizes[: used - 1]))
-        return Embeddings(self.folder, self.keys[:count], self.dim, self.names[:used], sizes)
-
 
 @dataclass(frozen=True)
 class Selection:
@@ -146,11 +133,6 @@ class Selection:
     parts: list[np.ndarray]
     ids: np.ndarray
     identity: str  # a fingerprint of what is selected
-
-
-def keys_digest(keys: Sequence[str]) -> str:
-    """A digest of the keys in their order."""
-    return hashlib.sha256("\n".join(keys).encode()).hexdigest()
 
 
 def open_part(folder: Path, name: str) -> np.ndarray:

@@ -87,7 +87,6 @@ def measured_data(evaluation: PairEvaluation) -> DataSpec:
     if not isinstance(evaluation.data, DataChanges):
         return ready(evaluation.data)
     target = evaluation.target
-    check_model("target", target)
     data = AuditedModel(str(target), Path()).data
     if data is None:
         raise UserError(f"target={target} is not a run of dejavu train; say which data: data=scenes|coco|prepared …")

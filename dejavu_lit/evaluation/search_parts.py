@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dejavu_lit.evaluation.embeddings import Embeddings, Selection, keys_digest
+from dejavu_lit.evaluation.embeddings import Embeddings, Selection
 from dejavu_lit.evaluation.search import search
 from dejavu_lit.measure.scores import Neighbors
 from dejavu_lit.utils.io import atomic, fingerprint
@@ -39,7 +39,7 @@ class Search:
     @cached_property
     def identity(self) -> str:
         """A fingerprint of all that a part depends on: what is searched, and how."""
-        return fingerprint([self.queries.state(), keys_digest(self.keys), self.public.identity, self.k, self.index])
+        return fingerprint([self.queries.state(), list(self.keys), self.public.identity, self.k, self.index])
 
     def run(self, share: tuple[int, int] = (0, 1)) -> None:
         """Search the blocks without a complete part; for ``share`` = (i, n) every n-th block from the i-th on.

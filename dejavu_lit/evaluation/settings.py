@@ -106,9 +106,3 @@ class PairEvaluation(EvaluationSettings):
     """RUN, RUN@EPOCH, ARCH@TAG, ARCH@FILE, hf-hub:…, local-dir:…, or embeddings:DIR."""
     reference: str | None = None
     """The same, or text:MODEL for the one-model test."""
-
-    @classmethod
-    def of(cls, settings: EvaluationSettings, target: str, reference: str) -> "PairEvaluation":
-        """The evaluation of two models with given settings."""
-        values = {field.name: getattr(settings, field.name) for field in fields(EvaluationSettings)}
-        return cls(**values, target=target, reference=reference)

@@ -24,7 +24,7 @@ RECALLS = (1, 5, 10)  # k of R@k
 SCORES_AT_ONCE = 2**24  # cosines in memory, 128 MB of float64
 
 log = logging.getLogger(__name__)
-Values = dict[str, float | str | None]
+Values = dict[str, float | None]
 
 
 def utility(model: AuditedModel, data: DataSpec) -> dict[str, Any]:
@@ -44,23 +44,17 @@ def utility(model: AuditedModel, data: DataSpec) -> dict[str, Any]:
         (recalls, _retrieval, no_images),
         (("linear_probe",), _probe, no_labels),
     ):
-        computed, reason = _attempt(compute, model, data) if reason is None else ({}, reason)
+        computed: Values = {}
+        if reason is None:
+            try:
+                computed = compute(model, data)
+            except UserError as error:  # utility must not stop an evaluation
+                log.warning("the utility of %s is incomplete: %s", model.name, error)
+                reason = str(error)
         values |= {name: computed.get(name) for name in names}
         if reason is not None:
             reasons |= dict.fromkeys(names, reason)
     return values | {"reasons": reasons}
-
-
-def _attempt(
-    compute: Callable[[AuditedModel, DataSpec], Values], model: AuditedModel, data: DataSpec
-) -> tuple[Values, str | None]:
-    """(figures, why they are null); a UserError is a reason, too, because utility must not stop an evaluation."""
-    try:
-        values = compute(model, data)
-    except UserError as error:
-        log.warning("the utility of %s is incomplete: %s", model.name, error)
-        return {}, str(error)
-    return values, next((str(reason) for name, reason in values.items() if name.endswith("_reason")), None)
 
 
 def _zero_shot(model: AuditedModel, data: DataSpec) -> Values:
@@ -170,6 +164,9 @@ def linear_probe(images: np.ndarray, labels: Sequence[str], seed: int = 0, limit
 
     Features are standardized by the fitted part; scikit-learn's default penalty, at most 1,000 iterations. From more than
     ``limit`` images a seeded sample is drawn. images: float [n, d]; labels: n classes.
+
+    Raises:
+        UserError: too few images or classes for two parts, or scikit-learn is not installed.
     """
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.permutation(len(labels))[:limit])
@@ -180,13 +177,11 @@ def linear_probe(images: np.ndarray, labels: Sequence[str], seed: int = 0, limit
         tested[members[: -(-len(members) // 5) if len(members) > 1 else 0]] = True
     if len(np.unique(classes[~tested])) < 2 or not tested.any():
         count = len(np.unique(classes))
-        reason = f"{len(chosen)} images of {count} class(es) cannot be split into two parts"
-        return {"linear_probe": None, "linear_probe_reason": reason}
+        raise UserError(f"{len(chosen)} images of {count} class(es) cannot be split into two parts")
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError:
-        reason = "scikit-learn is not installed (pip install 'dejavu-lit[probe]')"
-        return {"linear_probe": None, "linear_probe_reason": reason}
+        raise UserError("scikit-learn is not installed (pip install 'dejavu-lit[probe]')") from None
     mean, deviation = features[~tested].mean(axis=0), features[~tested].std(axis=0)
     features = (features - mean) / np.where(deviation > 0, deviation, 1)
     probe = LogisticRegression(max_iter=1000).fit(features[~tested], classes[~tested])

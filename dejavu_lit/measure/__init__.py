@@ -45,7 +45,6 @@ _MODULES = {
     "counterfactual": "dejavu_lit.measure.memorization",
     "measure": "dejavu_lit.measure.metrics",
     "read_evaluation": "dejavu_lit.measure.recompute",
-    "recompute_metrics": "dejavu_lit.measure.recompute",
 }
 __all__ = list(_MODULES)
 

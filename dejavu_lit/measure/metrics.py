@@ -123,7 +123,7 @@ def _blocks(scores: Mapping[str, ScorePair], k: int, settings: Settings) -> dict
     results = {name: result for name, pair in scores.items() if len(result := outcomes(*pair, k))}
     if "population" not in results:
         raise UserError("no record of A has an object, so nothing can be measured; lower threshold= or check objects=")
-    estimates = blocks(results["population"], results.get("null"), results.get("swapped"), settings.resampling())
+    estimates = blocks(results["population"], results.get("null"), results.get("swapped"), settings)
     return {name: estimate.block() if (estimate := estimates[name]) else None for name in BLOCKS}
 
 

@@ -13,7 +13,6 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from dejavu_lit.data.splits import seeded_hash
-from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.parallel import thread_pool
 
 OTHERS = 512  # pairs of H that each pair is compared with
@@ -35,9 +34,7 @@ class OtherPairs:
 
     @classmethod
     def of(cls, keys: Sequence[str], images: np.ndarray, captions: np.ndarray) -> "OtherPairs":
-        """The pairs ``keys`` of H with their vectors [m + 1, d]; raises UserError for fewer than two."""
-        if len(keys) < 2:
-            raise UserError(f"H has {len(keys)} usable pairs, so there is no other pair to compare with")
+        """The pairs ``keys`` of H, at least two, with their vectors [m + 1, d]."""
         return cls(_unit(images), _unit(captions), {key: row for row, key in enumerate(keys)})
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from dejavu_lit.data import key_lists
 from dejavu_lit.measure.records import SIDES, Records
-from dejavu_lit.measure.sample import RANKINGS, rank
+from dejavu_lit.measure.sample import rank
 from dejavu_lit.measure.scores import predict
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import atomic
@@ -98,13 +98,11 @@ def _tail(holdout: np.ndarray, gaps: np.ndarray) -> np.ndarray:
     return (1 + reached) / (1 + len(holdout))
 
 
-def most_memorized(
-    records: Records, k: int, top_m: int | None = None, by: str = "gap", limit: int | None = 100
-) -> list[dict[str, Any]]:
-    """The records that have objects, most memorized first.
+def most_memorized(records: Records, k: int, top_m: int | None = None, limit: int | None = 100) -> list[dict[str, Any]]:
+    """The records that have objects, most memorized first: those with the largest gap in hits.
 
     Args:
-        records: the audited pairs; k, top_m: as in ``score``; by: one of ``RANKINGS``; limit: None returns all of them.
+        records: the audited pairs; k, top_m: as in ``score``; limit: None returns all of them.
 
     Returns:
         Rows of rank (from 1), key, caption, objects, only_target (objects right for the target and wrong for the
@@ -112,12 +110,10 @@ def most_memorized(
         image), hits, precision, recall, neighbors (k keys), distances.
 
     Raises:
-        UserError: an unknown ranking, or k beyond the neighbors.
+        UserError: k beyond the neighbors.
     """
-    if by not in RANKINGS:
-        raise UserError(f"the ranking {by!r} is unknown; choose one of {', '.join(RANKINGS)}")
     scores = dict(zip(SIDES, records.scores([k], top_m), strict=True))
-    order = rank(scores["target"], scores["reference"], records.target.distances[:, 0], k, by)[:limit]
+    order = rank(scores["target"], scores["reference"], records.target.distances[:, 0], k, "gap")[:limit]
     rates = {side: (s.precision(k), s.recall(k)) for side, s in scores.items()}
     guesses = [_predicted(records, side, order, k, top_m) for side in SIDES]
     rows = []

@@ -1,12 +1,11 @@
-"""The figures at another k, threshold or top-m, from an evaluation's saved records: in seconds and without a model.
+"""The saved records and figures of an evaluation, from which other figures follow in seconds and without a model.
 
-body = recompute_metrics("outputs/eval", "DATA/objects/scenes", k=5, threshold=0.7)     # the body of metrics.json
-sets, objects_at = read_evaluation("outputs/eval", "DATA/objects/scenes", 0.5)   # the records, for everything else
+sets, objects_at = read_evaluation("outputs/eval", "DATA/objects/scenes", 0.7)
+body = measure(sets["population"], sets.get("null"), sets.get("swapped"), Settings(threshold=0.7), objects_at)
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -14,8 +13,7 @@ from typing import Any
 
 from dejavu_lit.data.objects import Objects, read_objects
 from dejavu_lit.measure.figures import BLOCK_SETS
-from dejavu_lit.measure.membership import LISTED, scoreboard
-from dejavu_lit.measure.metrics import VERSIONS, ObjectsAt, gap_blocks, measure
+from dejavu_lit.measure.metrics import VERSIONS, ObjectsAt, gap_blocks
 from dejavu_lit.measure.records import Records, read_records
 from dejavu_lit.measure.settings import Settings
 from dejavu_lit.utils.errors import UserError
@@ -29,8 +27,6 @@ MODEL_FREE_OPTIONS = (
 )
 # Options that decide where an evaluation is computed and stored, which its figures do not depend on.
 PLACEMENT_OPTIONS = ("device", "workers", "embeddings")
-# Parts of metrics.json that are the same at another k or with other objects.
-UNCHANGED_PARTS = ("utility", "exposure", "raw_shards", "provenance", "search", "training_differences")
 
 
 def read_evaluation(
@@ -122,41 +118,3 @@ def _damage(metrics: str) -> str | None:
     schema = json.loads((files("dejavu_lit.measure") / "metrics.schema.json").read_text(encoding="utf-8"))
     error = next(jsonschema.Draft202012Validator(schema).iter_errors(json.loads(metrics)), None)
     return None if error is None else f"{error.json_path}: {error.message[:200]}"
-
-
-def recompute_metrics(
-    folder: Path | str,
-    objects: Path | str,
-    public: str = "P",
-    public_keys: Sequence[str] | None = None,
-    **changes: Any,
-) -> dict[str, Any]:
-    """The body of metrics.json with some of its settings changed, from the saved records.
-
-    Args:
-        folder, objects, public, public_keys: as for ``read_evaluation``.
-        changes: fields of ``Settings`` to change; a ``k`` that is not in ``ks`` is added to it.
-
-    Returns:
-        The body of metrics.json, with utility, exposure, provenance and search copied from the evaluation's file.
-
-    Raises:
-        UserError: an unknown setting, metrics with another schema, or k beyond the saved neighbors.
-    """
-    old = read_metrics(Path(folder))
-    known = {field.name for field in fields(Settings)}
-    if unknown := sorted(set(changes) - known):
-        raise UserError(f"{unknown[0]!r} is not a setting of the measurement; choose from {', '.join(sorted(known))}")
-    values = {name: value for name, value in old["settings"].items() if name in known} | changes
-    values["ks"] = sorted({*values["ks"], values["k"]})
-    settings = Settings(**values)
-    sets, objects_at = read_evaluation(folder, objects, settings.threshold, public, public_keys)
-    body = measure(sets["population"], sets.get("null"), sets.get("swapped"), settings, objects_at)
-    unchanged = {name: old[name] for name in UNCHANGED_PARTS if name in old}
-    if board := old.get("membership"):
-        listed = board["reasons"].get("epsilon") == LISTED
-        body["membership"] = scoreboard(sets, settings, board["unavailable"], listed)
-    elif "membership" in old:  # the first schema has none
-        body["membership"] = None
-        body["reasons"]["membership"] = old["reasons"]["membership"]
-    return body | unchanged | {"settings": old["settings"] | body["settings"]}

@@ -93,11 +93,6 @@ class Records:
         """The records' keys, [n]."""
         return self.truth.keys
 
-    @property
-    def k(self) -> int:
-        """The largest k that both models have neighbors for."""
-        return min(self.target.k, self.reference.k)
-
     def scores(self, ks: Sequence[int], top_m: int | None = None) -> tuple[Scores, Scores]:
         """The scores of (target, reference) for every k of ``ks``."""
         return (

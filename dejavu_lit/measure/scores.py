@@ -2,8 +2,7 @@
 
 G = the objects of the record's own image, Ô = the union of the objects of its k nearest public images, or with
 ``top_m`` the m objects found in most of them (ties: larger summed similarity, then label order).
-precision = hits / |Ô| (0 if Ô is empty), recall = hits / |G|, F1 = their harmonic mean (0 if both are 0)
-(Jayaraman, Guo, Chaudhuri, NeurIPS 2024, arXiv 2402.02103).
+precision = hits / |Ô| (0 if Ô is empty), recall = hits / |G| (Jayaraman, Guo, Chaudhuri, NeurIPS 2024, arXiv 2402.02103).
 
 Objects are integer codes in compressed rows, the cost is linear in the number of the neighbors' objects, and memory beyond
 the inputs is a few bytes per record and per label.
@@ -100,13 +99,6 @@ class Scores:
         truth = np.where(self.has_objects, self.truth, np.nan)
         shares: np.ndarray = self.hits[:, self.column(k)] / truth
         return shares
-
-    def f1(self, k: int) -> np.ndarray:
-        """2 · hits / (|Ô| + |G|), the harmonic mean of precision and recall, float64 [n]; NaN without objects."""
-        column = self.column(k)
-        total = self.predicted[:, column] + np.where(self.has_objects, self.truth, np.nan)
-        means: np.ndarray = 2 * self.hits[:, column] / total
-        return means
 
 
 def score(neighbors: Neighbors, public: Objects, truth: Objects, ks: Sequence[int], top_m: int | None = None) -> Scores:

@@ -97,11 +97,7 @@ class Settings(MainSettings, Statistics):
             raise UserError(f"tops={list(self.tops)} must be integers of at least 1 or shares above 0 and at most 1.0")
         if self.smallest_group < 2:
             raise UserError(f"smallest_group={self.smallest_group} must be at least 2")
-        self.resampling()
-
-    def resampling(self) -> Resampling:
-        """The settings of the resampling."""
-        return Resampling(self.draws, self.share, self.bootstrap, self.seed)
+        super().__post_init__()
 
     def as_json(self) -> dict[str, Any]:
         """The settings as JSON values."""

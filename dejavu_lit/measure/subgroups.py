@@ -71,10 +71,6 @@ class GroupMeans:
         half = 1.959963984540054 * np.sqrt(self.variance)
         return np.maximum(self.center - half, -1), np.minimum(self.center + half, 1)
 
-    def p(self) -> np.ndarray:
-        """Two-sided p-values that the mean is 0, float64 [g, 3]."""
-        return two_sided(self.mean, self.null_variance)
-
 
 def two_sided(difference: np.ndarray, variance: np.ndarray) -> np.ndarray:
     """The two-sided normal p-value of each difference, of the shape of the arguments; 1 if the variance is 0."""
@@ -155,7 +151,7 @@ def _group_rows(names: list[str], means: GroupMeans, rest_p: np.ndarray, tested:
     from scipy.stats import false_discovery_control
 
     low, high = means.interval()
-    p = means.p()
+    p = two_sided(means.mean, means.null_variance)
     q, rest_q = (false_discovery_control(x[tested], axis=0) for x in (p, rest_p))
     rows = []
     listed = np.sort(np.argsort(rest_p[tested, 0], kind="stable")[:MAX_LISTED])

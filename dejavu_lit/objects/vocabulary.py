@@ -1,4 +1,4 @@
-"""Lists of labels: COCO's 80, ImageNet's 1,000, ImageNet-21k's, or a file.
+"""Lists of labels and of classes: COCO's 80, ImageNet's 1,000, ImageNet-21k's, or a file.
 
 A file of labels is text with one label per line, followed by its synonyms after commas (``couch, sofa``), or JSON with
 ``categories``, each with a ``name`` and optional ``synonyms``, as in COCO's and LVIS's instances.
@@ -11,6 +11,7 @@ from dejavu_lit.data.readers.coco_json import read_coco
 from dejavu_lit.utils.errors import UserError
 
 KNOWN = ("coco", "imagenet", "imagenet-21k")
+MAX_DIGITS = 18  # of a class number: Python refuses to parse integers of thousands of digits
 
 
 def vocabulary(choice: str | Path) -> dict[str, tuple[str, ...]]:
@@ -20,11 +21,11 @@ def vocabulary(choice: str | Path) -> dict[str, tuple[str, ...]]:
         UserError: neither one of KNOWN nor a file, or a file without labels.
     """
     if choice == "coco":
-        return dict.fromkeys(coco_names(), ())
-    if choice == "imagenet":
-        from open_clip import IMAGENET_CLASSNAMES
+        from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights as Weights
 
-        return dict.fromkeys(IMAGENET_CLASSNAMES, ())
+        return {name: () for name in Weights.COCO_V1.meta["categories"] if name not in ("__background__", "N/A")}
+    if choice == "imagenet":
+        return dict.fromkeys(read_class_names(choice), ())
     if choice == "imagenet-21k":
         from timm.data.imagenet_info import ImageNetInfo
 
@@ -59,11 +60,22 @@ def read_lines(path: Path | str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def coco_names() -> list[str]:
-    """COCO's 80 object names, as torchvision's weights list them."""
-    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights as Weights
+def read_class_names(choice: str) -> list[str]:
+    """The names of classes by their number: open_clip's for ``imagenet``, two of which occur twice, or a file's lines.
 
-    return [name for name in Weights.COCO_V1.meta["categories"] if name not in ("__background__", "N/A")]
+    Raises:
+        UserError: the file is not UTF-8 text.
+    """
+    if choice != "imagenet":
+        return read_lines(choice)
+    from open_clip import IMAGENET_CLASSNAMES
+
+    return list(IMAGENET_CLASSNAMES)
+
+
+def is_class_number(text: str) -> bool:
+    """Whether a label is a number of at most ``MAX_DIGITS`` digits."""
+    return text.isdecimal() and len(text) <= MAX_DIGITS
 
 
 def _parse_rows(rows: list[str]) -> dict[str, tuple[str, ...]]:

@@ -120,9 +120,9 @@ def to_plain(value: Any) -> Any:
 
 
 def take(settings: type[T], given: Any, **changes: Any) -> T:
-    """A dataclass with the values of those fields of another one, and ``changes``."""
-    values = {field.name: getattr(given, field.name) for field in fields(settings) if field.init}  # type: ignore[arg-type]
-    return settings(**values | changes)
+    """A dataclass with ``changes``, and the values of its other fields from another one."""
+    names = {field.name for field in fields(settings) if field.init} - changes.keys()  # type: ignore[arg-type]
+    return settings(**{name: getattr(given, name) for name in names}, **changes)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -86,9 +86,8 @@ def test_linear_probe_separates_linear_classes_and_fails_on_noise():
 
 @pytest.mark.parametrize("labels", [["a"] * 10, [], list("abcdefghij")])
 def test_linear_probe_without_two_classes_to_test_says_why(labels):
-    values = linear_probe(np.random.default_rng(3).normal(size=(len(labels), 4)), labels)
-    assert values["linear_probe"] is None
-    assert f"{len(labels)} images" in values["linear_probe_reason"]
+    with pytest.raises(UserError, match=f"{len(labels)} images"):
+        linear_probe(np.random.default_rng(3).normal(size=(len(labels), 4)), labels)
 
 
 def test_class_vectors_average_the_normalized_prompts(tmp_path):

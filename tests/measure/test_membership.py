@@ -66,8 +66,6 @@ def test_large_logit_scales_do_not_overflow() -> None:
 def test_the_other_pairs_do_not_depend_on_their_order() -> None:
     keys = [f"h{i}" for i in range(2000)]
     assert drawn_others(keys) == drawn_others(keys[::-1])
-    with pytest.raises(UserError, match="no other pair"):
-        OtherPairs.of(["h"], vectors(0, 1), vectors(1, 1))
     with pytest.raises(UserError, match=r"membership\.pairs=0"):
         MembershipSettings(0)
 

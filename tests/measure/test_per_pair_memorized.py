@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from dejavu_lit.measure.per_pair import most_memorized, write_csv
-from dejavu_lit.utils.errors import UserError
 from tests.measure.oracle import Case
 
 
@@ -35,14 +34,9 @@ def test_rows_against_plain_sets(top_m: int | None) -> None:
         assert row["reference_distances"] == case.reference.distances[i, :4].tolist()
 
 
-def test_rankings_and_limit() -> None:
+def test_the_limit_keeps_the_first_rows() -> None:
     records = Case(2).records()
-    by_distance = most_memorized(records, 4, by="distance", limit=5)
-    assert len(by_distance) == 5
-    first = [row["target_distances"][0] for row in by_distance]
-    assert first == sorted(first)
-    with pytest.raises(UserError, match="'size' is unknown; choose one of distance, hits, gap"):
-        most_memorized(records, 4, by="size")
+    assert most_memorized(records, 4, limit=5) == most_memorized(records, 4, limit=None)[:5]
 
 
 def test_csv(tmp_path: Path) -> None:

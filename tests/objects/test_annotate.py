@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from dejavu_lit.cli.annotate import open_sets
+from dejavu_lit.cli.processes import parse_share
 from dejavu_lit.data.objects import Annotation, check_images, read_objects, write_objects
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import Pair, ShardSet, index_shard, write_shards
 from dejavu_lit.objects.annotate import annotate, coverage
 from dejavu_lit.objects.annotators.classes import ClassLabels
 from dejavu_lit.objects.annotators.torchvision import TorchvisionDetector
-from dejavu_lit.objects.shares import parse_share
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import write_json
 from tests.conftest import ROOT, call, run

@@ -7,11 +7,9 @@ from functools import cached_property
 from dejavu_lit.data.objects import Annotation, Annotator
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.objects.base import Lookup
-from dejavu_lit.objects.vocabulary import read_lines
+from dejavu_lit.objects.vocabulary import MAX_DIGITS, is_class_number, read_class_names
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import fingerprint
-
-MAX_DIGITS = 18  # of a class number: Python refuses to parse integers of thousands of digits
 
 
 @dataclass(frozen=True)
@@ -32,13 +30,7 @@ class ClassLabels(Lookup):
     @cached_property
     def labels(self) -> Sequence[str] | None:
         """The class names; None if the labels are names themselves."""
-        if self.names is None:
-            return None
-        if self.names == "imagenet":
-            from open_clip import IMAGENET_CLASSNAMES  # two of its names occur twice, so it is no vocabulary
-
-            return list(IMAGENET_CLASSNAMES)
-        return read_lines(self.names)
+        return None if self.names is None else read_class_names(self.names)
 
     def annotation(self, pair: Pair) -> Annotation:
         """One object; raises BadPair if there is no label, UserError for a number without a name."""
@@ -49,7 +41,7 @@ class ClassLabels(Lookup):
             raise BadPair(f"its {self.field!r} is neither a name nor a number")
         if self.labels is not None:
             number = str(label)
-            if not number.isdecimal() or len(number) > MAX_DIGITS or int(number) >= len(self.labels):
+            if not is_class_number(number) or int(number) >= len(self.labels):
                 raise UserError(
                     f"{pair.key} has the label {number[:MAX_DIGITS]!r}, which is not a number below {len(self.labels)}; "
                     "check annotator.names=, which counts from 0"

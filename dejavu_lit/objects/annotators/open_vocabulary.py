@@ -137,20 +137,21 @@ class OpenVocabularyDetector(Detector):
         model, processor = self._model_and_processor
         inputs = processor.image_processor(images=list(images), return_tensors="pt").to(self.local_device)
         sizes = [(image.height, image.width) for image in images]
-        detections: list[list[Detections]] = [[] for _ in images]
-        first = 0
+        scores, labels, boxes, first = [], [], [], 0
         for chunk in self._chunks:
             tokens = {name: v.expand(len(images), -1).to(self.local_device) for name, v in chunk.tokens.items()}
             outputs = model(**inputs, **tokens)
-            scores = outputs.logits.sigmoid()
-            by_label = torch.stack([scores[..., span].sum(-1) / max(1, len(span)) for span in chunk.spans], -1)
+            by_token = outputs.logits.sigmoid()
+            by_label = torch.stack([by_token[..., span].sum(-1) / max(1, len(span)) for span in chunk.spans], -1)
             best, number = by_label.max(-1)
-            for row, (height, width) in enumerate(sizes):
-                corners = box_convert(outputs.pred_boxes[row], "cxcywh", "xyxy")
-                corners = corners * torch.tensor([width, height, width, height], device=corners.device)
-                detections[row].append(self._detections(best[row], number[row] + first, corners, sizes[row]))
+            scores.append(best)
+            labels.append(number + first)
+            boxes.append(outputs.pred_boxes)
             first += len(chunk.labels)
-        return [_concatenate(parts) for parts in detections]
+        scale = torch.tensor([[width, height, width, height] for height, width in sizes], device=self.local_device)
+        corners = box_convert(torch.cat(boxes, 1), "cxcywh", "xyxy") * scale[:, None]
+        rows = zip(torch.cat(scores, 1), torch.cat(labels, 1), corners, sizes, strict=True)
+        return [self._detections(*row) for row in rows]
 
     @cached_property
     def _chunks(self) -> list[TextChunk]:
@@ -248,11 +249,3 @@ class OpenVocabularyDetector(Detector):
         """{file: hash} of the configuration of the model and its processor, and of its tokenizer's vocabulary."""
         paths = {path.name: path for pattern in CONFIG_FILES for path in self._folder.glob(pattern)}
         return {name: file_sha256(path) for name, path in sorted(paths.items()) if not name.endswith(".index.json")}
-
-
-def _concatenate(parts: Sequence[Detections]) -> Detections:
-    return Detections(
-        [label for part in parts for label in part.labels],
-        [score for part in parts for score in part.scores],
-        [box for part in parts for box in part.boxes],
-    )
