@@ -166,6 +166,9 @@ def _draw_gaps_over(rows: Rows, x: str, label: str) -> Figure:
     blocks = list(dict.fromkeys(row.get("block", "symmetric") for row in rows))
     legend = [BLOCK_NAMES[block] for block in blocks] if len(blocks) > 1 else ()
     figure, axes = figures.panels(3, height=1.5, left=0.7, legend=legend, sharey=True)
+    measured = {row[x] for row in rows}
+    span = max(measured) - min(measured)
+    ticks = figures.spaced_ticks(measured, lambda low, high: high - low >= 0.24 * span)
     colors = {"symmetric": figures.TARGET, "population": figures.REFERENCE, "null": figures.MUTED}
     for axis, name in zip(axes[0], FIGURES, strict=True):
         figures.zero_line(axis)
@@ -177,19 +180,9 @@ def _draw_gaps_over(rows: Rows, x: str, label: str) -> Figure:
                 label=BLOCK_NAMES[block],
             )  # fmt: skip
         axis.set_title(GAP_TITLES[name])
-        _ticks_at(axis, [r[x] for r in rows])
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     figures.x_label_below(figure, label)
     figures.y_label_beside(figure, GAP_UNIT)
     if legend:
         figures.legend_above(figure, axes.flat)
     return figure
-
-
-def _ticks_at(axis: Any, values: Sequence[float]) -> None:
-    """Ticks at the measured values, without those whose labels would touch the next one's."""
-    low, high = min(values), max(values)
-    ticks: list[float] = []
-    for value in sorted(set(values), reverse=True):
-        if not ticks or ticks[-1] - value >= 0.24 * (high - low):
-            ticks.append(value)
-    axis.set_xticks(ticks[::-1], [f"{tick:g}" for tick in ticks[::-1]])
