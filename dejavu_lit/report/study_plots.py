@@ -207,8 +207,6 @@ def _draw_points(axis: Axes, group: Sequence[Point], on_frontier: Sequence[str],
 
 def _recommended(study: Mapping[str, Any], group: Sequence[Point]) -> str | None:
     """The recommended setting among comparable points."""
-    if not study.get("ranking"):
-        return study.get("recommended")
     names = {point["setting"] for point in group}
     size = group[0]["train_size"]
     choices = (r["recommended"] for r in study["ranking"] if r["default"] in names and r["train_size"] == size)
