@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dejavu_lit.cli.app import command
 from dejavu_lit.cli.options import Evaluate, Mitigate
 from dejavu_lit.cli.study_settings import check_options, check_utility_loss, planned_rows
+from dejavu_lit.evaluation.context import CONTEXT
 from dejavu_lit.evaluation.run import run_evaluation
 from dejavu_lit.evaluation.settings import EvaluationSettings, PairEvaluation, ReportSettings
 from dejavu_lit.utils.config import take
@@ -106,7 +107,7 @@ def evaluate_study(
     requests = {cell.label: evaluation_request(cell) for cell in cells}
 
     def evaluate(cell: "Cell", folder: Path) -> Any:
-        if cell.folder is not None and not (folder / "context.json").is_file():
+        if cell.folder is not None and not (folder / CONTEXT).is_file():
             write_json(folder / REQUEST, requests[cell.label])
         metrics[cell.label] = run_evaluation(_evaluation(cell), folder, ranks)
         if cell.folder is not None:  # the statistics may have changed

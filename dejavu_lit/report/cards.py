@@ -39,12 +39,11 @@ class CardImages:
 class Rankings:
     """What the records are ranked by, for the n records with objects.
 
-    keys [n]; ``rows`` [n], their positions in the file; target and reference [n], the hits of each model; distance [n];
+    keys [n]; target and reference [n], the hits of each model; distance [n];
     memorization: {key: {hits, hits_se, alignment, alignment_se, halves}}, the counterfactual memorization over random halves.
     """
 
     keys: list[str]
-    rows: np.ndarray
     target: np.ndarray
     reference: np.ndarray
     distance: np.ndarray
@@ -72,7 +71,7 @@ def read_ranks(path: Path, memorization: Mapping[str, Mapping[str, Any]] | None 
         hits = [table[f"{side}_hits"].to_numpy()[with_objects] for side in SIDES]
         if not np.isfinite([nearest, *hits]).all():
             raise ValueError("its distances or hits are not all numbers")
-    return Rankings(keys, with_objects, hits[0].astype(np.int64), hits[1].astype(np.int64), nearest, memorization or {})
+    return Rankings(keys, hits[0].astype(np.int64), hits[1].astype(np.int64), nearest, memorization or {})
 
 
 def choose_keys(evaluations: Sequence[Rankings], limit: int) -> set[str]:
@@ -93,10 +92,11 @@ def choose_keys(evaluations: Sequence[Rankings], limit: int) -> set[str]:
 
 def read_rows(path: Path, ranks: Rankings, chosen: set[str], k: int) -> list[Row]:
     """The chosen records in the order of the main ranking, with ``k`` neighbors, and what is known of exposure and halves."""
-    order = [i for i in next(iter(ranks.orders().values())).tolist() if ranks.keys[i] in chosen]
-    by_key = _read_positions(path, np.sort(ranks.rows[order]))
+    order = next(iter(ranks.orders().values())).tolist()
+    keys = [ranks.keys[i] for i in order if ranks.keys[i] in chosen]
+    by_key = _read_by_key(path, keys)
     exposure = _read_exposure(path.with_suffix(".columns.parquet"))
-    rows = [by_key[ranks.keys[i]] for i in order]
+    rows = [by_key[key] for key in keys]
     for row in rows:
         row[EXPOSURE] = exposure.get(row["key"])
         row["memorization"] = ranks.memorization.get(row["key"])
@@ -106,19 +106,16 @@ def read_rows(path: Path, ranks: Rankings, chosen: set[str], k: int) -> list[Row
     return rows
 
 
-def _read_positions(path: Path, positions: np.ndarray) -> dict[str, Row]:
-    """{key: row} of the sorted row positions; only row groups that contain one are read."""
+def _read_by_key(path: Path, keys: Sequence[str]) -> dict[str, Row]:
+    """{key: row} of the rows with these keys; one row group is in memory at a time."""
+    chosen = pa.array(keys, pa.string())
     by_key: dict[str, Row] = {}
     with records_file_errors(path), pq.ParquetFile(path) as file:
-        start = 0
-        for group in range(file.num_row_groups):
-            end = start + file.metadata.row_group(group).num_rows
-            inside = positions[(positions >= start) & (positions < end)] - start
-            if len(inside):
-                for row in file.read_row_group(group, columns=SCHEMA.names).take(pa.array(inside)).to_pylist():
-                    _check_row(row)
-                    by_key[row["key"]] = row
-            start = end
+        for number in range(file.num_row_groups):
+            group = file.read_row_group(number, columns=SCHEMA.names)
+            for row in group.filter(pc.is_in(group["key"], value_set=chosen)).to_pylist():
+                _check_row(row)
+                by_key[row["key"]] = row
     return by_key
 
 

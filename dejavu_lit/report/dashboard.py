@@ -47,22 +47,18 @@ def log_evaluation(settings: LoggerSettings, out: Path, redact: bool, tags: Sequ
     evaluation = Evaluation.open(out)
     values = scalars(evaluation.metrics)
     write_csv(out / "scalars.csv", [{"name": name, "value": value} for name, value in values.items()])
-    if settings.wandb is None and not settings.tensorboard:
-        return
-    state = _state(out / "metrics.json", redact)
-    to_wandb, to_tensorboard = _dashboards(settings, out, state)
+    state, to_wandb, to_tensorboard = _outdated(settings, out / "metrics.json", redact)
     if not (to_wandb or to_tensorboard):
         return
     run, epoch = _target(evaluation.metrics)
     with _figure_files("evaluation", evaluation.figure_data(redact)) as paths:
         if to_tensorboard:
-            _write_tensorboard(out / "tensorboard", values, paths, epoch)
-            write_json(out / "tensorboard" / STATE, state)
-        if to_wandb and settings.wandb is not None:
+            _write_tensorboard(out / "tensorboard", state, values, paths, epoch)
+        if to_wandb:
             config = {**evaluation.metrics["settings"], "epoch": epoch, "target_run": _run_settings(run)}
-            options = wandb_options(out, settings.wandb, "evaluation", run)
+            options = wandb_options(out, to_wandb, "evaluation", run)
             options["tags"] = options["tags"] or list(tags) or None
-            with _wandb_run(out, state, settings.wandb, options, config) as client:
+            with _wandb_run(out, state, to_wandb, options, config) as client:
                 client.log(values | _wandb_images(paths) | {"memorized": memorized_table(evaluation, redact)})
 
 
@@ -72,24 +68,19 @@ def log_study(settings: LoggerSettings, out: Path, redact: bool) -> None:
     labels = setting_labels(study["settings"])
     for row in study["settings"]:
         log_evaluation(settings, (out / row["metrics"]).parent, redact, row["overrides"])
-    if settings.wandb is None and not settings.tensorboard:
-        return
-    state = _state(out / "study.json", redact)
-    to_wandb, to_tensorboard = _dashboards(settings, out, state)
+    state, to_wandb, to_tensorboard = _outdated(settings, out / "study.json", redact)
     if not (to_wandb or to_tensorboard):
         return
     rows = settings_rows(study)
     with _figure_files("study", study) as paths:
         if to_tensorboard:
-            _write_tensorboard(out / "tensorboard", {}, paths, 0)
-            _write_hyperparameters(out / "tensorboard", rows, labels)
-            write_json(out / "tensorboard" / STATE, state)
-        if to_wandb and settings.wandb is not None:
+            _write_tensorboard(out / "tensorboard", state, {}, paths, 0, dict(zip(labels, rows, strict=True)))
+        if to_wandb:
             import wandb
 
             config = {"settings": {row["name"]: row["overrides"] for row in study["settings"]}}
-            options = wandb_options(out, settings.wandb, "study")
-            with _wandb_run(out, state, settings.wandb, options, config) as client:
+            options = wandb_options(out, to_wandb, "study")
+            with _wandb_run(out, state, to_wandb, options, config) as client:
                 table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
                 boards = {
                     board["title"]: wandb.Table(columns=["score", *board["headers"]], data=board["rows"])
@@ -99,19 +90,16 @@ def log_study(settings: LoggerSettings, out: Path, redact: bool) -> None:
                 client.summary["recommended"] = study["recommended"]
 
 
-def _state(artifact: Path, redact: bool) -> dict[str, Any]:
-    """What is logged: an artifact as it is now, with or without captions and images."""
-    return {"logged": file_sha256(artifact), "redacted": redact}
+def _outdated(settings: LoggerSettings, artifact: Path, redact: bool) -> tuple[dict[str, Any], Wandb | None, bool]:
+    """The state to log, an artifact as it is now, and the requested dashboards that lack it: wandb, TensorBoard."""
+    state = {"logged": file_sha256(artifact), "redacted": redact}
 
-
-def _dashboards(settings: LoggerSettings, out: Path, state: Mapping[str, Any]) -> tuple[bool, bool]:
-    """Whether wandb and TensorBoard are asked for and do not have this state of ``out`` yet."""
-
-    def lacks(file: Path) -> bool:
+    def lacks(name: str) -> bool:
+        file = artifact.parent / name
         return not (file.is_file() and state.items() <= read_json(file).items())
 
-    to_wandb = settings.wandb is not None and lacks(out / FOLDER / "id.json")
-    return to_wandb, settings.tensorboard and lacks(out / "tensorboard" / STATE)
+    to_wandb = settings.wandb if settings.wandb and lacks(f"{FOLDER}/id.json") else None
+    return state, to_wandb, settings.tensorboard and lacks(f"tensorboard/{STATE}")
 
 
 def memorized_table(evaluation: Evaluation, redact: bool) -> Any:
@@ -152,15 +140,9 @@ def _image_strip(folder: Path, names: Sequence[str | None]) -> Any:
     images = [Image.open(folder / name) for name in names if name is not None]
     if not images:
         return None
-    scaled = [
-        image.resize((max(1, round(image.width * STRIP_HEIGHT / image.height)), STRIP_HEIGHT)) for image in images
-    ]
-    strip = Image.new("RGB", (sum(image.width for image in scaled), STRIP_HEIGHT))
-    left = 0
-    for image in scaled:
-        strip.paste(image, (left, 0))
-        left += image.width
-    return wandb.Image(strip, file_type="jpg")
+    widths = [max(1, round(image.width * STRIP_HEIGHT / image.height)) for image in images]
+    scaled = [np.asarray(image.resize((width, STRIP_HEIGHT))) for image, width in zip(images, widths, strict=True)]
+    return wandb.Image(Image.fromarray(np.hstack(scaled)), file_type="jpg")
 
 
 def _target(metrics: Mapping[str, Any]) -> tuple[Path | None, int]:
@@ -254,8 +236,19 @@ def _remove_runs(out: Path, id: str) -> None:
         )
 
 
-def _write_tensorboard(folder: Path, values: Mapping[str, float], figures: Sequence[Path], step: int) -> None:
-    """Write a new event file; it replaces that of an earlier evaluation."""
+def _write_tensorboard(
+    folder: Path,
+    state: Mapping[str, Any],
+    values: Mapping[str, float],
+    figures: Sequence[Path],
+    step: int,
+    settings: Mapping[str, Mapping[str, Any]] = {},
+) -> None:
+    """Write a new event file, which replaces an earlier one, and ``state``, which it shows.
+
+    Args:
+        settings: {label: knobs and numbers} for TensorBoard's own parallel-coordinates and scatter views.
+    """
     from torch.utils.tensorboard import SummaryWriter
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -264,14 +257,8 @@ def _write_tensorboard(folder: Path, values: Mapping[str, float], figures: Seque
             writer.add_scalar(name, value, step)
         for path in figures:
             writer.add_image(f"figures/{path.stem}", np.array(Image.open(path).convert("RGB")), step, dataformats="HWC")
-
-
-def _write_hyperparameters(folder: Path, rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> None:
-    """Write each setting's knobs and numbers, for TensorBoard's own parallel-coordinates and scatter views."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(str(folder)) as writer:
-        for label, row in zip(labels, rows, strict=True):
+        for label, row in settings.items():
             knobs = {name: value for name, value in row.items() if "/" not in name and value is not None}
             numbers = {name: value for name, value in row.items() if "/" in name and value is not None}
             writer.add_hparams(knobs, numbers, run_name=label, global_step=0)
+    write_json(folder / STATE, state)

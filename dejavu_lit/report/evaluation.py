@@ -174,7 +174,6 @@ def write_evaluation_page(
     options: ReportOptions,
     earlier: Path | None,
     root: str = "",
-    study: str = "",
 ) -> None:
     """Write one evaluation's page, card data, figures, and model-card blocks into ``folder``.
 
@@ -182,7 +181,7 @@ def write_evaluation_page(
         total: the number of records that ``rows``, those with a card, were chosen from.
         images: the images of ``rows``.
         earlier: the folder of an earlier report of this evaluation.
-        root, study: as for ``evaluation_page``.
+        root: as for ``evaluation_page``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     public = None if options.redact else evaluation.public_objects()
@@ -196,9 +195,7 @@ def write_evaluation_page(
     )  # fmt: skip
     hashes = {path.name: file_sha256(path) for path in evaluation.artifacts()}
     pairs = {"shown": len(rows), "total": total, "counterfactual": any(row["memorization"] for row in rows)}
-    page = evaluation_page(
-        evaluation.metrics, figures, pairs, hashes, options.redact, str(evaluation.folder), root, study
-    )
+    page = evaluation_page(evaluation.metrics, figures, pairs, hashes, options.redact, str(evaluation.folder), root)
     (folder / "index.html").write_text(page, encoding="utf-8")
 
 

@@ -62,7 +62,7 @@ def draw_figures(
     Returns [] if matplotlib is not installed.
     """
     try:
-        from dejavu_lit.report.figures import missing_characters, style
+        from dejavu_lit.report.figures import missing_characters
     except ImportError:
         log.warning("the report has no figures: they require matplotlib (pip install 'dejavu-lit[report]')")
         return []
@@ -79,7 +79,7 @@ def draw_figures(
             "Sans CJK for Chinese, Japanese and Korean labels",
             *(len(missing), missing[0]),
         )
-    with style(), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # matplotlib's own, one for each
         for plot in progress(plots, "figures", unit="figure"):
             info = known.get(plot.name)

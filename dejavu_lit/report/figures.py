@@ -198,11 +198,11 @@ def few_ticks(axis: Any, bins: int = 2) -> None:
     axis.set_major_formatter(lambda value, _: f"{round(value, 10):g}".replace("-", "−"))
 
 
-def log_x_axis(axis: Axes, ticks: Sequence[float] | None = None, ratio: float = 1.8) -> None:
+def log_x_axis(axis: Axes, ticks: Sequence[float] | None = None) -> None:
     """Make the x axis logarithmic with plain numbers, at ``ticks`` that are far enough apart, or at the powers of ten."""
     axis.set_xscale("log")
     if ticks is not None:
-        axis.set_xticks(spaced_ticks(ticks, ratio))
+        axis.set_xticks(spaced_ticks(ticks, lambda small, large: 1.8 * small <= large))
     axis.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}" if x >= 10 else f"{x:g}")
     axis.xaxis.set_minor_locator(NullLocator())
 
@@ -217,11 +217,11 @@ def log_ticks(side: Any) -> None:
     side.set_minor_locator(NullLocator())
 
 
-def spaced_ticks(values: Sequence[float], ratio: float = 1.3) -> list[float]:
-    """The values in ascending order, without those closer than ``ratio`` to a larger one, so that their labels fit."""
+def spaced_ticks(values: Iterable[float], apart: Callable[[float, float], bool]) -> list[float]:
+    """The values in ascending order, without those that are not ``apart`` from the next larger one, so that their labels fit."""
     ticks: list[float] = []
-    for value in sorted(values, reverse=True):
-        if not ticks or value * ratio <= ticks[-1]:
+    for value in sorted(set(values), reverse=True):
+        if not ticks or apart(value, ticks[-1]):
             ticks.append(value)
     return ticks[::-1]
 

@@ -11,22 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES
-from dejavu_lit.report.figures import (
-    INK,
-    MARKERS,
-    MUTED,
-    REFERENCE,
-    TARGET,
-    Plot,
-    error_arms,
-    forest,
-    legend_above,
-    panels,
-    shorten,
-    x_label_below,
-    y_label_beside,
-    zero_line,
-)
+from dejavu_lit.report import figures
 from dejavu_lit.report.narrative import capitalized, interval, signed
 
 GAP_TITLES = {"ppg": "precision\ngap PPG", "prg": "recall\ngap PRG", "aucg": "AUC\ngap AUCG"}
@@ -53,7 +38,7 @@ def figure_row(figure: Mapping[str, Any]) -> dict[str, float]:
     return {"value": figure["value"], "low": low, "high": high} | spread
 
 
-def gaps(metrics: Metrics) -> Plot:
+def gaps(metrics: Metrics) -> figures.Plot:
     """The five blocks of each figure with their 95 % intervals."""
     measured = [name for name in DISPLAY_ORDER if metrics.get(name)]
     rows: list[dict[str, Any]] = [
@@ -66,22 +51,22 @@ def gaps(metrics: Metrics) -> Plot:
     )
     text = f"The {main} gaps are {values}. The lines are 95 % intervals."
     labels = [BLOCKS[name].label.replace(" (headline)", "") for name in measured]
-    draw = partial(_draw_forest, rows, labels, GAP_AXIS, {"symmetric": TARGET, "null": MUTED})
-    return Plot("gaps", "Gaps with 95 % intervals", text, rows, draw)
+    draw = partial(_draw_forest, rows, labels, GAP_AXIS, {"symmetric": figures.TARGET, "null": figures.MUTED})
+    return figures.Plot("gaps", "Gaps with 95 % intervals", text, rows, draw)
 
 
 def _draw_forest(rows: Rows, labels: Sequence[str], x_label: str, colors: Mapping[str, str]) -> Figure:
     """A row per label, the three gaps beside each other; ``colors``: of the blocks that differ from ``INK``."""
-    figure, axes = forest(labels, list(GAP_TITLES.values()), x_label)
+    figure, axes = figures.forest(labels, list(GAP_TITLES.values()), x_label)
     for axis, name in zip(axes, FIGURES, strict=True):
-        zero_line(axis, horizontal=False)
+        figures.zero_line(axis, horizontal=False)
         for position, row in enumerate(r for r in rows if r["figure"] == name):
-            color = colors.get(row.get("block", ""), INK)
-            axis.errorbar([row["value"]], [position], xerr=error_arms([row]), fmt="o", color=color)
+            color = colors.get(row.get("block", ""), figures.INK)
+            axis.errorbar([row["value"]], [position], xerr=figures.error_arms([row]), fmt="o", color=color)
     return figure
 
 
-def subgroups(column: str, result: Mapping[str, Any]) -> Plot | None:
+def subgroups(column: str, result: Mapping[str, Any]) -> figures.Plot | None:
     """The gaps of each group of one column with their 95 % intervals; only the largest groups are drawn."""
     groups = result["groups"]
     if not groups:
@@ -99,10 +84,10 @@ def subgroups(column: str, result: Mapping[str, Any]) -> Plot | None:
     ]
     slug = re.sub(r"[^a-z0-9]+", "-", column.lower()).strip("-") or "column"
     title = f"Gaps by subgroup: {column.replace('_', ' ')}"
-    labels = [f"{shorten(g['group'], 24)}  ({g['records']:,})" for g in drawn]
+    labels = [f"{figures.shorten(g['group'], 24)}  ({g['records']:,})" for g in drawn]
     shown = [{"figure": f} | figure_row(g[f]) for g in drawn for f in FIGURES]
-    draw = partial(_draw_forest, shown, labels, f"{result['basis']} {GAP_AXIS}", {"": TARGET})
-    return Plot(f"subgroups-{slug}", title, text, rows, draw)
+    draw = partial(_draw_forest, shown, labels, f"{result['basis']} {GAP_AXIS}", {"": figures.TARGET})
+    return figures.Plot(f"subgroups-{slug}", title, text, rows, draw)
 
 
 def _drawn_groups(groups: Rows) -> list[Mapping[str, Any]]:
@@ -116,7 +101,7 @@ def _drawn_groups(groups: Rows) -> list[Mapping[str, Any]]:
     return drawn
 
 
-def by_k(metrics: Metrics) -> Plot | None:
+def by_k(metrics: Metrics) -> figures.Plot | None:
     """The gaps over k."""
     values = [(int(k), blocks) for k, blocks in metrics["by_k"].items()]
     if len(values) < 2:
@@ -124,7 +109,7 @@ def by_k(metrics: Metrics) -> Plot | None:
     return _gaps_over("by-k", "Gaps by number of neighbors", "nearest neighbors k", "at k = {:g}", values)
 
 
-def sensitivity(metrics: Metrics, name: str) -> Plot | None:
+def sensitivity(metrics: Metrics, name: str) -> figures.Plot | None:
     """The gaps over the annotator's threshold, or over top-m."""
     values = [(row[name], row) for row in metrics["sensitivity"][name] if row.get("population")]
     main = metrics["settings"].get(name)
@@ -136,7 +121,7 @@ def sensitivity(metrics: Metrics, name: str) -> Plot | None:
     return _gaps_over(f"by-{name.replace('_', '-')}", *SENSITIVITY[name], values)
 
 
-def planted(metrics: Metrics) -> Plot | None:
+def planted(metrics: Metrics) -> figures.Plot | None:
     """The gaps at each level of exposure: the calibration by planted memory."""
     result = metrics.get("planted")
     if not result:
@@ -153,7 +138,7 @@ def planted(metrics: Metrics) -> Plot | None:
     rho = result["spearman"]["recall"]["rho"]
     if rho is not None:
         text += f" Spearman's rank correlation between exposure and recall gap: {signed(rho)}."
-    return Plot(
+    return figures.Plot(
         "planted",
         "Planted memory: gaps by exposure",
         text,
@@ -162,7 +147,7 @@ def planted(metrics: Metrics) -> Plot | None:
     )
 
 
-def _gaps_over(name: str, title: str, label: str, phrase: str, values: Sequence[tuple[float, Metrics]]) -> Plot:
+def _gaps_over(name: str, title: str, label: str, phrase: str, values: Sequence[tuple[float, Metrics]]) -> figures.Plot:
     """The gaps over a number: ``values`` are (x, blocks) in order of x; ``phrase`` says one x in words."""
     shown = [b for b in BLOCK_NAMES if all(blocks.get(b) for _, blocks in values)]
     rows: list[dict[str, Any]] = [
@@ -173,38 +158,31 @@ def _gaps_over(name: str, title: str, label: str, phrase: str, values: Sequence[
     ]
     ppg = [r for r in rows if r["block"] == shown[0] and r["figure"] == "ppg"]
     text = f"{shown[0]} PPG: " + ", ".join(f"{signed(r['value'])} {phrase.format(r['x'])}" for r in ppg) + "."
-    return Plot(name, title, capitalized(text), rows, partial(_draw_gaps_over, rows, "x", label))
+    return figures.Plot(name, title, capitalized(text), rows, partial(_draw_gaps_over, rows, "x", label))
 
 
 def _draw_gaps_over(rows: Rows, x: str, label: str) -> Figure:
     """The three gaps over the column ``x``, one line per block."""
     blocks = list(dict.fromkeys(row.get("block", "symmetric") for row in rows))
     legend = [BLOCK_NAMES[block] for block in blocks] if len(blocks) > 1 else ()
-    figure, axes = panels(3, height=1.5, left=0.7, legend=legend, sharey=True)
-    colors = {"symmetric": TARGET, "population": REFERENCE, "null": MUTED}
+    figure, axes = figures.panels(3, height=1.5, left=0.7, legend=legend, sharey=True)
+    measured = {row[x] for row in rows}
+    span = max(measured) - min(measured)
+    ticks = figures.spaced_ticks(measured, lambda low, high: high - low >= 0.24 * span)
+    colors = {"symmetric": figures.TARGET, "population": figures.REFERENCE, "null": figures.MUTED}
     for axis, name in zip(axes[0], FIGURES, strict=True):
-        zero_line(axis)
-        for block, marker in zip(blocks, MARKERS, strict=False):
+        figures.zero_line(axis)
+        for block, marker in zip(blocks, figures.MARKERS, strict=False):
             line = [r for r in rows if r.get("block", "symmetric") == block and r["figure"] == name]
             values = [r["value"] for r in line]
             axis.errorbar(
-                [r[x] for r in line], values, yerr=error_arms(line), color=colors[block], marker=marker,
+                [r[x] for r in line], values, yerr=figures.error_arms(line), color=colors[block], marker=marker,
                 label=BLOCK_NAMES[block],
             )  # fmt: skip
         axis.set_title(GAP_TITLES[name])
-        _ticks_at(axis, [r[x] for r in rows])
-    x_label_below(figure, label)
-    y_label_beside(figure, GAP_UNIT)
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    figures.x_label_below(figure, label)
+    figures.y_label_beside(figure, GAP_UNIT)
     if legend:
-        legend_above(figure, axes.flat)
+        figures.legend_above(figure, axes.flat)
     return figure
-
-
-def _ticks_at(axis: Any, values: Sequence[float]) -> None:
-    """Ticks at the measured values, without those whose labels would touch the next one's."""
-    low, high = min(values), max(values)
-    ticks: list[float] = []
-    for value in sorted(set(values), reverse=True):
-        if not ticks or ticks[-1] - value >= 0.24 * (high - low):
-            ticks.append(value)
-    axis.set_xticks(ticks[::-1], [f"{tick:g}" for tick in ticks[::-1]])

@@ -8,29 +8,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dejavu_lit.measure.figures import MEMBERSHIP
-from dejavu_lit.report.figures import (
-    INK,
-    MARKERS,
-    MUTED,
-    SERIES,
-    TARGET,
-    Plot,
-    error_arms,
-    few_ticks,
-    forest,
-    legend_above,
-    log_ticks,
-    panels,
-    shorten,
-    zero_line,
-)
+from dejavu_lit.report import figures
 from dejavu_lit.report.study_points import Point, at_largest_size, flat, points
 
 MOST_POINTS = 1000  # in the scatter of single pairs; its CSV contains all of them
 Board = Mapping[str, Any]
 
 
-def roc(board: Board) -> Plot | None:
+def roc(board: Board) -> figures.Plot | None:
     """TPR over FPR of every score, members A against non-members H, both axes logarithmic."""
     rows = [
         {"score": name, "fpr": fpr, "tpr": tpr}
@@ -44,28 +29,28 @@ def roc(board: Board) -> Plot | None:
         f"{MEMBERSHIP[n].label} {board[n]['auc']['value']:.3f}" for n in dict.fromkeys(r["score"] for r in rows)
     )
     text = f"Areas under the curves (AUC): {aucs}. The dotted line is guessing."
-    return Plot("roc", "ROC curves of the membership scores", text, rows, partial(_draw_roc, rows))
+    return figures.Plot("roc", "ROC curves of the membership scores", text, rows, partial(_draw_roc, rows))
 
 
 def _draw_roc(rows: Sequence[Mapping[str, Any]]) -> Figure:
     shown = list(dict.fromkeys(row["score"] for row in rows))
-    figure, axes = panels(1, height=2.6, left=0.75, titles=0, legend=[MEMBERSHIP[name].label for name in shown])
+    figure, axes = figures.panels(1, height=2.6, left=0.75, titles=0, legend=[MEMBERSHIP[name].label for name in shown])
     axis = axes[0, 0]
-    for number, name in enumerate(shown):
+    for name, color, marker in zip(shown, figures.SERIES, figures.MARKERS, strict=False):
         line = [row for row in rows if row["score"] == name and row["fpr"] > 0 and row["tpr"] > 0]
         x, y = [row["fpr"] for row in line], [row["tpr"] for row in line]
-        axis.plot(x, y, color=SERIES[number], marker=MARKERS[number], markersize=3, label=MEMBERSHIP[name].label)
+        axis.plot(x, y, color=color, marker=marker, markersize=3, label=MEMBERSHIP[name].label)
     axis.set(xscale="log", yscale="log")
     ends = (min(row["fpr"] for row in rows if row["fpr"] > 0), 1.0)
-    axis.plot(ends, ends, color=MUTED, linestyle=":", linewidth=1, label="_guessing")
-    log_ticks(axis.xaxis)
-    log_ticks(axis.yaxis)
+    axis.plot(ends, ends, color=figures.MUTED, linestyle=":", linewidth=1, label="_guessing")
+    figures.log_ticks(axis.xaxis)
+    figures.log_ticks(axis.yaxis)
     axis.set(xlabel="false positive rate (share of H taken for members)", ylabel="true positive rate (share of A)")
-    legend_above(figure, [axis])
+    figures.legend_above(figure, [axis])
     return figure
 
 
-def clipmem_against_hits(board: Board, pairs: Sequence[Mapping[str, float]]) -> Plot | None:
+def clipmem_against_hits(board: Board, pairs: Sequence[Mapping[str, float]]) -> figures.Plot | None:
     """CLIPMem of single pairs over their gap in hits; ``pairs``: {gap_in_hits, clipmem} of the scored pairs of A."""
     if not pairs or not board["clipmem"]:
         return None
@@ -76,28 +61,26 @@ def clipmem_against_hits(board: Board, pairs: Sequence[Mapping[str, float]]) -> 
         text = f"Spearman's rank correlation is {rank['value']:.3f} ({low:.3f} to {high:.3f}). {text}"
     if len(pairs) > MOST_POINTS:
         text += f" {MOST_POINTS:,} of {len(pairs):,} pairs are shown; the CSV contains all of them."
-    return Plot("clipmem", "CLIPMem against the gap in hits", text, pairs, partial(_draw_clipmem, pairs))
+    return figures.Plot("clipmem", "CLIPMem against the gap in hits", text, pairs, partial(_draw_clipmem, pairs))
 
 
 def _draw_clipmem(pairs: Sequence[Mapping[str, float]]) -> Figure:
-    figure, axes = panels(1, height=2.3, left=0.75, titles=0, legend=("pairs of A", "mean"))
+    figure, axes = figures.panels(1, height=2.3, left=0.75, titles=0, legend=("pairs of A", "mean"))
     axis = axes[0, 0]
     gaps, scores = (np.array([pair[name] for pair in pairs]) for name in ("gap_in_hits", "clipmem"))
     shown = np.linspace(0, len(pairs) - 1, min(len(pairs), MOST_POINTS)).astype(int)
-    axis.plot(
-        gaps[shown], scores[shown], linestyle="", marker="o", markersize=3, color=TARGET, alpha=0.35, label="pairs of A"
-    )
+    axis.plot(gaps[shown], scores[shown], "o", markersize=3, color=figures.TARGET, alpha=0.35, label="pairs of A")
     at = np.unique(gaps)
-    axis.plot(at, [scores[gaps == gap].mean() for gap in at], color=INK, marker="D", label="mean")
-    zero_line(axis)
-    few_ticks(axis.xaxis, 6)
-    few_ticks(axis.yaxis, 5)
+    axis.plot(at, [scores[gaps == gap].mean() for gap in at], color=figures.INK, marker="D", label="mean")
+    figures.zero_line(axis)
+    figures.few_ticks(axis.xaxis, 6)
+    figures.few_ticks(axis.yaxis, 5)
     axis.set(xlabel="gap in hits, target − reference (objects)", ylabel="CLIPMem (difference of cosines)")
-    legend_above(figure, [axis])
+    figures.legend_above(figure, [axis])
     return figure
 
 
-def scores_of_settings(study: Mapping[str, Any]) -> Plot | None:
+def scores_of_settings(study: Mapping[str, Any]) -> figures.Plot | None:
     """Every setting under every score: PPG at the left, the AUC of each membership score at the right."""
     group = max(at_largest_size(points(study)), key=len)
     names = [name for name in MEMBERSHIP if all(name in point for point in group)]
@@ -115,28 +98,30 @@ def scores_of_settings(study: Mapping[str, Any]) -> Plot | None:
         "An AUC of 0.5 is guessing."
     )
     rows = [flat(point, ("ppg", *names)) for point in group]
-    return Plot("scores", "Every setting under every score", text, rows, partial(_draw_scores, group, names))
+    return figures.Plot("scores", "Every setting under every score", text, rows, partial(_draw_scores, group, names))
 
 
 def _draw_scores(group: Sequence[Point], names: Sequence[str]) -> Figure:
-    labels, legend = [shorten(point["setting"], 24) for point in group], [MEMBERSHIP[name].label for name in names]
-    figure, axes = forest(
+    labels = [figures.shorten(point["setting"], 24) for point in group]
+    legend = [MEMBERSHIP[name].label for name in names]
+    figure, axes = figures.forest(
         labels,
         (f"{group[0]['block']} PPG", "AUC of membership"),
         "gap: difference of shares; AUC: 0.5 is guessing",
         height=0.45,
         legend=legend,
     )
-    zero_line(axes[0], horizontal=False)
-    axes[1].axvline(0.5, color=MUTED, linewidth=1, zorder=1, label="_guessing")
+    figures.zero_line(axes[0], horizontal=False)
+    axes[1].axvline(0.5, color=figures.MUTED, linewidth=1, zorder=1, label="_guessing")
     for row, point in enumerate(group):
-        axes[0].errorbar([point["ppg"]["value"]], [row], xerr=error_arms([point["ppg"]]), fmt="o", color=INK)
+        ppg = point["ppg"]
+        axes[0].errorbar([ppg["value"]], [row], xerr=figures.error_arms([ppg]), fmt="o", color=figures.INK)
         for number, name in enumerate(names):
             y = row + 0.13 * (number - (len(names) - 1) / 2)
             axes[1].errorbar(
-                [point[name]["value"]], [y], xerr=error_arms([point[name]]), fmt=MARKERS[number], color=SERIES[number],
-                markersize=4, linewidth=1, label=MEMBERSHIP[name].label,
+                [point[name]["value"]], [y], xerr=figures.error_arms([point[name]]), fmt=figures.MARKERS[number],
+                color=figures.SERIES[number], markersize=4, linewidth=1, label=MEMBERSHIP[name].label,
             )  # fmt: skip
-    few_ticks(axes[1].xaxis, 3)
-    legend_above(figure, axes[1:])
+    figures.few_ticks(axes[1].xaxis, 3)
+    figures.legend_above(figure, axes[1:])
     return figure

@@ -12,7 +12,15 @@ import yaml
 
 from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, UTILITY
 from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows
-from dejavu_lit.report.narrative import capitalized, exposure_summary, no_recommendation, percent, signed, study_caution
+from dejavu_lit.report.narrative import (
+    capitalized,
+    exposure_summary,
+    no_recommendation,
+    percent,
+    signed,
+    study_caution,
+    utility_rows,
+)
 from dejavu_lit.report.study_points import membership_auc
 from dejavu_lit.study.ranking import utility
 
@@ -21,11 +29,11 @@ UTILITY_TASKS = {"zeroshot": "zero-shot-image-classification", "linear": "image-
 GAP_LABELS = [figure.label for figure in FIGURES.values()]
 GAP_HEADERS = ("gap, value [95 % interval]", *GAP_LABELS)
 STUDY_HEADERS = ("setting", "pairs", "seed", *GAP_LABELS, "membership AUC", "zero-shot top-1")
-MARKDOWN = {c: f"\\{c}" for c in "\\`*_[]<>|#"}
-TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
+MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\`*_[]<>|#"})
+TEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "±": r"$\pm$",
     "→": r"$\rightarrow$", "–": "--", "<": r"$<$", ">": r"$>$", "≤": r"$\leq$", "≥": r"$\geq$",
-}  # fmt: skip
+})  # fmt: skip
 Metrics = Mapping[str, Any]
 
 
@@ -41,7 +49,7 @@ def markdown(metrics: Metrics) -> str:
         tables.append(_markdown_table(("membership score", *MEMBERSHIP_HEADERS), membership_rows(board)))
         tables += filter(None, [epsilon_sentence(board)])
     texts = [
-        _escape(text, MARKDOWN) for text in (metrics["found"]["words"], _settings(metrics), exposure_summary(metrics))
+        text.translate(MARKDOWN) for text in (metrics["found"]["words"], _settings(metrics), exposure_summary(metrics))
     ]
     return "\n\n".join([head, "## Déjà vu memorization", texts[0], *tables, *texts[1:]]) + "\n"
 
@@ -60,9 +68,9 @@ def study_markdown(study: Metrics) -> str:
     models = [
         (f"{s['name']}-n{s['train_size']}-s{s['seed']}", str(s.get("data") or "unknown"), s) for s in study["settings"]
     ]
-    rows = [[_escape(cell, MARKDOWN) for cell in row] for row in _study_rows(study)]
+    rows = [[cell.translate(MARKDOWN) for cell in row] for row in _study_rows(study)]
     sentences = filter(None, [_recommendation(study), study_caution(study)])
-    parts = ["## Déjà vu memorization against utility", *(_escape(sentence, MARKDOWN) for sentence in sentences)]
+    parts = ["## Déjà vu memorization against utility", *(sentence.translate(MARKDOWN) for sentence in sentences)]
     return "\n\n".join([_model_index(models), *parts, _markdown_table(STUDY_HEADERS, rows)]) + "\n"
 
 
@@ -79,12 +87,12 @@ def _markdown_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> st
 
 def _latex_table(caption: str, parts: Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]]) -> str:
     """One table of parts that have their own headers, with its caption; everything is escaped here."""
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_escape(caption, TEX)}}}"]
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{caption.translate(TEX)}}}"]
     lines += [r"\begin{tabular}{l" + "c" * (len(parts[0][0]) - 1) + "}", r"\toprule"]
     for number, (headers, rows) in enumerate(parts):
         lines += [r"\midrule"] * bool(number)
-        lines += [" & ".join(_escape(cell, TEX) for cell in headers) + r" \\", r"\midrule"]
-        lines += [" & ".join(_escape(cell, TEX) for cell in row) + r" \\" for row in rows]
+        lines += [" & ".join(cell.translate(TEX) for cell in headers) + r" \\", r"\midrule"]
+        lines += [" & ".join(cell.translate(TEX) for cell in row) + r" \\" for row in rows]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
 
@@ -136,14 +144,7 @@ def _gap(figure: Mapping[str, Any]) -> str:
 
 
 def _utility_rows(metrics: Metrics) -> list[tuple[str, str, str]]:
-    measured = metrics.get("utility") or {}
-    sides = [measured.get(side) or {} for side in ("target", "reference")]
-    rows = []
-    for name, figure in UTILITY.items():
-        if any(isinstance(side.get(name), int | float) for side in sides):
-            target, reference = (percent(side.get(name)) for side in sides)
-            rows.append((figure.label, target, reference))
-    return rows
+    return [(label, percent(target), percent(reference)) for label, target, reference in utility_rows(metrics)]
 
 
 def _settings(metrics: Metrics) -> str:
@@ -178,7 +179,3 @@ def _study_rows(study: Metrics) -> list[list[str]]:
             ]
         )
     return rows
-
-
-def _escape(text: str, replacements: Mapping[str, str]) -> str:
-    return "".join(replacements.get(c, c) for c in text)

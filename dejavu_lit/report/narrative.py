@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from dejavu_lit.measure.controls import beats_blind, differences_sentence, excludes_zero
 from dejavu_lit.measure.figures import BLOCKS, FIGURES, UTILITY
+from dejavu_lit.measure.records import SIDES
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.report.membership import memorization_sentences
 
@@ -172,6 +173,18 @@ def exposure_summary(metrics: Mapping[str, Any]) -> str:
     if not clauses:
         return "Exposure: how often training saw each pair is unknown."
     return f"Exposure: {' and '.join(clauses)}. An epoch is one pass, without replacement."
+
+
+def utility_rows(metrics: Mapping[str, Any]) -> list[tuple[str, float | None, float | None]]:
+    """(measure, target, reference) of the measures that either model has."""
+    utilities = metrics.get("utility") or {}
+    rows = []
+    for name, figure in UTILITY.items():
+        values = [(utilities.get(side) or {}).get(name) for side in SIDES]
+        target, reference = (value if isinstance(value, int | float) else None for value in values)
+        if target is not None or reference is not None:
+            rows.append((figure.label, target, reference))
+    return rows
 
 
 def study_sentence(study: Mapping[str, Any]) -> str:

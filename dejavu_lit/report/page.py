@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, MEMBERSHIP, UTILITY
+from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, MEMBERSHIP
 from dejavu_lit.measure.records import SIDES
 from dejavu_lit.report.figure_files import FigureInfo
 from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows, missing_sentences
@@ -19,6 +19,7 @@ from dejavu_lit.report.narrative import (
     exposure_summary,
     signed,
     to_state,
+    utility_rows,
 )
 from dejavu_lit.report.templates import render
 
@@ -47,7 +48,6 @@ def evaluation_page(
     redacted: bool,
     source: str,
     root: str = "",
-    study: str = "",
 ) -> str:
     """The page of an evaluation.
 
@@ -56,8 +56,7 @@ def evaluation_page(
         pairs: {shown: how many pairs have a card, total: from how many records, counterfactual: whether halves rank them}.
         hashes: {artifact: SHA-256}.
         source: the evaluation's folder, as a command would name it.
-        root: the relative path from the page to the report's folder (empty, or ending in a slash).
-        study: a link to the study's page, if the evaluation belongs to one.
+        root: the relative path from a page of a study to the report's folder, ending in a slash; empty for a report's own page.
     """
     state = to_state(metrics["found"]["found"])
     main_name = "symmetric" if metrics.get("symmetric") else "population"
@@ -70,7 +69,7 @@ def evaluation_page(
         sections=_sections(metrics, state),
         scripts=SCRIPTS,
         root=root,
-        study=study,
+        study=f"{root}index.html" if root else "",
         source=source,
         metrics=values | {"settings": values["settings"] | names},
         state=state,
@@ -88,7 +87,7 @@ def evaluation_page(
         block_order=DISPLAY_ORDER,
         figures_table=FIGURES,
         membership=_membership(metrics),
-        utility=_utility(metrics),
+        utility=utility_rows(metrics),
         exposure=exposure_summary(metrics),
         membership_figures=[figure for figure in figures if figure.name in MEMBERSHIP_FIGURES],
         figures=[figure for figure in figures if figure.name not in MEMBERSHIP_FIGURES],
@@ -151,18 +150,6 @@ def _gaps_note(metrics: Metrics) -> str:
     if counts["without_objects"]:
         text += f"; excluded without objects: {counts['without_objects']:,}"
     return f"{text}. Below each value: 95 % interval; mean ± std of 100 draws of 10 % of the records."
-
-
-def _utility(metrics: Metrics) -> list[tuple[str, float | None, float | None]]:
-    """(measure, target, reference) of the measures that either model has."""
-    utilities = metrics.get("utility") or {}
-    rows = []
-    for name, figure in UTILITY.items():
-        values = [(utilities.get(side) or {}).get(name) for side in SIDES]
-        target, reference = (value if isinstance(value, int | float) else None for value in values)
-        if target is not None or reference is not None:
-            rows.append((figure.label, target, reference))
-    return rows
 
 
 def provenance(contents: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:

@@ -12,22 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dejavu_lit.measure.figures import BLOCKS, FIGURES, SAMPLE_GAPS
-from dejavu_lit.report.figures import (
-    GOOD,
-    MUTED,
-    REFERENCE,
-    SERIES,
-    SHADE,
-    TARGET,
-    Plot,
-    few_ticks,
-    legend_above,
-    log_x_axis,
-    panels,
-    x_label_below,
-    y_label_beside,
-    zero_line,
-)
+from dejavu_lit.report import figures
 from dejavu_lit.report.gap_plots import GAP_TITLES, GAP_UNIT, by_k, gaps, planted, sensitivity, subgroups
 from dejavu_lit.report.membership_plots import clipmem_against_hits, roc
 from dejavu_lit.report.narrative import signed
@@ -37,7 +22,7 @@ Metrics = Mapping[str, Any]
 Rows = Sequence[Mapping[str, Any]]
 
 
-def evaluation_plots(metrics: Metrics) -> list[Plot]:
+def evaluation_plots(metrics: Metrics) -> list[figures.Plot]:
     """Every figure that this evaluation has data for."""
     plots = [gaps(metrics), recall(metrics), *samples(metrics), by_k(metrics)]
     if board := metrics.get("membership"):
@@ -47,14 +32,14 @@ def evaluation_plots(metrics: Metrics) -> list[Plot]:
     return _with_unique_names([plot for plot in plots if plot is not None])
 
 
-def _with_unique_names(plots: Sequence[Plot]) -> list[Plot]:
+def _with_unique_names(plots: Sequence[figures.Plot]) -> list[figures.Plot]:
     """The plots, with a number in the name of those whose file another plot has: columns' names may differ by signs alone."""
     names = [plot.name for plot in plots]
     before = [names[:i].count(name) for i, name in enumerate(names)]
     return [replace(plot, name=f"{plot.name}-{n + 1}") if n else plot for plot, n in zip(plots, before, strict=True)]
 
 
-def recall(metrics: Metrics) -> Plot:
+def recall(metrics: Metrics) -> figures.Plot:
     """P(recall ≥ x) of both models; the area between the curves is AUCG."""
     curve = metrics["curves"]["recall"]
     names = ("x", "target", "reference")
@@ -63,28 +48,28 @@ def recall(metrics: Metrics) -> Plot:
     ]
     aucg = signed(metrics["population"]["aucg"]["value"])
     text = f"The signed area between the target's and the reference's curve on A is AUCG = {aucg}."
-    return Plot(
+    return figures.Plot(
         "recall", "Share of records with at least a given recall", text, rows, partial(_draw_recall, rows, aucg)
     )
 
 
 def _draw_recall(rows: Rows, aucg: str) -> Figure:
     labels = ("target", "reference", f"area between: AUCG {aucg}")
-    figure, axes = panels(1, height=2.3, left=0.75, titles=0, legend=labels)
+    figure, axes = figures.panels(1, height=2.3, left=0.75, titles=0, legend=labels)
     axis = axes[0][0]
     x, target, reference = ([row[name] for row in rows] for name in ("recall", "target", "reference"))
-    axis.plot(x, target, drawstyle="steps-pre", color=TARGET, label=labels[0])
-    axis.plot(x, reference, drawstyle="steps-pre", color=REFERENCE, linestyle="--", label=labels[1])
-    axis.fill_between(x, target, reference, step="pre", color=SHADE, alpha=0.5, linewidth=0, label=labels[2])
+    axis.plot(x, target, drawstyle="steps-pre", color=figures.TARGET, label=labels[0])
+    axis.plot(x, reference, drawstyle="steps-pre", color=figures.REFERENCE, linestyle="--", label=labels[1])
+    axis.fill_between(x, target, reference, step="pre", color=figures.SHADE, alpha=0.5, linewidth=0, label=labels[2])
     axis.set(
         xlabel="recall x (share of the image's objects that were found)", ylabel="share of records with recall ≥ x"
     )
     axis.set(xlim=(0, 1), ylim=(0, 1.02))
-    legend_above(figure, [axis])
+    figures.legend_above(figure, [axis])
     return figure
 
 
-def samples(metrics: Metrics) -> list[Plot | None]:
+def samples(metrics: Metrics) -> list[figures.Plot | None]:
     """The sample-level gaps over L for each ranking: one figure with a line for each k, one with a line for each top-m."""
     curves = metrics["curves"]["sample"]
     by_k = [(f"k = {curve['k']}", curve) for curve in curves if not curve["top_m"]]
@@ -97,7 +82,7 @@ def samples(metrics: Metrics) -> list[Plot | None]:
     ]  # fmt: skip
 
 
-def _sample(name: str, title: str, metrics: Metrics, curves: Sequence[tuple[str, Metrics]]) -> Plot:
+def _sample(name: str, title: str, metrics: Metrics, curves: Sequence[tuple[str, Metrics]]) -> figures.Plot:
     rows = [
         {"line": label, "k": curve["k"], "top_m": curve["top_m"], "ranking": ranking, "top": top}
         | {gap: curve[ranking][gap][i] for gap in SAMPLE_GAPS}
@@ -111,31 +96,31 @@ def _sample(name: str, title: str, metrics: Metrics, curves: Sequence[tuple[str,
         f"On the {smallest['top']} records with the smallest distance the recall gap is "
         f"{signed(smallest['recall_gap'])}, on all records {signed(largest['recall_gap'])}."
     )
-    return Plot(name, title, text, rows, partial(_draw_sample, rows))
+    return figures.Plot(name, title, text, rows, partial(_draw_sample, rows))
 
 
 def _draw_sample(rows: Rows) -> Figure:
     labels = list(dict.fromkeys(row["line"] for row in rows))
-    figure, axes = panels(3, 3, height=0.95, left=0.88, titles=1, legend=labels, sharex=True, sharey=True)
+    figure, axes = figures.panels(3, 3, height=0.95, left=0.88, titles=1, legend=labels, sharex=True, sharey=True)
     for axis_row, (ranking, ranked_by) in zip(axes, RANKING_LABELS.items(), strict=True):
         for axis, gap in zip(axis_row, SAMPLE_GAPS, strict=True):
-            zero_line(axis)
+            figures.zero_line(axis)
             for number, label in enumerate(labels):
                 line = [row for row in rows if row["line"] == label and row["ranking"] == ranking]
                 x, y = [row["top"] for row in line], [row[gap] for row in line]
-                axis.plot(x, y, color=SERIES[number % len(SERIES)], label=label)
-            log_x_axis(axis)
-            few_ticks(axis.yaxis, 3)
+                axis.plot(x, y, color=figures.SERIES[number % len(figures.SERIES)], label=label)
+            figures.log_x_axis(axis)
+            figures.few_ticks(axis.yaxis, 3)
         axis_row[0].set_ylabel(ranked_by)
     for axis, column in zip(axes[0], SAMPLE_GAPS.values(), strict=True):
         axis.set_title(column.label)
-    x_label_below(figure, "L most memorized records")
-    y_label_beside(figure, GAP_UNIT)
-    legend_above(figure, axes.flat)
+    figures.x_label_below(figure, "L most memorized records")
+    figures.y_label_beside(figure, GAP_UNIT)
+    figures.legend_above(figure, axes.flat)
     return figure
 
 
-def epochs(metrics: Metrics) -> Plot | None:
+def epochs(metrics: Metrics) -> figures.Plot | None:
     """The gaps during the target's training, beside the null control and the accuracy on the validation set."""
     rows = metrics.get("epochs") or []
     if len(rows) < 2:
@@ -146,7 +131,7 @@ def epochs(metrics: Metrics) -> Plot | None:
         f"{last['epoch']:g}; on the holdout set, it is {signed(last['null_ppg'])}. Measured during training, in one "
         "direction only."
     )
-    return Plot("epochs", "Gaps over the epochs of training", text, rows, partial(_draw_epochs, rows))
+    return figures.Plot("epochs", "Gaps over the epochs of training", text, rows, partial(_draw_epochs, rows))
 
 
 def _draw_epochs(rows: Rows) -> Figure:
@@ -154,26 +139,26 @@ def _draw_epochs(rows: Rows) -> Figure:
     labels = (BLOCKS["population"].label, BLOCKS["null"].label, "95 % interval", "target on the validation set")[
         : len(names)
     ]
-    figure, axes = panels(2, 2, height=1.2, left=0.75, titles=1, legend=labels)
+    figure, axes = figures.panels(2, 2, height=1.2, left=0.75, titles=1, legend=labels)
     x = [row["epoch"] for row in rows]
     for axis, name in zip(axes.flat, names, strict=False):
         values = [row[name] for row in rows]
         if name == "val_accuracy":
-            axis.plot(x, values, color=GOOD, marker="^", label=labels[3])
+            axis.plot(x, values, color=figures.GOOD, marker="^", label=labels[3])
             axis.set_title("accuracy within a batch (V)")
         else:
-            zero_line(axis)
-            axis.plot(x, values, color=TARGET, marker="o", label=labels[0])
+            figures.zero_line(axis)
+            axis.plot(x, values, color=figures.TARGET, marker="o", label=labels[0])
             axis.set_title(GAP_TITLES[name].replace("\n", " "))
         if name == "ppg":
-            axis.plot(x, [row["null_ppg"] for row in rows], "--", color=MUTED, marker="s", label=labels[1])
+            axis.plot(x, [row["null_ppg"] for row in rows], "--", color=figures.MUTED, marker="s", label=labels[1])
             low, high = ([row[f"ppg_{end}"] for row in rows] for end in ("low", "high"))
-            axis.fill_between(x, low, high, color=SHADE, alpha=0.5, linewidth=0, label=labels[2])
+            axis.fill_between(x, low, high, color=figures.SHADE, alpha=0.5, linewidth=0, label=labels[2])
         axis.set_xlabel("epochs of training")
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        few_ticks(axis.yaxis, 4)
+        figures.few_ticks(axis.yaxis, 4)
     for axis in axes.flat[len(names) :]:
         axis.remove()
-    y_label_beside(figure, GAP_UNIT)
-    legend_above(figure, axes.flat)
+    figures.y_label_beside(figure, GAP_UNIT)
+    figures.legend_above(figure, axes.flat)
     return figure

@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 from hashlib import sha256
+from importlib.resources import files
 from pathlib import Path
 
 from dejavu_lit import __version__
@@ -18,13 +19,11 @@ from dejavu_lit.evaluation.settings import ReportSettings
 from dejavu_lit.report.evaluation import Evaluation, ReportOptions, write_evaluation_report
 from dejavu_lit.report.figure_files import ALL_FORMATS, code_digest
 from dejavu_lit.report.study import open_study, write_study_report
-from dejavu_lit.report.templates import static_file
 from dejavu_lit.study.halves import MEMORIZATION
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256, locked, name_file_in_errors, read_json, write_json
 
 MARKER = "report.json"  # identifies a folder as a report, which may be replaced
-STATIC_FILES = ("report.css", "report.js", "cards.js", "study.js")
 log = logging.getLogger(__name__)
 
 
@@ -95,8 +94,8 @@ def _build(path: Path, target: Path, options: ReportOptions, data: Path | None) 
         else:
             write_evaluation_report(part, Evaluation.open(path, data), options, earlier)
         (part / "static").mkdir()
-        for name in STATIC_FILES:
-            (part / "static" / name).write_text(static_file(name), encoding="utf-8")
+        for file in (files("dejavu_lit.report") / "static").iterdir():
+            (part / "static" / file.name).write_bytes(file.read_bytes())
         moved = data.resolve() if data and not options.redact else None
         marker = {
             "dejavu_lit": __version__,

@@ -15,6 +15,7 @@ from typing import Any
 
 from dejavu_lit.measure.figures import DISPLAY_ORDER, FIGURES, MEMBERSHIP, SAMPLE_GAPS
 from dejavu_lit.measure.records import SIDES
+from dejavu_lit.study.ranking import parse_override
 
 COUNTS = ("records", "without_objects", "public")
 
@@ -32,7 +33,8 @@ def settings_rows(study: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for setting in study["settings"]:
         row = {"setting": setting["name"], "train_size": setting["train_size"], "seed": setting["seed"]}
-        row |= {o.partition("=")[0].lstrip("+~"): _number(o.partition("=")[2]) for o in setting["overrides"]}
+        overrides = map(parse_override, setting["overrides"])
+        row |= {name: None if value == "null" else value for name, value in overrides}
         row |= dict(_block_scalars(setting)) | dict(_block_scalars(setting.get("base") or {}, "base/"))
         row |= dict(_model_scalars(setting))
         row["frontier"] = setting["name"] in study["frontier"]
@@ -47,15 +49,6 @@ def settings_rows(study: Mapping[str, Any]) -> list[dict[str, Any]]:
             if mixed and row.get(name) is not None:
                 row[name] = str(row[name])
     return [{name: row.get(name) for name in columns} for row in rows]
-
-
-def _number(text: str) -> float | str | None:
-    if text == "null":
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _all_scalars(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

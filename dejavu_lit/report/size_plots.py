@@ -10,20 +10,7 @@ from matplotlib.figure import Figure
 from scipy.stats import linregress, t
 
 from dejavu_lit.measure.figures import FIGURES, MEMBERSHIP, UTILITY
-from dejavu_lit.report.figures import (
-    MARKERS,
-    SERIES,
-    Plot,
-    few_ticks,
-    legend_above,
-    log_ticks,
-    log_x_axis,
-    panels,
-    shorten,
-    x_label_below,
-    y_label_beside,
-    zero_line,
-)
+from dejavu_lit.report import figures
 from dejavu_lit.report.gap_plots import GAP_TITLES, GAP_UNIT
 from dejavu_lit.report.narrative import signed
 from dejavu_lit.report.study_points import Point, flat, points
@@ -33,7 +20,7 @@ LINE_STYLES = ("-", "--", ":", "-.")
 FEWEST_SIZES = 3  # points behind a fitted slope and its interval
 
 
-def dataset_size(study: Mapping[str, Any]) -> Plot | None:
+def dataset_size(study: Mapping[str, Any]) -> figures.Plot | None:
     """Utility and gaps (mean over seeds ± the paper's std) by training-set size and by exposure, one line per setting."""
     every_point = points(study)
     if len({p["train_size"] for p in every_point}) < 2:
@@ -51,7 +38,7 @@ def dataset_size(study: Mapping[str, Any]) -> Plot | None:
     )
     text += " Bars: the standard deviation of draws of 10 % of the records."
     draw = partial(_draw_sizes, every_point, settings, x_labels, titles)
-    return Plot(
+    return figures.Plot(
         "dataset-size", "Training-set size, utility, and memorization", text, list(map(flat, every_point)), draw
     )
 
@@ -59,8 +46,8 @@ def dataset_size(study: Mapping[str, Any]) -> Plot | None:
 def _draw_sizes(
     every_point: Sequence[Point], settings: Sequence[str], x_labels: Mapping[str, str], titles: Mapping[str, str]
 ) -> Figure:
-    legend = [shorten(setting, 40) for setting in settings]
-    figure, axes = panels(2, 2 * len(x_labels), height=1.15, left=0.7, titles=1, legend=legend)
+    legend = [figures.shorten(setting, 40) for setting in settings]
+    figure, axes = figures.panels(2, 2 * len(x_labels), height=1.15, left=0.7, titles=1, legend=legend)
     for number, (x, label) in enumerate(x_labels.items()):
         block = axes[2 * number : 2 * number + 2].flat
         for axis, (name, title) in zip(block, titles.items(), strict=False):
@@ -70,12 +57,12 @@ def _draw_sizes(
             if name == "utility":
                 percent_axis(axis.yaxis, 4)
             else:
-                zero_line(axis)
-                few_ticks(axis.yaxis, 4)
+                figures.zero_line(axis)
+                figures.few_ticks(axis.yaxis, 4)
         for axis in block[len(titles) :]:
             axis.remove()
-    y_label_beside(figure, GAP_UNIT)
-    legend_above(figure, axes.flat)
+    figures.y_label_beside(figure, GAP_UNIT)
+    figures.legend_above(figure, axes.flat)
     return figure
 
 
@@ -91,14 +78,14 @@ def _draw_lines(axis: Axes, points: Sequence[Point], settings: Sequence[str], x:
         color = publics.index(line[0]["public"]) if len(publics) > 1 else number
         axis.errorbar(
             [p[x] for p in line], [p[name]["value"] for p in line], yerr=[p[name].get("std", 0.0) for p in line],
-            color=SERIES[color % len(SERIES)], marker=MARKERS[number % len(MARKERS)],
-            linestyle=LINE_STYLES[series.index(line[0]["series"]) % len(LINE_STYLES)], label=shorten(setting, 40),
+            color=figures.SERIES[color % len(figures.SERIES)], marker=figures.MARKERS[number % len(figures.MARKERS)],
+            linestyle=LINE_STYLES[series.index(line[0]["series"]) % len(LINE_STYLES)], label=figures.shorten(setting, 40),
         )  # fmt: skip
-    log_x_axis(axis, sorted({p[x] for p in points}))
+    figures.log_x_axis(axis, sorted({p[x] for p in points}))
     axis.margins(x=0.15)
 
 
-def law(study: Mapping[str, Any]) -> Plot | None:
+def law(study: Mapping[str, Any]) -> figures.Plot | None:
     """Gaps and AUC − 0.5 over T/N on logarithmic axes, with the fitted power law of each setting over its sizes and series.
 
     T/N is the exposure: the pairs seen in training over the training size. A law O(T/N) has a slope of at most 1.
@@ -133,7 +120,7 @@ def law(study: Mapping[str, Any]) -> Plot | None:
         "T/N: pairs seen in training over training pairs. Slopes of the fitted lines with their 95 % intervals, where 1 is "
         f"proportional to T/N: {', '.join(slopes)}; the others are in the panels and the CSV. Values of 0 or less are left out."
     )
-    return Plot("law", "Memorization and membership against T/N", text, rows, partial(_draw_law, rows))
+    return figures.Plot("law", "Memorization and membership against T/N", text, rows, partial(_draw_law, rows))
 
 
 def _slope(seen: Sequence[tuple[float, float]]) -> dict[str, float | None]:
@@ -158,32 +145,33 @@ def _label(name: str) -> str:
 def _draw_law(rows: Sequence[Mapping[str, Any]]) -> Figure:
     settings = list(dict.fromkeys(row["setting"] for row in rows))
     names = list(dict.fromkeys(row["measure"] for row in rows))
-    legend = [shorten(setting, 40) for setting in settings]
-    figure, axes = panels(2, -(-len(names) // 2), height=1.05, left=0.8, titles=1, legend=legend)
+    legend = [figures.shorten(setting, 40) for setting in settings]
+    figure, axes = figures.panels(2, -(-len(names) // 2), height=1.05, left=0.8, titles=1, legend=legend)
     for axis, name in zip(axes.flat, names, strict=False):
         slopes = []
         for number, setting in enumerate(settings):
             line = [row for row in rows if (row["setting"], row["measure"]) == (setting, name)]
-            color, x = SERIES[number % len(SERIES)], np.array([row["exposure"] for row in line])
-            axis.plot(x, [row["value"] for row in line], color=color, linestyle="", marker=MARKERS[number % len(MARKERS)],
-                      label=shorten(setting, 40))  # fmt: skip
+            color = figures.SERIES[number % len(figures.SERIES)]
+            marker = figures.MARKERS[number % len(figures.MARKERS)]
+            x, y = (np.array([row[part] for row in line]) for part in ("exposure", "value"))
+            axis.plot(x, y, marker, color=color, label=figures.shorten(setting, 40))
             if line and line[0]["slope"] is not None:
                 x = np.array([x.min(), x.max()])
                 axis.plot(x, 10 ** line[0]["intercept"] * x ** line[0]["slope"], color=color, linewidth=1, label="_fit")
                 slopes.append((f"slope {_slope_text(line[0])}", color))
         axis.set_title(_label(name))
-        log_x_axis(axis, sorted({row["exposure"] for row in rows}))
+        figures.log_x_axis(axis, sorted({row["exposure"] for row in rows}))
         axis.set_yscale("log")
         low, high = axis.get_ylim()
         axis.set_ylim(low, high * (high / low) ** (0.25 * len(slopes)))  # room for the slopes
-        log_ticks(axis.yaxis)
+        figures.log_ticks(axis.yaxis)
         for number, (label, color) in enumerate(slopes):
             axis.text(0.03, 0.97 - 0.16 * number, label, color=color, transform=axis.transAxes, va="top")
     for axis in axes.flat[len(names) :]:
         axis.remove()
-    x_label_below(figure, "T/N: times each pair was seen")
-    y_label_beside(figure, f"{GAP_UNIT}, or AUC − 0.5" if set(names) - set(FIGURES) else GAP_UNIT)
-    legend_above(figure, axes.flat)
+    figures.x_label_below(figure, "T/N: times each pair was seen")
+    figures.y_label_beside(figure, f"{GAP_UNIT}, or AUC − 0.5" if set(names) - set(FIGURES) else GAP_UNIT)
+    figures.legend_above(figure, axes.flat)
     return figure
 
 
@@ -201,5 +189,5 @@ def titles_of(study: Mapping[str, Any]) -> dict[str, str]:
 
 def percent_axis(axis: Any, bins: int = 2) -> None:
     """A few ticks in percent."""
-    few_ticks(axis, bins)
+    figures.few_ticks(axis, bins)
     axis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")

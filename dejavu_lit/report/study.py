@@ -97,10 +97,9 @@ def read_memorization(path: Path) -> dict[tuple[str, int], dict[str, Row]]:
     if path.is_file():
         scores = ["hits", "hits_se", "alignment", "alignment_se"]
         names = ["setting", "train_size", "key", *scores, "hits_halves"]
-        for setting, size, key, *values, halves in zip(
-            *(column.to_pylist() for column in pq.read_table(path, columns=names).columns), strict=True
-        ):
-            found.setdefault((setting, size), {})[key] = dict(zip(scores, values, strict=True)) | {"halves": halves}
+        for row in pq.read_table(path, columns=names).to_pylist():
+            values = {name: row[name] for name in scores} | {"halves": row["hits_halves"]}
+            found.setdefault((row["setting"], row["train_size"]), {})[row["key"]] = values
     return found
 
 
@@ -119,9 +118,8 @@ def _write_settings(
         images = CardImages() if options.redact else write_card_images(evaluation, pairs, folder / THUMBS, earlier)
         before = earlier / "settings" / label if earlier else None
         write_evaluation_page(
-            folder / "settings" / label, evaluation, len(ranks[label].keys), pairs, images, options, before, "../../",
-            "../../index.html",
-        )  # fmt: skip
+            folder / "settings" / label, evaluation, len(ranks[label].keys), pairs, images, options, before, "../../"
+        )
     return len(chosen)
 
 

@@ -11,21 +11,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dejavu_lit.report.figures import (
-    GOOD,
-    INK,
-    LINE,
-    MUTED,
-    REFERENCE,
-    TARGET,
-    Plot,
-    error_arms,
-    forest,
-    legend_above,
-    panels,
-    shorten,
-    zero_line,
-)
+from dejavu_lit.report import figures
 from dejavu_lit.report.membership_plots import scores_of_settings
 from dejavu_lit.report.narrative import signed
 from dejavu_lit.report.size_plots import dataset_size, law, measured, percent_axis, titles_of
@@ -46,13 +32,13 @@ APART = (24.0, 11.0)  # points between two numbers, across and up
 Groups = dict[str, list[tuple[Any, Point]]]  # {knob: (value, point), …}
 
 
-def study_plots(study: Mapping[str, Any]) -> list[Plot]:
+def study_plots(study: Mapping[str, Any]) -> list[figures.Plot]:
     """Every figure that this study has data for."""
     plots = [frontier(study), mitigations(study), scores_of_settings(study), dataset_size(study), law(study)]
     return [plot for plot in plots if plot is not None]
 
 
-def mitigations(study: Mapping[str, Any]) -> Plot | None:
+def mitigations(study: Mapping[str, Any]) -> figures.Plot | None:
     """Each knob's values against utility and the three gaps, a group of rows per knob; a star and a line mark the default."""
     group = max(at_largest_size(points(study)), key=len)
     if len(group) < 2:
@@ -70,7 +56,7 @@ def mitigations(study: Mapping[str, Any]) -> Plot | None:
         for value, point in column
     ]
     draw = partial(_draw_mitigations, groups, default, {name: titles_of(study)[name] for name in measured(group)})
-    return Plot("mitigations", "Mitigations: utility and memorization", text, rows, draw)
+    return figures.Plot("mitigations", "Mitigations: utility and memorization", text, rows, draw)
 
 
 def _knob_groups(default: Point, others: Sequence[Point]) -> Groups:
@@ -97,30 +83,32 @@ def _draw_mitigations(groups: Groups, default: Point, titles: Mapping[str, str])
         labels.append(knob_name(knob))
         for value, point in column:
             rows.append((len(labels), point))
-            labels.append(shorten(point["setting"], 24) if knob == COMBINED else knob_label(knob, value))
-    figure, axes = forest(labels, list(titles.values()), "shares, and gaps as differences of shares", headings)
+            labels.append(figures.shorten(point["setting"], 24) if knob == COMBINED else knob_label(knob, value))
+    figure, axes = figures.forest(labels, list(titles.values()), "shares, and gaps as differences of shares", headings)
     for axis, name in zip(axes, titles, strict=True):
         if name == "utility":
             axis.set_title(f"{axis.get_title()}, %")  # signs at the ticks would touch
             axis.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}")
         else:
-            zero_line(axis, horizontal=False)
-        axis.axvline(default[name]["value"], color=MUTED, linestyle=":", linewidth=1, label="_default")
+            figures.zero_line(axis, horizontal=False)
+        axis.axvline(default[name]["value"], color=figures.MUTED, linestyle=":", linewidth=1, label="_default")
         for position, point in rows:
-            color = INK if point is default else GOOD if name == "utility" else TARGET
+            color = figures.INK if point is default else figures.GOOD if name == "utility" else figures.TARGET
             _mark(axis, point[name], position, point is default, color)
     return figure
 
 
 def _mark(axis: Axes, figure: Mapping[str, Any], position: float, is_default: bool, color: str) -> None:
     fmt, size = ("*", 10) if is_default else ("o", 6)
-    axis.errorbar([figure["value"]], [position], xerr=error_arms([figure]), fmt=fmt, color=color, markersize=size)
+    axis.errorbar(
+        [figure["value"]], [position], xerr=figures.error_arms([figure]), fmt=fmt, color=color, markersize=size
+    )
     if len(figure["values"]) > 1:
         seeds = [position] * len(figure["values"])
         axis.plot(figure["values"], seeds, "|", color=color, markersize=7, alpha=0.7, label="_seeds")
 
 
-def frontier(study: Mapping[str, Any]) -> Plot | None:
+def frontier(study: Mapping[str, Any]) -> figures.Plot | None:
     """PPG against utility, the frontier joined by a line and the recommended setting ringed; one panel per group."""
     with_utility = [[p for p in group if "utility" in p] for group in at_largest_size(points(study))]
     groups = [group for group in with_utility if len(group) > 1]
@@ -139,7 +127,7 @@ def frontier(study: Mapping[str, Any]) -> Plot | None:
     text += f"Recommended: {', '.join(chosen)}." if chosen else "No setting qualifies."
     text += f" Utility: {_utility(study)}. Lower right is better."
     draw = partial(_draw_frontier, study, groups, recommended)
-    return Plot("frontier", "Memorization against utility", text, rows, draw)
+    return figures.Plot("frontier", "Memorization against utility", text, rows, draw)
 
 
 def _draw_frontier(
@@ -150,8 +138,8 @@ def _draw_frontier(
     legend = ["frontier", "default", *(["recommended"] if any(recommended) else [])]
     columns = 1 if len(names) <= LISTED else 2
     lines = -(-len(names) // columns)
-    titles, below = int(len(groups) > 1), LINE * (lines + 0.8)
-    figure, axes = panels(1, len(groups), height=2.3, left=0.75, titles=titles, legend=legend, below=below)
+    titles, below = int(len(groups) > 1), figures.LINE * (lines + 0.8)
+    figure, axes = figures.panels(1, len(groups), height=2.3, left=0.75, titles=titles, legend=legend, below=below)
     first = 1
     for axis, group, best in zip(axes[:, 0], groups, recommended, strict=True):
         _draw_points(axis, group, study["frontier"], best)
@@ -162,8 +150,8 @@ def _draw_frontier(
         percent_axis(axis.xaxis, 4)
         _write_numbers(axis, {n: (p["utility"]["value"], p["ppg"]["value"]) for n, p in enumerate(group, first)})
         first += len(group)
-    legend_above(figure, axes[:, 0])
-    keys = [f"{number}  {shorten(name, 60 // columns)}" for number, name in enumerate(names, 1)]
+    figures.legend_above(figure, axes[:, 0])
+    keys = [f"{number}  {figures.shorten(name, 60 // columns)}" for number, name in enumerate(names, 1)]
     for column in range(columns):
         listed = keys[column * lines : (column + 1) * lines]
         key = "\n".join([*listed, *[""] * (lines - len(listed))])
@@ -198,28 +186,27 @@ def _ranges(numbers: Sequence[int]) -> str:
 def _draw_points(axis: Axes, group: Sequence[Point], on_frontier: Sequence[str], recommended: str | None) -> None:
     best = sorted((p for p in group if p["setting"] in on_frontier), key=lambda p: p["utility"]["value"])
     x, y = ([p["utility"]["value"] for p in best], [p["ppg"]["value"] for p in best])
-    axis.plot(x, y, color=GOOD, linestyle="--", zorder=2, label="frontier")
+    axis.plot(x, y, color=figures.GOOD, linestyle="--", zorder=2, label="frontier")
     for number, point in enumerate(group):
         utility, ppg = point["utility"]["value"], point["ppg"]
         is_default = number == 0
         axis.errorbar(
-            [utility], [ppg["value"]], yerr=error_arms([ppg]), fmt="*" if is_default else "o",
-            color=INK if is_default else TARGET if point in best else MUTED, markersize=11 if is_default else 6,
-            zorder=4 if is_default else 3, label="default" if is_default else "_setting",
+            [utility], [ppg["value"]], yerr=figures.error_arms([ppg]), fmt="*" if is_default else "o",
+            color=figures.INK if is_default else figures.TARGET if point in best else figures.MUTED,
+            markersize=11 if is_default else 6, zorder=4 if is_default else 3,
+            label="default" if is_default else "_setting",
         )  # fmt: skip
         if point["setting"] == recommended:
             axis.plot(
                 [utility], [ppg["value"]], linestyle="", marker="o", markersize=15, markerfacecolor="none",
-                markeredgecolor=REFERENCE, markeredgewidth=2, label="recommended",
+                markeredgecolor=figures.REFERENCE, markeredgewidth=2, label="recommended",
             )  # fmt: skip
     axis.margins(x=0.2, y=0.15)
-    zero_line(axis)
+    figures.zero_line(axis)
 
 
 def _recommended(study: Mapping[str, Any], group: Sequence[Point]) -> str | None:
     """The recommended setting among comparable points."""
-    if not study.get("ranking"):
-        return study.get("recommended")
     names = {point["setting"] for point in group}
     size = group[0]["train_size"]
     choices = (r["recommended"] for r in study["ranking"] if r["default"] in names and r["train_size"] == size)

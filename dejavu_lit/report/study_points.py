@@ -7,7 +7,7 @@ import numpy as np
 
 from dejavu_lit.measure.controls import pool_seeds
 from dejavu_lit.measure.figures import FIGURES, MEMBERSHIP
-from dejavu_lit.study.ranking import comparison_key, utility, utility_measure
+from dejavu_lit.study.ranking import comparison_key, parse_override, utility, utility_measure
 
 Row = Mapping[str, Any]
 Point = dict[str, Any]
@@ -114,19 +114,11 @@ def knobs(row: Row) -> dict[str, Any]:
     The evaluation's overrides are not knobs. ``mitigation.text_mask=0.3`` becomes text_mask: 0.3.
     """
     values = dict(row.get("knobs") or {})
-    for override in row["overrides"]:
-        name, _, value = override.lstrip("+~").partition("=")
+    for name, value in map(parse_override, row["overrides"]):
         group = name.partition(".")[0]
         if group != "evaluate" and not (values and group == "mitigation"):
-            values[name.removeprefix("mitigation.")] = _number(value)
+            values[name.removeprefix("mitigation.")] = value
     return values
-
-
-def _number(text: str) -> Any:
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def changed_knobs(point: Point, default: Point) -> list[str]:

@@ -1,7 +1,6 @@
 """The pages' templates (templates/*.html.j2): jinja2 escapes every value that they show, and refuses a misspelled one."""
 
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -30,9 +29,3 @@ def _environment() -> Environment:
 def render(name: str, **values: Any) -> str:
     """The page that the template makes of the values."""
     return _environment().get_template(name).render(**values)
-
-
-@cache
-def static_file(name: str) -> str:
-    """The text of a file in the package's static/ folder."""
-    return (files("dejavu_lit.report") / "static" / name).read_text(encoding="utf-8")

@@ -161,8 +161,9 @@ def _gaps_text(block: Mapping[str, Any]) -> str:
 def show_plan(plan: "Plan", width: int | None = None) -> None:
     """Print what a study will do: one row per cell, and the number of runs to train and reuse and of evaluations."""
     terminal = console(width)
+    evaluations = plan.evaluations  # reads a file for each cell
     headers = ("setting", "size", "seed", "target and reference", "evaluation")
-    columns = zip(*_plan_rows(plan), strict=True)
+    columns = zip(*_plan_rows(plan, evaluations), strict=True)
     orders = (KEPT, 3, 1, KEPT, 2)
     fitting_table(
         terminal,
@@ -172,14 +173,14 @@ def show_plan(plan: "Plan", width: int | None = None) -> None:
             for header, cells, order in zip(headers, columns, orders, strict=True)
         ],
     )
-    complete = sum(plan.evaluations.values())
+    complete = sum(evaluations.values())
     terminal.print(
         f"{len(plan.to_train)} runs to train, {len(plan.runs) - len(plan.to_train)} to reuse; "
-        f"{len(plan.evaluations) - complete} evaluations to do, {complete} complete"
+        f"{len(evaluations) - complete} evaluations to do, {complete} complete"
     )
 
 
-def _plan_rows(plan: "Plan") -> list[list[str]]:
+def _plan_rows(plan: "Plan", evaluations: Mapping[Path, bool]) -> list[list[str]]:
     rows = []
     listed: set[Path] = set()  # runs that a row above trains or reuses
     for cell in plan.cells:
@@ -191,7 +192,7 @@ def _plan_rows(plan: "Plan") -> list[list[str]]:
             actions[side] = action if name == cell.label else f"{action} {name}"
         listed |= set(paths.values())
         runs = ", ".join(dict.fromkeys(actions.values()))
-        complete = cell.folder is not None and plan.evaluations[cell.folder]
+        complete = cell.folder is not None and evaluations[cell.folder]
         size = "all" if cell.train_size is None else str(cell.train_size)
         rows.append([cell.name, size, str(cell.seed), runs, "complete" if complete else "to do"])
     return rows

@@ -126,8 +126,8 @@ def _link_gap_reference(cell: Cell, runs: dict[Path, TrainingRun]) -> None:
     if not measured:
         raise UserError(f"gaps.every={every} is more than the {target.epochs} epochs of {cell.name}; lower it")
     end = reference.epochs  # needs no checkpoint: it is the finished model
-    if not RunDirectory(cell.target).finished:
-        missing = [epoch for epoch in sorted(measured - {end}) if not _can_keep_checkpoint(cell.reference, epoch)]
+    if RunDirectory(cell.reference).started and not RunDirectory(cell.target).finished:
+        missing = [epoch for epoch in sorted(measured - {end}) if not _keeps_checkpoint(cell.reference, epoch)]
         if missing:
             raise UserError(
                 f"{cell.name} is measured every {every} epochs against {cell.reference}, which kept no checkpoint "
@@ -199,8 +199,3 @@ def _keeps_checkpoint(run: Path, epoch: int) -> bool:
         return False
     trainer = directory.section("trainer", TrainerSettings)
     return epoch in trainer.checkpoint_at or epoch % trainer.checkpoint_epochs == 0
-
-
-def _can_keep_checkpoint(run: Path, epoch: int) -> bool:
-    """Whether a run has the checkpoint of an epoch, is configured to keep it, or was not started yet."""
-    return not RunDirectory(run).started or _keeps_checkpoint(run, epoch)

@@ -24,6 +24,15 @@ def comparison_key(row: Row) -> tuple[Any, ...]:
     return row.get("series"), row.get("public"), tuple(evaluation), row.get("data"), row.get("objects")
 
 
+def parse_override(override: str) -> tuple[str, float | str]:
+    """The dotted name of an override and its value as typed, a number if it is one."""
+    name, _, value = override.lstrip("+~").partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        return name, value
+
+
 def utility(row: Row, measure: str) -> float | None:
     """One measure of the target model's utility, in 0..1."""
     value = ((row.get("utility") or {}).get("target") or {}).get(measure)

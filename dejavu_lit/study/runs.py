@@ -42,10 +42,13 @@ def train_missing(runs: Mapping[Path, TrainingRun], launcher: Launcher) -> dict[
 
     Returns:
         {run directory: why its training failed}.
+
+    Raises:
+        UserError: a directory contains another run.
     """
     unfinished = {path: run for path, run in runs.items() if not RunDirectory(path).finished}
     for path, run in unfinished.items():
-        save_settings(path, run)
+        RunDirectory(path).claim(run)
     costs = {path: training_cost(run) for path, run in unfinished.items()}
     ended: dict[Path, str | None] = {}
     started = time.perf_counter()
@@ -60,18 +63,6 @@ def train_missing(runs: Mapping[Path, TrainingRun], launcher: Launcher) -> dict[
         left = _time_left(costs, ended, time.perf_counter() - started)
         log.info("%d of %d runs trained%s%s", len(ended) - failures, len(unfinished), failed, left)
     return {path: error for path, error in ended.items() if error is not None}
-
-
-def save_settings(path: Path, run: TrainingRun) -> None:
-    """Save a run's settings; a run that was started keeps its own.
-
-    Raises:
-        UserError: the directory contains another run.
-    """
-    directory = RunDirectory(path)
-    directory.check(run)
-    if not (directory.exists and directory.started):
-        directory.save(run)
 
 
 def keeping(run: TrainingRun, epochs: Iterable[int]) -> TrainingRun:

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dejavu_lit.evaluation.context import CONTEXT
 from dejavu_lit.measure.controls import compare_settings, memorization_found, pool_blocks, pool_seeds
 from dejavu_lit.measure.figures import BLOCKS, MEMBERSHIP
 from dejavu_lit.measure.recompute import read_evaluation
@@ -264,7 +265,7 @@ def _difference(
 
 def _read_records(out: Path, row: Mapping[str, Any], metrics: Mapping[str, Any]) -> RecordSets:
     folder, settings = (out / row["metrics"]).parent, metrics["settings"]
-    public = read_json(folder / "context.json")["public"]
+    public = read_json(folder / CONTEXT)["public"]
     sets = read_evaluation(folder, settings["objects"], settings["threshold"], public)[0]
     return sets["population"], sets.get("swapped")
 

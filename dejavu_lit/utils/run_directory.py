@@ -144,6 +144,12 @@ class RunDirectory:
         ):
             raise UserError(f"{self.path} has a run with other settings ({changed}); choose another out= or remove it")
 
+    def claim(self, settings: Any, take_over: bool = True) -> None:
+        """Save the settings; those of a run that was started stay. Raises UserError as ``check`` does."""
+        self.check(settings, take_over)
+        if not (self.exists and (self.started or not take_over)):
+            self.save(settings)
+
     @contextmanager
     def opened(self, settings: Any, take_over: bool = True) -> Iterator[None]:
         """Lock the directory for the time of a run and save its settings; with several ranks, rank 0 does so for all.
@@ -159,9 +165,7 @@ class RunDirectory:
             yield
             return
         with locked(self.path / ".lock", wait=False):
-            self.check(settings, take_over)
-            if not (self.exists and (self.started or not take_over)):
-                self.save(settings)
+            self.claim(settings, take_over)
             yield
 
 

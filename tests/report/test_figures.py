@@ -215,9 +215,12 @@ def test_subgroups(plots: dict[str, Plot], metrics: dict[str, Any]) -> None:
 
 
 def test_ticks_are_spaced_for_their_labels() -> None:
-    assert spaced_ticks([22.4, 24, 24.8, 48, 90]) == [24.8, 48, 90]
-    assert spaced_ticks([500, 1000, 2000]) == [500, 1000, 2000]
-    assert spaced_ticks([]) == []
+    def apart(small: float, large: float) -> bool:
+        return 1.3 * small <= large
+
+    assert spaced_ticks([22.4, 24, 24.8, 48, 90], apart) == [24.8, 48, 90]
+    assert spaced_ticks([500, 1000, 2000], apart) == [500, 1000, 2000]
+    assert spaced_ticks([], apart) == []
 
 
 def test_without_data_there_is_no_figure(metrics: dict[str, Any], contents: dict[str, Any]) -> None:

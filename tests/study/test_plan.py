@@ -17,12 +17,13 @@ from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.settings import ModelSpec
 from dejavu_lit.study.cells import evaluation_request, label
 from dejavu_lit.study.plan import PlannedRow, make_plan
-from dejavu_lit.study.runs import exclusive, failure_reason, save_settings, train_missing, training_cost
+from dejavu_lit.study.runs import exclusive, failure_reason, train_missing, training_cost
 from dejavu_lit.study.sweep import pair_runs
 from dejavu_lit.study.table import knobs, write_study
 from dejavu_lit.training.settings import GapSettings, Recipe, TrainerSettings, TrainingRun
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import read_json, write_json
+from dejavu_lit.utils.run_directory import RunDirectory
 
 
 def config(side="target", seed=0, size=100, epochs=20, gaps=None, trainer=None, **mitigation):
@@ -49,7 +50,7 @@ def planned(name, evaluation=None, seed=0, size=100, epochs=20, every=None, **mi
 
 
 def finish(path, saved, kept=()):
-    save_settings(path, saved)
+    RunDirectory(path).claim(saved)
     write_json(path / "run.json", {"schema": 1, "seconds": 10.0, "epochs": saved.recipe.epochs})
     (path / "checkpoints").mkdir(exist_ok=True)
     for epoch in kept:
@@ -119,7 +120,7 @@ def budgeted(every=5):
 
 
 def begin(path, settings):
-    save_settings(path, settings)
+    RunDirectory(path).claim(settings)
     (path / "checkpoints").mkdir()
     (path / "checkpoints" / "last.ckpt").touch()
 
@@ -206,7 +207,7 @@ def test_one_side_may_be_a_finished_run_and_the_other_a_checkpoint(tmp_path):
 
 def test_a_folder_of_another_run_is_refused(tmp_path):
     other = tmp_path / "runs" / "mask-n100-s0-target"
-    save_settings(other, config(text_mask=0.3))
+    RunDirectory(other).claim(config(text_mask=0.3))
     make_plan(tmp_path, [planned("mask", text_mask=0.5)])  # nothing was trained there: it is taken over
     (other / "checkpoints").mkdir()
     (other / "checkpoints" / "last.ckpt").touch()
@@ -274,7 +275,7 @@ def test_why_a_training_failed():
 
 
 def test_a_row_has_the_value_of_every_knob(tmp_path):
-    save_settings(tmp_path, config(text_mask=0.3))
+    RunDirectory(tmp_path).claim(config(text_mask=0.3))
     values = knobs(tmp_path)
     assert (values["text_mask"], values["weight_decay"], values["stop_epoch"]) == (0.3, 0.2, 20)
     assert (values["logit_scale_max"], values["logit_scale_init"]) == (100.0, 14.2857)
@@ -322,7 +323,7 @@ def test_a_sweep_in_the_order_of_its_jobs(tmp_path):
         finish(tmp_path / str(number), config(side, text_mask=mask))
     finish(tmp_path / "12", config("target", seed=3))
     finish(tmp_path / "again", config("target", text_mask=0.5))
-    save_settings(tmp_path / "13", config("reference", seed=3))
+    RunDirectory(tmp_path / "13").claim(config("reference", seed=3))
     cells, skipped = pair_runs(tmp_path)
     assert [cell.name for cell in cells] == [f"mitigation.text_mask={m}" for m in (0.5, 0.0, 0.01, 0.02, 0.03, 0.04)]
     assert cells[0].overrides == ("mitigation.text_mask=0.5",)
@@ -344,7 +345,7 @@ def test_a_sweep_distinguishes_options_that_change_figures(tmp_path):
         for side in ("target", "reference")
     ]
     for number, run_config in enumerate(configs):
-        save_settings(tmp_path / str(number), run_config)
+        RunDirectory(tmp_path / str(number)).claim(run_config)
         write_json(tmp_path / str(number) / "run.json", {"schema": 1})
     cells, skipped = pair_runs(tmp_path)
     assert len({cell.name for cell in cells}) == 4
