@@ -26,7 +26,6 @@ from dejavu_lit.models.tokenizer import load_tokenizer
 from dejavu_lit.training.checkpoints import AtomicCheckpointIO, CheckpointSaver, saved_step
 from dejavu_lit.training.clip_module import ClipModule
 from dejavu_lit.training.ema import Averaging, averaged
-from dejavu_lit.training.features import ComputeSettings
 from dejavu_lit.training.finetuning import merged
 from dejavu_lit.training.gap_callback import GapCallback, gap_callback
 from dejavu_lit.training.loggers import finish_loggers, training_loggers
@@ -109,8 +108,7 @@ def _build_model_and_data(run: TrainingRun, out: Path) -> tuple[ClipModule, Pair
     export_config(run.model, folder)
     network = build_model(run.model, folder)
     image_config = cast(Any, network.visual).preprocess_cfg
-    compute = ComputeSettings(run.trainer.trim, run.trainer.checkpointing, run.trainer.compile)
-    module = ClipModule(network, run.recipe, run.mitigation, run.seed, compute)
+    module = ClipModule(network, run.recipe, run.mitigation, run.seed, run.trainer)
     options: dict[str, Any] = {
         "folder": run.data.folder,
         "side": run.side,
