@@ -72,7 +72,7 @@ def train(run: TrainingRun, out: Path) -> Path:
         log.warning(
             "mitigation.stop_epoch=%d has no effect: training ends at recipe.epochs=%d", stop_epoch, run.recipe.epochs
         )
-    gaps = gap_callback(out, run.side, run.data, run.gaps, run.mitigation.gap_budget, run.epochs)
+    gaps = gap_callback(run, out)
     pl.seed_everything(run.seed, verbose=False)
     module, pairs = _build_model_and_data(run, out)
     last = directory.last_checkpoint
