@@ -148,10 +148,7 @@ def training_loggers(
         client_settings = wandb.Settings(
             silent=quiet(), console="off", finish_timeout=UPLOAD_SECONDS, finish_timeout_raises=True
         )
-        options = wandb_options(out, settings.wandb, side) | {
-            "config": config,
-            "settings": client_settings,
-        }
+        options = wandb_options(out, settings.wandb, side) | {"config": config, "settings": client_settings}
         writers.append(WandbLogger(out, settings.wandb.offline, step is not None, options))
     if settings.tensorboard:
         writers.append(loggers.TensorBoardLogger(out, name="tensorboard", version="", purge_step=step))
