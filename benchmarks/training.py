@@ -222,9 +222,8 @@ def profile(name: str, trim: bool, steps: int = 3) -> dict[str, Any]:
     from dejavu_lit.models.preprocess import Preprocess
     from dejavu_lit.models.settings import ModelSpec
     from dejavu_lit.training.clip_module import ClipModule
-    from dejavu_lit.training.features import ComputeSettings
     from dejavu_lit.training.regularizers import contrastive_loss
-    from dejavu_lit.training.settings import Recipe
+    from dejavu_lit.training.settings import Recipe, TrainerSettings
 
     claim = CLAIMS[name]
     with tempfile.TemporaryDirectory() as where:
@@ -240,7 +239,7 @@ def profile(name: str, trim: bool, steps: int = 3) -> dict[str, Any]:
         pairs = PairDataModule(data, "target", claim.batch, 0, preprocess, tokenizer)
         pairs.setup("fit")
         recipe = Recipe(epochs=1, batch=claim.batch, lr=RATE)
-        module = ClipModule(network, recipe, Mitigation(), compute=ComputeSettings(trim=trim))
+        module = ClipModule(network, recipe, Mitigation(), trainer=TrainerSettings(trim=trim))
         loss = contrastive_loss(False, 0, 0, 1)
         optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, fused=True)
         features = module._features

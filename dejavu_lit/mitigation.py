@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.errors import UserError, check_at_least
 
 # Knobs that are one number: (lowest, highest, whether the highest itself is allowed).
 RANGES: dict[str, tuple[float, float, bool]] = {
@@ -15,7 +15,6 @@ RANGES: dict[str, tuple[float, float, bool]] = {
     "ema": (0, 1, False),
     "gap_budget": (0, 1, False),
 }
-COUNTS = ("caption_words", "stop_epoch", "early_patience")
 EARLY = ("loss", "accuracy")
 
 
@@ -82,9 +81,7 @@ class Mitigation:
                 raise UserError(
                     f"mitigation.{name}={value} must be at least {low:g} and {'at most' if closed else 'below'} {high:g}"
                 )
-        for name in COUNTS:
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"mitigation.{name}={value} must be at least 1")
+        check_at_least(self, "mitigation.", caption_words=1, stop_epoch=1, early_patience=1)
         for name in ("gradient_noise", "weight_decay", "unlocked_groups", "lora_rank", "text_noise"):
             if (value := getattr(self, name)) is not None and value < 0:
                 raise UserError(f"mitigation.{name}={value} must not be negative")

@@ -1,20 +1,24 @@
 """Small real things that several tests share: a prepared scenes folder and tiny runs on it."""
 
 import io
+import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from dejavu_lit.cli.commands import COMMANDS
+from dejavu_lit.utils.errors import UserError
 from tests.starter import ROOT, starter
 
 for _name in [name for name in os.environ if name.startswith(("WANDB_", "SLURM_")) or name == "PYTHONWARNINGS"]:
@@ -104,6 +108,30 @@ def call(command: str, *options: str) -> subprocess.CompletedProcess[str]:
     finally:
         sys.argv = before
     return subprocess.CompletedProcess([command, *options], code, out.getvalue(), err.getvalue())
+
+
+def record(folder: Path) -> dict[str, Any]:
+    """run.json of a finished run."""
+    return json.loads((folder / "run.json").read_text())
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    """The exported tensors of a finished run."""
+    from safetensors.torch import load_file  # imports torch
+
+    return load_file(folder / "model" / "open_clip_model.safetensors")
+
+
+def message_of(mistake: Callable[[], object]) -> str:
+    """The sentence of the UserError that a call raises."""
+    with pytest.raises(UserError) as error:
+        mistake()
+    return str(error.value)
+
+
+def spawn_ranks(function: Callable[..., None], *arguments: object) -> None:
+    """Call ``function(rank, *arguments)`` in two forked processes, a gloo group; it must be importable."""
+    run("tests/rank", pickle.dumps((function, arguments)).hex(), ranks=2)
 
 
 @pytest.fixture(scope="session")

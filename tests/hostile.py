@@ -4,7 +4,6 @@ A reader returns a valid value or raises a UserError of one sentence; a single p
 Anything else is a bug. ``DEJAVU_FUZZ=20`` tries twenty times as many examples, different ones in each run.
 """
 
-import io
 import json
 import os
 import struct
@@ -210,12 +209,6 @@ def bomb(kind: str, side: int = 20_000) -> bytes:
     return bytes(small)
 
 
-def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
 def images() -> dict[str, tuple[bytes, str | None]]:
     """{name: (the file's bytes, why it cannot be used, None: it can)}, one of each kind found in practice."""
     plain = sample_image(1, 60, 44)
@@ -233,20 +226,20 @@ def images() -> dict[str, tuple[bytes, str | None]]:
     jpeg = encoded(sample_image(6, 200, 200), "JPEG")
     return {
         "plain": (encoded(plain, "JPEG"), None),
-        "progressive": (_saved(sample_image(7, 60, 44), "JPEG", progressive=True), None),
+        "progressive": (encoded(sample_image(7, 60, 44), "JPEG", progressive=True), None),
         "truncated": (jpeg[: len(jpeg) // 2], broken),
         "cmyk": (encoded(sample_image(8, 60, 44).convert("CMYK"), "JPEG"), None),
         "grey": (encoded(sample_image(9, 60, 44).convert("L"), "JPEG"), None),
         "16bit": (encoded(deep), None),
-        "palette": (_saved(palette, "PNG", transparency=3), None),
+        "palette": (encoded(palette, "PNG", transparency=3), None),
         "la": (encoded(sample_image(10, 60, 44).convert("LA")), None),
         "rgba": (encoded(sample_image(11, 60, 44).convert("RGBA")), None),
         "bilevel": (encoded(sample_image(12, 60, 44).convert("1")), None),
-        "turned": (_saved(sample_image(13, 60, 44), "JPEG", exif=exif), None),
+        "turned": (encoded(sample_image(13, 60, 44), "JPEG", exif=exif), None),
         "webp": (encoded(sample_image(14, 60, 44), "WEBP"), None),
-        "webp-moving": (_saved(frames[0], "WEBP", save_all=True, append_images=frames[1:]), None),
-        "apng": (_saved(sample_image(15, 60, 44), "PNG", save_all=True, append_images=frames), None),
-        "gif": (_saved(frames[0], "GIF", save_all=True, append_images=frames[1:]), format_),
+        "webp-moving": (encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:]), None),
+        "apng": (encoded(sample_image(15, 60, 44), "PNG", save_all=True, append_images=frames), None),
+        "gif": (encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), format_),
         "tiff": (encoded(sample_image(16, 60, 44), "TIFF"), format_),
         "svg": (b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>', format_),
         "text": (b"this is not an image", format_),

@@ -31,6 +31,13 @@ def arguments(command: str) -> list[str]:
     return [str(script)] if script.exists() else ["-m", "dejavu_lit", command]
 
 
+def free_port() -> int:
+    """A port of this machine on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class Process:
     """A command at work in a process group of its own."""
 
@@ -146,11 +153,8 @@ def _become(order: dict[str, Any]) -> None:
 
 def _fork_ranks(count: int) -> None:
     """Fork the ranks of one machine; it returns in each of them, and this process ends with the first failure, as torchrun."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     os.environ |= {"WORLD_SIZE": f"{count}", "LOCAL_WORLD_SIZE": f"{count}", "TORCHELASTIC_RUN_ID": "tests"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{free_port()}"}
     ranks = []
     for rank in range(count):
         if (child := os.fork()) == 0:

@@ -29,15 +29,13 @@ COMPARISONS: dict[type[ast.cmpop], Callable[[float, float], bool]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
 }
-TRUTH = (("true",), ("false",))
 NUMBERED = re.compile(
     r"(\b[A-Za-z_]\w*|\])\.(\d+)\b"
 )  # by_k.10 for by_k["10"]: no Python, but easier to type in a shell
 
 
-Test = Callable[[Mapping[str, Any]], bool]
-Value = Callable[[Mapping[str, Any]], float]
 Path = tuple[str | int, ...]  # keys and indices into metrics.json
+NumberAt = Callable[[Path], float]
 
 
 @dataclass(frozen=True)
@@ -45,23 +43,30 @@ class Gate:
     """A condition on metrics.json under which a release fails; made by ``Gate.parse``."""
 
     text: str
-    test: Test
-    paths: tuple[Path, ...] = ()
+    condition: ast.expr
+    paths: tuple[Path, ...]
 
     @classmethod
     def parse(cls, text: str) -> "Gate":
         """Read a condition; raises UserError that says what in it is not understood."""
         if not text.strip():
             raise UserError("fail_if= is empty; give a condition such as symmetric.ppg.ci95[0]>0.05, or leave it out")
+        paths: list[Path] = []
+
+        def collect(path: Path) -> float:
+            paths.append(path)
+            return 0.0
+
         try:
-            tree = ast.parse(NUMBERED.sub(r'\1["\2"]', text.strip()), mode="eval").body
-            return cls(text, _test(tree), tuple(_paths(tree)))
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            condition = ast.parse(NUMBERED.sub(r'\1["\2"]', text.strip()), mode="eval").body
+            _judge(condition, collect)  # also refuses what is not understood
+        except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError) as error:
             reason = getattr(error, "msg", None) or str(error) or "it is nested too deeply"
             raise UserError(
                 f"fail_if={text[:200]!r} is not a condition ({reason}); write comparisons such as "
                 "symmetric.ppg.ci95[0]>0.05, joined by and, or, not"
             ) from None
+        return cls(text, condition, tuple(paths))
 
     def check(self) -> None:
         """Raise UserError for a path that no metrics.json can have, or at which there is no number, by its schema."""
@@ -75,46 +80,35 @@ class Gate:
         Raises:
             UserError: a path that is missing or not a number: a gate that cannot be judged must not pass in silence.
         """
-        return self.test(metrics)
+        return _judge(self.condition, lambda path: value_at(metrics, path))
 
 
-def _test(node: ast.expr) -> Test:
-    """The test that a condition stands for; raises ValueError for anything but comparisons joined by and, or, not.
+def _judge(node: ast.expr, number_at: NumberAt) -> bool:
+    """Whether a condition is met; raises ValueError for anything but comparisons joined by and, or, not.
 
     Every part is judged, even where another one decides already: a figure that is missing is an error.
     """
     match node:
         case ast.BoolOp(op=op, values=values):
-            tests, join = [_test(value) for value in values], all if isinstance(op, ast.And) else any
-            return lambda metrics: join([test(metrics) for test in tests])
+            parts = [_judge(value, number_at) for value in values]
+            return all(parts) if isinstance(op, ast.And) else any(parts)
         case ast.UnaryOp(op=ast.Not(), operand=operand):
-            inner = _test(operand)
-            return lambda metrics: not inner(metrics)
+            return not _judge(operand, number_at)
         case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in COMPARISONS:
-            compare, first, second = COMPARISONS[type(op)], _value(left), _value(right)
-            return lambda metrics: compare(first(metrics), second(metrics))
+            return COMPARISONS[type(op)](_number(left, number_at), _number(right, number_at))
     raise ValueError(f"{ast.unparse(node)} is not a comparison of two values")
 
 
-def _value(node: ast.expr) -> Value:
-    """A number, ``true``, ``false`` or a path into metrics.json; raises ValueError for anything else."""
+def _number(node: ast.expr, number_at: NumberAt) -> float:
+    """The value of a number, ``true``, ``false`` or a path into metrics.json; raises ValueError for anything else."""
     match node:
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
-            return lambda metrics: -float(number)
+            return -float(number)
         case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
-            return lambda metrics: float(number)
+            return float(number)
         case ast.Name(id="true" | "false" as name):
-            return lambda metrics: float(name == "true")
-    path = _path(node)
-    return lambda metrics: value_at(metrics, path)
-
-
-def _paths(tree: ast.expr) -> Iterator[Path]:
-    """The paths into metrics.json that a condition compares."""
-    for node in ast.walk(tree):
-        for side in (node.left, *node.comparators) if isinstance(node, ast.Compare) else ():
-            if isinstance(side, ast.Name | ast.Attribute | ast.Subscript) and (path := _path(side)) not in TRUTH:
-                yield path
+            return float(name == "true")
+    return number_at(_path(node))
 
 
 def _path(node: ast.expr) -> Path:

@@ -23,7 +23,7 @@ from dejavu_lit.data.readers.base import Reader
 from dejavu_lit.data.scan import Scan, scan
 from dejavu_lit.data.splits import SETS, UNUSED, set_sizes, shard_order
 from dejavu_lit.data.write_sets import PairSet, write_sets
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.errors import UserError, check_at_least
 from dejavu_lit.utils.io import file_sha256, fingerprint, read_json_object, write_json
 
 MAIN = ""  # the name of the main source beside those of extra, which are identifiers
@@ -98,8 +98,7 @@ class _Job:
         check_distance(self.near_duplicates)
         if self.exclude is not None and not self.exclude.is_file():
             raise UserError(f"the file {self.exclude} does not exist; check data.exclude=")
-        if self.pairs_per_shard < 1:
-            raise UserError(f"pairs_per_shard={self.pairs_per_shard} must be at least 1")
+        check_at_least(self, "", pairs_per_shard=1)
         for name in self.extra:
             if name in (*SETS, "objects") or not name.isidentifier():
                 raise UserError(f"extra names a set {name!r}; give it another name, of letters, digits and underscores")

@@ -13,7 +13,6 @@ import numpy as np
 from dejavu_lit.data.near_duplicates import join
 from dejavu_lit.evaluation.search import load_faiss
 from dejavu_lit.evaluation.vectors import Vectors
-from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.parallel import thread_count
 from dejavu_lit.utils.progress import progress
 
@@ -56,10 +55,8 @@ def semantic_groups(vectors: np.ndarray, similarity: float, cells: int | None = 
         cells: number of cells; by default one up to SINGLE_CELL rows, else one per PER_CELL rows.
 
     Raises:
-        UserError: ``similarity`` is out of range, or faiss is not installed.
+        UserError: faiss is not installed.
     """
-    if not 0 < similarity < 1:
-        raise UserError(f"similarity={similarity} must lie between 0 and 1, e.g. 0.95")
     if cells is None:
         cells = 1 if len(vectors) <= SINGLE_CELL else len(vectors) // PER_CELL
     images = Vectors.load(vectors, "the embeddings", np.float16)

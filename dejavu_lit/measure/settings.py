@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.errors import UserError, check_at_least
 
 BUILT_IN_COLUMNS = ("object", "caption_words", "object_count")  # subgroups that need no entry of the pairs' JSON
 
@@ -22,9 +22,7 @@ class Resampling:
     """Seed of all resampling."""
 
     def __post_init__(self) -> None:
-        for name, minimum in (("draws", 2), ("bootstrap", 100), ("seed", 0)):
-            if getattr(self, name) < minimum:
-                raise UserError(f"{name}={getattr(self, name)} must be at least {minimum}")
+        check_at_least(self, "", draws=2, bootstrap=100, seed=0)
         if not 0 < self.share <= 1:
             raise UserError(f"share={self.share} must be above 0 and at most 1 (0.1 draws 10 % of the records)")
 
@@ -95,8 +93,7 @@ class Settings(MainSettings, Statistics):
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
         if any((isinstance(t, int) and t < 1) or (isinstance(t, float) and not 0 < t <= 1) for t in self.tops):
             raise UserError(f"tops={list(self.tops)} must be integers of at least 1 or shares above 0 and at most 1.0")
-        if self.smallest_group < 2:
-            raise UserError(f"smallest_group={self.smallest_group} must be at least 2")
+        check_at_least(self, "", smallest_group=2)
         super().__post_init__()
 
     def as_json(self) -> dict[str, Any]:

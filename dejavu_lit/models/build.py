@@ -12,21 +12,16 @@ from open_clip.pretrained import download_pretrained_from_hf
 from torch import nn
 
 from dejavu_lit.models.model_name import ModelName
+from dejavu_lit.models.preprocess import PREPROCESS
 from dejavu_lit.models.settings import ModelSpec
 from dejavu_lit.models.text_tower import create_model
 from dejavu_lit.models.tokenizer import load_tokenizer, save_tokenizer
 from dejavu_lit.utils.errors import UserError, first_line, suggest
 from dejavu_lit.utils.io import atomic, fingerprint, read_json_object, write_json
+from dejavu_lit.utils.run_directory import RunDirectory
 
 WEIGHTS = "open_clip_model.safetensors"
 CONFIG = "open_clip_config.json"
-PREPROCESS = (
-    "mean",
-    "std",
-    "interpolation",
-    "resize_mode",
-    "fill_color",
-)  # what a config says of images beside their size
 PROBE = "A photo of 2 dogs, on grass"  # the caption that tells two tokenizers apart
 
 
@@ -67,11 +62,11 @@ def _initial_settings(spec: ModelSpec) -> dict[str, Any]:
     name = ModelName.parse(spec.init) if spec.init else None
     if name is None:
         return {}
+    folders = (name.path, RunDirectory(name.path).model) if name.path is not None else ()
+    file = next((folder / CONFIG for folder in folders if (folder / CONFIG).is_file()), None)
     if name.kind == "hf-hub":
         file = _hub_config(name)
-    elif name.open_clip_folder is not None:
-        file = name.open_clip_folder / CONFIG
-    else:
+    if file is None:
         released = open_clip.get_pretrained_cfg(name.architecture, name.weights)
         return {key: released[key] for key in (*PREPROCESS, "quick_gelu") if key in released}
     config = read_json_object(file)

@@ -74,14 +74,6 @@ class ModelName:
         return self.rest.partition("@")[2]
 
     @property
-    def open_clip_folder(self) -> Path | None:
-        """The folder with the open_clip config of a run or of a model folder; None if the name gives none."""
-        folders = (
-            (self.path, RunDirectory(self.path).model) if self.path is not None and self.kind != "embeddings" else ()
-        )
-        return next((folder for folder in folders if (folder / "open_clip_config.json").is_file()), None)
-
-    @property
     def missing_path(self) -> Path | None:
         """The path that the name stands for, if nothing is there; None for a name of another kind."""
         path = self.path

@@ -4,7 +4,6 @@ import logging
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from PIL import Image
 
 from dejavu_lit.models.encoder import torch_device
 from dejavu_lit.models.model_name import ModelName
-from dejavu_lit.models.preprocess import Preprocess
+from dejavu_lit.models.preprocess import PREPROCESS, Preprocess
 from dejavu_lit.models.text_tower import create_model
 from dejavu_lit.models.tokenizer import load_tokenizer
 from dejavu_lit.models.weights import SUFFIXES, compiled_state, load_tensors, weights_hash, without_prefixes
@@ -40,8 +39,6 @@ OWN_ARCHITECTURE = (
     "for weights of another architecture make a folder with them as open_clip_pytorch_model.bin or "
     "open_clip_model.safetensors, and their model_cfg and preprocess_cfg in open_clip_config.json, and give local-dir:FOLDER"
 )
-# What a released tag says of its weights beside the architecture.
-SETTINGS = ("mean", "std", "interpolation", "resize_mode", "quick_gelu")
 
 log = logging.getLogger(__name__)
 
@@ -215,13 +212,12 @@ def check_archive(path: Path) -> None:
 def _warn_of_other_settings(name: ModelName) -> None:
     """Warn if released weights of the architecture need other settings than open_clip gives to a file of weights."""
     arch = name.architecture
-    defaults = asdict(PreprocessCfg()) | {
-        "quick_gelu": bool((open_clip.get_model_config(arch) or {}).get("quick_gelu"))
-    }
+    defaults = {key: getattr(PreprocessCfg(), key) for key in PREPROCESS}
+    defaults["quick_gelu"] = bool((open_clip.get_model_config(arch) or {}).get("quick_gelu"))
     tags_by_settings: dict[str, list[str]] = {}
     for tag in list_pretrained_tags_by_model(arch):
         released = get_pretrained_cfg(arch, tag)
-        differing = {key: released[key] for key in SETTINGS if released.get(key, defaults[key]) != defaults[key]}
+        differing = {key: released[key] for key, value in defaults.items() if released.get(key, value) != value}
         if differing:
             text = ", ".join(f"{key}={value}" for key, value in differing.items())
             tags_by_settings.setdefault(text, []).append(tag)

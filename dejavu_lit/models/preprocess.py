@@ -13,6 +13,9 @@ from PIL import Image
 from torchvision.transforms import Resize
 from torchvision.transforms.v2.functional import resize_image
 
+# What a config, or a released tag, says of images beside their size.
+PREPROCESS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+
 
 class Preprocess:
     """Callable from a PIL image to uint8 [3, h, w], for the ``preprocess_cfg`` of an open_clip model."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dejavu_lit.models.encoder import Encoder
 from dejavu_lit.models.model_name import ModelName
-from dejavu_lit.utils.errors import UserError, suggest
+from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.run_directory import RunDirectory
 
 __all__ = ["Encoder", "load_encoder"]
@@ -36,7 +36,7 @@ def load_encoder(name: str, device: str = "cpu") -> Encoder:
             return _load_folder(name, model.path, device)
         return openclip.load_epoch(name, RunDirectory(model.path).model, _checkpoint(model.path, model.epoch), device)
     if "/" in name and "@" not in name:
-        raise UserError(f"there is no folder {name}{_suggest_sibling(name)}; give a run, a model folder, or ARCH@TAG")
+        raise UserError(f"there is no folder {name}; give a run, a model folder, or ARCH@TAG")
     return openclip.load_released(model, device)
 
 
@@ -67,11 +67,3 @@ def _checkpoint(run: Path, epoch: str) -> Path:
         epochs = ", ".join(map(str, saved)) or "none"
         raise UserError(f"{run}@{epoch}: the run has no checkpoint of epoch {epoch!r}; it has {epochs}")
     return RunDirectory(run).checkpoint(int(epoch))
-
-
-def _suggest_sibling(name: str) -> str:
-    """The existing folder with the nearest name, as a question."""
-    folder = Path(name).expanduser()
-    if not folder.parent.is_dir():
-        return ""
-    return suggest(folder.name, [path.name for path in folder.parent.iterdir() if path.is_dir()])

@@ -18,7 +18,7 @@ from dejavu_lit.data.decode import open_image
 from dejavu_lit.data.objects import Annotation, Annotator, Failed
 from dejavu_lit.data.shards import BadPair, Pair, ShardIndex
 from dejavu_lit.utils.distributed import current_ranks
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.errors import UserError, check_at_least
 from dejavu_lit.utils.parallel import map_ahead
 
 SCORE_SLACK = 1e-6  # scores may exceed 0..1 by this much: sums of rounded probabilities do
@@ -85,9 +85,7 @@ class Detector(Source):
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise UserError(f"annotator.threshold={self.threshold} must lie between 0 and 1")
-        for name in ("batch", "workers"):
-            if getattr(self, name) < 1:
-                raise UserError(f"annotator.{name}={getattr(self, name)} must be at least 1")
+        check_at_least(self, "annotator.", batch=1, workers=1)
 
     @property
     def local_device(self) -> str:

@@ -24,7 +24,7 @@ from dejavu_lit.report.figure_files import draw_figures
 from dejavu_lit.report.membership import pooled_boards
 from dejavu_lit.report.scalars import scalars, settings_rows
 from dejavu_lit.report.study import setting_labels
-from dejavu_lit.utils.io import file_sha256, read_json, to_plain_json, write_json
+from dejavu_lit.utils.io import file_sha256, read_json, write_json
 from dejavu_lit.utils.run_directory import RunDirectory
 from dejavu_lit.utils.wandb import FOLDER, LoggerSettings, Wandb, quiet, starting, wandb_options
 
@@ -178,7 +178,7 @@ def _wandb_images(figures: Sequence[Path]) -> dict[str, Any]:
 
 @contextmanager
 def _wandb_run(
-    out: Path, state: Mapping[str, Any], settings: Wandb, options: dict[str, Any], config: Mapping[str, Any]
+    out: Path, state: Mapping[str, Any], settings: Wandb, options: dict[str, Any], config: dict[str, Any]
 ) -> Iterator[Any]:
     """wandb's run of ``out``, always finished; ``state`` is then known as logged."""
     import wandb
@@ -195,7 +195,7 @@ def _wandb_run(
                 dir=out.resolve(),
                 mode="offline" if settings.offline else None,
                 resume="allow",
-                config=to_plain_json(config),
+                config=config,
                 settings=wandb.Settings(silent=quiet(), console="off", x_disable_stats=True),
                 **options,
             )

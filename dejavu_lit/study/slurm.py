@@ -17,7 +17,7 @@ from typing import Any
 
 from dejavu_lit.study.runs import failure_reason
 from dejavu_lit.training.settings import TrainerSettings
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.errors import UserError, check_at_least
 from dejavu_lit.utils.io import read_json, write_json
 from dejavu_lit.utils.run_directory import RunDirectory
 
@@ -74,9 +74,7 @@ class SlurmSettings:
     """Further options of sbatch, e.g. {constraint: a100}."""
 
     def __post_init__(self) -> None:
-        for name in ("timeout_min", "array_parallelism", "signal_delay_s"):
-            if getattr(self, name) < 1:
-                raise UserError(f"slurm.{name}={getattr(self, name)} must be at least 1")
+        check_at_least(self, "slurm.", timeout_min=1, array_parallelism=1, signal_delay_s=1)
         if self.poll_s <= 0 or self.requeues < 0:
             raise UserError(
                 f"slurm.poll_s={self.poll_s} must be above 0 and slurm.requeues={self.requeues} must not be negative"

@@ -7,7 +7,6 @@ gather-with-grad), or SigLIP's if the model has a bias. Source: Radford et al., 
 import math
 import time
 from collections import Counter
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -20,10 +19,10 @@ from dejavu_lit.data.manifest import MANIFEST
 from dejavu_lit.data.module import PairDataModule
 from dejavu_lit.data.stream import Batch
 from dejavu_lit.mitigation import Mitigation
-from dejavu_lit.training.features import ComputeSettings, Features
+from dejavu_lit.training.features import Features
 from dejavu_lit.training.finetuning import apply_finetuning, merged
 from dejavu_lit.training.regularizers import add_gradient_noise, add_text_noise, contrastive_loss, drop_patches
-from dejavu_lit.training.settings import Recipe
+from dejavu_lit.training.settings import Recipe, TrainerSettings
 from dejavu_lit.utils.distributed import gather
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256
@@ -57,7 +56,7 @@ class ClipModule(pl.LightningModule):
         recipe: Recipe,
         mitigation: Mitigation,
         seed: int = 0,
-        compute: ComputeSettings = ComputeSettings(),  # noqa: B008  # immutable
+        trainer: TrainerSettings = TrainerSettings(),  # noqa: B008  # immutable
     ) -> None:
         super().__init__()
         self.model, self.recipe, self.mitigation, self.seed = model, recipe, mitigation, seed
@@ -81,7 +80,7 @@ class ClipModule(pl.LightningModule):
         self.register_buffer("mean", torch.tensor(visual.image_mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(visual.image_std).view(1, 3, 1, 1) * 255, persistent=False)
         self._loss: nn.Module | None = None
-        self._features = Features(model, replace(compute, parts=recipe.accumulate), self._pixels)
+        self._features = Features(model, trainer, self._pixels, recipe.accumulate)
         self._unreadable: dict[int, str] = {}  # {index: reason} for the pairs of this rank, over all epochs
         self._replaced = 0  # pairs of this rank and epoch; counted on the host, since logging would wait for the device
         self._earlier_seconds, self._started = 0.0, time.perf_counter()

@@ -39,19 +39,15 @@ class Averaging(WeightAveraging):
             self._average_model.n_averaged += 1
         self._latest_update_step = trainer.global_step
 
-    def swap(self, module: pl.LightningModule) -> None:
-        """Exchange the weights and their average."""
-        self._swap_models(module)
-
 
 @contextmanager
 def averaged(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[None]:
     """Within the block ``module`` has the averaged weights; if the trainer has no averaging, nothing changes."""
     averages = [callback for callback in trainer.callbacks if isinstance(callback, Averaging)]  # type: ignore[attr-defined]  # Lightning sets it dynamically
     for average in averages:
-        average.swap(module)
+        average._swap_models(module)
     try:
         yield
     finally:
         for average in averages:
-            average.swap(module)
+            average._swap_models(module)

@@ -8,7 +8,6 @@ Limited Setup, 2021, arXiv 2101.06983), by nested non-reentrant checkpoints, whi
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -18,55 +17,46 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
+from dejavu_lit.training.settings import TrainerSettings
 from dejavu_lit.training.towers import image_tower, pack, text_tower
 from dejavu_lit.utils.errors import UserError
-
-
-@dataclass(frozen=True)
-class ComputeSettings:
-    """How features are computed. Nothing here changes what is trained, apart from rounding."""
-
-    trim: bool = True
-    """Compute only the tokens that the features depend on, where that is exact."""
-    checkpointing: bool = False
-    """Recompute the activations inside each block in the backward pass."""
-    compile: bool = False
-    """Compile the encoders with torch.compile."""
-    parts: int = 1
-    """The number of parts in which the batch of a rank is computed, one after the other."""
 
 
 class Features:
     """Maps images uint8 [b, 3, h, w] and the captions prepared by ``captions`` to open_clip's output.
 
-    ``pixels`` turns images into the model's input. Parameters stay the model's own; this object has none.
+    ``pixels`` turns images into the model's input. The batch of a rank is computed in ``parts``, one after the other. Of
+    ``trainer``, trim, checkpointing and compile count; they change nothing but rounding. Parameters stay the model's own.
 
     Raises:
-        UserError: the model does not support ``compute``.
+        UserError: the model does not support checkpointing or ``parts``.
     """
 
-    def __init__(self, model: nn.Module, compute: ComputeSettings, pixels: Callable[[Tensor], Tensor]) -> None:
-        self.model, self.compute, self.pixels = cast(Any, model), compute, pixels
-        self.text = text_tower(model) if compute.trim else None
-        self.visual = image_tower(model) if compute.trim else None
+    def __init__(
+        self, model: nn.Module, trainer: TrainerSettings, pixels: Callable[[Tensor], Tensor], parts: int = 1
+    ) -> None:
+        self.model, self.pixels, self.parts = cast(Any, model), pixels, parts
+        self.checkpointing = trainer.checkpointing
+        self.text = text_tower(model) if trainer.trim else None
+        self.visual = image_tower(model) if trainer.trim else None
         name = type(self.model.visual).__name__
-        if compute.parts > 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        if parts > 1 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
             raise UserError(
-                f"recipe.accumulate={compute.parts} computes a batch in parts, but this model ({name}) normalizes over "
+                f"recipe.accumulate={parts} computes a batch in parts, but this model ({name}) normalizes over "
                 "the batch and would see each part alone; set it to 1"
             )
-        if compute.checkpointing:
+        if trainer.checkpointing:
             if any(isinstance(module, (ModifiedResNet, CustomResidualAttentionBlock)) for module in model.modules()):
                 raise UserError(f"trainer.checkpointing=true is not supported by this model ({name}); set it to false")
             self.model.set_grad_checkpointing(True)
-        self._encode = torch.compile(self.encode) if compute.compile else self.encode
+        self._encode = torch.compile(self.encode) if trainer.compile else self.encode
 
     def captions(self, tokens: Tensor, pin: bool = False) -> list[Any]:
         """The captions of each part, from tokens int64 [b, context] on the host; packed if the tower allows it.
 
         With ``pin`` they are in page-locked memory, from which a GPU copies without waiting.
         """
-        parts = tokens.tensor_split(min(self.compute.parts, len(tokens)))
+        parts = tokens.tensor_split(min(self.parts, len(tokens)))
         if self.text is None:
             return list(parts)
         packed = [pack(part, self.text.ends(part)) for part in parts]
@@ -94,7 +84,7 @@ class Features:
             if isinstance(output, dict):
                 return output["image_features"], output["text_features"]
             return output[0], output[1]
-        recompute, pixels = self.compute.checkpointing and torch.is_grad_enabled(), self.pixels(images)
+        recompute, pixels = self.checkpointing and torch.is_grad_enabled(), self.pixels(images)
         image = (
             self.model.encode_image(pixels, normalize=True)
             if self.visual is None

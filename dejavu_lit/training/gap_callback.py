@@ -13,14 +13,14 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.utilities.seed import isolate_rng
 
 from dejavu_lit.data.manifest import MANIFEST
-from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
+from dejavu_lit.data.prepared import TRAINED_ON
 from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.models.open_clip_encoder import OpenClipEncoder
 from dejavu_lit.training.clip_module import ClipModule
 from dejavu_lit.training.ema import averaged
 from dejavu_lit.training.gap_sample import GapMeter
 from dejavu_lit.training.progress import write_metrics
-from dejavu_lit.training.settings import GapSettings
+from dejavu_lit.training.settings import TrainingRun
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256
 from dejavu_lit.utils.run_directory import PARTNER, RunDirectory
@@ -30,30 +30,26 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class GapCallback(Callback):
-    """Measures on all ranks, logs to every logger, and ends the training if the lower bound of PPG exceeds ``budget``.
+    """Measures on all ranks, logs to every logger, and ends the training if the lower bound of PPG exceeds the budget.
 
     ``rows`` and ``stopped`` are part of the checkpoint, so a resumed run continues with them.
     """
 
-    data: DataSpec
-    side: str
-    settings: GapSettings
+    run: TrainingRun
     reference: AuditedModel
-    identity: str  # of the reference, independent of its folder
-    budget: float | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     stopped: dict[str, Any] | None = None
     seconds: float = 0.0  # spent measuring in this call
 
     def state_dict(self) -> dict[str, Any]:
         """The rows so far, and the reference."""
-        return {"reference": self.identity, "rows": self.rows, "stopped": self.stopped}
+        return {"reference": self.reference.identity, "rows": self.rows, "stopped": self.stopped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with the rows; raises UserError if they were measured against another reference."""
-        if state_dict["reference"] != self.identity:
+        if (earlier := state_dict["reference"]) != self.reference.identity:
             raise UserError(
-                f"this run's gaps were measured against {state_dict['reference']} and cannot continue against {self.identity}; "
+                f"this run's gaps were measured against {earlier} and cannot continue against {self.reference.identity}; "
                 "set gaps.reference back to it, or use another out="
             )
         self.rows, self.stopped = list(state_dict["rows"]), state_dict["stopped"]
@@ -66,13 +62,13 @@ class GapCallback(Callback):
         else:
             started = time.perf_counter()
             with isolate_rng():
-                self._meter = GapMeter(self.data, self.side, self.settings, self.reference)
+                self._meter = GapMeter(self.run.data, self.run.side, self.run.gaps, self.reference)
             self.seconds += time.perf_counter() - started
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Measure every ``settings.every`` epochs; every rank gets the same row, so either all ranks stop or none."""
+        """Measure every ``gaps.every`` epochs; every rank gets the same row, so either all ranks stop or none."""
         done = trainer.current_epoch + 1
-        if done % self.settings.every:
+        if done % self.run.gaps.every:
             return
         started = time.perf_counter()
         with isolate_rng():  # loading a reference draws random weights before it overwrites them
@@ -98,34 +94,30 @@ class GapCallback(Callback):
                 "epoch %d: PPG %.3f [%.3f, %.3f], corrected %.3f, against %s",
                 *(row[name] for name in ("epoch", "ppg", "ppg_low", "ppg_high", "corrected_ppg", "against")),
             )
-        if self.budget is None or row["ppg_low"] <= self.budget:
+        budget = self.run.mitigation.gap_budget
+        if budget is None or row["ppg_low"] <= budget:
             return
         interval = [row["ppg_low"], row["ppg_high"]]
         self.stopped = {"by": "gap_budget", "epoch": row["epoch"], "ppg": row["ppg"], "ci95": interval}
         trainer.should_stop = True
         if trainer.is_global_zero:
-            log.info("stopping: the lower bound of PPG exceeds mitigation.gap_budget=%g", self.budget)
+            log.info("stopping: the lower bound of PPG exceeds mitigation.gap_budget=%g", budget)
 
     def report(self) -> dict[str, Any]:
         """The ``gaps`` of run.json."""
         return {"reference": self.reference.name, "rows": self.rows, "seconds": round(self.seconds, 2)}
 
 
-def gap_callback(
-    out: Path, side: str, data: DataSpec, settings: GapSettings, budget: float | None, epochs: int
-) -> GapCallback | None:
+def gap_callback(run: TrainingRun, out: Path) -> GapCallback | None:
     """The callback of the run in ``out``; None if no gaps are to be measured.
 
-    Args:
-        side: the side of the run, whose own set is measured: A for the target, B for the reference.
-        budget: ``mitigation.gap_budget``.
-        epochs: the epochs to train; at least one measurement must fall into them.
-
     Raises:
-        UserError: a budget without a reference, or a reference that is missing, unfinished, or trained on the same set.
+        UserError: a budget without a reference, no measurement within the epochs, or a reference that is missing,
+            unfinished, or trained on the same set.
     """
+    settings, budget = run.gaps, run.mitigation.gap_budget
     if settings.reference is None:
-        if budget is not None and side == "target":
+        if budget is not None and run.side == "target":
             raise UserError(
                 f"mitigation.gap_budget={budget} needs a reference to measure against; set gaps.reference=RUN to a "
                 "finished run with side=reference"
@@ -137,24 +129,24 @@ def gap_callback(
         raise UserError(
             "gaps.reference=partner is for dejavu mitigate, which knows the partner; set it to a finished run"
         )
-    if settings.every > epochs:
-        raise UserError(f"gaps.every={settings.every} is more than the {epochs} epochs to train; lower it")
+    if settings.every > run.epochs:
+        raise UserError(f"gaps.every={settings.every} is more than the {run.epochs} epochs to train; lower it")
     reference = AuditedModel(settings.reference, out / "embeddings")
-    _check_reference(reference, side, data)
-    return GapCallback(data, side, settings, reference, reference.identity, budget)
+    _check_reference(reference, run)
+    return GapCallback(run, reference)
 
 
-def _check_reference(reference: AuditedModel, side: str, data: DataSpec) -> None:
+def _check_reference(reference: AuditedModel, run: TrainingRun) -> None:
     option = f"gaps.reference={reference.name}"
     if reference.run is None:
-        if reference.embeddings_folder is not None and not reference.embeddings_folder.is_dir():
-            raise UserError(f"{option}: the folder {reference.embeddings_folder} does not exist; check the path")
         if reference.embeddings_folder is None:
             _ = reference.encoder  # fails now if the model cannot be loaded
         return
     if not RunDirectory(reference.run).finished:
         raise UserError(f"{option} is not finished; run dejavu train in it again, then start this run")
-    if reference.trained_on == TRAINED_ON[side]:
-        raise UserError(f"{option} was trained on {TRAINED_ON[side]}, like this run; use a run of the other side")
-    if reference.run_json.get("data") != file_sha256(data.folder / MANIFEST):
-        raise UserError(f"{option} was trained on other data than {data.folder}; use a run trained on the same data")
+    if reference.trained_on == TRAINED_ON[run.side]:
+        raise UserError(f"{option} was trained on {TRAINED_ON[run.side]}, like this run; use a run of the other side")
+    if reference.run_json.get("data") != file_sha256(run.data.folder / MANIFEST):
+        raise UserError(
+            f"{option} was trained on other data than {run.data.folder}; use a run trained on the same data"
+        )

@@ -13,7 +13,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from dejavu_lit.utils.distributed import rank
 from dejavu_lit.utils.errors import first_line
-from dejavu_lit.utils.io import name_file_in_errors, no_links, to_plain_json, write_text
+from dejavu_lit.utils.io import name_file_in_errors, no_links, write_text
 from dejavu_lit.utils.wandb import LoggerSettings, quiet, starting, wandb_options
 
 log = logging.getLogger(__name__)
@@ -148,10 +148,7 @@ def training_loggers(
         client_settings = wandb.Settings(
             silent=quiet(), console="off", finish_timeout=UPLOAD_SECONDS, finish_timeout_raises=True
         )
-        options = wandb_options(out, settings.wandb, side) | {
-            "config": to_plain_json(config),
-            "settings": client_settings,
-        }
+        options = wandb_options(out, settings.wandb, side) | {"config": config, "settings": client_settings}
         writers.append(WandbLogger(out, settings.wandb.offline, step is not None, options))
     if settings.tensorboard:
         writers.append(loggers.TensorBoardLogger(out, name="tensorboard", version="", purge_step=step))

@@ -33,12 +33,7 @@ def contrastive_loss(siglip: bool, smoothing: float, rank: int, world: int) -> n
             f"mitigation.label_smoothing={smoothing} smooths CLIP's targets, and this model has SigLIP's loss; "
             "set it to 0 or choose another model"
         )
-    if siglip:
-        loss: nn.Module = SigLipLoss(rank=rank, world_size=world)
-    elif smoothing:
-        loss = SmoothedClipLoss(smoothing, rank, world)
-    else:
-        loss = ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world)
+    loss: nn.Module = SigLipLoss(rank=rank, world_size=world) if siglip else SmoothedClipLoss(smoothing, rank, world)
     return loss
 
 

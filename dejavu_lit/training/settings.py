@@ -7,7 +7,7 @@ from dejavu_lit.data.prepared import DataSpec, training_set
 from dejavu_lit.data.settings import LoaderSettings
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.settings import ModelSpec
-from dejavu_lit.utils.errors import UserError, suggest
+from dejavu_lit.utils.errors import UserError, check_at_least, suggest
 from dejavu_lit.utils.wandb import LoggerSettings
 
 
@@ -39,9 +39,7 @@ class Recipe:
     """Parts in which the batch of a rank is computed, to save memory; the loss is still that of the complete batch."""
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch", 1), ("accumulate", 1), ("warmup_steps", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"recipe.{name}={getattr(self, name)} must be at least {least}")
+        check_at_least(self, "recipe.", epochs=1, batch=1, accumulate=1, warmup_steps=0)
         if not 0 < self.lr < math.inf:
             raise UserError(f"recipe.lr={self.lr} must be above 0")
 
@@ -88,9 +86,7 @@ class TrainerSettings:
                 raise UserError(
                     f"trainer.{name}={value} is unknown{suggest(value, choices)}; choose one of {', '.join(choices)}"
                 )
-        for name in ("num_nodes", "log_every", "checkpoint_epochs", "checkpoint_steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"trainer.{name}={getattr(self, name)} must be at least 1")
+        check_at_least(self, "trainer.", num_nodes=1, log_every=1, checkpoint_epochs=1, checkpoint_steps=1)
         object.__setattr__(self, "checkpoint_at", tuple(self.checkpoint_at))
         if not all(epoch > 0 for epoch in self.checkpoint_at):
             raise UserError(
@@ -120,9 +116,7 @@ class GapSettings:
     """Lowest annotator score that counts."""
 
     def __post_init__(self) -> None:
-        for name in ("every", "sample", "public", "k"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"gaps.{name}={getattr(self, name)} must be at least 1")
+        check_at_least(self, "gaps.", every=1, sample=1, public=1, k=1)
         if not 0 <= self.threshold <= 1:
             raise UserError(f"gaps.threshold={self.threshold} must be between 0 and 1")
 

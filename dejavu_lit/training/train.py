@@ -25,7 +25,6 @@ from dejavu_lit.models.tokenizer import load_tokenizer
 from dejavu_lit.training.checkpoints import AtomicCheckpointIO, CheckpointSaver, saved_step
 from dejavu_lit.training.clip_module import ClipModule
 from dejavu_lit.training.ema import Averaging, averaged
-from dejavu_lit.training.features import ComputeSettings
 from dejavu_lit.training.finetuning import merged
 from dejavu_lit.training.gap_callback import GapCallback, gap_callback
 from dejavu_lit.training.loggers import finish_loggers, training_loggers
@@ -72,7 +71,7 @@ def train(run: TrainingRun, out: Path) -> Path:
         log.warning(
             "mitigation.stop_epoch=%d has no effect: training ends at recipe.epochs=%d", stop_epoch, run.recipe.epochs
         )
-    gaps = gap_callback(out, run.side, run.data, run.gaps, run.mitigation.gap_budget, run.epochs)
+    gaps = gap_callback(run, out)
     pl.seed_everything(run.seed, verbose=False)
     module, pairs = _build_model_and_data(run, out)
     last = directory.last_checkpoint
@@ -108,8 +107,7 @@ def _build_model_and_data(run: TrainingRun, out: Path) -> tuple[ClipModule, Pair
     export_config(run.model, folder)
     network = build_model(run.model, folder)
     image_config = cast(Any, network.visual).preprocess_cfg
-    compute = ComputeSettings(run.trainer.trim, run.trainer.checkpointing, run.trainer.compile)
-    module = ClipModule(network, run.recipe, run.mitigation, run.seed, compute)
+    module = ClipModule(network, run.recipe, run.mitigation, run.seed, run.trainer)
     data_module = PairDataModule if run.data.shards is None else RawDataModule
     pairs = data_module(
         data=run.data,

@@ -31,6 +31,13 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
+def check_at_least(settings: object, prefix: str, **minima: int) -> None:
+    """Raise UserError if a setting is below its minimum; one that is None has no value to check."""
+    for name, minimum in minima.items():
+        if (value := getattr(settings, name)) is not None and value < minimum:
+            raise UserError(f"{prefix}{name}={value} must be at least {minimum}")
+
+
 def error_sentence(error: BaseException) -> str | None:
     """The sentence for an error that a user can fix: a UserError, of the operating system, or too little memory; else None."""
     if isinstance(error, UserError):

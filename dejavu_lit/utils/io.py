@@ -7,7 +7,6 @@ import os
 import secrets
 import shutil
 import socket
-from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from errno import ENOSPC
@@ -210,10 +209,3 @@ def locked(path: Path | str, wait: bool = True) -> Iterator[None]:
 def no_links(path: str, flags: int) -> int:
     """An ``opener`` for ``open`` that refuses a link: a file written in place must not be one that lies elsewhere."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
-
-
-def to_plain_json(value: Any) -> Any:
-    """A config, namespace or path as JSON values."""
-    if isinstance(value, Namespace):
-        value = vars(value)
-    return json.loads(json.dumps(value, default=str))

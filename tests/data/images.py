@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ def sample_image(seed: int, width: int = 48, height: int = 36) -> Image.Image:
     return Image.fromarray(blobs).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def encoded(image: Image.Image, kind: str = "PNG", **options: int) -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     """The bytes of the image's file."""
     file = io.BytesIO()
     image.save(file, kind, **options)

@@ -1,6 +1,5 @@
 """Which mistakes in ``data=`` are refused, each with its message, and where a DataSpec finds its parts."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +9,7 @@ from dejavu_lit.data.key_lists import keys_fingerprint
 from dejavu_lit.data.loader import loader_failure
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.settings import LoaderSettings
-from dejavu_lit.utils.errors import UserError
-
-
-def message_of(mistake: Callable[[], object]) -> str:
-    with pytest.raises(UserError) as error:
-        mistake()
-    return str(error.value)
+from tests.conftest import message_of
 
 
 def test_a_folder_that_was_not_prepared_is_refused(tmp_path: Path) -> None:

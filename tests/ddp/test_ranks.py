@@ -15,7 +15,7 @@ import torch
 
 from dejavu_lit.data.epoch import epoch_plan
 from dejavu_lit.data.shards import ShardSet
-from tests.conftest import ROOT, SMALL, run
+from tests.conftest import ROOT, SMALL, run, weights
 from tests.data.test_epoch import batches
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -116,12 +116,6 @@ def test_each_pair_is_seen_as_planned_and_both_ranks_end_alike_with_every_knob(s
 
 
 LONG = ["recipe.epochs=25", "trainer.checkpoint_epochs=100", "mitigation.text_mask=0.3", "mitigation.ema=0.9"]
-
-
-def weights(run):
-    from safetensors.torch import load_file
-
-    return load_file(run / "model" / "open_clip_model.safetensors")
 
 
 def rows(run):

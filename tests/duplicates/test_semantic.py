@@ -5,7 +5,6 @@ import pytest
 
 from dejavu_lit.duplicates import semantic
 from dejavu_lit.duplicates.semantic import semantic_groups
-from dejavu_lit.utils.errors import UserError
 
 
 def vectors(count: int, width: int, spread: float, centers: int, seed: int = 0) -> np.ndarray:
@@ -70,12 +69,6 @@ def test_identical_images_are_one_group() -> None:
     result = semantic_groups(rows, 0.95)
     assert result.groups.max() == 0
     assert len(result.links) == 2999
-
-
-@pytest.mark.parametrize("similarity", [0, 1, 1.5, -0.2])
-def test_similarity_out_of_range(similarity: float) -> None:
-    with pytest.raises(UserError, match="similarity="):
-        semantic_groups(np.ones((2, 2), np.float16), similarity)
 
 
 def test_no_images() -> None:

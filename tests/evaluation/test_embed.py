@@ -17,6 +17,7 @@ from dejavu_lit.evaluation.embed import embed
 from dejavu_lit.evaluation.embeddings import Embeddings, write_embeddings
 from dejavu_lit.models.zoo import load_encoder
 from dejavu_lit.utils.errors import UserError
+from tests.data.images import encoded
 from tests.models.tiny import sample_image, write_clip, write_shards
 
 PAIRS, SHARD = 150, 70  # shards of 70, 70 and 10: full chunks, partial ones and a small shard
@@ -25,12 +26,6 @@ PAIRS, SHARD = 150, 70  # shards of 70, 70 and 10: full chunks, partial ones and
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
     return load_encoder(f"local-dir:{write_clip(tmp_path_factory.mktemp('model'))}")
-
-
-def encoded(image, form="png"):
-    buffer = io.BytesIO()
-    image.save(buffer, form)
-    return buffer.getvalue()
 
 
 def write(folder, bad_images=(), empty=(), pairs=PAIRS):

@@ -15,12 +15,8 @@ from dejavu_lit.evaluation.class_names import prompts
 from dejavu_lit.evaluation.utility import class_vectors, linear_probe, read_labels, retrieval, zero_shot
 from dejavu_lit.models.zoo import load_encoder
 from dejavu_lit.utils.errors import UserError
+from tests.evaluation.test_search import unit
 from tests.models.tiny import sample_image, write_clip, write_shards
-
-
-def unit(rng, n, d):
-    vectors = rng.normal(size=(n, d))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
 
 
 def test_zero_shot_equals_scikit_learn(monkeypatch):

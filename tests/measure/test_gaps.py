@@ -1,5 +1,4 @@
 from collections import Counter
-from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
 
@@ -10,7 +9,7 @@ from scipy import stats
 from dejavu_lit.measure.gaps import Outcomes, estimate, mean_recall_gap, outcomes, sign_test
 from dejavu_lit.measure.scores import Scores
 from dejavu_lit.measure.settings import Resampling
-from dejavu_lit.utils.errors import UserError
+from tests.conftest import message_of
 from tests.measure.oracle import Case
 
 
@@ -23,12 +22,6 @@ def random_outcomes(seed: int, n: int = 3000, shift: float = 0.2) -> Outcomes:
     truth = rng.integers(1, 6, n)
     hits_t, hits_r = rng.binomial(truth, 0.4 + shift), rng.binomial(truth, 0.4)
     return Outcomes(np.sign(hits_t - hits_r + rng.integers(-1, 2, n)), np.sign(hits_t - hits_r), hits_t - hits_r, truth)
-
-
-def message_of(mistake: Callable[[], object]) -> str:
-    with pytest.raises(UserError) as error:
-        mistake()
-    return str(error.value)
 
 
 def test_three_records_by_hand() -> None:

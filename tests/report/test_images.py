@@ -1,6 +1,5 @@
 """Boxes: those of the artifact above the threshold, only for images whose orientation is unambiguous."""
 
-import io
 from pathlib import Path
 
 import pytest
@@ -9,12 +8,11 @@ from PIL import Image
 from dejavu_lit.data.objects import Annotation, Annotator, Failed, write_objects
 from dejavu_lit.data.shards import Pair, write_shards
 from dejavu_lit.report.images import MAX_BOXES, Boxes, read_boxes, write_thumbnails
+from tests.data.images import encoded
 
 
 def sample_image(kind: str = "PNG", **options: object) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (40, 30)).save(out, kind, **options)
-    return out.getvalue()
+    return encoded(Image.new("RGB", (40, 30)), kind, **options)
 
 
 @pytest.fixture

@@ -9,12 +9,11 @@ from PIL import Image
 from dejavu_lit.data import decode as images
 from dejavu_lit.data.shards import BadPair, Pair, write_shards
 from dejavu_lit.report.images import shrink, write_thumbnails
+from tests.data.images import encoded
 
 
 def sample_image(size: tuple[int, int], mode: str = "RGB", kind: str = "PNG", **options: object) -> bytes:
-    out = io.BytesIO()
-    Image.new(mode, size).save(out, kind, **options)
-    return out.getvalue()
+    return encoded(Image.new(mode, size), kind, **options)
 
 
 KINDS = [("RGB", "JPEG"), ("CMYK", "JPEG"), ("L", "PNG"), ("P", "PNG"), ("RGBA", "WEBP"), ("I;16", "PNG")]

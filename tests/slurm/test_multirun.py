@@ -1,16 +1,14 @@
 """train.py as jobs of a real SLURM: a sweep, several tasks a job, a failing job, preempted ones, plain sbatch and srun."""
 
 import csv
-import json
 import subprocess
 import sys
 import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from tests.conftest import ROOT, SMALL, run
+from tests.conftest import ROOT, SMALL, record, run, weights
 from tests.slurm.conftest import displace, sbatch, tables
 from tests.wandb_files import Offline
 
@@ -18,14 +16,6 @@ SWEEP = ["side=target,reference", "mitigation.text_mask=0,0.5"]
 # Two ranks and 120 steps, which is seconds; saved only at the ends of epochs and when told to go.
 TWO = ["side=target", *SMALL, "trainer.devices=2", "recipe.epochs=20", "trainer.checkpoint_epochs=100"]
 ONE_CPU = "hydra.launcher.cpus_per_task=1"  # the nodes have two
-
-
-def weights(folder):
-    return load_file(folder / "model" / "open_clip_model.safetensors")
-
-
-def record(folder):
-    return json.loads((folder / "run.json").read_text())
 
 
 @pytest.mark.slow

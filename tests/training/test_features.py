@@ -11,8 +11,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.training.clip_module import ClipModule
-from dejavu_lit.training.features import ComputeSettings, Features
-from dejavu_lit.training.settings import Recipe
+from dejavu_lit.training.features import Features
+from dejavu_lit.training.settings import Recipe, TrainerSettings
 from dejavu_lit.training.towers import pack
 from dejavu_lit.utils.errors import UserError
 
@@ -45,10 +45,10 @@ def unchanged(images):
     return images
 
 
-def outcome(model, **compute):
-    """Loss and gradients under ``compute``."""
+def outcome(model, parts=1, **trainer):
+    """Loss and gradients of a batch in ``parts`` under these settings of the trainer."""
     model = copy.deepcopy(model)
-    features = Features(model, ComputeSettings(**compute), unchanged)
+    features = Features(model, TrainerSettings(**trainer), unchanged, parts)
     images, tokens = batch()
     torch.manual_seed(2)
     loss = ClipLoss()(**features(images, features.captions(tokens)))
@@ -93,7 +93,7 @@ def test_captions_are_packed_by_hand():
 )
 def test_trimmed_features_have_the_loss_and_the_gradients_of_the_model(options):
     model = build(**options)
-    features = Features(model, ComputeSettings(), unchanged)
+    features = Features(model, TrainerSettings(), unchanged)
     assert features.text is not None
     assert features.visual is not None
     check(outcome(model), outcome(model, trim=False), 1e-11)
@@ -105,7 +105,7 @@ def test_in_single_precision_they_agree_to_its_rounding():
     outcomes = []
     for trim in (True, False):
         single = copy.deepcopy(model).float()
-        features = Features(single, ComputeSettings(trim=trim), unchanged)
+        features = Features(single, TrainerSettings(trim=trim), unchanged)
         loss = ClipLoss()(**features(images.float(), features.captions(tokens)))
         loss.backward()
         outcomes.append((loss.item(), {name: value.grad for name, value in single.named_parameters()}))
@@ -118,7 +118,7 @@ def test_in_bf16_they_are_as_close_to_double_precision_as_the_model_itself():
     errors = []
     for trim in (True, False):
         single = copy.deepcopy(model).float()
-        features = Features(single, ComputeSettings(trim=trim), unchanged)
+        features = Features(single, TrainerSettings(trim=trim), unchanged)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = ClipLoss()(**features(images.float(), features.captions(tokens)))
         loss.backward()
@@ -143,7 +143,7 @@ def test_in_bf16_they_are_as_close_to_double_precision_as_the_model_itself():
 )
 def test_towers_for_which_trimming_is_not_exact_are_not_trimmed(options, text, visual):
     model = build(**options).eval()  # evaluation mode, because of the batch statistics of a ResNet
-    features = Features(model, ComputeSettings(), unchanged)
+    features = Features(model, TrainerSettings(), unchanged)
     assert (features.text is not None, features.visual is not None) == (text, visual)
     images, tokens = batch()
     with torch.no_grad():
@@ -162,7 +162,7 @@ def test_a_coca_is_not_trimmed():
     vision = {**VISION, "attentional_pool": True, "output_tokens": True, "attn_pooler_heads": 2}
     multimodal = {"context_length": 16, "vocab_size": 99, "width": 24, "heads": 2, "layers": 1}
     model = open_clip.CoCa(16, multimodal_cfg=multimodal, text_cfg=text, vision_cfg=vision)
-    features = Features(model, ComputeSettings(), unchanged)
+    features = Features(model, TrainerSettings(), unchanged)
     assert features.text is None
     assert features.visual is None
 
@@ -170,7 +170,7 @@ def test_a_coca_is_not_trimmed():
 def test_without_trimming_the_output_is_the_models_bit_for_bit():
     model = build(init_logit_bias=-10)
     images, tokens = batch()
-    features = Features(model, ComputeSettings(trim=False), unchanged)
+    features = Features(model, TrainerSettings(trim=False), unchanged)
     output = features(images, features.captions(tokens))
     assert list(output) == ["image_features", "text_features", "logit_scale", "logit_bias"]
     for value, expected in zip(output.values(), model(images, tokens), strict=True):
@@ -193,7 +193,7 @@ def test_parts_repeat_their_random_draws():
     model = build(vision={"patch_dropout": 0.5})
     images, tokens = batch()
     actual = outcome(model, parts=2)
-    features = Features(model, ComputeSettings(parts=2), unchanged)
+    features = Features(model, TrainerSettings(), unchanged, parts=2)
     torch.manual_seed(2)
     pairs = zip(images.tensor_split(2), features.captions(tokens), strict=True)
     image, text = map(torch.cat, zip(*[features.encode(*pair) for pair in pairs], strict=True))
@@ -204,7 +204,7 @@ def test_parts_repeat_their_random_draws():
 
 def test_parts_of_a_model_with_batch_normalization_are_refused():
     with pytest.raises(UserError, match=r"recipe\.accumulate=2.*normalizes over"):
-        Features(build(vision={"layers": [1, 1, 1, 1], "width": 8}), ComputeSettings(parts=2), unchanged)
+        Features(build(vision={"layers": [1, 1, 1, 1], "width": 8}), TrainerSettings(), unchanged, parts=2)
 
 
 @pytest.mark.parametrize("trim", [True, False])
@@ -217,12 +217,12 @@ def test_checkpointing_computes_the_same(trim, parts):
 @pytest.mark.parametrize("options", [{"vision": {"layers": [1, 1, 1, 1], "width": 8}}, {"text": {"qk_norm": True}}])
 def test_checkpointing_is_refused_if_open_clip_does_not_support_it(options):
     with pytest.raises(UserError, match=r"trainer\.checkpointing=true"):
-        Features(build(**options), ComputeSettings(checkpointing=True), unchanged)
+        Features(build(**options), TrainerSettings(checkpointing=True), unchanged)
 
 
 @pytest.mark.parametrize("trim", [True, False])
 def test_parts_and_checkpoints_save_less_for_the_backward_pass(trim):
-    def saved_bytes(**compute):
+    def saved_bytes(parts=1, checkpointing=False):
         sizes = []
 
         def record(tensor):
@@ -230,9 +230,8 @@ def test_parts_and_checkpoints_save_less_for_the_backward_pass(trim):
                 sizes.append(tensor.nbytes)
             return tensor
 
-        features = Features(
-            build(text={"layers": 6}, vision={"layers": 6}), ComputeSettings(trim=trim, **compute), unchanged
-        )
+        model = build(text={"layers": 6}, vision={"layers": 6})
+        features = Features(model, TrainerSettings(trim=trim, checkpointing=checkpointing), unchanged, parts)
         images, tokens = batch()
         with saved_tensors_hooks(record, lambda tensor: tensor):
             features(images, features.captions(tokens))
@@ -249,7 +248,7 @@ def test_compiled_features_are_the_same_and_captions_of_any_length_share_a_graph
     images, tokens = batch()
     torch._dynamo.reset()
     counters.clear()
-    compiled, plain = (Features(model, ComputeSettings(compile=choice), unchanged) for choice in (True, False))
+    compiled, plain = (Features(model, TrainerSettings(compile=choice), unchanged) for choice in (True, False))
     graphs = []
     for rows in ([0, 1, 2, 3], [0, 0, 2, 3], [2, 4, 2, 5], [3, 3, 5, 0]):
         gradients = []

@@ -13,9 +13,10 @@ from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.build import WEIGHTS
 from dejavu_lit.models.zoo import load_encoder
 from dejavu_lit.training.clip_module import ClipModule, Recipe
-from dejavu_lit.training.features import ComputeSettings, Features
+from dejavu_lit.training.features import Features
 from dejavu_lit.training.finetuning import apply_finetuning, merged
 from dejavu_lit.training.regularizers import add_text_noise
+from dejavu_lit.training.settings import TrainerSettings
 from dejavu_lit.utils.errors import UserError
 from tests.conftest import SMALL, call
 from tests.training.test_features import batch, build, unchanged
@@ -137,7 +138,7 @@ def test_the_merged_model_computes_what_the_adapters_do(tmp_path, name, trim):
     plain.load_state_dict(merged(model.state_dict()), strict=name != "resnet")
     images, tokens = batch()
     base, model, plain = (network.float().eval() for network in (base, model, plain))
-    features = Features(model, ComputeSettings(trim=trim), unchanged)
+    features = Features(model, TrainerSettings(trim=trim), unchanged)
     with torch.no_grad():
         output = features(images.float(), features.captions(tokens))
         assert (output["image_features"] - plain.encode_image(images.float(), normalize=True)).abs().max() < 1e-5
@@ -161,7 +162,7 @@ def test_trimmed_and_complete_towers_have_the_same_gradients_of_the_adapters():
     images, tokens = batch()
     for trim in (True, False):
         single = copy.deepcopy(model)
-        features = Features(single, ComputeSettings(trim=trim), unchanged)
+        features = Features(single, TrainerSettings(trim=trim), unchanged)
         ClipLoss()(**features(images, features.captions(tokens))).backward()
         gradients.append({name: p.grad for name, p in single.named_parameters() if p.requires_grad})
     assert gradients[0].keys() == {

@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-import socket
 import time
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from dejavu_lit.data.objects import Annotation, Annotator, read_objects, write_objects
 from dejavu_lit.data.shards import ShardSet
@@ -21,7 +19,7 @@ from dejavu_lit.models.zoo import load_encoder
 from dejavu_lit.training.checkpoints import CheckpointSaver
 from dejavu_lit.training.gap_sample import ImageSample, PairSample
 from dejavu_lit.utils.run_directory import first_difference, identity
-from tests.conftest import SMALL, call, run
+from tests.conftest import SMALL, call, run, spawn_ranks, weights
 from tests.starter import starter
 
 FIGURES = ("ppg", "prg", "aucg", "null_ppg", "corrected_ppg", "ppg_low", "ppg_high")
@@ -66,10 +64,6 @@ def logged(folder: Path) -> list[dict[str, str]]:
         return []
     with open(folder / "metrics.csv", newline="") as file:
         return [row for row in csv.DictReader(file) if not (row["metric"] or "pairs/s").startswith("pairs/s")]
-
-
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return load_file(path / "model" / "open_clip_model.safetensors")
 
 
 def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
@@ -200,20 +194,13 @@ def measure(scenes: Path, runs: dict[str, Path]) -> dict:
     return meter.measure(load_encoder(str(runs["target"])), 2)
 
 
-def measure_as_rank(rank: int, port: int, folder: Path, scenes: Path, runs: dict[str, Path]) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    try:
-        (folder / f"{rank}.json").write_text(json.dumps(measure(scenes, runs)))
-    finally:
-        torch.distributed.destroy_process_group()
+def save_measurement(rank: int, folder: Path, scenes: Path, runs: dict[str, Path]) -> None:
+    (folder / f"{rank}.json").write_text(json.dumps(measure(scenes, runs)))
 
 
 def test_two_ranks_measure_what_one_does_to_the_last_bit(scenes, runs, tmp_path):
     assert [len(ShardSet.open(scenes / name)) for name in ("A", "single")] == [96, 100]  # two chunks each
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(measure_as_rank, args=(port, tmp_path, scenes, dict(runs)), nprocs=2)
+    spawn_ranks(save_measurement, tmp_path, scenes, runs)
     single = measure(scenes, runs)
     assert single["ppg"]
     assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)] == [single, single]

@@ -1,6 +1,5 @@
 """The knobs in complete runs: without knobs nothing changes, bit for bit, and each survives a kill within an epoch."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from open_clip.loss import ClipLoss
-from safetensors.torch import load_file
 
 from dejavu_lit.data.module import PairDataModule
 from dejavu_lit.data.prepared import DataSpec
@@ -19,19 +17,11 @@ from dejavu_lit.models.preprocess import Preprocess
 from dejavu_lit.models.settings import ModelSpec
 from dejavu_lit.training.clip_module import ClipModule, learning_rate_factor, split_by_decay
 from dejavu_lit.training.settings import Recipe
-from tests.conftest import SMALL, call
+from tests.conftest import SMALL, call, record, weights
 
 
 class Killed(BaseException):
     """Ends a run in the middle."""
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model" / "open_clip_model.safetensors")
-
-
-def record(folder: Path) -> dict:
-    return json.loads((folder / "run.json").read_text())
 
 
 def train(scenes: Path, out: Path, *options: str) -> Path:

@@ -1,17 +1,16 @@
 """The torchmetrics against the plain statistics, on one process and on two."""
 
-import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from torchmetrics import MetricCollection
 
 from dejavu_lit.measure.gaps import estimate, outcomes
 from dejavu_lit.measure.scores import Scores
 from dejavu_lit.training.torch_metrics import AUCG, PPG, PRG
+from tests.conftest import spawn_ranks
 
 
 def records(n: int = 300) -> tuple[Scores, Scores]:
@@ -44,12 +43,8 @@ def run(rank: int, world: int) -> dict[str, torch.Tensor]:
     return {name: metric.compute() for name, metric in rank_metrics.items()}
 
 
-def run_rank(rank: int, port: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    try:
-        torch.save(run(rank, 2), Path(folder) / f"{rank}.pt")
-    finally:
-        torch.distributed.destroy_process_group()
+def save_metrics(rank: int, folder: Path) -> None:
+    torch.save(run(rank, 2), folder / f"{rank}.pt")
 
 
 def test_they_agree_with_the_plain_statistics() -> None:
@@ -70,10 +65,7 @@ def test_in_a_collection_each_metric_is_updated() -> None:
 
 
 def test_two_processes_give_the_same_bits(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(run_rank, args=(port, str(tmp_path)), nprocs=2)
+    spawn_ranks(save_metrics, tmp_path)
     single = run(0, 1)
     for rank in (0, 1):
         both = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

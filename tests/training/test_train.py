@@ -9,14 +9,9 @@ import open_clip
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 
-from tests.conftest import SMALL, call, run
+from tests.conftest import SMALL, call, run, weights
 from tests.starter import starter
-
-
-def weights(folder):
-    return load_file(folder / "model" / "open_clip_model.safetensors")
 
 
 def rows(folder):

@@ -18,7 +18,7 @@ from PIL import Image
 from dejavu_lit.data.objects import Annotator
 from dejavu_lit.objects.base import Detections, Detector, require_package
 from dejavu_lit.objects.vocabulary import vocabulary
-from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.errors import UserError, check_at_least, first_line
 from dejavu_lit.utils.io import file_sha256, fingerprint, read_json
 
 PAGE = "https://huggingface.co/docs/transformers/installation"
@@ -57,8 +57,7 @@ class OpenVocabularyDetector(Detector):
         super().__post_init__()
         if self.template is not None and "{}" not in self.template:
             raise UserError(f"annotator.template={self.template!r} must contain {{}} in place of the class name")
-        if self.chunk < 1:
-            raise UserError(f"annotator.chunk={self.chunk} must be at least 1")
+        check_at_least(self, "annotator.", chunk=1)
 
     @cached_property
     def annotator(self) -> Annotator:
