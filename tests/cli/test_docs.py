@@ -63,6 +63,16 @@ def one_value(word: str, command: str) -> str:
     return f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
 
 
+@cache
+def compose(command: str, words: tuple[str, ...], whole: bool) -> None:
+    """Compose a command, once for all pages that show it; a ``whole`` one misses no option."""
+    overrides = [one_value(word, command) for word in words]
+    register(command)
+    config = app.compose(command, overrides)
+    if whole:
+        app.typed_settings(config, command, overrides)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_commands_of_a_page_compose(page: Path) -> None:
     with hydra.initialize_config_dir(str(app.CONF), version_base="1.3"):
@@ -77,17 +87,11 @@ def test_the_commands_of_a_page_compose(page: Path) -> None:
             if command in ("report", "resume"):
                 assert {word.partition("=")[0] for word in options} <= set(report.Report.__dataclass_fields__), line
                 continue
-            overrides = [one_value(word, command) for word in options]
-            register(command)
             try:
-                cfg = app.compose(command, overrides)
-                if options and "…" not in line:  # it is a whole command, so no option is missing
-                    app.typed_settings(cfg, command, overrides)
+                compose(command, tuple(options), whole=bool(options) and "…" not in line)
                 for word in options:  # the overrides within a setting of a study
                     if word.lstrip("+").startswith("settings."):
-                        app.compose(
-                            command, [one_value(one, command) for one in yaml.safe_load(word.partition("=")[2])]
-                        )
+                        compose(command, tuple(yaml.safe_load(word.partition("=")[2])), whole=False)
             except UserError as error:
                 pytest.fail(f"{page.name}: {line}\n{error}")
 
