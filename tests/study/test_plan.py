@@ -300,6 +300,18 @@ def test_a_setting_that_cannot_be_compared_does_not_cost_the_table(tmp_path):
     assert (tmp_path / "study.parquet").is_file()
 
 
+def test_a_setting_of_another_size_than_the_default_is_listed_as_incomparable(tmp_path):
+    rows = [
+        {"name": name, "overrides": [], "train_size": size, "seed": 0, "utility": None, **dict.fromkeys(BLOCKS)}
+        for name, size in (("none", 96), ("without_copies", 91))
+    ]
+    study = write_study(tmp_path, [{**row, "metrics": "metrics.json"} for row in rows], {}, 0.02)
+    assert study["differences"] == []
+    (failure,) = study["incomparable"]
+    assert (failure["name"], failure["against"], failure["train_size"]) == ("without_copies", "none", 91)
+    assert "none has no row of 91 pairs with seed 0" in failure["reason"]
+
+
 def test_a_study_that_did_not_change_keeps_its_file(tmp_path):
     study = write_study(tmp_path, [], {"none-s0": "it failed"}, 0.02)
     path = tmp_path / "study.json"
