@@ -343,6 +343,22 @@ def test_a_sweep_in_the_order_of_its_jobs(tmp_path):
         pair_runs(tmp_path / "none")
 
 
+def test_a_sweep_ignores_settings_that_are_not_of_runs(tmp_path):
+    for side in ("target", "reference"):
+        finish(tmp_path / side, config(side))
+        copy = tmp_path / side / "wandb" / "run-20261128_1200-x" / "files"
+        copy.mkdir(parents=True)
+        (copy / "config.yaml").write_text("wandb_version: 1\n")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.yaml").write_text("name: other\n")
+    (cell,), (skipped,) = pair_runs(tmp_path)
+    assert cell.target == tmp_path / "target"
+    assert skipped.startswith(str(tmp_path / "other" / "config.yaml"))
+    (tmp_path / "other" / "run.json").touch()
+    with pytest.raises(UserError, match="has version 1 of the settings"):
+        pair_runs(tmp_path)
+
+
 def test_a_sweep_distinguishes_options_that_change_figures(tmp_path):
     configs = [
         config(side, gaps=GapSettings(every=every), trainer=TrainerSettings(precision=precision), **budget)
