@@ -75,7 +75,7 @@ def planned_rows(study: Mitigate) -> list["PlannedRow"]:
     from dejavu_lit.study.plan import PlannedRow
 
     settings = list(_settings(study))
-    _check_folder_names(name for name, *_ in settings)
+    _check_folder_names((name, size) for name, _, _, size in settings)
     composed: dict[tuple[str, ...], Mitigate] = {}
     checked: set[str] = set()
     rows = []
@@ -87,6 +87,10 @@ def planned_rows(study: Mitigate) -> list["PlannedRow"]:
         setting = composed[overrides]
         if size is not None and any(override.lstrip("+~").startswith("data.train_size=") for override in overrides):
             raise UserError(f"{where} sets data.train_size, and so does sizes={list(study.sizes)}; set it in one place")
+        if setting.data.half:
+            raise UserError(
+                f"{where}: data.half={setting.data.half} is not of one setting; halves=R trains random halves"
+            )
         runs = {side: _run(setting, side, overrides, size) for side in SIDES}
         evaluation = setting.evaluate
         if is_remote(str(address := runs["target"].data.dir)) and isinstance(evaluation.data, DataChanges):
@@ -194,13 +198,13 @@ def _check_values(name: str, values: Sequence[int | None], least: int, example: 
         raise UserError(f"{name}={list(values)} lists a value twice; each setting is trained once per value")
 
 
-def _check_folder_names(names: Iterable[str]) -> None:
-    """Refuse two settings whose names differ only in characters that folder names cannot have."""
+def _check_folder_names(settings: Iterable[tuple[str, int | None]]) -> None:
+    """Refuse settings that share a folder at two sizes, or differ only in characters that folder names cannot have."""
     from dejavu_lit.study.cells import label
 
     owners: dict[str, str] = {}
-    for name in names:
-        if (owner := owners.setdefault(label(name, None, 0), name)) != name:
+    for name, size in settings:
+        if (owner := owners.setdefault(label(name, size, 0), name)) != name:
             raise UserError(f"settings {owner!r} and {name!r} would share a folder; rename one")
 
 

@@ -104,6 +104,11 @@ class DataSpec:
         return None if self.half else self.train_size
 
     @property
+    def deal(self) -> tuple[Any, ...]:
+        """What decides which pairs are A and which are B in the same folder; all prepared splits have the same."""
+        return (self.half, self.seed, self.train_size, self.excluded) if self.half else (0,)
+
+    @property
     def to_be_prepared(self) -> bool:
         """Whether this is ``automatic`` data that does not exist yet."""
         return self.automatic and not (self.folder / MANIFEST).is_file()

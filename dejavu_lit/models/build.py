@@ -20,6 +20,8 @@ from dejavu_lit.utils.errors import UserError, first_line, suggest
 from dejavu_lit.utils.io import atomic, fingerprint, read_json_object, write_json
 from dejavu_lit.utils.run_directory import RunDirectory
 
+log = logging.getLogger(__name__)
+
 WEIGHTS = "open_clip_model.safetensors"
 CONFIG = "open_clip_config.json"
 PROBE = "A photo of 2 dogs, on grass"  # the caption that tells two tokenizers apart
@@ -90,12 +92,18 @@ def _hub_config(name: ModelName) -> Path:
 def build_model(spec: ModelSpec, folder: Path) -> nn.Module:
     """The model of ``folder``'s config with fresh weights, or with those of ``spec.init``.
 
+    A text tower of transformers starts from its own weights if ``text_cfg.hf_model_pretrained`` is not false, as in open_clip.
+
     Raises:
         UserError: the weights are missing or do not fit the architecture.
     """
+    text = architecture(spec).get("text_cfg") or {}
+    pretrained = bool(text.get("hf_model_name") and text.get("hf_model_pretrained", True) and not spec.init)
+    if pretrained:
+        log.info("the text tower starts from the weights of %s, not from scratch", text["hf_model_name"])
     logging.disable(logging.WARNING)  # open_clip warns about missing weights, which training is about to make
     try:
-        model: nn.Module = create_model(f"local-dir:{folder}", load_weights=False)
+        model: nn.Module = create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=pretrained)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise UserError(
             f"open_clip cannot build model.name={spec.name} ({first_line(error)}); check model.config"

@@ -1,7 +1,9 @@
 """The tokenizer of an open_clip model: what its config says of it is data, and code beside it is never imported."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import open_clip
@@ -50,7 +52,10 @@ def save_tokenizer(name: str, config: Mapping[str, Any] | None, folder: Path) ->
         return
     tokenizer = load_tokenizer(name) if config is None else _hugging_face(str(source))
     if hasattr(tokenizer, "save_pretrained"):
-        tokenizer.save_pretrained(str(folder))
+        with TemporaryDirectory(prefix=".", dir=folder) as temporary:  # every rank writes, while another may read
+            tokenizer.save_pretrained(temporary)
+            for file in Path(temporary).iterdir():
+                os.replace(file, folder / file.name)
 
 
 def _hugging_face(source: str) -> Any:

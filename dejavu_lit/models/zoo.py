@@ -47,12 +47,13 @@ def _load_folder(name: str, folder: Path, device: str) -> Encoder:
     if (folder / "open_clip_config.json").is_file():
         return openclip.load_folder(name, folder, device)
     run = RunDirectory(folder)
+    if run.exists and not run.finished and not any(run.model.glob("*.safetensors")):
+        raise UserError(
+            f"the run {folder} has no weights in model/ yet because its training is not finished; finish it or name an epoch "
+            f"as {name}@EPOCH"
+        )
     if run.model.is_dir():
         return openclip.load_folder(name, run.model, device)
-    if run.exists:
-        raise UserError(
-            f"the run {folder} has no model/ yet because its training is not finished; finish it or name an epoch as {name}@EPOCH"
-        )
     if is_transformers_folder(folder):
         return TransformersEncoder(name, folder, device)
     raise UserError(

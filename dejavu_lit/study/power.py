@@ -10,7 +10,7 @@ distribution.
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from math import sqrt
+from math import isfinite, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,8 @@ def power_of(gap: float, records: float, pairs: int, sampling_sd: float, trainin
         # The interval covers only the records' noise; training noise moves the gap that it is centered on.
         return float(ndtr((gap - ndtri(0.975) * se) / sqrt(se**2 + training_sd**2))) if se + training_sd else 1.0
     spread = sqrt((training_sd**2 + sampling_sd**2 / records) / pairs)
-    return float(1 - nctdtr(pairs - 1, gap / spread, stdtrit(pairs - 1, 0.975))) if spread else 1.0
+    missed = nctdtr(pairs - 1, gap / spread, stdtrit(pairs - 1, 0.975)) if spread else 0.0
+    return float(1 - missed) if isfinite(missed) else 1.0  # scipy gives nan for a noncentrality of about 38 to 63
 
 
 def _fewest_records(gap: float, power: float, pairs: int, sampling_sd: float, training_sd: float) -> int | None:

@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 
 JOB = "slurm.json"
 KILL_OTHERS = "export SLURM_KILL_BAD_EXIT=1"  # if a rank dies, the job ends; the other ranks would wait for it forever
-MISSES = 2  # a job has ended if it is missing from the queue this often: shared file systems show its last files late
+MISSES = 2  # a job has failed if it is missing from the queue this often and its log has an error,
+LATE_S = 90  # or if it is missing for this long: network file systems show a job's last files up to a minute late
 SQUEUE_PAUSES = (1, 5, 30, 120, 0)  # seconds to wait after each failed squeue
 
 
@@ -138,7 +139,10 @@ class SlurmLauncher:
             queue = _queue()
             for path, job in list(waiting.items()):
                 misses[path] = 0 if job in queue else misses.get(path, 0) + 1
-                if RunDirectory(path).finished or misses[path] >= MISSES:
+                failed = misses[path] >= MISSES and (
+                    misses[path] * self.settings.poll_s >= LATE_S or "error: " in _output(path)
+                )
+                if RunDirectory(path).finished or failed:
                     del waiting[path]
                     yield path, None if RunDirectory(path).finished else _failure_reason(path)
             running = sum(queue.get(job) == "RUNNING" for job in waiting.values())
@@ -232,13 +236,21 @@ def _queue() -> dict[str, str]:
 def _failure_reason(path: Path) -> str:
     """Why a job ended without finishing its run, from the logs of its tasks."""
     saved = read_json(path / JOB)
-    job, log_file = saved["job"], Path(saved["log"])
-    logs = sorted(log_file.parent.glob(f"{job}_*_log.err"), reverse=True)  # rank 0 last, so that its error is taken
-    output = "\n".join(task_log.read_text(errors="replace") for task_log in logs)
-    return f"job {job}: {failure_reason(output, 1, log_file)}"
+    return f"job {saved['job']}: {failure_reason(_output(path), 1, Path(saved['log']))}"
+
+
+def _output(path: Path) -> str:
+    """What the tasks of a run's job wrote to their logs, rank 0 last, so that its error is taken."""
+    from dejavu_lit.utils.io import read_json
+
+    saved = read_json(path / JOB)
+    logs = sorted(Path(saved["log"]).parent.glob(f"{saved['job']}_*_log.err"), reverse=True)
+    return "\n".join(task_log.read_text(errors="replace") for task_log in logs)
 
 
 def submission_error(error: Exception) -> str:
     """One sentence with the reason that sbatch gave for refusing a job."""
     lines = [line.strip() for line in str(error).splitlines() if "sbatch: error" in line]
-    return f"SLURM refused the job: {'; '.join(lines) or str(error).strip().splitlines()[-1]}"
+    return (
+        f"SLURM refused the job: {'; '.join(lines) or (str(error).strip().splitlines() or [type(error).__name__])[-1]}"
+    )

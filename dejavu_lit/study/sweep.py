@@ -32,7 +32,7 @@ def pair_runs(folder: Path) -> tuple[list[Cell], list[str]]:
     """The finished runs below ``folder`` as cells, in the order of the jobs; settings are named by what varies.
 
     Returns:
-        (cells, one message per skipped run: not finished, trained twice, or without a partner).
+        (cells, one message per skipped run: not finished, trained twice, without a partner, or not of dejavu train).
 
     Raises:
         UserError: the folder does not exist or has no finished run.
@@ -53,8 +53,16 @@ def _finished_runs(folder: Path) -> tuple[list[_Pair], list[str]]:
     pairs: dict[str, _Pair] = {}
     skipped = []
     for path in sorted(folder.glob("**/config.yaml"), key=_natural_order):
+        if path.match("wandb/*/files/config.yaml"):  # a copy that wandb keeps of a run's settings
+            continue
         run, directory = path.parent, RunDirectory(path.parent)
-        saved = directory.config()
+        try:
+            saved = directory.config()
+        except UserError as error:
+            if directory.finished or directory.last_checkpoint.parent.is_dir():
+                raise
+            skipped.append(str(error))  # of something else than a run
+            continue
         if (side := saved.get("side")) not in SIDES:
             continue
         if not directory.finished:

@@ -236,14 +236,19 @@ def _differences(out: Path, rows: Sequence[Mapping[str, Any]]) -> tuple[list[dic
     default_records: dict[str, RecordSets] = {}
     differences, incomparable = [], []
     for row in rows:
-        default = defaults.get((comparison_key(row), row["train_size"], row["seed"]))
-        if default is None or default["name"] == row["name"]:
+        default_name = default_names[comparison_key(row)]
+        if row["name"] == default_name:
             continue
-        entry = {name: row[name] for name in ("name", "train_size", "seed")} | {"against": default["name"]}
+        entry = {name: row[name] for name in ("name", "train_size", "seed")} | {"against": default_name}
         try:
+            default = defaults.get((comparison_key(row), row["train_size"], row["seed"]))
+            if default is None:
+                raise UserError(
+                    f"{default_name} has no row of {row['train_size']} pairs with seed {row['seed']}; give both one of sizes="
+                )
             difference = _difference(out, default, row, default_records)
         except UserError as error:  # one pair of rows that cannot be compared must not cost the whole table
-            log.warning("%s is not compared with %s: %s", row["name"], default["name"], error)
+            log.warning("%s is not compared with %s: %s", row["name"], default_name, error)
             incomparable.append({**entry, "reason": str(error)})
             continue
         differences.append(add_verdict({**entry, **difference}))

@@ -113,7 +113,7 @@ def gap_callback(run: TrainingRun, out: Path) -> GapCallback | None:
 
     Raises:
         UserError: a budget without a reference, no measurement within the epochs, or a reference that is missing,
-            unfinished, or trained on the same set.
+            unfinished, trained on the same set, or of another random half.
     """
     settings, budget = run.gaps, run.mitigation.gap_budget
     if settings.reference is None:
@@ -146,6 +146,11 @@ def _check_reference(reference: AuditedModel, run: TrainingRun) -> None:
         raise UserError(f"{option} is not finished; run dejavu train in it again, then start this run")
     if reference.trained_on == TRAINED_ON[run.side]:
         raise UserError(f"{option} was trained on {TRAINED_ON[run.side]}, like this run; use a run of the other side")
+    if reference.data is not None and reference.data.deal != run.data.deal:
+        raise UserError(
+            f"{option} is of another random half than data.half={run.data.half}, so it may have trained on the pairs that "
+            "are measured; use a run with the same data.half, data.seed, data.train_size and data.exclude"
+        )
     if reference.run_json.get("data") != file_sha256(run.data.folder / MANIFEST):
         raise UserError(
             f"{option} was trained on other data than {run.data.folder}; use a run trained on the same data"

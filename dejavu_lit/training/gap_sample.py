@@ -84,6 +84,10 @@ class ImageSample:
         self.shards, self.chunks = shards, [chunks[row] for row in sorted(chosen)]
         self._cache: dict[str, dict[tuple[int, int], Chunk]] = {}  # by preprocessing
 
+    def keys(self) -> list[str]:
+        """The keys of its images, also of those that cannot be used."""
+        return [key for shard, start in self.chunks for key in self.shards.index(shard).keys[start : start + CHUNK]]
+
     def vectors(self, encoder: Encoder) -> tuple[list[str], np.ndarray]:
         """(keys [n], float16 [n, d]) of the usable images, bit for bit as ``embed`` computes them; every rank must call it.
 
@@ -136,7 +140,7 @@ class GapMeter:
     """Measures any encoder against the reference, on fixed samples of the run's own set and of H.
 
     Raises:
-        UserError: no objects, a missing set, or public images that are also trained on.
+        UserError: no objects, a missing set, public images that are also trained on, or fewer of them than ``gaps.k``.
     """
 
     def __init__(self, data: DataSpec, side: str, settings: GapSettings, reference: AuditedModel) -> None:
@@ -159,6 +163,12 @@ class GapMeter:
                 )
             self.samples[name] = PairSample.draw(shards, set_objects, settings.sample, members)
         self._images = ImageSample(self._public, settings.public)
+        searched = len(set(self._images.keys()) & set(self._objects.keys) - self._excluded)
+        if searched < settings.k:
+            raise UserError(
+                f"gaps.k={settings.k} is more than the {searched} public images that are searched; lower it, or let "
+                "gaps.public search more"
+            )
         self._reference_scores: ReferenceScores | None = None
 
     def measure(self, encoder: Encoder, epoch: int) -> dict[str, Any]:

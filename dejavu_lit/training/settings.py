@@ -42,6 +42,15 @@ class Recipe:
         check_at_least(self, "recipe.", epochs=1, batch=1, accumulate=1, warmup_steps=0)
         if not 0 < self.lr < math.inf:
             raise UserError(f"recipe.lr={self.lr} must be above 0")
+        for name in ("beta1", "beta2"):
+            if not 0 <= (beta := getattr(self, name)) < 1:
+                raise UserError(f"recipe.{name}={beta} must be at least 0 and below 1")
+        for name in ("eps", "weight_decay"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise UserError(f"recipe.{name}={value} must be at least 0")
+        for name in ("logit_scale_max", "gradient_clip"):
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
+                raise UserError(f"recipe.{name}={value} must be above 0")
 
 
 ACCELERATORS = ("cpu", "gpu", "cuda", "mps", "auto")  # Lightning's names of what torch can train on here
@@ -152,6 +161,8 @@ class TrainingRun(TrainingSettings):
 
     def __post_init__(self) -> None:
         training_set(self.side)  # an unknown side is refused
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed={self.seed} must be a whole number from 0 to {2**32 - 1}")
         knobs = {name: getattr(self.mitigation, name) for name in ("lock_image", "lock_text", "lora_rank")}
         if self.model.init is None and any(knobs.values()):
             name, value = next((name, value) for name, value in knobs.items() if value)

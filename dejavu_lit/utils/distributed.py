@@ -79,7 +79,7 @@ class Ranks:
             return gather(value)
         except RuntimeError as gone:  # gloo's connection was closed, or timed out
             raise UserError(
-                f"another of the {self.world} processes exited ({str(gone).splitlines()[0]}); see its last message, "
+                f"another of the {self.world} processes exited ({first_line(gone)}); see its last message, "
                 "and run the same command to resume"
             ) from None
 

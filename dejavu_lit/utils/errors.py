@@ -17,6 +17,7 @@ REMEDIES = {
     errno.ELOOP: "it is a link, which is not followed here; remove it",
     errno.ENOMEM: "give the command more memory, or choose a smaller batch or fewer workers",
     errno.ENOLCK: "this file system has no locks; choose a folder on another one",
+    errno.ENOSYS: "this file system has no locks; choose a folder on another one",
 }
 LONGEST = 240  # characters of another library's message
 
@@ -52,7 +53,7 @@ def error_sentence(error: BaseException) -> str | None:
 def os_error_sentence(error: OSError) -> str:
     """One sentence for an error of the operating system, such as a full disk or a read-only folder."""
     if error.errno is None:
-        return str(error).strip().splitlines()[-1]
+        return (str(error).strip().splitlines() or [type(error).__name__])[-1]
     remedy = REMEDIES.get(error.errno)
     return f"{error.filename or 'a file'}: {os.strerror(error.errno).lower()}{f'; {remedy}' if remedy else ''}"
 

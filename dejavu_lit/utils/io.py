@@ -179,11 +179,12 @@ def locked(path: Path | str, wait: bool = True) -> Iterator[None]:
 
     Raises:
         UserError: another process holds it and ``wait`` is false.
+        OSError: the file system has no locks.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with name_file_in_errors(path):
-        lock = FileLock(path)
+        lock = FileLock(path, fallback_to_soft=False)  # its other kind of lock would outlive a killed process
         try:
             lock.acquire(blocking=False)
         except Timeout:

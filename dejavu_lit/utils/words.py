@@ -21,6 +21,7 @@ MARKS = "".join(c for c in map(chr, _WITH_MARKS) if unicodedata.category(c).star
 _PIECE = re.compile(f"[{UNSPACED}][{MARKS}]*|[^{UNSPACED}]+")
 _LETTERS = re.compile(rf"(?:[^\W\d_]|[{MARKS}])+")
 _SPACE = re.compile(f"(?<=[{UNSPACED}{MARKS}]) (?=[{UNSPACED}])(?![{MARKS}])")
+_SUFFIX = re.compile(r"(?<=\w)['’](?:s|t|re|ve|ll|d|m)\b")
 # Plurals in captions that the rules of ``singulars`` miss.
 IRREGULAR = {
     "men": "man", "women": "woman", "children": "child", "people": "people", "feet": "foot", "teeth": "tooth",
@@ -41,11 +42,12 @@ def join_words(words: Sequence[str]) -> str:
 
 
 def letter_words(text: str) -> list[str]:
-    """The words of a text in lower case: runs of letters, without apostrophes and the letters after them.
+    """The words of a text in lower case: runs of letters in composed form (NFC), without English suffixes such as ``'s``.
 
-    In scripts written without spaces each character is a word, so that a label is found anywhere in the text.
+    Any other apostrophe separates words, as quotes and French articles do. In scripts written without spaces each character
+    is a word, so that a label is found anywhere in the text.
     """
-    words = split_words(re.sub(r"['’]\w*", "", text.lower()))
+    words = split_words(_SUFFIX.sub("", unicodedata.normalize("NFC", text.lower())))
     return [letters for word in words for letters in _LETTERS.findall(word)]
 
 

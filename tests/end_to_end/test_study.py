@@ -220,6 +220,11 @@ def test_killed_in_the_middle_it_goes_on_and_trains_nothing_twice(scenes, tmp_pa
         (["+settings.x=[]", "+series.a={7: []}"], "series.a names the size 7"),
         (["+settings.x.y=[]"], "settings.x.y=[] has a value of the wrong type; expected: {name:"),
         (["+settings={a-b: [], a%b: []}"], "would share a folder"),
+        (["+settings={a: [], a-n90: []}", "sizes=[90,null]"], "'a' and 'a-n90' would share a folder"),
+        (
+            ["+settings.x=['data.half=2']"],
+            "settings.x: data.half=2 is not of one setting; halves=R trains random halves",
+        ),
         (["+settings={1: []}"], "settings={1: []}: Key 1 (int) is incompatible with (str)"),
         (["+settings.x=[]", "+series.a={big: []}"], "series.a: big must be a training size"),
         (["+settings.x=[]", "+series.a={null: []}"], "Incompatible key type"),

@@ -1,6 +1,7 @@
 """A model folder's tokenizer loads by open_clip's options alone; Python files in the folder never run."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from dejavu_lit.models.build import build_model
 from dejavu_lit.models.settings import ModelSpec
-from dejavu_lit.models.tokenizer import OPTIONS, load_tokenizer
+from dejavu_lit.models.tokenizer import OPTIONS, load_tokenizer, save_tokenizer
 from dejavu_lit.models.zoo import load_encoder
 from dejavu_lit.utils.errors import UserError
 from tests.conftest import ROOT
@@ -90,6 +91,23 @@ def test_a_text_tower_with_its_own_code_is_refused(config, reason, tmp_path, mon
         with pytest.raises(UserError, match=rf"text_cfg\.hf_model_name=.*tower {reason}"):
             load()
     assert not (tmp_path / "tower/ran").exists()
+
+
+def test_a_tokenizer_is_saved_without_changing_a_file_that_another_rank_reads(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    source, folder = tmp_path / "bert", tmp_path / "model"
+    source.mkdir()
+    folder.mkdir()
+    (source / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abc"]))
+    transformers.BertTokenizer(str(source / "vocab.txt")).save_pretrained(source)
+    config = {"text_cfg": {"hf_tokenizer_name": str(source)}}
+    save_tokenizer("own", config, folder)
+    saved = sorted(folder.iterdir())
+    assert folder / "tokenizer_config.json" in saved
+    with open(folder / "tokenizer_config.json") as reader:
+        save_tokenizer("own", config, folder)
+        assert os.fstat(reader.fileno()).st_nlink == 0  # it was replaced
+    assert sorted(folder.iterdir()) == saved
 
 
 LOADER = re.compile(

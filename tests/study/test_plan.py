@@ -301,6 +301,18 @@ def test_a_setting_that_cannot_be_compared_does_not_cost_the_table(tmp_path):
     assert (tmp_path / "study.parquet").is_file()
 
 
+def test_a_setting_of_another_size_than_the_default_is_listed_as_incomparable(tmp_path):
+    rows = [
+        {"name": name, "overrides": [], "train_size": size, "seed": 0, "utility": None, **dict.fromkeys(BLOCKS)}
+        for name, size in (("none", 96), ("without_copies", 91))
+    ]
+    study = write_study(tmp_path, [{**row, "metrics": "metrics.json"} for row in rows], {}, 0.02)
+    assert study["differences"] == []
+    (failure,) = study["incomparable"]
+    assert (failure["name"], failure["against"], failure["train_size"]) == ("without_copies", "none", 91)
+    assert "none has no row of 91 pairs with seed 0" in failure["reason"]
+
+
 def test_a_study_that_did_not_change_keeps_its_file(tmp_path):
     study = write_study(tmp_path, [], {"none-s0": "it failed"}, 0.02)
     path = tmp_path / "study.json"
@@ -330,6 +342,22 @@ def test_a_sweep_in_the_order_of_its_jobs(tmp_path):
     assert [text.removeprefix(f"{tmp_path}/").split(" ")[0] for text in skipped] == ["13", "again", "12"]
     with pytest.raises(UserError, match="is not a folder"):
         pair_runs(tmp_path / "none")
+
+
+def test_a_sweep_ignores_settings_that_are_not_of_runs(tmp_path):
+    for side in ("target", "reference"):
+        finish(tmp_path / side, config(side))
+        copy = tmp_path / side / "wandb" / "run-20261128_1200-x" / "files"
+        copy.mkdir(parents=True)
+        (copy / "config.yaml").write_text("wandb_version: 1\n")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.yaml").write_text("name: other\n")
+    (cell,), (skipped,) = pair_runs(tmp_path)
+    assert cell.target == tmp_path / "target"
+    assert skipped.startswith(str(tmp_path / "other" / "config.yaml"))
+    (tmp_path / "other" / "run.json").touch()
+    with pytest.raises(UserError, match="has version 1 of the settings"):
+        pair_runs(tmp_path)
 
 
 def test_a_sweep_distinguishes_options_that_change_figures(tmp_path):

@@ -1,3 +1,4 @@
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dejavu_lit.study.power import ASSUMED_TRAINING_SD, format_sample, power_of, required_sample
+from dejavu_lit.study.power import ASSUMED_TRAINING_SD, SEED_PAIRS, format_sample, power_of, required_sample
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import write_json
 
@@ -38,6 +39,12 @@ def test_power_against_simulation() -> None:
 def test_without_noise_every_gap_is_detected() -> None:
     assert power_of(0.1, 100, 1, 0.0, 0.0) == 1.0
     assert power_of(0.1, 100, 3, 0.0, 0.0) == 1.0
+
+
+@pytest.mark.parametrize("noncentrality", [30, 40, 50, 60, 80])
+def test_a_gap_far_above_the_noise_is_detected(noncentrality: int) -> None:
+    for pairs in SEED_PAIRS[1:]:
+        assert power_of(noncentrality * 0.1 / sqrt(pairs), 1, pairs, 0.1, 0) == pytest.approx(1)
 
 
 def test_the_fewest_sufficient_records_are_reported(tmp_path: Path) -> None:

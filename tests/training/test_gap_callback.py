@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,19 @@ import pytest
 import torch
 
 from dejavu_lit.data.objects import Annotation, Annotator, read_objects, write_objects
+from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.data.splits import seeded_hash
 from dejavu_lit.evaluation.embeddings import Embeddings, write_embeddings
+from dejavu_lit.models.settings import ModelSpec
 from dejavu_lit.models.zoo import load_encoder
 from dejavu_lit.training.checkpoints import CheckpointSaver
+from dejavu_lit.training.gap_callback import gap_callback
 from dejavu_lit.training.gap_sample import ImageSample, PairSample
-from dejavu_lit.utils.run_directory import first_difference, identity
+from dejavu_lit.training.settings import GapSettings, Recipe, TrainingRun
+from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import write_json
+from dejavu_lit.utils.run_directory import RunDirectory, first_difference, identity
 from tests.conftest import SMALL, call, run, spawn_ranks, weights
 from tests.starter import starter
 
@@ -421,6 +428,19 @@ def test_gap_options_change_the_identity_of_a_run_only_if_a_budget_may_stop_it()
     assert identity(config(0.1) | {"side": "reference"}) == identity(config() | {"side": "reference"})
 
 
+@pytest.mark.parametrize("change", [{"half": 0}, {"seed": 1}, {"train_size": 50}])
+def test_a_reference_of_another_random_half_is_refused(tmp_path, change):
+    """It has trained on pairs that are measured."""
+    half = {"data": DataSpec("made", str(tmp_path), half=1), "model": ModelSpec("tiny")}
+    target = TrainingRun(**half, recipe=Recipe(epochs=5, batch=8, lr=0.1), side="target")
+    reference = replace(target, side="reference", data=replace(target.data, **change))
+    RunDirectory(tmp_path / "run").save(reference)
+    write_json(tmp_path / "run" / "run.json", {})
+    run = replace(target, gaps=GapSettings(reference=str(tmp_path / "run")))
+    with pytest.raises(UserError, match=r"of another random half than data\.half=1"):
+        gap_callback(run, tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -433,7 +453,7 @@ def test_gap_options_change_the_identity_of_a_run_only_if_a_budget_may_stop_it()
         (["gaps.every=3"], "gaps.every=3 is more than the 2 epochs"),
         (["gaps.sample=0"], "gaps.sample=0 must be at least 1"),
         (["gaps.every=often"], "gaps.every=often must be a whole number"),
-        (["gaps.k=65"], "k=65"),
+        (["gaps.k=65"], "gaps.k=65 is more than the 64 public images that are searched"),
         (["gaps.refrence=x"], "gaps.reference"),
         (["mitigation.gap_budget=1.5"], "mitigation.gap_budget=1.5"),
     ],

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dejavu_lit.utils.errors import LONGEST, first_line
+from dejavu_lit.utils.errors import LONGEST, first_line, os_error_sentence
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,11 @@ from dejavu_lit.utils.errors import LONGEST, first_line
 )
 def test_the_first_line_of_an_error(said: str, told: str) -> None:
     assert first_line(ValueError(said)) == told
+
+
+def test_an_error_of_the_system_without_a_message_is_told_by_its_class() -> None:
+    assert os_error_sentence(TimeoutError()) == "TimeoutError"
+    assert os_error_sentence(OSError("no such host")) == "no such host"
 
 
 def test_weights_that_do_not_fit_are_told_with_the_tensor() -> None:

@@ -1,6 +1,8 @@
 """Atomic files and locks."""
 
+import os
 import re
+from errno import ENOSYS
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,16 @@ def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"\.lock"), locked(tmp_path / ".lock", wait=False):
         pass
     assert precious.read_text() == "of value"
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(file: int, operation: int) -> None:
+        raise OSError(ENOSYS, os.strerror(ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(OSError, match=r"\.lock") as caught, locked(tmp_path / ".lock"):
+        pass
+    assert os_error_sentence(caught.value).endswith("has no locks; choose a folder on another one")
 
 
 def test_a_log_that_is_a_link_is_not_appended_to(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Words of captions with and without spaces between them."""
 
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,6 +57,19 @@ def test_no_character_is_lost(text):
 
 def test_words_and_singulars() -> None:
     assert letter_words("A child’s 2 red_balls, café-au-lait!") == ["a", "child", "red", "balls", "café", "au", "lait"]
+    assert letter_words("a sign that says 'stop' beside a 'dog'") == [
+        "a",
+        "sign",
+        "that",
+        "says",
+        "stop",
+        "beside",
+        "a",
+        "dog",
+    ]
+    assert letter_words("L'éléphant et l’homme, d'eau") == ["l", "éléphant", "et", "l", "homme", "d", "eau"]
+    assert letter_words("the dogs' bowl isn't, they're, he'd") == ["the", "dogs", "bowl", "isn", "they", "he"]
+    assert letter_words(unicodedata.normalize("NFD", "un éléphant")) == ["un", "éléphant"]
     for plural, expected in {
         "puppies": ["puppy", "puppie"],
         "couches": ["couche", "couch"],

@@ -66,7 +66,7 @@ class OtherCaptions(Lookup):
     @property
     def annotator(self) -> Annotator:
         """The rule's version, and the fingerprint of labels and names."""
-        return Annotator("captions", "2", config={"field": self.field}, vocabulary=fingerprint(self._names))
+        return Annotator("captions", "3", config={"field": self.field}, vocabulary=fingerprint(self._names))
 
     @property
     def labels(self) -> Sequence[str]:
