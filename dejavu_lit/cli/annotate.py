@@ -9,7 +9,7 @@ from dejavu_lit.cli.options import Annotate
 from dejavu_lit.cli.processes import device, parse_share, processes
 from dejavu_lit.data.prepared import DataSpec, ready
 from dejavu_lit.data.remote import is_remote
-from dejavu_lit.data.shards import ShardSet
+from dejavu_lit.data.shards import SIZES, ShardSet
 from dejavu_lit.data.splits import SETS
 from dejavu_lit.objects.annotators import ANNOTATORS
 from dejavu_lit.utils.errors import UserError, suggest
@@ -106,9 +106,9 @@ def open_sets(data: DataSpec, names: list[str] | None) -> dict[str, ShardSet]:
     Raises:
         UserError: no set at all, or an unknown one.
     """
-    available = sorted(
-        {path.parent.name for path in visible_files(data.folder, "*/*.tar")}, key=lambda n: (n not in SETS, n)
-    )
+    # Of remote data only the shards that were read are here, but the sizes of all sets.
+    files = [path for pattern in ("*/*.tar", f"*/{SIZES}") for path in visible_files(data.folder, pattern)]
+    available = sorted({path.parent.name for path in files}, key=lambda n: (n not in SETS, n))
     if not (selected := available if names is None else names):
         raise UserError(f"sets= is empty; {data.folder} has {', '.join(available) or 'none'}")
     folders: dict[str, Path] = {}

@@ -13,9 +13,20 @@ def prepare(settings: Prepare, out: Path | None = None) -> Path:
     """Turn images and captions into shards and splits; returns the data folder.
 
     Raises:
-        UserError: keys are excluded or listed without data.dir, or the source cannot be prepared.
+        UserError: keys are excluded or listed without data.dir, an option that raw shards do not have, or the source cannot be
+            prepared.
     """
     data = settings.data
+    if data.shards is not None:
+        defaults = Prepare(data)
+        unused = [
+            name for name in ("max_skipped", "pairs_per_shard") if getattr(settings, name) != getattr(defaults, name)
+        ]
+        if any(settings.keys.values()) or unused:
+            raise UserError(
+                f"{next(iter(unused), 'keys')} does not apply to raw shards (data.shards), which are used as they are: the hash "
+                "of a key decides its set; drop the option, or run dejavu prepare data=shards"
+            )
     for option, given in (("data.exclude", data.exclude), ("keys", any(settings.keys.values()))):
         if given and data.dir is None:
             raise UserError(f"{option} changes what is prepared, so name the folder: data.dir=OUT")

@@ -97,8 +97,11 @@ def parse_share(text: str | None, environment: Mapping[str, str] = os.environ) -
 
 
 def _slurm_array_task(environment: Mapping[str, str]) -> tuple[int, int]:
-    """(position, number) of tasks of a SLURM array; (0, 1) outside one."""
-    if "SLURM_ARRAY_TASK_ID" not in environment:
+    """(position, number) of tasks of a SLURM array; (0, 1) outside one, and in the job array of Hydra's launcher.
+
+    The tasks of that array are the jobs of a multirun, each with its own settings, and share nothing.
+    """
+    if "SLURM_ARRAY_TASK_ID" not in environment or environment.get("SUBMITIT_EXECUTOR") == "slurm":
         return 0, 1
     names = ("ID", "COUNT", "MIN", "MAX", "STEP")
     task, count, first, last, step = (int(environment.get(f"SLURM_ARRAY_TASK_{n}", n == "STEP")) for n in names)

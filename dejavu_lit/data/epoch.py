@@ -78,10 +78,12 @@ def nested_sizes(sizes: Sequence[int], train_size: int | None, excluded: Positio
         raise UserError(f"data.train_size={train_size} but the set has {total} pairs; choose 1 to {total} or omit it")
     used, remaining = [], train_size
     for shard, (size, count) in enumerate(zip(sizes, counts, strict=True)):
-        if count <= remaining:
+        if not remaining:  # also of a shard without a pair that counts, which would otherwise seem to fit
+            used.append(0)
+        elif count <= remaining:
             used.append(size)
         else:
-            used.append(int(_without(np.arange(size), excluded, shard)[remaining - 1]) + 1 if remaining else 0)
+            used.append(int(_without(np.arange(size), excluded, shard)[remaining - 1]) + 1)
         remaining -= min(count, remaining)
     return tuple(used)
 

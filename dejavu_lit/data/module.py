@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 import pytorch_lightning as pl
+from PIL import Image
 
 from dejavu_lit.data.captions import idle_knobs, vocabulary
 from dejavu_lit.data.decode import caption_candidates
@@ -71,7 +72,7 @@ class PairDataModule(pl.LightningDataModule):
         self._removed: Positions = {}
         pairs = len(self.train_set)
         if self._excluded:
-            excluded, listed = sum(map(len, self._excluded.values())), len(self.data.excluded)
+            excluded, listed = sum(map(len, self._excluded.values())), len(self.data.listed)
             log.info("data.exclude removes %d of %d pairs of %s; it lists %d keys", excluded, pairs, name, listed)
         if self.mitigation.dedup:
             self._removed = later_duplicates(folder / MANIFEST, self.train_set, self.data.prefix, self._excluded)
@@ -115,8 +116,10 @@ class PairDataModule(pl.LightningDataModule):
         self._check_captions(total)
         if self._cache is not None:
             return
-        preprocess = self.preprocess if self.augment is None else rgb_pixels
-        self._cache = load_images(self.train_set, total, preprocess, limit)
+        if self.augment is not None:
+            self._cache = load_images(self.train_set, total, rgb_pixels, limit)
+        elif self.preprocess(Image.new("RGB", (8, 8))).nbytes * total <= limit:  # else no image need be decoded to know
+            self._cache = load_images(self.train_set, total, self.preprocess, limit)
         knobs = self.mitigation
         if self._cache and not (knobs.caption_choice or knobs.text_mask or knobs.text_random or knobs.text_shuffle):
             self._tokenizer = TokenCache(self.tokenizer)

@@ -132,6 +132,8 @@ def _run(
     # Too few pairs are an error before the long scan, not after.
     set_sizes(job.sizes, len(keys[MAIN]), count_by_set(lists, listed_sets(members, keys[MAIN])))
 
+    for source in job.sources.values():
+        _ = source.annotator  # what it reads is shared by the workers, which would each read it anew
     perceptual = job.near_duplicates is not None
     scans = {}
     for name, source in job.sources.items():
@@ -217,6 +219,9 @@ def _exclude(keys: dict[str, list[str]], path: Path | None) -> int:
     before = sum(map(len, keys.values()))
     for name, source_keys in keys.items():
         keys[name] = [key for key in source_keys if key not in listed]
+        if source_keys and not keys[name]:
+            what = f"data.extra.{name}" if name else "the data"
+            raise UserError(f"data.exclude={path} lists every pair of {what}; shorten the list, or drop this source")
     removed = before - sum(map(len, keys.values()))
     if listed and not removed:
         raise UserError(f"none of the {len(listed)} keys in {path} is in the data; check data.exclude=")

@@ -12,6 +12,7 @@ from dejavu_lit.data.key_lists import keys_fingerprint, read_keys
 from dejavu_lit.data.manifest import MANIFEST, SCHEMA
 from dejavu_lit.data.raw_shards import RawShards, write_samples
 from dejavu_lit.data.readers import READERS
+from dejavu_lit.data.readers.base import clean_keys
 from dejavu_lit.data.remote import fetch_objects, is_remote, mirror
 from dejavu_lit.data.settings import Repeat
 from dejavu_lit.data.shards import ShardSet
@@ -95,7 +96,7 @@ class DataSpec:
             return Path(self.dir)
         identity = [self.name, self.reader, self.extra, self.sizes, self.seed, self.near_duplicates]
         if self.shards is not None:
-            identity += [self.shards, self.fractions, self.exclude_fingerprint]
+            identity += [self.shards, self.fractions, pinned(self).exclude_fingerprint]  # pinned later, if not yet
         return Path("outputs/data") / f"{self.name}-{fingerprint(identity)}"
 
     @property
@@ -128,7 +129,14 @@ class DataSpec:
 
     @cached_property
     def excluded(self) -> frozenset[str]:
-        """The keys in exclude; raises UserError if the file cannot be read or its keys changed."""
+        """The keys in exclude, of raw shards also in the form that their samples have; raises UserError as ``listed``."""
+        if self.shards is None:
+            return self.listed
+        return self.listed.union(clean_keys([key])[0] for key in self.listed)
+
+    @cached_property
+    def listed(self) -> frozenset[str]:
+        """The keys in exclude as they are there; raises UserError if the file cannot be read or its keys changed."""
         keys = frozenset(read_keys(self.exclude, "data.exclude")) if self.exclude is not None else frozenset()
         if self.exclude_fingerprint not in (None, keys_fingerprint(keys)):
             raise UserError(
@@ -143,9 +151,9 @@ class DataSpec:
         folders = dict.fromkeys(path.parent for path in visible_files(self.folder, "*/*.tar"))
         public = [Path(self.public)] if self.public not in self.public_sets and Path(self.public).is_dir() else []
         unknown = set(self.excluded)
-        for folder in (*folders, *public):
-            if unknown:
-                unknown.difference_update(ShardSet.open(folder).keys())
+        for shards in map(ShardSet.open, (*folders, *public)):
+            for shard in range(len(shards.names)) if unknown else ():  # all keys of a set may not fit into memory
+                unknown.difference_update(shards.index(shard).keys)
         if unknown:
             log.warning(
                 "%d of %d keys in data.exclude=%s are in no set of the data; the first is %r",
@@ -161,8 +169,8 @@ class DataSpec:
         return int(read_json_object(self.folder / MANIFEST)["raw_shards"]["pairs"][TRAINED_ON[side]])
 
     def raw_shards(self) -> RawShards:
-        """The raw shards, of which ``folder`` has samples; raises UserError if they changed since those were drawn."""
-        raw = RawShards(self.shards, self.fractions, self.seed, self.excluded)
+        """The raw shards, of which ``folder`` has samples; raises UserError if these were drawn from others, or otherwise."""
+        raw = RawShards(self.shards, self.fractions, self.seed, self.listed)
         if (self.folder / MANIFEST).is_file():
             raw.check_samples(self.folder)
         return raw

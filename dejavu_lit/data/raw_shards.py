@@ -8,6 +8,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
@@ -28,6 +29,7 @@ from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256, fingerprint, read_json_object, warn_unread, write_json
 from dejavu_lit.utils.progress import progress
 
+UNFINISHED = ".samples.json"  # in the folder of the samples while they are drawn: the names of their sets
 LEAST_SHARDS = 8  # a sample comes from at least so many shards, or from half of them
 COUNTED_SHARDS = 32  # so many local shards are counted, if the samples do not take more
 PAIRS_PER_SHARD = 1000  # of the samples
@@ -68,12 +70,26 @@ class RawShards:
         return list(dict.fromkeys(map(str, chain.from_iterable(shards))))
 
     def check_samples(self, out: Path) -> None:
-        """Raise UserError if the samples in ``out`` were drawn from other local shards; addresses are not compared."""
-        if read_json_object(out / MANIFEST).get("files", self.files) != self.files:
+        """Raise UserError if the samples in ``out`` were drawn otherwise, or from other local shards.
+
+        With other fractions, another seed or other excluded keys, pairs that the samples have in one set are trained on as
+        those of another. Addresses are not compared.
+        """
+        manifest = read_json_object(out / MANIFEST)
+        known = manifest.get("settings", {})
+        now = {name: value for name, value in self.settings.items() if name in known}
+        check_settings(out, now, {name: known[name] for name in now})
+        if manifest.get("files", self.files) != self.files:
             raise UserError(
                 f"data.shards has other shards than when the samples in {out} were drawn (a name, size or time differs); "
                 "restore them, or give another data.dir= to draw new samples"
             )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the set of a pair, as the manifest of samples holds it."""
+        exclude = fingerprint(sorted(self.excluded)) if self.excluded else None
+        return {"fractions": dict(self.fractions), "seed": self.seed, "exclude": exclude}
 
     @property
     def files(self) -> str:
@@ -109,8 +125,8 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
     of a sample. A pair that does not decode, or has no caption and is not of P, is skipped and counted.
 
     Raises:
-        UserError: a size that is not a whole number, fewer pairs than asked for, another sample in ``out``, or shards that
-            changed since it was drawn.
+        UserError: a size that is not a whole number, fewer pairs than asked for, another sample or foreign sets in ``out``,
+            or shards that changed since it was drawn.
     """
     wanted: dict[str, int] = {}
     for name, size in sizes.items():
@@ -122,15 +138,17 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
         wanted[name] = size
     settings = {
         "shards": fingerprint(raw.addresses),
-        "fractions": dict(raw.fractions),
+        "fractions": raw.settings["fractions"],
         "sizes": wanted,
-        "seed": raw.seed,
-        "exclude": fingerprint(sorted(raw.excluded)) if raw.excluded else None,
+        "seed": raw.settings["seed"],
+        "exclude": raw.settings["exclude"],
     }
     if (out / MANIFEST).is_file():
         check_settings(out, settings, read_json_object(out / MANIFEST, SCHEMA).get("settings", {}))
         raw.check_samples(out)
         return
+    _clear_unfinished(out)
+    write_json(out / UNFINISHED, {"sets": list(wanted)})
     order = random.Random(f"{raw.seed}/samples").sample(raw.addresses, len(raw.addresses))
     shards = max(1, min(LEAST_SHARDS, len(order) // 2))
     samples = {name: _Sample(out / name, size, -(-size // shards)) for name, size in wanted.items()}
@@ -158,6 +176,23 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
             "raw_shards": {"shards": len(order), "opened": opened, "pairs": pairs, "counted": opened == len(order)},
         },
     )
+    (out / UNFINISHED).unlink()
+
+
+def _clear_unfinished(out: Path) -> None:
+    """Remove the shards that a failed or killed draw has left in ``out``; raises UserError for a set that no draw wrote."""
+    drawn = read_json_object(out / UNFINISHED).get("sets", []) if (out / UNFINISHED).is_file() else []
+    for name in SETS:
+        folder = out / name
+        if name in drawn:
+            for path in (*folder.glob("[0-9]*.tar"), *folder.glob(".*.part"), folder / SIZES):
+                path.unlink(missing_ok=True)
+            with suppress(OSError):  # it has other files, or was not written yet
+                folder.rmdir()
+        elif folder.exists():
+            raise UserError(
+                f"{out} contains {name!r}, which this command did not write; choose another data.dir= or remove it"
+            )
 
 
 def _fill(

@@ -39,6 +39,10 @@ OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 log = logging.getLogger(__name__)
 
 
+class NotThere(UserError):
+    """The source has no such file; other errors, of the network for instance, do not say so."""
+
+
 def is_remote(text: str) -> bool:
     """Whether ``data.dir`` is a remote address, not a local folder."""
     return text.startswith("pipe:") or "://" in text
@@ -110,6 +114,9 @@ def fetch_objects(folder: Path, name: str) -> None:
     """Copy the available parts of the object artifact ``name`` into a mirror; does nothing for a local folder.
 
     They are copied once per process even if they are there, because the images may have been annotated again since.
+
+    Raises:
+        UserError: a part could not be downloaded, other than one that is not there.
     """
     if "/" in name or (url := source(folder)) is None:  # a path is a folder of the user's own
         return
@@ -125,10 +132,13 @@ def fetch_objects(folder: Path, name: str) -> None:
                         path.parent.mkdir(parents=True, exist_ok=True)
                         new.replace(path)
         except UserError as error:
-            if about.get("objects") == name:
+            absent = isinstance(error, NotThere)
+            # A command fails alike for a file that is not there and for any other reason.
+            if about.get("objects") == name or not (absent or url.startswith("pipe:")):
                 raise
             log.info("%s has no objects of %s: %s", set_name, name, error)  # this annotator has not annotated this set
-            shutil.rmtree(folder / objects, ignore_errors=True)
+            if absent:
+                shutil.rmtree(folder / objects, ignore_errors=True)
 
 
 def local_shard(address: str) -> Path:
@@ -194,9 +204,7 @@ def _copy(url: str, relative: str, path: Path) -> None:
                     _evict_shards(part.stat().st_size)
             return
         except FileNotFoundError:
-            raise UserError(
-                f"{url} has no {relative or 'shard'}; check the address or prepare the data again"
-            ) from None
+            raise NotThere(f"{url} has no {relative or 'shard'}; check the address or prepare the data again") from None
         except UserError:
             raise
         except Exception as error:  # every backend of fsspec has its own errors

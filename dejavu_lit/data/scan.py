@@ -65,7 +65,7 @@ def scan(
     blocks = [list(keys[start : start + PART]) for start in range(0, len(keys), PART)]
     parts = [Part(folder / f"{n:06d}.npz", fingerprint(block), len(block), block) for n, block in enumerate(blocks)]
     read = partial(_read_pairs, reader, need_captions)
-    content, reasons = hash_images(parts, read, perceptual, workers, f"reading {reader.name}")
+    content, reasons = hash_images(parts, read, perceptual, workers, f"reading {reader.name}", retry=True)
     skipped: dict[str, list[str]] = {}
     for row, reason in reasons.items():
         skipped.setdefault(reason, []).append(keys[row])
@@ -82,10 +82,12 @@ def scan(
     return Scan(usable_keys, usable.digests, usable.hashes, usable.hashed, dict(sorted(skipped.items())), several)
 
 
-def _read_pairs(reader: Reader, need_captions: bool, keys: Sequence[str]) -> Iterator[Pair | BadPair]:
-    for key in keys:
+def _read_pairs(
+    reader: Reader, need_captions: bool, keys: Sequence[str], rows: Iterable[int]
+) -> Iterator[Pair | BadPair]:
+    for row in rows:
         try:
-            pair, _ = reader.read(key)
+            pair, _ = reader.read(keys[row])
             yield pair if pair.caption or not need_captions else BadPair(EMPTY_CAPTION)
         except BadPair as bad:
             yield bad
@@ -140,23 +142,28 @@ class Part:
     """The pairs, as an argument of the function that reads them."""
 
 
+Read = Callable[[Any, Sequence[int]], Iterable[Pair | BadPair]]  # Part.pairs and positions in it → the pairs there
+
+
 def hash_images(
-    parts: Sequence[Part], read: Callable[[Any], Iterable[Pair | BadPair]], perceptual: bool, workers: int, what: str
+    parts: Sequence[Part], read: Read, perceptual: bool, workers: int, what: str, retry: bool = False
 ) -> tuple[ImageHashes, dict[int, str]]:
     """The hashes of all parts, in their order, and {row: why it is not usable}; complete parts are read back.
 
     Args:
-        read: from ``Part.pairs`` to the pairs; importable, or a partial of such a function.
+        read: importable, or a partial of such a function.
         perceptual: whether images get a perceptual hash; what: the name of the progress bar.
+        retry: whether the unusable pairs of complete parts are read again, because ``Part.identity`` does not tell whether
+            their images have changed.
 
     Raises:
         UserError: the hashes of a part were damaged while they were read.
     """
-    missing = [part for part in parts if _load(part) is None]
+    unread = [(part, rows) for part in parts if (rows := _unread_rows(part, retry))]
     total = sum(part.count for part in parts)
-    done = total - sum(part.count for part in missing)
+    done = total - sum(len(rows) for _, rows in unread)
     with progress(None, what, total=total, unit="pair", done=done) as bar:
-        for count in map_unordered(_hash_part, (read, perceptual), missing, workers):
+        for count in map_unordered(_hash_part, (read, perceptual), unread, workers):
             bar.update(count)
     contents, reasons, start = [], dict[int, str](), 0
     for part in parts:
@@ -180,8 +187,8 @@ def hash_sets(sets: Mapping[str, ShardSet], folder: Path, perceptual: bool, work
     return hash_images(parts, _shard_pairs, perceptual, workers, "hashing images")[0]
 
 
-def _shard_pairs(path: Path) -> Iterable[Pair | BadPair]:
-    return index_shard(path).pairs()
+def _shard_pairs(path: Path, positions: Sequence[int]) -> Iterable[Pair | BadPair]:
+    return index_shard(path).pairs(positions)
 
 
 def decode_and_hash(data: bytes, perceptual: bool) -> int | None:
@@ -211,15 +218,26 @@ def _load(part: Part) -> dict[str, np.ndarray] | None:
     return arrays if is_current else None
 
 
-def _hash_part(job: tuple[Callable[[Any], Iterable[Pair | BadPair]], bool], part: Part) -> int:
-    """Hash the images of a part and save it; returns the number of its pairs."""
-    read, perceptual = job
-    digests = np.zeros((part.count, 2), dtype=np.uint64)
-    hashes = np.zeros(part.count, dtype=np.uint64)
-    hashed = np.zeros(part.count, dtype=bool)
-    captions = np.ones(part.count, dtype=np.int32)
-    reasons = [""] * part.count  # why a pair is not usable
-    for row, pair in enumerate(read(part.pairs)):
+def _unread_rows(part: Part, retry: bool) -> list[int]:
+    """The rows of a part that are to be read: all if it is missing, with ``retry`` those that were not usable."""
+    if (content := _load(part)) is None:
+        return list(range(part.count))
+    return np.flatnonzero(content["reasons"] != "").tolist() if retry else []
+
+
+def _hash_part(job: tuple[Read, bool], unread: tuple[Part, Sequence[int]]) -> int:
+    """Hash the images in some rows of a part and save it; returns their number."""
+    (read, perceptual), (part, rows) = job, unread
+    known = _load(part) if len(rows) < part.count else None
+    content = known or {
+        "digests": np.zeros((part.count, 2), dtype=np.uint64),
+        "hashes": np.zeros(part.count, dtype=np.uint64),
+        "hashed": np.zeros(part.count, dtype=bool),
+        "captions": np.ones(part.count, dtype=np.int32),
+        "reasons": np.full(part.count, ""),
+    }
+    reasons = content["reasons"].tolist()  # why a pair is not usable
+    for row, pair in zip(rows, read(part.pairs, rows), strict=True):
         try:
             if isinstance(pair, BadPair):
                 raise pair
@@ -227,20 +245,12 @@ def _hash_part(job: tuple[Callable[[Any], Iterable[Pair | BadPair]], bool], part
         except BadPair as reason:
             reasons[row] = str(reason)
             continue
-        digests[row] = content_digest(pair.image)
-        captions[row] = max(1, len(caption_candidates(pair)))
+        reasons[row] = ""
+        content["digests"][row] = content_digest(pair.image)
+        content["captions"][row] = max(1, len(caption_candidates(pair)))
         if value is not None:
-            hashes[row], hashed[row] = value, True
-    why, identity = np.array(reasons), np.array(part.identity)
+            content["hashes"][row], content["hashed"][row] = value, True
+    why = np.array(reasons)
     with atomic(part.path) as path, open(path, "wb") as file:
-        np.savez(
-            file,
-            digests=digests,
-            hashes=hashes,
-            hashed=hashed,
-            captions=captions,
-            usable=why == "",
-            reasons=why,
-            of=identity,
-        )
-    return part.count
+        np.savez(file, **content | {"reasons": why, "usable": why == "", "of": np.array(part.identity)})
+    return len(rows)

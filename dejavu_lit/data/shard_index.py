@@ -10,14 +10,15 @@ import tarfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from errno import EINVAL
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from dejavu_lit.data.decode import MAX_JSON_BYTES, TEXTS, BadPair, Pair, decode_texts, json_safe
 from dejavu_lit.data.remote import fetch_shard
-from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import fingerprint, is_hidden
+from dejavu_lit.utils.errors import UserError, os_error_sentence
+from dejavu_lit.utils.io import fingerprint, is_hidden, name_file_in_errors
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 NO_IMAGE = f"it has no image member KEY.{', KEY.'.join(IMAGE_EXTENSIONS)} (a key ends at the first dot of the name)"
@@ -106,6 +107,7 @@ class ShardIndex:
             if (sample := next(samples, None)) is not None:
                 return sample
         except Exception as error:  # tarfile raises nearly any exception for damaged headers
+            _raise_if_unreadable(error, self.path)
             log.debug("%s: %s", self.path, error)
         raise UserError(f"the shard {self.path} was cut short while being read; restore it and start again")
 
@@ -115,6 +117,12 @@ def read_pair(path: Path, key: str, members: Members, image: bool = True) -> Pai
     with _open_indexed(path) as file:
         content = {e: read_range(file.fileno(), path, *members[e]) for e in _needed(members, image)}
     return _decode(key, members, content, image)
+
+
+def _raise_if_unreadable(error: Exception, path: Path) -> None:
+    """Raise UserError for an error of the operating system, such as permissions: a shard that cannot be read may be whole."""
+    if isinstance(error, OSError) and error.errno not in (None, EINVAL):  # EINVAL: a damaged header points to nowhere
+        raise UserError(os_error_sentence(OSError(error.errno, error.strerror, error.filename or str(path)))) from None
 
 
 def _open_indexed(path: Path) -> BinaryIO:
@@ -213,6 +221,7 @@ def _members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tuple[str, ...]]]:
     except UserError:
         raise
     except Exception as error:  # tarfile raises nearly any exception for damaged headers
+        _raise_if_unreadable(error, path)
         raise UserError(f"{path} is not a complete, uncompressed tar ({error}); make it again or remove it") from None
 
 
@@ -248,7 +257,8 @@ def image_extension_of(members: Collection[str]) -> str | None:
 
 def read_range(descriptor: int, path: Path, offset: int, size: int) -> bytes:
     """``size`` bytes of an open shard from ``offset`` on; raises UserError naming ``path`` if the file is shorter."""
-    data = os.pread(descriptor, size, offset)
+    with name_file_in_errors(path):
+        data = os.pread(descriptor, size, offset)
     if len(data) != size:
         raise UserError(f"the shard {path} was cut short while being read; restore it and start again")
     return data

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dejavu_lit.data.manifest import MANIFEST
 from dejavu_lit.data.near_duplicates import exact_groups, join, near_groups
 from dejavu_lit.data.scan import ImageHashes, hash_sets
 from dejavu_lit.data.shards import ShardSet
@@ -26,7 +27,7 @@ from dejavu_lit.duplicates.settings import DuplicateCriteria
 from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.objects.contact_sheet import sheet
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import atomic, read_json_object, write_json, write_text
+from dejavu_lit.utils.io import atomic, file_sha256, fingerprint, read_json_object, write_json, write_text
 
 SCHEMA = 1  # of report.json
 REPORT, PAIRS, COUNTS, LIST, EXAMPLES = "report.json", "duplicates.parquet", "counts.csv", "exclude.txt", "examples.png"
@@ -57,10 +58,14 @@ def dedup(
         The contents of report.json; exclude.file is null if no list was written.
 
     Raises:
-        UserError: a key is in two sets or contains a line break, or the model cannot be loaded or embeds no images.
+        UserError: a key is in two sets or contains a line break, the model cannot be loaded or embeds no images, or a set has
+            changed since ``out`` was finished.
     """
+    data = {name: _state(shards) for name, shards in sets.items()}
     if (out / REPORT).is_file():
         report = read_json_object(out / REPORT, SCHEMA)
+        if changed := sorted(name for name, state in report.get("data", {}).items() if data.get(name) != state):
+            raise UserError(f"{changed[0]} has changed since {out} was written; choose another out= or remove it")
         if report["exclude"]["file"] or not force:
             log.info("%s is finished; nothing to do", out)
             return report
@@ -75,6 +80,7 @@ def dedup(
     counts = {kind.name: shared_counts(images, kind.groups) for kind in kinds} | {"any": shared_counts(images, groups)}
     report = {
         "schema": SCHEMA,
+        "data": data,
         "sets": {
             name: {
                 "pictures": int((images.set_numbers == number).sum()),
@@ -162,6 +168,14 @@ def group_sizes(groups: np.ndarray) -> dict[str, int]:
 def _duplicated(groups: np.ndarray) -> np.ndarray:
     """The rows whose groups have at least two images."""
     return np.flatnonzero(np.bincount(groups, minlength=1)[groups] > 1) if len(groups) else np.zeros(0, np.int64)
+
+
+def _state(shards: ShardSet) -> str:
+    """By which a set is known to be the same: the SHA-256 of its data's manifest, or the shards' sizes and times."""
+    if (manifest := shards.folder.parent / MANIFEST).is_file():
+        return file_sha256(manifest)
+    states = [(shards.folder / name).stat() for name in shards.names]
+    return fingerprint([shards.names, [(state.st_size, state.st_mtime_ns) for state in states]])
 
 
 def _check_keys(sets: Mapping[str, ShardSet]) -> None:

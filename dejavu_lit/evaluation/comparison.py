@@ -162,20 +162,25 @@ def _has_b(reference: AuditedModel) -> bool:
     return reference.trained_on == "B" or (folder is not None and (folder / "B" / "text").is_dir())
 
 
+def _half_of(data: DataSpec) -> str:
+    """Which random half this is: each seed deals others."""
+    return f"{data.half} of data.seed={data.seed}" if data.half else "0"
+
+
 def _check_training(target: AuditedModel, reference: AuditedModel, evaluation: PairEvaluation, data: DataSpec) -> None:
     """Refuse models whose gap would mean nothing: exchanged ones, or both trained on the same pairs."""
     if target.captions_only:
         raise UserError(
             f"target={target.name} embeds captions only; a text model can only be the reference, so give another target"
         )
-    halves = {target.data.half if target.data else 0, data.half}
+    halves = {_half_of(target.data) if target.data else "0", _half_of(data)}
     is_base = evaluation.allow_overlap and evaluation.swapped is False
     if reference.data is not None and not is_base:  # a base's own pairs are not measured
-        halves.add(reference.data.half)
+        halves.add(_half_of(reference.data))
     if len(halves) > 1:
         raise UserError(
             f"target={target.name}, reference={reference.name} and the data are of different random halves "
-            f"({', '.join(map(str, sorted(halves)))}); compare two runs of one half on their own data"
+            f"({', '.join(sorted(halves))}); compare two runs of one half on their own data"
         )
     for model in (target, reference):
         _ = model.run_json  # raises if a run is not finished

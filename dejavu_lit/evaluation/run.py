@@ -99,6 +99,7 @@ def measured_data(evaluation: PairEvaluation) -> DataSpec:
 
 
 def changed_data(data: DataSpec, changes: DataChanges) -> DataSpec:
-    """``data`` with the options that are given."""
+    """``data`` with the options that are given, in the folder that it has: other excluded keys would name another one."""
     given = {field.name: getattr(changes, field.name) for field in fields(DataChanges)}
+    data = replace(data, dir=data.dir or str(data.folder))
     return pinned(replace(data, **{name: value for name, value in given.items() if value is not None}))

@@ -5,7 +5,6 @@ neither model trained on: p = (1 + #{H ≥ x}) / (1 + |H|), with Benjamini–Hoc
 """
 
 import csv
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +17,7 @@ from dejavu_lit.measure.records import SIDES, Records
 from dejavu_lit.measure.sample import rank
 from dejavu_lit.measure.scores import predict
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import atomic
+from dejavu_lit.utils.io import atomic, csv_cell
 
 GAPS = ("precision", "recall", "hits")
 
@@ -156,21 +155,9 @@ def _agreement(truth: set[str], target: set[str], reference: set[str]) -> dict[s
 
 
 def write_csv(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows that share their columns as CSV (UTF-8), lists joined by ``; ``, atomically.
-
-    A text that a spreadsheet would run as a formula gets a leading apostrophe, because captions come from third parties.
-    Keys in the form that prepare gives them are written unchanged, so that tables can be joined by key.
-    """
+    """Write rows that share their columns as CSV (UTF-8), lists joined by ``; ``, atomically; with ``csv_cell``."""
     with atomic(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(rows[0] if rows else ["rank", "key"])
         for row in rows:
-            writer.writerow([_cell(name, value) for name, value in row.items()])
-
-
-def _cell(column: str, value: Any) -> Any:
-    if isinstance(value, list):
-        value = "; ".join(str(v) for v in value)
-    if (column == "key" or column.endswith("_neighbors")) and re.fullmatch(r"[\w; -]*", str(value)):
-        return value
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+            writer.writerow([csv_cell(name, value) for name, value in row.items()])

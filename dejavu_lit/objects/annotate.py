@@ -28,7 +28,15 @@ from dejavu_lit.data.objects import (
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.objects.base import Shard, Source
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import fingerprint, read_json, read_json_object, visible_files, write_json, write_text
+from dejavu_lit.utils.io import (
+    csv_cell,
+    fingerprint,
+    read_json,
+    read_json_object,
+    visible_files,
+    write_json,
+    write_text,
+)
 from dejavu_lit.utils.progress import progress
 
 ANNOTATOR_FILE = "annotator.json"  # the annotator, with its whole vocabulary
@@ -168,7 +176,11 @@ def _check_annotator(path: Path, expected: Annotator, actual: Annotator) -> None
 
 
 def _claim_set(folder: Path, shards: ShardSet) -> None:
-    """Write where the shards of a set are; raises UserError if ``folder`` has the objects of other ones, elsewhere."""
+    """Write where the shards of a set are, and remove the parts of shards that no longer exist.
+
+    Raises:
+        UserError: ``folder`` has the objects of other shards, elsewhere.
+    """
     first_keys = shards.keys(KEYS_COMPARED)
     now = {"folder": str(shards.folder.resolve()), "pairs": fingerprint([shards.names, shards.sizes, first_keys])}
     path = folder / SOURCE_FILE
@@ -178,6 +190,12 @@ def _claim_set(folder: Path, shards: ShardSet) -> None:
             f"{folder} has the objects of {before.get('folder')}, not of {now['folder']}; rename one of these two folders, "
             "or choose another name="
         )
+    if before.get("pairs") != now["pairs"]:
+        stems = {Path(name).stem for name in shards.names}
+        for part in visible_files(folder, "*.parquet"):
+            if part.stem not in stems:  # it would be read along with the parts of the present shards
+                logger.warning("%s is removed: its shard no longer exists", part)
+                part.unlink(missing_ok=True)
     if before != now or not path.exists():
         write_json(path, now)
 
@@ -225,7 +243,8 @@ def _read_failures(out: Path, shards: Sequence[Shard]) -> list[tuple[Shard, dict
 
 def _write_failures(out: Path, failed: Sequence[tuple[Shard, Mapping[str, str]]]) -> None:
     """Write ``failed.csv`` of all parts; the last process to finish does it."""
+    columns = ("set", "key", "reason")
     rows = [(shard.set, key, reason) for shard, reasons in failed for key, reason in reasons.items()]
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([("set", "key", "reason"), *rows])
+    csv.writer(text, lineterminator="\n").writerows([columns, *(map(csv_cell, columns, row) for row in rows)])
     write_text(out / FAILURES_FILE, text.getvalue())

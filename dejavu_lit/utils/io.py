@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -69,6 +70,19 @@ def write_text(path: Path | str, text: str) -> None:
     """Write ``text`` (UTF-8) atomically."""
     with atomic(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def csv_cell(column: str, value: Any) -> Any:
+    """A value as a cell of a CSV, a list joined by ``; ``.
+
+    A text that a spreadsheet would run as a formula gets a leading apostrophe, because keys and captions come from third
+    parties. Keys in the form that prepare gives them are written unchanged, so that tables can be joined by key.
+    """
+    if isinstance(value, list):
+        value = "; ".join(str(v) for v in value)
+    if (column == "key" or column.endswith("_neighbors")) and re.fullmatch(r"[\w; -]*", str(value)):
+        return value
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 
 
 def write_json(path: Path | str, value: Any) -> None:

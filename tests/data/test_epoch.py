@@ -170,6 +170,7 @@ def test_an_excluded_pair_is_treated_as_absent():
     with pytest.raises(UserError, match="train_size=8 but the set has 7"):
         nested_sizes([5, 5], 8, excluded)
     assert nested_sizes([2, 3, 2], 3, {1: (0, 1, 2)}) == (2, 3, 1)  # the shard in between has no pairs left
+    assert nested_sizes([4, 4, 1], 4, {2: (0,)}) == (4, 0, 0)  # nor has the last one, which is not reached
     plan = epoch_plan([5, 5], 0, 0, 1, 0, 1, repeat=Repeat(0.3, 4), excluded=excluded)
     assert exposures(plan, plan.steps).tolist() == [4, 4, 1, 1, 1, 1, 1]  # 30 % of 7 pairs, rounded down
     removed = epoch_plan([5, 5], 0, 0, 1, 0, 1, repeat=Repeat(0.3, 4), removed=excluded)
@@ -182,3 +183,18 @@ def test_repeated_pairs_come_as_often_as_set():
     assert counts.tolist() == [5, 5, 3, 3, 3, 3] + [1] * 14
     with pytest.raises(UserError, match="share"):
         Repeat([0.1, 0.2], [5])
+
+
+def test_a_training_size_is_the_first_pairs_that_count_however_many_are_excluded():
+    """Against a brute force over all sizes: every set of excluded pairs of three small shards."""
+    sizes = (2, 1, 2)
+    pairs = [(shard, position) for shard, size in enumerate(sizes) for position in range(size)]
+    for absent in itertools.chain.from_iterable(itertools.combinations(pairs, count) for count in range(len(pairs))):
+        counted = [pair for pair in pairs if pair not in absent]
+        excluded = {shard: tuple(p for s, p in absent if s == shard) for shard, _ in absent}
+        for train_size in range(1, len(counted) + 1):
+            used = nested_sizes(sizes, train_size, excluded)
+            plan = EpochPlan(used, 0, 0, 1, 0, 1, excluded=excluded)
+            members = [(shard, position) for shard in range(3) for position in plan.members(shard).tolist()]
+            assert members == counted[:train_size]
+            assert len(exposures(plan, plan.steps)) == sum(used) - sum(p < used[s] for s, p in absent) == train_size

@@ -69,3 +69,14 @@ def test_no_validation_without_enough_pairs_for_each_rank(folder, tmp_path):
     data = DataSpec("x", str(tmp_path), exclude=str(tmp_path / "keys.txt"))
     pairs = PairDataModule(data, "target", 4, 3, Preprocess(CONFIG), char_tokens)
     assert pairs.val_dataloader() == []
+
+
+def test_images_that_do_not_fit_into_memory_are_not_decoded(folder, monkeypatch):
+    calls: list[int] = []
+    monkeypatch.setattr("dejavu_lit.data.module.load_images", lambda *options: calls.append(options[1]))
+    pairs = module(folder)
+    pairs.setup("fit")
+    assert calls == []
+    pairs.loader = LoaderSettings(cache_mb=1)
+    pairs.setup("fit")
+    assert calls == [24]

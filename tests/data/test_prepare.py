@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from dejavu_lit.data import prepare as preparing
 from dejavu_lit.data import scan as scanning
 from dejavu_lit.data.near_duplicates import exact_copies, near_groups
 from dejavu_lit.data.objects import Annotation, read_objects
@@ -22,7 +23,7 @@ from dejavu_lit.data.readers.coco import CocoReader
 from dejavu_lit.data.readers.folder import FolderReader
 from dejavu_lit.data.readers.shards import ShardReader
 from dejavu_lit.data.readers.table import TableReader
-from dejavu_lit.data.scan import decode_and_hash
+from dejavu_lit.data.scan import decode_and_hash, scan
 from dejavu_lit.data.shards import BadPair, Pair, ShardSet, read_pairs, write_shard
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256, fingerprint
@@ -581,3 +582,41 @@ def test_hidden_files_beside_shards_and_objects_are_ignored(tmp_path: Path) -> N
     (tmp_path / "out/A/sizes.json").unlink()
     assert ShardSet.open(tmp_path / "out/A").names == ("00000.tar",)
     assert read_objects([objects], 0.0)[0][0].keys == before[0].keys
+
+
+def test_pairs_that_were_unusable_are_read_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scanning, "PART", 10)
+    table = tmp_path / "images/table.csv"
+    table.write_text("path,caption\n" + "".join(f"a{number:02d}.png,caption {number}\n" for number in range(40)))
+    for number in range(3, 15):
+        (folder / f"a{number:02d}.png").rename(tmp_path / f"a{number:02d}.png")
+    with pytest.raises(UserError, match="12 of 40 pairs of the table source cannot be used"):
+        prepare(TableReader(table), tmp_path / "out", {"A": 5}, workers=1)
+    for number in range(3, 15):
+        (tmp_path / f"a{number:02d}.png").rename(folder / f"a{number:02d}.png")
+    before = prepare(TableReader(table), tmp_path / "complete", {"A": 5}, workers=1)
+    assert prepare(TableReader(table), tmp_path / "out", {"A": 5}, workers=1) == before
+
+
+def test_a_list_that_excludes_a_whole_source_is_one_sentence(folder: Path, tmp_path: Path) -> None:
+    add(tmp_path / "more", "b", encoded(sample_image(99)))
+    (tmp_path / "keys.txt").write_text("b\n")
+    with pytest.raises(UserError, match=r"keys\.txt lists every pair of data\.extra\.L; shorten the list"):
+        prepare(
+            FolderReader(folder),
+            tmp_path / "out",
+            {"A": 5},
+            extra={"L": FolderReader(tmp_path / "more")},
+            exclude=tmp_path / "keys.txt",
+        )
+
+
+def test_the_workers_share_what_the_annotator_has_read(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    touched: list[str] = []
+
+    class Annotated(FolderReader):
+        annotator = property(lambda self: touched.append("annotator"))  # type: ignore[assignment]
+
+    monkeypatch.setattr(preparing, "scan", lambda *_: touched.append("scan") or scan(*_))
+    prepare(Annotated(folder), tmp_path / "out", {"A": 5}, workers=1)
+    assert touched[:2] == ["annotator", "scan"]

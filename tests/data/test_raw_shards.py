@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from dejavu_lit.data.prepared import DataSpec, prepare_data
+from dejavu_lit.cli.options import Prepare
+from dejavu_lit.cli.prepare import prepare
+from dejavu_lit.data.prepared import DataSpec, prepare_data, ready
 from dejavu_lit.data.raw_shards import RawShards, write_samples
 from dejavu_lit.data.raw_stream import RawDataModule
 from dejavu_lit.data.settings import LoaderSettings, Repeat
 from dejavu_lit.data.shards import Pair, ShardSet, index_shard, read_pairs, write_shards
 from dejavu_lit.data.splits import SETS, seeded_hash
+from dejavu_lit.evaluation.run import changed_data
+from dejavu_lit.evaluation.settings import DataChanges
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.preprocess import Preprocess
 from dejavu_lit.utils.errors import UserError
@@ -283,3 +287,58 @@ def test_the_batches_do_not_depend_on_torch_s_generator(tars, tmp_path):
     state = torch.get_rng_state()
     captions(loader.batches(0))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_training_refuses_samples_that_were_drawn_with_another_seed_fractions_or_exclude(tars, tmp_path):
+    data = spec(tars, tmp_path / "samples")
+    (tmp_path / "gone.txt").write_text("000000003")
+    for name, change in (
+        ("seed", {"seed": 1}),
+        ("fractions.H", {"fractions": FRACTIONS | {"H": 0.05}}),
+        ("exclude", {"exclude": str(tmp_path / "gone.txt")}),
+    ):
+        with pytest.raises(UserError, match=rf"samples was made with other settings \({name}: "):
+            replace(data, **change).raw_shards()
+    data.raw_shards()
+
+
+def test_what_a_failed_draw_has_left_is_in_no_sample_and_sets_of_others_stay(tars, tmp_path):
+    raw = RawShards(str(tars), FRACTIONS)
+    with pytest.raises(UserError, match=r"data\.sizes\.P=90, but"):
+        write_samples(raw, {"A": 20, "P": 90}, tmp_path / "out")
+    assert list((tmp_path / "out").glob("*/*.tar"))
+    write_samples(replace(raw, seed=1), {"A": 6, "B": 6}, tmp_path / "out")
+    assert sorted(path.parent.name for path in (tmp_path / "out").glob("*/*.tar")) == ["A", "B"]
+    assert [len(ShardSet.open(tmp_path / "out" / name)) for name in "AB"] == [6, 6]
+    (tmp_path / "own/P").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"own contains 'P', which this command did not write"):
+        write_samples(raw, {"A": 6}, tmp_path / "own")
+
+
+def test_options_that_raw_shards_do_not_have_are_refused(tars, tmp_path):
+    data = DataSpec("raw", str(tmp_path / "out"), shards=str(tars), fractions=FRACTIONS, sizes=SIZES)
+    for option in ({"keys": {"A": "members.txt"}}, {"max_skipped": 0.5}, {"pairs_per_shard": 7}):
+        with pytest.raises(UserError, match=rf"{next(iter(option))} does not apply to raw shards"):
+            prepare(Prepare(data, **option))
+    assert not (tmp_path / "out").exists()
+
+
+def test_samples_without_a_folder_are_found_with_excluded_keys_then_and_later(tars, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gone.txt").write_text("000000003")
+    options = {"shards": str(tars), "fractions": FRACTIONS, "sizes": SIZES, "automatic": True}
+    data = ready(DataSpec("raw", exclude="gone.txt", **options))
+    data.check()
+    data.raw_shards()
+    assert data.folder != DataSpec("raw", **options).folder
+    (tmp_path / "more.txt").write_text("000000003\n000000004")
+    later = changed_data(data, DataChanges(exclude="more.txt"))
+    assert later.folder == data.folder
+    assert later.excluded == {"000000003", "000000004"}
+
+
+def test_keys_as_in_the_shards_are_excluded_from_the_samples_later(tars, tmp_path):
+    (tmp_path / "gone.txt").write_text("train/000012\n")
+    data = DataSpec("raw", str(tmp_path), shards=str(tars), fractions=FRACTIONS, exclude=str(tmp_path / "gone.txt"))
+    assert data.excluded == {"train/000012", "train-000012"}
+    assert data.raw_shards().excluded == {"train/000012"}

@@ -15,9 +15,11 @@ import pytest
 import yaml
 from PIL import Image
 
+from dejavu_lit.cli.annotate import open_sets
 from dejavu_lit.data import remote
 from dejavu_lit.data.objects import Annotation, read_part, write_objects
 from dejavu_lit.data.prepare import prepare
+from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.readers.folder import FolderReader
 from dejavu_lit.data.shards import ShardSet, index_shard, read_pairs
 from dejavu_lit.utils.errors import UserError
@@ -401,3 +403,22 @@ def test_training_from_s3_equals_that_from_a_folder(bucket, runs, tmp_path, monk
         done = call("train", "side=target", f"data.dir={address}", f"out={tmp_path / 'none'}", *SMALL)
         assert done.returncode == 1
         assert f"data.dir={address} has no manifest.json of prepared data" in done.stderr
+
+
+def test_a_network_failure_removes_no_objects_and_is_said(server, monkeypatch):
+    shutil.copytree(server.folder / "objects/scenes", server.folder / "objects/again")
+    folder = remote.mirror(server.url)
+    remote.fetch_objects(folder, "again")
+    new_process()
+    server.cut["objects/again/A/00000.parquet"] = 3
+    with pytest.raises(UserError, match=r"again/A/00000\.parquet of http://.* in 3 attempts"):
+        remote.fetch_objects(folder, "again")
+    assert (folder / "objects/again/A/00000.parquet").is_file()
+
+
+def test_all_sets_of_remote_data_are_compared_whether_or_not_their_shards_were_read(server):
+    data = DataSpec("mine", dir=server.url)
+    before = open_sets(data, None)
+    assert {"A", "B", "H", "P"} <= before.keys()
+    data.shard_set("A").index(0)
+    assert open_sets(data, None).keys() == before.keys()

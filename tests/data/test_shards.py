@@ -1,7 +1,9 @@
 """Shards: pairs survive a round trip, also through webdataset; damaged or unsafe files are rejected by name."""
 
+import errno
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dejavu_lit.data import shard_index
 from dejavu_lit.data.shards import BadPair, Pair, ShardSet, index_shard, read_pairs, write_shard, write_shards
 from dejavu_lit.utils.errors import UserError
 from tests.data.images import encoded, sample_image
@@ -176,3 +179,27 @@ def test_the_fingerprint_follows_keys_captions_and_sizes(tmp_path):
         tar(tmp_path / caption / "0.tar", {"k.jpg": b"image", "k.json": json.dumps({"caption": caption}).encode()})
         in_json.append(ShardSet.open(tmp_path / caption).fingerprint())
     assert in_json[0] != in_json[1]
+
+
+def test_a_shard_that_cannot_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = write_shards(tmp_path, PAIRS)
+    index = shards.index(0)
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(shard_index, "open_shard", refuse)
+    index_shard.cache_clear()
+    with pytest.raises(
+        UserError, match=r"00000\.tar: permission denied; choose another folder, or fix its permissions"
+    ):
+        shards.index(0)
+    monkeypatch.undo()
+
+    def lose(sources, **_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+        yield
+
+    monkeypatch.setattr("webdataset.tariterators.tar_file_expander", lose)
+    with pytest.raises(UserError, match=r"00000\.tar: input/output error; check the disk"):
+        list(index.pairs())

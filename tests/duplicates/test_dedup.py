@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -256,3 +257,19 @@ def test_mistakes_are_reported_in_one_sentence(scenes: Path, tmp_path: Path, opt
 def test_help_imports_no_torch() -> None:
     done = run("dedup", "--help")
     assert "data.exclude" in done.stdout
+
+
+@pytest.mark.parametrize("is_prepared", [True, False])
+def test_a_finished_list_is_not_returned_for_data_that_changed(tmp_path: Path, is_prepared: bool) -> None:
+    sets = {"A": shards(tmp_path / "data/A", {"a": encoded(sample_image(1)), "b": encoded(sample_image(2))})}
+    manifest = tmp_path / "data/manifest.json"
+    if is_prepared:
+        manifest.write_text("{}")
+    report = dedup(tmp_path / "out", sets, NONE)
+    assert dedup(tmp_path / "out", sets, NONE) == report
+    if is_prepared:
+        manifest.write_text("{ }")
+    else:
+        os.utime(tmp_path / "data/A" / sets["A"].names[0], (0, 0))
+    with pytest.raises(UserError, match=r"A has changed since .*out was written; choose another out= or remove it"):
+        dedup(tmp_path / "out", sets, NONE)

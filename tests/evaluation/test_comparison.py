@@ -1,12 +1,18 @@
 """In which options two runs were trained differently."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
+from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.evaluation.audited_model import AuditedModel
-from dejavu_lit.evaluation.comparison import training_differences
+from dejavu_lit.evaluation.comparison import _check_training, training_differences
+from dejavu_lit.evaluation.settings import PairEvaluation
+from dejavu_lit.utils.config import to_plain
+from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import write_json
 
 CONFIG: dict[str, Any] = {
@@ -40,3 +46,14 @@ def test_what_differs_is_named_with_both_values(tmp_path: Path) -> None:
 def test_it_is_unknown_how_other_models_were_trained(tmp_path: Path) -> None:
     target = run(tmp_path / "target", CONFIG)
     assert training_differences(target, AuditedModel("ViT-B-32@openai", tmp_path)) is None
+
+
+def test_random_halves_of_two_seeds_are_not_compared(tmp_path: Path) -> None:
+    data = DataSpec("mine", dir=str(tmp_path), half=1)
+    target, reference = (
+        run(tmp_path / side, CONFIG | {"side": side, "data": to_plain(replace(data, seed=seed))})
+        for side, seed in (("target", 0), ("reference", 5))
+    )
+    evaluation = PairEvaluation(target=target.name, reference=reference.name)
+    with pytest.raises(UserError, match=r"different random halves \(1 of data\.seed=0, 1 of data\.seed=5\)"):
+        _check_training(target, reference, evaluation, data)

@@ -276,6 +276,12 @@ TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_RANK": "1"}
             {f"SLURM_ARRAY_TASK_{n}": v for n, v in zip(("ID", "COUNT", "MIN", "MAX"), "3425", strict=True)},
             (1, 4),
         ),
+        (  # the array of Hydra's launcher, each task of which is a job of a multirun
+            None,
+            {f"SLURM_ARRAY_TASK_{n}": v for n, v in zip(("ID", "COUNT", "MIN", "MAX"), "3425", strict=True)}
+            | {"SUBMITIT_EXECUTOR": "slurm"},
+            (0, 1),
+        ),
         (
             None,
             {f"SLURM_ARRAY_TASK_{n}": v for n, v in zip(("ID", "COUNT", "MIN", "MAX", "STEP"), "42062", strict=True)}
@@ -362,3 +368,21 @@ def test_a_copy_of_remote_data_is_not_annotated(tmp_path):
     done = call("annotate", "annotator=classes", "data.dir=http://127.0.0.1:9/data", f"out={tmp_path}")
     assert done.returncode == 1
     assert done.stderr.startswith("error: data.dir=http://127.0.0.1:9/data is remote, and only a copy of it is here")
+
+
+def test_parts_of_shards_that_no_longer_exist_are_removed(data: Path) -> None:
+    annotate(ClassLabels(), sets(data), data / "objects/c")
+    for old in (data / "P").glob("*"):
+        old.unlink()
+    write_shards(data / "P", pairs("P", 15), 20)
+    index_shard.cache_clear()
+    annotate(ClassLabels(), sets(data), data / "objects/c")
+    assert [path.name for path in (data / "objects/c/P").glob("*.parquet")] == ["00000.parquet"]
+    coverage(data / "objects/c", "AP", 0.5)
+
+
+def test_a_key_that_is_a_formula_is_text_in_the_list_of_failures(tmp_path: Path) -> None:
+    write_shards(tmp_path / "P", [*pairs("P", 4), Pair("=1+1", b"", "png", "a caption", {})])
+    annotate(ClassLabels(), {"P": ShardSet.open(tmp_path / "P")}, tmp_path / "c", max_failed=1)
+    with open(tmp_path / "c/failed.csv", newline="") as file:
+        assert {row[1] for row in csv.reader(file)} == {"key", "P000", "'=1+1"}

@@ -5,6 +5,7 @@ A new source is one class with these five members, in one file of this folder; `
 folder below which keys were made from absolute paths, lists of keys may name such paths.
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -20,11 +21,13 @@ import numpy as np
 
 from dejavu_lit.data.shard_index import MAX_IMAGE_BYTES
 from dejavu_lit.data.shards import BadPair, Pair
+from dejavu_lit.utils.io import name_file_in_errors
 
 if TYPE_CHECKING:  # pyarrow would take a third of the time of --help
     from dejavu_lit.data.objects import Annotation, Annotator
 
 Paths = str | Path | Sequence[str | Path]
+NO_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)  # like ENOENT; ENXIO: a socket
 MAX_KEY_CHARS = 80  # with an extension, such a key still fits a plain tar header
 
 
@@ -122,24 +125,43 @@ def image_extension(data: bytes) -> str:
 
 
 def read_image(path: Path) -> tuple[bytes, str]:
-    """An image file's bytes and extension; raises BadPair if it is missing, unreadable, too large or in another format."""
+    """An image file's bytes and extension.
+
+    Raises:
+        BadPair: it is missing, not readable, too large or in another format.
+        OSError: another error of the operating system, of a network file system for instance: the image may be good.
+    """
     try:
         data = read_file(path, MAX_IMAGE_BYTES + 1)
     except PermissionError:
         raise BadPair("the image is not readable (permissions)") from None
-    except (OSError, ValueError):  # ValueError: a NUL byte in a table's path
+    except (FileNotFoundError, ValueError):  # ValueError: a NUL byte in a table's path
         raise BadPair("the image does not exist") from None
     return data, image_extension(data)
 
 
 def read_file(path: Path, limit: int) -> bytes:
-    """The first ``limit`` bytes of a file; raises OSError, also for a pipe or a device: reading it might never end."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
-        state = os.fstat(descriptor)
-        if not stat.S_ISREG(state.st_mode):
-            raise FileNotFoundError(f"{path} is not a regular file")
-        return file.read(min(limit, state.st_size))
+    """The first ``limit`` bytes of a file.
+
+    Raises:
+        FileNotFoundError: there is none of this name; also for a folder, a pipe or a device: reading it might never end.
+        OSError: it cannot be read; the error names it.
+    """
+    try:
+        with name_file_in_errors(path), open(path, "rb", opener=_without_waiting) as file:
+            state = os.fstat(file.fileno())
+            if not stat.S_ISREG(state.st_mode):
+                raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path))
+            return file.read(min(limit, state.st_size))
+    except OSError as error:
+        if error.errno in NO_FILE:
+            raise FileNotFoundError(error.errno, error.strerror, str(path)) from None
+        raise
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """An ``opener`` for ``open`` that does not wait for somebody to write to a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def file_state(path: Path) -> dict[str, Any]:

@@ -56,16 +56,18 @@ class CocoReader:
     def __post_init__(self) -> None:
         given = [option for option in ("images", "captions", "instances") if getattr(self, option) is not None]
         if self.root is not None and given:
-            raise UserError(f"root={self.root} already gives all paths; remove root= or {given[0]}=")
+            raise UserError(
+                f"data.reader.root={self.root} already gives all paths; remove it or data.reader.{given[0]}="
+            )
         listed = "captions" in given or (self.caption is None and "instances" in given)
         if self.root is None and not (listed and "images" in given):
             raise UserError(
-                "COCO needs root= (its usual layout), or images= (folders) and captions= (JSON files; instances= will do "
-                "with caption=null)"
+                "COCO needs data.reader.root= (its usual layout), or data.reader.images= (folders) and data.reader.captions= "
+                "(JSON files; data.reader.instances= will do with data.reader.caption=null)"
             )
         if self.caption is not None and self.caption < 0:
             raise UserError(
-                f"caption={self.caption} counts an image's captions from 0; give 0 or more, or null for none"
+                f"data.reader.caption={self.caption} counts an image's captions from 0; give 0 or more, or null for none"
             )
 
     @cached_property
@@ -88,15 +90,18 @@ class CocoReader:
                 folders *= len(captions)
         if not captions or len(folders) != len(captions):
             raise UserError(
-                f"images= names {len(folders)} folders and captions= {len(captions)} files; give one folder per file"
+                f"data.reader.images= names {len(folders)} folders and data.reader.captions= {len(captions)} files; give one "
+                "folder per file"
             )
         if missing := [path for path in folders if not path.is_dir()]:
-            raise UserError(f"the folder of images {missing[0]} does not exist; check root=, splits= or images=")
+            raise UserError(
+                f"the folder of images {missing[0]} does not exist; check root, splits or images of data.reader"
+            )
         if self.root is not None and not any(path.exists() for path in instances):
             logger.warning("no instances in %s: no objects until the images are annotated", instances[0].parent)
             instances = []
         if missing := [path for path in (*captions, *instances) if not path.is_file()]:
-            raise UserError(f"{missing[0]} does not exist; check root=, splits=, captions= or instances=")
+            raise UserError(f"{missing[0]} does not exist; check root, splits, captions or instances of data.reader")
         return list(zip(folders, captions, strict=True)), instances
 
     @cached_property
@@ -117,7 +122,7 @@ class CocoReader:
                 images[key] = CocoImage(image_id, file, tuple(captions.get(image_id, ())), meta)
                 origin[key] = path
         if not images:
-            raise UserError(f"{self.sources[0][0][1]} lists no images; check captions=")
+            raise UserError(f"{self.sources[0][0][1]} lists no images; check data.reader.captions=")
         return images
 
     @cached_property
@@ -127,7 +132,9 @@ class CocoReader:
         instances = CocoInstances(self.sources[1])
         missing = [key for key, image in self._images.items() if image.image_id not in instances.image_ids]
         if len(missing) == len(self._images):
-            raise UserError(f"{self.sources[1][0]} lists none of the images with captions; check instances=")
+            raise UserError(
+                f"{self.sources[1][0]} lists none of the images with captions; check data.reader.instances="
+            )
         if missing:
             logger.warning(
                 "%d images are not listed in the instances JSON and get no objects, e.g. %s", len(missing), missing[0]

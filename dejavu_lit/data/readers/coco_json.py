@@ -65,7 +65,7 @@ def usable_entries(
         article = "an" if kind == "instances" else "a"
         raise UserError(
             f"{path} is not {article} {kind} JSON of COCO (of {len(content[name])} {name} none can be used, e.g. {labels[0]!r}: "
-            f"{reason}); give {kind}_*.json as {kind}="
+            f"{reason}); give {kind}_*.json as data.reader.{kind}="
         )
     for reason, labels in sorted(skipped.items()):
         logger.warning("%s: %d of %s skipped, e.g. %r: %s", path, len(labels), name, labels[0], reason)

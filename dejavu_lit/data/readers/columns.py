@@ -53,7 +53,7 @@ def _column(rows: Rows, path: object, option: str, name: str) -> str | None:
         if usual:
             return usual[0]
         missing = f"no column with a usual name ({', '.join(USUAL[option])})"
-    raise UserError(f"{path} has {missing}; its columns are {', '.join(names)}; choose one with {option}=")
+    raise UserError(f"{path} has {missing}; its columns are {', '.join(names)}; choose one with data.reader.{option}=")
 
 
 def _is_distinct(rows: Rows, column: str) -> bool:

@@ -44,7 +44,9 @@ class FolderReader:
 
     def __post_init__(self) -> None:
         if self.caption not in ("txt", "folder", "none"):
-            raise UserError(f"caption={self.caption} is unknown to the folder reader; choose txt, folder or none")
+            raise UserError(
+                f"data.reader.caption={self.caption} is unknown to the folder reader; choose txt, folder or none"
+            )
 
     @property
     def _files(self) -> list[str]:
@@ -60,7 +62,7 @@ class FolderReader:
         """The images' paths below ``path``, sorted, and what ``unread`` says."""
         root = Path(self.path)
         if not root.is_dir():
-            raise UserError(f"the folder {root} does not exist; check path=")
+            raise UserError(f"the folder {root} does not exist; check data.reader.path=")
         hidden: list[str] = []
         unread: Counter[str] = Counter()
         files = sorted(_image_paths(str(root), "", hidden, unread))
@@ -70,7 +72,7 @@ class FolderReader:
             )
         warn_unread(self.name, "files", unread)
         if not files:
-            raise UserError(f"{root} has no images ({', '.join(IMAGE_EXTENSIONS)}); check path=")
+            raise UserError(f"{root} has no images ({', '.join(IMAGE_EXTENSIONS)}); check data.reader.path=")
         return files, dict(unread) | ({"hidden": len(hidden)} if hidden else {})
 
     @cached_property
@@ -89,7 +91,7 @@ class FolderReader:
         if path.with_suffix(".json").is_file():
             try:
                 meta = read_meta(read_file(path.with_suffix(".json"), MAX_JSON_BYTES + 1))
-            except OSError:
+            except (FileNotFoundError, PermissionError):
                 raise BadPair("the .json beside the image is not readable") from None
         meta.setdefault("path", json_safe(file))
         captions = _captions(path, meta) if self.caption == "txt" else []
@@ -156,7 +158,7 @@ def _captions(image: Path, meta: dict[str, Any]) -> list[str]:
     """The lines of the ``.txt`` beside an image; if there is none, the captions in ``meta``."""
     try:
         text = read_caption(read_file(image.with_suffix(".txt"), MAX_JSON_BYTES))
-    except OSError:
+    except (FileNotFoundError, PermissionError):
         if captions := meta_captions(meta):
             return captions
         raise BadPair("it has no caption (.txt) beside the image") from None

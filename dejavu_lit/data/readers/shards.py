@@ -3,7 +3,6 @@
 A pair's caption is its ``txt`` member or, if missing, ``caption`` in its ``json``, or its class (``cls``, ``label``).
 """
 
-import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -61,7 +60,7 @@ class ShardReader:
             ranges.append(rows)
         warn_unread(self.name, "members", unused)
         if not names:
-            raise UserError(f"the shards in {self._tars[0].parent} have no pairs; check path=")
+            raise UserError(f"the shards in {self._tars[0].parent} have no pairs; check data.reader.path=")
         return KeyIndex(clean_keys(names)), np.concatenate(shards), np.concatenate(ranges), dict(unused)
 
     @property
@@ -91,21 +90,24 @@ class ShardReader:
 
 
 def matching_tars(path: Path) -> list[Path]:
-    """The tars that a folder, a file or a pattern means; a pattern's ``{0..9}`` and ``{a,b}`` must all exist.
+    """The tars that a folder, a file or a pattern means; each of a pattern's ``{0..9}`` and ``{a,b}`` must mean some.
 
     Raises:
-        UserError: there are none, or one of a range or list in braces does not exist.
+        UserError: there are none, or none for one of a range or list in braces.
     """
     tars: list[Path] = []
     for name in [str(path)] if path.exists() else expand_braces(str(path)):
         if Path(name).is_dir():
-            tars += visible_files(name, "*.tar")
+            matches = visible_files(name, "*.tar")
         elif Path(name).exists():
-            tars.append(Path(name))
-        elif re.search(r"[*?\[]", name):
-            tars += [Path(match) for match in sorted(glob(name)) if not is_hidden(Path(match).name)]
-        elif name != str(path):
-            raise UserError(f"the shard {name} of the pattern {path} does not exist; restore it or check path=")
+            matches = [Path(name)]
+        else:
+            matches = [Path(match) for match in sorted(glob(name)) if not is_hidden(Path(match).name)]
+        if not matches and name != str(path):
+            raise UserError(
+                f"{name} of the pattern {path} does not exist or has no shards; restore it or correct the pattern"
+            )
+        tars += matches
     if not tars:
         raise UserError(
             f"{path} has no shards; give a folder of *.tar, a tar, or a pattern such as '*.tar' or '{{0..9}}.tar'"

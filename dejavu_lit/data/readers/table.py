@@ -61,9 +61,9 @@ class TableReader:
         files = table_files(self.path)
         for file in files:
             if file.is_dir():
-                raise UserError(f"{file} has no .parquet or .arrow files; check path=")
+                raise UserError(f"{file} has no .parquet or .arrow files; check data.reader.path=")
             if not file.is_file():
-                raise UserError(f"the table {file} does not exist; check path=")
+                raise UserError(f"the table {file} does not exist; check data.reader.path=")
         return files
 
     @cached_property
@@ -71,7 +71,7 @@ class TableReader:
         with self._reading():
             rows = open_rows(self._files, possible_columns(self.image, self.caption, self.key), self.delimiter)
         if not len(rows):
-            raise UserError(f"{self.path} has no rows; check path=")
+            raise UserError(f"{self.path} has no rows; check data.reader.path=")
         return rows
 
     @contextmanager
@@ -88,7 +88,7 @@ class TableReader:
         if self._rows.has_lists(columns.image):
             raise UserError(
                 f"the column {columns.image!r} of {self.path} has lists of images; write one image per row, or choose another "
-                "column with image="
+                "column with data.reader.image="
             )
         return columns
 
@@ -167,13 +167,15 @@ class TableReader:
         values = self._texts(key)
         if "" in values:
             raise UserError(
-                f"row {values.index('') + 1} of {self.path} has no key; add one or choose another column with key="
+                f"row {values.index('') + 1} of {self.path} has no key; add one or choose another column with "
+                "data.reader.key="
             )
         values = [values[row] for row in first_rows]
         if len(set(values)) < len(values):
             value = Counter(values).most_common(1)[0][0]
             raise UserError(
-                f"the key {value!r} is in rows of several images in {self.path}; choose a column of unique keys with key="
+                f"the key {value!r} is in rows of several images in {self.path}; choose a column of unique keys with "
+                "data.reader.key="
             )
         return KeyIndex(clean_keys(values))
 

@@ -1,8 +1,10 @@
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
+from dejavu_lit.data.readers.base import read_image
 from dejavu_lit.data.readers.folder import FolderReader
 from dejavu_lit.data.shards import BadPair
 from dejavu_lit.utils.errors import UserError
@@ -93,7 +95,7 @@ def test_the_fingerprint_changes_with_captions_and_images(tmp_path: Path) -> Non
 
 
 def test_errors_name_wrong_paths_and_options(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nowhere does not exist; check path="):
+    with pytest.raises(UserError, match=r"nowhere does not exist; check data\.reader\.path="):
         FolderReader(tmp_path / "nowhere").keys()
     with pytest.raises(UserError, match="has no images"):
         FolderReader(tmp_path).keys()
@@ -143,3 +145,23 @@ def test_the_path_in_the_json_stays_the_users(tmp_path: Path) -> None:
     (tmp_path / "dog/1.json").write_text('{"path": "shelf 4", "license": 3}')
     pair = FolderReader(tmp_path, caption="folder").read("dog-1")[0]
     assert pair.meta == {"path": "shelf 4", "license": 3, "label": "dog"}
+
+
+def test_an_error_of_the_file_system_is_not_a_missing_image_or_caption(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(sample_image(0)))
+    (tmp_path / "a.txt").write_text("a caption")
+    reader, os_open, broken = FolderReader(tmp_path), os.open, [".png"]
+
+    def stale(path, *options):
+        if str(path).endswith(tuple(broken)):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return os_open(path, *options)
+
+    monkeypatch.setattr(os, "open", stale)
+    for broken[0] in (".png", ".txt"):
+        with pytest.raises(OSError, match="Stale file handle"):
+            reader.read("a")
+    monkeypatch.undo()
+    for path in (tmp_path / "none", tmp_path / "a.png/b", tmp_path / ("x" * 300), tmp_path):
+        with pytest.raises(BadPair, match="the image does not exist"):
+            read_image(path)

@@ -114,7 +114,8 @@ def test_without_an_image_or_caption_column_the_columns_are_listed(tmp_path, dro
     pq.write_table(table, tmp_path / "t.parquet")
     names = ", ".join(table.column_names)
     with pytest.raises(
-        UserError, match=rf"no column with a usual name .*its columns are {names}; choose one with {option}="
+        UserError,
+        match=rf"no column with a usual name .*its columns are {names}; choose one with data\.reader\.{option}=",
     ):
         auto(tmp_path / "t.parquet").keys()
 

@@ -208,9 +208,18 @@ def test_a_tar_and_patterns_of_tars(tmp_path: Path, pattern: str, numbers: list[
 
 def test_a_range_of_tars_must_be_complete(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", {"a.png": encoded(sample_image(0))})
-    with pytest.raises(UserError, match=r"the shard .*1\.tar of the pattern .* does not exist"):
+    with pytest.raises(UserError, match=r"1\.tar of the pattern .* does not exist or has no shards"):
         ShardReader(tmp_path / "{0..1}.tar").keys()
     with pytest.raises(UserError, match=r"has no shards; give a folder of \*\.tar, a tar, or a pattern"):
         ShardReader(tmp_path / "x*.tar").keys()
     with pytest.raises(UserError, match=r"the braces in .*\{0\.\.1\.tar do not match; write \{0\.\.9\} or \{a,b\}"):
         ShardReader(tmp_path / "{0..1.tar").keys()
+
+
+@pytest.mark.parametrize("pattern", ["{a,b}/*.tar", "{a,b}"])
+def test_every_part_of_a_pattern_in_braces_must_have_shards(tmp_path: Path, pattern: str) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    write_tar(tmp_path / "a/0.tar", {"a.png": encoded(sample_image(0))})
+    with pytest.raises(UserError, match=r"b(/\*\.tar)? of the pattern .* does not exist or has no shards"):
+        ShardReader(tmp_path / pattern).keys()
