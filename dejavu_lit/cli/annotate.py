@@ -15,6 +15,7 @@ from dejavu_lit.objects.annotators import ANNOTATORS
 from dejavu_lit.utils.errors import UserError, suggest
 from dejavu_lit.utils.io import visible_files
 from dejavu_lit.utils.next_steps import print_next
+from dejavu_lit.utils.printable import printable
 
 if TYPE_CHECKING:
     from dejavu_lit.data.shards import ShardSet
@@ -102,7 +103,7 @@ def _compare(data: DataSpec, sets: dict[str, "ShardSet"], names: list[str], thre
         out / "difference.csv",
         [{"set": name, **row} for name, changes in differences.items() for row in changes["labels"]],
     )
-    print(format_differences(differences, names))
+    print(printable(format_differences(differences, names)))
     print(f"all labels: {out / 'difference.csv'}")
 
 
