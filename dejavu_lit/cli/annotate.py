@@ -15,6 +15,7 @@ from dejavu_lit.objects.annotators import ANNOTATORS
 from dejavu_lit.utils.errors import UserError, suggest
 from dejavu_lit.utils.io import atomic, visible_files, write_json
 from dejavu_lit.utils.next_steps import print_next
+from dejavu_lit.utils.printable import printable
 
 
 def annotate(settings: Annotate, out: Path) -> None:
@@ -96,7 +97,7 @@ def _compare(data: DataSpec, sets: dict[str, ShardSet], names: list[str], thresh
         out / "difference.csv",
         [{"set": name, **row} for name, changes in differences.items() for row in changes["labels"]],
     )
-    print(format_differences(differences, names))
+    print(printable(format_differences(differences, names)))
     print(f"all labels: {out / 'difference.csv'}")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from dejavu_lit.utils.config import options, read
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.exit_codes import clean_exit
+from dejavu_lit.utils.printable import log_warnings
 
 HEAD = """dejavu report PATH [option=value …]
 
@@ -64,9 +65,7 @@ def help_text() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the report of an evaluation or a study again."""
-    import logging
-
     given = sys.argv[1:] if arguments is None else arguments
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    log_warnings()
     with clean_exit():
         print(help_text() if {"-h", "--help"} & set(given) else run(given))

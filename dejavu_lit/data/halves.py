@@ -55,6 +55,17 @@ def open_half(
     return _dealt_sets(folder, seed, half, train_size, excluded, manifest.stat().st_mtime_ns)[name]
 
 
+def open_pool(folder: Path) -> DealtSet:
+    """All pairs of A and of B of a prepared data folder as one set, of which a half's A and B are parts."""
+    sets = [(name, ShardSet.open(folder / name)) for name in POOL]
+    shards = [
+        (f"{name}-{tar}", folder / name / tar, np.arange(size))
+        for name, opened in sets
+        for tar, size in zip(opened.names, opened.sizes, strict=True)
+    ]
+    return _dealt_set(folder / POOL[0], shards)
+
+
 @lru_cache(maxsize=4)
 def _dealt_sets(
     folder: Path, seed: int, half: int, train_size: int | None, excluded: frozenset[str], _changed: int

@@ -233,6 +233,11 @@ def _checked(table: pa.Table) -> pa.Table:
     return table
 
 
+def as_stored(threshold: float) -> float:
+    """A threshold in the precision of stored scores, float32: 0.7 includes a stored 0.7."""
+    return float(np.float32(threshold))
+
+
 def failures(path: Path) -> dict[str, str]:
     """{key: reason} of the images of one part that could not be annotated; raises UserError if it cannot be read."""
     try:
@@ -280,7 +285,7 @@ def _compress(table: pa.Table, labels: pa.Array, threshold: float, folder: str) 
     row = pc.list_parent_indices(column).to_numpy(zero_copy_only=False).astype(np.int64)
     code = pc.index_in(pc.list_flatten(column), value_set=labels).to_numpy(zero_copy_only=False).astype(np.int64)
     scores = pc.list_flatten(table["scores"].combine_chunks()).to_numpy(zero_copy_only=False)
-    is_confident = scores >= np.float32(threshold)
+    is_confident = scores >= as_stored(threshold)
     pairs = np.unique(row[is_confident] * max(len(labels), 1) + code[is_confident])
     starts = np.concatenate([[0], np.cumsum(np.bincount(pairs // max(len(labels), 1), minlength=len(keys)))])
     codes = (pairs % max(len(labels), 1)).astype(np.int32)

@@ -214,7 +214,7 @@ class DataSpec:
         if self.labelled and not self.set_folder(self.labelled).is_dir():
             raise UserError(
                 f"data.labelled={self.labelled} is not a set of {self.folder} nor a folder of shards; "
-                "name one, or set data.labelled=null"
+                "name one, or leave it empty for none (data.labelled=)"
             )
 
     def objects_folder(self, choice: str | None = None) -> Path:

@@ -37,7 +37,7 @@ class AuditedModel:
     device: str = "cpu"
     workers: int = 2
     keep_in_run: bool = True  # whether a run's embeddings are kept in the run, if it can be written
-    half: int = 0  # the random half of the data that is measured
+    measured: DataSpec | None = None  # the data that is measured
 
     @cached_property
     def model_name(self) -> ModelName:
@@ -71,8 +71,17 @@ class AuditedModel:
 
     @cached_property
     def data(self) -> DataSpec | None:
-        """The data that the run was trained on; None for anything else."""
-        return RunDirectory(self.run).section("data", DataSpec) if self.run else None
+        """The data that the run was trained on; None for anything else.
+
+        If the measured data excludes the same keys, its file counts: the run's own may have been moved since.
+        """
+        if not self.run:
+            return None
+        data, measured = RunDirectory(self.run).section("data", DataSpec), self.measured
+        keys = data.exclude_fingerprint
+        if keys is not None and measured is not None and measured.exclude_fingerprint == keys:
+            return replace(data, exclude=measured.exclude)
+        return data
 
     @property
     def identity(self) -> str:
@@ -141,9 +150,9 @@ class AuditedModel:
 
     def set_folder(self, name: str, modality: Modality) -> Path:
         """The folder for the embeddings of the set ``name``; loads the model for its fingerprint."""
-        own_half = self.data.half if self.data else 0
+        own_half, half = (data.half if data else 0 for data in (self.data, self.measured))
         # A base is measured on the pairs of every half.
-        other_half = f"-h{self.half}" if name in POOL and self.half != own_half else ""
+        other_half = f"-h{half}" if name in POOL and half != own_half else ""
         folder = Path(f"{Path(self.name).name}-{self.encoder.fingerprint[:8]}", f"{name}-{modality}{other_half}")
         own = self.run / "embeddings" / folder if self.run and self.keep_in_run else None
         return own if own and _is_writable(own) else self.store / folder

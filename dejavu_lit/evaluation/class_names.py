@@ -40,8 +40,10 @@ def class_list(
     """
     distinct = _sorted_labels(labels)
     names = _class_names(classes, distinct)
-    if by not in (None, ORDER):
-        raise UserError(f"classes_by={by} is unknown; choose {ORDER}, or null to match labels by name or number")
+    if by and by != ORDER:
+        raise UserError(
+            f"classes_by={by} is unknown; choose {ORDER}, or leave it empty to match labels by name or number"
+        )
     if by == ORDER:
         if len(distinct) != len(names):
             raise UserError(

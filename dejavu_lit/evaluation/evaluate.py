@@ -79,15 +79,20 @@ def evaluate(spec: EvaluationSpec, ranks: Ranks = SINGLE_PROCESS) -> dict[str, A
         with ranks.step():  # the weights before they are loaded
             weights = {role: weight_states(m.weights) for role, m in models.items()} if ranks.rank == 0 else {}
         searched = _embed_search_and_write_records(spec, inputs, ranks)
-        if ranks.rank == 0:
-            context = searched | {"config": fixed, "weights": weights, "data": data}
-            write_json(spec.out / CONTEXT, context)
-            rmtree(spec.out / NEIGHBORS, ignore_errors=True)
+        with ranks.step():
+            if ranks.rank == 0:
+                context = searched | {"config": fixed, "weights": weights, "data": data}
+                write_json(spec.out / CONTEXT, context)
+                rmtree(spec.out / NEIGHBORS, ignore_errors=True)
     if not is_scored and spec.membership is not None:
+        with ranks.step():
+            if ranks.rank == 0 and context is not None and context.pop("membership", None) is not None:
+                write_json(spec.out / CONTEXT, context)  # until all records have their new scores
         unavailable = write_scores(inputs, spec.membership, spec.out, ranks)
-        if ranks.rank == 0 and context is not None:
-            context = {**context, "membership": {"pairs": spec.membership.pairs, "unavailable": unavailable}}
-            write_json(spec.out / CONTEXT, context)
+        with ranks.step():
+            if ranks.rank == 0 and context is not None:
+                context = {**context, "membership": {"pairs": spec.membership.pairs, "unavailable": unavailable}}
+                write_json(spec.out / CONTEXT, context)
     against_base = evaluate(spec.against_base, ranks) if spec.against_base else None
     if ranks.rank > 0 or context is None:
         return {}
@@ -111,29 +116,32 @@ def _embed_search_and_write_records(spec: EvaluationSpec, inputs: EvaluationInpu
         searches = _searches(spec, embedded, largest_k, ranks.world)
         for search in searches.values():
             search.run(ranks.share)
-    if annotated is None:
-        return {}
-    results = {name: search.result() for name, search in searches.items()}
-    exposures = _exposures(inputs)
-    _write_records(
-        spec, inputs, embedded, annotated, {name: neighbors for name, (neighbors, _) in results.items()}, exposures
-    )
-    return {
-        "largest_k": largest_k,
-        "public": inputs.public_name,
-        "public_left_out": annotated.unsearched,
-        "images": annotated.images,
-        "utility": {role: utility(model, spec.data) for role, model in inputs.models.items()},
-        "exposure": {"target": _span(exposures["population"]), "reference": _span(exposures["swapped"])},
-        "raw_shards": _raw_shards(inputs),
-        # A base is trained otherwise by design.
-        "training_differences": None if spec.is_against_base else _training_differences(inputs),
-        "search": {
-            "index": spec.evaluation.index,
-            "recall": min(recall for _, recall in results.values()),
-            "copies": _public_copies(spec, inputs.public),
-        },
-    }
+    with ranks.step():
+        if annotated is None:
+            return {}
+        results = {name: search.result() for name, search in searches.items()}
+        exposures = _exposures(inputs)
+        # An earlier one would take the new records for its own, and for scored.
+        (spec.out / CONTEXT).unlink(missing_ok=True)
+        _write_records(
+            spec, inputs, embedded, annotated, {name: neighbors for name, (neighbors, _) in results.items()}, exposures
+        )
+        return {
+            "largest_k": largest_k,
+            "public": inputs.public_name,
+            "public_left_out": annotated.unsearched,
+            "images": annotated.images,
+            "utility": {role: utility(model, spec.data) for role, model in inputs.models.items()},
+            "exposure": {"target": _span(exposures["population"]), "reference": _span(exposures["swapped"])},
+            "raw_shards": _raw_shards(inputs),
+            # A base is trained otherwise by design.
+            "training_differences": None if spec.is_against_base else _training_differences(inputs),
+            "search": {
+                "index": spec.evaluation.index,
+                "recall": min(recall for _, recall in results.values()),
+                "copies": _public_copies(spec, inputs.public),
+            },
+        }
 
 
 def _raw_shards(inputs: EvaluationInputs) -> dict[str, Any] | None:

@@ -34,9 +34,9 @@ def write_scores(inputs: EvaluationInputs, settings: MembershipSettings, out: Pa
     Returns:
         {column of A's records: why it is missing}.
     """
-    drawn = {block: _draw(inputs, block, settings.pairs) for block in inputs.shards}
     models = {role: model for role, model in inputs.models.items() if not model.captions_only}
     with ranks.step():
+        drawn = {block: _draw(inputs, block, settings.pairs) for block in inputs.shards}
         for model in models.values():
             for block, (_, span) in drawn.items():
                 with suppress(UserError):  # a score that cannot be computed is null, with the reason

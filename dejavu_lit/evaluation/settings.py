@@ -17,7 +17,7 @@ class DataChanges:
     public: str | None = None
     """Another public set."""
     labelled: str | None = None
-    """Another labelled set."""
+    """Another labelled set; empty (data.labelled=): none."""
     classes: Any = None
     """Class names of the labelled set."""
     classes_by: str | None = None
@@ -25,7 +25,7 @@ class DataChanges:
     templates: Any = None
     """Prompts of zero-shot classification."""
     train_size: int | None = None
-    """Number of pairs of A and of B that are measured, a prefix."""
+    """Number of pairs of A and of B that are measured, a prefix of those trained on; null: all of them."""
     exclude: str | None = None
     """A file of keys, one per line: pairs left out of measuring and searching."""
 

@@ -106,7 +106,9 @@ def _write_gaps_of_keys(spec: EvaluationSpec, keys: str, sets: Mapping[str, Reco
     scores = holdout_tails(population, null, [pair["key"] for pair in gaps["pairs"]], k, top_m)
     for pair in gaps["pairs"]:
         pair["membership"] = scores[pair["key"]]
-    if unscored := sum(all(f["p"] is None for f in scores[pair["key"]].values()) for pair in gaps["pairs"]):
+    # Without any score there is no membership at all, and metrics.json says why.
+    by_pair = [scores[pair["key"]].values() for pair in gaps["pairs"]]
+    if unscored := sum(all(score["p"] is None for score in found) for found in by_pair if found):
         log.warning(
             "%d of %d keys have no membership scores, since membership.pairs did not draw them; give membership.pairs=null",
             *(unscored, len(gaps["pairs"])),

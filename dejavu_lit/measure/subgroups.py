@@ -180,7 +180,7 @@ def _members(column: str, sets: list[Records]) -> tuple[list[str], list[tuple[np
     values = [_values(column, records) for records in sets]
     edges = _bin_edges(column, values[0])
     named = [[_group_name(value, edges) for value in v] for v in values]
-    names = sorted({name for set_names in named for name in set_names}, key=_group_order)
+    names = sorted({name for set_names in named for name in set_names}, key=group_order)
     code = {name: i for i, name in enumerate(names)}
     codes = [np.array([code[name] for name in set_names], np.int64) for set_names in named]
     return names, [(np.arange(len(set_codes)), set_codes) for set_codes in codes]
@@ -222,9 +222,9 @@ def _group_name(value: Any, edges: list[float]) -> str:
     return f"≤ {edges[0]:g}" if index == 0 else f"{edges[index - 1]:g} < … ≤ {edges[index]:g}"
 
 
-def _group_order(name: str) -> tuple[float, str]:
-    """The sort key of a group's name: by number if it has one, then by text."""
+def group_order(name: str) -> tuple[float, str]:
+    """The sort key of a group's name: its number or its bin's edge, infinity for other names, then the text."""
     try:
-        return float(name.split("≤ ")[-1].removeprefix("> ")) + name.startswith(">"), name
+        return float(name.split("≤ ")[-1].removeprefix("> ").removesuffix("+")) + name.startswith(">"), name
     except ValueError:
         return np.inf, name

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from dejavu_lit.data.decode import open_image
-from dejavu_lit.data.objects import SCHEMA, Annotation, read_part
+from dejavu_lit.data.objects import SCHEMA, Annotation, as_stored, read_part
 from dejavu_lit.data.shards import BadPair, ShardSet
 from dejavu_lit.utils.errors import UserError
 
@@ -78,7 +78,8 @@ def draw(image: Image.Image, objects: Annotation, threshold: float, size: int = 
     """
     scale = size / max(image.size)
     scaled = image.convert("RGB").resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
-    rows = [row for row in zip(objects.labels, objects.scores, objects.boxes, strict=True) if row[1] >= threshold]
+    least = as_stored(threshold)
+    rows = [row for row in zip(objects.labels, objects.scores, objects.boxes, strict=True) if row[1] >= least]
     boxed = [row for row in rows if len(row[2]) == 4 and min(row[2][2:]) > 0]
     # Large boxes first, so that they do not cover the labels of small ones.
     boxed.sort(key=lambda row: -row[2][2] * row[2][3])

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dejavu_lit.data.halves import POOL, DealtSet
+from dejavu_lit.data.halves import POOL, DealtSet, open_pool
 from dejavu_lit.data.objects import Objects, read_objects
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import ShardSet
@@ -98,12 +98,12 @@ class Evaluation:
         return recorded or self._data_spec().public_name
 
     def shards(self) -> tuple[ShardSet | None, ShardSet | None]:
-        """The shards of A and of the public set; None if they are not available."""
+        """The shards of A, of which a random half is a part of A and B, and of the public set; None if not available."""
         if self.data is None:
             return None, None
         spec = self._data_spec()
         public = _open_shards(self.public_name(), lambda: ShardSet.open(spec.public_folder()))
-        return _open_shards("A", lambda: spec.shard_set("A")), public
+        return _open_shards("A", lambda: open_pool(spec.folder) if spec.half else spec.shard_set("A")), public
 
     def objects_folder(self) -> Path | None:
         """The folder of the object artifact; None if it is not available."""
@@ -122,7 +122,7 @@ class Evaluation:
     def _data_spec(self) -> DataSpec:
         config = self.metrics.get("provenance", {}).get("config", {}).get("data", {})
         options = {"public": self.metrics["settings"].get("public")}
-        options |= {name: config.get(name) for name in ("public_sets", "half", "seed")}
+        options |= {name: config.get(name) for name in ("public_sets", "half")}
         folder = str(self.data.absolute()) if self.data else None  # absolute, so it is a folder and never an address
         return DataSpec("evaluated", folder, **{name: value for name, value in options.items() if value})
 

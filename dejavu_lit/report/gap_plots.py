@@ -6,11 +6,13 @@ Each function returns a ``Plot`` whose rows are exactly what is drawn, or None i
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
+from math import isfinite
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES
+from dejavu_lit.measure.subgroups import group_order
 from dejavu_lit.report import figures
 from dejavu_lit.report.narrative import capitalized, interval, signed
 
@@ -94,8 +96,8 @@ def _drawn_groups(groups: Rows) -> list[Mapping[str, Any]]:
     """The largest groups in the order of the table; numeric ranges in their own order, a selection by PPG."""
     largest = sorted(groups, key=lambda g: -g["records"])[:MAX_GROUPS]
     drawn = [g for g in groups if g in largest]
-    if all(re.match(r"[≤>\d]", g["group"]) for g in drawn):
-        drawn.sort(key=lambda g: (float(re.findall(r"[\d.]+", g["group"])[-1]), g["group"].startswith(">")))
+    if all(isfinite(group_order(g["group"])[0]) for g in drawn):
+        drawn.sort(key=lambda g: group_order(g["group"]))
     elif len(groups) > MAX_GROUPS:
         drawn.sort(key=lambda g: -g["ppg"]["value"])
     return drawn

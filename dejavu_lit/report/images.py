@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from PIL import ImageOps
 
 from dejavu_lit.data.decode import open_image
-from dejavu_lit.data.objects import read_part
+from dejavu_lit.data.objects import as_stored, read_part
 from dejavu_lit.data.shards import BadPair, ShardSet
 from dejavu_lit.utils.io import link_or_copy, read_json, visible_files, write_json
 from dejavu_lit.utils.progress import progress
@@ -56,7 +56,7 @@ def read_boxes(thumbnails: Mapping[str, Thumbnail], folders: Sequence[Path], thr
     for path in (path for folder in folders for path in visible_files(folder, "*.parquet")):
         _, table = read_part(path, ("key", "labels", "scores", "boxes"))
         for row in table.filter(pc.is_in(table["key"], value_set=requested)).to_pylist():
-            if best := _best_boxes(row["labels"] or [], row["scores"] or [], row["boxes"] or [], threshold):
+            if best := _best_boxes(row["labels"] or [], row["scores"] or [], row["boxes"] or [], as_stored(threshold)):
                 boxes[row["key"]] = Boxes(*thumbnails[row["key"]][1:], best)
     return boxes
 

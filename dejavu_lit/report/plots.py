@@ -71,8 +71,8 @@ def _draw_recall(rows: Rows, aucg: str) -> Figure:
 
 def samples(metrics: Metrics) -> list[figures.Plot | None]:
     """The sample-level gaps over L for each ranking: one figure with a line for each k, one with a line for each top-m."""
-    curves = metrics["curves"]["sample"]
-    by_k = [(f"k = {curve['k']}", curve) for curve in curves if not curve["top_m"]]
+    curves, main_m = metrics["curves"]["sample"], metrics["settings"].get("top_m")
+    by_k = [(f"k = {curve['k']}", curve) for curve in curves if curve["top_m"] == main_m]
     by_m = [(f"top {curve['top_m']} objects" if curve["top_m"] else "all objects", curve) for curve in curves
             if curve["k"] == metrics["k"]]  # fmt: skip
     return [
@@ -90,13 +90,20 @@ def _sample(name: str, title: str, metrics: Metrics, curves: Sequence[tuple[str,
         for ranking in RANKING_LABELS
         for i, top in enumerate(curve[ranking]["top"])
     ]
-    by_distance = metrics["sample"]["distance"]
-    smallest, largest = by_distance[0], by_distance[-1]
-    text = (
-        f"On the {smallest['top']} records with the smallest distance the recall gap is "
-        f"{signed(smallest['recall_gap'])}, on all records {signed(largest['recall_gap'])}."
-    )
-    return figures.Plot(name, title, text, rows, partial(_draw_sample, rows))
+    return figures.Plot(name, title, _sample_text(metrics), rows, partial(_draw_sample, rows))
+
+
+def _sample_text(metrics: Metrics) -> str:
+    """The recall gap at the smallest and at the largest L; empty if no L of ``tops`` is within the records."""
+    by_length = {row["top"]: signed(row["recall_gap"]) for row in metrics["sample"]["distance"]}
+    if not by_length:
+        return ""
+    smallest, largest = min(by_length), max(by_length)
+    text = f"On the {smallest} records with the smallest distance the recall gap is {by_length[smallest]}"
+    if largest == smallest:
+        return f"{text}."
+    which = "all" if largest == metrics["counts"]["records"] else f"the {largest}"
+    return f"{text}, on {which} records {by_length[largest]}."
 
 
 def _draw_sample(rows: Rows) -> Figure:

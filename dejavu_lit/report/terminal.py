@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dejavu_lit.measure.controls import beats_blind, differences_sentence
 from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES
@@ -23,6 +24,7 @@ from dejavu_lit.report.narrative import meanings, pooled_sentence, study_caution
 from dejavu_lit.report.study_points import membership_auc
 from dejavu_lit.study.ranking import difference_to_default, utility
 from dejavu_lit.utils.next_steps import print_next
+from dejavu_lit.utils.printable import printable
 from dejavu_lit.utils.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -43,11 +45,16 @@ class Column(NamedTuple):
     justify: Any = "right"
 
 
+class _PrintableConsole(Console):
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
 def console(width: int | None = None) -> Console:
-    """Without markup, because names of models, settings and objects may contain [brackets] and :colons:."""
+    """Without markup and control characters, because names of models, settings and objects may contain any."""
     if width is None and not sys.stdout.isatty():
         width = PIPE_WIDTH
-    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=width)
+    return _PrintableConsole(file=sys.stdout, highlight=False, markup=False, emoji=False, width=width)
 
 
 def fitting_table(terminal: Console, title: str, columns: Sequence[Column], bold: Sequence[int] = ()) -> list[str]:

@@ -12,6 +12,7 @@ from dejavu_lit.utils.config import take
 from dejavu_lit.utils.distributed import current_ranks, forget_left_over_ranks
 from dejavu_lit.utils.errors import UserError, suggest
 from dejavu_lit.utils.exit_codes import clean_exit
+from dejavu_lit.utils.printable import log_warnings
 from dejavu_lit.utils.run_directory import PARTNER, RunDirectory
 
 
@@ -81,7 +82,7 @@ def check_models(run: TrainingRun) -> None:
 
 def resume(out: Path) -> None:
     """Continue the run in ``out`` with the settings saved there."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    log_warnings()
     logging.getLogger("dejavu_lit").setLevel(logging.INFO)
     with clean_exit():
         run_training(RunDirectory(out).read(TrainingRun), out)

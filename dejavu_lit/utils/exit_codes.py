@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import NoReturn, TextIO
 
 from dejavu_lit.utils.errors import UserError, error_sentence
+from dejavu_lit.utils.printable import printable
 
 
 class Terminated(KeyboardInterrupt):
@@ -51,7 +52,7 @@ def fail(sentence: str, code: int = 1) -> NoReturn:
     """End with an ``error:`` sentence and an exit code."""
     if "Original Traceback" in sentence:  # from a worker of the data loader: its last line is the message
         sentence = sentence.strip().splitlines()[-1].partition("Error: ")[2] or sentence
-    print(f"error: {sentence}", file=sys.stderr)
+    print(f"error: {printable(sentence)}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dejavu_lit.data.halves import deal, open_half
+from dejavu_lit.data.halves import deal, open_half, open_pool
 from dejavu_lit.data.shards import Pair, read_pairs, write_shards
+from dejavu_lit.report.evaluation import Evaluation
 from dejavu_lit.utils.errors import UserError
 
 KEYS = [f"k{i:04d}" for i in range(1000)]
@@ -86,6 +87,18 @@ def test_with_a_training_size_every_half_deals_the_pairs_of_the_first(tmp_path: 
         assert set(a.keys()) | set(b.keys()) == pool
         assert len(a) == len(b) == 4
         assert 0 not in a.sizes + b.sizes
+
+
+def test_the_pool_has_the_pairs_of_every_half(tmp_path: Path) -> None:
+    folder = prepared(tmp_path)
+    pool = open_pool(folder)
+    assert pool.keys() == KEYS[:20]
+    assert [pair.key for pair in read_pairs(pool) if isinstance(pair, Pair)] == KEYS[:20]
+    config = {"half": 1, "train_size": 4, "exclude": "moved.txt"}
+    report = Evaluation(tmp_path, {"settings": {"public": "P"}, "provenance": {"config": {"data": config}}}, folder)
+    own, _ = report.shards()
+    assert own is not None
+    assert set(own.keys()) >= set(open_half(folder, "A", 0, 1, 4).keys())
 
 
 def test_the_first_pairs_of_a_dealt_set_come_from_both(tmp_path: Path) -> None:

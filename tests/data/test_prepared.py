@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from dejavu_lit.cli.app import settings
 from dejavu_lit.data.key_lists import keys_fingerprint
 from dejavu_lit.data.loader import loader_failure
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.settings import LoaderSettings
+from dejavu_lit.evaluation.class_names import check_prompts, class_list
+from dejavu_lit.evaluation.run import changed_data
 from tests.conftest import message_of
 
 
@@ -76,10 +79,20 @@ def test_sets_elsewhere_have_names_of_their_own(tmp_path: Path, monkeypatch: pyt
 
 def test_labelled_sets_and_objects(tmp_path: Path) -> None:
     assert message_of(DataSpec("mine", dir=str(tmp_path), labelled="L").check_labelled) == (
-        f"data.labelled=L is not a set of {tmp_path} nor a folder of shards; name one, or set data.labelled=null"
+        f"data.labelled=L is not a set of {tmp_path} nor a folder of shards; name one, or leave it empty for none "
+        "(data.labelled=)"
     )
     (tmp_path / "L").mkdir()
     DataSpec("mine", dir=str(tmp_path), labelled="L").check_labelled()
+
+
+def test_an_empty_labelled_set_replaces_that_of_a_run(tmp_path: Path) -> None:
+    run = DataSpec("mine", dir=str(tmp_path), labelled="gone", classes="gone.txt", classes_by="order")
+    given = settings("evaluate", "target=x", "reference=y", "data.labelled=", "data.classes_by=").data
+    changed = changed_data(run, given)
+    changed.check_labelled()
+    check_prompts(changed)
+    assert class_list(["cat", "dog"], ["dog"], changed.classes_by)[1] == {"dog": 1}
 
 
 def test_without_a_choice_the_only_objects_are_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -160,26 +160,29 @@ def test_killed_at_any_moment_it_goes_on_and_its_ranks_end_with_it(options, alon
 
 
 def test_a_sweep_is_shared_evaluation_by_evaluation(runs, tmp_path):
-    """Two pairs that work, and one whose target has lost its model: named by both, the others unharmed."""
+    """Two pairs that work, one whose target has lost its model, and one whose records the first rank cannot write."""
     sweep = tmp_path / "sweep"
-    for seed in range(3):
+    for seed in range(4):
         for side in ("target", "reference"):
             one = sweep / f"{seed}{side}"
             shutil.copytree(runs[side], one, ignore=shutil.ignore_patterns("embeddings"))
             config = yaml.safe_load((one / "config.yaml").read_text()) | {"seed": seed}
             (one / "config.yaml").write_text(yaml.safe_dump(config))
     (sweep / "1target" / "model" / "open_clip_model.safetensors").unlink()
+    for where in ("alone", "shared"):
+        (tmp_path / where / "evaluations" / "all-s2" / "records.parquet").mkdir(parents=True)
     first = call("evaluate", f"sweep={sweep}", *OPTIONS, f"out={tmp_path / 'alone'}")
     shared = run("evaluate", f"sweep={sweep}", *OPTIONS, f"out={tmp_path / 'shared'}", check=False, ranks=2)
     for failed in (first, shared):
         assert failed.returncode == 1, failed.stderr
-        assert "1 of 3 settings have no result: all-s1" in failed.stderr
+        assert "2 of 4 settings have no result: all-s1" in failed.stderr
+        assert "all-s2/records.parquet: is a directory" in failed.stderr
         assert "Traceback" not in failed.stderr
     one, two = (json.loads((tmp_path / where / "study.json").read_text()) for where in ("alone", "shared"))
-    assert [row["seed"] for row in two["settings"]] == [0, 2]
+    assert [row["seed"] for row in two["settings"]] == [0, 3]
     assert one["settings"] == two["settings"]
     assert one["pooled"] == two["pooled"]
-    for name in ("all-s0", "all-s2"):
+    for name in ("all-s0", "all-s3"):
         same(*(tmp_path / where / "evaluations" / name for where in ("alone", "shared")))
 
 

@@ -18,7 +18,10 @@ from dejavu_lit.cli.gate import Gate
 from dejavu_lit.data.objects import Annotation, read_part, write_objects
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import ShardSet
+from dejavu_lit.evaluation import evaluate as evaluating
+from dejavu_lit.evaluation import membership as scoring
 from dejavu_lit.evaluation.embeddings import Embeddings, write_embeddings
+from dejavu_lit.utils.errors import UserError
 from tests.conftest import ROOT, SMALL, call, run
 
 K = 5
@@ -342,6 +345,58 @@ def test_one_persons_question(evaluation, runs, tmp_path):
     done = call("evaluate", *options, f"keys={tmp_path}/nowhere.txt")
     assert done.returncode == 1
     assert "/nowhere.txt" in done.stderr
+    options[2:] = [
+        f"out={tmp_path / 'without'}",
+        f"k={K}",
+        "ks=[5]",
+        "membership=null",
+        f"keys={tmp_path / 'keys.txt'}",
+    ]
+    done = call("evaluate", *options)
+    assert "3 of 4 keys measured" in done.stderr
+    assert "membership scores" not in done.stderr
+
+
+def test_killed_while_searching_again_it_has_its_membership_scores(evaluation, runs, tmp_path, monkeypatch):
+    """The records are new then, without scores, whatever an earlier call had."""
+    out = shutil.copytree(evaluation, tmp_path / "gap")
+    options = [
+        f"target={runs['target']}",
+        f"reference={runs['reference']}",
+        f"out={out}",
+        f"k={K}",
+        "report.write=false",
+    ]
+    written = evaluating._write_records
+
+    def killed(*arguments):
+        written(*arguments)
+        raise UserError("killed")
+
+    monkeypatch.setattr(evaluating, "_write_records", killed)
+    assert "killed" in call("evaluate", *options, "ks=[5,10]").stderr
+    monkeypatch.undo()
+    done = call("evaluate", *options, "ks=[1,5]", "threshold=0.6")
+    assert done.returncode == 0, done.stderr
+    assert metrics(out)["membership"]["cosine"] is not None
+
+
+def test_killed_while_scoring_again_all_pairs_have_scores_of_one_call(evaluation, runs, tmp_path, monkeypatch):
+    out = shutil.copytree(evaluation, tmp_path / "gap")
+    options = [f"target={runs['target']}", f"reference={runs['reference']}", f"out={out}", f"k={K}", "ks=[1,5]"]
+    written = scoring.add_columns
+
+    def killed(path, columns):
+        if path.name != "records.parquet":
+            raise UserError("killed")
+        written(path, columns)
+
+    monkeypatch.setattr(scoring, "add_columns", killed)
+    assert "killed" in call("evaluate", *options, "membership.pairs=20").stderr
+    monkeypatch.undo()
+    done = call("evaluate", *options)
+    assert done.returncode == 0, done.stderr
+    assert metrics(out)["membership"]["pairs"] == metrics(evaluation)["membership"]["pairs"]
 
 
 @pytest.mark.parametrize(

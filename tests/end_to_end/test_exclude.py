@@ -48,6 +48,13 @@ def test_excluded_pairs_are_not_trained_on_not_measured_and_not_searched(scenes:
             k for column in ("target_neighbors", "reference_neighbors") for row in table[column] for k in row
         } & {*excluded["P"]}
     assert metrics["exposure"]["target"] == {"mean": 2.0, "min": 2, "max": 2}
+    # The list may move, and fewer pairs may be measured.
+    moved = listed.rename(tmp_path / "moved.txt")
+    done = call("evaluate", *sides, *small, f"data.exclude={moved}", "data.train_size=20", f"out={tmp_path / 'few'}")
+    assert done.returncode == 0, done.stderr
+    for file, name in (("records", "A"), ("records_swapped", "B")):
+        table = pq.read_table(tmp_path / "few" / f"{file}.parquet").to_pydict()
+        assert table["key"] == [key for key in keys(scenes / name) if key not in excluded[name]][:20]
 
 
 def test_dedup_removes_from_training_only(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from dejavu_lit.report.evaluation import Evaluation
 from tests.conftest import SMALL, call, run
 from tests.models.tiny import write_clip
 
@@ -143,6 +144,37 @@ def test_listed_members_and_runs_of_different_halves_are_refused(study, scenes, 
     done = call("evaluate", *runs, f"out={tmp_path / 'gap'}")
     assert done.returncode == 1
     assert "different random halves" in done.stderr
+
+
+def test_a_half_is_measured_as_it_was_dealt_for_its_runs(study, tmp_path):
+    """Leaving pairs out, or measuring fewer, deals no other A and B."""
+    out, _ = study
+    sides = [f"{side}={out}/runs/none-s1-h1-{side}" for side in ("target", "reference")]
+    few = [option.removeprefix("evaluate.") for option in FEW]
+    trained = {
+        f: [r["key"] for r in columns(out / "evaluations/none-s1-h1", f)] for f in ("records", "records_swapped")
+    }
+    (tmp_path / "exclude.txt").write_text(trained["records"][0])
+    done = call(
+        "evaluate", *sides, *few, f"data.exclude={tmp_path}/exclude.txt", "data.train_size=50", f"out={tmp_path}/gap"
+    )
+    assert done.returncode == 0, done.stderr
+    for file, keys in trained.items():
+        measured = [row["key"] for row in columns(tmp_path / "gap", file)]
+        assert measured == [key for key in keys[:50] if key != trained["records"][0]]
+    own, _ = Evaluation.open(tmp_path / "gap").shards()
+    assert set(own.keys()) >= set(trained["records"])
+
+
+def test_runs_of_one_half_that_was_dealt_differently_are_refused(study, tmp_path):
+    out, _ = study
+    fewer = shutil.copytree(out / "runs/none-s1-h1-reference", tmp_path / "fewer")
+    config = yaml.safe_load((fewer / "config.yaml").read_text())
+    config["data"]["train_size"] = 40
+    (fewer / "config.yaml").write_text(yaml.safe_dump(config))
+    done = call("evaluate", f"target={out}/runs/none-s1-h1-target", f"reference={fewer}", f"out={tmp_path / 'gap'}")
+    assert done.returncode == 1
+    assert "half 1 was dealt to" in done.stderr
 
 
 def test_the_base_of_every_half_may_be_any_model(study, tmp_path):

@@ -30,6 +30,8 @@ def test_boxes_outside_the_image_and_labels_without_boxes() -> None:
     assert (tile[20:60, 63] == label_color("wide")).all()
     foot = tile[64 + TEXT + 3 :]
     assert (foot < 100).any()  # the labels are written there
+    stored = Annotation(objects.key, objects.labels, [float(np.float32(0.7))] * len(objects.labels), objects.boxes)
+    assert (np.asarray(draw(image, stored, 0.7, size=64)) == np.asarray(draw(image, stored, 0.5, size=64))).all()
     empty = np.asarray(draw(image, Annotation("key", [], [], []), 0.5, size=64))
     assert (empty[64 + TEXT + 3 :] == 255).all()
 

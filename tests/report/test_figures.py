@@ -29,6 +29,7 @@ from dejavu_lit.report.figures import (
     style,
     text_width,
 )
+from dejavu_lit.report.gap_plots import subgroups
 from dejavu_lit.report.plots import evaluation_plots
 from dejavu_lit.report.study_plots import study_plots
 from dejavu_lit.training.loggers import CsvLogger
@@ -132,6 +133,33 @@ def test_sample_level(plots: dict[str, Plot], metrics: dict[str, Any]) -> None:
                 assert drawn == [(curve[ranking]["top"], curve[ranking][gap]) for curve in shown]
 
 
+def test_sample_level_at_another_number_of_objects(metrics: dict[str, Any]) -> None:
+    curves = [curve | {"top_m": curve["top_m"] or 4} for curve in metrics["curves"]["sample"]]
+    changed = metrics | {
+        "curves": metrics["curves"] | {"sample": curves},
+        "settings": metrics["settings"] | {"top_m": 4},
+    }
+    lines_drawn = {row["line"] for row in next(p for p in evaluation_plots(changed) if p.name == "sample").rows}
+    assert lines_drawn == {f"k = {k}" for k in metrics["settings"]["ks"]}
+
+
+@pytest.mark.parametrize(
+    ("tops", "words"),
+    [
+        ([], ""),
+        ([10], "On the 10 records with the smallest distance the recall gap is +0.100."),
+        ([39, 10], "is +0.100, on all records +0.390."),
+        ([10, 30], "is +0.100, on the 30 records +0.300."),
+    ],
+)
+def test_the_sample_level_in_words(tops: list[int], words: str, metrics: dict[str, Any]) -> None:
+    assert metrics["counts"]["records"] == 39
+    sample = {"distance": [{"top": top, "recall_gap": top / 100} for top in tops]}
+    text = next(plot for plot in evaluation_plots(metrics | {"sample": sample}) if plot.name == "sample").text
+    assert text.endswith(words)
+    assert bool(text) == bool(tops)
+
+
 @pytest.mark.parametrize("name", ["by-k", "by-threshold", "by-top-m"])
 def test_sensitivity(name: str, plots: dict[str, Plot], metrics: dict[str, Any]) -> None:
     key = {"by-threshold": "threshold", "by-top-m": "top_m"}.get(name)
@@ -212,6 +240,23 @@ def test_subgroups(plots: dict[str, Plot], metrics: dict[str, Any]) -> None:
         )
     names = [text.get_text() for text in plots["subgroups-object"].figure.axes[0].get_yticklabels()]
     assert names == [f"{group['group']}  ({group['records']})" for group in groups]
+
+
+@pytest.mark.parametrize(
+    ("names", "drawn"),
+    [
+        (["> 1e+06", "≤ -5", "-5 < … ≤ 1e+06"], ["≤ -5", "-5 < … ≤ 1e+06", "> 1e+06"]),
+        (["10+", "9", "2"], ["2", "9", "10+"]),
+        (["03.05.2021", "10 a.m.", "127.0.0.1", ">", "5"], ["03.05.2021", "10 a.m.", "127.0.0.1", ">", "5"]),
+    ],
+)
+def test_subgroups_in_the_order_of_their_numbers_if_all_have_one(
+    names: list[str], drawn: list[str], metrics: dict[str, Any]
+) -> None:
+    group = metrics["subgroups"]["object"]["groups"][0]
+    result = {"basis": "symmetric", "groups": [group | {"group": name, "records": 7} for name in names]}
+    labels = subgroups("meta.x", result).figure.axes[0].get_yticklabels()
+    assert [label.get_text().partition("  ")[0] for label in labels] == drawn
 
 
 def test_ticks_are_spaced_for_their_labels() -> None:

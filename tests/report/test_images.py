@@ -52,4 +52,6 @@ def test_boxes(folder: Path) -> None:
     assert set(boxes) == {"a", "d"}  # not the broken, rotated, failed, or box-less images
     assert len(boxes["d"].boxes) == 30 < MAX_BOXES
     assert len(read_boxes({"d": thumbnails["d"]}, [folder / "objects"], 0.0)["d"].boxes) == MAX_BOXES
+    # The stored 0.9 is a float32, which is less than 0.9.
+    assert [box[0] for box in read_boxes(thumbnails, [folder / "objects"], 0.9)["a"].boxes] == ["fox"]
     assert read_boxes({}, [folder / "objects"], 0.0) == {}

@@ -1,5 +1,6 @@
 """The tables on the terminal: labels are whole at every width, columns go in order of importance, and words at the end."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from dejavu_lit.report.terminal import (
 )
 from dejavu_lit.study.plan import PlannedRow, make_plan
 from dejavu_lit.training.settings import Recipe, TrainingRun
+from dejavu_lit.utils.exit_codes import fail
 from dejavu_lit.utils.io import read_json
+from dejavu_lit.utils.printable import PrintableFormatter
 
 WIDTHS = (80, 100, 132)
 MEANING = "PPG: share of pairs for which the target is the more precise, minus the share for which the reference is"
@@ -126,3 +129,20 @@ def test_only_groups_that_h_does_not_explain_have_a_line(evaluation: Path, capsy
         "meta.owner=b: PPG +0.250, q 0.03 by membership (7 records)",
         "meta.owner=c: PPG +0.250, q 0.04 by gap and q 0.001 by membership (7 records)",
     ]
+
+
+def test_control_characters_of_the_data_do_not_reach_the_terminal(
+    evaluation: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    owner = "x\x1b]0;title\x07\x1b[2J\x9by"
+    group = {"group": owner, "records": 30, "ppg": 0.5, "q": 0.01}
+    metrics = read_json(evaluation / "metrics.json") | {"groups": {"column": "owner", "groups": [group]}}
+    show_evaluation(metrics, Path("out"))
+    fitting_table(console(), owner, [Column(owner, [owner])])
+    with pytest.raises(SystemExit):
+        fail(f"no pair {owner}")
+    out, err = capsys.readouterr()
+    assert "owner=x\ufffd]0;title\ufffd\ufffd[2J\ufffdy: PPG" in out
+    assert all(c.isprintable() or c == "\n" for c in out + err)
+    record = logging.LogRecord("", logging.WARNING, "", 0, "skipped %s", (owner,), None)
+    assert PrintableFormatter().format(record) == "skipped x\ufffd]0;title\ufffd\ufffd[2J\ufffdy"

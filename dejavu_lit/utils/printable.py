@@ -1,0 +1,25 @@
+"""Text for terminals: control characters in names and captions of others, which could rewrite what was printed, are replaced."""
+
+import logging
+
+REPLACED = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
+
+def printable(text: str) -> str:
+    """``text`` with U+FFFD for every control character (C0, DEL, C1) but line feeds and tabs."""
+    return text.translate(REPLACED)
+
+
+class PrintableFormatter(logging.Formatter):
+    """The format of log messages on the terminal; conf/hydra/dejavu.yaml names it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message, and the traceback if there is one, without control characters."""
+        return printable(super().format(record))
+
+
+def log_warnings() -> None:
+    """Let warnings be printed on stderr by commands that Hydra does not configure."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
