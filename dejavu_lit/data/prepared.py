@@ -96,7 +96,7 @@ class DataSpec:
             return Path(self.dir)
         identity = [self.name, self.reader, self.extra, self.sizes, self.seed, self.near_duplicates]
         if self.shards is not None:
-            identity += [self.shards, self.fractions, pinned(self).exclude_fingerprint]  # pinned later, if not yet
+            identity += [self.shards, self.fractions, self.exclude_fingerprint or pinned(self).exclude_fingerprint]
         return Path("outputs/data") / f"{self.name}-{fingerprint(identity)}"
 
     @property

@@ -335,6 +335,8 @@ def test_samples_without_a_folder_are_found_with_excluded_keys_then_and_later(ta
     later = changed_data(data, DataChanges(exclude="more.txt"))
     assert later.folder == data.folder
     assert later.excluded == {"000000003", "000000004"}
+    (tmp_path / "gone.txt").write_text("000000005")
+    assert replace(data).folder == data.folder  # of a run whose list was changed since
 
 
 def test_keys_as_in_the_shards_are_excluded_from_the_samples_later(tars, tmp_path):
