@@ -241,8 +241,6 @@ def _failure_reason(path: Path) -> str:
 
 def _output(path: Path) -> str:
     """What the tasks of a run's job wrote to their logs, rank 0 last, so that its error is taken."""
-    from dejavu_lit.utils.io import read_json
-
     saved = read_json(path / JOB)
     logs = sorted(Path(saved["log"]).parent.glob(f"{saved['job']}_*_log.err"), reverse=True)
     return "\n".join(task_log.read_text(errors="replace") for task_log in logs)
@@ -250,7 +248,6 @@ def _output(path: Path) -> str:
 
 def submission_error(error: Exception) -> str:
     """One sentence with the reason that sbatch gave for refusing a job."""
-    lines = [line.strip() for line in str(error).splitlines() if "sbatch: error" in line]
-    return (
-        f"SLURM refused the job: {'; '.join(lines) or (str(error).strip().splitlines() or [type(error).__name__])[-1]}"
-    )
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    refused = [line.strip() for line in lines if "sbatch: error" in line]
+    return f"SLURM refused the job: {'; '.join(refused) or lines[-1]}"
