@@ -16,7 +16,8 @@ class ModelSpec:
     config: Any = None
     """open_clip's own model config, for a custom architecture."""
     init: str | None = None
-    """Weights to start from: ARCH@TAG, ARCH@FILE, hf-hub:…, local-dir:FOLDER, RUN or RUN@EPOCH; None: from scratch."""
+    """Weights to start from: ARCH@TAG, ARCH@FILE, hf-hub:…, local-dir:FOLDER, RUN or RUN@EPOCH; null: from scratch,
+    but a text tower of transformers from its own weights, unless text_cfg.hf_model_pretrained is false."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.config, Mapping | None):

@@ -20,7 +20,6 @@ from pathlib import Path
 
 from dejavu_lit.training.settings import TrainingRun
 from dejavu_lit.utils.io import no_links
-from dejavu_lit.utils.launch import STUDY
 from dejavu_lit.utils.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
@@ -127,12 +126,7 @@ def _train_in_subprocess(path: Path, lock: int) -> str | None:
         tail.seek(0, 2)
         command = [sys.executable, "-m", "dejavu_lit", "resume", str(path)]
         process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            pass_fds=(lock,),
-            env={**os.environ, STUDY: str(os.getpid())},
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, pass_fds=(lock,)
         )
         output = b""
         try:

@@ -243,9 +243,7 @@ def _differences(out: Path, rows: Sequence[Mapping[str, Any]]) -> tuple[list[dic
         try:
             default = defaults.get((comparison_key(row), row["train_size"], row["seed"]))
             if default is None:
-                raise UserError(
-                    f"{default_name} has no row of {row['train_size']} pairs with seed {row['seed']}; give both one of sizes="
-                )
+                raise UserError(f"{default_name} has no result for {row['train_size']} pairs and seed {row['seed']}")
             difference = _difference(out, default, row, default_records)
         except UserError as error:  # one pair of rows that cannot be compared must not cost the whole table
             log.warning("%s is not compared with %s: %s", row["name"], default_name, error)

@@ -18,8 +18,6 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from dejavu_lit.utils.launch import STUDY
-
 log = logging.getLogger(__name__)
 
 WARNING_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
@@ -41,8 +39,8 @@ class Preemption(Callback):
     Exactly one owner requeues the job: the previous handler, if any (submitit's, which also counts the requeues), else
     ``scontrol requeue`` by rank 0 of a SLURM job. Elsewhere the run exits with code 128 + signal, and the same command
     continues it. TERM in a SLURM job requeues nothing: if the job was preempted, SLURM requeues it. A job that exits before
-    SLURM ends it would count as failed, so training continues until then, unless it is a study's process, which TERM ends.
-    Ctrl-C ends the run in the same way; a second Ctrl-C ends it at once.
+    SLURM ends it would count as failed, so training continues until then. Ctrl-C ends the run in the same way, also if TERM
+    follows, which a study sends to its training; a second Ctrl-C ends it at once.
     """
 
     def __init__(self, path: Path) -> None:
@@ -69,7 +67,8 @@ class Preemption(Callback):
     def _handle(self, number: int, frame: object) -> None:
         if number == self.caught == signal.SIGINT:
             raise KeyboardInterrupt
-        self.caught = number
+        if self.caught != signal.SIGINT:
+            self.caught = number
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """End before an epoch after a signal; the end of the previous epoch was saved."""
@@ -88,7 +87,7 @@ class Preemption(Callback):
             f"saved {self.path} at step {trainer.global_step}" if self.path.is_file() else "there was nothing to save"
         )
         log.info("%s: %s; the same command continues from there", signal.Signals(number).name, saved)
-        if number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ and STUDY not in os.environ:
+        if number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
             self.caught = 0
             return
         self._exit(trainer, number)

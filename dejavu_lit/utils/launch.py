@@ -11,7 +11,6 @@ from typing import NoReturn
 from dejavu_lit.utils.parallel import thread_count
 
 PARENT = "DEJAVU_RANKS_OF"  # the process that started the ranks of this machine
-STUDY = "DEJAVU_STUDY"  # the study that started this training, and that alone ends it by TERM
 
 
 def launch_ranks(count: int) -> NoReturn:

@@ -6,16 +6,20 @@ from types import SimpleNamespace
 import pytest
 
 from dejavu_lit.training.preemption import Preemption
-from dejavu_lit.utils.launch import STUDY
 
 
-def test_term_ends_the_process_of_a_study_within_an_allocation(tmp_path, monkeypatch):
-    preemption = Preemption(tmp_path / "last.ckpt")
-    trainer = SimpleNamespace(global_step=1, global_rank=0, loggers=[])
+def test_term_after_ctrl_c_ends_the_training_of_a_study_within_an_allocation(tmp_path, monkeypatch):
+    """Ctrl-C reaches the study and its training, to which the study sends TERM; TERM alone would let it go on."""
+    trainer = SimpleNamespace(global_step=1, global_rank=0, loggers=[], world_size=1)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.delenv(STUDY, raising=False)
-    preemption._end(trainer, signal.SIGTERM)  # goes on until SLURM ends it
-    monkeypatch.setenv(STUDY, "1")
+    told, interrupted = Preemption(tmp_path / "last.ckpt"), Preemption(tmp_path / "last.ckpt")
+    told._handle(signal.SIGTERM, None)
+    told.on_train_epoch_start(trainer, None)
+    assert told.caught == 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        interrupted._handle(number, None)
     with pytest.raises(SystemExit) as end:
-        preemption._end(trainer, signal.SIGTERM)
-    assert end.value.code == 128 + signal.SIGTERM
+        interrupted.on_train_epoch_start(trainer, None)
+    assert end.value.code == 128 + signal.SIGINT
+    with pytest.raises(KeyboardInterrupt):
+        interrupted._handle(signal.SIGINT, None)
