@@ -8,7 +8,7 @@ from dejavu_lit.cli.app import command
 from dejavu_lit.cli.options import Annotate
 from dejavu_lit.cli.processes import device, parse_share, processes
 from dejavu_lit.data.prepared import DataSpec, ready
-from dejavu_lit.data.remote import is_remote
+from dejavu_lit.data.remote import is_remote, source
 from dejavu_lit.data.shards import SIZES, ShardSet
 from dejavu_lit.data.splits import SETS
 from dejavu_lit.objects.annotators import ANNOTATORS
@@ -108,7 +108,7 @@ def open_sets(data: DataSpec, names: list[str] | None) -> dict[str, ShardSet]:
         UserError: no set at all, or an unknown one.
     """
     # Of remote data only the shards that were read are here, but the sizes of all sets.
-    files = [path for pattern in ("*/*.tar", f"*/{SIZES}") for path in visible_files(data.folder, pattern)]
+    files = visible_files(data.folder, f"*/{SIZES}" if source(data.folder) else "*/*.tar")
     available = sorted({path.parent.name for path in files}, key=lambda n: (n not in SETS, n))
     if not (selected := available if names is None else names):
         raise UserError(f"sets= is empty; {data.folder} has {', '.join(available) or 'none'}")

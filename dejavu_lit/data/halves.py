@@ -36,7 +36,10 @@ class DealtSet(ShardSet):
 
     def index(self, shard: int) -> ShardIndex:
         """The index of this side's pairs of one shard."""
-        return index_shard(self.paths[shard]).subset(self.positions[shard].tolist())
+        whole, chosen = index_shard(self.paths[shard]), self.positions[shard].tolist()
+        if chosen and chosen[-1] >= len(whole):
+            raise UserError(f"{whole.path} has fewer pairs than when the halves were dealt; restore the shard")
+        return whole.subset(chosen)
 
 
 def open_half(

@@ -21,6 +21,7 @@ from dejavu_lit.utils.io import fingerprint, locked, read_json_object, visible_f
 
 log = logging.getLogger(__name__)
 
+PREPARED_SPLIT = (0,)  # ``DataSpec.deal`` of everything but random halves
 TRAINED_ON = {"target": "A", "reference": "B"}  # the set that each side trains on
 
 
@@ -106,8 +107,15 @@ class DataSpec:
 
     @property
     def deal(self) -> tuple[Any, ...]:
-        """What decides which pairs are A and which are B in the same folder; all prepared splits have the same."""
-        return (self.half, self.seed, self.train_size, self.excluded) if self.half else (0,)
+        """What decides which pairs of a folder are A and which are B: the same for all but random halves."""
+        return (self.half, self.seed, self.train_size, self.exclude_fingerprint) if self.half else PREPARED_SPLIT
+
+    def dealt_as(self, run: "DataSpec") -> "DataSpec":
+        """This data with its half dealt as for ``run``: another seed, training size or list of keys would deal other sets."""
+        if not self.half:
+            return self
+        deal = {name: getattr(run, name) for name in ("seed", "train_size", "exclude", "exclude_fingerprint")}
+        return replace(self, **deal)
 
     @property
     def to_be_prepared(self) -> bool:

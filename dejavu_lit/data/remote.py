@@ -43,6 +43,10 @@ class NotThere(UserError):
     """The source has no such file; other errors, of the network for instance, do not say so."""
 
 
+class Refused(UserError):
+    """The source refuses the file, as a store that does not let its files be listed also does if there is no such file."""
+
+
 def is_remote(text: str) -> bool:
     """Whether ``data.dir`` is a remote address, not a local folder."""
     return text.startswith("pipe:") or "://" in text
@@ -134,7 +138,8 @@ def fetch_objects(folder: Path, name: str) -> None:
         except UserError as error:
             absent = isinstance(error, NotThere)
             # A command fails alike for a file that is not there and for any other reason.
-            if about.get("objects") == name or not (absent or url.startswith("pipe:")):
+            maybe_absent = isinstance(error, Refused) or url.startswith("pipe:")
+            if about.get("objects") == name or not (absent or maybe_absent):
                 raise
             log.info("%s has no objects of %s: %s", set_name, name, error)  # this annotator has not annotated this set
             if absent:
@@ -191,7 +196,7 @@ def _evict_shards(incoming: int) -> None:
 
 def _copy(url: str, relative: str, path: Path) -> None:
     """Copy the file ``relative`` below ``url`` (or ``url`` itself, if empty) to ``path``, with retries for network errors."""
-    reason = ""
+    reason, kind = "", UserError
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(PAUSE * 4**attempt)
@@ -211,5 +216,7 @@ def _copy(url: str, relative: str, path: Path) -> None:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise  # a problem of this node; retrying does not help
             reason = f"{type(error).__name__}: {error}".rstrip(": ")
+            is_refused = isinstance(error, PermissionError) or getattr(error, "status", None) == 403
+            kind = Refused if is_refused else UserError
     name = f"{relative} of {url}" if relative else url
-    raise UserError(f"{name} could not be read in {ATTEMPTS} attempts ({reason}); try again later")
+    raise kind(f"{name} could not be read in {ATTEMPTS} attempts ({reason}); try again later")

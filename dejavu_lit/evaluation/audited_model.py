@@ -13,12 +13,12 @@ from dejavu_lit.data.epoch import epoch_plan, exposures
 from dejavu_lit.data.halves import POOL
 from dejavu_lit.data.key_lists import later_duplicates, positions_of
 from dejavu_lit.data.manifest import MANIFEST
-from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
+from dejavu_lit.data.prepared import PREPARED_SPLIT, TRAINED_ON, DataSpec
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.evaluation.embeddings import Embeddings, Modality
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import file_sha256
+from dejavu_lit.utils.io import file_sha256, fingerprint
 from dejavu_lit.utils.run_directory import RunDirectory, identity
 
 if TYPE_CHECKING:
@@ -150,12 +150,12 @@ class AuditedModel:
 
     def set_folder(self, name: str, modality: Modality) -> Path:
         """The folder for the embeddings of the set ``name``; loads the model for its fingerprint."""
-        own_half, half = (data.half if data else 0 for data in (self.data, self.measured))
+        own, deal = (data.deal if data else PREPARED_SPLIT for data in (self.data, self.measured))
         # A base is measured on the pairs of every half.
-        other_half = f"-h{half}" if name in POOL and half != own_half else ""
-        folder = Path(f"{Path(self.name).name}-{self.encoder.fingerprint[:8]}", f"{name}-{modality}{other_half}")
-        own = self.run / "embeddings" / folder if self.run and self.keep_in_run else None
-        return own if own and _is_writable(own) else self.store / folder
+        other_deal = f"-h{deal[0]}-{fingerprint(deal)[:6]}" if name in POOL and deal != own else ""
+        folder = Path(f"{Path(self.name).name}-{self.encoder.fingerprint[:8]}", f"{name}-{modality}{other_deal}")
+        kept = self.run / "embeddings" / folder if self.run and self.keep_in_run else None
+        return kept if kept and _is_writable(kept) else self.store / folder
 
     def at(self, epoch: int, device: str) -> "AuditedModel":
         """The run's checkpoint of ``epoch`` if it exists, else this model; not yet loaded."""

@@ -1,7 +1,7 @@
 """What one evaluation compares: two models, the measured sets and the public set, and whether they fit together."""
 
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,18 +48,15 @@ class EvaluationInputs:
         """
         store = Path(evaluation.embeddings) if evaluation.embeddings else out / "embeddings"
         keep_in_run = evaluation.embeddings is None
+        dealt = data.dealt_as(AuditedModel(str(evaluation.target), store, measured=data).data or data)
         target, reference = (
-            AuditedModel(str(name), store, evaluation.device or "cpu", evaluation.workers, keep_in_run, data)
+            AuditedModel(str(name), store, evaluation.device or "cpu", evaluation.workers, keep_in_run, dealt)
             for name in (evaluation.target, evaluation.reference)
         )
         _check_training(target, reference, evaluation, data)
         swapped = _has_b(reference) if evaluation.swapped is None else evaluation.swapped
-        trained = {"population": target.data or data, "null": data, "swapped": reference.data or data}
-        shards = {
-            block: _dealt_for(trained[block], data).shard_set(BLOCK_SETS[block])
-            for block in BLOCK_SETS
-            if block != "swapped" or swapped
-        }
+        trained = {"population": target.data or data, "null": data, "swapped": reference.data or target.data or data}
+        shards = {block: dealt.shard_set(BLOCK_SETS[block]) for block in BLOCK_SETS if block != "swapped" or swapped}
         given = evaluation.data.train_size
         sizes = {block: _measured_pairs(trained[block], given) if block != "null" else None for block in shards}
         public = ShardSet.open(data.public_folder())
@@ -172,14 +169,6 @@ def _half_of(data: DataSpec) -> str:
     return f"{data.half} of data.seed={data.seed}" if data.half else "0"
 
 
-def _dealt_for(run: DataSpec, data: DataSpec) -> DataSpec:
-    """``data``, its half dealt as for the run: another seed, training size or list of keys would deal another A and B."""
-    if not data.half:
-        return data
-    deal = {name: getattr(run, name) for name in ("seed", "train_size", "exclude", "exclude_fingerprint")}
-    return replace(data, **deal)
-
-
 def _measured_pairs(trained: DataSpec, given: int | None) -> int | None:
     """How many of the first pairs of A or of B are measured, None: all; ``given`` if it is less than what was trained on."""
     is_less = given is not None and (trained.train_size is None or given < trained.train_size)
@@ -201,6 +190,11 @@ def _check_training(target: AuditedModel, reference: AuditedModel, evaluation: P
             f"target={target.name}, reference={reference.name} and the data are of different random halves "
             f"({', '.join(sorted(halves))}); compare two runs of one half on their own data"
         )
+    if not is_base and target.data and reference.data and target.data.deal != reference.data.deal:
+        raise UserError(
+            f"half {data.half} was dealt to target={target.name} and reference={reference.name} with another data.train_size "
+            "or data.exclude, so their sets may overlap; compare runs that share them"
+        )
     for model in (target, reference):
         _ = model.run_json  # raises if a run is not finished
     if evaluation.allow_overlap:
@@ -212,14 +206,6 @@ def _check_training(target: AuditedModel, reference: AuditedModel, evaluation: P
             f"target={target.name} and reference={reference.name} were both trained on A; "
             "train a reference with side=reference, or pass allow_overlap=true"
         )
-    if data.half and target.data is not None and reference.data is not None:
-        deals = [(run.seed, run.train_size, run.exclude_fingerprint) for run in (target.data, reference.data)]
-        if deals[0] != deals[1]:
-            raise UserError(
-                f"half {data.half} was dealt to target={target.name} and reference={reference.name} with another data.seed, "
-                "data.train_size or data.exclude, so their sets may overlap; compare runs that share them, or pass "
-                "allow_overlap=true"
-            )
     manifest = file_sha256(data.folder / MANIFEST)
     for model in (target, reference):
         if model.run_json.get("data", manifest) != manifest:

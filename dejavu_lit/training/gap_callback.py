@@ -131,7 +131,7 @@ def gap_callback(run: TrainingRun, out: Path) -> GapCallback | None:
         )
     if settings.every > run.epochs:
         raise UserError(f"gaps.every={settings.every} is more than the {run.epochs} epochs to train; lower it")
-    reference = AuditedModel(settings.reference, out / "embeddings")
+    reference = AuditedModel(settings.reference, out / "embeddings", measured=run.data)
     _check_reference(reference, run)
     return GapCallback(run, reference)
 
