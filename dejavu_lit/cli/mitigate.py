@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from dejavu_lit.cli.app import command
 from dejavu_lit.cli.options import Evaluate, Mitigate
 from dejavu_lit.cli.study_settings import check_options, check_utility_loss, planned_rows
-from dejavu_lit.evaluation.context import CONTEXT
 from dejavu_lit.evaluation.run import run_evaluation
 from dejavu_lit.evaluation.settings import EvaluationSettings, PairEvaluation, ReportSettings
 from dejavu_lit.utils.config import take
@@ -97,6 +96,7 @@ def evaluate_study(
     Raises:
         UserError: some cells have no result; the others are written.
     """
+    from dejavu_lit.evaluation.context import CONTEXT
     from dejavu_lit.report.dashboard import log_study
     from dejavu_lit.report.report import show_report
     from dejavu_lit.report.terminal import show_next_steps, show_study
