@@ -25,7 +25,7 @@ def options(scenes: Path, out: Path, *more: str) -> list[str]:
 @pytest.fixture(scope="module")
 def study(scenes, tmp_path_factory):
     out = tmp_path_factory.mktemp("halves") / "study"
-    done = call("mitigate", *options(scenes, out, "halves=3"))
+    done = call("mitigate", *options(scenes, out, "halves=4"))
     assert done.returncode == 0, done.stderr
     return out, done
 
@@ -41,18 +41,18 @@ def columns(evaluation: Path, file: str) -> list[dict]:
 def test_every_half_has_a_row_and_all_have_a_pooled_one(study):
     out, done = study
     found = json.loads((out / "study.json").read_text())
-    assert [(row["name"], row["half"], row["seed"]) for row in found["settings"]] == [("none", j, j) for j in range(3)]
+    assert [(row["name"], row["half"], row["seed"]) for row in found["settings"]] == [("none", j, j) for j in range(4)]
     (pooled,) = found["pooled"]
     values = [row["symmetric"]["ppg"]["value"] for row in found["settings"]]
     assert pooled["symmetric"]["ppg"]["values"] == values
-    half_width = 4.3026527 * np.std(values, ddof=1) / math.sqrt(3)  # Student's t with 2 degrees of freedom
+    half_width = 3.1824463 * np.std(values, ddof=1) / 2  # Student's t with 3 degrees of freedom
     low, high = pooled["symmetric"]["ppg"]["ci95"]
     assert [low, high] == pytest.approx([np.mean(values) - half_width, np.mean(values) + half_width])
-    assert "3 halves" in pooled["found"]["words"]
-    assert pooled["memorization"]["halves"] == 3
+    assert "4 halves" in pooled["found"]["words"]
+    assert pooled["memorization"]["halves"] == 4
     assert 0 <= pooled["memorization"]["lira"]["auc"]["mean"] <= 1
     assert 0 <= pooled["membership"]["cosine"]["mean"] <= 1
-    assert "Membership under none, over 3 halves and both directions" in done.stdout
+    assert "Membership under none, over 4 halves and both directions" in done.stdout
     assert "│LiRA " in done.stdout
     assert "│RMIA " in done.stdout
     # Each half dealt the same pool, to two models that together saw all of it.
@@ -63,7 +63,7 @@ def test_every_half_has_a_row_and_all_have_a_pooled_one(study):
         assert len(a) == len(b) == 96
         pools.append((a, b))
     assert all(a | b == pools[0][0] | pools[0][1] and not a & b for a, b in pools)
-    assert len({frozenset(a) for a, _ in pools}) == 3
+    assert len({frozenset(a) for a, _ in pools}) == 4
 
 
 def test_memorization_of_each_pair_against_plain_loops(study):
@@ -79,15 +79,15 @@ def test_memorization_of_each_pair_against_plain_loops(study):
                     values.append(record[f"target_{score}"] - record[f"reference_{score}"])
     for key, by_score in differences.items():
         for score, values in by_score.items():
-            assert table[key][f"{score}_halves"] == 3
+            assert table[key][f"{score}_halves"] == 4
             assert table[key][score] == pytest.approx(np.mean(values), abs=1e-12)
-            assert table[key][f"{score}_se"] == pytest.approx(np.std(values, ddof=1) / math.sqrt(3), abs=1e-12)
+            assert table[key][f"{score}_se"] == pytest.approx(np.std(values, ddof=1) / math.sqrt(4), abs=1e-12)
 
 
 def test_the_first_half_is_the_prepared_split_and_nothing_is_trained_twice(study, scenes):
     out, _ = study
     before = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/run.json")}
-    assert len(before) == 6
+    assert len(before) == 8
     config = yaml.safe_load((out / "runs" / "none-s0-target" / "config.yaml").read_text())
     assert config["data"]["half"] == 0
     done = call("mitigate", *options(scenes, out, "halves=2"))
