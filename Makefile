@@ -10,13 +10,14 @@ EXTRAS := cpu,wandb,tensorboard,slurm,demo,report,text,probe,s3,docs,test
 
 install: $(STAMP)
 
-# Made once, and again when the package's metadata or the tested versions change. The demo needs no test tools.
+# Made once, and again when the package's metadata or the tested versions change. The demo needs no test tools. Modules are
+# compiled when they are imported: all of them would take a minute and a half.
 $(STAMP): EXTRA = $(EXTRAS)
 $(DEMO): EXTRA = cpu,demo,report
 $(STAMP) $(DEMO): pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -q -c constraints.txt torch torchvision
-	$(VENV)/bin/pip install -q -c constraints.txt -e '.[$(EXTRA)]'
+	$(VENV)/bin/pip install -q --no-compile -c constraints.txt torch torchvision
+	$(VENV)/bin/pip install -q --no-compile -c constraints.txt -e '.[$(EXTRA)]'
 	touch $@
 
 demo: $(if $(wildcard $(STAMP)),$(STAMP),$(DEMO))

@@ -56,7 +56,7 @@ class TextEncoder:
     @torch.inference_mode()
     def encode_captions(self, captions: Sequence[str]) -> torch.Tensor:
         """See Encoder."""
-        vectors = self._model.encode(
+        vectors: torch.Tensor = self._model.encode(
             list(captions),
             batch_size=len(captions),
             convert_to_tensor=True,

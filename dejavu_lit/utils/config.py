@@ -6,13 +6,14 @@ Names and types are checked by OmegaConf, the rest by ``__post_init__``; the sen
 import ast
 import inspect
 import re
+import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
-from textwrap import dedent
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
@@ -172,16 +173,13 @@ def _as_typed(value: Any) -> str:
     return text.removesuffix("\n").removesuffix("\n...")
 
 
-@cache
 def _sentences(settings: type) -> dict[str, str]:
     """{field: the docstring under it}, from the source of a dataclass and of its bases."""
     sentences: dict[str, str] = {}
     for cls in reversed(settings.__mro__):
         if not is_dataclass(cls):
             continue
-        (tree,) = ast.parse(dedent(inspect.getsource(cls))).body
-        assert isinstance(tree, ast.ClassDef)
-        for node, after in zip(tree.body, tree.body[1:], strict=False):
+        for node, after in pairwise(_classes(cls.__module__)[cls.__name__].body):
             if (
                 isinstance(node, ast.AnnAssign)
                 and isinstance(after, ast.Expr)
@@ -189,6 +187,13 @@ def _sentences(settings: type) -> dict[str, str]:
             ):
                 sentences[ast.unparse(node.target)] = " ".join(str(after.value.value).split())
     return sentences
+
+
+@cache
+def _classes(module: str) -> dict[str, ast.ClassDef]:
+    """The classes of a module by name; parsed once, since ``inspect`` would parse the whole module for each of them."""
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    return {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
 
 
 def _kind(hint: Any) -> str:
