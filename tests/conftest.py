@@ -81,12 +81,11 @@ def run(
     """Run one of the project's commands (``train``, ``evaluate``, …) in a process of its own, see ``without_report``.
 
     It is forked (``starter``), as several ``ranks`` with the environment that torchrun gives to each, or run as a user would
-    (``real``): always if it starts further ranks itself, since Lightning repeats the command line, or logs to wandb, which
-    keeps a folder of its own from its import to its end. ``command`` may be a script of the checkout, without its ``.py``.
+    (``real``): always if it starts further ranks itself, since Lightning repeats the command line. ``command`` may be a
+    script of the checkout, without its ``.py``.
     """
     options = (*without_report(command, options),)
     real |= command not in COMMANDS and not (ROOT / f"{command}.py").exists()
-    real |= any(option.startswith("logger=wandb") for option in options)
     real |= ranks == 1 and any(option.startswith(("trainer.devices=", "trainer=ddp")) for option in options)
     with tempfile.TemporaryDirectory() as said:
         files = Path(said, "out"), Path(said, "err")

@@ -130,6 +130,7 @@ print(batches, flush=True)
 """
 
 
+@pytest.mark.slow
 def test_a_stalled_process_does_not_block_the_exit_of_a_slurm_job(folder):
     """In SLURM, worker processes ignore TERM, with which torch would end them at exit; and nothing calls ``teardown``."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "SLURM_JOB_ID": "1"}

@@ -85,6 +85,7 @@ def requested_shards(server: Server) -> list[str]:
     return [path for path in server.requested if path.endswith(".tar")]
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_over_http_equal_those_from_a_folder(server, scenes, runs, tmp_path):
     for side in ("target", "reference"):
         done = call("train", f"side={side}", f"data.dir={server.url}", f"out={tmp_path / side}", *SMALL)

@@ -61,9 +61,9 @@ def notes(folder, processes, mode, *options):
     [
         ["mitigation.label_smoothing=0.1", "mitigation.gradient_noise=0.1", "mitigation.ema=0.9"],
         ["+model.config.init_logit_bias=-10"],  # SigLIP's loss
-        ["recipe.accumulate=2", "trainer.checkpointing=true"],
+        pytest.param(["recipe.accumulate=2", "trainer.checkpointing=true"], marks=pytest.mark.slow),
         ["mitigation.lora_rank=4", "mitigation.lock_image=true", "mitigation.unlocked_groups=2", "model.init=BASE"],
-        ["mitigation.lock_text=true", "model.init=BASE"],
+        pytest.param(["mitigation.lock_text=true", "model.init=BASE"], marks=pytest.mark.slow),
     ],
     ids=["clip", "siglip", "parts", "adapters", "locked"],
 )

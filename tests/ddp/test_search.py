@@ -159,6 +159,7 @@ def test_killed_at_any_moment_it_goes_on_and_its_ranks_end_with_it(options, alon
     same(alone, out)
 
 
+@pytest.mark.slow
 def test_a_sweep_is_shared_evaluation_by_evaluation(runs, tmp_path):
     """Two pairs that work, one whose target has lost its model, and one whose records the first rank cannot write."""
     sweep = tmp_path / "sweep"

@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 from tests.conftest import run
 
 
+@pytest.mark.slow
 def test_the_gap_rises_with_exposure(tmp_path):
     options = [
         f"data.dir={tmp_path / 'scenes'}",

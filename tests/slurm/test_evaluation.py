@@ -4,12 +4,14 @@ import json
 import sys
 
 import pyarrow.parquet as pq
+import pytest
 
 from tests.conftest import ROOT, SMALL, run
 from tests.models.tiny import write_clip
 from tests.slurm.conftest import sbatch
 
 
+@pytest.mark.slow
 def test_two_tasks_evaluate_and_annotate_as_one_process(cluster, tmp_path):
     data = tmp_path / "scenes"
     run("prepare", f"data.dir={data}", "pairs_per_shard=20", *[o for o in SMALL if o.startswith("data.")])

@@ -5,12 +5,15 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from tests.conftest import ROOT
 from tests.slurm.conftest import STUDY, tables
 
 SLURM = ["launcher=slurm", "slurm.poll_s=0.5", "slurm.array_parallelism=2"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_study_finds_its_jobs_again_and_gives_the_table_of_a_local_one(cluster, scenes, here, tmp_path):
     """Its jobs wait for a gate, so that they are surely under way when the study is started again."""
     before, gate = set(cluster.states()), tmp_path / "gate"
