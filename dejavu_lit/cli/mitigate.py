@@ -116,7 +116,7 @@ def evaluate_study(
 
     rows, failures = table.evaluate_cells(out, cells, evaluate, failed)
     if rows:
-        show_study(table.write_study(out, rows, failures, settings.utility_loss), out)
+        show_study(table.write_study(out, rows, failures, settings.utility_loss, cells), out)
         page = show_report(report, out)
         log_study(settings.logger, out, report.redact)
         show_next_steps(out, page, study=True)

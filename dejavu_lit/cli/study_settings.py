@@ -93,9 +93,10 @@ def planned_rows(study: Mitigate) -> list["PlannedRow"]:
             )
         runs = {side: _run(setting, side, overrides, size) for side in SIDES}
         evaluation = setting.evaluate
-        if is_remote(str(address := runs["target"].data.dir)) and isinstance(evaluation.data, DataChanges):
+        address, given = runs["target"].data.dir, evaluation.data
+        if is_remote(str(address)) and isinstance(given, DataChanges) and given.dir is None:
             # given here, so evaluations may open it
-            evaluation = replace(evaluation, data=replace(evaluation.data, dir=address))
+            evaluation = replace(evaluation, data=replace(given, dir=address))
         with _prefixed(where):
             runs = _checked(study, runs, setting.evaluate, checked)
         data = runs["target"].data
@@ -135,6 +136,8 @@ def _check_half(run: TrainingRun) -> None:
         raise UserError(
             "halves= cannot measure gaps while training; set gaps.reference=null and mitigation.gap_budget=null"
         )
+    if run.data.shards is not None:
+        raise UserError("halves= needs prepared data; prepare the shards with dejavu prepare data=shards")
     if not run.data.to_be_prepared:
         run.data.shard_set("A")
 

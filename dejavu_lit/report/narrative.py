@@ -12,6 +12,7 @@ from dejavu_lit.measure.figures import BLOCKS, FIGURES, UTILITY
 from dejavu_lit.measure.records import SIDES
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.report.membership import memorization_sentences
+from dejavu_lit.study.ranking import headline_ranking
 
 State = Literal["yes", "no", "unknown"]
 CheckState = Literal["yes", "no", "caution", "unknown"]
@@ -95,7 +96,7 @@ def control_checks(metrics: Mapping[str, Any]) -> list[ControlCheck]:
         _above_zero("Symmetric gap above 0", "symmetric", ppg["symmetric"], reasons),
         _same_sign(ppg["population"], ppg["swapped"]),
         _above_zero("Corrected gap above 0", "corrected", ppg["corrected"], reasons),
-        _null_is_smaller(ppg["null"], ppg["symmetric"] or ppg["population"], reasons),
+        _null_is_smaller(ppg["null"], ppg["symmetric"], ppg["population"], reasons),
         _better_than_blind(metrics.get("blind")),
         *_same_training(metrics.get("training_differences")),
     ]
@@ -108,7 +109,9 @@ def _above_zero(title: str, block: str, ppg: Any, reasons: Mapping[str, str]) ->
     sentence = f"{block} PPG {signed(ppg['value'])}, 95 % interval {interval(ppg['ci95'])}"
     if not passes:
         sentence += ", which is not entirely above 0"
-    return ControlCheck(to_state(passes), title, f"{sentence}.")
+    # Of the corrected gap the verdict asks only that its value is above 0.
+    is_caution = not passes and block == "corrected" and ppg["value"] > 0
+    return ControlCheck("caution" if is_caution else to_state(passes), title, f"{sentence}.")
 
 
 def _same_sign(population: Any, swapped: Any) -> ControlCheck:
@@ -121,8 +124,8 @@ def _same_sign(population: Any, swapped: Any) -> ControlCheck:
     return ControlCheck(to_state(population["value"] * swapped["value"] > 0), title, sentence)
 
 
-def _null_is_smaller(null: Any, gap: Any, reasons: Mapping[str, str]) -> ControlCheck:
-    title = "Null gap smaller than the measured gap"
+def _null_is_smaller(null: Any, symmetric: Any, population: Any, reasons: Mapping[str, str]) -> ControlCheck:
+    title, gap = "Null gap smaller than the measured gap", symmetric or population
     if null is None or gap is None:
         return ControlCheck("unknown", title, _not_measured("null", reasons))
     sentence = (
@@ -131,7 +134,8 @@ def _null_is_smaller(null: Any, gap: Any, reasons: Mapping[str, str]) -> Control
     )
     differs = excludes_zero(null["ci95"])
     if differs:
-        sentence += ", so the two models differ in utility; the symmetric gap cancels this difference to first order"
+        sentence += ", so the two models differ in utility"
+        sentence += "; the symmetric gap cancels this difference to first order" if symmetric else ""
     sentence += f"; the measured gap is {signed(gap['value'])}."
     if abs(null["value"]) >= gap["value"]:
         return ControlCheck("no", title, sentence)
@@ -170,6 +174,13 @@ def exposure_summary(metrics: Mapping[str, Any]) -> str:
                 f"the {side} saw each pair of {set_name} {exposure['mean']:.1f} times "
                 f"({exposure['min']} to {exposure['max']})"
             )
+    if not clauses and (raw := metrics.get("raw_shards")):
+        expected = {side: mean for side, mean in raw["expected_exposure"].items() if mean is not None}
+        means = (
+            " and ".join(f"{mean:.1f} times by the {side}" for side, mean in expected.items())
+            or "an unknown number of times"
+        )
+        return f"Exposure: each pair of the raw shards was seen {means} on average. {capitalized(raw['note'])}."
     if not clauses:
         return "Exposure: how often training saw each pair is unknown."
     return f"Exposure: {' and '.join(clauses)}. An epoch is one pass, without replacement."
@@ -189,18 +200,19 @@ def utility_rows(metrics: Mapping[str, Any]) -> list[tuple[str, float | None, fl
 
 def study_sentence(study: Mapping[str, Any]) -> str:
     """The result of a study in one sentence that can be quoted, without its final period."""
-    name, ranking = study.get("recommended"), study.get("ranking") or []
-    choice = next((r["recommended"] for r in ranking if r["recommended"] and r["recommended"]["name"] == name), None)
-    if choice is None:
+    headline = headline_ranking(study)
+    choice = headline and headline["recommended"]
+    if not headline or not choice or study["recommended"] is None:
         return no_recommendation(study)
-    size = next(r["train_size"] for r in ranking if r["recommended"] is choice)
+    name, size = choice["name"], headline["train_size"]
     pooled = {p["name"]: p for p in study.get("pooled", []) if p["train_size"] == size}
     default = _pooled_ppg(pooled.get(choice["against"]))
     removed = f"{100 * choice['drop'] / default:.0f} % of" if default and default > 0 else f"{choice['drop']:.3f} of"
     cost, utility = choice["utility_loss"], UTILITY[choice["utility"]].label
     utility = "accuracy" if choice["utility"] == "zeroshot_top1" else utility
     loss = f"at no loss of {utility}" if cost <= 0 else f"at a loss of {100 * cost:.1f} points of {utility}"
-    text = f"{name} removes {removed} PPG {loss}"
+    at_size = f" at {size:,} pairs" if len({row["train_size"] for row in study["settings"]}) > 1 else ""
+    text = f"{name} removes {removed} PPG{at_size} {loss}"
     remaining = pooled.get(name)
     if remaining is None:
         return text

@@ -15,7 +15,7 @@ from typing import Any
 
 from dejavu_lit.measure.figures import DISPLAY_ORDER, FIGURES, MEMBERSHIP, SAMPLE_GAPS
 from dejavu_lit.measure.records import SIDES
-from dejavu_lit.study.ranking import parse_override
+from dejavu_lit.study.ranking import is_on_frontier, is_recommended, parse_override
 
 COUNTS = ("records", "without_objects", "public")
 
@@ -37,8 +37,7 @@ def settings_rows(study: Mapping[str, Any]) -> list[dict[str, Any]]:
         row |= {name: None if value == "null" else value for name, value in overrides}
         row |= dict(_block_scalars(setting)) | dict(_block_scalars(setting.get("base") or {}, "base/"))
         row |= dict(_model_scalars(setting))
-        row["frontier"] = setting["name"] in study["frontier"]
-        row["recommended"] = setting["name"] == study["recommended"]
+        row["frontier"], row["recommended"] = is_on_frontier(study, setting), is_recommended(study, setting)
         rows.append(row)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     columns.sort(key=lambda name: (name in ("frontier", "recommended"), "/" in name))  # knobs before numbers

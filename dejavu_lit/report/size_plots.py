@@ -36,7 +36,7 @@ def dataset_size(study: Mapping[str, Any]) -> figures.Plot | None:
         + "."
         for setting in settings
     )
-    text += " Bars: the standard deviation of draws of 10 % of the records."
+    text += " Bars: the standard deviation of draws of the records."
     draw = partial(_draw_sizes, every_point, settings, x_labels, titles)
     return figures.Plot(
         "dataset-size", "Training-set size, utility, and memorization", text, list(map(flat, every_point)), draw

@@ -31,7 +31,7 @@ from dejavu_lit.report.page import provenance
 from dejavu_lit.report.study_points import membership_auc
 from dejavu_lit.report.templates import render
 from dejavu_lit.study.halves import MEMORIZATION
-from dejavu_lit.study.ranking import NOT_DISTINGUISHABLE, difference_to_default, utility
+from dejavu_lit.study.ranking import NOT_DISTINGUISHABLE, difference_to_default, is_on_frontier, is_recommended, utility
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256, read_json_object
 
@@ -189,15 +189,16 @@ def _example(study: Row, comparable: Mapping[str, Row]) -> dict[str, str] | None
     if not comparable:
         return None
     label, row = next(iter(comparable.items()))
-    found = {p["name"]: p["found"]["found"] for p in study.get("pooled", [])}.get(row["name"])
+    verdicts = {(p["name"], p["train_size"]): p["found"]["found"] for p in study.get("pooled", [])}
+    found = verdicts.get((row["name"], row["train_size"]))
     what = "What the target remembers" if found else "The largest gaps"
     return {"label": label, "heading": f"{what}: three training pairs under {row['name']}"}
 
 
 def _table_row(study: Row, label: str, setting: Row, linked: bool) -> dict[str, Any]:
     """One (setting, size, seed) of the sortable table."""
-    recommended = setting["name"] == study.get("recommended")
-    mark = "★ recommended" if recommended else "on the frontier" if setting["name"] in study.get("frontier", []) else ""
+    recommended = is_recommended(study, setting)
+    mark = "★ recommended" if recommended else "on the frontier" if is_on_frontier(study, setting) else ""
     cells = [_cell(setting["train_size"], f"{setting['train_size']:,}"), _cell(setting["seed"], str(setting["seed"]))]
     cells += [_gap_cell(setting.get("symmetric"), figure) for figure in FIGURES]
     blocks = (difference_to_default(study, setting), setting.get("null"), setting.get("corrected"))

@@ -47,7 +47,7 @@ def mitigations(study: Mapping[str, Any]) -> figures.Plot | None:
     groups = _knob_groups(default, others)
     best = min(others, key=lambda p: p["ppg"]["value"])
     text = (
-        f"PPG is {signed(default['ppg']['value'])} with {default['setting']} and lowest, "
+        f"PPG is {signed(default['ppg']['value'])} with {default['setting']}; of the others it is lowest, "
         f"{signed(best['ppg']['value'])}, with {best['setting']}. The star and the dotted line mark {default['setting']}."
     )
     rows = [

@@ -148,10 +148,14 @@ class _Runs:
             saved = RunDirectory(path.parent).read(TrainingRun)
             self.existing.setdefault(_base_identity(saved), {}).setdefault(saved.epochs, path.parent)
         self.longest: dict[str, TrainingRun] = {}  # {base identity: the longest planned run}
+        self.owners: dict[Path, tuple[str, int]] = {}  # {existing directory that is needed: base identity, epochs}
         for run in planned:
-            longest = self.longest.setdefault(_base_identity(run), run)
+            base = _base_identity(run)
+            longest = self.longest.setdefault(base, run)
             if run.epochs > longest.epochs:
-                self.longest[_base_identity(run)] = run
+                self.longest[base] = run
+            if run.epochs in self.existing.get(base, {}):
+                self.owners[self.existing[base][run.epochs]] = base, run.epochs
         self.new: dict[tuple[str, int], Path] = {}
 
     def locate(self, run: TrainingRun, name: str) -> tuple[Path, int | None]:
@@ -164,17 +168,28 @@ class _Runs:
             if longer > last and _keeps_checkpoint(existing[longer], last):
                 return self._add(existing[longer], RunDirectory(existing[longer]).read(TrainingRun)), last
         longest = self.longest[base]
-        if longest.epochs > last and longest.epochs not in existing:
-            path = self._add(self._new_directory(longest, base, name), longest)
+        both = [existing[epochs] for epochs in (longest.epochs, last) if epochs in existing]
+        if longest.epochs > last and (
+            longest.epochs not in existing or not any(RunDirectory(path).started for path in both)
+        ):
+            path = self._add(existing.get(longest.epochs) or self._new_directory(longest, base, name), longest)
             self.needed[path] = keeping(self.needed[path], [last])
             return path, last
         return self._add(existing.get(last) or self._new_directory(run, base, name), run), None
 
     def _new_directory(self, run: TrainingRun, base: str, name: str) -> Path:
-        """A directory for a run that does not exist yet: the one already assigned to it, else one called ``name``."""
-        path = self.new.setdefault((base, run.epochs), self.folder / name)
-        RunDirectory(path).check(run)
-        return path
+        """A directory for a run that does not exist yet: the one already assigned to it, else one called ``name``.
+
+        Raises:
+            UserError: a run with other settings was started there.
+        """
+        if (base, run.epochs) not in self.new:
+            path = self.folder / name
+            if self.owners.get(path, (base, run.epochs)) != (base, run.epochs):  # of a run that another setting needs
+                path = path.with_name(f"{name}-{fingerprint([base, run.epochs])[:8]}")
+            RunDirectory(path).check(run)
+            self.new[base, run.epochs] = path
+        return self.new[base, run.epochs]
 
     def _add(self, path: Path, run: TrainingRun) -> Path:
         self.needed.setdefault(path, run)

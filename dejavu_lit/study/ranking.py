@@ -4,13 +4,14 @@ Only comparable rows are ranked: the same series, data, objects, public set, eva
 averaged first. All functions take rows of study.json and do no I/O.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dejavu_lit.measure.controls import pool_seeds
 from dejavu_lit.measure.figures import FIGURES
+from dejavu_lit.study.cells import Cell
 
 UTILITY_MEASURES = ("zeroshot_top1", "t2i_r1")  # rows are ranked by the first that all of them have
 NOT_DISTINGUISHABLE = "not distinguishable"
@@ -20,8 +21,22 @@ Row = Mapping[str, Any]
 
 def comparison_key(row: Row) -> tuple[Any, ...]:
     """What two rows must share to be comparable: series, public set, the evaluation's overrides, data, objects."""
-    evaluation = sorted(o for o in row["overrides"] if o.lstrip("+~").startswith("evaluate."))
-    return row.get("series"), row.get("public"), tuple(evaluation), row.get("data"), row.get("objects")
+    return row.get("series"), row.get("public"), _of_evaluation(row["overrides"]), row.get("data"), row.get("objects")
+
+
+def _of_evaluation(overrides: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(o for o in overrides if o.lstrip("+~").startswith("evaluate.")))
+
+
+def default_names(rows: Sequence[Row], planned: Sequence[Cell]) -> dict[tuple[Any, ...], str]:
+    """{comparison key: the setting that the others are compared with}, the first one that was planned, with a result or not."""
+    names = {comparison_key(row): row["name"] for row in reversed(rows)}
+    measured = {row["name"] for row in rows}
+    for key in names:
+        alike = (p.name for p in planned if (p.series, _of_evaluation(p.overrides)) == (key[0], key[2]))
+        if (first := next(alike, None)) is not None and first not in measured:
+            names[key] = first
+    return names
 
 
 def parse_override(override: str) -> tuple[str, float | str]:
@@ -145,20 +160,22 @@ def _utility_loss(rows: Sequence[Row], default: str, name: str, measure: str) ->
     return float(np.mean([values[default][s] - values[name][s] for s in seeds])) if seeds else None
 
 
-def rank(rows: Sequence[Row], pooled: Sequence[Row], loss: float) -> dict[str, Any]:
-    """The keys ``frontier``, ``recommended`` and ``ranking`` of study.json.
+def rank(rows: Sequence[Row], pooled: Sequence[Row], loss: float, planned: Sequence[Cell] = ()) -> dict[str, Any]:
+    """The keys ``frontier``, ``recommended`` and ``ranking`` of study.json; ``planned``: as for ``default_names``.
 
     ``ranking`` has one entry per group of comparable rows and training size: {series, public, evaluation, data, objects,
     train_size, default, frontier, recommended, unranked}. ``frontier`` joins those of each group's largest size, and
     ``recommended`` is that of the first group.
     """
+    defaults = default_names(rows, planned)
     groups: dict[tuple[Any, ...], dict[int, list[Row]]] = {}
     for row in rows:
         groups.setdefault(comparison_key(row), {}).setdefault(row["train_size"], []).append(row)
     ranking: list[dict[str, Any]] = []
     names: list[str] = []
     recommendations: list[dict[str, Any] | None] = []
-    for (series, public, evaluation, data, objects), sizes in groups.items():
+    for key, sizes in groups.items():
+        series, public, evaluation, data, objects = key
         for size, group in sizes.items():
             ranked = setting_means(group)
             unranked = [name for name in dict.fromkeys(row["name"] for row in group) if name not in ranked]
@@ -169,9 +186,9 @@ def rank(rows: Sequence[Row], pooled: Sequence[Row], loss: float) -> dict[str, A
                 "data": data,
                 "objects": objects,
                 "train_size": size,
-                "default": group[0]["name"],
+                "default": defaults[key],
                 "frontier": frontier(group),
-                "recommended": recommend(group, pooled, loss),
+                "recommended": recommend(group, pooled, loss) if group[0]["name"] == defaults[key] else None,
                 "unranked": unranked,
             }
             ranking.append(entry)
@@ -180,6 +197,26 @@ def rank(rows: Sequence[Row], pooled: Sequence[Row], loss: float) -> dict[str, A
                 recommendations.append(entry["recommended"])
     recommended = recommendations[0]["name"] if recommendations and recommendations[0] else None
     return {"frontier": names, "recommended": recommended, "ranking": ranking}
+
+
+def headline_ranking(study: Mapping[str, Any]) -> Row | None:
+    """The entry of ``ranking`` from which study.json's ``recommended`` is: of the first comparable rows, the largest size."""
+    ranking = study.get("ranking") or []
+    kinds = ("series", "public", "evaluation", "data", "objects")
+    first = [entry for entry in ranking if all(entry.get(kind) == ranking[0].get(kind) for kind in kinds)]
+    return max(first, key=lambda entry: entry["train_size"], default=None)
+
+
+def is_recommended(study: Mapping[str, Any], row: Row) -> bool:
+    """Whether a row of study.json is of the recommended setting, at the size for which it is recommended."""
+    headline = headline_ranking(study)
+    return headline is not None and (row["name"], row["train_size"]) == (study["recommended"], headline["train_size"])
+
+
+def is_on_frontier(study: Mapping[str, Any], row: Row) -> bool:
+    """Whether a row of study.json is of a setting on the frontier of its size."""
+    ranking = study.get("ranking") or []
+    return any(row["name"] in entry["frontier"] for entry in ranking if entry["train_size"] == row["train_size"])
 
 
 def pool_differences(differences: Sequence[Row]) -> dict[tuple[str, int], dict[str, Any]]:

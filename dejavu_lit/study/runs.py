@@ -19,7 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from dejavu_lit.training.settings import TrainingRun
-from dejavu_lit.utils.io import no_links
+from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import locked, no_links
 from dejavu_lit.utils.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def train_missing(runs: Mapping[Path, TrainingRun], launcher: Launcher) -> dict[
     """
     unfinished = {path: run for path, run in runs.items() if not RunDirectory(path).finished}
     for path, run in unfinished.items():
-        RunDirectory(path).claim(run)
+        _claim(RunDirectory(path), run)
     costs = {path: training_cost(run) for path, run in unfinished.items()}
     ended: dict[Path, str | None] = {}
     started = time.perf_counter()
@@ -63,6 +64,24 @@ def train_missing(runs: Mapping[Path, TrainingRun], launcher: Launcher) -> dict[
         left = _time_left(costs, ended, time.perf_counter() - started)
         log.info("%d of %d runs trained%s%s", len(ended) - failures, len(unfinished), failed, left)
     return {path: error for path, error in ended.items() if error is not None}
+
+
+def _claim(directory: RunDirectory, run: TrainingRun) -> None:
+    """Save a run's settings, of a started one the loader's limits alone; a training at work keeps those that it has.
+
+    Raises:
+        UserError: there is a run with other settings, started or at work.
+    """
+    directory.check(run)
+    if directory.started:
+        saved, loader = directory.read(TrainingRun), run.trainer.loader
+        loader = replace(loader, workers=saved.trainer.loader.workers)
+        run = replace(saved, trainer=replace(saved.trainer, loader=loader, timeout_min=run.trainer.timeout_min))
+    try:
+        with locked(directory.path / ".lock", wait=False):
+            directory.save(run)
+    except UserError:  # at work
+        directory.check(run, take_over=False)
 
 
 def keeping(run: TrainingRun, epochs: Iterable[int]) -> TrainingRun:

@@ -21,7 +21,7 @@ from dejavu_lit.measure.roc import FPRS
 from dejavu_lit.measure.settings import Resampling
 from dejavu_lit.study.cells import Cell, evaluation_folder, match_stop_epoch
 from dejavu_lit.study.halves import write_memorization
-from dejavu_lit.study.ranking import add_verdict, comparison_key, pool_differences, rank
+from dejavu_lit.study.ranking import add_verdict, comparison_key, default_names, pool_differences, rank
 from dejavu_lit.training.settings import TrainingRun
 from dejavu_lit.utils.config import flatten, to_plain
 from dejavu_lit.utils.errors import UserError, error_sentence
@@ -123,15 +123,20 @@ def knobs(run: Path, epoch: int | None = None) -> dict[str, Any]:
 
 
 def write_study(
-    out: Path, rows: Sequence[Mapping[str, Any]], failures: Mapping[str, str], utility_loss: float
+    out: Path,
+    rows: Sequence[Mapping[str, Any]],
+    failures: Mapping[str, str],
+    utility_loss: float,
+    cells: Sequence[Cell] = (),
 ) -> dict[str, Any]:
     """Write study.json and study.parquet (one row per cell, one column per figure) and return the contents of the former.
 
     Args:
         rows: from ``study_row``; failures: {cell label: why it has no row}.
         utility_loss: largest drop of zero-shot accuracy that a recommended setting may cost, as a share (0.02: two points).
+        cells: all that were planned; the first is the default even if it has no row.
     """
-    differences, incomparable = _differences(out, rows)
+    differences, incomparable = _differences(out, rows, default_names(rows, cells))
     pooled = _pool_settings(rows, pool_differences(differences), write_memorization(out, rows))
     study = {
         "schema": SCHEMA,
@@ -139,7 +144,7 @@ def write_study(
         "pooled": pooled,
         "differences": differences,
         "incomparable": incomparable,
-        **rank(rows, pooled, utility_loss),
+        **rank(rows, pooled, utility_loss, cells),
         "rule": (
             f"largest drop of symmetric PPG whose utility loss is at most {utility_loss:g} and whose 95 % interval is above 0"
         ),
@@ -221,22 +226,23 @@ def _mean_tpr(entry: Mapping[str, Any], fpr: str) -> dict[str, float] | None:
     return {"value": sum(tpr["value"] for tpr in both) / 2} if None not in both else None
 
 
-def _differences(out: Path, rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Compare every row with the default: the first comparable setting, at the same size and seed, on the same records.
+def _differences(
+    out: Path, rows: Sequence[Mapping[str, Any]], default_of: Mapping[tuple[Any, ...], str]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Compare every row with the default of the comparable ones, at the same size and seed, on the same records.
 
     Returns:
         (the differences, {name, train_size, seed, against, reason} of each row that could not be compared).
     """
-    default_names = {comparison_key(row): row["name"] for row in reversed(rows)}
     defaults = {
         (comparison_key(row), row["train_size"], row["seed"]): row
         for row in reversed(rows)
-        if row["name"] == default_names[comparison_key(row)]
+        if row["name"] == default_of[comparison_key(row)]
     }
     default_records: dict[str, RecordSets] = {}
     differences, incomparable = [], []
     for row in rows:
-        default_name = default_names[comparison_key(row)]
+        default_name = default_of[comparison_key(row)]
         if row["name"] == default_name:
             continue
         entry = {name: row[name] for name in ("name", "train_size", "seed")} | {"against": default_name}

@@ -191,7 +191,9 @@ def identity(settings: Any) -> str:
 def identifying_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that decide what a run computes; with a gap budget, how gaps are measured is one of them."""
     kept = {key: value for key, value in config.items() if key not in NOT_IDENTIFYING}
-    mitigation, gaps = config.get("mitigation") or {}, config.get("gaps") or {}
+    mitigation, gaps = (
+        part if isinstance(part := config.get(name), Mapping) else {} for name in ("mitigation", "gaps")
+    )
     if mitigation.get("gap_budget") is None:
         return kept
     if config.get("side") == "reference" and gaps.get("reference") is None:  # nothing is measured, so nothing stops it

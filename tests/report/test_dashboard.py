@@ -48,7 +48,7 @@ def logged(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     metrics["settings"]["target"] = f"{target}@3"
     write_json(out / "metrics.json", metrics)
     for _ in range(2):
-        log_evaluation(LoggerSettings(Wandb(), True), out, redact=False, tags=["k=5"])
+        log_evaluation(LoggerSettings(Wandb(tags=["k=5"]), True), out, redact=False)
     return out
 
 
@@ -213,7 +213,8 @@ def test_study_rows_have_equal_columns_and_typed_knobs(study: Path) -> None:
         assert row["mitigation.text_mask"] == float(setting["overrides"][0].partition("=")[2])
         assert row["symmetric/ppg"] == setting["symmetric"]["ppg"]["value"]
         assert row["utility/target/zeroshot_top1"] == setting["utility"]["target"]["zeroshot_top1"]
-        assert row["recommended"] == (setting["name"] == contents["recommended"])
+        is_largest = setting["train_size"] == max(s["train_size"] for s in contents["settings"])
+        assert row["recommended"] == (is_largest and setting["name"] == contents["recommended"])
     mixed = json.loads(json.dumps(contents))
     mixed["settings"][0]["overrides"] = ["recipe=small", "a=null", "b=1"]
     mixed["settings"][1]["overrides"] = ["recipe=3", "a=2"]

@@ -22,7 +22,7 @@ from dejavu_lit.study.sweep import pair_runs
 from dejavu_lit.study.table import knobs, write_study
 from dejavu_lit.training.settings import GapSettings, Recipe, TrainerSettings, TrainingRun
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import read_json, write_json
+from dejavu_lit.utils.io import locked, read_json, write_json
 from dejavu_lit.utils.run_directory import RunDirectory
 
 
@@ -322,6 +322,81 @@ def test_a_study_that_did_not_change_keeps_its_file(tmp_path):
     assert write_study(tmp_path, [], {"none-s0": "killed"}, 0.02) == read_json(path) != earlier
     path.write_text("{")
     assert write_study(tmp_path, [], {"none-s0": "killed"}, 0.02) == read_json(path)
+
+
+def test_without_a_result_of_the_default_nothing_takes_its_place(tmp_path):
+    """The first planned setting of the same evaluations is the default; without a result, no other is recommended."""
+    rows = [
+        {"name": name, "overrides": [], "train_size": 96, "seed": 0, "utility": None, **dict.fromkeys(BLOCKS)}
+        for name in ("mask", "strong")
+    ]
+    rows = [{**row, "metrics": "metrics.json"} for row in rows]
+    cells = make_plan(tmp_path, [replace(planned(name), overrides=()) for name in ("none", "mask", "strong")]).cells
+    study = write_study(tmp_path, rows, {"none-s0": "it failed"}, 0.02, cells)
+    assert [failure["against"] for failure in study["incomparable"]] == ["none", "none"]
+    assert [entry["default"] for entry in study["ranking"]] == ["none"]
+    assert study["recommended"] is None
+
+
+@pytest.mark.parametrize("names", [("mask", "strong"), ("strong", "mask")])
+def test_settings_that_take_the_names_of_others_share_no_folder(tmp_path, names):
+    """Begun as mask 0.3 and strong 0.5, then corrected to 0.5 and 0.8: the run of 0.5 is called strong."""
+    for path, run in make_plan(
+        tmp_path, [planned("mask", text_mask=0.3), planned("strong", text_mask=0.5)]
+    ).runs.items():
+        RunDirectory(path).path.mkdir(parents=True)
+        RunDirectory(path).save(run)
+    masks = {"mask": 0.5, "strong": 0.8}
+    plan = make_plan(tmp_path, [planned(name, text_mask=masks[name]) for name in names])
+    assert len(plan.runs) == 4
+    for cell in plan.cells:
+        for path in (cell.target, cell.reference):
+            assert plan.runs[path].mitigation.text_mask == masks[cell.name]
+
+
+def test_a_run_that_has_not_begun_keeps_the_checkpoints_of_new_settings(tmp_path):
+    for path, run in make_plan(tmp_path, [planned("none")]).runs.items():
+        RunDirectory(path).path.mkdir(parents=True)
+        RunDirectory(path).save(run)
+    plan = make_plan(tmp_path, [planned("none"), planned("stop7", stop_epoch=7)])
+    assert targets(plan)[1] == ("none-n100-s0-target", {"target": 7, "reference": 7})
+    assert [run.trainer.checkpoint_at for run in plan.runs.values()] == [(7,)] * 2
+
+
+def test_a_training_at_work_keeps_its_settings(tmp_path):
+    """It has no checkpoint yet; whoever asks for other settings in its directory is refused."""
+    path, launched = tmp_path / "run", []
+    path.mkdir()
+    RunDirectory(path).save(config(text_mask=0.3))
+
+    def launcher(paths):
+        launched.extend(paths)
+        for path in paths:
+            yield path, "it failed"
+
+    with locked(path / ".lock"):
+        with pytest.raises(UserError, match=r"text_mask: 0\.3 → 0\.5"):
+            train_missing({path: config(text_mask=0.5)}, launcher)
+        assert launched == []
+        train_missing({path: config(text_mask=0.3)}, launcher)
+    assert launched == [path]
+    train_missing({path: config(text_mask=0.5)}, launcher)  # it is gone
+    assert RunDirectory(path).read(TrainingRun).mitigation.text_mask == 0.5
+
+
+def test_a_started_run_gets_new_limits_of_its_loader_and_nothing_else(tmp_path):
+    path = tmp_path / "run"
+    (path / "checkpoints").mkdir(parents=True)
+    RunDirectory(path).save(config())
+    (path / "checkpoints" / "last.ckpt").touch()
+    loader = replace(TrainerSettings().loader, prefetch=1, workers=7)
+    trainer = TrainerSettings(loader=loader, timeout_min=99, devices=2, checkpoint_at=(3,))
+    train_missing({path: config(trainer=trainer)}, lambda paths: ((path, None) for path in paths))
+    saved, before = RunDirectory(path).read(TrainingRun), config()
+    assert saved == replace(
+        before,
+        trainer=replace(before.trainer, timeout_min=99, loader=replace(before.trainer.loader, prefetch=1)),
+    )
 
 
 def test_folder_names():

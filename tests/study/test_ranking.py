@@ -3,10 +3,13 @@
 import pytest
 from scipy.stats import t
 
+from dejavu_lit.report.narrative import study_sentence
 from dejavu_lit.study.ranking import (
     add_verdict,
     comparison_key,
     frontier,
+    is_on_frontier,
+    is_recommended,
     pool_differences,
     rank,
     recommend,
@@ -179,6 +182,25 @@ def test_sizes_are_ranked_separately_and_the_largest_counts():
     assert found["recommended"] is None
     assert [(r["train_size"], r["frontier"]) for r in found["ranking"]] == [(50, ["mask"]), (100, ["none"])]
     assert found["ranking"][0]["recommended"]["name"] == "mask"
+
+
+def test_the_sentence_to_quote_is_of_the_largest_size():
+    def pooled_row(name, size, ppg):
+        return {"name": name, "train_size": size, "symmetric": {"ppg": {"mean": ppg}}, "found": {"found": True}}
+
+    rows = [
+        row(name, ppg, 0.3, 0.5, size=size)
+        for size, gaps in ((50, (0.8, 0.6)), (100, (0.4, 0.1)))
+        for name, ppg in zip(("none", "mask"), gaps, strict=True)
+    ]
+    found = pooled(difference("mask", 0.2, 0.1, 0.3, size=50), difference("mask", 0.3, 0.2, 0.4))
+    study = {"settings": rows, "rule": "…", **rank(rows, found, 0.02)}
+    study["pooled"] = [pooled_row(r["name"], r["train_size"], r["symmetric"]["ppg"]["value"]) for r in rows]
+    assert study_sentence(study) == (
+        "mask removes 75 % of PPG at 100 pairs at no loss of accuracy; memorization is still found, 0.100"
+    )
+    assert [is_recommended(study, r) for r in rows] == [False, False, False, True]
+    assert [is_on_frontier(study, r) for r in rows] == [False, True, False, True]
 
 
 def test_differences_are_pooled_over_seeds_within_one_size():
