@@ -16,6 +16,7 @@ from dejavu_lit.data.manifest import MANIFEST
 from dejavu_lit.data.prepared import TRAINED_ON
 from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.models.open_clip_encoder import OpenClipEncoder
+from dejavu_lit.models.zoo import load_encoder
 from dejavu_lit.training.clip_module import ClipModule
 from dejavu_lit.training.ema import averaged
 from dejavu_lit.training.gap_sample import GapMeter
@@ -140,7 +141,7 @@ def _check_reference(reference: AuditedModel, run: TrainingRun) -> None:
     option = f"gaps.reference={reference.name}"
     if reference.run is None:
         if reference.embeddings_folder is None:
-            _ = reference.encoder  # fails now if the model cannot be loaded
+            load_encoder(reference.name)  # fails now if the model cannot be loaded; it is not kept
         return
     if not RunDirectory(reference.run).finished:
         raise UserError(f"{option} is not finished; run dejavu train in it again, then start this run")

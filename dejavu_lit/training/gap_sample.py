@@ -7,15 +7,17 @@ reference.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from dejavu_lit.data.halves import POOL
 from dejavu_lit.data.key_lists import prefix
-from dejavu_lit.data.objects import Objects, read_objects
+from dejavu_lit.data.objects import Objects, check_images, read_objects
 from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
 from dejavu_lit.data.shards import BadPair, ShardSet
 from dejavu_lit.data.splits import seeded_hash
@@ -52,25 +54,28 @@ class PairSample:
         """The ``count`` pairs with the smallest hash among ``members`` with objects; a larger sample contains a smaller one.
 
         Raises:
-            UserError: no pair has objects.
+            UserError: no pair has objects, or a member was not annotated.
         """
-        with_objects = {key for key, number in zip(objects.keys, objects.counts(), strict=True) if number}
-        keys = [key for key in members if key in with_objects]
+        keys = [key for key, number in zip(members, objects.take(members).counts(), strict=True) if number]
         smallest = np.argsort(seeded_hash(keys, 0, "gaps"), kind="stable")[:count]
-        chosen = {keys[row] for row in smallest}
-        captions: dict[str, str] = {}
-        for shard in range(len(shards.names)) if chosen else ():
-            index = shards.index(shard)
-            for position, key in enumerate(index.keys):
-                if key in chosen:
-                    try:
-                        captions[key] = index.read(position, image=False).caption
-                    except BadPair as bad:
-                        log.warning("excluded from the gaps: %s", bad)
-        readable = [key for key, caption in captions.items() if caption]
-        if not readable:
+        captions = _read_captions(shards, {keys[row] for row in smallest})
+        if not captions:
             raise UserError(f"no pair of {shards.folder} has an object, so no gap can be measured; check data.objects=")
-        return cls(shards.folder.name, readable, [captions[key] for key in readable], objects.take(readable))
+        return cls(shards.folder.name, list(captions), list(captions.values()), objects.take(list(captions)))
+
+
+def _read_captions(shards: ShardSet, wanted: Set[str]) -> dict[str, str]:
+    """{key: caption} of the wanted pairs that have one, in the order of the shards."""
+    captions: dict[str, str] = {}
+    for shard in range(len(shards.names)) if wanted else ():
+        index = shards.index(shard)
+        for position, key in enumerate(index.keys):
+            if key in wanted:
+                try:
+                    captions[key] = index.read(position, image=False).caption
+                except BadPair as bad:
+                    log.warning("excluded from the gaps: %s", bad)
+    return {key: caption for key, caption in captions.items() if caption}
 
 
 class ImageSample:
@@ -149,7 +154,11 @@ class GapMeter:
         self._public = ShardSet.open(data.public_folder())
         self._name = data.public_name
         folder = data.objects_folder()
-        folders = [*(folder / shards.folder.name for shards in self._sets.values()), folder / self._name]
+        own = POOL if data.half else [TRAINED_ON[side]]  # a random half has pairs of both
+        trained = {name: ShardSet.open(data.set_folder(name)) for name in own}
+        measured = {**trained, "H": self._sets["null"], self._name: self._public}
+        check_images(folder, {name: shards.images() for name, shards in measured.items()})
+        folders: list[Any] = [[folder / name for name in own], folder / "H", folder / self._name]
         objects, _ = read_objects(folders, settings.threshold)
         self._objects = objects[-1]
         self._excluded = data.excluded
@@ -161,13 +170,19 @@ class GapMeter:
                     f"data.public={data.public} contains {len(shared)} keys of {shards.folder}, such as {min(shared)}; "
                     "use other public images"
                 )
+            if reference.embeddings_folder and (saved := reference.saved(shards, shards.folder.name, "text")):
+                members = [key for key in members if key in saved.rows]
             self.samples[name] = PairSample.draw(shards, set_objects, settings.sample, members)
         self._images = ImageSample(self._public, settings.public)
-        searched = len(set(self._images.keys()) & set(self._objects.keys) - self._excluded)
-        if searched < settings.k:
+        searched = set(self._images.keys()) & set(self._objects.keys) - self._excluded
+        if reference.captions_only:
+            searched &= self._public_captions.keys()
+        elif reference.embeddings_folder and (saved := reference.saved(self._public, self._name, "image")):
+            searched &= saved.rows.keys()
+        if len(searched) < settings.k:
             raise UserError(
-                f"gaps.k={settings.k} is more than the {searched} public images that are searched; lower it, or let "
-                "gaps.public search more"
+                f"gaps.k={settings.k} is more than the {len(searched)} public images that can be searched with {reference.name}; "
+                "lower it, or let gaps.public search more"
             )
         self._reference_scores: ReferenceScores | None = None
 
@@ -211,12 +226,13 @@ class GapMeter:
             return list(saved.keys), saved.load()
         if not reference.captions_only:
             return self._images.vectors(reference.encoder)
-        keys: list[str] = []
-        captions: list[str] = []
-        for shard, start in self._images.chunks:
-            chunk_keys, content, _ = read_chunk(reference.encoder, self._public.index(shard), start, "text")
-            keys, captions = keys + chunk_keys, captions + content
-        return keys, _encode_captions(reference.encoder, captions)
+        captions = self._public_captions
+        return list(captions), _encode_captions(reference.encoder, list(captions.values()))
+
+    @cached_property
+    def _public_captions(self) -> dict[str, str]:
+        """{key: caption} of the public images that are searched and have a caption."""
+        return _read_captions(self._public, set(self._images.keys()))
 
     def _score(
         self, queries: np.ndarray, keys: list[str], vectors: np.ndarray, public: Objects, sample: PairSample

