@@ -83,13 +83,16 @@ def _show(data: DataSpec, sets: dict[str, ShardSet], name: str, settings: Annota
 
 
 def _compare(data: DataSpec, sets: dict[str, ShardSet], names: list[str], threshold: float, out: Path) -> None:
-    from dejavu_lit.data.objects import read_objects
+    from dejavu_lit.data.objects import check_images, read_objects
     from dejavu_lit.measure.per_pair import write_csv
     from dejavu_lit.objects.compare import difference, format_differences
 
     if len(names) != 2:
         raise UserError(f"compare={names} must name two artifacts, e.g. compare=[torchvision,captions]")
     folders = [data.objects_folder(name) for name in names]
+    images = {name: shards.images() for name, shards in sets.items()}
+    for folder in folders:
+        check_images(folder, images)
     read = [read_objects([f / name for name in sets], threshold)[0] for f in folders]
     differences = {name: difference(*pair) for name, *pair in zip(sets, *read, strict=True)}
     write_json(out / "difference.json", {"artifacts": [str(f) for f in folders], "threshold": threshold, **differences})

@@ -30,9 +30,10 @@ def duplicate_groups(manifest: Path, name: str, option: str = "mitigation.dedup=
     duplicates = read_json_object(manifest).get("duplicates")
     groups_by_set = duplicates.get(GROUPS) if isinstance(duplicates, dict) else None
     if groups_by_set is None:
+        instead = ", or set data.exclude= to the list that dejavu dedup within=true writes" if "dedup" in option else ""
         raise UserError(
-            f"{option} needs the groups of near-duplicates, which {manifest} does not list; prepare the data "
-            "again into another data.dir=, or set data.exclude= to the list that dejavu dedup within=true writes"
+            f"{option} needs the groups of near-duplicates, which {manifest} does not list; prepare the data again with "
+            f"dejavu prepare into another data.dir={instead}"
         )
     groups = groups_by_set.get(name, []) if isinstance(groups_by_set, dict) else None
     if isinstance(groups, list) and all(isinstance(g, list) and all(isinstance(k, str) for k in g) for g in groups):

@@ -172,6 +172,10 @@ class DataSpec:
         """The number of pairs that a side trains on; with raw shards given by ``pairs``, or known or estimated since sampling."""
         if self.shards is None:
             return self.prefix if self.prefix is not None else len(self.shard_set(TRAINED_ON[side]))
+        if (name := TRAINED_ON[side]) not in self.fractions:
+            raise UserError(
+                f"side={side} trains on {name}, of which data.fractions has no share; give data.fractions.{name}="
+            )
         if self.pairs is not None:
             return int(self.pairs * self.fractions[TRAINED_ON[side]])
         return int(read_json_object(self.folder / MANIFEST)["raw_shards"]["pairs"][TRAINED_ON[side]])
@@ -238,8 +242,12 @@ class DataSpec:
         )
 
     def _object_names(self) -> list[str]:
-        """The names of the object artifacts in the data folder."""
-        return [path.name for path in visible_files(self.folder / "objects", "*") if path.is_dir()]
+        """The names of the object artifacts in the data folder; of remote data also that which came with it."""
+        names = {path.name for path in visible_files(self.folder / "objects", "*") if path.is_dir()}
+        if self.dir is not None and is_remote(self.dir):
+            about = read_json_object(self.folder / MANIFEST)["sets"].values()
+            names |= {entry["objects"] for entry in about if entry.get("objects")}
+        return sorted(names)
 
     def _only_objects(self) -> str:
         """The name of the only object artifact in the data folder; raises UserError if there is not exactly one."""
@@ -286,8 +294,7 @@ def prepare_data(spec: DataSpec, wait: bool = True, **options: Any) -> None:
     spec.check_dir()
     if spec.dir is not None and is_remote(spec.dir):
         raise UserError(f"data.dir={spec.dir} is remote; prepare into a local folder and copy it there")
-    spec.folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(spec.folder.parent / f".{spec.folder.name}.lock", wait):
+    with locked(spec.folder / ".lock", wait):
         if spec.shards is not None:
             write_samples(spec.raw_shards(), spec.sizes, spec.folder)
             return

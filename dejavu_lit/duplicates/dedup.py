@@ -219,7 +219,10 @@ def _kinds(
 
 
 def _semantic(out: Path, sets: Mapping[str, ShardSet], criteria: DuplicateCriteria, images: Images) -> DuplicateKind:
-    model = AuditedModel(str(criteria.encoder), out / "embeddings", criteria.device, criteria.workers)
+    # Not in a run, which has embeddings of its own data.
+    model = AuditedModel(
+        str(criteria.encoder), out / "embeddings", criteria.device, criteria.workers, keep_in_run=False
+    )
     if model.captions_only:
         raise UserError(f"encoder={criteria.encoder} embeds captions only; give a model that embeds images")
     embeddings = {name: model.embeddings(shards, name, "image") for name, shards in sets.items()}

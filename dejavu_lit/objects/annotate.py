@@ -59,6 +59,19 @@ class Summary:
     complete: bool  # whether all parts are; ``failed.csv`` is then written
 
 
+@dataclass(frozen=True)
+class _Part:
+    """The file with the objects of a shard. The shard is indexed when it is needed: those of all would fill the memory."""
+
+    path: Path
+    set: str
+    shards: ShardSet
+    number: int
+
+    def shard(self) -> Shard:
+        return Shard(self.set, self.shards.index(self.number))
+
+
 def annotate(
     source: Source,
     sets: Mapping[str, ShardSet],
@@ -84,27 +97,29 @@ def annotate(
     _claim_folder(out, source)
     for name, shards in sets.items():
         _claim_set(out / name, shards)
-    all_shards = [
-        Shard(name, shards.index(number)) for name, shards in sets.items() for number in range(len(shards.names))
+    all_parts = [
+        _Part(out / name / f"{Path(shard).stem}.parquet", name, shards, number)
+        for name, shards in sets.items()
+        for number, shard in enumerate(shards.names)
     ]
-    own_shards = all_shards[share[0] :: share[1]]
-    missing = [shard for shard in own_shards if not _is_complete(out, shard, source.annotator)]
+    own_parts = all_parts[share[0] :: share[1]]
+    missing = [part for part in own_parts if not _is_complete(part, source.annotator)]
     start = time.monotonic()
-    images = _write_parts(out, source, missing, max_failed)
+    images = _write_parts(source, missing, max_failed)
 
-    existing = [shard for shard in all_shards if _part_path(out, shard).exists()]
+    existing = [part for part in all_parts if part.path.exists()]
     # Parts are opened only once all exist: otherwise each of many tasks would open the others' too.
-    complete = len(existing) == len(all_shards)
-    failed = _read_failures(out, all_shards if complete else own_shards)
-    if complete and len(failed) < len(all_shards):
-        complete, existing = False, [shard for shard, _ in failed]
+    complete = len(existing) == len(all_parts)
+    failed = _read_failures(all_parts if complete else own_parts)
+    if complete and len(failed) < len(all_parts):
+        complete, existing = False, [part for part, _ in failed]
     if complete:
         _write_failures(out, failed)
     return Summary(
         images=images,
         seconds=time.monotonic() - start,
         parts=len(existing),
-        total_parts=len(all_shards),
+        total_parts=len(all_parts),
         failed=sum(len(reasons) for _, reasons in failed),
         complete=complete,
     )
@@ -128,11 +143,12 @@ def coverage(out: Path | str, sets: Sequence[str], threshold: float) -> str:
     return f"{text} (the vocabulary decides what can be measured)"
 
 
-def _write_parts(out: Path, source: Source, shards: Sequence[Shard], max_failed: float) -> int:
-    """Annotate ``shards`` one by one; returns the number of their images."""
-    total, images = sum(len(shard.index) for shard in shards), 0
+def _write_parts(source: Source, parts: Sequence[_Part], max_failed: float) -> int:
+    """Annotate the shards of ``parts`` one by one; returns the number of their images."""
+    total, images = sum(part.shards.sizes[part.number] for part in parts), 0
     with progress(None, f"annotating with {source.annotator.name}", total=total, unit="image") as bar:
-        for shard in shards:
+        for part in parts:
+            shard = part.shard()
             rows: list[Annotation | Failed] = []
             for row in source.rows(shard):
                 rows.append(row)
@@ -140,13 +156,9 @@ def _write_parts(out: Path, source: Source, shards: Sequence[Shard], max_failed:
             if [row.key for row in rows] != list(shard.index.keys):
                 raise AssertionError(f"{source.annotator.name} returned rows that do not match {shard.index.path}")
             _check_failures(shard, rows, max_failed)
-            write_objects(_part_path(out, shard), rows, source.annotator, shard.index.images)
+            write_objects(part.path, rows, source.annotator, shard.index.images)
             images += len(rows)
     return images
-
-
-def _part_path(out: Path, shard: Shard) -> Path:
-    return out / shard.set / f"{shard.index.path.stem}.parquet"
 
 
 def _claim_folder(out: Path, source: Source) -> None:
@@ -200,9 +212,9 @@ def _claim_set(folder: Path, shards: ShardSet) -> None:
         write_json(path, now)
 
 
-def _is_complete(out: Path, shard: Shard, annotator: Annotator) -> bool:
-    """Whether the part of a shard exists, can be read and has the shard's images; raises UserError if it is another's."""
-    path = _part_path(out, shard)
+def _is_complete(part: _Part, annotator: Annotator) -> bool:
+    """Whether a part exists, can be read and has its shard's images; raises UserError if it is another annotator's."""
+    path = part.path
     if not path.exists():
         return False
     try:
@@ -211,7 +223,8 @@ def _is_complete(out: Path, shard: Shard, annotator: Annotator) -> bool:
         logger.warning("%s is damaged and will be redone", path)
         return False
     _check_annotator(path, annotator, part_annotator)
-    if table["key"].to_pylist() != list(shard.index.keys) or not is_part_of(path, shard.index.images):
+    index = part.shard().index
+    if table["key"].to_pylist() != list(index.keys) or not is_part_of(path, index.images):
         logger.warning("%s has other images than its shard and will be redone", path)
         return False
     return True
@@ -230,21 +243,21 @@ def _check_failures(shard: Shard, rows: Sequence[Annotation | Failed], max_faile
         )
 
 
-def _read_failures(out: Path, shards: Sequence[Shard]) -> list[tuple[Shard, dict[str, str]]]:
-    """(shard, {key: reason}) of the shards whose parts can be read."""
+def _read_failures(parts: Sequence[_Part]) -> list[tuple[_Part, dict[str, str]]]:
+    """(part, {key: reason}) of the parts that can be read."""
     failed = []
-    for shard in shards:
+    for part in parts:
         try:
-            failed.append((shard, failures(_part_path(out, shard))))
+            failed.append((part, failures(part.path)))
         except UserError as damaged:
             logger.warning("%s", damaged)
     return failed
 
 
-def _write_failures(out: Path, failed: Sequence[tuple[Shard, Mapping[str, str]]]) -> None:
+def _write_failures(out: Path, failed: Sequence[tuple[_Part, Mapping[str, str]]]) -> None:
     """Write ``failed.csv`` of all parts; the last process to finish does it."""
     columns = ("set", "key", "reason")
-    rows = [(shard.set, key, reason) for shard, reasons in failed for key, reason in reasons.items()]
+    rows = [(part.set, key, reason) for part, reasons in failed for key, reason in reasons.items()]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([columns, *(map(csv_cell, columns, row) for row in rows)])
     write_text(out / FAILURES_FILE, text.getvalue())

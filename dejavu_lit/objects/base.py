@@ -18,7 +18,7 @@ from dejavu_lit.data.decode import open_image
 from dejavu_lit.data.objects import Annotation, Annotator, Failed
 from dejavu_lit.data.shards import BadPair, Pair, ShardIndex
 from dejavu_lit.utils.distributed import current_ranks
-from dejavu_lit.utils.errors import UserError, check_at_least
+from dejavu_lit.utils.errors import UserError, check_at_least, lacks_memory
 from dejavu_lit.utils.parallel import map_ahead
 
 SCORE_SLACK = 1e-6  # scores may exceed 0..1 by this much: sums of rounded probabilities do
@@ -47,9 +47,9 @@ class Source(ABC):
         """
 
     @property
-    @abstractmethod
     def labels(self) -> Sequence[str] | None:
         """Every label that it may give; None if unknown beforehand."""
+        return None
 
     @abstractmethod
     def rows(self, shard: Shard) -> Iterator[Annotation | Failed]:
@@ -126,6 +126,8 @@ class Detector(Source):
             raise
         except Exception as error:  # a detector may raise anything for an odd image, or run out of memory
             if len(items) == 1:
+                if lacks_memory(error):
+                    raise
                 key, reason = items[0][0], " ".join(f"{type(error).__name__}: {error}".split())
                 yield key, Failed(key, reason[:REASON_LENGTH])
                 return
@@ -137,11 +139,6 @@ class Detector(Source):
 
 class Lookup(Source):
     """An annotator that gets the objects by the pair's key, caption or JSON; the image is not read."""
-
-    @property
-    def labels(self) -> Sequence[str] | None:
-        """None: the vocabulary is whatever labels occur."""
-        return None
 
     @abstractmethod
     def annotation(self, pair: Pair) -> Annotation:

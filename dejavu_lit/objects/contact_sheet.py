@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from dejavu_lit.data.decode import open_image
-from dejavu_lit.data.objects import SCHEMA, Annotation, as_stored, read_part
+from dejavu_lit.data.objects import SCHEMA, Annotation, as_stored, check_images, read_part
 from dejavu_lit.data.shards import BadPair, ShardSet
 from dejavu_lit.utils.errors import UserError
 
@@ -59,6 +59,7 @@ def _tiles(shards: ShardSet, folder: Path, threshold: float, count: int) -> Iter
         if len(tiles) >= count or not path.exists():
             break
         index = shards.index(number)
+        check_images(folder.parent, {folder.name: {path.stem: index.images}})
         positions = {key: position for position, key in enumerate(index.keys)}
         _, table = read_part(path, SCHEMA.names)
         for row in table.slice(0, 2 * count).to_pylist():

@@ -43,11 +43,15 @@ def error_sentence(error: BaseException) -> str | None:
     """The sentence for an error that a user can fix: a UserError, of the operating system, or too little memory; else None."""
     if isinstance(error, UserError):
         return str(error)
-    # torch reports a full GPU as OutOfMemoryError and full memory as RuntimeError; neither is a MemoryError.
-    torch_error = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and torch_error):
+    if lacks_memory(error):
         return f"not enough memory ({first_line(error)}); {REMEDIES[errno.ENOMEM]}"
     return os_error_sentence(error) if isinstance(error, OSError) else None
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether memory ran out; torch says so of a GPU by OutOfMemoryError, else by RuntimeError, neither a MemoryError."""
+    torch_error = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and torch_error)
 
 
 def os_error_sentence(error: OSError) -> str:

@@ -207,7 +207,7 @@ def locked(path: Path | str, wait: bool = True) -> Iterator[None]:
                 holder = path.read_text(errors="replace")[:200].strip() or holder
             if not wait:
                 raise UserError(
-                    f"another process is using {path.parent} ({holder}); wait for it or choose another out="
+                    f"another process is using {path.parent} ({holder}); wait for it, or choose another folder"
                 ) from None
             log.info("waiting for another process (%s) to finish its work in %s", holder, path.parent)
             lock.acquire()

@@ -48,7 +48,7 @@ def test_the_second_one_refuses_and_goes_on_when_the_first_was_killed(scenes, ru
     study = ["+settings.x=[]", f"data.dir={scenes}", *SMALL, *quick]
     evaluated = tmp_path / "evaluation"
     for name, lock, go in (
-        ("prepare", ".data.lock", lambda: call("prepare", f"data.dir={tmp_path / 'data'}", *DATA)),
+        ("prepare", "data/.lock", lambda: call("prepare", f"data.dir={tmp_path / 'data'}", *DATA)),
         ("train", "run/.lock", lambda: call("train", "side=target", f"data.dir={scenes}", f"out={tmp_path / 'run'}", *SMALL)),
         ("evaluate", "evaluation/.lock", lambda: call("evaluate", *sides, f"out={evaluated}", *FEW)),
         ("report", ".report.lock", lambda: report(f"path={evaluated}", f"out={tmp_path / 'report'}", "limit=2")),
@@ -58,7 +58,7 @@ def test_the_second_one_refuses_and_goes_on_when_the_first_was_killed(scenes, ru
             before = contents(tmp_path, "*")
             said = sentence(go())
             assert f"another process is using {(tmp_path / lock).parent} (process 7 on node3)" in said, name
-            assert "wait for it or choose another out=" in said
+            assert "wait for it, or choose another folder" in said
             assert contents(tmp_path, "*") == before
         if name != "study":  # which would train; its lock is the same
             done = go()

@@ -249,6 +249,19 @@ def test_one_bad_image_does_not_fail_its_batch(tmp_path: Path, batch: int) -> No
     assert "too dark for me" in (tmp_path / "o/failed.csv").read_text()
 
 
+def test_an_image_for_which_memory_runs_out_has_not_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may pass the next time, so there is no part that would count as complete."""
+
+    def detect(detector: BrightDetector, images: list) -> list:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(BrightDetector, "detect", detect)
+    shards = write_shards(tmp_path / "A", [Pair("k", encoded(sample_image(0, 20, 30)), "png", "text", {})], 7)
+    with pytest.raises(torch.OutOfMemoryError):
+        annotate(BrightDetector(), {"A": shards}, tmp_path / "o", max_failed=1)
+    assert not list(tmp_path.glob("o/A/*.parquet"))
+
+
 @pytest.mark.parametrize("of", [1, 2, 4, 7])
 def test_any_number_of_processes_share_the_shards(data: Path, of: int) -> None:
     annotate(ClassLabels(), sets(data), data / "objects/alone")

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dejavu_lit.data.objects import Annotation, Annotator, Failed, read_part
+from dejavu_lit.data.objects import Annotation, Annotator, Failed, check_images, read_part
 from dejavu_lit.objects.base import Shard, Source
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import fingerprint, visible_files
@@ -60,10 +60,6 @@ class Agreement(Source):
             config={"how": self.how, "of": [annotator.name for annotator in annotators]},
         )
 
-    @property
-    def labels(self) -> None:
-        """None: the vocabulary is whatever labels the artifacts have."""
-
     def rows(self, shard: Shard) -> Iterator[Annotation | Failed]:
         """One row per image; raises UserError if an artifact has no part of the shard, or one of another annotator."""
         parts = [self._read_part(Path(folder), shard) for folder in self.artifacts]
@@ -83,6 +79,7 @@ class Agreement(Source):
         path = folder / shard.set / f"{shard.index.path.stem}.parquet"
         if not path.exists():
             raise UserError(f"{path} does not exist; annotate all shards with each annotator before combining them")
+        check_images(folder, {shard.set: {shard.index.path.stem: shard.index.images}})
         annotator, table = read_part(path, ("key", "labels", "scores", "boxes"))
         if annotator != _annotator(folder):
             raise UserError(f"{folder} mixes annotators ({path}: {annotator}); annotate its shards again with one")

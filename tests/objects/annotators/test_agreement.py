@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,24 @@ def test_artifacts_of_other_images_cannot_be_compared(data: Path) -> None:
     (objects,), _ = read_objects([data / "objects/one/A"], 0.3)
     with pytest.raises(UserError, match="no image in common"):
         difference(objects, objects.take([]))
+
+
+def test_objects_of_other_images_with_the_same_keys_are_refused(data: Path, tmp_path: Path) -> None:
+    source = Agreement([data / "objects/one", data / "objects/two"], "union")
+    annotate(source, {"A": ShardSet.open(data / "A")}, data / "objects/agreed")
+    other = tmp_path / "other"
+    write_shards(other / "A", [Pair(f"k{n:02d}", b"another picture", "png", "text") for n in range(40)], 20)
+    write_json(other / "manifest.json", {})
+    agreed, same = data / "objects/agreed", data / "objects/same"
+    shutil.copytree(agreed, same)
+    for options in (
+        ["annotator=agree", f"annotator.artifacts=[{agreed},{same}]", "name=laundered"],
+        [f"compare=[{agreed},{same}]"],
+        [f"show={agreed}"],
+    ):
+        done = call("annotate", *options, f"data.dir={other}", f"out={tmp_path / 'out'}")
+        assert done.returncode == 1
+        assert "has the objects of other images" in done.stderr
 
 
 def test_the_commands(data: Path, tmp_path: Path) -> None:
