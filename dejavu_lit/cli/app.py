@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dejavu_lit.cli import help, mistakes, secrets
+from dejavu_lit.cli.gate import EXIT_CODE
 from dejavu_lit.cli.options import Mitigate, register
 from dejavu_lit.study.slurm import cpus_per_task, gpus_per_node, submission_error, tasks_per_node
 from dejavu_lit.utils.config import to_settings
@@ -42,11 +43,17 @@ def command(config_name: str, task: Callable[[Any, Path], Any]) -> Callable[...,
     """
     called = sys.argv  # the whole command line, with which Lightning starts further processes
     failures: list[str] = []  # of the jobs of a multirun in this process; Hydra raises only the first
+    gates: list[Path] = []  # the jobs of a multirun whose gate holds; the others continue
 
     def job(cfg: DictConfig) -> None:
         sys.argv = called
         try:
             task(typed_settings(cfg, config_name, HydraConfig.get().overrides.task), _out(cfg))
+        except SystemExit as end:
+            if end.code != EXIT_CODE or HydraConfig.get().mode != RunMode.MULTIRUN:
+                raise
+            gates.append(_out(cfg))
+            _end_as_failed()
         except Exception as error:
             _fail_job(error, _out(cfg), failures)
             raise
@@ -58,6 +65,7 @@ def command(config_name: str, task: Callable[[Any, Path], Any]) -> Callable[...,
                 forget_left_over_ranks()
             called = sys.argv
             failures.clear()
+            gates.clear()
             given = [
                 mistakes.quoted(argument, config_name) for argument in (called[1:] if arguments is None else arguments)
             ]
@@ -74,6 +82,8 @@ def command(config_name: str, task: Callable[[Any, Path], Any]) -> Callable[...,
                 _run_hydra(job, config_name, given, failures)
             finally:
                 sys.argv = called
+            if gates:
+                sys.exit(EXIT_CODE)
 
     job.__module__, job.__qualname__ = task.__module__, f"_{config_name}_job"
     setattr(sys.modules[task.__module__], job.__qualname__, job)  # launchers pickle the job by its name

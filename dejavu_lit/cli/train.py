@@ -23,7 +23,7 @@ def train(settings: Train, out: Path) -> None:
         UserError: several processes without an output directory, or in a multirun that would start them.
     """
     _refuse_own_launcher(settings.trainer)
-    if settings.out is None and settings.trainer.devices != 1 and HydraConfig.get().mode == RunMode.RUN:
+    if settings.out is None and _is_parallel(settings.trainer) and HydraConfig.get().mode == RunMode.RUN:
         raise UserError("several processes need one output directory; give out=DIR")
     run_training(replace(settings, logger=with_tags(settings.logger, HydraConfig.get().overrides.task)), out)
     if rank() == 0 and HydraConfig.get().mode == RunMode.RUN:
@@ -35,10 +35,13 @@ def train(settings: Train, out: Path) -> None:
         )
 
 
+def _is_parallel(trainer: TrainerSettings) -> bool:
+    return trainer.devices != 1 or trainer.num_nodes != 1
+
+
 def _refuse_own_launcher(trainer: TrainerSettings) -> None:
     """Refuse a multirun whose jobs would start processes: Hydra's and Lightning's launchers start each other endlessly."""
-    several = trainer.devices != 1 or trainer.num_nodes != 1
-    if HydraConfig.get().mode == RunMode.MULTIRUN and several and current_ranks().world == 1:
+    if HydraConfig.get().mode == RunMode.MULTIRUN and _is_parallel(trainer) and current_ranks().world == 1:
         raise UserError(
             "--multirun cannot start several processes per job; use hydra/launcher=slurm, which sets "
             "hydra.launcher.tasks_per_node to trainer.devices, or one device per job (trainer.devices=1)"

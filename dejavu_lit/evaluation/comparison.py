@@ -1,5 +1,6 @@
 """What one evaluation compares: two models, the measured sets and the public set, and whether they fit together."""
 
+import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256
 
 SIMILAR_SIZE = 0.05  # share by which two training sets may differ in size
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,18 @@ class EmbeddedSets:
                 )
             by_reference = captions["reference", block].rows
             keys[block] = [key for key in captions["target", block].keys if key in by_reference and key in members]
+            if missing := members.difference(keys[block]):
+                sentence = (
+                    f"{len(missing)} of {len(members)} pairs of {blocks[block].folder} are in only one or none of the caption "
+                    f"embeddings of target and reference; the first is {min(missing)}"
+                )
+                if not keys[block]:
+                    raise UserError(f"{sentence}; give embeddings of these pairs")
+                log.warning("%s; they are left out", sentence)
+        if not public_keys:
+            raise UserError(
+                f"target and reference share no embedding of the public set {inputs.public_name}; give embeddings of its images"
+            )
         return cls(public, captions, public_keys, keys)
 
 
@@ -201,10 +215,11 @@ def _check_training(target: AuditedModel, reference: AuditedModel, evaluation: P
         return
     if target.trained_on == "B":
         raise UserError(f"target={target.name} was trained with side=reference; swap target and reference")
-    if reference.trained_on == "A" and target.trained_on == "A":
+    if reference.trained_on == "A":
+        both = f"target={target.name} and reference={reference.name} were both" if target.trained_on else ""
         raise UserError(
-            f"target={target.name} and reference={reference.name} were both trained on A; "
-            "train a reference with side=reference, or pass allow_overlap=true"
+            f"{both or f'reference={reference.name} was'} trained on A; train a reference with side=reference, or pass "
+            "allow_overlap=true"
         )
     manifest = file_sha256(data.folder / MANIFEST)
     for model in (target, reference):

@@ -4,7 +4,7 @@
 public_left_out: annotated public keys that were not searched, images: {set: {shard: fingerprint of its images}},
 utility, exposure, search: what recomputing carries over,
 membership: {pairs: the setting with which the records were scored, unavailable: {column: why it is missing}},
-statistics: the settings and files of the last figures}
+tabulated: the settings and files by which the records' predictions were written, statistics: those of the last figures}
 """
 
 import logging

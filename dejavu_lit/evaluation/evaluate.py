@@ -81,7 +81,7 @@ def evaluate(spec: EvaluationSpec, ranks: Ranks = SINGLE_PROCESS) -> dict[str, A
         searched = _embed_search_and_write_records(spec, inputs, ranks)
         with ranks.step():
             if ranks.rank == 0:
-                context = searched | {"config": fixed, "weights": weights, "data": data}
+                context = searched | {"config": fixed, "weights": weights, "data": data, "tabulated": statistics}
                 write_json(spec.out / CONTEXT, context)
                 rmtree(spec.out / NEIGHBORS, ignore_errors=True)
     if not is_scored and spec.membership is not None:

@@ -33,10 +33,15 @@ def write_metrics(
     out, settings, public_keys = spec.out, spec.settings, searched_public_keys(spec, context)
     sets, objects_at = read_evaluation(out, spec.objects, settings.threshold, context["public"], public_keys)
     earlier = context.get("statistics")
-    if earlier not in (None, statistics):  # the records' predictions and figures follow the settings
+    if earlier not in (None, statistics):
         _log_replaced(earlier, statistics)
+    if context.get("tabulated", earlier) != statistics:  # the records' predictions and figures follow the settings
+        context = {**context, "tabulated": None, "statistics": None}
+        write_json(out / CONTEXT, context)  # until there are new figures, what is there is not finished
         for block, records in sets.items():
             write_records(out / RECORD_FILES[block], records, settings.k, settings.top_m)
+        context["tabulated"] = statistics
+        write_json(out / CONTEXT, context)
     metrics = measure(sets["population"], sets.get("null"), sets.get("swapped"), settings, objects_at)
     metrics["membership"] = None
     if spec.membership is None:

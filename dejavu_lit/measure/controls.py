@@ -136,19 +136,21 @@ def memorization_found(evaluations: Sequence[Mapping[str, Any]], unit: str = "se
     # Two pairs are judged separately, any other number by the means.
     gaps = [{block: e[block]["ppg"]["value"] for block in BLOCKS} for e in evaluations] if s == 2 else [ppg]
     above_zero = bool(low > 0)
-    one_sign = all(gap["population"] * gap["swapped"] > 0 for gap in gaps)
-    corrected = all(gap["corrected"] > 0 for gap in gaps)
+    one_sign, corrected = all(map(_agrees, gaps)), all(gap["corrected"] > 0 for gap in gaps)
     found: bool | None = above_zero and one_sign and corrected
-    verdict = _verdict(above_zero, one_sign, corrected, ppg)
-    if any(abs(gap["null"]) >= abs(gap["symmetric"]) for gap in gaps) and (found or _null_differs(evaluations, pooled)):
+    verdict = _verdict(above_zero, gaps)
+    as_large = [gap["null"] for gap in gaps if abs(gap["null"]) >= abs(gap["symmetric"])]
+    if as_large and (found or _null_differs(evaluations, pooled)):
         found = None
         verdict = (
             "Whether memorization was found cannot be said: two models that differ as much on the holdout, which nobody "
-            f"trained on (null PPG {ppg['null']:.3f}), show nothing"
+            f"trained on (null PPG {as_large[0]:.3f}), show nothing"
         )
+    values = " and ".join(f"{gap['symmetric']:.3f}" for gap in gaps)
+    which = "the lower 95 % interval" if s == 2 else "95 % interval"
     return {
         "found": found,
-        "words": f"{verdict}: symmetric PPG {ppg['symmetric']:.3f}, 95 % interval {low:.3f} to {high:.3f}, {pairs}.",
+        "words": f"{verdict}: symmetric PPG {values}, {which} {low:.3f} to {high:.3f}, {pairs}.",
         "seed_pairs": s,
         "interval": [float(low), float(high)],
         "above_zero": above_zero,
@@ -170,15 +172,20 @@ def excludes_zero(interval: Sequence[float]) -> bool:
     return interval[0] > 0 or interval[1] < 0
 
 
-def _verdict(above_zero: bool, one_sign: bool, corrected: bool, ppg: Mapping[str, float]) -> str:
-    """The verdict, with the conditions that failed; ppg: the mean PPG of each block."""
+def _agrees(gap: Mapping[str, float]) -> bool:
+    """Whether both directions have the same sign."""
+    return gap["population"] * gap["swapped"] > 0
+
+
+def _verdict(above_zero: bool, gaps: Sequence[Mapping[str, float]]) -> str:
+    """The verdict, with the conditions that failed; gaps: the PPG of each block, of each pair of models that is judged."""
     failures = []
     if not above_zero:
         failures.append("the interval does not stay above 0")
-    if not one_sign:
-        failures.append(f"the two directions disagree ({ppg['population']:.3f} and {ppg['swapped']:.3f})")
-    if not corrected:
-        failures.append(f"the gap is no larger than the holdout's (corrected {ppg['corrected']:.3f})")
+    if (gap := next((gap for gap in gaps if not _agrees(gap)), None)) is not None:
+        failures.append(f"the two directions disagree ({gap['population']:.3f} and {gap['swapped']:.3f})")
+    if (least := min(gap["corrected"] for gap in gaps)) <= 0:
+        failures.append(f"the gap is no larger than the holdout's (corrected {least:.3f})")
     if failures:
         return f"Memorization was not shown, because {', and '.join(failures)}"
     return "Memorization was found"

@@ -26,7 +26,7 @@ from dejavu_lit.report.scalars import scalars, settings_rows
 from dejavu_lit.report.study import setting_labels
 from dejavu_lit.utils.io import file_sha256, read_json, write_json
 from dejavu_lit.utils.run_directory import RunDirectory
-from dejavu_lit.utils.wandb import FOLDER, LoggerSettings, Wandb, quiet, starting, wandb_options
+from dejavu_lit.utils.wandb import FOLDER, LoggerSettings, Wandb, quiet, starting, wandb_options, with_tags
 
 TABLE_PAIRS = 100  # the most memorized pairs in wandb's table
 STRIP_HEIGHT = 96  # pixels: height of the images in wandb's table
@@ -37,12 +37,11 @@ STATE = "logged.json"  # beside TensorBoard's files: which state they show
 log = logging.getLogger(__name__)
 
 
-def log_evaluation(settings: LoggerSettings, out: Path, redact: bool, tags: Sequence[str] = ()) -> None:
+def log_evaluation(settings: LoggerSettings, out: Path, redact: bool) -> None:
     """Log the evaluation in ``out``, unless it was logged before and has not changed since.
 
     Args:
         redact: exclude captions, images and objects of single pairs.
-        tags: wandb's tags if the settings have none.
     """
     evaluation = Evaluation.open(out)
     values = scalars(evaluation.metrics)
@@ -57,7 +56,6 @@ def log_evaluation(settings: LoggerSettings, out: Path, redact: bool, tags: Sequ
         if to_wandb:
             config = {**evaluation.metrics["settings"], "epoch": epoch, "target_run": _run_settings(run)}
             options = wandb_options(out, to_wandb, "evaluation", run)
-            options["tags"] = options["tags"] or list(tags) or None
             with _wandb_run(out, state, to_wandb, options, config) as client:
                 client.log(values | _wandb_images(paths) | {"memorized": memorized_table(evaluation, redact)})
 
@@ -67,7 +65,7 @@ def log_study(settings: LoggerSettings, out: Path, redact: bool) -> None:
     study = read_json(out / "study.json")
     labels = setting_labels(study["settings"])
     for row in study["settings"]:
-        log_evaluation(settings, (out / row["metrics"]).parent, redact, row["overrides"])
+        log_evaluation(with_tags(settings, row["overrides"]), (out / row["metrics"]).parent, redact)
     state, to_wandb, to_tensorboard = _outdated(settings, out / "study.json", redact)
     if not (to_wandb or to_tensorboard):
         return

@@ -179,6 +179,40 @@ def test_another_k_is_recomputed_without_torch_and_equals_a_fresh_evaluation(eva
         assert pq.read_table(copy / file).equals(pq.read_table(tmp_path / "fresh" / file))
 
 
+def test_a_refused_recomputation_leaves_nothing_of_itself(evaluation, runs, tmp_path):
+    copy = tmp_path / "again"
+    shutil.copytree(evaluation, copy)
+    options = [f"target={runs['target']}", f"reference={runs['reference']}", f"out={copy}", "ks=[1,5]"]
+    refused = call("evaluate", *options, "k=1", "statistics.subgroups=[meta.typo]")
+    assert refused.returncode == 1
+    assert "typo" in refused.stderr
+    assert call("evaluate", *options, f"k={K}").returncode == 0
+    for file in ("records.parquet", "records_null.parquet", "records_swapped.parquet"):
+        assert pq.read_table(copy / file).equals(pq.read_table(evaluation / file))
+
+
+def test_a_gate_ends_no_other_job_of_a_multirun(runs, tmp_path):
+    options = [
+        f"target={runs['target']}",
+        f"reference={runs['reference']}",
+        "ks=[5]",
+        "k=5",
+        "statistics.bootstrap=100",
+    ]
+    done = call(
+        "evaluate",
+        "-m",
+        *options,
+        "membership=null",
+        "fail_if=1<2",
+        "statistics.seed=0,1",
+        f"hydra.sweep.dir={tmp_path}",
+    )
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.count("fail_if holds") == 2
+    assert (tmp_path / "1" / "metrics.json").is_file()
+
+
 def test_a_finished_evaluation_says_so(evaluation, runs):
     before = (evaluation / "metrics.json").read_bytes()
     options = [f"target={runs['target']}", f"reference={runs['reference']}", f"out={evaluation}", f"k={K}", "ks=[1,5]"]
