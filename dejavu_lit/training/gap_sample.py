@@ -1,6 +1,6 @@
 """PPG, PRG and AUCG of a model in training, on fixed samples of pairs, against a reference.
 
-The measurement uses the parts of an evaluation (fixed chunks, exact search, scores, blocks), so on the same records it gives
+The measurement uses the parts of an evaluation (fixed chunks, exact search, scores), so on the same records it gives
 the figures of ``dejavu evaluate``. The ranks of a training share the chunks that are encoded, and all get the same figures,
 those of one process. What does not change between two measurements is cached: the decoded public images, and the scores of the
 reference.
@@ -10,10 +10,13 @@ import logging
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torchmetrics import MetricCollection
 
 from dejavu_lit.data.halves import POOL
 from dejavu_lit.data.key_lists import prefix
@@ -24,13 +27,12 @@ from dejavu_lit.data.splits import seeded_hash
 from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.evaluation.chunks import CHUNK, Chunk, encode_ahead, encode_chunk, read_chunk
 from dejavu_lit.evaluation.search import search
-from dejavu_lit.measure.controls import blocks
 from dejavu_lit.measure.figures import FIGURES
-from dejavu_lit.measure.gaps import outcomes
+from dejavu_lit.measure.gaps import estimate, outcomes
 from dejavu_lit.measure.scores import Scores, score
-from dejavu_lit.measure.settings import Resampling
 from dejavu_lit.models.encoder import Encoder
 from dejavu_lit.training.settings import GapSettings
+from dejavu_lit.training.torch_metrics import AUCG, PPG, PRG
 from dejavu_lit.utils.distributed import gather, group_share
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.parallel import thread_count
@@ -93,6 +95,11 @@ class ImageSample:
         """The keys of its images, also of those that cannot be used."""
         return [key for shard, start in self.chunks for key in self.shards.index(shard).keys[start : start + CHUNK]]
 
+    def fingerprints(self) -> dict[str, str]:
+        """{name of a shard without .tar: fingerprint of its images}, of the shards that have some of them."""
+        shards = sorted({shard for shard, _ in self.chunks})
+        return {Path(self.shards.names[shard]).stem: self.shards.index(shard).images for shard in shards}
+
     def vectors(self, encoder: Encoder) -> tuple[list[str], np.ndarray]:
         """(keys [n], float16 [n, d]) of the usable images, bit for bit as ``embed`` computes them; every rank must call it.
 
@@ -132,6 +139,17 @@ def _encode_captions(encoder: Encoder, captions: Sequence[str]) -> np.ndarray:
     return np.concatenate(parts).astype(np.float16)
 
 
+def _accumulate(target: Scores, reference: Scores, device: torch.device) -> dict[str, float]:
+    """PPG, PRG and AUCG at the first k, to which each rank adds its share of the records; every rank must call it."""
+    rank, world = group_share()
+    metrics = MetricCollection({"ppg": PPG(), "prg": PRG(), "aucg": AUCG(int(target.truth.max()))}).to(device)
+    columns = {"target_hits": target.hits[:, 0], "target_predicted": target.predicted[:, 0], "truth": target.truth}
+    columns |= {"reference_hits": reference.hits[:, 0], "reference_predicted": reference.predicted[:, 0]}
+    metrics.update(**{name: torch.tensor(column[rank::world], device=device) for name, column in columns.items()})
+    values = metrics.compute()
+    return {name: float(values[name]) for name in FIGURES}
+
+
 @dataclass(frozen=True)
 class ReferenceScores:
     """The scores of the reference ``name`` per sample; ``public``: the images that it shares with the measured model."""
@@ -145,7 +163,8 @@ class GapMeter:
     """Measures any encoder against the reference, on fixed samples of the run's own set and of H.
 
     Raises:
-        UserError: no objects, a missing set, public images that are also trained on, or fewer of them than ``gaps.k``.
+        UserError: no objects, or those of other images, a missing set, public images that are also trained on, or fewer of
+            them than ``gaps.k``.
     """
 
     def __init__(self, data: DataSpec, side: str, settings: GapSettings, reference: AuditedModel) -> None:
@@ -156,8 +175,9 @@ class GapMeter:
         folder = data.objects_folder()
         own = POOL if data.half else [TRAINED_ON[side]]  # a random half has pairs of both
         trained = {name: ShardSet.open(data.set_folder(name)) for name in own}
-        measured = {**trained, "H": self._sets["null"], self._name: self._public}
-        check_images(folder, {name: shards.images() for name, shards in measured.items()})
+        self._images = ImageSample(self._public, settings.public)
+        images = {name: shards.images() for name, shards in {**trained, "H": self._sets["null"]}.items()}
+        check_images(folder, images | {self._name: self._images.fingerprints()})
         folders: list[Any] = [[folder / name for name in own], folder / "H", folder / self._name]
         objects, _ = read_objects(folders, settings.threshold)
         self._objects = objects[-1]
@@ -172,8 +192,11 @@ class GapMeter:
                 )
             if reference.embeddings_folder and (saved := reference.saved(shards, shards.folder.name, "text")):
                 members = [key for key in members if key in saved.rows]
+                if not members:
+                    raise UserError(
+                        f"{reference.name} has no embedding of a pair of {shards.folder}; choose another reference"
+                    )
             self.samples[name] = PairSample.draw(shards, set_objects, settings.sample, members)
-        self._images = ImageSample(self._public, settings.public)
         searched = set(self._images.keys()) & set(self._objects.keys) - self._excluded
         if reference.captions_only:
             searched &= self._public_captions.keys()
@@ -190,19 +213,14 @@ class GapMeter:
         """{epoch, against, ppg, prg, aucg, null_ppg, corrected_ppg, ppg_low, ppg_high} after ``epoch`` epochs."""
         keys, vectors = self._images.vectors(encoder)
         reference = self._score_reference(epoch, keys, str(encoder.device))
-        by_sample = {}
+        own, gaps = {}, {}
         for name, sample in self.samples.items():
             queries = _encode_captions(encoder, sample.captions)
-            own = self._score(queries, keys, vectors, reference.public, sample)
-            by_sample[name] = outcomes(own, reference.scores[name], self.settings.k)
-        gaps = blocks(by_sample["population"], by_sample["null"], None, Resampling())
-        population, null, corrected = (gaps[name] for name in ("population", "null", "corrected"))
-        assert population is not None
-        assert null is not None
-        assert corrected is not None
-        low, high = population.interval(0)
-        figures = dict(zip(FIGURES, map(float, population.value), strict=True))
-        figures |= {"null_ppg": float(null.value[0]), "corrected_ppg": float(corrected.value[0])}
+            own[name] = self._score(queries, keys, vectors, reference.public, sample)
+            gaps[name] = _accumulate(own[name], reference.scores[name], encoder.device)
+        low, high = estimate(outcomes(own["population"], reference.scores["population"], self.settings.k)).interval(0)
+        figures = gaps["population"] | {"null_ppg": gaps["null"]["ppg"]}
+        figures["corrected_ppg"] = figures["ppg"] - figures["null_ppg"]
         return {"epoch": epoch, "against": reference.name, **figures, "ppg_low": low, "ppg_high": high}
 
     def _score_reference(self, epoch: int, keys: list[str], device: str) -> ReferenceScores:
