@@ -131,8 +131,8 @@ class EmbeddedSets:
             keys[block] = [key for key in captions["target", block].keys if key in by_reference and key in members]
             if missing := members.difference(keys[block]):
                 sentence = (
-                    f"{len(missing)} of {len(members)} pairs of {blocks[block].folder} are in only one or none of the caption "
-                    f"embeddings of target and reference; the first is {min(missing)}"
+                    f"{len(missing)} of {len(members)} pairs of {blocks[block].folder} lack a caption embedding of "
+                    f"target or reference; the first is {min(missing)}"
                 )
                 if not keys[block]:
                     raise UserError(f"{sentence}; give embeddings of these pairs")

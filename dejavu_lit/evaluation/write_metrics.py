@@ -35,13 +35,6 @@ def write_metrics(
     earlier = context.get("statistics")
     if earlier not in (None, statistics):
         _log_replaced(earlier, statistics)
-    if context.get("tabulated", earlier) != statistics:  # the records' predictions and figures follow the settings
-        context = {**context, "tabulated": None, "statistics": None}
-        write_json(out / CONTEXT, context)  # until there are new figures, what is there is not finished
-        for block, records in sets.items():
-            write_records(out / RECORD_FILES[block], records, settings.k, settings.top_m)
-        context["tabulated"] = statistics
-        write_json(out / CONTEXT, context)
     metrics = measure(sets["population"], sets.get("null"), sets.get("swapped"), settings, objects_at)
     metrics["membership"] = None
     if spec.membership is None:
@@ -67,13 +60,19 @@ def write_metrics(
     if spec.further_objects:
         metrics["by_objects"] = gaps_by_objects(out, spec.further_objects, settings, context["public"], public_keys)
     memorized = most_memorized(sets["population"], settings.k, settings.top_m, limit=LISTED_PAIRS)
-    write_csv(out / "memorized.csv", memorized)
     if spec.evaluation.group is not None:
         metrics["groups"] = _gaps_of_groups(spec, spec.evaluation.group, sets)
     if spec.evaluation.keys is not None:
         _write_gaps_of_keys(spec, spec.evaluation.keys, sets)
+    if context.get("tabulated", earlier) != statistics:  # the records' predictions follow the settings
+        write_json(
+            out / CONTEXT, {**context, "tabulated": None, "statistics": None}
+        )  # not finished until all are written
+        for block, records in sets.items():
+            write_records(out / RECORD_FILES[block], records, settings.k, settings.top_m)
+    write_csv(out / "memorized.csv", memorized)
     write_json(out / METRICS, metrics)
-    write_json(out / CONTEXT, {**context, "statistics": statistics})
+    write_json(out / CONTEXT, {**context, "tabulated": statistics, "statistics": statistics})
     return metrics
 
 

@@ -174,13 +174,8 @@ def exposure_summary(metrics: Mapping[str, Any]) -> str:
                 f"the {side} saw each pair of {set_name} {exposure['mean']:.1f} times "
                 f"({exposure['min']} to {exposure['max']})"
             )
-    if not clauses and (raw := metrics.get("raw_shards")):
-        expected = {side: mean for side, mean in raw["expected_exposure"].items() if mean is not None}
-        means = (
-            " and ".join(f"{mean:.1f} times by the {side}" for side, mean in expected.items())
-            or "an unknown number of times"
-        )
-        return f"Exposure: each pair of the raw shards was seen {means} on average. {capitalized(raw['note'])}."
+        elif mean := ((metrics.get("raw_shards") or {}).get("expected_exposure") or {}).get(side):
+            clauses.append(f"the {side} saw each pair of {set_name} {mean:.1f} times on average (raw shards)")
     if not clauses:
         return "Exposure: how often training saw each pair is unknown."
     return f"Exposure: {' and '.join(clauses)}. An epoch is one pass, without replacement."
@@ -243,7 +238,10 @@ def pooled_sentence(pooled: Mapping[str, Any]) -> str:
 
 
 def no_recommendation(study: Mapping[str, Any]) -> str:
-    """That no setting is recommended, with the rule."""
+    """That no setting is recommended, with the rule, or because there is no default to compare with."""
+    headline = headline_ranking(study)
+    if headline and headline["default"] not in {row["name"] for row in study["settings"]}:
+        return f"no setting is recommended, because the default, {headline['default']}, has no result"
     return "no setting qualifies" + (f" (rule: {study['rule']})" if study.get("rule") else "")
 
 
