@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from dejavu_lit.measure.figures import MEMBERSHIP
 from dejavu_lit.report import figures
-from dejavu_lit.report.study_points import Point, at_largest_size, flat, points
+from dejavu_lit.report.study_points import Point, at_largest_size, flat, is_default, points
 
 MOST_POINTS = 1000  # in the scatter of single pairs; its CSV contains all of them
 Board = Mapping[str, Any]
@@ -84,7 +84,7 @@ def scores_of_settings(study: Mapping[str, Any]) -> figures.Plot | None:
     """Every setting under every score: PPG at the left, the AUC of each membership score at the right."""
     group = max(at_largest_size(points(study)), key=len)
     names = [name for name in MEMBERSHIP if all(name in point for point in group)]
-    if len(group) < 2 or not names:
+    if len(group) < 2 or not names or not is_default(study, group[0]):
         return None
     default, others = group[0], group[1:]
     lower = [point for point in others if point["ppg"]["value"] < default["ppg"]["value"]]

@@ -149,7 +149,7 @@ def _gaps_note(metrics: Metrics) -> str:
         text += f", predictions limited to the {settings['top_m']} most frequent objects"
     if counts["without_objects"]:
         text += f"; excluded without objects: {counts['without_objects']:,}"
-    draws = f"{settings['draws']} draws of {settings['share']:.0%} of the records"
+    draws = f"{settings['draws']} draws of {100 * settings['share']:g} % of the records"
     return f"{text}. Below each value: 95 % interval; mean ± std of {draws}."
 
 

@@ -4,7 +4,7 @@ Large marks show the mean over the seeds of one setting and size, small ones eac
 than the largest training size. Except there, a panel contains only comparable settings (one series, one public set).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from dejavu_lit.report.study_points import (
     at_largest_size,
     changed_knobs,
     flat,
+    is_default,
     knob_label,
     knob_name,
     points,
@@ -41,7 +42,7 @@ def study_plots(study: Mapping[str, Any]) -> list[figures.Plot]:
 def mitigations(study: Mapping[str, Any]) -> figures.Plot | None:
     """Each knob's values against utility and the three gaps, a group of rows per knob; a star and a line mark the default."""
     group = max(at_largest_size(points(study)), key=len)
-    if len(group) < 2:
+    if len(group) < 2 or not is_default(study, group[0]):
         return None
     default, others = group[0], group[1:]
     groups = _knob_groups(default, others)
@@ -136,13 +137,14 @@ def _draw_frontier(
     """Points have numbers, whose settings are listed below the panels: names beside them would overlap."""
     names = [p["setting"] for group in groups for p in group]
     legend = ["frontier", "default", *(["recommended"] if any(recommended) else [])]
+    defaults = {p["setting"] for group in groups for p in group if is_default(study, p)}
     columns = 1 if len(names) <= LISTED else 2
     lines = -(-len(names) // columns)
     titles, below = int(len(groups) > 1), figures.LINE * (lines + 0.8)
     figure, axes = figures.panels(1, len(groups), height=2.3, left=0.75, titles=titles, legend=legend, below=below)
     first = 1
     for axis, group, best in zip(axes[:, 0], groups, recommended, strict=True):
-        _draw_points(axis, group, study["frontier"], best)
+        _draw_points(axis, group, study["frontier"], defaults, best)
         axis.set_xlabel(f"utility of the target: {_utility(study)}")
         axis.set_ylabel(f"{group[0]['block']} PPG (difference of shares)")
         if len(groups) > 1:
@@ -183,18 +185,19 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in runs)
 
 
-def _draw_points(axis: Axes, group: Sequence[Point], on_frontier: Sequence[str], recommended: str | None) -> None:
+def _draw_points(
+    axis: Axes, group: Sequence[Point], on_frontier: Sequence[str], defaults: Set[str], recommended: str | None
+) -> None:
     best = sorted((p for p in group if p["setting"] in on_frontier), key=lambda p: p["utility"]["value"])
     x, y = ([p["utility"]["value"] for p in best], [p["ppg"]["value"] for p in best])
     axis.plot(x, y, color=figures.GOOD, linestyle="--", zorder=2, label="frontier")
-    for number, point in enumerate(group):
-        utility, ppg = point["utility"]["value"], point["ppg"]
-        is_default = number == 0
+    for point in group:
+        utility, ppg, is_star = point["utility"]["value"], point["ppg"], point["setting"] in defaults
         axis.errorbar(
-            [utility], [ppg["value"]], yerr=figures.error_arms([ppg]), fmt="*" if is_default else "o",
-            color=figures.INK if is_default else figures.TARGET if point in best else figures.MUTED,
-            markersize=11 if is_default else 6, zorder=4 if is_default else 3,
-            label="default" if is_default else "_setting",
+            [utility], [ppg["value"]], yerr=figures.error_arms([ppg]), fmt="*" if is_star else "o",
+            color=figures.INK if is_star else figures.TARGET if point in best else figures.MUTED,
+            markersize=11 if is_star else 6, zorder=4 if is_star else 3,
+            label="default" if is_star else "_setting",
         )  # fmt: skip
         if point["setting"] == recommended:
             axis.plot(

@@ -158,6 +158,11 @@ def flat(point: Point, measures: Sequence[str] = ("utility", *FIGURES)) -> dict[
     return row
 
 
+def is_default(study: Mapping[str, Any], point: Point) -> bool:
+    """Whether the other settings are compared with this one."""
+    return any(entry["default"] == point["setting"] for entry in study["ranking"])
+
+
 def at_largest_size(points: Sequence[Point]) -> list[list[Point]]:
     """The points of each comparable group at the group's largest training size; groups in the order of the settings."""
     groups: dict[Any, list[Point]] = {}

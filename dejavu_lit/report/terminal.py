@@ -126,7 +126,7 @@ def _show_gaps(terminal: Console, metrics: Mapping[str, Any]) -> None:
     blocks = [name for name in DISPLAY_ORDER if metrics.get(name)]
     wide = terminal.width >= 116
     form = "{value:+.3f} [{low:+.3f}, {high:+.3f}]" if wide else "{value:+.3f}\n[{low:+.3f}, {high:+.3f}]"
-    draws = f"{metrics['settings']['draws']} draws of {metrics['settings']['share']:.0%}"
+    draws = f"{metrics['settings']['draws']} draws of {100 * metrics['settings']['share']:g} %"
     note = f"value [95 % interval]\nmean ± std of {draws}" if wide else "value\n[95 % interval]\nmean ± std"
     labels = [BLOCKS[name].label if wide else BLOCKS[name].label.replace(": mean of A and B", "") for name in blocks]
     columns = [Column(note, labels, justify="left")]

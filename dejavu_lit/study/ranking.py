@@ -21,19 +21,23 @@ Row = Mapping[str, Any]
 
 def comparison_key(row: Row) -> tuple[Any, ...]:
     """What two rows must share to be comparable: series, public set, the evaluation's overrides, data, objects."""
-    return row.get("series"), row.get("public"), _of_evaluation(row["overrides"]), row.get("data"), row.get("objects")
+    evaluation = _chosen(row["overrides"], "evaluate.")
+    return row.get("series"), row.get("public"), evaluation, row.get("data"), row.get("objects")
 
 
-def _of_evaluation(overrides: Iterable[str]) -> tuple[str, ...]:
-    return tuple(sorted(o for o in overrides if o.lstrip("+~").startswith("evaluate.")))
+def _chosen(overrides: Iterable[str], *prefixes: str) -> tuple[str, ...]:
+    """The overrides of options that begin with one of ``prefixes``, sorted."""
+    return tuple(sorted(o for o in overrides if o.lstrip("+~").startswith(prefixes)))
 
 
 def default_names(rows: Sequence[Row], planned: Sequence[Cell]) -> dict[tuple[Any, ...], str]:
     """{comparison key: the setting that the others are compared with}, the first one that was planned, with a result or not."""
-    names = {comparison_key(row): row["name"] for row in reversed(rows)}
+    first_rows = {comparison_key(row): row for row in reversed(rows)}
+    names = {key: row["name"] for key, row in first_rows.items()}
     measured = {row["name"] for row in rows}
-    for key in names:
-        alike = (p.name for p in planned if (p.series, _of_evaluation(p.overrides)) == (key[0], key[2]))
+    for key, row in first_rows.items():
+        chosen = _chosen(row["overrides"], "evaluate.", "data.")
+        alike = (p.name for p in planned if p.series == key[0] and _chosen(p.overrides, "evaluate.", "data.") == chosen)
         if (first := next(alike, None)) is not None and first not in measured:
             names[key] = first
     return names

@@ -67,10 +67,10 @@ def train_missing(runs: Mapping[Path, TrainingRun], launcher: Launcher) -> dict[
 
 
 def _claim(directory: RunDirectory, run: TrainingRun) -> None:
-    """Save a run's settings, of a started one the loader's limits alone; a training at work keeps those that it has.
+    """Save a run's settings, of a started one only the limits of loading; a training at work keeps those that it has.
 
     Raises:
-        UserError: there is a run with other settings, started or at work.
+        UserError: there is a run with other settings, started or at work, or one at work that keeps too few checkpoints.
     """
     directory.check(run)
     if directory.started:
@@ -82,6 +82,14 @@ def _claim(directory: RunDirectory, run: TrainingRun) -> None:
             directory.save(run)
     except UserError:  # at work
         directory.check(run, take_over=False)
+        kept = directory.read(TrainingRun).trainer
+        if missing := [
+            e for e in run.trainer.checkpoint_at if e not in kept.checkpoint_at and e % kept.checkpoint_epochs
+        ]:
+            raise UserError(
+                f"{directory.path} is being trained without keeping epoch {missing[0]}; wait until it has ended, then run this "
+                "command again"
+            ) from None
 
 
 def keeping(run: TrainingRun, epochs: Iterable[int]) -> TrainingRun:

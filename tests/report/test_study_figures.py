@@ -12,6 +12,7 @@ pytest.importorskip("matplotlib")
 from dejavu_lit.measure.figures import BLOCKS
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.report.figures import Plot, style
+from dejavu_lit.report.narrative import study_sentence
 from dejavu_lit.report.study_plots import study_plots
 from dejavu_lit.report.study_points import KNOB_NAMES, knob_label, knobs, points
 from dejavu_lit.study.ranking import rank
@@ -87,6 +88,18 @@ def test_each_knob_has_rows_of_its_values_with_the_default_starred() -> None:
     np.testing.assert_allclose(ends, [[0.48, 0.53], [0.38, 0.43], [0.08, 0.13]])
     titles = ["zero-shot top-1, %", "precision gap PPG", "recall gap PRG", "AUC gap AUCG"]
     assert [axis.get_title().replace("\n", " ") for axis in axes] == titles
+
+
+def test_without_a_result_of_the_default_no_other_setting_is_drawn_as_it() -> None:
+    study = study_of(MITIGATIONS[1:])
+    study["ranking"] = [entry | {"default": "default", "recommended": None} for entry in study["ranking"]]
+    plots = {plot.name: plot for plot in study_plots(study | {"recommended": None})}
+    assert "mitigations" not in plots
+    (axis,) = plots["frontier"].figure.axes
+    assert {container.lines[0].get_marker() for container in axis.containers} == {"o"}
+    assert study_sentence(study | {"recommended": None}) == (
+        "no setting is recommended, because the default, default, has no result"
+    )
 
 
 def test_the_csv_of_the_mitigations_contains_what_is_drawn() -> None:
