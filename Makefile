@@ -11,7 +11,7 @@ EXTRAS := cpu,wandb,tensorboard,slurm,demo,report,text,probe,s3,docs,test
 install: $(STAMP)
 
 # Made once, and again when the package's metadata or the tested versions change. The demo needs no test tools. Modules are
-# compiled when they are imported: all of them would take a minute and a half.
+# compiled when they are imported; compiling all of them takes a minute and a half.
 $(STAMP): EXTRA = $(EXTRAS)
 $(DEMO): EXTRA = cpu,demo,report
 $(STAMP) $(DEMO): pyproject.toml constraints.txt

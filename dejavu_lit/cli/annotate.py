@@ -90,7 +90,8 @@ def _compare(data: DataSpec, sets: dict[str, ShardSet], names: list[str], thresh
     if len(names) != 2:
         raise UserError(f"compare={names} must name two artifacts, e.g. compare=[torchvision,captions]")
     folders = [data.objects_folder(name) for name in names]
-    images = {name: shards.images() for name, shards in sets.items()}
+    # Of remote data only the shards that were read are here.
+    images = {} if is_remote(str(data.dir)) else {name: shards.images() for name, shards in sets.items()}
     for folder in folders:
         check_images(folder, images)
     read = [read_objects([f / name for name in sets], threshold)[0] for f in folders]

@@ -43,17 +43,17 @@ def command(config_name: str, task: Callable[[Any, Path], Any]) -> Callable[...,
     """
     called = sys.argv  # the whole command line, with which Lightning starts further processes
     failures: list[str] = []  # of the jobs of a multirun in this process; Hydra raises only the first
-    gates: list[Path] = []  # the jobs of a multirun whose gate holds; the others continue
+    gates: list[Path] = []  # the jobs of a multirun in this process whose gate holds; the others continue
 
     def job(cfg: DictConfig) -> None:
         sys.argv = called
         try:
             task(typed_settings(cfg, config_name, HydraConfig.get().overrides.task), _out(cfg))
         except SystemExit as end:
-            if end.code != EXIT_CODE or HydraConfig.get().mode != RunMode.MULTIRUN:
+            is_alone = HydraConfig.get().mode != RunMode.MULTIRUN or "SUBMITIT_EXECUTOR" in os.environ
+            if end.code != EXIT_CODE or is_alone:
                 raise
             gates.append(_out(cfg))
-            _end_as_failed()
         except Exception as error:
             _fail_job(error, _out(cfg), failures)
             raise

@@ -177,8 +177,8 @@ class DataSpec:
                 f"side={side} trains on {name}, of which data.fractions has no share; give data.fractions.{name}="
             )
         if self.pairs is not None:
-            return int(self.pairs * self.fractions[TRAINED_ON[side]])
-        return int(read_json_object(self.folder / MANIFEST)["raw_shards"]["pairs"][TRAINED_ON[side]])
+            return int(self.pairs * self.fractions[name])
+        return int(read_json_object(self.folder / MANIFEST)["raw_shards"]["pairs"][name])
 
     def raw_shards(self) -> RawShards:
         """The raw shards, of which ``folder`` has samples; raises UserError if these were drawn from others, or otherwise."""

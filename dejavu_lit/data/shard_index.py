@@ -153,7 +153,7 @@ def _decode(key: str, members: Members, content: Mapping[str, bytes], image: boo
     return Pair(key, content[extension] if image else b"", extension, *decode_texts(texts))
 
 
-@lru_cache(maxsize=16)  # of 10,000 pairs each takes 14 MB, in every process of a loader
+@lru_cache(maxsize=64)
 def index_shard(path: Path) -> ShardIndex:
     """Index one tar; only its headers are read.
 

@@ -147,14 +147,14 @@ def memorization_found(evaluations: Sequence[Mapping[str, Any]], unit: str = "se
             f"trained on (null PPG {as_large[0]:.3f}), show nothing"
         )
     values = " and ".join(f"{gap['symmetric']:.3f}" for gap in gaps)
-    which = "the lower 95 % interval" if s == 2 else "95 % interval"
+    which = "the lower of two 95 % intervals" if s == 2 else "95 % interval"
     return {
         "found": found,
         "words": f"{verdict}: symmetric PPG {values}, {which} {low:.3f} to {high:.3f}, {pairs}.",
         "seed_pairs": s,
         "interval": [float(low), float(high)],
         "above_zero": above_zero,
-        "one_sign": bool(one_sign),
+        "one_sign": one_sign,
         "corrected": bool(corrected),
     }
 

@@ -97,7 +97,7 @@ class Detector(Source):
         """The objects of at most ``batch`` RGB images of any sizes, with score ≥ ``threshold``, in the same order.
 
         Any exception except UserError is blamed on the images: they are tried again one by one, and those that fail
-        again are recorded as ``Failed``.
+        again are recorded as ``Failed``, unless memory runs out, which ends the command.
         """
 
     def rows(self, shard: Shard) -> Iterator[Annotation | Failed]:

@@ -204,7 +204,7 @@ def test_the_command_with_a_model(scenes: Path, runs: dict[str, Path], tmp_path:
     # Expected: all pairs of the saved embeddings, compared by brute force.
     keys, rows = [], []
     for name in ("A", "B", "P"):
-        (folder,) = (runs["target"] / "embeddings").glob(f"*/{name}-image")
+        (folder,) = (tmp_path / "out/embeddings").glob(f"*/{name}-image")
         for part in sorted(folder.glob("*.npy")):
             keys += part.with_suffix(".txt").read_text().splitlines()
             rows.append(np.load(part).astype(np.float64))

@@ -124,7 +124,7 @@ def test_found_over_seed_pairs() -> None:
     # The words give the numbers of the pair that fails, not a mean that would not.
     words = memorization_found([evaluation(0.9, 0.0, 0.1), evaluation(0.5, 0.0, -0.3)])["words"]
     assert "the two directions disagree (0.500 and -0.300)" in words
-    assert "symmetric PPG 0.500 and 0.100, the lower 95 % interval 0.080 to 0.120, two seed pairs" in words
+    assert "symmetric PPG 0.500 and 0.100, the lower of two 95 % intervals 0.080 to 0.120, two seed pairs" in words
 
 
 @pytest.mark.parametrize("pairs", [3, 5])
