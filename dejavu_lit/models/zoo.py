@@ -36,7 +36,7 @@ def load_encoder(name: str, device: str = "cpu") -> Encoder:
             return _load_folder(name, model.path, device)
         return openclip.load_epoch(name, RunDirectory(model.path).model, _checkpoint(model.path, model.epoch), device)
     if "/" in name and "@" not in name:
-        raise UserError(f"there is no folder {name}; give a run, a model folder, or ARCH@TAG")
+        raise UserError(f"the folder {name} does not exist; give a run, a model folder, or ARCH@TAG")
     return openclip.load_released(model, device)
 
 

@@ -28,7 +28,7 @@ from dejavu_lit.report.study_points import (
 )
 
 COMBINED = "other"  # the group of settings that differ from the default in several knobs
-LISTED = 7  # settings below a figure before a second column is begun
+LISTED = 7  # settings below a figure before a second column starts
 APART = (24.0, 11.0)  # points between two numbers, across and up
 Groups = dict[str, list[tuple[Any, Point]]]  # {knob: (value, point), …}
 
