@@ -2,7 +2,8 @@
 
     draw_figures("study", study, Path("report/figures"), earlier=Path("old/figures"))
 
-writes NAME.svg, NAME-dark.svg (the same drawing in the colors of ``DARK``), NAME.csv and, if asked for, NAME.png and NAME.pdf.
+writes NAME.svg, NAME-narrow.svg for phones, both with -dark (the same drawing in the colors of ``DARK``), NAME.csv and, if
+asked for, NAME.png and NAME.pdf.
 A figure whose words, rows and code are those of the earlier folder is taken from there instead of being drawn.
 """
 
@@ -11,7 +12,7 @@ import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
@@ -24,6 +25,8 @@ from dejavu_lit.utils.io import link_or_copy, read_json, write_json
 from dejavu_lit.utils.progress import progress
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from dejavu_lit.report.figures import Plot
 
 INDEX = "figures.json"  # in the folder of the figures: what each file shows
@@ -42,14 +45,15 @@ log = logging.getLogger(__name__)
 class FigureInfo:
     """A figure as the page shows it.
 
-    ``name`` is the file stem below figures/, ``text`` describes the figure, ``width`` and ``height`` are in pixels.
+    ``name`` is the file stem below figures/, ``text`` describes the figure, ``size`` and ``narrow_size`` are its width and
+    height in pixels.
     """
 
     name: str
     title: str
     text: str
-    width: int
-    height: int
+    size: tuple[int, int]
+    narrow_size: tuple[int, int]
     formats: tuple[str, ...]
     digest: str
 
@@ -95,12 +99,14 @@ def draw_figures(
 
 
 def _read_index(folder: Path) -> dict[str, FigureInfo]:
-    """The figures of an earlier report whose files all exist."""
+    """The figures of an earlier report whose files all exist; none if another version wrote it."""
     if not (folder / INDEX).is_file():
         return {}
-    figures = {}
+    figures, known = {}, {field.name for field in fields(FigureInfo)}
     for name, entry in read_json(folder / INDEX).items():
-        info = FigureInfo(**entry | {"formats": tuple(entry["formats"])})
+        if entry.keys() != known:
+            continue
+        info = FigureInfo(**{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()})
         if all((folder / file).is_file() for file in _files(info)):
             figures[name] = info
     return figures
@@ -108,7 +114,8 @@ def _read_index(folder: Path) -> dict[str, FigureInfo]:
 
 def _files(info: FigureInfo) -> list[str]:
     """The names of a figure's files."""
-    ends = [f".{kind}" for kind in info.formats] + (["-dark.svg"] if "svg" in info.formats else [])
+    drawings = ["-dark.svg", "-narrow.svg", "-narrow-dark.svg"] if "svg" in info.formats else []
+    ends = [f".{kind}" for kind in info.formats] + drawings
     return [f"{info.name}{end}" for end in [*ends, ".csv"]]
 
 
@@ -130,19 +137,31 @@ def code_digest() -> str:
 
 def save(plot: "Plot", folder: Path, formats: Sequence[str] = ALL_FORMATS) -> FigureInfo:
     """Write a plot's files, the same bytes for the same numbers, and return what the page needs to show it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind in formats:
+        _write(plot.figure, kind, folder / f"{plot.name}.{kind}")
+    if "svg" in formats:
+        _write(plot.narrow_figure, "svg", folder / f"{plot.name}-narrow.svg")
+    write_csv(folder / f"{plot.name}.csv", [dict(row) for row in plot.rows])
+    sizes = (_pixels(plot.figure), _pixels(plot.narrow_figure))
+    return FigureInfo(plot.name, plot.title, plot.text, *sizes, tuple(formats), _digest(plot))
+
+
+def _write(figure: "Figure", kind: str, path: Path) -> None:
+    """Write a figure, as SVG also in dark colors."""
     from dejavu_lit.report.figures import DARK, style
 
-    folder.mkdir(parents=True, exist_ok=True)
+    out = io.BytesIO()
     with style():
-        for kind in formats:
-            out = io.BytesIO()
-            plot.figure.savefig(out, format=kind, dpi=PNG_DPI, metadata=METADATA[kind])
-            (folder / f"{plot.name}.{kind}").write_bytes(out.getvalue())
-            if kind == "svg":
-                svg = out.getvalue().decode()
-                for light, dark in DARK.items():
-                    svg = svg.replace(light, dark)
-                (folder / f"{plot.name}-dark.svg").write_text(svg, encoding="utf-8")
-    write_csv(folder / f"{plot.name}.csv", [dict(row) for row in plot.rows])
-    width, height = plot.figure.get_size_inches() * CSS_DPI
-    return FigureInfo(plot.name, plot.title, plot.text, round(width), round(height), tuple(formats), _digest(plot))
+        figure.savefig(out, format=kind, dpi=PNG_DPI, metadata=METADATA[kind])
+    path.write_bytes(out.getvalue())
+    if kind == "svg":
+        svg = out.getvalue().decode()
+        for light, dark in DARK.items():
+            svg = svg.replace(light, dark)
+        path.with_name(f"{path.stem}-dark.svg").write_text(svg, encoding="utf-8")
+
+
+def _pixels(figure: "Figure") -> tuple[int, int]:
+    width, height = figure.get_size_inches() * CSS_DPI
+    return round(width), round(height)

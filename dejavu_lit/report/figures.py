@@ -1,4 +1,4 @@
-"""The style of the figures: one width that fits half of a wide screen and a whole phone, margins from the labels' sizes.
+"""The style of the figures: two widths, of half a wide screen and of a phone, and margins from the labels' sizes.
 
 Figures are drawn without pyplot, so they share no state, and without an automatic layout, which would draw each one twice.
 """
@@ -6,6 +6,7 @@ Figures are drawn without pyplot, so they share no state, and without an automat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -16,7 +17,8 @@ from matplotlib.font_manager import FontProperties, findfont, get_font, get_font
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-WIDTH = 4.7  # inches of every figure
+WIDTH = 4.7  # inches of a figure
+NARROW = 3.45  # of its drawing for phones, whose panels are stacked
 SIZE = 8.5  # points of the text
 LINE = 0.17  # inches of a line of text
 INK, MUTED, GRID = "#1b1f24", "#5f6771", "#dde0e5"
@@ -77,11 +79,26 @@ class Plot:
         with style():
             return self.draw()
 
+    @cached_property
+    def narrow_figure(self) -> Figure:
+        """The same for phones."""
+        with style(NARROW):
+            return self.draw()
 
-def style() -> Any:
-    """The matplotlib context in which figures are drawn and saved."""
-    options: Any = STYLE | {"font.family": families()}
+
+def style(width: float = WIDTH) -> Any:
+    """The matplotlib context in which figures of a width in inches are drawn and saved."""
+    options: Any = STYLE | {"font.family": families(), "figure.figsize": (width, width)}
     return matplotlib.rc_context(options)
+
+
+def is_narrow() -> bool:
+    """Whether the figure is being drawn for phones."""
+    return _width() < WIDTH
+
+
+def _width() -> float:
+    return float(matplotlib.rcParams["figure.figsize"][0])
 
 
 @cache
@@ -104,9 +121,9 @@ def text_width(text: str, bold: bool = False) -> float:
 
 def panels(
     columns: int, rows: int = 1, height: float = 1.5, left: float = 0.5, titles: int = 2, legend: Sequence[str] = (),
-    below: float = 0.0, **options: Any,
+    below: float = 0.0, count: int | None = None, x_labels: bool = True, **options: Any,
 ) -> tuple[Figure, Any]:  # fmt: skip
-    """A figure of panels with a light grid: (figure, array of Axes [rows, columns]).
+    """A figure of panels with a light grid: (figure, array of Axes [rows, columns], or [count]); for phones they are stacked.
 
     Args:
         height: of one panel, in inches.
@@ -114,28 +131,37 @@ def panels(
         titles: lines of the panels' titles.
         legend: the labels of the legend above the panels.
         below: free space below the panels, in inches.
+        count: how many panels there are, if the last ones of the grid are not needed.
+        x_labels: whether each panel has a label below, not only ``x_label_below``.
     """
+    shape = (rows, columns) if count is None else (count,)
+    if is_narrow():
+        rows, columns = count or rows * columns, 1
+        options = {name: value for name, value in options.items() if name != "sharex"}  # each is read alone
     top = LINE * titles + 0.1 + (0.19 * -(-len(legend) // _legend_columns(legend)) + 0.05 if legend else 0)
-    bottom = 2 * LINE + 0.14
-    between = 0.15 if options.get("sharex") else bottom + LINE * titles
+    bottom = (3 if is_narrow() else 2) * LINE + 0.14  # where a label may have two lines
+    between = 0.15 if options.get("sharex") else (bottom if x_labels else LINE + 0.14) + LINE * titles
     gap = 0.12 if options.get("sharey") else 0.48
     total = top + rows * height + (rows - 1) * between + bottom + below
-    width = (WIDTH - left - 0.15 - (columns - 1) * gap) / columns
-    grid = {"left": left / WIDTH, "right": 1 - 0.15 / WIDTH, "top": 1 - top / total, "bottom": (bottom + below) / total}
+    whole = _width()
+    width = (whole - left - 0.15 - (columns - 1) * gap) / columns
+    grid = {"left": left / whole, "right": 1 - 0.15 / whole, "top": 1 - top / total, "bottom": (bottom + below) / total}
     grid |= {"wspace": gap / width, "hspace": between / height}
-    figure = Figure(figsize=(WIDTH, total))
-    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw=grid, **options)
-    for axis in axes.flat:
+    figure = Figure(figsize=(whole, total))
+    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw=grid, **options).flatten()
+    for axis in axes[count:] if count else ():
+        axis.remove()
+    for axis in axes[:count]:
         axis.grid(True, linewidth=0.6)
         axis.tick_params(length=0)
-    return figure, axes
+    return figure, axes[:count].reshape(shape)
 
 
 def _legend_columns(labels: Sequence[str]) -> int:
     """The largest number of columns that fits; a legend fills them one after the other."""
     widths = [text_width(label) + 0.5 for label in labels]
     for columns in range(len(labels), 1, -1):
-        if sum(max(column) for column in np.array_split(widths, columns)) <= WIDTH - 0.1:  # as matplotlib fills them
+        if sum(max(column) for column in np.array_split(widths, columns)) <= _width() - 0.1:  # as matplotlib fills them
             return columns
     return 1
 
@@ -167,7 +193,9 @@ def forest(
     left = max(text_width(label, bold=i in headings) for i, label in enumerate(labels)) + 0.14
     lines = max(title.count("\n") for title in columns) + 1
     inside = height * len(labels) + 0.1
-    figure, axes = panels(len(columns), height=inside, left=left, titles=lines, legend=legend, sharey=True)
+    figure, axes = panels(
+        len(columns), height=inside, left=left, titles=lines, legend=legend, x_labels=False, sharey=True
+    )
     for axis, title in zip(axes[0], columns, strict=True):
         axis.set_title(title)
         axis.grid(False, axis="y")
@@ -175,8 +203,9 @@ def forest(
         axis.margins(x=0.12)
         few_ticks(axis.xaxis)
     axes[0, 0].set_yticks(range(len(labels)), labels)
-    for number in headings:
-        axes[0, 0].get_yticklabels()[number].set_fontweight("bold")
+    for axis in axes[0] if is_narrow() else axes[0, :1]:
+        for number in headings:
+            axis.get_yticklabels()[number].set_fontweight("bold")
     axes[0, 0].set_ylim(len(labels) - 0.4, -0.6)
     x_label_below(figure, x_label)
     return figure, list(axes[0])
@@ -184,7 +213,12 @@ def forest(
 
 def x_label_below(figure: Figure, label: str) -> None:
     """One label for the x axes of all panels."""
-    figure.supxlabel(label, fontsize=SIZE, y=0.06 / figure.get_figheight(), va="bottom")
+    figure.supxlabel(wrapped(label), fontsize=SIZE, y=0.06 / figure.get_figheight(), va="bottom")
+
+
+def wrapped(label: str) -> str:
+    """A label below a panel, in two lines if it is wider than the figure."""
+    return fill(label, 2 * len(label) // 3) if text_width(label) > _width() - 0.9 and is_narrow() else label
 
 
 def y_label_beside(figure: Figure, label: str) -> None:

@@ -167,7 +167,7 @@ def _draw_gaps_over(rows: Rows, x: str, label: str) -> Figure:
     """The three gaps over the column ``x``, one line per block."""
     blocks = list(dict.fromkeys(row.get("block", "symmetric") for row in rows))
     legend = [BLOCK_NAMES[block] for block in blocks] if len(blocks) > 1 else ()
-    figure, axes = figures.panels(3, height=1.5, left=0.7, legend=legend, sharey=True)
+    figure, axes = figures.panels(3, height=1.5, left=0.7, legend=legend, x_labels=False, sharey=True)
     measured = {row[x] for row in rows}
     span = max(measured) - min(measured)
     ticks = figures.spaced_ticks(measured, lambda low, high: high - low >= 0.24 * span)

@@ -45,7 +45,8 @@ def _draw_roc(rows: Sequence[Mapping[str, Any]]) -> Figure:
     axis.plot(ends, ends, color=figures.MUTED, linestyle=":", linewidth=1, label="_guessing")
     figures.log_ticks(axis.xaxis)
     figures.log_ticks(axis.yaxis)
-    axis.set(xlabel="false positive rate (share of H taken for members)", ylabel="true positive rate (share of A)")
+    x_label = "false positive rate (share of H taken for members)"
+    axis.set(xlabel=figures.wrapped(x_label), ylabel="true positive rate (share of A)")
     figures.legend_above(figure, [axis])
     return figure
 
@@ -75,7 +76,9 @@ def _draw_clipmem(pairs: Sequence[Mapping[str, float]]) -> Figure:
     figures.zero_line(axis)
     figures.few_ticks(axis.xaxis, 6)
     figures.few_ticks(axis.yaxis, 5)
-    axis.set(xlabel="gap in hits, target − reference (objects)", ylabel="CLIPMem (difference of cosines)")
+    axis.set(
+        xlabel=figures.wrapped("gap in hits, target − reference (objects)"), ylabel="CLIPMem (difference of cosines)"
+    )
     figures.legend_above(figure, [axis])
     return figure
 

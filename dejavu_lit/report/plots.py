@@ -61,9 +61,8 @@ def _draw_recall(rows: Rows, aucg: str) -> Figure:
     axis.plot(x, target, drawstyle="steps-pre", color=figures.TARGET, label=labels[0])
     axis.plot(x, reference, drawstyle="steps-pre", color=figures.REFERENCE, linestyle="--", label=labels[1])
     axis.fill_between(x, target, reference, step="pre", color=figures.SHADE, alpha=0.5, linewidth=0, label=labels[2])
-    axis.set(
-        xlabel="recall x (share of the image's objects that were found)", ylabel="share of records with recall ≥ x"
-    )
+    x_label = "recall x (share of the image's objects that were found)"
+    axis.set(xlabel=figures.wrapped(x_label), ylabel="share of records with recall ≥ x")
     axis.set(xlim=(0, 1), ylim=(0, 1.02))
     figures.legend_above(figure, [axis])
     return figure
@@ -108,7 +107,8 @@ def _sample_text(metrics: Metrics) -> str:
 
 def _draw_sample(rows: Rows) -> Figure:
     labels = list(dict.fromkeys(row["line"] for row in rows))
-    figure, axes = figures.panels(3, 3, height=0.95, left=0.88, titles=1, legend=labels, sharex=True, sharey=True)
+    options = {"x_labels": False, "sharex": True, "sharey": True}
+    figure, axes = figures.panels(3, 3, height=0.95, left=0.88, titles=1, legend=labels, **options)
     for axis_row, (ranking, ranked_by) in zip(axes, RANKING_LABELS.items(), strict=True):
         for axis, gap in zip(axis_row, SAMPLE_GAPS, strict=True):
             figures.zero_line(axis)
@@ -118,9 +118,10 @@ def _draw_sample(rows: Rows) -> Figure:
                 axis.plot(x, y, color=figures.SERIES[number % len(figures.SERIES)], label=label)
             figures.log_x_axis(axis)
             figures.few_ticks(axis.yaxis, 3)
-        axis_row[0].set_ylabel(ranked_by)
-    for axis, column in zip(axes[0], SAMPLE_GAPS.values(), strict=True):
-        axis.set_title(column.label)
+            if axis in axes[0] or figures.is_narrow():
+                axis.set_title(SAMPLE_GAPS[gap].label)
+            if axis is axis_row[0] or figures.is_narrow():
+                axis.set_ylabel(ranked_by)
     figures.x_label_below(figure, "L most memorized records")
     figures.y_label_beside(figure, GAP_UNIT)
     figures.legend_above(figure, axes.flat)
@@ -146,9 +147,9 @@ def _draw_epochs(rows: Rows) -> Figure:
     labels = (BLOCKS["population"].label, BLOCKS["null"].label, "95 % interval", "target on the validation set")[
         : len(names)
     ]
-    figure, axes = figures.panels(2, 2, height=1.2, left=0.75, titles=1, legend=labels)
+    figure, axes = figures.panels(2, 2, height=1.2, left=0.75, titles=1, legend=labels, count=len(names))
     x = [row["epoch"] for row in rows]
-    for axis, name in zip(axes.flat, names, strict=False):
+    for axis, name in zip(axes, names, strict=True):
         values = [row[name] for row in rows]
         if name == "val_accuracy":
             axis.plot(x, values, color=figures.GOOD, marker="^", label=labels[3])
@@ -164,8 +165,6 @@ def _draw_epochs(rows: Rows) -> Figure:
         axis.set_xlabel("epochs of training")
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         figures.few_ticks(axis.yaxis, 4)
-    for axis in axes.flat[len(names) :]:
-        axis.remove()
     figures.y_label_beside(figure, GAP_UNIT)
     figures.legend_above(figure, axes.flat)
     return figure

@@ -146,8 +146,9 @@ def _draw_law(rows: Sequence[Mapping[str, Any]]) -> Figure:
     settings = list(dict.fromkeys(row["setting"] for row in rows))
     names = list(dict.fromkeys(row["measure"] for row in rows))
     legend = [figures.shorten(setting, 40) for setting in settings]
-    figure, axes = figures.panels(2, -(-len(names) // 2), height=1.05, left=0.8, titles=1, legend=legend)
-    for axis, name in zip(axes.flat, names, strict=False):
+    shape = {"rows": -(-len(names) // 2), "count": len(names), "x_labels": False}
+    figure, axes = figures.panels(2, height=1.05, left=0.8, titles=1, legend=legend, **shape)
+    for axis, name in zip(axes, names, strict=True):
         slopes = []
         for number, setting in enumerate(settings):
             line = [row for row in rows if (row["setting"], row["measure"]) == (setting, name)]
@@ -167,8 +168,6 @@ def _draw_law(rows: Sequence[Mapping[str, Any]]) -> Figure:
         figures.log_ticks(axis.yaxis)
         for number, (label, color) in enumerate(slopes):
             axis.text(0.03, 0.97 - 0.16 * number, label, color=color, transform=axis.transAxes, va="top")
-    for axis in axes.flat[len(names) :]:
-        axis.remove()
     figures.x_label_below(figure, "T/N: times each pair was seen")
     figures.y_label_beside(figure, f"{GAP_UNIT}, or AUC − 0.5" if set(names) - set(FIGURES) else GAP_UNIT)
     figures.legend_above(figure, axes.flat)

@@ -138,14 +138,14 @@ def _draw_frontier(
     names = [p["setting"] for group in groups for p in group]
     legend = ["frontier", "default", *(["recommended"] if any(recommended) else [])]
     defaults = {p["setting"] for group in groups for p in group if is_default(study, p)}
-    columns = 1 if len(names) <= LISTED else 2
+    columns = 1 if len(names) <= LISTED or figures.is_narrow() else 2
     lines = -(-len(names) // columns)
     titles, below = int(len(groups) > 1), figures.LINE * (lines + 0.8)
     figure, axes = figures.panels(1, len(groups), height=2.3, left=0.75, titles=titles, legend=legend, below=below)
     first = 1
     for axis, group, best in zip(axes[:, 0], groups, recommended, strict=True):
         _draw_points(axis, group, study["frontier"], defaults, best)
-        axis.set_xlabel(f"utility of the target: {_utility(study)}")
+        axis.set_xlabel(figures.wrapped(f"utility of the target: {_utility(study)}"))
         axis.set_ylabel(f"{group[0]['block']} PPG (difference of shares)")
         if len(groups) > 1:
             axis.set_title(_group_title(group[0]))

@@ -319,6 +319,10 @@ def test_layout_fits_the_width(width: int, chromium: Any, report: Path, study_re
                 assert len(cells) == 3
                 assert max(cells) <= width
                 assert page.evaluate(FIT)
+                page.evaluate("document.querySelector('.figures img').scrollIntoView()")
+                until(page, "document.querySelector('.figures img').complete")
+                source = page.evaluate("document.querySelector('.figures img').currentSrc")
+                assert ("-narrow.svg" in source) == (width <= 390)
             covered = """() => [...document.querySelectorAll('.card')].slice(0, 3).flatMap(card => {
                 const parts = [...card.querySelectorAll('.strip img, .strip .blank, .marks, .chip, .caption, h3, h4')].filter(
                     e => e.checkVisibility());

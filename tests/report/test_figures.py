@@ -19,7 +19,9 @@ from dejavu_lit.report.evaluation import gaps_over_epochs
 from dejavu_lit.report.figure_files import draw_figures, save
 from dejavu_lit.report.figures import (
     DARK,
+    NARROW,
     SIZE,
+    WIDTH,
     Plot,
     error_arms,
     families,
@@ -288,10 +290,11 @@ def test_files_of_every_plot(plots: dict[str, Plot], study_figures: dict[str, Pl
         shown = save(plot, tmp_path)
         assert (tmp_path / f"{plot.name}.png").read_bytes().startswith(b"\x89PNG")
         assert (tmp_path / f"{plot.name}.pdf").read_bytes().startswith(b"%PDF")
-        light, dark = ((tmp_path / f"{plot.name}{end}.svg").read_text() for end in ("", "-dark"))
-        assert "<svg" in light
-        assert not any(colour in dark for colour in DARK if colour not in DARK.values())
-        assert len(light) == len(dark)
+        for width in ("", "-narrow"):
+            light, dark = ((tmp_path / f"{plot.name}{width}{end}.svg").read_text() for end in ("", "-dark"))
+            assert "<svg" in light
+            assert not any(colour in dark for colour in DARK if colour not in DARK.values())
+            assert len(light) == len(dark)
         with open(tmp_path / f"{plot.name}.csv", newline="") as file:
             table = list(csv.DictReader(file))
         assert len(table) == len(plot.rows)
@@ -299,7 +302,8 @@ def test_files_of_every_plot(plots: dict[str, Plot], study_figures: dict[str, Pl
             assert line == {name: "" if v is None else str(v).removeprefix("'") for name, v in row.items()} or any(
                 text.startswith("'") for text in line.values()
             )
-        assert shown.width > 100
+        assert shown.size[0] == 451
+        assert shown.narrow_size[0] == 331
 
 
 def test_a_figure_of_the_same_numbers_is_not_drawn_again(
@@ -329,21 +333,23 @@ def test_same_numbers_same_bytes(metrics: dict[str, Any], tmp_path: Path) -> Non
 
 
 def no_label_is_cut_or_overlaps_another(plot: Plot) -> None:
-    with style():
-        plot.figure.draw_without_rendering()
-        frame = plot.figure.bbox
-        for axis in plot.figure.axes:
-            assert axis.has_data(), f"{plot.name} has an empty panel"
+    for width, figure in ((WIDTH, plot.figure), (NARROW, plot.narrow_figure)):
+        name, frame = f"{plot.name} of {width} inches", figure.bbox
+        with style(width):
+            figure.draw_without_rendering()
+        for axis in figure.axes:
+            assert axis.has_data(), f"{name} has an empty panel"
             for side in (axis.xaxis, axis.yaxis):
                 low, high = sorted(side.get_view_interval())
                 ticks = [t for t in side.get_major_ticks() if low <= t.get_loc() <= high]
                 labels = [t.label1 for t in ticks if t.label1.get_visible() and t.label1.get_text()]
                 boxes = [label.get_window_extent() for label in labels]
                 for a, b in pairwise(boxes):
-                    assert not a.padded(-1).overlaps(b.padded(-1)), f"{plot.name} has overlapping ticks"
-                for box in boxes:
-                    assert frame.x0 - 1 <= box.x0, f"{plot.name} is cut at the left"
-                    assert box.x1 <= frame.x1 + 1, f"{plot.name} is cut at the right"
+                    assert not a.padded(-1).overlaps(b.padded(-1)), f"{name} has overlapping ticks"
+                for box in [*boxes, *([side.label.get_window_extent()] if side.label.get_text() else [])]:
+                    assert frame.x0 - 1 <= box.x0, f"{name} is cut at the left"
+                    assert box.x1 <= frame.x1 + 1, f"{name} is cut at the right"
+                    assert frame.y0 - 1 <= box.y0, f"{name} is cut at the bottom"
 
 
 def test_no_label_is_cut_or_overlaps_another(plots: dict[str, Plot], study_figures: dict[str, Plot]) -> None:

@@ -412,8 +412,7 @@ def test_only_what_changed_is_rendered(plain: Path, tmp_path: Path) -> None:
     changed = {name for name in before if after[name] != before[name]}
     assert {name for name in changed if name.startswith("thumbs/") and name.endswith(".webp")} == set()
     assert {name for name in changed if name.startswith("figures/") and name.endswith(".svg")} == {
-        "figures/recall.svg",
-        "figures/recall-dark.svg",
+        f"figures/recall{end}.svg" for end in ("", "-dark", "-narrow", "-narrow-dark")
     }
     write_report(folder, redact=True)
     assert show_report(settings, folder) is not None  # a redacted report is not taken for the full one

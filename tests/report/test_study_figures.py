@@ -1,7 +1,6 @@
 """The figures of studies against their tables: a study of real records, and invented ones with many knobs and series."""
 
 from dataclasses import fields
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,13 +10,20 @@ pytest.importorskip("matplotlib")
 
 from dejavu_lit.measure.figures import BLOCKS
 from dejavu_lit.mitigation import Mitigation
-from dejavu_lit.report.figures import Plot, style
+from dejavu_lit.report.figures import Plot
 from dejavu_lit.report.narrative import study_sentence
 from dejavu_lit.report.study_plots import study_plots
 from dejavu_lit.report.study_points import KNOB_NAMES, knob_label, knobs, points
 from dejavu_lit.study.ranking import rank
 
-from .test_figures import FIGURES, bars, contents, lines, study_figures  # noqa: F401
+from .test_figures import (  # noqa: F401
+    FIGURES,
+    bars,
+    contents,
+    lines,
+    no_label_is_cut_or_overlaps_another,
+    study_figures,
+)
 
 KNOBS = {"text_mask": 0, "logit_scale_fixed": None, "weight_decay": 0.2, "stop_epoch": 25}
 
@@ -218,20 +224,7 @@ def test_a_study_without_utility_or_exposure_still_has_figures() -> None:
 
 def test_no_label_of_many_settings_is_cut() -> None:
     for plot in [*drawn(MITIGATIONS).values(), *drawn(SIZES).values()]:
-        with style():
-            plot.figure.draw_without_rendering()
-        frame = plot.figure.bbox
-        for axis in plot.figure.axes:
-            for side in (axis.xaxis, axis.yaxis):
-                low, high = sorted(side.get_view_interval())
-                labels = [
-                    t.label1 for t in side.get_major_ticks() if low <= t.get_loc() <= high and t.label1.get_visible()
-                ]
-                boxes = [label.get_window_extent() for label in labels if label.get_text()]
-                assert all(
-                    frame.x0 - 1 <= box.x0 and box.x1 <= frame.x1 + 1 and frame.y0 - 1 <= box.y0 for box in boxes
-                )
-                assert not any(a.padded(-1).overlaps(b.padded(-1)) for a, b in pairwise(boxes))
+        no_label_is_cut_or_overlaps_another(plot)
 
 
 def test_every_knob_has_a_plain_name() -> None:
