@@ -12,14 +12,17 @@ from dejavu_lit.cli.options import Evaluate
 from dejavu_lit.cli.processes import device, processes
 from dejavu_lit.evaluation.run import check_model, run_evaluation
 from dejavu_lit.utils.distributed import Ranks, process_group
+from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.wandb import with_tags
 
 
 def evaluate(settings: Evaluate, out: Path) -> None:
     """Measure how much the target remembers beyond the reference."""
-    if settings.sweep is None:
-        for role in ("target", "reference"):
+    for role in ("target", "reference"):
+        if settings.sweep is None:
             check_model(role, getattr(settings, role))
+        elif getattr(settings, role) is not None:
+            raise UserError(f"sweep={settings.sweep} evaluates its own pairs of runs; leave {role}= out")
     gate = Gate.parse(settings.fail_if) if settings.fail_if is not None else None
     if gate is not None:
         gate.check()

@@ -266,9 +266,9 @@ def read_range(descriptor: int, path: Path, offset: int, size: int) -> bytes:
 
 def open_shard(path: Path) -> BinaryIO:
     """The file of a shard; a shard that was evicted from a mirror is downloaded again."""
-    try:
-        return open(path, "rb")
-    except FileNotFoundError:
-        if not fetch_shard(path):
-            raise
-        return open(path, "rb")
+    while True:
+        try:
+            return open(path, "rb")
+        except FileNotFoundError:
+            if not fetch_shard(path):  # another process may evict what was just fetched
+                raise

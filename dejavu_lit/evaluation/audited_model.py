@@ -165,8 +165,10 @@ class AuditedModel:
         return replace(self, name=name, device=device)
 
     def exposure(self, shards: ShardSet) -> np.ndarray | None:
-        """How often training saw each pair of its set, int64 [pairs not excluded]; None if unknown: raw shards, other data."""
-        if self.data is None or self.data.shards is not None or not self.run_json or self.trained_on is None:
+        """How often training saw each pair of its set, int64 [pairs not excluded]; None if unknown: raw shards, other sets."""
+        if self.data is None or self.data.shards is not None or not self.run_json:
+            return None
+        if self.trained_on != shards.folder.name:
             return None
         if self.run_json.get("data") not in (None, file_sha256(shards.folder.parent / MANIFEST)):
             return None

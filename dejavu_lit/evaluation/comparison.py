@@ -11,7 +11,6 @@ from dejavu_lit.data.manifest import MANIFEST
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.evaluation.audited_model import AuditedModel
-from dejavu_lit.evaluation.class_names import check_prompts
 from dejavu_lit.evaluation.embeddings import Embeddings, Modality
 from dejavu_lit.evaluation.settings import PairEvaluation
 from dejavu_lit.measure.figures import BLOCK_SETS
@@ -45,8 +44,8 @@ class EvaluationInputs:
         """What an evaluation in ``out`` compares.
 
         Raises:
-            UserError: models that were exchanged or trained on the same pairs, data that is not the runs' own, or fewer
-                public images than ``k``.
+            UserError: models that were exchanged or trained on the same pairs, data that is not the runs' own, fewer public
+                images than ``k``, or measured pairs among them.
         """
         store = Path(evaluation.embeddings) if evaluation.embeddings else out / "embeddings"
         keep_in_run = evaluation.embeddings is None
@@ -61,17 +60,22 @@ class EvaluationInputs:
         shards = {block: dealt.shard_set(BLOCK_SETS[block]) for block in BLOCK_SETS if block != "swapped" or swapped}
         given = evaluation.data.train_size
         sizes = {block: _measured_pairs(trained[block], given) if block != "null" else None for block in shards}
-        public = ShardSet.open(data.public_folder())
-        if k > len(public):
-            raise UserError(f"k={k} is more than the {len(public)} images of {public.folder}; choose smaller k and ks")
-        data.check_labelled()
-        check_prompts(data)
+        members = {block: prefix(shards[block], sizes[block], trained[block].excluded) for block in shards}
+        public = open_public(data, k)
+        if not evaluation.allow_overlap:
+            public_keys = set(public.keys()) - data.excluded
+            for block, (keys, _) in members.items():
+                if shared := public_keys.intersection(keys):
+                    raise UserError(
+                        f"data.public={data.public} has {len(shared)} keys of {shards[block].folder}, the first is "
+                        f"{min(shared)}; search other public images, or pass allow_overlap=true"
+                    )
         modality: Modality = "text" if evaluation.public_modality == "text" else "image"
         return cls(
             models={"target": target, "reference": reference},
             public_modality={"target": modality, "reference": "text" if reference.captions_only else modality},
             shards=shards,
-            members={block: prefix(shards[block], sizes[block], trained[block].excluded) for block in shards},
+            members=members,
             public=public,
             public_name=data.public_name,
             data=data,
@@ -102,12 +106,8 @@ class EmbeddedSets:
     keys: dict[str, list[str]]
 
     @classmethod
-    def open(cls, inputs: EvaluationInputs, allow_overlap: bool) -> "EmbeddedSets":
-        """The embeddings of ``inputs``, computed if missing.
-
-        Raises:
-            UserError: a measured pair is public too, and ``allow_overlap`` is false.
-        """
+    def open(cls, inputs: EvaluationInputs) -> "EmbeddedSets":
+        """The embeddings of ``inputs``, computed if missing; raises UserError if both models share none of a set."""
         roles, blocks = inputs.models, inputs.shards
         public = {
             role: model.embeddings(inputs.public, inputs.public_name, inputs.public_modality[role])
@@ -122,11 +122,6 @@ class EmbeddedSets:
         keys = {}
         for block in blocks:
             members = set(inputs.members[block][0]) - inputs.data.excluded
-            if not allow_overlap and (shared := members.intersection(public_keys)):
-                raise UserError(
-                    f"data.public={inputs.data.public} has {len(shared)} keys of {blocks[block].folder}, the first is "
-                    f"{min(shared)}; search other public images, or pass allow_overlap=true"
-                )
             by_reference = captions["reference", block].rows
             keys[block] = [key for key in captions["target", block].keys if key in by_reference and key in members]
             if missing := members.difference(keys[block]):
@@ -142,6 +137,14 @@ class EmbeddedSets:
                 f"target and reference share no embedding of the public set {inputs.public_name}; give embeddings of its images"
             )
         return cls(public, captions, public_keys, keys)
+
+
+def open_public(data: DataSpec, k: int) -> ShardSet:
+    """The public set; raises UserError if there is none, or if it has fewer images than ``k``."""
+    public = ShardSet.open(data.public_folder())
+    if k > len(public):
+        raise UserError(f"k={k} is more than the {len(public)} images of {public.folder}; choose smaller k and ks")
+    return public
 
 
 def training_differences(target: AuditedModel, reference: AuditedModel) -> dict[str, list[Any]] | None:

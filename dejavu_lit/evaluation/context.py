@@ -20,7 +20,7 @@ from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.evaluation.audited_model import AuditedModel, changed_weights
 from dejavu_lit.evaluation.settings import PairEvaluation, saved_settings
 from dejavu_lit.measure.recompute import MODEL_FREE_OPTIONS, PLACEMENT_OPTIONS, read_metrics
-from dejavu_lit.measure.settings import MembershipSettings, Settings
+from dejavu_lit.measure.settings import Settings
 from dejavu_lit.utils.config import to_plain
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256, fingerprint, read_json_object, visible_files
@@ -50,11 +50,6 @@ class EvaluationSpec:
     def config(self) -> dict[str, Any]:
         """The settings to save: those that figures depend on, with the data as resolved."""
         return saved_settings(self.evaluation) | {"data": to_plain(self.data) | {"dir": str(self.data.folder)}}
-
-    @property
-    def membership(self) -> MembershipSettings | None:
-        """Which pairs get membership scores; None: none."""
-        return self.evaluation.membership
 
     @cached_property
     def objects(self) -> Path:
@@ -146,7 +141,7 @@ def searched_public_keys(spec: EvaluationSpec, context: Mapping[str, Any]) -> li
     """The public keys that were searched; None if all annotated ones were."""
     if not context["public_left_out"]:
         return None
-    (annotated,), _ = read_objects([spec.objects / context["public"]])
+    (annotated,), _ = read_objects([spec.objects / context["public"]], spec.settings.threshold)
     return sorted(set(annotated.keys) - set(context["public_left_out"]))
 
 

@@ -8,6 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any
 
@@ -68,9 +69,10 @@ def evaluate(spec: EvaluationSpec, ranks: Ranks = SINGLE_PROCESS) -> dict[str, A
         spec.data.check()
         data = data_state(spec, context)
         statistics = statistics_of(spec)
+    settings = spec.evaluation.membership
     is_searched = context is not None and context["largest_k"] >= max(spec.settings.ks)
     scored = (context or {}).get("membership") if is_searched else None
-    is_scored = spec.membership is None or (scored is not None and scored["pairs"] == spec.membership.pairs)
+    is_scored = settings is None or (scored is not None and scored["pairs"] == settings.pairs)
     is_searched, is_scored = ranks.first((is_searched, is_scored))
     if not (is_searched and is_scored):
         with ranks.step():
@@ -84,14 +86,14 @@ def evaluate(spec: EvaluationSpec, ranks: Ranks = SINGLE_PROCESS) -> dict[str, A
                 context = searched | {"config": fixed, "weights": weights, "data": data, "tabulated": statistics}
                 write_json(spec.out / CONTEXT, context)
                 rmtree(spec.out / NEIGHBORS, ignore_errors=True)
-    if not is_scored and spec.membership is not None:
+    if not is_scored and settings is not None:
         with ranks.step():
             if ranks.rank == 0 and context is not None and context.pop("membership", None) is not None:
                 write_json(spec.out / CONTEXT, context)  # until all records have their new scores
-        unavailable = write_scores(inputs, spec.membership, spec.out, ranks)
+        scores = write_scores(inputs, settings, spec.out, ranks)
         with ranks.step():
             if ranks.rank == 0 and context is not None:
-                context = {**context, "membership": {"pairs": spec.membership.pairs, "unavailable": unavailable}}
+                context = {**context, "membership": {"pairs": settings.pairs, **scores}}
                 write_json(spec.out / CONTEXT, context)
     against_base = evaluate(spec.against_base, ranks) if spec.against_base else None
     if ranks.rank > 0 or context is None:
@@ -110,7 +112,7 @@ def _embed_search_and_write_records(spec: EvaluationSpec, inputs: EvaluationInpu
             spec.data.warn_of_unknown_keys()
         inputs.embed(ranks.share)
     with ranks.step():
-        embedded = EmbeddedSets.open(inputs, spec.evaluation.allow_overlap)
+        embedded = EmbeddedSets.open(inputs)
         # Before the search, which would be in vain if images lack objects.
         annotated = _read_objects(spec, inputs, embedded) if ranks.rank == 0 else None
         searches = _searches(spec, embedded, largest_k, ranks.world)
@@ -132,7 +134,7 @@ def _embed_search_and_write_records(spec: EvaluationSpec, inputs: EvaluationInpu
             "public_left_out": annotated.unsearched,
             "images": annotated.images,
             "utility": {role: utility(model, spec.data) for role, model in inputs.models.items()},
-            "exposure": {"target": _span(exposures["population"]), "reference": _span(exposures["swapped"])},
+            "exposure": {"target": _span(exposures["population"]), "reference": _span(exposures.get("swapped"))},
             "raw_shards": _raw_shards(inputs),
             # A base is trained otherwise by design.
             "training_differences": None if spec.is_against_base else _training_differences(inputs),
@@ -236,11 +238,11 @@ def _searches(spec: EvaluationSpec, embedded: EmbeddedSets, k: int, world: int) 
 
 def _exposures(inputs: EvaluationInputs) -> dict[str, np.ndarray | None]:
     """By block, how often training saw each pair: A by the target, B by the reference; None if unknown."""
-    target, reference = inputs.models["target"], inputs.models["reference"]
-    swapped = inputs.shards.get("swapped")
+    trained = {"population": "target", "swapped": "reference"}
     return {
-        "population": target.exposure(inputs.shards["population"]),
-        "swapped": reference.exposure(swapped) if swapped is not None else None,
+        block: inputs.models[role].exposure(inputs.shards[block])
+        for block, role in trained.items()
+        if block in inputs.shards
     }
 
 
@@ -257,11 +259,12 @@ def _write_records(
     names: list[str] | None = None  # those of A, because subgroups compare the same columns of A and B
     for block, shards in inputs.shards.items():
         keys = embedded.keys[block]
-        captions, entries = _captions_and_json(shards, keys)
+        members, span = inputs.members[block]
+        captions, entries = _captions_and_json(shards, keys, span)
         names = _tabulated_names(entries, asked) if names is None else names
         columns: dict[str, list[Any]] = {META + name: [entry.get(name) for entry in entries] for name in names}
         if (exposure := exposures.get(block)) is not None:
-            position = {key: row for row, key in enumerate(inputs.members[block][0])}
+            position = {key: row for row, key in enumerate(members)}
             columns[EXPOSURE] = [int(exposure[position[key]]) for key in keys]
         # On B the roles are exchanged: the model trained on B is the target there.
         target, reference = (neighbors[role, block] for role in (reversed(SIDES) if block == "swapped" else SIDES))
@@ -269,11 +272,11 @@ def _write_records(
         write_records(spec.out / RECORD_FILES[block], records, spec.settings.k, spec.settings.top_m)
 
 
-def _captions_and_json(shards: ShardSet, keys: Sequence[str]) -> tuple[list[str], list[dict[str, Any]]]:
-    """The captions and the JSON of the pairs ``keys``."""
+def _captions_and_json(shards: ShardSet, keys: Sequence[str], span: int) -> tuple[list[str], list[dict[str, Any]]]:
+    """The captions and the JSON of the pairs ``keys``, which are among the first ``span`` of a set."""
     rows = {key: row for row, key in enumerate(keys)}
     captions, entries = [""] * len(keys), [{}] * len(keys)  # type: list[str], list[dict[str, Any]]
-    for pair in read_pairs(shards, image=False):
+    for pair in islice(read_pairs(shards, image=False), span):
         if not isinstance(pair, BadPair) and pair.key in rows:
             captions[rows[pair.key]], entries[rows[pair.key]] = pair.caption, pair.meta
     return captions, entries

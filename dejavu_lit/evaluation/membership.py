@@ -7,14 +7,16 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.evaluation.comparison import EvaluationInputs
 from dejavu_lit.evaluation.embeddings import Embeddings
 from dejavu_lit.measure.figures import BLOCK_SETS
+from dejavu_lit.measure.membership import COLUMNS
 from dejavu_lit.measure.model_scores import MODEL_SCORES, OtherPairs, drawn_others, model_scores
 from dejavu_lit.measure.recompute import RECORD_FILES
-from dejavu_lit.measure.records import SIDES, add_columns
+from dejavu_lit.measure.records import SIDES, replace_columns
 from dejavu_lit.measure.settings import MembershipSettings
 from dejavu_lit.utils.distributed import Ranks
 from dejavu_lit.utils.errors import UserError
@@ -28,11 +30,11 @@ log = logging.getLogger(__name__)
 PairVectors = tuple[Embeddings, Embeddings]  # of images and captions
 
 
-def write_scores(inputs: EvaluationInputs, settings: MembershipSettings, out: Path, ranks: Ranks) -> dict[str, str]:
-    """Add the scores of both models to the records in ``out``; ranks share the embedding, and the first one does the rest.
+def write_scores(inputs: EvaluationInputs, settings: MembershipSettings, out: Path, ranks: Ranks) -> dict[str, Any]:
+    """Write the scores of both models into the records in ``out``; ranks share the embedding, and the first one does the rest.
 
     Returns:
-        {column of A's records: why it is missing}.
+        {unavailable: {column of A's records: why it is missing}, others: how many pairs of H each is compared with}.
     """
     models = {role: model for role, model in inputs.models.items() if not model.captions_only}
     with ranks.step():
@@ -68,10 +70,12 @@ def write_scores(inputs: EvaluationInputs, settings: MembershipSettings, out: Pa
             block: _common(names, [sets[block] for sets in vectors.values() if block in sets])
             for block, (names, _) in drawn.items()
         }
-        others = drawn_others(keys["null"])
+        # Of all of H, so that the number of drawn pairs does not change what a pair is compared with.
+        others = drawn_others(_common(inputs.members["null"][0], [sets["null"] for sets in vectors.values()]))
         if len(others) < 2:
             reason = f"H has {len(others)} usable pairs, so there is no other pair to compare with"
-            return unavailable | {f"{role}_{score}": reason for role in vectors for score in MODEL_SCORES}
+            unavailable |= {f"{role}_{score}": reason for role in vectors for score in MODEL_SCORES}
+            vectors = {}
         for block in drawn:
             columns: dict[str, dict[str, float]] = {}
             for role, sets in vectors.items():
@@ -81,16 +85,16 @@ def write_scores(inputs: EvaluationInputs, settings: MembershipSettings, out: Pa
                 side = SIDES[1 - SIDES.index(role)] if block == "swapped" else role
                 scores = _scores(models[role], keys[block], sets[block], others, sets["null"])
                 columns |= {f"{side}_{name}": values for name, values in scores.items()}
-            add_columns(out / RECORD_FILES[block], columns)
-        return unavailable
+            replace_columns(out / RECORD_FILES[block], COLUMNS, columns)
+        return {"unavailable": unavailable, "others": max(len(others) - 1, 0)}
 
 
 def _draw(inputs: EvaluationInputs, block: str, pairs: int | None) -> tuple[list[str], int]:
-    """The keys of the drawn pairs of a measured set, and how many of its first pairs they span."""
+    """The keys of the drawn pairs of a measured set, and how many of its first pairs are embedded: all of H."""
     members, span = inputs.members[block]
     if pairs is None or pairs >= len(members):
         return members, span
-    return members[:pairs], inputs.shards[block].keys(span).index(members[pairs - 1]) + 1
+    return members[:pairs], span if block == "null" else inputs.shards[block].keys(span).index(members[pairs - 1]) + 1
 
 
 def _open(model: AuditedModel, inputs: EvaluationInputs, block: str, span: int) -> PairVectors:

@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from dejavu_lit.data.manifest import MANIFEST
 from dejavu_lit.data.prepared import DataSpec, pinned, ready
 from dejavu_lit.data.remote import is_remote
 from dejavu_lit.evaluation.audited_model import AuditedModel
@@ -15,7 +16,7 @@ from dejavu_lit.evaluation.settings import DataChanges, EvaluationSettings, Pair
 from dejavu_lit.models.model_name import ModelName, text_model_folder
 from dejavu_lit.utils.distributed import SINGLE_PROCESS, Ranks
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import locked
+from dejavu_lit.utils.io import file_sha256, locked
 
 
 def run_evaluation(evaluation: PairEvaluation, out: Path | str, ranks: Ranks = SINGLE_PROCESS) -> dict[str, Any]:
@@ -29,16 +30,9 @@ def run_evaluation(evaluation: PairEvaluation, out: Path | str, ranks: Ranks = S
         with ranks.step():
             for role in ("target", "reference"):
                 check_model(role, getattr(evaluation, role))
-            if evaluation.base is not None:
-                check_model("base", evaluation.base)
-            if evaluation.keys is not None:
-                from dejavu_lit.measure.per_pair import read_keys
-
-                read_keys(evaluation.keys)
             data = measured_data(evaluation)
             data.check()
-            for name in (evaluation.objects, *evaluation.by_objects):
-                data.objects_folder(name)
+            _check_settings(evaluation, data)
             if ranks.rank == 0:
                 out.mkdir(parents=True, exist_ok=True)
                 lock.enter_context(locked(out / ".lock", wait=False))
@@ -52,17 +46,36 @@ def check_evaluation(evaluation: EvaluationSettings, data: DataSpec) -> None:
     """Check the settings of an evaluation of models yet to be trained on ``data``.
 
     Raises:
-        UserError: a missing public set, labelled set or object artifact, or an index that cannot be used here.
+        UserError: a missing model, set, file or object artifact, a k beyond the public images, or an index that cannot be used.
     """
+    from dejavu_lit.evaluation.comparison import open_public
     from dejavu_lit.evaluation.search import load_faiss
 
     load_faiss(evaluation.index)
     measured = (
         changed_data(data, evaluation.data) if isinstance(evaluation.data, DataChanges) else ready(evaluation.data)
     )
-    measured.public_folder()
-    measured.objects_folder(evaluation.objects)
-    measured.check_labelled()
+    open_public(measured, max(evaluation.measurement.ks))
+    _check_settings(evaluation, measured)
+
+
+def _check_settings(evaluation: EvaluationSettings, data: DataSpec) -> None:
+    """What can be said before a model is opened."""
+    from dejavu_lit.evaluation.class_names import check_prompts
+    from dejavu_lit.measure.per_pair import read_keys
+
+    if evaluation.base is not None:
+        check_model("base", evaluation.base)
+        if AuditedModel(evaluation.base, Path()).run_json.get("data") == file_sha256(data.folder / MANIFEST):
+            raise UserError(
+                f"base={evaluation.base} was trained on pairs of {data.folder}; give the model before it was fine-tuned"
+            )
+    if evaluation.keys is not None:
+        read_keys(evaluation.keys)
+    for name in (evaluation.objects, *evaluation.by_objects):
+        data.objects_folder(name)
+    data.check_labelled()
+    check_prompts(data)
 
 
 def check_model(role: str, name: str | None) -> None:

@@ -20,6 +20,8 @@ from dejavu_lit.utils.provenance import provenance
 log = logging.getLogger(__name__)
 
 LISTED_PAIRS = 1000  # rows of memorized.csv, the most memorized pairs first
+TABLES = ("memorized.csv", "groups.csv", "persons.json", "persons.csv")
+BASE_NOTE = "whether the base was trained on pairs of A, B, H or P is not known; where it was, its gaps are too small"
 BASE_BLOCKS = ("population", "null", "corrected")  # of the target against its base
 
 
@@ -37,12 +39,12 @@ def write_metrics(
         _log_replaced(earlier, statistics)
     metrics = measure(sets["population"], sets.get("null"), sets.get("swapped"), settings, objects_at)
     metrics["membership"] = None
-    if spec.membership is None:
+    if spec.evaluation.membership is None:
         metrics["reasons"]["membership"] = "membership=null left it out"
     else:
         listed = any(name in ("A", "B") for name in listed_members(spec.data.folder / MANIFEST))
-        unavailable = context["membership"]["unavailable"]
-        metrics["membership"] = scoreboard(sets, settings, unavailable, listed)
+        scores = context["membership"]
+        metrics["membership"] = scoreboard(sets, settings, scores["unavailable"], listed, scores.get("others"))
     metrics |= {name: context[name] for name in ("utility", "exposure", "search")}
     metrics |= {"raw_shards": context["raw_shards"]} if context.get("raw_shards") else {}
     metrics["training_differences"] = context.get("training_differences")  # not in the contexts of earlier versions
@@ -56,21 +58,32 @@ def write_metrics(
     if against_base is None:
         metrics["base"], metrics["reasons"]["base"] = None, "no base= was given"
     else:
-        metrics["base"] = {"model": spec.evaluation.base} | {name: against_base[name] for name in BASE_BLOCKS}
+        metrics["base"] = {"model": spec.evaluation.base, "note": BASE_NOTE}
+        metrics["base"] |= {name: against_base[name] for name in BASE_BLOCKS}
     if spec.further_objects:
         metrics["by_objects"] = gaps_by_objects(out, spec.further_objects, settings, context["public"], public_keys)
-    memorized = most_memorized(sets["population"], settings.k, settings.top_m, limit=LISTED_PAIRS)
+    tables: dict[str, Any] = {
+        "memorized.csv": most_memorized(sets["population"], settings.k, settings.top_m, limit=LISTED_PAIRS)
+    }
     if spec.evaluation.group is not None:
         metrics["groups"] = _gaps_of_groups(spec, spec.evaluation.group, sets)
+        tables["groups.csv"] = metrics["groups"]["groups"]
     if spec.evaluation.keys is not None:
-        _write_gaps_of_keys(spec, spec.evaluation.keys, sets)
+        tables["persons.json"] = _gaps_of_keys(spec, spec.evaluation.keys, sets)
+        tables["persons.csv"] = [_as_row(pair) for pair in tables["persons.json"]["pairs"]]
     if context.get("tabulated", earlier) != statistics:  # the records' predictions follow the settings
         write_json(
             out / CONTEXT, {**context, "tabulated": None, "statistics": None}
         )  # not finished until all are written
         for block, records in sets.items():
             write_records(out / RECORD_FILES[block], records, settings.k, settings.top_m)
-    write_csv(out / "memorized.csv", memorized)
+    for name in TABLES:
+        if name not in tables:  # of other settings
+            (out / name).unlink(missing_ok=True)
+        elif name.endswith(".csv"):
+            write_csv(out / name, tables[name])
+        else:
+            write_json(out / name, tables[name])
     write_json(out / METRICS, metrics)
     write_json(out / CONTEXT, {**context, "tabulated": statistics, "statistics": statistics})
     return metrics
@@ -86,12 +99,11 @@ def _log_replaced(earlier: Mapping[str, Any], statistics: Mapping[str, Any]) -> 
 
 
 def _gaps_of_groups(spec: EvaluationSpec, column: str, sets: Mapping[str, Records]) -> dict[str, Any]:
-    """The gaps of the groups of pairs, also written to groups.csv."""
+    """The gaps of the groups of pairs."""
     if "null" not in sets:
         raise UserError(f"group={column} needs the set H to compare with; prepare data with one")
     settings = spec.settings
     gaps = group_gaps(sets["population"], sets["null"], column, settings.k, settings.top_m, settings.smallest_group)
-    write_csv(spec.out / "groups.csv", gaps["groups"])
     small = gaps["too_small"]
     log.info(
         "%d groups of %s compared with H, %d with q < 0.05 (%d with fewer than %d records are not): %s",
@@ -101,8 +113,8 @@ def _gaps_of_groups(spec: EvaluationSpec, column: str, sets: Mapping[str, Record
     return gaps
 
 
-def _write_gaps_of_keys(spec: EvaluationSpec, keys: str, sets: Mapping[str, Records]) -> None:
-    """Write persons.json and persons.csv: the gaps of the pairs in the file ``keys``, ranked against H."""
+def _gaps_of_keys(spec: EvaluationSpec, keys: str, sets: Mapping[str, Records]) -> dict[str, Any]:
+    """The gaps and the membership scores of the pairs in the file ``keys``, ranked against H."""
     if "null" not in sets:
         raise UserError(f"keys={keys} needs the set H to rank against; prepare data with one")
     population, null, k, top_m = sets["population"], sets["null"], spec.settings.k, spec.settings.top_m
@@ -117,19 +129,20 @@ def _write_gaps_of_keys(spec: EvaluationSpec, keys: str, sets: Mapping[str, Reco
             "%d of %d keys have no membership scores, since membership.pairs did not draw them; give membership.pairs=null",
             *(unscored, len(gaps["pairs"])),
         )
-    write_json(spec.out / "persons.json", gaps)
-    rows = [
-        {"key": pair["key"], "caption": pair["caption"]}
-        | {f"{kind}_{name}": pair[kind][name] for kind in ("gap", "p", "q") for name in pair[kind]}
-        | {f"{kind}_{name}": f[kind] for name, f in pair["membership"].items() for kind in ("score", "p", "q")}
-        for pair in gaps["pairs"]
-    ]
-    write_csv(spec.out / "persons.csv", rows)
     log.info(
         "%d of %d keys measured (%d unknown, %d without objects): %s",
-        len(rows),
+        len(gaps["pairs"]),
         gaps["asked"],
         gaps["unknown"]["count"],
         gaps["without_objects"]["count"],
         spec.out / "persons.csv",
     )
+    return gaps
+
+
+def _as_row(pair: Mapping[str, Any]) -> dict[str, Any]:
+    """A pair of ``_gaps_of_keys`` as a row of persons.csv."""
+    row = {"key": pair["key"], "caption": pair["caption"]}
+    row |= {f"{kind}_{name}": pair[kind][name] for kind in ("gap", "p", "q") for name in pair[kind]}
+    scores = pair["membership"].items()
+    return row | {f"{kind}_{name}": score[kind] for name, score in scores for kind in ("score", "p", "q")}

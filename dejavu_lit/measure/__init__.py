@@ -11,41 +11,25 @@ body = measure(records, settings=Settings(k=10))                   # the body of
 from importlib import import_module
 from typing import Any
 
-# Name -> module. Modules are imported on first use, so that a single part does not import numba, scipy and pyarrow.
-_MODULES = {
-    "Objects": "dejavu_lit.data.objects",
-    "read_objects": "dejavu_lit.data.objects",
-    "Neighbors": "dejavu_lit.measure.scores",
-    "Scores": "dejavu_lit.measure.scores",
-    "score": "dejavu_lit.measure.scores",
-    "predict": "dejavu_lit.measure.scores",
-    "Records": "dejavu_lit.measure.records",
-    "read_records": "dejavu_lit.measure.records",
-    "write_records": "dejavu_lit.measure.records",
-    "Outcomes": "dejavu_lit.measure.gaps",
-    "Resampling": "dejavu_lit.measure.settings",
-    "estimate": "dejavu_lit.measure.gaps",
-    "outcomes": "dejavu_lit.measure.gaps",
-    "sign_test": "dejavu_lit.measure.gaps",
-    "blind_baseline": "dejavu_lit.measure.controls",
-    "blocks": "dejavu_lit.measure.controls",
-    "compare_settings": "dejavu_lit.measure.controls",
-    "memorization_found": "dejavu_lit.measure.controls",
-    "pool_blocks": "dejavu_lit.measure.controls",
-    "sample_gaps": "dejavu_lit.measure.sample",
-    "sample_curves": "dejavu_lit.measure.sample",
-    "by_subgroup": "dejavu_lit.measure.subgroups",
-    "gaps_by_exposure": "dejavu_lit.measure.exposure",
-    "pair_gaps": "dejavu_lit.measure.per_pair",
-    "most_memorized": "dejavu_lit.measure.per_pair",
-    "write_csv": "dejavu_lit.measure.per_pair",
-    "Settings": "dejavu_lit.measure.settings",
-    "attack": "dejavu_lit.measure.roc",
-    "scoreboard": "dejavu_lit.measure.membership",
-    "counterfactual": "dejavu_lit.measure.memorization",
-    "measure": "dejavu_lit.measure.metrics",
-    "read_evaluation": "dejavu_lit.measure.recompute",
+# Modules are imported on first use, so that a single part does not import numba, scipy and pyarrow.
+_NAMES = {
+    "data.objects": ("Objects", "read_objects"),
+    "measure.scores": ("Neighbors", "Scores", "score", "predict"),
+    "measure.records": ("Records", "read_records", "write_records"),
+    "measure.gaps": ("Outcomes", "estimate", "outcomes", "sign_test"),
+    "measure.settings": ("Resampling", "Settings"),
+    "measure.controls": ("blind_baseline", "blocks", "compare_settings", "memorization_found", "pool_blocks"),
+    "measure.sample": ("sample_gaps", "sample_curves"),
+    "measure.subgroups": ("by_subgroup",),
+    "measure.exposure": ("gaps_by_exposure",),
+    "measure.per_pair": ("pair_gaps", "most_memorized", "write_csv"),
+    "measure.roc": ("attack",),
+    "measure.membership": ("scoreboard",),
+    "measure.memorization": ("counterfactual",),
+    "measure.metrics": ("measure",),
+    "measure.recompute": ("read_evaluation",),
 }
+_MODULES = {name: f"dejavu_lit.{module}" for module, names in _NAMES.items() for name in names}
 __all__ = list(_MODULES)
 
 

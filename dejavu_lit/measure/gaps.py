@@ -9,7 +9,7 @@ AUCG = the signed area between P(recall_T ≥ x) and P(recall_R ≥ x), which is
 Fractions are compared as integers, and AUCG is an exact fraction rounded once, so no figure depends on the order of records.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any
 
@@ -40,7 +40,7 @@ class Outcomes:
         return len(self.truth)
 
     def __getitem__(self, records: slice | np.ndarray) -> "Outcomes":
-        return Outcomes(*(column[records] for column in self._columns()))
+        return Outcomes(*(getattr(self, field.name)[records] for field in fields(self)))
 
     def __sub__(self, other: "Outcomes") -> "Outcomes":
         if not np.array_equal(self.truth, other.truth):
@@ -62,9 +62,6 @@ class Outcomes:
         code, truth = np.divmod(code, largest + 1)
         code, hits = np.divmod(code, 4 * largest + 1)
         return Outcomes(code // 5 - 2, code % 5 - 2, hits - 2 * largest, truth), counts
-
-    def _columns(self) -> tuple[np.ndarray, ...]:
-        return self.precision, self.recall, self.hits, self.truth
 
 
 def outcomes(target: Scores, reference: Scores, k: int) -> Outcomes:
@@ -161,9 +158,8 @@ def estimate(records: Outcomes, resampling: Resampling | None = None, stream: in
     distinct, counts = records.tally()
     n, sample, values = len(records), resampling.sample_size(len(records)), distinct.values()
     random = np.random.default_rng([resampling.seed, stream])
-    value = np.array(
-        [distinct.precision @ counts / n, distinct.recall @ counts / n, _mean_recall_gap(distinct, counts)]
-    )
+    recall_gap = mean_recall_gap(distinct.hits * counts, distinct.truth, n)
+    value = np.array([distinct.precision @ counts / n, distinct.recall @ counts / n, recall_gap])
     sd = np.sqrt(counts @ (values - value) ** 2 / n)
     return Estimate(
         value,
@@ -180,13 +176,6 @@ def mean_recall_gap(hits: np.ndarray, truth: np.ndarray, n: int) -> float:
     """Σ hits[i] / truth[i] / n as an exact fraction, rounded once; hits and truth are integers [groups], truth ≥ 1."""
     total = sum((Fraction(int(h), int(g)) for h, g in zip(hits, truth, strict=True)), Fraction(0))
     return float(total / n)
-
-
-def _mean_recall_gap(distinct: Outcomes, counts: np.ndarray) -> float:
-    sizes, group = np.unique(distinct.truth, return_inverse=True)
-    hits = np.zeros(len(sizes), np.int64)
-    np.add.at(hits, group, distinct.hits * counts)
-    return mean_recall_gap(hits, sizes, int(counts.sum()))
 
 
 def _resample(random: np.random.Generator, values: np.ndarray, counts: np.ndarray, size: int, draws: int) -> np.ndarray:

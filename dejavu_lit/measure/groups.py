@@ -90,7 +90,8 @@ def _entry(column: str, population: Records) -> str:
     if name not in population.columns:
         entries = [other.removeprefix(META) for other in population.columns if other.startswith(META)]
         raise UserError(
-            f"group={column} is not an entry of these pairs' JSON{suggest(column, entries)}; choose from {', '.join(entries)}"
+            f"group={column} is not an entry of these pairs' JSON{suggest(column, entries)}; choose from {', '.join(entries)}, "
+            "or name an entry of few pairs in a new out="
             if entries
             else f"group={column}: these pairs' JSON has no entries; prepare them from data with a column of that name"
         )

@@ -17,6 +17,7 @@ import numpy as np
 from dejavu_lit.data.splits import seeded_hash
 from dejavu_lit.measure.figures import MEMBERSHIP
 from dejavu_lit.measure.model_scores import MODEL_SCORES, OTHERS
+from dejavu_lit.measure.per_pair import tail
 from dejavu_lit.measure.records import SIDES, Records
 from dejavu_lit.measure.roc import Auc, attack, auc_figure, audit, roc_points, spearman, unusable
 from dejavu_lit.measure.settings import Settings
@@ -69,6 +70,7 @@ def scoreboard(
     settings: Settings,
     unavailable: Mapping[str, str] | None = None,
     listed: bool = False,
+    others: int | None = None,
 ) -> dict[str, Any] | None:
     """Every membership score's figures, from the records of A (population), H (null) and, if measured, B (swapped).
 
@@ -76,6 +78,7 @@ def scoreboard(
         settings: k and top_m of ``dejavu``, and the seed of the resamples.
         unavailable: {column of A's records: why it is missing}; of B's records, "swapped." and the column.
         listed: whether the pairs of A or B were given, not drawn; then there is no bound on ε, which needs a fair coin.
+        others: the number of pairs of H that each was compared with; by default all scored pairs of H but one, at most 512.
 
     Returns:
         None if the records have no scores, else {pairs: {A, H, B}, others, SCORE: {auc, tpr_at_fpr, swapped: {auc, tpr_at_fpr},
@@ -100,7 +103,7 @@ def scoreboard(
         reasons["epsilon"] = reason
     counts = {name: len(scored[block].keys) if block in scored else 0 for name, block in
               (("A", "population"), ("H", "null"), ("B", "swapped"))}  # fmt: skip
-    others = min(OTHERS, max(counts["H"] - 1, 0))
+    others = min(OTHERS, max(counts["H"] - 1, 0)) if others is None else others
     return {"pairs": counts, "others": others, **board, "unavailable": unavailable, "reasons": reasons}
 
 
@@ -213,8 +216,7 @@ def holdout_tails(
         if score == "dejavu" or values is None or holdout is None or not np.isfinite(holdout).all() or not len(holdout):
             continue  # the gap in hits has its own p-value
         scored = [row for row in rows if np.isfinite(values[row])]
-        reached = len(holdout) - np.searchsorted(np.sort(holdout), values[scored], side="left")
-        p = (1 + reached) / (1 + len(holdout))
+        p = tail(holdout, values[scored])
         for key in keys:
             tails[key][score] = {"score": None, "p": None, "q": None}
         for i, (row, q) in enumerate(zip(scored, false_discovery_control(p).tolist(), strict=True)):

@@ -46,7 +46,7 @@ def reliability(inside: np.ndarray, outside: np.ndarray) -> tuple[float | None, 
     """(how far the ranking of the pairs repeats, None), or (None, why it is unknown), from scores [R, n] each.
 
     The Spearman correlation ρ of the pairs' mean differences over the even halves and over the odd ones, corrected to the
-    number of all halves by Spearman and Brown: 2 ρ / (1 + ρ).
+    number of all halves by Spearman and Brown, 2 ρ / (1 + ρ), which has no meaning below 0.
     """
     if len(inside) < 2:
         return None, f"{len(inside)} half cannot be split into even and odd ones"
@@ -56,4 +56,4 @@ def reliability(inside: np.ndarray, outside: np.ndarray) -> tuple[float | None, 
     if figure is None:
         return None, reason
     rho = figure["value"]
-    return (2 * rho / (1 + rho), None) if rho > -1 else (None, "the two rankings are exactly opposite")
+    return (2 * rho / (1 + rho) if rho > 0 else rho), None

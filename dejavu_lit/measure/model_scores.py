@@ -83,14 +83,17 @@ def _score_rows(
     means, losses = np.zeros(len(own)), np.zeros(len(own))
     for vectors, partners in ((images, others.captions), (captions, others.images)):
         cosines = vectors @ partners.T
-        cosines[every_row, skipped] = own  # the right partner takes the place of the one that is skipped
-        means += (cosines.sum(axis=1) - own) / count / 2
+        cosines[every_row, skipped] = 0
+        means += cosines.sum(axis=1) / count / 2
         if logit_scale is not None:
+            cosines[every_row, skipped] = -np.inf
             peaks = cosines.max(axis=1)
             cosines -= peaks[:, None]
             cosines *= np.float32(logit_scale)
             np.exp(cosines, out=cosines)
-            losses += (logit_scale * (own - peaks) - np.log(cosines.sum(axis=1))) / 2
+            # Without the pair's own term, 1, next to which a confident model's others would vanish.
+            others_term = np.log(cosines.sum(axis=1, dtype=np.float64)) + logit_scale * (peaks - own).astype(np.float64)
+            losses -= np.logaddexp(0, others_term) / 2
     return own, own - means, losses
 
 

@@ -61,7 +61,7 @@ def pair_gaps(
     if not len(holdout):
         raise UserError("no record of the holdout set H has an object, so there is nothing to rank against")
     gap = _gaps(population, k, top_m)[rows]
-    p = np.stack([_tail(holdout[:, g], gap[:, g]) for g in range(len(GAPS))], axis=1)
+    p = np.stack([tail(holdout[:, g], gap[:, g]) for g in range(len(GAPS))], axis=1)
     q = false_discovery_control(p, axis=0)
     pairs = [
         {
@@ -91,7 +91,7 @@ def _gaps(records: Records, k: int, top_m: int | None) -> np.ndarray:
     return np.stack([*gaps, hits], axis=1).round(12)
 
 
-def _tail(holdout: np.ndarray, gaps: np.ndarray) -> np.ndarray:
+def tail(holdout: np.ndarray, gaps: np.ndarray) -> np.ndarray:
     """(1 + #{holdout ≥ x}) / (1 + |holdout|) for each x of ``gaps``."""
     reached = len(holdout) - np.searchsorted(np.sort(holdout), gaps, side="left")
     return (1 + reached) / (1 + len(holdout))

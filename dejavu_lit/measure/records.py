@@ -129,8 +129,11 @@ def write_records(path: Path | str, records: Records, k: int, top_m: int | None 
             writer.write_table(_block(records, scores, block, k, top_m))
 
 
-def add_columns(path: Path | str, columns: Mapping[str, Mapping[str, Any]]) -> None:
-    """Add further columns to a records file, atomically: {name: {key: value}}, None for the pairs without a value.
+def replace_columns(path: Path | str, names: Sequence[str], columns: Mapping[str, Mapping[str, Any]]) -> None:
+    """Replace the further columns ``names`` of a records file by ``columns``, atomically.
+
+    Args:
+        columns: {name: {key: value}}; the pairs without a value have None.
 
     Raises:
         UserError: the file does not exist or is not a records file.
@@ -140,8 +143,9 @@ def add_columns(path: Path | str, columns: Mapping[str, Mapping[str, Any]]) -> N
         check_schema(path, ["key"])
         keys = pq.read_table(path, columns=["key"])["key"].to_pylist()
     known = _read_columns(_columns_path(path), keys)
+    kept = {name: values for name, values in known.items() if name not in names}
     added = {name: [values.get(key) for key in keys] for name, values in columns.items()}
-    _write_columns(_columns_path(path), keys, {**known, **added})
+    _write_columns(_columns_path(path), keys, kept | added)
 
 
 def read_columns(path: Path | str, names: Sequence[str]) -> tuple[list[str], dict[str, np.ndarray]]:

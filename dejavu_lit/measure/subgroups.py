@@ -214,7 +214,7 @@ def _group_name(value: Any, edges: list[float]) -> str:
     """The group of a value: the bin of a number, by the first edge that is not below it, or the value itself."""
     if value is None:
         return "(none)"
-    if not edges or isinstance(value, bool | str):
+    if not edges or isinstance(value, bool) or not isinstance(value, int | float):  # numbers in A may be lists in B
         return str(value)
     index = int(np.searchsorted(edges, value, side="left"))
     if index == len(edges):

@@ -106,7 +106,8 @@ def _read_index(folder: Path) -> dict[str, FigureInfo]:
     for name, entry in read_json(folder / INDEX).items():
         if entry.keys() != known:
             continue
-        info = FigureInfo(**{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()})
+        lists = {key: tuple(value) for key, value in entry.items() if isinstance(value, list)}
+        info = FigureInfo(**{**entry, **lists})
         if all((folder / file).is_file() for file in _files(info)):
             figures[name] = info
     return figures

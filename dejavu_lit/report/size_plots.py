@@ -146,8 +146,9 @@ def _draw_law(rows: Sequence[Mapping[str, Any]]) -> Figure:
     settings = list(dict.fromkeys(row["setting"] for row in rows))
     names = list(dict.fromkeys(row["measure"] for row in rows))
     legend = [figures.shorten(setting, 40) for setting in settings]
-    shape = {"rows": -(-len(names) // 2), "count": len(names), "x_labels": False}
-    figure, axes = figures.panels(2, height=1.05, left=0.8, titles=1, legend=legend, **shape)
+    figure, axes = figures.panels(
+        2, -(-len(names) // 2), height=1.05, left=0.8, titles=1, legend=legend, count=len(names), x_labels=False
+    )
     for axis, name in zip(axes, names, strict=True):
         slopes = []
         for number, setting in enumerate(settings):

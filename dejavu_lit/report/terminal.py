@@ -85,7 +85,8 @@ def show_evaluation(metrics: Mapping[str, Any], out: Path, width: int | None = N
             terminal.print(f"{name} is missing: {reason}")
     if base := metrics.get("base"):
         gaps = ", ".join(f"{name} {_gaps_text(base[name])}" for name in ("population", "corrected") if base[name])
-        terminal.print(f"target against its base {base['model']}: {gaps}", soft_wrap=True)
+        note = f" ({base['note']})" if "note" in base else ""
+        terminal.print(f"target against its base {base['model']}: {gaps}{note}", soft_wrap=True)
     if groups := metrics.get("groups"):
         _show_groups(terminal, groups)
     for name, result in metrics.get("by_objects", {}).items():

@@ -29,8 +29,8 @@ try:
         elif mode == "other":
             raise UserError("rank 0 would know it")
 except UserError as error:
-    sys.stdout.write(f"{ranks.rank} says {error}\n")  # print writes the line's end apart, and both ranks write here
-sys.stdout.write(f"{ranks.rank} ends, {written.exists()}\n")
+    sys.stdout.write(f"{ranks.rank} says {error}\\n")  # print writes the line's end apart, and both ranks write here
+sys.stdout.write(f"{ranks.rank} ends, {written.exists()}\\n")
 """
 
 

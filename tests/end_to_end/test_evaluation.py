@@ -243,6 +243,13 @@ def test_membership_scores_agree_with_the_embeddings(evaluation, runs):
     assert found["epsilon"]["pairs"] == 192
 
 
+def columns_of(folder):
+    """{key: its membership scores} of the scored pairs of A."""
+    table = pq.read_table(folder / "records.columns.parquet").to_pylist()
+    names = [f"{side}_{score}" for side in ("target", "reference") for score in ("cosine", "alignment", "loss")]
+    return {row["key"]: [row[name] for name in names] for row in table if row["target_cosine"] != "null"}
+
+
 def test_membership_scores_are_added_to_an_evaluation_and_left_out(evaluation, runs, tmp_path):
     out = tmp_path / "gap"
     options = [f"target={runs['target']}", f"reference={runs['reference']}", f"out={out}", f"k={K}", "ks=[1,5]"]
@@ -256,7 +263,10 @@ def test_membership_scores_are_added_to_an_evaluation_and_left_out(evaluation, r
     assert "It refutes claims of privacy; it proves none." in done.stdout
     drawn = metrics(out)
     assert drawn["membership"]["pairs"] == {"A": 40, "H": 40, "B": 40}
+    assert drawn["membership"]["others"] == metrics(evaluation)["membership"]["others"]
     assert drawn["population"] == bare["population"]
+    some, every = (columns_of(folder) for folder in (out, evaluation))
+    assert {key: every[key] for key in some} == some  # the same others, however many pairs are drawn
     done = call("evaluate", *options, "report.write=false", "fail_if='membership.cosine.auc.value>=0'")
     assert done.returncode == 3
     assert metrics(out)["membership"] == metrics(evaluation)["membership"]
@@ -277,6 +287,7 @@ def test_two_models_of_b_tell_no_pair_of_a_from_h(runs, scenes, tmp_path):
         options = [f"target={target}", f"reference={reference}", "allow_overlap=true", "swapped=false", f"out={out}"]
         done = call("evaluate", *options, f"k={K}", "ks=[1,5]", "report.write=false")
         assert done.returncode == 0, done.stderr
+        assert metrics(out)["exposure"] == {"target": None, "reference": None}  # neither trained on A
         board = metrics(out)["membership"]
         for score in ("cosine", "alignment", "loss", "cosine_calibrated", "clipmem", "dejavu"):
             for figure in (board[score]["auc"], board[score]["control"]):
@@ -418,14 +429,14 @@ def test_killed_while_searching_again_it_has_its_membership_scores(evaluation, r
 def test_killed_while_scoring_again_all_pairs_have_scores_of_one_call(evaluation, runs, tmp_path, monkeypatch):
     out = shutil.copytree(evaluation, tmp_path / "gap")
     options = [f"target={runs['target']}", f"reference={runs['reference']}", f"out={out}", f"k={K}", "ks=[1,5]"]
-    written = scoring.add_columns
+    written = scoring.replace_columns
 
-    def killed(path, columns):
+    def killed(path, names, columns):
         if path.name != "records.parquet":
             raise UserError("killed")
-        written(path, columns)
+        written(path, names, columns)
 
-    monkeypatch.setattr(scoring, "add_columns", killed)
+    monkeypatch.setattr(scoring, "replace_columns", killed)
     assert "killed" in call("evaluate", *options, "membership.pairs=20").stderr
     monkeypatch.undo()
     done = call("evaluate", *options, "threshold=0.6")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from dejavu_lit.data.objects import METADATA
 from dejavu_lit.data.readers.scenes import SceneReader
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.evaluation.audited_model import AuditedModel
@@ -14,6 +15,17 @@ from tests.conftest import SMALL, call
 
 def keys(folder: Path) -> list[str]:
     return ShardSet.open(folder).keys()
+
+
+def with_threshold(artifact: Path, folder: Path) -> Path:
+    """A copy of an object artifact whose annotator stored scores from 0.1 on."""
+    for part in artifact.glob("*/*.parquet"):
+        table = pq.read_table(part)
+        annotator = {**json.loads(table.schema.metadata[METADATA]), "threshold": 0.1}
+        copy = folder / "objects" / part.relative_to(artifact)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table.replace_schema_metadata({**table.schema.metadata, METADATA: json.dumps(annotator)}), copy)
+    return folder / "objects"
 
 
 def test_excluded_pairs_are_not_trained_on_not_measured_and_not_searched(scenes: Path, tmp_path: Path) -> None:
@@ -48,9 +60,14 @@ def test_excluded_pairs_are_not_trained_on_not_measured_and_not_searched(scenes:
             k for column in ("target_neighbors", "reference_neighbors") for row in table[column] for k in row
         } & {*excluded["P"]}
     assert metrics["exposure"]["target"] == {"mean": 2.0, "min": 2, "max": 2}
-    # The list may move, and fewer pairs may be measured.
+    # The list may move, and fewer pairs may be measured; the annotator may have stored no score below a threshold.
     moved = listed.rename(tmp_path / "moved.txt")
-    done = call("evaluate", *sides, *small, f"data.exclude={moved}", "data.train_size=20", f"out={tmp_path / 'few'}")
+    few = [
+        f"data.exclude={moved}",
+        "data.train_size=20",
+        f"objects={with_threshold(scenes / 'objects/scenes', tmp_path)}",
+    ]
+    done = call("evaluate", *sides, *small, *few, f"out={tmp_path / 'few'}")
     assert done.returncode == 0, done.stderr
     for file, name in (("records", "A"), ("records_swapped", "B")):
         table = pq.read_table(tmp_path / "few" / f"{file}.parquet").to_pydict()

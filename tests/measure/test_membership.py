@@ -57,6 +57,18 @@ def test_scores_against_plain_loops(holdout: int) -> None:
         assert [made["cosine"][i], made["alignment"][i]] == pytest.approx(want[:2], abs=2e-5)
 
 
+def test_the_loss_of_a_confident_model_does_not_vanish() -> None:
+    """In float32 the others' terms would be lost beside the pair's own, and most losses would be exactly 0."""
+    h_images, h_captions = vectors(0, 100, 512), vectors(1, 100, 512)
+    others = OtherPairs.of([f"h{i}" for i in range(100)], h_images, h_captions)
+    images = vectors(2, 9, 512)
+    captions = (0.4 * images + vectors(3, 9, 512)).astype(np.float16)
+    loss = model_scores([f"a{i}" for i in range(9)], images, captions, others, 100.0)["loss"]
+    want = [plain_scores(images[i], captions[i], h_images[:-1], h_captions[:-1], 100.0)[2] for i in range(9)]
+    assert max(want) > -6e-8
+    assert loss == pytest.approx(want, rel=1e-3)
+
+
 def test_large_logit_scales_do_not_overflow() -> None:
     others = OtherPairs.of([f"h{i}" for i in range(9)], vectors(0, 9), vectors(1, 9))
     loss = model_scores(["a"], vectors(2, 1), vectors(3, 1), others, 1e4)["loss"]

@@ -40,3 +40,5 @@ def test_reliability_of_a_ranking_is_the_correlation_of_all_halves_with_as_many_
     assert noise == pytest.approx(0, abs=0.1)
     assert "1 half cannot be split" in str(reliability(inside[:1], outside[:1])[1])
     assert "same for all" in str(reliability(outside, outside)[1])
+    opposite = np.stack([truth, -truth] * 4)  # a negative correlation stays what it is
+    assert reliability(opposite, outside)[0] == pytest.approx(-1)
