@@ -80,9 +80,9 @@ def _check_size(name: str, size: float | int | None, has_list: bool) -> None:
             f"data.sizes.{name}=null takes all pairs that keys.{name} lists, but it lists none; give a number"
         )
     is_count = size is None or (type(size) is int and size >= 0)
-    if not is_count and not (isinstance(size, float) and 0 <= size < 1):
+    if not is_count and not (isinstance(size, float) and 0 <= size <= 1):
         raise UserError(
-            f"data.sizes.{name}={size} is not a size; give a whole number of pairs, or a share of all pairs below 1"
+            f"data.sizes.{name}={size} is not a size; give a whole number of pairs, or a share of all pairs (1.0: all)"
         )
 
 

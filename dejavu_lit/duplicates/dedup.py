@@ -250,7 +250,9 @@ def _write_pairs(path: Path, images: Images, groups: np.ndarray, kinds: Sequence
     """Write one row per pair that connects a group: a group of n images has n − 1 pairs of each kind that connects it."""
     links = np.concatenate([kind.links for kind in kinds])
     names = pa.array(images.sets, pa.string())
-    columns: dict[str, Any] = {"group": pa.array([images.keys[row] for row in groups[links[:, 0]].tolist()])}
+    columns: dict[str, Any] = {
+        "group": pa.array([images.keys[row] for row in groups[links[:, 0]].tolist()], pa.string())
+    }
     for side, rows in (("a", links[:, 0]), ("b", links[:, 1])):
         columns[f"key_{side}"] = pa.array([images.keys[row] for row in rows.tolist()], pa.string())
         columns[f"set_{side}"] = pa.DictionaryArray.from_arrays(pa.array(images.set_numbers[rows]), names)

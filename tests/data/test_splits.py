@@ -161,6 +161,8 @@ def test_seeded_hash_is_the_same_on_every_machine() -> None:
 
 def test_sizes_by_number_and_by_share() -> None:
     assert set_sizes({"P": 0.2, "A": 0.29, "B": 10, "V": 0}, 100) == {"A": 29, "B": 10, "P": 20}
+    assert set_sizes({"A": 0, "B": 0.0, "P": 1.0}, 100) == {"P": 100}
+    assert set_sizes({"P": 1}, 100) == {"P": 1}
 
 
 @pytest.mark.parametrize(
@@ -168,7 +170,7 @@ def test_sizes_by_number_and_by_share() -> None:
     [
         ({"A": 60, "B": 0.5}, r"ask for 110 pairs \(A=60, B=50\), but there are only 100"),
         ({"Q": 1}, "an unknown set 'Q'"),
-        ({"A": 1.0}, "sizes.A=1.0 is not a size"),
+        ({"A": 1.1}, r"sizes.A=1.1 is not a size; .* a share of all pairs \(1.0: all\)"),
         ({"A": -1}, "sizes.A=-1 is not a size"),
         ({"A": True}, "sizes.A=True is not a size"),
         ({"A": 0}, "no pairs at all"),
