@@ -20,7 +20,6 @@ from dejavu_lit.data.epoch import check_fills_batch, pairs_per_rank
 from dejavu_lit.data.loader import EpochLoader
 from dejavu_lit.data.module import PairDataModule
 from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
-from dejavu_lit.data.settings import Repeat
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.data.splits import seeded_hash
 from dejavu_lit.data.stream import Batch, PairStream, Sample
@@ -124,16 +123,12 @@ class RawDataModule(PairDataModule):
     """The training pairs of one side, streamed from raw shards; V and the captions' words come from the samples."""
 
     def __post_init__(self) -> None:
-        for option, given in (
-            ("data.train_size", self.data.train_size is not None),
-            ("data.repeat", self.data.repeat != Repeat()),
-            ("mitigation.dedup", self.mitigation.dedup),
-        ):
-            if given:
-                raise UserError(
-                    f"{option} needs prepared data; with raw shards (data.shards) lower data.fractions, give data.exclude, or "
-                    "run dejavu prepare data=shards"
-                )
+        self.data.check_options()
+        if self.mitigation.dedup:
+            raise UserError(
+                "mitigation.dedup needs prepared data; with raw shards (data.shards) give data.exclude, or run dejavu prepare "
+                "data=shards"
+            )
         super().__post_init__()
 
     def plan(self, epoch: int, world: int) -> RawPlan:  # type: ignore[override]

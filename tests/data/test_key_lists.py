@@ -105,6 +105,19 @@ def test_keys_in_no_set_are_warned_of(shards: ShardSet, tmp_path: Path, caplog: 
     write_keys(path, "k3", "k33", "p0", "nobody")
     DataSpec("x", str(tmp_path), exclude=str(path)).warn_of_unknown_keys()
     assert f"2 of 4 keys in data.exclude={path} are in no set of the data; the first is 'k33'" in caplog.text
+    caplog.clear()
+    elsewhere = {
+        name: str(write_shards(tmp_path / "elsewhere" / name, [Pair(key, b"", "png", "text")]).folder)
+        for name, key in (("public", "k33"), ("labelled", "nobody"))
+    }
+    DataSpec(
+        "x",
+        str(tmp_path),
+        exclude=str(path),
+        public_sets={"P": "P", "other": elsewhere["public"]},
+        labelled=elsewhere["labelled"],
+    ).warn_of_unknown_keys()
+    assert not caplog.records
 
 
 def test_a_changed_file_of_excluded_keys_is_refused(tmp_path: Path) -> None:
