@@ -236,7 +236,9 @@ def _exclude(keys: dict[str, list[str]], path: Path | None) -> int:
 
 def _pair_sets(job: _Job, scans: Mapping[str, Scan], assignment: Assignment) -> list[PairSet]:
     """The sets to write: those of the main source, then the extra ones without images that are in the former."""
-    sets = [PairSet(name, job.sources[MAIN], scans[MAIN], assignment.rows(name, job.seed)) for name in assignment.sizes]
+    main, order = scans[MAIN], shard_order(scans[MAIN].keys, job.seed)
+    codes = assignment.member[order]
+    sets = [PairSet(n, job.sources[MAIN], main, order[codes == SETS.index(n)]) for n in assignment.sizes]
     for name, source in job.extra.items():
         order = shard_order(scans[name].keys, job.seed)
         sets.append(PairSet(name, source, scans[name], order[assignment.is_new(scans[name])[order]]))

@@ -19,11 +19,11 @@ import numpy as np
 
 from dejavu_lit import __version__
 from dejavu_lit.data.decode import EMPTY_CAPTION, open_image
-from dejavu_lit.data.manifest import MANIFEST, SCHEMA, check_settings
+from dejavu_lit.data.manifest import MANIFEST, SCHEMA, SIZES, check_settings
 from dejavu_lit.data.readers.base import clean_keys
 from dejavu_lit.data.readers.shards import expand_braces, matching_tars
 from dejavu_lit.data.remote import is_remote, local_shard
-from dejavu_lit.data.shards import SIZES, BadPair, Pair, ShardIndex, index_shard, write_shard
+from dejavu_lit.data.shards import BadPair, Pair, ShardIndex, index_shard, write_shard
 from dejavu_lit.data.splits import SETS, seeded_hash
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256, fingerprint, read_json_object, warn_unread, write_json

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from dejavu_lit.data.manifest import SIZES
 from dejavu_lit.data.near_duplicates import content_digest
 from dejavu_lit.data.objects import Annotation, write_objects
 from dejavu_lit.data.readers.base import Reader
 from dejavu_lit.data.scan import Scan
 from dejavu_lit.data.shard_index import images_fingerprint, index_shard
-from dejavu_lit.data.shards import SIZES, BadPair, write_shard
+from dejavu_lit.data.shards import BadPair, write_shard
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256, fingerprint, write_json
 from dejavu_lit.utils.parallel import map_unordered

@@ -178,7 +178,7 @@ def test_listed_keys_that_are_not_in_the_data_are_counted_and_shown(caplog: pyte
 def test_excluded_duplicates_are_reported_for_each_set(caplog: pytest.LogCaptureFixture) -> None:
     groups = np.array([0, 0, 0, 3, 3, 5])
     listed = np.array([H, ANY, A, H, ANY, A], dtype=np.int8)
-    assert count_excluded_duplicates(groups, listed, allowed_sets(groups, listed)) == {"H": 1, "": 2}
+    assert count_excluded_duplicates(listed, *allowed_sets(groups, listed)) == {"H": 1, "": 2}
     assert caplog.messages == [
         "1 pairs of H left out: duplicates of pairs of A",
         "1 pairs that are listed nowhere left out: duplicates of pairs of A",
@@ -186,5 +186,5 @@ def test_excluded_duplicates_are_reported_for_each_set(caplog: pytest.LogCapture
     ]
     caplog.clear()
     alone = np.arange(6)
-    assert count_excluded_duplicates(alone, listed, allowed_sets(alone, listed)) == {}
+    assert count_excluded_duplicates(listed, *allowed_sets(alone, listed)) == {}
     assert not caplog.messages
