@@ -10,11 +10,10 @@ import json
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import atomic, read_json, visible_files, warn_unread, write_json
 from dejavu_lit.utils.progress import progress
 
-__all__ = ["BadPair", "Pair", "ShardIndex", "ShardSet", "index_shard", "read_pairs", "write_shard", "write_shards"]
+__all__ = ["BadPair", "Pair", "ShardIndex", "ShardSet", "index_shard", "read_pairs", "write_shard"]
 
 MAX_SHARD_PAIRS = 1 << 40  # more is a damaged sizes.json
 
@@ -154,16 +153,3 @@ def write_shard(path: Path | str) -> Iterator[Callable[[Pair], None]]:
                 tar.addfile(member, io.BytesIO(data))
 
         yield write
-
-
-def write_shards(folder: Path | str, pairs: Iterable[Pair], pairs_per_shard: int = 1000) -> ShardSet:
-    """Write pairs into numbered shards with their ``sizes.json``, and open them."""
-    folder, sizes, remaining, number = Path(folder), {}, iter(pairs), 0
-    while block := list(islice(remaining, pairs_per_shard)):
-        with write_shard(folder / f"{number:05d}.tar") as write:
-            for pair in block:
-                write(pair)
-        sizes[f"{number:05d}.tar"] = len(block)
-        number += 1
-    write_json(folder / SIZES, sizes)
-    return ShardSet.open(folder)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.shards import write_shards
 from dejavu_lit.data.key_lists import (
     count_excluded_duplicates,
     keys_fingerprint,
@@ -19,7 +20,7 @@ from dejavu_lit.data.key_lists import (
 )
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.readers.base import clean_keys
-from dejavu_lit.data.shards import Pair, ShardSet, write_shards
+from dejavu_lit.data.shards import Pair, ShardSet
 from dejavu_lit.data.splits import ANY, SETS, allowed_sets
 from dejavu_lit.utils.errors import UserError
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.shards import write_shards
 from dejavu_lit.cli.options import Prepare
 from dejavu_lit.cli.prepare import prepare
 from dejavu_lit.data.prepare import prepare as prepare_pairs
@@ -19,7 +20,7 @@ from dejavu_lit.data.raw_shards import RawShards, write_samples
 from dejavu_lit.data.raw_stream import RawDataModule
 from dejavu_lit.data.readers.shards import ShardReader
 from dejavu_lit.data.settings import LoaderSettings, Repeat
-from dejavu_lit.data.shards import Pair, ShardSet, index_shard, read_pairs, write_shards
+from dejavu_lit.data.shards import Pair, ShardSet, index_shard, read_pairs
 from dejavu_lit.data.splits import SETS, seeded_hash
 from dejavu_lit.evaluation.run import changed_data
 from dejavu_lit.evaluation.settings import DataChanges

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.shards import write_shards
 from dejavu_lit.data import shard_index
-from dejavu_lit.data.shards import BadPair, Pair, ShardSet, index_shard, read_pairs, write_shard, write_shards
+from dejavu_lit.data.shards import BadPair, Pair, ShardSet, index_shard, read_pairs, write_shard
 from dejavu_lit.utils.errors import UserError
 from tests.data.images import encoded, sample_image
 

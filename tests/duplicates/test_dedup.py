@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from benchmarks.shards import write_shards
 from dejavu_lit.data.key_lists import read_keys
 from dejavu_lit.data.readers.scenes import SceneReader
-from dejavu_lit.data.shards import Pair, ShardSet, index_shard, write_shard, write_shards
+from dejavu_lit.data.shards import Pair, ShardSet, index_shard, write_shard
 from dejavu_lit.duplicates.dedup import dedup, keys_to_exclude, shared_counts
 from dejavu_lit.duplicates.examples import Images
 from dejavu_lit.duplicates.settings import DuplicateCriteria
