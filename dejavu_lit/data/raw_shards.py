@@ -248,8 +248,8 @@ def _draw(
         member: int8 [n], the set of each pair of the shard; room: {set: how many more it takes}; done: {set: how many of
             its pairs in this shard were read before}, is updated.
     """
-    rest = {name: np.flatnonzero(member == SETS.index(name))[done[name] :].tolist() for name in room if room[name]}
-    positions = sorted(chain.from_iterable(rest.values()))
+    rest = (np.flatnonzero(member == SETS.index(name))[done[name] :].tolist() for name in room if room[name])
+    positions = sorted(chain.from_iterable(rest))
     for position, pair in zip(positions, index.pairs(positions), strict=True):
         name = SETS[member[position]]
         if not room[name]:

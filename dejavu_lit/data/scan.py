@@ -166,7 +166,7 @@ def hash_images(
     with progress(None, what, total=total, unit="pair", done=done) as bar:
         for count in map_unordered(_hash_part, (read, perceptual), unread, workers):
             bar.update(count)
-    contents, reasons, start = [_unread(0)], dict[int, str](), 0
+    contents, reasons, start = [_blank(0)], dict[int, str](), 0
     for part in parts:
         if (content := _load(part)) is None:
             raise UserError(f"{part.path} was damaged while it was read; start the same command again")
@@ -221,7 +221,7 @@ def _load(part: Part) -> dict[str, np.ndarray] | None:
     return arrays if is_current else None
 
 
-def _unread(count: int) -> dict[str, np.ndarray]:
+def _blank(count: int) -> dict[str, np.ndarray]:
     """The arrays of ``count`` pairs of which nothing is known yet."""
     return {
         "digests": np.zeros((count, 2), dtype=np.uint64),
@@ -244,7 +244,7 @@ def _hash_part(job: tuple[Read, bool], unread: tuple[Part, Sequence[int]]) -> in
     """Hash the images in some rows of a part and save it; returns their number."""
     (read, perceptual), (part, rows) = job, unread
     known = _load(part) if len(rows) < part.count else None
-    content = known or _unread(part.count)
+    content = known or _blank(part.count)
     reasons = content["reasons"].tolist()  # why a pair is not usable
     for row, pair in zip(rows, read(part.pairs, rows), strict=True):
         try:
