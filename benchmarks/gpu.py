@@ -27,10 +27,11 @@ import numpy as np
 import open_clip
 import torch
 from embedding import photograph
+from shards import write_shards  # beside this one
 from torch.utils.flop_counter import FlopCounterMode
 from training import model_options
 
-from dejavu_lit.data.shards import Pair, write_shards
+from dejavu_lit.data.shards import Pair
 from dejavu_lit.evaluation.embed import embed
 from dejavu_lit.evaluation.search import search
 from dejavu_lit.models.zoo import load_encoder

@@ -22,12 +22,13 @@ import open_clip
 import torch
 import webdataset
 from embedding import photograph  # the benchmark beside this one
+from shards import write_shards  # beside this one
 from torch.utils.data import DataLoader
 
 from dejavu_lit.data.module import PairDataModule
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.settings import LoaderSettings
-from dejavu_lit.data.shards import Pair, ShardSet, index_shard, write_shards
+from dejavu_lit.data.shards import Pair, ShardSet, index_shard
 from dejavu_lit.models.preprocess import Preprocess
 
 BATCH = 50

@@ -53,9 +53,10 @@ PRECISIONS = {"fp32": ("fp32", "32-true"), "bf16": ("amp_bf16", "bf16-mixed")}  
 
 def write_data(folder: Path, pairs: int) -> None:
     """Generated scenes, the embedded default data, as set A in eight shards."""
+    from shards import write_shards  # beside this one
+
     from dejavu_lit.data.manifest import MANIFEST
     from dejavu_lit.data.readers.scenes import SceneReader
-    from dejavu_lit.data.shards import write_shards
     from dejavu_lit.utils.io import write_json
 
     reader = SceneReader(pairs)

@@ -7,9 +7,10 @@ from hydra.core.hydra_config import HydraConfig
 from dejavu_lit.cli.app import command
 from dejavu_lit.cli.options import Annotate
 from dejavu_lit.cli.processes import device, parse_share, processes
+from dejavu_lit.data.manifest import SIZES
 from dejavu_lit.data.prepared import DataSpec, ready
 from dejavu_lit.data.remote import is_remote, source
-from dejavu_lit.data.shards import SIZES, ShardSet
+from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.data.splits import SETS
 from dejavu_lit.objects.annotators import ANNOTATORS
 from dejavu_lit.utils.errors import UserError, suggest
@@ -106,14 +107,14 @@ def _compare(data: DataSpec, sets: dict[str, ShardSet], names: list[str], thresh
 
 
 def open_sets(data: DataSpec, names: list[str] | None) -> dict[str, ShardSet]:
-    """{name: shards} of the sets of a data folder, A, B, H, P and V before the others, and of folders elsewhere.
+    """{name: shards} of the sets of a data folder, A, B, H, V and P before the others, and of folders elsewhere.
 
     Raises:
         UserError: no set at all, or an unknown one.
     """
     # Of remote data only the shards that were read are here, but the sizes of all sets.
     files = visible_files(data.folder, f"*/{SIZES}" if source(data.folder) else "*/*.tar")
-    available = sorted({path.parent.name for path in files}, key=lambda n: (n not in SETS, n))
+    available = sorted({path.parent.name for path in files}, key=lambda n: ([*SETS, n].index(n), n))
     if not (selected := available if names is None else names):
         raise UserError(f"sets= is empty; {data.folder} has {', '.join(available) or 'none'}")
     folders: dict[str, Path] = {}

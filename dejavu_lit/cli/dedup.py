@@ -7,7 +7,6 @@ from dejavu_lit.cli.annotate import open_sets
 from dejavu_lit.cli.app import command
 from dejavu_lit.cli.options import Dedup
 from dejavu_lit.data.prepared import ready
-from dejavu_lit.data.splits import SETS
 from dejavu_lit.evaluation.run import check_model
 from dejavu_lit.utils.config import to_plain
 from dejavu_lit.utils.errors import UserError
@@ -28,10 +27,6 @@ def dedup(settings: Dedup, out: Path) -> None:
     data.check()
     data.warn_of_unknown_keys()
     sets = open_sets(data, settings.sets)
-    if settings.sets is None:
-        sets = {
-            name: sets[name] for name in sorted(sets, key=lambda n: (n not in SETS, SETS.index(n) if n in SETS else n))
-        }
     unsaved = ("out", "workers", "device", "force")
     saved = {name: value for name, value in to_plain(replace(settings, data=data)).items() if name not in unsaved}
     from dejavu_lit.duplicates.dedup import EXAMPLES, LIST, REPORT
@@ -45,7 +40,8 @@ def dedup(settings: Dedup, out: Path) -> None:
     print("across sets: " + (", ".join(f"{n} of {a} also in {b}" for (a, b), n in across.items()) or "none"))
     if report["exclude"]["file"]:
         print(f"{report['exclude']['keys']} keys to exclude: data.exclude={out / LIST}")
-        print_next(f"open {out / EXAMPLES}    # the least similar pairs", f"dejavu train … data.exclude={out / LIST}")
+        look = [f"open {out / EXAMPLES}    # the least similar pairs"] if (out / EXAMPLES).is_file() else []
+        print_next(*look, f"dejavu train … data.exclude={out / LIST}")
     else:
         print("no keys to exclude: one group has more than half of a set (force=true lists them all the same)")
 

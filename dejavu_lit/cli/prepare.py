@@ -28,7 +28,7 @@ def prepare(settings: Prepare, out: Path | None = None) -> Path:
                 "of a key decides its set; drop the option, or run dejavu prepare data=shards"
             )
     for option, given in (("data.exclude", data.exclude), ("keys", any(settings.keys.values()))):
-        if given and data.dir is None:
+        if given and data.dir is None and data.shards is None:  # raw shards: the folder's name says which
             raise UserError(f"{option} changes what is prepared, so name the folder: data.dir=OUT")
     prepare_data(
         data,

@@ -10,7 +10,7 @@ from dejavu_lit.data.key_lists import count_excluded_duplicates, listed_sets
 from dejavu_lit.data.manifest import GROUPS
 from dejavu_lit.data.near_duplicates import HASH, count_duplicates, exact_groups, named_groups, near_groups
 from dejavu_lit.data.scan import Scan
-from dejavu_lit.data.splits import SETS, UNUSED, allowed_sets, set_sizes, shard_order, split
+from dejavu_lit.data.splits import SETS, UNUSED, allowed_sets, set_sizes, split
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,6 @@ class Assignment:
     member: np.ndarray
     sizes: dict[str, int]
     excluded: dict[str, int]
-
-    def rows(self, name: str, seed: int) -> np.ndarray:
-        """The rows of a set's pairs, int64, in the order of writing."""
-        order = shard_order(self.scan.keys, seed)
-        rows: np.ndarray = order[self.member[order] == SETS.index(name)]
-        return rows
 
     def is_new(self, extra: Scan) -> np.ndarray:
         """Whether the image of each pair of an extra source is in no set, bool [n]."""
@@ -86,8 +80,8 @@ def assign(
     exact = exact_groups(scan.digests)
     groups = exact if distance is None else near_groups(exact, scan.hashes, scan.hashed, distance)[0]
     listed = listed_sets(members, scan.keys)
-    allowed = allowed_sets(groups, listed)
-    excluded = count_excluded_duplicates(groups, listed, allowed)
+    allowed, owner = allowed_sets(groups, listed)
+    excluded = count_excluded_duplicates(listed, allowed, owner)
     counts = set_sizes(sizes, len(scan.keys), count_by_set(members, allowed), sum(excluded.values()))
     member = split(scan.keys, groups, counts, seed, allowed)
     return Assignment(scan, distance, exact, groups, member, counts, excluded)

@@ -54,10 +54,7 @@ def first_words(caption: str, limit: int | None) -> str:
 
 def mask_words(caption: str, probability: float, seed: int, epoch: int, key: str) -> str:
     """Drop each word independently with ``probability`` (0 ≤ p < 1); if none is left, one drawn uniformly stays."""
-    if probability == 0:
-        return caption
-    words = split_words(caption)
-    if not words:
+    if probability == 0 or not (words := split_words(caption)):
         return caption
     draw = random.Random(f"{seed}/{epoch}/{key}")
     remaining = [word for word in words if draw.random() >= probability]

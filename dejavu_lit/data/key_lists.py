@@ -5,7 +5,7 @@
 """
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -47,19 +47,18 @@ def keys_fingerprint(keys: Collection[str]) -> str:
     return fingerprint(sorted(set(keys)))
 
 
-def positions_of(shards: ShardSet, keys: Collection[str]) -> dict[int, tuple[int, ...]]:
+def positions_of(shards: ShardSet, keys: Set[str]) -> dict[int, tuple[int, ...]]:
     """{shard: positions} of those of ``keys`` that are in the set; without keys no shard is opened."""
     if not keys:
         return {}
-    lookup = keys if isinstance(keys, set | frozenset) else set(keys)
     positions = {
-        shard: tuple(position for position, key in enumerate(shards.index(shard).keys) if key in lookup)
+        shard: tuple(position for position, key in enumerate(shards.index(shard).keys) if key in keys)
         for shard in range(len(shards.names))
     }
     return {shard: matches for shard, matches in positions.items() if matches}
 
 
-def prefix(shards: ShardSet, limit: int | None, excluded: Collection[str]) -> tuple[list[str], int]:
+def prefix(shards: ShardSet, limit: int | None, excluded: Set[str]) -> tuple[list[str], int]:
     """The first ``limit`` keys of a set (all by default) that are not excluded, and how many of its pairs they span.
 
     Raises:
@@ -178,26 +177,23 @@ def listed_sets(lists: Mapping[str, Sequence[str]], keys: Sequence[str]) -> np.n
     return np.fromiter((codes.get(key, ANY) for key in keys), dtype=np.int8, count=len(keys))
 
 
-def count_excluded_duplicates(groups: np.ndarray, listed: np.ndarray, allowed: np.ndarray) -> dict[str, int]:
+def count_excluded_duplicates(listed: np.ndarray, allowed: np.ndarray, owner: np.ndarray) -> dict[str, int]:
     """{set: how many of its listed pairs are left out as duplicates of another set's}, with a warning for each.
 
     The key "" counts the pairs that are listed nowhere.
 
     Args:
-        groups, listed: int [n], as ``allowed_sets`` takes them; allowed: int8 [n], its result.
+        listed: int8 [n], as ``allowed_sets`` takes it; allowed, owner: int8 [n], its results.
     """
-    set_of_root = np.full(len(groups), ANY, dtype=np.int8)
-    np.maximum.at(set_of_root, groups, allowed)
-    set_of_group = set_of_root[groups]
     counts = {}
     for code in (*range(len(SETS)), ANY):
         excluded = (allowed == NONE) & (listed == code)
         counts[SETS[code] if code != ANY else ""] = int(excluded.sum())
-        for owner in np.unique(set_of_group[excluded]).tolist():
+        for first in np.unique(owner[excluded]).tolist():
             log.warning(
                 "%d pairs %s left out: duplicates of pairs of %s",
-                (excluded & (set_of_group == owner)).sum(),
+                (excluded & (owner == first)).sum(),
                 f"of {SETS[code]}" if code != ANY else "that are listed nowhere",
-                SETS[owner],
+                SETS[first],
             )
     return {name: count for name, count in counts.items() if count}

@@ -9,6 +9,7 @@ from dejavu_lit.utils.io import read_json_object
 from dejavu_lit.utils.run_directory import first_difference
 
 MANIFEST = "manifest.json"
+SIZES = "sizes.json"  # of a set: {shard: number of pairs}
 SCHEMA = 1
 GROUPS = "groups"  # in "duplicates": {set: [[key, …], …]}, each group sorted
 

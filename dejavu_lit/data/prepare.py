@@ -49,7 +49,7 @@ def prepare(
     """Write ``out/{A,B,H,V,P}/``, ``out/objects/NAME/SET/`` if the reader has objects, and ``out/manifest.json``.
 
     Args:
-        sizes: {set: number of pairs (int), share of all usable pairs (float below 1), or None for all that ``keys`` lists}.
+        sizes: {set: number of pairs (int), share of all usable pairs (float, 1.0: all), or None for all that ``keys`` lists}.
         seed: of the splits.
         near_duplicates: images whose perceptual hashes differ in at most this many of 64 bits count as one image and
             stay in one set; None: only images of the same bytes do.
@@ -191,9 +191,10 @@ def _finished_manifest(out: Path, settings: dict[str, Any]) -> dict[str, Any] | 
         raise UserError(
             f"{out} contains {foreign[0]!r}, which this command did not write; choose another data.dir= or remove it"
         )
-    if unfinished.exists():
-        for part in out.rglob(".*.part"):
-            part.unlink()
+    if unfinished.exists():  # other commands may write beside them
+        for name in (UNFINISHED, *SETS, "objects", *settings["extra"]):
+            for part in (out / name).rglob(".*.part"):
+                part.unlink()
     return None
 
 
@@ -201,6 +202,9 @@ def _read_keys(sources: Mapping[str, Reader]) -> dict[str, list[str]]:
     """{source: its keys, sorted}."""
     keys = {name: sorted(source.keys()) for name, source in sources.items()}
     for name, source_keys in keys.items():
+        if not source_keys:
+            option = f"data.extra.{name}" if name else "data.reader"
+            raise UserError(f"the {sources[name].name} source has no pairs; check {option}")
         if bad := [key for key in source_keys if not key or "." in key or "/" in key]:
             raise UserError(
                 f"the {sources[name].name} source has a key {bad[0]!r}; keys must be non-empty, without dots and slashes"
@@ -232,7 +236,9 @@ def _exclude(keys: dict[str, list[str]], path: Path | None) -> int:
 
 def _pair_sets(job: _Job, scans: Mapping[str, Scan], assignment: Assignment) -> list[PairSet]:
     """The sets to write: those of the main source, then the extra ones without images that are in the former."""
-    sets = [PairSet(name, job.sources[MAIN], scans[MAIN], assignment.rows(name, job.seed)) for name in assignment.sizes]
+    main, order = scans[MAIN], shard_order(scans[MAIN].keys, job.seed)
+    codes = assignment.member[order]
+    sets = [PairSet(n, job.sources[MAIN], main, order[codes == SETS.index(n)]) for n in assignment.sizes]
     for name, source in job.extra.items():
         order = shard_order(scans[name].keys, job.seed)
         sets.append(PairSet(name, source, scans[name], order[assignment.is_new(scans[name])[order]]))

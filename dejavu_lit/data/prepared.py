@@ -21,6 +21,9 @@ from dejavu_lit.utils.io import fingerprint, locked, read_json_object, visible_f
 
 log = logging.getLogger(__name__)
 
+# Options that act only if ``shards`` is given, or only if it is not.
+OF_RAW_SHARDS = ("fractions", "pairs", "shuffle", "resampled")
+OF_PREPARED_DATA = ("train_size", "repeat", "half", "near_duplicates", "reader", "extra")
 PREPARED_SPLIT = (0,)  # ``DataSpec.deal`` of everything but random halves
 TRAINED_ON = {"target": "A", "reference": "B"}  # the set that each side trains on
 
@@ -68,7 +71,7 @@ class DataSpec:
     half: int = 0
     """Which random half: 0 is the prepared split, in half j the pairs of A and B are dealt to them anew."""
     sizes: dict[str, int | float | None] = field(default_factory=dict)
-    """{set: number of pairs, share below 1, or null for all that its list in keys names}."""
+    """{set: number of pairs, share of all (1.0: all), or null for all that its list in keys names}."""
     near_duplicates: int | None = 6
     """Images whose perceptual hashes differ in at most this many of 64 bits stay in one set; null: exact copies only."""
     automatic: bool = False
@@ -122,6 +125,19 @@ class DataSpec:
         """Whether this is ``automatic`` data that does not exist yet."""
         return self.automatic and not (self.folder / MANIFEST).is_file()
 
+    def check_options(self) -> None:
+        """Raise UserError for an option that has no effect: one of raw shards for prepared data, or the other way round."""
+        defaults = DataSpec(self.name)
+        for name in OF_RAW_SHARDS if self.shards is None else OF_PREPARED_DATA:
+            if getattr(self, name) == getattr(defaults, name):
+                continue
+            if self.shards is None:
+                raise UserError(f"data.{name} needs raw shards; give data.shards=, or drop the option")
+            raise UserError(
+                f"data.{name} needs prepared data; with raw shards (data.shards) lower data.fractions, give data.exclude, or "
+                "run dejavu prepare data=shards"
+            )
+
     def check(self) -> None:
         """Raise UserError if the folder is not given, was not prepared, or by a version with another schema."""
         self.check_dir()
@@ -156,10 +172,11 @@ class DataSpec:
         """Warn if keys in ``exclude`` are in no set; remote data is not checked, since that would copy all of it."""
         if not self.excluded or self.shards is not None or (self.dir is not None and is_remote(self.dir)):
             return
-        folders = dict.fromkeys(path.parent for path in visible_files(self.folder, "*/*.tar"))
-        public = [Path(self.public)] if self.public not in self.public_sets and Path(self.public).is_dir() else []
+        named = (*self.public_sets.values(), self.public_sets.get(self.public, self.public), self.labelled)
+        elsewhere = [path for name in named if name for path in visible_files(self.set_folder(name), "*.tar")]
+        folders = dict.fromkeys(path.parent for path in (*visible_files(self.folder, "*/*.tar"), *elsewhere))
         unknown = set(self.excluded)
-        for shards in map(ShardSet.open, (*folders, *public)):
+        for shards in map(ShardSet.open, folders):
             for shard in range(len(shards.names)) if unknown else ():  # all keys of a set may not fit into memory
                 unknown.difference_update(shards.index(shard).keys)
         if unknown:
@@ -285,10 +302,11 @@ def prepare_data(spec: DataSpec, wait: bool = True, **options: Any) -> None:
         options: further arguments of ``prepare``.
 
     Raises:
-        UserError: no reader, a remote folder, or what ``prepare`` raises.
+        UserError: no reader, an option without effect, a remote folder, or what ``prepare`` raises.
     """
     from dejavu_lit.data.prepare import prepare  # loads scipy, which nothing else here needs
 
+    spec.check_options()
     if spec.reader is None and spec.shards is None:
         raise UserError(f"data={spec.name} has no reader; choose data=coco, folder, table or shards to prepare from")
     spec.check_dir()

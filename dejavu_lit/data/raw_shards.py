@@ -19,11 +19,11 @@ import numpy as np
 
 from dejavu_lit import __version__
 from dejavu_lit.data.decode import EMPTY_CAPTION, open_image
-from dejavu_lit.data.manifest import MANIFEST, SCHEMA, check_settings
+from dejavu_lit.data.manifest import MANIFEST, SCHEMA, SIZES, check_settings
 from dejavu_lit.data.readers.base import clean_keys
 from dejavu_lit.data.readers.shards import expand_braces, matching_tars
 from dejavu_lit.data.remote import is_remote, local_shard
-from dejavu_lit.data.shards import SIZES, BadPair, Pair, ShardIndex, index_shard, write_shard
+from dejavu_lit.data.shards import BadPair, Pair, ShardIndex, index_shard, write_shard
 from dejavu_lit.data.splits import SETS, seeded_hash
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256, fingerprint, read_json_object, warn_unread, write_json
@@ -77,8 +77,7 @@ class RawShards:
         """
         manifest = read_json_object(out / MANIFEST)
         known = manifest.get("settings", {})
-        now = {name: value for name, value in self.settings.items() if name in known}
-        check_settings(out, now, {name: known[name] for name in now})
+        check_settings(out, self.settings, {name: known.get(name) for name in self.settings})
         if manifest.get("files", self.files) != self.files:
             raise UserError(
                 f"data.shards has other shards than when the samples in {out} were drawn (a name, size or time differs); "
@@ -122,30 +121,26 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
     """Write ``sizes`` pairs of each set into the prepared folder ``out``, unless they are there.
 
     The shards are read in a seeded order until the samples are complete; no shard gives more than its LEAST_SHARDS-th part
-    of a sample. A pair that does not decode, or has no caption and is not of P, is skipped and counted.
+    of a sample, unless the others have too few. A pair that does not decode, or has no caption and is not of P, is skipped
+    and counted.
 
     Raises:
-        UserError: a size that is not a whole number, fewer pairs than asked for, another sample or foreign sets in ``out``,
-            or shards that changed since it was drawn.
+        UserError: a size that is not a whole number, fewer pairs than asked for, or another sample or foreign sets in
+            ``out``.
     """
     wanted: dict[str, int] = {}
     for name, size in sizes.items():
+        if size == 0:
+            continue
         if not isinstance(size, int) or size < 1 or name not in raw.fractions:
             raise UserError(
                 f"data.sizes.{name}={size} must be a number of pairs of one of the sets of data.fractions: "
                 f"{', '.join(raw.fractions)}"
             )
         wanted[name] = size
-    settings = {
-        "shards": fingerprint(raw.addresses),
-        "fractions": raw.settings["fractions"],
-        "sizes": wanted,
-        "seed": raw.settings["seed"],
-        "exclude": raw.settings["exclude"],
-    }
+    settings = {"shards": fingerprint(raw.addresses), "sizes": wanted, **raw.settings}
     if (out / MANIFEST).is_file():
         check_settings(out, settings, read_json_object(out / MANIFEST, SCHEMA).get("settings", {}))
-        raw.check_samples(out)
         return
     _clear_unfinished(out)
     write_json(out / UNFINISHED, {"sets": list(wanted)})
@@ -207,8 +202,19 @@ def _fill(
     Pairs that are not usable are counted in ``skipped``, the opened shards' members that belong to no pair in ``unread``.
     """
     counts: list[dict[str, int]] = []
+    read: list[Counter[str]] = []  # {set: how many of its pairs were read} of each shard that was opened
     keys: set[str] = set()
     excluded = 0
+
+    def draw(index: ShardIndex, member: np.ndarray, room: dict[str, int], done: Counter[str]) -> None:
+        for name, pair in _draw(index, member, room, done, skipped):
+            key = clean_keys([pair.key])[0]
+            if key in keys:
+                raise UserError(f"the key {key!r} occurs twice in data.shards; make keys unique over all shards")
+            keys.add(key)
+            samples[name].add(replace(pair, key=key))
+            bar.update()
+
     with progress(None, "drawing samples", total=sum(s.size for s in samples.values()), unit="pair") as bar:
         for address in addresses:
             if not any(s.missing for s in samples.values()) and (len(counts) >= COUNTED_SHARDS or is_remote(address)):
@@ -218,13 +224,12 @@ def _fill(
             member = raw.sets(index.keys)
             excluded += int(raw.is_excluded(index.keys).sum()) if raw.excluded else 0
             counts.append({name: int((member == SETS.index(name)).sum()) for name in raw.fractions})
-            for name, pair in _draw(index, member, samples, skipped):
-                key = clean_keys([pair.key])[0]
-                if key in keys:
-                    raise UserError(f"the key {key!r} occurs twice in data.shards; make keys unique over all shards")
-                keys.add(key)
-                samples[name].add(replace(pair, key=key))
-                bar.update()
+            read.append(Counter())
+            draw(index, member, {name: min(s.quota, s.missing) for name, s in samples.items()}, read[-1])
+        for address, count, done in zip(addresses, counts, read, strict=False):  # what was beyond the quota
+            if any(s.missing and count[name] > done[name] for name, s in samples.items()):
+                index = index_shard(local_shard(address))
+                draw(index, raw.sets(index.keys), {name: s.missing for name, s in samples.items()}, done)
     if raw.excluded and not excluded:
         log.warning(
             "none of the %d keys in data.exclude is in the %d shards that were opened (of %d); it lists %r, the shards have "
@@ -235,16 +240,21 @@ def _fill(
 
 
 def _draw(
-    index: ShardIndex, member: np.ndarray, samples: Mapping[str, "_Sample"], skipped: Counter[str]
+    index: ShardIndex, member: np.ndarray, room: dict[str, int], done: Counter[str], skipped: Counter[str]
 ) -> Iterator[tuple[str, Pair]]:
-    """(set, pair) of the usable pairs that one shard gives to the samples; others are counted in ``skipped``."""
-    room = {name: min(sample.quota, sample.missing) for name, sample in samples.items()}
-    wanted = np.isin(member, [SETS.index(name) for name in room if room[name]])
-    positions = np.flatnonzero(wanted).tolist()
+    """(set, pair) of the usable pairs that one shard gives to the samples; others are counted in ``skipped``.
+
+    Args:
+        member: int8 [n], the set of each pair of the shard; room: {set: how many more it takes}; done: {set: how many of
+            its pairs in this shard were read before}, is updated.
+    """
+    rest = (np.flatnonzero(member == SETS.index(name))[done[name] :].tolist() for name in room if room[name])
+    positions = sorted(chain.from_iterable(rest))
     for position, pair in zip(positions, index.pairs(positions), strict=True):
         name = SETS[member[position]]
         if not room[name]:
             continue
+        done[name] += 1
         try:
             yield name, _usable(pair, needs_caption=name != "P")
         except BadPair as reason:

@@ -8,7 +8,7 @@ another epoch. How often a pair is seen is therefore an expectation.
 
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count, islice
 from typing import Any
 
@@ -16,11 +16,10 @@ import numpy as np
 from torch.utils.data import get_worker_info
 from webdataset import DataPipeline, SimpleShardList, batched, shuffle
 
-from dejavu_lit.data.epoch import check_fills_batch, pairs_per_rank
+from dejavu_lit.data.epoch import EpochPlan, epoch_plan, pairs_per_rank
 from dejavu_lit.data.loader import EpochLoader
 from dejavu_lit.data.module import PairDataModule
 from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
-from dejavu_lit.data.settings import Repeat
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.data.splits import seeded_hash
 from dejavu_lit.data.stream import Batch, PairStream, Sample
@@ -30,32 +29,6 @@ MAX_SKIPPED = 1000  # unreadable pairs in a row, counted again in every pass
 RawPair = tuple[int, str, Pair | BadPair]  # hash of the key, key, pair
 
 
-@dataclass(frozen=True)
-class RawPlan:
-    """How much every rank reads in an epoch; the counterpart of ``EpochPlan``."""
-
-    pairs: int
-    """Pairs in the set, known or estimated."""
-    seed: int
-    """Of the order; the pairs' draws use it too."""
-    epoch: int
-    """Counted from 0."""
-    world: int
-    """Number of ranks."""
-    workers: int
-    """Loader processes per rank; 0 counts as 1."""
-    batch: int
-    """Pairs per rank and step."""
-
-    def __post_init__(self) -> None:
-        check_fills_batch(self.pairs, self.world, self.batch)
-
-    @property
-    def steps(self) -> int:
-        """The number of batches of every rank."""
-        return self.pairs // (self.world * self.batch)
-
-
 class RawStream(PairStream):
     """The batches of one rank. ``index`` of a batch holds hashes of the keys.
 
@@ -63,8 +36,6 @@ class RawStream(PairStream):
         data: the raw shards and how they are shuffled; name: the set that is trained on; options: as ``PairStream`` takes
             them, without a cache.
     """
-
-    plan: RawPlan  # type: ignore[assignment]
 
     def __init__(self, data: DataSpec, name: str, *options: Any) -> None:
         super().__init__(*options)
@@ -124,20 +95,20 @@ class RawDataModule(PairDataModule):
     """The training pairs of one side, streamed from raw shards; V and the captions' words come from the samples."""
 
     def __post_init__(self) -> None:
-        for option, given in (
-            ("data.train_size", self.data.train_size is not None),
-            ("data.repeat", self.data.repeat != Repeat()),
-            ("mitigation.dedup", self.mitigation.dedup),
-        ):
-            if given:
-                raise UserError(
-                    f"{option} needs prepared data; with raw shards (data.shards) lower data.fractions, give data.exclude, or "
-                    "run dejavu prepare data=shards"
-                )
+        self.data.check_options()
+        if self.mitigation.dedup:
+            raise UserError(
+                "mitigation.dedup needs prepared data; with raw shards (data.shards) give data.exclude, or run dejavu prepare "
+                "data=shards"
+            )
         super().__post_init__()
 
-    def plan(self, epoch: int, world: int) -> RawPlan:  # type: ignore[override]
-        """How much an epoch reads on ``world`` ranks; raises UserError if there are fewer shards than loader processes."""
+    def plan(self, epoch: int, world: int) -> EpochPlan:
+        """How much an epoch reads on ``world`` ranks, with one shard that stands for all.
+
+        Raises:
+            UserError: fewer shards than loader processes.
+        """
         parts, shards = world * max(self.loader.workers, 1), len(self.data.raw_shards().addresses)
         if shards < parts and not self.data.resampled:
             raise UserError(
@@ -145,13 +116,13 @@ class RawDataModule(PairDataModule):
                 "trainer.loader.workers or trainer.devices, or set data.resampled=true"
             )
         pairs = self.data.training_pairs(self.side)
-        return RawPlan(pairs, self.seed, epoch, world, self.loader.workers, pairs_per_rank(self.batch, world))
+        return epoch_plan([pairs], self.seed, epoch, world, self.loader.workers, pairs_per_rank(self.batch, world))
 
     def exposure(self, batches: int, world: int) -> dict[str, Any]:
         """For run.json: the number of training pairs, and how often they are expected to have been seen."""
         plan = self.plan(0, world)
-        mean = batches * world * plan.batch / plan.pairs
-        return {"train_size": plan.pairs, "exposure": {"mean": mean, "min": None, "max": None}}
+        mean = batches * world * plan.batch / plan.entries
+        return {"train_size": plan.entries, "exposure": {"mean": mean, "min": None, "max": None}}
 
     def setup(self, stage: str) -> None:
         """Check the captions of the sample of the training set."""

@@ -26,12 +26,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from dejavu_lit.data.download import check_complete, check_permission, download, number_of_environment
+from dejavu_lit.data.manifest import MANIFEST, SIZES
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import atomic, fingerprint, locked, read_json, read_json_object, write_json
 
 STATE = "remote.json"  # in the mirror: its source
-MANIFEST = "manifest.json"
-SIZES = "sizes.json"
 ATTEMPTS = 3
 MAX_SET_NAME_CHARS = 100
 PAUSE = 0.25  # seconds; retry n waits PAUSE · 4ⁿ

@@ -99,9 +99,10 @@ def _report(source: str, pairs: int, skipped: dict[str, list[str]], max_skipped:
     count = sum(map(len, skipped.values()))
     if count > max(TOLERATED, max_skipped * pairs) or count == pairs:
         reason, keys = max(skipped.items(), key=lambda item: len(item[1]))
+        remedy = "" if count == pairs else ", or allow a larger share with max_skipped="
         raise UserError(
             f"{count} of {pairs} pairs of the {source} source cannot be used, most often because {reason} "
-            f"({len(keys)}, e.g. {keys[0]}); check the source, or allow a larger share with max_skipped="
+            f"({len(keys)}, e.g. {keys[0]}); check the source{remedy}"
         )
 
 
@@ -165,7 +166,7 @@ def hash_images(
     with progress(None, what, total=total, unit="pair", done=done) as bar:
         for count in map_unordered(_hash_part, (read, perceptual), unread, workers):
             bar.update(count)
-    contents, reasons, start = [], dict[int, str](), 0
+    contents, reasons, start = [_blank(0)], dict[int, str](), 0
     for part in parts:
         if (content := _load(part)) is None:
             raise UserError(f"{part.path} was damaged while it was read; start the same command again")
@@ -180,6 +181,8 @@ def hash_sets(sets: Mapping[str, ShardSet], folder: Path, perceptual: bool, work
     parts = []
     for name, shards in sets.items():
         for shard, size in zip(shards.names, shards.sizes, strict=True):
+            if not size:  # img2dataset leaves such shards
+                continue
             path = shards.folder / shard
             open_shard(path).close()  # a shard that was evicted from a mirror has no state
             identity = fingerprint([file_state(path), HASH if perceptual else None])
@@ -218,6 +221,18 @@ def _load(part: Part) -> dict[str, np.ndarray] | None:
     return arrays if is_current else None
 
 
+def _blank(count: int) -> dict[str, np.ndarray]:
+    """The arrays of ``count`` pairs of which nothing is known yet."""
+    return {
+        "digests": np.zeros((count, 2), dtype=np.uint64),
+        "hashes": np.zeros(count, dtype=np.uint64),
+        "hashed": np.zeros(count, dtype=bool),
+        "captions": np.ones(count, dtype=np.int32),
+        "usable": np.zeros(count, dtype=bool),
+        "reasons": np.full(count, ""),
+    }
+
+
 def _unread_rows(part: Part, retry: bool) -> list[int]:
     """The rows of a part that are to be read: all if it is missing, with ``retry`` those that were not usable."""
     if (content := _load(part)) is None:
@@ -229,13 +244,7 @@ def _hash_part(job: tuple[Read, bool], unread: tuple[Part, Sequence[int]]) -> in
     """Hash the images in some rows of a part and save it; returns their number."""
     (read, perceptual), (part, rows) = job, unread
     known = _load(part) if len(rows) < part.count else None
-    content = known or {
-        "digests": np.zeros((part.count, 2), dtype=np.uint64),
-        "hashes": np.zeros(part.count, dtype=np.uint64),
-        "hashed": np.zeros(part.count, dtype=bool),
-        "captions": np.ones(part.count, dtype=np.int32),
-        "reasons": np.full(part.count, ""),
-    }
+    content = known or _blank(part.count)
     reasons = content["reasons"].tolist()  # why a pair is not usable
     for row, pair in zip(rows, read(part.pairs, rows), strict=True):
         try:

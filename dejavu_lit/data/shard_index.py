@@ -216,6 +216,13 @@ def _members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tuple[str, ...]]]:
                 yield member, parts
             if os.pread(file.fileno(), 512, end) != bytes(512):
                 raise UserError(f"{path} is cut short (it has no end mark); make it again or remove it")
+            while block := os.pread(file.fileno(), 1 << 20, end):
+                if block.strip(b"\0"):
+                    raise UserError(
+                        f"{path} goes on after its end mark, as joined tars do, and those pairs would be left out; make it "
+                        "again, or join tars with tar --concatenate"
+                    )
+                end += len(block)
     except FileNotFoundError:
         raise UserError(f"the shard {path} does not exist; restore it or check data.dir") from None
     except UserError:

@@ -10,26 +10,24 @@ import json
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from dejavu_lit.data.decode import BadPair, Pair
-from dejavu_lit.data.manifest import MANIFEST
+from dejavu_lit.data.manifest import MANIFEST, SIZES
 from dejavu_lit.data.remote import source
 from dejavu_lit.data.shard_index import ShardIndex, index_shard, open_shard, read_range
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import atomic, read_json, read_json_object, visible_files, warn_unread, write_json
+from dejavu_lit.utils.io import atomic, read_json, visible_files, warn_unread, write_json
 from dejavu_lit.utils.progress import progress
 
-__all__ = ["BadPair", "Pair", "ShardIndex", "ShardSet", "index_shard", "read_pairs", "write_shard", "write_shards"]
+__all__ = ["BadPair", "Pair", "ShardIndex", "ShardSet", "index_shard", "read_pairs", "write_shard"]
 
-SIZES = "sizes.json"
 MAX_SHARD_PAIRS = 1 << 40  # more is a damaged sizes.json
 
 
@@ -49,11 +47,6 @@ class ShardSet:
             UserError: no such folder, no tars in it, or a ``sizes.json`` that lists other shards.
         """
         folder = Path(folder)
-        names = tuple(path.name for path in visible_files(folder, "*.tar"))
-        if (folder / SIZES).is_file() and source(folder.parent) is not None:
-            names = tuple(sorted(read_json_object(folder / SIZES)))  # some may not have been downloaded yet
-        if not names:
-            raise UserError(f"{folder} has no shards (*.tar); check data.dir or run dejavu prepare")
         known: dict[str, int] = read_json(folder / SIZES) if (folder / SIZES).exists() else {}
         if not isinstance(known, dict) or not all(
             type(size) is int and 0 <= size < MAX_SHARD_PAIRS and "/" not in name for name, size in known.items()
@@ -61,6 +54,11 @@ class ShardSet:
             raise UserError(
                 f"{folder / SIZES} is not {{shard: number of pairs}}; remove it to have the pairs counted again"
             )
+        names = tuple(path.name for path in visible_files(folder, "*.tar"))
+        if known and source(folder.parent) is not None:
+            names = tuple(sorted(known))  # some may not have been downloaded yet
+        if not names:
+            raise UserError(f"{folder} has no shards (*.tar); check data.dir or run dejavu prepare")
         if missing := sorted(set(known) - set(names)):
             raise UserError(
                 f"{folder / SIZES} lists {missing[0]}, which does not exist; restore the shard or remove {SIZES}"
@@ -147,27 +145,11 @@ def write_shard(path: Path | str) -> Iterator[Callable[[Pair], None]]:
             if pair.key != pair.key.strip() or len(pair.key.splitlines()) > 1:
                 raise ValueError(f"the key {pair.key!r} must have no line break and no surrounding white space")
             meta = json.dumps(pair.meta, sort_keys=True, ensure_ascii=False)
-            for extension, data in ((pair.extension, pair.image), ("txt", _utf8(pair.caption)), ("json", _utf8(meta))):
+            # Lone surrogates, which JSON from the web sometimes contains, become question marks.
+            texts = {n: text.encode("utf-8", "replace") for n, text in (("txt", pair.caption), ("json", meta))}
+            for extension, data in ((pair.extension, pair.image), *texts.items()):
                 member = tarfile.TarInfo(f"{pair.key}.{extension}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
 
         yield write
-
-
-def write_shards(folder: Path | str, pairs: Iterable[Pair], pairs_per_shard: int = 1000) -> ShardSet:
-    """Write pairs into numbered shards with their ``sizes.json``, and open them."""
-    folder, sizes, remaining, number = Path(folder), {}, iter(pairs), 0
-    while block := list(islice(remaining, pairs_per_shard)):
-        with write_shard(folder / f"{number:05d}.tar") as write:
-            for pair in block:
-                write(pair)
-        sizes[f"{number:05d}.tar"] = len(block)
-        number += 1
-    write_json(folder / SIZES, sizes)
-    return ShardSet.open(folder)
-
-
-def _utf8(text: str) -> bytes:
-    """UTF-8; lone surrogates, which JSON from the web sometimes contains, become question marks."""
-    return text.encode("utf-8", "replace")

@@ -80,9 +80,9 @@ def _check_size(name: str, size: float | int | None, has_list: bool) -> None:
             f"data.sizes.{name}=null takes all pairs that keys.{name} lists, but it lists none; give a number"
         )
     is_count = size is None or (type(size) is int and size >= 0)
-    if not is_count and not (isinstance(size, float) and 0 <= size < 1):
+    if not is_count and not (isinstance(size, float) and 0 <= size <= 1):
         raise UserError(
-            f"data.sizes.{name}={size} is not a size; give a whole number of pairs, or a share of all pairs below 1"
+            f"data.sizes.{name}={size} is not a size; give a whole number of pairs, or a share of all pairs (1.0: all)"
         )
 
 
@@ -103,8 +103,8 @@ def _check_listed(name: str, requested: float | int | None, size: int, listed: i
         )
 
 
-def allowed_sets(groups: np.ndarray, listed: np.ndarray) -> np.ndarray:
-    """Which set each pair may go into: int8 [n], an index into SETS, ANY or NONE.
+def allowed_sets(groups: np.ndarray, listed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which set each pair may go into, int8 [n], an index into SETS, ANY or NONE; and which set its group belongs to.
 
     A group of near-duplicates belongs to the first of the SETS that one of its pairs is listed for. Its pairs that are
     listed for another set, or nowhere, go into no set: otherwise other sets would contain copies of the listed pairs.
@@ -116,12 +116,12 @@ def allowed_sets(groups: np.ndarray, listed: np.ndarray) -> np.ndarray:
     set_of_root = np.full(len(groups), len(SETS), dtype=np.int8)
     is_listed = listed != ANY
     np.minimum.at(set_of_root, groups[is_listed], listed[is_listed])
-    set_of_group = set_of_root[groups]
-    return np.where(set_of_group == len(SETS), ANY, np.where(listed == set_of_group, listed, NONE)).astype(np.int8)
+    owner = set_of_root[groups]  # len(SETS): none of them
+    return np.where(owner == len(SETS), ANY, np.where(listed == owner, listed, NONE)).astype(np.int8), owner
 
 
 def split(
-    keys: Sequence[str], groups: np.ndarray, sizes: Mapping[str, int], seed: int, allowed: np.ndarray | None = None
+    keys: Sequence[str], groups: np.ndarray, sizes: Mapping[str, int], seed: int, allowed: np.ndarray
 ) -> np.ndarray:
     """The set of each pair: int8 [n], an index into SETS or UNUSED.
 
@@ -133,9 +133,8 @@ def split(
         groups: int64 [n], for each pair the row of the smallest key of its group (its own row if it is alone).
         sizes: {set: number of pairs}.
         seed: of the splits.
-        allowed: int8 [n], from ``allowed_sets``: a set that occurs in it gets no other pairs; by default all are ANY.
+        allowed: int8 [n], from ``allowed_sets``: a set that occurs in it gets no other pairs.
     """
-    allowed = np.full(len(groups), ANY, dtype=np.int8) if allowed is None else allowed
     roots = np.flatnonzero(groups == np.arange(len(groups)))
     group_sizes = np.bincount(groups[allowed != NONE], minlength=len(groups))
     set_of_root = np.full(len(groups), NONE, dtype=np.int8)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from dejavu_lit.data.manifest import SIZES
 from dejavu_lit.data.near_duplicates import content_digest
 from dejavu_lit.data.objects import Annotation, write_objects
 from dejavu_lit.data.readers.base import Reader
 from dejavu_lit.data.scan import Scan
-from dejavu_lit.data.shard_index import images_fingerprint
-from dejavu_lit.data.shards import SIZES, BadPair, write_shard
+from dejavu_lit.data.shard_index import images_fingerprint, index_shard
+from dejavu_lit.data.shards import BadPair, write_shard
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256, fingerprint, write_json
 from dejavu_lit.utils.parallel import map_unordered
@@ -41,7 +42,7 @@ class _Shard:
 def write_sets(out: Path, sets: Sequence[PairSet], pairs_per_shard: int, workers: int) -> dict[str, str]:
     """Write ``out/SET/NNNNN.tar``, ``out/objects/NAME/SET/NNNNN.parquet`` and ``out/SET/sizes.json``.
 
-    Existing shards are kept.
+    Existing shards with the right keys are kept; an interrupted call with another split has left others.
 
     Returns:
         {set: fingerprint of the contents of its shards}.
@@ -63,7 +64,12 @@ def write_sets(out: Path, sets: Sequence[PairSet], pairs_per_shard: int, workers
             hashes[shard.tar] = sha256
             bar.update(len(shard.rows))
     fingerprints = {}
+    index_shard.cache_clear()  # of shards that were written again
+    planned = {path for shard in shards for path in (shard.tar, shard.objects)}
     for number, pairs in enumerate(sets):
+        for path in (*out.glob(f"{pairs.name}/[0-9]*.tar"), *out.glob(f"objects/*/{pairs.name}/[0-9]*.parquet")):
+            if path not in planned:
+                path.unlink()
         own = [shard for shard in shards if shard.number == number]
         write_json(out / pairs.name / SIZES, {shard.tar.name: len(shard.rows) for shard in own})
         fingerprints[pairs.name] = fingerprint([hashes[shard.tar] for shard in own])
@@ -71,10 +77,16 @@ def write_sets(out: Path, sets: Sequence[PairSet], pairs_per_shard: int, workers
 
 
 def _write_shard(sets: Sequence[PairSet], shard: _Shard) -> tuple[_Shard, str]:
-    """Write a shard if it is missing; returns it and its SHA-256."""
-    if not shard.tar.exists() or (shard.objects is not None and not shard.objects.exists()):
+    """Write a shard if it is missing or has other pairs; returns it and its SHA-256."""
+    if not _is_written(sets[shard.number], shard):
         _write_pairs(sets[shard.number], shard)
     return shard, file_sha256(shard.tar)
+
+
+def _is_written(pairs: PairSet, shard: _Shard) -> bool:
+    if not shard.tar.exists() or (shard.objects is not None and not shard.objects.exists()):
+        return False
+    return index_shard(shard.tar).keys == tuple(pairs.scan.keys[row] for row in shard.rows.tolist())
 
 
 def _write_pairs(pairs: PairSet, shard: _Shard) -> None:

@@ -5,11 +5,10 @@ semantic (embeddings with a large cosine, ``duplicates/semantic.py``). Groups ar
 together. The command is ``dejavu dedup``; docs/duplicates.md reports how many duplicates each kind finds.
 """
 
-import csv
-import io
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from dejavu_lit.duplicates.examples import DuplicateKind, Images, example_tiles
 from dejavu_lit.duplicates.semantic import semantic_groups
 from dejavu_lit.duplicates.settings import DuplicateCriteria
 from dejavu_lit.evaluation.audited_model import AuditedModel
+from dejavu_lit.measure.per_pair import write_csv
 from dejavu_lit.objects.contact_sheet import sheet
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import atomic, file_sha256, fingerprint, read_json_object, write_json, write_text
@@ -69,8 +69,9 @@ def dedup(
         if report["exclude"]["file"] or not force:
             log.info("%s is finished; nothing to do", out)
             return report
-    _check_keys(sets)
-    images, hashes, unusable = _hashed_images(sets, out / "hashes", criteria, excluded)
+    keys = {name: shards.keys() for name, shards in sets.items()}
+    _check_keys(keys)
+    images, hashes, unusable = _hashed_images(sets, keys, out / "hashes", criteria, excluded)
     kinds = _kinds(out, sets, criteria, images, hashes)
     groups = np.arange(len(images.keys))
     for kind in kinds:
@@ -85,9 +86,9 @@ def dedup(
             name: {
                 "pictures": int((images.set_numbers == number).sum()),
                 "unusable": unusable[name],
-                "left_out": sum(key in exclude for key in shards.keys()),
+                "left_out": sum(key in exclude for key in keys[name]),
             }
-            for number, (name, shards) in enumerate(sets.items())
+            for number, name in enumerate(sets)
         },
         "kinds": {kind.name: kind.details | group_sizes(kind.groups) for kind in kinds} | {"any": group_sizes(groups)},
         "shared": counts,
@@ -96,7 +97,10 @@ def dedup(
     for name in (EXAMPLES, LIST):  # of a killed call with other settings
         (out / name).unlink(missing_ok=True)
     _write_pairs(out / PAIRS, images, groups, kinds)
-    _write_counts(out / COUNTS, counts)
+    rows = (
+        (kind, a, b, count) for kind, table in counts.items() for a, row in table.items() for b, count in row.items()
+    )
+    write_csv(out / COUNTS, [dict(zip(("kind", "set", "with", "pictures"), row, strict=True)) for row in rows])
     if tiles := example_tiles(sets, images, kinds):
         with atomic(out / EXAMPLES) as part:
             sheet(tiles, 4).save(part, "PNG")
@@ -178,22 +182,26 @@ def _state(shards: ShardSet) -> str:
     return fingerprint([shards.names, [(state.st_size, state.st_mtime_ns) for state in states]])
 
 
-def _check_keys(sets: Mapping[str, ShardSet]) -> None:
-    keys = [key for shards in sets.values() for key in shards.keys()]
+def _check_keys(keys_by_set: Mapping[str, Sequence[str]]) -> None:
+    keys = list(chain.from_iterable(keys_by_set.values()))
     if len(set(keys)) != len(keys):
         repeated = Counter(keys).most_common(1)[0][0]
         raise UserError(
-            f"the key {repeated!r} is in two of the sets {', '.join(sets)}; name sets without common keys in sets="
+            f"the key {repeated!r} is in two of the sets {', '.join(keys_by_set)}; name sets without common keys in sets="
         )
     if broken := [key for key in keys if "\n" in key or key.endswith("\r")]:
         raise UserError(f"the key {broken[0]!r} contains a line break and cannot be in a list of keys; rename the pair")
 
 
 def _hashed_images(
-    sets: Mapping[str, ShardSet], folder: Path, criteria: DuplicateCriteria, excluded: frozenset[str]
+    sets: Mapping[str, ShardSet],
+    keys_by_set: Mapping[str, Sequence[str]],
+    folder: Path,
+    criteria: DuplicateCriteria,
+    excluded: frozenset[str],
 ) -> tuple[Images, ImageHashes, dict[str, int]]:
     """The images that can be decoded and are not excluded, their hashes, and {set: images that cannot be decoded}."""
-    keys = [key for shards in sets.values() for key in shards.keys()]
+    keys = list(chain.from_iterable(keys_by_set.values()))
     set_numbers = np.repeat(np.arange(len(sets), dtype=np.int8), [len(shards) for shards in sets.values()])
     hashes = hash_sets(sets, folder, criteria.distance is not None, criteria.workers)
     rows = np.array([row for row in np.flatnonzero(hashes.usable).tolist() if keys[row] not in excluded], np.int64)
@@ -250,7 +258,9 @@ def _write_pairs(path: Path, images: Images, groups: np.ndarray, kinds: Sequence
     """Write one row per pair that connects a group: a group of n images has n − 1 pairs of each kind that connects it."""
     links = np.concatenate([kind.links for kind in kinds])
     names = pa.array(images.sets, pa.string())
-    columns: dict[str, Any] = {"group": pa.array([images.keys[row] for row in groups[links[:, 0]].tolist()])}
+    columns: dict[str, Any] = {
+        "group": pa.array([images.keys[row] for row in groups[links[:, 0]].tolist()], pa.string())
+    }
     for side, rows in (("a", links[:, 0]), ("b", links[:, 1])):
         columns[f"key_{side}"] = pa.array([images.keys[row] for row in rows.tolist()], pa.string())
         columns[f"set_{side}"] = pa.DictionaryArray.from_arrays(pa.array(images.set_numbers[rows]), names)
@@ -258,12 +268,3 @@ def _write_pairs(path: Path, images: Images, groups: np.ndarray, kinds: Sequence
     columns["distance"] = pa.array(np.concatenate([kind.distances for kind in kinds]), pa.float64())
     with atomic(path) as part:
         pq.write_table(pa.table(columns), part)
-
-
-def _write_counts(path: Path, counts: Mapping[str, Mapping[str, Mapping[str, int]]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("kind", "set", "with", "pictures"))
-    for kind, table in counts.items():
-        writer.writerows((kind, a, b, count) for a, row in table.items() for b, count in row.items())
-    write_text(path, text.getvalue())

@@ -41,7 +41,11 @@ class DuplicateKind:
 
 def example_tiles(sets: Mapping[str, ShardSet], images: Images, kinds: Sequence[DuplicateKind]) -> list[Image.Image]:
     """One tile per example: the least similar pairs of each kind, those across sets before those within one."""
-    examples = [(kind, link) for kind in kinds for link in _example_links(images, kind)]
+    examples: list[tuple[DuplicateKind, int]] = []
+    for kind in kinds:
+        is_within = images.set_numbers[kind.links[:, 0]] == images.set_numbers[kind.links[:, 1]]
+        order = np.lexsort((-kind.distances, is_within))[:EXAMPLES_PER_KIND]
+        examples += ((kind, link) for link in order.tolist())
     keys = {images.keys[row] for kind, link in examples for row in kind.links[link].tolist()}
     thumbnails = {key: image for shards in sets.values() for key, image in _thumbnails(shards, keys)}
     font = ImageFont.load_default(11)
@@ -56,12 +60,6 @@ def example_tiles(sets: Mapping[str, ShardSet], images: Images, kinds: Sequence[
         ImageDraw.Draw(tile).text((1, THUMBNAIL + 1), f"{kind.name}{value}, {names}", fill="black", font=font)
         tiles.append(tile)
     return tiles
-
-
-def _example_links(images: Images, kind: DuplicateKind) -> list[int]:
-    across = images.set_numbers[kind.links[:, 0]] != images.set_numbers[kind.links[:, 1]]
-    links: list[int] = np.lexsort((-kind.distances, ~across))[:EXAMPLES_PER_KIND].tolist()
-    return links
 
 
 def _thumbnails(shards: ShardSet, keys: set[str]) -> Iterator[tuple[str, Image.Image]]:

@@ -45,26 +45,42 @@ def vocabulary(choice: str | Path) -> dict[str, tuple[str, ...]]:
                 f"{path} has a category without a name ({type(error).__name__}: {error}); name every category"
             ) from None
     else:
-        labels = _parse_rows(read_lines(path))
+        labels = _parse_rows(_stripped_lines(path))
     if not labels:
         raise UserError(f"{path} has no labels; write one per line")
     return labels
 
 
 def read_lines(path: Path | str) -> list[str]:
-    """The non-blank lines of a text file; raises UserError if it is not UTF-8 text."""
+    """The names in a text file by the number of their line; blank lines at the end are dropped.
+
+    Raises:
+        UserError: the file is not UTF-8 text, or a line before its last name is blank.
+    """
+    lines = _stripped_lines(path)
+    while lines and not lines[-1]:
+        lines.pop()
+    if "" in lines:
+        raise UserError(
+            f"line {lines.index('') + 1} of {path} is blank, and a name's number is that of its line; remove the line, or write "
+            "a name"
+        )
+    return lines
+
+
+def _stripped_lines(path: Path | str) -> list[str]:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as a text file of names ({error}); give one in UTF-8") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return [line.strip() for line in text.splitlines()]
 
 
 def read_class_names(choice: str) -> list[str]:
     """The names of classes by their number: open_clip's for ``imagenet``, two of which occur twice, or a file's lines.
 
     Raises:
-        UserError: the file is not UTF-8 text.
+        UserError: as ``read_lines``.
     """
     if choice != "imagenet":
         return read_lines(choice)

@@ -39,6 +39,7 @@ def run_training(run: TrainingRun, out: Path | str) -> Path:
 
 def check_data(run: TrainingRun) -> None:
     """Raise UserError for data that were not prepared, or that cannot fill the training size and a batch."""
+    run.data.check_options()
     run.data.check()
     world = max(1, run.trainer.devices) * run.trainer.num_nodes
     batch = pairs_per_rank(run.recipe.batch, world)

@@ -70,7 +70,9 @@ def compose(command: str, words: tuple[str, ...], whole: bool) -> None:
     register(command)
     config = app.compose(command, overrides)
     if whole:
-        app.typed_settings(config, command, overrides)
+        settings = app.typed_settings(config, command, overrides)
+        if command in ("prepare", "train", "mitigate"):
+            settings.data.check_options()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.shards import write_shards
 from dejavu_lit.data.halves import deal, open_half, open_pool
-from dejavu_lit.data.shards import Pair, read_pairs, write_shards
+from dejavu_lit.data.shards import Pair, read_pairs
 from dejavu_lit.report.evaluation import Evaluation
 from dejavu_lit.utils.errors import UserError
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.shards import write_shards
 from dejavu_lit.data import remote
 from dejavu_lit.data.decode import MAX_CAPTION_CHARS, open_image, read_caption, read_meta
 from dejavu_lit.data.key_lists import later_duplicates, read_keys
@@ -23,7 +24,7 @@ from dejavu_lit.data.readers.shards import ShardReader
 from dejavu_lit.data.readers.table import TableReader
 from dejavu_lit.data.remote import mirror
 from dejavu_lit.data.scan import decode_and_hash, hash_sets, scan
-from dejavu_lit.data.shards import BadPair, Pair, ShardSet, index_shard, read_pairs, write_shard, write_shards
+from dejavu_lit.data.shards import BadPair, Pair, ShardSet, index_shard, read_pairs, write_shard
 from dejavu_lit.objects.annotators.coco import CocoLookup
 from dejavu_lit.report.images import shrink
 from dejavu_lit.utils.errors import UserError

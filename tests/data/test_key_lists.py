@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.shards import write_shards
 from dejavu_lit.data.key_lists import (
     count_excluded_duplicates,
     keys_fingerprint,
@@ -19,7 +20,7 @@ from dejavu_lit.data.key_lists import (
 )
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.readers.base import clean_keys
-from dejavu_lit.data.shards import Pair, ShardSet, write_shards
+from dejavu_lit.data.shards import Pair, ShardSet
 from dejavu_lit.data.splits import ANY, SETS, allowed_sets
 from dejavu_lit.utils.errors import UserError
 
@@ -105,6 +106,19 @@ def test_keys_in_no_set_are_warned_of(shards: ShardSet, tmp_path: Path, caplog: 
     write_keys(path, "k3", "k33", "p0", "nobody")
     DataSpec("x", str(tmp_path), exclude=str(path)).warn_of_unknown_keys()
     assert f"2 of 4 keys in data.exclude={path} are in no set of the data; the first is 'k33'" in caplog.text
+    caplog.clear()
+    elsewhere = {
+        name: str(write_shards(tmp_path / "elsewhere" / name, [Pair(key, b"", "png", "text")]).folder)
+        for name, key in (("public", "k33"), ("labelled", "nobody"))
+    }
+    DataSpec(
+        "x",
+        str(tmp_path),
+        exclude=str(path),
+        public_sets={"P": "P", "other": elsewhere["public"]},
+        labelled=elsewhere["labelled"],
+    ).warn_of_unknown_keys()
+    assert not caplog.records
 
 
 def test_a_changed_file_of_excluded_keys_is_refused(tmp_path: Path) -> None:
@@ -165,7 +179,7 @@ def test_listed_keys_that_are_not_in_the_data_are_counted_and_shown(caplog: pyte
 def test_excluded_duplicates_are_reported_for_each_set(caplog: pytest.LogCaptureFixture) -> None:
     groups = np.array([0, 0, 0, 3, 3, 5])
     listed = np.array([H, ANY, A, H, ANY, A], dtype=np.int8)
-    assert count_excluded_duplicates(groups, listed, allowed_sets(groups, listed)) == {"H": 1, "": 2}
+    assert count_excluded_duplicates(listed, *allowed_sets(groups, listed)) == {"H": 1, "": 2}
     assert caplog.messages == [
         "1 pairs of H left out: duplicates of pairs of A",
         "1 pairs that are listed nowhere left out: duplicates of pairs of A",
@@ -173,5 +187,5 @@ def test_excluded_duplicates_are_reported_for_each_set(caplog: pytest.LogCapture
     ]
     caplog.clear()
     alone = np.arange(6)
-    assert count_excluded_duplicates(alone, listed, allowed_sets(alone, listed)) == {}
+    assert count_excluded_duplicates(listed, *allowed_sets(alone, listed)) == {}
     assert not caplog.messages

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from benchmarks.shards import write_shards
 from dejavu_lit.data.module import PairDataModule
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.settings import LoaderSettings
-from dejavu_lit.data.shards import write_shards
 from dejavu_lit.models.preprocess import Preprocess
 from dejavu_lit.utils.errors import UserError
 from tests.data.test_stream import CONFIG, char_tokens, pair

@@ -8,9 +8,9 @@ from multiprocessing import active_children
 import pytest
 import torch
 
+from benchmarks.shards import write_shards
 from dejavu_lit.data.loader import EpochLoader
 from dejavu_lit.data.module import PairDataModule
-from dejavu_lit.data.shards import write_shards
 from tests.conftest import ROOT
 from tests.data.test_epoch import batches
 from tests.data.test_stream import module, pair

@@ -21,6 +21,7 @@ from dejavu_lit.data.objects import Annotation, read_objects
 from dejavu_lit.data.prepare import prepare
 from dejavu_lit.data.readers.coco import CocoReader
 from dejavu_lit.data.readers.folder import FolderReader
+from dejavu_lit.data.readers.scenes import SingleReader
 from dejavu_lit.data.readers.shards import ShardReader
 from dejavu_lit.data.readers.table import TableReader
 from dejavu_lit.data.scan import decode_and_hash, scan
@@ -202,6 +203,10 @@ def test_too_many_unusable_pairs_stop_it_and_a_larger_share_continues(folder: Pa
         prepare(FolderReader(folder), tmp_path / "out", {"A": 5})
     manifest = prepare(FolderReader(folder), tmp_path / "out", {"A": 5}, max_skipped=0.5)
     assert manifest["pairs"]["skipped"] == 11
+    for file in folder.glob("*.txt"):
+        file.unlink()
+    with pytest.raises(UserError, match=r"40 of 40 pairs of the folder source .*; check the source$"):
+        prepare(FolderReader(folder), tmp_path / "none", {"A": 5}, max_skipped=1.0)
 
 
 def test_excluded_keys_are_in_no_set(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -352,6 +357,46 @@ def test_an_unfinished_folder_keeps_its_settings(folder: Path, tmp_path: Path) -
         prepare(FolderReader(folder), tmp_path / "out", {"A": 10, "B": 10}, seed=1)
 
 
+@pytest.mark.parametrize("fewer", [False, True])
+def test_images_restored_after_an_interruption_put_no_pair_into_two_sets(tmp_path: Path, fewer: bool) -> None:
+    write_split(tmp_path / "coco", "train", list(range(1, 41)))
+    lost = sorted((tmp_path / "coco").rglob("*.jpg"))[3:8]
+    for path in lost:
+        path.rename(tmp_path / path.name)
+
+    class Killed(CocoReader):
+        def read(self, key: str) -> tuple[Pair, Annotation | None]:
+            if (tmp_path / "out/B/00001.tar").exists():
+                raise KeyboardInterrupt
+            return super().read(key)
+
+    sizes, options = {"A": 0.5, "B": 0.3}, {"pairs_per_shard": 4, "workers": 1}
+    with pytest.raises(KeyboardInterrupt):
+        prepare(Killed(root=tmp_path / "coco", splits="train"), tmp_path / "out", sizes, **options)
+    for path in lost:
+        (tmp_path / path.name).rename(path)
+    if fewer:  # as if the other split had filled more shards
+        for name in ("B/00009.tar", "objects/coco/B/00009.parquet"):
+            shutil.copy(tmp_path / "out" / name.replace("9", "0"), tmp_path / "out" / name)
+    reader = CocoReader(root=tmp_path / "coco", splits="train")
+    expected = prepare(reader, tmp_path / "complete", sizes, **options)
+    assert prepare(reader, tmp_path / "out", sizes, **options) == expected
+    assert contents(tmp_path / "out") == contents(tmp_path / "complete")
+
+
+def test_unfinished_files_of_other_commands_stay(folder: Path, tmp_path: Path) -> None:
+    (folder / "a05.txt").write_text("")
+    with pytest.raises(UserError, match="ask for 40 pairs"):
+        prepare(FolderReader(folder), tmp_path / "out", {"A": 40})
+    own, other = tmp_path / "out/.prepare/.0.npz.1.part", tmp_path / "out/runs/.last.ckpt.1.part"
+    other.parent.mkdir()
+    own.touch()
+    other.touch()
+    prepare(FolderReader(folder), tmp_path / "out", {"A": 4})
+    assert other.exists()
+    assert not own.exists()
+
+
 def test_foreign_files_are_not_overwritten(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out/B").mkdir(parents=True)
     with pytest.raises(UserError, match="contains 'B', which this command did not write"):
@@ -371,6 +416,8 @@ def test_mistakes_are_named_before_anything_is_read(folder: Path, tmp_path: Path
         prepare(reader, tmp_path / "out", {"A": 1}, extra={"A": reader})
     with pytest.raises(UserError, match="the key 'a00' occurs twice"):
         prepare(reader, tmp_path / "out", {"A": 1}, extra={"single": reader})
+    with pytest.raises(UserError, match=r"the single source has no pairs; check data\.extra\.L"):
+        prepare(reader, tmp_path / "out", {"A": 1}, extra={"L": SingleReader(count=0)})
 
 
 def test_an_extra_set_is_written_without_images_of_the_other_sets(folder: Path, tmp_path: Path) -> None:

@@ -8,10 +8,13 @@ import pytest
 from dejavu_lit.cli.app import settings
 from dejavu_lit.data.key_lists import keys_fingerprint
 from dejavu_lit.data.loader import loader_failure
-from dejavu_lit.data.prepared import DataSpec
+from dejavu_lit.data.prepared import DataSpec, prepare_data
 from dejavu_lit.data.settings import LoaderSettings
 from dejavu_lit.evaluation.class_names import check_prompts, class_list
 from dejavu_lit.evaluation.run import changed_data
+from dejavu_lit.models.settings import ModelSpec
+from dejavu_lit.training.resume import check_data
+from dejavu_lit.training.settings import Recipe, TrainingRun
 from tests.conftest import message_of
 
 
@@ -108,6 +111,26 @@ def test_without_a_choice_the_only_objects_are_taken(tmp_path: Path, caplog: pyt
     (tmp_path / "objects/captions").mkdir()
     assert message_of(data.objects_folder) == "objects is missing; give objects=NAME, one of captions, coco"
     assert data.objects_folder("coco") == replace(data, objects="coco").objects_folder() == tmp_path / "objects/coco"
+
+
+@pytest.mark.parametrize("option", [{"fractions": {"A": 1.0}}, {"pairs": 9}, {"shuffle": 9}, {"resampled": True}])
+def test_options_of_raw_shards_are_refused_for_prepared_data(option: dict) -> None:
+    data = DataSpec("mine", dir="d", near_duplicates=None, half=1, train_size=3)
+    data.check_options()
+    wrong = replace(data, **option)
+    run = TrainingRun(data=wrong, model=ModelSpec("tiny"), recipe=Recipe(1, 8, 1e-3), side="target")
+    for use in (lambda: check_data(run), lambda: prepare_data(wrong)):
+        assert message_of(use).startswith(f"data.{next(iter(option))} needs raw shards; ")
+
+
+def test_the_choices_of_data_pass() -> None:
+    for given in (
+        ["data=scenes"],
+        ["data=prepared"],
+        ["data=stream", "data.shards=x"],
+        ["data=coco", "data.reader.root=x"],
+    ):
+        settings("train", "side=target", *given).data.check_options()
 
 
 @pytest.mark.parametrize("wrong", [{"workers": -1}, {"cache_mb": -1}, {"prefetch": 0}, {"bad_share": 1.5}])

@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.shards import write_shards
 from dejavu_lit.cli.options import Prepare
 from dejavu_lit.cli.prepare import prepare
+from dejavu_lit.data.prepare import prepare as prepare_pairs
 from dejavu_lit.data.prepared import DataSpec, prepare_data, ready
 from dejavu_lit.data.raw_shards import RawShards, write_samples
 from dejavu_lit.data.raw_stream import RawDataModule
+from dejavu_lit.data.readers.shards import ShardReader
 from dejavu_lit.data.settings import LoaderSettings, Repeat
-from dejavu_lit.data.shards import Pair, ShardSet, index_shard, read_pairs, write_shards
+from dejavu_lit.data.shards import Pair, ShardSet, index_shard, read_pairs
 from dejavu_lit.data.splits import SETS, seeded_hash
 from dejavu_lit.evaluation.run import changed_data
 from dejavu_lit.evaluation.settings import DataChanges
@@ -218,6 +221,27 @@ def test_images_without_captions_can_be_public(tmp_path):
         write_samples(data.raw_shards(), {"A": 6}, tmp_path / "captioned")
 
 
+def test_a_shard_gives_more_than_its_quota_if_the_others_have_too_few(tmp_path):
+    for number, count in enumerate((60, 1, 1, 1)):
+        write_shards(tmp_path / "raw" / f"{number}", [pair(100 * number + n) for n in range(count)])
+    broken = replace(pair(5), image=pair(5).image[:60])
+    write_shards(tmp_path / "raw/0", [broken if n == 5 else pair(n) for n in range(60)])
+    raw = RawShards([str(tmp_path / "raw" / f"{number}") for number in range(4)], {"P": 1.0})
+    write_samples(raw, {"P": 62}, tmp_path / "out")
+    keys = ShardSet.open(tmp_path / "out/P").keys()
+    assert len(keys) == len(set(keys)) == 62
+    assert sum(s["count"] for s in json.loads((tmp_path / "out/manifest.json").read_text())["skipped"].values()) == 1
+    with pytest.raises(UserError, match=r"has only 62 usable pairs of P"):
+        write_samples(raw, {"P": 63}, tmp_path / "more")
+
+
+def test_a_folder_of_dejavu_prepare_is_no_folder_of_samples(tars, tmp_path):
+    prepare_pairs(ShardReader(tars), tmp_path / "out", SIZES)
+    data = DataSpec("raw", str(tmp_path / "out"), shards=str(tars), fractions=FRACTIONS, sizes=SIZES)
+    with pytest.raises(UserError, match=r"out was made with other settings \(fractions: None → "):
+        data.raw_shards()
+
+
 def test_shards_that_were_replaced_since_the_samples_were_drawn_are_refused(tmp_path):
     folder = write_shards(tmp_path / "raw", [pair(number) for number in range(60)], 20).folder
     data = DataSpec("raw", str(tmp_path / "out"), shards=str(folder), fractions={"A": 1.0}, sizes={"A": 8})
@@ -236,6 +260,8 @@ def test_what_needs_exact_counts_is_refused(tars, tmp_path):
         module(replace(data, train_size=5))
     with pytest.raises(UserError, match=r"data\.repeat needs prepared data"):
         module(replace(data, repeat=Repeat(0.1, 2)))
+    with pytest.raises(UserError, match=r"data\.half needs prepared data"):
+        module(replace(data, half=1))
     with pytest.raises(UserError, match=r"mitigation\.dedup needs prepared data"):
         module(data, mitigation=Mitigation(dedup=True))
     with pytest.raises(UserError, match=r"data\.shards has 10 shards for 1 ranks × 11 loader processes"):
@@ -320,7 +346,20 @@ def test_options_that_raw_shards_do_not_have_are_refused(tars, tmp_path):
     for option in ({"keys": {"A": "members.txt"}}, {"max_skipped": 0.5}, {"pairs_per_shard": 7}):
         with pytest.raises(UserError, match=rf"{next(iter(option))} does not apply to raw shards"):
             prepare(Prepare(data, **option))
+    for option in ({"near_duplicates": 3}, {"extra": {"L": {"type": "folder"}}}, {"reader": {"type": "folder"}}):
+        with pytest.raises(UserError, match=rf"data\.{next(iter(option))} needs prepared data"):
+            prepare(Prepare(replace(data, **option)))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_set_of_size_0_has_no_sample_and_excluded_keys_need_no_folder(tars, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gone.txt").write_text("000000003")
+    sizes = {"A": 4, "B": 4, "P": 0}
+    folder = prepare(
+        Prepare(DataSpec("raw", exclude="gone.txt", shards=str(tars), fractions=FRACTIONS, sizes=sizes, automatic=True))
+    )
+    assert sorted(path.parent.name for path in folder.glob("*/sizes.json")) == ["A", "B"]
 
 
 def test_samples_without_a_folder_are_found_with_excluded_keys_then_and_later(tars, tmp_path, monkeypatch):

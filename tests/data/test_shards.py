@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.shards import write_shards
 from dejavu_lit.data import shard_index
-from dejavu_lit.data.shards import BadPair, Pair, ShardSet, index_shard, read_pairs, write_shard, write_shards
+from dejavu_lit.data.shards import BadPair, Pair, ShardSet, index_shard, read_pairs, write_shard
 from dejavu_lit.utils.errors import UserError
 from tests.data.images import encoded, sample_image
 
@@ -108,6 +109,15 @@ def test_a_duplicate_key_or_a_compressed_tar_is_rejected(tmp_path):
         index_shard(tar(tmp_path / "1.tar", {"a.txt": b"1"}, "w:gz"))
     with pytest.raises(UserError, match="has no shards"):
         ShardSet.open(tmp_path / "nowhere")
+
+
+def test_joined_tars_are_refused_and_padding_is_not(tmp_path):
+    parts = [tar(tmp_path / f"{name}.tar", {f"{name}.txt": b"x"}).read_bytes() for name in "ab"]
+    (tmp_path / "joined.tar").write_bytes(b"".join(parts))
+    with pytest.raises(UserError, match="goes on after its end mark, as joined tars do"):
+        index_shard(tmp_path / "joined.tar")
+    (tmp_path / "padded.tar").write_bytes(parts[0] + bytes(3 << 20))
+    assert index_shard(tmp_path / "padded.tar").keys == ("a",)
 
 
 def test_a_shard_that_disappears_or_is_cut_while_being_read(tmp_path):

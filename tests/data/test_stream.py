@@ -10,11 +10,12 @@ import torch
 from open_clip.transform import image_transform
 from PIL import Image
 
+from benchmarks.shards import write_shards
 from dejavu_lit.data.epoch import epoch_plan
 from dejavu_lit.data.module import PairDataModule
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.settings import LoaderSettings
-from dejavu_lit.data.shards import Pair, ShardSet, write_shards
+from dejavu_lit.data.shards import Pair, ShardSet
 from dejavu_lit.data.stream import ESTIMATE_AFTER, PairStream, TokenCache, load_images, rgb_pixels
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.preprocess import Augment, Preprocess

@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from benchmarks.shards import write_shards
 from dejavu_lit.data.key_lists import read_keys
 from dejavu_lit.data.readers.scenes import SceneReader
-from dejavu_lit.data.shards import Pair, ShardSet, index_shard, write_shards
+from dejavu_lit.data.shards import Pair, ShardSet, index_shard, write_shard
 from dejavu_lit.duplicates.dedup import dedup, keys_to_exclude, shared_counts
 from dejavu_lit.duplicates.examples import Images
 from dejavu_lit.duplicates.settings import DuplicateCriteria
@@ -108,6 +109,26 @@ def test_planted_duplicates_are_found_counted_and_excluded(planted: dict[str, Sh
     again = dedup(tmp_path / "again", planted, HASH, excluded=frozenset(expected))
     assert all(n == 0 for a, row in again["shared"]["any"].items() for b, n in row.items() if a != b)
     assert set(read_keys(tmp_path / "again/exclude.txt", "")) == expected
+
+
+@pytest.mark.parametrize("others", [{}, {"a": encoded(sample_image(1)), "b": encoded(sample_image(2))}])
+def test_shards_without_pairs_and_sets_without_duplicates(tmp_path: Path, others: dict[str, bytes]) -> None:
+    """Empty shards, as img2dataset leaves them, have no part; a table without rows has the types of any other."""
+    with write_shard(tmp_path / "A/00009.tar"):
+        pass
+    shards(tmp_path / "A", others)
+    (tmp_path / "A/sizes.json").unlink()
+    report = dedup(tmp_path / "out", {"A": ShardSet.open(tmp_path / "A")}, HASH)
+    assert report["sets"]["A"]["pictures"] == len(others)
+    assert pq.read_schema(tmp_path / "out/duplicates.parquet").field("group").type == "string"
+
+
+def test_only_files_that_were_written_are_named(scenes: Path, tmp_path: Path) -> None:
+    done = call("dedup", f"data.dir={scenes}", "sets=[V]", f"out={tmp_path / 'out'}", "workers=1")
+    assert done.returncode == 0, done.stderr
+    assert "exclude.txt" in done.stdout
+    assert "examples.png" not in done.stdout
+    assert not (tmp_path / "out/examples.png").exists()
 
 
 def test_within_keeps_one_image_of_each_group(planted: dict[str, ShardSet], tmp_path: Path) -> None:

@@ -61,8 +61,11 @@ def test_numbers_that_may_be_counted_from_1_are_named(caplog):
 
 def test_a_list_of_classes_is_read_as_utf_8_before_anything_is_computed(tmp_path):
     path = tmp_path / "names.txt"
-    path.write_text("jalapeño\n\ncat\n", encoding="utf-8-sig")
+    path.write_text("jalapeño\ncat\n \n\n", encoding="utf-8-sig")
     assert class_list(str(path), ["cat", "jalapeño"]) == (["jalapeño", "cat"], {"cat": 1, "jalapeño": 0})
+    path.write_text("jalapeño\n \ncat\n", encoding="utf-8")  # is class 1 or 2 the cat?
+    with pytest.raises(UserError, match=r"line 2 of .*names\.txt is blank, and a name's number is that of its line"):
+        class_list(str(path), ["0", "2"])
     path.write_text("jalapeño", encoding="latin-1")
     data = DataSpec("scenes", dir=str(tmp_path), labelled="L", classes=str(path))
     with pytest.raises(UserError, match=r"names\.txt cannot be read .*; give one in UTF-8"):

@@ -10,11 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from benchmarks.shards import write_shards
 from dejavu_lit.cli.annotate import open_sets
 from dejavu_lit.cli.processes import parse_share
 from dejavu_lit.data.objects import Annotation, check_images, read_objects, write_objects
 from dejavu_lit.data.prepared import DataSpec
-from dejavu_lit.data.shards import Pair, ShardSet, index_shard, write_shards
+from dejavu_lit.data.shards import Pair, ShardSet, index_shard
 from dejavu_lit.objects.annotate import annotate, coverage
 from dejavu_lit.objects.annotators.classes import ClassLabels
 from dejavu_lit.objects.annotators.torchvision import TorchvisionDetector

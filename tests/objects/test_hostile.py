@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.shards import write_shards
 from dejavu_lit.data.objects import (
     METADATA,
     SCHEMA,
@@ -21,7 +22,7 @@ from dejavu_lit.data.objects import (
     read_part,
     write_objects,
 )
-from dejavu_lit.data.shards import Pair, ShardSet, index_shard, write_shards
+from dejavu_lit.data.shards import Pair, ShardSet, index_shard
 from dejavu_lit.objects.annotate import annotate
 from dejavu_lit.objects.annotators.captions import OtherCaptions
 from dejavu_lit.objects.annotators.classes import ClassLabels

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.shards import write_shards
 from dejavu_lit.data.objects import Annotation, Annotator, read_objects, write_objects
-from dejavu_lit.data.shards import Pair, write_shards
+from dejavu_lit.data.shards import Pair
 from dejavu_lit.measure.membership import scoreboard
 from dejavu_lit.measure.metrics import measure
 from dejavu_lit.measure.model_scores import MODEL_SCORES

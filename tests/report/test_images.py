@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from benchmarks.shards import write_shards
 from dejavu_lit.data.objects import Annotation, Annotator, Failed, write_objects
-from dejavu_lit.data.shards import Pair, write_shards
+from dejavu_lit.data.shards import Pair
 from dejavu_lit.report.images import MAX_BOXES, Boxes, read_boxes, write_thumbnails
 from tests.data.images import encoded
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from benchmarks.shards import write_shards
 from dejavu_lit.data import decode as images
-from dejavu_lit.data.shards import BadPair, Pair, write_shards
+from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.report.images import shrink, write_thumbnails
 from tests.data.images import encoded
 

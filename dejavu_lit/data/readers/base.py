@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # pyarrow would take a third of the time of --help
     from dejavu_lit.data.objects import Annotation, Annotator
 
 Paths = str | Path | Sequence[str | Path]
-NO_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)  # like ENOENT; ENXIO: a socket
+NO_FILE = (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)  # like ENOENT
 MAX_KEY_CHARS = 80  # with an extension, such a key still fits a plain tar header
 
 
@@ -148,20 +148,15 @@ def read_file(path: Path, limit: int) -> bytes:
         OSError: it cannot be read; the error names it.
     """
     try:
-        with name_file_in_errors(path), open(path, "rb", opener=_without_waiting) as file:
-            state = os.fstat(file.fileno())
-            if not stat.S_ISREG(state.st_mode):
-                raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path))
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):
+            raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path))
+        with name_file_in_errors(path), open(path, "rb") as file:
             return file.read(min(limit, state.st_size))
     except OSError as error:
         if error.errno in NO_FILE:
             raise FileNotFoundError(error.errno, error.strerror, str(path)) from None
         raise
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    """An ``opener`` for ``open`` that does not wait for somebody to write to a pipe."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def file_state(path: Path) -> dict[str, Any]:

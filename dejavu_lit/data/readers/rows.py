@@ -27,21 +27,16 @@ from dejavu_lit.utils.io import read_json_object, visible_files
 
 PARQUET = (".parquet", ".pq")
 STATE = "state.json"  # beside the Arrow files of ``save_to_disk`` of ``datasets``
+BINARY = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
 CACHED_BYTES = 256 << 20  # of row groups in memory, per process; one is always kept
 
 
 def _is_embedded(kind: pa.DataType) -> bool:
-    """Whether values of this type hold bytes: binary, or a struct or list of them."""
+    """Whether values of this type hold bytes: binary, or a struct, list or map of them."""
     if pa.types.is_dictionary(kind):
         return _is_embedded(kind.value_type)
-    if pa.types.is_struct(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return any(_is_embedded(kind.field(number).type) for number in range(kind.num_fields))
-    return bool(
-        pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_fixed_size_binary(kind)
-        or pa.types.is_binary_view(kind)
-    )
+    inner = (kind.field(number).type for number in range(kind.num_fields))
+    return any(map(_is_embedded, inner)) or any(is_kind(kind) for is_kind in BINARY)
 
 
 def _has_path(kind: pa.DataType) -> bool:
@@ -53,10 +48,10 @@ def table_files(paths: Paths) -> list[Path]:
     """The files that paths, folders of parquet or Arrow files, and patterns mean; a path that means none is kept."""
     files: list[Path] = []
     for path in as_list(paths):
-        if path.is_dir():
+        if os.path.isdir(path):  # Path.is_dir raises for a pattern longer than the name of a file
             matches = visible_files(path, "**/*.parquet") or _without_caches(visible_files(path, "**/*.arrow"))
         else:
-            matches = [] if path.exists() else [Path(name) for name in sorted(glob(str(path), recursive=True))]
+            matches = [] if os.path.exists(path) else [Path(name) for name in sorted(glob(str(path), recursive=True))]
         files += matches or [path]
     return list(dict.fromkeys(files))
 
@@ -113,10 +108,6 @@ class Rows:
         """Whether the values of a column are structs with a path."""
         return _has_path(self.schema.field(column).type)
 
-    def has_lists(self, column: str) -> bool:
-        """Whether the values of a column are lists."""
-        return bool(pa.types.is_nested(kind := self.schema.field(column).type) and not pa.types.is_struct(kind))
-
     def texts(self, column: str) -> Iterator[str]:
         """The values of a column as text, "" for null; of images their paths."""
         for block in self._blocks:
@@ -171,7 +162,6 @@ def open_rows(files: Sequence[Path], text_columns: Sequence[str], delimiter: str
             blocks.append(RowBlock(table.num_rows, file.parent, partial(_select, table)))
     elif len(files) == 1 and is_delimited(files[0]):
         table = read_delimited(files[0], text_columns, delimiter)
-        table.validate(full=True)
         schemas.append(table.schema)
         blocks.append(RowBlock(table.num_rows, files[0].parent, partial(_select, table)))
     else:

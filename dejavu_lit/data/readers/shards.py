@@ -3,6 +3,7 @@
 A pair's caption is its ``txt`` member or, if missing, ``caption`` in its ``json``, or its class (``cls``, ``label``).
 """
 
+import os
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -96,10 +97,11 @@ def matching_tars(path: Path) -> list[Path]:
         UserError: there are none, or none for one of a range or list in braces.
     """
     tars: list[Path] = []
-    for name in [str(path)] if path.exists() else expand_braces(str(path)):
-        if Path(name).is_dir():
+    # Not Path.exists, which raises for a name as long as some patterns.
+    for name in [str(path)] if os.path.exists(path) else expand_braces(str(path)):
+        if os.path.isdir(name):
             matches = visible_files(name, "*.tar")
-        elif Path(name).exists():
+        elif os.path.exists(name):
             matches = [Path(name)]
         else:
             matches = [Path(match) for match in sorted(glob(name)) if not is_hidden(Path(match).name)]

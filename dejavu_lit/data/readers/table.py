@@ -60,9 +60,9 @@ class TableReader:
     def _files(self) -> list[Path]:
         files = table_files(self.path)
         for file in files:
-            if file.is_dir():
+            if os.path.isdir(file):
                 raise UserError(f"{file} has no .parquet or .arrow files; check data.reader.path=")
-            if not file.is_file():
+            if not os.path.isfile(file):
                 raise UserError(f"the table {file} does not exist; check data.reader.path=")
         return files
 
@@ -85,7 +85,8 @@ class TableReader:
     def _columns(self) -> Columns:
         with self._reading():  # it looks for distinct keys
             columns = Columns.find(self._rows, self.path, self.image, self.caption, self.key)
-        if self._rows.has_lists(columns.image):
+        kind = self._rows.schema.field(columns.image).type
+        if pa.types.is_nested(kind) and not pa.types.is_struct(kind):
             raise UserError(
                 f"the column {columns.image!r} of {self.path} has lists of images; write one image per row, or choose another "
                 "column with data.reader.image="
@@ -160,10 +161,8 @@ class TableReader:
         key = self._columns.key
         if key is None:
             files = [below(self.key_root, self._paths[row]) for row in first_rows]
-            names = [os.path.splitext(file)[0] for file in files]
-            return KeyIndex(
-                clean_keys([f"{row:09d}" if self._embedded and not n else n for row, n in enumerate(names)])
-            )
+            names = zip(first_rows, (os.path.splitext(file)[0] for file in files), strict=True)
+            return KeyIndex(clean_keys([f"{row:09d}" if self._embedded and not name else name for row, name in names]))
         values = self._texts(key)
         if "" in values:
             raise UserError(

@@ -150,18 +150,19 @@ def test_the_path_in_the_json_stays_the_users(tmp_path: Path) -> None:
 def test_an_error_of_the_file_system_is_not_a_missing_image_or_caption(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "a.png").write_bytes(encoded(sample_image(0)))
     (tmp_path / "a.txt").write_text("a caption")
-    reader, os_open, broken = FolderReader(tmp_path), os.open, [".png"]
+    reader, intact, broken = FolderReader(tmp_path), open, [".png"]
 
     def stale(path, *options):
         if str(path).endswith(tuple(broken)):
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
-        return os_open(path, *options)
+        return intact(path, *options)
 
-    monkeypatch.setattr(os, "open", stale)
+    monkeypatch.setattr("builtins.open", stale)
     for broken[0] in (".png", ".txt"):
         with pytest.raises(OSError, match="Stale file handle"):
             reader.read("a")
     monkeypatch.undo()
-    for path in (tmp_path / "none", tmp_path / "a.png/b", tmp_path / ("x" * 300), tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # reading it would wait for somebody to write
+    for path in (tmp_path / "none", tmp_path / "a.png/b", tmp_path / ("x" * 300), tmp_path, tmp_path / "pipe"):
         with pytest.raises(BadPair, match="the image does not exist"):
             read_image(path)

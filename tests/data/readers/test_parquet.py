@@ -96,6 +96,22 @@ def test_columns_are_guessed_by_the_usual_names_and_said(tmp_path, caplog):
     assert pairs[0].meta == {"title": "t", "id": 1, "captions": ["a hen", "x"]}
 
 
+@pytest.mark.parametrize(
+    "kind", [pa.map_(pa.string(), pa.binary()), pa.list_(pa.binary(), 1), pa.struct({"a": pa.list_(pa.large_binary())})]
+)
+def test_columns_with_bytes_inside_are_not_kept(tmp_path, kind):
+    value = {"map": [("a", b"x")], "fixed_size_list": [b"x"]}.get(str(kind).partition("<")[0], {"a": [b"x"]})
+    table = pa.table({"image": IMAGES, "text": CAPTIONS, "thumb": pa.array([value] * 4, kind)})
+    pq.write_table(table, tmp_path / "t.parquet")
+    assert [pair.meta for pair in read(auto(tmp_path / "t.parquet"))] == [{}] * 4
+
+
+def test_an_image_without_a_path_has_the_number_of_its_row_as_the_key(tmp_path):
+    images = [{"bytes": IMAGES[0], "path": "a.png"}] * 2 + [{"bytes": IMAGES[1], "path": None}]
+    pq.write_table(pa.table({"image": pa.array(images, HUB), "text": CAPTIONS[:3]}), tmp_path / "t.parquet")
+    assert auto(tmp_path / "t.parquet").keys() == ["000000002", "a"]
+
+
 def test_a_column_of_repeated_ids_is_not_guessed_as_the_keys(tmp_path):
     pq.write_table(pa.table({"image": IMAGES, "text": CAPTIONS, "id": [1, 1, 2, 3]}), tmp_path / "t.parquet")
     assert auto(tmp_path / "t.parquet").keys() == [f"{n:09d}" for n in range(4)]

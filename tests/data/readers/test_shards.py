@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dejavu_lit.data.readers.shards import ShardReader
+from dejavu_lit.data.readers.table import TableReader
 from dejavu_lit.data.shards import BadPair, Pair, write_shard
 from dejavu_lit.utils.errors import UserError
 from tests.data.images import encoded, sample_image
@@ -204,6 +205,17 @@ def test_a_tar_and_patterns_of_tars(tmp_path: Path, pattern: str, numbers: list[
         write_tar(tmp_path / f"{number:02d}.tar", {f"k{number}.png": encoded(sample_image(0))})
     (tmp_path / "._00.tar").write_bytes(b"Mac OS X")
     assert ShardReader(str(tmp_path / pattern)).keys() == sorted(f"k{number}" for number in numbers)
+
+
+def test_a_list_in_braces_may_be_longer_than_the_name_of_a_file(tmp_path: Path) -> None:
+    for number in range(40):
+        write_tar(tmp_path / f"shard-{number:06d}.tar", {f"k{number}.png": encoded(sample_image(0))})
+    names = ",".join(f"shard-{number:06d}" for number in range(40))
+    assert len(ShardReader(f"{tmp_path}/{{{names}}}.tar").keys()) == 40
+    with pytest.raises(UserError, match="does not exist or has no shards"):
+        ShardReader(f"{tmp_path}/{{{names},gone}}.tar").keys()
+    with pytest.raises(UserError, match="does not exist; check"):
+        TableReader(f"{tmp_path}/{{{names}}}.parquet").keys()
 
 
 def test_a_range_of_tars_must_be_complete(tmp_path: Path) -> None:

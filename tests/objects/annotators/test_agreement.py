@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.shards import write_shards
 from dejavu_lit.data.objects import Annotation, Annotator, Failed, read_objects, write_objects
-from dejavu_lit.data.shards import Pair, ShardSet, write_shards
+from dejavu_lit.data.shards import Pair, ShardSet
 from dejavu_lit.objects.annotate import annotate
 from dejavu_lit.objects.annotators.agreement import Agreement
 from dejavu_lit.objects.compare import difference

@@ -2,8 +2,9 @@ import json
 
 import pytest
 
+from benchmarks.shards import write_shards
 from dejavu_lit.data.objects import Annotation
-from dejavu_lit.data.shards import BadPair, Pair, write_shards
+from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.objects.annotators.captions import OtherCaptions
 from dejavu_lit.objects.base import Shard
 from tests.conftest import call

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from benchmarks.shards import write_shards
 from dejavu_lit.data.objects import read_part
 from dejavu_lit.data.readers.scenes import SceneReader, _sprites
-from dejavu_lit.data.shards import write_shards
 from dejavu_lit.objects.annotate import annotate
 from dejavu_lit.objects.annotators.detectron2 import PAGE, Detectron2Detector
 from dejavu_lit.objects.annotators.detectron2_weights import class_count

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from open_clip import IMAGENET_CLASSNAMES
 
-from dejavu_lit.data.shards import BadPair, Pair, write_shards
+from benchmarks.shards import write_shards
+from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.objects.annotators.classes import ClassLabels
 from dejavu_lit.objects.annotators.coco import CocoLookup
 from dejavu_lit.objects.annotators.table import TableLookup

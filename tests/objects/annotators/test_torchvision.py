@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torchmetrics.detection import MeanAveragePrecision
 from torchvision.models.detection import fcos_resnet50_fpn, ssdlite320_mobilenet_v3_large
 
+from benchmarks.shards import write_shards
 from dejavu_lit.data.objects import read_part
 from dejavu_lit.data.readers.scenes import SceneReader, _sprites
-from dejavu_lit.data.shards import write_shards
 from dejavu_lit.objects.annotate import annotate
 from dejavu_lit.objects.annotators.torchvision import TorchvisionDetector
 from dejavu_lit.utils.errors import UserError
