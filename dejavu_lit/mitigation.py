@@ -1,20 +1,11 @@
 """The mitigations: one dataclass of knobs, each applied where it acts (captions, images, model, loss, optimizer, trainer)."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
-from dejavu_lit.utils.errors import UserError, check_at_least
+from dejavu_lit.utils.errors import UserError, check_at_least, check_range
 
-# Knobs that are one number: (lowest, highest, whether the highest itself is allowed).
-RANGES: dict[str, tuple[float, float, bool]] = {
-    "text_mask": (0, 1, False),
-    "text_random": (0, 1, True),
-    "text_shuffle": (0, 1, True),
-    "patch_dropout": (0, 1, False),
-    "label_smoothing": (0, 1, False),
-    "ema": (0, 1, False),
-    "gap_budget": (0, 1, False),
-}
 EARLY = ("loss", "accuracy")
 
 
@@ -75,16 +66,12 @@ class Mitigation:
     """Stop training when the lower bound of PPG exceeds this; needs gaps.reference."""
 
     def __post_init__(self) -> None:
-        for name, (low, high, closed) in RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not (low <= value < high or (closed and value == high)):
-                raise UserError(
-                    f"mitigation.{name}={value} must be at least {low:g} and {'at most' if closed else 'below'} {high:g}"
-                )
+        shares = ("text_mask", "patch_dropout", "label_smoothing", "ema", "gap_budget")
+        check_range(self, "mitigation.", "[0, 1)", *shares)
+        check_range(self, "mitigation.", "[0, 1]", "text_random", "text_shuffle")
+        check_range(self, "mitigation.", "[0, inf)", "gradient_noise", "weight_decay", "text_noise")
         check_at_least(self, "mitigation.", caption_words=1, stop_epoch=1, early_patience=1)
-        for name in ("gradient_noise", "weight_decay", "unlocked_groups", "lora_rank", "text_noise"):
-            if (value := getattr(self, name)) is not None and value < 0:
-                raise UserError(f"mitigation.{name}={value} must not be negative")
+        check_at_least(self, "mitigation.", unlocked_groups=0, lora_rank=0)
         self._check_logit_scale()
         if self.unlocked_groups and not (self.lock_image or self.lock_text):
             raise UserError(
@@ -100,7 +87,7 @@ class Mitigation:
     def _check_logit_scale(self) -> None:
         for name in ("logit_scale_init", "logit_scale_max", "logit_scale_fixed"):
             value: Any = getattr(self, name)
-            if value is not None and value < 1:
+            if value is not None and not 1 <= value < math.inf:
                 raise UserError(f"mitigation.{name}={value} is the multiplier 1/τ, at least 1 (not its logarithm)")
             if value is not None and name != "logit_scale_fixed" and self.logit_scale_fixed is not None:
                 raise UserError(f"mitigation.logit_scale_fixed and mitigation.{name} exclude each other; drop one")

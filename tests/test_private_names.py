@@ -5,6 +5,7 @@ import re
 import tomllib
 
 import numpy as np
+import open_clip.factory
 import pytest
 import torch
 from open_clip.transformer import VisionTransformer
@@ -19,6 +20,7 @@ from tests.conftest import ROOT
 PRIVATE = {
     "_average_model": WeightAveraging(),
     "_broadcast_sigterm_tensor": _TrainingEpochLoop,
+    "_find_checkpoint_in_dir": open_clip.factory,
     "_foreach_copy_": torch,
     "_mmap": np.memmap(__file__, mode="r"),
     "_pool": VisionTransformer,

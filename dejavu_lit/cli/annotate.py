@@ -54,7 +54,7 @@ def _annotate(data: DataSpec, sets: dict[str, ShardSet], settings: Annotate) -> 
     typed = {override.lstrip("+~").partition("=")[0] for override in HydraConfig.get().overrides.task}
     if "device" in node and "annotator.device" not in typed and trainer.accelerator != "cpu":
         node = {**node, "device": device(trainer, None)}
-    if node.get("artifacts"):
+    if isinstance(node.get("artifacts"), list):  # anything else is refused below
         node = {**node, "artifacts": [str(data.objects_folder(name)) for name in node["artifacts"]]}
     source = ANNOTATORS.build(node)
     folder = data.folder / "objects" / (settings.name or source.annotator.name)

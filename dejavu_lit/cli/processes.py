@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from dejavu_lit.training.settings import TrainerSettings
-from dejavu_lit.utils.distributed import Ranks, current_ranks
+from dejavu_lit.utils.distributed import Ranks, check_ranks, current_ranks
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.launch import end_with_parent, launch_ranks
 
@@ -27,13 +27,8 @@ def processes(trainer: TrainerSettings, shared: bool) -> Ranks:
     """
     _check()
     ranks, devices, nodes = current_ranks(), trainer.devices, trainer.num_nodes
-    if ranks.world > 1:
-        if devices > 0 and devices * nodes not in (1, ranks.world):
-            raise UserError(
-                f"trainer.devices={devices} and trainer.num_nodes={nodes} ask for {devices * nodes} processes, but "
-                f"{ranks.world} were started; match torchrun or srun, or omit both options"
-            )
-    else:
+    check_ranks(devices, nodes, one_is_default=True)
+    if ranks.world == 1:
         devices = _count(devices)
     if max(ranks.world, devices * nodes) > 1 and not shared:
         raise UserError("several processes need one output directory; give out=DIR")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.errors import UserError, check_at_least, check_range
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,5 @@ class LoaderSettings:
     """Training stops if more than this share of an epoch's pairs cannot be read."""
 
     def __post_init__(self) -> None:
-        if self.workers < 0 or self.cache_mb < 0 or self.prefetch < 1 or not 0 <= self.bad_share <= 1:
-            raise UserError(
-                f"trainer.loader: workers={self.workers} and cache_mb={self.cache_mb} must be at least 0, "
-                f"prefetch={self.prefetch} at least 1, bad_share={self.bad_share} between 0 and 1"
-            )
+        check_at_least(self, "trainer.loader.", workers=0, cache_mb=0, prefetch=1)
+        check_range(self, "trainer.loader.", "[0, 1]", "bad_share")

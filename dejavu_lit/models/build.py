@@ -14,7 +14,7 @@ from torch import nn
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.models.preprocess import PREPROCESS
 from dejavu_lit.models.settings import ModelSpec
-from dejavu_lit.models.text_tower import create_model
+from dejavu_lit.models.text_tower import create_model, quiet
 from dejavu_lit.models.tokenizer import load_tokenizer, save_tokenizer
 from dejavu_lit.utils.errors import UserError, first_line, suggest
 from dejavu_lit.utils.io import atomic, fingerprint, read_json_object, write_json
@@ -101,15 +101,13 @@ def build_model(spec: ModelSpec, folder: Path) -> nn.Module:
     pretrained = bool(text.get("hf_model_name") and text.get("hf_model_pretrained", True) and not spec.init)
     if pretrained:
         log.info("the text tower starts from the weights of %s, not from scratch", text["hf_model_name"])
-    logging.disable(logging.WARNING)  # open_clip warns about missing weights, which training is about to make
     try:
-        model: nn.Module = create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=pretrained)
+        with quiet():  # open_clip warns about missing weights, which training is about to make
+            model: nn.Module = create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=pretrained)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise UserError(
             f"open_clip cannot build model.name={spec.name} ({first_line(error)}); check model.config"
         ) from None
-    finally:
-        logging.disable(logging.NOTSET)
     if isinstance(model, open_clip.CoCa):  # open_clip leaves this matrix as the memory was, which may be NaN
         projection = model.text_decoder.text_projection
         nn.init.normal_(projection, std=len(projection) ** -0.5)

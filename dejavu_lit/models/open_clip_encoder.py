@@ -2,8 +2,8 @@
 
 import logging
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from PIL import Image
 from dejavu_lit.models.encoder import torch_device
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.models.preprocess import PREPROCESS, Preprocess
-from dejavu_lit.models.text_tower import create_model
+from dejavu_lit.models.text_tower import create_model, quiet
 from dejavu_lit.models.tokenizer import load_tokenizer
 from dejavu_lit.models.weights import SUFFIXES, compiled_state, load_tensors, weights_hash, without_prefixes
 from dejavu_lit.utils.errors import UserError, first_line, suggest
@@ -143,12 +143,7 @@ def load_folder(name: str, folder: Path, device: str) -> OpenClipEncoder:
     Raises:
         UserError: a folder without a config or weights, or weights that do not fit.
     """
-    if not (folder / "open_clip_config.json").is_file():
-        raise UserError(
-            f"{folder} has no open_clip_config.json, so it is not an open_clip model; check the model's name {name!r}"
-        )
-    config = read_json_object(folder / "open_clip_config.json")
-    _check_sizes(config, folder)
+    config = _read_config(folder, f"check the model's name {name!r}")
     if not config.get("preprocess_cfg"):
         log.warning(
             "%s has no preprocess_cfg, so images get open_clip's default mean, std, interpolation and resizing; add those of the "
@@ -171,11 +166,7 @@ def load_epoch(name: str, model: Path, checkpoint: Path, device: str) -> OpenCli
     Raises:
         UserError: no such folder, or a checkpoint that cannot be read safely or does not fit.
     """
-    if not (model / "open_clip_config.json").is_file():
-        raise UserError(
-            f"{name!r}: {model} has no open_clip_config.json with the run's architecture; restore it, or train the run again"
-        )
-    _check_sizes(read_json_object(model / "open_clip_config.json"), model)
+    _read_config(model, f"restore it, or train the run of {name!r} again")
 
     def read() -> dict[str, torch.Tensor]:
         state = load_tensors(checkpoint)["state_dict"]
@@ -184,6 +175,15 @@ def load_epoch(name: str, model: Path, checkpoint: Path, device: str) -> OpenCli
 
     problem = f"{checkpoint} does not contain the weights of {model}"
     return _build(name, f"local-dir:{model}", device, problem, "choose another epoch", read=read)
+
+
+def _read_config(folder: Path, remedy: str) -> dict[str, Any]:
+    """A folder's ``open_clip_config.json``; raises UserError, with ``remedy`` if there is none."""
+    if not (file := folder / "open_clip_config.json").is_file():
+        raise UserError(f"{folder} has no open_clip_config.json, so it is not an open_clip model; {remedy}")
+    config = read_json_object(file)
+    _check_sizes(config, folder)
+    return config
 
 
 def _check_sizes(value: Any, folder: Path) -> None:
@@ -247,7 +247,7 @@ def _build(
     # Weights released by OpenAI and some others need QuickGELU, which the architecture's name does not imply.
     quick = bool(config.get("quick_gelu", False))
     try:
-        with _quiet():
+        with quiet():
             if (state := read()) is None:
                 model = create_model(source, weights, force_quick_gelu=quick, require_pretrained=True)
             else:
@@ -259,14 +259,3 @@ def _build(
         raise
     except Exception as error:  # downloads, pickles and configs raise too many types to list
         raise UserError(f"{problem} ({first_line(error)}); {remedy}") from None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence open_clip and huggingface_hub: a failure is reported once, in the error."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)

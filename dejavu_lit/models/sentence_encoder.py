@@ -41,7 +41,8 @@ class TextEncoder:
                 f"the sentence-transformers model in {folder} cannot be loaded ({first_line(error)}); save it again"
             ) from None
         settings = {
-            path.relative_to(folder).as_posix(): path.read_text("utf-8") for path in sorted(folder.rglob("*.json"))
+            path.relative_to(folder).as_posix(): path.read_text("utf-8", "replace")
+            for path in sorted(folder.rglob("*.json"))
         }
         self.fingerprint = fingerprint({"weights": weights_hash(self._model.state_dict()), "settings": settings})
 

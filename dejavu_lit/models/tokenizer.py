@@ -32,6 +32,8 @@ def load_tokenizer(name: str) -> Any:
         return open_clip.get_tokenizer(name, **({"trust_remote_code": False} if from_hub else {}))
     except UserError:
         raise
+    except ModuleNotFoundError as missing:
+        raise UserError(needed_package(f"the tokenizer of {name}", missing)) from None
     except Exception as error:  # damaged configs and tokenizers raise too many types to list
         raise UserError(
             f"the tokenizer of {name} cannot be loaded ({first_line(error)}); save the model again"
@@ -61,11 +63,18 @@ def save_tokenizer(name: str, config: Mapping[str, Any] | None, folder: Path) ->
 def _hugging_face(source: str) -> Any:
     try:
         return open_clip.tokenizer.HFTokenizer(source, trust_remote_code=False)
+    except ModuleNotFoundError as missing:
+        raise UserError(needed_package(f"the tokenizer text_cfg.hf_tokenizer_name={source}", missing)) from None
     except Exception as error:  # as in load_tokenizer
         raise UserError(
             f"the tokenizer text_cfg.hf_tokenizer_name={source} cannot be loaded ({first_line(error)}); give a folder or a "
             "name of the Hugging Face Hub"
         ) from None
+
+
+def needed_package(what: str, missing: ModuleNotFoundError) -> str:
+    """The sentence for a part of a model that needs a package which is not installed."""
+    return f"{what} needs {missing.name} (pip install 'dejavu-lit[objects]')"
 
 
 def _check_options(options: Any, name: str) -> None:

@@ -9,12 +9,6 @@ from typing import Any
 import torch
 
 SUFFIXES = (".safetensors", ".bin", ".pth")  # of the weights that open_clip looks for in a folder
-# The names that it prefers to others, in its order; among others .safetensors come first.
-PREFERRED = (
-    *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors"),
-    *("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth"),
-    *("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth"),
-)
 
 
 def load_tensors(path: Path) -> Any:
@@ -48,9 +42,9 @@ def compiled_state(path: Path) -> dict[str, torch.Tensor] | None:
     loading it says so.
     """
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
-        others = sorted((file.name for file in files), key=lambda name: not name.endswith(".safetensors"))
-        path = min(files, key=lambda file: (*PREFERRED, *others).index(file.name))
+        from open_clip.factory import _find_checkpoint_in_dir
+
+        path = Path(_find_checkpoint_in_dir(path) or path)
     try:
         content = load_tensors(path)
         state = content.get("state_dict", content)

@@ -18,7 +18,7 @@ from dejavu_lit.data.decode import open_image
 from dejavu_lit.data.objects import Annotation, Annotator, Failed
 from dejavu_lit.data.shards import BadPair, Pair, ShardIndex
 from dejavu_lit.utils.distributed import current_ranks
-from dejavu_lit.utils.errors import UserError, check_at_least, lacks_memory
+from dejavu_lit.utils.errors import UserError, check_at_least, check_range, device_failed, first_line, lacks_memory
 from dejavu_lit.utils.parallel import map_ahead
 
 SCORE_SLACK = 1e-6  # scores may exceed 0..1 by this much: sums of rounded probabilities do
@@ -83,8 +83,7 @@ class Detector(Source):
     """A torch device; with ``cuda`` each local rank of torchrun or srun uses its own GPU."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise UserError(f"annotator.threshold={self.threshold} must lie between 0 and 1")
+        check_range(self, "annotator.", "[0, 1]", "threshold")
         check_at_least(self, "annotator.", batch=1, workers=1)
 
     @property
@@ -97,7 +96,7 @@ class Detector(Source):
         """The objects of at most ``batch`` RGB images of any sizes, with score ≥ ``threshold``, in the same order.
 
         Any exception except UserError is blamed on the images: they are tried again one by one, and those that fail
-        again are recorded as ``Failed``, unless memory runs out, which ends the command.
+        again are recorded as ``Failed``, unless memory runs out or the GPU fails, which ends the command.
         """
 
     def rows(self, shard: Shard) -> Iterator[Annotation | Failed]:
@@ -128,6 +127,10 @@ class Detector(Source):
             if len(items) == 1:
                 if lacks_memory(error):
                     raise
+                if device_failed(error):
+                    raise UserError(
+                        f"annotator.device={self.device} failed ({first_line(error)}); run the same command again to continue"
+                    ) from None
                 key, reason = items[0][0], " ".join(f"{type(error).__name__}: {error}".split())
                 yield key, Failed(key, reason[:REASON_LENGTH])
                 return

@@ -38,7 +38,7 @@ def vocabulary(choice: str | Path) -> dict[str, tuple[str, ...]]:
         categories = read_coco(path, "categories")["categories"]
         try:
             labels = {
-                json_safe(str(c["name"])): tuple(map(json_safe, map(str, c.get("synonyms", ())))) for c in categories
+                json_safe(str(c["name"])): tuple(map(json_safe, map(str, c.get("synonyms") or ()))) for c in categories
             }
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(

@@ -20,7 +20,7 @@ from dejavu_lit.data.module import PairDataModule
 from dejavu_lit.data.stream import Batch
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.training.features import Features
-from dejavu_lit.training.finetuning import apply_finetuning, merged
+from dejavu_lit.training.finetuning import SCALES, apply_finetuning, merged
 from dejavu_lit.training.regularizers import add_gradient_noise, add_text_noise, contrastive_loss, drop_patches
 from dejavu_lit.training.settings import Recipe, TrainerSettings
 from dejavu_lit.utils.distributed import gather
@@ -120,9 +120,7 @@ class ClipModule(pl.LightningModule):
         """Freeze the parameters that no feature depends on, as CoCa's decoder: the ranks would wait for their gradients."""
         images = torch.from_numpy(self.pairs.preprocess(Image.new("RGB", (8, 8))))[None]
         (captions,) = self._features.captions(self.pairs.tokenizer(["a"]))
-        parameters = [
-            p for p in self.model.parameters() if p.requires_grad and p.ndim
-        ]  # the scale and the bias are used
+        parameters = [p for name, p in self.model.named_parameters() if p.requires_grad and name not in SCALES]
         training = self.training
         with torch.random.fork_rng(devices=[]):
             features = self.eval()._features.encode(images, captions)

@@ -33,27 +33,34 @@ log = logging.getLogger(__name__)
 class GapCallback(Callback):
     """Measures on all ranks, logs to every logger, and ends the training if the lower bound of PPG exceeds the budget.
 
-    ``rows`` and ``stopped`` are part of the checkpoint, so a resumed run continues with them.
+    ``rows``, ``stopped`` and ``seconds`` are part of the checkpoint, so a resumed run continues with them.
     """
 
     run: TrainingRun
     reference: AuditedModel
     rows: list[dict[str, Any]] = field(default_factory=list)
     stopped: dict[str, Any] | None = None
-    seconds: float = 0.0  # spent measuring in this call
+    seconds: float = 0.0  # spent measuring, over all calls
+
+    def _measured_with(self) -> dict[str, Any]:
+        """The options that rows of one table have in common."""
+        options = {name: getattr(self.run.gaps, name) for name in ("sample", "public", "k", "threshold")}
+        return {"reference": self.reference.identity, **options}
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows so far, and the reference."""
-        return {"reference": self.reference.identity, "rows": self.rows, "stopped": self.stopped}
+        """The rows so far, and how they were measured."""
+        return {**self._measured_with(), "rows": self.rows, "stopped": self.stopped, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue with the rows; raises UserError if they were measured against another reference."""
-        if (earlier := state_dict["reference"]) != self.reference.identity:
-            raise UserError(
-                f"this run's gaps were measured against {earlier} and cannot continue against {self.reference.identity}; "
-                "set gaps.reference back to it, or use another out="
-            )
+        """Continue with the rows; raises UserError if they were measured with another reference or other options."""
+        for name, value in self._measured_with().items():
+            if (earlier := state_dict.get(name, value)) != value:  # an earlier version saved only the reference
+                raise UserError(
+                    f"this run's gaps were measured with gaps.{name}={earlier} and cannot continue with {value}; "
+                    f"set gaps.{name} back to it, or use another out="
+                )
         self.rows, self.stopped = list(state_dict["rows"]), state_dict["stopped"]
+        self.seconds = state_dict.get("seconds", 0.0)
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Draw the samples, or end at once if the budget was already exceeded."""
@@ -139,11 +146,14 @@ def gap_callback(run: TrainingRun, out: Path) -> GapCallback | None:
 
 def _check_reference(reference: AuditedModel, run: TrainingRun) -> None:
     option = f"gaps.reference={reference.name}"
-    if reference.run is None:
-        if reference.embeddings_folder is None:
-            load_encoder(reference.name)  # fails now if the model cannot be loaded; it is not kept
-        return
-    if not RunDirectory(reference.run).finished:
+    if reference.run is not None:
+        _check_reference_run(option, reference, reference.run, run)
+    if reference.embeddings_folder is None:
+        load_encoder(reference.name)  # fails now if the model cannot be loaded; it is not kept
+
+
+def _check_reference_run(option: str, reference: AuditedModel, folder: Path, run: TrainingRun) -> None:
+    if not RunDirectory(folder).finished:
         raise UserError(f"{option} is not finished; run dejavu train in it again, then start this run")
     if reference.trained_on == TRAINED_ON[run.side]:
         raise UserError(f"{option} was trained on {TRAINED_ON[run.side]}, like this run; use a run of the other side")

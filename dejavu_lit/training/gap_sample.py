@@ -1,7 +1,7 @@
 """PPG, PRG and AUCG of a model in training, on fixed samples of pairs, against a reference.
 
 The measurement uses the parts of an evaluation (fixed chunks, exact search, scores), so on the same records it gives
-the figures of ``dejavu evaluate``. The ranks of a training share the chunks that are encoded, and all get the same figures,
+the figures of ``dejavu evaluate``. The ranks of a training share the images that are encoded, and all get the same figures,
 those of one process. What does not change between two measurements is cached: the decoded public images, and the scores of the
 reference.
 """
@@ -25,7 +25,7 @@ from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
 from dejavu_lit.data.shards import BadPair, ShardSet
 from dejavu_lit.data.splits import seeded_hash
 from dejavu_lit.evaluation.audited_model import AuditedModel
-from dejavu_lit.evaluation.chunks import CHUNK, Chunk, encode_ahead, encode_chunk, read_chunk
+from dejavu_lit.evaluation.chunks import CHUNK, Chunk, encode_ahead, encode_captions, read_chunk
 from dejavu_lit.evaluation.search import search
 from dejavu_lit.measure.figures import FIGURES
 from dejavu_lit.measure.gaps import estimate, outcomes
@@ -130,15 +130,6 @@ class ImageSample:
         return {place: (keys, vectors) for place, keys, vectors, _ in encoded if keys}
 
 
-def _encode_captions(encoder: Encoder, captions: Sequence[str]) -> np.ndarray:
-    """float16 [n, d], bit for bit as ``embed`` computes them; every rank must call it."""
-    rank, world = group_share()
-    chunks = [list(captions[start : start + CHUNK]) for start in range(0, len(captions), CHUNK)]
-    encoded = gather([encode_chunk(encoder, chunk, "text") for chunk in chunks[rank::world]])
-    parts = [encoded[number % world][number // world] for number in range(len(chunks))]
-    return np.concatenate(parts).astype(np.float16)
-
-
 def _accumulate(target: Scores, reference: Scores, device: torch.device) -> dict[str, float]:
     """PPG, PRG and AUCG at the first k, to which each rank adds its share of the records; every rank must call it."""
     rank, world = group_share()
@@ -163,8 +154,8 @@ class GapMeter:
     """Measures any encoder against the reference, on fixed samples of the run's own set and of H.
 
     Raises:
-        UserError: no objects, or those of other images, a missing set, public images that are also trained on, or fewer of
-            them than ``gaps.k``.
+        UserError: no objects, or none of a public image, or those of other images, a missing set, public images that are
+            also trained on, or fewer of them than ``gaps.k``.
     """
 
     def __init__(self, data: DataSpec, side: str, settings: GapSettings, reference: AuditedModel) -> None:
@@ -197,11 +188,12 @@ class GapMeter:
                         f"{reference.name} has no embedding of a pair of {shards.folder}; choose another reference"
                     )
             self.samples[name] = PairSample.draw(shards, set_objects, settings.sample, members)
-        searched = set(self._images.keys()) & set(self._objects.keys) - self._excluded
+        searched = set(self._images.keys()) - self._excluded
         if reference.captions_only:
             searched &= self._public_captions.keys()
         elif reference.embeddings_folder and (saved := reference.saved(self._public, self._name, "image")):
             searched &= saved.rows.keys()
+        self._objects.take(sorted(searched))  # an image without a row is refused now, not at the first measurement
         if len(searched) < settings.k:
             raise UserError(
                 f"gaps.k={settings.k} is more than the {len(searched)} public images that can be searched with {reference.name}; "
@@ -215,7 +207,7 @@ class GapMeter:
         reference = self._score_reference(epoch, keys, str(encoder.device))
         own, gaps = {}, {}
         for name, sample in self.samples.items():
-            queries = _encode_captions(encoder, sample.captions)
+            queries = encode_captions(encoder, sample.captions)
             own[name] = self._score(queries, keys, vectors, reference.public, sample)
             gaps[name] = _accumulate(own[name], reference.scores[name], encoder.device)
         low, high = estimate(outcomes(own["population"], reference.scores["population"], self.settings.k)).interval(0)
@@ -233,8 +225,8 @@ class GapMeter:
         scores = {}
         for name, sample in self.samples.items():
             saved = reference.saved(self._sets[name], sample.name, "text")
-            queries = saved.load(sample.keys) if saved else _encode_captions(reference.encoder, sample.captions)
-            scores[name] = self._score(queries.astype(np.float16), reference_keys, vectors, public, sample)
+            queries = saved.load(sample.keys) if saved else encode_captions(reference.encoder, sample.captions)
+            scores[name] = self._score(queries, reference_keys, vectors, public, sample)
         self._reference_scores = ReferenceScores(reference.name, public, scores)
         return self._reference_scores
 
@@ -245,7 +237,7 @@ class GapMeter:
         if not reference.captions_only:
             return self._images.vectors(reference.encoder)
         captions = self._public_captions
-        return list(captions), _encode_captions(reference.encoder, list(captions.values()))
+        return list(captions), encode_captions(reference.encoder, list(captions.values())).astype(np.float16)
 
     @cached_property
     def _public_captions(self) -> dict[str, str]:
@@ -257,5 +249,7 @@ class GapMeter:
     ) -> Scores:
         """The scores of one model on a sample; ``keys`` and ``vectors`` are those of its public images."""
         rows = {key: row for row, key in enumerate(keys)}
-        neighbors, _ = search(queries, [vectors[[rows[key] for key in public.keys]]], self.settings.k)
+        neighbors, _ = search(
+            queries.astype(np.float16), [vectors[[rows[key] for key in public.keys]]], self.settings.k
+        )
         return score(neighbors, public, sample.truth, [self.settings.k])

@@ -2,7 +2,7 @@
 
 import csv
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -62,9 +62,9 @@ class CsvLogger(Logger):
         """Drop the rows from ``step`` on, which will be computed again."""
         if not self.path.exists():
             return
-        with open(self.path, newline="") as file:
+        with open(self.path, newline="", encoding="utf-8", errors="replace") as file:  # a crash may leave anything
             complete = (row for row in csv.DictReader(file) if all(row.get(name) for name in self.FIELDS))
-            rows = [row for row in complete if row["step"].isdigit() and int(row["step"]) < step]
+            rows = [row for row in complete if row["step"].isdecimal() and int(row["step"]) < step]
         lines = [",".join(self.FIELDS), *(",".join(str(row[name]) for name in self.FIELDS) for row in rows)]
         write_text(self.path, "\n".join(lines) + "\n")
 
@@ -151,11 +151,5 @@ def training_loggers(
         options = wandb_options(out, settings.wandb, side) | {"config": config, "settings": client_settings}
         writers.append(WandbLogger(out, settings.wandb.offline, step is not None, options))
     if settings.tensorboard:
-        writers.append(loggers.TensorBoardLogger(out, name="tensorboard", version="", purge_step=step))
+        writers.append(loggers.TensorBoardLogger(out, name="tensorboard", version="", purge_step=step or 0))
     return writers
-
-
-def finish_loggers(writers: Sequence[Logger]) -> None:
-    """Finalize all loggers; a second call does no harm."""
-    for logger in writers:
-        logger.finalize("finished")

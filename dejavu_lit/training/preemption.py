@@ -18,6 +18,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
+from dejavu_lit.utils.errors import first_line
+
 log = logging.getLogger(__name__)
 
 WARNING_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
@@ -87,10 +89,22 @@ class Preemption(Callback):
             f"saved {self.path} at step {trainer.global_step}" if self.path.is_file() else "there was nothing to save"
         )
         log.info("%s: %s; the same command continues from there", signal.Signals(number).name, saved)
-        if number == signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
+        owner, job = self._previous_handlers.get(number), os.environ.get("SLURM_JOB_ID")
+        if number == signal.SIGTERM and job:
             self.caught = 0
             return
-        self._exit(trainer, number)
+        for logger in trainer.loggers:  # requeueing kills wandb's process and loses what it has not written
+            logger.finalize("preempted")
+        if number in WARNING_SIGNALS and (callable(owner) or job):
+            if trainer.global_rank > 0:  # exiting before rank 0 has requeued would fail the job
+                until = time.monotonic() + REQUEUE_SECONDS
+                while self.caught != signal.SIGTERM and time.monotonic() < until:
+                    time.sleep(0.1)
+            elif callable(owner):
+                owner(number, None)
+            else:
+                _requeue(str(job))
+        sys.exit(128 + number)
 
     def _agreed_signal(self, trainer: pl.Trainer) -> int:
         """The signal that any rank has caught, the same on all ranks, which ask each other every ``log_every`` steps."""
@@ -101,17 +115,10 @@ class Preemption(Callback):
         caught = torch.tensor(self.caught, device=trainer.strategy.root_device)
         return int(cast(torch.Tensor, trainer.strategy.reduce(caught, reduce_op="max")))
 
-    def _exit(self, trainer: pl.Trainer, number: int) -> None:
-        for logger in trainer.loggers:  # requeueing kills wandb's process and loses what it has not written
-            logger.finalize("preempted")
-        owner, job = self._previous_handlers.get(number), os.environ.get("SLURM_JOB_ID")
-        if number in WARNING_SIGNALS and (callable(owner) or job):
-            if trainer.global_rank > 0:  # exiting before rank 0 has requeued would fail the job
-                until = time.monotonic() + REQUEUE_SECONDS
-                while self.caught != signal.SIGTERM and time.monotonic() < until:
-                    time.sleep(0.1)
-            elif callable(owner):
-                owner(number, None)
-            else:
-                subprocess.run(["scontrol", "requeue", str(job)], check=True)
-        sys.exit(128 + number)
+
+def _requeue(job: str) -> None:
+    """``scontrol requeue``; a warning if SLURM refuses, or the command is missing on the node."""
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        log.warning("SLURM did not requeue the job (%s); the same command continues", first_line(error))

@@ -9,7 +9,7 @@ from dejavu_lit.evaluation.run import check_model
 from dejavu_lit.models.model_name import architectures
 from dejavu_lit.training.settings import TrainerSettings, TrainingRun
 from dejavu_lit.utils.config import take
-from dejavu_lit.utils.distributed import current_ranks, forget_left_over_ranks
+from dejavu_lit.utils.distributed import check_ranks, current_ranks, forget_left_over_ranks
 from dejavu_lit.utils.errors import UserError, suggest
 from dejavu_lit.utils.exit_codes import clean_exit
 from dejavu_lit.utils.printable import log_warnings
@@ -22,15 +22,13 @@ def run_training(run: TrainingRun, out: Path | str) -> Path:
     The device, the models and the data are checked before anything is written.
     """
     forget_left_over_ranks(run.trainer.devices, run.trainer.num_nodes)
+    check_ranks(run.trainer.devices, run.trainer.num_nodes)
     directory = RunDirectory(Path(out))
     if not directory.finished:
         check_models(run)
-        if run.data.to_be_prepared:  # which would be in vain without the device
-            check_device(run.trainer)
+        check_device(run.trainer)
     run = take(TrainingRun, run, data=ready(run.data))
     check_data(run)
-    if not directory.finished:
-        check_device(run.trainer)
     with directory.opened(run):
         from dejavu_lit.training.train import train
 

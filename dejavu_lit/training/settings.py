@@ -1,13 +1,12 @@
 """The settings of a training run; nothing heavy is imported."""
 
-import math
 from dataclasses import dataclass, field
 
 from dejavu_lit.data.prepared import DataSpec, training_set
 from dejavu_lit.data.settings import LoaderSettings
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.settings import ModelSpec
-from dejavu_lit.utils.errors import UserError, check_at_least, suggest
+from dejavu_lit.utils.errors import UserError, check_at_least, check_range, suggest
 from dejavu_lit.utils.wandb import LoggerSettings
 
 
@@ -40,22 +39,13 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_at_least(self, "recipe.", epochs=1, batch=1, accumulate=1, warmup_steps=0)
-        if not 0 < self.lr < math.inf:
-            raise UserError(f"recipe.lr={self.lr} must be above 0")
-        for name in ("beta1", "beta2"):
-            if not 0 <= (beta := getattr(self, name)) < 1:
-                raise UserError(f"recipe.{name}={beta} must be at least 0 and below 1")
-        for name in ("eps", "weight_decay"):
-            if not 0 <= (value := getattr(self, name)) < math.inf:
-                raise UserError(f"recipe.{name}={value} must be at least 0")
-        for name in ("logit_scale_max", "gradient_clip"):
-            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
-                raise UserError(f"recipe.{name}={value} must be above 0")
+        check_range(self, "recipe.", "(0, inf)", "lr", "logit_scale_max", "gradient_clip")
+        check_range(self, "recipe.", "[0, inf)", "eps", "weight_decay")
+        check_range(self, "recipe.", "[0, 1)", "beta1", "beta2")
 
 
 ACCELERATORS = ("cpu", "gpu", "cuda", "mps", "auto")  # Lightning's names of what torch can train on here
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "transformer-engine",
-              "transformer-engine-float16", "16", "32", "64", "bf16")  # fmt: skip
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true", "16", "32", "64", "bf16")
 
 
 @dataclass(frozen=True)
@@ -103,8 +93,7 @@ class TrainerSettings:
             )
         if self.devices == 0 or self.devices < -1:
             raise UserError(f"trainer.devices={self.devices} must be at least 1, or -1 for all devices of the node")
-        if self.timeout_min <= 0:
-            raise UserError(f"trainer.timeout_min={self.timeout_min} must be above 0")
+        check_range(self, "trainer.", "(0, inf)", "timeout_min")
 
 
 @dataclass(frozen=True)
@@ -126,8 +115,7 @@ class GapSettings:
 
     def __post_init__(self) -> None:
         check_at_least(self, "gaps.", every=1, sample=1, public=1, k=1)
-        if not 0 <= self.threshold <= 1:
-            raise UserError(f"gaps.threshold={self.threshold} must be between 0 and 1")
+        check_range(self, "gaps.", "[0, 1]", "threshold")
 
 
 @dataclass(frozen=True, kw_only=True)

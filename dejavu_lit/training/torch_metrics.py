@@ -6,6 +6,7 @@ as each record is updated on one process only (a sampler that pads the last batc
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -39,7 +40,7 @@ class _PopulationGap(Metric):
 
     def compute(self) -> Tensor:
         """The gap, float64; NaN before the first record with objects."""
-        return (self.wins - self.losses).double() / self.records.double()
+        return (self.wins - self.losses).cpu().double() / self.records.cpu()  # not every device has float64
 
 
 class PPG(_PopulationGap):
@@ -64,22 +65,23 @@ class PRG(_PopulationGap):
 
 
 class AUCG(Metric):
-    """The area between the models' recall curves, mean(recall_T) − mean(recall_R), from counts per (hits, |G|).
+    """The area between the models' recall curves, mean(recall_T) − mean(recall_R), from sums of hits_T − hits_R per |G|.
 
     Args:
-        max_objects: the largest number of objects per image; the state is 2 × (max_objects + 1)² integers.
+        max_objects: the largest number of objects per image; the state is max_objects + 2 integers.
     """
 
     is_differentiable = False
     higher_is_better = False
     full_state_update = False
-    counts: Tensor
+    hits: Tensor
+    records: Tensor
 
     def __init__(self, max_objects: int = 128, **options: Any) -> None:
         super().__init__(**options)
         self.max_objects = max_objects
-        size = max_objects + 1
-        self.add_state("counts", torch.zeros((2, size, size), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("hits", torch.zeros(max_objects + 1, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("records", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, target_hits: Tensor, reference_hits: Tensor, truth: Tensor) -> None:
         """Add n records: |G ∩ Ô| per model, and |G|, all integers [n].
@@ -87,20 +89,15 @@ class AUCG(Metric):
         Raises:
             ValueError: an image with more than ``max_objects`` objects.
         """
-        truth, size = truth.long(), self.max_objects + 1
-        if truth.numel() and int(truth.max()) >= size:
+        truth = truth.long()
+        if truth.numel() and int(truth.max()) > self.max_objects:
             raise ValueError(f"an image has {int(truth.max())} objects; set AUCG(max_objects=…) to at least that")
-        has_objects = truth > 0
-        for model, hits in enumerate((target_hits, reference_hits)):
-            cell = truth[has_objects] * size + hits.long()[has_objects]
-            self.counts[model] += torch.bincount(cell, minlength=size * size).reshape(size, size)
+        self.hits.index_add_(0, truth, target_hits.long() - reference_hits.long())
+        self.records += (truth > 0).sum()
 
     def compute(self) -> Tensor:
         """The gap, float64; NaN before the first record with objects."""
-        counts = self.counts.cpu()
-        records = int(counts[0].sum())
-        if records == 0:
+        if (records := int(self.records)) == 0:
             return torch.tensor(torch.nan, dtype=torch.float64)
-        hits = ((counts[0] - counts[1]) * torch.arange(self.max_objects + 1)).sum(dim=1)
-        sizes = torch.arange(1, self.max_objects + 1)
-        return torch.tensor(mean_recall_gap(hits[1:].numpy(), sizes.numpy(), records), dtype=torch.float64)
+        hits, sizes = self.hits[1:].cpu().numpy(), np.arange(1, self.max_objects + 1)
+        return torch.tensor(mean_recall_gap(hits, sizes, records), dtype=torch.float64)

@@ -194,6 +194,8 @@ def image_tower(model: nn.Module) -> ImageTower | None:
     if type(model) not in (CLIP, CustomTextCLIP) or type(tower) is not VisionTransformer:
         return None
     plain = tower.attn_pool is None and not tower.output_tokens and tower.conv1.bias is None
+    # The convolution drops the pixels beyond the last whole patch.
+    plain &= all(side % patch == 0 for side, patch in zip(tower.image_size, tower.patch_size, strict=True))
     return ImageTower(tower) if plain and has_standard_blocks(tower.transformer) else None
 
 

@@ -27,7 +27,7 @@ from dejavu_lit.training.clip_module import ClipModule
 from dejavu_lit.training.ema import Averaging, averaged
 from dejavu_lit.training.finetuning import merged
 from dejavu_lit.training.gap_callback import GapCallback, gap_callback
-from dejavu_lit.training.loggers import finish_loggers, training_loggers
+from dejavu_lit.training.loggers import training_loggers
 from dejavu_lit.training.preemption import Preemption
 from dejavu_lit.training.progress import EpochLogger, StepMetrics
 from dejavu_lit.training.settings import TrainingRun
@@ -71,6 +71,8 @@ def train(run: TrainingRun, out: Path) -> Path:
         log.warning(
             "mitigation.stop_epoch=%d has no effect: training ends at recipe.epochs=%d", stop_epoch, run.recipe.epochs
         )
+    if (last_kept := max(run.trainer.checkpoint_at, default=0)) > run.epochs:
+        log.warning("trainer.checkpoint_at=%d has no effect: training ends after epoch %d", last_kept, run.epochs)
     gaps = gap_callback(run, out)
     pl.seed_everything(run.seed, verbose=False)
     module, pairs = _build_model_and_data(run, out)
@@ -82,8 +84,8 @@ def train(run: TrainingRun, out: Path) -> Path:
     if last.is_file():
         step = saved_step(last)
         log.info("resuming %s at step %d", out, step)
+    loggers = training_loggers(out, run.logger, run.side, to_plain(run), step)
     try:
-        loggers = training_loggers(out, run.logger, run.side, to_plain(run), step)
         trainer = build_trainer(run, out, gaps, loggers)
     except (MisconfigurationException, ValueError) as error:
         raise UserError(f"trainer={run.trainer.accelerator}: {first_line(error)}") from None
@@ -91,7 +93,8 @@ def train(run: TrainingRun, out: Path) -> Path:
         _fit(trainer, module, pairs, last, resume=step is not None)
     finally:
         pairs.teardown("fit")  # Lightning calls it only if the fit succeeds
-        finish_loggers(loggers)
+        for logger in loggers:
+            logger.finalize("finished")
     unreadable = module.unreadable()  # a collective operation: every rank takes part
     if trainer.is_global_zero:
         _write_results(run, out, trainer, module, gaps, unreadable)
@@ -163,10 +166,10 @@ def _callbacks(
         callbacks.append(Averaging(mitigation.ema))
     if mitigation.early_stopping is not None:
         callbacks.append(EarlyStop(mitigation.early_stopping, mitigation.early_patience))
+    callbacks.append(NonFiniteLossStop(last))  # weights that are not finite are not measured either
     if gaps is not None:
         callbacks.append(gaps)
     callbacks += [
-        NonFiniteLossStop(last),
         StepMetrics(),
         EpochLogger(enabled=not show_progress),
         CheckpointSaver(directory, settings.checkpoint_steps, settings.checkpoint_epochs, settings.checkpoint_at),

@@ -122,6 +122,21 @@ def forget_left_over_ranks(devices: int = 1, nodes: int = 1) -> None:
         os.environ[COMMAND] = str(os.getpid())
 
 
+def check_ranks(devices: int, nodes: int, one_is_default: bool = False) -> None:
+    """Raise UserError if torchrun or srun started another number of processes than ``devices`` per node ask for.
+
+    Args:
+        devices: -1 for all of the node, whose number is not checked.
+        one_is_default: whether 1 and 1 may stand for any number.
+    """
+    world, asked = current_ranks().world, devices * nodes
+    if world > 1 and devices > 0 and asked != world and not (one_is_default and asked == 1):
+        raise UserError(
+            f"trainer.devices={devices} and trainer.num_nodes={nodes} ask for {asked} processes, but {world} were started; "
+            f"match torchrun or srun{', or omit both options' if one_is_default else ''}"
+        )
+
+
 def lightning_environment() -> list["ClusterEnvironment"]:
     """Lightning's plugin for the processes of ``current_ranks``, where its own guess may differ: within SLURM.
 

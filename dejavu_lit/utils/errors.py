@@ -1,6 +1,7 @@
 """Errors that a user can fix: one sentence that says what is wrong, where, and what to do."""
 
 import errno
+import math
 import os
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -39,6 +40,20 @@ def check_at_least(settings: object, prefix: str, **minima: int) -> None:
             raise UserError(f"{prefix}{name}={value} must be at least {minimum}")
 
 
+def check_range(settings: object, prefix: str, interval: str, *names: str) -> None:
+    """Raise UserError if a setting is not in ``interval``, e.g. ``[0, 1)`` or ``(0, inf)``; None has no value to check."""
+    low, high = map(float, interval[1:-1].split(","))
+    for name in names:
+        if (value := getattr(settings, name)) is None:
+            continue
+        above = low <= value if interval[0] == "[" else low < value
+        below = value <= high if interval[-1] == "]" else value < high
+        if not (above and below):
+            start = f"{'at least' if interval[0] == '[' else 'above'} {low:g}"
+            end = "finite" if high == math.inf else f"{'at most' if interval[-1] == ']' else 'below'} {high:g}"
+            raise UserError(f"{prefix}{name}={value} must be {start} and {end}")
+
+
 def error_sentence(error: BaseException) -> str | None:
     """The sentence for an error that a user can fix: a UserError, of the operating system, or too little memory; else None."""
     if isinstance(error, UserError):
@@ -52,6 +67,11 @@ def lacks_memory(error: BaseException) -> bool:
     """Whether memory ran out; torch says so of a GPU by OutOfMemoryError, else by RuntimeError, neither a MemoryError."""
     torch_error = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and torch_error)
+
+
+def device_failed(error: BaseException) -> bool:
+    """Whether the GPU failed: after most of these errors it refuses all further work of the process."""
+    return isinstance(error, RuntimeError) and str(error).startswith("CUDA error")
 
 
 def os_error_sentence(error: OSError) -> str:

@@ -122,9 +122,14 @@ class RunDirectory:
             raise UserError(f"{self.config_file} does not fit this version: {error}") from None
 
     def save(self, settings: Any) -> None:
-        """Save a dataclass (or a mapping) as the settings; with other ones than before, the dashboards get a run of its own."""
-        if self.exists and not self._is_saved(settings):
-            (self.path / "wandb" / "id.json").unlink(missing_ok=True)
+        """Save a dataclass (or a mapping) as the settings.
+
+        If others were there, of a run that never got far, its weights are removed, and the dashboards get a run of its own.
+        """
+        if self.exists and not self.started and not self._is_saved(settings):
+            weights = [*map(self.checkpoint, self.saved_epochs()), *self.model.glob("*.safetensors")]
+            for path in (*weights, self.path / "wandb" / "id.json"):
+                path.unlink(missing_ok=True)
             rmtree(self.path / "tensorboard", ignore_errors=True)
         values = {"schema": CONFIG_SCHEMA, **to_plain(settings)}
         write_text(self.config_file, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

@@ -66,14 +66,16 @@ def test_the_summary_says_how_far_the_vocabulary_reaches(tmp_path: Path) -> None
     for name, labels in (("A", [["dog", "cat"], ["dog"], [], ["dog"]]), ("P", [["cat"], ["dog"], []])):
         rows = [Annotation(f"{name}{n}", row, [0.5] * len(row), [[0.0] * 4] * len(row)) for n, row in enumerate(labels)]
         write_objects(tmp_path / name / "0.parquet", rows, source.annotator)
-    assert "2 of 7 images (28.6%) have no object; 'dog' is in 80.0% of the others" in coverage(tmp_path, "AP", 0.5)
-    assert coverage(tmp_path, ["A"], 0.6).startswith("4 of 4 images (100.0%) have no object (")
+    assert "2 of 7 images (28.6%) have no object of score ≥ 0.5; 'dog' is in 80.0% of the others" in coverage(
+        tmp_path, "AP", 0.5
+    )
+    assert coverage(tmp_path, ["A"], 0.6).startswith("4 of 4 images (100.0%) have no object of score ≥ 0.6 (")
 
 
 def test_the_command_ends_with_the_summary(data: Path) -> None:
     done = call("annotate", "annotator=classes", "max_failed=0.5", f"data.dir={data}")
     assert done.returncode == 0, done.stderr
-    assert "11 of 55 images (20.0%) have no object; 'thing " in done.stdout
+    assert "11 of 55 images (20.0%) have no object of score ≥ 0.5; 'thing " in done.stdout
 
 
 def test_one_row_per_image_and_failures_differ_from_empty_rows(data: Path) -> None:
@@ -259,6 +261,19 @@ def test_an_image_for_which_memory_runs_out_has_not_failed(tmp_path: Path, monke
     monkeypatch.setattr(BrightDetector, "detect", detect)
     shards = write_shards(tmp_path / "A", [Pair("k", encoded(sample_image(0, 20, 30)), "png", "text", {})], 7)
     with pytest.raises(torch.OutOfMemoryError):
+        annotate(BrightDetector(), {"A": shards}, tmp_path / "o", max_failed=1)
+    assert not list(tmp_path.glob("o/A/*.parquet"))
+
+
+def test_images_have_not_failed_if_the_gpu_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It refuses all that follows, so the rest of the shard would count as damaged."""
+
+    def detect(detector: BrightDetector, images: list) -> list:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be")
+
+    monkeypatch.setattr(BrightDetector, "detect", detect)
+    shards = write_shards(tmp_path / "A", pairs("A", 3), 7)
+    with pytest.raises(UserError, match=r"device=cpu failed \(CUDA error: an illegal .* encountered\); run the same"):
         annotate(BrightDetector(), {"A": shards}, tmp_path / "o", max_failed=1)
     assert not list(tmp_path.glob("o/A/*.parquet"))
 

@@ -101,7 +101,7 @@ COCA = {
 }
 
 
-@pytest.mark.parametrize("config", [CONFIG, COCA])
+@pytest.mark.parametrize("config", [CONFIG, COCA, {**CONFIG, "nonscalar_logit_scale": True}])
 def test_on_several_ranks_only_parameters_that_get_no_gradient_are_frozen(tmp_path, monkeypatch, config):
     spec = ModelSpec("model", config)
     export_config(spec, tmp_path)
@@ -119,6 +119,7 @@ def test_on_several_ranks_only_parameters_that_get_no_gradient_are_frozen(tmp_pa
     frozen = {name for name, p in module.model.named_parameters() if not p.requires_grad}
     assert all((p.grad is None) == (name in frozen) for name, p in module.model.named_parameters())
     assert any(name.startswith("text_decoder.") for name in frozen) == (config is COCA)
+    assert "logit_scale" not in frozen
 
 
 def test_the_limit_of_unreadable_pairs_acts_within_the_epoch(tmp_path, monkeypatch):

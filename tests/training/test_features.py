@@ -139,6 +139,7 @@ def test_in_bf16_they_are_as_close_to_double_precision_as_the_model_itself():
         ({"vision": {"qk_norm": True}}, True, False),
         ({"vision": {"attentional_pool": True}}, True, False),
         ({"vision": {"layers": [1, 1, 1, 1], "width": 8}}, True, False),
+        ({"vision": {"patch_size": 12}}, True, False),  # of 32 pixels, 8 are in no patch
     ],
 )
 def test_towers_for_which_trimming_is_not_exact_are_not_trimmed(options, text, visual):

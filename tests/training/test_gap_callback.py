@@ -21,9 +21,11 @@ from dejavu_lit.evaluation.embeddings import Embeddings, write_embeddings
 from dejavu_lit.models.settings import ModelSpec
 from dejavu_lit.models.zoo import load_encoder
 from dejavu_lit.training.checkpoints import CheckpointSaver
-from dejavu_lit.training.gap_callback import gap_callback
+from dejavu_lit.training.gap_callback import GapCallback, gap_callback
 from dejavu_lit.training.gap_sample import GapMeter, ImageSample, PairSample
 from dejavu_lit.training.settings import GapSettings, Recipe, TrainingRun
+from dejavu_lit.training.stopping import NonFiniteLossStop
+from dejavu_lit.training.train import _callbacks
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import write_json
 from dejavu_lit.utils.run_directory import RunDirectory, first_difference, identity
@@ -348,7 +350,30 @@ def test_a_resumed_run_refuses_another_reference(scenes, runs, tmp_path):
     (tmp_path / "run" / "run.json").unlink()
     done = call("train", *arguments, f"gaps.reference={runs['reference']}@1", f"out={tmp_path / 'run'}")
     assert done.returncode == 1
-    assert "were measured against" in done.stderr
+    assert "were measured with gaps.reference=" in done.stderr
+
+
+def test_rows_of_one_table_are_measured_with_the_same_options(tmp_path):
+    run = TrainingRun(data=DataSpec("made"), model=ModelSpec("tiny"), recipe=Recipe(5, 8, 0.1), side="target")
+    reference, row = AuditedModel("embeddings:x", tmp_path), {"epoch": 5}
+    state = GapCallback(run, reference, [row], seconds=7.0).state_dict()
+    for change in ({"sample": 9}, {"public": None}, {"k": 9}, {"threshold": 0.9}):
+        (name,) = change
+        other = GapCallback(replace(run, gaps=GapSettings(**change)), reference)
+        with pytest.raises(UserError, match=rf"measured with gaps\.{name}=.* and cannot continue with {change[name]};"):
+            other.load_state_dict(state)
+        other.load_state_dict({"reference": "embeddings:x", "rows": [row], "stopped": None})  # of an earlier version
+        assert other.rows == [row]
+    same = GapCallback(replace(run, gaps=GapSettings(every=2)), reference)
+    same.load_state_dict(state)
+    assert (same.rows, same.seconds) == ([row], 7.0)
+
+
+def test_weights_that_are_not_finite_are_not_measured(tmp_path):
+    run = TrainingRun(data=DataSpec("made"), model=ModelSpec("tiny"), recipe=Recipe(5, 8, 0.1), side="target")
+    gaps = GapCallback(run, AuditedModel("embeddings:x", tmp_path))
+    kinds = [type(callback) for callback in _callbacks(run, RunDirectory(tmp_path), gaps, show_progress=False)]
+    assert kinds.index(NonFiniteLossStop) < kinds.index(GapCallback) < kinds.index(CheckpointSaver)
 
 
 def test_two_processes_measure_once_and_stop_together(scenes, runs, tmp_path):
@@ -451,6 +476,15 @@ def test_objects_of_other_images_are_refused(scenes, runs, tmp_path):
     assert "has the objects of other images" in done.stderr
 
 
+def test_a_public_image_without_a_row_is_refused_before_training(scenes, runs, tmp_path):
+    objects = shutil.copytree(scenes / "objects/scenes", tmp_path / "objects")
+    (part,) = (objects / "P").glob("*.parquet")
+    pq.write_table(pq.read_table(part)[:-1], part)
+    data = replace(RunDirectory(runs["target"]).section("data", DataSpec), objects=str(objects))
+    with pytest.raises(UserError, match="no row for 1 of 64 images"):
+        GapMeter(data, "target", GapSettings(sample=50, k=5), AuditedModel(str(runs["reference"]), tmp_path))
+
+
 def test_a_pair_of_either_set_is_measured_in_a_random_half(scenes, runs, tmp_path):
     data = RunDirectory(runs["target"]).section("data", DataSpec)
     half, gaps = replace(data, half=1), GapSettings(sample=1000, public=None, k=5)
@@ -470,6 +504,7 @@ def test_a_pair_of_either_set_is_measured_in_a_random_half(scenes, runs, tmp_pat
         (["gaps.reference=embeddings:{empty}"], "{empty}/A/text has no embeddings"),
         (["gaps.reference={target}"], "was trained on A, like this run"),
         (["gaps.reference={unfinished}"], "is not finished"),
+        (["gaps.reference={reference}@9"], "{reference}@9: the run has no checkpoint of epoch '9'; it has 1, 2"),
         (["gaps.every=3"], "gaps.every=3 is more than the 2 epochs"),
         (["gaps.sample=0"], "gaps.sample=0 must be at least 1"),
         (["gaps.every=often"], "gaps.every=often must be a whole number"),
@@ -485,6 +520,7 @@ def test_a_users_mistake_is_one_sentence(scenes, runs, tmp_path, arguments, mess
     (tmp_path / "empty").mkdir()
     folders = {
         "target": runs["target"],
+        "reference": runs["reference"],
         "unfinished": unfinished,
         "missing": tmp_path / "no",
         "empty": tmp_path / "empty",
@@ -494,4 +530,4 @@ def test_a_users_mistake_is_one_sentence(scenes, runs, tmp_path, arguments, mess
     assert done.returncode == 1
     assert message.format(**folders) in done.stderr
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "run" / "run.json").exists()
+    assert not (tmp_path / "run" / "metrics.csv").exists()  # nothing was trained in vain

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dejavu_lit.training.loggers import CsvLogger
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import write_json
 from dejavu_lit.utils.wandb import LoggerSettings, Wandb, wandb_options, with_tags
@@ -234,6 +235,14 @@ def test_only_metrics_csv_is_written_by_default(tmp_path: Path) -> None:
     assert metrics == {"loss": 1.5, "epoch": 2}  # the next logger gets the same dict
     assert table(tmp_path, "loss") == [(7, 1.5)]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_a_damaged_row_of_metrics_csv_does_not_end_a_resumed_run(tmp_path: Path) -> None:
+    """A crash of the machine may leave anything at the end of a file."""
+    rows = b"step,epoch,metric,value\n1,0,loss,0.5\n"
+    (tmp_path / "metrics.csv").write_bytes(rows + b"\xff\xfe\x00\x80,\xb2,loss,1\n\xc2\xb2,0,loss,1\n2,0,loss,0.")
+    CsvLogger(tmp_path).resume(2)
+    assert (tmp_path / "metrics.csv").read_bytes() == rows
 
 
 def test_groups_and_names(tmp_path: Path) -> None:

@@ -23,3 +23,19 @@ def test_term_after_ctrl_c_ends_the_training_of_a_study_within_an_allocation(tmp
     assert end.value.code == 128 + signal.SIGINT
     with pytest.raises(KeyboardInterrupt):
         interrupted._handle(signal.SIGINT, None)
+
+
+@pytest.mark.parametrize("scontrol", [None, "#!/bin/sh\nexit 1\n"], ids=["missing", "refused"])
+def test_a_job_that_slurm_does_not_requeue_ends_as_elsewhere(tmp_path, monkeypatch, caplog, scontrol):
+    if scontrol is not None:
+        (tmp_path / "scontrol").write_text(scontrol)
+        (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    trainer = SimpleNamespace(global_step=1, global_rank=0, loggers=[], world_size=1)
+    warned = Preemption(tmp_path / "last.ckpt")
+    warned._handle(signal.SIGUSR1, None)
+    with pytest.raises(SystemExit) as end:
+        warned.on_train_epoch_start(trainer, None)
+    assert end.value.code == 128 + signal.SIGUSR1
+    assert "SLURM did not requeue the job" in caplog.text

@@ -8,7 +8,7 @@ import torch
 
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.models.settings import ModelSpec
-from dejavu_lit.training.resume import check_data, check_device
+from dejavu_lit.training.resume import check_data, check_device, run_training
 from dejavu_lit.training.settings import Recipe, TrainerSettings, TrainingRun
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import write_json
@@ -23,6 +23,17 @@ def test_raw_shards_too_few_for_a_batch_are_refused(tmp_path: Path) -> None:
         check_data(replace(run, side="reference"))
     with pytest.raises(UserError, match=r"^recipe.batch=64 does not divide by 3 ranks"):
         check_data(replace(run, trainer=TrainerSettings(devices=3)))
+
+
+def test_ranks_that_would_train_side_by_side_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
+    for name, value in ranks.items():
+        monkeypatch.setenv(name, value)
+    run = TrainingRun(data=DataSpec("made"), model=ModelSpec("tiny"), recipe=Recipe(1, 64, 1e-3), side="target")
+    for trainer, asked in ((TrainerSettings(), 1), (TrainerSettings(devices=2), 2)):
+        with pytest.raises(UserError, match=f"ask for {asked} processes, but 4 were started; match torchrun or srun$"):
+            run_training(replace(run, trainer=trainer), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 
 from dejavu_lit.data.prepared import DataSpec
+from dejavu_lit.data.settings import LoaderSettings
+from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.settings import ModelSpec
-from dejavu_lit.training.settings import Recipe, TrainingRun
+from dejavu_lit.training.settings import GapSettings, Recipe, TrainerSettings, TrainingRun
 from dejavu_lit.utils.errors import UserError
 
 RECIPE = Recipe(epochs=1, batch=8, lr=0.1)
@@ -20,6 +22,7 @@ RECIPE = Recipe(epochs=1, batch=8, lr=0.1)
         ("eps", -1.0),
         ("weight_decay", -0.1),
         ("weight_decay", float("nan")),
+        ("lr", float("inf")),
         ("logit_scale_max", 0.0),
         ("gradient_clip", 0.0),
     ],
@@ -27,6 +30,32 @@ RECIPE = Recipe(epochs=1, batch=8, lr=0.1)
 def test_a_recipe_outside_its_ranges_is_refused(option, value):
     with pytest.raises(UserError, match=rf"recipe\.{option}={value} must be "):
         replace(RECIPE, **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "message"),
+    [
+        (TrainerSettings, {"timeout_min": float("inf")}, r"trainer\.timeout_min=inf must be above 0 and finite"),
+        (TrainerSettings, {"precision": "transformer-engine"}, r"trainer\.precision=transformer-engine is unknown"),
+        (GapSettings, {"threshold": float("nan")}, r"gaps\.threshold=nan must be at least 0 and at most 1"),
+        (LoaderSettings, {"bad_share": float("nan")}, r"trainer\.loader\.bad_share=nan must be"),
+        (LoaderSettings, {"prefetch": 0}, r"trainer\.loader\.prefetch=0 must be at least 1"),
+    ],
+)
+def test_other_settings_outside_their_ranges_are_refused(settings, options, message):
+    with pytest.raises(UserError, match=message):
+        settings(**options)
+
+
+def test_an_empty_init_is_none():
+    with pytest.raises(UserError, match=r"mitigation\.lora_rank=4 fine-tunes a model, and there is none"):
+        TrainingRun(
+            data=DataSpec("made"),
+            model=ModelSpec("tiny", init=""),
+            recipe=RECIPE,
+            mitigation=Mitigation(lora_rank=4),
+            side="target",
+        )
 
 
 def test_a_seed_is_one_of_32_bits():

@@ -5,7 +5,14 @@ import os
 import pytest
 from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 
-from dejavu_lit.utils.distributed import COMMAND, LEFT_OVER, forget_left_over_ranks, lightning_environment, rank
+from dejavu_lit.utils.distributed import (
+    COMMAND,
+    LEFT_OVER,
+    check_ranks,
+    forget_left_over_ranks,
+    lightning_environment,
+    rank,
+)
 from dejavu_lit.utils.errors import UserError
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
@@ -53,6 +60,27 @@ def test_ranks_of_a_launcher_are_kept(given, devices, nodes):
     forget_left_over_ranks(devices, nodes)
     assert rank() == 1
     assert set(given) <= set(os.environ)
+
+
+@pytest.mark.parametrize("given", [TORCHRUN, SRUN])
+def test_another_number_of_processes_than_asked_for_is_a_sentence(given):
+    os.environ.update(given)
+    check_ranks(2, 1)
+    check_ranks(1, 2)
+    check_ranks(-1, 1)  # all of the node, however many
+    check_ranks(1, 1, one_is_default=True)
+    for devices, nodes in ((1, 1), (2, 2), (4, 1)):
+        with pytest.raises(
+            UserError, match=rf"ask for {devices * nodes} processes, but 2 were started; match torchrun"
+        ):
+            check_ranks(devices, nodes)
+
+
+@pytest.mark.parametrize("given", [ALLOCATION, {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}])
+def test_a_process_alone_is_not_compared(given):
+    os.environ.update(given)
+    for devices in (1, 4):
+        check_ranks(devices, 1)
 
 
 def test_what_lightning_sets_after_the_first_call_is_kept():

@@ -17,3 +17,18 @@ def test_other_settings_get_a_dashboard_run_of_their_own(tmp_path: Path) -> None
     directory.save({"recipe": {"lr": 1e-4}})
     assert not (tmp_path / "wandb" / "id.json").exists()
     assert not (tmp_path / "tensorboard").exists()
+
+
+def test_other_settings_do_not_inherit_the_weights_of_the_run_before(tmp_path: Path) -> None:
+    """They would be evaluated as the new run's. Other files are not ours to remove."""
+    directory = RunDirectory(tmp_path)
+    directory.save({"recipe": {"lr": 1e-3}})
+    own = [directory.checkpoint(5), directory.checkpoint(30), directory.model / "open_clip_model.safetensors"]
+    others = [directory.checkpoint("mine"), directory.model / "notes.txt"]
+    for path in (*own, *others):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"weights")
+    directory.save({"recipe": {"lr": 1e-3}, "trainer": {"devices": 2}})  # the same run on other devices
+    assert directory.saved_epochs() == [5, 30]
+    directory.save({"recipe": {"lr": 1e-4}})
+    assert [path for path in (*own, *others) if path.exists()] == others

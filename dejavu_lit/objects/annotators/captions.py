@@ -15,6 +15,7 @@ from dejavu_lit.data.objects import Annotation, Annotator, Failed
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.objects.base import Lookup, Shard
 from dejavu_lit.objects.vocabulary import vocabulary
+from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import fingerprint
 from dejavu_lit.utils.words import letter_words, singulars
 
@@ -126,12 +127,16 @@ class OtherCaptions(Lookup):
 
     @cached_property
     def _labels_by_name(self) -> dict[tuple[str, ...], list[str]]:
-        """{words of a name: the labels it stands for}."""
+        """{words of a name: the labels it stands for}; raises UserError if no name has words."""
         labels: dict[tuple[str, ...], list[str]] = {}
         for label, names in self._names.items():
             for name in names:
                 labels.setdefault(tuple(letter_words(name)), []).append(label)
         labels.pop((), None)
+        if not labels:
+            raise UserError(
+                f"vocabulary={self.vocabulary} has no label with letters, so no caption names one; give another"
+            )
         return labels
 
     @cached_property

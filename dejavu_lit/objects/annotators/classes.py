@@ -35,6 +35,8 @@ class ClassLabels(Lookup):
     def annotation(self, pair: Pair) -> Annotation:
         """One object; raises BadPair if there is no label, UserError for a number without a name."""
         label = pair.meta.get(self.field)
+        if isinstance(label, float) and label.is_integer():  # pandas makes numbers with gaps floats
+            label = int(label)
         if label is None or label == "":
             raise BadPair(f"its JSON has no {self.field!r}")
         if not isinstance(label, str | int) or isinstance(label, bool):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dejavu_lit.data.objects import Annotation, Annotator
-from dejavu_lit.data.readers.coco_json import CocoInstances
+from dejavu_lit.data.readers.coco_json import CocoInstances, image_number
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.objects.base import Lookup
 
@@ -32,12 +32,8 @@ class CocoLookup(Lookup):
         return self._instances.annotator
 
     def annotation(self, pair: Pair) -> Annotation:
-        """The instances of one image; raises BadPair if the files do not list it."""
-        number = pair.meta.get("image_id", pair.key)
-        try:
-            image_id = int(number)
-        except (TypeError, ValueError):
-            raise BadPair("neither its key nor image_id in its JSON is a number of COCO") from None
+        """The instances of one image; raises BadPair if it has no number, or the files do not list it."""
+        image_id = image_number({**pair.meta, "key": pair.key}, "image_id" if "image_id" in pair.meta else "key")
         if image_id not in self._instances.image_ids:
             raise BadPair("the instances JSON does not list it")
         return self._instances.annotation(image_id, pair.key)

@@ -53,12 +53,9 @@ class Detectron2Detector(Detector):
             import detectron2
         weights = self._file("weights")
         config: dict[str, Any] = {"file": Path(self.config).name, "content": self._setup.fingerprint}
-        if self.options:
-            config["options"] = dict(self.options)
-        if self.modules:
-            config["modules"] = list(self.modules)
-        if self.classifier is not None:
-            config["classifier"] = file_sha256(self._file("classifier"))
+        config |= {"options": dict(self.options)} if self.options else {}
+        config |= {"modules": list(self.modules)} if self.modules else {}
+        config |= {"classifier": file_sha256(self._file("classifier"))} if self.classifier is not None else {}
         return Annotator(
             "detectron2",
             version=detectron2.__version__,

@@ -19,6 +19,8 @@ from dejavu_lit.objects.base import Lookup
 from dejavu_lit.utils.errors import UserError, first_line, suggest
 from dejavu_lit.utils.io import file_sha256
 
+SEPARATOR = ";"
+
 
 @dataclass(frozen=True)
 class TableLookup(Lookup):
@@ -34,16 +36,17 @@ class TableLookup(Lookup):
     """The column of scores in 0..1; null: all 1."""
     boxes_column: str | None = None
     """The column of boxes: x, y, width, height in pixels (in CSV four numbers separated by spaces); null: no boxes."""
-    separator: str = ";"
+    separator: str = SEPARATOR
     """Separates the labels, scores or boxes within a CSV cell."""
 
     @property
     def annotator(self) -> Annotator:
-        """The table's hash and columns."""
+        """The table's hash, its columns, and the separator if it is not the usual one."""
         if not Path(self.path).is_file():
             raise UserError(f"the table {self.path} does not exist; check annotator.path=")
         columns = [self.key, self.labels_column, self.scores_column, self.boxes_column]
-        return Annotator("table", "2", weights=file_sha256(self.path), config={"columns": columns})
+        config = {"columns": columns, **({"separator": self.separator} if self.separator != SEPARATOR else {})}
+        return Annotator("table", "2", weights=file_sha256(self.path), config=config)
 
     def annotation(self, pair: Pair) -> Annotation:
         """The objects of all rows with the pair's key; raises BadPair if there are none."""
@@ -65,8 +68,8 @@ class TableLookup(Lookup):
         if cells[0] is None or not str(cells[0]).strip():
             return []
         labels = ["" if label is None else str(label).strip() for label in self._items(cells[0])]
-        scores = [1.0] * len(labels) if cells[1] is None else self._items(cells[1])
-        boxes = [[0.0] * 4] * len(labels) if cells[2] is None else self._boxes(cells[2])
+        scores = [1.0] * len(labels) if self.scores_column is None else self._items(cells[1])
+        boxes = [[0.0] * 4] * len(labels) if self.boxes_column is None else self._boxes(cells[2])
         if not len(labels) == len(scores) == len(boxes):
             raise ValueError(f"its row has {len(labels)} labels, {len(scores)} scores and {len(boxes)} boxes")
         return [(n, float(s), _parse_box(b)) for n, s, b in zip(labels, scores, boxes, strict=True) if n]

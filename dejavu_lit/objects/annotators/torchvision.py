@@ -124,12 +124,14 @@ class TorchvisionDetector(Detector):
 
         try:
             content = load_tensors(self._file)
+            content = content if isinstance(content.get("model"), Mapping) else {"model": content}
+            _shapes(content["model"])
         except Exception as error:  # the readers raise nearly anything for a file of another kind
             raise UserError(
                 f"annotator.weights={self._file} cannot be read as tensors alone ({first_line(error)}); "
                 "save the model's state_dict() as .safetensors or .pt"
             ) from None
-        return content if isinstance(content.get("model"), Mapping) else {"model": content}
+        return content
 
     def _class_names(self) -> list[str]:
         if self.classes is not None:

@@ -7,6 +7,7 @@ from dejavu_lit.data.objects import Annotation
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.objects.annotators.captions import OtherCaptions
 from dejavu_lit.objects.base import Shard
+from dejavu_lit.utils.errors import UserError
 from tests.conftest import call
 from tests.data.images import COCO_MINI, needs_coco
 
@@ -87,6 +88,12 @@ def test_a_custom_vocabulary_with_synonyms(tmp_path) -> None:
     ]
     assert OtherCaptions(vocabulary=str(path)).labels == ["vehicle", "fire engine", "tree", "car wash"]
     assert OtherCaptions(vocabulary=str(path)).annotator != OtherCaptions().annotator
+
+
+def test_a_vocabulary_without_letters_is_refused(tmp_path) -> None:
+    (tmp_path / "labels.txt").write_text("1\n---\n")
+    with pytest.raises(UserError, match=r"labels\.txt has no label with letters"):
+        labels("a cat", vocabulary=str(tmp_path / "labels.txt"))
 
 
 @needs_coco

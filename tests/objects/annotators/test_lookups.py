@@ -75,7 +75,9 @@ def test_one_row_per_object(tmp_path: Path) -> None:
         ("key,label\na,x\n", {}, "no column 'labels' .did you mean 'label'"),
         ("key,labels,scores\na,x;y,1\n", {"scores_column": "scores"}, "2 labels, 1 scores and 2 boxes"),
         ("key,labels,scores\na,x,high\n", {"scores_column": "scores"}, "could not convert string to float: 'high'"),
+        ("key,labels,scores\na,x,\n", {"scores_column": "scores"}, "1 labels, 0 scores and 1 boxes"),
         ("key,labels,boxes\na,x,1 2 3\n", {"boxes_column": "boxes"}, "a box does not have four numbers"),
+        ("key,labels,boxes\na,x,\n", {"boxes_column": "boxes"}, "1 labels, 1 scores and 0 boxes"),
     ],
 )
 def test_wrong_tables_give_one_sentence(tmp_path: Path, text: str, options: dict, message: str) -> None:
@@ -97,6 +99,22 @@ def test_blank_labels_are_skipped_with_their_scores_and_dates_stay_keys(tmp_path
     assert TableLookup(tmp_path / "n.jsonl").annotation(pair("7")).labels == ["x"]
     with pytest.raises(UserError, match="no column 'image'"):
         TableLookup(tmp_path / "n.jsonl", key="image").annotation(pair("7"))
+
+
+def test_a_score_that_is_null_is_not_1(tmp_path: Path) -> None:
+    row = {"key": "a", "labels": ["x"], "scores": None, "boxes": None}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row))
+    for column in ("scores", "boxes"):
+        with pytest.raises(ValueError, match=f"0 {column}"):
+            TableLookup(tmp_path / "t.jsonl", **{f"{column}_column": column}).annotation(pair("a"))
+
+
+def test_another_separator_is_another_annotator(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("key,labels\na,x;y|z\n")
+    usual, other = TableLookup(tmp_path / "t.csv"), TableLookup(tmp_path / "t.csv", separator="|")
+    assert [table.annotation(pair("a")).labels for table in (usual, other)] == [["x", "y|z"], ["x;y", "z"]]
+    assert usual.annotator.config == {"columns": ["key", "labels", None, None]}  # as before the option counted
+    assert other.annotator != usual.annotator
 
 
 @pytest.mark.parametrize("score", ["nan", "inf", "1.5", "-0.1"])
@@ -123,7 +141,12 @@ def test_class_labels_by_name_and_by_number(tmp_path: Path) -> None:
     assert ClassLabels(field="wnid").annotation(pair("k", wnid=7)).labels == ["7"]
     (tmp_path / "names.txt").write_text("tench\ngoldfish\n")
     named = ClassLabels(names=str(tmp_path / "names.txt"))
-    assert [named.annotation(pair("k", label=label)).labels[0] for label in (0, "1")] == ["tench", "goldfish"]
+    assert [named.annotation(pair("k", label=label)).labels[0] for label in (0, "1", 1.0)] == [
+        "tench",
+        "goldfish",
+        "goldfish",
+    ]
+    assert ClassLabels().annotation(pair("k", label=3.0)).labels == ["3"]
     for label in (2, -1, "x"):
         with pytest.raises(UserError, match="not a number below 2"):
             named.annotation(pair("k", label=label))
@@ -149,8 +172,11 @@ def test_coco_by_image_id_or_key(tmp_path: Path) -> None:
     assert lookup.annotation(pair("9")).labels == []
     with pytest.raises(BadPair, match="does not list it"):
         lookup.annotation(pair("8"))
-    with pytest.raises(BadPair, match="is a number of COCO"):
-        lookup.annotation(pair("x"))
+    for key in ("x", "7_1", "1_7", "-7"):
+        with pytest.raises(BadPair, match="'key' is not a number"):
+            lookup.annotation(pair(key))
+    with pytest.raises(BadPair, match="'image_id' is not an id"):
+        lookup.annotation(pair("7", image_id=7.5))
 
 
 def test_vocabularies(tmp_path: Path) -> None:
@@ -162,8 +188,9 @@ def test_vocabularies(tmp_path: Path) -> None:
     assert large["planking"] == ()
     assert "fauna" in large["animal"]
     path = tmp_path / "lvis.json"
-    path.write_text(json.dumps({"categories": [{"name": "chair", "synonyms": ["seat"]}, {"name": "sofa"}]}))
-    assert vocabulary(path) == {"chair": ("seat",), "sofa": ()}
+    categories = [{"name": "chair", "synonyms": ["seat"]}, {"name": "sofa"}]
+    path.write_text(json.dumps({"categories": [*categories, {"name": "bed", "synonyms": None}]}))
+    assert vocabulary(path) == {"chair": ("seat",), "sofa": (), "bed": ()}
     (tmp_path / "empty.txt").write_text("\n \n")
     with pytest.raises(UserError, match="has no labels"):
         vocabulary(tmp_path / "empty.txt")

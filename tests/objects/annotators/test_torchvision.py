@@ -206,16 +206,20 @@ def test_models_with_and_without_a_background_class(tmp_path: Path) -> None:
         ({"weights": "{named}", "model": MODEL}, r"does not fit model=.* with 5 classes \(backbone.0.weight differs\)"),
         ({"weights": "{named}", "model": MODEL, "options": {"depth": 3}}, "annotator.options do not fit"),
         ({"weights": "{damaged}", "model": MODEL}, "cannot be read as tensors alone"),
+        ({"weights": "{whole}", "model": MODEL}, r"whole.pt cannot be read as tensors alone \(.*save the model's state_dict"),
+        ({"weights": "{listed}", "model": MODEL}, "listed.pt cannot be read as tensors alone"),
         ({"weights": "{bare}", "model": MODEL}, "the class names of model=.* are unknown"),
-        ({"threshold": 1.5}, "annotator.threshold=1.5 must lie between 0 and 1"),
+        ({"threshold": 1.5}, "annotator.threshold=1.5 must be at least 0 and at most 1"),
         ({"batch": 0}, "annotator.batch=0 must be at least 1"),
     ],
 )  # fmt: skip
 def test_wrong_options_give_one_sentence(state, tmp_path: Path, options, message: str) -> None:
     torch.save({"model": state, "classes": LABELS}, tmp_path / "named.pt")
     torch.save(state, tmp_path / "bare.pt")
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "whole.pt")
+    torch.save(list(state.values()), tmp_path / "listed.pt")
     (tmp_path / "damaged.pt").write_bytes((tmp_path / "named.pt").read_bytes()[:999])
-    files = {name: str(tmp_path / f"{name}.pt") for name in ("named", "bare", "damaged")}
+    files = {name: str(tmp_path / f"{name}.pt") for name in ("named", "bare", "whole", "listed", "damaged")}
     arguments = {"model": "fasterrcnn_resnet50_fpn", "weights": "nowhere.pt"} | options
     with pytest.raises(UserError, match=message):
         TorchvisionDetector(**{**arguments, "weights": arguments["weights"].format(**files)}).detect(
