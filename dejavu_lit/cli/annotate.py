@@ -15,8 +15,7 @@ from dejavu_lit.data.splits import SETS
 from dejavu_lit.objects.annotators import ANNOTATORS
 from dejavu_lit.utils.errors import UserError, suggest
 from dejavu_lit.utils.io import atomic, visible_files, write_json
-from dejavu_lit.utils.next_steps import print_next
-from dejavu_lit.utils.printable import printable
+from dejavu_lit.utils.printable import print_next, printable
 
 
 def annotate(settings: Annotate, out: Path) -> None:

@@ -10,7 +10,7 @@ from dejavu_lit.data.prepared import ready
 from dejavu_lit.evaluation.run import check_model
 from dejavu_lit.utils.config import to_plain
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.next_steps import print_next
+from dejavu_lit.utils.printable import print_next
 from dejavu_lit.utils.run_directory import RunDirectory
 
 

@@ -13,11 +13,13 @@ from dejavu_lit.cli.processes import device, processes
 from dejavu_lit.evaluation.run import check_model, run_evaluation
 from dejavu_lit.utils.distributed import Ranks, process_group
 from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.run_directory import RunDirectory
 from dejavu_lit.utils.wandb import with_tags
 
 
 def evaluate(settings: Evaluate, out: Path) -> None:
     """Measure how much the target remembers beyond the reference."""
+    RunDirectory(out).refuse_training()
     for role in ("target", "reference"):
         if settings.sweep is None:
             check_model(role, getattr(settings, role))
@@ -42,14 +44,14 @@ def evaluate(settings: Evaluate, out: Path) -> None:
 def _evaluate_pair(settings: Evaluate, out: Path, gate: Gate | None, ranks: Ranks) -> None:
     """Evaluate one pair of models and show the result."""
     from dejavu_lit.report.dashboard import log_evaluation
-    from dejavu_lit.report.report import show_report
+    from dejavu_lit.report.report import is_redacted, show_report
     from dejavu_lit.report.terminal import show_evaluation, show_next_steps
 
     logger = with_tags(settings.logger, HydraConfig.get().overrides.task)
     metrics = run_evaluation(settings, out, ranks)
     show_evaluation(metrics, out)
     page = show_report(settings.report, out)
-    log_evaluation(logger, out, settings.report.redact)
+    log_evaluation(logger, out, is_redacted(settings.report, out))
     show_next_steps(out, page, study=False)
     if gate is not None and gate.fails(metrics):
         print(f"fail_if holds: {gate.text}", file=sys.stderr)

@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from dejavu_lit.utils.config import take
 from dejavu_lit.utils.distributed import SINGLE_PROCESS, Ranks
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import locked, write_json
+from dejavu_lit.utils.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from dejavu_lit.cli.gate import Gate
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 def mitigate(settings: Mitigate, out: Path | str) -> Path:
     """Train and evaluate every setting, and rank them; returns ``out``."""
     out = Path(out)
+    RunDirectory(out).refuse_training()
     check_options(settings)
     rows = planned_rows(settings)
     from dejavu_lit.report.terminal import show_plan
@@ -62,22 +64,25 @@ def evaluate_sweep(out: Path, settings: Evaluate, gate: "Gate | None", ranks: Ra
     from dejavu_lit.study.sweep import pair_runs
 
     check_utility_loss(settings.utility_loss)
-    with ranks.step():
-        cells, skipped = pair_runs(Path(str(settings.sweep)))
-        if ranks.rank == 0:
-            for message in skipped:
-                log.warning("skipped: %s", message)
-        if not cells:
-            raise UserError(f"no two runs below {settings.sweep} differ only in side; train the missing sides")
-    cells = ranks.first(cells)  # the ranks may disagree: a run may finish while they read the folder
-    measured = take(EvaluationSettings, settings)
-    cells = [replace(cell, evaluation=measured) for cell in cells]
-    if ranks.rank > 0:
-        for cell in cells:
-            with suppress(Exception):  # rank 0 reports it and also continues with the next cell
-                run_evaluation(_evaluation(match_stop_epoch(cell)), evaluation_folder(out, cell), ranks)
-        return
-    metrics = evaluate_study(out, settings, settings.report, cells, {}, ranks)
+    with ExitStack() as lock:
+        with ranks.step():
+            cells, skipped = pair_runs(Path(str(settings.sweep)))
+            if ranks.rank == 0:
+                for message in skipped:
+                    log.warning("skipped: %s", message)
+            if not cells:
+                raise UserError(f"no two runs below {settings.sweep} differ only in side; train the missing sides")
+            if ranks.rank == 0:
+                lock.enter_context(locked(out / ".lock", wait=False))
+        cells = ranks.first(cells)  # the ranks may disagree: a run may finish while they read the folder
+        measured = take(EvaluationSettings, settings)
+        cells = [replace(cell, evaluation=measured) for cell in cells]
+        if ranks.rank > 0:
+            for cell in cells:
+                with suppress(Exception):  # rank 0 reports it and also continues with the next cell
+                    run_evaluation(_evaluation(match_stop_epoch(cell)), evaluation_folder(out, cell), ranks)
+            return
+        metrics = evaluate_study(out, settings, settings.report, cells, {}, ranks)
     if gate is not None and (fails := [label for label, values in metrics.items() if gate.fails(values)]):
         print(f"fail_if holds for {', '.join(fails)}: {gate.text}", file=sys.stderr)
         sys.exit(EXIT_CODE)
@@ -98,7 +103,7 @@ def evaluate_study(
     """
     from dejavu_lit.evaluation.context import CONTEXT
     from dejavu_lit.report.dashboard import log_study
-    from dejavu_lit.report.report import show_report
+    from dejavu_lit.report.report import is_redacted, show_report
     from dejavu_lit.report.terminal import show_next_steps, show_study
     from dejavu_lit.study import table
     from dejavu_lit.study.cells import REQUEST, evaluation_request
@@ -118,7 +123,7 @@ def evaluate_study(
     if rows:
         show_study(table.write_study(out, rows, failures, settings.utility_loss, cells), out)
         page = show_report(report, out)
-        log_study(settings.logger, out, report.redact)
+        log_study(settings.logger, out, is_redacted(report, out))
         show_next_steps(out, page, study=True)
     if failures:
         reasons = "; ".join(f"{label} ({reason})" for label, reason in failures.items())

@@ -6,7 +6,7 @@ from dejavu_lit.cli.app import command
 from dejavu_lit.cli.options import Prepare
 from dejavu_lit.data.prepared import prepare_data
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.next_steps import print_next
+from dejavu_lit.utils.printable import print_next
 
 
 def prepare(settings: Prepare, out: Path | None = None) -> Path:

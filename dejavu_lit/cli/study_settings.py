@@ -14,7 +14,7 @@ from dejavu_lit.data.prepared import DataSpec, ready
 from dejavu_lit.data.remote import is_remote
 from dejavu_lit.evaluation.run import check_evaluation
 from dejavu_lit.evaluation.settings import DataChanges, EvaluationSettings
-from dejavu_lit.training.resume import check_data, check_device
+from dejavu_lit.training.resume import check_data, check_device, check_models
 from dejavu_lit.training.settings import TrainingRun, TrainingSettings
 from dejavu_lit.utils.config import to_plain
 from dejavu_lit.utils.errors import UserError, suggest
@@ -32,6 +32,7 @@ LAUNCHERS = ("local", "slurm")
 STUDY_OPTIONS = (
     "settings", "series", "sizes", "seeds", "halves", "launcher", "slurm", "utility_loss", "plan_only", "out", "experiment",
     "hydra", "trainer",  # a run is identified by what it computes, not by where and how
+    "evaluate.report",
 )  # fmt: skip
 
 
@@ -91,7 +92,8 @@ def planned_rows(study: Mitigate) -> list["PlannedRow"]:
             raise UserError(
                 f"{where}: data.half={setting.data.half} is not of one setting; halves=R trains random halves"
             )
-        runs = {side: _run(setting, side, overrides, size) for side in SIDES}
+        with _prefixed(where):
+            runs = {side: _run(setting, side, overrides, size) for side in SIDES}
         evaluation = setting.evaluate
         address, given = runs["target"].data.dir, evaluation.data
         if is_remote(str(address)) and isinstance(given, DataChanges) and given.dir is None:
@@ -126,15 +128,20 @@ def planned_rows(study: Mitigate) -> list["PlannedRow"]:
             )
         if study.halves > 1:
             with _prefixed(where):
-                _check_half(rows[-1].runs["target"])
+                _check_half(rows[-1].runs["target"], evaluation)
     return rows
 
 
-def _check_half(run: TrainingRun) -> None:
-    """Refuse halves of data whose members were listed, and of runs that measure their gaps while training."""
+def _check_half(run: TrainingRun, evaluation: EvaluationSettings) -> None:
+    """Refuse halves of data whose members were listed, of runs that measure their gaps while training, and of listed keys."""
     if run.gaps.reference is not None:
         raise UserError(
             "halves= cannot measure gaps while training; set gaps.reference=null and mitigation.gap_budget=null"
+        )
+    if evaluation.keys is not None:
+        raise UserError(
+            f"evaluate.keys={evaluation.keys} lists pairs of A, and every half deals them to both sides; set evaluate.keys=null "
+            "and look up the pairs in memorization.parquet"
         )
     if run.data.shards is not None:
         raise UserError("halves= needs prepared data; prepare the shards with dejavu prepare data=shards")
@@ -186,8 +193,8 @@ def _check_overrides(where: str, overrides: Any) -> None:
     if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
         raise UserError(f"{where}={overrides} must be a list of overrides, e.g. ['mitigation.text_mask=0.5']")
     for override in overrides:
-        name = override.lstrip("+~").partition("=")[0].partition("@")[0]
-        if name.split(".")[0].split("/")[0] in STUDY_OPTIONS:
+        name = override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
+        if any(f"{name}.".startswith(f"{option}.") for option in STUDY_OPTIONS):
             raise UserError(f"{where}: {override} is an option of the whole study; set it outside the settings")
 
 
@@ -202,12 +209,12 @@ def _check_values(name: str, values: Sequence[int | None], least: int, example: 
 
 
 def _check_folder_names(settings: Iterable[tuple[str, int | None]]) -> None:
-    """Refuse settings that share a folder at two sizes, or differ only in characters that folder names cannot have."""
-    from dejavu_lit.study.cells import label
+    """Refuse settings that share a folder at two sizes, or differ only in case or in characters that folder names cannot have."""
+    from dejavu_lit.study.cells import folder_name
 
     owners: dict[str, str] = {}
     for name, size in settings:
-        if (owner := owners.setdefault(label(name, size, 0), name)) != name:
+        if (owner := owners.setdefault(folder_name(name, size, 0).casefold(), name)) != name:  # some disks ignore case
             raise UserError(f"settings {owner!r} and {name!r} would share a folder; rename one")
 
 
@@ -218,24 +225,35 @@ def _checked(
 
     For a plan alone nothing is generated, and data that would be is not checked.
     """
+    for run in runs.values():
+        check_models(run)
     missing = [d for d in (runs["target"].data, evaluation.data) if isinstance(d, DataSpec) and d.to_be_prepared]
     if study.plan_only and missing:
         if _is_new(str(missing[0].folder), checked):
             log.info("data=%s would be generated first, in %s", missing[0].name, missing[0].folder)
         return dict(runs)
     trains_here = study.launcher == "local" and not study.plan_only
-    if trains_here and missing:  # generating them would be in vain without the device
-        check_device(study.trainer)
+    if trains_here and missing:  # generating them would be in vain without the devices
+        _check_devices(study, evaluation)
     runs = {side: replace(run, data=ready(run.data)) for side, run in runs.items()}
     for run in runs.values():
         if _is_new([to_plain(run.data), run.side, run.recipe.batch, to_plain(run.trainer)], checked):
             check_data(run)
     if trains_here:
-        check_device(study.trainer)
+        _check_devices(study, evaluation)
     data = runs["target"].data
     if _is_new([to_plain(evaluation), to_plain(data)], checked):
         check_evaluation(evaluation, data)
     return runs
+
+
+def _check_devices(study: Mitigate, evaluation: EvaluationSettings) -> None:
+    """Raise UserError if this machine does not have the devices of the trainings and of a setting's evaluation."""
+    check_device(study.trainer)
+    if evaluation.device not in (None, "cpu"):
+        from dejavu_lit.models.encoder import torch_device
+
+        torch_device(str(evaluation.device))
 
 
 def _is_new(value: Any, checked: set[str]) -> bool:

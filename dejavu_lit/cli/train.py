@@ -12,7 +12,7 @@ from dejavu_lit.training.resume import run_training
 from dejavu_lit.training.settings import TrainerSettings
 from dejavu_lit.utils.distributed import current_ranks, rank
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.next_steps import print_next
+from dejavu_lit.utils.printable import print_next
 from dejavu_lit.utils.wandb import with_tags
 
 

@@ -77,6 +77,11 @@ class ShardSet:
     def __len__(self) -> int:
         return sum(self.sizes)
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The shards' files."""
+        return tuple(self.folder / name for name in self.names)
+
     @cached_property
     def starts(self) -> np.ndarray:
         """The position of each shard's first pair in the set, int64 [shards + 1]; the last entry is the set's size."""

@@ -152,9 +152,9 @@ def cards(rows: Sequence[Row], total: int, public: Objects | None, images: CardI
     data: dict[str, Any] = {"total": total, "redacted": redact, "boxes": False, "labels": [], "pictures": []}
     if redact:
         return data | {"cards": [_numbers(row) for row in rows]}
-    data["labels"] = _labels(rows, public)
+    keys = sorted(neighbors(rows))
+    data["labels"] = _labels(rows, keys, public)
     codes = {label: number for number, label in enumerate(data["labels"])}
-    keys = sorted({key for row in rows for side in SIDES for key in row[f"{side}_neighbors"]})
     positions = {key: number for number, key in enumerate(keys)}
     data["pictures"] = [
         [
@@ -169,13 +169,17 @@ def cards(rows: Sequence[Row], total: int, public: Objects | None, images: CardI
     return data | {"cards": [_card(row, codes, positions, images) for row in rows]}
 
 
-def _labels(rows: Sequence[Row], public: Objects | None) -> list[str]:
-    """All labels that the cards show, sorted; cards refer to them by position."""
+def neighbors(rows: Sequence[Row]) -> set[str]:
+    """The keys of the public images that the cards of ``rows`` show."""
+    return {key for row in rows for side in SIDES for key in row[f"{side}_neighbors"]}
+
+
+def _labels(rows: Sequence[Row], keys: Sequence[str], public: Objects | None) -> list[str]:
+    """All labels that the cards show, those of the public images ``keys`` too, sorted; cards refer to them by position."""
     labels = {label for row in rows for label in row["objects"]}
     labels |= {label for row in rows for side in SIDES for label in row[f"{side}_predicted"]}
     if public is not None:
-        neighbors = {key for row in rows for side in SIDES for key in row[f"{side}_neighbors"]}
-        labels |= {label for key in neighbors if key in public.rows for label in public.names(public.rows[key])}
+        labels |= {label for key in keys if key in public.rows for label in public.names(public.rows[key])}
     return sorted(labels)
 
 

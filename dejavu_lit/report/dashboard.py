@@ -23,7 +23,7 @@ from dejavu_lit.report.evaluation import Evaluation, write_card_images
 from dejavu_lit.report.figure_files import draw_figures
 from dejavu_lit.report.membership import pooled_boards
 from dejavu_lit.report.scalars import scalars, settings_rows
-from dejavu_lit.report.study import setting_labels
+from dejavu_lit.report.study import labelled_rows
 from dejavu_lit.utils.io import file_sha256, read_json, write_json
 from dejavu_lit.utils.run_directory import RunDirectory
 from dejavu_lit.utils.wandb import FOLDER, LoggerSettings, Wandb, quiet, starting, wandb_options, with_tags
@@ -63,7 +63,6 @@ def log_evaluation(settings: LoggerSettings, out: Path, redact: bool) -> None:
 def log_study(settings: LoggerSettings, out: Path, redact: bool) -> None:
     """Log the study in ``out`` and each of its evaluations."""
     study = read_json(out / "study.json")
-    labels = setting_labels(study["settings"])
     for row in study["settings"]:
         log_evaluation(with_tags(settings, row["overrides"]), (out / row["metrics"]).parent, redact)
     state, to_wandb, to_tensorboard = _outdated(settings, out / "study.json", redact)
@@ -72,7 +71,9 @@ def log_study(settings: LoggerSettings, out: Path, redact: bool) -> None:
     rows = settings_rows(study)
     with _figure_files("study", study) as paths:
         if to_tensorboard:
-            _write_tensorboard(out / "tensorboard", state, {}, paths, 0, dict(zip(labels, rows, strict=True)))
+            _write_tensorboard(
+                out / "tensorboard", state, {}, paths, 0, dict(zip(labelled_rows(study), rows, strict=True))
+            )
         if to_wandb:
             import wandb
 

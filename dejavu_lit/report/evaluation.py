@@ -3,6 +3,7 @@
 import csv
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from dejavu_lit.data.objects import Objects, read_objects
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.evaluation.context import CONTEXT
+from dejavu_lit.measure.figures import FIGURES
 from dejavu_lit.measure.recompute import read_metrics
-from dejavu_lit.measure.records import SIDES, read_columns
+from dejavu_lit.measure.records import read_columns
 from dejavu_lit.models.model_name import ModelName
-from dejavu_lit.report.cards import CardImages, Row, cards, choose_keys, read_ranks, read_rows, write_script
+from dejavu_lit.report.cards import CardImages, Row, cards, choose_keys, neighbors, read_ranks, read_rows, write_script
 from dejavu_lit.report.figure_files import draw_figures
 from dejavu_lit.report.images import read_boxes, write_thumbnails
 from dejavu_lit.report.modelcard import latex, markdown
@@ -29,6 +31,7 @@ THUMBS = "thumbs"  # of all pages, below the report's folder
 NUMERIC_SUBGROUPS = ("caption_words", "object_count")  # their group names are numbers, so a redacted report keeps them
 CARD_SIZE, NEIGHBOR_SIZE = 320, 160  # pixels of a thumbnail's longer side
 GAP_PREFIX = "gap/"  # of the metrics that training logs about memorization
+DRAWN_GAPS = {*FIGURES, "ppg_low", "ppg_high", "null_ppg"}
 VALIDATION_METRICS = ("val_accuracy", "val_loss")  # shown beside the gaps of the same epochs
 log = logging.getLogger(__name__)
 
@@ -135,12 +138,29 @@ def _open_shards(name: str, opened: Callable[[], ShardSet]) -> ShardSet | None:
         return None
 
 
-def write_evaluation_report(folder: Path, evaluation: Evaluation, options: ReportOptions, earlier: Path | None) -> None:
-    """Write the report of one evaluation into ``folder``; ``earlier`` is the folder of an earlier report of it."""
-    ranks = read_ranks(evaluation.records)
-    rows = read_rows(evaluation.records, ranks, choose_keys([ranks], options.limit), evaluation.metrics["k"])
-    images = CardImages() if options.redact else write_card_images(evaluation, rows, folder / THUMBS, earlier)
-    write_evaluation_page(folder, evaluation, len(ranks.keys), rows, images, options, earlier)
+def write_pages(
+    folder: Path,
+    evaluations: Mapping[str, Evaluation],
+    options: ReportOptions,
+    earlier: Path | None,
+    memorization: Mapping[str, Mapping[str, Mapping[str, Any]] | None] = {},
+) -> int:
+    """Write the pages of evaluations, which all show the same pairs, and return how many pairs they show.
+
+    Args:
+        folder: of the report; evaluations: {place of the page below it: evaluation}.
+        earlier: the folder of an earlier report.
+        memorization: {place: {key: the pair's counterfactual memorization}}.
+    """
+    ranks = {place: read_ranks(e.records, memorization.get(place)) for place, e in evaluations.items()}
+    chosen = choose_keys(list(ranks.values()), options.limit)
+    for place, evaluation in evaluations.items():
+        rows = read_rows(evaluation.records, ranks[place], chosen, evaluation.metrics["k"])
+        images = CardImages() if options.redact else write_card_images(evaluation, rows, folder / THUMBS, earlier)
+        before = earlier / place if earlier else None
+        root = "../" * len(Path(place).parts)
+        write_evaluation_page(folder / place, evaluation, len(ranks[place].keys), rows, images, options, before, root)
+    return len(chosen)
 
 
 def write_card_images(evaluation: Evaluation, rows: list[Row], folder: Path, earlier: Path | None) -> CardImages:
@@ -151,12 +171,11 @@ def write_card_images(evaluation: Evaluation, rows: list[Row], folder: Path, ear
     """
     own, public = evaluation.shards()
     keys = [row["key"] for row in rows]
-    neighbors = {key for row in rows for side in SIDES for key in row[f"{side}_neighbors"]}
     objects, threshold = evaluation.objects_folder(), evaluation.metrics["settings"]["threshold"]
     earlier = earlier / THUMBS if earlier else None
     own_sets = POOL if isinstance(own, DealtSet) else ("A",)
     a = write_thumbnails(own, keys, CARD_SIZE, folder, earlier) if own else {}
-    p = write_thumbnails(public, neighbors, NEIGHBOR_SIZE, folder, earlier) if public else {}
+    p = write_thumbnails(public, neighbors(rows), NEIGHBOR_SIZE, folder, earlier) if public else {}
     return CardImages(
         {key: thumbnail.name for key, thumbnail in a.items()},
         {key: thumbnail.name for key, thumbnail in p.items()},
@@ -173,7 +192,7 @@ def write_evaluation_page(
     images: CardImages,
     options: ReportOptions,
     earlier: Path | None,
-    root: str = "",
+    root: str,
 ) -> None:
     """Write one evaluation's page, card data, figures, and model-card blocks into ``folder``.
 
@@ -226,7 +245,10 @@ def gaps_over_epochs(evaluation: Path, settings: Mapping[str, Any]) -> list[dict
         return []
     gaps: dict[int, dict[str, float]] = {}
     validation: dict[int, dict[str, float]] = {}
-    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+    with (
+        suppress(csv.Error),
+        open(path, newline="", encoding="utf-8", errors="replace") as file,
+    ):  # from there on damaged
         for line in csv.DictReader(file):
             try:
                 epoch, metric, value = int(line["epoch"]) + 1, line["metric"], float(line["value"])
@@ -237,4 +259,8 @@ def gaps_over_epochs(evaluation: Path, settings: Mapping[str, Any]) -> list[dict
             elif metric in VALIDATION_METRICS:
                 validation.setdefault(epoch, {})[metric] = value
     end = last or max(gaps, default=0)
-    return [gaps[epoch] | validation.get(epoch, {}) for epoch in sorted(gaps) if epoch <= end and "ppg" in gaps[epoch]]
+    return [
+        gaps[epoch] | validation.get(epoch, {})
+        for epoch in sorted(gaps)
+        if epoch <= end and gaps[epoch].keys() >= DRAWN_GAPS
+    ]

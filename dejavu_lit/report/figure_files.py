@@ -46,7 +46,7 @@ class FigureInfo:
     """A figure as the page shows it.
 
     ``name`` is the file stem below figures/, ``text`` describes the figure, ``size`` and ``narrow_size`` are its width and
-    height in pixels.
+    height in pixels; without an SVG no narrow one is drawn, and its size is (0, 0).
     """
 
     name: str
@@ -144,8 +144,10 @@ def save(plot: "Plot", folder: Path, formats: Sequence[str] = ALL_FORMATS) -> Fi
     if "svg" in formats:
         _write(plot.narrow_figure, "svg", folder / f"{plot.name}-narrow.svg")
     write_csv(folder / f"{plot.name}.csv", [dict(row) for row in plot.rows])
-    sizes = (_pixels(plot.figure), _pixels(plot.narrow_figure))
-    return FigureInfo(plot.name, plot.title, plot.text, *sizes, tuple(formats), _digest(plot))
+    narrow_size = _pixels(plot.narrow_figure) if "svg" in formats else (0, 0)
+    return FigureInfo(
+        plot.name, plot.title, plot.text, _pixels(plot.figure), narrow_size, tuple(formats), _digest(plot)
+    )
 
 
 def _write(figure: "Figure", kind: str, path: Path) -> None:

@@ -21,6 +21,7 @@ WIDTH = 4.7  # inches of a figure
 NARROW = 3.45  # of its drawing for phones, whose panels are stacked
 SIZE = 8.5  # points of the text
 LINE = 0.17  # inches of a line of text
+LABELS = 2.25  # largest width of the rows' names beside panels, in inches
 INK, MUTED, GRID = "#1b1f24", "#5f6771", "#dde0e5"
 TARGET, REFERENCE, GOOD, SHADE = "#6a3d9a", "#946c00", "#14803c", "#cdbce2"  # not those of right and wrong objects
 SERIES = (TARGET, REFERENCE, GOOD, "#0b62a8", "#b0306a", "#5a6b00")
@@ -186,10 +187,11 @@ def forest(
     """Panels that share their rows, one for each title in ``columns``; every row's name is read horizontally at the left.
 
     Args:
-        labels: one per row, from top to bottom.
+        labels: one per row, from top to bottom; cut if they are wider than ``LABELS``.
         headings: the rows that name a group of the rows below them.
         height: of one row, in inches; legend: as for ``panels``.
     """
+    labels = [fitted(label, LABELS, bold=i in headings) for i, label in enumerate(labels)]
     left = max(text_width(label, bold=i in headings) for i, label in enumerate(labels)) + 0.14
     lines = max(title.count("\n") for title in columns) + 1
     inside = height * len(labels) + 0.1
@@ -263,6 +265,19 @@ def spaced_ticks(values: Iterable[float], apart: Callable[[float, float], bool])
 def shorten(text: str, length: int = 32) -> str:
     """``text`` cut to ``length`` characters."""
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def fitted(text: str, width: float, bold: bool = False) -> str:
+    """``text`` cut to at most ``width`` inches."""
+    length = len(text)
+    while length > 1 and text_width(shorten(text, length), bold) > width:
+        length -= 1
+    return shorten(text, length)
+
+
+def series(number: int) -> dict[str, Any]:
+    """The color and the marker of line ``number``."""
+    return {"color": SERIES[number % len(SERIES)], "marker": MARKERS[number % len(MARKERS)]}
 
 
 def zero_line(axis: Axes, horizontal: bool = True) -> None:

@@ -85,7 +85,8 @@ def write_thumbnails(
         {key: thumbnail}; unreadable images are skipped, and a warning counts them.
     """
     requested = set(keys)
-    index = f"{shards.folder.name}-{size}.json"
+    sets = dict.fromkeys(path.parent.name for path in shards.paths)  # A; of random halves A and B
+    index = f"{''.join(sets)}-{size}.json"
     state = _state(shards)
     known = _earlier_thumbnails(earlier / index, state) if earlier else {}
     thumbnails = {key: known[key] for key in requested if key in known}
@@ -125,22 +126,22 @@ def write_thumbnails(
 
 def _state(shards: ShardSet) -> dict[str, Any]:
     """{shard: [size, time of its last change, place]} of the shards' files."""
-    paths = [shards.folder / name for name in shards.names]
-    stats = [path.stat() if path.exists() else None for path in paths]
+    stats = {path: path.stat() if path.exists() else None for path in shards.paths}
     return {
-        path.name: [stat.st_size, stat.st_mtime_ns, stat.st_ino] if stat else None
-        for path, stat in zip(paths, stats, strict=True)
+        f"{path.parent.name}/{path.name}": [stat.st_size, stat.st_mtime_ns, stat.st_ino] if stat else None
+        for path, stat in stats.items()
     }
 
 
 def _earlier_thumbnails(index: Path, state: Mapping[str, Any]) -> dict[str, Thumbnail]:
-    """{key: thumbnail} of a list of thumbnails, if it was made from the same shards."""
+    """{key: thumbnail} of a list of thumbnails that are still there, if it was made from the same shards."""
     if not index.is_file():
         return {}
     saved = read_json(index)
     if saved["shards"] != state:
         return {}
-    return {key: Thumbnail(*entry) for key, entry in saved["thumbnails"].items()}
+    listed = {key: Thumbnail(*entry) for key, entry in saved["thumbnails"].items()}
+    return {key: thumbnail for key, thumbnail in listed.items() if (index.parent / thumbnail.name).is_file()}
 
 
 def shrink(data: bytes, size: int) -> tuple[bytes, int, int]:

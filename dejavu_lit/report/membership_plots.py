@@ -36,10 +36,10 @@ def _draw_roc(rows: Sequence[Mapping[str, Any]]) -> Figure:
     shown = list(dict.fromkeys(row["score"] for row in rows))
     figure, axes = figures.panels(1, height=2.6, left=0.75, titles=0, legend=[MEMBERSHIP[name].label for name in shown])
     axis = axes[0, 0]
-    for name, color, marker in zip(shown, figures.SERIES, figures.MARKERS, strict=False):
+    for number, name in enumerate(shown):
         line = [row for row in rows if row["score"] == name and row["fpr"] > 0 and row["tpr"] > 0]
         x, y = [row["fpr"] for row in line], [row["tpr"] for row in line]
-        axis.plot(x, y, color=color, marker=marker, markersize=3, label=MEMBERSHIP[name].label)
+        axis.plot(x, y, **figures.series(number), markersize=3, label=MEMBERSHIP[name].label)
     axis.set(xscale="log", yscale="log")
     ends = (min(row["fpr"] for row in rows if row["fpr"] > 0), 1.0)
     axis.plot(ends, ends, color=figures.MUTED, linestyle=":", linewidth=1, label="_guessing")
@@ -122,8 +122,8 @@ def _draw_scores(group: Sequence[Point], names: Sequence[str]) -> Figure:
         for number, name in enumerate(names):
             y = row + 0.13 * (number - (len(names) - 1) / 2)
             axes[1].errorbar(
-                [point[name]["value"]], [y], xerr=figures.error_arms([point[name]]), fmt=figures.MARKERS[number],
-                color=figures.SERIES[number], markersize=4, linewidth=1, label=MEMBERSHIP[name].label,
+                [point[name]["value"]], [y], xerr=figures.error_arms([point[name]]), **figures.series(number),
+                linestyle="", markersize=4, linewidth=1, label=MEMBERSHIP[name].label,
             )  # fmt: skip
     figures.few_ticks(axes[1].xaxis, 3)
     figures.legend_above(figure, axes[1:])

@@ -13,15 +13,16 @@ import shutil
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from dejavu_lit import __version__
 from dejavu_lit.evaluation.settings import ReportSettings
-from dejavu_lit.report.evaluation import Evaluation, ReportOptions, write_evaluation_report
+from dejavu_lit.report.evaluation import Evaluation, ReportOptions, write_pages
 from dejavu_lit.report.figure_files import ALL_FORMATS, code_digest
 from dejavu_lit.report.study import open_study, write_study_report
 from dejavu_lit.study.halves import MEMORIZATION
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import file_sha256, locked, name_file_in_errors, read_json, write_json
+from dejavu_lit.utils.io import file_sha256, locked, name_file_in_errors, read_json_object, write_json
 
 MARKER = "report.json"  # identifies a folder as a report, which may be replaced
 log = logging.getLogger(__name__)
@@ -30,17 +31,23 @@ log = logging.getLogger(__name__)
 def show_report(settings: ReportSettings, out: Path) -> Path | None:
     """Write and announce the report of the evaluation or study in ``out`` if ``report.write`` is set; return its page.
 
-    A report that was made of the same files is left as it is. Its figures are SVG; ``dejavu report`` adds PNG and PDF.
+    A report that was made of the same files is left as it is, and a redacted one stays redacted. Its figures are SVG;
+    ``dejavu report`` adds PNG and PDF.
     """
     if not settings.write:
         return None
     page = out / "report" / "index.html"
-    options = ReportOptions(redact=settings.redact)
+    options = ReportOptions(redact=is_redacted(settings, out))
     data = _moved_data(page.parent)
     if not _is_current(out, page.parent, options, data):
         page = write_report(out, redact=options.redact, data=data, formats=options.formats)
     print(f"report: {page}")
     return page
+
+
+def is_redacted(settings: ReportSettings, out: Path) -> bool:
+    """Whether single pairs are left out: if the settings say so, or if the report in ``out`` was written without them."""
+    return settings.redact or bool(_marker(out / "report").get("redacted"))
 
 
 def write_report(
@@ -92,7 +99,7 @@ def _build(path: Path, target: Path, options: ReportOptions, data: Path | None) 
         if (path / "study.json").is_file():
             write_study_report(part, path, options, data, earlier)
         else:
-            write_evaluation_report(part, Evaluation.open(path, data), options, earlier)
+            write_pages(part, {"": Evaluation.open(path, data)}, options, earlier)
         (part / "static").mkdir()
         for file in (files("dejavu_lit.report") / "static").iterdir():
             (part / "static" / file.name).write_bytes(file.read_bytes())
@@ -115,17 +122,22 @@ def _build(path: Path, target: Path, options: ReportOptions, data: Path | None) 
             log.warning("%s, the earlier report, could not be removed; delete it, as it may show private data", old)
 
 
+def _marker(target: Path) -> dict[str, Any]:
+    """What the report in ``target`` says of itself; {} if there is none."""
+    return read_json_object(target / MARKER) if (target / MARKER).is_file() else {}
+
+
 def _moved_data(target: Path) -> Path | None:
     """The data folder that was given for the report in ``target``, if it still exists."""
-    given = read_json(target / MARKER).get("data") if (target / MARKER).is_file() else None
+    given = _marker(target).get("data")
     return Path(given) if given and Path(given).is_dir() else None
 
 
 def _is_current(path: Path, target: Path, options: ReportOptions, data: Path | None) -> bool:
     """Whether the report in ``target`` was made by this version of the files in ``path``, with at least these figures."""
-    if not (target / MARKER).is_file() or not (target / "index.html").is_file():
+    if not (target / "index.html").is_file():
         return False
-    made_of = read_json(target / MARKER).get("made_of")
+    made_of = _marker(target).get("made_of")
     choices = (options, ReportOptions(options.redact, options.limit, ALL_FORMATS))
     return made_of is not None and made_of in [_fingerprint(path, choice, data) for choice in choices]
 

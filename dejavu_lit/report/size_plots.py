@@ -51,7 +51,7 @@ def _draw_sizes(
     for number, (x, label) in enumerate(x_labels.items()):
         block = axes[2 * number : 2 * number + 2].flat
         for axis, (name, title) in zip(block, titles.items(), strict=False):
-            _draw_lines(axis, every_point, settings, x, name)
+            _draw_lines(axis, every_point, dict(zip(settings, legend, strict=True)), x, name)
             axis.set_xlabel(label)
             axis.set_title(title.replace("\n", " "))
             if name == "utility":
@@ -70,16 +70,17 @@ def _by_size(points: Sequence[Point], setting: str) -> list[Point]:
     return sorted((p for p in points if p["setting"] == setting), key=lambda p: p["train_size"])
 
 
-def _draw_lines(axis: Axes, points: Sequence[Point], settings: Sequence[str], x: str, name: str) -> None:
-    """One line per setting; with several public sets they have the colors, and series the line styles."""
+def _draw_lines(axis: Axes, points: Sequence[Point], labels: Mapping[str, str], x: str, name: str) -> None:
+    """One line per setting of ``labels``; with several public sets they have the colors, and series the line styles."""
     publics, series = (list(dict.fromkeys(p[part] for p in points)) for part in ("public", "series"))
-    for number, setting in enumerate(settings):
+    for number, (setting, label) in enumerate(labels.items()):
         line = _by_size(points, setting)
-        color = publics.index(line[0]["public"]) if len(publics) > 1 else number
+        style = figures.series(number)
+        if len(publics) > 1:
+            style["color"] = figures.series(publics.index(line[0]["public"]))["color"]
         axis.errorbar(
             [p[x] for p in line], [p[name]["value"] for p in line], yerr=[p[name].get("std", 0.0) for p in line],
-            color=figures.SERIES[color % len(figures.SERIES)], marker=figures.MARKERS[number % len(figures.MARKERS)],
-            linestyle=LINE_STYLES[series.index(line[0]["series"]) % len(LINE_STYLES)], label=figures.shorten(setting, 40),
+            linestyle=LINE_STYLES[series.index(line[0]["series"]) % len(LINE_STYLES)], label=label, **style,
         )  # fmt: skip
     figures.log_x_axis(axis, sorted({p[x] for p in points}))
     axis.margins(x=0.15)
@@ -153,14 +154,19 @@ def _draw_law(rows: Sequence[Mapping[str, Any]]) -> Figure:
         slopes = []
         for number, setting in enumerate(settings):
             line = [row for row in rows if (row["setting"], row["measure"]) == (setting, name)]
-            color = figures.SERIES[number % len(figures.SERIES)]
-            marker = figures.MARKERS[number % len(figures.MARKERS)]
+            style = figures.series(number)
             x, y = (np.array([row[part] for row in line]) for part in ("exposure", "value"))
-            axis.plot(x, y, marker, color=color, label=figures.shorten(setting, 40))
+            axis.plot(x, y, linestyle="", label=legend[number], **style)
             if line and line[0]["slope"] is not None:
                 x = np.array([x.min(), x.max()])
-                axis.plot(x, 10 ** line[0]["intercept"] * x ** line[0]["slope"], color=color, linewidth=1, label="_fit")
-                slopes.append((f"slope {_slope_text(line[0])}", color))
+                axis.plot(
+                    x,
+                    10 ** line[0]["intercept"] * x ** line[0]["slope"],
+                    color=style["color"],
+                    linewidth=1,
+                    label="_fit",
+                )
+                slopes.append((f"slope {_slope_text(line[0])}", style["color"]))
         axis.set_title(_label(name))
         figures.log_x_axis(axis, sorted({row["exposure"] for row in rows}))
         axis.set_yscale("log")

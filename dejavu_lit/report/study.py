@@ -4,7 +4,6 @@ report/index.html                      the study
 report/settings/LABEL/index.html       one setting; all settings show the same pairs, so that they can be compared
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from dejavu_lit.measure.figures import FIGURES
-from dejavu_lit.report.cards import CardImages, choose_keys, read_ranks, read_rows
-from dejavu_lit.report.evaluation import THUMBS, Evaluation, ReportOptions, write_card_images, write_evaluation_page
+from dejavu_lit.measure.records import records_file_errors
+from dejavu_lit.report.evaluation import Evaluation, ReportOptions, write_pages
 from dejavu_lit.report.figure_files import FigureInfo, draw_figures
 from dejavu_lit.report.membership import pooled_boards
 from dejavu_lit.report.modelcard import study_latex, study_markdown
@@ -30,6 +29,7 @@ from dejavu_lit.report.narrative import (
 from dejavu_lit.report.page import provenance
 from dejavu_lit.report.study_points import membership_auc
 from dejavu_lit.report.templates import render
+from dejavu_lit.study.cells import folder_name
 from dejavu_lit.study.halves import MEMORIZATION
 from dejavu_lit.study.ranking import NOT_DISTINGUISHABLE, difference_to_default, is_on_frontier, is_recommended, utility
 from dejavu_lit.utils.errors import UserError
@@ -62,7 +62,7 @@ def open_study(path: Path, data: Path | None) -> tuple[dict[str, Any], dict[str,
         raise UserError(f"{path}/study.json has no settings; run dejavu mitigate again")
     return study, {
         label: Evaluation.open((path / setting["metrics"]).parent, data)
-        for label, setting in zip(setting_labels(study["settings"]), study["settings"], strict=True)
+        for label, setting in labelled_rows(study).items()
         if (path / setting["metrics"]).is_file()
     }
 
@@ -77,10 +77,13 @@ def write_study_report(
         earlier: the folder of an earlier report.
     """
     study, evaluations = open_study(path, data)
-    rows = dict(zip(setting_labels(study["settings"]), study["settings"], strict=True))
     memorization = read_memorization(path / MEMORIZATION)
-    of_settings = {label: memorization.get((row["name"], row["train_size"])) for label, row in rows.items()}
-    shown = _write_settings(folder, evaluations, of_settings, options, earlier)
+    places = {f"settings/{label}": evaluation for label, evaluation in evaluations.items()}
+    of_pages = {
+        f"settings/{label}": memorization.get((row["name"], row["train_size"]))
+        for label, row in labelled_rows(study).items()
+    }
+    shown = write_pages(folder, places, options, earlier, of_pages)
     figures = draw_figures(
         "study", study, folder / "figures", options.formats, earlier / "figures" if earlier else None
     )
@@ -97,40 +100,21 @@ def read_memorization(path: Path) -> dict[tuple[str, int], dict[str, Row]]:
     if path.is_file():
         scores = ["hits", "hits_se", "alignment", "alignment_se"]
         names = ["setting", "train_size", "key", *scores, "hits_halves"]
-        for row in pq.read_table(path, columns=names).to_pylist():
+        with records_file_errors(path):
+            rows = pq.read_table(path, columns=names).to_pylist()
+        for row in rows:
             values = {name: row[name] for name in scores} | {"halves": row["hits_halves"]}
             found.setdefault((row["setting"], row["train_size"]), {})[row["key"]] = values
     return found
 
 
-def _write_settings(
-    folder: Path,
-    evaluations: Mapping[str, Evaluation],
-    memorization: Mapping[str, Mapping[str, Row] | None],
-    options: ReportOptions,
-    earlier: Path | None,
-) -> int:
-    """Write the settings' pages; return how many pairs each shows."""
-    ranks = {label: read_ranks(evaluation.records, memorization[label]) for label, evaluation in evaluations.items()}
-    chosen = choose_keys(list(ranks.values()), options.limit)
-    for label, evaluation in evaluations.items():
-        pairs = read_rows(evaluation.records, ranks[label], chosen, evaluation.metrics["k"])
-        images = CardImages() if options.redact else write_card_images(evaluation, pairs, folder / THUMBS, earlier)
-        before = earlier / "settings" / label if earlier else None
-        write_evaluation_page(
-            folder / "settings" / label, evaluation, len(ranks[label].keys), pairs, images, options, before, "../../"
-        )
-    return len(chosen)
-
-
-def setting_labels(rows: Sequence[Row]) -> list[str]:
-    """A unique folder name for each row: setting, size and seed, in characters that are safe in paths and URLs."""
-    labels: list[str] = []
-    for setting in rows:
-        name = re.sub(r"[^A-Za-z0-9_.=-]+", "-", setting["name"]).strip(".-")[:60] or "setting"
-        label = f"{name}-n{setting['train_size']}-s{setting['seed']}"
-        labels.append(label if label not in labels else f"{label}-{len(labels)}")
-    return labels
+def labelled_rows(study: Row) -> dict[str, Row]:
+    """{a folder name of its own: row} of study.json's settings; the name has setting, size and seed."""
+    rows: dict[str, Row] = {}
+    for row in study["settings"]:
+        name = folder_name(row["name"], row["train_size"], row["seed"])
+        rows[name if name not in rows else f"{name}-{len(rows)}"] = row
+    return rows
 
 
 def study_page(
@@ -143,7 +127,7 @@ def study_page(
         labels: of the settings that have a page.
         hashes, source: as for ``evaluation_page``.
     """
-    rows = dict(zip(setting_labels(study["settings"]), study["settings"], strict=True))
+    rows = labelled_rows(study)
     comparable = {label: row for label, row in rows.items() if label in labels}
     sentence = study_sentence(study)
     recommended = study.get("recommended")

@@ -153,7 +153,10 @@ def _draw_frontier(
         _write_numbers(axis, {n: (p["utility"]["value"], p["ppg"]["value"]) for n, p in enumerate(group, first)})
         first += len(group)
     figures.legend_above(figure, axes[:, 0])
-    keys = [f"{number}  {figures.shorten(name, 60 // columns)}" for number, name in enumerate(names, 1)]
+    keys = [
+        figures.fitted(f"{number}  {name}", 0.94 * figure.get_figwidth() / columns)
+        for number, name in enumerate(names, 1)
+    ]
     for column in range(columns):
         listed = keys[column * lines : (column + 1) * lines]
         key = "\n".join([*listed, *[""] * (lines - len(listed))])

@@ -7,7 +7,7 @@ import numpy as np
 
 from dejavu_lit.measure.controls import pool_seeds
 from dejavu_lit.measure.figures import FIGURES, MEMBERSHIP
-from dejavu_lit.study.ranking import comparison_key, parse_override, utility, utility_measure
+from dejavu_lit.study.ranking import by_setting, comparison_key, parse_override, utility, utility_measure
 
 Row = Mapping[str, Any]
 Point = dict[str, Any]
@@ -52,10 +52,7 @@ def points(study: Mapping[str, Any]) -> list[Point]:
     rows = study["settings"]
     measure = utility_measure(rows)
     block = "symmetric" if all(row.get("symmetric") for row in rows) else "population"
-    groups: dict[tuple[str, int], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["name"], row["train_size"]), []).append(row)
-    return [_point(group, block, measure) for group in groups.values()]
+    return [_point(group, block, measure) for group in by_setting(rows).values()]
 
 
 def _point(group: Sequence[Row], block: str, measure: str | None) -> Point:
@@ -168,7 +165,5 @@ def at_largest_size(points: Sequence[Point]) -> list[list[Point]]:
     groups: dict[Any, list[Point]] = {}
     for point in points:
         groups.setdefault(point["group"], []).append(point)
-    return [
-        [point for point in group if point["train_size"] == max(p["train_size"] for p in group)]
-        for group in groups.values()
-    ]
+    largest = {key: max(point["train_size"] for point in group) for key, group in groups.items()}
+    return [[point for point in group if point["train_size"] == largest[key]] for key, group in groups.items()]

@@ -23,8 +23,7 @@ from dejavu_lit.report.membership import (
 from dejavu_lit.report.narrative import meanings, pooled_sentence, study_caution, study_sentence
 from dejavu_lit.report.study_points import membership_auc
 from dejavu_lit.study.ranking import difference_to_default, utility
-from dejavu_lit.utils.next_steps import print_next
-from dejavu_lit.utils.printable import printable
+from dejavu_lit.utils.printable import print_next, printable
 from dejavu_lit.utils.run_directory import RunDirectory
 
 if TYPE_CHECKING:

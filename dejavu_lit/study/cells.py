@@ -9,9 +9,11 @@ from typing import Any
 
 from dejavu_lit.evaluation.settings import EvaluationSettings, saved_settings
 from dejavu_lit.measure.records import SIDES
+from dejavu_lit.utils.io import fingerprint
 from dejavu_lit.utils.run_directory import RunDirectory
 
 REQUEST = "asked.json"  # in an evaluation's folder: the models and settings that the study requested
+LONGEST = 100  # characters of a setting's name in the names of its folders
 log = logging.getLogger(__name__)
 
 
@@ -32,7 +34,7 @@ class Row:
     @property
     def label(self) -> str:
         """The name of its folders: the setting, the size if one was chosen, the seed, and the half beyond the first."""
-        return label(self.name, self.train_size, self.seed, self.half)
+        return folder_name(self.name, self.train_size, self.seed, self.half)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +54,17 @@ class Cell(Row):
         return f"{run}@{self.epochs[side]}" if side in self.epochs else str(run)
 
 
-def label(name: str, train_size: int | None, seed: int, half: int = 0) -> str:
-    """The folder name for a setting, its size if one was chosen, the seed, and the half beyond the first."""
+def folder_name(name: str, train_size: int | None, seed: int, half: int = 0) -> str:
+    """The folder name for a setting, its size if one was chosen, the seed, and the half beyond the first.
+
+    It has the name's characters that are safe in paths and URLs, and a fingerprint of a name without any, or too long for disks.
+    """
     dealt = f"-h{half}" if half else ""
     size = f"-n{train_size}" if train_size is not None else ""
-    return f"{re.sub(r'[^A-Za-z0-9_.=-]+', '-', name).strip('.-') or 'setting'}{size}-s{seed}{dealt}"
+    safe = re.sub(r"[^A-Za-z0-9_.=-]+", "-", name).strip(".-")
+    if not 0 < len(safe) <= LONGEST:
+        safe = f"{safe[:LONGEST] or 'setting'}-{fingerprint(name)[:8]}"
+    return f"{safe}{size}-s{seed}{dealt}"
 
 
 def evaluation_folder(out: Path, cell: Cell) -> Path:
@@ -75,6 +83,8 @@ def match_stop_epoch(cell: Cell) -> Cell:
     if stopped.get("by") != "gap_budget" or "target" in cell.epochs:
         return cell
     epoch = int(stopped["epoch"])
+    if epoch == RunDirectory(cell.reference).record()["epochs"]:
+        return cell
     if not RunDirectory(cell.reference).checkpoint(epoch).is_file():
         log.warning("%s stopped after epoch %d, but %s has no checkpoint of it", cell.target, epoch, cell.reference)
         return cell

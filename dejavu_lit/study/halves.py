@@ -12,6 +12,7 @@ from dejavu_lit.measure.memorization import counterfactual, reliability
 from dejavu_lit.measure.recompute import RECORD_FILES
 from dejavu_lit.measure.records import read_columns
 from dejavu_lit.measure.shadow import shadow_attacks
+from dejavu_lit.study.ranking import by_setting, unit_of
 from dejavu_lit.utils.io import atomic
 
 MEMORIZATION = "memorization.parquet"
@@ -64,14 +65,9 @@ class HalvesOfSetting:
         attacks, reason = shadow_attacks(self.inside["loss"], self.outside["loss"], self.is_in_a, self.holdout)
         if reason is not None:
             reasons["lira"] = reasons["rmia"] = reason
+        counts = {"halves": len(self.is_in_a), "pairs": len(self.keys)}
         board = attacks or {"lira": None, "rmia": None}
-        return {
-            "halves": len(self.is_in_a),
-            "pairs": len(self.keys),
-            "reliability": repeats,
-            **board,
-            "reasons": reasons,
-        }
+        return {**counts, "reliability": repeats, **board, "reasons": reasons}
 
 
 def _holdout_losses(tables: Sequence[tuple[list[str], Mapping[str, np.ndarray]]]) -> np.ndarray:
@@ -92,12 +88,13 @@ def write_memorization(out: Path, rows: Sequence[Mapping[str, Any]]) -> dict[tup
     Returns:
         {(setting, size): its figures over the halves}; without halves there is no file.
     """
-    groups: dict[tuple[str, int], list[Path]] = {}
-    for row in rows if any(row.get("half") for row in rows) else ():
-        folder = (out / row["metrics"]).parent
-        if all((folder / file).is_file() for file in RECORD_FILES.values()):  # without B no model has missed a pair
-            groups.setdefault((row["name"], row["train_size"]), []).append(folder)
-    settings = {key: HalvesOfSetting(folders) for key, folders in groups.items() if len(folders) > 1}
+    settings = {}
+    for key, group in by_setting(rows).items():
+        folders = [(out / row["metrics"]).parent for row in group]
+        # Without B no model has missed a pair.
+        whole = [folder for folder in folders if all((folder / file).is_file() for file in RECORD_FILES.values())]
+        if unit_of(group) == "half" and len(whole) > 1:
+            settings[key] = HalvesOfSetting(whole)
     if settings:
         with atomic(out / MEMORIZATION) as part:
             pq.write_table(pa.concat_tables([s.table(*key) for key, s in settings.items()]), part, compression="zstd")

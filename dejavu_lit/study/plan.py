@@ -23,7 +23,6 @@ from dejavu_lit.utils.run_directory import PARTNER, RunDirectory, first_differen
 
 # These may stop training early, so the end of such a run is not a longer run's checkpoint of that epoch.
 STOPPING_KNOBS = ("early_stopping", "gap_budget")
-METRICS = "metrics.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +101,7 @@ def _fixed(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_evaluated(folder: Path, request: Mapping[str, Any]) -> bool:
-    if not (folder / METRICS).is_file():
+    if not (folder / "metrics.json").is_file():
         return False
     if not (folder / REQUEST).is_file():
         return True

@@ -11,23 +11,47 @@ import numpy as np
 
 from dejavu_lit.measure.controls import pool_seeds
 from dejavu_lit.measure.figures import FIGURES
+from dejavu_lit.measure.recompute import PLACEMENT_OPTIONS
 from dejavu_lit.study.cells import Cell
 
 UTILITY_MEASURES = ("zeroshot_top1", "t2i_r1")  # rows are ranked by the first that all of them have
 NOT_DISTINGUISHABLE = "not distinguishable"
 ROUNDING_SLACK = 1e-12  # a utility loss of exactly the limit is accepted despite rounding
+PLACEMENT = tuple(f"evaluate.{name}" for name in PLACEMENT_OPTIONS)
 Row = Mapping[str, Any]
 
 
+def by_setting(rows: Iterable[Row]) -> dict[tuple[str, int], list[Row]]:
+    """{(setting, size): its rows or differences, one per seed or half}."""
+    groups: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["name"], row["train_size"]), []).append(row)
+    return groups
+
+
+def seed_and_half(row: Row) -> tuple[int, int]:
+    """What tells apart the rows of one setting and size."""
+    return row["seed"], row.get("half", 0)
+
+
+def unit_of(group: Iterable[Row]) -> str:
+    """What rows of one setting and size differ in: halves, each with its own seed, or seed pairs of one half."""
+    return "half" if len({row.get("half", 0) for row in group}) > 1 else "seed pair"
+
+
 def comparison_key(row: Row) -> tuple[Any, ...]:
-    """What two rows must share to be comparable: series, public set, the evaluation's overrides, data, objects."""
+    """What two rows must share to be comparable: series, public set, the evaluation's overrides, data, objects.
+
+    Overrides of where an evaluation is computed do not count.
+    """
     evaluation = _chosen(row["overrides"], "evaluate.")
     return row.get("series"), row.get("public"), evaluation, row.get("data"), row.get("objects")
 
 
 def _chosen(overrides: Iterable[str], *prefixes: str) -> tuple[str, ...]:
     """The overrides of options that begin with one of ``prefixes``, sorted."""
-    return tuple(sorted(o for o in overrides if o.lstrip("+~").startswith(prefixes)))
+    names = {override: override.lstrip("+~").partition("=")[0] for override in overrides}
+    return tuple(sorted(o for o, name in names.items() if name.startswith(prefixes) and name not in PLACEMENT))
 
 
 def default_names(rows: Sequence[Row], planned: Sequence[Cell]) -> dict[tuple[Any, ...], str]:
@@ -67,7 +91,7 @@ def utility_measure(rows: Sequence[Row]) -> str | None:
     return None
 
 
-def setting_means(rows: Sequence[Row]) -> dict[str, tuple[float, float, float]]:
+def setting_means(rows: Sequence[Row]) -> dict[str, tuple[float, ...]]:
     """{setting: (symmetric PPG, symmetric AUCG, −utility)}, means over the seeds that all settings have; smaller is better.
 
     Args:
@@ -76,23 +100,18 @@ def setting_means(rows: Sequence[Row]) -> dict[str, tuple[float, float, float]]:
     """
     measured = [row for row in rows if row["symmetric"]]
     measure = utility_measure(measured)
-    usable: dict[str, dict[int, tuple[float, float, float]]] = {}  # {setting: {seed: point}}
+    usable: dict[str, dict[tuple[int, int], tuple[float, float, float]]] = {}  # {setting: {(seed, half): point}}
     for row in measured:
         if measure is not None and (u := utility(row, measure)) is not None:
             point = (row["symmetric"]["ppg"]["value"], row["symmetric"]["aucg"]["value"], -u)
-            usable.setdefault(row["name"], {})[row["seed"]] = point
-    shared: set[int] = set()
+            usable.setdefault(row["name"], {})[seed_and_half(row)] = point
+    shared: set[tuple[int, int]] = set()
     ranked: list[str] = []
     for name, points in usable.items():
         if remaining := shared & set(points) if ranked else set(points):
             shared = remaining
             ranked.append(name)
-    return {name: _mean([usable[name][seed] for seed in sorted(shared)]) for name in ranked}
-
-
-def _mean(points: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
-    ppg, aucg, negative_utility = (float(np.mean(values)) for values in zip(*points, strict=True))
-    return ppg, aucg, negative_utility
+    return {name: tuple(np.mean([usable[name][s] for s in sorted(shared)], axis=0).tolist()) for name in ranked}
 
 
 def frontier(rows: Sequence[Row]) -> list[str]:
@@ -157,7 +176,9 @@ def recommend(rows: Sequence[Row], pooled: Sequence[Row], loss: float) -> dict[s
 def _utility_loss(rows: Sequence[Row], default: str, name: str, measure: str) -> float | None:
     """The mean drop of utility from the default, over the seeds of both; None if they share no seed."""
     values = {
-        setting: {row["seed"]: u for row in rows if row["name"] == setting and (u := utility(row, measure)) is not None}
+        setting: {
+            seed_and_half(row): u for row in rows if row["name"] == setting and (u := utility(row, measure)) is not None
+        }
         for setting in (default, name)
     }
     seeds = [seed for seed in values[default] if seed in values[name]]
@@ -227,7 +248,7 @@ def pool_differences(differences: Sequence[Row]) -> dict[tuple[str, int], dict[s
     """Pool the differences of each setting over its seeds, within one training size.
 
     Args:
-        differences: {name, against, train_size, seed, basis, ppg|prg|aucg: {value, ci95}}: the default's gap minus this
+        differences: {name, against, train_size, seed, half, basis, ppg|prg|aucg: {value, ci95}}: the default's gap minus this
             setting's, on the same records.
 
     Returns:
@@ -235,9 +256,6 @@ def pool_differences(differences: Sequence[Row]) -> dict[tuple[str, int], dict[s
         seeds; ci95 is the records' bootstrap interval with one seed, the span of both bootstrap intervals with two seeds
         (each must exclude 0 by itself), and the t interval with three or more.
     """
-    groups: dict[tuple[str, int], list[Row]] = {}
-    for difference in differences:
-        groups.setdefault((difference["name"], difference["train_size"]), []).append(difference)
     return {
         key: add_verdict(
             {
@@ -247,16 +265,18 @@ def pool_differences(differences: Sequence[Row]) -> dict[tuple[str, int], dict[s
                 "seeds": [d["seed"] for d in group],
                 "basis": "symmetric" if all(d["basis"] == "symmetric" for d in group) else "population",
                 **{figure: _over_seeds([d[figure] for d in group]) for figure in FIGURES},
-            }
+            },
+            unit_of(group),
         )
-        for key, group in groups.items()
+        for key, group in by_setting(differences).items()
     }
 
 
 def difference_to_default(study: Row, row: Row) -> Row | None:
     """The entry of ``differences`` in study.json for one of its rows; None for the default, and for what was not compared."""
-    identity = ("name", "train_size", "seed")
-    return next((d for d in study.get("differences", []) if all(d[name] == row[name] for name in identity)), None)
+    half = row.get("half", 0)  # differences of earlier versions do not name it
+    identity = {name: row[name] for name in ("name", "train_size", "seed")} | {"half": half}
+    return next((d for d in study.get("differences", []) if identity.items() <= ({"half": half} | d).items()), None)
 
 
 def _over_seeds(figures: Sequence[Row]) -> dict[str, Any]:
@@ -267,8 +287,11 @@ def _over_seeds(figures: Sequence[Row]) -> dict[str, Any]:
     return {"value": mean, "sd": sd, "ci95": ci95}
 
 
-def add_verdict(difference: dict[str, Any]) -> dict[str, Any]:
-    """Add ``distinguishable`` to each figure (false if its interval contains 0), and a sentence on PPG as ``words``."""
+def add_verdict(difference: dict[str, Any], unit: str = "seed pair") -> dict[str, Any]:
+    """Add ``distinguishable`` to each figure (false if its interval contains 0), and a sentence on PPG as ``words``.
+
+    ``unit``: from ``unit_of``.
+    """
     for figure in FIGURES:
         low, high = difference[figure]["ci95"]
         difference[figure] = {**difference[figure], "distinguishable": bool(low > 0 or high < 0)}
@@ -280,4 +303,5 @@ def add_verdict(difference: dict[str, Any]) -> dict[str, Any]:
     else:
         words = f"{NOT_DISTINGUISHABLE} from {default} in PPG (change {-high:+.3f} to {-low:+.3f})"
     seeds = len(difference.get("seeds", [0]))
-    return {**difference, "words": f"{words}, {'one seed pair' if seeds == 1 else f'{seeds} seed pairs'}"}
+    several = "halves" if unit == "half" else "seed pairs"
+    return {**difference, "words": f"{words}, {f'one {unit}' if seeds == 1 else f'{seeds} {several}'}"}

@@ -48,6 +48,8 @@ def train_missing(runs: Mapping[Path, TrainingRun], launcher: Launcher) -> dict[
         UserError: a directory contains another run.
     """
     unfinished = {path: run for path, run in runs.items() if not RunDirectory(path).finished}
+    if not unfinished:
+        return {}
     for path, run in unfinished.items():
         _claim(RunDirectory(path), run)
     costs = {path: training_cost(run) for path, run in unfinished.items()}
@@ -67,7 +69,8 @@ def train_missing(runs: Mapping[Path, TrainingRun], launcher: Launcher) -> dict[
 
 
 def _claim(directory: RunDirectory, run: TrainingRun) -> None:
-    """Save a run's settings, of a started one only the limits of loading; a training at work keeps those that it has.
+    """Save a run's settings, of a started one only the limits of loading and where its gap reference is now; a training at
+    work keeps those that it has.
 
     Raises:
         UserError: there is a run with other settings, started or at work, or one at work that keeps too few checkpoints.
@@ -76,7 +79,9 @@ def _claim(directory: RunDirectory, run: TrainingRun) -> None:
     if directory.started:
         saved, loader = directory.read(TrainingRun), run.trainer.loader
         loader = replace(loader, workers=saved.trainer.loader.workers)
-        run = replace(saved, trainer=replace(saved.trainer, loader=loader, timeout_min=run.trainer.timeout_min))
+        trainer = replace(saved.trainer, loader=loader, timeout_min=run.trainer.timeout_min)
+        reference = saved.gaps.reference and run.gaps.reference  # the study may have been moved
+        run = replace(saved, trainer=trainer, gaps=replace(saved.gaps, reference=reference))
     try:
         with locked(directory.path / ".lock", wait=False):
             directory.save(run)

@@ -75,11 +75,9 @@ class SlurmSettings:
     """Further options of sbatch, e.g. {constraint: a100}."""
 
     def __post_init__(self) -> None:
-        check_at_least(self, "slurm.", timeout_min=1, array_parallelism=1, signal_delay_s=1)
-        if self.poll_s <= 0 or self.requeues < 0:
-            raise UserError(
-                f"slurm.poll_s={self.poll_s} must be above 0 and slurm.requeues={self.requeues} must not be negative"
-            )
+        check_at_least(self, "slurm.", timeout_min=1, array_parallelism=1, signal_delay_s=1, requeues=0)
+        if self.poll_s <= 0:
+            raise UserError(f"slurm.poll_s={self.poll_s} must be above 0")
 
     def parameters(self, trainer: TrainerSettings) -> dict[str, Any]:
         """submitit's parameters for a run with this trainer."""

@@ -2,30 +2,24 @@
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from dejavu_lit.measure.records import SIDES
-from dejavu_lit.study.cells import Cell
+from dejavu_lit.study.cells import Cell, folder_name
 from dejavu_lit.training.settings import TrainingRun
 from dejavu_lit.utils.config import flatten, to_plain
 from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import fingerprint
 from dejavu_lit.utils.run_directory import NOT_IDENTIFYING, RunDirectory, identity
 
 # Not part of a setting's name: these have a column of their own or change nothing that is computed.
 UNNAMED = (*NOT_IDENTIFYING, "side", "seed", "data.train_size")
 # Of the options of how a run is computed, these may change its figures: rounding and the order of the pairs.
 ROUNDING = ("trainer.precision", "trainer.devices", "trainer.num_nodes", "trainer.loader.workers")
-
-
-@dataclass
-class _Pair:
-    """The runs by side, and the configuration that they share apart from ``side``."""
-
-    config: TrainingRun
-    runs: dict[str, Path] = field(default_factory=dict)
+Pair = dict[str, tuple[Path, TrainingRun]]  # {side: directory and settings}, whose settings differ only in side
 
 
 def pair_runs(folder: Path) -> tuple[list[Cell], list[str]]:
@@ -43,14 +37,14 @@ def pair_runs(folder: Path) -> tuple[list[Cell], list[str]]:
     if not pairs:
         raise UserError(f"{folder} has no finished runs; give the folder of a multirun of dejavu train")
     for pair in pairs:
-        if len(pair.runs) < len(SIDES):
-            skipped += [f"{run} has no partner (the same settings with the other side)" for run in pair.runs.values()]
-    return _cells([pair for pair in pairs if len(pair.runs) == len(SIDES)]), skipped
+        if len(pair) < len(SIDES):
+            skipped += [f"{run} has no partner (the same settings with the other side)" for run, _ in pair.values()]
+    return _cells([pair for pair in pairs if len(pair) == len(SIDES)]), skipped
 
 
-def _finished_runs(folder: Path) -> tuple[list[_Pair], list[str]]:
+def _finished_runs(folder: Path) -> tuple[list[Pair], list[str]]:
     """The finished runs, grouped by configuration, and one message per run that is skipped."""
-    pairs: dict[str, _Pair] = {}
+    pairs: dict[str, Pair] = {}
     skipped = []
     for path in sorted(folder.glob("**/config.yaml"), key=_natural_order):
         if path.match("wandb/*/files/config.yaml"):  # a copy that wandb keeps of a run's settings
@@ -70,45 +64,54 @@ def _finished_runs(folder: Path) -> tuple[list[_Pair], list[str]]:
             continue
         key = identity({name: value for name, value in saved.items() if name != "side"})
         key += json.dumps([value for name, value in flatten(saved) if name in ROUNDING])
-        config = directory.read(TrainingRun)
-        pair = pairs.setdefault(key, _Pair(config))
-        if side in pair.runs:
-            skipped.append(f"{run} is the same run as {pair.runs[side]}")
+        pair = pairs.setdefault(key, {})
+        if side in pair:
+            skipped.append(f"{run} is the same run as {pair[side][0]}")
             continue
-        pair.runs[side], pair.config = run, config
+        pair[side] = run, directory.read(TrainingRun)
     return list(pairs.values()), skipped
 
 
-def _cells(pairs: list[_Pair]) -> list[Cell]:
+def _cells(pairs: list[Pair]) -> list[Cell]:
     """One cell per pair, named by the settings that vary between the pairs."""
-    settings = [dict(_named_settings(pair.config)) for pair in pairs]
+    configs = [pair["target"][1] for pair in pairs]
+    settings = [dict(_named_settings(config)) for config in configs]
     names = dict.fromkeys(name for values in settings for name in values)
     varied = [name for name in names if len({json.dumps(values.get(name)) for values in settings}) > 1]
-    cells = []
-    for pair, values in zip(pairs, settings, strict=True):
-        overrides = tuple(f"{name}={_as_override(values.get(name))}" for name in varied)
-        cells.append(
-            Cell(
-                name=",".join(overrides) or "all",
-                overrides=overrides,
-                train_size=pair.config.data.train_size,
-                seed=pair.config.seed,
-                target=pair.runs["target"],
-                reference=pair.runs["reference"],
-            )
+    # Halves with one seed each are pooled, as in a study; otherwise each is a setting, pooled over its seeds.
+    if len({(config.data.half, config.seed) for config in configs}) == len({config.data.half for config in configs}):
+        varied = [name for name in varied if name != "data.half"]
+    overrides = [tuple(f"{name}={_as_override(values.get(name))}" for name in varied) for values in settings]
+    return [
+        Cell(
+            name=name,
+            overrides=chosen,
+            train_size=config.data.train_size,
+            seed=config.seed,
+            half=config.data.half,
+            target=pair["target"][0],
+            reference=pair["reference"][0],
         )
-    return cells
+        for pair, config, chosen, name in zip(pairs, configs, overrides, _names(overrides), strict=True)
+    ]
+
+
+def _names(settings: Sequence[Sequence[str]]) -> list[str]:
+    """The names of settings: their overrides, with a fingerprint where folder names would not tell them apart."""
+    names = [",".join(overrides) or "all" for overrides in settings]
+    folders = Counter(folder_name(name, None, 0).casefold() for name in dict.fromkeys(names))
+    return [f"{n} {fingerprint(n)[:8]}" if folders[folder_name(n, None, 0).casefold()] > 1 else n for n in names]
 
 
 def _natural_order(path: Path) -> list[Any]:
     """A sort key that puts job 10 after job 2."""
-    return [[(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", text) if part]
+    return [[(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", text) if part]
             for text in path.parts]  # fmt: skip
 
 
 def _as_override(value: Any) -> str:
     """A value as it is typed in an override."""
-    return str(value) if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _named_settings(run: TrainingRun) -> Iterator[tuple[str, Any]]:

@@ -21,11 +21,20 @@ from dejavu_lit.measure.roc import FPRS
 from dejavu_lit.measure.settings import Resampling
 from dejavu_lit.study.cells import Cell, evaluation_folder, match_stop_epoch
 from dejavu_lit.study.halves import write_memorization
-from dejavu_lit.study.ranking import add_verdict, comparison_key, default_names, pool_differences, rank
+from dejavu_lit.study.ranking import (
+    add_verdict,
+    by_setting,
+    comparison_key,
+    default_names,
+    pool_differences,
+    rank,
+    seed_and_half,
+    unit_of,
+)
 from dejavu_lit.training.settings import TrainingRun
 from dejavu_lit.utils.config import flatten, to_plain
 from dejavu_lit.utils.errors import UserError, error_sentence
-from dejavu_lit.utils.io import atomic, read_json, read_json_object, write_json
+from dejavu_lit.utils.io import atomic, fingerprint, read_json, read_json_object, write_json
 from dejavu_lit.utils.provenance import provenance
 from dejavu_lit.utils.run_directory import RunDirectory
 
@@ -50,7 +59,7 @@ def evaluate_cells(
         (the rows of study.json, {cell label: why it has no row}).
     """
     rows, failures = [], {}
-    sizes: dict[tuple[str, int | None], int] = {}
+    sizes: dict[str, list[dict[str, Any]]] = {}  # the rows that train on as many pairs
     for number, cell in enumerate(cells, start=1):
         if broken := [path for path in (cell.target, cell.reference) if path in failed]:
             failures[cell.label] = f"training of {broken[0].name} failed: {failed[broken[0]]}"
@@ -59,14 +68,18 @@ def evaluate_cells(
         log.info("evaluating %d of %d: %s", number, len(cells), cell.label)
         try:
             cell = match_stop_epoch(cell)
-            row = study_row(out, cell, evaluate(cell, folder), folder)
-            # A half may lack a group of duplicates that fits into neither side; it is the same setting all the same.
-            row["train_size"] = sizes.setdefault((cell.name, cell.train_size), row["train_size"])
-            rows.append(row)
+            rows.append(study_row(out, cell, evaluate(cell, folder), folder))
+            data = RunDirectory(cell.target).config()["data"]
+            sizes.setdefault(fingerprint([cell.train_size, {**data, "half": None}]), []).append(rows[-1])
         except Exception as error:  # of any kind: one setting must not stop the others
             sentence = error_sentence(error)
             failures[cell.label] = sentence or f"{type(error).__name__}: {error}"
             log.error("%s: %s", cell.label, failures[cell.label], exc_info=None if sentence else error)
+    # A half may lack a group of duplicates that fits into neither side, and mitigation.dedup trains on fewer pairs.
+    for group in sizes.values():
+        largest = max(row["train_size"] for row in group)
+        for row in group:
+            row["train_size"] = largest
     return rows, failures
 
 
@@ -79,7 +92,7 @@ def study_row(out: Path, cell: Cell, metrics: Mapping[str, Any], folder: Path) -
         "public": metrics["settings"].get("public"),
         "data": metrics["settings"].get("data"),
         "objects": metrics["settings"].get("objects"),
-        "train_size": cell.train_size or metrics["counts"]["records"] + metrics["counts"]["without_objects"],
+        "train_size": cell.train_size or _training_pairs(cell.target, metrics["counts"]),
         "seed": cell.seed,
         "half": cell.half,
         "knobs": knobs(cell.target, cell.epochs.get("target")),
@@ -92,6 +105,12 @@ def study_row(out: Path, cell: Cell, metrics: Mapping[str, Any], folder: Path) -
         "seconds": sum(_training_seconds(getattr(cell, side), cell.epochs.get(side)) for side in SIDES),
         "metrics": os.path.relpath(folder / "metrics.json", out),
     }
+
+
+def _training_pairs(run: Path, counts: Mapping[str, int]) -> int:
+    """How many pairs a target trained on, duplicates that it left out included if they were measured, of which may be fewer."""
+    trained = int(RunDirectory(run).record().get("train_size", 0))
+    return max(trained, counts["records"] + counts["without_objects"])
 
 
 def membership_summary(board: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -178,9 +197,6 @@ def _pool_settings(
     rows: Sequence[Mapping[str, Any]], differences: Mapping[Any, Any], memorization: Mapping[Any, Any]
 ) -> list[dict[str, Any]]:
     """Each (setting, size) over its seeds or halves: means, spread, t intervals, the verdict, the difference to the default."""
-    groups: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["name"], row["train_size"]), []).append(row)
     return [
         {
             "name": name,
@@ -192,10 +208,10 @@ def _pool_settings(
             **pool_blocks(group),
             "membership": _pool_membership(group),
             "memorization": memorization.get((name, size)),
-            "found": memorization_found(group, "half" if any(row.get("half") for row in group) else "seed pair"),
+            "found": memorization_found(group, unit_of(group)),
             "difference": differences.get((name, size)),
         }
-        for (name, size), group in groups.items()
+        for (name, size), group in by_setting(rows).items()
     ]
 
 
@@ -229,25 +245,26 @@ def _mean_tpr(entry: Mapping[str, Any], fpr: str) -> dict[str, float] | None:
 def _differences(
     out: Path, rows: Sequence[Mapping[str, Any]], default_of: Mapping[tuple[Any, ...], str]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Compare every row with the default of the comparable ones, at the same size and seed, on the same records.
+    """Compare every row with the default of the comparable ones, at the same size, seed and half, on the same records.
 
     Returns:
-        (the differences, {name, train_size, seed, against, reason} of each row that could not be compared).
+        (the differences, {name, train_size, seed, half, against, reason} of each row that could not be compared).
     """
     defaults = {
-        (comparison_key(row), row["train_size"], row["seed"]): row
+        (comparison_key(row), row["train_size"], seed_and_half(row)): row
         for row in reversed(rows)
         if row["name"] == default_of[comparison_key(row)]
     }
     default_records: dict[str, RecordSets] = {}
-    differences, incomparable = [], []
+    differences, incomparable, unit = [], [], unit_of(rows)
     for row in rows:
         default_name = default_of[comparison_key(row)]
         if row["name"] == default_name:
             continue
-        entry = {name: row[name] for name in ("name", "train_size", "seed")} | {"against": default_name}
+        entry = {name: row[name] for name in ("name", "train_size", "seed")}
+        entry |= {"half": row.get("half", 0), "against": default_name}
         try:
-            default = defaults.get((comparison_key(row), row["train_size"], row["seed"]))
+            default = defaults.get((comparison_key(row), row["train_size"], seed_and_half(row)))
             if default is None:
                 raise UserError(f"{default_name} has no result for {row['train_size']} pairs and seed {row['seed']}")
             difference = _difference(out, default, row, default_records)
@@ -255,7 +272,7 @@ def _differences(
             log.warning("%s is not compared with %s: %s", row["name"], default_name, error)
             incomparable.append({**entry, "reason": str(error)})
             continue
-        differences.append(add_verdict({**entry, **difference}))
+        differences.append(add_verdict({**entry, **difference}, unit))
     return differences, incomparable
 
 

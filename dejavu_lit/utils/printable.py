@@ -18,6 +18,11 @@ class PrintableFormatter(logging.Formatter):
         return printable(super().format(record))
 
 
+def print_next(*steps: str) -> None:
+    """Print the commands to run next, one per line; ``…`` in them stands for the options as before."""
+    print("next:", *steps, sep="\n  ")
+
+
 def log_warnings() -> None:
     """Let warnings be printed on stderr by commands that Hydra does not configure."""
     handler = logging.StreamHandler()

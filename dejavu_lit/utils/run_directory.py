@@ -140,6 +140,11 @@ class RunDirectory:
         except UserError:  # damaged, or of another version
             return False
 
+    def refuse_training(self) -> None:
+        """Raise UserError if a training has this directory: another command would continue or replace its dashboards."""
+        if self.exists and "side" in self.config():
+            raise UserError(f"out={self.path} is the directory of a training; choose another folder")
+
     def check(self, settings: Any, take_over: bool = True) -> None:
         """Raise UserError if there is a run that computes something else than ``settings``, unless it may be taken over."""
         if (

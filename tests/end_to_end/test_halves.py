@@ -131,6 +131,14 @@ def test_what_halves_cannot_do_is_refused(given, sentence, scenes, tmp_path):
     assert sentence in done.stderr
 
 
+def test_listed_keys_are_refused(scenes, tmp_path):
+    (tmp_path / "keys.txt").write_text("scene0000000\n")
+    done = call("mitigate", *options(scenes, tmp_path / "study", "halves=2", f"evaluate.keys={tmp_path}/keys.txt"))
+    assert done.returncode == 1
+    assert "lists pairs of A, and every half deals them to both sides" in done.stderr
+    assert not (tmp_path / "study").exists()
+
+
 def test_listed_members_and_runs_of_different_halves_are_refused(study, scenes, tmp_path):
     out, _ = study
     keys = [f"scene{i:07d}" for i in range(96)]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dejavu_lit.data.shards import ShardSet, index_shard
+from dejavu_lit.utils.io import locked
 from tests.conftest import SMALL, call
 
 
@@ -39,6 +40,19 @@ def test_runs_trained_on_other_data(runs, other, tmp_path):
 def test_public_images_that_were_trained_on(runs, scenes, tmp_path):
     said = evaluate(runs, tmp_path / "out", f"data.public={scenes / 'A'}")
     assert f"has 96 keys of {scenes / 'A'}" in said
+
+
+def test_the_directory_of_a_training_as_out(runs, tmp_path):
+    said = evaluate(runs, runs["target"])
+    assert f"out={runs['target']} is the directory of a training; choose another folder" in said
+
+
+def test_a_sweep_that_another_process_is_evaluating(runs):
+    folder = runs["target"].parent
+    with locked(folder / ".lock"):
+        done = call("evaluate", f"sweep={folder}", "k=5", "ks=[5]")
+    assert done.returncode == 1
+    assert f"another process is using {folder}" in done.stderr
 
 
 def test_more_neighbors_than_public_images_and_an_unknown_labelled_set(runs, tmp_path):

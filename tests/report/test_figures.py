@@ -19,12 +19,14 @@ from dejavu_lit.report.evaluation import gaps_over_epochs
 from dejavu_lit.report.figure_files import draw_figures, save
 from dejavu_lit.report.figures import (
     DARK,
+    LABELS,
     NARROW,
     SIZE,
     WIDTH,
     Plot,
     error_arms,
     families,
+    forest,
     missing_characters,
     panels,
     spaced_ticks,
@@ -230,6 +232,10 @@ def test_epochs(metrics: dict[str, Any], tmp_path: Path) -> None:
     assert [dict(row) for row in plot.rows] == measured
     assert not [p for p in evaluation_plots(metrics | {"epochs": measured[:1]}) if p.name == "epochs"]
     no_label_is_cut_or_overlaps_another(plot)
+    file = renamed / "metrics.csv"  # damaged: a figure of the last epoch is missing, and then a field does not end
+    kept = [line for line in file.read_text().splitlines() if not ("gap/null_ppg" in line and ",14," in line)]
+    file.write_text("\n".join([*kept, '"' + "x" * csv.field_size_limit() + "y"]))
+    assert gaps_over_epochs(Path("x"), {"target": str(renamed)}) == measured[:2]
 
 
 def test_subgroups(plots: dict[str, Plot], metrics: dict[str, Any]) -> None:
@@ -355,6 +361,24 @@ def no_label_is_cut_or_overlaps_another(plot: Plot) -> None:
 def test_no_label_is_cut_or_overlaps_another(plots: dict[str, Plot], study_figures: dict[str, Plot]) -> None:
     for plot in [*plots.values(), *study_figures.values()]:
         no_label_is_cut_or_overlaps_another(plot)
+
+
+@pytest.mark.parametrize("width", [WIDTH, NARROW])
+def test_labels_of_any_length_fit_beside_the_panels(width: float) -> None:
+    with style(width):
+        figure, axes = forest(["W" * 300, "short"], ["one", "two", "three", "four"], "x")
+    long, short = (label.get_text() for label in axes[0].get_yticklabels())
+    assert (long[0], long[-1], short) == ("W", "…", "short")
+    assert text_width(long) <= LABELS
+    for axis in axes:
+        axis.plot([0, 1], [0, 1])
+    no_label_is_cut_or_overlaps_another(Plot("p", "t", "w", [], lambda: figure))
+
+
+def test_the_narrow_figure_is_drawn_for_pages_only(metrics: dict[str, Any], tmp_path: Path) -> None:
+    plot = evaluation_plots(metrics)[0]
+    save(plot, tmp_path, ("png",))
+    assert "narrow_figure" not in vars(plot)
 
 
 @pytest.fixture

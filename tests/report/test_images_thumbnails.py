@@ -8,7 +8,8 @@ from PIL import Image
 
 from benchmarks.shards import write_shards
 from dejavu_lit.data import decode as images
-from dejavu_lit.data.shards import BadPair, Pair
+from dejavu_lit.data.halves import open_pool
+from dejavu_lit.data.shards import BadPair, Pair, ShardSet, index_shard
 from dejavu_lit.report.images import shrink, write_thumbnails
 from tests.data.images import encoded
 
@@ -57,6 +58,26 @@ def test_only_requested_keys_get_a_thumbnail_and_broken_images_are_skipped(tmp_p
     again = write_thumbnails(shards, ["secret1"], 16, tmp_path / "new", tmp_path / "thumbs")
     assert again == {"secret1": names["secret1"]}
     assert (tmp_path / "new" / names["secret1"].name).read_bytes() == b"earlier"
+
+
+def test_halves_share_their_thumbnails_and_notice_replaced_shards(tmp_path: Path) -> None:
+    for name in ("A", "B"):
+        write_shards(tmp_path / name, [Pair(f"{name}1", sample_image((30, 30)), "png", "text")])
+    pool, first = open_pool(tmp_path), ShardSet.open(tmp_path / "A")
+    half = write_thumbnails(pool, ["A1", "B1"], 16, tmp_path / "thumbs")
+    whole = write_thumbnails(first, ["A1"], 16, tmp_path / "thumbs")
+    for thumbnail in (half["A1"], whole["A1"]):
+        (tmp_path / "thumbs" / thumbnail.name).write_bytes(b"earlier")
+    for shards, thumbnails in ((pool, half), (first, whole)):  # neither list has replaced the other
+        again = write_thumbnails(shards, ["A1"], 16, tmp_path / "new", tmp_path / "thumbs")
+        assert again["A1"] == thumbnails["A1"]
+        assert (tmp_path / "new" / again["A1"].name).read_bytes() == b"earlier"
+    (tmp_path / "thumbs" / half["B1"].name).unlink()  # a listed one that is gone is made again
+    assert write_thumbnails(pool, ["B1"], 16, tmp_path / "third", tmp_path / "thumbs") == {"B1": half["B1"]}
+    write_shards(tmp_path / "A", [Pair("A1", sample_image((60, 30)), "png", "text")])
+    index_shard.cache_clear()
+    again = write_thumbnails(open_pool(tmp_path), ["A1"], 16, tmp_path / "fourth", tmp_path / "thumbs")
+    assert again["A1"] != half["A1"]
 
 
 def test_another_image_with_the_same_key_and_size_does_not_reuse_the_thumbnail(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.evaluation.settings import ReportSettings
 from dejavu_lit.report.modelcard import study_markdown
 from dejavu_lit.report.narrative import comparison_summary, control_checks, study_sentence
-from dejavu_lit.report.report import show_report, write_report
+from dejavu_lit.report.report import is_redacted, show_report, write_report
 from dejavu_lit.report.scalars import scalars
 from dejavu_lit.report.study import second_setting, study_page
 from dejavu_lit.report.terminal import show_evaluation, show_study
@@ -370,6 +370,13 @@ def test_the_redacted_study_contains_no_caption_or_image(small_study: Path, tmp_
     assert not list(out.rglob("*.webp"))
 
 
+def test_a_damaged_memorization_is_reported_in_a_sentence(small_study: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(small_study, tmp_path / "s", ignore=shutil.ignore_patterns("report"))
+    (folder / "memorization.parquet").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"memorization\.parquet is not a records file"):
+        write_report(folder)
+
+
 def test_the_comparison_starts_with_two_similar_settings() -> None:
     def second(*found: tuple[str, int, int]) -> str:
         rows = {f"{n}-{size}-{seed}": {"name": n, "train_size": size, "seed": seed} for n, size, seed in found}
@@ -414,9 +421,20 @@ def test_only_what_changed_is_rendered(plain: Path, tmp_path: Path) -> None:
     assert {name for name in changed if name.startswith("figures/") and name.endswith(".svg")} == {
         f"figures/recall{end}.svg" for end in ("", "-dark", "-narrow", "-narrow-dark")
     }
-    write_report(folder, redact=True)
-    assert show_report(settings, folder) is not None  # a redacted report is not taken for the full one
+
+
+def test_a_redacted_report_stays_redacted_until_the_full_one_is_asked_for(plain: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(plain, tmp_path / "e", ignore=shutil.ignore_patterns("report"))
+    page = write_report(folder, redact=True, limit=3)
+    metrics = read_json(folder / "metrics.json")
+    write_json(folder / "metrics.json", metrics | {"k": 1})
+    assert show_report(ReportSettings(), folder) == page
+    assert not (page.parent / "thumbs").exists()
+    assert is_redacted(ReportSettings(), folder)  # the dashboards follow
+    write_report(folder, limit=3)
     assert (page.parent / "thumbs").is_dir()
+    assert not is_redacted(ReportSettings(), folder)
+    assert is_redacted(ReportSettings(redact=True), folder)
 
 
 def test_a_report_from_moved_data_keeps_its_images(plain: Path, tmp_path: Path) -> None:

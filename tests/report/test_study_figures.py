@@ -165,6 +165,13 @@ def test_points_have_numbers_that_are_explained_below_the_panels() -> None:
     assert keys == [f"{i + 1}  {r['name']}" for i, r in enumerate(apart)]
 
 
+def test_long_names_end_within_the_picture() -> None:
+    plot = drawn([row(f"{'W' * 80} {i}", 0.1 + 0.05 * i, 0.2 + 0.05 * (i % 3)) for i in range(9)])["frontier"]
+    for figure in (plot.figure, plot.narrow_figure):
+        figure.draw_without_rendering()
+        assert all(text.get_window_extent().x1 <= figure.bbox.x1 for text in figure.texts)
+
+
 def test_points_that_nearly_coincide_share_a_label() -> None:
     places = [(0.2, 0.5), (0.6, 0.2), (0.201, 0.5), (0.202, 0.501), (0.203, 0.5)]
     plot = drawn([row(f"s{i}", *place) for i, place in enumerate(places)])["frontier"]

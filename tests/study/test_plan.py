@@ -15,11 +15,11 @@ from dejavu_lit.evaluation.settings import EvaluationSettings
 from dejavu_lit.measure.figures import BLOCKS
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.settings import ModelSpec
-from dejavu_lit.study.cells import evaluation_request, label
+from dejavu_lit.study.cells import Cell, evaluation_request, folder_name, match_stop_epoch
 from dejavu_lit.study.plan import PlannedRow, make_plan
 from dejavu_lit.study.runs import exclusive, failure_reason, train_missing, training_cost
 from dejavu_lit.study.sweep import pair_runs
-from dejavu_lit.study.table import knobs, write_study
+from dejavu_lit.study.table import evaluate_cells, knobs, write_study
 from dejavu_lit.training.settings import GapSettings, Recipe, TrainerSettings, TrainingRun
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import locked, read_json, write_json
@@ -238,6 +238,16 @@ def test_a_launcher_trains_the_unfinished_runs_and_failures_keep_their_messages(
     assert "1 of 3 runs trained, 2 failed" in caplog.text
 
 
+def test_without_an_unfinished_run_no_launcher_is_needed(tmp_path):
+    finish(tmp_path / "done", config())
+
+    def launcher(paths):
+        raise UserError("launcher=slurm needs SLURM's commands (squeue, sbatch) on this machine")
+        yield
+
+    assert train_missing({tmp_path / "done": config()}, launcher) == {}
+
+
 def test_a_directory_is_locked_while_a_run_is_trained_there_and_keeps_no_lock(tmp_path):
     begun, order = threading.Event(), []
 
@@ -401,9 +411,84 @@ def test_a_started_run_gets_new_limits_of_its_loader_and_nothing_else(tmp_path):
     )
 
 
+def test_a_started_run_of_a_study_that_was_moved_finds_its_gap_reference(tmp_path):
+    path = tmp_path / "run"
+    begin(path, config(gaps=GapSettings(reference="old/reference", k=5)))
+    plan = config(gaps=GapSettings(reference="new/reference", k=7))
+    train_missing({path: plan}, lambda paths: ((path, None) for path in paths))
+    assert RunDirectory(path).read(TrainingRun).gaps == GapSettings(reference="new/reference", k=5)
+
+
+def measured(pairs):
+    """metrics.json of an evaluation, as far as a study reads it."""
+    return {
+        **dict.fromkeys((*BLOCKS, "utility", "exposure")),
+        "settings": {},
+        "counts": {"records": pairs - 1, "without_objects": 1},
+    }
+
+
+def test_the_size_of_a_row_is_the_number_of_pairs_of_its_training_set(tmp_path):
+    """However many are measured, and although dedup or a half leaves some out; without a result of half 0, too."""
+    settings = {
+        "none": (96, config(size=None)),
+        "dedup": (91, config(size=None, dedup=True)),
+        "fewer": (50, config(size=50)),
+        "dealt": (94, config(size=None, text_mask=0.5)),
+    }
+    cells = []
+    for name, (trained, run) in settings.items():
+        half = int(name == "dealt")
+        for side in ("target", "reference"):
+            path = tmp_path / f"{name}-{side}"
+            RunDirectory(path).claim(replace(run, side=side, data=replace(run.data, half=half)))
+            write_json(path / "run.json", {"schema": 1, "seconds": 1.0, "epochs": 20, "train_size": trained})
+        paths = {side: tmp_path / f"{name}-{side}" for side in ("target", "reference")}
+        cells.append(Cell(name=name, overrides=(), train_size=None, seed=0, half=half, **paths))
+    rows, failures = evaluate_cells(tmp_path, cells, lambda cell, folder: measured(20), {})
+    assert failures == {}
+    assert {row["name"]: row["train_size"] for row in rows} == {"none": 96, "dedup": 96, "fewer": 50, "dealt": 96}
+    (raw, *_), _ = evaluate_cells(tmp_path, cells[:1], lambda cell, folder: measured(96), {})
+    assert raw["train_size"] == 96
+
+
+def test_a_reference_that_ended_at_the_epoch_of_a_budget_needs_no_checkpoint(tmp_path, caplog):
+    for side in ("target", "reference"):
+        finish(tmp_path / side, config(side, epochs=20))
+    write_json(
+        tmp_path / "target" / "run.json", {"schema": 1, "epochs": 20, "stopped": {"by": "gap_budget", "epoch": 20}}
+    )
+    cell = Cell(name="b", overrides=(), train_size=None, seed=0, **{s: tmp_path / s for s in ("target", "reference")})
+    assert match_stop_epoch(cell) == cell
+    assert caplog.text == ""
+
+
+def test_rows_of_two_halves_with_one_seed_are_compared_half_by_half(tmp_path):
+    rows = [
+        {
+            "name": name,
+            "overrides": [],
+            "train_size": 9,
+            "seed": 0,
+            "half": half,
+            "metrics": f"{name}-{half}/metrics.json",
+        }
+        for name, half in (("none", 0), ("mask", 0), ("mask", 1))
+    ]
+    rows = [{**row, "utility": None, **dict.fromkeys(BLOCKS)} for row in rows]
+    first, second = write_study(tmp_path, rows, {}, 0.02)["incomparable"]
+    assert (first["half"], second["half"]) == (0, 1)
+    assert "has no result" not in first["reason"]
+    assert "none has no result for 9 pairs" in second["reason"]
+
+
 def test_folder_names():
-    assert label("mask 0.5/é", 500, 1) == "mask-0.5-n500-s1"
-    assert label("..", None, 0) == "setting-s0"
+    assert folder_name("mask 0.5/é", 500, 1) == "mask-0.5-n500-s1"
+    assert folder_name("x" * 100, None, 0) == "x" * 100 + "-s0"
+    others = [folder_name(name, None, 0) for name in ("..", "红", "蓝", "x" * 300 + "1", "x" * 300 + "2")]
+    assert len(set(others)) == 5
+    assert [name[:8] for name in others] == ["setting-"] * 3 + ["x" * 8] * 2
+    assert all(len(name) < 120 for name in others)
 
 
 def test_a_sweep_in_the_order_of_its_jobs(tmp_path):
@@ -419,6 +504,28 @@ def test_a_sweep_in_the_order_of_its_jobs(tmp_path):
     assert [text.removeprefix(f"{tmp_path}/").split(" ")[0] for text in skipped] == ["13", "again", "12"]
     with pytest.raises(UserError, match="is not a folder"):
         pair_runs(tmp_path / "none")
+
+
+def test_settings_of_a_sweep_that_differ_only_in_case_or_signs_have_folders_of_their_own(tmp_path):
+    for number, template in enumerate(["a photo of {}", "a photo of {}!", "A photo of {}"]):
+        for side in ("target", "reference"):
+            run = config(side)
+            finish(tmp_path / f"{side}{number}", replace(run, data=replace(run.data, templates=[template])))
+    cells, _ = pair_runs(tmp_path)
+    assert len({cell.label.casefold() for cell in cells}) == 3
+
+
+@pytest.mark.parametrize(("seeds", "settings"), [((0,), 1), ((0, 1), 2)])
+def test_halves_of_a_sweep_are_one_setting_if_each_has_one_seed(tmp_path, seeds, settings):
+    for half in (0, 1):
+        for seed in seeds:
+            for side in ("target", "reference"):
+                run = config(side, seed)
+                finish(tmp_path / f"{half}{seed}{side}", replace(run, data=replace(run.data, half=half)))
+    cells, _ = pair_runs(tmp_path)
+    assert [(cell.half, cell.seed) for cell in cells] == [(half, seed) for half in (0, 1) for seed in seeds]
+    assert len({cell.name for cell in cells}) == settings
+    assert len({cell.label for cell in cells}) == len(cells)
 
 
 def test_a_sweep_ignores_settings_that_are_not_of_runs(tmp_path):

@@ -7,6 +7,7 @@ from dejavu_lit.report.narrative import study_sentence
 from dejavu_lit.study.ranking import (
     add_verdict,
     comparison_key,
+    difference_to_default,
     frontier,
     is_on_frontier,
     is_recommended,
@@ -168,6 +169,26 @@ def test_only_comparable_rows_are_ranked_together():
         ("scenes", "none", ["mask"]),
         ("single", "none on single", ["none on single"]),
     ]
+
+
+def test_where_an_evaluation_is_computed_does_not_matter():
+    elsewhere = ["evaluate.device=cuda", "+evaluate.workers=8", "evaluate.embeddings=/tmp/e"]
+    assert comparison_key(row("mask", 0.3, 0.1, 0.5, overrides=elsewhere)) == comparison_key(row("none", 0.6, 0.3, 0.5))
+    other = comparison_key(row("mask", 0.3, 0.1, 0.5, overrides=["evaluate.data.public=single"]))
+    assert other != comparison_key(row("none", 0.6, 0.3, 0.5))
+
+
+def test_halves_with_one_seed_are_averaged_and_compared_by_half():
+    rows = [{**row("none", ppg, 0.3, 0.5), "half": half} for half, ppg in enumerate((0.6, 0.2))]
+    assert setting_means(rows)["none"] == pytest.approx((0.4, 0.3, -0.5))
+    differences = [{**difference("mask", 0.3, 0.2, 0.4), "half": half} for half in (0, 1)]
+    assert pool_differences(differences)["mask", 100]["words"].endswith("(0.200 to 0.400), 2 halves")
+    study = {"differences": differences}
+    found = {"name": "mask", "train_size": 100, "seed": 0}
+    assert difference_to_default(study, {**found, "half": 1}) is differences[1]
+    assert difference_to_default(study, {**found, "half": 2}) is None
+    earlier = [{k: v for k, v in d.items() if k != "half"} | {"seed": d["half"]} for d in differences]
+    assert difference_to_default({"differences": earlier}, {**found, "seed": 1, "half": 1}) is earlier[1]
 
 
 def test_sizes_are_ranked_separately_and_the_largest_counts():
