@@ -24,7 +24,9 @@ PRIVATE = {
     "_foreach_copy_": torch,
     "_mmap": np.memmap(__file__, mode="r"),
     "_pool": VisionTransformer,
+    "_set_SIGCHLD_handler": torch.utils.data._utils.signal_handling,
     "_swap_models": WeightAveraging,
+    "_utils": torch.utils.data,
 }
 DOCUMENTED = {"_asdict", "_exit"}  # of named tuples and os, public in spite of the underscore
 TREES = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "dejavu_lit").rglob("*.py")]

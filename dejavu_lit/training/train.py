@@ -15,6 +15,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, LambdaCallback, TQDMProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
+from torch.utils.data._utils.signal_handling import _set_SIGCHLD_handler
 
 from dejavu_lit.data.loader import loader_failure
 from dejavu_lit.data.module import PairDataModule
@@ -180,6 +181,8 @@ def _callbacks(
 
 def _fit(trainer: pl.Trainer, module: ClipModule, pairs: PairDataModule, last: Path, resume: bool) -> None:
     """``trainer.fit``; Ctrl-C raises KeyboardInterrupt, and the death of a loader process raises UserError."""
+    # Lightning restores the handlers that it finds here; torch sets its own once per process, so a second training had none.
+    _set_SIGCHLD_handler()
     try:
         trainer.fit(module, pairs, ckpt_path=str(last) if resume else None, weights_only=True)
     except SystemExit as end:
