@@ -11,6 +11,7 @@ from dejavu_lit.data.manifest import MANIFEST
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.evaluation.audited_model import AuditedModel
+from dejavu_lit.evaluation.class_names import check_prompts
 from dejavu_lit.evaluation.embeddings import Embeddings, Modality
 from dejavu_lit.evaluation.settings import PairEvaluation
 from dejavu_lit.measure.figures import BLOCK_SETS
@@ -70,6 +71,8 @@ class EvaluationInputs:
                         f"data.public={data.public} has {len(shared)} keys of {shards[block].folder}, the first is "
                         f"{min(shared)}; search other public images, or pass allow_overlap=true"
                     )
+        data.check_labelled()
+        check_prompts(data)
         modality: Modality = "text" if evaluation.public_modality == "text" else "image"
         return cls(
             models={"target": target, "reference": reference},

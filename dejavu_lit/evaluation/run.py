@@ -30,9 +30,10 @@ def run_evaluation(evaluation: PairEvaluation, out: Path | str, ranks: Ranks = S
         with ranks.step():
             for role in ("target", "reference"):
                 check_model(role, getattr(evaluation, role))
+            _check_files(evaluation)
             data = measured_data(evaluation)
             data.check()
-            _check_settings(evaluation, data)
+            _check_artifacts(evaluation, data)
             if ranks.rank == 0:
                 out.mkdir(parents=True, exist_ok=True)
                 lock.enter_context(locked(out / ".lock", wait=False))
@@ -48,6 +49,7 @@ def check_evaluation(evaluation: EvaluationSettings, data: DataSpec) -> None:
     Raises:
         UserError: a missing model, set, file or object artifact, a k beyond the public images, or an index that cannot be used.
     """
+    from dejavu_lit.evaluation.class_names import check_prompts
     from dejavu_lit.evaluation.comparison import open_public
     from dejavu_lit.evaluation.search import load_faiss
 
@@ -56,26 +58,29 @@ def check_evaluation(evaluation: EvaluationSettings, data: DataSpec) -> None:
         changed_data(data, evaluation.data) if isinstance(evaluation.data, DataChanges) else ready(evaluation.data)
     )
     open_public(measured, max(evaluation.measurement.ks))
-    _check_settings(evaluation, measured)
+    _check_files(evaluation)
+    _check_artifacts(evaluation, measured)
+    measured.check_labelled()
+    check_prompts(measured)
 
 
-def _check_settings(evaluation: EvaluationSettings, data: DataSpec) -> None:
-    """What can be said before a model is opened."""
-    from dejavu_lit.evaluation.class_names import check_prompts
-    from dejavu_lit.measure.per_pair import read_keys
-
+def _check_files(evaluation: EvaluationSettings) -> None:
+    """Raise UserError for a missing base or list of keys."""
     if evaluation.base is not None:
         check_model("base", evaluation.base)
-        if AuditedModel(evaluation.base, Path()).run_json.get("data") == file_sha256(data.folder / MANIFEST):
-            raise UserError(
-                f"base={evaluation.base} was trained on pairs of {data.folder}; give the model before it was fine-tuned"
-            )
     if evaluation.keys is not None:
+        from dejavu_lit.measure.per_pair import read_keys
+
         read_keys(evaluation.keys)
+
+
+def _check_artifacts(evaluation: EvaluationSettings, data: DataSpec) -> None:
+    """Raise UserError for a base that was trained on the data, and for missing objects."""
+    base = evaluation.base
+    if base is not None and AuditedModel(base, Path()).run_json.get("data") == file_sha256(data.folder / MANIFEST):
+        raise UserError(f"base={base} was trained on pairs of {data.folder}; give the model before it was fine-tuned")
     for name in (evaluation.objects, *evaluation.by_objects):
         data.objects_folder(name)
-    data.check_labelled()
-    check_prompts(data)
 
 
 def check_model(role: str, name: str | None) -> None:
