@@ -24,7 +24,7 @@ def evaluate(settings: Evaluate, out: Path) -> None:
         if settings.sweep is None:
             check_model(role, getattr(settings, role))
         elif getattr(settings, role) is not None:
-            raise UserError(f"sweep={settings.sweep} evaluates its own pairs of runs; leave {role}= out")
+            raise UserError(f"sweep={settings.sweep} finds the pairs of runs itself; omit {role}=")
     gate = Gate.parse(settings.fail_if) if settings.fail_if is not None else None
     if gate is not None:
         gate.check()

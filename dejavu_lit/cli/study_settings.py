@@ -226,6 +226,7 @@ def _checked(
     For a plan alone nothing is generated, and data that would be is not checked.
     """
     for run in runs.values():
+        run.data.check_options()
         check_models(run)
     missing = [d for d in (runs["target"].data, evaluation.data) if isinstance(d, DataSpec) and d.to_be_prepared]
     if study.plan_only and missing:

@@ -189,11 +189,11 @@ def count_excluded_duplicates(listed: np.ndarray, allowed: np.ndarray, owner: np
     for code in (*range(len(SETS)), ANY):
         excluded = (allowed == NONE) & (listed == code)
         counts[SETS[code] if code != ANY else ""] = int(excluded.sum())
-        for first in np.unique(owner[excluded]).tolist():
+        for owning in np.unique(owner[excluded]).tolist():
             log.warning(
                 "%d pairs %s left out: duplicates of pairs of %s",
-                (excluded & (owner == first)).sum(),
+                (excluded & (owner == owning)).sum(),
                 f"of {SETS[code]}" if code != ANY else "that are listed nowhere",
-                SETS[first],
+                SETS[owning],
             )
     return {name: count for name, count in counts.items() if count}

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from dejavu_lit.data.readers import READERS
 from dejavu_lit.data.readers.base import clean_keys
 from dejavu_lit.data.remote import fetch_objects, is_remote, mirror
 from dejavu_lit.data.settings import Repeat
+from dejavu_lit.data.shard_index import index_shard
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.utils.errors import UserError, suggest
 from dejavu_lit.utils.io import fingerprint, locked, read_json_object, visible_files
@@ -174,11 +176,12 @@ class DataSpec:
             return
         named = (*self.public_sets.values(), self.public_sets.get(self.public, self.public), self.labelled)
         elsewhere = [path for name in named if name for path in visible_files(self.set_folder(name), "*.tar")]
-        folders = dict.fromkeys(path.parent for path in (*visible_files(self.folder, "*/*.tar"), *elsewhere))
         unknown = set(self.excluded)
-        for shards in map(ShardSet.open, folders):
-            for shard in range(len(shards.names)) if unknown else ():  # all keys of a set may not fit into memory
-                unknown.difference_update(shards.index(shard).keys)
+        for path in dict.fromkeys((*visible_files(self.folder, "*/*.tar"), *elsewhere)):
+            if not unknown:
+                break
+            with suppress(UserError):  # a damaged shard is named where it is needed
+                unknown.difference_update(index_shard(path).keys)
         if unknown:
             log.warning(
                 "%d of %d keys in data.exclude=%s are in no set of the data; the first is %r",

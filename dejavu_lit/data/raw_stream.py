@@ -104,7 +104,7 @@ class RawDataModule(PairDataModule):
         super().__post_init__()
 
     def plan(self, epoch: int, world: int) -> EpochPlan:
-        """How much an epoch reads on ``world`` ranks, with one shard that stands for all.
+        """How much an epoch reads on ``world`` ranks, treating all shards as one.
 
         Raises:
             UserError: fewer shards than loader processes.

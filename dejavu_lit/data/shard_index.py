@@ -219,7 +219,7 @@ def _members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tuple[str, ...]]]:
             while block := os.pread(file.fileno(), 1 << 20, end):
                 if block.strip(b"\0"):
                     raise UserError(
-                        f"{path} goes on after its end mark, as joined tars do, and those pairs would be left out; make it "
+                        f"{path} has data after its end mark, as tars joined by cat do; those pairs would be ignored; make it "
                         "again, or join tars with tar --concatenate"
                     )
                 end += len(block)

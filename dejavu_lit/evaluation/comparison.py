@@ -45,8 +45,8 @@ class EvaluationInputs:
         """What an evaluation in ``out`` compares.
 
         Raises:
-            UserError: models that were exchanged or trained on the same pairs, data that is not the runs' own, fewer public
-                images than ``k``, or measured pairs among them.
+            UserError: models that were exchanged or trained on the same pairs, data that is not the runs' own, or fewer
+                public images than ``k``.
         """
         store = Path(evaluation.embeddings) if evaluation.embeddings else out / "embeddings"
         keep_in_run = evaluation.embeddings is None
@@ -61,16 +61,7 @@ class EvaluationInputs:
         shards = {block: dealt.shard_set(BLOCK_SETS[block]) for block in BLOCK_SETS if block != "swapped" or swapped}
         given = evaluation.data.train_size
         sizes = {block: _measured_pairs(trained[block], given) if block != "null" else None for block in shards}
-        members = {block: prefix(shards[block], sizes[block], trained[block].excluded) for block in shards}
         public = open_public(data, k)
-        if not evaluation.allow_overlap:
-            public_keys = set(public.keys()) - data.excluded
-            for block, (keys, _) in members.items():
-                if shared := public_keys.intersection(keys):
-                    raise UserError(
-                        f"data.public={data.public} has {len(shared)} keys of {shards[block].folder}, the first is "
-                        f"{min(shared)}; search other public images, or pass allow_overlap=true"
-                    )
         data.check_labelled()
         check_prompts(data)
         modality: Modality = "text" if evaluation.public_modality == "text" else "image"
@@ -78,7 +69,7 @@ class EvaluationInputs:
             models={"target": target, "reference": reference},
             public_modality={"target": modality, "reference": "text" if reference.captions_only else modality},
             shards=shards,
-            members=members,
+            members={block: prefix(shards[block], sizes[block], trained[block].excluded) for block in shards},
             public=public,
             public_name=data.public_name,
             data=data,
@@ -109,8 +100,12 @@ class EmbeddedSets:
     keys: dict[str, list[str]]
 
     @classmethod
-    def open(cls, inputs: EvaluationInputs) -> "EmbeddedSets":
-        """The embeddings of ``inputs``, computed if missing; raises UserError if both models share none of a set."""
+    def open(cls, inputs: EvaluationInputs, allow_overlap: bool) -> "EmbeddedSets":
+        """The embeddings of ``inputs``, computed if missing.
+
+        Raises:
+            UserError: both models share none of a set, or a measured pair is public too, and ``allow_overlap`` is false.
+        """
         roles, blocks = inputs.models, inputs.shards
         public = {
             role: model.embeddings(inputs.public, inputs.public_name, inputs.public_modality[role])
@@ -125,6 +120,11 @@ class EmbeddedSets:
         keys = {}
         for block in blocks:
             members = set(inputs.members[block][0]) - inputs.data.excluded
+            if not allow_overlap and (shared := members.intersection(public_keys)):
+                raise UserError(
+                    f"data.public={inputs.data.public} has {len(shared)} keys of {blocks[block].folder}, the first is "
+                    f"{min(shared)}; search other public images, or pass allow_overlap=true"
+                )
             by_reference = captions["reference", block].rows
             keys[block] = [key for key in captions["target", block].keys if key in by_reference and key in members]
             if missing := members.difference(keys[block]):

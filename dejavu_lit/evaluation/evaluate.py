@@ -112,7 +112,7 @@ def _embed_search_and_write_records(spec: EvaluationSpec, inputs: EvaluationInpu
             spec.data.warn_of_unknown_keys()
         inputs.embed(ranks.share)
     with ranks.step():
-        embedded = EmbeddedSets.open(inputs)
+        embedded = EmbeddedSets.open(inputs, spec.evaluation.allow_overlap)
         # Before the search, which would be in vain if images lack objects.
         annotated = _read_objects(spec, inputs, embedded) if ranks.rank == 0 else None
         searches = _searches(spec, embedded, largest_k, ranks.world)

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from dejavu_lit.data.manifest import MANIFEST
+from dejavu_lit.data.manifest import SIZES
 from dejavu_lit.data.prepared import DataSpec, pinned, ready
 from dejavu_lit.data.remote import is_remote
 from dejavu_lit.evaluation.audited_model import AuditedModel
@@ -16,7 +16,7 @@ from dejavu_lit.evaluation.settings import DataChanges, EvaluationSettings, Pair
 from dejavu_lit.models.model_name import ModelName, text_model_folder
 from dejavu_lit.utils.distributed import SINGLE_PROCESS, Ranks
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import file_sha256, locked
+from dejavu_lit.utils.io import locked
 
 
 def run_evaluation(evaluation: PairEvaluation, out: Path | str, ranks: Ranks = SINGLE_PROCESS) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def run_evaluation(evaluation: PairEvaluation, out: Path | str, ranks: Ranks = S
             _check_files(evaluation)
             data = measured_data(evaluation)
             data.check()
-            _check_artifacts(evaluation, data)
+            _check_objects(evaluation, data)
             if ranks.rank == 0:
                 out.mkdir(parents=True, exist_ok=True)
                 lock.enter_context(locked(out / ".lock", wait=False))
@@ -47,7 +47,7 @@ def check_evaluation(evaluation: EvaluationSettings, data: DataSpec) -> None:
     """Check the settings of an evaluation of models yet to be trained on ``data``.
 
     Raises:
-        UserError: a missing model, set, file or object artifact, a k beyond the public images, or an index that cannot be used.
+        UserError: a missing model, set, file or object artifact, too large a k, or an index that cannot be used here.
     """
     from dejavu_lit.evaluation.class_names import check_prompts
     from dejavu_lit.evaluation.comparison import open_public
@@ -57,9 +57,10 @@ def check_evaluation(evaluation: EvaluationSettings, data: DataSpec) -> None:
     measured = (
         changed_data(data, evaluation.data) if isinstance(evaluation.data, DataChanges) else ready(evaluation.data)
     )
-    open_public(measured, max(evaluation.measurement.ks))
+    if (measured.public_folder() / SIZES).is_file():  # else its pairs would be counted for every setting
+        open_public(measured, max(evaluation.measurement.ks))
     _check_files(evaluation)
-    _check_artifacts(evaluation, measured)
+    _check_objects(evaluation, measured)
     measured.check_labelled()
     check_prompts(measured)
 
@@ -74,11 +75,8 @@ def _check_files(evaluation: EvaluationSettings) -> None:
         read_keys(evaluation.keys)
 
 
-def _check_artifacts(evaluation: EvaluationSettings, data: DataSpec) -> None:
-    """Raise UserError for a base that was trained on the data, and for missing objects."""
-    base = evaluation.base
-    if base is not None and AuditedModel(base, Path()).run_json.get("data") == file_sha256(data.folder / MANIFEST):
-        raise UserError(f"base={base} was trained on pairs of {data.folder}; give the model before it was fine-tuned")
+def _check_objects(evaluation: EvaluationSettings, data: DataSpec) -> None:
+    """Raise UserError for missing objects."""
     for name in (evaluation.objects, *evaluation.by_objects):
         data.objects_folder(name)
 

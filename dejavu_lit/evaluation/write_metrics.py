@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dejavu_lit.data.manifest import MANIFEST, listed_members
+from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.evaluation.context import CONTEXT, METRICS, EvaluationSpec, searched_public_keys
 from dejavu_lit.measure.groups import group_gaps
 from dejavu_lit.measure.membership import holdout_tails, scoreboard
@@ -21,7 +22,10 @@ log = logging.getLogger(__name__)
 
 LISTED_PAIRS = 1000  # rows of memorized.csv, the most memorized pairs first
 TABLES = ("memorized.csv", "groups.csv", "persons.json", "persons.csv")
-BASE_NOTE = "whether the base was trained on pairs of A, B, H or P is not known; where it was, its gaps are too small"
+BASE_TRAINED = "the base was trained on pairs of the same data, so the gaps against it are too small"
+BASE_UNKNOWN = (
+    "whether the base was trained on pairs of A, B, H or P is not known; if it was, the gaps against it are too small"
+)
 BASE_BLOCKS = ("population", "null", "corrected")  # of the target against its base
 
 
@@ -58,7 +62,9 @@ def write_metrics(
     if against_base is None:
         metrics["base"], metrics["reasons"]["base"] = None, "no base= was given"
     else:
-        metrics["base"] = {"model": spec.evaluation.base, "note": BASE_NOTE}
+        trained_on = AuditedModel(str(spec.evaluation.base), out).run_json.get("data")
+        is_same = trained_on is not None and trained_on == context.get("data")
+        metrics["base"] = {"model": spec.evaluation.base, "note": BASE_TRAINED if is_same else BASE_UNKNOWN}
         metrics["base"] |= {name: against_base[name] for name in BASE_BLOCKS}
     if spec.further_objects:
         metrics["by_objects"] = gaps_by_objects(out, spec.further_objects, settings, context["public"], public_keys)

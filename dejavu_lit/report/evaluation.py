@@ -245,10 +245,8 @@ def gaps_over_epochs(evaluation: Path, settings: Mapping[str, Any]) -> list[dict
         return []
     gaps: dict[int, dict[str, float]] = {}
     validation: dict[int, dict[str, float]] = {}
-    with (
-        suppress(csv.Error),
-        open(path, newline="", encoding="utf-8", errors="replace") as file,
-    ):  # from there on damaged
+    # What follows damage is not read.
+    with suppress(csv.Error), open(path, newline="", encoding="utf-8", errors="replace") as file:
         for line in csv.DictReader(file):
             try:
                 epoch, metric, value = int(line["epoch"]) + 1, line["metric"], float(line["value"])

@@ -109,10 +109,10 @@ def read_memorization(path: Path) -> dict[tuple[str, int], dict[str, Row]]:
 
 
 def labelled_rows(study: Row) -> dict[str, Row]:
-    """{a folder name of its own: row} of study.json's settings; the name has setting, size and seed."""
+    """{unique folder name: row} of study.json's settings; the name has setting, size, seed and half."""
     rows: dict[str, Row] = {}
     for row in study["settings"]:
-        name = folder_name(row["name"], row["train_size"], row["seed"])
+        name = folder_name(row["name"], row["train_size"], row["seed"], row.get("half", 0))
         rows[name if name not in rows else f"{name}-{len(rows)}"] = row
     return rows
 

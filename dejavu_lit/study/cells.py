@@ -57,7 +57,7 @@ class Cell(Row):
 def folder_name(name: str, train_size: int | None, seed: int, half: int = 0) -> str:
     """The folder name for a setting, its size if one was chosen, the seed, and the half beyond the first.
 
-    It has the name's characters that are safe in paths and URLs, and a fingerprint of a name without any, or too long for disks.
+    It has the name's characters that are safe in paths and URLs, and a fingerprint if there are none or too many.
     """
     dealt = f"-h{half}" if half else ""
     size = f"-n{train_size}" if train_size is not None else ""

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.training.settings import TrainingRun
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import locked, no_links
@@ -69,8 +70,8 @@ def train_missing(runs: Mapping[Path, TrainingRun], launcher: Launcher) -> dict[
 
 
 def _claim(directory: RunDirectory, run: TrainingRun) -> None:
-    """Save a run's settings, of a started one only the limits of loading and where its gap reference is now; a training at
-    work keeps those that it has.
+    """Save a run's settings, of a started one only the limits of loading and the path of a gap reference that was moved; a
+    training at work keeps its settings.
 
     Raises:
         UserError: there is a run with other settings, started or at work, or one at work that keeps too few checkpoints.
@@ -80,7 +81,9 @@ def _claim(directory: RunDirectory, run: TrainingRun) -> None:
         saved, loader = directory.read(TrainingRun), run.trainer.loader
         loader = replace(loader, workers=saved.trainer.loader.workers)
         trainer = replace(saved.trainer, loader=loader, timeout_min=run.trainer.timeout_min)
-        reference = saved.gaps.reference and run.gaps.reference  # the study may have been moved
+        reference = saved.gaps.reference
+        if reference and ModelName.parse(reference).missing_path:  # the study was moved
+            reference = run.gaps.reference or reference
         run = replace(saved, trainer=trainer, gaps=replace(saved.gaps, reference=reference))
     try:
         with locked(directory.path / ".lock", wait=False):

@@ -75,7 +75,7 @@ def evaluate_cells(
             sentence = error_sentence(error)
             failures[cell.label] = sentence or f"{type(error).__name__}: {error}"
             log.error("%s: %s", cell.label, failures[cell.label], exc_info=None if sentence else error)
-    # A half may lack a group of duplicates that fits into neither side, and mitigation.dedup trains on fewer pairs.
+    # A half may lack a group of duplicates that fits into neither side.
     for group in sizes.values():
         largest = max(row["train_size"] for row in group)
         for row in group:
@@ -108,9 +108,8 @@ def study_row(out: Path, cell: Cell, metrics: Mapping[str, Any], folder: Path) -
 
 
 def _training_pairs(run: Path, counts: Mapping[str, int]) -> int:
-    """How many pairs a target trained on, duplicates that it left out included if they were measured, of which may be fewer."""
-    trained = int(RunDirectory(run).record().get("train_size", 0))
-    return max(trained, counts["records"] + counts["without_objects"])
+    """How many pairs a target trained on, duplicates that it left out included; of an unfinished run, how many were measured."""
+    return int(RunDirectory(run).record().get("train_size", counts["records"] + counts["without_objects"]))
 
 
 def membership_summary(board: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -256,7 +255,8 @@ def _differences(
         if row["name"] == default_of[comparison_key(row)]
     }
     default_records: dict[str, RecordSets] = {}
-    differences, incomparable, unit = [], [], unit_of(rows)
+    differences, incomparable = [], []
+    units = {key: unit_of(group) for key, group in by_setting(rows).items()}
     for row in rows:
         default_name = default_of[comparison_key(row)]
         if row["name"] == default_name:
@@ -266,13 +266,14 @@ def _differences(
         try:
             default = defaults.get((comparison_key(row), row["train_size"], seed_and_half(row)))
             if default is None:
-                raise UserError(f"{default_name} has no result for {row['train_size']} pairs and seed {row['seed']}")
+                of_row = f"{row['train_size']} pairs, seed {row['seed']} and half {entry['half']}"
+                raise UserError(f"{default_name} has no result for {of_row}")
             difference = _difference(out, default, row, default_records)
         except UserError as error:  # one pair of rows that cannot be compared must not cost the whole table
             log.warning("%s is not compared with %s: %s", row["name"], default_name, error)
             incomparable.append({**entry, "reason": str(error)})
             continue
-        differences.append(add_verdict({**entry, **difference}, unit))
+        differences.append(add_verdict({**entry, **difference}, units[row["name"], row["train_size"]]))
     return differences, incomparable
 
 

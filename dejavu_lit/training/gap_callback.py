@@ -22,6 +22,7 @@ from dejavu_lit.training.ema import averaged
 from dejavu_lit.training.gap_sample import GapMeter
 from dejavu_lit.training.progress import write_metrics
 from dejavu_lit.training.settings import TrainingRun
+from dejavu_lit.utils.distributed import gather
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256
 from dejavu_lit.utils.run_directory import PARTNER, RunDirectory
@@ -81,6 +82,7 @@ class GapCallback(Callback):
         started = time.perf_counter()
         with isolate_rng():  # loading a reference draws random weights before it overwrites them
             row = self._meter.measure(self._current_model(trainer, cast(ClipModule, module)), done)
+        row = gather(row)[0]  # ranks on different processors may differ in the last bits
         self.rows.append(row)
         figures = {f"gap/{name}": value for name, value in row.items() if name not in ("epoch", "against")}
         write_metrics(trainer, figures)

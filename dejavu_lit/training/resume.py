@@ -24,6 +24,8 @@ def run_training(run: TrainingRun, out: Path | str) -> Path:
     forget_left_over_ranks(run.trainer.devices, run.trainer.num_nodes)
     check_ranks(run.trainer.devices, run.trainer.num_nodes)
     directory = RunDirectory(Path(out))
+    if not directory.started:
+        run.data.check_options()
     if not directory.finished:
         check_models(run)
         check_device(run.trainer)
@@ -37,7 +39,6 @@ def run_training(run: TrainingRun, out: Path | str) -> Path:
 
 def check_data(run: TrainingRun) -> None:
     """Raise UserError for data that were not prepared, or that cannot fill the training size and a batch."""
-    run.data.check_options()
     run.data.check()
     world = max(1, run.trainer.devices) * run.trainer.num_nodes
     batch = pairs_per_rank(run.recipe.batch, world)

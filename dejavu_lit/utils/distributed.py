@@ -127,7 +127,7 @@ def check_ranks(devices: int, nodes: int, one_is_default: bool = False) -> None:
 
     Args:
         devices: -1 for all of the node, whose number is not checked.
-        one_is_default: whether 1 and 1 may stand for any number.
+        one_is_default: whether the defaults, 1 and 1, accept any number.
     """
     world, asked = current_ranks().world, devices * nodes
     if world > 1 and devices > 0 and asked != world and not (one_is_default and asked == 1):

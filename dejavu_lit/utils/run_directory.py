@@ -124,7 +124,7 @@ class RunDirectory:
     def save(self, settings: Any) -> None:
         """Save a dataclass (or a mapping) as the settings.
 
-        If others were there, of a run that never got far, its weights are removed, and the dashboards get a run of its own.
+        If they replace those of a run without a checkpoint, its weights are removed, and the dashboards get a run of their own.
         """
         if self.exists and not self.started and not self._is_saved(settings):
             weights = [*map(self.checkpoint, self.saved_epochs()), *self.model.glob("*.safetensors")]
@@ -142,7 +142,11 @@ class RunDirectory:
 
     def refuse_training(self) -> None:
         """Raise UserError if a training has this directory: another command would continue or replace its dashboards."""
-        if self.exists and "side" in self.config():
+        try:
+            is_training = self.exists and "side" in self.config()
+        except UserError:  # of another version, or another program's file
+            is_training = self.started
+        if is_training:
             raise UserError(f"out={self.path} is the directory of a training; choose another folder")
 
     def check(self, settings: Any, take_over: bool = True) -> None:

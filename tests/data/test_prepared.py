@@ -13,7 +13,7 @@ from dejavu_lit.data.settings import LoaderSettings
 from dejavu_lit.evaluation.class_names import check_prompts, class_list
 from dejavu_lit.evaluation.run import changed_data
 from dejavu_lit.models.settings import ModelSpec
-from dejavu_lit.training.resume import check_data
+from dejavu_lit.training.resume import run_training
 from dejavu_lit.training.settings import Recipe, TrainingRun
 from tests.conftest import message_of
 
@@ -114,12 +114,12 @@ def test_without_a_choice_the_only_objects_are_taken(tmp_path: Path, caplog: pyt
 
 
 @pytest.mark.parametrize("option", [{"fractions": {"A": 1.0}}, {"pairs": 9}, {"shuffle": 9}, {"resampled": True}])
-def test_options_of_raw_shards_are_refused_for_prepared_data(option: dict) -> None:
+def test_options_of_raw_shards_are_refused_for_prepared_data(option: dict, tmp_path: Path) -> None:
     data = DataSpec("mine", dir="d", near_duplicates=None, half=1, train_size=3)
     data.check_options()
     wrong = replace(data, **option)
     run = TrainingRun(data=wrong, model=ModelSpec("tiny"), recipe=Recipe(1, 8, 1e-3), side="target")
-    for use in (lambda: check_data(run), lambda: prepare_data(wrong)):
+    for use in (lambda: run_training(run, tmp_path), lambda: prepare_data(wrong)):
         assert message_of(use).startswith(f"data.{next(iter(option))} needs raw shards; ")
 
 

@@ -114,7 +114,7 @@ def test_a_duplicate_key_or_a_compressed_tar_is_rejected(tmp_path):
 def test_joined_tars_are_refused_and_padding_is_not(tmp_path):
     parts = [tar(tmp_path / f"{name}.tar", {f"{name}.txt": b"x"}).read_bytes() for name in "ab"]
     (tmp_path / "joined.tar").write_bytes(b"".join(parts))
-    with pytest.raises(UserError, match="goes on after its end mark, as joined tars do"):
+    with pytest.raises(UserError, match="has data after its end mark, as tars joined by cat do"):
         index_shard(tmp_path / "joined.tar")
     (tmp_path / "padded.tar").write_bytes(parts[0] + bytes(3 << 20))
     assert index_shard(tmp_path / "padded.tar").keys == ("a",)

@@ -195,6 +195,7 @@ def test_the_base_of_every_half_may_be_any_model(study, tmp_path):
         base = json.loads((tmp_path / "gap/metrics.json").read_text())["base"]
         assert base["model"] == name
         assert -1 <= base["corrected"]["ppg"]["value"] <= 1
+        assert ("was trained on pairs of the same data" in base["note"]) == name.endswith("-target")
         shutil.rmtree(tmp_path / "gap")
 
 

@@ -320,7 +320,7 @@ def test_a_setting_of_another_size_than_the_default_is_listed_as_incomparable(tm
     assert study["differences"] == []
     (failure,) = study["incomparable"]
     assert (failure["name"], failure["against"], failure["train_size"]) == ("without_copies", "none", 91)
-    assert "none has no result for 91 pairs and seed 0" in failure["reason"]
+    assert "none has no result for 91 pairs, seed 0 and half 0" in failure["reason"]
 
 
 def test_a_study_that_did_not_change_keeps_its_file(tmp_path):
