@@ -13,6 +13,7 @@
 | ``text:MODEL`` | text | a sentence-transformers folder, or a package that contains one | ``path`` and ``rest``: MODEL |
 """
 
+import re
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -24,6 +25,7 @@ from dejavu_lit.utils.io import read_json
 from dejavu_lit.utils.run_directory import RunDirectory
 
 Prefix = Literal["embeddings", "text", "local-dir", "hf-hub"]
+FILE = re.compile(r"/|\.(pt|pth|bin|safetensors|ckpt)$")  # of weights that are given as a file
 Kind = Literal["run", "folder", "embeddings", "text", "local-dir", "hf-hub", "released"]
 
 
@@ -77,7 +79,7 @@ class ModelName:
     def missing_path(self) -> Path | None:
         """The path that the name stands for, if nothing is there; None for a name of another kind."""
         path = self.path
-        if self.kind == "released" and "/" in self.weights:  # ARCH@FILE: no released tag has a slash
+        if self.kind == "released" and FILE.search(self.weights):  # ARCH@FILE: no released tag looks like one
             path = Path(self.weights)
         elif self.kind == "released" and "/" in self.text:
             front, at, epoch = self.text.rpartition("@")

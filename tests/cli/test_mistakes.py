@@ -30,6 +30,7 @@ MISTAKES = {
     "train side=target trainer.accelerator=gup": "trainer.accelerator=gup is unknown (did you mean 'gpu'?); choose one of cpu, ",
     "train side=target trainer.precision=bf17": "trainer.precision=bf17 is unknown (did you mean 'bf16'?); choose one of 32-true",
     "train side=target model.init=ViT-B-32@of/nope.pt": "model.init=ViT-B-32@of/nope.pt: of/nope.pt does not exist; give a run",
+    "train side=target model.init=ViT-B-32@nope.pt": "model.init=ViT-B-32@nope.pt: nope.pt does not exist; give a run",
     "train side=target gaps.reference=runs/nope": "gaps.reference=runs/nope: runs/nope does not exist; give a run of dejavu",
     "train side=target model=vit_b_32 model.name=ViT-B-33": "model.name=ViT-B-33 is not an open_clip architecture (did you mean ",
     "train side=target batch": "batch has no value; write batch=…",
