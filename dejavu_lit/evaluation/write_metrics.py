@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from dejavu_lit.data.manifest import MANIFEST, listed_members
@@ -35,7 +36,7 @@ def write_metrics(
     statistics: Mapping[str, Any],
     against_base: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Compute the figures from the records on disk, and write metrics.json, memorized.csv and persons.*."""
+    """Compute the figures from the records on disk, and write metrics.json and the tables beside it."""
     out, settings, public_keys = spec.out, spec.settings, searched_public_keys(spec, context)
     sets, objects_at = read_evaluation(out, spec.objects, settings.threshold, context["public"], public_keys)
     earlier = context.get("statistics")
@@ -62,9 +63,7 @@ def write_metrics(
     if against_base is None:
         metrics["base"], metrics["reasons"]["base"] = None, "no base= was given"
     else:
-        trained_on = AuditedModel(str(spec.evaluation.base), out).run_json.get("data")
-        is_same = trained_on is not None and trained_on == context.get("data")
-        metrics["base"] = {"model": spec.evaluation.base, "note": BASE_TRAINED if is_same else BASE_UNKNOWN}
+        metrics["base"] = {"model": spec.evaluation.base, "note": _base_note(spec, context)}
         metrics["base"] |= {name: against_base[name] for name in BASE_BLOCKS}
     if spec.further_objects:
         metrics["by_objects"] = gaps_by_objects(out, spec.further_objects, settings, context["public"], public_keys)
@@ -83,16 +82,27 @@ def write_metrics(
         )  # not finished until all are written
         for block, records in sets.items():
             write_records(out / RECORD_FILES[block], records, settings.k, settings.top_m)
+    _write_tables(out, tables)
+    write_json(out / METRICS, metrics)
+    write_json(out / CONTEXT, {**context, "tabulated": statistics, "statistics": statistics})
+    return metrics
+
+
+def _base_note(spec: EvaluationSpec, context: Mapping[str, Any]) -> str:
+    """Whether the base was trained on pairs of the data that is measured, as far as it is known."""
+    trained_on = AuditedModel(str(spec.evaluation.base), spec.out).run_json.get("data")
+    return BASE_TRAINED if trained_on is not None and trained_on == context.get("data") else BASE_UNKNOWN
+
+
+def _write_tables(out: Path, tables: Mapping[str, Any]) -> None:
+    """Write the tables of these settings, and remove those of earlier ones."""
     for name in TABLES:
-        if name not in tables:  # of other settings
+        if name not in tables:
             (out / name).unlink(missing_ok=True)
         elif name.endswith(".csv"):
             write_csv(out / name, tables[name])
         else:
             write_json(out / name, tables[name])
-    write_json(out / METRICS, metrics)
-    write_json(out / CONTEXT, {**context, "tabulated": statistics, "statistics": statistics})
-    return metrics
 
 
 def _log_replaced(earlier: Mapping[str, Any], statistics: Mapping[str, Any]) -> None:
