@@ -59,58 +59,62 @@ def semantic_groups(vectors: np.ndarray, similarity: float, cells: int | None = 
     """
     if cells is None:
         cells = 1 if len(vectors) <= SINGLE_CELL else len(vectors) // PER_CELL
-    images = Vectors.load(vectors, "the embeddings", np.float16)
-    index = _index(images, cells)
+    index = _index(vectors, cells)
     groups = np.arange(len(vectors))
     links, cosines = [np.zeros((0, 2), np.int64)], [np.zeros(0)]
     for start in progress(range(0, len(vectors), QUERIES), "comparing embeddings", unit="block"):
-        ends, _, peers = index.range_search(images[start : start + QUERIES].unit(), similarity - SLACK)
+        ends, _, peers = index.range_search(_load(vectors[start : start + QUERIES]).units, similarity - SLACK)
         rows = start + np.repeat(np.arange(len(ends) - 1), np.diff(ends.astype(np.int64)))
         while len(rows):
             separate = groups[rows] != groups[peers]  # of many duplicates few remain after the first block
             rows, peers = rows[separate], peers[separate]
             block_rows, block_peers = rows[:BLOCK], peers[:BLOCK]
-            is_duplicate = _cosines(images, block_rows, block_peers) >= similarity
+            is_duplicate = _cosines(vectors, block_rows, block_peers) >= similarity
             joined = join(groups, block_rows[is_duplicate], block_peers[is_duplicate])
             links.append(joined)
-            cosines.append(_cosines(images, joined[:, 0], joined[:, 1]))
+            cosines.append(_cosines(vectors, joined[:, 0], joined[:, 1]))
             rows, peers = rows[BLOCK:], peers[BLOCK:]
-    recall, checked = (1.0, None) if cells <= PROBES else _recall(images, groups, similarity)
+    recall, checked = (1.0, None) if cells <= PROBES else _recall(vectors, groups, similarity)
     return SemanticGroups(groups, np.concatenate(links), np.concatenate(cosines), cells, recall, checked)
 
 
-def _index(images: Vectors, cells: int) -> Any:
+def _load(vectors: np.ndarray) -> Vectors:
+    return Vectors.load(vectors, names=["the embeddings"])
+
+
+def _index(vectors: np.ndarray, cells: int) -> Any:
     """The vectors as faiss searches them: all of them for one cell, else those of the PROBES nearest cells."""
     faiss = load_faiss("flat")
     faiss.omp_set_num_threads(thread_count())
-    total, width = images.stored.shape
+    total, width = vectors.shape
     index: Any = faiss.IndexFlatIP(width)
     if cells > 1:
         kind = faiss.ScalarQuantizer.QT_fp16
         index = faiss.IndexIVFScalarQuantizer(index, width, cells, kind, faiss.METRIC_INNER_PRODUCT)
         index.nprobe, index.cp.seed, index.cp.min_points_per_centroid = PROBES, SEED, 1
         chosen = np.random.default_rng(SEED).choice(total, min(total, PER_CENTROID * cells), replace=False)
-        index.train(images[chosen].unit())
+        index.train(_load(vectors[chosen]).units)
     for start in range(0, total, BLOCK):
-        index.add(images[start : start + BLOCK].unit())
+        index.add(_load(vectors[start : start + BLOCK]).units)
     return index
 
 
-def _cosines(images: Vectors, rows: np.ndarray, peers: np.ndarray) -> np.ndarray:
+def _cosines(vectors: np.ndarray, rows: np.ndarray, peers: np.ndarray) -> np.ndarray:
     """The float64 cosines of pairs of rows."""
-    left, right = images.stored[rows].astype(np.float64), images.stored[peers].astype(np.float64)
-    cosines: np.ndarray = np.einsum("ij,ij->i", left, right) / (images.norms[rows] * images.norms[peers])
+    left, right = vectors[rows].astype(np.float64), vectors[peers].astype(np.float64)
+    squared = np.einsum("ij,ij->i", left, left), np.einsum("ij,ij->i", right, right)
+    cosines: np.ndarray = np.einsum("ij,ij->i", left, right) / (np.sqrt(squared[0]) * np.sqrt(squared[1]))
     return cosines
 
 
-def _recall(images: Vectors, groups: np.ndarray, similarity: float) -> tuple[float, int]:
+def _recall(vectors: np.ndarray, groups: np.ndarray, similarity: float) -> tuple[float, int]:
     """The share of a sample's true pairs that are in one group, and the number of these pairs."""
     sample = np.sort(np.random.default_rng(SEED).choice(len(groups), min(SAMPLE, len(groups)), replace=False))
-    queries, pairs, grouped = images.stored[sample].astype(np.float64), 0, 0
+    queries, pairs, grouped = _load(vectors[sample]), 0, 0
     for start in range(0, len(groups), BLOCK):
-        block = slice(start, start + BLOCK)
-        products = queries @ images.stored[block].astype(np.float64).T
-        first, second = np.nonzero(products / (images.norms[sample, None] * images.norms[block]) >= similarity)
+        block = _load(vectors[start : start + BLOCK])
+        products = queries.stored.astype(np.float64) @ block.stored.astype(np.float64).T
+        first, second = np.nonzero(products / (queries.norms[:, None] * block.norms) >= similarity)
         rows, peers = sample[first], start + second
         distinct = rows != peers
         pairs += int(distinct.sum())

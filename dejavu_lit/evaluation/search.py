@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dejavu_lit.evaluation.vectors import Vectors, chunks, inner_products
+from dejavu_lit.evaluation.vectors import Vectors, chunks, insert, write_cosines
 from dejavu_lit.measure.scores import Neighbors
 from dejavu_lit.utils.distributed import current_ranks
 from dejavu_lit.utils.errors import UserError, suggest
@@ -25,7 +25,7 @@ from dejavu_lit.utils.progress import progress
 
 INDEXES = ("flat", "gpu", "ivf")
 MARGIN = 32  # candidates beyond k, so that rounding and a few equal vectors leave none out
-PAIRS_AT_ONCE = 2**14  # (query, candidate) pairs that a thread scores in float64 at a time
+QUERIES_PER_THREAD = 128  # whose candidates a thread scores in float64 at a time
 QUERIES_AT_ONCE = 1024  # queries that are compared with a whole chunk at a time
 ROWS_AT_ONCE = 4096  # vectors that are compared in float64 at a time
 MAX_GPU_CANDIDATES = 2048  # the most that faiss returns on a GPU
@@ -51,11 +51,15 @@ class Best:
 
     def merge(self, queries: np.ndarray, rows: np.ndarray, scores: np.ndarray) -> None:
         """Add candidates of some queries: rows int [q, c] and scores float64 [q, c], −∞ where there is none."""
-        rows = np.concatenate([self.rows[queries], rows.astype(np.int32)], axis=1)
-        scores = np.concatenate([self.scores[queries], scores], axis=1)
-        order = np.lexsort((rows, -scores), axis=1)[:, : self.rows.shape[1]]
-        self.rows[queries] = np.take_along_axis(rows, order, axis=1)
-        self.scores[queries] = np.take_along_axis(scores, order, axis=1)
+        best_rows, best_scores = self.rows[queries], self.scores[queries]
+        rows = rows.astype(np.int32)
+
+        def compute(start: int) -> None:
+            block = slice(start, start + QUERIES_PER_THREAD)
+            insert(best_rows[block], best_scores[block], rows[block], scores[block])
+
+        for_blocks(compute, len(queries), QUERIES_PER_THREAD)
+        self.rows[queries], self.scores[queries] = best_rows, best_scores
 
     def neighbors(self) -> Neighbors:
         """The same as Neighbors; raises UserError if fewer than k public vectors were seen."""
@@ -105,14 +109,14 @@ def best_k(
     _check_shapes(queries, public)
     total = sum(len(part) for part in public)
     ids = np.arange(total) if ids is None else ids
-    asked, best = Vectors.load(queries), Best.empty(len(queries), k)
-    units, error, most = asked.unit(), float32_error(queries.shape[1]), k + MARGIN
+    asked, best = Vectors.load(queries, names=["queries"]), Best.empty(len(queries), k)
+    error, most = float32_error(queries.shape[1]), k + MARGIN
     if index == "gpu":  # its tensor cores may round the factors to 10 bits, by less than 2⁻¹⁰ each
         error, most = error + 2.0**-9 * 1.01, min(2 * k + 2 * MARGIN, MAX_GPU_CANDIDATES)
     with progress(None, "searching", total, "vector") as bar:
         for start, chunk in chunks(public):
             rows, before = ids[start : start + len(chunk)], Best(best.rows.copy(), best.scores.copy())
-            cheap, candidates = _knn(units, chunk.unit(), min(most, len(chunk)), index)
+            cheap, candidates = _knn(asked.units, chunk.units, min(most, len(chunk)), index)
             least = best.scores[:, -1]  # a lower bound of the final k-th cosine
             if cheap.shape[1] >= k:
                 least = np.maximum(least, cheap[:, k - 1] - error)
@@ -155,18 +159,16 @@ def _knn(queries: np.ndarray, public: np.ndarray, count: int, index: str) -> tup
 def _score(queries: Vectors, chunk: Vectors, candidates: np.ndarray, rows: np.ndarray, best: Best) -> None:
     """Score candidates [n, c] (positions in the chunk, −1 for none) exactly and merge them into ``best``."""
     asked = np.flatnonzero((candidates >= 0).any(axis=1))
-    candidates = candidates[asked]
-    which, column = np.nonzero(candidates >= 0)
-    positions = candidates[which, column]
-    scores = np.full(candidates.shape, -np.inf)
+    asking, candidates = queries[asked], candidates[asked]
+    scores = np.empty(candidates.shape)
 
     def compute(start: int) -> None:
-        pairs = slice(start, start + PAIRS_AT_ONCE)
-        q, p = asked[which[pairs]], positions[pairs]
-        products = inner_products(queries.stored, chunk.stored, q, p)
-        scores[which[pairs], column[pairs]] = products / (queries.norms[q] * chunk.norms[p])
+        block = slice(start, start + QUERIES_PER_THREAD)
+        write_cosines(
+            *(asking.stored[block], asking.norms[block], chunk.stored, chunk.norms, candidates[block], scores[block])
+        )
 
-    for_blocks(compute, len(which), PAIRS_AT_ONCE)
+    for_blocks(compute, len(asked), QUERIES_PER_THREAD)
     best.merge(asked, rows[candidates], scores)
 
 
@@ -202,11 +204,11 @@ def search_ivf(queries: np.ndarray, public: Sequence[np.ndarray], k: int, ids: n
     index.nprobe = max(1, lists // LISTS_PER_PROBE)
     step = max(1, total // (TRAINING_ROWS_PER_LIST * lists))
     training = np.concatenate([part[::step] for part in public if len(part)])
-    index.train(Vectors.load(training, "the public set").unit())
+    index.train(Vectors.load(training, names=["the public set"]).units)
     for _, chunk in chunks(public):
-        index.add(chunk.unit())
-    asked, best = Vectors.load(queries), Best.empty(len(queries), k)
-    positions = index.search(asked.unit(), k)[1]
+        index.add(chunk.units)
+    asked, best = Vectors.load(queries, names=["queries"]), Best.empty(len(queries), k)
+    positions = index.search(asked.units, k)[1]
     del index
     for start, chunk in chunks(public):
         in_chunk = (positions >= start) & (positions < start + len(chunk))

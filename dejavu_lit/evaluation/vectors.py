@@ -1,10 +1,10 @@
-"""Stored vectors in memory, read in chunks of many parts, and their exact inner products."""
+"""Stored vectors in memory, read in chunks of many parts, and the compiled loops of an exact search."""
 
 import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from itertools import accumulate
 
 import numpy as np
 
@@ -13,95 +13,132 @@ from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.parallel import for_blocks
 
 CHUNK_BYTES = 64 * 2**20  # of stored vectors at once, which take four times as much in memory
-ROWS_AT_ONCE = 4096  # vectors that a thread converts at a time
+ROWS_AT_ONCE = 1024  # vectors that a thread converts at a time
+FLOAT32 = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)  # of the bits of each float16
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """Stored vectors in memory: ``stored`` [m, d], float16 or the same values as float32, and their norms, float64 [m]."""
+    """Stored vectors in memory.
+
+    stored: float32 [m, d], the values of float16 vectors; norms: float64 [m]; units: float32 [m, d], divided by their norms.
+    """
 
     stored: np.ndarray
     norms: np.ndarray
+    units: np.ndarray
 
     @classmethod
-    def load(cls, stored: np.ndarray, name: str = "queries", dtype: type[np.floating[Any]] = np.float32) -> "Vectors":
-        """Copy float16 vectors [m, d], perhaps of a memory map, as ``dtype``, and compute their norms.
+    def load(cls, *arrays: np.ndarray, names: Sequence[str]) -> "Vectors":
+        """Read float16 vectors [m₁, d], [m₂, d], …, perhaps of memory maps, into one.
 
         Raises:
-            UserError: a vector with zero norm, NaN or infinity (which decode to values from 65536 on); it names ``name``.
+            UserError: a vector with zero norm, NaN or infinity; it says which of ``names`` has it.
         """
-        stored = np.array(stored, dtype)
-        norms = np.empty(len(stored))
-
-        def compute(start: int) -> None:
-            values = stored[start : start + ROWS_AT_ONCE].astype(np.float64)
-            norms[start : start + ROWS_AT_ONCE] = np.sqrt(np.einsum("ij,ij->i", values, values))
-
-        for_blocks(compute, len(stored), ROWS_AT_ONCE)
-        if len(bad := np.flatnonzero(~((norms > 0) & (norms < 65536)))):
-            problem = "has zero norm" if norms[bad[0]] == 0 else "has NaN or infinity"
-            raise UserError(
-                f"{name}: a vector {problem} ({len(bad)} of {len(norms)}); fix the model or exclude these pairs"
-            )
-        return cls(stored, norms)
-
-    @classmethod
-    def joined(cls, pieces: "Sequence[Vectors]") -> "Vectors":
-        """All vectors of ``pieces``, one after another, [m₁ + m₂ + …, d]."""
-        if len(pieces) == 1:
-            return pieces[0]
-        return cls(
-            np.concatenate([piece.stored for piece in pieces]), np.concatenate([piece.norms for piece in pieces])
-        )
+        ends = list(accumulate(map(len, arrays)))
+        shape = ends[-1], arrays[0].shape[1]
+        vectors = cls(np.empty(shape, np.float32), np.empty(ends[-1]), np.empty(shape, np.float32))
+        for name, array, end in zip(names, arrays, ends, strict=True):
+            vectors[end - len(array) : end]._fill(array, name)
+        return vectors
 
     def __len__(self) -> int:
         return len(self.stored)
 
     def __getitem__(self, rows: slice | np.ndarray) -> "Vectors":
-        return Vectors(self.stored[rows], self.norms[rows])
+        return Vectors(self.stored[rows], self.norms[rows], self.units[rows])
 
-    def unit(self) -> np.ndarray:
-        """Unit vectors, float32 [m, d]."""
-        units = np.empty(self.stored.shape, np.float32)
-        inverse = (1 / self.norms).astype(np.float32)
-
+    def _fill(self, array: np.ndarray, name: str) -> None:
         def compute(start: int) -> None:
             block = slice(start, start + ROWS_AT_ONCE)
-            np.multiply(self.stored[block], inverse[block, None], out=units[block], dtype=np.float32)
+            bits = np.array(array[block]).view(np.uint16)
+            _decode(bits, FLOAT32, self.stored[block], self.norms[block], self.units[block])
 
-        for_blocks(compute, len(units), ROWS_AT_ONCE)
-        return units
+        for_blocks(compute, len(array), ROWS_AT_ONCE)
+        if len(bad := np.flatnonzero(~((self.norms > 0) & np.isfinite(self.norms)))):
+            problem = "has zero norm" if self.norms[bad[0]] == 0 else "has NaN or infinity"
+            raise UserError(
+                f"{name}: a vector {problem} ({len(bad)} of {len(array)}); fix the model or exclude these pairs"
+            )
 
 
 @partial(compiled, exact_sums=True)
-def inner_products(queries: np.ndarray, public: np.ndarray, q: np.ndarray, p: np.ndarray) -> np.ndarray:
-    """The inner products of the rows ``q`` of ``queries`` and ``p`` of ``public``, float32 [·, d], in float64 [pairs]."""
-    products = np.empty(len(q))
-    for pair in range(len(q)):
+def _decode(bits: np.ndarray, values: np.ndarray, stored: np.ndarray, norms: np.ndarray, units: np.ndarray) -> None:
+    """Write the vectors of the float16 ``bits``, uint16 [m, d], whose ``values`` are float32 [65536], as ``Vectors`` has them."""
+    for row in range(len(bits)):
         total = 0.0
-        for column in range(queries.shape[1]):
-            total += np.float64(queries[q[pair], column]) * np.float64(public[p[pair], column])
-        products[pair] = total
-    return products
+        for column in range(bits.shape[1]):
+            value = values[bits[row, column]]
+            stored[row, column] = value
+            total += np.float64(value) * np.float64(value)
+        norms[row] = np.sqrt(total)
+        inverse = np.float32(1 / norms[row]) if total > 0 else np.float32(0)
+        for column in range(bits.shape[1]):
+            units[row, column] = stored[row, column] * inverse
+
+
+@partial(compiled, exact_sums=True)
+def write_cosines(
+    queries: np.ndarray,
+    query_norms: np.ndarray,
+    public: np.ndarray,
+    public_norms: np.ndarray,
+    candidates: np.ndarray,
+    cosines: np.ndarray,
+) -> None:
+    """Write the cosines of queries and their candidates, float64 [n, c]; −∞ for a candidate of −1.
+
+    Args:
+        queries, public: float32 [n, d] and [m, d], with their norms, float64.
+        candidates: int64 [n, c], rows of ``public``.
+    """
+    for query in range(len(candidates)):
+        for number in range(candidates.shape[1]):
+            row = candidates[query, number]
+            if row < 0:
+                cosines[query, number] = -np.inf
+                continue
+            total = 0.0
+            for column in range(queries.shape[1]):
+                total += np.float64(queries[query, column]) * np.float64(public[row, column])
+            cosines[query, number] = total / (query_norms[query] * public_norms[row])
+
+
+@compiled
+def insert(best_rows: np.ndarray, best_scores: np.ndarray, rows: np.ndarray, scores: np.ndarray) -> None:
+    """Insert candidates [n, c] into the best so far, [n, k], which stay sorted by descending score and then by row."""
+    last = best_rows.shape[1] - 1
+    for query in range(len(rows)):
+        for number in range(rows.shape[1]):
+            row, score = rows[query, number], scores[query, number]
+            place = last + 1
+            while place > 0 and (
+                best_scores[query, place - 1] < score
+                or (best_scores[query, place - 1] == score and best_rows[query, place - 1] > row)
+            ):
+                place -= 1
+            if place > last:
+                continue
+            for position in range(last, place, -1):
+                best_rows[query, position] = best_rows[query, position - 1]
+                best_scores[query, position] = best_scores[query, position - 1]
+            best_rows[query, place], best_scores[query, place] = row, score
 
 
 def chunks(public: Sequence[np.ndarray]) -> Iterator[tuple[int, Vectors]]:
     """(first position, vectors in memory) in chunks of CHUNK_BYTES, which span parts; raises UserError for an unusable vector."""
-    start, pieces = 0, list[Vectors]()
     size = max(1, CHUNK_BYTES // (2 * max([1, *(part.shape[1] for part in public)])))
-    for number, part in enumerate(public):
-        name = str(getattr(part, "filename", f"part {number} of the public set"))
-        first = 0
-        while first < len(part):
-            room = size - sum(len(piece) for piece in pieces)
-            pieces.append(Vectors.load(part[first : first + room], name))
-            _release_pages(part)
-            first += len(pieces[-1])
-            if len(pieces[-1]) == room:
-                yield start, Vectors.joined(pieces)
-                start, pieces = start + size, []
-    if pieces:
-        yield start, Vectors.joined(pieces)
+    ends = list(accumulate(map(len, public)))
+    for start in range(0, sum(map(len, public)), size):
+        pieces, names = [], []
+        for number, (part, end) in enumerate(zip(public, ends, strict=True)):
+            first = end - len(part)
+            if first < start + size and end > start:
+                pieces.append(part[max(start - first, 0) : start + size - first])
+                names.append(str(getattr(part, "filename", f"part {number} of the public set")))
+        yield start, Vectors.load(*pieces, names=names)
+        for piece in pieces:
+            _release_pages(piece)
 
 
 def _release_pages(part: np.ndarray) -> None:

@@ -44,7 +44,7 @@ def hard(rng, n, m, d):
 @pytest.mark.parametrize("rows", [10**6, 700])
 def test_rows_and_scores_are_those_of_brute_force(index, d, k, rows, monkeypatch):
     monkeypatch.setattr(vectors, "CHUNK_BYTES", 2 * d * rows)
-    monkeypatch.setattr(module, "PAIRS_AT_ONCE", 1000)
+    monkeypatch.setattr(module, "QUERIES_PER_THREAD", 7)
     monkeypatch.setattr(module, "QUERIES_AT_ONCE", 30)
     monkeypatch.setattr(module, "ROWS_AT_ONCE", 500)
     monkeypatch.setattr(vectors, "ROWS_AT_ONCE", 500)
