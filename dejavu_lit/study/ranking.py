@@ -194,7 +194,6 @@ def rank(rows: Sequence[Row], pooled: Sequence[Row], loss: float, planned: Seque
         groups.setdefault(comparison_key(row), {}).setdefault(row["train_size"], []).append(row)
     ranking: list[dict[str, Any]] = []
     names: list[str] = []
-    recommendations: list[dict[str, Any] | None] = []
     for key, sizes in groups.items():
         for size, group in sizes.items():
             ranked = setting_means(group)
@@ -209,9 +208,9 @@ def rank(rows: Sequence[Row], pooled: Sequence[Row], loss: float, planned: Seque
             ranking.append(entry)
             if size == max(sizes):
                 names += entry["frontier"]
-                recommendations.append(entry["recommended"])
-    recommended = recommendations[0]["name"] if recommendations and recommendations[0] else None
-    return {"frontier": names, "recommended": recommended, "ranking": ranking}
+    headline = headline_ranking({"ranking": ranking})
+    recommended = headline and headline["recommended"]
+    return {"frontier": names, "recommended": recommended and recommended["name"], "ranking": ranking}
 
 
 def headline_ranking(study: Mapping[str, Any]) -> Row | None:
