@@ -68,17 +68,11 @@ def pool_blocks(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _pooled(evaluations: Sequence[Mapping[str, Any]], block: str, figure: str) -> dict[str, Any]:
-    values = [e[block][figure]["value"] for e in evaluations]
-    mean, sd, ci95 = pool_seeds(values)
+    values = [float(e[block][figure]["value"]) for e in evaluations]
+    pooled = pool_seeds(values)
     sampling = float(np.sqrt(np.mean([e[block][figure]["se"] ** 2 for e in evaluations])))
-    return {
-        "values": np.array(values).tolist(),
-        "mean": mean,
-        "sd": sd,
-        "ci95": ci95,
-        "sampling_sd": sampling,
-        "training_sd": None if sd is None else float(np.sqrt(max(0.0, sd**2 - sampling**2))),
-    }
+    training = None if pooled.sd is None else float(np.sqrt(max(0.0, pooled.sd**2 - sampling**2)))
+    return {"values": values, **pooled._asdict(), "sampling_sd": sampling, "training_sd": training}
 
 
 class SeedInterval(NamedTuple):
@@ -140,7 +134,8 @@ def memorization_found(evaluations: Sequence[Mapping[str, Any]], unit: str = "se
     found: bool | None = above_zero and one_sign and corrected
     verdict = _verdict(above_zero, gaps)
     as_large = [gap["null"] for gap in gaps if abs(gap["null"]) >= abs(gap["symmetric"])]
-    if as_large and (found or _null_differs(evaluations, pooled)):
+    nulls = [pooled["null"]] if s >= 3 else [e["null"] for e in evaluations]
+    if as_large and (found or all(excludes_zero(null["ppg"]["ci95"]) for null in nulls)):
         found = None
         verdict = (
             "Whether memorization was found cannot be said: two models that differ as much on the holdout, which nobody "
@@ -157,14 +152,6 @@ def memorization_found(evaluations: Sequence[Mapping[str, Any]], unit: str = "se
         "one_sign": one_sign,
         "corrected": bool(corrected),
     }
-
-
-def _null_differs(evaluations: Sequence[Mapping[str, Any]], pooled: Mapping[str, Any]) -> bool:
-    """Whether the null's own interval, that of every pair below 3, excludes 0."""
-    intervals = (
-        [pooled["null"]["ppg"]["ci95"]] if len(evaluations) >= 3 else [e["null"]["ppg"]["ci95"] for e in evaluations]
-    )
-    return all(excludes_zero(interval) for interval in intervals)
 
 
 def excludes_zero(interval: Sequence[float]) -> bool:
@@ -290,15 +277,12 @@ def compare_settings(
 
 def _difference(first: Records, second: Records, k: int, top_m: int | None) -> Outcomes:
     """The outcomes of the common records under ``first`` minus those under ``second``."""
-    row_of = {key: row for row, key in enumerate(second.keys)}
-    rows = [row for row, key in enumerate(first.keys) if key in row_of]
-    if not rows:
+    common = np.array([(row, second.truth.rows[key]) for row, key in enumerate(first.keys) if key in second.truth.rows])
+    if not len(common):
         raise UserError("the two settings share no records; compare evaluations of the same data")
-    second_rows = [row_of[first.keys[row]] for row in rows]
-    (t1, r1), (t2, r2) = first.scores([k], top_m), second.scores([k], top_m)
-    under_second = outcomes(_take(t2, second_rows), _take(r2, second_rows), k)
-    return outcomes(_take(t1, rows), _take(r1, rows), k) - under_second
 
+    def under(records: Records, rows: np.ndarray) -> Outcomes:
+        target, reference = records.scores([k], top_m)
+        return outcomes(target[rows], reference[rows], k)
 
-def _take(scores: Scores, rows: list[int]) -> Scores:
-    return Scores(scores.ks, scores.hits[rows], scores.predicted[rows], scores.truth[rows])
+    return under(first, common[:, 0]) - under(second, common[:, 1])

@@ -103,16 +103,12 @@ class Estimate:
 
     def combine(self, other: "Estimate", weight: float, other_weight: float) -> "Estimate":
         """weight · self + other_weight · other, for two sets that were resampled independently."""
-
-        def combined_sd(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-            return np.hypot(weight * a, other_weight * b)
-
         return Estimate(
             weight * self.value + other_weight * other.value,
             weight * self.draws + other_weight * other.draws,
             weight * self.bootstrap + other_weight * other.bootstrap,
-            combined_sd(self.closed_form_std, other.closed_form_std),
-            combined_sd(self.se, other.se),
+            np.hypot(weight * self.closed_form_std, other_weight * other.closed_form_std),
+            np.hypot(weight * self.se, other_weight * other.se),
         )
 
     def interval(self, figure: int) -> tuple[float, float]:
@@ -160,6 +156,7 @@ def estimate(records: Outcomes, resampling: Resampling | None = None, stream: in
     random = np.random.default_rng([resampling.seed, stream])
     recall_gap = mean_recall_gap(distinct.hits * counts, distinct.truth, n)
     value = np.array([distinct.precision @ counts / n, distinct.recall @ counts / n, recall_gap])
+    differences = np.stack([distinct.precision, distinct.recall, distinct.hits])
     sd = np.sqrt(counts @ (values - value) ** 2 / n)
     return Estimate(
         value,
@@ -167,8 +164,8 @@ def estimate(records: Outcomes, resampling: Resampling | None = None, stream: in
         _resample(random, values, counts, n, resampling.bootstrap),
         sd / np.sqrt(sample),
         sd / np.sqrt(n),
-        np.array([counts[d > 0].sum() for d in (distinct.precision, distinct.recall, distinct.hits)]),
-        np.array([counts[d < 0].sum() for d in (distinct.precision, distinct.recall, distinct.hits)]),
+        (differences > 0) @ counts,
+        (differences < 0) @ counts,
     )
 
 

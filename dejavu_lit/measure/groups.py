@@ -107,20 +107,22 @@ def _gaps(group: Outcomes) -> dict[str, float]:
 def _membership(
     population: ScoredSet, null: ScoredSet, groups: Mapping[str, Sequence[str]]
 ) -> dict[str, dict[str, float | None]]:
-    """{group: {clipmem_auc, clipmem_p, clipmem_q}} for the keys of every group."""
+    """{group: {clipmem_auc, clipmem_p, clipmem_q}} for the keys of every group; None if it has no scored pair."""
     from scipy.stats import false_discovery_control
 
+    names = [f"{SCORE}_{name}" for name in ("auc", "p", "q")]
+    figures: dict[str, dict[str, float | None]] = {group: dict.fromkeys(names) for group in groups}
     scores, holdout = population.values(SCORE), null.values(SCORE)
-    is_scored = scores is not None and holdout is not None and len(holdout) > 0
-    score_of = dict(zip(population.keys, scores.tolist(), strict=True)) if is_scored and scores is not None else {}
+    if scores is None or holdout is None or not len(holdout):
+        return figures
+    score_of = dict(zip(population.keys, scores.tolist(), strict=True))
     scored = {group: [score_of[key] for key in keys if key in score_of] for group, keys in groups.items()}
-    tests = {g: _rank_test(own, holdout) for g, own in scored.items() if own and holdout is not None}
-    q = dict(zip(tests, false_discovery_control([test.pvalue for test in tests.values()]).tolist(), strict=True))
-    figures: dict[str, tuple[float | None, ...]] = dict.fromkeys(groups, (None, None, None))
-    for group, test in tests.items():
-        auc = test.statistic / (len(scored[group]) * len(null.keys))
-        figures[group] = (float(auc), float(test.pvalue), q[group])
-    return {g: {f"{SCORE}_{n}": v for n, v in zip(("auc", "p", "q"), figures[g], strict=True)} for g in groups}
+    tests = {group: _rank_test(own, holdout) for group, own in scored.items() if own}
+    q = false_discovery_control([test.pvalue for test in tests.values()]).tolist()
+    for (group, test), adjusted in zip(tests.items(), q, strict=True):
+        auc = float(test.statistic / (len(scored[group]) * len(holdout)))
+        figures[group] = dict(zip(names, (auc, float(test.pvalue), adjusted), strict=True))
+    return figures
 
 
 def _rank_test(group: Sequence[float], holdout: np.ndarray) -> Any:
@@ -137,7 +139,7 @@ def permutation_p(group: np.ndarray, holdout: np.ndarray) -> float:
 
     wins, losses = (int((group == sign).sum() + (holdout == sign).sum()) for sign in (1, -1))
     decided = np.arange(len(group) + 1)  # pairs of the drawn ones that are not ties
-    needed = np.ceil((decided + group.sum()) / 2)  # wins among them for S ≥ s
     probability = hypergeom.pmf(decided, len(group) + len(holdout), wins + losses, len(group))
-    tail = hypergeom.sf(needed - 1, wins + losses, wins, decided)
-    return float(min(1.0, probability[probability > 0] @ tail[probability > 0]))
+    decided, probability = decided[probability > 0], probability[probability > 0]
+    needed = np.ceil((decided + group.sum()) / 2)  # wins among them for S ≥ s
+    return float(min(1.0, probability @ hypergeom.sf(needed - 1, wins + losses, wins, decided)))

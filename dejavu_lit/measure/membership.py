@@ -19,7 +19,7 @@ from dejavu_lit.measure.figures import MEMBERSHIP
 from dejavu_lit.measure.model_scores import MODEL_SCORES, OTHERS
 from dejavu_lit.measure.per_pair import tail
 from dejavu_lit.measure.records import SIDES, Records
-from dejavu_lit.measure.roc import Auc, attack, auc_figure, audit, roc_points, spearman, unusable
+from dejavu_lit.measure.roc import Auc, attack, auc_figure, audit, noted, roc_points, spearman, unusable
 from dejavu_lit.measure.settings import Settings
 
 COLUMNS = tuple(f"{side}_{score}" for side in SIDES for score in MODEL_SCORES)
@@ -35,15 +35,10 @@ class ScoredSet:
 
     def __init__(self, records: Records, k: int, top_m: int | None = None) -> None:
         columns = {name: records.columns[name] for name in COLUMNS if name in records.columns}
-        is_drawn = np.zeros(len(records), bool)
-        for column in columns.values():
-            is_drawn |= np.array([value is not None for value in column], bool)
+        is_drawn = [any(value is not None for value in values) for values in zip(*columns.values(), strict=True)]
         rows = np.flatnonzero(is_drawn) if columns else np.arange(len(records))
         self.keys = [records.keys[row] for row in rows.tolist()]
-        self._columns = {
-            name: np.array([np.nan if column[row] is None else column[row] for row in rows.tolist()], np.float64)
-            for name, column in columns.items()
-        }
+        self._columns = {name: np.array(column, np.float64)[rows] for name, column in columns.items()}  # None is NaN
         target, reference = records.scores([k], top_m)
         self.has_objects = target.has_objects[rows]
         self._hits = (target.hits[rows, 0].astype(np.int64) - reference.hits[rows, 0]).astype(np.float64)
@@ -98,9 +93,7 @@ def scoreboard(
             reasons[score] = _why_missing(score, unavailable)
         else:
             board[score] = _score_figures(score, scored, settings.seed, unavailable)
-    board["epsilon"], reason = (None, LISTED) if listed else _audit(scored)
-    if reason is not None:
-        reasons["epsilon"] = reason
+    board["epsilon"] = noted(reasons, "epsilon", (None, LISTED) if listed else _audit(scored))
     counts = {name: len(scored[block].keys) if block in scored else 0 for name, block in
               (("A", "population"), ("H", "null"), ("B", "swapped"))}  # fmt: skip
     others = min(OTHERS, max(counts["H"] - 1, 0)) if others is None else others
@@ -134,23 +127,18 @@ def _score_figures(
             reasons["swapped"] = reasons["symmetric"] = _why_missing(score, unavailable, swapped=True)
         else:
             entry["swapped"] = attack(swapped, exchanged, seed)
-            entry["symmetric"], reason = _symmetric((members, others), (swapped, exchanged))
-            if reason is not None:
-                reasons["symmetric"] = reason
+            entry["symmetric"] = noted(reasons, "symmetric", _symmetric((members, others), (swapped, exchanged)))
         if score in MODEL_SCORES:
-            entry["unseen"] = _plain_auc(b.values(score, exchanged=True), others, reasons, "unseen")
+            entry["unseen"] = noted(reasons, "unseen", _plain_auc(b.values(score, exchanged=True), others))
         else:
             reasons["unseen"] = "one of the two models that it compares was trained on B"
     first = _first_half(scored["null"], score)
-    entry["control"] = _plain_auc(others[first], others[~first], reasons, "control")
+    entry["control"] = noted(reasons, "control", _plain_auc(others[first], others[~first]))
     a = scored["population"]
     gaps = a.values("dejavu")
     assert gaps is not None
-    entry["spearman"], reason = (
-        (None, "it is the score itself") if score == "dejavu" else spearman(members[a.has_objects], gaps)
-    )
-    if reason is not None:
-        reasons["spearman"] = reason
+    correlation = (None, "it is the score itself") if score == "dejavu" else spearman(members[a.has_objects], gaps)
+    entry["spearman"] = noted(reasons, "spearman", correlation)
     entry["roc"] = roc_points(members, others) if entry["auc"] else None
     return entry | {"reasons": reasons}
 
@@ -164,15 +152,14 @@ def _symmetric(
     return auc_figure(*Auc.of(*population).mean_with(Auc.of(*swapped))), None
 
 
-def _plain_auc(
-    first: np.ndarray | None, second: np.ndarray, reasons: dict[str, str], name: str
-) -> dict[str, Any] | None:
+def _plain_auc(first: np.ndarray | None, second: np.ndarray) -> tuple[dict[str, Any] | None, str | None]:
     """The AUC of pairs that no model was trained on, against others."""
-    if first is None or (reason := unusable(first, second)):
-        reasons[name] = "the records have no such scores" if first is None else str(reason)
-        return None
+    if first is None:
+        return None, "the records have no such scores"
+    if reason := unusable(first, second):
+        return None, reason
     auc = Auc.of(first, second)
-    return auc_figure(auc.value, auc.se)
+    return auc_figure(auc.value, auc.se), None
 
 
 def _first_half(null: ScoredSet, score: str) -> np.ndarray:

@@ -118,8 +118,17 @@ def most_memorized(records: Records, k: int, top_m: int | None = None, limit: in
     rows = []
     for position, (row, *guess) in enumerate(zip(order.tolist(), *guesses, strict=True)):
         truth = set(records.truth.names(row))
-        pair: dict[str, Any] = {"rank": position + 1, "key": records.keys[row], "caption": records.captions[row]}
-        pair |= _agreement(truth, *guess)
+        target, reference = guess
+        pair: dict[str, Any] = {
+            "rank": position + 1,
+            "key": records.keys[row],
+            "caption": records.captions[row],
+            "objects": sorted(truth),
+            "only_target": sorted(truth & target - reference),
+            "only_reference": sorted(truth & reference - target),
+            "both_right": sorted(truth & target & reference),
+            "missed": sorted(truth - target - reference),
+        }
         for side, objects in zip(SIDES, guess, strict=True):
             precision, recall = rates[side]
             neighbors = getattr(records, side)
@@ -141,17 +150,6 @@ def _predicted(records: Records, side: str, order: np.ndarray, k: int, top_m: in
     labels = records.public.labels
     for start, stop in pairwise(starts.tolist()):
         yield {labels[code] for code in codes[start:stop]}
-
-
-def _agreement(truth: set[str], target: set[str], reference: set[str]) -> dict[str, list[str]]:
-    """The objects of one image, and which of the two models predicts them."""
-    return {
-        "objects": sorted(truth),
-        "only_target": sorted(truth & target - reference),
-        "only_reference": sorted(truth & reference - target),
-        "both_right": sorted(truth & target & reference),
-        "missed": sorted(truth - target - reference),
-    }
 
 
 def write_csv(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -60,12 +60,9 @@ def read_evaluation(
 
     def objects_at(threshold: float) -> Mapping[str, Objects]:
         # A and B as one: in a random half each has pairs of both, even where B is not measured.
-        other = objects / BLOCK_SETS["swapped"]
-        trained = [
-            objects / BLOCK_SETS["population"],
-            *([other] if "swapped" in paths or any(other.glob("*.parquet")) else []),
-        ]
-        holdout = [objects / BLOCK_SETS["null"]] if "null" in paths else []
+        a, h, b = (objects / BLOCK_SETS[name] for name in ("population", "null", "swapped"))
+        trained = [a, b] if "swapped" in paths or any(b.glob("*.parquet")) else [a]
+        holdout = [h] if "null" in paths else []
         pool, *rest, public_objects = read_objects([trained, *holdout, objects / public], threshold)[0]
         searched = public_objects.take(sorted(public_objects.keys if public_keys is None else public_keys))
         by_set = {BLOCK_SETS[name]: rest[0] if name == "null" else pool for name in paths}

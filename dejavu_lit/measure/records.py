@@ -162,16 +162,13 @@ def read_columns(path: Path | str, names: Sequence[str]) -> tuple[list[str], dic
     with records_file_errors(path):
         check_schema(path, ["key", "target_recall", *stored])
         table = pq.read_table(path, columns=["key", "target_recall", *stored])
-    keys = table["key"].to_pylist()
-    added = _read_columns(_columns_path(path), keys)
-    without_objects = table["target_recall"].is_null().to_numpy()
-    values = {}
-    for name in (f"{side}_{name}" for side in SIDES for name in names):
-        if name in stored:
-            values[name] = np.where(without_objects, np.nan, table[name].to_numpy())
-        else:
-            column = added.get(name, [None] * len(keys))
-            values[name] = np.array([np.nan if value is None else value for value in column], np.float64)
+        keys = table["key"].to_pylist()
+        added = _read_columns(_columns_path(path), keys)
+        without_objects = table["target_recall"].is_null().to_numpy()
+        values = {name: np.where(without_objects, np.nan, table[name].to_numpy()) for name in stored}
+        for name in (f"{side}_{name}" for side in SIDES for name in names):
+            if name not in stored:
+                values[name] = np.array(added.get(name, [None] * len(keys)), np.float64)  # None is NaN
     return keys, values
 
 
@@ -237,7 +234,7 @@ def read_records(path: Path | str, truth: Objects, public: Objects) -> Records:
                     raise ValueError(f"a row has no {incomplete[0]}")
                 keys += group["key"].to_pylist()
                 captions += group["caption"].to_pylist()
-                for side in SIDES:
+                for side in SIDES if group.num_rows else ():
                     parts[side].append(_neighbors(group, side, order, path))
         target, reference = (_concatenate(parts.pop(side)) for side in SIDES)
     columns = _read_columns(_columns_path(path), keys)
@@ -272,10 +269,8 @@ def check_schema(path: Path, names: Sequence[str]) -> None:
 
 
 def _neighbors(group: pa.Table, side: str, public: pa.Array, path: Path) -> Neighbors:
-    """The neighbors of one row group under one model."""
+    """The neighbors of one row group, which has rows, under one model."""
     lists, distances = group[f"{side}_neighbors"].combine_chunks(), group[f"{side}_distances"].combine_chunks()
-    if not len(lists):
-        return Neighbors(np.zeros((0, 0), np.int32), np.zeros((0, 0), np.float32))
     flat = lists.flatten()
     # Only the names in the dictionary are looked up, each once per group.
     row = pc.index_in(flat.dictionary, value_set=public)

@@ -80,6 +80,14 @@ def unusable(members: np.ndarray, others: np.ndarray) -> str | None:
     return None
 
 
+def noted(reasons: dict[str, str], name: str, result: tuple[Any, str | None]) -> Any:
+    """The figure of ``result``, (figure, None) or (None, why there is none); the reason is added to ``reasons``."""
+    figure, reason = result
+    if reason is not None:
+        reasons[name] = reason
+    return figure
+
+
 def attack(members: np.ndarray, others: np.ndarray, seed: int = 0) -> dict[str, Any]:
     """The figures of an attack.
 
@@ -107,7 +115,7 @@ def attack(members: np.ndarray, others: np.ndarray, seed: int = 0) -> dict[str, 
 
 
 def tpr_at(members: np.ndarray, others: np.ndarray, fpr: float, seed: int = 0) -> dict[str, Any]:
-    """{value, ci95} of the TPR at ``fpr``, with a percentile interval over resamples of both classes.
+    """{value, ci95} of the TPR at ``fpr``, below 1, with a percentile interval over resamples of both classes.
 
     A resample of n sorted scores has the element ⌊n · U⌋ as its (j + 1)-th largest, with U ~ Beta(j + 1, n − j); the number of
     resampled members above it is binomial. So the resamples are drawn without resampling a single score.
@@ -117,16 +125,11 @@ def tpr_at(members: np.ndarray, others: np.ndarray, fpr: float, seed: int = 0) -
     allowed = int(fpr * n + 1e-9)
 
     def share_above(rank: np.ndarray | int) -> np.ndarray:
-        """The share of members above the non-member of this rank, the largest one having rank 0; 1 beyond the last one."""
-        thresholds = np.append(descending, -np.inf)[np.minimum(rank, n)]
-        return np.asarray((m - np.searchsorted(ascending, thresholds, side="right")) / m)
+        """The share of members above the non-member of this rank, the largest one having rank 0."""
+        return np.asarray((m - np.searchsorted(ascending, descending[rank], side="right")) / m)
 
     random = np.random.default_rng([seed, allowed])
-    ranks = (
-        (n * random.beta(allowed + 1, n - allowed, RESAMPLES)).astype(np.int64)
-        if allowed < n
-        else np.full(RESAMPLES, n)
-    )
+    ranks = (n * random.beta(allowed + 1, n - allowed, RESAMPLES)).astype(np.int64)
     resampled = random.binomial(m, share_above(ranks)) / m
     low, high = np.quantile(resampled, [0.025, 0.975])
     return {"value": float(share_above(allowed)), "ci95": [float(low), float(high)]}

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dejavu_lit.utils.errors import UserError, check_at_least
+from dejavu_lit.utils.errors import UserError, check_at_least, check_range
 
 BUILT_IN_COLUMNS = ("object", "caption_words", "object_count")  # subgroups that need no entry of the pairs' JSON
 
@@ -23,8 +23,7 @@ class Resampling:
 
     def __post_init__(self) -> None:
         check_at_least(self, "", draws=2, bootstrap=100, seed=0)
-        if not 0 < self.share <= 1:
-            raise UserError(f"share={self.share} must be above 0 and at most 1 (0.1 draws 10 % of the records)")
+        check_range(self, "", "(0, 1]", "share")
 
     def sample_size(self, n: int) -> int:
         """The number of records in one subsample of n: max(1, round(share · n))."""
@@ -55,8 +54,7 @@ class MembershipSettings:
     """Pairs of each of A, B and H that are scored, drawn by hash; null: all."""
 
     def __post_init__(self) -> None:
-        if self.pairs is not None and self.pairs < 1:
-            raise UserError(f"membership.pairs={self.pairs} must be at least 1, or null for all pairs")
+        check_at_least(self, "membership.", pairs=1)
 
 
 @dataclass(frozen=True)
@@ -85,15 +83,14 @@ class Settings(MainSettings, Statistics):
             raise UserError(f"ks={ks} must be increasing numbers of at least 1, each once")
         if self.k not in ks:
             raise UserError(f"k={self.k} is not among ks={ks}; add it to ks= or choose one of them as k=")
-        for name, values in (("threshold", [self.threshold]), ("thresholds", self.thresholds)):
-            if any(not 0 <= t <= 1 for t in values):
-                raise UserError(f"{name}={getattr(self, name)} must lie between 0 and 1")
-        for name, numbers in (("top_m", [self.top_m] if self.top_m is not None else []), ("top_ms", self.top_ms)):
-            if any(m < 1 for m in numbers):
-                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        check_range(self, "", "[0, 1]", "threshold")
+        if any(not 0 <= t <= 1 for t in self.thresholds):
+            raise UserError(f"thresholds={list(self.thresholds)} must lie between 0 and 1")
+        if any(m < 1 for m in self.top_ms):
+            raise UserError(f"top_ms={list(self.top_ms)} must be at least 1")
         if any((isinstance(t, int) and t < 1) or (isinstance(t, float) and not 0 < t <= 1) for t in self.tops):
             raise UserError(f"tops={list(self.tops)} must be integers of at least 1 or shares above 0 and at most 1.0")
-        check_at_least(self, "", smallest_group=2)
+        check_at_least(self, "", top_m=1, smallest_group=2)
         super().__post_init__()
 
     def as_json(self) -> dict[str, Any]:

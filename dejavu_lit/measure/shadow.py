@@ -18,7 +18,6 @@ from dejavu_lit.measure.controls import pool_seeds
 from dejavu_lit.measure.roc import FPRS, attack
 
 LEAST_HALVES = 4
-ATTACKS = ("lira", "rmia")
 
 
 def lira(loss: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
@@ -75,15 +74,17 @@ def shadow_attacks(
     inside, outside, is_in_a = inside[:, usable], outside[:, usable], is_in_a[:, usable]
     if (one_sided := np.flatnonzero(is_in_a.all(axis=1) | ~is_in_a.any(axis=1))).size:
         return None, f"half {one_sided[0]} dealt all pairs with a loss under every model to one side"
-    figures: dict[str, list[dict[str, Any]]] = {name: [] for name in ATTACKS}
+    figures: dict[str, list[dict[str, Any]]] = {"lira": [], "rmia": []}
     for half in range(halves):
         others = np.arange(halves) != half
         shadows = inside[others], outside[others]
         population_shadows = population[others].reshape(-1, population.shape[2])
         for side, is_member in enumerate((is_in_a[half], ~is_in_a[half])):
             loss = np.where(is_member, inside[half], outside[half])
-            scores = {"lira": lira(loss, *shadows)}
-            scores["rmia"] = rmia(loss, *shadows, population[half, side], population_shadows)
+            scores = {
+                "lira": lira(loss, *shadows),
+                "rmia": rmia(loss, *shadows, population[half, side], population_shadows),
+            }
             for name, values in scores.items():
                 figures[name].append(attack(values[is_member], values[~is_member], half))
     return {name: _pooled(made) for name, made in figures.items()}, None
@@ -102,5 +103,4 @@ def _over_halves(figures: Sequence[dict[str, Any] | None]) -> dict[str, Any] | N
     if len(values) < len(figures):
         return None
     means = np.reshape(values, (-1, 2)).mean(axis=1).tolist()
-    mean, sd, ci95 = pool_seeds(means)
-    return {"values": means, "mean": mean, "sd": sd, "ci95": ci95}
+    return {"values": means, **pool_seeds(means)._asdict()}

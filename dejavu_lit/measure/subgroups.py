@@ -8,8 +8,10 @@ Each group's PPG, PRG and AUCG is symmetric (mean over A and B) if B was measure
 q is Benjamini–Hochberg over the groups of one column. Groups that are too small are counted, not tested.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -178,8 +180,8 @@ def _members(column: str, sets: list[Records]) -> tuple[list[str], list[tuple[np
         rows = [np.repeat(np.arange(len(n)), n) for n in counts]
         return list(sets[0].truth.labels), list(zip(rows, [records.truth.codes for records in sets], strict=True))
     values = [_values(column, records) for records in sets]
-    edges = _bin_edges(column, values[0])
-    named = [[_group_name(value, edges) for value in v] for v in values]
+    bins = _bins(column, values[0])
+    named = [[_group_name(value, *bins) for value in v] for v in values]
     names = sorted({name for set_names in named for name in set_names}, key=group_order)
     code = {name: i for i, name in enumerate(names)}
     codes = [np.array([code[name] for name in set_names], np.int64) for set_names in named]
@@ -198,33 +200,34 @@ def _values(column: str, records: Records) -> list[Any]:
     return [values[row].item() if isinstance(values[row], np.generic) else values[row] for row in rows]
 
 
-def _bin_edges(column: str, values: list[Any]) -> list[float]:
-    """The upper edges of the bins of a column of numbers; none for other values and for few distinct numbers."""
-    if column == "caption_words":
-        return list(CAPTION_WORD_BINS)
-    known = [v for v in values if v is not None]
-    is_numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in known)
-    if not is_numeric or len(set(known)) <= MAX_DISTINCT:
-        return []
-    edges: list[float] = np.unique(np.quantile(known, [0.25, 0.5, 0.75])).tolist()
-    return edges
+def _bins(column: str, values: list[Any]) -> tuple[Sequence[float], list[str]]:
+    """The upper edges of the bins of a column of numbers, and the bins' names; none for other values and few distinct numbers."""
+    edges: Sequence[float] = CAPTION_WORD_BINS
+    if column != "caption_words":
+        known = [v for v in values if v is not None]
+        is_numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in known)
+        if not is_numeric or len(set(known)) <= MAX_DISTINCT:
+            return [], []
+        edges = np.unique(np.quantile(known, [0.25, 0.5, 0.75])).tolist()
+    texts = [f"{edge:g}" for edge in edges]
+    if len(set(texts)) < len(edges):  # such as dates that are numbers, alike in their first six digits
+        texts = [repr(edge).removesuffix(".0") for edge in edges]
+    return edges, [f"≤ {texts[0]}", *(f"{low} < … ≤ {high}" for low, high in pairwise(texts)), f"> {texts[-1]}"]
 
 
-def _group_name(value: Any, edges: list[float]) -> str:
+def _group_name(value: Any, edges: Sequence[float], names: Sequence[str]) -> str:
     """The group of a value: the bin of a number, by the first edge that is not below it, or the value itself."""
     if value is None:
         return "(none)"
     if not edges or isinstance(value, bool) or not isinstance(value, int | float):  # numbers in A may be lists in B
         return str(value)
-    index = int(np.searchsorted(edges, value, side="left"))
-    if index == len(edges):
-        return f"> {edges[-1]:g}"
-    return f"≤ {edges[0]:g}" if index == 0 else f"{edges[index - 1]:g} < … ≤ {edges[index]:g}"
+    return names[bisect_left(edges, value)]
 
 
 def group_order(name: str) -> tuple[float, str]:
     """The sort key of a group's name: its number or its bin's edge, infinity for other names, then the text."""
     try:
-        return float(name.split("≤ ")[-1].removeprefix("> ").removesuffix("+")) + name.startswith(">"), name
+        number = float(name.split("≤ ")[-1].removeprefix("> ").removesuffix("+"))
     except ValueError:
-        return np.inf, name
+        number = np.nan
+    return (np.inf if np.isnan(number) else number + name.startswith(">")), name

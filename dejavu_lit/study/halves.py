@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from dejavu_lit.measure.memorization import counterfactual, reliability
 from dejavu_lit.measure.recompute import RECORD_FILES
 from dejavu_lit.measure.records import read_columns
+from dejavu_lit.measure.roc import noted
 from dejavu_lit.measure.shadow import shadow_attacks
 from dejavu_lit.study.ranking import by_setting, unit_of
 from dejavu_lit.utils.io import atomic
@@ -57,11 +58,10 @@ class HalvesOfSetting:
     def figures(self) -> dict[str, Any]:
         """{halves, pairs, reliability{hits, alignment}, lira, rmia, reasons}."""
         reasons: dict[str, str] = {}
-        repeats: dict[str, float | None] = {}
-        for score in SCORES:
-            repeats[score], reason = reliability(self.inside[score], self.outside[score])
-            if reason is not None:
-                reasons[f"reliability.{score}"] = reason
+        repeats = {
+            score: noted(reasons, f"reliability.{score}", reliability(self.inside[score], self.outside[score]))
+            for score in SCORES
+        }
         attacks, reason = shadow_attacks(self.inside["loss"], self.outside["loss"], self.is_in_a, self.holdout)
         if reason is not None:
             reasons["lira"] = reasons["rmia"] = reason

@@ -6,7 +6,7 @@ Such a run is not trained; the longer run keeps the checkpoint instead, unless i
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from dejavu_lit.measure.records import SIDES
 from dejavu_lit.study.cells import REQUEST, Cell, Row, evaluation_request
 from dejavu_lit.study.runs import keeping
 from dejavu_lit.training.settings import TrainerSettings, TrainingRun
-from dejavu_lit.utils.config import to_plain
+from dejavu_lit.utils.config import take, to_plain
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import fingerprint, read_json
 from dejavu_lit.utils.run_directory import PARTNER, RunDirectory, first_difference, identifying_settings, identity
@@ -72,13 +72,9 @@ def make_plan(out: Path, rows: Sequence[PlannedRow]) -> Plan:
     cells = []
     for row in rows:
         locations = {side: runs.locate(row.runs[side], f"{row.label}-{side}") for side in SIDES}
-        shared: dict[str, Any] = {field.name: getattr(row, field.name) for field in fields(Row)}
-        cell = Cell(
-            **shared,
-            target=locations["target"][0],
-            reference=locations["reference"][0],
-            epochs={side: epoch for side, (_, epoch) in locations.items() if epoch is not None},
-        )
+        epochs = {side: epoch for side, (_, epoch) in locations.items() if epoch is not None}
+        paths = {side: path for side, (path, _) in locations.items()}
+        cell = take(Cell, row, **paths, epochs=epochs, folder=None)
         folder = _evaluation_folder(out / "evaluations", row.label, evaluation_request(cell))
         key = fingerprint([locations, saved_settings(row.evaluation)])
         cells.append(replace(cell, folder=folders.setdefault(key, folder)))
@@ -147,14 +143,12 @@ class _Runs:
             saved = RunDirectory(path.parent).read(TrainingRun)
             self.existing.setdefault(_base_identity(saved), {}).setdefault(saved.epochs, path.parent)
         self.longest: dict[str, TrainingRun] = {}  # {base identity: the longest planned run}
-        self.owners: dict[Path, tuple[str, int]] = {}  # {existing directory that is needed: base identity, epochs}
+        self.taken: set[Path] = set()  # existing directories of planned runs
         for run in planned:
             base = _base_identity(run)
-            longest = self.longest.setdefault(base, run)
-            if run.epochs > longest.epochs:
-                self.longest[base] = run
+            self.longest[base] = max(self.longest.get(base, run), run, key=lambda run: run.epochs)
             if run.epochs in self.existing.get(base, {}):
-                self.owners[self.existing[base][run.epochs]] = base, run.epochs
+                self.taken.add(self.existing[base][run.epochs])
         self.new: dict[tuple[str, int], Path] = {}
 
     def locate(self, run: TrainingRun, name: str) -> tuple[Path, int | None]:
@@ -184,7 +178,7 @@ class _Runs:
         """
         if (base, run.epochs) not in self.new:
             path = self.folder / name
-            if self.owners.get(path, (base, run.epochs)) != (base, run.epochs):  # of a run that another setting needs
+            if path in self.taken:  # by a run that another setting needs
                 path = path.with_name(f"{name}-{fingerprint([base, run.epochs])[:8]}")
             RunDirectory(path).check(run)
             self.new[base, run.epochs] = path

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dejavu_lit.measure.controls import pool_seeds
+from dejavu_lit.measure.controls import excludes_zero, pool_seeds
 from dejavu_lit.measure.figures import FIGURES
 from dejavu_lit.measure.recompute import PLACEMENT_OPTIONS
 from dejavu_lit.study.cells import Cell
@@ -18,6 +18,7 @@ UTILITY_MEASURES = ("zeroshot_top1", "t2i_r1")  # rows are ranked by the first t
 NOT_DISTINGUISHABLE = "not distinguishable"
 ROUNDING_SLACK = 1e-12  # a utility loss of exactly the limit is accepted despite rounding
 PLACEMENT = tuple(f"evaluate.{name}" for name in PLACEMENT_OPTIONS)
+COMPARED = ("series", "public", "evaluation", "data", "objects")  # what two rows must share to be comparable
 Row = Mapping[str, Any]
 
 
@@ -40,10 +41,7 @@ def unit_of(group: Iterable[Row]) -> str:
 
 
 def comparison_key(row: Row) -> tuple[Any, ...]:
-    """What two rows must share to be comparable: series, public set, the evaluation's overrides, data, objects.
-
-    Overrides of where an evaluation is computed do not count.
-    """
+    """The values of ``COMPARED``; of an evaluation, its overrides but those of where it is computed."""
     evaluation = _chosen(row["overrides"], "evaluate.")
     return row.get("series"), row.get("public"), evaluation, row.get("data"), row.get("objects")
 
@@ -153,11 +151,9 @@ def recommend(rows: Sequence[Row], pooled: Sequence[Row], loss: float) -> dict[s
     for name in ranked:
         difference = next((p.get("difference") for p in pooled if (p["name"], p["train_size"]) == (name, size)), None)
         cost = _utility_loss(rows, default, name, measure)
-        if difference is None or cost is None:
+        if difference is None or difference["basis"] != "symmetric" or cost is None:
             continue
         ppg = difference["ppg"]
-        if difference["basis"] != "symmetric" or ppg["ci95"] is None:
-            continue
         if ppg["ci95"][0] > 0 and cost <= loss + ROUNDING_SLACK:
             accepted.append((ppg["value"], -cost, name, ppg["ci95"]))
     if not accepted:
@@ -198,37 +194,29 @@ def rank(rows: Sequence[Row], pooled: Sequence[Row], loss: float, planned: Seque
         groups.setdefault(comparison_key(row), {}).setdefault(row["train_size"], []).append(row)
     ranking: list[dict[str, Any]] = []
     names: list[str] = []
-    recommendations: list[dict[str, Any] | None] = []
     for key, sizes in groups.items():
-        series, public, evaluation, data, objects = key
         for size, group in sizes.items():
             ranked = setting_means(group)
-            unranked = [name for name in dict.fromkeys(row["name"] for row in group) if name not in ranked]
             entry = {
-                "series": series,
-                "public": public,
-                "evaluation": list(evaluation),
-                "data": data,
-                "objects": objects,
+                **dict(zip(COMPARED, key, strict=True)),
                 "train_size": size,
                 "default": defaults[key],
                 "frontier": frontier(group),
                 "recommended": recommend(group, pooled, loss) if group[0]["name"] == defaults[key] else None,
-                "unranked": unranked,
+                "unranked": [name for name in dict.fromkeys(row["name"] for row in group) if name not in ranked],
             }
             ranking.append(entry)
             if size == max(sizes):
                 names += entry["frontier"]
-                recommendations.append(entry["recommended"])
-    recommended = recommendations[0]["name"] if recommendations and recommendations[0] else None
-    return {"frontier": names, "recommended": recommended, "ranking": ranking}
+    headline = headline_ranking({"ranking": ranking})
+    recommended = headline and headline["recommended"]
+    return {"frontier": names, "recommended": recommended and recommended["name"], "ranking": ranking}
 
 
 def headline_ranking(study: Mapping[str, Any]) -> Row | None:
     """The entry of ``ranking`` from which study.json's ``recommended`` is: of the first comparable rows, the largest size."""
     ranking = study.get("ranking") or []
-    kinds = ("series", "public", "evaluation", "data", "objects")
-    first = [entry for entry in ranking if all(entry.get(kind) == ranking[0].get(kind) for kind in kinds)]
+    first = [entry for entry in ranking if all(entry.get(name) == ranking[0].get(name) for name in COMPARED)]
     return max(first, key=lambda entry: entry["train_size"], default=None)
 
 
@@ -293,8 +281,7 @@ def add_verdict(difference: dict[str, Any], unit: str = "seed pair") -> dict[str
     ``unit``: from ``unit_of``.
     """
     for figure in FIGURES:
-        low, high = difference[figure]["ci95"]
-        difference[figure] = {**difference[figure], "distinguishable": bool(low > 0 or high < 0)}
+        difference[figure] = {**difference[figure], "distinguishable": excludes_zero(difference[figure]["ci95"])}
     value, (low, high) = difference["ppg"]["value"], difference["ppg"]["ci95"]
     default = difference["against"]
     if difference["ppg"]["distinguishable"]:

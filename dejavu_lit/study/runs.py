@@ -8,7 +8,6 @@ may have left a training running in a directory; the launcher waits for it. ``tr
 
 import fcntl
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.training.settings import TrainingRun
@@ -26,8 +26,7 @@ from dejavu_lit.utils.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
-LOG = "training.log"  # the output of all trainings in a run's directory
-LOCK = ".launched"  # locked by train_here for as long as a training runs
+LOG = "training.log"  # the output of all trainings in a run's directory; locked by train_here while one runs
 Launcher = Callable[[Sequence[Path]], Iterator[tuple[Path, str | None]]]
 
 
@@ -119,60 +118,50 @@ def _time_left(costs: Mapping[Path, int], ended: Mapping[Path, str | None], seco
 def train_here(runs: Sequence[Path]) -> Iterator[tuple[Path, str | None]]:
     """Train the runs one after the other on this machine, each in its own process, so that a crash ends only one of them."""
     for number, path in enumerate(runs, start=1):
-        with exclusive(path) as lock:
+        with locked_log(path) as output:
             error = None
             if not RunDirectory(path).finished:
                 log.info("training %d of %d: %s", number, len(runs), path.name)
-                error = _train_in_subprocess(path, lock)
+                error = _train_in_subprocess(path, output)
         yield path, error
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[int]:
-    """Wait until no other launcher is training in a directory, then lock it; yields the lock's file descriptor.
+def locked_log(path: Path) -> Iterator[BinaryIO]:
+    """The log of a run, to append to, as soon as no other launcher trains the run.
 
-    The file is removed at the end, while it is locked; who has waited for it then opens another.
+    A training inherits the lock with its output, so the log stays locked even if this process is killed.
     """
-    lock = path / LOCK
-    while True:
-        with open(lock, "a", opener=no_links) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.info("waiting for the training in %s, which was started by an earlier command", path)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if not lock.exists() or not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
-                continue
-            yield file.fileno()
-            lock.unlink()
-            return
+    with open(path / LOG, "ab", opener=no_links) as output:
+        try:
+            fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("waiting for the training in %s, which was started by an earlier command", path)
+            fcntl.flock(output, fcntl.LOCK_EX)
+        yield output
 
 
-def _train_in_subprocess(path: Path, lock: int) -> str | None:
+def _train_in_subprocess(path: Path, output: BinaryIO) -> str | None:
     """Train one run in its own process, whose output goes to its log and from there to the screen.
-
-    The process inherits ``lock``, so the directory stays locked even if this process is killed.
 
     Returns:
         None, or why the training failed.
     """
     # Not through a pipe: a training that outlives its study must still be able to write.
-    with open(path / LOG, "ab", opener=no_links) as out, open(path / LOG, "rb") as tail:
+    with open(path / LOG, "rb") as tail:
         tail.seek(0, 2)
         command = [sys.executable, "-m", "dejavu_lit", "resume", str(path)]
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, pass_fds=(lock,)
-        )
-        output = b""
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        written = b""
         try:
             while True:
                 code = process.poll()
                 new = tail.read()
-                output += new
+                written += new
                 sys.stderr.write(new.decode(errors="replace"))
                 sys.stderr.flush()
                 if code is not None:
-                    return None if code == 0 else failure_reason(output.decode(errors="replace"), code, path / LOG)
+                    return None if code == 0 else failure_reason(written.decode(errors="replace"), code, path / LOG)
                 time.sleep(0.1)
         except KeyboardInterrupt as interrupt:
             process.send_signal(signal.SIGTERM)

@@ -17,7 +17,7 @@ from typing import Any
 
 from dejavu_lit.study.runs import failure_reason
 from dejavu_lit.training.settings import TrainerSettings
-from dejavu_lit.utils.errors import UserError, check_at_least
+from dejavu_lit.utils.errors import UserError, check_at_least, check_range
 from dejavu_lit.utils.io import read_json, write_json
 from dejavu_lit.utils.run_directory import RunDirectory
 
@@ -76,8 +76,7 @@ class SlurmSettings:
 
     def __post_init__(self) -> None:
         check_at_least(self, "slurm.", timeout_min=1, array_parallelism=1, signal_delay_s=1, requeues=0)
-        if self.poll_s <= 0:
-            raise UserError(f"slurm.poll_s={self.poll_s} must be above 0")
+        check_range(self, "slurm.", "(0, inf)", "poll_s", "mem_gb")
 
     def parameters(self, trainer: TrainerSettings) -> dict[str, Any]:
         """submitit's parameters for a run with this trainer."""
@@ -129,7 +128,6 @@ class SlurmLauncher:
 
     def _wait(self, waiting: dict[Path, str]) -> Iterator[tuple[Path, str | None]]:
         """Poll the queue until all jobs have ended; removes each run from ``waiting`` before yielding it."""
-
         misses: dict[Path, int] = {}
         logged = ""
         while waiting:

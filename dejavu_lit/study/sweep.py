@@ -103,10 +103,9 @@ def _names(settings: Sequence[Sequence[str]]) -> list[str]:
     return [f"{n} {fingerprint(n)[:8]}" if folders[folder_name(n, None, 0).casefold()] > 1 else n for n in names]
 
 
-def _natural_order(path: Path) -> list[Any]:
+def _natural_order(path: Path) -> list[str]:
     """A sort key that puts job 10 after job 2."""
-    return [[(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", text) if part]
-            for text in path.parts]  # fmt: skip
+    return [re.sub(r"\d+", lambda digits: digits[0].zfill(20), part) for part in path.parts]
 
 
 def _as_override(value: Any) -> str:

@@ -15,7 +15,7 @@ from PIL import Image
 # What differs between any two runs: times, and what is told of the machine. Everything else must be equal.
 TIMES = {"provenance", "seconds", "pairs_per_second", "mtime_ns", "sha256"}  # of checkpoints, which hold seconds, too
 # Of who is at work, what was said meanwhile, and what a killed process was writing: hidden, never read, and left behind.
-NOTES = (".lock", ".launched", ".log", ".part")
+NOTES = (".lock", ".log", ".part")
 
 
 def check_whole(folder: Path) -> None:

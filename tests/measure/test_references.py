@@ -93,16 +93,6 @@ def test_the_paired_comparison_is_scipys_paired_bootstrap() -> None:
     np.testing.assert_allclose(got["ppg"]["ci95"], peer.confidence_interval, atol=0.25 * got["ppg"]["se"])
 
 
-@pytest.mark.parametrize("name", THREE)
-def test_the_sign_test_of_each_control_is_scipys(name: str) -> None:
-    got = five_blocks()[name]
-    assert got is not None
-    for i, figure in enumerate(FIGURES):
-        different = raw(name)[:, i][raw(name)[:, i] != 0]
-        peer = stats.binomtest(int((different > 0).sum()), len(different), 0.5, alternative="two-sided")
-        assert got.block()[figure]["sign_test"]["p"] == pytest.approx(peer.pvalue, rel=1e-9)
-
-
 def test_the_spread_of_draws_is_torchmetrics_bootstrapper() -> None:
     values = raw("population")
     got = blocks(outcomes_of("population"), None, None, Resampling(draws=4000, share=1.0, bootstrap=4000))["population"]

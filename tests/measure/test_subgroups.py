@@ -7,7 +7,7 @@ from scipy import stats
 from dejavu_lit.measure import subgroups as subgroups_module
 from dejavu_lit.measure.gaps import Outcomes, outcomes
 from dejavu_lit.measure.records import Records
-from dejavu_lit.measure.subgroups import GroupMeans, by_subgroup, two_sided
+from dejavu_lit.measure.subgroups import GroupMeans, by_subgroup, group_order, two_sided
 from dejavu_lit.utils.errors import UserError
 from tests.measure.oracle import Case
 
@@ -62,6 +62,18 @@ def test_values_against_brute_force() -> None:
         assert low < row["ppg"]["value"] < high
     assert len(got["width"]["groups"]) == 4
     assert sum(g["records"] for g in got["flag"]["groups"]) == len(results)
+
+
+def test_numbers_that_differ_after_their_sixth_digit_have_bins_of_their_own() -> None:
+    records, results, case = audited(1)
+    days = [20230101 + i for i in range(300)]
+    got = by_subgroup(("day",), (replace(records, columns={"meta.day": days}), results), smallest=1)["meta.day"]
+    cuts = np.quantile([day for day, g in zip(days, case.truth, strict=True) if g], [0.25, 0.5, 0.75])
+    low, middle, high = (repr(cut).removesuffix(".0") for cut in cuts.tolist())
+    names = [f"≤ {low}", f"{low} < … ≤ {middle}", f"{middle} < … ≤ {high}", f"> {high}"]
+    assert sorted((g["group"] for g in got["groups"]), key=group_order) == names
+    assert max(g["records"] for g in got["groups"]) < 0.3 * len(results)
+    assert group_order("nan") == (np.inf, "nan")  # a text: NaN has no place in an order
 
 
 def test_entries_of_the_json_cannot_be_taken_for_ours() -> None:

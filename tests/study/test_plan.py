@@ -2,8 +2,6 @@
 
 import subprocess
 import sys
-import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.settings import ModelSpec
 from dejavu_lit.study.cells import Cell, evaluation_request, folder_name, match_stop_epoch
 from dejavu_lit.study.plan import PlannedRow, make_plan
-from dejavu_lit.study.runs import exclusive, failure_reason, train_missing, training_cost
+from dejavu_lit.study.runs import failure_reason, locked_log, train_missing, training_cost
 from dejavu_lit.study.sweep import pair_runs
 from dejavu_lit.study.table import evaluate_cells, knobs, write_study
 from dejavu_lit.training.settings import GapSettings, Recipe, TrainerSettings, TrainingRun
@@ -138,8 +136,8 @@ def test_a_finished_reference_without_the_checkpoints_of_a_budget_is_refused(tmp
     make_plan(tmp_path, [budgeted(every=10)])  # epoch 20 is the end of the reference
 
 
-@pytest.mark.parametrize("own", [{"early_stopping": "loss"}])
-def test_runs_that_may_stop_early_are_trained(tmp_path, own):
+def test_runs_that_may_stop_early_are_trained(tmp_path):
+    own = {"early_stopping": "loss"}
     plan = make_plan(tmp_path, [planned("none", **own), planned("stop", stop_epoch=5, **own)])
     assert len(plan.runs) == 4
     assert all(not cell.epochs for cell in plan.cells)
@@ -248,23 +246,14 @@ def test_without_an_unfinished_run_no_launcher_is_needed(tmp_path):
     assert train_missing({tmp_path / "done": config()}, launcher) == {}
 
 
-def test_a_directory_is_locked_while_a_run_is_trained_there_and_keeps_no_lock(tmp_path):
-    begun, order = threading.Event(), []
-
-    def second():
-        begun.wait()
-        with exclusive(tmp_path):
-            order.append("second")
-
-    waiting = threading.Thread(target=second)
-    waiting.start()
-    with exclusive(tmp_path):
-        begun.set()
-        time.sleep(0.2)
-        order.append("first")
-    waiting.join()
-    assert order == ["first", "second"]
-    assert list(tmp_path.iterdir()) == []
+def test_a_log_is_locked_until_the_training_that_writes_it_ends_even_without_its_launcher(tmp_path, caplog):
+    with locked_log(tmp_path) as output:
+        training = subprocess.Popen(["sleep", "0.5"], stdout=output)
+    with caplog.at_level("INFO"), locked_log(tmp_path):
+        assert training.wait(timeout=10) == 0
+    assert "waiting for the training" in caplog.text
+    with caplog.at_level("INFO"), locked_log(tmp_path):  # free at once
+        assert caplog.text.count("waiting") == 1
 
 
 def test_the_cost_of_a_run_is_the_pairs_that_it_sees():
