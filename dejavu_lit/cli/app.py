@@ -6,14 +6,18 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from copy import deepcopy
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -177,6 +181,33 @@ def settings(command: str, *overrides: str) -> Any:
 def compose(command: str, overrides: Sequence[str]) -> DictConfig:
     """The config of a command; raises UserError for what Hydra refuses."""
     try:
+        with suppress(OmegaConfBaseException):  # Hydra says which override it is
+            return _compose_once(command, overrides)
         return hydra.compose(command, list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(mistakes.explain(error, command, overrides)) from None
+
+
+def _compose_once(command: str, overrides: Sequence[str]) -> DictConfig:
+    """The config of a command, composed once for all overrides that differ in values: composing takes a third of a second.
+
+    The values are set as Hydra sets them: after all groups are chosen, in their order.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    values = [override for override in parsed if _is_value(override)]
+    cfg = deepcopy(_composed(command, tuple(str(o.input_line) for o in parsed if o not in values)))
+    for override in values:
+        OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
+    return cfg
+
+
+@cache
+def _composed(command: str, overrides: tuple[str, ...]) -> DictConfig:
+    return hydra.compose(command, list(overrides))
+
+
+def _is_value(override: Override) -> bool:
+    """Whether an override sets a value, and neither chooses a group nor adds or deletes an option nor is Hydra's own."""
+    is_group = bool(GlobalHydra.instance().config_loader().get_group_options(override.key_or_group))
+    plain = override.type == OverrideType.CHANGE and override.package is None and not override.is_sweep_override()
+    return plain and not is_group and not override.is_hydra_override()
