@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, LambdaCallback, TQDMProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
@@ -35,7 +34,7 @@ from dejavu_lit.training.settings import TrainingRun
 from dejavu_lit.training.stopping import EarlyStop, NonFiniteLossStop, stop_reason
 from dejavu_lit.utils.config import to_plain
 from dejavu_lit.utils.distributed import lightning_environment, rank
-from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import write_json
 from dejavu_lit.utils.provenance import provenance
 from dejavu_lit.utils.run_directory import RUN_SCHEMA, RunDirectory
@@ -87,10 +86,9 @@ def train(run: TrainingRun, out: Path) -> Path:
         log.info("resuming %s at step %d", out, step)
     loggers = training_loggers(out, run.logger, run.side, to_plain(run), step)
     try:
-        trainer = build_trainer(run, out, gaps, loggers)
-    except (MisconfigurationException, ValueError) as error:
-        raise UserError(f"trainer={run.trainer.accelerator}: {first_line(error)}") from None
-    try:
+        problem = f"Lightning refuses trainer.accelerator={run.trainer.accelerator} with the other options of trainer"
+        with explained(problem, "choose other ones"):
+            trainer = build_trainer(run, out, gaps, loggers)
         _fit(trainer, module, pairs, last, resume=step is not None)
     finally:
         pairs.teardown("fit")  # Lightning calls it only if the fit succeeds
