@@ -19,7 +19,7 @@ from torch.utils.data._utils.signal_handling import _set_SIGCHLD_handler
 from dejavu_lit.data.loader import loader_failure
 from dejavu_lit.data.module import PairDataModule
 from dejavu_lit.data.raw_stream import RawDataModule
-from dejavu_lit.models.build import build_model, export_config, export_weights
+from dejavu_lit.models.build import CONFIG, build_model, export_config, export_weights
 from dejavu_lit.models.preprocess import Augment, Preprocess
 from dejavu_lit.models.tokenizer import load_tokenizer
 from dejavu_lit.training.checkpoints import AtomicCheckpointIO, CheckpointSaver, saved_step
@@ -106,7 +106,10 @@ def train(run: TrainingRun, out: Path) -> Path:
 def _build_model_and_data(run: TrainingRun, out: Path) -> tuple[ClipModule, PairDataModule]:
     """The module and its pairs; also exports the model's config, which the tokenizer is read from."""
     folder = RunDirectory(out).model
-    export_config(run.model, folder)
+    if not (
+        RunDirectory(out).last_checkpoint.is_file() and (folder / CONFIG).is_file()
+    ):  # its base may have changed since
+        export_config(run.model, folder)
     network = build_model(run.model, folder)
     image_config = cast(Any, network.visual).preprocess_cfg
     module = ClipModule(network, run.recipe, run.mitigation, run.seed, run.trainer)
