@@ -11,13 +11,14 @@ from open_clip.model import get_model_preprocess_cfg
 from open_clip.pretrained import download_pretrained_from_hf
 from torch import nn
 
-from dejavu_lit.models.model_name import ModelName
+from dejavu_lit.models.model_name import ModelName, check_architecture
 from dejavu_lit.models.preprocess import PREPROCESS
 from dejavu_lit.models.settings import ModelSpec
-from dejavu_lit.models.text_tower import create_model, quiet
+from dejavu_lit.models.text_tower import create_model
 from dejavu_lit.models.tokenizer import load_tokenizer, save_tokenizer
-from dejavu_lit.utils.errors import UserError, first_line, suggest
+from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import atomic, fingerprint, read_json_object, write_json
+from dejavu_lit.utils.printable import silenced
 from dejavu_lit.utils.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
@@ -31,13 +32,8 @@ def architecture(spec: ModelSpec) -> dict[str, Any]:
     """open_clip's model config for ``spec``; raises UserError with the nearest known name if there is none."""
     if spec.config is not None:
         return dict(spec.config)
-    config = open_clip.get_model_config(spec.name)
-    if config is None:
-        raise UserError(
-            f"model.name={spec.name} is not an open_clip architecture{suggest(spec.name, open_clip.list_models())}; "
-            "choose one of open_clip.list_models() or give model.config"
-        )
-    return dict(config)
+    check_architecture(spec.name)
+    return dict(open_clip.get_model_config(spec.name))
 
 
 def export_config(spec: ModelSpec, folder: Path) -> None:
@@ -67,7 +63,9 @@ def _initial_settings(spec: ModelSpec) -> dict[str, Any]:
     folders = (name.path, RunDirectory(name.path).model) if name.path is not None else ()
     file = next((folder / CONFIG for folder in folders if (folder / CONFIG).is_file()), None)
     if name.kind == "hf-hub":
-        file = _hub_config(name)
+        remedy = "check the name, or download the model elsewhere and give local-dir:FOLDER"
+        with explained(f"the config of model.init={name.text} could not be downloaded", remedy):
+            file = Path(download_pretrained_from_hf(name.rest, filename=CONFIG))
     if file is None:
         released = open_clip.get_pretrained_cfg(name.architecture, name.weights)
         return {key: released[key] for key in (*PREPROCESS, "quick_gelu") if key in released}
@@ -76,17 +74,6 @@ def _initial_settings(spec: ModelSpec) -> dict[str, Any]:
     return {key: preprocess[key] for key in PREPROCESS if preprocess.get(key) is not None} | {
         "quick_gelu": bool((config.get("model_cfg") or {}).get("quick_gelu", False))
     }
-
-
-def _hub_config(name: ModelName) -> Path:
-    """The config of a model of the Hugging Face Hub, as a file on this machine."""
-    try:
-        return Path(download_pretrained_from_hf(name.rest, filename=CONFIG))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"the config of model.init={name.text} could not be downloaded ({first_line(error)}); check the name, or download "
-            "the model elsewhere and give local-dir:FOLDER"
-        ) from None
 
 
 def build_model(spec: ModelSpec, folder: Path) -> nn.Module:
@@ -101,13 +88,12 @@ def build_model(spec: ModelSpec, folder: Path) -> nn.Module:
     pretrained = bool(text.get("hf_model_name") and text.get("hf_model_pretrained", True) and not spec.init)
     if pretrained:
         log.info("the text tower starts from the weights of %s, not from scratch", text["hf_model_name"])
-    try:
-        with quiet():  # open_clip warns about missing weights, which training is about to make
-            model: nn.Module = create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=pretrained)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"open_clip cannot build model.name={spec.name} ({first_line(error)}); check model.config"
-        ) from None
+    problem = f"open_clip cannot build model.name={spec.name}"
+    with (
+        explained(problem, "check model.config"),
+        silenced(),
+    ):  # it warns about missing weights, which training is to make
+        model: nn.Module = create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=pretrained)
     if isinstance(model, open_clip.CoCa):  # open_clip leaves this matrix as the memory was, which may be NaN
         projection = model.text_decoder.text_projection
         nn.init.normal_(projection, std=len(projection) ** -0.5)

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
 
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.errors import UserError, suggest
 from dejavu_lit.utils.io import read_json
 from dejavu_lit.utils.run_directory import RunDirectory
 
@@ -128,3 +128,12 @@ def architectures() -> list[str]:
     spec = find_spec("open_clip")
     folders = (spec.submodule_search_locations if spec else None) or []
     return sorted(path.stem for folder in folders for path in Path(folder, "model_configs").glob("*.json"))
+
+
+def check_architecture(name: str) -> None:
+    """Raise UserError, with the nearest known name, if open_clip has no architecture ``name``; a name with a colon passes."""
+    if ":" not in name and name not in (known := architectures()):
+        raise UserError(
+            f"model.name={name} is not an open_clip architecture{suggest(name, known)}; choose one of "
+            "open_clip.list_models() or give model.config"
+        )

@@ -22,11 +22,12 @@ from PIL import Image
 from dejavu_lit.models.encoder import torch_device
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.models.preprocess import PREPROCESS, Preprocess
-from dejavu_lit.models.text_tower import create_model, quiet
+from dejavu_lit.models.text_tower import create_model
 from dejavu_lit.models.tokenizer import load_tokenizer
 from dejavu_lit.models.weights import SUFFIXES, compiled_state, load_tensors, weights_hash, without_prefixes
-from dejavu_lit.utils.errors import UserError, first_line, suggest
+from dejavu_lit.utils.errors import UserError, explained, suggest
 from dejavu_lit.utils.io import fingerprint, read_json_object
+from dejavu_lit.utils.printable import silenced
 
 # Of any number in a model's config: vocabularies reach 1,000,000.
 LARGEST_SIZE = 10_000_000
@@ -129,12 +130,8 @@ def _check_hub(repository: str, problem: str) -> None:
     """Raise UserError if a model is neither in the cache nor on a Hub that answers; a download would try for a minute."""
     if (Path(HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model") / "snapshots").is_dir():
         return
-    try:
+    with explained(problem, OFFLINE), suppress(HfHubHTTPError):  # if it answers, the download says what is wrong
         model_info(repository, timeout=HUB_TIMEOUT_S)
-    except HfHubHTTPError:
-        return  # it answers, and the download says what is wrong
-    except Exception as error:  # of the HTTP client in use, or that the Hub is switched off
-        raise UserError(f"{problem} ({first_line(error)}); {OFFLINE}") from None
 
 
 def load_folder(name: str, folder: Path, device: str) -> OpenClipEncoder:
@@ -246,16 +243,11 @@ def _build(
     config = get_pretrained_cfg(source, weights) if weights else {}
     # Weights released by OpenAI and some others need QuickGELU, which the architecture's name does not imply.
     quick = bool(config.get("quick_gelu", False))
-    try:
-        with quiet():
-            if (state := read()) is None:
-                model = create_model(source, weights, force_quick_gelu=quick, require_pretrained=True)
-            else:
-                model = create_model(source, load_weights=False, pretrained_text=False)
-                model.load_state_dict(state)
-            architecture = {**open_clip.get_model_config(source), **({"quick_gelu": True} if quick else {})}
-            return OpenClipEncoder(name, model, architecture, load_tokenizer(source), device)
-    except UserError:
-        raise
-    except Exception as error:  # downloads, pickles and configs raise too many types to list
-        raise UserError(f"{problem} ({first_line(error)}); {remedy}") from None
+    with explained(problem, remedy), silenced():
+        if (state := read()) is None:
+            model = create_model(source, weights, force_quick_gelu=quick, require_pretrained=True)
+        else:
+            model = create_model(source, load_weights=False, pretrained_text=False)
+            model.load_state_dict(state)
+        architecture = {**open_clip.get_model_config(source), **({"quick_gelu": True} if quick else {})}
+        return OpenClipEncoder(name, model, architecture, load_tokenizer(source), device)

@@ -10,20 +10,27 @@ import numpy as np
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
-from torchvision.transforms import Resize
+from torchvision.transforms import Compose, Resize
 from torchvision.transforms.v2.functional import resize_image
 
 # What a config, or a released tag, says of images beside their size.
 PREPROCESS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
 
 
+def _transform(config: dict[str, Any], is_train: bool) -> Compose:
+    """open_clip's transform without the conversion to a tensor and the normalization."""
+    return Compose(image_transform_v2(PreprocessCfg(**config), is_train=is_train).transforms[:-2])
+
+
+def _array(image: Any) -> np.ndarray:
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
 class Preprocess:
     """Callable from a PIL image to uint8 [3, h, w], for the ``preprocess_cfg`` of an open_clip model."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        steps: list[Any] = image_transform_v2(PreprocessCfg(**config), is_train=False).transforms
-        self.steps = steps[:-2]  # without the conversion to a tensor and the normalization
-        self._resize = self.steps[0] if isinstance(self.steps[0], Resize) else None
+        self._transform = _transform(config, is_train=False)
 
     def __call__(self, image: Image.Image | torch.Tensor) -> np.ndarray:
         """uint8 [3, h, w] of an image, or of decoded RGB pixels uint8 [3, height, width].
@@ -31,19 +38,14 @@ class Preprocess:
         Pixels are resized by torch's uint8 kernel. It has the same filter as Pillow's and is several times faster; its
         rounding differs by at most one level of 255.
         """
-        if isinstance(image, torch.Tensor) and self._resize is None:
-            image = Image.fromarray(image.permute(1, 2, 0).numpy())
+        resize, *crop, _ = self._transform.transforms  # the last converts to RGB
+        if isinstance(image, torch.Tensor) and isinstance(resize, Resize):
+            resized = resize_image(image, resize.size, resize.interpolation, antialias=True)
+            cropped: torch.Tensor = Compose(crop)(resized)
+            return cropped.contiguous().numpy()
         if isinstance(image, torch.Tensor):
-            return self._preprocess_pixels(image, self._resize)
-        for step in self.steps:
-            image = step(image)
-        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
-
-    def _preprocess_pixels(self, pixels: torch.Tensor, resize: Resize) -> np.ndarray:
-        pixels = resize_image(pixels, resize.size, resize.interpolation, antialias=True)
-        for step in self.steps[1:-1]:  # the crop; the last step converts to RGB, which it is already
-            pixels = step(pixels)
-        return pixels.contiguous().numpy()
+            image = Image.fromarray(image.permute(1, 2, 0).numpy())
+        return _array(self._transform(image))
 
 
 class Augment:
@@ -55,15 +57,11 @@ class Augment:
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
-        steps: list[Any] = image_transform_v2(PreprocessCfg(**config), is_train=True).transforms
-        self.steps = steps[:-2]  # without the conversion to a tensor and the normalization
+        self._transform = _transform(config, is_train=True)
 
     def __call__(self, pixels: np.ndarray, draw: str) -> np.ndarray:
         """RGB pixels uint8 [height, width, 3] → uint8 [3, h, w]; the same for the same ``draw``."""
-        image: Any = Image.fromarray(pixels)
         seed = int.from_bytes(hashlib.blake2b(draw.encode(), digest_size=8).digest(), "big")
         with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's global generator
             torch.default_generator.manual_seed(seed)
-            for step in self.steps:
-                image = step(image)
-        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+            return _array(self._transform(Image.fromarray(pixels)))

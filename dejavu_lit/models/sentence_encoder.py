@@ -13,7 +13,7 @@ from PIL import Image
 from dejavu_lit.models.encoder import torch_device
 from dejavu_lit.models.model_name import ModelName, text_model_folder
 from dejavu_lit.models.weights import weights_hash
-from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import fingerprint
 
 
@@ -26,20 +26,14 @@ class TextEncoder:
         self.device = torch_device(device)
         self.logit_scale: float | None = None  # it was trained to compare captions, not images with captions
         folder = text_model_folder(name.rest)
-        try:
+        with explained(f"the sentence-transformers model in {folder} cannot be loaded", "save it again", "text"):
             from sentence_transformers import SentenceTransformer
             from transformers.utils.logging import disable_progress_bar
-        except ImportError:
-            raise UserError(f"{self.name} needs sentence-transformers (pip install 'dejavu-lit[text]')") from None
-        disable_progress_bar()  # reading a local file needs none
-        try:
+
+            disable_progress_bar()  # reading a local file needs none
             self._model = SentenceTransformer(
                 str(folder), device=str(self.device), local_files_only=True, trust_remote_code=False
             )
-        except Exception as error:  # missing files and damaged weights raise too many types to list
-            raise UserError(
-                f"the sentence-transformers model in {folder} cannot be loaded ({first_line(error)}); save it again"
-            ) from None
         settings = {
             path.relative_to(folder).as_posix(): path.read_text("utf-8", "replace")
             for path in sorted(folder.rglob("*.json"))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dejavu_lit.models.encoder import torch_device
 from dejavu_lit.models.weights import weights_hash
-from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import fingerprint, read_json_object
 
 MODEL_TYPES = ("clip", "siglip")
@@ -22,8 +22,10 @@ class TransformersEncoder:
     def __init__(self, name: str, folder: Path, device: str) -> None:
         self.name = name
         self.device = torch_device(device)
-        parts: dict[str, dict[str, Any]] = {"AutoModel": {}, "AutoImageProcessor": _pillow(), "AutoTokenizer": {}}
-        model, self._processor, self._tokenizer = load_pretrained(f"the transformers model in {folder}", folder, parts)
+        what = f"the transformers model in {folder}"
+        with explained(f"{what} cannot be loaded", "save it again"):
+            parts: dict[str, dict[str, Any]] = {"AutoModel": {}, "AutoImageProcessor": _pillow(), "AutoTokenizer": {}}
+        model, self._processor, self._tokenizer = load_pretrained(what, folder, parts)
         # Always padded to the full context, so that the result does not depend on the other captions to the last bit.
         self._context = model.config.text_config.max_position_embeddings
         processor = {key: value for key, value in self._processor.to_dict().items() if not key.startswith("_")}
@@ -88,20 +90,16 @@ def load_pretrained(what: str, folder: Path, parts: Mapping[str, Mapping[str, An
     Raises:
         UserError: transformers is not installed, the folder lacks files, or the weights do not fit.
     """
-    try:
+    with explained(f"{what} cannot be loaded", "save it again with its processor"):
         import transformers
-    except ImportError:
-        raise UserError(f"{what} needs transformers (pip install 'dejavu-lit[objects]')") from None
-    transformers.utils.logging.disable_progress_bar()  # reading a local file needs none
-    local = {"local_files_only": True, "trust_remote_code": False}
-    (model_class, options), *others = parts.items()
-    try:
+
+        transformers.utils.logging.disable_progress_bar()  # reading a local file needs none
+        local = {"local_files_only": True, "trust_remote_code": False}
+        (model_class, options), *others = parts.items()
         model, report = getattr(transformers, model_class).from_pretrained(
             folder, output_loading_info=True, **options, **local
         )
         loaded = [getattr(transformers, name).from_pretrained(folder, **options, **local) for name, options in others]
-    except Exception as error:  # missing files, damaged weights and unknown classes raise too many types to list
-        raise UserError(f"{what} cannot be loaded ({first_line(error)}); save it again with its processor") from None
     if wrong := sorted(map(str, (*report["missing_keys"], *report["mismatched_keys"]))):
         raise UserError(
             f"the weights of {what} lack or do not fit {wrong[0]!r} and {len(wrong) - 1} more; save it again"

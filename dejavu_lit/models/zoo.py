@@ -7,11 +7,9 @@ from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.run_directory import RunDirectory
 
-__all__ = ["Encoder", "load_encoder"]
-
 
 def load_encoder(name: str, device: str = "cpu") -> Encoder:
-    """The model called ``name`` (see the table above), frozen, in float32 on ``device`` (cpu, cuda or cuda:N).
+    """The model called ``name`` (see ``model_name``), frozen, in float32 on ``device`` (cpu, cuda or cuda:N).
 
     Weights are read without running any code that a file may contain (``weights_only``; TorchScript is refused).
 

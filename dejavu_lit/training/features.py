@@ -70,9 +70,7 @@ class Features:
             checkpoint(self._encode, *part, use_reentrant=False) if recompute else self._encode(*part)
             for part in zip(image_parts, captions, strict=True)
         ]
-        image, text = (
-            torch.cat(features) if len(captions) > 1 else features[0] for features in zip(*encoded, strict=True)
-        )
+        image, text = (torch.cat(features) for features in zip(*encoded, strict=True))
         output = {"image_features": image, "text_features": text, "logit_scale": self.model.logit_scale.exp()}
         bias = getattr(self.model, "logit_bias", None)
         return output if bias is None else {**output, "logit_bias": bias}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from dejavu_lit.mitigation import Mitigation
-from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.errors import UserError, explained
 
 SCALES = ("logit_scale", "logit_bias")  # not part of a tower
 UNUSED = "text_decoder."  # CoCa's, which no loss of ours trains
@@ -73,7 +73,9 @@ def merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _lock(model: Any, tower: str, unlocked_groups: int) -> None:
     trained = _trained(model)
-    try:
+    option = f"mitigation.lock_{tower}=true with mitigation.unlocked_groups={unlocked_groups}"
+    remedy = f"set unlocked_groups=0 or leave the {tower} tower unlocked"
+    with explained(f"{option} is not possible for this model", remedy):
         if tower == "text":
             (model.text.lock if hasattr(model, "text") else model.lock_text_tower)(unlocked_groups)
         elif isinstance(model.visual, TimmModel):
@@ -81,15 +83,9 @@ def _lock(model: Any, tower: str, unlocked_groups: int) -> None:
             _freeze_statistics(model.visual.trunk)
         else:
             model.visual.lock(unlocked_groups=unlocked_groups, freeze_bn_stats=True)
-    except (AssertionError, AttributeError, RuntimeError, KeyError) as error:
-        raise UserError(
-            f"mitigation.lock_{tower}=true with mitigation.unlocked_groups={unlocked_groups} is not possible for this "
-            f"model ({first_line(error)}); set unlocked_groups=0 or leave the {tower} tower unlocked"
-        ) from None
     if trained <= _trained(model):
         raise UserError(
-            f"mitigation.lock_{tower}=true with mitigation.unlocked_groups={unlocked_groups} locks nothing, because the {tower} "
-            "tower has no more groups than that; lower unlocked_groups"
+            f"{option} locks nothing, because the {tower} tower has no more groups than that; lower unlocked_groups"
         )
 
 

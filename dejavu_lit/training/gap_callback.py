@@ -142,19 +142,15 @@ def gap_callback(run: TrainingRun, out: Path) -> GapCallback | None:
     if settings.every > run.epochs:
         raise UserError(f"gaps.every={settings.every} is more than the {run.epochs} epochs to train; lower it")
     reference = AuditedModel(settings.reference, out / "embeddings", measured=run.data)
-    _check_reference(reference, run)
+    if reference.run is not None:
+        _check_reference_run(reference, reference.run, run)
+    if reference.embeddings_folder is None:
+        load_encoder(reference.name)  # fails now if the model cannot be loaded; it is not kept
     return GapCallback(run, reference)
 
 
-def _check_reference(reference: AuditedModel, run: TrainingRun) -> None:
+def _check_reference_run(reference: AuditedModel, folder: Path, run: TrainingRun) -> None:
     option = f"gaps.reference={reference.name}"
-    if reference.run is not None:
-        _check_reference_run(option, reference, reference.run, run)
-    if reference.embeddings_folder is None:
-        load_encoder(reference.name)  # fails now if the model cannot be loaded; it is not kept
-
-
-def _check_reference_run(option: str, reference: AuditedModel, folder: Path, run: TrainingRun) -> None:
     if not RunDirectory(folder).finished:
         raise UserError(f"{option} is not finished; run dejavu train in it again, then start this run")
     if reference.trained_on == TRAINED_ON[run.side]:

@@ -7,7 +7,7 @@ reference.
 """
 
 import logging
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -141,15 +141,6 @@ def _accumulate(target: Scores, reference: Scores, device: torch.device) -> dict
     return {name: float(values[name]) for name in FIGURES}
 
 
-@dataclass(frozen=True)
-class ReferenceScores:
-    """The scores of the reference ``name`` per sample; ``public``: the images that it shares with the measured model."""
-
-    name: str
-    public: Objects
-    scores: Mapping[str, Scores]
-
-
 class GapMeter:
     """Measures any encoder against the reference, on fixed samples of the run's own set and of H.
 
@@ -199,26 +190,25 @@ class GapMeter:
                 f"gaps.k={settings.k} is more than the {len(searched)} public images that can be searched with {reference.name}; "
                 "lower it, or let gaps.public search more"
             )
-        self._reference_scores: ReferenceScores | None = None
+        self._reference_scores: tuple[str, Objects, dict[str, Scores]] | None = None
 
     def measure(self, encoder: Encoder, epoch: int) -> dict[str, Any]:
         """{epoch, against, ppg, prg, aucg, null_ppg, corrected_ppg, ppg_low, ppg_high} after ``epoch`` epochs."""
         keys, vectors = self._images.vectors(encoder)
-        reference = self._score_reference(epoch, keys, str(encoder.device))
+        against, public, theirs = self._score_reference(epoch, keys, str(encoder.device))
         own, gaps = {}, {}
         for name, sample in self.samples.items():
-            queries = encode_captions(encoder, sample.captions)
-            own[name] = self._score(queries, keys, vectors, reference.public, sample)
-            gaps[name] = _accumulate(own[name], reference.scores[name], encoder.device)
-        low, high = estimate(outcomes(own["population"], reference.scores["population"], self.settings.k)).interval(0)
+            own[name] = self._score(encode_captions(encoder, sample.captions), keys, vectors, public, sample)
+            gaps[name] = _accumulate(own[name], theirs[name], encoder.device)
+        low, high = estimate(outcomes(own["population"], theirs["population"], self.settings.k)).interval(0)
         figures = gaps["population"] | {"null_ppg": gaps["null"]["ppg"]}
         figures["corrected_ppg"] = figures["ppg"] - figures["null_ppg"]
-        return {"epoch": epoch, "against": reference.name, **figures, "ppg_low": low, "ppg_high": high}
+        return {"epoch": epoch, "against": against, **figures, "ppg_low": low, "ppg_high": high}
 
-    def _score_reference(self, epoch: int, keys: list[str], device: str) -> ReferenceScores:
-        """The scores of the reference, searched once for each of its checkpoints."""
+    def _score_reference(self, epoch: int, keys: list[str], device: str) -> tuple[str, Objects, dict[str, Scores]]:
+        """The reference's name, the images that it shares with the model, its scores per sample; one search per checkpoint."""
         reference = self.reference.at(epoch, device)
-        if self._reference_scores is not None and self._reference_scores.name == reference.name:
+        if self._reference_scores is not None and self._reference_scores[0] == reference.name:
             return self._reference_scores
         reference_keys, vectors = self._reference_vectors(reference)
         public = self._objects.take(sorted((set(keys) & set(reference_keys)) - self._excluded))
@@ -227,7 +217,7 @@ class GapMeter:
             saved = reference.saved(self._sets[name], sample.name, "text")
             queries = saved.load(sample.keys) if saved else encode_captions(reference.encoder, sample.captions)
             scores[name] = self._score(queries, reference_keys, vectors, public, sample)
-        self._reference_scores = ReferenceScores(reference.name, public, scores)
+        self._reference_scores = reference.name, public, scores
         return self._reference_scores
 
     def _reference_vectors(self, reference: AuditedModel) -> tuple[list[str], np.ndarray]:

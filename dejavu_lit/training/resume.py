@@ -6,11 +6,11 @@ from pathlib import Path
 from dejavu_lit.data.epoch import check_fills_batch, epoch_plan, pairs_per_rank
 from dejavu_lit.data.prepared import TRAINED_ON, ready
 from dejavu_lit.evaluation.run import check_model
-from dejavu_lit.models.model_name import architectures
+from dejavu_lit.models.model_name import check_architecture
 from dejavu_lit.training.settings import TrainerSettings, TrainingRun
 from dejavu_lit.utils.config import take
 from dejavu_lit.utils.distributed import check_ranks, current_ranks, forget_left_over_ranks
-from dejavu_lit.utils.errors import UserError, suggest
+from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.exit_codes import clean_exit
 from dejavu_lit.utils.printable import log_warnings
 from dejavu_lit.utils.run_directory import PARTNER, RunDirectory
@@ -68,12 +68,8 @@ def check_device(trainer: TrainerSettings) -> None:
 
 def check_models(run: TrainingRun) -> None:
     """Raise UserError for an unknown architecture, and for weights or a reference that do not exist."""
-    name = run.model.name
-    if run.model.config is None and ":" not in name and name not in architectures():
-        raise UserError(
-            f"model.name={name} is not an open_clip architecture{suggest(name, architectures())}; "
-            "choose one of open_clip.list_models() or give model.config"
-        )
+    if run.model.config is None:
+        check_architecture(run.model.name)
     if run.model.init is not None:
         check_model("model.init", run.model.init)
     if run.gaps.reference not in (None, PARTNER):

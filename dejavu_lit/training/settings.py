@@ -151,6 +151,12 @@ class TrainingRun(TrainingSettings):
         training_set(self.side)  # an unknown side is refused
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed={self.seed} must be a whole number from 0 to {2**32 - 1}")
+        precision = self.trainer.precision
+        if self.mitigation.ema is not None and precision in ("16-true", "bf16-true", "64-true", "64"):
+            raise UserError(
+                f"mitigation.ema={self.mitigation.ema} averages weights of 32 bits, and trainer.precision={precision} has "
+                "others; use 32-true, 16-mixed or bf16-mixed"
+            )
         knobs = {name: getattr(self.mitigation, name) for name in ("lock_image", "lock_text", "lora_rank")}
         if self.model.init is None and any(knobs.values()):
             name, value = next((name, value) for name, value in knobs.items() if value)

@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, LambdaCallback, TQDMProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
@@ -20,7 +19,7 @@ from torch.utils.data._utils.signal_handling import _set_SIGCHLD_handler
 from dejavu_lit.data.loader import loader_failure
 from dejavu_lit.data.module import PairDataModule
 from dejavu_lit.data.raw_stream import RawDataModule
-from dejavu_lit.models.build import build_model, export_config, export_weights
+from dejavu_lit.models.build import CONFIG, build_model, export_config, export_weights
 from dejavu_lit.models.preprocess import Augment, Preprocess
 from dejavu_lit.models.tokenizer import load_tokenizer
 from dejavu_lit.training.checkpoints import AtomicCheckpointIO, CheckpointSaver, saved_step
@@ -35,7 +34,7 @@ from dejavu_lit.training.settings import TrainingRun
 from dejavu_lit.training.stopping import EarlyStop, NonFiniteLossStop, stop_reason
 from dejavu_lit.utils.config import to_plain
 from dejavu_lit.utils.distributed import lightning_environment, rank
-from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import write_json
 from dejavu_lit.utils.provenance import provenance
 from dejavu_lit.utils.run_directory import RUN_SCHEMA, RunDirectory
@@ -87,10 +86,9 @@ def train(run: TrainingRun, out: Path) -> Path:
         log.info("resuming %s at step %d", out, step)
     loggers = training_loggers(out, run.logger, run.side, to_plain(run), step)
     try:
-        trainer = build_trainer(run, out, gaps, loggers)
-    except (MisconfigurationException, ValueError) as error:
-        raise UserError(f"trainer={run.trainer.accelerator}: {first_line(error)}") from None
-    try:
+        problem = f"Lightning refuses trainer.accelerator={run.trainer.accelerator} with the other options of trainer"
+        with explained(problem, "choose other ones"):
+            trainer = build_trainer(run, out, gaps, loggers)
         _fit(trainer, module, pairs, last, resume=step is not None)
     finally:
         pairs.teardown("fit")  # Lightning calls it only if the fit succeeds
@@ -108,7 +106,10 @@ def train(run: TrainingRun, out: Path) -> Path:
 def _build_model_and_data(run: TrainingRun, out: Path) -> tuple[ClipModule, PairDataModule]:
     """The module and its pairs; also exports the model's config, which the tokenizer is read from."""
     folder = RunDirectory(out).model
-    export_config(run.model, folder)
+    if not (
+        RunDirectory(out).last_checkpoint.is_file() and (folder / CONFIG).is_file()
+    ):  # its base may have changed since
+        export_config(run.model, folder)
     network = build_model(run.model, folder)
     image_config = cast(Any, network.visual).preprocess_cfg
     module = ClipModule(network, run.recipe, run.mitigation, run.seed, run.trainer)

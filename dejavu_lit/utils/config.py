@@ -212,7 +212,7 @@ def explain_value(
     """
     key = str(error.full_key or "")
     name = f"{where}.{key}".strip(".")
-    option, parent = known.get(key), known.get(re.sub(r"\[\d+\]$|\.[^.]*$", "", key))
+    option, parent = known.get(key), known.get(re.sub(r"\[\d+\]$|\.[^.[]*$", "", key))
     if isinstance(error, MissingMandatoryValue):
         meaning = option.meaning.rstrip(".") if option else ""
         if not meaning[1:2].isupper():  # not a name such as ARCH

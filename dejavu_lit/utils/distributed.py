@@ -189,21 +189,6 @@ def process_group(ranks: Ranks) -> Iterator[None]:
         yield
         return
     import torch.distributed as dist
-
-    _init_process_group(ranks)
-    try:
-        yield
-        with suppress(RuntimeError):  # another rank exited and has logged why
-            dist.barrier()
-    except UserError:
-        if ranks.rank == 0:
-            raise
-    finally:
-        dist.destroy_process_group()
-
-
-def _init_process_group(ranks: Ranks) -> None:
-    import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
     method, long = "env://", timedelta(hours=HOURS)
@@ -219,6 +204,15 @@ def _init_process_group(ranks: Ranks) -> None:
             f"rank {ranks.rank} of {ranks.world} could not connect to the others at {where} ({first_line(error)}); "
             "MASTER_ADDR must be the node of rank 0, reachable from all, and MASTER_PORT a free port there"
         ) from None
+    try:
+        yield
+        with suppress(RuntimeError):  # another rank exited and has logged why
+            dist.barrier()
+    except UserError:
+        if ranks.rank == 0:
+            raise
+    finally:
+        dist.destroy_process_group()
 
 
 def rank() -> int:

@@ -3,7 +3,8 @@
 import errno
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 REMEDIES = {
@@ -25,6 +26,24 @@ LONGEST = 240  # characters of another library's message
 
 class UserError(Exception):
     """Shown as one sentence without a traceback; commands then exit with code 1."""
+
+
+@contextmanager
+def explained(problem: str, remedy: str, extra: str = "objects") -> Iterator[None]:
+    """Turn any error of a block that calls another library into a UserError; there are too many types to list.
+
+    Args:
+        problem, remedy: the sentence; the first line of the error's message goes between them.
+        extra: the extra of this package that installs what the block imports.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except ModuleNotFoundError as missing:
+        raise UserError(f"{problem}: it needs {missing.name} (pip install 'dejavu-lit[{extra}]')") from None
+    except Exception as error:
+        raise UserError(f"{problem} ({first_line(error)}); {remedy}") from None
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -87,6 +106,7 @@ def first_line(error: BaseException) -> str:
 
     If the line ends in a colon, the next one is added.
     """
-    first, second = [*(line.strip() for line in str(error).splitlines() if line.strip()), "", ""][:2]
+    message = f"no entry {error}" if isinstance(error, KeyError) else str(error)
+    first, second = [*(line.strip() for line in message.splitlines() if line.strip()), "", ""][:2]
     text = f"{first} {second}".strip() if first.endswith(":") else first
     return (text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…") or type(error).__name__

@@ -1,6 +1,8 @@
 """Text for terminals: control characters in names and captions of others, which could rewrite what was printed, are replaced."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 REPLACED = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
@@ -28,3 +30,14 @@ def log_warnings() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Log nothing during the block, whose failure is reported once, by its error."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)

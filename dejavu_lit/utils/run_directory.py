@@ -125,20 +125,17 @@ class RunDirectory:
         """Save a dataclass (or a mapping) as the settings.
 
         If they replace those of a run without a checkpoint, its weights are removed, and the dashboards get a run of their own.
+
+        Raises:
+            UserError: config.yaml is damaged, of another version or of another program, whose files are not ours to remove.
         """
-        if self.exists and not self.started and not self._is_saved(settings):
+        if self.exists and not self.started and first_difference(self.config(), to_plain(settings)):
             weights = [*map(self.checkpoint, self.saved_epochs()), *self.model.glob("*.safetensors")]
             for path in (*weights, self.path / "wandb" / "id.json"):
                 path.unlink(missing_ok=True)
             rmtree(self.path / "tensorboard", ignore_errors=True)
         values = {"schema": CONFIG_SCHEMA, **to_plain(settings)}
         write_text(self.config_file, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
-
-    def _is_saved(self, settings: Any) -> bool:
-        try:
-            return first_difference(self.config(), to_plain(settings)) is None
-        except UserError:  # damaged, or of another version
-            return False
 
     def refuse_training(self) -> None:
         """Raise UserError if a training has this directory: another command would continue or replace its dashboards."""

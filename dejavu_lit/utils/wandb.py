@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import read_json, write_json
 
 FOLDER = "wandb"  # below a run, an evaluation or a study
@@ -96,13 +96,12 @@ def starting(offline: bool) -> Iterator[None]:
     Raises:
         UserError: it cannot begin: nobody is logged in, or the server does not answer.
     """
+    online = "check `wandb login`, WANDB_BASE_URL and the network, or use logger.wandb.offline=true"
+    remedy = "continue without it by logger=csv" if offline else online
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1, signal.SIGUSR2))
     try:
-        yield
-    except Exception as error:  # of many classes: wandb's, its mailbox's, the network's
-        online = "check `wandb login`, WANDB_BASE_URL and the network, or use logger.wandb.offline=true"
-        remedy = "continue without it by logger=csv" if offline else online
-        raise UserError(f"wandb failed to start ({first_line(error)}); {remedy}") from None
+        with explained("wandb failed to start", remedy):
+            yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 

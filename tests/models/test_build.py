@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from dejavu_lit.models.build import build_model
+from dejavu_lit.models.build import build_model, export_config
 from dejavu_lit.models.settings import ModelSpec
+from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import write_json
 from tests.models.tiny import CONFIG
 
@@ -27,3 +28,11 @@ def test_a_text_tower_of_transformers_starts_from_its_own_weights_unless_its_con
         embeddings = build_model(spec, folder).text.transformer.embeddings.word_embeddings.weight
     assert torch.equal(embeddings, saved.embeddings.word_embeddings.weight) == pretrained
     assert (f"starts from the weights of {bert}" in caplog.text) == pretrained
+
+
+@pytest.mark.parametrize(("part", "reason"), [("text_cfg", "no entry 'text_cfg'"), ("embed_dim", "embed_dim")])
+def test_an_incomplete_config_is_a_users_mistake(part, reason, tmp_path):
+    spec = ModelSpec("own", {name: value for name, value in CONFIG.items() if name != part})
+    export_config(spec, tmp_path)
+    with pytest.raises(UserError, match=rf"cannot build model\.name=own \(.*{reason}.*\); check model\.config"):
+        build_model(spec, tmp_path)

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -328,6 +329,16 @@ def test_transformers_folders(kind, tmp_path):
         {k: v for k, v in state.items() if "text_model" not in k}, tmp_path / "model.safetensors", {"format": "pt"}
     )
     with pytest.raises(UserError, match="lack or do not fit"):
+        load_encoder(str(tmp_path))
+
+
+def test_a_transformers_folder_without_transformers_names_the_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setattr(
+        "importlib.metadata.version", lambda package: (_ for _ in ()).throw(PackageNotFoundError(package))
+    )
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    with pytest.raises(UserError, match=r"needs transformers \(pip install 'dejavu-lit\[objects\]'\)"):
         load_encoder(str(tmp_path))
 
 

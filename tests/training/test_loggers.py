@@ -15,7 +15,7 @@ from dejavu_lit.training.loggers import CsvLogger
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import write_json
 from dejavu_lit.utils.wandb import LoggerSettings, Wandb, wandb_options, with_tags
-from tests.conftest import ROOT, SMALL, run
+from tests.conftest import ROOT, SMALL, call, run
 from tests.wandb_files import Offline, runs
 
 
@@ -224,6 +224,16 @@ def test_without_an_api_key_wandb_fails_in_one_sentence(
     (message,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert "wandb failed to start (No API key" in message
     assert "logger.wandb.offline=true" in message
+
+
+def test_a_training_that_lightning_refuses_ends_its_wandb_run(scenes: Path, tmp_path: Path) -> None:
+    """The next job of a multirun would take it."""
+    wandb = pytest.importorskip("wandb")
+    options = ["side=target", f"data.dir={scenes}", *SMALL, "logger=wandb", "trainer.devices=-1"]
+    done = call("train", *options, f"out={tmp_path / 'run'}")
+    assert done.returncode == 1
+    assert "Lightning refuses trainer.accelerator=cpu" in done.stderr
+    assert wandb.run is None
 
 
 def test_only_metrics_csv_is_written_by_default(tmp_path: Path) -> None:

@@ -64,3 +64,12 @@ def test_a_seed_is_one_of_32_bits():
     for seed in (-1, 2**32):
         with pytest.raises(UserError, match=f"seed={seed} must be a whole number from 0 to 4294967295"):
             replace(run, seed=seed)
+
+
+def test_an_average_needs_weights_of_32_bits():
+    run = TrainingRun(
+        data=DataSpec("made"), model=ModelSpec("tiny"), recipe=RECIPE, mitigation=Mitigation(ema=0.9), side="target"
+    )
+    replace(run, trainer=TrainerSettings(precision="bf16-mixed"))
+    with pytest.raises(UserError, match=r"mitigation\.ema=0\.9 .* trainer\.precision=bf16-true"):
+        replace(run, trainer=TrainerSettings(precision="bf16-true"))

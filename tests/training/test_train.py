@@ -2,8 +2,10 @@
 
 import csv
 import json
+import shutil
 import tempfile
 import time
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -111,6 +113,19 @@ def test_a_checkpoint_is_written_in_its_own_folder_only(scenes, tmp_path, monkey
     assert names == {"epoch=0001.ckpt", "last.ckpt"}
 
 
+def test_a_run_is_not_continued_with_the_preprocessing_of_a_base_that_changed(runs, scenes, tmp_path):
+    base = Path(shutil.copytree(runs["reference"] / "model", tmp_path / "base"))
+    options = ["side=target", f"data.dir={scenes}", f"out={tmp_path / 'run'}", *SMALL, f"model.init=local-dir:{base}"]
+    assert call("train", *options).returncode == 0
+    (tmp_path / "run/run.json").unlink()  # as if it had been killed before its end
+    config = json.loads((base / "open_clip_config.json").read_text())
+    config["preprocess_cfg"]["mean"] = [0.1, 0.2, 0.3]
+    (base / "open_clip_config.json").write_text(json.dumps(config))
+    done = call("train", *options)
+    assert done.returncode == 1
+    assert "differ in their preprocessing" in done.stderr
+
+
 def test_a_stop_epoch_does_not_change_the_learning_rate(scenes, tmp_path):
     base = ["side=target", f"data.dir={scenes}", *SMALL, "recipe.epochs=4", "trainer.log_every=1"]
     run("train", *base, f"out={tmp_path / 'full'}")
@@ -145,8 +160,6 @@ def test_clipping_accumulation_and_bf16_work_together(scenes, tmp_path):
 
 
 def test_an_image_that_does_not_decode_is_replaced_and_counted(scenes, tmp_path):
-    import shutil
-
     from dejavu_lit.data.shards import index_shard
 
     broken = tmp_path / "scenes"

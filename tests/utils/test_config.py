@@ -20,6 +20,8 @@ class Part:
 
     size: int = 3
     """How large."""
+    numbers: list[int] = field(default_factory=list)
+    """Numbers."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,10 @@ class Sample:
         ({"number": 1, "names": "a"}, "sample.names must be a list"),
         ({"number": 1, "table": {"a": "b"}}, "sample.table.a has a value of the wrong type; expected: A table."),
         ({"number": 1, "part": {"size": "big"}}, "sample.part.size=big must be a whole number"),
+        (
+            {"number": 1, "part": {"numbers": ["x"]}},
+            "sample.part.numbers[0] has a value of the wrong type; expected: Numbers.",
+        ),
         ({"number": 1, "part": {"siez": 1}}, "sample.part.siez is not an option (did you mean 'sample.part.size'?)"),
         ({"number": 1, "shares": 1}, "sample.shares is not an option (did you mean 'sample.share'?)"),
         ({}, "sample.number is missing; give sample.number=…: a number"),
@@ -88,7 +94,7 @@ def test_a_field_describes_its_option() -> None:
 def test_a_class_is_chosen_by_its_name() -> None:
     choices = Choices("thing", "dejavu_lit.none", {"part": f"{__name__}:Part", "gone": "dejavu_lit.gone:X"})
     assert choices.build({"type": "part", "size": 5}) == Part(5)
-    assert choices.node("part") == {"type": "part", "size": 3}
+    assert choices.node("part") == {"type": "part", "size": 3, "numbers": []}
     for node, words in (
         ({"type": "prat"}, r"^thing.type=prat is unknown \(did you mean 'part'\?\); choose part, gone$"),
         ({"type": "gone"}, r"^thing.type=gone: dejavu_lit.gone:X cannot be imported"),

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import write_json
 from dejavu_lit.utils.run_directory import RunDirectory
 
@@ -32,3 +35,15 @@ def test_other_settings_do_not_inherit_the_weights_of_the_run_before(tmp_path: P
     assert directory.saved_epochs() == [5, 30]
     directory.save({"recipe": {"lr": 1e-4}})
     assert [path for path in (*own, *others) if path.exists()] == others
+
+
+def test_the_folder_of_another_program_is_left_as_it_is(tmp_path: Path) -> None:
+    """It has a config.yaml, too, and perhaps weights and event files at the same places."""
+    events = tmp_path / "tensorboard" / "events"
+    events.parent.mkdir()
+    events.touch()
+    (tmp_path / "config.yaml").write_text("name: other\n")
+    with pytest.raises(UserError, match="start over in another directory"), RunDirectory(tmp_path).opened({"seed": 1}):
+        pass
+    assert events.exists()
+    assert (tmp_path / "config.yaml").read_text() == "name: other\n"
