@@ -88,11 +88,8 @@ def build_model(spec: ModelSpec, folder: Path) -> nn.Module:
     pretrained = bool(text.get("hf_model_name") and text.get("hf_model_pretrained", True) and not spec.init)
     if pretrained:
         log.info("the text tower starts from the weights of %s, not from scratch", text["hf_model_name"])
-    problem = f"open_clip cannot build model.name={spec.name}"
-    with (
-        explained(problem, "check model.config"),
-        silenced(),
-    ):  # it warns about missing weights, which training is to make
+    # open_clip warns about missing weights, which training is about to make.
+    with explained(f"open_clip cannot build model.name={spec.name}", "check model.config"), silenced():
         model: nn.Module = create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=pretrained)
     if isinstance(model, open_clip.CoCa):  # open_clip leaves this matrix as the memory was, which may be NaN
         projection = model.text_decoder.text_projection

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from dejavu_lit.measure.per_pair import write_csv
 from dejavu_lit.utils.io import link_or_copy, read_json, write_json
+from dejavu_lit.utils.parallel import map_unordered, thread_count
 from dejavu_lit.utils.progress import progress
 
 if TYPE_CHECKING:
@@ -83,19 +84,24 @@ def draw_figures(
             "Sans CJK for Chinese, Japanese and Korean labels",
             *(len(missing), missing[0]),
         )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # matplotlib's own, one for each
-        for plot in progress(plots, "figures", unit="figure"):
-            info = known.get(plot.name)
-            if info is None or earlier is None or info.digest != _digest(plot) or not set(formats) <= set(info.formats):
-                info = save(plot, folder, formats)
-            else:
-                for name in _files(info):
-                    link_or_copy(earlier / name, folder / name)
-            shown.append(info)
+    figures = {name: info for name, info in known.items() if set(formats) <= set(info.formats)}
+    kept = {plot.name for plot in plots if plot.name in figures and figures[plot.name].digest == _digest(plot)}
+    for name in (name for plot_name in kept for name in _files(figures[plot_name])):
+        assert earlier is not None
+        link_or_copy(earlier / name, folder / name)
+    new = [plot for plot in plots if plot.name not in kept]
+    drawn = map_unordered(_save, (folder, formats), new, min(thread_count(), len(new)))
+    figures |= {info.name: info for info in progress(drawn, "figures", len(new), "figure")}
+    shown = [figures[plot.name] for plot in plots]
     if shown:
         write_json(folder / INDEX, {info.name: asdict(info) for info in shown})
     return shown
+
+
+def _save(place: tuple[Path, Sequence[str]], plot: "Plot") -> FigureInfo:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # matplotlib's own, one for each
+        return save(plot, *place)
 
 
 def _read_index(folder: Path) -> dict[str, FigureInfo]:
