@@ -131,6 +131,16 @@ def test_seeds_are_averaged_in_the_mitigation_figure(study_figures: dict[str, Pl
     assert [text.get_text() for text in axes[0].get_yticklabels()][1:] == ["0.1", "0.7", "1"]
 
 
+def test_utility_has_the_interval_of_the_gaps() -> None:
+    (point,) = points(study_of([row("one", 0.5, accuracy, seed=s) for s, accuracy in enumerate((0.2, 0.25, 0.3))]))
+    half = 4.302652730 * 0.05 / np.sqrt(3)  # the t interval of three seeds, as docs/definitions.md has it
+    assert [point["utility"][name] for name in ("value", "low", "high")] == pytest.approx(
+        [0.25, 0.25 - half, 0.25 + half]
+    )
+    (two,) = points(study_of([row("one", 0.5, accuracy, seed=s) for s, accuracy in enumerate((0.2, 0.25))]))
+    assert (two["utility"]["low"], two["utility"]["high"]) == (0.2, 0.25)
+
+
 def test_frontier_and_recommendation(study_figures: dict[str, Plot], contents: dict[str, Any]) -> None:  # noqa: F811
     axis = study_figures["frontier"].figure.axes[0]
     rows = {r["setting"]: r for r in study_figures["frontier"].rows}
