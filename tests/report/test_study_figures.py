@@ -1,6 +1,8 @@
 """The figures of studies against their tables: a study of real records, and invented ones with many knobs and series."""
 
+import csv
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ pytest.importorskip("matplotlib")
 
 from dejavu_lit.measure.figures import BLOCKS
 from dejavu_lit.mitigation import Mitigation
+from dejavu_lit.report.figure_files import save
 from dejavu_lit.report.figures import Plot
 from dejavu_lit.report.narrative import study_sentence
 from dejavu_lit.report.study_plots import study_plots
@@ -117,6 +120,16 @@ def test_the_csv_of_the_mitigations_contains_what_is_drawn() -> None:
         ("0.5", False, 0.1),
     ]
     assert len(rows) == 8 + 5  # every setting once, and the default in each column
+
+
+def test_a_setting_without_utility_leaves_its_cells_of_the_csv_empty(tmp_path: Path) -> None:
+    unknown = row("none", 0.4, None) | {"utility": {"target": None}}
+    save(drawn([row("default", 0.5, 0.2), unknown])["mitigations"], tmp_path, ())
+    with open(tmp_path / "mitigations.csv", newline="") as file:
+        table = {line["setting"]: line for line in csv.DictReader(file)}
+    assert (table["none"]["utility_value"], table["default"]["utility_value"]) == ("", "0.2")
+    for name, ppg in (("none", "0.4"), ("default", "0.5")):
+        assert (table[name]["ppg_value"], table[name]["setting"], table[name]["train_size"]) == (ppg, name, "2000")
 
 
 def test_seeds_are_averaged_in_the_mitigation_figure(study_figures: dict[str, Plot], contents: dict[str, Any]) -> None:  # noqa: F811
