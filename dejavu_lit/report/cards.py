@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dejavu_lit.data.objects import Objects
 from dejavu_lit.measure.records import EXPOSURE, SCHEMA, SIDES, check_schema, records_file_errors
-from dejavu_lit.report.images import Boxes
+from dejavu_lit.report.images import ImageObjects, Thumbnail
 from dejavu_lit.utils.words import letter_words, singulars
 
 Row = dict[str, Any]
@@ -27,36 +26,29 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class CardImages:
-    """What cards show of images, by key: thumbnails (file names below thumbs/) and boxes, of the audited and the public set."""
+    """What cards show of images, by key: thumbnails below thumbs/ and objects, of the audited and the public set."""
 
-    own: Mapping[str, str] = field(default_factory=dict)
-    public: Mapping[str, str] = field(default_factory=dict)
-    own_boxes: Mapping[str, Boxes] = field(default_factory=dict)
-    public_boxes: Mapping[str, Boxes] = field(default_factory=dict)
+    own: Mapping[str, Thumbnail] = field(default_factory=dict)
+    public: Mapping[str, Thumbnail] = field(default_factory=dict)
+    own_objects: Mapping[str, ImageObjects] = field(default_factory=dict)
+    public_objects: Mapping[str, ImageObjects] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Rankings:
-    """What the records are ranked by, for the n records with objects.
+    """What the n records with objects are ranked by.
 
-    keys [n]; target and reference [n], the hits of each model; distance [n];
+    keys [n]; columns: {ranking: [n], the most memorized have the smallest value}, the main ranking first;
     memorization: {key: {hits, hits_se, alignment, alignment_se, halves}}, the counterfactual memorization over random halves.
     """
 
     keys: list[str]
-    target: np.ndarray
-    reference: np.ndarray
-    distance: np.ndarray
+    columns: Mapping[str, np.ndarray]
     memorization: Mapping[str, Mapping[str, Any]]
 
     def orders(self) -> dict[str, np.ndarray]:
-        """{ranking: positions in 0..n-1, most memorized first}, the main ranking first; ties keep the record order."""
-        columns = {"gap": self.reference - self.target, "hits": -self.target, "distance": self.distance}
-        if self.memorization:
-            unknown: Row = {"hits": None}
-            hits = [self.memorization.get(key, unknown)["hits"] for key in self.keys]
-            columns = {"memorization": -np.array(hits, np.float64)} | columns
-        return {name: np.argsort(column, kind="stable") for name, column in columns.items()}
+        """{ranking: positions in 0..n-1, most memorized first}; ties keep the record order."""
+        return {name: np.argsort(column, kind="stable") for name, column in self.columns.items()}
 
 
 def read_ranks(path: Path, memorization: Mapping[str, Mapping[str, Any]] | None = None) -> Rankings:
@@ -68,10 +60,14 @@ def read_ranks(path: Path, memorization: Mapping[str, Mapping[str, Any]] | None 
         with_objects = np.flatnonzero(table["target_precision"].is_valid().to_numpy())
         nearest = pc.list_element(table["target_distances"], 0).to_numpy()[with_objects]
         keys = table["key"].take(pa.array(with_objects)).to_pylist()
-        hits = [table[f"{side}_hits"].to_numpy()[with_objects] for side in SIDES]
-        if not np.isfinite([nearest, *hits]).all():
+        target, reference = (table[f"{side}_hits"].to_numpy()[with_objects] for side in SIDES)
+        if not np.isfinite([nearest, target, reference]).all():
             raise ValueError("its distances or hits are not all numbers")
-    return Rankings(keys, hits[0].astype(np.int64), hits[1].astype(np.int64), nearest, memorization or {})
+    columns = {"gap": reference - target, "hits": -target, "distance": nearest}
+    if memorization:
+        hits = [memorization.get(key, {}).get("hits") for key in keys]
+        columns = {"memorization": -np.array(hits, np.float64)} | columns
+    return Rankings(keys, columns, memorization or {})
 
 
 def choose_keys(evaluations: Sequence[Rankings], limit: int) -> set[str]:
@@ -81,11 +77,10 @@ def choose_keys(evaluations: Sequence[Rankings], limit: int) -> set[str]:
     """
     rankings = [[ranks.keys[i] for i in order] for ranks in evaluations for order in ranks.orders().values()]
     chosen: set[str] = set()
-    for keys_at_rank in zip_longest(*rankings):
-        for key in keys_at_rank:
-            if key is not None and len(chosen) < limit:
-                chosen.add(key)
-        if len(chosen) >= limit:
+    for key in chain.from_iterable(zip_longest(*rankings)):
+        if key is not None:
+            chosen.add(key)
+        if len(chosen) == limit:
             break
     return chosen
 
@@ -141,32 +136,29 @@ def _read_exposure(path: Path) -> dict[str, int]:
     return exposure
 
 
-def cards(rows: Sequence[Row], total: int, public: Objects | None, images: CardImages, redact: bool) -> dict[str, Any]:
-    """The cards of ``rows`` (from ``read_rows``), which were chosen from ``total`` records.
+def cards(rows: Sequence[Row], images: CardImages, redact: bool) -> dict[str, Any]:
+    """The cards of ``rows`` (from ``read_rows``).
 
     Args:
-        public: the public images' objects, None if they are not available.
         images: of the rows and of their neighbors.
         redact: exclude captions, images, objects and neighbors; keys and numbers stay.
     """
-    data: dict[str, Any] = {"total": total, "redacted": redact, "boxes": False, "labels": [], "pictures": []}
+    data: dict[str, Any] = {"redacted": redact, "boxes": False, "labels": [], "pictures": []}
     if redact:
         return data | {"cards": [_numbers(row) for row in rows]}
     keys = sorted(neighbors(rows))
-    data["labels"] = _labels(rows, keys, public)
+    shown = [row[name] for row in rows for name in ("objects", *(f"{side}_predicted" for side in SIDES))]
+    shown += [images.public_objects[key].labels for key in keys if key in images.public_objects]
+    data["labels"] = sorted(set(chain.from_iterable(shown)))
     codes = {label: number for number, label in enumerate(data["labels"])}
+    for key in keys:
+        thumbnail, objects = images.public.get(key), images.public_objects.get(key)
+        labels = None if objects is None else _encode(objects.labels, codes)
+        data["pictures"].append([key, thumbnail and thumbnail.name, labels, encode_boxes(thumbnail, objects, codes)])
     positions = {key: number for number, key in enumerate(keys)}
-    data["pictures"] = [
-        [
-            key,
-            images.public.get(key),
-            None if public is None or key not in public.rows else _encode(public.names(public.rows[key]), codes),
-            _encode_boxes(images.public_boxes.get(key), codes),
-        ]
-        for key in keys
-    ]
-    data["boxes"] = bool(images.own_boxes or images.public_boxes)
-    return data | {"cards": [_card(row, codes, positions, images) for row in rows]}
+    data["cards"] = [_card(row, codes, positions, images) for row in rows]
+    data["boxes"] = any(boxes for *_, boxes in data["pictures"]) or any(card["boxes"] for card in data["cards"])
+    return data
 
 
 def neighbors(rows: Sequence[Row]) -> set[str]:
@@ -174,24 +166,15 @@ def neighbors(rows: Sequence[Row]) -> set[str]:
     return {key for row in rows for side in SIDES for key in row[f"{side}_neighbors"]}
 
 
-def _labels(rows: Sequence[Row], keys: Sequence[str], public: Objects | None) -> list[str]:
-    """All labels that the cards show, those of the public images ``keys`` too, sorted; cards refer to them by position."""
-    labels = {label for row in rows for label in row["objects"]}
-    labels |= {label for row in rows for side in SIDES for label in row[f"{side}_predicted"]}
-    if public is not None:
-        labels |= {label for key in keys if key in public.rows for label in public.names(public.rows[key])}
-    return sorted(labels)
-
-
 def _card(row: Row, codes: Mapping[str, int], positions: Mapping[str, int], images: CardImages) -> Row:
     """One card; ``positions`` are those of the neighbors in the list of public images."""
-    card = _numbers(row)
-    card |= {
+    thumbnail = images.own.get(row["key"])
+    card = _numbers(row) | {
         "caption": row["caption"],
-        "picture": images.own.get(row["key"]),
+        "picture": thumbnail and thumbnail.name,
         "objects": _encode(row["objects"], codes),
+        "boxes": encode_boxes(thumbnail, images.own_objects.get(row["key"]), codes),
     }
-    card["boxes"] = _encode_boxes(images.own_boxes.get(row["key"]), codes)
     labels = sorted({*row["objects"], *(label for side in SIDES for label in row[f"{side}_predicted"])})
     card["named"] = _encode(labels_in_caption(row["caption"], labels), codes)
     for side in SIDES:
@@ -218,12 +201,17 @@ def _encode(labels: Iterable[str], codes: Mapping[str, int]) -> list[int]:
     return [codes[label] for label in labels]
 
 
-def _encode_boxes(boxes: Boxes | None, codes: Mapping[str, int]) -> list[Any] | None:
-    """[width, height, [object, x, y, width, height], …] of one image in whole pixels; None without boxes."""
-    if boxes is None:
+def encode_boxes(
+    thumbnail: Thumbnail | None, objects: ImageObjects | None, codes: Mapping[str, int]
+) -> list[Any] | None:
+    """[width, height, [object, x, y, width, height], …] of one image in whole pixels; None without boxes or a thumbnail.
+
+    Nor has an image with an EXIF rotation any, because its boxes may refer to either orientation.
+    """
+    if not thumbnail or not thumbnail.width or not objects:
         return None
-    encoded = [[codes[label], *map(round, box)] for label, *box in boxes.boxes if label in codes]
-    return [boxes.width, boxes.height, *encoded] if encoded else None
+    boxes = [[codes[label], *map(round, box)] for label, box in objects.boxes if label in codes]
+    return [thumbnail.width, thumbnail.height, *boxes] if boxes else None
 
 
 def labels_in_caption(caption: str, labels: Sequence[str]) -> list[str]:

@@ -17,10 +17,12 @@ import numpy as np
 from PIL import Image
 
 from dejavu_lit.measure.per_pair import write_csv
+from dejavu_lit.measure.records import SIDES
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.report.cards import CardImages, Row, choose_keys, read_ranks, read_rows
 from dejavu_lit.report.evaluation import Evaluation, write_card_images
 from dejavu_lit.report.figure_files import draw_figures
+from dejavu_lit.report.images import Thumbnail
 from dejavu_lit.report.membership import pooled_boards
 from dejavu_lit.report.scalars import scalars, settings_rows
 from dejavu_lit.report.study import labelled_rows
@@ -71,9 +73,8 @@ def log_study(settings: LoggerSettings, out: Path, redact: bool) -> None:
     rows = settings_rows(study)
     with _figure_files("study", study) as paths:
         if to_tensorboard:
-            _write_tensorboard(
-                out / "tensorboard", state, {}, paths, 0, dict(zip(labelled_rows(study), rows, strict=True))
-            )
+            settings_of = dict(zip(labelled_rows(study), rows, strict=True))
+            _write_tensorboard(out / "tensorboard", state, {}, paths, 0, settings_of)
         if to_wandb:
             import wandb
 
@@ -108,7 +109,7 @@ def memorized_table(evaluation: Evaluation, redact: bool) -> Any:
     ranks = read_ranks(evaluation.records)
     rows = read_rows(evaluation.records, ranks, choose_keys([ranks], TABLE_PAIRS), evaluation.metrics["k"])
     columns: list[str | int] = ["rank", "key", "gap_hits", "distance", "exposure"]
-    columns += [f"{side}_{name}" for side in ("target", "reference") for name in TABLE_NUMBERS]
+    columns += [f"{side}_{name}" for side in SIDES for name in TABLE_NUMBERS]
     if not redact:
         columns += ["caption", "objects", "only_target", "picture", "target_finds", "reference_finds"]
     table = wandb.Table(columns=columns)
@@ -118,7 +119,7 @@ def memorized_table(evaluation: Evaluation, redact: bool) -> Any:
         images = CardImages() if redact else write_card_images(evaluation, rows, folder, earlier)
         for number, row in enumerate(rows):
             cells = [number + 1, row["key"], row["target_hits"] - row["reference_hits"], row["target_distances"][0]]
-            cells += [row["exposure"], *(row[f"{side}_{n}"] for side in ("target", "reference") for n in TABLE_NUMBERS)]
+            cells += [row["exposure"], *(row[f"{side}_{n}"] for side in SIDES for n in TABLE_NUMBERS)]
             table.add_data(*cells, *([] if redact else _content_cells(row, images, folder)))
     return table
 
@@ -127,16 +128,16 @@ def _content_cells(row: Row, images: CardImages, folder: Path) -> list[Any]:
     """The cells that a redacted table does not have: caption, objects, and the thumbnails in ``folder``."""
     only_target = sorted(set(row["objects"]) & set(row["target_predicted"]) - set(row["reference_predicted"]))
     strips = [[images.own.get(row["key"])]]
-    strips += [[images.public.get(key) for key in row[f"{side}_neighbors"]] for side in ("target", "reference")]
+    strips += [[images.public.get(key) for key in row[f"{side}_neighbors"]] for side in SIDES]
     objects = ", ".join(row["objects"])
     return [row["caption"], objects, ", ".join(only_target), *(_image_strip(folder, strip) for strip in strips)]
 
 
-def _image_strip(folder: Path, names: Sequence[str | None]) -> Any:
+def _image_strip(folder: Path, thumbnails: Sequence[Thumbnail | None]) -> Any:
     """Thumbnails side by side as one image for wandb; None without thumbnails."""
     import wandb
 
-    images = [Image.open(folder / name) for name in names if name is not None]
+    images = [Image.open(folder / thumbnail.name) for thumbnail in thumbnails if thumbnail]
     if not images:
         return None
     widths = [max(1, round(image.width * STRIP_HEIGHT / image.height)) for image in images]

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from dejavu_lit.data.halves import POOL, DealtSet, open_pool
-from dejavu_lit.data.objects import Objects, read_objects
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.evaluation.context import CONTEXT
@@ -21,7 +20,7 @@ from dejavu_lit.measure.records import read_columns
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.report.cards import CardImages, Row, cards, choose_keys, neighbors, read_ranks, read_rows, write_script
 from dejavu_lit.report.figure_files import draw_figures
-from dejavu_lit.report.images import read_boxes, write_thumbnails
+from dejavu_lit.report.images import read_image_objects, write_thumbnails
 from dejavu_lit.report.modelcard import latex, markdown
 from dejavu_lit.report.page import evaluation_page
 from dejavu_lit.utils.errors import UserError
@@ -114,14 +113,6 @@ class Evaluation:
         candidates = [recorded, *([self.data / "objects" / recorded.name] if self.data else [])]
         return next((path for path in candidates if recorded.name and (path / self.public_name()).is_dir()), None)
 
-    def public_objects(self) -> Objects | None:
-        """The objects of the public images at the evaluation's score threshold; None if they are not available."""
-        folder = self.objects_folder()
-        if folder is None:
-            return None
-        (objects,), _ = read_objects([folder / self.public_name()], self.metrics["settings"]["threshold"])
-        return objects
-
     def _data_spec(self) -> DataSpec:
         config = self.metrics.get("provenance", {}).get("config", {}).get("data", {})
         options = {"public": self.metrics["settings"].get("public")}
@@ -144,8 +135,8 @@ def write_pages(
     options: ReportOptions,
     earlier: Path | None,
     memorization: Mapping[str, Mapping[str, Mapping[str, Any]] | None] = {},
-) -> int:
-    """Write the pages of evaluations, which all show the same pairs, and return how many pairs they show.
+) -> None:
+    """Write the page, card data, figures and model-card blocks of evaluations, which all show the same pairs.
 
     Args:
         folder: of the report; evaluations: {place of the page below it: evaluation}.
@@ -157,65 +148,45 @@ def write_pages(
     for place, evaluation in evaluations.items():
         rows = read_rows(evaluation.records, ranks[place], chosen, evaluation.metrics["k"])
         images = CardImages() if options.redact else write_card_images(evaluation, rows, folder / THUMBS, earlier)
-        before = earlier / place if earlier else None
-        root = "../" * len(Path(place).parts)
-        write_evaluation_page(folder / place, evaluation, len(ranks[place].keys), rows, images, options, before, root)
-    return len(chosen)
+        page, before = folder / place, earlier / place / "figures" if earlier else None
+        write_script(page / "data" / "cards.js", "cards", cards(rows, images, options.redact))
+        drawn = evaluation.figure_data(options.redact)
+        figures = draw_figures("evaluation", drawn, page / "figures", options.formats, before)
+        halves = any(row["memorization"] for row in rows)
+        pairs = {"shown": len(rows), "total": len(ranks[place].keys), "counterfactual": halves}
+        hashes = {path.name: file_sha256(path) for path in evaluation.artifacts()}
+        root, source = "../" * len(Path(place).parts), str(evaluation.folder)
+        texts = {
+            "memorized-keys.txt": "".join(f"{row['key']}\n" for row in rows),
+            "modelcard.md": markdown(evaluation.metrics),
+            "modelcard.tex": latex(evaluation.metrics),
+            "index.html": evaluation_page(evaluation.metrics, figures, pairs, hashes, options.redact, source, root),
+        }
+        for name, text in texts.items():
+            (page / name).write_text(text, encoding="utf-8")
 
 
 def write_card_images(evaluation: Evaluation, rows: list[Row], folder: Path, earlier: Path | None) -> CardImages:
-    """Write the thumbnails of the rows' own images and of their neighbors, and read their boxes; missing images are skipped.
+    """Write the thumbnails of the rows' own images and of their neighbors, and read their objects; missing ones are skipped.
 
     Args:
         earlier: the folder of an earlier report, whose thumbnails are used again.
     """
     own, public = evaluation.shards()
-    keys = [row["key"] for row in rows]
-    objects, threshold = evaluation.objects_folder(), evaluation.metrics["settings"]["threshold"]
+    keys, near = [row["key"] for row in rows], neighbors(rows)
     earlier = earlier / THUMBS if earlier else None
+    thumbnails = write_thumbnails(own, keys, CARD_SIZE, folder, earlier) if own else {}
+    near_thumbnails = write_thumbnails(public, near, NEIGHBOR_SIZE, folder, earlier) if public else {}
+    if (objects := evaluation.objects_folder()) is None:
+        return CardImages(thumbnails, near_thumbnails)
     own_sets = POOL if isinstance(own, DealtSet) else ("A",)
-    a = write_thumbnails(own, keys, CARD_SIZE, folder, earlier) if own else {}
-    p = write_thumbnails(public, neighbors(rows), NEIGHBOR_SIZE, folder, earlier) if public else {}
+    threshold = evaluation.metrics["settings"]["threshold"]
     return CardImages(
-        {key: thumbnail.name for key, thumbnail in a.items()},
-        {key: thumbnail.name for key, thumbnail in p.items()},
-        read_boxes(a, [objects / name for name in own_sets], threshold) if objects and own else {},
-        read_boxes(p, [objects / evaluation.public_name()], threshold) if objects else {},
+        thumbnails,
+        near_thumbnails,
+        read_image_objects([objects / name for name in own_sets], keys, threshold),
+        read_image_objects([objects / evaluation.public_name()], near, threshold),
     )
-
-
-def write_evaluation_page(
-    folder: Path,
-    evaluation: Evaluation,
-    total: int,
-    rows: list[Row],
-    images: CardImages,
-    options: ReportOptions,
-    earlier: Path | None,
-    root: str,
-) -> None:
-    """Write one evaluation's page, card data, figures, and model-card blocks into ``folder``.
-
-    Args:
-        total: the number of records that ``rows``, those with a card, were chosen from.
-        images: the images of ``rows``.
-        earlier: the folder of an earlier report of this evaluation.
-        root: as for ``evaluation_page``.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    public = None if options.redact else evaluation.public_objects()
-    write_script(folder / "data" / "cards.js", "cards", cards(rows, total, public, images, options.redact))
-    (folder / "memorized-keys.txt").write_text("".join(f"{row['key']}\n" for row in rows), encoding="utf-8")
-    (folder / "modelcard.md").write_text(markdown(evaluation.metrics), encoding="utf-8")
-    (folder / "modelcard.tex").write_text(latex(evaluation.metrics), encoding="utf-8")
-    figures = draw_figures(
-        "evaluation", evaluation.figure_data(options.redact), folder / "figures", options.formats,
-        earlier / "figures" if earlier else None,
-    )  # fmt: skip
-    hashes = {path.name: file_sha256(path) for path in evaluation.artifacts()}
-    pairs = {"shown": len(rows), "total": total, "counterfactual": any(row["memorization"] for row in rows)}
-    page = evaluation_page(evaluation.metrics, figures, pairs, hashes, options.redact, str(evaluation.folder), root)
-    (folder / "index.html").write_text(page, encoding="utf-8")
 
 
 def scores_of_pairs(records: Path) -> list[dict[str, float]]:
@@ -256,9 +227,5 @@ def gaps_over_epochs(evaluation: Path, settings: Mapping[str, Any]) -> list[dict
                 gaps.setdefault(epoch, {"epoch": epoch})[metric.removeprefix(GAP_PREFIX)] = value
             elif metric in VALIDATION_METRICS:
                 validation.setdefault(epoch, {})[metric] = value
-    end = last or max(gaps, default=0)
-    return [
-        gaps[epoch] | validation.get(epoch, {})
-        for epoch in sorted(gaps)
-        if epoch <= end and gaps[epoch].keys() >= DRAWN_GAPS
-    ]
+    measured = [epoch for epoch in sorted(gaps) if gaps[epoch].keys() >= DRAWN_GAPS]
+    return [gaps[epoch] | validation.get(epoch, {}) for epoch in measured if not last or epoch <= last]

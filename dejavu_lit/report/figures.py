@@ -74,6 +74,11 @@ class Plot:
     rows: Sequence[Mapping[str, Any]]
     draw: Callable[[], Figure]
 
+    def __post_init__(self) -> None:
+        """Give all rows the same columns: their CSV has one header."""
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        object.__setattr__(self, "rows", [{name: row.get(name) for name in names} for row in self.rows])
+
     @cached_property
     def figure(self) -> Figure:
         """The drawn figure."""
@@ -269,10 +274,8 @@ def shorten(text: str, length: int = 32) -> str:
 
 def fitted(text: str, width: float, bold: bool = False) -> str:
     """``text`` cut to at most ``width`` inches."""
-    length = len(text)
-    while length > 1 and text_width(shorten(text, length), bold) > width:
-        length -= 1
-    return shorten(text, length)
+    lengths = range(len(text), 1, -1)
+    return shorten(text, next((n for n in lengths if text_width(shorten(text, n), bold) <= width), 1))
 
 
 def series(number: int) -> dict[str, Any]:
@@ -284,6 +287,11 @@ def zero_line(axis: Axes, horizontal: bool = True) -> None:
     """Draw the line at a gap of 0."""
     line = axis.axhline if horizontal else axis.axvline
     line(0, color=MUTED, linewidth=1, zorder=1, label="_zero")
+
+
+def interval_bar(axis: Axes, figure: Mapping[str, Any], row: float, **style: Any) -> None:
+    """Draw the value and the interval (low, high) of ``figure`` in a row of a forest."""
+    axis.errorbar([figure["value"]], [row], xerr=error_arms([figure]), **style)
 
 
 def error_arms(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:

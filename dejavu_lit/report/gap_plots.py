@@ -48,8 +48,8 @@ def gaps(metrics: Metrics) -> figures.Plot:
     ]
     main = "symmetric" if "symmetric" in measured else "population"
     values = "; ".join(
-        f"{FIGURES[name].label} {signed(gap['value'])} ({interval(gap['ci95'])})"
-        for name, gap in ((name, metrics[main][name]) for name in FIGURES)
+        f"{figure.label} {signed(metrics[main][name]['value'])} ({interval(metrics[main][name]['ci95'])})"
+        for name, figure in FIGURES.items()
     )
     text = f"The {main} gaps are {values}. The lines are 95 % intervals."
     labels = [BLOCKS[name].label.replace(" (headline)", "") for name in measured]
@@ -64,7 +64,7 @@ def _draw_forest(rows: Rows, labels: Sequence[str], x_label: str, colors: Mappin
         figures.zero_line(axis, horizontal=False)
         for position, row in enumerate(r for r in rows if r["figure"] == name):
             color = colors.get(row.get("block", ""), figures.INK)
-            axis.errorbar([row["value"]], [position], xerr=figures.error_arms([row]), fmt="o", color=color)
+            figures.interval_bar(axis, row, position, fmt="o", color=color)
     return figure
 
 
@@ -75,12 +75,13 @@ def subgroups(column: str, result: Mapping[str, Any]) -> figures.Plot | None:
         return None
     drawn = _drawn_groups(groups)
     largest, smallest = (choose(drawn, key=lambda g: g["ppg"]["value"]) for choose in (max, min))
-    text = (
-        f"{str(result['basis']).capitalize()} PPG is largest for {largest['group']} ({signed(largest['ppg']['value'])}) "
-        f"and smallest for {smallest['group']} ({signed(smallest['ppg']['value'])}). In parentheses: records."
-    )
+    among = ""
     if len(groups) > MAX_GROUPS:
-        text += f" The {MAX_GROUPS} largest of {len(groups)} groups are shown; the CSV contains all of them."
+        among = f" among the {MAX_GROUPS} largest of {len(groups)} groups (the CSV contains all of them)"
+    text = (
+        f"{capitalized(result['basis'])} PPG is largest for {largest['group']} ({signed(largest['ppg']['value'])}) and smallest "
+        f"for {smallest['group']} ({signed(smallest['ppg']['value'])}){among}. In parentheses: records."
+    )
     rows = [
         {"group": g["group"], "records": g["records"], "figure": f} | figure_row(g[f]) for g in groups for f in FIGURES
     ]
@@ -133,20 +134,13 @@ def planted(metrics: Metrics) -> figures.Plot | None:
         for name in FIGURES
         for level in result["levels"]
     ]
-    levels = ", ".join(
-        f"{signed(r['value'])} for pairs seen {r['exposure']:.0f} times" for r in rows if r["figure"] == "prg"
-    )
-    text = f"PRG is {levels}."
+    levels = [f"{signed(r['value'])} for pairs seen {r['exposure']:.3g} times" for r in rows if r["figure"] == "prg"]
+    text = f"PRG is {', '.join(levels)}."
     rho = result["spearman"]["recall"]["rho"]
     if rho is not None:
         text += f" Spearman's rank correlation between exposure and recall gap: {signed(rho)}."
-    return figures.Plot(
-        "planted",
-        "Planted memory: gaps by exposure",
-        text,
-        rows,
-        partial(_draw_gaps_over, rows, "exposure", "times seen in training"),
-    )
+    draw = partial(_draw_gaps_over, rows, "exposure", "times seen in training")
+    return figures.Plot("planted", "Planted memory: gaps by exposure", text, rows, draw)
 
 
 def _gaps_over(name: str, title: str, label: str, phrase: str, values: Sequence[tuple[float, Metrics]]) -> figures.Plot:

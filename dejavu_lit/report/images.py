@@ -1,13 +1,12 @@
-"""Images of the cards: thumbnails, and the boxes of their objects.
+"""Images of the cards: thumbnails, and their objects with boxes.
 
 write_thumbnails(ShardSet.open("OUT/A"), keys, 240, Path("report/thumbs"))["key"]  -> Thumbnail("ab/cdef….webp", 640, 480)
-read_boxes(thumbnails, [Path("OUT/objects/NAME/A")], 0.5)["key"]  -> Boxes(640, 480, [("dog", 12, 30, 200, 150), …])
+read_image_objects([Path("OUT/objects/NAME/A")], keys, 0.5)["key"]  -> ImageObjects(["dog"], [("dog", [12, 30, 200, 150]), …])
 """
 
 import io
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +24,7 @@ from dejavu_lit.utils.progress import progress
 MAX_BOXES = 40  # of one image, those with the largest scores: more are indistinguishable
 WEBP_QUALITY = 60  # artifacts stay invisible at the size of a card
 ORIENTATION, UPRIGHT = 274, 1  # EXIF
-Box = tuple[str, float, float, float, float]  # label, and x, y, width, height in pixels
+Box = tuple[str, list[float]]  # label, and x, y, width, height in pixels
 log = logging.getLogger(__name__)
 
 
@@ -37,39 +36,25 @@ class Thumbnail(NamedTuple):
     height: int
 
 
-@dataclass(frozen=True)
-class Boxes:
-    """The boxes of one image and its size in pixels."""
+class ImageObjects(NamedTuple):
+    """The labels of one image, sorted, and the valid boxes of its objects, largest scores first."""
 
-    width: int
-    height: int
+    labels: list[str]
     boxes: list[Box]
 
 
-def read_boxes(thumbnails: Mapping[str, Thumbnail], folders: Sequence[Path], threshold: float) -> dict[str, Boxes]:
-    """The boxes with a score of at least ``threshold`` in the images of ``thumbnails``, from the sets' folders of an artifact.
-
-    Images without boxes are skipped. So are images with an EXIF rotation: their boxes may refer to either orientation.
-    """
-    requested = pa.array([key for key, image in thumbnails.items() if image.width], pa.string())
-    boxes: dict[str, Boxes] = {}
+def read_image_objects(folders: Sequence[Path], keys: Iterable[str], threshold: float) -> dict[str, ImageObjects]:
+    """The objects with a score of at least ``threshold`` in the images ``keys``, from the sets' folders of an artifact."""
+    requested, least = pa.array([*keys], pa.string()), as_stored(threshold)
+    objects: dict[str, ImageObjects] = {}
     for path in (path for folder in folders for path in visible_files(folder, "*.parquet")):
         _, table = read_part(path, ("key", "labels", "scores", "boxes"))
         for row in table.filter(pc.is_in(table["key"], value_set=requested)).to_pylist():
-            if best := _best_boxes(row["labels"] or [], row["scores"] or [], row["boxes"] or [], as_stored(threshold)):
-                boxes[row["key"]] = Boxes(*thumbnails[row["key"]][1:], best)
-    return boxes
-
-
-def _best_boxes(labels: list[str], scores: list[float], boxes: list[list[float]], threshold: float) -> list[Box]:
-    """The boxes above the threshold, largest scores first; objects without a valid box are skipped."""
-    rows = [
-        (score, label, box)
-        for label, score, box in zip(labels, scores, boxes, strict=False)
-        if score >= threshold and len(box) == 4 and box[2] > 0 and box[3] > 0
-    ]
-    rows.sort(key=lambda row: -row[0])
-    return [(label, box[0], box[1], box[2], box[3]) for _, label, box in rows[:MAX_BOXES]]
+            found = zip(row["scores"] or [], row["labels"] or [], row["boxes"] or [], strict=True)
+            best = sorted((entry for entry in found if entry[0] >= least), key=lambda entry: -entry[0])
+            boxes = [(label, box) for _, label, box in best if len(box) == 4 and box[2] > 0 and box[3] > 0]
+            objects[row["key"]] = ImageObjects(sorted({label for _, label, _ in best}), boxes[:MAX_BOXES])
+    return objects
 
 
 def write_thumbnails(
@@ -78,40 +63,40 @@ def write_thumbnails(
     """Write the thumbnails of ``keys`` into ``folder``, at most ``size`` pixels wide and high, and a list of them.
 
     Args:
-        earlier: a folder of earlier thumbnails. They are used again, without reading an image, if the shards' files are the
-            same as then.
+        earlier: a folder of earlier thumbnails. They and those in ``folder`` are used again, without reading an image, if the
+            shards' files are the same as then.
 
     Returns:
         {key: thumbnail}; unreadable images are skipped, and a warning counts them.
     """
     requested = set(keys)
     sets = dict.fromkeys(path.parent.name for path in shards.paths)  # A; of random halves A and B
-    index = f"{''.join(sets)}-{size}.json"
-    state = _state(shards)
-    known = _earlier_thumbnails(earlier / index, state) if earlier else {}
-    thumbnails = {key: known[key] for key in requested if key in known}
-    for thumbnail in thumbnails.values():
-        assert earlier is not None
-        link_or_copy(earlier / thumbnail.name, folder / thumbnail.name)
-    unseen = len(requested) - len(thumbnails)
-    with progress(None, f"thumbnails of {shards.folder.name}", total=unseen, unit="image") as bar:
+    index, state = f"{''.join(sets)}-{size}.json", _state(shards)
+    listed = _listed_thumbnails(folder / index, state)  # of other settings of a study
+    if earlier:
+        for key, thumbnail in _listed_thumbnails(earlier / index, state).items():
+            if key in requested and key not in listed:
+                link_or_copy(earlier / thumbnail.name, folder / thumbnail.name)
+                listed[key] = thumbnail
+    thumbnails = {key: listed[key] for key in requested & listed.keys()}
+    unseen = requested - thumbnails.keys()
+    with progress(None, f"thumbnails of {shards.folder.name}", total=len(unseen), unit="image") as bar:
         for number, shard in enumerate(shards.names):
             if not unseen:
                 break
             for position, key in enumerate(shards.index(number).keys):
-                if key not in requested or key in thumbnails:
+                if key not in unseen:
                     continue
-                unseen -= 1
+                unseen.remove(key)
                 bar.update()
                 try:
                     image = shards.index(number).read(position).image
-                    digest = sha256(
-                        f"{shards.folder.name}/{shard}/{size}/{WEBP_QUALITY}/{key}/".encode() + image
-                    ).hexdigest()
                     small, width, height = shrink(image, size)
                 except BadPair as error:
                     log.debug("%s has no thumbnail: %s", key, error)
                     continue
+                place = f"{shards.folder.name}/{shard}/{size}/{WEBP_QUALITY}/{key}/"
+                digest = sha256(place.encode() + image).hexdigest()
                 thumbnails[key] = Thumbnail(f"{digest[:2]}/{digest[2:20]}.webp", width, height)
                 path = folder / thumbnails[key].name
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +104,7 @@ def write_thumbnails(
                     path.write_bytes(small)
     if missing := len(requested) - len(thumbnails):
         log.warning("%d of %d images of %s cannot be shown", missing, len(requested), shards.folder)
-    listed = _earlier_thumbnails(folder / index, state) | thumbnails  # several settings of a study share the folder
+    listed |= thumbnails
     write_json(folder / index, {"shards": state, "thumbnails": {key: list(listed[key]) for key in sorted(listed)}})
     return thumbnails
 
@@ -133,7 +118,7 @@ def _state(shards: ShardSet) -> dict[str, Any]:
     }
 
 
-def _earlier_thumbnails(index: Path, state: Mapping[str, Any]) -> dict[str, Thumbnail]:
+def _listed_thumbnails(index: Path, state: Mapping[str, Any]) -> dict[str, Thumbnail]:
     """{key: thumbnail} of a list of thumbnails that are still there, if it was made from the same shards."""
     if not index.is_file():
         return {}

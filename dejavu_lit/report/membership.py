@@ -1,6 +1,6 @@
 """The scoreboard of membership scores as rows of text, for the page, the terminal and the model card."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from dejavu_lit.measure.figures import MEMBERSHIP
@@ -37,7 +37,7 @@ def membership_rows(board: Mapping[str, Any], short: bool = False) -> list[tuple
         entry = board[name] or {}
         tprs = [entry.get("tpr_at_fpr", {}).get(fpr) for fpr in ("0.01", "0.001")]
         figures = [*tprs, *(entry.get(part) for part in ("symmetric", "unseen", "control", "spearman"))]
-        rows.append((score.label, _value(entry.get("auc")), *(_value(figure, not short) for figure in figures)))
+        rows.append((score.label, _text(entry.get("auc")), *(_text(figure, not short) for figure in figures)))
     return rows
 
 
@@ -63,7 +63,7 @@ def pooled_rows(pooled: Mapping[str, Any]) -> list[tuple[str, ...]]:
     for label, board in boards.items():
         figure = (board or {}).get("auc", board)  # of the attacks; a score's own mean is that of its AUC
         tprs = [((board or {}).get("tpr_at_fpr") or {}).get(fpr) for fpr in ("0.01", "0.001")]
-        rows.append((label, *map(_mean, (figure, *tprs))))
+        rows.append((label, *(_text(part, value="mean") for part in (figure, *tprs))))
     return rows
 
 
@@ -108,13 +108,8 @@ def memorization_sentences(memorization: Mapping[str, Any] | None) -> list[str]:
     return lines
 
 
-def _mean(figure: Mapping[str, Any] | None) -> str:
-    return "–" if figure is None else _number(figure["mean"], figure["ci95"])
-
-
-def _value(figure: Mapping[str, Any] | None, interval: bool = True) -> str:
-    return "–" if figure is None else _number(figure["value"], figure["ci95"] if interval else None)
-
-
-def _number(value: float, ci95: Sequence[float] | None) -> str:
-    return f"{value:.3f}" + (f" [{ci95[0]:.3f}, {ci95[1]:.3f}]" if ci95 else "")
+def _text(figure: Mapping[str, Any] | None, interval: bool = True, value: str = "value") -> str:
+    """A figure as a cell: three digits and its interval; a dash for None."""
+    if figure is None:
+        return "–"
+    return f"{figure[value]:.3f}" + (" [{:.3f}, {:.3f}]".format(*figure["ci95"]) if interval and figure["ci95"] else "")

@@ -25,10 +25,9 @@ def roc(board: Board) -> figures.Plot | None:
     ]
     if not rows:
         return None
-    aucs = ", ".join(
-        f"{MEMBERSHIP[n].label} {board[n]['auc']['value']:.3f}" for n in dict.fromkeys(r["score"] for r in rows)
-    )
-    text = f"Areas under the curves (AUC): {aucs}. The dotted line is guessing."
+    shown = dict.fromkeys(row["score"] for row in rows)
+    aucs = [f"{MEMBERSHIP[name].label} {board[name]['auc']['value']:.3f}" for name in shown]
+    text = f"Areas under the curves (AUC): {', '.join(aucs)}. The dotted line is guessing."
     return figures.Plot("roc", "ROC curves of the membership scores", text, rows, partial(_draw_roc, rows))
 
 
@@ -76,9 +75,8 @@ def _draw_clipmem(pairs: Sequence[Mapping[str, float]]) -> Figure:
     figures.zero_line(axis)
     figures.few_ticks(axis.xaxis, 6)
     figures.few_ticks(axis.yaxis, 5)
-    axis.set(
-        xlabel=figures.wrapped("gap in hits, target − reference (objects)"), ylabel="CLIPMem (difference of cosines)"
-    )
+    x_label = "gap in hits, target − reference (objects)"
+    axis.set(xlabel=figures.wrapped(x_label), ylabel="CLIPMem (difference of cosines)")
     figures.legend_above(figure, [axis])
     return figure
 
@@ -107,24 +105,17 @@ def scores_of_settings(study: Mapping[str, Any]) -> figures.Plot | None:
 def _draw_scores(group: Sequence[Point], names: Sequence[str]) -> Figure:
     labels = [figures.shorten(point["setting"], 24) for point in group]
     legend = [MEMBERSHIP[name].label for name in names]
-    figure, axes = figures.forest(
-        labels,
-        (f"{group[0]['block']} PPG", "AUC of membership"),
-        "gap: difference of shares; AUC: 0.5 is guessing",
-        height=0.45,
-        legend=legend,
-    )
+    titles = (f"{group[0]['block']} PPG", "AUC of membership")
+    x_label = "gap: difference of shares; AUC: 0.5 is guessing"
+    figure, axes = figures.forest(labels, titles, x_label, height=0.45, legend=legend)
     figures.zero_line(axes[0], horizontal=False)
     axes[1].axvline(0.5, color=figures.MUTED, linewidth=1, zorder=1, label="_guessing")
     for row, point in enumerate(group):
-        ppg = point["ppg"]
-        axes[0].errorbar([ppg["value"]], [row], xerr=figures.error_arms([ppg]), fmt="o", color=figures.INK)
+        figures.interval_bar(axes[0], point["ppg"], row, fmt="o", color=figures.INK)
         for number, name in enumerate(names):
             y = row + 0.13 * (number - (len(names) - 1) / 2)
-            axes[1].errorbar(
-                [point[name]["value"]], [y], xerr=figures.error_arms([point[name]]), **figures.series(number),
-                linestyle="", markersize=4, linewidth=1, label=MEMBERSHIP[name].label,
-            )  # fmt: skip
+            style = figures.series(number) | {"linestyle": "", "markersize": 4, "linewidth": 1}
+            figures.interval_bar(axes[1], point[name], y, label=MEMBERSHIP[name].label, **style)
     figures.few_ticks(axes[1].xaxis, 3)
     figures.legend_above(figure, axes[1:])
     return figure

@@ -17,6 +17,7 @@ from dejavu_lit.report.narrative import (
     exposure_summary,
     no_recommendation,
     percent,
+    searched,
     signed,
     study_caution,
     utility_rows,
@@ -151,7 +152,7 @@ def _settings(metrics: Metrics) -> str:
     settings, counts = metrics["settings"], metrics["counts"]
     text = (
         f"Measured with dejavu-lit {metrics.get('provenance', {}).get('dejavu_lit', '')} on {counts['records']:,} pairs "
-        f"with objects, {counts['public']:,} public images, k = {metrics['k']}, annotator threshold {settings['threshold']}."
+        f"with objects, {searched(metrics)}, k = {metrics['k']}, annotator threshold {settings['threshold']}."
     )
     return text.replace("  ", " ")  # if the version is unknown
 

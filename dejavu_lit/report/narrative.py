@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dejavu_lit.measure.controls import beats_blind, differences_sentence, excludes_zero
-from dejavu_lit.measure.figures import BLOCKS, FIGURES, UTILITY
+from dejavu_lit.measure.figures import BLOCKS, UTILITY
 from dejavu_lit.measure.records import SIDES
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.report.membership import memorization_sentences
@@ -65,12 +65,10 @@ def to_state(answer: bool | None) -> State:
 def comparison_summary(metrics: Mapping[str, Any]) -> str:
     """What was compared, and on how many records each model was more precise."""
     counts, k, settings = metrics["counts"], metrics["k"], metrics["settings"]
-    modality = "captions" if settings.get("public_modality") == "text" else "images"
     reference = ModelName.parse(str(settings.get("reference", "")))
     text = (
         f"For {counts['records']:,} training pairs with annotated objects, the caption alone was used to look up the "
-        f"{k} nearest of {counts['public']:,} public {modality}, once with the target model, which was trained on these "
-        "pairs, and once "
+        f"{k} nearest of {searched(metrics)}, once with the target model, which was trained on these pairs, and once "
     )
     if reference.kind == "text":
         text += (
@@ -86,6 +84,12 @@ def comparison_summary(metrics: Mapping[str, Any]) -> str:
             f"{sign_test['wins']:,} pairs, and with the reference model for {sign_test['losses']:,} pairs."
         )
     return text
+
+
+def searched(metrics: Mapping[str, Any]) -> str:
+    """How much was searched: ``10,000 public images``, or captions."""
+    modality = "captions" if metrics["settings"].get("public_modality") == "text" else "images"
+    return f"{metrics['counts']['public']:,} public {modality}"
 
 
 def control_checks(metrics: Mapping[str, Any]) -> list[ControlCheck]:
@@ -178,7 +182,8 @@ def exposure_summary(metrics: Mapping[str, Any]) -> str:
             clauses.append(f"the {side} saw each pair of {set_name} {mean:.1f} times on average (raw shards)")
     if not clauses:
         return "Exposure: how often training saw each pair is unknown."
-    return f"Exposure: {' and '.join(clauses)}. An epoch is one pass, without replacement."
+    passes = "" if metrics.get("raw_shards") else " An epoch is one pass, without replacement."
+    return f"Exposure: {' and '.join(clauses)}.{passes}"
 
 
 def utility_rows(metrics: Mapping[str, Any]) -> list[tuple[str, float | None, float | None]]:
@@ -248,8 +253,3 @@ def no_recommendation(study: Mapping[str, Any]) -> str:
 def _pooled_ppg(pooled: Mapping[str, Any] | None) -> float | None:
     block = (pooled or {}).get("symmetric") or (pooled or {}).get("population")
     return float(block["ppg"]["mean"]) if block else None
-
-
-def meanings() -> list[str]:
-    """PPG, PRG and AUCG spelled out, one sentence each."""
-    return [f"{figure.label}: {figure.meaning}" for figure in FIGURES.values()]

@@ -5,10 +5,12 @@ A further section is a line in ``SECTIONS``, a template of that name in template
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
 from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, MEMBERSHIP
-from dejavu_lit.measure.records import SIDES
 from dejavu_lit.report.figure_files import FigureInfo
 from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows, missing_sentences
 from dejavu_lit.report.narrative import (
@@ -17,11 +19,12 @@ from dejavu_lit.report.narrative import (
     comparison_summary,
     control_checks,
     exposure_summary,
+    interval,
+    percent,
     signed,
     to_state,
     utility_rows,
 )
-from dejavu_lit.report.templates import render
 
 SECTIONS = {  # id and template: heading
     "controls": "Do the controls pass?",
@@ -29,15 +32,34 @@ SECTIONS = {  # id and template: heading
     "membership": "Membership: which pairs were trained on?",
     "utility": "Utility of both models",
     "figures": "Figures",
-    "pairs": "",  # depends on the verdict
+    "pairs": "The largest gaps",
     "provenance": "Provenance",
 }
 SIGNS = {"yes": ("✓", "passes"), "no": ("✗", "fails"), "caution": ("!", "caution"), "unknown": ("?", "unknown")}
 SCRIPTS = ("report.js", "cards.js")
 MEMBERSHIP_FIGURES = ("roc", "clipmem")  # shown in the section on membership
-OPTIONAL = ("reasons", "by_objects", "blind", "base", "groups")  # keys of metrics.json that may be missing
 BAR_LEFT, BAR_WIDTH = 12, 296  # of the interval bars, in units of their drawing
 Metrics = Mapping[str, Any]
+
+
+@cache
+def _environment() -> Environment:
+    """The templates: every value is escaped, and a misspelled one refused."""
+    environment = Environment(
+        loader=PackageLoader("dejavu_lit.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"signed": signed, "interval": interval, "number": "{:,}".format, "percent": percent}
+    environment.globals |= {"signs": SIGNS, "blocks": BLOCKS, "block_order": DISPLAY_ORDER, "figures_table": FIGURES}
+    return environment
+
+
+def render(name: str, **values: Any) -> str:
+    """The page that the template makes of the values."""
+    return _environment().get_template(name).render(**values)
 
 
 def evaluation_page(
@@ -59,33 +81,28 @@ def evaluation_page(
         root: the relative path from a page of a study to the report's folder, ending in a slash; empty for a report's own page.
     """
     state = to_state(metrics["found"]["found"])
-    main_name = "symmetric" if metrics.get("symmetric") else "population"
-    values = {name: {} for name in OPTIONAL} | {"settings": {}, **metrics}
+    main_name = "symmetric" if metrics["symmetric"] else "population"
     sentence = metrics["found"]["words"].removeprefix(VERDICTS[state]).lstrip(":, ")
-    names = {side: metrics["settings"].get(side) for side in SIDES}
+    sections = SECTIONS | ({"pairs": "The most memorized pairs"} if state == "yes" else {})
+    if "membership" not in metrics:  # of the first schema
+        del sections["membership"]
     return render(
         "evaluation.html.j2",
         title="Déjà vu memorization report",
-        sections=_sections(metrics, state),
+        sections=sections,
         scripts=SCRIPTS,
         root=root,
         study=f"{root}index.html" if root else "",
         source=source,
-        metrics=values | {"settings": values["settings"] | names},
+        metrics=metrics,
         state=state,
         verdict=VERDICTS[state],
         sentence=capitalized(sentence),
         summary=comparison_summary(metrics),
         main_name=main_name,
-        main=metrics[main_name],
         bars=interval_bars(metrics, main_name),
-        ppg_meaning=f"PPG: {FIGURES['ppg'].meaning}",
         checks=control_checks(metrics),
-        signs=SIGNS,
         gaps_note=_gaps_note(metrics),
-        blocks=BLOCKS,
-        block_order=DISPLAY_ORDER,
-        figures_table=FIGURES,
         membership=_membership(metrics),
         utility=utility_rows(metrics),
         exposure=exposure_summary(metrics),
@@ -97,26 +114,16 @@ def evaluation_page(
     )
 
 
-def _sections(metrics: Metrics, state: str) -> dict[str, str]:
-    pairs = "The most memorized pairs" if state == "yes" else "The largest gaps"
-    sections = SECTIONS | {"pairs": pairs}
-    return {name: text for name, text in sections.items() if name != "membership" or "membership" in metrics}
-
-
 def _membership(metrics: Metrics) -> dict[str, Any]:
-    """The scoreboard as the section shows it; without one, the reason. Not shown for the first schema, which has none."""
+    """The scoreboard as the section shows it; without one, the reason."""
     board = metrics.get("membership")
     if board is None:
-        return {
-            "rows": [],
-            "notes": [f"Not measured: {metrics.get('reasons', {}).get('membership', 'no reason was given')}."],
-        }
-    notes = [*filter(None, [epsilon_sentence(board)]), *missing_sentences(board)]
+        return {"rows": [], "notes": [f"Not measured: {metrics['reasons'].get('membership', 'no reason was given')}."]}
     return {
         "headers": MEMBERSHIP_HEADERS,
         "rows": membership_rows(board),
         "meanings": MEMBERSHIP,
-        "notes": notes,
+        "notes": [*filter(None, [epsilon_sentence(board)]), *missing_sentences(board)],
         "pairs": board["pairs"],
     }
 
@@ -124,18 +131,17 @@ def _membership(metrics: Metrics) -> dict[str, Any]:
 def interval_bars(metrics: Metrics, main_name: str) -> dict[str, Any]:
     """PPG of the main block and of the null control on one axis, in the coordinates of the macro ``interval_bars``."""
     shown = {main_name: f"{main_name} PPG", "null": "null control, on pairs that neither model saw"}
-    shown = {block: label for block, label in shown.items() if metrics.get(block)}
-    ends = [end for block in shown for end in (*metrics[block]["ppg"]["ci95"], metrics[block]["ppg"]["value"])]
+    ppgs = {block: metrics[block]["ppg"] for block in shown if metrics[block]}
+    ends = [end for ppg in ppgs.values() for end in (*ppg["ci95"], ppg["value"])]
     low, high = min(-0.1, *ends), max(0.1, *ends)
 
     def place(value: float) -> float:
         return round(float(BAR_LEFT + BAR_WIDTH * (value - low) / (high - low)), 1)
 
     rows = []
-    for block, label in shown.items():
-        ppg = metrics[block]["ppg"]
+    for block, ppg in ppgs.items():
         left, right = map(place, ppg["ci95"])
-        text = f"{label}: {signed(ppg['value'])}"
+        text = f"{shown[block]}: {signed(ppg['value'])}"
         rows.append({"name": block, "label": text, "low": left, "high": right, "place": place(ppg["value"])})
     step = next(s for s in (0.1, 0.2, 0.5, 1.0) if (high - low) / s <= 8)
     ticks = [(place(i * step), signed(i * step, 1)) for i in range(-10, 11) if low <= i * step <= high]
@@ -145,7 +151,7 @@ def interval_bars(metrics: Metrics, main_name: str) -> dict[str, Any]:
 def _gaps_note(metrics: Metrics) -> str:
     counts, settings = metrics["counts"], metrics["settings"]
     text = f"k = {metrics['k']}, score threshold {settings['threshold']}, {counts['records']:,} records"
-    if settings.get("top_m"):
+    if settings["top_m"]:
         text += f", predictions limited to the {settings['top_m']} most frequent objects"
     if counts["without_objects"]:
         text += f"; excluded without objects: {counts['without_objects']:,}"
@@ -164,8 +170,7 @@ def provenance(contents: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[s
     facts = {name: source[name] for name in ("dejavu_lit", "commit", "python", "machine", "time") if source.get(name)}
     if source.get("versions"):
         facts["versions"] = ", ".join(f"{package} {version}" for package, version in source["versions"].items())
-    search = contents.get("search")
-    if search:
+    if search := contents.get("search"):
         facts["search"] = f"index {search['index']}, recall {search['recall']:g}"
         if search.get("copies"):
             facts["search"] += (

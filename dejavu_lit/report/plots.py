@@ -41,16 +41,12 @@ def _with_unique_names(plots: Sequence[figures.Plot]) -> list[figures.Plot]:
 
 def recall(metrics: Metrics) -> figures.Plot:
     """P(recall ≥ x) of both models; the area between the curves is AUCG."""
-    curve = metrics["curves"]["recall"]
-    names = ("x", "target", "reference")
-    rows = [
-        {"recall": x, "target": t, "reference": r} for x, t, r in zip(*(curve[name] for name in names), strict=True)
-    ]
+    columns = (metrics["curves"]["recall"][name] for name in ("x", "target", "reference"))
+    rows = [{"recall": x, "target": t, "reference": r} for x, t, r in zip(*columns, strict=True)]
     aucg = signed(metrics["population"]["aucg"]["value"])
     text = f"The signed area between the target's and the reference's curve on A is AUCG = {aucg}."
-    return figures.Plot(
-        "recall", "Share of records with at least a given recall", text, rows, partial(_draw_recall, rows, aucg)
-    )
+    title = "Share of records with at least a given recall"
+    return figures.Plot("recall", title, text, rows, partial(_draw_recall, rows, aucg))
 
 
 def _draw_recall(rows: Rows, aucg: str) -> Figure:
@@ -144,10 +140,8 @@ def epochs(metrics: Metrics) -> figures.Plot | None:
 
 def _draw_epochs(rows: Rows) -> Figure:
     names = [*FIGURES, *(["val_accuracy"] if all("val_accuracy" in row for row in rows) else [])]
-    labels = (BLOCKS["population"].label, BLOCKS["null"].label, "95 % interval", "target on the validation set")[
-        : len(names)
-    ]
-    figure, axes = figures.panels(2, 2, height=1.2, left=0.75, titles=1, legend=labels, count=len(names))
+    labels = (BLOCKS["population"].label, BLOCKS["null"].label, "95 % interval", "target on the validation set")
+    figure, axes = figures.panels(2, 2, height=1.2, left=0.75, titles=1, legend=labels[: len(names)], count=len(names))
     x = [row["epoch"] for row in rows]
     for axis, name in zip(axes, names, strict=True):
         values = [row[name] for row in rows]

@@ -42,10 +42,9 @@ def settings_rows(study: Mapping[str, Any]) -> list[dict[str, Any]]:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     columns.sort(key=lambda name: (name in ("frontier", "recommended"), "/" in name))  # knobs before numbers
     for name in columns:
-        values = [row.get(name) for row in rows if row.get(name) is not None]
-        mixed = any(isinstance(v, str) for v in values) and any(not isinstance(v, str) for v in values)
-        for row in rows:
-            if mixed and row.get(name) is not None:
+        having = [row for row in rows if row.get(name) is not None]
+        if len({isinstance(row[name], str) for row in having}) > 1:
+            for row in having:
                 row[name] = str(row[name])
     return [{name: row.get(name) for name in columns} for row in rows]
 

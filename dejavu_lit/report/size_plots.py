@@ -25,22 +25,18 @@ def dataset_size(study: Mapping[str, Any]) -> figures.Plot | None:
     every_point = points(study)
     if len({p["train_size"] for p in every_point}) < 2:
         return None
-    titles = {name: titles_of(study)[name] for name in measured(every_point)}
     x_labels = {"train_size": "training pairs"}
     if all(p["exposure"] is not None for p in every_point) and len({p["exposure"] for p in every_point}) > 1:
         x_labels["exposure"] = "times each pair was seen"
     settings = list(dict.fromkeys(p["setting"] for p in every_point))
-    text = " ".join(
-        f"{setting}: PPG "
-        + ", ".join(f"{signed(p['ppg']['value'])} at {p['train_size']:,} pairs" for p in _by_size(every_point, setting))
-        + "."
-        for setting in settings
-    )
-    text += " Bars: the standard deviation of draws of the records."
-    draw = partial(_draw_sizes, every_point, settings, x_labels, titles)
-    return figures.Plot(
-        "dataset-size", "Training-set size, utility, and memorization", text, list(map(flat, every_point)), draw
-    )
+    sentences = []
+    for setting in settings:
+        gaps = [f"{signed(p['ppg']['value'])} at {p['train_size']:,} pairs" for p in _by_size(every_point, setting)]
+        sentences.append(f"{setting}: PPG {', '.join(gaps)}.")
+    text = " ".join([*sentences, "Bars: the standard deviation of draws of the records."])
+    title, rows = "Training-set size, utility, and memorization", list(map(flat, every_point))
+    draw = partial(_draw_sizes, every_point, settings, x_labels, panel_titles(study, every_point))
+    return figures.Plot("dataset-size", title, text, rows, draw)
 
 
 def _draw_sizes(
@@ -112,11 +108,8 @@ def law(study: Mapping[str, Any]) -> figures.Plot | None:
     fitted = {(r["measure"], r["setting"]): r for r in rows if r["slope"] is not None}
     if not fitted:
         return None
-    slopes = [
-        f"{_label(name)} ({setting}) {_slope_text(row)}"
-        for (name, setting), row in fitted.items()
-        if name in ("ppg", "cosine")
-    ]
+    main = {key: row for key, row in fitted.items() if key[0] in ("ppg", "cosine")} or fitted
+    slopes = [f"{_label(name)} ({setting}) {_slope_text(row)}" for (name, setting), row in main.items()]
     text = (
         "T/N: pairs seen in training over training pairs. Slopes of the fitted lines with their 95 % intervals, where 1 is "
         f"proportional to T/N: {', '.join(slopes)}; the others are in the panels and the CSV. Values of 0 or less are left out."
@@ -158,14 +151,9 @@ def _draw_law(rows: Sequence[Mapping[str, Any]]) -> Figure:
             x, y = (np.array([row[part] for row in line]) for part in ("exposure", "value"))
             axis.plot(x, y, linestyle="", label=legend[number], **style)
             if line and line[0]["slope"] is not None:
-                x = np.array([x.min(), x.max()])
-                axis.plot(
-                    x,
-                    10 ** line[0]["intercept"] * x ** line[0]["slope"],
-                    color=style["color"],
-                    linewidth=1,
-                    label="_fit",
-                )
+                ends = np.array([x.min(), x.max()])
+                fit = 10 ** line[0]["intercept"] * ends ** line[0]["slope"]
+                axis.plot(ends, fit, color=style["color"], linewidth=1, label="_fit")
                 slopes.append((f"slope {_slope_text(line[0])}", style["color"]))
         axis.set_title(_label(name))
         figures.log_x_axis(axis, sorted({row["exposure"] for row in rows}))
@@ -181,16 +169,12 @@ def _draw_law(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def measured(points: Sequence[Point]) -> list[str]:
-    """The measures that are shown of these points: utility if all have it, and the gaps."""
-    return (["utility"] if all("utility" in p for p in points) else []) + list(FIGURES)
-
-
-def titles_of(study: Mapping[str, Any]) -> dict[str, str]:
-    """{measure: title of its panel} of a study's figures."""
+def panel_titles(study: Mapping[str, Any], points: Sequence[Point]) -> dict[str, str]:
+    """{measure: title of its panel} of a study's figures: utility if all points have it, and the gaps."""
     measure = utility_measure(study["settings"])
-    utility = UTILITY[measure].label.replace(" ", "\n", 1) if measure else ""
-    return {"utility": utility} | GAP_TITLES
+    if measure is None or not all("utility" in p for p in points):
+        return GAP_TITLES
+    return {"utility": UTILITY[measure].label.replace(" ", "\n", 1)} | GAP_TITLES
 
 
 def percent_axis(axis: Any, bins: int = 2) -> None:

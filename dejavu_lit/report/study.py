@@ -26,9 +26,8 @@ from dejavu_lit.report.narrative import (
     study_sentence,
     to_state,
 )
-from dejavu_lit.report.page import provenance
+from dejavu_lit.report.page import provenance, render
 from dejavu_lit.report.study_points import membership_auc
-from dejavu_lit.report.templates import render
 from dejavu_lit.study.cells import folder_name
 from dejavu_lit.study.halves import MEMORIZATION
 from dejavu_lit.study.ranking import NOT_DISTINGUISHABLE, difference_to_default, is_on_frontier, is_recommended, utility
@@ -77,20 +76,19 @@ def write_study_report(
         earlier: the folder of an earlier report.
     """
     study, evaluations = open_study(path, data)
-    memorization = read_memorization(path / MEMORIZATION)
-    places = {f"settings/{label}": evaluation for label, evaluation in evaluations.items()}
+    rows, memorization = labelled_rows(study), read_memorization(path / MEMORIZATION)
     of_pages = {
-        f"settings/{label}": memorization.get((row["name"], row["train_size"]))
-        for label, row in labelled_rows(study).items()
+        f"settings/{label}": memorization.get((rows[label]["name"], rows[label]["train_size"])) for label in evaluations
     }
-    shown = write_pages(folder, places, options, earlier, of_pages)
+    places = {f"settings/{label}": evaluation for label, evaluation in evaluations.items()}
+    write_pages(folder, places, options, earlier, of_pages)
     figures = draw_figures(
         "study", study, folder / "figures", options.formats, earlier / "figures" if earlier else None
     )
     (folder / "modelcard.md").write_text(study_markdown(study), encoding="utf-8")
     (folder / "modelcard.tex").write_text(study_latex(study), encoding="utf-8")
     hashes = {"study.json": file_sha256(path / "study.json")}
-    page = study_page(study, figures, list(evaluations) if shown else [], hashes, str(path))
+    page = study_page(study, figures, list(evaluations), hashes, str(path))
     (folder / "index.html").write_text(page, encoding="utf-8")
 
 
@@ -131,10 +129,12 @@ def study_page(
     comparable = {label: row for label, row in rows.items() if label in labels}
     sentence = study_sentence(study)
     recommended = study.get("recommended")
+    others = [figure for figure in figures if figure.name != "frontier"]
+    needed = {"compare": len(comparable) > 1, "figures": others or not figures}
     return render(
         "study.html.j2",
         title="Memorization against utility",
-        sections={name: text for name, text in SECTIONS.items() if name != "compare" or len(comparable) > 1},
+        sections={name: text for name, text in SECTIONS.items() if needed.get(name, True)},
         scripts=SCRIPTS,
         root="",
         source=source,
@@ -143,11 +143,10 @@ def study_page(
         caution=study_caution(study),
         verdicts=_verdicts(study),
         frontier=next((figure for figure in figures if figure.name == "frontier"), None),
-        figures=[figure for figure in figures if figure.name != "frontier"],
+        figures=others,
         example=_example(study, comparable),
         headers=HEADERS,
         rows=[_table_row(study, label, row, label in labels) for label, row in rows.items()],
-        figures_table=FIGURES,
         boards=pooled_boards(study),
         comparable=list(comparable),
         second=second_setting(comparable) if len(comparable) > 1 else 0,
@@ -188,44 +187,38 @@ def _table_row(study: Row, label: str, setting: Row, linked: bool) -> dict[str, 
     blocks = (difference_to_default(study, setting), setting.get("null"), setting.get("corrected"))
     cells += [_gap_cell(block, "ppg") for block in blocks]
     auc = membership_auc(setting, "cosine")
-    note = _unbroken(interval(auc["ci95"], 2).replace("+", "")) if auc and auc["ci95"] else ""
+    note = "{:.2f} to {:.2f}".format(*auc["ci95"]) if auc and auc["ci95"] else ""
     cells.append(_cell(auc["value"], f"{auc['value']:.3f}", note) if auc else _cell(None, "–"))
-    cells += [
-        _cell(value, percent(value)) for value in (utility(setting, name) for name in ("zeroshot_top1", "t2i_r1"))
-    ]
-    link = f"settings/{label}/index.html" if linked else ""
-    overrides = " ".join(setting["overrides"])
-    return {"name": setting["name"], "link": link, "overrides": overrides, "mark": mark, "cells": cells} | {
-        "recommended": recommended
+    cells += [_cell(value, percent(value)) for value in (utility(setting, n) for n in ("zeroshot_top1", "t2i_r1"))]
+    return {
+        "name": setting["name"],
+        "link": f"settings/{label}/index.html" if linked else "",
+        "overrides": " ".join(setting["overrides"]),
+        "mark": mark,
+        "cells": cells,
+        "recommended": recommended,
     }
 
 
-def _cell(value: float | None, text: str, note: str = "") -> dict[str, str]:
-    return {"value": "" if value is None else f"{value:.10g}", "text": text, "note": note}
-
-
-def _unbroken(text: str) -> str:
-    """``text`` that no line break divides, so that a narrow column has its interval on one line."""
-    return text.replace(" ", "\u00a0")
+def _cell(value: float | None, text: str, ends: str = "", remark: str = "") -> dict[str, str]:
+    """A cell that is sorted by ``value``; no line break divides ``ends``, so that a narrow column has an interval on one line."""
+    shown = "" if value is None else f"{value:.10g}"
+    return {"value": shown, "text": text, "note": ends.replace(" ", "\u00a0") + remark}
 
 
 def _gap_cell(block: Mapping[str, Any] | None, figure: str) -> dict[str, str]:
     if block is None:
         return _cell(None, "–")
     gap = block[figure]
-    note = _unbroken(interval(gap["ci95"], 2))
-    if gap.get("distinguishable") is False:
-        note += f", {NOT_DISTINGUISHABLE}"
-    return _cell(gap["value"], signed(gap["value"]), note)
+    remark = f", {NOT_DISTINGUISHABLE}" if gap.get("distinguishable") is False else ""
+    return _cell(gap["value"], signed(gap["value"]), interval(gap["ci95"], 2), remark)
 
 
 def second_setting(rows: Mapping[str, Row]) -> int:
     """The position of the row to compare with the first: another setting, if possible of the same size and seed."""
     first, *others = rows.values()
 
-    def similarity(i: int) -> tuple[bool, int, int]:
-        different = others[i]["name"] != first["name"]
-        shared = sum(others[i][name] == first[name] for name in ("train_size", "seed")) if different else 0
-        return different, shared, -i
+    def similarity(i: int) -> tuple[bool, ...]:
+        return others[i]["name"] != first["name"], *(others[i][name] == first[name] for name in ("train_size", "seed"))
 
     return 1 + max(range(len(others)), key=similarity)

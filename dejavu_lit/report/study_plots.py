@@ -11,10 +11,11 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dejavu_lit.measure.figures import UTILITY
 from dejavu_lit.report import figures
 from dejavu_lit.report.membership_plots import scores_of_settings
 from dejavu_lit.report.narrative import signed
-from dejavu_lit.report.size_plots import dataset_size, law, measured, percent_axis, titles_of
+from dejavu_lit.report.size_plots import dataset_size, law, panel_titles, percent_axis
 from dejavu_lit.report.study_points import (
     Point,
     at_largest_size,
@@ -26,6 +27,7 @@ from dejavu_lit.report.study_points import (
     points,
     sort_key,
 )
+from dejavu_lit.study.ranking import utility_measure
 
 COMBINED = "other"  # the group of settings that differ from the default in several knobs
 LISTED = 7  # settings below a figure before a second column starts
@@ -56,7 +58,7 @@ def mitigations(study: Mapping[str, Any]) -> figures.Plot | None:
         for knob, column in groups.items()
         for value, point in column
     ]
-    draw = partial(_draw_mitigations, groups, default, {name: titles_of(study)[name] for name in measured(group)})
+    draw = partial(_draw_mitigations, groups, default, panel_titles(study, group))
     return figures.Plot("mitigations", "Mitigations: utility and memorization", text, rows, draw)
 
 
@@ -95,18 +97,13 @@ def _draw_mitigations(groups: Groups, default: Point, titles: Mapping[str, str])
         axis.axvline(default[name]["value"], color=figures.MUTED, linestyle=":", linewidth=1, label="_default")
         for position, point in rows:
             color = figures.INK if point is default else figures.GOOD if name == "utility" else figures.TARGET
-            _mark(axis, point[name], position, point is default, color)
+            style = {"fmt": "*", "markersize": 10} if point is default else {"fmt": "o", "markersize": 6}
+            figures.interval_bar(axis, point[name], position, color=color, **style)
+            values = point[name]["values"]
+            if len(values) > 1:
+                seeds = [position] * len(values)
+                axis.plot(values, seeds, "|", color=color, markersize=7, alpha=0.7, label="_seeds")
     return figure
-
-
-def _mark(axis: Axes, figure: Mapping[str, Any], position: float, is_default: bool, color: str) -> None:
-    fmt, size = ("*", 10) if is_default else ("o", 6)
-    axis.errorbar(
-        [figure["value"]], [position], xerr=figures.error_arms([figure]), fmt=fmt, color=color, markersize=size
-    )
-    if len(figure["values"]) > 1:
-        seeds = [position] * len(figure["values"])
-        axis.plot(figure["values"], seeds, "|", color=color, markersize=7, alpha=0.7, label="_seeds")
 
 
 def frontier(study: Mapping[str, Any]) -> figures.Plot | None:
@@ -148,15 +145,14 @@ def _draw_frontier(
         axis.set_xlabel(figures.wrapped(f"utility of the target: {_utility(study)}"))
         axis.set_ylabel(f"{group[0]['block']} PPG (difference of shares)")
         if len(groups) > 1:
-            axis.set_title(_group_title(group[0]))
+            kinds = (group[0]["series"], group[0]["public"])
+            axis.set_title(", ".join(str(kind) for kind in kinds if kind is not None))
         percent_axis(axis.xaxis, 4)
         _write_numbers(axis, {n: (p["utility"]["value"], p["ppg"]["value"]) for n, p in enumerate(group, first)})
         first += len(group)
     figures.legend_above(figure, axes[:, 0])
-    keys = [
-        figures.fitted(f"{number}  {name}", 0.94 * figure.get_figwidth() / columns)
-        for number, name in enumerate(names, 1)
-    ]
+    width = 0.94 * figure.get_figwidth() / columns
+    keys = [figures.fitted(f"{number}  {name}", width) for number, name in enumerate(names, 1)]
     for column in range(columns):
         listed = keys[column * lines : (column + 1) * lines]
         key = "\n".join([*listed, *[""] * (lines - len(listed))])
@@ -219,9 +215,5 @@ def _recommended(study: Mapping[str, Any], group: Sequence[Point]) -> str | None
     return next((choice["name"] for choice in choices if choice), None)
 
 
-def _group_title(point: Point) -> str:
-    return ", ".join(str(part) for part in (point["series"], point["public"]) if part is not None)
-
-
 def _utility(study: Mapping[str, Any]) -> str:
-    return titles_of(study)["utility"].replace("\n", " ")
+    return UTILITY[str(utility_measure(study["settings"]))].label

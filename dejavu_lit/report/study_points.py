@@ -70,7 +70,7 @@ def _point(group: Sequence[Row], block: str, measure: str | None) -> Point:
         "exposure": _exposure(group),
     }
     if measure is not None and (values := [u for row in group if (u := utility(row, measure)) is not None]):
-        point["utility"] = {"value": float(np.mean(values)), "low": min(values), "high": max(values), "values": values}
+        point["utility"] = _pool([{"value": value, "ci95": (value, value)} for value in values])
     for figure in FIGURES:
         point[figure] = _pool([row[block][figure] for row in group])
     for score in MEMBERSHIP:

@@ -14,13 +14,9 @@ from rich.text import Text
 
 from dejavu_lit.measure.controls import beats_blind, differences_sentence
 from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES
-from dejavu_lit.report.membership import (
-    MEMBERSHIP_HEADERS,
-    epsilon_sentence,
-    membership_rows,
-    pooled_boards,
-)
-from dejavu_lit.report.narrative import meanings, pooled_sentence, study_caution, study_sentence
+from dejavu_lit.measure.records import SIDES
+from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows, pooled_boards
+from dejavu_lit.report.narrative import pooled_sentence, study_caution, study_sentence
 from dejavu_lit.report.study_points import membership_auc
 from dejavu_lit.study.ranking import difference_to_default, utility
 from dejavu_lit.utils.printable import print_next, printable
@@ -75,6 +71,15 @@ def fitting_table(terminal: Console, title: str, columns: Sequence[Column], bold
     return [column.header for column in columns if column not in shown]
 
 
+def _columns(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], orders: Sequence[int], right: Sequence[str] | None = None
+) -> list[Column]:
+    """Rows as columns; those in ``right``, by default all but the first, are aligned at the right."""
+    right = headers[1:] if right is None else right
+    parts = zip(headers, zip(*rows, strict=True), orders, strict=True)
+    return [Column(header, cells, order, "right" if header in right else "left") for header, cells, order in parts]
+
+
 def show_evaluation(metrics: Mapping[str, Any], out: Path, width: int | None = None) -> None:
     """Print the gaps, the verdict, utility, exposure, and the result files; ``width`` in columns, by default the terminal's."""
     terminal = console(width)
@@ -100,11 +105,10 @@ def show_evaluation(metrics: Mapping[str, Any], out: Path, width: int | None = N
         terminal.print(differences_sentence(metrics["training_differences"]), soft_wrap=True)
     if board := metrics.get("membership"):
         _show_membership(terminal, board)
-    utility = metrics.get("utility") or {}
-    for side in ("target", "reference"):
-        values = {name: value for name, value in (utility.get(side) or {}).items() if isinstance(value, float)}
-        if values:
-            terminal.print(f"{side}: " + ", ".join(f"{name} {values[name]:.3f}" for name in UTILITY if name in values))
+    for side in SIDES:
+        values = (metrics.get("utility") or {}).get(side) or {}
+        if shown := [f"{name} {values[name]:.3f}" for name in UTILITY if isinstance(values.get(name), float)]:
+            terminal.print(f"{side}: {', '.join(shown)}")
     exposure = (metrics.get("exposure") or {}).get("target")
     if exposure:
         terminal.print(f"each pair of A was seen {exposure['mean']:.1f} times ({exposure['min']} to {exposure['max']})")
@@ -144,20 +148,17 @@ def _gap(figure: Mapping[str, Any], form: str) -> str:
 
 def _explain(terminal: Console, left_out: Sequence[str]) -> None:
     """What the columns mean, and which a wider terminal would show."""
-    for sentence in meanings():
-        terminal.print(sentence)
+    for figure in FIGURES.values():
+        terminal.print(f"{figure.label}: {figure.meaning}")
     if left_out:
         terminal.print(f"left out at {terminal.width} columns: {', '.join(left_out)}")
 
 
 def _show_membership(terminal: Console, board: Mapping[str, Any]) -> None:
     """One row per score, and the bound on ε."""
-    labels, *figures = zip(*membership_rows(board, short=True), strict=True)
-    columns = [Column("score", labels, justify="left")]
-    orders = (KEPT, KEPT, 5, 1, 2, 4, 3)
-    columns += [Column(*column) for column in zip(MEMBERSHIP_HEADERS, figures, orders, strict=True)]
+    headers, orders = ("score", *MEMBERSHIP_HEADERS), (KEPT, KEPT, KEPT, 5, 1, 2, 4, 3)
     title = f"membership, {board['pairs']['A']} pairs of A against {board['pairs']['H']} of H"
-    fitting_table(terminal, title, columns)
+    fitting_table(terminal, title, _columns(headers, membership_rows(board, short=True), orders))
     if epsilon := epsilon_sentence(board):
         terminal.print(epsilon, soft_wrap=True)
 
@@ -171,16 +172,8 @@ def show_plan(plan: "Plan", width: int | None = None) -> None:
     terminal = console(width)
     evaluations = plan.evaluations  # reads a file for each cell
     headers = ("setting", "size", "seed", "target and reference", "evaluation")
-    columns = zip(*_plan_rows(plan, evaluations), strict=True)
-    orders = (KEPT, 3, 1, KEPT, 2)
-    fitting_table(
-        terminal,
-        "the plan",
-        [
-            Column(header, cells, order, "right" if header in ("size", "seed") else "left")
-            for header, cells, order in zip(headers, columns, orders, strict=True)
-        ],
-    )
+    columns = _columns(headers, _plan_rows(plan, evaluations), (KEPT, 3, 1, KEPT, 2), right=("size", "seed"))
+    fitting_table(terminal, "the plan", columns)
     complete = sum(evaluations.values())
     terminal.print(
         f"{len(plan.to_train)} runs to train, {len(plan.runs) - len(plan.to_train)} to reuse; "
@@ -217,9 +210,8 @@ def show_study(study: Mapping[str, Any], out: Path, width: int | None = None) ->
         name = f"{pooled['name']}, {pooled['train_size']} pairs"
         terminal.print(f"{name}: {pooled_sentence(pooled)}{sd}", soft_wrap=True)
     for board in pooled_boards(study):
-        labels, *figures = zip(*board["rows"], strict=True)
-        columns = [Column(*column) for column in zip(board["headers"], figures, (KEPT, 1, 2), strict=True)]
-        fitting_table(terminal, board["title"], [Column("score", labels, justify="left"), *columns])
+        columns = _columns(("score", *board["headers"]), board["rows"], (KEPT, KEPT, 1, 2))
+        fitting_table(terminal, board["title"], columns)
     if caution := study_caution(study):
         terminal.print(caution, style="yellow", soft_wrap=True)
     recommended = f"recommended: {study['recommended']}" if study["recommended"] else "nothing is recommended"

@@ -452,8 +452,10 @@ def test_pairs_ranked_over_random_halves(chromium: Any, tmp_path: Path) -> None:
     pq.write_table(pa.table(table), study / "memorization.parquet")
     page = write_report(study)
     first = "counterfactual memorization +2.75 ± 0.25 hits, +0.125 in alignment (± standard error, 4 halves)"
-    with Visit(chromium, page) as visit:
+    with Visit(chromium, page, width=1440) as visit:
         until(visit.page, "document.querySelectorAll('.examples .card').length === 3")
+        widths = visit.page.eval_on_selector("#settings .scroll", "box => [box.scrollWidth, box.clientWidth]")
+        assert widths[0] <= widths[1]  # the table with membership needs no scrolling
         assert visit.page.text_content(".examples .card header span") == first
         assert not visit.errors
     with Visit(chromium, page.parent / "settings" / "none-n24-s0" / "index.html") as visit:

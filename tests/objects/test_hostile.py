@@ -30,7 +30,7 @@ from dejavu_lit.objects.annotators.table import TableLookup
 from dejavu_lit.objects.base import Shard
 from dejavu_lit.objects.contact_sheet import contact_sheet
 from dejavu_lit.objects.vocabulary import vocabulary
-from dejavu_lit.report.images import Thumbnail, read_boxes
+from dejavu_lit.report.images import read_image_objects
 from dejavu_lit.utils.errors import UserError
 from tests.data.images import encoded, sample_image
 from tests.hostile import JSON, damaged, fuzz_settings, try_read, wrong_json, wrong_table
@@ -62,9 +62,8 @@ def read_artifact(folder: Path, shards: ShardSet) -> None:
         try_read(lambda: objects.take(list(KEYS)))
         [objects.names(row) for row in range(len(objects))]
     try_read(lambda: contact_sheet({"A": shards}, folder, 0.5, 3))
-    thumbnails = {key: Thumbnail("x.webp", 40, 30) for key in KEYS}
-    for image in (try_read(lambda: read_boxes(thumbnails, [folder / "A"], 0.5)) or {}).values():
-        [list(map(round, box)) for _, *box in image.boxes]
+    for image in (try_read(lambda: read_image_objects([folder / "A"], KEYS, 0.5)) or {}).values():
+        [list(map(round, box)) for _, box in image.boxes]
     try_read(lambda: failures(folder / "A" / "00000.parquet"))
 
 

@@ -87,12 +87,6 @@ def test_arms_of_an_interval_are_never_negative() -> None:
     ]
 
 
-def test_every_figure_is_drawn(plots: dict[str, Plot]) -> None:
-    columns = {"subgroups-object", "subgroups-caption-words", "subgroups-object-count"}
-    assert set(plots) >= {"gaps", "recall", "sample", "by-k", "by-threshold", "by-top-m", "planted"}
-    assert columns & set(plots)
-
-
 def test_gaps_have_their_unit_beside_the_panels(plots: dict[str, Plot], study_figures: dict[str, Plot]) -> None:
     for name in ("by-k", "by-threshold", "by-top-m", "planted", "sample", "sample-top-m"):
         assert plots[name].figure.get_supylabel() == "gap (difference of shares)", name
@@ -265,6 +259,20 @@ def test_subgroups_in_the_order_of_their_numbers_if_all_have_one(
     result = {"basis": "symmetric", "groups": [group | {"group": name, "records": 7} for name in names]}
     labels = subgroups("meta.x", result).figure.axes[0].get_yticklabels()
     assert [label.get_text().partition("  ")[0] for label in labels] == drawn
+
+
+def test_of_many_groups_the_words_are_about_those_that_are_drawn(metrics: dict[str, Any]) -> None:
+    group = metrics["subgroups"]["object"]["groups"][0]
+    groups = [
+        group | {"group": f"g{i}", "records": 100 - i, "ppg": group["ppg"] | {"value": i / 100}} for i in range(30)
+    ]
+    plot = subgroups("meta.x", {"basis": "symmetric", "groups": groups})
+    assert plot is not None
+    assert plot.text == (
+        "Symmetric PPG is largest for g19 (+0.190) and smallest for g0 (0.000) among the 20 largest of 30 groups (the CSV "
+        "contains all of them). In parentheses: records."
+    )
+    assert len(plot.rows) == 30 * 3
 
 
 def test_ticks_are_spaced_for_their_labels() -> None:

@@ -1,11 +1,13 @@
 """The report's folder: complete or absent, self-contained, escaped, redacted; the command; missing images."""
 
+import html
 import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,8 +16,9 @@ from dejavu_lit.cli.report import run
 from dejavu_lit.data.key_lists import read_keys
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.evaluation.settings import ReportSettings
-from dejavu_lit.report.modelcard import study_markdown
-from dejavu_lit.report.narrative import comparison_summary, control_checks, study_sentence
+from dejavu_lit.report.figure_files import FigureInfo
+from dejavu_lit.report.modelcard import markdown, study_markdown
+from dejavu_lit.report.narrative import comparison_summary, control_checks, exposure_summary, study_sentence
 from dejavu_lit.report.report import is_redacted, show_report, write_report
 from dejavu_lit.report.scalars import scalars
 from dejavu_lit.report.study import second_setting, study_page
@@ -363,6 +366,29 @@ def test_the_study_has_a_page_for_every_setting(small_study: Path, tmp_path: Pat
     assert keys[0] == keys[1]
 
 
+def test_a_study_of_one_setting_is_not_told_to_install_matplotlib(small_study: Path) -> None:
+    study = read_json(small_study / "study.json")
+    assert "matplotlib (pip install 'dejavu-lit[report]') and at least two settings" in page_text(study, [])
+    alone = FigureInfo("frontier", "Frontier", "words", (451, 300), (331, 300), ("svg",), "digest")
+    text = page_text(study, [alone])
+    assert 'src="figures/frontier.svg"' in text
+    assert 'id="figures"' not in text
+    assert "matplotlib" not in text
+
+
+def page_text(study: dict[str, Any], figures: list[FigureInfo]) -> str:
+    return html.unescape(study_page(study, figures, [], {}, "source"))
+
+
+def test_exposure_to_raw_shards_is_an_average_over_any_number_of_passes(plain: Path) -> None:
+    metrics = read_json(plain / "metrics.json")
+    assert exposure_summary(metrics).endswith("2.0 times (2 to 2). An epoch is one pass, without replacement.")
+    expected = {"expected_exposure": {"target": 1.5, "reference": None}}
+    metrics |= {"exposure": {"target": None, "reference": None}, "raw_shards": expected}
+    sentence = "Exposure: the target saw each pair of A 1.5 times on average (raw shards)."
+    assert exposure_summary(metrics) == sentence
+
+
 def test_the_redacted_study_contains_no_caption_or_image(small_study: Path, tmp_path: Path) -> None:
     out = write_report(small_study, redact=True, out=tmp_path / "report").parent
     everything = b"".join(path.read_bytes() for path in out.rglob("*") if path.is_file())
@@ -395,6 +421,7 @@ def test_the_page_states_what_was_compared(plain: Path) -> None:
     assert "these pairs, and once with the text model mini, which searched the public captions" in summary
     metrics["settings"] |= {"public_modality": "text"}
     assert "public captions, once with the target model" in comparison_summary(metrics)
+    assert "30 public captions, k = 5" in markdown(metrics)
 
 
 def files_of(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -486,11 +513,3 @@ def test_a_study_says_which_models_know_nothing(small_study: Path, capsys: pytes
     assert sentence in " ".join(capsys.readouterr().out.split())
     study["settings"][1]["beats_blind"] = None  # not measured
     assert "blind baseline" not in study_page(study, [], [], {}, "source")
-
-
-def test_a_null_control_that_excludes_0_is_a_caution(evaluation: Path) -> None:
-    metrics = read_json(evaluation / "metrics.json")
-    ppg = metrics["null"]["ppg"]
-    for value, ci95, state in ((0.0, [-0.1, 0.1], "yes"), (0.05, [0.01, 0.1], "caution"), (0.99, [0.9, 1.0], "no")):
-        ppg |= {"value": value, "ci95": ci95}
-        assert control_checks(metrics)[3].state == state

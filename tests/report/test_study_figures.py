@@ -1,6 +1,8 @@
 """The figures of studies against their tables: a study of real records, and invented ones with many knobs and series."""
 
+import csv
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ pytest.importorskip("matplotlib")
 
 from dejavu_lit.measure.figures import BLOCKS
 from dejavu_lit.mitigation import Mitigation
+from dejavu_lit.report.figure_files import save
 from dejavu_lit.report.figures import Plot
 from dejavu_lit.report.narrative import study_sentence
 from dejavu_lit.report.study_plots import study_plots
@@ -119,6 +122,16 @@ def test_the_csv_of_the_mitigations_contains_what_is_drawn() -> None:
     assert len(rows) == 8 + 5  # every setting once, and the default in each column
 
 
+def test_a_setting_without_utility_leaves_its_cells_of_the_csv_empty(tmp_path: Path) -> None:
+    unknown = row("none", 0.4, None) | {"utility": {"target": None}}
+    save(drawn([row("default", 0.5, 0.2), unknown])["mitigations"], tmp_path, ())
+    with open(tmp_path / "mitigations.csv", newline="") as file:
+        table = {line["setting"]: line for line in csv.DictReader(file)}
+    assert (table["none"]["utility_value"], table["default"]["utility_value"]) == ("", "0.2")
+    for name, ppg in (("none", "0.4"), ("default", "0.5")):
+        assert (table[name]["ppg_value"], table[name]["setting"], table[name]["train_size"]) == (ppg, name, "2000")
+
+
 def test_seeds_are_averaged_in_the_mitigation_figure(study_figures: dict[str, Plot], contents: dict[str, Any]) -> None:  # noqa: F811
     rows = [r for r in contents["settings"] if r["train_size"] == 90]
     axes = study_figures["mitigations"].figure.axes
@@ -129,6 +142,16 @@ def test_seeds_are_averaged_in_the_mitigation_figure(study_figures: dict[str, Pl
         np.testing.assert_allclose([xs[0] for xs, _, _ in bars(axis)], means)
         assert [c.lines[0].get_marker() for c in axis.containers] == ["*", "o", "o"]
     assert [text.get_text() for text in axes[0].get_yticklabels()][1:] == ["0.1", "0.7", "1"]
+
+
+def test_utility_has_the_interval_of_the_gaps() -> None:
+    (point,) = points(study_of([row("one", 0.5, accuracy, seed=s) for s, accuracy in enumerate((0.2, 0.25, 0.3))]))
+    half = 4.302652730 * 0.05 / np.sqrt(3)  # the t interval of three seeds, as docs/definitions.md has it
+    assert [point["utility"][name] for name in ("value", "low", "high")] == pytest.approx(
+        [0.25, 0.25 - half, 0.25 + half]
+    )
+    (two,) = points(study_of([row("one", 0.5, accuracy, seed=s) for s, accuracy in enumerate((0.2, 0.25))]))
+    assert (two["utility"]["low"], two["utility"]["high"]) == (0.2, 0.25)
 
 
 def test_frontier_and_recommendation(study_figures: dict[str, Plot], contents: dict[str, Any]) -> None:  # noqa: F811

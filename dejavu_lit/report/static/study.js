@@ -53,7 +53,7 @@ function startComparison(box) {
     query("next").disabled = (page + 1) * PAGE >= keys.length;
     const changes = keys.map((key) => gapOf(second, key) - gapOf(first, key));
     const count = (test) => changes.filter(test).length.toLocaleString("en");
-    status.textContent = `Pairs ${page * PAGE + 1}–${page * PAGE + part.length} of ${keys.length.toLocaleString("en")} shown for both settings; ` +
+    status.textContent = `Pairs ${part.length ? page * PAGE + 1 : 0}–${page * PAGE + part.length} of ${keys.length.toLocaleString("en")} shown for both settings; ` +
       `the gap fell for ${count((c) => c < 0)}, rose for ${count((c) => c > 0)}, did not change for ${count((c) => c === 0)}`;
   }
 
