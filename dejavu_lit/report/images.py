@@ -6,7 +6,7 @@ read_image_objects([Path("OUT/objects/NAME/A")], keys, 0.5)["key"]  -> ImageObje
 
 import io
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +17,9 @@ from PIL import ImageOps
 
 from dejavu_lit.data.decode import open_image
 from dejavu_lit.data.objects import as_stored, read_part
-from dejavu_lit.data.shards import BadPair, ShardSet
+from dejavu_lit.data.shards import BadPair, ShardIndex, ShardSet
 from dejavu_lit.utils.io import link_or_copy, read_json, visible_files, write_json
+from dejavu_lit.utils.parallel import map_ahead
 from dejavu_lit.utils.progress import progress
 
 MAX_BOXES = 40  # of one image, those with the largest scores: more are indistinguishable
@@ -79,31 +80,37 @@ def write_thumbnails(
                 link_or_copy(earlier / thumbnail.name, folder / thumbnail.name)
                 listed[key] = thumbnail
     thumbnails = {key: listed[key] for key in requested & listed.keys()}
-    unseen = requested - thumbnails.keys()
-    with progress(None, f"thumbnails of {shards.folder.name}", total=len(unseen), unit="image") as bar:
+    missing = requested - thumbnails.keys()
+
+    def places() -> Iterator[tuple[str, str, ShardIndex, int]]:
+        unseen = set(missing)
         for number, shard in enumerate(shards.names):
-            if not unseen:
-                break
-            for position, key in enumerate(shards.index(number).keys):
-                if key not in unseen:
-                    continue
-                unseen.remove(key)
-                bar.update()
-                try:
-                    image = shards.index(number).read(position).image
-                    small, width, height = shrink(image, size)
-                except BadPair as error:
-                    log.debug("%s has no thumbnail: %s", key, error)
-                    continue
-                place = f"{shards.folder.name}/{shard}/{size}/{WEBP_QUALITY}/{key}/"
-                digest = sha256(place.encode() + image).hexdigest()
-                thumbnails[key] = Thumbnail(f"{digest[:2]}/{digest[2:20]}.webp", width, height)
-                path = folder / thumbnails[key].name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                if not path.exists():
-                    path.write_bytes(small)
-    if missing := len(requested) - len(thumbnails):
-        log.warning("%d of %d images of %s cannot be shown", missing, len(requested), shards.folder)
+            for position, key in enumerate(shards.index(number).keys) if unseen else ():
+                if key in unseen:
+                    unseen.remove(key)
+                    yield shard, key, shards.index(number), position
+
+    def make(place: tuple[str, str, ShardIndex, int]) -> tuple[str, Thumbnail] | None:
+        shard, key, index, position = place
+        try:
+            image = index.read(position).image
+            small, width, height = shrink(image, size)
+        except BadPair as error:
+            log.debug("%s has no thumbnail: %s", key, error)
+            return None
+        name = f"{shards.folder.name}/{shard}/{size}/{WEBP_QUALITY}/{key}/"
+        digest = sha256(name.encode() + image).hexdigest()
+        thumbnail = Thumbnail(f"{digest[:2]}/{digest[2:20]}.webp", width, height)
+        path = folder / thumbnail.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            path.write_bytes(small)
+        return key, thumbnail
+
+    made = progress(map_ahead(make, places()), f"thumbnails of {shards.folder.name}", len(missing), "image")
+    thumbnails |= dict(entry for entry in made if entry is not None)
+    if unshown := len(requested) - len(thumbnails):
+        log.warning("%d of %d images of %s cannot be shown", unshown, len(requested), shards.folder)
     listed |= thumbnails
     write_json(folder / index, {"shards": state, "thumbnails": {key: list(listed[key]) for key in sorted(listed)}})
     return thumbnails
