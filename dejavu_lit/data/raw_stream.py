@@ -81,7 +81,7 @@ class RawStream(PairStream):
         skipped: list[tuple[int, str]] = []
         for sample in self._decode(epoch, pairs):
             if isinstance(sample, Sample):
-                yield replace(sample, replaces=len(skipped), skipped=dict(skipped))
+                yield replace(sample, skipped=skipped)
                 skipped = []
                 continue
             skipped.append(sample)
