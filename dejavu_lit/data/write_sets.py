@@ -97,7 +97,7 @@ def _write_pairs(pairs: PairSet, shard: _Shard) -> None:
             key = pairs.scan.keys[row]
             try:
                 pair, annotation = pairs.reader.read(key)
-                if not np.array_equal(content_digest(pair.image), pairs.scan.digests[row]):
+                if not np.array_equal(content_digest(pair.image), pairs.scan.images.digests[row]):
                     raise BadPair("another image")
             except BadPair as change:
                 out = shard.tar.parent.parent
