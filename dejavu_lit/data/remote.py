@@ -135,25 +135,19 @@ def fetch_objects(folder: Path, name: str) -> None:
                         path.parent.mkdir(parents=True, exist_ok=True)
                         new.replace(path)
         except UserError as error:
-            absent = isinstance(error, NotThere)
             # A command fails alike for a file that is not there and for any other reason.
-            maybe_absent = isinstance(error, Refused) or url.startswith("pipe:")
-            if about.get("objects") == name or not (absent or maybe_absent):
+            maybe_absent = isinstance(error, NotThere | Refused) or url.startswith("pipe:")
+            if about.get("objects") == name or not maybe_absent:
                 raise
             log.info("%s has no objects of %s: %s", set_name, name, error)  # this annotator has not annotated this set
-            if absent:
+            if isinstance(error, NotThere):
                 shutil.rmtree(folder / objects, ignore_errors=True)
 
 
 def local_shard(address: str) -> Path:
-    """Where a shard is on this node, by its path or address; what is remote is copied when it is opened.
-
-    Raises:
-        UserError: ``pipe:`` without DEJAVU_PIPE=1 in the environment.
-    """
+    """Where a shard is on this node, by its path or address; what is remote is copied when it is opened."""
     if not is_remote(address):
         return Path(address)
-    check_permission(address)
     folder = cache_root() / fingerprint(address)
     if not (folder / STATE).is_file():
         write_json(folder / STATE, {"url": address, "is_shard": True})
