@@ -139,6 +139,10 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
                 f"{', '.join(raw.fractions)}"
             )
         wanted[name] = size
+    if not wanted:
+        raise UserError(
+            "data.sizes asks for no pairs at all; training and evaluation need samples, e.g. data.sizes.A=10000"
+        )
     settings = {"shards": fingerprint(raw.addresses), "sizes": wanted, **raw.settings}
     if (out / MANIFEST).is_file():
         check_settings(out, settings, read_json_object(out / MANIFEST, SCHEMA).get("settings", {}))

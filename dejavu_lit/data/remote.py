@@ -92,12 +92,12 @@ def mirror(url: str) -> Path:
         latest, known = Path(temporary) / MANIFEST, folder / MANIFEST
         try:
             _copy(url, MANIFEST, latest)
-            sets = dict(read_json_object(latest)["sets"])
-        except (UserError, KeyError, TypeError, ValueError) as error:
+            sets = {name: {**about} for name, about in read_json_object(latest)["sets"].items()}
+        except (UserError, AttributeError, KeyError, TypeError) as error:
             raise UserError(f"data.dir={url} has no {MANIFEST} of prepared data ({error}); check the address") from None
         if known.is_file() and known.read_bytes() != latest.read_bytes():
             shutil.rmtree(folder)  # the source was prepared again
-        if invalid := [name for name in sets if not str(name).isidentifier() or len(name) > MAX_SET_NAME_CHARS]:
+        if invalid := [name for name in sets if not name.isidentifier() or len(name) > MAX_SET_NAME_CHARS]:
             raise UserError(
                 f"the {MANIFEST} of data.dir={url} names a set {invalid[0][:MAX_SET_NAME_CHARS]!r}, which is not a valid "
                 "name; prepare the data again"

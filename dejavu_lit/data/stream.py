@@ -43,8 +43,10 @@ def rgb_pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def load_pair(pair: Pair, preprocess: Preprocess) -> LoadedPair:
+def load_pair(pair: Pair | BadPair, preprocess: Preprocess) -> LoadedPair:
     """A pair with its image preprocessed; raises BadPair if it cannot be used."""
+    if isinstance(pair, BadPair):
+        raise pair
     with open_image(pair.image) as image:
         return preprocess(image), pair.caption, caption_candidates(pair)
 
@@ -55,8 +57,6 @@ def load_images(shards: ShardSet, count: int, preprocess: Preprocess, limit: int
     used = 0
     for pair in progress(islice(read_pairs(shards), count), "decoding", count, "image"):
         try:
-            if isinstance(pair, BadPair):
-                raise pair
             loaded.append(item := load_pair(pair, preprocess))
             used += item[0].nbytes
         except BadPair as bad:
@@ -168,9 +168,7 @@ class PairStream(IterableDataset[Batch]):
 
     def sample(self, index: int, key: str, epoch: int, pair: Pair | LoadedPair | BadPair) -> Sample:
         """A pair with this epoch's draws; raises BadPair if it is unreadable or its caption empty."""
-        if isinstance(pair, BadPair):
-            raise pair
-        image, caption, candidates = load_pair(pair, self.preprocess) if isinstance(pair, Pair) else pair
+        image, caption, candidates = pair if isinstance(pair, tuple) else load_pair(pair, self.preprocess)
         if not caption:
             raise BadPair(EMPTY_CAPTION)
         if self.augment is not None:

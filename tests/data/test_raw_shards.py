@@ -120,6 +120,8 @@ def test_the_samples_are_an_ordinary_prepared_folder(tars, tmp_path):
         spec(tars, tmp_path / "samples", seed=1)
     with pytest.raises(UserError, match=r"data\.sizes\.P=90, but data\.shards has only"):
         write_samples(data.raw_shards(), {"P": 90}, tmp_path / "more")
+    with pytest.raises(UserError, match=r"data\.sizes asks for no pairs at all"):
+        write_samples(data.raw_shards(), {"A": 0, "P": 0}, tmp_path / "none")
 
 
 def test_classes_are_captions_and_unread_members_are_counted(tmp_path):
