@@ -24,7 +24,8 @@ from dejavu_lit.data.manifest import MANIFEST, SCHEMA, SIZES, check_settings
 from dejavu_lit.data.readers.base import clean_keys
 from dejavu_lit.data.readers.shards import expand_braces, matching_tars
 from dejavu_lit.data.remote import is_remote, local_shard
-from dejavu_lit.data.shards import BadPair, Pair, ShardIndex, index_shard, write_shard
+from dejavu_lit.data.shard_index import read_index
+from dejavu_lit.data.shards import BadPair, Pair, ShardIndex, write_shard
 from dejavu_lit.data.splits import SETS, seeded_hash
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256, fingerprint, read_json_object, warn_unread, write_json
@@ -113,7 +114,7 @@ class RawShards:
 
     def read(self, address: str, name: str) -> Iterator[tuple[str, Pair | BadPair]]:
         """(key, pair) of the pairs of one shard that are in the set ``name``."""
-        index = index_shard(local_shard(address))
+        index = read_index(local_shard(address))
         positions = np.flatnonzero(self.sets(index.keys) == SETS.index(name)).tolist()
         yield from zip((index.keys[p] for p in positions), index.pairs(positions), strict=True)
 
@@ -214,7 +215,7 @@ class _Draw:
                 is_full = not any(s.missing for s in samples)
                 if is_full and (len(self.opened) >= COUNTED_SHARDS or is_remote(address)):
                     break
-                index = index_shard(local_shard(address))
+                index = read_index(local_shard(address))
                 self.unread.update(index.unused)
                 excluded += int(self.raw.is_excluded(index.keys).sum()) if self.raw.excluded else 0
                 member = self.raw.sets(index.keys)
@@ -224,7 +225,7 @@ class _Draw:
                 self._take(index, {name: min(s.quota, s.missing) for name, s in self.samples.items()}, read, bar)
             for address, count, read in self.opened:  # what was beyond the quota
                 if any(s.missing and count[name] > read[name] for name, s in self.samples.items()):
-                    index = index_shard(local_shard(address))
+                    index = read_index(local_shard(address))
                     self._take(index, {name: s.missing for name, s in self.samples.items()}, read, bar)
         if self.raw.excluded and not excluded:
             log.warning(
