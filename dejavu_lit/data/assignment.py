@@ -9,7 +9,7 @@ import numpy as np
 from dejavu_lit.data.key_lists import count_excluded_duplicates, listed_sets
 from dejavu_lit.data.manifest import GROUPS
 from dejavu_lit.data.near_duplicates import HASH, count_duplicates, exact_groups, named_groups, near_groups
-from dejavu_lit.data.scan import Scan
+from dejavu_lit.data.scan import ImageHashes, Scan
 from dejavu_lit.data.splits import SETS, UNUSED, allowed_sets, set_sizes, split
 
 
@@ -32,12 +32,8 @@ class Assignment:
 
     def is_new(self, extra: Scan) -> np.ndarray:
         """Whether the image of each pair of an extra source is in no set, bool [n]."""
-        used = np.flatnonzero(self.member != UNUSED)
-        groups = exact_groups(np.concatenate([self.scan.digests[used], extra.digests]))
-        if self.distance is not None:
-            hashes = np.concatenate([self.scan.hashes[used], extra.hashes])
-            hashed = np.concatenate([self.scan.hashed[used], extra.hashed])
-            groups, _ = near_groups(groups, hashes, hashed, self.distance)
+        used = self.scan.images[self.member != UNUSED]
+        _, groups = _groups(np.concatenate([used, extra.images]).view(ImageHashes), self.distance)
         is_new: np.ndarray = groups[len(used) :] >= len(used)
         return is_new
 
@@ -77,14 +73,19 @@ def assign(
     Raises:
         UserError: fewer usable pairs than ``sizes`` ask for.
     """
-    exact = exact_groups(scan.digests)
-    groups = exact if distance is None else near_groups(exact, scan.hashes, scan.hashed, distance)[0]
+    exact, groups = _groups(scan.images, distance)
     listed = listed_sets(members, scan.keys)
     allowed, owner = allowed_sets(groups, listed)
     excluded = count_excluded_duplicates(listed, allowed, owner)
     counts = set_sizes(sizes, len(scan.keys), count_by_set(members, allowed), sum(excluded.values()))
     member = split(scan.keys, groups, counts, seed, allowed)
     return Assignment(scan, distance, exact, groups, member, counts, excluded)
+
+
+def _groups(images: ImageHashes, distance: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """The groups of exact duplicates, and of exact and near ones, each int64 [n]."""
+    exact = exact_groups(images.digests)
+    return exact, exact if distance is None else near_groups(exact, images.hashes, images.hashed, distance)[0]
 
 
 def count_by_set(names: Collection[str], codes: np.ndarray) -> dict[str, int]:

@@ -35,9 +35,6 @@ def epoch_plan(
 ) -> "EpochPlan":
     """The plan of one epoch over shards of ``sizes`` pairs, of which the first ``train_size`` are used.
 
-    Args:
-        excluded: pairs treated as absent; removed: pairs that count but are not trained on.
-
     Raises:
         UserError: fewer pairs than one batch of all ranks, or fewer than ``train_size``.
     """
@@ -128,14 +125,16 @@ class EpochPlan:
         """The positions of a shard's pairs without excluded ones, ascending, int64 [m]."""
         return _without(np.arange(self.sizes[shard]), self.excluded, shard)
 
-    def parts(self, rank: int, worker: int = 0, offset: int = 0) -> Iterator[np.ndarray]:
+    def parts(self, rank: int, worker: int = 0, offset: int = 0, whole: bool = False) -> Iterator[np.ndarray]:
         """The entries that the loader's worker ``worker`` of ``rank`` yields after ``offset`` steps, shard by shard, each [m, 2].
 
         The loader always starts with its worker 0. After an offset in mid-round the workers' stretches are therefore
-        rotated, so that it continues with exactly the batch that would have come next.
+        rotated, so that it continues with exactly the batch that would have come next. ``whole``: also those of its stretch
+        that came before.
         """
         spans, turn = self._spans(offset)
-        first, last = spans[(worker + turn) % len(spans)]
+        own = (worker + turn) % len(spans)
+        first, last = (self._spans(0)[0] if whole else spans)[own]
         base = rank * self.steps
         return self.stretch((base + first) * self.batch, (base + last) * self.batch)
 

@@ -51,11 +51,8 @@ def positions_of(shards: ShardSet, keys: Set[str]) -> dict[int, tuple[int, ...]]
     """{shard: positions} of those of ``keys`` that are in the set; without keys no shard is opened."""
     if not keys:
         return {}
-    positions = {
-        shard: tuple(position for position, key in enumerate(shards.index(shard).keys) if key in keys)
-        for shard in range(len(shards.names))
-    }
-    return {shard: matches for shard, matches in positions.items() if matches}
+    positions = (tuple(p for p, key in enumerate(index.keys) if key in keys) for index in shards.indexes())
+    return {shard: matches for shard, matches in enumerate(positions) if matches}
 
 
 def prefix(shards: ShardSet, limit: int | None, excluded: Set[str]) -> tuple[list[str], int]:

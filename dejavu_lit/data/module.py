@@ -126,11 +126,9 @@ class PairDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> EpochLoader:
         """One epoch per iteration; starts in mid-epoch if the trainer does."""
-
-        plan = self.plan(0, self._world)
         stream = PairStream(
             self.train_set,
-            plan,
+            self.plan(0, self._world),
             self._rank,
             self.preprocess,
             self._tokenizer,

@@ -169,23 +169,22 @@ def read_objects(
     annotator: Annotator | None = None
     tables: list[pa.Table] = []
     for folder in folders:
-        parts = []
+        folder_tables = []
         for path in [folder] if isinstance(folder, Path | str) else folder:
-            if not (found := visible_files(path, "*.parquet")):
+            if not (parts := visible_files(path, "*.parquet")):
                 raise UserError(
                     f"{path} has no object parts (*.parquet); check objects=, or find them: dejavu annotate "
                     "sets=[SET_OR_FOLDER] …"
                 )
-            parts += found
-        folder_tables = []
-        for path in parts:
-            part_annotator, table = read_part(path)
-            if annotator is not None and part_annotator != annotator:
-                raise UserError(
-                    f"{path} was annotated by {part_annotator}, other parts by {annotator}; use one annotator for all sets"
-                )
-            annotator = part_annotator
-            folder_tables.append(table)
+            for part in parts:
+                part_annotator, table = read_part(part)
+                if annotator not in (None, part_annotator):
+                    raise UserError(
+                        f"{part} was annotated by {part_annotator}, other parts by {annotator}; use one annotator for all "
+                        "sets"
+                    )
+                annotator = part_annotator
+                folder_tables.append(table)
         tables.append(pa.concat_tables(folder_tables))
     assert annotator is not None
     if threshold < annotator.threshold:

@@ -174,7 +174,7 @@ class DataSpec:
         """Warn if keys in ``exclude`` are in no set; remote data is not checked, since that would copy all of it."""
         if not self.excluded or self.shards is not None or (self.dir is not None and is_remote(self.dir)):
             return
-        named = (*self.public_sets.values(), self.public_sets.get(self.public, self.public), self.labelled)
+        named = (*self.public_sets.values(), self.public_set, self.labelled)
         elsewhere = [path for name in named if name for path in visible_files(self.set_folder(name), "*.tar")]
         unknown = set(self.excluded)
         for path in dict.fromkeys((*visible_files(self.folder, "*/*.tar"), *elsewhere)):
@@ -227,13 +227,18 @@ class DataSpec:
         return "-".join([*folder.parts[1:][-2:], fingerprint(str(folder.resolve()))[:6]])
 
     @property
+    def public_set(self) -> str:
+        """The set that ``public`` chooses: of the data folder, or a folder of shards."""
+        return self.public_sets.get(self.public, self.public)
+
+    @property
     def public_name(self) -> str:
         """The name by which results of the public set are kept, such as its objects."""
-        return self.set_name(self.public_sets.get(self.public, self.public))
+        return self.set_name(self.public_set)
 
     def public_folder(self) -> Path:
         """The shards of the public set chosen by ``data.public``; raises UserError for an unknown one."""
-        folder = self.set_folder(self.public_sets.get(self.public, self.public))
+        folder = self.set_folder(self.public_set)
         if self.public in self.public_sets or folder.is_dir():
             return folder
         raise UserError(
@@ -251,12 +256,20 @@ class DataSpec:
 
     def objects_folder(self, choice: str | None = None) -> Path:
         """The object artifact chosen by ``objects=`` (a name or a folder), else the data's own, else the only one there is."""
-        name = choice or self.objects or self._only_objects()
+        known, name = self._object_names(), choice or self.objects
+        if not name:
+            if not known:
+                raise UserError(
+                    "this data has no objects of its own; detect them with dejavu annotate, and give objects=NAME or FOLDER"
+                )
+            if len(known) > 1:
+                raise UserError(f"objects is missing; give objects=NAME, one of {', '.join(known)}")
+            name = known[0]
+            log.info("objects=%s: the only object artifact of %s", name, self.folder)
         fetch_objects(self.folder, name)
         for folder in (self.folder / "objects" / name, Path(name)):
             if folder.is_dir():
                 return folder
-        known = self._object_names()
         raise UserError(
             f"objects={name} is neither one of {', '.join(known) or 'none'}{suggest(name, known)} nor a folder"
         )
@@ -268,19 +281,6 @@ class DataSpec:
             about = read_json_object(self.folder / MANIFEST)["sets"].values()
             names |= {entry["objects"] for entry in about if entry.get("objects")}
         return sorted(names)
-
-    def _only_objects(self) -> str:
-        """The name of the only object artifact in the data folder; raises UserError if there is not exactly one."""
-        match self._object_names():
-            case [name]:
-                log.info("objects=%s: the only object artifact of %s", name, self.folder)
-                return name
-            case []:
-                raise UserError(
-                    "this data has no objects of its own; detect them with dejavu annotate, and give objects=NAME or FOLDER"
-                )
-            case names:
-                raise UserError(f"objects is missing; give objects=NAME, one of {', '.join(names)}")
 
 
 def ready(data: DataSpec) -> DataSpec:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from dejavu_lit import __version__
 from dejavu_lit.data.decode import EMPTY_CAPTION, open_image
@@ -23,7 +24,8 @@ from dejavu_lit.data.manifest import MANIFEST, SCHEMA, SIZES, check_settings
 from dejavu_lit.data.readers.base import clean_keys
 from dejavu_lit.data.readers.shards import expand_braces, matching_tars
 from dejavu_lit.data.remote import is_remote, local_shard
-from dejavu_lit.data.shards import BadPair, Pair, ShardIndex, index_shard, write_shard
+from dejavu_lit.data.shard_index import read_index
+from dejavu_lit.data.shards import BadPair, Pair, ShardIndex, write_shard
 from dejavu_lit.data.splits import SETS, seeded_hash
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256, fingerprint, read_json_object, warn_unread, write_json
@@ -112,7 +114,7 @@ class RawShards:
 
     def read(self, address: str, name: str) -> Iterator[tuple[str, Pair | BadPair]]:
         """(key, pair) of the pairs of one shard that are in the set ``name``."""
-        index = index_shard(local_shard(address))
+        index = read_index(local_shard(address))
         positions = np.flatnonzero(self.sets(index.keys) == SETS.index(name)).tolist()
         yield from zip((index.keys[p] for p in positions), index.pairs(positions), strict=True)
 
@@ -138,6 +140,10 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
                 f"{', '.join(raw.fractions)}"
             )
         wanted[name] = size
+    if not wanted:
+        raise UserError(
+            "data.sizes asks for no pairs at all; training and evaluation need samples, e.g. data.sizes.A=10000"
+        )
     settings = {"shards": fingerprint(raw.addresses), "sizes": wanted, **raw.settings}
     if (out / MANIFEST).is_file():
         check_settings(out, settings, read_json_object(out / MANIFEST, SCHEMA).get("settings", {}))
@@ -146,18 +152,17 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
     write_json(out / UNFINISHED, {"sets": list(wanted)})
     order = random.Random(f"{raw.seed}/samples").sample(raw.addresses, len(raw.addresses))
     shards = max(1, min(LEAST_SHARDS, len(order) // 2))
-    samples = {name: _Sample(out / name, size, -(-size // shards)) for name, size in wanted.items()}
-    skipped, unread = Counter[str](), Counter[str]()
-    counts = _fill(raw, order, samples, skipped, unread)
-    warn_unread("data.shards", "members", unread)
-    for name, sample in samples.items():
+    draw = _Draw(raw, {name: _Sample(out / name, size, -(-size // shards)) for name, size in wanted.items()})
+    draw.fill(order)
+    warn_unread("data.shards", "members", draw.unread)
+    for name, sample in draw.samples.items():
         if sample.missing:
             raise UserError(
                 f"data.sizes.{name}={sample.size}, but data.shards has only {sample.size - sample.missing} usable pairs of "
                 f"{name}; ask for fewer, raise data.fractions.{name}, or give more shards"
             )
-    opened = len(counts)
-    pairs = {name: round(sum(c[name] for c in counts) * len(order) / opened) for name in raw.fractions}
+    opened = len(draw.opened)
+    pairs = {name: round(sum(n[name] for _, n, _ in draw.opened) * len(order) / opened) for name in raw.fractions}
     write_json(
         out / MANIFEST,
         {
@@ -165,9 +170,9 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
             "version": __version__,
             "settings": settings,
             "files": raw.files,
-            "sets": {name: sample.finish() for name, sample in samples.items()},
-            "skipped": {reason: {"count": count} for reason, count in skipped.items()},
-            "unread": unread,
+            "sets": {name: sample.finish() for name, sample in draw.samples.items()},
+            "skipped": {reason: {"count": count} for reason, count in draw.skipped.items()},
+            "unread": draw.unread,
             "raw_shards": {"shards": len(order), "opened": opened, "pairs": pairs, "counted": opened == len(order)},
         },
     )
@@ -190,90 +195,79 @@ def _clear_unfinished(out: Path) -> None:
             )
 
 
-def _fill(
-    raw: RawShards,
-    addresses: Sequence[str],
-    samples: Mapping[str, "_Sample"],
-    skipped: Counter[str],
-    unread: Counter[str],
-) -> list[dict[str, int]]:
-    """Fill the samples from shards in this order; {set: number of all its pairs} of each shard that was opened.
+class _Draw:
+    """The drawing of the samples {set: sample} from shards."""
 
-    Pairs that are not usable are counted in ``skipped``, the opened shards' members that belong to no pair in ``unread``.
-    """
-    counts: list[dict[str, int]] = []
-    read: list[Counter[str]] = []  # {set: how many of its pairs were read} of each shard that was opened
-    keys: set[str] = set()
-    excluded = 0
+    def __init__(self, raw: RawShards, samples: Mapping[str, "_Sample"]) -> None:
+        self.raw, self.samples = raw, samples
+        self.opened: list[tuple[str, dict[str, int], Counter[str]]] = []  # address, {set: its pairs}, {set: those read}
+        self.skipped, self.unread = (
+            Counter[str](),
+            Counter[str](),
+        )  # unusable pairs by reason, members of no pair by kind
+        self._keys: set[str] = set()
 
-    def draw(index: ShardIndex, member: np.ndarray, room: dict[str, int], done: Counter[str]) -> None:
-        for name, pair in _draw(index, member, room, done, skipped):
+    def fill(self, addresses: Sequence[str]) -> None:
+        """Fill the samples from shards in this order, or as far as these have usable pairs."""
+        excluded, samples = 0, self.samples.values()
+        with progress(None, "drawing samples", total=sum(s.size for s in samples), unit="pair") as bar:
+            for address in addresses:
+                is_full = not any(s.missing for s in samples)
+                if is_full and (len(self.opened) >= COUNTED_SHARDS or is_remote(address)):
+                    break
+                index = read_index(local_shard(address))
+                self.unread.update(index.unused)
+                excluded += int(self.raw.is_excluded(index.keys).sum()) if self.raw.excluded else 0
+                member = self.raw.sets(index.keys)
+                count = {name: int((member == SETS.index(name)).sum()) for name in self.raw.fractions}
+                read = Counter[str]()
+                self.opened.append((address, count, read))
+                self._take(index, {name: min(s.quota, s.missing) for name, s in self.samples.items()}, read, bar)
+            for address, count, read in self.opened:  # what was beyond the quota
+                if any(s.missing and count[name] > read[name] for name, s in self.samples.items()):
+                    index = read_index(local_shard(address))
+                    self._take(index, {name: s.missing for name, s in self.samples.items()}, read, bar)
+        if self.raw.excluded and not excluded:
+            log.warning(
+                "none of the %d keys in data.exclude is in the %d shards that were opened (of %d); it lists %r, the shards "
+                "have keys such as %r",
+                *(len(self.raw.excluded), len(self.opened), len(addresses)),
+                *(min(self.raw.excluded), min(self._keys, default="")),
+            )
+
+    def _take(self, index: ShardIndex, room: dict[str, int], read: Counter[str], bar: "tqdm[Any]") -> None:
+        """Add usable pairs of one shard to the samples.
+
+        Args:
+            room: {set: how many more it takes}; read: {set: how many of its pairs in this shard were read}, is updated.
+        """
+        member = self.raw.sets(index.keys)
+        rest = (np.flatnonzero(member == SETS.index(name))[read[name] :].tolist() for name in room if room[name])
+        positions = sorted(chain.from_iterable(rest))
+        for position, pair in zip(positions, index.pairs(positions), strict=True):
+            name = SETS[member[position]]
+            if not room[name]:
+                continue
+            read[name] += 1
+            try:
+                if isinstance(pair, BadPair):
+                    raise pair
+                if name != "P" and not pair.caption:
+                    raise BadPair(EMPTY_CAPTION)
+                with open_image(pair.image) as image:
+                    image.load()
+            except BadPair as reason:
+                self.skipped[str(reason)] += 1
+                continue
             key = clean_keys([pair.key])[0]
-            if key in keys:
+            if key in self._keys:
                 raise UserError(f"the key {key!r} occurs twice in data.shards; make keys unique over all shards")
-            keys.add(key)
-            samples[name].add(replace(pair, key=key))
+            self._keys.add(key)
+            self.samples[name].add(replace(pair, key=key))
             bar.update()
-
-    with progress(None, "drawing samples", total=sum(s.size for s in samples.values()), unit="pair") as bar:
-        for address in addresses:
-            if not any(s.missing for s in samples.values()) and (len(counts) >= COUNTED_SHARDS or is_remote(address)):
+            room[name] -= 1
+            if not any(room.values()):
                 break
-            index = index_shard(local_shard(address))
-            unread.update(index.unused)
-            member = raw.sets(index.keys)
-            excluded += int(raw.is_excluded(index.keys).sum()) if raw.excluded else 0
-            counts.append({name: int((member == SETS.index(name)).sum()) for name in raw.fractions})
-            read.append(Counter())
-            draw(index, member, {name: min(s.quota, s.missing) for name, s in samples.items()}, read[-1])
-        for address, count, done in zip(addresses, counts, read, strict=False):  # what was beyond the quota
-            if any(s.missing and count[name] > done[name] for name, s in samples.items()):
-                index = index_shard(local_shard(address))
-                draw(index, raw.sets(index.keys), {name: s.missing for name, s in samples.items()}, done)
-    if raw.excluded and not excluded:
-        log.warning(
-            "none of the %d keys in data.exclude is in the %d shards that were opened (of %d); it lists %r, the shards have "
-            "keys such as %r",
-            *(len(raw.excluded), len(counts), len(addresses), min(raw.excluded), min(keys, default="")),
-        )
-    return counts
-
-
-def _draw(
-    index: ShardIndex, member: np.ndarray, room: dict[str, int], done: Counter[str], skipped: Counter[str]
-) -> Iterator[tuple[str, Pair]]:
-    """(set, pair) of the usable pairs that one shard gives to the samples; others are counted in ``skipped``.
-
-    Args:
-        member: int8 [n], the set of each pair of the shard; room: {set: how many more it takes}; done: {set: how many of
-            its pairs in this shard were read before}, is updated.
-    """
-    rest = (np.flatnonzero(member == SETS.index(name))[done[name] :].tolist() for name in room if room[name])
-    positions = sorted(chain.from_iterable(rest))
-    for position, pair in zip(positions, index.pairs(positions), strict=True):
-        name = SETS[member[position]]
-        if not room[name]:
-            continue
-        done[name] += 1
-        try:
-            yield name, _usable(pair, needs_caption=name != "P")
-        except BadPair as reason:
-            skipped[str(reason)] += 1
-            continue
-        room[name] -= 1
-        if not any(room.values()):
-            break
-
-
-def _usable(pair: Pair | BadPair, needs_caption: bool) -> Pair:
-    """A pair whose image decodes, with a caption if it needs one; raises BadPair for others."""
-    if isinstance(pair, BadPair):
-        raise pair
-    if needs_caption and not pair.caption:
-        raise BadPair(EMPTY_CAPTION)
-    with open_image(pair.image) as image:
-        image.load()
-    return pair
 
 
 @dataclass

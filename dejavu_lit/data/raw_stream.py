@@ -30,14 +30,10 @@ RawPair = tuple[int, str, Pair | BadPair]  # hash of the key, key, pair
 
 
 class RawStream(PairStream):
-    """The batches of one rank. ``index`` of a batch holds hashes of the keys.
-
-    Args:
-        data: the raw shards and how they are shuffled; name: the set that is trained on; options: as ``PairStream`` takes
-            them, without a cache.
-    """
+    """The batches of one rank from the set ``name`` of raw shards. ``index`` of a batch holds hashes of the keys."""
 
     def __init__(self, data: DataSpec, name: str, *options: Any) -> None:
+        """``options``: as ``PairStream`` takes them, without a cache."""
         super().__init__(*options)
         self.raw, self.name, self.buffer, self.resampled = data.raw_shards(), name, data.shuffle, data.resampled
         self.place = "data.shards"
@@ -81,7 +77,7 @@ class RawStream(PairStream):
         skipped: list[tuple[int, str]] = []
         for sample in self._decode(epoch, pairs):
             if isinstance(sample, Sample):
-                yield replace(sample, replaces=len(skipped), skipped=dict(skipped))
+                yield replace(sample, skipped=skipped)
                 skipped = []
                 continue
             skipped.append(sample)

@@ -92,12 +92,12 @@ def mirror(url: str) -> Path:
         latest, known = Path(temporary) / MANIFEST, folder / MANIFEST
         try:
             _copy(url, MANIFEST, latest)
-            sets = dict(read_json_object(latest)["sets"])
-        except (UserError, KeyError, TypeError, ValueError) as error:
+            sets = {name: {**about} for name, about in read_json_object(latest)["sets"].items()}
+        except (UserError, AttributeError, KeyError, TypeError) as error:
             raise UserError(f"data.dir={url} has no {MANIFEST} of prepared data ({error}); check the address") from None
         if known.is_file() and known.read_bytes() != latest.read_bytes():
             shutil.rmtree(folder)  # the source was prepared again
-        if invalid := [name for name in sets if not str(name).isidentifier() or len(name) > MAX_SET_NAME_CHARS]:
+        if invalid := [name for name in sets if not name.isidentifier() or len(name) > MAX_SET_NAME_CHARS]:
             raise UserError(
                 f"the {MANIFEST} of data.dir={url} names a set {invalid[0][:MAX_SET_NAME_CHARS]!r}, which is not a valid "
                 "name; prepare the data again"
@@ -135,25 +135,19 @@ def fetch_objects(folder: Path, name: str) -> None:
                         path.parent.mkdir(parents=True, exist_ok=True)
                         new.replace(path)
         except UserError as error:
-            absent = isinstance(error, NotThere)
             # A command fails alike for a file that is not there and for any other reason.
-            maybe_absent = isinstance(error, Refused) or url.startswith("pipe:")
-            if about.get("objects") == name or not (absent or maybe_absent):
+            maybe_absent = isinstance(error, NotThere | Refused) or url.startswith("pipe:")
+            if about.get("objects") == name or not maybe_absent:
                 raise
             log.info("%s has no objects of %s: %s", set_name, name, error)  # this annotator has not annotated this set
-            if absent:
+            if isinstance(error, NotThere):
                 shutil.rmtree(folder / objects, ignore_errors=True)
 
 
 def local_shard(address: str) -> Path:
-    """Where a shard is on this node, by its path or address; what is remote is copied when it is opened.
-
-    Raises:
-        UserError: ``pipe:`` without DEJAVU_PIPE=1 in the environment.
-    """
+    """Where a shard is on this node, by its path or address; what is remote is copied when it is opened."""
     if not is_remote(address):
         return Path(address)
-    check_permission(address)
     folder = cache_root() / fingerprint(address)
     if not (folder / STATE).is_file():
         write_json(folder / STATE, {"url": address, "is_shard": True})

@@ -5,8 +5,9 @@ A part has PART keys of the sorted list, or is one shard of a prepared set, so i
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +25,32 @@ from dejavu_lit.utils.progress import progress
 
 PART = 500  # pairs: a few seconds of work, so little is lost and the bar moves
 TOLERATED = 10  # unusable pairs that are accepted whatever max_skipped is: a few in a small source say nothing
+# What is known of a pair after its image was read.
+FIELDS = np.dtype(
+    [
+        ("digests", np.uint64, 2),  # of the image's bytes
+        ("hashes", np.uint64),  # perceptual, valid where ``hashed``
+        ("hashed", np.bool_),  # whether the image has a perceptual hash
+        ("captions", np.int32),  # their number, at least 1
+        ("usable", np.bool_),  # whether the pair can be used
+    ]
+)
+ImageHashes = np.recarray  # [n] of FIELDS
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Scan:
-    """The usable pairs of a source, sorted by key, and the skipped ones: {reason: keys}.
-
-    keys [n]; digests uint64 [n, 2] of the images' bytes; hashes uint64 [n], perceptual, where ``hashed`` bool [n];
-    several_captions: how many of the pairs have more than one.
-    """
+    """The usable pairs of a source, sorted by key: keys [n] and hashes of the images [n]; the skipped ones: {reason: keys}."""
 
     keys: list[str]
-    digests: np.ndarray
-    hashes: np.ndarray
-    hashed: np.ndarray
+    images: ImageHashes
     skipped: dict[str, list[str]]
-    several_captions: int = 0
+
+    @property
+    def several_captions(self) -> int:
+        """How many of the pairs have more than one caption."""
+        return int((self.images.captions > 1).sum())
 
 
 def scan(
@@ -65,21 +75,20 @@ def scan(
     blocks = [list(keys[start : start + PART]) for start in range(0, len(keys), PART)]
     parts = [Part(folder / f"{n:06d}.npz", fingerprint(block), len(block), block) for n, block in enumerate(blocks)]
     read = partial(_read_pairs, reader, need_captions)
-    content, reasons = hash_images(parts, read, perceptual, workers, f"reading {reader.name}", retry=True)
+    images, reasons = hash_images(parts, read, perceptual, workers, f"reading {reader.name}", retry=True)
     skipped: dict[str, list[str]] = {}
     for row, reason in reasons.items():
         skipped.setdefault(reason, []).append(keys[row])
     _report(reader.name, len(keys), skipped, max_skipped)
-    rows = np.flatnonzero(content.usable)
-    usable = content.select(rows)
-    if several := int((usable.captions > 1).sum()):
+    rows = np.flatnonzero(images.usable)
+    result = Scan([keys[row] for row in rows.tolist()], images[rows].view(ImageHashes), dict(sorted(skipped.items())))
+    if several := result.several_captions:
         logger.info(
             "%s: %d of %d pairs have several captions, %d in all; the first is the pair's own, and "
             "mitigation.caption_choice=true draws one per epoch",
-            *(reader.name, several, len(rows), usable.captions.sum()),
+            *(reader.name, several, len(rows), result.images.captions.sum()),
         )
-    usable_keys = [keys[row] for row in rows.tolist()]
-    return Scan(usable_keys, usable.digests, usable.hashes, usable.hashed, dict(sorted(skipped.items())), several)
+    return result
 
 
 def _read_pairs(
@@ -107,29 +116,6 @@ def _report(source: str, pairs: int, skipped: dict[str, list[str]], max_skipped:
 
 
 @dataclass(frozen=True)
-class ImageHashes:
-    """What is known of n pairs after their images were read, one row per pair."""
-
-    digests: np.ndarray
-    """uint64 [n, 2]: digest of the bytes."""
-    hashes: np.ndarray
-    """uint64 [n]: perceptual hash, valid where ``hashed``."""
-    hashed: np.ndarray
-    """bool [n]: whether the image has a perceptual hash."""
-    captions: np.ndarray
-    """int32 [n]: number of captions, at least 1."""
-    usable: np.ndarray
-    """bool [n]: whether the pair can be used."""
-
-    def select(self, rows: np.ndarray) -> "ImageHashes":
-        """The hashes of some rows."""
-        return ImageHashes(*(getattr(self, name)[rows] for name in ARRAYS))
-
-
-ARRAYS = tuple(field.name for field in fields(ImageHashes))
-
-
-@dataclass(frozen=True)
 class Part:
     """A part of the pairs of a source."""
 
@@ -144,6 +130,7 @@ class Part:
 
 
 Read = Callable[[Any, Sequence[int]], Iterable[Pair | BadPair]]  # Part.pairs and positions in it → the pairs there
+Content = tuple[ImageHashes, list[str]]  # the hashes of a part, and why each pair is not usable, "" if it is
 
 
 def hash_images(
@@ -156,24 +143,25 @@ def hash_images(
         perceptual: whether images get a perceptual hash; what: the name of the progress bar.
         retry: whether the unusable pairs of complete parts are read again, because ``Part.identity`` does not tell whether
             their images have changed.
-
-    Raises:
-        UserError: the hashes of a part were damaged while they were read.
     """
-    unread = [(part, rows) for part in parts if (rows := _unread_rows(part, retry))]
+    contents = {number: content for number, part in enumerate(parts) if (content := _load(part)) is not None}
+    jobs = [
+        (number, part, rows, contents.get(number))
+        for number, part in enumerate(parts)
+        if (
+            rows := [row for row in range(part.count) if number not in contents or (retry and contents[number][1][row])]
+        )
+    ]
     total = sum(part.count for part in parts)
-    done = total - sum(len(rows) for _, rows in unread)
+    done = total - sum(len(rows) for _, _, rows, _ in jobs)
     with progress(None, what, total=total, unit="pair", done=done) as bar:
-        for count in map_unordered(_hash_part, (read, perceptual), unread, workers):
+        for number, count, content in map_unordered(_hash_part, (read, perceptual), jobs, workers):
+            contents[number] = content
             bar.update(count)
-    contents, reasons, start = [_blank(0)], dict[int, str](), 0
-    for part in parts:
-        if (content := _load(part)) is None:
-            raise UserError(f"{part.path} was damaged while it was read; start the same command again")
-        contents.append(content)
-        reasons |= {start + row: str(reason) for row, reason in enumerate(content["reasons"]) if reason}
-        start += part.count
-    return ImageHashes(*(np.concatenate([content[name] for content in contents]) for name in ARRAYS)), reasons
+    ordered = [_blank(0), *(contents[number] for number in range(len(parts)))]
+    reasons = enumerate(chain.from_iterable(why for _, why in ordered))
+    hashes = np.concatenate([images for images, _ in ordered]).view(ImageHashes)
+    return hashes, {row: reason for row, reason in reasons if reason}
 
 
 def hash_sets(sets: Mapping[str, ShardSet], folder: Path, perceptual: bool, workers: int) -> ImageHashes:
@@ -207,45 +195,32 @@ def decode_and_hash(data: bytes, perceptual: bool) -> int | None:
         return None
 
 
-def _load(part: Part) -> dict[str, np.ndarray] | None:
-    """The arrays of a part; None if they are missing, of other pairs, or damaged (with a warning)."""
+def _blank(count: int) -> Content:
+    """The content of a part of which nothing is known yet."""
+    return np.zeros(count, FIELDS).view(ImageHashes), [""] * count
+
+
+def _load(part: Part) -> Content | None:
+    """The content of a part; None if it is missing, of other pairs, or damaged (with a warning)."""
     if not part.path.exists():
         return None
     try:
         with np.load(part.path, allow_pickle=False) as content:
-            arrays = {name: content[name] for name in (*ARRAYS, "reasons")}
-            is_current = str(content["of"]) == part.identity and all(len(a) == part.count for a in arrays.values())
+            hashes, reasons = content["hashes"], content["reasons"].tolist()
+            is_current = str(content["of"]) == part.identity and hashes.dtype == FIELDS
+            is_complete = len(hashes) == len(reasons) == part.count
     except Exception as error:  # numpy and zipfile raise nearly anything for damaged archives
         logger.warning("%s is damaged (%s); recomputing it", part.path, first_line(error))
         return None
-    return arrays if is_current else None
+    return (hashes.view(ImageHashes), reasons) if is_current and is_complete else None
 
 
-def _blank(count: int) -> dict[str, np.ndarray]:
-    """The arrays of ``count`` pairs of which nothing is known yet."""
-    return {
-        "digests": np.zeros((count, 2), dtype=np.uint64),
-        "hashes": np.zeros(count, dtype=np.uint64),
-        "hashed": np.zeros(count, dtype=bool),
-        "captions": np.ones(count, dtype=np.int32),
-        "usable": np.zeros(count, dtype=bool),
-        "reasons": np.full(count, ""),
-    }
-
-
-def _unread_rows(part: Part, retry: bool) -> list[int]:
-    """The rows of a part that are to be read: all if it is missing, with ``retry`` those that were not usable."""
-    if (content := _load(part)) is None:
-        return list(range(part.count))
-    return np.flatnonzero(content["reasons"] != "").tolist() if retry else []
-
-
-def _hash_part(job: tuple[Read, bool], unread: tuple[Part, Sequence[int]]) -> int:
-    """Hash the images in some rows of a part and save it; returns their number."""
-    (read, perceptual), (part, rows) = job, unread
-    known = _load(part) if len(rows) < part.count else None
-    content = known or _blank(part.count)
-    reasons = content["reasons"].tolist()  # why a pair is not usable
+def _hash_part(
+    job: tuple[Read, bool], unread: tuple[int, Part, Sequence[int], Content | None]
+) -> tuple[int, int, Content]:
+    """Hash the images in some rows of a part and save it; returns its number, that of the rows, and its content."""
+    (read, perceptual), (number, part, rows, known) = job, unread
+    hashes, reasons = known or _blank(part.count)
     for row, pair in zip(rows, read(part.pairs, rows), strict=True):
         try:
             if isinstance(pair, BadPair):
@@ -255,11 +230,8 @@ def _hash_part(job: tuple[Read, bool], unread: tuple[Part, Sequence[int]]) -> in
             reasons[row] = str(reason)
             continue
         reasons[row] = ""
-        content["digests"][row] = content_digest(pair.image)
-        content["captions"][row] = max(1, len(caption_candidates(pair)))
-        if value is not None:
-            content["hashes"][row], content["hashed"][row] = value, True
-    why = np.array(reasons)
+        captions = max(1, len(caption_candidates(pair)))
+        hashes[row] = (content_digest(pair.image), value or 0, value is not None, captions, True)
     with atomic(part.path) as path, open(path, "wb") as file:
-        np.savez(file, **content | {"reasons": why, "usable": why == "", "of": np.array(part.identity)})
-    return len(rows)
+        np.savez(file, hashes=hashes, reasons=np.array(reasons), of=np.array(part.identity))
+    return number, len(rows), (hashes, reasons)

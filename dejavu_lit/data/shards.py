@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -97,38 +98,38 @@ class ShardSet:
             )
         return index
 
+    def indexes(self) -> Iterator[ShardIndex]:
+        """The indexes of all shards, in their order."""
+        return map(self.index, range(len(self.names)))
+
     def keys(self, limit: int | None = None) -> list[str]:
         """The keys of the first ``limit`` pairs (by default all), in the order of the shards."""
-        keys: list[str] = []
-        for shard in range(len(self.names)):
-            if limit is not None and len(keys) >= limit:
-                break
-            keys.extend(self.index(shard).keys)
-        return keys[:limit]
+        return list(islice(chain.from_iterable(index.keys for index in self.indexes()), limit))
 
     def images(self) -> dict[str, str]:
         """{name of a shard without .tar: fingerprint of its images}."""
-        return {Path(name).stem: self.index(shard).images for shard, name in enumerate(self.names)}
+        return {Path(name).stem: index.images for name, index in zip(self.names, self.indexes(), strict=True)}
 
     def fingerprint(self) -> dict[str, str]:
         """{shard: hash of keys, captions (JSON and class without a txt) and sizes of members}; images are not read."""
-        return {name: self._digest(shard) for shard, name in enumerate(self.names)}
+        return {name: _digest(index) for name, index in zip(self.names, self.indexes(), strict=True)}
 
-    def _digest(self, shard: int) -> str:
-        index, digest = self.index(shard), hashlib.sha256()
-        with open_shard(index.path) as file:
-            for key, members in zip(index.keys, index.members, strict=True):
-                digest.update(repr((key, sorted((name, size) for name, (_, size) in members.items()))).encode())
-                for name in ("txt",) if "txt" in members else ("json", "cls"):
-                    if name in members:
-                        digest.update(read_range(file.fileno(), index.path, *members[name]))
-        return digest.hexdigest()[:16]
+
+def _digest(index: ShardIndex) -> str:
+    digest = hashlib.sha256()
+    with open_shard(index.path) as file:
+        for key, members in zip(index.keys, index.members, strict=True):
+            digest.update(repr((key, sorted((name, size) for name, (_, size) in members.items()))).encode())
+            for name in ("txt",) if "txt" in members else ("json", "cls"):
+                if name in members:
+                    digest.update(read_range(file.fileno(), index.path, *members[name]))
+    return digest.hexdigest()[:16]
 
 
 def read_pairs(shards: ShardSet, image: bool = True) -> Iterator[Pair | BadPair]:
     """Every pair of a set in the order of the shards; an unusable pair is yielded as the BadPair with its reason."""
-    for shard in range(len(shards.names)):
-        yield from shards.index(shard).pairs(image=image)
+    for index in shards.indexes():
+        yield from index.pairs(image=image)
 
 
 @contextmanager

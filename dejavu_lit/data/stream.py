@@ -5,8 +5,8 @@ plan's order, decoded with their caption drawn for the epoch, replaced where the
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -43,8 +43,10 @@ def rgb_pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def load_pair(pair: Pair, preprocess: Preprocess) -> LoadedPair:
+def load_pair(pair: Pair | BadPair, preprocess: Preprocess) -> LoadedPair:
     """A pair with its image preprocessed; raises BadPair if it cannot be used."""
+    if isinstance(pair, BadPair):
+        raise pair
     with open_image(pair.image) as image:
         return preprocess(image), pair.caption, caption_candidates(pair)
 
@@ -55,8 +57,6 @@ def load_images(shards: ShardSet, count: int, preprocess: Preprocess, limit: int
     used = 0
     for pair in progress(islice(read_pairs(shards), count), "decoding", count, "image"):
         try:
-            if isinstance(pair, BadPair):
-                raise pair
             loaded.append(item := load_pair(pair, preprocess))
             used += item[0].nbytes
         except BadPair as bad:
@@ -85,14 +85,13 @@ class TokenCache:
 class Sample:
     """A pair on its way into a batch.
 
-    index: its position in the set; replaces: how many unreadable pairs it replaces; skipped: {index: reason} of them.
+    index: its position in the set; skipped: (index, reason) of each unreadable pair that it replaces.
     """
 
     index: int
     image: np.ndarray
     caption: str
-    replaces: int = 0
-    skipped: Mapping[int, str] = field(default_factory=dict)
+    skipped: Sequence[tuple[int, str]] = ()
 
 
 class PairStream(IterableDataset[Batch]):
@@ -136,9 +135,10 @@ class PairStream(IterableDataset[Batch]):
         if info is not None and self.cache is None:  # every epoch needs other shards, whose indexes would pile up
             index_shard.cache_clear()
         epoch, offset = self.position.tolist()
-        parts = replace(self.plan, epoch=epoch).parts(self.rank, info.id if info else 0, offset)
-        batch = batched(self.plan.batch, collation_fn=self.collate, partial=False)
-        return iter(DataPipeline(partial(self._read, parts), partial(self._decode, epoch), self._replace, batch))
+        plan, place = replace(self.plan, epoch=epoch), (self.rank, info.id if info else 0, offset)
+        rest, stretch = plan.parts(*place), plan.parts(*place, whole=True)
+        stages = partial(self._read, rest), partial(self._decode, epoch), partial(self._replace, epoch, stretch)
+        return iter(DataPipeline(*stages, batched(self.plan.batch, collation_fn=self.collate, partial=False)))
 
     def _read(self, parts: Iterable[np.ndarray]) -> Iterator[tuple[int, str, Pair | LoadedPair | BadPair]]:
         """(position in the set, key, pair) of the planned entries, [m, 2] of each shard, which is read once."""
@@ -168,9 +168,7 @@ class PairStream(IterableDataset[Batch]):
 
     def sample(self, index: int, key: str, epoch: int, pair: Pair | LoadedPair | BadPair) -> Sample:
         """A pair with this epoch's draws; raises BadPair if it is unreadable or its caption empty."""
-        if isinstance(pair, BadPair):
-            raise pair
-        image, caption, candidates = load_pair(pair, self.preprocess) if isinstance(pair, Pair) else pair
+        image, caption, candidates = pair if isinstance(pair, tuple) else load_pair(pair, self.preprocess)
         if not caption:
             raise BadPair(EMPTY_CAPTION)
         if self.augment is not None:
@@ -178,22 +176,27 @@ class PairStream(IterableDataset[Batch]):
         caption = train_caption(caption, candidates, self.knobs, self.vocabulary, self.plan.seed, epoch, key)
         return Sample(index, image, caption)
 
-    def _replace(self, samples: Iterable[Sample | tuple[int, str]]) -> Iterator[Sample]:
-        """The next readable sample in the place of each unreadable one, and the first in the place of the last ones."""
-        first: Sample | None = None
+    def _replace(
+        self, epoch: int, stretch: Iterable[np.ndarray], samples: Iterable[Sample | tuple[int, str]]
+    ) -> Iterator[Sample]:
+        """The next readable sample in the place of each unreadable one, and the first of ``stretch`` in that of the last ones.
+
+        ``stretch`` includes what was done before a resumed run, which thus replaces the last ones by the same sample.
+        """
         waiting: list[tuple[int, str]] = []
         for sample in samples:
             if not isinstance(sample, Sample):
                 waiting.append(sample)
                 continue
-            first = first or sample
-            yield from (replace(sample, replaces=1, skipped=dict([bad])) for bad in waiting)
+            yield from (replace(sample, skipped=[bad]) for bad in waiting)
             yield sample
             waiting.clear()
-        if waiting and first is None:
+        if not waiting:
+            return
+        whole = self._decode(epoch, self._read(stretch))
+        if (first := next((sample for sample in whole if isinstance(sample, Sample)), None)) is None:
             raise UserError(f"none of {len(waiting)} pairs of {self.shards.folder} can be read; prepare the data again")
-        if first is not None:
-            yield from (replace(first, replaces=1, skipped=dict([bad])) for bad in waiting)
+        yield from (replace(first, skipped=[bad]) for bad in waiting)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """The batch of these samples."""
@@ -201,6 +204,6 @@ class PairStream(IterableDataset[Batch]):
             "images": torch.from_numpy(np.stack([sample.image for sample in samples])),
             "tokens": self.tokenizer([sample.caption for sample in samples]),
             "index": torch.tensor([sample.index for sample in samples]),
-            "replaced": sum(sample.replaces for sample in samples),
-            "unreadable": {index: reason for sample in samples for index, reason in sample.skipped.items()},
+            "replaced": sum(len(sample.skipped) for sample in samples),
+            "unreadable": {index: reason for sample in samples for index, reason in sample.skipped},
         }

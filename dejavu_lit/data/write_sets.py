@@ -11,7 +11,7 @@ from dejavu_lit.data.near_duplicates import content_digest
 from dejavu_lit.data.objects import Annotation, write_objects
 from dejavu_lit.data.readers.base import Reader
 from dejavu_lit.data.scan import Scan
-from dejavu_lit.data.shard_index import images_fingerprint, index_shard
+from dejavu_lit.data.shard_index import images_fingerprint, index_shard, read_index
 from dejavu_lit.data.shards import BadPair, write_shard
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256, fingerprint, write_json
@@ -86,7 +86,7 @@ def _write_shard(sets: Sequence[PairSet], shard: _Shard) -> tuple[_Shard, str]:
 def _is_written(pairs: PairSet, shard: _Shard) -> bool:
     if not shard.tar.exists() or (shard.objects is not None and not shard.objects.exists()):
         return False
-    return index_shard(shard.tar).keys == tuple(pairs.scan.keys[row] for row in shard.rows.tolist())
+    return read_index(shard.tar).keys == tuple(pairs.scan.keys[row] for row in shard.rows.tolist())
 
 
 def _write_pairs(pairs: PairSet, shard: _Shard) -> None:
@@ -97,7 +97,7 @@ def _write_pairs(pairs: PairSet, shard: _Shard) -> None:
             key = pairs.scan.keys[row]
             try:
                 pair, annotation = pairs.reader.read(key)
-                if not np.array_equal(content_digest(pair.image), pairs.scan.digests[row]):
+                if not np.array_equal(content_digest(pair.image), pairs.scan.images.digests[row]):
                     raise BadPair("another image")
             except BadPair as change:
                 out = shard.tar.parent.parent

@@ -207,7 +207,7 @@ def _hashed_images(
     rows = np.array([row for row in np.flatnonzero(hashes.usable).tolist() if keys[row] not in excluded], np.int64)
     images = Images(tuple(sets), [keys[row] for row in rows.tolist()], set_numbers[rows])
     unusable = {name: int((~hashes.usable[set_numbers == number]).sum()) for number, name in enumerate(sets)}
-    return images, hashes.select(rows), unusable
+    return images, hashes[rows].view(ImageHashes), unusable
 
 
 def _kinds(

@@ -16,9 +16,10 @@ from dejavu_lit.utils.errors import UserError
 SIZES = st.lists(st.integers(0, 40), min_size=1, max_size=8)
 
 
-def batches(plan: EpochPlan, rank: int, worker: int = 0, offset: int = 0) -> np.ndarray:
+def batches(plan: EpochPlan, rank: int, worker: int = 0, offset: int = 0, whole: bool = False) -> np.ndarray:
     """The entries of one worker in batches, int64 [steps, batch, 2]."""
-    return np.concatenate([np.zeros((0, 2), np.int64), *plan.parts(rank, worker, offset)]).reshape(-1, plan.batch, 2)
+    parts = plan.parts(rank, worker, offset, whole)
+    return np.concatenate([np.zeros((0, 2), np.int64), *parts]).reshape(-1, plan.batch, 2)
 
 
 def rows(plan: EpochPlan, rank: int, offset: int = 0) -> list[list[tuple[int, int]]]:
@@ -53,6 +54,10 @@ def test_resuming_yields_the_remaining_batches(sizes, world, workers, batch, dat
     offset = data.draw(st.integers(0, plan.steps))
     for rank in range(world):
         assert rows(plan, rank, offset) == rows(plan, rank)[offset:]
+        for worker in range(max(workers, 1)):
+            rest, whole = (batches(plan, rank, worker, offset, whole=whole) for whole in (False, True))
+            assert np.array_equal(whole[len(whole) - len(rest) :], rest)
+            assert any(np.array_equal(whole, batches(plan, rank, own)) for own in range(max(workers, 1)))
 
 
 class Stream(IterableDataset):

@@ -120,6 +120,8 @@ def test_the_samples_are_an_ordinary_prepared_folder(tars, tmp_path):
         spec(tars, tmp_path / "samples", seed=1)
     with pytest.raises(UserError, match=r"data\.sizes\.P=90, but data\.shards has only"):
         write_samples(data.raw_shards(), {"P": 90}, tmp_path / "more")
+    with pytest.raises(UserError, match=r"data\.sizes asks for no pairs at all"):
+        write_samples(data.raw_shards(), {"A": 0, "P": 0}, tmp_path / "none")
 
 
 def test_classes_are_captions_and_unread_members_are_counted(tmp_path):
@@ -383,3 +385,12 @@ def test_keys_as_in_the_shards_are_excluded_from_the_samples_later(tars, tmp_pat
     data = DataSpec("raw", str(tmp_path), shards=str(tars), fractions=FRACTIONS, exclude=str(tmp_path / "gone.txt"))
     assert data.excluded == {"train/000012", "train-000012"}
     assert data.raw_shards().excluded == {"train/000012"}
+
+
+def test_indexes_of_raw_shards_are_not_kept(tars):
+    """64 of them, with 10,000 pairs each, would take 800 MB in every loader process."""
+    index_shard.cache_clear()
+    raw = RawShards(str(tars), FRACTIONS)
+    for address in raw.addresses:
+        assert all(key in members(tars, "A") for key, _ in raw.read(address, "A"))
+    assert index_shard.cache_info().currsize == 0

@@ -222,6 +222,13 @@ def test_names_that_point_outside_the_mirror_are_rejected(server):
         remote.mirror(server.url)
 
 
+@pytest.mark.parametrize("sets", ["[[null, null]]", '{"A": null}', "3"])
+def test_a_manifest_without_sets_is_refused(server, sets):
+    (server.folder / "manifest.json").write_text(f'{{"sets": {sets}}}')
+    with pytest.raises(UserError, match=r"has no manifest\.json of prepared data"):
+        remote.mirror(server.url)
+
+
 def test_a_folder_is_not_a_mirror_because_it_says_so(server, scenes, tmp_path, monkeypatch):
     """Somebody's local data with a remote.json: its command does not run, with the permission for another one or without."""
     theirs = shutil.copytree(scenes, tmp_path / "theirs")

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from benchmarks.shards import write_shards
 from dejavu_lit.data import shard_index
@@ -153,28 +151,6 @@ def test_bad_text_is_one_bad_pair_and_bad_keys_are_not_written(tmp_path):
         ):
             write(Pair(key, png, "png", "c"))
         assert not (tmp_path / "1.tar").exists()
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_any_damage_is_rejected_or_counted_and_never_crashes(tmp_path, data):
-    write_shards(tmp_path / "whole", PAIRS)
-    content = bytearray((tmp_path / "whole" / "00000.tar").read_bytes())
-    if data.draw(st.booleans()):
-        del content[data.draw(st.integers(0, len(content))) :]
-    for position, value in data.draw(st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), max_size=20)):
-        if content:
-            content[position % len(content)] = value
-    folder = tmp_path / "damaged"
-    folder.mkdir(exist_ok=True)
-    (folder / "sizes.json").unlink(missing_ok=True)
-    (folder / "0.tar").write_bytes(content)
-    index_shard.cache_clear()
-    try:
-        pairs = list(read_pairs(ShardSet.open(folder)))
-    except UserError:
-        return
-    assert len(pairs) <= 15
 
 
 def test_the_fingerprint_follows_keys_captions_and_sizes(tmp_path):

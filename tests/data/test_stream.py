@@ -228,3 +228,21 @@ def test_an_unreadable_pair_is_decoded_once_over_all_epochs(tmp_path):
     unreadable = [index for index in reads if index < 20]
     assert sorted(unreadable) == sorted(set(unreadable))
     assert len(unreadable) == 20
+
+
+def test_a_resumed_epoch_replaces_its_last_pairs_by_the_same_one(tmp_path):
+    """The last pairs cannot be read, so the first of the epoch comes again, also if it was seen before the resume."""
+    plan = epoch_plan((6, 6), 0, 0, 1, 0, 2)
+    bad = {6 * shard + position for shard, position in np.concatenate(list(plan.parts(0)))[-3:].tolist()}
+    write_shards(tmp_path, [replace(pair(n), image=b"") if n in bad else pair(n) for n in range(12)], 6)
+
+    def batches(step: int) -> list[tuple[list[int], int]]:
+        stream = PairStream(ShardSet.open(tmp_path), plan, 0, Preprocess(CONFIG), char_tokens)
+        stream.start_at(0, step)
+        return [(batch["index"].tolist(), batch["replaced"]) for batch in stream]
+
+    undisturbed = batches(0)
+    assert [replaced for _, replaced in undisturbed] == [0, 0, 0, 0, 1, 2]
+    assert undisturbed[-1][0] == undisturbed[0][0][:1] * 2
+    for step in range(plan.steps):
+        assert batches(step) == undisturbed[step:]

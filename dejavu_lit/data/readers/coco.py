@@ -26,10 +26,9 @@ logger = logging.getLogger(__name__)
 class CocoImage(NamedTuple):
     """One image of a captions JSON."""
 
-    image_id: int
     file: Path
-    captions: tuple[str, ...]
-    meta: dict[str, Any]  # META_FIELDS
+    captions: list[str]
+    meta: dict[str, Any]  # of the pair, without captions
 
 
 @dataclass(frozen=True)
@@ -117,9 +116,10 @@ class CocoReader:
                     raise UserError(
                         f"the image id {image_id} is in {origin[key]} and in {path}; give files without common ids"
                     )
-                meta = {name: json_safe(entry[name]) for name in META_FIELDS if name in entry}
                 file = folder / str(entry["file_name"])
-                images[key] = CocoImage(image_id, file, tuple(captions.get(image_id, ())), meta)
+                meta = {name: json_safe(entry[name]) for name in META_FIELDS if name in entry}
+                meta |= {"image_id": image_id, "source": json_safe(file.parent.name)}
+                images[key] = CocoImage(file, captions.get(image_id, []), meta)
                 origin[key] = path
         if not images:
             raise UserError(f"{self.sources[0][0][1]} lists no images; check data.reader.captions=")
@@ -130,7 +130,7 @@ class CocoReader:
         if not self.sources[1]:
             return None
         instances = CocoInstances(self.sources[1])
-        missing = [key for key, image in self._images.items() if image.image_id not in instances.image_ids]
+        missing = [key for key in self._images if int(key) not in instances.image_ids]
         if len(missing) == len(self._images):
             raise UserError(
                 f"{self.sources[1][0]} lists none of the images with captions; check data.reader.instances="
@@ -157,14 +157,9 @@ class CocoReader:
             raise BadPair(f"it has no caption number {self.caption}")
         caption = clean_caption(image.captions[self.caption or 0]) if image.captions else ""
         data, extension = read_image(image.file)
-        meta = {
-            **image.meta,
-            "image_id": image.image_id,
-            **({} if self.caption is None else {"captions": [json_safe(text) for text in image.captions]}),
-            "source": json_safe(image.file.parent.name),
-        }
-        annotation = self._instances.annotation(image.image_id, key) if self._instances else None
-        return Pair(key, data, extension, caption, meta), annotation
+        captions = {} if self.caption is None else {"captions": json_safe(image.captions)}
+        annotation = self._instances.annotation(int(key), key) if self._instances else None
+        return Pair(key, data, extension, caption, image.meta | captions), annotation
 
     def fingerprint(self) -> dict[str, Any]:
         """The number of the caption, the folders, and the state of the JSON files."""

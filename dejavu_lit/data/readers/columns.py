@@ -36,12 +36,11 @@ class Columns:
         guesses = [f"{option}={columns[option][0] or 'null'}" for option, names in options.items() if names == [AUTO]]
         if guesses:
             logger.info("%s: the columns are guessed by their names: %s", path, ", ".join(guesses))
-        names = {option: [name for name in usable if name is not None] for option, usable in columns.items()}
-        return cls(names["image"][0], names["caption"], next(iter(names["key"]), None))
+        return cls(columns["image"][0], columns["caption"], next(iter(columns["key"]), "") or None)
 
 
-def _column(rows: Rows, path: object, option: str, name: str) -> str | None:
-    """The column ``name``, or the usual one; None if no usual one has distinct keys."""
+def _column(rows: Rows, path: object, option: str, name: str) -> str:
+    """The column ``name``, or the usual one; "" if no usual one has distinct keys."""
     names = rows.schema.names
     if names.count(name) == 1:
         return name
@@ -49,7 +48,7 @@ def _column(rows: Rows, path: object, option: str, name: str) -> str | None:
     if name == AUTO:
         usual = [column for column in USUAL[option] if names.count(column) == 1]
         if option == "key":
-            return next((column for column in usual if _is_distinct(rows, column)), None)
+            return next((column for column in usual if _is_distinct(rows, column)), "")
         if usual:
             return usual[0]
         missing = f"no column with a usual name ({', '.join(USUAL[option])})"
@@ -70,8 +69,5 @@ def possible_columns(image: str, caption: Names, key: str | None) -> list[str]:
 
 
 def _options(image: str, caption: Names, key: str | None) -> dict[str, list[str]]:
-    return {"image": [image], "caption": _as_list(caption), "key": _as_list(key)}
-
-
-def _as_list(names: Names) -> list[str]:
-    return [] if names is None else [names] if isinstance(names, str) else list(names)
+    captions = [] if caption is None else [caption] if isinstance(caption, str) else list(caption)
+    return {"image": [image], "caption": captions, "key": [] if key is None else [key]}

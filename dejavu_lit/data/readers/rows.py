@@ -31,15 +31,15 @@ BINARY = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_b
 CACHED_BYTES = 256 << 20  # of row groups in memory, per process; one is always kept
 
 
-def _is_embedded(kind: pa.DataType) -> bool:
+def is_embedded(kind: pa.DataType) -> bool:
     """Whether values of this type hold bytes: binary, or a struct, list or map of them."""
     if pa.types.is_dictionary(kind):
-        return _is_embedded(kind.value_type)
+        return is_embedded(kind.value_type)
     inner = (kind.field(number).type for number in range(kind.num_fields))
-    return any(map(_is_embedded, inner)) or any(is_kind(kind) for is_kind in BINARY)
+    return any(map(is_embedded, inner)) or any(is_kind(kind) for is_kind in BINARY)
 
 
-def _has_path(kind: pa.DataType) -> bool:
+def has_path(kind: pa.DataType) -> bool:
     """Whether values of this type are structs with a path, as ``datasets`` stores images."""
     return bool(pa.types.is_struct(kind) and kind.get_field_index("path") >= 0)
 
@@ -100,19 +100,15 @@ class Rows:
         """The columns whose names occur once: pyarrow cannot tell others apart."""
         return [name for name in self.schema.names if self.schema.names.count(name) == 1]
 
-    def is_embedded(self, column: str) -> bool:
-        """Whether the values of a column hold bytes."""
-        return _is_embedded(self.schema.field(column).type)
-
-    def has_path(self, column: str) -> bool:
-        """Whether the values of a column are structs with a path."""
-        return _has_path(self.schema.field(column).type)
+    def kind(self, column: str) -> pa.DataType:
+        """The type of a column's values."""
+        return self.schema.field(column).type
 
     def texts(self, column: str) -> Iterator[str]:
         """The values of a column as text, "" for null; of images their paths."""
         for block in self._blocks:
             values = block.read([column], True).column(0)
-            yield from map(as_text, (pc.struct_field(values, "path") if _has_path(values.type) else values).to_pylist())
+            yield from map(as_text, (pc.struct_field(values, "path") if has_path(values.type) else values).to_pylist())
 
     def row(self, number: int, columns: Sequence[str]) -> dict[str, Any]:
         """The values of some columns in one row."""
@@ -184,7 +180,7 @@ def _select(table: pa.Table, columns: list[str], texts: bool) -> pa.Table:
 def _read_group(file: Path, metadata: pq.FileMetaData, group: int, columns: list[str], texts: bool) -> pa.Table:
     source = pq.ParquetFile(file, metadata=metadata)
     if texts:
-        columns = [f"{n}.path" if _has_path(source.schema_arrow.field(n).type) else n for n in columns]
+        columns = [f"{n}.path" if has_path(source.schema_arrow.field(n).type) else n for n in columns]
     table = source.read_row_group(group, columns=columns, use_threads=False)
     table.validate(full=True)
     return table

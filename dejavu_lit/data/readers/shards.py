@@ -16,8 +16,8 @@ from braceexpand import braceexpand
 
 from dejavu_lit.data.decode import TEXTS
 from dejavu_lit.data.readers.base import KeyIndex, as_list, clean_keys, image_extension
-from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS, image_extension_of, read_pair
-from dejavu_lit.data.shards import Pair, index_shard
+from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS, image_extension_of, read_index, read_pair
+from dejavu_lit.data.shards import Pair
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import fingerprint, is_hidden, visible_files, warn_unread
 from dejavu_lit.utils.progress import progress
@@ -49,7 +49,7 @@ class ShardReader:
         ranges: list[np.ndarray] = []
         unused: Counter[str] = Counter()
         for number, tar in enumerate(progress(self._tars, "indexing shards", unit="shard")):
-            index = index_shard(tar)
+            index = read_index(tar)
             names.extend(index.keys)
             unused.update(index.unused)
             shards.append(np.full(len(index), number, dtype=np.int32))

@@ -30,7 +30,7 @@ from dejavu_lit.data.readers.base import (
     read_image,
 )
 from dejavu_lit.data.readers.columns import AUTO, Columns, possible_columns
-from dejavu_lit.data.readers.rows import Rows, absolute, as_text, open_rows, table_files
+from dejavu_lit.data.readers.rows import Rows, absolute, as_text, has_path, is_embedded, open_rows, table_files
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.utils.errors import UserError, first_line
 from dejavu_lit.utils.io import fingerprint
@@ -85,7 +85,7 @@ class TableReader:
     def _columns(self) -> Columns:
         with self._reading():  # it looks for distinct keys
             columns = Columns.find(self._rows, self.path, self.image, self.caption, self.key)
-        kind = self._rows.schema.field(columns.image).type
+        kind = self._rows.kind(columns.image)
         if pa.types.is_nested(kind) and not pa.types.is_struct(kind):
             raise UserError(
                 f"the column {columns.image!r} of {self.path} has lists of images; write one image per row, or choose another "
@@ -101,12 +101,12 @@ class TableReader:
     @cached_property
     def _embedded(self) -> bool:
         """Whether the images' bytes are in the table."""
-        return self._rows.is_embedded(self._columns.image)
+        return is_embedded(self._rows.kind(self._columns.image))
 
     @cached_property
     def _paths(self) -> list[str]:
         """The path of each row's image, "" if it has none."""
-        if self._embedded and not self._rows.has_path(self._columns.image):
+        if self._embedded and not has_path(self._rows.kind(self._columns.image)):
             return [""] * len(self._rows)
         return self._texts(self._columns.image)
 
@@ -189,7 +189,7 @@ class TableReader:
         others = [name for name in self._rows.columns if name not in (image, *captions)]
         if repeated := sorted(set(self._rows.schema.names) - set(self._rows.columns)):
             logger.warning("%s: the columns %s are not kept: their names occur twice", self.path, ", ".join(repeated))
-        if binary := [name for name in others if self._rows.is_embedded(name)]:
+        if binary := [name for name in others if is_embedded(self._rows.kind(name))]:
             logger.info("%s: the binary columns %s are not kept", self.path, ", ".join(binary))
         return [name for name in others if name not in binary]
 

@@ -104,14 +104,6 @@ def test_keys_of_absolute_paths_do_not_change_with_the_folder(tmp_path: Path) ->
     assert keys == [["a-1", "b-1", "b-2_3"]] * 2
 
 
-def test_an_open_quotation_mark_in_a_tsv_joins_no_rows(folder: Path) -> None:
-    lines = ["path\tcaption", 'pics/0001.png\t"a cat', *(f"pics/{n}.png\tcaption {n}" for n in range(29))]
-    (folder / "open.tsv").write_text("\n".join(lines))
-    reader = TableReader(folder / "open.tsv")
-    assert len(reader.keys()) == 30
-    assert reader.read("pics-0001")[0].caption == '"a cat'
-
-
 def test_the_delimiter_is_an_option(folder: Path) -> None:
     (folder / "semicolon.csv").write_text("path;caption\npics/0001.png;a, b\n")
     for reader in (TableReader(folder / "semicolon.csv"), TableReader(folder / "semicolon.csv", delimiter=";")):
