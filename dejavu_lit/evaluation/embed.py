@@ -58,15 +58,10 @@ def embed(
     """
     folder = Path(folder)
     write_missing(encoder, shards, modality, folder, limit, workers)
-    names = [Path(name).stem for name in shards.names[: _shard_count(shards, limit)]]
-    if all(not read_keys(folder, name) for name in names):
+    embeddings = Embeddings.open(folder)
+    if not len(embeddings):
         raise UserError(f"no pair of {shards.folder} can be used; see the log for the reasons")
-    return Embeddings.open(folder)
-
-
-def _shard_count(shards: ShardSet, limit: int | None) -> int:
-    """How many shards contain the first ``limit`` pairs."""
-    return int(np.searchsorted(shards.starts, len(shards) if limit is None else min(limit, len(shards))))
+    return embeddings
 
 
 def write_missing(
@@ -93,7 +88,8 @@ def write_missing(
     }
     folder.mkdir(parents=True, exist_ok=True)
     skipped = _update_fingerprint(folder, fingerprint, {})
-    names = [Path(name).stem for name in shards.names[: _shard_count(shards, limit)]]
+    count = np.searchsorted(shards.starts, len(shards) if limit is None else min(limit, len(shards)))  # of shards
+    names = [Path(name).stem for name in shards.names[:count]]
     missing = [shard for shard in range(share[0], len(names), share[1]) if not _is_complete(folder, names[shard])]
     unit = "images" if modality == "image" else "captions"
     total = sum(shards.sizes[shard] for shard in missing)
