@@ -2,13 +2,13 @@
 
 import logging
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from colorsys import hsv_to_rgb
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from textwrap import wrap
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from dejavu_lit.data.decode import open_image
 from dejavu_lit.data.objects import SCHEMA, Annotation, as_stored, check_images, read_part
@@ -17,6 +17,7 @@ from dejavu_lit.utils.errors import UserError
 
 TEXT = 11  # pixels, height of the labels
 LINE = TEXT + 3  # pixels, height of a line of text
+CHARACTER = 7  # pixels, width of most characters, and more than their mean
 GAP = 6  # pixels between images
 # Files of fonts with Chinese, Japanese and Korean characters, which Pillow finds in the system's folders.
 CJK = (
@@ -92,7 +93,7 @@ def draw(image: Image.Image, objects: Annotation, threshold: float, size: int = 
     tile.paste(scaled)
     pen = ImageDraw.Draw(tile)
     boxless = ", ".join(_short(row[0]) for row in rows if row not in boxed)
-    for line, text in enumerate([_short(objects.key), *_wrapped(boxless, size, font)][:FOOT]):
+    for line, text in enumerate([_short(objects.key), *wrap(boxless, size // CHARACTER)][:FOOT]):
         pen.text((1, scaled.height + line * LINE), text, fill="black" if line else "grey", font=font)
     return tile
 
@@ -112,26 +113,14 @@ def _cjk_font() -> str | None:
     return None
 
 
-def label_color(label: str) -> tuple[int, int, int]:
+def label_color(label: str) -> tuple[int, ...]:
     """A bright color, always the same for the same label."""
-    red, green, blue = hsv_to_rgb(zlib.crc32(label.encode()) % 360 / 360, 0.75, 0.95)
-    return int(255 * red), int(255 * green), int(255 * blue)
+    return ImageColor.getrgb(f"hsv({zlib.crc32(label.encode()) % 360}, 75%, 95%)")
 
 
 def _short(text: str) -> str:
     """One line of at most LONGEST characters."""
     return " ".join(text.split())[:LONGEST]
-
-
-def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Iterator[str]:
-    line = ""
-    for word in text.split():
-        if line and font.getlength(f"{line} {word}") > width:
-            yield line
-            line = word
-        else:
-            line = f"{line} {word}".strip()
-    yield line
 
 
 def sheet(tiles: Sequence[Image.Image]) -> Image.Image:
