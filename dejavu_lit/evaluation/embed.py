@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -110,7 +111,7 @@ def write_missing(
             bar.update(shards.sizes[shard])
 
 
-def _update_fingerprint(folder: Path, fingerprint: dict[str, object], skipped: dict[str, str]) -> dict[str, str]:
+def _update_fingerprint(folder: Path, fingerprint: dict[str, Any], skipped: dict[str, str]) -> dict[str, str]:
     """Check or write the folder's fingerprint, and add {key: reason} of skipped pairs to it.
 
     Returns:
@@ -123,18 +124,16 @@ def _update_fingerprint(folder: Path, fingerprint: dict[str, object], skipped: d
             raise UserError(
                 f"{folder} has embeddings without {FINGERPRINT}, so their model and data are unknown; remove the folder"
             )
-        saved = read_json_object(path) if exists else fingerprint
+        saved: dict[str, Any] = read_json_object(path) if exists else fingerprint
         for name, value in fingerprint.items():
             if name not in NOT_COMPARED and saved.get(name) != value:
                 raise UserError(
                     f"the embeddings in {folder} do not match: the {name} differs; remove that folder to compute them again"
                 )
-        before = saved.get("skipped", {})
-        if not isinstance(before, dict):
-            raise UserError(f"{path} is damaged (its list of skipped pairs); remove the folder")
-        if skipped or not exists:
-            write_json(path, {**fingerprint, "skipped": before | skipped})
-    return before | skipped
+        skipped = saved.get("skipped", {}) | skipped
+        if skipped != saved.get("skipped"):
+            write_json(path, {**fingerprint, "skipped": skipped})
+    return skipped
 
 
 def _is_complete(folder: Path, name: str) -> bool:
