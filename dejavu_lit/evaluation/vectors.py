@@ -28,7 +28,7 @@ class Vectors:
         """Copy float16 vectors [m, d], perhaps of a memory map, as ``dtype``, and compute their norms.
 
         Raises:
-            UserError: a vector with zero norm, NaN or infinity; it names ``name``.
+            UserError: a vector with zero norm, NaN or infinity (which decode to values from 65536 on); it names ``name``.
         """
         stored = np.array(stored, dtype)
         norms = np.empty(len(stored))
@@ -38,7 +38,7 @@ class Vectors:
             norms[start : start + ROWS_AT_ONCE] = np.sqrt(np.einsum("ij,ij->i", values, values))
 
         for_blocks(compute, len(stored), ROWS_AT_ONCE)
-        if len(bad := np.flatnonzero(~((norms > 0) & np.isfinite(norms)))):
+        if len(bad := np.flatnonzero(~((norms > 0) & (norms < 65536)))):
             problem = "has zero norm" if norms[bad[0]] == 0 else "has NaN or infinity"
             raise UserError(
                 f"{name}: a vector {problem} ({len(bad)} of {len(norms)}); fix the model or exclude these pairs"
