@@ -9,7 +9,6 @@ from dejavu_lit.cli.options import Dedup
 from dejavu_lit.data.prepared import ready
 from dejavu_lit.evaluation.run import check_model
 from dejavu_lit.utils.config import to_plain
-from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.printable import print_next
 from dejavu_lit.utils.run_directory import RunDirectory
 
@@ -19,8 +18,6 @@ def dedup(settings: Dedup, out: Path) -> None:
     from dejavu_lit.data.near_duplicates import check_distance
 
     check_distance(settings.distance, "distance")
-    if not 0 < settings.similarity < 1:
-        raise UserError(f"similarity={settings.similarity} must lie between 0 and 1, e.g. 0.95")
     if settings.encoder is not None:
         check_model("encoder", settings.encoder)
     data = ready(settings.data)

@@ -20,12 +20,11 @@ from dejavu_lit.data.manifest import MANIFEST
 from dejavu_lit.data.near_duplicates import exact_groups, join, near_groups
 from dejavu_lit.data.scan import ImageHashes, hash_sets
 from dejavu_lit.data.shards import ShardSet
-from dejavu_lit.duplicates.examples import DuplicateKind, Images, example_tiles
+from dejavu_lit.duplicates.examples import DuplicateKind, Images, write_examples
 from dejavu_lit.duplicates.semantic import semantic_groups
 from dejavu_lit.duplicates.settings import DuplicateCriteria
 from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.measure.per_pair import write_csv
-from dejavu_lit.objects.contact_sheet import sheet
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import atomic, file_sha256, fingerprint, read_json_object, write_json, write_text
 
@@ -62,15 +61,9 @@ def dedup(
             changed since ``out`` was finished.
     """
     data = {name: _state(shards) for name, shards in sets.items()}
-    if (out / REPORT).is_file():
-        report = read_json_object(out / REPORT, SCHEMA)
-        if changed := sorted(name for name, state in report.get("data", {}).items() if data.get(name) != state):
-            raise UserError(f"{changed[0]} has changed since {out} was written; choose another out= or remove it")
-        if report["exclude"]["file"] or not force:
-            log.info("%s is finished; nothing to do", out)
-            return report
-    keys = {name: shards.keys() for name, shards in sets.items()}
-    _check_keys(keys)
+    if (finished := _finished_report(out, data, force)) is not None:
+        return finished
+    keys = _keys(sets)
     images, hashes, unusable = _hashed_images(sets, keys, out / "hashes", criteria, excluded)
     kinds = _kinds(out, sets, criteria, images, hashes)
     groups = np.arange(len(images.keys))
@@ -94,19 +87,27 @@ def dedup(
         "shared": counts,
         "exclude": {"file": LIST if listed else None, "keys": len(exclude), "rule": RULE_WITHIN if within else RULE},
     }
-    for name in (EXAMPLES, LIST):  # of a killed call with other settings
-        (out / name).unlink(missing_ok=True)
     _write_pairs(out / PAIRS, images, groups, kinds)
-    rows = (
-        (kind, a, b, count) for kind, table in counts.items() for a, row in table.items() for b, count in row.items()
-    )
+    rows = ((kind, a, b, n) for kind, table in counts.items() for a, row in table.items() for b, n in row.items())
     write_csv(out / COUNTS, [dict(zip(("kind", "set", "with", "pictures"), row, strict=True)) for row in rows])
-    if tiles := example_tiles(sets, images, kinds):
-        with atomic(out / EXAMPLES) as part:
-            sheet(tiles, 4).save(part, "PNG")
+    write_examples(out / EXAMPLES, sets, images, kinds)
+    (out / LIST).unlink(missing_ok=True)  # of a killed call with other settings
     if listed:
         write_text(out / LIST, "".join(f"{key}\n" for key in sorted(exclude)))
     write_json(out / REPORT, report)
+    return report
+
+
+def _finished_report(out: Path, data: Mapping[str, str], force: bool) -> dict[str, Any] | None:
+    """report.json of an earlier call that has done all that is asked, else None; raises UserError if a set has changed since."""
+    if not (out / REPORT).is_file():
+        return None
+    report = read_json_object(out / REPORT, SCHEMA)
+    if changed := sorted(name for name, state in report.get("data", {}).items() if data.get(name) != state):
+        raise UserError(f"{changed[0]} has changed since {out} was written; choose another out= or remove it")
+    if force and not report["exclude"]["file"]:
+        return None
+    log.info("%s is finished; nothing to do", out)
     return report
 
 
@@ -135,15 +136,14 @@ def keys_to_exclude(images: Images, groups: np.ndarray, within: bool) -> list[st
     ``groups``: the group of each image, int64 [n].
     """
     rows = _duplicated(groups)
-    first = np.full(len(groups), len(images.sets), dtype=np.int8)  # at each group's first row: its first set
-    np.minimum.at(first, groups[rows], images.set_numbers[rows])
-    elsewhere = images.set_numbers[rows] > first[groups[rows]]
-    exclude = [images.keys[row] for row in rows[elsewhere].tolist()]
-    if within:
-        smallest: dict[int, str] = {}
-        for row in sorted(rows[~elsewhere].tolist(), key=images.keys.__getitem__):
-            if smallest.setdefault(int(groups[row]), images.keys[row]) != images.keys[row]:
-                exclude.append(images.keys[row])
+    keys = [images.keys[row] for row in rows.tolist()]
+    first_set: dict[int, int] = {}  # {group: the first of its sets, which keeps its images}
+    exclude = []
+    for number, key, group in sorted(zip(images.set_numbers[rows].tolist(), keys, groups[rows].tolist(), strict=True)):
+        if group not in first_set:
+            first_set[group] = number
+        elif within or number != first_set[group]:
+            exclude.append(key)
     return exclude
 
 
@@ -171,7 +171,7 @@ def group_sizes(groups: np.ndarray) -> dict[str, int]:
 
 def _duplicated(groups: np.ndarray) -> np.ndarray:
     """The rows whose groups have at least two images."""
-    return np.flatnonzero(np.bincount(groups, minlength=1)[groups] > 1) if len(groups) else np.zeros(0, np.int64)
+    return np.flatnonzero(np.bincount(groups, minlength=1)[groups] > 1)
 
 
 def _state(shards: ShardSet) -> str:
@@ -182,15 +182,18 @@ def _state(shards: ShardSet) -> str:
     return fingerprint([shards.names, [(state.st_size, state.st_mtime_ns) for state in states]])
 
 
-def _check_keys(keys_by_set: Mapping[str, Sequence[str]]) -> None:
+def _keys(sets: Mapping[str, ShardSet]) -> dict[str, list[str]]:
+    """{set: its keys}; raises UserError for one that occurs twice or contains a line break."""
+    keys_by_set = {name: shards.keys() for name, shards in sets.items()}
     keys = list(chain.from_iterable(keys_by_set.values()))
     if len(set(keys)) != len(keys):
         repeated = Counter(keys).most_common(1)[0][0]
         raise UserError(
-            f"the key {repeated!r} is in two of the sets {', '.join(keys_by_set)}; name sets without common keys in sets="
+            f"the key {repeated!r} occurs twice in the sets {', '.join(sets)}; name sets without common keys in sets="
         )
     if broken := [key for key in keys if "\n" in key or key.endswith("\r")]:
         raise UserError(f"the key {broken[0]!r} contains a line break and cannot be in a list of keys; rename the pair")
+    return keys_by_set
 
 
 def _hashed_images(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from dejavu_lit.data.decode import open_image
 from dejavu_lit.data.key_lists import positions_of
 from dejavu_lit.data.shards import ShardSet
+from dejavu_lit.objects.contact_sheet import sheet
+from dejavu_lit.utils.io import atomic
 
 EXAMPLES_PER_KIND = 12  # pairs of each kind on the sheet
 THUMBNAIL = 112  # pixels
@@ -39,8 +42,9 @@ class DuplicateKind:
     """Its settings and recall, for report.json."""
 
 
-def example_tiles(sets: Mapping[str, ShardSet], images: Images, kinds: Sequence[DuplicateKind]) -> list[Image.Image]:
-    """One tile per example: the least similar pairs of each kind, those across sets before those within one."""
+def write_examples(path: Path, sets: Mapping[str, ShardSet], images: Images, kinds: Sequence[DuplicateKind]) -> None:
+    """Draw the least similar pairs of each kind, those across sets before those within one; no file if there are none."""
+    path.unlink(missing_ok=True)  # of a killed call with other settings
     examples: list[tuple[DuplicateKind, int]] = []
     for kind in kinds:
         is_within = images.set_numbers[kind.links[:, 0]] == images.set_numbers[kind.links[:, 1]]
@@ -59,7 +63,9 @@ def example_tiles(sets: Mapping[str, ShardSet], images: Images, kinds: Sequence[
         names = " and ".join(images.sets[images.set_numbers[row]] for row in rows)
         ImageDraw.Draw(tile).text((1, THUMBNAIL + 1), f"{kind.name}{value}, {names}", fill="black", font=font)
         tiles.append(tile)
-    return tiles
+    if tiles:
+        with atomic(path) as part:
+            sheet(tiles).save(part, "PNG")
 
 
 def _thumbnails(shards: ShardSet, keys: set[str]) -> Iterator[tuple[str, Image.Image]]:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from dejavu_lit.utils.errors import check_range
+
 
 @dataclass(frozen=True)
 class DuplicateCriteria:
@@ -17,3 +19,6 @@ class DuplicateCriteria:
     """Processes that hash."""
     device: str = "cpu"
     """Device of the encoder; or cuda."""
+
+    def __post_init__(self) -> None:
+        check_range(self, "", "(0, 1)", "similarity")

@@ -93,7 +93,22 @@ class AuditedModel:
     @property
     def weights(self) -> dict[str, Path]:
         """{name: file} of its weights, or of the vectors of ``embeddings:DIR``; {} if the name gives no local path."""
-        return weight_files(self.model_name)
+        name = self.model_name
+        if name.run is not None:
+            if name.epoch_number is None:
+                return {path.name: path for path in sorted(name.run.glob("model/*.safetensors"))}
+            checkpoint = RunDirectory(name.run).checkpoint(name.epoch_number)
+            return {checkpoint.name: checkpoint} if checkpoint.exists() else {}
+        if name.path is not None and name.epoch is None and name.path.is_dir():
+            files = sorted(file for file in name.path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+            return {str(file.relative_to(name.path)): file for file in files}
+        if name.kind == "released" and Path(name.weights).is_file():
+            from open_clip.pretrained import get_pretrained_cfg  # imports torch
+
+            # open_clip prefers a released tag to a file of that name.
+            if not get_pretrained_cfg(name.architecture, name.weights):
+                return {Path(name.weights).name: Path(name.weights)}
+        return {}
 
     @cached_property
     def run_json(self) -> dict[str, Any]:
@@ -170,13 +185,13 @@ class AuditedModel:
             return None
         if self.trained_on != shards.folder.name:
             return None
-        if self.run_json.get("data") not in (None, file_sha256(shards.folder.parent / MANIFEST)):
+        manifest = shards.folder.parent / MANIFEST
+        if self.run_json.get("data") not in (None, file_sha256(manifest)):
             return None
         saved_plan = self.run_json["plan"]
         excluded = positions_of(shards, self.data.excluded)
         removed = None
         if self.config.get("mitigation", {}).get("dedup"):
-            manifest = shards.folder.parent / MANIFEST
             removed = later_duplicates(manifest, shards, self.data.prefix, excluded)
         seed, world, workers, batch = (saved_plan[name] for name in ("seed", "world", "workers", "batch"))
         plan = epoch_plan(
@@ -191,26 +206,6 @@ def _is_writable(folder: Path) -> bool:
     return os.access(nearest, os.W_OK)
 
 
-def weight_files(name: ModelName) -> dict[str, Path]:
-    """{name: file} of a model's weights, or of the vectors of ``embeddings:DIR``; {} if the name gives no local path."""
-    if name.run is not None:
-        if name.epoch_number is None:
-            return {path.name: path for path in sorted(name.run.glob("model/*.safetensors"))}
-        checkpoint = RunDirectory(name.run).checkpoint(name.epoch_number)
-        return {checkpoint.name: checkpoint} if checkpoint.exists() else {}
-    if name.path is not None and name.epoch is None and name.path.is_dir():
-        files = sorted(file for file in name.path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
-        return {str(file.relative_to(name.path)): file for file in files}
-    if name.kind == "released" and Path(name.weights).is_file():
-        from open_clip.pretrained import get_pretrained_cfg  # imports torch
-
-        if not get_pretrained_cfg(
-            name.architecture, name.weights
-        ):  # open_clip prefers a released tag to a file of that name
-            return {Path(name.weights).name: Path(name.weights)}
-    return {}
-
-
 def weight_states(files: Mapping[str, Path]) -> dict[str, Any]:
     """{name: {sha256}} of weight files."""
     return {name: {"sha256": file_sha256(file)} for name, file in files.items()}
@@ -221,5 +216,5 @@ def changed_weights(files: Mapping[str, Path], known: Mapping[str, Any]) -> Path
 
     Files that are missing now, or were not known then, do not count.
     """
-    states = weight_states({name: file for name, file in files.items() if name in known})
-    return next((files[name] for name, state in states.items() if state["sha256"] != known[name]["sha256"]), None)
+    seen = (name for name in files if name in known)
+    return next((files[name] for name in seen if file_sha256(files[name]) != known[name]["sha256"]), None)

@@ -17,10 +17,15 @@ log = logging.getLogger(__name__)
 
 
 def check_prompts(data: DataSpec) -> None:
-    """Raise UserError for a file of classes or templates that cannot be used, before anything is computed."""
+    """Raise UserError for classes, templates or ``classes_by`` that cannot be used, before anything is computed."""
     if data.labelled:
         _class_names(data.classes, [])
         prompts(data.templates)
+        if data.classes_by and data.classes_by != ORDER:
+            raise UserError(
+                f"data.classes_by={data.classes_by} is unknown; choose {ORDER}, or leave it empty to match labels by name or "
+                "number"
+            )
 
 
 def class_list(
@@ -40,10 +45,6 @@ def class_list(
     """
     distinct = _sorted_labels(labels)
     names = _class_names(classes, distinct)
-    if by and by != ORDER:
-        raise UserError(
-            f"classes_by={by} is unknown; choose {ORDER}, or leave it empty to match labels by name or number"
-        )
     if by == ORDER:
         if len(distinct) != len(names):
             raise UserError(
@@ -80,13 +81,13 @@ def _sorted_labels(labels: Iterable[str]) -> list[str]:
 def _class_names(classes: str | Sequence[str] | None, labels: list[str]) -> list[str]:
     if classes is None:
         return labels
-    if not isinstance(classes, str):
+    if isinstance(classes, list | tuple):
         return list(map(str, classes))  # YAML reads 0 as a number
-    if classes != IMAGENET and not Path(classes).is_file():
+    if classes != IMAGENET and not Path(str(classes)).is_file():
         raise UserError(
             f"classes={classes} is neither {IMAGENET} nor a file with one class name per line; check the path"
         )
-    return read_class_names(classes)
+    return read_class_names(str(classes))
 
 
 def prompts(templates: str | Sequence[str]) -> list[Callable[[str], str]]:
@@ -99,7 +100,7 @@ def prompts(templates: str | Sequence[str]) -> list[Callable[[str], str]]:
         from open_clip import OPENAI_IMAGENET_TEMPLATES
 
         return list(OPENAI_IMAGENET_TEMPLATES)
-    texts = [templates] if isinstance(templates, str) else list(templates)
+    texts = list(map(str, templates)) if isinstance(templates, list | tuple) else [str(templates)]
     if not texts or any(text.count("{}") != 1 for text in texts):
         raise UserError(f"templates={texts} must be {IMAGENET} or texts with one {{}} each, where the class name goes")
     return [partial(text.replace, "{}") for text in texts]

@@ -104,7 +104,7 @@ class EmbeddedSets:
         """The embeddings of ``inputs``, computed if missing.
 
         Raises:
-            UserError: both models share none of a set, or a measured pair is public too, and ``allow_overlap`` is false.
+            UserError: both models share no embedding of a set, or a measured pair is public too, and ``allow_overlap`` is false.
         """
         roles, blocks = inputs.models, inputs.shards
         public = {
@@ -127,14 +127,16 @@ class EmbeddedSets:
                 )
             by_reference = captions["reference", block].rows
             keys[block] = [key for key in captions["target", block].keys if key in by_reference and key in members]
-            if missing := members.difference(keys[block]):
-                sentence = (
-                    f"{len(missing)} of {len(members)} pairs of {blocks[block].folder} lack a caption embedding of "
-                    f"target or reference; the first is {min(missing)}"
+            if not keys[block]:
+                raise UserError(
+                    f"of {len(members)} pairs of {blocks[block].folder} to measure, none has caption embeddings of target and "
+                    "reference; check data.exclude, or give embeddings of these pairs"
                 )
-                if not keys[block]:
-                    raise UserError(f"{sentence}; give embeddings of these pairs")
-                log.warning("%s; they are left out", sentence)
+            if missing := members.difference(keys[block]):
+                log.warning(
+                    "%d of %d pairs of %s lack a caption embedding of target or reference; the first is %s; they are left out",
+                    *(len(missing), len(members), blocks[block].folder, min(missing)),
+                )
         if not public_keys:
             raise UserError(
                 f"target and reference share no embedding of the public set {inputs.public_name}; give embeddings of its images"

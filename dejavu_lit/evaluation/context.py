@@ -1,8 +1,8 @@
 """context.json of an evaluation's directory, by which a later call resumes, recomputes or is refused.
 
-{config: the settings that cannot change, weights: the states of both models' weight files, largest_k, public,
-public_left_out: annotated public keys that were not searched, images: {set: {shard: fingerprint of its images}},
-utility, exposure, search: what recomputing carries over,
+{config: the settings that cannot change, weights: the states of both models' weight files, data: the SHA-256 of the data's
+manifest, largest_k, public, public_left_out: annotated public keys that were not searched, images: {set: {shard: fingerprint of
+its images}}, utility, exposure, raw_shards, training_differences, search: what recomputing carries over,
 membership: {pairs: the setting with which the records were scored, unavailable: {column: why it is missing}},
 tabulated: the settings and files by which the records' predictions were written, statistics: those of the last figures}
 """

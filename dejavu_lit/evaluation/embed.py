@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -58,15 +59,10 @@ def embed(
     """
     folder = Path(folder)
     write_missing(encoder, shards, modality, folder, limit, workers)
-    names = [Path(name).stem for name in shards.names[: _shard_count(shards, limit)]]
-    if all(not read_keys(folder, name) for name in names):
+    embeddings = Embeddings.open(folder)
+    if not len(embeddings):
         raise UserError(f"no pair of {shards.folder} can be used; see the log for the reasons")
-    return Embeddings.open(folder)
-
-
-def _shard_count(shards: ShardSet, limit: int | None) -> int:
-    """How many shards contain the first ``limit`` pairs."""
-    return int(np.searchsorted(shards.starts, len(shards) if limit is None else min(limit, len(shards))))
+    return embeddings
 
 
 def write_missing(
@@ -93,7 +89,8 @@ def write_missing(
     }
     folder.mkdir(parents=True, exist_ok=True)
     skipped = _update_fingerprint(folder, fingerprint, {})
-    names = [Path(name).stem for name in shards.names[: _shard_count(shards, limit)]]
+    count = np.searchsorted(shards.starts, len(shards) if limit is None else min(limit, len(shards)))  # of shards
+    names = [Path(name).stem for name in shards.names[:count]]
     missing = [shard for shard in range(share[0], len(names), share[1]) if not _is_complete(folder, names[shard])]
     unit = "images" if modality == "image" else "captions"
     total = sum(shards.sizes[shard] for shard in missing)
@@ -114,7 +111,7 @@ def write_missing(
             bar.update(shards.sizes[shard])
 
 
-def _update_fingerprint(folder: Path, fingerprint: dict[str, object], skipped: dict[str, str]) -> dict[str, str]:
+def _update_fingerprint(folder: Path, fingerprint: dict[str, Any], skipped: dict[str, str]) -> dict[str, str]:
     """Check or write the folder's fingerprint, and add {key: reason} of skipped pairs to it.
 
     Returns:
@@ -127,18 +124,16 @@ def _update_fingerprint(folder: Path, fingerprint: dict[str, object], skipped: d
             raise UserError(
                 f"{folder} has embeddings without {FINGERPRINT}, so their model and data are unknown; remove the folder"
             )
-        saved = read_json_object(path) if exists else fingerprint
+        saved: dict[str, Any] = read_json_object(path) if exists else fingerprint
         for name, value in fingerprint.items():
             if name not in NOT_COMPARED and saved.get(name) != value:
                 raise UserError(
                     f"the embeddings in {folder} do not match: the {name} differs; remove that folder to compute them again"
                 )
-        before = saved.get("skipped", {})
-        if not isinstance(before, dict):
-            raise UserError(f"{path} is damaged (its list of skipped pairs); remove the folder")
-        if skipped or not exists:
-            write_json(path, {**fingerprint, "skipped": before | skipped})
-    return before | skipped
+        skipped = saved.get("skipped", {}) | skipped
+        if skipped != saved.get("skipped"):
+            write_json(path, {**fingerprint, "skipped": skipped})
+    return skipped
 
 
 def _is_complete(folder: Path, name: str) -> bool:

@@ -139,13 +139,13 @@ def open_part(folder: Path, name: str) -> np.ndarray:
     """One part as a memory map; raises UserError if it is not a float16 [m, d] array."""
     path = folder / f"{name}.npy"
     try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is an archive of arrays")
     except Exception as error:  # a damaged header can raise any exception
         raise UserError(
             f"{path} is not a complete .npy file ({first_line(error)}); remove it and compute this part again"
         ) from None
-    if not isinstance(array, np.ndarray):  # an archive of arrays
-        raise UserError(f"{path} is not one array; remove it and compute this part again")
     if array.ndim != 2 or array.dtype != np.float16:
         raise UserError(
             f"{path} is {array.dtype} {list(array.shape)}, embeddings are float16 [rows, width]; "

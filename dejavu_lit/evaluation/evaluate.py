@@ -106,8 +106,11 @@ def evaluate(spec: EvaluationSpec, ranks: Ranks = SINGLE_PROCESS) -> dict[str, A
 
 def _embed_search_and_write_records(spec: EvaluationSpec, inputs: EvaluationInputs, ranks: Ranks) -> dict[str, Any]:
     """Write the records of every set, and return what recomputing needs; {} on all ranks but the first."""
+    from dejavu_lit.evaluation.search import load_faiss  # loads numba, which recomputing does not need
+
     largest_k = max(spec.settings.ks)
     with ranks.step():
+        load_faiss(spec.evaluation.index)  # an index that cannot be used is named before hours of embedding
         if ranks.rank == 0:
             spec.data.warn_of_unknown_keys()
         inputs.embed(ranks.share)

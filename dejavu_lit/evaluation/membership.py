@@ -98,8 +98,14 @@ def _draw(inputs: EvaluationInputs, block: str, pairs: int | None) -> tuple[list
 
 
 def _open(model: AuditedModel, inputs: EvaluationInputs, block: str, span: int) -> PairVectors:
+    """The vectors of one model; raises UserError if they cannot be compared."""
     shards, name = inputs.shards[block], BLOCK_SETS[block]
-    return model.embeddings(shards, name, "image", span), model.embeddings(shards, name, "text", span)
+    images, captions = model.embeddings(shards, name, "image", span), model.embeddings(shards, name, "text", span)
+    if images.dim != captions.dim:
+        raise UserError(
+            f"its images of {name} have {images.dim} values, its captions {captions.dim}; no pair has a cosine"
+        )
+    return images, captions
 
 
 def _common(drawn: Sequence[str], vectors: Sequence[PairVectors]) -> list[str]:

@@ -85,9 +85,10 @@ def search(
         UserError: k larger than the public set, different widths, a vector with NaN, infinity or zero norm, or an index
             that is unknown or not available.
     """
-    total = sum(len(part) for part in public)
+    total = sum(map(len, public))
     if not 1 <= k <= total:
         raise UserError(f"k={k} needs at least {k} public vectors, but there are {total}; lower k or enlarge P")
+    ids = np.arange(total) if ids is None else ids
     if index != "ivf":
         return best_k(queries, public, k, index, ids).neighbors(), 1.0
     best = search_ivf(queries, public, k, ids)
@@ -100,14 +101,10 @@ def search(
 def best_k(
     queries: np.ndarray, public: Sequence[np.ndarray], k: int, index: str = "flat", ids: np.ndarray | None = None
 ) -> Best:
-    """As ``search`` with an exact index: rows and cosines [n, k]; if there are fewer than k public vectors, rows end in −1.
-
-    Raises:
-        UserError: faiss is not installed, shapes that do not fit, or a vector with NaN, infinity or zero norm.
-    """
+    """As ``search`` with an exact index: rows and cosines [n, k]; if there are fewer than k public vectors, rows end in −1."""
     load_faiss(index)
     _check_shapes(queries, public)
-    total = sum(len(part) for part in public)
+    total = sum(map(len, public))
     ids = np.arange(total) if ids is None else ids
     asked, best = Vectors.load(queries, names=["queries"]), Best.empty(len(queries), k)
     error, most = float32_error(queries.shape[1]), k + MARGIN
@@ -184,19 +181,15 @@ def _compare_all(queries: Vectors, chunk: Vectors, rows: np.ndarray, asked: np.n
             best.merge(block, np.broadcast_to(rows[tile], scores.shape), scores)
 
 
-def search_ivf(queries: np.ndarray, public: Sequence[np.ndarray], k: int, ids: np.ndarray | None) -> Best:
+def search_ivf(queries: np.ndarray, public: Sequence[np.ndarray], k: int, ids: np.ndarray) -> Best:
     """The best k, [n, k], of the vectors in the lists nearest to each query; scores and order are exact, the recall may be < 1.
 
     There are about 4 √N lists; a sixteenth of them is searched. Queries with fewer than k results get an exact search. The
     index keeps the public vectors in memory as fp16.
-
-    Raises:
-        UserError: faiss is not installed, or a vector with NaN, infinity or zero norm.
     """
     faiss = load_faiss("ivf")
     _check_shapes(queries, public)
-    total, width = sum(len(part) for part in public), queries.shape[1]
-    ids = np.arange(total) if ids is None else ids
+    total, width = sum(map(len, public)), queries.shape[1]
     lists = max(1, min(int(4 * total**0.5), total // TRAINING_ROWS_PER_LIST))
     index = faiss.IndexIVFScalarQuantizer(
         faiss.IndexFlatIP(width), width, lists, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Search:
-    """The k vectors of ``public`` nearest to those of ``keys`` in ``queries``, with parts in ``folder`` for ``world`` ranks."""
+    """The k vectors of ``public`` nearest to those of ``keys``, at least one, in ``queries``; parts for ``world`` ranks."""
 
     queries: Embeddings
     keys: Sequence[str]
@@ -64,8 +64,6 @@ class Search:
         """The neighbors of all queries, and the recall of the index; missing blocks are searched now."""
         self.run()
         parts = [part for block in self._blocks() if (part := self._read(block)) is not None]
-        if not parts:
-            return Neighbors(np.zeros((0, self.k), np.int32), np.zeros((0, self.k), np.float32)), 1.0
         blocks = [neighbors for neighbors, _ in parts]
         rows = np.concatenate([block.rows for block in blocks])
         distances = np.concatenate([block.distances for block in blocks])
@@ -74,9 +72,9 @@ class Search:
 
     def _blocks(self) -> list[slice]:
         """Slices of the queries, as many for each rank; one per rank for an index that is built again for each slice."""
-        share = max(1, -(-len(self.keys) // self.world))
+        share = -(-len(self.keys) // self.world)
         per_rank = 1 if self.index == "ivf" else -(-share // BLOCK)
-        size = max(1, -(-len(self.keys) // (per_rank * self.world)))
+        size = -(-len(self.keys) // (per_rank * self.world))
         return [slice(first, first + size) for first in range(0, len(self.keys), size)]
 
     def _path(self, block: slice) -> Path:

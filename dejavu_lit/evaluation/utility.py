@@ -24,7 +24,7 @@ RECALLS = (1, 5, 10)  # k of R@k
 SCORES_AT_ONCE = 2**24  # cosines in memory, 128 MB of float64
 
 log = logging.getLogger(__name__)
-Values = dict[str, float | None]
+Values = dict[str, float]
 
 
 def utility(model: AuditedModel, data: DataSpec) -> dict[str, Any]:
@@ -70,7 +70,8 @@ def _zero_shot(model: AuditedModel, data: DataSpec) -> Values:
 def _retrieval(model: AuditedModel, data: DataSpec) -> Values:
     shards = data.shard_set("H")
     images, captions = model.embeddings(shards, "H", "image"), model.embeddings(shards, "H", "text")
-    keys = [key for key in images.keys if key in captions.rows and key not in data.excluded]
+    measured = set(shards.keys()) - data.excluded  # finished embeddings may have more
+    keys = [key for key in images.keys if key in captions.rows and key in measured]
     return retrieval(images.load(keys), captions.load(keys))
 
 
@@ -125,7 +126,7 @@ def zero_shot(images: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> Va
     images: float [n, d]; labels: int [n], class numbers; classes: float [c, d].
     """
     ranks = _ranks(images, classes, labels)
-    return {f"zeroshot_top{top}": float((ranks < top).mean()) if len(ranks) else None for top in (1, 5)}
+    return {f"zeroshot_top{top}": float((ranks < top).mean()) for top in (1, 5)}
 
 
 def retrieval(images: np.ndarray, captions: np.ndarray) -> Values:
@@ -136,7 +137,7 @@ def retrieval(images: np.ndarray, captions: np.ndarray) -> Values:
     values: Values = {}
     for name, queries, public in (("i2t", images, captions), ("t2i", captions, images)):
         ranks = _ranks(queries, public, np.arange(len(queries)))
-        values |= {f"{name}_r{k}": float((ranks < k).mean()) if len(ranks) else None for k in RECALLS}
+        values |= {f"{name}_r{k}": float((ranks < k).mean()) for k in RECALLS}
     return values
 
 
@@ -145,7 +146,14 @@ def _ranks(queries: np.ndarray, public: np.ndarray, right: np.ndarray) -> np.nda
 
     Rows of equal cosine come in their order, for which torchmetrics' top-k gives no rule. Stored values are multiplied first
     and divided by the norms afterwards: for fp16 vectors the sums are exact, so equal vectors have equal cosines (see search).
+
+    Raises:
+        UserError: no query, or vectors of different widths.
     """
+    if not len(queries):
+        raise UserError("no pair has all the embeddings that this needs")
+    if queries.shape[1] != public.shape[1]:
+        raise UserError(f"its vectors have {queries.shape[1]} and {public.shape[1]} values, so they cannot be compared")
     transposed = np.asarray(public, np.float64).T
     norms, rows = np.linalg.norm(transposed, axis=0), np.arange(len(public))
     ranks = np.empty(len(queries), np.int64)
@@ -159,7 +167,7 @@ def _ranks(queries: np.ndarray, public: np.ndarray, right: np.ndarray) -> np.nda
     return ranks
 
 
-def linear_probe(images: np.ndarray, labels: Sequence[str], seed: int = 0, limit: int = 20_000) -> Values:
+def linear_probe(images: np.ndarray, labels: Sequence[str], limit: int = 20_000) -> Values:
     """Accuracy of a logistic regression on frozen embeddings: fitted on four fifths of each class, tested on one fifth.
 
     Features are standardized by the fitted part; scikit-learn's default penalty, at most 1,000 iterations. From more than
@@ -168,7 +176,7 @@ def linear_probe(images: np.ndarray, labels: Sequence[str], seed: int = 0, limit
     Raises:
         UserError: too few images or classes for two parts, or scikit-learn is not installed.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     chosen = np.sort(rng.permutation(len(labels))[:limit])
     features, classes = np.asarray(images[chosen], np.float64), np.asarray(labels)[chosen]
     tested = np.zeros(len(chosen), bool)

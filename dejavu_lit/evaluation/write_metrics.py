@@ -15,7 +15,6 @@ from dejavu_lit.measure.per_pair import most_memorized, pair_gaps, read_keys, wr
 from dejavu_lit.measure.recompute import RECORD_FILES, gaps_by_objects, read_evaluation
 from dejavu_lit.measure.records import SIDES, Records, write_records
 from dejavu_lit.utils.config import flatten
-from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import write_json
 from dejavu_lit.utils.provenance import provenance
 
@@ -54,11 +53,7 @@ def write_metrics(
     metrics |= {"raw_shards": context["raw_shards"]} if context.get("raw_shards") else {}
     metrics["training_differences"] = context.get("training_differences")  # not in the contexts of earlier versions
     metrics["settings"] |= {name: getattr(spec.evaluation, name) for name in (*SIDES, "public_modality")}
-    metrics["settings"] |= {
-        "objects": str(spec.objects),
-        "public": spec.data.public,
-        "data": str(spec.data.folder),
-    }
+    metrics["settings"] |= {"objects": str(spec.objects), "public": spec.data.public, "data": str(spec.data.folder)}
     metrics["provenance"] = provenance() | {"config": spec.config}
     if against_base is None:
         metrics["base"], metrics["reasons"]["base"] = None, "no base= was given"
@@ -77,9 +72,8 @@ def write_metrics(
         tables["persons.json"] = _gaps_of_keys(spec, spec.evaluation.keys, sets)
         tables["persons.csv"] = [_as_row(pair) for pair in tables["persons.json"]["pairs"]]
     if context.get("tabulated", earlier) != statistics:  # the records' predictions follow the settings
-        write_json(
-            out / CONTEXT, {**context, "tabulated": None, "statistics": None}
-        )  # not finished until all are written
+        # Not finished until all are written.
+        write_json(out / CONTEXT, {**context, "tabulated": None, "statistics": None})
         for block, records in sets.items():
             write_records(out / RECORD_FILES[block], records, settings.k, settings.top_m)
     _write_tables(out, tables)
@@ -116,8 +110,6 @@ def _log_replaced(earlier: Mapping[str, Any], statistics: Mapping[str, Any]) -> 
 
 def _gaps_of_groups(spec: EvaluationSpec, column: str, sets: Mapping[str, Records]) -> dict[str, Any]:
     """The gaps of the groups of pairs."""
-    if "null" not in sets:
-        raise UserError(f"group={column} needs the set H to compare with; prepare data with one")
     settings = spec.settings
     gaps = group_gaps(sets["population"], sets["null"], column, settings.k, settings.top_m, settings.smallest_group)
     small = gaps["too_small"]
@@ -131,8 +123,6 @@ def _gaps_of_groups(spec: EvaluationSpec, column: str, sets: Mapping[str, Record
 
 def _gaps_of_keys(spec: EvaluationSpec, keys: str, sets: Mapping[str, Records]) -> dict[str, Any]:
     """The gaps and the membership scores of the pairs in the file ``keys``, ranked against H."""
-    if "null" not in sets:
-        raise UserError(f"keys={keys} needs the set H to rank against; prepare data with one")
     population, null, k, top_m = sets["population"], sets["null"], spec.settings.k, spec.settings.top_m
     gaps = pair_gaps(population, null, read_keys(keys), k, top_m)
     scores = holdout_tails(population, null, [pair["key"] for pair in gaps["pairs"]], k, top_m)

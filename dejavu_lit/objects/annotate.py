@@ -28,21 +28,11 @@ from dejavu_lit.data.objects import (
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.objects.base import Shard, Source
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import (
-    csv_cell,
-    fingerprint,
-    read_json,
-    read_json_object,
-    visible_files,
-    write_json,
-    write_text,
-)
+from dejavu_lit.utils.io import csv_cell, read_json, visible_files, write_json, write_text
 from dejavu_lit.utils.progress import progress
 
 ANNOTATOR_FILE = "annotator.json"  # the annotator, with its whole vocabulary
 FAILURES_FILE = "failed.csv"
-SOURCE_FILE = "source.json"  # in a set's folder: where its shards were
-KEYS_COMPARED = 100  # of a set, to know it again elsewhere
 TOLERATED_FAILURES = 10  # failed images of a shard that are never too many: 5 % of a small shard is less than one image
 logger = logging.getLogger(__name__)
 
@@ -89,14 +79,14 @@ def annotate(
             of a shard only if it is 1.
 
     Raises:
-        UserError: ``out`` has objects of another annotator, or too many images fail.
+        UserError: ``out`` has objects of another annotator or of other shards, or too many images fail.
     """
     out = Path(out)
     if not 0 <= max_failed <= 1:
         raise UserError(f"max_failed={max_failed} must lie between 0 and 1")
     _claim_folder(out, source)
     for name, shards in sets.items():
-        _claim_set(out / name, shards)
+        _check_shards(out / name, shards)
     all_parts = [
         _Part(out / name / f"{Path(shard).stem}.parquet", name, shards, number)
         for name, shards in sets.items()
@@ -108,11 +98,10 @@ def annotate(
     images = _write_parts(source, missing, max_failed)
 
     existing = [part for part in all_parts if part.path.exists()]
-    # Parts are opened only once all exist: otherwise each of many tasks would open the others' too.
     complete = len(existing) == len(all_parts)
-    failed = _read_failures(all_parts if complete else own_parts)
-    if complete and len(failed) < len(all_parts):
-        complete, existing = False, [part for part, _ in failed]
+    # Parts are opened only once all exist: otherwise each of many tasks would open the others' too.
+    read = all_parts if complete else own_parts
+    failed = [(part.set, key, reason) for part in read for key, reason in failures(part.path).items()]
     if complete:
         _write_failures(out, failed)
     return Summary(
@@ -120,7 +109,7 @@ def annotate(
         seconds=time.monotonic() - start,
         parts=len(existing),
         total_parts=len(all_parts),
-        failed=sum(len(reasons) for _, reasons in failed),
+        failed=len(failed),
         complete=complete,
     )
 
@@ -187,29 +176,14 @@ def _check_annotator(path: Path, expected: Annotator, actual: Annotator) -> None
     )
 
 
-def _claim_set(folder: Path, shards: ShardSet) -> None:
-    """Write where the shards of a set are, and remove the parts of shards that no longer exist.
-
-    Raises:
-        UserError: ``folder`` has the objects of other shards, elsewhere.
-    """
-    first_keys = shards.keys(KEYS_COMPARED)
-    now = {"folder": str(shards.folder.resolve()), "pairs": fingerprint([shards.names, shards.sizes, first_keys])}
-    path = folder / SOURCE_FILE
-    before = read_json_object(path) if path.exists() else now
-    if before.get("folder") != now["folder"] and before.get("pairs") != now["pairs"]:
+def _check_shards(folder: Path, shards: ShardSet) -> None:
+    """Raise UserError if ``folder`` has parts of other shards, which would be read along with those of ``shards``."""
+    stems = {Path(name).stem for name in shards.names}
+    if foreign := [part.name for part in visible_files(folder, "*.parquet") if part.stem not in stems]:
         raise UserError(
-            f"{folder} has the objects of {before.get('folder')}, not of {now['folder']}; rename one of these two folders, "
-            "or choose another name="
+            f"{folder} has {len(foreign)} parts of shards that {shards.folder} does not have, such as {foreign[0]}; remove "
+            "them, or choose another name="
         )
-    if before.get("pairs") != now["pairs"]:
-        stems = {Path(name).stem for name in shards.names}
-        for part in visible_files(folder, "*.parquet"):
-            if part.stem not in stems:  # it would be read along with the parts of the present shards
-                logger.warning("%s is removed: its shard no longer exists", part)
-                part.unlink(missing_ok=True)
-    if before != now or not path.exists():
-        write_json(path, now)
 
 
 def _is_complete(part: _Part, annotator: Annotator) -> bool:
@@ -243,21 +217,9 @@ def _check_failures(shard: Shard, rows: Sequence[Annotation | Failed], max_faile
         )
 
 
-def _read_failures(parts: Sequence[_Part]) -> list[tuple[_Part, dict[str, str]]]:
-    """(part, {key: reason}) of the parts that can be read."""
-    failed = []
-    for part in parts:
-        try:
-            failed.append((part, failures(part.path)))
-        except UserError as damaged:
-            logger.warning("%s", damaged)
-    return failed
-
-
-def _write_failures(out: Path, failed: Sequence[tuple[_Part, Mapping[str, str]]]) -> None:
-    """Write ``failed.csv`` of all parts; the last process to finish does it."""
+def _write_failures(out: Path, failed: Sequence[tuple[str, str, str]]) -> None:
+    """Write ``failed.csv``, one row (set, key, reason) per image; the last process to finish does it."""
     columns = ("set", "key", "reason")
-    rows = [(part.set, key, reason) for part, reasons in failed for key, reason in reasons.items()]
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([columns, *(map(csv_cell, columns, row) for row in rows)])
+    csv.writer(text, lineterminator="\n").writerows([columns, *(map(csv_cell, columns, row) for row in failed)])
     write_text(out / FAILURES_FILE, text.getvalue())

@@ -88,8 +88,10 @@ class Detector(Source):
 
     @property
     def local_device(self) -> str:
-        """The device of this process."""
-        return current_ranks().device(self.device)
+        """The device of this process; raises UserError if it is unknown or not available."""
+        from dejavu_lit.models.encoder import torch_device  # imports torch
+
+        return str(torch_device(current_ranks().device(self.device)))
 
     @abstractmethod
     def detect(self, images: Sequence[Image.Image]) -> list[Detections]:
@@ -102,8 +104,7 @@ class Detector(Source):
     def rows(self, shard: Shard) -> Iterator[Annotation | Failed]:
         """One row per image; a batch never spans two shards, so one part can be redone alone."""
         for items in self._decoded_batches(shard):
-            images = [(key, image) for key, image in items if isinstance(image, Image.Image)]
-            rows = dict(self._annotate_batch(images))
+            rows = self._annotate_batch([(key, image) for key, image in items if isinstance(image, Image.Image)])
             for key, image in items:
                 yield rows[key] if isinstance(image, Image.Image) else Failed(key, str(image))
 
@@ -114,30 +115,24 @@ class Detector(Source):
         while batch := list(islice(images, self.batch)):
             yield batch
 
-    def _annotate_batch(self, items: list[tuple[str, Image.Image]]) -> Iterator[tuple[str, Annotation | Failed]]:
-        """(key, row) of each image; if the batch fails, its images are tried one by one."""
-        if not items:
-            return
+    def _annotate_batch(self, items: list[tuple[str, Image.Image]]) -> dict[str, Annotation | Failed]:
+        """{key: row} of the images; if the batch fails, they are tried one by one."""
         try:
-            detections = self.detect([image for _, image in items])
-            rows = [_validated(key, objects) for (key, _), objects in zip(items, detections, strict=True)]
+            detections = self.detect([image for _, image in items]) if items else []
+            return {key: _validated(key, objects) for (key, _), objects in zip(items, detections, strict=True)}
         except UserError:
             raise
         except Exception as error:  # a detector may raise anything for an odd image, or run out of memory
-            if len(items) == 1:
-                if lacks_memory(error):
-                    raise
-                if device_failed(error):
-                    raise UserError(
-                        f"annotator.device={self.device} failed ({first_line(error)}); run the same command again to continue"
-                    ) from None
-                key, reason = items[0][0], " ".join(f"{type(error).__name__}: {error}".split())
-                yield key, Failed(key, reason[:REASON_LENGTH])
-                return
-            for item in items:
-                yield from self._annotate_batch([item])
-        else:
-            yield from ((row.key, row) for row in rows)
+            if len(items) > 1:
+                return {key: row for item in items for key, row in self._annotate_batch([item]).items()}
+            if lacks_memory(error):
+                raise
+            if device_failed(error):
+                raise UserError(
+                    f"annotator.device={self.device} failed ({first_line(error)}); run the same command again to continue"
+                ) from None
+            key, reason = items[0][0], " ".join(f"{type(error).__name__}: {error}".split())
+            return {key: Failed(key, reason[:REASON_LENGTH])}
 
 
 class Lookup(Source):

@@ -2,13 +2,13 @@
 
 import logging
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from colorsys import hsv_to_rgb
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from textwrap import wrap
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from dejavu_lit.data.decode import open_image
 from dejavu_lit.data.objects import SCHEMA, Annotation, as_stored, check_images, read_part
@@ -17,6 +17,7 @@ from dejavu_lit.utils.errors import UserError
 
 TEXT = 11  # pixels, height of the labels
 LINE = TEXT + 3  # pixels, height of a line of text
+CHARACTER = 7  # pixels, width of most characters, and more than their mean
 GAP = 6  # pixels between images
 # Files of fonts with Chinese, Japanese and Korean characters, which Pillow finds in the system's folders.
 CJK = (
@@ -29,15 +30,12 @@ CJK = (
 )
 LONGEST = 80  # characters of a label or key
 FOOT = 3  # lines below an image, for its key and for labels without a box
+COLUMNS = 4  # of a sheet
 
 log = logging.getLogger(__name__)
 
-Row = tuple[str, float, Sequence[float]]  # label, score, box
 
-
-def contact_sheet(
-    sets: Mapping[str, ShardSet], artifact: Path, threshold: float, images: int = 24, columns: int = 4
-) -> Image.Image:
+def contact_sheet(sets: Mapping[str, ShardSet], artifact: Path, threshold: float, images: int = 24) -> Image.Image:
     """The first images of each set, ``images`` in all, with the objects that an artifact has for them.
 
     Raises:
@@ -49,7 +47,7 @@ def contact_sheet(
     tiles = [tile for name, shards in sets.items() for tile in _tiles(shards, artifact / name, threshold, per_set)]
     if not tiles:
         raise UserError(f"{artifact} has no objects of {', '.join(sets)}; choose other sets= or annotate them")
-    return sheet(tiles[:images], columns)
+    return sheet(tiles[:images])
 
 
 def _tiles(shards: ShardSet, folder: Path, threshold: float, count: int) -> Iterable[Image.Image]:
@@ -57,7 +55,7 @@ def _tiles(shards: ShardSet, folder: Path, threshold: float, count: int) -> Iter
     for number, name in enumerate(shards.names):
         path = folder / f"{Path(name).stem}.parquet"
         if len(tiles) >= count or not path.exists():
-            break
+            continue
         index = shards.index(number)
         check_images(folder.parent, {folder.name: {path.stem: index.images}})
         positions = {key: position for position, key in enumerate(index.keys)}
@@ -84,43 +82,26 @@ def draw(image: Image.Image, objects: Annotation, threshold: float, size: int = 
     boxed = [row for row in rows if len(row[2]) == 4 and min(row[2][2:]) > 0]
     # Large boxes first, so that they do not cover the labels of small ones.
     boxed.sort(key=lambda row: -row[2][2] * row[2][3])
-    if boxed:
-        scaled = _with_boxes(scaled, boxed, scale)
+    font, pen = _font("".join(objects.labels)), ImageDraw.Draw(scaled)
+    for label, score, (x, y, width, height) in boxed:
+        left, right = (min(max(side * scale, 0), scaled.width - 1) for side in (x, x + width))
+        top, bottom = (min(max(side * scale, 0), scaled.height - 1) for side in (y, y + height))
+        text = _short(label) if score == 1 else f"{_short(label)} {score:.2f}"
+        pen.rectangle((left, top, right, bottom), outline=label_color(label), width=2)
+        pen.text((left + 3, top + 2), text, fill=label_color(label), font=font)
     tile = Image.new("RGB", (size, size + FOOT * LINE), "white")
     tile.paste(scaled)
-    file = font_file("".join(objects.labels))
-    pen, font = ImageDraw.Draw(tile), ImageFont.truetype(file, TEXT) if file else ImageFont.load_default(TEXT)
+    pen = ImageDraw.Draw(tile)
     boxless = ", ".join(_short(row[0]) for row in rows if row not in boxed)
-    for line, text in enumerate([_short(objects.key), *_wrapped(boxless, size, font)][:FOOT]):
+    for line, text in enumerate([_short(objects.key), *wrap(boxless, size // CHARACTER)][:FOOT]):
         pen.text((1, scaled.height + line * LINE), text, fill="black" if line else "grey", font=font)
     return tile
 
 
-def _with_boxes(image: Image.Image, rows: Sequence[Row], scale: float) -> Image.Image:
-    """The image, already scaled, with the boxes of ``rows``, clipped to it, and their labels."""
-    import torch
-    from torchvision.ops import box_convert, clip_boxes_to_image
-    from torchvision.transforms.functional import pil_to_tensor, to_pil_image
-    from torchvision.utils import draw_bounding_boxes
-
-    boxes = box_convert(torch.tensor([box for *_, box in rows]), "xywh", "xyxy") * scale
-    texts = [_short(label) if score == 1 else f"{_short(label)} {score:.2f}" for label, score, _ in rows]
-    drawn: Image.Image = to_pil_image(
-        draw_bounding_boxes(
-            pil_to_tensor(image),
-            clip_boxes_to_image(boxes, (image.height - 1, image.width - 1)),
-            texts,
-            [label_color(label) for label, *_ in rows],
-            width=2,
-            **({"font": file, "font_size": TEXT} if (file := font_file("".join(texts))) else {}),
-        )
-    )
-    return drawn
-
-
-def font_file(text: str) -> str | None:
-    """The font file for a text with Chinese, Japanese or Korean; None, for Pillow's own font, for others or without one."""
-    return _cjk_font() if any(character >= "\u2e80" for character in text) else None  # where their blocks begin
+def _font(text: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font, or for a text with Chinese, Japanese or Korean one that has these."""
+    file = _cjk_font() if any(character >= "\u2e80" for character in text) else None  # where their blocks begin
+    return ImageFont.truetype(file, TEXT) if file else ImageFont.load_default(TEXT)
 
 
 @cache
@@ -132,10 +113,9 @@ def _cjk_font() -> str | None:
     return None
 
 
-def label_color(label: str) -> tuple[int, int, int]:
+def label_color(label: str) -> tuple[int, ...]:
     """A bright color, always the same for the same label."""
-    red, green, blue = hsv_to_rgb(zlib.crc32(label.encode()) % 360 / 360, 0.75, 0.95)
-    return int(255 * red), int(255 * green), int(255 * blue)
+    return ImageColor.getrgb(f"hsv({zlib.crc32(label.encode()) % 360}, 75%, 95%)")
 
 
 def _short(text: str) -> str:
@@ -143,21 +123,10 @@ def _short(text: str) -> str:
     return " ".join(text.split())[:LONGEST]
 
 
-def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Iterator[str]:
-    line = ""
-    for word in text.split():
-        if line and font.getlength(f"{line} {word}") > width:
-            yield line
-            line = word
-        else:
-            line = f"{line} {word}".strip()
-    yield line
-
-
-def sheet(tiles: Sequence[Image.Image], columns: int = 4) -> Image.Image:
-    """The tiles, of one shape, in rows of ``columns``."""
+def sheet(tiles: Sequence[Image.Image]) -> Image.Image:
+    """The tiles, of one shape, in rows of COLUMNS."""
     width, height = (side + GAP for side in tiles[0].size)
-    columns = min(columns, len(tiles))
+    columns = min(COLUMNS, len(tiles))
     page = Image.new("RGB", (columns * width + GAP, -(-len(tiles) // columns) * height + GAP), "white")
     for number, tile in enumerate(tiles):
         page.paste(tile, (number % columns * width + GAP, number // columns * height + GAP))

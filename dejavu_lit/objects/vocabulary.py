@@ -55,11 +55,11 @@ def read_lines(path: Path | str) -> list[str]:
     """The names in a text file by the number of their line; blank lines at the end are dropped.
 
     Raises:
-        UserError: the file is not UTF-8 text, or a line before its last name is blank.
+        UserError: the file is not UTF-8 text, has no names, or a line before its last name is blank.
     """
     lines = _stripped_lines(path)
-    while lines and not lines[-1]:
-        lines.pop()
+    if not lines:
+        raise UserError(f"{path} has no names; write one per line")
     if "" in lines:
         raise UserError(
             f"line {lines.index('') + 1} of {path} is blank, and a name's number is that of its line; remove the line, or write "
@@ -69,11 +69,12 @@ def read_lines(path: Path | str) -> list[str]:
 
 
 def _stripped_lines(path: Path | str) -> list[str]:
+    """The lines of a text file up to the last one that is not blank, without surrounding white space."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as a text file of names ({error}); give one in UTF-8") from None
-    return [line.strip() for line in text.splitlines()]
+    return [line.strip() for line in text.rstrip().splitlines()]
 
 
 def read_class_names(choice: str) -> list[str]:

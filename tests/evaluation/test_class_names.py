@@ -44,8 +44,8 @@ def test_labels_are_matched_by_name_or_number_and_by_order_only_if_asked_for():
             class_list(many, numbers)
     with pytest.raises(UserError, match="there are 2 labels and 12 names"):
         class_list(many, ["a", "b"], "order")
-    with pytest.raises(UserError, match="classes_by=position is unknown"):
-        class_list(many, ["a"], "position")
+    with pytest.raises(UserError, match=r"data\.classes_by=position is unknown"):
+        check_prompts(DataSpec("scenes", labelled="L", classes=many, classes_by="position"))
 
 
 def test_numbers_that_may_be_counted_from_1_are_named(caplog):

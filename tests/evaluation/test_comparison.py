@@ -8,12 +8,14 @@ import pytest
 import yaml
 
 from dejavu_lit.data.prepared import DataSpec
+from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.evaluation.comparison import _check_training, training_differences
 from dejavu_lit.evaluation.settings import PairEvaluation
 from dejavu_lit.utils.config import to_plain
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import write_json
+from tests.conftest import call
 
 CONFIG: dict[str, Any] = {
     "recipe": {"epochs": 25, "lr": 0.001},
@@ -57,3 +59,11 @@ def test_random_halves_of_two_seeds_are_not_compared(tmp_path: Path) -> None:
     evaluation = PairEvaluation(target=target.name, reference=reference.name)
     with pytest.raises(UserError, match=r"different random halves \(1 of data\.seed=0, 1 of data\.seed=5\)"):
         _check_training(target, reference, evaluation, data)
+
+
+def test_a_set_of_which_no_pair_is_measured_is_named(scenes: Path, runs: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "keys.txt").write_text("\n".join(ShardSet.open(scenes / "H").keys()))
+    pair = [f"{side}={runs[side]}" for side in ("target", "reference")]
+    done = call("evaluate", *pair, f"data.exclude={tmp_path / 'keys.txt'}", f"out={tmp_path / 'out'}")
+    assert done.returncode == 1
+    assert f"of 0 pairs of {scenes / 'H'} to measure, none has caption embeddings" in done.stderr

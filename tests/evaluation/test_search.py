@@ -8,6 +8,7 @@ from dejavu_lit.evaluation import vectors
 from dejavu_lit.evaluation.embeddings import Embeddings, write_embeddings
 from dejavu_lit.evaluation.search import best_k, float32_error, search
 from dejavu_lit.utils.errors import UserError
+from tests.conftest import call
 
 EXACT = ["flat"]
 
@@ -203,6 +204,14 @@ def test_unusable_vectors_are_named(tmp_path, value, problem):
     np.save(tmp_path / "00000.npy", bad)
     with pytest.raises(UserError, match=f"00000.npy: a vector .*{problem}"):
         search(good, Embeddings.open(tmp_path).parts(), 1)
+
+
+def test_an_index_that_cannot_be_used_is_named_before_anything_is_embedded(runs, tmp_path):
+    pair = [f"{side}={runs[side]}" for side in ("target", "reference")]
+    done = call("evaluate", *pair, "index=flatt", f"embeddings={tmp_path / 'vectors'}", f"out={tmp_path / 'out'}")
+    assert done.returncode == 1
+    assert "index=flatt is unknown (did you mean 'flat'?)" in done.stderr
+    assert not (tmp_path / "vectors").exists()
 
 
 def test_an_unknown_index_gets_a_suggestion():

@@ -82,14 +82,6 @@ def test_an_approximate_index_is_built_once_per_rank(stored, tmp_path, monkeypat
     assert 0 < recall <= 1
 
 
-def test_a_set_without_queries(stored, tmp_path):
-    queries, public, _, public_keys = stored
-    neighbors, recall = Search(
-        queries, [], public.selection(sorted(public_keys)), K, "flat", tmp_path / "parts"
-    ).result()
-    assert (len(neighbors), neighbors.k, recall) == (0, K, 1.0)
-
-
 def test_a_selection_is_the_stored_vectors_of_its_keys(stored):
     _, public, _, public_keys = stored
     chosen = sorted(public_keys)[::3]

@@ -12,6 +12,7 @@ from dejavu_lit.data.shards import Pair, ShardSet
 from dejavu_lit.evaluation import utility
 from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.evaluation.class_names import prompts
+from dejavu_lit.evaluation.embeddings import write_embeddings
 from dejavu_lit.evaluation.utility import class_vectors, linear_probe, read_labels, retrieval, zero_shot
 from dejavu_lit.models.zoo import load_encoder
 from dejavu_lit.utils.errors import UserError
@@ -65,6 +66,20 @@ def test_retrieval_by_hand():
     assert retrieval(images, captions) == pytest.approx(
         {"i2t_r1": 1 / 3, "i2t_r5": 1.0, "i2t_r10": 1.0, "t2i_r1": 1 / 3, "t2i_r5": 1.0, "t2i_r10": 1.0}
     )
+
+
+def test_vectors_of_different_widths_have_no_ranks():
+    with pytest.raises(UserError, match="its vectors have 3 and 4 values"):
+        retrieval(np.eye(3, dtype=np.float16), np.eye(3, 4, dtype=np.float16))
+
+
+def test_retrieval_is_among_the_pairs_of_h_whatever_else_was_embedded(tmp_path):
+    keys = ["a", "b", "c", "d"]
+    write_shards(tmp_path / "data/H", [Pair(key, b"", "png", "c", {}) for key in keys])
+    write_embeddings(tmp_path / "mine/H/image", [*keys, "y", "z"], np.eye(6))
+    write_embeddings(tmp_path / "mine/H/text", [*keys, "y", "z"], np.eye(6)[[0, 1, 2, 3, 5, 4]])
+    model = AuditedModel(f"embeddings:{tmp_path / 'mine'}", tmp_path)
+    assert utility.utility(model, DataSpec("scenes", dir=str(tmp_path / "data")))["i2t_r1"] == 1.0
 
 
 def test_linear_probe_separates_linear_classes_and_fails_on_noise():

@@ -186,8 +186,9 @@ def test_failures_are_listed_once_all_parts_can_be_read(data: Path) -> None:
     path = data / "objects/c/A/00000.parquet"  # of the first process
     content = path.read_bytes()
     path.write_bytes(content[:300])
-    done = annotate(ClassLabels(), sets(data), data / "objects/c", (1, 2))
-    assert (done.parts, done.total_parts, done.complete) == (5, 6, False)
+    with pytest.raises(UserError, match=r"A/00000\.parquet is damaged .*; annotate its shard again"):
+        annotate(ClassLabels(), sets(data), data / "objects/c", (1, 2))
+    assert not (data / "objects/c/failed.csv").exists()
     done = annotate(ClassLabels(), sets(data), data / "objects/c", (0, 2))
     assert (done.images, done.parts, done.failed, done.complete) == (10, 6, 11, True)
     assert path.read_bytes() == content
@@ -399,14 +400,18 @@ def test_a_copy_of_remote_data_is_not_annotated(tmp_path):
     assert done.stderr.startswith("error: data.dir=http://127.0.0.1:9/data is remote, and only a copy of it is here")
 
 
-def test_parts_of_shards_that_no_longer_exist_are_removed(data: Path) -> None:
+def test_parts_of_shards_that_no_longer_exist_are_refused_and_kept(data: Path) -> None:
     annotate(ClassLabels(), sets(data), data / "objects/c")
     for old in (data / "P").glob("*"):
         old.unlink()
     write_shards(data / "P", pairs("P", 15), 20)
     index_shard.cache_clear()
-    annotate(ClassLabels(), sets(data), data / "objects/c")
-    assert [path.name for path in (data / "objects/c/P").glob("*.parquet")] == ["00000.parquet"]
+    with pytest.raises(
+        UserError, match=r"c/P has 1 parts of shards that .*/P does not have, such as 00001\.parquet; remove"
+    ):
+        annotate(ClassLabels(), sets(data), data / "objects/c")
+    (data / "objects/c/P/00001.parquet").unlink()
+    assert annotate(ClassLabels(), sets(data), data / "objects/c").images == 15
     coverage(data / "objects/c", "AP", 0.5)
 
 

@@ -4,9 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.shards import write_shards
 from dejavu_lit.data.objects import Annotation
+from dejavu_lit.data.shards import Pair
+from dejavu_lit.objects.annotate import annotate
+from dejavu_lit.objects.annotators.classes import ClassLabels
 from dejavu_lit.objects.contact_sheet import FOOT, GAP, TEXT, _cjk_font, contact_sheet, draw, label_color, sheet
 from dejavu_lit.utils.errors import UserError
+from tests.data.images import encoded, sample_image
 
 
 def test_boxes_are_drawn_around_the_objects() -> None:
@@ -56,6 +61,14 @@ def test_chinese_labels_are_drawn_with_an_installed_font(
     _cjk_font.cache_clear()
 
 
+def test_images_of_an_unfinished_artifact_are_drawn(tmp_path: Path) -> None:
+    """Of several processes, that with the first shard may not have ended."""
+    pairs = [Pair(f"k{n}", encoded(sample_image(n, 30, 20)), "png", "a caption", {"label": "dog"}) for n in range(3)]
+    shards = write_shards(tmp_path / "A", pairs, 1)
+    annotate(ClassLabels(), {"A": shards}, tmp_path / "objects", (1, 3))
+    assert contact_sheet({"A": shards}, tmp_path / "objects", 0.5).width == 320 + 2 * GAP
+
+
 def test_zero_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="pictures=0 must be at least 1"):
         contact_sheet({}, tmp_path, 0.5, images=0)
@@ -63,7 +76,7 @@ def test_zero_images_are_refused(tmp_path: Path) -> None:
 
 def test_a_sheet_has_every_tile() -> None:
     tiles = [Image.new("RGB", (30, 20), (n * 20 + 10, 0, 0)) for n in range(5)]
-    page = np.asarray(sheet(tiles, columns=2))
-    assert page.shape == (60 + 4 * GAP, 60 + 3 * GAP, 3)
+    page = np.asarray(sheet(tiles))
+    assert page.shape == (40 + 3 * GAP, 120 + 5 * GAP, 3)
     for tile in tiles:
         assert (page == tile.getpixel((0, 0))).all(2).sum() == 30 * 20

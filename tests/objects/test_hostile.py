@@ -197,31 +197,7 @@ def test_classes_captions_and_vocabularies(tmp_path, label, captions, text, json
 
 
 @fuzz_settings(30)
-@given(
-    annotator=wrong_json({"annotator": ClassLabels().annotator.as_json(), "labels": None}),
-    source=wrong_json({"folder": "/x", "sizes": "0"}),
-)
-def test_damaged_files_of_an_earlier_run(tmp_path, shards, annotator, source):
-    (tmp_path / "A").mkdir(exist_ok=True)
+@given(annotator=wrong_json({"annotator": ClassLabels().annotator.as_json(), "labels": None}))
+def test_a_damaged_file_of_an_earlier_run(tmp_path, shards, annotator):
     (tmp_path / "annotator.json").write_bytes(annotator)
     try_read(lambda: annotate(ClassLabels(), {"A": shards}, tmp_path))
-    (tmp_path / "annotator.json").unlink(missing_ok=True)
-    (tmp_path / "A" / "source.json").write_bytes(source)
-    try_read(lambda: annotate(ClassLabels(), {"A": shards}, tmp_path))
-
-
-def test_two_folders_with_the_same_name_do_not_overwrite_each_others_objects(tmp_path, shards):
-    """Refused whether their shards differ in number or only in their images; the same shards elsewhere are accepted."""
-    annotate(ClassLabels(), {"A": shards}, tmp_path / "objects")
-    before = (tmp_path / "objects" / "A" / "00000.parquet").read_bytes()
-    other_pairs = [Pair(f"x{n}", encoded(sample_image(n)), "png", "a cat", {"label": 9}) for n in range(3)]
-    for pairs in (other_pairs, other_pairs[:2]):
-        folder = tmp_path / str(len(pairs)) / "A"
-        with pytest.raises(UserError, match=r"A has the objects of .*pairs.*rename one of these two folders"):
-            annotate(ClassLabels(), {"A": write_shards(folder, pairs)}, tmp_path / "objects")
-    assert (tmp_path / "objects" / "A" / "00000.parquet").read_bytes() == before
-    moved = tmp_path / "moved" / "A"
-    moved.mkdir(parents=True)
-    for path in shards.folder.iterdir():
-        (moved / path.name).write_bytes(path.read_bytes())
-    assert annotate(ClassLabels(), {"A": ShardSet.open(moved)}, tmp_path / "objects").images == 0

@@ -64,11 +64,7 @@ class Agreement(Source):
         """One row per image; raises UserError if an artifact has no part of the shard, or one of another annotator."""
         parts = [self._read_part(Path(folder), shard) for folder in self.artifacts]
         for key in shard.index.keys:
-            rows = []
-            for folder, part in zip(self.artifacts, parts, strict=True):
-                if key not in part:
-                    raise UserError(f"{folder} has no row for {key} of {shard.index.path}; annotate this shard again")
-                rows.append(part[key])
+            rows = [part[key] for part in parts]
             failed = [Path(folder).name for folder, row in zip(self.artifacts, rows, strict=True) if row is None]
             if failed:
                 yield Failed(key, f"it failed in {', '.join(failed)}")
@@ -83,7 +79,10 @@ class Agreement(Source):
         annotator, table = read_part(path, ("key", "labels", "scores", "boxes"))
         if annotator != _annotator(folder):
             raise UserError(f"{folder} mixes annotators ({path}: {annotator}); annotate its shards again with one")
-        return {row["key"]: _best_boxes(row) for row in table.to_pylist()}
+        rows = {row["key"]: _best_boxes(row) for row in table.to_pylist()}
+        if missing := [key for key in shard.index.keys if key not in rows]:
+            raise UserError(f"{folder} has no row for {missing[0]} of {shard.index.path}; annotate this shard again")
+        return rows
 
     def _combine(self, key: str, rows: Sequence[BestBoxes]) -> Annotation:
         labels, scores, boxes = [], [], []

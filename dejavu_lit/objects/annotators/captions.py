@@ -90,10 +90,8 @@ class OtherCaptions(Lookup):
         captions = pair.meta.get(self.field)
         if not isinstance(captions, list) or not captions:
             raise BadPair(f"its JSON has no list {self.field!r} of captions")
-        trained, listed = (
-            letter_words(pair.caption),
-            [letter_words(caption) for caption in captions if isinstance(caption, str)],
-        )
+        listed = [letter_words(caption) for caption in captions if isinstance(caption, str)]
+        trained = letter_words(pair.caption)
         others = [caption for caption in listed if caption != trained]  # excludes all copies, in any spelling
         if not others:
             raise BadPair("it has no caption but the one that is trained on")

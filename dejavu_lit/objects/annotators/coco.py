@@ -23,8 +23,8 @@ class CocoLookup(Lookup):
 
     @cached_property
     def _instances(self) -> CocoInstances:
-        paths = [self.instances] if isinstance(self.instances, str | Path) else self.instances
-        return CocoInstances([Path(path) for path in paths])
+        paths = self.instances if isinstance(self.instances, list | tuple) else [self.instances]
+        return CocoInstances([Path(str(path)) for path in paths])
 
     @property
     def annotator(self) -> Annotator:

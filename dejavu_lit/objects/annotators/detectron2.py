@@ -51,17 +51,18 @@ class Detectron2Detector(Detector):
         """detectron2's version, the weights' hash, and the resolved config."""
         with require_package("detectron2", PAGE):
             import detectron2
-        weights = self._file("weights")
-        config: dict[str, Any] = {"file": Path(self.config).name, "content": self._setup.fingerprint}
-        config |= {"options": dict(self.options)} if self.options else {}
-        config |= {"modules": list(self.modules)} if self.modules else {}
-        config |= {"classifier": file_sha256(self._file("classifier"))} if self.classifier is not None else {}
+        classifier = None if self.classifier is None else file_sha256(self._file("classifier"))
+        given = {"options": self.options, "modules": self.modules, "classifier": classifier}
         return Annotator(
             "detectron2",
             version=detectron2.__version__,
-            weights=file_sha256(weights),
+            weights=file_sha256(self._file("weights")),
             threshold=self.threshold,
-            config=config,
+            config={
+                "file": Path(self.config).name,
+                "content": self._setup.fingerprint,
+                **{name: value for name, value in given.items() if value},
+            },
             vocabulary=fingerprint(list(self.labels)),
         )
 
@@ -131,12 +132,12 @@ class Detectron2Detector(Detector):
     def _setup(self) -> "_Setup":
         with require_package("detectron2", PAGE):
             import detectron2.data.datasets  # noqa: F401 - registers the class names of COCO, LVIS and others
-        path = self._file("config")
+        path, device = self._file("config"), self.local_device
         hooks = _import_plugins(self.modules)
         try:
             if path.suffix == ".py":
                 return _read_lazy_config(path, self.options)
-            return _read_yaml(path, self.options, hooks, self.local_device)
+            return _read_yaml(path, self.options, hooks, device)
         except Exception as error:  # config files fail in as many ways as programs do
             raise UserError(
                 f"annotator.config={path} cannot be used ({type(error).__name__}: {first_line(error)}); "

@@ -69,18 +69,13 @@ def load_weights(model: Any, weights: Mapping[str, Any], option: str, optional: 
     Raises:
         UserError: any other name is missing, or a shape does not fit.
     """
-
-    def required(names: Sequence[str]) -> list[str]:
-        return [name for name in names if not any(part in name for part in optional)]
-
     try:
         keys = model.load_state_dict(dict(weights), strict=False)
     except RuntimeError as error:
         raise _misfit(option, first_line(error)) from None
-    if missing := required(keys.missing_keys):
-        raise _misfit(option, f"the file lacks {missing[0]}, {len(missing)} in all")
-    if unexpected := required(keys.unexpected_keys):
-        raise _misfit(option, f"the model has no {unexpected[0]}, {len(unexpected)} in all")
+    for names, problem in ((keys.missing_keys, "the file lacks"), (keys.unexpected_keys, "the model has no")):
+        if required := [name for name in names if not any(part in name for part in optional)]:
+            raise _misfit(option, f"{problem} {required[0]}, {len(required)} in all")
 
 
 def _misfit(option: str, reason: str) -> UserError:

@@ -19,7 +19,7 @@ from dejavu_lit.data.objects import Annotator
 from dejavu_lit.objects.base import Detections, Detector, require_package
 from dejavu_lit.objects.vocabulary import vocabulary
 from dejavu_lit.utils.errors import UserError, check_at_least, first_line
-from dejavu_lit.utils.io import file_sha256, fingerprint, read_json
+from dejavu_lit.utils.io import file_sha256, fingerprint, read_json_object
 
 PAGE = "https://huggingface.co/docs/transformers/installation"
 OWL = ("owlvit", "owlv2")
@@ -64,13 +64,11 @@ class OpenVocabularyDetector(Detector):
         """transformers' version, the weights' hash, template, vocabulary, and the configuration of model and processor."""
         with require_package("open_vocabulary", PAGE):
             import transformers
-        config = {
-            "model_type": self._model_type,
-            "template": self._template,
-            "files": fingerprint(self._config_hashes()),
-        }
-        if self._model_type in DINO:
-            # A score depends on the whole text.
+        config = {"model_type": self._model_type, "template": self._template}
+        paths = sorted({path for pattern in CONFIG_FILES for path in self._folder.glob(pattern)})
+        files = {path.name: file_sha256(path) for path in paths if not path.name.endswith(".index.json")}
+        config["files"] = fingerprint(files)
+        if self._model_type in DINO:  # a score depends on the whole text
             config["chunks"] = fingerprint([chunk.labels for chunk in self._chunks])
         return Annotator(
             "open_vocabulary",
@@ -229,22 +227,17 @@ class OpenVocabularyDetector(Detector):
 
     @cached_property
     def _model_type(self) -> str:
-        model_type = read_json(self._folder / "config.json").get("model_type")
+        model_type = read_json_object(self._folder / "config.json").get("model_type")
         if model_type not in (*OWL, *DINO):
             raise UserError(
                 f"{self.model} is a model of type {model_type!r}; this annotator runs {', '.join((*OWL, *DINO))}"
             )
         return str(model_type)
 
-    @cached_property
+    @property
     def _weights_hash(self) -> str:
         files = sorted(self._folder.glob(WEIGHT_FILES))
         if not files:
             raise UserError(f"{self._folder} has no {WEIGHT_FILES}; save the model with save_pretrained")
         hashes = [file_sha256(file) for file in files]
         return hashes[0] if len(hashes) == 1 else fingerprint(hashes)
-
-    def _config_hashes(self) -> dict[str, str]:
-        """{file: hash} of the configuration of the model and its processor, and of its tokenizer's vocabulary."""
-        paths = {path.name: path for pattern in CONFIG_FILES for path in self._folder.glob(pattern)}
-        return {name: file_sha256(path) for name, path in sorted(paths.items()) if not name.endswith(".index.json")}

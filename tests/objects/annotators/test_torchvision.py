@@ -211,6 +211,7 @@ def test_models_with_and_without_a_background_class(tmp_path: Path) -> None:
         ({"weights": "{bare}", "model": MODEL}, "the class names of model=.* are unknown"),
         ({"threshold": 1.5}, "annotator.threshold=1.5 must be at least 0 and at most 1"),
         ({"batch": 0}, "annotator.batch=0 must be at least 1"),
+        ({"weights": "{named}", "model": MODEL, "options": {"width": 8, "hidden": 16}, "device": "gpu"}, "device=gpu is not a"),
     ],
 )  # fmt: skip
 def test_wrong_options_give_one_sentence(state, tmp_path: Path, options, message: str) -> None:
