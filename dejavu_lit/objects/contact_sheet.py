@@ -17,7 +17,6 @@ from dejavu_lit.utils.errors import UserError
 
 TEXT = 11  # pixels, height of the labels
 LINE = TEXT + 3  # pixels, height of a line of text
-CHARACTER = 7  # pixels, width of most characters, and more than their mean
 GAP = 6  # pixels between images
 # Files of fonts with Chinese, Japanese and Korean characters, which Pillow finds in the system's folders.
 CJK = (
@@ -93,7 +92,9 @@ def draw(image: Image.Image, objects: Annotation, threshold: float, size: int = 
     tile.paste(scaled)
     pen = ImageDraw.Draw(tile)
     boxless = ", ".join(_short(row[0]) for row in rows if row not in boxed)
-    for line, text in enumerate([_short(objects.key), *wrap(boxless, size // CHARACTER)][:FOOT]):
+    mean_width = font.getlength(boxless) / max(len(boxless), 1)
+    lines = wrap(boxless, int(0.9 * size / max(mean_width, 1)))
+    for line, text in enumerate([_short(objects.key), *lines][:FOOT]):
         pen.text((1, scaled.height + line * LINE), text, fill="black" if line else "grey", font=font)
     return tile
 
