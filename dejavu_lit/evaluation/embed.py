@@ -130,7 +130,10 @@ def _update_fingerprint(folder: Path, fingerprint: dict[str, Any], skipped: dict
                 raise UserError(
                     f"the embeddings in {folder} do not match: the {name} differs; remove that folder to compute them again"
                 )
-        skipped = saved.get("skipped", {}) | skipped
+        before = saved.get("skipped", {})
+        if not isinstance(before, dict):
+            raise UserError(f"{path} is damaged (its list of skipped pairs); remove the folder")
+        skipped = before | skipped
         if skipped != saved.get("skipped"):
             write_json(path, {**fingerprint, "skipped": skipped})
     return skipped
