@@ -82,7 +82,7 @@ def planned_rows(study: Mitigate) -> list["PlannedRow"]:
     rows = []
     for name, series, overrides, size in settings:
         where = f"settings.{name}"
-        if overrides not in composed:  # half a second each; sizes share them
+        if overrides not in composed:  # sizes share them
             with _prefixed(where):
                 composed[overrides] = compose_settings("mitigate", *study.typed, *overrides)
         setting = composed[overrides]

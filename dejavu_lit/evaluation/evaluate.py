@@ -110,7 +110,8 @@ def _embed_search_and_write_records(spec: EvaluationSpec, inputs: EvaluationInpu
 
     largest_k = max(spec.settings.ks)
     with ranks.step():
-        load_faiss(spec.evaluation.index)  # an index that cannot be used is named before hours of embedding
+        if not (spec.out / NEIGHBORS).is_dir():  # an index that cannot be used is named before hours of embedding
+            load_faiss(spec.evaluation.index)
         if ranks.rank == 0:
             spec.data.warn_of_unknown_keys()
         inputs.embed(ranks.share)

@@ -52,7 +52,7 @@ class Best:
     def merge(self, queries: np.ndarray, rows: np.ndarray, scores: np.ndarray) -> None:
         """Add candidates of some queries: rows int [q, c] and scores float64 [q, c], −∞ where there is none."""
         best_rows, best_scores = self.rows[queries], self.scores[queries]
-        rows = rows.astype(np.int32)
+        rows = rows.astype(np.int32, order="C")
 
         def compute(start: int) -> None:
             block = slice(start, start + QUERIES_PER_THREAD)
@@ -124,6 +124,7 @@ def best_k(
                 best.rows[unsure], best.scores[unsure] = before.rows[unsure], before.scores[unsure]
                 _compare_all(asked, chunk, rows, unsure, best)
             bar.update(len(chunk))
+            del chunk  # before the next one is read
     return best
 
 
@@ -156,14 +157,13 @@ def _knn(queries: np.ndarray, public: np.ndarray, count: int, index: str) -> tup
 def _score(queries: Vectors, chunk: Vectors, candidates: np.ndarray, rows: np.ndarray, best: Best) -> None:
     """Score candidates [n, c] (positions in the chunk, −1 for none) exactly and merge them into ``best``."""
     asked = np.flatnonzero((candidates >= 0).any(axis=1))
-    asking, candidates = queries[asked], candidates[asked]
+    candidates = candidates[asked]
     scores = np.empty(candidates.shape)
 
     def compute(start: int) -> None:
         block = slice(start, start + QUERIES_PER_THREAD)
-        write_cosines(
-            *(asking.stored[block], asking.norms[block], chunk.stored, chunk.norms, candidates[block], scores[block])
-        )
+        own = queries[asked[block]]
+        write_cosines(own.stored, own.norms, chunk.stored, chunk.norms, candidates[block], scores[block])
 
     for_blocks(compute, len(asked), QUERIES_PER_THREAD)
     best.merge(asked, rows[candidates], scores)
@@ -200,12 +200,14 @@ def search_ivf(queries: np.ndarray, public: Sequence[np.ndarray], k: int, ids: n
     index.train(Vectors.load(training, names=["the public set"]).units)
     for _, chunk in chunks(public):
         index.add(chunk.units)
+        del chunk
     asked, best = Vectors.load(queries, names=["queries"]), Best.empty(len(queries), k)
     positions = index.search(asked.units, k)[1]
     del index
     for start, chunk in chunks(public):
         in_chunk = (positions >= start) & (positions < start + len(chunk))
         _score(asked, chunk, np.where(in_chunk, positions - start, -1), ids[start : start + len(chunk)], best)
+        del chunk
     short = np.flatnonzero((best.rows < 0).any(axis=1))
     if len(short):
         exact = best_k(queries[short], public, k, "flat", ids)

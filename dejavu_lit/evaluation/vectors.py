@@ -51,7 +51,7 @@ class Vectors:
     def _fill(self, array: np.ndarray, name: str) -> None:
         def compute(start: int) -> None:
             block = slice(start, start + ROWS_AT_ONCE)
-            bits = np.array(array[block]).view(np.uint16)
+            bits = np.array(array[block], np.float16).view(np.uint16)
             _decode(bits, FLOAT32, self.stored[block], self.norms[block], self.units[block])
 
         for_blocks(compute, len(array), ROWS_AT_ONCE)
@@ -136,9 +136,11 @@ def chunks(public: Sequence[np.ndarray]) -> Iterator[tuple[int, Vectors]]:
             if first < start + size and end > start:
                 pieces.append(part[max(start - first, 0) : start + size - first])
                 names.append(str(getattr(part, "filename", f"part {number} of the public set")))
-        yield start, Vectors.load(*pieces, names=names)
+        vectors = Vectors.load(*pieces, names=names)
         for piece in pieces:
             _release_pages(piece)
+        yield start, vectors
+        del vectors
 
 
 def _release_pages(part: np.ndarray) -> None:

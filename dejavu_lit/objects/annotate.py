@@ -100,8 +100,14 @@ def annotate(
     existing = [part for part in all_parts if part.path.exists()]
     complete = len(existing) == len(all_parts)
     # Parts are opened only once all exist: otherwise each of many tasks would open the others' too.
-    read = all_parts if complete else own_parts
-    failed = [(part.set, key, reason) for part in read for key, reason in failures(part.path).items()]
+    failed = []
+    for part in all_parts if complete else own_parts:
+        try:
+            failed += [(part.set, key, reason) for key, reason in failures(part.path).items()]
+        except UserError as damaged:  # another task's, which writes it again
+            logger.warning("%s", damaged)
+            existing.remove(part)
+            complete = False
     if complete:
         _write_failures(out, failed)
     return Summary(
@@ -181,7 +187,7 @@ def _check_shards(folder: Path, shards: ShardSet) -> None:
     stems = {Path(name).stem for name in shards.names}
     if foreign := [part.name for part in visible_files(folder, "*.parquet") if part.stem not in stems]:
         raise UserError(
-            f"{folder} has {len(foreign)} parts of shards that {shards.folder} does not have, such as {foreign[0]}; remove "
+            f"{folder} has parts of shards that {shards.folder} does not have ({len(foreign)}), such as {foreign[0]}; remove "
             "them, or choose another name="
         )
 

@@ -2,11 +2,10 @@
 
 import logging
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from textwrap import wrap
 
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
@@ -92,9 +91,7 @@ def draw(image: Image.Image, objects: Annotation, threshold: float, size: int = 
     tile.paste(scaled)
     pen = ImageDraw.Draw(tile)
     boxless = ", ".join(_short(row[0]) for row in rows if row not in boxed)
-    mean_width = font.getlength(boxless) / max(len(boxless), 1)
-    lines = wrap(boxless, int(0.9 * size / max(mean_width, 1)))
-    for line, text in enumerate([_short(objects.key), *lines][:FOOT]):
+    for line, text in enumerate([_short(objects.key), *_wrapped(boxless, size, font)][:FOOT]):
         pen.text((1, scaled.height + line * LINE), text, fill="black" if line else "grey", font=font)
     return tile
 
@@ -122,6 +119,17 @@ def label_color(label: str) -> tuple[int, ...]:
 def _short(text: str) -> str:
     """One line of at most LONGEST characters."""
     return " ".join(text.split())[:LONGEST]
+
+
+def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Iterator[str]:
+    line = ""
+    for word in text.split():
+        if line and font.getlength(f"{line} {word}") > width:
+            yield line
+            line = word
+        else:
+            line = f"{line} {word}".strip()
+    yield line
 
 
 def sheet(tiles: Sequence[Image.Image]) -> Image.Image:

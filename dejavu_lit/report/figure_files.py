@@ -4,7 +4,8 @@
 
 writes NAME.svg, NAME-narrow.svg for phones, both with -dark (the same drawing in the colors of ``DARK``), NAME.csv and, if
 asked for, NAME.png and NAME.pdf.
-A figure whose words, rows and code are those of the earlier folder is taken from there instead of being drawn.
+A figure whose words, rows and code are those of the earlier folder is taken from there instead of being drawn; the others are
+drawn by as many processes as there are cores.
 """
 
 import io
@@ -75,8 +76,6 @@ def draw_figures(
     from dejavu_lit.report.study_plots import study_plots
 
     plots = study_plots(contents) if kind == "study" else evaluation_plots(contents)
-    known = _read_index(earlier) if earlier else {}
-    shown = []
     labels = json.dumps([[dict(row) for row in plot.rows] for plot in plots], default=str, ensure_ascii=False)
     if missing := missing_characters(labels):
         log.warning(
@@ -84,18 +83,21 @@ def draw_figures(
             "Sans CJK for Chinese, Japanese and Korean labels",
             *(len(missing), missing[0]),
         )
-    figures = {name: info for name, info in known.items() if set(formats) <= set(info.formats)}
-    kept = {plot.name for plot in plots if plot.name in figures and figures[plot.name].digest == _digest(plot)}
-    for name in (name for plot_name in kept for name in _files(figures[plot_name])):
-        assert earlier is not None
-        link_or_copy(earlier / name, folder / name)
-    new = [plot for plot in plots if plot.name not in kept]
+    shown: dict[str, FigureInfo] = {}
+    if earlier is not None:
+        known = _read_index(earlier)
+        for plot in plots:
+            info = known.get(plot.name)
+            if info is not None and info.digest == _digest(plot) and set(formats) <= set(info.formats):
+                for name in _files(info):
+                    link_or_copy(earlier / name, folder / name)
+                shown[plot.name] = info
+    new = [plot for plot in plots if plot.name not in shown]
     drawn = map_unordered(_save, (folder, formats), new, min(thread_count(), len(new)))
-    figures |= {info.name: info for info in progress(drawn, "figures", len(new), "figure")}
-    shown = [figures[plot.name] for plot in plots]
+    shown |= {info.name: info for info in progress(drawn, "figures", len(new), "figure")}
     if shown:
-        write_json(folder / INDEX, {info.name: asdict(info) for info in shown})
-    return shown
+        write_json(folder / INDEX, {plot.name: asdict(shown[plot.name]) for plot in plots})
+    return [shown[plot.name] for plot in plots]
 
 
 def _save(place: tuple[Path, Sequence[str]], plot: "Plot") -> FigureInfo:

@@ -66,6 +66,7 @@ class Plot:
     """A figure with its description in words (the alternative text) and the rows that it draws.
 
     ``draw`` is called when the figure is needed: one whose words and rows are those of an earlier report is not drawn again.
+    It is pickled for another process, so it is a function of a module, or a ``partial`` of one.
     """
 
     name: str

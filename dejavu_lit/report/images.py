@@ -19,10 +19,11 @@ from dejavu_lit.data.decode import open_image
 from dejavu_lit.data.objects import as_stored, read_part
 from dejavu_lit.data.shards import BadPair, ShardIndex, ShardSet
 from dejavu_lit.utils.io import link_or_copy, read_json, visible_files, write_json
-from dejavu_lit.utils.parallel import map_ahead
+from dejavu_lit.utils.parallel import map_ahead, thread_count
 from dejavu_lit.utils.progress import progress
 
 MAX_BOXES = 40  # of one image, those with the largest scores: more are indistinguishable
+THREADS = 8  # that each decode an image, which may have 300 MB
 WEBP_QUALITY = 60  # artifacts stay invisible at the size of a card
 ORIENTATION, UPRIGHT = 274, 1  # EXIF
 Box = tuple[str, list[float]]  # label, and x, y, width, height in pixels
@@ -85,10 +86,13 @@ def write_thumbnails(
     def places() -> Iterator[tuple[str, str, ShardIndex, int]]:
         unseen = set(missing)
         for number, shard in enumerate(shards.names):
-            for position, key in enumerate(shards.index(number).keys) if unseen else ():
+            if not unseen:
+                break
+            index = shards.index(number)
+            for position, key in enumerate(index.keys):
                 if key in unseen:
                     unseen.remove(key)
-                    yield shard, key, shards.index(number), position
+                    yield shard, key, index, position
 
     def make(place: tuple[str, str, ShardIndex, int]) -> tuple[str, Thumbnail] | None:
         shard, key, index, position = place
@@ -107,7 +111,12 @@ def write_thumbnails(
             path.write_bytes(small)
         return key, thumbnail
 
-    made = progress(map_ahead(make, places()), f"thumbnails of {shards.folder.name}", len(missing), "image")
+    made = progress(
+        map_ahead(make, places(), min(thread_count(), THREADS)),
+        f"thumbnails of {shards.folder.name}",
+        len(missing),
+        "image",
+    )
     thumbnails |= dict(entry for entry in made if entry is not None)
     if unshown := len(requested) - len(thumbnails):
         log.warning("%d of %d images of %s cannot be shown", unshown, len(requested), shards.folder)

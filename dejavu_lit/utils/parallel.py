@@ -1,5 +1,6 @@
 """Process and thread pools: jobs over a shared read-only state or in order, workers that end with their parent."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -42,7 +43,8 @@ def map_unordered(
             yield future.result()
     except BrokenProcessPool:
         raise UserError(
-            "a worker process was killed, perhaps for lack of memory; run the command again with fewer workers="
+            "a worker process was killed, perhaps for lack of memory; run the command again with fewer workers= or a "
+            "smaller OMP_NUM_THREADS"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
@@ -51,6 +53,7 @@ def map_unordered(
 def _start(state: Any) -> None:
     global _state
     _state = state
+    gc.freeze()  # what the parent made is not searched for garbage
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the parent handles Ctrl-C
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
