@@ -14,10 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from dejavu_lit.data.objects import Objects
-from dejavu_lit.measure.score_kernels import count_all, most_frequent
+from dejavu_lit.measure.score_kernels import count_all, count_bits, most_frequent
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.parallel import thread_count, thread_pool
 
+# With few labels, the objects of an image are joined as 64-bit words: faster up to this many words per object.
+WORDS_PER_OBJECT = 6
 CHUNK = 8192  # records per task of a thread: bounds the copies of memory-mapped neighbors
 
 
@@ -75,9 +77,6 @@ class Scores:
     def __len__(self) -> int:
         return len(self.truth)
 
-    def __getitem__(self, records: np.ndarray) -> "Scores":
-        return Scores(self.ks, self.hits[records], self.predicted[records], self.truth[records])
-
     @property
     def has_objects(self) -> np.ndarray:
         """Which records have objects, bool [n]."""
@@ -117,6 +116,8 @@ def score(neighbors: Neighbors, public: Objects, truth: Objects, ks: Sequence[in
     """
     _check(neighbors, public, truth, ks, top_m)
     labels = len(public.labels)
+    is_dense = top_m is None and -(-labels // 64) * len(public) <= WORDS_PER_OBJECT * len(public.codes)
+    bits = _bits(public) if is_dense else None
     hits = np.zeros((len(neighbors), len(ks)), np.int32)
     predicted = np.zeros((len(neighbors), len(ks)), np.int32)
 
@@ -130,14 +131,15 @@ def score(neighbors: Neighbors, public: Objects, truth: Objects, ks: Sequence[in
                 "the objects must be those of the public set that was searched"
             )
         sizes = np.array(ks, np.int64)
-        if top_m is None:
+        if bits is not None:
+            count_bits(rows, *_rows(own), bits, sizes, hits[part], predicted[part])
+        elif top_m is None:
             count_all(rows, *_rows(own), *_rows(public), sizes, labels, hits[part], predicted[part])
         else:
             chosen = _most_frequent(rows, neighbors.distances[part, : ks[-1]], public, sizes, top_m)
             predicted[part] = (chosen >= 0).sum(axis=2)
-            record = np.arange(len(rows))
-            labels_of_own = np.repeat(record, own.counts()) * labels + own.codes
-            is_right = np.isin(record[:, None, None] * labels + chosen, labels_of_own)
+            record = np.arange(len(rows))[:, None, None]
+            is_right = np.isin(record * labels + chosen, _owners(own) * labels + own.codes)
             hits[part] = (is_right & (chosen >= 0)).sum(axis=2)
 
     size = max(1, min(CHUNK, -(-len(neighbors) // thread_count())))
@@ -167,12 +169,25 @@ def predict(neighbors: Neighbors, public: Objects, k: int, top_m: int | None = N
     return np.searchsorted(record, np.arange(len(neighbors) + 1)), codes.astype(np.int32)
 
 
+def _bits(objects: Objects) -> np.ndarray:
+    """Each image's objects as bits, uint64 [images, words]."""
+    bits = np.zeros((len(objects), -(-len(objects.labels) // 64)), np.uint64)
+    bit = np.uint64(1) << (objects.codes & 63).astype(np.uint64)
+    np.bitwise_or.at(bits, (_owners(objects), objects.codes >> 6), bit)
+    return bits
+
+
 def _most_frequent(rows: np.ndarray, distances: np.ndarray, public: Objects, ks: np.ndarray, top_m: int) -> np.ndarray:
     """The codes of the m objects found in most neighbors, int32 [n, len(ks), m], −1 where there are fewer."""
     labels = len(public.labels)
     chosen = np.full((len(rows), len(ks), min(top_m, labels)), -1, np.int32)
     most_frequent(_plain(rows, np.int32), _plain(distances, np.float32), *_rows(public), ks, labels, chosen)
     return chosen
+
+
+def _owners(objects: Objects) -> np.ndarray:
+    """The image of every object, int64 [objects]."""
+    return np.repeat(np.arange(len(objects)), objects.counts())
 
 
 def _rows(objects: Objects) -> tuple[np.ndarray, np.ndarray]:
