@@ -77,6 +77,9 @@ class Scores:
     def __len__(self) -> int:
         return len(self.truth)
 
+    def __getitem__(self, records: np.ndarray) -> "Scores":
+        return Scores(self.ks, self.hits[records], self.predicted[records], self.truth[records])
+
     @property
     def has_objects(self) -> np.ndarray:
         """Which records have objects, bool [n]."""

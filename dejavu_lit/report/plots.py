@@ -64,20 +64,21 @@ def _draw_recall(rows: Rows, aucg: str) -> Figure:
     return figure
 
 
-def samples(metrics: Metrics) -> list[figures.Plot | None]:
+def samples(metrics: Metrics) -> list[figures.Plot]:
     """The sample-level gaps over L for each ranking: one figure with a line for each k, one with a line for each top-m."""
     curves, main_m = metrics["curves"]["sample"], metrics["settings"].get("top_m")
     by_k = [(f"k = {curve['k']}", curve) for curve in curves if curve["top_m"] == main_m]
     by_m = [(f"top {curve['top_m']} objects" if curve["top_m"] else "all objects", curve) for curve in curves
             if curve["k"] == metrics["k"]]  # fmt: skip
-    return [
-        _sample("sample", "Gaps on the L most memorized records, by neighbors k", metrics, by_k),
-        _sample("sample-top-m", "Gaps on the L most memorized records, by objects predicted", metrics, by_m)
-        if len(by_m) > 1 else None,
-    ]  # fmt: skip
+    records, title = metrics["counts"]["records"], "Gaps on the L most memorized records, by"
+    # Of the largest k, whichever is the main one: with another the figure is not drawn again.
+    figure = _sample("sample", f"{title} neighbors k", _sample_text(*by_k[-1], records), by_k)
+    if len(by_m) < 2:
+        return [figure]
+    return [figure, _sample("sample-top-m", f"{title} objects predicted", _sample_text(*by_m[0], records), by_m)]
 
 
-def _sample(name: str, title: str, metrics: Metrics, curves: Sequence[tuple[str, Metrics]]) -> figures.Plot:
+def _sample(name: str, title: str, text: str, curves: Sequence[tuple[str, Metrics]]) -> figures.Plot:
     rows = [
         {"line": label, "k": curve["k"], "top_m": curve["top_m"], "ranking": ranking, "top": top}
         | {gap: curve[ranking][gap][i] for gap in SAMPLE_GAPS}
@@ -85,20 +86,21 @@ def _sample(name: str, title: str, metrics: Metrics, curves: Sequence[tuple[str,
         for ranking in RANKING_LABELS
         for i, top in enumerate(curve[ranking]["top"])
     ]
-    return figures.Plot(name, title, _sample_text(metrics), rows, partial(_draw_sample, rows))
+    return figures.Plot(name, title, text, rows, partial(_draw_sample, rows))
 
 
-def _sample_text(metrics: Metrics) -> str:
+def _sample_text(label: str, curve: Metrics, records: int) -> str:
     """The recall gap at the smallest and at the largest L; empty if no L of ``tops`` is within the records."""
-    by_length = {row["top"]: signed(row["recall_gap"]) for row in metrics["sample"]["distance"]}
-    if not by_length:
+    by_distance = curve["distance"]
+    gaps = dict(zip(by_distance["top"], map(signed, by_distance["recall_gap"]), strict=True))
+    if not gaps:
         return ""
-    smallest, largest = min(by_length), max(by_length)
-    text = f"On the {smallest} records with the smallest distance the recall gap is {by_length[smallest]}"
+    smallest, largest = min(gaps), max(gaps)
+    text = f"With {label}, on the {smallest} records with the smallest distance the recall gap is {gaps[smallest]}"
     if largest == smallest:
         return f"{text}."
-    which = "all" if largest == metrics["counts"]["records"] else f"the {largest}"
-    return f"{text}, on {which} records {by_length[largest]}."
+    which = "all" if largest == records else f"the {largest}"
+    return f"{text}, on {which} records {gaps[largest]}."
 
 
 def _draw_sample(rows: Rows) -> Figure:

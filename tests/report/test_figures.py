@@ -145,15 +145,17 @@ def test_sample_level_at_another_number_of_objects(metrics: dict[str, Any]) -> N
     ("tops", "words"),
     [
         ([], ""),
-        ([10], "On the 10 records with the smallest distance the recall gap is +0.100."),
+        ([10], "With k = 5, on the 10 records with the smallest distance the recall gap is +0.100."),
         ([39, 10], "is +0.100, on all records +0.390."),
         ([10, 30], "is +0.100, on the 30 records +0.300."),
     ],
 )
 def test_the_sample_level_in_words(tops: list[int], words: str, metrics: dict[str, Any]) -> None:
     assert metrics["counts"]["records"] == 39
-    sample = {"distance": [{"top": top, "recall_gap": top / 100} for top in tops]}
-    text = next(plot for plot in evaluation_plots(metrics | {"sample": sample}) if plot.name == "sample").text
+    curve = {"top": tops} | dict.fromkeys(("precision_gap", "recall_gap", "f1_gap"), [top / 100 for top in tops])
+    curves = [c | {"distance": curve} for c in metrics["curves"]["sample"]]
+    changed = metrics | {"curves": metrics["curves"] | {"sample": curves}}
+    text = next(plot for plot in evaluation_plots(changed) if plot.name == "sample").text
     assert text.endswith(words)
     assert bool(text) == bool(tops)
 
