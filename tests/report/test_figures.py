@@ -152,7 +152,7 @@ def test_sample_level_at_another_number_of_objects(metrics: dict[str, Any]) -> N
 )
 def test_the_sample_level_in_words(tops: list[int], words: str, metrics: dict[str, Any]) -> None:
     assert metrics["counts"]["records"] == 39
-    curve = {"top": tops} | dict.fromkeys(("precision_gap", "recall_gap", "f1_gap"), [top / 100 for top in tops])
+    curve = {"top": tops} | {key: [top / 100 for top in tops] for key in ("precision_gap", "recall_gap", "f1_gap")}
     curves = [c | {"distance": curve} for c in metrics["curves"]["sample"]]
     changed = metrics | {"curves": metrics["curves"] | {"sample": curves}}
     text = next(plot for plot in evaluation_plots(changed) if plot.name == "sample").text
