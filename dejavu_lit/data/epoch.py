@@ -35,6 +35,9 @@ def epoch_plan(
 ) -> "EpochPlan":
     """The plan of one epoch over shards of ``sizes`` pairs, of which the first ``train_size`` are used.
 
+    Args:
+        excluded: pairs treated as absent; removed: pairs that count but are not trained on.
+
     Raises:
         UserError: fewer pairs than one batch of all ranks, or fewer than ``train_size``.
     """

@@ -201,10 +201,8 @@ class _Draw:
     def __init__(self, raw: RawShards, samples: Mapping[str, "_Sample"]) -> None:
         self.raw, self.samples = raw, samples
         self.opened: list[tuple[str, dict[str, int], Counter[str]]] = []  # address, {set: its pairs}, {set: those read}
-        self.skipped, self.unread = (
-            Counter[str](),
-            Counter[str](),
-        )  # unusable pairs by reason, members of no pair by kind
+        self.skipped = Counter[str]()  # unusable pairs by reason
+        self.unread = Counter[str]()  # members of no pair by kind
         self._keys: set[str] = set()
 
     def fill(self, addresses: Sequence[str]) -> None:

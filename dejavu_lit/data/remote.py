@@ -145,9 +145,14 @@ def fetch_objects(folder: Path, name: str) -> None:
 
 
 def local_shard(address: str) -> Path:
-    """Where a shard is on this node, by its path or address; what is remote is copied when it is opened."""
+    """Where a shard is on this node, by its path or address; what is remote is copied when it is opened.
+
+    Raises:
+        UserError: ``pipe:`` without DEJAVU_PIPE=1 in the environment.
+    """
     if not is_remote(address):
         return Path(address)
+    check_permission(address)
     folder = cache_root() / fingerprint(address)
     if not (folder / STATE).is_file():
         write_json(folder / STATE, {"url": address, "is_shard": True})

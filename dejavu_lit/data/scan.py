@@ -144,14 +144,14 @@ def hash_images(
         retry: whether the unusable pairs of complete parts are read again, because ``Part.identity`` does not tell whether
             their images have changed.
     """
-    contents = {number: content for number, part in enumerate(parts) if (content := _load(part)) is not None}
-    jobs = [
-        (number, part, rows, contents.get(number))
-        for number, part in enumerate(parts)
-        if (
-            rows := [row for row in range(part.count) if number not in contents or (retry and contents[number][1][row])]
-        )
-    ]
+    contents: dict[int, Content] = {}
+    jobs: list[tuple[int, Part, list[int], Content | None]] = []
+    for number, part in enumerate(parts):
+        known = _load(part)
+        if known is not None:
+            contents[number] = known
+        if rows := _unread_rows(part, known, retry):
+            jobs.append((number, part, rows, known))
     total = sum(part.count for part in parts)
     done = total - sum(len(rows) for _, _, rows, _ in jobs)
     with progress(None, what, total=total, unit="pair", done=done) as bar:
@@ -213,6 +213,14 @@ def _load(part: Part) -> Content | None:
         logger.warning("%s is damaged (%s); recomputing it", part.path, first_line(error))
         return None
     return (hashes.view(ImageHashes), reasons) if is_current and is_complete else None
+
+
+def _unread_rows(part: Part, known: Content | None, retry: bool) -> list[int]:
+    """The rows of a part that are to be read: all if nothing is known of it, with ``retry`` those that were not usable."""
+    if known is None:
+        return list(range(part.count))
+    _, reasons = known
+    return [row for row, reason in enumerate(reasons) if reason] if retry else []
 
 
 def _hash_part(

@@ -28,9 +28,12 @@ def gaps_by_exposure(outcomes: Outcomes, exposure: np.ndarray) -> dict[str, Any]
         spearman: {hits|recall: {rho, p}}}; hits is the mean of hits_T − hits_R.
 
     Raises:
-        UserError: an exposure that is missing, negative or infinite.
+        UserError: exposures that are not numbers ≥ 0.
     """
-    exposure = np.asarray(exposure, np.float64)
+    try:
+        exposure = np.asarray(exposure, np.float64)
+    except (TypeError, ValueError):  # text
+        exposure = np.array([np.nan])
     if not (np.isfinite(exposure).all() and (exposure >= 0).all()):
         raise UserError(
             "the column exposure of the records, how often training saw each pair, must have a number of at least 0 for "

@@ -21,9 +21,8 @@ def create_model(source: str, *arguments: Any, **options: Any) -> Any:
 
 
 def _check_tower(what: str, tower: str) -> None:
-    with explained(
-        f"{what} cannot be loaded", "give a folder or a name of the Hugging Face Hub that needs no code of its own"
-    ):
+    remedy = "give a folder or a name of the Hugging Face Hub that needs no code of its own"
+    with explained(f"{what} cannot be loaded", remedy, "objects"):
         from transformers import AutoConfig
 
         kind = AutoConfig.from_pretrained(tower, trust_remote_code=False).model_type

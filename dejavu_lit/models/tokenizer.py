@@ -24,7 +24,7 @@ def load_tokenizer(name: str) -> Any:
     Raises:
         UserError: its config sets an option outside of OPTIONS, or the tokenizer cannot be loaded without its own code.
     """
-    with explained(f"the tokenizer of {name} cannot be loaded", "save the model again"):
+    with explained(f"the tokenizer of {name} cannot be loaded", "save the model again", "objects"):
         config = open_clip.get_model_config(name) or {}
         text = config.get("text_cfg") or {}
         for option, value in dict(text.get("tokenizer_kwargs") or {}).items():
@@ -51,7 +51,7 @@ def save_tokenizer(name: str, config: Mapping[str, Any] | None, folder: Path) ->
         tokenizer = load_tokenizer(name)
     elif source:
         problem = f"the tokenizer text_cfg.hf_tokenizer_name={source} cannot be loaded"
-        with explained(problem, "give a folder or a name of the Hugging Face Hub"):
+        with explained(problem, "give a folder or a name of the Hugging Face Hub", "objects"):
             tokenizer = open_clip.tokenizer.HFTokenizer(str(source), trust_remote_code=False)
     else:
         return

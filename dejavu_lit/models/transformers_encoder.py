@@ -23,7 +23,7 @@ class TransformersEncoder:
         self.name = name
         self.device = torch_device(device)
         what = f"the transformers model in {folder}"
-        with explained(f"{what} cannot be loaded", "save it again"):
+        with explained(f"{what} cannot be loaded", "save it again", "objects"):
             parts: dict[str, dict[str, Any]] = {"AutoModel": {}, "AutoImageProcessor": _pillow(), "AutoTokenizer": {}}
         model, self._processor, self._tokenizer = load_pretrained(what, folder, parts)
         # Always padded to the full context, so that the result does not depend on the other captions to the last bit.
@@ -90,7 +90,7 @@ def load_pretrained(what: str, folder: Path, parts: Mapping[str, Mapping[str, An
     Raises:
         UserError: transformers is not installed, the folder lacks files, or the weights do not fit.
     """
-    with explained(f"{what} cannot be loaded", "save it again with its processor"):
+    with explained(f"{what} cannot be loaded", "save it again with its processor", "objects"):
         import transformers
 
         transformers.utils.logging.disable_progress_bar()  # reading a local file needs none

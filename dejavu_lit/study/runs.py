@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
 
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.training.settings import TrainingRun
@@ -118,40 +117,42 @@ def _time_left(costs: Mapping[Path, int], ended: Mapping[Path, str | None], seco
 def train_here(runs: Sequence[Path]) -> Iterator[tuple[Path, str | None]]:
     """Train the runs one after the other on this machine, each in its own process, so that a crash ends only one of them."""
     for number, path in enumerate(runs, start=1):
-        with locked_log(path) as output:
+        with locked_log(path) as lock:
             error = None
             if not RunDirectory(path).finished:
                 log.info("training %d of %d: %s", number, len(runs), path.name)
-                error = _train_in_subprocess(path, output)
+                error = _train_in_subprocess(path, lock)
         yield path, error
 
 
 @contextmanager
-def locked_log(path: Path) -> Iterator[BinaryIO]:
-    """The log of a run, to append to, as soon as no other launcher trains the run.
-
-    A training inherits the lock with its output, so the log stays locked even if this process is killed.
-    """
-    with open(path / LOG, "ab", opener=no_links) as output:
+def locked_log(path: Path) -> Iterator[int]:
+    """Wait until no other launcher trains a run, then lock its log; yields the lock's file descriptor."""
+    with open(path / LOG, "ab", opener=no_links) as lock:
         try:
-            fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             log.info("waiting for the training in %s, which was started by an earlier command", path)
-            fcntl.flock(output, fcntl.LOCK_EX)
-        yield output
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock.fileno()
 
 
-def _train_in_subprocess(path: Path, output: BinaryIO) -> str | None:
+def _train_in_subprocess(path: Path, lock: int) -> str | None:
     """Train one run in its own process, whose output goes to its log and from there to the screen.
+
+    The process inherits ``lock``, so the log stays locked even if this process is killed. The lock is not on the output, which
+    the commands that a training runs inherit, too: one that hangs would keep the log locked for ever.
 
     Returns:
         None, or why the training failed.
     """
     # Not through a pipe: a training that outlives its study must still be able to write.
-    with open(path / LOG, "rb") as tail:
+    with open(path / LOG, "ab", opener=no_links) as output, open(path / LOG, "rb") as tail:
         tail.seek(0, 2)
         command = [sys.executable, "-m", "dejavu_lit", "resume", str(path)]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, pass_fds=(lock,)
+        )
         written = b""
         try:
             while True:

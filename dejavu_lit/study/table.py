@@ -177,8 +177,9 @@ def write_study(
         {name: json.dumps(value) if isinstance(value, list) else value for name, value in flatten(row)} for row in rows
     ]
     names = list(dict.fromkeys(name for row in flat for name in row))
+    table = pa.table({name: _column([row.get(name) for row in flat]) for name in names})
     with atomic(out / "study.parquet") as part:
-        pq.write_table(pa.table({name: [row.get(name) for row in flat] for name in names}), part)
+        pq.write_table(table, part)
     return study
 
 
@@ -294,3 +295,11 @@ def _read_records(out: Path, row: Mapping[str, Any], metrics: Mapping[str, Any])
     public = read_json(folder / CONTEXT)["public"]
     sets = read_evaluation(folder, settings["objects"], settings["threshold"], public)[0]
     return sets["population"], sets.get("swapped")
+
+
+def _column(values: list[Any]) -> "pa.Array":
+    """A column of plain values; strings if the settings have values of different types."""
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return pa.array([None if value is None else str(value) for value in values])

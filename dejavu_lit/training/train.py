@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import Callback, LambdaCallback, TQDMProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
@@ -86,9 +87,7 @@ def train(run: TrainingRun, out: Path) -> Path:
         log.info("resuming %s at step %d", out, step)
     loggers = training_loggers(out, run.logger, run.side, to_plain(run), step)
     try:
-        problem = f"Lightning refuses trainer.accelerator={run.trainer.accelerator} with the other options of trainer"
-        with explained(problem, "choose other ones"):
-            trainer = build_trainer(run, out, gaps, loggers)
+        trainer = build_trainer(run, out, gaps, loggers)
         _fit(trainer, module, pairs, last, resume=step is not None)
     finally:
         pairs.teardown("fit")  # Lightning calls it only if the fit succeeds
@@ -106,9 +105,9 @@ def train(run: TrainingRun, out: Path) -> Path:
 def _build_model_and_data(run: TrainingRun, out: Path) -> tuple[ClipModule, PairDataModule]:
     """The module and its pairs; also exports the model's config, which the tokenizer is read from."""
     folder = RunDirectory(out).model
-    if not (
-        RunDirectory(out).last_checkpoint.is_file() and (folder / CONFIG).is_file()
-    ):  # its base may have changed since
+    # A resumed run keeps the config that it began with; its base may have changed since.
+    resumed = RunDirectory(out).last_checkpoint.is_file() and (folder / CONFIG).is_file()
+    if not resumed:
         export_config(run.model, folder)
     network = build_model(run.model, folder)
     image_config = cast(Any, network.visual).preprocess_cfg
@@ -130,29 +129,38 @@ def _build_model_and_data(run: TrainingRun, out: Path) -> tuple[ClipModule, Pair
 
 
 def build_trainer(run: TrainingRun, out: Path, gaps: GapCallback | None, loggers: Sequence[Logger]) -> pl.Trainer:
-    """Lightning's trainer with the callbacks of the run; ``gaps`` measures the gaps while training."""
+    """Lightning's trainer with the callbacks of the run; ``gaps`` measures the gaps while training.
+
+    Raises:
+        UserError: Lightning refuses the options.
+    """
     settings = run.trainer
     show_progress = sys.stderr.isatty()
     distributed = settings.devices != 1 or settings.num_nodes > 1
-    return pl.Trainer(
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        num_nodes=settings.num_nodes,
-        strategy=DDPStrategy(timeout=timedelta(minutes=settings.timeout_min)) if distributed else "auto",
-        plugins=cast(Any, [*lightning_environment(), AtomicCheckpointIO()]),
-        precision=settings.precision,  # type: ignore[arg-type]
-        max_epochs=run.epochs,
-        log_every_n_steps=settings.log_every,
-        gradient_clip_val=run.recipe.gradient_clip,
-        logger=list(loggers),
-        callbacks=_callbacks(run, RunDirectory(out), gaps, show_progress),
-        enable_checkpointing=False,
-        enable_progress_bar=show_progress,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        default_root_dir=out,
-    )
+    # Not in the block below: an error in code of ours is not the user's.
+    plugins = cast(Any, [*lightning_environment(), AtomicCheckpointIO()])
+    callbacks = _callbacks(run, RunDirectory(out), gaps, show_progress)
+    problem = f"Lightning refuses trainer.accelerator={settings.accelerator} with the other options of trainer"
+    with explained(problem, "choose other ones", errors=(MisconfigurationException, TypeError, ValueError)):
+        return pl.Trainer(
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            num_nodes=settings.num_nodes,
+            strategy=DDPStrategy(timeout=timedelta(minutes=settings.timeout_min)) if distributed else "auto",
+            plugins=plugins,
+            precision=settings.precision,  # type: ignore[arg-type]
+            max_epochs=run.epochs,
+            log_every_n_steps=settings.log_every,
+            gradient_clip_val=run.recipe.gradient_clip,
+            logger=list(loggers),
+            callbacks=callbacks,
+            enable_checkpointing=False,
+            enable_progress_bar=show_progress,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            default_root_dir=out,
+        )
 
 
 def _callbacks(

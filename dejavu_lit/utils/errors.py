@@ -29,21 +29,33 @@ class UserError(Exception):
 
 
 @contextmanager
-def explained(problem: str, remedy: str, extra: str = "objects") -> Iterator[None]:
-    """Turn any error of a block that calls another library into a UserError; there are too many types to list.
+def explained(
+    problem: str, remedy: str, extra: str | None = None, errors: tuple[type[Exception], ...] = (Exception,)
+) -> Iterator[None]:
+    """Turn the errors of a block that calls another library into a UserError; most libraries raise too many types to list.
 
     Args:
         problem, remedy: the sentence; the first line of the error's message goes between them.
-        extra: the extra of this package that installs what the block imports.
+        extra: the extra of this package that installs what the block imports, if it imports a package that may be missing.
+        errors: the types to turn. Errors with a remedy of their own, such as a full disk, stay as they are.
     """
     try:
         yield
-    except UserError:
-        raise
-    except ModuleNotFoundError as missing:
-        raise UserError(f"{problem}: it needs {missing.name} (pip install 'dejavu-lit[{extra}]')") from None
-    except Exception as error:
+    except errors as error:
+        if isinstance(error, UserError) or _has_remedy(error):
+            raise
+        if isinstance(error, ImportError) and extra is not None:
+            if isinstance(error, ModuleNotFoundError) and error.name:
+                reason = f"it needs {error.name}"
+            else:
+                reason = f"it needs a package that is missing or too old: {first_line(error)}"
+            raise UserError(f"{problem}: {reason} (pip install 'dejavu-lit[{extra}]')") from None
         raise UserError(f"{problem} ({first_line(error)}); {remedy}") from None
+
+
+def _has_remedy(error: Exception) -> bool:
+    """Whether ``error_sentence`` says what to do about an error that is not ours: no memory, a full disk and the like."""
+    return lacks_memory(error) or (isinstance(error, OSError) and error.errno in REMEDIES)
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -106,7 +118,9 @@ def first_line(error: BaseException) -> str:
 
     If the line ends in a colon, the next one is added.
     """
-    message = f"no entry {error}" if isinstance(error, KeyError) else str(error)
+    message = str(error)
+    if isinstance(error, KeyError) and " " not in message:  # only the key, not a sentence
+        message = f"no entry {message}"
     first, second = [*(line.strip() for line in message.splitlines() if line.strip()), "", ""][:2]
     text = f"{first} {second}".strip() if first.endswith(":") else first
     return (text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…") or type(error).__name__

@@ -1,4 +1,7 @@
-"""Text for terminals: control characters in names and captions of others, which could rewrite what was printed, are replaced."""
+"""What the terminal shows: text without control characters, and no messages of other libraries where an error tells it all.
+
+Control characters in names and captions of others could rewrite what was printed.
+"""
 
 import logging
 from collections.abc import Iterator

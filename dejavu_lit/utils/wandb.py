@@ -100,7 +100,7 @@ def starting(offline: bool) -> Iterator[None]:
     remedy = "continue without it by logger=csv" if offline else online
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1, signal.SIGUSR2))
     try:
-        with explained("wandb failed to start", remedy):
+        with explained("wandb failed to start", remedy, "wandb"):
             yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -33,6 +33,7 @@ MISTAKES = {
     "train side=target model.init=ViT-B-32@nope.pt": "model.init=ViT-B-32@nope.pt: nope.pt does not exist; give a run",
     "train side=target gaps.reference=runs/nope": "gaps.reference=runs/nope: runs/nope does not exist; give a run of dejavu",
     "train side=target model=vit_b_32 model.name=ViT-B-33": "model.name=ViT-B-33 is not an open_clip architecture (did you mean ",
+    "train side=target model=vit_b_32 model.name=ViT-B-32:openai": "model.name=ViT-B-32:openai is not an open_clip architecture",
     "train side=target batch": "batch has no value; write batch=…",
     "train side=target data.reader.cuont=5": "data.reader.cuont is not an option (did you mean 'data.reader.count'?)",
     "train side=target 'data.sizes={A: many}'": "data.sizes={A: many} has a value of the wrong type; expected: {set: number",

@@ -127,6 +127,21 @@ def test_found_over_seed_pairs() -> None:
     assert "symmetric PPG 0.500 and 0.100, the lower of two 95 % intervals 0.080 to 0.120, two seed pairs" in words
 
 
+@pytest.mark.parametrize("pairs", [3, 5])
+def test_false_alarms_under_the_null_model(pairs: int) -> None:
+    # A quality shift δ ~ N(0, σ) of opposite sign in the two directions, plus record noise; nothing is remembered.
+    rng = np.random.default_rng(pairs)
+    alarms = interval = 0
+    for _ in range(1000):
+        shift, noise = rng.normal(0, 0.1, pairs), rng.normal(0, 0.02, (3, pairs))
+        forward, backward, null = shift + noise[0], -shift + noise[1], shift + noise[2]
+        got = memorization_found([evaluation(a, h, b) for a, h, b in zip(forward, null, backward, strict=True)])
+        alarms += bool(got["found"])
+        interval += got["above_zero"]
+    assert 0.015 <= interval / 1000 <= 0.035  # the interval alone keeps its 2.5 %
+    assert alarms <= interval  # the other conditions only make it stricter
+
+
 def test_blind_by_hand() -> None:
     labels = ["cat", "dog", "emu"]
     public = objects([{"dog"}, {"dog", "cat"}, {"dog", "emu"}, {"emu", "cat"}], labels, "p")

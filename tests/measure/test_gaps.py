@@ -133,6 +133,19 @@ def test_combined_sets_are_resampled_independently() -> None:
     assert "sign_test" not in mean.block()["ppg"]
 
 
+def test_intervals_cover() -> None:
+    rng = np.random.default_rng(0)
+    hit = np.zeros(3)
+    for i in range(300):
+        truth = rng.integers(1, 4, 200)
+        t, r = rng.binomial(truth, 0.5), rng.binomial(truth, 0.5)
+        sign = np.sign(t - r)
+        got = estimate(Outcomes(sign, sign, t - r, truth), Resampling(bootstrap=400, seed=i))
+        hit += [low <= 0 <= high for low, high in map(got.interval, range(3))]
+    assert (hit / 300 > 0.91).all()  # nominal 0.95, standard error 0.013
+    assert (hit / 300 < 0.985).all()
+
+
 def test_the_sign_test_by_hand() -> None:
     assert sign_test(0, 0) == sign_test(5, 5) == 1
     assert sign_test(2, 4) == sign_test(4, 2) == pytest.approx(2 * (1 + 6 + 15) / 2**6)
@@ -148,8 +161,8 @@ def test_resampling_has_bounds_and_the_defaults_of_the_paper() -> None:
         ({"draws": 1}, "draws=1 must be at least 2"),
         ({"bootstrap": 99}, "bootstrap=99 must be at least 100"),
         ({"seed": -1}, "seed=-1 must be at least 0"),
-        ({"share": 0.0}, "share=0.0 must be above 0 and at most 1"),
-        ({"share": 1.5}, "share=1.5 must be above 0 and at most 1"),
+        ({"share": 0.0}, "share=0.0 must be above 0 and at most 1 (0.1 draws 10 % of the records)"),
+        ({"share": 1.5}, "share=1.5 must be above 0 and at most 1 (0.1 draws 10 % of the records)"),
     ):
         assert message_of(lambda wrong=wrong: Resampling(**wrong)) == must
 

@@ -76,6 +76,18 @@ def test_numbers_that_differ_after_their_sixth_digit_have_bins_of_their_own() ->
     assert group_order("nan") == (np.inf, "nan")  # a text: NaN has no place in an order
 
 
+def test_a_nan_is_no_value() -> None:
+    records, results, case = audited(1)
+    for name, numbers in (("few", [1.0, 2.0]), ("many", [float(i) for i in range(100)])):
+        values = [np.nan if i % 3 == 0 else numbers[i % len(numbers)] for i in range(300)]
+        column = {f"meta.{name}": values}
+        groups = by_subgroup((name,), (replace(records, columns=column), results), smallest=1)[f"meta.{name}"]["groups"]
+        of_name = {g["group"]: g["records"] for g in groups}
+        assert of_name["(none)"] == sum(bool(case.truth[i]) for i in range(0, 300, 3))
+        assert len(of_name) == (3 if name == "few" else 5)
+        assert not any("nan" in group for group in of_name)
+
+
 def test_entries_of_the_json_cannot_be_taken_for_ours() -> None:
     records, results, case = audited(1)
     n = len(case.truth)

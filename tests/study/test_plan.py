@@ -1,10 +1,13 @@
 """The plan of a study and its trainings, with configurations and directories but no models."""
 
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -15,7 +18,7 @@ from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.settings import ModelSpec
 from dejavu_lit.study.cells import Cell, evaluation_request, folder_name, match_stop_epoch
 from dejavu_lit.study.plan import PlannedRow, make_plan
-from dejavu_lit.study.runs import failure_reason, locked_log, train_missing, training_cost
+from dejavu_lit.study.runs import failure_reason, locked_log, train_here, train_missing, training_cost
 from dejavu_lit.study.sweep import pair_runs
 from dejavu_lit.study.table import evaluate_cells, knobs, write_study
 from dejavu_lit.training.settings import GapSettings, Recipe, TrainerSettings, TrainingRun
@@ -247,13 +250,29 @@ def test_without_an_unfinished_run_no_launcher_is_needed(tmp_path):
 
 
 def test_a_log_is_locked_until_the_training_that_writes_it_ends_even_without_its_launcher(tmp_path, caplog):
-    with locked_log(tmp_path) as output:
-        training = subprocess.Popen(["sleep", "0.5"], stdout=output)
+    with locked_log(tmp_path) as lock:
+        training = subprocess.Popen(["sleep", "0.5"], pass_fds=(lock,))
     with caplog.at_level("INFO"), locked_log(tmp_path):
         assert training.wait(timeout=10) == 0
     assert "waiting for the training" in caplog.text
     with caplog.at_level("INFO"), locked_log(tmp_path):  # free at once
         assert caplog.text.count("waiting") == 1
+
+
+def test_a_log_is_free_when_its_training_has_ended_although_a_command_of_it_still_writes(tmp_path, caplog, monkeypatch):
+    training = tmp_path / "training"
+    training.write_text(
+        f"#!{sys.executable}\nimport subprocess\nprint(subprocess.Popen(['sleep', '30']).pid, flush=True)\n"
+    )
+    training.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(training))
+    assert list(train_here([tmp_path])) == [(tmp_path, None)]
+    command = int((tmp_path / "training.log").read_text())
+    try:
+        with caplog.at_level("INFO"), locked_log(tmp_path):
+            assert "waiting" not in caplog.text
+    finally:
+        os.kill(command, signal.SIGKILL)
 
 
 def test_the_cost_of_a_run_is_the_pairs_that_it_sees():
@@ -284,12 +303,12 @@ def test_a_row_has_the_value_of_every_knob(tmp_path):
 
 def test_a_setting_that_cannot_be_compared_does_not_cost_the_table(tmp_path):
     rows = []
-    for name in ("none", "mask"):
+    for name, value in (("none", 0), ("mask", "words")):
         folder = tmp_path / "evaluations" / name
         settings = {"objects": str(tmp_path / "objects"), "threshold": 0.5, "top_m": None}
         write_json(folder / "context.json", {"public": "scenes"})
         write_json(folder / "metrics.json", {"k": 1, "settings": settings})  # without records
-        row = {"name": name, "overrides": [], "train_size": 9, "seed": 0, "utility": None}
+        row = {"name": name, "overrides": [], "train_size": 9, "seed": 0, "utility": None, "value": value}
         rows.append({**row, **dict.fromkeys(BLOCKS), "metrics": f"evaluations/{name}/metrics.json"})
     study = write_study(tmp_path, rows, {}, 0.02)
     assert study["differences"] == []
@@ -297,7 +316,8 @@ def test_a_setting_that_cannot_be_compared_does_not_cost_the_table(tmp_path):
     assert (failure["name"], failure["against"]) == ("mask", "none")
     assert failure["reason"]
     assert [pooled["difference"] for pooled in study["pooled"]] == [None, None]
-    assert (tmp_path / "study.parquet").is_file()
+    column = pq.read_table(tmp_path / "study.parquet")["value"]
+    assert column.to_pylist() == ["0", "words"]  # values of different types are text
 
 
 def test_a_setting_of_another_size_than_the_default_is_listed_as_incomparable(tmp_path):

@@ -1,9 +1,11 @@
 """What other libraries say, cut to what fits into a sentence."""
 
+import errno
+
 import pytest
 import torch
 
-from dejavu_lit.utils.errors import LONGEST, first_line, os_error_sentence
+from dejavu_lit.utils.errors import LONGEST, UserError, explained, first_line, os_error_sentence
 
 
 @pytest.mark.parametrize(
@@ -18,6 +20,49 @@ from dejavu_lit.utils.errors import LONGEST, first_line, os_error_sentence
 )
 def test_the_first_line_of_an_error(said: str, told: str) -> None:
     assert first_line(ValueError(said)) == told
+
+
+def test_a_key_that_is_missing_is_told_as_such_and_a_sentence_as_it_is() -> None:
+    assert first_line(KeyError("weight")) == "no entry 'weight'"
+    assert first_line(KeyError("there is no weight")) == "'there is no weight'"
+
+
+OBJECTS = "the model cannot be loaded: it needs {} (pip install 'dejavu-lit[objects]')"
+
+
+@pytest.mark.parametrize(
+    ("error", "extra", "told"),
+    [
+        (ValueError("bad magic"), "objects", "the model cannot be loaded (bad magic); save it again"),
+        (ConnectionError("no host"), None, "the model cannot be loaded (no host); save it again"),
+        (ModuleNotFoundError("No module 'x'", name="x"), "objects", OBJECTS.format("x")),
+        (ModuleNotFoundError("no 'x'", name="x"), None, "the model cannot be loaded (no 'x'); save it again"),
+        (
+            ImportError("cannot import name 'Auto'", name="x"),
+            "objects",
+            OBJECTS.format("a package that is missing or too old: cannot import name 'Auto'"),
+        ),
+        (UserError("our own sentence"), "objects", "our own sentence"),
+    ],
+)
+def test_an_error_of_another_library_is_one_sentence(error: Exception, extra: str | None, told: str) -> None:
+    with pytest.raises(UserError) as caught, explained("the model cannot be loaded", "save it again", extra):
+        raise error
+    assert str(caught.value) == told
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(errno.ENOSPC, "full", "a.bin"), RuntimeError("can't allocate memory")]
+)
+def test_an_error_with_a_remedy_of_its_own_stays(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, explained("the model cannot be loaded", "save it again"):
+        raise error
+    assert caught.value is error
+
+
+def test_only_the_given_errors_are_told_as_a_sentence() -> None:
+    with pytest.raises(TypeError), explained("it is refused", "choose another one", errors=(ValueError,)):
+        raise TypeError("a mistake in the code")
 
 
 def test_an_error_of_the_system_without_a_message_is_told_by_its_class() -> None:
