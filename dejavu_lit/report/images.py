@@ -6,7 +6,7 @@ read_image_objects([Path("OUT/objects/NAME/A")], keys, 0.5)["key"]  -> ImageObje
 
 import io
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,17 +83,6 @@ def write_thumbnails(
     thumbnails = {key: listed[key] for key in requested & listed.keys()}
     missing = requested - thumbnails.keys()
 
-    def places() -> Iterator[tuple[str, str, ShardIndex, int]]:
-        unseen = set(missing)
-        for number, shard in enumerate(shards.names):
-            if not unseen:
-                break
-            index = shards.index(number)
-            for position, key in enumerate(index.keys):
-                if key in unseen:
-                    unseen.remove(key)
-                    yield shard, key, index, position
-
     def make(place: tuple[str, str, ShardIndex, int]) -> tuple[str, Thumbnail] | None:
         shard, key, index, position = place
         try:
@@ -112,7 +101,7 @@ def write_thumbnails(
         return key, thumbnail
 
     made = progress(
-        map_ahead(make, places(), min(thread_count(), THREADS)),
+        map_ahead(make, _places(shards, missing), min(thread_count(), THREADS)),
         f"thumbnails of {shards.folder.name}",
         len(missing),
         "image",
@@ -123,6 +112,19 @@ def write_thumbnails(
     listed |= thumbnails
     write_json(folder / index, {"shards": state, "thumbnails": {key: list(listed[key]) for key in sorted(listed)}})
     return thumbnails
+
+
+def _places(shards: ShardSet, keys: Set[str]) -> Iterator[tuple[str, str, ShardIndex, int]]:
+    """(shard, key, index of the shard, position in it) of the first pair of each of ``keys``."""
+    unseen = set(keys)
+    for number, shard in enumerate(shards.names):
+        if not unseen:
+            break
+        index = shards.index(number)
+        for position, key in enumerate(index.keys):
+            if key in unseen:
+                unseen.remove(key)
+                yield shard, key, index, position
 
 
 def _state(shards: ShardSet) -> dict[str, Any]:
