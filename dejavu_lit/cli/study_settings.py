@@ -77,15 +77,12 @@ def planned_rows(study: Mitigate) -> list["PlannedRow"]:
 
     settings = list(_settings(study))
     _check_folder_names((name, size) for name, _, _, size in settings)
-    composed: dict[tuple[str, ...], Mitigate] = {}
     checked: set[str] = set()
     rows = []
     for name, series, overrides, size in settings:
         where = f"settings.{name}"
-        if overrides not in composed:  # sizes share them
-            with _prefixed(where):
-                composed[overrides] = compose_settings("mitigate", *study.typed, *overrides)
-        setting = composed[overrides]
+        with _prefixed(where):
+            setting = compose_settings("mitigate", *study.typed, *overrides)
         if size is not None and any(override.lstrip("+~").startswith("data.train_size=") for override in overrides):
             raise UserError(f"{where} sets data.train_size, and so does sizes={list(study.sizes)}; set it in one place")
         if setting.data.half:
