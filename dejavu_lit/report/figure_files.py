@@ -12,7 +12,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from hashlib import sha256
@@ -67,11 +67,18 @@ def draw_figures(
 
     Returns [] if matplotlib is not installed.
     """
+    return begin_figures(kind, contents, folder, formats, earlier)()
+
+
+def begin_figures(
+    kind: str, contents: Mapping[str, Any], folder: Path, formats: Sequence[str], earlier: Path | None
+) -> Callable[[], list[FigureInfo]]:
+    """Begin what ``draw_figures`` does in other processes; the result waits for them and returns the figures."""
     try:
         from dejavu_lit.report.figures import missing_characters
     except ImportError:
         log.warning("the report has no figures: they require matplotlib (pip install 'dejavu-lit[report]')")
-        return []
+        return list
     from dejavu_lit.report.plots import evaluation_plots
     from dejavu_lit.report.study_plots import study_plots
 
@@ -94,10 +101,14 @@ def draw_figures(
                 shown[plot.name] = info
     new = [plot for plot in plots if plot.name not in shown]
     drawn = map_unordered(_save, (folder, formats), new, min(thread_count(), len(new)))
-    shown |= {info.name: info for info in progress(drawn, "figures", len(new), "figure")}
-    if shown:
-        write_json(folder / INDEX, {plot.name: asdict(shown[plot.name]) for plot in plots})
-    return [shown[plot.name] for plot in plots]
+
+    def finish() -> list[FigureInfo]:
+        shown.update((info.name, info) for info in progress(drawn, "figures", len(new), "figure"))
+        if shown:
+            write_json(folder / INDEX, {plot.name: asdict(shown[plot.name]) for plot in plots})
+        return [shown[plot.name] for plot in plots]
+
+    return finish
 
 
 def _save(place: tuple[Path, Sequence[str]], plot: "Plot") -> FigureInfo:

@@ -290,9 +290,10 @@ def zero_line(axis: Axes, horizontal: bool = True) -> None:
     line(0, color=MUTED, linewidth=1, zorder=1, label="_zero")
 
 
-def interval_bar(axis: Axes, figure: Mapping[str, Any], row: float, **style: Any) -> None:
-    """Draw the value and the interval (low, high) of ``figure`` in a row of a forest."""
-    axis.errorbar([figure["value"]], [row], xerr=error_arms([figure]), **style)
+def interval_bars(axis: Axes, bars: Mapping[float, Mapping[str, Any]], **style: Any) -> None:
+    """Draw {row of a forest: value and interval (low, high)}; once for many is several times as fast as one by one."""
+    values = list(bars.values())
+    axis.errorbar([v["value"] for v in values], [*bars], xerr=error_arms(values), **{"fmt": "o"} | style)
 
 
 def error_arms(rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:

@@ -4,6 +4,7 @@ Each function returns a ``Plot`` whose rows are exactly what is drawn, or None i
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from math import isfinite
@@ -62,9 +63,11 @@ def _draw_forest(rows: Rows, labels: Sequence[str], x_label: str, colors: Mappin
     figure, axes = figures.forest(labels, list(GAP_TITLES.values()), x_label)
     for axis, name in zip(axes, FIGURES, strict=True):
         figures.zero_line(axis, horizontal=False)
+        bars: dict[str, dict[float, Mapping[str, Any]]] = defaultdict(dict)
         for position, row in enumerate(r for r in rows if r["figure"] == name):
-            color = colors.get(row.get("block", ""), figures.INK)
-            figures.interval_bar(axis, row, position, fmt="o", color=color)
+            bars[colors.get(row.get("block", ""), figures.INK)][position] = row
+        for color, of_color in bars.items():
+            figures.interval_bars(axis, of_color, color=color)
     return figure
 
 

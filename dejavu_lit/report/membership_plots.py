@@ -110,12 +110,12 @@ def _draw_scores(group: Sequence[Point], names: Sequence[str]) -> Figure:
     figure, axes = figures.forest(labels, titles, x_label, height=0.45, legend=legend)
     figures.zero_line(axes[0], horizontal=False)
     axes[1].axvline(0.5, color=figures.MUTED, linewidth=1, zorder=1, label="_guessing")
-    for row, point in enumerate(group):
-        figures.interval_bar(axes[0], point["ppg"], row, fmt="o", color=figures.INK)
-        for number, name in enumerate(names):
-            y = row + 0.13 * (number - (len(names) - 1) / 2)
-            style = figures.series(number) | {"linestyle": "", "markersize": 4, "linewidth": 1}
-            figures.interval_bar(axes[1], point[name], y, label=MEMBERSHIP[name].label, **style)
+    figures.interval_bars(axes[0], {row: point["ppg"] for row, point in enumerate(group)}, color=figures.INK)
+    for number, name in enumerate(names):
+        above = 0.13 * (number - (len(names) - 1) / 2)
+        style = figures.series(number) | {"fmt": "", "linestyle": "", "markersize": 4, "linewidth": 1}
+        bars = {row + above: point[name] for row, point in enumerate(group)}
+        figures.interval_bars(axes[1], bars, label=MEMBERSHIP[name].label, **style)
     figures.few_ticks(axes[1].xaxis, 3)
     figures.legend_above(figure, axes[1:])
     return figure

@@ -98,7 +98,7 @@ def _draw_mitigations(groups: Groups, default: Point, titles: Mapping[str, str])
         for position, point in rows:
             color = figures.INK if point is default else figures.GOOD if name == "utility" else figures.TARGET
             style = {"fmt": "*", "markersize": 10} if point is default else {"fmt": "o", "markersize": 6}
-            figures.interval_bar(axis, point[name], position, color=color, **style)
+            figures.interval_bars(axis, {position: point[name]}, color=color, **style)
             values = point[name]["values"]
             if len(values) > 1:
                 seeds = [position] * len(values)

@@ -3,6 +3,7 @@
 Exit codes: 1 for an error, 128 + n for signal n (130 for Ctrl-C, 143 for SIGTERM, 141 if the reader of the output closed it).
 """
 
+import gc
 import io
 import os
 import select
@@ -24,6 +25,9 @@ class Terminated(KeyboardInterrupt):
 @contextmanager
 def clean_exit() -> Iterator[None]:
     """Turn expected exceptions into one sentence on stderr and the exit code; print ``?`` for signs that the output lacks."""
+    gc.set_threshold(
+        10_000
+    )  # indexes and records are many objects without cycles; Python would search them after every 700
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell (>&-): what is written there is lost, and nothing else
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
@@ -46,6 +50,8 @@ def clean_exit() -> Iterator[None]:
         if (sentence := error_sentence(error)) is None:
             raise
         fail(sentence)
+    finally:
+        gc.freeze()  # Python's search for garbage at its end takes half a second, and nothing needs it
 
 
 def fail(sentence: str, code: int = 1) -> NoReturn:

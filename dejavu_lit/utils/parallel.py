@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -24,22 +24,24 @@ _state: Any = None
 def map_unordered(
     function: Callable[[State, Job], Result], state: State, jobs: Iterable[Job], workers: int
 ) -> Iterator[Result]:
-    """Yield ``function(state, job)`` for every job, in order of completion; in this process if ``workers`` ≤ 1.
+    """``function(state, job)`` for every job, in order of completion; in this process if ``workers`` ≤ 1.
 
-    On Linux the workers are forked and share ``state``; elsewhere it is pickled once per worker. ``function`` must be
-    importable. The first exception stops everything.
+    The workers begin at once. On Linux they are forked and share ``state``; elsewhere it is pickled once per worker.
+    ``function`` must be importable. The first exception stops everything.
 
     Raises:
-        UserError: a worker was killed, e.g. for lack of memory.
+        UserError: when the results are read: a worker was killed, e.g. for lack of memory.
     """
     if workers <= 1:
-        for job in jobs:
-            yield function(state, job)
-        return
+        return (function(state, job) for job in jobs)
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     pool = ProcessPoolExecutor(workers, context, _start, (state,))
+    return _results(pool, [pool.submit(_call, function, job) for job in jobs])
+
+
+def _results(pool: ProcessPoolExecutor, futures: Sequence[Future[Result]]) -> Iterator[Result]:
     try:
-        for future in as_completed(pool.submit(_call, function, job) for job in jobs):
+        for future in as_completed(futures):
             yield future.result()
     except BrokenProcessPool:
         raise UserError(

@@ -74,6 +74,11 @@ def bars(axis: Axes) -> list[tuple[list[float], list[float], list[list[float]]]]
     return drawn
 
 
+def forest_rows(axis: Axes) -> list[tuple[float, float, list[float]]]:
+    """The rows of a forest from the top: (y, value, [low, high])."""
+    return sorted(entry for xs, ys, ends in bars(axis) for entry in zip(ys, xs, ends, strict=True))
+
+
 def lines(axis: Axes) -> dict[str, tuple[list[float], list[float]]]:
     """{label: (x, y)} of the lines that a legend shows."""
     named = [line for line in axis.lines if not str(line.get_label()).startswith("_")]
@@ -96,11 +101,10 @@ def test_gaps_have_their_unit_beside_the_panels(plots: dict[str, Plot], study_fi
 def test_gaps(plots: dict[str, Plot], metrics: dict[str, Any]) -> None:
     blocks = ("population", "swapped", "symmetric", "null", "corrected")
     for axis, figure in zip(plots["gaps"].figure.axes, FIGURES, strict=True):
-        drawn = bars(axis)
-        assert [x for xs, _, _ in drawn for x in xs] == [metrics[b][figure]["value"] for b in blocks]
-        np.testing.assert_allclose(
-            [e for _, _, ends in drawn for e in ends], [metrics[b][figure]["ci95"] for b in blocks]
-        )
+        rows, values, intervals = zip(*forest_rows(axis), strict=True)
+        assert rows == (0, 1, 2, 3, 4)
+        assert list(values) == [metrics[b][figure]["value"] for b in blocks]
+        np.testing.assert_allclose(intervals, [metrics[b][figure]["ci95"] for b in blocks])
     labels = [text.get_text() for text in plots["gaps"].figure.axes[0].get_yticklabels()]
     assert [label.split(":")[0] for label in labels] == ["A", "B", "symmetric", "H", "corrected"]
 

@@ -23,7 +23,7 @@ from dejavu_lit.report.terminal import show_study
 from dejavu_lit.utils.io import read_json, write_json
 from tests.report.artifacts import FEW_FIGURES, make_evaluation, make_study
 
-from .test_figures import bars, lines, no_label_is_cut_or_overlaps_another
+from .test_figures import forest_rows, lines, no_label_is_cut_or_overlaps_another
 from .test_study_figures import MITIGATIONS, row, study_of
 
 
@@ -115,10 +115,11 @@ def test_every_setting_under_every_score() -> None:
     plot = drawn(MITIGATIONS)["scores"]
     gaps, aucs = plot.figure.axes
     assert [text.get_text() for text in gaps.get_yticklabels()] == [r["name"] for r in MITIGATIONS]
-    assert [xs[0] for xs, _, _ in bars(gaps)] == [r["symmetric"]["ppg"]["value"] for r in MITIGATIONS]
+    assert [value for _, value, _ in forest_rows(gaps)] == [r["symmetric"]["ppg"]["value"] for r in MITIGATIONS]
     expected = [with_membership(r)["membership"][name]["symmetric"] for r in MITIGATIONS for name in MEMBERSHIP]
-    assert [xs[0] for xs, _, _ in bars(aucs)] == [figure["value"] for figure in expected]
-    np.testing.assert_allclose([e for _, _, ends in bars(aucs) for e in ends], [figure["ci95"] for figure in expected])
+    _, values, intervals = zip(*forest_rows(aucs), strict=True)
+    assert list(values) == [figure["value"] for figure in expected]
+    np.testing.assert_allclose(intervals, [figure["ci95"] for figure in expected])
     assert (
         "7 of 8 other settings have a PPG below that of default; of these, the AUC is also lower for 7 by cosine"
         in plot.text

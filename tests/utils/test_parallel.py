@@ -41,6 +41,19 @@ def test_an_error_of_a_job_is_the_caller_s(workers: int) -> None:
         list(map_unordered(refuse, 5, range(1000), workers))
 
 
+def mark(folder: Path, name: str) -> None:
+    (folder / name).touch()
+
+
+def test_workers_begin_before_a_result_is_read(tmp_path: Path) -> None:
+    results = map_unordered(mark, tmp_path, "abc", 2)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.iterdir())) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "c"}
+    assert list(results) == [None] * 3
+
+
 def test_a_killed_worker_is_told_in_a_sentence() -> None:
     with pytest.raises(UserError, match="a worker process was killed"):
         list(map_unordered(die, None, range(50), 2))
