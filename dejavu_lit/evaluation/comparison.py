@@ -164,6 +164,8 @@ def training_differences(target: AuditedModel, reference: AuditedModel) -> dict[
     different = {
         name: [first.get(name), second.get(name)] for name in first | second if first.get(name) != second.get(name)
     }
+    if different.get("recipe.epochs") == different.get("epochs"):  # both were trained to their end
+        different.pop("recipe.epochs", None)
     a, b = (model.run_json.get("train_size") for model in (target, reference))
     if a and b and max(a, b) > (1 + SIMILAR_SIZE) * min(a, b):
         different["pairs"] = [a, b]

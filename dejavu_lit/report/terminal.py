@@ -40,20 +40,24 @@ class Column(NamedTuple):
     justify: Any = "right"
 
 
-class _PrintableConsole(Console):
+class _Terminal(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)
 
+    def say(self, text: str, style: str | None = None) -> None:
+        """Print a sentence, broken between words on a terminal and nowhere in a file."""
+        self.print(text, style=style, soft_wrap=not self.is_terminal)
 
-def console(width: int | None = None) -> Console:
+
+def console(width: int | None = None) -> _Terminal:
     """Without markup and control characters, because names of models, settings and objects may contain any."""
     if width is None and not sys.stdout.isatty():
         width = PIPE_WIDTH
-    return _PrintableConsole(file=sys.stdout, highlight=False, markup=False, emoji=False, width=width)
+    return _Terminal(file=sys.stdout, highlight=False, markup=False, emoji=False, width=width)
 
 
-def fitting_table(terminal: Console, title: str, columns: Sequence[Column], bold: Sequence[int] = ()) -> list[str]:
-    """Print the columns that fit, and return the headers of the others; ``bold`` are the rows to emphasize."""
+def fitting_table(terminal: _Terminal, title: str, columns: Sequence[Column], bold: Sequence[int] = ()) -> None:
+    """Print the columns that fit, and the headers of the others; ``bold`` are the rows to emphasize."""
     shown = list(columns)
     while True:
         table = Table(title=title, title_justify="left", pad_edge=False)
@@ -68,7 +72,8 @@ def fitting_table(terminal: Console, title: str, columns: Sequence[Column], bold
         shown.remove(last)
     # Columns that are never left out may be too wide: the terminal then breaks their lines, where rich would cut the labels.
     (terminal if needed <= terminal.width else console(needed)).print(table)
-    return [column.header for column in columns if column not in shown]
+    if left_out := [column.header for column in columns if column not in shown]:
+        terminal.say(f"left out at {terminal.width} columns: {', '.join(left_out)}")
 
 
 def _columns(
@@ -86,45 +91,45 @@ def show_evaluation(metrics: Mapping[str, Any], out: Path, width: int | None = N
     _show_gaps(terminal, metrics)
     for name, reason in metrics.get("reasons", {}).items():
         if name in BLOCKS:
-            terminal.print(f"{name} is missing: {reason}")
+            terminal.say(f"{name} is missing: {reason}")
     if base := metrics.get("base"):
         gaps = ", ".join(f"{name} {_gaps_text(base[name])}" for name in ("population", "corrected") if base[name])
         note = f" ({base['note']})" if "note" in base else ""
-        terminal.print(f"target against its base {base['model']}: {gaps}{note}", soft_wrap=True)
+        terminal.say(f"target against its base {base['model']}: {gaps}{note}")
     if groups := metrics.get("groups"):
         _show_groups(terminal, groups)
     for name, result in metrics.get("by_objects", {}).items():
         block = result["symmetric"] or result["population"]
         gaps = _gaps_text(block) if block else result["reason"]
         basis = "symmetric" if result["symmetric"] else "A"
-        terminal.print(f"objects={name}: {gaps} ({basis}, {result['counts']['records']} records)", soft_wrap=True)
-    terminal.print(metrics["found"]["words"])
+        terminal.say(f"objects={name}: {gaps} ({basis}, {result['counts']['records']} records)")
+    terminal.say(metrics["found"]["words"])
     if metrics.get("blind"):
-        terminal.print(beats_blind(metrics["blind"])[1], soft_wrap=True)
+        terminal.say(beats_blind(metrics["blind"])[1])
     if metrics.get("training_differences"):
-        terminal.print(differences_sentence(metrics["training_differences"]), soft_wrap=True)
+        terminal.say(differences_sentence(metrics["training_differences"]))
     if board := metrics.get("membership"):
         _show_membership(terminal, board)
     for side in SIDES:
         values = (metrics.get("utility") or {}).get(side) or {}
         if shown := [f"{name} {values[name]:.3f}" for name in UTILITY if isinstance(values.get(name), float)]:
-            terminal.print(f"{side}: {', '.join(shown)}")
+            terminal.say(f"{side}: {', '.join(shown)}")
     exposure = (metrics.get("exposure") or {}).get("target")
     if exposure:
-        terminal.print(f"each pair of A was seen {exposure['mean']:.1f} times ({exposure['min']} to {exposure['max']})")
+        terminal.say(f"each pair of A was seen {exposure['mean']:.1f} times ({exposure['min']} to {exposure['max']})")
     terminal.print(f"results: {out}/metrics.json, {out}/records.parquet", soft_wrap=True)
 
 
-def _show_groups(terminal: Console, groups: Mapping[str, Any]) -> None:
+def _show_groups(terminal: _Terminal, groups: Mapping[str, Any]) -> None:
     """The groups with a gap or membership that H does not explain (q ≤ 0.05), one per line."""
     for group in groups["groups"]:
         q = {"gap": group["q"], "membership": group.get("clipmem_q")}
         if shown := [f"q {value:.3g} by {name}" for name, value in q.items() if value is not None and value <= 0.05]:
             gap = f"PPG {group['ppg']:+.3f}, {' and '.join(shown)} ({group['records']} records)"
-            terminal.print(f"{groups['column']}={group['group']}: {gap}", soft_wrap=True)
+            terminal.say(f"{groups['column']}={group['group']}: {gap}")
 
 
-def _show_gaps(terminal: Console, metrics: Mapping[str, Any]) -> None:
+def _show_gaps(terminal: _Terminal, metrics: Mapping[str, Any]) -> None:
     """The five blocks, each with its three gaps, one above the other in a column of a narrow terminal."""
     title = f"déjà vu memorization, k = {metrics['k']}, {metrics['counts']['records']} records with objects"
     blocks = [name for name in DISPLAY_ORDER if metrics.get(name)]
@@ -138,7 +143,8 @@ def _show_gaps(terminal: Console, metrics: Mapping[str, Any]) -> None:
         cells = [_gap(metrics[block][name], form) for block in blocks]
         columns.append(Column(figure.label, cells, order))
     bold = [blocks.index("symmetric")] if "symmetric" in blocks else []
-    _explain(terminal, fitting_table(terminal, title, columns, bold))
+    fitting_table(terminal, title, columns, bold)
+    _explain_gaps(terminal)
 
 
 def _gap(figure: Mapping[str, Any], form: str) -> str:
@@ -146,21 +152,18 @@ def _gap(figure: Mapping[str, Any], form: str) -> str:
     return f"{form.format(value=figure['value'], low=low, high=high)}\n{figure['mean']:+.3f} ± {figure['std']:.3f}"
 
 
-def _explain(terminal: Console, left_out: Sequence[str]) -> None:
-    """What the columns mean, and which a wider terminal would show."""
+def _explain_gaps(terminal: _Terminal) -> None:
     for figure in FIGURES.values():
-        terminal.print(f"{figure.label}: {figure.meaning}")
-    if left_out:
-        terminal.print(f"left out at {terminal.width} columns: {', '.join(left_out)}")
+        terminal.say(f"{figure.label}: {figure.meaning}")
 
 
-def _show_membership(terminal: Console, board: Mapping[str, Any]) -> None:
+def _show_membership(terminal: _Terminal, board: Mapping[str, Any]) -> None:
     """One row per score, and the bound on ε."""
     headers, orders = ("score", *MEMBERSHIP_HEADERS), (KEPT, KEPT, KEPT, 5, 1, 2, 4, 3)
     title = f"membership, {board['pairs']['A']} pairs of A against {board['pairs']['H']} of H"
     fitting_table(terminal, title, _columns(headers, membership_rows(board, short=True), orders))
     if epsilon := epsilon_sentence(board):
-        terminal.print(epsilon, soft_wrap=True)
+        terminal.say(epsilon)
 
 
 def _gaps_text(block: Mapping[str, Any]) -> str:
@@ -175,7 +178,7 @@ def show_plan(plan: "Plan", width: int | None = None) -> None:
     columns = _columns(headers, _plan_rows(plan, evaluations), (KEPT, 3, 1, KEPT, 2), right=("size", "seed"))
     fitting_table(terminal, "the plan", columns)
     complete = sum(evaluations.values())
-    terminal.print(
+    terminal.say(
         f"{len(plan.to_train)} runs to train, {len(plan.runs) - len(plan.to_train)} to reuse; "
         f"{len(evaluations) - complete} evaluations to do, {complete} complete"
     )
@@ -202,21 +205,22 @@ def _plan_rows(plan: "Plan", evaluations: Mapping[Path, bool]) -> list[list[str]
 def show_study(study: Mapping[str, Any], out: Path, width: int | None = None) -> None:
     """Print one row per cell with symmetric gaps, their drop against the first setting, null and utility; then the verdicts."""
     terminal = console(width)
-    _explain(terminal, fitting_table(terminal, "memorization against utility", _study_columns(study)))
+    fitting_table(terminal, "memorization against utility", _study_columns(study))
+    _explain_gaps(terminal)
     for pooled in study["pooled"]:
         unit = "halves" if any(pooled.get("halves", [])) else "seeds"
         spread = (pooled["symmetric"] or {}).get("ppg") or {}
         sd = f" (sd over {len(pooled['seeds'])} {unit} {spread['sd']:.3f})" if spread.get("sd") is not None else ""
         name = f"{pooled['name']}, {pooled['train_size']} pairs"
-        terminal.print(f"{name}: {pooled_sentence(pooled)}{sd}", soft_wrap=True)
+        terminal.say(f"{name}: {pooled_sentence(pooled)}{sd}")
     for board in pooled_boards(study):
         columns = _columns(("score", *board["headers"]), board["rows"], (KEPT, KEPT, 1, 2))
         fitting_table(terminal, board["title"], columns)
     if caution := study_caution(study):
-        terminal.print(caution, style="yellow", soft_wrap=True)
+        terminal.say(caution, style="yellow")
     recommended = f"recommended: {study['recommended']}" if study["recommended"] else "nothing is recommended"
-    terminal.print(f"frontier: {', '.join(study['frontier']) or 'empty'}; {recommended}", soft_wrap=True)
-    terminal.print(f"{study_sentence(study)}.", soft_wrap=True)
+    terminal.say(f"frontier: {', '.join(study['frontier']) or 'empty'}; {recommended}")
+    terminal.say(f"{study_sentence(study)}.")
     terminal.print(f"results: {out}/study.json, one evaluation per setting in {out}/evaluations", soft_wrap=True)
 
 

@@ -45,6 +45,16 @@ def test_what_differs_is_named_with_both_values(tmp_path: Path) -> None:
     }
 
 
+def test_epochs_are_named_once_if_both_were_trained_to_their_end(tmp_path: Path) -> None:
+    target = run(tmp_path / "target", CONFIG)
+    shorter = CONFIG | {"recipe": CONFIG["recipe"] | {"epochs": 10}}
+    assert training_differences(target, run(tmp_path / "ended", shorter, epochs=10)) == {"epochs": [25, 10]}
+    assert training_differences(target, run(tmp_path / "stopped", shorter, epochs=5)) == {
+        "epochs": [25, 5],
+        "recipe.epochs": [25, 10],
+    }
+
+
 def test_it_is_unknown_how_other_models_were_trained(tmp_path: Path) -> None:
     target = run(tmp_path / "target", CONFIG)
     assert training_differences(target, AuditedModel("ViT-B-32@openai", tmp_path)) is None
