@@ -51,9 +51,11 @@ def test_the_page_shows_every_score_and_why_figures_are_missing(scored: Path, tm
         ]
         for figure in shown:
             low, high = figure["ci95"]
-            assert f">{figure['value']:.3f}<small>[{low:.3f}, {high:.3f}]</small></td>" in text
+            assert f">{figure['value']:.3f}<small>{low:.3f} to {high:.3f}</small></td>" in text
         assert f"<dd>{escape(MEMBERSHIP[name].meaning)}</dd>" in text
-    assert f">{board['clipmem']['spearman']['value']:.3f}<small>[" in text
+    spearman = board["clipmem"]["spearman"]
+    shown = f">{spearman['value']:.3f}<small>{spearman['ci95'][0]:.3f} to {spearman['ci95'][1]:.3f}</small>"
+    assert shown.replace("-", "−") in text
     assert "TPR at 0.1 % FPR of cosine" in text
     assert "119 non-members are fewer than 1 / 0.001." in text
     assert f"ε is at least {board['epsilon']['epsilon']:.2f}" in text
@@ -190,7 +192,7 @@ def test_the_attacks_over_halves_are_rows_of_one_table_with_the_scores(
     assert "Membership under none, over 4 halves and both directions" in text
     found = re.findall(r'<th scope="row">(.*?)</th>' + 3 * r"\s*<td[^>]*>(.*?)</td>", text)
     rows = {row[0]: row[1:] for row in found}
-    assert rows["LiRA"] == ("0.850<small>[0.758, 0.942]</small>", "0.250<small>[0.758, 0.942]</small>", "–")
+    assert rows["LiRA"] == ("0.850<small>0.758 to 0.942</small>", "0.250<small>0.758 to 0.942</small>", "–")
     assert rows["RMIA"] == ("–", "–", "–")
     cosine = pooled["membership"]["cosine"]
     assert rows["cosine"][0].startswith(f"{cosine['mean']:.3f}")
