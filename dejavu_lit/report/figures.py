@@ -38,6 +38,7 @@ CJK = (
 STYLE: dict[str, Any] = {
     "font.size": SIZE,
     "axes.titlesize": SIZE,
+    "axes.titley": 1.0,  # a title that looks for its place draws all ticks once more
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": MUTED,

@@ -114,12 +114,13 @@ def _draw_sample(rows: Rows) -> Figure:
                 line = [row for row in rows if row["line"] == label and row["ranking"] == ranking]
                 x, y = [row["top"] for row in line], [row[gap] for row in line]
                 axis.plot(x, y, color=figures.SERIES[number % len(figures.SERIES)], label=label)
-            figures.log_x_axis(axis)
-            figures.few_ticks(axis.yaxis, 3)
+            if axis is axes[0, 0] or figures.is_narrow():  # the others share it
+                figures.log_x_axis(axis)
             if axis in axes[0] or figures.is_narrow():
                 axis.set_title(SAMPLE_GAPS[gap].label)
             if axis is axis_row[0] or figures.is_narrow():
                 axis.set_ylabel(ranked_by)
+    figures.few_ticks(axes[0, 0].yaxis, 3)  # shared by all
     figures.x_label_below(figure, "L most memorized records")
     figures.y_label_beside(figure, GAP_UNIT)
     figures.legend_above(figure, axes.flat)

@@ -109,6 +109,7 @@ def _build(path: Path, target: Path, options: ReportOptions, data: Path | None) 
             "redacted": options.redact,
             "source": path.name,
             "data": str(moved) if moved else None,
+            "formats": options.formats,
             "made_of": _fingerprint(path, options, moved),
         }
         write_json(part / MARKER, marker)
@@ -135,21 +136,20 @@ def _moved_data(target: Path) -> Path | None:
 
 def _is_current(path: Path, target: Path, options: ReportOptions, data: Path | None) -> bool:
     """Whether the report in ``target`` was made by this version of the files in ``path``, with at least these figures."""
-    if not (target / "index.html").is_file():
+    marker = _marker(target)
+    if not (target / "index.html").is_file() or not set(options.formats) <= set(marker.get("formats", ())):
         return False
-    made_of = _marker(target).get("made_of")
-    choices = (options, ReportOptions(options.redact, options.limit, ALL_FORMATS))
-    return made_of is not None and made_of in [_fingerprint(path, choice, data) for choice in choices]
+    return marker.get("made_of") == _fingerprint(path, options, data)
 
 
 def _fingerprint(path: Path, options: ReportOptions, data: Path | None) -> str:
-    """A hash of everything that the report of ``path`` depends on: options, artifacts, whether there are data, and the code."""
+    """A hash of everything that the report of ``path`` shows: options, artifacts, whether there are data, and the code."""
     if (path / "study.json").is_file():
         evaluations = list(open_study(path, data)[1].values())
         artifacts = [path / "study.json", *path.glob(MEMORIZATION)]
     else:
         evaluations, artifacts = [Evaluation.open(path, data)], []
-    parts = [__version__, repr(options), code_digest()]
+    parts = [__version__, repr((options.redact, options.limit)), code_digest()]
     for evaluation in evaluations:
         artifacts += evaluation.artifacts()
         places = [evaluation.data, evaluation.objects_folder()]
