@@ -104,7 +104,7 @@ def _peak() -> float:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3, help="the best of this many")
+    parser.add_argument("--rounds", type=int, default=5, help="the best of this many")
     parser.add_argument("--large", action="store_true", help="also the search that does not fit in memory")
     parser.add_argument("--vectors", type=int, default=5_000_000, help="of the large search")
     arguments = parser.parse_args()

@@ -5,9 +5,9 @@ norms stay below 4, their sums are exact in float64 in any order, and the scores
 on any machine, for any exact index, chunk, batch or number of threads. Equal scores are ordered by public row.
 
 The public vectors are read once, in chunks. Of each chunk faiss returns the k + MARGIN best by a float32 score, which differs
-from the cosine by at most ε. A vector that is not returned has a cosine of at most c + ε, with c the last float32 score. If
-the k-th exact cosine is larger, no neighbor is missing; otherwise (many equal vectors) the query is compared with the whole
-chunk in float64.
+from the cosine by at most ε: the rounding, and by how much the norms of stored unit vectors differ from 1. A vector that is
+not returned has a cosine of at most c + ε, with c the last float32 score. If the k-th exact cosine is larger, no neighbor is
+missing; otherwise (many equal vectors) the query is compared with the whole chunk in float64.
 """
 
 from collections.abc import Sequence
@@ -107,13 +107,15 @@ def best_k(
     total = sum(map(len, public))
     ids = np.arange(total) if ids is None else ids
     asked, best = Vectors.load(queries, names=["queries"]), Best.empty(len(queries), k)
-    error, most = float32_error(queries.shape[1]), k + MARGIN
+    rounding, most = float32_error(queries.shape[1]), k + MARGIN
     if index == "gpu":  # its tensor cores may round the factors to 10 bits, by less than 2⁻¹⁰ each
-        error, most = error + 2.0**-9 * 1.01, min(2 * k + 2 * MARGIN, MAX_GPU_CANDIDATES)
+        rounding, most = rounding + 2.0**-9 * 1.01, min(2 * k + 2 * MARGIN, MAX_GPU_CANDIDATES)
     with progress(None, "searching", total, "vector") as bar:
         for start, chunk in chunks(public):
             rows, before = ids[start : start + len(chunk)], Best(best.rows.copy(), best.scores.copy())
             cheap, candidates = _knn(asked.units, chunk.units, min(most, len(chunk)), index)
+            lengths = (1 + asked.length_error) * (1 + chunk.length_error)
+            error = lengths * rounding + lengths - 1
             least = best.scores[:, -1]  # a lower bound of the final k-th cosine
             if cheap.shape[1] >= k:
                 least = np.maximum(least, cheap[:, k - 1] - error)
@@ -129,14 +131,14 @@ def best_k(
 
 
 def float32_error(width: int) -> float:
-    """ε of float32 scores: |score − cosine| ≤ ε for vectors of ``width`` values.
+    """The rounding of float32 scores: |score − cosine| ≤ ε for vectors of ``width`` values, scaled to a norm of 1.
 
-    With u = 2⁻²⁴: an element of a normalized row is a stored value (exact in float32) times the rounded inverse of
-    the norm, so its relative error is below 2.01 u, that of a product of two elements below 4.03 u, and by Cauchy-Schwarz
-    this moves the sum of the products by at most 4.03 u. Adding up ``width`` products in float32, in any order, with or
-    without fused operations, errs by at most γ = width · u / (1 − width · u) times the sum of their magnitudes, which is
-    at most 1 + 4.03 u (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1). ε = (width + 8) · u · 1.01
-    covers both, and underflow, for widths below 100,000.
+    With u = 2⁻²⁴: an element of a scaled row is a stored value (exact in float32) divided by the rounded norm, and the
+    quotient is rounded, so its relative error is below 2.01 u, that of a product of two elements below 4.03 u, and by
+    Cauchy-Schwarz this moves the sum of the products by at most 4.03 u. Adding up ``width`` products in float32, in any
+    order, with or without fused operations, errs by at most γ = width · u / (1 − width · u) times the sum of their
+    magnitudes, which is at most 1 + 4.03 u (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1).
+    ε = (width + 8) · u · 1.01 covers both, and underflow, for widths below 100,000.
     """
     return (width + 8) * 2.0**-24 * 1.01
 

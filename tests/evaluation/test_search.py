@@ -7,6 +7,7 @@ from dejavu_lit.evaluation import search as module
 from dejavu_lit.evaluation import vectors
 from dejavu_lit.evaluation.embeddings import Embeddings, write_embeddings
 from dejavu_lit.evaluation.search import best_k, float32_error, search
+from dejavu_lit.evaluation.vectors import Vectors
 from dejavu_lit.utils.errors import UserError
 from tests.conftest import call
 
@@ -119,6 +120,22 @@ def test_float32_scores_stay_within_their_bound():
         rows, scores = oracle(queries, public, 400)
         error = np.abs(np.take_along_axis(q @ p.T, rows, axis=1) - scores).max()
         assert error <= float32_error(d) < 2e-4
+
+
+@pytest.mark.parametrize("index", EXACT)
+def test_stored_unit_vectors_are_ranked_by_direction_and_not_by_length(index):
+    rng = np.random.default_rng(10)
+    query, sideways = np.linalg.qr(rng.normal(size=(512, 2)))[0].T
+    tilted = np.sqrt(1 - 0.015**2) * query + 0.015 * rng.choice([-1, 1], (10, 1)) * sideways
+    long, short = (1 + 0.8 * 2**-12) * tilted, (1 - 0.8 * 2**-12) * np.tile(query, (10, 1))
+    public = np.concatenate([long, short, unit(rng, 100, 512)]).astype(np.float16)
+    loaded = Vectors.load(public, names=["public"])
+    assert loaded.units is loaded.stored  # of lengths so close to 1 that they are searched as they are
+    queries = query.astype(np.float16)[None]
+    best = best_k(queries, [public], 5, index)
+    assert (loaded.stored[:10] @ queries[0].astype(np.float32)).min() > (loaded.stored[10:] @ queries[0]).max()
+    assert np.array_equal(best.rows, [[10, 11, 12, 13, 14]])
+    assert np.array_equal(best.rows, oracle(queries, public, 5)[0])
 
 
 @pytest.mark.parametrize("index", EXACT)
