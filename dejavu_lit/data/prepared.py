@@ -3,19 +3,19 @@
 import logging
 import os
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from dejavu_lit.data.halves import POOL, open_half
-from dejavu_lit.data.key_lists import keys_fingerprint, read_keys
+from dejavu_lit.data.key_lists import keys_fingerprint, positions_of, read_keys
 from dejavu_lit.data.manifest import MANIFEST, SCHEMA
 from dejavu_lit.data.raw_shards import RawShards, write_samples
 from dejavu_lit.data.readers import READERS
 from dejavu_lit.data.readers.base import clean_keys
 from dejavu_lit.data.remote import fetch_objects, is_remote, mirror
-from dejavu_lit.data.settings import Repeat
+from dejavu_lit.data.settings import Repeat, expand_home
 from dejavu_lit.data.shard_index import index_shard
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.utils.errors import UserError, suggest
@@ -92,6 +92,10 @@ class DataSpec:
     """What prepare reads, {type: NAME, …}; set by the other files of this group."""
     extra: dict[str, Any] = field(default_factory=dict)
     """{set: reader}: additional sets for prepare, e.g. a labelled one."""
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            object.__setattr__(self, option.name, expand_home(getattr(self, option.name)))
 
     @property
     def folder(self) -> Path:
@@ -189,9 +193,16 @@ class DataSpec:
             )
 
     def training_pairs(self, side: str) -> int:
-        """The number of pairs that a side trains on; with raw shards given by ``pairs``, or known or estimated since sampling."""
+        """The number of pairs that a side trains on; with raw shards given by ``pairs``, or known or estimated since sampling.
+
+        Of remote data pairs in ``exclude`` count, too: to know which they are would copy all shards.
+        """
         if self.shards is None:
-            return self.prefix if self.prefix is not None else len(self.shard_set(TRAINED_ON[side]))
+            if self.prefix is not None:
+                return self.prefix
+            shards = self.shard_set(TRAINED_ON[side])
+            absent = {} if is_remote(str(self.dir)) else positions_of(shards, self.excluded)
+            return len(shards) - sum(map(len, absent.values()))
         if (name := TRAINED_ON[side]) not in self.fractions:
             raise UserError(
                 f"side={side} trains on {name}, of which data.fractions has no share; give data.fractions.{name}="
@@ -256,7 +267,7 @@ class DataSpec:
 
     def objects_folder(self, choice: str | None = None) -> Path:
         """The object artifact chosen by ``objects=`` (a name or a folder), else the data's own, else the only one there is."""
-        known, name = self._object_names(), choice or self.objects
+        known, name = self._object_names(), expand_home(choice) or self.objects
         if not name:
             if not known:
                 raise UserError(
@@ -275,8 +286,11 @@ class DataSpec:
         )
 
     def _object_names(self) -> list[str]:
-        """The names of the object artifacts in the data folder; of remote data also that which came with it."""
-        names = {path.name for path in visible_files(self.folder / "objects", "*") if path.is_dir()}
+        """The names of the object artifacts in the data folder; of remote data also that which came with it.
+
+        A folder without a part is left over from an annotation that failed.
+        """
+        names = {path.parent.parent.name for path in visible_files(self.folder / "objects", "*/*/*.parquet")}
         if self.dir is not None and is_remote(self.dir):
             about = read_json_object(self.folder / MANIFEST)["sets"].values()
             names |= {entry["objects"] for entry in about if entry.get("objects")}

@@ -73,7 +73,7 @@ def annotate(
 
     Args:
         source: the annotator.
-        sets: {name: shards}.
+        sets: {name: shards}; parts of one name are made again for other images, so a folder needs a name of its own.
         share: (i, n): this process annotates every n-th shard from the i-th on.
         max_failed: largest share of a shard's images that may fail. TOLERATED_FAILURES images may always fail; all images
             of a shard only if it is 1.

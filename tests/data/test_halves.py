@@ -1,6 +1,7 @@
 """Random halves: how the pool is dealt, and that a dealt set reads as if its pairs were in shards of their own."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from benchmarks.shards import write_shards
 from dejavu_lit.data.halves import deal, open_half, open_pool
+from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.data.shards import Pair, read_pairs
 from dejavu_lit.report.evaluation import Evaluation
 from dejavu_lit.utils.errors import UserError
@@ -88,6 +90,14 @@ def test_with_a_training_size_every_half_deals_the_pairs_of_the_first(tmp_path: 
         assert set(a.keys()) | set(b.keys()) == pool
         assert len(a) == len(b) == 4
         assert 0 not in a.sizes + b.sizes
+
+
+def test_excluded_pairs_are_not_counted_as_training_pairs(tmp_path: Path) -> None:
+    (tmp_path / "exclude.txt").write_text("\n".join([*KEYS[:3], KEYS[12], "elsewhere"]))
+    data = DataSpec("mine", dir=str(prepared(tmp_path / "data")), exclude=str(tmp_path / "exclude.txt"))
+    assert [data.training_pairs(side) for side in ("target", "reference")] == [7, 9]
+    assert sum(replace(data, half=1).training_pairs(side) for side in ("target", "reference")) == 16
+    assert replace(data, train_size=5).training_pairs("target") == 5
 
 
 def test_the_pool_has_the_pairs_of_every_half(tmp_path: Path) -> None:

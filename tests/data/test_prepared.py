@@ -32,6 +32,16 @@ def test_the_default_folder_is_named_after_its_contents() -> None:
     assert first.parent == Path("outputs/data")
 
 
+def test_the_home_folder_is_found_in_lists_and_readers_too() -> None:
+    home = str(Path.home())
+    node = {"type": "shards", "path": ["~/a", "b/~/c", "~"]}
+    data = DataSpec("mine", dir="~/data", shards=["~/{0..9}.tar"], reader=node, public_sets={"food": "~/food"})
+    assert data.folder == Path(home, "data")
+    assert data.shards == [f"{home}/{{0..9}}.tar"]
+    assert data.reader == {"type": "shards", "path": [f"{home}/a", "b/~/c", "~"]}
+    assert data.public_sets == {"food": f"{home}/food"}
+
+
 def test_excluded_keys_must_stay_the_same(tmp_path: Path) -> None:
     path = tmp_path / "keys.txt"
     path.write_text("a\nb\n")
@@ -103,12 +113,15 @@ def test_without_a_choice_the_only_objects_are_taken(tmp_path: Path, caplog: pyt
     assert message_of(data.objects_folder) == (
         "this data has no objects of its own; detect them with dejavu annotate, and give objects=NAME or FOLDER"
     )
-    (tmp_path / "objects/coco").mkdir(parents=True)
+    for artifact in ("coco", "failed", "captions"):
+        (tmp_path / "objects" / artifact / "A").mkdir(parents=True)
+    (tmp_path / "objects/coco/A/00000.parquet").touch()
+    (tmp_path / "objects/failed/annotator.json").touch()  # what an annotation leaves that failed at once
     (tmp_path / "objects/.coco.lock").touch()
     with caplog.at_level("INFO"):
         assert data.objects_folder() == tmp_path / "objects/coco"
     assert f"objects=coco: the only object artifact of {tmp_path}" in caplog.messages
-    (tmp_path / "objects/captions").mkdir()
+    (tmp_path / "objects/captions/A/00000.parquet").touch()
     assert message_of(data.objects_folder) == "objects is missing; give objects=NAME, one of captions, coco"
     assert data.objects_folder("coco") == replace(data, objects="coco").objects_folder() == tmp_path / "objects/coco"
 
