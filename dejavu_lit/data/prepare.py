@@ -67,6 +67,8 @@ def prepare(
         UserError: nothing to read, fewer pairs than ``sizes`` ask for, too many unusable pairs, ``keys`` that are not
             in the data or contradict one another, or an ``out`` that was made with other settings.
     """
+    if not 0 <= max_skipped <= 1:
+        raise UserError(f"max_skipped={max_skipped} must lie between 0 and 1")
     exclude = None if exclude is None else Path(exclude)
     sources = {MAIN: reader, **(extra or {})}
     job = _Job(Path(out), sources, sizes, seed, near_duplicates, pairs_per_shard, exclude)
@@ -97,7 +99,7 @@ class _Job:
     def __post_init__(self) -> None:
         check_distance(self.near_duplicates)
         if self.exclude is not None and not self.exclude.is_file():
-            raise UserError(f"the file {self.exclude} does not exist; check data.exclude=")
+            raise UserError(f"data.exclude={self.exclude} is not a file; give a text file with one key per line")
         check_at_least(self, "", pairs_per_shard=1)
         for name in self.extra:
             if name in (*SETS, "objects") or not name.isidentifier():
@@ -145,9 +147,14 @@ def _run(
     assignment = assign(scans[MAIN], members, job.sizes, job.seed, job.near_duplicates)
     sets = _pair_sets(job, scans, assignment)
     write_json(job.out / UNFINISHED / SETTINGS, settings)
-    fingerprints = write_sets(job.out, sets, job.pairs_per_shard, workers)
-
     listed = {name: {"listed": len(lists[name]), "absent": absent[name]} for name in lists}
+    entries = {pairs.name: _describe_set(pairs, job, assignment, listed.get(pairs.name)) for pairs in sets}
+    # A folder without shards would be refused by every command that takes the sets that are there.
+    written = [pairs for pairs in sets if len(pairs.rows)]
+    if len(written) < len(sets):
+        logger.warning("not written, without any pair: %s", ", ".join(p.name for p in sets if not len(p.rows)))
+    fingerprints = write_sets(job.out, written, job.pairs_per_shard, workers)
+
     skipped = _by_source({name: source_scan.skipped for name, source_scan in scans.items()})
     unread = _by_source({name: getattr(source, "unread", {}) for name, source in job.sources.items()})
     return {
@@ -161,11 +168,7 @@ def _run(
             "unused": int((assignment.member == UNUSED).sum()),
             **({"left_out_as_duplicates": sum(assignment.excluded.values())} if lists else {}),
         },
-        "sets": {
-            pairs.name: _describe_set(pairs, job, assignment, listed.get(pairs.name))
-            | {"fingerprint": fingerprints[pairs.name]}
-            for pairs in sets
-        },
+        "sets": {name: entries[name] | {"fingerprint": content} for name, content in fingerprints.items()},
         "several_captions": sum(source_scan.several_captions for source_scan in scans.values()),
         "duplicates": assignment.duplicates(),
         "skipped": {reason: {"count": len(bad), "examples": bad[:EXAMPLES]} for reason, bad in skipped.items()},

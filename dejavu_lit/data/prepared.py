@@ -96,6 +96,8 @@ class DataSpec:
     def __post_init__(self) -> None:
         for option in fields(self):
             object.__setattr__(self, option.name, expand_home(getattr(self, option.name)))
+        if not -(2**63) <= self.seed < 2**63:
+            raise UserError(f"data.seed={self.seed} must be a whole number of at most 18 digits")
 
     @property
     def folder(self) -> Path:

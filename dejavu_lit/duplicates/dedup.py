@@ -65,6 +65,8 @@ def dedup(
         return finished
     keys = _keys(sets)
     images, hashes, unusable = _hashed_images(sets, keys, out / "hashes", criteria, excluded)
+    if broken := ", ".join(f"{count} of {name}" for name, count in unusable.items() if count):
+        log.warning("images that do not decode are not compared: %s", broken)
     kinds = _kinds(out, sets, criteria, images, hashes)
     groups = np.arange(len(images.keys))
     for kind in kinds:

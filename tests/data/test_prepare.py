@@ -205,6 +205,8 @@ def test_too_many_unusable_pairs_stop_it_and_a_larger_share_continues(folder: Pa
     assert manifest["pairs"]["skipped"] == 11
     for file in folder.glob("*.txt"):
         file.unlink()
+    with pytest.raises(UserError, match=r"max_skipped=nan must lie between 0 and 1"):
+        prepare(FolderReader(folder), tmp_path / "out", {"A": 5}, max_skipped=float("nan"))
     with pytest.raises(UserError, match=r"40 of 40 pairs of the folder source .*; check the source$"):
         prepare(FolderReader(folder), tmp_path / "none", {"A": 5}, max_skipped=1.0)
 
@@ -218,8 +220,18 @@ def test_excluded_keys_are_in_no_set(folder: Path, tmp_path: Path, caplog: pytes
     (tmp_path / "keys.txt").write_text("nobody\n")
     with pytest.raises(UserError, match=r"none of the 1 keys in .*keys\.txt is in the data"):
         prepare(FolderReader(folder), tmp_path / "again", {"A": 38}, exclude=tmp_path / "keys.txt")
-    with pytest.raises(UserError, match=r"none\.txt does not exist; check data\.exclude="):
+    with pytest.raises(UserError, match=r"none\.txt is not a file; give a text file"):
         prepare(FolderReader(folder), tmp_path / "again", {"A": 38}, exclude=tmp_path / "none.txt")
+
+
+def test_a_set_that_gets_no_pair_is_not_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(16):
+        add(tmp_path / "in", f"k{number:02d}", encoded(sample_image(number // 4)))
+    manifest = prepare(FolderReader(tmp_path / "in"), tmp_path / "out", {"A": 4, "B": 4, "V": 1, "P": 4})
+    assert {name: entry["pairs"] for name, entry in manifest["sets"].items()} == {"A": 4, "B": 4, "P": 4}
+    assert not (tmp_path / "out/V").exists()
+    assert "V got 0 of 1 pairs: the remaining groups are larger" in caplog.messages
+    assert "not written, without any pair: V" in caplog.messages
 
 
 @pytest.fixture
@@ -416,6 +428,8 @@ def test_mistakes_are_named_before_anything_is_read(folder: Path, tmp_path: Path
         prepare(reader, tmp_path / "out", {"A": 1}, extra={"A": reader})
     with pytest.raises(UserError, match="the key 'a00' occurs twice"):
         prepare(reader, tmp_path / "out", {"A": 1}, extra={"single": reader})
+    with pytest.raises(UserError, match=r"data\.exclude=.*images is not a file; give a text file"):
+        prepare(reader, tmp_path / "out", {"A": 1}, exclude=folder)
     with pytest.raises(UserError, match=r"the single source has no pairs; check data\.extra\.L"):
         prepare(reader, tmp_path / "out", {"A": 1}, extra={"L": SingleReader(count=0)})
 

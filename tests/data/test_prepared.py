@@ -42,6 +42,13 @@ def test_the_home_folder_is_found_in_lists_and_readers_too() -> None:
     assert data.public_sets == {"food": f"{home}/food"}
 
 
+@pytest.mark.parametrize("seed", [2**63, -(2**64)])
+def test_a_seed_of_too_many_digits_is_refused(seed: int) -> None:
+    assert f"data.seed={seed} must be a whole number of at most 18 digits" in message_of(
+        lambda: DataSpec("mine", seed=seed)
+    )
+
+
 def test_excluded_keys_must_stay_the_same(tmp_path: Path) -> None:
     path = tmp_path / "keys.txt"
     path.write_text("a\nb\n")

@@ -76,8 +76,11 @@ def test_copies_of_one_image_are_listed_even_if_they_are_most_of_a_set(tmp_path:
     assert set(read_keys(tmp_path / "out/exclude.txt", "")) == copied.keys() - {"a00"}
 
 
-def test_planted_duplicates_are_found_counted_and_excluded(planted: dict[str, ShardSet], tmp_path: Path) -> None:
+def test_planted_duplicates_are_found_counted_and_excluded(
+    planted: dict[str, ShardSet], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     report = dedup(tmp_path / "out", planted, HASH)
+    assert "images that do not decode are not compared: 1 of P" in caplog.messages
     expected = {"b-exact", "b-near4", "b-near5", "p-copy0", "p-copy1", "p-copy2", "p-copy3"}
     assert set(read_keys(tmp_path / "out/exclude.txt", "")) == expected
     assert report["sets"]["A"] == {"pictures": 21, "unusable": 0, "left_out": 0}

@@ -180,6 +180,7 @@ class TableReader:
 
     def keys(self) -> list[str]:
         """The keys of all images, sorted."""
+        _ = self._kept  # which logs; the processes that read need not log again
         return self._index.keys
 
     @cached_property

@@ -67,6 +67,8 @@ class TableLookup(Lookup):
         cells = [None if column is None else self._sorted_table[1][column][row].as_py() for column in columns]
         if cells[0] is None or not str(cells[0]).strip():
             return []
+        if any(isinstance(label, dict | list) for label in self._items(cells[0])):
+            raise ValueError(f"its {self.labels_column} hold more than names; write a list of names")
         labels = ["" if label is None else str(label).strip() for label in self._items(cells[0])]
         scores = [1.0] * len(labels) if self.scores_column is None else self._items(cells[1])
         boxes = [[0.0] * 4] * len(labels) if self.boxes_column is None else self._boxes(cells[2])

@@ -109,6 +109,13 @@ def test_a_score_that_is_null_is_not_1(tmp_path: Path) -> None:
             TableLookup(tmp_path / "t.jsonl", **{f"{column}_column": column}).annotation(pair("a"))
 
 
+def test_labels_that_are_more_than_names_are_refused(tmp_path: Path) -> None:
+    for labels in ([{"name": "cat"}], [["cat", "dog"]], {"name": "cat"}):
+        (tmp_path / "t.jsonl").write_text(json.dumps({"key": "a", "labels": labels}))
+        with pytest.raises(ValueError, match="its labels hold more than names"):
+            TableLookup(tmp_path / "t.jsonl").annotation(pair("a"))
+
+
 def test_another_separator_is_another_annotator(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("key,labels\na,x;y|z\n")
     usual, other = TableLookup(tmp_path / "t.csv"), TableLookup(tmp_path / "t.csv", separator="|")
