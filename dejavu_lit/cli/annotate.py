@@ -9,7 +9,7 @@ from dejavu_lit.cli.options import Annotate
 from dejavu_lit.cli.processes import device, parse_share, processes
 from dejavu_lit.data.manifest import SIZES
 from dejavu_lit.data.prepared import DataSpec, ready
-from dejavu_lit.data.remote import is_remote, source
+from dejavu_lit.data.remote import source
 from dejavu_lit.data.settings import expand_home
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.data.splits import SETS
@@ -27,7 +27,7 @@ def annotate(settings: Annotate, out: Path) -> None:
     """
     if sum(mode is not None for mode in (settings.annotator, settings.compare, settings.show)) != 1:
         raise UserError("give one of annotator=NAME, compare=[NAME,NAME] and show=NAME")
-    if settings.annotator is not None and is_remote(str(settings.data.dir)):
+    if settings.annotator is not None and settings.data.is_remote:
         raise UserError(
             f"data.dir={settings.data.dir} is remote, and only a copy of it is here; annotate where the data are, and copy "
             "objects/NAME there"
@@ -92,7 +92,7 @@ def _compare(data: DataSpec, sets: dict[str, ShardSet], names: list[str], thresh
         raise UserError(f"compare={names} must name two artifacts, e.g. compare=[torchvision,captions]")
     folders = [data.objects_folder(name) for name in names]
     # Of remote data only the shards that were read are here.
-    images = {} if is_remote(str(data.dir)) else {name: shards.images() for name, shards in sets.items()}
+    images = {} if data.is_remote else {name: shards.images() for name, shards in sets.items()}
     for folder in folders:
         check_images(folder, images)
     read = [read_objects([f / name for name in sets], threshold)[0] for f in folders]

@@ -96,16 +96,21 @@ class DataSpec:
     def __post_init__(self) -> None:
         for option in fields(self):
             object.__setattr__(self, option.name, expand_home(getattr(self, option.name)))
+        if self.dir == "":  # a variable of the shell that is not set would mean the current folder
+            raise UserError("data.dir= is empty; give the folder")
         if not -(2**63) <= self.seed < 2**63:
             raise UserError(f"data.seed={self.seed} must be a whole number of at most 18 digits")
 
     @property
+    def is_remote(self) -> bool:
+        """Whether ``dir`` is a remote address."""
+        return self.dir is not None and is_remote(self.dir)
+
+    @property
     def folder(self) -> Path:
         """The data folder: ``data.dir``, the local mirror if that is remote, or a folder in outputs/data if it is null."""
-        if self.dir is not None and is_remote(self.dir):
-            return mirror(self.dir)
         if self.dir is not None:
-            return Path(self.dir)
+            return mirror(self.dir) if self.is_remote else Path(self.dir)
         identity = [self.name, self.reader, self.extra, self.sizes, self.seed, self.near_duplicates]
         if self.shards is not None:
             identity += [self.shards, self.fractions, self.exclude_fingerprint or pinned(self).exclude_fingerprint]
@@ -178,7 +183,7 @@ class DataSpec:
 
     def warn_of_unknown_keys(self) -> None:
         """Warn if keys in ``exclude`` are in no set; remote data is not checked, since that would copy all of it."""
-        if not self.excluded or self.shards is not None or (self.dir is not None and is_remote(self.dir)):
+        if not self.excluded or self.shards is not None or self.is_remote:
             return
         named = (*self.public_sets.values(), self.public_set, self.labelled)
         elsewhere = [path for name in named if name for path in visible_files(self.set_folder(name), "*.tar")]
@@ -203,7 +208,7 @@ class DataSpec:
             if self.prefix is not None:
                 return self.prefix
             shards = self.shard_set(TRAINED_ON[side])
-            absent = {} if is_remote(str(self.dir)) else positions_of(shards, self.excluded)
+            absent = {} if self.is_remote else positions_of(shards, self.excluded)
             return len(shards) - sum(map(len, absent.values()))
         if (name := TRAINED_ON[side]) not in self.fractions:
             raise UserError(
@@ -293,7 +298,7 @@ class DataSpec:
         A folder without a part is left over from an annotation that failed.
         """
         names = {path.parent.parent.name for path in visible_files(self.folder / "objects", "*/*/*.parquet")}
-        if self.dir is not None and is_remote(self.dir):
+        if self.is_remote:
             about = read_json_object(self.folder / MANIFEST)["sets"].values()
             names |= {entry["objects"] for entry in about if entry.get("objects")}
         return sorted(names)
@@ -329,7 +334,7 @@ def prepare_data(spec: DataSpec, wait: bool = True, **options: Any) -> None:
     if spec.reader is None and spec.shards is None:
         raise UserError(f"data={spec.name} has no reader; choose data=coco, folder, table or shards to prepare from")
     spec.check_dir()
-    if spec.dir is not None and is_remote(spec.dir):
+    if spec.is_remote:
         raise UserError(f"data.dir={spec.dir} is remote; prepare into a local folder and copy it there")
     with locked(spec.folder / ".lock", wait):
         if spec.shards is not None:

@@ -67,7 +67,7 @@ class RawShards:
         Raises:
             UserError: a pattern that matches nothing, or a shard in braces that does not exist.
         """
-        patterns = [self.shards] if isinstance(self.shards, str) else self.shards
+        patterns = [self.shards] if isinstance(self.shards, str) else map(str, self.shards)
         shards = (expand_braces(p) if is_remote(p) else matching_tars(Path(p)) for p in patterns)
         return list(dict.fromkeys(map(str, chain.from_iterable(shards))))
 

@@ -9,10 +9,14 @@ from dejavu_lit.cli.app import settings
 from dejavu_lit.data.key_lists import keys_fingerprint
 from dejavu_lit.data.loader import loader_failure
 from dejavu_lit.data.prepared import DataSpec, prepare_data
+from dejavu_lit.data.readers.folder import FolderReader
+from dejavu_lit.data.readers.shards import ShardReader
+from dejavu_lit.data.readers.table import TableReader
 from dejavu_lit.data.settings import LoaderSettings
 from dejavu_lit.evaluation.class_names import check_prompts, class_list
 from dejavu_lit.evaluation.run import changed_data
 from dejavu_lit.models.settings import ModelSpec
+from dejavu_lit.objects.annotators.coco import CocoLookup
 from dejavu_lit.training.resume import run_training
 from dejavu_lit.training.settings import Recipe, TrainingRun
 from tests.conftest import message_of
@@ -40,6 +44,14 @@ def test_the_home_folder_is_found_in_lists_and_readers_too() -> None:
     assert data.shards == [f"{home}/{{0..9}}.tar"]
     assert data.reader == {"type": "shards", "path": [f"{home}/a", "b/~/c", "~"]}
     assert data.public_sets == {"food": f"{home}/food"}
+
+
+@pytest.mark.parametrize("path", ["", None, []])
+def test_an_empty_path_is_not_the_current_folder(path: str | list | None) -> None:
+    for kind in (FolderReader, ShardReader, TableReader):
+        assert message_of(kind(path).keys) == "data.reader.path= is empty; give a file or a folder"
+    assert message_of(lambda: CocoLookup(path).annotator).startswith("annotator.instances= is empty")
+    assert message_of(lambda: DataSpec("mine", dir="")) == "data.dir= is empty; give the folder"
 
 
 @pytest.mark.parametrize("seed", [2**63, -(2**64)])

@@ -21,6 +21,7 @@ import numpy as np
 
 from dejavu_lit.data.shard_index import MAX_IMAGE_BYTES
 from dejavu_lit.data.shards import BadPair, Pair
+from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import name_file_in_errors
 
 if TYPE_CHECKING:  # pyarrow would take a third of the time of --help
@@ -165,8 +166,10 @@ def file_state(path: Path) -> dict[str, Any]:
     return {"path": str(path.resolve()), "bytes": state.st_size, "mtime_ns": state.st_mtime_ns}
 
 
-def as_list(paths: Paths | None) -> list[Path]:
-    """One path or several, as a list; None gives []."""
-    if paths is None:
+def as_list(paths: Paths | None, needed: str | None = None) -> list[Path]:
+    """One path or several, as a list; None gives []. Raises UserError naming the option ``needed`` if there is none."""
+    if not paths:
+        if needed is not None:
+            raise UserError(f"{needed}= is empty; give a file or a folder")
         return []
-    return [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+    return [Path(str(path)) for path in ([paths] if isinstance(paths, str | Path) else paths)]

@@ -22,7 +22,7 @@ from dejavu_lit.data.decode import (
     with_captions,
 )
 from dejavu_lit.data.objects import Annotation
-from dejavu_lit.data.readers.base import KeyIndex, clean_keys, read_file, read_image
+from dejavu_lit.data.readers.base import KeyIndex, as_list, clean_keys, read_file, read_image
 from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.utils.errors import UserError
@@ -60,7 +60,7 @@ class FolderReader:
     @cached_property
     def _found(self) -> tuple[list[str], dict[str, int]]:
         """The images' paths below ``path``, sorted, and what ``unread`` says."""
-        root = Path(self.path)
+        root = as_list(self.path, "data.reader.path")[0]
         if not root.is_dir():
             raise UserError(f"the folder {root} does not exist; check data.reader.path=")
         hidden: list[str] = []

@@ -47,7 +47,7 @@ def has_path(kind: pa.DataType) -> bool:
 def table_files(paths: Paths) -> list[Path]:
     """The files that paths, folders of parquet or Arrow files, and patterns mean; a path that means none is kept."""
     files: list[Path] = []
-    for path in as_list(paths):
+    for path in as_list(paths, "data.reader.path"):
         if os.path.isdir(path):  # Path.is_dir raises for a pattern longer than the name of a file
             matches = visible_files(path, "**/*.parquet") or _without_caches(visible_files(path, "**/*.arrow"))
         else:

@@ -39,7 +39,9 @@ class ShardReader:
 
     @cached_property
     def _tars(self) -> list[Path]:
-        return list(dict.fromkeys(tar for path in as_list(self.path) for tar in matching_tars(path)))
+        return list(
+            dict.fromkeys(tar for path in as_list(self.path, "data.reader.path") for tar in matching_tars(path))
+        )
 
     @cached_property
     def _members(self) -> tuple[KeyIndex, np.ndarray, np.ndarray, dict[str, int]]:

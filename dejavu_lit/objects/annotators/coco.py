@@ -5,10 +5,10 @@ Format: https://cocodataset.org/#format-data (``annotations``: image_id, categor
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from dejavu_lit.data.objects import Annotation, Annotator
+from dejavu_lit.data.readers.base import as_list
 from dejavu_lit.data.readers.coco_json import CocoInstances, image_number
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.objects.base import Lookup
@@ -23,8 +23,7 @@ class CocoLookup(Lookup):
 
     @cached_property
     def _instances(self) -> CocoInstances:
-        paths = self.instances if isinstance(self.instances, list | tuple) else [self.instances]
-        return CocoInstances([Path(str(path)) for path in paths])
+        return CocoInstances(as_list(self.instances, "annotator.instances"))
 
     @property
     def annotator(self) -> Annotator:
