@@ -147,10 +147,11 @@ def hash_images(
     contents: dict[int, Content] = {}
     jobs: list[tuple[int, Part, list[int], Content | None]] = []
     for number, part in enumerate(parts):
-        known = _load(part)
-        if known is not None:
+        rows = list(range(part.count))
+        if (known := _load(part)) is not None:
             contents[number] = known
-        if rows := _unread_rows(part, known, retry):
+            rows = [row for row, reason in enumerate(known[1]) if reason and retry]
+        if rows:
             jobs.append((number, part, rows, known))
     total = sum(part.count for part in parts)
     done = total - sum(len(rows) for _, _, rows, _ in jobs)
@@ -213,14 +214,6 @@ def _load(part: Part) -> Content | None:
         logger.warning("%s is damaged (%s); recomputing it", part.path, first_line(error))
         return None
     return (hashes.view(ImageHashes), reasons) if is_current and is_complete else None
-
-
-def _unread_rows(part: Part, known: Content | None, retry: bool) -> list[int]:
-    """The rows of a part that are to be read: all if nothing is known of it, with ``retry`` those that were not usable."""
-    if known is None:
-        return list(range(part.count))
-    _, reasons = known
-    return [row for row, reason in enumerate(reasons) if reason] if retry else []
 
 
 def _hash_part(
