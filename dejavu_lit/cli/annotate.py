@@ -10,7 +10,6 @@ from dejavu_lit.cli.processes import device, parse_share, processes
 from dejavu_lit.data.manifest import SIZES
 from dejavu_lit.data.prepared import DataSpec, ready
 from dejavu_lit.data.remote import source
-from dejavu_lit.data.settings import expand_home
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.data.splits import SETS
 from dejavu_lit.objects.annotators import ANNOTATORS
@@ -47,7 +46,7 @@ def _annotate(data: DataSpec, sets: dict[str, ShardSet], settings: Annotate) -> 
     from dejavu_lit.objects.annotate import annotate as run
     from dejavu_lit.objects.annotate import coverage
 
-    trainer, node = settings.trainer, expand_home(dict(settings.annotator or {}))
+    trainer, node = settings.trainer, dict(settings.annotator or {})
     if processes(trainer, shared=True).world > 1 and settings.part is not None:
         raise UserError(f"part={settings.part} is one process's share; drop it when several processes share the shards")
     share = parse_share(settings.part)
@@ -115,7 +114,7 @@ def open_sets(data: DataSpec, names: list[str] | None) -> dict[str, ShardSet]:
     # Of remote data only the shards that were read are here, but the sizes of all sets.
     files = visible_files(data.folder, f"*/{SIZES}" if source(data.folder) else "*/*.tar")
     available = sorted({path.parent.name for path in files}, key=lambda n: ([*SETS, n].index(n), n))
-    if not (selected := available if names is None else expand_home(names)):
+    if not (selected := available if names is None else names):
         raise UserError(f"sets= is empty; {data.folder} has {', '.join(available) or 'none'}")
     folders: dict[str, Path] = {}
     for name in selected:

@@ -5,7 +5,6 @@ from pathlib import Path
 from dejavu_lit.cli.app import command
 from dejavu_lit.cli.options import Prepare
 from dejavu_lit.data.prepared import prepare_data
-from dejavu_lit.data.settings import expand_home
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.printable import print_next
 
@@ -38,7 +37,7 @@ def prepare(settings: Prepare, out: Path | None = None) -> Path:
         workers=settings.workers,
         pairs_per_shard=settings.pairs_per_shard,
         max_skipped=settings.max_skipped,
-        keys=expand_home(settings.keys),
+        keys=settings.keys,
     )
     return data.folder
 

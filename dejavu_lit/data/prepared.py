@@ -3,7 +3,7 @@
 import logging
 import os
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from dejavu_lit.data.raw_shards import RawShards, write_samples
 from dejavu_lit.data.readers import READERS
 from dejavu_lit.data.readers.base import clean_keys
 from dejavu_lit.data.remote import fetch_objects, is_remote, mirror
-from dejavu_lit.data.settings import Repeat, expand_home
+from dejavu_lit.data.settings import Repeat
 from dejavu_lit.data.shard_index import index_shard
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.utils.errors import UserError, suggest
@@ -94,8 +94,6 @@ class DataSpec:
     """{set: reader}: additional sets for prepare, e.g. a labelled one."""
 
     def __post_init__(self) -> None:
-        for option in fields(self):
-            object.__setattr__(self, option.name, expand_home(getattr(self, option.name)))
         if self.dir == "":  # a variable of the shell that is not set would mean the current folder
             raise UserError("data.dir= is empty; give the folder")
         if not -(2**63) <= self.seed < 2**63:
@@ -274,7 +272,7 @@ class DataSpec:
 
     def objects_folder(self, choice: str | None = None) -> Path:
         """The object artifact chosen by ``objects=`` (a name or a folder), else the data's own, else the only one there is."""
-        known, name = self._object_names(), expand_home(choice) or self.objects
+        known, name = self._object_names(), choice or self.objects
         if not name:
             if not known:
                 raise UserError(

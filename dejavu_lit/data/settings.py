@@ -1,22 +1,12 @@
 """What is read while training, and how."""
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from dejavu_lit.utils.errors import UserError, check_at_least, check_range
-
-
-def expand_home(value: Any) -> Any:
-    """``value`` with the user's home for ``~/`` at the start of its texts: a shell does not see those in lists and in YAML."""
-    if isinstance(value, Mapping):
-        return {name: expand_home(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(expand_home, value))
-    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 @dataclass(frozen=True)

@@ -191,6 +191,17 @@ def test_a_path_may_begin_at_the_home_directory():
     assert quoted("data.reader.delimiter=~", "prepare") == "data.reader.delimiter='~'"
 
 
+def test_the_home_folder_is_found_in_lists_and_mappings() -> None:
+    home = Path.home()
+    data = settings("train", "side=target", "data=stream", "data.shards=['~/{0..9}.tar','b/~/c','~']").data
+    assert data.shards == [f"{home}/{{0..9}}.tar", "b/~/c", "~"]
+    data = settings(
+        "prepare", "data=shards", "data.reader.path=['~/a']", "data.dir=x", "+data.extra.L={type:folder,path:'~/l'}"
+    )
+    assert data.data.reader["path"] == [f"{home}/a"]
+    assert data.data.extra["L"]["path"] == f"{home}/l"
+
+
 @pytest.mark.parametrize(
     "argument",
     [

@@ -36,16 +36,6 @@ def test_the_default_folder_is_named_after_its_contents() -> None:
     assert first.parent == Path("outputs/data")
 
 
-def test_the_home_folder_is_found_in_lists_and_readers_too() -> None:
-    home = str(Path.home())
-    node = {"type": "shards", "path": ["~/a", "b/~/c", "~"]}
-    data = DataSpec("mine", dir="~/data", shards=["~/{0..9}.tar"], reader=node, public_sets={"food": "~/food"})
-    assert data.folder == Path(home, "data")
-    assert data.shards == [f"{home}/{{0..9}}.tar"]
-    assert data.reader == {"type": "shards", "path": [f"{home}/a", "b/~/c", "~"]}
-    assert data.public_sets == {"food": f"{home}/food"}
-
-
 @pytest.mark.parametrize("path", ["", None, []])
 def test_an_empty_path_is_not_the_current_folder(path: str | list | None) -> None:
     for kind in (FolderReader, ShardReader, TableReader):
