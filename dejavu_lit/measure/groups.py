@@ -20,6 +20,7 @@ from dejavu_lit.measure.records import META, Records
 from dejavu_lit.utils.errors import UserError, suggest
 
 SCORE = "clipmem"  # the reference's alignment takes away how well a group's captions fit at all
+COLUMNS = ("group", "records", *FIGURES, "p", "q", *(f"{SCORE}_{name}" for name in ("auc", "p", "q")))  # of a group
 # Products of two sizes up to which p is exact if one of them is at most 8: scipy takes the square of the product in steps, a
 # quarter of a minute for 8 scored pairs against 50,000.
 MOST_RANKED = 10_000
@@ -110,7 +111,7 @@ def _membership(
     """{group: {clipmem_auc, clipmem_p, clipmem_q}} for the keys of every group; None if it has no scored pair."""
     from scipy.stats import false_discovery_control
 
-    names = [f"{SCORE}_{name}" for name in ("auc", "p", "q")]
+    names = COLUMNS[-3:]
     figures: dict[str, dict[str, float | None]] = {group: dict.fromkeys(names) for group in groups}
     scores, holdout = population.values(SCORE), null.values(SCORE)
     if scores is None or holdout is None or not len(holdout):
