@@ -11,11 +11,10 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dejavu_lit.measure.figures import BLOCKS, FIGURES, SAMPLE_GAPS
+from dejavu_lit.measure.figures import BLOCKS, FIGURES, SAMPLE_GAPS, signed
 from dejavu_lit.report import figures
 from dejavu_lit.report.gap_plots import GAP_TITLES, GAP_UNIT, by_k, gaps, planted, sensitivity, subgroups
 from dejavu_lit.report.membership_plots import clipmem_against_hits, roc
-from dejavu_lit.report.narrative import signed
 
 RANKING_LABELS = {"distance": "ranked by\ndistance", "hits": "ranked by\nhits", "gap": "ranked by gap\n(optimistic)"}
 Metrics = Mapping[str, Any]
