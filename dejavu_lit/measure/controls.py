@@ -175,7 +175,8 @@ def _verdict(above_zero: bool, gaps: Sequence[Mapping[str, float]]) -> str:
     if not above_zero:
         failures.append("the interval does not stay above 0")
     if (gap := next((gap for gap in gaps if not _agrees(gap)), None)) is not None:
-        failures.append(f"the two directions disagree ({decimal(gap['population'])} and {decimal(gap['swapped'])})")
+        disagree = "disagree" if gap["population"] and gap["swapped"] else "do not both have a gap"
+        failures.append(f"the two directions {disagree} ({decimal(gap['population'])} and {decimal(gap['swapped'])})")
     if (least := min(gap["corrected"] for gap in gaps)) <= 0:
         failures.append(f"the gap is no larger than the holdout's (corrected {decimal(least)})")
     if failures:
