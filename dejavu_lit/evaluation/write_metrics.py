@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 LISTED_PAIRS = 1000  # rows of memorized.csv, the most memorized pairs first
 TABLES = ("memorized.csv", "groups.csv", "persons.json", "persons.csv")
+EMPTY = {"groups.csv": COLUMNS, "persons.csv": ("key", "caption")}  # their columns if they have no rows
 BASE_TRAINED = "the base was trained on pairs of the same data, so the gaps against it are too small"
 BASE_UNKNOWN = (
     "whether the base was trained on pairs of A, B, H or P is not known; if it was, the gaps against it are too small"
@@ -94,7 +95,7 @@ def _write_tables(out: Path, tables: Mapping[str, Any]) -> None:
         if name not in tables:
             (out / name).unlink(missing_ok=True)
         elif name.endswith(".csv"):
-            write_csv(out / name, tables[name], COLUMNS if name == "groups.csv" else None)
+            write_csv(out / name, tables[name], None if tables[name] else EMPTY[name])
         else:
             write_json(out / name, tables[name])
 

@@ -124,7 +124,7 @@ def memorization_found(evaluations: Sequence[Mapping[str, Any]], unit: str = "se
     if missing:
         set_names = {"swapped": "the reference model's set B", "null": "the holdout set H"}
         sets = " and ".join(set_names[name] for name in missing)
-        words = f"Whether memorization was found cannot be said: {sets} was not measured ({pairs})."
+        words = f"Whether memorization was found cannot be said without a figure for {sets} ({pairs})."
         unknown = dict.fromkeys(("interval", "above_zero", "one_sign", "corrected"))
         return {"found": None, "words": words, "seed_pairs": s, **unknown}
     ppg = {block: pooled[block]["ppg"]["mean"] for block in BLOCKS}

@@ -17,6 +17,7 @@ from dejavu_lit.measure.figures import FIGURES
 from dejavu_lit.measure.gaps import Outcomes, mean_recall_gap, outcomes
 from dejavu_lit.measure.membership import ScoredSet
 from dejavu_lit.measure.records import META, Records
+from dejavu_lit.measure.subgroups import is_missing
 from dejavu_lit.utils.errors import UserError, suggest
 
 SCORE = "clipmem"  # the reference's alignment takes away how well a group's captions fit at all
@@ -54,7 +55,7 @@ def group_gaps(
     values = [population.columns[name][row] for row in with_objects]
     members: dict[str, list[int]] = {}
     for row, value in enumerate(values):
-        if value is not None:
+        if not is_missing(value):
             members.setdefault(str(value), []).append(row)
     large = {group: rows for group, rows in members.items() if len(rows) >= smallest}
     p = [permutation_p(measured.precision[rows], holdout.precision) for rows in large.values()]
@@ -81,7 +82,7 @@ def group_gaps(
             "records": sum(map(len, members.values())) - sum(map(len, large.values())),
             "smallest": smallest,
         },
-        "without": values.count(None),
+        "without": sum(map(is_missing, values)),
     }
 
 

@@ -89,14 +89,14 @@ def _sample(name: str, title: str, text: str, curves: Sequence[tuple[str, Metric
 
 
 def _sample_text(label: str, curve: Metrics, records: int) -> str:
-    """The recall gap at the smallest and at the largest L; empty if no L of ``tops`` is within the records."""
+    """The recall gap on about 1 % of the records, at least 10, and at the largest L; empty without any L."""
     by_distance = curve["distance"]
     gaps = dict(zip(by_distance["top"], map(signed, by_distance["recall_gap"]), strict=True))
     if not gaps:
         return ""
-    smallest, largest = min(gaps), max(gaps)
-    text = f"With {label}, on the {smallest} records with the smallest distance the recall gap is {gaps[smallest]}"
-    if largest == smallest:
+    few, largest = min(gaps, key=lambda top: abs(top - max(10, records / 100))), max(gaps)
+    text = f"With {label}, on the {few} records with the smallest distance the recall gap is {gaps[few]}"
+    if largest == few:
         return f"{text}."
     which = "all" if largest == records else f"the {largest}"
     return f"{text}, on {which} records {gaps[largest]}."

@@ -85,6 +85,7 @@ def test_found_by_the_rule() -> None:
     for metrics, why in (
         (evaluation(0.01, 0.0, 0.02), "interval does not stay above 0"),
         (evaluation(0.9, 0.0, -0.3), r"directions disagree \(0.900 and −0.300\)"),
+        (evaluation(0.9, 0.0, 0.0), r"do not both have a gap \(0.900 and 0.000\)"),
         (evaluation(0.3, 0.4, 0.6), r"no larger than the holdout's \(corrected −0.100\)"),
         (evaluation(-0.5, -0.4, -0.5), "interval does not stay above 0"),
     ):
