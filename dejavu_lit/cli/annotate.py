@@ -14,7 +14,7 @@ from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.data.splits import SETS
 from dejavu_lit.objects.annotators import ANNOTATORS
 from dejavu_lit.utils.errors import UserError, suggest
-from dejavu_lit.utils.io import atomic, visible_files, write_json
+from dejavu_lit.utils.io import atomic, visible_files, write_csv, write_json
 from dejavu_lit.utils.printable import print_next, printable
 
 
@@ -84,7 +84,6 @@ def _show(data: DataSpec, sets: dict[str, ShardSet], name: str, settings: Annota
 
 def _compare(data: DataSpec, sets: dict[str, ShardSet], names: list[str], threshold: float, out: Path) -> None:
     from dejavu_lit.data.objects import check_images, read_objects
-    from dejavu_lit.measure.per_pair import write_csv
     from dejavu_lit.objects.compare import difference, format_differences
 
     if len(names) != 2:

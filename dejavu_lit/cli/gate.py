@@ -205,6 +205,18 @@ def _text(path: Path) -> str:
 
 def _description(metrics: Mapping[str, Any], path: Path, value: Any) -> str:
     if value is None:
-        return f"{_text(path)} was not measured: {metrics.get('reasons', {}).get(path[0], 'no reason is given')}"
+        return f"{_text(path)} was not measured: {_reason(metrics, path)}"
     kind = "an object" if isinstance(value, Mapping) else "a list" if isinstance(value, list) else repr(value)
     return f"{_text(path)} is {kind}"
+
+
+def _reason(metrics: Mapping[str, Any], path: Path) -> str:
+    """Why there is no figure at ``path``: the ``reasons`` of each object on the way name a figure by its path from there."""
+    value: Any = metrics
+    for depth, key in enumerate(path):
+        reasons = value.get("reasons", {}) if isinstance(value, Mapping) else {}
+        for end in range(len(path), depth, -1):
+            if (reason := reasons.get(".".join(map(str, path[depth:end])))) is not None:
+                return str(reason)
+        value = value[key]
+    return str(metrics["found"]["words"]) if path[0] == "found" else "no reason is given"

@@ -24,9 +24,8 @@ from dejavu_lit.duplicates.examples import DuplicateKind, Images, write_examples
 from dejavu_lit.duplicates.semantic import semantic_groups
 from dejavu_lit.duplicates.settings import DuplicateCriteria
 from dejavu_lit.evaluation.audited_model import AuditedModel
-from dejavu_lit.measure.per_pair import write_csv
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import atomic, file_sha256, fingerprint, read_json_object, write_json, write_text
+from dejavu_lit.utils.io import atomic, file_sha256, fingerprint, read_json_object, write_csv, write_json, write_text
 
 SCHEMA = 1  # of report.json
 REPORT, PAIRS, COUNTS, LIST, EXAMPLES = "report.json", "duplicates.parquet", "counts.csv", "exclude.txt", "examples.png"

@@ -116,7 +116,13 @@ class EmbeddedSets:
             for role, model in roles.items()
             for block, shards in blocks.items()
         }
-        public_keys = sorted(set(public["target"].keys) & set(public["reference"].keys) - inputs.data.excluded)
+        embedded = set(public["target"].keys) & set(public["reference"].keys)
+        public_keys = sorted(embedded - inputs.data.excluded)
+        if (lacking := len(inputs.public) - len(embedded)) > 0:
+            log.warning(
+                "%d of %d public images of %s lack an embedding of target or reference; they are not searched",
+                *(lacking, len(inputs.public), inputs.public_name),
+            )
         keys = {}
         for block in blocks:
             members = set(inputs.members[block][0]) - inputs.data.excluded

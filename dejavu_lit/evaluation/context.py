@@ -4,6 +4,7 @@
 manifest, largest_k, public, public_left_out: annotated public keys that were not searched, images: {set: {shard: fingerprint of
 its images}}, utility, exposure, raw_shards, training_differences, search: what recomputing carries over,
 membership: {pairs: the setting with which the records were scored, unavailable: {column: why it is missing}},
+records: the names of the files with records,
 tabulated: the settings and files by which the records' predictions were written, statistics: those of the last figures}
 """
 

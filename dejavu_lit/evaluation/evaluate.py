@@ -37,7 +37,7 @@ from dejavu_lit.measure.recompute import RECORD_FILES
 from dejavu_lit.measure.records import EXPOSURE, META, SIDES, Records, write_records
 from dejavu_lit.measure.scores import Neighbors
 from dejavu_lit.utils.distributed import SINGLE_PROCESS, Ranks
-from dejavu_lit.utils.io import read_json_object, write_json
+from dejavu_lit.utils.io import read_json_object, visible_files, write_json
 
 if TYPE_CHECKING:
     from dejavu_lit.evaluation.search_parts import Search
@@ -70,7 +70,7 @@ def evaluate(spec: EvaluationSpec, ranks: Ranks = SINGLE_PROCESS) -> dict[str, A
         data = data_state(spec, context)
         statistics = statistics_of(spec)
     settings = spec.evaluation.membership
-    is_searched = context is not None and context["largest_k"] >= max(spec.settings.ks)
+    is_searched = context is not None and context["largest_k"] >= max(spec.settings.ks) and _has_records(spec, context)
     scored = (context or {}).get("membership") if is_searched else None
     is_scored = settings is None or (scored is not None and scored["pairs"] == settings.pairs)
     is_searched, is_scored = ranks.first((is_searched, is_scored))
@@ -84,6 +84,7 @@ def evaluate(spec: EvaluationSpec, ranks: Ranks = SINGLE_PROCESS) -> dict[str, A
         with ranks.step():
             if ranks.rank == 0:
                 context = searched | {"config": fixed, "weights": weights, "data": data, "tabulated": statistics}
+                context["records"] = _record_files(spec)
                 write_json(spec.out / CONTEXT, context)
                 rmtree(spec.out / NEIGHBORS, ignore_errors=True)
     if not is_scored and settings is not None:
@@ -93,7 +94,7 @@ def evaluate(spec: EvaluationSpec, ranks: Ranks = SINGLE_PROCESS) -> dict[str, A
         scores = write_scores(inputs, settings, spec.out, ranks)
         with ranks.step():
             if ranks.rank == 0 and context is not None:
-                context = {**context, "membership": {"pairs": settings.pairs, **scores}}
+                context |= {"membership": {"pairs": settings.pairs, **scores}, "records": _record_files(spec)}
                 write_json(spec.out / CONTEXT, context)
     against_base = evaluate(spec.against_base, ranks) if spec.against_base else None
     if ranks.rank > 0 or context is None:
@@ -102,6 +103,16 @@ def evaluate(spec: EvaluationSpec, ranks: Ranks = SINGLE_PROCESS) -> dict[str, A
         return finished
     _check_images(spec, context.get("images", {}))
     return write_metrics(spec, context, statistics, against_base)
+
+
+def _record_files(spec: EvaluationSpec) -> list[str]:
+    """The names of the files with records and their further columns."""
+    return [path.name for path in visible_files(spec.out, "records*.parquet")]
+
+
+def _has_records(spec: EvaluationSpec, context: Mapping[str, Any]) -> bool:
+    """Whether all files are there that were written, as far as the context of an earlier version says."""
+    return set(context.get("records", [RECORD_FILES["population"]])) <= set(_record_files(spec))
 
 
 def _embed_search_and_write_records(spec: EvaluationSpec, inputs: EvaluationInputs, ranks: Ranks) -> dict[str, Any]:

@@ -8,20 +8,21 @@ from typing import Any
 from dejavu_lit.data.manifest import MANIFEST, listed_members
 from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.evaluation.context import CONTEXT, METRICS, EvaluationSpec, searched_public_keys
-from dejavu_lit.measure.groups import group_gaps
+from dejavu_lit.measure.groups import COLUMNS, group_gaps
 from dejavu_lit.measure.membership import holdout_tails, scoreboard
 from dejavu_lit.measure.metrics import measure
-from dejavu_lit.measure.per_pair import most_memorized, pair_gaps, read_keys, write_csv
+from dejavu_lit.measure.per_pair import most_memorized, pair_gaps, read_keys
 from dejavu_lit.measure.recompute import RECORD_FILES, gaps_by_objects, read_evaluation
 from dejavu_lit.measure.records import SIDES, Records, write_records
 from dejavu_lit.utils.config import flatten
-from dejavu_lit.utils.io import write_json
+from dejavu_lit.utils.io import write_csv, write_json
 from dejavu_lit.utils.provenance import provenance
 
 log = logging.getLogger(__name__)
 
 LISTED_PAIRS = 1000  # rows of memorized.csv, the most memorized pairs first
 TABLES = ("memorized.csv", "groups.csv", "persons.json", "persons.csv")
+EMPTY = {"groups.csv": COLUMNS, "persons.csv": ("key", "caption")}  # their columns if they have no rows
 BASE_TRAINED = "the base was trained on pairs of the same data, so the gaps against it are too small"
 BASE_UNKNOWN = (
     "whether the base was trained on pairs of A, B, H or P is not known; if it was, the gaps against it are too small"
@@ -94,7 +95,7 @@ def _write_tables(out: Path, tables: Mapping[str, Any]) -> None:
         if name not in tables:
             (out / name).unlink(missing_ok=True)
         elif name.endswith(".csv"):
-            write_csv(out / name, tables[name])
+            write_csv(out / name, tables[name], None if tables[name] else EMPTY[name])
         else:
             write_json(out / name, tables[name])
 

@@ -22,12 +22,13 @@ _NAMES = {
     "measure.sample": ("sample_gaps", "sample_curves"),
     "measure.subgroups": ("by_subgroup",),
     "measure.exposure": ("gaps_by_exposure",),
-    "measure.per_pair": ("pair_gaps", "most_memorized", "write_csv"),
+    "measure.per_pair": ("pair_gaps", "most_memorized"),
     "measure.roc": ("attack",),
     "measure.membership": ("scoreboard",),
     "measure.memorization": ("counterfactual",),
     "measure.metrics": ("measure",),
     "measure.recompute": ("read_evaluation",),
+    "utils.io": ("write_csv",),
 }
 _MODULES = {name: f"dejavu_lit.{module}" for module, names in _NAMES.items() for name in names}
 __all__ = list(_MODULES)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
-from dejavu_lit.measure.figures import BLOCKS, FIGURES
+from dejavu_lit.measure.figures import BLOCKS, FIGURES, decimal
 from dejavu_lit.measure.gaps import Estimate, Outcomes, estimate, outcomes
 from dejavu_lit.measure.records import SIDES, Records
 from dejavu_lit.measure.scores import Scores
@@ -83,16 +83,21 @@ class SeedInterval(NamedTuple):
     sd: float | None
     """Sample standard deviation (ddof 1); None with one seed."""
     ci95: list[float] | None
-    """t interval of the mean with s − 1 degrees of freedom, [low, high]; None below 3 seeds."""
+    """t interval of the mean with s − 1 degrees of freedom, [low, high]; for fewer than 3 seeds as ``pool_seeds`` says."""
 
 
-def pool_seeds(values: Sequence[float]) -> SeedInterval:
-    """Pool the values that one figure has with several training seeds."""
+def pool_seeds(values: Sequence[float], intervals: Sequence[Sequence[float]] = ()) -> SeedInterval:
+    """Pool the values that one figure has with several training seeds.
+
+    Args:
+        intervals: of each seed, [low, high]: fewer than 3 seeds have their span for ci95, None without them.
+    """
     array = np.array(values)
     mean, s = float(array.mean()), len(array)
     sd = float(array.std(ddof=1)) if s > 1 else None
     if sd is None or s < 3:
-        return SeedInterval(mean, sd, None)
+        lows, highs = zip(*intervals, strict=True) if intervals else ((), ())
+        return SeedInterval(mean, sd, [float(min(lows)), float(max(highs))] if intervals else None)
     half = float(stdtrit(s - 1, 0.975)) * sd / np.sqrt(s)
     return SeedInterval(mean, sd, [float(mean - half), float(mean + half)])
 
@@ -119,7 +124,7 @@ def memorization_found(evaluations: Sequence[Mapping[str, Any]], unit: str = "se
     if missing:
         set_names = {"swapped": "the reference model's set B", "null": "the holdout set H"}
         sets = " and ".join(set_names[name] for name in missing)
-        words = f"Whether memorization was found cannot be said: {sets} was not measured ({pairs})."
+        words = f"Whether memorization was found cannot be said without a figure for {sets} ({pairs})."
         unknown = dict.fromkeys(("interval", "above_zero", "one_sign", "corrected"))
         return {"found": None, "words": words, "seed_pairs": s, **unknown}
     ppg = {block: pooled[block]["ppg"]["mean"] for block in BLOCKS}
@@ -139,13 +144,13 @@ def memorization_found(evaluations: Sequence[Mapping[str, Any]], unit: str = "se
         found = None
         verdict = (
             "Whether memorization was found cannot be said: two models that differ as much on the holdout, which nobody "
-            f"trained on (null PPG {as_large[0]:.3f}), show nothing"
+            f"trained on (null PPG {decimal(as_large[0])}), show nothing"
         )
-    values = " and ".join(f"{gap['symmetric']:.3f}" for gap in gaps)
+    values = " and ".join(decimal(gap["symmetric"]) for gap in gaps)
     which = "the lower of two 95 % intervals" if s == 2 else "95 % interval"
     return {
         "found": found,
-        "words": f"{verdict}: symmetric PPG {values}, {which} {low:.3f} to {high:.3f}, {pairs}.",
+        "words": f"{verdict}: symmetric PPG {values}, {which} {decimal(low)} to {decimal(high)}, {pairs}.",
         "seed_pairs": s,
         "interval": [float(low), float(high)],
         "above_zero": above_zero,
@@ -170,9 +175,10 @@ def _verdict(above_zero: bool, gaps: Sequence[Mapping[str, float]]) -> str:
     if not above_zero:
         failures.append("the interval does not stay above 0")
     if (gap := next((gap for gap in gaps if not _agrees(gap)), None)) is not None:
-        failures.append(f"the two directions disagree ({gap['population']:.3f} and {gap['swapped']:.3f})")
+        disagree = "disagree" if gap["population"] and gap["swapped"] else "do not both have a gap"
+        failures.append(f"the two directions {disagree} ({decimal(gap['population'])} and {decimal(gap['swapped'])})")
     if (least := min(gap["corrected"] for gap in gaps)) <= 0:
-        failures.append(f"the gap is no larger than the holdout's (corrected {least:.3f})")
+        failures.append(f"the gap is no larger than the holdout's (corrected {decimal(least)})")
     if failures:
         return f"Memorization was not shown, because {', and '.join(failures)}"
     return "Memorization was found"

@@ -18,7 +18,7 @@ LEVEL_RATIO = 1.5
 
 
 def gaps_by_exposure(outcomes: Outcomes, exposure: np.ndarray) -> dict[str, Any] | None:
-    """The gaps at each level of exposure; None if training saw every pair equally often.
+    """The gaps at each level of exposure; None if training saw every pair about equally often.
 
     Args:
         outcomes: of n records; exposure: how often training saw each of them, [n], ≥ 0.

@@ -3,7 +3,8 @@
     FIGURES["ppg"].label                 "PPG"
     BLOCKS["symmetric"].sets             ("A", "B")
 
-Reports, dashboards and tables take their words from here.
+Reports, dashboards and tables take their words from here, and sentences and tables for people write numbers as ``decimal``
+and ``signed`` do.
 """
 
 from dataclasses import dataclass
@@ -78,3 +79,15 @@ DISPLAY_ORDER = ("population", "swapped", "symmetric", "null", "corrected")
 
 # The blocks that are measured on one set; the others combine them.
 BLOCK_SETS = {name: block.sets[0] for name, block in BLOCKS.items() if len(block.sets) == 1}
+
+
+def decimal(value: float, digits: int = 3) -> str:
+    """0.575 or −0.046, with a true minus sign; a value that rounds to 0 has no sign."""
+    text = f"{abs(value):.{digits}f}"
+    return f"−{text}" if value < 0 and float(text) else text
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """+0.575 or −0.046; a value that rounds to 0 has no sign."""
+    text = decimal(value, digits)
+    return f"+{text}" if value > 0 and float(text) else text

@@ -17,9 +17,11 @@ from dejavu_lit.measure.figures import FIGURES
 from dejavu_lit.measure.gaps import Outcomes, mean_recall_gap, outcomes
 from dejavu_lit.measure.membership import ScoredSet
 from dejavu_lit.measure.records import META, Records
+from dejavu_lit.measure.subgroups import is_missing
 from dejavu_lit.utils.errors import UserError, suggest
 
 SCORE = "clipmem"  # the reference's alignment takes away how well a group's captions fit at all
+COLUMNS = ("group", "records", *FIGURES, "p", "q", *(f"{SCORE}_{name}" for name in ("auc", "p", "q")))  # of a group
 # Products of two sizes up to which p is exact if one of them is at most 8: scipy takes the square of the product in steps, a
 # quarter of a minute for 8 scored pairs against 50,000.
 MOST_RANKED = 10_000
@@ -53,7 +55,7 @@ def group_gaps(
     values = [population.columns[name][row] for row in with_objects]
     members: dict[str, list[int]] = {}
     for row, value in enumerate(values):
-        if value is not None:
+        if not is_missing(value):
             members.setdefault(str(value), []).append(row)
     large = {group: rows for group, rows in members.items() if len(rows) >= smallest}
     p = [permutation_p(measured.precision[rows], holdout.precision) for rows in large.values()]
@@ -80,7 +82,7 @@ def group_gaps(
             "records": sum(map(len, members.values())) - sum(map(len, large.values())),
             "smallest": smallest,
         },
-        "without": values.count(None),
+        "without": sum(map(is_missing, values)),
     }
 
 
@@ -110,7 +112,7 @@ def _membership(
     """{group: {clipmem_auc, clipmem_p, clipmem_q}} for the keys of every group; None if it has no scored pair."""
     from scipy.stats import false_discovery_control
 
-    names = [f"{SCORE}_{name}" for name in ("auc", "p", "q")]
+    names = COLUMNS[-3:]
     figures: dict[str, dict[str, float | None]] = {group: dict.fromkeys(names) for group in groups}
     scores, holdout = population.values(SCORE), null.values(SCORE)
     if scores is None or holdout is None or not len(holdout):

@@ -162,12 +162,12 @@ def _by_threshold(
 
 
 def _planted(records: Records, results: Outcomes, reasons: dict[str, str]) -> dict[str, Any] | None:
-    """The gaps by exposure; None, with an entry in ``reasons``, if the exposure is unknown or equal for all pairs."""
+    """The gaps by exposure; None, with an entry in ``reasons``, if the exposure is unknown or about equal for all pairs."""
     if EXPOSURE not in records.columns:
         reasons["planted"] = "it is not known how often training saw each pair"
         return None
     with_objects = records.truth.counts() > 0
     by_exposure = gaps_by_exposure(results, np.asarray(records.columns[EXPOSURE])[with_objects])
     if by_exposure is None:
-        reasons["planted"] = "every pair was seen equally often"
+        reasons["planted"] = "every pair was seen about equally often"
     return by_exposure

@@ -4,8 +4,7 @@ For each chosen pair of A, the gap target − reference (precision, recall, hits
 neither model trained on: p = (1 + #{H ≥ x}) / (1 + |H|), with Benjamini–Hochberg q over the chosen pairs.
 """
 
-import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from dejavu_lit.measure.records import SIDES, Records
 from dejavu_lit.measure.sample import rank
 from dejavu_lit.measure.scores import predict
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import atomic, csv_cell
 
 GAPS = ("precision", "recall", "hits")
 
@@ -150,12 +148,3 @@ def _predicted(records: Records, side: str, order: np.ndarray, k: int, top_m: in
     labels = records.public.labels
     for start, stop in pairwise(starts.tolist()):
         yield {labels[code] for code in codes[start:stop]}
-
-
-def write_csv(path: Path | str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows that share their columns as CSV (UTF-8), lists joined by ``; ``, atomically; with ``csv_cell``."""
-    with atomic(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(rows[0] if rows else ["rank", "key"])
-        for row in rows:
-            writer.writerow([csv_cell(name, value) for name, value in row.items()])

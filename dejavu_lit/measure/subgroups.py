@@ -201,7 +201,7 @@ def _values(column: str, records: Records) -> list[Any]:
     return [values[row].item() if isinstance(values[row], np.generic) else values[row] for row in rows]
 
 
-def _is_missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
     """Whether a record has no value: None, or NaN."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
@@ -210,7 +210,7 @@ def _bins(column: str, values: list[Any]) -> tuple[Sequence[float], list[str]]:
     """The upper edges of the bins of a column of numbers, and the bins' names; none for other values and few distinct numbers."""
     edges: Sequence[float] = CAPTION_WORD_BINS
     if column != "caption_words":
-        known = [v for v in values if not _is_missing(v)]
+        known = [v for v in values if not is_missing(v)]
         is_numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in known)
         if not is_numeric or len(set(known)) <= MAX_DISTINCT:
             return [], []
@@ -223,7 +223,7 @@ def _bins(column: str, values: list[Any]) -> tuple[Sequence[float], list[str]]:
 
 def _group_name(value: Any, edges: Sequence[float], names: Sequence[str]) -> str:
     """The group of a value: the bin of a number, by the first edge that is not below it, or the value itself."""
-    if _is_missing(value):
+    if is_missing(value):
         return "(none)"
     if not edges or isinstance(value, bool) or not isinstance(value, int | float):  # numbers in A may be lists in B
         return str(value)

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dejavu_lit.measure.per_pair import write_csv
 from dejavu_lit.measure.records import SIDES
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.report.cards import CardImages, Row, choose_keys, read_ranks, read_rows
@@ -26,7 +25,7 @@ from dejavu_lit.report.images import Thumbnail
 from dejavu_lit.report.membership import pooled_boards
 from dejavu_lit.report.scalars import scalars, settings_rows
 from dejavu_lit.report.study import labelled_rows
-from dejavu_lit.utils.io import file_sha256, read_json, write_json
+from dejavu_lit.utils.io import file_sha256, read_json, write_csv, write_json
 from dejavu_lit.utils.run_directory import RunDirectory
 from dejavu_lit.utils.wandb import FOLDER, LoggerSettings, Wandb, quiet, starting, wandb_options, with_tags
 

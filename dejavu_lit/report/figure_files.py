@@ -21,8 +21,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dejavu_lit.measure.per_pair import write_csv
-from dejavu_lit.utils.io import link_or_copy, read_json, write_json
+from dejavu_lit.utils.io import link_or_copy, read_json, write_csv, write_json
 from dejavu_lit.utils.parallel import map_unordered, thread_count
 from dejavu_lit.utils.progress import progress
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES
+from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, signed
 from dejavu_lit.measure.subgroups import group_order
 from dejavu_lit.report import figures
-from dejavu_lit.report.narrative import capitalized, interval, signed
+from dejavu_lit.report.narrative import capitalized, interval
 
 GAP_TITLES = {"ppg": "precision\ngap PPG", "prg": "recall\ngap PRG", "aucg": "AUC\ngap AUCG"}
 GAP_AXIS = "gap, target − reference (difference of shares)"

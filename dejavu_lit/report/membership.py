@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dejavu_lit.measure.figures import MEMBERSHIP
+from dejavu_lit.measure.figures import MEMBERSHIP, decimal
 
 MEMBERSHIP_HEADERS = (
     "AUC [95 %]",
@@ -99,7 +99,7 @@ def memorization_sentences(memorization: Mapping[str, Any] | None) -> list[str]:
     repeats = {name: value for name, value in memorization["reliability"].items() if value is not None}
     lines = []
     if repeats:
-        ranks = ", ".join(f"{value:.2f} in {name}" for name, value in repeats.items())
+        ranks = ", ".join(f"{decimal(value, 2)} in {name}" for name, value in repeats.items())
         lines.append(
             f"counterfactual memorization of {memorization['pairs']} pairs: reliability of the ranking {ranks}"
         )
@@ -112,4 +112,5 @@ def _text(figure: Mapping[str, Any] | None, interval: bool = True, value: str = 
     """A figure as a cell: three digits and its interval; a dash for None."""
     if figure is None:
         return "–"
-    return f"{figure[value]:.3f}" + (" [{:.3f}, {:.3f}]".format(*figure["ci95"]) if interval and figure["ci95"] else "")
+    ends = " [{}, {}]".format(*map(decimal, figure["ci95"])) if interval and figure["ci95"] else ""
+    return decimal(figure[value]) + ends

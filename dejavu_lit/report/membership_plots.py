@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from dejavu_lit.measure.figures import MEMBERSHIP
+from dejavu_lit.measure.figures import MEMBERSHIP, decimal
 from dejavu_lit.report import figures
 from dejavu_lit.report.study_points import Point, at_largest_size, flat, is_default, points
 
@@ -58,7 +58,7 @@ def clipmem_against_hits(board: Board, pairs: Sequence[Mapping[str, float]]) -> 
     text = "Each mark is a pair of A; the line joins the means at each gap."
     if rank is not None:
         low, high = rank["ci95"]
-        text = f"Spearman's rank correlation is {rank['value']:.3f} ({low:.3f} to {high:.3f}). {text}"
+        text = f"Spearman's rank correlation is {decimal(rank['value'])} ({decimal(low)} to {decimal(high)}). {text}"
     if len(pairs) > MOST_POINTS:
         text += f" {MOST_POINTS:,} of {len(pairs):,} pairs are shown; the CSV contains all of them."
     return figures.Plot("clipmem", "CLIPMem against the gap in hits", text, pairs, partial(_draw_clipmem, pairs))

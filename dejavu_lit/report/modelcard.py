@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, UTILITY
+from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, UTILITY, signed
 from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows
 from dejavu_lit.report.narrative import (
     capitalized,
@@ -18,7 +18,6 @@ from dejavu_lit.report.narrative import (
     no_recommendation,
     percent,
     searched,
-    signed,
     study_caution,
     utility_rows,
 )

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dejavu_lit.measure.controls import beats_blind, differences_sentence, excludes_zero
-from dejavu_lit.measure.figures import BLOCKS, UTILITY
+from dejavu_lit.measure.controls import differences_sentence, excludes_zero
+from dejavu_lit.measure.figures import BLOCKS, UTILITY, decimal, signed
 from dejavu_lit.measure.records import SIDES
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.report.membership import memorization_sentences
-from dejavu_lit.study.ranking import headline_ranking
+from dejavu_lit.study.ranking import headline_ranking, share_removed
 
 State = Literal["yes", "no", "unknown"]
 CheckState = Literal["yes", "no", "caution", "unknown"]
@@ -33,13 +33,6 @@ class ControlCheck:
     state: CheckState
     name: str
     sentence: str
-
-
-def signed(value: float, digits: int = 3) -> str:
-    """+0.575 or −0.046, with a true minus sign; a value that rounds to 0 has no sign."""
-    text = f"{abs(value):.{digits}f}"
-    sign = "" if float(text) == 0 else "+" if value > 0 else "−"
-    return sign + text
 
 
 def interval(ci: Any, digits: int = 3) -> str:
@@ -148,10 +141,9 @@ def _null_is_smaller(null: Any, symmetric: Any, population: Any, reasons: Mappin
 
 def _better_than_blind(baseline: Any) -> ControlCheck:
     title = "Better than naming the most frequent objects"
-    if not baseline:
-        return ControlCheck("unknown", title, "The blind baseline was not measured.")
-    beaten, words = beats_blind(baseline)
-    return ControlCheck("yes" if beaten else "caution", title, words)
+    if "words" not in (baseline or {}):  # nor in the files of earlier versions
+        return ControlCheck("unknown", title, "Whether the models beat the blind baseline was not recorded.")
+    return ControlCheck("yes" if baseline["beaten"] else "caution", title, baseline["words"])
 
 
 def _same_training(differences: Any) -> list[ControlCheck]:
@@ -206,21 +198,20 @@ def study_sentence(study: Mapping[str, Any]) -> str:
         return no_recommendation(study)
     name, size = choice["name"], headline["train_size"]
     pooled = {p["name"]: p for p in study.get("pooled", []) if p["train_size"] == size}
-    default = _pooled_ppg(pooled.get(choice["against"]))
-    removed = f"{100 * choice['drop'] / default:.0f} % of" if default and default > 0 else f"{choice['drop']:.3f} of"
+    remaining = pooled.get(name)
+    ppg = _pooled_ppg(remaining)
+    share = share_removed(choice["drop"], ppg) if ppg is not None else None
     cost, utility = choice["utility_loss"], UTILITY[choice["utility"]].label
     utility = "accuracy" if choice["utility"] == "zeroshot_top1" else utility
     loss = f"at no loss of {utility}" if cost <= 0 else f"at a loss of {100 * cost:.1f} points of {utility}"
     at_size = f" at {size:,} pairs" if len({row["train_size"] for row in study["settings"]}) > 1 else ""
-    text = f"{name} removes {removed} PPG{at_size} {loss}"
-    remaining = pooled.get(name)
+    text = f"{name} removes {share or decimal(choice['drop'])} of PPG{at_size} {loss}"
     if remaining is None:
         return text
     verdict = {"yes": "memorization is still found", "no": "memorization is no longer shown"}.get(
         to_state(remaining["found"]["found"]), "whether memorization remains cannot be said"
     )
-    ppg = _pooled_ppg(remaining)
-    return f"{text}; {verdict}" + (f", {ppg:.3f}" if ppg is not None else "")
+    return f"{text}; {verdict}" + (f", {decimal(ppg)}" if ppg is not None else "")
 
 
 def study_caution(study: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, MEMBERSHIP
+from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, MEMBERSHIP, signed
 from dejavu_lit.report.figure_files import FigureInfo
 from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows, missing_sentences
 from dejavu_lit.report.narrative import (
@@ -21,7 +21,6 @@ from dejavu_lit.report.narrative import (
     exposure_summary,
     interval,
     percent,
-    signed,
     to_state,
     utility_rows,
 )

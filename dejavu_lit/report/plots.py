@@ -11,11 +11,10 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dejavu_lit.measure.figures import BLOCKS, FIGURES, SAMPLE_GAPS
+from dejavu_lit.measure.figures import BLOCKS, FIGURES, SAMPLE_GAPS, signed
 from dejavu_lit.report import figures
 from dejavu_lit.report.gap_plots import GAP_TITLES, GAP_UNIT, by_k, gaps, planted, sensitivity, subgroups
 from dejavu_lit.report.membership_plots import clipmem_against_hits, roc
-from dejavu_lit.report.narrative import signed
 
 RANKING_LABELS = {"distance": "ranked by\ndistance", "hits": "ranked by\nhits", "gap": "ranked by gap\n(optimistic)"}
 Metrics = Mapping[str, Any]
@@ -90,14 +89,14 @@ def _sample(name: str, title: str, text: str, curves: Sequence[tuple[str, Metric
 
 
 def _sample_text(label: str, curve: Metrics, records: int) -> str:
-    """The recall gap at the smallest and at the largest L; empty if no L of ``tops`` is within the records."""
+    """The recall gap on about 1 % of the records, at least 10, and at the largest L; empty without any L."""
     by_distance = curve["distance"]
     gaps = dict(zip(by_distance["top"], map(signed, by_distance["recall_gap"]), strict=True))
     if not gaps:
         return ""
-    smallest, largest = min(gaps), max(gaps)
-    text = f"With {label}, on the {smallest} records with the smallest distance the recall gap is {gaps[smallest]}"
-    if largest == smallest:
+    few, largest = min(gaps, key=lambda top: abs(top - max(10, records / 100))), max(gaps)
+    text = f"With {label}, on the {few} records with the smallest distance the recall gap is {gaps[few]}"
+    if largest == few:
         return f"{text}."
     which = "all" if largest == records else f"the {largest}"
     return f"{text}, on {which} records {gaps[largest]}."

@@ -9,10 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import linregress, t
 
-from dejavu_lit.measure.figures import FIGURES, MEMBERSHIP, UTILITY
+from dejavu_lit.measure.figures import FIGURES, MEMBERSHIP, UTILITY, decimal, signed
 from dejavu_lit.report import figures
 from dejavu_lit.report.gap_plots import GAP_TITLES, GAP_UNIT
-from dejavu_lit.report.narrative import signed
 from dejavu_lit.report.study_points import Point, flat, points
 from dejavu_lit.study.ranking import utility_measure
 
@@ -128,7 +127,7 @@ def _slope(seen: Sequence[tuple[float, float]]) -> dict[str, float | None]:
 
 
 def _slope_text(row: Mapping[str, Any]) -> str:
-    slope, low, high = (f"{row[name]:.2f}".replace("-", "−") for name in ("slope", "slope_low", "slope_high"))
+    slope, low, high = (decimal(row[name], 2) for name in ("slope", "slope_low", "slope_high"))
     return f"{slope} ({low} to {high})"
 
 

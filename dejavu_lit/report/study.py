@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from dejavu_lit.measure.figures import FIGURES
+from dejavu_lit.measure.figures import FIGURES, signed
 from dejavu_lit.measure.records import records_file_errors
 from dejavu_lit.report.evaluation import Evaluation, ReportOptions, write_pages
 from dejavu_lit.report.figure_files import FigureInfo, draw_figures
@@ -21,7 +21,6 @@ from dejavu_lit.report.narrative import (
     interval,
     percent,
     pooled_sentence,
-    signed,
     study_caution,
     study_sentence,
     to_state,
@@ -30,7 +29,14 @@ from dejavu_lit.report.page import provenance, render
 from dejavu_lit.report.study_points import membership_auc
 from dejavu_lit.study.cells import folder_name
 from dejavu_lit.study.halves import MEMORIZATION
-from dejavu_lit.study.ranking import NOT_DISTINGUISHABLE, difference_to_default, is_on_frontier, is_recommended, utility
+from dejavu_lit.study.ranking import (
+    NOT_DISTINGUISHABLE,
+    difference_to_default,
+    headline_ranking,
+    is_on_frontier,
+    is_recommended,
+    utility,
+)
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256, read_json_object
 
@@ -127,6 +133,7 @@ def study_page(
     """
     rows = labelled_rows(study)
     comparable = {label: row for label, row in rows.items() if label in labels}
+    first = first_setting(study, comparable)
     sentence = study_sentence(study)
     recommended = study.get("recommended")
     others = [figure for figure in figures if figure.name != "frontier"]
@@ -144,12 +151,12 @@ def study_page(
         verdicts=_verdicts(study),
         frontier=next((figure for figure in figures if figure.name == "frontier"), None),
         figures=others,
-        example=_example(study, comparable),
+        example=_example(study, first, comparable),
         headers=HEADERS,
         rows=[_table_row(study, label, row, label in labels) for label, row in rows.items()],
         boards=pooled_boards(study),
         comparable=list(comparable),
-        second=second_setting(comparable) if len(comparable) > 1 else 0,
+        compared=(first, second_setting(comparable, first)) if first and len(comparable) > 1 else None,
         provenance=provenance(study, hashes),
     )
 
@@ -167,11 +174,11 @@ def _verdicts(study: Row) -> list[dict[str, str]]:
     return items
 
 
-def _example(study: Row, comparable: Mapping[str, Row]) -> dict[str, str] | None:
-    """The setting whose pairs are shown as examples: the first, which has no mitigation."""
-    if not comparable:
+def _example(study: Row, label: str | None, comparable: Mapping[str, Row]) -> dict[str, str] | None:
+    """The setting whose pairs are shown as examples."""
+    if label is None:
         return None
-    label, row = next(iter(comparable.items()))
+    row = comparable[label]
     verdicts = {(p["name"], p["train_size"]): p["found"]["found"] for p in study.get("pooled", [])}
     found = verdicts.get((row["name"], row["train_size"]))
     what = "What the target remembers" if found else "The largest gaps"
@@ -214,11 +221,22 @@ def _gap_cell(block: Mapping[str, Any] | None, figure: str) -> dict[str, str]:
     return _cell(gap["value"], signed(gap["value"]), interval(gap["ci95"], 2), remark)
 
 
-def second_setting(rows: Mapping[str, Row]) -> int:
-    """The position of the row to compare with the first: another setting, if possible of the same size and seed."""
-    first, *others = rows.values()
+def first_setting(study: Row, rows: Mapping[str, Row]) -> str | None:
+    """The row that the others are compared with: the default, if possible of the size for which a setting is recommended."""
+    headline = headline_ranking(study) or {}
 
-    def similarity(i: int) -> tuple[bool, ...]:
-        return others[i]["name"] != first["name"], *(others[i][name] == first[name] for name in ("train_size", "seed"))
+    def likeness(label: str) -> tuple[bool, ...]:
+        row = rows[label]
+        return row["name"] == headline.get("default"), row["train_size"] == headline.get("train_size")
 
-    return 1 + max(range(len(others)), key=similarity)
+    return max(rows, key=likeness, default=None)
+
+
+def second_setting(rows: Mapping[str, Row], first: str) -> str:
+    """The row to compare with ``first``: another setting, if possible of the same size and seed."""
+
+    def likeness(label: str) -> tuple[bool, ...]:
+        same_name, *others = (rows[label][name] == rows[first][name] for name in ("name", "train_size", "seed"))
+        return not same_name, *others
+
+    return max((label for label in rows if label != first), key=likeness)

@@ -11,10 +11,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dejavu_lit.measure.figures import UTILITY
+from dejavu_lit.measure.figures import UTILITY, signed
 from dejavu_lit.report import figures
 from dejavu_lit.report.membership_plots import scores_of_settings
-from dejavu_lit.report.narrative import signed
 from dejavu_lit.report.size_plots import dataset_size, law, panel_titles, percent_axis
 from dejavu_lit.report.study_points import (
     Point,

@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dejavu_lit.measure.controls import beats_blind, differences_sentence
-from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES
+from dejavu_lit.measure.controls import differences_sentence
+from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, signed
 from dejavu_lit.measure.records import SIDES
 from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows, pooled_boards
 from dejavu_lit.report.narrative import pooled_sentence, study_caution, study_sentence
 from dejavu_lit.report.study_points import membership_auc
-from dejavu_lit.study.ranking import difference_to_default, utility
+from dejavu_lit.study.ranking import difference_to_default, share_removed, utility
 from dejavu_lit.utils.printable import print_next, printable
 from dejavu_lit.utils.run_directory import RunDirectory
 
@@ -104,8 +104,8 @@ def show_evaluation(metrics: Mapping[str, Any], out: Path, width: int | None = N
         basis = "symmetric" if result["symmetric"] else "A"
         terminal.say(f"objects={name}: {gaps} ({basis}, {result['counts']['records']} records)")
     terminal.say(metrics["found"]["words"])
-    if metrics.get("blind"):
-        terminal.say(beats_blind(metrics["blind"])[1])
+    if words := (metrics.get("blind") or {}).get("words"):
+        terminal.say(words)
     if metrics.get("training_differences"):
         terminal.say(differences_sentence(metrics["training_differences"]))
     if board := metrics.get("membership"):
@@ -125,7 +125,7 @@ def _show_groups(terminal: _Terminal, groups: Mapping[str, Any]) -> None:
     for group in groups["groups"]:
         q = {"gap": group["q"], "membership": group.get("clipmem_q")}
         if shown := [f"q {value:.3g} by {name}" for name, value in q.items() if value is not None and value <= 0.05]:
-            gap = f"PPG {group['ppg']:+.3f}, {' and '.join(shown)} ({group['records']} records)"
+            gap = f"PPG {signed(group['ppg'])}, {' and '.join(shown)} ({group['records']} records)"
             terminal.say(f"{groups['column']}={group['group']}: {gap}")
 
 
@@ -134,22 +134,26 @@ def _show_gaps(terminal: _Terminal, metrics: Mapping[str, Any]) -> None:
     title = f"déjà vu memorization, k = {metrics['k']}, {metrics['counts']['records']} records with objects"
     blocks = [name for name in DISPLAY_ORDER if metrics.get(name)]
     wide = terminal.width >= 116
-    form = "{value:+.3f} [{low:+.3f}, {high:+.3f}]" if wide else "{value:+.3f}\n[{low:+.3f}, {high:+.3f}]"
+    separator = " " if wide else "\n"
     draws = f"{metrics['settings']['draws']} draws of {100 * metrics['settings']['share']:g} %"
     note = f"value [95 % interval]\nmean ± std of {draws}" if wide else "value\n[95 % interval]\nmean ± std"
     labels = [BLOCKS[name].label if wide else BLOCKS[name].label.replace(": mean of A and B", "") for name in blocks]
     columns = [Column(note, labels, justify="left")]
     for order, (name, figure) in enumerate(FIGURES.items()):
-        cells = [_gap(metrics[block][name], form) for block in blocks]
+        cells = [_gap(metrics[block][name], separator) for block in blocks]
         columns.append(Column(figure.label, cells, order))
     bold = [blocks.index("symmetric")] if "symmetric" in blocks else []
     fitting_table(terminal, title, columns, bold)
     _explain_gaps(terminal)
 
 
-def _gap(figure: Mapping[str, Any], form: str) -> str:
-    low, high = figure["ci95"]
-    return f"{form.format(value=figure['value'], low=low, high=high)}\n{figure['mean']:+.3f} ± {figure['std']:.3f}"
+def _gap(figure: Mapping[str, Any], separator: str) -> str:
+    of_draws = f"{signed(figure['mean'])} ± {figure['std']:.3f}"
+    return f"{signed(figure['value'])}{separator}{_bracketed(figure['ci95'])}\n{of_draws}"
+
+
+def _bracketed(interval: Sequence[float]) -> str:
+    return f"[{signed(interval[0])}, {signed(interval[1])}]"
 
 
 def _explain_gaps(terminal: _Terminal) -> None:
@@ -167,7 +171,7 @@ def _show_membership(terminal: _Terminal, board: Mapping[str, Any]) -> None:
 
 
 def _gaps_text(block: Mapping[str, Any]) -> str:
-    return ", ".join(f"{figure.label} {block[name]['value']:+.3f}" for name, figure in FIGURES.items())
+    return ", ".join(f"{figure.label} {signed(block[name]['value'])}" for name, figure in FIGURES.items())
 
 
 def show_plan(plan: "Plan", width: int | None = None) -> None:
@@ -227,9 +231,9 @@ def show_study(study: Mapping[str, Any], out: Path, width: int | None = None) ->
 def _study_columns(study: Mapping[str, Any]) -> list[Column]:
     """The columns of a study's table, in order; what is the same in all rows is left out first."""
     rows = study["settings"]
-    gaps = {f: [f"{r['symmetric'][f]['value']:+.3f}" if r["symmetric"] else "–" for r in rows] for f in FIGURES}
-    intervals = ["[{:+.3f}, {:+.3f}]".format(*r["symmetric"]["ppg"]["ci95"]) if r["symmetric"] else "–" for r in rows]
-    null = [f"{r['null']['ppg']['value']:+.3f}" if r["null"] else "–" for r in rows]
+    gaps = {f: [signed(r["symmetric"][f]["value"]) if r["symmetric"] else "–" for r in rows] for f in FIGURES}
+    intervals = [_bracketed(r["symmetric"]["ppg"]["ci95"]) if r["symmetric"] else "–" for r in rows]
+    null = [signed(r["null"]["ppg"]["value"]) if r["null"] else "–" for r in rows]
     sizes, seeds = [str(r["train_size"]) for r in rows], [str(r["seed"]) for r in rows]
     publics = [str(r.get("public")) for r in rows]
     return [
@@ -255,8 +259,7 @@ def _drop(study: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     ppg = difference["ppg"]
     if not ppg["distinguishable"]:
         return "not dist."
-    base = ppg["value"] + row["symmetric"]["ppg"]["value"]
-    return f"{100 * ppg['value'] / base:.0f} %" if base > 0 else f"{ppg['value']:+.3f}"
+    return share_removed(ppg["value"], row["symmetric"]["ppg"]["value"]) or signed(ppg["value"])
 
 
 def _share(value: float | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dejavu_lit.measure.controls import excludes_zero, pool_seeds
-from dejavu_lit.measure.figures import FIGURES
+from dejavu_lit.measure.figures import FIGURES, decimal, signed
 from dejavu_lit.measure.recompute import PLACEMENT_OPTIONS
 from dejavu_lit.study.cells import Cell
 
@@ -267,12 +267,19 @@ def difference_to_default(study: Row, row: Row) -> Row | None:
     return next((d for d in study.get("differences", []) if identity.items() <= ({"half": half} | d).items()), None)
 
 
+def share_removed(drop: float, remaining: float) -> str | None:
+    """The share of a default's gap, ``drop`` + ``remaining``, that a setting removes: ``73 %``; None if there was no gap.
+
+    A gap below 0 is not a negative amount of memorization, so a setting removes at most ``all``.
+    """
+    if drop + remaining <= 0:
+        return None
+    return "all" if remaining < 0 else f"{decimal(100 * drop / (drop + remaining), 0)} %"
+
+
 def _over_seeds(figures: Sequence[Row]) -> dict[str, Any]:
-    mean, sd, ci95 = pool_seeds([figure["value"] for figure in figures])
-    if ci95 is None:
-        lows, highs = zip(*(figure["ci95"] for figure in figures), strict=True)
-        ci95 = [float(min(lows)), float(max(highs))]
-    return {"value": mean, "sd": sd, "ci95": ci95}
+    pooled = pool_seeds([figure["value"] for figure in figures], [figure["ci95"] for figure in figures])
+    return {"value": pooled.mean, "sd": pooled.sd, "ci95": pooled.ci95}
 
 
 def add_verdict(difference: dict[str, Any], unit: str = "seed pair") -> dict[str, Any]:
@@ -288,7 +295,7 @@ def add_verdict(difference: dict[str, Any], unit: str = "seed pair") -> dict[str
         change = f"{abs(value):.3f} {'less' if value > 0 else 'more'}"
         words = f"PPG {change} than {default} ({min(abs(low), abs(high)):.3f} to {max(abs(low), abs(high)):.3f})"
     else:
-        words = f"{NOT_DISTINGUISHABLE} from {default} in PPG (change {-high:+.3f} to {-low:+.3f})"
+        words = f"{NOT_DISTINGUISHABLE} from {default} in PPG (change {signed(-high)} to {signed(-low)})"
     seeds = len(difference.get("seeds", [0]))
     several = "halves" if unit == "half" else "seed pairs"
     return {**difference, "words": f"{words}, {f'one {unit}' if seeds == 1 else f'{seeds} {several}'}"}

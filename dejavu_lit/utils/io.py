@@ -1,5 +1,6 @@
 """Files that are complete or missing: atomic writing, locks, JSON, and fingerprints of contents and settings."""
 
+import csv
 import hashlib
 import json
 import logging
@@ -8,7 +9,7 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from errno import ENOSPC
 from functools import cache
@@ -83,6 +84,15 @@ def csv_cell(column: str, value: Any) -> Any:
     if (column == "key" or column.endswith("_neighbors")) and re.fullmatch(r"[\w; -]*", str(value)):
         return value
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+
+
+def write_csv(path: Path | str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
+    """Write rows as CSV (UTF-8), atomically, with ``csv_cell``; ``columns``: of all rows, by default those of the first."""
+    columns = columns or list(rows[0] if rows else ())
+    with atomic(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows([csv_cell(name, row[name]) for name in columns] for row in rows)
 
 
 def write_json(path: Path | str, value: Any) -> None:

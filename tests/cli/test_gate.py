@@ -113,6 +113,22 @@ def test_what_was_not_measured_is_an_error_with_its_reason() -> None:
         Gate.parse("1 > 2 and null.ppg.value > 0").fails(METRICS)
 
 
+def test_reasons_are_found_beside_the_figure_and_above_it() -> None:
+    cosine = {"auc": None, "tpr_at_fpr": {"0.01": None}, "reasons": {"auc": "all equal", "tpr_at_fpr.0.01": "too few"}}
+    metrics = {
+        "membership": {"cosine": cosine, "loss": None, "reasons": {"loss": "no logit scale"}},
+        "found": {"found": None, "words": "It cannot be said."},
+    }
+    for condition, reason in (
+        ("membership.cosine.auc.value > 0.6", "cosine.auc was not measured: all equal"),
+        ('membership.cosine.tpr_at_fpr["0.01"].value > 0.6', "was not measured: too few"),
+        ("membership.loss.auc.value > 0.6", "loss was not measured: no logit scale"),
+        ("found.found == true", "found.found was not measured: It cannot be said."),
+    ):
+        with pytest.raises(UserError, match=re.escape(reason)):
+            Gate.parse(condition).fails(metrics)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

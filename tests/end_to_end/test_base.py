@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from dejavu_lit.measure.figures import signed
 from tests.conftest import SMALL, call, run
 from tests.models.tiny import write_clip
 
@@ -54,7 +55,7 @@ def test_the_gap_against_the_base_is_that_of_an_evaluation_with_it_as_the_refere
     assert f"target against its base {base}" in said
     assert f"({note})" in said
     assert "trained differently" not in said
-    assert f"corrected PPG {value:+.3f}" in said
+    assert f"corrected PPG {signed(value)}" in said
     assert f"against the base {base}" in (tmp_path / "gap/report/index.html").read_text()
 
 

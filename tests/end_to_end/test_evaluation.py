@@ -191,6 +191,17 @@ def test_a_refused_recomputation_leaves_nothing_of_itself(evaluation, runs, tmp_
         assert pq.read_table(copy / file).equals(pq.read_table(evaluation / file))
 
 
+@pytest.mark.parametrize("lost", ["records.parquet", "records_swapped.parquet", "records.columns.parquet"])
+def test_lost_records_are_measured_again(evaluation, runs, tmp_path, lost):
+    copy = shutil.copytree(evaluation, tmp_path / "again")
+    (copy / lost).unlink()
+    options = [f"target={runs['target']}", f"reference={runs['reference']}", f"out={copy}", f"k={K}", "ks=[1,5]"]
+    run("evaluate", *options)
+    assert pq.read_table(copy / lost).equals(pq.read_table(evaluation / lost))
+    before, after = metrics(evaluation), metrics(copy)
+    assert {**after, "provenance": None} == {**before, "provenance": None}
+
+
 def test_a_gate_ends_no_other_job_of_a_multirun(runs, tmp_path):
     options = [
         f"target={runs['target']}",
@@ -334,8 +345,14 @@ def test_any_model_is_audited_from_its_embeddings(evaluation, runs, scenes, tmp_
     assert two["membership"]["loss"] is None
     assert two["membership"]["reasons"]["loss"] == "embeddings:DIR has no logit scale"
     shutil.rmtree(tmp_path / "target" / "A" / "image")
+    public = Embeddings.open(tmp_path / "target/P/image")
+    vectors = public.load()
+    shutil.rmtree(public.folder)
+    write_embeddings(public.folder, public.keys[3:], vectors[3:])
     (out / "context.json").unlink()
-    run("evaluate", *sides, "data=scenes", f"data.dir={scenes}", f"out={out}", f"k={K}", "ks=[1,5]", "swapped=true")
+    again = ["data=scenes", f"data.dir={scenes}", f"out={out}", f"k={K}", "ks=[1,5]", "swapped=true"]
+    said = run("evaluate", *sides, *again).stderr
+    assert f"3 of {len(public)} public images of P lack an embedding of target or reference" in said
     lacking = metrics(out)["membership"]
     assert lacking["cosine"] is None
     assert "A/image" in lacking["reasons"]["cosine"]

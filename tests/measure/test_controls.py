@@ -84,8 +84,9 @@ def test_found_by_the_rule() -> None:
     )
     for metrics, why in (
         (evaluation(0.01, 0.0, 0.02), "interval does not stay above 0"),
-        (evaluation(0.9, 0.0, -0.3), r"directions disagree \(0.900 and -0.300\)"),
-        (evaluation(0.3, 0.4, 0.6), r"no larger than the holdout's \(corrected -0.100\)"),
+        (evaluation(0.9, 0.0, -0.3), r"directions disagree \(0.900 and −0.300\)"),
+        (evaluation(0.9, 0.0, 0.0), r"do not both have a gap \(0.900 and 0.000\)"),
+        (evaluation(0.3, 0.4, 0.6), r"no larger than the holdout's \(corrected −0.100\)"),
         (evaluation(-0.5, -0.4, -0.5), "interval does not stay above 0"),
     ):
         got = memorization_found([metrics])
@@ -123,7 +124,7 @@ def test_found_over_seed_pairs() -> None:
     assert "too few" in memorization_found([evaluation(0.5, 0.0, 0.5)] * 2)["words"]
     # The words give the numbers of the pair that fails, not a mean that would not.
     words = memorization_found([evaluation(0.9, 0.0, 0.1), evaluation(0.5, 0.0, -0.3)])["words"]
-    assert "the two directions disagree (0.500 and -0.300)" in words
+    assert "the two directions disagree (0.500 and −0.300)" in words
     assert "symmetric PPG 0.500 and 0.100, the lower of two 95 % intervals 0.080 to 0.120, two seed pairs" in words
 
 

@@ -150,7 +150,7 @@ def test_sample_level_at_another_number_of_objects(metrics: dict[str, Any]) -> N
     [
         ([], ""),
         ([10], "With k = 5, on the 10 records with the smallest distance the recall gap is +0.100."),
-        ([39, 10], "is +0.100, on all records +0.390."),
+        ([39, 10, 1], "on the 10 records with the smallest distance the recall gap is +0.100, on all records +0.390."),
         ([10, 30], "is +0.100, on the 30 records +0.300."),
     ],
 )

@@ -16,12 +16,13 @@ from dejavu_lit.cli.report import run
 from dejavu_lit.data.key_lists import read_keys
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.evaluation.settings import ReportSettings
+from dejavu_lit.measure.controls import beats_blind
 from dejavu_lit.report.figure_files import FigureInfo
 from dejavu_lit.report.modelcard import markdown, study_markdown
 from dejavu_lit.report.narrative import comparison_summary, control_checks, exposure_summary, study_sentence
 from dejavu_lit.report.report import is_redacted, show_report, write_report
 from dejavu_lit.report.scalars import scalars
-from dejavu_lit.report.study import second_setting, study_page
+from dejavu_lit.report.study import first_setting, second_setting, study_page
 from dejavu_lit.report.terminal import show_evaluation, show_study
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import read_json, write_json
@@ -62,10 +63,19 @@ def test_the_controls_warn_of_models_that_are_no_better_than_the_most_frequent_o
     metrics = read_json(evaluation / "metrics.json")
     better, worse = {"precision": 0.3, "recall": 0.8}, {"precision": 0.1, "recall": 0.8}
     blind = {"objects": 7, "blind": {"precision": 0.2, "recall": 0.6}, "target": better, "reference": better}
+
+    def judged(baseline: dict[str, Any]) -> dict[str, Any]:
+        return baseline | dict(zip(("beaten", "words"), beats_blind(baseline), strict=True))
+
     for baseline, state, words in (
-        (blind, "yes", "better than naming the 7 most frequent objects: precision 0.300 and 0.300 against 0.200"),
-        (blind | {"reference": worse}, "caution", "the reference is not better in precision"),
-        (None, "unknown", "was not measured"),
+        (
+            judged(blind),
+            "yes",
+            "better than naming the 7 most frequent objects: precision 0.300 and 0.300 against 0.200",
+        ),
+        (judged(blind | {"reference": worse}), "caution", "the reference is not better in precision"),
+        (blind, "unknown", "was not recorded"),  # by an earlier version
+        (None, "unknown", "was not recorded"),
     ):
         check = control_checks(metrics | {"blind": baseline})[-1]
         assert (check.state, words in check.sentence) == (state, True)
@@ -406,11 +416,21 @@ def test_a_damaged_memorization_is_reported_in_a_sentence(small_study: Path, tmp
 def test_the_comparison_starts_with_two_similar_settings() -> None:
     def second(*found: tuple[str, int, int]) -> str:
         rows = {f"{n}-{size}-{seed}": {"name": n, "train_size": size, "seed": seed} for n, size, seed in found}
-        return list(rows)[second_setting(rows)]
+        return second_setting(rows, next(iter(rows)))
 
     assert second(("none", 9, 0), ("none", 9, 1), ("mask", 9, 1), ("mask", 9, 0)) == "mask-9-0"
     assert second(("none", 9, 0), ("none", 5, 0), ("mask", 5, 0)) == "mask-5-0"
     assert second(("none", 9, 0), ("none", 9, 1)) == "none-9-1"
+
+
+def test_examples_are_of_the_default_at_the_largest_size() -> None:
+    rows = [{"name": n, "train_size": size} for size in (50, 100, 20) for n in ("none", "mask")]
+    ranking = [{"train_size": size, "default": "none"} for size in (50, 100, 20)]
+    labelled = {f"{row['name']}-{row['train_size']}": row for row in rows}
+    assert first_setting({"ranking": ranking}, labelled) == "none-100"
+    del labelled["none-100"]  # no evaluation
+    assert first_setting({"ranking": ranking}, labelled) == "none-50"
+    assert first_setting({"ranking": ranking}, {}) is None
 
 
 def test_the_page_states_what_was_compared(plain: Path) -> None:
@@ -487,14 +507,16 @@ def test_the_study_in_a_sentence(small_study: Path) -> None:
     (row,) = [r for r in study["ranking"] if r["recommended"]]
     choice = row["recommended"]
     choice["utility_loss"], choice["drop"] = -0.1, 0.36
-    study["pooled"][0]["symmetric"]["ppg"]["mean"] = 0.5
     study["pooled"][1]["symmetric"]["ppg"]["mean"] = 0.149
     study["pooled"][1]["found"]["found"] = True
     assert (
-        study_sentence(study) == "mask removes 72 % of PPG at no loss of accuracy; memorization is still found, 0.149"
+        study_sentence(study) == "mask removes 71 % of PPG at no loss of accuracy; memorization is still found, 0.149"
     )
     choice["utility_loss"], study["pooled"][1]["found"]["found"] = 0.012, False
     assert "at a loss of 1.2 points of accuracy; memorization is no longer shown" in study_sentence(study)
+    study["pooled"][1]["symmetric"]["ppg"]["mean"] = -0.07  # which is no negative amount of memorization
+    assert study_sentence(study).startswith("mask removes all of PPG at a loss")
+    assert study_sentence(study).endswith("no longer shown, −0.070")
     study |= {"recommended": None, "rule": "the rule"}
     assert study_sentence(study) == "no setting qualifies (rule: the rule)"
 

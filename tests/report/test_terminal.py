@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dejavu_lit.data.prepared import DataSpec
-from dejavu_lit.measure.figures import BLOCKS
+from dejavu_lit.measure.figures import BLOCKS, signed
 from dejavu_lit.models.settings import ModelSpec
 from dejavu_lit.report.terminal import (
     Column,
@@ -46,7 +46,7 @@ def test_an_evaluation_fits(width: int, evaluation: Path, capsys: pytest.Capture
         assert any(block.label.split(":")[0] in line for line in table), name
         for figure in ("ppg", "prg", "aucg"):
             low, high = metrics[name][figure]["ci95"]
-            assert any(f"[{low:+.3f}, {high:+.3f}]" in line for line in table)
+            assert any(f"[{signed(low)}, {signed(high)}]" in line for line in table)
     assert words(text).count(MEANING) == 1
 
 
@@ -64,7 +64,7 @@ def test_a_study_fits(width: int, study: Path, capsys: pytest.CaptureFixture[str
     assert ("t2i R@1" in table[0]) == ("left out at" not in text)
     for row, line in zip(contents["settings"], table[1:], strict=True):
         assert row["name"] in line
-        assert f"{row['symmetric']['ppg']['value']:+.3f}" in line
+        assert signed(row["symmetric"]["ppg"]["value"]) in line
     assert words(text).count(MEANING) == 1
 
 

@@ -15,6 +15,7 @@ from dejavu_lit.study.ranking import (
     rank,
     recommend,
     setting_means,
+    share_removed,
 )
 
 
@@ -224,6 +225,14 @@ def test_the_sentence_to_quote_is_of_the_largest_size():
     assert [is_on_frontier(study, r) for r in rows] == [False, True, False, True]
 
 
+@pytest.mark.parametrize(
+    ("drop", "remaining", "share"),
+    [(0.4, 0.1, "80 %"), (0.5, 0.0, "100 %"), (0.61, -0.11, "all"), (-0.1, 0.6, "−20 %"), (0.1, -0.2, None)],
+)
+def test_a_setting_removes_at_most_all(drop, remaining, share):
+    assert share_removed(drop, remaining) == share
+
+
 def test_differences_are_pooled_over_seeds_within_one_size():
     values = (0.30, 0.36, 0.33)
     found = pool_differences(
@@ -238,7 +247,7 @@ def test_differences_are_pooled_over_seeds_within_one_size():
     assert block["distinguishable"]
     assert found["mask", 100]["words"] == "PPG 0.330 less than none (0.255 to 0.405), 3 seed pairs"
     assert found["mask", 50]["ppg"]["ci95"] == [-0.1, 0.3]  # one seed: the records' own interval
-    words = "not distinguishable from none in PPG (change -0.300 to +0.100), one seed pair"
+    words = "not distinguishable from none in PPG (change −0.300 to +0.100), one seed pair"
     assert found["mask", 50]["words"] == words
 
 
