@@ -24,7 +24,7 @@ from dejavu_lit.cli.options import register
 from dejavu_lit.report.terminal import console
 from dejavu_lit.study.slurm import KILL_OTHERS, SlurmSettings
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.exit_codes import clean_exit
+from dejavu_lit.utils.exit_codes import REPLACED, clean_exit
 from tests.conftest import ROOT, call, run
 
 
@@ -234,6 +234,7 @@ def test_signs_that_the_output_lacks_are_replaced(monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     done = run("--help")
     assert "Measure and mitigate d?j? vu memorization" in done.stdout
+    assert "PPG −0.5 in é".encode("ascii", REPLACED) == b"PPG -0.5 in ?"  # a lost sign would be another number
 
 
 @pytest.mark.parametrize(
