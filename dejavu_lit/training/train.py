@@ -109,7 +109,7 @@ def _build_model_and_data(run: TrainingRun, out: Path) -> tuple[ClipModule, Pair
     resumed = RunDirectory(out).last_checkpoint.is_file() and (folder / CONFIG).is_file()
     if not resumed:
         export_config(run.model, folder)
-    network = build_model(run.model, folder)
+    network = build_model(run.model, folder, resumed)
     image_config = cast(Any, network.visual).preprocess_cfg
     module = ClipModule(network, run.recipe, run.mitigation, run.seed, run.trainer)
     data_module = PairDataModule if run.data.shards is None else RawDataModule

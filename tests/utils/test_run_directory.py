@@ -47,3 +47,16 @@ def test_the_folder_of_another_program_is_left_as_it_is(tmp_path: Path) -> None:
         pass
     assert events.exists()
     assert (tmp_path / "config.yaml").read_text() == "name: other\n"
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "run.json", "checkpoints/last.ckpt", "model/open_clip_config.json"])
+def test_files_of_another_program_are_not_replaced(tmp_path: Path, name: str) -> None:
+    """They are at the places of a run's files, but there is no config.yaml."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("theirs")
+    with (
+        pytest.raises(UserError, match=rf"{name} would be replaced.*choose another out="),
+        RunDirectory(tmp_path).opened({}),
+    ):
+        pass
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [Path(name).name]
