@@ -153,12 +153,8 @@ class RunDirectory:
         Files of another program that a run would replace are refused, too.
         """
         if not self.exists:
-            written = (
-                self.path / METRICS,
-                self.record_file,
-                self.last_checkpoint,
-                self.model / "open_clip_config.json",
-            )
+            weights = self.model / "open_clip_model.safetensors"  # not its config: another rank may have written that
+            written = (self.path / METRICS, self.record_file, self.last_checkpoint, weights)
             if other := next((path for path in written if path.exists()), None):
                 raise UserError(
                     f"{other} would be replaced, and {self.path} is not a run directory (it has no config.yaml); choose another "
