@@ -50,10 +50,11 @@ def quoted(argument: str, command: str) -> str:
 
 
 def _is_text(name: str, command: str) -> bool:
-    """Whether an option is a text, or of any type, which is a text or a list of some, and never a number."""
+    """Whether an option is a text, or of any type, which is a text or a list of some unless its default is a number."""
     name = re.sub(r"^data\.extra\.\w+\.", "data.reader.", name)
     matching = [option for option in known_options(command, name) if option.name == name and not option.group]
-    return bool(TEXTS.fullmatch(name) or any(option.kind in ("", "text", "text or null") for option in matching))
+    is_text = (o.kind in ("text", "text or null") or (not o.kind and not o.default.isdecimal()) for o in matching)
+    return bool(TEXTS.fullmatch(name)) or any(is_text)
 
 
 def check_arguments(given: Sequence[str]) -> None:

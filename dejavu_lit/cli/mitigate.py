@@ -31,7 +31,7 @@ def mitigate(settings: Mitigate, out: Path | str) -> Path:
     out = Path(out)
     RunDirectory(out).refuse_training()
     check_options(settings)
-    rows = planned_rows(settings)
+    rows = planned_rows(settings, out)
     from dejavu_lit.report.terminal import show_plan
     from dejavu_lit.study.plan import make_plan
     from dejavu_lit.study.runs import Launcher, train_here, train_missing

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dejavu_lit.cli.app import settings as compose_settings
@@ -18,7 +19,7 @@ from dejavu_lit.training.resume import check_data, check_device, check_models
 from dejavu_lit.training.settings import TrainingRun, TrainingSettings
 from dejavu_lit.utils.config import to_plain
 from dejavu_lit.utils.errors import UserError, suggest
-from dejavu_lit.utils.run_directory import PARTNER
+from dejavu_lit.utils.run_directory import PARTNER, RunDirectory
 from dejavu_lit.utils.wandb import with_tags
 
 if TYPE_CHECKING:
@@ -64,8 +65,8 @@ def check_utility_loss(loss: float) -> None:
         raise UserError(f"utility_loss={loss} must be a share from 0 to 1, e.g. utility_loss=0.02 for two points")
 
 
-def planned_rows(study: Mitigate) -> list["PlannedRow"]:
-    """Every row of the study, with the settings of its runs and its evaluation.
+def planned_rows(study: Mitigate, out: Path) -> list["PlannedRow"]:
+    """Every row of the study in ``out``, with the settings of its runs and its evaluation.
 
     Data that need no source are prepared if they are missing, unless only the plan is shown; nothing is trained.
 
@@ -78,6 +79,7 @@ def planned_rows(study: Mitigate) -> list["PlannedRow"]:
     settings = list(_settings(study))
     _check_folder_names((name, size) for name, _, _, size in settings)
     checked: set[str] = set()
+    begun = any(RunDirectory(path).started for path in (out / "runs").glob("*"))
     rows = []
     for name, series, overrides, size in settings:
         where = f"settings.{name}"
@@ -97,7 +99,7 @@ def planned_rows(study: Mitigate) -> list["PlannedRow"]:
             # given here, so evaluations may open it
             evaluation = replace(evaluation, data=replace(given, dir=address))
         with _prefixed(where):
-            runs = _checked(study, runs, setting.evaluate, checked)
+            runs = _checked(study, runs, setting.evaluate, checked, begun)
         data = runs["target"].data
         is_counted = size is None and len(study.sizes) > 1 and not data.to_be_prepared
         every = data.training_pairs("target") if is_counted else None
@@ -216,15 +218,16 @@ def _check_folder_names(settings: Iterable[tuple[str, int | None]]) -> None:
 
 
 def _checked(
-    study: Mitigate, runs: Mapping[str, TrainingRun], evaluation: EvaluationSettings, checked: set[str]
+    study: Mitigate, runs: Mapping[str, TrainingRun], evaluation: EvaluationSettings, checked: set[str], begun: bool
 ) -> dict[str, TrainingRun]:
     """A setting's runs with their data ready, once checked for all settings that share them.
 
-    For a plan alone nothing is generated, and data that would be is not checked.
+    For a plan alone nothing is generated, and data that would be is not checked. The runs of a study that was ``begun`` may
+    need no initial weights; one that does is refused by its own training.
     """
     for run in runs.values():
         run.data.check_options()
-        check_models(run)
+        check_models(run, begun)
     missing = [d for d in (runs["target"].data, evaluation.data) if isinstance(d, DataSpec) and d.to_be_prepared]
     if study.plan_only and missing:
         if _is_new(str(missing[0].folder), checked):

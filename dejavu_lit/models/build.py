@@ -76,15 +76,18 @@ def _initial_settings(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def build_model(spec: ModelSpec, folder: Path) -> nn.Module:
+def build_model(spec: ModelSpec, folder: Path, resumed: bool = False) -> nn.Module:
     """The model of ``folder``'s config with fresh weights, or with those of ``spec.init``.
 
     A text tower of transformers starts from its own weights if ``text_cfg.hf_model_pretrained`` is not false, as in open_clip.
 
+    Args:
+        resumed: whether a checkpoint has all weights, so that no others are needed.
+
     Raises:
-        UserError: the weights are missing or do not fit the architecture.
+        UserError: the weights are missing or do not fit the architecture, or the model cannot encode an image or a caption.
     """
-    text = architecture(spec).get("text_cfg") or {}
+    text = {} if resumed else architecture(spec).get("text_cfg") or {}
     pretrained = bool(text.get("hf_model_name") and text.get("hf_model_pretrained", True) and not spec.init)
     if pretrained:
         log.info("the text tower starts from the weights of %s, not from scratch", text["hf_model_name"])
@@ -94,12 +97,16 @@ def build_model(spec: ModelSpec, folder: Path) -> nn.Module:
     if isinstance(model, open_clip.CoCa):  # open_clip leaves this matrix as the memory was, which may be NaN
         projection = model.text_decoder.text_projection
         nn.init.normal_(projection, std=len(projection) ** -0.5)
-    if spec.init:
-        _load_initial_weights(model, spec, folder)
+    tokenizer = load_tokenizer(f"local-dir:{folder}")
+    with explained(f"the model {spec.name} cannot encode an image and a caption", "check model.config"):
+        if not all(len(vector) for vector in _probe(model, tokenizer([PROBE]))):
+            raise ValueError("its embeddings have no values")
+    if spec.init and not resumed:
+        _load_initial_weights(model, spec, tokenizer)
     return model.train()  # a text tower of transformers comes in eval mode, without its dropout
 
 
-def _load_initial_weights(model: nn.Module, spec: ModelSpec, folder: Path) -> None:
+def _load_initial_weights(model: nn.Module, spec: ModelSpec, tokenizer: Any) -> None:
     from dejavu_lit.models.open_clip_encoder import OpenClipEncoder
     from dejavu_lit.models.zoo import load_encoder
 
@@ -114,29 +121,35 @@ def _load_initial_weights(model: nn.Module, spec: ModelSpec, folder: Path) -> No
         raise UserError(
             f"the weights of model.init={spec.init} do not fit model.name={spec.name}; choose weights of that architecture"
         ) from None
-    if differing := _first_difference(model, load_tokenizer(f"local-dir:{folder}"), source.model, source.tokenizer):
+    if differing := _first_difference(model, tokenizer, source.model, source.tokenizer):
         raise UserError(
             f"model.init={spec.init} and model.name={spec.name} differ in their {differing}, so training would not start "
             f"from that model; copy its settings into model.config (they are in its {CONFIG})"
         )
 
 
-@torch.no_grad()
 def _first_difference(model: Any, tokenizer: Any, source: Any, source_tokenizer: Any) -> str:
     """What two models with the same weights do differently with one image and one caption; empty if nothing."""
     if fingerprint(get_model_preprocess_cfg(model)) != fingerprint(get_model_preprocess_cfg(source)):
         return "preprocessing"
     if not torch.equal(tokens := tokenizer([PROBE]), source_tokenizer([PROBE])):
         return "tokenizer"
+    vectors = zip(_probe(model, tokens), _probe(source, tokens), strict=True)
+    same_image, same_caption = (torch.allclose(own, theirs, rtol=1e-3, atol=1e-4) for own, theirs in vectors)
+    return "text encoder" if not same_caption else "image encoder" if not same_image else ""
+
+
+@torch.no_grad()
+def _probe(model: Any, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The unit vectors [d] of an image and of a caption, ``tokens`` [1, context]; without dropout, which comes back after."""
     size = model.visual.image_size
     height, width = (size, size) if isinstance(size, int) else size
     image = torch.linspace(-2, 2, 3 * height * width).sin().view(1, 3, height, width)
-    training = model.training
     model.eval()
-    same_image = torch.allclose(model.encode_image(image), source.encode_image(image), rtol=1e-3, atol=1e-4)
-    same_caption = torch.allclose(model.encode_text(tokens), source.encode_text(tokens), rtol=1e-3, atol=1e-4)
-    model.train(training)
-    return "text encoder" if not same_caption else "image encoder" if not same_image else ""
+    image_vectors = model.encode_image(image, normalize=True)
+    text_vectors = model.encode_text(tokens, normalize=True)
+    model.train()
+    return image_vectors[0], text_vectors[0]
 
 
 def export_weights(state: Mapping[str, torch.Tensor], folder: Path) -> None:

@@ -25,3 +25,8 @@ class ModelSpec:
             raise UserError(
                 f"model.config={self.config} must be a mapping, or null for the architecture that name names"
             )
+        for part in ("vision_cfg", "text_cfg"):
+            if not isinstance(tower := (self.config or {}).get(part, {}), Mapping):
+                raise UserError(
+                    f"model.config.{part}={tower} must be a mapping with the options of a tower of open_clip"
+                )

@@ -33,6 +33,8 @@ def load_encoder(name: str, device: str = "cpu") -> Encoder:
         if model.epoch is None:
             return _load_folder(name, model.path, device)
         return openclip.load_epoch(name, RunDirectory(model.path).model, _checkpoint(model.path, model.epoch), device)
+    if Path(name).is_file():
+        raise UserError(f"{name} is a file, which does not say its architecture; give ARCH@{name}, or a model folder")
     if "/" in name and "@" not in name:
         raise UserError(f"the folder {name} does not exist; give a run, a model folder, or ARCH@TAG")
     return openclip.load_released(model, device)

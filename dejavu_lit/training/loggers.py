@@ -14,6 +14,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from dejavu_lit.utils.distributed import rank
 from dejavu_lit.utils.errors import first_line
 from dejavu_lit.utils.io import name_file_in_errors, no_links, write_text
+from dejavu_lit.utils.run_directory import METRICS
 from dejavu_lit.utils.wandb import LoggerSettings, quiet, starting, wandb_options
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class CsvLogger(Logger):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.path = folder / "metrics.csv"
+        self.path = folder / METRICS
 
     @property
     def name(self) -> str:

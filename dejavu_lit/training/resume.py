@@ -4,7 +4,9 @@ import logging
 from pathlib import Path
 
 from dejavu_lit.data.epoch import check_fills_batch, epoch_plan, pairs_per_rank
+from dejavu_lit.data.key_lists import positions_of
 from dejavu_lit.data.prepared import TRAINED_ON, ready
+from dejavu_lit.data.remote import is_remote
 from dejavu_lit.evaluation.run import check_model
 from dejavu_lit.models.model_name import check_architecture
 from dejavu_lit.training.settings import TrainerSettings, TrainingRun
@@ -27,7 +29,7 @@ def run_training(run: TrainingRun, out: Path | str) -> Path:
     if not directory.started:
         run.data.check_options()
     if not directory.finished:
-        check_models(run)
+        check_models(run, resumed=directory.started)
         check_device(run.trainer)
     run = take(TrainingRun, run, data=ready(run.data))
     check_data(run)
@@ -45,8 +47,10 @@ def check_data(run: TrainingRun) -> None:
     if run.data.shards is not None:
         check_fills_batch(run.data.training_pairs(run.side), world, batch)
         return
-    sizes = run.data.shard_set(TRAINED_ON[run.side]).sizes
-    epoch_plan(sizes, 0, 0, world, 1, batch, run.data.prefix, run.data.repeat)
+    pairs = run.data.shard_set(TRAINED_ON[run.side])
+    remote = run.data.dir is not None and is_remote(run.data.dir)  # looking for keys would copy all shards
+    excluded = {} if remote else positions_of(pairs, run.data.excluded)
+    epoch_plan(pairs.sizes, 0, 0, world, 1, batch, run.data.prefix, run.data.repeat, excluded)
 
 
 def check_device(trainer: TrainerSettings) -> None:
@@ -66,11 +70,14 @@ def check_device(trainer: TrainerSettings) -> None:
         )
 
 
-def check_models(run: TrainingRun) -> None:
-    """Raise UserError for an unknown architecture, and for weights or a reference that do not exist."""
+def check_models(run: TrainingRun, resumed: bool = False) -> None:
+    """Raise UserError for an unknown architecture, and for a reference or weights that do not exist.
+
+    A ``resumed`` run has its weights in its checkpoint.
+    """
     if run.model.config is None:
         check_architecture(run.model.name)
-    if run.model.init is not None:
+    if run.model.init is not None and not resumed:
         check_model("model.init", run.model.init)
     if run.gaps.reference not in (None, PARTNER):
         check_model("gaps.reference", run.gaps.reference)

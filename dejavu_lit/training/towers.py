@@ -200,13 +200,14 @@ def image_tower(model: nn.Module) -> ImageTower | None:
 
 
 def has_standard_blocks(transformer: Any) -> bool:
-    """Whether every block is of the kind that ``residual_block`` computes."""
-    return all(
+    """Whether there are blocks, each of the kind that ``residual_block`` computes."""
+    blocks = list(getattr(transformer, "resblocks", []))
+    return bool(blocks) and all(
         type(block) is ResidualAttentionBlock
         and not hasattr(block, "ln_1_kv")
         and block.attn.in_proj_weight is not None
         and block.attn.in_proj_bias is not None
         and block.attn.bias_k is None
         and not block.attn.dropout
-        for block in getattr(transformer, "resblocks", [None])
+        for block in blocks
     )

@@ -109,7 +109,7 @@ def _build_model_and_data(run: TrainingRun, out: Path) -> tuple[ClipModule, Pair
     resumed = RunDirectory(out).last_checkpoint.is_file() and (folder / CONFIG).is_file()
     if not resumed:
         export_config(run.model, folder)
-    network = build_model(run.model, folder)
+    network = build_model(run.model, folder, resumed)
     image_config = cast(Any, network.visual).preprocess_cfg
     module = ClipModule(network, run.recipe, run.mitigation, run.seed, run.trainer)
     data_module = PairDataModule if run.data.shards is None else RawDataModule
@@ -189,7 +189,7 @@ def _callbacks(
 
 
 def _fit(trainer: pl.Trainer, module: ClipModule, pairs: PairDataModule, last: Path, resume: bool) -> None:
-    """``trainer.fit``; Ctrl-C raises KeyboardInterrupt, and the death of a loader process raises UserError."""
+    """``trainer.fit``; Ctrl-C raises KeyboardInterrupt, and the death of a loader process or of a rank raises UserError."""
     # Lightning restores the handlers that it finds here; torch sets its own once per process, so a second training had none.
     _set_SIGCHLD_handler()
     try:
@@ -199,6 +199,11 @@ def _fit(trainer: pl.Trainer, module: ClipModule, pairs: PairDataModule, last: P
             raise end.__context__ from None
         raise
     except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: killed while it was sending a batch
+        if trainer.world_size > 1 and ("gloo" in str(error) or isinstance(error, torch.distributed.DistBackendError)):
+            raise UserError(
+                f"another of the {trainer.world_size} processes exited, or did not answer for trainer.timeout_min minutes; see "
+                "its last message, then run the same command to resume"
+            ) from None
         if isinstance(error, RuntimeError) and ("DataLoader" not in str(error) or "Original Traceback" in str(error)):
             raise  # by our code, also in a process of the loader
         raise UserError(f"{loader_failure(error)}; the same command continues from {last}") from None

@@ -19,6 +19,7 @@ T = TypeVar("T")
 NOT_IDENTIFYING = ("out", "trainer", "logger", "gaps")
 CONFIG_SCHEMA = 2  # of config.yaml; version 1 had no entry for it, and named classes to be called
 RUN_SCHEMA = 1  # of run.json
+METRICS = "metrics.csv"  # of a training
 PARTNER = "partner"  # gaps.reference of a study: the reference run of the same setting
 
 
@@ -147,19 +148,20 @@ class RunDirectory:
             raise UserError(f"out={self.path} is the directory of a training; choose another folder")
 
     def check(self, settings: Any, take_over: bool = True) -> None:
-        """Raise UserError if there is a run that computes something else than ``settings``, unless it may be taken over."""
-        if (
-            self.exists
-            and (self.started or not take_over)
-            and (changed := first_difference(self.config(), to_plain(settings)))
-        ):
-            raise UserError(f"{self.path} has a run with other settings ({changed}); choose another out= or remove it")
+        """Raise UserError if there is a run that computes something else than ``settings``, unless it may be taken over.
 
-    def claim(self, settings: Any, take_over: bool = True) -> None:
-        """Save the settings; those of a run that was started stay. Raises UserError as ``check`` does."""
-        self.check(settings, take_over)
-        if not (self.exists and (self.started or not take_over)):
-            self.save(settings)
+        Files of another program that a run would replace are refused, too.
+        """
+        if not self.exists:
+            weights = self.model / "open_clip_model.safetensors"  # not its config: another rank may have written that
+            written = (self.path / METRICS, self.record_file, self.last_checkpoint, weights)
+            if other := next((path for path in written if path.exists()), None):
+                raise UserError(
+                    f"{other} would be replaced, and {self.path} is not a run directory (it has no config.yaml); choose another "
+                    "out="
+                )
+        elif (self.started or not take_over) and (changed := first_difference(self.config(), to_plain(settings))):
+            raise UserError(f"{self.path} has a run with other settings ({changed}); choose another out= or remove it")
 
     @contextmanager
     def opened(self, settings: Any, take_over: bool = True) -> Iterator[None]:
@@ -176,7 +178,9 @@ class RunDirectory:
             yield
             return
         with locked(self.path / ".lock", wait=False):
-            self.claim(settings, take_over)
+            self.check(settings, take_over)
+            if not self.exists or (take_over and not self.started):
+                self.save(settings)
             yield
 
 

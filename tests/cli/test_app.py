@@ -1,6 +1,7 @@
 """The frame around every command: which jobs failed, which option is wrong, and how to quote a value."""
 
 import errno
+import json
 import re
 import shlex
 import subprocess
@@ -178,6 +179,14 @@ def test_another_error_keeps_its_traceback():
 def test_a_text_is_taken_as_it_is_typed(option, path):
     command, name = option.split()
     assert OverridesParser.create().parse_override(quoted(f"{name}={path}", command)).value() == path
+
+
+def test_planted_memory_takes_numbers_and_lists_of_them():
+    """Their type is any, and a path would be quoted."""
+    for share, times in (("0.5", "2"), ("[0.1,0.2]", "[2,3]")):
+        given = [f"data.repeat.share={share}", f"data.repeat.times={times}"]
+        repeat = settings("train", "data=scenes", "side=target", *given).data.repeat
+        assert (repeat.share, repeat.times) == (json.loads(share), json.loads(times))
 
 
 def test_a_text_is_taken_as_it_is_typed_in_python_too():

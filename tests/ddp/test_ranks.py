@@ -188,7 +188,7 @@ def kill_all(process, run):
     for pid in [*trainers(run), process.pid]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    process.communicate()
+    return process.communicate()[1]
 
 
 @pytest.mark.parametrize(
@@ -210,4 +210,6 @@ def test_a_rank_that_dies_or_stops_ends_the_others(scenes, tmp_path, sign, rank)
         assert set(trainers(run)) <= set(wanted)
         assert process.wait(300) != 0
     finally:
-        kill_all(process, run)
+        said = kill_all(process, run)
+    assert "Traceback" not in said
+    assert "error: another of the 2 processes exited, or did not answer" in said

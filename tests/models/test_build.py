@@ -17,9 +17,9 @@ def test_a_text_tower_of_transformers_starts_from_its_own_weights_unless_its_con
     transformers = pytest.importorskip("transformers")
     bert = tmp_path / "bert"
     size = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
-    saved = transformers.BertModel(transformers.BertConfig(vocab_size=99, max_position_embeddings=16, **size))
+    saved = transformers.BertModel(transformers.BertConfig(vocab_size=49408, max_position_embeddings=16, **size))
     saved.save_pretrained(bert)
-    text = {"hf_model_name": str(bert), "hf_model_pretrained": pretrained, "hf_proj_type": "mlp"}
+    text = {"context_length": 16, "hf_model_name": str(bert), "hf_model_pretrained": pretrained, "hf_proj_type": "mlp"}
     spec = ModelSpec("own", {**CONFIG, "text_cfg": text})
     folder = tmp_path / "model"
     folder.mkdir()
@@ -36,3 +36,36 @@ def test_an_incomplete_config_is_a_users_mistake(part, reason, tmp_path):
     export_config(spec, tmp_path)
     with pytest.raises(UserError, match=rf"cannot build model\.name=own \(.*{reason}.*\); check model\.config"):
         build_model(spec, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "reason"),
+    [
+        ("vision_cfg", {"image_size": 0}, r"cannot encode an image and a caption \(.*0 x 0"),
+        ("vision_cfg", {"image_size": -8}, r"cannot encode an image and a caption \(.*-8"),
+        ("vision_cfg", {"patch_size": 100}, r"cannot encode an image and a caption \(.*Kernel size"),
+        ("vision_cfg", {"output_tokens": True}, r"cannot encode an image and a caption \("),
+        ("text_cfg", {"vocab_size": 100}, r"cannot encode an image and a caption \(.*out of range"),
+        ("text_cfg", {"context_length": 0}, r"cannot encode an image and a caption \(.*context length"),
+        ("text_cfg", {"heads": 3, "width": 16}, r"cannot build model\.name=own \(.*divisible"),
+    ],
+)
+def test_a_config_that_cannot_encode_is_a_users_mistake(part, values, reason, tmp_path):
+    spec = ModelSpec("own", {**CONFIG, part: {**CONFIG[part], **values}})
+    export_config(spec, tmp_path)
+    with pytest.raises(UserError, match=rf"{reason}.*\); check model\.config$"):
+        build_model(spec, tmp_path)
+
+
+def test_embeddings_without_values_are_refused(tmp_path):
+    spec = ModelSpec("own", {**CONFIG, "embed_dim": 0})
+    export_config(spec, tmp_path)
+    with pytest.raises(UserError, match="its embeddings have no values"):
+        build_model(spec, tmp_path)
+
+
+@pytest.mark.parametrize("tower", [5, None, "ViT", [1]])
+@pytest.mark.parametrize("part", ["text_cfg", "vision_cfg"])
+def test_a_tower_that_is_no_mapping_is_refused(part, tower):
+    with pytest.raises(UserError, match=rf"^model\.config\.{part}=.* must be a mapping"):
+        ModelSpec("own", {**CONFIG, part: tower})

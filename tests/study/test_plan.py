@@ -51,7 +51,7 @@ def planned(name, evaluation=None, seed=0, size=100, epochs=20, every=None, **mi
 
 
 def finish(path, saved, kept=()):
-    RunDirectory(path).claim(saved)
+    RunDirectory(path).save(saved)
     write_json(path / "run.json", {"schema": 1, "seconds": 10.0, "epochs": saved.recipe.epochs})
     (path / "checkpoints").mkdir(exist_ok=True)
     for epoch in kept:
@@ -121,7 +121,7 @@ def budgeted(every=5):
 
 
 def begin(path, settings):
-    RunDirectory(path).claim(settings)
+    RunDirectory(path).save(settings)
     (path / "checkpoints").mkdir()
     (path / "checkpoints" / "last.ckpt").touch()
 
@@ -208,7 +208,7 @@ def test_one_side_may_be_a_finished_run_and_the_other_a_checkpoint(tmp_path):
 
 def test_a_folder_of_another_run_is_refused(tmp_path):
     other = tmp_path / "runs" / "mask-n100-s0-target"
-    RunDirectory(other).claim(config(text_mask=0.3))
+    RunDirectory(other).save(config(text_mask=0.3))
     make_plan(tmp_path, [planned("mask", text_mask=0.5)])  # nothing was trained there: it is taken over
     (other / "checkpoints").mkdir()
     (other / "checkpoints" / "last.ckpt").touch()
@@ -293,7 +293,7 @@ def test_why_a_training_failed():
 
 
 def test_a_row_has_the_value_of_every_knob(tmp_path):
-    RunDirectory(tmp_path).claim(config(text_mask=0.3))
+    RunDirectory(tmp_path).save(config(text_mask=0.3))
     values = knobs(tmp_path)
     assert (values["text_mask"], values["weight_decay"], values["stop_epoch"]) == (0.3, 0.2, 20)
     assert (values["logit_scale_max"], values["logit_scale_init"]) == (100.0, 14.2857)
@@ -450,7 +450,7 @@ def test_the_size_of_a_row_is_the_number_of_pairs_of_its_training_set(tmp_path):
         half = int(name == "dealt")
         for side in ("target", "reference"):
             path = tmp_path / f"{name}-{side}"
-            RunDirectory(path).claim(replace(run, side=side, data=replace(run.data, half=half)))
+            RunDirectory(path).save(replace(run, side=side, data=replace(run.data, half=half)))
             write_json(path / "run.json", {"schema": 1, "seconds": 1.0, "epochs": 20, "train_size": trained})
         paths = {side: tmp_path / f"{name}-{side}" for side in ("target", "reference")}
         cells.append(Cell(name=name, overrides=(), train_size=None, seed=0, half=half, **paths))
@@ -506,7 +506,7 @@ def test_a_sweep_in_the_order_of_its_jobs(tmp_path):
         finish(tmp_path / str(number), config(side, text_mask=mask))
     finish(tmp_path / "12", config("target", seed=3))
     finish(tmp_path / "again", config("target", text_mask=0.5))
-    RunDirectory(tmp_path / "13").claim(config("reference", seed=3))
+    RunDirectory(tmp_path / "13").save(config("reference", seed=3))
     cells, skipped = pair_runs(tmp_path)
     assert [cell.name for cell in cells] == [f"mitigation.text_mask={m}" for m in (0.5, 0.0, 0.01, 0.02, 0.03, 0.04)]
     assert cells[0].overrides == ("mitigation.text_mask=0.5",)
@@ -566,7 +566,7 @@ def test_a_sweep_distinguishes_options_that_change_figures(tmp_path):
         for side in ("target", "reference")
     ]
     for number, run_config in enumerate(configs):
-        RunDirectory(tmp_path / str(number)).claim(run_config)
+        RunDirectory(tmp_path / str(number)).save(run_config)
         write_json(tmp_path / str(number) / "run.json", {"schema": 1})
     cells, skipped = pair_runs(tmp_path)
     assert len({cell.name for cell in cells}) == 4

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dejavu_lit.data.prepared import DataSpec
+from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.models.settings import ModelSpec
 from dejavu_lit.training.resume import check_data, check_device, run_training
 from dejavu_lit.training.settings import Recipe, TrainerSettings, TrainingRun
@@ -23,6 +24,16 @@ def test_raw_shards_too_few_for_a_batch_are_refused(tmp_path: Path) -> None:
         check_data(replace(run, side="reference"))
     with pytest.raises(UserError, match=r"^recipe.batch=64 does not divide by 3 ranks"):
         check_data(replace(run, trainer=TrainerSettings(devices=3)))
+
+
+def test_excluded_pairs_fill_no_batch(scenes: Path, tmp_path: Path) -> None:
+    keys = ShardSet.open(scenes / "A").keys()
+    (tmp_path / "exclude.txt").write_text("\n".join(keys[:90]))
+    data = DataSpec("scenes", dir=str(scenes), exclude=str(tmp_path / "exclude.txt"))
+    run = TrainingRun(data=data, model=ModelSpec("tiny"), recipe=Recipe(1, 16, 1e-3), side="target")
+    check_data(replace(run, side="reference"))
+    with pytest.raises(UserError, match=r"^6 training pairs do not fill one batch of 1 ranks × 16 pairs"):
+        check_data(run)
 
 
 def test_ranks_that_would_train_side_by_side_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

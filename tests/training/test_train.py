@@ -113,17 +113,26 @@ def test_a_checkpoint_is_written_in_its_own_folder_only(scenes, tmp_path, monkey
     assert names == {"epoch=0001.ckpt", "last.ckpt"}
 
 
-def test_a_run_is_not_continued_with_the_preprocessing_of_a_base_that_changed(runs, scenes, tmp_path):
+@pytest.mark.parametrize("base_is", ["changed", "gone"])
+def test_a_resumed_run_needs_nothing_of_its_base(base_is, runs, scenes, tmp_path):
+    """Its weights are in the checkpoint, its preprocessing and tokenizer in model/."""
     base = Path(shutil.copytree(runs["reference"] / "model", tmp_path / "base"))
-    options = ["side=target", f"data.dir={scenes}", f"out={tmp_path / 'run'}", *SMALL, f"model.init=local-dir:{base}"]
-    assert call("train", *options).returncode == 0
-    (tmp_path / "run/run.json").unlink()  # as if it had been killed before its end
+    options = ["side=target", f"data.dir={scenes}", *SMALL, f"model.init=local-dir:{base}"]
+    for name in ("whole", "resumed"):
+        assert call("train", *options, f"out={tmp_path / name}").returncode == 0
+    (tmp_path / "resumed/run.json").unlink()  # as if it had been killed before its end
     config = json.loads((base / "open_clip_config.json").read_text())
     config["preprocess_cfg"]["mean"] = [0.1, 0.2, 0.3]
-    (base / "open_clip_config.json").write_text(json.dumps(config))
-    done = call("train", *options)
-    assert done.returncode == 1
-    assert "differ in their preprocessing" in done.stderr
+    if base_is == "changed":
+        (base / "open_clip_config.json").write_text(json.dumps(config))
+    else:
+        shutil.rmtree(base)
+    done = call("train", *options, f"out={tmp_path / 'resumed'}")
+    assert done.returncode == 0, done.stderr
+    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "resumed")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    configs = [(tmp_path / name / "model/open_clip_config.json").read_text() for name in ("whole", "resumed")]
+    assert configs[0] == configs[1]
 
 
 def test_a_stop_epoch_does_not_change_the_learning_rate(scenes, tmp_path):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from dejavu_lit.data.prepare import prepare
+from dejavu_lit.data.readers.scenes import SceneReader
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.parallel import map_unordered
 
@@ -33,6 +35,18 @@ def test_every_job_is_done_once(workers: int) -> None:
     assert sorted(value for value, _ in results) == [7 * value for value in range(100)]
     here = {process for _, process in results} == {os.getpid()}
     assert here == (workers <= 1)
+
+
+def test_spawned_workers_write_the_same_data_as_forked_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are spawned on macOS: what the jobs share and what they return is pickled."""
+    shards = {}
+    for platform in ("linux", "darwin"):
+        monkeypatch.setattr("dejavu_lit.utils.parallel.sys.platform", platform)
+        sizes = {"A": 0.5, "B": 0.2, "H": 0.1, "V": 0.1, "P": 0.1}
+        prepare(SceneReader(count=60), tmp_path / platform, sizes, pairs_per_shard=10)
+        shards[platform] = {path.name: path.read_bytes() for path in (tmp_path / platform).glob("A/*.tar")}
+    assert len(shards["linux"]) == 3
+    assert shards["linux"] == shards["darwin"]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -47,3 +47,26 @@ def test_the_folder_of_another_program_is_left_as_it_is(tmp_path: Path) -> None:
         pass
     assert events.exists()
     assert (tmp_path / "config.yaml").read_text() == "name: other\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.csv", "run.json", "checkpoints/last.ckpt", "model/open_clip_model.safetensors"]
+)
+def test_files_of_another_program_are_not_replaced(tmp_path: Path, name: str) -> None:
+    """They are at the places of a run's files, but there is no config.yaml."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("theirs")
+    with (
+        pytest.raises(UserError, match=rf"{name} would be replaced.*choose another out="),
+        RunDirectory(tmp_path).opened({}),
+    ):
+        pass
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [Path(name).name]
+
+
+def test_the_model_s_config_of_a_faster_rank_is_its_own(tmp_path: Path) -> None:
+    """All ranks export the config, and rank 0 may be the last to get there."""
+    directory = RunDirectory(tmp_path)
+    write_json(directory.model / "open_clip_config.json", {})
+    with directory.opened({"seed": 1}):
+        assert directory.exists

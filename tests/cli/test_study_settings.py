@@ -1,0 +1,23 @@
+"""The settings of a study that was begun."""
+
+from pathlib import Path
+
+import pytest
+
+from dejavu_lit import settings
+from dejavu_lit.cli.study_settings import planned_rows
+from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.run_directory import RunDirectory
+from tests.conftest import SMALL
+
+
+def test_a_study_that_was_begun_may_have_lost_its_initial_weights(scenes: Path, tmp_path: Path) -> None:
+    """Its runs have them in their checkpoints."""
+    study = settings("mitigate", f"data.dir={scenes}", *SMALL, "model.init=runs/base", "+settings.x=[]")
+    with pytest.raises(UserError, match=r"^settings\.x: model\.init=runs/base: runs/base does not exist"):
+        planned_rows(study, tmp_path)
+    last = RunDirectory(tmp_path / "runs" / "x-s0-target").last_checkpoint
+    last.parent.mkdir(parents=True)
+    last.touch()
+    (row,) = planned_rows(study, tmp_path)
+    assert row.runs["target"].model.init == "runs/base"
