@@ -36,7 +36,7 @@ codecs.register_error(REPLACED := "dejavu-lit", _replace)
 
 @contextmanager
 def clean_exit() -> Iterator[None]:
-    """Turn expected exceptions into one sentence on stderr and the exit code; print what the output lacks as ``_replace`` has it."""
+    """Turn expected exceptions into one sentence on stderr and the exit code; print signs that the output lacks as ``?``."""
     gc.set_threshold(
         10_000
     )  # indexes and records are many objects without cycles; Python would search them after every 700
