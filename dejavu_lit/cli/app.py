@@ -27,7 +27,7 @@ from dejavu_lit.cli import help, mistakes, secrets
 from dejavu_lit.cli.gate import EXIT_CODE
 from dejavu_lit.cli.options import Mitigate, register
 from dejavu_lit.study.slurm import cpus_per_task, gpus_per_node, submission_error, tasks_per_node
-from dejavu_lit.utils.config import to_settings
+from dejavu_lit.utils.config import expand_home, to_settings
 from dejavu_lit.utils.distributed import forget_left_over_ranks
 from dejavu_lit.utils.errors import UserError, error_sentence, first_line
 from dejavu_lit.utils.exit_codes import clean_exit, fail
@@ -156,7 +156,7 @@ def typed_settings(cfg: DictConfig, command: str, typed: Sequence[str]) -> Any:
             OmegaConf.update(cfg, name, None)
     try:
         secrets.check_secrets(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
-        found = to_settings(cfg)
+        found = expand_home(to_settings(cfg))
     except OmegaConfBaseException as error:
         raise UserError(mistakes.explain(error, command, typed)) from None
     return replace(found, typed=tuple(typed)) if isinstance(found, Mitigate) else found

@@ -149,11 +149,9 @@ def _run(
     write_json(job.out / UNFINISHED / SETTINGS, settings)
     listed = {name: {"listed": len(lists[name]), "absent": absent[name]} for name in lists}
     entries = {pairs.name: _describe_set(pairs, job, assignment, listed.get(pairs.name)) for pairs in sets}
-    # A folder without shards would be refused by every command that takes the sets that are there.
-    written = [pairs for pairs in sets if len(pairs.rows)]
-    if len(written) < len(sets):
-        logger.warning("not written, without any pair: %s", ", ".join(p.name for p in sets if not len(p.rows)))
-    fingerprints = write_sets(job.out, written, job.pairs_per_shard, workers)
+    if empty := [pairs.name for pairs in sets if not len(pairs.rows)]:
+        logger.warning("not written, without any pair: %s", ", ".join(empty))
+    fingerprints = write_sets(job.out, sets, job.pairs_per_shard, workers)
 
     skipped = _by_source({name: source_scan.skipped for name, source_scan in scans.items()})
     unread = _by_source({name: getattr(source, "unread", {}) for name, source in job.sources.items()})

@@ -1,5 +1,6 @@
 """The shards, sizes.json and object parts of sets whose pairs and order are given, written in parallel."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,9 @@ def write_sets(out: Path, sets: Sequence[PairSet], pairs_per_shard: int, workers
             if path not in planned:
                 path.unlink()
         own = [shard for shard in shards if shard.number == number]
+        if not own:  # every command that takes the sets that are there would refuse a folder without shards
+            shutil.rmtree(out / pairs.name, ignore_errors=True)
+            continue
         write_json(out / pairs.name / SIZES, {shard.tar.name: len(shard.rows) for shard in own})
         fingerprints[pairs.name] = fingerprint([hashes[shard.tar] for shard in own])
     return fingerprints

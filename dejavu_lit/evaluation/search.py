@@ -107,15 +107,15 @@ def best_k(
     total = sum(map(len, public))
     ids = np.arange(total) if ids is None else ids
     asked, best = Vectors.load(queries, names=["queries"]), Best.empty(len(queries), k)
+    units = asked.scaled()
     rounding, most = float32_error(queries.shape[1]), k + MARGIN
     if index == "gpu":  # its tensor cores may round the factors to 10 bits, by less than 2⁻¹⁰ each
         rounding, most = rounding + 2.0**-9 * 1.01, min(2 * k + 2 * MARGIN, MAX_GPU_CANDIDATES)
     with progress(None, "searching", total, "vector") as bar:
         for start, chunk in chunks(public):
             rows, before = ids[start : start + len(chunk)], Best(best.rows.copy(), best.scores.copy())
-            cheap, candidates = _knn(asked.units, chunk.units, min(most, len(chunk)), index)
-            lengths = (1 + asked.length_error) * (1 + chunk.length_error)
-            error = lengths * rounding + lengths - 1
+            cheap, candidates = _knn(units, chunk.units, min(most, len(chunk)), index)
+            error = (1 + chunk.length_error) * rounding + chunk.length_error
             least = best.scores[:, -1]  # a lower bound of the final k-th cosine
             if cheap.shape[1] >= k:
                 least = np.maximum(least, cheap[:, k - 1] - error)

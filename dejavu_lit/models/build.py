@@ -135,7 +135,7 @@ def _first_difference(model: Any, tokenizer: Any, source: Any, source_tokenizer:
     if not torch.equal(tokens := tokenizer([PROBE]), source_tokenizer([PROBE])):
         return "tokenizer"
     vectors = zip(_probe(model, tokens), _probe(source, tokens), strict=True)
-    same_image, same_caption = (torch.allclose(own, theirs, rtol=1e-3, atol=1e-4) for own, theirs in vectors)
+    same_image, same_caption = (torch.allclose(own, theirs, rtol=1e-3, atol=1e-5) for own, theirs in vectors)
     return "text encoder" if not same_caption else "image encoder" if not same_image else ""
 
 

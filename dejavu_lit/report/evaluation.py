@@ -19,7 +19,7 @@ from dejavu_lit.measure.recompute import read_metrics
 from dejavu_lit.measure.records import read_columns
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.report.cards import CardImages, Row, cards, choose_keys, neighbors, read_ranks, read_rows, write_script
-from dejavu_lit.report.figure_files import begin_figures
+from dejavu_lit.report.figure_files import begun_figures
 from dejavu_lit.report.images import read_image_objects, write_thumbnails
 from dejavu_lit.report.modelcard import latex, markdown
 from dejavu_lit.report.page import evaluation_page
@@ -148,10 +148,11 @@ def write_pages(
     for place, evaluation in evaluations.items():
         page, before = folder / place, earlier / place / "figures" if earlier else None
         drawn = evaluation.figure_data(options.redact)
-        figures = begin_figures("evaluation", drawn, page / "figures", options.formats, before)
-        rows = read_rows(evaluation.records, ranks[place], chosen, evaluation.metrics["k"])
-        images = CardImages() if options.redact else write_card_images(evaluation, rows, folder / THUMBS, earlier)
-        write_script(page / "data" / "cards.js", "cards", cards(rows, images, options.redact))
+        with begun_figures("evaluation", drawn, page / "figures", options.formats, before) as finished:
+            rows = read_rows(evaluation.records, ranks[place], chosen, evaluation.metrics["k"])
+            images = CardImages() if options.redact else write_card_images(evaluation, rows, folder / THUMBS, earlier)
+            write_script(page / "data" / "cards.js", "cards", cards(rows, images, options.redact))
+            figures = finished()
         halves = any(row["memorization"] for row in rows)
         pairs = {"shown": len(rows), "total": len(ranks[place].keys), "counterfactual": halves}
         hashes = {path.name: file_sha256(path) for path in evaluation.artifacts()}
@@ -160,7 +161,7 @@ def write_pages(
             "memorized-keys.txt": "".join(f"{row['key']}\n" for row in rows),
             "modelcard.md": markdown(evaluation.metrics),
             "modelcard.tex": latex(evaluation.metrics),
-            "index.html": evaluation_page(evaluation.metrics, figures(), pairs, hashes, options.redact, source, root),
+            "index.html": evaluation_page(evaluation.metrics, figures, pairs, hashes, options.redact, source, root),
         }
         for name, text in texts.items():
             (page / name).write_text(text, encoding="utf-8")

@@ -12,7 +12,8 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from hashlib import sha256
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dejavu_lit.utils.io import link_or_copy, read_json, write_csv, write_json
-from dejavu_lit.utils.parallel import map_unordered, thread_count
+from dejavu_lit.utils.parallel import begun, thread_count
 from dejavu_lit.utils.progress import progress
 
 if TYPE_CHECKING:
@@ -66,18 +67,21 @@ def draw_figures(
 
     Returns [] if matplotlib is not installed.
     """
-    return begin_figures(kind, contents, folder, formats, earlier)()
+    with begun_figures(kind, contents, folder, formats, earlier) as figures:
+        return figures()
 
 
-def begin_figures(
+@contextmanager
+def begun_figures(
     kind: str, contents: Mapping[str, Any], folder: Path, formats: Sequence[str], earlier: Path | None
-) -> Callable[[], list[FigureInfo]]:
-    """Begin what ``draw_figures`` does in other processes; the result waits for them and returns the figures."""
+) -> Iterator[Callable[[], list[FigureInfo]]]:
+    """Begin what ``draw_figures`` does, in other processes; the value waits for them and returns the figures."""
     try:
         from dejavu_lit.report.figures import missing_characters
     except ImportError:
         log.warning("the report has no figures: they require matplotlib (pip install 'dejavu-lit[report]')")
-        return list
+        yield list
+        return
     from dejavu_lit.report.plots import evaluation_plots
     from dejavu_lit.report.study_plots import study_plots
 
@@ -99,15 +103,15 @@ def begin_figures(
                     link_or_copy(earlier / name, folder / name)
                 shown[plot.name] = info
     new = [plot for plot in plots if plot.name not in shown]
-    drawn = map_unordered(_save, (folder, formats), new, min(thread_count(), len(new)))
+    with begun(_save, (folder, formats), new, min(thread_count(), len(new))) as drawn:
 
-    def finish() -> list[FigureInfo]:
-        shown.update((info.name, info) for info in progress(drawn, "figures", len(new), "figure"))
-        if shown:
-            write_json(folder / INDEX, {plot.name: asdict(shown[plot.name]) for plot in plots})
-        return [shown[plot.name] for plot in plots]
+        def finish() -> list[FigureInfo]:
+            shown.update((info.name, info) for info in progress(drawn, "figures", len(new), "figure"))
+            if shown:
+                write_json(folder / INDEX, {plot.name: asdict(shown[plot.name]) for plot in plots})
+            return [shown[plot.name] for plot in plots]
 
-    return finish
+        yield finish
 
 
 def _save(place: tuple[Path, Sequence[str]], plot: "Plot") -> FigureInfo:

@@ -34,15 +34,12 @@ def show_report(settings: ReportSettings, out: Path) -> Path | None:
     A report that was made of the same files is left as it is, and a redacted one stays redacted. Its figures are SVG;
     ``dejavu report`` adds PNG and PDF.
     """
+    if not settings.write:
+        return None
     page = out / "report" / "index.html"
     options = ReportOptions(redact=is_redacted(settings, out))
     data = _moved_data(page.parent)
-    is_current = _is_current(out, page.parent, options, data)
-    if not settings.write:
-        if page.is_file() and not is_current:
-            log.warning("%s shows earlier results; dejavu report path=%s writes it again", page, out)
-        return None
-    if not is_current:
+    if not _is_current(out, page.parent, options, data):
         page = write_report(out, redact=options.redact, data=data, formats=options.formats)
     print(f"report: {page}")
     return page

@@ -39,8 +39,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_at_least(self, "recipe.", epochs=1, batch=1, accumulate=1, warmup_steps=0)
-        check_range(self, "recipe.", "(0, inf)", "lr", "gradient_clip")
-        check_range(self, "recipe.", "[1, inf)", "logit_scale_max")
+        check_range(self, "recipe.", "(0, inf)", "lr", "logit_scale_max", "gradient_clip")
         check_range(self, "recipe.", "[0, inf)", "eps", "weight_decay")
         check_range(self, "recipe.", "[0, 1)", "beta1", "beta2")
 

@@ -35,7 +35,7 @@ from dejavu_lit.training.settings import TrainingRun
 from dejavu_lit.training.stopping import EarlyStop, NonFiniteLossStop, stop_reason
 from dejavu_lit.utils.config import to_plain
 from dejavu_lit.utils.distributed import lightning_environment, rank
-from dejavu_lit.utils.errors import UserError, explained
+from dejavu_lit.utils.errors import UserError, explained, first_line
 from dejavu_lit.utils.io import write_json
 from dejavu_lit.utils.provenance import provenance
 from dejavu_lit.utils.run_directory import RUN_SCHEMA, RunDirectory
@@ -201,8 +201,8 @@ def _fit(trainer: pl.Trainer, module: ClipModule, pairs: PairDataModule, last: P
     except (RuntimeError, ConnectionError, EOFError) as error:  # the last two: killed while it was sending a batch
         if trainer.world_size > 1 and ("gloo" in str(error) or isinstance(error, torch.distributed.DistBackendError)):
             raise UserError(
-                f"another of the {trainer.world_size} processes exited, or did not answer for trainer.timeout_min minutes; see "
-                "its last message, then run the same command to resume"
+                f"the {trainer.world_size} processes lost each other ({first_line(error)}): one exited, or did not answer for "
+                "trainer.timeout_min minutes; see the last message of each, then run the same command to resume"
             ) from None
         if isinstance(error, RuntimeError) and ("DataLoader" not in str(error) or "Original Traceback" in str(error)):
             raise  # by our code, also in a process of the loader

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -86,18 +86,19 @@ def to_settings(node: Any) -> Any:
     if added := next(_added(node), None):
         names = [name for name, _ in flatten(OmegaConf.to_container(node)) if name != added]  # type: ignore[arg-type]
         raise UserError(f"+{added} is not an option{suggest_option(added, names)}")
-    _expand_home(node)
     return OmegaConf.to_object(node)
 
 
-def _expand_home(node: Any) -> None:
-    """Write the user's home for ``~/`` at the start of texts: a shell does not see those in lists and in YAML."""
-    for key in range(len(node)) if isinstance(node, ListConfig) else list(node):
-        value = None if OmegaConf.is_missing(node, key) else node[key]
-        if isinstance(value, DictConfig | ListConfig):
-            _expand_home(value)
-        elif isinstance(value, str) and value.startswith("~/"):
-            node[key] = os.path.expanduser(value)
+def expand_home(value: Any) -> Any:
+    """New settings, in which ``~/`` at the start of texts is the user's home: a shell does not see those in lists and in YAML."""
+    if is_dataclass(value):
+        for field in fields(value):
+            object.__setattr__(value, field.name, expand_home(getattr(value, field.name)))
+    elif isinstance(value, Mapping):
+        return {name: expand_home(inner) for name, inner in value.items()}
+    elif isinstance(value, list | tuple):
+        return type(value)(map(expand_home, value))
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def _added(node: DictConfig, path: str = "") -> Iterator[str]:

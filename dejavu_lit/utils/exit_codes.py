@@ -39,7 +39,7 @@ def clean_exit() -> Iterator[None]:
     """Turn expected exceptions into one sentence on stderr and the exit code; print signs that the output lacks as ``?``."""
     gc.set_threshold(
         10_000
-    )  # indexes and records are many objects without cycles; Python would search them after every 700
+    )  # indexes and records are many objects without cycles, which Python would search again and again
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell (>&-): what is written there is lost, and nothing else
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115

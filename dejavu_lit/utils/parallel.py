@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -24,25 +24,31 @@ _state: Any = None
 def map_unordered(
     function: Callable[[State, Job], Result], state: State, jobs: Iterable[Job], workers: int
 ) -> Iterator[Result]:
-    """``function(state, job)`` for every job, in order of completion; in this process if ``workers`` ≤ 1.
+    """Yield ``function(state, job)`` for every job, in order of completion; in this process if ``workers`` ≤ 1.
 
-    The workers begin at once. On Linux they are forked and share ``state``; elsewhere it is pickled once per worker.
-    ``function`` must be importable. The first exception stops everything.
+    On Linux the workers are forked and share ``state``; elsewhere it is pickled once per worker. ``function`` must be
+    importable. The first exception stops everything.
 
     Raises:
-        UserError: when the results are read: a worker was killed, e.g. for lack of memory.
+        UserError: a worker was killed, e.g. for lack of memory.
     """
+    with begun(function, state, jobs, workers) as results:
+        yield from results
+
+
+@contextmanager
+def begun(
+    function: Callable[[State, Job], Result], state: State, jobs: Iterable[Job], workers: int
+) -> Iterator[Iterator[Result]]:
+    """The results as of ``map_unordered``, whose workers begin before the first is read; leaving the block ends them."""
     if workers <= 1:
-        return (function(state, job) for job in jobs)
+        yield (function(state, job) for job in jobs)
+        return
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     pool = ProcessPoolExecutor(workers, context, _start, (state,))
-    return _results(pool, [pool.submit(_call, function, job) for job in jobs])
-
-
-def _results(pool: ProcessPoolExecutor, futures: Sequence[Future[Result]]) -> Iterator[Result]:
     try:
-        for future in as_completed(futures):
-            yield future.result()
+        futures = [pool.submit(_call, function, job) for job in jobs]
+        yield (future.result() for future in as_completed(futures))
     except BrokenProcessPool:
         raise UserError(
             "a worker process was killed, perhaps for lack of memory; run the command again with fewer workers= or a "

@@ -22,8 +22,10 @@ from dejavu_lit.cli import commands
 from dejavu_lit.cli.app import CONF, compose
 from dejavu_lit.cli.mistakes import _quotes_hint, explain, quoted
 from dejavu_lit.cli.options import register
+from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.report.terminal import console
 from dejavu_lit.study.slurm import KILL_OTHERS, SlurmSettings
+from dejavu_lit.utils.config import read
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.exit_codes import REPLACED, clean_exit
 from tests.conftest import ROOT, call, run
@@ -201,6 +203,8 @@ def test_a_path_may_begin_at_the_home_directory():
 
 
 def test_the_home_folder_is_found_in_lists_and_mappings() -> None:
+    """Of what is typed: saved settings are data, in which nothing is replaced."""
+    assert read(DataSpec, {"name": "x", "dir": "~/${oc.env:HOME}"}).dir == "~/${oc.env:HOME}"
     home = Path.home()
     data = settings("train", "side=target", "data=stream", "data.shards=['~/{0..9}.tar','b/~/c','~']").data
     assert data.shards == [f"{home}/{{0..9}}.tar", "b/~/c", "~"]

@@ -212,4 +212,4 @@ def test_a_rank_that_dies_or_stops_ends_the_others(scenes, tmp_path, sign, rank)
     finally:
         said = kill_all(process, run)
     assert "Traceback" not in said
-    assert "error: another of the 2 processes exited, or did not answer" in said
+    assert "error: the 2 processes lost each other" in said

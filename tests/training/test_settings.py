@@ -23,7 +23,7 @@ RECIPE = Recipe(epochs=1, batch=8, lr=0.1)
         ("weight_decay", -0.1),
         ("weight_decay", float("nan")),
         ("lr", float("inf")),
-        ("logit_scale_max", 0.5),
+        ("logit_scale_max", 0.0),
         ("gradient_clip", 0.0),
     ],
 )

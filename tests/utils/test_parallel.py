@@ -10,7 +10,7 @@ import pytest
 from dejavu_lit.data.prepare import prepare
 from dejavu_lit.data.readers.scenes import SceneReader
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.parallel import map_unordered
+from dejavu_lit.utils.parallel import begun, map_unordered
 
 
 def scaled(factor: int, value: int) -> tuple[int, int]:
@@ -59,18 +59,31 @@ def mark(folder: Path, name: str) -> None:
     (folder / name).touch()
 
 
+def mark_slowly(folder: Path, name: str) -> None:
+    time.sleep(0.05)
+    mark(folder, name)
+
+
 def test_workers_begin_before_a_result_is_read(tmp_path: Path) -> None:
-    results = map_unordered(mark, tmp_path, "abc", 2)
-    deadline = time.monotonic() + 60
-    while len(list(tmp_path.iterdir())) < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "c"}
-    assert list(results) == [None] * 3
+    with begun(mark, tmp_path, "abc", 2) as results:
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.iterdir())) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "c"}
+        assert list(results) == [None] * 3
+
+
+def test_leaving_the_block_ends_the_workers_and_drops_what_they_have_not_begun(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), begun(mark_slowly, tmp_path, [str(n) for n in range(100)], 2):
+        raise KeyboardInterrupt
+    done = len(list(tmp_path.iterdir()))
+    time.sleep(0.3)
+    assert len(list(tmp_path.iterdir())) == done < 20
 
 
 def test_a_killed_worker_is_told_in_a_sentence() -> None:
     with pytest.raises(UserError, match="a worker process was killed"):
-        list(map_unordered(die, None, range(50), 2))
+        list(map_unordered(die, None, range(5000), 2))
 
 
 def running(group: int) -> list[int]:

@@ -145,7 +145,7 @@ class Detectron2Detector(Detector):
             ) from None
 
     def _file(self, option: str) -> Path:
-        path = Path(str(getattr(self, option)))
+        path = Path(str(getattr(self, option))).expanduser()
         if not path.is_file():
             raise UserError(f"annotator.{option}={path} does not exist; give a local file")
         return path
