@@ -47,8 +47,8 @@ def begun(
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     pool = ProcessPoolExecutor(workers, context, _start, (state,))
     try:
-        futures = [pool.submit(_call, function, job) for job in jobs]
-        yield (future.result() for future in as_completed(futures))
+        finished = as_completed([pool.submit(_call, function, job) for job in jobs])  # which drops each after its turn
+        yield (future.result() for future in finished)
     except BrokenProcessPool:
         raise UserError(
             "a worker process was killed, perhaps for lack of memory; run the command again with fewer workers= or a "

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,17 @@ def test_leaving_the_block_ends_the_workers_and_drops_what_they_have_not_begun(t
     done = len(list(tmp_path.iterdir()))
     time.sleep(0.3)
     assert len(list(tmp_path.iterdir())) == done < 20
+
+
+def mebibyte(_: None, value: int) -> bytes:
+    return bytes([value]) * 2**20
+
+
+def test_a_result_is_dropped_after_its_turn() -> None:
+    tracemalloc.start()
+    assert sum(map(len, map_unordered(mebibyte, None, range(200), 2))) == 200 * 2**20
+    assert tracemalloc.get_traced_memory()[1] < 100 * 2**20
+    tracemalloc.stop()
 
 
 def test_a_killed_worker_is_told_in_a_sentence() -> None:
