@@ -79,7 +79,7 @@ def planned_rows(study: Mitigate, out: Path) -> list["PlannedRow"]:
     settings = list(_settings(study))
     _check_folder_names((name, size) for name, _, _, size in settings)
     checked: set[str] = set()
-    begun = any(RunDirectory(path).started for path in (out / "runs").glob("*"))
+    has_runs = any(RunDirectory(path).started for path in (out / "runs").glob("*"))
     rows = []
     for name, series, overrides, size in settings:
         where = f"settings.{name}"
@@ -99,7 +99,7 @@ def planned_rows(study: Mitigate, out: Path) -> list["PlannedRow"]:
             # given here, so evaluations may open it
             evaluation = replace(evaluation, data=replace(given, dir=address))
         with _prefixed(where):
-            runs = _checked(study, runs, setting.evaluate, checked, begun)
+            runs = _checked(study, runs, setting.evaluate, checked, has_runs)
         data = runs["target"].data
         is_counted = size is None and len(study.sizes) > 1 and not data.to_be_prepared
         every = data.training_pairs("target") if is_counted else None
@@ -218,16 +218,16 @@ def _check_folder_names(settings: Iterable[tuple[str, int | None]]) -> None:
 
 
 def _checked(
-    study: Mitigate, runs: Mapping[str, TrainingRun], evaluation: EvaluationSettings, checked: set[str], begun: bool
+    study: Mitigate, runs: Mapping[str, TrainingRun], evaluation: EvaluationSettings, checked: set[str], has_runs: bool
 ) -> dict[str, TrainingRun]:
     """A setting's runs with their data ready, once checked for all settings that share them.
 
-    For a plan alone nothing is generated, and data that would be is not checked. The runs of a study that was ``begun`` may
+    For a plan alone nothing is generated, and data that would be is not checked. Those of a study that ``has_runs`` may
     need no initial weights; one that does is refused by its own training.
     """
     for run in runs.values():
         run.data.check_options()
-        check_models(run, begun)
+        check_models(run, has_runs)
     missing = [d for d in (runs["target"].data, evaluation.data) if isinstance(d, DataSpec) and d.to_be_prepared]
     if study.plan_only and missing:
         if _is_new(str(missing[0].folder), checked):

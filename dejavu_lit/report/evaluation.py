@@ -19,7 +19,7 @@ from dejavu_lit.measure.recompute import read_metrics
 from dejavu_lit.measure.records import read_columns
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.report.cards import CardImages, Row, cards, choose_keys, neighbors, read_ranks, read_rows, write_script
-from dejavu_lit.report.figure_files import begun_figures
+from dejavu_lit.report.figure_files import figures_in_background
 from dejavu_lit.report.images import read_image_objects, write_thumbnails
 from dejavu_lit.report.modelcard import latex, markdown
 from dejavu_lit.report.page import evaluation_page
@@ -148,7 +148,7 @@ def write_pages(
     for place, evaluation in evaluations.items():
         page, before = folder / place, earlier / place / "figures" if earlier else None
         drawn = evaluation.figure_data(options.redact)
-        with begun_figures("evaluation", drawn, page / "figures", options.formats, before) as finished:
+        with figures_in_background("evaluation", drawn, page / "figures", options.formats, before) as finished:
             rows = read_rows(evaluation.records, ranks[place], chosen, evaluation.metrics["k"])
             images = CardImages() if options.redact else write_card_images(evaluation, rows, folder / THUMBS, earlier)
             write_script(page / "data" / "cards.js", "cards", cards(rows, images, options.redact))

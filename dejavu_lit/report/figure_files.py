@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dejavu_lit.utils.io import link_or_copy, read_json, write_csv, write_json
-from dejavu_lit.utils.parallel import begun, thread_count
+from dejavu_lit.utils.parallel import in_background, thread_count
 from dejavu_lit.utils.progress import progress
 
 if TYPE_CHECKING:
@@ -67,12 +67,12 @@ def draw_figures(
 
     Returns [] if matplotlib is not installed.
     """
-    with begun_figures(kind, contents, folder, formats, earlier) as figures:
+    with figures_in_background(kind, contents, folder, formats, earlier) as figures:
         return figures()
 
 
 @contextmanager
-def begun_figures(
+def figures_in_background(
     kind: str, contents: Mapping[str, Any], folder: Path, formats: Sequence[str], earlier: Path | None
 ) -> Iterator[Callable[[], list[FigureInfo]]]:
     """Begin what ``draw_figures`` does, in other processes; the value waits for them and returns the figures."""
@@ -103,7 +103,7 @@ def begun_figures(
                     link_or_copy(earlier / name, folder / name)
                 shown[plot.name] = info
     new = [plot for plot in plots if plot.name not in shown]
-    with begun(_save, (folder, formats), new, min(thread_count(), len(new))) as drawn:
+    with in_background(_save, (folder, formats), new, min(thread_count(), len(new))) as drawn:
 
         def finish() -> list[FigureInfo]:
             shown.update((info.name, info) for info in progress(drawn, "figures", len(new), "figure"))

@@ -32,12 +32,12 @@ def map_unordered(
     Raises:
         UserError: a worker was killed, e.g. for lack of memory.
     """
-    with begun(function, state, jobs, workers) as results:
+    with in_background(function, state, jobs, workers) as results:
         yield from results
 
 
 @contextmanager
-def begun(
+def in_background(
     function: Callable[[State, Job], Result], state: State, jobs: Iterable[Job], workers: int
 ) -> Iterator[Iterator[Result]]:
     """The results as of ``map_unordered``, whose workers begin before the first is read; leaving the block ends them."""
