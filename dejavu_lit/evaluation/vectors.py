@@ -12,13 +12,9 @@ from dejavu_lit.measure.score_kernels import compiled
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.parallel import for_blocks
 
-CHUNK_BYTES = (
-    128 * 2**20
-)  # of stored vectors at once, which take twice as much in memory, four times if they are scaled
+CHUNK_BYTES = 128 * 2**20  # of stored vectors at once; in memory they take twice as much, scaled four times
 ROWS_AT_ONCE = 1024  # vectors that a thread converts at a time
-NEARLY_UNIT = (
-    2.0**-11
-)  # the most that norms differ from 1 after rounding unit vectors to float16, subnormal values apart
+NEARLY_UNIT = 2.0**-11  # the most that rounding to float16 changes a norm of 1, subnormal values apart
 FLOAT32 = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)  # of the bits of each float16
 
 
@@ -61,7 +57,8 @@ class Vectors:
     @cached_property
     def units(self) -> np.ndarray:
         """float32 [m, d]: the vectors with norms of about 1, scaled only if the stored ones are not such."""
-        return self.stored if np.abs(self.norms - 1).max(initial=0) <= NEARLY_UNIT else self.scaled()
+        is_unit = np.abs(self.norms - 1).max(initial=0) <= NEARLY_UNIT
+        return self.stored if is_unit else self.scaled()
 
     def scaled(self) -> np.ndarray:
         """float32 [m, d]: the vectors divided by their norms."""

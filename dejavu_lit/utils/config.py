@@ -90,7 +90,7 @@ def to_settings(node: Any) -> Any:
 
 
 def expand_home(value: Any) -> Any:
-    """New settings, in which ``~/`` at the start of texts is the user's home: a shell does not see those in lists and in YAML."""
+    """The settings, with the user's home for ``~/`` at the start of texts: a shell does not see those in lists and in YAML."""
     if is_dataclass(value):
         for field in fields(value):
             object.__setattr__(value, field.name, expand_home(getattr(value, field.name)))

@@ -37,9 +37,7 @@ codecs.register_error(REPLACED := "dejavu-lit", _replace)
 @contextmanager
 def clean_exit() -> Iterator[None]:
     """Turn expected exceptions into one sentence on stderr and the exit code; print signs that the output lacks as ``?``."""
-    gc.set_threshold(
-        10_000
-    )  # indexes and records are many objects without cycles, which Python would search again and again
+    gc.set_threshold(10_000)  # indexes and records, many objects without cycles, would be searched again and again
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell (>&-): what is written there is lost, and nothing else
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
