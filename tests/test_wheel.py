@@ -65,7 +65,8 @@ def test_it_holds_every_file_of_the_package_and_the_configuration(wheel):
     conf = {f"dejavu_lit/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")}
     assert len(conf) > 50
     assert names == package | conf
-    assert {"dejavu_lit/measure/metrics.schema.json", "dejavu_lit/report/templates/base.html.j2"} <= names
+    files = ("measure/metrics.schema.json", "study/study.schema.json", "report/templates/base.html.j2")
+    assert {f"dejavu_lit/{file}" for file in files} <= names
 
 
 def test_it_says_what_it_needs_and_is_licensed(wheel):

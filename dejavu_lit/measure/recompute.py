@@ -19,6 +19,7 @@ from dejavu_lit.measure.settings import Settings
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import read_json_object
 
+METRICS_SCHEMA = "metrics.schema.json"
 RECORD_FILES = {"population": "records.parquet", "null": "records_null.parquet", "swapped": "records_swapped.parquet"}
 # Options of an evaluation that can change without searching again.
 MODEL_FREE_OPTIONS = (
@@ -102,16 +103,23 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     metrics = read_json_object(path)
     if metrics.get("schema", VERSIONS[0]) not in VERSIONS:
         read_json_object(path, VERSIONS[-1])  # raises, with both numbers
-    if (damage := _damage(json.dumps(metrics))) is not None:
+    if (damage := schema_error(json.dumps(metrics), "dejavu_lit.measure", METRICS_SCHEMA)) is not None:
         raise UserError(f"{path} is damaged ({damage}); run dejavu evaluate again")
     return metrics
 
 
 @lru_cache
-def _damage(metrics: str) -> str | None:
-    """What the schema refuses in the text of a metrics.json, None if nothing; a command may read the same file often."""
-    import jsonschema
+def schema_error(text: str, package: str, name: str) -> str | None:
+    """What the JSON schema ``name`` of a package refuses in the text of a file, None if nothing; files are read often.
 
-    schema = json.loads((files("dejavu_lit.measure") / "metrics.schema.json").read_text(encoding="utf-8"))
-    error = next(jsonschema.Draft202012Validator(schema).iter_errors(json.loads(metrics)), None)
+    It may refer to the definitions of metrics.json.
+    """
+    import jsonschema
+    from referencing import Registry, Resource
+
+    schema = json.loads((files(package) / name).read_text(encoding="utf-8"))
+    metrics = json.loads((files("dejavu_lit.measure") / METRICS_SCHEMA).read_text(encoding="utf-8"))
+    registry: Registry[Any] = Registry().with_resource(METRICS_SCHEMA, Resource.from_contents(metrics))
+    validator = jsonschema.Draft202012Validator(schema, registry=registry)
+    error = next(validator.iter_errors(json.loads(text)), None)
     return None if error is None else f"{error.json_path}: {error.message[:200]}"

@@ -136,7 +136,7 @@ def _image_strip(folder: Path, thumbnails: Sequence[Thumbnail | None]) -> Any:
     """Thumbnails side by side as one image for wandb; None without thumbnails."""
     import wandb
 
-    images = [Image.open(folder / thumbnail.name) for thumbnail in thumbnails if thumbnail]
+    images = [Image.open(folder / thumbnail.name, formats=["WEBP"]) for thumbnail in thumbnails if thumbnail]
     if not images:
         return None
     widths = [max(1, round(image.width * STRIP_HEIGHT / image.height)) for image in images]

@@ -13,8 +13,8 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
@@ -22,7 +22,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dejavu_lit.utils.io import link_or_copy, read_json, write_csv, write_json
+from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import is_plain_file, link_or_copy, read_json_object, write_csv, write_json
 from dejavu_lit.utils.parallel import in_background, thread_count
 from dejavu_lit.utils.progress import progress
 
@@ -121,17 +122,14 @@ def _save(place: tuple[Path, Sequence[str]], plot: "Plot") -> FigureInfo:
 
 
 def _read_index(folder: Path) -> dict[str, FigureInfo]:
-    """The figures of an earlier report whose files all exist; none if another version wrote it."""
-    if not (folder / INDEX).is_file():
-        return {}
-    figures, known = {}, {field.name for field in fields(FigureInfo)}
-    for name, entry in read_json(folder / INDEX).items():
-        if entry.keys() != known:
-            continue
-        lists = {key: tuple(value) for key, value in entry.items() if isinstance(value, list)}
-        info = FigureInfo(**{**entry, **lists})
-        if all((folder / file).is_file() for file in _files(info)):
-            figures[name] = info
+    """The figures of an earlier report whose files all exist; none if another version wrote it, or if it is damaged."""
+    figures = {}
+    with suppress(UserError, TypeError, AttributeError):
+        for name, entry in read_json_object(folder / INDEX).items():
+            lists = {key: tuple(value) for key, value in entry.items() if isinstance(value, list)}
+            info = FigureInfo(**{**entry, **lists})
+            if all(is_plain_file(folder / file) for file in _files(info)):
+                figures[name] = info
     return figures
 
 

@@ -6,6 +6,7 @@ read_image_objects([Path("OUT/objects/NAME/A")], keys, 0.5)["key"]  -> ImageObje
 
 import io
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from hashlib import sha256
 from pathlib import Path
@@ -18,12 +19,14 @@ from PIL import ImageOps
 from dejavu_lit.data.decode import open_image
 from dejavu_lit.data.objects import as_stored, read_part
 from dejavu_lit.data.shards import BadPair, ShardIndex, ShardSet
-from dejavu_lit.utils.io import link_or_copy, read_json, visible_files, write_json
+from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import is_plain_file, link_or_copy, read_json_object, visible_files, write_json
 from dejavu_lit.utils.parallel import map_ahead, thread_count
 from dejavu_lit.utils.progress import progress
 
 MAX_BOXES = 40  # of one image, those with the largest scores: more are indistinguishable
 THREADS = 8  # that each decode an image, which may have 300 MB
+THUMBNAIL_NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{18}\.webp")
 WEBP_QUALITY = 60  # artifacts stay invisible at the size of a card
 ORIENTATION, UPRIGHT = 274, 1  # EXIF
 Box = tuple[str, list[float]]  # label, and x, y, width, height in pixels
@@ -137,14 +140,18 @@ def _state(shards: ShardSet) -> dict[str, Any]:
 
 
 def _listed_thumbnails(index: Path, state: Mapping[str, Any]) -> dict[str, Thumbnail]:
-    """{key: thumbnail} of a list of thumbnails that are still there, if it was made from the same shards."""
-    if not index.is_file():
+    """{key: thumbnail} of a list of thumbnails that are still there, if it was made from the same shards.
+
+    The list may be of a report from elsewhere: it names only files that ``write_thumbnails`` could have written.
+    """
+    try:
+        saved = read_json_object(index)
+        entries = saved["thumbnails"].items() if saved["shards"] == state else ()
+        listed = {key: Thumbnail(*entry) for key, entry in entries}
+        known = {key: thumbnail for key, thumbnail in listed.items() if THUMBNAIL_NAME.fullmatch(thumbnail.name)}
+    except (UserError, KeyError, TypeError, AttributeError):  # missing or damaged
         return {}
-    saved = read_json(index)
-    if saved["shards"] != state:
-        return {}
-    listed = {key: Thumbnail(*entry) for key, entry in saved["thumbnails"].items()}
-    return {key: thumbnail for key, thumbnail in listed.items() if (index.parent / thumbnail.name).is_file()}
+    return {key: thumbnail for key, thumbnail in known.items() if is_plain_file(index.parent / thumbnail.name)}
 
 
 def shrink(data: bytes, size: int) -> tuple[bytes, int, int]:

@@ -37,11 +37,10 @@ from dejavu_lit.study.ranking import (
     is_recommended,
     utility,
 )
-from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import file_sha256, read_json_object
+from dejavu_lit.study.study_file import read_study
+from dejavu_lit.utils.io import file_sha256
 
 SCRIPTS = ("report.js", "cards.js", "study.js")
-SCHEMA = 1
 SECTIONS = {  # id and template: heading
     "settings": "The settings",
     "figures": "Figures",
@@ -60,11 +59,9 @@ def open_study(path: Path, data: Path | None) -> tuple[dict[str, Any], dict[str,
     """The contents of study.json, and {label: evaluation} of the settings that have one.
 
     Raises:
-        UserError: study.json has another schema or no settings.
+        UserError: study.json has another schema or no settings, or is damaged.
     """
-    study = read_json_object(path / "study.json", SCHEMA)
-    if not study.get("settings"):
-        raise UserError(f"{path}/study.json has no settings; run dejavu mitigate again")
+    study = read_study(path / "study.json")
     return study, {
         label: Evaluation.open((path / setting["metrics"]).parent, data)
         for label, setting in labelled_rows(study).items()

@@ -31,6 +31,7 @@ from dejavu_lit.study.ranking import (
     seed_and_half,
     unit_of,
 )
+from dejavu_lit.study.study_file import SCHEMA
 from dejavu_lit.training.settings import TrainingRun
 from dejavu_lit.utils.config import flatten, to_plain
 from dejavu_lit.utils.errors import UserError, error_sentence
@@ -40,7 +41,6 @@ from dejavu_lit.utils.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1  # of study.json
 OPEN_CLIP_LOGIT_SCALE = round(1 / 0.07, 4)  # the initial value, unless a checkpoint or a knob sets another
 
 RecordSets = tuple[Records, Records | None]  # of A, and of B if it was measured

@@ -134,6 +134,11 @@ def read_json_object(path: Path | str, schema: int | None = None) -> dict[str, A
     return value
 
 
+def is_plain_file(path: Path) -> bool:
+    """Whether ``path`` is a file and no link, which could show a file from elsewhere in a report that is shared."""
+    return path.is_file() and not path.is_symlink()
+
+
 def link_or_copy(source: Path, path: Path) -> None:
     """Make ``path`` the same file as ``source``, by a hard link if the file system allows it, unless it exists.
 

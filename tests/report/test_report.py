@@ -535,3 +535,41 @@ def test_a_study_says_which_models_know_nothing(small_study: Path, capsys: pytes
     assert sentence in " ".join(capsys.readouterr().out.split())
     study["settings"][1]["beats_blind"] = None  # not measured
     assert "blind baseline" not in study_page(study, [], [], {}, "source")
+
+
+def test_a_study_from_elsewhere_is_not_written_outside_its_report(small_study: Path, tmp_path: Path) -> None:
+    study = shutil.copytree(small_study, tmp_path / "given" / "study")
+    contents = read_json(study / "study.json")
+    contents["settings"][0]["seed"] = "0/../../../../../victim"
+    write_json(study / "study.json", contents)
+    with pytest.raises(
+        UserError, match=r"study\.json is damaged \(\$\.settings\[0\]\.seed: .* is not of type 'integer'\)"
+    ):
+        write_report(study)
+    assert [path.name for path in tmp_path.iterdir()] == ["given"]
+
+
+def test_an_earlier_report_shows_no_other_files(plain: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(plain, tmp_path / "evaluation")
+    report = write_report(folder, formats=("svg",)).parent
+    (folder / "secret.webp").write_text("secret")
+    lists = sorted((report / "thumbs").glob("*.json"))
+    changed = read_json(lists[0])
+    link, outside = list(changed["thumbnails"])[:2]
+    linked = report / "thumbs" / changed["thumbnails"][link][0]
+    linked.unlink()
+    linked.symlink_to(folder / "secret.webp")
+    changed["thumbnails"][outside][0] = "../../secret.webp"
+    write_json(lists[0], changed)
+    write_json(lists[1], {"thumbnails": 5})
+    drawing = report / "figures" / "gaps.svg"
+    drawing.unlink()
+    drawing.symlink_to(folder / "secret.webp")
+    write_report(folder, formats=("svg",))
+    assert not [path for path in report.rglob("*") if path.is_symlink()]
+    assert len(read_json(report / "thumbs" / lists[0].name)["thumbnails"]) == len(changed["thumbnails"])
+    assert "secret" not in (report / "thumbs" / lists[0].name).read_text()
+    assert "<svg" in drawing.read_text()
+    write_json(report / "figures" / "figures.json", ["damaged"])
+    write_report(folder, formats=("svg",))
+    assert read_json(report / "figures" / "figures.json")

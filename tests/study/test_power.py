@@ -116,3 +116,9 @@ def test_invalid_arguments_are_refused(tmp_path: Path) -> None:
     write_json(tmp_path / "m.json", metrics(0.5) | {"symmetric": None})
     with pytest.raises(UserError, match="has no symmetric gap"):
         required_sample(tmp_path / "m.json")
+
+
+def test_a_file_that_lacks_a_figure_is_refused_by_name(tmp_path: Path) -> None:
+    write_json(tmp_path / "metrics.json", {"settings": {}, "symmetric": {"ppg": {}}, "counts": {"records": 0}})
+    with pytest.raises(UserError, match=r"metrics=.*/metrics\.json is damaged: a figure is missing or not a number"):
+        required_sample(tmp_path / "metrics.json")
