@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 UTILITY = ("zeroshot_top1", "zeroshot_top5", "i2t_r1", "t2i_r1", "linear_probe")
 PIPE_WIDTH = 132  # columns, if stdout is not a terminal
 UNLIMITED = 10_000  # columns, to measure what a table needs
+GROUPS = 20  # lines of an evaluation; there may be thousands of owners
 KEPT = 0  # the importance of a column that is never left out
 
 
@@ -121,12 +122,17 @@ def show_evaluation(metrics: Mapping[str, Any], out: Path, width: int | None = N
 
 
 def _show_groups(terminal: _Terminal, groups: Mapping[str, Any]) -> None:
-    """The groups with a gap or membership that H does not explain (q ≤ 0.05), one per line."""
+    """The groups with a gap or membership that H does not explain (q ≤ 0.05), one per line, the first ``GROUPS`` of them."""
+    lines = []
     for group in groups["groups"]:
         q = {"gap": group["q"], "membership": group.get("clipmem_q")}
         if shown := [f"q {value:.3g} by {name}" for name, value in q.items() if value is not None and value <= 0.05]:
             gap = f"PPG {signed(group['ppg'])}, {' and '.join(shown)} ({group['records']} records)"
-            terminal.say(f"{groups['column']}={group['group']}: {gap}")
+            lines.append(f"{groups['column']}={group['group']}: {gap}")
+    for line in lines[:GROUPS]:
+        terminal.say(line)
+    if len(lines) > GROUPS:
+        terminal.say(f"{len(lines) - GROUPS} more groups with q ≤ 0.05 are in groups.csv")
 
 
 def _show_gaps(terminal: _Terminal, metrics: Mapping[str, Any]) -> None:

@@ -117,6 +117,15 @@ def test_commands_end_with_three_next_steps(of_study: bool, capsys: pytest.Captu
         assert ("open out/report/index.html" in steps[0]) == (page is not None)
 
 
+def test_of_many_groups_the_first_have_a_line(evaluation: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    groups = [{"group": f"owner {i}", "records": 7, "ppg": 0.25, "q": 0.01, "clipmem_q": None} for i in range(23)]
+    metrics = read_json(evaluation / "metrics.json")
+    show_evaluation({**metrics, "groups": {"column": "meta.owner", "groups": groups}}, Path("out"))
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("meta.owner=") for line in lines) == 20
+    assert "3 more groups with q ≤ 0.05 are in groups.csv" in lines
+
+
 def test_only_groups_that_h_does_not_explain_have_a_line(evaluation: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = {"a": (0.01, 0.5), "b": (0.2, 0.03), "c": (0.04, 0.001), "d": (0.2, 0.3), "e": (0.2, None)}
     groups = [
