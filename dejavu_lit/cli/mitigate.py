@@ -121,10 +121,11 @@ def evaluate_study(
 
     rows, failures = table.evaluate_cells(out, cells, evaluate, failed)
     if rows:
-        show_study(table.write_study(out, rows, failures, settings.utility_loss, cells), out)
+        study = table.write_study(out, rows, failures, settings.utility_loss, cells)
+        show_study(study, out)
         page = show_report(report, out)
         log_study(settings.logger, out, is_redacted(report, out))
-        show_next_steps(out, page, study=True)
+        show_next_steps(out, page, study)
     if failures:
         reasons = "; ".join(f"{label} ({reason})" for label, reason in failures.items())
         raise UserError(f"{len(failures)} of {len(cells)} settings have no result: {reasons}")

@@ -272,13 +272,15 @@ def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def show_next_steps(out: Path, page: Path | None, study: bool) -> None:
-    """Print the three things that one does next with the results in ``out``, whose report is ``page`` if it was written."""
+def show_next_steps(out: Path, page: Path | None, results: Mapping[str, Any]) -> None:
+    """Print what one does next with the ``results`` in ``out``, a metrics.json or study.json; ``page``: the report, if written."""
     steps = [
         f"open {page}" if page else f"dejavu report path={out}    # write the report",
         f"dejavu report path={out} redact=true out={out}-to-share    # without captions and images",
-        "dejavu mitigate … seeds=[0,1,2]    # intervals that include the noise of training"
-        if study
-        else f'dejavu evaluate … out={out} fail_if="symmetric.ppg.ci95[0]>0.05"    # a gate for releases',
     ]
+    if "pooled" not in results:
+        block = next(name for name in ("symmetric", "corrected", "population") if results[name])
+        steps.append(f'dejavu evaluate … out={out} fail_if="{block}.ppg.ci95[0]>0.05"    # a gate for releases')
+    elif all(len(pooled["seeds"]) < 3 for pooled in results["pooled"]):
+        steps.append("dejavu mitigate … seeds=[0,1,2]    # intervals that include the noise of training")
     print_next(*steps)

@@ -107,14 +107,37 @@ def test_nothing_recommended_names_the_rule(study: Path, capsys: pytest.CaptureF
     assert "recommended: none" not in text
 
 
-@pytest.mark.parametrize("of_study", [True, False])
-def test_commands_end_with_three_next_steps(of_study: bool, capsys: pytest.CaptureFixture[str]) -> None:
+ONE_DIRECTION = {"symmetric": None, "corrected": {"ppg": {}}, "population": {"ppg": {}}}
+
+
+@pytest.mark.parametrize(
+    ("results", "last"),
+    [
+        (
+            {"symmetric": {"ppg": {}}},
+            'dejavu evaluate … out=out fail_if="symmetric.ppg.ci95[0]>0.05"    # a gate for releases',
+        ),
+        (ONE_DIRECTION, 'dejavu evaluate … out=out fail_if="corrected.ppg.ci95[0]>0.05"    # a gate for releases'),
+        (
+            {"pooled": [{"seeds": [0]}]},
+            "dejavu mitigate … seeds=[0,1,2]    # intervals that include the noise of training",
+        ),
+        (
+            {"pooled": [{"seeds": [0, 1, 2]}]},
+            "dejavu report path=out redact=true out=out-to-share    # without captions and images",
+        ),
+    ],
+)
+def test_commands_end_with_next_steps_that_fit_the_results(
+    results: dict[str, Any], last: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     for page in (Path("out/report/index.html"), None):
-        show_next_steps(Path("out"), page, of_study)
+        show_next_steps(Path("out"), page, results)
         heading, *steps = capsys.readouterr().out.splitlines()
         assert heading == "next:"
-        assert len(steps) == 3
         assert ("open out/report/index.html" in steps[0]) == (page is not None)
+        assert "redact=true" in steps[1]
+        assert steps[-1].strip() == last
 
 
 def test_of_many_groups_the_first_have_a_line(evaluation: Path, capsys: pytest.CaptureFixture[str]) -> None:
