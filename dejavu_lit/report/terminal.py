@@ -273,7 +273,7 @@ def _share(value: float | None) -> str:
 
 
 def show_next_steps(out: Path, page: Path | None, results: Mapping[str, Any]) -> None:
-    """Print what one does next with the ``results`` in ``out``, a metrics.json or study.json; ``page``: the report, if written."""
+    """Print what to do next with the ``results`` in ``out``, a metrics.json or study.json; ``page``: the report if written."""
     steps = [
         f"open {page}" if page else f"dejavu report path={out}    # write the report",
         f"dejavu report path={out} redact=true out={out}-to-share    # without captions and images",

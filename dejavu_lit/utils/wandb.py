@@ -1,6 +1,7 @@
 """Weights & Biases: project, group and id of a run, an evaluation or a study. Nothing heavy is imported."""
 
 import os
+import re
 import secrets
 import signal
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dejavu_lit.utils.errors import UserError, explained
-from dejavu_lit.utils.io import read_json, write_json
+from dejavu_lit.utils.io import read_json, read_json_object, write_json
 
 FOLDER = "wandb"  # below a run, an evaluation or a study
 STUDY_PARTS = ("runs", "evaluations")  # folders of a study, in which its runs and evaluations lie
@@ -64,6 +65,9 @@ def wandb_options(out: Path, settings: Wandb, job_type: str, beside: Path | None
     Args:
         job_type: target, reference, evaluation or study.
         beside: a run that this belongs to; its group is taken where none is given.
+
+    Raises:
+        UserError: id.json is damaged.
     """
     path = out / FOLDER / "id.json"
     if not path.exists():
@@ -74,13 +78,16 @@ def wandb_options(out: Path, settings: Wandb, job_type: str, beside: Path | None
         home = home.parent if home.name in STUDY_PARTS else home
         agents = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None  # it insists on its own
         write_json(path, {"id": agents or secrets.token_hex(4), "group": group or home.name})
-    known = read_json(path)
+    known = read_json_object(path)
+    id = known.get("id")
+    if not isinstance(id, str) or not re.fullmatch(r"[\w.-]+", id):  # it is a part of paths, some of which are deleted
+        raise UserError(f"{path} has no id of a wandb run; remove it to log as a new run")
     name = out.name if not out.name.isdecimal() else f"{out.resolve().parent.name}-{out.name}"  # a job of a multirun
     return {
         "name": name,
         "project": settings.project,
-        "group": known["group"],
-        "id": known["id"],
+        "group": known.get("group"),
+        "id": id,
         "job_type": job_type,
         "tags": settings.tags or None,
     }

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dejavu_lit.report.dashboard import log_evaluation, log_study
 from dejavu_lit.report.scalars import scalars, settings_rows
+from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import read_json, write_json
 from dejavu_lit.utils.wandb import LoggerSettings, Wandb
 from tests.report.artifacts import HOSTILE
@@ -153,6 +154,19 @@ def test_redacting_later_deletes_the_unredacted_runs(
     assert caplog.text.count("if it was uploaded, delete it online too") == 1
     written = b"".join(path.read_bytes() for path in (out / "wandb").rglob("*") if path.is_file())
     assert b"in image 7" not in written
+
+
+def test_an_id_that_leads_elsewhere_is_refused_before_anything_is_deleted(plain: Path, tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    out = copy(plain, tmp_path / "gap")
+    (out / "wandb" / "offline-run-1-x").mkdir(parents=True)
+    (tmp_path / "mine").mkdir()
+    for id in ("x/../../../mine", "*", 5, None):
+        write_json(out / "wandb" / "id.json", {"id": id, "group": "given"})
+        with pytest.raises(UserError, match=r"id\.json has no id of a wandb run"):
+            log_evaluation(LoggerSettings(Wandb()), out, redact=True)
+    assert (tmp_path / "mine").is_dir()
+    assert (out / "wandb" / "offline-run-1-x").is_dir()
 
 
 def test_a_changed_evaluation_is_logged_again_under_its_id(plain: Path, tmp_path: Path) -> None:
