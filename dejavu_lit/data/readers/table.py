@@ -1,4 +1,4 @@
-"""Pairs from a table: CSV, TSV, parquet or Arrow, with a column of images or their paths and columns of captions.
+"""Pairs from a table: CSV, TSV, JSON lines, parquet or Arrow, with a column of images or their paths and columns of captions.
 
 Rows of one image path are one pair with several captions, as in Flickr8k's ``captions.txt``. Rows with the image's bytes,
 as in the Hub's parquet files, are one pair if they have one path, or one given key, and the same bytes.
@@ -45,7 +45,7 @@ class TableReader:
     name = "table"  # in fingerprints and messages
     annotator = None  # a table provides no objects
     path: Any
-    """The table: .csv, .tsv, .txt, .parquet or .arrow; of the last two also several, a folder or a pattern."""
+    """The table: .csv, .tsv, .txt, .jsonl, .parquet or .arrow; also several or a pattern, of the last two also a folder."""
     image: str = "path"
     """The column of images: paths relative to the table, bytes, or {bytes, path}; auto: guessed by its name."""
     caption: Any = "caption"
@@ -78,7 +78,7 @@ class TableReader:
     def _reading(self) -> Iterator[None]:
         try:
             yield
-        except (pa.ArrowException, OSError, KeyError, ValueError, OverflowError) as error:
+        except (pa.ArrowException, OSError, KeyError, ValueError, OverflowError, RecursionError) as error:
             raise UserError(f"{self.path} cannot be read as a table ({first_line(error)}); check the file") from None
 
     @cached_property
