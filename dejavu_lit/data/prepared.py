@@ -94,8 +94,9 @@ class DataSpec:
     """{set: reader}: additional sets for prepare, e.g. a labelled one."""
 
     def __post_init__(self) -> None:
-        if self.dir == "":  # a variable of the shell that is not set would mean the current folder
-            raise UserError("data.dir= is empty; give the folder")
+        for name, meaning in (("dir", "the folder"), ("shards", "their path, address or pattern")):
+            if getattr(self, name) == "":  # a variable of the shell that is not set would mean the current folder
+                raise UserError(f"data.{name}= is empty; give {meaning}")
         if not -(2**63) <= self.seed < 2**63:
             raise UserError(f"data.seed={self.seed} must be a whole number of at most 18 digits")
 
