@@ -135,7 +135,7 @@ def _run(
     set_sizes(job.sizes, len(keys[MAIN]), count_by_set(lists, listed_sets(members, keys[MAIN])))
 
     for source in job.sources.values():
-        _ = source.annotator  # what it reads is shared by the workers, which would each read it anew
+        _ = source.annotator  # what it reads is shared by the workers, which would each read it again
     perceptual = job.near_duplicates is not None
     scans = {}
     for name, source in job.sources.items():
