@@ -5,14 +5,14 @@
 """
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
 import numpy as np
 
 from dejavu_lit.data.epoch import Positions, nested_sizes
 from dejavu_lit.data.manifest import duplicate_groups
-from dejavu_lit.data.readers.base import below, clean_keys
+from dejavu_lit.data.readers.base import clean_keys
 from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.data.splits import ANY, NONE, SETS
@@ -119,15 +119,14 @@ def read_lists(files: Mapping[str, Path | str | None]) -> dict[str, list[str]]:
 
 
 def match_lists(
-    lists: Mapping[str, Sequence[str]], keys: Sequence[str], root: str = ""
+    lists: Mapping[str, Sequence[str]], keys: Sequence[str], listed_name: Callable[[str], str] = str
 ) -> tuple[dict[str, list[str]], dict[str, int]]:
     """{set: its listed keys that are in the data} and {set: how many are missing}, with a warning if any are.
 
     A line that is not a key may be what the reader makes a key from: a column's text, or an image's path.
 
     Args:
-        lists: from ``read_lists``; keys: those of the data, at least one; root: the folder below which a reader made
-            keys from absolute paths.
+        lists: from ``read_lists``; keys: those of the data, at least one; listed_name: the reader's, if it has one.
 
     Raises:
         UserError: a key is listed for two sets, or no key of a list is in the data. The message then shows one of each,
@@ -137,7 +136,7 @@ def match_lists(
     for name, lines in lists.items():
         unknown = []
         for line in lines:
-            key = next((form for form in _possible_keys(line, root) if form in known), None)
+            key = next((form for form in _possible_keys(line, listed_name) if form in known), None)
             if key is None:
                 unknown.append(line)
             elif (earlier := set_of.setdefault(key, name)) != name:
@@ -158,10 +157,10 @@ def match_lists(
     return {name: [key for key, owner in set_of.items() if owner == name] for name in lists}, missing
 
 
-def _possible_keys(line: str, root: str) -> Iterator[str]:
+def _possible_keys(line: str, listed_name: Callable[[str], str]) -> Iterator[str]:
     """What a line may stand for: a key, a text that readers make a key from, or an image's path."""
     yield line
-    line = below(root, line)
+    line = listed_name(line)
     yield clean_keys([line])[0]
     stem, dot, extension = line.rpartition(".")
     if dot and extension.lower() in IMAGE_EXTENSIONS:

@@ -129,7 +129,7 @@ def _run(
     job: _Job, lists: Mapping[str, list[str]], settings: dict[str, Any], workers: int, max_skipped: float
 ) -> dict[str, Any]:
     keys = _read_keys(job.sources)
-    members, absent = match_lists(lists, keys[MAIN], getattr(job.sources[MAIN], "key_root", ""))
+    members, absent = match_lists(lists, keys[MAIN], getattr(job.sources[MAIN], "listed_name", str))
     excluded = _exclude(keys, job.exclude)
     # Too few pairs are an error before the long scan, not after.
     set_sizes(job.sizes, len(keys[MAIN]), count_by_set(lists, listed_sets(members, keys[MAIN])))
