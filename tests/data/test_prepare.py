@@ -212,13 +212,13 @@ def test_too_many_unusable_pairs_stop_it_and_a_larger_share_continues(folder: Pa
 
 
 def test_excluded_keys_are_in_no_set(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "keys.txt").write_text("a03\na17\n\nnobody\n")
+    (tmp_path / "keys.txt").write_text("a03\na17.png\n\na17\nnobody\n")
     manifest = prepare(FolderReader(folder), tmp_path / "out", {"A": 38}, exclude=tmp_path / "keys.txt")
     assert manifest["pairs"]["excluded"] == 2
     assert not {"a03", "a17"} & set(ShardSet.open(tmp_path / "out/A").keys())
-    assert "1 of 3 keys" in caplog.text
+    assert "1 of 4 keys" in caplog.text
     (tmp_path / "keys.txt").write_text("nobody\n")
-    with pytest.raises(UserError, match=r"none of the 1 keys in .*keys\.txt is in the data"):
+    with pytest.raises(UserError, match=r"none of .*keys\.txt is in the data: it lists 'nobody', .* such as 'a00'"):
         prepare(FolderReader(folder), tmp_path / "again", {"A": 38}, exclude=tmp_path / "keys.txt")
     with pytest.raises(UserError, match=r"none\.txt is not a file; give a text file"):
         prepare(FolderReader(folder), tmp_path / "again", {"A": 38}, exclude=tmp_path / "none.txt")
