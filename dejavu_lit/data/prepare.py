@@ -269,7 +269,9 @@ def _describe_set(pairs: PairSet, job: _Job, assignment: Assignment, listed: dic
         "objects": annotator.name if annotator else None,
     }
     if pairs.name in job.extra:
-        return entry | {"left_out_as_duplicates": len(pairs.scan.keys) - count}
+        if copies := len(pairs.scan.keys) - count:
+            logger.warning("%d of %d images of %s left out: other sets have them", copies, copies + count, pairs.name)
+        return entry | {"left_out_as_duplicates": copies}
     entry["asked"] = size = assignment.sizes[pairs.name]
     if count < size:
         logger.warning("%s got %d of %d pairs: the remaining groups are larger", pairs.name, count, size)

@@ -136,7 +136,7 @@ def matching_tars(path: Path) -> list[Path]:
         tars += matches
     if not tars:
         raise UserError(
-            f"{path} has no shards; give a folder of *.tar, a tar, or a pattern such as '*.tar' or '{{0..9}}.tar'"
+            f"{path} has no shards; give a folder of *.tar, a tar, or a pattern such as '*/*.tar' or '{{0..9}}.tar'"
         )
     return tars
 
