@@ -52,7 +52,7 @@ def _evaluate_pair(settings: Evaluate, out: Path, gate: Gate | None, ranks: Rank
     show_evaluation(metrics, out)
     page = show_report(settings.report, out)
     log_evaluation(logger, out, is_redacted(settings.report, out))
-    show_next_steps(out, page, study=False)
+    show_next_steps(out, page, metrics)
     if gate is not None and gate.fails(metrics):
         print(f"fail_if holds: {gate.text}", file=sys.stderr)
         sys.exit(EXIT_CODE)

@@ -124,7 +124,7 @@ def evaluate_study(
         show_study(table.write_study(out, rows, failures, settings.utility_loss, cells), out)
         page = show_report(report, out)
         log_study(settings.logger, out, is_redacted(report, out))
-        show_next_steps(out, page, study=True)
+        show_next_steps(out, page)
     if failures:
         reasons = "; ".join(f"{label} ({reason})" for label, reason in failures.items())
         raise UserError(f"{len(failures)} of {len(cells)} settings have no result: {reasons}")

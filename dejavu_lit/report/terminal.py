@@ -266,13 +266,18 @@ def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def show_next_steps(out: Path, page: Path | None, study: bool) -> None:
-    """Print the three things that one does next with the results in ``out``, whose report is ``page`` if it was written."""
+def show_next_steps(out: Path, page: Path | None, metrics: Mapping[str, Any] | None = None) -> None:
+    """Print the three things that one does next with the results in ``out``, whose report is ``page`` if it was written.
+
+    Args:
+        metrics: those of an evaluation; None: of a study.
+    """
+    block = next((name for name in ("symmetric", "corrected") if (metrics or {}).get(name)), "population")
     steps = [
         f"open {page}" if page else f"dejavu report path={out}    # write the report",
         f"dejavu report path={out} redact=true out={out}-to-share    # without captions and images",
         "dejavu mitigate … seeds=[0,1,2]    # intervals that include the noise of training"
-        if study
-        else f'dejavu evaluate … out={out} fail_if="symmetric.ppg.ci95[0]>0.05"    # a gate for releases',
+        if metrics is None
+        else f'dejavu evaluate … out={out} fail_if="{block}.ppg.ci95[0]>0.05"    # a gate for releases',
     ]
     print_next(*steps)

@@ -107,14 +107,25 @@ def test_nothing_recommended_names_the_rule(study: Path, capsys: pytest.CaptureF
     assert "recommended: none" not in text
 
 
-@pytest.mark.parametrize("of_study", [True, False])
-def test_commands_end_with_three_next_steps(of_study: bool, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("metrics", "last"),
+    [
+        (None, "dejavu mitigate"),
+        ({"symmetric": {"ppg": {}}, "corrected": {"ppg": {}}}, 'fail_if="symmetric.ppg'),
+        ({"symmetric": None, "corrected": {"ppg": {}}}, 'fail_if="corrected.ppg'),
+        ({"symmetric": None, "corrected": None}, 'fail_if="population.ppg'),
+    ],
+)
+def test_commands_end_with_three_next_steps(
+    metrics: dict[str, Any] | None, last: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     for page in (Path("out/report/index.html"), None):
-        show_next_steps(Path("out"), page, of_study)
+        show_next_steps(Path("out"), page, metrics)
         heading, *steps = capsys.readouterr().out.splitlines()
         assert heading == "next:"
         assert len(steps) == 3
         assert ("open out/report/index.html" in steps[0]) == (page is not None)
+        assert last in steps[2]
 
 
 def test_only_groups_that_h_does_not_explain_have_a_line(evaluation: Path, capsys: pytest.CaptureFixture[str]) -> None:

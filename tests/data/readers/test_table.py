@@ -103,6 +103,21 @@ def test_json_lines_as_image_folders_of_the_hub_have_them(folder: Path) -> None:
         TableReader(folder / "list.jsonl").keys()
 
 
+def test_paths_may_be_relative_to_another_folder(folder: Path) -> None:
+    (folder / "texts").mkdir()
+    table = folder / "texts" / "captions.txt"
+    table.write_text("path,caption\n0001.png,a\n0002.png,b\n0001.png,c\n")
+    reader = TableReader(table, images=folder / "pics")
+    assert reader.keys() == ["0001", "0002"]
+    pair = reader.read("0001")[0]
+    assert pair.image == (folder / "pics/0001.png").read_bytes()
+    assert pair.meta == {"path": "0001.png", "captions": ["a", "c"]}
+    assert reader.fingerprint()["images"] == str(folder / "pics")
+    assert "images" not in TableReader(table).fingerprint()
+    with pytest.raises(UserError, match=r"the folder of images .*none does not exist; check data.reader.images="):
+        TableReader(table, images=folder / "none")
+
+
 def test_tables_of_several_files_are_one(folder: Path) -> None:
     for number in (1, 2):
         (folder / f"part{number}.csv").write_text(f"path,caption\npics/{number:04d}.png,caption {number}\n")
@@ -129,7 +144,7 @@ def test_keys_of_absolute_paths_do_not_change_with_the_folder(tmp_path: Path) ->
         (tmp_path / "pairs.csv").write_text("path,caption\n" + "".join(f"{file},c\n" for file in files))
         reader = TableReader(tmp_path / "pairs.csv")
         keys.append(reader.keys())
-        assert match_lists({"A": [str(files[2])]}, keys[-1], reader.key_root) == ({"A": ["b-2_3"]}, {"A": 0})
+        assert match_lists({"A": [str(files[2])]}, keys[-1], reader.listed_name) == ({"A": ["b-2_3"]}, {"A": 0})
     assert keys == [["a-1", "b-1", "b-2_3"]] * 2
 
 
