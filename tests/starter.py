@@ -177,7 +177,7 @@ if __name__ == "__main__":
     import dejavu_lit.report.report
     import dejavu_lit.training.train  # noqa: F401
 
-    # timm has imported it, with a folder that the first process to end removes: who logs to it imports it anew.
+    # timm has imported it, with a folder that the first process to end removes: who logs to it imports it again.
     for name in [name for name in sys.modules if name.partition(".")[0] == "wandb"]:
         del sys.modules[name]
     _become(_obey())

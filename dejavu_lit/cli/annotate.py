@@ -14,7 +14,7 @@ from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.data.splits import SETS
 from dejavu_lit.objects.annotators import ANNOTATORS
 from dejavu_lit.utils.errors import UserError, suggest
-from dejavu_lit.utils.io import atomic, visible_files, write_csv, write_json
+from dejavu_lit.utils.io import atomic, is_hidden, visible_files, write_csv, write_json
 from dejavu_lit.utils.printable import print_next, printable
 
 
@@ -55,6 +55,10 @@ def _annotate(data: DataSpec, sets: dict[str, ShardSet], settings: Annotate) -> 
         node = {**node, "device": device(trainer, None)}
     if isinstance(node.get("artifacts"), list):  # anything else is refused below
         node = {**node, "artifacts": [str(data.objects_folder(name)) for name in node["artifacts"]]}
+    if settings.name and (is_hidden(settings.name) or "/" in settings.name):
+        raise UserError(
+            f"name={settings.name} must be the name of a folder in {data.folder / 'objects'}, without slashes"
+        )
     source = ANNOTATORS.build(node)
     folder = data.folder / "objects" / (settings.name or source.annotator.name)
     done = run(source, sets, folder, share, settings.max_failed)

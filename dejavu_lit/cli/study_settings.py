@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EXAMPLE = "settings.mask=['mitigation.text_mask=0.5']"
+MAX_HALVES = 1000  # of each setting two trainings; more is a slip, and its plan would take minutes
 LAUNCHERS = ("local", "slurm")
 # Options of the whole study, which a setting may not override.
 STUDY_OPTIONS = (
@@ -45,8 +46,8 @@ def check_options(settings: Mitigate) -> None:
         _check_overrides(f"settings.{name}", overrides)
     _check_values("seeds", settings.seeds, 0, "seeds=[0,1,2]")
     _check_values("sizes", settings.sizes, 1, "sizes=[500,1000], or sizes=[null] for all pairs")
-    if settings.halves < 1:
-        raise UserError(f"halves={settings.halves} must be at least 1, e.g. halves=4")
+    if not 1 <= settings.halves <= MAX_HALVES:
+        raise UserError(f"halves={settings.halves} must be a whole number from 1 to {MAX_HALVES}, e.g. halves=4")
     if settings.halves > 1 and len(settings.seeds) > 1:
         raise UserError(
             f"halves={settings.halves} gives every half its own seed; give one of seeds={list(settings.seeds)}, from which "

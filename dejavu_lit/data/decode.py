@@ -61,6 +61,11 @@ def clean_caption(caption: str) -> str:
     return str(json_safe(caption))
 
 
+def caption_lines(text: str) -> list[str]:
+    """The distinct lines of a text with one caption per line, without blank ones."""
+    return list(dict.fromkeys(filter(None, map(str.strip, text.split("\n")))))
+
+
 def read_meta(data: bytes) -> dict[str, Any]:
     """A pair's JSON from the bytes of its file, made safe by ``json_safe``; {} if it is valid JSON but not an object.
 

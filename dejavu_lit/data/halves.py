@@ -1,4 +1,4 @@
-"""Random halves: the pool A ∪ B is dealt anew to the two sides, for the error by design of a study; no data is written.
+"""Random halves: the pool A ∪ B is dealt again to the two sides, for the error by design of a study; no data is written.
 
 Half 0 is the prepared split. In half j groups of near-duplicates stay together; in the order of hash(data.seed, j, smallest key)
 they go to A and to B alternately until both have their prepared size. A group that fits into neither is left out. With a
@@ -20,7 +20,7 @@ from dejavu_lit.data.shards import ShardIndex, ShardSet, index_shard
 from dejavu_lit.data.splits import UNUSED, seeded_hash
 from dejavu_lit.utils.errors import UserError
 
-POOL = ("A", "B")  # the sets that are dealt anew
+POOL = ("A", "B")  # the sets that are dealt again
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def _dealt_sets(
     if given := [name for name in listed_members(manifest) if name in POOL]:
         raise UserError(
             f"{option}: the pairs of {given[0]} in {folder} were listed by keys.{given[0]}= of dejavu prepare; membership was "
-            "given, not drawn, so it cannot be dealt anew; use halves=1"
+            "given, not drawn, so it cannot be dealt again; use halves=1"
         )
     sets = {name: ShardSet.open(folder / name) for name in POOL}
     members = {name: prefix(shards, train_size, excluded)[0] for name, shards in sets.items()}

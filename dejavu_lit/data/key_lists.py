@@ -5,14 +5,14 @@
 """
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
 import numpy as np
 
 from dejavu_lit.data.epoch import Positions, nested_sizes
 from dejavu_lit.data.manifest import duplicate_groups
-from dejavu_lit.data.readers.base import below, clean_keys
+from dejavu_lit.data.readers.base import clean_keys
 from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.data.splits import ANY, NONE, SETS
@@ -119,15 +119,12 @@ def read_lists(files: Mapping[str, Path | str | None]) -> dict[str, list[str]]:
 
 
 def match_lists(
-    lists: Mapping[str, Sequence[str]], keys: Sequence[str], root: str = ""
+    lists: Mapping[str, Sequence[str]], keys: Sequence[str], listed_name: Callable[[str], str] = str
 ) -> tuple[dict[str, list[str]], dict[str, int]]:
     """{set: its listed keys that are in the data} and {set: how many are missing}, with a warning if any are.
 
-    A line that is not a key may be what the reader makes a key from: a column's text, or an image's path.
-
     Args:
-        lists: from ``read_lists``; keys: those of the data, at least one; root: the folder below which a reader made
-            keys from absolute paths.
+        lists: from ``read_lists``; keys: those of the data, at least one; listed_name: as of ``meant_keys``.
 
     Raises:
         UserError: a key is listed for two sets, or no key of a list is in the data. The message then shows one of each,
@@ -135,15 +132,13 @@ def match_lists(
     """
     known, set_of, missing = set(keys), dict[str, str](), dict[str, int]()
     for name, lines in lists.items():
-        unknown = []
-        for line in lines:
-            key = next((form for form in _possible_keys(line, root) if form in known), None)
-            if key is None:
-                unknown.append(line)
-            elif (earlier := set_of.setdefault(key, name)) != name:
+        meant = meant_keys(lines, known, listed_name)
+        for key in meant.values():
+            if (earlier := set_of.setdefault(key, name)) != name:
                 raise UserError(
                     f"keys.{earlier} and keys.{name} both list {key!r}; a pair goes into one set, remove it from one list"
                 )
+        unknown = [line for line in lines if line not in meant]
         missing[name] = len(unknown)
         if len(unknown) == len(lines):
             raise UserError(
@@ -158,10 +153,24 @@ def match_lists(
     return {name: [key for key, owner in set_of.items() if owner == name] for name in lists}, missing
 
 
-def _possible_keys(line: str, root: str) -> Iterator[str]:
+def meant_keys(lines: Iterable[str], keys: Set[str], listed_name: Callable[[str], str] = str) -> dict[str, str]:
+    """{line: the one of ``keys`` that it means}, without the lines that mean none.
+
+    A line that is not a key may be what the reader makes a key from: a column's text, or an image's path.
+
+    Args:
+        listed_name: the reader's own function from a line to a name that a key is made from, if it has one.
+    """
+    firsts = (
+        (line, next((form for form in _possible_keys(line, listed_name) if form in keys), None)) for line in lines
+    )
+    return {line: key for line, key in firsts if key is not None}
+
+
+def _possible_keys(line: str, listed_name: Callable[[str], str]) -> Iterator[str]:
     """What a line may stand for: a key, a text that readers make a key from, or an image's path."""
     yield line
-    line = below(root, line)
+    line = listed_name(line)
     yield clean_keys([line])[0]
     stem, dot, extension = line.rpartition(".")
     if dot and extension.lower() in IMAGE_EXTENSIONS:

@@ -107,7 +107,7 @@ class PairDataModule(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Check the sizes and the captions, and decode all images once if they fit into memory.
 
-        With augmentation, the cache holds whole images, augmented anew each epoch: it never changes what is trained.
+        With augmentation, the cache holds whole images, augmented again each epoch: it never changes what is trained.
 
         Raises:
             UserError: ``caption_choice`` for pairs with one caption each.

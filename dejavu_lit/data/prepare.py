@@ -8,7 +8,7 @@ nothing but the settings. ``dejavu prepare`` is the command.
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 
 from dejavu_lit import __version__
 from dejavu_lit.data.assignment import Assignment, assign, count_by_set
-from dejavu_lit.data.key_lists import keys_fingerprint, listed_sets, match_lists, read_keys, read_lists
+from dejavu_lit.data.key_lists import keys_fingerprint, listed_sets, match_lists, meant_keys, read_keys, read_lists
 from dejavu_lit.data.manifest import MANIFEST, SCHEMA, check_settings
 from dejavu_lit.data.near_duplicates import HASH, check_distance
 from dejavu_lit.data.readers.base import Reader
@@ -129,13 +129,13 @@ def _run(
     job: _Job, lists: Mapping[str, list[str]], settings: dict[str, Any], workers: int, max_skipped: float
 ) -> dict[str, Any]:
     keys = _read_keys(job.sources)
-    members, absent = match_lists(lists, keys[MAIN], getattr(job.sources[MAIN], "key_root", ""))
-    excluded = _exclude(keys, job.exclude)
+    members, absent = match_lists(lists, keys[MAIN], _listed_name(job.sources[MAIN]))
+    excluded = _exclude(keys, job)
     # Too few pairs are an error before the long scan, not after.
     set_sizes(job.sizes, len(keys[MAIN]), count_by_set(lists, listed_sets(members, keys[MAIN])))
 
     for source in job.sources.values():
-        _ = source.annotator  # what it reads is shared by the workers, which would each read it anew
+        _ = source.annotator  # what it reads is shared by the workers, which would each read it again
     perceptual = job.near_duplicates is not None
     scans = {}
     for name, source in job.sources.items():
@@ -216,23 +216,37 @@ def _read_keys(sources: Mapping[str, Reader]) -> dict[str, list[str]]:
     return keys
 
 
-def _exclude(keys: dict[str, list[str]], path: Path | None) -> int:
-    """Remove the keys listed in the file from ``keys``; returns how many were removed."""
-    if path is None:
+def _exclude(keys: dict[str, list[str]], job: _Job) -> int:
+    """Remove the keys listed in ``job.exclude`` from ``keys``; returns how many were removed."""
+    if (path := job.exclude) is None:
         return 0
-    listed = set(read_keys(path, "data.exclude"))
+    listed = read_keys(path, "data.exclude")
+    unknown, example = set(listed), keys[MAIN][0]
     before = sum(map(len, keys.values()))
     for name, source_keys in keys.items():
-        keys[name] = [key for key in source_keys if key not in listed]
+        meant = meant_keys(listed, set(source_keys), _listed_name(job.sources[name]))
+        unknown -= meant.keys()
+        excluded = set(meant.values())
+        keys[name] = [key for key in source_keys if key not in excluded]
         if source_keys and not keys[name]:
             what = f"data.extra.{name}" if name else "the data"
             raise UserError(f"data.exclude={path} lists every pair of {what}; shorten the list, or drop this source")
     removed = before - sum(map(len, keys.values()))
     if listed and not removed:
-        raise UserError(f"none of the {len(listed)} keys in {path} is in the data; check data.exclude=")
-    if removed < len(listed):
-        logger.warning("%d of %d keys in %s are not in the data", len(listed) - removed, len(listed), path)
+        raise UserError(
+            f"none of the {len(listed)} keys in {path} is in the data: it lists {listed[0]!r}, the data has keys such as "
+            f"{example!r}; check data.exclude="
+        )
+    if unknown:
+        logger.warning(
+            "%d of %d keys in %s are not in the data; the first is %r", len(unknown), len(listed), path, min(unknown)
+        )
     return removed
+
+
+def _listed_name(reader: Reader) -> Callable[[str], str]:
+    """A reader's own function from a line in a list of keys to the name that a key is made from, if it has one."""
+    return getattr(reader, "listed_name", str)
 
 
 def _pair_sets(job: _Job, scans: Mapping[str, Scan], assignment: Assignment) -> list[PairSet]:
@@ -255,7 +269,9 @@ def _describe_set(pairs: PairSet, job: _Job, assignment: Assignment, listed: dic
         "objects": annotator.name if annotator else None,
     }
     if pairs.name in job.extra:
-        return entry | {"left_out_as_duplicates": len(pairs.scan.keys) - count}
+        if copies := len(pairs.scan.keys) - count:
+            logger.warning("%d of %d images of %s left out: other sets have them", copies, copies + count, pairs.name)
+        return entry | {"left_out_as_duplicates": copies}
     entry["asked"] = size = assignment.sizes[pairs.name]
     if count < size:
         logger.warning("%s got %d of %d pairs: the remaining groups are larger", pairs.name, count, size)

@@ -71,7 +71,7 @@ class DataSpec:
     seed: int = 0
     """Seed of the splits, independent of the training seed."""
     half: int = 0
-    """Which random half: 0 is the prepared split, in half j the pairs of A and B are dealt to them anew."""
+    """Which random half: 0 is the prepared split, in half j the pairs of A and B are dealt to them again."""
     sizes: dict[str, int | float | None] = field(default_factory=dict)
     """{set: number of pairs, share of all (1.0: all), or null for all that its list in keys names}."""
     near_duplicates: int | None = 6
@@ -94,8 +94,9 @@ class DataSpec:
     """{set: reader}: additional sets for prepare, e.g. a labelled one."""
 
     def __post_init__(self) -> None:
-        if self.dir == "":  # a variable of the shell that is not set would mean the current folder
-            raise UserError("data.dir= is empty; give the folder")
+        for name, meaning in (("dir", "the folder"), ("shards", "their path, address or pattern")):
+            if getattr(self, name) == "":  # a variable of the shell that is not set would mean the current folder
+                raise UserError(f"data.{name}= is empty; give {meaning}")
         if not -(2**63) <= self.seed < 2**63:
             raise UserError(f"data.seed={self.seed} must be a whole number of at most 18 digits")
 

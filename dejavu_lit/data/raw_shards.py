@@ -5,6 +5,7 @@ many shards as they take (``write_samples``). Its manifest has, under "raw_shard
 """
 
 import logging
+import os
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -62,14 +63,15 @@ class RawShards:
 
     @cached_property
     def addresses(self) -> list[str]:
-        """Every shard's path or address, without repetitions.
+        """Every shard's path or address, without repetitions: links and other spellings of one file count once.
 
         Raises:
             UserError: a pattern that matches nothing, or a shard in braces that does not exist.
         """
         patterns = [self.shards] if isinstance(self.shards, str) else map(str, self.shards)
         shards = (expand_braces(p) if is_remote(p) else matching_tars(Path(p)) for p in patterns)
-        return list(dict.fromkeys(map(str, chain.from_iterable(shards))))
+        addresses = map(str, chain.from_iterable(shards))
+        return list({a if is_remote(a) else os.path.realpath(a): a for a in addresses}.values())
 
     def check_samples(self, out: Path) -> None:
         """Raise UserError if the samples in ``out`` were drawn otherwise, or from other local shards.

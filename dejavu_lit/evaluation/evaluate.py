@@ -180,9 +180,15 @@ def _training_differences(inputs: EvaluationInputs) -> dict[str, Any] | None:
 
 
 def _public_copies(spec: EvaluationSpec, public: ShardSet) -> int:
-    """How many public images are exact copies of others, with a warning if there are any."""
+    """How many public images are exact copies of others, with a warning if there are any, and one for a set elsewhere."""
     from dejavu_lit.data.near_duplicates import exact_copies  # loads scipy, which recomputing does not need
 
+    if spec.data.exclude is None and spec.data.set_name(spec.data.public_set) != public.folder.name:
+        log.warning(
+            "the public set %s was not prepared with A, B and H: images that these have, too, fake or hide memorization; "
+            "dejavu dedup … 'sets=[A,B,H,%s]' lists them for data.exclude=",
+            *(spec.data.public, spec.data.public),
+        )
     if copies := exact_copies(public, spec.data.excluded):
         log.warning(
             "%d images of the public set %s are exact copies of others: copies replace distinct neighbors, so gaps are "

@@ -110,7 +110,7 @@ def memorization_found(evaluations: Sequence[Mapping[str, Any]], unit: str = "se
     bootstrap, which does not include training noise, and the sentence says "one seed pair". With two, each pair must pass
     alone. It cannot be said where |null PPG| is at least |symmetric PPG|, unless the null's interval contains 0 and nothing
     was found anyway: then it was not shown. ``unit`` says what the evaluations differ in: a seed pair, or a half, which is
-    dealt anew with its own seed.
+    dealt again with its own seed.
 
     Returns:
         {found: true|false|null, words, seed_pairs, interval: [low, high] or null, above_zero, one_sign, corrected}; the

@@ -4,6 +4,7 @@ import logging
 import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.models.preprocess import PREPROCESS, Preprocess
 from dejavu_lit.models.text_tower import create_model
 from dejavu_lit.models.tokenizer import load_tokenizer
+from dejavu_lit.models.towers import image_features, image_tower, pack, text_features, text_tower
 from dejavu_lit.models.weights import SUFFIXES, compiled_state, load_tensors, weights_hash, without_prefixes
 from dejavu_lit.utils.errors import UserError, explained, suggest
 from dejavu_lit.utils.io import fingerprint, read_json_object
@@ -45,7 +47,7 @@ log = logging.getLogger(__name__)
 
 
 class OpenClipEncoder:
-    """An open_clip model, equal to its own preprocessing followed by ``encode_image`` and ``encode_text``.
+    """An open_clip model: its own preprocessing, then ``encode_image`` and ``encode_text``, up to rounding (see ``towers``).
 
     ``model`` is the open_clip module itself, ``tokenizer`` its tokenizer.
     """
@@ -59,6 +61,7 @@ class OpenClipEncoder:
         )
         self.pixels = fingerprint(preprocess)
         self.model: Any = model.eval().requires_grad_(False).to(self.device)
+        self._image_tower, self._text_tower = image_tower(model), text_tower(model)
         self.logit_scale: float | None = float(model.get_parameter("logit_scale").exp())
         self.tokenizer = tokenizer
         self._preprocess = Preprocess(preprocess)
@@ -73,15 +76,15 @@ class OpenClipEncoder:
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """See Encoder."""
         scaled = images.to(self.device).float().div_(255).sub_(self._mean).div_(self._std)
-        vectors: torch.Tensor = self.model.encode_image(scaled, normalize=True)
-        return vectors.float().cpu()
+        return image_features(self.model, self._image_tower, scaled).float().cpu()
 
     @torch.inference_mode()
     def encode_captions(self, captions: Sequence[str]) -> torch.Tensor:
         """See Encoder."""
-        tokens = self.tokenizer(list(captions)).to(self.device)
-        vectors: torch.Tensor = self.model.encode_text(tokens, normalize=True)
-        return vectors.float().cpu()
+        tokens, tower = self.tokenizer(list(captions)), self._text_tower
+        move = methodcaller("to", self.device)
+        packed = move(tokens) if tower is None else pack(tokens, tower.ends(tokens)).moved(move)
+        return text_features(self.model, tower, packed).float().cpu()
 
 
 def load_released(name: ModelName, device: str) -> OpenClipEncoder:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dejavu_lit.evaluation.settings import saved_settings
-from dejavu_lit.measure.recompute import MODEL_FREE_OPTIONS, PLACEMENT_OPTIONS
+from dejavu_lit.measure.recompute import MODEL_FREE_OPTIONS, PLACEMENT_OPTIONS, RECORD_FILES
 from dejavu_lit.measure.records import SIDES
 from dejavu_lit.study.cells import REQUEST, Cell, Row, evaluation_request
 from dejavu_lit.study.runs import keeping
@@ -97,7 +97,7 @@ def _fixed(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_evaluated(folder: Path, request: Mapping[str, Any]) -> bool:
-    if not (folder / "metrics.json").is_file():
+    if not all((folder / name).is_file() for name in ("metrics.json", RECORD_FILES["population"])):
         return False
     if not (folder / REQUEST).is_file():
         return True

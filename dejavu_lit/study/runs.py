@@ -3,7 +3,8 @@
 A launcher is a function ``(directories) -> iterator of (directory, None | why it failed)``. It gets run directories that have
 a ``config.yaml`` and are not finished, trains each with ``dejavu resume DIRECTORY`` (which resumes from ``last.ckpt`` and
 writes ``run.json``), and yields every directory once, as soon as its training has ended, in any order. An interrupted study
-may have left a training running in a directory; the launcher waits for it. ``train_here`` is the launcher for this machine.
+may have left a training running in a directory; the launcher waits for it. ``train_here`` is the launcher for this machine:
+submitit's local executor shows no output, and only the process that started a job knows that it runs.
 """
 
 import fcntl
@@ -141,7 +142,7 @@ def _train_in_subprocess(path: Path, lock: int) -> str | None:
     """Train one run in its own process, whose output goes to its log and from there to the screen.
 
     The process inherits ``lock``, so the log stays locked even if this process is killed. The lock is not on the output, which
-    the commands that a training runs inherit, too: one that hangs would keep the log locked for ever.
+    the commands that a training runs inherit, too: one that hangs would keep the log locked.
 
     Returns:
         None, or why the training failed.

@@ -14,11 +14,10 @@ import torch
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import CustomResidualAttentionBlock
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
+from dejavu_lit.models.towers import image_features, image_tower, pack, text_features, text_tower
 from dejavu_lit.training.settings import TrainerSettings
-from dejavu_lit.training.towers import image_tower, pack, text_tower
 from dejavu_lit.utils.errors import UserError
 
 
@@ -60,7 +59,7 @@ class Features:
         if self.text is None:
             return list(parts)
         packed = [pack(part, self.text.ends(part)) for part in parts]
-        return [packing.pinned() for packing in packed] if pin else packed
+        return [packing.moved(Tensor.pin_memory) for packing in packed] if pin else packed
 
     def __call__(self, images: Tensor, captions: list[Any]) -> dict[str, Tensor]:
         """image_features and text_features [b, d], logit_scale and, if the model has one, logit_bias."""
@@ -82,15 +81,6 @@ class Features:
             if isinstance(output, dict):
                 return output["image_features"], output["text_features"]
             return output[0], output[1]
-        recompute, pixels = self.checkpointing and torch.is_grad_enabled(), self.pixels(images)
-        image = (
-            self.model.encode_image(pixels, normalize=True)
-            if self.visual is None
-            else normalize(self.visual(pixels, recompute), dim=-1)
-        )
-        text = (
-            self.model.encode_text(captions, normalize=True)
-            if self.text is None
-            else normalize(self.text(captions, recompute), dim=-1)
-        )
-        return image, text
+        recompute = self.checkpointing and torch.is_grad_enabled()
+        image = image_features(self.model, self.visual, self.pixels(images), recompute)
+        return image, text_features(self.model, self.text, captions, recompute)

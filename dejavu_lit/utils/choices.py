@@ -33,22 +33,18 @@ class Choices:
         """{name: module:class} of all choices."""
         return _entry_points(self.group) | dict(self.own)
 
-    def load(self, name: Any) -> type:
-        """The class with this name; raises UserError for an unknown one."""
-        places = self.places()
+    def load(self, name: Any, where: str | None = None) -> type:
+        """The class with this name; raises UserError for an unknown one, which names the option ``where`` if it is another."""
+        places, option = self.places(), where or self.option
         if name not in places:
-            raise UserError(
-                f"{self.option}.type={name} is unknown{suggest(str(name), places)}; choose {', '.join(places)}"
-            )
+            raise UserError(f"{option}.type={name} is unknown{suggest(str(name), places)}; choose {', '.join(places)}")
         module, _, attribute = places[name].partition(":")
         try:
             cls = getattr(import_module(module), attribute)
         except (ImportError, AttributeError) as error:
-            raise UserError(f"{self.option}.type={name}: {places[name]} cannot be imported ({error})") from None
+            raise UserError(f"{option}.type={name}: {places[name]} cannot be imported ({error})") from None
         if not is_dataclass(cls):
-            raise UserError(
-                f"{self.option}.type={name}: {places[name]} must be a dataclass, whose fields are its options"
-            )
+            raise UserError(f"{option}.type={name}: {places[name]} must be a dataclass, whose fields are its options")
         return cls  # type: ignore[return-value]
 
     def node(self, name: str) -> dict[str, Any]:
@@ -62,4 +58,4 @@ class Choices:
                 f"{where or self.option}={node} must be a mapping with type: one of {', '.join(self.places())}"
             )
         values = {name: value for name, value in node.items() if name != "type"}
-        return read(self.load(node.get("type")), values, where or self.option)
+        return read(self.load(node.get("type"), where), values, where or self.option)

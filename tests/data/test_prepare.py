@@ -212,13 +212,13 @@ def test_too_many_unusable_pairs_stop_it_and_a_larger_share_continues(folder: Pa
 
 
 def test_excluded_keys_are_in_no_set(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "keys.txt").write_text("a03\na17\n\nnobody\n")
+    (tmp_path / "keys.txt").write_text("a03\na17.png\n\na17\nnobody\n")
     manifest = prepare(FolderReader(folder), tmp_path / "out", {"A": 38}, exclude=tmp_path / "keys.txt")
     assert manifest["pairs"]["excluded"] == 2
     assert not {"a03", "a17"} & set(ShardSet.open(tmp_path / "out/A").keys())
-    assert "1 of 3 keys" in caplog.text
+    assert "1 of 4 keys" in caplog.text
     (tmp_path / "keys.txt").write_text("nobody\n")
-    with pytest.raises(UserError, match=r"none of the 1 keys in .*keys\.txt is in the data"):
+    with pytest.raises(UserError, match=r"none of .*keys\.txt is in the data: it lists 'nobody', .* such as 'a00'"):
         prepare(FolderReader(folder), tmp_path / "again", {"A": 38}, exclude=tmp_path / "keys.txt")
     with pytest.raises(UserError, match=r"none\.txt is not a file; give a text file"):
         prepare(FolderReader(folder), tmp_path / "again", {"A": 38}, exclude=tmp_path / "none.txt")
@@ -434,7 +434,9 @@ def test_mistakes_are_named_before_anything_is_read(folder: Path, tmp_path: Path
         prepare(reader, tmp_path / "out", {"A": 1}, extra={"L": SingleReader(count=0)})
 
 
-def test_an_extra_set_is_written_without_images_of_the_other_sets(folder: Path, tmp_path: Path) -> None:
+def test_an_extra_set_is_written_without_images_of_the_other_sets(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for number in range(100, 110):
         add(tmp_path / "public", f"x{number}", encoded(sample_image(number)))
     add(tmp_path / "public", "x_same", encoded(sample_image(0)))
@@ -447,6 +449,7 @@ def test_an_extra_set_is_written_without_images_of_the_other_sets(folder: Path, 
     assert set(ShardSet.open(tmp_path / "out/single").keys()) == {f"x{number}" for number in range(100, 110)}
     entry = {"pairs": 10, "shards": 1, "objects": None, "left_out_as_duplicates": 2}
     assert manifest["sets"]["single"] == entry | {"fingerprint": fingerprint_of(tmp_path / "out/single")}
+    assert "2 of 12 images of single left out: other sets have them" in caplog.messages
     # The sets of the main source are the same as without the extra set.
     assert manifest["duplicates"] == plain["duplicates"]
     assert contents(tmp_path / "out/A") == contents(tmp_path / "plain/A")

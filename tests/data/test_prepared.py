@@ -42,6 +42,7 @@ def test_an_empty_path_is_not_the_current_folder(path: str | list | None) -> Non
         assert message_of(kind(path).keys) == "data.reader.path= is empty; give a file or a folder"
     assert message_of(lambda: CocoLookup(path).annotator).startswith("annotator.instances= is empty")
     assert message_of(lambda: DataSpec("mine", dir="")) == "data.dir= is empty; give the folder"
+    assert message_of(lambda: DataSpec("mine", shards="")).startswith("data.shards= is empty")
 
 
 @pytest.mark.parametrize("seed", [2**63, -(2**64)])

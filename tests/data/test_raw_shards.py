@@ -244,6 +244,13 @@ def test_a_folder_of_dejavu_prepare_is_no_folder_of_samples(tars, tmp_path):
         data.raw_shards()
 
 
+def test_a_shard_counts_once_however_its_path_is_written(tmp_path):
+    folder = write_shards(tmp_path / "raw", [pair(number) for number in range(20)], 10).folder
+    (tmp_path / "link").symlink_to(folder)
+    paths = [str(folder), f"{tmp_path}/./raw/00000.tar", str(tmp_path / "link" / "00001.tar")]
+    assert len(RawShards(paths, {"A": 1.0}).addresses) == 2
+
+
 def test_shards_that_were_replaced_since_the_samples_were_drawn_are_refused(tmp_path):
     folder = write_shards(tmp_path / "raw", [pair(number) for number in range(60)], 20).folder
     data = DataSpec("raw", str(tmp_path / "out"), shards=str(folder), fractions={"A": 1.0}, sizes={"A": 8})

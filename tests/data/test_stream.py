@@ -1,4 +1,4 @@
-"""The pairs as training sees them: knobs draw anew each epoch, independently of workers and caches; V is unchanged."""
+"""The pairs as training sees them: knobs draw again each epoch, independently of workers and caches; V is unchanged."""
 
 import hashlib
 import io
@@ -212,7 +212,7 @@ def test_captions_are_tokenized_once():
 
 
 def test_an_unreadable_pair_is_decoded_once_over_all_epochs(tmp_path):
-    """A shard whose images all became unreadable would otherwise be decoded anew for each of its pairs."""
+    """A shard whose images all became unreadable would otherwise be decoded again for each of its pairs."""
     write_shards(tmp_path, [replace(pair(n), image=b"" if n < 20 else pair(n).image) for n in range(24)], 10)
     shards = ShardSet.open(tmp_path)
     plan = epoch_plan(shards.sizes, 0, 0, 1, 0, 8)

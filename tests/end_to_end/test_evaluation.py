@@ -517,6 +517,7 @@ def test_public_images_in_a_folder_elsewhere(runs, scenes, tmp_path):
     done = call("evaluate", *sides, *options, f"out={out}")
     assert done.returncode == 3, done.stderr
     assert f"fail_if holds: {gate}" in done.stderr
+    assert f"'sets=[A,B,H,{tmp_path / 'other'}]' lists them for data.exclude=" in done.stderr
     assert (out / "scalars.csv").is_file()
     cards = "".join(path.read_text() for path in (out / "report" / "data").glob("cards*.js"))
     shown = {n for row in pq.read_table(out / "records.parquet").to_pylist() for n in row["target_neighbors"][:5]}

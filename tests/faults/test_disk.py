@@ -42,7 +42,7 @@ class Room:
             _cannot(f"mounting is not permitted here ({done.stderr.strip()})")
 
     def change(self, how: str) -> None:
-        """Mount it anew with another option."""
+        """Mount it again with another option."""
         done = subprocess.run(["mount", "-o", f"remount,{how}", str(self.path)], capture_output=True, text=True)
         if done.returncode:
             _cannot(f"changing a mount is not permitted here ({done.stderr.strip()})")

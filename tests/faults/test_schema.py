@@ -63,7 +63,7 @@ def test_an_evaluation(evaluated, runs, tmp_path):
     numbered(out / "metrics.json", 3)
     said = sentence(report(f"path={out}"))
     assert f"{out}/metrics.json has schema 3, but this version reads 2; use the version" in said
-    # Which makes the figures anew, from the records.
+    # Which makes the figures again, from the records.
     done = call("evaluate", *(f"{side}={runs[side]}" for side in runs), f"out={out}", *FEW)
     assert done.returncode == 0, done.stderr
     metrics = read_json_object(out / "metrics.json", 2)

@@ -70,10 +70,10 @@ def test_other_settings_agree_with_a_new_measurement(evaluation: tuple[Path, Pat
     assert recomputed(folder, artifact, k=6)["symmetric"] == old["by_k"]["6"]["symmetric"]
     top = recomputed(folder, artifact, top_m=2)
     cases = [Case(seed, n=80, prefix=prefix) for seed, prefix in enumerate("ahb")]
-    anew = measured(
+    again = measured(
         cases, artifact, tmp_path / "new", Settings(k=3, ks=(1, 3, 6), bootstrap=200, top_m=2, thresholds=(0.7,))
     )
-    assert top == anew
+    assert top == again
 
 
 def test_without_holdout_and_swapped(evaluation: tuple[Path, Path]) -> None:

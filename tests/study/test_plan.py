@@ -190,6 +190,8 @@ def test_an_evaluation_with_other_settings_gets_its_own_folder(tmp_path):
     assert (first.folder.name, complete) == ("none-n100-s0", False)
     write_json(first.folder / "metrics.json", {})
     write_json(first.folder / "asked.json", evaluation_request(first))
+    assert not evaluated(flat)[1]  # its records are missing
+    (first.folder / "records.parquet").touch()
     assert evaluated(replace(flat, workers=4))[0].folder == first.folder
     assert evaluated(replace(flat, workers=4))[1]
     fewer, complete = evaluated(replace(flat, k=5))  # only the statistics change: recomputed in the same folder

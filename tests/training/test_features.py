@@ -10,10 +10,10 @@ from torch._dynamo.utils import counters
 from torch.autograd.graph import saved_tensors_hooks
 
 from dejavu_lit.mitigation import Mitigation
+from dejavu_lit.models.towers import pack
 from dejavu_lit.training.clip_module import ClipModule
 from dejavu_lit.training.features import Features
 from dejavu_lit.training.settings import Recipe, TrainerSettings
-from dejavu_lit.training.towers import pack
 from dejavu_lit.utils.errors import UserError
 
 VISION = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}

@@ -104,6 +104,8 @@ def test_a_class_is_chosen_by_its_name() -> None:
     ):
         with pytest.raises(UserError, match=words):
             choices.build(node)
+    with pytest.raises(UserError, match=r"^extra\.L\.type=prat is unknown"):
+        choices.build({"type": "prat"}, "extra.L")
 
 
 def test_another_package_adds_a_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,19 @@ def test_files_of_another_program_are_not_replaced(tmp_path: Path, name: str) ->
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [Path(name).name]
 
 
+def test_every_rank_checks_the_directory_before_it_writes_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under torchrun they start together, and another than rank 0 may be the first to export the model's config."""
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    directory = RunDirectory(tmp_path)
+    with directory.opened({"seed": 1}):
+        assert not directory.exists
+    (tmp_path / "metrics.csv").write_text("theirs")
+    with pytest.raises(UserError, match=r"metrics.csv would be replaced"), directory.opened({"seed": 1}):
+        pass
+
+
 def test_the_model_s_config_of_a_faster_rank_is_its_own(tmp_path: Path) -> None:
     """All ranks export the config, and rank 0 may be the last to get there."""
     directory = RunDirectory(tmp_path)

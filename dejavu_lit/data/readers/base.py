@@ -1,8 +1,8 @@
 """The Reader protocol, which every source of pairs implements for ``prepare``, and the helpers that readers share.
 
 A new source is one class with these five members, in one file of this folder; ``prepare`` does the rest. If it also has
-``unread``, {kind: number of files or members that belong to no pair}, the manifest holds that; if it has ``key_root``, the
-folder below which keys were made from absolute paths, lists of keys may name such paths.
+``unread``, {kind: number of files or members that belong to no pair}, the manifest holds that; if it has ``listed_name``,
+a function from a line in a list of keys to the name that a key is made from, lists may also name pairs in other ways.
 """
 
 import errno

@@ -6,6 +6,7 @@ Format: https://cocodataset.org/#format-data
 """
 
 import logging
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,8 @@ from dejavu_lit.utils.errors import UserError
 
 # Of the image's entry, copied to the pair's JSON.
 META_FIELDS = ("width", "height", "file_name", "license", "flickr_url")
+# An image's id, or one of COCO's names of its file.
+IMAGE_NAME = re.compile(r"(\d+)|(?:COCO_\w+_)?(\d{12})\.jpg", re.ASCII)
 logger = logging.getLogger(__name__)
 
 
@@ -94,13 +97,15 @@ class CocoReader:
             )
         if missing := [path for path in folders if not path.is_dir()]:
             raise UserError(
-                f"the folder of images {missing[0]} does not exist; check root, splits or images of data.reader"
+                f"the folder of images {missing[0]} does not exist; check root, splits, year or images of data.reader"
             )
         if self.root is not None and not any(path.exists() for path in instances):
             logger.warning("no instances in %s: no objects until the images are annotated", instances[0].parent)
             instances = []
         if missing := [path for path in (*captions, *instances) if not path.is_file()]:
-            raise UserError(f"{missing[0]} does not exist; check root, splits, captions or instances of data.reader")
+            raise UserError(
+                f"{missing[0]} does not exist; check root, splits, year, captions or instances of data.reader"
+            )
         return list(zip(folders, captions, strict=True)), instances
 
     @cached_property
@@ -149,6 +154,20 @@ class CocoReader:
     def keys(self) -> list[str]:
         """The keys of all images of all captions files, sorted."""
         return sorted(self._images)
+
+    @cached_property
+    def _key_of_file(self) -> dict[str, str]:
+        return {str(image.meta["file_name"]): key for key, image in self._images.items()}
+
+    def listed_name(self, line: str) -> str:
+        """The key of the image that a list names by its file, with or without folders, or by its id in COCO's ways.
+
+        These are 42, 000000000042.jpg and COCO_val2014_000000000042.jpg, the names that Karpathy's splits have.
+        """
+        file = line.rpartition("/")[2]
+        number = IMAGE_NAME.fullmatch(file)
+        name = f"{number[1] or number[2]:0>12}" if number else line
+        return self._key_of_file.get(line) or self._key_of_file.get(file) or name
 
     def read(self, key: str) -> tuple[Pair, Annotation | None]:
         """The pair and its instances; raises BadPair for a missing image, or if another caption than the first is missing."""

@@ -9,7 +9,10 @@ from dejavu_lit.utils.errors import UserError, suggest
 
 AUTO = "auto"
 # The names by which columns are guessed, the most telling first.
-IMAGE = ("image", "img", "jpg", "png", "webp", "image_bytes", "bytes", "path", "image_path", "file_name", "filename")
+IMAGE = (
+    *("image", "img", "jpg", "png", "webp", "image_bytes", "bytes"),
+    *("path", "image_path", "file_name", "filename", "filepath"),
+)
 CAPTION = ("caption", "captions", "text", "txt", "sentences", "description", "prompt", "title")
 USUAL = {"image": IMAGE, "caption": CAPTION, "key": ("key", "__key__", "image_id", "id", "uid")}
 logger = logging.getLogger(__name__)

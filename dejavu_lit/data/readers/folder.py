@@ -14,6 +14,7 @@ from typing import Any
 
 from dejavu_lit.data.decode import (
     MAX_JSON_BYTES,
+    caption_lines,
     clean_caption,
     json_safe,
     meta_captions,
@@ -162,4 +163,4 @@ def _captions(image: Path, meta: dict[str, Any]) -> list[str]:
         if captions := meta_captions(meta):
             return captions
         raise BadPair("it has no caption (.txt) beside the image") from None
-    return list(dict.fromkeys(filter(None, map(str.strip, text.split("\n")))))
+    return caption_lines(text)

@@ -1,4 +1,4 @@
-"""The rows of tables by their number: CSV in memory, parquet by row groups, and Arrow files of ``datasets`` mapped.
+"""The rows of tables by their number: texts (CSV, JSON lines) in memory, parquet by row groups, Arrow files mapped.
 
 Parquet files, as the Hub has them, may hold many more images than fit in memory. Of them the texts of single columns are
 read, and whole rows by their row group, of which the last ones stay in memory. So row groups should be small: ``datasets``
@@ -20,12 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dejavu_lit.data.delimited import is_delimited, read_delimited
 from dejavu_lit.data.readers.base import Paths, as_list
+from dejavu_lit.data.text_tables import PARQUET, is_text_table, read_text_table
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import read_json_object, visible_files
 
-PARQUET = (".parquet", ".pq")
 STATE = "state.json"  # beside the Arrow files of ``save_to_disk`` of ``datasets``
 BINARY = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
 CACHED_BYTES = 256 << 20  # of row groups in memory, per process; one is always kept
@@ -135,11 +134,11 @@ class Rows:
 
 
 def open_rows(files: Sequence[Path], text_columns: Sequence[str], delimiter: str | None) -> Rows:
-    """The rows of one CSV or TSV file, or of parquet or Arrow files; the other arguments are those of ``read_delimited``.
+    """The rows of parquet files, of Arrow files, or of CSV, TSV and JSON lines; other arguments: as of ``read_text_table``.
 
     Raises:
         UserError: another kind of file, or files with different columns.
-        pyarrow.ArrowException, OSError, KeyError, ValueError: a file cannot be read as a table.
+        pyarrow.ArrowException, OSError, KeyError, ValueError, RecursionError: a file cannot be read as a table.
     """
     kinds = {file.suffix.lower() for file in files}
     schemas: list[pa.Schema] = []
@@ -156,16 +155,15 @@ def open_rows(files: Sequence[Path], text_columns: Sequence[str], delimiter: str
             table = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
             schemas.append(table.schema)
             blocks.append(RowBlock(table.num_rows, file.parent, partial(_select, table)))
-    elif len(files) == 1 and is_delimited(files[0]):
-        table = read_delimited(files[0], text_columns, delimiter)
-        schemas.append(table.schema)
-        blocks.append(RowBlock(table.num_rows, files[0].parent, partial(_select, table)))
+    elif all(map(is_text_table, files)):
+        for file in files:
+            table = read_text_table(file, text_columns, delimiter)
+            schemas.append(table.schema)
+            blocks.append(RowBlock(table.num_rows, file.parent, partial(_select, table)))
     else:
-        raise UserError(
-            f"{files[0]} is not a known kind of table; give a .csv, .tsv or .parquet file, or several of parquet"
-        )
+        raise UserError(f"{files[0]} is not a known kind of table; give .parquet, .arrow, .csv, .tsv or .jsonl files")
     for file, schema in zip(files, schemas, strict=True):
-        if schema.names != schemas[0].names:
+        if sorted(schema.names) != sorted(schemas[0].names):
             raise UserError(
                 f"{file} has the columns {', '.join(schema.names)}, and {files[0]} has {', '.join(schemas[0].names)}; give "
                 "files of one table"

@@ -3,8 +3,10 @@
 A pair's caption is its ``txt`` member or, if missing, ``caption`` in its ``json``, or its class (``cls``, ``label``).
 """
 
+import logging
 import os
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from glob import glob
@@ -14,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from braceexpand import braceexpand
 
-from dejavu_lit.data.decode import TEXTS
+from dejavu_lit.data.decode import TEXTS, caption_lines, with_captions
 from dejavu_lit.data.readers.base import KeyIndex, as_list, clean_keys, image_extension
 from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS, image_extension_of, read_index, read_pair
-from dejavu_lit.data.shards import Pair
+from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import fingerprint, is_hidden, visible_files, warn_unread
 from dejavu_lit.utils.progress import progress
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from dejavu_lit.data.objects import Annotation
 
 MEMBERS = (IMAGE_EXTENSIONS[0], *TEXTS)  # the first stands for any image
+LOOKED_AT = 20  # pairs whose texts are looked at for several captions
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,12 @@ class ShardReader:
     annotator = None  # pass the objects of an earlier annotation to the evaluation with objects=
     path: Any
     """Folder(s) of tars, tars, or patterns of tars: ``*.tar``, ``{000..012}.tar``."""
+    caption: str = "txt"
+    """txt: a pair's text is one caption; lines: each of its lines is one, as in clip_benchmark's tars."""
+
+    def __post_init__(self) -> None:
+        if self.caption not in ("txt", "lines"):
+            raise UserError(f"data.reader.caption={self.caption} is unknown to the shards reader; choose txt or lines")
 
     @cached_property
     def _tars(self) -> list[Path]:
@@ -72,8 +82,16 @@ class ShardReader:
         return self._members[3]
 
     def keys(self) -> list[str]:
-        """The keys of all pairs, cleaned (a slash becomes ``-``) and sorted."""
-        return self._members[0].keys
+        """The keys of all pairs, cleaned (a slash becomes ``-``) and sorted; warns of texts that look like several captions."""
+        keys = self._members[0].keys
+        with suppress(BadPair):
+            if all("\n" in self.read(key)[0].caption for key in keys[:LOOKED_AT]):
+                logger.warning(
+                    "%s: the texts of the first pairs have several lines, which are read as one caption; if each line is one, "
+                    "give data.reader.caption=lines",
+                    self.name,
+                )
+        return keys
 
     def read(self, key: str) -> "tuple[Pair, Annotation | None]":
         """The pair; raises BadPair for a missing image, or text or JSON that does not decode."""
@@ -83,13 +101,17 @@ class ShardReader:
             name: (int(at), int(size)) for name, (at, size) in zip(MEMBERS, ranges[row], strict=True) if size >= 0
         }
         pair = read_pair(self._tars[shards[row]], key, members)
+        if self.caption == "lines":
+            captions = caption_lines(pair.caption)
+            pair = replace(pair, caption=next(iter(captions), ""), meta=with_captions(pair.meta, captions))
         return replace(pair, extension=image_extension(pair.image)), None
 
     def fingerprint(self) -> dict[str, Any]:
         """The folders, the number of tars, and a hash of the tars' paths, sizes and times."""
         states = [(str(tar), tar.stat().st_size, tar.stat().st_mtime_ns) for tar in self._tars]
         folders = [str(folder.resolve()) for folder in as_list(self.path)]
-        return {"reader": self.name, "path": folders, "shards": len(states), "files": fingerprint(states)}
+        lines = {"caption": self.caption} if self.caption == "lines" else {}
+        return {"reader": self.name, "path": folders, "shards": len(states), "files": fingerprint(states), **lines}
 
 
 def matching_tars(path: Path) -> list[Path]:
@@ -114,7 +136,7 @@ def matching_tars(path: Path) -> list[Path]:
         tars += matches
     if not tars:
         raise UserError(
-            f"{path} has no shards; give a folder of *.tar, a tar, or a pattern such as '*.tar' or '{{0..9}}.tar'"
+            f"{path} has no shards; give a folder of *.tar, a tar, or a pattern such as '*/*.tar' or '{{0..9}}.tar'"
         )
     return tars
 

@@ -1,4 +1,4 @@
-"""Pairs from a table: CSV, TSV, parquet or Arrow, with a column of images or their paths and columns of captions.
+"""Pairs from a table: CSV, TSV, JSON lines, parquet or Arrow, with a column of images or their paths and columns of captions.
 
 Rows of one image path are one pair with several captions, as in Flickr8k's ``captions.txt``. Rows with the image's bytes,
 as in the Hub's parquet files, are one pair if they have one path, or one given key, and the same bytes.
@@ -45,7 +45,7 @@ class TableReader:
     name = "table"  # in fingerprints and messages
     annotator = None  # a table provides no objects
     path: Any
-    """The table: .csv, .tsv, .txt, .parquet or .arrow; of the last two also several, a folder or a pattern."""
+    """The table: .csv, .tsv, .txt, .jsonl, .parquet or .arrow; also several or a pattern, of the last two also a folder."""
     image: str = "path"
     """The column of images: paths relative to the table, bytes, or {bytes, path}; auto: guessed by its name."""
     caption: Any = "caption"
@@ -55,6 +55,12 @@ class TableReader:
     row's number; auto: guessed."""
     delimiter: str | None = None
     """The character between columns of a CSV or TSV; without it, the one that fits the header."""
+    images: str | Path | None = None
+    """The folder to which paths of images are relative; without it, the table's."""
+
+    def __post_init__(self) -> None:
+        if self.images is not None and not os.path.isdir(self.images):
+            raise UserError(f"the folder of images {self.images} does not exist; check data.reader.images=")
 
     @cached_property
     def _files(self) -> list[Path]:
@@ -78,7 +84,7 @@ class TableReader:
     def _reading(self) -> Iterator[None]:
         try:
             yield
-        except (pa.ArrowException, OSError, KeyError, ValueError, OverflowError) as error:
+        except (pa.ArrowException, OSError, KeyError, ValueError, OverflowError, RecursionError) as error:
             raise UserError(f"{self.path} cannot be read as a table ({first_line(error)}); check the file") from None
 
     @cached_property
@@ -115,10 +121,18 @@ class TableReader:
         """The folder that all absolute paths of images have in common; "" if there are none. Keys are made below it."""
         return common_folder(self._paths)
 
+    def listed_name(self, line: str) -> str:
+        """A path in a list of keys as keys are made from it."""
+        return below(self.key_root, line)
+
+    def _folder(self, row: int) -> Path:
+        """The folder to which the path of a row's image is relative."""
+        return self._rows.folder(row) if self.images is None else Path(self.images)
+
     def _names(self) -> list[str]:
         """What may join each row with others: the image's path, or of images in the table a key that repeats; "" does not."""
         if not self._embedded:
-            return [file and absolute(self._rows.folder(row), file) for row, file in enumerate(self._paths)]
+            return [file and absolute(self._folder(row), file) for row, file in enumerate(self._paths)]
         keys = self._texts(self._columns.key) if self._columns.key else []
         return keys if len(set(keys)) < len(keys) else self._paths
 
@@ -128,7 +142,7 @@ class TableReader:
             return b""
         data, path = _held(self._rows.row(row, [self._columns.image])[self._columns.image])
         if not isinstance(data, bytes):
-            data = os.fsencode(absolute(self._rows.folder(row), path))
+            data = os.fsencode(absolute(self._folder(row), path))
         return hashlib.blake2b(data, digest_size=16).digest()
 
     @cached_property
@@ -225,7 +239,7 @@ class TableReader:
             return data, image_extension(data), shown
         if not path:
             raise BadPair("it has no image" if self._embedded else "it has no image path")
-        return *read_image(self._rows.folder(row) / path), shown
+        return *read_image(self._folder(row) / path), shown
 
     def fingerprint(self) -> dict[str, Any]:
         """The columns and the states of the table's files."""
@@ -234,6 +248,8 @@ class TableReader:
         columns: dict[str, Any] = {"image": self.image, "caption": caption, "key": self.key}
         if self.delimiter is not None:
             columns["delimiter"] = self.delimiter
+        if self.images is not None:
+            columns["images"] = str(Path(self.images).resolve())
         table: Any = states[0] if len(states) == 1 else {"files": len(states), "states": fingerprint(states)}
         return {"reader": self.name, "table": table, **columns}
 

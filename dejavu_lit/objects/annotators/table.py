@@ -1,6 +1,5 @@
 """Objects from a table: parquet, CSV or JSON lines with an image's key and labels, and optional scores and boxes."""
 
-import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dejavu_lit.data.decode import json_safe
-from dejavu_lit.data.delimited import is_delimited, read_delimited
 from dejavu_lit.data.objects import READ_ERRORS, Annotation, Annotator
 from dejavu_lit.data.shards import BadPair, Pair
+from dejavu_lit.data.text_tables import PARQUET, is_text_table, read_text_table
 from dejavu_lit.objects.base import Lookup
 from dejavu_lit.utils.errors import UserError, first_line, suggest
 from dejavu_lit.utils.io import file_sha256
@@ -94,7 +92,7 @@ class TableLookup(Lookup):
         path = Path(self.path)
         columns = [c for c in (self.key, self.labels_column, self.scores_column, self.boxes_column) if c is not None]
         try:
-            table = _read_table(path, columns, self.key)
+            table = _read_table(path, columns)
             table.validate(full=True)
         except (*READ_ERRORS, KeyError) as error:
             raise UserError(f"{path} cannot be read as a table ({first_line(error)}); check the file") from None
@@ -123,32 +121,9 @@ def _parse_box(value: Any) -> list[float]:
     return [float(side) for side in (value.split() if isinstance(value, str) else value)]
 
 
-def _read_table(path: Path, columns: Sequence[str], key: str) -> pa.Table:
-    if path.suffix.lower() in (".parquet", ".pq"):
+def _read_table(path: Path, columns: Sequence[str]) -> pa.Table:
+    if path.suffix.lower() in PARQUET:
         return pq.read_table(path)
-    if path.suffix.lower() in (".jsonl", ".ndjson"):
-        return _read_json_lines(path, columns, key)
-    if not is_delimited(path):
+    if not is_text_table(path):
         raise UserError(f"{path} is not a known kind of table; give a .parquet, .csv, .tsv or .jsonl file")
-    return read_delimited(path, columns)
-
-
-def _read_json_lines(path: Path, columns: Sequence[str], key: str) -> pa.Table:
-    """JSON lines by Python's own parser: Arrow's does not read dates as text, and crashes on a line that is null."""
-    values: dict[str, list[Any]] = {column: [] for column in columns}
-    existing: set[str] = set()
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            row = json_safe(json.loads(line.decode("utf-8-sig")))
-            if not isinstance(row, dict):
-                raise ValueError(f"line {number} is not a JSON object")
-            existing.update(row)
-            for column, cells in values.items():
-                cell = row.get(column)
-                cells.append(str(cell) if column == key and cell is not None else cell)
-    count = len(next(iter(values.values())))
-    # The other columns are only for messages that list the columns.
-    unused = {column: pa.nulls(count) for column in sorted(existing - set(columns))}
-    return pa.table({column: pa.array(cells) for column, cells in values.items() if column in existing} | unused)
+    return read_text_table(path, columns)

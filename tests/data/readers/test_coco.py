@@ -6,7 +6,7 @@ import pytest
 
 from dejavu_lit.data.prepare import prepare
 from dejavu_lit.data.readers.coco import CocoReader
-from dejavu_lit.data.shards import BadPair, Pair
+from dejavu_lit.data.shards import BadPair, Pair, ShardSet
 from dejavu_lit.objects.annotators.coco import CocoLookup
 from dejavu_lit.utils.errors import UserError
 from tests.data.images import COCO_MINI, encoded, needs_coco, sample_image
@@ -60,11 +60,22 @@ def test_train_and_val_are_read_together(root: Path) -> None:
     assert annotation.boxes == [[1, 2.5, 3, 4], [0, 0, 48, 36]]
 
 
-def test_a_list_of_paths_below_the_root_lists_no_keys(root: Path) -> None:
+def test_lists_may_name_images_by_their_ids_and_files(root: Path) -> None:
     keys = root / "members.txt"
-    keys.write_text(f"{root}/val2017/000000000009.jpg\n")
-    with pytest.raises(UserError, match=r"none of the 1 keys in keys\.A is in the data"):
-        prepare(CocoReader(root=root), root / "out", {"A": 1}, keys={"A": keys})
+    keys.write_text(f"{root}/val2017/000000000009.jpg\ntrain2014/COCO_train2014_000000000012.jpg\n123456\n")
+    manifest = prepare(CocoReader(root=root), root / "out", {"A": None}, keys={"A": keys})
+    assert manifest["sets"]["A"]["absent"] == 0
+    names = sorted(ShardSet.open(root / "out" / "A").keys())
+    assert names == ["000000000009", "000000000012", "000000123456"]
+
+
+def test_the_file_of_an_image_tells_more_than_its_digits(root: Path) -> None:
+    path = root / "annotations" / "captions_val2017.json"
+    path.write_text(path.read_text().replace("000000000009.jpg", "sub/7").replace("000000000030.jpg", "30.jpg"))
+    reader = CocoReader(root=root)
+    lines = ["sub/7", "7", "30.jpg", "a/30.jpg", "9.jpg"]
+    names = ["000000000009", "000000000007", "000000000030", "000000000030", "9.jpg"]
+    assert [reader.listed_name(line) for line in lines] == names
 
 
 def test_an_image_without_instances_has_no_objects(root: Path) -> None:

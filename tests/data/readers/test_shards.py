@@ -52,6 +52,22 @@ def test_shards_of_img2dataset_are_read_unchanged(tmp_path: Path) -> None:
     assert second.meta == meta
 
 
+def test_each_line_of_a_text_may_be_a_caption(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    members = {"s0.txt": b"a cat\n a pet \r\n\na cat\n", "s1.txt": b"a dog\nit runs"}
+    write_tar(tmp_path / "0.tar", {**members, **{f"s{n}.jpg": encoded(sample_image(n), "JPEG") for n in range(2)}})
+    reader = ShardReader(tmp_path, caption="lines")
+    first, second = (reader.read(key)[0] for key in reader.keys())
+    assert (first.caption, first.meta) == ("a cat", {"captions": ["a cat", "a pet"]})
+    assert (second.caption, second.meta) == ("a dog", {"captions": ["a dog", "it runs"]})
+    assert not caplog.messages
+    plain = ShardReader(tmp_path)
+    assert plain.read(plain.keys()[1])[0].caption == "a dog\nit runs"
+    assert "if each line is one, give data.reader.caption=lines" in caplog.messages[0]
+    assert plain.fingerprint().keys() == reader.fingerprint().keys() - {"caption"}
+    with pytest.raises(UserError, match=r"data.reader.caption=line is unknown to the shards reader"):
+        ShardReader(tmp_path, caption="line")
+
+
 def test_own_shards_round_trip(tmp_path: Path) -> None:
     pairs = [Pair(f"k{n}", encoded(sample_image(n), "WEBP"), "webp", f"caption {n}", {"n": n}) for n in range(5)]
     for number, pair in enumerate(pairs):

@@ -1,3 +1,4 @@
+import json
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,12 @@ def folder(tmp_path: Path) -> Path:
     pyarrow.csv.write_csv(table, tmp_path / "pairs.csv")
     pyarrow.csv.write_csv(table, tmp_path / "pairs.tsv", pyarrow.csv.WriteOptions(delimiter="\t"))
     pq.write_table(table.append_column("bytes", pa.array([b"\xff"] * 3)), tmp_path / "pairs.parquet")
+    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(row, default=str) for row in table.to_pylist()))
     return tmp_path
 
 
-@pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
-def test_the_three_formats_give_the_same_pairs(folder: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+def test_all_formats_give_the_same_pairs(folder: Path, kind: str) -> None:
     reader = TableReader(folder / f"pairs.{kind}", key="id")
     keys = reader.keys()
     assert keys == ["007", "08"]
@@ -81,6 +83,48 @@ def test_rows_of_one_image_are_one_pair_with_several_captions(
     assert "has 5 rows of 2 images" in caplog.text
 
 
+def test_json_lines_as_image_folders_of_the_hub_have_them(folder: Path) -> None:
+    """metadata.jsonl: paths in file_name; captions may be lists, further values of any kind, and fields be missing."""
+    rows = [
+        {"file_name": "pics/0001.png", "text": ["a cat", "a pet"], "mixed": 1},
+        {"text": ["a dog"], "file_name": "pics/0002.png", "mixed": {"n": [2]}, "source": "web"},
+    ]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    reader = ParquetReader(folder / "metadata.jsonl")
+    first, second = (reader.read(key)[0] for key in reader.keys())
+    assert (first.caption, first.meta["captions"], second.caption) == ("a cat", ["a cat", "a pet"], "a dog")
+    assert [p.meta["mixed"] for p in (first, second)] == ["1", "{'n': [2]}"]
+    assert [p.meta["source"] for p in (first, second)] == [None, "web"]
+    (folder / "mixed.jsonl").write_text('{"path": "pics/0001.png", "caption": "a"}\n{"path": "b", "caption": ["b"]}\n')
+    with pytest.raises(UserError, match=r"mixed.jsonl cannot be read as a table"):
+        TableReader(folder / "mixed.jsonl").keys()
+    (folder / "list.jsonl").write_text("[1]\n")
+    with pytest.raises(UserError, match=r"line 1 is not a JSON object"):
+        TableReader(folder / "list.jsonl").keys()
+
+
+def test_paths_may_be_relative_to_another_folder(folder: Path) -> None:
+    (folder / "texts").mkdir()
+    table = folder / "texts" / "captions.txt"
+    table.write_text("path,caption\n0001.png,a\n0002.png,b\n0001.png,c\n")
+    reader = TableReader(table, images=folder / "pics")
+    assert reader.keys() == ["0001", "0002"]
+    pair = reader.read("0001")[0]
+    assert pair.image == (folder / "pics/0001.png").read_bytes()
+    assert pair.meta == {"path": "0001.png", "captions": ["a", "c"]}
+    assert reader.fingerprint()["images"] == str(folder / "pics")
+    assert "images" not in TableReader(table).fingerprint()
+    with pytest.raises(UserError, match=r"the folder of images .*none does not exist; check data.reader.images="):
+        TableReader(table, images=folder / "none")
+
+
+def test_tables_of_several_files_are_one(folder: Path) -> None:
+    for number in (1, 2):
+        (folder / f"part{number}.csv").write_text(f"path,caption\npics/{number:04d}.png,caption {number}\n")
+    reader = TableReader(folder / "part*.csv")
+    assert [reader.read(key)[0].caption for key in reader.keys()] == ["caption 1", "caption 2"]
+
+
 def test_a_key_may_repeat_for_one_image_only(folder: Path) -> None:
     (folder / "ids.csv").write_text("path,caption,id\npics/0001.png,a,7\npics/0001.png,b,7\npics/0002.png,c,8\n")
     assert TableReader(folder / "ids.csv", key="id").keys() == ["7", "8"]
@@ -100,7 +144,7 @@ def test_keys_of_absolute_paths_do_not_change_with_the_folder(tmp_path: Path) ->
         (tmp_path / "pairs.csv").write_text("path,caption\n" + "".join(f"{file},c\n" for file in files))
         reader = TableReader(tmp_path / "pairs.csv")
         keys.append(reader.keys())
-        assert match_lists({"A": [str(files[2])]}, keys[-1], reader.key_root) == ({"A": ["b-2_3"]}, {"A": 0})
+        assert match_lists({"A": [str(files[2])]}, keys[-1], reader.listed_name) == ({"A": ["b-2_3"]}, {"A": 0})
     assert keys == [["a-1", "b-1", "b-2_3"]] * 2
 
 
@@ -144,7 +188,7 @@ def test_errors_name_the_mistake(folder: Path) -> None:
     with pytest.raises(UserError, match=r"none.csv does not exist"):
         TableReader(folder / "none.csv").fingerprint()
     (folder / "pairs.xlsx").write_text("")
-    with pytest.raises(UserError, match=r"\.csv, \.tsv or \.parquet"):
+    with pytest.raises(UserError, match=r"\.csv, \.tsv or \.jsonl"):
         TableReader(folder / "pairs.xlsx").keys()
     (folder / "broken.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"broken.parquet cannot be read as a table"):

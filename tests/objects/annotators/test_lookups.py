@@ -174,7 +174,8 @@ def test_coco_by_image_id_or_key(tmp_path: Path) -> None:
     }
     path.write_text(json.dumps(content))
     lookup = CocoLookup(path)
-    for annotation in (lookup.annotation(pair("x", image_id=7)), lookup.annotation(pair("000000000007"))):
+    file = Pair("COCO_val2014_000000000007", b"", "jpg", "text", {"key": "9"})
+    for annotation in map(lookup.annotation, (pair("x", image_id=7), pair("000000000007"), file)):
         assert (list(annotation.labels), annotation.boxes) == (["cat"], [[1, 2, 3, 4]])
     assert lookup.annotation(pair("9")).labels == []
     with pytest.raises(BadPair, match="does not list it"):

@@ -8,13 +8,13 @@ this would not be exact are not supported.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer
 from torch import Tensor, nn
-from torch.nn.functional import embedding, linear, scaled_dot_product_attention
+from torch.nn.functional import embedding, linear, normalize, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 
@@ -34,9 +34,9 @@ class Packing(NamedTuple):
     length: int
     """Tokens of the longest caption."""
 
-    def pinned(self) -> "Packing":
-        """The same in page-locked memory."""
-        ids, positions, slots, pooled, ends = (value.pin_memory() for value in self[:5])
+    def moved(self, move: Callable[[Tensor], Tensor]) -> "Packing":
+        """The same elsewhere, as ``move`` returns each tensor: on a device, or in page-locked memory."""
+        ids, positions, slots, pooled, ends = map(move, self[:5])
         return Packing(ids, positions, slots, pooled, ends, self.length)
 
 
@@ -126,6 +126,20 @@ class ImageTower:
         outputs, attend_last = (x[:, :1], attend_pooled) if class_token_only else (x, attend)
         x = run(recompute, residual_block, last, x, outputs, attend_last)
         return project(tower._pool(x)[0], tower.proj)
+
+
+def image_features(model: Any, tower: ImageTower | None, pixels: Tensor, recompute: bool = False) -> Tensor:
+    """L2-normalized features [n, d] of the model's input [n, 3, h, w], by the tower or, without one, by the model."""
+    if tower is None:
+        return cast(Tensor, model.encode_image(pixels, normalize=True))
+    return normalize(tower(pixels, recompute), dim=-1)
+
+
+def text_features(model: Any, tower: TextTower | None, captions: Any, recompute: bool = False) -> Tensor:
+    """L2-normalized features [n, d] of packed captions by the tower or, without one, of tokens [n, context] by the model."""
+    if tower is None:
+        return cast(Tensor, model.encode_text(captions, normalize=True))
+    return normalize(tower(captions, recompute), dim=-1)
 
 
 def residual_block(block: Any, x: Tensor, outputs: Tensor, attend: Callable[[Any, Tensor], Tensor]) -> Tensor:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavu_lit.data.delimited import find_delimiter, read_delimited
+from dejavu_lit.data.text_tables import find_delimiter, read_delimited
 from dejavu_lit.utils.errors import UserError
 
 COLUMNS = ["path", "caption"]

@@ -1,31 +1,75 @@
-"""CSV and TSV files as tables: the delimiter found or given, and quotation marks that do not swallow rows.
+"""CSV, TSV and JSON lines as tables: the delimiter found or given, and quotation marks that do not swallow rows.
 
 A quoted value may contain delimiters and line breaks (RFC 4180). A quotation mark that opens a value and is never closed
 would silently join rows, so such files are read without quoting if that gives every row its columns, and refused otherwise.
 """
 
 import csv
+import json
 import logging
 from collections.abc import Collection, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from dejavu_lit.data.decode import json_safe
 from dejavu_lit.utils.errors import UserError, first_line
 
 BLOCK_BYTES = 16 << 20  # of a file read at once; no row may be longer
 # By the file's extension, where the header decides nothing.
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".txt": ","}
 CANDIDATES = (",", "\t", ";", "|")
+PARQUET = (".parquet", ".pq")
+JSON_LINES = (".jsonl", ".ndjson")
 logger = logging.getLogger(__name__)
 
 
-def is_delimited(path: Path) -> bool:
-    """Whether the file's name says that it is a CSV or TSV."""
-    return path.suffix.lower() in DELIMITERS
+def is_text_table(path: Path) -> bool:
+    """Whether the file's name says that it is a CSV, a TSV or JSON lines."""
+    return path.suffix.lower() in (*DELIMITERS, *JSON_LINES)
+
+
+def read_text_table(path: Path, text_columns: Sequence[str], delimiter: str | None = None) -> pa.Table:
+    """The table in a CSV or TSV file, as ``read_delimited`` reads it, or in JSON lines; raises as that does."""
+    if path.suffix.lower() in JSON_LINES:
+        return read_json_lines(path, text_columns)
+    return read_delimited(path, text_columns, delimiter)
+
+
+def read_json_lines(path: Path, needed: Collection[str]) -> pa.Table:
+    """One JSON object per line. Columns with values of several types, which a table cannot have, become text.
+
+    By Python's own parser: Arrow's does not read dates as text, and crashes on a line that is null.
+
+    Raises:
+        pyarrow.ArrowException, OSError, ValueError, RecursionError: the file cannot be read, a line is not a JSON object, or
+            one of the ``needed`` columns has values of several types.
+    """
+    rows: list[dict[str, Any]] = []
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            row = json_safe(json.loads(line.decode("utf-8-sig")))
+            if not isinstance(row, dict):
+                raise ValueError(f"line {number} is not a JSON object")
+            rows.append(row)
+    names = dict.fromkeys(chain(*rows))
+    return pa.table({name: _column([row.get(name) for row in rows], name in needed) for name in names})
+
+
+def _column(cells: list[Any], is_needed: bool) -> pa.Array:
+    try:
+        return pa.array(cells)
+    except (pa.ArrowException, OverflowError):
+        if is_needed:
+            raise
+        return pa.array([None if cell is None else str(cell) for cell in cells])
 
 
 def read_delimited(path: Path, text_columns: Sequence[str], delimiter: str | None = None) -> pa.Table:
