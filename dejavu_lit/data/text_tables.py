@@ -1,4 +1,4 @@
-"""CSV, TSV and JSON lines as tables: the delimiter found or given, and quotation marks that do not swallow rows.
+"""CSV, TSV and JSON as tables: the delimiter found or given, and quotation marks that do not swallow rows.
 
 A quoted value may contain delimiters and line breaks (RFC 4180). A quotation mark that opens a value and is never closed
 would silently join rows, so such files are read without quoting if that gives every row its columns, and refused otherwise.
@@ -25,40 +25,40 @@ BLOCK_BYTES = 16 << 20  # of a file read at once; no row may be longer
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".txt": ","}
 CANDIDATES = (",", "\t", ";", "|")
 PARQUET = (".parquet", ".pq")
-JSON_LINES = (".jsonl", ".ndjson")
+JSON_LINES, JSON = (".jsonl", ".ndjson"), ".json"
 logger = logging.getLogger(__name__)
 
 
 def is_text_table(path: Path) -> bool:
-    """Whether the file's name says that it is a CSV, a TSV or JSON lines."""
-    return path.suffix.lower() in (*DELIMITERS, *JSON_LINES)
+    """Whether the file's name says that it is a CSV, a TSV or JSON."""
+    return path.suffix.lower() in (*DELIMITERS, *JSON_LINES, JSON)
 
 
 def read_text_table(path: Path, text_columns: Sequence[str], delimiter: str | None = None) -> pa.Table:
-    """The table in a CSV or TSV file, as ``read_delimited`` reads it, or in JSON lines; raises as that does."""
-    if path.suffix.lower() in JSON_LINES:
-        return read_json_lines(path, text_columns)
+    """The table in a CSV or TSV file, as ``read_delimited`` reads it, or in JSON; raises as that and ``read_objects`` do."""
+    if path.suffix.lower() in (*JSON_LINES, JSON):
+        return read_objects(path, text_columns)
     return read_delimited(path, text_columns, delimiter)
 
 
-def read_json_lines(path: Path, needed: Collection[str]) -> pa.Table:
-    """One JSON object per line. Columns with values of several types, which a table cannot have, become text.
+def read_objects(path: Path, needed: Collection[str]) -> pa.Table:
+    """A row per JSON object: one per line, or a list of them in a ``.json``.
 
-    By Python's own parser: Arrow's does not read dates as text, and crashes on a line that is null.
+    Columns with values of several types, which a table cannot have, become text. Python's own parser reads them: Arrow's does
+    not read dates as text, and crashes on a line that is null.
 
     Raises:
-        pyarrow.ArrowException, OSError, ValueError, RecursionError: the file cannot be read, a line is not a JSON object, or
-            one of the ``needed`` columns has values of several types.
+        pyarrow.ArrowException, OSError, ValueError, RecursionError: the file cannot be read, is not JSON of this form, or one
+            of the ``needed`` columns has values of several types.
     """
-    rows: list[dict[str, Any]] = []
     with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            row = json_safe(json.loads(line.decode("utf-8-sig")))
-            if not isinstance(row, dict):
-                raise ValueError(f"line {number} is not a JSON object")
-            rows.append(row)
+        if path.suffix.lower() == JSON:
+            rows = json.loads(file.read().decode("utf-8-sig"))
+        else:
+            rows = [json.loads(line.decode("utf-8-sig")) for line in file if line.strip()]
+    rows = json_safe(rows)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("its lines, or the entries of its list, are not all JSON objects")
     names = dict.fromkeys(chain(*rows))
     return pa.table({name: _column([row.get(name) for row in rows], name in needed) for name in names})
 

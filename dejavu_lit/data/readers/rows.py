@@ -1,4 +1,4 @@
-"""The rows of tables by their number: texts (CSV, JSON lines) in memory, parquet by row groups, Arrow files mapped.
+"""The rows of tables by their number: texts (CSV, JSON) in memory, parquet by row groups, Arrow files mapped.
 
 Parquet files, as the Hub has them, may hold many more images than fit in memory. Of them the texts of single columns are
 read, and whole rows by their row group, of which the last ones stay in memory. So row groups should be small: ``datasets``
@@ -134,7 +134,7 @@ class Rows:
 
 
 def open_rows(files: Sequence[Path], text_columns: Sequence[str], delimiter: str | None) -> Rows:
-    """The rows of parquet files, of Arrow files, or of CSV, TSV and JSON lines; other arguments: as of ``read_text_table``.
+    """The rows of parquet files, of Arrow files, or of CSV, TSV and JSON; other arguments: as of ``read_text_table``.
 
     Raises:
         UserError: another kind of file, or files with different columns.
@@ -161,7 +161,9 @@ def open_rows(files: Sequence[Path], text_columns: Sequence[str], delimiter: str
             schemas.append(table.schema)
             blocks.append(RowBlock(table.num_rows, file.parent, partial(_select, table)))
     else:
-        raise UserError(f"{files[0]} is not a known kind of table; give .parquet, .arrow, .csv, .tsv or .jsonl files")
+        raise UserError(
+            f"{files[0]} is not a known kind of table; give .parquet, .arrow, .csv, .tsv, .jsonl or .json files"
+        )
     for file, schema in zip(files, schemas, strict=True):
         if sorted(schema.names) != sorted(schemas[0].names):
             raise UserError(

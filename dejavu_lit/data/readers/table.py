@@ -1,4 +1,4 @@
-"""Pairs from a table: CSV, TSV, JSON lines, parquet or Arrow, with a column of images or their paths and columns of captions.
+"""Pairs from a table: CSV, TSV, JSON, parquet or Arrow, with a column of images or their paths and columns of captions.
 
 Rows of one image path are one pair with several captions, as in Flickr8k's ``captions.txt``. Rows with the image's bytes,
 as in the Hub's parquet files, are one pair if they have one path, or one given key, and the same bytes.
@@ -45,7 +45,7 @@ class TableReader:
     name = "table"  # in fingerprints and messages
     annotator = None  # a table provides no objects
     path: Any
-    """The table: .csv, .tsv, .txt, .jsonl, .parquet or .arrow; also several or a pattern, of the last two also a folder."""
+    """The table: .csv, .tsv, .txt, .jsonl, .json, .parquet or .arrow; also several, a pattern, or a folder of the last two."""
     image: str = "path"
     """The column of images: paths relative to the table, bytes, or {bytes, path}; auto: guessed by its name."""
     caption: Any = "caption"

@@ -1,4 +1,4 @@
-"""Objects from a table: parquet, CSV or JSON lines with an image's key and labels, and optional scores and boxes."""
+"""Objects from a table: parquet, CSV or JSON with an image's key and labels, and optional scores and boxes."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class TableLookup(Lookup):
     """Rows of a table: one per image with lists, or one per object; the rows of one key are joined."""
 
     path: str | Path
-    """The table: .parquet, .csv, .tsv or .jsonl, with one row per image with lists, or one row per object."""
+    """The table: .parquet, .csv, .tsv, .jsonl or .json, with one row per image with lists, or one row per object."""
     key: str = "key"
     """The column of keys."""
     labels_column: str = "labels"
@@ -125,5 +125,5 @@ def _read_table(path: Path, columns: Sequence[str]) -> pa.Table:
     if path.suffix.lower() in PARQUET:
         return pq.read_table(path)
     if not is_text_table(path):
-        raise UserError(f"{path} is not a known kind of table; give a .parquet, .csv, .tsv or .jsonl file")
+        raise UserError(f"{path} is not a known kind of table; give a .parquet, .csv, .tsv, .jsonl or .json file")
     return read_text_table(path, columns)

@@ -99,8 +99,13 @@ def test_json_lines_as_image_folders_of_the_hub_have_them(folder: Path) -> None:
     with pytest.raises(UserError, match=r"mixed.jsonl cannot be read as a table"):
         TableReader(folder / "mixed.jsonl").keys()
     (folder / "list.jsonl").write_text("[1]\n")
-    with pytest.raises(UserError, match=r"line 1 is not a JSON object"):
+    with pytest.raises(UserError, match=r"not all JSON objects"):
         TableReader(folder / "list.jsonl").keys()
+    (folder / "metadata.json").write_text(json.dumps(rows))  # a list of objects
+    assert [ParquetReader(folder / "metadata.json").read(key)[0] for key in reader.keys()] == [first, second]
+    (folder / "coco.json").write_text('{"images": []}')
+    with pytest.raises(UserError, match=r"not all JSON objects"):
+        TableReader(folder / "coco.json").keys()
 
 
 def test_paths_may_be_relative_to_another_folder(folder: Path) -> None:
@@ -188,7 +193,7 @@ def test_errors_name_the_mistake(folder: Path) -> None:
     with pytest.raises(UserError, match=r"none.csv does not exist"):
         TableReader(folder / "none.csv").fingerprint()
     (folder / "pairs.xlsx").write_text("")
-    with pytest.raises(UserError, match=r"\.csv, \.tsv or \.jsonl"):
+    with pytest.raises(UserError, match=r"\.csv, \.tsv, \.jsonl or \.json"):
         TableReader(folder / "pairs.xlsx").keys()
     (folder / "broken.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"broken.parquet cannot be read as a table"):
