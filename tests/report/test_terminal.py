@@ -1,6 +1,7 @@
 """The tables on the terminal: labels are whole at every width, columns go in order of importance, and words at the end."""
 
 import logging
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,16 @@ def test_commands_end_with_three_next_steps(of_study: bool, capsys: pytest.Captu
         assert heading == "next:"
         assert len(steps) == 3
         assert ("open out/report/index.html" in steps[0]) == (page is not None)
+
+
+def test_next_steps_can_be_copied_if_a_path_has_spaces(capsys: pytest.CaptureFixture[str]) -> None:
+    show_next_steps(Path("my gap"), Path("my gap/report/index.html"), study=False)
+    steps = [shlex.split(step, comments=True) for step in capsys.readouterr().out.splitlines()[1:]]
+    assert steps == [
+        ["open", "my gap/report/index.html"],
+        ["dejavu", "report", "path=my gap", "redact=true", "out=my gap-to-share"],
+        ["dejavu", "evaluate", "…", "out=my gap", "fail_if=symmetric.ppg.ci95[0]>0.05"],
+    ]
 
 
 def test_only_groups_that_h_does_not_explain_have_a_line(evaluation: Path, capsys: pytest.CaptureFixture[str]) -> None:
