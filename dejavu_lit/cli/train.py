@@ -12,7 +12,7 @@ from dejavu_lit.training.resume import run_training
 from dejavu_lit.training.settings import TrainerSettings
 from dejavu_lit.utils.distributed import current_ranks, rank
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.printable import option, print_next
+from dejavu_lit.utils.printable import argument, print_next
 from dejavu_lit.utils.wandb import with_tags
 
 
@@ -31,7 +31,7 @@ def train(settings: Train, out: Path) -> None:
         second = "reference" if settings.side == "target" else "target"
         print_next(
             f"dejavu train … side={second} out={sides[second]}    # the other side, with the same options",
-            f"dejavu evaluate {option('target', sides['target'])} {option('reference', sides['reference'])}",
+            f"dejavu evaluate {argument('target', sides['target'])} {argument('reference', sides['reference'])}",
         )
 
 

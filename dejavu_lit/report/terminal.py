@@ -20,7 +20,7 @@ from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, m
 from dejavu_lit.report.narrative import pooled_sentence, study_caution, study_sentence
 from dejavu_lit.report.study_points import membership_auc
 from dejavu_lit.study.ranking import difference_to_default, share_removed, utility
-from dejavu_lit.utils.printable import option, print_next, printable
+from dejavu_lit.utils.printable import argument, print_next, printable
 from dejavu_lit.utils.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -270,10 +270,10 @@ def _share(value: float | None) -> str:
 def show_next_steps(out: Path, page: Path | None, study: bool) -> None:
     """Print the three things that one does next with the results in ``out``, whose report is ``page`` if it was written."""
     steps = [
-        f"open {shlex.quote(str(page))}" if page else f"dejavu report {option('path', out)}    # write the report",
-        f"dejavu report {option('path', out)} redact=true {option('out', f'{out}-to-share')}    # without captions and images",
+        f"open {shlex.quote(str(page))}" if page else f"dejavu report {argument('path', out)}    # write the report",
+        f"dejavu report {argument('path', out)} redact=true {argument('out', f'{out}-to-share')}    # without captions and images",
         "dejavu mitigate … seeds=[0,1,2]    # intervals that include the noise of training"
         if study
-        else f'dejavu evaluate … {option("out", out)} fail_if="symmetric.ppg.ci95[0]>0.05"    # a gate for releases',
+        else f'dejavu evaluate … {argument("out", out)} fail_if="symmetric.ppg.ci95[0]>0.05"    # a gate for releases',
     ]
     print_next(*steps)

@@ -24,7 +24,7 @@ class PrintableFormatter(logging.Formatter):
         return printable(super().format(record))
 
 
-def option(name: str, value: object) -> str:
+def argument(name: str, value: object) -> str:
     """``NAME=VALUE`` as one types it in a shell."""
     return shlex.quote(f"{name}={value}")
 

@@ -68,7 +68,10 @@ def test_an_unfinished_run_whose_config_was_edited_is_refused_by_name(runs, tmp_
     for changed, message in (
         ({"side": "reference"}, "side: target → reference"),
         ({"recipe": {**config["recipe"], "epochs": 4}}, "recipe.epochs: 2 → 4"),
-        ({"mitigation": {**config["mitigation"], "logit_scale_fixed": 9.0}}, "mitigation.logit_scale_fixed: None → 9.0"),
+        (
+            {"mitigation": {**config["mitigation"], "logit_scale_fixed": 9.0}},
+            "mitigation.logit_scale_fixed: None → 9.0",
+        ),
     ):
         (run_directory / "config.yaml").write_text(yaml.safe_dump({**config, **changed}))
         done = run("resume", str(run_directory), check=False)
