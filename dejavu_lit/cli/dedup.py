@@ -38,11 +38,8 @@ def dedup(settings: Dedup, out: Path) -> None:
     print("across sets: " + (", ".join(f"{n} of {a} also in {b}" for (a, b), n in across.items()) or "none"))
     if report["exclude"]["file"]:
         print(f"{report['exclude']['keys']} keys to exclude: data.exclude={out / LIST}")
-        look = (
-            [f"open {shlex.quote(str(out / EXAMPLES))}    # the least similar pairs"]
-            if (out / EXAMPLES).is_file()
-            else []
-        )
+        page = out / EXAMPLES
+        look = [f"open {shlex.quote(str(page))}    # the least similar pairs"] if page.is_file() else []
         print_next(*look, f"dejavu train … {argument('data.exclude', out / LIST)}")
     else:
         print("no keys to exclude: one group has more than half of a set (force=true lists them all the same)")

@@ -269,9 +269,10 @@ def _share(value: float | None) -> str:
 
 def show_next_steps(out: Path, page: Path | None, study: bool) -> None:
     """Print the three things that one does next with the results in ``out``, whose report is ``page`` if it was written."""
+    path, shared = argument("path", out), argument("out", f"{out}-to-share")
     steps = [
-        f"open {shlex.quote(str(page))}" if page else f"dejavu report {argument('path', out)}    # write the report",
-        f"dejavu report {argument('path', out)} redact=true {argument('out', f'{out}-to-share')}    # without captions and images",
+        f"open {shlex.quote(str(page))}" if page else f"dejavu report {path}    # write the report",
+        f"dejavu report {path} redact=true {shared}    # without captions and images",
         "dejavu mitigate … seeds=[0,1,2]    # intervals that include the noise of training"
         if study
         else f'dejavu evaluate … {argument("out", out)} fail_if="symmetric.ppg.ci95[0]>0.05"    # a gate for releases',
