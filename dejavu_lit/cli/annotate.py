@@ -15,7 +15,7 @@ from dejavu_lit.data.splits import SETS
 from dejavu_lit.objects.annotators import ANNOTATORS
 from dejavu_lit.utils.errors import UserError, suggest
 from dejavu_lit.utils.io import atomic, is_hidden, visible_files, write_csv, write_json
-from dejavu_lit.utils.printable import print_next, printable
+from dejavu_lit.utils.printable import argument, print_next, printable
 
 
 def annotate(settings: Annotate, out: Path) -> None:
@@ -70,8 +70,8 @@ def _annotate(data: DataSpec, sets: dict[str, ShardSet], settings: Annotate) -> 
     if done.complete:
         print(coverage(folder, list(sets), max(settings.threshold, source.annotator.threshold)))
         print_next(
-            f"dejavu annotate … show={folder.name} out=OUT    # the boxes on images of every set",
-            f"dejavu evaluate target=TARGET reference=REFERENCE objects={folder.name}",
+            f"dejavu annotate … {argument('show', folder.name)} out=OUT    # the boxes on images of every set",
+            f"dejavu evaluate target=TARGET reference=REFERENCE {argument('objects', folder.name)}",
         )
 
 

@@ -77,6 +77,7 @@ def command(config_name: str, task: Callable[[Any, Path], Any]) -> Callable[...,
                 print(help.text(CONF, config_name))
                 return
             mistakes.check_arguments(given)
+            given.sort(key=lambda argument: argument not in ("-m", "--multirun"))  # argparse refuses it between options
             register(config_name)
             secrets.check_secrets(dict(argument.partition("=")[::2] for argument in given))
             sys.argv = [called[0], *given]  # Hydra reads it

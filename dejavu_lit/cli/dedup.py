@@ -1,5 +1,6 @@
 """``dejavu dedup``: find duplicates and list the keys to exclude."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from dejavu_lit.cli.options import Dedup
 from dejavu_lit.data.prepared import ready
 from dejavu_lit.evaluation.run import check_model
 from dejavu_lit.utils.config import to_plain
-from dejavu_lit.utils.printable import print_next
+from dejavu_lit.utils.printable import argument, print_next
 from dejavu_lit.utils.run_directory import RunDirectory
 
 
@@ -37,8 +38,9 @@ def dedup(settings: Dedup, out: Path) -> None:
     print("across sets: " + (", ".join(f"{n} of {a} also in {b}" for (a, b), n in across.items()) or "none"))
     if report["exclude"]["file"]:
         print(f"{report['exclude']['keys']} keys to exclude: data.exclude={out / LIST}")
-        look = [f"open {out / EXAMPLES}    # the least similar pairs"] if (out / EXAMPLES).is_file() else []
-        print_next(*look, f"dejavu train … data.exclude={out / LIST}")
+        page = out / EXAMPLES
+        look = [f"open {shlex.quote(str(page))}    # the least similar pairs"] if page.is_file() else []
+        print_next(*look, f"dejavu train … {argument('data.exclude', out / LIST)}")
     else:
         print("no keys to exclude: one group has more than half of a set (force=true lists them all the same)")
 

@@ -19,6 +19,8 @@ from dejavu_lit.utils.wandb import with_tags
 
 def evaluate(settings: Evaluate, out: Path) -> None:
     """Measure how much the target remembers beyond the reference."""
+    if settings.sweep == "":  # a variable of the shell that is not set would mean the current folder
+        raise UserError("sweep= is empty; give the folder of a multirun of dejavu train")
     RunDirectory(out).refuse_training()
     for role in ("target", "reference"):
         if settings.sweep is None:

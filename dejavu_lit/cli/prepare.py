@@ -6,7 +6,7 @@ from dejavu_lit.cli.app import command
 from dejavu_lit.cli.options import Prepare
 from dejavu_lit.data.prepared import prepare_data
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.printable import print_next
+from dejavu_lit.utils.printable import argument, print_next
 
 
 def prepare(settings: Prepare, out: Path | None = None) -> Path:
@@ -48,7 +48,7 @@ def _prepare(settings: Prepare, out: Path) -> None:
     if settings.data.shards is not None:  # trained on as they are
         print_next("dejavu train … side=target out=TARGET", "dejavu train … side=reference out=REFERENCE")
         return
-    data = f"data=prepared data.dir={folder}"
+    data = f"data=prepared {argument('data.dir', folder)}"
     print_next(
         f"dejavu dedup {data}    # duplicates that are left within and across the sets",
         f"dejavu annotate {data} annotator=…    # the objects, if the source had none",

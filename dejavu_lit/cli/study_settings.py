@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from itertools import product
@@ -15,6 +15,7 @@ from dejavu_lit.data.prepared import DataSpec, ready
 from dejavu_lit.data.remote import is_remote
 from dejavu_lit.evaluation.run import check_evaluation
 from dejavu_lit.evaluation.settings import DataChanges, EvaluationSettings
+from dejavu_lit.models.settings import ModelSpec
 from dejavu_lit.training.resume import check_data, check_device, check_models
 from dejavu_lit.training.settings import TrainingRun, TrainingSettings
 from dejavu_lit.utils.config import to_plain
@@ -80,7 +81,8 @@ def planned_rows(study: Mitigate, out: Path) -> list["PlannedRow"]:
     settings = list(_settings(study))
     _check_folder_names((name, size) for name, _, _, size in settings)
     checked: set[str] = set()
-    has_runs = any(RunDirectory(path).started for path in (out / "runs").glob("*"))
+    directories = [RunDirectory(file.parent) for file in (out / "runs").glob("*/config.yaml")]
+    started = {directory.section("model", ModelSpec).init for directory in directories if directory.started}
     rows = []
     for name, series, overrides, size in settings:
         where = f"settings.{name}"
@@ -100,7 +102,7 @@ def planned_rows(study: Mitigate, out: Path) -> list["PlannedRow"]:
             # given here, so evaluations may open it
             evaluation = replace(evaluation, data=replace(given, dir=address))
         with _prefixed(where):
-            runs = _checked(study, runs, setting.evaluate, checked, has_runs)
+            runs = _checked(study, runs, setting.evaluate, checked, started)
         data = runs["target"].data
         is_counted = size is None and len(study.sizes) > 1 and not data.to_be_prepared
         every = data.training_pairs("target") if is_counted else None
@@ -219,16 +221,20 @@ def _check_folder_names(settings: Iterable[tuple[str, int | None]]) -> None:
 
 
 def _checked(
-    study: Mitigate, runs: Mapping[str, TrainingRun], evaluation: EvaluationSettings, checked: set[str], has_runs: bool
+    study: Mitigate,
+    runs: Mapping[str, TrainingRun],
+    evaluation: EvaluationSettings,
+    checked: set[str],
+    started: Container[str | None],
 ) -> dict[str, TrainingRun]:
     """A setting's runs with their data ready, once checked for all settings that share them.
 
-    For a plan alone nothing is generated, and data that would be is not checked. Those of a study that ``has_runs`` may
-    need no initial weights; one that does is refused by its own training.
+    For a plan alone nothing is generated, and data that would be is not checked. Initial weights from which a run of this
+    study has ``started`` may be gone; a run that still needs them is refused by its own training.
     """
     for run in runs.values():
         run.data.check_options()
-        check_models(run, has_runs)
+        check_models(run, run.model.init in started)
     missing = [d for d in (runs["target"].data, evaluation.data) if isinstance(d, DataSpec) and d.to_be_prepared]
     if study.plan_only and missing:
         if _is_new(str(missing[0].folder), checked):

@@ -12,7 +12,7 @@ from dejavu_lit.training.resume import run_training
 from dejavu_lit.training.settings import TrainerSettings
 from dejavu_lit.utils.distributed import current_ranks, rank
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.printable import print_next
+from dejavu_lit.utils.printable import argument, print_next
 from dejavu_lit.utils.wandb import with_tags
 
 
@@ -27,11 +27,11 @@ def train(settings: Train, out: Path) -> None:
         raise UserError("several processes need one output directory; give out=DIR")
     run_training(replace(settings, logger=with_tags(settings.logger, HydraConfig.get().overrides.task)), out)
     if rank() == 0 and HydraConfig.get().mode == RunMode.RUN:
-        sides = {"target": "TARGET", "reference": "REFERENCE", settings.side: str(out)}
+        sides: dict[str, object] = {"target": "TARGET", "reference": "REFERENCE", settings.side: out}
         second = "reference" if settings.side == "target" else "target"
         print_next(
             f"dejavu train … side={second} out={sides[second]}    # the other side, with the same options",
-            f"dejavu evaluate target={sides['target']} reference={sides['reference']}",
+            f"dejavu evaluate {argument('target', sides['target'])} {argument('reference', sides['reference'])}",
         )
 
 

@@ -83,7 +83,7 @@ def _check_objects(evaluation: EvaluationSettings, data: DataSpec) -> None:
 
 def check_model(role: str, name: str | None) -> None:
     """Raise UserError if a model's name is missing, or a path or a package that does not exist."""
-    if name is None:
+    if not name:  # empty: a variable of the shell that is not set
         raise UserError(f"{role} is missing; give {role}=RUN or a model")
     model = ModelName.parse(name)
     if model.kind == "text":

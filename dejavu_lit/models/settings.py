@@ -20,7 +20,8 @@ class ModelSpec:
     but a text tower of transformers from its own weights, unless text_cfg.hf_model_pretrained is false."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "init", self.init or None)  # an empty model.init= stands for none
+        if self.init == "":  # a variable of the shell that is not set would mean to train from scratch
+            raise UserError("model.init= is empty; give a model, or null to train from scratch")
         if not isinstance(self.config, Mapping | None):
             raise UserError(
                 f"model.config={self.config} must be a mapping, or null for the architecture that name names"

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from dejavu_lit.utils.errors import UserError, has_remedy
+
 SUFFIXES = (".safetensors", ".bin", ".pth")  # of the weights that open_clip looks for in a folder
 
 
@@ -38,16 +40,25 @@ def without_prefixes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
 def compiled_state(path: Path) -> dict[str, torch.Tensor] | None:
     """The state dict in a file of weights, or in that of a folder, without the prefixes; None if it has none of torch.compile.
 
-    open_clip itself removes those of DistributedDataParallel. None, too, if the file cannot be read: whatever is wrong with it,
-    loading it says so.
+    open_clip itself removes those of DistributedDataParallel, and reads big_vision's arrays.
+
+    Raises:
+        UserError: the file is not one of weights.
     """
     if path.is_dir():
         from open_clip.factory import _find_checkpoint_in_dir
 
         path = Path(_find_checkpoint_in_dir(path) or path)
+    if path.suffix in (".npz", ".npy"):
+        return None
     try:
         content = load_tensors(path)
         state = content.get("state_dict", content)
         return without_prefixes(state) if any("_orig_mod." in entry for entry in state) else None
-    except Exception:
-        return None
+    except Exception as error:
+        if has_remedy(error):
+            raise
+        raise UserError(
+            f"{path} is not a file of weights: it is damaged, has another format, or has Python objects beside the tensors, "
+            "which are never loaded; check the path, or save its state_dict() with safetensors.torch.save_file"
+        ) from None

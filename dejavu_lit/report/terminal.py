@@ -3,6 +3,7 @@
 A table that is wider than the terminal loses its least important columns, never letters of its labels.
 """
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, m
 from dejavu_lit.report.narrative import pooled_sentence, study_caution, study_sentence
 from dejavu_lit.report.study_points import membership_auc
 from dejavu_lit.study.ranking import difference_to_default, share_removed, utility
-from dejavu_lit.utils.printable import print_next, printable
+from dejavu_lit.utils.printable import argument, print_next, printable
 from dejavu_lit.utils.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -274,13 +275,15 @@ def _share(value: float | None) -> str:
 
 def show_next_steps(out: Path, page: Path | None, results: Mapping[str, Any]) -> None:
     """Print what to do next with the ``results`` in ``out``, a metrics.json or study.json; ``page``: the report if written."""
+    path, shared = argument("path", out), argument("out", f"{out}-to-share")
     steps = [
-        f"open {page}" if page else f"dejavu report path={out}    # write the report",
-        f"dejavu report path={out} redact=true out={out}-to-share    # without captions and images",
+        f"open {shlex.quote(str(page))}" if page else f"dejavu report {path}    # write the report",
+        f"dejavu report {path} redact=true {shared}    # without captions and images",
     ]
     if "pooled" not in results:
         block = next(name for name in ("symmetric", "corrected", "population") if results[name])
-        steps.append(f'dejavu evaluate … out={out} fail_if="{block}.ppg.ci95[0]>0.05"    # a gate for releases')
-    elif all(len(pooled["seeds"]) < 3 for pooled in results["pooled"]):
+        gate = f'fail_if="{block}.ppg.ci95[0]>0.05"'
+        steps.append(f"dejavu evaluate … {argument('out', out)} {gate}    # a gate for releases")
+    elif all(len(p["seeds"]) < 3 and not any(p.get("halves", [])) for p in results["pooled"]):
         steps.append("dejavu mitigate … seeds=[0,1,2]    # intervals that include the noise of training")
     print_next(*steps)

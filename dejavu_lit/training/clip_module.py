@@ -7,6 +7,7 @@ gather-with-grad), or SigLIP's if the model has a bias. Source: Radford et al., 
 import math
 import time
 from collections import Counter
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from dejavu_lit.training.settings import Recipe, TrainerSettings
 from dejavu_lit.utils.distributed import gather
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256
+from dejavu_lit.utils.run_directory import first_difference
 
 
 def split_by_decay(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -82,6 +84,7 @@ class ClipModule(pl.LightningModule):
         self._loss: nn.Module | None = None
         self._features = Features(model, trainer, self._pixels, recipe.accumulate)
         self._unreadable: dict[int, str] = {}  # {index: reason} for the pairs of this rank, over all epochs
+        self.settings: Mapping[str, Any] = {}  # of the run, saved with its checkpoints
         self._replaced = 0  # pairs of this rank and epoch; counted on the host, since logging would wait for the device
         self._earlier_seconds, self._started = 0.0, time.perf_counter()
 
@@ -177,6 +180,7 @@ class ClipModule(pl.LightningModule):
         if "optimizer_states" not in checkpoint:
             checkpoint["state_dict"] = merged(checkpoint["state_dict"])
         checkpoint["data"], checkpoint["plan"], checkpoint["seconds"] = self.data, self._pair_order(), self.seconds
+        checkpoint["settings"] = self.settings
         checkpoint["unreadable"] = self._gather_unreadable()  # only the checkpoint of rank 0 is written
         checkpoint["replaced"] = self._sum_replaced()
 
@@ -184,8 +188,13 @@ class ClipModule(pl.LightningModule):
         """Restore what was saved.
 
         Raises:
-            UserError: other data, or another order of the pairs, which would never show some of them.
+            UserError: other settings or data, or another order of the pairs, which would never show some of them.
         """
+        if changed := first_difference(checkpoint.get("settings", self.settings), self.settings):
+            raise UserError(
+                f"the settings of this run were changed after it was started ({changed}); restore its config.yaml, or use "
+                "another out="
+            )
         if checkpoint.get("data", self.data) != self.data:
             raise UserError(
                 f"{self.pairs.data.folder} was prepared again since this run was started, so pairs may have moved between sets; "

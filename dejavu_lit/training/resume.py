@@ -11,7 +11,7 @@ from dejavu_lit.evaluation.run import check_model
 from dejavu_lit.models.model_name import check_architecture
 from dejavu_lit.training.settings import TrainerSettings, TrainingRun
 from dejavu_lit.utils.config import take
-from dejavu_lit.utils.distributed import check_ranks, current_ranks, forget_left_over_ranks
+from dejavu_lit.utils.distributed import check_ranks, current_ranks, forget_left_over_ranks, rank
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.exit_codes import clean_exit
 from dejavu_lit.utils.printable import log_warnings
@@ -25,6 +25,8 @@ def run_training(run: TrainingRun, out: Path | str) -> Path:
     """
     forget_left_over_ranks(run.trainer.devices, run.trainer.num_nodes)
     check_ranks(run.trainer.devices, run.trainer.num_nodes)
+    if rank() > 0:
+        logging.getLogger("dejavu_lit").setLevel(logging.WARNING)  # only rank 0 logs its progress
     directory = RunDirectory(Path(out))
     if not directory.started:
         run.data.check_options()

@@ -38,7 +38,7 @@ from dejavu_lit.utils.distributed import lightning_environment, rank
 from dejavu_lit.utils.errors import UserError, explained, first_line
 from dejavu_lit.utils.io import write_json
 from dejavu_lit.utils.provenance import provenance
-from dejavu_lit.utils.run_directory import RUN_SCHEMA, RunDirectory
+from dejavu_lit.utils.run_directory import RUN_SCHEMA, RunDirectory, identifying_settings
 
 log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it sets INFO on import
@@ -112,6 +112,7 @@ def _build_model_and_data(run: TrainingRun, out: Path) -> tuple[ClipModule, Pair
     network = build_model(run.model, folder, resumed)
     image_config = cast(Any, network.visual).preprocess_cfg
     module = ClipModule(network, run.recipe, run.mitigation, run.seed, run.trainer)
+    module.settings = _trained_settings(run)
     data_module = PairDataModule if run.data.shards is None else RawDataModule
     pairs = data_module(
         data=run.data,
@@ -126,6 +127,14 @@ def _build_model_and_data(run: TrainingRun, out: Path) -> tuple[ClipModule, Pair
         batch_timeout=60 * run.trainer.timeout_min,
     )
     return module, pairs
+
+
+def _trained_settings(run: TrainingRun) -> dict[str, Any]:
+    """What decides the weights of a run, without paths: data and a base may have moved when it is resumed."""
+    settings = identifying_settings(to_plain(run))
+    chosen = ("train_size", "repeat", "half", "fractions", "pairs", "shuffle", "resampled")
+    data = {name: settings["data"][name] for name in chosen}
+    return {**settings, "data": data, "model": {**settings["model"], "init": None}}
 
 
 def build_trainer(run: TrainingRun, out: Path, gaps: GapCallback | None, loggers: Sequence[Logger]) -> pl.Trainer:

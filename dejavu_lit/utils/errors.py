@@ -42,7 +42,7 @@ def explained(
     try:
         yield
     except errors as error:
-        if isinstance(error, UserError) or _has_remedy(error):
+        if isinstance(error, UserError) or has_remedy(error):
             raise
         if isinstance(error, ImportError) and extra is not None:
             if isinstance(error, ModuleNotFoundError) and error.name:
@@ -53,7 +53,7 @@ def explained(
         raise UserError(f"{problem} ({first_line(error)}); {remedy}") from None
 
 
-def _has_remedy(error: Exception) -> bool:
+def has_remedy(error: Exception) -> bool:
     """Whether ``error_sentence`` says what to do about an error that is not ours: no memory, a full disk and the like."""
     return lacks_memory(error) or (isinstance(error, OSError) and error.errno in REMEDIES)
 

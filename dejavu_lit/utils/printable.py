@@ -4,6 +4,7 @@ Control characters in names and captions of others could rewrite what was printe
 """
 
 import logging
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,6 +22,11 @@ class PrintableFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The message, and the traceback if there is one, without control characters."""
         return printable(super().format(record))
+
+
+def argument(name: str, value: object) -> str:
+    """``NAME=VALUE`` as one types it in a shell."""
+    return shlex.quote(f"{name}={value}")
 
 
 def print_next(*steps: str) -> None:

@@ -32,7 +32,8 @@ from tests.conftest import ROOT, call, run
 
 
 def test_a_local_multirun_names_every_job_that_failed(tmp_path):
-    done = call("power", "-m", f"metrics={tmp_path}/x.json,{tmp_path}/y.json", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    # -m in any place
+    done = call("power", f"metrics={tmp_path}/x.json,{tmp_path}/y.json", "-m", f"hydra.sweep.dir={tmp_path / 'sweep'}")
     assert done.returncode == 1
     (said,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert said.startswith("error: 2 jobs failed: ")

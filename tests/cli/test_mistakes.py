@@ -29,6 +29,8 @@ MISTAKES = {
     "train side=target data=prepared data.dir=nope": "data.dir=nope does not exist; create it with dejavu prepare data=…",
     "train side=target trainer.accelerator=gup": "trainer.accelerator=gup is unknown (did you mean 'gpu'?); choose one of cpu, ",
     "train side=target trainer.precision=bf17": "trainer.precision=bf17 is unknown (did you mean 'bf16'?); choose one of 32-true",
+    "evaluate sweep=": "sweep= is empty; give the folder of a multirun of dejavu train",
+    "train side=target model.init=": "model.init= is empty; give a model, or null to train from scratch",
     "train side=target model.init=ViT-B-32@of/nope.pt": "model.init=ViT-B-32@of/nope.pt: of/nope.pt does not exist; give a run",
     "train side=target model.init=ViT-B-32@nope.pt": "model.init=ViT-B-32@nope.pt: nope.pt does not exist; give a run",
     "train side=target gaps.reference=runs/nope": "gaps.reference=runs/nope: runs/nope does not exist; give a run of dejavu",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import torch
 
 from tests.conftest import SMALL, call
 from tests.faults.common import FEW, annotation, contents, report, sentence, weights
@@ -109,6 +110,9 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_one_before(room, scenes, runs
         path.unlink()
     options = [f"data.dir={scenes}", f"out={run}", *SMALL, "recipe.epochs=3"]
     (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("  epochs: 2\n", "  epochs: 3\n"))
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    state["settings"]["recipe"]["epochs"] = 3
+    torch.save(state, run / "checkpoints" / "last.ckpt")
     before = (run / "checkpoints" / "last.ckpt").read_bytes()
     room.leave(len(before) // KB - 64)
     said = sentence(call("train", "side=target", *options))

@@ -47,8 +47,10 @@ def test_the_last_good_checkpoint_is_named_and_kept(scenes, runs, tmp_path):
     config = (runs["target"] / "config.yaml").read_text()
     shutil.copytree(runs["target"], run, ignore=shutil.ignore_patterns("run.json", "*.safetensors"))
     (run / "config.yaml").write_text(config.replace("  epochs: 2\n", "  epochs: 3\n"))
-    good = last.read_bytes()
     state = torch.load(last, weights_only=True)
+    state["settings"]["recipe"]["epochs"] = 3
+    torch.save(state, last)
+    good = last.read_bytes()
     state["optimizer_states"][0]["state"][0]["exp_avg"].fill_(float("nan"))
     torch.save(state, last)
     spoilt = last.read_bytes()

@@ -1,6 +1,7 @@
 """The tables on the terminal: labels are whole at every width, columns go in order of importance, and words at the end."""
 
 import logging
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ ONE_DIRECTION = {"symmetric": None, "corrected": {"ppg": {}}, "population": {"pp
             "dejavu mitigate … seeds=[0,1,2]    # intervals that include the noise of training",
         ),
         (
-            {"pooled": [{"seeds": [0, 1, 2]}]},
+            {"pooled": [{"seeds": [0, 1], "halves": [0, 1]}, {"seeds": [0, 1, 2]}]},
             "dejavu report path=out redact=true out=out-to-share    # without captions and images",
         ),
     ],
@@ -147,6 +148,18 @@ def test_of_many_groups_the_first_have_a_line(evaluation: Path, capsys: pytest.C
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("meta.owner=") for line in lines) == 20
     assert "3 more groups with q ≤ 0.05 are in groups.csv" in lines
+
+
+def test_next_steps_can_be_copied_if_a_path_has_spaces(capsys: pytest.CaptureFixture[str]) -> None:
+    show_next_steps(
+        Path("my gap"), Path("my gap/report/index.html"), {"symmetric": {}, "population": {}, "corrected": {"ppg": {}}}
+    )
+    steps = [shlex.split(step, comments=True) for step in capsys.readouterr().out.splitlines()[1:]]
+    assert steps == [
+        ["open", "my gap/report/index.html"],
+        ["dejavu", "report", "path=my gap", "redact=true", "out=my gap-to-share"],
+        ["dejavu", "evaluate", "…", "out=my gap", "fail_if=corrected.ppg.ci95[0]>0.05"],
+    ]
 
 
 def test_only_groups_that_h_does_not_explain_have_a_line(evaluation: Path, capsys: pytest.CaptureFixture[str]) -> None:

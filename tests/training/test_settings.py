@@ -47,11 +47,13 @@ def test_other_settings_outside_their_ranges_are_refused(settings, options, mess
         settings(**options)
 
 
-def test_an_empty_init_is_none():
+def test_an_empty_init_is_refused_and_fine_tuning_needs_one():
+    with pytest.raises(UserError, match=r"model\.init= is empty; give a model, or null"):
+        ModelSpec("tiny", init="")
     with pytest.raises(UserError, match=r"mitigation\.lora_rank=4 fine-tunes a model, and there is none"):
         TrainingRun(
             data=DataSpec("made"),
-            model=ModelSpec("tiny", init=""),
+            model=ModelSpec("tiny"),
             recipe=RECIPE,
             mitigation=Mitigation(lora_rank=4),
             side="target",

@@ -60,6 +60,28 @@ def test_other_settings_in_the_same_directory_are_refused_by_name(runs, scenes):
     assert "Traceback" not in done.stderr
 
 
+def test_an_unfinished_run_whose_config_was_edited_is_refused_by_name(runs, tmp_path):
+    run_directory = shutil.copytree(runs["target"], tmp_path / "run")
+    (run_directory / "run.json").unlink()
+    before = (run_directory / "config.yaml").read_text()
+    config = yaml.safe_load(before)
+    for changed, message in (
+        ({"side": "reference"}, "side: target → reference"),
+        ({"recipe": {**config["recipe"], "epochs": 4}}, "recipe.epochs: 2 → 4"),
+        (
+            {"mitigation": {**config["mitigation"], "logit_scale_fixed": 9.0}},
+            "mitigation.logit_scale_fixed: None → 9.0",
+        ),
+    ):
+        (run_directory / "config.yaml").write_text(yaml.safe_dump({**config, **changed}))
+        done = run("resume", str(run_directory), check=False)
+        assert done.returncode == 1
+        assert f"changed after it was started ({message}); restore its config.yaml" in done.stderr
+    (run_directory / "config.yaml").write_text(before)
+    run("resume", str(run_directory))
+    assert all(torch.equal(value, weights(runs["target"])[name]) for name, value in weights(run_directory).items())
+
+
 def test_the_same_seed_gives_the_same_weights(runs, scenes, tmp_path):
     run("train", "side=target", f"data.dir={scenes}", f"out={tmp_path / 'again'}", *SMALL)
     target, again = weights(runs["target"]), weights(tmp_path / "again")
