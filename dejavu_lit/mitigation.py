@@ -17,7 +17,7 @@ class Mitigation:
     """
 
     text_mask: float = 0.0
-    """Probability of dropping each word of a caption, 0 ≤ p < 1, drawn again each epoch."""
+    """Probability of dropping each word of a caption, 0 ≤ p < 1, drawn independently in each epoch."""
     text_random: float = 0.0
     """Probability of replacing each word by one from the vocabulary of the training captions."""
     text_shuffle: float = 0.0

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EXAMPLE = "settings.mask=['mitigation.text_mask=0.5']"
-MAX_HALVES = 1000  # of each setting two trainings; more is a slip, and its plan would take minutes
+MAX_HALVES = 1000  # each trains two models per setting: a larger number is a typing mistake
 LAUNCHERS = ("local", "slurm")
 # Options of the whole study, which a setting may not override.
 STUDY_OPTIONS = (

@@ -1,4 +1,4 @@
-"""Training captions: the mitigations applied to a caption before it is tokenized, drawn again each epoch.
+"""Training captions: the mitigations applied to a caption before it is tokenized, drawn independently in each epoch.
 
 ``train_caption`` applies the knobs in this order: choose one of the pair's captions (``caption_choice``), keep its first
 words (``caption_words``), drop words (``text_mask``), replace words (``text_random``), change their order

@@ -222,9 +222,11 @@ def _exclude(keys: dict[str, list[str]], job: _Job) -> int:
         return 0
     listed = read_keys(path, "data.exclude")
     unknown, example = set(listed), keys[MAIN][0]
+    every = set(chain.from_iterable(keys.values()))  # a line that is a key means only that
     before = sum(map(len, keys.values()))
     for name, source_keys in keys.items():
-        meant = meant_keys(listed, set(source_keys), _listed_name(job.sources[name]))
+        own = set(source_keys)
+        meant = meant_keys((n for n in listed if n in own or n not in every), own, _listed_name(job.sources[name]))
         unknown -= meant.keys()
         excluded = set(meant.values())
         keys[name] = [key for key in source_keys if key not in excluded]

@@ -71,7 +71,7 @@ class DataSpec:
     seed: int = 0
     """Seed of the splits, independent of the training seed."""
     half: int = 0
-    """Which random half: 0 is the prepared split, in half j the pairs of A and B are dealt to them again."""
+    """Which random half: 0 is the prepared split, in half j the pairs of A and B are dealt to them at random."""
     sizes: dict[str, int | float | None] = field(default_factory=dict)
     """{set: number of pairs, share of all (1.0: all), or null for all that its list in keys names}."""
     near_duplicates: int | None = 6

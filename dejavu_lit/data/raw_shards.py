@@ -70,8 +70,10 @@ class RawShards:
         """
         patterns = [self.shards] if isinstance(self.shards, str) else map(str, self.shards)
         shards = (expand_braces(p) if is_remote(p) else matching_tars(Path(p)) for p in patterns)
-        addresses = map(str, chain.from_iterable(shards))
-        return list({a if is_remote(a) else os.path.realpath(a): a for a in addresses}.values())
+        unique: dict[str, str] = {}
+        for address in map(str, chain.from_iterable(shards)):
+            unique.setdefault(address if is_remote(address) else os.path.realpath(address), address)
+        return list(unique.values())
 
     def check_samples(self, out: Path) -> None:
         """Raise UserError if the samples in ``out`` were drawn otherwise, or from other local shards.

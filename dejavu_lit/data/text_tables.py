@@ -44,12 +44,12 @@ def read_text_table(path: Path, text_columns: Sequence[str], delimiter: str | No
 def read_objects(path: Path, needed: Collection[str]) -> pa.Table:
     """A row per JSON object: one per line, or a list of them in a ``.json``.
 
-    Columns with values of several types, which a table cannot have, become text. Python's own parser reads them: Arrow's does
-    not read dates as text, and crashes on a line that is null.
+    Columns with values of several types, which a table cannot have, become text. Python's own parser reads the file: Arrow's
+    does not read dates as text, and crashes on a line that is null.
 
     Raises:
         pyarrow.ArrowException, OSError, ValueError, RecursionError: the file cannot be read, is not JSON of this form, or one
-            of the ``needed`` columns has values of several types.
+            of the ``needed`` columns has lists or objects beside other values.
     """
     with open(path, "rb") as file:
         if path.suffix.lower() == JSON:
@@ -67,7 +67,7 @@ def _column(cells: list[Any], is_needed: bool) -> pa.Array:
     try:
         return pa.array(cells)
     except (pa.ArrowException, OverflowError):
-        if is_needed:
+        if is_needed and any(isinstance(cell, list | dict) for cell in cells):
             raise
         return pa.array([None if cell is None else str(cell) for cell in cells])
 

@@ -183,11 +183,15 @@ def _public_copies(spec: EvaluationSpec, public: ShardSet) -> int:
     """How many public images are exact copies of others, with a warning if there are any, and one for a set elsewhere."""
     from dejavu_lit.data.near_duplicates import exact_copies  # loads scipy, which recomputing does not need
 
-    if spec.data.exclude is None and spec.data.set_name(spec.data.public_set) != public.folder.name:
+    public_set = spec.data.public_set
+    if spec.data.exclude is None and spec.data.set_name(public_set) != public.folder.name:
         log.warning(
             "the public set %s was not prepared with A, B and H: images that these have, too, fake or hide memorization; "
-            "dejavu dedup … 'sets=[A,B,H,%s]' lists them for data.exclude=",
-            *(spec.data.public, spec.data.public),
+            "dejavu dedup … 'sets=[%s]' lists them for data.exclude=",
+            *(
+                spec.data.public,
+                ",".join([*filter(lambda name: (spec.data.folder / name).is_dir(), "ABH"), public_set]),
+            ),
         )
     if copies := exact_copies(public, spec.data.excluded):
         log.warning(

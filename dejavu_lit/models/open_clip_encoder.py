@@ -19,13 +19,14 @@ from open_clip.model import get_model_preprocess_cfg
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.transform import PreprocessCfg
 from PIL import Image
+from torch.nn.functional import normalize
 
 from dejavu_lit.models.encoder import torch_device
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.models.preprocess import PREPROCESS, Preprocess
 from dejavu_lit.models.text_tower import create_model
 from dejavu_lit.models.tokenizer import load_tokenizer
-from dejavu_lit.models.towers import image_features, image_tower, pack, text_features, text_tower
+from dejavu_lit.models.towers import image_features, image_tower, text_tower
 from dejavu_lit.models.weights import SUFFIXES, compiled_state, load_tensors, weights_hash, without_prefixes
 from dejavu_lit.utils.errors import UserError, explained, suggest
 from dejavu_lit.utils.io import fingerprint, read_json_object
@@ -81,10 +82,12 @@ class OpenClipEncoder:
     @torch.inference_mode()
     def encode_captions(self, captions: Sequence[str]) -> torch.Tensor:
         """See Encoder."""
-        tokens, tower = self.tokenizer(list(captions)), self._text_tower
-        move = methodcaller("to", self.device)
-        packed = move(tokens) if tower is None else pack(tokens, tower.ends(tokens)).moved(move)
-        return text_features(self.model, tower, packed).float().cpu()
+        tokens, move = self.tokenizer(list(captions)), methodcaller("to", self.device)
+        if self._text_tower is None:
+            vectors: torch.Tensor = self.model.encode_text(move(tokens), normalize=True)
+        else:
+            vectors = normalize(self._text_tower.separately(tokens, move), dim=-1)
+        return vectors.float().cpu()
 
 
 def load_released(name: ModelName, device: str) -> OpenClipEncoder:

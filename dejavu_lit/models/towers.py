@@ -17,6 +17,11 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, linear, normalize, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
+BATCH, STEP = (
+    16,
+    8,
+)  # captions computed together, and the steps of their lengths, where captions may not affect each other
+
 
 class Packing(NamedTuple):
     """The T tokens of n captions, one caption after the other, each up to its pooled token."""
@@ -47,6 +52,13 @@ def pack(tokens: Tensor, ends: Tensor) -> Packing:
     return Packing(
         tokens[rows, positions], positions, rows * length + positions, (ends + 1).cumsum(0) - 1, ends, length
     )
+
+
+def equal_lengths(tokens: Tensor, ends: Tensor) -> Packing:
+    """Captions int64 [n, length] as they are, with the tokens after those that are pooled, which these do not see."""
+    n, length = tokens.shape
+    slots = torch.arange(n * length)
+    return Packing(tokens.flatten(), slots % length, slots, torch.arange(n) * length + ends, ends, length)
 
 
 @dataclass(frozen=True)
@@ -90,6 +102,24 @@ class TextTower:
             x = run(recompute, residual_block, block, x, x, attend)
         x = run(recompute, residual_block, last, x, x.index_select(0, packed.pooled), attend_pooled)
         return project(tower.ln_final(x), tower.text_projection)
+
+    def separately(self, tokens: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
+        """Features [n, d] of tokens int64 [n, context], each the same to the last bit whatever the other captions are.
+
+        Rounding depends on the shape of a computation. So captions are computed in batches of one shape, BATCH rows of a
+        multiple of STEP tokens, which depends on a caption's own length alone. ``move``: as of ``Packing.moved``.
+        """
+        ends = self.ends(tokens)
+        lengths = ((ends // STEP + 1) * STEP).clamp(max=tokens.shape[1])
+        order: list[Tensor] = []
+        features: list[Tensor] = []
+        for length in lengths.unique().tolist():
+            for rows in (lengths == length).nonzero()[:, 0].split(BATCH):
+                batch = torch.cat([rows, rows[:1].expand(BATCH - len(rows))])
+                packed = equal_lengths(tokens[batch, :length], ends[batch]).moved(move)
+                order.append(rows)
+                features.append(self(packed, recompute=False)[: len(rows)])
+        return torch.cat(features)[torch.cat(order).argsort()]
 
 
 @dataclass(frozen=True)

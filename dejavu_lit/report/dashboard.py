@@ -25,7 +25,7 @@ from dejavu_lit.report.images import Thumbnail
 from dejavu_lit.report.membership import pooled_boards
 from dejavu_lit.report.scalars import scalars, settings_rows
 from dejavu_lit.report.study import labelled_rows
-from dejavu_lit.utils.io import file_sha256, read_json, write_csv, write_json
+from dejavu_lit.utils.io import file_sha256, read_json, read_json_object, write_csv, write_json
 from dejavu_lit.utils.run_directory import RunDirectory
 from dejavu_lit.utils.wandb import FOLDER, LoggerSettings, Wandb, quiet, starting, wandb_options, with_tags
 
@@ -95,7 +95,7 @@ def _outdated(settings: LoggerSettings, artifact: Path, redact: bool) -> tuple[d
 
     def lacks(name: str) -> bool:
         file = artifact.parent / name
-        return not (file.is_file() and state.items() <= read_json(file).items())
+        return not (file.is_file() and state.items() <= read_json_object(file).items())
 
     to_wandb = settings.wandb if settings.wandb and lacks(f"{FOLDER}/id.json") else None
     return state, to_wandb, settings.tensorboard and lacks(f"tensorboard/{STATE}")
@@ -157,7 +157,7 @@ def _run_settings(run: Path | None) -> dict[str, Any]:
     id_file = run / FOLDER / "id.json"
     return {name: config[name] for name in RUN_SETTINGS if name in config} | {
         "train_size": config["data"]["train_size"],
-        "id": read_json(id_file)["id"] if id_file.is_file() else None,
+        "id": read_json_object(id_file).get("id") if id_file.is_file() else None,
     }
 
 

@@ -11,6 +11,7 @@ drawn by as many processes as there are cores.
 import io
 import json
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -128,7 +129,8 @@ def _read_index(folder: Path) -> dict[str, FigureInfo]:
         for name, entry in read_json_object(folder / INDEX).items():
             lists = {key: tuple(value) for key, value in entry.items() if isinstance(value, list)}
             info = FigureInfo(**{**entry, **lists})
-            if all(is_plain_file(folder / file) for file in _files(info)):
+            is_ours = re.fullmatch(r"[\w-]+", info.name) and set(info.formats) <= set(ALL_FORMATS)
+            if is_ours and all(is_plain_file(folder / file) for file in _files(info)):
                 figures[name] = info
     return figures
 

@@ -123,14 +123,16 @@ def show_evaluation(metrics: Mapping[str, Any], out: Path, width: int | None = N
 
 
 def _show_groups(terminal: _Terminal, groups: Mapping[str, Any]) -> None:
-    """The groups with a gap or membership that H does not explain (q ≤ 0.05), one per line, the first ``GROUPS`` of them."""
+    """The groups with a gap or membership that H does not explain (q ≤ 0.05), one per line, the ``GROUPS`` of smallest q."""
     lines = []
     for group in groups["groups"]:
         q = {"gap": group["q"], "membership": group.get("clipmem_q")}
-        if shown := [f"q {value:.3g} by {name}" for name, value in q.items() if value is not None and value <= 0.05]:
-            gap = f"PPG {signed(group['ppg'])}, {' and '.join(shown)} ({group['records']} records)"
-            lines.append(f"{groups['column']}={group['group']}: {gap}")
-    for line in lines[:GROUPS]:
+        if low := {name: value for name, value in q.items() if value is not None and value <= 0.05}:
+            by = " and ".join(f"q {value:.3g} by {name}" for name, value in low.items())
+            gap = f"PPG {signed(group['ppg'])}, {by} ({group['records']} records)"
+            lines.append((min(low.values()), f"{groups['column']}={group['group']}: {gap}"))
+    lines.sort(key=lambda line: line[0])
+    for _, line in lines[:GROUPS]:
         terminal.say(line)
     if len(lines) > GROUPS:
         terminal.say(f"{len(lines) - GROUPS} more groups with q ≤ 0.05 are in groups.csv")

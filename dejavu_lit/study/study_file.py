@@ -1,4 +1,4 @@
-"""study.json as other commands read it, checked by study.schema.json, because it may come from elsewhere."""
+"""study.json as reports read it, checked by study.schema.json, because it may come from elsewhere."""
 
 import json
 from pathlib import Path

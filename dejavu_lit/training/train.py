@@ -38,7 +38,7 @@ from dejavu_lit.utils.distributed import lightning_environment, rank
 from dejavu_lit.utils.errors import UserError, explained, first_line
 from dejavu_lit.utils.io import write_json
 from dejavu_lit.utils.provenance import provenance
-from dejavu_lit.utils.run_directory import RUN_SCHEMA, RunDirectory, identifying_settings
+from dejavu_lit.utils.run_directory import RUN_SCHEMA, RunDirectory
 
 log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it sets INFO on import
@@ -131,8 +131,18 @@ def _build_model_and_data(run: TrainingRun, out: Path) -> tuple[ClipModule, Pair
 
 def _trained_settings(run: TrainingRun) -> dict[str, Any]:
     """What decides the weights of a run, without paths: data and a base may have moved when it is resumed."""
-    settings = identifying_settings(to_plain(run))
-    chosen = ("train_size", "repeat", "half", "fractions", "pairs", "shuffle", "resampled")
+    settings = {name: value for name, value in to_plain(run).items() if name not in ("trainer", "logger")}
+    chosen = (
+        "train_size",
+        "repeat",
+        "half",
+        "seed",
+        "exclude_fingerprint",
+        "fractions",
+        "pairs",
+        "shuffle",
+        "resampled",
+    )
     data = {name: settings["data"][name] for name in chosen}
     return {**settings, "data": data, "model": {**settings["model"], "init": None}}
 

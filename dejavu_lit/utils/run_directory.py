@@ -165,8 +165,9 @@ class RunDirectory:
 
     @contextmanager
     def opened(self, settings: Any, take_over: bool = True) -> Iterator[None]:
-        """Lock the directory for the time of a run and save its settings; with several ranks, rank 0 does so for all, and
-        each of them checks the directory before it writes there.
+        """Lock the directory for the time of a run and save its settings; with several ranks, rank 0 does so for all.
+
+        Every rank checks the directory before it writes there.
 
         Args:
             take_over: whether settings of a run that has no checkpoint are replaced.
@@ -176,7 +177,7 @@ class RunDirectory:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         if rank() > 0:
-            self.check(settings, take_over)  # what rank 0 has written meanwhile passes
+            self.check(settings, take_over)  # rank 0 may have saved the same settings already
             yield
             return
         with locked(self.path / ".lock", wait=False):

@@ -87,7 +87,7 @@ def test_the_report_has_help_of_its_own(tmp_path: Path) -> None:
 
 def test_the_page_on_options_is_not_stale() -> None:
     page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
-    assert page == reference.reference(CONF), "make docs writes it again"
+    assert page == reference.reference(CONF), "run make docs"
 
 
 def test_every_option_on_the_page_has_a_meaning() -> None:

@@ -676,6 +676,27 @@ def test_a_list_that_excludes_a_whole_source_is_one_sentence(folder: Path, tmp_p
         )
 
 
+def test_a_line_that_is_a_key_of_one_source_means_no_other(folder: Path, tmp_path: Path) -> None:
+    add(tmp_path / "more", "a03-png", encoded(sample_image(99)))
+    add(tmp_path / "more", "b", encoded(sample_image(98)))
+    (tmp_path / "keys.txt").write_text("a03\n")
+
+    class ByPrefix(FolderReader):
+        def listed_name(self, line: str) -> str:
+            return f"{line}-png"
+
+    manifest = prepare(
+        FolderReader(folder),
+        tmp_path / "out",
+        {"A": 5},
+        workers=1,
+        extra={"L": ByPrefix(tmp_path / "more")},
+        exclude=tmp_path / "keys.txt",
+    )
+    assert manifest["pairs"]["excluded"] == 1
+    assert sorted(ShardSet.open(tmp_path / "out/L").keys()) == ["a03-png", "b"]
+
+
 def test_the_workers_share_what_the_annotator_has_read(folder: Path, tmp_path: Path, monkeypatch) -> None:
     touched: list[str] = []
 

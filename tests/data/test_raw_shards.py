@@ -248,7 +248,7 @@ def test_a_shard_counts_once_however_its_path_is_written(tmp_path):
     folder = write_shards(tmp_path / "raw", [pair(number) for number in range(20)], 10).folder
     (tmp_path / "link").symlink_to(folder)
     paths = [str(folder), f"{tmp_path}/./raw/00000.tar", str(tmp_path / "link" / "00001.tar")]
-    assert len(RawShards(paths, {"A": 1.0}).addresses) == 2
+    assert RawShards(paths, {"A": 1.0}).addresses == [str(folder / name) for name in ("00000.tar", "00001.tar")]
 
 
 def test_shards_that_were_replaced_since_the_samples_were_drawn_are_refused(tmp_path):

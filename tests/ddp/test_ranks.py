@@ -172,7 +172,7 @@ def test_a_training_that_is_killed_twice_ends_like_an_undisturbed_one(scenes, tm
 
 
 def resumed(said):
-    """The step that a training went on at, 0 where it began again."""
+    """The step that a training went on at, 0 if it started over."""
     found = re.search(r"resuming \S+ at step (\d+)", said)
     return int(found.group(1)) if found else 0
 

@@ -62,6 +62,17 @@ def test_preprocessing_and_encoding_equal_open_clip(model, encoder):
     torch.testing.assert_close(encoder.encode_captions(CAPTIONS), captions, atol=1e-5, rtol=0)
 
 
+def test_a_caption_s_vector_is_the_same_to_the_last_bit_whatever_the_others_are(encoder):
+    """Equal captions must have equal cosines, in whichever chunks they are."""
+    words = [f"word{n}" for n in range(20)]
+    captions = [" ".join(words[n % 5 : n % 5 + 1 + n % 15]) for n in range(70)]
+    together = encoder.encode_captions(captions)
+    alone = torch.cat([encoder.encode_captions([caption]) for caption in captions])
+    reversed_ = encoder.encode_captions(captions[::-1]).flip(0)
+    assert torch.equal(together, alone)
+    assert torch.equal(together, reversed_)
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -570,6 +570,13 @@ def test_an_earlier_report_shows_no_other_files(plain: Path, tmp_path: Path) -> 
     assert len(read_json(report / "thumbs" / lists[0].name)["thumbnails"]) == len(changed["thumbnails"])
     assert "secret" not in (report / "thumbs" / lists[0].name).read_text()
     assert "<svg" in drawing.read_text()
+    figures = read_json(report / "figures" / "figures.json")
+    for end in ("svg", "-dark.svg", "-narrow.svg", "-narrow-dark.svg", "csv"):
+        (folder / f"secret{end if end[0] == '-' else f'.{end}'}").write_text("secret")
+    figures["gaps"]["name"] = "../../secret"
+    write_json(report / "figures" / "figures.json", figures)
+    write_report(folder, formats=("svg",))
+    assert read_json(report / "figures" / "figures.json")["gaps"]["name"] == "gaps"
     write_json(report / "figures" / "figures.json", ["damaged"])
     write_report(folder, formats=("svg",))
     assert read_json(report / "figures" / "figures.json")

@@ -171,9 +171,9 @@ def test_only_groups_that_h_does_not_explain_have_a_line(evaluation: Path, capsy
     show_evaluation({**metrics, "groups": {"column": "meta.owner", "groups": groups}}, Path("out"))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("meta.owner=")]
     assert lines == [
+        "meta.owner=c: PPG +0.250, q 0.04 by gap and q 0.001 by membership (7 records)",
         "meta.owner=a: PPG +0.250, q 0.01 by gap (7 records)",
         "meta.owner=b: PPG +0.250, q 0.03 by membership (7 records)",
-        "meta.owner=c: PPG +0.250, q 0.04 by gap and q 0.001 by membership (7 records)",
     ]
 
 

@@ -68,6 +68,7 @@ def test_an_unfinished_run_whose_config_was_edited_is_refused_by_name(runs, tmp_
     for changed, message in (
         ({"side": "reference"}, "side: target → reference"),
         ({"recipe": {**config["recipe"], "epochs": 4}}, "recipe.epochs: 2 → 4"),
+        ({"data": {**config["data"], "seed": 3}}, "data.seed: 0 → 3"),
         (
             {"mitigation": {**config["mitigation"], "logit_scale_fixed": 9.0}},
             "mitigation.logit_scale_fixed: None → 9.0",

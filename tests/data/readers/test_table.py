@@ -95,6 +95,9 @@ def test_json_lines_as_image_folders_of_the_hub_have_them(folder: Path) -> None:
     assert (first.caption, first.meta["captions"], second.caption) == ("a cat", ["a cat", "a pet"], "a dog")
     assert [p.meta["mixed"] for p in (first, second)] == ["1", "{'n': [2]}"]
     assert [p.meta["source"] for p in (first, second)] == [None, "web"]
+    ids = [{"path": "pics/0001.png", "caption": "a", "id": 7}, {"path": "pics/0002.png", "caption": "b", "id": "x7"}]
+    (folder / "ids.jsonl").write_text("\n".join(map(json.dumps, ids)))
+    assert TableReader(folder / "ids.jsonl", key="id").keys() == ["7", "x7"]
     (folder / "mixed.jsonl").write_text('{"path": "pics/0001.png", "caption": "a"}\n{"path": "b", "caption": ["b"]}\n')
     with pytest.raises(UserError, match=r"mixed.jsonl cannot be read as a table"):
         TableReader(folder / "mixed.jsonl").keys()
