@@ -103,13 +103,8 @@ def planned_rows(study: Mitigate, out: Path) -> list["PlannedRow"]:
             evaluation = replace(evaluation, data=replace(given, dir=address))
         with _prefixed(where):
             runs = _checked(study, runs, setting.evaluate, checked, started)
-        data = runs["target"].data
-        is_counted = size is None and len(study.sizes) > 1 and not data.to_be_prepared
-        every = data.training_pairs("target") if is_counted else None
-        if every is not None and every in study.sizes:
-            raise UserError(
-                f"sizes={list(study.sizes)} lists one size twice: null is all {every} pairs of {where}; remove one"
-            )
+        if size is None:
+            _check_all_pairs(study, runs["target"].data, where)
         for half, seed in product(range(study.halves), study.seeds):
             dealt = {
                 side: replace(run, seed=seed + half, data=replace(run.data, half=half)) for side, run in runs.items()
@@ -132,6 +127,14 @@ def planned_rows(study: Mitigate, out: Path) -> list["PlannedRow"]:
             with _prefixed(where):
                 _check_half(rows[-1].runs["target"], evaluation)
     return rows
+
+
+def _check_all_pairs(study: Mitigate, data: DataSpec, where: str) -> None:
+    """Raise UserError if the size null, which means all pairs, is also in ``sizes`` as a number."""
+    if len(study.sizes) > 1 and not data.to_be_prepared and (every := data.training_pairs("target")) in study.sizes:
+        raise UserError(
+            f"sizes={list(study.sizes)} lists one size twice: null is all {every} pairs of {where}; remove one"
+        )
 
 
 def _check_half(run: TrainingRun, evaluation: EvaluationSettings) -> None:
