@@ -17,10 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, linear, normalize, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-BATCH, STEP = (
-    16,
-    8,
-)  # captions computed together, and the steps of their lengths, where captions may not affect each other
+BATCH = 16  # captions computed together where they may not affect each other
+STEP = 8  # tokens: the lengths of these captions are rounded up to a multiple of it
 
 
 class Packing(NamedTuple):
