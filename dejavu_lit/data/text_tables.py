@@ -35,13 +35,13 @@ def is_text_table(path: Path) -> bool:
 
 
 def read_text_table(path: Path, text_columns: Sequence[str], delimiter: str | None = None) -> pa.Table:
-    """The table in a CSV or TSV file, as ``read_delimited`` reads it, or in JSON; raises as that and ``read_objects`` do."""
+    """The table in a CSV or TSV file, as ``read_delimited`` reads it, or in JSON; raises as that and ``read_json_table`` do."""
     if path.suffix.lower() in (*JSON_LINES, JSON):
-        return read_objects(path, text_columns)
+        return read_json_table(path, text_columns)
     return read_delimited(path, text_columns, delimiter)
 
 
-def read_objects(path: Path, needed: Collection[str]) -> pa.Table:
+def read_json_table(path: Path, needed: Collection[str]) -> pa.Table:
     """A row per JSON object: one per line, or a list of them in a ``.json``.
 
     Columns with values of several types, which a table cannot have, become text. Python's own parser reads the file: Arrow's
