@@ -41,6 +41,11 @@ from dejavu_lit.utils.provenance import provenance
 from dejavu_lit.utils.run_directory import RUN_SCHEMA, RunDirectory
 
 log = logging.getLogger(__name__)
+# Options of the data that decide which pairs are trained on, and how often.
+PAIR_OPTIONS = (
+    *("train_size", "repeat", "half", "seed", "exclude_fingerprint"),
+    *("fractions", "pairs", "shuffle", "resampled"),  # of raw shards
+)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it sets INFO on import
 warnings.filterwarnings("ignore", message=".*nn.functional.all_gather.*")  # open_clip's loss
 warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # a deprecation between Lightning and torch
@@ -132,18 +137,7 @@ def _build_model_and_data(run: TrainingRun, out: Path) -> tuple[ClipModule, Pair
 def _trained_settings(run: TrainingRun) -> dict[str, Any]:
     """What decides the weights of a run, without paths: data and a base may have moved when it is resumed."""
     settings = {name: value for name, value in to_plain(run).items() if name not in ("trainer", "logger")}
-    chosen = (
-        "train_size",
-        "repeat",
-        "half",
-        "seed",
-        "exclude_fingerprint",
-        "fractions",
-        "pairs",
-        "shuffle",
-        "resampled",
-    )
-    data = {name: settings["data"][name] for name in chosen}
+    data = {name: settings["data"][name] for name in PAIR_OPTIONS}
     return {**settings, "data": data, "model": {**settings["model"], "init": None}}
 
 

@@ -79,10 +79,8 @@ def wandb_options(out: Path, settings: Wandb, job_type: str, beside: Path | None
         agents = os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None  # it insists on its own
         write_json(path, {"id": agents or secrets.token_hex(4), "group": group or home.name})
     known = read_json_object(path)
-    id = known.get("id")
-    if not isinstance(id, str) or not re.fullmatch(
-        r"[^/*?[\]]+", id
-    ):  # it is a part of paths, some of which are deleted
+    id = known.get("id")  # a part of paths, some of which are deleted
+    if not isinstance(id, str) or not re.fullmatch(r"[^/*?[\]]+", id):
         raise UserError(f"{path} has no id of a wandb run; remove it to log as a new run")
     name = out.name if not out.name.isdecimal() else f"{out.resolve().parent.name}-{out.name}"  # a job of a multirun
     return {
