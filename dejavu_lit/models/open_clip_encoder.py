@@ -62,7 +62,9 @@ class OpenClipEncoder:
         )
         self.pixels = fingerprint(preprocess)
         self.model: Any = model.eval().requires_grad_(False).to(self.device)
-        self._image_tower, self._text_tower = image_tower(model), text_tower(model)
+        # Their gain is measured on a CPU; a GPU would wait for the launches of many small batches of captions.
+        on_cpu = self.device.type == "cpu"
+        self._image_tower, self._text_tower = (image_tower(model), text_tower(model)) if on_cpu else (None, None)
         self.logit_scale: float | None = float(model.get_parameter("logit_scale").exp())
         self.tokenizer = tokenizer
         self._preprocess = Preprocess(preprocess)
