@@ -32,7 +32,7 @@ def peer() -> None:
 
 
 def test_a_claim_of_few_steps(peer):
-    (line,) = lines("train_tiny", "--steps", "2", "--threads", "1")
+    (line,) = lines("train_tiny", "--steps", "2", "--rounds", "1", "--threads", "1")
     assert line["name"] == "train_tiny"
     assert line["unit"] == "pairs/s"
     assert line["pairs"] == 2 * line["batch"]
