@@ -170,7 +170,7 @@ def _run(
         "several_captions": sum(source_scan.several_captions for source_scan in scans.values()),
         "duplicates": assignment.duplicates(),
         "skipped": {reason: {"count": len(bad), "examples": bad[:EXAMPLES]} for reason, bad in skipped.items()},
-        "unread": unread,
+        "unread": dict(sorted(unread.items())),
     }
 
 

@@ -95,16 +95,12 @@ class CocoReader:
                 f"data.reader.images= names {len(folders)} folders and data.reader.captions= {len(captions)} files; give one "
                 "folder per file"
             )
-        if missing := [path for path in folders if not path.is_dir()]:
-            raise UserError(
-                f"the folder of images {missing[0]} does not exist; check root, splits, year or images of data.reader"
-            )
         if self.root is not None and not any(path.exists() for path in instances):
             logger.warning("no instances in %s: no objects until the images are annotated", instances[0].parent)
             instances = []
-        if missing := [path for path in (*captions, *instances) if not path.is_file()]:
+        if missing := [path for path in (*folders, *captions, *instances) if not path.exists()]:
             raise UserError(
-                f"{missing[0]} does not exist; check root, splits, year, captions or instances of data.reader"
+                f"{missing[0]} does not exist; check root, splits, year, images, captions or instances of data.reader"
             )
         return list(zip(folders, captions, strict=True)), instances
 

@@ -13,7 +13,7 @@ import numpy as np
 from dejavu_lit.data.decode import json_safe
 from dejavu_lit.data.objects import Annotation, Annotator
 from dejavu_lit.data.shards import BadPair
-from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import file_sha256, fingerprint
 
 MAX_ID_DIGITS = 18  # of ids, which are kept as int64
@@ -25,19 +25,15 @@ def read_coco(path: Path, *lists: str) -> dict[str, Any]:
     """One of COCO's JSON files without its masks (most of its bytes); ``lists``: the lists that it must have.
 
     Raises:
-        UserError: no such file, not JSON, or one of ``lists`` is missing.
+        UserError: not JSON, or one of ``lists`` is missing.
     """
 
     def without_mask(entry: dict[str, Any]) -> dict[str, Any]:
         entry.pop("segmentation", None)
         return entry
 
-    try:
+    with explained(f"{path} is not valid JSON", "download it again", errors=(ValueError, RecursionError)):
         content: dict[str, Any] = json.loads(path.read_bytes(), object_hook=without_mask)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check the reader's paths") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({first_line(error)}); download it again") from None
     missing = [name for name in lists if not isinstance(content, dict) or not isinstance(content.get(name), list)]
     if missing:
         raise UserError(f"{path} has no list {missing[0]!r}, so it is not in COCO's format; check the reader's paths")
@@ -62,10 +58,9 @@ def usable_entries(
             skipped.setdefault(str(error), []).append(label)
     if skipped and not entries:
         reason, labels = max(skipped.items(), key=lambda item: len(item[1]))
-        article = "an" if kind == "instances" else "a"
         raise UserError(
-            f"{path} is not {article} {kind} JSON of COCO (of {len(content[name])} {name} none can be used, e.g. {labels[0]!r}: "
-            f"{reason}); give {kind}_*.json as data.reader.{kind}="
+            f"of {len(content[name])} {name} in {path} none can be used (e.g. {labels[0]!r}: {reason}); give COCO's "
+            f"{kind}_*.json as data.reader.{kind}="
         )
     for reason, labels in sorted(skipped.items()):
         logger.warning("%s: %d of %s skipped, e.g. %r: %s", path, len(labels), name, labels[0], reason)

@@ -3,7 +3,6 @@
 Every line of the ``.txt`` is one caption. Without a ``.txt``, they are ``caption`` or ``captions`` of the ``.json``.
 """
 
-import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -28,8 +27,6 @@ from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import fingerprint, warn_unread
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,17 +61,12 @@ class FolderReader:
         root = as_list(self.path, "data.reader.path")[0]
         if not root.is_dir():
             raise UserError(f"the folder {root} does not exist; check data.reader.path=")
-        hidden: list[str] = []
         unread: Counter[str] = Counter()
-        files = sorted(_image_paths(str(root), "", hidden, unread))
-        if hidden:
-            logger.warning(
-                "%s: %d hidden images and folders are ignored, e.g. %s", self.name, len(hidden), json_safe(min(hidden))
-            )
+        files = sorted(_image_paths(str(root), "", unread))
         warn_unread(self.name, "files", unread)
         if not files:
             raise UserError(f"{root} has no images ({', '.join(IMAGE_EXTENSIONS)}); check data.reader.path=")
-        return files, dict(unread) | ({"hidden": len(hidden)} if hidden else {})
+        return files, unread
 
     @cached_property
     def _index(self) -> KeyIndex:
@@ -109,11 +101,8 @@ class FolderReader:
             image = Path(self.path, file)
             texts = [image.with_suffix(".txt"), *([json] if (json := image.with_suffix(".json")).exists() else [])]
             for path in (image, *texts):
-                try:
-                    state = path.stat()
-                    states.append((file, state.st_size, state.st_mtime_ns))
-                except OSError:
-                    states.append((file, -1, -1))
+                state = path.stat() if path.exists() else None
+                states.append((file, state.st_size, state.st_mtime_ns) if state else (file, -1, -1))
         return {
             "reader": self.name,
             "path": str(Path(self.path).resolve()),
@@ -124,11 +113,11 @@ class FolderReader:
 
 
 def _image_paths(
-    root: str, folder: str, hidden: list[str], unread: Counter[str], parents: frozenset[str] = frozenset()
+    root: str, folder: str, unread: Counter[str], parents: frozenset[str] = frozenset()
 ) -> Iterator[str]:
     """The paths, relative to ``root``, of all images below ``root/folder``; follows links to folders, except cycles.
 
-    Hidden images and folders are added to ``hidden`` instead; other files that belong to no image are counted in ``unread``.
+    Files that belong to no image, and hidden images and folders, are counted in ``unread``.
     """
     absolute = os.path.join(root, folder)
     real = os.path.realpath(absolute)
@@ -142,9 +131,9 @@ def _image_paths(
         is_folder = entry.is_dir()
         if entry.name.startswith("."):
             if is_folder or _is_image(extension):
-                hidden.append(path)
+                unread["hidden"] += 1
         elif is_folder:
-            yield from _image_paths(root, path, hidden, unread, parents | {real})
+            yield from _image_paths(root, path, unread, parents | {real})
         elif _is_image(extension):
             yield path
         elif extension not in (".txt", ".json") or stem not in images:

@@ -140,37 +140,34 @@ def open_rows(files: Sequence[Path], text_columns: Sequence[str], delimiter: str
         UserError: another kind of file, or files with different columns.
         pyarrow.ArrowException, OSError, KeyError, ValueError, RecursionError: a file cannot be read as a table.
     """
-    kinds = {file.suffix.lower() for file in files}
-    schemas: list[pa.Schema] = []
+    first: pa.Schema = None
     blocks: list[RowBlock] = []
-    if kinds <= set(PARQUET):
-        for file in files:
+    for file in files:
+        if file.suffix.lower() in PARQUET:
             metadata = pq.read_metadata(file)
-            schemas.append(metadata.schema.to_arrow_schema())
+            schema = metadata.schema.to_arrow_schema()
             for group in range(metadata.num_row_groups):
                 read = partial(_read_group, file, metadata, group)
                 blocks.append(RowBlock(metadata.row_group(group).num_rows, file.parent, read))
-    elif kinds == {".arrow"}:  # in the streaming format, as ``save_to_disk`` of ``datasets`` writes them
-        for file in files:
-            table = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
-            schemas.append(table.schema)
+        else:
+            table = _read_whole(file, text_columns, delimiter)
+            schema = table.schema
             blocks.append(RowBlock(table.num_rows, file.parent, partial(_select, table)))
-    elif all(map(is_text_table, files)):
-        for file in files:
-            table = read_text_table(file, text_columns, delimiter)
-            schemas.append(table.schema)
-            blocks.append(RowBlock(table.num_rows, file.parent, partial(_select, table)))
-    else:
-        raise UserError(
-            f"{files[0]} is not a known kind of table; give .parquet, .arrow, .csv, .tsv, .jsonl or .json files"
-        )
-    for file, schema in zip(files, schemas, strict=True):
-        if sorted(schema.names) != sorted(schemas[0].names):
+        first = schema if first is None else first
+        if sorted(schema.names) != sorted(first.names):
             raise UserError(
-                f"{file} has the columns {', '.join(schema.names)}, and {files[0]} has {', '.join(schemas[0].names)}; give "
+                f"{file} has the columns {', '.join(schema.names)}, and {files[0]} has {', '.join(first.names)}; give "
                 "files of one table"
             )
-    return Rows(schemas[0], blocks)
+    return Rows(first, blocks)
+
+
+def _read_whole(file: Path, text_columns: Sequence[str], delimiter: str | None) -> pa.Table:
+    if file.suffix.lower() == ".arrow":  # in the streaming format, as ``save_to_disk`` of ``datasets`` writes them
+        return pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
+    if is_text_table(file):
+        return read_text_table(file, text_columns, delimiter)
+    raise UserError(f"{file} is not a known kind of table; give .parquet, .arrow, .csv, .tsv, .jsonl or .json files")
 
 
 def _select(table: pa.Table, columns: list[str], texts: bool) -> pa.Table:

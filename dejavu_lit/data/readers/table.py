@@ -8,8 +8,7 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,12 +28,13 @@ from dejavu_lit.data.readers.base import (
     image_extension,
     read_image,
 )
-from dejavu_lit.data.readers.columns import AUTO, Columns, possible_columns
+from dejavu_lit.data.readers.columns import AUTO, Columns, Options, find_columns, possible_columns
 from dejavu_lit.data.readers.rows import Rows, absolute, as_text, has_path, is_embedded, open_rows, table_files
 from dejavu_lit.data.shards import BadPair, Pair
-from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import fingerprint
 
+READ_ERRORS = (pa.ArrowException, OSError, KeyError, ValueError, OverflowError, RecursionError)  # of a damaged table
 logger = logging.getLogger(__name__)
 
 
@@ -75,22 +75,23 @@ class TableReader:
     @cached_property
     def _rows(self) -> Rows:
         with self._reading():
-            rows = open_rows(self._files, possible_columns(self.image, self.caption, self.key), self.delimiter)
+            rows = open_rows(self._files, possible_columns(self._options), self.delimiter)
         if not len(rows):
             raise UserError(f"{self.path} has no rows; check data.reader.path=")
         return rows
 
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        try:
-            yield
-        except (pa.ArrowException, OSError, KeyError, ValueError, OverflowError, RecursionError) as error:
-            raise UserError(f"{self.path} cannot be read as a table ({first_line(error)}); check the file") from None
+    def _reading(self) -> AbstractContextManager[None]:
+        return explained(f"{self.path} cannot be read as a table", "check the file", errors=READ_ERRORS)
+
+    @property
+    def _options(self) -> Options:
+        captions = [] if self.caption is None else [self.caption] if isinstance(self.caption, str) else self.caption
+        return {"image": [self.image], "caption": list(captions), "key": [] if self.key is None else [self.key]}
 
     @cached_property
     def _columns(self) -> Columns:
         with self._reading():  # it looks for distinct keys
-            columns = Columns.find(self._rows, self.path, self.image, self.caption, self.key)
+            columns = find_columns(self._rows, self.path, self._options)
         kind = self._rows.kind(columns.image)
         if pa.types.is_nested(kind) and not pa.types.is_struct(kind):
             raise UserError(
