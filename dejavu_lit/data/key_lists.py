@@ -110,8 +110,6 @@ def read_lists(files: Mapping[str, Path | str | None]) -> dict[str, list[str]]:
     for name in SETS:
         if (file := files.get(name)) is None:
             continue
-        if not isinstance(file, str | Path):
-            raise UserError(f"keys.{name}={file} is not a file; give a text file with one key per line")
         lists[name] = read_keys(file, f"keys.{name}")
         if not lists[name]:
             raise UserError(f"keys.{name}={file} lists no keys; write one key per line, or set keys.{name}=null")
@@ -140,17 +138,21 @@ def match_lists(
                 )
         unknown = [line for line in lines if line not in meant]
         missing[name] = len(unknown)
-        if len(unknown) == len(lines):
-            raise UserError(
-                f"none of the {len(lines)} keys in keys.{name} is in the data: it lists {lines[0]!r}, the data has keys "
-                f"such as {min(known)!r}; write the keys as in the data"
-            )
-        if unknown:
-            log.warning(
-                "%d of %d keys in keys.%s are not in the data; the first is %r",
-                *(len(unknown), len(lines), name, unknown[0]),
-            )
+        check_known(f"keys.{name}", lines, unknown, min(known))
     return {name: [key for key, owner in set_of.items() if owner == name] for name in lists}, missing
+
+
+def check_known(option: str, listed: Collection[str], unknown: Sequence[str], key: str) -> None:
+    """Warn of the ``unknown`` keys that ``option`` lists; raise UserError if all are, showing how a ``key`` of the data looks."""
+    if unknown and len(unknown) == len(listed):
+        raise UserError(
+            f"none of the {len(listed)} keys in {option} is in the data: it lists {unknown[0]!r}, the data has keys such as "
+            f"{key!r}; write the keys as in the data"
+        )
+    if unknown:
+        log.warning(
+            "%d of %d keys in %s are not in the data; the first is %r", len(unknown), len(listed), option, unknown[0]
+        )
 
 
 def meant_keys(lines: Iterable[str], keys: Set[str], listed_name: Callable[[str], str] = str) -> dict[str, str]:

@@ -16,8 +16,16 @@ from typing import Any
 
 from dejavu_lit import __version__
 from dejavu_lit.data.assignment import Assignment, assign, count_by_set
-from dejavu_lit.data.key_lists import keys_fingerprint, listed_sets, match_lists, meant_keys, read_keys, read_lists
-from dejavu_lit.data.manifest import MANIFEST, SCHEMA, check_settings
+from dejavu_lit.data.key_lists import (
+    check_known,
+    keys_fingerprint,
+    listed_sets,
+    match_lists,
+    meant_keys,
+    read_keys,
+    read_lists,
+)
+from dejavu_lit.data.manifest import MANIFEST, SCHEMA, check_settings, refuse_foreign
 from dejavu_lit.data.near_duplicates import HASH, check_distance
 from dejavu_lit.data.readers.base import Reader
 from dejavu_lit.data.scan import Scan, scan
@@ -188,10 +196,8 @@ def _finished_manifest(out: Path, settings: dict[str, Any]) -> dict[str, Any] | 
         return manifest
     if (unfinished / SETTINGS).exists():
         check_settings(out, settings, read_json_object(unfinished / SETTINGS))
-    elif foreign := [name for name in (*SETS, "objects", *settings["extra"]) if (out / name).exists()]:
-        raise UserError(
-            f"{out} contains {foreign[0]!r}, which this command did not write; choose another data.dir= or remove it"
-        )
+    else:
+        refuse_foreign(out, (*SETS, "objects", *settings["extra"]))
     if unfinished.exists():  # other commands may write beside them
         for name in (UNFINISHED, *SETS, "objects", *settings["extra"]):
             for part in (out / name).rglob(".*.part"):
@@ -206,10 +212,6 @@ def _read_keys(sources: Mapping[str, Reader]) -> dict[str, list[str]]:
         if not source_keys:
             option = f"data.extra.{name}" if name else "data.reader"
             raise UserError(f"the {sources[name].name} source has no pairs; check {option}")
-        if bad := [key for key in source_keys if not key or "." in key or "/" in key]:
-            raise UserError(
-                f"the {sources[name].name} source has a key {bad[0]!r}; keys must be non-empty, without dots and slashes"
-            )
     for key, following in pairwise(sorted(chain.from_iterable(keys.values()))):
         if key == following:
             raise UserError(f"the key {key!r} occurs twice in the data; keys must be unique over all sources")
@@ -221,29 +223,20 @@ def _exclude(keys: dict[str, list[str]], job: _Job) -> int:
     if (path := job.exclude) is None:
         return 0
     listed = read_keys(path, "data.exclude")
-    unknown, example = set(listed), keys[MAIN][0]
+    known, example = set[str](), keys[MAIN][0]
     every = set(chain.from_iterable(keys.values()))  # a line that is a key means only that
     before = sum(map(len, keys.values()))
     for name, source_keys in keys.items():
         own = set(source_keys)
         meant = meant_keys((n for n in listed if n in own or n not in every), own, _listed_name(job.sources[name]))
-        unknown -= meant.keys()
+        known |= meant.keys()
         excluded = set(meant.values())
         keys[name] = [key for key in source_keys if key not in excluded]
         if source_keys and not keys[name]:
             what = f"data.extra.{name}" if name else "the data"
             raise UserError(f"data.exclude={path} lists every pair of {what}; shorten the list, or drop this source")
-    removed = before - sum(map(len, keys.values()))
-    if listed and not removed:
-        raise UserError(
-            f"none of the {len(listed)} keys in {path} is in the data: it lists {listed[0]!r}, the data has keys such as "
-            f"{example!r}; check data.exclude="
-        )
-    if unknown:
-        logger.warning(
-            "%d of %d keys in %s are not in the data; the first is %r", len(unknown), len(listed), path, min(unknown)
-        )
-    return removed
+    check_known(f"data.exclude={path}", listed, [line for line in listed if line not in known], example)
+    return before - sum(map(len, keys.values()))
 
 
 def _listed_name(reader: Reader) -> Callable[[str], str]:

@@ -7,9 +7,9 @@ many shards as they take (``write_samples``). Its manifest has, under "raw_shard
 import logging
 import os
 import random
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from dejavu_lit import __version__
 from dejavu_lit.data.decode import EMPTY_CAPTION, open_image
-from dejavu_lit.data.manifest import MANIFEST, SCHEMA, SIZES, check_settings
+from dejavu_lit.data.manifest import MANIFEST, SCHEMA, SIZES, check_settings, refuse_foreign
 from dejavu_lit.data.readers.base import clean_keys
 from dejavu_lit.data.readers.shards import expand_braces, matching_tars
 from dejavu_lit.data.remote import is_remote, local_shard
@@ -32,7 +32,7 @@ from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256, fingerprint, read_json_object, warn_unread, write_json
 from dejavu_lit.utils.progress import progress
 
-UNFINISHED = ".samples.json"  # in the folder of the samples while they are drawn: the names of their sets
+UNFINISHED = ".samples"  # the folder in which the samples are drawn
 LEAST_SHARDS = 8  # a sample comes from at least so many shards, or from half of them
 COUNTED_SHARDS = 32  # so many local shards are counted, if the samples do not take more
 PAIRS_PER_SHARD = 1000  # of the samples
@@ -144,19 +144,16 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
                 f"{', '.join(raw.fractions)}"
             )
         wanted[name] = size
-    if not wanted:
-        raise UserError(
-            "data.sizes asks for no pairs at all; training and evaluation need samples, e.g. data.sizes.A=10000"
-        )
     settings = {"shards": fingerprint(raw.addresses), "sizes": wanted, **raw.settings}
     if (out / MANIFEST).is_file():
         check_settings(out, settings, read_json_object(out / MANIFEST, SCHEMA).get("settings", {}))
         return
-    _clear_unfinished(out)
-    write_json(out / UNFINISHED, {"sets": list(wanted)})
+    refuse_foreign(out, SETS)
+    unfinished = out / UNFINISHED
+    shutil.rmtree(unfinished, ignore_errors=True)
     order = random.Random(f"{raw.seed}/samples").sample(raw.addresses, len(raw.addresses))
     shards = max(1, min(LEAST_SHARDS, len(order) // 2))
-    draw = _Draw(raw, {name: _Sample(out / name, size, -(-size // shards)) for name, size in wanted.items()})
+    draw = _Draw(raw, {name: _Sample(unfinished / name, size, -(-size // shards)) for name, size in wanted.items()})
     draw.fill(order)
     warn_unread("data.shards", "members", draw.unread)
     for name, sample in draw.samples.items():
@@ -168,7 +165,7 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
     opened = len(draw.opened)
     pairs = {name: round(sum(n[name] for _, n, _ in draw.opened) * len(order) / opened) for name in raw.fractions}
     write_json(
-        out / MANIFEST,
+        unfinished / MANIFEST,
         {
             "schema": SCHEMA,
             "version": __version__,
@@ -180,23 +177,9 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
             "raw_shards": {"shards": len(order), "opened": opened, "pairs": pairs, "counted": opened == len(order)},
         },
     )
-    (out / UNFINISHED).unlink()
-
-
-def _clear_unfinished(out: Path) -> None:
-    """Remove the shards that a failed or killed draw has left in ``out``; raises UserError for a set that no draw wrote."""
-    drawn = read_json_object(out / UNFINISHED).get("sets", []) if (out / UNFINISHED).is_file() else []
-    for name in SETS:
-        folder = out / name
-        if name in drawn:
-            for path in (*folder.glob("[0-9]*.tar"), *folder.glob(".*.part"), folder / SIZES):
-                path.unlink(missing_ok=True)
-            with suppress(OSError):  # it has other files, or was not written yet
-                folder.rmdir()
-        elif folder.exists():
-            raise UserError(
-                f"{out} contains {name!r}, which this command did not write; choose another data.dir= or remove it"
-            )
+    for name in (*wanted, MANIFEST):
+        (unfinished / name).rename(out / name)
+    unfinished.rmdir()
 
 
 class _Draw:

@@ -79,7 +79,7 @@ class ShardIndex:
         needed = {position: _needed(self.members[position], image) for position in last}
         names = {name for name, (position, extension) in self.places.items() if extension in needed.get(position, ())}
         held: dict[int, dict[str, Any]] = {position: {} for position in last}
-        with _open_indexed(self.path) as stream:
+        with open_shard(self.path) as stream:
             files = tar_file_expander([{"url": str(self.path), "stream": stream}], select_files=names.__contains__)
             samples = group_by_keys(files, keys=self.places.__getitem__)
             for turn, position in enumerate(order):
@@ -114,7 +114,7 @@ class ShardIndex:
 
 def read_pair(path: Path, key: str, members: Members, image: bool = True) -> Pair:
     """The pair of these members of a shard; raises as ``ShardIndex.read`` does."""
-    with _open_indexed(path) as file:
+    with open_shard(path) as file:
         content = {e: read_range(file.fileno(), path, *members[e]) for e in _needed(members, image)}
     return _decode(key, members, content, image)
 
@@ -123,13 +123,6 @@ def _raise_if_unreadable(error: Exception, path: Path) -> None:
     """Raise UserError for an error of the operating system, such as permissions: a shard that cannot be read may be whole."""
     if isinstance(error, OSError) and error.errno not in (None, EINVAL):  # EINVAL: a damaged header points to nowhere
         raise UserError(os_error_sentence(OSError(error.errno, error.strerror, error.filename or str(path)))) from None
-
-
-def _open_indexed(path: Path) -> BinaryIO:
-    try:
-        return open_shard(path)
-    except FileNotFoundError:
-        raise UserError(f"the shard {path} has disappeared; restore it and start again") from None
 
 
 def _needed(members: Members, image: bool) -> set[str]:
@@ -166,10 +159,10 @@ def read_index(path: Path) -> ShardIndex:
     """
     groups: dict[str, Members] = {}
     names: dict[int, str] = {}  # of the members by the offset of their data
-    hidden = 0
+    unused = Counter[str]()
     for member, (*folders, file) in _members(path):
         if is_hidden("/".join((*folders, file))) or WEBDATASET_METADATA.match(member.name):
-            hidden += 1
+            unused["hidden"] += 1
             continue
         base, _, extension = file.partition(".")
         group = groups.setdefault("/".join((*folders, base)), {})
@@ -185,9 +178,8 @@ def read_index(path: Path) -> ShardIndex:
         if extension in members
     }
     offsets = ((e, offset) for group in groups.values() for e, (offset, _) in group.items())
-    unused = Counter(f"KEY.{json_safe(e)}" for e, offset in offsets if names[offset] not in places)
-    counts = dict(unused) | ({"hidden": hidden} if hidden else {})
-    return ShardIndex(path, tuple(pairs), tuple(pairs.values()), places, counts)
+    unused.update(f"KEY.{json_safe(e)}" for e, offset in offsets if names[offset] not in places)
+    return ShardIndex(path, tuple(pairs), tuple(pairs.values()), places, unused)
 
 
 # For the shards of a set, which are indexed several times. Raw shards, each of ten times as many pairs, are not kept.
@@ -226,8 +218,6 @@ def _members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tuple[str, ...]]]:
                         "again, or join tars with tar --concatenate"
                     )
                 end += len(block)
-    except FileNotFoundError:
-        raise UserError(f"the shard {path} does not exist; restore it or check data.dir") from None
     except UserError:
         raise
     except Exception as error:  # tarfile raises nearly any exception for damaged headers
@@ -275,10 +265,10 @@ def read_range(descriptor: int, path: Path, offset: int, size: int) -> bytes:
 
 
 def open_shard(path: Path) -> BinaryIO:
-    """The file of a shard; a shard that was evicted from a mirror is downloaded again."""
+    """The file of a shard, which is downloaded again if it was evicted from a mirror; raises UserError if it is missing."""
     while True:
         try:
             return open(path, "rb")
         except FileNotFoundError:
             if not fetch_shard(path):  # another process may evict what was just fetched
-                raise
+                raise UserError(f"the shard {path} does not exist; restore it or check data.dir") from None

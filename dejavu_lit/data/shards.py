@@ -140,16 +140,13 @@ def write_shard(path: Path | str) -> Iterator[Callable[[Pair], None]]:
     process that writes.
 
     Raises:
-        ValueError: a key that WebDataset or a list of keys could not return unchanged (empty, with a dot, slash or line
-            break, or with surrounding white space).
+        ValueError: a key that WebDataset or a list of keys could not return unchanged.
     """
     with atomic(path) as part, tarfile.open(part, "w") as tar:
 
         def write(pair: Pair) -> None:
-            if not pair.key or "." in pair.key or "/" in pair.key:
-                raise ValueError(f"the key {pair.key!r} must be non-empty, without dot or slash")
-            if pair.key != pair.key.strip() or len(pair.key.splitlines()) > 1:
-                raise ValueError(f"the key {pair.key!r} must have no line break and no surrounding white space")
+            if pair.key != pair.key.strip() or len(pair.key.splitlines()) != 1 or set("./") & set(pair.key):
+                raise ValueError(f"the key {pair.key!r} must be one line without dot, slash and surrounding white space")
             meta = json.dumps(pair.meta, sort_keys=True, ensure_ascii=False)
             # Lone surrogates, which JSON from the web sometimes contains, become question marks.
             texts = {n: text.encode("utf-8", "replace") for n, text in (("txt", pair.caption), ("json", meta))}

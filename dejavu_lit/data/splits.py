@@ -55,8 +55,11 @@ def set_sizes(
         sizes[name] = (
             listed[name] if size is None else int(size * pairs + 1e-6) if isinstance(size, float) else int(size)
         )
-        if name in listed:
-            _check_listed(name, size, sizes[name], listed[name])
+        if name in listed and not 0 < sizes[name] <= listed[name]:
+            raise UserError(
+                f"data.sizes.{name} asks for {sizes[name]} pairs, but keys.{name} lists {listed[name]} that can be used (not "
+                "skipped, excluded, or duplicates of pairs of another set); list others, give another number, or null for all"
+            )
     total = sum(size for name, size in sizes.items() if name not in listed)
     free = pairs - sum(listed.values()) - excluded
     if total > free:
@@ -83,23 +86,6 @@ def _check_size(name: str, size: float | int | None, has_list: bool) -> None:
     if not is_count and not (isinstance(size, float) and 0 <= size <= 1):
         raise UserError(
             f"data.sizes.{name}={size} is not a size; give a whole number of pairs, or a share of all pairs (1.0: all)"
-        )
-
-
-def _check_listed(name: str, requested: float | int | None, size: int, listed: int) -> None:
-    if not listed:
-        raise UserError(
-            f"no pair that keys.{name} lists can be used: all are skipped, excluded, or duplicates of pairs of another set; "
-            "list other pairs"
-        )
-    if requested == 0:
-        raise UserError(
-            f"keys.{name} lists pairs for {name}, but data.sizes.{name} is 0; give a number, or null for all"
-        )
-    if size > listed:
-        raise UserError(
-            f"data.sizes.{name}={requested} asks for {size} pairs, but keys.{name} lists only {listed} that can be used; ask for "
-            f"fewer, or for all of them with data.sizes.{name}=null"
         )
 
 

@@ -41,7 +41,7 @@ def cut(shard: Path) -> None:
     os.truncate(shard, shard.stat().st_size // 2)
 
 
-@pytest.mark.parametrize(("fault", "words"), [(vanish, "has disappeared"), (cut, "was cut short while being read")])
+@pytest.mark.parametrize(("fault", "words"), [(vanish, "does not exist; restore it"), (cut, "was cut short while being read")])
 def test_while_training(fault, words, scenes, undisturbed, tmp_path):
     data, run = shutil.copytree(scenes, tmp_path / "scenes"), tmp_path / "run"
     shard = data / "A" / "00000.tar"
