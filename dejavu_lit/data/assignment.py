@@ -1,6 +1,6 @@
 """The assignment of a source's pairs to the sets: groups of duplicates, the split, and what both did, for the manifest."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from dejavu_lit.data.key_lists import count_excluded_duplicates, listed_sets
 from dejavu_lit.data.manifest import GROUPS
 from dejavu_lit.data.near_duplicates import HASH, count_duplicates, exact_groups, named_groups, near_groups
 from dejavu_lit.data.scan import ImageHashes, Scan
-from dejavu_lit.data.splits import SETS, UNUSED, allowed_sets, set_sizes, split
+from dejavu_lit.data.splits import SETS, UNUSED, allowed_sets, count_by_set, set_sizes, split
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,3 @@ def _groups(images: ImageHashes, distance: int | None) -> tuple[np.ndarray, np.n
     """The groups of exact duplicates, and of exact and near ones, each int64 [n]."""
     exact = exact_groups(images.digests)
     return exact, exact if distance is None else near_groups(exact, images.hashes, images.hashed, distance)[0]
-
-
-def count_by_set(names: Collection[str], codes: np.ndarray) -> dict[str, int]:
-    """{set: how often its index into SETS is in ``codes``} for the sets ``names``."""
-    return {name: int((codes == SETS.index(name)).sum()) for name in names}

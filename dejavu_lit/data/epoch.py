@@ -92,24 +92,15 @@ def nested_sizes(sizes: Sequence[int], train_size: int | None, excluded: Positio
 class EpochPlan:
     """The order of one epoch. Entries are (shard, position in the shard), int64."""
 
-    sizes: tuple[int, ...]
-    """How much of each shard is used, including excluded pairs."""
-    seed: int
-    """Of the order; the pairs' draws use it too."""
-    epoch: int
-    """Counted from 0."""
-    world: int
-    """Number of ranks."""
-    workers: int
-    """Loader processes per rank; 0 counts as 1."""
-    batch: int
-    """Pairs per rank and step."""
+    sizes: tuple[int, ...]  # how much of each shard is used, including excluded pairs
+    seed: int  # of the order; the pairs' draws use it too
+    epoch: int  # counted from 0
+    world: int  # number of ranks
+    workers: int  # loader processes per rank; 0 counts as 1
+    batch: int  # pairs per rank and step
     repeat: Repeat = field(default_factory=Repeat)
-    """Planted memory."""
-    excluded: Positions = field(default_factory=dict)
-    """Pairs treated as absent."""
-    removed: Positions = field(default_factory=dict)
-    """Pairs that count but are not trained on."""
+    excluded: Positions = field(default_factory=dict)  # pairs treated as absent
+    removed: Positions = field(default_factory=dict)  # pairs that count but are not trained on
 
     def __post_init__(self) -> None:
         check_fills_batch(self.entries, self.world, self.batch)

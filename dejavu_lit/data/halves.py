@@ -29,10 +29,8 @@ log = logging.getLogger(__name__)
 class DealtSet(ShardSet):
     """A side of a half: some pairs of each shard of A and of B; read as if they were shards of their own."""
 
-    paths: tuple[Path, ...] = ()
-    """The shards of the pool."""
-    positions: tuple[np.ndarray, ...] = field(default=(), repr=False, compare=False)
-    """The positions of this side's pairs in each of them, ascending."""
+    paths: tuple[Path, ...] = ()  # the shards of the pool
+    positions: tuple[np.ndarray, ...] = field(default=(), repr=False, compare=False)  # in each of them, ascending
 
     def index(self, shard: int) -> ShardIndex:
         """The index of this side's pairs of one shard."""

@@ -42,25 +42,15 @@ class PairDataModule(pl.LightningDataModule):
     """The training pairs of one side and the validation pairs."""
 
     data: DataSpec
-    """The prepared data, and what of it is trained on."""
-    side: str
-    """Which model is trained: target (on A) or reference (on B)."""
-    batch: int
-    """Pairs per step, over all ranks."""
-    seed: int
-    """Of the order of the pairs and of all draws."""
+    side: str  # which model is trained: target (on A) or reference (on B)
+    batch: int  # pairs per step, over all ranks
+    seed: int  # of the order of the pairs and of all draws
     preprocess: Preprocess
-    """From an image to the model's input, without randomness."""
     tokenizer: Tokenizer
-    """From captions to tokens."""
     mitigation: Mitigation = field(default_factory=Mitigation)
-    """What is done to captions and images, and whether near-duplicates are trained on."""
-    augment: Augment | None = None
-    """Replaces ``preprocess`` in training, with random draws."""
+    augment: Augment | None = None  # replaces ``preprocess`` in training, with random draws
     loader: LoaderSettings = field(default_factory=LoaderSettings)
-    """How pairs are read."""
-    batch_timeout: float = 0
-    """Seconds that the worker processes may take for a batch; 0: no limit."""
+    batch_timeout: float = 0  # seconds that the worker processes may take for a batch; 0: no limit
 
     def __post_init__(self) -> None:
         super().__init__()

@@ -94,11 +94,7 @@ def near_groups(
     Returns:
         For each image the first row of its group, int64 [n]; and pairs that differ in at most ``distance`` bits, int64
         [m, 2], n − 1 for a group of n different images.
-
-    Raises:
-        UserError: ``distance`` out of range.
     """
-    check_distance(distance)
     groups = exact.copy()
     rows = np.flatnonzero(hashed)
     values, first_row, inverse = np.unique(hashes[rows], return_index=True, return_inverse=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dejavu_lit import __version__
-from dejavu_lit.data.assignment import Assignment, assign, count_by_set
+from dejavu_lit.data.assignment import Assignment, assign
 from dejavu_lit.data.key_lists import (
     check_known,
     keys_fingerprint,
@@ -29,7 +29,7 @@ from dejavu_lit.data.manifest import MANIFEST, SCHEMA, check_settings, refuse_fo
 from dejavu_lit.data.near_duplicates import HASH, check_distance
 from dejavu_lit.data.readers.base import Reader
 from dejavu_lit.data.scan import Scan, scan
-from dejavu_lit.data.splits import SETS, UNUSED, set_sizes, shard_order
+from dejavu_lit.data.splits import SETS, UNUSED, count_by_set, set_sizes, shard_order
 from dejavu_lit.data.write_sets import PairSet, write_sets
 from dejavu_lit.utils.errors import UserError, check_at_least
 from dejavu_lit.utils.io import file_sha256, fingerprint, read_json_object, write_json

@@ -97,8 +97,6 @@ class DataSpec:
         for name, meaning in (("dir", "the folder"), ("shards", "their path, address or pattern")):
             if getattr(self, name) == "":  # a variable of the shell that is not set would mean the current folder
                 raise UserError(f"data.{name}= is empty; give {meaning}")
-        if not -(2**63) <= self.seed < 2**63:
-            raise UserError(f"data.seed={self.seed} must be a whole number of at most 18 digits")
 
     @property
     def is_remote(self) -> bool:

@@ -27,7 +27,7 @@ from dejavu_lit.data.readers.shards import expand_braces, matching_tars
 from dejavu_lit.data.remote import is_remote, local_shard
 from dejavu_lit.data.shard_index import read_index
 from dejavu_lit.data.shards import BadPair, Pair, ShardIndex, write_shard
-from dejavu_lit.data.splits import SETS, seeded_hash
+from dejavu_lit.data.splits import SETS, UNUSED, count_by_set, seeded_hash
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256, fingerprint, read_json_object, warn_unread, write_json
 from dejavu_lit.utils.progress import progress
@@ -36,7 +36,6 @@ UNFINISHED = ".samples"  # the folder in which the samples are drawn
 LEAST_SHARDS = 8  # a sample comes from at least so many shards, or from half of them
 COUNTED_SHARDS = 32  # so many local shards are counted, if the samples do not take more
 PAIRS_PER_SHARD = 1000  # of the samples
-NO_SET = -1
 log = logging.getLogger(__name__)
 
 
@@ -44,14 +43,10 @@ log = logging.getLogger(__name__)
 class RawShards:
     """Shards by path or address, and which of their pairs are in which set."""
 
-    shards: str | Sequence[str]
-    """Tars, folders of tars, addresses (s3://…, http://…, 'pipe:COMMAND') and patterns: ``{000..999}``; local also ``*``."""
-    fractions: Mapping[str, float]
-    """{set: share of the pairs}."""
-    seed: int = 0
-    """Of the hash."""
-    excluded: frozenset[str] = frozenset()
-    """Keys that are in no set."""
+    shards: str | Sequence[str]  # tars, folders of tars, addresses and patterns: ``{000..999}``; local also ``*``
+    fractions: Mapping[str, float]  # {set: share of the pairs}
+    seed: int = 0  # of the hash
+    excluded: frozenset[str] = frozenset()  # keys that are in no set
 
     def __post_init__(self) -> None:
         shares = dict(self.fractions)
@@ -103,13 +98,13 @@ class RawShards:
         return fingerprint([(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in local])
 
     def sets(self, keys: Sequence[str]) -> np.ndarray:
-        """The set of each key, int8 [n], an index into SETS or NO_SET."""
+        """The set of each key, int8 [n], an index into SETS or UNUSED."""
         names = [name for name in SETS if name in self.fractions]
-        numbers = np.array([*(SETS.index(name) for name in names), NO_SET], dtype=np.int8)
+        numbers = np.array([*(SETS.index(name) for name in names), UNUSED], dtype=np.int8)
         edges = np.cumsum([self.fractions[name] for name in names])
         codes = numbers[np.searchsorted(edges, seeded_hash(keys, self.seed, "raw") / 2.0**64, side="right")]
         if self.excluded:
-            codes[self.is_excluded(keys)] = NO_SET
+            codes[self.is_excluded(keys)] = UNUSED
         return codes
 
     def is_excluded(self, keys: Sequence[str]) -> np.ndarray:
@@ -203,8 +198,7 @@ class _Draw:
                 index = read_index(local_shard(address))
                 self.unread.update(index.unused)
                 excluded += int(self.raw.is_excluded(index.keys).sum()) if self.raw.excluded else 0
-                member = self.raw.sets(index.keys)
-                count = {name: int((member == SETS.index(name)).sum()) for name in self.raw.fractions}
+                count = count_by_set(self.raw.fractions, self.raw.sets(index.keys))
                 read = Counter[str]()
                 self.opened.append((address, count, read))
                 self._take(index, {name: min(s.quota, s.missing) for name, s in self.samples.items()}, read, bar)
@@ -261,10 +255,8 @@ class _Sample:
 
     folder: Path
     size: int
-    quota: int
-    """Pairs from one raw shard."""
-    tars: dict[str, int] = field(default_factory=dict)
-    """{shard: number of pairs} of those written."""
+    quota: int  # pairs from one raw shard
+    tars: dict[str, int] = field(default_factory=dict)  # {shard: number of pairs} of those written
     held: list[Pair] = field(default_factory=list)
 
     @property

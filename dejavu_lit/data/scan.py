@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -115,18 +115,13 @@ def _report(source: str, pairs: int, skipped: dict[str, list[str]], max_skipped:
         )
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """A part of the pairs of a source."""
 
-    path: Path
-    """The file of its hashes, an ``.npz``."""
-    identity: str
-    """Fingerprint of what the hashes depend on."""
-    count: int
-    """Number of its pairs."""
-    pairs: Any
-    """The pairs, as an argument of the function that reads them."""
+    path: Path  # of its hashes, an ``.npz``
+    identity: str  # fingerprint of what the hashes depend on
+    size: int  # number of its pairs
+    pairs: Any  # as an argument of the function that reads them
 
 
 Read = Callable[[Any, Sequence[int]], Iterable[Pair | BadPair]]  # Part.pairs and positions in it → the pairs there
@@ -147,13 +142,13 @@ def hash_images(
     contents: dict[int, Content] = {}
     jobs: list[tuple[int, Part, list[int], Content | None]] = []
     for number, part in enumerate(parts):
-        rows = list(range(part.count))
+        rows = list(range(part.size))
         if (known := _load(part)) is not None:
             contents[number] = known
             rows = [row for row, reason in enumerate(known[1]) if reason and retry]
         if rows:
             jobs.append((number, part, rows, known))
-    total = sum(part.count for part in parts)
+    total = sum(part.size for part in parts)
     done = total - sum(len(rows) for _, _, rows, _ in jobs)
     with progress(None, what, total=total, unit="pair", done=done) as bar:
         for number, count, content in map_unordered(_hash_part, (read, perceptual), jobs, workers):
@@ -209,7 +204,7 @@ def _load(part: Part) -> Content | None:
         with np.load(part.path, allow_pickle=False) as content:
             hashes, reasons = content["hashes"], content["reasons"].tolist()
             is_current = str(content["of"]) == part.identity and hashes.dtype == FIELDS
-            is_complete = len(hashes) == len(reasons) == part.count
+            is_complete = len(hashes) == len(reasons) == part.size
     except Exception as error:  # numpy and zipfile raise nearly anything for damaged archives
         logger.warning("%s is damaged (%s); recomputing it", part.path, first_line(error))
         return None
@@ -221,7 +216,7 @@ def _hash_part(
 ) -> tuple[int, int, Content]:
     """Hash the images in some rows of a part and save it; returns its number, that of the rows, and its content."""
     (read, perceptual), (number, part, rows, known) = job, unread
-    hashes, reasons = known or _blank(part.count)
+    hashes, reasons = known or _blank(part.size)
     for row, pair in zip(rows, read(part.pairs, rows), strict=True):
         try:
             if isinstance(pair, BadPair):

@@ -271,4 +271,4 @@ def open_shard(path: Path) -> BinaryIO:
             return open(path, "rb")
         except FileNotFoundError:
             if not fetch_shard(path):  # another process may evict what was just fetched
-                raise UserError(f"the shard {path} does not exist; restore it or check data.dir") from None
+                raise UserError(f"the shard {path} does not exist; restore it and start again, or check data.dir") from None

@@ -146,7 +146,9 @@ def write_shard(path: Path | str) -> Iterator[Callable[[Pair], None]]:
 
         def write(pair: Pair) -> None:
             if pair.key != pair.key.strip() or len(pair.key.splitlines()) != 1 or set("./") & set(pair.key):
-                raise ValueError(f"the key {pair.key!r} must be one line without dot, slash and surrounding white space")
+                raise ValueError(
+                    f"the key {pair.key!r} must be one line without dot, slash and surrounding white space"
+                )
             meta = json.dumps(pair.meta, sort_keys=True, ensure_ascii=False)
             # Lone surrogates, which JSON from the web sometimes contains, become question marks.
             texts = {n: text.encode("utf-8", "replace") for n, text in (("txt", pair.caption), ("json", meta))}

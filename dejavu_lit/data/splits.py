@@ -7,7 +7,7 @@ one. A set that pairs are listed for (``data/key_lists.py``) is filled in the sa
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -28,6 +28,11 @@ def seeded_hash(keys: Sequence[str], seed: int, purpose: str) -> np.ndarray:
         return state.digest()
 
     return np.frombuffer(b"".join(map(digest, keys)), dtype="<u8")
+
+
+def count_by_set(names: Iterable[str], codes: np.ndarray) -> dict[str, int]:
+    """{set: how often its index into SETS is in ``codes``} for the sets ``names``."""
+    return {name: int((codes == SETS.index(name)).sum()) for name in names}
 
 
 def set_sizes(

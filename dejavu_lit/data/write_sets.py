@@ -82,15 +82,11 @@ def write_sets(out: Path, sets: Sequence[PairSet], pairs_per_shard: int, workers
 
 def _write_shard(sets: Sequence[PairSet], shard: _Shard) -> tuple[_Shard, str]:
     """Write a shard if it is missing or has other pairs; returns it and its SHA-256."""
-    if not _is_written(sets[shard.number], shard):
-        _write_pairs(sets[shard.number], shard)
+    pairs = sets[shard.number]
+    exists = shard.tar.exists() and (shard.objects is None or shard.objects.exists())
+    if not exists or read_index(shard.tar).keys != tuple(pairs.scan.keys[row] for row in shard.rows.tolist()):
+        _write_pairs(pairs, shard)
     return shard, file_sha256(shard.tar)
-
-
-def _is_written(pairs: PairSet, shard: _Shard) -> bool:
-    if not shard.tar.exists() or (shard.objects is not None and not shard.objects.exists()):
-        return False
-    return read_index(shard.tar).keys == tuple(pairs.scan.keys[row] for row in shard.rows.tolist())
 
 
 def _write_pairs(pairs: PairSet, shard: _Shard) -> None:

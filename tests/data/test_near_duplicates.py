@@ -8,6 +8,7 @@ from PIL import Image
 
 from dejavu_lit.data.near_duplicates import (
     LARGEST_DISTANCE,
+    check_distance,
     content_digest,
     count_duplicates,
     exact_groups,
@@ -97,7 +98,7 @@ def test_a_chain_is_one_group_with_the_first_row_as_root() -> None:
 @pytest.mark.parametrize("distance", [-1, LARGEST_DISTANCE + 1, True])
 def test_distance_out_of_range(distance: int) -> None:
     with pytest.raises(UserError, match="near_duplicates="):
-        near_groups(np.arange(1), np.zeros(1, np.uint64), np.ones(1, bool), distance)
+        check_distance(distance)
 
 
 def test_exact_groups_compare_all_128_bits() -> None:

@@ -8,12 +8,11 @@ writes 100 rows of images.
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from glob import glob
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -71,16 +70,12 @@ def _without_caches(files: Sequence[Path]) -> list[Path]:
     return kept
 
 
-@dataclass(frozen=True)
-class RowBlock:
+class RowBlock(NamedTuple):
     """Consecutive rows that are read together."""
 
-    count: int
-    """Number of rows."""
-    folder: Path
-    """The folder of their file, to which paths of images are relative."""
-    read: Callable[[list[str], bool], pa.Table]
-    """From names of columns, and whether images may come without their bytes, to the table of these columns."""
+    size: int  # number of rows
+    folder: Path  # of their file, to which paths of images are relative
+    read: Callable[[list[str], bool], pa.Table]  # names of columns, and whether images may come without their bytes
 
 
 class Rows:
@@ -88,7 +83,7 @@ class Rows:
 
     def __init__(self, schema: pa.Schema, blocks: Sequence[RowBlock]) -> None:
         self.schema, self._blocks = schema, blocks
-        self._starts = np.array([0, *accumulate(block.count for block in blocks)], np.int64)
+        self._starts = np.array([0, *accumulate(block.size for block in blocks)], np.int64)
         self._cache: OrderedDict[int, pa.Table] = OrderedDict()
 
     def __len__(self) -> int:
