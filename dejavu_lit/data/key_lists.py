@@ -15,8 +15,8 @@ from dejavu_lit.data.manifest import duplicate_groups
 from dejavu_lit.data.readers.base import clean_keys
 from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS
 from dejavu_lit.data.shards import ShardSet
-from dejavu_lit.data.splits import ANY, NONE, SETS
-from dejavu_lit.utils.errors import UserError, suggest
+from dejavu_lit.data.splits import ANY, NONE, SETS, check_sets
+from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import fingerprint
 
 log = logging.getLogger(__name__)
@@ -103,9 +103,7 @@ def read_lists(files: Mapping[str, Path | str | None]) -> dict[str, list[str]]:
     Raises:
         UserError: an unknown set, or a file that cannot be read or is empty.
     """
-    for name in files:
-        if name not in SETS:
-            raise UserError(f"keys names an unknown set {name!r}{suggest(name, SETS)}; the sets are {', '.join(SETS)}")
+    check_sets("keys", files)
     lists: dict[str, list[str]] = {}
     for name in SETS:
         if (file := files.get(name)) is None:

@@ -24,8 +24,11 @@ from dejavu_lit.utils.io import fingerprint, locked, read_json_object, visible_f
 log = logging.getLogger(__name__)
 
 # Options that act only if ``shards`` is given, or only if it is not.
-OF_RAW_SHARDS = ("fractions", "pairs", "shuffle", "resampled")
+OF_RAW_SHARDS: tuple[str, ...] = ("fractions", "pairs", "shuffle", "resampled")
 OF_PREPARED_DATA = ("train_size", "repeat", "half", "near_duplicates", "reader", "extra")
+NOT_FOR_RAW_SHARDS = (
+    "with raw shards (data.shards) give data.exclude or other fractions, or run dejavu prepare data=shards"
+)
 PREPARED_SPLIT = (0,)  # ``DataSpec.deal`` of everything but random halves
 TRAINED_ON = {"target": "A", "reference": "B"}  # the set that each side trains on
 
@@ -138,15 +141,12 @@ class DataSpec:
     def check_options(self) -> None:
         """Raise UserError for an option that has no effect: one of raw shards for prepared data, or the other way round."""
         defaults = DataSpec(self.name)
-        for name in OF_RAW_SHARDS if self.shards is None else OF_PREPARED_DATA:
-            if getattr(self, name) == getattr(defaults, name):
-                continue
-            if self.shards is None:
-                raise UserError(f"data.{name} needs raw shards; give data.shards=, or drop the option")
-            raise UserError(
-                f"data.{name} needs prepared data; with raw shards (data.shards) lower data.fractions, give data.exclude, or "
-                "run dejavu prepare data=shards"
-            )
+        names, needed = OF_RAW_SHARDS, "raw shards; give data.shards=, or drop the option"
+        if self.shards is not None:
+            names, needed = OF_PREPARED_DATA, f"prepared data; {NOT_FOR_RAW_SHARDS}"
+        for name in names:
+            if getattr(self, name) != getattr(defaults, name):
+                raise UserError(f"data.{name} needs {needed}")
 
     def check(self) -> None:
         """Raise UserError if the folder is not given, was not prepared, or by a version with another schema."""

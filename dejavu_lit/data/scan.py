@@ -125,7 +125,9 @@ class Part(NamedTuple):
 
 
 Read = Callable[[Any, Sequence[int]], Iterable[Pair | BadPair]]  # Part.pairs and positions in it → the pairs there
-Content = tuple[ImageHashes, list[str]]  # the hashes of a part, and why each pair is not usable, "" if it is
+Content = tuple[
+    ImageHashes, list[str | None]
+]  # of a part: hashes; why a pair is not usable, "" if it is, None: not read yet
 
 
 def hash_images(
@@ -139,24 +141,19 @@ def hash_images(
         retry: whether the unusable pairs of complete parts are read again, because ``Part.identity`` does not tell whether
             their images have changed.
     """
-    contents: dict[int, Content] = {}
-    jobs: list[tuple[int, Part, list[int], Content | None]] = []
-    for number, part in enumerate(parts):
-        rows = list(range(part.size))
-        if (known := _load(part)) is not None:
-            contents[number] = known
-            rows = [row for row, reason in enumerate(known[1]) if reason and retry]
-        if rows:
-            jobs.append((number, part, rows, known))
+    contents = [_load(part) for part in parts]
+    jobs: list[tuple[int, Part, list[int], Content]] = []
+    for number, (part, content) in enumerate(zip(parts, contents, strict=True)):
+        if rows := [row for row, reason in enumerate(content[1]) if reason is None or (reason and retry)]:
+            jobs.append((number, part, rows, content))
     total = sum(part.size for part in parts)
     done = total - sum(len(rows) for _, _, rows, _ in jobs)
     with progress(None, what, total=total, unit="pair", done=done) as bar:
         for number, count, content in map_unordered(_hash_part, (read, perceptual), jobs, workers):
             contents[number] = content
             bar.update(count)
-    ordered = [_blank(0), *(contents[number] for number in range(len(parts)))]
-    reasons = enumerate(chain.from_iterable(why for _, why in ordered))
-    hashes = np.concatenate([images for images, _ in ordered]).view(ImageHashes)
+    hashes = np.concatenate([np.zeros(0, FIELDS), *(images for images, _ in contents)]).view(ImageHashes)
+    reasons = enumerate(chain.from_iterable(why for _, why in contents))
     return hashes, {row: reason for row, reason in reasons if reason}
 
 
@@ -191,32 +188,23 @@ def decode_and_hash(data: bytes, perceptual: bool) -> int | None:
         return None
 
 
-def _blank(count: int) -> Content:
-    """The content of a part of which nothing is known yet."""
-    return np.zeros(count, FIELDS).view(ImageHashes), [""] * count
-
-
-def _load(part: Part) -> Content | None:
-    """The content of a part; None if it is missing, of other pairs, or damaged (with a warning)."""
-    if not part.path.exists():
-        return None
+def _load(part: Part) -> Content:
+    """The content of a part; nothing read yet if it is missing, of other pairs, or damaged (with a warning)."""
     try:
-        with np.load(part.path, allow_pickle=False) as content:
-            hashes, reasons = content["hashes"], content["reasons"].tolist()
-            is_current = str(content["of"]) == part.identity and hashes.dtype == FIELDS
-            is_complete = len(hashes) == len(reasons) == part.size
+        if part.path.exists():
+            with np.load(part.path, allow_pickle=False) as content:
+                hashes, reasons = content["hashes"], content["reasons"].tolist()
+                is_current = str(content["of"]) == part.identity and hashes.dtype == FIELDS
+            if is_current and len(hashes) == len(reasons) == part.size:
+                return hashes.view(ImageHashes), reasons
     except Exception as error:  # numpy and zipfile raise nearly anything for damaged archives
         logger.warning("%s is damaged (%s); recomputing it", part.path, first_line(error))
-        return None
-    return (hashes.view(ImageHashes), reasons) if is_current and is_complete else None
+    return np.zeros(part.size, FIELDS).view(ImageHashes), [None] * part.size
 
 
-def _hash_part(
-    job: tuple[Read, bool], unread: tuple[int, Part, Sequence[int], Content | None]
-) -> tuple[int, int, Content]:
+def _hash_part(job: tuple[Read, bool], unread: tuple[int, Part, Sequence[int], Content]) -> tuple[int, int, Content]:
     """Hash the images in some rows of a part and save it; returns its number, that of the rows, and its content."""
-    (read, perceptual), (number, part, rows, known) = job, unread
-    hashes, reasons = known or _blank(part.size)
+    (read, perceptual), (number, part, rows, (hashes, reasons)) = job, unread
     for row, pair in zip(rows, read(part.pairs, rows), strict=True):
         try:
             if isinstance(pair, BadPair):

@@ -8,7 +8,7 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from errno import EINVAL
 from functools import cached_property, lru_cache
@@ -48,10 +48,10 @@ class ShardIndex:
 
     @cached_property
     def images(self) -> str:
-        """A fingerprint of the images, by which their objects are known (``images_fingerprint``)."""
+        """A fingerprint of the images' keys and sizes in bytes, by which their objects are known."""
         extensions = map(image_extension_of, self.members)
-        sizes = [m[e][1] if e else 0 for m, e in zip(self.members, extensions, strict=True)]
-        return images_fingerprint(zip(self.keys, sizes, strict=True))
+        sizes = (m[e][1] if e else 0 for m, e in zip(self.members, extensions, strict=True))
+        return fingerprint([*zip(self.keys, sizes, strict=True)])
 
     def subset(self, positions: Sequence[int]) -> "ShardIndex":
         """The index of the pairs at ``positions``, in their order."""
@@ -245,11 +245,6 @@ def _pairs(name: str, group: Members) -> Iterator[tuple[str, Members]]:
         yield f"{name}.{stem}", stems[stem]
 
 
-def images_fingerprint(images: Iterable[tuple[str, int]]) -> str:
-    """A fingerprint of the images of a shard, given by their keys and sizes in bytes."""
-    return fingerprint(list(images))
-
-
 def image_extension_of(members: Collection[str]) -> str | None:
     """The extension of a pair's image among those of its members; None if it has no image."""
     return next((extension for extension in IMAGE_EXTENSIONS if extension in members), None)
@@ -271,4 +266,6 @@ def open_shard(path: Path) -> BinaryIO:
             return open(path, "rb")
         except FileNotFoundError:
             if not fetch_shard(path):  # another process may evict what was just fetched
-                raise UserError(f"the shard {path} does not exist; restore it and start again, or check data.dir") from None
+                raise UserError(
+                    f"the shard {path} does not exist; restore it and start again, or check data.dir"
+                ) from None

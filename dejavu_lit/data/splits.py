@@ -30,6 +30,14 @@ def seeded_hash(keys: Sequence[str], seed: int, purpose: str) -> np.ndarray:
     return np.frombuffer(b"".join(map(digest, keys)), dtype="<u8")
 
 
+def check_sets(option: str, names: Iterable[str]) -> None:
+    """Raise UserError if ``option`` names a set that is not one of SETS."""
+    if unknown := [name for name in names if name not in SETS]:
+        raise UserError(
+            f"{option} names an unknown set {unknown[0]!r}{suggest(unknown[0], SETS)}; the sets are {', '.join(SETS)}"
+        )
+
+
 def count_by_set(names: Iterable[str], codes: np.ndarray) -> dict[str, int]:
     """{set: how often its index into SETS is in ``codes``} for the sets ``names``."""
     return {name: int((codes == SETS.index(name)).sum()) for name in names}
@@ -54,6 +62,7 @@ def set_sizes(
     """
     listed = listed or {}
     sizes: dict[str, int] = {}
+    check_sets("data.sizes", requested)
     for name, size in {**dict.fromkeys(listed), **requested}.items():
         _check_size(name, size, name in listed)
         # The small term keeps 0.29 of 100 at 29: the product of the floats is slightly less.
@@ -79,10 +88,6 @@ def set_sizes(
 
 
 def _check_size(name: str, size: float | int | None, has_list: bool) -> None:
-    if name not in SETS:
-        raise UserError(
-            f"data.sizes names an unknown set {name!r}{suggest(name, SETS)}; the sets are {', '.join(SETS)}"
-        )
     if size is None and not has_list:
         raise UserError(
             f"data.sizes.{name}=null takes all pairs that keys.{name} lists, but it lists none; give a number"

@@ -17,7 +17,7 @@ from dejavu_lit.data.objects import Annotation, Annotator
 from dejavu_lit.data.readers.base import as_list, file_state, read_image
 from dejavu_lit.data.readers.coco_json import CocoInstances, read_images
 from dejavu_lit.data.shards import BadPair, Pair
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.errors import UserError, check_at_least
 
 # Of the image's entry, copied to the pair's JSON.
 META_FIELDS = ("width", "height", "file_name", "license", "flickr_url")
@@ -67,10 +67,7 @@ class CocoReader:
                 "COCO needs data.reader.root= (its usual layout), or data.reader.images= (folders) and data.reader.captions= "
                 "(JSON files; data.reader.instances= will do with data.reader.caption=null)"
             )
-        if self.caption is not None and self.caption < 0:
-            raise UserError(
-                f"data.reader.caption={self.caption} counts an image's captions from 0; give 0 or more, or null for none"
-            )
+        check_at_least(self, "data.reader.", caption=0)
 
     @cached_property
     def sources(self) -> tuple[list[tuple[Path, Path]], list[Path]]:

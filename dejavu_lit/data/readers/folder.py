@@ -80,12 +80,8 @@ class FolderReader:
         """The pair; raises BadPair for a missing caption or image. A ``.json`` beside the image joins the pair's JSON."""
         file = self._files[self._index.row(key)]
         path = Path(self.path, file)
-        meta: dict[str, Any] = {}
-        if path.with_suffix(".json").is_file():
-            try:
-                meta = read_meta(read_file(path.with_suffix(".json"), MAX_JSON_BYTES + 1))
-            except (FileNotFoundError, PermissionError):
-                raise BadPair("the .json beside the image is not readable") from None
+        content = _content(path.with_suffix(".json"))
+        meta = {} if content is None else read_meta(content)
         meta.setdefault("path", json_safe(file))
         captions = _captions(path, meta) if self.caption == "txt" else []
         if self.caption == "folder":
@@ -144,10 +140,16 @@ def _is_image(extension: str) -> bool:
 
 def _captions(image: Path, meta: dict[str, Any]) -> list[str]:
     """The lines of the ``.txt`` beside an image; if there is none, the captions in ``meta``."""
+    if (content := _content(image.with_suffix(".txt"))) is not None:
+        return caption_lines(read_caption(content))
+    if captions := meta_captions(meta):
+        return captions
+    raise BadPair("it has no caption (.txt) beside the image")
+
+
+def _content(path: Path) -> bytes | None:
+    """The content of the file beside an image; None if there is none that can be read."""
     try:
-        text = read_caption(read_file(image.with_suffix(".txt"), MAX_JSON_BYTES))
+        return read_file(path, MAX_JSON_BYTES + 1)
     except (FileNotFoundError, PermissionError):
-        if captions := meta_captions(meta):
-            return captions
-        raise BadPair("it has no caption (.txt) beside the image") from None
-    return caption_lines(text)
+        return None
