@@ -67,11 +67,8 @@ def assign(
     """Group the duplicates of a source and split it into sets.
 
     Args:
-        members: {set: keys listed for it}; sizes: as ``set_sizes`` takes them.
+        members: {set: keys listed for it}; sizes: as ``set_sizes`` takes them; raises UserError as that does.
         distance: largest number of different bits of near-duplicates; None: exact duplicates only.
-
-    Raises:
-        UserError: fewer usable pairs than ``sizes`` ask for.
     """
     exact, groups = _groups(scan.images, distance)
     listed = listed_sets(members, scan.keys)

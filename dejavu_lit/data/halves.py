@@ -43,8 +43,7 @@ def open_half(
     """The pairs that a half deals to A or to B and that are trained on.
 
     Args:
-        folder: a prepared data folder; seed: ``data.seed``; train_size: pairs of each side, None: all; excluded: keys that
-            are not dealt.
+        seed: ``data.seed``; train_size: pairs of each side, None: all; excluded: keys that are not dealt.
 
     Raises:
         UserError: the members of A or B were listed, not drawn, or the manifest has no groups of near-duplicates.
@@ -109,7 +108,6 @@ def deal(
 
     Args:
         keys: of the pool, in any order; groups: of near-duplicates, by their keys; sizes: pairs of A and of B.
-        seed, half: of the deal.
     """
     row_of = {key: row for row, key in enumerate(keys)}
     units: dict[str, list[int]] = {}

@@ -1,6 +1,5 @@
-"""Lists of keys, in text files and in memory: excluded pairs (``data.exclude``), known members of the sets (``keys``).
+"""Lists of keys: ``data.exclude`` leaves pairs out of everything, ``mitigation.dedup`` out of training only.
 
-``data.exclude`` leaves pairs out of everything, ``mitigation.dedup`` leaves later duplicates out of training only, and
 ``keys`` of ``prepare`` names the pairs that may go into a set: members of A and non-members of H known beforehand.
 """
 
@@ -23,12 +22,9 @@ log = logging.getLogger(__name__)
 
 
 def read_keys(path: Path | str, option: str) -> list[str]:
-    """The distinct keys in a text file with one key per line, in their order.
+    """The distinct keys in a text file with one key per line, in their order; raises UserError naming ``option``.
 
     Only line feeds (and a carriage return before them) end a line: foreign keys may contain any other character.
-
-    Raises:
-        UserError: the file cannot be read; the message names ``option``.
     """
     try:
         lines = Path(path).read_bytes().decode("utf-8-sig").split("\n")
@@ -56,10 +52,9 @@ def positions_of(shards: ShardSet, keys: Set[str]) -> dict[int, tuple[int, ...]]
 
 
 def prefix(shards: ShardSet, limit: int | None, excluded: Set[str]) -> tuple[list[str], int]:
-    """The first ``limit`` keys of a set (all by default) that are not excluded, and how many of its pairs they span.
+    """The first ``limit`` keys of a set (None: all) that are not excluded, and how many of its pairs they span.
 
-    Raises:
-        UserError: fewer pairs than ``limit``.
+    Raises UserError if there are fewer.
     """
     span = sum(nested_sizes(shards.sizes, limit, positions_of(shards, excluded)))
     return [key for key in shards.keys(span) if key not in excluded], span
@@ -71,13 +66,10 @@ def later_duplicates(
     """{shard: positions} of the pairs that ``mitigation.dedup`` removes from training.
 
     Of each group of near-duplicates in the manifest, the pair with the smallest key stays, among those that are trained
-    on (not excluded, within the training size).
+    on (not excluded, within the training size). Raises UserError if the manifest lists no groups.
 
     Args:
-        manifest: the data's manifest.json; shards: the training set, of pairs of A, of B or (in a random half) of both.
-
-    Raises:
-        UserError: the manifest lists no groups.
+        shards: the training set, of pairs of A, of B or (in a random half) of both.
     """
     groups = [group for name in ("A", "B") for group in duplicate_groups(manifest, name)]  # keys are unique over both
     used = nested_sizes(shards.sizes, train_size, excluded)
@@ -100,8 +92,7 @@ def later_duplicates(
 def read_lists(files: Mapping[str, Path | str | None]) -> dict[str, list[str]]:
     """{set: lines of its list} from {set: a text file with one key per line}; sets without a file are skipped.
 
-    Raises:
-        UserError: an unknown set, or a file that cannot be read or is empty.
+    Raises UserError for an unknown set, and for a file that cannot be read or is empty.
     """
     check_sets("keys", files)
     lists: dict[str, list[str]] = {}
@@ -123,8 +114,7 @@ def match_lists(
         lists: from ``read_lists``; keys: those of the data, at least one; listed_name: as of ``meant_keys``.
 
     Raises:
-        UserError: a key is listed for two sets, or no key of a list is in the data. The message then shows one of each,
-            since most often they are written differently.
+        UserError: a key is listed for two sets, or no key of a list is in the data.
     """
     known, set_of, missing = set(keys), dict[str, str](), dict[str, int]()
     for name, lines in lists.items():
@@ -156,8 +146,6 @@ def check_known(option: str, listed: Collection[str], unknown: Sequence[str], ke
 def meant_keys(lines: Iterable[str], keys: Set[str], listed_name: Callable[[str], str] = str) -> dict[str, str]:
     """{line: the one of ``keys`` that it means}, without the lines that mean none.
 
-    A line that is not a key may be what the reader makes a key from: a column's text, or an image's path.
-
     Args:
         listed_name: the reader's own function from a line to a name that a key is made from, if it has one.
     """
@@ -186,10 +174,7 @@ def listed_sets(lists: Mapping[str, Sequence[str]], keys: Sequence[str]) -> np.n
 def count_excluded_duplicates(listed: np.ndarray, allowed: np.ndarray, owner: np.ndarray) -> dict[str, int]:
     """{set: how many of its listed pairs are left out as duplicates of another set's}, with a warning for each.
 
-    The key "" counts the pairs that are listed nowhere.
-
-    Args:
-        listed: int8 [n], as ``allowed_sets`` takes it; allowed, owner: int8 [n], its results.
+    The key "" counts the pairs that are listed nowhere. ``listed`` is what ``allowed_sets`` took, the others its results.
     """
     counts = {}
     for code in (*range(len(SETS)), ANY):

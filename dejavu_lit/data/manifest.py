@@ -32,11 +32,7 @@ def refuse_foreign(out: Path, names: Iterable[str]) -> None:
 
 
 def duplicate_groups(manifest: Path, name: str, option: str = "mitigation.dedup=true") -> list[list[str]]:
-    """The groups of near-duplicates in the set ``name``, each a list of keys; ``option`` needs them.
-
-    Raises:
-        UserError: the manifest lists no groups.
-    """
+    """The groups of near-duplicates in a set, lists of keys; raises UserError naming ``option`` if the manifest has none."""
     groups_by_set: dict[str, list[list[str]]] | None = read_json_object(manifest).get("duplicates", {}).get(GROUPS)
     if groups_by_set is None:
         instead = ", or set data.exclude= to the list that dejavu dedup within=true writes" if "dedup" in option else ""

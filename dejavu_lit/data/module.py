@@ -98,9 +98,6 @@ class PairDataModule(pl.LightningDataModule):
         """Check the sizes and the captions, and decode all images once if they fit into memory.
 
         With augmentation, the cache holds whole images, augmented again each epoch: it never changes what is trained.
-
-        Raises:
-            UserError: ``caption_choice`` for pairs with one caption each.
         """
         total, limit = sum(self.plan(0, self._world).sizes), self.loader.cache_mb * 2**20
         self._check_captions(total)
@@ -149,7 +146,10 @@ class PairDataModule(pl.LightningDataModule):
         self._loaders.clear()
 
     def _check_captions(self, total: int) -> None:
-        """Check that the first pairs leave the text knobs something to change, and collect the words of ``text_random``."""
+        """Check that the first pairs leave the text knobs something to change, and collect the words of ``text_random``.
+
+        Raises UserError for ``caption_choice`` with one caption per pair.
+        """
         knobs = self.mitigation
         choice = knobs.caption_choice
         checked = (

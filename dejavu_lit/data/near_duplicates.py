@@ -44,10 +44,7 @@ def content_digest(data: bytes) -> np.ndarray:
 
 
 def perceptual_hash(image: Image.Image) -> int | None:
-    """The 64-bit perceptual hash of an image just opened; None if it has too little structure.
-
-    Raises whatever Pillow raises for an image that does not decode.
-    """
+    """The 64-bit perceptual hash of an image just opened; None if it has too little structure."""
     # JPEG only: reads the whole file, but decodes at 1/2, 1/4 or 1/8 of the size.
     image.draft("L", (2 * _SIDE, 2 * _SIDE))
     gray = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS), dtype=np.int64)
@@ -87,8 +84,7 @@ def near_groups(
 
     Args:
         exact: int64 [n], the groups of exact duplicates (``exact_groups``).
-        hashes: uint64 [n], perceptual hashes.
-        hashed: bool [n], whether an image has one.
+        hashes: uint64 [n], perceptual hashes; hashed: bool [n], whether an image has one.
         distance: largest number of different bits, 0 to LARGEST_DISTANCE.
 
     Returns:

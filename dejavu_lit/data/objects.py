@@ -157,10 +157,9 @@ def read_objects(
     Args:
         folders: one folder of parquet parts per set, e.g. objects/scenes/A and objects/scenes/P, or several that are read as
             one set.
-        threshold: lowest score that counts, 0..1.
 
     Returns:
-        Objects for each folder, all with the same ``labels``, and the annotator.
+        Objects for each of them, all with the same ``labels``, and the annotator.
 
     Raises:
         UserError: a folder without parts, parts of different annotators, a key that occurs twice in one set, or a

@@ -58,11 +58,7 @@ class RawShards:
 
     @cached_property
     def addresses(self) -> list[str]:
-        """Every shard's path or address, without repetitions: links and other spellings of one file count once.
-
-        Raises:
-            UserError: a pattern that matches nothing, or a shard in braces that does not exist.
-        """
+        """Every shard's path or address; links and other spellings of one file count once. Raises UserError if one has none."""
         patterns = [self.shards] if isinstance(self.shards, str) else map(str, self.shards)
         shards = (expand_braces(p) if is_remote(p) else matching_tars(Path(p)) for p in patterns)
         unique: dict[str, str] = {}
@@ -71,11 +67,7 @@ class RawShards:
         return list(unique.values())
 
     def check_samples(self, out: Path) -> None:
-        """Raise UserError if the samples in ``out`` were drawn otherwise, or from other local shards.
-
-        With other fractions, another seed or other excluded keys, pairs that the samples have in one set are trained on as
-        those of another. Addresses are not compared.
-        """
+        """Raise UserError if the samples in ``out`` were drawn from other local shards, or have pairs of a set in another."""
         manifest = read_json_object(out / MANIFEST)
         known = manifest.get("settings", {})
         check_settings(out, self.settings, {name: known.get(name) for name in self.settings})
@@ -126,8 +118,7 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
     and counted.
 
     Raises:
-        UserError: a size that is not a whole number, fewer pairs than asked for, or another sample or foreign sets in
-            ``out``.
+        UserError: a wrong size, fewer pairs than asked for, or another sample or foreign sets in ``out``.
     """
     wanted: dict[str, int] = {}
     for name, size in sizes.items():
@@ -215,11 +206,7 @@ class _Draw:
             )
 
     def _take(self, index: ShardIndex, room: dict[str, int], read: Counter[str], bar: "tqdm[Any]") -> None:
-        """Add usable pairs of one shard to the samples.
-
-        Args:
-            room: {set: how many more it takes}; read: {set: how many of its pairs in this shard were read}, is updated.
-        """
+        """Add usable pairs of one shard to the samples, at most {set: ``room``}; updates {set: ``read`` pairs of the shard}."""
         member = self.raw.sets(index.keys)
         rest = (np.flatnonzero(member == SETS.index(name))[read[name] :].tolist() for name in room if room[name])
         positions = sorted(chain.from_iterable(rest))

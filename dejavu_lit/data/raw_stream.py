@@ -97,11 +97,7 @@ class RawDataModule(PairDataModule):
         super().__post_init__()
 
     def plan(self, epoch: int, world: int) -> EpochPlan:
-        """How much an epoch reads on ``world`` ranks, treating all shards as one.
-
-        Raises:
-            UserError: fewer shards than loader processes.
-        """
+        """How much an epoch reads, treating all shards as one; raises UserError for fewer shards than loader processes."""
         parts, shards = world * max(self.loader.workers, 1), len(self.data.raw_shards().addresses)
         if shards < parts and not self.data.resampled:
             raise UserError(

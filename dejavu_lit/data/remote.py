@@ -52,11 +52,7 @@ def is_remote(text: str) -> bool:
 
 
 def cache_root() -> Path:
-    """This user's folder for all mirrors, which nobody else may write to; created if missing.
-
-    Raises:
-        UserError: it is a link, belongs to another user, or others may write to it.
-    """
+    """This user's folder for all mirrors, created if missing; raises UserError if anybody else may write to it."""
     parent = Path(os.environ.get("DEJAVU_CACHE") or tempfile.gettempdir()).expanduser().resolve()
     root = parent / f"dejavu-lit-{os.getuid()}"
     parent.mkdir(parents=True, exist_ok=True)
@@ -82,8 +78,7 @@ def source(folder: Path) -> str | None:
 def mirror(url: str) -> Path:
     """The folder on this node that mirrors the prepared data at ``url``; checked once per process.
 
-    Raises:
-        UserError: no prepared data there, or ``pipe:`` without DEJAVU_PIPE=1 in the environment.
+    Raises UserError if there is none, or for ``pipe:`` without DEJAVU_PIPE=1 in the environment.
     """
     check_permission(url)
     root = cache_root()
@@ -117,9 +112,7 @@ def fetch_objects(folder: Path, name: str) -> None:
     """Copy the available parts of the object artifact ``name`` into a mirror; does nothing for a local folder.
 
     They are copied once per process even if they are there, because the images may have been annotated again since.
-
-    Raises:
-        UserError: a part could not be downloaded, other than one that is not there.
+    Raises UserError if a part is there, but could not be downloaded.
     """
     if "/" in name or (url := source(folder)) is None:  # a path is a folder of the user's own
         return
@@ -147,8 +140,7 @@ def fetch_objects(folder: Path, name: str) -> None:
 def local_shard(address: str) -> Path:
     """Where a shard is on this node, by its path or address; what is remote is copied when it is opened.
 
-    Raises:
-        UserError: ``pipe:`` without DEJAVU_PIPE=1 in the environment.
+    Raises UserError for ``pipe:`` without DEJAVU_PIPE=1 in the environment.
     """
     if not is_remote(address):
         return Path(address)
@@ -161,11 +153,7 @@ def local_shard(address: str) -> Path:
 
 
 def fetch_shard(path: Path) -> bool:
-    """Copy a missing shard of a mirror; False if ``path`` is not in a mirror.
-
-    Raises:
-        UserError: it could not be downloaded, or arrived cut short, in each of ATTEMPTS attempts.
-    """
+    """Copy a missing shard of a mirror; False if ``path`` is not in a mirror. Raises UserError if it cannot be copied."""
     folder = path.parent.parent
     if (url := source(folder)) is None:
         return False

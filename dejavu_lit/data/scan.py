@@ -66,11 +66,8 @@ def scan(
 
     Args:
         perceptual: whether images get a perceptual hash.
-        max_skipped: largest share of unusable pairs; TOLERATED are always accepted.
+        max_skipped: largest share of unusable pairs, else UserError is raised; TOLERATED are always accepted.
         need_captions: whether a pair without a caption is unusable; a public set needs none.
-
-    Raises:
-        UserError: more unusable pairs than that, or no usable one.
     """
     blocks = [list(keys[start : start + PART]) for start in range(0, len(keys), PART)]
     parts = [Part(folder / f"{n:06d}.npz", fingerprint(block), len(block), block) for n, block in enumerate(blocks)]
@@ -176,11 +173,7 @@ def _shard_pairs(path: Path, positions: Sequence[int]) -> Iterable[Pair | BadPai
 
 
 def decode_and_hash(data: bytes, perceptual: bool) -> int | None:
-    """Decode an image; its perceptual hash if ``perceptual`` and if it has one, else None.
-
-    Raises:
-        BadPair: it does not decode, or has too many pixels.
-    """
+    """Decode an image (raises BadPair); its perceptual hash if ``perceptual`` and if it has one, else None."""
     with open_image(data) as image:
         if perceptual:
             return perceptual_hash(image)

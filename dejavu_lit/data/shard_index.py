@@ -64,13 +64,8 @@ class ShardIndex:
         """The pairs at ``positions`` (by default all) in their order, read by webdataset in one pass over the tar.
 
         A pair that cannot be used comes as the BadPair with the reason. Pairs are held until their turn, so the memory is
-        at most that of the shard's encoded pairs; in the order of the tar it is that of one pair.
-
-        Args:
-            image: False leaves the images empty (captions only).
-
-        Raises:
-            UserError: the file has disappeared or was cut short since it was indexed.
+        at most that of the shard's encoded pairs; in the order of the tar it is that of one pair. ``image`` and UserError: as
+        of ``read``.
         """
         from webdataset.tariterators import group_by_keys, tar_file_expander  # imports torch
 
@@ -96,9 +91,7 @@ class ShardIndex:
     def read(self, position: int, image: bool = True) -> Pair:
         """The pair at ``position``; with ``image=False`` its image is empty (captions only). The caption may be empty.
 
-        Raises:
-            BadPair: no image, text or JSON that does not decode, or a caption that is not text or too long.
-            UserError: the file has disappeared or was cut short since it was indexed.
+        Raises BadPair if it cannot be used, UserError if the file is missing or was cut short since it was indexed.
         """
         return read_pair(self.path, self.keys[position], self.members[position], image)
 

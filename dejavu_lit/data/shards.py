@@ -44,8 +44,7 @@ class ShardSet:
     def open(cls, folder: Path | str) -> "ShardSet":
         """Open a folder of tars; count the pairs that ``sizes.json`` does not, and add them there in prepared data.
 
-        Raises:
-            UserError: no such folder, no tars in it, or a ``sizes.json`` that lists other shards.
+        Raises UserError if it has no tars, or a ``sizes.json`` that lists others.
         """
         folder = Path(folder)
         known: dict[str, int] = read_json(folder / SIZES) if (folder / SIZES).exists() else {}
@@ -137,10 +136,7 @@ def write_shard(path: Path | str) -> Iterator[Callable[[Pair], None]]:
     """Yield a function that appends one pair; the shard appears under its name only when the block ends without error.
 
     The same pairs give the same bytes. Written with tarfile: WebDataset's own writer would import torch into every
-    process that writes.
-
-    Raises:
-        ValueError: a key that WebDataset or a list of keys could not return unchanged.
+    process that writes. Raises ValueError for a key that WebDataset or a list of keys could not return unchanged.
     """
     with atomic(path) as part, tarfile.open(part, "w") as tar:
 

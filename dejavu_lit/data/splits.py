@@ -53,9 +53,8 @@ def set_sizes(
 
     Args:
         requested: counts, shares, or None for all pairs that are listed for the set.
-        pairs: number of pairs available.
+        pairs: number of pairs available; excluded: how many of them may go into no set.
         listed: {set: how many of them are listed for it}; the other sets share the unlisted ones.
-        excluded: number of pairs that may go into no set.
 
     Raises:
         UserError: an unknown set, a size below 0, a share above 1, or more pairs requested than available.
@@ -125,10 +124,8 @@ def split(
     remaining groups is small enough, and it is never larger.
 
     Args:
-        keys: sorted keys [n].
+        keys: sorted [n]; sizes: {set: number of pairs}.
         groups: int64 [n], for each pair the row of the smallest key of its group (its own row if it is alone).
-        sizes: {set: number of pairs}.
-        seed: of the splits.
         allowed: int8 [n], from ``allowed_sets``: a set that occurs in it gets no other pairs.
     """
     roots = np.flatnonzero(groups == np.arange(len(groups)))

@@ -45,11 +45,8 @@ def read_json_table(path: Path, needed: Collection[str]) -> pa.Table:
     """A row per JSON object: one per line, or a list of them in a ``.json``.
 
     Columns with values of several types, which a table cannot have, become text. Python's own parser reads the file: Arrow's
-    does not read dates as text, and crashes on a line that is null.
-
-    Raises:
-        pyarrow.ArrowException, OSError, ValueError, RecursionError: the file cannot be read, is not JSON of this form, or one
-            of the ``needed`` columns has lists or objects beside other values.
+    does not read dates as text, and crashes on a line that is null. Raises whatever the parsers raise, ValueError for other
+    JSON, and ArrowException if one of the ``needed`` columns has lists or objects beside other values.
     """
     with open(path, "rb") as file:
         if path.suffix.lower() == JSON:
@@ -81,7 +78,6 @@ def read_delimited(path: Path, text_columns: Sequence[str], delimiter: str | Non
 
     Raises:
         UserError: the delimiter is not one character, or a quotation mark is not closed.
-        pyarrow.ArrowException, OSError, ValueError: the file cannot be read as a table.
     """
     delimiter = (delimiter or find_delimiter(path, text_columns)).replace("\\t", "\t")
     if len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\r\n':

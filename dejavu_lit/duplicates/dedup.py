@@ -56,8 +56,7 @@ def dedup(
         The contents of report.json; exclude.file is null if no list was written.
 
     Raises:
-        UserError: a key is in two sets or contains a line break, the model cannot be loaded or embeds no images, or a set has
-            changed since ``out`` was finished.
+        UserError: a key is in two sets, the model embeds no images, or a set has changed since ``out`` was finished.
     """
     data = {name: _state(shards) for name, shards in sets.items()}
     if (finished := _finished_report(out, data, force)) is not None:
@@ -132,10 +131,7 @@ def _is_chained(images: Images, groups: np.ndarray, exact: np.ndarray) -> bool:
 
 
 def keys_to_exclude(images: Images, groups: np.ndarray, within: bool) -> list[str]:
-    """The keys to exclude so that no group spans two sets and, with ``within``, so that each group has one image.
-
-    ``groups``: the group of each image, int64 [n].
-    """
+    """The keys to exclude so that no group (int64 [n]) spans two sets and, with ``within``, so that each has one image."""
     rows = _duplicated(groups)
     keys = [images.keys[row] for row in rows.tolist()]
     first_set: dict[int, int] = {}  # {group: the first of its sets, which keeps its images}
@@ -149,10 +145,7 @@ def keys_to_exclude(images: Images, groups: np.ndarray, within: bool) -> list[st
 
 
 def shared_counts(images: Images, groups: np.ndarray) -> dict[str, dict[str, int]]:
-    """{set: {second set: number of the set's images with a duplicate in the second set}}; both may be the same set.
-
-    ``groups``: the group of each image, int64 [n].
-    """
+    """{set: {second set: number of the set's images with a duplicate in the second set}}; both may be the same set."""
     rows = _duplicated(groups)
     roots, group_of_row = np.unique(groups[rows], return_inverse=True)
     table = np.zeros((len(roots), len(images.sets)), dtype=np.int64)

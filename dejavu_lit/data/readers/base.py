@@ -1,6 +1,6 @@
 """The Reader protocol, which every source of pairs implements for ``prepare``, and the helpers that readers share.
 
-A new source is one class with these five members, in one file of this folder; ``prepare`` does the rest. If it also has
+A new source is one class with these five members, in one file of this folder. If it also has
 ``unread``, {kind: number of files or members that belong to no pair}, the manifest holds that; if it has ``listed_name``,
 a function from a line in a list of keys to the name that a key is made from, lists may also name pairs in other ways.
 """
@@ -49,9 +49,7 @@ class Reader(Protocol):
     def read(self, key: str) -> "tuple[Pair, Annotation | None]":
         """The pair and its objects (None: not annotated). The image need not decode.
 
-        Raises:
-            BadPair: with a short reason that is the same for all pairs with that problem ("it has no caption"): reasons
-                are counted, and the caller adds the key.
+        Raises BadPair with a short reason without the key ("it has no caption"): reasons are counted.
         """
 
     def fingerprint(self) -> dict[str, Any]:
@@ -109,11 +107,7 @@ def below(root: str, path: str) -> str:
 
 
 def image_extension(data: bytes) -> str:
-    """``jpg``, ``png`` or ``webp``, from the first bytes and not the file's name.
-
-    Raises:
-        BadPair: another format, or more than MAX_IMAGE_BYTES.
-    """
+    """``jpg``, ``png`` or ``webp`` by the first bytes; raises BadPair for another format, or more than MAX_IMAGE_BYTES."""
     if len(data) > MAX_IMAGE_BYTES:
         raise BadPair(f"the image has more than {MAX_IMAGE_BYTES >> 20} MiB")
     if data[:3] == b"\xff\xd8\xff":
@@ -126,11 +120,9 @@ def image_extension(data: bytes) -> str:
 
 
 def read_image(path: Path) -> tuple[bytes, str]:
-    """An image file's bytes and extension.
+    """An image file's bytes and extension; raises BadPair if it is missing, not readable, too large or in another format.
 
-    Raises:
-        BadPair: it is missing, not readable, too large or in another format.
-        OSError: another error of the operating system, of a network file system for instance: the image may be good.
+    Other errors, of a network file system for instance, are passed on: the image may be good.
     """
     try:
         data = read_file(path, MAX_IMAGE_BYTES + 1)
@@ -142,11 +134,9 @@ def read_image(path: Path) -> tuple[bytes, str]:
 
 
 def read_file(path: Path, limit: int) -> bytes:
-    """The first ``limit`` bytes of a file.
+    """The first ``limit`` bytes of a file; raises OSError.
 
-    Raises:
-        FileNotFoundError: there is none of this name; also for a folder, a pipe or a device: reading it might never end.
-        OSError: it cannot be read; the error names it.
+    It is FileNotFoundError also for a folder, a pipe or a device: reading it might never end.
     """
     try:
         state = path.stat()

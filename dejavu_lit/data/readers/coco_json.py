@@ -22,11 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_coco(path: Path, *lists: str) -> dict[str, Any]:
-    """One of COCO's JSON files without its masks (most of its bytes); ``lists``: the lists that it must have.
-
-    Raises:
-        UserError: not JSON, or one of ``lists`` is missing.
-    """
+    """A JSON file without COCO's masks (most of its bytes); raises UserError if it is none, or lacks one of ``lists``."""
 
     def without_mask(entry: dict[str, Any]) -> dict[str, Any]:
         entry.pop("segmentation", None)
@@ -45,8 +41,7 @@ def usable_entries(
 ) -> list[Entry]:
     """``parse`` of each entry of the list ``name``; entries for which it raises BadPair are counted by reason in the log.
 
-    Raises:
-        UserError: there are entries, but none is usable: the file is not a ``kind`` JSON.
+    Raises UserError if it does for all: the file is not a ``kind`` JSON.
     """
     entries: list[Entry] = []
     skipped: dict[str, list[Any]] = {}
@@ -124,12 +119,9 @@ def _caption(entry: Any, images: Collection[int]) -> tuple[int, str]:
 
 
 def read_images(path: Path, with_captions: bool) -> tuple[dict[int, dict[str, Any]], dict[int, list[str]]]:
-    """{id: entry} of the images in a JSON, and {id: their captions}; unusable entries are counted in the log.
+    """{id: entry} of the images in a JSON, and {id: their captions}; without these, any JSON with a list of images will do.
 
-    Without captions, any JSON with a list of images will do.
-
-    Raises:
-        UserError: not a captions JSON, or two different images of one id.
+    Raises UserError for another JSON, and for two different images of one id.
     """
     content = read_coco(path, "images", *(("annotations",) if with_captions else ()))
     images: dict[int, dict[str, Any]] = {}
@@ -160,7 +152,7 @@ class CocoInstances:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        """Read the files; unusable entries are counted. Raises UserError for a file that is not an instances JSON."""
+        """Read the files; raises UserError for one that is not an instances JSON."""
         rows: list[tuple[int, list[float], int]] = []
         labels: dict[str, int] = {}
         listed: set[int] = set()

@@ -28,11 +28,7 @@ class Columns(NamedTuple):
 
 
 def find_columns(rows: Rows, path: object, options: Options) -> Columns:
-    """The columns that the options name, with ``auto`` for a guess, which is logged.
-
-    Raises:
-        UserError: there is no such column; it lists the columns of the table at ``path``.
-    """
+    """The columns that the options name, with ``auto`` for a guess, which is logged; raises UserError for a missing one."""
     columns = {option: [_column(rows, path, option, name) for name in names] for option, names in options.items()}
     guesses = [f"{option}={columns[option][0] or 'null'}" for option, names in options.items() if names == [AUTO]]
     if guesses:

@@ -131,9 +131,7 @@ class Rows:
 def open_rows(files: Sequence[Path], text_columns: Sequence[str], delimiter: str | None) -> Rows:
     """The rows of parquet files, of Arrow files, or of CSV, TSV and JSON; other arguments: as of ``read_text_table``.
 
-    Raises:
-        UserError: another kind of file, or files with different columns.
-        pyarrow.ArrowException, OSError, KeyError, ValueError, RecursionError: a file cannot be read as a table.
+    Raises UserError for another kind of file, and for files with different columns; and whatever the libraries raise.
     """
     first: pa.Schema = None
     blocks: list[RowBlock] = []

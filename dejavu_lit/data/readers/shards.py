@@ -115,11 +115,7 @@ class ShardReader:
 
 
 def matching_tars(path: Path) -> list[Path]:
-    """The tars that a folder, a file or a pattern means; each of a pattern's ``{0..9}`` and ``{a,b}`` must mean some.
-
-    Raises:
-        UserError: there are none, or none for one of a range or list in braces.
-    """
+    """The tars that a folder, a file or a pattern means; raises UserError if one of the names in its braces means none."""
     tars: list[Path] = []
     # Not Path.exists, which raises for a name as long as some patterns.
     for name in [str(path)] if os.path.exists(path) else expand_braces(str(path)):
