@@ -149,10 +149,8 @@ def meant_keys(lines: Iterable[str], keys: Set[str], listed_name: Callable[[str]
     Args:
         listed_name: the reader's own function from a line to a name that a key is made from, if it has one.
     """
-    firsts = (
-        (line, next((form for form in _possible_keys(line, listed_name) if form in keys), None)) for line in lines
-    )
-    return {line: key for line, key in firsts if key is not None}
+    meant = {line: next((k for k in _possible_keys(line, listed_name) if k in keys), None) for line in lines}
+    return {line: key for line, key in meant.items() if key is not None}
 
 
 def _possible_keys(line: str, listed_name: Callable[[str], str]) -> Iterator[str]:

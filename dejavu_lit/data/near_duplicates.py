@@ -21,11 +21,9 @@ from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
 from dejavu_lit.data.manifest import listed_copies
 from dejavu_lit.data.shards import BadPair, ShardSet, read_pairs
-from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.progress import progress
 
 HASH = "dct-sign-8x8"
-LARGEST_DISTANCE = 12  # above, blocks no longer select candidates, and unrelated images are joined
 _SIDE = 32
 _SCALE = 4096
 # Integers, so that every machine computes the same bits.
@@ -85,7 +83,7 @@ def near_groups(
     Args:
         exact: int64 [n], the groups of exact duplicates (``exact_groups``).
         hashes: uint64 [n], perceptual hashes; hashed: bool [n], whether an image has one.
-        distance: largest number of different bits, 0 to LARGEST_DISTANCE.
+        distance: largest number of different bits, in DISTANCES.
 
     Returns:
         For each image the first row of its group, int64 [n]; and pairs that differ in at most ``distance`` bits, int64
@@ -105,14 +103,6 @@ def near_groups(
         order = np.argsort(blocks_value, kind="stable")
         links.append(_join_within(groups, rows[first_row[order]], blocks_value[order], values[order], distance))
     return groups, np.concatenate(links)
-
-
-def check_distance(distance: int | None, option: str = "near_duplicates") -> None:
-    """Raise UserError for a distance out of range; None stands for exact duplicates only."""
-    if distance is not None and (isinstance(distance, bool) or not 0 <= distance <= LARGEST_DISTANCE):
-        raise UserError(
-            f"{option}={distance} must be a number of bits from 0 to {LARGEST_DISTANCE}, or null for exact duplicates only"
-        )
 
 
 def count_duplicates(exact: np.ndarray, groups: np.ndarray) -> dict[str, dict[str, int]]:

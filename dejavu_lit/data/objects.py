@@ -55,8 +55,7 @@ class Annotator:
     def from_json(cls, value: Any) -> "Annotator":
         """The annotator from the result of ``as_json``; raises TypeError or ValueError for anything else."""
         annotator = cls(**value)
-        optional = [text for text in (annotator.weights, annotator.vocabulary) if text is not None]
-        texts = [annotator.name, annotator.version, *optional]
+        texts = (annotator.name, annotator.version, annotator.weights or "", annotator.vocabulary or "")
         if not all(isinstance(text, str) for text in texts) or type(annotator.threshold) not in (int, float):
             raise TypeError("its annotator has a field of the wrong type")
         if not math.isfinite(annotator.threshold):

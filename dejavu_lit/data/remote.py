@@ -3,13 +3,10 @@
     data.dir=s3://bucket/OUT            anything that fsspec opens, also http and https; AWS_ENDPOINT_URL for your own S3
     data.dir='pipe:aws s3 cp s3://bucket/OUT/{} -'    a command that writes the file named {} below OUT to its output
 
-The mirror is an ordinary prepared folder in which some shards are missing. It is created in DEJAVU_CACHE (a folder on the
-node; by default the system's temporary folder), in a folder of this user's own: only there does a folder count as a mirror.
-A file gets its name only after it was parsed. The manifest has a fingerprint of each set's shards, so new data replaces the
-mirror; objects are copied again by every process. The complete shards of all mirrors take at most DEJAVU_CACHE_GB (50): the
-oldest are evicted, and copied again when needed. A source that sends no byte for DEJAVU_STALLED_S (120) seconds is retried.
-
-A file is read by ``data/download.py``. webdataset's FileCache, which could keep the mirror, names a file before it is checked.
+The mirror is a prepared folder in which some shards are missing, in a folder of this user's own in DEJAVU_CACHE: only there
+does a folder count as a mirror. A file gets its name only after it was parsed (webdataset's FileCache names it before). The
+manifest has a fingerprint of each set's shards, so new data replaces the mirror. The complete shards of all mirrors take at
+most DEJAVU_CACHE_GB (50): the oldest are evicted, and copied again when needed.
 """
 
 import errno

@@ -8,6 +8,9 @@ import numpy as np
 
 from dejavu_lit.utils.errors import UserError, check_at_least, check_range
 
+# Different bits of near-duplicates. With more, blocks no longer select candidates, and unrelated images are joined.
+DISTANCES = "[0, 12]"
+
 
 @dataclass(frozen=True)
 class Repeat:
@@ -27,20 +30,10 @@ class Repeat:
                 "same length; make the shares add up to at most 1 and the times whole numbers from 1"
             )
 
-    @property
-    def shares(self) -> list[float]:
-        """The shares, always as a list."""
-        return list(map(float, _as_list(self.share)))
-
-    @property
-    def counts(self) -> list[int]:
-        """The times, always as a list."""
-        return list(map(int, _as_list(self.times)))
-
     def times_of(self, positions: np.ndarray, total: int) -> np.ndarray:
         """How often the pairs at ``positions`` (0 … total − 1) come in one epoch, int64 like ``positions``."""
-        edges = np.floor(np.cumsum(self.shares) * total + 1e-9).astype(np.int64)
-        return np.array([*self.counts, 1], dtype=np.int64)[np.searchsorted(edges, positions, side="right")]
+        edges = np.floor(np.cumsum(_as_list(self.share)) * total + 1e-9).astype(np.int64)
+        return np.array([*_as_list(self.times), 1], dtype=np.int64)[np.searchsorted(edges, positions, side="right")]
 
 
 def _as_list(value: Any) -> Sequence[Any]:

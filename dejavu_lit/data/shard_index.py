@@ -182,10 +182,7 @@ index_shard = lru_cache(maxsize=64)(read_index)
 def _members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tuple[str, ...]]]:
     """The files in a tar and the parts of their names; raises UserError as ``read_index`` does."""
     if path.exists() and not path.is_file():  # opening a pipe would block until somebody writes to it
-        raise UserError(
-            f"{path} is not a regular file (but a pipe, a folder or a device); put the shard itself there, or read a command's "
-            "output with data.dir=pipe:…"
-        )
+        raise UserError(f"{path} is not a regular file (but a pipe, a folder or a device); put the shard itself there")
     try:
         with open_shard(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             end = 0  # of the last member's data, in tar's blocks of 512 bytes

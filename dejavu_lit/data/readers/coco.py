@@ -105,22 +105,18 @@ class CocoReader:
     def _images(self) -> dict[str, CocoImage]:
         """The images of all captions files by key."""
         images: dict[str, CocoImage] = {}
-        origin: dict[str, Path] = {}
         for folder, path in self.sources[0]:
             entries, captions = read_images(path, with_captions=self.caption is not None)
             for image_id, entry in entries.items():
                 key = f"{image_id:012d}"
                 if key in images:
                     raise UserError(
-                        f"the image id {image_id} is in {origin[key]} and in {path}; give files without common ids"
+                        f"the image id {image_id} is in {path} and in another file; give files without common ids"
                     )
                 file = folder / str(entry["file_name"])
                 meta = {name: json_safe(entry[name]) for name in META_FIELDS if name in entry}
                 meta |= {"image_id": image_id, "source": json_safe(file.parent.name)}
                 images[key] = CocoImage(file, captions.get(image_id, []), meta)
-                origin[key] = path
-        if not images:
-            raise UserError(f"{self.sources[0][0][1]} lists no images; check data.reader.captions=")
         return images
 
     @cached_property

@@ -72,8 +72,6 @@ class ShardReader:
                         row[column] = members[extension]
             ranges.append(rows)
         warn_unread(self.name, "members", unused)
-        if not names:
-            raise UserError(f"the shards in {self._tars[0].parent} have no pairs; check data.reader.path=")
         return KeyIndex(clean_keys(names)), np.concatenate(shards), np.concatenate(ranges), dict(unused)
 
     @property

@@ -65,20 +65,16 @@ class TableReader:
     @cached_property
     def _files(self) -> list[Path]:
         files = table_files(self.path)
-        for file in files:
-            if os.path.isdir(file):
-                raise UserError(f"{file} has no .parquet or .arrow files; check data.reader.path=")
-            if not os.path.isfile(file):
-                raise UserError(f"the table {file} does not exist; check data.reader.path=")
+        if missing := [file for file in files if not os.path.isfile(file)]:
+            raise UserError(
+                f"{missing[0]} does not exist; check data.reader.path=, a table or a folder of .parquet or .arrow files"
+            )
         return files
 
     @cached_property
     def _rows(self) -> Rows:
         with self._reading():
-            rows = open_rows(self._files, possible_columns(self._options), self.delimiter)
-        if not len(rows):
-            raise UserError(f"{self.path} has no rows; check data.reader.path=")
-        return rows
+            return open_rows(self._files, possible_columns(self._options), self.delimiter)
 
     def _reading(self) -> AbstractContextManager[None]:
         return explained(f"{self.path} cannot be read as a table", "check the file", errors=READ_ERRORS)
@@ -91,14 +87,7 @@ class TableReader:
     @cached_property
     def _columns(self) -> Columns:
         with self._reading():  # it looks for distinct keys
-            columns = find_columns(self._rows, self.path, self._options)
-        kind = self._rows.kind(columns.image)
-        if pa.types.is_nested(kind) and not pa.types.is_struct(kind):
-            raise UserError(
-                f"the column {columns.image!r} of {self.path} has lists of images; write one image per row, or choose another "
-                "column with data.reader.image="
-            )
-        return columns
+            return find_columns(self._rows, self.path, self._options)
 
     def _texts(self, name: str) -> list[str]:
         """The values of a column as text, "" for null; of images their paths."""
@@ -178,13 +167,8 @@ class TableReader:
             files = [below(self.key_root, self._paths[row]) for row in first_rows]
             names = zip(first_rows, (os.path.splitext(file)[0] for file in files), strict=True)
             return KeyIndex(clean_keys([f"{row:09d}" if self._embedded and not name else name for row, name in names]))
-        values = self._texts(key)
-        if "" in values:
-            raise UserError(
-                f"row {values.index('') + 1} of {self.path} has no key; add one or choose another column with "
-                "data.reader.key="
-            )
-        values = [values[row] for row in first_rows]
+        texts = self._texts(key)
+        values = [texts[row] for row in first_rows]
         if len(set(values)) < len(values):
             value = Counter(values).most_common(1)[0][0]
             raise UserError(
