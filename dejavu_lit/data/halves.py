@@ -33,7 +33,6 @@ class DealtSet(ShardSet):
     positions: tuple[np.ndarray, ...] = field(default=(), repr=False, compare=False)  # in each of them, ascending
 
     def index(self, shard: int) -> ShardIndex:
-        """The index of this side's pairs of one shard."""
         return index_shard(self.paths[shard]).subset(self.positions[shard].tolist())
 
 

@@ -90,19 +90,9 @@ def later_duplicates(
 
 
 def read_lists(files: Mapping[str, Path | str | None]) -> dict[str, list[str]]:
-    """{set: lines of its list} from {set: a text file with one key per line}; sets without a file are skipped.
-
-    Raises UserError for an unknown set, and for a file that cannot be read or is empty.
-    """
+    """{set: lines of its list} from {set: a text file with one key per line}; raises UserError for an unknown set."""
     check_sets("keys", files)
-    lists: dict[str, list[str]] = {}
-    for name in SETS:
-        if (file := files.get(name)) is None:
-            continue
-        lists[name] = read_keys(file, f"keys.{name}")
-        if not lists[name]:
-            raise UserError(f"keys.{name}={file} lists no keys; write one key per line, or set keys.{name}=null")
-    return lists
+    return {name: read_keys(file, f"keys.{name}") for name in SETS if (file := files.get(name)) is not None}
 
 
 def match_lists(

@@ -44,7 +44,6 @@ class EpochLoader:
         yield from self.batches(*self._position())
 
     def batches(self, epoch: int, step: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from ``step`` on."""
         self._stream.start_at(epoch, step)
         if self._loader is None:
             before = active_children()

@@ -140,7 +140,6 @@ class PairDataModule(pl.LightningDataModule):
         return self._loader(PairStream(valid, plan, self._rank, self.preprocess, self._tokenizer), lambda: (0, 0))
 
     def teardown(self, stage: str) -> None:
-        """End the loaders' worker processes."""
         for loader in self._loaders:
             loader.close()
         self._loaders.clear()
@@ -189,7 +188,6 @@ class PairDataModule(pl.LightningDataModule):
         return self.trainer.global_rank if self.trainer else 0
 
     def _position(self) -> tuple[int, int]:
-        """The trainer's epoch, and the step in it."""
         if self.trainer is None:
             return 0, 0
         return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready

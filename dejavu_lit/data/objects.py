@@ -9,7 +9,8 @@ stored; the threshold of a measurement is applied on reading, to the true and th
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -118,7 +119,6 @@ class Objects:
 
     @cached_property
     def rows(self) -> dict[str, int]:
-        """{key: row}."""
         return {key: row for row, key in enumerate(self.keys)}
 
     def __len__(self) -> int:
@@ -200,13 +200,19 @@ def read_objects(
 
 def read_part(path: Path, columns: Sequence[str] = ("key", "labels", "scores")) -> tuple[Annotator, pa.Table]:
     """The annotator and some columns of one part; raises UserError if it is damaged or not an object artifact."""
-    try:
+    with _reading(path):
         table = pq.read_table(path, columns=list(columns))
         annotator = Annotator.from_json(json.loads((table.schema.metadata or {})[METADATA]))
         return annotator, _checked(table.cast(pa.schema([SCHEMA.field(name) for name in columns])))
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (*READ_ERRORS, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is not an object artifact of this project ({first_line(error)}); annotate the images again"
+            f"{path} is damaged or not an object artifact ({first_line(error)}); annotate the images again"
         ) from None
 
 
@@ -237,13 +243,11 @@ def as_stored(threshold: float) -> float:
 
 def failures(path: Path) -> dict[str, str]:
     """{key: reason} of the images of one part that could not be annotated; raises UserError if it cannot be read."""
-    try:
+    with _reading(path):
         reasons = json.loads(_metadata(path).get(FAILED, b"{}"))
         if not isinstance(reasons, dict) or not all(isinstance(reason, str) for reason in reasons.values()):
             raise ValueError("its failed images are not {key: reason}")
-    except READ_ERRORS as error:
-        raise UserError(f"{path} is damaged ({first_line(error)}); annotate its shard again") from None
-    return reasons
+        return reasons
 
 
 def check_images(artifact: Path, images: Mapping[str, Mapping[str, str]]) -> None:
@@ -260,10 +264,8 @@ def check_images(artifact: Path, images: Mapping[str, Mapping[str, str]]) -> Non
 
 def is_part_of(path: Path, images: str) -> bool:
     """Whether a part has the objects of the images with this fingerprint, or does not say; raises UserError if damaged."""
-    try:
+    with _reading(path):
         return _metadata(path).get(IMAGES, images.encode()) == images.encode()
-    except READ_ERRORS as error:
-        raise UserError(f"{path} is damaged ({first_line(error)}); annotate its shard again") from None
 
 
 def _metadata(path: Path) -> Mapping[bytes, bytes]:

@@ -207,7 +207,6 @@ def _finished_manifest(out: Path, settings: dict[str, Any]) -> dict[str, Any] | 
 
 
 def _read_keys(sources: Mapping[str, Reader]) -> dict[str, list[str]]:
-    """{source: its keys, sorted}."""
     keys = {name: sorted(source.keys()) for name, source in sources.items()}
     for name, source_keys in keys.items():
         if not source_keys:

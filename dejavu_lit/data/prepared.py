@@ -103,7 +103,6 @@ class DataSpec:
 
     @property
     def is_remote(self) -> bool:
-        """Whether ``dir`` is a remote address."""
         return self.dir is not None and is_remote(self.dir)
 
     @property
@@ -262,7 +261,6 @@ class DataSpec:
         )
 
     def check_labelled(self) -> None:
-        """Raise UserError if the labelled set is missing."""
         if self.labelled and not self.set_folder(self.labelled).is_dir():
             raise UserError(
                 f"data.labelled={self.labelled} is not a set of {self.folder} nor a folder of shards; "

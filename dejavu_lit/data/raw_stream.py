@@ -114,7 +114,6 @@ class RawDataModule(PairDataModule):
         return {"train_size": plan.entries, "exposure": {"mean": mean, "min": None, "max": None}}
 
     def setup(self, stage: str) -> None:
-        """Check the captions of the sample of the training set."""
         self._check_captions(len(self.train_set))
 
     def train_dataloader(self) -> EpochLoader:

@@ -49,7 +49,6 @@ class Scan:
 
     @property
     def several_captions(self) -> int:
-        """How many of the pairs have more than one caption."""
         return int((self.images.captions > 1).sum())
 
 

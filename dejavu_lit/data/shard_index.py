@@ -54,7 +54,6 @@ class ShardIndex:
         return fingerprint([*zip(self.keys, sizes, strict=True)])
 
     def subset(self, positions: Sequence[int]) -> "ShardIndex":
-        """The index of the pairs at ``positions``, in their order."""
         rows = {position: row for row, position in enumerate(positions)}
         places = {name: (rows[position], e) for name, (position, e) in self.places.items() if position in rows}
         keys, members = (self.keys[position] for position in positions), (self.members[p] for p in positions)

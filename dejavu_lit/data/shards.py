@@ -79,7 +79,6 @@ class ShardSet:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """The shards' files."""
         return tuple(self.folder / name for name in self.names)
 
     @cached_property
@@ -98,7 +97,6 @@ class ShardSet:
         return index
 
     def indexes(self) -> Iterator[ShardIndex]:
-        """The indexes of all shards, in their order."""
         return map(self.index, range(len(self.names)))
 
     def keys(self, limit: int | None = None) -> list[str]:

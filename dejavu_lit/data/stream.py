@@ -199,7 +199,6 @@ class PairStream(IterableDataset[Batch]):
         yield from (replace(first, skipped=[bad]) for bad in waiting)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
-        """The batch of these samples."""
         return {
             "images": torch.from_numpy(np.stack([sample.image for sample in samples])),
             "tokens": self.tokenizer([sample.caption for sample in samples]),

@@ -164,7 +164,6 @@ def group_sizes(groups: np.ndarray) -> dict[str, int]:
 
 
 def _duplicated(groups: np.ndarray) -> np.ndarray:
-    """The rows whose groups have at least two images."""
     return np.flatnonzero(np.bincount(groups, minlength=1)[groups] > 1)
 
 

@@ -92,7 +92,6 @@ def _index(vectors: np.ndarray, cells: int) -> Any:
 
 
 def _cosines(vectors: np.ndarray, rows: np.ndarray, peers: np.ndarray) -> np.ndarray:
-    """The float64 cosines of pairs of rows."""
     left, right = vectors[rows].astype(np.float64), vectors[peers].astype(np.float64)
     squared = np.einsum("ij,ij->i", left, left), np.einsum("ij,ij->i", right, right)
     cosines: np.ndarray = np.einsum("ij,ij->i", left, right) / (np.sqrt(squared[0]) * np.sqrt(squared[1]))

@@ -61,12 +61,6 @@ class CocoReader:
             raise UserError(
                 f"data.reader.root={self.root} already gives all paths; remove it or data.reader.{given[0]}="
             )
-        listed = "captions" in given or (self.caption is None and "instances" in given)
-        if self.root is None and not (listed and "images" in given):
-            raise UserError(
-                "COCO needs data.reader.root= (its usual layout), or data.reader.images= (folders) and data.reader.captions= "
-                "(JSON files; data.reader.instances= will do with data.reader.caption=null)"
-            )
         check_at_least(self, "data.reader.", caption=0)
 
     @cached_property
@@ -84,13 +78,14 @@ class CocoReader:
             instances = [root / "annotations" / f"instances_{part}.json" for part in parts]
         else:
             folders, captions, instances = as_list(self.images), as_list(self.captions), as_list(self.instances)
-            captions = captions or instances
-            if len(folders) == 1:
+            if self.caption is None:
+                captions = captions or instances
+            if len(folders) == 1 and captions:
                 folders *= len(captions)
         if not captions or len(folders) != len(captions):
             raise UserError(
                 f"data.reader.images= names {len(folders)} folders and data.reader.captions= {len(captions)} files; give one "
-                "folder per file"
+                "folder per file, or data.reader.root= for COCO's usual layout"
             )
         if self.root is not None and not any(path.exists() for path in instances):
             logger.warning("no instances in %s: no objects until the images are annotated", instances[0].parent)
@@ -103,7 +98,6 @@ class CocoReader:
 
     @cached_property
     def _images(self) -> dict[str, CocoImage]:
-        """The images of all captions files by key."""
         images: dict[str, CocoImage] = {}
         for folder, path in self.sources[0]:
             entries, captions = read_images(path, with_captions=self.caption is not None)
@@ -137,11 +131,9 @@ class CocoReader:
 
     @property
     def annotator(self) -> Annotator | None:
-        """COCO, with a hash of the instances files; None without instances."""
         return self._instances.annotator if self._instances else None
 
     def keys(self) -> list[str]:
-        """The keys of all images of all captions files, sorted."""
         return sorted(self._images)
 
     @cached_property
@@ -170,7 +162,6 @@ class CocoReader:
         return Pair(key, data, extension, caption, image.meta | captions), annotation
 
     def fingerprint(self) -> dict[str, Any]:
-        """The number of the caption, the folders, and the state of the JSON files."""
         pairs, instances = self.sources
         return {
             "reader": self.name,

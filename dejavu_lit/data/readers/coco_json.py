@@ -88,7 +88,6 @@ def image_number(entry: Any, field: str) -> int:
 
 
 def _instance(entry: Any, code_of: Mapping[int | str, int]) -> tuple[int, list[float], int]:
-    """The code of the category, the box and the image's id of one annotation."""
     category, box = coco_id(entry, "category_id"), value_of(entry, "bbox")
     if category not in code_of:
         raise BadPair(f"its category {category!r} is not in categories")
@@ -106,7 +105,6 @@ def _category(entry: Any) -> tuple[int | str, str]:
 
 
 def _caption(entry: Any, images: Collection[int]) -> tuple[int, str]:
-    """The image's id and the caption of one annotation."""
     caption = value_of(entry, "caption")
     if not isinstance(caption, str):
         raise BadPair("its 'caption' is not text")

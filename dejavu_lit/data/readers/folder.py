@@ -73,7 +73,6 @@ class FolderReader:
         return KeyIndex(clean_keys([os.path.splitext(file)[0] for file in self._files]))
 
     def keys(self) -> list[str]:
-        """The keys of all images, sorted."""
         return self._index.keys
 
     def read(self, key: str) -> tuple[Pair, Annotation | None]:

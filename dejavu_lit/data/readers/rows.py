@@ -95,7 +95,6 @@ class Rows:
         return [name for name in self.schema.names if self.schema.names.count(name) == 1]
 
     def kind(self, column: str) -> pa.DataType:
-        """The type of a column's values."""
         return self.schema.field(column).type
 
     def texts(self, column: str) -> Iterator[str]:
@@ -105,13 +104,11 @@ class Rows:
             yield from map(as_text, (pc.struct_field(values, "path") if has_path(values.type) else values).to_pylist())
 
     def row(self, number: int, columns: Sequence[str]) -> dict[str, Any]:
-        """The values of some columns in one row."""
         block = self._block_of(number)
         table, offset = self._read(block), number - int(self._starts[block])
         return {name: table[name][offset].as_py() for name in columns}
 
     def folder(self, number: int) -> Path:
-        """The folder of the row's file."""
         return self._blocks[self._block_of(number)].folder
 
     def _block_of(self, number: int) -> int:

@@ -112,7 +112,6 @@ class SceneReader:
         check_range(self, "data.reader.", f"[2, {MAX_PEOPLE}]", "people")
 
     def keys(self) -> list[str]:
-        """One key per image."""
         return [f"scene{number:07d}" for number in range(self.count)]
 
     def read(self, key: str) -> tuple[Pair, Annotation | None]:
@@ -142,7 +141,6 @@ class SceneReader:
         return pair, Annotation(key, labels, [1.0] * len(labels), boxes)
 
     def fingerprint(self) -> dict[str, Any]:
-        """The options that determine the pairs."""
         return _options(self)
 
 
@@ -160,7 +158,6 @@ class SingleReader:
     """Language of the objects' names."""
 
     def keys(self) -> list[str]:
-        """One key per image."""
         return [f"single{number:07d}" for number in range(self.count)]
 
     def read(self, key: str) -> tuple[Pair, Annotation | None]:
@@ -173,7 +170,6 @@ class SingleReader:
         return pair, Annotation(key, [names[number]], [1.0], boxes)
 
     def fingerprint(self) -> dict[str, Any]:
-        """The options that determine the images."""
         return _options(self)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from dejavu_lit.data.decode import json_safe, meta_captions, read_caption, with_captions
-from dejavu_lit.data.objects import Annotation
+from dejavu_lit.data.objects import READ_ERRORS, Annotation
 from dejavu_lit.data.readers.base import (
     KeyIndex,
     below,
@@ -34,7 +34,6 @@ from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import fingerprint
 
-READ_ERRORS = (pa.ArrowException, OSError, KeyError, ValueError, OverflowError, RecursionError)  # of a damaged table
 logger = logging.getLogger(__name__)
 
 
@@ -77,7 +76,7 @@ class TableReader:
             return open_rows(self._files, possible_columns(self._options), self.delimiter)
 
     def _reading(self) -> AbstractContextManager[None]:
-        return explained(f"{self.path} cannot be read as a table", "check the file", errors=READ_ERRORS)
+        return explained(f"{self.path} cannot be read as a table", "check the file", errors=(*READ_ERRORS, KeyError))
 
     @property
     def _options(self) -> Options:
@@ -90,13 +89,11 @@ class TableReader:
             return find_columns(self._rows, self.path, self._options)
 
     def _texts(self, name: str) -> list[str]:
-        """The values of a column as text, "" for null; of images their paths."""
         with self._reading():
             return list(self._rows.texts(name))
 
     @cached_property
     def _embedded(self) -> bool:
-        """Whether the images' bytes are in the table."""
         return is_embedded(self._rows.kind(self._columns.image))
 
     @cached_property
@@ -116,7 +113,6 @@ class TableReader:
         return below(self.key_root, line)
 
     def _folder(self, row: int) -> Path:
-        """The folder to which the path of a row's image is relative."""
         return self._rows.folder(row) if self.images is None else Path(self.images)
 
     def _names(self) -> list[str]:
@@ -178,7 +174,6 @@ class TableReader:
         return KeyIndex(clean_keys(values))
 
     def keys(self) -> list[str]:
-        """The keys of all images, sorted."""
         _ = self._kept  # which logs; the processes that read need not log again
         return self._index.keys
 
@@ -227,7 +222,6 @@ class TableReader:
         return *read_image(self._folder(row) / path), shown
 
     def fingerprint(self) -> dict[str, Any]:
-        """The columns and the states of the table's files."""
         states = [file_state(file) for file in self._files]
         caption = self.caption if isinstance(self.caption, str | None) else list(self.caption)
         columns: dict[str, Any] = {"image": self.image, "caption": caption, "key": self.key}
