@@ -15,20 +15,15 @@ from dejavu_lit.data.splits import SETS, UNUSED, allowed_sets, count_by_set, set
 
 @dataclass(frozen=True)
 class Assignment:
-    """Which set each of the n usable pairs of the main source goes into.
-
-    exact, groups: int64 [n], the row of the smallest key in the pair's group of exact duplicates, and of exact and near
-    ones; member: int8 [n], an index into SETS, or UNUSED; sizes: {set: number of pairs requested}; excluded: {set: how
-    many of its listed pairs are left out as duplicates of another set's}.
-    """
+    """Which set each of the n usable pairs of the main source goes into."""
 
     scan: Scan
     distance: int | None
-    exact: np.ndarray
-    groups: np.ndarray
-    member: np.ndarray
-    sizes: dict[str, int]
-    excluded: dict[str, int]
+    exact: np.ndarray  # int64 [n]: the row of the smallest key in the pair's group of exact duplicates
+    groups: np.ndarray  # the same for exact and near duplicates
+    member: np.ndarray  # int8 [n]: an index into SETS, or UNUSED
+    sizes: dict[str, int]  # {set: number of pairs requested}
+    excluded: dict[str, int]  # {set: how many of its listed pairs are left out as duplicates of another set's}
 
     def is_new(self, extra: Scan) -> np.ndarray:
         """Whether the image of each pair of an extra source is in no set, bool [n]."""

@@ -107,15 +107,12 @@ def write_objects(
 
 @dataclass(frozen=True)
 class Objects:
-    """The distinct objects of many images in compressed rows: image i has ``codes[starts[i]:starts[i+1]]``, sorted.
-
-    keys: tuple of str [n]; starts: int64 [n+1]; codes: int32, indices into ``labels`` (sorted label names).
-    """
+    """The distinct objects of n images in compressed rows: image i has ``codes[starts[i]:starts[i+1]]``, sorted."""
 
     keys: tuple[str, ...]
-    starts: np.ndarray
-    codes: np.ndarray
-    labels: tuple[str, ...]
+    starts: np.ndarray  # int64 [n+1]
+    codes: np.ndarray  # int32, indices into ``labels``
+    labels: tuple[str, ...]  # sorted
 
     @cached_property
     def rows(self) -> dict[str, int]:

@@ -57,14 +57,9 @@ def prepare(
 ) -> dict[str, Any]:
     """Write ``out/{A,B,H,V,P}/``, ``out/objects/NAME/SET/`` if the reader has objects, and ``out/manifest.json``.
 
-    Args:
+    Args (the others are options of the same names, in ``DataSpec`` and of the command):
         sizes: {set: number of pairs (int), share of all usable pairs (float, 1.0: all), or None for all that ``keys`` lists}.
-        seed: of the splits.
-        near_duplicates: images whose perceptual hashes differ in at most this many of 64 bits count as one image and
-            stay in one set; None: only images of the same bytes do.
         extra: further public sets, {name: reader}, written in full, without images that are also in a set of ``sizes``.
-        exclude: text file with one key per line: pairs to leave out.
-        max_skipped: largest share of a source's pairs that may be unusable.
         keys: {set: text file with one key per line}: only these pairs may go into that set, and they go into no other.
             Pairs that are listed nowhere fill the sets without a file. Of near-duplicates listed for two sets (or for
             one and nowhere) those of the first set stay, the others are left out.
@@ -73,8 +68,7 @@ def prepare(
         The manifest. It has no times, so the same settings give the same bytes.
 
     Raises:
-        UserError: nothing to read, fewer pairs than ``sizes`` ask for, too many unusable pairs, ``keys`` that are not
-            in the data or contradict one another, or an ``out`` that was made with other settings.
+        UserError: nothing to read, too few or too many unusable pairs, wrong ``keys``, or an ``out`` with other settings.
     """
     if not 0 <= max_skipped <= 1:
         raise UserError(f"max_skipped={max_skipped} must lie between 0 and 1")

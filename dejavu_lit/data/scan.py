@@ -41,11 +41,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Scan:
-    """The usable pairs of a source, sorted by key: keys [n] and hashes of the images [n]; the skipped ones: {reason: keys}."""
+    """The n usable pairs of a source, sorted by key."""
 
     keys: list[str]
     images: ImageHashes
-    skipped: dict[str, list[str]]
+    skipped: dict[str, list[str]]  # {reason: keys} of the others
 
     @property
     def several_captions(self) -> int:

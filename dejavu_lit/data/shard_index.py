@@ -31,17 +31,15 @@ Members = dict[str, tuple[int, int]]  # {extension: (offset, size) in bytes}
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where the pairs of one tar are: ``members[i]`` maps an extension to (offset, size) in bytes.
-
-    places: {name of a member: (position of its pair, extension)}.
-    unused: {KEY.extension, or "hidden": number of members that no pair uses}.
-    """
+    """Where the pairs of one tar are."""
 
     path: Path
     keys: tuple[str, ...]
     members: tuple[Members, ...]
-    places: dict[str, tuple[int, str]] = field(default_factory=dict)
-    unused: dict[str, int] = field(default_factory=dict)
+    places: dict[str, tuple[int, str]] = field(
+        default_factory=dict
+    )  # {name of a member: (position of its pair, extension)}
+    unused: dict[str, int] = field(default_factory=dict)  # {KEY.extension, or "hidden": number of members of no pair}
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -83,15 +83,12 @@ class TokenCache:
 
 @dataclass
 class Sample:
-    """A pair on its way into a batch.
+    """A pair on its way into a batch."""
 
-    index: its position in the set; skipped: (index, reason) of each unreadable pair that it replaces.
-    """
-
-    index: int
+    index: int  # its position in the set
     image: np.ndarray
     caption: str
-    skipped: Sequence[tuple[int, str]] = ()
+    skipped: Sequence[tuple[int, str]] = ()  # (index, reason) of each unreadable pair that it replaces
 
 
 class PairStream(IterableDataset[Batch]):

@@ -1,8 +1,6 @@
 """The rows of tables by their number: texts (CSV, JSON) in memory, parquet by row groups, Arrow files mapped.
 
-Parquet files, as the Hub has them, may hold many more images than fit in memory. Of them the texts of single columns are
-read, and whole rows by their row group, of which the last ones stay in memory. So row groups should be small: ``datasets``
-writes 100 rows of images.
+Parquet files may hold many more images than fit in memory: of the row groups that were read the last ones are kept.
 """
 
 import os

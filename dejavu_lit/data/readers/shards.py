@@ -55,7 +55,7 @@ class ShardReader:
 
     @cached_property
     def _members(self) -> tuple[KeyIndex, np.ndarray, np.ndarray, dict[str, int]]:
-        """Keys; the tar of each row, int32 [n]; (offset, size) of MEMBERS, int64 [n, 4, 2], size −1: missing; unread ones."""
+        """Keys; the tar of each row, int32 [n]; (offset, size) of MEMBERS, int64 [n, 4, 2], −1: missing; unread ones."""
         names: list[str] = []
         shards: list[np.ndarray] = []
         ranges: list[np.ndarray] = []
@@ -65,12 +65,8 @@ class ShardReader:
             names.extend(index.keys)
             unused.update(index.unused)
             shards.append(np.full(len(index), number, dtype=np.int32))
-            rows = np.full((len(index), len(MEMBERS), 2), -1, dtype=np.int64)
-            for row, members in zip(rows, index.members, strict=True):
-                for column, extension in enumerate((image_extension_of(members), *TEXTS)):
-                    if extension in members:
-                        row[column] = members[extension]
-            ranges.append(rows)
+            rows = [[m.get(e or "", (-1, -1)) for e in (image_extension_of(m), *TEXTS)] for m in index.members]
+            ranges.append(np.array(rows, dtype=np.int64).reshape(-1, len(MEMBERS), 2))
         warn_unread(self.name, "members", unused)
         return KeyIndex(clean_keys(names)), np.concatenate(shards), np.concatenate(ranges), dict(unused)
 
