@@ -74,10 +74,7 @@ def read_meta(data: bytes) -> dict[str, Any]:
 
 
 def meta_captions(meta: Mapping[str, Any]) -> list[str]:
-    """The distinct captions in a pair's JSON: ``caption``, a text or a list of texts; if missing, the list ``captions``.
-
-    Raises BadPair if ``caption`` is neither, or one of them is too long.
-    """
+    """The distinct captions in a pair's JSON: ``caption``, a text or a list (else BadPair); if missing, the list ``captions``."""
     caption = meta.get("caption")
     if caption is None and isinstance(meta.get("captions"), list):
         caption = [text for text in meta["captions"] if isinstance(text, str)]

@@ -39,13 +39,9 @@ class DealtSet(ShardSet):
 def open_half(
     folder: Path, name: str, seed: int, half: int, train_size: int | None = None, excluded: frozenset[str] = frozenset()
 ) -> ShardSet:
-    """The pairs that a half deals to A or to B and that are trained on.
+    """The pairs that a half deals to A or to B and that are trained on: ``train_size`` (None: all), without excluded keys.
 
-    Args:
-        seed: ``data.seed``; train_size: pairs of each side, None: all; excluded: keys that are not dealt.
-
-    Raises:
-        UserError: the members of A or B were listed, not drawn, or the manifest has no groups of near-duplicates.
+    Raises UserError if the members of A or B were listed, not drawn, or the manifest has no groups of near-duplicates.
     """
     manifest = folder / MANIFEST
     return _dealt_sets(folder, seed, half, train_size, excluded, manifest.stat().st_mtime_ns)[name]

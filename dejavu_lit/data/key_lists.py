@@ -52,10 +52,7 @@ def positions_of(shards: ShardSet, keys: Set[str]) -> dict[int, tuple[int, ...]]
 
 
 def prefix(shards: ShardSet, limit: int | None, excluded: Set[str]) -> tuple[list[str], int]:
-    """The first ``limit`` keys of a set (None: all) that are not excluded, and how many of its pairs they span.
-
-    Raises UserError if there are fewer.
-    """
+    """The first ``limit`` keys (None: all) of a set that are not excluded, of which it must have so many, and their span."""
     span = sum(nested_sizes(shards.sizes, limit, positions_of(shards, excluded)))
     return [key for key in shards.keys(span) if key not in excluded], span
 
@@ -66,10 +63,7 @@ def later_duplicates(
     """{shard: positions} of the pairs that ``mitigation.dedup`` removes from training.
 
     Of each group of near-duplicates in the manifest, the pair with the smallest key stays, among those that are trained
-    on (not excluded, within the training size). Raises UserError if the manifest lists no groups.
-
-    Args:
-        shards: the training set, of pairs of A, of B or (in a random half) of both.
+    on (not excluded, within the training size). ``shards`` has pairs of A, of B or (in a random half) of both.
     """
     groups = [group for name in ("A", "B") for group in duplicate_groups(manifest, name)]  # keys are unique over both
     used = nested_sizes(shards.sizes, train_size, excluded)
@@ -98,13 +92,9 @@ def read_lists(files: Mapping[str, Path | str | None]) -> dict[str, list[str]]:
 def match_lists(
     lists: Mapping[str, Sequence[str]], keys: Sequence[str], listed_name: Callable[[str], str] = str
 ) -> tuple[dict[str, list[str]], dict[str, int]]:
-    """{set: its listed keys that are in the data} and {set: how many are missing}, with a warning if any are.
+    """{set: its listed keys that are in the data (``keys``)} and {set: how many are missing}, with a warning if any are.
 
-    Args:
-        lists: from ``read_lists``; keys: those of the data, at least one; listed_name: as of ``meant_keys``.
-
-    Raises:
-        UserError: a key is listed for two sets, or no key of a list is in the data.
+    Raises UserError if a key is listed for two sets, or no key of a list is in the data.
     """
     known, set_of, missing = set(keys), dict[str, str](), dict[str, int]()
     for name, lines in lists.items():
@@ -134,11 +124,7 @@ def check_known(option: str, listed: Collection[str], unknown: Sequence[str], ke
 
 
 def meant_keys(lines: Iterable[str], keys: Set[str], listed_name: Callable[[str], str] = str) -> dict[str, str]:
-    """{line: the one of ``keys`` that it means}, without the lines that mean none.
-
-    Args:
-        listed_name: the reader's own function from a line to a name that a key is made from, if it has one.
-    """
+    """{line: the one of ``keys`` that it means}, without the lines that mean none; ``listed_name``: a reader's own function."""
     meant = {line: next((k for k in _possible_keys(line, listed_name) if k in keys), None) for line in lines}
     return {line: key for line, key in meant.items() if key is not None}
 

@@ -145,10 +145,7 @@ class PairDataModule(pl.LightningDataModule):
         self._loaders.clear()
 
     def _check_captions(self, total: int) -> None:
-        """Check that the first pairs leave the text knobs something to change, and collect the words of ``text_random``.
-
-        Raises UserError for ``caption_choice`` with one caption per pair.
-        """
+        """Check that the first pairs leave the text knobs something to change, and collect the words of ``text_random``."""
         knobs = self.mitigation
         choice = knobs.caption_choice
         checked = (

@@ -79,9 +79,8 @@ def near_groups(
     images that agree in two blocks are compared, once for each pair of blocks.
 
     Args:
-        exact: int64 [n], the groups of exact duplicates (``exact_groups``).
+        exact: int64 [n], the groups of exact duplicates; distance: largest number of different bits, in DISTANCES.
         hashes: uint64 [n], perceptual hashes; hashed: bool [n], whether an image has one.
-        distance: largest number of different bits, in DISTANCES.
 
     Returns:
         For each image the first row of its group, int64 [n]; and pairs that differ in at most ``distance`` bits, int64
@@ -131,11 +130,7 @@ def _bits(values: np.ndarray, start: int, end: int) -> np.ndarray:
 
 
 def join(groups: np.ndarray, rows: np.ndarray, peers: np.ndarray) -> np.ndarray:
-    """Join the groups of ``rows`` and ``peers``, pair by pair; returns the pairs that connect them, int64 [m, 2].
-
-    Args:
-        groups: int64 [n], the first row of each row's group; changed in place.
-    """
+    """Join the groups (in place) of ``rows`` and ``peers``, pair by pair; returns the pairs that connect them, int64 [m, 2]."""
     new = np.flatnonzero(groups[rows] != groups[peers])
     links = np.stack([rows[new], peers[new]], axis=1).astype(np.int64)
     if not len(new):

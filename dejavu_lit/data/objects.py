@@ -91,8 +91,7 @@ def write_objects(
 ) -> None:
     """Write one part (the objects of one shard) atomically; the same rows give the same bytes.
 
-    Args:
-        images: ``ShardIndex.images`` of the shard, so that the part is not taken for that of other images; None: unknown.
+    It notes ``images``, ``ShardIndex.images`` of the shard, so that it is not taken for that of other images.
     """
     columns = [[getattr(row, name, None) for row in rows] for name in SCHEMA.names]
     metadata = {METADATA: json.dumps(annotator.as_json(), sort_keys=True).encode()}
@@ -150,12 +149,8 @@ def read_objects(
 ) -> tuple[list[Objects], Annotator]:
     """Read the artifacts of several sets into one vocabulary, keeping detections with score ≥ ``threshold``.
 
-    Args:
-        folders: one folder of parquet parts per set, e.g. objects/scenes/A and objects/scenes/P, or several that are read as
-            one set.
-
     Returns:
-        Objects for each of them, all with the same ``labels``, and the annotator.
+        Objects for each set, a folder of parts (objects/scenes/A) or several, with the same ``labels``; and the annotator.
 
     Raises:
         UserError: a folder without parts, parts of different annotators, a key that occurs twice in one set, or a

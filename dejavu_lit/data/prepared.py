@@ -196,7 +196,7 @@ class DataSpec:
             )
 
     def training_pairs(self, side: str) -> int:
-        """The number of pairs that a side trains on; with raw shards given by ``pairs``, or known or estimated since sampling.
+        """The number of pairs that a side trains on; of raw shards given by ``pairs``, or known or estimated since sampling.
 
         Of remote data pairs in ``exclude`` count, too: to know which they are would copy all shards.
         """
@@ -288,10 +288,7 @@ class DataSpec:
         )
 
     def _object_names(self) -> list[str]:
-        """The names of the object artifacts in the data folder; of remote data also that which came with it.
-
-        A folder without a part is left over from an annotation that failed.
-        """
+        """The names of the object artifacts in the data folder that have a part; of remote data also that which came with it."""
         names = {path.parent.parent.name for path in visible_files(self.folder / "objects", "*/*/*.parquet")}
         if self.is_remote:
             about = read_json_object(self.folder / MANIFEST)["sets"].values()
@@ -319,9 +316,6 @@ def prepare_data(spec: DataSpec, wait: bool = True, **options: Any) -> None:
     Args:
         wait: whether to wait for a process that works in the folder, or to raise UserError.
         options: further arguments of ``prepare``.
-
-    Raises:
-        UserError: no reader, an option without effect, a remote folder, or what ``prepare`` raises.
     """
     from dejavu_lit.data.prepare import prepare  # loads scipy, which nothing else here needs
 

@@ -115,10 +115,7 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
 
     The shards are read in a seeded order until the samples are complete; no shard gives more than its LEAST_SHARDS-th part
     of a sample, unless the others have too few. A pair that does not decode, or has no caption and is not of P, is skipped
-    and counted.
-
-    Raises:
-        UserError: a wrong size, fewer pairs than asked for, or another sample or foreign sets in ``out``.
+    and counted. Raises UserError for fewer pairs than asked for, and for another sample or foreign sets in ``out``.
     """
     wanted: dict[str, int] = {}
     for name, size in sizes.items():

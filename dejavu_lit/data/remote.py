@@ -73,10 +73,7 @@ def source(folder: Path) -> str | None:
 
 @lru_cache(maxsize=8)
 def mirror(url: str) -> Path:
-    """The folder on this node that mirrors the prepared data at ``url``; checked once per process.
-
-    Raises UserError if there is none, or for ``pipe:`` without DEJAVU_PIPE=1 in the environment.
-    """
+    """The folder on this node that mirrors the prepared data at ``url``, checked once per process; raises UserError."""
     check_permission(url)
     root = cache_root()
     folder = root / fingerprint(url.rstrip("/"))
@@ -109,7 +106,6 @@ def fetch_objects(folder: Path, name: str) -> None:
     """Copy the available parts of the object artifact ``name`` into a mirror; does nothing for a local folder.
 
     They are copied once per process even if they are there, because the images may have been annotated again since.
-    Raises UserError if a part is there, but could not be downloaded.
     """
     if "/" in name or (url := source(folder)) is None:  # a path is a folder of the user's own
         return
@@ -135,10 +131,7 @@ def fetch_objects(folder: Path, name: str) -> None:
 
 
 def local_shard(address: str) -> Path:
-    """Where a shard is on this node, by its path or address; what is remote is copied when it is opened.
-
-    Raises UserError for ``pipe:`` without DEJAVU_PIPE=1 in the environment.
-    """
+    """Where a shard is on this node, by its path or address (if allowed); what is remote is copied when it is opened."""
     if not is_remote(address):
         return Path(address)
     check_permission(address)

@@ -61,8 +61,7 @@ class ShardIndex:
         """The pairs at ``positions`` (by default all) in their order, read by webdataset in one pass over the tar.
 
         A pair that cannot be used comes as the BadPair with the reason. Pairs are held until their turn, so the memory is
-        at most that of the shard's encoded pairs; in the order of the tar it is that of one pair. ``image`` and UserError: as
-        of ``read``.
+        at most that of the shard's encoded pairs; in the order of the tar it is that of one pair. Else as ``read``.
         """
         from webdataset.tariterators import group_by_keys, tar_file_expander  # imports torch
 
@@ -142,10 +141,9 @@ def read_index(path: Path) -> ShardIndex:
     Members are grouped as in WebDataset: by their name up to the first dot of its last component. An image with a text of
     the same dotted name (``IMG_7.edited.jpg``, ``IMG_7.edited.txt``) is a pair of its own. Hidden members, and those that
     webdataset keeps for itself (``__index__``), are not read.
-    Anything but a regular file with a plain relative name is rejected.
 
     Raises:
-        UserError: not a tar, compressed, cut short, an unsafe member, or a duplicate key.
+        UserError: not a tar, compressed, cut short, a member but a regular file with a plain relative name, or a duplicate key.
     """
     groups: dict[str, Members] = {}
     names: dict[int, str] = {}  # of the members by the offset of their data

@@ -42,10 +42,7 @@ class ShardSet:
 
     @classmethod
     def open(cls, folder: Path | str) -> "ShardSet":
-        """Open a folder of tars; count the pairs that ``sizes.json`` does not, and add them there in prepared data.
-
-        Raises UserError if it has no tars, or a ``sizes.json`` that lists others.
-        """
+        """Open a folder of tars; count the pairs that ``sizes.json`` does not, and add them there in prepared data."""
         folder = Path(folder)
         known: dict[str, int] = read_json(folder / SIZES) if (folder / SIZES).exists() else {}
         if not isinstance(known, dict) or not all(

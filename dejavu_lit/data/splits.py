@@ -57,7 +57,7 @@ def set_sizes(
         listed: {set: how many of them are listed for it}; the other sets share the unlisted ones.
 
     Raises:
-        UserError: an unknown set, a size below 0, a share above 1, or more pairs requested than available.
+        UserError: an unknown set, no size, or more pairs requested than available.
     """
     listed = listed or {}
     sizes: dict[str, int] = {}

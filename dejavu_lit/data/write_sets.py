@@ -43,13 +43,11 @@ class _Shard:
 def write_sets(out: Path, sets: Sequence[PairSet], pairs_per_shard: int, workers: int) -> dict[str, str]:
     """Write ``out/SET/NNNNN.tar``, ``out/objects/NAME/SET/NNNNN.parquet`` and ``out/SET/sizes.json``.
 
-    Existing shards with the right keys are kept; an interrupted call with another split has left others.
+    Existing shards with the right keys are kept; an interrupted call with another split has left others. Raises UserError for
+    a pair that can no longer be read, or whose image changed since the scan.
 
     Returns:
         {set: fingerprint of the contents of its shards}.
-
-    Raises:
-        UserError: a pair can no longer be read, or its image changed since the scan.
     """
     shards: list[_Shard] = []
     for number, pairs in enumerate(sets):

@@ -54,9 +54,6 @@ def dedup(
 
     Returns:
         The contents of report.json; exclude.file is null if no list was written.
-
-    Raises:
-        UserError: a key is in two sets, the model embeds no images, or a set has changed since ``out`` was finished.
     """
     data = {name: _state(shards) for name, shards in sets.items()}
     if (finished := _finished_report(out, data, force)) is not None:

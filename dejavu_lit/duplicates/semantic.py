@@ -45,9 +45,6 @@ def semantic_groups(vectors: np.ndarray, similarity: float, cells: int | None = 
     Args:
         vectors: float16 [n, d], none zero; similarity: above 0, below 1.
         cells: number of cells; by default one up to SINGLE_CELL rows, else one per PER_CELL rows.
-
-    Raises:
-        UserError: faiss is not installed.
     """
     if cells is None:
         cells = 1 if len(vectors) <= SINGLE_CELL else len(vectors) // PER_CELL

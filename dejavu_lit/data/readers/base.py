@@ -47,10 +47,7 @@ class Reader(Protocol):
         """The key of every pair: unique, without dot or slash. Raises UserError if there is nothing to read."""
 
     def read(self, key: str) -> "tuple[Pair, Annotation | None]":
-        """The pair and its objects (None: not annotated). The image need not decode.
-
-        Raises BadPair with a short reason without the key ("it has no caption"): reasons are counted.
-        """
+        """The pair and its objects (None: not annotated); raises BadPair with a short reason without the key."""
 
     def fingerprint(self) -> dict[str, Any]:
         """The options, and the sizes and times of the files read: JSON values that differ if the pairs may differ."""
@@ -134,10 +131,7 @@ def read_image(path: Path) -> tuple[bytes, str]:
 
 
 def read_file(path: Path, limit: int) -> bytes:
-    """The first ``limit`` bytes of a file; raises OSError.
-
-    It is FileNotFoundError also for a folder, a pipe or a device: reading it might never end.
-    """
+    """The first ``limit`` bytes of a file; a folder, a pipe or a device, whose reading might never end, counts as missing."""
     try:
         state = path.stat()
         if not stat.S_ISREG(state.st_mode):

@@ -39,10 +39,7 @@ def read_coco(path: Path, *lists: str) -> dict[str, Any]:
 def usable_entries(
     path: Path, content: Mapping[str, Any], name: str, kind: str, parse: Callable[[Any], Entry]
 ) -> list[Entry]:
-    """``parse`` of each entry of the list ``name``; entries for which it raises BadPair are counted by reason in the log.
-
-    Raises UserError if it does for all: the file is not a ``kind`` JSON.
-    """
+    """``parse`` of each entry of the list ``name``; those for which it raises BadPair are counted, or if all refused."""
     entries: list[Entry] = []
     skipped: dict[str, list[Any]] = {}
     for number, entry in enumerate(content[name]):
@@ -117,10 +114,7 @@ def _caption(entry: Any, images: Collection[int]) -> tuple[int, str]:
 
 
 def read_images(path: Path, with_captions: bool) -> tuple[dict[int, dict[str, Any]], dict[int, list[str]]]:
-    """{id: entry} of the images in a JSON, and {id: their captions}; without these, any JSON with a list of images will do.
-
-    Raises UserError for another JSON, and for two different images of one id.
-    """
+    """{id: entry} of the images in a JSON, and {id: their captions}; without these, any JSON with a list of images will do."""
     content = read_coco(path, "images", *(("annotations",) if with_captions else ()))
     images: dict[int, dict[str, Any]] = {}
 
@@ -144,10 +138,7 @@ def read_images(path: Path, with_captions: bool) -> tuple[dict[int, dict[str, An
 
 
 class CocoInstances:
-    """The instances of one or more JSON files, by image id: about 20 bytes per instance.
-
-    image_ids: all images that the files list or have instances of; annotator: COCO and a hash of the files.
-    """
+    """The instances of one or more JSON files, by image id (``image_ids``: all of them): about 20 bytes per instance."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         """Read the files; raises UserError for one that is not an instances JSON."""

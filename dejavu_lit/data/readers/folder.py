@@ -108,10 +108,7 @@ class FolderReader:
 
 
 def _image_paths(root: str, folder: str, unread: Counter[str], parents: frozenset[str] = frozenset()) -> Iterator[str]:
-    """The paths, relative to ``root``, of all images below ``root/folder``; follows links to folders, except cycles.
-
-    Files that belong to no image, and hidden images and folders, are counted in ``unread``.
-    """
+    """The paths, relative to ``root``, of all images below ``root/folder``; follows links to folders, except cycles."""
     absolute = os.path.join(root, folder)
     real = os.path.realpath(absolute)
     if real in parents:

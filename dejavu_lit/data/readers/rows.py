@@ -124,10 +124,7 @@ class Rows:
 
 
 def open_rows(files: Sequence[Path], text_columns: Sequence[str], delimiter: str | None) -> Rows:
-    """The rows of parquet files, of Arrow files, or of CSV, TSV and JSON; other arguments: as of ``read_text_table``.
-
-    Raises UserError for another kind of file, and for files with different columns; and whatever the libraries raise.
-    """
+    """The rows of tables with the same columns; other arguments: as of ``read_text_table``. Raises whatever libraries raise."""
     first: pa.Schema = None
     blocks: list[RowBlock] = []
     for file in files:
