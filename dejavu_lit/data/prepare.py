@@ -10,6 +10,7 @@ import logging
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -72,13 +73,11 @@ def prepare(
     """
     if not 0 <= max_skipped <= 1:
         raise UserError(f"max_skipped={max_skipped} must lie between 0 and 1")
-    exclude = None if exclude is None else Path(exclude)
-    sources = {MAIN: reader, **(extra or {})}
-    job = _Job(Path(out), sources, sizes, seed, near_duplicates, pairs_per_shard, exclude)
-    lists = read_lists(keys or {})
-    settings = job.settings(lists)
-    if (manifest := _finished_manifest(job.out, settings)) is None:
-        manifest = _run(job, lists, settings, workers, max_skipped)
+    sources, lists = {MAIN: reader, **(extra or {})}, read_lists(keys or {})
+    excluded = None if exclude is None else Path(exclude)
+    job = _Job(Path(out), sources, sizes, seed, near_duplicates, pairs_per_shard, excluded, lists)
+    if (manifest := _finished_manifest(job.out, job.settings)) is None:
+        manifest = _run(job, workers, max_skipped)
         write_json(job.out / MANIFEST, manifest)
         _log_summary(job.out, manifest)
     else:
@@ -98,6 +97,7 @@ class _Job:
     near_duplicates: int | None
     pairs_per_shard: int
     exclude: Path | None
+    lists: Mapping[str, list[str]]  # {set: the keys listed for it}
 
     def __post_init__(self) -> None:
         check_range(self, "", DISTANCES, "near_duplicates")
@@ -112,7 +112,8 @@ class _Job:
     def extra(self) -> dict[str, Reader]:
         return {name: source for name, source in self.sources.items() if name != MAIN}
 
-    def settings(self, lists: Mapping[str, list[str]]) -> dict[str, Any]:
+    @cached_property
+    def settings(self) -> dict[str, Any]:
         """What the manifest records: all that decides the result."""
         settings = {
             "reader": self.sources[MAIN].fingerprint(),
@@ -123,19 +124,17 @@ class _Job:
             "pairs_per_shard": self.pairs_per_shard,
             "exclude": file_sha256(self.exclude) if self.exclude is not None else None,
         }
-        if lists:
-            settings["keys"] = {name: keys_fingerprint(listed) for name, listed in lists.items()}
+        if self.lists:
+            settings["keys"] = {name: keys_fingerprint(listed) for name, listed in self.lists.items()}
         return settings
 
 
-def _run(
-    job: _Job, lists: Mapping[str, list[str]], settings: dict[str, Any], workers: int, max_skipped: float
-) -> dict[str, Any]:
+def _run(job: _Job, workers: int, max_skipped: float) -> dict[str, Any]:
     keys = _read_keys(job.sources)
-    members, absent = match_lists(lists, keys[MAIN], _listed_name(job.sources[MAIN]))
+    members, absent = match_lists(job.lists, keys[MAIN], _listed_name(job.sources[MAIN]))
     excluded = _exclude(keys, job)
     # Too few pairs are an error before the long scan, not after.
-    set_sizes(job.sizes, len(keys[MAIN]), count_by_set(lists, listed_sets(members, keys[MAIN])))
+    set_sizes(job.sizes, len(keys[MAIN]), count_by_set(job.lists, listed_sets(members, keys[MAIN])))
 
     for source in job.sources.values():
         _ = source.annotator  # what it reads is shared by the workers, which would each read it again
@@ -143,15 +142,14 @@ def _run(
     scans = {}
     for name, source in job.sources.items():
         # The folder is named by all that its parts depend on besides their keys, so other sizes or another seed reuse them.
-        need_captions = name == MAIN and any(job.sizes.get(s, 0) != 0 or s in lists for s in SETS if s != "P")
+        need_captions = name == MAIN and any(job.sizes.get(s, 0) != 0 or s in job.lists for s in SETS if s != "P")
         identity = [source.fingerprint(), perceptual, HASH, *([] if need_captions else ["without captions"])]
         parts = job.out / UNFINISHED / fingerprint(identity)
         scans[name] = scan(source, keys[name], parts, perceptual, workers, max_skipped, need_captions)
     assignment = assign(scans[MAIN], members, job.sizes, job.seed, job.near_duplicates)
     sets = _pair_sets(job, scans, assignment)
-    write_json(job.out / UNFINISHED / SETTINGS, settings)
-    listed = {name: {"listed": len(lists[name]), "absent": absent[name]} for name in lists}
-    entries = {pairs.name: _describe_set(pairs, job, assignment, listed.get(pairs.name)) for pairs in sets}
+    write_json(job.out / UNFINISHED / SETTINGS, job.settings)
+    entries = {pairs.name: _describe_set(pairs, job, assignment, absent) for pairs in sets}
     if empty := [pairs.name for pairs in sets if not len(pairs.rows)]:
         logger.warning("not written, without any pair: %s", ", ".join(empty))
     fingerprints = write_sets(job.out, sets, job.pairs_per_shard, workers)
@@ -161,13 +159,13 @@ def _run(
     return {
         "schema": SCHEMA,
         "version": __version__,
-        "settings": settings,
+        "settings": job.settings,
         "pairs": {
             "read": sum(map(len, keys.values())),
             "excluded": excluded,
             "skipped": sum(map(len, skipped.values())),
             "unused": int((assignment.member == UNUSED).sum()),
-            **({"left_out_as_duplicates": sum(assignment.excluded.values())} if lists else {}),
+            **({"left_out_as_duplicates": sum(assignment.excluded.values())} if job.lists else {}),
         },
         "sets": {name: entries[name] | {"fingerprint": content} for name, content in fingerprints.items()},
         "several_captions": sum(source_scan.several_captions for source_scan in scans.values()),
@@ -249,7 +247,7 @@ def _pair_sets(job: _Job, scans: Mapping[str, Scan], assignment: Assignment) -> 
     return sets
 
 
-def _describe_set(pairs: PairSet, job: _Job, assignment: Assignment, listed: dict[str, int] | None) -> dict[str, Any]:
+def _describe_set(pairs: PairSet, job: _Job, assignment: Assignment, absent: Mapping[str, int]) -> dict[str, Any]:
     """The manifest's entry of a set, with a warning if it is smaller than requested."""
     count, annotator = len(pairs.rows), pairs.reader.annotator
     entry: dict[str, Any] = {
@@ -264,9 +262,10 @@ def _describe_set(pairs: PairSet, job: _Job, assignment: Assignment, listed: dic
     entry["asked"] = size = assignment.sizes[pairs.name]
     if count < size:
         logger.warning("%s got %d of %d pairs: the remaining groups are larger", pairs.name, count, size)
-    if listed is not None:
-        entry |= listed | {"left_out_as_duplicates": assignment.excluded.get(pairs.name, 0)}
-        logger.info("%s took %d of the %d pairs that keys.%s lists", pairs.name, count, listed["listed"], pairs.name)
+    if pairs.name in job.lists:
+        listed, left_out = len(job.lists[pairs.name]), assignment.excluded.get(pairs.name, 0)
+        entry |= {"listed": listed, "absent": absent[pairs.name], "left_out_as_duplicates": left_out}
+        logger.info("%s took %d of the %d pairs that keys.%s lists", pairs.name, count, listed, pairs.name)
     return entry
 
 

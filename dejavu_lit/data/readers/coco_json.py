@@ -39,7 +39,7 @@ def read_coco(path: Path, *lists: str) -> dict[str, Any]:
 def usable_entries(
     path: Path, content: Mapping[str, Any], name: str, kind: str, parse: Callable[[Any], Entry]
 ) -> list[Entry]:
-    """``parse`` of each entry of the list ``name``; those for which it raises BadPair are counted, or if all refused."""
+    """``parse`` of each entry of the list ``name``; those that raise BadPair are counted in the log, UserError if all do."""
     entries: list[Entry] = []
     skipped: dict[str, list[Any]] = {}
     for number, entry in enumerate(content[name]):
