@@ -32,6 +32,8 @@ from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.utils.errors import UserError
 
 log = logging.getLogger(__name__)
+# What a stream of the training pairs takes, but for the cache.
+Sources = tuple[ShardSet, EpochPlan, int, Preprocess, Tokenizer, Mitigation, Sequence[str], Augment | None]
 
 CHECKED_PAIRS = 100  # whose captions tell whether a text knob can change any
 VOCABULARY_PAIRS = 100_000  # whose captions text_random draws its words from; shards are in hash order: it is a sample
@@ -113,18 +115,12 @@ class PairDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> EpochLoader:
         """One epoch per iteration; starts in mid-epoch if the trainer does."""
-        stream = PairStream(
-            self.train_set,
-            self.plan(0, self._world),
-            self._rank,
-            self.preprocess,
-            self._tokenizer,
-            self.mitigation,
-            self._vocabulary,
-            self.augment,
-            self._cache,
-        )
-        return self._loader(stream, self._position)
+        return self._loader(PairStream(*self._sources, cache=self._cache), self._position)
+
+    @property
+    def _sources(self) -> Sources:
+        pairs = self.train_set, self.plan(0, self._world), self._rank
+        return *pairs, self.preprocess, self._tokenizer, self.mitigation, self._vocabulary, self.augment
 
     def val_dataloader(self) -> EpochLoader | list[EpochLoader]:
         """V in a fixed order, unaffected by any knob, in batches of at most the training batch; [] if there is no V."""

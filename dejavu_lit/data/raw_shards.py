@@ -180,8 +180,8 @@ class _Draw:
         excluded, samples = 0, self.samples.values()
         with progress(None, "drawing samples", total=sum(s.size for s in samples), unit="pair") as bar:
             for address in addresses:
-                is_full = not any(s.missing for s in samples)
-                if is_full and (len(self.opened) >= COUNTED_SHARDS or is_remote(address)):
+                is_enough = len(self.opened) >= COUNTED_SHARDS or is_remote(address)
+                if is_enough and not any(s.missing for s in samples):
                     break
                 index = read_index(local_shard(address))
                 self.unread.update(index.unused)

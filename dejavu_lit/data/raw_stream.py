@@ -118,7 +118,4 @@ class RawDataModule(PairDataModule):
 
     def train_dataloader(self) -> EpochLoader:
         """One epoch per iteration; starts in mid-epoch if the trainer does."""
-        name = TRAINED_ON[self.side]
-        sources = (self.train_set, self.plan(0, self._world), self._rank, self.preprocess, self._tokenizer)
-        stream = RawStream(self.data, name, *sources, self.mitigation, self._vocabulary, self.augment)
-        return self._loader(stream, self._position)
+        return self._loader(RawStream(self.data, TRAINED_ON[self.side], *self._sources), self._position)

@@ -56,10 +56,8 @@ def _without_caches(files: Sequence[Path]) -> list[Path]:
     """Arrow files without those that ``map`` and ``filter`` of ``datasets`` leave beside the data, which state.json lists."""
     kept = list(files)
     for state in {file.parent / STATE for file in files if (file.parent / STATE).is_file()}:
-        entries = read_json_object(state).get("_data_files")
-        if not isinstance(entries, list):
+        if not (names := {entry["filename"] for entry in read_json_object(state).get("_data_files", [])}):
             continue
-        names = {str(entry.get("filename")) if isinstance(entry, dict) else str(entry) for entry in entries}
         if missing := sorted(names - {file.name for file in files if file.parent == state.parent}):
             raise UserError(
                 f"{state} lists {missing[0]!r}, which is not beside it; restore the file, or save the data again"
