@@ -25,9 +25,8 @@ def train_caption(
     """The caption to train on in one epoch: at least one word if ``caption`` has one.
 
     Args:
-        caption: the pair's own.
-        candidates: the captions that ``caption_choice`` draws from; may be empty.
-        vocabulary: the words that ``text_random`` draws from (see ``vocabulary``); unused if that is 0.
+        caption: the pair's own; candidates: those that ``caption_choice`` draws from, may be empty.
+        vocabulary: the words that ``text_random`` draws from (see ``vocabulary``).
     """
     if knobs.caption_choice:
         caption = choose_caption(caption, candidates, seed, epoch, key)

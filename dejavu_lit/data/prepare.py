@@ -2,8 +2,7 @@
 
 Three steps, the first and the last spread over processes: every pair is read once, checked and hashed (``data/scan.py``);
 groups of duplicates are formed and assigned to sets (``data/assignment.py``); shards are written (``data/write_sets.py``).
-An interrupted run continues and ends with the same bytes, because parts and shards are complete or absent and depend on
-nothing but the settings. ``dejavu prepare`` is the command.
+An interrupted run continues and ends with the same bytes: parts and shards are complete or absent, and depend on nothing else.
 """
 
 import logging

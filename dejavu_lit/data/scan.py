@@ -132,8 +132,7 @@ def hash_images(
     """The hashes of all parts, in their order, and {row: why it is not usable}; complete parts are read back.
 
     Args:
-        read: importable, or a partial of such a function.
-        perceptual: whether images get a perceptual hash; what: the name of the progress bar.
+        read: importable, or a partial of such a function; what: the name of the progress bar.
         retry: whether the unusable pairs of complete parts are read again, because ``Part.identity`` does not tell whether
             their images have changed.
     """

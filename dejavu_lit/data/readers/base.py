@@ -13,7 +13,7 @@ import stat
 import unicodedata
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -87,12 +87,6 @@ def clean_keys(names: Sequence[str]) -> list[str]:
         number = f"-{name_counts[name]}" if name_counts[name] > 1 else ""
         keys[row] = f"{key[: MAX_KEY_CHARS - 20]}-{digest}{number}"
     return keys
-
-
-def common_folder(paths: Iterable[str]) -> str:
-    """The deepest folder that contains all absolute paths; "" if there are none."""
-    folders = {os.path.dirname(os.path.normpath(path)) for path in paths if os.path.isabs(path)}
-    return os.path.commonpath(folders) if folders else ""
 
 
 def below(root: str, path: str) -> str:

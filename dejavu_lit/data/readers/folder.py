@@ -42,9 +42,7 @@ class FolderReader:
 
     def __post_init__(self) -> None:
         if self.caption not in ("txt", "folder", "none"):
-            raise UserError(
-                f"data.reader.caption={self.caption} is unknown to the folder reader; choose txt, folder or none"
-            )
+            raise UserError(f"data.reader.caption={self.caption} must be txt, folder or none")
 
     @property
     def _files(self) -> list[str]:

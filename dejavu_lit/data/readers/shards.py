@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from glob import glob
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,9 +50,8 @@ class ShardReader:
 
     @cached_property
     def _tars(self) -> list[Path]:
-        return list(
-            dict.fromkeys(tar for path in as_list(self.path, "data.reader.path") for tar in matching_tars(path))
-        )
+        tars = map(matching_tars, as_list(self.path, "data.reader.path"))
+        return list(dict.fromkeys(chain.from_iterable(tars)))
 
     @cached_property
     def _members(self) -> tuple[KeyIndex, np.ndarray, np.ndarray, dict[str, int]]:

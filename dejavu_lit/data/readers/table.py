@@ -23,7 +23,6 @@ from dejavu_lit.data.readers.base import (
     KeyIndex,
     below,
     clean_keys,
-    common_folder,
     file_state,
     image_extension,
     read_image,
@@ -106,7 +105,8 @@ class TableReader:
     @cached_property
     def key_root(self) -> str:
         """The folder that all absolute paths of images have in common; "" if there are none. Keys are made below it."""
-        return common_folder(self._paths)
+        folders = {os.path.dirname(os.path.normpath(path)) for path in self._paths if os.path.isabs(path)}
+        return os.path.commonpath(folders) if folders else ""
 
     def listed_name(self, line: str) -> str:
         """A path in a list of keys as keys are made from it."""
