@@ -176,7 +176,11 @@ def test_unusable_pairs_are_skipped_counted_and_named(
     for file in ("drawing.gif", "note.doc", "scan.bmp"):
         (folder / file).write_bytes(encoded(sample_image(53), "GIF"))
     manifest = prepare(FolderReader(folder), tmp_path / "out", SIZES)
-    assert [*manifest["unread"].items()] == [(".bmp", 1), (".doc", 1), (".gif", 1)]  # in this order on every file system
+    assert [*manifest["unread"].items()] == [
+        (".bmp", 1),
+        (".doc", 1),
+        (".gif", 1),
+    ]  # in this order on every file system
     assert manifest["pairs"]["skipped"] == 5
     assert manifest["skipped"] == {
         "it has no caption (.txt) beside the image": {"count": 1, "examples": ["mute"]},
