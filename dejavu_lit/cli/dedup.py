@@ -16,9 +16,6 @@ from dejavu_lit.utils.run_directory import RunDirectory
 
 def dedup(settings: Dedup, out: Path) -> None:
     """Find duplicates within and across the sets."""
-    from dejavu_lit.data.near_duplicates import check_distance
-
-    check_distance(settings.distance, "distance")
     if settings.encoder is not None:
         check_model("encoder", settings.encoder)
     data = ready(settings.data)

@@ -1,6 +1,6 @@
 """The assignment of a source's pairs to the sets: groups of duplicates, the split, and what both did, for the manifest."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,25 +10,20 @@ from dejavu_lit.data.key_lists import count_excluded_duplicates, listed_sets
 from dejavu_lit.data.manifest import GROUPS
 from dejavu_lit.data.near_duplicates import HASH, count_duplicates, exact_groups, named_groups, near_groups
 from dejavu_lit.data.scan import ImageHashes, Scan
-from dejavu_lit.data.splits import SETS, UNUSED, allowed_sets, set_sizes, split
+from dejavu_lit.data.splits import SETS, UNUSED, allowed_sets, count_by_set, set_sizes, split
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """Which set each of the n usable pairs of the main source goes into.
-
-    exact, groups: int64 [n], the row of the smallest key in the pair's group of exact duplicates, and of exact and near
-    ones; member: int8 [n], an index into SETS, or UNUSED; sizes: {set: number of pairs requested}; excluded: {set: how
-    many of its listed pairs are left out as duplicates of another set's}.
-    """
+    """Which set each of the n usable pairs of the main source goes into."""
 
     scan: Scan
     distance: int | None
-    exact: np.ndarray
-    groups: np.ndarray
-    member: np.ndarray
-    sizes: dict[str, int]
-    excluded: dict[str, int]
+    exact: np.ndarray  # int64 [n]: the row of the smallest key in the pair's group of exact duplicates
+    groups: np.ndarray  # the same for exact and near duplicates
+    member: np.ndarray  # int8 [n]: an index into SETS, or UNUSED
+    sizes: dict[str, int]  # {set: number of pairs requested}
+    excluded: dict[str, int]  # {set: how many of its listed pairs are left out as duplicates of another set's}
 
     def is_new(self, extra: Scan) -> np.ndarray:
         """Whether the image of each pair of an extra source is in no set, bool [n]."""
@@ -67,11 +62,8 @@ def assign(
     """Group the duplicates of a source and split it into sets.
 
     Args:
-        members: {set: keys listed for it}; sizes: as ``set_sizes`` takes them.
+        members: {set: keys listed for it}; sizes: as ``set_sizes`` takes them; raises UserError as that does.
         distance: largest number of different bits of near-duplicates; None: exact duplicates only.
-
-    Raises:
-        UserError: fewer usable pairs than ``sizes`` ask for.
     """
     exact, groups = _groups(scan.images, distance)
     listed = listed_sets(members, scan.keys)
@@ -86,8 +78,3 @@ def _groups(images: ImageHashes, distance: int | None) -> tuple[np.ndarray, np.n
     """The groups of exact duplicates, and of exact and near ones, each int64 [n]."""
     exact = exact_groups(images.digests)
     return exact, exact if distance is None else near_groups(exact, images.hashes, images.hashed, distance)[0]
-
-
-def count_by_set(names: Collection[str], codes: np.ndarray) -> dict[str, int]:
-    """{set: how often its index into SETS is in ``codes``} for the sets ``names``."""
-    return {name: int((codes == SETS.index(name)).sum()) for name in names}

@@ -1,12 +1,9 @@
 """Training captions: the mitigations applied to a caption before it is tokenized, drawn independently in each epoch.
 
-``train_caption`` applies the knobs in this order: choose one of the pair's captions (``caption_choice``), keep its first
-words (``caption_words``), drop words (``text_mask``), replace words (``text_random``), change their order
-(``text_shuffle``). Every draw depends on (seed, epoch, key) alone, never on the order in which pairs are read. Each knob
-has its own random stream, so switching one on does not change the draws of the others. CLIP's tokenizer has no mask token,
-so masking a word means dropping it (text masking or text randomization in Jayaraman, Guo, Chaudhuri, NeurIPS 2024).
-Words are separated by white space; in scripts written without it, as Chinese, Japanese or Thai, each character is a word
-(see ``utils.words``). A knob that is off returns the caption unchanged, including its white space.
+Every draw depends on (seed, epoch, key) alone, never on the order in which pairs are read. Each knob has its own random
+stream, so switching one on does not change the draws of the others. CLIP's tokenizer has no mask token, so masking a word
+means dropping it (text masking or text randomization in Jayaraman, Guo, Chaudhuri, NeurIPS 2024). What a word is:
+``utils.words``. A knob that is off returns the caption unchanged, including its white space.
 """
 
 import random
@@ -28,9 +25,8 @@ def train_caption(
     """The caption to train on in one epoch: at least one word if ``caption`` has one.
 
     Args:
-        caption: the pair's own.
-        candidates: the captions that ``caption_choice`` draws from; may be empty.
-        vocabulary: the words that ``text_random`` draws from (see ``vocabulary``); unused if that is 0.
+        caption: the pair's own; candidates: those that ``caption_choice`` draws from, may be empty.
+        vocabulary: the words that ``text_random`` draws from (see ``vocabulary``).
     """
     if knobs.caption_choice:
         caption = choose_caption(caption, candidates, seed, epoch, key)

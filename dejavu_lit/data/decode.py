@@ -40,11 +40,7 @@ class Pair:
 
 
 def read_caption(data: bytes) -> str:
-    """A caption from the bytes of its file, without surrounding white space; may be empty.
-
-    Raises:
-        BadPair: not UTF-8, or too long.
-    """
+    """A caption, perhaps empty, from the bytes of its file; raises BadPair if they are too long or not UTF-8."""
     if len(data) > 4 * MAX_CAPTION_CHARS + 3:  # at most 4 bytes per UTF-8 character, and 3 of a byte order mark
         raise BadPair(f"its caption has more than {MAX_CAPTION_CHARS:,} characters")
     try:
@@ -67,11 +63,7 @@ def caption_lines(text: str) -> list[str]:
 
 
 def read_meta(data: bytes) -> dict[str, Any]:
-    """A pair's JSON from the bytes of its file, made safe by ``json_safe``; {} if it is valid JSON but not an object.
-
-    Raises:
-        BadPair: not UTF-8, not JSON, too large or nested too deeply.
-    """
+    """A pair's JSON by ``json_safe`` from the bytes of its file, {} if it is no object; raises BadPair if it does not decode."""
     if len(data) > MAX_JSON_BYTES:
         raise BadPair(f"its JSON has more than {MAX_JSON_BYTES >> 20} MiB")
     try:
@@ -82,11 +74,7 @@ def read_meta(data: bytes) -> dict[str, Any]:
 
 
 def meta_captions(meta: Mapping[str, Any]) -> list[str]:
-    """The distinct captions in a pair's JSON: ``caption``, a text or a list of texts; if missing, the list ``captions``.
-
-    Raises:
-        BadPair: ``caption`` is neither, or one of them is too long.
-    """
+    """The distinct captions in a pair's JSON: ``caption``, a text or a list (else BadPair); if missing, the list ``captions``."""
     caption = meta.get("caption")
     if caption is None and isinstance(meta.get("captions"), list):
         caption = [text for text in meta["captions"] if isinstance(text, str)]
@@ -105,9 +93,7 @@ def decode_texts(content: Mapping[str, bytes]) -> tuple[str, dict[str, Any]]:
     """The caption and the JSON of a pair from those of its members TEXTS that exist; a class becomes ``label``.
 
     Without a text, the caption is the first of the JSON's or, of a labelled set, the label, as class folders give it.
-
-    Raises:
-        BadPair: text or JSON that does not decode, or a caption that is not text or too long.
+    Raises BadPair as the functions above.
     """
     meta = read_meta(content["json"]) if "json" in content else {}
     if "cls" in content:
@@ -129,12 +115,9 @@ def caption_candidates(pair: Pair) -> tuple[str, ...]:
 
 
 def json_safe(value: Any, depth: int = 0) -> Any:
-    """``value`` as strict JSON in UTF-8 can hold it.
+    """``value`` as strict JSON in UTF-8 can hold it; raises ValueError if it is nested more than MAX_JSON_DEPTH deep.
 
     Dates and other types become text, NaN and infinity null, lone surrogates question marks.
-
-    Raises:
-        ValueError: lists and objects nested more than MAX_JSON_DEPTH deep.
     """
     if value is None or isinstance(value, bool | int):
         return value
@@ -154,8 +137,7 @@ def json_safe(value: Any, depth: int = 0) -> Any:
 def open_image(data: bytes) -> Iterator[Image.Image]:
     """The image in the bytes of a file, opaque and of 8 bits per channel: what every consumer of images sees.
 
-    Its header is read and its size checked. Its pixels are not decoded yet, except in modes that Pillow converts and resizes
-    in different ways (see ``_flat``).
+    Its pixels are not decoded yet, except in modes that Pillow converts and resizes in different ways (see ``_flat``).
 
     Raises:
         BadPair: not one of IMAGE_FORMATS, more than MAX_PIXELS, an aspect ratio above MAX_ASPECT_RATIO, or damaged, even

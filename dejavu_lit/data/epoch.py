@@ -33,13 +33,9 @@ def epoch_plan(
     excluded: Positions | None = None,
     removed: Positions | None = None,
 ) -> "EpochPlan":
-    """The plan of one epoch over shards of ``sizes`` pairs, of which the first ``train_size`` are used.
+    """The plan of one epoch over shards of ``sizes`` pairs, of which the first ``train_size`` are used; else as EpochPlan.
 
-    Args:
-        excluded: pairs treated as absent; removed: pairs that count but are not trained on.
-
-    Raises:
-        UserError: fewer pairs than one batch of all ranks, or fewer than ``train_size``.
+    Raises UserError for fewer pairs than one batch of all ranks, or fewer than ``train_size``.
     """
     used = nested_sizes(sizes, train_size, excluded)
     return EpochPlan(used, seed, epoch, world, workers, batch, repeat or Repeat(), excluded or {}, removed or {})
@@ -64,11 +60,7 @@ def check_fills_batch(pairs: int, world: int, batch: int) -> None:
 def nested_sizes(sizes: Sequence[int], train_size: int | None, excluded: Positions | None = None) -> tuple[int, ...]:
     """How much of each shard a training size uses: together a prefix of the set, so that training sizes are nested.
 
-    Args:
-        sizes: pairs in each shard; train_size: number of pairs, None: all; excluded: pairs that do not count.
-
-    Raises:
-        UserError: ``train_size`` is larger than the set, or not positive.
+    ``excluded`` pairs do not count. Raises UserError if ``train_size`` (None: all) is larger than the set, or not positive.
     """
     if train_size is None:
         return tuple(sizes)
@@ -92,24 +84,15 @@ def nested_sizes(sizes: Sequence[int], train_size: int | None, excluded: Positio
 class EpochPlan:
     """The order of one epoch. Entries are (shard, position in the shard), int64."""
 
-    sizes: tuple[int, ...]
-    """How much of each shard is used, including excluded pairs."""
-    seed: int
-    """Of the order; the pairs' draws use it too."""
-    epoch: int
-    """Counted from 0."""
-    world: int
-    """Number of ranks."""
-    workers: int
-    """Loader processes per rank; 0 counts as 1."""
-    batch: int
-    """Pairs per rank and step."""
+    sizes: tuple[int, ...]  # how much of each shard is used, including excluded pairs
+    seed: int  # of the order; the pairs' draws use it too
+    epoch: int  # counted from 0
+    world: int  # number of ranks
+    workers: int  # loader processes per rank; 0 counts as 1
+    batch: int  # pairs per rank and step
     repeat: Repeat = field(default_factory=Repeat)
-    """Planted memory."""
-    excluded: Positions = field(default_factory=dict)
-    """Pairs treated as absent."""
-    removed: Positions = field(default_factory=dict)
-    """Pairs that count but are not trained on."""
+    excluded: Positions = field(default_factory=dict)  # pairs treated as absent
+    removed: Positions = field(default_factory=dict)  # pairs that count but are not trained on
 
     def __post_init__(self) -> None:
         check_fills_batch(self.entries, self.world, self.batch)
@@ -198,14 +181,9 @@ class EpochPlan:
 
 
 def exposures(plan: EpochPlan, steps: int) -> np.ndarray:
-    """How often each pair was seen in the first ``steps`` steps of a training that follows ``plan``.
+    """How often each pair was seen in the first ``steps`` steps, over all epochs, of a training that follows ``plan``.
 
-    Args:
-        plan: the plan of any epoch of the training (its ``epoch`` is ignored).
-        steps: training steps done, over all epochs.
-
-    Returns:
-        int64 [pairs], in the order of the shards, without excluded pairs; 0 for removed ones.
+    int64 [pairs], in the order of the shards, without excluded pairs; 0 for removed ones.
     """
     starts = np.concatenate([[0], np.cumsum(plan.sizes)]).astype(np.int64)
     counts = np.zeros(int(starts[-1]), dtype=np.int64)

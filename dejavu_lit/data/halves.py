@@ -29,30 +29,19 @@ log = logging.getLogger(__name__)
 class DealtSet(ShardSet):
     """A side of a half: some pairs of each shard of A and of B; read as if they were shards of their own."""
 
-    paths: tuple[Path, ...] = ()
-    """The shards of the pool."""
-    positions: tuple[np.ndarray, ...] = field(default=(), repr=False, compare=False)
-    """The positions of this side's pairs in each of them, ascending."""
+    paths: tuple[Path, ...] = ()  # the shards of the pool
+    positions: tuple[np.ndarray, ...] = field(default=(), repr=False, compare=False)  # in each of them, ascending
 
     def index(self, shard: int) -> ShardIndex:
-        """The index of this side's pairs of one shard."""
-        whole, chosen = index_shard(self.paths[shard]), self.positions[shard].tolist()
-        if chosen and chosen[-1] >= len(whole):
-            raise UserError(f"{whole.path} has fewer pairs than when the halves were dealt; restore the shard")
-        return whole.subset(chosen)
+        return index_shard(self.paths[shard]).subset(self.positions[shard].tolist())
 
 
 def open_half(
     folder: Path, name: str, seed: int, half: int, train_size: int | None = None, excluded: frozenset[str] = frozenset()
 ) -> ShardSet:
-    """The pairs that a half deals to A or to B and that are trained on.
+    """The pairs that a half deals to A or to B and that are trained on: ``train_size`` (None: all), without excluded keys.
 
-    Args:
-        folder: a prepared data folder; seed: ``data.seed``; train_size: pairs of each side, None: all; excluded: keys that
-            are not dealt.
-
-    Raises:
-        UserError: the members of A or B were listed, not drawn, or the manifest has no groups of near-duplicates.
+    Raises UserError if the members of A or B were listed, not drawn, or the manifest has no groups of near-duplicates.
     """
     manifest = folder / MANIFEST
     return _dealt_sets(folder, seed, half, train_size, excluded, manifest.stat().st_mtime_ns)[name]
@@ -114,7 +103,6 @@ def deal(
 
     Args:
         keys: of the pool, in any order; groups: of near-duplicates, by their keys; sizes: pairs of A and of B.
-        seed, half: of the deal.
     """
     row_of = {key: row for row, key in enumerate(keys)}
     units: dict[str, list[int]] = {}

@@ -1,6 +1,5 @@
-"""Lists of keys, in text files and in memory: excluded pairs (``data.exclude``), known members of the sets (``keys``).
+"""Lists of keys: ``data.exclude`` leaves pairs out of everything, ``mitigation.dedup`` out of training only.
 
-``data.exclude`` leaves pairs out of everything, ``mitigation.dedup`` leaves later duplicates out of training only, and
 ``keys`` of ``prepare`` names the pairs that may go into a set: members of A and non-members of H known beforehand.
 """
 
@@ -15,20 +14,17 @@ from dejavu_lit.data.manifest import duplicate_groups
 from dejavu_lit.data.readers.base import clean_keys
 from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS
 from dejavu_lit.data.shards import ShardSet
-from dejavu_lit.data.splits import ANY, NONE, SETS
-from dejavu_lit.utils.errors import UserError, suggest
+from dejavu_lit.data.splits import ANY, NONE, SETS, check_sets
+from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import fingerprint
 
 log = logging.getLogger(__name__)
 
 
 def read_keys(path: Path | str, option: str) -> list[str]:
-    """The distinct keys in a text file with one key per line, in their order.
+    """The distinct keys in a text file with one key per line, in their order; raises UserError naming ``option``.
 
     Only line feeds (and a carriage return before them) end a line: foreign keys may contain any other character.
-
-    Raises:
-        UserError: the file cannot be read; the message names ``option``.
     """
     try:
         lines = Path(path).read_bytes().decode("utf-8-sig").split("\n")
@@ -56,11 +52,7 @@ def positions_of(shards: ShardSet, keys: Set[str]) -> dict[int, tuple[int, ...]]
 
 
 def prefix(shards: ShardSet, limit: int | None, excluded: Set[str]) -> tuple[list[str], int]:
-    """The first ``limit`` keys of a set (all by default) that are not excluded, and how many of its pairs they span.
-
-    Raises:
-        UserError: fewer pairs than ``limit``.
-    """
+    """The first ``limit`` keys (None: all) of a set that are not excluded, of which it must have so many, and their span."""
     span = sum(nested_sizes(shards.sizes, limit, positions_of(shards, excluded)))
     return [key for key in shards.keys(span) if key not in excluded], span
 
@@ -71,13 +63,7 @@ def later_duplicates(
     """{shard: positions} of the pairs that ``mitigation.dedup`` removes from training.
 
     Of each group of near-duplicates in the manifest, the pair with the smallest key stays, among those that are trained
-    on (not excluded, within the training size).
-
-    Args:
-        manifest: the data's manifest.json; shards: the training set, of pairs of A, of B or (in a random half) of both.
-
-    Raises:
-        UserError: the manifest lists no groups.
+    on (not excluded, within the training size). ``shards`` has pairs of A, of B or (in a random half) of both.
     """
     groups = [group for name in ("A", "B") for group in duplicate_groups(manifest, name)]  # keys are unique over both
     used = nested_sizes(shards.sizes, train_size, excluded)
@@ -98,37 +84,17 @@ def later_duplicates(
 
 
 def read_lists(files: Mapping[str, Path | str | None]) -> dict[str, list[str]]:
-    """{set: lines of its list} from {set: a text file with one key per line}; sets without a file are skipped.
-
-    Raises:
-        UserError: an unknown set, or a file that cannot be read or is empty.
-    """
-    for name in files:
-        if name not in SETS:
-            raise UserError(f"keys names an unknown set {name!r}{suggest(name, SETS)}; the sets are {', '.join(SETS)}")
-    lists: dict[str, list[str]] = {}
-    for name in SETS:
-        if (file := files.get(name)) is None:
-            continue
-        if not isinstance(file, str | Path):
-            raise UserError(f"keys.{name}={file} is not a file; give a text file with one key per line")
-        lists[name] = read_keys(file, f"keys.{name}")
-        if not lists[name]:
-            raise UserError(f"keys.{name}={file} lists no keys; write one key per line, or set keys.{name}=null")
-    return lists
+    """{set: lines of its list} from {set: a text file with one key per line}; raises UserError for an unknown set."""
+    check_sets("keys", files)
+    return {name: read_keys(file, f"keys.{name}") for name in SETS if (file := files.get(name)) is not None}
 
 
 def match_lists(
     lists: Mapping[str, Sequence[str]], keys: Sequence[str], listed_name: Callable[[str], str] = str
 ) -> tuple[dict[str, list[str]], dict[str, int]]:
-    """{set: its listed keys that are in the data} and {set: how many are missing}, with a warning if any are.
+    """{set: its listed keys that are in the data (``keys``)} and {set: how many are missing}, with a warning if any are.
 
-    Args:
-        lists: from ``read_lists``; keys: those of the data, at least one; listed_name: as of ``meant_keys``.
-
-    Raises:
-        UserError: a key is listed for two sets, or no key of a list is in the data. The message then shows one of each,
-            since most often they are written differently.
+    Raises UserError if a key is listed for two sets, or no key of a list is in the data.
     """
     known, set_of, missing = set(keys), dict[str, str](), dict[str, int]()
     for name, lines in lists.items():
@@ -140,31 +106,27 @@ def match_lists(
                 )
         unknown = [line for line in lines if line not in meant]
         missing[name] = len(unknown)
-        if len(unknown) == len(lines):
-            raise UserError(
-                f"none of the {len(lines)} keys in keys.{name} is in the data: it lists {lines[0]!r}, the data has keys "
-                f"such as {min(known)!r}; write the keys as in the data"
-            )
-        if unknown:
-            log.warning(
-                "%d of %d keys in keys.%s are not in the data; the first is %r",
-                *(len(unknown), len(lines), name, unknown[0]),
-            )
+        check_known(f"keys.{name}", lines, unknown, min(known))
     return {name: [key for key, owner in set_of.items() if owner == name] for name in lists}, missing
 
 
+def check_known(option: str, listed: Collection[str], unknown: Sequence[str], key: str) -> None:
+    """Warn of the ``unknown`` keys that ``option`` lists; raise UserError if all are, showing how a ``key`` of the data looks."""
+    if unknown and len(unknown) == len(listed):
+        raise UserError(
+            f"none of the {len(listed)} keys in {option} is in the data: it lists {unknown[0]!r}, the data has keys such as "
+            f"{key!r}; write the keys as in the data"
+        )
+    if unknown:
+        log.warning(
+            "%d of %d keys in %s are not in the data; the first is %r", len(unknown), len(listed), option, unknown[0]
+        )
+
+
 def meant_keys(lines: Iterable[str], keys: Set[str], listed_name: Callable[[str], str] = str) -> dict[str, str]:
-    """{line: the one of ``keys`` that it means}, without the lines that mean none.
-
-    A line that is not a key may be what the reader makes a key from: a column's text, or an image's path.
-
-    Args:
-        listed_name: the reader's own function from a line to a name that a key is made from, if it has one.
-    """
-    firsts = (
-        (line, next((form for form in _possible_keys(line, listed_name) if form in keys), None)) for line in lines
-    )
-    return {line: key for line, key in firsts if key is not None}
+    """{line: the one of ``keys`` that it means}, without the lines that mean none; ``listed_name``: a reader's own function."""
+    meant = {line: next((k for k in _possible_keys(line, listed_name) if k in keys), None) for line in lines}
+    return {line: key for line, key in meant.items() if key is not None}
 
 
 def _possible_keys(line: str, listed_name: Callable[[str], str]) -> Iterator[str]:
@@ -186,10 +148,7 @@ def listed_sets(lists: Mapping[str, Sequence[str]], keys: Sequence[str]) -> np.n
 def count_excluded_duplicates(listed: np.ndarray, allowed: np.ndarray, owner: np.ndarray) -> dict[str, int]:
     """{set: how many of its listed pairs are left out as duplicates of another set's}, with a warning for each.
 
-    The key "" counts the pairs that are listed nowhere.
-
-    Args:
-        listed: int8 [n], as ``allowed_sets`` takes it; allowed, owner: int8 [n], its results.
+    The key "" counts the pairs that are listed nowhere. ``listed`` is what ``allowed_sets`` took, the others its results.
     """
     counts = {}
     for code in (*range(len(SETS)), ANY):

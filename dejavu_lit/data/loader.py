@@ -27,9 +27,8 @@ class EpochLoader:
         stream: PairStream,
         settings: LoaderSettings,
         position: Callable[[], tuple[int, int]],
-        batch_timeout: float = 0,
+        batch_timeout: float = 0,  # seconds that the worker processes may take for a batch; 0: no limit
     ) -> None:
-        """``batch_timeout``: seconds that the worker processes may take for a batch; 0: no limit."""
         self._stream, self._settings, self._position, self._batch_timeout = stream, settings, position, batch_timeout
         if settings.workers:
             stream.position.share_memory_()
@@ -45,7 +44,6 @@ class EpochLoader:
         yield from self.batches(*self._position())
 
     def batches(self, epoch: int, step: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from ``step`` on."""
         self._stream.start_at(epoch, step)
         if self._loader is None:
             before = active_children()

@@ -1,5 +1,6 @@
 """manifest.json of a prepared data folder: its name and schema, the settings check, and the groups of near-duplicates."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +23,24 @@ def check_settings(out: Path, settings: dict[str, Any], earlier: dict[str, Any])
         )
 
 
-def duplicate_groups(manifest: Path, name: str, option: str = "mitigation.dedup=true") -> list[list[str]]:
-    """The groups of near-duplicates in the set ``name``, each a list of keys; ``option`` needs them.
+def refuse_foreign(out: Path, names: Iterable[str]) -> None:
+    """Raise UserError if ``out``, a folder to be written, has a folder of one of these names already."""
+    if foreign := [name for name in names if (out / name).exists()]:
+        raise UserError(
+            f"{out} contains {foreign[0]!r}, which this command did not write; choose another data.dir= or remove it"
+        )
 
-    Raises:
-        UserError: the manifest lists no groups, or they are damaged.
-    """
-    duplicates = read_json_object(manifest).get("duplicates")
-    groups_by_set = duplicates.get(GROUPS) if isinstance(duplicates, dict) else None
+
+def duplicate_groups(manifest: Path, name: str, option: str = "mitigation.dedup=true") -> list[list[str]]:
+    """The groups of near-duplicates in a set, lists of keys; raises UserError naming ``option`` if the manifest has none."""
+    groups_by_set: dict[str, list[list[str]]] | None = read_json_object(manifest).get("duplicates", {}).get(GROUPS)
     if groups_by_set is None:
         instead = ", or set data.exclude= to the list that dejavu dedup within=true writes" if "dedup" in option else ""
         raise UserError(
             f"{option} needs the groups of near-duplicates, which {manifest} does not list; prepare the data again with "
             f"dejavu prepare into another data.dir={instead}"
         )
-    groups = groups_by_set.get(name, []) if isinstance(groups_by_set, dict) else None
-    if isinstance(groups, list) and all(isinstance(g, list) and all(isinstance(k, str) for k in g) for g in groups):
-        return groups
-    raise UserError(f"the groups of duplicates in {manifest} are damaged; prepare the data again")
+    return groups_by_set.get(name, [])
 
 
 def listed_members(manifest: Path) -> list[str]:

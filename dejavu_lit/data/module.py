@@ -32,6 +32,8 @@ from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.utils.errors import UserError
 
 log = logging.getLogger(__name__)
+# What a stream of the training pairs takes, but for the cache.
+Sources = tuple[ShardSet, EpochPlan, int, Preprocess, Tokenizer, Mitigation, Sequence[str], Augment | None]
 
 CHECKED_PAIRS = 100  # whose captions tell whether a text knob can change any
 VOCABULARY_PAIRS = 100_000  # whose captions text_random draws its words from; shards are in hash order: it is a sample
@@ -42,25 +44,15 @@ class PairDataModule(pl.LightningDataModule):
     """The training pairs of one side and the validation pairs."""
 
     data: DataSpec
-    """The prepared data, and what of it is trained on."""
-    side: str
-    """Which model is trained: target (on A) or reference (on B)."""
-    batch: int
-    """Pairs per step, over all ranks."""
-    seed: int
-    """Of the order of the pairs and of all draws."""
+    side: str  # which model is trained: target (on A) or reference (on B)
+    batch: int  # pairs per step, over all ranks
+    seed: int  # of the order of the pairs and of all draws
     preprocess: Preprocess
-    """From an image to the model's input, without randomness."""
     tokenizer: Tokenizer
-    """From captions to tokens."""
     mitigation: Mitigation = field(default_factory=Mitigation)
-    """What is done to captions and images, and whether near-duplicates are trained on."""
-    augment: Augment | None = None
-    """Replaces ``preprocess`` in training, with random draws."""
+    augment: Augment | None = None  # replaces ``preprocess`` in training, with random draws
     loader: LoaderSettings = field(default_factory=LoaderSettings)
-    """How pairs are read."""
-    batch_timeout: float = 0
-    """Seconds that the worker processes may take for a batch; 0: no limit."""
+    batch_timeout: float = 0  # seconds that the worker processes may take for a batch; 0: no limit
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -108,9 +100,6 @@ class PairDataModule(pl.LightningDataModule):
         """Check the sizes and the captions, and decode all images once if they fit into memory.
 
         With augmentation, the cache holds whole images, augmented again each epoch: it never changes what is trained.
-
-        Raises:
-            UserError: ``caption_choice`` for pairs with one caption each.
         """
         total, limit = sum(self.plan(0, self._world).sizes), self.loader.cache_mb * 2**20
         self._check_captions(total)
@@ -126,18 +115,12 @@ class PairDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> EpochLoader:
         """One epoch per iteration; starts in mid-epoch if the trainer does."""
-        stream = PairStream(
-            self.train_set,
-            self.plan(0, self._world),
-            self._rank,
-            self.preprocess,
-            self._tokenizer,
-            self.mitigation,
-            self._vocabulary,
-            self.augment,
-            self._cache,
-        )
-        return self._loader(stream, self._position)
+        return self._loader(PairStream(*self._sources, cache=self._cache), self._position)
+
+    @property
+    def _sources(self) -> Sources:
+        pairs = self.train_set, self.plan(0, self._world), self._rank
+        return *pairs, self.preprocess, self._tokenizer, self.mitigation, self._vocabulary, self.augment
 
     def val_dataloader(self) -> EpochLoader | list[EpochLoader]:
         """V in a fixed order, unaffected by any knob, in batches of at most the training batch; [] if there is no V."""
@@ -153,7 +136,6 @@ class PairDataModule(pl.LightningDataModule):
         return self._loader(PairStream(valid, plan, self._rank, self.preprocess, self._tokenizer), lambda: (0, 0))
 
     def teardown(self, stage: str) -> None:
-        """End the loaders' worker processes."""
         for loader in self._loaders:
             loader.close()
         self._loaders.clear()
@@ -199,7 +181,6 @@ class PairDataModule(pl.LightningDataModule):
         return self.trainer.global_rank if self.trainer else 0
 
     def _position(self) -> tuple[int, int]:
-        """The trainer's epoch, and the step in it."""
         if self.trainer is None:
             return 0, 0
         return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready

@@ -4,10 +4,9 @@ The perceptual hash is the sign of 64 coefficients of a two-dimensional DCT-II o
 horizontal and vertical frequencies 1 to 8, so neither brightness nor contrast matters. Two images are near-duplicates
 if at most ``distance`` of the 64 bits differ, and groups are the connected components of that relation.
 
-Measured on 159 photographs from COCO: copies recompressed (JPEG quality 30, WebP 60) or resized (down to 64 pixels) differ
-in at most 5 bits, different photographs in 16 or more (mean 32, standard deviation 4.1, hence about 1 pair in 10¹¹ within
-6 bits). Crops and mirrored images are not detected. Images without enough structure for 64 reliable signs (a plain
-background, a gradient, a few marks on white) get no perceptual hash and are compared by their bytes only.
+Recompressed and resized copies of photographs differ in at most 5 bits, different photographs in 16 or more
+(docs/duplicates.md). Images without enough structure for 64 reliable signs (a plain background, a gradient, a few marks on
+white) get no perceptual hash and are compared by their bytes only.
 """
 
 import hashlib
@@ -21,11 +20,9 @@ from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
 from dejavu_lit.data.manifest import listed_copies
 from dejavu_lit.data.shards import BadPair, ShardSet, read_pairs
-from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.progress import progress
 
 HASH = "dct-sign-8x8"
-LARGEST_DISTANCE = 12  # above, blocks no longer select candidates, and unrelated images are joined
 _SIDE = 32
 _SCALE = 4096
 # Integers, so that every machine computes the same bits.
@@ -44,10 +41,7 @@ def content_digest(data: bytes) -> np.ndarray:
 
 
 def perceptual_hash(image: Image.Image) -> int | None:
-    """The 64-bit perceptual hash of an image just opened; None if it has too little structure.
-
-    Raises whatever Pillow raises for an image that does not decode.
-    """
+    """The 64-bit perceptual hash of an image just opened; None if it has too little structure."""
     # JPEG only: reads the whole file, but decodes at 1/2, 1/4 or 1/8 of the size.
     image.draft("L", (2 * _SIDE, 2 * _SIDE))
     gray = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS), dtype=np.int64)
@@ -82,23 +76,16 @@ def near_groups(
     """The groups of exact and near duplicates, and the pairs of rows that connect them beyond exact copies.
 
     The 64 bits are cut into ``distance`` + 2 blocks: pairs within ``distance`` agree in at least two blocks, so only
-    images that agree in two blocks are compared, once for each pair of blocks. For n photographs and distance 6 this
-    takes 28 sorts and about 28 n² / 2¹⁷ comparisons.
+    images that agree in two blocks are compared, once for each pair of blocks.
 
     Args:
-        exact: int64 [n], the groups of exact duplicates (``exact_groups``).
-        hashes: uint64 [n], perceptual hashes.
-        hashed: bool [n], whether an image has one.
-        distance: largest number of different bits, 0 to LARGEST_DISTANCE.
+        exact: int64 [n], the groups of exact duplicates; distance: largest number of different bits, in DISTANCES.
+        hashes: uint64 [n], perceptual hashes; hashed: bool [n], whether an image has one.
 
     Returns:
         For each image the first row of its group, int64 [n]; and pairs that differ in at most ``distance`` bits, int64
         [m, 2], n − 1 for a group of n different images.
-
-    Raises:
-        UserError: ``distance`` out of range.
     """
-    check_distance(distance)
     groups = exact.copy()
     rows = np.flatnonzero(hashed)
     values, first_row, inverse = np.unique(hashes[rows], return_index=True, return_inverse=True)
@@ -113,14 +100,6 @@ def near_groups(
         order = np.argsort(blocks_value, kind="stable")
         links.append(_join_within(groups, rows[first_row[order]], blocks_value[order], values[order], distance))
     return groups, np.concatenate(links)
-
-
-def check_distance(distance: int | None, option: str = "near_duplicates") -> None:
-    """Raise UserError for a distance out of range; None stands for exact duplicates only."""
-    if distance is not None and (isinstance(distance, bool) or not 0 <= distance <= LARGEST_DISTANCE):
-        raise UserError(
-            f"{option}={distance} must be a number of bits from 0 to {LARGEST_DISTANCE}, or null for exact duplicates only"
-        )
 
 
 def count_duplicates(exact: np.ndarray, groups: np.ndarray) -> dict[str, dict[str, int]]:
@@ -151,11 +130,7 @@ def _bits(values: np.ndarray, start: int, end: int) -> np.ndarray:
 
 
 def join(groups: np.ndarray, rows: np.ndarray, peers: np.ndarray) -> np.ndarray:
-    """Join the groups of ``rows`` and ``peers``, pair by pair; returns the pairs that connect them, int64 [m, 2].
-
-    Args:
-        groups: int64 [n], the first row of each row's group; changed in place.
-    """
+    """Join the groups (in place) of ``rows`` and ``peers``, pair by pair; returns the pairs that connect them, int64 [m, 2]."""
     new = np.flatnonzero(groups[rows] != groups[peers])
     links = np.stack([rows[new], peers[new]], axis=1).astype(np.int64)
     if not len(new):

@@ -9,7 +9,8 @@ stored; the threshold of a measurement is applied on reading, to the true and th
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -55,8 +56,7 @@ class Annotator:
     def from_json(cls, value: Any) -> "Annotator":
         """The annotator from the result of ``as_json``; raises TypeError or ValueError for anything else."""
         annotator = cls(**value)
-        optional = [text for text in (annotator.weights, annotator.vocabulary) if text is not None]
-        texts = [annotator.name, annotator.version, *optional]
+        texts = (annotator.name, annotator.version, annotator.weights or "", annotator.vocabulary or "")
         if not all(isinstance(text, str) for text in texts) or type(annotator.threshold) not in (int, float):
             raise TypeError("its annotator has a field of the wrong type")
         if not math.isfinite(annotator.threshold):
@@ -91,8 +91,7 @@ def write_objects(
 ) -> None:
     """Write one part (the objects of one shard) atomically; the same rows give the same bytes.
 
-    Args:
-        images: ``ShardIndex.images`` of the shard, so that the part is not taken for that of other images; None: unknown.
+    It notes ``images``, ``ShardIndex.images`` of the shard, so that it is not taken for that of other images.
     """
     columns = [[getattr(row, name, None) for row in rows] for name in SCHEMA.names]
     metadata = {METADATA: json.dumps(annotator.as_json(), sort_keys=True).encode()}
@@ -107,19 +106,15 @@ def write_objects(
 
 @dataclass(frozen=True)
 class Objects:
-    """The distinct objects of many images in compressed rows: image i has ``codes[starts[i]:starts[i+1]]``, sorted.
-
-    keys: tuple of str [n]; starts: int64 [n+1]; codes: int32, indices into ``labels`` (sorted label names).
-    """
+    """The distinct objects of n images in compressed rows: image i has ``codes[starts[i]:starts[i+1]]``, sorted."""
 
     keys: tuple[str, ...]
-    starts: np.ndarray
-    codes: np.ndarray
-    labels: tuple[str, ...]
+    starts: np.ndarray  # int64 [n+1]
+    codes: np.ndarray  # int32, indices into ``labels``
+    labels: tuple[str, ...]  # sorted
 
     @cached_property
     def rows(self) -> dict[str, int]:
-        """{key: row}."""
         return {key: row for row, key in enumerate(self.keys)}
 
     def __len__(self) -> int:
@@ -154,13 +149,8 @@ def read_objects(
 ) -> tuple[list[Objects], Annotator]:
     """Read the artifacts of several sets into one vocabulary, keeping detections with score ≥ ``threshold``.
 
-    Args:
-        folders: one folder of parquet parts per set, e.g. objects/scenes/A and objects/scenes/P, or several that are read as
-            one set.
-        threshold: lowest score that counts, 0..1.
-
     Returns:
-        Objects for each folder, all with the same ``labels``, and the annotator.
+        Objects for each set, a folder of parts (objects/scenes/A) or several, with the same ``labels``; and the annotator.
 
     Raises:
         UserError: a folder without parts, parts of different annotators, a key that occurs twice in one set, or a
@@ -202,13 +192,19 @@ def read_objects(
 
 def read_part(path: Path, columns: Sequence[str] = ("key", "labels", "scores")) -> tuple[Annotator, pa.Table]:
     """The annotator and some columns of one part; raises UserError if it is damaged or not an object artifact."""
-    try:
+    with _reading(path):
         table = pq.read_table(path, columns=list(columns))
         annotator = Annotator.from_json(json.loads((table.schema.metadata or {})[METADATA]))
         return annotator, _checked(table.cast(pa.schema([SCHEMA.field(name) for name in columns])))
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (*READ_ERRORS, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is not an object artifact of this project ({first_line(error)}); annotate the images again"
+            f"{path} is damaged or not an object artifact ({first_line(error)}); annotate the images again"
         ) from None
 
 
@@ -239,13 +235,11 @@ def as_stored(threshold: float) -> float:
 
 def failures(path: Path) -> dict[str, str]:
     """{key: reason} of the images of one part that could not be annotated; raises UserError if it cannot be read."""
-    try:
+    with _reading(path):
         reasons = json.loads(_metadata(path).get(FAILED, b"{}"))
         if not isinstance(reasons, dict) or not all(isinstance(reason, str) for reason in reasons.values()):
             raise ValueError("its failed images are not {key: reason}")
-    except READ_ERRORS as error:
-        raise UserError(f"{path} is damaged ({first_line(error)}); annotate its shard again") from None
-    return reasons
+        return reasons
 
 
 def check_images(artifact: Path, images: Mapping[str, Mapping[str, str]]) -> None:
@@ -262,10 +256,8 @@ def check_images(artifact: Path, images: Mapping[str, Mapping[str, str]]) -> Non
 
 def is_part_of(path: Path, images: str) -> bool:
     """Whether a part has the objects of the images with this fingerprint, or does not say; raises UserError if damaged."""
-    try:
+    with _reading(path):
         return _metadata(path).get(IMAGES, images.encode()) == images.encode()
-    except READ_ERRORS as error:
-        raise UserError(f"{path} is damaged ({first_line(error)}); annotate its shard again") from None
 
 
 def _metadata(path: Path) -> Mapping[bytes, bytes]:

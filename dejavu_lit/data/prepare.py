@@ -2,28 +2,37 @@
 
 Three steps, the first and the last spread over processes: every pair is read once, checked and hashed (``data/scan.py``);
 groups of duplicates are formed and assigned to sets (``data/assignment.py``); shards are written (``data/write_sets.py``).
-An interrupted run continues and ends with the same bytes, because parts and shards are complete or absent and depend on
-nothing but the settings. ``dejavu prepare`` is the command.
+An interrupted run continues and ends with the same bytes: parts and shards are complete or absent, and depend on nothing else.
 """
 
 import logging
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
 from dejavu_lit import __version__
-from dejavu_lit.data.assignment import Assignment, assign, count_by_set
-from dejavu_lit.data.key_lists import keys_fingerprint, listed_sets, match_lists, meant_keys, read_keys, read_lists
-from dejavu_lit.data.manifest import MANIFEST, SCHEMA, check_settings
-from dejavu_lit.data.near_duplicates import HASH, check_distance
+from dejavu_lit.data.assignment import Assignment, assign
+from dejavu_lit.data.key_lists import (
+    check_known,
+    keys_fingerprint,
+    listed_sets,
+    match_lists,
+    meant_keys,
+    read_keys,
+    read_lists,
+)
+from dejavu_lit.data.manifest import MANIFEST, SCHEMA, check_settings, refuse_foreign
+from dejavu_lit.data.near_duplicates import HASH
 from dejavu_lit.data.readers.base import Reader
 from dejavu_lit.data.scan import Scan, scan
-from dejavu_lit.data.splits import SETS, UNUSED, set_sizes, shard_order
+from dejavu_lit.data.settings import DISTANCES
+from dejavu_lit.data.splits import SETS, UNUSED, count_by_set, set_sizes, shard_order
 from dejavu_lit.data.write_sets import PairSet, write_sets
-from dejavu_lit.utils.errors import UserError, check_at_least
+from dejavu_lit.utils.errors import UserError, check_at_least, check_range
 from dejavu_lit.utils.io import file_sha256, fingerprint, read_json_object, write_json
 
 MAIN = ""  # the name of the main source beside those of extra, which are identifiers
@@ -48,14 +57,9 @@ def prepare(
 ) -> dict[str, Any]:
     """Write ``out/{A,B,H,V,P}/``, ``out/objects/NAME/SET/`` if the reader has objects, and ``out/manifest.json``.
 
-    Args:
+    Args (the others are options of the same names, in ``DataSpec`` and of the command):
         sizes: {set: number of pairs (int), share of all usable pairs (float, 1.0: all), or None for all that ``keys`` lists}.
-        seed: of the splits.
-        near_duplicates: images whose perceptual hashes differ in at most this many of 64 bits count as one image and
-            stay in one set; None: only images of the same bytes do.
         extra: further public sets, {name: reader}, written in full, without images that are also in a set of ``sizes``.
-        exclude: text file with one key per line: pairs to leave out.
-        max_skipped: largest share of a source's pairs that may be unusable.
         keys: {set: text file with one key per line}: only these pairs may go into that set, and they go into no other.
             Pairs that are listed nowhere fill the sets without a file. Of near-duplicates listed for two sets (or for
             one and nowhere) those of the first set stay, the others are left out.
@@ -64,18 +68,15 @@ def prepare(
         The manifest. It has no times, so the same settings give the same bytes.
 
     Raises:
-        UserError: nothing to read, fewer pairs than ``sizes`` ask for, too many unusable pairs, ``keys`` that are not
-            in the data or contradict one another, or an ``out`` that was made with other settings.
+        UserError: nothing to read, too few or too many unusable pairs, wrong ``keys``, or an ``out`` with other settings.
     """
     if not 0 <= max_skipped <= 1:
         raise UserError(f"max_skipped={max_skipped} must lie between 0 and 1")
-    exclude = None if exclude is None else Path(exclude)
-    sources = {MAIN: reader, **(extra or {})}
-    job = _Job(Path(out), sources, sizes, seed, near_duplicates, pairs_per_shard, exclude)
-    lists = read_lists(keys or {})
-    settings = job.settings(lists)
-    if (manifest := _finished_manifest(job.out, settings)) is None:
-        manifest = _run(job, lists, settings, workers, max_skipped)
+    sources, lists = {MAIN: reader, **(extra or {})}, read_lists(keys or {})
+    excluded = None if exclude is None else Path(exclude)
+    job = _Job(Path(out), sources, sizes, seed, near_duplicates, pairs_per_shard, excluded, lists)
+    if (manifest := _finished_manifest(job.out, job.settings)) is None:
+        manifest = _run(job, workers, max_skipped)
         write_json(job.out / MANIFEST, manifest)
         _log_summary(job.out, manifest)
     else:
@@ -95,9 +96,10 @@ class _Job:
     near_duplicates: int | None
     pairs_per_shard: int
     exclude: Path | None
+    lists: Mapping[str, list[str]]  # {set: the keys listed for it}
 
     def __post_init__(self) -> None:
-        check_distance(self.near_duplicates)
+        check_range(self, "", DISTANCES, "near_duplicates")
         if self.exclude is not None and not self.exclude.is_file():
             raise UserError(f"data.exclude={self.exclude} is not a file; give a text file with one key per line")
         check_at_least(self, "", pairs_per_shard=1)
@@ -109,7 +111,8 @@ class _Job:
     def extra(self) -> dict[str, Reader]:
         return {name: source for name, source in self.sources.items() if name != MAIN}
 
-    def settings(self, lists: Mapping[str, list[str]]) -> dict[str, Any]:
+    @cached_property
+    def settings(self) -> dict[str, Any]:
         """What the manifest records: all that decides the result."""
         settings = {
             "reader": self.sources[MAIN].fingerprint(),
@@ -120,19 +123,17 @@ class _Job:
             "pairs_per_shard": self.pairs_per_shard,
             "exclude": file_sha256(self.exclude) if self.exclude is not None else None,
         }
-        if lists:
-            settings["keys"] = {name: keys_fingerprint(listed) for name, listed in lists.items()}
+        if self.lists:
+            settings["keys"] = {name: keys_fingerprint(listed) for name, listed in self.lists.items()}
         return settings
 
 
-def _run(
-    job: _Job, lists: Mapping[str, list[str]], settings: dict[str, Any], workers: int, max_skipped: float
-) -> dict[str, Any]:
+def _run(job: _Job, workers: int, max_skipped: float) -> dict[str, Any]:
     keys = _read_keys(job.sources)
-    members, absent = match_lists(lists, keys[MAIN], _listed_name(job.sources[MAIN]))
+    members, absent = match_lists(job.lists, keys[MAIN], _listed_name(job.sources[MAIN]))
     excluded = _exclude(keys, job)
     # Too few pairs are an error before the long scan, not after.
-    set_sizes(job.sizes, len(keys[MAIN]), count_by_set(lists, listed_sets(members, keys[MAIN])))
+    set_sizes(job.sizes, len(keys[MAIN]), count_by_set(job.lists, listed_sets(members, keys[MAIN])))
 
     for source in job.sources.values():
         _ = source.annotator  # what it reads is shared by the workers, which would each read it again
@@ -140,15 +141,14 @@ def _run(
     scans = {}
     for name, source in job.sources.items():
         # The folder is named by all that its parts depend on besides their keys, so other sizes or another seed reuse them.
-        need_captions = name == MAIN and any(job.sizes.get(s, 0) != 0 or s in lists for s in SETS if s != "P")
+        need_captions = name == MAIN and any(job.sizes.get(s, 0) != 0 or s in job.lists for s in SETS if s != "P")
         identity = [source.fingerprint(), perceptual, HASH, *([] if need_captions else ["without captions"])]
         parts = job.out / UNFINISHED / fingerprint(identity)
         scans[name] = scan(source, keys[name], parts, perceptual, workers, max_skipped, need_captions)
     assignment = assign(scans[MAIN], members, job.sizes, job.seed, job.near_duplicates)
     sets = _pair_sets(job, scans, assignment)
-    write_json(job.out / UNFINISHED / SETTINGS, settings)
-    listed = {name: {"listed": len(lists[name]), "absent": absent[name]} for name in lists}
-    entries = {pairs.name: _describe_set(pairs, job, assignment, listed.get(pairs.name)) for pairs in sets}
+    write_json(job.out / UNFINISHED / SETTINGS, job.settings)
+    entries = {pairs.name: _describe_set(pairs, job, assignment, absent) for pairs in sets}
     if empty := [pairs.name for pairs in sets if not len(pairs.rows)]:
         logger.warning("not written, without any pair: %s", ", ".join(empty))
     fingerprints = write_sets(job.out, sets, job.pairs_per_shard, workers)
@@ -158,19 +158,19 @@ def _run(
     return {
         "schema": SCHEMA,
         "version": __version__,
-        "settings": settings,
+        "settings": job.settings,
         "pairs": {
             "read": sum(map(len, keys.values())),
             "excluded": excluded,
             "skipped": sum(map(len, skipped.values())),
             "unused": int((assignment.member == UNUSED).sum()),
-            **({"left_out_as_duplicates": sum(assignment.excluded.values())} if lists else {}),
+            **({"left_out_as_duplicates": sum(assignment.excluded.values())} if job.lists else {}),
         },
         "sets": {name: entries[name] | {"fingerprint": content} for name, content in fingerprints.items()},
         "several_captions": sum(source_scan.several_captions for source_scan in scans.values()),
         "duplicates": assignment.duplicates(),
         "skipped": {reason: {"count": len(bad), "examples": bad[:EXAMPLES]} for reason, bad in skipped.items()},
-        "unread": unread,
+        "unread": dict(sorted(unread.items())),
     }
 
 
@@ -188,10 +188,8 @@ def _finished_manifest(out: Path, settings: dict[str, Any]) -> dict[str, Any] | 
         return manifest
     if (unfinished / SETTINGS).exists():
         check_settings(out, settings, read_json_object(unfinished / SETTINGS))
-    elif foreign := [name for name in (*SETS, "objects", *settings["extra"]) if (out / name).exists()]:
-        raise UserError(
-            f"{out} contains {foreign[0]!r}, which this command did not write; choose another data.dir= or remove it"
-        )
+    else:
+        refuse_foreign(out, (*SETS, "objects", *settings["extra"]))
     if unfinished.exists():  # other commands may write beside them
         for name in (UNFINISHED, *SETS, "objects", *settings["extra"]):
             for part in (out / name).rglob(".*.part"):
@@ -200,16 +198,11 @@ def _finished_manifest(out: Path, settings: dict[str, Any]) -> dict[str, Any] | 
 
 
 def _read_keys(sources: Mapping[str, Reader]) -> dict[str, list[str]]:
-    """{source: its keys, sorted}."""
     keys = {name: sorted(source.keys()) for name, source in sources.items()}
     for name, source_keys in keys.items():
         if not source_keys:
             option = f"data.extra.{name}" if name else "data.reader"
             raise UserError(f"the {sources[name].name} source has no pairs; check {option}")
-        if bad := [key for key in source_keys if not key or "." in key or "/" in key]:
-            raise UserError(
-                f"the {sources[name].name} source has a key {bad[0]!r}; keys must be non-empty, without dots and slashes"
-            )
     for key, following in pairwise(sorted(chain.from_iterable(keys.values()))):
         if key == following:
             raise UserError(f"the key {key!r} occurs twice in the data; keys must be unique over all sources")
@@ -221,29 +214,20 @@ def _exclude(keys: dict[str, list[str]], job: _Job) -> int:
     if (path := job.exclude) is None:
         return 0
     listed = read_keys(path, "data.exclude")
-    unknown, example = set(listed), keys[MAIN][0]
+    known, example = set[str](), keys[MAIN][0]
     every = set(chain.from_iterable(keys.values()))  # a line that is a key means only that
     before = sum(map(len, keys.values()))
     for name, source_keys in keys.items():
         own = set(source_keys)
         meant = meant_keys((n for n in listed if n in own or n not in every), own, _listed_name(job.sources[name]))
-        unknown -= meant.keys()
+        known |= meant.keys()
         excluded = set(meant.values())
         keys[name] = [key for key in source_keys if key not in excluded]
         if source_keys and not keys[name]:
             what = f"data.extra.{name}" if name else "the data"
             raise UserError(f"data.exclude={path} lists every pair of {what}; shorten the list, or drop this source")
-    removed = before - sum(map(len, keys.values()))
-    if listed and not removed:
-        raise UserError(
-            f"none of the {len(listed)} keys in {path} is in the data: it lists {listed[0]!r}, the data has keys such as "
-            f"{example!r}; check data.exclude="
-        )
-    if unknown:
-        logger.warning(
-            "%d of %d keys in %s are not in the data; the first is %r", len(unknown), len(listed), path, min(unknown)
-        )
-    return removed
+    check_known(f"data.exclude={path}", listed, [line for line in listed if line not in known], example)
+    return before - sum(map(len, keys.values()))
 
 
 def _listed_name(reader: Reader) -> Callable[[str], str]:
@@ -262,7 +246,7 @@ def _pair_sets(job: _Job, scans: Mapping[str, Scan], assignment: Assignment) -> 
     return sets
 
 
-def _describe_set(pairs: PairSet, job: _Job, assignment: Assignment, listed: dict[str, int] | None) -> dict[str, Any]:
+def _describe_set(pairs: PairSet, job: _Job, assignment: Assignment, absent: Mapping[str, int]) -> dict[str, Any]:
     """The manifest's entry of a set, with a warning if it is smaller than requested."""
     count, annotator = len(pairs.rows), pairs.reader.annotator
     entry: dict[str, Any] = {
@@ -277,9 +261,10 @@ def _describe_set(pairs: PairSet, job: _Job, assignment: Assignment, listed: dic
     entry["asked"] = size = assignment.sizes[pairs.name]
     if count < size:
         logger.warning("%s got %d of %d pairs: the remaining groups are larger", pairs.name, count, size)
-    if listed is not None:
-        entry |= listed | {"left_out_as_duplicates": assignment.excluded.get(pairs.name, 0)}
-        logger.info("%s took %d of the %d pairs that keys.%s lists", pairs.name, count, listed["listed"], pairs.name)
+    if pairs.name in job.lists:
+        listed, left_out = len(job.lists[pairs.name]), assignment.excluded.get(pairs.name, 0)
+        entry |= {"listed": listed, "absent": absent[pairs.name], "left_out_as_duplicates": left_out}
+        logger.info("%s took %d of the %d pairs that keys.%s lists", pairs.name, count, listed, pairs.name)
     return entry
 
 

@@ -24,8 +24,11 @@ from dejavu_lit.utils.io import fingerprint, locked, read_json_object, visible_f
 log = logging.getLogger(__name__)
 
 # Options that act only if ``shards`` is given, or only if it is not.
-OF_RAW_SHARDS = ("fractions", "pairs", "shuffle", "resampled")
+OF_RAW_SHARDS: tuple[str, ...] = ("fractions", "pairs", "shuffle", "resampled")
 OF_PREPARED_DATA = ("train_size", "repeat", "half", "near_duplicates", "reader", "extra")
+NOT_FOR_RAW_SHARDS = (
+    "with raw shards (data.shards) give data.exclude or other fractions, or run dejavu prepare data=shards"
+)
 PREPARED_SPLIT = (0,)  # ``DataSpec.deal`` of everything but random halves
 TRAINED_ON = {"target": "A", "reference": "B"}  # the set that each side trains on
 
@@ -97,12 +100,9 @@ class DataSpec:
         for name, meaning in (("dir", "the folder"), ("shards", "their path, address or pattern")):
             if getattr(self, name) == "":  # a variable of the shell that is not set would mean the current folder
                 raise UserError(f"data.{name}= is empty; give {meaning}")
-        if not -(2**63) <= self.seed < 2**63:
-            raise UserError(f"data.seed={self.seed} must be a whole number of at most 18 digits")
 
     @property
     def is_remote(self) -> bool:
-        """Whether ``dir`` is a remote address."""
         return self.dir is not None and is_remote(self.dir)
 
     @property
@@ -140,15 +140,12 @@ class DataSpec:
     def check_options(self) -> None:
         """Raise UserError for an option that has no effect: one of raw shards for prepared data, or the other way round."""
         defaults = DataSpec(self.name)
-        for name in OF_RAW_SHARDS if self.shards is None else OF_PREPARED_DATA:
-            if getattr(self, name) == getattr(defaults, name):
-                continue
-            if self.shards is None:
-                raise UserError(f"data.{name} needs raw shards; give data.shards=, or drop the option")
-            raise UserError(
-                f"data.{name} needs prepared data; with raw shards (data.shards) lower data.fractions, give data.exclude, or "
-                "run dejavu prepare data=shards"
-            )
+        names, needed = OF_RAW_SHARDS, "raw shards; give data.shards=, or drop the option"
+        if self.shards is not None:
+            names, needed = OF_PREPARED_DATA, f"prepared data; {NOT_FOR_RAW_SHARDS}"
+        for name in names:
+            if getattr(self, name) != getattr(defaults, name):
+                raise UserError(f"data.{name} needs {needed}")
 
     def check(self) -> None:
         """Raise UserError if the folder is not given, was not prepared, or by a version with another schema."""
@@ -199,7 +196,7 @@ class DataSpec:
             )
 
     def training_pairs(self, side: str) -> int:
-        """The number of pairs that a side trains on; with raw shards given by ``pairs``, or known or estimated since sampling.
+        """The number of pairs that a side trains on; of raw shards given by ``pairs``, or known or estimated since sampling.
 
         Of remote data pairs in ``exclude`` count, too: to know which they are would copy all shards.
         """
@@ -264,7 +261,6 @@ class DataSpec:
         )
 
     def check_labelled(self) -> None:
-        """Raise UserError if the labelled set is missing."""
         if self.labelled and not self.set_folder(self.labelled).is_dir():
             raise UserError(
                 f"data.labelled={self.labelled} is not a set of {self.folder} nor a folder of shards; "
@@ -292,10 +288,7 @@ class DataSpec:
         )
 
     def _object_names(self) -> list[str]:
-        """The names of the object artifacts in the data folder; of remote data also that which came with it.
-
-        A folder without a part is left over from an annotation that failed.
-        """
+        """The names of the object artifacts in the data folder that have a part; of remote data also that which came with it."""
         names = {path.parent.parent.name for path in visible_files(self.folder / "objects", "*/*/*.parquet")}
         if self.is_remote:
             about = read_json_object(self.folder / MANIFEST)["sets"].values()
@@ -323,9 +316,6 @@ def prepare_data(spec: DataSpec, wait: bool = True, **options: Any) -> None:
     Args:
         wait: whether to wait for a process that works in the folder, or to raise UserError.
         options: further arguments of ``prepare``.
-
-    Raises:
-        UserError: no reader, an option without effect, a remote folder, or what ``prepare`` raises.
     """
     from dejavu_lit.data.prepare import prepare  # loads scipy, which nothing else here needs
 

@@ -7,9 +7,9 @@ many shards as they take (``write_samples``). Its manifest has, under "raw_shard
 import logging
 import os
 import random
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
@@ -21,22 +21,21 @@ from tqdm import tqdm
 
 from dejavu_lit import __version__
 from dejavu_lit.data.decode import EMPTY_CAPTION, open_image
-from dejavu_lit.data.manifest import MANIFEST, SCHEMA, SIZES, check_settings
+from dejavu_lit.data.manifest import MANIFEST, SCHEMA, SIZES, check_settings, refuse_foreign
 from dejavu_lit.data.readers.base import clean_keys
 from dejavu_lit.data.readers.shards import expand_braces, matching_tars
 from dejavu_lit.data.remote import is_remote, local_shard
 from dejavu_lit.data.shard_index import read_index
 from dejavu_lit.data.shards import BadPair, Pair, ShardIndex, write_shard
-from dejavu_lit.data.splits import SETS, seeded_hash
+from dejavu_lit.data.splits import SETS, UNUSED, count_by_set, seeded_hash
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256, fingerprint, read_json_object, warn_unread, write_json
 from dejavu_lit.utils.progress import progress
 
-UNFINISHED = ".samples.json"  # in the folder of the samples while they are drawn: the names of their sets
+UNFINISHED = ".samples"  # the folder in which the samples are drawn
 LEAST_SHARDS = 8  # a sample comes from at least so many shards, or from half of them
 COUNTED_SHARDS = 32  # so many local shards are counted, if the samples do not take more
 PAIRS_PER_SHARD = 1000  # of the samples
-NO_SET = -1
 log = logging.getLogger(__name__)
 
 
@@ -44,14 +43,10 @@ log = logging.getLogger(__name__)
 class RawShards:
     """Shards by path or address, and which of their pairs are in which set."""
 
-    shards: str | Sequence[str]
-    """Tars, folders of tars, addresses (s3://…, http://…, 'pipe:COMMAND') and patterns: ``{000..999}``; local also ``*``."""
-    fractions: Mapping[str, float]
-    """{set: share of the pairs}."""
-    seed: int = 0
-    """Of the hash."""
-    excluded: frozenset[str] = frozenset()
-    """Keys that are in no set."""
+    shards: str | Sequence[str]  # tars, folders of tars, addresses and patterns: ``{000..999}``; local also ``*``
+    fractions: Mapping[str, float]  # {set: share of the pairs}
+    seed: int = 0  # of the hash
+    excluded: frozenset[str] = frozenset()  # keys that are in no set
 
     def __post_init__(self) -> None:
         shares = dict(self.fractions)
@@ -63,11 +58,7 @@ class RawShards:
 
     @cached_property
     def addresses(self) -> list[str]:
-        """Every shard's path or address, without repetitions: links and other spellings of one file count once.
-
-        Raises:
-            UserError: a pattern that matches nothing, or a shard in braces that does not exist.
-        """
+        """Every shard's path or address; links and other spellings of one file count once. Raises UserError if one has none."""
         patterns = [self.shards] if isinstance(self.shards, str) else map(str, self.shards)
         shards = (expand_braces(p) if is_remote(p) else matching_tars(Path(p)) for p in patterns)
         unique: dict[str, str] = {}
@@ -76,11 +67,7 @@ class RawShards:
         return list(unique.values())
 
     def check_samples(self, out: Path) -> None:
-        """Raise UserError if the samples in ``out`` were drawn otherwise, or from other local shards.
-
-        With other fractions, another seed or other excluded keys, pairs that the samples have in one set are trained on as
-        those of another. Addresses are not compared.
-        """
+        """Raise UserError if the samples in ``out`` were drawn from other local shards, or have pairs of a set in another."""
         manifest = read_json_object(out / MANIFEST)
         known = manifest.get("settings", {})
         check_settings(out, self.settings, {name: known.get(name) for name in self.settings})
@@ -103,13 +90,13 @@ class RawShards:
         return fingerprint([(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in local])
 
     def sets(self, keys: Sequence[str]) -> np.ndarray:
-        """The set of each key, int8 [n], an index into SETS or NO_SET."""
+        """The set of each key, int8 [n], an index into SETS or UNUSED."""
         names = [name for name in SETS if name in self.fractions]
-        numbers = np.array([*(SETS.index(name) for name in names), NO_SET], dtype=np.int8)
+        numbers = np.array([*(SETS.index(name) for name in names), UNUSED], dtype=np.int8)
         edges = np.cumsum([self.fractions[name] for name in names])
         codes = numbers[np.searchsorted(edges, seeded_hash(keys, self.seed, "raw") / 2.0**64, side="right")]
         if self.excluded:
-            codes[self.is_excluded(keys)] = NO_SET
+            codes[self.is_excluded(keys)] = UNUSED
         return codes
 
     def is_excluded(self, keys: Sequence[str]) -> np.ndarray:
@@ -128,11 +115,7 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
 
     The shards are read in a seeded order until the samples are complete; no shard gives more than its LEAST_SHARDS-th part
     of a sample, unless the others have too few. A pair that does not decode, or has no caption and is not of P, is skipped
-    and counted.
-
-    Raises:
-        UserError: a size that is not a whole number, fewer pairs than asked for, or another sample or foreign sets in
-            ``out``.
+    and counted. Raises UserError for fewer pairs than asked for, and for another sample or foreign sets in ``out``.
     """
     wanted: dict[str, int] = {}
     for name, size in sizes.items():
@@ -144,19 +127,16 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
                 f"{', '.join(raw.fractions)}"
             )
         wanted[name] = size
-    if not wanted:
-        raise UserError(
-            "data.sizes asks for no pairs at all; training and evaluation need samples, e.g. data.sizes.A=10000"
-        )
     settings = {"shards": fingerprint(raw.addresses), "sizes": wanted, **raw.settings}
     if (out / MANIFEST).is_file():
         check_settings(out, settings, read_json_object(out / MANIFEST, SCHEMA).get("settings", {}))
         return
-    _clear_unfinished(out)
-    write_json(out / UNFINISHED, {"sets": list(wanted)})
+    refuse_foreign(out, SETS)
+    unfinished = out / UNFINISHED
+    shutil.rmtree(unfinished, ignore_errors=True)
     order = random.Random(f"{raw.seed}/samples").sample(raw.addresses, len(raw.addresses))
     shards = max(1, min(LEAST_SHARDS, len(order) // 2))
-    draw = _Draw(raw, {name: _Sample(out / name, size, -(-size // shards)) for name, size in wanted.items()})
+    draw = _Draw(raw, {name: _Sample(unfinished / name, size, -(-size // shards)) for name, size in wanted.items()})
     draw.fill(order)
     warn_unread("data.shards", "members", draw.unread)
     for name, sample in draw.samples.items():
@@ -168,7 +148,7 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
     opened = len(draw.opened)
     pairs = {name: round(sum(n[name] for _, n, _ in draw.opened) * len(order) / opened) for name in raw.fractions}
     write_json(
-        out / MANIFEST,
+        unfinished / MANIFEST,
         {
             "schema": SCHEMA,
             "version": __version__,
@@ -180,23 +160,9 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
             "raw_shards": {"shards": len(order), "opened": opened, "pairs": pairs, "counted": opened == len(order)},
         },
     )
-    (out / UNFINISHED).unlink()
-
-
-def _clear_unfinished(out: Path) -> None:
-    """Remove the shards that a failed or killed draw has left in ``out``; raises UserError for a set that no draw wrote."""
-    drawn = read_json_object(out / UNFINISHED).get("sets", []) if (out / UNFINISHED).is_file() else []
-    for name in SETS:
-        folder = out / name
-        if name in drawn:
-            for path in (*folder.glob("[0-9]*.tar"), *folder.glob(".*.part"), folder / SIZES):
-                path.unlink(missing_ok=True)
-            with suppress(OSError):  # it has other files, or was not written yet
-                folder.rmdir()
-        elif folder.exists():
-            raise UserError(
-                f"{out} contains {name!r}, which this command did not write; choose another data.dir= or remove it"
-            )
+    for name in (*wanted, MANIFEST):
+        (unfinished / name).rename(out / name)
+    unfinished.rmdir()
 
 
 class _Draw:
@@ -214,14 +180,13 @@ class _Draw:
         excluded, samples = 0, self.samples.values()
         with progress(None, "drawing samples", total=sum(s.size for s in samples), unit="pair") as bar:
             for address in addresses:
-                is_full = not any(s.missing for s in samples)
-                if is_full and (len(self.opened) >= COUNTED_SHARDS or is_remote(address)):
+                is_enough = len(self.opened) >= COUNTED_SHARDS or is_remote(address)
+                if is_enough and not any(s.missing for s in samples):
                     break
                 index = read_index(local_shard(address))
                 self.unread.update(index.unused)
                 excluded += int(self.raw.is_excluded(index.keys).sum()) if self.raw.excluded else 0
-                member = self.raw.sets(index.keys)
-                count = {name: int((member == SETS.index(name)).sum()) for name in self.raw.fractions}
+                count = count_by_set(self.raw.fractions, self.raw.sets(index.keys))
                 read = Counter[str]()
                 self.opened.append((address, count, read))
                 self._take(index, {name: min(s.quota, s.missing) for name, s in self.samples.items()}, read, bar)
@@ -238,11 +203,7 @@ class _Draw:
             )
 
     def _take(self, index: ShardIndex, room: dict[str, int], read: Counter[str], bar: "tqdm[Any]") -> None:
-        """Add usable pairs of one shard to the samples.
-
-        Args:
-            room: {set: how many more it takes}; read: {set: how many of its pairs in this shard were read}, is updated.
-        """
+        """Add usable pairs of one shard to the samples, at most {set: ``room``}; updates {set: ``read`` pairs of the shard}."""
         member = self.raw.sets(index.keys)
         rest = (np.flatnonzero(member == SETS.index(name))[read[name] :].tolist() for name in room if room[name])
         positions = sorted(chain.from_iterable(rest))
@@ -278,10 +239,8 @@ class _Sample:
 
     folder: Path
     size: int
-    quota: int
-    """Pairs from one raw shard."""
-    tars: dict[str, int] = field(default_factory=dict)
-    """{shard: number of pairs} of those written."""
+    quota: int  # pairs from one raw shard
+    tars: dict[str, int] = field(default_factory=dict)  # {shard: number of pairs} of those written
     held: list[Pair] = field(default_factory=list)
 
     @property

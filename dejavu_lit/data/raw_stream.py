@@ -19,7 +19,7 @@ from webdataset import DataPipeline, SimpleShardList, batched, shuffle
 from dejavu_lit.data.epoch import EpochPlan, epoch_plan, pairs_per_rank
 from dejavu_lit.data.loader import EpochLoader
 from dejavu_lit.data.module import PairDataModule
-from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
+from dejavu_lit.data.prepared import NOT_FOR_RAW_SHARDS, TRAINED_ON, DataSpec
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.data.splits import seeded_hash
 from dejavu_lit.data.stream import Batch, PairStream, Sample
@@ -93,18 +93,11 @@ class RawDataModule(PairDataModule):
     def __post_init__(self) -> None:
         self.data.check_options()
         if self.mitigation.dedup:
-            raise UserError(
-                "mitigation.dedup needs prepared data; with raw shards (data.shards) give data.exclude, or run dejavu prepare "
-                "data=shards"
-            )
+            raise UserError(f"mitigation.dedup needs prepared data; {NOT_FOR_RAW_SHARDS}")
         super().__post_init__()
 
     def plan(self, epoch: int, world: int) -> EpochPlan:
-        """How much an epoch reads on ``world`` ranks, treating all shards as one.
-
-        Raises:
-            UserError: fewer shards than loader processes.
-        """
+        """How much an epoch reads, treating all shards as one; raises UserError for fewer shards than loader processes."""
         parts, shards = world * max(self.loader.workers, 1), len(self.data.raw_shards().addresses)
         if shards < parts and not self.data.resampled:
             raise UserError(
@@ -121,12 +114,8 @@ class RawDataModule(PairDataModule):
         return {"train_size": plan.entries, "exposure": {"mean": mean, "min": None, "max": None}}
 
     def setup(self, stage: str) -> None:
-        """Check the captions of the sample of the training set."""
         self._check_captions(len(self.train_set))
 
     def train_dataloader(self) -> EpochLoader:
         """One epoch per iteration; starts in mid-epoch if the trainer does."""
-        name = TRAINED_ON[self.side]
-        sources = (self.train_set, self.plan(0, self._world), self._rank, self.preprocess, self._tokenizer)
-        stream = RawStream(self.data, name, *sources, self.mitigation, self._vocabulary, self.augment)
-        return self._loader(stream, self._position)
+        return self._loader(RawStream(self.data, TRAINED_ON[self.side], *self._sources), self._position)

@@ -3,13 +3,10 @@
     data.dir=s3://bucket/OUT            anything that fsspec opens, also http and https; AWS_ENDPOINT_URL for your own S3
     data.dir='pipe:aws s3 cp s3://bucket/OUT/{} -'    a command that writes the file named {} below OUT to its output
 
-The mirror is an ordinary prepared folder in which some shards are missing. It is created in DEJAVU_CACHE (a folder on the
-node; by default the system's temporary folder), in a folder of this user's own: only there does a folder count as a mirror.
-A file gets its name only after it was parsed. The manifest has a fingerprint of each set's shards, so new data replaces the
-mirror; objects are copied again by every process. The complete shards of all mirrors take at most DEJAVU_CACHE_GB (50): the
-oldest are evicted, and copied again when needed. A source that sends no byte for DEJAVU_STALLED_S (120) seconds is retried.
-
-A file is read by ``data/download.py``. webdataset's FileCache, which could keep the mirror, names a file before it is checked.
+The mirror is a prepared folder in which some shards are missing, in a folder of this user's own in DEJAVU_CACHE: only there
+does a folder count as a mirror. A file gets its name only after it was parsed (webdataset's FileCache names it before). The
+manifest has a fingerprint of each set's shards, so new data replaces the mirror. The complete shards of all mirrors take at
+most DEJAVU_CACHE_GB (50): the oldest are evicted, and copied again when needed.
 """
 
 import errno
@@ -25,7 +22,7 @@ from contextlib import ExitStack, suppress
 from functools import lru_cache
 from pathlib import Path
 
-from dejavu_lit.data.download import check_complete, check_permission, download, number_of_environment
+from dejavu_lit.data.download import check_complete, check_permission, download
 from dejavu_lit.data.manifest import MANIFEST, SIZES
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import atomic, fingerprint, locked, read_json, read_json_object, write_json
@@ -52,11 +49,7 @@ def is_remote(text: str) -> bool:
 
 
 def cache_root() -> Path:
-    """This user's folder for all mirrors, which nobody else may write to; created if missing.
-
-    Raises:
-        UserError: it is a link, belongs to another user, or others may write to it.
-    """
+    """This user's folder for all mirrors, created if missing; raises UserError if anybody else may write to it."""
     parent = Path(os.environ.get("DEJAVU_CACHE") or tempfile.gettempdir()).expanduser().resolve()
     root = parent / f"dejavu-lit-{os.getuid()}"
     parent.mkdir(parents=True, exist_ok=True)
@@ -80,11 +73,7 @@ def source(folder: Path) -> str | None:
 
 @lru_cache(maxsize=8)
 def mirror(url: str) -> Path:
-    """The folder on this node that mirrors the prepared data at ``url``; checked once per process.
-
-    Raises:
-        UserError: no prepared data there, or ``pipe:`` without DEJAVU_PIPE=1 in the environment.
-    """
+    """The folder on this node that mirrors the prepared data at ``url``, checked once per process; raises UserError."""
     check_permission(url)
     root = cache_root()
     folder = root / fingerprint(url.rstrip("/"))
@@ -117,9 +106,6 @@ def fetch_objects(folder: Path, name: str) -> None:
     """Copy the available parts of the object artifact ``name`` into a mirror; does nothing for a local folder.
 
     They are copied once per process even if they are there, because the images may have been annotated again since.
-
-    Raises:
-        UserError: a part could not be downloaded, other than one that is not there.
     """
     if "/" in name or (url := source(folder)) is None:  # a path is a folder of the user's own
         return
@@ -145,11 +131,7 @@ def fetch_objects(folder: Path, name: str) -> None:
 
 
 def local_shard(address: str) -> Path:
-    """Where a shard is on this node, by its path or address; what is remote is copied when it is opened.
-
-    Raises:
-        UserError: ``pipe:`` without DEJAVU_PIPE=1 in the environment.
-    """
+    """Where a shard is on this node, by its path or address (if allowed); what is remote is copied when it is opened."""
     if not is_remote(address):
         return Path(address)
     check_permission(address)
@@ -161,11 +143,7 @@ def local_shard(address: str) -> Path:
 
 
 def fetch_shard(path: Path) -> bool:
-    """Copy a missing shard of a mirror; False if ``path`` is not in a mirror.
-
-    Raises:
-        UserError: it could not be downloaded, or arrived cut short, in each of ATTEMPTS attempts.
-    """
+    """Copy a missing shard of a mirror; False if ``path`` is not in a mirror. Raises UserError if it cannot be copied."""
     folder = path.parent.parent
     if (url := source(folder)) is None:
         return False
@@ -184,7 +162,7 @@ def _evict_shards(incoming: int) -> None:
     for path in cache_root().glob("*/*/*.tar"):
         with suppress(FileNotFoundError):  # its set was removed by a new mirror
             shards.append((path.stat().st_mtime, path.stat().st_size, path))
-    excess = incoming + sum(size for _, size, _ in shards) - number_of_environment("DEJAVU_CACHE_GB", 50, "GB") * 1e9
+    excess = incoming + sum(size for _, size, _ in shards) - 1e9 * float(os.environ.get("DEJAVU_CACHE_GB", 50))
     for _, size, path in sorted(shards):
         if excess <= 0:
             return

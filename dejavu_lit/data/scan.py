@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -41,15 +41,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Scan:
-    """The usable pairs of a source, sorted by key: keys [n] and hashes of the images [n]; the skipped ones: {reason: keys}."""
+    """The n usable pairs of a source, sorted by key."""
 
     keys: list[str]
     images: ImageHashes
-    skipped: dict[str, list[str]]
+    skipped: dict[str, list[str]]  # {reason: keys} of the others
 
     @property
     def several_captions(self) -> int:
-        """How many of the pairs have more than one caption."""
         return int((self.images.captions > 1).sum())
 
 
@@ -66,11 +65,8 @@ def scan(
 
     Args:
         perceptual: whether images get a perceptual hash.
-        max_skipped: largest share of unusable pairs; TOLERATED are always accepted.
+        max_skipped: largest share of unusable pairs, else UserError is raised; TOLERATED are always accepted.
         need_captions: whether a pair without a caption is unusable; a public set needs none.
-
-    Raises:
-        UserError: more unusable pairs than that, or no usable one.
     """
     blocks = [list(keys[start : start + PART]) for start in range(0, len(keys), PART)]
     parts = [Part(folder / f"{n:06d}.npz", fingerprint(block), len(block), block) for n, block in enumerate(blocks)]
@@ -115,22 +111,19 @@ def _report(source: str, pairs: int, skipped: dict[str, list[str]], max_skipped:
         )
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """A part of the pairs of a source."""
 
-    path: Path
-    """The file of its hashes, an ``.npz``."""
-    identity: str
-    """Fingerprint of what the hashes depend on."""
-    count: int
-    """Number of its pairs."""
-    pairs: Any
-    """The pairs, as an argument of the function that reads them."""
+    path: Path  # of its hashes, an ``.npz``
+    identity: str  # fingerprint of what the hashes depend on
+    size: int  # number of its pairs
+    pairs: Any  # as an argument of the function that reads them
 
 
 Read = Callable[[Any, Sequence[int]], Iterable[Pair | BadPair]]  # Part.pairs and positions in it → the pairs there
-Content = tuple[ImageHashes, list[str]]  # the hashes of a part, and why each pair is not usable, "" if it is
+Content = tuple[
+    ImageHashes, list[str | None]
+]  # of a part: hashes; why a pair is not usable, "" if it is, None: not read yet
 
 
 def hash_images(
@@ -139,29 +132,23 @@ def hash_images(
     """The hashes of all parts, in their order, and {row: why it is not usable}; complete parts are read back.
 
     Args:
-        read: importable, or a partial of such a function.
-        perceptual: whether images get a perceptual hash; what: the name of the progress bar.
+        read: importable, or a partial of such a function; what: the name of the progress bar.
         retry: whether the unusable pairs of complete parts are read again, because ``Part.identity`` does not tell whether
             their images have changed.
     """
-    contents: dict[int, Content] = {}
-    jobs: list[tuple[int, Part, list[int], Content | None]] = []
-    for number, part in enumerate(parts):
-        rows = list(range(part.count))
-        if (known := _load(part)) is not None:
-            contents[number] = known
-            rows = [row for row, reason in enumerate(known[1]) if reason and retry]
-        if rows:
-            jobs.append((number, part, rows, known))
-    total = sum(part.count for part in parts)
+    contents = [_load(part) for part in parts]
+    jobs: list[tuple[int, Part, list[int], Content]] = []
+    for number, (part, content) in enumerate(zip(parts, contents, strict=True)):
+        if rows := [row for row, reason in enumerate(content[1]) if reason is None or (reason and retry)]:
+            jobs.append((number, part, rows, content))
+    total = sum(part.size for part in parts)
     done = total - sum(len(rows) for _, _, rows, _ in jobs)
     with progress(None, what, total=total, unit="pair", done=done) as bar:
         for number, count, content in map_unordered(_hash_part, (read, perceptual), jobs, workers):
             contents[number] = content
             bar.update(count)
-    ordered = [_blank(0), *(contents[number] for number in range(len(parts)))]
-    reasons = enumerate(chain.from_iterable(why for _, why in ordered))
-    hashes = np.concatenate([images for images, _ in ordered]).view(ImageHashes)
+    hashes = np.concatenate([np.zeros(0, FIELDS), *(images for images, _ in contents)]).view(ImageHashes)
+    reasons = enumerate(chain.from_iterable(why for _, why in contents))
     return hashes, {row: reason for row, reason in reasons if reason}
 
 
@@ -184,11 +171,7 @@ def _shard_pairs(path: Path, positions: Sequence[int]) -> Iterable[Pair | BadPai
 
 
 def decode_and_hash(data: bytes, perceptual: bool) -> int | None:
-    """Decode an image; its perceptual hash if ``perceptual`` and if it has one, else None.
-
-    Raises:
-        BadPair: it does not decode, or has too many pixels.
-    """
+    """Decode an image (raises BadPair); its perceptual hash if ``perceptual`` and if it has one, else None."""
     with open_image(data) as image:
         if perceptual:
             return perceptual_hash(image)
@@ -196,32 +179,23 @@ def decode_and_hash(data: bytes, perceptual: bool) -> int | None:
         return None
 
 
-def _blank(count: int) -> Content:
-    """The content of a part of which nothing is known yet."""
-    return np.zeros(count, FIELDS).view(ImageHashes), [""] * count
-
-
-def _load(part: Part) -> Content | None:
-    """The content of a part; None if it is missing, of other pairs, or damaged (with a warning)."""
-    if not part.path.exists():
-        return None
+def _load(part: Part) -> Content:
+    """The content of a part; nothing read yet if it is missing, of other pairs, or damaged (with a warning)."""
     try:
-        with np.load(part.path, allow_pickle=False) as content:
-            hashes, reasons = content["hashes"], content["reasons"].tolist()
-            is_current = str(content["of"]) == part.identity and hashes.dtype == FIELDS
-            is_complete = len(hashes) == len(reasons) == part.count
+        if part.path.exists():
+            with np.load(part.path, allow_pickle=False) as content:
+                hashes, reasons = content["hashes"], content["reasons"].tolist()
+                is_current = str(content["of"]) == part.identity and hashes.dtype == FIELDS
+            if is_current and len(hashes) == len(reasons) == part.size:
+                return hashes.view(ImageHashes), reasons
     except Exception as error:  # numpy and zipfile raise nearly anything for damaged archives
         logger.warning("%s is damaged (%s); recomputing it", part.path, first_line(error))
-        return None
-    return (hashes.view(ImageHashes), reasons) if is_current and is_complete else None
+    return np.zeros(part.size, FIELDS).view(ImageHashes), [None] * part.size
 
 
-def _hash_part(
-    job: tuple[Read, bool], unread: tuple[int, Part, Sequence[int], Content | None]
-) -> tuple[int, int, Content]:
+def _hash_part(job: tuple[Read, bool], unread: tuple[int, Part, Sequence[int], Content]) -> tuple[int, int, Content]:
     """Hash the images in some rows of a part and save it; returns its number, that of the rows, and its content."""
-    (read, perceptual), (number, part, rows, known) = job, unread
-    hashes, reasons = known or _blank(part.count)
+    (read, perceptual), (number, part, rows, (hashes, reasons)) = job, unread
     for row, pair in zip(rows, read(part.pairs, rows), strict=True):
         try:
             if isinstance(pair, BadPair):

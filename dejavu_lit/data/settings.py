@@ -8,6 +8,9 @@ import numpy as np
 
 from dejavu_lit.utils.errors import UserError, check_at_least, check_range
 
+# Different bits of near-duplicates. With more, blocks no longer select candidates, and unrelated images are joined.
+DISTANCES = "[0, 12]"
+
 
 @dataclass(frozen=True)
 class Repeat:
@@ -19,30 +22,22 @@ class Repeat:
     """How often these pairs come in an epoch; a list has one number per group."""
 
     def __post_init__(self) -> None:
-        for name, value in (("share", self.share), ("times", self.times)):
-            for number in value if isinstance(value, Sequence) else [value]:
-                if isinstance(number, bool) or not isinstance(number, int | float) or (name == "times" and number % 1):
-                    raise UserError(f"data.repeat.{name}={value} must be a number or a list of numbers")
-        if len(self.shares) != len(self.counts) or min(self.shares) < 0 or sum(self.shares) > 1 or min(self.counts) < 1:
+        shares, times = _as_list(self.share), _as_list(self.times)
+        is_valid = all(type(number) in (int, float) for number in (*shares, *times)) and 0 < len(shares) == len(times)
+        if not is_valid or min(shares) < 0 or sum(shares) > 1 or min(times) < 1 or any(number % 1 for number in times):
             raise UserError(
-                f"data.repeat.share={self.share} and data.repeat.times={self.times} must have the same length; make the "
-                "shares add up to at most 1 and the times whole numbers from 1"
+                f"data.repeat.share={self.share} and data.repeat.times={self.times} must be numbers, or lists of numbers of the "
+                "same length; make the shares add up to at most 1 and the times whole numbers from 1"
             )
-
-    @property
-    def shares(self) -> list[float]:
-        """The shares, always as a list."""
-        return [float(s) for s in (self.share if isinstance(self.share, Sequence) else [self.share])]
-
-    @property
-    def counts(self) -> list[int]:
-        """The times, always as a list."""
-        return [int(t) for t in (self.times if isinstance(self.times, Sequence) else [self.times])]
 
     def times_of(self, positions: np.ndarray, total: int) -> np.ndarray:
         """How often the pairs at ``positions`` (0 … total − 1) come in one epoch, int64 like ``positions``."""
-        edges = np.floor(np.cumsum(self.shares) * total + 1e-9).astype(np.int64)
-        return np.array([*self.counts, 1], dtype=np.int64)[np.searchsorted(edges, positions, side="right")]
+        edges = np.floor(np.cumsum(_as_list(self.share)) * total + 1e-9).astype(np.int64)
+        return np.array([*_as_list(self.times), 1], dtype=np.int64)[np.searchsorted(edges, positions, side="right")]
+
+
+def _as_list(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, Sequence) else [value]
 
 
 @dataclass(frozen=True)

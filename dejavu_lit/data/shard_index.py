@@ -8,7 +8,7 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from errno import EINVAL
 from functools import cached_property, lru_cache
@@ -31,30 +31,27 @@ Members = dict[str, tuple[int, int]]  # {extension: (offset, size) in bytes}
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where the pairs of one tar are: ``members[i]`` maps an extension to (offset, size) in bytes.
-
-    places: {name of a member: (position of its pair, extension)}.
-    unused: {KEY.extension, or "hidden": number of members that no pair uses}.
-    """
+    """Where the pairs of one tar are."""
 
     path: Path
     keys: tuple[str, ...]
     members: tuple[Members, ...]
-    places: dict[str, tuple[int, str]] = field(default_factory=dict)
-    unused: dict[str, int] = field(default_factory=dict)
+    places: dict[str, tuple[int, str]] = field(
+        default_factory=dict
+    )  # {name of a member: (position of its pair, extension)}
+    unused: dict[str, int] = field(default_factory=dict)  # {KEY.extension, or "hidden": number of members of no pair}
 
     def __len__(self) -> int:
         return len(self.keys)
 
     @cached_property
     def images(self) -> str:
-        """A fingerprint of the images, by which their objects are known (``images_fingerprint``)."""
+        """A fingerprint of the images' keys and sizes in bytes, by which their objects are known."""
         extensions = map(image_extension_of, self.members)
-        sizes = [m[e][1] if e else 0 for m, e in zip(self.members, extensions, strict=True)]
-        return images_fingerprint(zip(self.keys, sizes, strict=True))
+        sizes = (m[e][1] if e else 0 for m, e in zip(self.members, extensions, strict=True))
+        return fingerprint([*zip(self.keys, sizes, strict=True)])
 
     def subset(self, positions: Sequence[int]) -> "ShardIndex":
-        """The index of the pairs at ``positions``, in their order."""
         rows = {position: row for row, position in enumerate(positions)}
         places = {name: (rows[position], e) for name, (position, e) in self.places.items() if position in rows}
         keys, members = (self.keys[position] for position in positions), (self.members[p] for p in positions)
@@ -64,13 +61,7 @@ class ShardIndex:
         """The pairs at ``positions`` (by default all) in their order, read by webdataset in one pass over the tar.
 
         A pair that cannot be used comes as the BadPair with the reason. Pairs are held until their turn, so the memory is
-        at most that of the shard's encoded pairs; in the order of the tar it is that of one pair.
-
-        Args:
-            image: False leaves the images empty (captions only).
-
-        Raises:
-            UserError: the file has disappeared or was cut short since it was indexed.
+        at most that of the shard's encoded pairs; in the order of the tar it is that of one pair. Else as ``read``.
         """
         from webdataset.tariterators import group_by_keys, tar_file_expander  # imports torch
 
@@ -79,7 +70,7 @@ class ShardIndex:
         needed = {position: _needed(self.members[position], image) for position in last}
         names = {name for name, (position, extension) in self.places.items() if extension in needed.get(position, ())}
         held: dict[int, dict[str, Any]] = {position: {} for position in last}
-        with _open_indexed(self.path) as stream:
+        with open_shard(self.path) as stream:
             files = tar_file_expander([{"url": str(self.path), "stream": stream}], select_files=names.__contains__)
             samples = group_by_keys(files, keys=self.places.__getitem__)
             for turn, position in enumerate(order):
@@ -96,9 +87,7 @@ class ShardIndex:
     def read(self, position: int, image: bool = True) -> Pair:
         """The pair at ``position``; with ``image=False`` its image is empty (captions only). The caption may be empty.
 
-        Raises:
-            BadPair: no image, text or JSON that does not decode, or a caption that is not text or too long.
-            UserError: the file has disappeared or was cut short since it was indexed.
+        Raises BadPair if it cannot be used, UserError if the file is missing or was cut short since it was indexed.
         """
         return read_pair(self.path, self.keys[position], self.members[position], image)
 
@@ -114,7 +103,7 @@ class ShardIndex:
 
 def read_pair(path: Path, key: str, members: Members, image: bool = True) -> Pair:
     """The pair of these members of a shard; raises as ``ShardIndex.read`` does."""
-    with _open_indexed(path) as file:
+    with open_shard(path) as file:
         content = {e: read_range(file.fileno(), path, *members[e]) for e in _needed(members, image)}
     return _decode(key, members, content, image)
 
@@ -123,13 +112,6 @@ def _raise_if_unreadable(error: Exception, path: Path) -> None:
     """Raise UserError for an error of the operating system, such as permissions: a shard that cannot be read may be whole."""
     if isinstance(error, OSError) and error.errno not in (None, EINVAL):  # EINVAL: a damaged header points to nowhere
         raise UserError(os_error_sentence(OSError(error.errno, error.strerror, error.filename or str(path)))) from None
-
-
-def _open_indexed(path: Path) -> BinaryIO:
-    try:
-        return open_shard(path)
-    except FileNotFoundError:
-        raise UserError(f"the shard {path} has disappeared; restore it and start again") from None
 
 
 def _needed(members: Members, image: bool) -> set[str]:
@@ -159,17 +141,16 @@ def read_index(path: Path) -> ShardIndex:
     Members are grouped as in WebDataset: by their name up to the first dot of its last component. An image with a text of
     the same dotted name (``IMG_7.edited.jpg``, ``IMG_7.edited.txt``) is a pair of its own. Hidden members, and those that
     webdataset keeps for itself (``__index__``), are not read.
-    Anything but a regular file with a plain relative name is rejected.
 
     Raises:
-        UserError: not a tar, compressed, cut short, an unsafe member, or a duplicate key.
+        UserError: not a tar, compressed, cut short, a member but a regular file with a plain relative name, or a duplicate key.
     """
     groups: dict[str, Members] = {}
     names: dict[int, str] = {}  # of the members by the offset of their data
-    hidden = 0
+    unused = Counter[str]()
     for member, (*folders, file) in _members(path):
         if is_hidden("/".join((*folders, file))) or WEBDATASET_METADATA.match(member.name):
-            hidden += 1
+            unused["hidden"] += 1
             continue
         base, _, extension = file.partition(".")
         group = groups.setdefault("/".join((*folders, base)), {})
@@ -185,9 +166,8 @@ def read_index(path: Path) -> ShardIndex:
         if extension in members
     }
     offsets = ((e, offset) for group in groups.values() for e, (offset, _) in group.items())
-    unused = Counter(f"KEY.{json_safe(e)}" for e, offset in offsets if names[offset] not in places)
-    counts = dict(unused) | ({"hidden": hidden} if hidden else {})
-    return ShardIndex(path, tuple(pairs), tuple(pairs.values()), places, counts)
+    unused.update(f"KEY.{json_safe(e)}" for e, offset in offsets if names[offset] not in places)
+    return ShardIndex(path, tuple(pairs), tuple(pairs.values()), places, unused)
 
 
 # For the shards of a set, which are indexed several times. Raw shards, each of ten times as many pairs, are not kept.
@@ -197,10 +177,7 @@ index_shard = lru_cache(maxsize=64)(read_index)
 def _members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tuple[str, ...]]]:
     """The files in a tar and the parts of their names; raises UserError as ``read_index`` does."""
     if path.exists() and not path.is_file():  # opening a pipe would block until somebody writes to it
-        raise UserError(
-            f"{path} is not a regular file (but a pipe, a folder or a device); put the shard itself there, or read a command's "
-            "output with data.dir=pipe:…"
-        )
+        raise UserError(f"{path} is not a regular file (but a pipe, a folder or a device); put the shard itself there")
     try:
         with open_shard(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             end = 0  # of the last member's data, in tar's blocks of 512 bytes
@@ -226,8 +203,6 @@ def _members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tuple[str, ...]]]:
                         "again, or join tars with tar --concatenate"
                     )
                 end += len(block)
-    except FileNotFoundError:
-        raise UserError(f"the shard {path} does not exist; restore it or check data.dir") from None
     except UserError:
         raise
     except Exception as error:  # tarfile raises nearly any exception for damaged headers
@@ -255,11 +230,6 @@ def _pairs(name: str, group: Members) -> Iterator[tuple[str, Members]]:
         yield f"{name}.{stem}", stems[stem]
 
 
-def images_fingerprint(images: Iterable[tuple[str, int]]) -> str:
-    """A fingerprint of the images of a shard, given by their keys and sizes in bytes."""
-    return fingerprint(list(images))
-
-
 def image_extension_of(members: Collection[str]) -> str | None:
     """The extension of a pair's image among those of its members; None if it has no image."""
     return next((extension for extension in IMAGE_EXTENSIONS if extension in members), None)
@@ -275,10 +245,12 @@ def read_range(descriptor: int, path: Path, offset: int, size: int) -> bytes:
 
 
 def open_shard(path: Path) -> BinaryIO:
-    """The file of a shard; a shard that was evicted from a mirror is downloaded again."""
+    """The file of a shard, which is downloaded again if it was evicted from a mirror; raises UserError if it is missing."""
     while True:
         try:
             return open(path, "rb")
         except FileNotFoundError:
             if not fetch_shard(path):  # another process may evict what was just fetched
-                raise
+                raise UserError(
+                    f"the shard {path} does not exist; restore it and start again, or check data.dir"
+                ) from None

@@ -42,11 +42,7 @@ class ShardSet:
 
     @classmethod
     def open(cls, folder: Path | str) -> "ShardSet":
-        """Open a folder of tars; count the pairs that ``sizes.json`` does not, and add them there in prepared data.
-
-        Raises:
-            UserError: no such folder, no tars in it, or a ``sizes.json`` that lists other shards.
-        """
+        """Open a folder of tars; count the pairs that ``sizes.json`` does not, and add them there in prepared data."""
         folder = Path(folder)
         known: dict[str, int] = read_json(folder / SIZES) if (folder / SIZES).exists() else {}
         if not isinstance(known, dict) or not all(
@@ -80,7 +76,6 @@ class ShardSet:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """The shards' files."""
         return tuple(self.folder / name for name in self.names)
 
     @cached_property
@@ -99,7 +94,6 @@ class ShardSet:
         return index
 
     def indexes(self) -> Iterator[ShardIndex]:
-        """The indexes of all shards, in their order."""
         return map(self.index, range(len(self.names)))
 
     def keys(self, limit: int | None = None) -> list[str]:
@@ -137,19 +131,15 @@ def write_shard(path: Path | str) -> Iterator[Callable[[Pair], None]]:
     """Yield a function that appends one pair; the shard appears under its name only when the block ends without error.
 
     The same pairs give the same bytes. Written with tarfile: WebDataset's own writer would import torch into every
-    process that writes.
-
-    Raises:
-        ValueError: a key that WebDataset or a list of keys could not return unchanged (empty, with a dot, slash or line
-            break, or with surrounding white space).
+    process that writes. Raises ValueError for a key that WebDataset or a list of keys could not return unchanged.
     """
     with atomic(path) as part, tarfile.open(part, "w") as tar:
 
         def write(pair: Pair) -> None:
-            if not pair.key or "." in pair.key or "/" in pair.key:
-                raise ValueError(f"the key {pair.key!r} must be non-empty, without dot or slash")
-            if pair.key != pair.key.strip() or len(pair.key.splitlines()) > 1:
-                raise ValueError(f"the key {pair.key!r} must have no line break and no surrounding white space")
+            if pair.key != pair.key.strip() or len(pair.key.splitlines()) != 1 or set("./") & set(pair.key):
+                raise ValueError(
+                    f"the key {pair.key!r} must be one line without dot, slash and surrounding white space"
+                )
             meta = json.dumps(pair.meta, sort_keys=True, ensure_ascii=False)
             # Lone surrogates, which JSON from the web sometimes contains, become question marks.
             texts = {n: text.encode("utf-8", "replace") for n, text in (("txt", pair.caption), ("json", meta))}

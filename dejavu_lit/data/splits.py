@@ -7,7 +7,7 @@ one. A set that pairs are listed for (``data/key_lists.py``) is filled in the sa
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -30,6 +30,19 @@ def seeded_hash(keys: Sequence[str], seed: int, purpose: str) -> np.ndarray:
     return np.frombuffer(b"".join(map(digest, keys)), dtype="<u8")
 
 
+def check_sets(option: str, names: Iterable[str]) -> None:
+    """Raise UserError if ``option`` names a set that is not one of SETS."""
+    if unknown := [name for name in names if name not in SETS]:
+        raise UserError(
+            f"{option} names an unknown set {unknown[0]!r}{suggest(unknown[0], SETS)}; the sets are {', '.join(SETS)}"
+        )
+
+
+def count_by_set(names: Iterable[str], codes: np.ndarray) -> dict[str, int]:
+    """{set: how often its index into SETS is in ``codes``} for the sets ``names``."""
+    return {name: int((codes == SETS.index(name)).sum()) for name in names}
+
+
 def set_sizes(
     requested: Mapping[str, float | int | None],
     pairs: int,
@@ -40,23 +53,26 @@ def set_sizes(
 
     Args:
         requested: counts, shares, or None for all pairs that are listed for the set.
-        pairs: number of pairs available.
+        pairs: number of pairs available; excluded: how many of them may go into no set.
         listed: {set: how many of them are listed for it}; the other sets share the unlisted ones.
-        excluded: number of pairs that may go into no set.
 
     Raises:
-        UserError: an unknown set, a size below 0, a share above 1, or more pairs requested than available.
+        UserError: an unknown set, no size, or more pairs requested than available.
     """
     listed = listed or {}
     sizes: dict[str, int] = {}
+    check_sets("data.sizes", requested)
     for name, size in {**dict.fromkeys(listed), **requested}.items():
         _check_size(name, size, name in listed)
         # The small term keeps 0.29 of 100 at 29: the product of the floats is slightly less.
         sizes[name] = (
             listed[name] if size is None else int(size * pairs + 1e-6) if isinstance(size, float) else int(size)
         )
-        if name in listed:
-            _check_listed(name, size, sizes[name], listed[name])
+        if name in listed and not 0 < sizes[name] <= listed[name]:
+            raise UserError(
+                f"data.sizes.{name} asks for {sizes[name]} pairs, but keys.{name} lists {listed[name]} that can be used (not "
+                "skipped, excluded, or duplicates of pairs of another set); list others, give another number, or null for all"
+            )
     total = sum(size for name, size in sizes.items() if name not in listed)
     free = pairs - sum(listed.values()) - excluded
     if total > free:
@@ -71,10 +87,6 @@ def set_sizes(
 
 
 def _check_size(name: str, size: float | int | None, has_list: bool) -> None:
-    if name not in SETS:
-        raise UserError(
-            f"data.sizes names an unknown set {name!r}{suggest(name, SETS)}; the sets are {', '.join(SETS)}"
-        )
     if size is None and not has_list:
         raise UserError(
             f"data.sizes.{name}=null takes all pairs that keys.{name} lists, but it lists none; give a number"
@@ -83,23 +95,6 @@ def _check_size(name: str, size: float | int | None, has_list: bool) -> None:
     if not is_count and not (isinstance(size, float) and 0 <= size <= 1):
         raise UserError(
             f"data.sizes.{name}={size} is not a size; give a whole number of pairs, or a share of all pairs (1.0: all)"
-        )
-
-
-def _check_listed(name: str, requested: float | int | None, size: int, listed: int) -> None:
-    if not listed:
-        raise UserError(
-            f"no pair that keys.{name} lists can be used: all are skipped, excluded, or duplicates of pairs of another set; "
-            "list other pairs"
-        )
-    if requested == 0:
-        raise UserError(
-            f"keys.{name} lists pairs for {name}, but data.sizes.{name} is 0; give a number, or null for all"
-        )
-    if size > listed:
-        raise UserError(
-            f"data.sizes.{name}={requested} asks for {size} pairs, but keys.{name} lists only {listed} that can be used; ask for "
-            f"fewer, or for all of them with data.sizes.{name}=null"
         )
 
 
@@ -129,10 +124,8 @@ def split(
     remaining groups is small enough, and it is never larger.
 
     Args:
-        keys: sorted keys [n].
+        keys: sorted [n]; sizes: {set: number of pairs}.
         groups: int64 [n], for each pair the row of the smallest key of its group (its own row if it is alone).
-        sizes: {set: number of pairs}.
-        seed: of the splits.
         allowed: int8 [n], from ``allowed_sets``: a set that occurs in it gets no other pairs.
     """
     roots = np.flatnonzero(groups == np.arange(len(groups)))

@@ -83,15 +83,12 @@ class TokenCache:
 
 @dataclass
 class Sample:
-    """A pair on its way into a batch.
+    """A pair on its way into a batch."""
 
-    index: its position in the set; skipped: (index, reason) of each unreadable pair that it replaces.
-    """
-
-    index: int
+    index: int  # its position in the set
     image: np.ndarray
     caption: str
-    skipped: Sequence[tuple[int, str]] = ()
+    skipped: Sequence[tuple[int, str]] = ()  # (index, reason) of each unreadable pair that it replaces
 
 
 class PairStream(IterableDataset[Batch]):
@@ -199,7 +196,6 @@ class PairStream(IterableDataset[Batch]):
         yield from (replace(first, skipped=[bad]) for bad in waiting)
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
-        """The batch of these samples."""
         return {
             "images": torch.from_numpy(np.stack([sample.image for sample in samples])),
             "tokens": self.tokenizer([sample.caption for sample in samples]),

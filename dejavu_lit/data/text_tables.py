@@ -45,11 +45,8 @@ def read_json_table(path: Path, needed: Collection[str]) -> pa.Table:
     """A row per JSON object: one per line, or a list of them in a ``.json``.
 
     Columns with values of several types, which a table cannot have, become text. Python's own parser reads the file: Arrow's
-    does not read dates as text, and crashes on a line that is null.
-
-    Raises:
-        pyarrow.ArrowException, OSError, ValueError, RecursionError: the file cannot be read, is not JSON of this form, or one
-            of the ``needed`` columns has lists or objects beside other values.
+    does not read dates as text, and crashes on a line that is null. Raises whatever the parsers raise, ValueError for other
+    JSON, and ArrowException if one of the ``needed`` columns has lists or objects beside other values.
     """
     with open(path, "rb") as file:
         if path.suffix.lower() == JSON:
@@ -78,10 +75,6 @@ def read_delimited(path: Path, text_columns: Sequence[str], delimiter: str | Non
     Args:
         text_columns: the columns that the caller needs, which stay text: 000123 is not a number.
         delimiter: between the columns; None: the one with which the header has the most of ``text_columns``.
-
-    Raises:
-        UserError: the delimiter is not one character, or a quotation mark is not closed.
-        pyarrow.ArrowException, OSError, ValueError: the file cannot be read as a table.
     """
     delimiter = (delimiter or find_delimiter(path, text_columns)).replace("\\t", "\t")
     if len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\r\n':
@@ -128,7 +121,8 @@ def quoting_problem(path: Path, delimiter: str) -> str | None:
     with open(path, "rb") as file:
         if not any(b'"' in block for block in iter(partial(file.read, BLOCK_BYTES), b"")):
             return None
-    previous, start = csv.field_size_limit(BLOCK_BYTES), 1
+    csv.field_size_limit(BLOCK_BYTES)
+    start = 1
     try:
         with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
             rows = csv.reader(file, delimiter=delimiter, strict=True)
@@ -136,8 +130,6 @@ def quoting_problem(path: Path, delimiter: str) -> str | None:
                 start = rows.line_num + 1
     except csv.Error as error:
         return f"the row that begins in line {start}: {first_line(error)}"
-    finally:
-        csv.field_size_limit(previous)
     return None
 
 

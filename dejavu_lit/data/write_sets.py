@@ -12,7 +12,7 @@ from dejavu_lit.data.near_duplicates import content_digest
 from dejavu_lit.data.objects import Annotation, write_objects
 from dejavu_lit.data.readers.base import Reader
 from dejavu_lit.data.scan import Scan
-from dejavu_lit.data.shard_index import images_fingerprint, index_shard, read_index
+from dejavu_lit.data.shard_index import index_shard, read_index
 from dejavu_lit.data.shards import BadPair, write_shard
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256, fingerprint, write_json
@@ -43,13 +43,11 @@ class _Shard:
 def write_sets(out: Path, sets: Sequence[PairSet], pairs_per_shard: int, workers: int) -> dict[str, str]:
     """Write ``out/SET/NNNNN.tar``, ``out/objects/NAME/SET/NNNNN.parquet`` and ``out/SET/sizes.json``.
 
-    Existing shards with the right keys are kept; an interrupted call with another split has left others.
+    Existing shards with the right keys are kept; an interrupted call with another split has left others. Raises UserError for
+    a pair that can no longer be read, or whose image changed since the scan.
 
     Returns:
         {set: fingerprint of the contents of its shards}.
-
-    Raises:
-        UserError: a pair can no longer be read, or its image changed since the scan.
     """
     shards: list[_Shard] = []
     for number, pairs in enumerate(sets):
@@ -82,20 +80,16 @@ def write_sets(out: Path, sets: Sequence[PairSet], pairs_per_shard: int, workers
 
 def _write_shard(sets: Sequence[PairSet], shard: _Shard) -> tuple[_Shard, str]:
     """Write a shard if it is missing or has other pairs; returns it and its SHA-256."""
-    if not _is_written(sets[shard.number], shard):
-        _write_pairs(sets[shard.number], shard)
+    pairs = sets[shard.number]
+    exists = shard.tar.exists() and (shard.objects is None or shard.objects.exists())
+    if not exists or read_index(shard.tar).keys != tuple(pairs.scan.keys[row] for row in shard.rows.tolist()):
+        _write_pairs(pairs, shard)
     return shard, file_sha256(shard.tar)
-
-
-def _is_written(pairs: PairSet, shard: _Shard) -> bool:
-    if not shard.tar.exists() or (shard.objects is not None and not shard.objects.exists()):
-        return False
-    return read_index(shard.tar).keys == tuple(pairs.scan.keys[row] for row in shard.rows.tolist())
 
 
 def _write_pairs(pairs: PairSet, shard: _Shard) -> None:
     objects: list[Annotation] = []
-    sizes: list[int] = []
+    images: list[tuple[str, int]] = []  # as of ``ShardIndex.images``
     with write_shard(shard.tar) as write:
         for row in shard.rows.tolist():
             key = pairs.scan.keys[row]
@@ -109,9 +103,8 @@ def _write_pairs(pairs: PairSet, shard: _Shard) -> None:
                     f"the pair {key} changed while its set was prepared ({change}); remove {out} and start over"
                 ) from None
             write(pair)
-            sizes.append(len(pair.image))
+            images.append((key, len(pair.image)))
             objects.append(annotation or Annotation(key, [], [], []))
         # Before the tar gets its name, so that a tar exists only with its objects.
         if shard.objects is not None and pairs.reader.annotator is not None:
-            images = images_fingerprint(zip((row.key for row in objects), sizes, strict=True))
-            write_objects(shard.objects, objects, pairs.reader.annotator, images)
+            write_objects(shard.objects, objects, pairs.reader.annotator, fingerprint(images))

@@ -54,10 +54,6 @@ def dedup(
 
     Returns:
         The contents of report.json; exclude.file is null if no list was written.
-
-    Raises:
-        UserError: a key is in two sets or contains a line break, the model cannot be loaded or embeds no images, or a set has
-            changed since ``out`` was finished.
     """
     data = {name: _state(shards) for name, shards in sets.items()}
     if (finished := _finished_report(out, data, force)) is not None:
@@ -132,10 +128,7 @@ def _is_chained(images: Images, groups: np.ndarray, exact: np.ndarray) -> bool:
 
 
 def keys_to_exclude(images: Images, groups: np.ndarray, within: bool) -> list[str]:
-    """The keys to exclude so that no group spans two sets and, with ``within``, so that each group has one image.
-
-    ``groups``: the group of each image, int64 [n].
-    """
+    """The keys to exclude so that no group (int64 [n]) spans two sets and, with ``within``, so that each has one image."""
     rows = _duplicated(groups)
     keys = [images.keys[row] for row in rows.tolist()]
     first_set: dict[int, int] = {}  # {group: the first of its sets, which keeps its images}
@@ -149,10 +142,7 @@ def keys_to_exclude(images: Images, groups: np.ndarray, within: bool) -> list[st
 
 
 def shared_counts(images: Images, groups: np.ndarray) -> dict[str, dict[str, int]]:
-    """{set: {second set: number of the set's images with a duplicate in the second set}}; both may be the same set.
-
-    ``groups``: the group of each image, int64 [n].
-    """
+    """{set: {second set: number of the set's images with a duplicate in the second set}}; both may be the same set."""
     rows = _duplicated(groups)
     roots, group_of_row = np.unique(groups[rows], return_inverse=True)
     table = np.zeros((len(roots), len(images.sets)), dtype=np.int64)
@@ -171,7 +161,6 @@ def group_sizes(groups: np.ndarray) -> dict[str, int]:
 
 
 def _duplicated(groups: np.ndarray) -> np.ndarray:
-    """The rows whose groups have at least two images."""
     return np.flatnonzero(np.bincount(groups, minlength=1)[groups] > 1)
 
 
@@ -261,12 +250,10 @@ def _semantic(out: Path, sets: Mapping[str, ShardSet], criteria: DuplicateCriter
 def _write_pairs(path: Path, images: Images, groups: np.ndarray, kinds: Sequence[DuplicateKind]) -> None:
     """Write one row per pair that connects a group: a group of n images has n − 1 pairs of each kind that connects it."""
     links = np.concatenate([kind.links for kind in kinds])
-    names = pa.array(images.sets, pa.string())
-    columns: dict[str, Any] = {
-        "group": pa.array([images.keys[row] for row in groups[links[:, 0]].tolist()], pa.string())
-    }
+    keys, names = pa.array(images.keys, pa.string()), pa.array(images.sets, pa.string())
+    columns: dict[str, Any] = {"group": keys.take(groups[links[:, 0]])}
     for side, rows in (("a", links[:, 0]), ("b", links[:, 1])):
-        columns[f"key_{side}"] = pa.array([images.keys[row] for row in rows.tolist()], pa.string())
+        columns[f"key_{side}"] = keys.take(rows)
         columns[f"set_{side}"] = pa.DictionaryArray.from_arrays(pa.array(images.set_numbers[rows]), names)
     columns["kind"] = pa.array([kind.name for kind in kinds for _ in kind.links], pa.string())
     columns["distance"] = pa.array(np.concatenate([kind.distances for kind in kinds]), pa.float64())

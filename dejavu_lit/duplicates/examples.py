@@ -32,14 +32,10 @@ class DuplicateKind:
     """The duplicates of one kind."""
 
     name: str
-    groups: np.ndarray
-    """int64 [n]: the first row of each row's group."""
-    links: np.ndarray
-    """int64 [m, 2]: the pairs of rows that connect the groups."""
-    distances: np.ndarray
-    """float64 [m]: the distance of each pair."""
-    details: dict[str, Any] = field(default_factory=dict)
-    """Its settings and recall, for report.json."""
+    groups: np.ndarray  # int64 [n]: the first row of each row's group
+    links: np.ndarray  # int64 [m, 2]: the pairs of rows that connect the groups
+    distances: np.ndarray  # float64 [m]: of each pair
+    details: dict[str, Any] = field(default_factory=dict)  # its settings and recall, for report.json
 
 
 def write_examples(path: Path, sets: Mapping[str, ShardSet], images: Images, kinds: Sequence[DuplicateKind]) -> None:

@@ -5,8 +5,7 @@ cells, and the recall is measured on a sample. Clustering embeddings to find dup
 2303.09540.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,22 +26,15 @@ SEED = 0  # of the clustering and of the sample
 BLOCK = 20_000  # vectors added, or candidates compared in float64, at once
 
 
-@dataclass(frozen=True)
-class SemanticGroups:
+class SemanticGroups(NamedTuple):
     """Groups of semantic duplicates."""
 
-    groups: np.ndarray
-    """int64 [n]: the first row of each row's group."""
-    links: np.ndarray
-    """int64 [m, 2]: the pairs of rows that connect the groups."""
-    cosines: np.ndarray
-    """float64 [m]: the cosine of each pair."""
+    groups: np.ndarray  # int64 [n]: the first row of each row's group
+    links: np.ndarray  # int64 [m, 2]: the pairs of rows that connect the groups
+    cosines: np.ndarray  # float64 [m]: of each pair
     cells: int
-    """Number of cells."""
-    recall: float
-    """Share of the true pairs that are in one group: 1.0 if all were compared, else measured on a sample."""
-    checked: int | None
-    """Number of true pairs in the sample (the recall is 1.0 if there are none); None if all were compared."""
+    recall: float  # share of the true pairs that are in one group: 1.0 if all were compared, else measured on a sample
+    checked: int | None  # true pairs in the sample (the recall is 1.0 if there are none); None if all were compared
 
 
 def semantic_groups(vectors: np.ndarray, similarity: float, cells: int | None = None) -> SemanticGroups:
@@ -53,9 +45,6 @@ def semantic_groups(vectors: np.ndarray, similarity: float, cells: int | None = 
     Args:
         vectors: float16 [n, d], none zero; similarity: above 0, below 1.
         cells: number of cells; by default one up to SINGLE_CELL rows, else one per PER_CELL rows.
-
-    Raises:
-        UserError: faiss is not installed.
     """
     if cells is None:
         cells = 1 if len(vectors) <= SINGLE_CELL else len(vectors) // PER_CELL
@@ -100,7 +89,6 @@ def _index(vectors: np.ndarray, cells: int) -> Any:
 
 
 def _cosines(vectors: np.ndarray, rows: np.ndarray, peers: np.ndarray) -> np.ndarray:
-    """The float64 cosines of pairs of rows."""
     left, right = vectors[rows].astype(np.float64), vectors[peers].astype(np.float64)
     squared = np.einsum("ij,ij->i", left, left), np.einsum("ij,ij->i", right, right)
     cosines: np.ndarray = np.einsum("ij,ij->i", left, right) / (np.sqrt(squared[0]) * np.sqrt(squared[1]))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from dejavu_lit.data.settings import DISTANCES
 from dejavu_lit.utils.errors import check_range
 
 
@@ -22,3 +23,4 @@ class DuplicateCriteria:
 
     def __post_init__(self) -> None:
         check_range(self, "", "(0, 1)", "similarity")
+        check_range(self, "", DISTANCES, "distance")

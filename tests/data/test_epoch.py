@@ -186,8 +186,9 @@ def test_repeated_pairs_come_as_often_as_set():
     plan = epoch_plan([10, 10], 0, 0, 1, 0, 1, repeat=Repeat([0.1, 0.2], [5, 3]))
     counts = exposures(plan, plan.steps)
     assert counts.tolist() == [5, 5, 3, 3, 3, 3] + [1] * 14
-    with pytest.raises(UserError, match="share"):
-        Repeat([0.1, 0.2], [5])
+    for shares, times in (([0.1, 0.2], [5]), ([], []), ([0.1], [1.5]), ([True], [2])):
+        with pytest.raises(UserError, match=r"data\.repeat\.share="):
+            Repeat(shares, times)
 
 
 def test_a_training_size_is_the_first_pairs_that_count_however_many_are_excluded():

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from benchmarks.shards import write_shards
 from dejavu_lit.data import remote
 from dejavu_lit.data.decode import MAX_CAPTION_CHARS, open_image, read_caption, read_meta
-from dejavu_lit.data.key_lists import later_duplicates, read_keys
+from dejavu_lit.data.key_lists import read_keys
 from dejavu_lit.data.objects import Annotation, Failed
 from dejavu_lit.data.readers.base import Reader, read_image
 from dejavu_lit.data.readers.coco import CocoReader
@@ -262,19 +262,12 @@ def test_lists_of_keys(tmp_path, content):
 
 
 @fuzz_settings(60)
-@given(
-    sizes=wrong_json({"00000.tar": 2, "00001.tar": 2}),
-    groups=wrong_json({"duplicates": {"groups": {"A": [["k0", "k1"]]}}}),
-)
-def test_sizes_and_manifests(tmp_path, sizes, groups):
+@given(sizes=wrong_json({"00000.tar": 2, "00001.tar": 2}))
+def test_sizes(tmp_path, sizes):
     if not (tmp_path / "A").exists():
         write_shards(tmp_path / "A", PAIRS, 2)
     (tmp_path / "A" / "sizes.json").write_bytes(sizes)
-    (tmp_path / "manifest.json").write_bytes(groups)
     try_read(lambda: ShardSet.open(tmp_path / "A").keys())
-    (tmp_path / "A" / "sizes.json").unlink()
-    shards = ShardSet.open(tmp_path / "A")
-    try_read(lambda: later_duplicates(tmp_path / "manifest.json", shards, None, {}))
 
 
 @fuzz_settings(30)

@@ -75,15 +75,6 @@ def test_a_manifest_without_groups_is_refused(shards: ShardSet, tmp_path: Path) 
         later_duplicates(write_manifest(tmp_path, None), shards, None, {})
 
 
-def test_damaged_groups_are_refused(shards: ShardSet, tmp_path: Path) -> None:
-    for groups in ({"A": 3}, {"A": [3]}, {"A": [["k1", 3]]}, [], 3):
-        with pytest.raises(UserError, match=r"groups of duplicates in .*manifest\.json are damaged"):
-            later_duplicates(write_manifest(tmp_path, groups), shards, None, {})
-    (tmp_path / "manifest.json").write_text('{"duplicates": 3}')
-    with pytest.raises(UserError, match="does not list"):
-        later_duplicates(tmp_path / "manifest.json", shards, None, {})
-
-
 def test_files_of_keys(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "keys.txt"
     path.write_text("b\n\na\nb\n")
@@ -157,11 +148,9 @@ def test_wrong_lists_are_named(tmp_path: Path) -> None:
     for files, message in (
         ({"AA": members}, r"keys names an unknown set 'AA'"),
         ({"A": tmp_path / "none.txt"}, r"keys\.A=.*none\.txt cannot be read"),
-        ({"A": write_keys(tmp_path / "empty.txt", "", " ")}, r"keys\.A=.*empty\.txt lists no keys"),
-        ({"A": 3}, r"keys\.A=3 is not a file"),
     ):
         with pytest.raises(UserError, match=message):
-            read_lists(files)  # type: ignore[arg-type]
+            read_lists(files)
     with pytest.raises(UserError, match=r"keys\.A and keys\.H both list 'b'; a pair goes into one set"):
         match_lists({"A": ["a", "b"], "H": ["b.jpg"]}, ["a", "b", "c"])
 

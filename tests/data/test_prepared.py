@@ -45,13 +45,6 @@ def test_an_empty_path_is_not_the_current_folder(path: str | list | None) -> Non
     assert message_of(lambda: DataSpec("mine", shards="")).startswith("data.shards= is empty")
 
 
-@pytest.mark.parametrize("seed", [2**63, -(2**64)])
-def test_a_seed_of_too_many_digits_is_refused(seed: int) -> None:
-    assert f"data.seed={seed} must be a whole number of at most 18 digits" in message_of(
-        lambda: DataSpec("mine", seed=seed)
-    )
-
-
 def test_excluded_keys_must_stay_the_same(tmp_path: Path) -> None:
     path = tmp_path / "keys.txt"
     path.write_text("a\nb\n")

@@ -126,7 +126,7 @@ def test_a_shard_that_disappears_or_is_cut_while_being_read(tmp_path):
     with pytest.raises(UserError, match="was cut short while being read"):
         index.read(4)
     index.path.unlink()
-    with pytest.raises(UserError, match="has disappeared"):
+    with pytest.raises(UserError, match=r"the shard .* does not exist; restore it"):
         index.read(0)
 
 
@@ -146,7 +146,7 @@ def test_bad_text_is_one_bad_pair_and_bad_keys_are_not_written(tmp_path):
     assert [isinstance(pair, BadPair) for pair in pairs] == [True, True, True, False]
     for key in ("", "a.b", "a/b", " a", "a\u3000", "a\nb", "a\rb", "a\u2028b", "a\x85b"):
         with (
-            pytest.raises(ValueError, match=r"must (be non-empty|have no line break)"),
+            pytest.raises(ValueError, match="must be one line without dot, slash"),
             write_shard(tmp_path / "1.tar") as write,
         ):
             write(Pair(key, png, "png", "c"))

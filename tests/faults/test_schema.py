@@ -103,6 +103,6 @@ def test_objects_of_another_form(scenes, tmp_path):
         named.parent.mkdir(exist_ok=True)
         pq.write_table(other, named)
         with pytest.raises(
-            UserError, match=rf"{named} is not an object artifact of this project .*; annotate the images again"
+            UserError, match=rf"{named} is damaged or not an object artifact .*; annotate the images again"
         ):
             read_objects([named.parent])

@@ -41,7 +41,9 @@ def cut(shard: Path) -> None:
     os.truncate(shard, shard.stat().st_size // 2)
 
 
-@pytest.mark.parametrize(("fault", "words"), [(vanish, "has disappeared"), (cut, "was cut short while being read")])
+@pytest.mark.parametrize(
+    ("fault", "words"), [(vanish, "does not exist; restore it"), (cut, "was cut short while being read")]
+)
 def test_while_training(fault, words, scenes, undisturbed, tmp_path):
     data, run = shutil.copytree(scenes, tmp_path / "scenes"), tmp_path / "run"
     shard = data / "A" / "00000.tar"
@@ -91,7 +93,6 @@ def test_a_named_pipe_is_refused_and_not_waited_for(scenes, tmp_path):
     os.mkfifo(data / "A" / "00000.tar")
     said = sentence(train(data, tmp_path / "run"))
     assert f"{data / 'A' / '00000.tar'} is not a regular file (but a pipe, a folder or a device)" in said
-    assert "data.dir=pipe:" in said
 
 
 @pytest.fixture
@@ -163,10 +164,3 @@ def test_a_server_that_stalls_amid_a_shard_is_given_up(mirrored, scenes, tmp_pat
     assert "could not be read in 3 attempts (" in said
     assert "timeout" in said.lower()
     assert not list((tmp_path / "cache").rglob("*.tar"))
-
-
-@pytest.mark.parametrize("given", ["soon", "0", "-3", "nan"])
-def test_the_patience_must_be_a_number_of_seconds(given, mirrored, scenes, tmp_path, monkeypatch):
-    monkeypatch.setenv("DEJAVU_STALLED_S", given)
-    said = sentence(train(f"pipe:cat {scenes}/{{}}", tmp_path / "run"))
-    assert f"DEJAVU_STALLED_S={given} must be a number of seconds above 0" in said

@@ -1,6 +1,6 @@
 """The Reader protocol, which every source of pairs implements for ``prepare``, and the helpers that readers share.
 
-A new source is one class with these five members, in one file of this folder; ``prepare`` does the rest. If it also has
+A new source is one class with these five members, in one file of this folder. If it also has
 ``unread``, {kind: number of files or members that belong to no pair}, the manifest holds that; if it has ``listed_name``,
 a function from a line in a list of keys to the name that a key is made from, lists may also name pairs in other ways.
 """
@@ -13,7 +13,7 @@ import stat
 import unicodedata
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -47,12 +47,7 @@ class Reader(Protocol):
         """The key of every pair: unique, without dot or slash. Raises UserError if there is nothing to read."""
 
     def read(self, key: str) -> "tuple[Pair, Annotation | None]":
-        """The pair and its objects (None: not annotated). The image need not decode.
-
-        Raises:
-            BadPair: with a short reason that is the same for all pairs with that problem ("it has no caption"): reasons
-                are counted, and the caller adds the key.
-        """
+        """The pair and its objects (None: not annotated); raises BadPair with a short reason without the key."""
 
     def fingerprint(self) -> dict[str, Any]:
         """The options, and the sizes and times of the files read: JSON values that differ if the pairs may differ."""
@@ -94,12 +89,6 @@ def clean_keys(names: Sequence[str]) -> list[str]:
     return keys
 
 
-def common_folder(paths: Iterable[str]) -> str:
-    """The deepest folder that contains all absolute paths; "" if there are none."""
-    folders = {os.path.dirname(os.path.normpath(path)) for path in paths if os.path.isabs(path)}
-    return os.path.commonpath(folders) if folders else ""
-
-
 def below(root: str, path: str) -> str:
     """An absolute path relative to ``root`` if it lies below it; any other path as it is."""
     if not root or not os.path.isabs(path):
@@ -109,11 +98,7 @@ def below(root: str, path: str) -> str:
 
 
 def image_extension(data: bytes) -> str:
-    """``jpg``, ``png`` or ``webp``, from the first bytes and not the file's name.
-
-    Raises:
-        BadPair: another format, or more than MAX_IMAGE_BYTES.
-    """
+    """``jpg``, ``png`` or ``webp`` by the first bytes; raises BadPair for another format, or more than MAX_IMAGE_BYTES."""
     if len(data) > MAX_IMAGE_BYTES:
         raise BadPair(f"the image has more than {MAX_IMAGE_BYTES >> 20} MiB")
     if data[:3] == b"\xff\xd8\xff":
@@ -126,11 +111,9 @@ def image_extension(data: bytes) -> str:
 
 
 def read_image(path: Path) -> tuple[bytes, str]:
-    """An image file's bytes and extension.
+    """An image file's bytes and extension; raises BadPair if it is missing, not readable, too large or in another format.
 
-    Raises:
-        BadPair: it is missing, not readable, too large or in another format.
-        OSError: another error of the operating system, of a network file system for instance: the image may be good.
+    Other errors, of a network file system for instance, are passed on: the image may be good.
     """
     try:
         data = read_file(path, MAX_IMAGE_BYTES + 1)
@@ -142,12 +125,7 @@ def read_image(path: Path) -> tuple[bytes, str]:
 
 
 def read_file(path: Path, limit: int) -> bytes:
-    """The first ``limit`` bytes of a file.
-
-    Raises:
-        FileNotFoundError: there is none of this name; also for a folder, a pipe or a device: reading it might never end.
-        OSError: it cannot be read; the error names it.
-    """
+    """The first ``limit`` bytes of a file; a folder, a pipe or a device, whose reading might never end, counts as missing."""
     try:
         state = path.stat()
         if not stat.S_ISREG(state.st_mode):

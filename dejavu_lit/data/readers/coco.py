@@ -17,7 +17,7 @@ from dejavu_lit.data.objects import Annotation, Annotator
 from dejavu_lit.data.readers.base import as_list, file_state, read_image
 from dejavu_lit.data.readers.coco_json import CocoInstances, read_images
 from dejavu_lit.data.shards import BadPair, Pair
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.errors import UserError, check_at_least
 
 # Of the image's entry, copied to the pair's JSON.
 META_FIELDS = ("width", "height", "file_name", "license", "flickr_url")
@@ -61,16 +61,7 @@ class CocoReader:
             raise UserError(
                 f"data.reader.root={self.root} already gives all paths; remove it or data.reader.{given[0]}="
             )
-        listed = "captions" in given or (self.caption is None and "instances" in given)
-        if self.root is None and not (listed and "images" in given):
-            raise UserError(
-                "COCO needs data.reader.root= (its usual layout), or data.reader.images= (folders) and data.reader.captions= "
-                "(JSON files; data.reader.instances= will do with data.reader.caption=null)"
-            )
-        if self.caption is not None and self.caption < 0:
-            raise UserError(
-                f"data.reader.caption={self.caption} counts an image's captions from 0; give 0 or more, or null for none"
-            )
+        check_at_least(self, "data.reader.", caption=0)
 
     @cached_property
     def sources(self) -> tuple[list[tuple[Path, Path]], list[Path]]:
@@ -87,47 +78,39 @@ class CocoReader:
             instances = [root / "annotations" / f"instances_{part}.json" for part in parts]
         else:
             folders, captions, instances = as_list(self.images), as_list(self.captions), as_list(self.instances)
-            captions = captions or instances
-            if len(folders) == 1:
+            if self.caption is None:
+                captions = captions or instances
+            if len(folders) == 1 and captions:
                 folders *= len(captions)
         if not captions or len(folders) != len(captions):
             raise UserError(
                 f"data.reader.images= names {len(folders)} folders and data.reader.captions= {len(captions)} files; give one "
-                "folder per file"
-            )
-        if missing := [path for path in folders if not path.is_dir()]:
-            raise UserError(
-                f"the folder of images {missing[0]} does not exist; check root, splits, year or images of data.reader"
+                "folder per file, or data.reader.root= for COCO's usual layout"
             )
         if self.root is not None and not any(path.exists() for path in instances):
             logger.warning("no instances in %s: no objects until the images are annotated", instances[0].parent)
             instances = []
-        if missing := [path for path in (*captions, *instances) if not path.is_file()]:
+        if missing := [path for path in (*folders, *captions, *instances) if not path.exists()]:
             raise UserError(
-                f"{missing[0]} does not exist; check root, splits, year, captions or instances of data.reader"
+                f"{missing[0]} does not exist; check root, splits, year, images, captions or instances of data.reader"
             )
         return list(zip(folders, captions, strict=True)), instances
 
     @cached_property
     def _images(self) -> dict[str, CocoImage]:
-        """The images of all captions files by key."""
         images: dict[str, CocoImage] = {}
-        origin: dict[str, Path] = {}
         for folder, path in self.sources[0]:
             entries, captions = read_images(path, with_captions=self.caption is not None)
             for image_id, entry in entries.items():
                 key = f"{image_id:012d}"
                 if key in images:
                     raise UserError(
-                        f"the image id {image_id} is in {origin[key]} and in {path}; give files without common ids"
+                        f"the image id {image_id} is in {path} and in another file; give files without common ids"
                     )
                 file = folder / str(entry["file_name"])
                 meta = {name: json_safe(entry[name]) for name in META_FIELDS if name in entry}
                 meta |= {"image_id": image_id, "source": json_safe(file.parent.name)}
                 images[key] = CocoImage(file, captions.get(image_id, []), meta)
-                origin[key] = path
-        if not images:
-            raise UserError(f"{self.sources[0][0][1]} lists no images; check data.reader.captions=")
         return images
 
     @cached_property
@@ -148,11 +131,9 @@ class CocoReader:
 
     @property
     def annotator(self) -> Annotator | None:
-        """COCO, with a hash of the instances files; None without instances."""
         return self._instances.annotator if self._instances else None
 
     def keys(self) -> list[str]:
-        """The keys of all images of all captions files, sorted."""
         return sorted(self._images)
 
     @cached_property
@@ -160,10 +141,7 @@ class CocoReader:
         return {str(image.meta["file_name"]): key for key, image in self._images.items()}
 
     def listed_name(self, line: str) -> str:
-        """The key of the image that a list names by its file, with or without folders, or by its id in COCO's ways.
-
-        These are 42, 000000000042.jpg and COCO_val2014_000000000042.jpg, the names that Karpathy's splits have.
-        """
+        """The key of the image that a list names by its file, also without folders, or by its id in COCO's ways."""
         file = line.rpartition("/")[2]
         number = IMAGE_NAME.fullmatch(file)
         name = f"{number[1] or number[2]:0>12}" if number else line
@@ -181,7 +159,6 @@ class CocoReader:
         return Pair(key, data, extension, caption, image.meta | captions), annotation
 
     def fingerprint(self) -> dict[str, Any]:
-        """The number of the caption, the folders, and the state of the JSON files."""
         pairs, instances = self.sources
         return {
             "reader": self.name,

@@ -13,7 +13,7 @@ import numpy as np
 from dejavu_lit.data.decode import json_safe
 from dejavu_lit.data.objects import Annotation, Annotator
 from dejavu_lit.data.shards import BadPair
-from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import file_sha256, fingerprint
 
 MAX_ID_DIGITS = 18  # of ids, which are kept as int64
@@ -22,22 +22,14 @@ logger = logging.getLogger(__name__)
 
 
 def read_coco(path: Path, *lists: str) -> dict[str, Any]:
-    """One of COCO's JSON files without its masks (most of its bytes); ``lists``: the lists that it must have.
-
-    Raises:
-        UserError: no such file, not JSON, or one of ``lists`` is missing.
-    """
+    """A JSON file without COCO's masks (most of its bytes); raises UserError if it is none, or lacks one of ``lists``."""
 
     def without_mask(entry: dict[str, Any]) -> dict[str, Any]:
         entry.pop("segmentation", None)
         return entry
 
-    try:
+    with explained(f"{path} is not valid JSON", "download it again", errors=(ValueError, RecursionError)):
         content: dict[str, Any] = json.loads(path.read_bytes(), object_hook=without_mask)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check the reader's paths") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({first_line(error)}); download it again") from None
     missing = [name for name in lists if not isinstance(content, dict) or not isinstance(content.get(name), list)]
     if missing:
         raise UserError(f"{path} has no list {missing[0]!r}, so it is not in COCO's format; check the reader's paths")
@@ -47,11 +39,7 @@ def read_coco(path: Path, *lists: str) -> dict[str, Any]:
 def usable_entries(
     path: Path, content: Mapping[str, Any], name: str, kind: str, parse: Callable[[Any], Entry]
 ) -> list[Entry]:
-    """``parse`` of each entry of the list ``name``; entries for which it raises BadPair are counted by reason in the log.
-
-    Raises:
-        UserError: there are entries, but none is usable: the file is not a ``kind`` JSON.
-    """
+    """``parse`` of each entry of the list ``name``; those that raise BadPair are counted in the log, UserError if all do."""
     entries: list[Entry] = []
     skipped: dict[str, list[Any]] = {}
     for number, entry in enumerate(content[name]):
@@ -62,10 +50,9 @@ def usable_entries(
             skipped.setdefault(str(error), []).append(label)
     if skipped and not entries:
         reason, labels = max(skipped.items(), key=lambda item: len(item[1]))
-        article = "an" if kind == "instances" else "a"
         raise UserError(
-            f"{path} is not {article} {kind} JSON of COCO (of {len(content[name])} {name} none can be used, e.g. {labels[0]!r}: "
-            f"{reason}); give {kind}_*.json as data.reader.{kind}="
+            f"of {len(content[name])} {name} in {path} none can be used (e.g. {labels[0]!r}: {reason}); give COCO's "
+            f"{kind}_*.json as data.reader.{kind}="
         )
     for reason, labels in sorted(skipped.items()):
         logger.warning("%s: %d of %s skipped, e.g. %r: %s", path, len(labels), name, labels[0], reason)
@@ -98,7 +85,6 @@ def image_number(entry: Any, field: str) -> int:
 
 
 def _instance(entry: Any, code_of: Mapping[int | str, int]) -> tuple[int, list[float], int]:
-    """The code of the category, the box and the image's id of one annotation."""
     category, box = coco_id(entry, "category_id"), value_of(entry, "bbox")
     if category not in code_of:
         raise BadPair(f"its category {category!r} is not in categories")
@@ -116,7 +102,6 @@ def _category(entry: Any) -> tuple[int | str, str]:
 
 
 def _caption(entry: Any, images: Collection[int]) -> tuple[int, str]:
-    """The image's id and the caption of one annotation."""
     caption = value_of(entry, "caption")
     if not isinstance(caption, str):
         raise BadPair("its 'caption' is not text")
@@ -129,13 +114,7 @@ def _caption(entry: Any, images: Collection[int]) -> tuple[int, str]:
 
 
 def read_images(path: Path, with_captions: bool) -> tuple[dict[int, dict[str, Any]], dict[int, list[str]]]:
-    """{id: entry} of the images in a JSON, and {id: their captions}; unusable entries are counted in the log.
-
-    Without captions, any JSON with a list of images will do.
-
-    Raises:
-        UserError: not a captions JSON, or two different images of one id.
-    """
+    """{id: entry} of the images in a JSON, and {id: their captions}; without these, any JSON with a list of images will do."""
     content = read_coco(path, "images", *(("annotations",) if with_captions else ()))
     images: dict[int, dict[str, Any]] = {}
 
@@ -159,13 +138,10 @@ def read_images(path: Path, with_captions: bool) -> tuple[dict[int, dict[str, An
 
 
 class CocoInstances:
-    """The instances of one or more JSON files, by image id: about 20 bytes per instance.
-
-    image_ids: all images that the files list or have instances of; annotator: COCO and a hash of the files.
-    """
+    """The instances of one or more JSON files, by image id (``image_ids``: all of them): about 20 bytes per instance."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        """Read the files; unusable entries are counted. Raises UserError for a file that is not an instances JSON."""
+        """Read the files; raises UserError for one that is not an instances JSON."""
         rows: list[tuple[int, list[float], int]] = []
         labels: dict[str, int] = {}
         listed: set[int] = set()

@@ -1,8 +1,8 @@
 """The columns of a table: which hold images, captions and keys, by the names that options give or by the usual ones."""
 
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from dejavu_lit.data.readers.rows import Rows
 from dejavu_lit.utils.errors import UserError, suggest
@@ -16,30 +16,24 @@ IMAGE = (
 CAPTION = ("caption", "captions", "text", "txt", "sentences", "description", "prompt", "title")
 USUAL = {"image": IMAGE, "caption": CAPTION, "key": ("key", "__key__", "image_id", "id", "uid")}
 logger = logging.getLogger(__name__)
-Names = str | Iterable[str] | None
+Options = Mapping[str, Sequence[str]]  # {"image", "caption" or "key": names of columns, or AUTO}
 
 
-@dataclass(frozen=True)
-class Columns:
+class Columns(NamedTuple):
     """The names of the columns of a table."""
 
     image: str
     captions: list[str]
     key: str | None
 
-    @classmethod
-    def find(cls, rows: Rows, path: object, image: str, caption: Names, key: str | None) -> "Columns":
-        """The columns that the options name, with ``auto`` for a guess, which is logged.
 
-        Raises:
-            UserError: there is no such column; it lists the columns of the table at ``path``.
-        """
-        options = _options(image, caption, key)
-        columns = {option: [_column(rows, path, option, name) for name in names] for option, names in options.items()}
-        guesses = [f"{option}={columns[option][0] or 'null'}" for option, names in options.items() if names == [AUTO]]
-        if guesses:
-            logger.info("%s: the columns are guessed by their names: %s", path, ", ".join(guesses))
-        return cls(columns["image"][0], columns["caption"], next(iter(columns["key"]), "") or None)
+def find_columns(rows: Rows, path: object, options: Options) -> Columns:
+    """The columns that the options name, with ``auto`` for a guess, which is logged; raises UserError for a missing one."""
+    columns = {option: [_column(rows, path, option, name) for name in names] for option, names in options.items()}
+    guesses = [f"{option}={columns[option][0] or 'null'}" for option, names in options.items() if names == [AUTO]]
+    if guesses:
+        logger.info("%s: the columns are guessed by their names: %s", path, ", ".join(guesses))
+    return Columns(columns["image"][0], columns["caption"], next(iter(columns["key"]), "") or None)
 
 
 def _column(rows: Rows, path: object, option: str, name: str) -> str:
@@ -63,14 +57,8 @@ def _is_distinct(rows: Rows, column: str) -> bool:
     return len(values) == len(rows) and "" not in values
 
 
-def possible_columns(image: str, caption: Names, key: str | None) -> list[str]:
-    """The names of all columns that ``Columns.find`` may choose by these options."""
-    options = _options(image, caption, key)
+def possible_columns(options: Options) -> list[str]:
+    """The names of all columns that ``find_columns`` may choose by these options."""
     return [
         known for option, names in options.items() for n in names for known in (USUAL[option] if n == AUTO else [n])
     ]
-
-
-def _options(image: str, caption: Names, key: str | None) -> dict[str, list[str]]:
-    captions = [] if caption is None else [caption] if isinstance(caption, str) else list(caption)
-    return {"image": [image], "caption": captions, "key": [] if key is None else [key]}

@@ -3,7 +3,6 @@
 Every line of the ``.txt`` is one caption. Without a ``.txt``, they are ``caption`` or ``captions`` of the ``.json``.
 """
 
-import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -29,8 +28,6 @@ from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import fingerprint, warn_unread
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class FolderReader:
@@ -45,9 +42,7 @@ class FolderReader:
 
     def __post_init__(self) -> None:
         if self.caption not in ("txt", "folder", "none"):
-            raise UserError(
-                f"data.reader.caption={self.caption} is unknown to the folder reader; choose txt, folder or none"
-            )
+            raise UserError(f"data.reader.caption={self.caption} must be txt, folder or none")
 
     @property
     def _files(self) -> list[str]:
@@ -64,36 +59,26 @@ class FolderReader:
         root = as_list(self.path, "data.reader.path")[0]
         if not root.is_dir():
             raise UserError(f"the folder {root} does not exist; check data.reader.path=")
-        hidden: list[str] = []
         unread: Counter[str] = Counter()
-        files = sorted(_image_paths(str(root), "", hidden, unread))
-        if hidden:
-            logger.warning(
-                "%s: %d hidden images and folders are ignored, e.g. %s", self.name, len(hidden), json_safe(min(hidden))
-            )
+        files = sorted(_image_paths(str(root), "", unread))
         warn_unread(self.name, "files", unread)
         if not files:
             raise UserError(f"{root} has no images ({', '.join(IMAGE_EXTENSIONS)}); check data.reader.path=")
-        return files, dict(unread) | ({"hidden": len(hidden)} if hidden else {})
+        return files, unread
 
     @cached_property
     def _index(self) -> KeyIndex:
         return KeyIndex(clean_keys([os.path.splitext(file)[0] for file in self._files]))
 
     def keys(self) -> list[str]:
-        """The keys of all images, sorted."""
         return self._index.keys
 
     def read(self, key: str) -> tuple[Pair, Annotation | None]:
         """The pair; raises BadPair for a missing caption or image. A ``.json`` beside the image joins the pair's JSON."""
         file = self._files[self._index.row(key)]
         path = Path(self.path, file)
-        meta: dict[str, Any] = {}
-        if path.with_suffix(".json").is_file():
-            try:
-                meta = read_meta(read_file(path.with_suffix(".json"), MAX_JSON_BYTES + 1))
-            except (FileNotFoundError, PermissionError):
-                raise BadPair("the .json beside the image is not readable") from None
+        content = _content(path.with_suffix(".json"))
+        meta = {} if content is None else read_meta(content)
         meta.setdefault("path", json_safe(file))
         captions = _captions(path, meta) if self.caption == "txt" else []
         if self.caption == "folder":
@@ -109,11 +94,8 @@ class FolderReader:
             image = Path(self.path, file)
             texts = [image.with_suffix(".txt"), *([json] if (json := image.with_suffix(".json")).exists() else [])]
             for path in (image, *texts):
-                try:
-                    state = path.stat()
-                    states.append((file, state.st_size, state.st_mtime_ns))
-                except OSError:
-                    states.append((file, -1, -1))
+                state = path.stat() if path.exists() else None
+                states.append((file, state.st_size, state.st_mtime_ns) if state else (file, -1, -1))
         return {
             "reader": self.name,
             "path": str(Path(self.path).resolve()),
@@ -123,13 +105,8 @@ class FolderReader:
         }
 
 
-def _image_paths(
-    root: str, folder: str, hidden: list[str], unread: Counter[str], parents: frozenset[str] = frozenset()
-) -> Iterator[str]:
-    """The paths, relative to ``root``, of all images below ``root/folder``; follows links to folders, except cycles.
-
-    Hidden images and folders are added to ``hidden`` instead; other files that belong to no image are counted in ``unread``.
-    """
+def _image_paths(root: str, folder: str, unread: Counter[str], parents: frozenset[str] = frozenset()) -> Iterator[str]:
+    """The paths, relative to ``root``, of all images below ``root/folder``; follows links to folders, except cycles."""
     absolute = os.path.join(root, folder)
     real = os.path.realpath(absolute)
     if real in parents:
@@ -142,9 +119,9 @@ def _image_paths(
         is_folder = entry.is_dir()
         if entry.name.startswith("."):
             if is_folder or _is_image(extension):
-                hidden.append(path)
+                unread["hidden"] += 1
         elif is_folder:
-            yield from _image_paths(root, path, hidden, unread, parents | {real})
+            yield from _image_paths(root, path, unread, parents | {real})
         elif _is_image(extension):
             yield path
         elif extension not in (".txt", ".json") or stem not in images:
@@ -157,10 +134,16 @@ def _is_image(extension: str) -> bool:
 
 def _captions(image: Path, meta: dict[str, Any]) -> list[str]:
     """The lines of the ``.txt`` beside an image; if there is none, the captions in ``meta``."""
+    if (content := _content(image.with_suffix(".txt"))) is not None:
+        return caption_lines(read_caption(content))
+    if captions := meta_captions(meta):
+        return captions
+    raise BadPair("it has no caption (.txt) beside the image")
+
+
+def _content(path: Path) -> bytes | None:
+    """The content of the file beside an image; None if there is none that can be read."""
     try:
-        text = read_caption(read_file(image.with_suffix(".txt"), MAX_JSON_BYTES))
+        return read_file(path, MAX_JSON_BYTES + 1)
     except (FileNotFoundError, PermissionError):
-        if captions := meta_captions(meta):
-            return captions
-        raise BadPair("it has no caption (.txt) beside the image") from None
-    return caption_lines(text)
+        return None

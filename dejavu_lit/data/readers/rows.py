@@ -1,19 +1,16 @@
 """The rows of tables by their number: texts (CSV, JSON) in memory, parquet by row groups, Arrow files mapped.
 
-Parquet files, as the Hub has them, may hold many more images than fit in memory. Of them the texts of single columns are
-read, and whole rows by their row group, of which the last ones stay in memory. So row groups should be small: ``datasets``
-writes 100 rows of images.
+Parquet files may hold many more images than fit in memory: of the row groups that were read the last ones are kept.
 """
 
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from glob import glob
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -59,10 +56,8 @@ def _without_caches(files: Sequence[Path]) -> list[Path]:
     """Arrow files without those that ``map`` and ``filter`` of ``datasets`` leave beside the data, which state.json lists."""
     kept = list(files)
     for state in {file.parent / STATE for file in files if (file.parent / STATE).is_file()}:
-        entries = read_json_object(state).get("_data_files")
-        if not isinstance(entries, list):
+        if not (names := {entry["filename"] for entry in read_json_object(state).get("_data_files", [])}):
             continue
-        names = {str(entry.get("filename")) if isinstance(entry, dict) else str(entry) for entry in entries}
         if missing := sorted(names - {file.name for file in files if file.parent == state.parent}):
             raise UserError(
                 f"{state} lists {missing[0]!r}, which is not beside it; restore the file, or save the data again"
@@ -71,16 +66,12 @@ def _without_caches(files: Sequence[Path]) -> list[Path]:
     return kept
 
 
-@dataclass(frozen=True)
-class RowBlock:
+class RowBlock(NamedTuple):
     """Consecutive rows that are read together."""
 
-    count: int
-    """Number of rows."""
-    folder: Path
-    """The folder of their file, to which paths of images are relative."""
-    read: Callable[[list[str], bool], pa.Table]
-    """From names of columns, and whether images may come without their bytes, to the table of these columns."""
+    size: int  # number of rows
+    folder: Path  # of their file, to which paths of images are relative
+    read: Callable[[list[str], bool], pa.Table]  # names of columns, and whether images may come without their bytes
 
 
 class Rows:
@@ -88,7 +79,7 @@ class Rows:
 
     def __init__(self, schema: pa.Schema, blocks: Sequence[RowBlock]) -> None:
         self.schema, self._blocks = schema, blocks
-        self._starts = np.array([0, *accumulate(block.count for block in blocks)], np.int64)
+        self._starts = np.array([0, *accumulate(block.size for block in blocks)], np.int64)
         self._cache: OrderedDict[int, pa.Table] = OrderedDict()
 
     def __len__(self) -> int:
@@ -100,7 +91,6 @@ class Rows:
         return [name for name in self.schema.names if self.schema.names.count(name) == 1]
 
     def kind(self, column: str) -> pa.DataType:
-        """The type of a column's values."""
         return self.schema.field(column).type
 
     def texts(self, column: str) -> Iterator[str]:
@@ -110,13 +100,11 @@ class Rows:
             yield from map(as_text, (pc.struct_field(values, "path") if has_path(values.type) else values).to_pylist())
 
     def row(self, number: int, columns: Sequence[str]) -> dict[str, Any]:
-        """The values of some columns in one row."""
         block = self._block_of(number)
         table, offset = self._read(block), number - int(self._starts[block])
         return {name: table[name][offset].as_py() for name in columns}
 
     def folder(self, number: int) -> Path:
-        """The folder of the row's file."""
         return self._blocks[self._block_of(number)].folder
 
     def _block_of(self, number: int) -> int:
@@ -134,43 +122,35 @@ class Rows:
 
 
 def open_rows(files: Sequence[Path], text_columns: Sequence[str], delimiter: str | None) -> Rows:
-    """The rows of parquet files, of Arrow files, or of CSV, TSV and JSON; other arguments: as of ``read_text_table``.
-
-    Raises:
-        UserError: another kind of file, or files with different columns.
-        pyarrow.ArrowException, OSError, KeyError, ValueError, RecursionError: a file cannot be read as a table.
-    """
-    kinds = {file.suffix.lower() for file in files}
-    schemas: list[pa.Schema] = []
+    """The rows of tables with the same columns; other arguments: as of ``read_text_table``. Raises whatever libraries raise."""
+    first: pa.Schema = None
     blocks: list[RowBlock] = []
-    if kinds <= set(PARQUET):
-        for file in files:
+    for file in files:
+        if file.suffix.lower() in PARQUET:
             metadata = pq.read_metadata(file)
-            schemas.append(metadata.schema.to_arrow_schema())
+            schema = metadata.schema.to_arrow_schema()
             for group in range(metadata.num_row_groups):
                 read = partial(_read_group, file, metadata, group)
                 blocks.append(RowBlock(metadata.row_group(group).num_rows, file.parent, read))
-    elif kinds == {".arrow"}:  # in the streaming format, as ``save_to_disk`` of ``datasets`` writes them
-        for file in files:
-            table = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
-            schemas.append(table.schema)
+        else:
+            table = _read_whole(file, text_columns, delimiter)
+            schema = table.schema
             blocks.append(RowBlock(table.num_rows, file.parent, partial(_select, table)))
-    elif all(map(is_text_table, files)):
-        for file in files:
-            table = read_text_table(file, text_columns, delimiter)
-            schemas.append(table.schema)
-            blocks.append(RowBlock(table.num_rows, file.parent, partial(_select, table)))
-    else:
-        raise UserError(
-            f"{files[0]} is not a known kind of table; give .parquet, .arrow, .csv, .tsv, .jsonl or .json files"
-        )
-    for file, schema in zip(files, schemas, strict=True):
-        if sorted(schema.names) != sorted(schemas[0].names):
+        first = schema if first is None else first
+        if sorted(schema.names) != sorted(first.names):
             raise UserError(
-                f"{file} has the columns {', '.join(schema.names)}, and {files[0]} has {', '.join(schemas[0].names)}; give "
+                f"{file} has the columns {', '.join(schema.names)}, and {files[0]} has {', '.join(first.names)}; give "
                 "files of one table"
             )
-    return Rows(schemas[0], blocks)
+    return Rows(first, blocks)
+
+
+def _read_whole(file: Path, text_columns: Sequence[str], delimiter: str | None) -> pa.Table:
+    if file.suffix.lower() == ".arrow":  # in the streaming format, as ``save_to_disk`` of ``datasets`` writes them
+        return pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
+    if is_text_table(file):
+        return read_text_table(file, text_columns, delimiter)
+    raise UserError(f"{file} is not a known kind of table; give .parquet, .arrow, .csv, .tsv, .jsonl or .json files")
 
 
 def _select(table: pa.Table, columns: list[str], texts: bool) -> pa.Table:

@@ -8,7 +8,7 @@ the seed and its key. Emoji artwork: Twemoji (graphics CC-BY 4.0), as shipped by
 
 import io
 import random
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -17,7 +17,7 @@ from PIL import Image
 
 from dejavu_lit.data.objects import Annotation, Annotator
 from dejavu_lit.data.shards import Pair
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.errors import UserError, check_at_least, check_range
 
 CELL = 16  # pixels; an image is GRID × GRID cells
 GRID = 4
@@ -33,11 +33,13 @@ THEMES = {
     "airport": "✈ 🚀 🚁 🎈 ⛅ ☂ 🧳 🪂 🌙 ⏰",
     "party": "🎂 🎁 🎀 🍭 🍦 🕯 🎃 🧸 👑 💎",
 }
+ADDED_LATER = (("language", "en"), ("mislabelled", 0))  # options of the readers and their defaults
 ANNOTATOR = Annotator("scenes")
 # Two people, an object, the place.
 CAPTIONS = {"en": "{} and {} with a {} at the {}", "zh": "{}、{}：{}", "ja": "{}、{}：{}"}
 OTHER_CAPTION = "{}, {}: {}"
 _SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
+MAX_PEOPLE = len(_SYLLABLES) ** 3 // 2  # so that drawing further distinct names stays fast
 
 
 @cache
@@ -105,17 +107,11 @@ class SceneReader:
     """Planted memory: share of the images that have the caption of another image."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.mislabelled <= 1:
-            raise UserError(f"data.reader.mislabelled={self.mislabelled} must be between 0 and 1")
-        limit = len(_SYLLABLES) ** 3 // 2  # so that drawing further distinct names stays fast
-        if self.count < 1 or not 0 <= self.stray <= 1 or not 2 <= self.people <= limit:
-            raise UserError(
-                f"data.reader: count={self.count} must be at least 1, stray={self.stray} between 0 and 1, "
-                f"people={self.people} between 2 and {limit}"
-            )
+        check_at_least(self, "data.reader.", count=1)
+        check_range(self, "data.reader.", "[0, 1]", "stray", "mislabelled")
+        check_range(self, "data.reader.", f"[2, {MAX_PEOPLE}]", "people")
 
     def keys(self) -> list[str]:
-        """One key per image."""
         return [f"scene{number:07d}" for number in range(self.count)]
 
     def read(self, key: str) -> tuple[Pair, Annotation | None]:
@@ -145,11 +141,7 @@ class SceneReader:
         return pair, Annotation(key, labels, [1.0] * len(labels), boxes)
 
     def fingerprint(self) -> dict[str, Any]:
-        """The options that determine the pairs."""
-        options = {"count": self.count, "seed": self.seed, "stray": self.stray, "people": self.people}
-        planted = {"language": (self.language, "en"), "mislabelled": (self.mislabelled, 0)}
-        changed = {name: value for name, (value, default) in planted.items() if value != default}
-        return {"reader": self.name, **options, **changed}
+        return _options(self)
 
 
 @dataclass(frozen=True)
@@ -166,7 +158,6 @@ class SingleReader:
     """Language of the objects' names."""
 
     def keys(self) -> list[str]:
-        """One key per image."""
         return [f"single{number:07d}" for number in range(self.count)]
 
     def read(self, key: str) -> tuple[Pair, Annotation | None]:
@@ -179,6 +170,10 @@ class SingleReader:
         return pair, Annotation(key, [names[number]], [1.0], boxes)
 
     def fingerprint(self) -> dict[str, Any]:
-        """The options that determine the images."""
-        options = {"count": self.count, "seed": self.seed}
-        return {"reader": self.name, **options} | ({} if self.language == "en" else {"language": self.language})
+        return _options(self)
+
+
+def _options(reader: SceneReader | SingleReader) -> dict[str, Any]:
+    """The options for a fingerprint, without those that were added later if they have their defaults."""
+    options = {"reader": reader.name, **asdict(reader)}
+    return {name: value for name, value in options.items() if (name, value) not in ADDED_LATER}

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from glob import glob
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,13 +50,12 @@ class ShardReader:
 
     @cached_property
     def _tars(self) -> list[Path]:
-        return list(
-            dict.fromkeys(tar for path in as_list(self.path, "data.reader.path") for tar in matching_tars(path))
-        )
+        tars = map(matching_tars, as_list(self.path, "data.reader.path"))
+        return list(dict.fromkeys(chain.from_iterable(tars)))
 
     @cached_property
     def _members(self) -> tuple[KeyIndex, np.ndarray, np.ndarray, dict[str, int]]:
-        """Keys; the tar of each row, int32 [n]; (offset, size) of MEMBERS, int64 [n, 4, 2], size −1: missing; unread ones."""
+        """Keys; the tar of each row, int32 [n]; (offset, size) of MEMBERS, int64 [n, 4, 2], −1: missing; unread ones."""
         names: list[str] = []
         shards: list[np.ndarray] = []
         ranges: list[np.ndarray] = []
@@ -65,15 +65,9 @@ class ShardReader:
             names.extend(index.keys)
             unused.update(index.unused)
             shards.append(np.full(len(index), number, dtype=np.int32))
-            rows = np.full((len(index), len(MEMBERS), 2), -1, dtype=np.int64)
-            for row, members in zip(rows, index.members, strict=True):
-                for column, extension in enumerate((image_extension_of(members), *TEXTS)):
-                    if extension in members:
-                        row[column] = members[extension]
-            ranges.append(rows)
+            rows = [[m.get(e or "", (-1, -1)) for e in (image_extension_of(m), *TEXTS)] for m in index.members]
+            ranges.append(np.array(rows, dtype=np.int64).reshape(-1, len(MEMBERS), 2))
         warn_unread(self.name, "members", unused)
-        if not names:
-            raise UserError(f"the shards in {self._tars[0].parent} have no pairs; check data.reader.path=")
         return KeyIndex(clean_keys(names)), np.concatenate(shards), np.concatenate(ranges), dict(unused)
 
     @property
@@ -115,11 +109,7 @@ class ShardReader:
 
 
 def matching_tars(path: Path) -> list[Path]:
-    """The tars that a folder, a file or a pattern means; each of a pattern's ``{0..9}`` and ``{a,b}`` must mean some.
-
-    Raises:
-        UserError: there are none, or none for one of a range or list in braces.
-    """
+    """The tars that a folder, a file or a pattern means; raises UserError if one of the names in its braces means none."""
     tars: list[Path] = []
     # Not Path.exists, which raises for a name as long as some patterns.
     for name in [str(path)] if os.path.exists(path) else expand_braces(str(path)):

@@ -8,8 +8,7 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,20 +18,19 @@ import numpy as np
 import pyarrow as pa
 
 from dejavu_lit.data.decode import json_safe, meta_captions, read_caption, with_captions
-from dejavu_lit.data.objects import Annotation
+from dejavu_lit.data.objects import READ_ERRORS, Annotation
 from dejavu_lit.data.readers.base import (
     KeyIndex,
     below,
     clean_keys,
-    common_folder,
     file_state,
     image_extension,
     read_image,
 )
-from dejavu_lit.data.readers.columns import AUTO, Columns, possible_columns
+from dejavu_lit.data.readers.columns import AUTO, Columns, Options, find_columns, possible_columns
 from dejavu_lit.data.readers.rows import Rows, absolute, as_text, has_path, is_embedded, open_rows, table_files
 from dejavu_lit.data.shards import BadPair, Pair
-from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import fingerprint
 
 logger = logging.getLogger(__name__)
@@ -65,48 +63,36 @@ class TableReader:
     @cached_property
     def _files(self) -> list[Path]:
         files = table_files(self.path)
-        for file in files:
-            if os.path.isdir(file):
-                raise UserError(f"{file} has no .parquet or .arrow files; check data.reader.path=")
-            if not os.path.isfile(file):
-                raise UserError(f"the table {file} does not exist; check data.reader.path=")
+        if missing := [file for file in files if not os.path.isfile(file)]:
+            raise UserError(
+                f"{missing[0]} does not exist; check data.reader.path=, a table or a folder of .parquet or .arrow files"
+            )
         return files
 
     @cached_property
     def _rows(self) -> Rows:
         with self._reading():
-            rows = open_rows(self._files, possible_columns(self.image, self.caption, self.key), self.delimiter)
-        if not len(rows):
-            raise UserError(f"{self.path} has no rows; check data.reader.path=")
-        return rows
+            return open_rows(self._files, possible_columns(self._options), self.delimiter)
 
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        try:
-            yield
-        except (pa.ArrowException, OSError, KeyError, ValueError, OverflowError, RecursionError) as error:
-            raise UserError(f"{self.path} cannot be read as a table ({first_line(error)}); check the file") from None
+    def _reading(self) -> AbstractContextManager[None]:
+        return explained(f"{self.path} cannot be read as a table", "check the file", errors=(*READ_ERRORS, KeyError))
+
+    @property
+    def _options(self) -> Options:
+        captions = [] if self.caption is None else [self.caption] if isinstance(self.caption, str) else self.caption
+        return {"image": [self.image], "caption": list(captions), "key": [] if self.key is None else [self.key]}
 
     @cached_property
     def _columns(self) -> Columns:
         with self._reading():  # it looks for distinct keys
-            columns = Columns.find(self._rows, self.path, self.image, self.caption, self.key)
-        kind = self._rows.kind(columns.image)
-        if pa.types.is_nested(kind) and not pa.types.is_struct(kind):
-            raise UserError(
-                f"the column {columns.image!r} of {self.path} has lists of images; write one image per row, or choose another "
-                "column with data.reader.image="
-            )
-        return columns
+            return find_columns(self._rows, self.path, self._options)
 
     def _texts(self, name: str) -> list[str]:
-        """The values of a column as text, "" for null; of images their paths."""
         with self._reading():
             return list(self._rows.texts(name))
 
     @cached_property
     def _embedded(self) -> bool:
-        """Whether the images' bytes are in the table."""
         return is_embedded(self._rows.kind(self._columns.image))
 
     @cached_property
@@ -119,14 +105,14 @@ class TableReader:
     @cached_property
     def key_root(self) -> str:
         """The folder that all absolute paths of images have in common; "" if there are none. Keys are made below it."""
-        return common_folder(self._paths)
+        folders = {os.path.dirname(os.path.normpath(path)) for path in self._paths if os.path.isabs(path)}
+        return os.path.commonpath(folders) if folders else ""
 
     def listed_name(self, line: str) -> str:
         """A path in a list of keys as keys are made from it."""
         return below(self.key_root, line)
 
     def _folder(self, row: int) -> Path:
-        """The folder to which the path of a row's image is relative."""
         return self._rows.folder(row) if self.images is None else Path(self.images)
 
     def _names(self) -> list[str]:
@@ -177,13 +163,8 @@ class TableReader:
             files = [below(self.key_root, self._paths[row]) for row in first_rows]
             names = zip(first_rows, (os.path.splitext(file)[0] for file in files), strict=True)
             return KeyIndex(clean_keys([f"{row:09d}" if self._embedded and not name else name for row, name in names]))
-        values = self._texts(key)
-        if "" in values:
-            raise UserError(
-                f"row {values.index('') + 1} of {self.path} has no key; add one or choose another column with "
-                "data.reader.key="
-            )
-        values = [values[row] for row in first_rows]
+        texts = self._texts(key)
+        values = [texts[row] for row in first_rows]
         if len(set(values)) < len(values):
             value = Counter(values).most_common(1)[0][0]
             raise UserError(
@@ -193,7 +174,6 @@ class TableReader:
         return KeyIndex(clean_keys(values))
 
     def keys(self) -> list[str]:
-        """The keys of all images, sorted."""
         _ = self._kept  # which logs; the processes that read need not log again
         return self._index.keys
 
@@ -242,7 +222,6 @@ class TableReader:
         return *read_image(self._folder(row) / path), shown
 
     def fingerprint(self) -> dict[str, Any]:
-        """The columns and the states of the table's files."""
         states = [file_state(file) for file in self._files]
         caption = self.caption if isinstance(self.caption, str | None) else list(self.caption)
         columns: dict[str, Any] = {"image": self.image, "caption": caption, "key": self.key}

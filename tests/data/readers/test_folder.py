@@ -108,7 +108,7 @@ def test_hidden_images_and_folders_are_ignored_and_counted(tmp_path: Path, caplo
     add(tmp_path, "dog/._1.png", None)
     add(tmp_path, ".ipynb_checkpoints/1.png", None)
     assert FolderReader(tmp_path, caption="folder").keys() == ["dog-1"]
-    assert "2 hidden images and folders are ignored, e.g. .ipynb_checkpoints" in caplog.text
+    assert "folder: 2 files belong to no pair and are not read: 2 hidden" in caplog.text
 
 
 def test_files_that_belong_to_no_image_are_counted_by_their_kind(
