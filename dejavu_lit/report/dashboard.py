@@ -165,7 +165,8 @@ def _run_settings(run: Path | None) -> dict[str, Any]:
 def _figure_files(kind: str, contents: Mapping[str, Any]) -> Iterator[list[Path]]:
     """The figures as PNG files, in a temporary folder."""
     with tempfile.TemporaryDirectory() as temporary:
-        draw_figures(kind, contents, Path(temporary), ("png",))
+        with draw_figures(kind, contents, Path(temporary), ("png",)) as finished:
+            finished()
         yield sorted(Path(temporary).glob("*.png"))
 
 

@@ -1,6 +1,7 @@
 """The files of the figures, and which of them an earlier report already has.
 
-    draw_figures("study", study, Path("report/figures"), earlier=Path("old/figures"))
+    with draw_figures("study", study, Path("report/figures"), earlier=Path("old/figures")) as finished:
+        figures = finished()
 
 writes NAME.svg, NAME-narrow.svg for phones, both with -dark (the same drawing in the colors of ``DARK``), NAME.csv and, if
 asked for, NAME.png and NAME.pdf.
@@ -47,11 +48,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FigureInfo:
-    """A figure as the page shows it.
-
-    ``name`` is the file stem below figures/, ``text`` describes the figure, ``size`` and ``narrow_size`` are its width and
-    height in pixels; without an SVG no narrow one is drawn, and its size is (0, 0).
-    """
+    """A figure as the page shows it: sizes are (width, height) in pixels, the narrow one (0, 0) without an SVG."""
 
     name: str
     title: str
@@ -62,22 +59,14 @@ class FigureInfo:
     digest: str
 
 
+@contextmanager
 def draw_figures(
     kind: str, contents: Mapping[str, Any], folder: Path, formats: Sequence[str] = ("svg",), earlier: Path | None = None
-) -> list[FigureInfo]:
-    """Write the figures of an ``evaluation`` (its ``figure_data``) or a ``study`` (its study.json) into ``folder``.
-
-    Returns [] if matplotlib is not installed.
-    """
-    with figures_in_background(kind, contents, folder, formats, earlier) as figures:
-        return figures()
-
-
-@contextmanager
-def figures_in_background(
-    kind: str, contents: Mapping[str, Any], folder: Path, formats: Sequence[str], earlier: Path | None
 ) -> Iterator[Callable[[], list[FigureInfo]]]:
-    """Begin what ``draw_figures`` does, in other processes; the value waits for them and returns the figures."""
+    """Begin to draw the figures of an ``evaluation`` (its ``figure_data``) or a ``study`` (its study.json) into ``folder``.
+
+    Other processes draw; the value waits for them and returns the figures, [] if matplotlib is not installed.
+    """
     try:
         from dejavu_lit.report.figures import missing_characters
     except ImportError:
@@ -96,14 +85,13 @@ def figures_in_background(
             *(len(missing), missing[0]),
         )
     shown: dict[str, FigureInfo] = {}
-    if earlier is not None:
-        known = _read_index(earlier)
-        for plot in plots:
-            info = known.get(plot.name)
-            if info is not None and info.digest == _digest(plot) and set(formats) <= set(info.formats):
-                for name in _files(info):
-                    link_or_copy(earlier / name, folder / name)
-                shown[plot.name] = info
+    known = _read_index(earlier) if earlier else {}
+    for plot in plots:
+        info = known.get(plot.name)
+        if earlier and info and info.digest == _digest(plot) and set(formats) <= set(info.formats):
+            for name in _files(info):
+                link_or_copy(earlier / name, folder / name)
+            shown[plot.name] = info
     new = [plot for plot in plots if plot.name not in shown]
     with in_background(_save, (folder, formats), new, min(thread_count(), len(new))) as drawn:
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import yaml
 
-from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, UTILITY, signed
+from dejavu_lit.measure.figures import BLOCKS, FIGURES, UTILITY, signed
 from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows
 from dejavu_lit.report.narrative import (
+    bracketed,
     capitalized,
     exposure_summary,
+    measured_blocks,
     no_recommendation,
     percent,
     searched,
@@ -122,25 +124,20 @@ def _gap_metrics(blocks: Metrics) -> list[dict[str, Any]]:
             "value": round(blocks[block][name]["value"], 6),
             "args": {"ci95": [round(end, 6) for end in blocks[block][name]["ci95"]]},
         }
-        for block in _measured_blocks(blocks)
+        for block in measured_blocks(blocks)
         for name, figure in FIGURES.items()
     ]
-
-
-def _measured_blocks(metrics: Metrics) -> list[str]:
-    return [name for name in DISPLAY_ORDER if metrics.get(name)]
 
 
 def _gap_rows(metrics: Metrics) -> list[list[str]]:
     return [
         [BLOCKS[block].label, *(_gap(metrics[block][figure]) for figure in FIGURES)]
-        for block in _measured_blocks(metrics)
+        for block in measured_blocks(metrics)
     ]
 
 
 def _gap(figure: Mapping[str, Any]) -> str:
-    low, high = figure["ci95"]
-    return f"{signed(figure['value'])} [{signed(low)}, {signed(high)}]"
+    return f"{signed(figure['value'])} {bracketed(figure['ci95'])}"
 
 
 def _utility_rows(metrics: Metrics) -> list[tuple[str, str, str]]:

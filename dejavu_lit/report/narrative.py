@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dejavu_lit.measure.controls import differences_sentence, excludes_zero
-from dejavu_lit.measure.figures import BLOCKS, UTILITY, decimal, signed
+from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, UTILITY, decimal, signed
 from dejavu_lit.measure.records import SIDES
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.report.membership import memorization_sentences
-from dejavu_lit.study.ranking import headline_ranking, share_removed
+from dejavu_lit.study.ranking import headline_ranking, pooled_setting, share_removed
 
 State = Literal["yes", "no", "unknown"]
 CheckState = Literal["yes", "no", "caution", "unknown"]
@@ -38,6 +38,16 @@ class ControlCheck:
 def interval(ci: Any, digits: int = 3) -> str:
     """``+0.550 to +0.601``."""
     return f"{signed(ci[0], digits)} to {signed(ci[1], digits)}"
+
+
+def bracketed(ci: Any) -> str:
+    """``[+0.550, +0.601]``."""
+    return f"[{signed(ci[0])}, {signed(ci[1])}]"
+
+
+def measured_blocks(metrics: Mapping[str, Any]) -> list[str]:
+    """The blocks that were measured, in the order of tables."""
+    return [name for name in DISPLAY_ORDER if metrics.get(name)]
 
 
 def percent(share: float | None) -> str:
@@ -197,9 +207,9 @@ def study_sentence(study: Mapping[str, Any]) -> str:
     if not headline or not choice or study["recommended"] is None:
         return no_recommendation(study)
     name, size = choice["name"], headline["train_size"]
-    pooled = {p["name"]: p for p in study.get("pooled", []) if p["train_size"] == size}
-    remaining = pooled.get(name)
-    ppg = _pooled_ppg(remaining)
+    remaining = pooled_setting(study.get("pooled", []), name, size)
+    block = remaining and (remaining.get("symmetric") or remaining.get("population"))
+    ppg = float(block["ppg"]["mean"]) if block else None
     share = share_removed(choice["drop"], ppg) if ppg is not None else None
     cost, utility = choice["utility_loss"], UTILITY[choice["utility"]].label
     utility = "accuracy" if choice["utility"] == "zeroshot_top1" else utility
@@ -239,8 +249,3 @@ def no_recommendation(study: Mapping[str, Any]) -> str:
     if headline and headline["default"] not in {row["name"] for row in study["settings"]}:
         return f"no setting is recommended, because the default, {headline['default']}, has no result"
     return "no setting qualifies" + (f" (rule: {study['rule']})" if study.get("rule") else "")
-
-
-def _pooled_ppg(pooled: Mapping[str, Any] | None) -> float | None:
-    block = (pooled or {}).get("symmetric") or (pooled or {}).get("population")
-    return float(block["ppg"]["mean"]) if block else None

@@ -76,16 +76,11 @@ def write_report(
     if not any((path / name).is_file() for name in ("study.json", "metrics.json")):
         absent = "contains neither metrics.json nor study.json" if path.is_dir() else "does not exist"
         raise UserError(f"{path} {absent}; give the out= folder of dejavu evaluate or dejavu mitigate")
-    if target.exists() and not target.is_dir():
-        raise UserError(f"out={target} is a file; choose a folder")
-    if out and Path.cwd().is_relative_to(target.resolve()):
-        raise UserError(
-            f"out={out} is the current folder or one of its parents, which cannot be replaced; choose another folder"
-        )
     if target.exists() and any(target.iterdir()) and not (target / MARKER).is_file():
         raise UserError(f"out={target} contains files but is not a report; choose another folder")
     with locked(target.parent / f".{target.name}.lock", wait=False), name_file_in_errors(target):
-        _build(path, target, ReportOptions(redact, limit, formats), data)
+        earlier = target if (target / MARKER).is_file() else None
+        _build(path, target, ReportOptions(redact, limit, formats, earlier), data)
     return target / "index.html"
 
 
@@ -95,11 +90,10 @@ def _build(path: Path, target: Path, options: ReportOptions, data: Path | None) 
         shutil.rmtree(folder, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        earlier = target if (target / MARKER).is_file() else None
         if (path / "study.json").is_file():
-            write_study_report(part, path, options, data, earlier)
+            write_study_report(part, path, options, data)
         else:
-            write_pages(part, {"": Evaluation.open(path, data)}, options, earlier)
+            write_pages(part, {"": Evaluation.open(path, data)}, options)
         (part / "static").mkdir()
         for file in (files("dejavu_lit.report") / "static").iterdir():
             (part / "static" / file.name).write_bytes(file.read_bytes())

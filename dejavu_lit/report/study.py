@@ -35,9 +35,10 @@ from dejavu_lit.study.ranking import (
     headline_ranking,
     is_on_frontier,
     is_recommended,
+    pooled_setting,
     utility,
 )
-from dejavu_lit.study.study_file import read_study
+from dejavu_lit.study.table import read_study
 from dejavu_lit.utils.io import file_sha256
 
 SCRIPTS = ("report.js", "cards.js", "study.js")
@@ -69,14 +70,10 @@ def open_study(path: Path, data: Path | None) -> tuple[dict[str, Any], dict[str,
     }
 
 
-def write_study_report(
-    folder: Path, path: Path, options: ReportOptions, data: Path | None, earlier: Path | None
-) -> None:
+def write_study_report(folder: Path, path: Path, options: ReportOptions, data: Path | None) -> None:
     """Write the report of the study in ``path`` into ``folder``: its page, and one page per setting that has an evaluation.
 
-    Args:
-        data: the prepared data folder, if it was moved.
-        earlier: the folder of an earlier report.
+    ``data`` is the prepared data folder, if it was moved.
     """
     study, evaluations = open_study(path, data)
     rows, memorization = labelled_rows(study), read_memorization(path / MEMORIZATION)
@@ -84,10 +81,10 @@ def write_study_report(
         f"settings/{label}": memorization.get((rows[label]["name"], rows[label]["train_size"])) for label in evaluations
     }
     places = {f"settings/{label}": evaluation for label, evaluation in evaluations.items()}
-    write_pages(folder, places, options, earlier, of_pages)
-    figures = draw_figures(
-        "study", study, folder / "figures", options.formats, earlier / "figures" if earlier else None
-    )
+    write_pages(folder, places, options, of_pages)
+    earlier = options.earlier / "figures" if options.earlier else None
+    with draw_figures("study", study, folder / "figures", options.formats, earlier) as finished:
+        figures = finished()
     (folder / "modelcard.md").write_text(study_markdown(study), encoding="utf-8")
     (folder / "modelcard.tex").write_text(study_latex(study), encoding="utf-8")
     hashes = {"study.json": file_sha256(path / "study.json")}
@@ -176,9 +173,8 @@ def _example(study: Row, label: str | None, comparable: Mapping[str, Row]) -> di
     if label is None:
         return None
     row = comparable[label]
-    verdicts = {(p["name"], p["train_size"]): p["found"]["found"] for p in study.get("pooled", [])}
-    found = verdicts.get((row["name"], row["train_size"]))
-    what = "What the target remembers" if found else "The largest gaps"
+    pooled = pooled_setting(study.get("pooled", []), row["name"], row["train_size"])
+    what = "What the target remembers" if pooled and pooled["found"]["found"] else "The largest gaps"
     return {"label": label, "heading": f"{what}: three training pairs under {row['name']}"}
 
 

@@ -22,7 +22,6 @@ from dejavu_lit.report.study_points import (
     flat,
     is_default,
     knob_label,
-    knob_name,
     points,
     sort_key,
 )
@@ -53,7 +52,7 @@ def mitigations(study: Mapping[str, Any]) -> figures.Plot | None:
         f"{signed(best['ppg']['value'])}, with {best['setting']}. The star and the dotted line mark {default['setting']}."
     )
     rows = [
-        {"knob": knob, "value": knob_label(knob, value), "default": point is default} | flat(point)
+        {"knob": knob, "value": knob_label(value), "default": point is default} | flat(point)
         for knob, column in groups.items()
         for value, point in column
     ]
@@ -82,10 +81,10 @@ def _draw_mitigations(groups: Groups, default: Point, titles: Mapping[str, str])
     rows: list[tuple[int, Point]] = []
     for knob, column in groups.items():
         headings.append(len(labels))
-        labels.append(knob_name(knob))
+        labels.append(knob)
         for value, point in column:
             rows.append((len(labels), point))
-            labels.append(figures.shorten(point["setting"], 24) if knob == COMBINED else knob_label(knob, value))
+            labels.append(figures.shorten(point["setting"], 24) if knob == COMBINED else knob_label(value))
     figure, axes = figures.forest(labels, list(titles.values()), "shares, and gaps as differences of shares", headings)
     for axis, name in zip(axes, titles, strict=True):
         if name == "utility":

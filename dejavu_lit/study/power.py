@@ -18,7 +18,7 @@ import numpy as np
 from scipy.special import nctdtr, ndtr, ndtri, stdtrit
 
 from dejavu_lit.measure.figures import FIGURES
-from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import read_json
 
 # The sd of symmetric PPG between seed pairs on the scenes data, with the same seed for both models of a pair. Other figures are
@@ -53,12 +53,9 @@ def required_sample(
     paths = [metrics] if isinstance(metrics, str | Path) else metrics
     if not isinstance(paths, Sequence) or not paths or not all(isinstance(path, str | Path) for path in paths):
         raise UserError(f"metrics={metrics} must be one path or a list of paths of earlier evaluations or studies")
-    try:
+    damage = f"metrics={metrics} is damaged: a figure is missing or not a number"
+    with explained(damage, "evaluate again", errors=(KeyError, TypeError, ArithmeticError)):
         measured = variances(read_evaluations(paths), figure)
-    except (KeyError, TypeError, ArithmeticError) as error:
-        raise UserError(
-            f"metrics={metrics} is damaged: a figure is missing or not a number ({first_line(error)}); evaluate again"
-        ) from None
     noise = (measured["sampling_sd"], measured["training_sd"])
     rows = [
         {

@@ -113,19 +113,11 @@ def setting_means(rows: Sequence[Row]) -> dict[str, tuple[float, ...]]:
 
 
 def frontier(rows: Sequence[Row]) -> list[str]:
-    """The settings that no other setting dominates in symmetric PPG, symmetric AUCG and utility.
-
-    Args:
-        rows: comparable rows of one training size.
-    """
+    """The settings that no other one dominates in symmetric PPG, symmetric AUCG and utility; ``rows``: of one training size."""
     points = setting_means(rows)
-    return [name for name, point in points.items() if not any(_dominates(rival, point) for rival in points.values())]
-
-
-def _dominates(rival: Sequence[float], point: Sequence[float]) -> bool:
-    """Whether ``rival`` is nowhere worse (larger) than ``point`` and better somewhere; equal points do not dominate."""
-    pairs = list(zip(rival, point, strict=True))
-    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+    rivals = np.array(list(points.values()))
+    # Nowhere worse (larger) and better somewhere: equal points do not dominate each other.
+    return [name for name, p in points.items() if not ((rivals <= p).all(axis=1) & (rivals < p).any(axis=1)).any()]
 
 
 def recommend(rows: Sequence[Row], pooled: Sequence[Row], loss: float) -> dict[str, Any] | None:
@@ -149,7 +141,7 @@ def recommend(rows: Sequence[Row], pooled: Sequence[Row], loss: float) -> dict[s
     default, size = rows[0]["name"], rows[0]["train_size"]
     accepted = []
     for name in ranked:
-        difference = next((p.get("difference") for p in pooled if (p["name"], p["train_size"]) == (name, size)), None)
+        difference = (pooled_setting(pooled, name, size) or {}).get("difference")
         cost = _utility_loss(rows, default, name, measure)
         if difference is None or difference["basis"] != "symmetric" or cost is None:
             continue
@@ -218,6 +210,11 @@ def headline_ranking(study: Mapping[str, Any]) -> Row | None:
     ranking = study.get("ranking") or []
     first = [entry for entry in ranking if all(entry.get(name) == ranking[0].get(name) for name in COMPARED)]
     return max(first, key=lambda entry: entry["train_size"], default=None)
+
+
+def pooled_setting(pooled: Iterable[Row], name: str, size: int) -> Row | None:
+    """The entry of study.json's ``pooled`` for a setting and size."""
+    return next((entry for entry in pooled if (entry["name"], entry["train_size"]) == (name, size)), None)
 
 
 def is_recommended(study: Mapping[str, Any], row: Row) -> bool:

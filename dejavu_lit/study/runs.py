@@ -30,11 +30,6 @@ LOG = "training.log"  # the output of all trainings in a run's directory; locked
 Launcher = Callable[[Sequence[Path]], Iterator[tuple[Path, str | None]]]
 
 
-def training_cost(run: TrainingRun) -> int:
-    """The cost of a run in pairs seen: epochs × training size."""
-    return run.epochs * run.data.training_pairs(run.side)
-
-
 def train_missing(runs: Mapping[Path, TrainingRun], launcher: Launcher) -> dict[Path, str]:
     """Train every unfinished run.
 
@@ -52,7 +47,7 @@ def train_missing(runs: Mapping[Path, TrainingRun], launcher: Launcher) -> dict[
         return {}
     for path, run in unfinished.items():
         _claim(RunDirectory(path), run)
-    costs = {path: training_cost(run) for path, run in unfinished.items()}
+    costs = {path: run.epochs * run.data.training_pairs(run.side) for path, run in unfinished.items()}  # pairs seen
     ended: dict[Path, str | None] = {}
     started = time.perf_counter()
     for path, error in launcher(list(unfinished)):
