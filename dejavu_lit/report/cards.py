@@ -71,10 +71,7 @@ def read_ranks(path: Path, memorization: Mapping[str, Mapping[str, Any]] | None 
 
 
 def choose_keys(evaluations: Sequence[Rankings], limit: int) -> set[str]:
-    """The keys of at most ``limit`` pairs, taken in turn from the top of every ranking of every evaluation.
-
-    Evaluations of the same pairs thus show the same pairs, so that they can be compared pair by pair.
-    """
+    """The keys of at most ``limit`` pairs, taken in turn from the top of every ranking of every evaluation."""
     rankings = [[ranks.keys[i] for i in order] for ranks in evaluations for order in ranks.orders().values()]
     chosen: set[str] = set()
     for key in chain.from_iterable(zip_longest(*rankings)):
@@ -137,12 +134,7 @@ def _read_exposure(path: Path) -> dict[str, int]:
 
 
 def cards(rows: Sequence[Row], images: CardImages, redact: bool) -> dict[str, Any]:
-    """The cards of ``rows`` (from ``read_rows``).
-
-    Args:
-        images: of the rows and of their neighbors.
-        redact: exclude captions, images, objects and neighbors; keys and numbers stay.
-    """
+    """The cards of ``rows`` (from ``read_rows``); redacted ones have keys and numbers alone."""
     data: dict[str, Any] = {"redacted": redact, "boxes": False, "labels": [], "pictures": []}
     if redact:
         return data | {"cards": [_numbers(row) for row in rows]}
@@ -206,7 +198,7 @@ def encode_boxes(
 ) -> list[Any] | None:
     """[width, height, [object, x, y, width, height], …] of one image in whole pixels; None without boxes or a thumbnail.
 
-    Nor has an image with an EXIF rotation any, because its boxes may refer to either orientation.
+    Boxes of an image with an EXIF rotation may refer to either orientation, so it has none.
     """
     if not thumbnail or not thumbnail.width or not objects:
         return None

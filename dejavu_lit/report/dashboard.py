@@ -39,11 +39,7 @@ log = logging.getLogger(__name__)
 
 
 def log_evaluation(settings: LoggerSettings, out: Path, redact: bool) -> None:
-    """Log the evaluation in ``out``, unless it was logged before and has not changed since.
-
-    Args:
-        redact: exclude captions, images and objects of single pairs.
-    """
+    """Log the evaluation in ``out`` (with ``redact``: without single pairs' contents), unless it has not changed since."""
     evaluation = Evaluation.open(out)
     values = scalars(evaluation.metrics)
     write_csv(out / "scalars.csv", [{"name": name, "value": value} for name, value in values.items()])
@@ -244,11 +240,7 @@ def _write_tensorboard(
     step: int,
     settings: Mapping[str, Mapping[str, Any]] = {},
 ) -> None:
-    """Write a new event file, which replaces an earlier one, and ``state``, which it shows.
-
-    Args:
-        settings: {label: knobs and numbers} for TensorBoard's own parallel-coordinates and scatter views.
-    """
+    """Replace the event file by a new one; ``settings``: {label: knobs and numbers} for its parallel coordinates."""
     from torch.utils.tensorboard import SummaryWriter
 
     shutil.rmtree(folder, ignore_errors=True)

@@ -59,11 +59,7 @@ class Evaluation:
 
     @classmethod
     def open(cls, folder: Path, data: Path | None = None) -> "Evaluation":
-        """Read an evaluation's folder; ``data`` is the data folder if it was moved.
-
-        Raises:
-            UserError: metrics.json is missing or has another schema.
-        """
+        """Read a folder; ``data``: where its data were moved. Raises UserError if metrics.json cannot be read."""
         metrics = read_metrics(folder)
         recorded = metrics["settings"].get("data")
         return cls(folder, metrics, data or (Path(recorded) if recorded else None))
@@ -80,8 +76,7 @@ class Evaluation:
     def figure_data(self, redact: bool = False) -> Mapping[str, Any]:
         """What the figures draw: metrics.json, the gaps over the epochs of training, and the scores of single pairs.
 
-        Args:
-            redact: exclude the subgroups whose names are objects or values of the pairs' JSON.
+        With ``redact`` the subgroups whose names are objects or values of the pairs' JSON are left out.
         """
         contents = {**self.metrics, "epochs": self.epochs()}
         if self.metrics.get("membership"):
@@ -92,11 +87,9 @@ class Evaluation:
         return contents
 
     def epochs(self) -> list[dict[str, float]]:
-        """One row per epoch in which the gaps were measured during training, of RUN@EPOCH up to EPOCH.
+        """The epochs, up to EPOCH of RUN@EPOCH, in which the gaps were measured during training; [] without any.
 
-        Returns:
-            Rows {epoch (counted from 1), ppg, ppg_low, ppg_high, prg, aucg, null_ppg, corrected_ppg, and the validation
-            metrics} in order; [] if the run is not available or measured no gaps.
+        Each has epoch (from 1), ppg, ppg_low, ppg_high, prg, aucg, null_ppg, corrected_ppg and the validation metrics.
         """
         run, last = ModelName.parse(str(self.metrics["settings"].get("target", ""))).as_run()
         study = self.folder.parent.parent  # its runs are beside it
@@ -196,8 +189,7 @@ def write_pages(
 def write_card_images(evaluation: Evaluation, rows: list[Row], folder: Path, earlier: Path | None) -> CardImages:
     """Write the thumbnails of the rows' own images and of their neighbors, and read their objects; missing ones are skipped.
 
-    Args:
-        earlier: the folder of an earlier report, whose thumbnails are used again.
+    Those of ``earlier``, the folder of an earlier report, are used again.
     """
     own, public = evaluation.shards()
     keys, near = [row["key"] for row in rows], neighbors(rows)

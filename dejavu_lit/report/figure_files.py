@@ -1,12 +1,8 @@
 """The files of the figures, and which of them an earlier report already has.
 
-    with draw_figures("study", study, Path("report/figures"), earlier=Path("old/figures")) as finished:
-        figures = finished()
-
-writes NAME.svg, NAME-narrow.svg for phones, both with -dark (the same drawing in the colors of ``DARK``), NAME.csv and, if
-asked for, NAME.png and NAME.pdf.
-A figure whose words, rows and code are those of the earlier folder is taken from there instead of being drawn; the others are
-drawn by as many processes as there are cores.
+NAME.svg, NAME-narrow.svg for phones, both with -dark (the same drawing in the colors of ``DARK``), NAME.csv and, if asked for,
+NAME.png and NAME.pdf. A figure whose words, rows and code are those of the earlier folder is taken from there instead of being
+drawn; the others are drawn by as many processes as there are cores.
 """
 
 import io

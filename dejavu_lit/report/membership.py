@@ -28,10 +28,7 @@ REASONED = {  # the figures of a score that may be missing, as the columns call 
 
 
 def membership_rows(board: Mapping[str, Any], short: bool = False) -> list[tuple[str, ...]]:
-    """(score, then one cell per header of ``MEMBERSHIP_HEADERS``) of every score; a figure that is missing is a dash.
-
-    With ``short`` only the AUC has its interval.
-    """
+    """(score, then one cell per header of ``MEMBERSHIP_HEADERS``) of every score; ``short``: the AUC alone has an interval."""
     rows = []
     for name, score in MEMBERSHIP.items():
         entry = board[name] or {}

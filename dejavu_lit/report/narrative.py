@@ -25,10 +25,7 @@ VERDICTS: dict[State, str] = {
 
 @dataclass(frozen=True)
 class ControlCheck:
-    """One control: whether it passes, its name, and a sentence with its numbers.
-
-    ``caution``: it does not pass, which the rule of the verdict does not count.
-    """
+    """Whether a control passes (``caution``: not, which the verdict does not count), its name, a sentence with its numbers."""
 
     state: CheckState
     name: str

@@ -73,11 +73,9 @@ def evaluation_page(
     """The page of an evaluation.
 
     Args:
-        figures: the figures that were drawn.
-        pairs: {shown: how many pairs have a card, total: from how many records, counterfactual: whether halves rank them}.
-        hashes: {artifact: SHA-256}.
-        source: the evaluation's folder, as a command would name it.
-        root: the relative path from a page of a study to the report's folder, ending in a slash; empty for a report's own page.
+        pairs: {shown: how many have a card, total: of how many records, counterfactual: whether halves rank them}.
+        hashes: {artifact: SHA-256}; source: the evaluation's folder, as a command would name it.
+        root: the path from a page of a study to the report's folder, ending in a slash; empty for a report's own page.
     """
     state = to_state(metrics["found"]["found"])
     main_name = "symmetric" if metrics["symmetric"] else "population"
@@ -159,12 +157,7 @@ def _gaps_note(metrics: Metrics) -> str:
 
 
 def provenance(contents: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:
-    """Commit, versions, the command that reproduces the results, the settings, and the hash of each artifact.
-
-    Args:
-        contents: of metrics.json or study.json.
-        hashes: {artifact: SHA-256}.
-    """
+    """What metrics.json or study.json says of versions, command and settings, and {artifact: SHA-256}."""
     source = contents.get("provenance", {})
     facts = {name: source[name] for name in ("dejavu_lit", "commit", "python", "machine", "time") if source.get(name)}
     if source.get("versions"):

@@ -3,8 +3,7 @@
     write_report("outputs/eval")                      -> outputs/eval/report/index.html
     write_report("outputs/study", redact=True)        -> without captions, images and objects
 
-The folder is built under a temporary name and then renamed. Of an earlier report, thumbnails of the same images and figures of
-the same numbers are used again.
+The folder is built under a temporary name and then renamed.
 """
 
 import logging
@@ -31,8 +30,7 @@ log = logging.getLogger(__name__)
 def show_report(settings: ReportSettings, out: Path) -> Path | None:
     """Write and announce the report of the evaluation or study in ``out`` if ``report.write`` is set; return its page.
 
-    A report that was made of the same files is left as it is, and a redacted one stays redacted. Its figures are SVG;
-    ``dejavu report`` adds PNG and PDF.
+    A report that was made of the same files is left as it is, and a redacted one stays redacted.
     """
     if not settings.write:
         return None
@@ -66,8 +64,7 @@ def write_report(
         data: the prepared data folder, if it was moved since the evaluation.
 
     Raises:
-        UserError: ``path`` is neither an evaluation nor a study, its artifacts have another schema, or ``out`` holds other
-            files.
+        UserError: ``path`` has no artifacts of a known schema, or ``out`` holds other files.
     """
     path, data = Path(path), Path(data) if data else None
     target = Path(out) if out else path / "report"

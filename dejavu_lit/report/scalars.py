@@ -28,7 +28,7 @@ def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
 def settings_rows(study: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The settings of a study as flat rows with the same columns: name, size, seed, each knob as typed, numbers, verdicts.
 
-    A knob is a number if every row that sets it has a number, else a string; a knob that a row does not set is None.
+    A knob is a number if every row that sets it has one, else a string; None if a row does not set it.
     """
     rows = []
     for setting in study["settings"]:

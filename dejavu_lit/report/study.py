@@ -57,11 +57,7 @@ Row = Mapping[str, Any]
 
 
 def open_study(path: Path, data: Path | None) -> tuple[dict[str, Any], dict[str, Evaluation]]:
-    """The contents of study.json, and {label: evaluation} of the settings that have one.
-
-    Raises:
-        UserError: study.json has another schema or no settings, or is damaged.
-    """
+    """study.json, and {label: evaluation} of the settings that have one; raises UserError as ``read_study`` does."""
     study = read_study(path / "study.json")
     return study, {
         label: Evaluation.open((path / setting["metrics"]).parent, data)
@@ -71,10 +67,7 @@ def open_study(path: Path, data: Path | None) -> tuple[dict[str, Any], dict[str,
 
 
 def write_study_report(folder: Path, path: Path, options: ReportOptions, data: Path | None) -> None:
-    """Write the report of the study in ``path`` into ``folder``: its page, and one page per setting that has an evaluation.
-
-    ``data`` is the prepared data folder, if it was moved.
-    """
+    """Write the report of the study in ``path`` into ``folder``; ``data``: where the prepared data were moved."""
     study, evaluations = open_study(path, data)
     rows, memorization = labelled_rows(study), read_memorization(path / MEMORIZATION)
     of_pages = {
@@ -118,13 +111,7 @@ def labelled_rows(study: Row) -> dict[str, Row]:
 def study_page(
     study: Row, figures: Sequence[FigureInfo], labels: Sequence[str], hashes: Mapping[str, str], source: str
 ) -> str:
-    """The page of a study.
-
-    Args:
-        figures: the figures that were drawn.
-        labels: of the settings that have a page.
-        hashes, source: as for ``evaluation_page``.
-    """
+    """The page of a study; ``labels``: of the settings with a page; ``hashes`` and ``source`` as for ``evaluation_page``."""
     rows = labelled_rows(study)
     comparable = {label: row for label, row in rows.items() if label in labels}
     first = first_setting(study, comparable)

@@ -60,8 +60,7 @@ class Plan:
 def make_plan(out: Path, rows: Sequence[PlannedRow]) -> Plan:
     """Assign two runs to every row: existing runs in ``out``, new runs, or checkpoints of longer ones.
 
-    Raises:
-        UserError: a folder that the plan needs contains a run with other settings.
+    Raises UserError if a folder that the plan needs contains a run with other settings.
     """
     runs = _Runs(out / "runs", [run for row in rows for run in row.runs.values()])
     # The longest first, so that each run is named after its own setting.
@@ -170,11 +169,7 @@ class _Runs:
         return self._add(existing.get(last) or self._new_directory(run, base, name), run), None
 
     def _new_directory(self, run: TrainingRun, base: str, name: str) -> Path:
-        """A directory for a run that does not exist yet: the one already assigned to it, else one called ``name``.
-
-        Raises:
-            UserError: a run with other settings was started there.
-        """
+        """The directory assigned to a new run: one called ``name``, in which no other run may have been started."""
         if (base, run.epochs) not in self.new:
             path = self.folder / name
             if path in self.taken:  # by a run that another setting needs

@@ -34,8 +34,7 @@ def required_sample(
     """How many records per side and seed pairs detect a symmetric gap of ``gap`` with probability ``power``.
 
     Args:
-        metrics: one or several metrics.json or study.json.
-        gap: the gap to detect, above 0 and below 1; power: between 0.05 and 1; figure: ppg, prg or aucg.
+        metrics: one or several metrics.json or study.json; figure: ppg, prg or aucg.
 
     Returns:
         {figure, gap, power, variances, rows: [{seed_pairs, records (None if no number is enough), power_now: the power with
@@ -76,13 +75,10 @@ def required_sample(
 
 
 def read_evaluations(paths: Sequence[Path | str]) -> list[tuple[str, dict[str, Any]]]:
-    """(setting, contents of metrics.json) of every evaluation in the files.
+    """(setting, contents of metrics.json) of every evaluation in the files; raises UserError if one has no symmetric gap.
 
     A metrics.json is one seed pair; several of them count as seed pairs of one setting. A study.json stands for the
     metrics.json of all its rows, with one setting per (name, train_size).
-
-    Raises:
-        UserError: a file does not exist or has no symmetric gap.
     """
     evaluations: list[tuple[str, dict[str, Any]]] = []
     for path in map(Path, paths):

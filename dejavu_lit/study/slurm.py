@@ -184,10 +184,7 @@ class TrainingJob:
         self.path = path
 
     def __call__(self) -> None:
-        """Train, unless the run has been given to another job meanwhile.
-
-        If training fails, the process exits with code 1, so that SLURM counts the job as failed.
-        """
+        """Train, unless the run has been given to another job meanwhile; a failure ends the process with code 1."""
         from submitit import JobEnvironment
 
         from dejavu_lit.training.resume import resume

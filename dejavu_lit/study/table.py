@@ -221,10 +221,7 @@ def _pool_settings(
 
 
 def _pool_membership(group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """{score: {mean, sd, ci95} of the symmetric AUC, and tpr_at_fpr: {fpr: the same of the mean over both directions}}.
-
-    A figure that a row lacks is None.
-    """
+    """{score: {mean, sd, ci95} of the symmetric AUC, and tpr_at_fpr: {fpr: the same of the mean over both directions}}."""
     pooled: dict[str, Any] = {}
     for score in MEMBERSHIP:
         entries = [(row.get("membership") or {}).get(score) or {} for row in group]
@@ -250,10 +247,9 @@ def _mean_tpr(entry: Mapping[str, Any], fpr: str) -> dict[str, float] | None:
 def _differences(
     out: Path, rows: Sequence[Mapping[str, Any]], default_of: Mapping[tuple[Any, ...], str]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Compare every row with the default of the comparable ones, at the same size, seed and half, on the same records.
+    """The gaps of the comparable default minus every row's, at the same size, seed and half, on the same records.
 
-    Returns:
-        (the default's gaps minus each row's, {…, reason} of each row that could not be compared).
+    Returns (the differences, the rows that could not be compared, with the reason).
     """
     defaults = {
         (comparison_key(row), row["train_size"], seed_and_half(row)): row
