@@ -34,10 +34,10 @@ def show_report(settings: ReportSettings, out: Path) -> Path | None:
     """
     if not settings.write:
         return None
-    page = out / "report" / "index.html"
-    options = ReportOptions(redact=is_redacted(settings, out))
-    data = _moved_data(page.parent)
-    if not _is_current(out, page.parent, options, data):
+    page, marker = out / "report" / "index.html", _marker(out / "report")
+    options, data = ReportOptions(redact=is_redacted(settings, out)), _moved_data(page.parent)
+    is_drawn = page.is_file() and set(options.formats) <= set(marker.get("formats", ()))
+    if not is_drawn or marker.get("made_of") != _fingerprint(out, options, data):
         page = write_report(out, redact=options.redact, data=data, formats=options.formats)
     print(f"report: {page}")
     return page
@@ -123,14 +123,6 @@ def _moved_data(target: Path) -> Path | None:
     """The data folder that was given for the report in ``target``, if it still exists."""
     given = _marker(target).get("data")
     return Path(given) if given and Path(given).is_dir() else None
-
-
-def _is_current(path: Path, target: Path, options: ReportOptions, data: Path | None) -> bool:
-    """Whether the report in ``target`` was made by this version of the files in ``path``, with at least these figures."""
-    marker = _marker(target)
-    if not (target / "index.html").is_file() or not set(options.formats) <= set(marker.get("formats", ())):
-        return False
-    return marker.get("made_of") == _fingerprint(path, options, data)
 
 
 def _fingerprint(path: Path, options: ReportOptions, data: Path | None) -> str:

@@ -204,12 +204,8 @@ def _gap_cell(block: Mapping[str, Any] | None, figure: str) -> dict[str, str]:
 def first_setting(study: Row, rows: Mapping[str, Row]) -> str | None:
     """The row that the others are compared with: the default, if possible of the size for which a setting is recommended."""
     headline = headline_ranking(study) or {}
-
-    def likeness(label: str) -> tuple[bool, ...]:
-        row = rows[label]
-        return row["name"] == headline.get("default"), row["train_size"] == headline.get("train_size")
-
-    return max(rows, key=likeness, default=None)
+    wanted = {"name": headline.get("default"), "train_size": headline.get("train_size")}
+    return max(rows, key=lambda label: [rows[label][name] == value for name, value in wanted.items()], default=None)
 
 
 def second_setting(rows: Mapping[str, Row], first: str) -> str:

@@ -1,4 +1,4 @@
-"""The figures of a study, from study.json: the mitigations, and the frontier of memorization and utility.
+"""The figures of a study, from study.json: mitigations, settings under every score, and the frontier to utility.
 
 Large marks show the mean over the seeds of one setting and size, small ones each seed. Only figures over sizes show more
 than the largest training size. Except there, a panel contains only comparable settings (one series, one public set).
@@ -11,9 +11,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dejavu_lit.measure.figures import UTILITY, signed
+from dejavu_lit.measure.figures import MEMBERSHIP, UTILITY, signed
 from dejavu_lit.report import figures
-from dejavu_lit.report.membership_plots import scores_of_settings
 from dejavu_lit.report.size_plots import dataset_size, law, panel_titles, percent_axis
 from dejavu_lit.report.study_points import (
     Point,
@@ -101,6 +100,46 @@ def _draw_mitigations(groups: Groups, default: Point, titles: Mapping[str, str])
             if len(values) > 1:
                 seeds = [position] * len(values)
                 axis.plot(values, seeds, "|", color=color, markersize=7, alpha=0.7, label="_seeds")
+    return figure
+
+
+def scores_of_settings(study: Mapping[str, Any]) -> figures.Plot | None:
+    """Every setting under every score: PPG at the left, the AUC of each membership score at the right."""
+    group = max(at_largest_size(points(study)), key=len)
+    names = [name for name in MEMBERSHIP if all(name in point for point in group)]
+    if len(group) < 2 or not names or not is_default(study, group[0]):
+        return None
+    default, others = group[0], group[1:]
+    lower = [point for point in others if point["ppg"]["value"] < default["ppg"]["value"]]
+    counts = ", ".join(
+        f"{sum(point[name]['value'] < default[name]['value'] for point in lower)} by {MEMBERSHIP[name].label}"
+        for name in names
+    )
+    also = f"; of these, the AUC is also lower for {counts}" if lower else ""
+    text = (
+        f"{len(lower)} of {len(others)} other settings have a PPG below that of {default['setting']}{also}. "
+        "An AUC of 0.5 is guessing."
+    )
+    rows = [flat(point, ("ppg", *names)) for point in group]
+    return figures.Plot("scores", "Every setting under every score", text, rows, partial(_draw_scores, group, names))
+
+
+def _draw_scores(group: Sequence[Point], names: Sequence[str]) -> Figure:
+    labels = [figures.shorten(point["setting"], 24) for point in group]
+    legend = [MEMBERSHIP[name].label for name in names]
+    titles = (f"{group[0]['block']} PPG", "AUC of membership")
+    x_label = "gap: difference of shares; AUC: 0.5 is guessing"
+    figure, axes = figures.forest(labels, titles, x_label, height=0.45, legend=legend)
+    figures.zero_line(axes[0], horizontal=False)
+    axes[1].axvline(0.5, color=figures.MUTED, linewidth=1, zorder=1, label="_guessing")
+    figures.interval_bars(axes[0], {row: point["ppg"] for row, point in enumerate(group)}, color=figures.INK)
+    for number, name in enumerate(names):
+        above = 0.13 * (number - (len(names) - 1) / 2)
+        style = figures.series(number) | {"fmt": "", "linestyle": "", "markersize": 4, "linewidth": 1}
+        bars = {row + above: point[name] for row, point in enumerate(group)}
+        figures.interval_bars(axes[1], bars, label=MEMBERSHIP[name].label, **style)
+    figures.few_ticks(axes[1].xaxis, 3)
+    figures.legend_above(figure, axes[1:])
     return figure
 
 

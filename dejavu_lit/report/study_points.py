@@ -29,18 +29,9 @@ def points(study: Mapping[str, Any]) -> list[Point]:
 
 def _point(group: Sequence[Row], block: str, measure: str | None) -> Point:
     first = group[0]
-    point: Point = {
-        "setting": first["name"],
-        "train_size": first["train_size"],
-        "seeds": len(group),
-        "knobs": knobs(first),
-        "block": block,
-        "overrides": first["overrides"],
-        "series": first.get("series"),
-        "public": first.get("public"),
-        "group": comparison_key(first),
-        "exposure": _exposure(group),
-    }
+    shared = {name: first.get(name) for name in ("train_size", "overrides", "series", "public")}
+    point: Point = {"setting": first["name"], **shared, "knobs": knobs(first), "group": comparison_key(first)}
+    point |= {"seeds": len(group), "block": block, "exposure": _exposure(group)}
     if measure is not None and (values := [u for row in group if (u := utility(row, measure)) is not None]):
         point["utility"] = _pool([{"value": value, "ci95": (value, value)} for value in values])
     for figure in FIGURES:

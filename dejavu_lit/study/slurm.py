@@ -80,23 +80,19 @@ class SlurmSettings:
 
     def parameters(self, trainer: TrainerSettings) -> dict[str, Any]:
         """submitit's parameters for a run with this trainer."""
-        optional = {
-            "partition": self.partition,
-            "account": self.account,
-            "qos": self.qos,
+        same_names = ("partition", "account", "qos", "signal_delay_s", "array_parallelism")
+        parameters = {
+            **{name: getattr(self, name) for name in same_names},
             "mem": None if self.mem_gb is None else f"{round(self.mem_gb * 1024)}MB",
             "gpus_per_node": gpus_per_node(trainer.accelerator, trainer.devices),
-        }
-        return {name: value for name, value in optional.items() if value is not None} | {
             "time": self.timeout_min,
             "nodes": trainer.num_nodes,
             "ntasks_per_node": tasks_per_node(trainer.devices),
             "cpus_per_task": cpus_per_task(trainer.loader.workers),
-            "signal_delay_s": self.signal_delay_s,
-            "array_parallelism": self.array_parallelism,
             "setup": [KILL_OTHERS, *self.setup],
             "additional_parameters": dict(self.additional),
         }
+        return {name: value for name, value in parameters.items() if value is not None}
 
 
 class SlurmLauncher:
