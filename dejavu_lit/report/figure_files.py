@@ -120,7 +120,6 @@ def _read_index(folder: Path) -> dict[str, FigureInfo]:
 
 
 def _files(info: FigureInfo) -> list[str]:
-    """The names of a figure's files."""
     drawings = ["-dark.svg", "-narrow.svg", "-narrow-dark.svg"] if "svg" in info.formats else []
     ends = [f".{kind}" for kind in info.formats] + drawings
     return [f"{info.name}{end}" for end in [*ends, ".csv"]]

@@ -102,7 +102,6 @@ def _drawn_groups(groups: Rows) -> list[Mapping[str, Any]]:
 
 
 def by_k(metrics: Metrics) -> figures.Plot | None:
-    """The gaps over k."""
     values = [(int(k), blocks) for k, blocks in metrics["by_k"].items()]
     if len(values) < 2:
         return None

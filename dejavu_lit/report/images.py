@@ -79,8 +79,7 @@ def write_thumbnails(
             if key in requested and key not in listed:
                 link_or_copy(earlier / thumbnail.name, folder / thumbnail.name)
                 listed[key] = thumbnail
-    thumbnails = {key: listed[key] for key in requested & listed.keys()}
-    missing = requested - thumbnails.keys()
+    missing = requested - listed.keys()
 
     def make(place: tuple[str, str, ShardIndex, int]) -> tuple[str, Thumbnail] | None:
         shard, key, index, position = place
@@ -105,10 +104,10 @@ def write_thumbnails(
         len(missing),
         "image",
     )
-    thumbnails |= dict(entry for entry in made if entry is not None)
+    listed |= dict(entry for entry in made if entry is not None)
+    thumbnails = {key: listed[key] for key in requested & listed.keys()}
     if unshown := len(requested) - len(thumbnails):
         log.warning("%d of %d images of %s cannot be shown", unshown, len(requested), shards.folder)
-    listed |= thumbnails
     write_json(folder / index, {"shards": state, "thumbnails": {key: list(listed[key]) for key in sorted(listed)}})
     return thumbnails
 

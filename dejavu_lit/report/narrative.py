@@ -54,12 +54,10 @@ def percent(share: float | None) -> str:
 
 
 def capitalized(text: str) -> str:
-    """``text`` with a capital first letter."""
     return text[:1].upper() + text[1:]
 
 
 def to_state(answer: bool | None) -> State:
-    """True, False, or None as yes, no, or unknown."""
     return "unknown" if answer is None else "yes" if answer else "no"
 
 

@@ -57,7 +57,6 @@ def _environment() -> Environment:
 
 
 def render(name: str, **values: Any) -> str:
-    """The page that the template makes of the values."""
     return _environment().get_template(name).render(**values)
 
 

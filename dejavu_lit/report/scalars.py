@@ -71,7 +71,6 @@ def _all_scalars(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def _block_scalars(blocks: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The blocks that were measured."""
     for block in DISPLAY_ORDER:
         for figure in FIGURES:
             if blocks.get(block):

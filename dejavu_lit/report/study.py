@@ -156,7 +156,6 @@ def _verdicts(study: Row) -> list[dict[str, str]]:
 
 
 def _example(study: Row, label: str | None, comparable: Mapping[str, Row]) -> dict[str, str] | None:
-    """The setting whose pairs are shown as examples."""
     if label is None:
         return None
     row = comparable[label]

@@ -87,7 +87,6 @@ def changed_knobs(point: Point, default: Point) -> list[str]:
 
 
 def knob_label(value: Any) -> str:
-    """A knob's value as an axis label."""
     if value is None or isinstance(value, bool):
         return "on" if value else "off"
     return f"{value:g}" if isinstance(value, int | float) else str(value)

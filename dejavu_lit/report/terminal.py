@@ -167,7 +167,6 @@ def _explain_gaps(terminal: _Terminal) -> None:
 
 
 def _show_membership(terminal: _Terminal, board: Mapping[str, Any]) -> None:
-    """One row per score, and the bound on ε."""
     headers, orders = ("score", *MEMBERSHIP_HEADERS), (KEPT, KEPT, KEPT, 5, 1, 2, 4, 3)
     title = f"membership, {board['pairs']['A']} pairs of A against {board['pairs']['H']} of H"
     fitting_table(terminal, title, _columns(headers, membership_rows(board, short=True), orders))

@@ -150,7 +150,6 @@ def power_of(gap: float, records: float, pairs: int, sampling_sd: float, trainin
 
 
 def _fewest_records(gap: float, power: float, pairs: int, sampling_sd: float, training_sd: float) -> int | None:
-    """The fewest records that reach the power, or None if none do."""
     records = range(1, MOST_RECORDS + 1)
     place = bisect_left(records, power, key=lambda n: power_of(gap, n, pairs, sampling_sd, training_sd))
     return records[place] if place < MOST_RECORDS else None
@@ -172,7 +171,6 @@ def _summary(rows: Sequence[Mapping[str, Any]], measured: Mapping[str, Any]) -> 
 
 
 def format_sample(sample: Mapping[str, Any]) -> str:
-    """The result of ``required_sample`` as a table for the screen."""
     measured = sample["variances"]
     assumed = " (assumed)" if measured["assumed"] else ""
     lines = [

@@ -142,18 +142,9 @@ def recommend(rows: Sequence[Row], pooled: Sequence[Row], loss: float) -> dict[s
             continue
         ppg = difference["ppg"]
         if ppg["ci95"][0] > 0 and cost <= loss + ROUNDING_SLACK:
-            accepted.append((ppg["value"], -cost, name, ppg["ci95"]))
-    if not accepted:
-        return None
-    drop, negative_cost, name, ci95 = max(accepted, key=lambda candidate: candidate[:2])
-    return {
-        "name": name,
-        "against": default,
-        "drop": drop,
-        "ci95": ci95,
-        "utility": measure,
-        "utility_loss": -negative_cost,
-    }
+            choice = {"name": name, "against": default, "drop": ppg["value"], "ci95": ppg["ci95"]}
+            accepted.append(choice | {"utility": measure, "utility_loss": cost})
+    return max(accepted, key=lambda choice: (choice["drop"], -choice["utility_loss"]), default=None)
 
 
 def _utility_loss(rows: Sequence[Row], default: str, name: str, measure: str) -> float | None:

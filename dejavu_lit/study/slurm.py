@@ -79,7 +79,6 @@ class SlurmSettings:
         check_range(self, "slurm.", "(0, inf)", "poll_s", "mem_gb")
 
     def parameters(self, trainer: TrainerSettings) -> dict[str, Any]:
-        """submitit's parameters for a run with this trainer."""
         same_names = ("partition", "account", "qos", "signal_delay_s", "array_parallelism")
         parameters = {
             **{name: getattr(self, name) for name in same_names},
@@ -223,7 +222,6 @@ def _queue() -> dict[str, str]:
 
 
 def _failure_reason(path: Path) -> str:
-    """Why a job ended without finishing its run, from the logs of its tasks."""
     saved = read_json(path / JOB)
     return f"job {saved['job']}: {failure_reason(_output(path), 1, Path(saved['log']))}"
 

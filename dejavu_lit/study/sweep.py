@@ -105,7 +105,6 @@ def _natural_order(path: Path) -> list[str]:
 
 
 def _as_override(value: Any) -> str:
-    """A value as it is typed in an override."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
