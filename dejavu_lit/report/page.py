@@ -11,19 +11,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, MEMBERSHIP, signed
+from dejavu_lit.report import narrative
 from dejavu_lit.report.figure_files import FigureInfo
 from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows, missing_sentences
-from dejavu_lit.report.narrative import (
-    VERDICTS,
-    capitalized,
-    comparison_summary,
-    control_checks,
-    exposure_summary,
-    interval,
-    percent,
-    to_state,
-    utility_rows,
-)
 
 SECTIONS = {  # id and template: heading
     "controls": "Do the controls pass?",
@@ -51,7 +41,12 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"signed": signed, "interval": interval, "number": "{:,}".format, "percent": percent}
+    environment.filters |= {
+        "signed": signed,
+        "interval": narrative.interval,
+        "number": "{:,}".format,
+        "percent": narrative.percent,
+    }
     environment.globals |= {"signs": SIGNS, "blocks": BLOCKS, "block_order": DISPLAY_ORDER, "figures_table": FIGURES}
     return environment
 
@@ -76,9 +71,9 @@ def evaluation_page(
         hashes: {artifact: SHA-256}; source: the evaluation's folder, as a command would name it.
         root: the path from a page of a study to the report's folder, ending in a slash; empty for a report's own page.
     """
-    state = to_state(metrics["found"]["found"])
+    state = narrative.to_state(metrics["found"]["found"])
     main_name = "symmetric" if metrics["symmetric"] else "population"
-    sentence = metrics["found"]["words"].removeprefix(VERDICTS[state]).lstrip(":, ")
+    sentence = metrics["found"]["words"].removeprefix(narrative.VERDICTS[state]).lstrip(":, ")
     sections = SECTIONS | ({"pairs": "The most memorized pairs"} if state == "yes" else {})
     if "membership" not in metrics:  # of the first schema
         del sections["membership"]
@@ -92,16 +87,16 @@ def evaluation_page(
         source=source,
         metrics=metrics,
         state=state,
-        verdict=VERDICTS[state],
-        sentence=capitalized(sentence),
-        summary=comparison_summary(metrics),
+        verdict=narrative.VERDICTS[state],
+        sentence=narrative.capitalized(sentence),
+        summary=narrative.comparison_summary(metrics),
         main_name=main_name,
         bars=interval_bars(metrics, main_name),
-        checks=control_checks(metrics),
+        checks=narrative.control_checks(metrics),
         gaps_note=_gaps_note(metrics),
         membership=_membership(metrics),
-        utility=utility_rows(metrics),
-        exposure=exposure_summary(metrics),
+        utility=narrative.utility_rows(metrics),
+        exposure=narrative.exposure_summary(metrics),
         membership_figures=[figure for figure in figures if figure.name in MEMBERSHIP_FIGURES],
         figures=[figure for figure in figures if figure.name not in MEMBERSHIP_FIGURES],
         pairs=pairs,

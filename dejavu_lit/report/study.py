@@ -12,32 +12,16 @@ import pyarrow.parquet as pq
 
 from dejavu_lit.measure.figures import FIGURES, signed
 from dejavu_lit.measure.records import records_file_errors
+from dejavu_lit.report import narrative
 from dejavu_lit.report.evaluation import Evaluation, ReportOptions, write_pages
 from dejavu_lit.report.figure_files import FigureInfo, draw_figures
 from dejavu_lit.report.membership import pooled_boards
 from dejavu_lit.report.modelcard import study_latex, study_markdown
-from dejavu_lit.report.narrative import (
-    capitalized,
-    interval,
-    percent,
-    pooled_sentence,
-    study_caution,
-    study_sentence,
-    to_state,
-)
 from dejavu_lit.report.page import provenance, render
 from dejavu_lit.report.study_points import membership_auc
+from dejavu_lit.study import ranking
 from dejavu_lit.study.cells import folder_name
 from dejavu_lit.study.halves import MEMORIZATION
-from dejavu_lit.study.ranking import (
-    NOT_DISTINGUISHABLE,
-    difference_to_default,
-    headline_ranking,
-    is_on_frontier,
-    is_recommended,
-    pooled_setting,
-    utility,
-)
 from dejavu_lit.study.table import read_study
 from dejavu_lit.utils.io import file_sha256
 
@@ -115,7 +99,7 @@ def study_page(
     rows = labelled_rows(study)
     comparable = {label: row for label, row in rows.items() if label in labels}
     first = first_setting(study, comparable)
-    sentence = study_sentence(study)
+    sentence = narrative.study_sentence(study)
     recommended = study.get("recommended")
     others = [figure for figure in figures if figure.name != "frontier"]
     needed = {"compare": len(comparable) > 1, "figures": others or not figures}
@@ -126,9 +110,9 @@ def study_page(
         scripts=SCRIPTS,
         root="",
         source=source,
-        sentence=sentence if recommended else capitalized(sentence),
+        sentence=sentence if recommended else narrative.capitalized(sentence),
         recommendation=f"Recommended: {recommended}. Rule: {study['rule']}." if recommended else "",
-        caution=study_caution(study),
+        caution=narrative.study_caution(study),
         verdicts=_verdicts(study),
         frontier=next((figure for figure in figures if figure.name == "frontier"), None),
         figures=others,
@@ -146,9 +130,9 @@ def _verdicts(study: Row) -> list[dict[str, str]]:
     """The verdict on each setting, and the settings without a result."""
     items = []
     for pooled in study.get("pooled", []):
-        state = to_state(pooled["found"]["found"])
+        state = narrative.to_state(pooled["found"]["found"])
         name = f"{pooled['name']}, {pooled['train_size']:,} pairs"
-        sentence = pooled_sentence(pooled)
+        sentence = narrative.pooled_sentence(pooled)
         items.append({"state": f"found-{state}", "sign": VERDICT_SIGNS[state], "name": name, "sentence": sentence})
     for label, reason in (study.get("failed") or {}).items():
         items.append({"state": "no", "sign": "!", "name": label, "sentence": f"no result, {reason}"})
@@ -159,23 +143,26 @@ def _example(study: Row, label: str | None, comparable: Mapping[str, Row]) -> di
     if label is None:
         return None
     row = comparable[label]
-    pooled = pooled_setting(study.get("pooled", []), row["name"], row["train_size"])
+    pooled = ranking.pooled_setting(study.get("pooled", []), row["name"], row["train_size"])
     what = "What the target remembers" if pooled and pooled["found"]["found"] else "The largest gaps"
     return {"label": label, "heading": f"{what}: three training pairs under {row['name']}"}
 
 
 def _table_row(study: Row, label: str, setting: Row, linked: bool) -> dict[str, Any]:
     """One (setting, size, seed) of the sortable table."""
-    recommended = is_recommended(study, setting)
-    mark = "★ recommended" if recommended else "on the frontier" if is_on_frontier(study, setting) else ""
+    recommended = ranking.is_recommended(study, setting)
+    mark = "★ recommended" if recommended else "on the frontier" if ranking.is_on_frontier(study, setting) else ""
     cells = [_cell(setting["train_size"], f"{setting['train_size']:,}"), _cell(setting["seed"], str(setting["seed"]))]
     cells += [_gap_cell(setting.get("symmetric"), figure) for figure in FIGURES]
-    blocks = (difference_to_default(study, setting), setting.get("null"), setting.get("corrected"))
+    blocks = (ranking.difference_to_default(study, setting), setting.get("null"), setting.get("corrected"))
     cells += [_gap_cell(block, "ppg") for block in blocks]
     auc = membership_auc(setting, "cosine")
     note = "{:.2f} to {:.2f}".format(*auc["ci95"]) if auc and auc["ci95"] else ""
     cells.append(_cell(auc["value"], f"{auc['value']:.3f}", note) if auc else _cell(None, "–"))
-    cells += [_cell(value, percent(value)) for value in (utility(setting, n) for n in ("zeroshot_top1", "t2i_r1"))]
+    cells += [
+        _cell(value, narrative.percent(value))
+        for value in (ranking.utility(setting, n) for n in ("zeroshot_top1", "t2i_r1"))
+    ]
     return {
         "name": setting["name"],
         "link": f"settings/{label}/index.html" if linked else "",
@@ -196,13 +183,13 @@ def _gap_cell(block: Mapping[str, Any] | None, figure: str) -> dict[str, str]:
     if block is None:
         return _cell(None, "–")
     gap = block[figure]
-    remark = f", {NOT_DISTINGUISHABLE}" if gap.get("distinguishable") is False else ""
-    return _cell(gap["value"], signed(gap["value"]), interval(gap["ci95"], 2), remark)
+    remark = f", {ranking.NOT_DISTINGUISHABLE}" if gap.get("distinguishable") is False else ""
+    return _cell(gap["value"], signed(gap["value"]), narrative.interval(gap["ci95"], 2), remark)
 
 
 def first_setting(study: Row, rows: Mapping[str, Row]) -> str | None:
     """The row that the others are compared with: the default, if possible of the size for which a setting is recommended."""
-    headline = headline_ranking(study) or {}
+    headline = ranking.headline_ranking(study) or {}
     wanted = {"name": headline.get("default"), "train_size": headline.get("train_size")}
     return max(rows, key=lambda label: [rows[label][name] == value for name, value in wanted.items()], default=None)
 

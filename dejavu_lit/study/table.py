@@ -20,18 +20,9 @@ from dejavu_lit.measure.recompute import read_evaluation, schema_error
 from dejavu_lit.measure.records import SIDES, Records
 from dejavu_lit.measure.roc import FPRS
 from dejavu_lit.measure.settings import Resampling
+from dejavu_lit.study import ranking
 from dejavu_lit.study.cells import Cell, evaluation_folder, match_stop_epoch
 from dejavu_lit.study.halves import write_memorization
-from dejavu_lit.study.ranking import (
-    add_verdict,
-    by_setting,
-    comparison_key,
-    default_names,
-    pool_differences,
-    rank,
-    seed_and_half,
-    unit_of,
-)
 from dejavu_lit.training.settings import TrainingRun
 from dejavu_lit.utils.config import flatten, to_plain
 from dejavu_lit.utils.errors import UserError, error_sentence
@@ -150,15 +141,15 @@ def write_study(
         utility_loss: largest drop of zero-shot accuracy that a recommended setting may cost, as a share (0.02: two points).
         cells: all that were planned; the first is the default even if it has no row.
     """
-    differences, incomparable = _differences(out, rows, default_names(rows, cells))
-    pooled = _pool_settings(rows, pool_differences(differences), write_memorization(out, rows))
+    differences, incomparable = _differences(out, rows, ranking.default_names(rows, cells))
+    pooled = _pool_settings(rows, ranking.pool_differences(differences), write_memorization(out, rows))
     study = {
         "schema": SCHEMA,
         "settings": list(rows),
         "pooled": pooled,
         "differences": differences,
         "incomparable": incomparable,
-        **rank(rows, pooled, utility_loss, cells),
+        **ranking.rank(rows, pooled, utility_loss, cells),
         "rule": (
             f"largest drop of symmetric PPG whose utility loss is at most {utility_loss:g} and whose 95 % interval is above 0"
         ),
@@ -213,10 +204,10 @@ def _pool_settings(
             **pool_blocks(group),
             "membership": _pool_membership(group),
             "memorization": memorization.get((name, size)),
-            "found": memorization_found(group, unit_of(group)),
+            "found": memorization_found(group, ranking.unit_of(group)),
             "difference": differences.get((name, size)),
         }
-        for (name, size), group in by_setting(rows).items()
+        for (name, size), group in ranking.by_setting(rows).items()
     ]
 
 
@@ -252,21 +243,21 @@ def _differences(
     Returns (the differences, the rows that could not be compared, with the reason).
     """
     defaults = {
-        (comparison_key(row), row["train_size"], seed_and_half(row)): row
+        (ranking.comparison_key(row), row["train_size"], ranking.seed_and_half(row)): row
         for row in reversed(rows)
-        if row["name"] == default_of[comparison_key(row)]
+        if row["name"] == default_of[ranking.comparison_key(row)]
     }
     default_records = cache(_read_records)  # those of a default are compared with many
     differences, incomparable = [], []
-    units = {key: unit_of(group) for key, group in by_setting(rows).items()}
+    units = {key: ranking.unit_of(group) for key, group in ranking.by_setting(rows).items()}
     for row in rows:
-        default_name = default_of[comparison_key(row)]
+        default_name = default_of[ranking.comparison_key(row)]
         if row["name"] == default_name:
             continue
         entry = {name: row[name] for name in ("name", "train_size", "seed")}
         entry |= {"half": row.get("half", 0), "against": default_name}
         try:
-            default = defaults.get((comparison_key(row), row["train_size"], seed_and_half(row)))
+            default = defaults.get((ranking.comparison_key(row), row["train_size"], ranking.seed_and_half(row)))
             if default is None:
                 of_row = f"{row['train_size']} pairs, seed {row['seed']} and half {entry['half']}"
                 raise UserError(f"{default_name} has no result for {of_row}")
@@ -279,7 +270,7 @@ def _differences(
             log.warning("%s is not compared with %s: %s", row["name"], default_name, error)
             incomparable.append({**entry, "reason": str(error)})
             continue
-        differences.append(add_verdict({**entry, **difference}, units[row["name"], row["train_size"]]))
+        differences.append(ranking.add_verdict({**entry, **difference}, units[row["name"], row["train_size"]]))
     return differences, incomparable
 
 
