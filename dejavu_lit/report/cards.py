@@ -209,18 +209,18 @@ def encode_boxes(
 def labels_in_caption(caption: str, labels: Sequence[str]) -> list[str]:
     """The labels whose words appear in a row in the caption, in the singular or plural. For display only; no figure uses it."""
     words = _forms(caption)
-    return [label for label in labels if _stands_in(_forms(label), words)]
+
+    def is_named(label: Sequence[frozenset[str]]) -> bool:
+        starts = range(len(words) - len(label) + 1) if label else ()
+        return any(all(forms & words[start + i] for i, forms in enumerate(label)) for start in starts)
+
+    return [label for label in labels if is_named(_forms(label))]
 
 
 @lru_cache(maxsize=4096)
 def _forms(text: str) -> tuple[frozenset[str], ...]:
     """For each word, itself and the singulars that it may be the plural of."""
     return tuple(frozenset({word, *singulars(word)}) for word in letter_words(text))
-
-
-def _stands_in(label: Sequence[frozenset[str]], words: Sequence[frozenset[str]]) -> bool:
-    starts = range(len(words) - len(label) + 1) if label else ()
-    return any(all(forms & words[start + i] for i, forms in enumerate(label)) for start in starts)
 
 
 def write_script(path: Path, name: str, value: Any) -> None:

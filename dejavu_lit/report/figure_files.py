@@ -73,7 +73,7 @@ def draw_figures(
     from dejavu_lit.report.study_plots import study_plots
 
     plots = study_plots(contents) if kind == "study" else evaluation_plots(contents)
-    labels = json.dumps([[dict(row) for row in plot.rows] for plot in plots], default=str, ensure_ascii=False)
+    labels = json.dumps([plot.rows for plot in plots], default=str, ensure_ascii=False)
     if missing := missing_characters(labels):
         log.warning(
             "the figures show %d characters as boxes, the first is %s: no installed font has them; install one, such as Noto "
@@ -129,7 +129,7 @@ def _digest(plot: "Plot") -> str:
     """A hash of everything that the figure shows, and of the code that draws it."""
     from dejavu_lit.report.figures import families
 
-    content = json.dumps([families(), plot.name, plot.title, plot.text, [dict(row) for row in plot.rows]], default=str)
+    content = json.dumps([families(), plot.name, plot.title, plot.text, plot.rows], default=str)
     return sha256(f"{code_digest()} {version('matplotlib')} {content}".encode()).hexdigest()[:20]
 
 
@@ -148,7 +148,7 @@ def save(plot: "Plot", folder: Path, formats: Sequence[str] = ALL_FORMATS) -> Fi
         _write(plot.figure, kind, folder / f"{plot.name}.{kind}")
     if "svg" in formats:
         _write(plot.narrow_figure, "svg", folder / f"{plot.name}-narrow.svg")
-    write_csv(folder / f"{plot.name}.csv", [dict(row) for row in plot.rows])
+    write_csv(folder / f"{plot.name}.csv", plot.rows)
     narrow_size = _pixels(plot.narrow_figure) if "svg" in formats else (0, 0)
     return FigureInfo(
         plot.name, plot.title, plot.text, _pixels(plot.figure), narrow_size, tuple(formats), _digest(plot)

@@ -1,7 +1,4 @@
-"""The figures of one evaluation that show the three gaps side by side: blocks, subgroups, sensitivity, planted memory.
-
-Each function returns a ``Plot`` whose rows are exactly what is drawn, or None if the evaluation has no data for it.
-"""
+"""The figures of one evaluation that show the three gaps side by side: blocks, subgroups, sensitivity, planted memory."""
 
 import re
 from collections import defaultdict

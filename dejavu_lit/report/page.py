@@ -11,9 +11,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, MEMBERSHIP, signed
-from dejavu_lit.report import narrative
+from dejavu_lit.report import membership, narrative
 from dejavu_lit.report.figure_files import FigureInfo
-from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows, missing_sentences
 
 SECTIONS = {  # id and template: heading
     "controls": "Do the controls pass?",
@@ -41,13 +40,10 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "signed": signed,
-        "interval": narrative.interval,
-        "number": "{:,}".format,
-        "percent": narrative.percent,
-    }
+    environment.filters |= {"signed": signed, "number": "{:,}".format}
+    environment.filters |= {"interval": narrative.interval, "percent": narrative.percent}
     environment.globals |= {"signs": SIGNS, "blocks": BLOCKS, "block_order": DISPLAY_ORDER, "figures_table": FIGURES}
+    environment.globals |= {"narrative": narrative, "membership": membership, "scores_table": MEMBERSHIP}
     return environment
 
 
@@ -83,40 +79,20 @@ def evaluation_page(
         sections=sections,
         scripts=SCRIPTS,
         root=root,
-        study=f"{root}index.html" if root else "",
         source=source,
         metrics=metrics,
         state=state,
         verdict=narrative.VERDICTS[state],
         sentence=narrative.capitalized(sentence),
-        summary=narrative.comparison_summary(metrics),
         main_name=main_name,
         bars=interval_bars(metrics, main_name),
-        checks=narrative.control_checks(metrics),
         gaps_note=_gaps_note(metrics),
-        membership=_membership(metrics),
-        utility=narrative.utility_rows(metrics),
-        exposure=narrative.exposure_summary(metrics),
         membership_figures=[figure for figure in figures if figure.name in MEMBERSHIP_FIGURES],
         figures=[figure for figure in figures if figure.name not in MEMBERSHIP_FIGURES],
         pairs=pairs,
         redacted=redacted,
         provenance=provenance(metrics, hashes),
     )
-
-
-def _membership(metrics: Metrics) -> dict[str, Any]:
-    """The scoreboard as the section shows it; without one, the reason."""
-    board = metrics.get("membership")
-    if board is None:
-        return {"rows": [], "notes": [f"Not measured: {metrics['reasons'].get('membership', 'no reason was given')}."]}
-    return {
-        "headers": MEMBERSHIP_HEADERS,
-        "rows": membership_rows(board),
-        "meanings": MEMBERSHIP,
-        "notes": [*filter(None, [epsilon_sentence(board)]), *missing_sentences(board)],
-        "pairs": board["pairs"],
-    }
 
 
 def interval_bars(metrics: Metrics, main_name: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The figures of one evaluation, from metrics.json: recall curves, sample level, epochs, membership, and those of gap_plots.
 
-Each function returns a ``Plot`` whose rows are exactly what is drawn, or None if the evaluation has no data for it.
+A ``Plot`` has exactly the rows that it draws, and is None if the evaluation has no data for it.
 """
 
 from collections.abc import Mapping, Sequence

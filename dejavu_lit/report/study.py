@@ -15,7 +15,6 @@ from dejavu_lit.measure.records import records_file_errors
 from dejavu_lit.report import narrative
 from dejavu_lit.report.evaluation import Evaluation, ReportOptions, write_pages
 from dejavu_lit.report.figure_files import FigureInfo, draw_figures
-from dejavu_lit.report.membership import pooled_boards
 from dejavu_lit.report.modelcard import study_latex, study_markdown
 from dejavu_lit.report.page import provenance, render
 from dejavu_lit.report.study_points import membership_auc
@@ -112,14 +111,13 @@ def study_page(
         source=source,
         sentence=sentence if recommended else narrative.capitalized(sentence),
         recommendation=f"Recommended: {recommended}. Rule: {study['rule']}." if recommended else "",
-        caution=narrative.study_caution(study),
+        study=study,
         verdicts=_verdicts(study),
         frontier=next((figure for figure in figures if figure.name == "frontier"), None),
         figures=others,
         example=_example(study, first, comparable),
         headers=HEADERS,
         rows=[_table_row(study, label, row, label in labels) for label, row in rows.items()],
-        boards=pooled_boards(study),
         comparable=list(comparable),
         compared=(first, second_setting(comparable, first)) if first and len(comparable) > 1 else None,
         provenance=provenance(study, hashes),
