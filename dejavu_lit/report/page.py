@@ -86,7 +86,6 @@ def evaluation_page(
         sentence=narrative.capitalized(sentence),
         main_name=main_name,
         bars=interval_bars(metrics, main_name),
-        gaps_note=_gaps_note(metrics),
         membership_figures=[figure for figure in figures if figure.name in MEMBERSHIP_FIGURES],
         figures=[figure for figure in figures if figure.name not in MEMBERSHIP_FIGURES],
         pairs=pairs,
@@ -113,17 +112,6 @@ def interval_bars(metrics: Metrics, main_name: str) -> dict[str, Any]:
     step = next(s for s in (0.1, 0.2, 0.5, 1.0) if (high - low) / s <= 8)
     ticks = [(place(i * step), signed(i * step, 1)) for i in range(-10, 11) if low <= i * step <= high]
     return {"rows": rows, "zero": place(0), "ticks": ticks, "text": "; ".join(str(row["label"]) for row in rows)}
-
-
-def _gaps_note(metrics: Metrics) -> str:
-    counts, settings = metrics["counts"], metrics["settings"]
-    text = f"k = {metrics['k']}, score threshold {settings['threshold']}, {counts['records']:,} records"
-    if settings["top_m"]:
-        text += f", predictions limited to the {settings['top_m']} most frequent objects"
-    if counts["without_objects"]:
-        text += f"; excluded without objects: {counts['without_objects']:,}"
-    draws = f"{settings['draws']} draws of {100 * settings['share']:g} % of the records"
-    return f"{text}. Below each value: 95 % interval; mean ± std of {draws}."
 
 
 def provenance(contents: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:

@@ -35,7 +35,6 @@ HEADERS = (
     "setting", "pairs", "seed", *(figure.label for figure in FIGURES.values()), "PPG less than the first", "null PPG",
     "corrected PPG", "AUC, cosine", "zero-shot top-1", "text→image R@1",
 )  # fmt: skip
-VERDICT_SIGNS = {"yes": "●", "no": "○", "unknown": "?"}
 Row = Mapping[str, Any]
 
 
@@ -99,7 +98,6 @@ def study_page(
     comparable = {label: row for label, row in rows.items() if label in labels}
     first = first_setting(study, comparable)
     sentence = narrative.study_sentence(study)
-    recommended = study.get("recommended")
     others = [figure for figure in figures if figure.name != "frontier"]
     needed = {"compare": len(comparable) > 1, "figures": others or not figures}
     return render(
@@ -109,10 +107,8 @@ def study_page(
         scripts=SCRIPTS,
         root="",
         source=source,
-        sentence=sentence if recommended else narrative.capitalized(sentence),
-        recommendation=f"Recommended: {recommended}. Rule: {study['rule']}." if recommended else "",
+        sentence=sentence if study.get("recommended") else narrative.capitalized(sentence),
         study=study,
-        verdicts=_verdicts(study),
         frontier=next((figure for figure in figures if figure.name == "frontier"), None),
         figures=others,
         example=_example(study, first, comparable),
@@ -122,19 +118,6 @@ def study_page(
         compared=(first, second_setting(comparable, first)) if first and len(comparable) > 1 else None,
         provenance=provenance(study, hashes),
     )
-
-
-def _verdicts(study: Row) -> list[dict[str, str]]:
-    """The verdict on each setting, and the settings without a result."""
-    items = []
-    for pooled in study.get("pooled", []):
-        state = narrative.to_state(pooled["found"]["found"])
-        name = f"{pooled['name']}, {pooled['train_size']:,} pairs"
-        sentence = narrative.pooled_sentence(pooled)
-        items.append({"state": f"found-{state}", "sign": VERDICT_SIGNS[state], "name": name, "sentence": sentence})
-    for label, reason in (study.get("failed") or {}).items():
-        items.append({"state": "no", "sign": "!", "name": label, "sentence": f"no result, {reason}"})
-    return items
 
 
 def _example(study: Row, label: str | None, comparable: Mapping[str, Row]) -> dict[str, str] | None:
