@@ -31,7 +31,7 @@ Metrics = Mapping[str, Any]
 
 
 @cache
-def _environment() -> Environment:
+def templates() -> Environment:
     """The templates: every value is escaped, and a misspelled one refused."""
     environment = Environment(
         loader=PackageLoader("dejavu_lit.report"),
@@ -45,10 +45,6 @@ def _environment() -> Environment:
     environment.globals |= {"signs": SIGNS, "blocks": BLOCKS, "block_order": DISPLAY_ORDER, "figures_table": FIGURES}
     environment.globals |= {"narrative": narrative, "membership": membership, "scores_table": MEMBERSHIP}
     return environment
-
-
-def render(name: str, **values: Any) -> str:
-    return _environment().get_template(name).render(**values)
 
 
 def evaluation_page(
@@ -73,8 +69,8 @@ def evaluation_page(
     sections = SECTIONS | ({"pairs": "The most memorized pairs"} if state == "yes" else {})
     if "membership" not in metrics:  # of the first schema
         del sections["membership"]
-    return render(
-        "evaluation.html.j2",
+    template = templates().get_template("evaluation.html.j2")
+    return template.render(
         title="Déjà vu memorization report",
         sections=sections,
         scripts=SCRIPTS,

@@ -35,7 +35,9 @@ def show_report(settings: ReportSettings, out: Path) -> Path | None:
     if not settings.write:
         return None
     page, marker = out / "report" / "index.html", _marker(out / "report")
-    options, data = ReportOptions(redact=is_redacted(settings, out)), _moved_data(page.parent)
+    options = ReportOptions(redact=is_redacted(settings, out))
+    moved = marker.get("data")  # the data folder that was given for it
+    data = Path(moved) if moved and Path(moved).is_dir() else None
     is_drawn = page.is_file() and set(options.formats) <= set(marker.get("formats", ()))
     if not is_drawn or marker.get("made_of") != _fingerprint(out, options, data):
         page = write_report(out, redact=options.redact, data=data, formats=options.formats)
@@ -117,12 +119,6 @@ def _build(path: Path, target: Path, options: ReportOptions, data: Path | None) 
 def _marker(target: Path) -> dict[str, Any]:
     """What the report in ``target`` says of itself; {} if there is none."""
     return read_json_object(target / MARKER) if (target / MARKER).is_file() else {}
-
-
-def _moved_data(target: Path) -> Path | None:
-    """The data folder that was given for the report in ``target``, if it still exists."""
-    given = _marker(target).get("data")
-    return Path(given) if given and Path(given).is_dir() else None
 
 
 def _fingerprint(path: Path, options: ReportOptions, data: Path | None) -> str:

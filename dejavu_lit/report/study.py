@@ -16,7 +16,7 @@ from dejavu_lit.report import narrative
 from dejavu_lit.report.evaluation import Evaluation, ReportOptions, write_pages
 from dejavu_lit.report.figure_files import FigureInfo, draw_figures
 from dejavu_lit.report.modelcard import study_latex, study_markdown
-from dejavu_lit.report.page import provenance, render
+from dejavu_lit.report.page import provenance, templates
 from dejavu_lit.report.study_points import membership_auc
 from dejavu_lit.study import ranking
 from dejavu_lit.study.cells import folder_name
@@ -100,8 +100,8 @@ def study_page(
     sentence = narrative.study_sentence(study)
     others = [figure for figure in figures if figure.name != "frontier"]
     needed = {"compare": len(comparable) > 1, "figures": others or not figures}
-    return render(
-        "study.html.j2",
+    template = templates().get_template("study.html.j2")
+    return template.render(
         title="Memorization against utility",
         sections={name: text for name, text in SECTIONS.items() if needed.get(name, True)},
         scripts=SCRIPTS,

@@ -12,14 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dejavu_lit.measure.figures import MEMBERSHIP, UTILITY, signed
-from dejavu_lit.report import figures, study_points
+from dejavu_lit.report import figures
 from dejavu_lit.report.size_plots import dataset_size, law, panel_titles, percent_axis
+from dejavu_lit.report.study_points import Point, at_largest_size, flat, is_default, knob_label, points, sort_key
 from dejavu_lit.study.ranking import utility_measure
 
 COMBINED = "other"  # the group of settings that differ from the default in several knobs
 LISTED = 7  # settings below a figure before a second column starts
 APART = (24.0, 11.0)  # points between two numbers, across and up
-Groups = dict[str, list[tuple[Any, study_points.Point]]]  # {knob: (value, point), …}
+Groups = dict[str, list[tuple[Any, Point]]]  # {knob: (value, point), …}
 
 
 def study_plots(study: Mapping[str, Any]) -> list[figures.Plot]:
@@ -40,7 +41,7 @@ def mitigations(study: Mapping[str, Any]) -> figures.Plot | None:
         f"{signed(best['ppg']['value'])}, with {best['setting']}. The star and the dotted line mark {default['setting']}."
     )
     rows = [
-        {"knob": knob, "value": study_points.knob_label(value), "default": point is default} | study_points.flat(point)
+        {"knob": knob, "value": knob_label(value), "default": point is default} | flat(point)
         for knob, column in groups.items()
         for value, point in column
     ]
@@ -48,16 +49,17 @@ def mitigations(study: Mapping[str, Any]) -> figures.Plot | None:
     return figures.Plot("mitigations", "Mitigations: utility and memorization", text, rows, draw)
 
 
-def _compared(study: Mapping[str, Any]) -> list[study_points.Point] | None:
+def _compared(study: Mapping[str, Any]) -> list[Point] | None:
     """The largest group of comparable points, the default first; None if nothing is compared with it."""
-    group = max(study_points.at_largest_size(study_points.points(study)), key=len)
-    return group if len(group) > 1 and study_points.is_default(study, group[0]) else None
+    group = max(at_largest_size(points(study)), key=len)
+    return group if len(group) > 1 and is_default(study, group[0]) else None
 
 
-def _knob_groups(default: study_points.Point, others: Sequence[study_points.Point]) -> Groups:
+def _knob_groups(default: Point, others: Sequence[Point]) -> Groups:
     groups: Groups = {}
     for point in others:
-        changed = study_points.changed_knobs(point, default)
+        names = dict.fromkeys([*point["knobs"], *default["knobs"]])
+        changed = [name for name in names if point["knobs"].get(name) != default["knobs"].get(name)]
         knob = changed[0] if len(changed) == 1 else COMBINED
         groups.setdefault(knob, []).append((point["knobs"].get(knob, point["setting"]), point))
     for knob, column in groups.items():
@@ -65,20 +67,20 @@ def _knob_groups(default: study_points.Point, others: Sequence[study_points.Poin
         if knob == COMBINED:
             column.sort(key=lambda cell: cell[1] is not default)
         else:
-            column.sort(key=lambda cell: study_points.sort_key(cell[0]))
+            column.sort(key=lambda cell: sort_key(cell[0]))
     return groups
 
 
-def _draw_mitigations(groups: Groups, default: study_points.Point, titles: Mapping[str, str]) -> Figure:
+def _draw_mitigations(groups: Groups, default: Point, titles: Mapping[str, str]) -> Figure:
     labels: list[str] = []
     headings: list[int] = []
-    rows: list[tuple[int, study_points.Point]] = []
+    rows: list[tuple[int, Point]] = []
     for knob, column in groups.items():
         headings.append(len(labels))
         labels.append(knob)
         for value, point in column:
             rows.append((len(labels), point))
-            labels.append(figures.shorten(point["setting"], 24) if knob == COMBINED else study_points.knob_label(value))
+            labels.append(figures.shorten(point["setting"], 24) if knob == COMBINED else knob_label(value))
     figure, axes = figures.forest(labels, list(titles.values()), "shares, and gaps as differences of shares", headings)
     for axis, name in zip(axes, titles, strict=True):
         if name == "utility":
@@ -115,11 +117,11 @@ def scores_of_settings(study: Mapping[str, Any]) -> figures.Plot | None:
         f"{len(lower)} of {len(others)} other settings have a PPG below that of {default['setting']}{also}. "
         "An AUC of 0.5 is guessing."
     )
-    rows = [study_points.flat(point, ("ppg", *names)) for point in group]
+    rows = [flat(point, ("ppg", *names)) for point in group]
     return figures.Plot("scores", "Every setting under every score", text, rows, partial(_draw_scores, group, names))
 
 
-def _draw_scores(group: Sequence[study_points.Point], names: Sequence[str]) -> Figure:
+def _draw_scores(group: Sequence[Point], names: Sequence[str]) -> Figure:
     labels = [figures.shorten(point["setting"], 24) for point in group]
     legend = [MEMBERSHIP[name].label for name in names]
     titles = (f"{group[0]['block']} PPG", "AUC of membership")
@@ -140,15 +142,13 @@ def _draw_scores(group: Sequence[study_points.Point], names: Sequence[str]) -> F
 
 def frontier(study: Mapping[str, Any]) -> figures.Plot | None:
     """PPG against utility, the frontier joined by a line and the recommended setting ringed; one panel per group."""
-    with_utility = [
-        [p for p in group if "utility" in p] for group in study_points.at_largest_size(study_points.points(study))
-    ]
+    with_utility = [[p for p in group if "utility" in p] for group in at_largest_size(points(study))]
     groups = [group for group in with_utility if len(group) > 1]
     if not groups:
         return None
     recommended = [_recommended(study, group) for group in groups]
     rows = [
-        study_points.flat(p, ("utility", "ppg", "aucg"))
+        flat(p, ("utility", "ppg", "aucg"))
         | {"frontier": p["setting"] in study["frontier"], "recommended": p["setting"] == best}
         for group, best in zip(groups, recommended, strict=True)
         for p in group
@@ -163,12 +163,12 @@ def frontier(study: Mapping[str, Any]) -> figures.Plot | None:
 
 
 def _draw_frontier(
-    study: Mapping[str, Any], groups: Sequence[list[study_points.Point]], recommended: Sequence[str | None]
+    study: Mapping[str, Any], groups: Sequence[list[Point]], recommended: Sequence[str | None]
 ) -> Figure:
     """Points have numbers, whose settings are listed below the panels: names beside them would overlap."""
     names = [p["setting"] for group in groups for p in group]
     legend = ["frontier", "default", *(["recommended"] if any(recommended) else [])]
-    defaults = {p["setting"] for group in groups for p in group if study_points.is_default(study, p)}
+    defaults = {p["setting"] for group in groups for p in group if is_default(study, p)}
     columns = 1 if len(names) <= LISTED or figures.is_narrow() else 2
     lines = -(-len(names) // columns)
     titles, below = int(len(groups) > 1), figures.LINE * (lines + 0.8)
@@ -220,7 +220,7 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 def _draw_points(
     axis: Axes,
-    group: Sequence[study_points.Point],
+    group: Sequence[Point],
     on_frontier: Sequence[str],
     defaults: Set[str],
     recommended: str | None,
@@ -245,7 +245,7 @@ def _draw_points(
     figures.zero_line(axis)
 
 
-def _recommended(study: Mapping[str, Any], group: Sequence[study_points.Point]) -> str | None:
+def _recommended(study: Mapping[str, Any], group: Sequence[Point]) -> str | None:
     """The recommended setting among comparable points."""
     names = {point["setting"] for point in group}
     size = group[0]["train_size"]

@@ -80,12 +80,6 @@ def knobs(row: Row) -> dict[str, Any]:
     return values
 
 
-def changed_knobs(point: Point, default: Point) -> list[str]:
-    """The knobs in which a setting differs from the default."""
-    names = dict.fromkeys([*point["knobs"], *default["knobs"]])
-    return [name for name in names if point["knobs"].get(name) != default["knobs"].get(name)]
-
-
 def knob_label(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return "on" if value else "off"

@@ -133,9 +133,12 @@ class SlurmLauncher:
                 failed = misses[path] >= MISSES and (
                     misses[path] * self.settings.poll_s >= LATE_S or "error: " in _output(path)
                 )
-                if RunDirectory(path).finished or failed:
+                if RunDirectory(path).finished:
                     del waiting[path]
-                    yield path, None if RunDirectory(path).finished else _failure_reason(path)
+                    yield path, None
+                elif failed:
+                    del waiting[path]
+                    yield path, f"job {job}: {failure_reason(_output(path), 1, Path(read_json(path / JOB)['log']))}"
             running = sum(queue.get(job) == "RUNNING" for job in waiting.values())
             if waiting and (state := f"{running} jobs running, {len(waiting) - running} waiting") != logged:
                 log.info("%s", state)
@@ -219,11 +222,6 @@ def _queue() -> dict[str, str]:
     raise UserError(
         f"squeue failed ({answer.stderr.strip()}); the jobs continue, run the same command again to wait for them"
     )
-
-
-def _failure_reason(path: Path) -> str:
-    saved = read_json(path / JOB)
-    return f"job {saved['job']}: {failure_reason(_output(path), 1, Path(saved['log']))}"
 
 
 def _output(path: Path) -> str:
