@@ -71,10 +71,7 @@ def read_ranks(path: Path, memorization: Mapping[str, Mapping[str, Any]] | None 
 
 
 def choose_keys(evaluations: Sequence[Rankings], limit: int) -> set[str]:
-    """The keys of at most ``limit`` pairs, taken in turn from the top of every ranking of every evaluation.
-
-    Evaluations of the same pairs thus show the same pairs, so that they can be compared pair by pair.
-    """
+    """The keys of at most ``limit`` pairs, taken in turn from the top of every ranking of every evaluation."""
     rankings = [[ranks.keys[i] for i in order] for ranks in evaluations for order in ranks.orders().values()]
     chosen: set[str] = set()
     for key in chain.from_iterable(zip_longest(*rankings)):
@@ -137,12 +134,7 @@ def _read_exposure(path: Path) -> dict[str, int]:
 
 
 def cards(rows: Sequence[Row], images: CardImages, redact: bool) -> dict[str, Any]:
-    """The cards of ``rows`` (from ``read_rows``).
-
-    Args:
-        images: of the rows and of their neighbors.
-        redact: exclude captions, images, objects and neighbors; keys and numbers stay.
-    """
+    """The cards of ``rows`` (from ``read_rows``); redacted ones have keys and numbers alone."""
     data: dict[str, Any] = {"redacted": redact, "boxes": False, "labels": [], "pictures": []}
     if redact:
         return data | {"cards": [_numbers(row) for row in rows]}
@@ -206,7 +198,7 @@ def encode_boxes(
 ) -> list[Any] | None:
     """[width, height, [object, x, y, width, height], …] of one image in whole pixels; None without boxes or a thumbnail.
 
-    Nor has an image with an EXIF rotation any, because its boxes may refer to either orientation.
+    Boxes of an image with an EXIF rotation may refer to either orientation, so it has none.
     """
     if not thumbnail or not thumbnail.width or not objects:
         return None
@@ -217,18 +209,18 @@ def encode_boxes(
 def labels_in_caption(caption: str, labels: Sequence[str]) -> list[str]:
     """The labels whose words appear in a row in the caption, in the singular or plural. For display only; no figure uses it."""
     words = _forms(caption)
-    return [label for label in labels if _stands_in(_forms(label), words)]
+
+    def is_named(label: Sequence[frozenset[str]]) -> bool:
+        starts = range(len(words) - len(label) + 1) if label else ()
+        return any(all(forms & words[start + i] for i, forms in enumerate(label)) for start in starts)
+
+    return [label for label in labels if is_named(_forms(label))]
 
 
 @lru_cache(maxsize=4096)
 def _forms(text: str) -> tuple[frozenset[str], ...]:
     """For each word, itself and the singulars that it may be the plural of."""
     return tuple(frozenset({word, *singulars(word)}) for word in letter_words(text))
-
-
-def _stands_in(label: Sequence[frozenset[str]], words: Sequence[frozenset[str]]) -> bool:
-    starts = range(len(words) - len(label) + 1) if label else ()
-    return any(all(forms & words[start + i] for i, forms in enumerate(label)) for start in starts)
 
 
 def write_script(path: Path, name: str, value: Any) -> None:

@@ -31,7 +31,7 @@ from dejavu_lit.utils.wandb import FOLDER, LoggerSettings, Wandb, quiet, startin
 
 TABLE_PAIRS = 100  # the most memorized pairs in wandb's table
 STRIP_HEIGHT = 96  # pixels: height of the images in wandb's table
-TABLE_NUMBERS = ("hits", "precision", "recall")
+TABLE_NUMBERS = tuple(f"{side}_{name}" for side in SIDES for name in ("hits", "precision", "recall"))
 RUN_SETTINGS = ("model", "recipe", "mitigation", "seed")  # settings of the target run for wandb's comparison panels
 DATA_DIR = "WANDB_DATA_DIR"
 STATE = "logged.json"  # beside TensorBoard's files: which state they show
@@ -39,11 +39,7 @@ log = logging.getLogger(__name__)
 
 
 def log_evaluation(settings: LoggerSettings, out: Path, redact: bool) -> None:
-    """Log the evaluation in ``out``, unless it was logged before and has not changed since.
-
-    Args:
-        redact: exclude captions, images and objects of single pairs.
-    """
+    """Log the evaluation in ``out`` (with ``redact``: without single pairs' contents), unless it has not changed since."""
     evaluation = Evaluation.open(out)
     values = scalars(evaluation.metrics)
     write_csv(out / "scalars.csv", [{"name": name, "value": value} for name, value in values.items()])
@@ -80,12 +76,11 @@ def log_study(settings: LoggerSettings, out: Path, redact: bool) -> None:
             config = {"settings": {row["name"]: row["overrides"] for row in study["settings"]}}
             options = wandb_options(out, to_wandb, "study")
             with _wandb_run(out, state, to_wandb, options, config) as client:
-                table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
                 boards = {
                     board["title"]: wandb.Table(columns=["score", *board["headers"]], data=board["rows"])
                     for board in pooled_boards(study)
                 }
-                client.log(_wandb_images(paths) | {"settings": table} | boards)
+                client.log(_wandb_images(paths) | {"settings": _wandb_table(rows)} | boards)
                 client.summary["recommended"] = study["recommended"]
 
 
@@ -103,33 +98,34 @@ def _outdated(settings: LoggerSettings, artifact: Path, redact: bool) -> tuple[d
 
 def memorized_table(evaluation: Evaluation, redact: bool) -> Any:
     """wandb's table of the most memorized pairs: numbers, and unless redacted the caption, objects and images."""
-    import wandb
-
     ranks = read_ranks(evaluation.records)
     rows = read_rows(evaluation.records, ranks, choose_keys([ranks], TABLE_PAIRS), evaluation.metrics["k"])
-    columns: list[str | int] = ["rank", "key", "gap_hits", "distance", "exposure"]
-    columns += [f"{side}_{name}" for side in SIDES for name in TABLE_NUMBERS]
-    if not redact:
-        columns += ["caption", "objects", "only_target", "picture", "target_finds", "reference_finds"]
-    table = wandb.Table(columns=columns)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         earlier = evaluation.folder / "report"
         images = CardImages() if redact else write_card_images(evaluation, rows, folder, earlier)
-        for number, row in enumerate(rows):
-            cells = [number + 1, row["key"], row["target_hits"] - row["reference_hits"], row["target_distances"][0]]
-            cells += [row["exposure"], *(row[f"{side}_{n}"] for side in SIDES for n in TABLE_NUMBERS)]
-            table.add_data(*cells, *([] if redact else _content_cells(row, images, folder)))
-    return table
+        contents = []
+        for number, row in enumerate(rows, start=1):
+            gap = row["target_hits"] - row["reference_hits"]
+            cells = {"rank": number, "key": row["key"], "gap_hits": gap, "distance": row["target_distances"][0]}
+            cells |= {name: row[name] for name in ("exposure", *TABLE_NUMBERS)}
+            contents.append(cells if redact else cells | _content_cells(row, images, folder))
+    return _wandb_table(contents)
 
 
-def _content_cells(row: Row, images: CardImages, folder: Path) -> list[Any]:
+def _content_cells(row: Row, images: CardImages, folder: Path) -> dict[str, Any]:
     """The cells that a redacted table does not have: caption, objects, and the thumbnails in ``folder``."""
     only_target = sorted(set(row["objects"]) & set(row["target_predicted"]) - set(row["reference_predicted"]))
-    strips = [[images.own.get(row["key"])]]
-    strips += [[images.public.get(key) for key in row[f"{side}_neighbors"]] for side in SIDES]
-    objects = ", ".join(row["objects"])
-    return [row["caption"], objects, ", ".join(only_target), *(_image_strip(folder, strip) for strip in strips)]
+    near = {f"{side}_finds": [images.public.get(key) for key in row[f"{side}_neighbors"]] for side in SIDES}
+    strips = {"picture": [images.own.get(row["key"])], **near}
+    words = {"caption": row["caption"], "objects": ", ".join(row["objects"]), "only_target": ", ".join(only_target)}
+    return words | {name: _image_strip(folder, strip) for name, strip in strips.items()}
+
+
+def _wandb_table(rows: Sequence[Mapping[str, Any]]) -> Any:
+    import wandb
+
+    return wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
 
 
 def _image_strip(folder: Path, thumbnails: Sequence[Thumbnail | None]) -> Any:
@@ -165,7 +161,8 @@ def _run_settings(run: Path | None) -> dict[str, Any]:
 def _figure_files(kind: str, contents: Mapping[str, Any]) -> Iterator[list[Path]]:
     """The figures as PNG files, in a temporary folder."""
     with tempfile.TemporaryDirectory() as temporary:
-        draw_figures(kind, contents, Path(temporary), ("png",))
+        with draw_figures(kind, contents, Path(temporary), ("png",)) as finished:
+            finished()
         yield sorted(Path(temporary).glob("*.png"))
 
 
@@ -243,11 +240,7 @@ def _write_tensorboard(
     step: int,
     settings: Mapping[str, Mapping[str, Any]] = {},
 ) -> None:
-    """Write a new event file, which replaces an earlier one, and ``state``, which it shows.
-
-    Args:
-        settings: {label: knobs and numbers} for TensorBoard's own parallel-coordinates and scatter views.
-    """
+    """Replace the event file by a new one; ``settings``: {label: knobs and numbers} for its parallel coordinates."""
     from torch.utils.tensorboard import SummaryWriter
 
     shutil.rmtree(folder, ignore_errors=True)

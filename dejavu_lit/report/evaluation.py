@@ -19,7 +19,7 @@ from dejavu_lit.measure.recompute import read_metrics
 from dejavu_lit.measure.records import read_columns
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.report.cards import CardImages, Row, cards, choose_keys, neighbors, read_ranks, read_rows, write_script
-from dejavu_lit.report.figure_files import figures_in_background
+from dejavu_lit.report.figure_files import draw_figures
 from dejavu_lit.report.images import read_image_objects, write_thumbnails
 from dejavu_lit.report.modelcard import latex, markdown
 from dejavu_lit.report.page import evaluation_page
@@ -45,6 +45,8 @@ class ReportOptions:
     """The largest number of pairs that get a card."""
     formats: tuple[str, ...] = ("svg",)
     """The files of each figure; a page shows the SVG."""
+    earlier: Path | None = None
+    """The folder of an earlier report, whose thumbnails and figures are used again."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,7 @@ class Evaluation:
 
     @classmethod
     def open(cls, folder: Path, data: Path | None = None) -> "Evaluation":
-        """Read an evaluation's folder; ``data`` is the data folder if it was moved.
-
-        Raises:
-            UserError: metrics.json is missing or has another schema.
-        """
+        """Read a folder; ``data``: where its data were moved. Raises UserError if metrics.json cannot be read."""
         metrics = read_metrics(folder)
         recorded = metrics["settings"].get("data")
         return cls(folder, metrics, data or (Path(recorded) if recorded else None))
@@ -78,8 +76,7 @@ class Evaluation:
     def figure_data(self, redact: bool = False) -> Mapping[str, Any]:
         """What the figures draw: metrics.json, the gaps over the epochs of training, and the scores of single pairs.
 
-        Args:
-            redact: exclude the subgroups whose names are objects or values of the pairs' JSON.
+        With ``redact`` the subgroups whose names are objects or values of the pairs' JSON are left out.
         """
         contents = {**self.metrics, "epochs": self.epochs()}
         if self.metrics.get("membership"):
@@ -90,8 +87,31 @@ class Evaluation:
         return contents
 
     def epochs(self) -> list[dict[str, float]]:
-        """The gaps over the epochs of training, if the run is available and measured them."""
-        return gaps_over_epochs(self.folder, self.metrics["settings"])
+        """The epochs, up to EPOCH of RUN@EPOCH, in which the gaps were measured during training; [] without any.
+
+        Each has epoch (from 1), ppg, ppg_low, ppg_high, prg, aucg, null_ppg, corrected_ppg and the validation metrics.
+        """
+        run, last = ModelName.parse(str(self.metrics["settings"].get("target", ""))).as_run()
+        study = self.folder.parent.parent  # its runs are beside it
+        candidates = [run, *([study / "runs" / run.name] if (study / "study.json").is_file() else [])]
+        path = next((p / "metrics.csv" for p in candidates if run.name and (p / "metrics.csv").is_file()), None)
+        if path is None:
+            return []
+        gaps: dict[int, dict[str, float]] = {}
+        validation: dict[int, dict[str, float]] = {}
+        # What follows damage is not read.
+        with suppress(csv.Error), open(path, newline="", encoding="utf-8", errors="replace") as file:
+            for line in csv.DictReader(file):
+                try:
+                    epoch, metric, value = int(line["epoch"]) + 1, line["metric"], float(line["value"])
+                except (KeyError, TypeError, ValueError):
+                    continue  # a line cut short when the run was killed
+                if metric.startswith(GAP_PREFIX):
+                    gaps.setdefault(epoch, {"epoch": epoch})[metric.removeprefix(GAP_PREFIX)] = value
+                elif metric in VALIDATION_METRICS:
+                    validation.setdefault(epoch, {})[metric] = value
+        measured = [epoch for epoch in sorted(gaps) if gaps[epoch].keys() >= DRAWN_GAPS]
+        return [gaps[epoch] | validation.get(epoch, {}) for epoch in measured if not last or epoch <= last]
 
     def public_name(self) -> str:
         """The name of the public set that was searched, as in the object artifact: it stays if the set was moved since."""
@@ -133,22 +153,21 @@ def write_pages(
     folder: Path,
     evaluations: Mapping[str, Evaluation],
     options: ReportOptions,
-    earlier: Path | None,
     memorization: Mapping[str, Mapping[str, Mapping[str, Any]] | None] = {},
 ) -> None:
     """Write the page, card data, figures and model-card blocks of evaluations, which all show the same pairs.
 
     Args:
         folder: of the report; evaluations: {place of the page below it: evaluation}.
-        earlier: the folder of an earlier report.
         memorization: {place: {key: the pair's counterfactual memorization}}.
     """
+    earlier = options.earlier
     ranks = {place: read_ranks(e.records, memorization.get(place)) for place, e in evaluations.items()}
     chosen = choose_keys(list(ranks.values()), options.limit)
     for place, evaluation in evaluations.items():
         page, before = folder / place, earlier / place / "figures" if earlier else None
         drawn = evaluation.figure_data(options.redact)
-        with figures_in_background("evaluation", drawn, page / "figures", options.formats, before) as finished:
+        with draw_figures("evaluation", drawn, page / "figures", options.formats, before) as finished:
             rows = read_rows(evaluation.records, ranks[place], chosen, evaluation.metrics["k"])
             images = CardImages() if options.redact else write_card_images(evaluation, rows, folder / THUMBS, earlier)
             write_script(page / "data" / "cards.js", "cards", cards(rows, images, options.redact))
@@ -170,8 +189,7 @@ def write_pages(
 def write_card_images(evaluation: Evaluation, rows: list[Row], folder: Path, earlier: Path | None) -> CardImages:
     """Write the thumbnails of the rows' own images and of their neighbors, and read their objects; missing ones are skipped.
 
-    Args:
-        earlier: the folder of an earlier report, whose thumbnails are used again.
+    Those of ``earlier``, the folder of an earlier report, are used again.
     """
     own, public = evaluation.shards()
     keys, near = [row["key"] for row in rows], neighbors(rows)
@@ -196,37 +214,3 @@ def scores_of_pairs(records: Path) -> list[dict[str, float]]:
     gaps, clipmem = (columns[f"target_{name}"] - columns[f"reference_{name}"] for name in ("hits", "alignment"))
     both = np.isfinite(gaps) & np.isfinite(clipmem)
     return [{"gap_in_hits": g, "clipmem": c} for g, c in zip(gaps[both].tolist(), clipmem[both].tolist(), strict=True)]
-
-
-def gaps_over_epochs(evaluation: Path, settings: Mapping[str, Any]) -> list[dict[str, float]]:
-    """One row per epoch in which the gaps were measured during training.
-
-    Args:
-        evaluation: its folder; a study's runs are beside it.
-        settings: of metrics.json; ``target`` names the run. Of RUN@EPOCH, rows up to EPOCH are returned.
-
-    Returns:
-        Rows {epoch (counted from 1), ppg, ppg_low, ppg_high, prg, aucg, null_ppg, corrected_ppg, and the validation
-        metrics} in order; [] if the run is not available or measured no gaps.
-    """
-    run, last = ModelName.parse(str(settings.get("target", ""))).as_run()
-    study = evaluation.parent.parent
-    candidates = [run, *([study / "runs" / run.name] if (study / "study.json").is_file() else [])]
-    path = next((p / "metrics.csv" for p in candidates if run.name and (p / "metrics.csv").is_file()), None)
-    if path is None:
-        return []
-    gaps: dict[int, dict[str, float]] = {}
-    validation: dict[int, dict[str, float]] = {}
-    # What follows damage is not read.
-    with suppress(csv.Error), open(path, newline="", encoding="utf-8", errors="replace") as file:
-        for line in csv.DictReader(file):
-            try:
-                epoch, metric, value = int(line["epoch"]) + 1, line["metric"], float(line["value"])
-            except (KeyError, TypeError, ValueError):
-                continue  # a line cut short when the run was killed
-            if metric.startswith(GAP_PREFIX):
-                gaps.setdefault(epoch, {"epoch": epoch})[metric.removeprefix(GAP_PREFIX)] = value
-            elif metric in VALIDATION_METRICS:
-                validation.setdefault(epoch, {})[metric] = value
-    measured = [epoch for epoch in sorted(gaps) if gaps[epoch].keys() >= DRAWN_GAPS]
-    return [gaps[epoch] | validation.get(epoch, {}) for epoch in measured if not last or epoch <= last]

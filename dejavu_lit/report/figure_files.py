@@ -1,11 +1,8 @@
 """The files of the figures, and which of them an earlier report already has.
 
-    draw_figures("study", study, Path("report/figures"), earlier=Path("old/figures"))
-
-writes NAME.svg, NAME-narrow.svg for phones, both with -dark (the same drawing in the colors of ``DARK``), NAME.csv and, if
-asked for, NAME.png and NAME.pdf.
-A figure whose words, rows and code are those of the earlier folder is taken from there instead of being drawn; the others are
-drawn by as many processes as there are cores.
+NAME.svg, NAME-narrow.svg for phones, both with -dark (the same drawing in the colors of ``DARK``), NAME.csv and, if asked for,
+NAME.png and NAME.pdf. A figure whose words, rows and code are those of the earlier folder is taken from there instead of being
+drawn; the others are drawn by as many processes as there are cores.
 """
 
 import io
@@ -47,11 +44,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FigureInfo:
-    """A figure as the page shows it.
-
-    ``name`` is the file stem below figures/, ``text`` describes the figure, ``size`` and ``narrow_size`` are its width and
-    height in pixels; without an SVG no narrow one is drawn, and its size is (0, 0).
-    """
+    """A figure as the page shows it: sizes are (width, height) in pixels, the narrow one (0, 0) without an SVG."""
 
     name: str
     title: str
@@ -62,22 +55,14 @@ class FigureInfo:
     digest: str
 
 
+@contextmanager
 def draw_figures(
     kind: str, contents: Mapping[str, Any], folder: Path, formats: Sequence[str] = ("svg",), earlier: Path | None = None
-) -> list[FigureInfo]:
-    """Write the figures of an ``evaluation`` (its ``figure_data``) or a ``study`` (its study.json) into ``folder``.
-
-    Returns [] if matplotlib is not installed.
-    """
-    with figures_in_background(kind, contents, folder, formats, earlier) as figures:
-        return figures()
-
-
-@contextmanager
-def figures_in_background(
-    kind: str, contents: Mapping[str, Any], folder: Path, formats: Sequence[str], earlier: Path | None
 ) -> Iterator[Callable[[], list[FigureInfo]]]:
-    """Begin what ``draw_figures`` does, in other processes; the value waits for them and returns the figures."""
+    """Begin to draw the figures of an ``evaluation`` (its ``figure_data``) or a ``study`` (its study.json) into ``folder``.
+
+    Other processes draw; the value waits for them and returns the figures, [] if matplotlib is not installed.
+    """
     try:
         from dejavu_lit.report.figures import missing_characters
     except ImportError:
@@ -88,7 +73,7 @@ def figures_in_background(
     from dejavu_lit.report.study_plots import study_plots
 
     plots = study_plots(contents) if kind == "study" else evaluation_plots(contents)
-    labels = json.dumps([[dict(row) for row in plot.rows] for plot in plots], default=str, ensure_ascii=False)
+    labels = json.dumps([plot.rows for plot in plots], default=str, ensure_ascii=False)
     if missing := missing_characters(labels):
         log.warning(
             "the figures show %d characters as boxes, the first is %s: no installed font has them; install one, such as Noto "
@@ -96,14 +81,13 @@ def figures_in_background(
             *(len(missing), missing[0]),
         )
     shown: dict[str, FigureInfo] = {}
-    if earlier is not None:
-        known = _read_index(earlier)
-        for plot in plots:
-            info = known.get(plot.name)
-            if info is not None and info.digest == _digest(plot) and set(formats) <= set(info.formats):
-                for name in _files(info):
-                    link_or_copy(earlier / name, folder / name)
-                shown[plot.name] = info
+    known = _read_index(earlier) if earlier else {}
+    for plot in plots:
+        info = known.get(plot.name)
+        if earlier and info and info.digest == _digest(plot) and set(formats) <= set(info.formats):
+            for name in _files(info):
+                link_or_copy(earlier / name, folder / name)
+            shown[plot.name] = info
     new = [plot for plot in plots if plot.name not in shown]
     with in_background(_save, (folder, formats), new, min(thread_count(), len(new))) as drawn:
 
@@ -136,7 +120,6 @@ def _read_index(folder: Path) -> dict[str, FigureInfo]:
 
 
 def _files(info: FigureInfo) -> list[str]:
-    """The names of a figure's files."""
     drawings = ["-dark.svg", "-narrow.svg", "-narrow-dark.svg"] if "svg" in info.formats else []
     ends = [f".{kind}" for kind in info.formats] + drawings
     return [f"{info.name}{end}" for end in [*ends, ".csv"]]
@@ -146,7 +129,7 @@ def _digest(plot: "Plot") -> str:
     """A hash of everything that the figure shows, and of the code that draws it."""
     from dejavu_lit.report.figures import families
 
-    content = json.dumps([families(), plot.name, plot.title, plot.text, [dict(row) for row in plot.rows]], default=str)
+    content = json.dumps([families(), plot.name, plot.title, plot.text, plot.rows], default=str)
     return sha256(f"{code_digest()} {version('matplotlib')} {content}".encode()).hexdigest()[:20]
 
 
@@ -165,7 +148,7 @@ def save(plot: "Plot", folder: Path, formats: Sequence[str] = ALL_FORMATS) -> Fi
         _write(plot.figure, kind, folder / f"{plot.name}.{kind}")
     if "svg" in formats:
         _write(plot.narrow_figure, "svg", folder / f"{plot.name}-narrow.svg")
-    write_csv(folder / f"{plot.name}.csv", [dict(row) for row in plot.rows])
+    write_csv(folder / f"{plot.name}.csv", plot.rows)
     narrow_size = _pixels(plot.narrow_figure) if "svg" in formats else (0, 0)
     return FigureInfo(
         plot.name, plot.title, plot.text, _pixels(plot.figure), narrow_size, tuple(formats), _digest(plot)

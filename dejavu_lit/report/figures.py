@@ -83,7 +83,6 @@ class Plot:
 
     @cached_property
     def figure(self) -> Figure:
-        """The drawn figure."""
         with style():
             return self.draw()
 
@@ -221,7 +220,6 @@ def forest(
 
 
 def x_label_below(figure: Figure, label: str) -> None:
-    """One label for the x axes of all panels."""
     figure.supxlabel(wrapped(label), fontsize=SIZE, y=0.06 / figure.get_figheight(), va="bottom")
 
 
@@ -270,7 +268,6 @@ def spaced_ticks(values: Iterable[float], apart: Callable[[float, float], bool])
 
 
 def shorten(text: str, length: int = 32) -> str:
-    """``text`` cut to ``length`` characters."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
@@ -281,12 +278,10 @@ def fitted(text: str, width: float, bold: bool = False) -> str:
 
 
 def series(number: int) -> dict[str, Any]:
-    """The color and the marker of line ``number``."""
     return {"color": SERIES[number % len(SERIES)], "marker": MARKERS[number % len(MARKERS)]}
 
 
 def zero_line(axis: Axes, horizontal: bool = True) -> None:
-    """Draw the line at a gap of 0."""
     line = axis.axhline if horizontal else axis.axvline
     line(0, color=MUTED, linewidth=1, zorder=1, label="_zero")
 

@@ -1,7 +1,4 @@
-"""The figures of one evaluation that show the three gaps side by side: blocks, subgroups, sensitivity, planted memory.
-
-Each function returns a ``Plot`` whose rows are exactly what is drawn, or None if the evaluation has no data for it.
-"""
+"""The figures of one evaluation that show the three gaps side by side: blocks, subgroups, sensitivity, planted memory."""
 
 import re
 from collections import defaultdict
@@ -12,10 +9,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, signed
+from dejavu_lit.measure.figures import BLOCKS, FIGURES, signed
 from dejavu_lit.measure.subgroups import group_order
 from dejavu_lit.report import figures
-from dejavu_lit.report.narrative import capitalized, interval
+from dejavu_lit.report.narrative import capitalized, interval, measured_blocks
+from dejavu_lit.report.scalars import figure_row
 
 GAP_TITLES = {"ppg": "precision\ngap PPG", "prg": "recall\ngap PRG", "aucg": "AUC\ngap AUCG"}
 GAP_AXIS = "gap, target − reference (difference of shares)"
@@ -34,16 +32,9 @@ Metrics = Mapping[str, Any]
 Rows = Sequence[Mapping[str, Any]]
 
 
-def figure_row(figure: Mapping[str, Any]) -> dict[str, float]:
-    """value, low, high (95 %), and the paper's mean and std if they were measured."""
-    low, high = figure["ci95"]
-    spread = {name: figure[name] for name in ("mean", "std") if name in figure}
-    return {"value": figure["value"], "low": low, "high": high} | spread
-
-
 def gaps(metrics: Metrics) -> figures.Plot:
     """The five blocks of each figure with their 95 % intervals."""
-    measured = [name for name in DISPLAY_ORDER if metrics.get(name)]
+    measured = measured_blocks(metrics)
     rows: list[dict[str, Any]] = [
         {"block": block, "figure": name} | figure_row(metrics[block][name]) for name in FIGURES for block in measured
     ]
@@ -108,7 +99,6 @@ def _drawn_groups(groups: Rows) -> list[Mapping[str, Any]]:
 
 
 def by_k(metrics: Metrics) -> figures.Plot | None:
-    """The gaps over k."""
     values = [(int(k), blocks) for k, blocks in metrics["by_k"].items()]
     if len(values) < 2:
         return None

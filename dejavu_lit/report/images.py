@@ -65,14 +65,10 @@ def read_image_objects(folders: Sequence[Path], keys: Iterable[str], threshold: 
 def write_thumbnails(
     shards: ShardSet, keys: Iterable[str], size: int, folder: Path, earlier: Path | None = None
 ) -> dict[str, Thumbnail]:
-    """Write the thumbnails of ``keys`` into ``folder``, at most ``size`` pixels wide and high, and a list of them.
+    """{key: thumbnail} of the readable images of ``keys``, in ``folder`` with a list of them; ``size``: of the longer side.
 
-    Args:
-        earlier: a folder of earlier thumbnails. They and those in ``folder`` are used again, without reading an image, if the
-            shards' files are the same as then.
-
-    Returns:
-        {key: thumbnail}; unreadable images are skipped, and a warning counts them.
+    Those in ``folder`` and in ``earlier``, a folder of earlier thumbnails, are used again without reading an image, if the
+    shards' files are the same as then.
     """
     requested = set(keys)
     sets = dict.fromkeys(path.parent.name for path in shards.paths)  # A; of random halves A and B
@@ -83,8 +79,7 @@ def write_thumbnails(
             if key in requested and key not in listed:
                 link_or_copy(earlier / thumbnail.name, folder / thumbnail.name)
                 listed[key] = thumbnail
-    thumbnails = {key: listed[key] for key in requested & listed.keys()}
-    missing = requested - thumbnails.keys()
+    missing = requested - listed.keys()
 
     def make(place: tuple[str, str, ShardIndex, int]) -> tuple[str, Thumbnail] | None:
         shard, key, index, position = place
@@ -109,10 +104,10 @@ def write_thumbnails(
         len(missing),
         "image",
     )
-    thumbnails |= dict(entry for entry in made if entry is not None)
+    listed |= dict(entry for entry in made if entry is not None)
+    thumbnails = {key: listed[key] for key in requested & listed.keys()}
     if unshown := len(requested) - len(thumbnails):
         log.warning("%d of %d images of %s cannot be shown", unshown, len(requested), shards.folder)
-    listed |= thumbnails
     write_json(folder / index, {"shards": state, "thumbnails": {key: list(listed[key]) for key in sorted(listed)}})
     return thumbnails
 
@@ -157,10 +152,7 @@ def _listed_thumbnails(index: Path, state: Mapping[str, Any]) -> dict[str, Thumb
 def shrink(data: bytes, size: int) -> tuple[bytes, int, int]:
     """The image upright, in RGB, at most ``size`` pixels per side, as WebP without metadata; and the size of the original.
 
-    The size is 0 × 0 if EXIF rotates the image.
-
-    Raises:
-        BadPair: the image cannot be decoded or has too many pixels.
+    The size is 0 × 0 if EXIF rotates the image. Raises BadPair if it cannot be decoded or has too many pixels.
     """
     with open_image(data) as image:
         width, height = image.size if image.getexif().get(ORIENTATION, UPRIGHT) == UPRIGHT else (0, 0)

@@ -28,10 +28,7 @@ REASONED = {  # the figures of a score that may be missing, as the columns call 
 
 
 def membership_rows(board: Mapping[str, Any], short: bool = False) -> list[tuple[str, ...]]:
-    """(score, then one cell per header of ``MEMBERSHIP_HEADERS``) of every score; a figure that is missing is a dash.
-
-    With ``short`` only the AUC has its interval.
-    """
+    """(score, then one cell per header of ``MEMBERSHIP_HEADERS``) of every score; ``short``: the AUC alone has an interval."""
     rows = []
     for name, score in MEMBERSHIP.items():
         entry = board[name] or {}
@@ -43,18 +40,15 @@ def membership_rows(board: Mapping[str, Any], short: bool = False) -> list[tuple
 
 def pooled_boards(study: Mapping[str, Any]) -> list[dict[str, Any]]:
     """{title, headers, rows} of every setting that has several halves."""
-    return [
-        {
-            "title": f"Membership under {pooled['name']}, over {pooled['memorization']['halves']} halves and both directions",
-            "headers": POOLED_HEADERS,
-            "rows": pooled_rows(pooled),
-        }
-        for pooled in study["pooled"]
-        if pooled.get("memorization")
-    ]
+    boards = []
+    for pooled in study["pooled"]:
+        if memorization := pooled.get("memorization"):
+            title = f"Membership under {pooled['name']}, over {memorization['halves']} halves and both directions"
+            boards.append({"title": title, "headers": POOLED_HEADERS, "rows": _pooled_rows(pooled)})
+    return boards
 
 
-def pooled_rows(pooled: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def _pooled_rows(pooled: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """(score or attack, then one cell per header of ``POOLED_HEADERS``) over the halves of a setting."""
     memorization = pooled["memorization"]
     boards = {score.label: pooled["membership"][name] for name, score in MEMBERSHIP.items()}

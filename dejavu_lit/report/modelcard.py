@@ -10,17 +10,9 @@ from typing import Any
 
 import yaml
 
-from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, UTILITY, signed
+from dejavu_lit.measure.figures import BLOCKS, FIGURES, UTILITY, signed
+from dejavu_lit.report import narrative
 from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows
-from dejavu_lit.report.narrative import (
-    capitalized,
-    exposure_summary,
-    no_recommendation,
-    percent,
-    searched,
-    study_caution,
-    utility_rows,
-)
 from dejavu_lit.report.study_points import membership_auc
 from dejavu_lit.study.ranking import utility
 
@@ -49,7 +41,8 @@ def markdown(metrics: Metrics) -> str:
         tables.append(_markdown_table(("membership score", *MEMBERSHIP_HEADERS), membership_rows(board)))
         tables += filter(None, [epsilon_sentence(board)])
     texts = [
-        text.translate(MARKDOWN) for text in (metrics["found"]["words"], _settings(metrics), exposure_summary(metrics))
+        text.translate(MARKDOWN)
+        for text in (metrics["found"]["words"], _settings(metrics), narrative.exposure_summary(metrics))
     ]
     return "\n\n".join([head, "## Déjà vu memorization", texts[0], *tables, *texts[1:]]) + "\n"
 
@@ -69,7 +62,7 @@ def study_markdown(study: Metrics) -> str:
         (f"{s['name']}-n{s['train_size']}-s{s['seed']}", str(s.get("data") or "unknown"), s) for s in study["settings"]
     ]
     rows = [[cell.translate(MARKDOWN) for cell in row] for row in _study_rows(study)]
-    sentences = filter(None, [_recommendation(study), study_caution(study)])
+    sentences = filter(None, [_recommendation(study), narrative.study_caution(study)])
     parts = ["## Déjà vu memorization against utility", *(sentence.translate(MARKDOWN) for sentence in sentences)]
     return "\n\n".join([_model_index(models), *parts, _markdown_table(STUDY_HEADERS, rows)]) + "\n"
 
@@ -122,36 +115,34 @@ def _gap_metrics(blocks: Metrics) -> list[dict[str, Any]]:
             "value": round(blocks[block][name]["value"], 6),
             "args": {"ci95": [round(end, 6) for end in blocks[block][name]["ci95"]]},
         }
-        for block in _measured_blocks(blocks)
+        for block in narrative.measured_blocks(blocks)
         for name, figure in FIGURES.items()
     ]
-
-
-def _measured_blocks(metrics: Metrics) -> list[str]:
-    return [name for name in DISPLAY_ORDER if metrics.get(name)]
 
 
 def _gap_rows(metrics: Metrics) -> list[list[str]]:
     return [
         [BLOCKS[block].label, *(_gap(metrics[block][figure]) for figure in FIGURES)]
-        for block in _measured_blocks(metrics)
+        for block in narrative.measured_blocks(metrics)
     ]
 
 
 def _gap(figure: Mapping[str, Any]) -> str:
-    low, high = figure["ci95"]
-    return f"{signed(figure['value'])} [{signed(low)}, {signed(high)}]"
+    return f"{signed(figure['value'])} {narrative.bracketed(figure['ci95'])}"
 
 
 def _utility_rows(metrics: Metrics) -> list[tuple[str, str, str]]:
-    return [(label, percent(target), percent(reference)) for label, target, reference in utility_rows(metrics)]
+    return [
+        (label, narrative.percent(target), narrative.percent(reference))
+        for label, target, reference in narrative.utility_rows(metrics)
+    ]
 
 
 def _settings(metrics: Metrics) -> str:
     settings, counts = metrics["settings"], metrics["counts"]
     text = (
         f"Measured with dejavu-lit {metrics.get('provenance', {}).get('dejavu_lit', '')} on {counts['records']:,} pairs "
-        f"with objects, {searched(metrics)}, k = {metrics['k']}, annotator threshold {settings['threshold']}."
+        f"with objects, {narrative.searched(metrics)}, k = {metrics['k']}, annotator threshold {settings['threshold']}."
     )
     return text.replace("  ", " ")  # if the version is unknown
 
@@ -159,7 +150,7 @@ def _settings(metrics: Metrics) -> str:
 def _recommendation(study: Metrics) -> str:
     name = study.get("recommended")
     if not name:
-        return f"{capitalized(no_recommendation(study))}."
+        return f"{narrative.capitalized(narrative.no_recommendation(study))}."
     text = f"Recommended setting: {name}."
     return f"{text} Rule: {study['rule']}. Symmetric gaps with 95 % intervals." if study.get("rule") else text
 
@@ -175,7 +166,7 @@ def _study_rows(study: Metrics) -> list[list[str]]:
                 str(setting["seed"]),
                 *(_gap(block[figure]) if block else "–" for figure in FIGURES),
                 f"{auc['value']:.3f}" if auc else "–",
-                percent(utility(setting, "zeroshot_top1")),
+                narrative.percent(utility(setting, "zeroshot_top1")),
             ]
         )
     return rows

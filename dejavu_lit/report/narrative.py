@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dejavu_lit.measure.controls import differences_sentence, excludes_zero
-from dejavu_lit.measure.figures import BLOCKS, UTILITY, decimal, signed
+from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, UTILITY, decimal, signed
 from dejavu_lit.measure.records import SIDES
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.report.membership import memorization_sentences
-from dejavu_lit.study.ranking import headline_ranking, share_removed
+from dejavu_lit.study.ranking import headline_ranking, pooled_setting, share_removed
 
 State = Literal["yes", "no", "unknown"]
 CheckState = Literal["yes", "no", "caution", "unknown"]
+Result = tuple[CheckState, str]  # of a check, with its sentence
 VERDICTS: dict[State, str] = {
     "yes": "Memorization was found",
     "no": "Memorization was not shown",
@@ -25,10 +26,7 @@ VERDICTS: dict[State, str] = {
 
 @dataclass(frozen=True)
 class ControlCheck:
-    """One control: whether it passes, its name, and a sentence with its numbers.
-
-    ``caution``: it does not pass, which the rule of the verdict does not count.
-    """
+    """Whether a control passes (``caution``: not, which the verdict does not count), its name, a sentence with its numbers."""
 
     state: CheckState
     name: str
@@ -40,18 +38,26 @@ def interval(ci: Any, digits: int = 3) -> str:
     return f"{signed(ci[0], digits)} to {signed(ci[1], digits)}"
 
 
+def bracketed(ci: Any) -> str:
+    """``[+0.550, +0.601]``."""
+    return f"[{signed(ci[0])}, {signed(ci[1])}]"
+
+
+def measured_blocks(metrics: Mapping[str, Any]) -> list[str]:
+    """The blocks that were measured, in the order of tables."""
+    return [name for name in DISPLAY_ORDER if metrics.get(name)]
+
+
 def percent(share: float | None) -> str:
     """``72.4 %``, or a dash for a figure that was not measured."""
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
 def capitalized(text: str) -> str:
-    """``text`` with a capital first letter."""
     return text[:1].upper() + text[1:]
 
 
 def to_state(answer: bool | None) -> State:
-    """True, False, or None as yes, no, or unknown."""
     return "unknown" if answer is None else "yes" if answer else "no"
 
 
@@ -89,42 +95,49 @@ def control_checks(metrics: Mapping[str, Any]) -> list[ControlCheck]:
     """The conditions under which a gap is credible, each with its numbers, and null beside symmetric."""
     ppg = {block: (metrics.get(block) or {}).get("ppg") for block in BLOCKS}
     reasons = metrics.get("reasons", {})
-    return [
-        _above_zero("Symmetric gap above 0", "symmetric", ppg["symmetric"], reasons),
-        _same_sign(ppg["population"], ppg["swapped"]),
-        _above_zero("Corrected gap above 0", "corrected", ppg["corrected"], reasons),
-        _null_is_smaller(ppg["null"], ppg["symmetric"], ppg["population"], reasons),
-        _better_than_blind(metrics.get("blind")),
-        *_same_training(metrics.get("training_differences")),
-    ]
+    checks = {
+        "Symmetric gap above 0": _above_zero("symmetric", ppg["symmetric"], reasons),
+        "Both directions have the same sign": _same_sign(ppg["population"], ppg["swapped"]),
+        "Corrected gap above 0": _above_zero("corrected", ppg["corrected"], reasons),
+        "Null gap smaller than the measured gap": _null_is_smaller(
+            ppg["null"], ppg["symmetric"], ppg["population"], reasons
+        ),
+        "Better than naming the most frequent objects": _better_than_blind(metrics.get("blind")),
+    }
+    differences = metrics.get("training_differences")
+    if differences is not None:  # it is known how both models were trained
+        checks["Both models were trained alike"] = (
+            ("caution", differences_sentence(differences))
+            if differences
+            else ("yes", "Recipe, size, epochs, architecture and mitigations are the same.")
+        )
+    return [ControlCheck(state, name, sentence) for name, (state, sentence) in checks.items()]
 
 
-def _above_zero(title: str, block: str, ppg: Any, reasons: Mapping[str, str]) -> ControlCheck:
+def _above_zero(block: str, ppg: Any, reasons: Mapping[str, str]) -> Result:
     if ppg is None:
-        return ControlCheck("unknown", title, _not_measured(block, reasons))
-    passes = ppg["ci95"][0] > 0
+        return "unknown", _not_measured(block, reasons)
     sentence = f"{block} PPG {signed(ppg['value'])}, 95 % interval {interval(ppg['ci95'])}"
-    if not passes:
-        sentence += ", which is not entirely above 0"
+    if ppg["ci95"][0] > 0:
+        return "yes", f"{sentence}."
     # Of the corrected gap the verdict asks only that its value is above 0.
-    is_caution = not passes and block == "corrected" and ppg["value"] > 0
-    return ControlCheck("caution" if is_caution else to_state(passes), title, f"{sentence}.")
+    state: CheckState = "caution" if block == "corrected" and ppg["value"] > 0 else "no"
+    return state, f"{sentence}, which is not entirely above 0."
 
 
-def _same_sign(population: Any, swapped: Any) -> ControlCheck:
-    title = "Both directions have the same sign"
+def _same_sign(population: Any, swapped: Any) -> Result:
     if population is None or swapped is None:
-        return ControlCheck("unknown", title, "Only one direction was measured.")
+        return "unknown", "Only one direction was measured."
     sentence = (
         f"PPG is {signed(population['value'])} on A, and {signed(swapped['value'])} on B with the roles exchanged."
     )
-    return ControlCheck(to_state(population["value"] * swapped["value"] > 0), title, sentence)
+    return to_state(population["value"] * swapped["value"] > 0), sentence
 
 
-def _null_is_smaller(null: Any, symmetric: Any, population: Any, reasons: Mapping[str, str]) -> ControlCheck:
-    title, gap = "Null gap smaller than the measured gap", symmetric or population
+def _null_is_smaller(null: Any, symmetric: Any, population: Any, reasons: Mapping[str, str]) -> Result:
+    gap = symmetric or population
     if null is None or gap is None:
-        return ControlCheck("unknown", title, _not_measured("null", reasons))
+        return "unknown", _not_measured("null", reasons)
     sentence = (
         "On the holdout set, which neither model was trained on, "
         f"PPG is {signed(null['value'])} ({interval(null['ci95'])})"
@@ -135,25 +148,14 @@ def _null_is_smaller(null: Any, symmetric: Any, population: Any, reasons: Mappin
         sentence += "; the symmetric gap cancels this difference to first order" if symmetric else ""
     sentence += f"; the measured gap is {signed(gap['value'])}."
     if abs(null["value"]) >= gap["value"]:
-        return ControlCheck("no", title, sentence)
-    return ControlCheck("caution" if differs else "yes", title, sentence)
+        return "no", sentence
+    return "caution" if differs else "yes", sentence
 
 
-def _better_than_blind(baseline: Any) -> ControlCheck:
-    title = "Better than naming the most frequent objects"
+def _better_than_blind(baseline: Any) -> Result:
     if "words" not in (baseline or {}):  # nor in the files of earlier versions
-        return ControlCheck("unknown", title, "Whether the models beat the blind baseline was not recorded.")
-    return ControlCheck("yes" if baseline["beaten"] else "caution", title, baseline["words"])
-
-
-def _same_training(differences: Any) -> list[ControlCheck]:
-    """Nothing where it is not known how both models were trained."""
-    if differences is None:
-        return []
-    title = "Both models were trained alike"
-    if not differences:
-        return [ControlCheck("yes", title, "Recipe, size, epochs, architecture and mitigations are the same.")]
-    return [ControlCheck("caution", title, differences_sentence(differences))]
+        return "unknown", "Whether the models beat the blind baseline was not recorded."
+    return "yes" if baseline["beaten"] else "caution", baseline["words"]
 
 
 def _not_measured(block: str, reasons: Mapping[str, str]) -> str:
@@ -197,9 +199,9 @@ def study_sentence(study: Mapping[str, Any]) -> str:
     if not headline or not choice or study["recommended"] is None:
         return no_recommendation(study)
     name, size = choice["name"], headline["train_size"]
-    pooled = {p["name"]: p for p in study.get("pooled", []) if p["train_size"] == size}
-    remaining = pooled.get(name)
-    ppg = _pooled_ppg(remaining)
+    remaining = pooled_setting(study.get("pooled", []), name, size)
+    block = remaining and (remaining.get("symmetric") or remaining.get("population"))
+    ppg = float(block["ppg"]["mean"]) if block else None
     share = share_removed(choice["drop"], ppg) if ppg is not None else None
     cost, utility = choice["utility_loss"], UTILITY[choice["utility"]].label
     utility = "accuracy" if choice["utility"] == "zeroshot_top1" else utility
@@ -239,8 +241,3 @@ def no_recommendation(study: Mapping[str, Any]) -> str:
     if headline and headline["default"] not in {row["name"] for row in study["settings"]}:
         return f"no setting is recommended, because the default, {headline['default']}, has no result"
     return "no setting qualifies" + (f" (rule: {study['rule']})" if study.get("rule") else "")
-
-
-def _pooled_ppg(pooled: Mapping[str, Any] | None) -> float | None:
-    block = (pooled or {}).get("symmetric") or (pooled or {}).get("population")
-    return float(block["ppg"]["mean"]) if block else None

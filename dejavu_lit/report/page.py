@@ -11,19 +11,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, MEMBERSHIP, signed
+from dejavu_lit.report import membership, narrative
 from dejavu_lit.report.figure_files import FigureInfo
-from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows, missing_sentences
-from dejavu_lit.report.narrative import (
-    VERDICTS,
-    capitalized,
-    comparison_summary,
-    control_checks,
-    exposure_summary,
-    interval,
-    percent,
-    to_state,
-    utility_rows,
-)
 
 SECTIONS = {  # id and template: heading
     "controls": "Do the controls pass?",
@@ -42,7 +31,7 @@ Metrics = Mapping[str, Any]
 
 
 @cache
-def _environment() -> Environment:
+def templates() -> Environment:
     """The templates: every value is escaped, and a misspelled one refused."""
     environment = Environment(
         loader=PackageLoader("dejavu_lit.report"),
@@ -51,14 +40,11 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"signed": signed, "interval": interval, "number": "{:,}".format, "percent": percent}
+    environment.filters |= {"signed": signed, "number": "{:,}".format}
+    environment.filters |= {"interval": narrative.interval, "percent": narrative.percent}
     environment.globals |= {"signs": SIGNS, "blocks": BLOCKS, "block_order": DISPLAY_ORDER, "figures_table": FIGURES}
+    environment.globals |= {"narrative": narrative, "membership": membership, "scores_table": MEMBERSHIP}
     return environment
-
-
-def render(name: str, **values: Any) -> str:
-    """The page that the template makes of the values."""
-    return _environment().get_template(name).render(**values)
 
 
 def evaluation_page(
@@ -73,58 +59,35 @@ def evaluation_page(
     """The page of an evaluation.
 
     Args:
-        figures: the figures that were drawn.
-        pairs: {shown: how many pairs have a card, total: from how many records, counterfactual: whether halves rank them}.
-        hashes: {artifact: SHA-256}.
-        source: the evaluation's folder, as a command would name it.
-        root: the relative path from a page of a study to the report's folder, ending in a slash; empty for a report's own page.
+        pairs: {shown: how many have a card, total: of how many records, counterfactual: whether halves rank them}.
+        hashes: {artifact: SHA-256}; source: the evaluation's folder, as a command would name it.
+        root: the path from a page of a study to the report's folder, ending in a slash; empty for a report's own page.
     """
-    state = to_state(metrics["found"]["found"])
+    state = narrative.to_state(metrics["found"]["found"])
     main_name = "symmetric" if metrics["symmetric"] else "population"
-    sentence = metrics["found"]["words"].removeprefix(VERDICTS[state]).lstrip(":, ")
+    sentence = metrics["found"]["words"].removeprefix(narrative.VERDICTS[state]).lstrip(":, ")
     sections = SECTIONS | ({"pairs": "The most memorized pairs"} if state == "yes" else {})
     if "membership" not in metrics:  # of the first schema
         del sections["membership"]
-    return render(
-        "evaluation.html.j2",
+    template = templates().get_template("evaluation.html.j2")
+    return template.render(
         title="Déjà vu memorization report",
         sections=sections,
         scripts=SCRIPTS,
         root=root,
-        study=f"{root}index.html" if root else "",
         source=source,
         metrics=metrics,
         state=state,
-        verdict=VERDICTS[state],
-        sentence=capitalized(sentence),
-        summary=comparison_summary(metrics),
+        verdict=narrative.VERDICTS[state],
+        sentence=narrative.capitalized(sentence),
         main_name=main_name,
         bars=interval_bars(metrics, main_name),
-        checks=control_checks(metrics),
-        gaps_note=_gaps_note(metrics),
-        membership=_membership(metrics),
-        utility=utility_rows(metrics),
-        exposure=exposure_summary(metrics),
         membership_figures=[figure for figure in figures if figure.name in MEMBERSHIP_FIGURES],
         figures=[figure for figure in figures if figure.name not in MEMBERSHIP_FIGURES],
         pairs=pairs,
         redacted=redacted,
         provenance=provenance(metrics, hashes),
     )
-
-
-def _membership(metrics: Metrics) -> dict[str, Any]:
-    """The scoreboard as the section shows it; without one, the reason."""
-    board = metrics.get("membership")
-    if board is None:
-        return {"rows": [], "notes": [f"Not measured: {metrics['reasons'].get('membership', 'no reason was given')}."]}
-    return {
-        "headers": MEMBERSHIP_HEADERS,
-        "rows": membership_rows(board),
-        "meanings": MEMBERSHIP,
-        "notes": [*filter(None, [epsilon_sentence(board)]), *missing_sentences(board)],
-        "pairs": board["pairs"],
-    }
 
 
 def interval_bars(metrics: Metrics, main_name: str) -> dict[str, Any]:
@@ -147,24 +110,8 @@ def interval_bars(metrics: Metrics, main_name: str) -> dict[str, Any]:
     return {"rows": rows, "zero": place(0), "ticks": ticks, "text": "; ".join(str(row["label"]) for row in rows)}
 
 
-def _gaps_note(metrics: Metrics) -> str:
-    counts, settings = metrics["counts"], metrics["settings"]
-    text = f"k = {metrics['k']}, score threshold {settings['threshold']}, {counts['records']:,} records"
-    if settings["top_m"]:
-        text += f", predictions limited to the {settings['top_m']} most frequent objects"
-    if counts["without_objects"]:
-        text += f"; excluded without objects: {counts['without_objects']:,}"
-    draws = f"{settings['draws']} draws of {100 * settings['share']:g} % of the records"
-    return f"{text}. Below each value: 95 % interval; mean ± std of {draws}."
-
-
 def provenance(contents: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, Any]:
-    """Commit, versions, the command that reproduces the results, the settings, and the hash of each artifact.
-
-    Args:
-        contents: of metrics.json or study.json.
-        hashes: {artifact: SHA-256}.
-    """
+    """What metrics.json or study.json says of versions, command and settings, and {artifact: SHA-256}."""
     source = contents.get("provenance", {})
     facts = {name: source[name] for name in ("dejavu_lit", "commit", "python", "machine", "time") if source.get(name)}
     if source.get("versions"):

@@ -1,6 +1,6 @@
-"""The figures of one evaluation, from metrics.json: gaps, recall curves, sample level, sensitivity, subgroups, planted memory.
+"""The figures of one evaluation, from metrics.json: recall curves, sample level, epochs, membership, and those of gap_plots.
 
-Each function returns a ``Plot`` whose rows are exactly what is drawn, or None if the evaluation has no data for it.
+A ``Plot`` has exactly the rows that it draws, and is None if the evaluation has no data for it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,15 +8,16 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dejavu_lit.measure.figures import BLOCKS, FIGURES, SAMPLE_GAPS, signed
+from dejavu_lit.measure.figures import BLOCKS, FIGURES, MEMBERSHIP, SAMPLE_GAPS, decimal, signed
 from dejavu_lit.report import figures
 from dejavu_lit.report.gap_plots import GAP_TITLES, GAP_UNIT, by_k, gaps, planted, sensitivity, subgroups
-from dejavu_lit.report.membership_plots import clipmem_against_hits, roc
 
 RANKING_LABELS = {"distance": "ranked by\ndistance", "hits": "ranked by\nhits", "gap": "ranked by gap\n(optimistic)"}
+MOST_POINTS = 1000  # in the scatter of single pairs; its CSV contains all of them
 Metrics = Mapping[str, Any]
 Rows = Sequence[Mapping[str, Any]]
 
@@ -163,4 +164,70 @@ def _draw_epochs(rows: Rows) -> Figure:
         figures.few_ticks(axis.yaxis, 4)
     figures.y_label_beside(figure, GAP_UNIT)
     figures.legend_above(figure, axes.flat)
+    return figure
+
+
+def roc(board: Metrics) -> figures.Plot | None:
+    """TPR over FPR of every score, members A against non-members H, both axes logarithmic."""
+    rows = [
+        {"score": name, "fpr": fpr, "tpr": tpr}
+        for name in MEMBERSHIP
+        if board[name] and board[name]["roc"]
+        for fpr, tpr in zip(board[name]["roc"]["fpr"], board[name]["roc"]["tpr"], strict=True)
+    ]
+    if not rows:
+        return None
+    shown = dict.fromkeys(row["score"] for row in rows)
+    aucs = [f"{MEMBERSHIP[name].label} {board[name]['auc']['value']:.3f}" for name in shown]
+    text = f"Areas under the curves (AUC): {', '.join(aucs)}. The dotted line is guessing."
+    return figures.Plot("roc", "ROC curves of the membership scores", text, rows, partial(_draw_roc, rows))
+
+
+def _draw_roc(rows: Rows) -> Figure:
+    shown = list(dict.fromkeys(row["score"] for row in rows))
+    figure, axes = figures.panels(1, height=2.6, left=0.75, titles=0, legend=[MEMBERSHIP[name].label for name in shown])
+    axis = axes[0, 0]
+    for number, name in enumerate(shown):
+        line = [row for row in rows if row["score"] == name and row["fpr"] > 0 and row["tpr"] > 0]
+        x, y = [row["fpr"] for row in line], [row["tpr"] for row in line]
+        axis.plot(x, y, **figures.series(number), markersize=3, label=MEMBERSHIP[name].label)
+    axis.set(xscale="log", yscale="log")
+    ends = (min(row["fpr"] for row in rows if row["fpr"] > 0), 1.0)
+    axis.plot(ends, ends, color=figures.MUTED, linestyle=":", linewidth=1, label="_guessing")
+    figures.log_ticks(axis.xaxis)
+    figures.log_ticks(axis.yaxis)
+    x_label = "false positive rate (share of H taken for members)"
+    axis.set(xlabel=figures.wrapped(x_label), ylabel="true positive rate (share of A)")
+    figures.legend_above(figure, [axis])
+    return figure
+
+
+def clipmem_against_hits(board: Metrics, pairs: Rows) -> figures.Plot | None:
+    """CLIPMem of single pairs over their gap in hits; ``pairs``: {gap_in_hits, clipmem} of the scored pairs of A."""
+    if not pairs or not board["clipmem"]:
+        return None
+    rank = board["clipmem"]["spearman"]
+    text = "Each mark is a pair of A; the line joins the means at each gap."
+    if rank is not None:
+        low, high = rank["ci95"]
+        text = f"Spearman's rank correlation is {decimal(rank['value'])} ({decimal(low)} to {decimal(high)}). {text}"
+    if len(pairs) > MOST_POINTS:
+        text += f" {MOST_POINTS:,} of {len(pairs):,} pairs are shown; the CSV contains all of them."
+    return figures.Plot("clipmem", "CLIPMem against the gap in hits", text, pairs, partial(_draw_clipmem, pairs))
+
+
+def _draw_clipmem(pairs: Rows) -> Figure:
+    figure, axes = figures.panels(1, height=2.3, left=0.75, titles=0, legend=("pairs of A", "mean"))
+    axis = axes[0, 0]
+    gaps, scores = (np.array([pair[name] for pair in pairs]) for name in ("gap_in_hits", "clipmem"))
+    shown = np.linspace(0, len(pairs) - 1, min(len(pairs), MOST_POINTS)).astype(int)
+    axis.plot(gaps[shown], scores[shown], "o", markersize=3, color=figures.TARGET, alpha=0.35, label="pairs of A")
+    at = np.unique(gaps)
+    axis.plot(at, [scores[gaps == gap].mean() for gap in at], color=figures.INK, marker="D", label="mean")
+    figures.zero_line(axis)
+    figures.few_ticks(axis.xaxis, 6)
+    figures.few_ticks(axis.yaxis, 5)
+    x_label = "gap in hits, target − reference (objects)"
+    axis.set(xlabel=figures.wrapped(x_label), ylabel="CLIPMem (difference of cosines)")
+    figures.legend_above(figure, [axis])
     return figure

@@ -3,8 +3,7 @@
     write_report("outputs/eval")                      -> outputs/eval/report/index.html
     write_report("outputs/study", redact=True)        -> without captions, images and objects
 
-The folder is built under a temporary name and then renamed. Of an earlier report, thumbnails of the same images and figures of
-the same numbers are used again.
+The folder is built under a temporary name and then renamed.
 """
 
 import logging
@@ -31,15 +30,16 @@ log = logging.getLogger(__name__)
 def show_report(settings: ReportSettings, out: Path) -> Path | None:
     """Write and announce the report of the evaluation or study in ``out`` if ``report.write`` is set; return its page.
 
-    A report that was made of the same files is left as it is, and a redacted one stays redacted. Its figures are SVG;
-    ``dejavu report`` adds PNG and PDF.
+    A report that was made of the same files is left as it is, and a redacted one stays redacted.
     """
     if not settings.write:
         return None
-    page = out / "report" / "index.html"
+    page, marker = out / "report" / "index.html", _marker(out / "report")
     options = ReportOptions(redact=is_redacted(settings, out))
-    data = _moved_data(page.parent)
-    if not _is_current(out, page.parent, options, data):
+    moved = marker.get("data")  # the data folder that was given for it
+    data = Path(moved) if moved and Path(moved).is_dir() else None
+    is_drawn = page.is_file() and set(options.formats) <= set(marker.get("formats", ()))
+    if not is_drawn or marker.get("made_of") != _fingerprint(out, options, data):
         page = write_report(out, redact=options.redact, data=data, formats=options.formats)
     print(f"report: {page}")
     return page
@@ -66,8 +66,7 @@ def write_report(
         data: the prepared data folder, if it was moved since the evaluation.
 
     Raises:
-        UserError: ``path`` is neither an evaluation nor a study, its artifacts have another schema, or ``out`` holds other
-            files.
+        UserError: ``path`` has no artifacts of a known schema, or ``out`` holds other files.
     """
     path, data = Path(path), Path(data) if data else None
     target = Path(out) if out else path / "report"
@@ -76,16 +75,11 @@ def write_report(
     if not any((path / name).is_file() for name in ("study.json", "metrics.json")):
         absent = "contains neither metrics.json nor study.json" if path.is_dir() else "does not exist"
         raise UserError(f"{path} {absent}; give the out= folder of dejavu evaluate or dejavu mitigate")
-    if target.exists() and not target.is_dir():
-        raise UserError(f"out={target} is a file; choose a folder")
-    if out and Path.cwd().is_relative_to(target.resolve()):
-        raise UserError(
-            f"out={out} is the current folder or one of its parents, which cannot be replaced; choose another folder"
-        )
     if target.exists() and any(target.iterdir()) and not (target / MARKER).is_file():
         raise UserError(f"out={target} contains files but is not a report; choose another folder")
     with locked(target.parent / f".{target.name}.lock", wait=False), name_file_in_errors(target):
-        _build(path, target, ReportOptions(redact, limit, formats), data)
+        earlier = target if (target / MARKER).is_file() else None
+        _build(path, target, ReportOptions(redact, limit, formats, earlier), data)
     return target / "index.html"
 
 
@@ -95,11 +89,10 @@ def _build(path: Path, target: Path, options: ReportOptions, data: Path | None) 
         shutil.rmtree(folder, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        earlier = target if (target / MARKER).is_file() else None
         if (path / "study.json").is_file():
-            write_study_report(part, path, options, data, earlier)
+            write_study_report(part, path, options, data)
         else:
-            write_pages(part, {"": Evaluation.open(path, data)}, options, earlier)
+            write_pages(part, {"": Evaluation.open(path, data)}, options)
         (part / "static").mkdir()
         for file in (files("dejavu_lit.report") / "static").iterdir():
             (part / "static" / file.name).write_bytes(file.read_bytes())
@@ -126,20 +119,6 @@ def _build(path: Path, target: Path, options: ReportOptions, data: Path | None) 
 def _marker(target: Path) -> dict[str, Any]:
     """What the report in ``target`` says of itself; {} if there is none."""
     return read_json_object(target / MARKER) if (target / MARKER).is_file() else {}
-
-
-def _moved_data(target: Path) -> Path | None:
-    """The data folder that was given for the report in ``target``, if it still exists."""
-    given = _marker(target).get("data")
-    return Path(given) if given and Path(given).is_dir() else None
-
-
-def _is_current(path: Path, target: Path, options: ReportOptions, data: Path | None) -> bool:
-    """Whether the report in ``target`` was made by this version of the files in ``path``, with at least these figures."""
-    marker = _marker(target)
-    if not (target / "index.html").is_file() or not set(options.formats) <= set(marker.get("formats", ())):
-        return False
-    return marker.get("made_of") == _fingerprint(path, options, data)
 
 
 def _fingerprint(path: Path, options: ReportOptions, data: Path | None) -> str:

@@ -28,7 +28,7 @@ def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
 def settings_rows(study: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The settings of a study as flat rows with the same columns: name, size, seed, each knob as typed, numbers, verdicts.
 
-    A knob is a number if every row that sets it has a number, else a string; a knob that a row does not set is None.
+    A knob is a number if every row that sets it has one, else a string; None if a row does not set it.
     """
     rows = []
     for setting in study["settings"]:
@@ -71,20 +71,22 @@ def _all_scalars(metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def _block_scalars(blocks: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The blocks that were measured."""
     for block in DISPLAY_ORDER:
         for figure in FIGURES:
             if blocks.get(block):
                 yield from _figure_scalars(f"{prefix}{block}/{figure}", blocks[block][figure])
 
 
+def figure_row(figure: Mapping[str, Any]) -> dict[str, float]:
+    """value, low and high (95 %), and the paper's mean and std, as far as they were measured."""
+    ends = dict(zip(("low", "high"), figure["ci95"] or (), strict=False))
+    spread = {name: figure[name] for name in ("mean", "std") if name in figure}
+    return {"value": figure["value"], **ends, **spread}
+
+
 def _figure_scalars(name: str, figure: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    yield name, figure["value"]
-    for end, value in zip(("low", "high"), figure["ci95"], strict=True):
-        yield f"{name}_{end}", value
-    for part in ("mean", "std"):
-        if part in figure:
-            yield f"{name}_{part}", figure[part]
+    for part, value in figure_row(figure).items():
+        yield name if part == "value" else f"{name}_{part}", value
 
 
 def _model_scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -96,9 +98,7 @@ def _model_scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
             named |= {f"tpr_{fpr}": figure for fpr, figure in entry["tpr_at_fpr"].items()}
             for name, figure in named.items():
                 if figure is not None:
-                    yield f"membership/{score}/{name}", figure["value"]
-                    for end, value in zip(("low", "high"), figure["ci95"] or (), strict=False):
-                        yield f"membership/{score}/{name}_{end}", value
+                    yield from _figure_scalars(f"membership/{score}/{name}", figure)
     if (epsilon := board.get("epsilon")) is not None:
         yield "membership/epsilon", epsilon["epsilon"] if isinstance(epsilon, Mapping) else epsilon
     for side in SIDES:

@@ -12,32 +12,16 @@ import pyarrow.parquet as pq
 
 from dejavu_lit.measure.figures import FIGURES, signed
 from dejavu_lit.measure.records import records_file_errors
+from dejavu_lit.report import narrative
 from dejavu_lit.report.evaluation import Evaluation, ReportOptions, write_pages
 from dejavu_lit.report.figure_files import FigureInfo, draw_figures
-from dejavu_lit.report.membership import pooled_boards
 from dejavu_lit.report.modelcard import study_latex, study_markdown
-from dejavu_lit.report.narrative import (
-    capitalized,
-    interval,
-    percent,
-    pooled_sentence,
-    study_caution,
-    study_sentence,
-    to_state,
-)
-from dejavu_lit.report.page import provenance, render
+from dejavu_lit.report.page import provenance, templates
 from dejavu_lit.report.study_points import membership_auc
+from dejavu_lit.study import ranking
 from dejavu_lit.study.cells import folder_name
 from dejavu_lit.study.halves import MEMORIZATION
-from dejavu_lit.study.ranking import (
-    NOT_DISTINGUISHABLE,
-    difference_to_default,
-    headline_ranking,
-    is_on_frontier,
-    is_recommended,
-    utility,
-)
-from dejavu_lit.study.study_file import read_study
+from dejavu_lit.study.table import read_study
 from dejavu_lit.utils.io import file_sha256
 
 SCRIPTS = ("report.js", "cards.js", "study.js")
@@ -51,16 +35,11 @@ HEADERS = (
     "setting", "pairs", "seed", *(figure.label for figure in FIGURES.values()), "PPG less than the first", "null PPG",
     "corrected PPG", "AUC, cosine", "zero-shot top-1", "text→image R@1",
 )  # fmt: skip
-VERDICT_SIGNS = {"yes": "●", "no": "○", "unknown": "?"}
 Row = Mapping[str, Any]
 
 
 def open_study(path: Path, data: Path | None) -> tuple[dict[str, Any], dict[str, Evaluation]]:
-    """The contents of study.json, and {label: evaluation} of the settings that have one.
-
-    Raises:
-        UserError: study.json has another schema or no settings, or is damaged.
-    """
+    """study.json, and {label: evaluation} of the settings that have one; raises UserError as ``read_study`` does."""
     study = read_study(path / "study.json")
     return study, {
         label: Evaluation.open((path / setting["metrics"]).parent, data)
@@ -69,25 +48,18 @@ def open_study(path: Path, data: Path | None) -> tuple[dict[str, Any], dict[str,
     }
 
 
-def write_study_report(
-    folder: Path, path: Path, options: ReportOptions, data: Path | None, earlier: Path | None
-) -> None:
-    """Write the report of the study in ``path`` into ``folder``: its page, and one page per setting that has an evaluation.
-
-    Args:
-        data: the prepared data folder, if it was moved.
-        earlier: the folder of an earlier report.
-    """
+def write_study_report(folder: Path, path: Path, options: ReportOptions, data: Path | None) -> None:
+    """Write the report of the study in ``path`` into ``folder``; ``data``: where the prepared data were moved."""
     study, evaluations = open_study(path, data)
     rows, memorization = labelled_rows(study), read_memorization(path / MEMORIZATION)
     of_pages = {
         f"settings/{label}": memorization.get((rows[label]["name"], rows[label]["train_size"])) for label in evaluations
     }
     places = {f"settings/{label}": evaluation for label, evaluation in evaluations.items()}
-    write_pages(folder, places, options, earlier, of_pages)
-    figures = draw_figures(
-        "study", study, folder / "figures", options.formats, earlier / "figures" if earlier else None
-    )
+    write_pages(folder, places, options, of_pages)
+    earlier = options.earlier / "figures" if options.earlier else None
+    with draw_figures("study", study, folder / "figures", options.formats, earlier) as finished:
+        figures = finished()
     (folder / "modelcard.md").write_text(study_markdown(study), encoding="utf-8")
     (folder / "modelcard.tex").write_text(study_latex(study), encoding="utf-8")
     hashes = {"study.json": file_sha256(path / "study.json")}
@@ -121,79 +93,57 @@ def labelled_rows(study: Row) -> dict[str, Row]:
 def study_page(
     study: Row, figures: Sequence[FigureInfo], labels: Sequence[str], hashes: Mapping[str, str], source: str
 ) -> str:
-    """The page of a study.
-
-    Args:
-        figures: the figures that were drawn.
-        labels: of the settings that have a page.
-        hashes, source: as for ``evaluation_page``.
-    """
+    """The page of a study; ``labels``: of the settings with a page; ``hashes`` and ``source`` as for ``evaluation_page``."""
     rows = labelled_rows(study)
     comparable = {label: row for label, row in rows.items() if label in labels}
     first = first_setting(study, comparable)
-    sentence = study_sentence(study)
-    recommended = study.get("recommended")
+    sentence = narrative.study_sentence(study)
     others = [figure for figure in figures if figure.name != "frontier"]
     needed = {"compare": len(comparable) > 1, "figures": others or not figures}
-    return render(
-        "study.html.j2",
+    template = templates().get_template("study.html.j2")
+    return template.render(
         title="Memorization against utility",
         sections={name: text for name, text in SECTIONS.items() if needed.get(name, True)},
         scripts=SCRIPTS,
         root="",
         source=source,
-        sentence=sentence if recommended else capitalized(sentence),
-        recommendation=f"Recommended: {recommended}. Rule: {study['rule']}." if recommended else "",
-        caution=study_caution(study),
-        verdicts=_verdicts(study),
+        sentence=sentence if study.get("recommended") else narrative.capitalized(sentence),
+        study=study,
         frontier=next((figure for figure in figures if figure.name == "frontier"), None),
         figures=others,
         example=_example(study, first, comparable),
         headers=HEADERS,
         rows=[_table_row(study, label, row, label in labels) for label, row in rows.items()],
-        boards=pooled_boards(study),
         comparable=list(comparable),
         compared=(first, second_setting(comparable, first)) if first and len(comparable) > 1 else None,
         provenance=provenance(study, hashes),
     )
 
 
-def _verdicts(study: Row) -> list[dict[str, str]]:
-    """The verdict on each setting, and the settings without a result."""
-    items = []
-    for pooled in study.get("pooled", []):
-        state = to_state(pooled["found"]["found"])
-        name = f"{pooled['name']}, {pooled['train_size']:,} pairs"
-        sentence = pooled_sentence(pooled)
-        items.append({"state": f"found-{state}", "sign": VERDICT_SIGNS[state], "name": name, "sentence": sentence})
-    for label, reason in (study.get("failed") or {}).items():
-        items.append({"state": "no", "sign": "!", "name": label, "sentence": f"no result, {reason}"})
-    return items
-
-
 def _example(study: Row, label: str | None, comparable: Mapping[str, Row]) -> dict[str, str] | None:
-    """The setting whose pairs are shown as examples."""
     if label is None:
         return None
     row = comparable[label]
-    verdicts = {(p["name"], p["train_size"]): p["found"]["found"] for p in study.get("pooled", [])}
-    found = verdicts.get((row["name"], row["train_size"]))
-    what = "What the target remembers" if found else "The largest gaps"
+    pooled = ranking.pooled_setting(study.get("pooled", []), row["name"], row["train_size"])
+    what = "What the target remembers" if pooled and pooled["found"]["found"] else "The largest gaps"
     return {"label": label, "heading": f"{what}: three training pairs under {row['name']}"}
 
 
 def _table_row(study: Row, label: str, setting: Row, linked: bool) -> dict[str, Any]:
     """One (setting, size, seed) of the sortable table."""
-    recommended = is_recommended(study, setting)
-    mark = "★ recommended" if recommended else "on the frontier" if is_on_frontier(study, setting) else ""
+    recommended = ranking.is_recommended(study, setting)
+    mark = "★ recommended" if recommended else "on the frontier" if ranking.is_on_frontier(study, setting) else ""
     cells = [_cell(setting["train_size"], f"{setting['train_size']:,}"), _cell(setting["seed"], str(setting["seed"]))]
     cells += [_gap_cell(setting.get("symmetric"), figure) for figure in FIGURES]
-    blocks = (difference_to_default(study, setting), setting.get("null"), setting.get("corrected"))
+    blocks = (ranking.difference_to_default(study, setting), setting.get("null"), setting.get("corrected"))
     cells += [_gap_cell(block, "ppg") for block in blocks]
     auc = membership_auc(setting, "cosine")
     note = "{:.2f} to {:.2f}".format(*auc["ci95"]) if auc and auc["ci95"] else ""
     cells.append(_cell(auc["value"], f"{auc['value']:.3f}", note) if auc else _cell(None, "–"))
-    cells += [_cell(value, percent(value)) for value in (utility(setting, n) for n in ("zeroshot_top1", "t2i_r1"))]
+    cells += [
+        _cell(value, narrative.percent(value))
+        for value in (ranking.utility(setting, n) for n in ("zeroshot_top1", "t2i_r1"))
+    ]
     return {
         "name": setting["name"],
         "link": f"settings/{label}/index.html" if linked else "",
@@ -214,19 +164,15 @@ def _gap_cell(block: Mapping[str, Any] | None, figure: str) -> dict[str, str]:
     if block is None:
         return _cell(None, "–")
     gap = block[figure]
-    remark = f", {NOT_DISTINGUISHABLE}" if gap.get("distinguishable") is False else ""
-    return _cell(gap["value"], signed(gap["value"]), interval(gap["ci95"], 2), remark)
+    remark = f", {ranking.NOT_DISTINGUISHABLE}" if gap.get("distinguishable") is False else ""
+    return _cell(gap["value"], signed(gap["value"]), narrative.interval(gap["ci95"], 2), remark)
 
 
 def first_setting(study: Row, rows: Mapping[str, Row]) -> str | None:
     """The row that the others are compared with: the default, if possible of the size for which a setting is recommended."""
-    headline = headline_ranking(study) or {}
-
-    def likeness(label: str) -> tuple[bool, ...]:
-        row = rows[label]
-        return row["name"] == headline.get("default"), row["train_size"] == headline.get("train_size")
-
-    return max(rows, key=likeness, default=None)
+    headline = ranking.headline_ranking(study) or {}
+    wanted = {"name": headline.get("default"), "train_size": headline.get("train_size")}
+    return max(rows, key=lambda label: [rows[label][name] == value for name, value in wanted.items()], default=None)
 
 
 def second_setting(rows: Mapping[str, Row], first: str) -> str:

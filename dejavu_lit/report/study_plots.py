@@ -1,4 +1,4 @@
-"""The figures of a study, from study.json: the mitigations, and the frontier of memorization and utility.
+"""The figures of a study, from study.json: mitigations, settings under every score, and the frontier to utility.
 
 Large marks show the mean over the seeds of one setting and size, small ones each seed. Only figures over sizes show more
 than the largest training size. Except there, a panel contains only comparable settings (one series, one public set).
@@ -11,21 +11,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dejavu_lit.measure.figures import UTILITY, signed
+from dejavu_lit.measure.figures import MEMBERSHIP, UTILITY, signed
 from dejavu_lit.report import figures
-from dejavu_lit.report.membership_plots import scores_of_settings
 from dejavu_lit.report.size_plots import dataset_size, law, panel_titles, percent_axis
-from dejavu_lit.report.study_points import (
-    Point,
-    at_largest_size,
-    changed_knobs,
-    flat,
-    is_default,
-    knob_label,
-    knob_name,
-    points,
-    sort_key,
-)
+from dejavu_lit.report.study_points import Point, at_largest_size, flat, is_default, knob_label, points, sort_key
 from dejavu_lit.study.ranking import utility_measure
 
 COMBINED = "other"  # the group of settings that differ from the default in several knobs
@@ -42,8 +31,7 @@ def study_plots(study: Mapping[str, Any]) -> list[figures.Plot]:
 
 def mitigations(study: Mapping[str, Any]) -> figures.Plot | None:
     """Each knob's values against utility and the three gaps, a group of rows per knob; a star and a line mark the default."""
-    group = max(at_largest_size(points(study)), key=len)
-    if len(group) < 2 or not is_default(study, group[0]):
+    if (group := _compared(study)) is None:
         return None
     default, others = group[0], group[1:]
     groups = _knob_groups(default, others)
@@ -53,7 +41,7 @@ def mitigations(study: Mapping[str, Any]) -> figures.Plot | None:
         f"{signed(best['ppg']['value'])}, with {best['setting']}. The star and the dotted line mark {default['setting']}."
     )
     rows = [
-        {"knob": knob, "value": knob_label(knob, value), "default": point is default} | flat(point)
+        {"knob": knob, "value": knob_label(value), "default": point is default} | flat(point)
         for knob, column in groups.items()
         for value, point in column
     ]
@@ -61,10 +49,17 @@ def mitigations(study: Mapping[str, Any]) -> figures.Plot | None:
     return figures.Plot("mitigations", "Mitigations: utility and memorization", text, rows, draw)
 
 
+def _compared(study: Mapping[str, Any]) -> list[Point] | None:
+    """The largest group of comparable points, the default first; None if nothing is compared with it."""
+    group = max(at_largest_size(points(study)), key=len)
+    return group if len(group) > 1 and is_default(study, group[0]) else None
+
+
 def _knob_groups(default: Point, others: Sequence[Point]) -> Groups:
     groups: Groups = {}
     for point in others:
-        changed = changed_knobs(point, default)
+        names = dict.fromkeys([*point["knobs"], *default["knobs"]])
+        changed = [name for name in names if point["knobs"].get(name) != default["knobs"].get(name)]
         knob = changed[0] if len(changed) == 1 else COMBINED
         groups.setdefault(knob, []).append((point["knobs"].get(knob, point["setting"]), point))
     for knob, column in groups.items():
@@ -82,10 +77,10 @@ def _draw_mitigations(groups: Groups, default: Point, titles: Mapping[str, str])
     rows: list[tuple[int, Point]] = []
     for knob, column in groups.items():
         headings.append(len(labels))
-        labels.append(knob_name(knob))
+        labels.append(knob)
         for value, point in column:
             rows.append((len(labels), point))
-            labels.append(figures.shorten(point["setting"], 24) if knob == COMBINED else knob_label(knob, value))
+            labels.append(figures.shorten(point["setting"], 24) if knob == COMBINED else knob_label(value))
     figure, axes = figures.forest(labels, list(titles.values()), "shares, and gaps as differences of shares", headings)
     for axis, name in zip(axes, titles, strict=True):
         if name == "utility":
@@ -102,6 +97,46 @@ def _draw_mitigations(groups: Groups, default: Point, titles: Mapping[str, str])
             if len(values) > 1:
                 seeds = [position] * len(values)
                 axis.plot(values, seeds, "|", color=color, markersize=7, alpha=0.7, label="_seeds")
+    return figure
+
+
+def scores_of_settings(study: Mapping[str, Any]) -> figures.Plot | None:
+    """Every setting under every score: PPG at the left, the AUC of each membership score at the right."""
+    group = _compared(study) or []
+    names = [name for name in MEMBERSHIP if group and all(name in point for point in group)]
+    if not names:
+        return None
+    default, others = group[0], group[1:]
+    lower = [point for point in others if point["ppg"]["value"] < default["ppg"]["value"]]
+    counts = ", ".join(
+        f"{sum(point[name]['value'] < default[name]['value'] for point in lower)} by {MEMBERSHIP[name].label}"
+        for name in names
+    )
+    also = f"; of these, the AUC is also lower for {counts}" if lower else ""
+    text = (
+        f"{len(lower)} of {len(others)} other settings have a PPG below that of {default['setting']}{also}. "
+        "An AUC of 0.5 is guessing."
+    )
+    rows = [flat(point, ("ppg", *names)) for point in group]
+    return figures.Plot("scores", "Every setting under every score", text, rows, partial(_draw_scores, group, names))
+
+
+def _draw_scores(group: Sequence[Point], names: Sequence[str]) -> Figure:
+    labels = [figures.shorten(point["setting"], 24) for point in group]
+    legend = [MEMBERSHIP[name].label for name in names]
+    titles = (f"{group[0]['block']} PPG", "AUC of membership")
+    x_label = "gap: difference of shares; AUC: 0.5 is guessing"
+    figure, axes = figures.forest(labels, titles, x_label, height=0.45, legend=legend)
+    figures.zero_line(axes[0], horizontal=False)
+    axes[1].axvline(0.5, color=figures.MUTED, linewidth=1, zorder=1, label="_guessing")
+    figures.interval_bars(axes[0], {row: point["ppg"] for row, point in enumerate(group)}, color=figures.INK)
+    for number, name in enumerate(names):
+        above = 0.13 * (number - (len(names) - 1) / 2)
+        style = figures.series(number) | {"fmt": "", "linestyle": "", "markersize": 4, "linewidth": 1}
+        bars = {row + above: point[name] for row, point in enumerate(group)}
+        figures.interval_bars(axes[1], bars, label=MEMBERSHIP[name].label, **style)
+    figures.few_ticks(axes[1].xaxis, 3)
+    figures.legend_above(figure, axes[1:])
     return figure
 
 
@@ -159,16 +194,16 @@ def _draw_frontier(
     return figure
 
 
-def _write_numbers(axis: Axes, points: Mapping[int, tuple[float, float]]) -> None:
+def _write_numbers(axis: Axes, numbered: Mapping[int, tuple[float, float]]) -> None:
     """Write each point's number beside it; points that are too close for numbers of their own share one label, "1, 7–9"."""
     axis.autoscale_view()
-    places = {number: axis.transData.transform(point) * 72 / axis.figure.dpi for number, point in points.items()}
+    places = {number: axis.transData.transform(point) * 72 / axis.figure.dpi for number, point in numbered.items()}
     clusters: list[list[int]] = []
     for number, place in places.items():
         near = [c for c in clusters if any((abs(place - places[other]) < APART).all() for other in c)]
         clusters = [c for c in clusters if c not in near] + [sorted(sum(near, [number]))]
     for cluster in clusters:
-        rightmost = points[max(cluster, key=lambda number: places[number][0])]
+        rightmost = numbered[max(cluster, key=lambda number: places[number][0])]
         axis.annotate(_ranges(cluster), rightmost, xytext=(6, 3), textcoords="offset points")
 
 
@@ -184,7 +219,11 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def _draw_points(
-    axis: Axes, group: Sequence[Point], on_frontier: Sequence[str], defaults: Set[str], recommended: str | None
+    axis: Axes,
+    group: Sequence[Point],
+    on_frontier: Sequence[str],
+    defaults: Set[str],
+    recommended: str | None,
 ) -> None:
     best = sorted((p for p in group if p["setting"] in on_frontier), key=lambda p: p["utility"]["value"])
     x, y = ([p["utility"]["value"] for p in best], [p["ppg"]["value"] for p in best])

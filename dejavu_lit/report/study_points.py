@@ -11,34 +11,6 @@ from dejavu_lit.study.ranking import by_setting, comparison_key, parse_override,
 
 Row = Mapping[str, Any]
 Point = dict[str, Any]
-KNOB_NAMES = {  # plain names with their units, for the axes
-    "text_mask": "share of words masked",
-    "text_random": "share of words replaced",
-    "text_shuffle": "share of captions shuffled",
-    "caption_choice": "choice among captions",
-    "caption_words": "first words kept",
-    "image_augment": "image augmentation",
-    "patch_dropout": "share of patches dropped",
-    "label_smoothing": "label smoothing (share)",
-    "ema": "weight averaging (decay)",
-    "gradient_noise": "gradient noise (in RMS)",
-    "dedup": "near-duplicates removed",
-    "logit_scale_init": "first logit scale (1/τ)",
-    "logit_scale_max": "largest logit scale (1/τ)",
-    "logit_scale_fixed": "fixed logit scale (1/τ)",
-    "weight_decay": "weight decay",
-    "stop_epoch": "epochs trained",
-    "early_stopping": "early stopping on V",
-    "early_patience": "patience (epochs)",
-    "gap_budget": "largest PPG while training",
-    "lock_image": "image tower locked",
-    "lock_text": "text tower locked",
-    "unlocked_groups": "groups left unlocked",
-    "lora_rank": "rank of LoRA",
-    "text_noise": "noise in text embeddings (norm)",
-    "recipe.lr": "learning rate",
-}
-NULL_LABELS = {"logit_scale_fixed": "learned", "logit_scale_init": "recipe's"}  # what null means; otherwise: off
 
 
 def points(study: Mapping[str, Any]) -> list[Point]:
@@ -57,18 +29,9 @@ def points(study: Mapping[str, Any]) -> list[Point]:
 
 def _point(group: Sequence[Row], block: str, measure: str | None) -> Point:
     first = group[0]
-    point: Point = {
-        "setting": first["name"],
-        "train_size": first["train_size"],
-        "seeds": len(group),
-        "knobs": knobs(first),
-        "block": block,
-        "overrides": first["overrides"],
-        "series": first.get("series"),
-        "public": first.get("public"),
-        "group": comparison_key(first),
-        "exposure": _exposure(group),
-    }
+    shared = {name: first.get(name) for name in ("train_size", "overrides", "series", "public")}
+    point: Point = {"setting": first["name"], **shared, "knobs": knobs(first), "group": comparison_key(first)}
+    point |= {"seeds": len(group), "block": block, "exposure": _exposure(group)}
     if measure is not None and (values := [u for row in group if (u := utility(row, measure)) is not None]):
         point["utility"] = _pool([{"value": value, "ci95": (value, value)} for value in values])
     for figure in FIGURES:
@@ -117,23 +80,9 @@ def knobs(row: Row) -> dict[str, Any]:
     return values
 
 
-def changed_knobs(point: Point, default: Point) -> list[str]:
-    """The knobs in which a setting differs from the default."""
-    names = dict.fromkeys([*point["knobs"], *default["knobs"]])
-    return [name for name in names if point["knobs"].get(name) != default["knobs"].get(name)]
-
-
-def knob_name(knob: str) -> str:
-    """A knob in plain words."""
-    return KNOB_NAMES.get(knob) or knob.removeprefix("recipe.").replace("_", " ").replace(".", " ")
-
-
-def knob_label(knob: str, value: Any) -> str:
-    """A knob's value as an axis label."""
-    if value is None or value is False:
-        return NULL_LABELS.get(knob, "off")
-    if value is True:
-        return "on"
+def knob_label(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return "on" if value else "off"
     return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 

@@ -14,10 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from dejavu_lit.measure.controls import differences_sentence
-from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, signed
+from dejavu_lit.measure.figures import BLOCKS, FIGURES, signed
 from dejavu_lit.measure.records import SIDES
 from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows, pooled_boards
-from dejavu_lit.report.narrative import pooled_sentence, study_caution, study_sentence
+from dejavu_lit.report.narrative import bracketed, measured_blocks, pooled_sentence, study_caution, study_sentence
 from dejavu_lit.report.study_points import membership_auc
 from dejavu_lit.study.ranking import difference_to_default, share_removed, utility
 from dejavu_lit.utils.printable import argument, print_next, printable
@@ -141,7 +141,7 @@ def _show_groups(terminal: _Terminal, groups: Mapping[str, Any]) -> None:
 def _show_gaps(terminal: _Terminal, metrics: Mapping[str, Any]) -> None:
     """The five blocks, each with its three gaps, one above the other in a column of a narrow terminal."""
     title = f"déjà vu memorization, k = {metrics['k']}, {metrics['counts']['records']} records with objects"
-    blocks = [name for name in DISPLAY_ORDER if metrics.get(name)]
+    blocks = measured_blocks(metrics)
     wide = terminal.width >= 116
     separator = " " if wide else "\n"
     draws = f"{metrics['settings']['draws']} draws of {100 * metrics['settings']['share']:g} %"
@@ -158,11 +158,7 @@ def _show_gaps(terminal: _Terminal, metrics: Mapping[str, Any]) -> None:
 
 def _gap(figure: Mapping[str, Any], separator: str) -> str:
     of_draws = f"{signed(figure['mean'])} ± {figure['std']:.3f}"
-    return f"{signed(figure['value'])}{separator}{_bracketed(figure['ci95'])}\n{of_draws}"
-
-
-def _bracketed(interval: Sequence[float]) -> str:
-    return f"[{signed(interval[0])}, {signed(interval[1])}]"
+    return f"{signed(figure['value'])}{separator}{bracketed(figure['ci95'])}\n{of_draws}"
 
 
 def _explain_gaps(terminal: _Terminal) -> None:
@@ -171,7 +167,6 @@ def _explain_gaps(terminal: _Terminal) -> None:
 
 
 def _show_membership(terminal: _Terminal, board: Mapping[str, Any]) -> None:
-    """One row per score, and the bound on ε."""
     headers, orders = ("score", *MEMBERSHIP_HEADERS), (KEPT, KEPT, KEPT, 5, 1, 2, 4, 3)
     title = f"membership, {board['pairs']['A']} pairs of A against {board['pairs']['H']} of H"
     fitting_table(terminal, title, _columns(headers, membership_rows(board, short=True), orders))
@@ -241,7 +236,7 @@ def _study_columns(study: Mapping[str, Any]) -> list[Column]:
     """The columns of a study's table, in order; what is the same in all rows is left out first."""
     rows = study["settings"]
     gaps = {f: [signed(r["symmetric"][f]["value"]) if r["symmetric"] else "–" for r in rows] for f in FIGURES}
-    intervals = [_bracketed(r["symmetric"]["ppg"]["ci95"]) if r["symmetric"] else "–" for r in rows]
+    intervals = [bracketed(r["symmetric"]["ppg"]["ci95"]) if r["symmetric"] else "–" for r in rows]
     null = [signed(r["null"]["ppg"]["value"]) if r["null"] else "–" for r in rows]
     sizes, seeds = [str(r["train_size"]) for r in rows], [str(r["seed"]) for r in rows]
     publics = [str(r.get("public")) for r in rows]

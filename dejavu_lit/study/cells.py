@@ -33,7 +33,6 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The name of its folders: the setting, the size if one was chosen, the seed, and the half beyond the first."""
         return folder_name(self.name, self.train_size, self.seed, self.half)
 
 

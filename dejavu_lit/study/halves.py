@@ -83,11 +83,7 @@ def _holdout_losses(tables: Sequence[tuple[list[str], Mapping[str, np.ndarray]]]
 
 
 def write_memorization(out: Path, rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:
-    """Write memorization.parquet into the study's folder ``out``, for the settings with several halves.
-
-    Returns:
-        {(setting, size): its figures over the halves}; without halves there is no file.
-    """
+    """Write memorization.parquet of the settings with several halves: {(setting, size): its figures over the halves}."""
     settings = {}
     for key, group in by_setting(rows).items():
         folders = [(out / row["metrics"]).parent for row in group]

@@ -60,8 +60,7 @@ class Plan:
 def make_plan(out: Path, rows: Sequence[PlannedRow]) -> Plan:
     """Assign two runs to every row: existing runs in ``out``, new runs, or checkpoints of longer ones.
 
-    Raises:
-        UserError: a folder that the plan needs contains a run with other settings.
+    Raises UserError if a folder that the plan needs contains a run with other settings.
     """
     runs = _Runs(out / "runs", [run for row in rows for run in row.runs.values()])
     # The longest first, so that each run is named after its own setting.
@@ -75,7 +74,7 @@ def make_plan(out: Path, rows: Sequence[PlannedRow]) -> Plan:
         epochs = {side: epoch for side, (_, epoch) in locations.items() if epoch is not None}
         paths = {side: path for side, (path, _) in locations.items()}
         cell = take(Cell, row, **paths, epochs=epochs, folder=None)
-        folder = _evaluation_folder(out / "evaluations", row.label, evaluation_request(cell))
+        folder = _evaluation_folder(out / "evaluations" / row.label, evaluation_request(cell))
         key = fingerprint([locations, saved_settings(row.evaluation)])
         cells.append(replace(cell, folder=folders.setdefault(key, folder)))
     for cell in cells:
@@ -83,26 +82,25 @@ def make_plan(out: Path, rows: Sequence[PlannedRow]) -> Plan:
     return Plan(tuple(cells), runs.needed)
 
 
-def _evaluation_folder(parent: Path, name: str, request: Mapping[str, Any]) -> Path:
-    """The folder of an evaluation: its name, plus a fingerprint if another evaluation already uses that name."""
-    saved = parent / name / REQUEST
-    if not saved.is_file() or first_difference(_fixed(read_json(saved)), _fixed(request)) is None:
-        return parent / name
-    return parent / f"{name}-{fingerprint(_fixed(request))[:8]}"
-
-
-def _fixed(request: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a request that cannot change within a folder: all but the statistics and the choice of hardware."""
-    return _without(request, (*MODEL_FREE_OPTIONS, *PLACEMENT_OPTIONS))
+def _evaluation_folder(folder: Path, request: Mapping[str, Any]) -> Path:
+    """The folder of an evaluation, with a fingerprint in its name if another evaluation already has it."""
+    may_change = (*MODEL_FREE_OPTIONS, *PLACEMENT_OPTIONS)  # within a folder
+    if _is_of(folder, request, may_change):
+        return folder
+    return folder.with_name(f"{folder.name}-{fingerprint(_without(request, may_change))[:8]}")
 
 
 def _is_evaluated(folder: Path, request: Mapping[str, Any]) -> bool:
-    if not all((folder / name).is_file() for name in ("metrics.json", RECORD_FILES["population"])):
-        return False
+    files = ("metrics.json", RECORD_FILES["population"])
+    return all((folder / name).is_file() for name in files) and _is_of(folder, request, PLACEMENT_OPTIONS)
+
+
+def _is_of(folder: Path, request: Mapping[str, Any], ignored: Sequence[str]) -> bool:
+    """Whether the request saved in a folder, if there is one, differs from this one at most in the ignored settings."""
     if not (folder / REQUEST).is_file():
         return True
     saved = read_json(folder / REQUEST)
-    return first_difference(_without(saved, PLACEMENT_OPTIONS), _without(request, PLACEMENT_OPTIONS)) is None
+    return first_difference(_without(saved, ignored), _without(request, ignored)) is None
 
 
 def _without(request: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -171,11 +169,7 @@ class _Runs:
         return self._add(existing.get(last) or self._new_directory(run, base, name), run), None
 
     def _new_directory(self, run: TrainingRun, base: str, name: str) -> Path:
-        """A directory for a run that does not exist yet: the one already assigned to it, else one called ``name``.
-
-        Raises:
-            UserError: a run with other settings was started there.
-        """
+        """The directory assigned to a new run: one called ``name``, in which no other run may have been started."""
         if (base, run.epochs) not in self.new:
             path = self.folder / name
             if path in self.taken:  # by a run that another setting needs

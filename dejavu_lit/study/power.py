@@ -18,7 +18,7 @@ import numpy as np
 from scipy.special import nctdtr, ndtr, ndtri, stdtrit
 
 from dejavu_lit.measure.figures import FIGURES
-from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import read_json
 
 # The sd of symmetric PPG between seed pairs on the scenes data, with the same seed for both models of a pair. Other figures are
@@ -34,8 +34,7 @@ def required_sample(
     """How many records per side and seed pairs detect a symmetric gap of ``gap`` with probability ``power``.
 
     Args:
-        metrics: one or several metrics.json or study.json.
-        gap: the gap to detect, above 0 and below 1; power: between 0.05 and 1; figure: ppg, prg or aucg.
+        metrics: one or several metrics.json or study.json; figure: ppg, prg or aucg.
 
     Returns:
         {figure, gap, power, variances, rows: [{seed_pairs, records (None if no number is enough), power_now: the power with
@@ -53,12 +52,9 @@ def required_sample(
     paths = [metrics] if isinstance(metrics, str | Path) else metrics
     if not isinstance(paths, Sequence) or not paths or not all(isinstance(path, str | Path) for path in paths):
         raise UserError(f"metrics={metrics} must be one path or a list of paths of earlier evaluations or studies")
-    try:
+    damage = f"metrics={metrics} is damaged: a figure is missing or not a number"
+    with explained(damage, "evaluate again", errors=(KeyError, TypeError, ArithmeticError)):
         measured = variances(read_evaluations(paths), figure)
-    except (KeyError, TypeError, ArithmeticError) as error:
-        raise UserError(
-            f"metrics={metrics} is damaged: a figure is missing or not a number ({first_line(error)}); evaluate again"
-        ) from None
     noise = (measured["sampling_sd"], measured["training_sd"])
     rows = [
         {
@@ -79,13 +75,10 @@ def required_sample(
 
 
 def read_evaluations(paths: Sequence[Path | str]) -> list[tuple[str, dict[str, Any]]]:
-    """(setting, contents of metrics.json) of every evaluation in the files.
+    """(setting, contents of metrics.json) of every evaluation in the files; raises UserError if one has no symmetric gap.
 
     A metrics.json is one seed pair; several of them count as seed pairs of one setting. A study.json stands for the
     metrics.json of all its rows, with one setting per (name, train_size).
-
-    Raises:
-        UserError: a file does not exist or has no symmetric gap.
     """
     evaluations: list[tuple[str, dict[str, Any]]] = []
     for path in map(Path, paths):
@@ -157,7 +150,6 @@ def power_of(gap: float, records: float, pairs: int, sampling_sd: float, trainin
 
 
 def _fewest_records(gap: float, power: float, pairs: int, sampling_sd: float, training_sd: float) -> int | None:
-    """The fewest records that reach the power, or None if none do."""
     records = range(1, MOST_RECORDS + 1)
     place = bisect_left(records, power, key=lambda n: power_of(gap, n, pairs, sampling_sd, training_sd))
     return records[place] if place < MOST_RECORDS else None
@@ -179,7 +171,6 @@ def _summary(rows: Sequence[Mapping[str, Any]], measured: Mapping[str, Any]) -> 
 
 
 def format_sample(sample: Mapping[str, Any]) -> str:
-    """The result of ``required_sample`` as a table for the screen."""
     measured = sample["variances"]
     assumed = " (assumed)" if measured["assumed"] else ""
     lines = [

@@ -92,9 +92,7 @@ def utility_measure(rows: Sequence[Row]) -> str | None:
 def setting_means(rows: Sequence[Row]) -> dict[str, tuple[float, ...]]:
     """{setting: (symmetric PPG, symmetric AUCG, −utility)}, means over the seeds that all settings have; smaller is better.
 
-    Args:
-        rows: comparable rows of one training size; rows without symmetric gaps or utility are skipped, and so are settings
-            that share no seed with the ones before them.
+    Left out are rows without symmetric gaps or utility, and settings that share no seed with the ones before them.
     """
     measured = [row for row in rows if row["symmetric"]]
     measure = utility_measure(measured)
@@ -113,19 +111,11 @@ def setting_means(rows: Sequence[Row]) -> dict[str, tuple[float, ...]]:
 
 
 def frontier(rows: Sequence[Row]) -> list[str]:
-    """The settings that no other setting dominates in symmetric PPG, symmetric AUCG and utility.
-
-    Args:
-        rows: comparable rows of one training size.
-    """
+    """The settings that no other one dominates in symmetric PPG, symmetric AUCG and utility; ``rows``: of one training size."""
     points = setting_means(rows)
-    return [name for name, point in points.items() if not any(_dominates(rival, point) for rival in points.values())]
-
-
-def _dominates(rival: Sequence[float], point: Sequence[float]) -> bool:
-    """Whether ``rival`` is nowhere worse (larger) than ``point`` and better somewhere; equal points do not dominate."""
-    pairs = list(zip(rival, point, strict=True))
-    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
+    rivals = np.array(list(points.values()))
+    # Nowhere worse (larger) and better somewhere: equal points do not dominate each other.
+    return [name for name, p in points.items() if not ((rivals <= p).all(axis=1) & (rivals < p).any(axis=1)).any()]
 
 
 def recommend(rows: Sequence[Row], pooled: Sequence[Row], loss: float) -> dict[str, Any] | None:
@@ -137,10 +127,7 @@ def recommend(rows: Sequence[Row], pooled: Sequence[Row], loss: float) -> dict[s
     Args:
         rows: comparable rows of one training size, the default setting first.
         pooled: {name, train_size, difference: from ``pool_differences``, or None}.
-        loss: largest accepted drop of utility, as a share of all images (0.02 is two points).
-
-    Returns:
-        {name, against, drop, ci95, utility, utility_loss}, or None if no setting qualifies.
+        loss: as a share of all images (0.02 is two points).
     """
     ranked = setting_means(rows)
     if not rows or rows[0]["name"] not in ranked:
@@ -149,24 +136,15 @@ def recommend(rows: Sequence[Row], pooled: Sequence[Row], loss: float) -> dict[s
     default, size = rows[0]["name"], rows[0]["train_size"]
     accepted = []
     for name in ranked:
-        difference = next((p.get("difference") for p in pooled if (p["name"], p["train_size"]) == (name, size)), None)
+        difference = (pooled_setting(pooled, name, size) or {}).get("difference")
         cost = _utility_loss(rows, default, name, measure)
         if difference is None or difference["basis"] != "symmetric" or cost is None:
             continue
         ppg = difference["ppg"]
         if ppg["ci95"][0] > 0 and cost <= loss + ROUNDING_SLACK:
-            accepted.append((ppg["value"], -cost, name, ppg["ci95"]))
-    if not accepted:
-        return None
-    drop, negative_cost, name, ci95 = max(accepted, key=lambda candidate: candidate[:2])
-    return {
-        "name": name,
-        "against": default,
-        "drop": drop,
-        "ci95": ci95,
-        "utility": measure,
-        "utility_loss": -negative_cost,
-    }
+            choice = {"name": name, "against": default, "drop": ppg["value"], "ci95": ppg["ci95"]}
+            accepted.append(choice | {"utility": measure, "utility_loss": cost})
+    return max(accepted, key=lambda choice: (choice["drop"], -choice["utility_loss"]), default=None)
 
 
 def _utility_loss(rows: Sequence[Row], default: str, name: str, measure: str) -> float | None:
@@ -220,6 +198,11 @@ def headline_ranking(study: Mapping[str, Any]) -> Row | None:
     return max(first, key=lambda entry: entry["train_size"], default=None)
 
 
+def pooled_setting(pooled: Iterable[Row], name: str, size: int) -> Row | None:
+    """The entry of study.json's ``pooled`` for a setting and size."""
+    return next((entry for entry in pooled if (entry["name"], entry["train_size"]) == (name, size)), None)
+
+
 def is_recommended(study: Mapping[str, Any], row: Row) -> bool:
     """Whether a row of study.json is of the recommended setting, at the size for which it is recommended."""
     headline = headline_ranking(study)
@@ -233,16 +216,10 @@ def is_on_frontier(study: Mapping[str, Any], row: Row) -> bool:
 
 
 def pool_differences(differences: Sequence[Row]) -> dict[tuple[str, int], dict[str, Any]]:
-    """Pool the differences of each setting over its seeds, within one training size.
+    """{(name, train_size): the difference between the default's gaps and the setting's over its seeds}.
 
-    Args:
-        differences: {name, against, train_size, seed, half, basis, ppg|prg|aucg: {value, ci95}}: the default's gap minus this
-            setting's, on the same records.
-
-    Returns:
-        {(name, train_size): {against, seeds, basis, ppg|prg|aucg: {value, sd, ci95, distinguishable}, words}}: the mean over
-        seeds; ci95 is the records' bootstrap interval with one seed, the span of both bootstrap intervals with two seeds
-        (each must exclude 0 by itself), and the t interval with three or more.
+    The value is the mean. ci95 is the records' bootstrap interval with one seed, the span of both bootstrap intervals with two
+    seeds (each must exclude 0 by itself), and the t interval with three or more.
     """
     return {
         key: add_verdict(
@@ -283,10 +260,7 @@ def _over_seeds(figures: Sequence[Row]) -> dict[str, Any]:
 
 
 def add_verdict(difference: dict[str, Any], unit: str = "seed pair") -> dict[str, Any]:
-    """Add ``distinguishable`` to each figure (false if its interval contains 0), and a sentence on PPG as ``words``.
-
-    ``unit``: from ``unit_of``.
-    """
+    """Add ``distinguishable`` to each figure (false if its interval contains 0), and a sentence on PPG as ``words``."""
     for figure in FIGURES:
         difference[figure] = {**difference[figure], "distinguishable": excludes_zero(difference[figure]["ci95"])}
     value, (low, high) = difference["ppg"]["value"], difference["ppg"]["ci95"]

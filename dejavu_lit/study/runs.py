@@ -30,29 +30,17 @@ LOG = "training.log"  # the output of all trainings in a run's directory; locked
 Launcher = Callable[[Sequence[Path]], Iterator[tuple[Path, str | None]]]
 
 
-def training_cost(run: TrainingRun) -> int:
-    """The cost of a run in pairs seen: epochs × training size."""
-    return run.epochs * run.data.training_pairs(run.side)
-
-
 def train_missing(runs: Mapping[Path, TrainingRun], launcher: Launcher) -> dict[Path, str]:
-    """Train every unfinished run.
+    """Train every unfinished run of {run directory: its settings}: {run directory: why its training failed}.
 
-    Args:
-        runs: {run directory: its settings}; launcher: as described in the module docstring.
-
-    Returns:
-        {run directory: why its training failed}.
-
-    Raises:
-        UserError: a directory contains another run.
+    Raises UserError if a directory contains another run.
     """
     unfinished = {path: run for path, run in runs.items() if not RunDirectory(path).finished}
     if not unfinished:
         return {}
     for path, run in unfinished.items():
         _claim(RunDirectory(path), run)
-    costs = {path: training_cost(run) for path, run in unfinished.items()}
+    costs = {path: run.epochs * run.data.training_pairs(run.side) for path, run in unfinished.items()}  # pairs seen
     ended: dict[Path, str | None] = {}
     started = time.perf_counter()
     for path, error in launcher(list(unfinished)):
@@ -72,8 +60,7 @@ def _claim(directory: RunDirectory, run: TrainingRun) -> None:
     """Save a run's settings, of a started one only the limits of loading and the path of a gap reference that was moved; a
     training at work keeps its settings.
 
-    Raises:
-        UserError: there is a run with other settings, started or at work, or one at work that keeps too few checkpoints.
+    Raises UserError if another run is there, or one at work that keeps too few checkpoints.
     """
     directory.check(run)
     if directory.started:
@@ -139,13 +126,10 @@ def locked_log(path: Path) -> Iterator[int]:
 
 
 def _train_in_subprocess(path: Path, lock: int) -> str | None:
-    """Train one run in its own process, whose output goes to its log and from there to the screen.
+    """Train one run in its own process, whose output goes to its log and to the screen; returns why it failed, or None.
 
     The process inherits ``lock``, so the log stays locked even if this process is killed. The lock is not on the output, which
     the commands that a training runs inherit, too: one that hangs would keep the log locked.
-
-    Returns:
-        None, or why the training failed.
     """
     # Not through a pipe: a training that outlives its study must still be able to write.
     with open(path / LOG, "ab", opener=no_links) as output, open(path / LOG, "rb") as tail:
@@ -173,11 +157,7 @@ def _train_in_subprocess(path: Path, lock: int) -> str | None:
 
 
 def failure_reason(output: str, code: int, log_file: Path) -> str:
-    """Why a training failed: its last ``error:`` line, else the signal or its last line of output.
-
-    Args:
-        output: what it wrote; code: its exit code, negative for a signal; log_file: the file with the full output.
-    """
+    """Why a training failed: the last ``error:`` line of its output, else the signal of ``code`` or the last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     if errors := [line for line in lines if line.startswith("error: ")]:
         return errors[-1].removeprefix("error: ")

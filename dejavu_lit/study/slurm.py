@@ -79,24 +79,19 @@ class SlurmSettings:
         check_range(self, "slurm.", "(0, inf)", "poll_s", "mem_gb")
 
     def parameters(self, trainer: TrainerSettings) -> dict[str, Any]:
-        """submitit's parameters for a run with this trainer."""
-        optional = {
-            "partition": self.partition,
-            "account": self.account,
-            "qos": self.qos,
+        same_names = ("partition", "account", "qos", "signal_delay_s", "array_parallelism")
+        parameters = {
+            **{name: getattr(self, name) for name in same_names},
             "mem": None if self.mem_gb is None else f"{round(self.mem_gb * 1024)}MB",
             "gpus_per_node": gpus_per_node(trainer.accelerator, trainer.devices),
-        }
-        return {name: value for name, value in optional.items() if value is not None} | {
             "time": self.timeout_min,
             "nodes": trainer.num_nodes,
             "ntasks_per_node": tasks_per_node(trainer.devices),
             "cpus_per_task": cpus_per_task(trainer.loader.workers),
-            "signal_delay_s": self.signal_delay_s,
-            "array_parallelism": self.array_parallelism,
             "setup": [KILL_OTHERS, *self.setup],
             "additional_parameters": dict(self.additional),
         }
+        return {name: value for name, value in parameters.items() if value is not None}
 
 
 class SlurmLauncher:
@@ -138,9 +133,12 @@ class SlurmLauncher:
                 failed = misses[path] >= MISSES and (
                     misses[path] * self.settings.poll_s >= LATE_S or "error: " in _output(path)
                 )
-                if RunDirectory(path).finished or failed:
+                if RunDirectory(path).finished:
                     del waiting[path]
-                    yield path, None if RunDirectory(path).finished else _failure_reason(path)
+                    yield path, None
+                elif failed:
+                    del waiting[path]
+                    yield path, f"job {job}: {failure_reason(_output(path), 1, Path(read_json(path / JOB)['log']))}"
             running = sum(queue.get(job) == "RUNNING" for job in waiting.values())
             if waiting and (state := f"{running} jobs running, {len(waiting) - running} waiting") != logged:
                 log.info("%s", state)
@@ -184,10 +182,7 @@ class TrainingJob:
         self.path = path
 
     def __call__(self) -> None:
-        """Train, unless the run has been given to another job meanwhile.
-
-        If training fails, the process exits with code 1, so that SLURM counts the job as failed.
-        """
+        """Train, unless the run has been given to another job meanwhile; a failure ends the process with code 1."""
         from submitit import JobEnvironment
 
         from dejavu_lit.training.resume import resume
@@ -227,12 +222,6 @@ def _queue() -> dict[str, str]:
     raise UserError(
         f"squeue failed ({answer.stderr.strip()}); the jobs continue, run the same command again to wait for them"
     )
-
-
-def _failure_reason(path: Path) -> str:
-    """Why a job ended without finishing its run, from the logs of its tasks."""
-    saved = read_json(path / JOB)
-    return f"job {saved['job']}: {failure_reason(_output(path), 1, Path(saved['log']))}"
 
 
 def _output(path: Path) -> str:

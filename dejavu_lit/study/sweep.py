@@ -23,13 +23,9 @@ Pair = dict[str, tuple[Path, TrainingRun]]  # {side: directory and settings}, wh
 
 
 def pair_runs(folder: Path) -> tuple[list[Cell], list[str]]:
-    """The finished runs below ``folder`` as cells, in the order of the jobs; settings are named by what varies.
+    """The finished runs below ``folder`` as cells, in the order of the jobs, and one message per run that is skipped.
 
-    Returns:
-        (cells, one message per skipped run: not finished, trained twice, without a partner, or not of dejavu train).
-
-    Raises:
-        UserError: the folder does not exist or has no finished run.
+    Raises UserError if there is no finished run.
     """
     if not folder.is_dir():
         raise UserError(f"sweep={folder} is not a folder; give the folder of a multirun of dejavu train")
@@ -43,7 +39,7 @@ def pair_runs(folder: Path) -> tuple[list[Cell], list[str]]:
 
 
 def _finished_runs(folder: Path) -> tuple[list[Pair], list[str]]:
-    """The finished runs, grouped by configuration, and one message per run that is skipped."""
+    """The finished runs by configuration, and a message for each that is not finished or twice there."""
     pairs: dict[str, Pair] = {}
     skipped = []
     for path in sorted(folder.glob("**/config.yaml"), key=_natural_order):
@@ -109,7 +105,6 @@ def _natural_order(path: Path) -> list[str]:
 
 
 def _as_override(value: Any) -> str:
-    """A value as it is typed in an override."""
     return value if isinstance(value, str) else json.dumps(value)
 
 

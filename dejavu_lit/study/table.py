@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,13 @@ import pyarrow.parquet as pq
 from dejavu_lit.evaluation.context import CONTEXT
 from dejavu_lit.measure.controls import compare_settings, memorization_found, pool_blocks, pool_seeds
 from dejavu_lit.measure.figures import BLOCKS, MEMBERSHIP
-from dejavu_lit.measure.recompute import read_evaluation
+from dejavu_lit.measure.recompute import read_evaluation, schema_error
 from dejavu_lit.measure.records import SIDES, Records
 from dejavu_lit.measure.roc import FPRS
 from dejavu_lit.measure.settings import Resampling
+from dejavu_lit.study import ranking
 from dejavu_lit.study.cells import Cell, evaluation_folder, match_stop_epoch
 from dejavu_lit.study.halves import write_memorization
-from dejavu_lit.study.ranking import (
-    add_verdict,
-    by_setting,
-    comparison_key,
-    default_names,
-    pool_differences,
-    rank,
-    seed_and_half,
-    unit_of,
-)
-from dejavu_lit.study.study_file import SCHEMA
 from dejavu_lit.training.settings import TrainingRun
 from dejavu_lit.utils.config import flatten, to_plain
 from dejavu_lit.utils.errors import UserError, error_sentence
@@ -41,22 +32,18 @@ from dejavu_lit.utils.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
+SCHEMA = 1  # of study.json
 OPEN_CLIP_LOGIT_SCALE = round(1 / 0.07, 4)  # the initial value, unless a checkpoint or a knob sets another
-
-RecordSets = tuple[Records, Records | None]  # of A, and of B if it was measured
 
 
 def evaluate_cells(
     out: Path, cells: Sequence[Cell], evaluate: Callable[[Cell, Path], Mapping[str, Any]], failed: Mapping[Path, str]
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Evaluate every cell whose two runs were trained.
+    """Evaluate every cell whose two runs were trained: (the rows of study.json, {cell label: why it has no row}).
 
     Args:
-        out: the study's folder; evaluate: (cell, folder of its evaluation) -> contents of metrics.json.
+        evaluate: (cell, folder of its evaluation) -> contents of metrics.json.
         failed: {run directory: why its training failed}.
-
-    Returns:
-        (the rows of study.json, {cell label: why it has no row}).
     """
     rows, failures = [], {}
     sizes: dict[str, list[dict[str, Any]]] = {}  # the rows that train on as many pairs
@@ -154,15 +141,15 @@ def write_study(
         utility_loss: largest drop of zero-shot accuracy that a recommended setting may cost, as a share (0.02: two points).
         cells: all that were planned; the first is the default even if it has no row.
     """
-    differences, incomparable = _differences(out, rows, default_names(rows, cells))
-    pooled = _pool_settings(rows, pool_differences(differences), write_memorization(out, rows))
+    differences, incomparable = _differences(out, rows, ranking.default_names(rows, cells))
+    pooled = _pool_settings(rows, ranking.pool_differences(differences), write_memorization(out, rows))
     study = {
         "schema": SCHEMA,
         "settings": list(rows),
         "pooled": pooled,
         "differences": differences,
         "incomparable": incomparable,
-        **rank(rows, pooled, utility_loss, cells),
+        **ranking.rank(rows, pooled, utility_loss, cells),
         "rule": (
             f"largest drop of symmetric PPG whose utility loss is at most {utility_loss:g} and whose 95 % interval is above 0"
         ),
@@ -180,6 +167,16 @@ def write_study(
     table = pa.table({name: _column([row.get(name) for row in flat]) for name in names})
     with atomic(out / "study.parquet") as part:
         pq.write_table(table, part)
+    return study
+
+
+def read_study(path: Path) -> dict[str, Any]:
+    """A study.json, which may come from elsewhere; raises UserError if it is missing, damaged or of another schema."""
+    study = read_json_object(path, SCHEMA)
+    if not study.get("settings"):
+        raise UserError(f"{path} has no settings; run dejavu mitigate again")
+    if (damage := schema_error(json.dumps(study), "dejavu_lit.study", "study.schema.json")) is not None:
+        raise UserError(f"{path} is damaged ({damage}); run dejavu mitigate again")
     return study
 
 
@@ -207,18 +204,15 @@ def _pool_settings(
             **pool_blocks(group),
             "membership": _pool_membership(group),
             "memorization": memorization.get((name, size)),
-            "found": memorization_found(group, unit_of(group)),
+            "found": memorization_found(group, ranking.unit_of(group)),
             "difference": differences.get((name, size)),
         }
-        for (name, size), group in by_setting(rows).items()
+        for (name, size), group in ranking.by_setting(rows).items()
     ]
 
 
 def _pool_membership(group: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """{score: {mean, sd, ci95} of the symmetric AUC, and tpr_at_fpr: {fpr: the same of the mean over both directions}}.
-
-    A figure that a row lacks is None.
-    """
+    """{score: {mean, sd, ci95} of the symmetric AUC, and tpr_at_fpr: {fpr: the same of the mean over both directions}}."""
     pooled: dict[str, Any] = {}
     for score in MEMBERSHIP:
         entries = [(row.get("membership") or {}).get(score) or {} for row in group]
@@ -244,56 +238,46 @@ def _mean_tpr(entry: Mapping[str, Any], fpr: str) -> dict[str, float] | None:
 def _differences(
     out: Path, rows: Sequence[Mapping[str, Any]], default_of: Mapping[tuple[Any, ...], str]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Compare every row with the default of the comparable ones, at the same size, seed and half, on the same records.
+    """The gaps of the comparable default minus every row's, at the same size, seed and half, on the same records.
 
-    Returns:
-        (the differences, {name, train_size, seed, half, against, reason} of each row that could not be compared).
+    Returns (the differences, the rows that could not be compared, with the reason).
     """
     defaults = {
-        (comparison_key(row), row["train_size"], seed_and_half(row)): row
+        (ranking.comparison_key(row), row["train_size"], ranking.seed_and_half(row)): row
         for row in reversed(rows)
-        if row["name"] == default_of[comparison_key(row)]
+        if row["name"] == default_of[ranking.comparison_key(row)]
     }
-    default_records: dict[str, RecordSets] = {}
+    default_records = cache(_read_records)  # those of a default are compared with many
     differences, incomparable = [], []
-    units = {key: unit_of(group) for key, group in by_setting(rows).items()}
+    units = {key: ranking.unit_of(group) for key, group in ranking.by_setting(rows).items()}
     for row in rows:
-        default_name = default_of[comparison_key(row)]
+        default_name = default_of[ranking.comparison_key(row)]
         if row["name"] == default_name:
             continue
         entry = {name: row[name] for name in ("name", "train_size", "seed")}
         entry |= {"half": row.get("half", 0), "against": default_name}
         try:
-            default = defaults.get((comparison_key(row), row["train_size"], seed_and_half(row)))
+            default = defaults.get((ranking.comparison_key(row), row["train_size"], ranking.seed_and_half(row)))
             if default is None:
                 of_row = f"{row['train_size']} pairs, seed {row['seed']} and half {entry['half']}"
                 raise UserError(f"{default_name} has no result for {of_row}")
-            difference = _difference(out, default, row, default_records)
+            path = out / default["metrics"]
+            metrics, records = read_json(path), (default_records(path), _read_records(out / row["metrics"]))
+            settings = metrics["settings"]
+            resampling = Resampling(**{field.name: settings[field.name] for field in fields(Resampling)})
+            difference = compare_settings(*records, metrics["k"], settings["top_m"], resampling)
         except UserError as error:  # one pair of rows that cannot be compared must not cost the whole table
             log.warning("%s is not compared with %s: %s", row["name"], default_name, error)
             incomparable.append({**entry, "reason": str(error)})
             continue
-        differences.append(add_verdict({**entry, **difference}, units[row["name"], row["train_size"]]))
+        differences.append(ranking.add_verdict({**entry, **difference}, units[row["name"], row["train_size"]]))
     return differences, incomparable
 
 
-def _difference(
-    out: Path, default: Mapping[str, Any], row: Mapping[str, Any], default_records: dict[str, RecordSets]
-) -> dict[str, Any]:
-    """The default's gaps minus the row's; ``default_records`` caches the records of rows that are compared with many."""
-    metrics = read_json(out / default["metrics"])
-    if default["metrics"] not in default_records:
-        default_records[default["metrics"]] = _read_records(out, default, metrics)
-    records = _read_records(out, row, read_json(out / row["metrics"]))
-    settings = metrics["settings"]
-    resampling = Resampling(**{field.name: settings[field.name] for field in fields(Resampling)})
-    return compare_settings(default_records[default["metrics"]], records, metrics["k"], settings["top_m"], resampling)
-
-
-def _read_records(out: Path, row: Mapping[str, Any], metrics: Mapping[str, Any]) -> RecordSets:
-    folder, settings = (out / row["metrics"]).parent, metrics["settings"]
-    public = read_json(folder / CONTEXT)["public"]
-    sets = read_evaluation(folder, settings["objects"], settings["threshold"], public)[0]
+def _read_records(metrics: Path) -> tuple[Records, Records | None]:
+    """The records of A, and of B if it was measured, of the evaluation with this metrics.json."""
+    settings, public = read_json(metrics)["settings"], read_json(metrics.parent / CONTEXT)["public"]
+    sets = read_evaluation(metrics.parent, settings["objects"], settings["threshold"], public)[0]
     return sets["population"], sets.get("swapped")
 
 

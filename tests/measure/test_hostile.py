@@ -16,7 +16,7 @@ from dejavu_lit.measure.per_pair import read_keys
 from dejavu_lit.measure.recompute import read_metrics
 from dejavu_lit.measure.records import read_records, write_records
 from dejavu_lit.report.cards import choose_keys, read_ranks, read_rows
-from dejavu_lit.report.evaluation import gaps_over_epochs
+from dejavu_lit.report.evaluation import Evaluation
 from dejavu_lit.report.report import write_report
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import read_json, write_json
@@ -149,7 +149,7 @@ def test_key_files(tmp_path, content):
 @given(content=damaged(b"step,epoch,metric,value\n5,0,gap/ppg,0.1\n5,0,val_loss,2.5\n9,1,gap/ppg,0.2\n"))
 def test_the_gaps_over_the_epochs(tmp_path, content):
     (tmp_path / "metrics.csv").write_bytes(content)
-    try_read(lambda: gaps_over_epochs(tmp_path / "evaluation", {"target": str(tmp_path)}))
+    try_read(lambda: Evaluation(tmp_path / "evaluation", {"settings": {"target": str(tmp_path)}}, None).epochs())
 
 
 @pytest.fixture(scope="module")

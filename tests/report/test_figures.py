@@ -15,8 +15,8 @@ pytest.importorskip("matplotlib")
 from matplotlib.axes import Axes
 from matplotlib.font_manager import fontManager
 
-from dejavu_lit.report.evaluation import gaps_over_epochs
-from dejavu_lit.report.figure_files import draw_figures, save
+from dejavu_lit.report.evaluation import Evaluation
+from dejavu_lit.report.figure_files import FigureInfo, draw_figures, save
 from dejavu_lit.report.figures import (
     DARK,
     LABELS,
@@ -193,6 +193,10 @@ def test_planted_memory(plots: dict[str, Plot], metrics: dict[str, Any]) -> None
         np.testing.assert_allclose(ends, [level[figure]["ci95"] for level in levels])
 
 
+def gaps_over_epochs(evaluation: Path, target: object) -> list[dict[str, float]]:
+    return Evaluation(evaluation, {"settings": {"target": str(target)}}, None).epochs()
+
+
 def test_epochs(metrics: dict[str, Any], tmp_path: Path) -> None:
     names = ("ppg", "prg", "aucg", "ppg_low", "ppg_high", "null_ppg", "corrected_ppg")
     rows = [{name: round(0.1 * (i + 1) + 0.01 * place, 3) for place, name in enumerate(names)} for i in range(3)]
@@ -206,19 +210,19 @@ def test_epochs(metrics: dict[str, Any], tmp_path: Path) -> None:
         later = {"loss": 2.0, "val_accuracy": 0.9, "epoch": epoch + 1}  # an epoch that was not measured
         log.log_metrics(later, 10 * epoch + 5)
     evaluation = tmp_path / "study" / "evaluations" / "none-s0"
-    assert gaps_over_epochs(evaluation, {"target": "moved/none-s0-target"}) == []  # beside the runs, but not in a study
+    assert gaps_over_epochs(evaluation, "moved/none-s0-target") == []  # beside the runs, but not in a study
     write_json(tmp_path / "study" / "study.json", {})
-    measured = gaps_over_epochs(evaluation, {"target": "moved/none-s0-target"})  # a study that was moved
-    assert measured == gaps_over_epochs(Path("x"), {"target": str(run)})
+    measured = gaps_over_epochs(evaluation, "moved/none-s0-target")  # a study that was moved
+    assert measured == gaps_over_epochs(Path("x"), run)
     assert [r["epoch"] for r in measured] == [5, 10, 15]
     assert [{name: r[name] for name in names} for r in measured] == rows
-    assert [r["epoch"] for r in gaps_over_epochs(evaluation, {"target": f"{run}@10"})] == [5, 10]
-    assert gaps_over_epochs(evaluation, {"target": "ViT-B-32@openai"}) == []
+    assert [r["epoch"] for r in gaps_over_epochs(evaluation, f"{run}@10")] == [5, 10]
+    assert gaps_over_epochs(evaluation, "ViT-B-32@openai") == []
     (tmp_path / "me@host").mkdir()
     renamed = run.rename(tmp_path / "me@host" / "x@5")  # folder names that contain an @
     (renamed / "config.yaml").touch()
-    assert gaps_over_epochs(Path("x"), {"target": str(renamed)}) == measured
-    assert [r["epoch"] for r in gaps_over_epochs(Path("x"), {"target": f"{renamed}@10"})] == [5, 10]
+    assert gaps_over_epochs(Path("x"), renamed) == measured
+    assert [r["epoch"] for r in gaps_over_epochs(Path("x"), f"{renamed}@10")] == [5, 10]
 
     plot = next(p for p in evaluation_plots(metrics | {"epochs": measured}) if p.name == "epochs")
     for axis, name in zip(plot.figure.axes, (*FIGURES, "val_accuracy"), strict=True):
@@ -235,7 +239,7 @@ def test_epochs(metrics: dict[str, Any], tmp_path: Path) -> None:
     file = renamed / "metrics.csv"  # damaged: a figure of the last epoch is missing, and then a field does not end
     kept = [line for line in file.read_text().splitlines() if not ("gap/null_ppg" in line and ",14," in line)]
     file.write_text("\n".join([*kept, '"' + "x" * csv.field_size_limit() + "y"]))
-    assert gaps_over_epochs(Path("x"), {"target": str(renamed)}) == measured[:2]
+    assert gaps_over_epochs(Path("x"), renamed) == measured[:2]
 
 
 def test_subgroups(plots: dict[str, Plot], metrics: dict[str, Any]) -> None:
@@ -326,19 +330,24 @@ def test_files_of_every_plot(plots: dict[str, Plot], study_figures: dict[str, Pl
         assert shown.narrow_size[0] == 331
 
 
+def figures_of(*args: Any, **options: Any) -> list[FigureInfo]:
+    with draw_figures(*args, **options) as finished:
+        return finished()
+
+
 def test_a_figure_of_the_same_numbers_is_not_drawn_again(
     metrics: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = metrics | {"subgroups": {}, "planted": None, "sensitivity": {"threshold": [], "top_m": []}}
-    first = draw_figures("evaluation", few, tmp_path / "one")
+    first = figures_of("evaluation", few, tmp_path / "one")
     (tmp_path / "one" / "recall.csv").unlink()  # an incomplete figure is drawn again
     with monkeypatch.context() as patch:
         patch.setattr(Plot, "figure", None)
         with pytest.raises(AttributeError):
-            draw_figures("evaluation", few, tmp_path / "x", earlier=tmp_path / "one")
-    second = draw_figures("evaluation", few, tmp_path / "two", earlier=tmp_path / "one")
+            figures_of("evaluation", few, tmp_path / "x", earlier=tmp_path / "one")
+    second = figures_of("evaluation", few, tmp_path / "two", earlier=tmp_path / "one")
     monkeypatch.setattr(Plot, "figure", None)
-    third = draw_figures("evaluation", few, tmp_path / "three", earlier=tmp_path / "two")
+    third = figures_of("evaluation", few, tmp_path / "three", earlier=tmp_path / "two")
     assert first == second == third
     names = {path.name: path.read_bytes() for path in (tmp_path / "two").iterdir()}
     assert {path.name: path.read_bytes() for path in (tmp_path / "three").iterdir()} == names
@@ -421,6 +430,6 @@ def test_labels_that_no_font_has_are_said_once(
     small_study: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     contents = json.dumps(read_json(small_study / "study.json")).replace('"none', '"\U00013000')  # a hieroglyph
-    assert draw_figures("study", json.loads(contents), tmp_path)
+    assert figures_of("study", json.loads(contents), tmp_path)
     assert caplog.text.count("1 characters as boxes") == 1
     assert "install one, such as Noto Sans CJK" in caplog.text

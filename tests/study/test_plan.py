@@ -18,7 +18,7 @@ from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.settings import ModelSpec
 from dejavu_lit.study.cells import Cell, evaluation_request, folder_name, match_stop_epoch
 from dejavu_lit.study.plan import PlannedRow, make_plan
-from dejavu_lit.study.runs import failure_reason, locked_log, train_here, train_missing, training_cost
+from dejavu_lit.study.runs import failure_reason, locked_log, train_here, train_missing
 from dejavu_lit.study.sweep import pair_runs
 from dejavu_lit.study.table import evaluate_cells, knobs, write_study
 from dejavu_lit.training.settings import GapSettings, Recipe, TrainerSettings, TrainingRun
@@ -275,11 +275,6 @@ def test_a_log_is_free_when_its_training_has_ended_although_a_command_of_it_stil
             assert "waiting" not in caplog.text
     finally:
         os.kill(command, signal.SIGKILL)
-
-
-def test_the_cost_of_a_run_is_the_pairs_that_it_sees():
-    assert training_cost(config(size=100, epochs=20)) == 2000
-    assert training_cost(config(size=100, epochs=20, stop_epoch=5)) == 500
 
 
 def test_why_a_training_failed():
