@@ -14,12 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from dejavu_lit.data.objects import Objects
-from dejavu_lit.measure.score_kernels import count_all, count_bits, most_frequent
+from dejavu_lit.measure.score_kernels import count_all, most_frequent
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.parallel import thread_count, thread_pool
+from dejavu_lit.utils.parallel import for_blocks, thread_count
 
-# With few labels, the objects of an image are joined as 64-bit words: faster up to this many words per object.
-WORDS_PER_OBJECT = 6
 CHUNK = 8192  # records per task of a thread: bounds the copies of memory-mapped neighbors
 
 
@@ -119,8 +117,6 @@ def score(neighbors: Neighbors, public: Objects, truth: Objects, ks: Sequence[in
     """
     _check(neighbors, public, truth, ks, top_m)
     labels = len(public.labels)
-    is_dense = top_m is None and -(-labels // 64) * len(public) <= WORDS_PER_OBJECT * len(public.codes)
-    bits = _bits(public) if is_dense else None
     hits = np.zeros((len(neighbors), len(ks)), np.int32)
     predicted = np.zeros((len(neighbors), len(ks)), np.int32)
 
@@ -133,21 +129,17 @@ def score(neighbors: Neighbors, public: Objects, truth: Objects, ks: Sequence[in
                 f"a neighbor is row {rows.max()} of the public set, which has objects for {len(public)} images; "
                 "the objects must be those of the public set that was searched"
             )
-        sizes = np.array(ks, np.int64)
-        if bits is not None:
-            count_bits(rows, *_rows(own), bits, sizes, hits[part], predicted[part])
-        elif top_m is None:
-            count_all(rows, *_rows(own), *_rows(public), sizes, labels, hits[part], predicted[part])
-        else:
-            chosen = _most_frequent(rows, neighbors.distances[part, : ks[-1]], public, sizes, top_m)
-            predicted[part] = (chosen >= 0).sum(axis=2)
-            record = np.arange(len(rows))[:, None, None]
-            is_right = np.isin(record * labels + chosen, _owners(own) * labels + own.codes)
-            hits[part] = (is_right & (chosen >= 0)).sum(axis=2)
+        if top_m is None:
+            count_all(rows, *_rows(own), *_rows(public), np.array(ks, np.int64), labels, hits[part], predicted[part])
+            return
+        own_objects = np.repeat(np.arange(len(own)), own.counts()) * labels + own.codes
+        for column, k in enumerate(ks):
+            objects = _predicted(neighbors[part], public, k, top_m)
+            records = [found // max(1, labels) for found in (objects, own_objects[np.isin(own_objects, objects)])]
+            predicted[part, column], hits[part, column] = (np.bincount(r, minlength=len(own)) for r in records)
 
     size = max(1, min(CHUNK, -(-len(neighbors) // thread_count())))
-    with thread_pool() as pool:
-        list(pool.map(work, range(0, len(neighbors), size)))
+    for_blocks(work, len(neighbors), size)
     return Scores(tuple(ks), hits, predicted, truth.counts().astype(np.int32))
 
 
@@ -156,41 +148,23 @@ def predict(neighbors: Neighbors, public: Objects, k: int, top_m: int | None = N
 
     Meant for a block of records at a time: it needs memory for all objects of the neighbors.
     """
-    labels = max(1, len(public.labels))
-    if top_m is None:
-        rows = neighbors.rows[:, :k]
-        counts = public.counts()[rows]
-        first = np.cumsum(counts) - counts.ravel()
-        gather = np.repeat(public.starts[rows].ravel() - first, counts.ravel()) + np.arange(counts.sum())
-        record = np.repeat(np.arange(len(rows)), counts.sum(axis=1))
-        labels_of_records = np.unique(record * labels + public.codes[gather])
-    else:
-        rows, distances = neighbors.rows[:, :k], neighbors.distances[:, :k]
-        chosen = _most_frequent(rows, distances, public, np.array([k], np.int64), top_m)[:, 0]
-        labels_of_records = np.sort((np.arange(len(chosen))[:, None] * labels + chosen)[chosen >= 0])
-    record, codes = np.divmod(labels_of_records, labels)
+    record, codes = np.divmod(_predicted(neighbors, public, k, top_m), max(1, len(public.labels)))
     return np.searchsorted(record, np.arange(len(neighbors) + 1)), codes.astype(np.int32)
 
 
-def _bits(objects: Objects) -> np.ndarray:
-    """Each image's objects as bits, uint64 [images, words]."""
-    bits = np.zeros((len(objects), -(-len(objects.labels) // 64)), np.uint64)
-    bit = np.uint64(1) << (objects.codes & 63).astype(np.uint64)
-    np.bitwise_or.at(bits, (_owners(objects), objects.codes >> 6), bit)
-    return bits
-
-
-def _most_frequent(rows: np.ndarray, distances: np.ndarray, public: Objects, ks: np.ndarray, top_m: int) -> np.ndarray:
-    """The codes of the m objects found in most neighbors, int32 [n, len(ks), m], −1 where there are fewer."""
-    labels = len(public.labels)
-    chosen = np.full((len(rows), len(ks), min(top_m, labels)), -1, np.int32)
-    most_frequent(_plain(rows, np.int32), _plain(distances, np.float32), *_rows(public), ks, labels, chosen)
-    return chosen
-
-
-def _owners(objects: Objects) -> np.ndarray:
-    """The image of every object, int64 [objects]."""
-    return np.repeat(np.arange(len(objects)), objects.counts())
+def _predicted(neighbors: Neighbors, public: Objects, k: int, top_m: int | None) -> np.ndarray:
+    """The predicted objects of all records, ascending: record · labels + code, int64."""
+    rows, labels = neighbors.rows[:, :k], max(1, len(public.labels))
+    if top_m is not None:
+        chosen = np.full((len(rows), min(top_m, labels)), -1, np.int32)
+        distances = _plain(neighbors.distances[:, :k], np.float32)
+        most_frequent(_plain(rows, np.int32), distances, *_rows(public), labels, chosen)
+        return np.sort((np.arange(len(rows))[:, None] * labels + chosen)[chosen >= 0])
+    counts = public.counts()[rows]
+    first = np.cumsum(counts) - counts.ravel()
+    gather = np.repeat(public.starts[rows].ravel() - first, counts.ravel()) + np.arange(counts.sum())
+    record = np.repeat(np.arange(len(rows)), counts.sum(axis=1))
+    return np.unique(record * labels + public.codes[gather])
 
 
 def _rows(objects: Objects) -> tuple[np.ndarray, np.ndarray]:
