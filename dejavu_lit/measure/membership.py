@@ -17,7 +17,7 @@ import numpy as np
 from dejavu_lit.data.splits import seeded_hash
 from dejavu_lit.measure.figures import MEMBERSHIP
 from dejavu_lit.measure.model_scores import MODEL_SCORES, OTHERS
-from dejavu_lit.measure.per_pair import tail
+from dejavu_lit.measure.per_pair import add_q, tail
 from dejavu_lit.measure.records import SIDES, Records
 from dejavu_lit.measure.roc import Auc, attack, auc_figure, audit, noted, roc_points, spearman, unusable
 from dejavu_lit.measure.settings import Settings
@@ -192,8 +192,6 @@ def holdout_tails(
 
     The three values are None for pairs without a finite score; a score that a model lacks is missing.
     """
-    from scipy.stats import false_discovery_control
-
     a, h = ScoredSet(population, k, top_m), ScoredSet(null, k, top_m)
     chosen = set(keys)
     rows = [row for row, key in enumerate(a.keys) if key in chosen]
@@ -202,10 +200,10 @@ def holdout_tails(
         values, holdout = a.values(score), h.values(score)
         if score == "dejavu" or values is None or holdout is None or not np.isfinite(holdout).all() or not len(holdout):
             continue  # the gap in hits has its own p-value
-        scored = [row for row in rows if np.isfinite(values[row])]
-        p = tail(holdout, values[scored])
         for key in keys:
             tails[key][score] = {"score": None, "p": None, "q": None}
-        for i, (row, q) in enumerate(zip(scored, false_discovery_control(p).tolist(), strict=True)):
-            tails[a.keys[row]][score] = {"score": float(values[row]), "p": float(p[i]), "q": q}
+        scored = [row for row in rows if np.isfinite(values[row])]
+        for row, p in zip(scored, tail(holdout, values[scored]).tolist(), strict=True):
+            tails[a.keys[row]][score] |= {"score": float(values[row]), "p": p}
+        add_q(tails[key][score] for key in keys)
     return tails

@@ -4,7 +4,7 @@ For each chosen pair of A, the gap target − reference (precision, recall, hits
 neither model trained on: p = (1 + #{H ≥ x}) / (1 + |H|), with Benjamini–Hochberg q over the chosen pairs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,16 @@ def tail(holdout: np.ndarray, gaps: np.ndarray) -> np.ndarray:
     """(1 + #{holdout ≥ x}) / (1 + |holdout|) for each x of ``gaps``."""
     reached = len(holdout) - np.searchsorted(np.sort(holdout), gaps, side="left")
     return (1 + reached) / (1 + len(holdout))
+
+
+def add_q(rows: Iterable[dict[str, Any]], prefix: str = "") -> None:
+    """Add the Benjamini–Hochberg ``q`` to the rows with a ``p``, over these rows; ``prefix``: of both names."""
+    from scipy.stats import false_discovery_control  # takes a second to import
+
+    tested = [row for row in rows if row[f"{prefix}p"] is not None]
+    q = false_discovery_control([row[f"{prefix}p"] for row in tested])
+    for row, value in zip(tested, q.tolist(), strict=True):
+        row[f"{prefix}q"] = value
 
 
 def most_memorized(records: Records, k: int, top_m: int | None = None, limit: int | None = 100) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Compiled loops for ``scores`` that count objects over neighbors in compressed rows, without the GIL.
 
-They take a block of records: rows int32 [n, k] and distances float32 [n, k] of the neighbors, and compressed rows of the
-records' own objects (truth_starts int64 [n + 1], truth_codes int32) and of the public images' objects (starts, codes).
+They take a block of records: rows int32 [n, k] and distances float32 [n, k] of the neighbors; record i's own objects are
+truth_codes[truth_starts[i] : truth_starts[i + 1]], and starts and codes are those of the public images.
 Under NUMBA_DISABLE_JIT=1 they run as plain Python.
 """
 

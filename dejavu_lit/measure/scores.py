@@ -10,6 +10,7 @@ the inputs is a few bytes per record and per label.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -115,28 +116,35 @@ def score(neighbors: Neighbors, public: Objects, truth: Objects, ks: Sequence[in
     Raises:
         UserError: ks are not increasing or exceed the neighbors, the labels differ, or a row is outside the public set.
     """
-    _check(neighbors, public, truth, ks, top_m)
+    if not ks or any(b <= a for a, b in pairwise([0, *ks])):
+        raise UserError(f"ks={list(ks)} must be increasing numbers of at least 1")
+    if ks[-1] > neighbors.k:
+        raise UserError(f"k={ks[-1]} exceeds the {neighbors.k} neighbors of each record; lower ks= or search again")
+    if public.labels != truth.labels:
+        raise UserError("the records' and the public objects have different labels; read both with one read_objects()")
+    if len(truth) != len(neighbors):
+        raise UserError(f"there are objects for {len(truth)} records and neighbors for {len(neighbors)}")
     labels = len(public.labels)
+    (starts, codes), public_rows = _rows(truth), _rows(public)
     hits = np.zeros((len(neighbors), len(ks)), np.int32)
     predicted = np.zeros((len(neighbors), len(ks)), np.int32)
 
     def work(start: int) -> None:
         part = slice(start, start + size)
-        rows, starts = _plain(neighbors.rows[part, : ks[-1]], np.int32), truth.starts[start : start + size + 1]
-        own = Objects(truth.keys[part], starts - starts[0], truth.codes[starts[0] : starts[-1]], truth.labels)
+        rows, own = _plain(neighbors.rows[part, : ks[-1]], np.int32), starts[start : start + size + 1]
         if rows.size and rows.max() >= len(public):
             raise UserError(
                 f"a neighbor is row {rows.max()} of the public set, which has objects for {len(public)} images; "
                 "the objects must be those of the public set that was searched"
             )
         if top_m is None:
-            count_all(rows, *_rows(own), *_rows(public), np.array(ks, np.int64), labels, hits[part], predicted[part])
+            count_all(rows, own, codes, *public_rows, np.array(ks, np.int64), labels, hits[part], predicted[part])
             return
-        own_objects = np.repeat(np.arange(len(own)), own.counts()) * labels + own.codes
+        own_objects = np.repeat(np.arange(len(rows)), np.diff(own)) * labels + codes[own[0] : own[-1]]
         for column, k in enumerate(ks):
             objects = _predicted(neighbors[part], public, k, top_m)
-            records = [found // max(1, labels) for found in (objects, own_objects[np.isin(own_objects, objects)])]
-            predicted[part, column], hits[part, column] = (np.bincount(r, minlength=len(own)) for r in records)
+            records = [some // max(1, labels) for some in (objects, own_objects[np.isin(own_objects, objects)])]
+            predicted[part, column], hits[part, column] = (np.bincount(r, minlength=len(rows)) for r in records)
 
     size = max(1, min(CHUNK, -(-len(neighbors) // thread_count())))
     for_blocks(work, len(neighbors), size)
@@ -169,19 +177,6 @@ def _predicted(neighbors: Neighbors, public: Objects, k: int, top_m: int | None)
 
 def _rows(objects: Objects) -> tuple[np.ndarray, np.ndarray]:
     return _plain(objects.starts, np.int64), _plain(objects.codes, np.int32)
-
-
-def _check(neighbors: Neighbors, public: Objects, truth: Objects, ks: Sequence[int], top_m: int | None) -> None:
-    if not ks or any(b <= a for a, b in zip([0, *ks], ks, strict=False)):
-        raise UserError(f"ks={list(ks)} must be increasing numbers of at least 1")
-    if ks[-1] > neighbors.k:
-        raise UserError(f"k={ks[-1]} exceeds the {neighbors.k} neighbors of each record; lower ks= or search again")
-    if top_m is not None and top_m < 1:
-        raise UserError(f"top_m={top_m} must be at least 1, or null to predict every object of the neighbors")
-    if public.labels != truth.labels:
-        raise UserError("the records' and the public objects have different labels; read both with one read_objects()")
-    if len(truth) != len(neighbors):
-        raise UserError(f"there are objects for {len(truth)} records and neighbors for {len(neighbors)}")
 
 
 def _plain(array: np.ndarray, dtype: type) -> np.ndarray:

@@ -86,8 +86,6 @@ def test_mistakes_are_named() -> None:
             score(*args, ks)
     with pytest.raises(UserError, match="k=7 exceeds the 6"):
         score(*args, [7])
-    with pytest.raises(UserError, match="top_m=0"):
-        score(*args, [3], top_m=0)
     with pytest.raises(UserError, match="different labels"):
         score(case.target, case.public_objects, objects(case.truth, [*case.labels, "zzz"], "a"), [3])
     with pytest.raises(UserError, match="objects for 3 records and neighbors for 40"):
