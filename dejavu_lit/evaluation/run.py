@@ -70,9 +70,9 @@ def _check_files(evaluation: EvaluationSettings) -> None:
     if evaluation.base is not None:
         check_model("base", evaluation.base)
     if evaluation.keys is not None:
-        from dejavu_lit.measure.per_pair import read_keys
+        from dejavu_lit.data.key_lists import read_keys
 
-        read_keys(evaluation.keys)
+        read_keys(evaluation.keys, "keys")
 
 
 def _check_objects(evaluation: EvaluationSettings, data: DataSpec) -> None:

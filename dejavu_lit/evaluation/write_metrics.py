@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dejavu_lit.data.key_lists import read_keys
 from dejavu_lit.data.manifest import MANIFEST, listed_members
 from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.evaluation.context import CONTEXT, METRICS, EvaluationSpec, searched_public_keys
 from dejavu_lit.measure.groups import COLUMNS, group_gaps
 from dejavu_lit.measure.membership import holdout_tails, scoreboard
 from dejavu_lit.measure.metrics import measure
-from dejavu_lit.measure.per_pair import most_memorized, pair_gaps, read_keys
+from dejavu_lit.measure.per_pair import most_memorized, pair_gaps
 from dejavu_lit.measure.recompute import RECORD_FILES, gaps_by_objects, read_evaluation
 from dejavu_lit.measure.records import SIDES, Records, write_records
 from dejavu_lit.utils.config import flatten
@@ -125,7 +126,7 @@ def _gaps_of_groups(spec: EvaluationSpec, column: str, sets: Mapping[str, Record
 def _gaps_of_keys(spec: EvaluationSpec, keys: str, sets: Mapping[str, Records]) -> dict[str, Any]:
     """The gaps and the membership scores of the pairs in the file ``keys``, ranked against H."""
     population, null, k, top_m = sets["population"], sets["null"], spec.settings.k, spec.settings.top_m
-    gaps = pair_gaps(population, null, read_keys(keys), k, top_m)
+    gaps = pair_gaps(population, null, read_keys(keys, "keys"), k, top_m)
     scores = holdout_tails(population, null, [pair["key"] for pair in gaps["pairs"]], k, top_m)
     for pair in gaps["pairs"]:
         pair["membership"] = scores[pair["key"]]

@@ -19,7 +19,7 @@ from dejavu_lit.measure.figures import MEMBERSHIP
 from dejavu_lit.measure.model_scores import MODEL_SCORES, OTHERS
 from dejavu_lit.measure.per_pair import add_q, tail
 from dejavu_lit.measure.records import SIDES, Records
-from dejavu_lit.measure.roc import Auc, attack, auc_figure, audit, noted, roc_points, spearman, unusable
+from dejavu_lit.measure.roc import Auc, attack, auc, auc_figure, audit, noted, roc_points, spearman, unusable
 from dejavu_lit.measure.settings import Settings
 
 COLUMNS = tuple(f"{side}_{score}" for side in SIDES for score in MODEL_SCORES)
@@ -129,11 +129,13 @@ def _score_figures(
             entry["swapped"] = attack(swapped, exchanged, seed)
             entry["symmetric"] = noted(reasons, "symmetric", _symmetric((members, others), (swapped, exchanged)))
         if score in MODEL_SCORES:
-            entry["unseen"] = noted(reasons, "unseen", _plain_auc(b.values(score, exchanged=True), others))
+            unseen = b.values(score, exchanged=True)
+            missing = (None, "the records have no such scores")
+            entry["unseen"] = noted(reasons, "unseen", missing if unseen is None else auc(unseen, others))
         else:
             reasons["unseen"] = "one of the two models that it compares was trained on B"
     first = _first_half(scored["null"], score)
-    entry["control"] = noted(reasons, "control", _plain_auc(others[first], others[~first]))
+    entry["control"] = noted(reasons, "control", auc(others[first], others[~first]))
     a = scored["population"]
     gaps = a.values("dejavu")
     assert gaps is not None
@@ -150,16 +152,6 @@ def _symmetric(
     if reason := unusable(*population) or unusable(*swapped):
         return None, reason
     return auc_figure(*Auc.of(*population).mean_with(Auc.of(*swapped))), None
-
-
-def _plain_auc(first: np.ndarray | None, second: np.ndarray) -> tuple[dict[str, Any] | None, str | None]:
-    """The AUC of pairs that no model was trained on, against others."""
-    if first is None:
-        return None, "the records have no such scores"
-    if reason := unusable(first, second):
-        return None, reason
-    auc = Auc.of(first, second)
-    return auc_figure(auc.value, auc.se), None
 
 
 def _first_half(null: ScoredSet, score: str) -> np.ndarray:

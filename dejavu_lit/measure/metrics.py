@@ -22,7 +22,7 @@ from dejavu_lit.measure.records import EXPOSURE, Records
 from dejavu_lit.measure.sample import recall_curves, sample_curves, sample_gaps
 from dejavu_lit.measure.scores import Scores
 from dejavu_lit.measure.settings import Settings
-from dejavu_lit.measure.subgroups import by_subgroup, column_names
+from dejavu_lit.measure.subgroups import by_subgroup
 from dejavu_lit.utils.errors import UserError
 
 VERSIONS = (1, 2)  # of the schema of metrics.json that can be read; 2 added membership, and is what is written
@@ -51,7 +51,6 @@ def measure(
     """
     settings = settings or Settings()
     sets = {n: r for n, r in (("population", population), ("null", null), ("swapped", swapped)) if r is not None}
-    column_names(settings.subgroups, [population, *([swapped] if swapped is not None else [])])
     scores = {name: records.scores(settings.ks, settings.top_m) for name, records in sets.items()}
     results = {name: outcomes(*pair, settings.k) for name, pair in scores.items()}
     reasons = _reasons(results)

@@ -6,25 +6,16 @@ neither model trained on: p = (1 + #{H ≥ x}) / (1 + |H|), with Benjamini–Hoc
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dejavu_lit.data import key_lists
 from dejavu_lit.measure.records import SIDES, Records
 from dejavu_lit.measure.sample import rank
 from dejavu_lit.measure.scores import predict
 from dejavu_lit.utils.errors import UserError
 
 GAPS = ("precision", "recall", "hits")
-
-
-def read_keys(path: Path | str) -> list[str]:
-    """The distinct keys in a text file with one key per line; raises UserError if the file is missing or has no key."""
-    if not (keys := key_lists.read_keys(path, "keys")):
-        raise UserError(f"keys={path} has no keys; write one key per line")
-    return keys
 
 
 def pair_gaps(

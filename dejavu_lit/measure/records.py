@@ -29,8 +29,6 @@ from dejavu_lit.measure.scores import Neighbors, Scores, predict, score
 from dejavu_lit.utils.errors import UserError, first_line
 from dejavu_lit.utils.io import atomic
 
-__all__ = ["EXPOSURE", "META", "Neighbors", "Records", "Scores", "read_records", "score", "write_records"]
-
 SIDES = ("target", "reference")
 EXPOSURE = "exposure"  # the column with the number of times that training saw each pair
 META = "meta."  # how the columns begin whose names come from the pairs' JSON, so that they cannot be taken for ours
@@ -257,15 +255,11 @@ def records_file_errors(path: Path) -> Iterator[None]:
 
 
 def check_schema(path: Path, names: Sequence[str]) -> None:
-    """Raise UserError if one of the columns ``names`` of a records file is missing or has another type."""
+    """Raise ValueError if one of the columns ``names`` of a records file is missing, there twice, or of another type."""
     schema = pq.read_schema(path)
     for name in names:
-        if schema.names.count(name) != 1:
-            raise UserError(f"{path} has no column {name!r}; remove it and run dejavu evaluate again")
-        if schema.field(name).type != SCHEMA.field(name).type:
-            raise UserError(
-                f"the column {name!r} of {path} has type {schema.field(name).type}; remove it and run dejavu evaluate again"
-            )
+        if [field.type for field in schema if field.name == name] != [SCHEMA.field(name).type]:
+            raise ValueError(f"it has no column {name!r} of type {SCHEMA.field(name).type}")
 
 
 def _neighbors(group: pa.Table, side: str, public: pa.Array, path: Path) -> Neighbors:

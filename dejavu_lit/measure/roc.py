@@ -80,6 +80,14 @@ def unusable(members: np.ndarray, others: np.ndarray) -> str | None:
     return None
 
 
+def auc(members: np.ndarray, others: np.ndarray) -> tuple[dict[str, Any] | None, str | None]:
+    """({value, se, ci95}, None) of the scores of members and of non-members, or (None, why not)."""
+    if reason := unusable(members, others):
+        return None, reason
+    result = Auc.of(members, others)
+    return auc_figure(result.value, result.se), None
+
+
 def noted(reasons: dict[str, str], name: str, result: tuple[Any, str | None]) -> Any:
     """The figure of ``result``, (figure, None) or (None, why there is none); the reason is added to ``reasons``."""
     figure, reason = result
@@ -100,10 +108,9 @@ def attack(members: np.ndarray, others: np.ndarray, seed: int = 0) -> dict[str, 
     """
     reasons: dict[str, str] = {}
     tprs: dict[str, Any] = dict.fromkeys(map(str, FPRS))
-    if reason := unusable(members, others):
+    figure, reason = auc(members, others)
+    if figure is None:
         return {"auc": None, "tpr_at_fpr": tprs, "reasons": {"auc": reason, "tpr_at_fpr": reason}}
-    auc = Auc.of(members, others)
-    figure = auc_figure(auc.value, auc.se)
     if figure["ci95"] is None:
         reasons["auc.ci95"] = "DeLong's variance is 0 where scores separate the two perfectly, and unknown for one pair"
     for fpr in FPRS:

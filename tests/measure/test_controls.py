@@ -15,7 +15,8 @@ from dejavu_lit.measure.controls import (
 )
 from dejavu_lit.measure.figures import BLOCKS, FIGURES
 from dejavu_lit.measure.gaps import Outcomes, estimate, outcomes
-from dejavu_lit.measure.records import Neighbors, Records
+from dejavu_lit.measure.records import Records
+from dejavu_lit.measure.scores import Neighbors
 from dejavu_lit.measure.settings import Resampling
 from dejavu_lit.utils.errors import UserError
 from tests.measure.oracle import Case, objects

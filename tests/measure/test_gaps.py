@@ -161,8 +161,8 @@ def test_resampling_has_bounds_and_the_defaults_of_the_paper() -> None:
         ({"draws": 1}, "draws=1 must be at least 2"),
         ({"bootstrap": 99}, "bootstrap=99 must be at least 100"),
         ({"seed": -1}, "seed=-1 must be at least 0"),
-        ({"share": 0.0}, "share=0.0 must be above 0 and at most 1 (0.1 draws 10 % of the records)"),
-        ({"share": 1.5}, "share=1.5 must be above 0 and at most 1 (0.1 draws 10 % of the records)"),
+        ({"share": 0.0}, "share=0.0 must be above 0 and at most 1"),
+        ({"share": 1.5}, "share=1.5 must be above 0 and at most 1"),
     ):
         assert message_of(lambda wrong=wrong: Resampling(**wrong)) == must
 
