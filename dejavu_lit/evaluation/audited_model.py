@@ -114,8 +114,7 @@ class AuditedModel:
     def run_json(self) -> dict[str, Any]:
         """What the run wrote when it finished; empty for anything else, and for an epoch of an unfinished run.
 
-        Raises:
-            UserError: the run is not finished and the name gives no epoch.
+        Raises UserError if the run is not finished and the name gives no epoch.
         """
         if not self.run:
             return {}

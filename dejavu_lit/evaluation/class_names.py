@@ -91,11 +91,7 @@ def _class_names(classes: str | Sequence[str] | None, labels: list[str]) -> list
 
 
 def prompts(templates: str | Sequence[str]) -> list[Callable[[str], str]]:
-    """Prompt templates as functions of the class name: ``imagenet`` (open_clip's 80) or texts with one ``{}`` each.
-
-    Raises:
-        UserError: no template, or one without ``{}``.
-    """
+    """Prompt templates as functions of the class name: ``imagenet`` (open_clip's 80) or texts with one ``{}`` each."""
     if templates == IMAGENET:
         from open_clip import OPENAI_IMAGENET_TEMPLATES
 

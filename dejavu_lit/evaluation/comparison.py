@@ -103,8 +103,7 @@ class EmbeddedSets:
     def open(cls, inputs: EvaluationInputs, allow_overlap: bool) -> "EmbeddedSets":
         """The embeddings of ``inputs``, computed if missing.
 
-        Raises:
-            UserError: both models share no embedding of a set, or a measured pair is public too, and ``allow_overlap`` is false.
+        Raises UserError if the models share no embedding of a set, or a measured pair is public too, without ``allow_overlap``.
         """
         roles, blocks = inputs.models, inputs.shards
         public = {

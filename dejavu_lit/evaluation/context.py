@@ -87,8 +87,7 @@ def fixed_settings(spec: EvaluationSpec, models: Mapping[str, AuditedModel]) -> 
 def read_context(out: Path, fixed: Mapping[str, Any], models: Mapping[str, AuditedModel]) -> dict[str, Any] | None:
     """The context of an earlier call in ``out``; None if there was none.
 
-    Raises:
-        UserError: that call had other settings, or the weights of a model have changed since.
+    Raises UserError if that call had other settings, or the weights of a model have changed since.
     """
     if not (out / CONTEXT).is_file():
         return None

@@ -43,15 +43,11 @@ def embed(
 ) -> Embeddings:
     """Embed the images or the captions of a set into ``folder``, or continue if it has some parts already.
 
-    Whole shards are embedded, as many as ``limit`` needs. Complete parts are kept, so another limit adds parts. Unusable
-    pairs are skipped, counted and logged.
+    Whole shards are embedded, as many as the first ``limit`` pairs need. Complete parts are kept, so another limit adds parts.
+    Unusable pairs are skipped, counted and logged.
 
     Args:
-        limit: number of pairs, from the start of the set, that are needed; all by default.
         workers: threads that read and decode. On a CPU there are at least as many as cores, because they also encode.
-
-    Returns:
-        The embeddings in ``folder``: of at least the first ``limit`` pairs, without the skipped ones.
 
     Raises:
         UserError: a folder of another model or other data, too many unusable pairs, no usable pair, or a vector with NaN
@@ -74,11 +70,7 @@ def write_missing(
     workers: int = 2,
     share: tuple[int, int] = (0, 1),
 ) -> None:
-    """Write the missing parts that ``embed`` needs; for ``share`` = (i, n) those of every n-th shard from the i-th on.
-
-    Raises:
-        UserError: too many pairs cannot be used, a vector with NaN, infinity or zero norm, or ``folder`` is of other inputs.
-    """
+    """Write the missing parts that ``embed`` needs; for ``share`` = (i, n) those of every n-th shard from the i-th on."""
     fingerprint = {
         "schema": SCHEMA,
         "model": encoder.fingerprint,
@@ -112,11 +104,7 @@ def write_missing(
 
 
 def _update_fingerprint(folder: Path, fingerprint: dict[str, Any], skipped: dict[str, str]) -> dict[str, str]:
-    """Check or write the folder's fingerprint, and add {key: reason} of skipped pairs to it.
-
-    Returns:
-        All skipped pairs so far, including those of other ranks.
-    """
+    """Check or write the folder's fingerprint, and add {key: reason} of skipped pairs; returns those of all ranks so far."""
     path = folder / FINGERPRINT
     with locked(folder / ".lock"):
         exists = path.exists()
@@ -130,10 +118,7 @@ def _update_fingerprint(folder: Path, fingerprint: dict[str, Any], skipped: dict
                 raise UserError(
                     f"the embeddings in {folder} do not match: the {name} differs; remove that folder to compute them again"
                 )
-        before = saved.get("skipped", {})
-        if not isinstance(before, dict):
-            raise UserError(f"{path} is damaged (its list of skipped pairs); remove the folder")
-        skipped = before | skipped
+        skipped = saved.get("skipped", {}) | skipped
         if skipped != saved.get("skipped"):
             write_json(path, {**fingerprint, "skipped": skipped})
     return skipped

@@ -33,9 +33,7 @@ class Embeddings:
     def open(cls, folder: Path | str) -> "Embeddings":
         """The embeddings in ``folder``. Shapes are checked now, values when they are read.
 
-        Raises:
-            UserError: no folder or no complete part, a part whose files disagree, parts of different widths, or a
-                duplicate key.
+        Raises UserError without a complete part, or for a part whose files disagree, different widths, or a duplicate key.
         """
         folder = Path(folder)
         names = [path.stem for path in visible_files(folder, "*.npy")]
@@ -100,8 +98,7 @@ class Embeddings:
     def load(self, keys: Sequence[str] | None = None) -> np.ndarray:
         """The vectors of ``keys`` in that order (by default all, in stored order), float16 [n, d].
 
-        Raises:
-            UserError: a key without a vector, or a vector with NaN, infinity or zero norm; it names part and key.
+        Raises UserError for a key without a vector, or a vector with NaN, infinity or zero norm; it names part and key.
         """
         if keys is None:
             rows = np.arange(len(self))
@@ -169,8 +166,7 @@ def read_keys(folder: Path, name: str) -> list[str]:
 def write_part(folder: Path, name: str, keys: Sequence[str], vectors: np.ndarray) -> None:
     """Write one part (float16 [m, d] and its m keys), the keys first: if the .npy exists, the part is complete.
 
-    Raises:
-        UserError: a key with a line break, which separates the keys in the text file.
+    Raises UserError for a key with a line break, which separates the keys in the text file.
     """
     if broken := [key for key in keys if "\n" in key]:
         raise UserError(f"{folder / name}: the key {broken[0]!r} has a line break; rename the pair")
@@ -218,10 +214,15 @@ def check_vectors(vectors: np.ndarray, path: str, keys: Sequence[str]) -> None:
     """Raise UserError for the first of the vectors [n, d] with NaN, infinity or zero norm; it names ``path`` and the key."""
     with np.errstate(invalid="ignore", over="ignore"):
         squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
-    bad = np.flatnonzero(~(np.isfinite(squares) & (squares > 0)))
+    check_norms(squares, path, keys)
+
+
+def check_norms(norms: np.ndarray, path: str, keys: Sequence[str] | None = None) -> None:
+    """The same for norms [n], or their squares; without keys it says how many are unusable."""
+    bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
     if len(bad):
-        problem = "has zero norm" if squares[bad[0]] == 0 else "has NaN or infinity"
+        problem = "has zero norm" if norms[bad[0]] == 0 else "has NaN or infinity"
+        which = "a vector" if keys is None else f"the vector of key {keys[bad[0]]!r}"
         raise UserError(
-            f"{path}: the vector of key {keys[bad[0]]!r} {problem} (as {len(bad)} of {len(vectors)} do); "
-            "fix the model or exclude these pairs"
+            f"{path}: {which} {problem} (as {len(bad)} of {len(norms)} do); fix the model or exclude these pairs"
         )

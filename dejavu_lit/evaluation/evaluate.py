@@ -56,11 +56,8 @@ RARE = 0.01
 def evaluate(spec: EvaluationSpec, ranks: Ranks = SINGLE_PROCESS) -> dict[str, Any]:
     """Evaluate, resume or recompute, and return the contents of metrics.json; {} on all ranks but the first.
 
-    Args:
-        ranks: the processes that share embedding and search; the first one alone computes the figures.
-
-    Raises:
-        UserError: models, data or objects that do not fit together, or that changed since an earlier call.
+    ``ranks`` share embedding and search; the first one alone computes the figures. Raises UserError if models, data or objects do
+    not fit together, or changed since an earlier call.
     """
     with ranks.step():
         models = {role: AuditedModel(str(getattr(spec.evaluation, role)), spec.out) for role in SIDES}

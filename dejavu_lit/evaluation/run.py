@@ -22,8 +22,7 @@ from dejavu_lit.utils.io import locked
 def run_evaluation(evaluation: PairEvaluation, out: Path | str, ranks: Ranks = SINGLE_PROCESS) -> dict[str, Any]:
     """Evaluate one pair of models in ``out``: the contents of metrics.json; {} on all ranks but the first.
 
-    Raises:
-        UserError: settings, models, data or objects that do not fit together, or another process is using ``out``.
+    Raises UserError if settings, models, data or objects do not fit together, or another process is using ``out``.
     """
     out = Path(out)
     with ExitStack() as lock:
@@ -44,10 +43,9 @@ def run_evaluation(evaluation: PairEvaluation, out: Path | str, ranks: Ranks = S
 
 
 def check_evaluation(evaluation: EvaluationSettings, data: DataSpec) -> None:
-    """Check the settings of an evaluation of models yet to be trained on ``data``.
+    """Raise UserError if an evaluation of models yet to be trained on ``data`` must fail.
 
-    Raises:
-        UserError: a missing model, set, file or object artifact, too large a k, or an index that cannot be used here.
+    It does for a missing model, set, file or object artifact, too large a k, or an index that cannot be used here.
     """
     from dejavu_lit.evaluation.class_names import check_prompts
     from dejavu_lit.evaluation.comparison import open_public
@@ -97,8 +95,7 @@ def check_model(role: str, name: str | None) -> None:
 def measured_data(evaluation: PairEvaluation) -> DataSpec:
     """The data of ``data=…``; by default the target run's own, changed by the given ``data.`` options.
 
-    Raises:
-        UserError: a target that is not a run, or whose data is remote and not given here.
+    Raises UserError for a target that is not a run, or whose data is remote and not given here.
     """
     if not isinstance(evaluation.data, DataChanges):
         return ready(evaluation.data)

@@ -61,12 +61,6 @@ class Best:
         for_blocks(compute, len(queries), QUERIES_PER_THREAD)
         self.rows[queries], self.scores[queries] = best_rows, best_scores
 
-    def neighbors(self) -> Neighbors:
-        """The same as Neighbors; raises UserError if fewer than k public vectors were seen."""
-        if (self.rows < 0).any():
-            raise UserError(f"k={self.rows.shape[1]} is more than the public vectors searched; lower k or enlarge P")
-        return Neighbors(self.rows, np.maximum(1 - self.scores, 0).astype(np.float32))
-
 
 def search(
     queries: np.ndarray, public: Sequence[np.ndarray], k: int, index: str = "flat", ids: np.ndarray | None = None
@@ -76,7 +70,6 @@ def search(
     Args:
         queries: float16 [n, d].
         public: float16 arrays or memory maps [m, d], read in this order.
-        k: neighbors of each query.
         index: how faiss finds candidates: ``flat`` on the CPU or ``gpu``, both exact with the same result; ``ivf`` is
             approximate, its recall is measured on a sample.
         ids: int [total m], the public row of each vector, each once; its position in ``public`` by default.
@@ -89,13 +82,14 @@ def search(
     if not 1 <= k <= total:
         raise UserError(f"k={k} needs at least {k} public vectors, but there are {total}; lower k or enlarge P")
     ids = np.arange(total) if ids is None else ids
+    best = search_ivf(queries, public, k, ids) if index == "ivf" else best_k(queries, public, k, index, ids)
+    neighbors = Neighbors(best.rows, np.maximum(1 - best.scores, 0).astype(np.float32))
     if index != "ivf":
-        return best_k(queries, public, k, index, ids).neighbors(), 1.0
-    best = search_ivf(queries, public, k, ids)
+        return neighbors, 1.0
     sample = np.unique(np.linspace(0, max(len(queries) - 1, 0), RECALL_SAMPLE).astype(np.int64))[: len(queries)]
     exact = best_k(queries[sample], public, k, "flat", ids).rows
     hits = [len(np.intersect1d(a, b)) for a, b in zip(exact, best.rows[sample], strict=True)]
-    return best.neighbors(), sum(hits) / exact.size if exact.size else 1.0
+    return neighbors, sum(hits) / exact.size if exact.size else 1.0
 
 
 def best_k(

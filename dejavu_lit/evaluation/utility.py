@@ -92,8 +92,7 @@ def _labelled_images(model: AuditedModel, data: DataSpec) -> tuple[Embeddings, d
 def read_labels(shards: ShardSet) -> dict[str, str]:
     """{key: class} of a labelled set: the ``label`` of each pair's JSON, or its ``cls`` member; pairs without are counted.
 
-    Raises:
-        UserError: no pair has a label.
+    Raises UserError if no pair has a label.
     """
     labels: dict[str, str] = {}
     for pair in read_pairs(shards, image=False):
@@ -146,9 +145,6 @@ def _ranks(queries: np.ndarray, public: np.ndarray, right: np.ndarray) -> np.nda
 
     Rows of equal cosine come in their order, for which torchmetrics' top-k gives no rule. Stored values are multiplied first
     and divided by the norms afterwards: for fp16 vectors the sums are exact, so equal vectors have equal cosines (see search).
-
-    Raises:
-        UserError: no query, or vectors of different widths.
     """
     if not len(queries):
         raise UserError("no pair has all the embeddings that this needs")

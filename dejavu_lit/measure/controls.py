@@ -25,13 +25,9 @@ LISTED_LABELS = 20  # of the blind baseline's objects, enough to recognize them
 def blocks(
     population: Outcomes, null: Outcomes | None, swapped: Outcomes | None, resampling: Resampling
 ) -> dict[str, Estimate | None]:
-    """The five blocks of one evaluation; a block that needs a missing set is None.
+    """The five blocks of one evaluation, from the outcomes on A, H and B; a block that needs a missing set is None.
 
-    Args:
-        population, null, swapped: the outcomes on A, H and B (on B, target = the model trained on B).
-
-    Raises:
-        UserError: no record of a set has objects.
+    On B, the target is the model trained on B. Raises UserError if no record of a set has objects.
     """
     a = estimate(population, resampling, stream=0)
     h = estimate(null, resampling, stream=1) if null is not None else None
@@ -49,18 +45,13 @@ def pool_blocks(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Pool the blocks of several seed pairs of one setting, with the spread due to training apart from that of sampling.
 
     Args:
-        evaluations: the contents of metrics.json (or rows of study.json), one per seed pair.
+        evaluations: the contents of metrics.json (or rows of study.json), at least one, one per seed pair.
 
     Returns:
         {block: {figure: {values, mean, sd, ci95, sampling_sd, training_sd}}}: sd with ddof 1; ci95 a t interval with
         s − 1 degrees of freedom, None below 3 seed pairs; sampling_sd the root mean square of the pairs' standard errors;
         training_sd = √max(0, sd² − sampling_sd²). A block that is missing in any evaluation is None.
-
-    Raises:
-        UserError: there is no evaluation.
     """
-    if not evaluations:
-        raise UserError("there is no evaluation to pool; train and evaluate at least one seed pair")
     return {
         name: None if any(e[name] is None for e in evaluations) else {f: _pooled(evaluations, name, f) for f in FIGURES}
         for name in BLOCKS
@@ -262,7 +253,6 @@ def compare_settings(
 
     Args:
         first, second: the records of A and of B (or None) under each setting; joined by key.
-        k, top_m: as in ``score``.
 
     Returns:
         {basis: symmetric|population, records: {A, B}, ppg|prg|aucg: {value, mean, std, ci95, …}}; basis is population

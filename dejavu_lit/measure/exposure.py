@@ -17,10 +17,7 @@ LEVEL_RATIO = 1.5
 
 
 def gaps_by_exposure(outcomes: Outcomes, exposure: np.ndarray) -> dict[str, Any] | None:
-    """The gaps at each level of exposure; None if training saw every pair about equally often.
-
-    Args:
-        outcomes: of n records; exposure: how often training saw each of them, [n], ≥ 0.
+    """The gaps of n records at each level of ``exposure`` [n], how often training saw them; None if it is about equal for all.
 
     Returns:
         {levels: [{exposure, low, high, records, hits, ppg|prg|aucg: {value, ci95}}] by rising exposure,

@@ -67,10 +67,8 @@ class Outcomes:
 def outcomes(target: Scores, reference: Scores, k: int) -> Outcomes:
     """Compare two models' scores of the same records at ``k``; records without objects are excluded.
 
-    Precisions are compared as hits_T · |Ô_R| against hits_R · |Ô_T|, never as rounded quotients.
-
-    Raises:
-        UserError: scores of different records, or ``k`` not scored.
+    Precisions are compared as hits_T · |Ô_R| against hits_R · |Ô_T|, never as rounded quotients. Raises UserError for scores of
+    different records.
     """
     if not np.array_equal(target.truth, reference.truth):
         raise UserError("target and reference were scored on different records; score both on the same ones")
@@ -135,18 +133,11 @@ class Estimate:
 
 
 def estimate(records: Outcomes, resampling: Resampling | None = None, stream: int = 0) -> Estimate:
-    """PPG, PRG and AUCG of n ≥ 1 records, with the paper's draws and a bootstrap.
+    """PPG, PRG and AUCG of n records, with the paper's draws and a bootstrap; raises UserError without records.
 
     Records are resampled by a multinomial draw over the distinct outcomes: the same distribution, at a cost that does not
     grow with n. The standard deviation in closed form is sd(d) / √m for m records per draw; ``se`` is sd(d) / √n.
-
-    Args:
-        records: the records' outcomes.
-        resampling: number and size of the draws, and the seed.
-        stream: the independent random stream; each set of one evaluation has its own.
-
-    Raises:
-        UserError: no records.
+    ``stream``: the independent random stream; each set of one evaluation has its own.
     """
     if not len(records):
         raise UserError("no record has an object, so there is nothing to measure; lower threshold= or check objects=")

@@ -31,12 +31,11 @@ MOST_RANKED = 10_000
 def group_gaps(
     population: Records, null: Records, column: str, k: int, top_m: int | None = None, smallest: int = 20
 ) -> dict[str, Any]:
-    """The gaps and the membership of every group of A, with p-values against H.
+    """The gaps and the membership of every group of A, with p-values against H (``null``), under the same two models.
 
     Args:
-        population: the records of A; null: of H, under the same two models.
         column: an entry of the pairs' JSON, with or without ``meta.``; its values name the groups.
-        k, top_m: as in ``score``; smallest: groups with fewer records are only counted.
+        smallest: groups with fewer records are only counted.
 
     Returns:
         {column, holdout: |H| with objects, groups: [{group, records, ppg, prg, aucg, p, q, clipmem_auc, clipmem_p, clipmem_q}],

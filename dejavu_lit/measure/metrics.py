@@ -1,11 +1,10 @@
-"""metrics.json: every figure of one evaluation, from its records alone.
+"""metrics.json: every figure of one evaluation, from its records alone; metrics.schema.json describes it.
 
     body = measure(A, H, B, Settings(k=10, ks=(1, 5, 10)), objects_at)     # Records; H and B may be None
     write_json("metrics.json", body | {"utility": …, "exposure": …, "provenance": …})
 
-The body has, as metrics.schema.json describes: schema, k, counts, the five blocks (population, null, swapped, symmetric,
-corrected), by_k, sample, curves, sensitivity, blind, found, subgroups, planted, settings. A part that cannot be measured is
-null, and ``reasons`` says why under the same name. Everything is deterministic in the records and the settings.
+A part that cannot be measured is null, and ``reasons`` says why under the same name. Everything is deterministic in the
+records and the settings.
 """
 
 from collections.abc import Callable, Mapping
@@ -42,11 +41,10 @@ def measure(
 
     Args:
         population: the records of A; null: of H; swapped: of B, with the model trained on B as ``target``.
-        settings: what is measured; all neighbors must reach the largest of its ks.
         objects_at: reads the objects at another threshold; needed for ``settings.thresholds`` only.
 
     Raises:
-        UserError: no record of A has an object, neighbors that do not reach ks, an unknown subgroup column, a record
+        UserError: no record of A has an object, neighbors that do not reach the ks, an unknown subgroup column, a record
             without objects at some threshold.
     """
     settings = settings or Settings()

@@ -21,10 +21,7 @@ GAPS = ("precision", "recall", "hits")
 def pair_gaps(
     population: Records, null: Records, keys: Sequence[str], k: int, top_m: int | None = None
 ) -> dict[str, Any]:
-    """The gaps of the pairs ``keys`` of A and their p-values against H.
-
-    Args:
-        population: the records of A; null: of H, under the same two models; k, top_m: as in ``score``.
+    """The gaps of the pairs ``keys`` of A and their p-values against H (``null``), under the same two models.
 
     Returns:
         {asked, unknown: {count, first}, without_objects: {count, first}, holdout: |H| with objects, k, top_m,
@@ -99,16 +96,10 @@ def add_q(rows: Iterable[dict[str, Any]], prefix: str = "") -> None:
 def most_memorized(records: Records, k: int, top_m: int | None = None, limit: int | None = 100) -> list[dict[str, Any]]:
     """The records that have objects, most memorized first: those with the largest gap in hits.
 
-    Args:
-        records: the audited pairs; k, top_m: as in ``score``; limit: None returns all of them.
-
     Returns:
-        Rows of rank (from 1), key, caption, objects, only_target (objects right for the target and wrong for the
-        reference), only_reference, both_right, missed (by both); target_ and reference_ wrong (predicted, not in the
+        At most ``limit`` rows of rank (from 1), key, caption, objects, only_target (objects right for the target and wrong for
+        the reference), only_reference, both_right, missed (by both); target_ and reference_ wrong (predicted, not in the
         image), hits, precision, recall, neighbors (k keys), distances.
-
-    Raises:
-        UserError: k beyond the neighbors.
     """
     scores = dict(zip(SIDES, records.scores([k], top_m), strict=True))
     order = rank(scores["target"], scores["reference"], records.target.distances[:, 0], k, "gap")[:limit]

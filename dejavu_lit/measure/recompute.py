@@ -37,12 +37,11 @@ def read_evaluation(
     public: str = "P",
     public_keys: Sequence[str] | None = None,
 ) -> tuple[dict[str, Records], ObjectsAt]:
-    """The records in an evaluation's folder, joined to the objects at ``threshold``.
+    """The records in an evaluation's folder, joined to the objects at ``threshold``, the lowest annotator score that counts.
 
     Args:
         folder: has records.parquet and, if they were measured, records_null.parquet and records_swapped.parquet.
         objects: the artifact, a folder with one subfolder per set.
-        threshold: lowest annotator score that counts, 0..1.
         public: the name of the public set that was searched; public_keys: its searched keys, if not all of them.
 
     Returns:
@@ -81,11 +80,9 @@ def gaps_by_objects(
     public: str = "P",
     public_keys: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """The gaps under further object artifacts, from the same neighbors: {name: {counts, the five blocks}}.
+    """The gaps under further object artifacts {name: folder}, from the same neighbors: {name: {counts, the five blocks}}.
 
-    Args:
-        artifacts: {name: folder}, each from one annotator; all have the images that were measured and searched.
-        folder, public, public_keys: as for ``read_evaluation``.
+    Args: as for ``read_evaluation``.
 
     Raises:
         UserError: an artifact has no row for an image, mixes annotators, or only has scores above ``settings.threshold``.

@@ -99,11 +99,7 @@ class Records:
         )
 
     def with_objects(self, truth: Objects, public: Objects) -> "Records":
-        """The same records, joined by key to other objects, e.g. at another threshold.
-
-        Raises:
-            UserError: the objects have no row for a record or a public image.
-        """
+        """The same records, joined by key to other objects, which have a row for each of them, e.g. at another threshold."""
         return replace(self, truth=truth.take(self.keys), public=public.take(self.public.keys))
 
 
@@ -128,13 +124,9 @@ def write_records(path: Path | str, records: Records, k: int, top_m: int | None 
 
 
 def replace_columns(path: Path | str, names: Sequence[str], columns: Mapping[str, Mapping[str, Any]]) -> None:
-    """Replace the further columns ``names`` of a records file by ``columns``, atomically.
+    """Replace the further columns ``names`` of a records file by ``columns``, {name: {key: value}}, atomically.
 
-    Args:
-        columns: {name: {key: value}}; the pairs without a value have None.
-
-    Raises:
-        UserError: the file does not exist or is not a records file.
+    Pairs without a value have None. Raises UserError if the file does not exist or is not a records file.
     """
     path = Path(path)
     with records_file_errors(path):
@@ -149,11 +141,8 @@ def replace_columns(path: Path | str, names: Sequence[str], columns: Mapping[str
 def read_columns(path: Path | str, names: Sequence[str]) -> tuple[list[str], dict[str, np.ndarray]]:
     """The keys of a records file, and values of both models without joining objects, float64 [n] by ``SIDE_NAME``.
 
-    Args:
-        names: hits (NaN for pairs without objects), or membership scores (NaN for pairs that were not drawn).
-
-    Raises:
-        UserError: the file does not exist or is not a records file.
+    ``names``: hits (NaN for pairs without objects), or membership scores (NaN for pairs that were not drawn). Raises UserError
+    if the file does not exist or is not a records file.
     """
     path = Path(path)
     stored = [f"{side}_hits" for side in SIDES]
@@ -205,9 +194,7 @@ def read_records(path: Path | str, truth: Objects, public: Objects) -> Records:
     """Read ``records.parquet`` and join it by key to objects, which may come from another threshold or annotator.
 
     Args:
-        path: a file written by ``write_records``.
-        truth: objects with a row for every record.
-        public: objects with a row for every neighbor; they are sorted by key.
+        truth: objects with a row for every record; public: with a row for every neighbor; they are sorted by key.
 
     Raises:
         UserError: the file does not exist or is not a records file, or a key has no objects.

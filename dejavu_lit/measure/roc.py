@@ -97,11 +97,7 @@ def noted(reasons: dict[str, str], name: str, result: tuple[Any, str | None]) ->
 
 
 def attack(members: np.ndarray, others: np.ndarray, seed: int = 0) -> dict[str, Any]:
-    """The figures of an attack.
-
-    Args:
-        members, others: the scores of members and of non-members, float [m] and [n]; higher means member.
-        seed: of the resamples behind the intervals of the TPRs.
+    """The figures of an attack, by the scores of m members and n non-members; ``seed``: of the TPRs' resamples.
 
     Returns:
         {auc: {value, se, ci95}, tpr_at_fpr: {"0.01": {value, ci95}, "0.001": …}, reasons: {figure: why it is None}}.
@@ -180,14 +176,13 @@ def epsilon_bound(right: int, guesses: int, confidence: float = CONFIDENCE) -> f
 
 
 def audit(members: np.ndarray, others: np.ndarray, order: np.ndarray, share: float = 0.1) -> dict[str, Any]:
-    """The one-run audit of a training: the extreme ``share`` at each end of the ranking is guessed.
+    """The one-run audit of a training: {epsilon, guesses, right, pairs, share, confidence}.
+
+    The extreme ``share`` at each end of the ranking is guessed.
 
     Args:
         members, others: equally many scores of pairs that a fair coin put into training or not.
         order: integers [2 m] that put equal scores in an order that does not depend on membership.
-
-    Returns:
-        {epsilon, guesses, right, pairs, share, confidence}.
     """
     scores = np.concatenate([members, others])
     is_member = np.arange(len(scores)) < len(members)

@@ -3,9 +3,6 @@
 G = the objects of the record's own image, Ô = the union of the objects of its k nearest public images, or with
 ``top_m`` the m objects found in most of them (ties: larger summed similarity, then label order).
 precision = hits / |Ô| (0 if Ô is empty), recall = hits / |G| (Jayaraman, Guo, Chaudhuri, NeurIPS 2024, arXiv 2402.02103).
-
-Objects are integer codes in compressed rows, the cost is linear in the number of the neighbors' objects, and memory beyond
-the inputs is a few bytes per record and per label.
 """
 
 from collections.abc import Sequence
@@ -107,11 +104,9 @@ def score(neighbors: Neighbors, public: Objects, truth: Objects, ks: Sequence[in
     """Score each record's neighbors against its own objects, for every k of ``ks``.
 
     Args:
-        neighbors: n records with at least max(ks) neighbors.
-        public: the objects of the public images, in the order that ``neighbors.rows`` refers to.
+        neighbors: n records with at least max(ks) neighbors; their rows refer to ``public``.
         truth: the objects of the n records, in the order of ``neighbors``, with the same labels as ``public``.
-        ks: increasing numbers of neighbors.
-        top_m: predict only the m objects found in most neighbors; None predicts all of them.
+        top_m: predict only the m ≥ 1 objects found in most neighbors; None predicts all of them.
 
     Raises:
         UserError: ks are not increasing or exceed the neighbors, the labels differ, or a row is outside the public set.

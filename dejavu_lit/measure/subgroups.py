@@ -97,10 +97,7 @@ def by_subgroup(
     Returns:
         {full name of the column: {basis, groups: [{group, records, ppg|prg|aucg: {value, ci95, p, q, rest_p, rest_q}}],
         largest first, tested: the number of groups, of which the ``MAX_LISTED`` that differ most from the rest in PPG are
-        listed, too_small: {groups, records, smallest}}}.
-
-    Raises:
-        UserError: an unknown column.
+        listed, too_small: {groups, records, smallest}}}. Raises UserError for an unknown column.
     """
     sets = [population, *([swapped] if swapped else [])]
     in_all = (name for name in population[0].columns if all(name in records.columns for records, _ in sets))

@@ -80,12 +80,8 @@ def build_model(spec: ModelSpec, folder: Path, resumed: bool = False) -> nn.Modu
     """The model of ``folder``'s config with fresh weights, or with those of ``spec.init``.
 
     A text tower of transformers starts from its own weights if ``text_cfg.hf_model_pretrained`` is not false, as in open_clip.
-
-    Args:
-        resumed: whether a checkpoint has all weights, so that no others are needed.
-
-    Raises:
-        UserError: the weights are missing or do not fit the architecture, or the model cannot encode an image or a caption.
+    ``resumed``: whether a checkpoint has all weights, so that no others are needed. Raises UserError if weights are missing or do
+    not fit the architecture, or the model cannot encode an image or a caption.
     """
     text = {} if resumed else architecture(spec).get("text_cfg") or {}
     pretrained = bool(text.get("hf_model_name") and text.get("hf_model_pretrained", True) and not spec.init)

@@ -4,7 +4,6 @@ Kokhlikyan et al., Measuring Déjà vu Memorization Efficiently, NeurIPS 2024, a
 """
 
 from collections.abc import Sequence
-from typing import NoReturn
 
 import numpy as np
 import torch
@@ -42,11 +41,13 @@ class TextEncoder:
 
     def preprocess(self, image: Image.Image | torch.Tensor) -> np.ndarray:
         """Always raises UserError: the model has no image encoder."""
-        self._refuse_images()
+        raise UserError(
+            f"{self.name} embeds captions only; choose a model with an image encoder, or compare text with text"
+        )
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """Always raises UserError: the model has no image encoder."""
-        self._refuse_images()
+        """Not there: ``preprocess`` has refused the images."""
+        raise NotImplementedError
 
     @torch.inference_mode()
     def encode_captions(self, captions: Sequence[str]) -> torch.Tensor:
@@ -59,8 +60,3 @@ class TextEncoder:
             show_progress_bar=False,
         )
         return vectors.float().cpu()
-
-    def _refuse_images(self) -> NoReturn:
-        raise UserError(
-            f"{self.name} embeds captions only; choose a model with an image encoder, or compare text with text"
-        )

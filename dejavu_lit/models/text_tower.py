@@ -11,8 +11,7 @@ from dejavu_lit.utils.errors import UserError, explained
 def create_model(source: str, *arguments: Any, **options: Any) -> Any:
     """``open_clip.create_model``, which alone would ask on the terminal whether to run the code of an unknown text tower.
 
-    Raises:
-        UserError: the text tower is of a kind that open_clip cannot build from transformers' own code.
+    Raises UserError for a text tower that open_clip cannot build from transformers' own code.
     """
     text = (open_clip.get_model_config(source) or {}).get("text_cfg") or {}
     if tower := text.get("hf_model_name"):

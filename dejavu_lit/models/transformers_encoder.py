@@ -84,8 +84,7 @@ def load_pretrained(what: str, folder: Path, parts: Mapping[str, Mapping[str, An
     """The parts of a model in a folder of the transformers library, the model itself first, in float32; no code of it is run.
 
     Args:
-        what: the model, for messages.
-        parts: {auto class: options of its ``from_pretrained``}.
+        what: the model, for messages; parts: {auto class: options of its ``from_pretrained``}.
 
     Raises:
         UserError: transformers is not installed, the folder lacks files, or the weights do not fit.

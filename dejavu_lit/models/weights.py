@@ -40,10 +40,8 @@ def without_prefixes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
 def compiled_state(path: Path) -> dict[str, torch.Tensor] | None:
     """The state dict in a file of weights, or in that of a folder, without the prefixes; None if it has none of torch.compile.
 
-    open_clip itself removes those of DistributedDataParallel, and reads big_vision's arrays.
-
-    Raises:
-        UserError: the file is not one of weights.
+    open_clip itself removes those of DistributedDataParallel, and reads big_vision's arrays. Raises UserError if the file is not
+    one of weights.
     """
     if path.is_dir():
         from open_clip.factory import _find_checkpoint_in_dir

@@ -11,10 +11,8 @@ from dejavu_lit.utils.run_directory import RunDirectory
 def load_encoder(name: str, device: str = "cpu") -> Encoder:
     """The model called ``name`` (see ``model_name``), frozen, in float32 on ``device`` (cpu, cuda or cuda:N).
 
-    Weights are read without running any code that a file may contain (``weights_only``; TorchScript is refused).
-
-    Raises:
-        UserError: an unknown name, missing or incompatible files, a failed download, or an unknown device.
+    Weights are read without running any code that a file may contain (``weights_only``; TorchScript is refused). Raises UserError
+    for an unknown name or device, missing or incompatible files, or a failed download.
     """
     model = ModelName.parse(name)
     if model.kind == "text":
