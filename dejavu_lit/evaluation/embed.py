@@ -26,7 +26,6 @@ from dejavu_lit.utils.io import locked, read_json_object, visible_files, write_j
 from dejavu_lit.utils.progress import progress
 
 SCHEMA = 1  # of fingerprint.json
-NOT_COMPARED = ("name",)  # of its entries: one model may have several names
 MOST_SKIPPED = 10  # pairs of a set may always be skipped, whatever share of it they are
 BAD_SHARE = 0.05  # of a set may be skipped
 
@@ -114,7 +113,7 @@ def _update_fingerprint(folder: Path, fingerprint: dict[str, Any], skipped: dict
             )
         saved: dict[str, Any] = read_json_object(path) if exists else fingerprint
         for name, value in fingerprint.items():
-            if name not in NOT_COMPARED and saved.get(name) != value:
+            if name != "name" and saved.get(name) != value:  # one model may have several names
                 raise UserError(
                     f"the embeddings in {folder} do not match: the {name} differs; remove that folder to compute them again"
                 )

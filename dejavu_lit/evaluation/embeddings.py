@@ -195,10 +195,6 @@ def write_embeddings(
         raise UserError(
             f"{folder}: {len(keys)} keys need vectors of shape [{len(keys)}, width], not {list(vectors.shape)}"
         )
-    if any("\n" in key or "\r" in key or not key for key in keys):
-        raise UserError(
-            f"{folder}: a key is empty or has a line break; rename it, because keys are written one per line"
-        )
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; remove it or write to another folder")
     for part, start in enumerate(range(0, len(keys), rows_per_part)):

@@ -67,7 +67,11 @@ def evaluate(spec: EvaluationSpec, ranks: Ranks = SINGLE_PROCESS) -> dict[str, A
         data = data_state(spec, context)
         statistics = statistics_of(spec)
     settings = spec.evaluation.membership
-    is_searched = context is not None and context["largest_k"] >= max(spec.settings.ks) and _has_records(spec, context)
+    is_searched = (
+        context is not None
+        and context["largest_k"] >= max(spec.settings.ks)
+        and set(context["records"]) <= set(_record_files(spec))
+    )
     scored = (context or {}).get("membership") if is_searched else None
     is_scored = settings is None or (scored is not None and scored["pairs"] == settings.pairs)
     is_searched, is_scored = ranks.first((is_searched, is_scored))
@@ -105,11 +109,6 @@ def evaluate(spec: EvaluationSpec, ranks: Ranks = SINGLE_PROCESS) -> dict[str, A
 def _record_files(spec: EvaluationSpec) -> list[str]:
     """The names of the files with records and their further columns."""
     return [path.name for path in visible_files(spec.out, "records*.parquet")]
-
-
-def _has_records(spec: EvaluationSpec, context: Mapping[str, Any]) -> bool:
-    """Whether all files are there that were written, as far as the context of an earlier version says."""
-    return set(context.get("records", [RECORD_FILES["population"]])) <= set(_record_files(spec))
 
 
 def _embed_search_and_write_records(spec: EvaluationSpec, inputs: EvaluationInputs, ranks: Ranks) -> dict[str, Any]:

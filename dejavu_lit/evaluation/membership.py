@@ -46,14 +46,13 @@ def write_scores(inputs: EvaluationInputs, settings: MembershipSettings, out: Pa
     with ranks.step():
         if ranks.rank > 0:
             return {}
-        unavailable = {
-            f"{role}_{score}": f"{model.name} embeds no images"
-            for role, model in inputs.models.items()
-            if model.captions_only
-            for score in MODEL_SCORES
-        }
+        unavailable: dict[str, str] = {}
         vectors: dict[str, dict[str, PairVectors]] = {}
-        for role, model in models.items():
+        for role, model in inputs.models.items():
+            names = [f"{role}_{score}" for score in MODEL_SCORES]
+            if model.captions_only:
+                unavailable |= dict.fromkeys(names, f"{model.name} embeds no images")
+                continue
             if model.embeddings_folder is not None:
                 unavailable[f"{role}_loss"] = NO_LOGIT_SCALE
             opened: dict[str, PairVectors] = {}
@@ -63,7 +62,7 @@ def write_scores(inputs: EvaluationInputs, settings: MembershipSettings, out: Pa
                 except UserError as error:
                     log.warning("no membership scores of %s on %s: %s", model.name, BLOCK_SETS[block], error)
                     prefix = "swapped." if block == "swapped" else ""  # without B the figures of A and H remain
-                    unavailable |= {f"{prefix}{role}_{score}": str(error) for score in MODEL_SCORES}
+                    unavailable |= dict.fromkeys((prefix + name for name in names), str(error))
             if {"population", "null"} <= opened.keys():
                 vectors[role] = opened
         keys = {

@@ -29,10 +29,9 @@ def run_evaluation(evaluation: PairEvaluation, out: Path | str, ranks: Ranks = S
         with ranks.step():
             for role in ("target", "reference"):
                 check_model(role, getattr(evaluation, role))
-            _check_files(evaluation)
             data = measured_data(evaluation)
             data.check()
-            _check_objects(evaluation, data)
+            _check_files(evaluation, data)
             if ranks.rank == 0:
                 out.mkdir(parents=True, exist_ok=True)
                 lock.enter_context(locked(out / ".lock", wait=False))
@@ -57,24 +56,19 @@ def check_evaluation(evaluation: EvaluationSettings, data: DataSpec) -> None:
     )
     if (measured.public_folder() / SIZES).is_file():  # else its pairs would be counted for every setting
         open_public(measured, max(evaluation.measurement.ks))
-    _check_files(evaluation)
-    _check_objects(evaluation, measured)
+    _check_files(evaluation, measured)
     measured.check_labelled()
     check_prompts(measured)
 
 
-def _check_files(evaluation: EvaluationSettings) -> None:
-    """Raise UserError for a missing base or list of keys."""
+def _check_files(evaluation: EvaluationSettings, data: DataSpec) -> None:
+    """Raise UserError for a missing base, list of keys, or artifact of objects."""
     if evaluation.base is not None:
         check_model("base", evaluation.base)
     if evaluation.keys is not None:
         from dejavu_lit.data.key_lists import read_keys
 
         read_keys(evaluation.keys, "keys")
-
-
-def _check_objects(evaluation: EvaluationSettings, data: DataSpec) -> None:
-    """Raise UserError for missing objects."""
     for name in (evaluation.objects, *evaluation.by_objects):
         data.objects_folder(name)
 

@@ -81,6 +81,14 @@ def search(
     total = sum(map(len, public))
     if not 1 <= k <= total:
         raise UserError(f"k={k} needs at least {k} public vectors, but there are {total}; lower k or enlarge P")
+    named = [("queries", queries), *((f"part {number} of the public set", part) for number, part in enumerate(public))]
+    width = queries.shape[-1]
+    for name, array in named:
+        if array.dtype != np.float16 or array.ndim != 2 or (len(array) and array.shape[1] != width):
+            raise UserError(
+                f"{name}: the vectors are {array.dtype} {list(array.shape)}, but must be float16 [rows, {width}] as the queries; "
+                "use text and image embeddings of the same model"
+            )
     ids = np.arange(total) if ids is None else ids
     best = search_ivf(queries, public, k, ids) if index == "ivf" else best_k(queries, public, k, index, ids)
     neighbors = Neighbors(best.rows, np.maximum(1 - best.scores, 0).astype(np.float32))
@@ -97,7 +105,6 @@ def best_k(
 ) -> Best:
     """As ``search`` with an exact index: rows and cosines [n, k]; if there are fewer than k public vectors, rows end in −1."""
     load_faiss(index)
-    _check_shapes(queries, public)
     total = sum(map(len, public))
     ids = np.arange(total) if ids is None else ids
     asked, best = Vectors.load(queries, names=["queries"]), Best.empty(len(queries), k)
@@ -184,7 +191,6 @@ def search_ivf(queries: np.ndarray, public: Sequence[np.ndarray], k: int, ids: n
     index keeps the public vectors in memory as fp16.
     """
     faiss = load_faiss("ivf")
-    _check_shapes(queries, public)
     total, width = sum(map(len, public)), queries.shape[1]
     lists = max(1, min(int(4 * total**0.5), total // TRAINING_ROWS_PER_LIST))
     index = faiss.IndexIVFScalarQuantizer(
@@ -223,15 +229,3 @@ def load_faiss(index: str) -> Any:
     if index == "gpu" and not (hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus()):
         raise UserError("index=gpu needs faiss-gpu (pip install 'dejavu-lit[gpu]') and an NVIDIA GPU; use index=flat")
     return faiss
-
-
-def _check_shapes(queries: np.ndarray, public: Sequence[np.ndarray]) -> None:
-    """Raise UserError for arrays that are not embeddings or differ in width."""
-    named = [("queries", queries), *((f"part {number} of the public set", part) for number, part in enumerate(public))]
-    width = queries.shape[-1]
-    for name, array in named:
-        if array.dtype != np.float16 or array.ndim != 2 or (len(array) and array.shape[1] != width):
-            raise UserError(
-                f"{name}: the vectors are {array.dtype} {list(array.shape)}, but must be float16 [rows, {width}] as the queries; "
-                "use text and image embeddings of the same model"
-            )

@@ -115,8 +115,7 @@ def class_vectors(encoder: "Encoder", names: Sequence[str], templates: Sequence[
 
     vectors = encode_captions(encoder, [template(name) for name in names for template in templates])
     means = vectors.reshape(len(names), len(templates), -1).mean(axis=1, dtype=np.float64)
-    units: np.ndarray = means / np.linalg.norm(means, axis=1, keepdims=True)
-    return units.astype(np.float32)
+    return np.asarray(means / np.linalg.norm(means, axis=1, keepdims=True), np.float32)
 
 
 def zero_shot(images: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> Values:

@@ -59,8 +59,7 @@ class Vectors:
 
     def scaled(self) -> np.ndarray:
         """float32 [m, d]: the vectors divided by their norms."""
-        scaled: np.ndarray = self.stored / self.norms.astype(np.float32)[:, None]
-        return scaled
+        return np.asarray(self.stored / self.norms.astype(np.float32)[:, None])
 
     def _fill(self, array: np.ndarray, name: str) -> None:
         def compute(start: int) -> None:

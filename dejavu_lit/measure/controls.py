@@ -67,14 +67,14 @@ def _pooled(evaluations: Sequence[Mapping[str, Any]], block: str, figure: str) -
 
 
 class SeedInterval(NamedTuple):
-    """A figure over s training seeds."""
+    """A figure over s training seeds: mean, sample standard deviation (ddof 1; None with one seed), 95 % interval of the mean.
+
+    The interval is the t interval with s − 1 degrees of freedom; for fewer than 3 seeds as ``pool_seeds`` says.
+    """
 
     mean: float
-    """Mean over the seeds."""
     sd: float | None
-    """Sample standard deviation (ddof 1); None with one seed."""
     ci95: list[float] | None
-    """t interval of the mean with s − 1 degrees of freedom, [low, high]; for fewer than 3 seeds as ``pool_seeds`` says."""
 
 
 def pool_seeds(values: Sequence[float], intervals: Sequence[Sequence[float]] = ()) -> SeedInterval:

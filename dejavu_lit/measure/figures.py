@@ -12,22 +12,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Figure:
-    """One number that an evaluation reports."""
+    """One number that an evaluation reports: its short form for tables and axes, and its definition in words."""
 
     label: str
-    """The short form for tables and axes."""
     meaning: str = ""
-    """The definition in words, for the figures that stand at the head of tables."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """One group of the population-level figures."""
+    """One group of the population-level figures: its short form for tables and axes, and the sets that it is measured on."""
 
     label: str
-    """The short form for tables and axes."""
     sets: tuple[str, ...]
-    """The sets that it is measured on."""
 
 
 # The population level. The order is also that of the columns in every [n, 3] array.

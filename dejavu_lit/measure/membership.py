@@ -56,8 +56,7 @@ class ScoredSet:
         first, second = (self._columns.get(f"{side}_{name}") for side in (target, reference))
         if score not in DIFFERENCES or first is None:
             return first
-        difference: np.ndarray | None = None if second is None else first - second
-        return difference
+        return None if second is None else np.asarray(first - second)
 
 
 def scoreboard(
@@ -158,8 +157,7 @@ def _first_half(null: ScoredSet, score: str) -> np.ndarray:
     """Which of the scored pairs of H are in the first half, by hash; bool [n]."""
     keys = [key for key, kept in zip(null.keys, null.has_objects, strict=True) if kept or score != "dejavu"]
     ranks = np.argsort(np.argsort(seeded_hash(keys, 0, "control"), kind="stable"), kind="stable")
-    first: np.ndarray = ranks < len(keys) // 2
-    return first
+    return np.asarray(ranks < len(keys) // 2)
 
 
 def _audit(scored: Mapping[str, ScoredSet]) -> tuple[dict[str, Any] | None, str | None]:

@@ -24,13 +24,12 @@ ROWS = 1024  # pairs at once in each thread, which bounds the memory: 2 MiB per 
 class OtherPairs:
     """Pairs of H that all pairs are compared with: unit vectors float32 [m + 1, d] by one model, of which m count per pair.
 
-    A pair that is one of them skips itself; any other skips the last one.
+    A pair that is one of them skips itself; any other skips the last one. rows: {key: row}.
     """
 
     images: np.ndarray
     captions: np.ndarray
     rows: Mapping[str, int]
-    """{key: row}."""
 
     @classmethod
     def of(cls, keys: Sequence[str], images: np.ndarray, captions: np.ndarray) -> "OtherPairs":

@@ -74,8 +74,6 @@ class Records:
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if "key" in self.columns:
-            raise UserError(f"a column of the records cannot be called 'key'; call it {META}key")
         lengths = {"captions": len(self.captions), "target neighbors": len(self.target)}
         lengths |= {"reference neighbors": len(self.reference)} | {n: len(c) for n, c in self.columns.items()}
         if wrong := [f"{length} {name}" for name, length in lengths.items() if length != len(self.truth)]:

@@ -51,8 +51,7 @@ def _share_below(scores: np.ndarray, rivals: np.ndarray) -> np.ndarray:
     """The share of ``rivals`` below each score; ties count ½."""
     ascending = np.sort(rivals)
     below, up_to = np.searchsorted(ascending, scores, "left"), np.searchsorted(ascending, scores, "right")
-    shares: np.ndarray = (below + up_to) / (2 * len(rivals))
-    return shares
+    return np.asarray((below + up_to) / (2 * len(rivals)))
 
 
 def _variance(placements: np.ndarray) -> float:

@@ -39,11 +39,10 @@ class Neighbors:
                 f"neighbors need rows and distances of the same shape [records, k], not {self.rows.shape} and "
                 f"{self.distances.shape}"
             )
-        for start in range(0, len(self), CHUNK):
-            if (self.rows[start : start + CHUNK] < 0).any():
-                raise UserError("neighbors have a negative row; each row must be that of a public image")
-            if not np.isfinite(self.distances[start : start + CHUNK]).all():
-                raise UserError("neighbors have a distance that is not a finite number; check the embeddings for NaN")
+        if self.rows.min(initial=0) < 0:
+            raise UserError("neighbors have a negative row; each row must be that of a public image")
+        if not np.isfinite([self.distances.min(initial=0), self.distances.max(initial=0)]).all():
+            raise UserError("neighbors have a distance that is not a finite number; check the embeddings for NaN")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -90,14 +89,12 @@ class Scores:
     def precision(self, k: int) -> np.ndarray:
         """hits / |Ô| of each record, float64 [n]; 0 if Ô is empty."""
         column = self.column(k)
-        shares: np.ndarray = self.hits[:, column] / np.maximum(self.predicted[:, column], 1)
-        return shares
+        return np.asarray(self.hits[:, column] / np.maximum(self.predicted[:, column], 1))
 
     def recall(self, k: int) -> np.ndarray:
         """hits / |G| of each record, float64 [n]; NaN if the image has no objects."""
         truth = np.where(self.has_objects, self.truth, np.nan)
-        shares: np.ndarray = self.hits[:, self.column(k)] / truth
-        return shares
+        return np.asarray(self.hits[:, self.column(k)] / truth)
 
 
 def score(neighbors: Neighbors, public: Objects, truth: Objects, ks: Sequence[int], top_m: int | None = None) -> Scores:

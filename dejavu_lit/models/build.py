@@ -12,10 +12,11 @@ from open_clip.pretrained import download_pretrained_from_hf
 from torch import nn
 
 from dejavu_lit.models.model_name import ModelName, check_architecture
+from dejavu_lit.models.open_clip_encoder import OpenClipEncoder, create_model
 from dejavu_lit.models.preprocess import PREPROCESS
 from dejavu_lit.models.settings import ModelSpec
-from dejavu_lit.models.text_tower import create_model
 from dejavu_lit.models.tokenizer import load_tokenizer, save_tokenizer
+from dejavu_lit.models.zoo import load_encoder
 from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import atomic, fingerprint, read_json_object, write_json
 from dejavu_lit.utils.printable import silenced
@@ -103,9 +104,6 @@ def build_model(spec: ModelSpec, folder: Path, resumed: bool = False) -> nn.Modu
 
 
 def _load_initial_weights(model: nn.Module, spec: ModelSpec, tokenizer: Any) -> None:
-    from dejavu_lit.models.open_clip_encoder import OpenClipEncoder
-    from dejavu_lit.models.zoo import load_encoder
-
     source = load_encoder(str(spec.init))
     if not isinstance(source, OpenClipEncoder):
         raise UserError(

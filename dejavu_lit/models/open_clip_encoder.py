@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
+from open_clip.hf_configs import arch_dict
 from open_clip.model import get_model_preprocess_cfg
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.transform import PreprocessCfg
@@ -20,7 +21,6 @@ from torch.nn.functional import normalize
 from dejavu_lit.models.encoder import torch_device
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.models.preprocess import PREPROCESS, Preprocess
-from dejavu_lit.models.text_tower import create_model
 from dejavu_lit.models.tokenizer import load_tokenizer
 from dejavu_lit.models.towers import image_features, image_tower, text_tower
 from dejavu_lit.models.weights import SUFFIXES, compiled_state, load_tensors, weights_hash, without_prefixes
@@ -233,3 +233,23 @@ def _build(
             model.load_state_dict(state)
         architecture = {**open_clip.get_model_config(source), **({"quick_gelu": True} if quick else {})}
         return OpenClipEncoder(name, model, architecture, load_tokenizer(source), device)
+
+
+def create_model(source: str, *arguments: Any, **options: Any) -> Any:
+    """``open_clip.create_model``, which alone would ask on the terminal whether to run the code of an unknown text tower.
+
+    Raises UserError for a text tower that open_clip cannot build from transformers' own code.
+    """
+    text = (open_clip.get_model_config(source) or {}).get("text_cfg") or {}
+    if tower := text.get("hf_model_name"):
+        what = f"the text tower text_cfg.hf_model_name={tower}"
+        remedy = "give a folder or a name of the Hugging Face Hub that needs no code of its own"
+        with explained(f"{what} cannot be loaded", remedy, "objects"):
+            from transformers import AutoConfig
+
+            kind = AutoConfig.from_pretrained(str(tower), trust_remote_code=False).model_type
+        if kind not in arch_dict:
+            raise UserError(
+                f"{what} is of the kind {kind!r}, which open_clip cannot use; give one of {', '.join(arch_dict)}"
+            )
+    return open_clip.create_model(source, *arguments, weights_only=True, **options)

@@ -73,8 +73,6 @@ def test_pool_against_scipy() -> None:
     assert two["symmetric"]["ppg"]["sd"] > 0
     assert two["null"] is None
     assert pool_blocks([evaluation(0.5, 0, 0.5)])["population"]["ppg"]["sd"] is None
-    with pytest.raises(UserError, match="no evaluation"):
-        pool_blocks([])
 
 
 def test_found_by_the_rule() -> None:
