@@ -14,6 +14,7 @@ from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.evaluation.class_names import check_prompts
 from dejavu_lit.evaluation.embeddings import Embeddings, Modality
 from dejavu_lit.evaluation.settings import PairEvaluation
+from dejavu_lit.measure.controls import differences_sentence
 from dejavu_lit.measure.figures import BLOCK_SETS
 from dejavu_lit.utils.config import flatten
 from dejavu_lit.utils.errors import UserError
@@ -158,10 +159,10 @@ def open_public(data: DataSpec, k: int) -> ShardSet:
 
 
 def training_differences(target: AuditedModel, reference: AuditedModel) -> dict[str, list[Any]] | None:
-    """{option: [target's value, reference's]} of the training options in which two runs differ; None if one is not a run.
+    """{option: [target's value, reference's]} of the training options in which two runs differ, with a warning.
 
     Compared are recipe, model, mitigation, the epochs that were trained, and the number of pairs if it differs by more than
-    SIMILAR_SIZE: A and B are not always of exactly one size.
+    SIMILAR_SIZE: A and B are not always of exactly one size. None if one of them is not a run.
     """
     if target.run is None or reference.run is None:
         return None
@@ -174,6 +175,8 @@ def training_differences(target: AuditedModel, reference: AuditedModel) -> dict[
     a, b = (model.run_json.get("train_size") for model in (target, reference))
     if a and b and max(a, b) > (1 + SIMILAR_SIZE) * min(a, b):
         different["pairs"] = [a, b]
+    if different:
+        log.warning(differences_sentence(different))
     return different
 
 

@@ -31,7 +31,6 @@ from dejavu_lit.evaluation.context import (
 from dejavu_lit.evaluation.membership import write_scores
 from dejavu_lit.evaluation.utility import utility
 from dejavu_lit.evaluation.write_metrics import write_metrics
-from dejavu_lit.measure.controls import differences_sentence
 from dejavu_lit.measure.figures import BLOCK_SETS
 from dejavu_lit.measure.recompute import RECORD_FILES
 from dejavu_lit.measure.records import EXPOSURE, META, SIDES, Records, write_records
@@ -133,7 +132,11 @@ def _embed_search_and_write_records(spec: EvaluationSpec, inputs: EvaluationInpu
         if annotated is None:
             return {}
         results = {name: search.result() for name, search in searches.items()}
-        exposures = _exposures(inputs)
+        # How often training saw each pair: A by the target, B by the reference; None if unknown.
+        trained = {"population": inputs.models["target"], "swapped": inputs.models["reference"]}
+        exposures = {
+            block: trained[block].exposure(inputs.shards[block]) for block in trained if block in inputs.shards
+        }
         # An earlier one would take the new records for its own, and for scored.
         (spec.out / CONTEXT).unlink(missing_ok=True)
         _write_records(
@@ -148,7 +151,7 @@ def _embed_search_and_write_records(spec: EvaluationSpec, inputs: EvaluationInpu
             "exposure": {"target": _span(exposures["population"]), "reference": _span(exposures.get("swapped"))},
             "raw_shards": _raw_shards(inputs),
             # A base is trained otherwise by design.
-            "training_differences": None if spec.is_against_base else _training_differences(inputs),
+            "training_differences": None if spec.is_against_base else training_differences(**inputs.models),
             "search": {
                 "index": spec.evaluation.index,
                 "recall": min(recall for _, recall in results.values()),
@@ -165,14 +168,6 @@ def _raw_shards(inputs: EvaluationInputs) -> dict[str, Any] | None:
     expected = {role: (model.run_json.get("exposure") or {}).get("mean") for role, model in models}
     known = read_json_object(inputs.data.folder / MANIFEST)["raw_shards"]
     return {**known, "expected_exposure": expected, "note": RAW_SHARDS_NOTE}
-
-
-def _training_differences(inputs: EvaluationInputs) -> dict[str, Any] | None:
-    """In which options the two models were trained differently, with a warning if they were; None if unknown."""
-    differences = training_differences(*(inputs.models[role] for role in SIDES))
-    if differences:
-        log.warning(differences_sentence(differences))
-    return differences
 
 
 def _public_copies(spec: EvaluationSpec, public: ShardSet) -> int:
@@ -212,7 +207,6 @@ class _Annotated:
 
 
 def _read_objects(spec: EvaluationSpec, inputs: EvaluationInputs, embedded: EmbeddedSets) -> _Annotated:
-    _warn_of_widths(inputs, embedded)
     # A and B as one: in a random half each has pairs of both.
     trained = ["A", "B"] if spec.data.half else [BLOCK_SETS[block] for block in inputs.shards if block != "null"]
     sets = {name: ShardSet.open(spec.data.set_folder(name)) for name in (*trained, BLOCK_SETS["null"])}
@@ -232,17 +226,6 @@ def _check_images(spec: EvaluationSpec, images: Mapping[str, Mapping[str, str]])
         check_images(artifact, images)
 
 
-def _warn_of_widths(inputs: EvaluationInputs, embedded: EmbeddedSets) -> None:
-    target, reference = (embedded.public[role].dim for role in SIDES)
-    if target != reference and not inputs.models["reference"].captions_only:
-        log.warning(
-            "the embeddings of target and reference have %d and %d values: models of different architecture also differ "
-            "in quality, so look at the null and the symmetric gap",
-            target,
-            reference,
-        )
-
-
 def _searches(spec: EvaluationSpec, embedded: EmbeddedSets, k: int, world: int) -> dict[tuple[str, str], "Search"]:
     """The search of every (role, block)."""
     from dejavu_lit.evaluation.search_parts import Search  # loads numba, which recomputing does not need
@@ -255,16 +238,6 @@ def _searches(spec: EvaluationSpec, embedded: EmbeddedSets, k: int, world: int) 
             captions = embedded.captions[role, block]
             searches[role, block] = Search(captions, keys, public, k, spec.evaluation.index, folder, world)
     return searches
-
-
-def _exposures(inputs: EvaluationInputs) -> dict[str, np.ndarray | None]:
-    """By block, how often training saw each pair: A by the target, B by the reference; None if unknown."""
-    trained = {"population": "target", "swapped": "reference"}
-    return {
-        block: inputs.models[role].exposure(inputs.shards[block])
-        for block, role in trained.items()
-        if block in inputs.shards
-    }
 
 
 def _write_records(
