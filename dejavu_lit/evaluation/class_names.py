@@ -43,7 +43,10 @@ def class_list(
     Raises:
         UserError: labels that match no class, another number of labels than classes with ``order``, or a missing file.
     """
-    distinct = _sorted_labels(labels)
+    # Numbers by their value, before other texts.
+    distinct = sorted(
+        set(labels), key=lambda label: (0, int(label), label) if is_class_number(label) else (1, 0, label)
+    )
     names = _class_names(classes, distinct)
     if by == ORDER:
         if len(distinct) != len(names):
@@ -71,11 +74,6 @@ def class_list(
         f"{', '.join(map(repr, unmatched[:LISTED_LABELS]))}{', …' if len(unmatched) > LISTED_LABELS else ''}; give the list that "
         f"belongs to the labels, or classes_by={ORDER} if the sorted labels are the classes in their order"
     )
-
-
-def _sorted_labels(labels: Iterable[str]) -> list[str]:
-    """The distinct labels, numbers by their value before other texts."""
-    return sorted(set(labels), key=lambda label: (0, int(label), label) if is_class_number(label) else (1, 0, label))
 
 
 def _class_names(classes: str | Sequence[str] | None, labels: list[str]) -> list[str]:

@@ -187,7 +187,7 @@ def _training_options(model: AuditedModel) -> dict[str, Any]:
     }
     ending = ("mitigation.stop_epoch", "mitigation.gap_budget")
     options = {name: value for name, value in flatten(parts) if name not in ending}
-    return {"epochs": model.epoch or model.run_json.get("epochs"), **options}
+    return {"epochs": model.model_name.epoch_number or model.run_json.get("epochs"), **options}
 
 
 def _has_b(reference: AuditedModel) -> bool:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -143,12 +143,7 @@ def _encode(
     chunks = ((shard, *chunk) for shard in numbers for chunk in read_chunks(shards.index(shard), modality))
     encoded = encode_ahead(encoder, chunks, decode, modality, workers)
     for shard, parts in groupby(encoded, key=lambda part: part[0][0]):
-        keys: list[str] = []
-        blocks: list[np.ndarray] = []
-        bad: dict[str, str] = {}
-        for _, chunk_keys, vectors, skipped in parts:
-            keys += chunk_keys
-            bad |= skipped
-            if chunk_keys:
-                blocks.append(vectors)
-        yield shard, keys, np.concatenate(blocks) if blocks else np.zeros((0, 0), np.float16), bad
+        _, keys, vectors, skipped = zip(*parts, strict=True)
+        blocks = [block for block in vectors if len(block)]
+        bad = dict(item for some in skipped for item in some.items())
+        yield shard, [*chain(*keys)], np.concatenate(blocks) if blocks else np.zeros((0, 0), np.float16), bad

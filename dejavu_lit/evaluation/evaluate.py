@@ -284,10 +284,7 @@ def _tabulated_names(entries: Sequence[Mapping[str, Any]], asked: Collection[str
         log.warning(
             "%d of %d entries of the pairs' JSON are in fewer than %g %% of the pairs, the first is %r; "
             "the records have no columns for them; name one in group= or statistics.subgroups= of a new out= to keep it",
-            len(rare),
-            len(counts),
-            100 * RARE,
-            next(iter(rare)),
+            *(len(rare), len(counts), 100 * RARE, next(iter(rare))),
         )
     return [name for name in counts if name not in rare]
 

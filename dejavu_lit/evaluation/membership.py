@@ -117,7 +117,7 @@ def _scores(
     model: AuditedModel, keys: Sequence[str], vectors: PairVectors, other_keys: Sequence[str], null: PairVectors
 ) -> dict[str, dict[str, float]]:
     """{score: {key: value}} of the pairs ``keys`` under one model."""
-    others = OtherPairs.of(other_keys, *(embeddings.load(other_keys) for embeddings in null))
+    others = OtherPairs(other_keys, *(embeddings.load(other_keys) for embeddings in null))
     scale = model.encoder.logit_scale if model.embeddings_folder is None else None
     values: dict[str, dict[str, float]] = {}
     starts = range(0, len(keys), PAIRS_AT_ONCE)

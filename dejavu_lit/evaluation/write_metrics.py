@@ -139,10 +139,7 @@ def _gaps_of_keys(spec: EvaluationSpec, keys: str, sets: Mapping[str, Records]) 
         )
     log.info(
         "%d of %d keys measured (%d unknown, %d without objects): %s",
-        len(gaps["pairs"]),
-        gaps["asked"],
-        gaps["unknown"]["count"],
-        gaps["without_objects"]["count"],
+        *(len(gaps["pairs"]), gaps["asked"], gaps["unknown"]["count"], gaps["without_objects"]["count"]),
         spec.out / "persons.csv",
     )
     return gaps

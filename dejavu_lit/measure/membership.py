@@ -150,7 +150,7 @@ def _symmetric(
     """The mean of the AUCs of both directions; both have the same pairs of H, in the same order."""
     if reason := unusable(*population) or unusable(*swapped):
         return None, reason
-    return auc_figure(*Auc.of(*population).mean_with(Auc.of(*swapped))), None
+    return auc_figure(*Auc(*population).mean_with(Auc(*swapped))), None
 
 
 def _first_half(null: ScoredSet, score: str) -> np.ndarray:

@@ -91,10 +91,9 @@ class Records:
 
     def scores(self, ks: Sequence[int], top_m: int | None = None) -> tuple[Scores, Scores]:
         """The scores of (target, reference) for every k of ``ks``."""
-        return (
-            score(self.target, self.public, self.truth, ks, top_m),
-            score(self.reference, self.public, self.truth, ks, top_m),
-        )
+        both = (self.target, self.reference)
+        target, reference = (score(neighbors, self.public, self.truth, ks, top_m) for neighbors in both)
+        return target, reference
 
     def with_objects(self, truth: Objects, public: Objects) -> "Records":
         """The same records, joined by key to other objects, which have a row for each of them, e.g. at another threshold."""

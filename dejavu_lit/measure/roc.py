@@ -8,7 +8,6 @@ NeurIPS 2023; pure differential privacy)
 A higher score means "member". A figure that cannot be measured is None, and ``reasons`` says why.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,19 +20,15 @@ NORMAL_95 = 1.959963984540054
 CONFIDENCE = 0.95  # of the bound on ε
 
 
-@dataclass(frozen=True)
 class Auc:
-    """An AUC with its placements: for each member the share of non-members below it (ties count ½), and vice versa."""
+    """The AUC of the scores of m ≥ 1 members against those of n ≥ 1 non-members, with its placements.
 
-    value: float
-    members: np.ndarray
-    others: np.ndarray
+    ``members`` has for each member the share of non-members below it (ties count ½), ``others`` vice versa.
+    """
 
-    @classmethod
-    def of(cls, members: np.ndarray, others: np.ndarray) -> "Auc":
-        """The AUC of the scores of m ≥ 1 members against those of n ≥ 1 non-members."""
-        above = _share_below(members, others)
-        return cls(float(above.mean()), above, 1 - _share_below(others, members))
+    def __init__(self, members: np.ndarray, others: np.ndarray) -> None:
+        self.members, self.others = _share_below(members, others), 1 - _share_below(others, members)
+        self.value = float(self.members.mean())
 
     @property
     def se(self) -> float:
@@ -83,7 +78,7 @@ def auc(members: np.ndarray, others: np.ndarray) -> tuple[dict[str, Any] | None,
     """({value, se, ci95}, None) of the scores of members and of non-members, or (None, why not)."""
     if reason := unusable(members, others):
         return None, reason
-    result = Auc.of(members, others)
+    result = Auc(members, others)
     return auc_figure(result.value, result.se), None
 
 

@@ -63,8 +63,8 @@ class OpenClipEncoder:
         self.logit_scale: float | None = float(model.get_parameter("logit_scale").exp())
         self.tokenizer = tokenizer
         self._preprocess = Preprocess(preprocess)
-        mean, std = (torch.tensor(preprocess[name], device=self.device).view(-1, 1, 1) for name in ("mean", "std"))
-        self._mean, self._std = mean, std
+        columns = (torch.tensor(preprocess[name], device=self.device).view(-1, 1, 1) for name in ("mean", "std"))
+        self._mean, self._std = columns
 
     def preprocess(self, image: Image.Image | torch.Tensor) -> np.ndarray:
         """See Encoder; for a PIL image exactly what open_clip does before it normalizes."""
@@ -205,9 +205,7 @@ def _warn_of_other_settings(name: ModelName) -> None:
             "%s gets open_clip's default preprocessing and activation, but released weights of %s need others: %s; if the "
             "file is one of these or was trained from one, give it as local-dir:FOLDER with these settings in "
             "open_clip_config.json",
-            name.text,
-            arch,
-            "; ".join(f"{text} ({', '.join(tags)})" for text, tags in tags_by_settings.items()),
+            *(name.text, arch, "; ".join(f"{text} ({', '.join(tags)})" for text, tags in tags_by_settings.items())),
         )
 
 

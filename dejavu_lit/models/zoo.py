@@ -30,7 +30,12 @@ def load_encoder(name: str, device: str = "cpu") -> Encoder:
     if model.path is not None and model.kind in ("run", "folder"):
         if model.epoch is None:
             return _load_folder(name, model.path, device)
-        return openclip.load_epoch(name, RunDirectory(model.path).model, _checkpoint(model.path, model.epoch), device)
+        run = RunDirectory(model.path)
+        saved = run.saved_epochs()
+        if model.epoch_number not in saved:
+            epochs = ", ".join(map(str, saved)) or "none"
+            raise UserError(f"{name}: the run has no checkpoint of epoch {model.epoch!r}; it has {epochs}")
+        return openclip.load_epoch(name, run.model, run.checkpoint(model.epoch_number), device)
     if Path(name).is_file():
         raise UserError(f"{name} is a file, which does not say its architecture; give ARCH@{name}, or a model folder")
     if "/" in name and "@" not in name:
@@ -57,12 +62,3 @@ def _load_folder(name: str, folder: Path, device: str) -> Encoder:
     raise UserError(
         f"{folder} is neither a run, nor an open_clip folder, nor a transformers CLIP or SigLIP folder; check the path"
     )
-
-
-def _checkpoint(run: Path, epoch: str) -> Path:
-    """The checkpoint of a run's epoch; raises UserError that lists the existing epochs."""
-    saved = RunDirectory(run).saved_epochs()
-    if not epoch.isdecimal() or int(epoch) not in saved:
-        epochs = ", ".join(map(str, saved)) or "none"
-        raise UserError(f"{run}@{epoch}: the run has no checkpoint of epoch {epoch!r}; it has {epochs}")
-    return RunDirectory(run).checkpoint(int(epoch))
