@@ -38,10 +38,7 @@ def class_list(
             line, or the names.
         labels: class names, or class numbers from 0 (from 1 if the largest is the number of classes).
         by: ``order``: as many labels as classes, and the sorted labels are the classes in their order, as for ImageNet's
-            folders; numbers sort as numbers. None: by name or number.
-
-    Raises:
-        UserError: labels that match no class, another number of labels than classes with ``order``, or a missing file.
+            folders; numbers sort as numbers. None: by name or number. Labels that match no class raise UserError.
     """
     # Numbers by their value, before other texts.
     distinct = sorted(

@@ -45,9 +45,9 @@ class EvaluationInputs:
     def open(cls, evaluation: PairEvaluation, data: DataSpec, out: Path, k: int) -> "EvaluationInputs":
         """What an evaluation in ``out`` compares.
 
-        Raises:
-            UserError: models that were exchanged or trained on the same pairs, data that is not the runs' own, or fewer
-                public images than ``k``.
+        Raises UserError for models that were exchanged or trained on the same pairs, data that is not the runs' own, or fewer
+        public
+        images than ``k``.
         """
         store = Path(evaluation.embeddings) if evaluation.embeddings else out / "embeddings"
         keep_in_run = evaluation.embeddings is None

@@ -43,14 +43,10 @@ def embed(
     """Embed the images or the captions of a set into ``folder``, or continue if it has some parts already.
 
     Whole shards are embedded, as many as the first ``limit`` pairs need. Complete parts are kept, so another limit adds parts.
-    Unusable pairs are skipped, counted and logged.
-
-    Args:
-        workers: threads that read and decode. On a CPU there are at least as many as cores, because they also encode.
-
-    Raises:
-        UserError: a folder of another model or other data, too many unusable pairs, no usable pair, or a vector with NaN
-            or zero norm.
+    Unusable pairs are skipped, counted and logged. ``workers`` threads read and decode; on a CPU there are at least as many as
+    cores, because they also encode. Raises UserError for a folder of another model or other data, too many unusable pairs, no
+    usable
+    pair, or a vector with NaN or zero norm.
     """
     folder = Path(folder)
     write_missing(encoder, shards, modality, folder, limit, workers)

@@ -183,12 +183,9 @@ def write_embeddings(
     Args:
         folder: DIR/SET/MODALITY, e.g. audit/A/text; must be new or empty.
         keys: n unique keys, none with a line break.
-        vectors: [n, d], any float type, any norm; written L2-normalized as float16.
-        rows_per_part: rows of one file.
+        vectors: [n, d], any float type, any norm; written L2-normalized as float16, ``rows_per_part`` in a file.
 
-    Raises:
-        UserError: not one key per vector, a duplicate key, a vector with NaN, infinity or zero norm, or a folder that is
-            not empty.
+    Raises UserError for any other keys or folder, and for a vector with NaN, infinity or zero norm.
     """
     folder = Path(folder)
     if vectors.ndim != 2 or len(vectors) != len(keys) or not len(keys):

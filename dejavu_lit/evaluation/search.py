@@ -68,15 +68,14 @@ def search(
     """The k public vectors nearest to each query, and the recall of the index: 1.0 for an exact one.
 
     Args:
-        queries: float16 [n, d].
-        public: float16 arrays or memory maps [m, d], read in this order.
+        queries: float16 [n, d]; public: float16 arrays or memory maps [m, d], read in this order.
         index: how faiss finds candidates: ``flat`` on the CPU or ``gpu``, both exact with the same result; ``ivf`` is
             approximate, its recall is measured on a sample.
         ids: int [total m], the public row of each vector, each once; its position in ``public`` by default.
 
-    Raises:
-        UserError: k larger than the public set, different widths, a vector with NaN, infinity or zero norm, or an index
-            that is unknown or not available.
+    Raises UserError for k larger than the public set, different widths, a vector with NaN, infinity or zero norm, or an index
+    that
+    is unknown or not available.
     """
     total = sum(map(len, public))
     if not 1 <= k <= total:

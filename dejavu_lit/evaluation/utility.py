@@ -28,10 +28,9 @@ Values = dict[str, float]
 
 
 def utility(model: AuditedModel, data: DataSpec) -> dict[str, Any]:
-    """The utility of a model: shares from 0 to 1, or null with the reason.
+    """The utility of a model, shares from 0 to 1: {zeroshot_top1, zeroshot_top5, i2t_r1, …, t2i_r10, linear_probe, reasons}.
 
-    Returns:
-        {zeroshot_top1, zeroshot_top5, i2t_r1, …, t2i_r10, linear_probe, reasons: {figure: why it is null}}.
+    A figure that cannot be computed is None, and ``reasons`` says why under its name.
     """
     no_images = "a text model embeds no images" if model.captions_only else None
     no_labels = no_images or (None if data.labelled else "data.labelled names no set with class labels")
@@ -166,10 +165,9 @@ def linear_probe(images: np.ndarray, labels: Sequence[str], limit: int = 20_000)
     """Accuracy of a logistic regression on frozen embeddings: fitted on four fifths of each class, tested on one fifth.
 
     Features are standardized by the fitted part; scikit-learn's default penalty, at most 1,000 iterations. From more than
-    ``limit`` images a seeded sample is drawn. images: float [n, d]; labels: n classes.
-
-    Raises:
-        UserError: too few images or classes for two parts, or scikit-learn is not installed.
+    ``limit`` images a seeded sample is drawn. images: float [n, d]; labels: n classes. Raises UserError if they cannot be
+    split, or
+    without scikit-learn.
     """
     rng = np.random.default_rng(0)
     chosen = np.sort(rng.permutation(len(labels))[:limit])

@@ -256,10 +256,7 @@ def compare_settings(
 
     Returns:
         {basis: symmetric|population, records: {A, B}, ppg|prg|aucg: {value, mean, std, ci95, …}}; basis is population
-        if B is missing under either setting.
-
-    Raises:
-        UserError: no common records with objects, or different objects for the same records.
+        if B is missing under either setting. Raises UserError without common records that have the same objects.
     """
     resampling = resampling or Resampling()
     a = _difference(first[0], second[0], k, top_m)

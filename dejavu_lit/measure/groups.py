@@ -40,10 +40,8 @@ def group_gaps(
     Returns:
         {column, holdout: |H| with objects, groups: [{group, records, ppg, prg, aucg, p, q, clipmem_auc, clipmem_p, clipmem_q}],
         smallest p first, too_small: {groups, records, smallest}, without: records of A without a value}. The last three figures
-        of a group are None if the records have no such scores, or none of its pairs was drawn for them.
-
-    Raises:
-        UserError: an unknown column, or no record of H with objects.
+        of a group are None if the records have no such scores, or none of its pairs was drawn for them. Raises UserError for an
+        unknown column, or if no record of H has objects.
     """
     name = _entry(column, population)
     measured, holdout = (outcomes(*records.scores([k], top_m), k) for records in (population, null))

@@ -37,15 +37,11 @@ def measure(
     settings: Settings | None = None,
     objects_at: ObjectsAt | None = None,
 ) -> dict[str, Any]:
-    """The body of metrics.json.
+    """The body of metrics.json, from the records of A, of H and of B, with the model trained on B as ``target``.
 
-    Args:
-        population: the records of A; null: of H; swapped: of B, with the model trained on B as ``target``.
-        objects_at: reads the objects at another threshold; needed for ``settings.thresholds`` only.
-
-    Raises:
-        UserError: no record of A has an object, neighbors that do not reach the ks, an unknown subgroup column, a record
-            without objects at some threshold.
+    ``objects_at`` reads the objects at another threshold, for ``settings.thresholds``. Raises UserError if no record of A has
+    an
+    object, neighbors do not reach the ks, or a subgroup column is unknown.
     """
     settings = settings or Settings()
     sets = {n: r for n, r in (("population", population), ("null", null), ("swapped", swapped)) if r is not None}

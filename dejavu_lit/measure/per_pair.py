@@ -26,10 +26,8 @@ def pair_gaps(
     Returns:
         {asked, unknown: {count, first}, without_objects: {count, first}, holdout: |H| with objects, k, top_m,
         pairs: [{key, caption, gap, p, q: {precision, recall, hits}}] in the order of ``keys``}. ``first`` has up to five
-        of the unknown keys or of the pairs without objects.
-
-    Raises:
-        UserError: none of the keys is a record of A, or no record of H has objects.
+        of the unknown keys or of the pairs without objects. Raises UserError if none of the keys is a record of A, or no record
+        of H has objects.
     """
     from scipy.stats import false_discovery_control
 

@@ -46,10 +46,7 @@ def read_evaluation(
 
     Returns:
         {population|null|swapped: Records} of the files that exist, and the ``objects_at`` for ``measure``, which reads the
-        objects at another threshold.
-
-    Raises:
-        UserError: the folder has no records, or the objects have no row for a key.
+        objects at another threshold. Raises UserError if the folder has no records, or the objects have no row for a key.
     """
     folder, objects = Path(folder), Path(objects)
     paths = {name: folder / file for name, file in RECORD_FILES.items() if (folder / file).exists()}
@@ -82,10 +79,8 @@ def gaps_by_objects(
 ) -> dict[str, Any]:
     """The gaps under further object artifacts {name: folder}, from the same neighbors: {name: {counts, the five blocks}}.
 
-    Args: as for ``read_evaluation``.
-
-    Raises:
-        UserError: an artifact has no row for an image, mixes annotators, or only has scores above ``settings.threshold``.
+    The other arguments are as for ``read_evaluation``. Raises UserError for an artifact that has no row for an image, mixes
+    annotators, or only has scores above ``settings.threshold``.
     """
     gaps = {}
     for name, artifact in artifacts.items():

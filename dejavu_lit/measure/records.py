@@ -55,15 +55,12 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Records:
-    """n pairs of one set (A, H or B), joined to the objects at one threshold.
+    """n pairs of one set (A, H or B), joined to the objects at one threshold; raises UserError for different lengths.
 
     captions: [n]; truth: the objects of the n images, whose ``keys`` are the records' keys; public: the objects of the
     public images, sorted by key; target, reference: the neighbors under both models (for the set B, ``target`` is the
     model trained on B); columns: further values by name, each [n]: ``exposure`` (times seen in training) and, for subgroups,
     ``meta.NAME`` for the entry NAME of the pairs' JSON, None for a pair without a value.
-
-    Raises:
-        UserError: fields of different lengths.
     """
 
     captions: Sequence[str]
@@ -190,11 +187,9 @@ def _lists(starts: np.ndarray, values: pa.Array) -> pa.Array:
 def read_records(path: Path | str, truth: Objects, public: Objects) -> Records:
     """Read ``records.parquet`` and join it by key to objects, which may come from another threshold or annotator.
 
-    Args:
-        truth: objects with a row for every record; public: with a row for every neighbor; they are sorted by key.
-
-    Raises:
-        UserError: the file does not exist or is not a records file, or a key has no objects.
+    ``truth`` has objects for every record, ``public`` for every neighbor; they are sorted by key. Raises UserError if the file
+    does
+    not exist or is not a records file, or a key has no objects.
     """
     path = Path(path)
     names = ["key", "caption", *(f"{side}_{name}" for side in SIDES for name in ("neighbors", "distances"))]

@@ -24,10 +24,9 @@ class Neighbors:
     """The nearest public images of n records, nearest first.
 
     rows: int32 [n, K], row numbers in the public ``Objects`` (sorted by key); distances: float32 [n, K],
-    1 − cosine similarity, ascending; equal distances are in the order of the rows.
-
-    Raises:
-        UserError: different shapes, negative rows, or distances that are not finite.
+    1 − cosine similarity, ascending; equal distances are in the order of the rows. Raises UserError for different shapes,
+    negative
+    rows, or distances that are not finite.
     """
 
     rows: np.ndarray
@@ -105,8 +104,7 @@ def score(neighbors: Neighbors, public: Objects, truth: Objects, ks: Sequence[in
         truth: the objects of the n records, in the order of ``neighbors``, with the same labels as ``public``.
         top_m: predict only the m ≥ 1 objects found in most neighbors; None predicts all of them.
 
-    Raises:
-        UserError: ks are not increasing or exceed the neighbors, the labels differ, or a row is outside the public set.
+    Raises UserError if ks are not increasing or exceed the neighbors, the labels differ, or a row is outside the public set.
     """
     if not ks or any(b <= a for a, b in pairwise([0, *ks])):
         raise UserError(f"ks={list(ks)} must be increasing numbers of at least 1")

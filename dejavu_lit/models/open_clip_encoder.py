@@ -1,9 +1,7 @@
 """open_clip models as encoders: released tags, weight files, open_clip folders and this project's runs."""
 
 import logging
-import zipfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
@@ -109,7 +107,6 @@ def load_released(name: ModelName, device: str) -> OpenClipEncoder:
         raise UserError(
             f"{name.text!r}: {weights!r} is neither a file nor a released tag of {arch}{suggest(weights, tags)}; check the name"
         )
-    check_archive(Path(weights))
     problem = f"{weights} does not fit {arch}"
     encoder = _build(name.text, arch, device, problem, OWN_ARCHITECTURE, weights, lambda: compiled_state(Path(weights)))
     _warn_of_other_settings(name)
@@ -131,11 +128,8 @@ def load_folder(name: str, folder: Path, device: str) -> OpenClipEncoder:
             folder / "open_clip_config.json",
         )
     problem = f"the weights in {folder} cannot be used"
-    if not (weights := [path for path in folder.iterdir() if path.suffix in SUFFIXES]):
+    if not any(path.suffix in SUFFIXES for path in folder.iterdir()):
         raise UserError(f"{problem}: it has none that end in {', '.join(SUFFIXES)}; put them there, or rename them")
-    for path in weights:
-        if path.suffix != ".safetensors":
-            check_archive(path)
     remedy = "its open_clip_config.json must have the model_cfg of these weights"
     return _build(name, f"local-dir:{folder}", device, problem, remedy, read=lambda: compiled_state(folder))
 
@@ -173,18 +167,6 @@ def _check_sizes(value: Any, folder: Path) -> None:
     elif isinstance(value, int | float) and abs(value) > LARGEST_SIZE:
         raise UserError(
             f"{folder}/open_clip_config.json has the size {str(value)[:20]}, which no model has; get the file again"
-        )
-
-
-def check_archive(path: Path) -> None:
-    """Raise UserError for a TorchScript archive, because it contains code; the message says what to do."""
-    members: list[str] = []
-    with suppress(Exception), zipfile.ZipFile(path) as archive:  # what is wrong with a damaged one, loading it says
-        members = archive.namelist()
-    if any(member.endswith("constants.pkl") for member in members):
-        raise UserError(
-            f"{path} is a TorchScript archive, which contains code and is never loaded; if you trust it, save its "
-            "state_dict() with safetensors.torch.save_file and give that .safetensors file"
         )
 
 

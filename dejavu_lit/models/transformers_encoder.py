@@ -83,11 +83,9 @@ def is_transformers_folder(folder: Path) -> bool:
 def load_pretrained(what: str, folder: Path, parts: Mapping[str, Mapping[str, Any]]) -> list[Any]:
     """The parts of a model in a folder of the transformers library, the model itself first, in float32; no code of it is run.
 
-    Args:
-        what: the model, for messages; parts: {auto class: options of its ``from_pretrained``}.
-
-    Raises:
-        UserError: transformers is not installed, the folder lacks files, or the weights do not fit.
+    ``what`` names the model in messages; parts: {auto class: options of its ``from_pretrained``}. Raises UserError if
+    transformers is
+    not installed, the folder lacks files, or the weights do not fit.
     """
     with explained(f"{what} cannot be loaded", "save it again with its processor", "objects"):
         import transformers

@@ -57,6 +57,7 @@ def compiled_state(path: Path) -> dict[str, torch.Tensor] | None:
         if has_remedy(error):
             raise
         raise UserError(
-            f"{path} is not a file of weights: it is damaged, has another format, or has Python objects beside the tensors, "
-            "which are never loaded; check the path, or save its state_dict() with safetensors.torch.save_file"
+            f"{path} is not a file of weights: it is damaged, has another format, or has code or Python objects beside the "
+            "tensors, as a TorchScript archive has, which are never loaded; check the path, or save its state_dict() with "
+            "safetensors.torch.save_file"
         ) from None
