@@ -155,11 +155,9 @@ def read_keys(folder: Path, name: str) -> list[str]:
     """The keys of one part; raises UserError if the file is missing or not text."""
     try:
         return (folder / f"{name}.txt").read_bytes().decode("utf-8").split("\n")[:-1]
-    except FileNotFoundError:
-        raise UserError(f"{folder / name}.npy has no {name}.txt with its keys; compute this part again") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{folder / name}.txt is not a list of keys ({first_line(error)}); compute this part again"
+            f"{folder / name}.txt is not the list of the keys of {name}.npy ({first_line(error)}); compute this part again"
         ) from None
 
 

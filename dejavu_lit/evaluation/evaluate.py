@@ -22,7 +22,6 @@ from dejavu_lit.evaluation.comparison import EmbeddedSets, EvaluationInputs, tra
 from dejavu_lit.evaluation.context import (
     CONTEXT,
     EvaluationSpec,
-    data_state,
     finished_metrics,
     fixed_settings,
     read_context,
@@ -36,7 +35,7 @@ from dejavu_lit.measure.recompute import RECORD_FILES
 from dejavu_lit.measure.records import EXPOSURE, META, SIDES, Records, write_records
 from dejavu_lit.measure.scores import Neighbors
 from dejavu_lit.utils.distributed import SINGLE_PROCESS, Ranks
-from dejavu_lit.utils.io import read_json_object, visible_files, write_json
+from dejavu_lit.utils.io import file_sha256, read_json_object, visible_files, write_json
 
 if TYPE_CHECKING:
     from dejavu_lit.evaluation.search_parts import Search
@@ -61,9 +60,9 @@ def evaluate(spec: EvaluationSpec, ranks: Ranks = SINGLE_PROCESS) -> dict[str, A
     with ranks.step():
         models = {role: AuditedModel(str(getattr(spec.evaluation, role)), spec.out) for role in SIDES}
         fixed = fixed_settings(spec, models)
-        context = read_context(spec.out, fixed, models)
         spec.data.check()
-        data = data_state(spec, context)
+        data = file_sha256(spec.data.folder / MANIFEST)
+        context = read_context(spec, fixed, models, data)
         statistics = statistics_of(spec)
     settings = spec.evaluation.membership
     is_searched = (

@@ -23,7 +23,6 @@ from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.progress import progress
 
 PAIRS_AT_ONCE = 65_536  # whose vectors are in memory
-NO_LOGIT_SCALE = "embeddings:DIR has no logit scale"
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ def write_scores(inputs: EvaluationInputs, settings: MembershipSettings, out: Pa
                 unavailable |= dict.fromkeys(names, f"{model.name} embeds no images")
                 continue
             if model.embeddings_folder is not None:
-                unavailable[f"{role}_loss"] = NO_LOGIT_SCALE
+                unavailable[f"{role}_loss"] = "embeddings:DIR has no logit scale"
             opened: dict[str, PairVectors] = {}
             for block, (_, span) in drawn.items():
                 try:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dejavu_lit.data.splits import seeded_hash
-from dejavu_lit.measure.figures import MEMBERSHIP
+from dejavu_lit.measure.figures import BLOCK_SETS, MEMBERSHIP
 from dejavu_lit.measure.model_scores import MODEL_SCORES, OTHERS
 from dejavu_lit.measure.per_pair import add_q, tail
 from dejavu_lit.measure.records import SIDES, Records
@@ -93,8 +93,7 @@ def scoreboard(
         else:
             board[score] = _score_figures(score, scored, settings.seed, unavailable)
     board["epsilon"] = noted(reasons, "epsilon", (None, LISTED) if listed else _audit(scored))
-    counts = {name: len(scored[block].keys) if block in scored else 0 for name, block in
-              (("A", "population"), ("H", "null"), ("B", "swapped"))}  # fmt: skip
+    counts = {name: len(scored[block].keys) if block in scored else 0 for block, name in BLOCK_SETS.items()}
     others = min(OTHERS, max(counts["H"] - 1, 0)) if others is None else others
     return {"pairs": counts, "others": others, **board, "unavailable": unavailable, "reasons": reasons}
 

@@ -124,7 +124,6 @@ def replace_columns(path: Path | str, names: Sequence[str], columns: Mapping[str
     """
     path = Path(path)
     with records_file_errors(path):
-        check_schema(path, ["key"])
         keys = pq.read_table(path, columns=["key"])["key"].to_pylist()
     known = _read_columns(_columns_path(path), keys)
     kept = {name: values for name, values in known.items() if name not in names}
@@ -141,7 +140,6 @@ def read_columns(path: Path | str, names: Sequence[str]) -> tuple[list[str], dic
     path = Path(path)
     stored = [f"{side}_hits" for side in SIDES]
     with records_file_errors(path):
-        check_schema(path, ["key", "target_recall", *stored])
         table = pq.read_table(path, columns=["key", "target_recall", *stored])
         keys = table["key"].to_pylist()
         added = _read_columns(_columns_path(path), keys)

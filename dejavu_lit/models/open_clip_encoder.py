@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -70,18 +69,16 @@ class OpenClipEncoder:
 
     @torch.inference_mode()
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """See Encoder."""
         scaled = images.to(self.device).float().div_(255).sub_(self._mean).div_(self._std)
         return image_features(self.model, self._image_tower, scaled).float().cpu()
 
     @torch.inference_mode()
     def encode_captions(self, captions: Sequence[str]) -> torch.Tensor:
-        """See Encoder."""
-        tokens, move = self.tokenizer(list(captions)), methodcaller("to", self.device)
+        tokens = self.tokenizer(list(captions))
         if self._text_tower is None:
-            vectors: torch.Tensor = self.model.encode_text(move(tokens), normalize=True)
+            vectors: torch.Tensor = self.model.encode_text(tokens.to(self.device), normalize=True)
         else:
-            vectors = normalize(self._text_tower.separately(tokens, move), dim=-1)
+            vectors = normalize(self._text_tower.separately(tokens), dim=-1)
         return vectors.float().cpu()
 
 

@@ -51,7 +51,6 @@ class TextEncoder:
 
     @torch.inference_mode()
     def encode_captions(self, captions: Sequence[str]) -> torch.Tensor:
-        """See Encoder."""
         vectors: torch.Tensor = self._model.encode(
             list(captions),
             batch_size=len(captions),

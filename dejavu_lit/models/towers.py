@@ -102,11 +102,11 @@ class TextTower:
         x = run(recompute, residual_block, last, x, x.index_select(0, packed.pooled), attend_pooled)
         return project(tower.ln_final(x), tower.text_projection)
 
-    def separately(self, tokens: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
+    def separately(self, tokens: Tensor) -> Tensor:
         """Features [n, d] of tokens int64 [n, context], each the same to the last bit whatever the other captions are.
 
         Rounding depends on the shape of a computation. So captions are computed in batches of one shape, BATCH rows of a
-        multiple of STEP tokens, which depends on a caption's own length alone. ``move``: as of ``Packing.moved``.
+        multiple of STEP tokens, which depends on a caption's own length alone.
         """
         ends = self.ends(tokens)
         lengths = ((ends // STEP + 1) * STEP).clamp(max=tokens.shape[1])
@@ -115,7 +115,7 @@ class TextTower:
         for length in lengths.unique().tolist():
             for rows in (lengths == length).nonzero()[:, 0].split(BATCH):
                 batch = torch.cat([rows, rows[:1].expand(BATCH - len(rows))])
-                packed = equal_lengths(tokens[batch, :length], ends[batch]).moved(move)
+                packed = equal_lengths(tokens[batch, :length], ends[batch])
                 order.append(rows)
                 features.append(self(packed, recompute=False)[: len(rows)])
         return torch.cat(features)[torch.cat(order).argsort()]

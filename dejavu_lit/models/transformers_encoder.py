@@ -55,13 +55,11 @@ class TransformersEncoder:
 
     @torch.inference_mode()
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """See Encoder."""
         scaled = images.to(self.device).float().mul_(self._processor.rescale_factor).sub_(self._mean).div_(self._std)
         return _unit(self._model.get_image_features(pixel_values=scaled))
 
     @torch.inference_mode()
     def encode_captions(self, captions: Sequence[str]) -> torch.Tensor:
-        """See Encoder."""
         tokens = self._tokenizer(
             list(captions), padding="max_length", truncation=True, max_length=self._context, return_tensors="pt"
         ).to(self.device)

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+from dejavu_lit.models import open_clip_encoder as openclip
 from dejavu_lit.models.encoder import Encoder
 from dejavu_lit.models.model_name import ModelName
+from dejavu_lit.models.sentence_encoder import TextEncoder
+from dejavu_lit.models.transformers_encoder import TransformersEncoder, is_transformers_folder
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.run_directory import RunDirectory
 
@@ -16,13 +19,9 @@ def load_encoder(name: str, device: str = "cpu") -> Encoder:
     """
     model = ModelName.parse(name)
     if model.kind == "text":
-        from dejavu_lit.models.sentence_encoder import TextEncoder
-
         return TextEncoder(model, device)
     if model.kind == "embeddings":
         raise UserError(f"{name} are finished embeddings, which cannot encode; give a run, a model folder, or ARCH@TAG")
-    from dejavu_lit.models import open_clip_encoder as openclip
-
     if model.kind == "hf-hub":
         return openclip.load_hub(name, device)
     if model.kind == "local-dir" and model.path is not None:
@@ -44,9 +43,6 @@ def load_encoder(name: str, device: str = "cpu") -> Encoder:
 
 
 def _load_folder(name: str, folder: Path, device: str) -> Encoder:
-    from dejavu_lit.models import open_clip_encoder as openclip
-    from dejavu_lit.models.transformers_encoder import TransformersEncoder, is_transformers_folder
-
     if (folder / "open_clip_config.json").is_file():
         return openclip.load_folder(name, folder, device)
     run = RunDirectory(folder)
