@@ -159,8 +159,12 @@ class AuditedModel:
         # A base is measured on the pairs of every half.
         other_deal = f"-h{deal[0]}-{fingerprint(deal)[:6]}" if name in POOL and deal != own else ""
         folder = Path(f"{Path(self.name).name}-{self.encoder.fingerprint[:8]}", f"{name}-{modality}{other_deal}")
-        kept = self.run / "embeddings" / folder if self.run and self.keep_in_run else None
-        return kept if kept and _is_writable(kept) else self.store / folder
+        if self.run and self.keep_in_run:
+            kept = self.run / "embeddings" / folder
+            nearest = next(path for path in (kept, *kept.absolute().parents) if path.exists())
+            if os.access(nearest, os.W_OK):
+                return kept
+        return self.store / folder
 
     def at(self, epoch: int, device: str) -> "AuditedModel":
         """The run's checkpoint of ``epoch`` if it exists, else this model; not yet loaded."""
@@ -193,12 +197,6 @@ class AuditedModel:
         )
         epoch = self.model_name.epoch_number
         return exposures(plan, plan.steps * epoch if epoch else int(self.run_json["batches"]))
-
-
-def _is_writable(folder: Path) -> bool:
-    """Whether files can be written in ``folder``, or in the nearest folder above it that exists."""
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return os.access(nearest, os.W_OK)
 
 
 def weight_states(files: Mapping[str, Path]) -> dict[str, Any]:

@@ -125,7 +125,10 @@ def _score_figures(
             reasons["swapped"] = reasons["symmetric"] = _why_missing(score, unavailable, swapped=True)
         else:
             entry["swapped"] = attack(swapped, exchanged, seed)
-            entry["symmetric"] = noted(reasons, "symmetric", _symmetric((members, others), (swapped, exchanged)))
+            # Both directions have the same pairs of H, in the same order.
+            reason = unusable(members, others) or unusable(swapped, exchanged)
+            mean = None if reason else auc_figure(*Auc(members, others).mean_with(Auc(swapped, exchanged)))
+            entry["symmetric"] = noted(reasons, "symmetric", (mean, reason))
         if score in MODEL_SCORES:
             unseen = b.values(score, exchanged=True)
             missing = (None, "the records have no such scores")
@@ -141,15 +144,6 @@ def _score_figures(
     entry["spearman"] = noted(reasons, "spearman", correlation)
     entry["roc"] = roc_points(members, others) if entry["auc"] else None
     return entry | {"reasons": reasons}
-
-
-def _symmetric(
-    population: tuple[np.ndarray, np.ndarray], swapped: tuple[np.ndarray, np.ndarray]
-) -> tuple[dict[str, Any] | None, str | None]:
-    """The mean of the AUCs of both directions; both have the same pairs of H, in the same order."""
-    if reason := unusable(*population) or unusable(*swapped):
-        return None, reason
-    return auc_figure(*Auc(*population).mean_with(Auc(*swapped))), None
 
 
 def _first_half(null: ScoredSet, score: str) -> np.ndarray:
