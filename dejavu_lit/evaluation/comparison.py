@@ -46,8 +46,7 @@ class EvaluationInputs:
         """What an evaluation in ``out`` compares.
 
         Raises UserError for models that were exchanged or trained on the same pairs, data that is not the runs' own, or fewer
-        public
-        images than ``k``.
+        public images than ``k``.
         """
         store = Path(evaluation.embeddings) if evaluation.embeddings else out / "embeddings"
         keep_in_run = evaluation.embeddings is None

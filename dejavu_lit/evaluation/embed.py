@@ -45,8 +45,7 @@ def embed(
     Whole shards are embedded, as many as the first ``limit`` pairs need. Complete parts are kept, so another limit adds parts.
     Unusable pairs are skipped, counted and logged. ``workers`` threads read and decode; on a CPU there are at least as many as
     cores, because they also encode. Raises UserError for a folder of another model or other data, too many unusable pairs, no
-    usable
-    pair, or a vector with NaN or zero norm.
+    usable pair, or a vector with NaN or zero norm.
     """
     folder = Path(folder)
     write_missing(encoder, shards, modality, folder, limit, workers)

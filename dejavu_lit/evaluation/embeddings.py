@@ -82,11 +82,8 @@ class Embeddings:
 
     def selection(self, keys: Sequence[str]) -> "Selection":
         """The stored vectors of ``keys`` (sorted), each with its position in ``keys``; keys without a vector are skipped."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        text = pa.large_string()
-        positions = pc.index_in(pa.array(self.keys, text), pa.array(keys, text)).fill_null(-1).to_numpy()
+        position = {key: number for number, key in enumerate(keys)}
+        positions = np.array([position.get(key, -1) for key in self.keys], np.int32)
         parts, start = [], 0
         for part in self.parts():
             is_selected = positions[start : start + len(part)] >= 0

@@ -11,7 +11,7 @@ missing; otherwise (many equal vectors) the query is compared with the whole chu
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -34,20 +34,15 @@ TRAINING_ROWS_PER_LIST = 64  # vectors that faiss needs to train each list of an
 LISTS_PER_PROBE = 16  # one of so many lists is searched
 
 
-@dataclass(frozen=True)
 class Best:
     """The best k of each query among the public vectors seen so far.
 
     rows: int32 [n, k] public rows, −1 if there were fewer than k; scores: float64 [n, k] cosines, descending, ties by row.
     """
 
-    rows: np.ndarray
-    scores: np.ndarray
-
-    @classmethod
-    def empty(cls, queries: int, k: int) -> "Best":
-        """The state before any public vector was seen."""
-        return cls(np.full((queries, k), -1, np.int32), np.full((queries, k), -np.inf))
+    def __init__(self, queries: int, k: int) -> None:
+        self.rows = np.full((queries, k), -1, np.int32)
+        self.scores = np.full((queries, k), -np.inf)
 
     def merge(self, queries: np.ndarray, rows: np.ndarray, scores: np.ndarray) -> None:
         """Add candidates of some queries: rows int [q, c] and scores float64 [q, c], −∞ where there is none."""
@@ -74,8 +69,7 @@ def search(
         ids: int [total m], the public row of each vector, each once; its position in ``public`` by default.
 
     Raises UserError for k larger than the public set, different widths, a vector with NaN, infinity or zero norm, or an index
-    that
-    is unknown or not available.
+    that is unknown or not available.
     """
     total = sum(map(len, public))
     if not 1 <= k <= total:
@@ -106,14 +100,14 @@ def best_k(
     load_faiss(index)
     total = sum(map(len, public))
     ids = np.arange(total) if ids is None else ids
-    asked, best = Vectors.load(queries, names=["queries"]), Best.empty(len(queries), k)
+    asked, best = Vectors.load(queries, names=["queries"]), Best(len(queries), k)
     units = asked.scaled()
     rounding, most = float32_error(queries.shape[1]), k + MARGIN
     if index == "gpu":  # its tensor cores may round the factors to 10 bits, by less than 2⁻¹⁰ each
         rounding, most = rounding + 2.0**-9 * 1.01, min(2 * k + 2 * MARGIN, MAX_GPU_CANDIDATES)
     with progress(None, "searching", total, "vector") as bar:
         for start, chunk in chunks(public):
-            rows, before = ids[start : start + len(chunk)], Best(best.rows.copy(), best.scores.copy())
+            rows, before = ids[start : start + len(chunk)], deepcopy(best)
             cheap, candidates = _knn(units, chunk.units, min(most, len(chunk)), index)
             error = (1 + chunk.length_error) * rounding + chunk.length_error
             least = best.scores[:, -1]  # a lower bound of the final k-th cosine
@@ -202,7 +196,7 @@ def search_ivf(queries: np.ndarray, public: Sequence[np.ndarray], k: int, ids: n
     for _, chunk in chunks(public):
         index.add(chunk.units)
         del chunk
-    asked, best = Vectors.load(queries, names=["queries"]), Best.empty(len(queries), k)
+    asked, best = Vectors.load(queries, names=["queries"]), Best(len(queries), k)
     positions = index.search(asked.units, k)[1]
     del index
     for start, chunk in chunks(public):

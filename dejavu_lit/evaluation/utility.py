@@ -166,8 +166,7 @@ def linear_probe(images: np.ndarray, labels: Sequence[str], limit: int = 20_000)
 
     Features are standardized by the fitted part; scikit-learn's default penalty, at most 1,000 iterations. From more than
     ``limit`` images a seeded sample is drawn. images: float [n, d]; labels: n classes. Raises UserError if they cannot be
-    split, or
-    without scikit-learn.
+    split, or without scikit-learn.
     """
     rng = np.random.default_rng(0)
     chosen = np.sort(rng.permutation(len(labels))[:limit])

@@ -208,10 +208,8 @@ def blind_baseline(records: Records, target: Scores, reference: Scores, k: int) 
         "objects": len(guess),
         "labels": [truth.labels[code] for code in guess[:LISTED_LABELS]],
         "blind": _means(hits / max(1, len(guess)), hits / target.truth[rows]),
-        **{
-            name: _means(s.precision(k)[rows], s.recall(k)[rows])
-            for name, s in (("target", target), ("reference", reference))
-        },
+        "target": _means(target.precision(k)[rows], target.recall(k)[rows]),
+        "reference": _means(reference.precision(k)[rows], reference.recall(k)[rows]),
     }
     beaten, words = beats_blind(baseline)
     return baseline | {"beaten": beaten, "words": words}
@@ -258,7 +256,6 @@ def compare_settings(
         {basis: symmetric|population, records: {A, B}, ppg|prg|aucg: {value, mean, std, ci95, …}}; basis is population
         if B is missing under either setting. Raises UserError without common records that have the same objects.
     """
-    resampling = resampling or Resampling()
     a = _difference(first[0], second[0], k, top_m)
     difference = estimate(a, resampling, stream=0)
     if first[1] is None or second[1] is None:

@@ -1,9 +1,5 @@
 """Records: every audited pair with both models' neighbors, in memory and as ``records.parquet``.
 
-    Records(captions, truth, public, target, reference, columns)     in memory, joined to the objects
-    write_records(path, records, k, top_m=None)                      one row per pair, columns below, atomically
-    read_records(path, truth, public) -> Records                     joined by key to any objects, e.g. another threshold
-
 Columns: key, caption, objects list<string>; and for ``target_`` and ``reference_``: neighbors list<string> and distances
 list<float> (1 − cosine) up to the largest k; predicted list<string>, hits, precision, recall at the main k. Rows without
 objects stay, with null precision and recall. String lists are dictionary-encoded. Further columns (``Records.columns``) are in
@@ -186,8 +182,7 @@ def read_records(path: Path | str, truth: Objects, public: Objects) -> Records:
     """Read ``records.parquet`` and join it by key to objects, which may come from another threshold or annotator.
 
     ``truth`` has objects for every record, ``public`` for every neighbor; they are sorted by key. Raises UserError if the file
-    does
-    not exist or is not a records file, or a key has no objects.
+    does not exist or is not a records file, or a key has no objects.
     """
     path = Path(path)
     names = ["key", "caption", *(f"{side}_{name}" for side in SIDES for name in ("neighbors", "distances"))]

@@ -25,8 +25,7 @@ class Neighbors:
 
     rows: int32 [n, K], row numbers in the public ``Objects`` (sorted by key); distances: float32 [n, K],
     1 − cosine similarity, ascending; equal distances are in the order of the rows. Raises UserError for different shapes,
-    negative
-    rows, or distances that are not finite.
+    negative rows, or distances that are not finite.
     """
 
     rows: np.ndarray

@@ -40,19 +40,17 @@ def architecture(spec: ModelSpec) -> dict[str, Any]:
 def export_config(spec: ModelSpec, folder: Path) -> None:
     """Write open_clip's ``local-dir`` config, from which training, evaluation and plain open_clip build the model."""
     folder.mkdir(parents=True, exist_ok=True)
-    preprocess: dict[str, Any] = {
+    config, initial = architecture(spec), _initial_settings(spec)
+    quick_gelu = initial.pop("quick_gelu", config.get("quick_gelu", False))
+    if quick_gelu != config.get("quick_gelu", False):  # the weights were trained with another activation
+        config["quick_gelu"] = quick_gelu
+    preprocess = {
         "mean": open_clip.OPENAI_DATASET_MEAN,
         "std": open_clip.OPENAI_DATASET_STD,
         "interpolation": "bicubic",
         "resize_mode": "shortest",
     }
-    config = architecture(spec)
-    initial = _initial_settings(spec)
-    quick_gelu = initial.pop("quick_gelu", config.get("quick_gelu", False))
-    if quick_gelu != config.get("quick_gelu", False):  # the weights were trained with another activation
-        config["quick_gelu"] = quick_gelu
-    preprocess |= initial
-    write_json(folder / CONFIG, {"model_cfg": config, "preprocess_cfg": preprocess})
+    write_json(folder / CONFIG, {"model_cfg": config, "preprocess_cfg": preprocess | initial})
     save_tokenizer(spec.name, spec.config, folder)
 
 

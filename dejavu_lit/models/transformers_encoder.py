@@ -82,8 +82,7 @@ def load_pretrained(what: str, folder: Path, parts: Mapping[str, Mapping[str, An
     """The parts of a model in a folder of the transformers library, the model itself first, in float32; no code of it is run.
 
     ``what`` names the model in messages; parts: {auto class: options of its ``from_pretrained``}. Raises UserError if
-    transformers is
-    not installed, the folder lacks files, or the weights do not fit.
+    transformers is not installed, the folder lacks files, or the weights do not fit.
     """
     with explained(f"{what} cannot be loaded", "save it again with its processor", "objects"):
         import transformers
