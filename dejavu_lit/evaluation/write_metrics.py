@@ -60,7 +60,9 @@ def write_metrics(
     if against_base is None:
         metrics["base"], metrics["reasons"]["base"] = None, "no base= was given"
     else:
-        metrics["base"] = {"model": spec.evaluation.base, "note": _base_note(spec, context)}
+        trained_on = AuditedModel(str(spec.evaluation.base), out).run_json.get("data")
+        note = BASE_TRAINED if trained_on is not None and trained_on == context["data"] else BASE_UNKNOWN
+        metrics["base"] = {"model": spec.evaluation.base, "note": note}
         metrics["base"] |= {name: against_base[name] for name in BASE_BLOCKS}
     if spec.further_objects:
         metrics["by_objects"] = gaps_by_objects(out, spec.further_objects, settings, context["public"], public_keys)
@@ -82,12 +84,6 @@ def write_metrics(
     write_json(out / METRICS, metrics)
     write_json(out / CONTEXT, {**context, "tabulated": statistics, "statistics": statistics})
     return metrics
-
-
-def _base_note(spec: EvaluationSpec, context: Mapping[str, Any]) -> str:
-    """Whether the base was trained on pairs of the data that is measured, as far as it is known."""
-    trained_on = AuditedModel(str(spec.evaluation.base), spec.out).run_json.get("data")
-    return BASE_TRAINED if trained_on is not None and trained_on == context.get("data") else BASE_UNKNOWN
 
 
 def _write_tables(out: Path, tables: Mapping[str, Any]) -> None:

@@ -1,8 +1,5 @@
 """The one table of figures and blocks: {name in the JSON files: label and meaning}, in the order of the files.
 
-    FIGURES["ppg"].label                 "PPG"
-    BLOCKS["null"].label                 "H: null control"
-
 Reports, dashboards and tables take their words from here, and sentences and tables for people write numbers as ``decimal``
 and ``signed`` do.
 """

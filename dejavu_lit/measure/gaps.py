@@ -4,8 +4,6 @@ PPG  = ( #{prec_T > prec_R} − #{prec_T < prec_R} ) / n           PRG = the sam
 AUCG = the signed area between P(recall_T ≥ x) and P(recall_R ≥ x), which is mean(recall_T) − mean(recall_R)
 (Jayaraman, Guo, Chaudhuri, NeurIPS 2024, arXiv 2402.02103; the paper's mean ± std is over 100 draws of 10 % of the records)
 
-    estimate(outcomes(target, reference, k)).block()  ->  {ppg|prg|aucg: {value, mean, std, ci95, …}}
-
 Fractions are compared as integers, and AUCG is an exact fraction rounded once, so no figure depends on the order of records.
 """
 
@@ -143,7 +141,7 @@ def estimate(records: Outcomes, resampling: Resampling | None = None, stream: in
         raise UserError("no record has an object, so there is nothing to measure; lower threshold= or check objects=")
     resampling = resampling or Resampling()
     distinct, counts = records.tally()
-    n, sample, values = len(records), resampling.sample_size(len(records)), distinct.values()
+    n, sample, values = len(records), max(1, round(resampling.share * len(records))), distinct.values()
     random = np.random.default_rng([resampling.seed, stream])
     recall_gap = mean_recall_gap(distinct.hits * counts, distinct.truth, n)
     value = np.array([distinct.precision @ counts / n, distinct.recall @ counts / n, recall_gap])

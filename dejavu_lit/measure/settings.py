@@ -25,10 +25,6 @@ class Resampling:
         check_at_least(self, "", draws=2, bootstrap=100, seed=0)
         check_range(self, "", "(0, 1]", "share")
 
-    def sample_size(self, n: int) -> int:
-        """The number of records in one subsample of n: max(1, round(share · n))."""
-        return max(1, round(self.share * n))
-
 
 @dataclass(frozen=True)
 class Statistics(Resampling):

@@ -84,8 +84,7 @@ class OpenClipEncoder:
 
 def load_released(name: ModelName, device: str) -> OpenClipEncoder:
     """``ARCH@TAG`` or ``ARCH@FILE``; raises UserError if it is unknown, does not fit or cannot be downloaded."""
-    weights = name.weights
-    arch = name.architecture
+    weights, arch = name.weights, name.architecture
     if arch not in open_clip.list_models():
         raise UserError(
             f"{arch!r} is not an open_clip architecture{suggest(arch, open_clip.list_models())}; "

@@ -46,8 +46,7 @@ class TextEncoder:
         )
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """Not there: ``preprocess`` has refused the images."""
-        raise NotImplementedError
+        raise NotImplementedError  # preprocess refuses the images
 
     @torch.inference_mode()
     def encode_captions(self, captions: Sequence[str]) -> torch.Tensor:
