@@ -27,13 +27,11 @@ def speed(pairs: int, width: int) -> dict[str, Any]:
     h_keys = [f"h{i}" for i in range(OTHERS + 1)]
     h_images, h_captions = (random.standard_normal((OTHERS + 1, width), np.float32) for _ in range(2))
     begin, cpu = time.perf_counter(), time.process_time()
-    scores = [
-        model_scores(keys, images, captions, OtherPairs.of(h_keys, h_images, h_captions), 100.0) for _ in range(2)
-    ]
+    scores = [model_scores(keys, images, captions, OtherPairs(h_keys, h_images, h_captions), 100.0) for _ in range(2)]
     seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
     half = pairs // 2
     figures = attack(scores[0]["alignment"][:half], scores[1]["alignment"][half:])
-    assert Auc.of(scores[0]["loss"], scores[1]["loss"]).value == 0.5  # the same vectors twice
+    assert Auc(scores[0]["loss"], scores[1]["loss"]).value == 0.5  # the same vectors twice
     return {
         "name": "membership",
         "ours": round(seconds, 2),

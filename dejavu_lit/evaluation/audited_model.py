@@ -50,11 +50,6 @@ class AuditedModel:
         return self.model_name.run
 
     @property
-    def epoch(self) -> int | None:
-        """The epoch of RUN@EPOCH; None for the end of the run."""
-        return self.model_name.epoch_number
-
-    @property
     def embeddings_folder(self) -> Path | None:
         """The folder of ``embeddings:DIR``; None for anything else."""
         return self.model_name.path if self.model_name.kind == "embeddings" else None
@@ -88,7 +83,7 @@ class AuditedModel:
         """What determines the model, wherever it is stored: a run's settings and epoch, else the name."""
         if not self.run:
             return self.name
-        return f"run {identity(self.config)} epoch {self.epoch or 'last'}"
+        return f"run {identity(self.config)} epoch {self.model_name.epoch_number or 'last'}"
 
     @property
     def weights(self) -> dict[str, Path]:
@@ -103,19 +98,14 @@ class AuditedModel:
             files = sorted(file for file in name.path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
             return {str(file.relative_to(name.path)): file for file in files}
         if name.kind == "released" and Path(name.weights).is_file():
-            from open_clip.pretrained import get_pretrained_cfg  # imports torch
-
-            # open_clip prefers a released tag to a file of that name.
-            if not get_pretrained_cfg(name.architecture, name.weights):
-                return {Path(name.weights).name: Path(name.weights)}
+            return {Path(name.weights).name: Path(name.weights)}
         return {}
 
     @cached_property
     def run_json(self) -> dict[str, Any]:
         """What the run wrote when it finished; empty for anything else, and for an epoch of an unfinished run.
 
-        Raises:
-            UserError: the run is not finished and the name gives no epoch.
+        Raises UserError if the run is not finished and the name gives no epoch.
         """
         if not self.run:
             return {}
@@ -169,13 +159,21 @@ class AuditedModel:
         # A base is measured on the pairs of every half.
         other_deal = f"-h{deal[0]}-{fingerprint(deal)[:6]}" if name in POOL and deal != own else ""
         folder = Path(f"{Path(self.name).name}-{self.encoder.fingerprint[:8]}", f"{name}-{modality}{other_deal}")
-        kept = self.run / "embeddings" / folder if self.run and self.keep_in_run else None
-        return kept if kept and _is_writable(kept) else self.store / folder
+        if self.run and self.keep_in_run:
+            kept = self.run / "embeddings" / folder
+            nearest = next(path for path in (kept, *kept.absolute().parents) if path.exists())
+            if os.access(nearest, os.W_OK):
+                return kept
+        return self.store / folder
 
     def at(self, epoch: int, device: str) -> "AuditedModel":
         """The run's checkpoint of ``epoch`` if it exists, else this model; not yet loaded."""
         name = self.name
-        if self.run is not None and self.epoch is None and RunDirectory(self.run).checkpoint(epoch).is_file():
+        if (
+            self.run is not None
+            and self.model_name.epoch_number is None
+            and RunDirectory(self.run).checkpoint(epoch).is_file()
+        ):
             name = f"{self.run}@{epoch}"
         return replace(self, name=name, device=device)
 
@@ -197,13 +195,8 @@ class AuditedModel:
         plan = epoch_plan(
             shards.sizes, seed, 0, world, workers, batch, self.data.prefix, self.data.repeat, excluded, removed
         )
-        return exposures(plan, plan.steps * self.epoch if self.epoch else int(self.run_json["batches"]))
-
-
-def _is_writable(folder: Path) -> bool:
-    """Whether files can be written in ``folder``, or in the nearest folder above it that exists."""
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return os.access(nearest, os.W_OK)
+        epoch = self.model_name.epoch_number
+        return exposures(plan, plan.steps * epoch if epoch else int(self.run_json["batches"]))
 
 
 def weight_states(files: Mapping[str, Path]) -> dict[str, Any]:

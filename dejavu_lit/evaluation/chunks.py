@@ -93,11 +93,7 @@ def decode_chunk(encoder: Encoder, keys: Sequence[str], pairs: Sequence[Pair | B
 
 
 def decode_image(data: bytes) -> Image.Image | torch.Tensor:
-    """An image from the bytes of its file; an RGB image as decoded pixels, uint8 [3, height, width].
-
-    Raises:
-        BadPair: it does not decode, or has too many pixels.
-    """
+    """An image from its file's bytes, an RGB image as pixels uint8 [3, height, width]; raises BadPair if it cannot be used."""
     with open_image(data) as image:
         if image.mode == "RGB" and image.format == "JPEG" and data.endswith(b"\xff\xd9"):
             # The same library and pixels as Pillow's, without its copies. Pillow handles truncated files.

@@ -38,12 +38,12 @@ def class_list(
             line, or the names.
         labels: class names, or class numbers from 0 (from 1 if the largest is the number of classes).
         by: ``order``: as many labels as classes, and the sorted labels are the classes in their order, as for ImageNet's
-            folders; numbers sort as numbers. None: by name or number.
-
-    Raises:
-        UserError: labels that match no class, another number of labels than classes with ``order``, or a missing file.
+            folders; numbers sort as numbers. None: by name or number. Labels that match no class raise UserError.
     """
-    distinct = _sorted_labels(labels)
+    # Numbers by their value, before other texts.
+    distinct = sorted(
+        set(labels), key=lambda label: (0, int(label), label) if is_class_number(label) else (1, 0, label)
+    )
     names = _class_names(classes, distinct)
     if by == ORDER:
         if len(distinct) != len(names):
@@ -73,11 +73,6 @@ def class_list(
     )
 
 
-def _sorted_labels(labels: Iterable[str]) -> list[str]:
-    """The distinct labels, numbers by their value before other texts."""
-    return sorted(set(labels), key=lambda label: (0, int(label), label) if is_class_number(label) else (1, 0, label))
-
-
 def _class_names(classes: str | Sequence[str] | None, labels: list[str]) -> list[str]:
     if classes is None:
         return labels
@@ -91,11 +86,7 @@ def _class_names(classes: str | Sequence[str] | None, labels: list[str]) -> list
 
 
 def prompts(templates: str | Sequence[str]) -> list[Callable[[str], str]]:
-    """Prompt templates as functions of the class name: ``imagenet`` (open_clip's 80) or texts with one ``{}`` each.
-
-    Raises:
-        UserError: no template, or one without ``{}``.
-    """
+    """Prompt templates as functions of the class name: ``imagenet`` (open_clip's 80) or texts with one ``{}`` each."""
     if templates == IMAGENET:
         from open_clip import OPENAI_IMAGENET_TEMPLATES
 

@@ -14,6 +14,7 @@ from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.evaluation.class_names import check_prompts
 from dejavu_lit.evaluation.embeddings import Embeddings, Modality
 from dejavu_lit.evaluation.settings import PairEvaluation
+from dejavu_lit.measure.controls import differences_sentence
 from dejavu_lit.measure.figures import BLOCK_SETS
 from dejavu_lit.utils.config import flatten
 from dejavu_lit.utils.errors import UserError
@@ -44,9 +45,8 @@ class EvaluationInputs:
     def open(cls, evaluation: PairEvaluation, data: DataSpec, out: Path, k: int) -> "EvaluationInputs":
         """What an evaluation in ``out`` compares.
 
-        Raises:
-            UserError: models that were exchanged or trained on the same pairs, data that is not the runs' own, or fewer
-                public images than ``k``.
+        Raises UserError for models that were exchanged or trained on the same pairs, data that is not the runs' own, or fewer
+        public images than ``k``.
         """
         store = Path(evaluation.embeddings) if evaluation.embeddings else out / "embeddings"
         keep_in_run = evaluation.embeddings is None
@@ -103,8 +103,7 @@ class EmbeddedSets:
     def open(cls, inputs: EvaluationInputs, allow_overlap: bool) -> "EmbeddedSets":
         """The embeddings of ``inputs``, computed if missing.
 
-        Raises:
-            UserError: both models share no embedding of a set, or a measured pair is public too, and ``allow_overlap`` is false.
+        Raises UserError if the models share no embedding of a set, or a measured pair is public too, without ``allow_overlap``.
         """
         roles, blocks = inputs.models, inputs.shards
         public = {
@@ -159,10 +158,10 @@ def open_public(data: DataSpec, k: int) -> ShardSet:
 
 
 def training_differences(target: AuditedModel, reference: AuditedModel) -> dict[str, list[Any]] | None:
-    """{option: [target's value, reference's]} of the training options in which two runs differ; None if one is not a run.
+    """{option: [target's value, reference's]} of the training options in which two runs differ, with a warning.
 
     Compared are recipe, model, mitigation, the epochs that were trained, and the number of pairs if it differs by more than
-    SIMILAR_SIZE: A and B are not always of exactly one size.
+    SIMILAR_SIZE: A and B are not always of exactly one size. None if one of them is not a run.
     """
     if target.run is None or reference.run is None:
         return None
@@ -175,6 +174,8 @@ def training_differences(target: AuditedModel, reference: AuditedModel) -> dict[
     a, b = (model.run_json.get("train_size") for model in (target, reference))
     if a and b and max(a, b) > (1 + SIMILAR_SIZE) * min(a, b):
         different["pairs"] = [a, b]
+    if different:
+        log.warning(differences_sentence(different))
     return different
 
 
@@ -185,7 +186,7 @@ def _training_options(model: AuditedModel) -> dict[str, Any]:
     }
     ending = ("mitigation.stop_epoch", "mitigation.gap_budget")
     options = {name: value for name, value in flatten(parts) if name not in ending}
-    return {"epochs": model.epoch or model.run_json.get("epochs"), **options}
+    return {"epochs": model.model_name.epoch_number or model.run_json.get("epochs"), **options}
 
 
 def _has_b(reference: AuditedModel) -> bool:

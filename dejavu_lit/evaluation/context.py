@@ -15,7 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dejavu_lit.data.manifest import MANIFEST
 from dejavu_lit.data.objects import read_objects
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.evaluation.audited_model import AuditedModel, changed_weights
@@ -24,7 +23,7 @@ from dejavu_lit.measure.recompute import MODEL_FREE_OPTIONS, PLACEMENT_OPTIONS, 
 from dejavu_lit.measure.settings import Settings
 from dejavu_lit.utils.config import to_plain
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import file_sha256, fingerprint, read_json_object, visible_files
+from dejavu_lit.utils.io import fingerprint, read_json_object, visible_files
 from dejavu_lit.utils.run_directory import first_difference
 
 log = logging.getLogger(__name__)
@@ -84,34 +83,29 @@ def fixed_settings(spec: EvaluationSpec, models: Mapping[str, AuditedModel]) -> 
     return _without_recomputable(spec.config) | {role: model.identity for role, model in models.items()}
 
 
-def read_context(out: Path, fixed: Mapping[str, Any], models: Mapping[str, AuditedModel]) -> dict[str, Any] | None:
-    """The context of an earlier call in ``out``; None if there was none.
+def read_context(
+    spec: EvaluationSpec, fixed: Mapping[str, Any], models: Mapping[str, AuditedModel], data: str
+) -> dict[str, Any] | None:
+    """The context of an earlier call in the same directory; None if there was none.
 
-    Raises:
-        UserError: that call had other settings, or the weights of a model have changed since.
+    Raises UserError if that call had other settings, or the weights of a model or the data have changed since.
     """
+    out = spec.out
     if not (out / CONTEXT).is_file():
         return None
     context = read_json_object(out / CONTEXT)
     if changed := first_difference(_without_recomputable(context["config"]), fixed):
         raise UserError(f"{out} has an evaluation with other settings ({changed}); choose another out= or remove it")
-    known = context.get("weights", {})
     for role, model in models.items():
-        if (file := changed_weights(model.weights, known.get(role, {}))) is not None:
+        if (file := changed_weights(model.weights, context["weights"][role])) is not None:
             raise UserError(
                 f"the weights in {file} changed since {out} was measured; choose another out= or remove {out}"
             )
-    return context
-
-
-def data_state(spec: EvaluationSpec, context: Mapping[str, Any] | None) -> str:
-    """The SHA-256 of the data's manifest; raises UserError if it was another one when ``context`` was written."""
-    state = file_sha256(spec.data.folder / MANIFEST)
-    if context is not None and context.get("data", state) != state:
+    if context["data"] != data:
         raise UserError(
-            f"{spec.data.folder} was prepared again since {spec.out} was measured; choose another out= or remove it"
+            f"{spec.data.folder} was prepared again since {out} was measured; choose another out= or remove it"
         )
-    return state
+    return context
 
 
 def statistics_of(spec: EvaluationSpec) -> dict[str, Any]:

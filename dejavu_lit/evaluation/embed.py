@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from dejavu_lit.utils.io import locked, read_json_object, visible_files, write_j
 from dejavu_lit.utils.progress import progress
 
 SCHEMA = 1  # of fingerprint.json
-NOT_COMPARED = ("name",)  # of its entries: one model may have several names
 MOST_SKIPPED = 10  # pairs of a set may always be skipped, whatever share of it they are
 BAD_SHARE = 0.05  # of a set may be skipped
 
@@ -43,19 +42,10 @@ def embed(
 ) -> Embeddings:
     """Embed the images or the captions of a set into ``folder``, or continue if it has some parts already.
 
-    Whole shards are embedded, as many as ``limit`` needs. Complete parts are kept, so another limit adds parts. Unusable
-    pairs are skipped, counted and logged.
-
-    Args:
-        limit: number of pairs, from the start of the set, that are needed; all by default.
-        workers: threads that read and decode. On a CPU there are at least as many as cores, because they also encode.
-
-    Returns:
-        The embeddings in ``folder``: of at least the first ``limit`` pairs, without the skipped ones.
-
-    Raises:
-        UserError: a folder of another model or other data, too many unusable pairs, no usable pair, or a vector with NaN
-            or zero norm.
+    Whole shards are embedded, as many as the first ``limit`` pairs need. Complete parts are kept, so another limit adds parts.
+    Unusable pairs are skipped, counted and logged. ``workers`` threads read and decode; on a CPU there are at least as many as
+    cores, because they also encode. Raises UserError for a folder of another model or other data, too many unusable pairs, no
+    usable pair, or a vector with NaN or zero norm.
     """
     folder = Path(folder)
     write_missing(encoder, shards, modality, folder, limit, workers)
@@ -74,11 +64,7 @@ def write_missing(
     workers: int = 2,
     share: tuple[int, int] = (0, 1),
 ) -> None:
-    """Write the missing parts that ``embed`` needs; for ``share`` = (i, n) those of every n-th shard from the i-th on.
-
-    Raises:
-        UserError: too many pairs cannot be used, a vector with NaN, infinity or zero norm, or ``folder`` is of other inputs.
-    """
+    """Write the missing parts that ``embed`` needs; for ``share`` = (i, n) those of every n-th shard from the i-th on."""
     fingerprint = {
         "schema": SCHEMA,
         "model": encoder.fingerprint,
@@ -112,11 +98,7 @@ def write_missing(
 
 
 def _update_fingerprint(folder: Path, fingerprint: dict[str, Any], skipped: dict[str, str]) -> dict[str, str]:
-    """Check or write the folder's fingerprint, and add {key: reason} of skipped pairs to it.
-
-    Returns:
-        All skipped pairs so far, including those of other ranks.
-    """
+    """Check or write the folder's fingerprint, and add {key: reason} of skipped pairs; returns those of all ranks so far."""
     path = folder / FINGERPRINT
     with locked(folder / ".lock"):
         exists = path.exists()
@@ -126,14 +108,11 @@ def _update_fingerprint(folder: Path, fingerprint: dict[str, Any], skipped: dict
             )
         saved: dict[str, Any] = read_json_object(path) if exists else fingerprint
         for name, value in fingerprint.items():
-            if name not in NOT_COMPARED and saved.get(name) != value:
+            if name != "name" and saved.get(name) != value:  # one model may have several names
                 raise UserError(
                     f"the embeddings in {folder} do not match: the {name} differs; remove that folder to compute them again"
                 )
-        before = saved.get("skipped", {})
-        if not isinstance(before, dict):
-            raise UserError(f"{path} is damaged (its list of skipped pairs); remove the folder")
-        skipped = before | skipped
+        skipped = saved.get("skipped", {}) | skipped
         if skipped != saved.get("skipped"):
             write_json(path, {**fingerprint, "skipped": skipped})
     return skipped
@@ -159,12 +138,7 @@ def _encode(
     chunks = ((shard, *chunk) for shard in numbers for chunk in read_chunks(shards.index(shard), modality))
     encoded = encode_ahead(encoder, chunks, decode, modality, workers)
     for shard, parts in groupby(encoded, key=lambda part: part[0][0]):
-        keys: list[str] = []
-        blocks: list[np.ndarray] = []
-        bad: dict[str, str] = {}
-        for _, chunk_keys, vectors, skipped in parts:
-            keys += chunk_keys
-            bad |= skipped
-            if chunk_keys:
-                blocks.append(vectors)
-        yield shard, keys, np.concatenate(blocks) if blocks else np.zeros((0, 0), np.float16), bad
+        _, keys, vectors, skipped = zip(*parts, strict=True)
+        blocks = [block for block in vectors if len(block)]
+        bad = dict(item for some in skipped for item in some.items())
+        yield shard, [*chain(*keys)], np.concatenate(blocks) if blocks else np.zeros((0, 0), np.float16), bad

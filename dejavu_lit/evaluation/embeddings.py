@@ -33,9 +33,7 @@ class Embeddings:
     def open(cls, folder: Path | str) -> "Embeddings":
         """The embeddings in ``folder``. Shapes are checked now, values when they are read.
 
-        Raises:
-            UserError: no folder or no complete part, a part whose files disagree, parts of different widths, or a
-                duplicate key.
+        Raises UserError without a complete part, or for a part whose files disagree, different widths, or a duplicate key.
         """
         folder = Path(folder)
         names = [path.stem for path in visible_files(folder, "*.npy")]
@@ -84,11 +82,8 @@ class Embeddings:
 
     def selection(self, keys: Sequence[str]) -> "Selection":
         """The stored vectors of ``keys`` (sorted), each with its position in ``keys``; keys without a vector are skipped."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        text = pa.large_string()
-        positions = pc.index_in(pa.array(self.keys, text), pa.array(keys, text)).fill_null(-1).to_numpy()
+        position = {key: number for number, key in enumerate(keys)}
+        positions = np.array([position.get(key, -1) for key in self.keys], np.int32)
         parts, start = [], 0
         for part in self.parts():
             is_selected = positions[start : start + len(part)] >= 0
@@ -100,8 +95,7 @@ class Embeddings:
     def load(self, keys: Sequence[str] | None = None) -> np.ndarray:
         """The vectors of ``keys`` in that order (by default all, in stored order), float16 [n, d].
 
-        Raises:
-            UserError: a key without a vector, or a vector with NaN, infinity or zero norm; it names part and key.
+        Raises UserError for a key without a vector, or a vector with NaN, infinity or zero norm; it names part and key.
         """
         if keys is None:
             rows = np.arange(len(self))
@@ -158,19 +152,16 @@ def read_keys(folder: Path, name: str) -> list[str]:
     """The keys of one part; raises UserError if the file is missing or not text."""
     try:
         return (folder / f"{name}.txt").read_bytes().decode("utf-8").split("\n")[:-1]
-    except FileNotFoundError:
-        raise UserError(f"{folder / name}.npy has no {name}.txt with its keys; compute this part again") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"{folder / name}.txt is not a list of keys ({first_line(error)}); compute this part again"
+            f"{folder / name}.txt is not the list of the keys of {name}.npy ({first_line(error)}); compute this part again"
         ) from None
 
 
 def write_part(folder: Path, name: str, keys: Sequence[str], vectors: np.ndarray) -> None:
     """Write one part (float16 [m, d] and its m keys), the keys first: if the .npy exists, the part is complete.
 
-    Raises:
-        UserError: a key with a line break, which separates the keys in the text file.
+    Raises UserError for a key with a line break, which separates the keys in the text file.
     """
     if broken := [key for key in keys if "\n" in key]:
         raise UserError(f"{folder / name}: the key {broken[0]!r} has a line break; rename the pair")
@@ -187,21 +178,14 @@ def write_embeddings(
     Args:
         folder: DIR/SET/MODALITY, e.g. audit/A/text; must be new or empty.
         keys: n unique keys, none with a line break.
-        vectors: [n, d], any float type, any norm; written L2-normalized as float16.
-        rows_per_part: rows of one file.
+        vectors: [n, d], any float type, any norm; written L2-normalized as float16, ``rows_per_part`` in a file.
 
-    Raises:
-        UserError: not one key per vector, a duplicate key, a vector with NaN, infinity or zero norm, or a folder that is
-            not empty.
+    Raises UserError for any other keys or folder, and for a vector with NaN, infinity or zero norm.
     """
     folder = Path(folder)
     if vectors.ndim != 2 or len(vectors) != len(keys) or not len(keys):
         raise UserError(
             f"{folder}: {len(keys)} keys need vectors of shape [{len(keys)}, width], not {list(vectors.shape)}"
-        )
-    if any("\n" in key or "\r" in key or not key for key in keys):
-        raise UserError(
-            f"{folder}: a key is empty or has a line break; rename it, because keys are written one per line"
         )
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; remove it or write to another folder")
@@ -218,10 +202,15 @@ def check_vectors(vectors: np.ndarray, path: str, keys: Sequence[str]) -> None:
     """Raise UserError for the first of the vectors [n, d] with NaN, infinity or zero norm; it names ``path`` and the key."""
     with np.errstate(invalid="ignore", over="ignore"):
         squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
-    bad = np.flatnonzero(~(np.isfinite(squares) & (squares > 0)))
+    check_norms(squares, path, keys)
+
+
+def check_norms(norms: np.ndarray, path: str, keys: Sequence[str] | None = None) -> None:
+    """The same for norms [n], or their squares; without keys it says how many are unusable."""
+    bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
     if len(bad):
-        problem = "has zero norm" if squares[bad[0]] == 0 else "has NaN or infinity"
+        problem = "has zero norm" if norms[bad[0]] == 0 else "has NaN or infinity"
+        which = "a vector" if keys is None else f"the vector of key {keys[bad[0]]!r}"
         raise UserError(
-            f"{path}: the vector of key {keys[bad[0]]!r} {problem} (as {len(bad)} of {len(vectors)} do); "
-            "fix the model or exclude these pairs"
+            f"{path}: {which} {problem} (as {len(bad)} of {len(norms)} do); fix the model or exclude these pairs"
         )

@@ -22,7 +22,6 @@ from dejavu_lit.evaluation.comparison import EmbeddedSets, EvaluationInputs, tra
 from dejavu_lit.evaluation.context import (
     CONTEXT,
     EvaluationSpec,
-    data_state,
     finished_metrics,
     fixed_settings,
     read_context,
@@ -31,13 +30,12 @@ from dejavu_lit.evaluation.context import (
 from dejavu_lit.evaluation.membership import write_scores
 from dejavu_lit.evaluation.utility import utility
 from dejavu_lit.evaluation.write_metrics import write_metrics
-from dejavu_lit.measure.controls import differences_sentence
 from dejavu_lit.measure.figures import BLOCK_SETS
 from dejavu_lit.measure.recompute import RECORD_FILES
 from dejavu_lit.measure.records import EXPOSURE, META, SIDES, Records, write_records
 from dejavu_lit.measure.scores import Neighbors
 from dejavu_lit.utils.distributed import SINGLE_PROCESS, Ranks
-from dejavu_lit.utils.io import read_json_object, visible_files, write_json
+from dejavu_lit.utils.io import file_sha256, read_json_object, visible_files, write_json
 
 if TYPE_CHECKING:
     from dejavu_lit.evaluation.search_parts import Search
@@ -56,21 +54,22 @@ RARE = 0.01
 def evaluate(spec: EvaluationSpec, ranks: Ranks = SINGLE_PROCESS) -> dict[str, Any]:
     """Evaluate, resume or recompute, and return the contents of metrics.json; {} on all ranks but the first.
 
-    Args:
-        ranks: the processes that share embedding and search; the first one alone computes the figures.
-
-    Raises:
-        UserError: models, data or objects that do not fit together, or that changed since an earlier call.
+    ``ranks`` share embedding and search; the first one alone computes the figures. Raises UserError if models, data or objects do
+    not fit together, or changed since an earlier call.
     """
     with ranks.step():
         models = {role: AuditedModel(str(getattr(spec.evaluation, role)), spec.out) for role in SIDES}
         fixed = fixed_settings(spec, models)
-        context = read_context(spec.out, fixed, models)
         spec.data.check()
-        data = data_state(spec, context)
+        data = file_sha256(spec.data.folder / MANIFEST)
+        context = read_context(spec, fixed, models, data)
         statistics = statistics_of(spec)
     settings = spec.evaluation.membership
-    is_searched = context is not None and context["largest_k"] >= max(spec.settings.ks) and _has_records(spec, context)
+    is_searched = (
+        context is not None
+        and context["largest_k"] >= max(spec.settings.ks)
+        and set(context["records"]) <= set(_record_files(spec))
+    )
     scored = (context or {}).get("membership") if is_searched else None
     is_scored = settings is None or (scored is not None and scored["pairs"] == settings.pairs)
     is_searched, is_scored = ranks.first((is_searched, is_scored))
@@ -110,11 +109,6 @@ def _record_files(spec: EvaluationSpec) -> list[str]:
     return [path.name for path in visible_files(spec.out, "records*.parquet")]
 
 
-def _has_records(spec: EvaluationSpec, context: Mapping[str, Any]) -> bool:
-    """Whether all files are there that were written, as far as the context of an earlier version says."""
-    return set(context.get("records", [RECORD_FILES["population"]])) <= set(_record_files(spec))
-
-
 def _embed_search_and_write_records(spec: EvaluationSpec, inputs: EvaluationInputs, ranks: Ranks) -> dict[str, Any]:
     """Write the records of every set, and return what recomputing needs; {} on all ranks but the first."""
     from dejavu_lit.evaluation.search import load_faiss  # loads numba, which recomputing does not need
@@ -137,7 +131,11 @@ def _embed_search_and_write_records(spec: EvaluationSpec, inputs: EvaluationInpu
         if annotated is None:
             return {}
         results = {name: search.result() for name, search in searches.items()}
-        exposures = _exposures(inputs)
+        # How often training saw each pair: A by the target, B by the reference; None if unknown.
+        trained = {"population": inputs.models["target"], "swapped": inputs.models["reference"]}
+        exposures = {
+            block: trained[block].exposure(inputs.shards[block]) for block in trained if block in inputs.shards
+        }
         # An earlier one would take the new records for its own, and for scored.
         (spec.out / CONTEXT).unlink(missing_ok=True)
         _write_records(
@@ -152,7 +150,7 @@ def _embed_search_and_write_records(spec: EvaluationSpec, inputs: EvaluationInpu
             "exposure": {"target": _span(exposures["population"]), "reference": _span(exposures.get("swapped"))},
             "raw_shards": _raw_shards(inputs),
             # A base is trained otherwise by design.
-            "training_differences": None if spec.is_against_base else _training_differences(inputs),
+            "training_differences": None if spec.is_against_base else training_differences(**inputs.models),
             "search": {
                 "index": spec.evaluation.index,
                 "recall": min(recall for _, recall in results.values()),
@@ -169,14 +167,6 @@ def _raw_shards(inputs: EvaluationInputs) -> dict[str, Any] | None:
     expected = {role: (model.run_json.get("exposure") or {}).get("mean") for role, model in models}
     known = read_json_object(inputs.data.folder / MANIFEST)["raw_shards"]
     return {**known, "expected_exposure": expected, "note": RAW_SHARDS_NOTE}
-
-
-def _training_differences(inputs: EvaluationInputs) -> dict[str, Any] | None:
-    """In which options the two models were trained differently, with a warning if they were; None if unknown."""
-    differences = training_differences(*(inputs.models[role] for role in SIDES))
-    if differences:
-        log.warning(differences_sentence(differences))
-    return differences
 
 
 def _public_copies(spec: EvaluationSpec, public: ShardSet) -> int:
@@ -216,7 +206,6 @@ class _Annotated:
 
 
 def _read_objects(spec: EvaluationSpec, inputs: EvaluationInputs, embedded: EmbeddedSets) -> _Annotated:
-    _warn_of_widths(inputs, embedded)
     # A and B as one: in a random half each has pairs of both.
     trained = ["A", "B"] if spec.data.half else [BLOCK_SETS[block] for block in inputs.shards if block != "null"]
     sets = {name: ShardSet.open(spec.data.set_folder(name)) for name in (*trained, BLOCK_SETS["null"])}
@@ -236,17 +225,6 @@ def _check_images(spec: EvaluationSpec, images: Mapping[str, Mapping[str, str]])
         check_images(artifact, images)
 
 
-def _warn_of_widths(inputs: EvaluationInputs, embedded: EmbeddedSets) -> None:
-    target, reference = (embedded.public[role].dim for role in SIDES)
-    if target != reference and not inputs.models["reference"].captions_only:
-        log.warning(
-            "the embeddings of target and reference have %d and %d values: models of different architecture also differ "
-            "in quality, so look at the null and the symmetric gap",
-            target,
-            reference,
-        )
-
-
 def _searches(spec: EvaluationSpec, embedded: EmbeddedSets, k: int, world: int) -> dict[tuple[str, str], "Search"]:
     """The search of every (role, block)."""
     from dejavu_lit.evaluation.search_parts import Search  # loads numba, which recomputing does not need
@@ -259,16 +237,6 @@ def _searches(spec: EvaluationSpec, embedded: EmbeddedSets, k: int, world: int) 
             captions = embedded.captions[role, block]
             searches[role, block] = Search(captions, keys, public, k, spec.evaluation.index, folder, world)
     return searches
-
-
-def _exposures(inputs: EvaluationInputs) -> dict[str, np.ndarray | None]:
-    """By block, how often training saw each pair: A by the target, B by the reference; None if unknown."""
-    trained = {"population": "target", "swapped": "reference"}
-    return {
-        block: inputs.models[role].exposure(inputs.shards[block])
-        for block, role in trained.items()
-        if block in inputs.shards
-    }
 
 
 def _write_records(
@@ -315,10 +283,7 @@ def _tabulated_names(entries: Sequence[Mapping[str, Any]], asked: Collection[str
         log.warning(
             "%d of %d entries of the pairs' JSON are in fewer than %g %% of the pairs, the first is %r; "
             "the records have no columns for them; name one in group= or statistics.subgroups= of a new out= to keep it",
-            len(rare),
-            len(counts),
-            100 * RARE,
-            next(iter(rare)),
+            *(len(rare), len(counts), 100 * RARE, next(iter(rare))),
         )
     return [name for name in counts if name not in rare]
 

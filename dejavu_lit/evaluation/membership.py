@@ -23,7 +23,6 @@ from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.progress import progress
 
 PAIRS_AT_ONCE = 65_536  # whose vectors are in memory
-NO_LOGIT_SCALE = "embeddings:DIR has no logit scale"
 
 log = logging.getLogger(__name__)
 
@@ -46,16 +45,15 @@ def write_scores(inputs: EvaluationInputs, settings: MembershipSettings, out: Pa
     with ranks.step():
         if ranks.rank > 0:
             return {}
-        unavailable = {
-            f"{role}_{score}": f"{model.name} embeds no images"
-            for role, model in inputs.models.items()
-            if model.captions_only
-            for score in MODEL_SCORES
-        }
+        unavailable: dict[str, str] = {}
         vectors: dict[str, dict[str, PairVectors]] = {}
-        for role, model in models.items():
+        for role, model in inputs.models.items():
+            names = [f"{role}_{score}" for score in MODEL_SCORES]
+            if model.captions_only:
+                unavailable |= dict.fromkeys(names, f"{model.name} embeds no images")
+                continue
             if model.embeddings_folder is not None:
-                unavailable[f"{role}_loss"] = NO_LOGIT_SCALE
+                unavailable[f"{role}_loss"] = "embeddings:DIR has no logit scale"
             opened: dict[str, PairVectors] = {}
             for block, (_, span) in drawn.items():
                 try:
@@ -63,7 +61,7 @@ def write_scores(inputs: EvaluationInputs, settings: MembershipSettings, out: Pa
                 except UserError as error:
                     log.warning("no membership scores of %s on %s: %s", model.name, BLOCK_SETS[block], error)
                     prefix = "swapped." if block == "swapped" else ""  # without B the figures of A and H remain
-                    unavailable |= {f"{prefix}{role}_{score}": str(error) for score in MODEL_SCORES}
+                    unavailable |= dict.fromkeys((prefix + name for name in names), str(error))
             if {"population", "null"} <= opened.keys():
                 vectors[role] = opened
         keys = {
@@ -118,7 +116,7 @@ def _scores(
     model: AuditedModel, keys: Sequence[str], vectors: PairVectors, other_keys: Sequence[str], null: PairVectors
 ) -> dict[str, dict[str, float]]:
     """{score: {key: value}} of the pairs ``keys`` under one model."""
-    others = OtherPairs.of(other_keys, *(embeddings.load(other_keys) for embeddings in null))
+    others = OtherPairs(other_keys, *(embeddings.load(other_keys) for embeddings in null))
     scale = model.encoder.logit_scale if model.embeddings_folder is None else None
     values: dict[str, dict[str, float]] = {}
     starts = range(0, len(keys), PAIRS_AT_ONCE)

@@ -22,18 +22,16 @@ from dejavu_lit.utils.io import locked
 def run_evaluation(evaluation: PairEvaluation, out: Path | str, ranks: Ranks = SINGLE_PROCESS) -> dict[str, Any]:
     """Evaluate one pair of models in ``out``: the contents of metrics.json; {} on all ranks but the first.
 
-    Raises:
-        UserError: settings, models, data or objects that do not fit together, or another process is using ``out``.
+    Raises UserError if settings, models, data or objects do not fit together, or another process is using ``out``.
     """
     out = Path(out)
     with ExitStack() as lock:
         with ranks.step():
             for role in ("target", "reference"):
                 check_model(role, getattr(evaluation, role))
-            _check_files(evaluation)
             data = measured_data(evaluation)
             data.check()
-            _check_objects(evaluation, data)
+            _check_files(evaluation, data)
             if ranks.rank == 0:
                 out.mkdir(parents=True, exist_ok=True)
                 lock.enter_context(locked(out / ".lock", wait=False))
@@ -44,10 +42,9 @@ def run_evaluation(evaluation: PairEvaluation, out: Path | str, ranks: Ranks = S
 
 
 def check_evaluation(evaluation: EvaluationSettings, data: DataSpec) -> None:
-    """Check the settings of an evaluation of models yet to be trained on ``data``.
+    """Raise UserError if an evaluation of models yet to be trained on ``data`` must fail.
 
-    Raises:
-        UserError: a missing model, set, file or object artifact, too large a k, or an index that cannot be used here.
+    It does for a missing model, set, file or object artifact, too large a k, or an index that cannot be used here.
     """
     from dejavu_lit.evaluation.class_names import check_prompts
     from dejavu_lit.evaluation.comparison import open_public
@@ -59,24 +56,19 @@ def check_evaluation(evaluation: EvaluationSettings, data: DataSpec) -> None:
     )
     if (measured.public_folder() / SIZES).is_file():  # else its pairs would be counted for every setting
         open_public(measured, max(evaluation.measurement.ks))
-    _check_files(evaluation)
-    _check_objects(evaluation, measured)
+    _check_files(evaluation, measured)
     measured.check_labelled()
     check_prompts(measured)
 
 
-def _check_files(evaluation: EvaluationSettings) -> None:
-    """Raise UserError for a missing base or list of keys."""
+def _check_files(evaluation: EvaluationSettings, data: DataSpec) -> None:
+    """Raise UserError for a missing base, list of keys, or artifact of objects."""
     if evaluation.base is not None:
         check_model("base", evaluation.base)
     if evaluation.keys is not None:
-        from dejavu_lit.measure.per_pair import read_keys
+        from dejavu_lit.data.key_lists import read_keys
 
-        read_keys(evaluation.keys)
-
-
-def _check_objects(evaluation: EvaluationSettings, data: DataSpec) -> None:
-    """Raise UserError for missing objects."""
+        read_keys(evaluation.keys, "keys")
     for name in (evaluation.objects, *evaluation.by_objects):
         data.objects_folder(name)
 
@@ -97,8 +89,7 @@ def check_model(role: str, name: str | None) -> None:
 def measured_data(evaluation: PairEvaluation) -> DataSpec:
     """The data of ``data=…``; by default the target run's own, changed by the given ``data.`` options.
 
-    Raises:
-        UserError: a target that is not a run, or whose data is remote and not given here.
+    Raises UserError for a target that is not a run, or whose data is remote and not given here.
     """
     if not isinstance(evaluation.data, DataChanges):
         return ready(evaluation.data)

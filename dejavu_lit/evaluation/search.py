@@ -11,7 +11,7 @@ missing; otherwise (many equal vectors) the query is compared with the whole chu
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -34,20 +34,15 @@ TRAINING_ROWS_PER_LIST = 64  # vectors that faiss needs to train each list of an
 LISTS_PER_PROBE = 16  # one of so many lists is searched
 
 
-@dataclass(frozen=True)
 class Best:
     """The best k of each query among the public vectors seen so far.
 
     rows: int32 [n, k] public rows, −1 if there were fewer than k; scores: float64 [n, k] cosines, descending, ties by row.
     """
 
-    rows: np.ndarray
-    scores: np.ndarray
-
-    @classmethod
-    def empty(cls, queries: int, k: int) -> "Best":
-        """The state before any public vector was seen."""
-        return cls(np.full((queries, k), -1, np.int32), np.full((queries, k), -np.inf))
+    def __init__(self, queries: int, k: int) -> None:
+        self.rows = np.full((queries, k), -1, np.int32)
+        self.scores = np.full((queries, k), -np.inf)
 
     def merge(self, queries: np.ndarray, rows: np.ndarray, scores: np.ndarray) -> None:
         """Add candidates of some queries: rows int [q, c] and scores float64 [q, c], −∞ where there is none."""
@@ -61,12 +56,6 @@ class Best:
         for_blocks(compute, len(queries), QUERIES_PER_THREAD)
         self.rows[queries], self.scores[queries] = best_rows, best_scores
 
-    def neighbors(self) -> Neighbors:
-        """The same as Neighbors; raises UserError if fewer than k public vectors were seen."""
-        if (self.rows < 0).any():
-            raise UserError(f"k={self.rows.shape[1]} is more than the public vectors searched; lower k or enlarge P")
-        return Neighbors(self.rows, np.maximum(1 - self.scores, 0).astype(np.float32))
-
 
 def search(
     queries: np.ndarray, public: Sequence[np.ndarray], k: int, index: str = "flat", ids: np.ndarray | None = None
@@ -74,28 +63,34 @@ def search(
     """The k public vectors nearest to each query, and the recall of the index: 1.0 for an exact one.
 
     Args:
-        queries: float16 [n, d].
-        public: float16 arrays or memory maps [m, d], read in this order.
-        k: neighbors of each query.
+        queries: float16 [n, d]; public: float16 arrays or memory maps [m, d], read in this order.
         index: how faiss finds candidates: ``flat`` on the CPU or ``gpu``, both exact with the same result; ``ivf`` is
             approximate, its recall is measured on a sample.
         ids: int [total m], the public row of each vector, each once; its position in ``public`` by default.
 
-    Raises:
-        UserError: k larger than the public set, different widths, a vector with NaN, infinity or zero norm, or an index
-            that is unknown or not available.
+    Raises UserError for k larger than the public set, different widths, a vector with NaN, infinity or zero norm, or an index
+    that is unknown or not available.
     """
     total = sum(map(len, public))
     if not 1 <= k <= total:
         raise UserError(f"k={k} needs at least {k} public vectors, but there are {total}; lower k or enlarge P")
+    named = [("queries", queries), *((f"part {number} of the public set", part) for number, part in enumerate(public))]
+    width = queries.shape[-1]
+    for name, array in named:
+        if array.dtype != np.float16 or array.ndim != 2 or (len(array) and array.shape[1] != width):
+            raise UserError(
+                f"{name}: the vectors are {array.dtype} {list(array.shape)}, but must be float16 [rows, {width}] as the queries; "
+                "use text and image embeddings of the same model"
+            )
     ids = np.arange(total) if ids is None else ids
+    best = search_ivf(queries, public, k, ids) if index == "ivf" else best_k(queries, public, k, index, ids)
+    neighbors = Neighbors(best.rows, np.maximum(1 - best.scores, 0).astype(np.float32))
     if index != "ivf":
-        return best_k(queries, public, k, index, ids).neighbors(), 1.0
-    best = search_ivf(queries, public, k, ids)
+        return neighbors, 1.0
     sample = np.unique(np.linspace(0, max(len(queries) - 1, 0), RECALL_SAMPLE).astype(np.int64))[: len(queries)]
     exact = best_k(queries[sample], public, k, "flat", ids).rows
     hits = [len(np.intersect1d(a, b)) for a, b in zip(exact, best.rows[sample], strict=True)]
-    return best.neighbors(), sum(hits) / exact.size if exact.size else 1.0
+    return neighbors, sum(hits) / exact.size if exact.size else 1.0
 
 
 def best_k(
@@ -103,17 +98,16 @@ def best_k(
 ) -> Best:
     """As ``search`` with an exact index: rows and cosines [n, k]; if there are fewer than k public vectors, rows end in −1."""
     load_faiss(index)
-    _check_shapes(queries, public)
     total = sum(map(len, public))
     ids = np.arange(total) if ids is None else ids
-    asked, best = Vectors.load(queries, names=["queries"]), Best.empty(len(queries), k)
+    asked, best = Vectors.load(queries, names=["queries"]), Best(len(queries), k)
     units = asked.scaled()
     rounding, most = float32_error(queries.shape[1]), k + MARGIN
     if index == "gpu":  # its tensor cores may round the factors to 10 bits, by less than 2⁻¹⁰ each
         rounding, most = rounding + 2.0**-9 * 1.01, min(2 * k + 2 * MARGIN, MAX_GPU_CANDIDATES)
     with progress(None, "searching", total, "vector") as bar:
         for start, chunk in chunks(public):
-            rows, before = ids[start : start + len(chunk)], Best(best.rows.copy(), best.scores.copy())
+            rows, before = ids[start : start + len(chunk)], deepcopy(best)
             cheap, candidates = _knn(units, chunk.units, min(most, len(chunk)), index)
             error = (1 + chunk.length_error) * rounding + chunk.length_error
             least = best.scores[:, -1]  # a lower bound of the final k-th cosine
@@ -190,7 +184,6 @@ def search_ivf(queries: np.ndarray, public: Sequence[np.ndarray], k: int, ids: n
     index keeps the public vectors in memory as fp16.
     """
     faiss = load_faiss("ivf")
-    _check_shapes(queries, public)
     total, width = sum(map(len, public)), queries.shape[1]
     lists = max(1, min(int(4 * total**0.5), total // TRAINING_ROWS_PER_LIST))
     index = faiss.IndexIVFScalarQuantizer(
@@ -203,7 +196,7 @@ def search_ivf(queries: np.ndarray, public: Sequence[np.ndarray], k: int, ids: n
     for _, chunk in chunks(public):
         index.add(chunk.units)
         del chunk
-    asked, best = Vectors.load(queries, names=["queries"]), Best.empty(len(queries), k)
+    asked, best = Vectors.load(queries, names=["queries"]), Best(len(queries), k)
     positions = index.search(asked.units, k)[1]
     del index
     for start, chunk in chunks(public):
@@ -229,15 +222,3 @@ def load_faiss(index: str) -> Any:
     if index == "gpu" and not (hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus()):
         raise UserError("index=gpu needs faiss-gpu (pip install 'dejavu-lit[gpu]') and an NVIDIA GPU; use index=flat")
     return faiss
-
-
-def _check_shapes(queries: np.ndarray, public: Sequence[np.ndarray]) -> None:
-    """Raise UserError for arrays that are not embeddings or differ in width."""
-    named = [("queries", queries), *((f"part {number} of the public set", part) for number, part in enumerate(public))]
-    width = queries.shape[-1]
-    for name, array in named:
-        if array.dtype != np.float16 or array.ndim != 2 or (len(array) and array.shape[1] != width):
-            raise UserError(
-                f"{name}: the vectors are {array.dtype} {list(array.shape)}, but must be float16 [rows, {width}] as the queries; "
-                "use text and image embeddings of the same model"
-            )

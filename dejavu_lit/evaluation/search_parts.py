@@ -1,9 +1,9 @@
 """Neighbors of many captions, searched in blocks that ranks share; an interrupted search keeps its finished blocks.
 
 A block is a slice of the queries, and is searched against all public vectors. So a rank keeps only its own queries in
-memory (float32 copies of them need most of it; the public vectors are streamed anyway), and nothing has to be merged: a
-query's neighbors do not depend on the other queries, so they equal those of one process to the last bit, ties included.
-The cost is that every rank reads the whole public set once per block: a gigabyte for a million vectors of 512 values.
+memory, and nothing has to be merged: a query's neighbors do not depend on the other queries, so they equal those of one
+process to the last bit, ties included. The cost is that every rank reads the whole public set once per block: a gigabyte for
+a million vectors of 512 values.
 """
 
 import logging
@@ -42,11 +42,7 @@ class Search:
         return fingerprint([self.queries.state(), list(self.keys), self.public.identity, self.k, self.index])
 
     def run(self, share: tuple[int, int] = (0, 1)) -> None:
-        """Search the blocks without a complete part; for ``share`` = (i, n) every n-th block from the i-th on.
-
-        Raises:
-            UserError: as ``search`` and ``Embeddings.load`` do.
-        """
+        """Search the blocks without a complete part; for ``share`` = (i, n) every n-th block from the i-th on."""
         for number, block in enumerate(self._blocks()):
             if number % share[1] == share[0] and self._read(block) is None:
                 queries = self.queries.load(self.keys[block])

@@ -28,10 +28,9 @@ Values = dict[str, float]
 
 
 def utility(model: AuditedModel, data: DataSpec) -> dict[str, Any]:
-    """The utility of a model: shares from 0 to 1, or null with the reason.
+    """The utility of a model, shares from 0 to 1: {zeroshot_top1, zeroshot_top5, i2t_r1, …, t2i_r10, linear_probe, reasons}.
 
-    Returns:
-        {zeroshot_top1, zeroshot_top5, i2t_r1, …, t2i_r10, linear_probe, reasons: {figure: why it is null}}.
+    A figure that cannot be computed is None, and ``reasons`` says why under its name.
     """
     no_images = "a text model embeds no images" if model.captions_only else None
     no_labels = no_images or (None if data.labelled else "data.labelled names no set with class labels")
@@ -92,8 +91,7 @@ def _labelled_images(model: AuditedModel, data: DataSpec) -> tuple[Embeddings, d
 def read_labels(shards: ShardSet) -> dict[str, str]:
     """{key: class} of a labelled set: the ``label`` of each pair's JSON, or its ``cls`` member; pairs without are counted.
 
-    Raises:
-        UserError: no pair has a label.
+    Raises UserError if no pair has a label.
     """
     labels: dict[str, str] = {}
     for pair in read_pairs(shards, image=False):
@@ -116,8 +114,7 @@ def class_vectors(encoder: "Encoder", names: Sequence[str], templates: Sequence[
 
     vectors = encode_captions(encoder, [template(name) for name in names for template in templates])
     means = vectors.reshape(len(names), len(templates), -1).mean(axis=1, dtype=np.float64)
-    units: np.ndarray = means / np.linalg.norm(means, axis=1, keepdims=True)
-    return units.astype(np.float32)
+    return np.asarray(means / np.linalg.norm(means, axis=1, keepdims=True), np.float32)
 
 
 def zero_shot(images: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> Values:
@@ -146,9 +143,6 @@ def _ranks(queries: np.ndarray, public: np.ndarray, right: np.ndarray) -> np.nda
 
     Rows of equal cosine come in their order, for which torchmetrics' top-k gives no rule. Stored values are multiplied first
     and divided by the norms afterwards: for fp16 vectors the sums are exact, so equal vectors have equal cosines (see search).
-
-    Raises:
-        UserError: no query, or vectors of different widths.
     """
     if not len(queries):
         raise UserError("no pair has all the embeddings that this needs")
@@ -171,10 +165,8 @@ def linear_probe(images: np.ndarray, labels: Sequence[str], limit: int = 20_000)
     """Accuracy of a logistic regression on frozen embeddings: fitted on four fifths of each class, tested on one fifth.
 
     Features are standardized by the fitted part; scikit-learn's default penalty, at most 1,000 iterations. From more than
-    ``limit`` images a seeded sample is drawn. images: float [n, d]; labels: n classes.
-
-    Raises:
-        UserError: too few images or classes for two parts, or scikit-learn is not installed.
+    ``limit`` images a seeded sample is drawn. images: float [n, d]; labels: n classes. Raises UserError if they cannot be
+    split, or without scikit-learn.
     """
     rng = np.random.default_rng(0)
     chosen = np.sort(rng.permutation(len(labels))[:limit])

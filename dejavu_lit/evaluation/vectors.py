@@ -8,14 +8,13 @@ from itertools import accumulate
 
 import numpy as np
 
+from dejavu_lit.evaluation.embeddings import check_norms
 from dejavu_lit.measure.score_kernels import compiled
-from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.parallel import for_blocks
 
 CHUNK_BYTES = 128 * 2**20  # of stored vectors at once; in memory they take twice as much, scaled four times
 ROWS_AT_ONCE = 1024  # vectors that a thread converts at a time
 NEARLY_UNIT = 2.0**-11  # the most that rounding to float16 changes a norm of 1, subnormal values apart
-FLOAT32 = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)  # of the bits of each float16
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,7 @@ class Vectors:
     def load(cls, *arrays: np.ndarray, names: Sequence[str]) -> "Vectors":
         """Read float16 vectors [m₁, d], [m₂, d], …, perhaps of memory maps, into one.
 
-        Raises:
-            UserError: a vector with zero norm, NaN or infinity; it says which of ``names`` has it.
+        Raises UserError for a vector with zero norm, NaN or infinity; it says which of ``names`` has it.
         """
         ends = list(accumulate(map(len, arrays)))
         shape = ends[-1], arrays[0].shape[1]
@@ -57,38 +55,21 @@ class Vectors:
     @cached_property
     def units(self) -> np.ndarray:
         """float32 [m, d]: the vectors with norms of about 1, scaled only if the stored ones are not such."""
-        is_unit = np.abs(self.norms - 1).max(initial=0) <= NEARLY_UNIT
-        return self.stored if is_unit else self.scaled()
+        return self.stored if self.length_error else self.scaled()
 
     def scaled(self) -> np.ndarray:
         """float32 [m, d]: the vectors divided by their norms."""
-        scaled: np.ndarray = self.stored / self.norms.astype(np.float32)[:, None]
-        return scaled
+        return np.asarray(self.stored / self.norms.astype(np.float32)[:, None])
 
     def _fill(self, array: np.ndarray, name: str) -> None:
         def compute(start: int) -> None:
             block = slice(start, start + ROWS_AT_ONCE)
-            bits = np.array(array[block], np.float16).view(np.uint16)
-            _decode(bits, FLOAT32, self.stored[block], self.norms[block])
+            stored = self.stored[block]
+            stored[:] = array[block]
+            self.norms[block] = np.sqrt(np.einsum("nd,nd->n", stored, stored, dtype=np.float64))
 
         for_blocks(compute, len(array), ROWS_AT_ONCE)
-        if len(bad := np.flatnonzero(~((self.norms > 0) & np.isfinite(self.norms)))):
-            problem = "has zero norm" if self.norms[bad[0]] == 0 else "has NaN or infinity"
-            raise UserError(
-                f"{name}: a vector {problem} ({len(bad)} of {len(array)}); fix the model or exclude these pairs"
-            )
-
-
-@partial(compiled, exact_sums=True)
-def _decode(bits: np.ndarray, values: np.ndarray, stored: np.ndarray, norms: np.ndarray) -> None:
-    """Write the vectors of the float16 ``bits``, uint16 [m, d], whose ``values`` are float32 [65536], as ``Vectors`` has them."""
-    for row in range(len(bits)):
-        total = 0.0
-        for column in range(bits.shape[1]):
-            value = values[bits[row, column]]
-            stored[row, column] = value
-            total += np.float64(value) * np.float64(value)
-        norms[row] = np.sqrt(total)
+        check_norms(self.norms, name)
 
 
 @partial(compiled, exact_sums=True)
@@ -100,11 +81,9 @@ def write_cosines(
     candidates: np.ndarray,
     cosines: np.ndarray,
 ) -> None:
-    """Write the cosines of queries and their candidates, float64 [n, c]; −∞ for a candidate of −1.
+    """Write the cosines of queries, float32 [n, d], and their candidates, int64 [n, c], as float64 [n, c].
 
-    Args:
-        queries, public: float32 [n, d] and [m, d], with their norms, float64.
-        candidates: int64 [n, c], rows of ``public``.
+    A candidate is a row of ``public``, float32 [m, d]; that of a candidate of −1 is −∞. The norms are float64.
     """
     for query in range(len(candidates)):
         for number in range(candidates.shape[1]):

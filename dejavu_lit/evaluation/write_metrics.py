@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dejavu_lit.data.key_lists import read_keys
 from dejavu_lit.data.manifest import MANIFEST, listed_members
 from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.evaluation.context import CONTEXT, METRICS, EvaluationSpec, searched_public_keys
 from dejavu_lit.measure.groups import COLUMNS, group_gaps
 from dejavu_lit.measure.membership import holdout_tails, scoreboard
 from dejavu_lit.measure.metrics import measure
-from dejavu_lit.measure.per_pair import most_memorized, pair_gaps, read_keys
+from dejavu_lit.measure.per_pair import most_memorized, pair_gaps
 from dejavu_lit.measure.recompute import RECORD_FILES, gaps_by_objects, read_evaluation
 from dejavu_lit.measure.records import SIDES, Records, write_records
 from dejavu_lit.utils.config import flatten
@@ -59,7 +60,9 @@ def write_metrics(
     if against_base is None:
         metrics["base"], metrics["reasons"]["base"] = None, "no base= was given"
     else:
-        metrics["base"] = {"model": spec.evaluation.base, "note": _base_note(spec, context)}
+        trained_on = AuditedModel(str(spec.evaluation.base), out).run_json.get("data")
+        note = BASE_TRAINED if trained_on is not None and trained_on == context["data"] else BASE_UNKNOWN
+        metrics["base"] = {"model": spec.evaluation.base, "note": note}
         metrics["base"] |= {name: against_base[name] for name in BASE_BLOCKS}
     if spec.further_objects:
         metrics["by_objects"] = gaps_by_objects(out, spec.further_objects, settings, context["public"], public_keys)
@@ -81,12 +84,6 @@ def write_metrics(
     write_json(out / METRICS, metrics)
     write_json(out / CONTEXT, {**context, "tabulated": statistics, "statistics": statistics})
     return metrics
-
-
-def _base_note(spec: EvaluationSpec, context: Mapping[str, Any]) -> str:
-    """Whether the base was trained on pairs of the data that is measured, as far as it is known."""
-    trained_on = AuditedModel(str(spec.evaluation.base), spec.out).run_json.get("data")
-    return BASE_TRAINED if trained_on is not None and trained_on == context.get("data") else BASE_UNKNOWN
 
 
 def _write_tables(out: Path, tables: Mapping[str, Any]) -> None:
@@ -125,7 +122,7 @@ def _gaps_of_groups(spec: EvaluationSpec, column: str, sets: Mapping[str, Record
 def _gaps_of_keys(spec: EvaluationSpec, keys: str, sets: Mapping[str, Records]) -> dict[str, Any]:
     """The gaps and the membership scores of the pairs in the file ``keys``, ranked against H."""
     population, null, k, top_m = sets["population"], sets["null"], spec.settings.k, spec.settings.top_m
-    gaps = pair_gaps(population, null, read_keys(keys), k, top_m)
+    gaps = pair_gaps(population, null, read_keys(keys, "keys"), k, top_m)
     scores = holdout_tails(population, null, [pair["key"] for pair in gaps["pairs"]], k, top_m)
     for pair in gaps["pairs"]:
         pair["membership"] = scores[pair["key"]]
@@ -138,10 +135,7 @@ def _gaps_of_keys(spec: EvaluationSpec, keys: str, sets: Mapping[str, Records]) 
         )
     log.info(
         "%d of %d keys measured (%d unknown, %d without objects): %s",
-        len(gaps["pairs"]),
-        gaps["asked"],
-        gaps["unknown"]["count"],
-        gaps["without_objects"]["count"],
+        *(len(gaps["pairs"]), gaps["asked"], gaps["unknown"]["count"], gaps["without_objects"]["count"]),
         spec.out / "persons.csv",
     )
     return gaps

@@ -25,13 +25,9 @@ LISTED_LABELS = 20  # of the blind baseline's objects, enough to recognize them
 def blocks(
     population: Outcomes, null: Outcomes | None, swapped: Outcomes | None, resampling: Resampling
 ) -> dict[str, Estimate | None]:
-    """The five blocks of one evaluation; a block that needs a missing set is None.
+    """The five blocks of one evaluation, from the outcomes on A, H and B; a block that needs a missing set is None.
 
-    Args:
-        population, null, swapped: the outcomes on A, H and B (on B, target = the model trained on B).
-
-    Raises:
-        UserError: no record of a set has objects.
+    On B, the target is the model trained on B. Raises UserError if no record of a set has objects.
     """
     a = estimate(population, resampling, stream=0)
     h = estimate(null, resampling, stream=1) if null is not None else None
@@ -49,18 +45,13 @@ def pool_blocks(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Pool the blocks of several seed pairs of one setting, with the spread due to training apart from that of sampling.
 
     Args:
-        evaluations: the contents of metrics.json (or rows of study.json), one per seed pair.
+        evaluations: the contents of metrics.json (or rows of study.json), at least one, one per seed pair.
 
     Returns:
         {block: {figure: {values, mean, sd, ci95, sampling_sd, training_sd}}}: sd with ddof 1; ci95 a t interval with
         s − 1 degrees of freedom, None below 3 seed pairs; sampling_sd the root mean square of the pairs' standard errors;
         training_sd = √max(0, sd² − sampling_sd²). A block that is missing in any evaluation is None.
-
-    Raises:
-        UserError: there is no evaluation.
     """
-    if not evaluations:
-        raise UserError("there is no evaluation to pool; train and evaluate at least one seed pair")
     return {
         name: None if any(e[name] is None for e in evaluations) else {f: _pooled(evaluations, name, f) for f in FIGURES}
         for name in BLOCKS
@@ -76,14 +67,14 @@ def _pooled(evaluations: Sequence[Mapping[str, Any]], block: str, figure: str) -
 
 
 class SeedInterval(NamedTuple):
-    """A figure over s training seeds."""
+    """A figure over s training seeds: mean, sample standard deviation (ddof 1; None with one seed), 95 % interval of the mean.
+
+    The interval is the t interval with s − 1 degrees of freedom; for fewer than 3 seeds as ``pool_seeds`` says.
+    """
 
     mean: float
-    """Mean over the seeds."""
     sd: float | None
-    """Sample standard deviation (ddof 1); None with one seed."""
     ci95: list[float] | None
-    """t interval of the mean with s − 1 degrees of freedom, [low, high]; for fewer than 3 seeds as ``pool_seeds`` says."""
 
 
 def pool_seeds(values: Sequence[float], intervals: Sequence[Sequence[float]] = ()) -> SeedInterval:
@@ -217,10 +208,8 @@ def blind_baseline(records: Records, target: Scores, reference: Scores, k: int) 
         "objects": len(guess),
         "labels": [truth.labels[code] for code in guess[:LISTED_LABELS]],
         "blind": _means(hits / max(1, len(guess)), hits / target.truth[rows]),
-        **{
-            name: _means(s.precision(k)[rows], s.recall(k)[rows])
-            for name, s in (("target", target), ("reference", reference))
-        },
+        "target": _means(target.precision(k)[rows], target.recall(k)[rows]),
+        "reference": _means(reference.precision(k)[rows], reference.recall(k)[rows]),
     }
     beaten, words = beats_blind(baseline)
     return baseline | {"beaten": beaten, "words": words}
@@ -262,16 +251,11 @@ def compare_settings(
 
     Args:
         first, second: the records of A and of B (or None) under each setting; joined by key.
-        k, top_m: as in ``score``.
 
     Returns:
         {basis: symmetric|population, records: {A, B}, ppg|prg|aucg: {value, mean, std, ci95, …}}; basis is population
-        if B is missing under either setting.
-
-    Raises:
-        UserError: no common records with objects, or different objects for the same records.
+        if B is missing under either setting. Raises UserError without common records that have the same objects.
     """
-    resampling = resampling or Resampling()
     a = _difference(first[0], second[0], k, top_m)
     difference = estimate(a, resampling, stream=0)
     if first[1] is None or second[1] is None:

@@ -1,8 +1,5 @@
 """The one table of figures and blocks: {name in the JSON files: label and meaning}, in the order of the files.
 
-    FIGURES["ppg"].label                 "PPG"
-    BLOCKS["symmetric"].sets             ("A", "B")
-
 Reports, dashboards and tables take their words from here, and sentences and tables for people write numbers as ``decimal``
 and ``signed`` do.
 """
@@ -12,22 +9,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Figure:
-    """One number that an evaluation reports."""
+    """One number that an evaluation reports: its short form for tables and axes, and its definition in words."""
 
     label: str
-    """The short form for tables and axes."""
     meaning: str = ""
-    """The definition in words, for the figures that stand at the head of tables."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """One group of the population-level figures."""
-
-    label: str
-    """The short form for tables and axes."""
-    sets: tuple[str, ...]
-    """The sets that it is measured on."""
 
 
 # The population level. The order is also that of the columns in every [n, 3] array.
@@ -67,18 +52,18 @@ MEMBERSHIP = {
 
 # The blocks, as controls.py defines them.
 BLOCKS = {
-    "population": Block("A: target − reference", ("A",)),
-    "null": Block("H: null control", ("H",)),
-    "swapped": Block("B: roles exchanged", ("B",)),
-    "symmetric": Block("symmetric: mean of A and B (headline)", ("A", "B")),
-    "corrected": Block("corrected: A − H", ("A", "H")),
+    "population": Figure("A: target − reference"),
+    "null": Figure("H: null control"),
+    "swapped": Figure("B: roles exchanged"),
+    "symmetric": Figure("symmetric: mean of A and B (headline)"),
+    "corrected": Figure("corrected: A − H"),
 }
 
 # The order in which tables and plots show the blocks: both directions, their mean, then the control.
 DISPLAY_ORDER = ("population", "swapped", "symmetric", "null", "corrected")
 
 # The blocks that are measured on one set; the others combine them.
-BLOCK_SETS = {name: block.sets[0] for name, block in BLOCKS.items() if len(block.sets) == 1}
+BLOCK_SETS = {"population": "A", "null": "H", "swapped": "B"}
 
 
 def decimal(value: float, digits: int = 3) -> str:

@@ -4,8 +4,6 @@ PPG  = ( #{prec_T > prec_R} − #{prec_T < prec_R} ) / n           PRG = the sam
 AUCG = the signed area between P(recall_T ≥ x) and P(recall_R ≥ x), which is mean(recall_T) − mean(recall_R)
 (Jayaraman, Guo, Chaudhuri, NeurIPS 2024, arXiv 2402.02103; the paper's mean ± std is over 100 draws of 10 % of the records)
 
-    estimate(outcomes(target, reference, k)).block()  ->  {ppg|prg|aucg: {value, mean, std, ci95, …}}
-
 Fractions are compared as integers, and AUCG is an exact fraction rounded once, so no figure depends on the order of records.
 """
 
@@ -67,10 +65,8 @@ class Outcomes:
 def outcomes(target: Scores, reference: Scores, k: int) -> Outcomes:
     """Compare two models' scores of the same records at ``k``; records without objects are excluded.
 
-    Precisions are compared as hits_T · |Ô_R| against hits_R · |Ô_T|, never as rounded quotients.
-
-    Raises:
-        UserError: scores of different records, or ``k`` not scored.
+    Precisions are compared as hits_T · |Ô_R| against hits_R · |Ô_T|, never as rounded quotients. Raises UserError for scores of
+    different records.
     """
     if not np.array_equal(target.truth, reference.truth):
         raise UserError("target and reference were scored on different records; score both on the same ones")
@@ -135,24 +131,17 @@ class Estimate:
 
 
 def estimate(records: Outcomes, resampling: Resampling | None = None, stream: int = 0) -> Estimate:
-    """PPG, PRG and AUCG of n ≥ 1 records, with the paper's draws and a bootstrap.
+    """PPG, PRG and AUCG of n records, with the paper's draws and a bootstrap; raises UserError without records.
 
     Records are resampled by a multinomial draw over the distinct outcomes: the same distribution, at a cost that does not
     grow with n. The standard deviation in closed form is sd(d) / √m for m records per draw; ``se`` is sd(d) / √n.
-
-    Args:
-        records: the records' outcomes.
-        resampling: number and size of the draws, and the seed.
-        stream: the independent random stream; each set of one evaluation has its own.
-
-    Raises:
-        UserError: no records.
+    ``stream``: the independent random stream; each set of one evaluation has its own.
     """
     if not len(records):
         raise UserError("no record has an object, so there is nothing to measure; lower threshold= or check objects=")
     resampling = resampling or Resampling()
     distinct, counts = records.tally()
-    n, sample, values = len(records), resampling.sample_size(len(records)), distinct.values()
+    n, sample, values = len(records), max(1, round(resampling.share * len(records))), distinct.values()
     random = np.random.default_rng([resampling.seed, stream])
     recall_gap = mean_recall_gap(distinct.hits * counts, distinct.truth, n)
     value = np.array([distinct.precision @ counts / n, distinct.recall @ counts / n, recall_gap])

@@ -8,7 +8,7 @@ wins, losses and ties are hypergeometric, so p is exact (Fisher's permutation te
 The membership of a group is the AUC of CLIPMem, its scored pairs against those of H, with the p-value of Mann and Whitney.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from dejavu_lit.measure.figures import FIGURES
 from dejavu_lit.measure.gaps import Outcomes, mean_recall_gap, outcomes
 from dejavu_lit.measure.membership import ScoredSet
+from dejavu_lit.measure.per_pair import add_q
 from dejavu_lit.measure.records import META, Records
 from dejavu_lit.measure.subgroups import is_missing
 from dejavu_lit.utils.errors import UserError, suggest
@@ -30,49 +31,44 @@ MOST_RANKED = 10_000
 def group_gaps(
     population: Records, null: Records, column: str, k: int, top_m: int | None = None, smallest: int = 20
 ) -> dict[str, Any]:
-    """The gaps and the membership of every group of A, with p-values against H.
+    """The gaps and the membership of every group of A, with p-values against H (``null``), under the same two models.
 
     Args:
-        population: the records of A; null: of H, under the same two models.
         column: an entry of the pairs' JSON, with or without ``meta.``; its values name the groups.
-        k, top_m: as in ``score``; smallest: groups with fewer records are only counted.
+        smallest: groups with fewer records are only counted.
 
     Returns:
         {column, holdout: |H| with objects, groups: [{group, records, ppg, prg, aucg, p, q, clipmem_auc, clipmem_p, clipmem_q}],
         smallest p first, too_small: {groups, records, smallest}, without: records of A without a value}. The last three figures
-        of a group are None if the records have no such scores, or none of its pairs was drawn for them.
-
-    Raises:
-        UserError: an unknown column, or no record of H with objects.
+        of a group are None if the records have no such scores, or none of its pairs was drawn for them. Raises UserError for an
+        unknown column, or if no record of H has objects.
     """
-    from scipy.stats import false_discovery_control  # takes a second to import
-
     name = _entry(column, population)
     measured, holdout = (outcomes(*records.scores([k], top_m), k) for records in (population, null))
     if not len(holdout):
         raise UserError("no record of the holdout set H has an object, so there is nothing to compare the groups with")
     with_objects = np.flatnonzero(population.truth.counts() > 0).tolist()
-    values = [population.columns[name][row] for row in with_objects]
     members: dict[str, list[int]] = {}
-    for row, value in enumerate(values):
-        if not is_missing(value):
-            members.setdefault(str(value), []).append(row)
-    large = {group: rows for group, rows in members.items() if len(rows) >= smallest}
-    p = [permutation_p(measured.precision[rows], holdout.precision) for rows in large.values()]
-    q = false_discovery_control(p).tolist()
-    keys = {group: [population.keys[with_objects[row]] for row in rows] for group, rows in large.items()}
-    membership = _membership(ScoredSet(population, k, top_m), ScoredSet(null, k, top_m), keys)
-    groups = [
-        {
-            "group": group,
-            "records": len(rows),
-            **_gaps(measured[np.array(rows)]),
-            "p": p[i],
-            "q": q[i],
-            **membership[group],
-        }
-        for i, (group, rows) in enumerate(large.items())
-    ]
+    for position, record in enumerate(with_objects):
+        if not is_missing(value := population.columns[name][record]):
+            members.setdefault(str(value), []).append(position)
+    large = {group: positions for group, positions in members.items() if len(positions) >= smallest}
+    a, h = ScoredSet(population, k, top_m), ScoredSet(null, k, top_m)
+    scores, unseen = a.values(SCORE), h.values(SCORE)
+    score_of: dict[str, float] = {}
+    if scores is not None and unseen is not None and len(unseen):
+        score_of = dict(zip(a.keys, scores.tolist(), strict=True))
+    groups = []
+    for group, positions in large.items():
+        row: dict[str, Any] = {**dict.fromkeys(COLUMNS), "group": group, "records": len(positions)}
+        row |= _gaps(measured[np.array(positions)])
+        row["p"] = permutation_p(measured.precision[positions], holdout.precision)
+        keys = [population.keys[with_objects[position]] for position in positions]
+        if unseen is not None and (scored := [score_of[key] for key in keys if key in score_of]):
+            row |= _rank_test(scored, unseen)
+        groups.append(row)
+    add_q(groups)
+    add_q(groups, f"{SCORE}_")
     return {
         "column": name,
         "holdout": len(holdout),
@@ -82,7 +78,7 @@ def group_gaps(
             "records": sum(map(len, members.values())) - sum(map(len, large.values())),
             "smallest": smallest,
         },
-        "without": sum(map(is_missing, values)),
+        "without": len(with_objects) - sum(map(len, members.values())),
     }
 
 
@@ -106,33 +102,13 @@ def _gaps(group: Outcomes) -> dict[str, float]:
     return dict(zip(FIGURES, map(float, values), strict=True))
 
 
-def _membership(
-    population: ScoredSet, null: ScoredSet, groups: Mapping[str, Sequence[str]]
-) -> dict[str, dict[str, float | None]]:
-    """{group: {clipmem_auc, clipmem_p, clipmem_q}} for the keys of every group; None if it has no scored pair."""
-    from scipy.stats import false_discovery_control
-
-    names = COLUMNS[-3:]
-    figures: dict[str, dict[str, float | None]] = {group: dict.fromkeys(names) for group in groups}
-    scores, holdout = population.values(SCORE), null.values(SCORE)
-    if scores is None or holdout is None or not len(holdout):
-        return figures
-    score_of = dict(zip(population.keys, scores.tolist(), strict=True))
-    scored = {group: [score_of[key] for key in keys if key in score_of] for group, keys in groups.items()}
-    tests = {group: _rank_test(own, holdout) for group, own in scored.items() if own}
-    q = false_discovery_control([test.pvalue for test in tests.values()]).tolist()
-    for (group, test), adjusted in zip(tests.items(), q, strict=True):
-        auc = float(test.statistic / (len(scored[group]) * len(holdout)))
-        figures[group] = dict(zip(names, (auc, float(test.pvalue), adjusted), strict=True))
-    return figures
-
-
-def _rank_test(group: Sequence[float], holdout: np.ndarray) -> Any:
-    """The test of Mann and Whitney that a group's scores are above the holdout's: its statistic and p-value."""
+def _rank_test(group: Sequence[float], holdout: np.ndarray) -> dict[str, float]:
+    """{clipmem_auc, clipmem_p}: the test of Mann and Whitney that a group's scores are above the holdout's."""
     from scipy.stats import mannwhitneyu
 
-    method = "auto" if len(group) * len(holdout) <= MOST_RANKED else "asymptotic"
-    return mannwhitneyu(group, holdout, alternative="greater", method=method)
+    pairs = len(group) * len(holdout)
+    test = mannwhitneyu(group, holdout, alternative="greater", method="auto" if pairs <= MOST_RANKED else "asymptotic")
+    return {f"{SCORE}_auc": float(test.statistic / pairs), f"{SCORE}_p": float(test.pvalue)}
 
 
 def permutation_p(group: np.ndarray, holdout: np.ndarray) -> float:

@@ -6,7 +6,7 @@ clipmem                   alignment_T − alignment_R; Wang et al., ICLR 2025 (a
 dejavu                    hits_T − hits_R at the main k
 
 The scores of one model are columns of the records (``target_cosine``, …), None for pairs that were not drawn, so the scoreboard
-needs no model. It compares A with H under the target; ``swapped`` compares B with H under the reference.
+needs no model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from dejavu_lit.data.splits import seeded_hash
-from dejavu_lit.measure.figures import MEMBERSHIP
+from dejavu_lit.measure.figures import BLOCK_SETS, MEMBERSHIP
 from dejavu_lit.measure.model_scores import MODEL_SCORES, OTHERS
-from dejavu_lit.measure.per_pair import tail
+from dejavu_lit.measure.per_pair import add_q, tail
 from dejavu_lit.measure.records import SIDES, Records
-from dejavu_lit.measure.roc import Auc, attack, auc_figure, audit, noted, roc_points, spearman, unusable
+from dejavu_lit.measure.roc import Auc, attack, auc, auc_figure, audit, noted, roc_points, spearman, unusable
 from dejavu_lit.measure.settings import Settings
 
 COLUMNS = tuple(f"{side}_{score}" for side in SIDES for score in MODEL_SCORES)
@@ -56,8 +56,7 @@ class ScoredSet:
         first, second = (self._columns.get(f"{side}_{name}") for side in (target, reference))
         if score not in DIFFERENCES or first is None:
             return first
-        difference: np.ndarray | None = None if second is None else first - second
-        return difference
+        return None if second is None else np.asarray(first - second)
 
 
 def scoreboard(
@@ -94,8 +93,7 @@ def scoreboard(
         else:
             board[score] = _score_figures(score, scored, settings.seed, unavailable)
     board["epsilon"] = noted(reasons, "epsilon", (None, LISTED) if listed else _audit(scored))
-    counts = {name: len(scored[block].keys) if block in scored else 0 for name, block in
-              (("A", "population"), ("H", "null"), ("B", "swapped"))}  # fmt: skip
+    counts = {name: len(scored[block].keys) if block in scored else 0 for block, name in BLOCK_SETS.items()}
     others = min(OTHERS, max(counts["H"] - 1, 0)) if others is None else others
     return {"pairs": counts, "others": others, **board, "unavailable": unavailable, "reasons": reasons}
 
@@ -127,13 +125,18 @@ def _score_figures(
             reasons["swapped"] = reasons["symmetric"] = _why_missing(score, unavailable, swapped=True)
         else:
             entry["swapped"] = attack(swapped, exchanged, seed)
-            entry["symmetric"] = noted(reasons, "symmetric", _symmetric((members, others), (swapped, exchanged)))
+            # Both directions have the same pairs of H, in the same order.
+            reason = unusable(members, others) or unusable(swapped, exchanged)
+            mean = None if reason else auc_figure(*Auc(members, others).mean_with(Auc(swapped, exchanged)))
+            entry["symmetric"] = noted(reasons, "symmetric", (mean, reason))
         if score in MODEL_SCORES:
-            entry["unseen"] = noted(reasons, "unseen", _plain_auc(b.values(score, exchanged=True), others))
+            unseen = b.values(score, exchanged=True)
+            missing = (None, "the records have no such scores")
+            entry["unseen"] = noted(reasons, "unseen", missing if unseen is None else auc(unseen, others))
         else:
             reasons["unseen"] = "one of the two models that it compares was trained on B"
     first = _first_half(scored["null"], score)
-    entry["control"] = noted(reasons, "control", _plain_auc(others[first], others[~first]))
+    entry["control"] = noted(reasons, "control", auc(others[first], others[~first]))
     a = scored["population"]
     gaps = a.values("dejavu")
     assert gaps is not None
@@ -143,31 +146,11 @@ def _score_figures(
     return entry | {"reasons": reasons}
 
 
-def _symmetric(
-    population: tuple[np.ndarray, np.ndarray], swapped: tuple[np.ndarray, np.ndarray]
-) -> tuple[dict[str, Any] | None, str | None]:
-    """The mean of the AUCs of both directions; both have the same pairs of H, in the same order."""
-    if reason := unusable(*population) or unusable(*swapped):
-        return None, reason
-    return auc_figure(*Auc.of(*population).mean_with(Auc.of(*swapped))), None
-
-
-def _plain_auc(first: np.ndarray | None, second: np.ndarray) -> tuple[dict[str, Any] | None, str | None]:
-    """The AUC of pairs that no model was trained on, against others."""
-    if first is None:
-        return None, "the records have no such scores"
-    if reason := unusable(first, second):
-        return None, reason
-    auc = Auc.of(first, second)
-    return auc_figure(auc.value, auc.se), None
-
-
 def _first_half(null: ScoredSet, score: str) -> np.ndarray:
     """Which of the scored pairs of H are in the first half, by hash; bool [n]."""
     keys = [key for key, kept in zip(null.keys, null.has_objects, strict=True) if kept or score != "dejavu"]
     ranks = np.argsort(np.argsort(seeded_hash(keys, 0, "control"), kind="stable"), kind="stable")
-    first: np.ndarray = ranks < len(keys) // 2
-    return first
+    return np.asarray(ranks < len(keys) // 2)
 
 
 def _audit(scored: Mapping[str, ScoredSet]) -> tuple[dict[str, Any] | None, str | None]:
@@ -192,8 +175,6 @@ def holdout_tails(
 
     The three values are None for pairs without a finite score; a score that a model lacks is missing.
     """
-    from scipy.stats import false_discovery_control
-
     a, h = ScoredSet(population, k, top_m), ScoredSet(null, k, top_m)
     chosen = set(keys)
     rows = [row for row, key in enumerate(a.keys) if key in chosen]
@@ -202,10 +183,10 @@ def holdout_tails(
         values, holdout = a.values(score), h.values(score)
         if score == "dejavu" or values is None or holdout is None or not np.isfinite(holdout).all() or not len(holdout):
             continue  # the gap in hits has its own p-value
-        scored = [row for row in rows if np.isfinite(values[row])]
-        p = tail(holdout, values[scored])
         for key in keys:
             tails[key][score] = {"score": None, "p": None, "q": None}
-        for i, (row, q) in enumerate(zip(scored, false_discovery_control(p).tolist(), strict=True)):
-            tails[a.keys[row]][score] = {"score": float(values[row]), "p": float(p[i]), "q": q}
+        scored = [row for row in rows if np.isfinite(values[row])]
+        for row, p in zip(scored, tail(holdout, values[scored]).tolist(), strict=True):
+            tails[a.keys[row]][score] |= {"score": float(values[row]), "p": p}
+        add_q(tails[key][score] for key in keys)
     return tails

@@ -13,16 +13,17 @@ from dejavu_lit.measure.roc import spearman
 
 @dataclass(frozen=True)
 class Counterfactual:
-    """Of n pairs: the mean score of the models that trained on it and of the others, and the mean of their difference."""
+    """Of n pairs: the mean score of the models that trained on it and of the others, and the mean of their difference.
+
+    difference: NaN if no half measured the pair; se: standard error over halves, sd (ddof 1) / √halves, NaN below two halves;
+    halves: in how many halves both models were measured, int64.
+    """
 
     inside: np.ndarray
     outside: np.ndarray
     difference: np.ndarray
-    """NaN if no half measured the pair."""
     se: np.ndarray
-    """Standard error over halves, sd (ddof 1) / √halves; NaN below two halves."""
     halves: np.ndarray
-    """In how many halves both models were measured, int64."""
 
 
 def counterfactual(inside: np.ndarray, outside: np.ndarray) -> Counterfactual:
@@ -33,8 +34,7 @@ def counterfactual(inside: np.ndarray, outside: np.ndarray) -> Counterfactual:
     count = np.where(halves > 0, halves, np.nan)
 
     def mean(values: np.ndarray) -> np.ndarray:
-        means: np.ndarray = np.where(measured, values, 0).sum(axis=0) / count
-        return means
+        return np.asarray(np.where(measured, values, 0).sum(axis=0) / count)
 
     difference = mean(differences)
     squares = np.where(measured, differences - difference, 0) ** 2

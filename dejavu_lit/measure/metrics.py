@@ -1,11 +1,10 @@
-"""metrics.json: every figure of one evaluation, from its records alone.
+"""metrics.json: every figure of one evaluation, from its records alone; metrics.schema.json describes it.
 
     body = measure(A, H, B, Settings(k=10, ks=(1, 5, 10)), objects_at)     # Records; H and B may be None
     write_json("metrics.json", body | {"utility": …, "exposure": …, "provenance": …})
 
-The body has, as metrics.schema.json describes: schema, k, counts, the five blocks (population, null, swapped, symmetric,
-corrected), by_k, sample, curves, sensitivity, blind, found, subgroups, planted, settings. A part that cannot be measured is
-null, and ``reasons`` says why under the same name. Everything is deterministic in the records and the settings.
+A part that cannot be measured is null, and ``reasons`` says why under the same name. Everything is deterministic in the
+records and the settings.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ from dejavu_lit.measure.records import EXPOSURE, Records
 from dejavu_lit.measure.sample import recall_curves, sample_curves, sample_gaps
 from dejavu_lit.measure.scores import Scores
 from dejavu_lit.measure.settings import Settings
-from dejavu_lit.measure.subgroups import by_subgroup, column_names
+from dejavu_lit.measure.subgroups import by_subgroup
 from dejavu_lit.utils.errors import UserError
 
 VERSIONS = (1, 2)  # of the schema of metrics.json that can be read; 2 added membership, and is what is written
@@ -38,20 +37,13 @@ def measure(
     settings: Settings | None = None,
     objects_at: ObjectsAt | None = None,
 ) -> dict[str, Any]:
-    """The body of metrics.json.
+    """The body of metrics.json, from the records of A, of H and of B, with the model trained on B as ``target``.
 
-    Args:
-        population: the records of A; null: of H; swapped: of B, with the model trained on B as ``target``.
-        settings: what is measured; all neighbors must reach the largest of its ks.
-        objects_at: reads the objects at another threshold; needed for ``settings.thresholds`` only.
-
-    Raises:
-        UserError: no record of A has an object, neighbors that do not reach ks, an unknown subgroup column, a record
-            without objects at some threshold.
+    ``objects_at`` reads the objects at another threshold, for ``settings.thresholds``. Raises UserError if no record of A has
+    an object, neighbors do not reach the ks, or a subgroup column is unknown.
     """
     settings = settings or Settings()
     sets = {n: r for n, r in (("population", population), ("null", null), ("swapped", swapped)) if r is not None}
-    column_names(settings.subgroups, [population, *([swapped] if swapped is not None else [])])
     scores = {name: records.scores(settings.ks, settings.top_m) for name, records in sets.items()}
     results = {name: outcomes(*pair, settings.k) for name, pair in scores.items()}
     reasons = _reasons(results)

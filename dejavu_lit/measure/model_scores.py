@@ -6,8 +6,7 @@ alignment  s(z) − ½ (mean_j ⟨f(image), f(caption_j)⟩ + mean_j ⟨f(image_
 loss       log-probability of the right caption among itself and the same 512 captions, plus that of the right image, halved
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -20,22 +19,16 @@ MODEL_SCORES = ("cosine", "alignment", "loss")
 ROWS = 1024  # pairs at once in each thread, which bounds the memory: 2 MiB per matrix of cosines
 
 
-@dataclass(frozen=True)
 class OtherPairs:
     """Pairs of H that all pairs are compared with: unit vectors float32 [m + 1, d] by one model, of which m count per pair.
 
-    A pair that is one of them skips itself; any other skips the last one.
+    A pair that is one of them skips itself; any other skips the last one. ``rows``: {key: row}.
     """
 
-    images: np.ndarray
-    captions: np.ndarray
-    rows: Mapping[str, int]
-    """{key: row}."""
-
-    @classmethod
-    def of(cls, keys: Sequence[str], images: np.ndarray, captions: np.ndarray) -> "OtherPairs":
+    def __init__(self, keys: Sequence[str], images: np.ndarray, captions: np.ndarray) -> None:
         """The pairs ``keys`` of H, at least two, with their vectors [m + 1, d]."""
-        return cls(_unit(images), _unit(captions), {key: row for row, key in enumerate(keys)})
+        self.images, self.captions = _unit(images), _unit(captions)
+        self.rows = {key: row for row, key in enumerate(keys)}
 
 
 def drawn_others(keys: Sequence[str]) -> list[str]:

@@ -4,14 +4,12 @@ For each chosen pair of A, the gap target − reference (precision, recall, hits
 neither model trained on: p = (1 + #{H ≥ x}) / (1 + |H|), with Benjamini–Hochberg q over the chosen pairs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dejavu_lit.data import key_lists
 from dejavu_lit.measure.records import SIDES, Records
 from dejavu_lit.measure.sample import rank
 from dejavu_lit.measure.scores import predict
@@ -20,28 +18,16 @@ from dejavu_lit.utils.errors import UserError
 GAPS = ("precision", "recall", "hits")
 
 
-def read_keys(path: Path | str) -> list[str]:
-    """The distinct keys in a text file with one key per line; raises UserError if the file is missing or has no key."""
-    if not (keys := key_lists.read_keys(path, "keys")):
-        raise UserError(f"keys={path} has no keys; write one key per line")
-    return keys
-
-
 def pair_gaps(
     population: Records, null: Records, keys: Sequence[str], k: int, top_m: int | None = None
 ) -> dict[str, Any]:
-    """The gaps of the pairs ``keys`` of A and their p-values against H.
-
-    Args:
-        population: the records of A; null: of H, under the same two models; k, top_m: as in ``score``.
+    """The gaps of the pairs ``keys`` of A and their p-values against H (``null``), under the same two models.
 
     Returns:
         {asked, unknown: {count, first}, without_objects: {count, first}, holdout: |H| with objects, k, top_m,
         pairs: [{key, caption, gap, p, q: {precision, recall, hits}}] in the order of ``keys``}. ``first`` has up to five
-        of the unknown keys or of the pairs without objects.
-
-    Raises:
-        UserError: none of the keys is a record of A, or no record of H has objects.
+        of the unknown keys or of the pairs without objects. Raises UserError if none of the keys is a record of A, or no record
+        of H has objects.
     """
     from scipy.stats import false_discovery_control
 
@@ -95,19 +81,23 @@ def tail(holdout: np.ndarray, gaps: np.ndarray) -> np.ndarray:
     return (1 + reached) / (1 + len(holdout))
 
 
+def add_q(rows: Iterable[dict[str, Any]], prefix: str = "") -> None:
+    """Add the Benjamini–Hochberg ``q`` to the rows with a ``p``, over these rows; ``prefix``: of both names."""
+    from scipy.stats import false_discovery_control  # takes a second to import
+
+    tested = [row for row in rows if row[f"{prefix}p"] is not None]
+    q = false_discovery_control([row[f"{prefix}p"] for row in tested])
+    for row, value in zip(tested, q.tolist(), strict=True):
+        row[f"{prefix}q"] = value
+
+
 def most_memorized(records: Records, k: int, top_m: int | None = None, limit: int | None = 100) -> list[dict[str, Any]]:
     """The records that have objects, most memorized first: those with the largest gap in hits.
 
-    Args:
-        records: the audited pairs; k, top_m: as in ``score``; limit: None returns all of them.
-
     Returns:
-        Rows of rank (from 1), key, caption, objects, only_target (objects right for the target and wrong for the
-        reference), only_reference, both_right, missed (by both); target_ and reference_ wrong (predicted, not in the
+        At most ``limit`` rows of rank (from 1), key, caption, objects, only_target (objects right for the target and wrong for
+        the reference), only_reference, both_right, missed (by both); target_ and reference_ wrong (predicted, not in the
         image), hits, precision, recall, neighbors (k keys), distances.
-
-    Raises:
-        UserError: k beyond the neighbors.
     """
     scores = dict(zip(SIDES, records.scores([k], top_m), strict=True))
     order = rank(scores["target"], scores["reference"], records.target.distances[:, 0], k, "gap")[:limit]

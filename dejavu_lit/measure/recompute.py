@@ -37,20 +37,16 @@ def read_evaluation(
     public: str = "P",
     public_keys: Sequence[str] | None = None,
 ) -> tuple[dict[str, Records], ObjectsAt]:
-    """The records in an evaluation's folder, joined to the objects at ``threshold``.
+    """The records in an evaluation's folder, joined to the objects at ``threshold``, the lowest annotator score that counts.
 
     Args:
         folder: has records.parquet and, if they were measured, records_null.parquet and records_swapped.parquet.
         objects: the artifact, a folder with one subfolder per set.
-        threshold: lowest annotator score that counts, 0..1.
         public: the name of the public set that was searched; public_keys: its searched keys, if not all of them.
 
     Returns:
         {population|null|swapped: Records} of the files that exist, and the ``objects_at`` for ``measure``, which reads the
-        objects at another threshold.
-
-    Raises:
-        UserError: the folder has no records, or the objects have no row for a key.
+        objects at another threshold. Raises UserError if the folder has no records, or the objects have no row for a key.
     """
     folder, objects = Path(folder), Path(objects)
     paths = {name: folder / file for name, file in RECORD_FILES.items() if (folder / file).exists()}
@@ -81,14 +77,10 @@ def gaps_by_objects(
     public: str = "P",
     public_keys: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """The gaps under further object artifacts, from the same neighbors: {name: {counts, the five blocks}}.
+    """The gaps under further object artifacts {name: folder}, from the same neighbors: {name: {counts, the five blocks}}.
 
-    Args:
-        artifacts: {name: folder}, each from one annotator; all have the images that were measured and searched.
-        folder, public, public_keys: as for ``read_evaluation``.
-
-    Raises:
-        UserError: an artifact has no row for an image, mixes annotators, or only has scores above ``settings.threshold``.
+    The other arguments are as for ``read_evaluation``. Raises UserError for an artifact that has no row for an image, mixes
+    annotators, or only has scores above ``settings.threshold``.
     """
     gaps = {}
     for name, artifact in artifacts.items():

@@ -1,9 +1,5 @@
 """Records: every audited pair with both models' neighbors, in memory and as ``records.parquet``.
 
-    Records(captions, truth, public, target, reference, columns)     in memory, joined to the objects
-    write_records(path, records, k, top_m=None)                      one row per pair, columns below, atomically
-    read_records(path, truth, public) -> Records                     joined by key to any objects, e.g. another threshold
-
 Columns: key, caption, objects list<string>; and for ``target_`` and ``reference_``: neighbors list<string> and distances
 list<float> (1 − cosine) up to the largest k; predicted list<string>, hits, precision, recall at the main k. Rows without
 objects stay, with null precision and recall. String lists are dictionary-encoded. Further columns (``Records.columns``) are in
@@ -28,8 +24,6 @@ from dejavu_lit.data.objects import READ_ERRORS, Objects
 from dejavu_lit.measure.scores import Neighbors, Scores, predict, score
 from dejavu_lit.utils.errors import UserError, first_line
 from dejavu_lit.utils.io import atomic
-
-__all__ = ["EXPOSURE", "META", "Neighbors", "Records", "Scores", "read_records", "score", "write_records"]
 
 SIDES = ("target", "reference")
 EXPOSURE = "exposure"  # the column with the number of times that training saw each pair
@@ -57,15 +51,12 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Records:
-    """n pairs of one set (A, H or B), joined to the objects at one threshold.
+    """n pairs of one set (A, H or B), joined to the objects at one threshold; raises UserError for different lengths.
 
     captions: [n]; truth: the objects of the n images, whose ``keys`` are the records' keys; public: the objects of the
     public images, sorted by key; target, reference: the neighbors under both models (for the set B, ``target`` is the
     model trained on B); columns: further values by name, each [n]: ``exposure`` (times seen in training) and, for subgroups,
     ``meta.NAME`` for the entry NAME of the pairs' JSON, None for a pair without a value.
-
-    Raises:
-        UserError: fields of different lengths.
     """
 
     captions: Sequence[str]
@@ -76,8 +67,6 @@ class Records:
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if "key" in self.columns:
-            raise UserError(f"a column of the records cannot be called 'key'; call it {META}key")
         lengths = {"captions": len(self.captions), "target neighbors": len(self.target)}
         lengths |= {"reference neighbors": len(self.reference)} | {n: len(c) for n, c in self.columns.items()}
         if wrong := [f"{length} {name}" for name, length in lengths.items() if length != len(self.truth)]:
@@ -95,17 +84,12 @@ class Records:
 
     def scores(self, ks: Sequence[int], top_m: int | None = None) -> tuple[Scores, Scores]:
         """The scores of (target, reference) for every k of ``ks``."""
-        return (
-            score(self.target, self.public, self.truth, ks, top_m),
-            score(self.reference, self.public, self.truth, ks, top_m),
-        )
+        both = (self.target, self.reference)
+        target, reference = (score(neighbors, self.public, self.truth, ks, top_m) for neighbors in both)
+        return target, reference
 
     def with_objects(self, truth: Objects, public: Objects) -> "Records":
-        """The same records, joined by key to other objects, e.g. at another threshold.
-
-        Raises:
-            UserError: the objects have no row for a record or a public image.
-        """
+        """The same records, joined by key to other objects, which have a row for each of them, e.g. at another threshold."""
         return replace(self, truth=truth.take(self.keys), public=public.take(self.public.keys))
 
 
@@ -130,17 +114,12 @@ def write_records(path: Path | str, records: Records, k: int, top_m: int | None 
 
 
 def replace_columns(path: Path | str, names: Sequence[str], columns: Mapping[str, Mapping[str, Any]]) -> None:
-    """Replace the further columns ``names`` of a records file by ``columns``, atomically.
+    """Replace the further columns ``names`` of a records file by ``columns``, {name: {key: value}}, atomically.
 
-    Args:
-        columns: {name: {key: value}}; the pairs without a value have None.
-
-    Raises:
-        UserError: the file does not exist or is not a records file.
+    Pairs without a value have None. Raises UserError if the file does not exist or is not a records file.
     """
     path = Path(path)
     with records_file_errors(path):
-        check_schema(path, ["key"])
         keys = pq.read_table(path, columns=["key"])["key"].to_pylist()
     known = _read_columns(_columns_path(path), keys)
     kept = {name: values for name, values in known.items() if name not in names}
@@ -151,16 +130,12 @@ def replace_columns(path: Path | str, names: Sequence[str], columns: Mapping[str
 def read_columns(path: Path | str, names: Sequence[str]) -> tuple[list[str], dict[str, np.ndarray]]:
     """The keys of a records file, and values of both models without joining objects, float64 [n] by ``SIDE_NAME``.
 
-    Args:
-        names: hits (NaN for pairs without objects), or membership scores (NaN for pairs that were not drawn).
-
-    Raises:
-        UserError: the file does not exist or is not a records file.
+    ``names``: hits (NaN for pairs without objects), or membership scores (NaN for pairs that were not drawn). Raises UserError
+    if the file does not exist or is not a records file.
     """
     path = Path(path)
     stored = [f"{side}_hits" for side in SIDES]
     with records_file_errors(path):
-        check_schema(path, ["key", "target_recall", *stored])
         table = pq.read_table(path, columns=["key", "target_recall", *stored])
         keys = table["key"].to_pylist()
         added = _read_columns(_columns_path(path), keys)
@@ -206,13 +181,8 @@ def _lists(starts: np.ndarray, values: pa.Array) -> pa.Array:
 def read_records(path: Path | str, truth: Objects, public: Objects) -> Records:
     """Read ``records.parquet`` and join it by key to objects, which may come from another threshold or annotator.
 
-    Args:
-        path: a file written by ``write_records``.
-        truth: objects with a row for every record.
-        public: objects with a row for every neighbor; they are sorted by key.
-
-    Raises:
-        UserError: the file does not exist or is not a records file, or a key has no objects.
+    ``truth`` has objects for every record, ``public`` for every neighbor; they are sorted by key. Raises UserError if the file
+    does not exist or is not a records file, or a key has no objects.
     """
     path = Path(path)
     names = ["key", "caption", *(f"{side}_{name}" for side in SIDES for name in ("neighbors", "distances"))]
@@ -246,10 +216,6 @@ def records_file_errors(path: Path) -> Iterator[None]:
     """Context for reading a records file: raises UserError with its path if it is missing, damaged or another file."""
     try:
         yield
-    except UserError:
-        raise
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; run dejavu evaluate to create it") from None
     except (*READ_ERRORS, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is not a records file ({first_line(error)}); remove it and run dejavu evaluate again"
@@ -257,15 +223,11 @@ def records_file_errors(path: Path) -> Iterator[None]:
 
 
 def check_schema(path: Path, names: Sequence[str]) -> None:
-    """Raise UserError if one of the columns ``names`` of a records file is missing or has another type."""
+    """Raise ValueError if one of the columns ``names`` of a records file is missing, there twice, or of another type."""
     schema = pq.read_schema(path)
     for name in names:
-        if schema.names.count(name) != 1:
-            raise UserError(f"{path} has no column {name!r}; remove it and run dejavu evaluate again")
-        if schema.field(name).type != SCHEMA.field(name).type:
-            raise UserError(
-                f"the column {name!r} of {path} has type {schema.field(name).type}; remove it and run dejavu evaluate again"
-            )
+        if [field.type for field in schema if field.name == name] != [SCHEMA.field(name).type]:
+            raise ValueError(f"it has no column {name!r} of type {SCHEMA.field(name).type}")
 
 
 def _neighbors(group: pa.Table, side: str, public: pa.Array, path: Path) -> Neighbors:

@@ -8,7 +8,6 @@ NeurIPS 2023; pure differential privacy)
 A higher score means "member". A figure that cannot be measured is None, and ``reasons`` says why.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,19 +20,15 @@ NORMAL_95 = 1.959963984540054
 CONFIDENCE = 0.95  # of the bound on ε
 
 
-@dataclass(frozen=True)
 class Auc:
-    """An AUC with its placements: for each member the share of non-members below it (ties count ½), and vice versa."""
+    """The AUC of the scores of m ≥ 1 members against those of n ≥ 1 non-members, with its placements.
 
-    value: float
-    members: np.ndarray
-    others: np.ndarray
+    ``members`` has for each member the share of non-members below it (ties count ½), ``others`` vice versa.
+    """
 
-    @classmethod
-    def of(cls, members: np.ndarray, others: np.ndarray) -> "Auc":
-        """The AUC of the scores of m ≥ 1 members against those of n ≥ 1 non-members."""
-        above = _share_below(members, others)
-        return cls(float(above.mean()), above, 1 - _share_below(others, members))
+    def __init__(self, members: np.ndarray, others: np.ndarray) -> None:
+        self.members, self.others = _share_below(members, others), 1 - _share_below(others, members)
+        self.value = float(self.members.mean())
 
     @property
     def se(self) -> float:
@@ -51,8 +46,7 @@ def _share_below(scores: np.ndarray, rivals: np.ndarray) -> np.ndarray:
     """The share of ``rivals`` below each score; ties count ½."""
     ascending = np.sort(rivals)
     below, up_to = np.searchsorted(ascending, scores, "left"), np.searchsorted(ascending, scores, "right")
-    shares: np.ndarray = (below + up_to) / (2 * len(rivals))
-    return shares
+    return np.asarray((below + up_to) / (2 * len(rivals)))
 
 
 def _variance(placements: np.ndarray) -> float:
@@ -80,6 +74,14 @@ def unusable(members: np.ndarray, others: np.ndarray) -> str | None:
     return None
 
 
+def auc(members: np.ndarray, others: np.ndarray) -> tuple[dict[str, Any] | None, str | None]:
+    """({value, se, ci95}, None) of the scores of members and of non-members, or (None, why not)."""
+    if reason := unusable(members, others):
+        return None, reason
+    result = Auc(members, others)
+    return auc_figure(result.value, result.se), None
+
+
 def noted(reasons: dict[str, str], name: str, result: tuple[Any, str | None]) -> Any:
     """The figure of ``result``, (figure, None) or (None, why there is none); the reason is added to ``reasons``."""
     figure, reason = result
@@ -89,21 +91,16 @@ def noted(reasons: dict[str, str], name: str, result: tuple[Any, str | None]) ->
 
 
 def attack(members: np.ndarray, others: np.ndarray, seed: int = 0) -> dict[str, Any]:
-    """The figures of an attack.
-
-    Args:
-        members, others: the scores of members and of non-members, float [m] and [n]; higher means member.
-        seed: of the resamples behind the intervals of the TPRs.
+    """The figures of an attack, by the scores of m members and n non-members; ``seed``: of the TPRs' resamples.
 
     Returns:
         {auc: {value, se, ci95}, tpr_at_fpr: {"0.01": {value, ci95}, "0.001": …}, reasons: {figure: why it is None}}.
     """
     reasons: dict[str, str] = {}
     tprs: dict[str, Any] = dict.fromkeys(map(str, FPRS))
-    if reason := unusable(members, others):
+    figure, reason = auc(members, others)
+    if figure is None:
         return {"auc": None, "tpr_at_fpr": tprs, "reasons": {"auc": reason, "tpr_at_fpr": reason}}
-    auc = Auc.of(members, others)
-    figure = auc_figure(auc.value, auc.se)
     if figure["ci95"] is None:
         reasons["auc.ci95"] = "DeLong's variance is 0 where scores separate the two perfectly, and unknown for one pair"
     for fpr in FPRS:
@@ -173,14 +170,13 @@ def epsilon_bound(right: int, guesses: int, confidence: float = CONFIDENCE) -> f
 
 
 def audit(members: np.ndarray, others: np.ndarray, order: np.ndarray, share: float = 0.1) -> dict[str, Any]:
-    """The one-run audit of a training: the extreme ``share`` at each end of the ranking is guessed.
+    """The one-run audit of a training: {epsilon, guesses, right, pairs, share, confidence}.
+
+    The extreme ``share`` at each end of the ranking is guessed.
 
     Args:
         members, others: equally many scores of pairs that a fair coin put into training or not.
         order: integers [2 m] that put equal scores in an order that does not depend on membership.
-
-    Returns:
-        {epsilon, guesses, right, pairs, share, confidence}.
     """
     scores = np.concatenate([members, others])
     is_member = np.arange(len(scores)) < len(members)

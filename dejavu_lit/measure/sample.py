@@ -23,9 +23,7 @@ def rank(target: Scores, reference: Scores, distance: np.ndarray, k: int, by: st
     """The rows of the records that have objects, most memorized first, int64 [records with objects].
 
     Args:
-        target, reference: scores of the same n records.
-        distance: the distance of each record's nearest public image under the target, [n].
-        k: number of neighbors; by: one of ``RANKINGS``.
+        distance: the distance of each of the n records' nearest public image under the target, [n]; by: one of ``RANKINGS``.
     """
     rows = np.flatnonzero(target.has_objects)
     if by == "distance":
@@ -56,9 +54,7 @@ def sample_gaps(
 ) -> dict[str, list[dict[str, float]]]:
     """{ranking: [{top, fraction, precision_gap, recall_gap, f1_gap, and per model precision, recall, f1}]}.
 
-    Args:
-        target, reference, distance, k: as for ``rank``; n ≥ 1 records have objects.
-        tops: as for ``sizes``.
+    Args: as for ``rank``, where n ≥ 1 records have objects, and ``sizes``.
     """
     return {by: _rows(target, reference, rank(target, reference, distance, k, by), k, tops) for by in RANKINGS}
 

@@ -1,7 +1,7 @@
 """Compiled loops for ``scores`` that count objects over neighbors in compressed rows, without the GIL.
 
-They take a block of records: rows int32 [n, k] and distances float32 [n, k] of the neighbors, and compressed rows of the
-records' own objects (truth_starts int64 [n + 1], truth_codes int32) and of the public images' objects (starts, codes).
+They take a block of records: rows int32 [n, k] and distances float32 [n, k] of the neighbors; record i's own objects are
+truth_codes[truth_starts[i] : truth_starts[i + 1]], and starts and codes are those of the public images.
 Under NUMBA_DISABLE_JIT=1 they run as plain Python.
 """
 
@@ -62,114 +62,32 @@ def count_all(
 
 
 @compiled
-def ones(x: np.uint64) -> np.uint64:
-    """The number of bits set, summed in ever wider fields (Warren, Hacker's Delight, section 5-1).
-
-    numpy's bitwise_count, which the perceptual hashes use, is unknown to numba.
-    """
-    x = x - ((x >> np.uint64(1)) & np.uint64(0x5555555555555555))
-    x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
-    x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    x = x + (x >> np.uint64(8))
-    x = x + (x >> np.uint64(16))
-    return (x + (x >> np.uint64(32))) & np.uint64(127)
-
-
-@compiled
-def count_bits(
-    rows: np.ndarray,
-    truth_starts: np.ndarray,
-    truth_codes: np.ndarray,
-    bits: np.ndarray,
-    ks: np.ndarray,
-    hits: np.ndarray,
-    predicted: np.ndarray,
-) -> None:
-    """As ``count_all`` for public images whose objects are bits, uint64 [images, words].
-
-    The loops over words have a fixed length, so they compile to vector instructions.
-    """
-    words = bits.shape[1]
-    union = np.zeros(words, np.uint64)
-    for i in range(rows.shape[0]):
-        union[:] = 0
-        done = 0
-        for column in range(len(ks)):
-            for j in range(done, ks[column]):
-                row = rows[i, j]
-                for w in range(words):
-                    union[w] |= bits[row, w]
-            done = ks[column]
-            right, total = np.uint64(0), np.uint64(0)
-            for p in range(truth_starts[i], truth_starts[i + 1]):
-                code = truth_codes[p]
-                right += (union[code >> 6] >> np.uint64(code & 63)) & np.uint64(1)
-            for w in range(words):
-                total += ones(union[w])
-            hits[i, column] = right
-            predicted[i, column] = total
-
-
-@compiled
-def keep_best(touched: np.ndarray, count: np.ndarray, weight: np.ndarray, best: np.ndarray) -> None:
-    """Fill ``best``, int32 [m], with the codes of ``touched`` that rank first by (count, weight, −code).
-
-    count int32 and weight float64 [labels] are those of each code; the rest of ``best`` stays.
-    """
-    size = 0
-    for t in range(len(touched)):
-        code = touched[t]
-        place = size
-        while place > 0:
-            other = best[place - 1]
-            if count[other] > count[code]:
-                break
-            if count[other] == count[code]:
-                if weight[other] > weight[code]:
-                    break
-                if weight[other] == weight[code] and other < code:
-                    break
-            place -= 1
-        if place < len(best):
-            last = min(size, len(best) - 1)
-            for q in range(last, place, -1):
-                best[q] = best[q - 1]
-            best[place] = code
-            size = last + 1
-
-
-@compiled
 def most_frequent(
-    rows: np.ndarray,
-    distances: np.ndarray,
-    starts: np.ndarray,
-    codes: np.ndarray,
-    ks: np.ndarray,
-    labels: int,
-    chosen: np.ndarray,
+    rows: np.ndarray, distances: np.ndarray, starts: np.ndarray, codes: np.ndarray, labels: int, chosen: np.ndarray
 ) -> None:
-    """Fill chosen[i, column], int32 [n, len(ks), m], with the objects found in most of record i's ks[column] nearest images.
+    """Fill chosen[i], int32 [n, m], with the objects found in most of record i's neighbors; the rest of it stays.
 
-    Of those found in equally many, the one in the more similar images comes first. The rest of ``chosen`` stays.
+    Of those found in equally many, the one in the more similar images comes first, then the one with the smaller code.
     """
     count = np.zeros(labels, np.int32)
     weight = np.zeros(labels, np.float64)
     touched = np.empty(labels, np.int32)
     for i in range(rows.shape[0]):
-        met, done = 0, 0
-        for column in range(len(ks)):
-            for j in range(done, ks[column]):
-                row = rows[i, j]
-                similarity = 1.0 - distances[i, j]
-                for p in range(starts[row], starts[row + 1]):
-                    code = codes[p]
-                    if count[code] == 0:
-                        touched[met] = code
-                        met += 1
-                    count[code] += 1
-                    weight[code] += similarity
-            done = ks[column]
-            keep_best(touched[:met], count, weight, chosen[i, column])
-        for t in range(met):
-            count[touched[t]] = 0
-            weight[touched[t]] = 0.0
+        met = 0
+        for j in range(rows.shape[1]):
+            for p in range(starts[rows[i, j]], starts[rows[i, j] + 1]):
+                code = codes[p]
+                if count[code] == 0:
+                    touched[met] = code
+                    met += 1
+                count[code] += 1
+                weight[code] += 1.0 - distances[i, j]
+        for place in range(min(met, chosen.shape[1])):
+            for t in range(place + 1, met):  # the best of the rest comes to this place
+                best, other = touched[place], touched[t]
+                if (count[other], weight[other], best) > (count[best], weight[best], other):
+                    touched[place], touched[t] = other, best
+            chosen[i, place] = touched[place]
+        for code in touched[:met]:
+            count[code] = 0
+            weight[code] = 0.0

@@ -3,23 +3,19 @@
 G = the objects of the record's own image, Ô = the union of the objects of its k nearest public images, or with
 ``top_m`` the m objects found in most of them (ties: larger summed similarity, then label order).
 precision = hits / |Ô| (0 if Ô is empty), recall = hits / |G| (Jayaraman, Guo, Chaudhuri, NeurIPS 2024, arXiv 2402.02103).
-
-Objects are integer codes in compressed rows, the cost is linear in the number of the neighbors' objects, and memory beyond
-the inputs is a few bytes per record and per label.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from dejavu_lit.data.objects import Objects
-from dejavu_lit.measure.score_kernels import count_all, count_bits, most_frequent
+from dejavu_lit.measure.score_kernels import count_all, most_frequent
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.parallel import thread_count, thread_pool
+from dejavu_lit.utils.parallel import for_blocks, thread_count
 
-# With few labels, the objects of an image are joined as 64-bit words: faster up to this many words per object.
-WORDS_PER_OBJECT = 6
 CHUNK = 8192  # records per task of a thread: bounds the copies of memory-mapped neighbors
 
 
@@ -28,10 +24,8 @@ class Neighbors:
     """The nearest public images of n records, nearest first.
 
     rows: int32 [n, K], row numbers in the public ``Objects`` (sorted by key); distances: float32 [n, K],
-    1 − cosine similarity, ascending; equal distances are in the order of the rows.
-
-    Raises:
-        UserError: different shapes, negative rows, or distances that are not finite.
+    1 − cosine similarity, ascending; equal distances are in the order of the rows. Raises UserError for different shapes,
+    negative rows, or distances that are not finite.
     """
 
     rows: np.ndarray
@@ -43,11 +37,10 @@ class Neighbors:
                 f"neighbors need rows and distances of the same shape [records, k], not {self.rows.shape} and "
                 f"{self.distances.shape}"
             )
-        for start in range(0, len(self), CHUNK):
-            if (self.rows[start : start + CHUNK] < 0).any():
-                raise UserError("neighbors have a negative row; each row must be that of a public image")
-            if not np.isfinite(self.distances[start : start + CHUNK]).all():
-                raise UserError("neighbors have a distance that is not a finite number; check the embeddings for NaN")
+        if self.rows.min(initial=0) < 0:
+            raise UserError("neighbors have a negative row; each row must be that of a public image")
+        if not np.isfinite([self.distances.min(initial=0), self.distances.max(initial=0)]).all():
+            raise UserError("neighbors have a distance that is not a finite number; check the embeddings for NaN")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -74,9 +67,6 @@ class Scores:
     predicted: np.ndarray
     truth: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.truth)
-
     def __getitem__(self, records: np.ndarray) -> "Scores":
         return Scores(self.ks, self.hits[records], self.predicted[records], self.truth[records])
 
@@ -94,60 +84,56 @@ class Scores:
     def precision(self, k: int) -> np.ndarray:
         """hits / |Ô| of each record, float64 [n]; 0 if Ô is empty."""
         column = self.column(k)
-        shares: np.ndarray = self.hits[:, column] / np.maximum(self.predicted[:, column], 1)
-        return shares
+        return np.asarray(self.hits[:, column] / np.maximum(self.predicted[:, column], 1))
 
     def recall(self, k: int) -> np.ndarray:
         """hits / |G| of each record, float64 [n]; NaN if the image has no objects."""
         truth = np.where(self.has_objects, self.truth, np.nan)
-        shares: np.ndarray = self.hits[:, self.column(k)] / truth
-        return shares
+        return np.asarray(self.hits[:, self.column(k)] / truth)
 
 
 def score(neighbors: Neighbors, public: Objects, truth: Objects, ks: Sequence[int], top_m: int | None = None) -> Scores:
     """Score each record's neighbors against its own objects, for every k of ``ks``.
 
     Args:
-        neighbors: n records with at least max(ks) neighbors.
-        public: the objects of the public images, in the order that ``neighbors.rows`` refers to.
+        neighbors: n records with at least max(ks) neighbors; their rows refer to ``public``.
         truth: the objects of the n records, in the order of ``neighbors``, with the same labels as ``public``.
-        ks: increasing numbers of neighbors.
-        top_m: predict only the m objects found in most neighbors; None predicts all of them.
+        top_m: predict only the m ≥ 1 objects found in most neighbors; None predicts all of them.
 
-    Raises:
-        UserError: ks are not increasing or exceed the neighbors, the labels differ, or a row is outside the public set.
+    Raises UserError if ks are not increasing or exceed the neighbors, the labels differ, or a row is outside the public set.
     """
-    _check(neighbors, public, truth, ks, top_m)
+    if not ks or any(b <= a for a, b in pairwise([0, *ks])):
+        raise UserError(f"ks={list(ks)} must be increasing numbers of at least 1")
+    if ks[-1] > neighbors.k:
+        raise UserError(f"k={ks[-1]} exceeds the {neighbors.k} neighbors of each record; lower ks= or search again")
+    if public.labels != truth.labels:
+        raise UserError("the records' and the public objects have different labels; read both with one read_objects()")
+    if len(truth) != len(neighbors):
+        raise UserError(f"there are objects for {len(truth)} records and neighbors for {len(neighbors)}")
     labels = len(public.labels)
-    is_dense = top_m is None and -(-labels // 64) * len(public) <= WORDS_PER_OBJECT * len(public.codes)
-    bits = _bits(public) if is_dense else None
+    (starts, codes), public_rows = _rows(truth), _rows(public)
     hits = np.zeros((len(neighbors), len(ks)), np.int32)
     predicted = np.zeros((len(neighbors), len(ks)), np.int32)
 
     def work(start: int) -> None:
         part = slice(start, start + size)
-        rows, starts = _plain(neighbors.rows[part, : ks[-1]], np.int32), truth.starts[start : start + size + 1]
-        own = Objects(truth.keys[part], starts - starts[0], truth.codes[starts[0] : starts[-1]], truth.labels)
+        rows, own = _plain(neighbors.rows[part, : ks[-1]], np.int32), starts[start : start + size + 1]
         if rows.size and rows.max() >= len(public):
             raise UserError(
                 f"a neighbor is row {rows.max()} of the public set, which has objects for {len(public)} images; "
                 "the objects must be those of the public set that was searched"
             )
-        sizes = np.array(ks, np.int64)
-        if bits is not None:
-            count_bits(rows, *_rows(own), bits, sizes, hits[part], predicted[part])
-        elif top_m is None:
-            count_all(rows, *_rows(own), *_rows(public), sizes, labels, hits[part], predicted[part])
-        else:
-            chosen = _most_frequent(rows, neighbors.distances[part, : ks[-1]], public, sizes, top_m)
-            predicted[part] = (chosen >= 0).sum(axis=2)
-            record = np.arange(len(rows))[:, None, None]
-            is_right = np.isin(record * labels + chosen, _owners(own) * labels + own.codes)
-            hits[part] = (is_right & (chosen >= 0)).sum(axis=2)
+        if top_m is None:
+            count_all(rows, own, codes, *public_rows, np.array(ks, np.int64), labels, hits[part], predicted[part])
+            return
+        own_objects = np.repeat(np.arange(len(rows)), np.diff(own)) * labels + codes[own[0] : own[-1]]
+        for column, k in enumerate(ks):
+            objects = _predicted(neighbors[part], public, k, top_m)
+            records = [some // max(1, labels) for some in (objects, own_objects[np.isin(own_objects, objects)])]
+            predicted[part, column], hits[part, column] = (np.bincount(r, minlength=len(rows)) for r in records)
 
     size = max(1, min(CHUNK, -(-len(neighbors) // thread_count())))
-    with thread_pool() as pool:
-        list(pool.map(work, range(0, len(neighbors), size)))
+    for_blocks(work, len(neighbors), size)
     return Scores(tuple(ks), hits, predicted, truth.counts().astype(np.int32))
 
 
@@ -156,58 +142,27 @@ def predict(neighbors: Neighbors, public: Objects, k: int, top_m: int | None = N
 
     Meant for a block of records at a time: it needs memory for all objects of the neighbors.
     """
-    labels = max(1, len(public.labels))
-    if top_m is None:
-        rows = neighbors.rows[:, :k]
-        counts = public.counts()[rows]
-        first = np.cumsum(counts) - counts.ravel()
-        gather = np.repeat(public.starts[rows].ravel() - first, counts.ravel()) + np.arange(counts.sum())
-        record = np.repeat(np.arange(len(rows)), counts.sum(axis=1))
-        labels_of_records = np.unique(record * labels + public.codes[gather])
-    else:
-        rows, distances = neighbors.rows[:, :k], neighbors.distances[:, :k]
-        chosen = _most_frequent(rows, distances, public, np.array([k], np.int64), top_m)[:, 0]
-        labels_of_records = np.sort((np.arange(len(chosen))[:, None] * labels + chosen)[chosen >= 0])
-    record, codes = np.divmod(labels_of_records, labels)
+    record, codes = np.divmod(_predicted(neighbors, public, k, top_m), max(1, len(public.labels)))
     return np.searchsorted(record, np.arange(len(neighbors) + 1)), codes.astype(np.int32)
 
 
-def _bits(objects: Objects) -> np.ndarray:
-    """Each image's objects as bits, uint64 [images, words]."""
-    bits = np.zeros((len(objects), -(-len(objects.labels) // 64)), np.uint64)
-    bit = np.uint64(1) << (objects.codes & 63).astype(np.uint64)
-    np.bitwise_or.at(bits, (_owners(objects), objects.codes >> 6), bit)
-    return bits
-
-
-def _most_frequent(rows: np.ndarray, distances: np.ndarray, public: Objects, ks: np.ndarray, top_m: int) -> np.ndarray:
-    """The codes of the m objects found in most neighbors, int32 [n, len(ks), m], −1 where there are fewer."""
-    labels = len(public.labels)
-    chosen = np.full((len(rows), len(ks), min(top_m, labels)), -1, np.int32)
-    most_frequent(_plain(rows, np.int32), _plain(distances, np.float32), *_rows(public), ks, labels, chosen)
-    return chosen
-
-
-def _owners(objects: Objects) -> np.ndarray:
-    """The image of every object, int64 [objects]."""
-    return np.repeat(np.arange(len(objects)), objects.counts())
+def _predicted(neighbors: Neighbors, public: Objects, k: int, top_m: int | None) -> np.ndarray:
+    """The predicted objects of all records, ascending: record · labels + code, int64."""
+    rows, labels = neighbors.rows[:, :k], max(1, len(public.labels))
+    if top_m is not None:
+        chosen = np.full((len(rows), min(top_m, labels)), -1, np.int32)
+        distances = _plain(neighbors.distances[:, :k], np.float32)
+        most_frequent(_plain(rows, np.int32), distances, *_rows(public), labels, chosen)
+        return np.sort((np.arange(len(rows))[:, None] * labels + chosen)[chosen >= 0])
+    counts = public.counts()[rows]
+    first = np.cumsum(counts) - counts.ravel()
+    gather = np.repeat(public.starts[rows].ravel() - first, counts.ravel()) + np.arange(counts.sum())
+    record = np.repeat(np.arange(len(rows)), counts.sum(axis=1))
+    return np.unique(record * labels + public.codes[gather])
 
 
 def _rows(objects: Objects) -> tuple[np.ndarray, np.ndarray]:
     return _plain(objects.starts, np.int64), _plain(objects.codes, np.int32)
-
-
-def _check(neighbors: Neighbors, public: Objects, truth: Objects, ks: Sequence[int], top_m: int | None) -> None:
-    if not ks or any(b <= a for a, b in zip([0, *ks], ks, strict=False)):
-        raise UserError(f"ks={list(ks)} must be increasing numbers of at least 1")
-    if ks[-1] > neighbors.k:
-        raise UserError(f"k={ks[-1]} exceeds the {neighbors.k} neighbors of each record; lower ks= or search again")
-    if top_m is not None and top_m < 1:
-        raise UserError(f"top_m={top_m} must be at least 1, or null to predict every object of the neighbors")
-    if public.labels != truth.labels:
-        raise UserError("the records' and the public objects have different labels; read both with one read_objects()")
-    if len(truth) != len(neighbors):
-        raise UserError(f"there are objects for {len(truth)} records and neighbors for {len(neighbors)}")
 
 
 def _plain(array: np.ndarray, dtype: type) -> np.ndarray:

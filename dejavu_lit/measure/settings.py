@@ -23,12 +23,7 @@ class Resampling:
 
     def __post_init__(self) -> None:
         check_at_least(self, "", draws=2, bootstrap=100, seed=0)
-        if not 0 < self.share <= 1:
-            raise UserError(f"share={self.share} must be above 0 and at most 1 (0.1 draws 10 % of the records)")
-
-    def sample_size(self, n: int) -> int:
-        """The number of records in one subsample of n: max(1, round(share · n))."""
-        return max(1, round(self.share * n))
+        check_range(self, "", "(0, 1]", "share")
 
 
 @dataclass(frozen=True)
@@ -55,8 +50,7 @@ class MembershipSettings:
     """Pairs of each of A, B and H that are scored, drawn by hash; null: all."""
 
     def __post_init__(self) -> None:
-        if self.pairs is not None and self.pairs < 1:
-            raise UserError(f"membership.pairs={self.pairs} must be at least 1, or null for all pairs")
+        check_at_least(self, "membership.", pairs=1)
 
 
 @dataclass(frozen=True)

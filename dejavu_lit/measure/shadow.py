@@ -31,8 +31,7 @@ def lira(loss: np.ndarray, inside: np.ndarray, outside: np.ndarray) -> np.ndarra
     for shadows in (inside, outside):
         variance = max(float(shadows.var(axis=0, ddof=1).mean()), np.finfo(np.float64).tiny)
         likelihoods.append(-((loss - shadows.mean(axis=0)) ** 2) / (2 * variance) - np.log(variance) / 2)
-    ratios: np.ndarray = likelihoods[0] - likelihoods[1]
-    return ratios
+    return np.asarray(likelihoods[0] - likelihoods[1])
 
 
 def rmia(
@@ -47,8 +46,7 @@ def rmia(
     shadows = np.concatenate([inside, outside])
     ratio = loss - (logsumexp(shadows, axis=0) - np.log(len(shadows)))
     reference = population - (logsumexp(population_shadows, axis=0) - np.log(len(population_shadows)))
-    share: np.ndarray = np.searchsorted(np.sort(reference), ratio, side="right") / len(reference)
-    return share
+    return np.asarray(np.searchsorted(np.sort(reference), ratio, side="right") / len(reference))
 
 
 def shadow_attacks(

@@ -81,22 +81,6 @@ def two_sided(difference: np.ndarray, variance: np.ndarray) -> np.ndarray:
     return np.asarray(erfc(z / np.sqrt(2)))
 
 
-def column_names(columns: Sequence[str], sets: Sequence[Records]) -> list[str]:
-    """The full names of ``columns``: built-in ones and those of the records stay, any other COLUMN is ``meta.COLUMN``.
-
-    Raises:
-        UserError: a column that is neither built in nor in all of ``sets``; it lists the available ones.
-    """
-    known = [*BUILT_IN_COLUMNS, *(name for name in sets[0].columns if all(name in r.columns for r in sets))]
-    names = [name if name in known else META + name for name in columns]
-    for column, name in zip(columns, names, strict=True):
-        if name not in known:
-            raise UserError(
-                f"subgroups={column!r} is not a column of these pairs{suggest(column, known)}; choose from {', '.join(known)}"
-            )
-    return names
-
-
 def by_subgroup(
     columns: Sequence[str],
     population: tuple[Records, Outcomes],
@@ -113,13 +97,17 @@ def by_subgroup(
     Returns:
         {full name of the column: {basis, groups: [{group, records, ppg|prg|aucg: {value, ci95, p, q, rest_p, rest_q}}],
         largest first, tested: the number of groups, of which the ``MAX_LISTED`` that differ most from the rest in PPG are
-        listed, too_small: {groups, records, smallest}}}.
-
-    Raises:
-        UserError: an unknown column.
+        listed, too_small: {groups, records, smallest}}}. Raises UserError for an unknown column.
     """
     sets = [population, *([swapped] if swapped else [])]
-    names = column_names(columns, [records for records, _ in sets])
+    in_all = (name for name in population[0].columns if all(name in records.columns for records, _ in sets))
+    known = [*BUILT_IN_COLUMNS, *in_all]
+    names = [name if name in known else META + name for name in columns]
+    for column, name in zip(columns, names, strict=True):
+        if name not in known:
+            raise UserError(
+                f"subgroups={column!r} is not a column of these pairs{suggest(column, known)}; choose from {', '.join(known)}"
+            )
     return {name: _column(name, sets, smallest) for name in names}
 
 

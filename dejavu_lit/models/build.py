@@ -12,10 +12,11 @@ from open_clip.pretrained import download_pretrained_from_hf
 from torch import nn
 
 from dejavu_lit.models.model_name import ModelName, check_architecture
+from dejavu_lit.models.open_clip_encoder import OpenClipEncoder, create_model
 from dejavu_lit.models.preprocess import PREPROCESS
 from dejavu_lit.models.settings import ModelSpec
-from dejavu_lit.models.text_tower import create_model
 from dejavu_lit.models.tokenizer import load_tokenizer, save_tokenizer
+from dejavu_lit.models.zoo import load_encoder
 from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import atomic, fingerprint, read_json_object, write_json
 from dejavu_lit.utils.printable import silenced
@@ -39,19 +40,17 @@ def architecture(spec: ModelSpec) -> dict[str, Any]:
 def export_config(spec: ModelSpec, folder: Path) -> None:
     """Write open_clip's ``local-dir`` config, from which training, evaluation and plain open_clip build the model."""
     folder.mkdir(parents=True, exist_ok=True)
-    preprocess: dict[str, Any] = {
+    config, initial = architecture(spec), _initial_settings(spec)
+    quick_gelu = initial.pop("quick_gelu", config.get("quick_gelu", False))
+    if quick_gelu != config.get("quick_gelu", False):  # the weights were trained with another activation
+        config["quick_gelu"] = quick_gelu
+    preprocess = {
         "mean": open_clip.OPENAI_DATASET_MEAN,
         "std": open_clip.OPENAI_DATASET_STD,
         "interpolation": "bicubic",
         "resize_mode": "shortest",
     }
-    config = architecture(spec)
-    initial = _initial_settings(spec)
-    quick_gelu = initial.pop("quick_gelu", config.get("quick_gelu", False))
-    if quick_gelu != config.get("quick_gelu", False):  # the weights were trained with another activation
-        config["quick_gelu"] = quick_gelu
-    preprocess |= initial
-    write_json(folder / CONFIG, {"model_cfg": config, "preprocess_cfg": preprocess})
+    write_json(folder / CONFIG, {"model_cfg": config, "preprocess_cfg": preprocess | initial})
     save_tokenizer(spec.name, spec.config, folder)
 
 
@@ -80,12 +79,8 @@ def build_model(spec: ModelSpec, folder: Path, resumed: bool = False) -> nn.Modu
     """The model of ``folder``'s config with fresh weights, or with those of ``spec.init``.
 
     A text tower of transformers starts from its own weights if ``text_cfg.hf_model_pretrained`` is not false, as in open_clip.
-
-    Args:
-        resumed: whether a checkpoint has all weights, so that no others are needed.
-
-    Raises:
-        UserError: the weights are missing or do not fit the architecture, or the model cannot encode an image or a caption.
+    ``resumed``: whether a checkpoint has all weights, so that no others are needed. Raises UserError if weights are missing or do
+    not fit the architecture, or the model cannot encode an image or a caption.
     """
     text = {} if resumed else architecture(spec).get("text_cfg") or {}
     pretrained = bool(text.get("hf_model_name") and text.get("hf_model_pretrained", True) and not spec.init)
@@ -107,9 +102,6 @@ def build_model(spec: ModelSpec, folder: Path, resumed: bool = False) -> nn.Modu
 
 
 def _load_initial_weights(model: nn.Module, spec: ModelSpec, tokenizer: Any) -> None:
-    from dejavu_lit.models.open_clip_encoder import OpenClipEncoder
-    from dejavu_lit.models.zoo import load_encoder
-
     source = load_encoder(str(spec.init))
     if not isinstance(source, OpenClipEncoder):
         raise UserError(

@@ -101,11 +101,7 @@ def _folder_kind(folder: Path) -> Literal["run", "folder"]:
 
 
 def text_model_folder(model: str) -> Path:
-    """The folder with ``modules.json``: ``model`` itself, or one inside the installed package of that name.
-
-    Raises:
-        UserError: neither exists.
-    """
+    """The folder with ``modules.json``: ``model`` itself, or one inside the installed package of that name; else UserError."""
     folder = Path(model).expanduser()
     if (folder / "modules.json").is_file():
         return folder
@@ -131,10 +127,7 @@ def architectures() -> list[str]:
 
 
 def check_architecture(name: str) -> None:
-    """Raise UserError, with the nearest known name, if open_clip has no architecture ``name``.
-
-    ``hf-hub:`` and ``local-dir:`` pass: open_clip reads the architecture there.
-    """
+    """Raise UserError, with the nearest known name, if open_clip has no architecture ``name``; a Hub or folder says its own."""
     if not name.startswith(("hf-hub:", "local-dir:")) and name not in (known := architectures()):
         raise UserError(
             f"model.name={name} is not an open_clip architecture{suggest(name, known)}; choose one of "

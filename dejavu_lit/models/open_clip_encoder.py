@@ -1,20 +1,14 @@
 """open_clip models as encoders: released tags, weight files, open_clip folders and this project's runs."""
 
 import logging
-import zipfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import open_clip
 import torch
-from huggingface_hub import model_info
-from huggingface_hub.constants import HF_HUB_CACHE
-from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.file_download import repo_folder_name
+from open_clip.hf_configs import arch_dict
 from open_clip.model import get_model_preprocess_cfg
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.transform import PreprocessCfg
@@ -24,7 +18,6 @@ from torch.nn.functional import normalize
 from dejavu_lit.models.encoder import torch_device
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.models.preprocess import PREPROCESS, Preprocess
-from dejavu_lit.models.text_tower import create_model
 from dejavu_lit.models.tokenizer import load_tokenizer
 from dejavu_lit.models.towers import image_features, image_tower, text_tower
 from dejavu_lit.models.weights import SUFFIXES, compiled_state, load_tensors, weights_hash, without_prefixes
@@ -34,7 +27,6 @@ from dejavu_lit.utils.printable import silenced
 
 # Of any number in a model's config: vocabularies reach 1,000,000.
 LARGEST_SIZE = 10_000_000
-HUB_TIMEOUT_S = 10  # for the first answer of the Hugging Face Hub
 # What to do if weights cannot be downloaded or loaded.
 OFFLINE = "give a local file as ARCH@/path/weights.safetensors or a folder as local-dir:/path instead"
 KINDS = "a model is a run folder, RUN@EPOCH, ARCH@TAG, ARCH@FILE, hf-hub:…, local-dir:…, text:MODEL or a transformers folder"
@@ -68,8 +60,8 @@ class OpenClipEncoder:
         self.logit_scale: float | None = float(model.get_parameter("logit_scale").exp())
         self.tokenizer = tokenizer
         self._preprocess = Preprocess(preprocess)
-        mean, std = (torch.tensor(preprocess[name], device=self.device).view(-1, 1, 1) for name in ("mean", "std"))
-        self._mean, self._std = mean, std
+        columns = (torch.tensor(preprocess[name], device=self.device).view(-1, 1, 1) for name in ("mean", "std"))
+        self._mean, self._std = columns
 
     def preprocess(self, image: Image.Image | torch.Tensor) -> np.ndarray:
         """See Encoder; for a PIL image exactly what open_clip does before it normalizes."""
@@ -77,29 +69,22 @@ class OpenClipEncoder:
 
     @torch.inference_mode()
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """See Encoder."""
         scaled = images.to(self.device).float().div_(255).sub_(self._mean).div_(self._std)
         return image_features(self.model, self._image_tower, scaled).float().cpu()
 
     @torch.inference_mode()
     def encode_captions(self, captions: Sequence[str]) -> torch.Tensor:
-        """See Encoder."""
-        tokens, move = self.tokenizer(list(captions)), methodcaller("to", self.device)
+        tokens = self.tokenizer(list(captions))
         if self._text_tower is None:
-            vectors: torch.Tensor = self.model.encode_text(move(tokens), normalize=True)
+            vectors: torch.Tensor = self.model.encode_text(tokens.to(self.device), normalize=True)
         else:
-            vectors = normalize(self._text_tower.separately(tokens, move), dim=-1)
+            vectors = normalize(self._text_tower.separately(tokens), dim=-1)
         return vectors.float().cpu()
 
 
 def load_released(name: ModelName, device: str) -> OpenClipEncoder:
-    """``ARCH@TAG`` or ``ARCH@FILE``.
-
-    Raises:
-        UserError: unknown architecture or tag, no such file, a file that does not fit, or a failed download.
-    """
-    weights = name.weights
-    arch = name.architecture
+    """``ARCH@TAG`` or ``ARCH@FILE``; raises UserError if it is unknown, does not fit or cannot be downloaded."""
+    weights, arch = name.weights, name.architecture
     if arch not in open_clip.list_models():
         raise UserError(
             f"{arch!r} is not an open_clip architecture{suggest(arch, open_clip.list_models())}; "
@@ -111,16 +96,13 @@ def load_released(name: ModelName, device: str) -> OpenClipEncoder:
             f"{name.text!r} does not say which weights; "
             f"give {name.text}@TAG ({tags[0] if tags else 'none is released'}, …) or {name.text}@FILE"
         )
-    if released := get_pretrained_cfg(arch, weights):
+    if get_pretrained_cfg(arch, weights):
         problem = f"the released weights {weights!r} of {arch} could not be downloaded"
-        if repository := released.get("hf_hub"):
-            _check_hub(repository.rpartition("/")[0], problem)
         return _build(name.text, arch, device, problem, weights=weights)
     if not Path(weights).is_file():
         raise UserError(
             f"{name.text!r}: {weights!r} is neither a file nor a released tag of {arch}{suggest(weights, tags)}; check the name"
         )
-    check_archive(Path(weights))
     problem = f"{weights} does not fit {arch}"
     encoder = _build(name.text, arch, device, problem, OWN_ARCHITECTURE, weights, lambda: compiled_state(Path(weights)))
     _warn_of_other_settings(name)
@@ -129,25 +111,11 @@ def load_released(name: ModelName, device: str) -> OpenClipEncoder:
 
 def load_hub(name: str, device: str) -> OpenClipEncoder:
     """``hf-hub:ORGANISATION/MODEL``; raises UserError if it cannot be downloaded."""
-    problem = f"{name} could not be downloaded"
-    _check_hub(name.removeprefix("hf-hub:").partition("@")[0], problem)
-    return _build(name, name, device, problem)
-
-
-def _check_hub(repository: str, problem: str) -> None:
-    """Raise UserError if a model is neither in the cache nor on a Hub that answers; a download would try for a minute."""
-    if (Path(HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model") / "snapshots").is_dir():
-        return
-    with explained(problem, OFFLINE), suppress(HfHubHTTPError):  # if it answers, the download says what is wrong
-        model_info(repository, timeout=HUB_TIMEOUT_S)
+    return _build(name, name, device, f"{name} could not be downloaded")
 
 
 def load_folder(name: str, folder: Path, device: str) -> OpenClipEncoder:
-    """A folder in open_clip's own format (``open_clip_config.json`` and weights).
-
-    Raises:
-        UserError: a folder without a config or weights, or weights that do not fit.
-    """
+    """A folder in open_clip's own format; raises UserError without a config or weights, or if they do not fit."""
     config = _read_config(folder, f"check the model's name {name!r}")
     if not config.get("preprocess_cfg"):
         log.warning(
@@ -156,11 +124,8 @@ def load_folder(name: str, folder: Path, device: str) -> OpenClipEncoder:
             folder / "open_clip_config.json",
         )
     problem = f"the weights in {folder} cannot be used"
-    if not (weights := [path for path in folder.iterdir() if path.suffix in SUFFIXES]):
+    if not any(path.suffix in SUFFIXES for path in folder.iterdir()):
         raise UserError(f"{problem}: it has none that end in {', '.join(SUFFIXES)}; put them there, or rename them")
-    for path in weights:
-        if path.suffix != ".safetensors":
-            check_archive(path)
     remedy = "its open_clip_config.json must have the model_cfg of these weights"
     return _build(name, f"local-dir:{folder}", device, problem, remedy, read=lambda: compiled_state(folder))
 
@@ -168,8 +133,7 @@ def load_folder(name: str, folder: Path, device: str) -> OpenClipEncoder:
 def load_epoch(name: str, model: Path, checkpoint: Path, device: str) -> OpenClipEncoder:
     """The weights of a run's Lightning checkpoint; the architecture is that of the open_clip folder ``model``.
 
-    Raises:
-        UserError: no such folder, or a checkpoint that cannot be read safely or does not fit.
+    Raises UserError if there is no such folder, or the checkpoint cannot be read safely or does not fit.
     """
     _read_config(model, f"restore it, or train the run of {name!r} again")
 
@@ -202,18 +166,6 @@ def _check_sizes(value: Any, folder: Path) -> None:
         )
 
 
-def check_archive(path: Path) -> None:
-    """Raise UserError for a TorchScript archive, because it contains code; the message says what to do."""
-    members: list[str] = []
-    with suppress(Exception), zipfile.ZipFile(path) as archive:  # what is wrong with a damaged one, loading it says
-        members = archive.namelist()
-    if any(member.endswith("constants.pkl") for member in members):
-        raise UserError(
-            f"{path} is a TorchScript archive, which contains code and is never loaded; if you trust it, save its "
-            "state_dict() with safetensors.torch.save_file and give that .safetensors file"
-        )
-
-
 def _warn_of_other_settings(name: ModelName) -> None:
     """Warn if released weights of the architecture need other settings than open_clip gives to a file of weights."""
     arch = name.architecture
@@ -231,9 +183,7 @@ def _warn_of_other_settings(name: ModelName) -> None:
             "%s gets open_clip's default preprocessing and activation, but released weights of %s need others: %s; if the "
             "file is one of these or was trained from one, give it as local-dir:FOLDER with these settings in "
             "open_clip_config.json",
-            name.text,
-            arch,
-            "; ".join(f"{text} ({', '.join(tags)})" for text, tags in tags_by_settings.items()),
+            *(name.text, arch, "; ".join(f"{text} ({', '.join(tags)})" for text, tags in tags_by_settings.items())),
         )
 
 
@@ -259,3 +209,23 @@ def _build(
             model.load_state_dict(state)
         architecture = {**open_clip.get_model_config(source), **({"quick_gelu": True} if quick else {})}
         return OpenClipEncoder(name, model, architecture, load_tokenizer(source), device)
+
+
+def create_model(source: str, *arguments: Any, **options: Any) -> Any:
+    """``open_clip.create_model``, which alone would ask on the terminal whether to run the code of an unknown text tower.
+
+    Raises UserError for a text tower that open_clip cannot build from transformers' own code.
+    """
+    text = (open_clip.get_model_config(source) or {}).get("text_cfg") or {}
+    if tower := text.get("hf_model_name"):
+        what = f"the text tower text_cfg.hf_model_name={tower}"
+        remedy = "give a folder or a name of the Hugging Face Hub that needs no code of its own"
+        with explained(f"{what} cannot be loaded", remedy, "objects"):
+            from transformers import AutoConfig
+
+            kind = AutoConfig.from_pretrained(str(tower), trust_remote_code=False).model_type
+        if kind not in arch_dict:
+            raise UserError(
+                f"{what} is of the kind {kind!r}, which open_clip cannot use; give one of {', '.join(arch_dict)}"
+            )
+    return open_clip.create_model(source, *arguments, weights_only=True, **options)

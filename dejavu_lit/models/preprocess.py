@@ -41,8 +41,7 @@ class Preprocess:
         resize, *crop, _ = self._transform.transforms  # the last converts to RGB
         if isinstance(image, torch.Tensor) and isinstance(resize, Resize):
             resized = resize_image(image, resize.size, resize.interpolation, antialias=True)
-            cropped: torch.Tensor = Compose(crop)(resized)
-            return cropped.contiguous().numpy()
+            return np.ascontiguousarray(Compose(crop)(resized))
         if isinstance(image, torch.Tensor):
             image = Image.fromarray(image.permute(1, 2, 0).numpy())
         return _array(self._transform(image))

@@ -4,7 +4,6 @@ Kokhlikyan et al., Measuring Déjà vu Memorization Efficiently, NeurIPS 2024, a
 """
 
 from collections.abc import Sequence
-from typing import NoReturn
 
 import numpy as np
 import torch
@@ -42,15 +41,15 @@ class TextEncoder:
 
     def preprocess(self, image: Image.Image | torch.Tensor) -> np.ndarray:
         """Always raises UserError: the model has no image encoder."""
-        self._refuse_images()
+        raise UserError(
+            f"{self.name} embeds captions only; choose a model with an image encoder, or compare text with text"
+        )
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """Always raises UserError: the model has no image encoder."""
-        self._refuse_images()
+        raise NotImplementedError  # preprocess refuses the images
 
     @torch.inference_mode()
     def encode_captions(self, captions: Sequence[str]) -> torch.Tensor:
-        """See Encoder."""
         vectors: torch.Tensor = self._model.encode(
             list(captions),
             batch_size=len(captions),
@@ -59,8 +58,3 @@ class TextEncoder:
             show_progress_bar=False,
         )
         return vectors.float().cpu()
-
-    def _refuse_images(self) -> NoReturn:
-        raise UserError(
-            f"{self.name} embeds captions only; choose a model with an image encoder, or compare text with text"
-        )

@@ -21,8 +21,7 @@ OPTIONS = (
 def load_tokenizer(name: str) -> Any:
     """The tokenizer of an architecture, ``hf-hub:MODEL`` or ``local-dir:FOLDER``, as open_clip gives it.
 
-    Raises:
-        UserError: its config sets an option outside of OPTIONS, or the tokenizer cannot be loaded without its own code.
+    Raises UserError if its config sets an option outside of OPTIONS, or it cannot be loaded without its own code.
     """
     with explained(f"the tokenizer of {name} cannot be loaded", "save the model again", "objects"):
         config = open_clip.get_model_config(name) or {}
@@ -40,11 +39,7 @@ def load_tokenizer(name: str) -> Any:
 def save_tokenizer(name: str, config: Mapping[str, Any] | None, folder: Path) -> None:
     """Write a Hugging Face tokenizer beside a model's config, where open_clip looks for it; any other needs no files.
 
-    Args:
-        name: the architecture; config: its model config, if it is a custom one.
-
-    Raises:
-        UserError: the tokenizer cannot be loaded.
+    ``config``: the model config of an architecture that is a custom one. Raises UserError if the tokenizer cannot be loaded.
     """
     source = ((config or {}).get("text_cfg") or {}).get("hf_tokenizer_name")
     if config is None:

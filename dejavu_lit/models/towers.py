@@ -22,20 +22,19 @@ STEP = 8  # tokens: the lengths of these captions are rounded up to a multiple o
 
 
 class Packing(NamedTuple):
-    """The T tokens of n captions, one caption after the other, each up to its pooled token."""
+    """The T tokens of n captions, one caption after the other, each up to its pooled token.
+
+    ids, positions: token ids, and positions within the caption, int64 [T]; slots: positions in captions padded to the longest,
+    row · length + position, int64 [T]; pooled, ends: the pooled tokens among the T tokens, and within their captions, int64 [n];
+    length: tokens of the longest caption.
+    """
 
     ids: Tensor
-    """Token ids, int64 [T]."""
     positions: Tensor
-    """Positions within the caption, int64 [T]."""
     slots: Tensor
-    """Positions in captions padded to the longest, row · length + position, int64 [T]."""
     pooled: Tensor
-    """Indices of the pooled tokens among the T tokens, int64 [n]."""
     ends: Tensor
-    """Positions of the pooled tokens within their captions, int64 [n]."""
     length: int
-    """Tokens of the longest caption."""
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> "Packing":
         """The same elsewhere, as ``move`` returns each tensor: on a device, or in page-locked memory."""
@@ -61,12 +60,14 @@ def equal_lengths(tokens: Tensor, ends: Tensor) -> Packing:
 
 @dataclass(frozen=True)
 class TextTower:
-    """A causal text tower of open_clip that pools one token, computed on packed captions."""
+    """A causal text tower of open_clip that pools one token, computed on packed captions.
+
+    tower: the module with token_embedding, positional_embedding, transformer, ln_final and text_projection; eos: it pools at the
+    first token with this id, for None at the first token with the largest id.
+    """
 
     tower: Any
-    """The module with token_embedding, positional_embedding, transformer, ln_final and text_projection."""
     eos: int | None
-    """Pools at the first token with this id; None: at the first token with the largest id."""
 
     def ends(self, tokens: Tensor) -> Tensor:
         """The positions int64 [n] of the pooled tokens, as open_clip finds them."""
@@ -101,11 +102,11 @@ class TextTower:
         x = run(recompute, residual_block, last, x, x.index_select(0, packed.pooled), attend_pooled)
         return project(tower.ln_final(x), tower.text_projection)
 
-    def separately(self, tokens: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
+    def separately(self, tokens: Tensor) -> Tensor:
         """Features [n, d] of tokens int64 [n, context], each the same to the last bit whatever the other captions are.
 
         Rounding depends on the shape of a computation. So captions are computed in batches of one shape, BATCH rows of a
-        multiple of STEP tokens, which depends on a caption's own length alone. ``move``: as of ``Packing.moved``.
+        multiple of STEP tokens, which depends on a caption's own length alone.
         """
         ends = self.ends(tokens)
         lengths = ((ends // STEP + 1) * STEP).clamp(max=tokens.shape[1])
@@ -114,7 +115,7 @@ class TextTower:
         for length in lengths.unique().tolist():
             for rows in (lengths == length).nonzero()[:, 0].split(BATCH):
                 batch = torch.cat([rows, rows[:1].expand(BATCH - len(rows))])
-                packed = equal_lengths(tokens[batch, :length], ends[batch]).moved(move)
+                packed = equal_lengths(tokens[batch, :length], ends[batch])
                 order.append(rows)
                 features.append(self(packed, recompute=False)[: len(rows)])
         return torch.cat(features)[torch.cat(order).argsort()]
@@ -122,10 +123,9 @@ class TextTower:
 
 @dataclass(frozen=True)
 class ImageTower:
-    """open_clip's ViT. If the class token is pooled, the last block computes only that token."""
+    """open_clip's VisionTransformer. If the class token is pooled, the last block computes only that token."""
 
     tower: Any
-    """The VisionTransformer."""
 
     def __call__(self, images: Tensor, recompute: bool) -> Tensor:
         """Features [n, d] of images [n, 3, h, w], not normalized; ``recompute`` as in TextTower."""
@@ -173,8 +173,7 @@ def text_features(model: Any, tower: TextTower | None, captions: Any, recompute:
 def residual_block(block: Any, x: Tensor, outputs: Tensor, attend: Callable[[Any, Tensor], Tensor]) -> Tensor:
     """open_clip's residual block: attends to all tokens ``x`` [n, l, w], and computes only ``outputs`` [n, m, w] of them."""
     attended: Tensor = outputs + block.ls_1(block.attn.out_proj(attend(block.attn, block.ln_1(x))))
-    out: Tensor = attended + block.ls_2(block.mlp(block.ln_2(attended)))
-    return out
+    return attended + cast(Tensor, block.ls_2(block.mlp(block.ln_2(attended))))
 
 
 def run(recompute: bool, step: Callable[..., Tensor], *inputs: Any) -> Tensor:
@@ -209,8 +208,7 @@ def project(x: Tensor, projection: Any) -> Tensor:
     """``x`` [n, w] times a matrix [w, d], through a linear layer, or unchanged."""
     if projection is None:
         return x
-    out: Tensor = projection(x) if isinstance(projection, nn.Linear) else x @ projection
-    return out
+    return cast(Tensor, projection(x) if isinstance(projection, nn.Linear) else x @ projection)
 
 
 def text_tower(model: nn.Module) -> TextTower | None:

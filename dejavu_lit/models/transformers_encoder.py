@@ -55,13 +55,11 @@ class TransformersEncoder:
 
     @torch.inference_mode()
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """See Encoder."""
         scaled = images.to(self.device).float().mul_(self._processor.rescale_factor).sub_(self._mean).div_(self._std)
         return _unit(self._model.get_image_features(pixel_values=scaled))
 
     @torch.inference_mode()
     def encode_captions(self, captions: Sequence[str]) -> torch.Tensor:
-        """See Encoder."""
         tokens = self._tokenizer(
             list(captions), padding="max_length", truncation=True, max_length=self._context, return_tensors="pt"
         ).to(self.device)
@@ -83,12 +81,8 @@ def is_transformers_folder(folder: Path) -> bool:
 def load_pretrained(what: str, folder: Path, parts: Mapping[str, Mapping[str, Any]]) -> list[Any]:
     """The parts of a model in a folder of the transformers library, the model itself first, in float32; no code of it is run.
 
-    Args:
-        what: the model, for messages.
-        parts: {auto class: options of its ``from_pretrained``}.
-
-    Raises:
-        UserError: transformers is not installed, the folder lacks files, or the weights do not fit.
+    ``what`` names the model in messages; parts: {auto class: options of its ``from_pretrained``}. Raises UserError if
+    transformers is not installed, the folder lacks files, or the weights do not fit.
     """
     with explained(f"{what} cannot be loaded", "save it again with its processor", "objects"):
         import transformers

@@ -40,10 +40,8 @@ def without_prefixes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
 def compiled_state(path: Path) -> dict[str, torch.Tensor] | None:
     """The state dict in a file of weights, or in that of a folder, without the prefixes; None if it has none of torch.compile.
 
-    open_clip itself removes those of DistributedDataParallel, and reads big_vision's arrays.
-
-    Raises:
-        UserError: the file is not one of weights.
+    open_clip itself removes those of DistributedDataParallel, and reads big_vision's arrays. Raises UserError if the file is not
+    one of weights.
     """
     if path.is_dir():
         from open_clip.factory import _find_checkpoint_in_dir
@@ -59,6 +57,7 @@ def compiled_state(path: Path) -> dict[str, torch.Tensor] | None:
         if has_remedy(error):
             raise
         raise UserError(
-            f"{path} is not a file of weights: it is damaged, has another format, or has Python objects beside the tensors, "
-            "which are never loaded; check the path, or save its state_dict() with safetensors.torch.save_file"
+            f"{path} is not a file of weights: it is damaged, has another format, or has code or Python objects beside the "
+            "tensors, as a TorchScript archive has, which are never loaded; check the path, or save its state_dict() with "
+            "safetensors.torch.save_file"
         ) from None

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+from dejavu_lit.models import open_clip_encoder as openclip
 from dejavu_lit.models.encoder import Encoder
 from dejavu_lit.models.model_name import ModelName
+from dejavu_lit.models.sentence_encoder import TextEncoder
+from dejavu_lit.models.transformers_encoder import TransformersEncoder, is_transformers_folder
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.run_directory import RunDirectory
 
@@ -11,20 +14,14 @@ from dejavu_lit.utils.run_directory import RunDirectory
 def load_encoder(name: str, device: str = "cpu") -> Encoder:
     """The model called ``name`` (see ``model_name``), frozen, in float32 on ``device`` (cpu, cuda or cuda:N).
 
-    Weights are read without running any code that a file may contain (``weights_only``; TorchScript is refused).
-
-    Raises:
-        UserError: an unknown name, missing or incompatible files, a failed download, or an unknown device.
+    Weights are read without running any code that a file may contain (``weights_only``; TorchScript is refused). Raises UserError
+    for an unknown name or device, missing or incompatible files, or a failed download.
     """
     model = ModelName.parse(name)
     if model.kind == "text":
-        from dejavu_lit.models.sentence_encoder import TextEncoder
-
         return TextEncoder(model, device)
     if model.kind == "embeddings":
         raise UserError(f"{name} are finished embeddings, which cannot encode; give a run, a model folder, or ARCH@TAG")
-    from dejavu_lit.models import open_clip_encoder as openclip
-
     if model.kind == "hf-hub":
         return openclip.load_hub(name, device)
     if model.kind == "local-dir" and model.path is not None:
@@ -32,7 +29,12 @@ def load_encoder(name: str, device: str = "cpu") -> Encoder:
     if model.path is not None and model.kind in ("run", "folder"):
         if model.epoch is None:
             return _load_folder(name, model.path, device)
-        return openclip.load_epoch(name, RunDirectory(model.path).model, _checkpoint(model.path, model.epoch), device)
+        run = RunDirectory(model.path)
+        saved = run.saved_epochs()
+        if model.epoch_number not in saved:
+            epochs = ", ".join(map(str, saved)) or "none"
+            raise UserError(f"{name}: the run has no checkpoint of epoch {model.epoch!r}; it has {epochs}")
+        return openclip.load_epoch(name, run.model, run.checkpoint(model.epoch_number), device)
     if Path(name).is_file():
         raise UserError(f"{name} is a file, which does not say its architecture; give ARCH@{name}, or a model folder")
     if "/" in name and "@" not in name:
@@ -41,9 +43,6 @@ def load_encoder(name: str, device: str = "cpu") -> Encoder:
 
 
 def _load_folder(name: str, folder: Path, device: str) -> Encoder:
-    from dejavu_lit.models import open_clip_encoder as openclip
-    from dejavu_lit.models.transformers_encoder import TransformersEncoder, is_transformers_folder
-
     if (folder / "open_clip_config.json").is_file():
         return openclip.load_folder(name, folder, device)
     run = RunDirectory(folder)
@@ -59,12 +58,3 @@ def _load_folder(name: str, folder: Path, device: str) -> Encoder:
     raise UserError(
         f"{folder} is neither a run, nor an open_clip folder, nor a transformers CLIP or SigLIP folder; check the path"
     )
-
-
-def _checkpoint(run: Path, epoch: str) -> Path:
-    """The checkpoint of a run's epoch; raises UserError that lists the existing epochs."""
-    saved = RunDirectory(run).saved_epochs()
-    if not epoch.isdecimal() or int(epoch) not in saved:
-        epochs = ", ".join(map(str, saved)) or "none"
-        raise UserError(f"{run}@{epoch}: the run has no checkpoint of epoch {epoch!r}; it has {epochs}")
-    return RunDirectory(run).checkpoint(int(epoch))

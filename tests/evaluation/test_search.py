@@ -84,12 +84,6 @@ def test_ties_follow_the_public_row_and_not_the_stored_position(index):
     assert np.array_equal(again.rows, neighbors.rows)
 
 
-def test_fewer_vectors_than_neighbors_are_refused():
-    queries, public = hard(np.random.default_rng(3), 60, 900, 16)
-    with pytest.raises(UserError, match="k=30 is more"):
-        best_k(queries, [public[:10]], 30).neighbors()
-
-
 def test_any_batch_of_queries_has_the_same_neighbors(monkeypatch):
     queries, public = hard(np.random.default_rng(4), 90, 700, 24)
     expected, _ = search(queries, [public], 7)

@@ -99,5 +99,5 @@ def test_the_file_of_an_unusable_vector_is_named(stored, tmp_path):
     vectors[33] = 0
     np.save(tmp_path / "p" / "00001.npy", vectors)
     chosen = sorted(set(public_keys) - {public_keys[50 + 7], public_keys[50 + 20]})
-    with pytest.raises(UserError, match=r"00001\.npy: a vector has zero norm \(1 of "):
+    with pytest.raises(UserError, match=r"00001\.npy: a vector has zero norm \(as 1 of "):
         Search(queries, query_keys, public.selection(chosen), K, "flat", tmp_path / "parts").run()

@@ -5,7 +5,8 @@ from fractions import Fraction
 import numpy as np
 
 from dejavu_lit.data.objects import Objects
-from dejavu_lit.measure.records import Neighbors, Records
+from dejavu_lit.measure.records import Records
+from dejavu_lit.measure.scores import Neighbors
 
 
 def objects(sets: list[set[str]], labels: list[str], prefix: str) -> Objects:

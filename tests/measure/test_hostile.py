@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dejavu_lit.data.key_lists import read_keys
 from dejavu_lit.evaluation.embeddings import Embeddings, write_embeddings
-from dejavu_lit.measure.per_pair import read_keys
 from dejavu_lit.measure.recompute import read_metrics
 from dejavu_lit.measure.records import read_records, write_records
 from dejavu_lit.report.cards import choose_keys, read_ranks, read_rows
@@ -142,7 +142,7 @@ def test_files_that_are_not_embeddings(tmp_path, kind):
 @given(content=st.binary(max_size=60))
 def test_key_files(tmp_path, content):
     (tmp_path / "keys.txt").write_bytes(content)
-    try_read(lambda: read_keys(tmp_path / "keys.txt"))
+    try_read(lambda: read_keys(tmp_path / "keys.txt", "keys"))
 
 
 @fuzz_settings(40)

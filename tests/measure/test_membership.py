@@ -43,7 +43,7 @@ def test_scores_against_plain_loops(holdout: int) -> None:
     chosen = drawn_others(h_keys)
     assert len(chosen) == min(513, holdout)
     rows = [h_keys.index(key) for key in chosen]
-    others = OtherPairs.of(chosen, h_images[rows], h_captions[rows])
+    others = OtherPairs(chosen, h_images[rows], h_captions[rows])
     images, captions = vectors(2, 5), vectors(3, 5)
     made = model_scores([f"a{i}" for i in range(5)], images, captions, others, 14.3)
     for i in range(5):  # a pair outside of H is compared with the first 512
@@ -60,7 +60,7 @@ def test_scores_against_plain_loops(holdout: int) -> None:
 def test_the_loss_of_a_confident_model_does_not_vanish() -> None:
     """In float32 the others' terms would be lost beside the pair's own, and most losses would be exactly 0."""
     h_images, h_captions = vectors(0, 100, 512), vectors(1, 100, 512)
-    others = OtherPairs.of([f"h{i}" for i in range(100)], h_images, h_captions)
+    others = OtherPairs([f"h{i}" for i in range(100)], h_images, h_captions)
     images = vectors(2, 9, 512)
     captions = (0.4 * images + vectors(3, 9, 512)).astype(np.float16)
     loss = model_scores([f"a{i}" for i in range(9)], images, captions, others, 100.0)["loss"]
@@ -70,7 +70,7 @@ def test_the_loss_of_a_confident_model_does_not_vanish() -> None:
 
 
 def test_large_logit_scales_do_not_overflow() -> None:
-    others = OtherPairs.of([f"h{i}" for i in range(9)], vectors(0, 9), vectors(1, 9))
+    others = OtherPairs([f"h{i}" for i in range(9)], vectors(0, 9), vectors(1, 9))
     loss = model_scores(["a"], vectors(2, 1), vectors(3, 1), others, 1e4)["loss"]
     assert np.isfinite(loss).all()
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dejavu_lit.measure.per_pair import most_memorized, pair_gaps, read_keys
+from dejavu_lit.measure.per_pair import most_memorized, pair_gaps
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import write_csv
 from tests.measure.oracle import Case, objects
@@ -49,29 +49,15 @@ def test_p_values_under_the_null_keep_their_level() -> None:
     assert 0.03 < np.mean(small) < 0.13  # at most 0.1, and below it by ties; standard error 0.014 with that of H
 
 
-def test_unknown_keys_are_counted(tmp_path: Path) -> None:
+def test_unknown_keys_are_counted() -> None:
     a, h = Case(1).records(), Case(2, prefix="h").records()
-    (tmp_path / "keys.txt").write_text("a00003\n\nnobody\na00003\nh00001\n")
-    keys = read_keys(tmp_path / "keys.txt")
-    assert keys == ["a00003", "nobody", "h00001"]
-    got = pair_gaps(a, replace(h, public=a.public), keys, 3)
+    got = pair_gaps(a, replace(h, public=a.public), ["a00003", "nobody", "a00003", "h00001"], 3)
     assert got["asked"] == 3
     assert got["unknown"] == {"count": 2, "first": ["nobody", "h00001"]}
     with pytest.raises(UserError, match="none of the 2 keys is a pair"):
         pair_gaps(a, h, ["nobody", "nothing"], 3)
     with pytest.raises(UserError, match="nothing to rank against"):
         pair_gaps(a, replace(h, truth=objects([set()] * 40, list(h.truth.labels), "h")), ["a00003"], 3)
-
-
-def test_a_bad_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be read"):
-        read_keys(tmp_path / "none.txt")
-    (tmp_path / "empty.txt").write_text("\n \n")
-    with pytest.raises(UserError, match="has no keys"):
-        read_keys(tmp_path / "empty.txt")
-    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="cannot be read"):
-        read_keys(tmp_path / "bytes.txt")
 
 
 @pytest.mark.parametrize("top_m", [None, 2])

@@ -19,7 +19,7 @@ def test_auc_and_tpr_against_scikit_learn(m: int, n: int, shift: float, ties: bo
     metrics = pytest.importorskip("sklearn.metrics")
     members, others = two_sets(1, m, n, shift, ties)
     truth, scores = np.repeat([1, 0], [m, n]), np.concatenate([members, others])
-    assert Auc.of(members, others).value == pytest.approx(metrics.roc_auc_score(truth, scores), abs=1e-12)
+    assert Auc(members, others).value == pytest.approx(metrics.roc_auc_score(truth, scores), abs=1e-12)
     fpr, tpr, _ = metrics.roc_curve(truth, scores, drop_intermediate=False)
     for level in (0.001, 0.01, 0.2):
         assert tpr_at(members, others, level)["value"] == tpr[fpr <= level + 1e-12].max()
@@ -33,9 +33,9 @@ def test_auc_and_tpr_against_scikit_learn(m: int, n: int, shift: float, ties: bo
 def test_by_hand() -> None:
     members, others = np.array([3.0, 2.0, 2.0]), np.array([2.0, 1.0])
     # Pairs: 3 beats both, each 2 beats the 1 and ties with the 2: (2 + 1.5 + 1.5) / 6.
-    assert Auc.of(members, others).value == pytest.approx(5 / 6)
-    assert Auc.of(members, others).members.tolist() == [1, 0.75, 0.75]
-    assert Auc.of(members, others).others.tolist() == pytest.approx([2 / 3, 1])
+    assert Auc(members, others).value == pytest.approx(5 / 6)
+    assert Auc(members, others).members.tolist() == [1, 0.75, 0.75]
+    assert Auc(members, others).others.tolist() == pytest.approx([2 / 3, 1])
     hundred = np.arange(100.0)
     assert tpr_at(np.array([98.5, 99.5, 97.0]), hundred, 0.01)["value"] == pytest.approx(2 / 3)  # above 98 is allowed
     assert tpr_at(np.array([98.0, 98.5]), hundred, 0.01)["value"] == 0.5
@@ -45,8 +45,8 @@ def test_by_hand() -> None:
 def test_delong_against_bootstraps(shift: float, ties: bool) -> None:
     members, others = two_sets(2, 300, 200, shift, ties)
     random = np.random.default_rng(0)
-    draws = [Auc.of(random.choice(members, 300), random.choice(others, 200)).value for _ in range(10_000)]
-    assert Auc.of(members, others).se == pytest.approx(np.std(draws), rel=0.04)
+    draws = [Auc(random.choice(members, 300), random.choice(others, 200)).value for _ in range(10_000)]
+    assert Auc(members, others).se == pytest.approx(np.std(draws), rel=0.04)
 
 
 def test_the_interval_of_a_tpr_is_that_of_stratified_resamples() -> None:
@@ -74,7 +74,7 @@ def test_coverage_of_the_mean_of_two_directions_that_share_their_non_members() -
     for seed in range(1500):
         random = np.random.default_rng(seed)
         a, b, h = random.normal(1, 1, 150), random.normal(1, 1, 150), random.normal(0, 1, 100)
-        first, second = Auc.of(a, h), Auc.of(b, -h)
+        first, second = Auc(a, h), Auc(b, -h)
         mean, se = first.mean_with(second)
         hits += abs(mean - truth) <= 1.96 * se
         independent.append(np.hypot(first.se, second.se) / 2 / se)

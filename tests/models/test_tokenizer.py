@@ -119,6 +119,6 @@ def test_every_loader_says_that_code_is_not_trusted():
     sources = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "dejavu_lit").rglob("*.py"))]
     calls = [(call, source) for source in sources for call in LOADER.findall(source)]
     assert len(calls) >= 5
-    assert sum(source.count("open_clip.create_model(") for source in sources) == 1  # in text_tower.py
+    assert sum(source.count("open_clip.create_model(") for source in sources) == 1  # in open_clip_encoder.py
     for call, source in calls:
         assert "trust_remote_code" in call or ("**local" in call and '"trust_remote_code": False}' in source), call

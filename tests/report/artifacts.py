@@ -15,7 +15,8 @@ from dejavu_lit.data.shards import Pair
 from dejavu_lit.measure.membership import scoreboard
 from dejavu_lit.measure.metrics import measure
 from dejavu_lit.measure.model_scores import MODEL_SCORES
-from dejavu_lit.measure.records import EXPOSURE, Neighbors, Records, write_records
+from dejavu_lit.measure.records import EXPOSURE, Records, write_records
+from dejavu_lit.measure.scores import Neighbors
 from dejavu_lit.measure.settings import Settings
 from dejavu_lit.study import table as study
 from dejavu_lit.study.cells import Cell
