@@ -12,10 +12,12 @@ from itertools import pairwise
 import numpy as np
 
 from dejavu_lit.data.objects import Objects
-from dejavu_lit.measure.score_kernels import count_all, most_frequent
+from dejavu_lit.measure.score_kernels import count_all, count_bits, most_frequent
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.parallel import for_blocks, thread_count
 
+# With few labels, the objects of an image are joined as 64-bit words: faster up to this many words per object.
+WORDS_PER_OBJECT = 6
 CHUNK = 8192  # records per task of a thread: bounds the copies of memory-mapped neighbors
 
 
@@ -112,6 +114,8 @@ def score(neighbors: Neighbors, public: Objects, truth: Objects, ks: Sequence[in
         raise UserError(f"there are objects for {len(truth)} records and neighbors for {len(neighbors)}")
     labels = len(public.labels)
     (starts, codes), public_rows = _rows(truth), _rows(public)
+    is_dense = top_m is None and -(-labels // 64) * len(public) <= WORDS_PER_OBJECT * len(public.codes)
+    bits = _bits(public) if is_dense else None
     hits = np.zeros((len(neighbors), len(ks)), np.int32)
     predicted = np.zeros((len(neighbors), len(ks)), np.int32)
 
@@ -123,8 +127,12 @@ def score(neighbors: Neighbors, public: Objects, truth: Objects, ks: Sequence[in
                 f"a neighbor is row {rows.max()} of the public set, which has objects for {len(public)} images; "
                 "the objects must be those of the public set that was searched"
             )
+        sizes = np.array(ks, np.int64)
+        if bits is not None:
+            count_bits(rows, own, codes, bits, sizes, hits[part], predicted[part])
+            return
         if top_m is None:
-            count_all(rows, own, codes, *public_rows, np.array(ks, np.int64), labels, hits[part], predicted[part])
+            count_all(rows, own, codes, *public_rows, sizes, labels, hits[part], predicted[part])
             return
         own_objects = np.repeat(np.arange(len(rows)), np.diff(own)) * labels + codes[own[0] : own[-1]]
         for column, k in enumerate(ks):
@@ -159,6 +167,14 @@ def _predicted(neighbors: Neighbors, public: Objects, k: int, top_m: int | None)
     gather = np.repeat(public.starts[rows].ravel() - first, counts.ravel()) + np.arange(counts.sum())
     record = np.repeat(np.arange(len(rows)), counts.sum(axis=1))
     return np.unique(record * labels + public.codes[gather])
+
+
+def _bits(objects: Objects) -> np.ndarray:
+    """Each image's objects as bits, uint64 [images, words]."""
+    bits = np.zeros((len(objects), -(-len(objects.labels) // 64)), np.uint64)
+    owners = np.repeat(np.arange(len(objects)), objects.counts())
+    np.bitwise_or.at(bits, (owners, objects.codes >> 6), np.uint64(1) << (objects.codes & 63).astype(np.uint64))
+    return bits
 
 
 def _rows(objects: Objects) -> tuple[np.ndarray, np.ndarray]:

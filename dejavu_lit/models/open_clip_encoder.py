@@ -2,12 +2,17 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import open_clip
 import torch
+from huggingface_hub import model_info
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.file_download import repo_folder_name
 from open_clip.hf_configs import arch_dict
 from open_clip.model import get_model_preprocess_cfg
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
@@ -27,6 +32,7 @@ from dejavu_lit.utils.printable import silenced
 
 # Of any number in a model's config: vocabularies reach 1,000,000.
 LARGEST_SIZE = 10_000_000
+HUB_TIMEOUT_S = 10  # for the first answer of the Hugging Face Hub
 # What to do if weights cannot be downloaded or loaded.
 OFFLINE = "give a local file as ARCH@/path/weights.safetensors or a folder as local-dir:/path instead"
 KINDS = "a model is a run folder, RUN@EPOCH, ARCH@TAG, ARCH@FILE, hf-hub:…, local-dir:…, text:MODEL or a transformers folder"
@@ -96,8 +102,10 @@ def load_released(name: ModelName, device: str) -> OpenClipEncoder:
             f"{name.text!r} does not say which weights; "
             f"give {name.text}@TAG ({tags[0] if tags else 'none is released'}, …) or {name.text}@FILE"
         )
-    if get_pretrained_cfg(arch, weights):
+    if released := get_pretrained_cfg(arch, weights):
         problem = f"the released weights {weights!r} of {arch} could not be downloaded"
+        if repository := released.get("hf_hub"):
+            _check_hub(repository.rpartition("/")[0], problem)
         return _build(name.text, arch, device, problem, weights=weights)
     if not Path(weights).is_file():
         raise UserError(
@@ -111,7 +119,17 @@ def load_released(name: ModelName, device: str) -> OpenClipEncoder:
 
 def load_hub(name: str, device: str) -> OpenClipEncoder:
     """``hf-hub:ORGANISATION/MODEL``; raises UserError if it cannot be downloaded."""
-    return _build(name, name, device, f"{name} could not be downloaded")
+    problem = f"{name} could not be downloaded"
+    _check_hub(name.removeprefix("hf-hub:").partition("@")[0], problem)
+    return _build(name, name, device, problem)
+
+
+def _check_hub(repository: str, problem: str) -> None:
+    """Raise UserError if a model is neither in the cache nor on a Hub that answers; a download would try for a minute."""
+    if (Path(HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model") / "snapshots").is_dir():
+        return
+    with explained(problem, OFFLINE), suppress(HfHubHTTPError):  # if it answers, the download says what is wrong
+        model_info(repository, timeout=HUB_TIMEOUT_S)
 
 
 def load_folder(name: str, folder: Path, device: str) -> OpenClipEncoder:

@@ -44,9 +44,14 @@ def test_top_m_by_hand() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("top_m", [None, 1, 3, 50])
-@pytest.mark.parametrize(("labels", "most"), [(12, 7), (130, 3), (900, 2)])
-def test_agrees_with_plain_sets(seed: int, top_m: int | None, labels: int, most: int) -> None:
+# Few labels are joined as words of 64 bits (64, 65: their edges), many as lists of codes.
+@pytest.mark.parametrize(
+    ("labels", "most", "dense"), [(12, 7, True), (64, 9, True), (65, 9, True), (130, 3, True), (900, 2, False)]
+)
+def test_agrees_with_plain_sets(seed: int, top_m: int | None, labels: int, most: int, dense: bool) -> None:
     case = Case(seed, labels=labels, most=most)
+    fits = -(-labels // 64) * len(case.public) <= module.WORDS_PER_OBJECT * len(case.public_objects.codes)
+    assert fits == dense
     ks = [1, 3, 6]
     result = score(case.target, case.public_objects, case.truth_objects, ks, top_m)
     for column, k in enumerate(ks):
