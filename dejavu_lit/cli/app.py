@@ -6,18 +6,15 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
-from copy import deepcopy
+from contextlib import nullcontext
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
+from time import strftime
 from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -141,17 +138,11 @@ def _out(cfg: DictConfig) -> Path:
         return base / hydra_config.sweep.subdir
     if cfg.get("out"):
         return Path(str(cfg.out))
-    from time import strftime
-
     return Path("outputs") / (hydra_config.job.config_name or "run") / strftime("%Y-%m-%d_%H-%M-%S")
 
 
 def typed_settings(cfg: DictConfig, command: str, typed: Sequence[str]) -> Any:
-    """The dataclass of a composed config, without secrets.
-
-    Raises:
-        UserError: an option is missing, is none, or holds a secret; what a dataclass refuses.
-    """
+    """The dataclass of a composed config; raises UserError for a missing or wrong option, and for one that holds a secret."""
     for name in OmegaConf.missing_keys(cfg):
         if command != "prepare" and re.search(r"(^|\.)data\.(reader|extra)\.", name):  # only preparing reads the source
             OmegaConf.update(cfg, name, None)
@@ -180,40 +171,7 @@ def settings(command: str, *overrides: str) -> Any:
 
 
 def compose(command: str, overrides: Sequence[str]) -> DictConfig:
-    """The config of a command; raises UserError for what Hydra refuses."""
     try:
-        with suppress(OmegaConfBaseException):  # Hydra says which override it is
-            return _compose_once(command, overrides)
         return hydra.compose(command, list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(mistakes.explain(error, command, overrides)) from None
-
-
-def _compose_once(command: str, overrides: Sequence[str]) -> DictConfig:
-    """The config of a command, composed once for all overrides that differ in values: composing takes a third of a second.
-
-    The values are set as Hydra sets them: after all groups are chosen, in their order. Overrides that add or delete an option,
-    or set one in another way, are left to Hydra.
-    """
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    loader = GlobalHydra.instance().config_loader()
-    groups = [o for o in parsed if loader.get_group_options(o.key_or_group)]
-    values = [o for o in parsed if o not in groups]
-    if any(not isinstance(o.value(), str) or o.is_delete() for o in groups) or not all(map(_is_plain, values)):
-        return hydra.compose(command, list(overrides))
-    cfg = deepcopy(_composed(loader, command, tuple(str(o.input_line) for o in groups)))
-    for override in values:
-        OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
-    return cfg
-
-
-@cache
-def _composed(loader: Any, command: str, overrides: tuple[str, ...]) -> DictConfig:
-    """A config of the folder that Hydra's ``loader`` reads."""
-    return hydra.compose(command, list(overrides))
-
-
-def _is_plain(override: Override) -> bool:
-    """Whether an override is NAME=VALUE, and neither Hydra's own nor a sweep."""
-    is_change = override.type == OverrideType.CHANGE and override.package is None
-    return is_change and not override.is_hydra_override() and not override.is_sweep_override()
