@@ -40,11 +40,7 @@ class Source(ABC):
     @property
     @abstractmethod
     def annotator(self) -> Annotator:
-        """What goes into the artifact's metadata; it differs whenever the objects may differ.
-
-        Name, version of the package, hash of the weights or of the data that the objects are taken from, threshold, config
-        and fingerprint of the vocabulary.
-        """
+        """What goes into the artifact's metadata; it differs whenever the objects may differ."""
 
     @property
     def labels(self) -> Sequence[str] | None:
@@ -53,10 +49,7 @@ class Source(ABC):
 
     @abstractmethod
     def rows(self, shard: Shard) -> Iterator[Annotation | Failed]:
-        """One row per image, in the shard's order; ``Failed`` for an image that could not be annotated.
-
-        Raises UserError if no image can be annotated: missing weights, a missing package, contradictory options.
-        """
+        """One row per image, in the shard's order; ``Failed`` for an image that could not be annotated."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +81,6 @@ class Detector(Source):
 
     @property
     def local_device(self) -> str:
-        """The device of this process; raises UserError if it is unknown or not available."""
         from dejavu_lit.models.encoder import torch_device  # imports torch
 
         return str(torch_device(current_ranks().device(self.device)))
@@ -109,7 +101,6 @@ class Detector(Source):
                 yield rows[key] if isinstance(image, Image.Image) else Failed(key, str(image))
 
     def _decoded_batches(self, shard: Shard) -> Iterator[list[tuple[str, Image.Image | BadPair]]]:
-        """The images of a shard in batches, decoded by threads ahead of the model."""
         pairs = zip(shard.index.keys, shard.index.pairs(), strict=True)
         images = map_ahead(_decode, pairs, self.workers, BATCHES_AHEAD * self.batch)
         while batch := list(islice(images, self.batch)):

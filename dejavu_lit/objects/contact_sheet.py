@@ -34,11 +34,7 @@ log = logging.getLogger(__name__)
 
 
 def contact_sheet(sets: Mapping[str, ShardSet], artifact: Path, threshold: float, images: int = 24) -> Image.Image:
-    """The first images of each set, ``images`` in all, with the objects that an artifact has for them.
-
-    Raises:
-        UserError: the artifact has none of these images, or ``images`` is below 1.
-    """
+    """The first images of each set, ``images`` in all, with the objects that an artifact has for them."""
     if images < 1:
         raise UserError(f"pictures={images} must be at least 1")
     per_set = -(-images // max(1, len(sets)))
@@ -117,7 +113,6 @@ def label_color(label: str) -> tuple[int, ...]:
 
 
 def _short(text: str) -> str:
-    """One line of at most LONGEST characters."""
     return " ".join(text.split())[:LONGEST]
 
 

@@ -19,7 +19,7 @@ from dejavu_lit.data.objects import Annotator
 from dejavu_lit.objects.annotators.detectron2_weights import class_count, load_weights, read_weights, set_classifier
 from dejavu_lit.objects.base import Detections, Detector, require_package
 from dejavu_lit.objects.vocabulary import read_lines
-from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import file_sha256, fingerprint
 
 PAGE = "https://detectron2.readthedocs.io/en/latest/tutorials/install.html"
@@ -48,7 +48,6 @@ class Detectron2Detector(Detector):
 
     @property
     def annotator(self) -> Annotator:
-        """detectron2's version, the weights' hash, and the resolved config."""
         with require_package("detectron2", PAGE):
             import detectron2
         classifier = None if self.classifier is None else file_sha256(self._file("classifier"))
@@ -68,7 +67,6 @@ class Detectron2Detector(Detector):
 
     @cached_property
     def labels(self) -> Sequence[str]:
-        """The class names, by number."""
         if self.classes is not None:
             return read_lines(self.classes)
         from detectron2.data import MetadataCatalog
@@ -103,13 +101,8 @@ class Detectron2Detector(Detector):
 
     @cached_property
     def _model(self) -> Any:
-        """The model with its weights."""
-        try:
+        with explained(f"no model can be built from annotator.config={self.config}", "check it"):
             model = self._setup.build()
-        except Exception as error:
-            raise UserError(
-                f"no model can be built from annotator.config={self.config} ({first_line(error)}); check it"
-            ) from None
         weights = read_weights(self._file("weights"))
         optional: tuple[str, ...] = FROM_CONFIG
         if self.classifier is not None:
@@ -134,15 +127,10 @@ class Detectron2Detector(Detector):
             import detectron2.data.datasets  # noqa: F401 - registers the class names of COCO, LVIS and others
         path, device = self._file("config"), self.local_device
         hooks = _import_plugins(self.modules)
-        try:
+        with explained(f"annotator.config={path} cannot be used", "check it, annotator.options and annotator.modules"):
             if path.suffix == ".py":
                 return _read_lazy_config(path, self.options)
             return _read_yaml(path, self.options, hooks, device)
-        except Exception as error:  # config files fail in as many ways as programs do
-            raise UserError(
-                f"annotator.config={path} cannot be used ({type(error).__name__}: {first_line(error)}); "
-                "check it, annotator.options and annotator.modules"
-            ) from None
 
     def _file(self, option: str) -> Path:
         path = Path(str(getattr(self, option))).expanduser()
@@ -178,11 +166,9 @@ def _import_plugins(modules: Sequence[str]) -> list[Callable[[Any], Any]]:
     hooks = []
     for module in modules:
         name, _, function = module.partition(":")
-        try:
+        with explained(f"annotator.modules: {module} cannot be imported", "install the plug-in"):
             plugin = import_module(name)
             hooks += [getattr(plugin, function)] if function else []
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"annotator.modules: {module} cannot be imported ({error}); install the plug-in") from None
     return hooks
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from dejavu_lit.data.objects import Annotator
 from dejavu_lit.objects.base import Detections, Detector, require_package
 from dejavu_lit.objects.vocabulary import vocabulary
-from dejavu_lit.utils.errors import UserError, check_at_least, first_line
+from dejavu_lit.utils.errors import UserError, check_at_least, explained
 from dejavu_lit.utils.io import file_sha256, fingerprint, read_json_object
 
 PAGE = "https://huggingface.co/docs/transformers/installation"
@@ -61,7 +61,6 @@ class OpenVocabularyDetector(Detector):
 
     @cached_property
     def annotator(self) -> Annotator:
-        """transformers' version, the weights' hash, template, vocabulary, and the configuration of model and processor."""
         with require_package("open_vocabulary", PAGE):
             import transformers
         config = {"model_type": self._model_type, "template": self._template}
@@ -81,7 +80,6 @@ class OpenVocabularyDetector(Detector):
 
     @cached_property
     def labels(self) -> Sequence[str]:
-        """The vocabulary."""
         return list(vocabulary(self.vocabulary))
 
     def detect(self, images: Sequence[Image.Image]) -> list[Detections]:
@@ -201,13 +199,9 @@ class OpenVocabularyDetector(Detector):
 
     @cached_property
     def _model_and_processor(self) -> tuple[Any, Any]:
-        """The model and its processor."""
         from dejavu_lit.models.transformers_encoder import load_pretrained
 
-        parts: dict[str, dict[str, Any]] = {
-            "AutoModelForZeroShotObjectDetection": {"use_safetensors": True},
-            "AutoProcessor": {},
-        }
+        parts = {"AutoModelForZeroShotObjectDetection": {"use_safetensors": True}, "AutoProcessor": {}}
         model, processor = load_pretrained(f"annotator.model={self.model}", self._folder, parts)
         return model.eval().requires_grad_(False).to(self.local_device), processor
 
@@ -217,13 +211,9 @@ class OpenVocabularyDetector(Detector):
             return Path(self.model)
         from huggingface_hub import snapshot_download
 
-        try:
+        problem = f"annotator.model={self.model} is not a folder and could not be downloaded from the hub"
+        with explained(problem, "check its name"):
             return Path(snapshot_download(self.model, allow_patterns=[*CONFIG_FILES, WEIGHT_FILES]))
-        except Exception as error:  # no network, no such name, no permission: each raises its own exception
-            raise UserError(
-                f"annotator.model={self.model} is not a folder and could not be downloaded from the hub "
-                f"({first_line(error)}); check its name"
-            ) from None
 
     @cached_property
     def _model_type(self) -> str:
