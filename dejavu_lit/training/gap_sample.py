@@ -1,9 +1,7 @@
 """PPG, PRG and AUCG of a model in training, on fixed samples of pairs, against a reference.
 
 The measurement uses the parts of an evaluation (fixed chunks, exact search, scores), so on the same records it gives
-the figures of ``dejavu evaluate``. The ranks of a training share the images that are encoded, and all get the same figures,
-those of one process. What does not change between two measurements is cached: the decoded public images, and the scores of the
-reference.
+the figures of ``dejavu evaluate``. The ranks share the images that are encoded, and all get the figures of one process.
 """
 
 import logging
@@ -53,11 +51,7 @@ class PairSample:
 
     @classmethod
     def draw(cls, shards: ShardSet, objects: Objects, count: int, members: Sequence[str]) -> "PairSample":
-        """The ``count`` pairs with the smallest hash among ``members`` with objects; a larger sample contains a smaller one.
-
-        Raises:
-            UserError: no pair has objects, or a member was not annotated.
-        """
+        """The ``count`` pairs with the smallest hash among ``members`` with objects; a larger sample contains a smaller one."""
         keys = [key for key, number in zip(members, objects.take(members).counts(), strict=True) if number]
         smallest = np.argsort(seeded_hash(keys, 0, "gaps"), kind="stable")[:count]
         captions = _read_captions(shards, {keys[row] for row in smallest})
@@ -92,7 +86,6 @@ class ImageSample:
         self._cache: dict[str, dict[tuple[int, int], Chunk]] = {}  # by preprocessing
 
     def keys(self) -> list[str]:
-        """The keys of its images, also of those that cannot be used."""
         return [key for shard, start in self.chunks for key in self.shards.index(shard).keys[start : start + CHUNK]]
 
     def fingerprints(self) -> dict[str, str]:
@@ -101,11 +94,7 @@ class ImageSample:
         return {Path(self.shards.names[shard]).stem: self.shards.index(shard).images for shard in shards}
 
     def vectors(self, encoder: Encoder) -> tuple[list[str], np.ndarray]:
-        """(keys [n], float16 [n, d]) of the usable images, bit for bit as ``embed`` computes them; every rank must call it.
-
-        Raises:
-            UserError: no image can be used.
-        """
+        """(keys [n], float16 [n, d]) of the usable images, bit for bit as ``embed`` computes them; every rank must call it."""
         encoded = {chunk: part for parts in gather(self._own_vectors(encoder)) for chunk, part in parts.items()}
         parts = [encoded[chunk] for chunk in self.chunks if chunk in encoded]
         if not parts:
@@ -144,9 +133,7 @@ def _accumulate(target: Scores, reference: Scores, device: torch.device) -> dict
 class GapMeter:
     """Measures any encoder against the reference, on fixed samples of the run's own set and of H.
 
-    Raises:
-        UserError: no objects, or none of a public image, or those of other images, a missing set, public images that are
-            also trained on, or fewer of them than ``gaps.k``.
+    Raises UserError for data on which nothing can be measured.
     """
 
     def __init__(self, data: DataSpec, side: str, settings: GapSettings, reference: AuditedModel) -> None:

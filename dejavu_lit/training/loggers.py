@@ -36,15 +36,12 @@ class CsvLogger(Logger):
 
     @property
     def name(self) -> str:
-        """The logger's name."""
         return "csv"
 
     @property
     def version(self) -> str:
-        """Unused: the run directory is the version."""
         return ""
 
-    @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Nothing: they are in config.yaml."""
 
@@ -93,7 +90,6 @@ class WandbLogger(loggers.WandbLogger):
         return None if self._ended else super().experiment
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log the metrics of one step."""
         with self._survived():
             if not self._ended:
                 super().log_metrics(metrics, step)

@@ -86,7 +86,6 @@ def check_models(run: TrainingRun, resumed: bool = False) -> None:
 
 
 def resume(out: Path) -> None:
-    """Continue the run in ``out`` with the settings saved there."""
     log_warnings()
     logging.getLogger("dejavu_lit").setLevel(logging.INFO)
     with clean_exit():
