@@ -95,7 +95,6 @@ def explain(error: Exception, command: str, given: Sequence[str]) -> str:
 
 
 def _argument(name: str, given: Sequence[str]) -> str | None:
-    """The argument that sets an option."""
     return next(
         (a for a in given if name == (own := a.lstrip("+~").partition("=")[0]) or name.startswith(f"{own}[")), None
     )

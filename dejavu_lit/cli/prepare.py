@@ -10,12 +10,7 @@ from dejavu_lit.utils.printable import argument, print_next
 
 
 def prepare(settings: Prepare, out: Path | None = None) -> Path:
-    """Turn images and captions into shards and splits; returns the data folder.
-
-    Raises:
-        UserError: keys are excluded or listed without data.dir, an option that raw shards do not have, or the source cannot be
-            prepared.
-    """
+    """Turn images and captions into shards and splits; returns the data folder."""
     data = settings.data
     if data.shards is not None:
         defaults = Prepare(data)

@@ -17,11 +17,7 @@ from dejavu_lit.utils.wandb import with_tags
 
 
 def train(settings: Train, out: Path) -> None:
-    """Train one model.
-
-    Raises:
-        UserError: several processes without an output directory, or in a multirun that would start them.
-    """
+    """Train one model."""
     _refuse_own_launcher(settings.trainer)
     if settings.out is None and _is_parallel(settings.trainer) and HydraConfig.get().mode == RunMode.RUN:
         raise UserError("several processes need one output directory; give out=DIR")

@@ -68,11 +68,7 @@ def _open(node: DictConfig) -> None:
 def read(settings: type[T], values: Mapping[str, Any], where: str = "") -> T:
     """``values`` as a dataclass. They are data: no ``${…}`` in them is resolved, and nothing is called.
 
-    Args:
-        where: the place of the values in a config, for messages.
-
-    Raises:
-        UserError: an unknown name, a wrong type, a missing value, or what ``__post_init__`` refuses.
+    ``where`` is their place in a config, for the UserError of a name or value that does not fit.
     """
     kind: Any = settings
     try:
@@ -102,7 +98,6 @@ def expand_home(value: Any) -> Any:
 
 
 def _added(node: DictConfig, path: str = "") -> Iterator[str]:
-    """The names in a config that its dataclasses do not have."""
     kind = OmegaConf.get_type(node)
     known = {field.name for field in fields(kind)} if is_dataclass(kind) else None
     for key in node:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.errors import UserError, explained, first_line
 
 if TYPE_CHECKING:
     from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
@@ -52,11 +52,7 @@ class Ranks:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """A step of the work that all ranks do: at its end they wait for each other, and if one failed, all fail.
-
-        Raises:
-            UserError: another rank failed, with its message, or exited. What this rank raised is passed on.
-        """
+        """A step of the work that all ranks do: at its end they wait for each other, and if one failed or exited, all fail."""
         error: Exception | None = None
         try:
             yield
@@ -75,13 +71,9 @@ class Ranks:
         return self._gather(value)[0] if self.world > 1 else value
 
     def _gather(self, value: T) -> list[T]:
-        try:
-            return gather(value)
-        except RuntimeError as gone:  # gloo's connection was closed, or timed out
-            raise UserError(
-                f"another of the {self.world} processes exited ({first_line(gone)}); see its last message, "
-                "and run the same command to resume"
-            ) from None
+        remedy = "see its last message, and run the same command to resume"
+        with explained(f"another of the {self.world} processes exited", remedy, errors=(RuntimeError,)):
+            return gather(value)  # gloo's connection may be closed, or time out
 
 
 SINGLE_PROCESS = Ranks()
@@ -123,11 +115,9 @@ def forget_left_over_ranks(devices: int = 1, nodes: int = 1) -> None:
 
 
 def check_ranks(devices: int, nodes: int, one_is_default: bool = False) -> None:
-    """Raise UserError if torchrun or srun started another number of processes than ``devices`` per node ask for.
+    """Raise UserError if torchrun or srun started another number of processes than ``devices`` (-1: any) per node ask for.
 
-    Args:
-        devices: -1 for all of the node, whose number is not checked.
-        one_is_default: whether the defaults, 1 and 1, accept any number.
+    With ``one_is_default`` the defaults, 1 and 1, accept any number.
     """
     world, asked = current_ranks().world, devices * nodes
     if world > 1 and devices > 0 and asked != world and not (one_is_default and asked == 1):
@@ -138,12 +128,9 @@ def check_ranks(devices: int, nodes: int, one_is_default: bool = False) -> None:
 
 
 def lightning_environment() -> list["ClusterEnvironment"]:
-    """Lightning's plugin for the processes of ``current_ranks``, where its own guess may differ: within SLURM.
+    """Lightning's plugin for the processes of ``current_ranks`` within SLURM; [] elsewhere and under torchrun.
 
-    Lightning takes every process of an allocation for a task of srun. [] elsewhere and under torchrun.
-
-    Raises:
-        UserError: srun's tasks per node are unknown.
+    Its own guess takes every process of an allocation for a task of srun.
     """
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
     from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
@@ -181,9 +168,6 @@ def process_group(ranks: Ranks) -> Iterator[None]:
 
     (srun counts its timeout from the first task that ends.) If one fails, the others do not wait; only rank 0, which learns of
     it by ``step``, raises the UserError.
-
-    Raises:
-        UserError: the ranks cannot connect.
     """
     if ranks.world == 1:
         yield

@@ -28,9 +28,6 @@ def map_unordered(
 
     On Linux the workers are forked and share ``state``; elsewhere it is pickled once per worker. ``function`` must be
     importable. The first exception stops everything.
-
-    Raises:
-        UserError: a worker was killed, e.g. for lack of memory.
     """
     with in_background(function, state, jobs, workers) as results:
         yield from results

@@ -20,7 +20,6 @@ class PrintableFormatter(logging.Formatter):
     """The format of log messages on the terminal; conf/hydra/dejavu.yaml names it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The message, and the traceback if there is one, without control characters."""
         return printable(super().format(record))
 
 

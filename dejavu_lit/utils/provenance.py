@@ -16,7 +16,6 @@ PACKAGES = ("torch", "torchvision", "pytorch-lightning", "open_clip_torch", "fai
 
 
 def provenance() -> dict[str, Any]:
-    """Commit, versions, machine, command and time of this process, as JSON values."""
     return {
         "dejavu_lit": __version__,
         "commit": _commit(),
@@ -29,7 +28,6 @@ def provenance() -> dict[str, Any]:
 
 
 def _command() -> str:
-    """The command line of this process, as a shell reads it."""
     program, *arguments = sys.argv
     path = Path(program)
     if path.name == "dejavu":

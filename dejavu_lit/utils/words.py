@@ -31,7 +31,6 @@ IRREGULAR = {
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a text, in their order."""
     return text.split() if text.isascii() else [piece for word in text.split() for piece in _PIECE.findall(word)]
 
 

@@ -224,7 +224,7 @@ def test_killed_in_the_middle_it_goes_on_and_trains_nothing_twice(scenes, tmp_pa
         (["settings=[1]"], "settings=[1]"),
         ([], "there are no settings"),
         (["+settings.x=[]", "seeds=0"], "seeds=0 must be a list"),
-        (["+settings.x=[]", "seeds=[0,0]"], "seeds=[0, 0] lists a value twice"),
+        (["+settings.x=[]", "seeds=[0,0]"], "seeds=[0, 0] must be a list of different whole numbers, at least 0"),
         (["+settings.x=[]", "sizes=50"], "sizes=50 must be a list"),
         (["+settings.x=[]", "sizes=[5000]"], "data.train_size=5000 but the set has 96 pairs"),
         (["+settings.x=[]", "utility_loss=abc"], "utility_loss=abc must be a number"),
