@@ -37,11 +37,7 @@ CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
 
 
 def command(config_name: str, task: Callable[[Any, Path], Any]) -> Callable[..., None]:
-    """The function behind a command; it takes the arguments, by default those of the command line.
-
-    Args:
-        config_name: the file in conf/; task: what to do with the settings and the output directory.
-    """
+    """The function behind a command of this file in conf/; it takes the arguments, by default those of the command line."""
     called = sys.argv  # the whole command line, with which Lightning starts further processes
     failures: list[str] = []  # of the jobs of a multirun in this process; Hydra raises only the first
     gates: list[Path] = []  # the jobs of a multirun in this process whose gate holds; the others continue
@@ -116,18 +112,13 @@ def _fail_job(error: Exception, out: Path, failures: list[str]) -> None:
     """End a job that raised ``error`` with its sentence, if it has one; in a multirun the other jobs continue."""
     sentence = None if isinstance(error, BrokenPipeError) else error_sentence(error)
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        _end_as_failed()
+        if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":  # Hydra returns the exception, and would exit with 0
+            atexit.register(lambda: (sys.stdout.flush(), sys.stderr.flush(), os._exit(1)))
         failures.append(f"{out}: {sentence or f'{type(error).__name__}: {first_line(error)}'}")
         if sentence:  # the launcher reports it
             raise UserError(failures[-1]) from None
     elif sentence:
         fail(sentence)
-
-
-def _end_as_failed() -> None:
-    """Let a job of a multirun on SLURM exit with code 1: Hydra returns the exception and would exit with 0."""
-    if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
-        atexit.register(lambda: (sys.stdout.flush(), sys.stderr.flush(), os._exit(1)))
 
 
 def _out(cfg: DictConfig) -> Path:

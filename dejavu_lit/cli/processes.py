@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import secrets
 import sys
 import threading
@@ -25,17 +26,16 @@ log = logging.getLogger(__name__)
 def processes(trainer: TrainerSettings, shared: bool) -> Ranks:
     """This process among those that ``trainer`` asks for, which are started here unless torchrun or srun did.
 
-    Args:
-        shared: whether all processes know the output directory.
-
-    Raises:
-        UserError: not the number that torchrun or srun started; several nodes or a multirun without them; no GPU.
+    ``shared``: whether all processes know the output directory.
     """
     _check()
     ranks, devices, nodes = current_ranks(), trainer.devices, trainer.num_nodes
     check_ranks(devices, nodes, one_is_default=True)
-    if ranks.world == 1:
-        devices = _count(devices)
+    if ranks.world == 1 and devices < 0:
+        import torch
+
+        if not (devices := torch.cuda.device_count()):
+            raise UserError("trainer.devices=-1 means all GPUs, and this machine has none; give trainer.devices=N")
     if max(ranks.world, devices * nodes) > 1 and not shared:
         raise UserError("several processes need one output directory; give out=DIR")
     if ranks.world == 1 and devices * nodes > 1:
@@ -110,36 +110,19 @@ def _check() -> None:
             raise UserError(f"trainer.{name} applies to training only; {instead}")
 
 
-def _count(devices: int) -> int:
-    """``devices``; for −1 the number of GPUs of this machine."""
-    if devices > 0:
-        return devices
-    import torch
-
-    if not (gpus := torch.cuda.device_count()):
-        raise UserError("trainer.devices=-1 means all GPUs, and this machine has none; give trainer.devices=N")
-    return gpus
-
-
 def parse_share(text: str | None, environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
     """(i, n): this process annotates every n-th shard from the i-th on; from ``"3/10"``.
 
     None: from the SLURM array and the ranks of torchrun or srun, combined, or else all shards.
-
-    Raises:
-        UserError: not of this form, or an array whose numbers have gaps (the number of its tasks is then unknown).
     """
     if text is None:
         task, tasks = _slurm_array_task(environment)
         ranks = current_ranks(environment)
         return task * ranks.world + ranks.rank, tasks * ranks.world
-    try:
-        index, count = map(int, str(text).split("/"))
-    except ValueError:
-        raise UserError(f"part={text} must be NUMBER/OF, counted from 0, e.g. part=3/10") from None
-    if not 0 <= index < count:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or int(match[1]) >= int(match[2]):
         raise UserError(f"part={text} must be NUMBER/OF with NUMBER from 0 to OF - 1, e.g. part=3/10")
-    return index, count
+    return int(match[1]), int(match[2])
 
 
 def _slurm_array_task(environment: Mapping[str, str]) -> tuple[int, int]:

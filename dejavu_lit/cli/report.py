@@ -54,14 +54,13 @@ def run(arguments: Sequence[str]) -> Path:
     return write_report(**asdict(settings))
 
 
-def help_text() -> str:
-    lines = [f"  {option.name}={option.default}  # {option.meaning}" for option in options(Report)]
-    return "\n".join([HEAD, *lines, EXAMPLES])
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the report of an evaluation or a study again."""
     given = sys.argv[1:] if arguments is None else arguments
     log_warnings()
     with clean_exit():
-        print(help_text() if {"-h", "--help"} & set(given) else run(given))
+        if {"-h", "--help"} & set(given):
+            lines = [f"  {option.name}={option.default}  # {option.meaning}" for option in options(Report)]
+            print(HEAD, *lines, EXAMPLES, sep="\n")
+        else:
+            print(run(given))

@@ -70,34 +70,25 @@ def planned_rows(study: Mitigate, out: Path) -> list["PlannedRow"]:
     checked: set[str] = set()
     directories = [RunDirectory(file.parent) for file in (out / "runs").glob("*/config.yaml")]
     started = {directory.section("model", ModelSpec).init for directory in directories if directory.started}
-    rows = []
+    rows: list[PlannedRow] = []
     for name, series, overrides, size in settings:
-        where = f"settings.{name}"
-        with _prefixed(where):
+        with _prefixed(f"settings.{name}"):
             setting = compose_settings("mitigate", *study.typed, *overrides)
-        if size is not None and any(override.lstrip("+~").startswith("data.train_size=") for override in overrides):
-            raise UserError(f"{where} sets data.train_size, and so does sizes={list(study.sizes)}; set it in one place")
-        if setting.data.half:
-            raise UserError(
-                f"{where}: data.half={setting.data.half} is not of one setting; halves=R trains random halves"
-            )
-        with _prefixed(where):
+            if size is not None and any(override.lstrip("+~").startswith("data.train_size=") for override in overrides):
+                raise UserError(f"data.train_size is set here and by sizes={list(study.sizes)}; set it in one place")
+            if setting.data.half:
+                raise UserError(f"data.half={setting.data.half} is not of one setting; halves=R trains random halves")
             runs = {side: _run(setting, side, overrides, size) for side in SIDES}
-        evaluation = setting.evaluate
-        address, given = runs["target"].data.dir, evaluation.data
-        if is_remote(str(address)) and isinstance(given, DataChanges) and given.dir is None:
-            # given here, so evaluations may open it
-            evaluation = replace(evaluation, data=replace(given, dir=address))
-        with _prefixed(where):
+            evaluation = setting.evaluate
+            address, given = setting.data.dir, evaluation.data
+            if is_remote(str(address)) and isinstance(given, DataChanges) and given.dir is None:
+                # given here, so evaluations may open it
+                evaluation = replace(evaluation, data=replace(given, dir=address))
             runs = _checked(study, runs, setting.evaluate, checked, started)
-        for half, seed in product(range(study.halves), study.seeds):
-            dealt = {
-                side: replace(run, seed=seed + half, data=replace(run.data, half=half)) for side, run in runs.items()
-            }
-            if half and not isinstance(evaluation.data, DataChanges):  # given data are dealt likewise
-                evaluation = replace(evaluation, data=replace(evaluation.data, half=half))
-            rows.append(
-                PlannedRow(
+            for half, seed in product(range(study.halves), study.seeds):
+                if half and not isinstance(evaluation.data, DataChanges):  # given data are dealt likewise
+                    evaluation = replace(evaluation, data=replace(evaluation.data, half=half))
+                row = PlannedRow(
                     name=name,
                     overrides=overrides,
                     train_size=size,
@@ -105,11 +96,13 @@ def planned_rows(study: Mitigate, out: Path) -> list["PlannedRow"]:
                     series=series,
                     half=half,
                     evaluation=evaluation,
-                    runs=dealt,
+                    runs={
+                        side: replace(run, seed=seed + half, data=replace(run.data, half=half))
+                        for side, run in runs.items()
+                    },
                 )
-            )
-        if study.halves > 1:
-            with _prefixed(where):
+                rows.append(row)
+            if study.halves > 1:
                 _check_half(rows[-1].runs["target"], evaluation)
     return rows
 
@@ -156,17 +149,12 @@ def _run(setting: Mitigate, side: str, overrides: Sequence[str], size: int | Non
     )
 
 
-def _check_series(series: Any, sizes: Sequence[int | None]) -> None:
-    if not isinstance(series, dict) or not all(isinstance(by_size, dict | None) for by_size in series.values()):
-        raise UserError(
-            f"series={series} must be a mapping of names to overrides by training size, e.g. "
-            "series.equal_pairs='{500: [\"recipe.epochs=100\"]}'"
-        )
+def _check_series(series: Mapping[str, Any], sizes: Sequence[int | None]) -> None:
     for name, by_size in series.items():
+        if not isinstance(by_size, dict | None):
+            raise UserError(f"series.{name}={by_size} must be {{size: overrides}}, e.g. {{500: ['recipe.epochs=100']}}")
         for size, overrides in (by_size or {}).items():
-            if not str(size).isdecimal():
-                raise UserError(f"series.{name}: {size} must be a training size from sizes={sizes}")
-            if int(size) not in sizes:
+            if str(size) not in map(str, sizes):
                 raise UserError(f"series.{name} names the size {size}, which is not in sizes={sizes}")
             _check_overrides(f"series.{name}.{size}", overrides)
 
@@ -215,28 +203,20 @@ def _checked(
         if _is_new(str(missing[0].folder), checked):
             log.info("data=%s would be generated first, in %s", missing[0].name, missing[0].folder)
         return dict(runs)
-    trains_here = study.launcher == "local" and not study.plan_only
-    if trains_here and missing:  # generating them would be in vain without the devices
-        _check_devices(study, evaluation)
+    if study.launcher == "local" and not study.plan_only:  # before data are generated, in vain without the devices
+        check_device(study.trainer)
+        if evaluation.device not in (None, "cpu"):
+            from dejavu_lit.models.encoder import torch_device
+
+            torch_device(str(evaluation.device))
     runs = {side: replace(run, data=ready(run.data)) for side, run in runs.items()}
     for run in runs.values():
         if _is_new([to_plain(run.data), run.side, run.recipe.batch, to_plain(run.trainer)], checked):
             check_data(run)
-    if trains_here:
-        _check_devices(study, evaluation)
     data = runs["target"].data
     if _is_new([to_plain(evaluation), to_plain(data)], checked):
         check_evaluation(evaluation, data)
     return runs
-
-
-def _check_devices(study: Mitigate, evaluation: EvaluationSettings) -> None:
-    """Raise UserError if this machine does not have the devices of the trainings and of a setting's evaluation."""
-    check_device(study.trainer)
-    if evaluation.device not in (None, "cpu"):
-        from dejavu_lit.models.encoder import torch_device
-
-        torch_device(str(evaluation.device))
 
 
 def _is_new(value: Any, checked: set[str]) -> bool:

@@ -88,23 +88,19 @@ def annotate(
     start = time.monotonic()
     images = _write_parts(source, missing, max_failed)
 
-    existing = [part for part in all_parts if part.path.exists()]
-    complete = len(existing) == len(all_parts)
+    existing = sum(part.path.exists() for part in all_parts)
+    complete = existing == len(all_parts)
     # Parts are opened only once all exist: otherwise each of many tasks would open the others' too.
-    failed = []
-    for part in all_parts if complete else own_parts:
-        try:
-            failed += [(part.set, key, reason) for key, reason in failures(part.path).items()]
-        except UserError as damaged:  # another task's, which writes it again
-            logger.warning("%s", damaged)
-            existing.remove(part)
-            complete = False
+    opened = all_parts if complete else own_parts
+    failed = [(part.set, key, reason) for part in opened for key, reason in failures(part.path).items()]
     if complete:
-        _write_failures(out, failed)
+        columns = ("set", "key", "reason")
+        rows = [dict(zip(columns, row, strict=True)) for row in failed]
+        write_csv(out / FAILURES_FILE, rows, columns, end="\n")
     return Summary(
         images=images,
         seconds=time.monotonic() - start,
-        parts=len(existing),
+        parts=existing,
         total_parts=len(all_parts),
         failed=len(failed),
         complete=complete,
@@ -205,10 +201,3 @@ def _check_failures(shard: Shard, rows: Sequence[Annotation | Failed], max_faile
             f"{len(failed)} of {len(rows)} images of {shard.index.path} could not be annotated, the first is "
             f"{failed[0].key} ({failed[0].reason}); fix the cause, or allow a larger share by max_failed="
         )
-
-
-def _write_failures(out: Path, failed: Sequence[tuple[str, str, str]]) -> None:
-    """Write ``failed.csv``, one row (set, key, reason) per image; the last process to finish does it."""
-    columns = ("set", "key", "reason")
-    rows = [dict(zip(columns, row, strict=True)) for row in failed]
-    write_csv(out / FAILURES_FILE, rows, columns, end="\n")

@@ -8,7 +8,6 @@ the objects from elsewhere, by the pair's key or JSON (a ``Lookup``).
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
@@ -95,16 +94,12 @@ class Detector(Source):
 
     def rows(self, shard: Shard) -> Iterator[Annotation | Failed]:
         """One row per image; a batch never spans two shards, so one part can be redone alone."""
-        for items in self._decoded_batches(shard):
+        pairs = zip(shard.index.keys, shard.index.pairs(), strict=True)
+        images = map_ahead(_decode, pairs, self.workers, BATCHES_AHEAD * self.batch)
+        while items := list(islice(images, self.batch)):
             rows = self._annotate_batch([(key, image) for key, image in items if isinstance(image, Image.Image)])
             for key, image in items:
                 yield rows[key] if isinstance(image, Image.Image) else Failed(key, str(image))
-
-    def _decoded_batches(self, shard: Shard) -> Iterator[list[tuple[str, Image.Image | BadPair]]]:
-        pairs = zip(shard.index.keys, shard.index.pairs(), strict=True)
-        images = map_ahead(_decode, pairs, self.workers, BATCHES_AHEAD * self.batch)
-        while batch := list(islice(images, self.batch)):
-            yield batch
 
     def _annotate_batch(self, items: list[tuple[str, Image.Image]]) -> dict[str, Annotation | Failed]:
         """{key: row} of the images; if the batch fails, they are tried one by one."""
@@ -167,12 +162,3 @@ def _validated(key: str, objects: Detections | Annotation) -> Annotation:
     if not all(-SCORE_SLACK <= score <= 1 + SCORE_SLACK for score in objects.scores):
         raise ValueError("a score does not lie between 0 and 1")
     return Annotation(key, objects.labels, objects.scores, objects.boxes)
-
-
-@contextmanager
-def require_package(annotator: str, page: str) -> Iterator[None]:
-    """Wrap the import of an optional package: if it is missing, a UserError names it and its installation page."""
-    try:
-        yield
-    except ModuleNotFoundError as missing:
-        raise UserError(f"annotator={annotator} needs the package {missing.name}; install it as {page} says") from None

@@ -58,10 +58,8 @@ def read_lines(path: Path | str) -> list[str]:
 
 def _stripped_lines(path: Path | str) -> list[str]:
     """The lines of a text file up to the last one that is not blank, without surrounding white space."""
-    try:
+    with explained(f"{path} cannot be read as a text file of names", "give one in UTF-8"):
         text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as a text file of names ({error}); give one in UTF-8") from None
     return [line.strip() for line in text.rstrip().splitlines()]
 
 

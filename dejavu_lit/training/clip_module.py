@@ -180,7 +180,7 @@ class ClipModule(pl.LightningModule):
         checkpoint["data"], checkpoint["plan"], checkpoint["seconds"] = self.data, self._pair_order(), self.seconds
         checkpoint["settings"] = self.settings
         checkpoint["unreadable"] = self._gather_unreadable()  # only the checkpoint of rank 0 is written
-        checkpoint["replaced"] = self._sum_replaced()
+        checkpoint["replaced"] = sum(gather(self._replaced))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what was saved; raises UserError for other settings, data, or an order of the pairs that would miss some."""
@@ -214,13 +214,9 @@ class ClipModule(pl.LightningModule):
 
     def replaced(self) -> int:
         """The replaced pairs of this epoch over all ranks, which all must call it; raises UserError if they are too many."""
-        total = self._sum_replaced()
+        total = sum(gather(self._replaced))
         self._check_replaced(total)
         return total
-
-    def _sum_replaced(self) -> int:
-        own = torch.tensor(float(self._replaced), device=self.device)
-        return int(self.trainer.strategy.reduce(own, reduce_op="sum"))
 
     def _check_replaced(self, replaced: int) -> None:
         plan = self.pairs.plan(0, self.trainer.world_size)

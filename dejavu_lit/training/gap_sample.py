@@ -44,7 +44,6 @@ IMAGE_CACHE_BYTES = 2**30  # of decoded public images; a larger public set is de
 class PairSample:
     """The pairs of one set that are measured: their keys, captions and objects, n each."""
 
-    name: str
     keys: list[str]
     captions: list[str]
     truth: Objects
@@ -57,14 +56,13 @@ class PairSample:
         captions = _read_captions(shards, {keys[row] for row in smallest})
         if not captions:
             raise UserError(f"no pair of {shards.folder} has an object, so no gap can be measured; check data.objects=")
-        return cls(shards.folder.name, list(captions), list(captions.values()), objects.take(list(captions)))
+        return cls(list(captions), list(captions.values()), objects.take(list(captions)))
 
 
 def _read_captions(shards: ShardSet, wanted: Set[str]) -> dict[str, str]:
     """{key: caption} of the wanted pairs that have one, in the order of the shards."""
     captions: dict[str, str] = {}
-    for shard in range(len(shards.names)) if wanted else ():
-        index = shards.index(shard)
+    for index in shards.indexes() if wanted else ():
         for position, key in enumerate(index.keys):
             if key in wanted:
                 try:
@@ -161,10 +159,6 @@ class GapMeter:
                 )
             if reference.embeddings_folder and (saved := reference.saved(shards, shards.folder.name, "text")):
                 members = [key for key in members if key in saved.rows]
-                if not members:
-                    raise UserError(
-                        f"{reference.name} has no embedding of a pair of {shards.folder}; choose another reference"
-                    )
             self.samples[name] = PairSample.draw(shards, set_objects, settings.sample, members)
         searched = set(self._images.keys()) - self._excluded
         if reference.captions_only:
@@ -201,7 +195,7 @@ class GapMeter:
         public = self._objects.take(sorted((set(keys) & set(reference_keys)) - self._excluded))
         scores = {}
         for name, sample in self.samples.items():
-            saved = reference.saved(self._sets[name], sample.name, "text")
+            saved = reference.saved(self._sets[name], self._sets[name].folder.name, "text")
             queries = saved.load(sample.keys) if saved else encode_captions(reference.encoder, sample.captions)
             scores[name] = self._score(queries, reference_keys, vectors, public, sample)
         self._reference_scores = reference.name, public, scores

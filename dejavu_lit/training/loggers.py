@@ -70,11 +70,8 @@ class CsvLogger(Logger):
 class WandbLogger(loggers.WandbLogger):
     """Lightning's logger for the wandb run in ``out``, which it also ends. If wandb fails later, training goes on with a warning.
 
-    We do not control wandb's process: SLURM ends it with the first TERM to the job, while the training may continue.
-
-    Args:
-        resumed: whether training has already started, so that even a failed start is only a warning.
-        options: keyword arguments of ``wandb.init``.
+    We do not control wandb's process: SLURM ends it with the first TERM to the job, while the training may continue. If that
+    is ``resumed``, a failed start is only a warning, too.
     """
 
     def __init__(self, out: Path, offline: bool, resumed: bool, options: Mapping[str, Any]) -> None:
@@ -129,10 +126,7 @@ def training_loggers(
 ) -> list[Logger]:
     """The loggers of the run in ``out``; ranks above 0 have the CSV logger alone, which does nothing there.
 
-    Args:
-        side: target or reference, wandb's job type.
-        config: the resolved settings.
-        step: where a resumed run continues, so that repeated steps replace what was logged; None for a new run.
+    ``step``: where a resumed run continues, so that repeated steps replace what was logged; None for a new run.
     """
     csv_logger = CsvLogger(out)
     writers: list[Logger] = [csv_logger]

@@ -70,8 +70,7 @@ class PRG(_PopulationGap):
 class AUCG(_Gap):
     """The area between the models' recall curves, mean(recall_T) − mean(recall_R), from sums of hits_T − hits_R per |G|.
 
-    Args:
-        max_objects: the largest number of objects per image; the state is max_objects + 2 integers.
+    The state is ``max_objects``, the largest number of objects per image, + 2 integers.
     """
 
     hits: Tensor

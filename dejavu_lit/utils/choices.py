@@ -22,12 +22,9 @@ def _entry_points(group: str) -> dict[str, str]:
 class Choices:
     """Dataclasses by a name, which a config gives as ``type`` beside their options: ours, and those of other packages."""
 
-    option: str
-    """Where the choice stands, for messages."""
-    group: str
-    """The entry points by which other packages add theirs."""
-    own: Mapping[str, str]
-    """{name: module:class}."""
+    option: str  # where the choice stands, for messages
+    group: str  # the entry points by which other packages add theirs
+    own: Mapping[str, str]  # {name: module:class}
 
     def places(self) -> dict[str, str]:
         """{name: module:class} of all choices."""

@@ -152,8 +152,7 @@ class Option:
     default: str
     kind: str
     meaning: str
-    group: bool = False
-    """Whether it stands for further options."""
+    group: bool = False  # whether it stands for further options
 
 
 @cache
@@ -215,8 +214,7 @@ def explain_value(
 ) -> str:
     """One sentence for an error of OmegaConf: the option, what is wrong with it, and the nearest name or the type it needs.
 
-    Args:
-        known: the options by name; where: the place of the config, for messages; given: the option as typed.
+    ``where`` is the place of the config, and ``given`` the option as typed.
     """
     key = str(error.full_key or "")
     name = f"{where}.{key}".strip(".")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dejavu_lit.utils.errors import UserError, explained, first_line
+from dejavu_lit.utils.errors import UserError, explained
 
 if TYPE_CHECKING:
     from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
@@ -98,10 +98,8 @@ def forget_left_over_ranks(devices: int = 1, nodes: int = 1) -> None:
 
     Lightning and ``rank`` would take a process alone for one of several, which writes nothing. Launchers are torchrun, srun,
     Lightning in the parent process, and for several nodes a person who sets MASTER_ADDR and NODE_RANK on each. Call it before
-    Lightning is imported; only the first call counts, because later ones find what Lightning set for its own processes.
-
-    Args:
-        devices, nodes: of the settings; 1 and 1 for a command that starts no processes through Lightning.
+    Lightning is imported; only the first call counts, because later ones find what Lightning set for its own processes. A
+    command that starts no processes through Lightning has 1 device and 1 node.
     """
     if os.environ.get(COMMAND) == str(os.getpid()):
         return
@@ -176,18 +174,15 @@ def process_group(ranks: Ranks) -> Iterator[None]:
     from torch.distributed.rendezvous import rendezvous
 
     method, long = "env://", timedelta(hours=HOURS)
-    try:
-        for slurm in lightning_environment():
-            method = f"tcp://{slurm.main_address}:{slurm.main_port}"
+    for slurm in lightning_environment():
+        method = f"tcp://{slurm.main_address}:{slurm.main_port}"
+    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    problem = f"rank {ranks.rank} of {ranks.world} could not connect to the others at {where}"
+    remedy = "MASTER_ADDR must be the node of rank 0, reachable from all, and MASTER_PORT a free port there"
+    with explained(problem, remedy, errors=(RuntimeError, ValueError)):
         store, _, _ = next(rendezvous(method, ranks.rank, ranks.world, timeout=timedelta(minutes=MINUTES)))
         store.set_timeout(long)
         dist.init_process_group("gloo", store=store, rank=ranks.rank, world_size=ranks.world, timeout=long)
-    except (RuntimeError, ValueError) as error:
-        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise UserError(
-            f"rank {ranks.rank} of {ranks.world} could not connect to the others at {where} ({first_line(error)}); "
-            "MASTER_ADDR must be the node of rank 0, reachable from all, and MASTER_PORT a free port there"
-        ) from None
     try:
         yield
         with suppress(RuntimeError):  # another rank exited and has logged why

@@ -91,16 +91,15 @@ class RunDirectory:
 
     def read(self, settings: type[T]) -> T:
         """All saved settings as a dataclass; raises UserError for unknown names, wrong types and missing values."""
-        return self._read(settings, self.config(), "")
+        return self.section("", settings)
 
     def section(self, name: str, settings: type[T]) -> T:
-        return self._read(settings, self.config().get(name), name)
-
-    def _read(self, settings: type[T], values: Any, where: str) -> T:
+        config = self.config()
+        values = config.get(name) if name else config
         if not isinstance(values, Mapping):
-            raise UserError(f"{self.config_file}: {where} is missing; restore it, or start over in another directory")
+            raise UserError(f"{self.config_file}: {name} is missing; restore it, or start over in another directory")
         try:
-            return read(settings, values, where)
+            return read(settings, values, name)
         except (UserError, RecursionError) as error:  # it may refer to itself
             raise UserError(f"{self.config_file} does not fit this version: {error}") from None
 

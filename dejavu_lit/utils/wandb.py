@@ -62,9 +62,7 @@ def with_tags(logger: LoggerSettings, overrides: Iterable[str]) -> LoggerSetting
 def wandb_options(out: Path, settings: Wandb, job_type: str, beside: Path | None = None) -> dict[str, Any]:
     """The keywords of ``wandb.init`` for what lies in ``out``: the same id each time, so that runs resume.
 
-    Args:
-        job_type: target, reference, evaluation or study.
-        beside: a run that this belongs to; its group is taken where none is given.
+    ``job_type`` is target, reference, evaluation or study. The group is by default that of the run ``beside``.
     """
     path = out / FOLDER / "id.json"
     if not path.exists():

@@ -4,6 +4,7 @@ https://detectron2.readthedocs.io/en/latest/tutorials/models.html describes the 
 config file and a local file of weights; detectron2's own model catalog is not used.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from PIL import Image
 
 from dejavu_lit.data.objects import Annotator
 from dejavu_lit.objects.annotators.detectron2_weights import class_count, load_weights, read_weights, set_classifier
-from dejavu_lit.objects.base import Detections, Detector, require_package
+from dejavu_lit.objects.base import Detections, Detector
 from dejavu_lit.objects.vocabulary import read_lines
 from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import file_sha256, fingerprint
@@ -48,8 +49,9 @@ class Detectron2Detector(Detector):
 
     @property
     def annotator(self) -> Annotator:
-        with require_package("detectron2", PAGE):
-            import detectron2
+        setup = self._setup
+        import detectron2
+
         classifier = None if self.classifier is None else file_sha256(self._file("classifier"))
         given = {"options": self.options, "modules": self.modules, "classifier": classifier}
         return Annotator(
@@ -59,7 +61,7 @@ class Detectron2Detector(Detector):
             threshold=self.threshold,
             config={
                 "file": Path(self.config).name,
-                "content": self._setup.fingerprint,
+                "content": setup.fingerprint,
                 **{name: value for name, value in given.items() if value},
             },
             vocabulary=fingerprint(list(self.labels)),
@@ -123,7 +125,8 @@ class Detectron2Detector(Detector):
 
     @cached_property
     def _setup(self) -> "_Setup":
-        with require_package("detectron2", PAGE):
+        problem = "annotator=detectron2 needs the package detectron2"
+        with explained(problem, f"install it as {PAGE} says", errors=(ImportError,)):
             import detectron2.data.datasets  # noqa: F401 - registers the class names of COCO, LVIS and others
         path, device = self._file("config"), self.local_device
         hooks = _import_plugins(self.modules)
@@ -207,21 +210,16 @@ def _read_lazy_config(path: Path, options: Mapping[str, Any]) -> _Setup:
     # Of the resolved config, since a .py may import others; training settings do not count.
     content = {"model": cfg.model, "mapper": mapper, "bgr": bgr, "datasets": datasets}
     resolved = {
-        name: _without_addresses(OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value)
+        name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         for name, value in content.items()
     }
+    resolved = json.loads(json.dumps(resolved, default=_without_address))
     transforms = T.AugmentationList(list(resize))
     return _Setup(lambda: instantiate(cfg.model), transforms, bgr, datasets, fingerprint(resolved))
 
 
-def _without_addresses(value: Any) -> Any:
-    """A config's value without the memory addresses of functions and objects, which differ between processes."""
-    if isinstance(value, Mapping):
-        return {str(name): _without_addresses(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_addresses(inner) for inner in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
+def _without_address(value: Any) -> str:
+    """A function or an object without its memory address, which differs between processes."""
     if hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))

@@ -145,11 +145,13 @@ class TorchvisionDetector(Detector):
 
         In some models class 0 is the background, in others it is not: the shapes of the weights decide.
         """
+        from torchvision.models.detection.ssd import SSD
+
         given, state, mismatch = self._class_names(), self._content["model"], ""
         candidates = [given] if given[:1] == [BACKGROUND] else [[BACKGROUND, *given], given]
         for names in candidates:
             model = self._build(num_classes=len(names), weights=None, weights_backbone=None)
-            if names[0] != BACKGROUND and _has_background(model):
+            if names[0] != BACKGROUND and (hasattr(model, "roi_heads") or isinstance(model, SSD)):  # these have one
                 break
             expected, actual = _shapes(model.state_dict()), _shapes(state)
             if expected == actual:
@@ -178,13 +180,6 @@ class TorchvisionDetector(Detector):
 def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """{name: shape} of a state dict; the batch counters are ignored, since older files lack them."""
     return {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
-
-
-def _has_background(model: Any) -> bool:
-    """Whether class 0 is the background, as in all models with regions of interest and in SSD."""
-    from torchvision.models.detection.ssd import SSD
-
-    return hasattr(model, "roi_heads") or isinstance(model, SSD)
 
 
 def _detections(output: Mapping[str, Any], names: Sequence[str], threshold: float) -> Detections:
