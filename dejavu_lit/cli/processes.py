@@ -54,10 +54,7 @@ def processes(trainer: TrainerSettings, shared: bool) -> Ranks:
 
 
 def _launch_ranks(count: int) -> NoReturn:
-    """Start this command ``count`` times as ranks of this machine, as torchrun does, and exit with their exit code.
-
-    The first failure ends the others, and so does the end of this process.
-    """
+    """Start this command as ``count`` ranks, as torchrun does, and exit with their code; the first failure ends the others."""
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch

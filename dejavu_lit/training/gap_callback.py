@@ -124,6 +124,8 @@ def gap_callback(run: TrainingRun, out: Path) -> GapCallback | None:
                 f"mitigation.gap_budget={budget} needs a reference to measure against; set gaps.reference=RUN to a "
                 "finished run with side=reference"
             )
+        if budget is not None:
+            log.info("mitigation.gap_budget=%g only stops the target; this reference trains to its end", budget)
         return None
     if settings.reference == PARTNER:
         raise UserError(

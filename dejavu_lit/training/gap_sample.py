@@ -129,10 +129,7 @@ def _accumulate(target: Scores, reference: Scores, device: torch.device) -> dict
 
 
 class GapMeter:
-    """Measures any encoder against the reference, on fixed samples of the run's own set and of H.
-
-    Raises UserError for data on which nothing can be measured.
-    """
+    """Measures any encoder against the reference, on fixed samples of the run's own set and of H."""
 
     def __init__(self, data: DataSpec, side: str, settings: GapSettings, reference: AuditedModel) -> None:
         self.settings, self.reference = settings, reference

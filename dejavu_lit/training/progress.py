@@ -27,10 +27,7 @@ def write_metrics(trainer: pl.Trainer, metrics: Mapping[str, float]) -> None:
 
 
 class StepMetrics(Callback):
-    """Writes the loss, throughput, logit scale and learning rate of steps, and the replaced pairs of epochs.
-
-    It must come before the callbacks that save checkpoints.
-    """
+    """Writes the metrics of steps and the replaced pairs of epochs; it must come before the callbacks that save checkpoints."""
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Start the throughput clock, after validation or where a run resumes."""

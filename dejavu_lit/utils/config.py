@@ -66,10 +66,7 @@ def _open(node: DictConfig) -> None:
 
 
 def read(settings: type[T], values: Mapping[str, Any], where: str = "") -> T:
-    """``values`` as a dataclass. They are data: no ``${…}`` in them is resolved, and nothing is called.
-
-    ``where`` is their place in a config, for the UserError of a name or value that does not fit.
-    """
+    """``values``, at ``where`` in a config, as a dataclass: they are data, no ``${…}`` is resolved, and nothing is called."""
     kind: Any = settings
     try:
         return to_settings(OmegaConf.merge(schema(kind), _literal(values)))  # type: ignore[no-any-return]

@@ -118,10 +118,7 @@ def os_error_sentence(error: OSError) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its class name if there is none; at most ``LONGEST`` characters.
-
-    If the line ends in a colon, the next one is added.
-    """
+    """The first line of an exception's message, with the next one after a colon; without a message the name of its class."""
     message = str(error)
     if isinstance(error, KeyError) and " " not in message:  # only the key, not a sentence
         message = f"no entry {message}"

@@ -1,7 +1,4 @@
-"""What the terminal shows: text without control characters, and no messages of other libraries where an error tells it all.
-
-Control characters in names and captions of others could rewrite what was printed.
-"""
+"""What the terminal shows: text without control characters, by which names and captions could rewrite what was printed."""
 
 import logging
 import shlex

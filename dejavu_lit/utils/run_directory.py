@@ -127,10 +127,7 @@ class RunDirectory:
             raise UserError(f"out={self.path} is the directory of a training; choose another folder")
 
     def check(self, settings: Any, take_over: bool = True) -> None:
-        """Raise UserError if there is a run that computes something else than ``settings``, unless it may be taken over.
-
-        Files of another program that a run would replace are refused, too.
-        """
+        """Raise UserError for files of another program, and for a run with other ``settings`` that may not be taken over."""
         if not self.exists:
             weights = self.model / "open_clip_model.safetensors"  # not its config: another rank may have written that
             written = (self.path / METRICS, self.record_file, self.last_checkpoint, weights)
