@@ -70,7 +70,7 @@ def check_device(trainer: TrainerSettings) -> None:
 
 
 def check_models(run: TrainingRun, resumed: bool = False) -> None:
-    """Raise UserError for an unknown architecture, and a reference or weights that do not exist; a ``resumed`` run has its own."""
+    """Raise UserError for an unknown architecture, or a missing reference or weights, which a ``resumed`` run has itself."""
     if run.model.config is None:
         check_architecture(run.model.name)
     if run.model.init is not None and not resumed:
