@@ -19,11 +19,7 @@ from dejavu_lit.utils.printable import argument, print_next, printable
 
 
 def annotate(settings: Annotate, out: Path) -> None:
-    """Find the objects of prepared images.
-
-    Raises:
-        UserError: not one of annotator, compare and show, remote data, or an unknown set, artifact or annotator.
-    """
+    """Find the objects of prepared images, compare two artifacts, or draw one."""
     if sum(mode is not None for mode in (settings.annotator, settings.compare, settings.show)) != 1:
         raise UserError("give one of annotator=NAME, compare=[NAME,NAME] and show=NAME")
     if settings.annotator is not None and settings.data.is_remote:
@@ -109,11 +105,7 @@ def _compare(data: DataSpec, sets: dict[str, ShardSet], names: list[str], thresh
 
 
 def open_sets(data: DataSpec, names: list[str] | None) -> dict[str, ShardSet]:
-    """{name: shards} of the sets of a data folder, A, B, H, V and P before the others, and of folders elsewhere.
-
-    Raises:
-        UserError: no set at all, or an unknown one.
-    """
+    """{name: shards} of the sets of a data folder, A, B, H, V and P before the others, and of folders elsewhere."""
     # Of remote data only the shards that were read are here, but the sizes of all sets.
     files = visible_files(data.folder, f"*/{SIZES}" if source(data.folder) else "*/*.tar")
     available = sorted({path.parent.name for path in files}, key=lambda n: ([*SETS, n].index(n), n))

@@ -6,18 +6,15 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
-from copy import deepcopy
+from contextlib import nullcontext
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
+from time import strftime
 from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -40,11 +37,7 @@ CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
 
 
 def command(config_name: str, task: Callable[[Any, Path], Any]) -> Callable[..., None]:
-    """The function behind a command; it takes the arguments, by default those of the command line.
-
-    Args:
-        config_name: the file in conf/; task: what to do with the settings and the output directory.
-    """
+    """The function behind a command of this file in conf/; it takes the arguments, by default those of the command line."""
     called = sys.argv  # the whole command line, with which Lightning starts further processes
     failures: list[str] = []  # of the jobs of a multirun in this process; Hydra raises only the first
     gates: list[Path] = []  # the jobs of a multirun in this process whose gate holds; the others continue
@@ -119,18 +112,13 @@ def _fail_job(error: Exception, out: Path, failures: list[str]) -> None:
     """End a job that raised ``error`` with its sentence, if it has one; in a multirun the other jobs continue."""
     sentence = None if isinstance(error, BrokenPipeError) else error_sentence(error)
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        _end_as_failed()
+        if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":  # Hydra returns the exception, and would exit with 0
+            atexit.register(lambda: (sys.stdout.flush(), sys.stderr.flush(), os._exit(1)))
         failures.append(f"{out}: {sentence or f'{type(error).__name__}: {first_line(error)}'}")
         if sentence:  # the launcher reports it
             raise UserError(failures[-1]) from None
     elif sentence:
         fail(sentence)
-
-
-def _end_as_failed() -> None:
-    """Let a job of a multirun on SLURM exit with code 1: Hydra returns the exception and would exit with 0."""
-    if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
-        atexit.register(lambda: (sys.stdout.flush(), sys.stderr.flush(), os._exit(1)))
 
 
 def _out(cfg: DictConfig) -> Path:
@@ -141,17 +129,11 @@ def _out(cfg: DictConfig) -> Path:
         return base / hydra_config.sweep.subdir
     if cfg.get("out"):
         return Path(str(cfg.out))
-    from time import strftime
-
     return Path("outputs") / (hydra_config.job.config_name or "run") / strftime("%Y-%m-%d_%H-%M-%S")
 
 
 def typed_settings(cfg: DictConfig, command: str, typed: Sequence[str]) -> Any:
-    """The dataclass of a composed config, without secrets.
-
-    Raises:
-        UserError: an option is missing, is none, or holds a secret; what a dataclass refuses.
-    """
+    """The dataclass of a composed config; raises UserError for a missing or wrong option, and for one that holds a secret."""
     for name in OmegaConf.missing_keys(cfg):
         if command != "prepare" and re.search(r"(^|\.)data\.(reader|extra)\.", name):  # only preparing reads the source
             OmegaConf.update(cfg, name, None)
@@ -168,9 +150,6 @@ def settings(command: str, *overrides: str) -> Any:
 
     Args:
         command: train, evaluate, mitigate or prepare; overrides: its options, "data=scenes", "recipe.epochs=3", …
-
-    Raises:
-        UserError: an option that is unknown, missing, or has a wrong value.
     """
     register(command)
     given = [mistakes.quoted(override, command) for override in overrides]
@@ -180,40 +159,7 @@ def settings(command: str, *overrides: str) -> Any:
 
 
 def compose(command: str, overrides: Sequence[str]) -> DictConfig:
-    """The config of a command; raises UserError for what Hydra refuses."""
     try:
-        with suppress(OmegaConfBaseException):  # Hydra says which override it is
-            return _compose_once(command, overrides)
         return hydra.compose(command, list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(mistakes.explain(error, command, overrides)) from None
-
-
-def _compose_once(command: str, overrides: Sequence[str]) -> DictConfig:
-    """The config of a command, composed once for all overrides that differ in values: composing takes a third of a second.
-
-    The values are set as Hydra sets them: after all groups are chosen, in their order. Overrides that add or delete an option,
-    or set one in another way, are left to Hydra.
-    """
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    loader = GlobalHydra.instance().config_loader()
-    groups = [o for o in parsed if loader.get_group_options(o.key_or_group)]
-    values = [o for o in parsed if o not in groups]
-    if any(not isinstance(o.value(), str) or o.is_delete() for o in groups) or not all(map(_is_plain, values)):
-        return hydra.compose(command, list(overrides))
-    cfg = deepcopy(_composed(loader, command, tuple(str(o.input_line) for o in groups)))
-    for override in values:
-        OmegaConf.update(cfg, override.key_or_group, override.value(), merge=True)
-    return cfg
-
-
-@cache
-def _composed(loader: Any, command: str, overrides: tuple[str, ...]) -> DictConfig:
-    """A config of the folder that Hydra's ``loader`` reads."""
-    return hydra.compose(command, list(overrides))
-
-
-def _is_plain(override: Override) -> bool:
-    """Whether an override is NAME=VALUE, and neither Hydra's own nor a sweep."""
-    is_change = override.type == OverrideType.CHANGE and override.package is None
-    return is_change and not override.is_hydra_override() and not override.is_sweep_override()

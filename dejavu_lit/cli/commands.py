@@ -30,7 +30,6 @@ PLAIN = ("report", "resume")  # without Hydra
 
 
 def main() -> None:
-    """Run the command that the first argument names, with the arguments after it."""
     name, arguments = sys.argv[1] if len(sys.argv) > 1 else "--help", sys.argv[2:]
     with clean_exit():
         if name in ("-h", "--help"):

@@ -44,7 +44,6 @@ def evaluate(settings: Evaluate, out: Path) -> None:
 
 
 def _evaluate_pair(settings: Evaluate, out: Path, gate: Gate | None, ranks: Ranks) -> None:
-    """Evaluate one pair of models and show the result."""
     from dejavu_lit.report.dashboard import log_evaluation
     from dejavu_lit.report.report import is_redacted, show_report
     from dejavu_lit.report.terminal import show_evaluation, show_next_steps

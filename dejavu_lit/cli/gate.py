@@ -13,12 +13,15 @@ import ast
 import json
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dejavu_lit.utils.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    from jsonschema import ValidationError
 
 EXIT_CODE = 3
 COMPARISONS: dict[type[ast.cmpop], Callable[[float, float], bool]] = {
@@ -32,7 +35,6 @@ COMPARISONS: dict[type[ast.cmpop], Callable[[float, float], bool]] = {
 NUMBERED = re.compile(
     r"(\b[A-Za-z_]\w*|\])\.(\d+)\b"
 )  # by_k.10 for by_k["10"]: no Python, but easier to type in a shell
-
 
 Path = tuple[str | int, ...]  # keys and indices into metrics.json
 NumberAt = Callable[[Path], float]
@@ -70,16 +72,21 @@ class Gate:
 
     def check(self) -> None:
         """Raise UserError for a path that no metrics.json can have, or at which there is no number, by its schema."""
+        from jsonschema import Draft202012Validator
+
         schema = json.loads((files("dejavu_lit.measure") / "metrics.schema.json").read_text(encoding="utf-8"))
+        validator = Draft202012Validator({**_without_limits(schema), "additionalProperties": False})
         for path in self.paths:
-            _check_path(path, schema)
+            errors = [_leaves(validator.iter_errors(_excerpt(path, leaf))) for leaf in (0, True)]
+            if not all(errors):
+                continue
+            error = max(errors[0], key=lambda e: (len(e.absolute_path), e.validator == "additionalProperties"))
+            if (depth := len(error.absolute_path)) == len(path):
+                raise UserError(f"fail_if: {_text(path)} is not a number")
+            raise _missing(path, depth, error.schema.get("properties", ()))
 
     def fails(self, metrics: Mapping[str, Any]) -> bool:
-        """Whether the condition is met, i.e. the release fails.
-
-        Raises:
-            UserError: a path that is missing or not a number: a gate that cannot be judged must not pass in silence.
-        """
+        """Whether the condition is met; raises UserError if a path has no number: a gate must not pass in silence."""
         return _judge(self.condition, lambda path: value_at(metrics, path))
 
 
@@ -122,92 +129,54 @@ def _path(node: ast.expr) -> Path:
     raise ValueError(f"{ast.unparse(node)} is neither a number nor a path into metrics.json")
 
 
-def _check_path(path: Path, schema: Mapping[str, Any]) -> None:
-    """Follow a path through a schema, which lists all blocks of metrics.json."""
-    nodes: list[Mapping[str, Any]] = [{**schema, "additionalProperties": False}]
-    for depth, key in enumerate(path):
-        inner = [child for node in nodes for child in _children(node, key)]
-        if not inner:
-            known = sorted({name for node in nodes for name in node.get("properties", {})})
-            parent = _text(path[:depth])
-            has = f"; {parent or 'it'} has {', '.join(known[:20])}" if known else f"; {parent} has no such entry"
-            raise UserError(f"fail_if: {_text(path)} is not in metrics.json{suggest(str(key), known)}{has}")
-        nodes = [node for child in inner for node in _alternatives(child, schema)]
-    if not any(_is_number(node) for node in nodes):
-        known = sorted({name for node in nodes for name in node.get("properties", {})})
-        has = f"; it has {', '.join(known[:20])}" if known else ""
-        raise UserError(f"fail_if: {_text(path)} is not a number{has}")
+def _without_limits(schema: Any) -> Any:
+    """A schema of the names and types alone: an excerpt lacks entries, and its number is arbitrary."""
+    if isinstance(schema, list):
+        return [_without_limits(inner) for inner in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {name: _without_limits(v) for name, v in schema.items() if name not in ("required", "minItems", "minimum")}
 
 
-def _alternatives(node: Any, schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The schemas that a schema stands for, without references to others."""
-    if "$ref" in node:
-        yield from _alternatives(schema["$defs"][node["$ref"].rpartition("/")[2]], schema)
-    elif "anyOf" in node:
-        for choice in node["anyOf"]:
-            yield from _alternatives(choice, schema)
-    else:
-        yield node
+def _excerpt(path: Path, leaf: float) -> Any:
+    """A metrics.json that has ``leaf`` at ``path``, and nothing else."""
+    value: Any = leaf
+    for key in reversed(path):
+        value = [value] * (key + 1) if isinstance(key, int) else {key: value}
+    return value
 
 
-def _children(node: Mapping[str, Any], key: str | int) -> list[Any]:
-    """The schemas of an entry of an object or a list; none if it cannot be there."""
-    kinds = node.get("type", ["object", "array"])
-    if isinstance(key, int):
-        listed = node.get("prefixItems", [])
-        inner = listed[key] if key < len(listed) else node.get("items", {}) if "array" in kinds else False
-    elif key in node.get("properties", {}):
-        inner = node["properties"][key]
-    elif not re.search(node.get("propertyNames", {}).get("pattern", ""), key):
-        inner = False
-    else:
-        inner = node.get("additionalProperties", "object" in kinds)
-    return [] if inner is False else [{} if inner is True else inner]
+def _leaves(errors: Iterable["ValidationError"]) -> list["ValidationError"]:
+    """The errors of a validation, with those of the alternatives in place of "none of them fits"."""
+    return [leaf for error in errors for leaf in (_leaves(error.context) if error.context else [error])]
 
 
-def _is_number(node: Mapping[str, Any]) -> bool:
-    kinds = node.get("type", "number")
-    return not {"number", "integer", "boolean"}.isdisjoint([kinds] if isinstance(kinds, str) else kinds)
+def _missing(path: Path, depth: int, known: Iterable[str]) -> UserError:
+    """The error for a path whose key at ``depth`` is not among the ``known`` ones there."""
+    names = sorted(known)
+    has = f"{_text(path[:depth]) or 'it'} has {', '.join(names[:20]) or 'no such entry'}"
+    return UserError(f"fail_if: {_text(path)} is not in metrics.json{suggest(str(path[depth]), names)}; {has}")
 
 
 def value_at(metrics: Mapping[str, Any], path: Path) -> float:
-    """The number or truth value at ``path`` in metrics.json.
-
-    Raises:
-        UserError: nothing there, or not a number; the sentence gives the reason that metrics.json has for it.
-    """
+    """The number or truth value at ``path``; raises UserError with the reason that metrics.json has for lacking it."""
     value: Any = metrics
-    full = _text(path)
     for depth, key in enumerate(path):
-        parent = _text(path[:depth])
-        if isinstance(value, Mapping):
-            if key not in value:
-                known = ", ".join(list(value)[:20])
-                raise UserError(
-                    f"fail_if: {full} is not in metrics.json{suggest(str(key), value)}; {parent or 'it'} has {known}"
-                )
+        try:
             value = value[key]
-        elif isinstance(value, list):
-            if not isinstance(key, int) or key >= len(value):
-                raise UserError(f"fail_if: {full} is not in metrics.json; {parent} has {len(value)} entries, from [0]")
-            value = value[key]
-        else:
-            raise UserError(f"fail_if: {full} is not in metrics.json; {_description(metrics, path[:depth], value)}")
+        except (LookupError, TypeError):
+            raise _missing(path, depth, value if isinstance(value, Mapping) else ()) from None
+        if value is None:
+            measured = path[: depth + 1]
+            raise UserError(f"fail_if: {_text(measured)} was not measured: {_reason(metrics, measured)}")
     if not isinstance(value, int | float):
-        raise UserError(f"fail_if: {full} is not a number; {_description(metrics, path, value)}")
+        raise UserError(f"fail_if: {_text(path)} is not a number")
     return float(value)
 
 
 def _text(path: Path) -> str:
     steps = (f".{key}" if isinstance(key, str) and key.isidentifier() else f"[{key!r}]" for key in path)
     return "".join(steps).removeprefix(".")
-
-
-def _description(metrics: Mapping[str, Any], path: Path, value: Any) -> str:
-    if value is None:
-        return f"{_text(path)} was not measured: {_reason(metrics, path)}"
-    kind = "an object" if isinstance(value, Mapping) else "a list" if isinstance(value, list) else repr(value)
-    return f"{_text(path)} is {kind}"
 
 
 def _reason(metrics: Mapping[str, Any], path: Path) -> str:

@@ -33,11 +33,7 @@ FOOT = """--cfg job shows every option with the value that it has, --cfg job --p
 
 
 def text(conf: Path, command: str) -> str:
-    """The help of one command.
-
-    Args:
-        conf: the folder of the configuration; command: the name of its file there.
-    """
+    """The help of one command, whose file is in the folder ``conf``."""
     config: dict[str, Any] = yaml.safe_load((conf / f"{command}.yaml").read_text(encoding="utf-8"))
     groups = [line for group, chosen in defaults(config) for line in _group(conf, group, chosen)]
     own = [line for option in own_options(command) for line in _option(option)]
@@ -58,27 +54,23 @@ def defaults(config: dict[str, Any]) -> list[tuple[str, str | None]]:
 
 
 def own_options(command: str) -> list[Option]:
-    """The options of a command that are in no group."""
     known = options(COMMANDS[command])
     grouped = [option.name for option in known if option.name.partition(".")[0] in GROUPS]
     return [option for option in known if option.name not in grouped]
 
 
 def choices(conf: Path, group: str) -> list[str]:
-    """The names that a group can have."""
     return (
         sorted(ANNOTATORS.places()) if group == "annotator" else sorted(p.stem for p in (conf / group).glob("*.yaml"))
     )
 
 
 def _group(conf: Path, group: str, chosen: str | None) -> list[str]:
-    """A group's line: what it is about and its choices, wrapped."""
     names = ", ".join(f"{name}*" if name == chosen else name for name in choices(conf, group))
     first = f"  {group:{INDENT - 2}}"
     return wrap(f"{GROUPS[group]}: {names}", WIDTH, initial_indent=first, subsequent_indent=" " * INDENT)
 
 
 def _option(option: Option) -> list[str]:
-    """An option's lines: its default, and its sentence."""
     name = option.name if option.group and not option.default else f"{option.name}={option.default}"
     return wrap(option.meaning, WIDTH, initial_indent=f"  {name}  # ", subsequent_indent=" " * 6)

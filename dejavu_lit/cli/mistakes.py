@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -85,20 +84,14 @@ def explain(error: Exception, command: str, given: Sequence[str]) -> str:
     known = {option.name: option for option in known_options(command, key)}
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         merging = re.match(r"Error merging override (.*)", text)
-        argument = merging[1].lstrip("+") if merging else _argument(key, given)
+        set_by = (a for a in given if key == (own := a.lstrip("+~").partition("=")[0]) or key.startswith(f"{own}["))
+        argument = merging[1].lstrip("+") if merging else next(set_by, None)
         if isinstance(cause, ValidationError) and argument and not any(f"{key}.".startswith(f"{o}.") for o in known):
             typed = argument.partition("=")[0]  # OmegaConf gives the key of some entries without that of their mapping
             option = max((o for o in known if f"{typed}.".startswith(f"{o}.")), key=len, default="")
             cause.full_key = f"{option}.{key}".lstrip(".")
         return explain_value(cause, known, given=argument)
     return f"{key} is not an option{suggest_option(key, known)}" if unknown else text
-
-
-def _argument(name: str, given: Sequence[str]) -> str | None:
-    """The argument that sets an option."""
-    return next(
-        (a for a in given if name == (own := a.lstrip("+~").partition("=")[0]) or name.startswith(f"{own}[")), None
-    )
 
 
 def known_options(command: str, near: str = "") -> Iterator[Option]:
@@ -115,7 +108,7 @@ def known_options(command: str, near: str = "") -> Iterator[Option]:
 
 
 def _quotes_hint(given: Sequence[str]) -> str | None:
-    """The sentence for an argument whose value Hydra's grammar cannot read although it could in quotes; None without one."""
+    """The sentence for an argument that Hydra's grammar cannot read; None if there is none."""
     parser = OverridesParser.create()
     for before, argument in zip(["", *given], given, strict=False):
         if argument.startswith("-") or (
@@ -131,10 +124,5 @@ def _quotes_hint(given: Sequence[str]) -> str | None:
             if re.fullmatch(r"\[[^'\"\[\]]*\]", value):  # overrides in a list, without the quotes that they need
                 value = ", ".join(f"'{item.strip()}'" for item in value[1:-1].split(","))
                 return f'{argument}: quote each override in the list, as "{name}=[{value}]"'
-            quote = f"{name}={QuotedString(value, Quote.double).with_quotes()}"
-            with suppress(HydraException):
-                parser.parse_override(quote)
-                if not value.startswith(("[", "{", "'", '"')):  # else a list, a mapping or a quotation is not complete
-                    return f"{argument}: Hydra would parse characters in this value; quote it: {shlex.quote(quote)}"
-            return f"{argument}: Hydra cannot read this value; a bracket or a quotation mark is missing or too many"
+            return f"{argument}: Hydra cannot read this value; quote it, or complete its brackets and quotation marks"
     return None

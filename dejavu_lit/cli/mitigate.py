@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from dejavu_lit.cli.app import command
 from dejavu_lit.cli.options import Evaluate, Mitigate
-from dejavu_lit.cli.study_settings import check_options, check_utility_loss, planned_rows
+from dejavu_lit.cli.study_settings import check_options, planned_rows
 from dejavu_lit.evaluation.run import run_evaluation
 from dejavu_lit.evaluation.settings import EvaluationSettings, PairEvaluation, ReportSettings
 from dejavu_lit.utils.config import take
 from dejavu_lit.utils.distributed import SINGLE_PROCESS, Ranks
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.errors import UserError, check_range
 from dejavu_lit.utils.io import locked, write_json
 from dejavu_lit.utils.run_directory import RunDirectory
 
@@ -54,16 +54,12 @@ def mitigate(settings: Mitigate, out: Path | str) -> Path:
 
 
 def evaluate_sweep(out: Path, settings: Evaluate, gate: "Gate | None", ranks: Ranks) -> None:
-    """Evaluate all pairs of runs below ``sweep`` that differ only in ``side``; the ranks share each, the table is in ``out``.
-
-    Raises:
-        UserError: there is no such pair, or some have no result.
-    """
+    """Evaluate all pairs of runs below ``sweep`` that differ only in ``side``; the ranks share each, the table is in ``out``."""
     from dejavu_lit.cli.gate import EXIT_CODE
     from dejavu_lit.study.cells import evaluation_folder, match_stop_epoch
     from dejavu_lit.study.sweep import pair_runs
 
-    check_utility_loss(settings.utility_loss)
+    check_range(settings, "", "[0, 1]", "utility_loss")
     with ExitStack() as lock:
         with ranks.step():
             cells, skipped = pair_runs(Path(str(settings.sweep)))
@@ -96,11 +92,7 @@ def evaluate_study(
     failed: Mapping[Path, str],
     ranks: Ranks = SINGLE_PROCESS,
 ) -> dict[str, Any]:
-    """Evaluate every cell, write and show the study, and return each cell's metrics.json by its label.
-
-    Raises:
-        UserError: some cells have no result; the others are written.
-    """
+    """Evaluate every cell, write and show the study, and return each cell's metrics.json by its label."""
     from dejavu_lit.evaluation.context import CONTEXT
     from dejavu_lit.report.dashboard import log_study
     from dejavu_lit.report.report import is_redacted, show_report

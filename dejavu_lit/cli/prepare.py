@@ -9,13 +9,8 @@ from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.printable import argument, print_next
 
 
-def prepare(settings: Prepare, out: Path | None = None) -> Path:
-    """Turn images and captions into shards and splits; returns the data folder.
-
-    Raises:
-        UserError: keys are excluded or listed without data.dir, an option that raw shards do not have, or the source cannot be
-            prepared.
-    """
+def prepare(settings: Prepare) -> Path:
+    """Turn images and captions into shards and splits; returns the data folder."""
     data = settings.data
     if data.shards is not None:
         defaults = Prepare(data)
@@ -44,7 +39,7 @@ def prepare(settings: Prepare, out: Path | None = None) -> Path:
 
 def _prepare(settings: Prepare, out: Path) -> None:
     """Turn images and captions into shards and splits."""
-    folder = prepare(settings, out)
+    folder = prepare(settings)
     if settings.data.shards is not None:  # trained on as they are
         print_next("dejavu train … side=target out=TARGET", "dejavu train … side=reference out=REFERENCE")
         return

@@ -2,7 +2,13 @@
 
 import logging
 import os
+import re
+import secrets
+import sys
+import threading
+import time
 from collections.abc import Mapping
+from typing import NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -10,26 +16,26 @@ from hydra.types import RunMode
 from dejavu_lit.training.settings import TrainerSettings
 from dejavu_lit.utils.distributed import Ranks, check_ranks, current_ranks
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.launch import end_with_parent, launch_ranks
+from dejavu_lit.utils.parallel import thread_count
 
 READ = ("accelerator", "devices", "num_nodes")  # of trainer; its other options apply to training only
+PARENT = "DEJAVU_RANKS_OF"  # the process that started the ranks of this machine
 log = logging.getLogger(__name__)
 
 
 def processes(trainer: TrainerSettings, shared: bool) -> Ranks:
     """This process among those that ``trainer`` asks for, which are started here unless torchrun or srun did.
 
-    Args:
-        shared: whether all processes know the output directory.
-
-    Raises:
-        UserError: not the number that torchrun or srun started; several nodes or a multirun without them; no GPU.
+    ``shared``: whether all processes know the output directory.
     """
     _check()
     ranks, devices, nodes = current_ranks(), trainer.devices, trainer.num_nodes
     check_ranks(devices, nodes, one_is_default=True)
-    if ranks.world == 1:
-        devices = _count(devices)
+    if ranks.world == 1 and devices < 0:
+        import torch
+
+        if not (devices := torch.cuda.device_count()):
+            raise UserError("trainer.devices=-1 means all GPUs, and this machine has none; give trainer.devices=N")
     if max(ranks.world, devices * nodes) > 1 and not shared:
         raise UserError("several processes need one output directory; give out=DIR")
     if ranks.world == 1 and devices * nodes > 1:
@@ -40,11 +46,53 @@ def processes(trainer: TrainerSettings, shared: bool) -> Ranks:
             )
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise UserError("--multirun cannot start several processes per job; use torchrun or srun, or no -m")
-        launch_ranks(devices)
-    end_with_parent()
+        _launch_ranks(devices)
+    _end_with_parent()
     if ranks.rank > 0:
         logging.getLogger("dejavu_lit").setLevel(logging.WARNING)  # only rank 0 logs its progress
     return ranks
+
+
+def _launch_ranks(count: int) -> NoReturn:
+    """Start this command as ``count`` ranks, as torchrun does, and exit with their code; the first failure ends the others."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks speak for themselves
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, thread_count() // count)))
+    os.environ[PARENT] = str(os.getpid())
+    ranks = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=secrets.token_hex(8),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    try:
+        elastic_launch(ranks, sys.executable)(*sys.orig_argv[1:])
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
+        sys.exit(code if code > 0 else 128 - code)
+    except SignalException as error:
+        sys.exit(128 + int(error.sigval))
+    sys.exit(0)
+
+
+def _end_with_parent() -> None:
+    """Let a rank started by ``_launch_ranks`` exit when that process is killed; it would keep the directory locked."""
+    parent = int(os.environ.get(PARENT, 0))
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    if parent and "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def _check() -> None:
@@ -59,36 +107,19 @@ def _check() -> None:
             raise UserError(f"trainer.{name} applies to training only; {instead}")
 
 
-def _count(devices: int) -> int:
-    """``devices``; for −1 the number of GPUs of this machine."""
-    if devices > 0:
-        return devices
-    import torch
-
-    if not (gpus := torch.cuda.device_count()):
-        raise UserError("trainer.devices=-1 means all GPUs, and this machine has none; give trainer.devices=N")
-    return gpus
-
-
 def parse_share(text: str | None, environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
     """(i, n): this process annotates every n-th shard from the i-th on; from ``"3/10"``.
 
     None: from the SLURM array and the ranks of torchrun or srun, combined, or else all shards.
-
-    Raises:
-        UserError: not of this form, or an array whose numbers have gaps (the number of its tasks is then unknown).
     """
     if text is None:
         task, tasks = _slurm_array_task(environment)
         ranks = current_ranks(environment)
         return task * ranks.world + ranks.rank, tasks * ranks.world
-    try:
-        index, count = map(int, str(text).split("/"))
-    except ValueError:
-        raise UserError(f"part={text} must be NUMBER/OF, counted from 0, e.g. part=3/10") from None
-    if not 0 <= index < count:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or int(match[1]) >= int(match[2]):
         raise UserError(f"part={text} must be NUMBER/OF with NUMBER from 0 to OF - 1, e.g. part=3/10")
-    return index, count
+    return int(match[1]), int(match[2])
 
 
 def _slurm_array_task(environment: Mapping[str, str]) -> tuple[int, int]:

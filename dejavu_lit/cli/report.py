@@ -23,8 +23,6 @@ EXAMPLES = """
 
 @dataclass(frozen=True)
 class Report:
-    """Options of ``dejavu report``."""
-
     path: str
     """the out= folder of dejavu evaluate or dejavu mitigate; the name path= can be left out."""
     redact: bool = False
@@ -38,7 +36,6 @@ class Report:
 
 
 def run(arguments: Sequence[str]) -> Path:
-    """Write the report that the command line asks for; raises UserError for a wrong option."""
     names = Report.__dataclass_fields__
     given: dict[str, str] = {}
     for argument in arguments:
@@ -57,15 +54,13 @@ def run(arguments: Sequence[str]) -> Path:
     return write_report(**asdict(settings))
 
 
-def help_text() -> str:
-    """What ``--help`` prints."""
-    lines = [f"  {option.name}={option.default}  # {option.meaning}" for option in options(Report)]
-    return "\n".join([HEAD, *lines, EXAMPLES])
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the report of an evaluation or a study again."""
     given = sys.argv[1:] if arguments is None else arguments
     log_warnings()
     with clean_exit():
-        print(help_text() if {"-h", "--help"} & set(given) else run(given))
+        if {"-h", "--help"} & set(given):
+            lines = [f"  {option.name}={option.default}  # {option.meaning}" for option in options(Report)]
+            print(HEAD, *lines, EXAMPLES, sep="\n")
+        else:
+            print(run(given))

@@ -19,7 +19,7 @@ from dejavu_lit.models.settings import ModelSpec
 from dejavu_lit.training.resume import check_data, check_device, check_models
 from dejavu_lit.training.settings import TrainingRun, TrainingSettings
 from dejavu_lit.utils.config import to_plain
-from dejavu_lit.utils.errors import UserError, suggest
+from dejavu_lit.utils.errors import UserError, check_choice, check_range
 from dejavu_lit.utils.run_directory import PARTNER, RunDirectory
 from dejavu_lit.utils.wandb import with_tags
 
@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EXAMPLE = "settings.mask=['mitigation.text_mask=0.5']"
 MAX_HALVES = 1000  # each trains two models per setting: a larger number is a typing mistake
-LAUNCHERS = ("local", "slurm")
 # Options of the whole study, which a setting may not override.
 STUDY_OPTIONS = (
     "settings", "series", "sizes", "seeds", "halves", "launcher", "slurm", "utility_loss", "plan_only", "out", "experiment",
@@ -40,40 +38,29 @@ STUDY_OPTIONS = (
 
 
 def check_options(settings: Mitigate) -> None:
-    """Raise UserError for the first of the study's own options that has the wrong form."""
     if not settings.settings:
-        raise UserError(f"there are no settings; choose experiment=NAME, or add some, e.g. {EXAMPLE}")
+        raise UserError(
+            "there are no settings; choose experiment=NAME, or add some, e.g. settings.mask=['mitigation.text_mask=0.5']"
+        )
     for name, overrides in settings.settings.items():
         _check_overrides(f"settings.{name}", overrides)
-    _check_values("seeds", settings.seeds, 0, "seeds=[0,1,2]")
-    _check_values("sizes", settings.sizes, 1, "sizes=[500,1000], or sizes=[null] for all pairs")
-    if not 1 <= settings.halves <= MAX_HALVES:
-        raise UserError(f"halves={settings.halves} must be a whole number from 1 to {MAX_HALVES}, e.g. halves=4")
+    _check_values("seeds", settings.seeds, 0)
+    _check_values("sizes", settings.sizes, 1)
+    check_range(settings, "", f"[1, {MAX_HALVES}]", "halves")
     if settings.halves > 1 and len(settings.seeds) > 1:
         raise UserError(
             f"halves={settings.halves} gives every half its own seed; give one of seeds={list(settings.seeds)}, from which "
             "they count"
         )
-    if settings.launcher not in LAUNCHERS:
-        hint = suggest(settings.launcher, LAUNCHERS)
-        raise UserError(f"launcher={settings.launcher} is unknown{hint}; choose one of {', '.join(LAUNCHERS)}")
+    check_choice("launcher", settings.launcher, ("local", "slurm"))
     _check_series(settings.series, settings.sizes)
-    check_utility_loss(settings.utility_loss)
-
-
-def check_utility_loss(loss: float) -> None:
-    """Raise UserError if ``utility_loss`` is not a share."""
-    if not 0 <= loss <= 1:
-        raise UserError(f"utility_loss={loss} must be a share from 0 to 1, e.g. utility_loss=0.02 for two points")
+    check_range(settings, "", "[0, 1]", "utility_loss")
 
 
 def planned_rows(study: Mitigate, out: Path) -> list["PlannedRow"]:
     """Every row of the study in ``out``, with the settings of its runs and its evaluation.
 
     Data that need no source are prepared if they are missing, unless only the plan is shown; nothing is trained.
-
-    Raises:
-        UserError: a wrong option, an unknown override or an invalid value, with the name of the setting.
     """
     from dejavu_lit.measure.records import SIDES
     from dejavu_lit.study.plan import PlannedRow
@@ -83,36 +70,25 @@ def planned_rows(study: Mitigate, out: Path) -> list["PlannedRow"]:
     checked: set[str] = set()
     directories = [RunDirectory(file.parent) for file in (out / "runs").glob("*/config.yaml")]
     started = {directory.section("model", ModelSpec).init for directory in directories if directory.started}
-    rows = []
+    rows: list[PlannedRow] = []
     for name, series, overrides, size in settings:
-        where = f"settings.{name}"
-        with _prefixed(where):
+        with _prefixed(f"settings.{name}"):
             setting = compose_settings("mitigate", *study.typed, *overrides)
-        if size is not None and any(override.lstrip("+~").startswith("data.train_size=") for override in overrides):
-            raise UserError(f"{where} sets data.train_size, and so does sizes={list(study.sizes)}; set it in one place")
-        if setting.data.half:
-            raise UserError(
-                f"{where}: data.half={setting.data.half} is not of one setting; halves=R trains random halves"
-            )
-        with _prefixed(where):
+            if size is not None and any(override.lstrip("+~").startswith("data.train_size=") for override in overrides):
+                raise UserError(f"data.train_size is set here and by sizes={list(study.sizes)}; set it in one place")
+            if setting.data.half:
+                raise UserError(f"data.half={setting.data.half} is not of one setting; halves=R trains random halves")
             runs = {side: _run(setting, side, overrides, size) for side in SIDES}
-        evaluation = setting.evaluate
-        address, given = runs["target"].data.dir, evaluation.data
-        if is_remote(str(address)) and isinstance(given, DataChanges) and given.dir is None:
-            # given here, so evaluations may open it
-            evaluation = replace(evaluation, data=replace(given, dir=address))
-        with _prefixed(where):
+            evaluation = setting.evaluate
+            address, given = setting.data.dir, evaluation.data
+            if is_remote(str(address)) and isinstance(given, DataChanges) and given.dir is None:
+                # given here, so evaluations may open it
+                evaluation = replace(evaluation, data=replace(given, dir=address))
             runs = _checked(study, runs, setting.evaluate, checked, started)
-        if size is None:
-            _check_all_pairs(study, runs["target"].data, where)
-        for half, seed in product(range(study.halves), study.seeds):
-            dealt = {
-                side: replace(run, seed=seed + half, data=replace(run.data, half=half)) for side, run in runs.items()
-            }
-            if half and not isinstance(evaluation.data, DataChanges):  # given data are dealt likewise
-                evaluation = replace(evaluation, data=replace(evaluation.data, half=half))
-            rows.append(
-                PlannedRow(
+            for half, seed in product(range(study.halves), study.seeds):
+                if half and not isinstance(evaluation.data, DataChanges):  # given data are dealt likewise
+                    evaluation = replace(evaluation, data=replace(evaluation.data, half=half))
+                row = PlannedRow(
                     name=name,
                     overrides=overrides,
                     train_size=size,
@@ -120,21 +96,15 @@ def planned_rows(study: Mitigate, out: Path) -> list["PlannedRow"]:
                     series=series,
                     half=half,
                     evaluation=evaluation,
-                    runs=dealt,
+                    runs={
+                        side: replace(run, seed=seed + half, data=replace(run.data, half=half))
+                        for side, run in runs.items()
+                    },
                 )
-            )
-        if study.halves > 1:
-            with _prefixed(where):
+                rows.append(row)
+            if study.halves > 1:
                 _check_half(rows[-1].runs["target"], evaluation)
     return rows
-
-
-def _check_all_pairs(study: Mitigate, data: DataSpec, where: str) -> None:
-    """Raise UserError if the size null, which means all pairs, is also in ``sizes`` as a number."""
-    if len(study.sizes) > 1 and not data.to_be_prepared and (every := data.training_pairs("target")) in study.sizes:
-        raise UserError(
-            f"sizes={list(study.sizes)} lists one size twice: null is all {every} pairs of {where}; remove one"
-        )
 
 
 def _check_half(run: TrainingRun, evaluation: EvaluationSettings) -> None:
@@ -179,17 +149,12 @@ def _run(setting: Mitigate, side: str, overrides: Sequence[str], size: int | Non
     )
 
 
-def _check_series(series: Any, sizes: Sequence[int | None]) -> None:
-    if not isinstance(series, dict) or not all(isinstance(by_size, dict | None) for by_size in series.values()):
-        raise UserError(
-            f"series={series} must be a mapping of names to overrides by training size, e.g. "
-            "series.equal_pairs='{500: [\"recipe.epochs=100\"]}'"
-        )
+def _check_series(series: Mapping[str, Any], sizes: Sequence[int | None]) -> None:
     for name, by_size in series.items():
+        if not isinstance(by_size, dict | None):
+            raise UserError(f"series.{name}={by_size} must be {{size: overrides}}, e.g. {{500: ['recipe.epochs=100']}}")
         for size, overrides in (by_size or {}).items():
-            if not str(size).isdecimal():
-                raise UserError(f"series.{name}: {size} must be a training size from sizes={sizes}")
-            if int(size) not in sizes:
+            if str(size) not in map(str, sizes):
                 raise UserError(f"series.{name} names the size {size}, which is not in sizes={sizes}")
             _check_overrides(f"series.{name}.{size}", overrides)
 
@@ -203,14 +168,9 @@ def _check_overrides(where: str, overrides: Any) -> None:
             raise UserError(f"{where}: {override} is an option of the whole study; set it outside the settings")
 
 
-def _check_values(name: str, values: Sequence[int | None], least: int, example: str) -> None:
-    if not values:
-        raise UserError(f"{name}=[] must be a list, e.g. {example}")
-    for value in values:
-        if value is not None and value < least:
-            raise UserError(f"{name}={list(values)}: {value} must be a whole number, at least {least}, e.g. {example}")
-    if len(set(values)) < len(values):
-        raise UserError(f"{name}={list(values)} lists a value twice; each setting is trained once per value")
+def _check_values(name: str, values: Sequence[int | None], least: int) -> None:
+    if not values or len(set(values)) < len(values) or any(value is not None and value < least for value in values):
+        raise UserError(f"{name}={list(values)} must be a list of different whole numbers, at least {least}")
 
 
 def _check_folder_names(settings: Iterable[tuple[str, int | None]]) -> None:
@@ -259,7 +219,6 @@ def _checked(
 
 
 def _check_devices(study: Mitigate, evaluation: EvaluationSettings) -> None:
-    """Raise UserError if this machine does not have the devices of the trainings and of a setting's evaluation."""
     check_device(study.trainer)
     if evaluation.device not in (None, "cpu"):
         from dejavu_lit.models.encoder import torch_device
@@ -277,7 +236,6 @@ def _is_new(value: Any, checked: set[str]) -> bool:
 
 @contextmanager
 def _prefixed(where: str) -> Iterator[None]:
-    """Put the name of a setting before the message of a UserError."""
     try:
         yield
     except UserError as error:

@@ -2,11 +2,8 @@
 
 A part is complete or missing, and depends only on the annotator and its shard: an interrupted run continues where it stopped
 and ends with the same bytes, and any number of processes, on one machine or many, share the shards without communicating.
-``dejavu annotate`` is the command.
 """
 
-import csv
-import io
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -27,8 +24,8 @@ from dejavu_lit.data.objects import (
 )
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.objects.base import Shard, Source
-from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import csv_cell, read_json, visible_files, write_json, write_text
+from dejavu_lit.utils.errors import UserError, explained
+from dejavu_lit.utils.io import read_json, visible_files, write_csv, write_json
 from dejavu_lit.utils.progress import progress
 
 ANNOTATOR_FILE = "annotator.json"  # the annotator, with its whole vocabulary
@@ -39,8 +36,6 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Summary:
-    """The state of an artifact after a call of ``annotate``."""
-
     images: int  # annotated by this call
     seconds: float  # of this call
     parts: int  # that exist, including those of other processes
@@ -72,14 +67,10 @@ def annotate(
     """Write ``out/SET/SHARD.parquet`` for every shard of ``sets`` that belongs to this process and has no complete part.
 
     Args:
-        source: the annotator.
         sets: {name: shards}; parts of one name are made again for other images, so a folder needs a name of its own.
         share: (i, n): this process annotates every n-th shard from the i-th on.
         max_failed: largest share of a shard's images that may fail. TOLERATED_FAILURES images may always fail; all images
             of a shard only if it is 1.
-
-    Raises:
-        UserError: ``out`` has objects of another annotator or of other shards, or too many images fail.
     """
     out = Path(out)
     if not 0 <= max_failed <= 1:
@@ -97,23 +88,19 @@ def annotate(
     start = time.monotonic()
     images = _write_parts(source, missing, max_failed)
 
-    existing = [part for part in all_parts if part.path.exists()]
-    complete = len(existing) == len(all_parts)
+    existing = sum(part.path.exists() for part in all_parts)
+    complete = existing == len(all_parts)
     # Parts are opened only once all exist: otherwise each of many tasks would open the others' too.
-    failed = []
-    for part in all_parts if complete else own_parts:
-        try:
-            failed += [(part.set, key, reason) for key, reason in failures(part.path).items()]
-        except UserError as damaged:  # another task's, which writes it again
-            logger.warning("%s", damaged)
-            existing.remove(part)
-            complete = False
+    opened = all_parts if complete else own_parts
+    failed = [(part.set, key, reason) for part in opened for key, reason in failures(part.path).items()]
     if complete:
-        _write_failures(out, failed)
+        columns = ("set", "key", "reason")
+        rows = [dict(zip(columns, row, strict=True)) for row in failed]
+        write_csv(out / FAILURES_FILE, rows, columns, end="\n")
     return Summary(
         images=images,
         seconds=time.monotonic() - start,
-        parts=len(existing),
+        parts=existing,
         total_parts=len(all_parts),
         failed=len(failed),
         complete=complete,
@@ -121,11 +108,8 @@ def annotate(
 
 
 def coverage(out: Path | str, sets: Sequence[str], threshold: float) -> str:
-    """How much the vocabulary of the finished artifact ``out`` covers, as a sentence; objects count of score ≥ ``threshold``.
-
-    It gives the number of images in ``sets``, how many have no object (those that failed included), and the label that most
-    of the others have.
-    """
+    """How many images of ``sets`` have no object of score ≥ ``threshold`` in the finished artifact ``out``, and the label that
+    most of the others have, as a sentence."""
     objects, _ = read_objects([Path(out) / name for name in sets], threshold)
     images = sum(len(by_set) for by_set in objects)
     empty = sum(int((by_set.counts() == 0).sum()) for by_set in objects)
@@ -159,12 +143,8 @@ def _write_parts(source: Source, parts: Sequence[_Part], max_failed: float) -> i
 def _claim_folder(out: Path, source: Source) -> None:
     """Write ``annotator.json``; raises UserError if ``out`` has parts of another annotator. Without parts it is replaced."""
     if (out / ANNOTATOR_FILE).exists() and visible_files(out, "*/*.parquet"):
-        try:
+        with explained(f"{out / ANNOTATOR_FILE} is damaged", "remove it, or choose another name="):
             annotator = Annotator.from_json(read_json(out / ANNOTATOR_FILE)["annotator"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{out / ANNOTATOR_FILE} is damaged ({type(error).__name__}: {error}); remove it, or choose another name="
-            ) from None
         _check_annotator(out, source.annotator, annotator)
     else:
         labels = None if source.labels is None else list(source.labels)
@@ -221,11 +201,3 @@ def _check_failures(shard: Shard, rows: Sequence[Annotation | Failed], max_faile
             f"{len(failed)} of {len(rows)} images of {shard.index.path} could not be annotated, the first is "
             f"{failed[0].key} ({failed[0].reason}); fix the cause, or allow a larger share by max_failed="
         )
-
-
-def _write_failures(out: Path, failed: Sequence[tuple[str, str, str]]) -> None:
-    """Write ``failed.csv``, one row (set, key, reason) per image; the last process to finish does it."""
-    columns = ("set", "key", "reason")
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([columns, *(map(csv_cell, columns, row) for row in failed)])
-    write_text(out / FAILURES_FILE, text.getvalue())

@@ -8,7 +8,6 @@ the objects from elsewhere, by the pair's key or JSON (a ``Lookup``).
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
@@ -40,11 +39,7 @@ class Source(ABC):
     @property
     @abstractmethod
     def annotator(self) -> Annotator:
-        """What goes into the artifact's metadata; it differs whenever the objects may differ.
-
-        Name, version of the package, hash of the weights or of the data that the objects are taken from, threshold, config
-        and fingerprint of the vocabulary.
-        """
+        """What goes into the artifact's metadata; it differs whenever the objects may differ."""
 
     @property
     def labels(self) -> Sequence[str] | None:
@@ -53,10 +48,7 @@ class Source(ABC):
 
     @abstractmethod
     def rows(self, shard: Shard) -> Iterator[Annotation | Failed]:
-        """One row per image, in the shard's order; ``Failed`` for an image that could not be annotated.
-
-        Raises UserError if no image can be annotated: missing weights, a missing package, contradictory options.
-        """
+        """One row per image, in the shard's order; ``Failed`` for an image that could not be annotated."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +80,6 @@ class Detector(Source):
 
     @property
     def local_device(self) -> str:
-        """The device of this process; raises UserError if it is unknown or not available."""
         from dejavu_lit.models.encoder import torch_device  # imports torch
 
         return str(torch_device(current_ranks().device(self.device)))
@@ -103,17 +94,12 @@ class Detector(Source):
 
     def rows(self, shard: Shard) -> Iterator[Annotation | Failed]:
         """One row per image; a batch never spans two shards, so one part can be redone alone."""
-        for items in self._decoded_batches(shard):
+        pairs = zip(shard.index.keys, shard.index.pairs(), strict=True)
+        images = map_ahead(_decode, pairs, self.workers, BATCHES_AHEAD * self.batch)
+        while items := list(islice(images, self.batch)):
             rows = self._annotate_batch([(key, image) for key, image in items if isinstance(image, Image.Image)])
             for key, image in items:
                 yield rows[key] if isinstance(image, Image.Image) else Failed(key, str(image))
-
-    def _decoded_batches(self, shard: Shard) -> Iterator[list[tuple[str, Image.Image | BadPair]]]:
-        """The images of a shard in batches, decoded by threads ahead of the model."""
-        pairs = zip(shard.index.keys, shard.index.pairs(), strict=True)
-        images = map_ahead(_decode, pairs, self.workers, BATCHES_AHEAD * self.batch)
-        while batch := list(islice(images, self.batch)):
-            yield batch
 
     def _annotate_batch(self, items: list[tuple[str, Image.Image]]) -> dict[str, Annotation | Failed]:
         """{key: row} of the images; if the batch fails, they are tried one by one."""
@@ -176,12 +162,3 @@ def _validated(key: str, objects: Detections | Annotation) -> Annotation:
     if not all(-SCORE_SLACK <= score <= 1 + SCORE_SLACK for score in objects.scores):
         raise ValueError("a score does not lie between 0 and 1")
     return Annotation(key, objects.labels, objects.scores, objects.boxes)
-
-
-@contextmanager
-def require_package(annotator: str, page: str) -> Iterator[None]:
-    """Wrap the import of an optional package: if it is missing, a UserError names it and its installation page."""
-    try:
-        yield
-    except ModuleNotFoundError as missing:
-        raise UserError(f"annotator={annotator} needs the package {missing.name}; install it as {page} says") from None

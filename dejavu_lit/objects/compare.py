@@ -10,18 +10,12 @@ from dejavu_lit.utils.errors import UserError
 
 
 def difference(first: Objects, second: Objects) -> dict[str, Any]:
-    """How two annotations of the same images differ; each image counts as a set of labels.
-
-    Args:
-        first, second: the objects of each annotator at its threshold; joined by key.
+    """How two annotations of the same images, joined by key, differ; each image counts as a set of labels.
 
     Returns:
         {pictures: images annotated by both, empty: those without objects in both, jaccard: mean of |F ∩ S| / |F ∪ S| over
         the others or None, objects: {first, second: mean number of labels per image}, labels: [{label, first, second,
         both: images that have it, jaccard: both / either}], the largest disagreements (images with it in only one) first}.
-
-    Raises:
-        UserError: no image in common.
     """
     keys = [key for key in first.keys if key in second.rows]
     if not keys:
@@ -51,8 +45,7 @@ def _image_label_codes(objects: Objects, names: Mapping[str, int]) -> np.ndarray
     """int64: image · number of names + label, for every object; all distinct."""
     label_numbers = np.array([names[label] for label in objects.labels], dtype=np.int64)
     image_numbers = np.repeat(np.arange(len(objects)), objects.counts())
-    codes: np.ndarray = image_numbers * max(1, len(names)) + label_numbers[objects.codes]
-    return codes
+    return np.asarray(image_numbers * max(1, len(names)) + label_numbers[objects.codes])
 
 
 def format_differences(differences: Mapping[str, Mapping[str, Any]], names: Sequence[str], limit: int = 10) -> str:

@@ -2,9 +2,10 @@
 
 import logging
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 from PIL import Image, ImageColor, ImageDraw, ImageFont
@@ -34,38 +35,31 @@ log = logging.getLogger(__name__)
 
 
 def contact_sheet(sets: Mapping[str, ShardSet], artifact: Path, threshold: float, images: int = 24) -> Image.Image:
-    """The first images of each set, ``images`` in all, with the objects that an artifact has for them.
-
-    Raises:
-        UserError: the artifact has none of these images, or ``images`` is below 1.
-    """
+    """The first images of each set, ``images`` in all, with the objects that an artifact has for them."""
     if images < 1:
         raise UserError(f"pictures={images} must be at least 1")
     per_set = -(-images // max(1, len(sets)))
-    tiles = [tile for name, shards in sets.items() for tile in _tiles(shards, artifact / name, threshold, per_set)]
+    tiles = [
+        tile for name, shards in sets.items() for tile in islice(_tiles(shards, artifact / name, threshold), per_set)
+    ]
     if not tiles:
         raise UserError(f"{artifact} has no objects of {', '.join(sets)}; choose other sets= or annotate them")
     return sheet(tiles[:images])
 
 
-def _tiles(shards: ShardSet, folder: Path, threshold: float, count: int) -> Iterable[Image.Image]:
-    tiles: list[Image.Image] = []
+def _tiles(shards: ShardSet, folder: Path, threshold: float) -> Iterator[Image.Image]:
     for number, name in enumerate(shards.names):
         path = folder / f"{Path(name).stem}.parquet"
-        if len(tiles) >= count or not path.exists():
+        if not path.exists():
             continue
         index = shards.index(number)
         check_images(folder.parent, {folder.name: {path.stem: index.images}})
         positions = {key: position for position, key in enumerate(index.keys)}
         _, table = read_part(path, SCHEMA.names)
-        for row in table.slice(0, 2 * count).to_pylist():
-            if len(tiles) < count and row["labels"] is not None and row["key"] in positions:
-                try:
-                    with open_image(index.read(positions[row["key"]]).image) as image:
-                        tiles.append(draw(image, Annotation(**row), threshold))
-                except BadPair:
-                    continue
-    return tiles
+        for row in table.to_pylist():
+            if row["labels"] is not None and row["key"] in positions:
+                with suppress(BadPair), open_image(index.read(positions[row["key"]]).image) as image:
+                    yield draw(image, Annotation(**row), threshold)
 
 
 def draw(image: Image.Image, objects: Annotation, threshold: float, size: int = 320) -> Image.Image:
@@ -117,7 +111,6 @@ def label_color(label: str) -> tuple[int, ...]:
 
 
 def _short(text: str) -> str:
-    """One line of at most LONGEST characters."""
     return " ".join(text.split())[:LONGEST]
 
 

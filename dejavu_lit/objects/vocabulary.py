@@ -8,18 +8,14 @@ from pathlib import Path
 
 from dejavu_lit.data.decode import json_safe
 from dejavu_lit.data.readers.coco_json import read_coco
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.errors import UserError, explained
 
 KNOWN = ("coco", "imagenet", "imagenet-21k")
 MAX_DIGITS = 18  # of a class number: Python refuses to parse integers of thousands of digits
 
 
 def vocabulary(choice: str | Path) -> dict[str, tuple[str, ...]]:
-    """{label: its synonyms}, in the list's order; a repeated label keeps its first position.
-
-    Raises:
-        UserError: neither one of KNOWN nor a file, or a file without labels.
-    """
+    """{label: its synonyms}, in the list's order; a repeated label keeps its first position."""
     if choice == "coco":
         from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights as Weights
 
@@ -36,14 +32,10 @@ def vocabulary(choice: str | Path) -> dict[str, tuple[str, ...]]:
         raise UserError(f"vocabulary={choice} is neither one of {', '.join(KNOWN)} nor a file; check the path")
     if path.suffix == ".json":
         categories = read_coco(path, "categories")["categories"]
-        try:
+        with explained(f"{path} has a category without a name", "name every category"):
             labels = {
                 json_safe(str(c["name"])): tuple(map(json_safe, map(str, c.get("synonyms") or ()))) for c in categories
             }
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{path} has a category without a name ({type(error).__name__}: {error}); name every category"
-            ) from None
     else:
         labels = _parse_rows(_stripped_lines(path))
     if not labels:
@@ -52,11 +44,7 @@ def vocabulary(choice: str | Path) -> dict[str, tuple[str, ...]]:
 
 
 def read_lines(path: Path | str) -> list[str]:
-    """The names in a text file by the number of their line; blank lines at the end are dropped.
-
-    Raises:
-        UserError: the file is not UTF-8 text, has no names, or a line before its last name is blank.
-    """
+    """The names in a text file by the number of their line; blank lines at the end are dropped."""
     lines = _stripped_lines(path)
     if not lines:
         raise UserError(f"{path} has no names; write one per line")
@@ -70,19 +58,13 @@ def read_lines(path: Path | str) -> list[str]:
 
 def _stripped_lines(path: Path | str) -> list[str]:
     """The lines of a text file up to the last one that is not blank, without surrounding white space."""
-    try:
+    with explained(f"{path} cannot be read as a text file of names", "give one in UTF-8"):
         text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as a text file of names ({error}); give one in UTF-8") from None
     return [line.strip() for line in text.rstrip().splitlines()]
 
 
 def read_class_names(choice: str) -> list[str]:
-    """The names of classes by their number: open_clip's for ``imagenet``, two of which occur twice, or a file's lines.
-
-    Raises:
-        UserError: as ``read_lines``.
-    """
+    """The names of classes by their number: open_clip's for ``imagenet``, two of which occur twice, or a file's lines."""
     if choice != "imagenet":
         return read_lines(choice)
     from open_clip import IMAGENET_CLASSNAMES

@@ -24,11 +24,10 @@ class CheckpointSaver(Callback):
     Weights are saved as ``epoch=NNNN.ckpt`` every ``every_epochs`` epochs and after the epochs in ``at``.
     """
 
-    def __init__(self, run: RunDirectory, every_steps: int, every_epochs: int, at: Sequence[int] = ()) -> None:
+    def __init__(self, run: RunDirectory, every_steps: int, every_epochs: int, at: Sequence[int]) -> None:
         self.run, self.every_steps, self.every_epochs, self.at = run, every_steps, every_epochs, at
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
-        """Save within the epoch."""
         step = trainer.global_step
         if within_epoch(trainer) and step % self.every_steps == 0:
             trainer.save_checkpoint(self.run.last_checkpoint)
@@ -43,21 +42,19 @@ class CheckpointSaver(Callback):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint to a file beside it, then renames that file.
+    """Writes a checkpoint to a file beside it, then renames that file, and verifies it on reading.
 
-    Lightning's own goes through the folder for temporary files. On the nodes of clusters this is often another file system,
-    so the checkpoint is copied, and a job killed during the copy leaves a truncated file.
+    Lightning's own is copied from the folder for temporary files if that is another file system, as on the nodes of clusters,
+    and a job killed during the copy leaves a truncated file.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        """Write ``checkpoint`` to ``path`` atomically."""
         with atomic(os.fspath(path)) as part:
             torch.save(checkpoint, part)
 
     def load_checkpoint(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read a checkpoint; raises UserError naming the file if it is damaged."""
         try:
             with zipfile.ZipFile(path) as file:
                 if (member := file.testzip()) is not None:  # torch does not verify the checksums

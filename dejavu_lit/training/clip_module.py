@@ -107,7 +107,6 @@ class ClipModule(pl.LightningModule):
 
     @property
     def pairs(self) -> PairDataModule:
-        """The trainer's data module."""
         return cast(PairDataModule, cast(Any, self.trainer).datamodule)
 
     def setup(self, stage: str) -> None:
@@ -141,7 +140,6 @@ class ClipModule(pl.LightningModule):
         return {**{name: value for name, value in batch.items() if name != "tokens"}, "captions": captions}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The contrastive loss of one batch."""
         assert self._loss is not None
         features = self._features(batch["images"], batch["captions"])
         if self.mitigation.text_noise:
@@ -182,14 +180,10 @@ class ClipModule(pl.LightningModule):
         checkpoint["data"], checkpoint["plan"], checkpoint["seconds"] = self.data, self._pair_order(), self.seconds
         checkpoint["settings"] = self.settings
         checkpoint["unreadable"] = self._gather_unreadable()  # only the checkpoint of rank 0 is written
-        checkpoint["replaced"] = self._sum_replaced()
+        checkpoint["replaced"] = sum(gather(self._replaced))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what was saved.
-
-        Raises:
-            UserError: other settings or data, or another order of the pairs, which would never show some of them.
-        """
+        """Restore what was saved; raises UserError for other settings, data, or an order of the pairs that would miss some."""
         if changed := first_difference(checkpoint.get("settings", self.settings), self.settings):
             raise UserError(
                 f"the settings of this run were changed after it was started ({changed}); restore its config.yaml, or use "
@@ -219,18 +213,10 @@ class ClipModule(pl.LightningModule):
         return {"ranks": plan.world, "loader workers": plan.workers, "batch a rank": plan.batch, "seed": plan.seed}
 
     def replaced(self) -> int:
-        """The pairs of this epoch that were read in place of others, over all ranks; every rank must call it.
-
-        Raises:
-            UserError: they are more than allowed; on all ranks.
-        """
-        total = self._sum_replaced()
+        """The replaced pairs of this epoch over all ranks, which all must call it; raises UserError if they are too many."""
+        total = sum(gather(self._replaced))
         self._check_replaced(total)
         return total
-
-    def _sum_replaced(self) -> int:
-        own = torch.tensor(float(self._replaced), device=self.device)
-        return int(self.trainer.strategy.reduce(own, reduce_op="sum"))
 
     def _check_replaced(self, replaced: int) -> None:
         plan = self.pairs.plan(0, self.trainer.world_size)
@@ -242,7 +228,6 @@ class ClipModule(pl.LightningModule):
             )
 
     def on_train_epoch_start(self) -> None:
-        """Count the replaced pairs of this epoch."""
         self._replaced = 0
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

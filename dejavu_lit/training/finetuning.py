@@ -24,11 +24,7 @@ UNUSED = "text_decoder."  # CoCa's, which no loss of ours trains
 
 
 def apply_finetuning(model: nn.Module, mitigation: Mitigation) -> None:
-    """Lock towers of ``model`` and add adapters to what is left to train; without these knobs nothing is changed.
-
-    Raises:
-        UserError: a tower that cannot be locked or adapted in this way, or no weights left to train.
-    """
+    """Lock towers of ``model`` and add adapters to what is left to train; raises UserError where this is impossible."""
     for tower, is_locked in (("image", mitigation.lock_image), ("text", mitigation.lock_text)):
         if is_locked:
             _lock(model, tower, mitigation.unlocked_groups)
@@ -53,7 +49,6 @@ class LowRank(nn.Module):
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The adapted weight."""
         return weight + self.up @ self.down
 
 

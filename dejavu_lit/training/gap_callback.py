@@ -44,12 +44,10 @@ class GapCallback(Callback):
     seconds: float = 0.0  # spent measuring, over all calls
 
     def _measured_with(self) -> dict[str, Any]:
-        """The options that rows of one table have in common."""
         options = {name: getattr(self.run.gaps, name) for name in ("sample", "public", "k", "threshold")}
         return {"reference": self.reference.identity, **options}
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows so far, and how they were measured."""
         return {**self._measured_with(), "rows": self.rows, "stopped": self.stopped, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -114,17 +112,11 @@ class GapCallback(Callback):
             log.info("stopping: the lower bound of PPG exceeds mitigation.gap_budget=%g", budget)
 
     def report(self) -> dict[str, Any]:
-        """The ``gaps`` of run.json."""
         return {"reference": self.reference.name, "rows": self.rows, "seconds": round(self.seconds, 2)}
 
 
 def gap_callback(run: TrainingRun, out: Path) -> GapCallback | None:
-    """The callback of the run in ``out``; None if no gaps are to be measured.
-
-    Raises:
-        UserError: a budget without a reference, no measurement within the epochs, or a reference that is missing,
-            unfinished, trained on the same set, or of another random half.
-    """
+    """The callback of the run in ``out``, or None if no gaps are to be measured; raises UserError for an unsuitable reference."""
     settings, budget = run.gaps, run.mitigation.gap_budget
     if settings.reference is None:
         if budget is not None and run.side == "target":

@@ -1,9 +1,7 @@
 """PPG, PRG and AUCG of a model in training, on fixed samples of pairs, against a reference.
 
 The measurement uses the parts of an evaluation (fixed chunks, exact search, scores), so on the same records it gives
-the figures of ``dejavu evaluate``. The ranks of a training share the images that are encoded, and all get the same figures,
-those of one process. What does not change between two measurements is cached: the decoded public images, and the scores of the
-reference.
+the figures of ``dejavu evaluate``. The ranks share the images that are encoded, and all get the figures of one process.
 """
 
 import logging
@@ -46,31 +44,25 @@ IMAGE_CACHE_BYTES = 2**30  # of decoded public images; a larger public set is de
 class PairSample:
     """The pairs of one set that are measured: their keys, captions and objects, n each."""
 
-    name: str
     keys: list[str]
     captions: list[str]
     truth: Objects
 
     @classmethod
     def draw(cls, shards: ShardSet, objects: Objects, count: int, members: Sequence[str]) -> "PairSample":
-        """The ``count`` pairs with the smallest hash among ``members`` with objects; a larger sample contains a smaller one.
-
-        Raises:
-            UserError: no pair has objects, or a member was not annotated.
-        """
+        """The ``count`` pairs with the smallest hash among ``members`` with objects; a larger sample contains a smaller one."""
         keys = [key for key, number in zip(members, objects.take(members).counts(), strict=True) if number]
         smallest = np.argsort(seeded_hash(keys, 0, "gaps"), kind="stable")[:count]
         captions = _read_captions(shards, {keys[row] for row in smallest})
         if not captions:
             raise UserError(f"no pair of {shards.folder} has an object, so no gap can be measured; check data.objects=")
-        return cls(shards.folder.name, list(captions), list(captions.values()), objects.take(list(captions)))
+        return cls(list(captions), list(captions.values()), objects.take(list(captions)))
 
 
 def _read_captions(shards: ShardSet, wanted: Set[str]) -> dict[str, str]:
     """{key: caption} of the wanted pairs that have one, in the order of the shards."""
     captions: dict[str, str] = {}
-    for shard in range(len(shards.names)) if wanted else ():
-        index = shards.index(shard)
+    for index in shards.indexes() if wanted else ():
         for position, key in enumerate(index.keys):
             if key in wanted:
                 try:
@@ -92,7 +84,6 @@ class ImageSample:
         self._cache: dict[str, dict[tuple[int, int], Chunk]] = {}  # by preprocessing
 
     def keys(self) -> list[str]:
-        """The keys of its images, also of those that cannot be used."""
         return [key for shard, start in self.chunks for key in self.shards.index(shard).keys[start : start + CHUNK]]
 
     def fingerprints(self) -> dict[str, str]:
@@ -101,11 +92,7 @@ class ImageSample:
         return {Path(self.shards.names[shard]).stem: self.shards.index(shard).images for shard in shards}
 
     def vectors(self, encoder: Encoder) -> tuple[list[str], np.ndarray]:
-        """(keys [n], float16 [n, d]) of the usable images, bit for bit as ``embed`` computes them; every rank must call it.
-
-        Raises:
-            UserError: no image can be used.
-        """
+        """(keys [n], float16 [n, d]) of the usable images, bit for bit as ``embed`` computes them; every rank must call it."""
         encoded = {chunk: part for parts in gather(self._own_vectors(encoder)) for chunk, part in parts.items()}
         parts = [encoded[chunk] for chunk in self.chunks if chunk in encoded]
         if not parts:
@@ -142,12 +129,7 @@ def _accumulate(target: Scores, reference: Scores, device: torch.device) -> dict
 
 
 class GapMeter:
-    """Measures any encoder against the reference, on fixed samples of the run's own set and of H.
-
-    Raises:
-        UserError: no objects, or none of a public image, or those of other images, a missing set, public images that are
-            also trained on, or fewer of them than ``gaps.k``.
-    """
+    """Measures any encoder against the reference, on fixed samples of the run's own set and of H."""
 
     def __init__(self, data: DataSpec, side: str, settings: GapSettings, reference: AuditedModel) -> None:
         self.settings, self.reference = settings, reference
@@ -174,10 +156,6 @@ class GapMeter:
                 )
             if reference.embeddings_folder and (saved := reference.saved(shards, shards.folder.name, "text")):
                 members = [key for key in members if key in saved.rows]
-                if not members:
-                    raise UserError(
-                        f"{reference.name} has no embedding of a pair of {shards.folder}; choose another reference"
-                    )
             self.samples[name] = PairSample.draw(shards, set_objects, settings.sample, members)
         searched = set(self._images.keys()) - self._excluded
         if reference.captions_only:
@@ -214,7 +192,7 @@ class GapMeter:
         public = self._objects.take(sorted((set(keys) & set(reference_keys)) - self._excluded))
         scores = {}
         for name, sample in self.samples.items():
-            saved = reference.saved(self._sets[name], sample.name, "text")
+            saved = reference.saved(self._sets[name], self._sets[name].folder.name, "text")
             queries = saved.load(sample.keys) if saved else encode_captions(reference.encoder, sample.captions)
             scores[name] = self._score(queries, reference_keys, vectors, public, sample)
         self._reference_scores = reference.name, public, scores

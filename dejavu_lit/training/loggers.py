@@ -36,15 +36,12 @@ class CsvLogger(Logger):
 
     @property
     def name(self) -> str:
-        """The logger's name."""
         return "csv"
 
     @property
     def version(self) -> str:
-        """Unused: the run directory is the version."""
         return ""
 
-    @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Nothing: they are in config.yaml."""
 
@@ -73,11 +70,8 @@ class CsvLogger(Logger):
 class WandbLogger(loggers.WandbLogger):
     """Lightning's logger for the wandb run in ``out``, which it also ends. If wandb fails later, training goes on with a warning.
 
-    We do not control wandb's process: SLURM ends it with the first TERM to the job, while the training may continue.
-
-    Args:
-        resumed: whether training has already started, so that even a failed start is only a warning.
-        options: keyword arguments of ``wandb.init``.
+    We do not control wandb's process: SLURM ends it with the first TERM to the job, while the training may continue. If that
+    is ``resumed``, a failed start is only a warning, too.
     """
 
     def __init__(self, out: Path, offline: bool, resumed: bool, options: Mapping[str, Any]) -> None:
@@ -93,7 +87,6 @@ class WandbLogger(loggers.WandbLogger):
         return None if self._ended else super().experiment
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log the metrics of one step."""
         with self._survived():
             if not self._ended:
                 super().log_metrics(metrics, step)
@@ -133,10 +126,7 @@ def training_loggers(
 ) -> list[Logger]:
     """The loggers of the run in ``out``; ranks above 0 have the CSV logger alone, which does nothing there.
 
-    Args:
-        side: target or reference, wandb's job type.
-        config: the resolved settings.
-        step: where a resumed run continues, so that repeated steps replace what was logged; None for a new run.
+    ``step``: where a resumed run continues, so that repeated steps replace what was logged; None for a new run.
     """
     csv_logger = CsvLogger(out)
     writers: list[Logger] = [csv_logger]

@@ -27,11 +27,7 @@ REQUEUE_SECONDS = 120  # other ranks wait this long for the end of the job after
 
 
 def within_epoch(trainer: pl.Trainer) -> bool:
-    """Whether the epoch has more batches.
-
-    After the last batch the end of the epoch is still to come. A run resumed from there would skip the validation, the gaps
-    and the checkpoint of that epoch.
-    """
+    """Whether the epoch has more batches: a run resumed after its last one would skip the validation, gaps and checkpoint."""
     return not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
 
 
@@ -78,7 +74,6 @@ class Preemption(Callback):
             self._end(trainer, number)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
-        """Save and end here after a signal."""
         number = self._agreed_signal(trainer)
         if number and within_epoch(trainer):
             trainer.save_checkpoint(self.path)
@@ -117,7 +112,6 @@ class Preemption(Callback):
 
 
 def _requeue(job: str) -> None:
-    """``scontrol requeue``; a warning if SLURM refuses, or the command is missing on the node."""
     try:
         subprocess.run(["scontrol", "requeue", job], check=True)
     except (OSError, subprocess.CalledProcessError) as error:

@@ -27,10 +27,7 @@ def write_metrics(trainer: pl.Trainer, metrics: Mapping[str, float]) -> None:
 
 
 class StepMetrics(Callback):
-    """Writes the loss, throughput, logit scale and learning rate of steps, and the replaced pairs of epochs.
-
-    It must come before the callbacks that save checkpoints.
-    """
+    """Writes the metrics of steps and the replaced pairs of epochs; it must come before the callbacks that save checkpoints."""
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Start the throughput clock, after validation or where a run resumes."""
@@ -43,7 +40,6 @@ class StepMetrics(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write the metrics of this step, with the throughput in pairs/s over all ranks, and per rank."""
         self._steps += 1
         module = cast(ClipModule, module)
         if not module.is_logged(trainer.global_step):
@@ -80,13 +76,11 @@ class EpochLogger(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log a line if there was none for a minute."""
         if time.perf_counter() - self.last_line >= SECONDS_BETWEEN_LINES:
             epoch, steps = trainer.current_epoch + 1, int(trainer.num_training_batches)
             self._log(trainer, f"epoch {epoch}/{trainer.max_epochs}: step {batch_idx + 1} of {steps}")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Log a line at every tenth of the epochs, and at the last."""
         done, total = trainer.current_epoch + 1, int(trainer.max_epochs or 0)
         # On all ranks, because it may reduce.
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -96,7 +90,6 @@ class EpochLogger(Callback):
             self._log(trainer, f"epoch {done}/{total}: {losses}{rate}")
 
     def _log(self, trainer: pl.Trainer, progress: str) -> None:
-        """Log a line that ends with the time left, from the time that the steps of this call took."""
         self.last_line = time.perf_counter()
         if self.enabled and trainer.is_global_zero:
             steps = trainer.num_training_batches * int(trainer.max_epochs or 0)

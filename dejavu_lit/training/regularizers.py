@@ -11,7 +11,7 @@
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from open_clip.loss import ClipLoss, SigLipLoss
@@ -23,18 +23,15 @@ from dejavu_lit.utils.errors import UserError
 
 
 def contrastive_loss(siglip: bool, smoothing: float, rank: int, world: int) -> nn.Module:
-    """The loss for one of ``world`` ranks: SigLIP's if the model has a bias, else CLIP's.
-
-    Raises:
-        UserError: smoothing with SigLIP's loss, whose target is not a distribution over the batch.
-    """
+    """The loss for one of ``world`` ranks; SigLIP's has no smoothing, for its target is not a distribution over the batch."""
     if siglip and smoothing:
         raise UserError(
             f"mitigation.label_smoothing={smoothing} smooths CLIP's targets, and this model has SigLIP's loss; "
             "set it to 0 or choose another model"
         )
-    loss: nn.Module = SigLipLoss(rank=rank, world_size=world) if siglip else SmoothedClipLoss(smoothing, rank, world)
-    return loss
+    return cast(
+        nn.Module, SigLipLoss(rank=rank, world_size=world) if siglip else SmoothedClipLoss(smoothing, rank, world)
+    )
 
 
 class SmoothedClipLoss(ClipLoss):  # type: ignore[misc]  # open_clip has no types
@@ -75,13 +72,7 @@ def add_text_noise(features: Tensor, norm: float) -> Tensor:
 
 
 def drop_patches(model: nn.Module, share: float) -> None:
-    """Make the image tower of ``model`` drop this share of the patches.
-
-    The layer has no weights and does nothing in evaluation mode; the exported config does not mention it.
-
-    Raises:
-        UserError: the image tower is not a ViT of open_clip.
-    """
+    """Make the image tower of ``model``, a ViT of open_clip, drop this share of the patches; the layer has no weights."""
     visual: Any = model.visual
     if not hasattr(visual, "patch_dropout"):
         raise UserError(

@@ -19,10 +19,7 @@ from dejavu_lit.utils.run_directory import PARTNER, RunDirectory
 
 
 def run_training(run: TrainingRun, out: Path | str) -> Path:
-    """Train in ``out``, or continue the run there; returns ``out``.
-
-    The device, the models and the data are checked before anything is written.
-    """
+    """Train in ``out``, or continue the run there; device, models and data are checked before anything is written."""
     forget_left_over_ranks(run.trainer.devices, run.trainer.num_nodes)
     check_ranks(run.trainer.devices, run.trainer.num_nodes)
     if rank() > 0:
@@ -73,10 +70,7 @@ def check_device(trainer: TrainerSettings) -> None:
 
 
 def check_models(run: TrainingRun, resumed: bool = False) -> None:
-    """Raise UserError for an unknown architecture, and for a reference or weights that do not exist.
-
-    A ``resumed`` run has its weights in its checkpoint.
-    """
+    """Raise UserError for an unknown architecture, or a missing reference or weights, which a ``resumed`` run has itself."""
     if run.model.config is None:
         check_architecture(run.model.name)
     if run.model.init is not None and not resumed:
@@ -86,7 +80,6 @@ def check_models(run: TrainingRun, resumed: bool = False) -> None:
 
 
 def resume(out: Path) -> None:
-    """Continue the run in ``out`` with the settings saved there."""
     log_warnings()
     logging.getLogger("dejavu_lit").setLevel(logging.INFO)
     with clean_exit():

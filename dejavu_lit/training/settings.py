@@ -6,7 +6,7 @@ from dejavu_lit.data.prepared import DataSpec, training_set
 from dejavu_lit.data.settings import LoaderSettings
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.settings import ModelSpec
-from dejavu_lit.utils.errors import UserError, check_at_least, check_range, suggest
+from dejavu_lit.utils.errors import UserError, check_at_least, check_choice, check_range
 from dejavu_lit.utils.wandb import LoggerSettings
 
 
@@ -80,11 +80,8 @@ class TrainerSettings:
     """How pairs are read."""
 
     def __post_init__(self) -> None:
-        for name, choices in (("accelerator", ACCELERATORS), ("precision", PRECISIONS)):
-            if (value := getattr(self, name)) not in choices:
-                raise UserError(
-                    f"trainer.{name}={value} is unknown{suggest(value, choices)}; choose one of {', '.join(choices)}"
-                )
+        check_choice("trainer.accelerator", self.accelerator, ACCELERATORS)
+        check_choice("trainer.precision", self.precision, PRECISIONS)
         check_at_least(self, "trainer.", num_nodes=1, log_every=1, checkpoint_epochs=1, checkpoint_steps=1)
         object.__setattr__(self, "checkpoint_at", tuple(self.checkpoint_at))
         if not all(epoch > 0 for epoch in self.checkpoint_at):

@@ -70,16 +70,13 @@ class NonFiniteLossStop(Callback):
         self.last = last
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *args: Any) -> None:
-        """Check as often as metrics are logged."""
         if trainer.global_step % cast(Any, trainer).log_every_n_steps == 0:
             self._check(trainer, module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Check before the weights of the epoch are saved."""
         self._check(trainer, module)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Check before any other checkpoint is saved."""
         self._check(trainer, module)
 
     def _check(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -95,9 +92,3 @@ class NonFiniteLossStop(Callback):
                 f"the loss is NaN or infinite at step {step} ({last_good}); train with a lower recipe.lr, a longer "
                 "recipe.warmup_steps or recipe.gradient_clip=1, into another out="
             )
-
-
-def stop_reason(trainer: pl.Trainer) -> dict[str, Any] | None:
-    """What ended the training before its last epoch: ``stopped`` of the callback that did; None if none did."""
-    reasons = (getattr(callback, "stopped", None) for callback in cast(Any, trainer).callbacks)
-    return next((reason for reason in reasons if reason), None)

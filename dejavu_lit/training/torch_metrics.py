@@ -14,15 +14,18 @@ from torchmetrics import Metric
 from dejavu_lit.measure.gaps import mean_recall_gap
 
 
-class _PopulationGap(Metric):
-    """(wins − losses) / n over the records that have objects."""
-
+class _Gap(Metric):
     is_differentiable = False
     higher_is_better = False  # the gap is what a mitigation lowers
     full_state_update = False
+    records: Tensor
+
+
+class _PopulationGap(_Gap):
+    """(wins − losses) / n over the records that have objects."""
+
     wins: Tensor
     losses: Tensor
-    records: Tensor
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -64,18 +67,13 @@ class PRG(_PopulationGap):
         self._count(target_hits.long() - reference_hits.long(), truth)
 
 
-class AUCG(Metric):
+class AUCG(_Gap):
     """The area between the models' recall curves, mean(recall_T) − mean(recall_R), from sums of hits_T − hits_R per |G|.
 
-    Args:
-        max_objects: the largest number of objects per image; the state is max_objects + 2 integers.
+    The state is ``max_objects``, the largest number of objects per image, + 2 integers.
     """
 
-    is_differentiable = False
-    higher_is_better = False
-    full_state_update = False
     hits: Tensor
-    records: Tensor
 
     def __init__(self, max_objects: int = 128, **options: Any) -> None:
         super().__init__(**options)
@@ -84,11 +82,7 @@ class AUCG(Metric):
         self.add_state("records", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, target_hits: Tensor, reference_hits: Tensor, truth: Tensor) -> None:
-        """Add n records: |G ∩ Ô| per model, and |G|, all integers [n].
-
-        Raises:
-            ValueError: an image with more than ``max_objects`` objects.
-        """
+        """Add n records, as to PRG; raises ValueError for an image with more than ``max_objects`` objects."""
         truth = truth.long()
         if truth.numel() and int(truth.max()) > self.max_objects:
             raise ValueError(f"an image has {int(truth.max())} objects; set AUCG(max_objects=…) to at least that")

@@ -32,7 +32,7 @@ from dejavu_lit.training.loggers import training_loggers
 from dejavu_lit.training.preemption import Preemption
 from dejavu_lit.training.progress import EpochLogger, StepMetrics
 from dejavu_lit.training.settings import TrainingRun
-from dejavu_lit.training.stopping import EarlyStop, NonFiniteLossStop, stop_reason
+from dejavu_lit.training.stopping import EarlyStop, NonFiniteLossStop
 from dejavu_lit.utils.config import to_plain
 from dejavu_lit.utils.distributed import lightning_environment, rank
 from dejavu_lit.utils.errors import UserError, explained, first_line
@@ -57,15 +57,9 @@ warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # 
 
 
 def train(run: TrainingRun, out: Path) -> Path:
-    """Train to the end, from ``last.ckpt`` if it exists, and write the artifacts into the run directory ``out``.
+    """Train to the end, from ``last.ckpt`` if it exists, and write model/, checkpoints/, metrics.csv and run.json into ``out``.
 
-    The caller owns ``out`` (see ``RunDirectory.opened``).
-
-    Returns:
-        ``out``, which now contains model/, checkpoints/, metrics.csv and run.json.
-
-    Raises:
-        UserError: data, sizes, devices or weights do not fit together.
+    The caller owns ``out`` (see ``RunDirectory.opened``), which is returned.
     """
     directory = RunDirectory(out)
     if directory.finished:
@@ -73,12 +67,6 @@ def train(run: TrainingRun, out: Path) -> Path:
         return out
     if rank() == 0:
         run.data.warn_of_unknown_keys()
-    if (stop_epoch := run.mitigation.stop_epoch or 0) > run.recipe.epochs:
-        log.warning(
-            "mitigation.stop_epoch=%d has no effect: training ends at recipe.epochs=%d", stop_epoch, run.recipe.epochs
-        )
-    if (last_kept := max(run.trainer.checkpoint_at, default=0)) > run.epochs:
-        log.warning("trainer.checkpoint_at=%d has no effect: training ends after epoch %d", last_kept, run.epochs)
     gaps = gap_callback(run, out)
     pl.seed_everything(run.seed, verbose=False)
     module, pairs = _build_model_and_data(run, out)
@@ -86,9 +74,8 @@ def train(run: TrainingRun, out: Path) -> Path:
     if rank() == 0:
         for part in last.parent.glob(".*.part"):  # of a killed process; they may be large
             part.unlink()
-    step = None
-    if last.is_file():
-        step = saved_step(last)
+    step = saved_step(last) if last.is_file() else None
+    if step is not None:
         log.info("resuming %s at step %d", out, step)
     loggers = training_loggers(out, run.logger, run.side, to_plain(run), step)
     try:
@@ -142,13 +129,8 @@ def _trained_settings(run: TrainingRun) -> dict[str, Any]:
 
 
 def build_trainer(run: TrainingRun, out: Path, gaps: GapCallback | None, loggers: Sequence[Logger]) -> pl.Trainer:
-    """Lightning's trainer with the callbacks of the run; ``gaps`` measures the gaps while training.
-
-    Raises:
-        UserError: Lightning refuses the options.
-    """
-    settings = run.trainer
-    show_progress = sys.stderr.isatty()
+    """Lightning's trainer with the callbacks of the run; raises UserError if it refuses the options."""
+    settings, show_progress = run.trainer, sys.stderr.isatty()
     distributed = settings.devices != 1 or settings.num_nodes > 1
     # Not in the block below: an error in code of ours is not the user's.
     plugins = cast(Any, [*lightning_environment(), AtomicCheckpointIO()])
@@ -234,7 +216,8 @@ def _write_results(
     seconds = module.seconds
     with averaged(trainer, module):
         export_weights(merged(module.model.state_dict()), RunDirectory(out).model)
-    stopped = stop_reason(trainer)
+    reasons = (getattr(callback, "stopped", None) for callback in cast(Any, trainer).callbacks)
+    stopped = next(filter(None, reasons), None)
     plan = module.pairs.plan(0, trainer.world_size)
     batches = trainer.fit_loop.epoch_loop.total_batch_idx + 1
     record = {

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from dejavu_lit.utils.config import read
-from dejavu_lit.utils.errors import UserError, suggest
+from dejavu_lit.utils.errors import UserError, check_choice, explained
 
 
 @cache
@@ -22,12 +22,9 @@ def _entry_points(group: str) -> dict[str, str]:
 class Choices:
     """Dataclasses by a name, which a config gives as ``type`` beside their options: ours, and those of other packages."""
 
-    option: str
-    """Where the choice stands, for messages."""
-    group: str
-    """The entry points by which other packages add theirs."""
-    own: Mapping[str, str]
-    """{name: module:class}."""
+    option: str  # where the choice stands, for messages
+    group: str  # the entry points by which other packages add theirs
+    own: Mapping[str, str]  # {name: module:class}
 
     def places(self) -> dict[str, str]:
         """{name: module:class} of all choices."""
@@ -36,13 +33,10 @@ class Choices:
     def load(self, name: Any, where: str | None = None) -> type:
         """The class with this name; raises UserError for an unknown one, which names the option ``where`` if it is another."""
         places, option = self.places(), where or self.option
-        if name not in places:
-            raise UserError(f"{option}.type={name} is unknown{suggest(str(name), places)}; choose {', '.join(places)}")
+        check_choice(f"{option}.type", name, places)
         module, _, attribute = places[name].partition(":")
-        try:
+        with explained(f"{option}.type={name}: {places[name]} cannot be imported", "check its package"):
             cls = getattr(import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"{option}.type={name}: {places[name]} cannot be imported ({error})") from None
         if not is_dataclass(cls):
             raise UserError(f"{option}.type={name}: {places[name]} must be a dataclass, whose fields are its options")
         return cls  # type: ignore[return-value]

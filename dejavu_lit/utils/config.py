@@ -66,14 +66,7 @@ def _open(node: DictConfig) -> None:
 
 
 def read(settings: type[T], values: Mapping[str, Any], where: str = "") -> T:
-    """``values`` as a dataclass. They are data: no ``${…}`` in them is resolved, and nothing is called.
-
-    Args:
-        where: the place of the values in a config, for messages.
-
-    Raises:
-        UserError: an unknown name, a wrong type, a missing value, or what ``__post_init__`` refuses.
-    """
+    """``values``, at ``where`` in a config, as a dataclass: they are data, no ``${…}`` is resolved, and nothing is called."""
     kind: Any = settings
     try:
         return to_settings(OmegaConf.merge(schema(kind), _literal(values)))  # type: ignore[no-any-return]
@@ -102,7 +95,6 @@ def expand_home(value: Any) -> Any:
 
 
 def _added(node: DictConfig, path: str = "") -> Iterator[str]:
-    """The names in a config that its dataclasses do not have."""
     kind = OmegaConf.get_type(node)
     known = {field.name for field in fields(kind)} if is_dataclass(kind) else None
     for key in node:
@@ -157,8 +149,7 @@ class Option:
     default: str
     kind: str
     meaning: str
-    group: bool = False
-    """Whether it stands for further options."""
+    group: bool = False  # whether it stands for further options
 
 
 @cache
@@ -220,8 +211,7 @@ def explain_value(
 ) -> str:
     """One sentence for an error of OmegaConf: the option, what is wrong with it, and the nearest name or the type it needs.
 
-    Args:
-        known: the options by name; where: the place of the config, for messages; given: the option as typed.
+    ``where`` is the place of the config, and ``given`` the option as typed.
     """
     key = str(error.full_key or "")
     name = f"{where}.{key}".strip(".")

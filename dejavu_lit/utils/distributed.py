@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.errors import UserError, explained
 
 if TYPE_CHECKING:
     from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
@@ -52,11 +52,7 @@ class Ranks:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """A step of the work that all ranks do: at its end they wait for each other, and if one failed, all fail.
-
-        Raises:
-            UserError: another rank failed, with its message, or exited. What this rank raised is passed on.
-        """
+        """A step of the work that all ranks do: at its end they wait for each other, and if one failed or exited, all fail."""
         error: Exception | None = None
         try:
             yield
@@ -75,13 +71,9 @@ class Ranks:
         return self._gather(value)[0] if self.world > 1 else value
 
     def _gather(self, value: T) -> list[T]:
-        try:
-            return gather(value)
-        except RuntimeError as gone:  # gloo's connection was closed, or timed out
-            raise UserError(
-                f"another of the {self.world} processes exited ({first_line(gone)}); see its last message, "
-                "and run the same command to resume"
-            ) from None
+        remedy = "see its last message, and run the same command to resume"
+        with explained(f"another of the {self.world} processes exited", remedy, errors=(RuntimeError,)):
+            return gather(value)  # gloo's connection may be closed, or time out
 
 
 SINGLE_PROCESS = Ranks()
@@ -106,10 +98,8 @@ def forget_left_over_ranks(devices: int = 1, nodes: int = 1) -> None:
 
     Lightning and ``rank`` would take a process alone for one of several, which writes nothing. Launchers are torchrun, srun,
     Lightning in the parent process, and for several nodes a person who sets MASTER_ADDR and NODE_RANK on each. Call it before
-    Lightning is imported; only the first call counts, because later ones find what Lightning set for its own processes.
-
-    Args:
-        devices, nodes: of the settings; 1 and 1 for a command that starts no processes through Lightning.
+    Lightning is imported; only the first call counts, because later ones find what Lightning set for its own processes. A
+    command that starts no processes through Lightning has 1 device and 1 node.
     """
     if os.environ.get(COMMAND) == str(os.getpid()):
         return
@@ -123,11 +113,9 @@ def forget_left_over_ranks(devices: int = 1, nodes: int = 1) -> None:
 
 
 def check_ranks(devices: int, nodes: int, one_is_default: bool = False) -> None:
-    """Raise UserError if torchrun or srun started another number of processes than ``devices`` per node ask for.
+    """Raise UserError if torchrun or srun started another number of processes than ``devices`` (-1: any) per node ask for.
 
-    Args:
-        devices: -1 for all of the node, whose number is not checked.
-        one_is_default: whether the defaults, 1 and 1, accept any number.
+    With ``one_is_default`` the defaults, 1 and 1, accept any number.
     """
     world, asked = current_ranks().world, devices * nodes
     if world > 1 and devices > 0 and asked != world and not (one_is_default and asked == 1):
@@ -138,12 +126,9 @@ def check_ranks(devices: int, nodes: int, one_is_default: bool = False) -> None:
 
 
 def lightning_environment() -> list["ClusterEnvironment"]:
-    """Lightning's plugin for the processes of ``current_ranks``, where its own guess may differ: within SLURM.
+    """Lightning's plugin for the processes of ``current_ranks`` within SLURM; [] elsewhere and under torchrun.
 
-    Lightning takes every process of an allocation for a task of srun. [] elsewhere and under torchrun.
-
-    Raises:
-        UserError: srun's tasks per node are unknown.
+    Its own guess takes every process of an allocation for a task of srun.
     """
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
     from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
@@ -181,9 +166,6 @@ def process_group(ranks: Ranks) -> Iterator[None]:
 
     (srun counts its timeout from the first task that ends.) If one fails, the others do not wait; only rank 0, which learns of
     it by ``step``, raises the UserError.
-
-    Raises:
-        UserError: the ranks cannot connect.
     """
     if ranks.world == 1:
         yield
@@ -192,18 +174,15 @@ def process_group(ranks: Ranks) -> Iterator[None]:
     from torch.distributed.rendezvous import rendezvous
 
     method, long = "env://", timedelta(hours=HOURS)
-    try:
-        for slurm in lightning_environment():
-            method = f"tcp://{slurm.main_address}:{slurm.main_port}"
+    for slurm in lightning_environment():
+        method = f"tcp://{slurm.main_address}:{slurm.main_port}"
+    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    problem = f"rank {ranks.rank} of {ranks.world} could not connect to the others at {where}"
+    remedy = "MASTER_ADDR must be the node of rank 0, reachable from all, and MASTER_PORT a free port there"
+    with explained(problem, remedy, errors=(RuntimeError, ValueError)):
         store, _, _ = next(rendezvous(method, ranks.rank, ranks.world, timeout=timedelta(minutes=MINUTES)))
         store.set_timeout(long)
         dist.init_process_group("gloo", store=store, rank=ranks.rank, world_size=ranks.world, timeout=long)
-    except (RuntimeError, ValueError) as error:
-        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise UserError(
-            f"rank {ranks.rank} of {ranks.world} could not connect to the others at {where} ({first_line(error)}); "
-            "MASTER_ADDR must be the node of rank 0, reachable from all, and MASTER_PORT a free port there"
-        ) from None
     try:
         yield
         with suppress(RuntimeError):  # another rank exited and has logged why

@@ -45,11 +45,9 @@ def explained(
         if isinstance(error, UserError) or has_remedy(error):
             raise
         if isinstance(error, ImportError) and extra is not None:
-            if isinstance(error, ModuleNotFoundError) and error.name:
-                reason = f"it needs {error.name}"
-            else:
-                reason = f"it needs a package that is missing or too old: {first_line(error)}"
-            raise UserError(f"{problem}: {reason} (pip install 'dejavu-lit[{extra}]')") from None
+            missing = isinstance(error, ModuleNotFoundError) and error.name
+            needed = missing or f"a package that is missing or too old: {first_line(error)}"
+            raise UserError(f"{problem}: it needs {needed} (pip install 'dejavu-lit[{extra}]')") from None
         raise UserError(f"{problem} ({first_line(error)}); {remedy}") from None
 
 
@@ -62,6 +60,12 @@ def suggest(word: str, known: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` for the known word nearest to ``word``, or an empty string."""
     near = get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+    """Raise UserError if an option has a value that is not among its choices."""
+    if value not in (known := list(choices)):
+        raise UserError(f"{name}={value} is unknown{suggest(str(value), known)}; choose one of {', '.join(known)}")
 
 
 def check_at_least(settings: object, prefix: str, **minima: int) -> None:
@@ -114,10 +118,7 @@ def os_error_sentence(error: OSError) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its class name if there is none; at most ``LONGEST`` characters.
-
-    If the line ends in a colon, the next one is added.
-    """
+    """The first line of an exception's message, with the next one after a colon; without a message the name of its class."""
     message = str(error)
     if isinstance(error, KeyError) and " " not in message:  # only the key, not a sentence
         message = f"no entry {message}"

@@ -65,7 +65,6 @@ def clean_exit() -> Iterator[None]:
 
 
 def fail(sentence: str, code: int = 1) -> NoReturn:
-    """End with an ``error:`` sentence and an exit code."""
     if "Original Traceback" in sentence:  # from a worker of the data loader: its last line is the message
         sentence = sentence.strip().splitlines()[-1].partition("Error: ")[2] or sentence
     print(f"error: {printable(sentence)}", file=sys.stderr)
@@ -74,7 +73,6 @@ def fail(sentence: str, code: int = 1) -> NoReturn:
 
 @contextmanager
 def _raise_on_sigterm() -> Iterator[None]:
-    """Raise ``Terminated`` on SIGTERM, unless another handler is installed."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
         return
@@ -93,7 +91,6 @@ def _raise_on_sigterm() -> Iterator[None]:
 
 
 def _reader_is_gone(stream: TextIO) -> bool:
-    """Whether the other end of this pipe was closed."""
     try:
         poll = select.poll()
         poll.register(stream.fileno(), 0)

@@ -9,6 +9,7 @@ import re
 import secrets
 import shutil
 import socket
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from errno import ENOSPC
@@ -30,10 +31,8 @@ def atomic(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it is synced and renamed to ``path``, on failure removed.
 
     The temporary name begins with a dot and ends with ``.part``, so that no glob for finished artifacts matches it, and is
-    random, because processes of several machines may write the same file. A killed process leaves it behind.
-
-    Raises:
-        OSError: the file cannot be written; it names ``path``, also where a library does not say that the disk is full.
+    random, because processes of several machines may write the same file. A killed process leaves it behind. An OSError names
+    ``path``, also where a library does not say that the disk is full.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +67,6 @@ def name_file_in_errors(path: Path | str) -> Iterator[None]:
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write ``text`` (UTF-8) atomically."""
     with atomic(path) as part:
         part.write_text(text, encoding="utf-8")
 
@@ -86,11 +84,13 @@ def csv_cell(column: str, value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 
 
-def write_csv(path: Path | str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
+def write_csv(
+    path: Path | str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None, end: str = "\r\n"
+) -> None:
     """Write rows as CSV (UTF-8), atomically, with ``csv_cell``; ``columns``: of all rows, by default those of the first."""
     columns = columns or list(rows[0] if rows else ())
     with atomic(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator=end)
         writer.writerow(columns)
         writer.writerows([csv_cell(name, row[name]) for name in columns] for row in rows)
 
@@ -118,12 +118,7 @@ def read_json(path: Path | str) -> Any:
 
 
 def read_json_object(path: Path | str, schema: int | None = None) -> dict[str, Any]:
-    """The JSON object in ``path``.
-
-    Raises:
-        UserError: the file is missing or not a JSON object, or has another ``schema`` than the given one; artifacts
-            without a number are accepted.
-    """
+    """The JSON object in ``path``; raises UserError as ``read_json``, and for another ``schema`` number, if it has one."""
     value = read_json(path)
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a JSON object; remove it and create it again")
@@ -140,10 +135,7 @@ def is_plain_file(path: Path) -> bool:
 
 
 def link_or_copy(source: Path, path: Path) -> None:
-    """Make ``path`` the same file as ``source``, by a hard link if the file system allows it, unless it exists.
-
-    Neither may be changed in place.
-    """
+    """Make ``path`` a hard link to ``source`` (or a copy), unless it exists. Neither may be changed in place."""
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,10 +146,7 @@ def link_or_copy(source: Path, path: Path) -> None:
 
 
 def visible_files(folder: Path | str, pattern: str) -> list[Path]:
-    """The paths below ``folder`` that match a glob, sorted; those with a hidden component (``._00000.tar``) are counted.
-
-    A missing folder gives [].
-    """
+    """The paths below ``folder`` that match a glob, sorted; those with a hidden component (``._00000.tar``) are only counted."""
     folder = Path(folder)
     paths = sorted(folder.glob(pattern))
     visible = [path for path in paths if not is_hidden(path.relative_to(folder).as_posix())]
@@ -173,19 +162,14 @@ def is_hidden(path: str) -> bool:
 
 @cache
 def _log_hidden(folder: Path, count: int) -> None:
-    """Once per folder, however often it is listed."""
     log.warning("%d hidden files in %s are ignored (their names begin with a dot)", count, folder)
 
 
 def warn_unread(where: object, what: str, counts: Mapping[str, int]) -> None:
     """Log how many files (or what else) of each kind were found that belong to nothing that is read, if there are any."""
-    if counts:
-        kinds = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-        listed = ", ".join(f"{count} {kind}" for kind, count in kinds[:LISTED_KINDS])
-        more = f" and {len(kinds) - LISTED_KINDS} other kinds" if len(kinds) > LISTED_KINDS else ""
-        log.warning(
-            "%s: %d %s belong to no pair and are not read: %s%s", where, sum(counts.values()), what, listed, more
-        )
+    if total := sum(counts.values()):
+        listed = ", ".join(f"{count} {kind}" for kind, count in Counter(counts).most_common(LISTED_KINDS))
+        log.warning("%s: %d %s belong to no pair and are not read: %s", where, total, what, listed)
 
 
 def fingerprint(value: Any) -> str:
@@ -195,7 +179,6 @@ def fingerprint(value: Any) -> str:
 
 
 def file_sha256(path: Path | str) -> str:
-    """SHA-256 of a file's bytes, as hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -205,10 +188,7 @@ def locked(path: Path | str, wait: bool = True) -> Iterator[None]:
     """Hold an exclusive lock on ``path``, a file that exists while it is held; the system frees it however the process ends.
 
     The file says who holds the lock, for people; only the system's lock counts, so a killed process blocks nobody.
-
-    Raises:
-        UserError: another process holds it and ``wait`` is false.
-        OSError: the file system has no locks.
+    Unless ``wait``, a lock that another process holds raises UserError.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -28,9 +28,6 @@ def map_unordered(
 
     On Linux the workers are forked and share ``state``; elsewhere it is pickled once per worker. ``function`` must be
     importable. The first exception stops everything.
-
-    Raises:
-        UserError: a worker was killed, e.g. for lack of memory.
     """
     with in_background(function, state, jobs, workers) as results:
         yield from results
@@ -89,16 +86,15 @@ def thread_count() -> int:
 @contextmanager
 def thread_pool(count: int | None = None) -> Iterator[ThreadPoolExecutor]:
     """A pool of ``count`` threads (``thread_count()`` by default); torch, if loaded, runs single-threaded in each."""
-    if (torch := sys.modules.get("torch")) is None:
-        with ThreadPoolExecutor(count or thread_count()) as pool:
-            yield pool
-        return
-    before = torch.get_num_threads()
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch else 0
+    limit: dict[str, Any] = {"initializer": torch.set_num_threads, "initargs": (1,)} if torch else {}
     try:
-        with ThreadPoolExecutor(count or thread_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(count or thread_count(), **limit) as pool:
             yield pool
     finally:
-        torch.set_num_threads(before)  # new threads inherit the number set last
+        if torch:
+            torch.set_num_threads(before)  # new threads inherit the number set last
 
 
 def map_ahead(

@@ -1,7 +1,4 @@
-"""What the terminal shows: text without control characters, and no messages of other libraries where an error tells it all.
-
-Control characters in names and captions of others could rewrite what was printed.
-"""
+"""What the terminal shows: text without control characters, by which names and captions could rewrite what was printed."""
 
 import logging
 import shlex
@@ -20,7 +17,6 @@ class PrintableFormatter(logging.Formatter):
     """The format of log messages on the terminal; conf/hydra/dejavu.yaml names it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The message, and the traceback if there is one, without control characters."""
         return printable(super().format(record))
 
 

@@ -3,7 +3,6 @@
 import logging
 import sys
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -28,14 +27,6 @@ class _Log:
     def flush(self) -> None: ...
 
 
-class _Bar(tqdm):  # type: ignore[misc]
-    """A bar that a signal may interrupt while it is made; tqdm's own would then print a traceback."""
-
-    def __del__(self) -> None:
-        with suppress(AttributeError):
-            super().__del__()
-
-
 def progress(
     items: Iterable[T] | None, what: str, total: int | None = None, unit: str = "it", done: int = 0
 ) -> "tqdm[T]":
@@ -45,6 +36,6 @@ def progress(
     """
     common = {"desc": what, "total": total, "unit": f" {unit}", "initial": done, "disable": current_ranks().rank > 0}
     if sys.stderr.isatty():
-        return _Bar(items, delay=2, dynamic_ncols=True, **common)
+        return tqdm(items, delay=2, dynamic_ncols=True, **common)
     pace = dict.fromkeys(("delay", "mininterval", "maxinterval"), SECONDS_BETWEEN_LINES)
-    return _Bar(items, file=_Log(), bar_format=LINES, leave=False, **pace, **common)
+    return tqdm(items, file=_Log(), bar_format=LINES, leave=False, **pace, **common)

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,36 +17,26 @@ PACKAGES = ("torch", "torchvision", "pytorch-lightning", "open_clip_torch", "fai
 
 
 def provenance() -> dict[str, Any]:
-    """Commit, versions, machine, command and time of this process, as JSON values."""
+    versions = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
     return {
         "dejavu_lit": __version__,
         "commit": _commit(),
         "command": _command(),
         "python": platform.python_version(),
-        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        "versions": versions,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
 
 def _command() -> str:
-    """The command line of this process, as a shell reads it."""
     program, *arguments = sys.argv
     path = Path(program)
-    if path.name == "dejavu":
-        words = ["dejavu"]
-    elif path.name == "__main__.py":
-        words = ["python", "-m", path.parent.name]
-    else:
-        words = ["python", program]
-    return shlex.join([*words, *arguments])
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    started_by = {"dejavu": ["dejavu"], "__main__.py": ["python", "-m", path.parent.name]}
+    return shlex.join([*started_by.get(path.name, ["python", program]), *arguments])
 
 
 def _commit() -> str | None:

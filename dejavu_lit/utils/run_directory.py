@@ -11,7 +11,7 @@ import yaml
 
 from dejavu_lit.utils.config import read, to_plain
 from dejavu_lit.utils.distributed import rank
-from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import fingerprint, locked, read_json_object, write_text
 
 T = TypeVar("T")
@@ -31,7 +31,6 @@ class RunDirectory:
 
     @property
     def config_file(self) -> Path:
-        """The settings, as YAML."""
         return self.path / "config.yaml"
 
     @property
@@ -41,12 +40,10 @@ class RunDirectory:
 
     @property
     def last_checkpoint(self) -> Path:
-        """What training resumes from."""
         return self.checkpoint("last")
 
     @property
     def model(self) -> Path:
-        """The exported model."""
         return self.path / "model"
 
     def checkpoint(self, epoch: int | str) -> Path:
@@ -60,12 +57,10 @@ class RunDirectory:
 
     @property
     def exists(self) -> bool:
-        """Whether there are settings of a run."""
         return self.config_file.is_file()
 
     @property
     def finished(self) -> bool:
-        """Whether the run is finished."""
         return self.record_file.is_file()
 
     @property
@@ -74,29 +69,19 @@ class RunDirectory:
         return self.finished or self.last_checkpoint.exists()
 
     def record(self) -> dict[str, Any]:
-        """The contents of run.json."""
         return read_json_object(self.record_file, RUN_SCHEMA)
 
     def config(self) -> dict[str, Any]:
-        """The saved settings as a mapping, of a known version.
-
-        Raises:
-            UserError: there are none, they cannot be read, or they are of another version.
-        """
+        """The saved settings as a mapping; raises UserError if there are none, or none of this version."""
         if not self.exists:
             raise UserError(
                 f"{self.path} is not a run directory (it has no config.yaml); give the out= of dejavu train"
             )
-        try:
+        remedy = "restore it, or start over in another directory"
+        with explained(f"{self.config_file} is not valid YAML", remedy):
             config = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date, or not UTF-8
-            raise UserError(
-                f"{self.config_file} is not valid YAML ({first_line(error)}); restore it, or start over in another directory"
-            ) from None
         if not isinstance(config, dict):
-            raise UserError(
-                f"{self.config_file} is not a mapping of settings; restore it, or start over in another directory"
-            )
+            raise UserError(f"{self.config_file} is not a mapping of settings; {remedy}")
         if (version := config.pop("schema", 1)) != CONFIG_SCHEMA:
             raise UserError(
                 f"{self.config_file} has version {version} of the settings, and this is version {CONFIG_SCHEMA}; use the "
@@ -106,29 +91,23 @@ class RunDirectory:
 
     def read(self, settings: type[T]) -> T:
         """All saved settings as a dataclass; raises UserError for unknown names, wrong types and missing values."""
-        return self._read(settings, self.config(), "")
+        return self.section("", settings)
 
     def section(self, name: str, settings: type[T]) -> T:
-        """One part of the saved settings as a dataclass, e.g. ``data``."""
-        return self._read(settings, self.config().get(name), name)
-
-    def _read(self, settings: type[T], values: Any, where: str) -> T:
+        config = self.config()
+        values = config.get(name) if name else config
         if not isinstance(values, Mapping):
-            raise UserError(f"{self.config_file}: {where} is missing; restore it, or start over in another directory")
+            raise UserError(f"{self.config_file}: {name} is missing; restore it, or start over in another directory")
         try:
-            return read(settings, values, where)
-        except RecursionError:
-            raise UserError(f"{self.config_file} refers to itself; restore it") from None
-        except UserError as error:
+            return read(settings, values, name)
+        except (UserError, RecursionError) as error:  # it may refer to itself
             raise UserError(f"{self.config_file} does not fit this version: {error}") from None
 
     def save(self, settings: Any) -> None:
         """Save a dataclass (or a mapping) as the settings.
 
         If they replace those of a run without a checkpoint, its weights are removed, and the dashboards get a run of their own.
-
-        Raises:
-            UserError: config.yaml is damaged, of another version or of another program, whose files are not ours to remove.
+        A config.yaml of another program raises UserError: its files are not ours to remove.
         """
         if self.exists and not self.started and first_difference(self.config(), to_plain(settings)):
             weights = [*map(self.checkpoint, self.saved_epochs()), *self.model.glob("*.safetensors")]
@@ -148,10 +127,7 @@ class RunDirectory:
             raise UserError(f"out={self.path} is the directory of a training; choose another folder")
 
     def check(self, settings: Any, take_over: bool = True) -> None:
-        """Raise UserError if there is a run that computes something else than ``settings``, unless it may be taken over.
-
-        Files of another program that a run would replace are refused, too.
-        """
+        """Raise UserError for files of another program, and for a run with other ``settings`` that may not be taken over."""
         if not self.exists:
             weights = self.model / "open_clip_model.safetensors"  # not its config: another rank may have written that
             written = (self.path / METRICS, self.record_file, self.last_checkpoint, weights)
@@ -167,13 +143,7 @@ class RunDirectory:
     def opened(self, settings: Any, take_over: bool = True) -> Iterator[None]:
         """Lock the directory for the time of a run and save its settings; with several ranks, rank 0 does so for all.
 
-        Every rank checks the directory before it writes there.
-
-        Args:
-            take_over: whether settings of a run that has no checkpoint are replaced.
-
-        Raises:
-            UserError: another process works there, or it has a run with other settings.
+        Every rank checks the directory before it writes there. ``take_over``: replace settings of a run without a checkpoint.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         if rank() > 0:

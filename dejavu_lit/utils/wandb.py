@@ -62,12 +62,7 @@ def with_tags(logger: LoggerSettings, overrides: Iterable[str]) -> LoggerSetting
 def wandb_options(out: Path, settings: Wandb, job_type: str, beside: Path | None = None) -> dict[str, Any]:
     """The keywords of ``wandb.init`` for what lies in ``out``: the same id each time, so that runs resume.
 
-    Args:
-        job_type: target, reference, evaluation or study.
-        beside: a run that this belongs to; its group is taken where none is given.
-
-    Raises:
-        UserError: id.json is damaged.
+    ``job_type`` is target, reference, evaluation or study. The group is by default that of the run ``beside``.
     """
     path = out / FOLDER / "id.json"
     if not path.exists():
@@ -95,14 +90,7 @@ def wandb_options(out: Path, settings: Wandb, job_type: str, beside: Path | None
 
 @contextmanager
 def starting(offline: bool) -> Iterator[None]:
-    """A block that starts a wandb run.
-
-    A warning signal reaches all processes of a job and would end a new one, so wandb starts its own process with
-    these signals blocked.
-
-    Raises:
-        UserError: it cannot begin: nobody is logged in, or the server does not answer.
-    """
+    """A block that starts a wandb run, whose process blocks the warning signals: they reach all processes of a job."""
     online = "check `wandb login`, WANDB_BASE_URL and the network, or use logger.wandb.offline=true"
     remedy = "continue without it by logger=csv" if offline else online
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1, signal.SIGUSR2))

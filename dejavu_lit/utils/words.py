@@ -1,8 +1,7 @@
-"""The words of a caption, also in scripts that are written without spaces.
+"""The words of a caption, also in scripts that are written without spaces (``UNSPACED``).
 
-They are Chinese, Japanese, Yi, Thai, Lao, Tibetan, Burmese, Khmer, Javanese and the Tai scripts (Tai Le, New Tai Lue, Tai Tham,
-Tai Viet). White space separates words. Within such a word each character of a script without spaces, with the marks on it, is
-a word of its own, and so is each run of other characters: ``红色dog 2`` is 红, 色, dog, 2.
+White space separates words. Within such a word each character of a script without spaces, with the marks on it, is a word of
+its own, and so is each run of other characters: ``红色dog 2`` is 红, 色, dog, 2.
 """
 
 import re
@@ -31,7 +30,6 @@ IRREGULAR = {
 
 
 def split_words(text: str) -> list[str]:
-    """The words of a text, in their order."""
     return text.split() if text.isascii() else [piece for word in text.split() for piece in _PIECE.findall(word)]
 
 

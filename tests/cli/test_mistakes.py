@@ -52,7 +52,7 @@ MISTAKES = {
     "mitigate experiment=dmo": "experiment=dmo is unknown (did you mean 'demo'?); choose one of cc3m, coco, ",
     "mitigate settings.foo=[a.b=0.3]": "settings.foo=[a.b=0.3]: quote each override in the list, as \"settings.foo=['a.b=0.3']\"",
     "mitigate \"settings.mask=['text_mask=0.3']\"": "settings.mask: text_mask is not an option (did you mean 'mitigation.text_",
-    "mitigate experiment=demo halves=1000000": "halves=1000000 must be a whole number from 1 to 1000, e.g. halves=4",
+    "mitigate experiment=demo halves=1000000": "halves=1000000 must be at least 1 and at most 1000",
     "prepare data=folder data.dir=OUT": "data.reader.path is missing; give data.reader.path=…",
     "annotate annotator=torchvison data.dir=x": "annotator=torchvison is unknown (did you mean 'torchvision'?); choose one of ",
     "annotate annotator=torchvision data.dir=x": "annotator.weights is missing; give annotator.weights=…",

@@ -120,7 +120,7 @@ def test_with_a_training_size_every_half_has_the_same_pairs(scenes, tmp_path):
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        (["halves=0"], "halves=0 must be a whole number from 1 to 1000"),
+        (["halves=0"], "halves=0 must be at least 1 and at most 1000"),
         (["halves=2", "seeds=[0,1]"], "gives every half its own seed"),
         (["halves=2", "gaps.reference=partner"], "halves= cannot measure gaps while training"),
     ],

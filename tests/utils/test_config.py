@@ -96,7 +96,7 @@ def test_a_class_is_chosen_by_its_name() -> None:
     assert choices.build({"type": "part", "size": 5}) == Part(5)
     assert choices.node("part") == {"type": "part", "size": 3, "numbers": []}
     for node, words in (
-        ({"type": "prat"}, r"^thing.type=prat is unknown \(did you mean 'part'\?\); choose part, gone$"),
+        ({"type": "prat"}, r"^thing.type=prat is unknown \(did you mean 'part'\?\); choose one of part, gone$"),
         ({"type": "gone"}, r"^thing.type=gone: dejavu_lit.gone:X cannot be imported"),
         ({"type": "part", "siez": 1}, r"^thing.siez is not an option \(did you mean 'thing.size'\?\)$"),
         ({"size": 1}, "^thing.type=None is unknown"),

@@ -5,7 +5,7 @@ import re
 import time
 
 from dejavu_lit.utils import progress as module
-from dejavu_lit.utils.progress import _Bar, progress
+from dejavu_lit.utils.progress import progress
 
 
 def test_without_a_terminal_it_is_logged(monkeypatch, caplog, capsys):
@@ -30,9 +30,3 @@ def test_what_is_done_at_once_logs_nothing(caplog):
     caplog.set_level(logging.INFO)
     assert list(progress([1, 2, 3], "counting")) == [1, 2, 3]
     assert caplog.records == []
-
-
-def test_a_bar_that_was_interrupted_while_it_was_made_is_removed_in_silence():
-    bar = _Bar.__new__(_Bar)
-    bar.disable = False  # the first thing that tqdm sets
-    bar.__del__()

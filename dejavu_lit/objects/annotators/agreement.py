@@ -12,10 +12,8 @@ from typing import Any
 
 from dejavu_lit.data.objects import Annotation, Annotator, Failed, check_images, read_part
 from dejavu_lit.objects.base import Shard, Source
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.errors import UserError, check_choice
 from dejavu_lit.utils.io import fingerprint, visible_files
-
-RULES = ("intersection", "union", "majority")
 
 BestBoxes = dict[str, tuple[float, list[float]]]  # {label: its highest score in an image, the box of that score}
 
@@ -35,18 +33,13 @@ class Agreement(Source):
     """How many artifacts must give a label: most of them (majority), all (intersection) or any (union)."""
 
     def __post_init__(self) -> None:
-        if self.how not in RULES:
-            raise UserError(f"annotator.how={self.how} must be one of {', '.join(RULES)}")
-        if len(self.artifacts) < 2:
-            raise UserError("annotator.artifacts must name at least two artifacts")
-        if len({Path(folder).resolve() for folder in self.artifacts}) < len(self.artifacts):
-            raise UserError(
-                f"annotator.artifacts={[Path(f).name for f in self.artifacts]} names an artifact twice; remove one of the two"
-            )
+        check_choice("annotator.how", self.how, ("intersection", "union", "majority"))
+        if len({Path(folder).resolve() for folder in self.artifacts}) < max(2, len(self.artifacts)):
+            names = [Path(folder).name for folder in self.artifacts]
+            raise UserError(f"annotator.artifacts={names} must name at least two different artifacts")
 
     @property
     def needed(self) -> int:
-        """m, how many artifacts must give a label."""
         return {"intersection": len(self.artifacts), "union": 1, "majority": len(self.artifacts) // 2 + 1}[self.how]
 
     @cached_property
@@ -107,7 +100,6 @@ def _best_boxes(row: dict[str, Any]) -> BestBoxes | None:
 
 
 def _annotator(folder: Path) -> Annotator:
-    """The annotator of an artifact, read from its first part."""
     parts = visible_files(folder, "*/*.parquet")
     if not parts:
         raise UserError(f"{folder} has no object parts (SET/*.parquet); check the name of the artifact")

@@ -66,12 +66,10 @@ class OtherCaptions(Lookup):
 
     @property
     def annotator(self) -> Annotator:
-        """The rule's version, and the fingerprint of labels and names."""
         return Annotator("captions", "3", config={"field": self.field}, vocabulary=fingerprint(self._names))
 
     @property
     def labels(self) -> Sequence[str]:
-        """The vocabulary's labels."""
         return list(self._names)
 
     def rows(self, shard: Shard) -> Iterator[Annotation | Failed]:
@@ -116,7 +114,6 @@ class OtherCaptions(Lookup):
 
     @cached_property
     def _names(self) -> dict[str, list[str]]:
-        """{label: all of its names}."""
         names = {label: [label, *synonyms] for label, synonyms in vocabulary(self.vocabulary).items()}
         if self.vocabulary == "coco":
             for label, synonyms in COCO_NAMES.items():
@@ -139,7 +136,6 @@ class OtherCaptions(Lookup):
 
     @cached_property
     def _longest_name(self) -> int:
-        """The number of words of the longest name."""
         return max(map(len, self._labels_by_name))
 
     @cached_property

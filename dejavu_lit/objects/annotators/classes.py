@@ -23,7 +23,6 @@ class ClassLabels(Lookup):
 
     @property
     def annotator(self) -> Annotator:
-        """The field, and the list of names."""
         names = self.labels
         return Annotator("classes", config={"field": self.field}, vocabulary=fingerprint(names) if names else None)
 

@@ -4,6 +4,7 @@ https://detectron2.readthedocs.io/en/latest/tutorials/models.html describes the 
 config file and a local file of weights; detectron2's own model catalog is not used.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +18,9 @@ from PIL import Image
 
 from dejavu_lit.data.objects import Annotator
 from dejavu_lit.objects.annotators.detectron2_weights import class_count, load_weights, read_weights, set_classifier
-from dejavu_lit.objects.base import Detections, Detector, require_package
+from dejavu_lit.objects.base import Detections, Detector
 from dejavu_lit.objects.vocabulary import read_lines
-from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import file_sha256, fingerprint
 
 PAGE = "https://detectron2.readthedocs.io/en/latest/tutorials/install.html"
@@ -48,9 +49,9 @@ class Detectron2Detector(Detector):
 
     @property
     def annotator(self) -> Annotator:
-        """detectron2's version, the weights' hash, and the resolved config."""
-        with require_package("detectron2", PAGE):
-            import detectron2
+        setup = self._setup
+        import detectron2
+
         classifier = None if self.classifier is None else file_sha256(self._file("classifier"))
         given = {"options": self.options, "modules": self.modules, "classifier": classifier}
         return Annotator(
@@ -60,7 +61,7 @@ class Detectron2Detector(Detector):
             threshold=self.threshold,
             config={
                 "file": Path(self.config).name,
-                "content": self._setup.fingerprint,
+                "content": setup.fingerprint,
                 **{name: value for name, value in given.items() if value},
             },
             vocabulary=fingerprint(list(self.labels)),
@@ -68,7 +69,6 @@ class Detectron2Detector(Detector):
 
     @cached_property
     def labels(self) -> Sequence[str]:
-        """The class names, by number."""
         if self.classes is not None:
             return read_lines(self.classes)
         from detectron2.data import MetadataCatalog
@@ -103,13 +103,8 @@ class Detectron2Detector(Detector):
 
     @cached_property
     def _model(self) -> Any:
-        """The model with its weights."""
-        try:
+        with explained(f"no model can be built from annotator.config={self.config}", "check it"):
             model = self._setup.build()
-        except Exception as error:
-            raise UserError(
-                f"no model can be built from annotator.config={self.config} ({first_line(error)}); check it"
-            ) from None
         weights = read_weights(self._file("weights"))
         optional: tuple[str, ...] = FROM_CONFIG
         if self.classifier is not None:
@@ -130,19 +125,15 @@ class Detectron2Detector(Detector):
 
     @cached_property
     def _setup(self) -> "_Setup":
-        with require_package("detectron2", PAGE):
+        problem = "annotator=detectron2 needs the package detectron2"
+        with explained(problem, f"install it as {PAGE} says", errors=(ImportError,)):
             import detectron2.data.datasets  # noqa: F401 - registers the class names of COCO, LVIS and others
         path, device = self._file("config"), self.local_device
         hooks = _import_plugins(self.modules)
-        try:
+        with explained(f"annotator.config={path} cannot be used", "check it, annotator.options and annotator.modules"):
             if path.suffix == ".py":
                 return _read_lazy_config(path, self.options)
             return _read_yaml(path, self.options, hooks, device)
-        except Exception as error:  # config files fail in as many ways as programs do
-            raise UserError(
-                f"annotator.config={path} cannot be used ({type(error).__name__}: {first_line(error)}); "
-                "check it, annotator.options and annotator.modules"
-            ) from None
 
     def _file(self, option: str) -> Path:
         path = Path(str(getattr(self, option))).expanduser()
@@ -178,11 +169,9 @@ def _import_plugins(modules: Sequence[str]) -> list[Callable[[Any], Any]]:
     hooks = []
     for module in modules:
         name, _, function = module.partition(":")
-        try:
+        with explained(f"annotator.modules: {module} cannot be imported", "install the plug-in"):
             plugin = import_module(name)
             hooks += [getattr(plugin, function)] if function else []
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"annotator.modules: {module} cannot be imported ({error}); install the plug-in") from None
     return hooks
 
 
@@ -221,21 +210,16 @@ def _read_lazy_config(path: Path, options: Mapping[str, Any]) -> _Setup:
     # Of the resolved config, since a .py may import others; training settings do not count.
     content = {"model": cfg.model, "mapper": mapper, "bgr": bgr, "datasets": datasets}
     resolved = {
-        name: _without_addresses(OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value)
+        name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         for name, value in content.items()
     }
+    resolved = json.loads(json.dumps(resolved, default=_without_address))
     transforms = T.AugmentationList(list(resize))
     return _Setup(lambda: instantiate(cfg.model), transforms, bgr, datasets, fingerprint(resolved))
 
 
-def _without_addresses(value: Any) -> Any:
-    """A config's value without the memory addresses of functions and objects, which differ between processes."""
-    if isinstance(value, Mapping):
-        return {str(name): _without_addresses(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_addresses(inner) for inner in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
+def _without_address(value: Any) -> str:
+    """A function or an object without its memory address, which differs between processes."""
     if hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.errors import UserError, explained, first_line
 
 # The names that pickled arrays, scalars and dictionaries of numpy refer to; everything else is refused.
 PLAIN_DATA = {
@@ -60,26 +60,12 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def load_weights(model: Any, weights: Mapping[str, Any], option: str, optional: Sequence[str]) -> None:
-    """Load weights into a model.
-
-    Args:
-        option: where the weights come from, for messages.
-        optional: parts of names that may be missing from the model or from the weights.
-
-    Raises:
-        UserError: any other name is missing, or a shape does not fit.
-    """
-    try:
+    """Load the weights of an ``option`` into a model; ``optional``: parts of names that either may lack."""
+    with explained(f"{option} does not fit the config", "use the weights of this config"):
         keys = model.load_state_dict(dict(weights), strict=False)
-    except RuntimeError as error:
-        raise _misfit(option, first_line(error)) from None
-    for names, problem in ((keys.missing_keys, "the file lacks"), (keys.unexpected_keys, "the model has no")):
-        if required := [name for name in names if not any(part in name for part in optional)]:
-            raise _misfit(option, f"{problem} {required[0]}, {len(required)} in all")
-
-
-def _misfit(option: str, reason: str) -> UserError:
-    return UserError(f"{option} does not fit the config ({reason}); use the weights of this config")
+        for names, problem in ((keys.missing_keys, "the file lacks"), (keys.unexpected_keys, "the model has no")):
+            if required := [name for name in names if not any(part in name for part in optional)]:
+                raise ValueError(f"{problem} {required[0]}, {len(required)} in all")
 
 
 def class_count(model: Any) -> int | None:
@@ -97,18 +83,11 @@ def set_classifier(model: Any, path: Path, classes: int) -> None:
     """Put one embedding per class into every box classifier that compares with them (``zs_weight``, [width, classes + 1]).
 
     The last column is the background's, zero; columns are normalized if the classifier has ``norm_weight``.
-
-    Raises:
-        UserError: a file that does not fit, or a model without such a classifier.
     """
     import torch
 
-    try:
+    with explained(f"annotator.classifier={path} is not a .npy of numbers", "save one row per class"):
         rows = torch.from_numpy(np.asarray(np.load(path, allow_pickle=False), dtype=np.float32))
-    except ValueError as error:
-        raise UserError(
-            f"annotator.classifier={path} is not a .npy of numbers ({first_line(error)}); save one row per class"
-        ) from None
     heads = [module for module in model.modules() if isinstance(getattr(module, "zs_weight", None), torch.Tensor)]
     if not heads:
         raise UserError(

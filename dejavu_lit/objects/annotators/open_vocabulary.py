@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from dejavu_lit.data.objects import Annotator
-from dejavu_lit.objects.base import Detections, Detector, require_package
+from dejavu_lit.objects.base import Detections, Detector
 from dejavu_lit.objects.vocabulary import vocabulary
-from dejavu_lit.utils.errors import UserError, check_at_least, first_line
+from dejavu_lit.utils.errors import UserError, check_at_least, check_choice, explained
 from dejavu_lit.utils.io import file_sha256, fingerprint, read_json_object
 
-PAGE = "https://huggingface.co/docs/transformers/installation"
 OWL = ("owlvit", "owlv2")
 DINO = ("grounding-dino", "mm-grounding-dino")
 CONFIG_FILES = ("*.json", "*.txt", "*.model")  # of the model, its processor and its tokenizer
@@ -61,8 +60,7 @@ class OpenVocabularyDetector(Detector):
 
     @cached_property
     def annotator(self) -> Annotator:
-        """transformers' version, the weights' hash, template, vocabulary, and the configuration of model and processor."""
-        with require_package("open_vocabulary", PAGE):
+        with explained("annotator=open_vocabulary cannot run", "install it again", "objects"):
             import transformers
         config = {"model_type": self._model_type, "template": self._template}
         paths = sorted({path for pattern in CONFIG_FILES for path in self._folder.glob(pattern)})
@@ -81,7 +79,6 @@ class OpenVocabularyDetector(Detector):
 
     @cached_property
     def labels(self) -> Sequence[str]:
-        """The vocabulary."""
         return list(vocabulary(self.vocabulary))
 
     def detect(self, images: Sequence[Image.Image]) -> list[Detections]:
@@ -201,13 +198,9 @@ class OpenVocabularyDetector(Detector):
 
     @cached_property
     def _model_and_processor(self) -> tuple[Any, Any]:
-        """The model and its processor."""
         from dejavu_lit.models.transformers_encoder import load_pretrained
 
-        parts: dict[str, dict[str, Any]] = {
-            "AutoModelForZeroShotObjectDetection": {"use_safetensors": True},
-            "AutoProcessor": {},
-        }
+        parts = {"AutoModelForZeroShotObjectDetection": {"use_safetensors": True}, "AutoProcessor": {}}
         model, processor = load_pretrained(f"annotator.model={self.model}", self._folder, parts)
         return model.eval().requires_grad_(False).to(self.local_device), processor
 
@@ -217,22 +210,15 @@ class OpenVocabularyDetector(Detector):
             return Path(self.model)
         from huggingface_hub import snapshot_download
 
-        try:
+        problem = f"annotator.model={self.model} is not a folder and could not be downloaded from the hub"
+        with explained(problem, "check its name"):
             return Path(snapshot_download(self.model, allow_patterns=[*CONFIG_FILES, WEIGHT_FILES]))
-        except Exception as error:  # no network, no such name, no permission: each raises its own exception
-            raise UserError(
-                f"annotator.model={self.model} is not a folder and could not be downloaded from the hub "
-                f"({first_line(error)}); check its name"
-            ) from None
 
     @cached_property
     def _model_type(self) -> str:
-        model_type = read_json_object(self._folder / "config.json").get("model_type")
-        if model_type not in (*OWL, *DINO):
-            raise UserError(
-                f"{self.model} is a model of type {model_type!r}; this annotator runs {', '.join((*OWL, *DINO))}"
-            )
-        return str(model_type)
+        model_type = str(read_json_object(self._folder / "config.json").get("model_type"))
+        check_choice(f"annotator.model={self.model}: model_type", model_type, (*OWL, *DINO))
+        return model_type
 
     @property
     def _weights_hash(self) -> str:

@@ -14,7 +14,7 @@ from dejavu_lit.data.objects import READ_ERRORS, Annotation, Annotator
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.data.text_tables import PARQUET, is_text_table, read_text_table
 from dejavu_lit.objects.base import Lookup
-from dejavu_lit.utils.errors import UserError, first_line, suggest
+from dejavu_lit.utils.errors import UserError, explained, first_line, suggest
 from dejavu_lit.utils.io import file_sha256
 
 SEPARATOR = ";"
@@ -39,7 +39,6 @@ class TableLookup(Lookup):
 
     @property
     def annotator(self) -> Annotator:
-        """The table's hash, its columns, and the separator if it is not the usual one."""
         if not Path(self.path).is_file():
             raise UserError(f"the table {self.path} does not exist; check annotator.path=")
         columns = [self.key, self.labels_column, self.scores_column, self.boxes_column]
@@ -105,12 +104,8 @@ class TableLookup(Lookup):
                 )
         if table[self.key].null_count:
             raise UserError(f"{path} has rows without a key; fix them, or choose another column by annotator.key=")
-        try:
+        with explained(f"{path} has keys that are not text", "choose another column by annotator.key="):
             keys = table[self.key].cast(pa.string())
-        except pa.ArrowException as error:
-            raise UserError(
-                f"{path} has keys that are not text ({first_line(error)}); choose another column by annotator.key="
-            ) from None
         columns = list(dict.fromkeys(columns))  # one column may have several roles
         table = table.select(columns).set_column(columns.index(self.key), self.key, keys)
         table = table.sort_by(self.key) if table.num_rows else table

@@ -15,7 +15,7 @@ from PIL import Image
 from dejavu_lit.data.objects import Annotator
 from dejavu_lit.objects.base import Detections, Detector
 from dejavu_lit.objects.vocabulary import read_lines
-from dejavu_lit.utils.errors import UserError, first_line, suggest
+from dejavu_lit.utils.errors import UserError, check_choice, explained, first_line
 from dejavu_lit.utils.io import file_sha256, fingerprint
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ class TorchvisionDetector(Detector):
 
     @property
     def annotator(self) -> Annotator:
-        """torchvision's version, the weights' hash, the model and its options."""
         import torchvision
 
         return Annotator(
@@ -55,7 +54,6 @@ class TorchvisionDetector(Detector):
 
     @property
     def labels(self) -> Sequence[str]:
-        """The class names, without the background."""
         return [name for name in self._model_and_names[1] if name not in UNNAMED]
 
     def detect(self, images: Sequence[Image.Image]) -> list[Detections]:
@@ -106,15 +104,11 @@ class TorchvisionDetector(Detector):
 
         path = Path(torch.hub.get_dir(), "checkpoints", Path(self._entry.url).name)
         if not path.is_file():
-            try:
+            remedy = f"put the file at {path}, or give another by annotator.weights="
+            with explained(f"{self._entry.url} could not be downloaded", remedy):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 digest = path.stem.rpartition("-")[2]  # torchvision's file names end with it; a cut file is not kept
                 torch.hub.download_url_to_file(self._entry.url, str(path), digest, progress=False)
-            except (OSError, RuntimeError) as error:
-                raise UserError(
-                    f"{self._entry.url} could not be downloaded ({error}); put the file at {path}, or give another by "
-                    "annotator.weights="
-                ) from None
         return path
 
     @cached_property
@@ -151,11 +145,13 @@ class TorchvisionDetector(Detector):
 
         In some models class 0 is the background, in others it is not: the shapes of the weights decide.
         """
+        from torchvision.models.detection.ssd import SSD
+
         given, state, mismatch = self._class_names(), self._content["model"], ""
         candidates = [given] if given[:1] == [BACKGROUND] else [[BACKGROUND, *given], given]
         for names in candidates:
             model = self._build(num_classes=len(names), weights=None, weights_backbone=None)
-            if names[0] != BACKGROUND and _has_background(model):
+            if names[0] != BACKGROUND and (hasattr(model, "roi_heads") or isinstance(model, SSD)):  # these have one
                 break
             expected, actual = _shapes(model.state_dict()), _shapes(state)
             if expected == actual:
@@ -171,32 +167,19 @@ class TorchvisionDetector(Detector):
         from torchvision.models import detection, get_model, list_models
 
         module, _, function = self.model.rpartition(".")
-        known = [] if module else list_models(module=detection)
-        if not module and self.model not in known:
-            raise UserError(
-                f"annotator.model={self.model} is unknown{suggest(self.model, known)}; torchvision has {', '.join(known)}"
-            )
+        if not module:
+            check_choice("annotator.model", self.model, list_models(module=detection))
         options = self.options or {}
-        try:
+        problem = f"annotator.model={self.model} cannot be built with annotator.options"
+        with explained(problem, "check their names", errors=(ImportError, AttributeError, TypeError)):
             if module:
                 return getattr(import_module(module), function)(num_classes=arguments["num_classes"], **options)
             return get_model(self.model, **arguments, **options)
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"annotator.model={self.model} cannot be imported ({error}); check the name") from None
-        except TypeError as error:
-            raise UserError(f"annotator.options do not fit model={self.model} ({error}); check their names") from None
 
 
 def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """{name: shape} of a state dict; the batch counters are ignored, since older files lack them."""
     return {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
-
-
-def _has_background(model: Any) -> bool:
-    """Whether class 0 is the background, as in all models with regions of interest and in SSD."""
-    from torchvision.models.detection.ssd import SSD
-
-    return hasattr(model, "roi_heads") or isinstance(model, SSD)
 
 
 def _detections(output: Mapping[str, Any], names: Sequence[str], threshold: float) -> Detections:
