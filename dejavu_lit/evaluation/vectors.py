@@ -15,6 +15,7 @@ from dejavu_lit.utils.parallel import for_blocks
 CHUNK_BYTES = 128 * 2**20  # of stored vectors at once; in memory they take twice as much, scaled four times
 ROWS_AT_ONCE = 1024  # vectors that a thread converts at a time
 NEARLY_UNIT = 2.0**-11  # the most that rounding to float16 changes a norm of 1, subnormal values apart
+FLOAT32 = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)  # of the bits of each float16
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,23 @@ class Vectors:
     def _fill(self, array: np.ndarray, name: str) -> None:
         def compute(start: int) -> None:
             block = slice(start, start + ROWS_AT_ONCE)
-            stored = self.stored[block]
-            stored[:] = array[block]
-            self.norms[block] = np.sqrt(np.einsum("nd,nd->n", stored, stored, dtype=np.float64))
+            bits = np.array(array[block], np.float16).view(np.uint16)
+            _decode(bits, FLOAT32, self.stored[block], self.norms[block])
 
         for_blocks(compute, len(array), ROWS_AT_ONCE)
         check_norms(self.norms, name)
+
+
+@partial(compiled, exact_sums=True)
+def _decode(bits: np.ndarray, values: np.ndarray, stored: np.ndarray, norms: np.ndarray) -> None:
+    """Write the vectors of the float16 ``bits``, uint16 [m, d], whose ``values`` are float32 [65536], as ``Vectors`` has them."""
+    for row in range(len(bits)):
+        total = 0.0
+        for column in range(bits.shape[1]):
+            value = values[bits[row, column]]
+            stored[row, column] = value
+            total += np.float64(value) * np.float64(value)
+        norms[row] = np.sqrt(total)
 
 
 @partial(compiled, exact_sums=True)
