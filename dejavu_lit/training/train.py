@@ -59,7 +59,8 @@ warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # 
 def train(run: TrainingRun, out: Path) -> Path:
     """Train to the end, from ``last.ckpt`` if it exists, and write model/, checkpoints/, metrics.csv and run.json into ``out``.
 
-    The caller owns ``out`` (see ``RunDirectory.opened``), which is returned.
+    The caller owns ``out`` (see ``RunDirectory.opened``), which is returned. Raises UserError if data, sizes, devices or
+    weights do not fit together.
     """
     directory = RunDirectory(out)
     if directory.finished:
@@ -67,6 +68,12 @@ def train(run: TrainingRun, out: Path) -> Path:
         return out
     if rank() == 0:
         run.data.warn_of_unknown_keys()
+    if (stop_epoch := run.mitigation.stop_epoch or 0) > run.recipe.epochs:
+        log.warning(
+            "mitigation.stop_epoch=%d has no effect: training ends at recipe.epochs=%d", stop_epoch, run.recipe.epochs
+        )
+    if (last_kept := max(run.trainer.checkpoint_at, default=0)) > run.epochs:
+        log.warning("trainer.checkpoint_at=%d has no effect: training ends after epoch %d", last_kept, run.epochs)
     gaps = gap_callback(run, out)
     pl.seed_everything(run.seed, verbose=False)
     module, pairs = _build_model_and_data(run, out)
@@ -130,7 +137,8 @@ def _trained_settings(run: TrainingRun) -> dict[str, Any]:
 
 def build_trainer(run: TrainingRun, out: Path, gaps: GapCallback | None, loggers: Sequence[Logger]) -> pl.Trainer:
     """Lightning's trainer with the callbacks of the run; raises UserError if it refuses the options."""
-    settings, show_progress = run.trainer, sys.stderr.isatty()
+    settings = run.trainer
+    show_progress = sys.stderr.isatty()
     distributed = settings.devices != 1 or settings.num_nodes > 1
     # Not in the block below: an error in code of ours is not the user's.
     plugins = cast(Any, [*lightning_environment(), AtomicCheckpointIO()])
