@@ -105,7 +105,10 @@ def _compare(data: DataSpec, sets: dict[str, ShardSet], names: list[str], thresh
 
 
 def open_sets(data: DataSpec, names: list[str] | None) -> dict[str, ShardSet]:
-    """{name: shards} of the sets of a data folder, A, B, H, V and P before the others, and of folders elsewhere."""
+    """{name: shards} of the sets of a data folder, A, B, H, V and P before the others, and of folders elsewhere.
+
+    Raises UserError for no set at all, or an unknown one.
+    """
     # Of remote data only the shards that were read are here, but the sizes of all sets.
     files = visible_files(data.folder, f"*/{SIZES}" if source(data.folder) else "*/*.tar")
     available = sorted({path.parent.name for path in files}, key=lambda n: ([*SETS, n].index(n), n))

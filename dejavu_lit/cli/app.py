@@ -150,6 +150,8 @@ def settings(command: str, *overrides: str) -> Any:
 
     Args:
         command: train, evaluate, mitigate or prepare; overrides: its options, "data=scenes", "recipe.epochs=3", …
+
+    Raises UserError for an option that is unknown, missing, or has a wrong value.
     """
     register(command)
     given = [mistakes.quoted(override, command) for override in overrides]

@@ -92,7 +92,10 @@ def evaluate_study(
     failed: Mapping[Path, str],
     ranks: Ranks = SINGLE_PROCESS,
 ) -> dict[str, Any]:
-    """Evaluate every cell, write and show the study, and return each cell's metrics.json by its label."""
+    """Evaluate every cell, write and show the study, and return each cell's metrics.json by its label.
+
+    Raises UserError if some cells have no result; the others are written.
+    """
     from dejavu_lit.evaluation.context import CONTEXT
     from dejavu_lit.report.dashboard import log_study
     from dejavu_lit.report.report import is_redacted, show_report

@@ -10,7 +10,11 @@ from dejavu_lit.utils.printable import argument, print_next
 
 
 def prepare(settings: Prepare) -> Path:
-    """Turn images and captions into shards and splits; returns the data folder."""
+    """Turn images and captions into shards and splits; returns the data folder.
+
+    Raises UserError if keys are excluded or listed without data.dir, for an option that raw shards do not have, and for
+    a source that cannot be prepared.
+    """
     data = settings.data
     if data.shards is not None:
         defaults = Prepare(data)

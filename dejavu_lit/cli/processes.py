@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 def processes(trainer: TrainerSettings, shared: bool) -> Ranks:
     """This process among those that ``trainer`` asks for, which are started here unless torchrun or srun did.
 
-    ``shared``: whether all processes know the output directory.
+    ``shared``: whether all processes know the output directory. Raises UserError if torchrun or srun started another
+    number, for several nodes or a multirun without them, and for all GPUs of a machine without any.
     """
     _check()
     ranks, devices, nodes = current_ranks(), trainer.devices, trainer.num_nodes
@@ -110,7 +111,8 @@ def _check() -> None:
 def parse_share(text: str | None, environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
     """(i, n): this process annotates every n-th shard from the i-th on; from ``"3/10"``.
 
-    None: from the SLURM array and the ranks of torchrun or srun, combined, or else all shards.
+    None: from the SLURM array and the ranks of torchrun or srun, combined, or else all shards. Raises UserError for
+    another form, and for an array whose numbers have gaps.
     """
     if text is None:
         task, tasks = _slurm_array_task(environment)

@@ -61,6 +61,7 @@ def planned_rows(study: Mitigate, out: Path) -> list["PlannedRow"]:
     """Every row of the study in ``out``, with the settings of its runs and its evaluation.
 
     Data that need no source are prepared if they are missing, unless only the plan is shown; nothing is trained.
+    Raises UserError with the name of the setting for an unknown override or an invalid value.
     """
     from dejavu_lit.measure.records import SIDES
     from dejavu_lit.study.plan import PlannedRow

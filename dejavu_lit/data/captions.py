@@ -1,9 +1,12 @@
 """Training captions: the mitigations applied to a caption before it is tokenized, drawn independently in each epoch.
 
-Every draw depends on (seed, epoch, key) alone, never on the order in which pairs are read. Each knob has its own random
-stream, so switching one on does not change the draws of the others. CLIP's tokenizer has no mask token, so masking a word
-means dropping it (text masking or text randomization in Jayaraman, Guo, Chaudhuri, NeurIPS 2024). What a word is:
-``utils.words``. A knob that is off returns the caption unchanged, including its white space.
+``train_caption`` applies the knobs in this order: choose one of the pair's captions (``caption_choice``), keep its
+first words (``caption_words``), drop words (``text_mask``), replace words (``text_random``), change their order
+(``text_shuffle``). Every draw depends on (seed, epoch, key) alone, never on the order in which pairs are read. Each
+knob has its own random stream, so switching one on does not change the draws of the others. CLIP's tokenizer has no
+mask token, so masking a word means dropping it (text masking or text randomization in Jayaraman, Guo, Chaudhuri,
+NeurIPS 2024). What a word is: ``utils.words``. A knob that is off returns the caption unchanged, including its white
+space.
 """
 
 import random

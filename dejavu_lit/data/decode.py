@@ -63,7 +63,10 @@ def caption_lines(text: str) -> list[str]:
 
 
 def read_meta(data: bytes) -> dict[str, Any]:
-    """A pair's JSON by ``json_safe`` from the bytes of its file, {} if it is no object; raises BadPair if it does not decode."""
+    """A pair's JSON by ``json_safe`` from the bytes of its file, {} if it is not an object.
+
+    Raises BadPair if it does not decode, is too large or nested too deeply.
+    """
     if len(data) > MAX_JSON_BYTES:
         raise BadPair(f"its JSON has more than {MAX_JSON_BYTES >> 20} MiB")
     try:

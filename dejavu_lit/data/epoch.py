@@ -183,7 +183,8 @@ class EpochPlan:
 def exposures(plan: EpochPlan, steps: int) -> np.ndarray:
     """How often each pair was seen in the first ``steps`` steps, over all epochs, of a training that follows ``plan``.
 
-    int64 [pairs], in the order of the shards, without excluded pairs; 0 for removed ones.
+    int64 [pairs], in the order of the shards, without excluded pairs; 0 for removed ones. ``plan``: of any epoch; its
+    ``epoch`` is ignored.
     """
     starts = np.concatenate([[0], np.cumsum(plan.sizes)]).astype(np.int64)
     counts = np.zeros(int(starts[-1]), dtype=np.int64)

@@ -52,7 +52,10 @@ def positions_of(shards: ShardSet, keys: Set[str]) -> dict[int, tuple[int, ...]]
 
 
 def prefix(shards: ShardSet, limit: int | None, excluded: Set[str]) -> tuple[list[str], int]:
-    """The first ``limit`` keys (None: all) of a set that are not excluded, of which it must have so many, and their span."""
+    """The first ``limit`` keys (None: all) of a set that are not excluded, and how many of its pairs they span.
+
+    Raises UserError for fewer pairs than ``limit``.
+    """
     span = sum(nested_sizes(shards.sizes, limit, positions_of(shards, excluded)))
     return [key for key in shards.keys(span) if key not in excluded], span
 
@@ -64,6 +67,7 @@ def later_duplicates(
 
     Of each group of near-duplicates in the manifest, the pair with the smallest key stays, among those that are trained
     on (not excluded, within the training size). ``shards`` has pairs of A, of B or (in a random half) of both.
+    Raises UserError if the manifest lists no groups.
     """
     groups = [group for name in ("A", "B") for group in duplicate_groups(manifest, name)]  # keys are unique over both
     used = nested_sizes(shards.sizes, train_size, excluded)
@@ -84,7 +88,10 @@ def later_duplicates(
 
 
 def read_lists(files: Mapping[str, Path | str | None]) -> dict[str, list[str]]:
-    """{set: lines of its list} from {set: a text file with one key per line}; raises UserError for an unknown set."""
+    """{set: lines of its list} from {set: a text file with one key per line}; sets without a file are skipped.
+
+    Raises UserError for an unknown set, or a file that cannot be read.
+    """
     check_sets("keys", files)
     return {name: read_keys(file, f"keys.{name}") for name in SETS if (file := files.get(name)) is not None}
 
@@ -124,7 +131,10 @@ def check_known(option: str, listed: Collection[str], unknown: Sequence[str], ke
 
 
 def meant_keys(lines: Iterable[str], keys: Set[str], listed_name: Callable[[str], str] = str) -> dict[str, str]:
-    """{line: the one of ``keys`` that it means}, without the lines that mean none; ``listed_name``: a reader's own function."""
+    """{line: the one of ``keys`` that it means}, without the lines that mean none.
+
+    ``listed_name``: the reader's own function from a line to a name that a key is made from, if it has one.
+    """
     meant = {line: next((k for k in _possible_keys(line, listed_name) if k in keys), None) for line in lines}
     return {line: key for line, key in meant.items() if key is not None}
 
@@ -148,7 +158,8 @@ def listed_sets(lists: Mapping[str, Sequence[str]], keys: Sequence[str]) -> np.n
 def count_excluded_duplicates(listed: np.ndarray, allowed: np.ndarray, owner: np.ndarray) -> dict[str, int]:
     """{set: how many of its listed pairs are left out as duplicates of another set's}, with a warning for each.
 
-    The key "" counts the pairs that are listed nowhere. ``listed`` is what ``allowed_sets`` took, the others its results.
+    The key "" counts the pairs that are listed nowhere. ``listed`` is what ``allowed_sets`` took, the others its
+    results, all int8 [n].
     """
     counts = {}
     for code in (*range(len(SETS)), ANY):

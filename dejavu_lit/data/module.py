@@ -47,7 +47,7 @@ class PairDataModule(pl.LightningDataModule):
     side: str  # which model is trained: target (on A) or reference (on B)
     batch: int  # pairs per step, over all ranks
     seed: int  # of the order of the pairs and of all draws
-    preprocess: Preprocess
+    preprocess: Preprocess  # without randomness
     tokenizer: Tokenizer
     mitigation: Mitigation = field(default_factory=Mitigation)
     augment: Augment | None = None  # replaces ``preprocess`` in training, with random draws

@@ -41,7 +41,10 @@ def content_digest(data: bytes) -> np.ndarray:
 
 
 def perceptual_hash(image: Image.Image) -> int | None:
-    """The 64-bit perceptual hash of an image just opened; None if it has too little structure."""
+    """The 64-bit perceptual hash of an image just opened; None if it has too little structure.
+
+    Raises whatever Pillow raises for an image that does not decode.
+    """
     # JPEG only: reads the whole file, but decodes at 1/2, 1/4 or 1/8 of the size.
     image.draft("L", (2 * _SIDE, 2 * _SIDE))
     gray = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS), dtype=np.int64)

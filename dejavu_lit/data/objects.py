@@ -91,7 +91,8 @@ def write_objects(
 ) -> None:
     """Write one part (the objects of one shard) atomically; the same rows give the same bytes.
 
-    It notes ``images``, ``ShardIndex.images`` of the shard, so that it is not taken for that of other images.
+    It notes ``images``, ``ShardIndex.images`` of the shard (None: unknown), so that it is not taken for that of other
+    images.
     """
     columns = [[getattr(row, name, None) for row in rows] for name in SCHEMA.names]
     metadata = {METADATA: json.dumps(annotator.as_json(), sort_keys=True).encode()}
@@ -148,6 +149,9 @@ def read_objects(
     folders: Sequence[Path | str | Sequence[Path]], threshold: float = 0.0
 ) -> tuple[list[Objects], Annotator]:
     """Read the artifacts of several sets into one vocabulary, keeping detections with score ≥ ``threshold``.
+
+    Args:
+        threshold: lowest score that counts, 0..1.
 
     Returns:
         Objects for each set, a folder of parts (objects/scenes/A) or several, with the same ``labels``; and the annotator.

@@ -316,6 +316,8 @@ def prepare_data(spec: DataSpec, wait: bool = True, **options: Any) -> None:
     Args:
         wait: whether to wait for a process that works in the folder, or to raise UserError.
         options: further arguments of ``prepare``.
+
+    Raises UserError without a reader, for a remote folder, and as ``prepare`` does.
     """
     from dejavu_lit.data.prepare import prepare  # loads scipy, which nothing else here needs
 

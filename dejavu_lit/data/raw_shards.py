@@ -58,7 +58,10 @@ class RawShards:
 
     @cached_property
     def addresses(self) -> list[str]:
-        """Every shard's path or address; links and other spellings of one file count once. Raises UserError if one has none."""
+        """Every shard's path or address; links and other spellings of one file count once.
+
+        Raises UserError for a pattern that matches nothing, or a shard in braces that does not exist.
+        """
         patterns = [self.shards] if isinstance(self.shards, str) else map(str, self.shards)
         shards = (expand_braces(p) if is_remote(p) else matching_tars(Path(p)) for p in patterns)
         unique: dict[str, str] = {}
@@ -67,7 +70,11 @@ class RawShards:
         return list(unique.values())
 
     def check_samples(self, out: Path) -> None:
-        """Raise UserError if the samples in ``out`` were drawn from other local shards, or have pairs of a set in another."""
+        """Raise UserError if the samples in ``out`` were drawn otherwise, or from other local shards.
+
+        With other fractions, another seed or other excluded keys, pairs that the samples have in one set are trained on
+        as those of another. Addresses are not compared.
+        """
         manifest = read_json_object(out / MANIFEST)
         known = manifest.get("settings", {})
         check_settings(out, self.settings, {name: known.get(name) for name in self.settings})
@@ -113,9 +120,10 @@ class RawShards:
 def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) -> None:
     """Write ``sizes`` pairs of each set into the prepared folder ``out``, unless they are there.
 
-    The shards are read in a seeded order until the samples are complete; no shard gives more than its LEAST_SHARDS-th part
-    of a sample, unless the others have too few. A pair that does not decode, or has no caption and is not of P, is skipped
-    and counted. Raises UserError for fewer pairs than asked for, and for another sample or foreign sets in ``out``.
+    The shards are read in a seeded order until the samples are complete; no shard gives more than its LEAST_SHARDS-th
+    part of a sample, unless the others have too few. A pair that does not decode, or has no caption and is not of P, is
+    skipped and counted. Raises UserError for a size that is not a whole number, fewer pairs than asked for, and another
+    sample or foreign sets in ``out``.
     """
     wanted: dict[str, int] = {}
     for name, size in sizes.items():

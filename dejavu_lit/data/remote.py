@@ -6,7 +6,8 @@
 The mirror is a prepared folder in which some shards are missing, in a folder of this user's own in DEJAVU_CACHE: only there
 does a folder count as a mirror. A file gets its name only after it was parsed (webdataset's FileCache names it before). The
 manifest has a fingerprint of each set's shards, so new data replaces the mirror. The complete shards of all mirrors take at
-most DEJAVU_CACHE_GB (50): the oldest are evicted, and copied again when needed.
+most DEJAVU_CACHE_GB (50): the oldest are evicted, and copied again when needed. A source that sends no byte for
+DEJAVU_STALLED_S (120) seconds is retried.
 """
 
 import errno
@@ -73,7 +74,10 @@ def source(folder: Path) -> str | None:
 
 @lru_cache(maxsize=8)
 def mirror(url: str) -> Path:
-    """The folder on this node that mirrors the prepared data at ``url``, checked once per process; raises UserError."""
+    """The folder on this node that mirrors the prepared data at ``url``, checked once per process.
+
+    Raises UserError if there is no prepared data there, or for ``pipe:`` without DEJAVU_PIPE=1.
+    """
     check_permission(url)
     root = cache_root()
     folder = root / fingerprint(url.rstrip("/"))
@@ -106,6 +110,7 @@ def fetch_objects(folder: Path, name: str) -> None:
     """Copy the available parts of the object artifact ``name`` into a mirror; does nothing for a local folder.
 
     They are copied once per process even if they are there, because the images may have been annotated again since.
+    Raises UserError if a part could not be downloaded, other than one that is not there.
     """
     if "/" in name or (url := source(folder)) is None:  # a path is a folder of the user's own
         return
@@ -131,7 +136,10 @@ def fetch_objects(folder: Path, name: str) -> None:
 
 
 def local_shard(address: str) -> Path:
-    """Where a shard is on this node, by its path or address (if allowed); what is remote is copied when it is opened."""
+    """Where a shard is on this node, by its path or address; what is remote is copied when it is opened.
+
+    Raises UserError for ``pipe:`` without DEJAVU_PIPE=1.
+    """
     if not is_remote(address):
         return Path(address)
     check_permission(address)

@@ -65,7 +65,8 @@ def scan(
 
     Args:
         perceptual: whether images get a perceptual hash.
-        max_skipped: largest share of unusable pairs, else UserError is raised; TOLERATED are always accepted.
+        max_skipped: largest share of unusable pairs; TOLERATED are always accepted. UserError is raised for more, or if
+            no pair is usable.
         need_captions: whether a pair without a caption is unusable; a public set needs none.
     """
     blocks = [list(keys[start : start + PART]) for start in range(0, len(keys), PART)]
@@ -121,9 +122,8 @@ class Part(NamedTuple):
 
 
 Read = Callable[[Any, Sequence[int]], Iterable[Pair | BadPair]]  # Part.pairs and positions in it → the pairs there
-Content = tuple[
-    ImageHashes, list[str | None]
-]  # of a part: hashes; why a pair is not usable, "" if it is, None: not read yet
+# Of a part: hashes; why a pair is not usable, "" if it is, None: not read yet.
+Content = tuple[ImageHashes, list[str | None]]
 
 
 def hash_images(

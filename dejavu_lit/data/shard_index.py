@@ -36,9 +36,8 @@ class ShardIndex:
     path: Path
     keys: tuple[str, ...]
     members: tuple[Members, ...]
-    places: dict[str, tuple[int, str]] = field(
-        default_factory=dict
-    )  # {name of a member: (position of its pair, extension)}
+    # {name of a member: (position of its pair, extension)}
+    places: dict[str, tuple[int, str]] = field(default_factory=dict)
     unused: dict[str, int] = field(default_factory=dict)  # {KEY.extension, or "hidden": number of members of no pair}
 
     def __len__(self) -> int:

@@ -42,7 +42,10 @@ class ShardSet:
 
     @classmethod
     def open(cls, folder: Path | str) -> "ShardSet":
-        """Open a folder of tars; count the pairs that ``sizes.json`` does not, and add them there in prepared data."""
+        """Open a folder of tars; count the pairs that ``sizes.json`` does not, and add them there in prepared data.
+
+        Raises UserError for no such folder, no tars in it, or a ``sizes.json`` that lists other shards.
+        """
         folder = Path(folder)
         known: dict[str, int] = read_json(folder / SIZES) if (folder / SIZES).exists() else {}
         if not isinstance(known, dict) or not all(
@@ -131,7 +134,8 @@ def write_shard(path: Path | str) -> Iterator[Callable[[Pair], None]]:
     """Yield a function that appends one pair; the shard appears under its name only when the block ends without error.
 
     The same pairs give the same bytes. Written with tarfile: WebDataset's own writer would import torch into every
-    process that writes. Raises ValueError for a key that WebDataset or a list of keys could not return unchanged.
+    process that writes. Raises ValueError for a key that WebDataset or a list of keys could not return unchanged
+    (empty, with a dot, slash or line break, or with surrounding white space).
     """
     with atomic(path) as part, tarfile.open(part, "w") as tar:
 

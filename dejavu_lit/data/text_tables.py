@@ -75,6 +75,9 @@ def read_delimited(path: Path, text_columns: Sequence[str], delimiter: str | Non
     Args:
         text_columns: the columns that the caller needs, which stay text: 000123 is not a number.
         delimiter: between the columns; None: the one with which the header has the most of ``text_columns``.
+
+    Raises UserError if the delimiter is not one character or a quotation mark is not closed, and what pyarrow raises
+    for a file that is not a table.
     """
     delimiter = (delimiter or find_delimiter(path, text_columns)).replace("\\t", "\t")
     if len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\r\n':

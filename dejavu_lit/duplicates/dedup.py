@@ -54,6 +54,9 @@ def dedup(
 
     Returns:
         The contents of report.json; exclude.file is null if no list was written.
+
+    Raises UserError if a key is in two sets or contains a line break, the model cannot be loaded or embeds no images,
+    or a set has changed since ``out`` was finished.
     """
     data = {name: _state(shards) for name, shards in sets.items()}
     if (finished := _finished_report(out, data, force)) is not None:
@@ -142,7 +145,10 @@ def keys_to_exclude(images: Images, groups: np.ndarray, within: bool) -> list[st
 
 
 def shared_counts(images: Images, groups: np.ndarray) -> dict[str, dict[str, int]]:
-    """{set: {second set: number of the set's images with a duplicate in the second set}}; both may be the same set."""
+    """{set: {second set: number of the set's images with a duplicate in the second set}}; both may be the same set.
+
+    ``groups``: the group of each image, int64 [n].
+    """
     rows = _duplicated(groups)
     roots, group_of_row = np.unique(groups[rows], return_inverse=True)
     table = np.zeros((len(roots), len(images.sets)), dtype=np.int64)

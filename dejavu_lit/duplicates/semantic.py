@@ -40,7 +40,8 @@ class SemanticGroups(NamedTuple):
 def semantic_groups(vectors: np.ndarray, similarity: float, cells: int | None = None) -> SemanticGroups:
     """Group the rows of ``vectors`` by the connected components of "cosine at least ``similarity``".
 
-    Cosines are those of the stored values, in float64. faiss keeps another copy of the vectors.
+    Cosines are those of the stored values, in float64. faiss keeps another copy of the vectors. Raises UserError
+    without faiss.
 
     Args:
         vectors: float16 [n, d], none zero; similarity: above 0, below 1.

@@ -38,7 +38,10 @@ def class_list(
             line, or the names.
         labels: class names, or class numbers from 0 (from 1 if the largest is the number of classes).
         by: ``order``: as many labels as classes, and the sorted labels are the classes in their order, as for ImageNet's
-            folders; numbers sort as numbers. None: by name or number. Labels that match no class raise UserError.
+            folders; numbers sort as numbers. None: by name or number.
+
+    Raises UserError for labels that match no class, another number of labels than classes with ``order``, and a missing
+    file.
     """
     # Numbers by their value, before other texts.
     distinct = sorted(
@@ -86,7 +89,10 @@ def _class_names(classes: str | Sequence[str] | None, labels: list[str]) -> list
 
 
 def prompts(templates: str | Sequence[str]) -> list[Callable[[str], str]]:
-    """Prompt templates as functions of the class name: ``imagenet`` (open_clip's 80) or texts with one ``{}`` each."""
+    """Prompt templates as functions of the class name: ``imagenet`` (open_clip's 80) or texts with one ``{}`` each.
+
+    Raises UserError for no template, or one without ``{}``.
+    """
     if templates == IMAGENET:
         from open_clip import OPENAI_IMAGENET_TEMPLATES
 

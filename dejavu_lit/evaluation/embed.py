@@ -64,7 +64,11 @@ def write_missing(
     workers: int = 2,
     share: tuple[int, int] = (0, 1),
 ) -> None:
-    """Write the missing parts that ``embed`` needs; for ``share`` = (i, n) those of every n-th shard from the i-th on."""
+    """Write the missing parts that ``embed`` needs; for ``share`` = (i, n) those of every n-th shard from the i-th on.
+
+    Raises UserError for too many unusable pairs, a vector with NaN, infinity or zero norm, and a folder of other
+    inputs.
+    """
     fingerprint = {
         "schema": SCHEMA,
         "model": encoder.fingerprint,

@@ -42,7 +42,10 @@ class Search:
         return fingerprint([self.queries.state(), list(self.keys), self.public.identity, self.k, self.index])
 
     def run(self, share: tuple[int, int] = (0, 1)) -> None:
-        """Search the blocks without a complete part; for ``share`` = (i, n) every n-th block from the i-th on."""
+        """Search the blocks without a complete part; for ``share`` = (i, n) every n-th block from the i-th on.
+
+        Raises UserError as ``search`` and ``Embeddings.load`` do.
+        """
         for number, block in enumerate(self._blocks()):
             if number % share[1] == share[0] and self._read(block) is None:
                 queries = self.queries.load(self.keys[block])

@@ -17,7 +17,7 @@ LEVEL_RATIO = 1.5
 
 
 def gaps_by_exposure(outcomes: Outcomes, exposure: np.ndarray) -> dict[str, Any] | None:
-    """The gaps of n records at each level of ``exposure`` [n], how often training saw them; None if it is about equal for all.
+    """The gaps of n records at each level of ``exposure`` [n] ≥ 0, how often training saw them; None if about equal for all.
 
     Returns:
         {levels: [{exposure, low, high, records, hits, ppg|prg|aucg: {value, ci95}}] by rising exposure,

@@ -66,7 +66,7 @@ def outcomes(target: Scores, reference: Scores, k: int) -> Outcomes:
     """Compare two models' scores of the same records at ``k``; records without objects are excluded.
 
     Precisions are compared as hits_T · |Ô_R| against hits_R · |Ô_T|, never as rounded quotients. Raises UserError for scores of
-    different records.
+    different records, and for a ``k`` that was not scored.
     """
     if not np.array_equal(target.truth, reference.truth):
         raise UserError("target and reference were scored on different records; score both on the same ones")

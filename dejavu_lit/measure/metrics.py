@@ -40,7 +40,7 @@ def measure(
     """The body of metrics.json, from the records of A, of H and of B, with the model trained on B as ``target``.
 
     ``objects_at`` reads the objects at another threshold, for ``settings.thresholds``. Raises UserError if no record of A has
-    an object, neighbors do not reach the ks, or a subgroup column is unknown.
+    an object, neighbors do not reach the ks, a subgroup column is unknown, or a record has no row at some threshold.
     """
     settings = settings or Settings()
     sets = {n: r for n, r in (("population", population), ("null", null), ("swapped", swapped)) if r is not None}

@@ -98,6 +98,8 @@ def most_memorized(records: Records, k: int, top_m: int | None = None, limit: in
         At most ``limit`` rows of rank (from 1), key, caption, objects, only_target (objects right for the target and wrong for
         the reference), only_reference, both_right, missed (by both); target_ and reference_ wrong (predicted, not in the
         image), hits, precision, recall, neighbors (k keys), distances.
+
+    Raises UserError for a ``k`` beyond the neighbors.
     """
     scores = dict(zip(SIDES, records.scores([k], top_m), strict=True))
     order = rank(scores["target"], scores["reference"], records.target.distances[:, 0], k, "gap")[:limit]

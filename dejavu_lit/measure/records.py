@@ -89,7 +89,10 @@ class Records:
         return target, reference
 
     def with_objects(self, truth: Objects, public: Objects) -> "Records":
-        """The same records, joined by key to other objects, which have a row for each of them, e.g. at another threshold."""
+        """The same records, joined by key to other objects, e.g. at another threshold.
+
+        Raises UserError if these have no row for a record or a public image.
+        """
         return replace(self, truth=truth.take(self.keys), public=public.take(self.public.keys))
 
 

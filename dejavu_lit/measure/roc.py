@@ -91,7 +91,9 @@ def noted(reasons: dict[str, str], name: str, result: tuple[Any, str | None]) ->
 
 
 def attack(members: np.ndarray, others: np.ndarray, seed: int = 0) -> dict[str, Any]:
-    """The figures of an attack, by the scores of m members and n non-members; ``seed``: of the TPRs' resamples.
+    """The figures of an attack, by the scores of members, float [m], and non-members, float [n]; higher means member.
+
+    ``seed``: of the TPRs' resamples.
 
     Returns:
         {auc: {value, se, ci95}, tpr_at_fpr: {"0.01": {value, ci95}, "0.001": …}, reasons: {figure: why it is None}}.

@@ -66,8 +66,8 @@ class OpenClipEncoder:
         self.logit_scale: float | None = float(model.get_parameter("logit_scale").exp())
         self.tokenizer = tokenizer
         self._preprocess = Preprocess(preprocess)
-        columns = (torch.tensor(preprocess[name], device=self.device).view(-1, 1, 1) for name in ("mean", "std"))
-        self._mean, self._std = columns
+        mean, std = (torch.tensor(preprocess[name], device=self.device).view(-1, 1, 1) for name in ("mean", "std"))
+        self._mean, self._std = mean, std
 
     def preprocess(self, image: Image.Image | torch.Tensor) -> np.ndarray:
         """See Encoder; for a PIL image exactly what open_clip does before it normalizes."""

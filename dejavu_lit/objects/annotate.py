@@ -71,6 +71,8 @@ def annotate(
         share: (i, n): this process annotates every n-th shard from the i-th on.
         max_failed: largest share of a shard's images that may fail. TOLERATED_FAILURES images may always fail; all images
             of a shard only if it is 1.
+
+    Raises UserError if ``out`` has objects of another annotator or of other shards, or too many images fail.
     """
     out = Path(out)
     if not 0 <= max_failed <= 1:
@@ -108,8 +110,10 @@ def annotate(
 
 
 def coverage(out: Path | str, sets: Sequence[str], threshold: float) -> str:
-    """How many images of ``sets`` have no object of score ≥ ``threshold`` in the finished artifact ``out``, and the label that
-    most of the others have, as a sentence."""
+    """How many images of ``sets`` have no object of score ≥ ``threshold`` in the finished artifact ``out``.
+
+    It is a sentence, which also gives the label that most of the others have.
+    """
     objects, _ = read_objects([Path(out) / name for name in sets], threshold)
     images = sum(len(by_set) for by_set in objects)
     empty = sum(int((by_set.counts() == 0).sum()) for by_set in objects)

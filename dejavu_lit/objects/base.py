@@ -39,7 +39,11 @@ class Source(ABC):
     @property
     @abstractmethod
     def annotator(self) -> Annotator:
-        """What goes into the artifact's metadata; it differs whenever the objects may differ."""
+        """What goes into the artifact's metadata; it differs whenever the objects may differ.
+
+        Name, version of the package, hash of the weights or of the data that the objects are taken from, threshold,
+        config and fingerprint of the vocabulary.
+        """
 
     @property
     def labels(self) -> Sequence[str] | None:
@@ -48,7 +52,10 @@ class Source(ABC):
 
     @abstractmethod
     def rows(self, shard: Shard) -> Iterator[Annotation | Failed]:
-        """One row per image, in the shard's order; ``Failed`` for an image that could not be annotated."""
+        """One row per image, in the shard's order; ``Failed`` for an image that could not be annotated.
+
+        Raises UserError if no image can be annotated: missing weights, a missing package, contradictory options.
+        """
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ def difference(first: Objects, second: Objects) -> dict[str, Any]:
         {pictures: images annotated by both, empty: those without objects in both, jaccard: mean of |F ∩ S| / |F ∪ S| over
         the others or None, objects: {first, second: mean number of labels per image}, labels: [{label, first, second,
         both: images that have it, jaccard: both / either}], the largest disagreements (images with it in only one) first}.
+
+    Raises UserError without an image in common.
     """
     keys = [key for key in first.keys if key in second.rows]
     if not keys:

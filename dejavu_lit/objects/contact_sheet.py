@@ -35,7 +35,10 @@ log = logging.getLogger(__name__)
 
 
 def contact_sheet(sets: Mapping[str, ShardSet], artifact: Path, threshold: float, images: int = 24) -> Image.Image:
-    """The first images of each set, ``images`` in all, with the objects that an artifact has for them."""
+    """The first images of each set, ``images`` in all, with the objects that an artifact has for them.
+
+    Raises UserError if the artifact has none of these images, or ``images`` is below 1.
+    """
     if images < 1:
         raise UserError(f"pictures={images} must be at least 1")
     per_set = -(-images // max(1, len(sets)))

@@ -15,7 +15,10 @@ MAX_DIGITS = 18  # of a class number: Python refuses to parse integers of thousa
 
 
 def vocabulary(choice: str | Path) -> dict[str, tuple[str, ...]]:
-    """{label: its synonyms}, in the list's order; a repeated label keeps its first position."""
+    """{label: its synonyms}, in the list's order; a repeated label keeps its first position.
+
+    Raises UserError if ``choice`` is neither one of KNOWN nor a file, or a file without labels.
+    """
     if choice == "coco":
         from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights as Weights
 
@@ -44,7 +47,10 @@ def vocabulary(choice: str | Path) -> dict[str, tuple[str, ...]]:
 
 
 def read_lines(path: Path | str) -> list[str]:
-    """The names in a text file by the number of their line; blank lines at the end are dropped."""
+    """The names in a text file by the number of their line; blank lines at the end are dropped.
+
+    Raises UserError if the file is not UTF-8 text, has no names, or a line before its last name is blank.
+    """
     lines = _stripped_lines(path)
     if not lines:
         raise UserError(f"{path} has no names; write one per line")

@@ -35,6 +35,7 @@ def required_sample(
 
     Args:
         metrics: one or several metrics.json or study.json; figure: ppg, prg or aucg.
+        gap: above 0 and below 1; power: above 0.05 and below 1.
 
     Returns:
         {figure, gap, power, variances, rows: [{seed_pairs, records (None if no number is enough), power_now: the power with

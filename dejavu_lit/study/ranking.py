@@ -218,6 +218,7 @@ def is_on_frontier(study: Mapping[str, Any], row: Row) -> bool:
 def pool_differences(differences: Sequence[Row]) -> dict[tuple[str, int], dict[str, Any]]:
     """{(name, train_size): the difference between the default's gaps and the setting's over its seeds}.
 
+    Each is {name, against, train_size, seeds, basis, ppg|prg|aucg: {value, sd, ci95, distinguishable}, words}.
     The value is the mean. ci95 is the records' bootstrap interval with one seed, the span of both bootstrap intervals with two
     seeds (each must exclude 0 by itself), and the t interval with three or more.
     """

@@ -26,6 +26,7 @@ class Features:
 
     ``pixels`` turns images into the model's input. The batch of a rank is computed in ``parts``, one after the other. Of
     ``trainer``, trim, checkpointing and compile count; they change nothing but rounding. Parameters stay the model's own.
+    Raises UserError if the model does not support checkpointing or ``parts``.
     """
 
     def __init__(

@@ -50,7 +50,10 @@ class PairSample:
 
     @classmethod
     def draw(cls, shards: ShardSet, objects: Objects, count: int, members: Sequence[str]) -> "PairSample":
-        """The ``count`` pairs with the smallest hash among ``members`` with objects; a larger sample contains a smaller one."""
+        """The ``count`` pairs with the smallest hash among ``members`` with objects; a larger sample contains a smaller one.
+
+        Raises UserError if no pair has objects, or a member was not annotated.
+        """
         keys = [key for key, number in zip(members, objects.take(members).counts(), strict=True) if number]
         smallest = np.argsort(seeded_hash(keys, 0, "gaps"), kind="stable")[:count]
         captions = _read_captions(shards, {keys[row] for row in smallest})
@@ -92,7 +95,10 @@ class ImageSample:
         return {Path(self.shards.names[shard]).stem: self.shards.index(shard).images for shard in shards}
 
     def vectors(self, encoder: Encoder) -> tuple[list[str], np.ndarray]:
-        """(keys [n], float16 [n, d]) of the usable images, bit for bit as ``embed`` computes them; every rank must call it."""
+        """(keys [n], float16 [n, d]) of the usable images, bit for bit as ``embed`` computes them; every rank must call it.
+
+        Raises UserError if no image can be used.
+        """
         encoded = {chunk: part for parts in gather(self._own_vectors(encoder)) for chunk, part in parts.items()}
         parts = [encoded[chunk] for chunk in self.chunks if chunk in encoded]
         if not parts:
@@ -129,7 +135,11 @@ def _accumulate(target: Scores, reference: Scores, device: torch.device) -> dict
 
 
 class GapMeter:
-    """Measures any encoder against the reference, on fixed samples of the run's own set and of H."""
+    """Measures any encoder against the reference, on fixed samples of the run's own set and of H.
+
+    Raises UserError for a missing set, no objects or those of other images, public images that are also trained on, and
+    fewer of them than ``gaps.k``.
+    """
 
     def __init__(self, data: DataSpec, side: str, settings: GapSettings, reference: AuditedModel) -> None:
         self.settings, self.reference = settings, reference

@@ -70,8 +70,8 @@ class CsvLogger(Logger):
 class WandbLogger(loggers.WandbLogger):
     """Lightning's logger for the wandb run in ``out``, which it also ends. If wandb fails later, training goes on with a warning.
 
-    We do not control wandb's process: SLURM ends it with the first TERM to the job, while the training may continue. If that
-    is ``resumed``, a failed start is only a warning, too.
+    We do not control wandb's process: SLURM ends it with the first TERM to the job, while the training may continue.
+    If training had already started (``resumed``), even a failed start is only a warning.
     """
 
     def __init__(self, out: Path, offline: bool, resumed: bool, options: Mapping[str, Any]) -> None:

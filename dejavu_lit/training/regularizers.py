@@ -23,7 +23,10 @@ from dejavu_lit.utils.errors import UserError
 
 
 def contrastive_loss(siglip: bool, smoothing: float, rank: int, world: int) -> nn.Module:
-    """The loss for one of ``world`` ranks; SigLIP's has no smoothing, for its target is not a distribution over the batch."""
+    """The loss for one of ``world`` ranks: SigLIP's if the model has a bias, else CLIP's.
+
+    Raises UserError for smoothing with SigLIP's, whose target is not a distribution over the batch.
+    """
     if siglip and smoothing:
         raise UserError(
             f"mitigation.label_smoothing={smoothing} smooths CLIP's targets, and this model has SigLIP's loss; "
@@ -72,7 +75,10 @@ def add_text_noise(features: Tensor, norm: float) -> Tensor:
 
 
 def drop_patches(model: nn.Module, share: float) -> None:
-    """Make the image tower of ``model``, a ViT of open_clip, drop this share of the patches; the layer has no weights."""
+    """Make the image tower of ``model``, a ViT of open_clip (else UserError), drop this share of the patches.
+
+    The layer has no weights and does nothing in evaluation mode; the exported config does not mention it.
+    """
     visual: Any = model.visual
     if not hasattr(visual, "patch_dropout"):
         raise UserError(

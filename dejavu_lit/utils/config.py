@@ -66,7 +66,10 @@ def _open(node: DictConfig) -> None:
 
 
 def read(settings: type[T], values: Mapping[str, Any], where: str = "") -> T:
-    """``values``, at ``where`` in a config, as a dataclass: they are data, no ``${…}`` is resolved, and nothing is called."""
+    """``values``, at ``where`` in a config, as a dataclass: they are data, no ``${…}`` is resolved, and nothing is called.
+
+    Raises UserError for an unknown name, a wrong type, a missing value, or what ``__post_init__`` refuses.
+    """
     kind: Any = settings
     try:
         return to_settings(OmegaConf.merge(schema(kind), _literal(values)))  # type: ignore[no-any-return]

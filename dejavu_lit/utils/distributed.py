@@ -52,7 +52,10 @@ class Ranks:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """A step of the work that all ranks do: at its end they wait for each other, and if one failed or exited, all fail."""
+        """A step of the work that all ranks do: at its end they wait for each other, and if one failed or exited, all fail.
+
+        Another rank's failure is raised as UserError with its message; what this rank raised is passed on.
+        """
         error: Exception | None = None
         try:
             yield
@@ -128,7 +131,8 @@ def check_ranks(devices: int, nodes: int, one_is_default: bool = False) -> None:
 def lightning_environment() -> list["ClusterEnvironment"]:
     """Lightning's plugin for the processes of ``current_ranks`` within SLURM; [] elsewhere and under torchrun.
 
-    Its own guess takes every process of an allocation for a task of srun.
+    Its own guess takes every process of an allocation for a task of srun. Raises UserError if srun's tasks per node are
+    unknown.
     """
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
     from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
@@ -165,7 +169,7 @@ def process_group(ranks: Ranks) -> Iterator[None]:
     """Connect the ranks during the block, and let none leave before all have reached its end.
 
     (srun counts its timeout from the first task that ends.) If one fails, the others do not wait; only rank 0, which learns of
-    it by ``step``, raises the UserError.
+    it by ``step``, raises the UserError. Ranks that cannot connect raise one, too.
     """
     if ranks.world == 1:
         yield

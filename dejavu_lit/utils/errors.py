@@ -118,7 +118,10 @@ def os_error_sentence(error: OSError) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, with the next one after a colon; without a message the name of its class."""
+    """The first line of an exception's message, with the next one after a colon; without a message the name of its class.
+
+    At most ``LONGEST`` characters.
+    """
     message = str(error)
     if isinstance(error, KeyError) and " " not in message:  # only the key, not a sentence
         message = f"no entry {message}"

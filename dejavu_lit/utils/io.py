@@ -188,7 +188,7 @@ def locked(path: Path | str, wait: bool = True) -> Iterator[None]:
     """Hold an exclusive lock on ``path``, a file that exists while it is held; the system frees it however the process ends.
 
     The file says who holds the lock, for people; only the system's lock counts, so a killed process blocks nobody.
-    Unless ``wait``, a lock that another process holds raises UserError.
+    Unless ``wait``, a lock that another process holds raises UserError; a file system without locks raises OSError.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

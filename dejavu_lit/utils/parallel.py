@@ -27,7 +27,8 @@ def map_unordered(
     """Yield ``function(state, job)`` for every job, in order of completion; in this process if ``workers`` ≤ 1.
 
     On Linux the workers are forked and share ``state``; elsewhere it is pickled once per worker. ``function`` must be
-    importable. The first exception stops everything.
+    importable. The first exception stops everything; a worker that was killed, e.g. for lack of memory, raises
+    UserError.
     """
     with in_background(function, state, jobs, workers) as results:
         yield from results

@@ -144,6 +144,7 @@ class RunDirectory:
         """Lock the directory for the time of a run and save its settings; with several ranks, rank 0 does so for all.
 
         Every rank checks the directory before it writes there. ``take_over``: replace settings of a run without a checkpoint.
+        Raises UserError if another process works there, or it has a run with other settings.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         if rank() > 0:

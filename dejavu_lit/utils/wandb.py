@@ -63,6 +63,7 @@ def wandb_options(out: Path, settings: Wandb, job_type: str, beside: Path | None
     """The keywords of ``wandb.init`` for what lies in ``out``: the same id each time, so that runs resume.
 
     ``job_type`` is target, reference, evaluation or study. The group is by default that of the run ``beside``.
+    Raises UserError if id.json is damaged.
     """
     path = out / FOLDER / "id.json"
     if not path.exists():
@@ -90,7 +91,10 @@ def wandb_options(out: Path, settings: Wandb, job_type: str, beside: Path | None
 
 @contextmanager
 def starting(offline: bool) -> Iterator[None]:
-    """A block that starts a wandb run, whose process blocks the warning signals: they reach all processes of a job."""
+    """A block that starts a wandb run, whose process blocks the warning signals: they reach all processes of a job.
+
+    Raises UserError if it cannot begin: nobody is logged in, or the server does not answer.
+    """
     online = "check `wandb login`, WANDB_BASE_URL and the network, or use logger.wandb.offline=true"
     remedy = "continue without it by logger=csv" if offline else online
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1, signal.SIGUSR2))

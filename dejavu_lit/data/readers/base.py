@@ -47,7 +47,11 @@ class Reader(Protocol):
         """The key of every pair: unique, without dot or slash. Raises UserError if there is nothing to read."""
 
     def read(self, key: str) -> "tuple[Pair, Annotation | None]":
-        """The pair and its objects (None: not annotated); raises BadPair with a short reason without the key."""
+        """The pair and its objects (None: not annotated). The image need not decode.
+
+        Raises BadPair with a short reason ("it has no caption"). The reason is the same for all pairs with that
+        problem, because reasons are counted; the caller adds the key.
+        """
 
     def fingerprint(self) -> dict[str, Any]:
         """The options, and the sizes and times of the files read: JSON values that differ if the pairs may differ."""
@@ -125,7 +129,10 @@ def read_image(path: Path) -> tuple[bytes, str]:
 
 
 def read_file(path: Path, limit: int) -> bytes:
-    """The first ``limit`` bytes of a file; a folder, a pipe or a device, whose reading might never end, counts as missing."""
+    """The first ``limit`` bytes of a file; a folder, a pipe or a device, whose reading might never end, counts as missing.
+
+    Raises FileNotFoundError for a missing file, another OSError that names the file if it cannot be read.
+    """
     try:
         state = path.stat()
         if not stat.S_ISREG(state.st_mode):

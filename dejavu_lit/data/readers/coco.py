@@ -141,7 +141,10 @@ class CocoReader:
         return {str(image.meta["file_name"]): key for key, image in self._images.items()}
 
     def listed_name(self, line: str) -> str:
-        """The key of the image that a list names by its file, also without folders, or by its id in COCO's ways."""
+        """The key of the image that a list names by its file, also without folders, or by its id in COCO's ways.
+
+        These are 42, 000000000042.jpg and COCO_val2014_000000000042.jpg, the names that Karpathy's splits have.
+        """
         file = line.rpartition("/")[2]
         number = IMAGE_NAME.fullmatch(file)
         name = f"{number[1] or number[2]:0>12}" if number else line

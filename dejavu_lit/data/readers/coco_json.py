@@ -22,7 +22,10 @@ logger = logging.getLogger(__name__)
 
 
 def read_coco(path: Path, *lists: str) -> dict[str, Any]:
-    """A JSON file without COCO's masks (most of its bytes); raises UserError if it is none, or lacks one of ``lists``."""
+    """A JSON file without COCO's masks (most of its bytes).
+
+    Raises UserError if it is not JSON, or lacks one of ``lists``.
+    """
 
     def without_mask(entry: dict[str, Any]) -> dict[str, Any]:
         entry.pop("segmentation", None)
@@ -114,7 +117,10 @@ def _caption(entry: Any, images: Collection[int]) -> tuple[int, str]:
 
 
 def read_images(path: Path, with_captions: bool) -> tuple[dict[int, dict[str, Any]], dict[int, list[str]]]:
-    """{id: entry} of the images in a JSON, and {id: their captions}; without these, any JSON with a list of images will do."""
+    """{id: entry} of the images in a JSON, and {id: their captions}; without these, any JSON with a list of images will do.
+
+    Raises UserError if it is not a captions JSON, or has two different images of one id.
+    """
     content = read_coco(path, "images", *(("annotations",) if with_captions else ()))
     images: dict[int, dict[str, Any]] = {}
 

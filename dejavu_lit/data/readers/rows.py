@@ -122,7 +122,10 @@ class Rows:
 
 
 def open_rows(files: Sequence[Path], text_columns: Sequence[str], delimiter: str | None) -> Rows:
-    """The rows of tables with the same columns; other arguments: as of ``read_text_table``. Raises whatever libraries raise."""
+    """The rows of tables with the same columns; other arguments: as of ``read_text_table``.
+
+    Raises UserError for another kind of file and for different columns, and whatever libraries raise for a damaged one.
+    """
     first: pa.Schema = None
     blocks: list[RowBlock] = []
     for file in files:

@@ -60,7 +60,10 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def load_weights(model: Any, weights: Mapping[str, Any], option: str, optional: Sequence[str]) -> None:
-    """Load the weights of an ``option`` into a model; ``optional``: parts of names that either may lack."""
+    """Load the weights of an ``option`` into a model; ``optional``: parts of names that either may lack.
+
+    Raises UserError if any other name is missing, or a shape does not fit.
+    """
     with explained(f"{option} does not fit the config", "use the weights of this config"):
         keys = model.load_state_dict(dict(weights), strict=False)
         for names, problem in ((keys.missing_keys, "the file lacks"), (keys.unexpected_keys, "the model has no")):
@@ -83,6 +86,7 @@ def set_classifier(model: Any, path: Path, classes: int) -> None:
     """Put one embedding per class into every box classifier that compares with them (``zs_weight``, [width, classes + 1]).
 
     The last column is the background's, zero; columns are normalized if the classifier has ``norm_weight``.
+    Raises UserError for a file that does not fit, or a model without such a classifier.
     """
     import torch
 
