@@ -69,6 +69,9 @@ class Scores:
     predicted: np.ndarray
     truth: np.ndarray
 
+    def __len__(self) -> int:
+        return len(self.truth)
+
     def __getitem__(self, records: np.ndarray) -> "Scores":
         return Scores(self.ks, self.hits[records], self.predicted[records], self.truth[records])
 
