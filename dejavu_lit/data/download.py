@@ -5,6 +5,7 @@ tell a missing file from a server that fails.
 """
 
 import json
+import math
 import os
 import select
 import shlex
@@ -27,7 +28,7 @@ def download(url: str, relative: str, target: Path) -> None:
     if url.startswith("http"):
         import aiohttp
 
-        timeout = aiohttp.ClientTimeout(total=None, sock_read=_patience(), sock_connect=_patience())
+        timeout = aiohttp.ClientTimeout(total=None, sock_read=_stall_timeout(), sock_connect=_stall_timeout())
         options = {"client_kwargs": {"timeout": timeout}}
     try:
         system, path = fsspec.core.url_to_fs(f"{url.rstrip('/')}/{relative}" if relative else url, **options)
@@ -48,7 +49,7 @@ def _run_command(command: str, target: Path) -> None:
     """Write the output of ``pipe:…`` to ``target``; raises TimeoutError if it stalls and OSError if the command fails."""
     import webdataset
 
-    timeout = _patience()
+    timeout = _stall_timeout()
     webdataset.utils.enforce_security = False  # the user allowed this command
     try:
         stream = webdataset.gopen(command)
@@ -72,9 +73,21 @@ def _run_command(command: str, target: Path) -> None:
         stream.close()
 
 
-def _patience() -> float:
+def _stall_timeout() -> float:
     """Seconds without a byte after which a source counts as stalled."""
-    return float(os.environ.get("DEJAVU_STALLED_S", 120))
+    return number_of_environment("DEJAVU_STALLED_S", 120, "seconds")
+
+
+def number_of_environment(name: str, default: float, unit: str) -> float:
+    """A number from the environment; raises UserError naming the variable if it is not a number above 0."""
+    text = os.environ.get(name, default)
+    try:
+        value = float(text)
+        if 0 < value < math.inf:
+            return value
+    except ValueError:
+        pass
+    raise UserError(f"{name}={text} must be a number of {unit} above 0")
 
 
 def check_complete(path: Path, suffix: str) -> None:

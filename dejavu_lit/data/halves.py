@@ -33,7 +33,10 @@ class DealtSet(ShardSet):
     positions: tuple[np.ndarray, ...] = field(default=(), repr=False, compare=False)  # in each of them, ascending
 
     def index(self, shard: int) -> ShardIndex:
-        return index_shard(self.paths[shard]).subset(self.positions[shard].tolist())
+        whole, chosen = index_shard(self.paths[shard]), self.positions[shard].tolist()
+        if chosen and chosen[-1] >= len(whole):
+            raise UserError(f"{whole.path} has fewer pairs than when the halves were dealt; restore the shard")
+        return whole.subset(chosen)
 
 
 def open_half(

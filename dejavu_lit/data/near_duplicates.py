@@ -82,7 +82,7 @@ def near_groups(
     images that agree in two blocks are compared, once for each pair of blocks.
 
     Args:
-        exact: int64 [n], the groups of exact duplicates; distance: largest number of different bits, in DISTANCES.
+        exact: int64 [n], the groups of exact duplicates; distance: largest number of different bits, 0 to 12.
         hashes: uint64 [n], perceptual hashes; hashed: bool [n], whether an image has one.
 
     Returns:

@@ -26,9 +26,6 @@ log = logging.getLogger(__name__)
 # Options that act only if ``shards`` is given, or only if it is not.
 OF_RAW_SHARDS: tuple[str, ...] = ("fractions", "pairs", "shuffle", "resampled")
 OF_PREPARED_DATA = ("train_size", "repeat", "half", "near_duplicates", "reader", "extra")
-NOT_FOR_RAW_SHARDS = (
-    "with raw shards (data.shards) give data.exclude or other fractions, or run dejavu prepare data=shards"
-)
 PREPARED_SPLIT = (0,)  # ``DataSpec.deal`` of everything but random halves
 TRAINED_ON = {"target": "A", "reference": "B"}  # the set that each side trains on
 
@@ -142,7 +139,8 @@ class DataSpec:
         defaults = DataSpec(self.name)
         names, needed = OF_RAW_SHARDS, "raw shards; give data.shards=, or drop the option"
         if self.shards is not None:
-            names, needed = OF_PREPARED_DATA, f"prepared data; {NOT_FOR_RAW_SHARDS}"
+            instead = "give data.exclude or other fractions, or run dejavu prepare data=shards"
+            names, needed = OF_PREPARED_DATA, f"prepared data; with raw shards (data.shards) {instead}"
         for name in names:
             if getattr(self, name) != getattr(defaults, name):
                 raise UserError(f"data.{name} needs {needed}")

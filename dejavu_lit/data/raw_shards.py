@@ -9,7 +9,7 @@ import os
 import random
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
@@ -135,12 +135,20 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
                 f"{', '.join(raw.fractions)}"
             )
         wanted[name] = size
+    if not wanted:
+        raise UserError(
+            "data.sizes asks for no pairs at all; training and evaluation need samples, e.g. data.sizes.A=10000"
+        )
     settings = {"shards": fingerprint(raw.addresses), "sizes": wanted, **raw.settings}
     if (out / MANIFEST).is_file():
         check_settings(out, settings, read_json_object(out / MANIFEST, SCHEMA).get("settings", {}))
         return
-    refuse_foreign(out, SETS)
     unfinished = out / UNFINISHED
+    if (unfinished / MANIFEST).is_file():  # complete, but killed before all had their names
+        check_settings(out, settings, read_json_object(unfinished / MANIFEST, SCHEMA).get("settings", {}))
+        _move(unfinished, out, wanted)
+        return
+    refuse_foreign(out, SETS)
     shutil.rmtree(unfinished, ignore_errors=True)
     order = random.Random(f"{raw.seed}/samples").sample(raw.addresses, len(raw.addresses))
     shards = max(1, min(LEAST_SHARDS, len(order) // 2))
@@ -168,8 +176,14 @@ def write_samples(raw: RawShards, sizes: Mapping[str, float | None], out: Path) 
             "raw_shards": {"shards": len(order), "opened": opened, "pairs": pairs, "counted": opened == len(order)},
         },
     )
-    for name in (*wanted, MANIFEST):
-        (unfinished / name).rename(out / name)
+    _move(unfinished, out, wanted)
+
+
+def _move(unfinished: Path, out: Path, sets: Iterable[str]) -> None:
+    """Move complete samples, or those that an earlier call has left, and at last their manifest to ``out``."""
+    for name in (*sets, MANIFEST):
+        if (unfinished / name).exists():
+            (unfinished / name).rename(out / name)
     unfinished.rmdir()
 
 

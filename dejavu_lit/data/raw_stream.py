@@ -19,7 +19,7 @@ from webdataset import DataPipeline, SimpleShardList, batched, shuffle
 from dejavu_lit.data.epoch import EpochPlan, epoch_plan, pairs_per_rank
 from dejavu_lit.data.loader import EpochLoader
 from dejavu_lit.data.module import PairDataModule
-from dejavu_lit.data.prepared import NOT_FOR_RAW_SHARDS, TRAINED_ON, DataSpec
+from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.data.splits import seeded_hash
 from dejavu_lit.data.stream import Batch, PairStream, Sample
@@ -93,7 +93,10 @@ class RawDataModule(PairDataModule):
     def __post_init__(self) -> None:
         self.data.check_options()
         if self.mitigation.dedup:
-            raise UserError(f"mitigation.dedup needs prepared data; {NOT_FOR_RAW_SHARDS}")
+            raise UserError(
+                "mitigation.dedup needs prepared data; with raw shards (data.shards) give data.exclude, or run dejavu prepare "
+                "data=shards"
+            )
         super().__post_init__()
 
     def plan(self, epoch: int, world: int) -> EpochPlan:

@@ -23,7 +23,7 @@ from contextlib import ExitStack, suppress
 from functools import lru_cache
 from pathlib import Path
 
-from dejavu_lit.data.download import check_complete, check_permission, download
+from dejavu_lit.data.download import check_complete, check_permission, download, number_of_environment
 from dejavu_lit.data.manifest import MANIFEST, SIZES
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import atomic, fingerprint, locked, read_json, read_json_object, write_json
@@ -170,7 +170,7 @@ def _evict_shards(incoming: int) -> None:
     for path in cache_root().glob("*/*/*.tar"):
         with suppress(FileNotFoundError):  # its set was removed by a new mirror
             shards.append((path.stat().st_mtime, path.stat().st_size, path))
-    excess = incoming + sum(size for _, size, _ in shards) - 1e9 * float(os.environ.get("DEJAVU_CACHE_GB", 50))
+    excess = incoming + sum(size for _, size, _ in shards) - number_of_environment("DEJAVU_CACHE_GB", 50, "GB") * 1e9
     for _, size, path in sorted(shards):
         if excess <= 0:
             return

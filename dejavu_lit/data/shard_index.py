@@ -8,7 +8,7 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from errno import EINVAL
 from functools import cached_property, lru_cache
@@ -45,10 +45,10 @@ class ShardIndex:
 
     @cached_property
     def images(self) -> str:
-        """A fingerprint of the images' keys and sizes in bytes, by which their objects are known."""
+        """A fingerprint of the images, by which their objects are known (``images_fingerprint``)."""
         extensions = map(image_extension_of, self.members)
         sizes = (m[e][1] if e else 0 for m, e in zip(self.members, extensions, strict=True))
-        return fingerprint([*zip(self.keys, sizes, strict=True)])
+        return images_fingerprint(zip(self.keys, sizes, strict=True))
 
     def subset(self, positions: Sequence[int]) -> "ShardIndex":
         rows = {position: row for row, position in enumerate(positions)}
@@ -227,6 +227,11 @@ def _pairs(name: str, group: Members) -> Iterator[tuple[str, Members]]:
         yield name, rest
     for stem in own:
         yield f"{name}.{stem}", stems[stem]
+
+
+def images_fingerprint(images: Iterable[tuple[str, int]]) -> str:
+    """A fingerprint of the images of a shard, given by their keys and sizes in bytes."""
+    return fingerprint(list(images))
 
 
 def image_extension_of(members: Collection[str]) -> str | None:

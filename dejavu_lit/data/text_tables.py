@@ -124,8 +124,7 @@ def quoting_problem(path: Path, delimiter: str) -> str | None:
     with open(path, "rb") as file:
         if not any(b'"' in block for block in iter(partial(file.read, BLOCK_BYTES), b"")):
             return None
-    csv.field_size_limit(BLOCK_BYTES)
-    start = 1
+    previous, start = csv.field_size_limit(BLOCK_BYTES), 1
     try:
         with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
             rows = csv.reader(file, delimiter=delimiter, strict=True)
@@ -133,6 +132,8 @@ def quoting_problem(path: Path, delimiter: str) -> str | None:
                 start = rows.line_num + 1
     except csv.Error as error:
         return f"the row that begins in line {start}: {first_line(error)}"
+    finally:
+        csv.field_size_limit(previous)
     return None
 
 

@@ -12,7 +12,7 @@ from dejavu_lit.data.near_duplicates import content_digest
 from dejavu_lit.data.objects import Annotation, write_objects
 from dejavu_lit.data.readers.base import Reader
 from dejavu_lit.data.scan import Scan
-from dejavu_lit.data.shard_index import index_shard, read_index
+from dejavu_lit.data.shard_index import images_fingerprint, index_shard, read_index
 from dejavu_lit.data.shards import BadPair, write_shard
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256, fingerprint, write_json
@@ -89,7 +89,7 @@ def _write_shard(sets: Sequence[PairSet], shard: _Shard) -> tuple[_Shard, str]:
 
 def _write_pairs(pairs: PairSet, shard: _Shard) -> None:
     objects: list[Annotation] = []
-    images: list[tuple[str, int]] = []  # as of ``ShardIndex.images``
+    images: list[tuple[str, int]] = []
     with write_shard(shard.tar) as write:
         for row in shard.rows.tolist():
             key = pairs.scan.keys[row]
@@ -107,4 +107,4 @@ def _write_pairs(pairs: PairSet, shard: _Shard) -> None:
             objects.append(annotation or Annotation(key, [], [], []))
         # Before the tar gets its name, so that a tar exists only with its objects.
         if shard.objects is not None and pairs.reader.annotator is not None:
-            write_objects(shard.objects, objects, pairs.reader.annotator, fingerprint(images))
+            write_objects(shard.objects, objects, pairs.reader.annotator, images_fingerprint(images))

@@ -1,6 +1,7 @@
 """Weights in files: read without running any code in them, hashed, and named as the plain model names them."""
 
 import hashlib
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,9 @@ def load_tensors(path: Path) -> Any:
         from safetensors.torch import load_file
 
         return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a TorchScript archive looks like one, before it is refused
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
 def weights_hash(state: Mapping[str, torch.Tensor]) -> str:

@@ -90,11 +90,17 @@ def annotate(
     start = time.monotonic()
     images = _write_parts(source, missing, max_failed)
 
-    existing = sum(part.path.exists() for part in all_parts)
-    complete = existing == len(all_parts)
+    existing = [part for part in all_parts if part.path.exists()]
+    complete = len(existing) == len(all_parts)
     # Parts are opened only once all exist: otherwise each of many tasks would open the others' too.
-    opened = all_parts if complete else own_parts
-    failed = [(part.set, key, reason) for part in opened for key, reason in failures(part.path).items()]
+    failed = []
+    for part in all_parts if complete else own_parts:
+        try:
+            failed += [(part.set, key, reason) for key, reason in failures(part.path).items()]
+        except UserError as damaged:  # another task's, which writes it again
+            logger.warning("%s", damaged)
+            existing.remove(part)
+            complete = False
     if complete:
         columns = ("set", "key", "reason")
         rows = [dict(zip(columns, row, strict=True)) for row in failed]
@@ -102,7 +108,7 @@ def annotate(
     return Summary(
         images=images,
         seconds=time.monotonic() - start,
-        parts=existing,
+        parts=len(existing),
         total_parts=len(all_parts),
         failed=len(failed),
         complete=complete,

@@ -166,6 +166,10 @@ class GapMeter:
                 )
             if reference.embeddings_folder and (saved := reference.saved(shards, shards.folder.name, "text")):
                 members = [key for key in members if key in saved.rows]
+                if not members:
+                    raise UserError(
+                        f"{reference.name} has no embedding of a pair of {shards.folder}; choose another reference"
+                    )
             self.samples[name] = PairSample.draw(shards, set_objects, settings.sample, members)
         searched = set(self._images.keys()) - self._excluded
         if reference.captions_only:

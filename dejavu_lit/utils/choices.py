@@ -35,7 +35,8 @@ class Choices:
         places, option = self.places(), where or self.option
         check_choice(f"{option}.type", name, places)
         module, _, attribute = places[name].partition(":")
-        with explained(f"{option}.type={name}: {places[name]} cannot be imported", "check its package"):
+        problem = f"{option}.type={name}: {places[name]} cannot be imported"
+        with explained(problem, "check its package", errors=(ImportError, AttributeError)):
             cls = getattr(import_module(module), attribute)
         if not is_dataclass(cls):
             raise UserError(f"{option}.type={name}: {places[name]} must be a dataclass, whose fields are its options")

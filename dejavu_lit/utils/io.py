@@ -9,7 +9,6 @@ import re
 import secrets
 import shutil
 import socket
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from errno import ENOSPC
@@ -168,7 +167,9 @@ def _log_hidden(folder: Path, count: int) -> None:
 def warn_unread(where: object, what: str, counts: Mapping[str, int]) -> None:
     """Log how many files (or what else) of each kind were found that belong to nothing that is read, if there are any."""
     if total := sum(counts.values()):
-        listed = ", ".join(f"{count} {kind}" for kind, count in Counter(counts).most_common(LISTED_KINDS))
+        kinds = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        listed = ", ".join(f"{count} {kind}" for kind, count in kinds[:LISTED_KINDS])
+        listed += ", …" if len(kinds) > LISTED_KINDS else ""
         log.warning("%s: %d %s belong to no pair and are not read: %s", where, total, what, listed)
 
 

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.shards import write_shards
 from dejavu_lit.data.halves import deal, open_half, open_pool
 from dejavu_lit.data.prepared import DataSpec
-from dejavu_lit.data.shards import Pair, read_pairs
+from dejavu_lit.data.shards import Pair, index_shard, read_pairs, write_shard
 from dejavu_lit.report.evaluation import Evaluation
 from dejavu_lit.utils.errors import UserError
 
@@ -79,6 +79,16 @@ def test_a_dealt_set_reads_like_any_other(tmp_path: Path) -> None:
     assert a.fingerprint() != open_half(folder, "A", 0, 2).fingerprint()
     assert a.fingerprint() == open_half(folder, "A", 0, 1).fingerprint()
     assert not list(tmp_path.glob("*half*"))
+
+
+def test_a_shard_with_fewer_pairs_than_when_it_was_dealt_is_refused(tmp_path: Path) -> None:
+    side = open_half(prepared(tmp_path), "A", 0, 1)
+    shard = next(number for number, chosen in enumerate(side.positions) if len(chosen))  # type: ignore[attr-defined]
+    with write_shard(side.paths[shard]):  # type: ignore[attr-defined]
+        pass
+    index_shard.cache_clear()
+    with pytest.raises(UserError, match="has fewer pairs than when the halves were dealt; restore the shard"):
+        side.index(shard)
 
 
 def test_with_a_training_size_every_half_deals_the_pairs_of_the_first(tmp_path: Path) -> None:

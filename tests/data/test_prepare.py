@@ -414,6 +414,22 @@ def test_unfinished_files_of_other_commands_stay(folder: Path, tmp_path: Path) -
     assert not own.exists()
 
 
+@pytest.mark.parametrize("key", ["", "a.b", "a/b"])
+def test_keys_that_no_shard_can_have_are_refused(folder: Path, tmp_path: Path, key: str) -> None:
+    class Careless(FolderReader):
+        def keys(self) -> list[str]:
+            return [key, *super().keys()]
+
+    with pytest.raises(UserError, match=f"has a key '{key}'; keys must be non-empty, without dots and slashes"):
+        prepare(Careless(folder), tmp_path / "out", SIZES)
+
+
+@pytest.mark.parametrize("distance", [-1, 13, True])
+def test_distance_out_of_range(folder: Path, tmp_path: Path, distance: int) -> None:
+    with pytest.raises(UserError, match=f"near_duplicates={distance} must be .* or null for exact duplicates only"):
+        prepare(FolderReader(folder), tmp_path / "out", SIZES, near_duplicates=distance)
+
+
 def test_foreign_files_are_not_overwritten(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out/B").mkdir(parents=True)
     with pytest.raises(UserError, match="contains 'B', which this command did not write"):

@@ -28,7 +28,7 @@ from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.preprocess import Preprocess
 from dejavu_lit.utils.errors import UserError
 from tests.conftest import SMALL, run
-from tests.data.images import encoded, sample_image
+from tests.data.images import contents, encoded, sample_image
 from tests.data.test_stream import CONFIG, char_tokens
 
 FRACTIONS = {"A": 0.5, "B": 0.2, "H": 0.1, "V": 0.1, "P": 0.1}
@@ -120,6 +120,8 @@ def test_the_samples_are_an_ordinary_prepared_folder(tars, tmp_path):
         spec(tars, tmp_path / "samples", seed=1)
     with pytest.raises(UserError, match=r"data\.sizes\.P=90, but data\.shards has only"):
         write_samples(data.raw_shards(), {"P": 90}, tmp_path / "more")
+    with pytest.raises(UserError, match=r"data\.sizes asks for no pairs at all"):
+        write_samples(data.raw_shards(), {"A": 0, "P": 0}, tmp_path / "none")
 
 
 def test_classes_are_captions_and_unread_members_are_counted(tmp_path):
@@ -269,7 +271,7 @@ def test_what_needs_exact_counts_is_refused(tars, tmp_path):
         module(replace(data, repeat=Repeat(0.1, 2)))
     with pytest.raises(UserError, match=r"data\.half needs prepared data"):
         module(replace(data, half=1))
-    with pytest.raises(UserError, match=r"mitigation\.dedup needs prepared data"):
+    with pytest.raises(UserError, match=r"mitigation\.dedup needs prepared data; .* give data\.exclude, or run"):
         module(data, mitigation=Mitigation(dedup=True))
     with pytest.raises(UserError, match=r"data\.shards has 10 shards for 1 ranks × 11 loader processes"):
         module(data, workers=11).train_dataloader()
@@ -346,6 +348,26 @@ def test_what_a_failed_draw_has_left_is_in_no_sample_and_sets_of_others_stay(tar
     (tmp_path / "own/P").mkdir(parents=True)
     with pytest.raises(UserError, match=r"own contains 'P', which this command did not write"):
         write_samples(raw, {"A": 6}, tmp_path / "own")
+
+
+def test_samples_that_were_killed_between_their_names_are_finished(tars, tmp_path, monkeypatch):
+    raw, sizes, out, rename = RawShards(str(tars), FRACTIONS), {"A": 6, "B": 6}, tmp_path / "out", Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        if path.name == "B":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_samples(raw, sizes, out)
+    monkeypatch.undo()
+    assert [path.name for path in out.glob("[!.]*")] == ["A"]
+    with pytest.raises(UserError, match="made with other settings"):
+        write_samples(raw, {"A": 6}, out)
+    write_samples(raw, sizes, out)
+    write_samples(raw, sizes, tmp_path / "whole")
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 def test_options_that_raw_shards_do_not_have_are_refused(tars, tmp_path):

@@ -430,3 +430,10 @@ def test_all_sets_of_remote_data_are_compared_whether_or_not_their_shards_were_r
     assert {"A", "B", "H", "P"} <= before.keys()
     data.shard_set("A").index(0)
     assert open_sets(data, None).keys() == before.keys()
+
+
+@pytest.mark.parametrize("given", ["", "-1", "nan", "50 GB"])
+def test_the_size_of_the_cache_must_be_a_number(given, monkeypatch):
+    monkeypatch.setenv("DEJAVU_CACHE_GB", given)
+    with pytest.raises(UserError, match=f"DEJAVU_CACHE_GB={given} must be a number of GB above 0"):
+        remote._evict_shards(1)

@@ -1,5 +1,6 @@
 """CSV and TSV: the delimiter is found, and no quotation mark swallows rows."""
 
+import csv
 import logging
 from pathlib import Path
 
@@ -47,8 +48,10 @@ def test_a_quotation_mark_that_stays_open_joins_no_rows(
 def test_open_quotes_among_quoted_delimiters_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text('path,caption\n1.jpg,"a dog, sitting"\n2.jpg,"open\n3.jpg,c\n')
+    limit = csv.field_size_limit()
     with pytest.raises(UserError, match=r"quotation mark that does not close a value \(the row that begins in line 3"):
         rows(path)
+    assert csv.field_size_limit() == limit  # of the user's own program
 
 
 def test_quoted_values_keep_delimiters_quotes_and_line_breaks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -126,6 +126,12 @@ def test_shards_without_pairs_and_sets_without_duplicates(tmp_path: Path, others
     assert pq.read_schema(tmp_path / "out/duplicates.parquet").field("group").type == "string"
 
 
+def test_a_key_that_is_no_text_is_no_obstacle_if_its_image_has_no_duplicate(tmp_path: Path) -> None:
+    images = {"a": encoded(sample_image(1)), "b": encoded(sample_image(1)), "c\udcff": encoded(sample_image(2))}
+    dedup(tmp_path / "out", {"A": shards(tmp_path / "A", images)}, NONE)
+    assert pq.read_table(tmp_path / "out/duplicates.parquet", columns=["key_b"]).to_pylist() == [{"key_b": "b"}]
+
+
 def test_only_files_that_were_written_are_named(scenes: Path, tmp_path: Path) -> None:
     done = call("dedup", f"data.dir={scenes}", "sets=[V]", f"out={tmp_path / 'out'}", "workers=1")
     assert done.returncode == 0, done.stderr
@@ -262,7 +268,7 @@ def test_an_unfinished_folder_is_taken_over_with_other_settings(scenes: Path, tm
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("distance=40", "distance=40 must be at least 0 and at most 12"),
+        ("distance=40", "distance=40 must be a number of bits from 0 to 12"),
         ("similarity=0", "similarity=0.0 must be above 0 and below 1"),
         ("similarity=1", "similarity=1.0 must be above 0 and below 1"),
         ("sets=[Q]", "sets names Q"),

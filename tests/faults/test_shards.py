@@ -164,3 +164,10 @@ def test_a_server_that_stalls_amid_a_shard_is_given_up(mirrored, scenes, tmp_pat
     assert "could not be read in 3 attempts (" in said
     assert "timeout" in said.lower()
     assert not list((tmp_path / "cache").rglob("*.tar"))
+
+
+@pytest.mark.parametrize("given", ["soon", "0", "-3", "nan"])
+def test_the_patience_must_be_a_number_of_seconds(given, mirrored, scenes, tmp_path, monkeypatch):
+    monkeypatch.setenv("DEJAVU_STALLED_S", given)
+    said = sentence(train(f"pipe:cat {scenes}/{{}}", tmp_path / "run"))
+    assert f"DEJAVU_STALLED_S={given} must be a number of seconds above 0" in said

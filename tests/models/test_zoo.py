@@ -241,11 +241,13 @@ def test_weights_of_an_own_architecture_are_told_how_to_load(tmp_path):
         load_encoder(f"local-dir:{tmp_path / 'model'}")
 
 
-def test_code_in_weights_is_never_run(tmp_path, monkeypatch):
+def test_code_in_weights_is_never_run(tmp_path, monkeypatch, recwarn):
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-test", CONFIG)
     torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "archive.pt")
+    recwarn.clear()
     with pytest.raises(UserError, match=r"TorchScript archive.*safetensors"):
         load_encoder(f"tiny-test@{tmp_path / 'archive.pt'}")
+    assert not [warning for warning in recwarn if "TorchScript" in str(warning.message)]
     flag = tmp_path / "ran"
     torch.save({"state_dict": Evil(flag)}, tmp_path / "evil.pt")
     with pytest.raises(UserError, match=r"evil.pt is not a file of weights.*Python objects"):

@@ -6,6 +6,7 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -483,6 +484,13 @@ def test_a_public_image_without_a_row_is_refused_before_training(scenes, runs, t
     data = replace(RunDirectory(runs["target"]).section("data", DataSpec), objects=str(objects))
     with pytest.raises(UserError, match="no row for 1 of 64 images"):
         GapMeter(data, "target", GapSettings(sample=50, k=5), AuditedModel(str(runs["reference"]), tmp_path))
+
+
+def test_a_reference_without_embeddings_of_the_pairs_is_refused(scenes, runs):
+    data, empty = RunDirectory(runs["target"]).section("data", DataSpec), SimpleNamespace(rows={})
+    reference = SimpleNamespace(name="embeddings:x", embeddings_folder=Path("x"), saved=lambda *_: empty)
+    with pytest.raises(UserError, match=r"embeddings:x has no embedding of a pair of .*A; choose another reference"):
+        GapMeter(data, "target", GapSettings(sample=50, k=5), reference)
 
 
 def test_a_pair_of_either_set_is_measured_in_a_random_half(scenes, runs, tmp_path):

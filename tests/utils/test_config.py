@@ -118,6 +118,9 @@ def test_another_package_adds_a_choice(tmp_path: Path, monkeypatch: pytest.Monke
     (info / "entry_points.txt").write_text("[dejavu_lit.tried]\nmine = mine:Mine\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert Choices("data.reader", "dejavu_lit.tried", {}).build({"type": "mine", "path": "y"}).path == "y"
+    (tmp_path / "faulty.py").write_text("1 / 0\n")
+    with pytest.raises(ZeroDivisionError):  # with the traceback that its author needs
+        Choices("data.reader", "dejavu_lit.none", {"faulty": "faulty:Mine"}).load("faulty")
 
 
 def test_a_run_directory_refuses_what_it_does_not_know(tmp_path: Path) -> None:

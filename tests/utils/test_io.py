@@ -9,7 +9,7 @@ import pytest
 
 from dejavu_lit.training.loggers import CsvLogger
 from dejavu_lit.utils.errors import os_error_sentence
-from dejavu_lit.utils.io import atomic, locked, visible_files, write_text
+from dejavu_lit.utils.io import atomic, locked, visible_files, warn_unread, write_text
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
@@ -78,3 +78,9 @@ def test_hidden_files_are_not_listed_but_counted_once(tmp_path: Path, caplog: py
         assert visible_files(tmp_path, "*/*.tar") == [tmp_path / "A/0.tar", tmp_path / "B/1.tar"]
     assert caplog.messages == [f"2 hidden files in {tmp_path} are ignored (their names begin with a dot)"]
     assert visible_files(tmp_path / "missing", "*") == []
+
+
+def test_kinds_beyond_those_that_are_listed_are_hinted_at(caplog: pytest.LogCaptureFixture) -> None:
+    for count in (10, 11):
+        warn_unread("here", "files", {f".{number:02d}": 1 for number in range(count)})
+    assert [message.endswith("1 .09, …") for message in caplog.messages] == [False, True]

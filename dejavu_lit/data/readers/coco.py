@@ -90,7 +90,9 @@ class CocoReader:
         if self.root is not None and not any(path.exists() for path in instances):
             logger.warning("no instances in %s: no objects until the images are annotated", instances[0].parent)
             instances = []
-        if missing := [path for path in (*folders, *captions, *instances) if not path.exists()]:
+        missing = [f"the folder {path}" for path in folders if not path.is_dir()]
+        missing += [f"the file {path}" for path in (*captions, *instances) if not path.is_file()]
+        if missing:
             raise UserError(
                 f"{missing[0]} does not exist; check root, splits, year, images, captions or instances of data.reader"
             )
@@ -99,18 +101,20 @@ class CocoReader:
     @cached_property
     def _images(self) -> dict[str, CocoImage]:
         images: dict[str, CocoImage] = {}
+        origin: dict[str, Path] = {}
         for folder, path in self.sources[0]:
             entries, captions = read_images(path, with_captions=self.caption is not None)
             for image_id, entry in entries.items():
                 key = f"{image_id:012d}"
                 if key in images:
                     raise UserError(
-                        f"the image id {image_id} is in {path} and in another file; give files without common ids"
+                        f"the image id {image_id} is in {origin[key]} and in {path}; give files without common ids"
                     )
                 file = folder / str(entry["file_name"])
                 meta = {name: json_safe(entry[name]) for name in META_FIELDS if name in entry}
                 meta |= {"image_id": image_id, "source": json_safe(file.parent.name)}
                 images[key] = CocoImage(file, captions.get(image_id, []), meta)
+                origin[key] = path
         return images
 
     @cached_property

@@ -6,6 +6,7 @@ Every line of the ``.txt`` is one caption. Without a ``.txt``, they are ``captio
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -77,7 +78,10 @@ class FolderReader:
         """The pair; raises BadPair for a missing caption or image. A ``.json`` beside the image joins the pair's JSON."""
         file = self._files[self._index.row(key)]
         path = Path(self.path, file)
-        content = _content(path.with_suffix(".json"))
+        try:
+            content = _content(path.with_suffix(".json"))
+        except PermissionError:
+            raise BadPair("the .json beside the image is not readable") from None
         meta = {} if content is None else read_meta(content)
         meta.setdefault("path", json_safe(file))
         captions = _captions(path, meta) if self.caption == "txt" else []
@@ -134,16 +138,17 @@ def _is_image(extension: str) -> bool:
 
 def _captions(image: Path, meta: dict[str, Any]) -> list[str]:
     """The lines of the ``.txt`` beside an image; if there is none, the captions in ``meta``."""
-    if (content := _content(image.with_suffix(".txt"))) is not None:
-        return caption_lines(read_caption(content))
+    with suppress(PermissionError):
+        if (content := _content(image.with_suffix(".txt"))) is not None:
+            return caption_lines(read_caption(content))
     if captions := meta_captions(meta):
         return captions
     raise BadPair("it has no caption (.txt) beside the image")
 
 
 def _content(path: Path) -> bytes | None:
-    """The content of the file beside an image; None if there is none that can be read."""
+    """The content of the file beside an image; None if there is none."""
     try:
         return read_file(path, MAX_JSON_BYTES + 1)
-    except (FileNotFoundError, PermissionError):
+    except FileNotFoundError:
         return None

@@ -65,7 +65,7 @@ class ShardReader:
             names.extend(index.keys)
             unused.update(index.unused)
             shards.append(np.full(len(index), number, dtype=np.int32))
-            rows = [[m.get(e or "", (-1, -1)) for e in (image_extension_of(m), *TEXTS)] for m in index.members]
+            rows = [[m.get(e, (-1, -1)) for e in (image_extension_of(m) or MEMBERS[0], *TEXTS)] for m in index.members]
             ranges.append(np.array(rows, dtype=np.int64).reshape(-1, len(MEMBERS), 2))
         warn_unread(self.name, "members", unused)
         return KeyIndex(clean_keys(names)), np.concatenate(shards), np.concatenate(ranges), dict(unused)

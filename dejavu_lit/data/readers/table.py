@@ -65,7 +65,7 @@ class TableReader:
         files = table_files(self.path)
         if missing := [file for file in files if not os.path.isfile(file)]:
             raise UserError(
-                f"{missing[0]} does not exist; check data.reader.path=, a table or a folder of .parquet or .arrow files"
+                f"{missing[0]} is neither a table nor a folder of .parquet or .arrow files; check data.reader.path="
             )
         return files
 
@@ -85,7 +85,14 @@ class TableReader:
     @cached_property
     def _columns(self) -> Columns:
         with self._reading():  # it looks for distinct keys
-            return find_columns(self._rows, self.path, self._options)
+            columns = find_columns(self._rows, self.path, self._options)
+        kind = self._rows.kind(columns.image)
+        if pa.types.is_nested(kind) and not pa.types.is_struct(kind):
+            raise UserError(
+                f"the column {columns.image!r} of {self.path} has lists of images; write one image per row, or choose another "
+                "column with data.reader.image="
+            )
+        return columns
 
     def _texts(self, name: str) -> list[str]:
         with self._reading():
@@ -163,8 +170,13 @@ class TableReader:
             files = [below(self.key_root, self._paths[row]) for row in first_rows]
             names = zip(first_rows, (os.path.splitext(file)[0] for file in files), strict=True)
             return KeyIndex(clean_keys([f"{row:09d}" if self._embedded and not name else name for row, name in names]))
-        texts = self._texts(key)
-        values = [texts[row] for row in first_rows]
+        values = self._texts(key)
+        if "" in values:
+            raise UserError(
+                f"row {values.index('') + 1} of {self.path} has no key; add one or choose another column with "
+                "data.reader.key="
+            )
+        values = [values[row] for row in first_rows]
         if len(set(values)) < len(values):
             value = Counter(values).most_common(1)[0][0]
             raise UserError(

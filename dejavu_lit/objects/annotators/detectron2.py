@@ -169,7 +169,8 @@ def _import_plugins(modules: Sequence[str]) -> list[Callable[[Any], Any]]:
     hooks = []
     for module in modules:
         name, _, function = module.partition(":")
-        with explained(f"annotator.modules: {module} cannot be imported", "install the plug-in"):
+        problem = f"annotator.modules: {module} cannot be imported"
+        with explained(problem, "install the plug-in", errors=(ImportError, AttributeError)):
             plugin = import_module(name)
             hooks += [getattr(plugin, function)] if function else []
     return hooks

@@ -170,8 +170,8 @@ class TorchvisionDetector(Detector):
         if not module:
             check_choice("annotator.model", self.model, list_models(module=detection))
         options = self.options or {}
-        problem = f"annotator.model={self.model} cannot be built with annotator.options"
-        with explained(problem, "check their names", errors=(ImportError, AttributeError, TypeError)):
+        problem, remedy = f"annotator.model={self.model} cannot be built", "check its name and annotator.options"
+        with explained(problem, remedy, errors=(ImportError, AttributeError, TypeError)):
             if module:
                 return getattr(import_module(module), function)(num_classes=arguments["num_classes"], **options)
             return get_model(self.model, **arguments, **options)

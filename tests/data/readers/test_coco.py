@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -149,15 +150,22 @@ def test_errors_name_wrong_options_and_paths(root: Path, tmp_path: Path) -> None
         CocoReader(images=root).keys()
     with pytest.raises(UserError, match="caption=-1"):
         CocoReader(root=root, caption=-1)
-    with pytest.raises(UserError, match=r"nowhere.* does not exist"):
+    with pytest.raises(UserError, match=r"the folder .*nowhere.* does not exist"):
         CocoReader(root=tmp_path / "nowhere").keys()
     with pytest.raises(UserError, match=r"test2017 does not exist; check root, splits"):
         CocoReader(root=root, splits=["test"]).keys()
+    captions = annotations / "captions_val2017.json"
+    with pytest.raises(UserError, match=r"the folder .*captions_val2017\.json does not exist"):
+        CocoReader(images=captions, captions=captions).keys()
+    with pytest.raises(UserError, match=r"the file .*annotations does not exist"):
+        CocoReader(images=root / "val2017", captions=annotations).keys()
+    shutil.copy(captions, root / "again.json")
+    with pytest.raises(UserError, match=r"the image id \d+ is in .*captions_val2017\.json and in .*again\.json"):
+        CocoReader(images=root / "val2017", captions=[captions, root / "again.json"]).keys()
     with pytest.raises(UserError, match=r"3 folders and data\.reader\.captions= 1"):
         CocoReader(images=[root] * 3, captions=annotations / "captions_val2017.json").keys()
     with pytest.raises(UserError, match=r"annotations in .*instances_val2017.json none can be used .*captions="):
         CocoReader(images=root / "val2017", captions=annotations / "instances_val2017.json").keys()
-    captions = annotations / "captions_val2017.json"
     swapped = CocoReader(images=root / "val2017", captions=captions, instances=captions)
     with pytest.raises(UserError, match=r"captions_val2017\.json has no list 'categories'"):
         swapped.read("000000000009")

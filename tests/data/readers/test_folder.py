@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dejavu_lit.data.readers.base import read_image
+from dejavu_lit.data.readers.base import read_file, read_image
 from dejavu_lit.data.readers.folder import FolderReader
 from dejavu_lit.data.shards import BadPair
 from dejavu_lit.utils.errors import UserError
@@ -160,6 +160,18 @@ def test_an_error_of_the_file_system_is_not_a_missing_image_or_caption(tmp_path:
     monkeypatch.setattr("builtins.open", stale)
     for broken[0] in (".png", ".txt"):
         with pytest.raises(OSError, match="Stale file handle"):
+            reader.read("a")
+    monkeypatch.undo()
+
+    def refused(path, *options):
+        if path.suffix == broken[0]:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return read_file(path, *options)
+
+    monkeypatch.setattr("dejavu_lit.data.readers.folder.read_file", refused)
+    (tmp_path / "a.json").write_text("{}")
+    for broken[0], reason in ((".json", "the .json beside the image is not readable"), (".txt", "it has no caption")):
+        with pytest.raises(BadPair, match=reason):
             reader.read("a")
     monkeypatch.undo()
     os.mkfifo(tmp_path / "pipe")  # reading it would wait for somebody to write

@@ -98,6 +98,8 @@ def test_bad_pairs_say_why(tmp_path: Path) -> None:
         tmp_path / "0.tar",
         {
             "blind.txt": b"no image",
+            "bare": image,
+            "bare.txt": b"its image has no extension",
             "latin.png": image,
             "latin.txt": b"caf\xe9",
             "json.png": image,
@@ -109,6 +111,7 @@ def test_bad_pairs_say_why(tmp_path: Path) -> None:
     reader = ShardReader(tmp_path)
     for key, reason in {
         "blind": "no image",
+        "bare": "it has no image member",
         "latin": "not UTF-8",
         "json": "JSON does not decode",
         "gif": "not a JPEG",
@@ -230,7 +233,7 @@ def test_a_list_in_braces_may_be_longer_than_the_name_of_a_file(tmp_path: Path) 
     assert len(ShardReader(f"{tmp_path}/{{{names}}}.tar").keys()) == 40
     with pytest.raises(UserError, match="does not exist or has no shards"):
         ShardReader(f"{tmp_path}/{{{names},gone}}.tar").keys()
-    with pytest.raises(UserError, match="does not exist; check"):
+    with pytest.raises(UserError, match="is neither a table nor a folder"):
         TableReader(f"{tmp_path}/{{{names}}}.parquet").keys()
 
 

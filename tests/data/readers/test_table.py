@@ -193,7 +193,7 @@ def test_errors_name_the_mistake(folder: Path) -> None:
     (folder / "same.csv").write_text("path,caption,id\na.png,b,same\nc.png,d,same\n")
     with pytest.raises(UserError, match=r"key 'same' is in rows of several images"):
         TableReader(folder / "same.csv", key="id").keys()
-    with pytest.raises(UserError, match=r"none.csv does not exist"):
+    with pytest.raises(UserError, match=r"none.csv is neither a table nor a folder of"):
         TableReader(folder / "none.csv").fingerprint()
     (folder / "pairs.xlsx").write_text("")
     with pytest.raises(UserError, match=r"\.csv, \.tsv, \.jsonl or \.json"):
@@ -203,6 +203,9 @@ def test_errors_name_the_mistake(folder: Path) -> None:
         TableReader(folder / "broken.parquet").keys()
     (folder / "empty.csv").write_text("path,caption\n")
     assert TableReader(folder / "empty.csv").keys() == []  # which prepare refuses, of any reader
+    (folder / "keyless.csv").write_text("path,caption,id\na.png,b,\n")
+    with pytest.raises(UserError, match=r"row 1 of .* has no key"):
+        TableReader(folder / "keyless.csv", key="id").keys()
 
 
 def test_a_column_path_stays_the_users_and_absolute_paths_are_below_the_common_folder(folder: Path) -> None:
