@@ -6,7 +6,7 @@ clipmem                   alignment_T − alignment_R; Wang et al., ICLR 2025 (a
 dejavu                    hits_T − hits_R at the main k
 
 The scores of one model are columns of the records (``target_cosine``, …), None for pairs that were not drawn, so the scoreboard
-needs no model.
+needs no model. It compares A with H under the target; ``swapped`` compares B with H under the reference.
 """
 
 from collections.abc import Mapping, Sequence
