@@ -77,8 +77,8 @@ class Gate:
         schema = json.loads((files("dejavu_lit.measure") / "metrics.schema.json").read_text(encoding="utf-8"))
         validator = Draft202012Validator({**_without_limits(schema), "additionalProperties": False})
         for path in self.paths:
-            # 0 fits numbers, True truth values.
-            errors = [_leaves(validator.iter_errors(_excerpt(path, leaf))) for leaf in (0, True)]
+            # 1 fits numbers, also the schema and those above 0; True truth values.
+            errors = [_leaves(validator.iter_errors(_excerpt(path, leaf))) for leaf in (1, True)]
             if not all(errors):
                 continue
             # The deepest error is where the path leaves the schema, and a forbidden name says more than a wrong type.
