@@ -8,7 +8,7 @@ The peer is ``python -m open_clip_train.main`` on the same shards with the same 
 with 1 and with 2 loader processes in the tiny claim. It runs as it is, but for a stopwatch around its epochs. It needs
 webdataset 0.2.86, which is installed beside the other packages into PREFIX/peer where it is absent. Both sides train whole
 epochs; the first is a warm-up, the best of the others counts; validation and checkpoints are in neither. They take turns, because
-the speed of a shared machine changes within minutes.
+the speed of a shared machine changes within minutes; ``epoch_seconds`` are those of all rounds, without the warm-ups.
 Two things the peer does are not ours by default: it crops the images at random (``ours_augmented`` does as well), and it
 decodes them anew each epoch (ours are decoded once where they fit into ``trainer.loader.cache_mb``).
 """

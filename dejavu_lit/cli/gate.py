@@ -77,12 +77,14 @@ class Gate:
         schema = json.loads((files("dejavu_lit.measure") / "metrics.schema.json").read_text(encoding="utf-8"))
         validator = Draft202012Validator({**_without_limits(schema), "additionalProperties": False})
         for path in self.paths:
-            errors = [_leaves(validator.iter_errors(_excerpt(path, leaf))) for leaf in (0, True)]
+            # 1 fits numbers, also the schema and those above 0; True truth values.
+            errors = [_leaves(validator.iter_errors(_excerpt(path, leaf))) for leaf in (1, True)]
             if not all(errors):
                 continue
+            # The deepest error is where the path leaves the schema, and a forbidden name says more than a wrong type.
             error = max(errors[0], key=lambda e: (len(e.absolute_path), e.validator == "additionalProperties"))
             if (depth := len(error.absolute_path)) == len(path):
-                raise UserError(f"fail_if: {_text(path)} is not a number")
+                raise _not_a_number(path, error.schema.get("properties", ()))
             raise _missing(path, depth, error.schema.get("properties", ()))
 
     def fails(self, metrics: Mapping[str, Any]) -> bool:
@@ -158,6 +160,12 @@ def _missing(path: Path, depth: int, known: Iterable[str]) -> UserError:
     return UserError(f"fail_if: {_text(path)} is not in metrics.json{suggest(str(path[depth]), names)}; {has}")
 
 
+def _not_a_number(path: Path, known: Iterable[str]) -> UserError:
+    """The error for a path to an object or a list; ``known``: the names of an object."""
+    has = f"; it has {', '.join(sorted(known)[:20])}" if known else ""
+    return UserError(f"fail_if: {_text(path)} is not a number{has}")
+
+
 def value_at(metrics: Mapping[str, Any], path: Path) -> float:
     """The number or truth value at ``path``; raises UserError with the reason that metrics.json has for lacking it."""
     value: Any = metrics
@@ -170,7 +178,7 @@ def value_at(metrics: Mapping[str, Any], path: Path) -> float:
             measured = path[: depth + 1]
             raise UserError(f"fail_if: {_text(measured)} was not measured: {_reason(metrics, measured)}")
     if not isinstance(value, int | float):
-        raise UserError(f"fail_if: {_text(path)} is not a number")
+        raise _not_a_number(path, value if isinstance(value, Mapping) else ())
     return float(value)
 
 

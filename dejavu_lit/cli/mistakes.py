@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -84,14 +85,20 @@ def explain(error: Exception, command: str, given: Sequence[str]) -> str:
     known = {option.name: option for option in known_options(command, key)}
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         merging = re.match(r"Error merging override (.*)", text)
-        set_by = (a for a in given if key == (own := a.lstrip("+~").partition("=")[0]) or key.startswith(f"{own}["))
-        argument = merging[1].lstrip("+") if merging else next(set_by, None)
+        argument = merging[1].lstrip("+") if merging else _argument(key, given)
         if isinstance(cause, ValidationError) and argument and not any(f"{key}.".startswith(f"{o}.") for o in known):
             typed = argument.partition("=")[0]  # OmegaConf gives the key of some entries without that of their mapping
             option = max((o for o in known if f"{typed}.".startswith(f"{o}.")), key=len, default="")
             cause.full_key = f"{option}.{key}".lstrip(".")
         return explain_value(cause, known, given=argument)
     return f"{key} is not an option{suggest_option(key, known)}" if unknown else text
+
+
+def _argument(name: str, given: Sequence[str]) -> str | None:
+    """The argument that sets an option."""
+    return next(
+        (a for a in given if name == (own := a.lstrip("+~").partition("=")[0]) or name.startswith(f"{own}[")), None
+    )
 
 
 def known_options(command: str, near: str = "") -> Iterator[Option]:
@@ -124,5 +131,10 @@ def _quotes_hint(given: Sequence[str]) -> str | None:
             if re.fullmatch(r"\[[^'\"\[\]]*\]", value):  # overrides in a list, without the quotes that they need
                 value = ", ".join(f"'{item.strip()}'" for item in value[1:-1].split(","))
                 return f'{argument}: quote each override in the list, as "{name}=[{value}]"'
-            return f"{argument}: Hydra cannot read this value; quote it, or complete its brackets and quotation marks"
+            quote = f"{name}={QuotedString(value, Quote.double).with_quotes()}"
+            with suppress(HydraException):
+                parser.parse_override(quote)
+                if not value.startswith(("[", "{", "'", '"')):  # else a list, a mapping or a quotation is not complete
+                    return f"{argument}: Hydra would parse characters in this value; quote it: {shlex.quote(quote)}"
+            return f"{argument}: Hydra cannot read this value; a bracket or a quotation mark is missing or too many"
     return None

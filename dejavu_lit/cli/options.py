@@ -20,12 +20,16 @@ from dejavu_lit.utils.wandb import LoggerSettings
 
 @dataclass(frozen=True, kw_only=True)
 class Train(TrainingRun):
+    """Options of ``dejavu train``."""
+
     out: str | None = None
     """Run directory; the same again continues. null: a new one below outputs/train."""
 
 
 @dataclass(frozen=True)
 class Evaluate(PairEvaluation):
+    """Options of ``dejavu evaluate``."""
+
     device: str | None = None
     """cpu, cuda, cuda:1, …; null: what trainer says."""
     fail_if: str | None = None
@@ -44,6 +48,8 @@ class Evaluate(PairEvaluation):
 
 @dataclass(frozen=True, kw_only=True)
 class Mitigate(TrainingSettings):
+    """Options of ``dejavu mitigate``."""
+
     evaluate: EvaluationSettings = field(default_factory=EvaluationSettings)
     """What is measured."""
     settings: dict[str, list[str]] = field(default_factory=dict)
@@ -72,6 +78,8 @@ class Mitigate(TrainingSettings):
 
 @dataclass(frozen=True)
 class Prepare:
+    """Options of ``dejavu prepare``."""
+
     data: DataSpec
     """What is prepared."""
     workers: int = 2
@@ -86,6 +94,8 @@ class Prepare:
 
 @dataclass(frozen=True)
 class Annotate:
+    """Options of ``dejavu annotate``."""
+
     data: DataSpec
     """The prepared data."""
     annotator: Any = None
@@ -114,6 +124,8 @@ class Annotate:
 
 @dataclass(frozen=True, kw_only=True)
 class Dedup(DuplicateCriteria):
+    """Options of ``dejavu dedup``."""
+
     data: DataSpec
     """The prepared data."""
     within: bool = False
@@ -128,6 +140,8 @@ class Dedup(DuplicateCriteria):
 
 @dataclass(frozen=True)
 class Power:
+    """Options of ``dejavu power``."""
+
     metrics: Any
     """One or a list of metrics.json or study.json of earlier evaluations, for their variances."""
     gap: float = 0.1

@@ -38,6 +38,7 @@ STUDY_OPTIONS = (
 
 
 def check_options(settings: Mitigate) -> None:
+    """Raise UserError for the first of the study's own options that has the wrong form."""
     if not settings.settings:
         raise UserError(
             "there are no settings; choose experiment=NAME, or add some, e.g. settings.mask=['mitigation.text_mask=0.5']"
@@ -45,7 +46,7 @@ def check_options(settings: Mitigate) -> None:
     for name, overrides in settings.settings.items():
         _check_overrides(f"settings.{name}", overrides)
     _check_values("seeds", settings.seeds, 0)
-    _check_values("sizes", settings.sizes, 1)
+    _check_values("sizes", settings.sizes, 1, " (null: all pairs)")
     check_range(settings, "", f"[1, {MAX_HALVES}]", "halves")
     if settings.halves > 1 and len(settings.seeds) > 1:
         raise UserError(
@@ -61,7 +62,9 @@ def planned_rows(study: Mitigate, out: Path) -> list["PlannedRow"]:
     """Every row of the study in ``out``, with the settings of its runs and its evaluation.
 
     Data that need no source are prepared if they are missing, unless only the plan is shown; nothing is trained.
-    Raises UserError with the name of the setting for an unknown override or an invalid value.
+
+    Raises:
+        UserError: a wrong option, an unknown override or an invalid value, with the name of the setting.
     """
     from dejavu_lit.measure.records import SIDES
     from dejavu_lit.study.plan import PlannedRow
@@ -86,6 +89,8 @@ def planned_rows(study: Mitigate, out: Path) -> list["PlannedRow"]:
                 # given here, so evaluations may open it
                 evaluation = replace(evaluation, data=replace(given, dir=address))
             runs = _checked(study, runs, setting.evaluate, checked, started)
+            if size is None:
+                _check_all_pairs(study, runs["target"].data)
             for half, seed in product(range(study.halves), study.seeds):
                 if half and not isinstance(evaluation.data, DataChanges):  # given data are dealt likewise
                     evaluation = replace(evaluation, data=replace(evaluation.data, half=half))
@@ -106,6 +111,12 @@ def planned_rows(study: Mitigate, out: Path) -> list["PlannedRow"]:
             if study.halves > 1:
                 _check_half(rows[-1].runs["target"], evaluation)
     return rows
+
+
+def _check_all_pairs(study: Mitigate, data: DataSpec) -> None:
+    """Raise UserError if the size null, which means all pairs, is also in ``sizes`` as a number: copies are no seed pairs."""
+    if len(study.sizes) > 1 and not data.to_be_prepared and (every := data.training_pairs("target")) in study.sizes:
+        raise UserError(f"sizes={list(study.sizes)} lists one size twice: null is all {every} pairs; remove one")
 
 
 def _check_half(run: TrainingRun, evaluation: EvaluationSettings) -> None:
@@ -151,11 +162,12 @@ def _run(setting: Mitigate, side: str, overrides: Sequence[str], size: int | Non
 
 
 def _check_series(series: Mapping[str, Any], sizes: Sequence[int | None]) -> None:
+    listed = {str(size) for size in sizes if size is not None}
     for name, by_size in series.items():
         if not isinstance(by_size, dict | None):
             raise UserError(f"series.{name}={by_size} must be {{size: overrides}}, e.g. {{500: ['recipe.epochs=100']}}")
         for size, overrides in (by_size or {}).items():
-            if str(size) not in map(str, sizes):
+            if str(size) not in listed:
                 raise UserError(f"series.{name} names the size {size}, which is not in sizes={sizes}")
             _check_overrides(f"series.{name}.{size}", overrides)
 
@@ -169,9 +181,9 @@ def _check_overrides(where: str, overrides: Any) -> None:
             raise UserError(f"{where}: {override} is an option of the whole study; set it outside the settings")
 
 
-def _check_values(name: str, values: Sequence[int | None], least: int) -> None:
+def _check_values(name: str, values: Sequence[int | None], least: int, note: str = "") -> None:
     if not values or len(set(values)) < len(values) or any(value is not None and value < least for value in values):
-        raise UserError(f"{name}={list(values)} must be a list of different whole numbers, at least {least}")
+        raise UserError(f"{name}={list(values)} must be a list of different whole numbers, at least {least}{note}")
 
 
 def _check_folder_names(settings: Iterable[tuple[str, int | None]]) -> None:

@@ -98,7 +98,11 @@ class AuditedModel:
             files = sorted(file for file in name.path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
             return {str(file.relative_to(name.path)): file for file in files}
         if name.kind == "released" and Path(name.weights).is_file():
-            return {Path(name.weights).name: Path(name.weights)}
+            from open_clip.pretrained import get_pretrained_cfg  # imports torch
+
+            # open_clip prefers a released tag to a file of that name.
+            if not get_pretrained_cfg(name.architecture, name.weights):
+                return {Path(name.weights).name: Path(name.weights)}
         return {}
 
     @cached_property

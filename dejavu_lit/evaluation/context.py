@@ -96,12 +96,13 @@ def read_context(
     context = read_json_object(out / CONTEXT)
     if changed := first_difference(_without_recomputable(context["config"]), fixed):
         raise UserError(f"{out} has an evaluation with other settings ({changed}); choose another out= or remove it")
+    known = context.get("weights", {})  # earlier versions wrote neither these nor the state of the data
     for role, model in models.items():
-        if (file := changed_weights(model.weights, context["weights"][role])) is not None:
+        if (file := changed_weights(model.weights, known.get(role, {}))) is not None:
             raise UserError(
                 f"the weights in {file} changed since {out} was measured; choose another out= or remove {out}"
             )
-    if context["data"] != data:
+    if context.get("data", data) != data:
         raise UserError(
             f"{spec.data.folder} was prepared again since {out} was measured; choose another out= or remove it"
         )

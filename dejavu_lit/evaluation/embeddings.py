@@ -163,8 +163,7 @@ def write_part(folder: Path, name: str, keys: Sequence[str], vectors: np.ndarray
 
     Raises UserError for a key with a line break, which separates the keys in the text file.
     """
-    if broken := [key for key in keys if "\n" in key]:
-        raise UserError(f"{folder / name}: the key {broken[0]!r} has a line break; rename the pair")
+    _check_lines(keys, folder / name)
     write_text(folder / f"{name}.txt", "".join(f"{key}\n" for key in keys))
     with atomic(folder / f"{name}.npy") as path, open(path, "wb") as file:
         np.save(file, np.ascontiguousarray(vectors, dtype=np.float16))
@@ -187,6 +186,7 @@ def write_embeddings(
         raise UserError(
             f"{folder}: {len(keys)} keys need vectors of shape [{len(keys)}, width], not {list(vectors.shape)}"
         )
+    _check_lines(keys, folder)  # of all parts, before the first is written
     if folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; remove it or write to another folder")
     for part, start in enumerate(range(0, len(keys), rows_per_part)):
@@ -196,6 +196,11 @@ def write_embeddings(
         block /= np.linalg.norm(block, axis=1, keepdims=True)
         write_part(folder, f"{part:05d}", keys[rows], block.astype(np.float16))
     return Embeddings.open(folder)
+
+
+def _check_lines(keys: Sequence[str], path: Path) -> None:
+    if broken := [key for key in keys if "\n" in key]:
+        raise UserError(f"{path}: the key {broken[0]!r} has a line break; rename the pair")
 
 
 def check_vectors(vectors: np.ndarray, path: str, keys: Sequence[str]) -> None:

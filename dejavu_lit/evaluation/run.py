@@ -29,9 +29,10 @@ def run_evaluation(evaluation: PairEvaluation, out: Path | str, ranks: Ranks = S
         with ranks.step():
             for role in ("target", "reference"):
                 check_model(role, getattr(evaluation, role))
+            _check_files(evaluation)
             data = measured_data(evaluation)
             data.check()
-            _check_files(evaluation, data)
+            _check_objects(evaluation, data)
             if ranks.rank == 0:
                 out.mkdir(parents=True, exist_ok=True)
                 lock.enter_context(locked(out / ".lock", wait=False))
@@ -51,24 +52,30 @@ def check_evaluation(evaluation: EvaluationSettings, data: DataSpec) -> None:
     from dejavu_lit.evaluation.search import load_faiss
 
     load_faiss(evaluation.index)
+    _check_files(evaluation)
     measured = (
         changed_data(data, evaluation.data) if isinstance(evaluation.data, DataChanges) else ready(evaluation.data)
     )
     if (measured.public_folder() / SIZES).is_file():  # else its pairs would be counted for every setting
         open_public(measured, max(evaluation.measurement.ks))
-    _check_files(evaluation, measured)
+    _check_objects(evaluation, measured)
     measured.check_labelled()
     check_prompts(measured)
 
 
-def _check_files(evaluation: EvaluationSettings, data: DataSpec) -> None:
-    """Raise UserError for a missing base, list of keys, or artifact of objects."""
+def _check_files(evaluation: EvaluationSettings) -> None:
+    """Raise UserError for a missing base, or a list of keys that is missing or empty: both can be told before data are made."""
     if evaluation.base is not None:
         check_model("base", evaluation.base)
     if evaluation.keys is not None:
         from dejavu_lit.data.key_lists import read_keys
 
-        read_keys(evaluation.keys, "keys")
+        if not read_keys(evaluation.keys, "keys"):
+            raise UserError(f"keys={evaluation.keys} has no keys; write one key per line")
+
+
+def _check_objects(evaluation: EvaluationSettings, data: DataSpec) -> None:
+    """Raise UserError for missing objects."""
     for name in (evaluation.objects, *evaluation.by_objects):
         data.objects_folder(name)
 

@@ -61,7 +61,7 @@ def write_metrics(
         metrics["base"], metrics["reasons"]["base"] = None, "no base= was given"
     else:
         trained_on = AuditedModel(str(spec.evaluation.base), out).run_json.get("data")
-        note = BASE_TRAINED if trained_on is not None and trained_on == context["data"] else BASE_UNKNOWN
+        note = BASE_TRAINED if trained_on is not None and trained_on == context.get("data") else BASE_UNKNOWN
         metrics["base"] = {"model": spec.evaluation.base, "note": note}
         metrics["base"] |= {name: against_base[name] for name in BASE_BLOCKS}
     if spec.further_objects:

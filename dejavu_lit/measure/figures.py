@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Figure:
-    """One number that an evaluation reports: its short form for tables and axes, and its definition in words."""
+    """A figure, or a block of figures: its short form for tables and axes, and for a figure its definition."""
 
     label: str
     meaning: str = ""

@@ -47,7 +47,13 @@ def measure(
     scores = {name: records.scores(settings.ks, settings.top_m) for name, records in sets.items()}
     results = {name: outcomes(*pair, settings.k) for name, pair in scores.items()}
     reasons = _reasons(results)
-    main = _blocks(scores, settings.k, settings)
+    main = _blocks(scores, settings.k, settings)  # refuses records without any object
+    subgroups = by_subgroup(  # before all other bootstraps, which an unknown column would cost
+        settings.subgroups,
+        (population, results["population"]),
+        (swapped, results["swapped"]) if swapped is not None and len(results["swapped"]) else None,
+        settings.smallest_group,
+    )
     by_top_m = {m: {name: r.scores([settings.k], m) for name, r in sets.items()} for m in settings.top_ms}
     distance = population.target.distances[:, 0]
     body: dict[str, Any] = {
@@ -66,12 +72,7 @@ def measure(
         },
         "blind": blind_baseline(population, *scores["population"], settings.k),
         "found": memorization_found([main]),
-        "subgroups": by_subgroup(
-            settings.subgroups,
-            (population, results["population"]),
-            (swapped, results["swapped"]) if swapped is not None and len(results["swapped"]) else None,
-            settings.smallest_group,
-        ),
+        "subgroups": subgroups,
         "planted": _planted(population, results["population"], reasons),
         "settings": settings.as_json(),
     }

@@ -219,6 +219,8 @@ def records_file_errors(path: Path) -> Iterator[None]:
     """Context for reading a records file: raises UserError with its path if it is missing, damaged or another file."""
     try:
         yield
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run dejavu evaluate to create it") from None
     except (*READ_ERRORS, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is not a records file ({first_line(error)}); remove it and run dejavu evaluate again"

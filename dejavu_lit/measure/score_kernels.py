@@ -1,7 +1,8 @@
 """Compiled loops for ``scores`` that count objects over neighbors in compressed rows, without the GIL.
 
 They take a block of records: rows int32 [n, k] and distances float32 [n, k] of the neighbors; record i's own objects are
-truth_codes[truth_starts[i] : truth_starts[i + 1]], and starts and codes are those of the public images.
+truth_codes[truth_starts[i] : truth_starts[i + 1]], and starts and codes are those of the public images. All starts are int64 and
+all codes int32; truth_starts [n + 1] points from the block into the codes of all records.
 Under NUMBA_DISABLE_JIT=1 they run as plain Python.
 """
 

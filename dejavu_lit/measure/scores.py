@@ -140,8 +140,9 @@ def score(neighbors: Neighbors, public: Objects, truth: Objects, ks: Sequence[in
         own_objects = np.repeat(np.arange(len(rows)), np.diff(own)) * labels + codes[own[0] : own[-1]]
         for column, k in enumerate(ks):
             objects = _predicted(neighbors[part], public, k, top_m)
-            records = [some // max(1, labels) for some in (objects, own_objects[np.isin(own_objects, objects)])]
-            predicted[part, column], hits[part, column] = (np.bincount(r, minlength=len(rows)) for r in records)
+            right = own_objects[np.isin(own_objects, objects)]
+            predicted[part, column] = np.bincount(objects // max(1, labels), minlength=len(rows))
+            hits[part, column] = np.bincount(right // max(1, labels), minlength=len(rows))
 
     size = max(1, min(CHUNK, -(-len(neighbors) // thread_count())))
     for_blocks(work, len(neighbors), size)

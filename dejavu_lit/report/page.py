@@ -1,6 +1,7 @@
 """What the page of one evaluation shows, from metrics.json: values for templates/evaluation.html.j2 and its sections.
 
 A further section is a line in ``SECTIONS``, a template of that name in templates/sections/, and its values here.
+Templates may also call ``narrative`` and ``membership``.
 """
 
 import json

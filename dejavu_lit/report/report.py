@@ -66,7 +66,7 @@ def write_report(
         data: the prepared data folder, if it was moved since the evaluation.
 
     Raises:
-        UserError: ``path`` has no artifacts of a known schema, or ``out`` holds other files.
+        UserError: ``path`` has no artifacts of a known schema, or ``out`` is a file, holds other files or the current folder.
     """
     path, data = Path(path), Path(data) if data else None
     target = Path(out) if out else path / "report"
@@ -75,6 +75,12 @@ def write_report(
     if not any((path / name).is_file() for name in ("study.json", "metrics.json")):
         absent = "contains neither metrics.json nor study.json" if path.is_dir() else "does not exist"
         raise UserError(f"{path} {absent}; give the out= folder of dejavu evaluate or dejavu mitigate")
+    if target.exists() and not target.is_dir():
+        raise UserError(f"out={target} is a file; choose a folder")
+    if out and Path.cwd().is_relative_to(target.resolve()):
+        raise UserError(
+            f"out={out} is the current folder or one of its parents, which cannot be replaced; choose another folder"
+        )
     if target.exists() and any(target.iterdir()) and not (target / MARKER).is_file():
         raise UserError(f"out={target} contains files but is not a report; choose another folder")
     with locked(target.parent / f".{target.name}.lock", wait=False), name_file_in_errors(target):

@@ -81,7 +81,9 @@ def knobs(row: Row) -> dict[str, Any]:
 
 
 def knob_label(value: Any) -> str:
-    if value is None or isinstance(value, bool):
+    if value is None:
+        return "default"
+    if isinstance(value, bool):
         return "on" if value else "off"
     return f"{value:g}" if isinstance(value, int | float) else str(value)
 

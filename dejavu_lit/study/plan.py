@@ -85,17 +85,17 @@ def make_plan(out: Path, rows: Sequence[PlannedRow]) -> Plan:
 def _evaluation_folder(folder: Path, request: Mapping[str, Any]) -> Path:
     """The folder of an evaluation, with a fingerprint in its name if another evaluation already has it."""
     may_change = (*MODEL_FREE_OPTIONS, *PLACEMENT_OPTIONS)  # within a folder
-    if _is_of(folder, request, may_change):
+    if _has_request(folder, request, may_change):
         return folder
     return folder.with_name(f"{folder.name}-{fingerprint(_without(request, may_change))[:8]}")
 
 
 def _is_evaluated(folder: Path, request: Mapping[str, Any]) -> bool:
     files = ("metrics.json", RECORD_FILES["population"])
-    return all((folder / name).is_file() for name in files) and _is_of(folder, request, PLACEMENT_OPTIONS)
+    return all((folder / name).is_file() for name in files) and _has_request(folder, request, PLACEMENT_OPTIONS)
 
 
-def _is_of(folder: Path, request: Mapping[str, Any], ignored: Sequence[str]) -> bool:
+def _has_request(folder: Path, request: Mapping[str, Any], ignored: Sequence[str]) -> bool:
     """Whether the request saved in a folder, if there is one, differs from this one at most in the ignored settings."""
     if not (folder / REQUEST).is_file():
         return True

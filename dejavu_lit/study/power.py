@@ -34,8 +34,8 @@ def required_sample(
     """How many records per side and seed pairs detect a symmetric gap of ``gap`` with probability ``power``.
 
     Args:
-        metrics: one or several metrics.json or study.json; figure: ppg, prg or aucg.
-        gap: above 0 and below 1; power: above 0.05 and below 1.
+        metrics: one or several metrics.json or study.json.
+        gap: above 0 and below 1; power: above 0.05 and below 1; figure: ppg, prg or aucg.
 
     Returns:
         {figure, gap, power, variances, rows: [{seed_pairs, records (None if no number is enough), power_now: the power with

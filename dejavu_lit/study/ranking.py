@@ -127,7 +127,10 @@ def recommend(rows: Sequence[Row], pooled: Sequence[Row], loss: float) -> dict[s
     Args:
         rows: comparable rows of one training size, the default setting first.
         pooled: {name, train_size, difference: from ``pool_differences``, or None}.
-        loss: as a share of all images (0.02 is two points).
+        loss: largest accepted drop of utility, as a share of all images (0.02 is two points).
+
+    Returns:
+        {name, against, drop, ci95, utility, utility_loss}, or None if no setting qualifies.
     """
     ranked = setting_means(rows)
     if not rows or rows[0]["name"] not in ranked:
@@ -216,11 +219,16 @@ def is_on_frontier(study: Mapping[str, Any], row: Row) -> bool:
 
 
 def pool_differences(differences: Sequence[Row]) -> dict[tuple[str, int], dict[str, Any]]:
-    """{(name, train_size): the difference between the default's gaps and the setting's over its seeds}.
+    """Pool the differences of each setting over its seeds, within one training size.
 
-    Each is {name, against, train_size, seeds, basis, ppg|prg|aucg: {value, sd, ci95, distinguishable}, words}.
-    The value is the mean. ci95 is the records' bootstrap interval with one seed, the span of both bootstrap intervals with two
-    seeds (each must exclude 0 by itself), and the t interval with three or more.
+    Args:
+        differences: {name, against, train_size, seed, half, basis, ppg|prg|aucg: {value, ci95}}: the default's gap minus this
+            setting's, on the same records.
+
+    Returns:
+        {(name, train_size): {against, seeds, basis, ppg|prg|aucg: {value, sd, ci95, distinguishable}, words}}: the mean over
+        seeds; ci95 is the records' bootstrap interval with one seed, the span of both bootstrap intervals with two seeds
+        (each must exclude 0 by itself), and the t interval with three or more.
     """
     return {
         key: add_verdict(
@@ -261,7 +269,10 @@ def _over_seeds(figures: Sequence[Row]) -> dict[str, Any]:
 
 
 def add_verdict(difference: dict[str, Any], unit: str = "seed pair") -> dict[str, Any]:
-    """Add ``distinguishable`` to each figure (false if its interval contains 0), and a sentence on PPG as ``words``."""
+    """Add ``distinguishable`` to each figure (false if its interval contains 0), and a sentence on PPG as ``words``.
+
+    ``unit``: from ``unit_of``.
+    """
     for figure in FIGURES:
         difference[figure] = {**difference[figure], "distinguishable": excludes_zero(difference[figure]["ci95"])}
     value, (low, high) = difference["ppg"]["value"], difference["ppg"]["ci95"]

@@ -262,7 +262,8 @@ def _differences(
                 of_row = f"{row['train_size']} pairs, seed {row['seed']} and half {entry['half']}"
                 raise UserError(f"{default_name} has no result for {of_row}")
             path = out / default["metrics"]
-            metrics, records = read_json(path), (default_records(path), _read_records(out / row["metrics"]))
+            metrics = read_json(path)
+            records = default_records(path), _read_records(out / row["metrics"])
             settings = metrics["settings"]
             resampling = Resampling(**{field.name: settings[field.name] for field in fields(Resampling)})
             difference = compare_settings(*records, metrics["k"], settings["top_m"], resampling)

@@ -74,6 +74,16 @@ def test_an_unknown_launcher_is_not_a_missing_plugin(tmp_path):
     assert "plugin" not in done.stderr
 
 
+@pytest.mark.parametrize("path", ["runs/lr=0.1", "run (1)", "~/x", "a#b", "naïve", "it's", "a;b", "a&b=c"])
+def test_a_value_that_hydra_cannot_read_is_shown_in_quotes(path):
+    hint = _quotes_hint([f"metrics={path}"])
+    assert hint is not None
+    shown = hint.partition("quote it: ")[2]
+    (argument,) = shlex.split(shown)
+    assert argument == f'metrics="{path}"'
+    assert _quotes_hint([argument]) is None
+
+
 @pytest.mark.parametrize("argument", ["k=5", "out=runs/a", "~logger", "--cfg"])
 def test_other_arguments_get_no_hint(argument):
     assert _quotes_hint([argument]) is None
@@ -82,7 +92,8 @@ def test_other_arguments_get_no_hint(argument):
 def test_the_hint_is_what_the_command_says():
     done = call("power", "gap=lr=0.1")
     assert done.returncode == 1
-    assert done.stderr.startswith("error: gap=lr=0.1: Hydra cannot read this value; quote it")
+    hint = done.stderr.rpartition("quote it: ")[2].strip()
+    assert shlex.split(hint) == ['gap="lr=0.1"']
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_reasons_are_found_beside_the_figure_and_above_it() -> None:
     [
         ("symetric.ppg.value > 0", "did you mean 'symmetric'"),
         ("symmetric.ppg.ci95[2] > 0", "ci95 has no such entry"),
-        ("symmetric.ppg > 0", "is not a number"),
+        ("symmetric.ppg > 0", "is not a number; it has ci95, "),
         ("symmetric.ppg.ci95 > 0", "is not a number"),
         ("symmetric.ppg.value.x > 0", "not in metrics.json"),
     ],
@@ -170,7 +170,7 @@ def test_names_that_metrics_json_can_have_are_accepted_before_the_work(path: str
         ("by_k.ten.symmetric.ppg.value", "by_k.ten.symmetric.ppg.value is not in metrics.json; by_k has no such entry"),
         ("symmetric.ppg.ci95[2]", "symmetric.ppg.ci95[2] is not in metrics.json; symmetric.ppg.ci95 has no such entry"),
         ("symmetric.ppg.value.low", "symmetric.ppg.value.low is not in metrics.json; symmetric.ppg.value has no such entry"),
-        ("symmetric.ppg", "symmetric.ppg is not a number"),
+        ("symmetric.ppg", "symmetric.ppg is not a number; it has ci95, "),
         ("symmetric.ppg.ci95", "symmetric.ppg.ci95 is not a number"),
         ("found.words", "found.words is not a number"),
     ],

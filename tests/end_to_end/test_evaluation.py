@@ -159,6 +159,10 @@ def test_models_of_different_epochs_are_compared_with_a_warning(runs, tmp_path):
 def test_another_k_is_recomputed_without_torch_and_equals_a_fresh_evaluation(evaluation, runs, tmp_path):
     copy = tmp_path / "again"
     shutil.copytree(evaluation, copy)
+    context = json.loads((copy / "context.json").read_text())
+    for name in ("records", "weights", "data"):  # an earlier version wrote none of them
+        del context[name]
+    (copy / "context.json").write_text(json.dumps(context))
     options = [f"target={runs['target']}", f"reference={runs['reference']}", "k=1", "ks=[1,5]"]
     code = (
         "import sys; sys.argv[1:] = sys.argv[1:]; from dejavu_lit.cli.evaluate import main; main();"
@@ -319,13 +323,15 @@ def test_any_model_is_audited_from_its_embeddings(evaluation, runs, scenes, tmp_
         for name, modality in kept:
             (found,) = (folder / "embeddings").glob(f"{folder.name}-*/{name}-{modality}")
             vectors = Embeddings.open(found)
-            write_embeddings(tmp_path / side / name / modality, vectors.keys, vectors.load())
+            # Zeros make one of the models wider and change no angle.
+            wider = np.pad(vectors.load(), [(0, 0), (0, 4 if side == "reference" else 0)])
+            write_embeddings(tmp_path / side / name / modality, vectors.keys, wider)
     out = tmp_path / "gap"
     sides = [f"target=embeddings:{tmp_path / 'target'}", f"reference=embeddings:{tmp_path / 'reference'}"]
     missing = run("evaluate", *sides, f"out={out}", check=False)
     assert missing.returncode == 1
     assert "data=" in missing.stderr
-    run(
+    done = run(
         "evaluate",
         *sides,
         "data=scenes",
@@ -335,6 +341,7 @@ def test_any_model_is_audited_from_its_embeddings(evaluation, runs, scenes, tmp_
         "ks=[1,5]",
         "swapped=true",
     )
+    assert "models of different architecture also differ in quality" in done.stderr
     one, two = metrics(evaluation), metrics(out)
     for block in ("population", "null", "swapped", "symmetric", "corrected"):
         assert one[block] == two[block]

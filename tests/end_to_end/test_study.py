@@ -240,7 +240,10 @@ def test_killed_in_the_middle_it_goes_on_and_trains_nothing_twice(scenes, tmp_pa
         (["+settings={1: []}"], "settings={1: []}: Key 1 (int) is incompatible with (str)"),
         (["+settings.x=[]", "+series.a={big: []}"], "series.a names the size big"),
         (["+settings.x=[]", "+series.a={null: []}"], "Incompatible key type"),
+        (["+settings.x=[]", "sizes=[null]", "+series.a={None: []}"], "series.a names the size None"),
+        (["+settings.x=[]", "sizes=[0]"], "at least 1 (null: all pairs)"),
         (["+settings.x=['trainer.precision=bf16-mixed']"], "is an option of the whole study"),
+        (["+settings.x=[]", "sizes=[null,96]"], "null is all 96 pairs; remove one"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_trained(given, sentence, scenes, tmp_path):

@@ -41,6 +41,15 @@ def test_the_weight_files_of_every_kind_of_model(tmp_path: Path) -> None:
     assert files_of("ViT-B-32@openai") == files_of("hf-hub:some/model") == files_of("text:MiniLM") == {}
 
 
+def test_a_released_tag_is_not_a_file_or_folder_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / "openai/model.safetensors", b"a")
+    put(tmp_path / "laion2b_e16", b"b")
+    put(tmp_path / "mine", b"c")
+    assert files_of("ViT-B-32@openai") == files_of("ViT-B-32@laion2b_e16") == {}
+    assert files_of("ViT-B-32@mine") == {"mine": Path("mine")}
+
+
 def test_other_contents_are_a_change_and_a_copy_is_not(tmp_path: Path) -> None:
     file = put(tmp_path / "model.safetensors", b"weights")
     files = {file.name: file}

@@ -187,6 +187,9 @@ def test_vectors_from_elsewhere(tmp_path):
         written.load(["k01", "x"])
     with pytest.raises(UserError, match="not empty"):
         write_embeddings(tmp_path / "A" / "text", keys, vectors)
+    with pytest.raises(UserError, match=r"'x\\ny' has a line break"):
+        write_embeddings(tmp_path / "B" / "text", [*keys[:-1], "x\ny"], vectors, rows_per_part=10)
+    assert not (tmp_path / "B").exists()
 
 
 @pytest.mark.parametrize(("value", "problem"), [(0, "zero norm"), (np.nan, "NaN"), (np.inf, "infinity")])

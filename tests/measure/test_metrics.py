@@ -133,6 +133,8 @@ def test_an_exposure_of_the_photograph_is_not_training_exposure() -> None:
     assert body["planted"] is None
     assert body["reasons"]["planted"] == "it is not known how often training saw each pair"
     assert [g["group"] for g in body["subgroups"]["meta.exposure"]["groups"]] == ["1", "5"]
+    with pytest.raises(UserError, match="the column exposure of the records"):  # of a version without meta.
+        measure(replace(a, columns={"exposure": ["1/60"] * 120}), settings=QUICK)
 
 
 def test_the_same_call_gives_the_same_json() -> None:

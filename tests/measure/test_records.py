@@ -180,7 +180,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     records = case.records()
     both = (records.truth, records.public)
     again = "remove it and run dejavu evaluate again"
-    assert message_of(tmp_path / "none.parquet", *both).startswith("FILE is not a records file (")
+    assert message_of(tmp_path / "none.parquet", *both) == "FILE does not exist; run dejavu evaluate to create it"
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
     message = message_of(tmp_path / "bad.parquet", *both)
     assert message.startswith("FILE is not a records file (")

@@ -264,6 +264,19 @@ def test_other_folders_are_never_replaced(plain: Path, tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "thesis.tex").exists()
 
 
+def test_an_out_that_cannot_be_a_report_is_refused(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is a file"):
+        write_report(plain, out=tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(UserError, match=r"out=\. is the current folder"):
+        write_report(plain, out=".")
+    assert not list((tmp_path / "empty").iterdir())
+
+
 def test_an_earlier_report_that_cannot_be_removed_is_reported(
     plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

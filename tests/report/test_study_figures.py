@@ -81,7 +81,7 @@ def test_each_knob_has_rows_of_its_values_with_the_default_starred() -> None:
     assert [text.get_text() for text in axes[0].get_yticklabels()] == [
         *("text_mask", "0", "0.15", "0.5"),
         *("stop_epoch", "5", "20", "25"),
-        *("logit_scale_fixed", "off", "5"),
+        *("logit_scale_fixed", "default", "5"),
         *("weight_decay", "0", "0.2", "5"),
         *("other", "default", "both"),
     ]
@@ -263,4 +263,4 @@ def test_knobs() -> None:
         "ema": None,
         "recipe.lr": 0.1,
     }
-    assert [knob_label(value) for value in (True, None, 1e-3)] == ["on", "off", "0.001"]
+    assert [knob_label(value) for value in (True, False, None, 1e-3)] == ["on", "off", "default", "0.001"]
