@@ -33,9 +33,10 @@ def epoch_plan(
     excluded: Positions | None = None,
     removed: Positions | None = None,
 ) -> "EpochPlan":
-    """The plan of one epoch over shards of ``sizes`` pairs, of which the first ``train_size`` are used; else as EpochPlan.
+    """The plan of one epoch over shards of ``sizes`` pairs, of which the first ``train_size`` are used.
 
-    Raises UserError for fewer pairs than one batch of all ranks, or fewer than ``train_size``.
+    The other arguments are as in EpochPlan. Raises UserError for fewer pairs than one batch of all ranks, or fewer than
+    ``train_size``.
     """
     used = nested_sizes(sizes, train_size, excluded)
     return EpochPlan(used, seed, epoch, world, workers, batch, repeat or Repeat(), excluded or {}, removed or {})

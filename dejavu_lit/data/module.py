@@ -32,7 +32,7 @@ from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.utils.errors import UserError
 
 log = logging.getLogger(__name__)
-# What a stream of the training pairs takes, but for the cache.
+# The arguments of a stream of training pairs, except for the cache.
 Sources = tuple[ShardSet, EpochPlan, int, Preprocess, Tokenizer, Mitigation, Sequence[str], Augment | None]
 
 CHECKED_PAIRS = 100  # whose captions tell whether a text knob can change any

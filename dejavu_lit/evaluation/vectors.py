@@ -95,7 +95,7 @@ def write_cosines(
 ) -> None:
     """Write the cosines of queries, float32 [n, d], and their candidates, int64 [n, c], as float64 [n, c].
 
-    A candidate is a row of ``public``, float32 [m, d]; that of a candidate of −1 is −∞. The norms are float64.
+    A candidate is a row of ``public``, float32 [m, d]; for a candidate of −1 the cosine is −∞. The norms are float64.
     """
     for query in range(len(candidates)):
         for number in range(candidates.shape[1]):

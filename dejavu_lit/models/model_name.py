@@ -101,7 +101,10 @@ def _folder_kind(folder: Path) -> Literal["run", "folder"]:
 
 
 def text_model_folder(model: str) -> Path:
-    """The folder with ``modules.json``: ``model`` itself, or one inside the installed package of that name; else UserError."""
+    """The folder with ``modules.json``: ``model`` itself, or one inside the installed package of that name.
+
+    Raises UserError if there is neither.
+    """
     folder = Path(model).expanduser()
     if (folder / "modules.json").is_file():
         return folder

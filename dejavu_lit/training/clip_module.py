@@ -213,7 +213,10 @@ class ClipModule(pl.LightningModule):
         return {"ranks": plan.world, "loader workers": plan.workers, "batch a rank": plan.batch, "seed": plan.seed}
 
     def replaced(self) -> int:
-        """The replaced pairs of this epoch over all ranks, which all must call it; raises UserError if they are too many."""
+        """The number of replaced pairs of this epoch over all ranks; every rank must call it.
+
+        Raises UserError if there are too many.
+        """
         total = sum(gather(self._replaced))
         self._check_replaced(total)
         return total
