@@ -22,7 +22,7 @@ from dejavu_lit.utils.errors import UserError, first_line
 
 BLOCK_BYTES = 16 << 20  # of a file read at once; no row may be longer
 # By the file's extension, where the header decides nothing.
-DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".txt": ","}
+DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".token": "\t", ".txt": ","}
 CANDIDATES = (",", "\t", ";", "|")
 PARQUET = (".parquet", ".pq")
 JSON_LINES, JSON = (".jsonl", ".ndjson"), ".json"
@@ -34,30 +34,88 @@ def is_text_table(path: Path) -> bool:
     return path.suffix.lower() in (*DELIMITERS, *JSON_LINES, JSON)
 
 
-def read_text_table(path: Path, text_columns: Sequence[str], delimiter: str | None = None) -> pa.Table:
+def read_text_table(
+    path: Path, text_columns: Sequence[str], delimiter: str | None = None, header: Sequence[str] | None = None
+) -> pa.Table:
     """The table in a CSV or TSV file, as ``read_delimited`` reads it, or in JSON; raises as that and ``read_json_table`` do."""
     if path.suffix.lower() in (*JSON_LINES, JSON):
         return read_json_table(path, text_columns)
-    return read_delimited(path, text_columns, delimiter)
+    return read_delimited(path, text_columns, delimiter, header)
 
 
 def read_json_table(path: Path, needed: Collection[str]) -> pa.Table:
-    """A row per JSON object: one per line, or a list of them in a ``.json``.
+    """A row per JSON object: one per line, or a list of them, which a ``.json`` may also have as an entry of an object.
 
-    Columns with values of several types, which a table cannot have, become text. Python's own parser reads the file: Arrow's
-    does not read dates as text, and crashes on a line that is null. Raises whatever the parsers raise, ValueError for other
-    JSON, and ArrowException if one of the ``needed`` columns has lists or objects beside other values.
+    A needed column ``sentences.raw`` is made of the entries ``raw`` of the objects in ``sentences``, which it replaces;
+    ``objects.names.0`` takes the first name of each object. Columns with values of several types, which a table cannot have,
+    become text. Python's own parser reads the file: Arrow's does not read dates as text, and crashes on a line that is null.
+    Raises whatever the parsers raise, ValueError for other JSON, and ArrowException if one of the ``needed`` columns has lists
+    or objects beside other values.
     """
-    with open(path, "rb") as file:
-        if path.suffix.lower() == JSON:
-            rows = json.loads(file.read().decode("utf-8-sig"))
-        else:
-            rows = [json.loads(line.decode("utf-8-sig")) for line in file if line.strip()]
-    rows = json_safe(rows)
+    rows = json_safe(_row_list(_read_json(path)))
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError("its lines, or the entries of its list, are not all JSON objects")
     names = dict.fromkeys(chain(*rows))
-    return pa.table({name: _column([row.get(name) for row in rows], name in needed) for name in names})
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    for name in needed:
+        column, *entries = name.split(".")
+        if entries and name not in names:
+            cells = [_entry(row, [column, *entries]) for row in rows]
+            if not _is_empty(cells):
+                columns[name] = cells
+                columns.pop(column, None)
+    return pa.table({name: _column(cells, name in needed) for name, cells in columns.items()})
+
+
+def _read_json(path: Path) -> Any:
+    """The JSON in a file; the list of all if it has one per line, as some files named ``.json`` have, too."""
+    with open(path, "rb") as file:
+        if path.suffix.lower() == JSON:
+            try:
+                return json.loads(file.read().decode("utf-8-sig"))
+            except json.JSONDecodeError as error:
+                if not error.msg.startswith("Extra data"):
+                    raise
+                file.seek(0)
+        rows = []
+        for number, line in enumerate(file, start=1):
+            if text := line.decode("utf-8-sig").strip():
+                try:
+                    rows.append(json.loads(text))
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"line {number}: {error.msg}") from None
+        return rows
+
+
+def _row_list(content: Any) -> Any:
+    """The only list of objects in an object, such as ``annotations`` beside ``info``; any other content as it is."""
+    if not isinstance(content, dict):
+        return content
+    lists = {
+        name: value
+        for name, value in content.items()
+        if isinstance(value, list) and value and isinstance(value[0], dict)
+    }
+    if len(lists) > 1:
+        raise ValueError(
+            f"it has several lists of objects: {', '.join(lists)}; write one of them into a file of its own"
+        )
+    return next(iter(lists.values()), content)
+
+
+def _entry(value: Any, names: Sequence[str]) -> Any:
+    """The entry of nested objects that ``names`` lead to, None if there is none; of a list a number's item, or those of all."""
+    if not names:
+        return value
+    if isinstance(value, list) and names[0].isdecimal():
+        return _entry(value[int(names[0])] if int(names[0]) < len(value) else None, names[1:])
+    if isinstance(value, list):
+        return [_entry(item, names) for item in value]
+    return _entry(value.get(names[0]), names[1:]) if isinstance(value, dict) else None
+
+
+def _is_empty(value: Any) -> bool:
+    return all(map(_is_empty, value)) if isinstance(value, list) else value is None
 
 
 def _column(cells: list[Any], is_needed: bool) -> pa.Array:
@@ -69,17 +127,21 @@ def _column(cells: list[Any], is_needed: bool) -> pa.Array:
         return pa.array([None if cell is None else str(cell) for cell in cells])
 
 
-def read_delimited(path: Path, text_columns: Sequence[str], delimiter: str | None = None) -> pa.Table:
-    """The table in a CSV or TSV file with a header line, in UTF-8.
+def read_delimited(
+    path: Path, text_columns: Sequence[str], delimiter: str | None = None, header: Sequence[str] | None = None
+) -> pa.Table:
+    """The table in a CSV or TSV file, in UTF-8.
 
     Args:
         text_columns: the columns that the caller needs, which stay text: 000123 is not a number.
-        delimiter: between the columns; None: the one with which the header has the most of ``text_columns``.
+        delimiter: between the columns; None: the one with which the header has the most of ``text_columns``, or the first
+            line as many values as ``header``.
+        header: the names of the columns of a file without a header line.
 
-    Raises UserError if the delimiter is not one character or a quotation mark is not closed, and what pyarrow raises
-    for a file that is not a table.
+    Raises UserError if the file is not in UTF-8, the delimiter is not one character or a quotation mark is not closed, and
+    what pyarrow raises for a file that is not a table.
     """
-    delimiter = (delimiter or find_delimiter(path, text_columns)).replace("\\t", "\t")
+    delimiter = (delimiter or find_delimiter(path, text_columns, header)).replace("\\t", "\t")
     if len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\r\n':
         raise UserError(
             f"delimiter={delimiter!r} must be one ASCII character between the columns, such as ',' or '\\t'"
@@ -91,13 +153,17 @@ def read_delimited(path: Path, text_columns: Sequence[str], delimiter: str | Non
     try:
         table = pyarrow.csv.read_csv(
             path,
-            read_options=pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES),
+            read_options=pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES, column_names=header),
             parse_options=options,
             convert_options=pyarrow.csv.ConvertOptions(
                 column_types=dict.fromkeys(text_columns, pa.string()), strings_can_be_null=False
             ),
         )
     except pa.ArrowException as error:
+        if not _is_utf8(path):
+            raise UserError(
+                f"{path} is not in UTF-8; convert it: iconv -f ENCODING -t UTF-8 (GB18030, UTF-16, LATIN1, …)"
+            ) from None
         if problem is None:
             raise
         raise UserError(
@@ -110,13 +176,28 @@ def read_delimited(path: Path, text_columns: Sequence[str], delimiter: str | Non
     return table
 
 
-def find_delimiter(path: Path, columns: Collection[str]) -> str:
-    """The delimiter with which the header has the most of ``columns``; of equal ones that of the file's extension."""
+def _is_utf8(path: Path) -> bool:
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            return all(True for _ in file)
+    except UnicodeDecodeError:
+        return False
+
+
+def find_delimiter(path: Path, columns: Collection[str], header: Sequence[str] | None = None) -> str:
+    """The delimiter with which the header has the most of ``columns``; of equal ones that of the file's extension.
+
+    Without a header line, whose names are ``header`` then, the first one that gives the first line as many values.
+    """
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-        header = file.readline(1 << 20)
-    usual = DELIMITERS[path.suffix.lower()]
+        line = file.readline(1 << 20)
+    usual = DELIMITERS.get(path.suffix.lower(), ",")
     candidates = [usual, *(delimiter for delimiter in CANDIDATES if delimiter != usual)]
-    return max(candidates, key=lambda d: len(set(next(csv.reader([header], delimiter=d), [])) & set(columns)))
+    values = {delimiter: next(csv.reader([line], delimiter=delimiter), []) for delimiter in candidates}
+    if header:  # a caption may contain any of them, but hardly a tab
+        fitting = (delimiter for delimiter in ("\t", *candidates) if len(values[delimiter]) == len(header))
+        return next(fitting, usual)
+    return max(candidates, key=lambda delimiter: len(set(values[delimiter]) & set(columns)))
 
 
 def quoting_problem(path: Path, delimiter: str) -> str | None:

@@ -32,6 +32,22 @@ def test_a_tab_may_be_written_as_backslash_t(tmp_path: Path) -> None:
         rows(tmp_path / "t.csv", ", ")
 
 
+def test_the_delimiter_of_a_file_without_a_header_line(tmp_path: Path) -> None:
+    names = ["image", "caption"]
+    for first, delimiter in (("1.jpg\ta dog, a cat", "\t"), ("1.jpg,a dog", ","), ("1.jpg;a, dog, there", ";")):
+        (tmp_path / "t.txt").write_text(f"{first}\n1.jpg{delimiter}x\n")
+        table = read_delimited(tmp_path / "t.txt", names, header=names)
+        assert table.to_pylist()[1] == {"image": "1.jpg", "caption": "x"}
+        assert find_delimiter(tmp_path / "t.txt", names, names) == delimiter
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "utf-16"])
+def test_another_encoding_is_named(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "t.tsv").write_text("path\tcaption\n1.jpg\t一只狗\n", encoding=encoding)
+    with pytest.raises(UserError, match=r"t\.tsv is not in UTF-8; convert it: iconv -f ENCODING -t UTF-8"):
+        rows(tmp_path / "t.tsv")
+
+
 @pytest.mark.parametrize("opened", ['"a dog', '"a dog" called "Rex', '"Rex" the dog', '"'])
 @pytest.mark.parametrize(("suffix", "delimiter"), [(".tsv", "\t"), (".csv", ",")])
 def test_a_quotation_mark_that_stays_open_joins_no_rows(

@@ -1,10 +1,14 @@
 """The columns of a table: which hold images, captions and keys, by the names that options give or by the usual ones."""
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
 from typing import NamedTuple
 
 from dejavu_lit.data.readers.rows import Rows
+from dejavu_lit.data.text_tables import DELIMITERS
 from dejavu_lit.utils.errors import UserError, suggest
 
 AUTO = "auto"
@@ -15,6 +19,7 @@ IMAGE = (
 )
 CAPTION = ("caption", "captions", "text", "txt", "sentences", "description", "prompt", "title")
 USUAL = {"image": IMAGE, "caption": CAPTION, "key": ("key", "__key__", "image_id", "id", "uid")}
+FIELD = re.compile(r"\{([^{}:]+)(?::0(\d+)d?)?\}")  # of a pattern: {file_name}; {image_id:012}, with zeros in front
 logger = logging.getLogger(__name__)
 Options = Mapping[str, Sequence[str]]  # {"image", "caption" or "key": names of columns, or AUTO}
 
@@ -22,7 +27,7 @@ Options = Mapping[str, Sequence[str]]  # {"image", "caption" or "key": names of 
 class Columns(NamedTuple):
     """The names of the columns of a table."""
 
-    image: str
+    image: str  # or a pattern of columns
     captions: list[str]
     key: str | None
 
@@ -41,6 +46,10 @@ def _column(rows: Rows, path: object, option: str, name: str) -> str:
     names = rows.schema.names
     if names.count(name) == 1:
         return name
+    if option == "image" and (parts := pattern_columns(name)):
+        for part in parts:
+            _column(rows, path, option, part)
+        return name
     missing = f"no single column {name!r}{suggest(name, names)}"
     if name == AUTO:
         usual = [column for column in USUAL[option] if names.count(column) == 1]
@@ -49,7 +58,10 @@ def _column(rows: Rows, path: object, option: str, name: str) -> str:
         if usual:
             return usual[0]
         missing = f"no column with a usual name ({', '.join(USUAL[option])})"
-    raise UserError(f"{path} has {missing}; its columns are {', '.join(names)}; choose one with data.reader.{option}=")
+    remedy = f"choose one with data.reader.{option}="
+    if Path(str(path)).suffix.lower() in DELIMITERS:
+        remedy += ", or name the columns of a file without a header line with data.reader.header="
+    raise UserError(f"{path} has {missing}; its columns are {', '.join(names)}; {remedy}")
 
 
 def _is_distinct(rows: Rows, column: str) -> bool:
@@ -57,8 +69,19 @@ def _is_distinct(rows: Rows, column: str) -> bool:
     return len(values) == len(rows) and "" not in values
 
 
+def pattern_columns(image: str) -> list[str]:
+    """The columns in a pattern of images' paths, such as ``{folder}/{image_id:012}.jpg``; none in a column's name."""
+    return [name for name, _ in FIELD.findall(image)]
+
+
+def fill_pattern(image: str, texts: Mapping[str, str]) -> str:
+    """The path that a pattern gives for one row's {column: text}; "" if one of the texts is."""
+    path = FIELD.sub(lambda field: texts[field[1]].zfill(int(field[2] or 0)), image)
+    return path if all(texts.values()) else ""
+
+
 def possible_columns(options: Options) -> list[str]:
     """The names of all columns that ``find_columns`` may choose by these options."""
-    return [
-        known for option, names in options.items() for n in names for known in (USUAL[option] if n == AUTO else [n])
-    ]
+    names = ((option, name) for option, listed in options.items() for name in listed)
+    known = (USUAL[option] if name == AUTO else (name, *pattern_columns(name)) for option, name in names)
+    return list(chain.from_iterable(known))

@@ -121,7 +121,9 @@ class Rows:
         return table
 
 
-def open_rows(files: Sequence[Path], text_columns: Sequence[str], delimiter: str | None) -> Rows:
+def open_rows(
+    files: Sequence[Path], text_columns: Sequence[str], delimiter: str | None, header: Sequence[str] | None
+) -> Rows:
     """The rows of tables with the same columns; other arguments: as of ``read_text_table``.
 
     Raises UserError for another kind of file and for different columns, and whatever libraries raise for a damaged one.
@@ -136,7 +138,7 @@ def open_rows(files: Sequence[Path], text_columns: Sequence[str], delimiter: str
                 read = partial(_read_group, file, metadata, group)
                 blocks.append(RowBlock(metadata.row_group(group).num_rows, file.parent, read))
         else:
-            table = _read_whole(file, text_columns, delimiter)
+            table = _read_whole(file, text_columns, delimiter, header)
             schema = table.schema
             blocks.append(RowBlock(table.num_rows, file.parent, partial(_select, table)))
         first = schema if first is None else first
@@ -148,11 +150,13 @@ def open_rows(files: Sequence[Path], text_columns: Sequence[str], delimiter: str
     return Rows(first, blocks)
 
 
-def _read_whole(file: Path, text_columns: Sequence[str], delimiter: str | None) -> pa.Table:
+def _read_whole(
+    file: Path, text_columns: Sequence[str], delimiter: str | None, header: Sequence[str] | None
+) -> pa.Table:
     if file.suffix.lower() == ".arrow":  # in the streaming format, as ``save_to_disk`` of ``datasets`` writes them
         return pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
     if is_text_table(file):
-        return read_text_table(file, text_columns, delimiter)
+        return read_text_table(file, text_columns, delimiter, header)
     raise UserError(f"{file} is not a known kind of table; give .parquet, .arrow, .csv, .tsv, .jsonl or .json files")
 
 

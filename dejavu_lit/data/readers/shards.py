@@ -6,6 +6,7 @@ A pair's caption is its ``txt`` member or, if missing, ``caption`` in its ``json
 import logging
 import os
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +20,7 @@ from braceexpand import braceexpand
 
 from dejavu_lit.data.decode import TEXTS, caption_lines, with_captions
 from dejavu_lit.data.readers.base import KeyIndex, as_list, clean_keys, image_extension
-from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS, image_extension_of, read_index, read_pair
+from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS, ShardIndex, image_extension_of, read_index, read_pair
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import fingerprint, is_hidden, visible_files, warn_unread
@@ -44,6 +45,9 @@ class ShardReader:
     caption: str = "txt"
     """txt: a pair's text is one caption; lines: each of its lines is one, as in clip_benchmark's tars."""
 
+    key: str | None = None
+    """The entry of a pair's JSON that is its key, such as DataComp's uid; null: the name of its members."""
+
     def __post_init__(self) -> None:
         if self.caption not in ("txt", "lines"):
             raise UserError(f"data.reader.caption={self.caption} is unknown to the shards reader; choose txt or lines")
@@ -62,13 +66,29 @@ class ShardReader:
         unused: Counter[str] = Counter()
         for number, tar in enumerate(progress(self._tars, "indexing shards", unit="shard")):
             index = read_index(tar)
-            names.extend(index.keys)
+            names.extend(index.keys if self.key is None else self._json_keys(index))
             unused.update(index.unused)
             shards.append(np.full(len(index), number, dtype=np.int32))
             rows = [[m.get(e, (-1, -1)) for e in (image_extension_of(m) or MEMBERS[0], *TEXTS)] for m in index.members]
             ranges.append(np.array(rows, dtype=np.int64).reshape(-1, len(MEMBERS), 2))
         warn_unread(self.name, "members", unused)
+        if self.key is not None and len(set(names)) < len(names):
+            value = Counter(names).most_common(1)[0][0]
+            raise UserError(
+                f"{self.key} {value!r} occurs in several pairs; choose an entry of unique values with data.reader.key="
+            )
         return KeyIndex(clean_keys(names)), np.concatenate(shards), np.concatenate(ranges), dict(unused)
+
+    def _json_keys(self, index: ShardIndex) -> Iterator[str]:
+        for key, pair in zip(index.keys, index.pairs(image=False), strict=True):
+            if isinstance(pair, BadPair):  # which is skipped under the name of its members
+                yield key
+            elif pair.meta.get(str(self.key)) in (None, ""):
+                raise UserError(
+                    f"the JSON of {key} in {index.path} has no {self.key!r}; choose another entry with data.reader.key="
+                )
+            else:
+                yield str(pair.meta[str(self.key)])
 
     @property
     def unread(self) -> dict[str, int]:
@@ -104,8 +124,9 @@ class ShardReader:
         """The folders, the number of tars, and a hash of the tars' paths, sizes and times."""
         states = [(str(tar), tar.stat().st_size, tar.stat().st_mtime_ns) for tar in self._tars]
         folders = [str(folder.resolve()) for folder in as_list(self.path)]
-        lines = {"caption": self.caption} if self.caption == "lines" else {}
-        return {"reader": self.name, "path": folders, "shards": len(states), "files": fingerprint(states), **lines}
+        options = {"caption": self.caption} if self.caption == "lines" else {}
+        options |= {"key": self.key} if self.key is not None else {}
+        return {"reader": self.name, "path": folders, "shards": len(states), "files": fingerprint(states), **options}
 
 
 def matching_tars(path: Path) -> list[Path]:

@@ -7,6 +7,7 @@ as in the Hub's parquet files, are one pair if they have one path, or one given 
 import hashlib
 import logging
 import os
+import re
 from collections import Counter
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -27,12 +28,21 @@ from dejavu_lit.data.readers.base import (
     image_extension,
     read_image,
 )
-from dejavu_lit.data.readers.columns import AUTO, Columns, Options, find_columns, possible_columns
+from dejavu_lit.data.readers.columns import (
+    AUTO,
+    Columns,
+    Options,
+    fill_pattern,
+    find_columns,
+    pattern_columns,
+    possible_columns,
+)
 from dejavu_lit.data.readers.rows import Rows, absolute, as_text, has_path, is_embedded, open_rows, table_files
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import fingerprint
 
+CAPTION_NUMBER = re.compile(r"(\.(?:jpe?g|png|webp))#\d+$", re.IGNORECASE)  # of Flickr30k's ``.token``: 1.jpg#0
 logger = logging.getLogger(__name__)
 
 
@@ -45,14 +55,18 @@ class TableReader:
     path: Any
     """The table: .csv, .tsv, .txt, .jsonl, .json, .parquet or .arrow; also several, a pattern, or a folder of the last two."""
     image: str = "path"
-    """The column of images: paths relative to the table, bytes, or {bytes, path}; auto: guessed by its name."""
+    """The column of images: paths relative to the table, bytes, or {bytes, path}; or a pattern of paths with columns in
+    braces, such as {folder}/{image_id:012}.jpg; auto: guessed by its name."""
     caption: Any = "caption"
-    """The column or columns of captions, texts or lists of them; auto: guessed. Without it, images alone, for a public set."""
+    """The column or columns of captions, texts or lists of them, of JSON also of nested ones (sentences.raw); auto: guessed.
+    Without it, images alone, for a public set."""
     key: str | None = None
     """The column of keys; without it, a key is made from the image's path (if absolute, below the folder of all), or the
     row's number; auto: guessed."""
     delimiter: str | None = None
     """The character between columns of a CSV or TSV; without it, the one that fits the header."""
+    header: list[str] | None = None
+    """The names of the columns of a CSV or TSV without a header line."""
     images: str | Path | None = None
     """The folder to which paths of images are relative; without it, the table's."""
 
@@ -72,7 +86,7 @@ class TableReader:
     @cached_property
     def _rows(self) -> Rows:
         with self._reading():
-            return open_rows(self._files, possible_columns(self._options), self.delimiter)
+            return open_rows(self._files, possible_columns(self._options), self.delimiter, self.header)
 
     def _reading(self) -> AbstractContextManager[None]:
         return explained(f"{self.path} cannot be read as a table", "check the file", errors=(*READ_ERRORS, KeyError))
@@ -86,7 +100,7 @@ class TableReader:
     def _columns(self) -> Columns:
         with self._reading():  # it looks for distinct keys
             columns = find_columns(self._rows, self.path, self._options)
-        kind = self._rows.kind(columns.image)
+        kind = self._kind_of(columns.image)
         if pa.types.is_nested(kind) and not pa.types.is_struct(kind):
             raise UserError(
                 f"the column {columns.image!r} of {self.path} has lists of images; write one image per row, or choose another "
@@ -98,16 +112,24 @@ class TableReader:
         with self._reading():
             return list(self._rows.texts(name))
 
+    def _kind_of(self, image: str) -> pa.DataType:
+        return self._rows.kind(image) if image in self._rows.columns else pa.string()  # a pattern
+
     @cached_property
     def _embedded(self) -> bool:
-        return is_embedded(self._rows.kind(self._columns.image))
+        return is_embedded(self._kind_of(self._columns.image))
 
     @cached_property
     def _paths(self) -> list[str]:
         """The path of each row's image, "" if it has none."""
-        if self._embedded and not has_path(self._rows.kind(self._columns.image)):
+        image = self._columns.image
+        if self._embedded and not has_path(self._kind_of(image)):
             return [""] * len(self._rows)
-        return self._texts(self._columns.image)
+        if image in self._rows.columns:
+            return [CAPTION_NUMBER.sub(r"\1", text) for text in self._texts(image)]
+        names = pattern_columns(image)
+        rows = zip(*(self._texts(name) for name in names), strict=True)
+        return [fill_pattern(image, dict(zip(names, texts, strict=True))) for texts in rows]
 
     @cached_property
     def key_root(self) -> str:
@@ -208,7 +230,7 @@ class TableReader:
         image, captions = self._columns.image, self._columns.captions
         with self._reading():
             try:
-                values = self._rows.row(first, [image, *captions, *self._kept])
+                values = self._rows.row(first, [*([image] if self._embedded else []), *captions, *self._kept])
                 cells = [values[name] for name in captions]
                 cells += [cell for row in others for cell in self._rows.row(row, captions).values()]
                 meta = {name: json_safe(values[name]) for name in self._kept}
@@ -217,7 +239,7 @@ class TableReader:
                 raise
             except (ValueError, OverflowError, RecursionError):  # dates outside Python's range, nested too deeply
                 raise BadPair("its row has values that JSON cannot hold") from None
-        data, extension, file = self._image(first, values[image])
+        data, extension, file = self._image(first, values.get(image))
         texts = list(dict.fromkeys(text for cell in cells for text in meta_captions({"caption": cell})))
         if file:
             meta.setdefault("path", file)  # a column of that name is the user's own
@@ -225,7 +247,7 @@ class TableReader:
 
     def _image(self, row: int, value: Any) -> tuple[bytes, str, str]:
         """The bytes of a row's image, their extension, and the image's path below ``key_root``, "" if it has none."""
-        data, path = _held(value)
+        data, path = _held(value) if self._embedded else (None, self._paths[row])
         shown = str(json_safe(below(self.key_root, path)))
         if isinstance(data, bytes):
             return data, image_extension(data), shown
@@ -239,6 +261,8 @@ class TableReader:
         columns: dict[str, Any] = {"image": self.image, "caption": caption, "key": self.key}
         if self.delimiter is not None:
             columns["delimiter"] = self.delimiter
+        if self.header is not None:
+            columns["header"] = self.header
         if self.images is not None:
             columns["images"] = str(Path(self.images).resolve())
         table: Any = states[0] if len(states) == 1 else {"files": len(states), "states": fingerprint(states)}

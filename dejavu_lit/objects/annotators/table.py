@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 
 from dejavu_lit.data.objects import READ_ERRORS, Annotation, Annotator
 from dejavu_lit.data.shards import BadPair, Pair
-from dejavu_lit.data.text_tables import PARQUET, is_text_table, read_text_table
+from dejavu_lit.data.text_tables import PARQUET, is_text_table, read_delimited, read_text_table
 from dejavu_lit.objects.base import Lookup
 from dejavu_lit.utils.errors import UserError, explained, first_line, suggest
-from dejavu_lit.utils.io import file_sha256
+from dejavu_lit.utils.io import file_sha256, fingerprint
 
 SEPARATOR = ";"
+NAMES = ("code", "name")  # the columns of ``names``
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,15 @@ class TableLookup(Lookup):
     key: str = "key"
     """The column of keys."""
     labels_column: str = "labels"
-    """The column of labels: lists, or in CSV text with ``separator`` between the labels."""
+    """The column of labels: lists, in CSV text with ``separator`` between the labels, or of JSON objects.names.0."""
     scores_column: str | None = None
     """The column of scores in 0..1; null: all 1."""
     boxes_column: str | None = None
     """The column of boxes: x, y, width, height in pixels (in CSV four numbers separated by spaces); null: no boxes."""
     separator: str = SEPARATOR
     """Separates the labels, scores or boxes within a CSV cell."""
+    names: str | Path | None = None
+    """A CSV or TSV without header with a code and its name per line, as Open Images has it; null: labels are names."""
 
     @property
     def annotator(self) -> Annotator:
@@ -43,7 +46,18 @@ class TableLookup(Lookup):
             raise UserError(f"the table {self.path} does not exist; check annotator.path=")
         columns = [self.key, self.labels_column, self.scores_column, self.boxes_column]
         config = {"columns": columns, **({"separator": self.separator} if self.separator != SEPARATOR else {})}
-        return Annotator("table", "2", weights=file_sha256(self.path), config=config)
+        vocabulary = None if self.names is None else fingerprint(self._name_of)
+        return Annotator("table", "2", weights=file_sha256(self.path), config=config, vocabulary=vocabulary)
+
+    @cached_property
+    def _name_of(self) -> dict[str, str]:
+        """{code: name} in the file ``names``."""
+        problem = f"annotator.names={self.names} is not a table of codes and names"
+        with explained(
+            problem, "write a code and its name per line, without a header", errors=(ValueError, pa.ArrowException)
+        ):
+            table = read_delimited(Path(str(self.names)), NAMES, header=NAMES)
+            return dict(zip(*(table[column].to_pylist() for column in NAMES), strict=True))
 
     def annotation(self, pair: Pair) -> Annotation:
         """The objects of all rows with the pair's key; raises BadPair if there are none."""
@@ -71,6 +85,10 @@ class TableLookup(Lookup):
         boxes = [[0.0] * 4] * len(labels) if self.boxes_column is None else self._boxes(cells[2])
         if not len(labels) == len(scores) == len(boxes):
             raise ValueError(f"its row has {len(labels)} labels, {len(scores)} scores and {len(boxes)} boxes")
+        if self.names is not None:
+            if unknown := [label for label in labels if label and label not in self._name_of]:
+                raise UserError(f"annotator.names={self.names} has no name of {unknown[0]!r}; add a line for it")
+            labels = [self._name_of.get(label, "") for label in labels]
         return [(n, float(s), _parse_box(b)) for n, s, b in zip(labels, scores, boxes, strict=True) if n]
 
     def _items(self, cell: Any) -> list[Any]:

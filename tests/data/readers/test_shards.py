@@ -52,6 +52,24 @@ def test_shards_of_img2dataset_are_read_unchanged(tmp_path: Path) -> None:
     assert second.meta == meta
 
 
+def test_keys_from_the_json(tmp_path: Path) -> None:
+    """DataComp's pairs are known by ``uid``; a pair whose JSON is damaged is skipped under the name of its members."""
+    image = encoded(sample_image(0), "JPEG")
+    texts = {f"{n}.json": json.dumps({"uid": f"{n}f", "caption": f"{n}", "status": "ok"}).encode() for n in (0, 1)}
+    images = {f"{n}.jpg": image for n in range(3)}
+    write_tar(tmp_path / "0.tar", {**texts, "2.json": b"{", **images})
+    reader = ShardReader(tmp_path, key="uid")
+    assert reader.keys() == ["0f", "1f", "2"]
+    assert [reader.read(key)[0].caption for key in ("0f", "1f")] == ["0", "1"]
+    with pytest.raises(BadPair, match="JSON does not decode"):
+        reader.read("2")
+    assert reader.fingerprint() == {**ShardReader(tmp_path).fingerprint(), "key": "uid"}
+    with pytest.raises(UserError, match=r"the JSON of 0 in .*0\.tar has no 'id'"):
+        ShardReader(tmp_path, key="id").keys()
+    with pytest.raises(UserError, match="status 'ok' occurs in several pairs"):
+        ShardReader(tmp_path, key="status").keys()
+
+
 def test_each_line_of_a_text_may_be_a_caption(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     members = {"s0.txt": b"a cat\n a pet \r\n\na cat\n", "s1.txt": b"a dog\nit runs"}
     write_tar(tmp_path / "0.tar", {**members, **{f"s{n}.jpg": encoded(sample_image(n), "JPEG") for n in range(2)}})

@@ -111,6 +111,71 @@ def test_json_lines_as_image_folders_of_the_hub_have_them(folder: Path) -> None:
         TableReader(folder / "coco.json").keys()
 
 
+def test_nested_json_with_paths_made_of_columns(folder: Path) -> None:
+    """Karpathy's JSON: the only list in an object, captions in a nested list, and paths in two columns."""
+    images = [
+        {
+            "filepath": "pics",
+            "filename": f"000{n}.png",
+            "cocoid": n,
+            "sentences": [{"raw": f"a {n}"}, {"raw": "b", "x": 0}],
+        }
+        for n in (1, 2)
+    ]
+    (folder / "dataset.json").write_text(json.dumps({"images": images, "dataset": "coco", "splits": ["train"]}))
+    reader = TableReader(folder / "dataset.json", image="{filepath}/{filename}", caption="sentences.raw")
+    assert reader.keys() == ["pics-0001", "pics-0002"]
+    pair, _ = reader.read("pics-0002")
+    assert (pair.caption, pair.image) == ("a 2", (folder / "pics/0002.png").read_bytes())
+    own = {"filepath": "pics", "filename": "0002.png", "cocoid": 2}
+    assert pair.meta == {**own, "path": "pics/0002.png", "captions": ["a 2", "b"]}
+    padded = TableReader(
+        folder / "dataset.json", image="{cocoid:04d}.png", caption="sentences.0.raw", images=folder / "pics"
+    )
+    assert [padded.read(key)[0].caption for key in ("0001", "0002")] == ["a 1", "a 2"]
+    for options, problem in (
+        ({"image": "{filepath}/{filenam}"}, "no single column 'filenam' .did you mean 'filename'"),
+        ({"caption": "sentences.row"}, "no single column 'sentences.row' .did you mean 'sentences'"),
+    ):
+        wanted = {"image": "filename", "caption": "sentences.raw", **options}
+        with pytest.raises(UserError, match=problem):
+            TableReader(folder / "dataset.json", **wanted).keys()
+    (folder / "two.json").write_text(json.dumps({"images": images, "annotations": images}))
+    with pytest.raises(UserError, match="several lists of objects: images, annotations; write one"):
+        TableReader(folder / "two.json").keys()
+
+
+def test_an_empty_column_of_a_pattern_is_no_path(folder: Path) -> None:
+    rows = ['{"id": "1", "part": "0", "caption": "a"}', '{"id": "2", "part": null, "caption": "b"}', "{"]
+    (folder / "lines.json").write_text("\n".join(rows[:2]))  # JSON lines under the name of JSON
+    reader = TableReader(folder / "lines.json", image="pics/{part}{id:03}.png", key="id")
+    assert reader.read("1")[0].meta["path"] == "pics/0001.png"
+    with pytest.raises(BadPair, match="it has no image path"):
+        reader.read("2")
+    (folder / "lines.json").write_text("\n".join(rows))
+    with pytest.raises(UserError, match=r"cannot be read as a table \(line 3: Expecting property name"):
+        TableReader(folder / "lines.json").keys()
+
+
+def test_a_table_without_a_header_line_as_flickr30k_has_it(folder: Path) -> None:
+    """``.token``: a tab, five rows per image, their numbers behind the file's name."""
+    lines = [
+        "0001.png#0\tA dog , a cat",
+        '0001.png#1\tTwo "pets" .',
+        '0002.png#0\t"Hi" says a man',
+        "0002.png#12\tA man",
+    ]
+    (folder / "results.token").write_text("\n".join(lines))
+    options = {"image": "image", "images": folder / "pics"}
+    reader = TableReader(folder / "results.token", header=["image", "caption"], **options)
+    assert reader.keys() == ["0001", "0002"]
+    captions = [reader.read(key)[0].meta["captions"] for key in reader.keys()]
+    assert captions == [["A dog , a cat", 'Two "pets" .'], ['"Hi" says a man', "A man"]]
+    assert reader.fingerprint()["header"] == ["image", "caption"]
+    with pytest.raises(UserError, match=r"a file without a header line with data\.reader\.header="):
+        TableReader(folder / "results.token", **options).keys()
+
+
 def test_paths_may_be_relative_to_another_folder(folder: Path) -> None:
     (folder / "texts").mkdir()
     table = folder / "texts" / "captions.txt"

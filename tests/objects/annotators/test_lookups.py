@@ -116,6 +116,34 @@ def test_labels_that_are_more_than_names_are_refused(tmp_path: Path) -> None:
             TableLookup(tmp_path / "t.jsonl").annotation(pair("a"))
 
 
+def test_nested_labels_with_scores_and_boxes(tmp_path: Path) -> None:
+    """Visual Genome's objects.json has a list of names per object."""
+    objects = [
+        {"names": ["tree", "oak"], "score": 0.5, "box": [1, 2, 3, 4]},
+        {"names": ["man"], "score": 1, "box": [0, 0, 1, 1]},
+    ]
+    (tmp_path / "t.json").write_text(json.dumps([{"image_id": 7, "objects": objects}, {"image_id": 8, "objects": []}]))
+    columns = {"labels_column": "objects.names.0", "scores_column": "objects.score", "boxes_column": "objects.box"}
+    table = TableLookup(tmp_path / "t.json", key="image_id", **columns)
+    annotation = table.annotation(pair("7"))
+    assert (annotation.labels, annotation.scores) == (["tree", "man"], [0.5, 1.0])
+    assert annotation.boxes == [[1, 2, 3, 4], [0, 0, 1, 1]]
+    assert table.annotation(pair("8")).labels == []
+
+
+def test_codes_get_their_names(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("key,labels\na,/m/1\na,/m/2\nb,/m/3\n")
+    (tmp_path / "classes.csv").write_text('/m/1,Dog\n/m/2,"Boat, small"\n')
+    table = TableLookup(tmp_path / "t.csv", names=tmp_path / "classes.csv")
+    assert table.annotation(pair("a")).labels == ["Dog", "Boat, small"]
+    assert table.annotator.vocabulary != TableLookup(tmp_path / "t.csv").annotator.vocabulary
+    with pytest.raises(UserError, match=r"classes\.csv has no name of '/m/3'; add a line for it"):
+        table.annotation(pair("b"))
+    (tmp_path / "three.csv").write_text("/m/1,Dog,3\n")
+    with pytest.raises(UserError, match="is not a table of codes and names"):
+        TableLookup(tmp_path / "t.csv", names=tmp_path / "three.csv").annotation(pair("a"))
+
+
 def test_another_separator_is_another_annotator(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("key,labels\na,x;y|z\n")
     usual, other = TableLookup(tmp_path / "t.csv"), TableLookup(tmp_path / "t.csv", separator="|")
