@@ -1,13 +1,12 @@
 """The columns of a table: which hold images, captions and keys, by the names that options give or by the usual ones."""
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from dejavu_lit.data.readers.rows import Rows
+from dejavu_lit.data.readers.rows import Rows, pattern_columns
 from dejavu_lit.data.text_tables import DELIMITERS
 from dejavu_lit.utils.errors import UserError, suggest
 
@@ -19,7 +18,6 @@ IMAGE = (
 )
 CAPTION = ("caption", "captions", "text", "txt", "sentences", "description", "prompt", "title")
 USUAL = {"image": IMAGE, "caption": CAPTION, "key": ("key", "__key__", "image_id", "id", "uid")}
-FIELD = re.compile(r"\{([^{}:]+)(?::0(\d+)d?)?\}")  # of a pattern: {file_name}; {image_id:012}, with zeros in front
 logger = logging.getLogger(__name__)
 Options = Mapping[str, Sequence[str]]  # {"image", "caption" or "key": names of columns, or AUTO}
 
@@ -59,7 +57,9 @@ def _column(rows: Rows, path: object, option: str, name: str) -> str:
             return usual[0]
         missing = f"no column with a usual name ({', '.join(USUAL[option])})"
     remedy = f"choose one with data.reader.{option}="
-    if Path(str(path)).suffix.lower() in DELIMITERS:
+    if option == "caption":
+        remedy += ", or null for images alone"
+    if Path(str(path)).suffix.lower() in DELIMITERS and not suggest(name, names):
         remedy += ", or name the columns of a file without a header line with data.reader.header="
     raise UserError(f"{path} has {missing}; its columns are {', '.join(names)}; {remedy}")
 
@@ -67,17 +67,6 @@ def _column(rows: Rows, path: object, option: str, name: str) -> str:
 def _is_distinct(rows: Rows, column: str) -> bool:
     values = set(rows.texts(column))
     return len(values) == len(rows) and "" not in values
-
-
-def pattern_columns(image: str) -> list[str]:
-    """The columns in a pattern of images' paths, such as ``{folder}/{image_id:012}.jpg``; none in a column's name."""
-    return [name for name, _ in FIELD.findall(image)]
-
-
-def fill_pattern(image: str, texts: Mapping[str, str]) -> str:
-    """The path that a pattern gives for one row's {column: text}; "" if one of the texts is."""
-    path = FIELD.sub(lambda field: texts[field[1]].zfill(int(field[2] or 0)), image)
-    return path if all(texts.values()) else ""
 
 
 def possible_columns(options: Options) -> list[str]:

@@ -4,6 +4,7 @@ Parquet files may hold many more images than fit in memory: of the row groups th
 """
 
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
@@ -24,6 +25,7 @@ from dejavu_lit.utils.io import read_json_object, visible_files
 
 STATE = "state.json"  # beside the Arrow files of ``save_to_disk`` of ``datasets``
 BINARY = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
+PLACE = re.compile(r"\{([^{}:]+)(?::0(\d+)d?)?\}")  # in a pattern: {file_name}, or with zeros in front {image_id:012}
 CACHED_BYTES = 256 << 20  # of row groups in memory, per process; one is always kept
 
 
@@ -91,10 +93,13 @@ class Rows:
         return [name for name in self.schema.names if self.schema.names.count(name) == 1]
 
     def kind(self, column: str) -> pa.DataType:
-        return self.schema.field(column).type
+        return self.schema.field(column).type if column in self.schema.names else pa.string()  # a pattern
 
     def texts(self, column: str) -> Iterator[str]:
-        """The values of a column as text, "" for null; of images their paths."""
+        """The values of a column as text, "" for null; of images their paths. For a pattern, it filled with those of columns."""
+        if column not in self.schema.names:
+            yield from map(partial(_fill, column), zip(*map(self.texts, pattern_columns(column)), strict=True))
+            return
         for block in self._blocks:
             values = block.read([column], True).column(0)
             yield from map(as_text, (pc.struct_field(values, "path") if has_path(values.type) else values).to_pylist())
@@ -171,6 +176,17 @@ def _read_group(file: Path, metadata: pq.FileMetaData, group: int, columns: list
     table = source.read_row_group(group, columns=columns, use_threads=False)
     table.validate(full=True)
     return table
+
+
+def pattern_columns(name: str) -> list[str]:
+    """The columns in a pattern of paths, such as ``{folder}/{image_id:012}.jpg``; none in the name of a column."""
+    return [column for column, _ in PLACE.findall(name)]
+
+
+def _fill(pattern: str, texts: Sequence[str]) -> str:
+    """The pattern with one text for each of its places; "" if one of the texts is."""
+    values = iter(texts)
+    return PLACE.sub(lambda place: next(values).zfill(int(place[2] or 0)), pattern) if all(texts) else ""
 
 
 def as_text(value: Any) -> str:

@@ -28,21 +28,14 @@ from dejavu_lit.data.readers.base import (
     image_extension,
     read_image,
 )
-from dejavu_lit.data.readers.columns import (
-    AUTO,
-    Columns,
-    Options,
-    fill_pattern,
-    find_columns,
-    pattern_columns,
-    possible_columns,
-)
+from dejavu_lit.data.readers.columns import AUTO, Columns, Options, find_columns, possible_columns
 from dejavu_lit.data.readers.rows import Rows, absolute, as_text, has_path, is_embedded, open_rows, table_files
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import fingerprint
 
 CAPTION_NUMBER = re.compile(r"(\.(?:jpe?g|png|webp))#\d+$", re.IGNORECASE)  # of Flickr30k's ``.token``: 1.jpg#0
+LOOKED_AT = 20  # images of which one should exist
 logger = logging.getLogger(__name__)
 
 
@@ -100,7 +93,7 @@ class TableReader:
     def _columns(self) -> Columns:
         with self._reading():  # it looks for distinct keys
             columns = find_columns(self._rows, self.path, self._options)
-        kind = self._kind_of(columns.image)
+        kind = self._rows.kind(columns.image)
         if pa.types.is_nested(kind) and not pa.types.is_struct(kind):
             raise UserError(
                 f"the column {columns.image!r} of {self.path} has lists of images; write one image per row, or choose another "
@@ -112,24 +105,16 @@ class TableReader:
         with self._reading():
             return list(self._rows.texts(name))
 
-    def _kind_of(self, image: str) -> pa.DataType:
-        return self._rows.kind(image) if image in self._rows.columns else pa.string()  # a pattern
-
     @cached_property
     def _embedded(self) -> bool:
-        return is_embedded(self._kind_of(self._columns.image))
+        return is_embedded(self._rows.kind(self._columns.image))
 
     @cached_property
     def _paths(self) -> list[str]:
         """The path of each row's image, "" if it has none."""
-        image = self._columns.image
-        if self._embedded and not has_path(self._kind_of(image)):
+        if self._embedded and not has_path(self._rows.kind(self._columns.image)):
             return [""] * len(self._rows)
-        if image in self._rows.columns:
-            return [CAPTION_NUMBER.sub(r"\1", text) for text in self._texts(image)]
-        names = pattern_columns(image)
-        rows = zip(*(self._texts(name) for name in names), strict=True)
-        return [fill_pattern(image, dict(zip(names, texts, strict=True))) for texts in rows]
+        return [CAPTION_NUMBER.sub(r"\1", path) for path in self._texts(self._columns.image)]
 
     @cached_property
     def key_root(self) -> str:
@@ -209,6 +194,13 @@ class TableReader:
 
     def keys(self) -> list[str]:
         _ = self._kept  # which logs; the processes that read need not log again
+        if not self._embedded:
+            files = [absolute(self._folder(row), path) for row, path in enumerate(self._paths[:LOOKED_AT]) if path]
+            if files and not any(map(os.path.exists, files)):
+                logger.warning(
+                    "%s: none of the first images exists: %s; check data.reader.image= and data.reader.images=, the folder",
+                    *(self.path, files[0]),
+                )
         return self._index.keys
 
     @cached_property

@@ -157,6 +157,13 @@ def test_an_empty_column_of_a_pattern_is_no_path(folder: Path) -> None:
         TableReader(folder / "lines.json").keys()
 
 
+def test_a_wrong_folder_of_images_is_shown_with_a_path(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    TableReader(folder / "pairs.csv").keys()
+    assert "none of the first images exists" not in caplog.text
+    TableReader(folder / "pairs.csv", images=folder / "pics").keys()
+    assert f"none of the first images exists: {folder}/pics/pics/0001.png; check data.reader.image=" in caplog.text
+
+
 def test_a_table_without_a_header_line_as_flickr30k_has_it(folder: Path) -> None:
     """``.token``: a tab, five rows per image, their numbers behind the file's name."""
     lines = [
