@@ -25,22 +25,8 @@ BLOCK_BYTES = 16 << 20  # of a file read at once; no row may be longer
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".token": "\t", ".txt": ","}
 CANDIDATES = (",", "\t", ";", "|")
 PARQUET = (".parquet", ".pq")
-JSON_LINES, JSON = (".jsonl", ".ndjson"), ".json"
+JSON = (".json", ".jsonl", ".ndjson")
 logger = logging.getLogger(__name__)
-
-
-def is_text_table(path: Path) -> bool:
-    """Whether the file's name says that it is a CSV, a TSV or JSON."""
-    return path.suffix.lower() in (*DELIMITERS, *JSON_LINES, JSON)
-
-
-def read_text_table(
-    path: Path, text_columns: Sequence[str], delimiter: str | None = None, header: Sequence[str] | None = None
-) -> pa.Table:
-    """The table in a CSV or TSV file, as ``read_delimited`` reads it, or in JSON; raises as that and ``read_json_table`` do."""
-    if path.suffix.lower() in (*JSON_LINES, JSON):
-        return read_json_table(path, text_columns)
-    return read_delimited(path, text_columns, delimiter, header)
 
 
 def read_json_table(path: Path, needed: Collection[str]) -> pa.Table:
@@ -70,7 +56,7 @@ def read_json_table(path: Path, needed: Collection[str]) -> pa.Table:
 def _read_json(path: Path) -> Any:
     """The JSON in a file; the list of all if it has one per line, as some files named ``.json`` have, too."""
     with open(path, "rb") as file:
-        if path.suffix.lower() == JSON:
+        if path.suffix.lower() == JSON[0]:
             try:
                 return json.loads(file.read().decode("utf-8-sig"))
             except json.JSONDecodeError as error:

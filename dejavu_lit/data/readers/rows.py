@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dejavu_lit.data.readers.base import Paths, as_list
-from dejavu_lit.data.text_tables import PARQUET, is_text_table, read_text_table
+from dejavu_lit.data.text_tables import DELIMITERS, JSON, PARQUET, read_delimited, read_json_table
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import read_json_object, visible_files
 
@@ -129,7 +129,7 @@ class Rows:
 def open_rows(
     files: Sequence[Path], text_columns: Sequence[str], delimiter: str | None, header: Sequence[str] | None
 ) -> Rows:
-    """The rows of tables with the same columns; other arguments: as of ``read_text_table``.
+    """The rows of tables with the same columns; other arguments: as of ``read_table``.
 
     Raises UserError for another kind of file and for different columns, and whatever libraries raise for a damaged one.
     """
@@ -143,7 +143,7 @@ def open_rows(
                 read = partial(_read_group, file, metadata, group)
                 blocks.append(RowBlock(metadata.row_group(group).num_rows, file.parent, read))
         else:
-            table = _read_whole(file, text_columns, delimiter, header)
+            table = read_table(file, text_columns, delimiter, header)
             schema = table.schema
             blocks.append(RowBlock(table.num_rows, file.parent, partial(_select, table)))
         first = schema if first is None else first
@@ -155,13 +155,22 @@ def open_rows(
     return Rows(first, blocks)
 
 
-def _read_whole(
-    file: Path, text_columns: Sequence[str], delimiter: str | None, header: Sequence[str] | None
+def read_table(
+    file: Path, text_columns: Sequence[str], delimiter: str | None = None, header: Sequence[str] | None = None
 ) -> pa.Table:
-    if file.suffix.lower() == ".arrow":  # in the streaming format, as ``save_to_disk`` of ``datasets`` writes them
+    """A whole table in memory; arguments after ``file``: as of ``read_delimited``, for a CSV or TSV.
+
+    Raises UserError for another kind of file, and whatever libraries raise for a damaged one.
+    """
+    kind = file.suffix.lower()
+    if kind in PARQUET:
+        return pq.read_table(file)
+    if kind == ".arrow":  # in the streaming format, as ``save_to_disk`` of ``datasets`` writes them
         return pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
-    if is_text_table(file):
-        return read_text_table(file, text_columns, delimiter, header)
+    if kind in JSON:
+        return read_json_table(file, text_columns)
+    if kind in DELIMITERS:
+        return read_delimited(file, text_columns, delimiter, header)
     raise UserError(f"{file} is not a known kind of table; give .parquet, .arrow, .csv, .tsv, .jsonl or .json files")
 
 

@@ -1,18 +1,17 @@
 """Objects from a table: parquet, CSV or JSON with an image's key and labels, and optional scores and boxes."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dejavu_lit.data.objects import READ_ERRORS, Annotation, Annotator
+from dejavu_lit.data.readers.rows import read_table
 from dejavu_lit.data.shards import BadPair, Pair
-from dejavu_lit.data.text_tables import PARQUET, is_text_table, read_delimited, read_text_table
+from dejavu_lit.data.text_tables import read_delimited
 from dejavu_lit.objects.base import Lookup
 from dejavu_lit.utils.errors import UserError, explained, first_line, suggest
 from dejavu_lit.utils.io import file_sha256, fingerprint
@@ -26,7 +25,7 @@ class TableLookup(Lookup):
     """Rows of a table: one per image with lists, or one per object; the rows of one key are joined."""
 
     path: str | Path
-    """The table: .parquet, .csv, .tsv, .jsonl or .json, with one row per image with lists, or one row per object."""
+    """The table: .parquet, .arrow, .csv, .tsv, .jsonl or .json, with one row per image with lists, or one row per object."""
     key: str = "key"
     """The column of keys."""
     labels_column: str = "labels"
@@ -109,7 +108,7 @@ class TableLookup(Lookup):
         path = Path(self.path)
         columns = [c for c in (self.key, self.labels_column, self.scores_column, self.boxes_column) if c is not None]
         try:
-            table = _read_table(path, columns)
+            table = read_table(path, columns)
             table.validate(full=True)
         except (*READ_ERRORS, KeyError) as error:
             raise UserError(f"{path} cannot be read as a table ({first_line(error)}); check the file") from None
@@ -132,11 +131,3 @@ class TableLookup(Lookup):
 
 def _parse_box(value: Any) -> list[float]:
     return [float(side) for side in (value.split() if isinstance(value, str) else value)]
-
-
-def _read_table(path: Path, columns: Sequence[str]) -> pa.Table:
-    if path.suffix.lower() in PARQUET:
-        return pq.read_table(path)
-    if not is_text_table(path):
-        raise UserError(f"{path} is not a known kind of table; give a .parquet, .csv, .tsv, .jsonl or .json file")
-    return read_text_table(path, columns)

@@ -164,7 +164,7 @@ def test_missing_files_and_files_that_are_not_tables(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"does not exist; check annotator.path="):
         _ = TableLookup(tmp_path / "no.csv").annotator
     (tmp_path / "t.xlsx").write_text("x")
-    with pytest.raises(UserError, match=r"give a .parquet, .csv, .tsv, .jsonl or .json"):
+    with pytest.raises(UserError, match=r"give .parquet, .arrow, .csv, .tsv, .jsonl or .json"):
         TableLookup(tmp_path / "t.xlsx").annotation(pair("a"))
     (tmp_path / "t.parquet").write_text("x")
     with pytest.raises(UserError, match="cannot be read as a table"):
