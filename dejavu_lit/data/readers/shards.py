@@ -6,7 +6,7 @@ A pair's caption is its ``txt`` member or, if missing, ``caption`` in its ``json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from braceexpand import braceexpand
 
-from dejavu_lit.data.decode import TEXTS, caption_lines, with_captions
+from dejavu_lit.data.decode import TEXTS, caption_lines, meta_captions, with_captions
 from dejavu_lit.data.readers.base import KeyIndex, as_list, clean_keys, image_extension
 from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS, ShardIndex, image_extension_of, read_index, read_pair
 from dejavu_lit.data.shards import BadPair, Pair
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dejavu_lit.data.objects import Annotation
 
 MEMBERS = (IMAGE_EXTENSIONS[0], *TEXTS)  # the first stands for any image
+TEXT = TEXTS[0]
 LOOKED_AT = 20  # pairs whose texts are looked at for several captions
 logger = logging.getLogger(__name__)
 
@@ -42,15 +43,12 @@ class ShardReader:
     annotator = None  # pass the objects of an earlier annotation to the evaluation with objects=
     path: Any
     """Folder(s) of tars, tars, or patterns of tars: ``*.tar``, ``{000..012}.tar``."""
-    caption: str = "txt"
-    """txt: a pair's text is one caption; lines: each of its lines is one, as in clip_benchmark's tars."""
+    caption: str = TEXT
+    """txt: a pair's text is one caption; lines: each of its lines is one, as in clip_benchmark's tars; or the entry of the
+    JSON that has the caption or a list of them, such as re_caption."""
 
     key: str | None = None
     """The entry of a pair's JSON that is its key, such as DataComp's uid; null: the name of its members."""
-
-    def __post_init__(self) -> None:
-        if self.caption not in ("txt", "lines"):
-            raise UserError(f"data.reader.caption={self.caption} is unknown to the shards reader; choose txt or lines")
 
     @cached_property
     def _tars(self) -> list[Path]:
@@ -116,17 +114,25 @@ class ShardReader:
         }
         pair = read_pair(self._tars[shards[row]], key, members)
         if self.caption == "lines":
-            captions = caption_lines(pair.caption)
-            pair = replace(pair, caption=next(iter(captions), ""), meta=with_captions(pair.meta, captions))
+            pair = _recaptioned(pair, caption_lines(pair.caption))
+        elif self.caption != TEXT:
+            if (value := pair.meta.pop(self.caption, None)) is None:
+                raise BadPair(f"its JSON has no {self.caption!r}")
+            pair.meta.pop("captions", None)  # others
+            pair = _recaptioned(pair, meta_captions({"caption": value}))
         return replace(pair, extension=image_extension(pair.image)), None
 
     def fingerprint(self) -> dict[str, Any]:
         """The folders, the number of tars, and a hash of the tars' paths, sizes and times."""
         states = [(str(tar), tar.stat().st_size, tar.stat().st_mtime_ns) for tar in self._tars]
         folders = [str(folder.resolve()) for folder in as_list(self.path)]
-        options = {"caption": self.caption} if self.caption == "lines" else {}
+        options = {"caption": self.caption} if self.caption != TEXT else {}
         options |= {"key": self.key} if self.key is not None else {}
         return {"reader": self.name, "path": folders, "shards": len(states), "files": fingerprint(states), **options}
+
+
+def _recaptioned(pair: Pair, captions: Sequence[str]) -> Pair:
+    return replace(pair, caption=next(iter(captions), ""), meta=with_captions(pair.meta, captions))
 
 
 def matching_tars(path: Path) -> list[Path]:

@@ -82,8 +82,21 @@ def test_each_line_of_a_text_may_be_a_caption(tmp_path: Path, caplog: pytest.Log
     assert plain.read(plain.keys()[1])[0].caption == "a dog\nit runs"
     assert "if each line is one, give data.reader.caption=lines" in caplog.messages[0]
     assert plain.fingerprint().keys() == reader.fingerprint().keys() - {"caption"}
-    with pytest.raises(UserError, match=r"data.reader.caption=line is unknown to the shards reader"):
-        ShardReader(tmp_path, caption="line")
+
+
+def test_captions_from_an_entry_of_the_json(tmp_path: Path) -> None:
+    """Such as those of recaptioned sets; the usual caption and its list of captions do not mix with them."""
+    image, old = encoded(sample_image(0), "JPEG"), {"caption": "old", "captions": ["old", "older"]}
+    entries = [{**old, "re_caption": " new "}, {**old, "re_caption": ["a", "b"]}, old]
+    texts = {f"{n}.json": json.dumps(entry).encode() for n, entry in enumerate(entries)}
+    write_tar(tmp_path / "0.tar", {**texts, "0.txt": b"old", **{f"{n}.jpg": image for n in range(3)}})
+    reader = ShardReader(tmp_path, caption="re_caption")
+    first, second = (reader.read(key)[0] for key in ("0", "1"))
+    assert (first.caption, first.meta) == ("new", {"caption": "old"})
+    assert (second.caption, second.meta) == ("a", {"caption": "old", "captions": ["a", "b"]})
+    with pytest.raises(BadPair, match="its JSON has no 're_caption'"):
+        reader.read("2")
+    assert reader.fingerprint()["caption"] == "re_caption"
 
 
 def test_own_shards_round_trip(tmp_path: Path) -> None:
