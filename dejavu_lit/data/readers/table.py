@@ -250,13 +250,10 @@ class TableReader:
     def fingerprint(self) -> dict[str, Any]:
         states = [file_state(file) for file in self._files]
         caption = self.caption if isinstance(self.caption, str | None) else list(self.caption)
-        columns: dict[str, Any] = {"image": self.image, "caption": caption, "key": self.key}
-        if self.delimiter is not None:
-            columns["delimiter"] = self.delimiter
-        if self.header is not None:
-            columns["header"] = self.header
-        if self.images is not None:
-            columns["images"] = str(Path(self.images).resolve())
+        images = None if self.images is None else str(Path(self.images).resolve())
+        given = {"delimiter": self.delimiter, "header": self.header, "images": images}
+        columns = {"image": self.image, "caption": caption, "key": self.key}
+        columns |= {option: value for option, value in given.items() if value is not None}
         table: Any = states[0] if len(states) == 1 else {"files": len(states), "states": fingerprint(states)}
         return {"reader": self.name, "table": table, **columns}
 

@@ -36,6 +36,8 @@ class TableLookup(Lookup):
     """The column of boxes: x, y, width, height in pixels (in CSV four numbers separated by spaces); null: no boxes."""
     separator: str = SEPARATOR
     """Separates the labels, scores or boxes within a CSV cell."""
+    field: str | None = None
+    """The entry of a pair's JSON that the column of keys has, such as path or image_id; null: the pair's key."""
     names: str | Path | None = None
     """A CSV or TSV without header with a code and its name per line, as Open Images has it; null: labels are names."""
 
@@ -44,7 +46,9 @@ class TableLookup(Lookup):
         if not Path(self.path).is_file():
             raise UserError(f"the table {self.path} does not exist; check annotator.path=")
         columns = [self.key, self.labels_column, self.scores_column, self.boxes_column]
-        config = {"columns": columns, **({"separator": self.separator} if self.separator != SEPARATOR else {})}
+        config: dict[str, Any] = {"columns": columns}
+        config |= {"separator": self.separator} if self.separator != SEPARATOR else {}
+        config |= {"field": self.field} if self.field is not None else {}
         vocabulary = None if self.names is None else fingerprint(self._name_of)
         return Annotator("table", "2", weights=file_sha256(self.path), config=config, vocabulary=vocabulary)
 
@@ -59,9 +63,12 @@ class TableLookup(Lookup):
             return dict(zip(*(table[column].to_pylist() for column in NAMES), strict=True))
 
     def annotation(self, pair: Pair) -> Annotation:
-        """The objects of all rows with the pair's key; raises BadPair if there are none."""
+        """The objects of all rows with the pair's key, or with its ``field``; raises BadPair if there are none."""
         keys, _ = self._sorted_table
-        first, end = bisect_left(keys, pair.key), bisect_right(keys, pair.key)
+        key = pair.key if self.field is None else pair.meta.get(self.field)
+        if key is None:
+            raise BadPair(f"its JSON has no {self.field!r}")
+        first, end = bisect_left(keys, str(key)), bisect_right(keys, str(key))
         if first == end:
             raise BadPair(
                 f"the table has no row for this key (keys look like {keys[0]!r})" if keys else "the table has no rows"

@@ -131,6 +131,26 @@ def test_nested_labels_with_scores_and_boxes(tmp_path: Path) -> None:
     assert table.annotation(pair("8")).labels == []
 
 
+def test_rows_found_by_an_entry_of_the_json(tmp_path: Path) -> None:
+    """COCO's detection results have numbers for images and categories."""
+    rows = [
+        {"image_id": 42, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.75},
+        {"image_id": 42, "category_id": 18, "bbox": [5, 6, 7, 8], "score": 0.5},
+    ]
+    (tmp_path / "results.json").write_text(json.dumps(rows))
+    (tmp_path / "names.csv").write_text("1,person\n18,dog\n")
+    columns = {"key": "image_id", "labels_column": "category_id", "scores_column": "score", "boxes_column": "bbox"}
+    table = TableLookup(tmp_path / "results.json", **columns, field="image_id", names=tmp_path / "names.csv")
+    annotation = table.annotation(pair("000000000042", image_id=42))
+    assert (annotation.labels, annotation.scores) == (["person", "dog"], [0.75, 0.5])
+    assert annotation.boxes == [[1, 2, 3, 4], [5, 6, 7, 8]]
+    with pytest.raises(BadPair, match=r"no row for this key \(keys look like '42'\)"):
+        table.annotation(pair("000000000043", image_id=43))
+    with pytest.raises(BadPair, match="its JSON has no 'image_id'"):
+        table.annotation(pair("42"))
+    assert table.annotator != TableLookup(tmp_path / "results.json", **columns).annotator
+
+
 def test_codes_get_their_names(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("key,labels\na,/m/1\na,/m/2\nb,/m/3\n")
     (tmp_path / "classes.csv").write_text('/m/1,Dog\n/m/2,"Boat, small"\n')
