@@ -38,7 +38,7 @@ def read_json_table(path: Path, needed: Collection[str]) -> pa.Table:
     Raises whatever the parsers raise, ValueError for other JSON, and ArrowException if one of the ``needed`` columns has lists
     or objects beside other values.
     """
-    rows = json_safe(_row_list(_read_json(path)))
+    rows = _row_list(_read_json(path))
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError("its lines, or the entries of its list, are not all JSON objects")
     names = dict.fromkeys(chain(*rows))
@@ -50,7 +50,7 @@ def read_json_table(path: Path, needed: Collection[str]) -> pa.Table:
             if not _is_empty(cells):
                 columns[name] = cells
                 columns.pop(column, None)
-    return pa.table({name: _column(cells, name in needed) for name, cells in columns.items()})
+    return pa.table({json_safe(name): _column(json_safe(cells), name in needed) for name, cells in columns.items()})
 
 
 def _read_json(path: Path) -> Any:
