@@ -25,7 +25,8 @@ from dejavu_lit.utils.io import read_json_object, visible_files
 
 STATE = "state.json"  # beside the Arrow files of ``save_to_disk`` of ``datasets``
 BINARY = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
-PLACE = re.compile(r"\{([^{}:]+)(?::0(\d+)d?)?\}")  # in a pattern: {file_name}, or with zeros in front {image_id:012}
+# In a pattern: {file_name}; {subject_id[:2]}, the first two characters; {image_id:012}, with zeros in front.
+PLACE = re.compile(r"\{([^][{}:]+)(?:\[(\d*):(\d*)\])?(?::0(\d+)d?)?\}")
 CACHED_BYTES = 256 << 20  # of row groups in memory, per process; one is always kept
 
 
@@ -189,13 +190,18 @@ def _read_group(file: Path, metadata: pq.FileMetaData, group: int, columns: list
 
 def pattern_columns(name: str) -> list[str]:
     """The columns in a pattern of paths, such as ``{folder}/{image_id:012}.jpg``; none in the name of a column."""
-    return [column for column, _ in PLACE.findall(name)]
+    return [column for column, *_ in PLACE.findall(name)]
 
 
 def _fill(pattern: str, texts: Sequence[str]) -> str:
     """The pattern with one text for each of its places; "" if one of the texts is."""
     values = iter(texts)
-    return PLACE.sub(lambda place: next(values).zfill(int(place[2] or 0)), pattern) if all(texts) else ""
+
+    def text(place: re.Match[str]) -> str:
+        start, end, width = (int(number) if number else None for number in place.group(2, 3, 4))
+        return next(values)[start:end].zfill(width or 0)
+
+    return PLACE.sub(text, pattern) if all(texts) else ""
 
 
 def as_text(value: Any) -> str:

@@ -145,6 +145,12 @@ def test_nested_json_with_paths_made_of_columns(folder: Path) -> None:
         TableReader(folder / "two.json").keys()
 
 
+def test_parts_of_columns_in_a_pattern(folder: Path) -> None:
+    (folder / "parts.csv").write_text("id,caption\n0001s,a cat\n")
+    reader = TableReader(folder / "parts.csv", image="pic{id[4:]}/{id[:4]}.png")
+    assert reader.read("pics-0001")[0].caption == "a cat"
+
+
 def test_an_empty_column_of_a_pattern_is_no_path(folder: Path) -> None:
     rows = ['{"id": "1", "part": "0", "caption": "a"}', '{"id": "2", "part": null, "caption": "b"}', "{"]
     (folder / "lines.json").write_text("\n".join(rows[:2]))  # JSON lines under the name of JSON
