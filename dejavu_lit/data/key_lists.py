@@ -135,11 +135,11 @@ def meant_keys(lines: Iterable[str], keys: Set[str], listed_name: Callable[[str]
 
     ``listed_name``: the reader's own function from a line to a name that a key is made from, if it has one.
     """
-    meant = {line: next((k for k in _possible_keys(line, listed_name) if k in keys), None) for line in lines}
+    meant = {line: next((k for k in possible_keys(line, listed_name) if k in keys), None) for line in lines}
     return {line: key for line, key in meant.items() if key is not None}
 
 
-def _possible_keys(line: str, listed_name: Callable[[str], str]) -> Iterator[str]:
+def possible_keys(line: str, listed_name: Callable[[str], str] = str) -> Iterator[str]:
     """What a line may stand for: a key, a text that readers make a key from, or an image's path."""
     yield line
     line = listed_name(line)

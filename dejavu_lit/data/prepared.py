@@ -5,15 +5,15 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from dejavu_lit.data.halves import POOL, open_half
-from dejavu_lit.data.key_lists import keys_fingerprint, positions_of, read_keys
+from dejavu_lit.data.key_lists import keys_fingerprint, positions_of, possible_keys, read_keys
 from dejavu_lit.data.manifest import MANIFEST, SCHEMA
 from dejavu_lit.data.raw_shards import RawShards, write_samples
 from dejavu_lit.data.readers import READERS
-from dejavu_lit.data.readers.base import clean_keys
 from dejavu_lit.data.remote import fetch_objects, is_remote, mirror
 from dejavu_lit.data.settings import Repeat
 from dejavu_lit.data.shard_index import index_shard
@@ -160,10 +160,8 @@ class DataSpec:
 
     @cached_property
     def excluded(self) -> frozenset[str]:
-        """The keys in exclude, of raw shards also in the form that their samples have; raises UserError as ``listed``."""
-        if self.shards is None:
-            return self.listed
-        return self.listed.union(clean_keys([key])[0] for key in self.listed)
+        """The keys in exclude, also those that readers make from a name or a path there; raises UserError as ``listed``."""
+        return frozenset(chain.from_iterable(map(possible_keys, self.listed)))
 
     @cached_property
     def listed(self) -> frozenset[str]:
@@ -181,16 +179,17 @@ class DataSpec:
             return
         named = (*self.public_sets.values(), self.public_set, self.labelled)
         elsewhere = [path for name in named if name for path in visible_files(self.set_folder(name), "*.tar")]
-        unknown = set(self.excluded)
+        line_of = {key: line for line in self.listed for key in possible_keys(line)}
+        unknown = set(self.listed)
         for path in dict.fromkeys((*visible_files(self.folder, "*/*.tar"), *elsewhere)):
             if not unknown:
                 break
             with suppress(UserError):  # a damaged shard is named where it is needed
-                unknown.difference_update(index_shard(path).keys)
+                unknown.difference_update(line_of[key] for key in index_shard(path).keys if key in line_of)
         if unknown:
             log.warning(
                 "%d of %d keys in data.exclude=%s are in no set of the data; the first is %r",
-                *(len(unknown), len(self.excluded), self.exclude, min(unknown)),
+                *(len(unknown), len(self.listed), self.exclude, min(unknown)),
             )
 
     def training_pairs(self, side: str) -> int:

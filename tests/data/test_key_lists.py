@@ -112,6 +112,18 @@ def test_keys_in_no_set_are_warned_of(shards: ShardSet, tmp_path: Path, caplog: 
     assert not caplog.records
 
 
+def test_a_name_or_a_path_excludes_the_key_made_from_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A person's request names images; a warning alone would train on them."""
+    pairs = [Pair(key, b"", "png", "text") for key in ("trip-1", "a_b", "trip-2")]
+    write_shards(tmp_path / "A", pairs)
+    path = write_keys(tmp_path / "keys.txt", "trip/1.jpg", "a b", "other/2.jpg")
+    data = DataSpec("x", str(tmp_path), exclude=str(path))
+    assert positions_of(data.shard_set("A"), data.excluded) == {0: (0, 1)}
+    data.warn_of_unknown_keys()
+    warning = f"1 of 3 keys in data.exclude={path} are in no set of the data; the first is 'other/2.jpg'"
+    assert warning in caplog.text
+
+
 def test_a_changed_file_of_excluded_keys_is_refused(tmp_path: Path) -> None:
     path = write_keys(tmp_path / "keys.txt", "a", "b")
     before = keys_fingerprint(["a", "b"])
