@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dejavu_lit.data.key_lists import read_keys
+from dejavu_lit.data.key_lists import meant_keys, read_keys
 from dejavu_lit.data.manifest import MANIFEST, listed_members
 from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.evaluation.context import CONTEXT, METRICS, EvaluationSpec, searched_public_keys
@@ -122,7 +122,9 @@ def _gaps_of_groups(spec: EvaluationSpec, column: str, sets: Mapping[str, Record
 def _gaps_of_keys(spec: EvaluationSpec, keys: str, sets: Mapping[str, Records]) -> dict[str, Any]:
     """The gaps and the membership scores of the pairs in the file ``keys``, ranked against H."""
     population, null, k, top_m = sets["population"], sets["null"], spec.settings.k, spec.settings.top_m
-    gaps = pair_gaps(population, null, read_keys(keys, "keys"), k, top_m)
+    lines = read_keys(keys, "keys")
+    meant = meant_keys(lines, population.truth.rows.keys())
+    gaps = pair_gaps(population, null, [meant.get(line, line) for line in lines], k, top_m)
     scores = holdout_tails(population, null, [pair["key"] for pair in gaps["pairs"]], k, top_m)
     for pair in gaps["pairs"]:
         pair["membership"] = scores[pair["key"]]

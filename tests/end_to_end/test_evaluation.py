@@ -401,7 +401,7 @@ def test_one_persons_question(evaluation, runs, tmp_path):
     copy = tmp_path / "gap"
     shutil.copytree(evaluation, copy)
     keys = pq.read_table(evaluation / "records.parquet", columns=["key"])["key"].to_pylist()[:3]
-    (tmp_path / "keys.txt").write_text("\n".join([*keys, "nobody"]) + "\n")
+    (tmp_path / "keys.txt").write_text("\n".join([f"{keys[0]}.png", *keys[1:], "nobody"]) + "\n")  # or an image's path
     options = [f"target={runs['target']}", f"reference={runs['reference']}", f"out={copy}", f"k={K}", "ks=[1,5]"]
     done = call("evaluate", *options, f"keys={tmp_path / 'keys.txt'}")
     assert "3 of 4 keys measured (1 unknown" in done.stderr
