@@ -204,7 +204,7 @@ def test_keys_as_the_report_writes_them_are_excluded_and_unknown_ones_are_said(t
                 member = tarfile.TarInfo(f"{each.key}.{extension}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
-    raw = RawShards(str(tmp_path / "0.tar"), {"A": 1.0}, excluded=frozenset({"train-000012", "train/000013"}))
+    raw = RawShards(str(tmp_path / "0.tar"), {"A": 1.0}, excluded=frozenset({"train-000012", "train/000013.jpg"}))
     write_samples(raw, {"A": 38}, tmp_path / "out")
     kept = {f"train-{number:06d}" for number in range(40)} - {"train-000012", "train-000013"}
     assert set(ShardSet.open(tmp_path / "out/A").keys()) == kept
