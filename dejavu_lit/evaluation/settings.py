@@ -5,7 +5,7 @@ from typing import Any
 
 from dejavu_lit.measure.settings import MainSettings, MembershipSettings, Settings, Statistics
 from dejavu_lit.utils.config import to_plain
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.errors import check_choice
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,7 @@ class EvaluationSettings(MainSettings):
     def __post_init__(self) -> None:
         if self.data is None:
             object.__setattr__(self, "data", DataChanges())
-        if self.public_modality not in ("image", "text"):
-            raise UserError(f"public_modality={self.public_modality} must be image or text")
+        check_choice("public_modality", self.public_modality, ("image", "text"))
         _ = self.measurement
 
     @property

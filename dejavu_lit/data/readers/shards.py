@@ -21,7 +21,7 @@ from dejavu_lit.data.decode import TEXTS, caption_lines, with_captions
 from dejavu_lit.data.readers.base import KeyIndex, as_list, clean_keys, image_extension
 from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS, image_extension_of, read_index, read_pair
 from dejavu_lit.data.shards import BadPair, Pair
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.errors import UserError, check_choice
 from dejavu_lit.utils.io import fingerprint, is_hidden, visible_files, warn_unread
 from dejavu_lit.utils.progress import progress
 
@@ -45,8 +45,7 @@ class ShardReader:
     """txt: a pair's text is one caption; lines: each of its lines is one, as in clip_benchmark's tars."""
 
     def __post_init__(self) -> None:
-        if self.caption not in ("txt", "lines"):
-            raise UserError(f"data.reader.caption={self.caption} is unknown to the shards reader; choose txt or lines")
+        check_choice("data.reader.caption", self.caption, ("txt", "lines"))
 
     @cached_property
     def _tars(self) -> list[Path]:

@@ -64,7 +64,7 @@ def test_each_line_of_a_text_may_be_a_caption(tmp_path: Path, caplog: pytest.Log
     assert plain.read(plain.keys()[1])[0].caption == "a dog\nit runs"
     assert "if each line is one, give data.reader.caption=lines" in caplog.messages[0]
     assert plain.fingerprint().keys() == reader.fingerprint().keys() - {"caption"}
-    with pytest.raises(UserError, match=r"data.reader.caption=line is unknown to the shards reader"):
+    with pytest.raises(UserError, match=r"data.reader.caption=line is unknown \(did you mean 'lines'"):
         ShardReader(tmp_path, caption="line")
 
 
