@@ -55,11 +55,11 @@ class EvaluationSettings(MainSettings):
     public_modality: str = "image"
     """What the target's captions are compared with: images of P, or text: its captions."""
     swapped: bool | None = None
-    """Measure B with the roles exchanged; null: if the reference is a run that trained on B."""
+    """Measure B with the roles exchanged; null: if the reference is a run that trained on B, or embeddings of B."""
     allow_overlap: bool = False
-    """Allow both sides to have trained on the same pairs."""
-    device: str | None = "cpu"
-    """cpu, cuda, cuda:1, …"""
+    """Allow overlaps: both sides trained on the same pairs or exchanged, runs of other data, measured pairs that are public."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, …; null: what trainer says."""
     workers: int = 2
     """Threads that read and decode."""
     embeddings: str | None = None
