@@ -7,6 +7,7 @@ stale.
 import re
 import sys
 from collections.abc import Iterable
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,10 @@ def _experiments(folder: Path) -> str:
     rows = []
     for path in sorted(folder.glob("*.yaml")):
         lines = [line[2:] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
-        rows.append([f"`{path.stem}`", re.split(r"(?<=[a-z0-9])[.] ", " ".join(lines[2:]))[0].rstrip(".")])
+        said = " ".join(
+            dropwhile(lambda line: line.startswith("dejavu "), lines[1:])
+        )  # after @package and the commands
+        rows.append([f"`{path.stem}`", re.split(r"(?<=[a-z0-9])[.] ", said)[0].rstrip(".")])
     head = "## Experiments\n\nStudies that are ready to run, `dejavu mitigate experiment=NAME`; each file says what it takes."
     return f"{head}\n\n{_rows(['experiment', 'what'], rows)}"
 

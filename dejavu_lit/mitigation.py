@@ -59,7 +59,7 @@ class Mitigation:
     unlocked_groups: int = 0
     """Last groups of layers of a locked tower that are trained all the same; open_clip defines the groups."""
     lora_rank: int | None = None
-    """Train only adapters of this rank on the attention and MLP matrices of model.init; 0 or None: all weights."""
+    """Train only adapters of this rank on the attention and MLP matrices of model.init; 0 or null: all weights."""
     text_noise: float = 0.0
     """Norm of the noise added to the normalized text embedding while training."""
     gap_budget: float | None = None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dejavu_lit.cli.app import command
 from dejavu_lit.cli.options import Evaluate, Mitigate
+from dejavu_lit.cli.processes import device
 from dejavu_lit.cli.study_settings import check_options, planned_rows
 from dejavu_lit.evaluation.run import run_evaluation
 from dejavu_lit.evaluation.settings import EvaluationSettings, PairEvaluation, ReportSettings
@@ -49,7 +50,9 @@ def mitigate(settings: Mitigate, out: Path | str) -> Path:
             # A target whose reference failed is not trained: it could only report that the reference is missing.
             ready = {path: run for path, run in runs.items() if Path(run.gaps.reference or "") not in failed}
             failed |= train_missing(ready, launcher)
-        evaluate_study(out, settings, settings.evaluate.report, plan.cells, failed)
+        on = device(settings.trainer, settings.evaluate.device)
+        cells = [replace(c, evaluation=replace(c.evaluation, device=c.evaluation.device or on)) for c in plan.cells]
+        evaluate_study(out, settings, settings.evaluate.report, cells, failed)
     return out
 
 

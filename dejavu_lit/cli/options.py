@@ -30,8 +30,6 @@ class Train(TrainingRun):
 class Evaluate(PairEvaluation):
     """Options of ``dejavu evaluate``."""
 
-    device: str | None = None
-    """cpu, cuda, cuda:1, …; null: what trainer says."""
     fail_if: str | None = None
     """A condition such as "symmetric.ppg.ci95[0] > 0.05": exit with code 3 if it is true, for a release gate."""
     sweep: str | None = None
@@ -109,7 +107,7 @@ class Annotate:
     part: str | None = None
     """3/10: the fourth tenth of the shards; null: from the SLURM array and the ranks of torchrun or srun, else all."""
     max_failed: float = 0.05
-    """Stop if more than this share of a shard's images cannot be annotated, or if all cannot and this is below 1."""
+    """Stop if more than this share of a shard's images, and more than ten, cannot be annotated; or all, if this is below 1."""
     compare: list[str] | None = None
     """[NAME, NAME]: report how two artifacts differ instead."""
     show: str | None = None

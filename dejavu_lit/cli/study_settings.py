@@ -216,14 +216,13 @@ def _checked(
         if _is_new(str(missing[0].folder), checked):
             log.info("data=%s would be generated first, in %s", missing[0].name, missing[0].folder)
         return dict(runs)
-    trains_here = study.launcher == "local" and not study.plan_only
-    if trains_here and missing:  # generating them would be in vain without the devices
+    if missing:  # generating them would be in vain without the devices
         _check_devices(study, evaluation)
     runs = {side: replace(run, data=ready(run.data)) for side, run in runs.items()}
     for run in runs.values():
         if _is_new([to_plain(run.data), run.side, run.recipe.batch, to_plain(run.trainer)], checked):
             check_data(run)
-    if trains_here:
+    if not study.plan_only:
         _check_devices(study, evaluation)
     data = runs["target"].data
     if _is_new([to_plain(evaluation), to_plain(data)], checked):
@@ -232,7 +231,9 @@ def _checked(
 
 
 def _check_devices(study: Mitigate, evaluation: EvaluationSettings) -> None:
-    check_device(study.trainer)
+    """Raise UserError if this machine lacks a device that is used here: evaluations are never jobs of a launcher."""
+    if study.launcher == "local":
+        check_device(study.trainer)
     if evaluation.device not in (None, "cpu"):
         from dejavu_lit.models.encoder import torch_device
 

@@ -26,6 +26,7 @@ from dejavu_lit.data.stream import Batch, PairStream, Sample
 from dejavu_lit.utils.errors import UserError
 
 MAX_SKIPPED = 1000  # unreadable pairs in a row, counted again in every pass
+MAX_EMPTY = 20  # passes in a row over drawn shards that may have no pair of the set: other shards may have some
 RawPair = tuple[int, str, Pair | BadPair]  # hash of the key, key, pair
 
 
@@ -53,6 +54,7 @@ class RawStream(PairStream):
         addresses, parts = self.raw.addresses, self.plan.world * max(self.plan.workers, 1)
         seed = f"{self.plan.seed}/{epoch}"
         own = random.Random(seed).sample(addresses, len(addresses))[part::parts]  # other ones in each epoch
+        empty = 0  # passes in a row
         for turn in count():
             draw = random.Random(f"{seed}/{part}/{turn}")
             chosen = draw.choices(addresses, k=len(addresses)) if self.resampled else own
@@ -62,8 +64,9 @@ class RawStream(PairStream):
                 index = int(seeded_hash([key], 0, "index")[0] >> np.uint64(1))
                 yield index, key, pair
                 is_empty, is_unusable = False, is_unusable and index in self._unreadable
-            if is_unusable and not self.resampled:  # else another pass may draw other shards
-                why = f"no pair of {self.name}; use fewer processes"
+            empty = empty + 1 if is_empty else 0
+            if empty == MAX_EMPTY or (is_unusable and not self.resampled):
+                why = f"no pair of {self.name}; {'check them' if self.resampled else 'use fewer processes'}"
                 if not is_empty:
                     why = f"no pair of {self.name} that can be read (last error: {self._unreadable[index]}); check the shards"
                 raise UserError(f"part {part} of {parts} of data.shards has {why}")

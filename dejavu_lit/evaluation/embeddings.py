@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import atomic, fingerprint, visible_files, write_text
 
 FINGERPRINT = "fingerprint.json"
@@ -132,14 +132,10 @@ class Selection:
 def open_part(folder: Path, name: str) -> np.ndarray:
     """One part as a memory map; raises UserError if it is not a float16 [m, d] array."""
     path = folder / f"{name}.npy"
-    try:
+    with explained(f"{path} is not a complete .npy file", "remove it and compute this part again"):
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(array, np.ndarray):
             raise ValueError("it is an archive of arrays")
-    except Exception as error:  # a damaged header can raise any exception
-        raise UserError(
-            f"{path} is not a complete .npy file ({first_line(error)}); remove it and compute this part again"
-        ) from None
     if array.ndim != 2 or array.dtype != np.float16:
         raise UserError(
             f"{path} is {array.dtype} {list(array.shape)}, embeddings are float16 [rows, width]; "
@@ -150,12 +146,8 @@ def open_part(folder: Path, name: str) -> np.ndarray:
 
 def read_keys(folder: Path, name: str) -> list[str]:
     """The keys of one part; raises UserError if the file is missing or not text."""
-    try:
+    with explained(f"{folder / name}.txt is not the list of the keys of {name}.npy", "compute this part again"):
         return (folder / f"{name}.txt").read_bytes().decode("utf-8").split("\n")[:-1]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{folder / name}.txt is not the list of the keys of {name}.npy ({first_line(error)}); compute this part again"
-        ) from None
 
 
 def write_part(folder: Path, name: str, keys: Sequence[str], vectors: np.ndarray) -> None:

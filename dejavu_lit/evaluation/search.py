@@ -19,7 +19,7 @@ import numpy as np
 from dejavu_lit.evaluation.vectors import Vectors, chunks, insert, write_cosines
 from dejavu_lit.measure.scores import Neighbors
 from dejavu_lit.utils.distributed import current_ranks
-from dejavu_lit.utils.errors import UserError, suggest
+from dejavu_lit.utils.errors import UserError, check_choice
 from dejavu_lit.utils.parallel import for_blocks, thread_count
 from dejavu_lit.utils.progress import progress
 
@@ -212,8 +212,7 @@ def search_ivf(queries: np.ndarray, public: Sequence[np.ndarray], k: int, ids: n
 
 def load_faiss(index: str) -> Any:
     """faiss; raises UserError if ``index`` is unknown, or if what it needs is missing: faiss, or faiss-gpu and a GPU."""
-    if index not in INDEXES:
-        raise UserError(f"index={index} is unknown{suggest(index, INDEXES)}; choose one of {', '.join(INDEXES)}")
+    check_choice("index", index, INDEXES)
     try:
         import faiss
     except ImportError:

@@ -5,7 +5,7 @@ from typing import Any
 
 from dejavu_lit.measure.settings import MainSettings, MembershipSettings, Settings, Statistics
 from dejavu_lit.utils.config import to_plain
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.errors import check_choice
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ class EvaluationSettings(MainSettings):
     public_modality: str = "image"
     """What the target's captions are compared with: images of P, or text: its captions."""
     swapped: bool | None = None
-    """Measure B with the roles exchanged; null: if the reference is a run that trained on B."""
+    """Measure B with the roles exchanged; null: if the reference is a run that trained on B, or embeddings of B."""
     allow_overlap: bool = False
-    """Allow both sides to have trained on the same pairs."""
-    device: str | None = "cpu"
-    """cpu, cuda, cuda:1, …"""
+    """Allow overlaps: both sides trained on the same pairs or exchanged, runs of other data, measured pairs that are public."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, …; null: what trainer says."""
     workers: int = 2
     """Threads that read and decode."""
     embeddings: str | None = None
@@ -80,8 +80,7 @@ class EvaluationSettings(MainSettings):
     def __post_init__(self) -> None:
         if self.data is None:
             object.__setattr__(self, "data", DataChanges())
-        if self.public_modality not in ("image", "text"):
-            raise UserError(f"public_modality={self.public_modality} must be image or text")
+        check_choice("public_modality", self.public_modality, ("image", "text"))
         _ = self.measurement
 
     @property

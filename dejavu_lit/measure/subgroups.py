@@ -21,6 +21,7 @@ from scipy.special import erfc
 from dejavu_lit.measure.figures import FIGURES
 from dejavu_lit.measure.gaps import Outcomes
 from dejavu_lit.measure.records import META, Records
+from dejavu_lit.measure.roc import NORMAL_95
 from dejavu_lit.measure.settings import BUILT_IN_COLUMNS
 from dejavu_lit.utils.errors import UserError, suggest
 from dejavu_lit.utils.words import split_words
@@ -71,7 +72,7 @@ class GroupMeans:
 
     def interval(self) -> tuple[np.ndarray, np.ndarray]:
         """The 95 % intervals, float64 [g, 3] each, within −1..1."""
-        half = 1.959963984540054 * np.sqrt(self.variance)
+        half = NORMAL_95 * np.sqrt(self.variance)
         return np.maximum(self.center - half, -1), np.minimum(self.center + half, 1)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.special import nctdtr, ndtr, ndtri, stdtrit
 
 from dejavu_lit.measure.figures import FIGURES
-from dejavu_lit.utils.errors import UserError, explained
+from dejavu_lit.utils.errors import UserError, check_choice, explained
 from dejavu_lit.utils.io import read_json
 
 # The sd of symmetric PPG between seed pairs on the scenes data, with the same seed for both models of a pair. Other figures are
@@ -48,8 +48,7 @@ def required_sample(
         raise UserError(f"gap={gap} must be above 0 and below 1, e.g. gap=0.1 for a symmetric PPG of 0.1")
     if not 0.05 < power < 1:
         raise UserError(f"power={power} must be above 0.05 and below 1, e.g. power=0.8")
-    if figure not in FIGURES:
-        raise UserError(f"figure={figure!r} is unknown; choose one of {', '.join(FIGURES)}")
+    check_choice("figure", figure, FIGURES)
     paths = [metrics] if isinstance(metrics, str | Path) else metrics
     if not isinstance(paths, Sequence) or not paths or not all(isinstance(path, str | Path) for path in paths):
         raise UserError(f"metrics={metrics} must be one path or a list of paths of earlier evaluations or studies")

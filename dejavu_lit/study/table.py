@@ -138,7 +138,7 @@ def write_study(
 
     Args:
         rows: from ``study_row``; failures: {cell label: why it has no row}.
-        utility_loss: largest drop of zero-shot accuracy that a recommended setting may cost, as a share (0.02: two points).
+        utility_loss: largest loss of utility that a recommended setting may have, as a share (0.02: two points).
         cells: all that were planned; the first is the default even if it has no row.
     """
     differences, incomparable = _differences(out, rows, ranking.default_names(rows, cells))

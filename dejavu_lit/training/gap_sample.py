@@ -24,6 +24,7 @@ from dejavu_lit.data.shards import BadPair, ShardSet
 from dejavu_lit.data.splits import seeded_hash
 from dejavu_lit.evaluation.audited_model import AuditedModel
 from dejavu_lit.evaluation.chunks import CHUNK, Chunk, encode_ahead, encode_captions, read_chunk
+from dejavu_lit.evaluation.embeddings import Modality
 from dejavu_lit.evaluation.search import search
 from dejavu_lit.measure.figures import FIGURES
 from dejavu_lit.measure.gaps import estimate, outcomes
@@ -164,7 +165,10 @@ class GapMeter:
                     f"data.public={data.public} contains {len(shared)} keys of {shards.folder}, such as {min(shared)}; "
                     "use other public images"
                 )
-            if reference.embeddings_folder and (saved := reference.saved(shards, shards.folder.name, "text")):
+            if (
+                reference.embeddings_folder
+                and (saved := reference.saved(shards, shards.folder.name, "text")) is not None
+            ):
                 members = [key for key in members if key in saved.rows]
                 if not members:
                     raise UserError(
@@ -174,7 +178,7 @@ class GapMeter:
         searched = set(self._images.keys()) - self._excluded
         if reference.captions_only:
             searched &= self._public_captions.keys()
-        elif reference.embeddings_folder and (saved := reference.saved(self._public, self._name, "image")):
+        elif reference.embeddings_folder and (saved := reference.saved(self._public, self._name, "image")) is not None:
             searched &= saved.rows.keys()
         self._objects.take(sorted(searched))  # an image without a row is refused now, not at the first measurement
         if len(searched) < settings.k:
@@ -207,14 +211,17 @@ class GapMeter:
         scores = {}
         for name, sample in self.samples.items():
             saved = reference.saved(self._sets[name], self._sets[name].folder.name, "text")
-            queries = saved.load(sample.keys) if saved else encode_captions(reference.encoder, sample.captions)
+            queries = (
+                saved.load(sample.keys) if saved is not None else encode_captions(reference.encoder, sample.captions)
+            )
             scores[name] = self._score(queries, reference_keys, vectors, public, sample)
         self._reference_scores = reference.name, public, scores
         return self._reference_scores
 
     def _reference_vectors(self, reference: AuditedModel) -> tuple[list[str], np.ndarray]:
         """The public set as the reference embeds it: keys [n] and vectors float16 [n, d]."""
-        if saved := reference.saved(self._public, self._name, "text" if reference.captions_only else "image"):
+        modality: Modality = "text" if reference.captions_only else "image"
+        if (saved := reference.saved(self._public, self._name, modality)) is not None:
             return list(saved.keys), saved.load()
         if not reference.captions_only:
             return self._images.vectors(reference.encoder)

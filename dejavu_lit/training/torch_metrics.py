@@ -1,7 +1,8 @@
 """The gaps as torchmetrics, for training loops and for many processes: bounded states that merge exactly.
 
-They keep counts that add up. On any number of processes they equal ``population`` on all records at once, bit for bit, as long
-as each record is updated on one process only (a sampler that pads the last batch with repeated records breaks this).
+They keep counts that add up. On any number of processes they equal ``measure.gaps.estimate`` on all records at once, bit for
+bit, as long as each record is updated on one process only (a sampler that pads the last batch with repeated records breaks
+this).
 """
 
 from typing import Any

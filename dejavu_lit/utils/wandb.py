@@ -39,7 +39,7 @@ class LoggerSettings:
     """Which dashboards get the numbers; ``metrics.csv`` is always written."""
 
     wandb: Wandb | None = None
-    """Log to Weights & Biases; null: not."""
+    """Log to Weights & Biases; null: off."""
     tensorboard: bool = False
     """Write TensorBoard event files."""
 

@@ -186,6 +186,19 @@ def test_shards_without_a_readable_image_end_with_one_sentence(tmp_path, caplog,
     assert len([r for r in caplog.records if r.message.startswith("skipped ")]) <= len(members(tmp_path / "raw", "A"))
 
 
+@pytest.mark.parametrize(("resampled", "remedy"), [(False, "use fewer processes"), (True, "check them")])
+def test_shards_without_a_pair_of_the_set_end_with_one_sentence(tmp_path, resampled, remedy):
+    pairs = [pair(number) for number in range(200)]
+    write_shards(tmp_path / "raw", pairs, 20)
+    loader = module(spec(tmp_path / "raw", tmp_path / "samples", resampled=resampled)).train_dataloader()
+    of_a = members(tmp_path / "raw", "A")
+    others = [other for other in pairs if other.key not in of_a]
+    write_shards(tmp_path / "raw", others, -(-len(others) // 10))  # again ten shards
+    index_shard.cache_clear()
+    with pytest.raises(UserError, match=f"has no pair of A; {remedy}"):
+        next(iter(loader.batches(0)))
+
+
 def test_excluded_keys_are_in_no_sample_and_no_batch(tars, tmp_path):
     gone = sorted(members(tars, "A"))[::2]
     (tmp_path / "gone.txt").write_text("\n".join(gone))

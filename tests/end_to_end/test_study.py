@@ -216,6 +216,7 @@ def test_killed_in_the_middle_it_goes_on_and_trains_nothing_twice(scenes, tmp_pa
         (["+settings.x=['model.init=nowhere/run']"], "settings.x: model.init=nowhere/run: nowhere/run does not exist"),
         (["+settings.x=['mitigation.lora_rank=4']"], "settings.x: mitigation.lora_rank=4 fine-tunes a model"),
         (["+settings.x=['evaluate.device=abacus']"], "settings.x: device=abacus is not a device"),
+        (["+settings.x=['evaluate.device=abacus']", "launcher=slurm"], "settings.x: device=abacus is not a device"),
         (
             ["+settings.x=['evaluate.report.redact=true']"],
             "evaluate.report.redact=true is an option of the whole study",

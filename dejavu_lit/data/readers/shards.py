@@ -46,7 +46,6 @@ class ShardReader:
     caption: str = TEXT
     """txt: a pair's text is one caption; lines: each of its lines is one, as in clip_benchmark's tars; or the entry of the
     JSON that has the caption or a list of them, such as re_caption."""
-
     key: str | None = None
     """The entry of a pair's JSON that is its key, such as DataComp's uid; null: the name of its members."""
 
