@@ -256,14 +256,10 @@ def _semantic(out: Path, sets: Mapping[str, ShardSet], criteria: DuplicateCriter
 def _write_pairs(path: Path, images: Images, groups: np.ndarray, kinds: Sequence[DuplicateKind]) -> None:
     """Write one row per pair that connects a group: a group of n images has n − 1 pairs of each kind that connects it."""
     links = np.concatenate([kind.links for kind in kinds])
-    names = pa.array(images.sets, pa.string())
-
-    def keys(rows: np.ndarray) -> pa.Array:  # of these only: one of another image may be no text for Arrow
-        return pa.array([images.keys[row] for row in rows.tolist()], pa.string())
-
-    columns: dict[str, Any] = {"group": keys(groups[links[:, 0]])}
+    keys, names = pa.array(images.keys, pa.string()), pa.array(images.sets, pa.string())
+    columns: dict[str, Any] = {"group": keys.take(pa.array(groups[links[:, 0]]))}
     for side, rows in (("a", links[:, 0]), ("b", links[:, 1])):
-        columns[f"key_{side}"] = keys(rows)
+        columns[f"key_{side}"] = keys.take(pa.array(rows))
         columns[f"set_{side}"] = pa.DictionaryArray.from_arrays(pa.array(images.set_numbers[rows]), names)
     columns["kind"] = pa.array([kind.name for kind in kinds for _ in kind.links], pa.string())
     columns["distance"] = pa.array(np.concatenate([kind.distances for kind in kinds]), pa.float64())
