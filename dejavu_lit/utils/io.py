@@ -105,7 +105,7 @@ def read_json(path: Path | str) -> Any:
     NaN, infinity and lone surrogates are refused: this package does not write them, and could not write them again.
     """
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        value = json.loads(Path(path).read_text(encoding="utf-8-sig"), parse_int=_whole_number)
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
         return value
     except FileNotFoundError:
@@ -114,6 +114,11 @@ def read_json(path: Path | str) -> Any:
         raise UserError(f"{path} cannot be read ({error.strerror}); give another file or fix its permissions") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({first_line(error)}); remove it and create it again") from None
+
+
+def _whole_number(digits: str) -> int | float:
+    """One beyond every float becomes infinity, as JSON's other numbers do."""
+    return int(digits) if len(digits) < 300 else float(digits)
 
 
 def read_json_object(path: Path | str, schema: int | None = None) -> dict[str, Any]:
