@@ -107,7 +107,7 @@ def read_evaluations(path: Path) -> dict[str, dict[str, Any]]:
 def _build(path: Path, target: Path, options: ReportOptions, data: Path | None) -> None:
     part, old = (target.parent / f".{target.name}.{kind}" for kind in ("part", "old"))
     for folder in (part, old):  # left by a killed call
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
     part.mkdir(parents=True)
     try:
         if (path / "study.json").is_file():
@@ -132,9 +132,16 @@ def _build(path: Path, target: Path, options: ReportOptions, data: Path | None) 
         os.replace(part, target)
     finally:
         for folder in (part, old):
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
         if old.exists():
             log.warning("%s, the earlier report, could not be removed; delete it, as it may show private data", old)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder as far as possible; of a link only the link, as of an earlier report that lies elsewhere."""
+    if folder.is_symlink():
+        folder.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _marker(target: Path) -> dict[str, Any]:

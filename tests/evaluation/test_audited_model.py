@@ -94,11 +94,15 @@ def test_an_evaluation_notices_other_weights_at_the_same_path(
 
 
 @pytest.mark.parametrize("damage", [{"batches": "many"}, {"plan": None}, {"plan": {"seed": 0}}])
-def test_a_damaged_record_of_a_run_is_a_sentence(damage: dict[str, object], runs: dict[str, Path], tmp_path: Path) -> None:
+def test_a_damaged_record_of_a_run_is_a_sentence(
+    damage: dict[str, object], runs: dict[str, Path], tmp_path: Path
+) -> None:
     run = shutil.copytree(runs["target"], tmp_path / "run")
     write_json(run / "run.json", {**read_json(run / "run.json"), **damage})
     model = AuditedModel(str(run), tmp_path)
-    with pytest.raises(UserError, match=r"run/run\.json is damaged: plan or batches \(.*\); restore it, or train again"):
+    with pytest.raises(
+        UserError, match=r"run/run\.json is damaged: plan or batches \(.*\); restore it, or train again"
+    ):
         model.exposure(model.data.shard_set("A"))
 
 

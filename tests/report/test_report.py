@@ -277,6 +277,21 @@ def test_an_out_that_cannot_be_a_report_is_refused(
     assert not list((tmp_path / "empty").iterdir())
 
 
+def test_links_in_place_of_reports_are_replaced_and_what_they_lead_to_stays(plain: Path, tmp_path: Path) -> None:
+    elsewhere = write_report(plain, out=tmp_path / "elsewhere", limit=3).parent
+    before = files_of(elsewhere)
+    for name in ("report", ".report.part", ".report.old"):
+        (tmp_path / name).symlink_to(elsewhere)
+    for _ in range(2):
+        assert write_report(plain, out=tmp_path / "report", limit=3).is_file()
+    assert files_of(elsewhere) == before
+    assert not (tmp_path / "report").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")) == [
+        "elsewhere",
+        "report",
+    ]
+
+
 def test_an_earlier_report_that_cannot_be_removed_is_reported(
     plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
