@@ -1,13 +1,12 @@
 """``dejavu evaluate``: measure one pair of models, or every pair of a sweep."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 
 from dejavu_lit.cli.app import command
-from dejavu_lit.cli.gate import EXIT_CODE, Gate
+from dejavu_lit.cli.gate import Gate
 from dejavu_lit.cli.options import Evaluate
 from dejavu_lit.cli.processes import device, processes
 from dejavu_lit.evaluation.run import check_model, run_evaluation
@@ -54,9 +53,8 @@ def _evaluate_pair(settings: Evaluate, out: Path, gate: Gate | None, ranks: Rank
     page = show_report(settings.report, out)
     log_evaluation(logger, out, is_redacted(settings.report, out))
     show_next_steps(out, page, metrics)
-    if gate is not None and gate.fails(metrics):
-        print(f"fail_if holds: {gate.text}", file=sys.stderr)
-        sys.exit(EXIT_CODE)
+    if gate is not None:
+        gate.enforce({"": metrics})
 
 
 main = command("evaluate", evaluate)

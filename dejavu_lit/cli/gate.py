@@ -2,7 +2,7 @@
 
     gate = Gate.parse("symmetric.ppg.ci95[0] > 0.05 or utility.target.zeroshot_top1 < 0.3")
     gate.check()                                                                     # before the work begins
-    if gate.fails(metrics): sys.exit(EXIT_CODE)
+    gate.enforce({"": metrics})                                                      # exits with EXIT_CODE if it is met
 
 The syntax is Python's, of which only this is allowed: comparisons with < <= > >= == !=, joined by ``and``, ``or`` and ``not``;
 numbers, ``true``, ``false``; and paths into metrics.json such as ``by_k["10"].symmetric.ppg.ci95[0]`` (or ``by_k.10…``).
@@ -11,8 +11,10 @@ Nothing is evaluated as code.
 
 import ast
 import json
+import math
 import operator
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -50,7 +52,7 @@ class Gate:
 
     @classmethod
     def parse(cls, text: str) -> "Gate":
-        """Read a condition; raises UserError that says what in it is not understood."""
+        """Read a condition, of one line or several; raises UserError that says what in it is not understood."""
         if not text.strip():
             raise UserError("fail_if= is empty; give a condition such as symmetric.ppg.ci95[0]>0.05, or leave it out")
         paths: list[Path] = []
@@ -60,7 +62,8 @@ class Gate:
             return 0.0
 
         try:
-            condition = ast.parse(NUMBERED.sub(r'\1["\2"]', text.strip()), mode="eval").body
+            in_parentheses = f"(\n{text}\n)"  # within which a condition may have several lines
+            condition = ast.parse(NUMBERED.sub(r'\1["\2"]', in_parentheses), mode="eval").body
             _judge(condition, collect)  # also refuses what is not understood
         except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError) as error:
             reason = getattr(error, "msg", None) or str(error) or "it is nested too deeply"
@@ -91,6 +94,13 @@ class Gate:
         """Whether the condition is met; raises UserError if a path has no number: a gate must not pass in silence."""
         return _judge(self.condition, lambda path: value_at(metrics, path))
 
+    def enforce(self, evaluations: Mapping[str, Mapping[str, Any]]) -> None:
+        """Exit with EXIT_CODE if the condition is met for one of {label: metrics.json}; a single one has the label ""."""
+        if fails := [label for label, metrics in evaluations.items() if self.fails(metrics)]:
+            where = f" for {', '.join(fails)}" if any(fails) else ""
+            print(f"fail_if holds{where}: {self.text}", file=sys.stderr)
+            sys.exit(EXIT_CODE)
+
 
 def _judge(node: ast.expr, number_at: NumberAt) -> bool:
     """Whether a condition is met; raises ValueError for anything but comparisons joined by and, or, not.
@@ -111,9 +121,11 @@ def _judge(node: ast.expr, number_at: NumberAt) -> bool:
 def _number(node: ast.expr, number_at: NumberAt) -> float:
     """The value of a number, ``true``, ``false`` or a path into metrics.json; raises ValueError for anything else."""
     match node:
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
-            return -float(number)
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float())):
+            return -_number(node.operand, number_at)
         case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
+            if math.isinf(number):  # 1e999: such a comparison is always true or never
+                raise ValueError("a number is too large")
             return float(number)
         case ast.Name(id="true" | "false" as name):
             return float(name == "true")
@@ -144,7 +156,8 @@ def _excerpt(path: Path, leaf: float) -> Any:
     """A metrics.json that has ``leaf`` at ``path``, and nothing else."""
     value: Any = leaf
     for key in reversed(path):
-        value = [value] * (key + 1) if isinstance(key, int) else {key: value}
+        # Enough for an index beyond the two entries of an interval; other lists have any number.
+        value = [value] * (min(key, 2) + 1) if isinstance(key, int) else {key: value}
     return value
 
 

@@ -1,7 +1,6 @@
 """``dejavu mitigate`` and ``dejavu evaluate sweep=``: the runs of a study, trained if missing, evaluated and ranked."""
 
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -58,7 +57,6 @@ def mitigate(settings: Mitigate, out: Path | str) -> Path:
 
 def evaluate_sweep(out: Path, settings: Evaluate, gate: "Gate | None", ranks: Ranks) -> None:
     """Evaluate all pairs of runs below ``sweep`` that differ only in ``side``; the ranks share each, the table is in ``out``."""
-    from dejavu_lit.cli.gate import EXIT_CODE
     from dejavu_lit.study.cells import evaluation_folder, match_stop_epoch
     from dejavu_lit.study.sweep import pair_runs
 
@@ -82,9 +80,8 @@ def evaluate_sweep(out: Path, settings: Evaluate, gate: "Gate | None", ranks: Ra
                     run_evaluation(_evaluation(match_stop_epoch(cell)), evaluation_folder(out, cell), ranks)
             return
         metrics = evaluate_study(out, settings, settings.report, cells, {}, ranks)
-    if gate is not None and (fails := [label for label, values in metrics.items() if gate.fails(values)]):
-        print(f"fail_if holds for {', '.join(fails)}: {gate.text}", file=sys.stderr)
-        sys.exit(EXIT_CODE)
+    if gate is not None:
+        gate.enforce(metrics)
 
 
 def evaluate_study(

@@ -1,10 +1,11 @@
-"""``dejavu report PATH [redact=true] [out=DIR] [data=DIR] [limit=500]``; it needs neither Hydra nor torch."""
+"""``dejavu report PATH [redact=true] [out=DIR] [data=DIR] [limit=500] [fail_if=CONDITION]``; it needs neither Hydra nor torch."""
 
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dejavu_lit.cli.gate import Gate
 from dejavu_lit.utils.config import options, read
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.exit_codes import clean_exit
@@ -18,6 +19,7 @@ EXAMPLES = """
   dejavu report outputs/demo
   dejavu report path=outputs/eval redact=true out=for-the-privacy-officer
   dejavu report path=outputs/eval data=/mnt/data/coco limit=500
+  dejavu report outputs/eval fail_if='symmetric.ppg.ci95[0] > 0.05'
 """
 
 
@@ -33,6 +35,8 @@ class Report:
     """The prepared data, if they were moved; images come from their shards."""
     limit: int = 500
     """How many of the most memorized pairs get a card."""
+    fail_if: str | None = None
+    """A condition as of dejavu evaluate: exit with code 3 if it is true for the evaluation, or for one of the study."""
 
 
 def run(arguments: Sequence[str]) -> Path:
@@ -48,10 +52,18 @@ def run(arguments: Sequence[str]) -> Path:
         if name in given:
             raise UserError(f"{name} is given twice: {given[name]} and {value}")
         given[name] = value
-    settings = read(Report, given)
-    from dejavu_lit.report.report import write_report
+    settings = asdict(read(Report, given))
+    condition = settings.pop("fail_if")
+    gate = Gate.parse(condition) if condition is not None else None
+    if gate is not None:
+        gate.check()
+    from dejavu_lit.report.report import read_evaluations, write_report
 
-    return write_report(**asdict(settings))
+    page = write_report(**settings)
+    print(page, flush=True)
+    if gate is not None:
+        gate.enforce(read_evaluations(Path(settings["path"])))
+    return page
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -63,4 +75,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
             lines = [f"  {option.name}={option.default}  # {option.meaning}" for option in options(Report)]
             print(HEAD, *lines, EXAMPLES, sep="\n")
         else:
-            print(run(given))
+            run(given)

@@ -79,7 +79,7 @@ class EpochLoader:
             prefetch_factor=self._settings.prefetch if workers else None,
             persistent_workers=workers > 0,
             timeout=self._batch_timeout if workers else 0,
-            pin_memory=self._settings.pin_memory,
+            pin_memory=self._settings.pin_memory and torch.cuda.is_available(),  # else torch warns
             worker_init_fn=_ignore_term if "SLURM_JOB_ID" in os.environ else None,
             generator=torch.Generator(),  # otherwise each new loader would draw from the training's generator
         )

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from dejavu_lit.data.decode import MAX_JSON_BYTES, TEXTS, BadPair, Pair, decode_texts, json_safe
 from dejavu_lit.data.remote import fetch_shard
 from dejavu_lit.utils.errors import UserError, os_error_sentence
-from dejavu_lit.utils.io import fingerprint, is_hidden, name_file_in_errors
+from dejavu_lit.utils.io import check_regular, fingerprint, is_hidden, name_file_in_errors
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 NO_IMAGE = f"it has no image member KEY.{', KEY.'.join(IMAGE_EXTENSIONS)} (a key ends at the first dot of the name)"
@@ -175,8 +175,7 @@ index_shard = lru_cache(maxsize=64)(read_index)
 
 def _members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tuple[str, ...]]]:
     """The files in a tar and the parts of their names; raises UserError as ``read_index`` does."""
-    if path.exists() and not path.is_file():  # opening a pipe would block until somebody writes to it
-        raise UserError(f"{path} is not a regular file (but a pipe, a folder or a device); put the shard itself there")
+    check_regular(path)
     try:
         with open_shard(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             end = 0  # of the last member's data, in tar's blocks of 512 bytes

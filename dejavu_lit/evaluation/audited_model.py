@@ -17,7 +17,7 @@ from dejavu_lit.data.prepared import PREPARED_SPLIT, TRAINED_ON, DataSpec
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.evaluation.embeddings import Embeddings, Modality
 from dejavu_lit.models.model_name import ModelName
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import file_sha256, fingerprint
 from dejavu_lit.utils.run_directory import RunDirectory, identity
 
@@ -190,17 +190,19 @@ class AuditedModel:
         manifest = shards.folder.parent / MANIFEST
         if self.run_json.get("data") not in (None, file_sha256(manifest)):
             return None
-        saved_plan = self.run_json["plan"]
+        damage = f"{self.run}/run.json is damaged: plan or batches"
+        with explained(damage, "restore it, or train again", errors=(KeyError, TypeError, ValueError)):
+            saved_plan, batches = self.run_json["plan"], int(self.run_json["batches"])
+            seed, world, workers, batch = (int(saved_plan[name]) for name in ("seed", "world", "workers", "batch"))
         excluded = positions_of(shards, self.data.excluded)
         removed = None
         if self.config.get("mitigation", {}).get("dedup"):
             removed = later_duplicates(manifest, shards, self.data.prefix, excluded)
-        seed, world, workers, batch = (saved_plan[name] for name in ("seed", "world", "workers", "batch"))
         plan = epoch_plan(
             shards.sizes, seed, 0, world, workers, batch, self.data.prefix, self.data.repeat, excluded, removed
         )
         epoch = self.model_name.epoch_number
-        return exposures(plan, plan.steps * epoch if epoch else int(self.run_json["batches"]))
+        return exposures(plan, plan.steps * epoch if epoch else batches)
 
 
 def weight_states(files: Mapping[str, Path]) -> dict[str, Any]:

@@ -21,8 +21,9 @@ UTILITY_TASKS = {"zeroshot": "zero-shot-image-classification", "linear": "image-
 GAP_LABELS = [figure.label for figure in FIGURES.values()]
 GAP_HEADERS = ("gap, value [95 % interval]", *GAP_LABELS)
 STUDY_HEADERS = ("setting", "pairs", "seed", *GAP_LABELS, "membership AUC", "zero-shot top-1")
-MARKDOWN = str.maketrans({c: f"\\{c}" for c in "\\`*_[]<>|#"})
-TEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {
+BLANK = dict.fromkeys(map(chr, (*range(0x20), *range(0x7F, 0xA0))), " ")  # lines and controls
+MARKDOWN = str.maketrans(BLANK | {c: f"\\{c}" for c in "\\`*_[]<>|#"})
+TEX = str.maketrans(BLANK | {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "±": r"$\pm$",
     "→": r"$\rightarrow$", "–": "--", "<": r"$<$", ">": r"$>$", "≤": r"$\leq$", "≥": r"$\geq$",
 })  # fmt: skip

@@ -16,10 +16,12 @@ from typing import Any
 
 from dejavu_lit import __version__
 from dejavu_lit.evaluation.settings import ReportSettings
+from dejavu_lit.measure.recompute import read_metrics
 from dejavu_lit.report.evaluation import Evaluation, ReportOptions, write_pages
 from dejavu_lit.report.figure_files import ALL_FORMATS, code_digest
-from dejavu_lit.report.study import open_study, write_study_report
+from dejavu_lit.report.study import labelled_rows, open_study, write_study_report
 from dejavu_lit.study.halves import MEMORIZATION
+from dejavu_lit.study.table import read_study
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256, locked, name_file_in_errors, read_json_object, write_json
 
@@ -89,10 +91,23 @@ def write_report(
     return target / "index.html"
 
 
+def read_evaluations(path: Path) -> dict[str, dict[str, Any]]:
+    """{label: metrics.json} of every setting of a study, or {"": metrics.json} of an evaluation.
+
+    Raises UserError if one is missing or damaged, also if a setting of the study has no result.
+    """
+    if not (path / "study.json").is_file():
+        return {"": read_metrics(path)}
+    study = read_study(path / "study.json")
+    if failed := study.get("failed"):
+        raise UserError(f"{path}: {', '.join(failed)} has no result, so fail_if cannot be judged; run the study again")
+    return {label: read_metrics((path / row["metrics"]).parent) for label, row in labelled_rows(study).items()}
+
+
 def _build(path: Path, target: Path, options: ReportOptions, data: Path | None) -> None:
     part, old = (target.parent / f".{target.name}.{kind}" for kind in ("part", "old"))
     for folder in (part, old):  # left by a killed call
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
     part.mkdir(parents=True)
     try:
         if (path / "study.json").is_file():
@@ -117,9 +132,16 @@ def _build(path: Path, target: Path, options: ReportOptions, data: Path | None) 
         os.replace(part, target)
     finally:
         for folder in (part, old):
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
         if old.exists():
             log.warning("%s, the earlier report, could not be removed; delete it, as it may show private data", old)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder as far as possible; of a link only the link, as of an earlier report that lies elsewhere."""
+    if folder.is_symlink():
+        folder.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _marker(target: Path) -> dict[str, Any]:

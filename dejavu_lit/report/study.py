@@ -4,6 +4,7 @@ report/index.html                      the study
 report/settings/LABEL/index.html       one setting; all settings show the same pairs, so that they can be compared
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from dejavu_lit.measure.figures import FIGURES, signed
+from dejavu_lit.measure.recompute import RECORD_FILES
 from dejavu_lit.measure.records import records_file_errors
 from dejavu_lit.report import narrative
 from dejavu_lit.report.evaluation import Evaluation, ReportOptions, write_pages
@@ -36,15 +38,20 @@ HEADERS = (
     "corrected PPG", "AUC, cosine", "zero-shot top-1", "text→image R@1",
 )  # fmt: skip
 Row = Mapping[str, Any]
+log = logging.getLogger(__name__)
 
 
 def open_study(path: Path, data: Path | None) -> tuple[dict[str, Any], dict[str, Evaluation]]:
-    """study.json, and {label: evaluation} of the settings that have one; raises UserError as ``read_study`` does."""
+    """study.json, and {label: evaluation} of the settings whose figures and records are there.
+
+    Raises UserError as ``read_study`` does.
+    """
     study = read_study(path / "study.json")
+    folders = {label: (path / setting["metrics"]).parent for label, setting in labelled_rows(study).items()}
     return study, {
-        label: Evaluation.open((path / setting["metrics"]).parent, data)
-        for label, setting in labelled_rows(study).items()
-        if (path / setting["metrics"]).is_file()
+        label: Evaluation.open(folder, data)
+        for label, folder in folders.items()
+        if all((folder / name).is_file() for name in ("metrics.json", RECORD_FILES["population"]))
     }
 
 
@@ -52,6 +59,8 @@ def write_study_report(folder: Path, path: Path, options: ReportOptions, data: P
     """Write the report of the study in ``path`` into ``folder``; ``data``: where the prepared data were moved."""
     study, evaluations = open_study(path, data)
     rows, memorization = labelled_rows(study), read_memorization(path / MEMORIZATION)
+    if missing := [label for label in rows if label not in evaluations]:
+        log.warning("no page for %s: metrics.json or records.parquet is missing", ", ".join(missing))
     of_pages = {
         f"settings/{label}": memorization.get((rows[label]["name"], rows[label]["train_size"])) for label in evaluations
     }

@@ -232,7 +232,9 @@ def _output(path: Path) -> str:
 
 
 def submission_error(error: Exception) -> str:
-    """One sentence with the reason that sbatch gave for refusing a job."""
+    """One sentence with the reason that sbatch gave for refusing a job, or on a job that ended without a result."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
+    if type(error).__name__ == "UncompletedJobError":  # cancelled, killed, or over its time too often
+        return f"{' '.join(lines[:2])}; run the same command again to continue"
     refused = [line.strip() for line in lines if "sbatch: error" in line]
     return f"SLURM refused the job: {'; '.join(refused) or lines[-1]}"

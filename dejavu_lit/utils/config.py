@@ -71,6 +71,11 @@ def read(settings: type[T], values: Mapping[str, Any], where: str = "") -> T:
     Raises UserError for an unknown name, a wrong type, a missing value, or what ``__post_init__`` refuses.
     """
     kind: Any = settings
+    given = dict(flatten(values))
+    for option in options(kind):  # OmegaConf takes a text with ${ for any list or mapping
+        is_container = option.group or option.kind.startswith(("a list", "a mapping"))
+        if is_container and isinstance(text := given.get(option.name), str) and "${" in text:
+            raise UserError(f"{where}.{option.name}={text} must be a list or a mapping".removeprefix("."))
     try:
         return to_settings(OmegaConf.merge(schema(kind), _literal(values)))  # type: ignore[no-any-return]
     except OmegaConfBaseException as error:

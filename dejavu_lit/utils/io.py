@@ -99,13 +99,20 @@ def write_json(path: Path | str, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def check_regular(path: Path | str) -> None:
+    """Raise UserError for a pipe or a device: opening one may wait forever."""
+    if (path := Path(path)).exists() and not path.is_file():
+        raise UserError(f"{path} is not a regular file (but a pipe, a folder or a device); put the file itself there")
+
+
 def read_json(path: Path | str) -> Any:
     """The JSON value in ``path``; raises UserError naming the file when it is missing or not JSON.
 
     NaN, infinity and lone surrogates are refused: this package does not write them, and could not write them again.
     """
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        check_regular(path)
+        value = json.loads(Path(path).read_text(encoding="utf-8-sig"), parse_int=_whole_number)
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
         return value
     except FileNotFoundError:
@@ -114,6 +121,11 @@ def read_json(path: Path | str) -> Any:
         raise UserError(f"{path} cannot be read ({error.strerror}); give another file or fix its permissions") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({first_line(error)}); remove it and create it again") from None
+
+
+def _whole_number(digits: str) -> int | float:
+    """One beyond every float becomes infinity, as JSON's other numbers do."""
+    return int(digits) if len(digits) < 300 else float(digits)
 
 
 def read_json_object(path: Path | str, schema: int | None = None) -> dict[str, Any]:
@@ -180,6 +192,7 @@ def fingerprint(value: Any) -> str:
 
 
 def file_sha256(path: Path | str) -> str:
+    check_regular(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

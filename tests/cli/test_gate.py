@@ -34,6 +34,7 @@ METRICS = {
         ("(1 < 2 or 1 > 2) and 1 > 2", False),
         ("not 1 > 2 and 1 < 2", True),
         ("not (1 < 2 and 1 > 2)", True),
+        ("1 > 2  # a comment ends with its line\n  or symmetric.ppg.value > 0.2\n", True),
     ],
 )
 def test_judges(text: str, fails: bool) -> None:
@@ -51,6 +52,8 @@ def test_the_exit_code_is_its_own() -> None:
         "symmetric.ppg.value",
         "1 <",
         "1 < 2 < 3",
+        "symmetric.ppg.value < 1e999",
+        "symmetric.ppg.value > -1e999",
         "1 < 2)",
         "(1 < 2",
         "and 1 < 2",
@@ -170,6 +173,7 @@ def test_names_that_metrics_json_can_have_are_accepted_before_the_work(path: str
         ("by_k.ten.symmetric.ppg.value", "by_k.ten.symmetric.ppg.value is not in metrics.json; by_k has no such entry"),
         ("symmetric.ppg.ci95[2]", "symmetric.ppg.ci95[2] is not in metrics.json; symmetric.ppg.ci95 has no such entry"),
         ("symmetric.ppg.value.low", "symmetric.ppg.value.low is not in metrics.json; symmetric.ppg.value has no such entry"),
+        ("symmetric.ppg.ci95[99999999999]", "symmetric.ppg.ci95[99999999999] is not in metrics.json; symmetric.ppg.ci95 has "),
         ("symmetric.ppg", "symmetric.ppg is not a number; it has ci95, "),
         ("symmetric.ppg.ci95", "symmetric.ppg.ci95 is not a number"),
         ("found.words", "found.words is not a number"),

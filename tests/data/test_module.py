@@ -49,9 +49,10 @@ def test_loader_options_reach_the_dataloader(folder, monkeypatch, workers, prefe
     batch = next(iter(pairs.train_dataloader()))
     pairs.teardown("fit")
     assert len(batch["index"]) == 4
-    assert batch["images"].is_pinned() == (pin and torch.cuda.is_available())
+    pinned = pin and torch.cuda.is_available()
+    assert batch["images"].is_pinned() == pinned
     (loader,) = loaders
-    assert (loader.num_workers, loader.pin_memory) == (workers, pin)
+    assert (loader.num_workers, loader.pin_memory) == (workers, pinned)
     assert loader.prefetch_factor == (prefetch if workers else None)
 
 

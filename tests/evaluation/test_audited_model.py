@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from dejavu_lit.evaluation.audited_model import AuditedModel, changed_weights, weight_states
+from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.io import read_json, write_json
 from tests.conftest import ROOT, call
 
 FEW = ["k=5", "ks=[5]", "statistics.bootstrap=200", "statistics.top_ms=[]", "report.write=false"]
@@ -89,6 +91,19 @@ def test_an_evaluation_notices_other_weights_at_the_same_path(
     assert f"the weights in {weights} changed since" in done.stderr
     assert "Traceback" not in done.stderr
     assert (tmp_path / "gap/metrics.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", [{"batches": "many"}, {"plan": None}, {"plan": {"seed": 0}}])
+def test_a_damaged_record_of_a_run_is_a_sentence(
+    damage: dict[str, object], runs: dict[str, Path], tmp_path: Path
+) -> None:
+    run = shutil.copytree(runs["target"], tmp_path / "run")
+    write_json(run / "run.json", {**read_json(run / "run.json"), **damage})
+    model = AuditedModel(str(run), tmp_path)
+    with pytest.raises(
+        UserError, match=r"run/run\.json is damaged: plan or batches \(.*\); restore it, or train again"
+    ):
+        model.exposure(model.data.shard_set("A"))
 
 
 def evaluate_unprivileged(*options: str) -> None:

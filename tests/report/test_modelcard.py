@@ -70,6 +70,10 @@ def test_latex_is_balanced_and_escaped(evaluation: Path, study: Path) -> None:
     text = latex(metrics)
     assert r"100 \% of \#1 \& \$x\_2\$" in text
     assert r"\input" not in text
+    metrics["found"]["words"] = "It was found:\n\n---\n\x1b[31mred"  # a blank line would end the caption's argument
+    for card in (latex(metrics), markdown(metrics)):
+        assert [line for line in card.splitlines() if "red" in line and "It was found:  --- " in line.replace("\\", "")]
+        assert "\x1b" not in card
     for table in (text, study_latex(read_json(study / "study.json"))):
         assert table.count(r"\begin{") == table.count(r"\end{") == 2
         bare = re.sub(r"\\[{}]", "", table)

@@ -277,6 +277,21 @@ def test_an_out_that_cannot_be_a_report_is_refused(
     assert not list((tmp_path / "empty").iterdir())
 
 
+def test_links_in_place_of_reports_are_replaced_and_what_they_lead_to_stays(plain: Path, tmp_path: Path) -> None:
+    elsewhere = write_report(plain, out=tmp_path / "elsewhere", limit=3).parent
+    before = files_of(elsewhere)
+    for name in ("report", ".report.part", ".report.old"):
+        (tmp_path / name).symlink_to(elsewhere)
+    for _ in range(2):
+        assert write_report(plain, out=tmp_path / "report", limit=3).is_file()
+    assert files_of(elsewhere) == before
+    assert not (tmp_path / "report").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")) == [
+        "elsewhere",
+        "report",
+    ]
+
+
 def test_an_earlier_report_that_cannot_be_removed_is_reported(
     plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -547,6 +562,61 @@ def test_a_study_from_elsewhere_is_not_written_outside_its_report(small_study: P
     ):
         write_report(study)
     assert [path.name for path in tmp_path.iterdir()] == ["given"]
+
+
+@pytest.mark.parametrize("path", ["membership.cosine.symmetric", "membership.cosine", "utility.target", "exposure"])
+def test_a_study_with_figures_of_another_type_is_damaged(path: str, small_study: Path, tmp_path: Path) -> None:
+    study = shutil.copytree(small_study, tmp_path / "study", ignore=shutil.ignore_patterns("report"))
+    contents = read_json(study / "study.json")
+    *parents, last = path.split(".")
+    place = contents["settings"][0]
+    for name in parents:
+        place[name] = place.get(name) or {}
+        place = place[name]
+    place[last] = True
+    write_json(study / "study.json", contents)
+    with pytest.raises(UserError, match=r"study\.json is damaged .* True is not of type"):
+        write_report(study)
+
+
+def test_a_number_beyond_every_float_is_damage(plain: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(plain, tmp_path / "gap", ignore=shutil.ignore_patterns("report"))
+    text = (folder / "metrics.json").read_text()
+    (folder / "metrics.json").write_text(text.replace('"seed": 0', f'"seed": {"9" * 400}', 1))
+    with pytest.raises(UserError, match=r"metrics\.json is not valid JSON"):
+        write_report(folder)
+
+
+def test_a_setting_without_records_has_no_page_and_the_others_do(
+    small_study: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = shutil.copytree(small_study, tmp_path / "study", ignore=shutil.ignore_patterns("report"))
+    lost = study / read_json(study / "study.json")["settings"][1]["metrics"]
+    (lost.parent / "records.parquet").unlink()
+    page = write_report(study)
+    assert [path.name for path in (page.parent / "settings").iterdir()] == ["none-n60-s0"]
+    assert caplog.text.count("no page for mask-n60-s0: metrics.json or records.parquet is missing") == 1
+
+
+def test_a_gate_is_judged_on_the_evaluation_or_on_each_of_a_study(
+    plain: Path, small_study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {row["name"]: row["symmetric"]["ppg"]["value"] for row in read_json(small_study / "study.json")["settings"]}
+    between = f"fail_if=symmetric.ppg.value > {sum(found.values()) / 2}"
+    assert found["none"] > found["mask"]
+    with pytest.raises(SystemExit) as end:
+        run([str(small_study), f"out={tmp_path / 'a'}", between])
+    said = capsys.readouterr()
+    assert (end.value.code, said.out) == (3, f"{tmp_path / 'a' / 'index.html'}\n")
+    assert said.err.endswith(f"fail_if holds for none-n60-s0: {between.partition('=')[2]}\n")
+    run([str(plain), f"out={tmp_path / 'b'}", "fail_if=symmetric.ppg.value > 1"])
+    with pytest.raises(UserError, match="did you mean 'symmetric'"):
+        run([str(plain), f"out={tmp_path / 'c'}", "fail_if=symetric.ppg.value > 1"])
+    assert not (tmp_path / "c").exists()
+    study = shutil.copytree(small_study, tmp_path / "study", ignore=shutil.ignore_patterns("report"))
+    write_json(study / "study.json", {**read_json(study / "study.json"), "failed": {"mask-s1": "no memory"}})
+    with pytest.raises(UserError, match="mask-s1 has no result, so fail_if cannot be judged"):
+        run([str(study), "fail_if=k > 1000"])
 
 
 def test_an_earlier_report_shows_no_other_files(plain: Path, tmp_path: Path) -> None:

@@ -37,3 +37,14 @@ def test_a_job_without_result_has_failed_at_once_if_its_log_has_an_error_and_lat
     count, error = polls(tmp_path, "epoch 2\n", monkeypatch)
     assert count == LATE_S / 10
     assert "epoch 2" in str(error)
+
+
+def test_a_job_that_was_cancelled_was_not_refused():
+    utils = pytest.importorskip("submitit").core.utils
+    lines = "Job 3_0 (task: 0) with path run/3_0_result.pkl\nhas not produced any output (state: CANCELLED)\nlog"
+    assert slurm.submission_error(utils.UncompletedJobError(lines)) == (
+        "Job 3_0 (task: 0) with path run/3_0_result.pkl has not produced any output (state: CANCELLED); "
+        "run the same command again to continue"
+    )
+    refused = utils.FailedSubmissionError("sbatch: error: invalid partition specified: x\nlog")
+    assert slurm.submission_error(refused) == "SLURM refused the job: sbatch: error: invalid partition specified: x"

@@ -2,14 +2,15 @@
 
 import os
 import re
+from collections.abc import Callable
 from errno import ENOSYS
 from pathlib import Path
 
 import pytest
 
 from dejavu_lit.training.loggers import CsvLogger
-from dejavu_lit.utils.errors import os_error_sentence
-from dejavu_lit.utils.io import atomic, locked, visible_files, warn_unread, write_text
+from dejavu_lit.utils.errors import UserError, os_error_sentence
+from dejavu_lit.utils.io import atomic, file_sha256, locked, read_json, visible_files, warn_unread, write_text
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
@@ -69,6 +70,13 @@ def test_a_log_that_is_a_link_is_not_appended_to(tmp_path: Path) -> None:
         CsvLogger(tmp_path).log_metrics({"loss": 0.5}, 1)
     assert os_error_sentence(caught.value).endswith("it is a link, which is not followed here; remove it")
     assert precious.read_text() == "of value"
+
+
+@pytest.mark.parametrize("read", [read_json, file_sha256])
+def test_a_pipe_is_refused_without_waiting_for_a_writer(read: Callable[[Path], object], tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "sizes.json")
+    with pytest.raises(UserError, match=r"sizes\.json is not a regular file"):
+        read(pipe)
 
 
 def test_hidden_files_are_not_listed_but_counted_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
