@@ -17,6 +17,7 @@ MEMBERSHIP_HEADERS = (
 POOLED_HEADERS = ("AUC [95 %]", "TPR at 1 % FPR", "at 0.1 %")  # mean over halves and both directions
 REASONED = {  # the figures of a score that may be missing, as the columns call them
     "auc": "AUC",
+    "auc.ci95": "Interval of AUC",
     "tpr_at_fpr": "TPR",
     "tpr_at_fpr.0.01": "TPR at 1 % FPR",
     "tpr_at_fpr.0.001": "TPR at 0.1 % FPR",

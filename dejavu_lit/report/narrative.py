@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dejavu_lit.measure.controls import differences_sentence, excludes_zero
+from dejavu_lit.measure.controls import differences_sentence, excludes_zero, few_records_sentence
 from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, UTILITY, decimal, signed
 from dejavu_lit.measure.records import SIDES
 from dejavu_lit.models.model_name import ModelName
@@ -111,6 +111,8 @@ def control_checks(metrics: Mapping[str, Any]) -> list[ControlCheck]:
             if differences
             else ("yes", "Recipe, size, epochs, architecture and mitigations are the same.")
         )
+    if few := few_records_sentence(metrics["counts"]):
+        checks["Enough records"] = ("caution", few)
     return [ControlCheck(state, name, sentence) for name, (state, sentence) in checks.items()]
 
 

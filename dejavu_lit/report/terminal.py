@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dejavu_lit.measure.controls import differences_sentence
+from dejavu_lit.measure.controls import differences_sentence, few_records_sentence
 from dejavu_lit.measure.figures import BLOCKS, FIGURES, signed
 from dejavu_lit.measure.records import SIDES
 from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows, pooled_boards
@@ -106,6 +106,8 @@ def show_evaluation(metrics: Mapping[str, Any], out: Path, width: int | None = N
         basis = "symmetric" if result["symmetric"] else "A"
         terminal.say(f"objects={name}: {gaps} ({basis}, {result['counts']['records']} records)")
     terminal.say(metrics["found"]["words"])
+    if few := few_records_sentence(metrics["counts"]):
+        terminal.say(few)
     if words := (metrics.get("blind") or {}).get("words"):
         terminal.say(words)
     if metrics.get("training_differences"):

@@ -18,7 +18,8 @@ from dejavu_lit.report.evaluation import Evaluation
 from dejavu_lit.report.figures import Plot
 from dejavu_lit.report.plots import evaluation_plots
 from dejavu_lit.report.report import write_report
-from dejavu_lit.report.study_plots import study_plots
+from dejavu_lit.report.study_plots import scores_of_settings, study_plots
+from dejavu_lit.report.study_points import points
 from dejavu_lit.report.terminal import show_study
 from dejavu_lit.utils.io import read_json, write_json
 from tests.report.artifacts import FEW_FIGURES, make_evaluation, make_study
@@ -127,6 +128,18 @@ def test_every_setting_under_every_score() -> None:
         in plot.text
     )
     no_label_is_cut_or_overlaps_another(plot)
+
+
+def test_an_auc_of_1_has_no_interval_and_is_drawn(tmp_path: Path) -> None:
+    """Scores that separate members perfectly: DeLong's variance is 0."""
+    evaluation = make_evaluation(tmp_path, n=30, strength=20.0, images=False, membership=True, settings=FEW_FIGURES)
+    board = read_json(evaluation / "metrics.json")["membership"]
+    assert board["cosine"]["symmetric"] == {"value": 1.0, "se": None, "ci95": None}
+    separated = [row | {"membership": board} for row in MITIGATIONS[:2]]
+    point = points(study_of(separated))[0]
+    assert (point["cosine"]["value"], point["cosine"]["low"], point["cosine"]["high"]) == (1.0, 1.0, 1.0)
+    assert forest_rows(scores_of_settings(study_of(separated)).figure.axes[1])
+    assert "Interval of AUC of cosine" in write_report(evaluation, out=tmp_path / "r", limit=3).read_text()
 
 
 def test_the_law_over_exposure_has_the_planted_slope() -> None:
