@@ -41,7 +41,9 @@ def test_ranks_left_over_in_the_environment_of_a_notebook_are_forgotten(scenes, 
 def test_wrong_options_are_the_sentence_of_the_command():
     with pytest.raises(UserError, match=r"^recipe.epohcs is not an option \(did you mean 'recipe.epochs'\?\)$"):
         settings("train", "side=target", "recipe.epohcs=3")
-    with pytest.raises(UserError, match=r"^'eval' is not a command \(did you mean 'evaluate'\?\); choose one of train, "):
+    with pytest.raises(
+        UserError, match=r"^'eval' is not a command \(did you mean 'evaluate'\?\); choose one of train, "
+    ):
         settings("eval")
 
 

@@ -154,7 +154,9 @@ def settings(command: str, *overrides: str) -> Any:
     Raises UserError for another command, and for an option that is unknown, missing, or has a wrong value.
     """
     if command not in COMMANDS:
-        raise UserError(f"{command!r} is not a command{suggest(command, COMMANDS)}; choose one of {', '.join(COMMANDS)}")
+        raise UserError(
+            f"{command!r} is not a command{suggest(command, COMMANDS)}; choose one of {', '.join(COMMANDS)}"
+        )
     register(command)
     given = [mistakes.quoted(override, command) for override in overrides]
     running = GlobalHydra.instance().is_initialized()  # a study composes its settings within its own command

@@ -19,7 +19,13 @@ from dejavu_lit.evaluation.settings import ReportSettings
 from dejavu_lit.measure.controls import beats_blind
 from dejavu_lit.report.figure_files import FigureInfo
 from dejavu_lit.report.modelcard import markdown, study_markdown
-from dejavu_lit.report.narrative import comparison_summary, control_checks, exposure_summary, study_sentence
+from dejavu_lit.report.narrative import (
+    comparison_summary,
+    control_checks,
+    exposure_summary,
+    next_steps,
+    study_sentence,
+)
 from dejavu_lit.report.report import is_redacted, show_report, write_report
 from dejavu_lit.report.scalars import scalars
 from dejavu_lit.report.study import first_setting, second_setting, study_page
@@ -92,6 +98,27 @@ def test_the_null_is_a_caution_if_it_is_smaller_but_not_nothing(
     metrics["symmetric"]["ppg"] |= {"value": 0.2}
     (check,) = (check for check in control_checks(metrics) if check.name.startswith("Null"))
     assert check.state == state
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [(True, "Treat the model as"), (False, "Not shown is not absent"), (None, "supports no decision")],
+)
+def test_the_page_says_what_follows_from_the_verdict(evaluation: Path, found: bool | None, words: str) -> None:
+    metrics = read_json(evaluation / "metrics.json")
+    metrics["found"]["found"] = found
+    metrics["membership"] = {
+        "cosine": {"auc": {"value": 0.784, "ci95": [0.77, 0.798]}},
+        "clipmem": {"auc": {"value": 0.9, "ci95": [0.4, 1.0]}},
+        "loss": None,
+    }
+    verdict, membership, seeds = next_steps(metrics)  # the interval of the largest AUC contains 0.5
+    assert words in verdict
+    assert "cosine tells whether a pair was trained on (AUC 0.784;" in membership
+    assert "three seed pairs" in seeds
+    metrics["membership"]["loss"] = {"auc": {"value": 1.0, "ci95": None}}  # perfect separation
+    assert "loss tells whether" in next_steps(metrics)[1]
+    assert len(next_steps(metrics | {"membership": None})) == 2
 
 
 def test_models_that_were_not_trained_alike_are_a_caution(evaluation: Path, capsys: pytest.CaptureFixture[str]) -> None:
