@@ -58,8 +58,13 @@ def _pooled_rows(pooled: Mapping[str, Any]) -> list[tuple[str, ...]]:
     for label, board in boards.items():
         figure = (board or {}).get("auc", board)  # of the attacks; a score's own mean is that of its AUC
         tprs = [((board or {}).get("tpr_at_fpr") or {}).get(fpr) for fpr in ("0.01", "0.001")]
-        rows.append((label, *(_text(part, value="mean") for part in (figure, *tprs))))
+        rows.append((label, *(_text(_within_0_and_1(part), value="mean") for part in (figure, *tprs))))
     return rows
+
+
+def _within_0_and_1(figure: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """A share whose t interval, which is symmetric, ends where shares do."""
+    return figure and {**figure, "ci95": figure["ci95"] and [min(max(end, 0.0), 1.0) for end in figure["ci95"]]}
 
 
 def missing_sentences(board: Mapping[str, Any]) -> list[str]:

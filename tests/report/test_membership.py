@@ -194,7 +194,7 @@ def test_the_attacks_over_halves_are_rows_of_one_table_with_the_scores(
     path = make_study(tmp_path / "s", {"none": 0.9}, (40,), settings=FEW_FIGURES, membership=True)
     study = read_json(path / "study.json")
     figure = {"values": [0.9, 0.8, 0.9, 0.8], "mean": 0.85, "sd": 0.058, "ci95": [0.758, 0.942]}
-    lira = {"auc": figure, "tpr_at_fpr": {"0.01": figure | {"mean": 0.25}, "0.001": None}}
+    lira = {"auc": figure, "tpr_at_fpr": {"0.01": figure | {"mean": 0.25, "ci95": [-0.1, 0.6]}, "0.001": None}}
     reasons = {"rmia": "half 2 dealt all pairs with a loss under every model to one side"}
     (pooled,) = study["pooled"]
     pooled["memorization"] = {"halves": 4, "pairs": 80, "reliability": {"hits": 0.5, "alignment": None}} | {
@@ -205,7 +205,7 @@ def test_the_attacks_over_halves_are_rows_of_one_table_with_the_scores(
     assert "Membership under none, over 4 halves and both directions" in text
     found = re.findall(r'<th scope="row">(.*?)</th>' + 3 * r"\s*<td[^>]*>(.*?)</td>", text)
     rows = {row[0]: row[1:] for row in found}
-    assert rows["LiRA"] == ("0.850<small>0.758 to 0.942</small>", "0.250<small>0.758 to 0.942</small>", "–")
+    assert rows["LiRA"] == ("0.850<small>0.758 to 0.942</small>", "0.250<small>0.000 to 0.600</small>", "–")
     assert rows["RMIA"] == ("–", "–", "–")
     cosine = pooled["membership"]["cosine"]
     assert rows["cosine"][0].startswith(f"{cosine['mean']:.3f}")
