@@ -122,9 +122,11 @@ def next_steps(metrics: Mapping[str, Any]) -> list[str]:
         "yes": "Treat the model as you treat its training images: a caption alone brings back objects that only its image "
         "shows. Compare mitigations on the same pairs (dejavu mitigate) before you release it.",
         "no": "Not shown is not absent: dejavu power says how many records and seed pairs detect a gap of a given size.",
-        "unknown": "Look for the control that fails or is missing, and measure again; until then this page supports no decision.",
-    }[to_state(metrics["found"]["found"])]
-    steps = [verdict]
+        "unknown": "Look for the control that fails or is missing, and measure again; until then this page supports no decision."
+        if metrics.get("symmetric")
+        else "A verdict needs both directions. Of one alone, look at the corrected gap, which is a sign and no verdict.",
+    }
+    steps = [verdict[to_state(metrics["found"]["found"])]]
     board = metrics.get("membership") or {}
     aucs = {score.label: auc for name, score in MEMBERSHIP.items() if (auc := (board.get(name) or {}).get("auc"))}
     telling = [label for label, auc in aucs.items() if (auc["ci95"] or [auc["value"]])[0] > 0.5]

@@ -119,6 +119,8 @@ def test_the_page_says_what_follows_from_the_verdict(evaluation: Path, found: bo
     metrics["membership"]["loss"] = {"auc": {"value": 1.0, "ci95": None}}  # perfect separation
     assert "loss tells whether" in next_steps(metrics)[1]
     assert len(next_steps(metrics | {"membership": None})) == 2
+    one_direction = metrics | {"symmetric": None, "found": {"found": None}}
+    assert next_steps(one_direction)[0].startswith("A verdict needs both directions")
 
 
 def test_models_that_were_not_trained_alike_are_a_caution(evaluation: Path, capsys: pytest.CaptureFixture[str]) -> None:
