@@ -192,7 +192,7 @@ def few_records_sentence(counts: Mapping[str, Any]) -> str:
     if not few:
         return ""
     return (
-        f"Of records with objects, {' and '.join(few)}: below {FEW_RECORDS} the intervals are too narrow, and that of a single "
+        f"Of records with objects, {', '.join(few)}: below {FEW_RECORDS} the intervals are too narrow, and that of a single "
         "record has no width, so do not rely on the verdict; measure more pairs."
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dejavu_lit.measure.controls import differences_sentence, excludes_zero, few_records_sentence
+from dejavu_lit.measure.controls import FEW_RECORDS, differences_sentence, excludes_zero, few_records_sentence
 from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, MEMBERSHIP, UTILITY, decimal, signed
 from dejavu_lit.measure.records import SIDES
 from dejavu_lit.models.model_name import ModelName
@@ -130,11 +130,11 @@ def next_steps(metrics: Mapping[str, Any]) -> list[str]:
     board = metrics.get("membership") or {}
     aucs = {score.label: auc for name, score in MEMBERSHIP.items() if (auc := (board.get(name) or {}).get("auc"))}
     telling = [label for label, auc in aucs.items() if (auc["ci95"] or [auc["value"]])[0] > 0.5]
-    if telling:
+    if telling and min(board["pairs"][name] for name in "AH") >= FEW_RECORDS:
         best = max(telling, key=lambda label: aucs[label]["value"])
         steps.append(
-            f"Membership is another question: with image and caption at hand, the score {best} tells whether a pair was trained "
-            f"on (AUC {decimal(aucs[best]['value'])}; 0.5 is guessing)."
+            "Membership is another question: with image and caption at hand, one can tell better than by guessing whether a pair "
+            f"was trained on (AUC {decimal(aucs[best]['value'])} by {best}; guessing is 0.5)."
         )
     steps.append(
         "The intervals do not include the noise of training: if the models can be trained again, quote three seed pairs."

@@ -108,17 +108,19 @@ def test_the_page_says_what_follows_from_the_verdict(evaluation: Path, found: bo
     metrics = read_json(evaluation / "metrics.json")
     metrics["found"]["found"] = found
     metrics["membership"] = {
+        "pairs": {"A": 120, "H": 20},
         "cosine": {"auc": {"value": 0.784, "ci95": [0.77, 0.798]}},
         "clipmem": {"auc": {"value": 0.9, "ci95": [0.4, 1.0]}},
         "loss": None,
     }
     verdict, membership, seeds = next_steps(metrics)  # the interval of the largest AUC contains 0.5
     assert words in verdict
-    assert "cosine tells whether a pair was trained on (AUC 0.784;" in membership
+    assert "(AUC 0.784 by cosine;" in membership
     assert "three seed pairs" in seeds
     metrics["membership"]["loss"] = {"auc": {"value": 1.0, "ci95": None}}  # perfect separation
-    assert "loss tells whether" in next_steps(metrics)[1]
-    assert len(next_steps(metrics | {"membership": None})) == 2
+    assert "(AUC 1.000 by loss;" in next_steps(metrics)[1]
+    metrics["membership"]["pairs"]["H"] = 19  # too few
+    assert len(next_steps(metrics)) == len(next_steps(metrics | {"membership": None})) == 2
     one_direction = metrics | {"symmetric": None, "found": {"found": None}}
     assert next_steps(one_direction)[0].startswith("A verdict needs both directions")
 
