@@ -181,6 +181,7 @@ def test_the_verdict_is_that_of_the_rule(found: bool | None, verdict: str, plain
     assert "Memorization was found" not in text
     if found is None:
         assert "the set B was not measured" in text
+        assert "<span>corrected PPG</span>" in text
 
 
 def test_the_redacted_report_contains_no_caption_image_or_object(plain: Path, tmp_path: Path) -> None:
