@@ -116,6 +116,17 @@ def test_labels_that_are_more_than_names_are_refused(tmp_path: Path) -> None:
             TableLookup(tmp_path / "t.jsonl").annotation(pair("a"))
 
 
+def test_a_list_written_as_text_is_not_one_label(tmp_path: Path) -> None:
+    """As pandas writes it into a CSV."""
+    path = tmp_path / "t.csv"
+    for cell in ("['cat', 'dog']", '"[""cat"", ""dog""]"', "[]"):
+        path.write_text(f'key,labels\na,"{cell}"\n' if "'" in cell else f"key,labels\na,{cell}\n")
+        with pytest.raises(ValueError, match="lists written as text, as pandas does in a CSV; join the labels by ';'"):
+            TableLookup(path).annotation(pair("a"))
+    path.write_text("key,labels\na,[unknown];cat\n")
+    assert TableLookup(path).annotation(pair("a")).labels == ["[unknown]", "cat"]
+
+
 def test_another_separator_is_another_annotator(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("key,labels\na,x;y|z\n")
     usual, other = TableLookup(tmp_path / "t.csv"), TableLookup(tmp_path / "t.csv", separator="|")
