@@ -16,6 +16,7 @@ PUBLIC = {
     "train": "dejavu_lit.training.resume:run_training",
     "evaluate": "dejavu_lit.evaluation.run:run_evaluation",
     "mitigate": "dejavu_lit.cli.mitigate:mitigate",
+    "write_report": "dejavu_lit.report.report:write_report",
     "write_embeddings": "dejavu_lit.evaluation.embeddings:write_embeddings",
 }
 

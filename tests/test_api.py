@@ -4,10 +4,11 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from dejavu_lit import settings
+from dejavu_lit import settings, write_report
 from dejavu_lit.utils.errors import UserError
 from tests.conftest import ROOT, SMALL
 
@@ -24,6 +25,7 @@ def test_the_lines_of_the_page_do_what_the_commands_do(scenes, tmp_path, monkeyp
     assert (tmp_path / "outputs" / "target" / "run.json").is_file()
     assert (tmp_path / "outputs" / "gap" / "metrics.json").is_file()
     assert set(names["metrics"]["population"]) == {"ppg", "prg", "aucg"}
+    assert write_report("outputs/gap", redact=True, formats=()) == Path("outputs/gap/report/index.html")
 
 
 def test_ranks_left_over_in_the_environment_of_a_notebook_are_forgotten(scenes, tmp_path):
@@ -39,6 +41,10 @@ def test_ranks_left_over_in_the_environment_of_a_notebook_are_forgotten(scenes, 
 def test_wrong_options_are_the_sentence_of_the_command():
     with pytest.raises(UserError, match=r"^recipe.epohcs is not an option \(did you mean 'recipe.epochs'\?\)$"):
         settings("train", "side=target", "recipe.epohcs=3")
+    with pytest.raises(
+        UserError, match=r"^'eval' is not a command \(did you mean 'evaluate'\?\); choose one of train, "
+    ):
+        settings("eval")
 
 
 def test_nothing_heavy_is_imported_with_the_package():

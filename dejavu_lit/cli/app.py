@@ -22,11 +22,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dejavu_lit.cli import help, mistakes, secrets
 from dejavu_lit.cli.gate import EXIT_CODE
-from dejavu_lit.cli.options import Mitigate, register
+from dejavu_lit.cli.options import COMMANDS, Mitigate, register
 from dejavu_lit.study.slurm import cpus_per_task, gpus_per_node, submission_error, tasks_per_node
 from dejavu_lit.utils.config import expand_home, to_settings
 from dejavu_lit.utils.distributed import forget_left_over_ranks
-from dejavu_lit.utils.errors import UserError, error_sentence, first_line
+from dejavu_lit.utils.errors import UserError, error_sentence, first_line, suggest
 from dejavu_lit.utils.exit_codes import clean_exit, fail
 
 # For conf/hydra/launcher/slurm.yaml; here, because the jobs of a multirun import only this module.
@@ -151,8 +151,12 @@ def settings(command: str, *overrides: str) -> Any:
     Args:
         command: train, evaluate, mitigate or prepare; overrides: its options, "data=scenes", "recipe.epochs=3", …
 
-    Raises UserError for an option that is unknown, missing, or has a wrong value.
+    Raises UserError for another command, and for an option that is unknown, missing, or has a wrong value.
     """
+    if command not in COMMANDS:
+        raise UserError(
+            f"{command!r} is not a command{suggest(command, COMMANDS)}; choose one of {', '.join(COMMANDS)}"
+        )
     register(command)
     given = [mistakes.quoted(override, command) for override in overrides]
     running = GlobalHydra.instance().is_initialized()  # a study composes its settings within its own command

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
-from dejavu_lit.measure.figures import BLOCKS, FIGURES, decimal
+from dejavu_lit.measure.figures import BLOCK_SETS, BLOCKS, FIGURES, decimal
 from dejavu_lit.measure.gaps import Estimate, Outcomes, estimate, outcomes
 from dejavu_lit.measure.records import SIDES, Records
 from dejavu_lit.measure.scores import Scores
 from dejavu_lit.measure.settings import Resampling
 from dejavu_lit.utils.errors import UserError
 
+FEW_RECORDS = 20  # below it the intervals are too narrow, as docs/statistics.md says
 LISTED_LABELS = 20  # of the blind baseline's objects, enough to recognize them
 
 
@@ -181,6 +182,18 @@ def differences_sentence(differences: Mapping[str, Sequence[Any]]) -> str:
     return (
         f"Target and reference were trained differently ({listed}), so their gap partly reflects utility; train both with the "
         "same options, or rely only on the symmetric gap and its null."
+    )
+
+
+def few_records_sentence(counts: Mapping[str, Any]) -> str:
+    """Which measured sets have too few records for their intervals, from ``counts`` of metrics.json; "" if none has."""
+    sets = {"A": counts} | {BLOCK_SETS[block]: counts[block] for block in ("swapped", "null") if counts.get(block)}
+    few = [f"{name} has {count['records']}" for name, count in sets.items() if count["records"] < FEW_RECORDS]
+    if not few:
+        return ""
+    return (
+        f"Of records with objects, {', '.join(few)}: below {FEW_RECORDS} the intervals are too narrow, and that of a single "
+        "record has no width, so do not rely on the verdict; measure more pairs."
     )
 
 

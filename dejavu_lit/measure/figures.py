@@ -62,6 +62,9 @@ BLOCKS = {
 # The order in which tables and plots show the blocks: both directions, their mean, then the control.
 DISPLAY_ORDER = ("population", "swapped", "symmetric", "null", "corrected")
 
+# The first of these that was measured is shown first: of one direction alone, the gap beyond that on H.
+HEADLINES = ("symmetric", "corrected", "population")
+
 # The blocks that are measured on one set; the others combine them.
 BLOCK_SETS = {"population": "A", "null": "H", "swapped": "B"}
 

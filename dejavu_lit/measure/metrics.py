@@ -39,8 +39,9 @@ def measure(
 ) -> dict[str, Any]:
     """The body of metrics.json, from the records of A, of H and of B, with the model trained on B as ``target``.
 
-    ``objects_at`` reads the objects at another threshold, for ``settings.thresholds``. Raises UserError if no record of A has
-    an object, neighbors do not reach the ks, a subgroup column is unknown, or a record has no row at some threshold.
+    ``objects_at`` reads the objects at another threshold, for ``settings.thresholds``. Raises UserError if no record of A or no
+    public image has an object, neighbors do not reach the ks, a subgroup column is unknown, or a record has no row at some
+    threshold.
     """
     settings = settings or Settings()
     sets = {n: r for n, r in (("population", population), ("null", null), ("swapped", swapped)) if r is not None}
@@ -48,6 +49,10 @@ def measure(
     results = {name: outcomes(*pair, settings.k) for name, pair in scores.items()}
     reasons = _reasons(results)
     main = _blocks(scores, settings.k, settings)  # refuses records without any object
+    if not len(population.public.codes):
+        raise UserError(
+            "no public image has an object, so nothing can be predicted; lower threshold= or check objects="
+        )
     subgroups = by_subgroup(  # before all other bootstraps, which an unknown column would cost
         settings.subgroups,
         (population, results["population"]),

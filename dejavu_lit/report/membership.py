@@ -17,6 +17,7 @@ MEMBERSHIP_HEADERS = (
 POOLED_HEADERS = ("AUC [95 %]", "TPR at 1 % FPR", "at 0.1 %")  # mean over halves and both directions
 REASONED = {  # the figures of a score that may be missing, as the columns call them
     "auc": "AUC",
+    "auc.ci95": "Interval of AUC",
     "tpr_at_fpr": "TPR",
     "tpr_at_fpr.0.01": "TPR at 1 % FPR",
     "tpr_at_fpr.0.001": "TPR at 0.1 % FPR",
@@ -57,8 +58,13 @@ def _pooled_rows(pooled: Mapping[str, Any]) -> list[tuple[str, ...]]:
     for label, board in boards.items():
         figure = (board or {}).get("auc", board)  # of the attacks; a score's own mean is that of its AUC
         tprs = [((board or {}).get("tpr_at_fpr") or {}).get(fpr) for fpr in ("0.01", "0.001")]
-        rows.append((label, *(_text(part, value="mean") for part in (figure, *tprs))))
+        rows.append((label, *(_text(_within_0_and_1(part), value="mean") for part in (figure, *tprs))))
     return rows
+
+
+def _within_0_and_1(figure: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """A share whose t interval, which is symmetric, ends where shares do."""
+    return figure and {**figure, "ci95": figure["ci95"] and [min(max(end, 0.0), 1.0) for end in figure["ci95"]]}
 
 
 def missing_sentences(board: Mapping[str, Any]) -> list[str]:

@@ -20,7 +20,7 @@ AUDIT = {"type": "feature-extraction", "name": "déjà vu memorization, target a
 UTILITY_TASKS = {"zeroshot": "zero-shot-image-classification", "linear": "image-classification"}  # others: retrieval
 GAP_LABELS = [figure.label for figure in FIGURES.values()]
 GAP_HEADERS = ("gap, value [95 % interval]", *GAP_LABELS)
-STUDY_HEADERS = ("setting", "pairs", "seed", *GAP_LABELS, "membership AUC", "zero-shot top-1")
+STUDY_HEADERS = ("setting", "pairs", "seed", *GAP_LABELS, "AUC, cosine", "zero-shot top-1")
 BLANK = dict.fromkeys(map(chr, (*range(0x20), *range(0x7F, 0xA0))), " ")  # lines and controls
 MARKDOWN = str.maketrans(BLANK | {c: f"\\{c}" for c in "\\`*_[]<>|#"})
 TEX = str.maketrans(BLANK | {c: f"\\{c}" for c in "&%$#_{}"} | {
@@ -65,7 +65,11 @@ def study_markdown(study: Metrics) -> str:
     rows = [[cell.translate(MARKDOWN) for cell in row] for row in _study_rows(study)]
     sentences = filter(None, [_recommendation(study), narrative.study_caution(study)])
     parts = ["## Déjà vu memorization against utility", *(sentence.translate(MARKDOWN) for sentence in sentences)]
-    return "\n\n".join([_model_index(models), *parts, _markdown_table(STUDY_HEADERS, rows)]) + "\n"
+    verdicts = (
+        f"{p['name']}, {p['train_size']:,} pairs: {narrative.pooled_sentence(p)}" for p in study.get("pooled", [])
+    )
+    parts += [_markdown_table(STUDY_HEADERS, rows), "\n".join(f"- {words.translate(MARKDOWN)}" for words in verdicts)]
+    return "\n\n".join([_model_index(models), *parts]) + "\n"
 
 
 def study_latex(study: Metrics) -> str:

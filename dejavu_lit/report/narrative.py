@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dejavu_lit.measure.controls import differences_sentence, excludes_zero
-from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, UTILITY, decimal, signed
+from dejavu_lit.measure.controls import FEW_RECORDS, differences_sentence, excludes_zero, few_records_sentence
+from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, MEMBERSHIP, UTILITY, decimal, signed
 from dejavu_lit.measure.records import SIDES
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.report.membership import memorization_sentences
@@ -111,7 +111,35 @@ def control_checks(metrics: Mapping[str, Any]) -> list[ControlCheck]:
             if differences
             else ("yes", "Recipe, size, epochs, architecture and mitigations are the same.")
         )
+    if few := few_records_sentence(metrics["counts"]):
+        checks["Enough records"] = ("caution", few)
     return [ControlCheck(state, name, sentence) for name, (state, sentence) in checks.items()]
+
+
+def next_steps(metrics: Mapping[str, Any]) -> list[str]:
+    """What follows from the verdict for those who decide on the model, one or two sentences each."""
+    verdict = {
+        "yes": "Treat the model as you treat its training images: a caption alone brings back objects that only its image "
+        "shows. Compare mitigations on the same pairs (dejavu mitigate) before you release it.",
+        "no": "Not shown is not absent: dejavu power says how many records and seed pairs detect a gap of a given size.",
+        "unknown": "Look for the control that fails or is missing, and measure again; until then this page supports no decision."
+        if metrics.get("symmetric")
+        else "A verdict needs both directions. Of one alone, look at the corrected gap, which is a sign and no verdict.",
+    }
+    steps = [verdict[to_state(metrics["found"]["found"])]]
+    board = metrics.get("membership") or {}
+    aucs = {score.label: auc for name, score in MEMBERSHIP.items() if (auc := (board.get(name) or {}).get("auc"))}
+    telling = [label for label, auc in aucs.items() if (auc["ci95"] or [auc["value"]])[0] > 0.5]
+    if telling and min(board["pairs"][name] for name in "AH") >= FEW_RECORDS:
+        best = max(telling, key=lambda label: aucs[label]["value"])
+        steps.append(
+            "Membership is another question: with image and caption at hand, one can tell better than by guessing whether a pair "
+            f"was trained on (AUC {decimal(aucs[best]['value'])} by {best}; guessing is 0.5)."
+        )
+    steps.append(
+        "The intervals do not include the noise of training: if the models can be trained again, quote three seed pairs."
+    )
+    return steps
 
 
 def _above_zero(block: str, ppg: Any, reasons: Mapping[str, str]) -> Result:

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dejavu_lit.measure.controls import differences_sentence
-from dejavu_lit.measure.figures import BLOCKS, FIGURES, signed
+from dejavu_lit.measure.controls import differences_sentence, few_records_sentence
+from dejavu_lit.measure.figures import BLOCKS, FIGURES, HEADLINES, signed
 from dejavu_lit.measure.records import SIDES
 from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows, pooled_boards
 from dejavu_lit.report.narrative import bracketed, measured_blocks, pooled_sentence, study_caution, study_sentence
@@ -106,6 +106,8 @@ def show_evaluation(metrics: Mapping[str, Any], out: Path, width: int | None = N
         basis = "symmetric" if result["symmetric"] else "A"
         terminal.say(f"objects={name}: {gaps} ({basis}, {result['counts']['records']} records)")
     terminal.say(metrics["found"]["words"])
+    if few := few_records_sentence(metrics["counts"]):
+        terminal.say(few)
     if words := (metrics.get("blind") or {}).get("words"):
         terminal.say(words)
     if metrics.get("training_differences"):
@@ -278,7 +280,7 @@ def show_next_steps(out: Path, page: Path | None, results: Mapping[str, Any]) ->
         f"dejavu report {path} redact=true {shared}    # without captions and images",
     ]
     if "pooled" not in results:
-        block = next(name for name in ("symmetric", "corrected", "population") if results[name])
+        block = next(name for name in HEADLINES if results[name])
         gate = f'fail_if="{block}.ppg.ci95[0]>0.05"'
         steps.append(f"dejavu evaluate … {argument('out', out)} {gate}    # a gate for releases")
     elif all(len(p["seeds"]) < 3 and not any(p.get("halves", [])) for p in results["pooled"]):

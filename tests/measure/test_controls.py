@@ -10,6 +10,7 @@ from dejavu_lit.measure.controls import (
     blind_baseline,
     blocks,
     compare_settings,
+    few_records_sentence,
     memorization_found,
     pool_blocks,
 )
@@ -159,6 +160,12 @@ def test_blind_by_hand() -> None:
     assert got["beaten"] is False
     assert "the target is not better in recall; the reference is not better in precision and recall" in got["words"]
     assert "precision 0.750 and 0.250 against 0.500" in got["words"]
+
+
+def test_sets_with_too_few_records_are_named() -> None:
+    counts = {"records": 1, "null": {"records": 19}, "swapped": {"records": 20}}
+    assert few_records_sentence(counts).startswith("Of records with objects, A has 1, H has 19: below 20 ")
+    assert few_records_sentence({"records": 20, "null": None, "swapped": None}) == ""
 
 
 def test_both_models_must_exceed_the_blind_baseline_in_both_rates() -> None:

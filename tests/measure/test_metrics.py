@@ -188,5 +188,7 @@ def test_mistakes_are_named() -> None:
         measure(a, settings=Settings())
     with pytest.raises(UserError, match="no record of A has an object"):
         measure(replace(a, truth=objects([set()] * 120, cases[0].labels, "a")), settings=QUICK)
+    with pytest.raises(UserError, match="no public image has an object"):
+        measure(replace(a, public=objects([set()] * len(a.public), cases[0].labels, "p")), settings=QUICK)
     with pytest.raises(UserError, match="'colour' is not a column"):
         measure(a, settings=replace(QUICK, subgroups=("colour",)))

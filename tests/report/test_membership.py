@@ -18,7 +18,8 @@ from dejavu_lit.report.evaluation import Evaluation
 from dejavu_lit.report.figures import Plot
 from dejavu_lit.report.plots import evaluation_plots
 from dejavu_lit.report.report import write_report
-from dejavu_lit.report.study_plots import study_plots
+from dejavu_lit.report.study_plots import scores_of_settings, study_plots
+from dejavu_lit.report.study_points import points
 from dejavu_lit.report.terminal import show_study
 from dejavu_lit.utils.io import read_json, write_json
 from tests.report.artifacts import FEW_FIGURES, make_evaluation, make_study
@@ -129,6 +130,18 @@ def test_every_setting_under_every_score() -> None:
     no_label_is_cut_or_overlaps_another(plot)
 
 
+def test_an_auc_of_1_has_no_interval_and_is_drawn(tmp_path: Path) -> None:
+    """Scores that separate members perfectly: DeLong's variance is 0."""
+    evaluation = make_evaluation(tmp_path, n=30, strength=20.0, images=False, membership=True, settings=FEW_FIGURES)
+    board = read_json(evaluation / "metrics.json")["membership"]
+    assert board["cosine"]["symmetric"] == {"value": 1.0, "se": None, "ci95": None}
+    separated = [row | {"membership": board} for row in MITIGATIONS[:2]]
+    point = points(study_of(separated))[0]
+    assert (point["cosine"]["value"], point["cosine"]["low"], point["cosine"]["high"]) == (1.0, 1.0, 1.0)
+    assert forest_rows(scores_of_settings(study_of(separated)).figure.axes[1])
+    assert "Interval of AUC of cosine" in write_report(evaluation, out=tmp_path / "r", limit=3).read_text()
+
+
 def test_the_law_over_exposure_has_the_planted_slope() -> None:
     noise = {25: 1.0, 50: 1.1, 100: 0.95, 200: 1.02}
     rows = [
@@ -181,7 +194,7 @@ def test_the_attacks_over_halves_are_rows_of_one_table_with_the_scores(
     path = make_study(tmp_path / "s", {"none": 0.9}, (40,), settings=FEW_FIGURES, membership=True)
     study = read_json(path / "study.json")
     figure = {"values": [0.9, 0.8, 0.9, 0.8], "mean": 0.85, "sd": 0.058, "ci95": [0.758, 0.942]}
-    lira = {"auc": figure, "tpr_at_fpr": {"0.01": figure | {"mean": 0.25}, "0.001": None}}
+    lira = {"auc": figure, "tpr_at_fpr": {"0.01": figure | {"mean": 0.25, "ci95": [-0.1, 0.6]}, "0.001": None}}
     reasons = {"rmia": "half 2 dealt all pairs with a loss under every model to one side"}
     (pooled,) = study["pooled"]
     pooled["memorization"] = {"halves": 4, "pairs": 80, "reliability": {"hits": 0.5, "alignment": None}} | {
@@ -192,7 +205,7 @@ def test_the_attacks_over_halves_are_rows_of_one_table_with_the_scores(
     assert "Membership under none, over 4 halves and both directions" in text
     found = re.findall(r'<th scope="row">(.*?)</th>' + 3 * r"\s*<td[^>]*>(.*?)</td>", text)
     rows = {row[0]: row[1:] for row in found}
-    assert rows["LiRA"] == ("0.850<small>0.758 to 0.942</small>", "0.250<small>0.758 to 0.942</small>", "–")
+    assert rows["LiRA"] == ("0.850<small>0.758 to 0.942</small>", "0.250<small>0.000 to 0.600</small>", "–")
     assert rows["RMIA"] == ("–", "–", "–")
     cosine = pooled["membership"]["cosine"]
     assert rows["cosine"][0].startswith(f"{cosine['mean']:.3f}")

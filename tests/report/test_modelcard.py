@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from dejavu_lit.measure.membership import scoreboard
-from dejavu_lit.report.modelcard import latex, markdown, study_latex, study_markdown
+from dejavu_lit.report.modelcard import MARKDOWN, latex, markdown, study_latex, study_markdown
 from dejavu_lit.report.scalars import scalars
 from dejavu_lit.utils.io import read_json
 from tests.measure.test_membership import SETTINGS, sets
@@ -88,3 +88,6 @@ def test_study_markdown(study: Path) -> None:
     text = study_markdown(found)
     assert f"Recommended setting: {found['recommended']}" in text
     assert text.count("\n| ") == 1 + len(found["settings"])
+    bullets = [line for line in text.splitlines() if line.startswith("- ") and " pairs: " in line]
+    assert len(bullets) == len(found["pooled"])
+    assert found["pooled"][0]["found"]["words"].translate(MARKDOWN) in bullets[0]

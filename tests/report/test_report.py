@@ -19,7 +19,13 @@ from dejavu_lit.evaluation.settings import ReportSettings
 from dejavu_lit.measure.controls import beats_blind
 from dejavu_lit.report.figure_files import FigureInfo
 from dejavu_lit.report.modelcard import markdown, study_markdown
-from dejavu_lit.report.narrative import comparison_summary, control_checks, exposure_summary, study_sentence
+from dejavu_lit.report.narrative import (
+    comparison_summary,
+    control_checks,
+    exposure_summary,
+    next_steps,
+    study_sentence,
+)
 from dejavu_lit.report.report import is_redacted, show_report, write_report
 from dejavu_lit.report.scalars import scalars
 from dejavu_lit.report.study import first_setting, second_setting, study_page
@@ -94,6 +100,31 @@ def test_the_null_is_a_caution_if_it_is_smaller_but_not_nothing(
     assert check.state == state
 
 
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [(True, "Treat the model as"), (False, "Not shown is not absent"), (None, "supports no decision")],
+)
+def test_the_page_says_what_follows_from_the_verdict(evaluation: Path, found: bool | None, words: str) -> None:
+    metrics = read_json(evaluation / "metrics.json")
+    metrics["found"]["found"] = found
+    metrics["membership"] = {
+        "pairs": {"A": 120, "H": 20},
+        "cosine": {"auc": {"value": 0.784, "ci95": [0.77, 0.798]}},
+        "clipmem": {"auc": {"value": 0.9, "ci95": [0.4, 1.0]}},
+        "loss": None,
+    }
+    verdict, membership, seeds = next_steps(metrics)  # the interval of the largest AUC contains 0.5
+    assert words in verdict
+    assert "(AUC 0.784 by cosine;" in membership
+    assert "three seed pairs" in seeds
+    metrics["membership"]["loss"] = {"auc": {"value": 1.0, "ci95": None}}  # perfect separation
+    assert "(AUC 1.000 by loss;" in next_steps(metrics)[1]
+    metrics["membership"]["pairs"]["H"] = 19  # too few
+    assert len(next_steps(metrics)) == len(next_steps(metrics | {"membership": None})) == 2
+    one_direction = metrics | {"symmetric": None, "found": {"found": None}}
+    assert next_steps(one_direction)[0].startswith("A verdict needs both directions")
+
+
 def test_models_that_were_not_trained_alike_are_a_caution(evaluation: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = read_json(evaluation / "metrics.json") | {
         "training_differences": {"epochs": [1, 25], "pairs": [500, 2000]}
@@ -150,6 +181,7 @@ def test_the_verdict_is_that_of_the_rule(found: bool | None, verdict: str, plain
     assert "Memorization was found" not in text
     if found is None:
         assert "the set B was not measured" in text
+        assert "<span>corrected PPG</span>" in text
 
 
 def test_the_redacted_report_contains_no_caption_image_or_object(plain: Path, tmp_path: Path) -> None:

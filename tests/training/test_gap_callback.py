@@ -30,7 +30,7 @@ from dejavu_lit.training.train import _callbacks
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import write_json
 from dejavu_lit.utils.run_directory import RunDirectory, first_difference, identity
-from tests.conftest import SMALL, call, run, spawn_ranks, weights
+from tests.conftest import ROOT, SMALL, call, run, spawn_ranks, weights
 from tests.starter import starter
 
 FIGURES = ("ppg", "prg", "aucg", "null_ppg", "corrected_ppg", "ppg_low", "ppg_high")
@@ -102,6 +102,19 @@ def test_without_a_checkpoint_of_the_epoch_the_final_reference_is_used(measured_
     row = record["gaps"]["rows"][2]
     assert row["against"] == str(runs["reference"])
     assert {name: row[name] for name in FIGURES} == figures(evaluate(tmp_path / "e", f"{out}@3", runs["reference"]))
+
+
+def test_the_callback_of_the_page_measures_in_a_trainer_of_ones_own(scenes, runs, tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "while_training.md").read_text(encoding="utf-8")
+    names: dict = {}
+    exec(page.partition("```python\n")[2].partition("```")[0], names)
+    monkeypatch.chdir(tmp_path)
+    data, reference, logged_figures = DataSpec("mine", str(scenes), objects="scenes"), str(runs["reference"]), {}
+    module = SimpleNamespace(encoder=lambda: load_encoder(str(runs["target"])), log_dict=logged_figures.update)
+    names["Gaps"](data, reference).on_train_epoch_end(SimpleNamespace(current_epoch=99), module)
+    meter = GapMeter(data, "target", GapSettings(), AuditedModel(reference, tmp_path))
+    row = meter.measure(load_encoder(str(runs["target"])), 100)
+    assert logged_figures == {f"gap/{name}": row[name] for name in ("ppg", "ppg_low", "ppg_high", "null_ppg")}
 
 
 def test_the_loggers_get_every_figure_once_with_its_epoch(measured_run):

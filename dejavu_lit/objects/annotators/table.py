@@ -1,5 +1,6 @@
 """Objects from a table: parquet, CSV or JSON with an image's key and labels, and optional scores and boxes."""
 
+import re
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from dejavu_lit.utils.io import file_sha256, fingerprint
 
 SEPARATOR = ";"
 NAMES = ("code", "name")  # the columns of ``names``
+LIST_AS_TEXT = re.compile(r"""\s*\[\s*['"\]]""")  # ["dog", "cat"], ['dog'] or []: one label to a reader of text
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,11 @@ class TableLookup(Lookup):
         cells = [None if column is None else self._sorted_table[1][column][row].as_py() for column in columns]
         if cells[0] is None or not str(cells[0]).strip():
             return []
+        if isinstance(cells[0], str) and LIST_AS_TEXT.match(cells[0]):
+            raise ValueError(
+                f"its {self.labels_column} are lists written as text, as pandas does in a CSV; join the labels by "
+                f"{self.separator!r}, or write parquet or JSON"
+            )
         if any(isinstance(label, dict | list) for label in self._items(cells[0])):
             raise ValueError(f"its {self.labels_column} hold more than names; write a list of names")
         labels = ["" if label is None else str(label).strip() for label in self._items(cells[0])]

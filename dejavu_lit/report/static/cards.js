@@ -72,7 +72,8 @@ function side(name, card, data, root, title = TITLES[name]) {
   node.append(make("ol", { class: "strip", "aria-label": `Nearest public images, ${name} model` }, near.slice(0, NEAREST)),
     list(chips.slice(0, last), `Objects predicted by the ${name} model`));
   if (chips.length > last || near.length > NEAREST) {
-    const others = [chips.length > last ? `+${chips.length - last} others` : "", near.length > NEAREST ? `+${near.length - NEAREST} images` : ""];
+    const others = [[chips.length - last, "other"], [near.length - NEAREST, "image"]]
+      .map(([n, name]) => n > 0 ? `+${n} ${name}${n > 1 ? "s" : ""}` : "");
     node.append(make("details", {}, make("summary", {}, others.filter(Boolean).join(", ")), list(chips.slice(last), "Other wrong objects"),
       make("ol", { class: "strip more", "aria-label": `Further public images, ${name} model` }, near.slice(NEAREST))));
   }

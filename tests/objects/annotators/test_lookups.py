@@ -164,6 +164,17 @@ def test_codes_get_their_names(tmp_path: Path) -> None:
         TableLookup(tmp_path / "t.csv", names=tmp_path / "three.csv").annotation(pair("a"))
 
 
+def test_a_list_written_as_text_is_not_one_label(tmp_path: Path) -> None:
+    """As pandas writes it into a CSV."""
+    path = tmp_path / "t.csv"
+    for cell in ("['cat', 'dog']", '"[""cat"", ""dog""]"', "[]"):
+        path.write_text(f'key,labels\na,"{cell}"\n' if "'" in cell else f"key,labels\na,{cell}\n")
+        with pytest.raises(ValueError, match="lists written as text, as pandas does in a CSV; join the labels by ';'"):
+            TableLookup(path).annotation(pair("a"))
+    path.write_text("key,labels\na,[unknown];cat\n")
+    assert TableLookup(path).annotation(pair("a")).labels == ["[unknown]", "cat"]
+
+
 def test_another_separator_is_another_annotator(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("key,labels\na,x;y|z\n")
     usual, other = TableLookup(tmp_path / "t.csv"), TableLookup(tmp_path / "t.csv", separator="|")
