@@ -62,8 +62,8 @@ class Gate:
             return 0.0
 
         try:
-            in_parentheses = f"(\n{text}\n)"  # within which a condition may have several lines
-            condition = ast.parse(NUMBERED.sub(r'\1["\2"]', in_parentheses), mode="eval").body
+            lines = " ".join(line.partition("#")[0] for line in text.splitlines())
+            condition = ast.parse(NUMBERED.sub(r'\1["\2"]', lines.strip()), mode="eval").body
             _judge(condition, collect)  # also refuses what is not understood
         except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError) as error:
             reason = getattr(error, "msg", None) or str(error) or "it is nested too deeply"

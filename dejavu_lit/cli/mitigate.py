@@ -42,6 +42,7 @@ def mitigate(settings: Mitigate, out: Path | str) -> Path:
     show_plan(plan)
     if settings.plan_only:
         return out
+    on = device(settings.trainer, settings.evaluate.device)  # with its warning before the trainings
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / ".lock", wait=False):
         failed: dict[Path, str] = {}
@@ -49,7 +50,6 @@ def mitigate(settings: Mitigate, out: Path | str) -> Path:
             # A target whose reference failed is not trained: it could only report that the reference is missing.
             ready = {path: run for path, run in runs.items() if Path(run.gaps.reference or "") not in failed}
             failed |= train_missing(ready, launcher)
-        on = device(settings.trainer, settings.evaluate.device)
         cells = [replace(c, evaluation=replace(c.evaluation, device=c.evaluation.device or on)) for c in plan.cells]
         evaluate_study(out, settings, settings.evaluate.report, cells, failed)
     return out

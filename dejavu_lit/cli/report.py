@@ -36,10 +36,12 @@ class Report:
     limit: int = 500
     """How many of the most memorized pairs get a card."""
     fail_if: str | None = None
-    """A condition as of dejavu evaluate: exit with code 3 if it is true for the evaluation, or for one of the study."""
+    """A condition as of dejavu evaluate: write no report, but exit with code 3 if it is true for the evaluation, or for one
+    of the study."""
 
 
-def run(arguments: Sequence[str]) -> Path:
+def run(arguments: Sequence[str]) -> Path | None:
+    """Write a report and return its page, or judge ``fail_if``; raises UserError for arguments that are not understood."""
     names = Report.__dataclass_fields__
     given: dict[str, str] = {}
     for argument in arguments:
@@ -54,16 +56,16 @@ def run(arguments: Sequence[str]) -> Path:
         given[name] = value
     settings = asdict(read(Report, given))
     condition = settings.pop("fail_if")
-    gate = Gate.parse(condition) if condition is not None else None
-    if gate is not None:
-        gate.check()
     from dejavu_lit.report.report import read_evaluations, write_report
 
-    page = write_report(**settings)
-    print(page, flush=True)
-    if gate is not None:
-        gate.enforce(read_evaluations(Path(settings["path"])))
-    return page
+    if condition is None:
+        return write_report(**settings)
+    if unused := sorted(given.keys() - {"path", "fail_if"}):
+        raise UserError(f"fail_if= judges figures and writes no report; drop {unused[0]}=")
+    gate = Gate.parse(condition)
+    gate.check()
+    gate.enforce(read_evaluations(Path(settings["path"])))
+    return None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -74,5 +76,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if {"-h", "--help"} & set(given):
             lines = [f"  {option.name}={option.default}  # {option.meaning}" for option in options(Report)]
             print(HEAD, *lines, EXAMPLES, sep="\n")
-        else:
-            run(given)
+        elif page := run(given):
+            print(page)

@@ -102,7 +102,7 @@ def write_json(path: Path | str, value: Any) -> None:
 def check_regular(path: Path | str) -> None:
     """Raise UserError for a pipe or a device: opening one may wait forever."""
     if (path := Path(path)).exists() and not path.is_file():
-        raise UserError(f"{path} is not a regular file (but a pipe, a folder or a device); put the file itself there")
+        raise UserError(f"{path} is a folder, a pipe or a device; put the file itself there")
 
 
 def read_json(path: Path | str) -> Any:

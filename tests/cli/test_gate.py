@@ -56,6 +56,7 @@ def test_the_exit_code_is_its_own() -> None:
         "symmetric.ppg.value > -1e999",
         "1 < 2)",
         "(1 < 2",
+        "1 > 2) or (1 < 2",
         "and 1 < 2",
         "1 < 2 1 < 2",
         "1 = 2",

@@ -637,14 +637,16 @@ def test_a_gate_is_judged_on_the_evaluation_or_on_each_of_a_study(
     between = f"fail_if=symmetric.ppg.value > {sum(found.values()) / 2}"
     assert found["none"] > found["mask"]
     with pytest.raises(SystemExit) as end:
-        run([str(small_study), f"out={tmp_path / 'a'}", between])
-    said = capsys.readouterr()
-    assert (end.value.code, said.out) == (3, f"{tmp_path / 'a' / 'index.html'}\n")
-    assert said.err.endswith(f"fail_if holds for none-n60-s0: {between.partition('=')[2]}\n")
-    run([str(plain), f"out={tmp_path / 'b'}", "fail_if=symmetric.ppg.value > 1"])
+        run([str(small_study), between])
+    assert end.value.code == 3
+    assert capsys.readouterr().err.endswith(f"fail_if holds for none-n60-s0: {between.partition('=')[2]}\n")
+    bare = shutil.copytree(plain, tmp_path / "bare", ignore=shutil.ignore_patterns("report"))
+    assert run([str(bare), "fail_if=symmetric.ppg.value > 1"]) is None
+    assert not (bare / "report").exists()
     with pytest.raises(UserError, match="did you mean 'symmetric'"):
-        run([str(plain), f"out={tmp_path / 'c'}", "fail_if=symetric.ppg.value > 1"])
-    assert not (tmp_path / "c").exists()
+        run([str(bare), "fail_if=symetric.ppg.value > 1"])
+    with pytest.raises(UserError, match="writes no report; drop redact="):
+        run([str(bare), "fail_if=k > 1", "redact=true"])
     study = shutil.copytree(small_study, tmp_path / "study", ignore=shutil.ignore_patterns("report"))
     write_json(study / "study.json", {**read_json(study / "study.json"), "failed": {"mask-s1": "no memory"}})
     with pytest.raises(UserError, match="mask-s1 has no result, so fail_if cannot be judged"):
