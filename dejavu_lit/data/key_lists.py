@@ -4,20 +4,23 @@
 """
 
 import logging
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from dejavu_lit.data.epoch import Positions, nested_sizes
 from dejavu_lit.data.manifest import duplicate_groups
-from dejavu_lit.data.readers.base import clean_keys
+from dejavu_lit.data.readers.base import MAX_KEY_CHARS, clean_keys
 from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.data.splits import ANY, NONE, SETS, check_sets
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import fingerprint
 
+PLAIN_KEY = re.compile(rf"[\w-]{{1,{MAX_KEY_CHARS}}}", re.ASCII)
 log = logging.getLogger(__name__)
 
 
@@ -142,11 +145,20 @@ def meant_keys(lines: Iterable[str], keys: Set[str], listed_name: Callable[[str]
 def possible_keys(line: str, listed_name: Callable[[str], str] = str) -> Iterator[str]:
     """What a line may stand for: a key, a text that readers make a key from, or an image's path."""
     yield line
+    if listed_name is str and PLAIN_KEY.fullmatch(
+        line
+    ):  # of which readers make the same; most lists have no other lines
+        return
     line = listed_name(line)
     yield clean_keys([line])[0]
     stem, dot, extension = line.rpartition(".")
     if dot and extension.lower() in IMAGE_EXTENSIONS:
         yield clean_keys([stem])[0]
+
+
+def excluded_keys(lines: Iterable[str]) -> frozenset[str]:
+    """All that the lines of ``data.exclude`` may stand for; see ``possible_keys``."""
+    return frozenset(chain.from_iterable(map(possible_keys, lines)))
 
 
 def listed_sets(lists: Mapping[str, Sequence[str]], keys: Sequence[str]) -> np.ndarray:

@@ -5,12 +5,11 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from dejavu_lit.data.halves import POOL, open_half
-from dejavu_lit.data.key_lists import keys_fingerprint, positions_of, possible_keys, read_keys
+from dejavu_lit.data.key_lists import excluded_keys, keys_fingerprint, positions_of, possible_keys, read_keys
 from dejavu_lit.data.manifest import MANIFEST, SCHEMA
 from dejavu_lit.data.raw_shards import RawShards, write_samples
 from dejavu_lit.data.readers import READERS
@@ -160,18 +159,21 @@ class DataSpec:
 
     @cached_property
     def excluded(self) -> frozenset[str]:
-        """The keys in exclude, also those that readers make from a name or a path there; raises UserError as ``listed``."""
-        return frozenset(chain.from_iterable(map(possible_keys, self.listed)))
+        """The keys in exclude, also those that readers make from a name or a path there.
 
-    @cached_property
-    def listed(self) -> frozenset[str]:
-        """The keys in exclude as they are there; raises UserError if the file cannot be read or its keys changed."""
-        keys = frozenset(read_keys(self.exclude, "data.exclude")) if self.exclude is not None else frozenset()
+        Raises UserError if the file cannot be read, or if its keys changed.
+        """
+        keys = excluded_keys(self.listed)
         if self.exclude_fingerprint not in (None, keys_fingerprint(keys)):
             raise UserError(
                 f"data.exclude={self.exclude} lists other keys than when the run started; restore the file, or train again"
             )
         return keys
+
+    @cached_property
+    def listed(self) -> frozenset[str]:
+        """The lines of exclude; raises UserError if the file cannot be read."""
+        return frozenset(read_keys(self.exclude, "data.exclude")) if self.exclude is not None else frozenset()
 
     def warn_of_unknown_keys(self) -> None:
         """Warn if keys in ``exclude`` are in no set; remote data is not checked, since that would copy all of it."""
@@ -179,13 +181,16 @@ class DataSpec:
             return
         named = (*self.public_sets.values(), self.public_set, self.labelled)
         elsewhere = [path for name in named if name for path in visible_files(self.set_folder(name), "*.tar")]
-        line_of = {key: line for line in self.listed for key in possible_keys(line)}
+        lines_of: dict[str, list[str]] = {}
+        for line in self.listed:
+            for key in possible_keys(line):
+                lines_of.setdefault(key, []).append(line)
         unknown = set(self.listed)
         for path in dict.fromkeys((*visible_files(self.folder, "*/*.tar"), *elsewhere)):
             if not unknown:
                 break
             with suppress(UserError):  # a damaged shard is named where it is needed
-                unknown.difference_update(line_of[key] for key in index_shard(path).keys if key in line_of)
+                unknown.difference_update(*(lines_of.get(key, ()) for key in index_shard(path).keys))
         if unknown:
             log.warning(
                 "%d of %d keys in data.exclude=%s are in no set of the data; the first is %r",
@@ -213,7 +218,7 @@ class DataSpec:
 
     def raw_shards(self) -> RawShards:
         """The raw shards, of which ``folder`` has samples; raises UserError if these were drawn from others, or otherwise."""
-        raw = RawShards(self.shards, self.fractions, self.seed, self.listed)
+        raw = RawShards(self.shards, self.fractions, self.seed, self.excluded)
         if (self.folder / MANIFEST).is_file():
             raw.check_samples(self.folder)
         return raw
@@ -304,7 +309,7 @@ def pinned(data: DataSpec) -> DataSpec:
     """``data`` with the fingerprint of the keys in exclude, so that other keys are other settings."""
     if data.exclude is None:
         return data
-    return replace(data, exclude_fingerprint=keys_fingerprint(read_keys(data.exclude, "data.exclude")))
+    return replace(data, exclude_fingerprint=keys_fingerprint(excluded_keys(data.listed)))
 
 
 def prepare_data(spec: DataSpec, wait: bool = True, **options: Any) -> None:

@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from dejavu_lit import __version__
 from dejavu_lit.data.decode import EMPTY_CAPTION, open_image
-from dejavu_lit.data.key_lists import possible_keys
 from dejavu_lit.data.manifest import MANIFEST, SCHEMA, SIZES, check_settings, refuse_foreign
 from dejavu_lit.data.readers.base import clean_keys
 from dejavu_lit.data.readers.shards import expand_braces, matching_tars
@@ -108,13 +107,8 @@ class RawShards:
         return codes
 
     def is_excluded(self, keys: Sequence[str]) -> np.ndarray:
-        """bool [n]: whether ``excluded`` has each key of a shard, as it is there, as reports write it, or as an image's path."""
-        excluded = self._excluded_keys
-        return np.array([key in excluded or clean_keys([key])[0] in excluded for key in keys], dtype=bool)
-
-    @cached_property
-    def _excluded_keys(self) -> frozenset[str]:
-        return frozenset(chain.from_iterable(map(possible_keys, self.excluded)))
+        """bool [n]: whether ``excluded`` has each key of a shard, as it is there or as the samples and reports write it."""
+        return np.array([key in self.excluded or clean_keys([key])[0] in self.excluded for key in keys], dtype=bool)
 
     def read(self, address: str, name: str) -> Iterator[tuple[str, Pair | BadPair]]:
         """(key, pair) of the pairs of one shard that are in the set ``name``."""
@@ -224,9 +218,9 @@ class _Draw:
                     self._take(index, {name: s.missing for name, s in self.samples.items()}, read, bar)
         if self.raw.excluded and not excluded:
             log.warning(
-                "none of the %d keys in data.exclude is in the %d shards that were opened (of %d); it lists %r, the shards "
-                "have keys such as %r",
-                *(len(self.raw.excluded), len(self.opened), len(addresses)),
+                "no key in data.exclude is in the %d shards that were opened (of %d); it lists %r, the shards have keys such as "
+                "%r",
+                *(len(self.opened), len(addresses)),
                 *(min(self.raw.excluded), min(self._keys, default="")),
             )
 

@@ -66,7 +66,7 @@ class RawStream(PairStream):
                 is_empty, is_unusable = False, is_unusable and index in self._unreadable
             empty = empty + 1 if is_empty else 0
             if empty == MAX_EMPTY or (is_unusable and not self.resampled):
-                why = f"no pair of {self.name}; {'check them' if self.resampled else 'use fewer processes'}"
+                why = f"no pair of {self.name}; {'check data.fractions' if self.resampled else 'use fewer processes'}"
                 if not is_empty:
                     why = f"no pair of {self.name} that can be read (last error: {self._unreadable[index]}); check the shards"
                 raise UserError(f"part {part} of {parts} of data.shards has {why}")

@@ -18,7 +18,7 @@ from dejavu_lit.data.key_lists import (
     read_keys,
     read_lists,
 )
-from dejavu_lit.data.prepared import DataSpec
+from dejavu_lit.data.prepared import DataSpec, pinned
 from dejavu_lit.data.readers.base import clean_keys
 from dejavu_lit.data.shards import Pair, ShardSet
 from dejavu_lit.data.splits import ANY, SETS, allowed_sets
@@ -116,12 +116,20 @@ def test_a_name_or_a_path_excludes_the_key_made_from_it(tmp_path: Path, caplog: 
     """A person's request names images; a warning alone would train on them."""
     pairs = [Pair(key, b"", "png", "text") for key in ("trip-1", "a_b", "trip-2")]
     write_shards(tmp_path / "A", pairs)
-    path = write_keys(tmp_path / "keys.txt", "trip/1.jpg", "a b", "other/2.jpg")
+    path = write_keys(tmp_path / "keys.txt", "trip/1.jpg", "trip-1", "a b", "other/2.jpg")
     data = DataSpec("x", str(tmp_path), exclude=str(path))
     assert positions_of(data.shard_set("A"), data.excluded) == {0: (0, 1)}
     data.warn_of_unknown_keys()
-    warning = f"1 of 3 keys in data.exclude={path} are in no set of the data; the first is 'other/2.jpg'"
+    warning = f"1 of 4 keys in data.exclude={path} are in no set of the data; the first is 'other/2.jpg'"
     assert warning in caplog.text
+
+
+def test_what_a_path_excludes_is_part_of_the_fingerprint(tmp_path: Path) -> None:
+    """A run whose list meant only its lines as they are excluded other pairs."""
+    path = write_keys(tmp_path / "keys.txt", "trip/1.jpg")
+    assert pinned(DataSpec("x", exclude=str(path))).exclude_fingerprint != keys_fingerprint(["trip/1.jpg"])
+    write_keys(path, "trip-1", "trip-2")
+    assert pinned(DataSpec("x", exclude=str(path))).exclude_fingerprint == keys_fingerprint(["trip-1", "trip-2"])
 
 
 def test_a_changed_file_of_excluded_keys_is_refused(tmp_path: Path) -> None:

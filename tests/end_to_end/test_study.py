@@ -7,6 +7,7 @@ import time
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from torch import cuda
 
 from tests.conftest import ROOT, SMALL, call
 from tests.starter import starter
@@ -123,8 +124,10 @@ def test_a_second_call_trains_nothing_and_new_settings_use_what_is_there(study, 
     before, evaluated = trained(out), {p: p.stat().st_mtime_ns for p in out.glob("evaluations/*/metrics.json")}
     assert len(before) == 4
     more = ["+settings.renamed=['mitigation.text_mask=0.5']", "+settings.k3=['evaluate.k=3']"]
-    done = call("mitigate", *SETTINGS, *more, *options(scenes, out))
+    # Elsewhere than the first time: evaluations follow the trainer.
+    done = call("mitigate", *SETTINGS, *more, *options(scenes, out), "trainer.accelerator=gpu", "launcher=slurm")
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("trainer.accelerator=gpu: no GPU found; using the CPU") == (not cuda.is_available())
     assert "0 runs to train, 4 to reuse; 1 evaluations to do, 4 complete" in done.stdout
     assert trained(out) == before
     assert {p: p.stat().st_mtime_ns for p in evaluated} == evaluated
