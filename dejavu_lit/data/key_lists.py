@@ -18,7 +18,7 @@ from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.data.splits import ANY, NONE, SETS, check_sets
 from dejavu_lit.utils.errors import UserError
-from dejavu_lit.utils.io import fingerprint
+from dejavu_lit.utils.io import check_regular, fingerprint
 
 PLAIN_KEY = re.compile(rf"[\w-]{{1,{MAX_KEY_CHARS}}}", re.ASCII)
 log = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ def read_keys(path: Path | str, option: str) -> list[str]:
 
     Only line feeds (and a carriage return before them) end a line: foreign keys may contain any other character.
     """
+    check_regular(path)
     try:
         lines = Path(path).read_bytes().decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
