@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 def read_json_table(path: Path, needed: Collection[str]) -> pa.Table:
     """A row per JSON object: one per line, or a list of them, which a ``.json`` may also have as an entry of an object.
 
-    A needed column ``sentences.raw`` is made of the entries ``raw`` of the objects in ``sentences``, which it replaces;
-    ``objects.names.0`` takes the first name of each object. Columns with values of several types, which a table cannot have,
+    A needed column ``sentences.raw`` is made of the entries ``raw`` of the objects in ``sentences``, unless none of them has
+    it; ``objects.names.0`` takes the first name of each object. Columns with values of several types, which a table cannot have,
     become text. Python's own parser reads the file: Arrow's does not read dates as text, and crashes on a line that is null.
     Raises whatever the parsers raise, ValueError for other JSON, and ArrowException if one of the ``needed`` columns has lists
     or objects beside other values.
@@ -45,11 +45,10 @@ def read_json_table(path: Path, needed: Collection[str]) -> pa.Table:
     columns = {name: [row.get(name) for row in rows] for name in names}
     for name in needed:
         column, *entries = name.split(".")
-        if entries and name not in names:
+        if entries and column in names and name not in names:
             cells = [_entry(row, [column, *entries]) for row in rows]
-            if not _is_empty(cells):
+            if not any(columns[column]) or not _is_empty(cells):
                 columns[name] = cells
-                columns.pop(column, None)
     return pa.table({json_safe(name): _column(json_safe(cells), name in needed) for name, cells in columns.items()})
 
 
@@ -74,19 +73,23 @@ def _read_json(path: Path) -> Any:
 
 
 def _row_list(content: Any) -> Any:
-    """The only list of objects in an object, such as ``annotations`` beside ``info``; any other content as it is."""
+    """The only list of objects in an object, such as ``annotations`` beside ``info``; an object without one is a row itself.
+
+    An empty list counts if no other is filled. Content that is no object stays as it is.
+    """
     if not isinstance(content, dict):
         return content
     lists = {
         name: value
         for name, value in content.items()
-        if isinstance(value, list) and value and isinstance(value[0], dict)
+        if isinstance(value, list) and all(isinstance(item, dict) for item in value[:1])
     }
+    lists = {name: value for name, value in lists.items() if value} or lists
     if len(lists) > 1:
         raise ValueError(
             f"it has several lists of objects: {', '.join(lists)}; write one of them into a file of its own"
         )
-    return next(iter(lists.values()), content)
+    return next(iter(lists.values()), [content])
 
 
 def _entry(value: Any, names: Sequence[str]) -> Any:

@@ -146,14 +146,16 @@ def open_rows(
         else:
             table = read_table(file, text_columns, delimiter, header)
             schema = table.schema
+            if not schema.names:  # JSON without rows
+                continue
             blocks.append(RowBlock(table.num_rows, file.parent, partial(_select, table)))
         first = schema if first is None else first
         if sorted(schema.names) != sorted(first.names):
             raise UserError(
-                f"{file} has the columns {', '.join(schema.names)}, and {files[0]} has {', '.join(first.names)}; give "
+                f"{file} has the columns {', '.join(schema.names)}, and the files before it have {', '.join(first.names)}; give "
                 "files of one table"
             )
-    return Rows(first, blocks)
+    return Rows(first or pa.schema([]), blocks)
 
 
 def read_table(
