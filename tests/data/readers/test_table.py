@@ -176,6 +176,9 @@ def test_parts_of_columns_in_a_pattern(folder: Path) -> None:
     (folder / "parts.csv").write_text("id,caption\n0001s,a cat\n")
     reader = TableReader(folder / "parts.csv", image="pic{id[4:]}/{id[:4]}.png")
     assert reader.read("pics-0001")[0].caption == "a cat"
+    for place in ("{id:2}", "{id[-1:]}", "{id[0]}", "{id", "{}"):
+        with pytest.raises(UserError, match=r"has braces that are no column; write \{id\}"):
+            TableReader(folder / "parts.csv", image=f"pics/{{id}}{place}.png").keys()
 
 
 def test_an_empty_column_of_a_pattern_is_no_path(folder: Path) -> None:
@@ -193,7 +196,9 @@ def test_an_empty_column_of_a_pattern_is_no_path(folder: Path) -> None:
 def test_a_wrong_folder_of_images_is_shown_with_a_path(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     TableReader(folder / "pairs.csv").keys()
     assert "none of the first images exists" not in caplog.text
-    TableReader(folder / "pairs.csv", images=folder / "pics").keys()
+    reader = TableReader(folder / "pairs.csv", images=folder / "pics")
+    assert reader.keys() == reader.keys()
+    assert caplog.text.count("none of the first images exists") == 1
     assert f"none of the first images exists: {folder}/pics/pics/0001.png; check data.reader.image=" in caplog.text
 
 
@@ -214,6 +219,14 @@ def test_a_table_without_a_header_line_as_flickr30k_has_it(folder: Path) -> None
     assert reader.fingerprint()["header"] == ["image", "caption"]
     with pytest.raises(UserError, match=r"a file without a header line with data\.reader\.header="):
         TableReader(folder / "results.token", **options).keys()
+    with pytest.raises(UserError, match=r"several columns 'image'; its columns are image, image; choose"):
+        TableReader(folder / "results.token", header=["image", "image"], **options).keys()
+    (folder / "parts.txt").write_text("a.png,x\n")
+    with pytest.raises(UserError, match=r"Expected 3 columns.*give data\.reader\.delimiter="):
+        TableReader(folder / "parts.txt", header=["image", "caption", "x"]).keys()
+    for kind in ("jsonl", "parquet"):
+        with pytest.raises(UserError, match=r"has names of columns of its own; remove data\.reader\.header="):
+            TableReader(folder / f"pairs.{kind}", header=["path", "caption"]).keys()
 
 
 def test_paths_may_be_relative_to_another_folder(folder: Path) -> None:
