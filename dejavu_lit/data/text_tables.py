@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Collection, Sequence
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ import pyarrow.csv
 
 from dejavu_lit.data.decode import json_safe
 from dejavu_lit.utils.errors import UserError, first_line
+from dejavu_lit.utils.io import check_regular
 
 BLOCK_BYTES = 16 << 20  # of a file read at once; no row may be longer
 # By the file's extension, where the header decides nothing.
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".token": "\t", ".txt": ","}
 CANDIDATES = (",", "\t", ";", "|")
+LOOKED_AT = 20  # lines of a file without a header line, for its delimiter
 PARQUET = (".parquet", ".pq")
 JSON = (".json", ".jsonl", ".ndjson")
 logger = logging.getLogger(__name__)
@@ -32,8 +34,8 @@ logger = logging.getLogger(__name__)
 def read_json_table(path: Path, needed: Collection[str]) -> pa.Table:
     """A row per JSON object: one per line, or a list of them, which a ``.json`` may also have as an entry of an object.
 
-    A needed column ``sentences.raw`` is made of the entries ``raw`` of the objects in ``sentences``, which it replaces;
-    ``objects.names.0`` takes the first name of each object. Columns with values of several types, which a table cannot have,
+    A needed column ``sentences.raw`` is made of the entries ``raw`` of the objects in ``sentences``, unless none of them has
+    it; ``objects.names.0`` takes the first name of each object. Columns with values of several types, which a table cannot have,
     become text. Python's own parser reads the file: Arrow's does not read dates as text, and crashes on a line that is null.
     Raises whatever the parsers raise, ValueError for other JSON, and ArrowException if one of the ``needed`` columns has lists
     or objects beside other values.
@@ -45,11 +47,10 @@ def read_json_table(path: Path, needed: Collection[str]) -> pa.Table:
     columns = {name: [row.get(name) for row in rows] for name in names}
     for name in needed:
         column, *entries = name.split(".")
-        if entries and name not in names:
+        if entries and column in names and name not in names:
             cells = [_entry(row, [column, *entries]) for row in rows]
-            if not _is_empty(cells):
+            if not any(columns[column]) or not _is_empty(cells):
                 columns[name] = cells
-                columns.pop(column, None)
     return pa.table({json_safe(name): _column(json_safe(cells), name in needed) for name, cells in columns.items()})
 
 
@@ -74,19 +75,23 @@ def _read_json(path: Path) -> Any:
 
 
 def _row_list(content: Any) -> Any:
-    """The only list of objects in an object, such as ``annotations`` beside ``info``; any other content as it is."""
+    """The only list of objects in an object, such as ``annotations`` beside ``info``; an object without one is a row itself.
+
+    An empty list counts if no other is filled. Content that is no object stays as it is.
+    """
     if not isinstance(content, dict):
         return content
     lists = {
         name: value
         for name, value in content.items()
-        if isinstance(value, list) and value and isinstance(value[0], dict)
+        if isinstance(value, list) and all(isinstance(item, dict) for item in value[:1])
     }
+    lists = {name: value for name, value in lists.items() if value} or lists
     if len(lists) > 1:
         raise ValueError(
             f"it has several lists of objects: {', '.join(lists)}; write one of them into a file of its own"
         )
-    return next(iter(lists.values()), content)
+    return next(iter(lists.values()), [content])
 
 
 def _entry(value: Any, names: Sequence[str]) -> Any:
@@ -121,12 +126,13 @@ def read_delimited(
     Args:
         text_columns: the columns that the caller needs, which stay text: 000123 is not a number.
         delimiter: between the columns; None: the one with which the header has the most of ``text_columns``, or the first
-            line as many values as ``header``.
+            lines as many values as ``header``.
         header: the names of the columns of a file without a header line.
 
-    Raises UserError if the file is not in UTF-8, the delimiter is not one character or a quotation mark is not closed, and
-    what pyarrow raises for a file that is not a table.
+    Raises UserError if the file is a pipe or not in UTF-8, the delimiter is not one character or a quotation mark is not
+    closed, and what pyarrow raises for a file that is not a table.
     """
+    check_regular(path)
     delimiter = (delimiter or find_delimiter(path, text_columns, header)).replace("\\t", "\t")
     if len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\r\n':
         raise UserError(
@@ -145,7 +151,9 @@ def read_delimited(
                 column_types=dict.fromkeys(text_columns, pa.string()), strings_can_be_null=False
             ),
         )
-    except pa.ArrowException as error:
+        if "\0" in "".join(table.column_names):  # UTF-16; names in other encodings do not decode
+            raise pa.ArrowInvalid("it has NUL bytes")
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         if not _is_utf8(path):
             raise UserError(
                 f"{path} is not in UTF-8; convert it: iconv -f ENCODING -t UTF-8 (GB18030, UTF-16, LATIN1, …)"
@@ -154,7 +162,7 @@ def read_delimited(
             raise
         raise UserError(
             f"{path} has a quotation mark that does not close a value ({problem}), and without quoting its rows differ in "
-            f'their columns ({first_line(error)}); write "" for a quotation mark within quotes, or give parquet'
+            f'their columns ({first_line(error)}); write "" for a quotation mark within quotes, or give a delimiter or parquet'
         ) from None
     if problem is not None:
         logger.warning("%s is read without quoting: %s", path, problem)
@@ -165,7 +173,7 @@ def read_delimited(
 def _is_utf8(path: Path) -> bool:
     try:
         with open(path, encoding="utf-8", newline="") as file:
-            return all(True for _ in file)
+            return all("\0" not in line for line in file)
     except UnicodeDecodeError:
         return False
 
@@ -173,17 +181,18 @@ def _is_utf8(path: Path) -> bool:
 def find_delimiter(path: Path, columns: Collection[str], header: Sequence[str] | None = None) -> str:
     """The delimiter with which the header has the most of ``columns``; of equal ones that of the file's extension.
 
-    Without a header line, whose names are ``header`` then, the first one that gives the first line as many values.
+    Without a header line, whose names are ``header`` then, the first one that gives each of the first rows as many values.
     """
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-        line = file.readline(1 << 20)
+        lines = list(islice(filter(str.strip, iter(partial(file.readline, 1 << 20), "")), LOOKED_AT if header else 1))
     usual = DELIMITERS.get(path.suffix.lower(), ",")
     candidates = [usual, *(delimiter for delimiter in CANDIDATES if delimiter != usual)]
-    values = {delimiter: next(csv.reader([line], delimiter=delimiter), []) for delimiter in candidates}
+    rows = {delimiter: list(csv.reader(lines, delimiter=delimiter)) for delimiter in candidates}
     if header:  # a caption may contain any of them, but hardly a tab
-        fitting = (delimiter for delimiter in ("\t", *candidates) if len(values[delimiter]) == len(header))
-        return next(fitting, usual)
-    return max(candidates, key=lambda delimiter: len(set(values[delimiter]) & set(columns)))
+        end = -1 if len(lines) == LOOKED_AT else None  # the last row may have been cut
+        sizes = {delimiter: set(map(len, found[:end])) for delimiter, found in rows.items()}
+        return next((delimiter for delimiter in ("\t", *candidates) if sizes[delimiter] == {len(header)}), usual)
+    return max(candidates, key=lambda delimiter: len(set(chain(*rows[delimiter])) & set(columns)))
 
 
 def quoting_problem(path: Path, delimiter: str) -> str | None:

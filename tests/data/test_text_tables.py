@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -41,9 +42,35 @@ def test_the_delimiter_of_a_file_without_a_header_line(tmp_path: Path) -> None:
         assert find_delimiter(tmp_path / "t.txt", names, names) == delimiter
 
 
-@pytest.mark.parametrize("encoding", ["gb18030", "utf-16"])
-def test_another_encoding_is_named(tmp_path: Path, encoding: str) -> None:
-    (tmp_path / "t.tsv").write_text("path\tcaption\n1.jpg\t一只狗\n", encoding=encoding)
+def test_the_delimiter_without_a_header_line_fits_all_first_lines(tmp_path: Path) -> None:
+    names = ["image", "caption"]
+    path = tmp_path / "t.txt"
+    path.write_text('a.png|x, y\n\nb.png|"one\ntwo"\n')
+    assert find_delimiter(path, names, names) == "|"
+    assert read_delimited(path, names, header=names)["caption"].to_pylist() == ["x, y", "one\ntwo"]
+    path.write_text("a.png|x, y\n" + "b.png|z\n" * 18 + 'c.png|"cut\nhere"\n')  # in line 20
+    assert find_delimiter(path, names, names) == "|"
+
+
+def test_a_pipe_is_refused_before_it_is_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "t.csv")
+    with pytest.raises(UserError, match=r"t\.csv is a folder, a pipe or a device"):
+        read_delimited(tmp_path / "t.csv", COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "header", "caption"),
+    [
+        ("gb18030", "caption", "一只狗"),
+        ("gb18030", "标题", "a dog"),
+        ("latin-1", "légende", "a dog"),
+        ("utf-16", "caption", "一只狗"),
+        ("utf-16-le", "caption", "a dog"),
+    ],
+)
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_another_encoding_is_named(tmp_path: Path, encoding: str, header: str, caption: str, end: str) -> None:
+    (tmp_path / "t.tsv").write_text(f"path\t{header}\n1.jpg\t{caption}{end}", encoding=encoding)
     with pytest.raises(UserError, match=r"t\.tsv is not in UTF-8; convert it: iconv -f ENCODING -t UTF-8"):
         rows(tmp_path / "t.tsv")
 

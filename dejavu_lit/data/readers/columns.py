@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from dejavu_lit.data.readers.rows import Rows, pattern_columns
+from dejavu_lit.data.readers.rows import PLACE, Rows, pattern_columns
 from dejavu_lit.data.text_tables import DELIMITERS
 from dejavu_lit.utils.errors import UserError, suggest
 
@@ -44,11 +44,16 @@ def _column(rows: Rows, path: object, option: str, name: str) -> str:
     names = rows.schema.names
     if names.count(name) == 1:
         return name
+    if option == "image" and set("{}") & set(PLACE.sub("", name)):
+        raise UserError(
+            f"data.reader.image={name} has braces that are no column; write {{id}}, its first characters {{id[:2]}}, or zeros "
+            "in front {id:012}"
+        )
     if option == "image" and (parts := pattern_columns(name)):
         for part in parts:
             _column(rows, path, option, part)
         return name
-    missing = f"no single column {name!r}{suggest(name, names)}"
+    missing = f"several columns {name!r}" if name in names else f"no single column {name!r}{suggest(name, names)}"
     if name == AUTO:
         usual = [column for column in USUAL[option] if names.count(column) == 1]
         if option == "key":

@@ -137,6 +137,10 @@ def open_rows(
     first: pa.Schema = None
     blocks: list[RowBlock] = []
     for file in files:
+        if header and file.suffix.lower() not in DELIMITERS:
+            raise UserError(
+                f"{file} has names of columns of its own; remove data.reader.header=, which is for CSV and TSV"
+            )
         if file.suffix.lower() in PARQUET:
             metadata = pq.read_metadata(file)
             schema = metadata.schema.to_arrow_schema()
@@ -146,14 +150,16 @@ def open_rows(
         else:
             table = read_table(file, text_columns, delimiter, header)
             schema = table.schema
+            if not schema.names:  # JSON without rows
+                continue
             blocks.append(RowBlock(table.num_rows, file.parent, partial(_select, table)))
         first = schema if first is None else first
         if sorted(schema.names) != sorted(first.names):
             raise UserError(
-                f"{file} has the columns {', '.join(schema.names)}, and {files[0]} has {', '.join(first.names)}; give "
+                f"{file} has the columns {', '.join(schema.names)}, and the files before it have {', '.join(first.names)}; give "
                 "files of one table"
             )
-    return Rows(first, blocks)
+    return Rows(first or pa.schema([]), blocks)
 
 
 def read_table(

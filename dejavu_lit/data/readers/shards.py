@@ -22,7 +22,7 @@ from dejavu_lit.data.decode import TEXTS, caption_lines, meta_captions, with_cap
 from dejavu_lit.data.readers.base import KeyIndex, as_list, clean_keys, image_extension
 from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS, ShardIndex, image_extension_of, read_index, read_pair
 from dejavu_lit.data.shards import BadPair, Pair
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.errors import UserError, suggest
 from dejavu_lit.utils.io import fingerprint, is_hidden, visible_files, warn_unread
 from dejavu_lit.utils.progress import progress
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 MEMBERS = (IMAGE_EXTENSIONS[0], *TEXTS)  # the first stands for any image
 TEXT = TEXTS[0]
+LINES = "lines"
 LOOKED_AT = 20  # pairs whose texts are looked at for several captions
 logger = logging.getLogger(__name__)
 
@@ -93,26 +94,42 @@ class ShardReader:
         return self._members[3]
 
     def keys(self) -> list[str]:
-        """The keys of all pairs, cleaned (a slash becomes ``-``) and sorted; warns of texts that look like several captions."""
+        """The keys of all pairs, cleaned (a slash becomes ``-``) and sorted.
+
+        Warns if the texts of the first pairs look like several captions; raises UserError if none has the entry ``caption``.
+        """
         keys = self._members[0].keys
-        with suppress(BadPair):
-            if all("\n" in self.read(key)[0].caption for key in keys[:LOOKED_AT]):
-                logger.warning(
-                    "%s: the texts of the first pairs have several lines, which are read as one caption; if each line is one, "
-                    "give data.reader.caption=lines",
-                    self.name,
-                )
+        pairs: list[Pair] = []
+        for key in keys[:LOOKED_AT]:
+            with suppress(BadPair):
+                pairs.append(self._pair(key))
+        known = [TEXT, LINES, *dict.fromkeys(chain.from_iterable(pair.meta for pair in pairs))]
+        if pairs and self.caption not in known:
+            raise UserError(
+                f"{self.name}: none of the first pairs has {self.caption!r} in its JSON{suggest(self.caption, known)}; choose "
+                f"one of {', '.join(known)} with data.reader.caption="
+            )
+        if pairs and self.caption == TEXT and all("\n" in pair.caption for pair in pairs):
+            logger.warning(
+                "%s: the texts of the first pairs have several lines, which are read as one caption; if each line is one, "
+                "give data.reader.caption=lines",
+                self.name,
+            )
         return keys
 
-    def read(self, key: str) -> "tuple[Pair, Annotation | None]":
-        """The pair; raises BadPair for a missing image, or text or JSON that does not decode."""
+    def _pair(self, key: str) -> Pair:
+        """The pair with its members' caption; raises BadPair as ``read``."""
         index, shards, ranges, _ = self._members
         row = index.row(key)
         members = {
             name: (int(at), int(size)) for name, (at, size) in zip(MEMBERS, ranges[row], strict=True) if size >= 0
         }
-        pair = read_pair(self._tars[shards[row]], key, members)
-        if self.caption == "lines":
+        return read_pair(self._tars[shards[row]], key, members)
+
+    def read(self, key: str) -> "tuple[Pair, Annotation | None]":
+        """The pair; raises BadPair for a missing image, or text or JSON that does not decode."""
+        pair = self._pair(key)
+        if self.caption == LINES:
             pair = _recaptioned(pair, caption_lines(pair.caption))
         elif self.caption != TEXT:
             if (value := pair.meta.pop(self.caption, None)) is None:

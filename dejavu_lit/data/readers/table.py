@@ -82,7 +82,8 @@ class TableReader:
             return open_rows(self._files, possible_columns(self._options), self.delimiter, self.header)
 
     def _reading(self) -> AbstractContextManager[None]:
-        return explained(f"{self.path} cannot be read as a table", "check the file", errors=(*READ_ERRORS, KeyError))
+        remedy = "check the file" if self.header is None else "check the file, or give data.reader.delimiter="
+        return explained(f"{self.path} cannot be read as a table", remedy, errors=(*READ_ERRORS, KeyError))
 
     @property
     def _options(self) -> Options:
@@ -170,6 +171,14 @@ class TableReader:
 
     @cached_property
     def _index(self) -> KeyIndex:
+        """The images' keys; warns if none of the first images exists."""
+        if not self._embedded:
+            files = [absolute(self._folder(row), path) for row, path in enumerate(self._paths[:LOOKED_AT]) if path]
+            if files and not any(map(os.path.exists, files)):
+                logger.warning(
+                    "%s: none of the first images exists: %s; check data.reader.image= and data.reader.images=, the folder",
+                    *(self.path, files[0]),
+                )
         rows, starts = self._images
         first_rows = rows[starts[:-1]].tolist()
         key = self._columns.key
@@ -194,13 +203,6 @@ class TableReader:
 
     def keys(self) -> list[str]:
         _ = self._kept  # which logs; the processes that read need not log again
-        if not self._embedded:
-            files = [absolute(self._folder(row), path) for row, path in enumerate(self._paths[:LOOKED_AT]) if path]
-            if files and not any(map(os.path.exists, files)):
-                logger.warning(
-                    "%s: none of the first images exists: %s; check data.reader.image= and data.reader.images=, the folder",
-                    *(self.path, files[0]),
-                )
         return self._index.keys
 
     @cached_property

@@ -19,7 +19,8 @@ from dejavu_lit.utils.io import file_sha256, fingerprint
 
 SEPARATOR = ";"
 NAMES = ("code", "name")  # the columns of ``names``
-LIST_AS_TEXT = re.compile(r"""\s*\[\s*['"\]]""")  # ["dog", "cat"], ['dog'] or []: one label to a reader of text
+# ["dog", "cat"], [1, 18], [], ('dog', 'cat') or {'dog'}: one label to a reader of text
+LIST_AS_TEXT = re.compile(r"""\s*(\[\s*['"\]\d-]|[({]\s*['"])""")
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,12 @@ class TableLookup(Lookup):
 
     @property
     def annotator(self) -> Annotator:
-        if not Path(self.path).is_file():
-            raise UserError(f"the table {self.path} does not exist; check annotator.path=")
+        for option, path in (("path", self.path), ("names", self.names)):
+            if path is not None and not Path(path).is_file():
+                raise UserError(f"there is no file {path}; check annotator.{option}=")
         columns = [self.key, self.labels_column, self.scores_column, self.boxes_column]
-        config: dict[str, Any] = {"columns": columns}
-        config |= {"separator": self.separator} if self.separator != SEPARATOR else {}
-        config |= {"field": self.field} if self.field is not None else {}
+        options = (("separator", self.separator, SEPARATOR), ("field", self.field, None))
+        config = {"columns": columns, **{name: value for name, value, usual in options if value != usual}}
         vocabulary = None if self.names is None else fingerprint(self._name_of)
         return Annotator("table", "2", weights=file_sha256(self.path), config=config, vocabulary=vocabulary)
 

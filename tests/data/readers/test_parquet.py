@@ -191,7 +191,9 @@ def test_many_files_and_row_groups_in_bounded_memory(tmp_path, monkeypatch):
     pq.write_table(table.slice(1), tmp_path / "4.parquet")
     assert auto(tmp_path / "*.parquet").fingerprint() != before
     pq.write_table(table.rename_columns(["image", "other"]), tmp_path / "4.parquet")
-    with pytest.raises(UserError, match=r"4.parquet has the columns image, other, and .*0.parquet has image, text"):
+    with pytest.raises(
+        UserError, match=r"4.parquet has the columns image, other, and the files before it have image, text"
+    ):
         auto(tmp_path / "*.parquet").keys()
     with pytest.raises(UserError, match=r"none/\*.parquet is neither a table nor a folder"):
         auto(tmp_path / "none" / "*.parquet").keys()

@@ -97,6 +97,12 @@ def test_captions_from_an_entry_of_the_json(tmp_path: Path) -> None:
     with pytest.raises(BadPair, match="its JSON has no 're_caption'"):
         reader.read("2")
     assert reader.fingerprint()["caption"] == "re_caption"
+    assert reader.keys() == ["0", "1", "2"]
+    for name, meant in (("lnes", "lines"), ("recaption", "re_caption")):
+        with pytest.raises(
+            UserError, match=f"none of the first pairs has '{name}' in its JSON .did you mean '{meant}'"
+        ):
+            ShardReader(tmp_path, caption=name).keys()
 
 
 def test_own_shards_round_trip(tmp_path: Path) -> None:

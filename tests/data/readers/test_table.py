@@ -106,9 +106,36 @@ def test_json_lines_as_image_folders_of_the_hub_have_them(folder: Path) -> None:
         TableReader(folder / "list.jsonl").keys()
     (folder / "metadata.json").write_text(json.dumps(rows))  # a list of objects
     assert [ParquetReader(folder / "metadata.json").read(key)[0] for key in reader.keys()] == [first, second]
-    (folder / "coco.json").write_text('{"images": []}')
-    with pytest.raises(UserError, match=r"not all JSON objects"):
+    (folder / "coco.json").write_text('{"images": [1]}')
+    with pytest.raises(UserError, match=r"no single column 'path'; its columns are images;"):
         TableReader(folder / "coco.json").keys()
+
+
+def test_json_files_with_one_row_or_none(folder: Path) -> None:
+    """An object without a list of objects is a row; nested entries of a file may all be empty."""
+    filled = {"info": {}, "rows": [{"path": "pics/0001.png", "s": [{"raw": "a"}, {"raw": "b"}]}]}
+    for name, content in (
+        ("a", {"info": {}, "rows": []}),
+        ("b", {"path": "pics/0002.png", "s": {"raw": "one"}}),
+        ("c", filled),
+        ("d", {"rows": [{"path": "pics/0003.png", "s": []}]}),
+    ):
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    reader = TableReader(folder / "?.json", caption="s.raw")
+    assert reader.keys() == ["pics-0001", "pics-0002", "pics-0003"]
+    assert [reader.read(key)[0].caption for key in reader.keys()[:2]] == ["a", "one"]
+    with pytest.raises(UserError, match=r"a\.json has no single column 'path'"):
+        TableReader(folder / "a.json").keys()
+
+
+def test_an_object_keeps_its_other_entries(folder: Path) -> None:
+    """Such as the owner, by whom ``group=`` groups."""
+    row = {"path": "pics/0001.png", "meta": {"caption": "x", "owner": "o"}}
+    (folder / "rows.jsonl").write_text(json.dumps(row))
+    pair, _ = TableReader(folder / "rows.jsonl", caption="meta.caption").read("pics-0001")
+    assert (pair.caption, pair.meta["meta"]) == ("x", row["meta"])
+    reader = TableReader(folder / "rows.jsonl", image="path", caption=["meta.caption", "meta.owner"])
+    assert reader.read("pics-0001")[0].meta["captions"] == ["x", "o"]
 
 
 def test_nested_json_with_paths_made_of_columns(folder: Path) -> None:
@@ -127,7 +154,7 @@ def test_nested_json_with_paths_made_of_columns(folder: Path) -> None:
     assert reader.keys() == ["pics-0001", "pics-0002"]
     pair, _ = reader.read("pics-0002")
     assert (pair.caption, pair.image) == ("a 2", (folder / "pics/0002.png").read_bytes())
-    own = {"filepath": "pics", "filename": "0002.png", "cocoid": 2}
+    own = {**images[1], "sentences": [{"raw": "a 2", "x": None}, {"raw": "b", "x": 0}]}
     assert pair.meta == {**own, "path": "pics/0002.png", "captions": ["a 2", "b"]}
     padded = TableReader(
         folder / "dataset.json", image="{cocoid:04d}.png", caption="sentences.0.raw", images=folder / "pics"
@@ -149,6 +176,9 @@ def test_parts_of_columns_in_a_pattern(folder: Path) -> None:
     (folder / "parts.csv").write_text("id,caption\n0001s,a cat\n")
     reader = TableReader(folder / "parts.csv", image="pic{id[4:]}/{id[:4]}.png")
     assert reader.read("pics-0001")[0].caption == "a cat"
+    for place in ("{id:2}", "{id[-1:]}", "{id[0]}", "{id", "{}"):
+        with pytest.raises(UserError, match=r"has braces that are no column; write \{id\}"):
+            TableReader(folder / "parts.csv", image=f"pics/{{id}}{place}.png").keys()
 
 
 def test_an_empty_column_of_a_pattern_is_no_path(folder: Path) -> None:
@@ -166,7 +196,9 @@ def test_an_empty_column_of_a_pattern_is_no_path(folder: Path) -> None:
 def test_a_wrong_folder_of_images_is_shown_with_a_path(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     TableReader(folder / "pairs.csv").keys()
     assert "none of the first images exists" not in caplog.text
-    TableReader(folder / "pairs.csv", images=folder / "pics").keys()
+    reader = TableReader(folder / "pairs.csv", images=folder / "pics")
+    assert reader.keys() == reader.keys()
+    assert caplog.text.count("none of the first images exists") == 1
     assert f"none of the first images exists: {folder}/pics/pics/0001.png; check data.reader.image=" in caplog.text
 
 
@@ -187,6 +219,14 @@ def test_a_table_without_a_header_line_as_flickr30k_has_it(folder: Path) -> None
     assert reader.fingerprint()["header"] == ["image", "caption"]
     with pytest.raises(UserError, match=r"a file without a header line with data\.reader\.header="):
         TableReader(folder / "results.token", **options).keys()
+    with pytest.raises(UserError, match=r"several columns 'image'; its columns are image, image; choose"):
+        TableReader(folder / "results.token", header=["image", "image"], **options).keys()
+    (folder / "parts.txt").write_text("a.png,x\n")
+    with pytest.raises(UserError, match=r"Expected 3 columns.*give data\.reader\.delimiter="):
+        TableReader(folder / "parts.txt", header=["image", "caption", "x"]).keys()
+    for kind in ("jsonl", "parquet"):
+        with pytest.raises(UserError, match=r"has names of columns of its own; remove data\.reader\.header="):
+            TableReader(folder / f"pairs.{kind}", header=["path", "caption"]).keys()
 
 
 def test_paths_may_be_relative_to_another_folder(folder: Path) -> None:

@@ -167,8 +167,8 @@ def test_codes_get_their_names(tmp_path: Path) -> None:
 def test_a_list_written_as_text_is_not_one_label(tmp_path: Path) -> None:
     """As pandas writes it into a CSV."""
     path = tmp_path / "t.csv"
-    for cell in ("['cat', 'dog']", '"[""cat"", ""dog""]"', "[]"):
-        path.write_text(f'key,labels\na,"{cell}"\n' if "'" in cell else f"key,labels\na,{cell}\n")
+    for cell in ("['cat', 'dog']", '[""cat"", ""dog""]', "[]", "[1, 18]", "[-1]", "('cat', 'dog')", "{'cat'}"):
+        path.write_text(f'key,labels\na,"{cell}"\n')
         with pytest.raises(ValueError, match="lists written as text, as pandas does in a CSV; join the labels by ';'"):
             TableLookup(path).annotation(pair("a"))
     path.write_text("key,labels\na,[unknown];cat\n")
@@ -192,8 +192,11 @@ def test_scores_outside_0_to_1_are_refused(tmp_path: Path, score: str) -> None:
 
 
 def test_missing_files_and_files_that_are_not_tables(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"does not exist; check annotator.path="):
+    with pytest.raises(UserError, match=r"there is no file .*no\.csv; check annotator\.path="):
         _ = TableLookup(tmp_path / "no.csv").annotator
+    (tmp_path / "t.csv").write_text("key,labels\na,x\n")
+    with pytest.raises(UserError, match=r"there is no file .*none\.csv; check annotator\.names="):
+        _ = TableLookup(tmp_path / "t.csv", names=tmp_path / "none.csv").annotator
     (tmp_path / "t.xlsx").write_text("x")
     with pytest.raises(UserError, match=r"give .parquet, .arrow, .csv, .tsv, .jsonl or .json"):
         TableLookup(tmp_path / "t.xlsx").annotation(pair("a"))
