@@ -35,22 +35,25 @@ def read_json_table(path: Path, needed: Collection[str]) -> pa.Table:
     """A row per JSON object: one per line, or a list of them, which a ``.json`` may also have as an entry of an object.
 
     A needed column ``sentences.raw`` is made of the entries ``raw`` of the objects in ``sentences``, unless none of them has
-    it; ``objects.names.0`` takes the first name of each object. Columns with values of several types, which a table cannot have,
-    become text. Python's own parser reads the file: Arrow's does not read dates as text, and crashes on a line that is null.
-    Raises whatever the parsers raise, ValueError for other JSON, and ArrowException if one of the ``needed`` columns has lists
-    or objects beside other values.
+    it; ``objects.names.0`` takes the first name of each object. Such a list of objects is then no column of its own. Columns
+    with values of several types, which a table cannot have, become text. Python's own parser reads the file: Arrow's does not
+    read dates as text, and crashes on a line that is null. Raises whatever the parsers raise, ValueError for other JSON, and
+    ArrowException if one of the ``needed`` columns has lists or objects beside other values.
     """
     rows = _row_list(_read_json(path))
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError("its lines, or the entries of its list, are not all JSON objects")
     names = dict.fromkeys(chain(*rows))
-    columns = {name: [row.get(name) for row in rows] for name in names}
+    columns, lists = {name: [row.get(name) for row in rows] for name in names}, set[str]()
     for name in needed:
         column, *entries = name.split(".")
         if entries and column in names and name not in names:
             cells = [_entry(row, [column, *entries]) for row in rows]
             if not any(columns[column]) or not _is_empty(cells):
                 columns[name] = cells
+                lists.update([column] if any(isinstance(cell, list) for cell in columns[column]) else [])
+    for name in lists.difference(needed):
+        del columns[name]
     return pa.table({json_safe(name): _column(json_safe(cells), name in needed) for name, cells in columns.items()})
 
 

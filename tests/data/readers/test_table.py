@@ -116,7 +116,7 @@ def test_json_files_with_one_row_or_none(folder: Path) -> None:
     filled = {"info": {}, "rows": [{"path": "pics/0001.png", "s": [{"raw": "a"}, {"raw": "b"}]}]}
     for name, content in (
         ("a", {"info": {}, "rows": []}),
-        ("b", {"path": "pics/0002.png", "s": {"raw": "one"}}),
+        ("b", [{"path": "pics/0002.png", "s": [{"raw": "one"}]}]),
         ("c", filled),
         ("d", {"rows": [{"path": "pics/0003.png", "s": []}]}),
     ):
@@ -126,6 +126,8 @@ def test_json_files_with_one_row_or_none(folder: Path) -> None:
     assert [reader.read(key)[0].caption for key in reader.keys()[:2]] == ["a", "one"]
     with pytest.raises(UserError, match=r"a\.json has no single column 'path'"):
         TableReader(folder / "a.json").keys()
+    (folder / "one.json").write_text('{"path": "pics/0001.png", "caption": "alone"}')
+    assert TableReader(folder / "one.json").read("pics-0001")[0].caption == "alone"
 
 
 def test_an_object_keeps_its_other_entries(folder: Path) -> None:
@@ -154,7 +156,7 @@ def test_nested_json_with_paths_made_of_columns(folder: Path) -> None:
     assert reader.keys() == ["pics-0001", "pics-0002"]
     pair, _ = reader.read("pics-0002")
     assert (pair.caption, pair.image) == ("a 2", (folder / "pics/0002.png").read_bytes())
-    own = {**images[1], "sentences": [{"raw": "a 2", "x": None}, {"raw": "b", "x": 0}]}
+    own = {name: value for name, value in images[1].items() if name != "sentences"}
     assert pair.meta == {**own, "path": "pics/0002.png", "captions": ["a 2", "b"]}
     padded = TableReader(
         folder / "dataset.json", image="{cocoid:04d}.png", caption="sentences.0.raw", images=folder / "pics"
