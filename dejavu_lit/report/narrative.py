@@ -174,7 +174,7 @@ def _null_is_smaller(null: Any, symmetric: Any, population: Any, reasons: Mappin
     if differs:
         sentence += ", so the two models differ in utility"
         sentence += "; the symmetric gap cancels this difference to first order" if symmetric else ""
-    sentence += f"; the measured gap is {signed(gap['value'])}."
+    sentence += f"; {'symmetric PPG' if symmetric else 'PPG on A'} is {signed(gap['value'])}."
     if abs(null["value"]) >= gap["value"]:
         return "no", sentence
     return "caution" if differs else "yes", sentence

@@ -17,6 +17,7 @@ from dejavu_lit.data.key_lists import read_keys
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.evaluation.settings import ReportSettings
 from dejavu_lit.measure.controls import beats_blind
+from dejavu_lit.measure.figures import signed
 from dejavu_lit.report.figure_files import FigureInfo
 from dejavu_lit.report.modelcard import markdown, study_markdown
 from dejavu_lit.report.narrative import (
@@ -182,6 +183,10 @@ def test_the_verdict_is_that_of_the_rule(found: bool | None, verdict: str, plain
     if found is None:
         assert "the set B was not measured" in text
         assert "<span>corrected PPG</span>" in text
+        assert "PPG on A minus PPG on H" in text
+        assert "the largest possible" not in text
+        assert re.findall(r'<tr class="headline"><th scope="row">(\w+)', text) == ["corrected"]
+        assert f"; PPG on A is {signed(metrics['population']['ppg']['value'])}." in text
 
 
 def test_the_redacted_report_contains_no_caption_image_or_object(plain: Path, tmp_path: Path) -> None:
@@ -222,11 +227,12 @@ def test_additional_annotators_have_a_table_on_the_page(plain: Path, tmp_path: P
     blocks = {name: metrics[name] for name in ("counts", "population", "null", "swapped", "symmetric", "corrected")}
     counts = metrics["counts"] | {"records": 0}
     none = dict.fromkeys(blocks) | {"counts": counts, "reason": "no record of A has an object in b"}
-    metrics["by_objects"] = {"<other>": blocks, "b": none}
+    metrics["by_objects"] = {"<other>": blocks, "b": none, "c": blocks | {"swapped": None, "symmetric": None}}
     write_json(folder / "metrics.json", metrics)
     text = write_report(folder, redact=True).read_text()
     assert '<th scope="row">&lt;other&gt;</th>' in text
     assert "no record of A has an object in b" in text
+    assert '<th scope="row">c</th><td>corrected: A − H</td>' in text
     names = scalars(metrics)
     assert names["by_objects/<other>/symmetric/ppg"] == metrics["symmetric"]["ppg"]["value"]
     assert not [name for name in names if name.startswith("by_objects/b/")]
