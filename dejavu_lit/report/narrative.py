@@ -245,14 +245,23 @@ def study_sentence(study: Mapping[str, Any]) -> str:
 
 
 def study_caution(study: Mapping[str, Any]) -> str:
-    """The settings whose models know too little to show much, in one sentence; "" if there are none."""
-    names = dict.fromkeys(row["name"] for row in study["settings"] if row.get("beats_blind") is False)
-    if not names:
-        return ""
-    return (
-        f"Models of {', '.join(names)} do not beat the blind baseline (naming the most frequent objects); "
-        "train longer, or on more pairs, before you rely on these gaps or compare them."
-    )
+    """The settings whose models know too little or that have too few records to show much; "" if there are none."""
+
+    def names(flag: str, value: bool) -> str:
+        return ", ".join(dict.fromkeys(row["name"] for row in study["settings"] if row.get(flag) is value))
+
+    sentences = []
+    if weak := names("beats_blind", False):
+        sentences.append(
+            f"Models of {weak} do not beat the blind baseline (naming the most frequent objects); "
+            "train longer, or on more pairs, before you rely on these gaps or compare them."
+        )
+    if few := names("few_records", True):
+        sentences.append(
+            f"Evaluations of {few} have a set of fewer than {FEW_RECORDS} records with objects, so their intervals are too "
+            "narrow; measure more pairs."
+        )
+    return " ".join(sentences)
 
 
 def pooled_sentence(pooled: Mapping[str, Any]) -> str:
