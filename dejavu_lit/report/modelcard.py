@@ -42,11 +42,15 @@ def markdown(metrics: Metrics) -> str:
     if board := metrics.get("membership"):
         tables.append(_markdown_table(("membership score", *MEMBERSHIP_HEADERS), membership_rows(board)))
         tables += filter(None, [epsilon_sentence(board)])
-    texts = [
+    verdict, *texts = (
         text.translate(MARKDOWN)
-        for text in (metrics["found"]["words"], _settings(metrics), narrative.exposure_summary(metrics))
-    ]
-    return "\n\n".join([head, "## Déjà vu memorization", texts[0], *tables, *texts[1:]]) + "\n"
+        for text in (
+            " ".join([metrics["found"]["words"], *narrative.cautions(metrics)]),
+            _settings(metrics),
+            narrative.exposure_summary(metrics),
+        )
+    )
+    return "\n\n".join([head, "## Déjà vu memorization", verdict, *tables, *texts]) + "\n"
 
 
 def latex(metrics: Metrics) -> str:

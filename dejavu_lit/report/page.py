@@ -41,15 +41,10 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"signed": signed, "number": "{:,}".format}
+    environment.filters |= {"signed": signed, "number": "{:,}".format, "headline": headline}
     environment.filters |= {"interval": narrative.interval, "percent": narrative.percent}
     environment.globals |= {"signs": SIGNS, "blocks": BLOCKS, "block_order": DISPLAY_ORDER, "figures_table": FIGURES}
-    environment.globals |= {
-        "narrative": narrative,
-        "membership": membership,
-        "scores_table": MEMBERSHIP,
-        "headline": headline,
-    }
+    environment.globals |= {"narrative": narrative, "membership": membership, "scores_table": MEMBERSHIP}
     return environment
 
 
