@@ -43,7 +43,7 @@ def membership_rows(board: Mapping[str, Any], short: bool = False) -> list[tuple
 def pooled_boards(study: Mapping[str, Any]) -> list[dict[str, Any]]:
     """{title, headers, rows} of every setting that has several halves."""
     boards = []
-    for pooled in study["pooled"]:
+    for pooled in study.get("pooled", []):
         if memorization := pooled.get("memorization"):
             title = f"Membership under {pooled['name']}, over {memorization['halves']} halves and both directions"
             boards.append({"title": title, "headers": POOLED_HEADERS, "rows": _pooled_rows(pooled)})
@@ -53,7 +53,7 @@ def pooled_boards(study: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _pooled_rows(pooled: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """(score or attack, then one cell per header of ``POOLED_HEADERS``) over the halves of a setting."""
     memorization = pooled["memorization"]
-    boards = {score.label: pooled["membership"][name] for name, score in MEMBERSHIP.items()}
+    boards = {score.label: pooled.get("membership", {}).get(name) for name, score in MEMBERSHIP.items()}
     boards |= {"LiRA": memorization["lira"], "RMIA": memorization["rmia"]}
     rows = []
     for label, board in boards.items():

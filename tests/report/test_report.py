@@ -32,6 +32,7 @@ from dejavu_lit.report.report import is_redacted, show_report, write_report
 from dejavu_lit.report.scalars import scalars
 from dejavu_lit.report.study import first_setting, second_setting, study_page
 from dejavu_lit.report.terminal import show_evaluation, show_study
+from dejavu_lit.study.table import read_study
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import read_json, write_json
 from tests.report.artifacts import FEW_FIGURES, HOSTILE, LABELS, make_evaluation
@@ -669,19 +670,48 @@ def test_a_study_from_elsewhere_is_not_written_outside_its_report(small_study: P
     assert [path.name for path in tmp_path.iterdir()] == ["given"]
 
 
-@pytest.mark.parametrize("path", ["membership.cosine.symmetric", "membership.cosine", "utility.target", "exposure"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "settings.membership.cosine.symmetric",
+        "settings.membership.cosine",
+        "settings.utility.target",
+        "settings.exposure",
+        "settings.few_records",
+        "pooled.symmetric",
+        "pooled.symmetric.ppg",
+        "pooled.symmetric.ppg.mean",
+        "pooled.null.ppg.sd",
+        "pooled.membership.cosine.tpr_at_fpr",
+        "pooled.membership.cosine.ci95",
+        "pooled.memorization",
+        "pooled.memorization.reliability",
+        "pooled.memorization.reliability.hits",
+        "pooled.memorization.reasons.rmia",
+        "pooled.memorization.lira.auc.mean",
+        "pooled.memorization.lira.tpr_at_fpr",
+    ],
+)
 def test_a_study_with_figures_of_another_type_is_damaged(path: str, small_study: Path, tmp_path: Path) -> None:
-    study = shutil.copytree(small_study, tmp_path / "study", ignore=shutil.ignore_patterns("report"))
-    contents = read_json(study / "study.json")
-    *parents, last = path.split(".")
-    place = contents["settings"][0]
+    contents = read_json(small_study / "study.json")
+    figure = {"mean": 0.9, "sd": None, "ci95": None}
+    attack = {"auc": figure, "tpr_at_fpr": {"0.01": figure, "0.001": None}}
+    for pooled in contents["pooled"]:
+        pooled["membership"]["cosine"] = {**figure, "tpr_at_fpr": {"0.01": None}}
+        pooled["memorization"] = {"halves": 4, "pairs": 80, "reliability": {"hits": 0.5, "alignment": None}} | {
+            "lira": attack, "rmia": None, "reasons": {"rmia": "none"}
+        }  # fmt: skip
+    write_json(tmp_path / "study.json", contents)
+    assert read_study(tmp_path / "study.json") == contents
+    top, *parents, last = path.split(".")
+    place = contents[top][0]
     for name in parents:
         place[name] = place.get(name) or {}
         place = place[name]
-    place[last] = True
-    write_json(study / "study.json", contents)
-    with pytest.raises(UserError, match=r"study\.json is damaged .* True is not of type"):
-        write_report(study)
+    place[last] = 7 if last in ("few_records", "rmia") else "text"
+    write_json(tmp_path / "study.json", contents)
+    with pytest.raises(UserError, match=r"study\.json is damaged \(\$\..*(is not of type|is not valid under any)"):
+        read_study(tmp_path / "study.json")
 
 
 def test_a_number_beyond_every_float_is_damage(plain: Path, tmp_path: Path) -> None:
