@@ -188,12 +188,12 @@ def differences_sentence(differences: Mapping[str, Sequence[Any]]) -> str:
 def few_records_sentence(counts: Mapping[str, Any]) -> str:
     """Which measured sets have too few records for their intervals, from ``counts`` of metrics.json; "" if none has."""
     sets = {"A": counts} | {BLOCK_SETS[block]: counts[block] for block in ("swapped", "null") if counts.get(block)}
-    few = [f"{name} has {count['records']}" for name, count in sets.items() if count["records"] < FEW_RECORDS]
+    few = [f"{count['records']} in {name}" for name, count in sets.items() if 0 < count["records"] < FEW_RECORDS]
     if not few:
         return ""
     return (
-        f"Of records with objects, {', '.join(few)}: below {FEW_RECORDS} the intervals are too narrow, and that of a single "
-        "record has no width, so do not rely on the verdict; measure more pairs."
+        f"Records with objects: {', '.join(few)}. Below about {FEW_RECORDS}, intervals are too narrow: measure more pairs before "
+        "you rely on this evaluation."
     )
 
 

@@ -4,7 +4,9 @@ Reports, dashboards and tables take their words from here, and sentences and tab
 and ``signed`` do.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,13 @@ BLOCKS = {
 # The order in which tables and plots show the blocks: both directions, their mean, then the control.
 DISPLAY_ORDER = ("population", "swapped", "symmetric", "null", "corrected")
 
-# The first of these that was measured is shown first: of one direction alone, the gap beyond that on H.
-HEADLINES = ("symmetric", "corrected", "population")
-
 # The blocks that are measured on one set; the others combine them.
 BLOCK_SETS = {"population": "A", "null": "H", "swapped": "B"}
+
+
+def headline(blocks: Mapping[str, Any]) -> str:
+    """The block that is shown first: symmetric, or of one direction alone, if H was measured, the gap beyond that on H."""
+    return next((name for name in ("symmetric", "corrected") if blocks.get(name)), "population")
 
 
 def decimal(value: float, digits: int = 3) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from dejavu_lit.measure.figures import BLOCKS, FIGURES, signed
+from dejavu_lit.measure.figures import BLOCKS, FIGURES, headline, signed
 from dejavu_lit.measure.subgroups import group_order
 from dejavu_lit.report import figures
 from dejavu_lit.report.narrative import capitalized, interval, measured_blocks
@@ -38,14 +38,14 @@ def gaps(metrics: Metrics) -> figures.Plot:
     rows: list[dict[str, Any]] = [
         {"block": block, "figure": name} | figure_row(metrics[block][name]) for name in FIGURES for block in measured
     ]
-    main = "symmetric" if "symmetric" in measured else "population"
+    main = headline(metrics)
     values = "; ".join(
         f"{figure.label} {signed(metrics[main][name]['value'])} ({interval(metrics[main][name]['ci95'])})"
         for name, figure in FIGURES.items()
     )
     text = f"The {main} gaps are {values}. The lines are 95 % intervals."
     labels = [BLOCKS[name].label.replace(" (headline)", "") for name in measured]
-    draw = partial(_draw_forest, rows, labels, GAP_AXIS, {"symmetric": figures.TARGET, "null": figures.MUTED})
+    draw = partial(_draw_forest, rows, labels, GAP_AXIS, {main: figures.TARGET, "null": figures.MUTED})
     return figures.Plot("gaps", "Gaps with 95 % intervals", text, rows, draw)
 
 

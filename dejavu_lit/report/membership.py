@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from dejavu_lit.measure.controls import FEW_RECORDS
 from dejavu_lit.measure.figures import MEMBERSHIP, decimal
 
 MEMBERSHIP_HEADERS = (
@@ -42,7 +43,7 @@ def membership_rows(board: Mapping[str, Any], short: bool = False) -> list[tuple
 def pooled_boards(study: Mapping[str, Any]) -> list[dict[str, Any]]:
     """{title, headers, rows} of every setting that has several halves."""
     boards = []
-    for pooled in study["pooled"]:
+    for pooled in study.get("pooled", []):
         if memorization := pooled.get("memorization"):
             title = f"Membership under {pooled['name']}, over {memorization['halves']} halves and both directions"
             boards.append({"title": title, "headers": POOLED_HEADERS, "rows": _pooled_rows(pooled)})
@@ -52,7 +53,7 @@ def pooled_boards(study: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _pooled_rows(pooled: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """(score or attack, then one cell per header of ``POOLED_HEADERS``) over the halves of a setting."""
     memorization = pooled["memorization"]
-    boards = {score.label: pooled["membership"][name] for name, score in MEMBERSHIP.items()}
+    boards = {score.label: pooled.get("membership", {}).get(name) for name, score in MEMBERSHIP.items()}
     boards |= {"LiRA": memorization["lira"], "RMIA": memorization["rmia"]}
     rows = []
     for label, board in boards.items():
@@ -89,6 +90,25 @@ def epsilon_sentence(board: Mapping[str, Any]) -> str | None:
     return (
         f"Audit of one run: {bound} ({audit['right']} of {audit['guesses']} guesses right among {audit['pairs']} pairs of A and "
         "B in equal numbers; 95 % confidence). It refutes claims of privacy; it proves none."
+    )
+
+
+def membership_sentence(board: Mapping[str, Any] | None) -> str:
+    """What the cosine, the score of a study's table, says of membership; "" if it says nothing or of fewer than 20 pairs."""
+    cosine = (board or {}).get("cosine") or {}
+    if not board or not cosine.get("auc") or min(board["pairs"][name] for name in "AH") < FEW_RECORDS:
+        return ""
+    # An AUC of 1 has no interval.
+    auc, *controls = (
+        figure["ci95"] or [figure["value"]] * 2 for name in ("auc", "control", "unseen") if (figure := cosine.get(name))
+    )
+    if any(not low <= 0.5 <= high for low, high in controls):
+        return "The sets differ in more than membership, so the scores of membership cannot be read."
+    if auc[0] <= 0.5:
+        return ""
+    return (
+        "Membership is another question: with image and caption at hand, one can tell better than by guessing whether a pair was "
+        f"trained on (AUC of the cosine {_text(cosine['auc'])}; guessing is 0.5)."
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from dejavu_lit.measure.figures import BLOCKS, FIGURES, UTILITY, signed
+from dejavu_lit.measure.figures import BLOCKS, FIGURES, UTILITY, headline, signed
 from dejavu_lit.report import narrative
 from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows
 from dejavu_lit.report.study_points import membership_auc
@@ -34,18 +34,23 @@ def markdown(metrics: Metrics) -> str:
     """A model card: its ``model-index``, and a Markdown section with a table of the gaps."""
     name = Path(str(metrics["settings"].get("target") or "target")).name
     head = _model_index([(name, str(metrics["settings"].get("data") or "unknown"), metrics)])
-    rows = [[f"**{cell}**" if row[0].startswith("symmetric") else cell for cell in row] for row in _gap_rows(metrics)]
+    main = BLOCKS[headline(metrics)].label
+    rows = [[f"**{cell}**" if row[0] == main else cell for cell in row] for row in _gap_rows(metrics)]
     tables = [_markdown_table(GAP_HEADERS, rows)]
     if measured := _utility_rows(metrics):
         tables.append(_markdown_table(("utility", "target", "reference"), measured))
     if board := metrics.get("membership"):
         tables.append(_markdown_table(("membership score", *MEMBERSHIP_HEADERS), membership_rows(board)))
         tables += filter(None, [epsilon_sentence(board)])
-    texts = [
+    verdict, *texts = (
         text.translate(MARKDOWN)
-        for text in (metrics["found"]["words"], _settings(metrics), narrative.exposure_summary(metrics))
-    ]
-    return "\n\n".join([head, "## Déjà vu memorization", texts[0], *tables, *texts[1:]]) + "\n"
+        for text in (
+            " ".join([metrics["found"]["words"], *narrative.cautions(metrics)]),
+            _settings(metrics),
+            narrative.exposure_summary(metrics),
+        )
+    )
+    return "\n\n".join([head, "## Déjà vu memorization", verdict, *tables, *texts]) + "\n"
 
 
 def latex(metrics: Metrics) -> str:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dejavu_lit.measure.controls import FEW_RECORDS, differences_sentence, excludes_zero, few_records_sentence
-from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, MEMBERSHIP, UTILITY, decimal, signed
+from dejavu_lit.measure.figures import BLOCK_SETS, BLOCKS, DISPLAY_ORDER, UTILITY, decimal, signed
 from dejavu_lit.measure.records import SIDES
 from dejavu_lit.models.model_name import ModelName
-from dejavu_lit.report.membership import memorization_sentences
+from dejavu_lit.report.membership import membership_sentence, memorization_sentences
 from dejavu_lit.study.ranking import headline_ranking, pooled_setting, share_removed
 
 State = Literal["yes", "no", "unknown"]
@@ -116,29 +116,46 @@ def control_checks(metrics: Mapping[str, Any]) -> list[ControlCheck]:
     return [ControlCheck(state, name, sentence) for name, (state, sentence) in checks.items()]
 
 
-def next_steps(metrics: Mapping[str, Any]) -> list[str]:
-    """What follows from the verdict for those who decide on the model, one or two sentences each."""
-    verdict = {
-        "yes": "Treat the model as you treat its training images: a caption alone brings back objects that only its image "
-        "shows. Compare mitigations on the same pairs (dejavu mitigate) before you release it.",
-        "no": "Not shown is not absent: dejavu power says how many records and seed pairs detect a gap of a given size.",
-        "unknown": "Look for the control that fails or is missing, and measure again; until then this page supports no decision."
-        if metrics.get("symmetric")
-        else "A verdict needs both directions. Of one alone, look at the corrected gap, which is a sign and no verdict.",
-    }
-    steps = [verdict[to_state(metrics["found"]["found"])]]
-    board = metrics.get("membership") or {}
-    aucs = {score.label: auc for name, score in MEMBERSHIP.items() if (auc := (board.get(name) or {}).get("auc"))}
-    telling = [label for label, auc in aucs.items() if (auc["ci95"] or [auc["value"]])[0] > 0.5]
-    if telling and min(board["pairs"][name] for name in "AH") >= FEW_RECORDS:
-        best = max(telling, key=lambda label: aucs[label]["value"])
-        steps.append(
-            "Membership is another question: with image and caption at hand, one can tell better than by guessing whether a pair "
-            f"was trained on (AUC {decimal(aucs[best]['value'])} by {best}; guessing is 0.5)."
+def cautions(metrics: Mapping[str, Any]) -> list[str]:
+    """What must be remedied before one relies on an evaluation: too few records, models that know next to nothing."""
+    sentences = [few_records_sentence(metrics["counts"])]
+    if (metrics.get("blind") or {}).get("beaten") is False:
+        sentences.append(
+            "Target and reference do not both beat the blind baseline (naming the most frequent objects): train longer, or on "
+            "more pairs, before you rely on this evaluation."
         )
-    steps.append(
-        "The intervals do not include the noise of training: if the models can be trained again, quote three seed pairs."
-    )
+    return [sentence for sentence in sentences if sentence]
+
+
+def next_steps(metrics: Mapping[str, Any], of_study: bool = False) -> list[str]:
+    """What follows for those who decide on the model, one or two sentences each: the remedies, else what the verdict means.
+
+    ``of_study``: without comparing mitigations and training more seed pairs, which are decided for the whole study.
+    """
+    missing = " and ".join(name for block, name in BLOCK_SETS.items() if not metrics.get(block))
+    if not missing:
+        unknown = (
+            "The models differ as much on pairs that neither saw, so this page supports no decision: train both models again "
+            "with the same recipe and seed, or longer."
+        )
+    elif metrics.get("corrected"):
+        unknown = "A verdict needs both directions. Of one alone, look at the corrected gap: it is an indication, not a verdict."
+    else:
+        unknown = f"A verdict needs more sets: measure {missing}."
+    compare = "" if of_study else " Compare mitigations on the same pairs (dejavu mitigate) before you release it."
+    verdict = {
+        "yes": "Treat the model as you treat its training images: for some pairs, the caption alone brings back objects that "
+        f"only the image shows.{compare}",
+        "no": "Not shown is not absent: dejavu power says how many records and seed pairs detect a gap of a given size.",
+        "unknown": unknown,
+    }
+    steps = cautions(metrics) or [verdict[to_state(metrics["found"]["found"])]]
+    if membership := membership_sentence(metrics.get("membership")):
+        steps.append(membership)
+    if not of_study:
+        steps.append(
+            "The intervals do not include the noise of training: if the models can be trained again, quote three seed pairs."
+        )
     return steps
 
 
@@ -174,7 +191,7 @@ def _null_is_smaller(null: Any, symmetric: Any, population: Any, reasons: Mappin
     if differs:
         sentence += ", so the two models differ in utility"
         sentence += "; the symmetric gap cancels this difference to first order" if symmetric else ""
-    sentence += f"; the measured gap is {signed(gap['value'])}."
+    sentence += f"; {'symmetric PPG' if symmetric else 'PPG on A'} is {signed(gap['value'])}."
     if abs(null["value"]) >= gap["value"]:
         return "no", sentence
     return "caution" if differs else "yes", sentence
@@ -245,14 +262,23 @@ def study_sentence(study: Mapping[str, Any]) -> str:
 
 
 def study_caution(study: Mapping[str, Any]) -> str:
-    """The settings whose models know too little to show much, in one sentence; "" if there are none."""
-    names = dict.fromkeys(row["name"] for row in study["settings"] if row.get("beats_blind") is False)
-    if not names:
-        return ""
-    return (
-        f"Models of {', '.join(names)} do not beat the blind baseline (naming the most frequent objects); "
-        "train longer, or on more pairs, before you rely on these gaps or compare them."
-    )
+    """The settings whose models know too little or that have too few records to show much; "" if there are none."""
+
+    def names(flag: str, value: bool) -> str:
+        return ", ".join(dict.fromkeys(row["name"] for row in study["settings"] if row.get(flag) is value))
+
+    sentences = []
+    if weak := names("beats_blind", False):
+        sentences.append(
+            f"Models of {weak} do not beat the blind baseline (naming the most frequent objects); "
+            "train longer, or on more pairs, before you rely on these gaps or compare them."
+        )
+    if few := names("few_records", True):
+        sentences.append(
+            f"Evaluations of {few} have a set of fewer than {FEW_RECORDS} records with objects, so their intervals are too "
+            "narrow; measure more pairs."
+        )
+    return " ".join(sentences)
 
 
 def pooled_sentence(pooled: Mapping[str, Any]) -> str:

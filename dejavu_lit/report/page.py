@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, HEADLINES, MEMBERSHIP, signed
+from dejavu_lit.measure.figures import BLOCKS, DISPLAY_ORDER, FIGURES, MEMBERSHIP, headline, signed
 from dejavu_lit.report import membership, narrative
 from dejavu_lit.report.figure_files import FigureInfo
 
@@ -41,7 +41,7 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"signed": signed, "number": "{:,}".format}
+    environment.filters |= {"signed": signed, "number": "{:,}".format, "headline": headline}
     environment.filters |= {"interval": narrative.interval, "percent": narrative.percent}
     environment.globals |= {"signs": SIGNS, "blocks": BLOCKS, "block_order": DISPLAY_ORDER, "figures_table": FIGURES}
     environment.globals |= {"narrative": narrative, "membership": membership, "scores_table": MEMBERSHIP}
@@ -65,7 +65,7 @@ def evaluation_page(
         root: the path from a page of a study to the report's folder, ending in a slash; empty for a report's own page.
     """
     state = narrative.to_state(metrics["found"]["found"])
-    main_name = next(block for block in HEADLINES if metrics[block])
+    main_name = headline(metrics)
     sentence = metrics["found"]["words"].removeprefix(narrative.VERDICTS[state]).lstrip(":, ")
     sections = SECTIONS | ({"pairs": "The most memorized pairs"} if state == "yes" else {})
     if "membership" not in metrics:  # of the first schema

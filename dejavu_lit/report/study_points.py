@@ -59,8 +59,7 @@ def _exposure(group: Sequence[Row]) -> float | None:
 def _pool(figures: Sequence[Row]) -> dict[str, Any]:
     """One figure over its seeds: the mean, and the interval that ``points`` describes."""
     values = [figure["value"] for figure in figures]
-    own = figures[0]["ci95"] if len(figures) == 1 else None  # nor has an AUC of 1 an interval
-    mean, _, ci95 = pool_seeds(values, [own] if own else ())
+    mean, _, ci95 = pool_seeds(values, [f["ci95"] for f in figures if f["ci95"]] if len(values) == 1 else ())
     low, high = ci95 or (min(values), max(values))
     pooled = {"value": mean, "low": low, "high": high, "values": values}
     if all("std" in figure for figure in figures):

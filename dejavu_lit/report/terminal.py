@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dejavu_lit.measure.controls import differences_sentence, few_records_sentence
-from dejavu_lit.measure.figures import BLOCKS, FIGURES, HEADLINES, signed
+from dejavu_lit.measure.figures import BLOCKS, FIGURES, headline, signed
 from dejavu_lit.measure.records import SIDES
 from dejavu_lit.report.membership import MEMBERSHIP_HEADERS, epsilon_sentence, membership_rows, pooled_boards
 from dejavu_lit.report.narrative import bracketed, measured_blocks, pooled_sentence, study_caution, study_sentence
@@ -101,9 +101,8 @@ def show_evaluation(metrics: Mapping[str, Any], out: Path, width: int | None = N
     if groups := metrics.get("groups"):
         _show_groups(terminal, groups)
     for name, result in metrics.get("by_objects", {}).items():
-        block = result["symmetric"] or result["population"]
-        gaps = _gaps_text(block) if block else result["reason"]
-        basis = "symmetric" if result["symmetric"] else "A"
+        basis = headline(result)
+        gaps = _gaps_text(result[basis]) if result[basis] else result["reason"]
         terminal.say(f"objects={name}: {gaps} ({basis}, {result['counts']['records']} records)")
     terminal.say(metrics["found"]["words"])
     if few := few_records_sentence(metrics["counts"]):
@@ -153,8 +152,7 @@ def _show_gaps(terminal: _Terminal, metrics: Mapping[str, Any]) -> None:
     for order, (name, figure) in enumerate(FIGURES.items()):
         cells = [_gap(metrics[block][name], separator) for block in blocks]
         columns.append(Column(figure.label, cells, order))
-    bold = [blocks.index("symmetric")] if "symmetric" in blocks else []
-    fitting_table(terminal, title, columns, bold)
+    fitting_table(terminal, title, columns, bold=[blocks.index(headline(metrics))])
     _explain_gaps(terminal)
 
 
@@ -280,8 +278,7 @@ def show_next_steps(out: Path, page: Path | None, results: Mapping[str, Any]) ->
         f"dejavu report {path} redact=true {shared}    # without captions and images",
     ]
     if "pooled" not in results:
-        block = next(name for name in HEADLINES if results[name])
-        gate = f'fail_if="{block}.ppg.ci95[0]>0.05"'
+        gate = f'fail_if="{headline(results)}.ppg.ci95[0]>0.05"'
         steps.append(f"dejavu evaluate … {argument('out', out)} {gate}    # a gate for releases")
     elif all(len(p["seeds"]) < 3 and not any(p.get("halves", [])) for p in results["pooled"]):
         steps.append("dejavu mitigate … seeds=[0,1,2]    # intervals that include the noise of training")

@@ -14,7 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dejavu_lit.evaluation.context import CONTEXT
-from dejavu_lit.measure.controls import compare_settings, memorization_found, pool_blocks, pool_seeds
+from dejavu_lit.measure.controls import (
+    compare_settings,
+    few_records_sentence,
+    memorization_found,
+    pool_blocks,
+    pool_seeds,
+)
 from dejavu_lit.measure.figures import BLOCKS, MEMBERSHIP
 from dejavu_lit.measure.recompute import read_evaluation, schema_error
 from dejavu_lit.measure.records import SIDES, Records
@@ -87,6 +93,7 @@ def study_row(out: Path, cell: Cell, metrics: Mapping[str, Any], folder: Path) -
         "base": metrics.get("base"),
         "utility": metrics["utility"],
         "beats_blind": (metrics.get("blind") or {}).get("beaten"),
+        "few_records": bool(few_records_sentence(metrics["counts"])),
         "membership": membership_summary(metrics.get("membership")),
         "exposure": metrics["exposure"],
         "seconds": sum(_training_seconds(getattr(cell, side), cell.epochs.get(side)) for side in SIDES),

@@ -164,8 +164,8 @@ def test_blind_by_hand() -> None:
 
 def test_sets_with_too_few_records_are_named() -> None:
     counts = {"records": 1, "null": {"records": 19}, "swapped": {"records": 20}}
-    assert few_records_sentence(counts).startswith("Of records with objects, A has 1, H has 19: below 20 ")
-    assert few_records_sentence({"records": 20, "null": None, "swapped": None}) == ""
+    assert few_records_sentence(counts).startswith("Records with objects: 1 in A, 19 in H. Below about 20,")
+    assert few_records_sentence({"records": 20, "null": None, "swapped": {"records": 0}}) == ""
 
 
 def test_both_models_must_exceed_the_blind_baseline_in_both_rates() -> None:

@@ -307,6 +307,8 @@ def test_one_direction_only(metrics: dict[str, Any]) -> None:
     plot = evaluation_plots(alone)[0]
     assert [row["block"] for row in plot.rows] == ["population"] * 3
     assert "population gaps" in plot.text
+    with_holdout = evaluation_plots(metrics | {"swapped": None, "symmetric": None})[0]
+    assert with_holdout.text.startswith("The corrected gaps are PPG")
 
 
 def test_files_of_every_plot(plots: dict[str, Plot], study_figures: dict[str, Plot], tmp_path: Path) -> None:

@@ -20,6 +20,8 @@ def test_markdown(evaluation: Path) -> None:
     assert f"**+{metrics['symmetric']['prg']['value']:.3f} [+{low:.3f}, +{high:.3f}]**" in text
     assert "zero-shot top-1 | 43.0 % | 43.0 %" in text
     assert "k = 5" in text
+    alone = markdown(metrics | {"swapped": None, "symmetric": None})
+    assert [line[:16] for line in alone.splitlines() if "**" in line] == ["| **corrected: A"]
     for row in [line for line in text.splitlines() if line.startswith("|")]:
         assert row.count("|") in (4, 5)
 

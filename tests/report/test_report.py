@@ -17,7 +17,9 @@ from dejavu_lit.data.key_lists import read_keys
 from dejavu_lit.data.prepared import DataSpec
 from dejavu_lit.evaluation.settings import ReportSettings
 from dejavu_lit.measure.controls import beats_blind
+from dejavu_lit.measure.figures import signed
 from dejavu_lit.report.figure_files import FigureInfo
+from dejavu_lit.report.membership import membership_sentence
 from dejavu_lit.report.modelcard import markdown, study_markdown
 from dejavu_lit.report.narrative import (
     comparison_summary,
@@ -30,6 +32,7 @@ from dejavu_lit.report.report import is_redacted, show_report, write_report
 from dejavu_lit.report.scalars import scalars
 from dejavu_lit.report.study import first_setting, second_setting, study_page
 from dejavu_lit.report.terminal import show_evaluation, show_study
+from dejavu_lit.study.table import read_study
 from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import read_json, write_json
 from tests.report.artifacts import FEW_FIGURES, HOSTILE, LABELS, make_evaluation
@@ -100,29 +103,83 @@ def test_the_null_is_a_caution_if_it_is_smaller_but_not_nothing(
     assert check.state == state
 
 
-@pytest.mark.parametrize(
-    ("found", "words"),
-    [(True, "Treat the model as"), (False, "Not shown is not absent"), (None, "supports no decision")],
-)
-def test_the_page_says_what_follows_from_the_verdict(evaluation: Path, found: bool | None, words: str) -> None:
+@pytest.fixture
+def sound(evaluation: Path) -> dict[str, Any]:
+    """An evaluation without cautions, with a found verdict."""
     metrics = read_json(evaluation / "metrics.json")
-    metrics["found"]["found"] = found
-    metrics["membership"] = {
-        "pairs": {"A": 120, "H": 20},
-        "cosine": {"auc": {"value": 0.784, "ci95": [0.77, 0.798]}},
-        "clipmem": {"auc": {"value": 0.9, "ci95": [0.4, 1.0]}},
-        "loss": None,
-    }
-    verdict, membership, seeds = next_steps(metrics)  # the interval of the largest AUC contains 0.5
+    return metrics | {"found": {"found": True}, "blind": None, "membership": None}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, "Treat the model as"),
+        ({"found": {"found": False}}, "Not shown is not absent"),
+        ({"found": {"found": None}}, "train both models again with the same recipe and seed, or longer"),
+        ({"found": {"found": None}, "swapped": None, "symmetric": None}, "an indication, not a verdict"),
+        ({"found": {"found": None}, "null": None, "corrected": None}, "measure H."),
+        (
+            dict.fromkeys(("null", "swapped", "symmetric", "corrected")) | {"found": {"found": None}},
+            "measure H and B.",
+        ),
+    ],
+)
+def test_the_page_says_what_follows_from_the_verdict(sound: dict[str, Any], change: dict[str, Any], words: str) -> None:
+    verdict, seeds = next_steps(sound | change)
     assert words in verdict
-    assert "(AUC 0.784 by cosine;" in membership
     assert "three seed pairs" in seeds
-    metrics["membership"]["loss"] = {"auc": {"value": 1.0, "ci95": None}}  # perfect separation
-    assert "(AUC 1.000 by loss;" in next_steps(metrics)[1]
-    metrics["membership"]["pairs"]["H"] = 19  # too few
-    assert len(next_steps(metrics)) == len(next_steps(metrics | {"membership": None})) == 2
-    one_direction = metrics | {"symmetric": None, "found": {"found": None}}
-    assert next_steps(one_direction)[0].startswith("A verdict needs both directions")
+    (of_study,) = next_steps(sound | change, of_study=True)
+    assert words in of_study
+    assert "mitigations" not in of_study
+
+
+def test_a_caution_comes_first_and_the_verdict_is_not_settled(sound: dict[str, Any]) -> None:
+    few = sound | {"counts": sound["counts"] | {"swapped": {"records": 19}}, "blind": {"beaten": False}}
+    records, models, seeds = next_steps(few)
+    assert records.startswith("Records with objects: 19 in B. Below about 20,")
+    assert "train longer, or on more pairs" in models
+    assert "three seed pairs" in seeds
+    card = markdown(few | {"found": {"found": True, "words": "Found."}})
+    assert f"Found. {records} {models}" in card.replace("\\", "")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, "(AUC of the cosine 0.784 [0.770, 0.798]; guessing is 0.5)"),
+        ({"auc": {"value": 1.0, "ci95": None}}, "(AUC of the cosine 1.000; guessing is 0.5)"),  # perfect separation
+        ({"auc": {"value": 0.6, "ci95": [0.5, 0.7]}}, ""),
+        ({"auc": None}, ""),
+        ({"unseen": None}, "AUC of the cosine 0.784"),  # without B
+        ({"unseen": {"value": 0.6, "ci95": [0.55, 0.65]}}, "cannot be read"),
+        ({"control": {"value": 0.4, "ci95": [0.35, 0.45]}}, "cannot be read"),
+    ],
+)
+def test_membership_is_named_by_the_cosine_if_its_controls_are_guesses(change: dict[str, Any], words: str) -> None:
+    guess = {"value": 0.51, "ci95": [0.46, 0.56]}
+    cosine = {"auc": {"value": 0.784, "ci95": [0.77, 0.798]}, "control": guess, "unseen": guess}
+    board = {"pairs": {"A": 120, "H": 20}, "cosine": cosine | change}
+    sentence = membership_sentence(board)
+    assert words in sentence
+    assert bool(words) == bool(sentence)
+    for none in (None, board | {"cosine": None}, board | {"pairs": {"A": 120, "H": 19}}):
+        assert membership_sentence(none) == ""
+
+
+def test_few_records_are_named_on_the_page_and_the_terminal(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(plain, tmp_path / "e", ignore=shutil.ignore_patterns("report"))
+    metrics = read_json(folder / "metrics.json")
+    metrics["counts"]["records"] = 7
+    write_json(folder / "metrics.json", metrics)
+    text = write_report(folder, limit=3).read_text()
+    check, _, steps = text.partition("<h3>What to do next</h3>")
+    few = "Records with objects: 7 in A. Below about 20, intervals are too narrow: measure more pairs before"
+    assert f"<strong>Enough records</strong> (caution) {few}" in check
+    assert f"<ul>\n<li>{few}" in steps
+    show_evaluation(metrics, folder)
+    assert few in capsys.readouterr().out
 
 
 def test_models_that_were_not_trained_alike_are_a_caution(evaluation: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,6 +239,10 @@ def test_the_verdict_is_that_of_the_rule(found: bool | None, verdict: str, plain
     if found is None:
         assert "the set B was not measured" in text
         assert "<span>corrected PPG</span>" in text
+        assert "PPG on A minus PPG on H" in text
+        assert "the largest possible" not in text
+        assert re.findall(r'<tr class="headline"><th scope="row">(\w+)', text) == ["corrected"]
+        assert f"; PPG on A is {signed(metrics['population']['ppg']['value'])}." in text
 
 
 def test_the_redacted_report_contains_no_caption_image_or_object(plain: Path, tmp_path: Path) -> None:
@@ -222,11 +283,12 @@ def test_additional_annotators_have_a_table_on_the_page(plain: Path, tmp_path: P
     blocks = {name: metrics[name] for name in ("counts", "population", "null", "swapped", "symmetric", "corrected")}
     counts = metrics["counts"] | {"records": 0}
     none = dict.fromkeys(blocks) | {"counts": counts, "reason": "no record of A has an object in b"}
-    metrics["by_objects"] = {"<other>": blocks, "b": none}
+    metrics["by_objects"] = {"<other>": blocks, "b": none, "c": blocks | {"swapped": None, "symmetric": None}}
     write_json(folder / "metrics.json", metrics)
     text = write_report(folder, redact=True).read_text()
     assert '<th scope="row">&lt;other&gt;</th>' in text
     assert "no record of A has an object in b" in text
+    assert '<th scope="row">c</th><td>corrected: A − H</td>' in text
     names = scalars(metrics)
     assert names["by_objects/<other>/symmetric/ppg"] == metrics["symmetric"]["ppg"]["value"]
     assert not [name for name in names if name.startswith("by_objects/b/")]
@@ -409,7 +471,10 @@ def test_the_study_has_a_page_for_every_setting(small_study: Path, tmp_path: Pat
     assert f"Recommended: {found['recommended']}" in text
     assert f"{found['recommended']} removes " in text
     assert found["pooled"][1]["difference"]["words"][1:] in text  # the difference, or "not distinguishable"
-    assert len(list((out / "settings").iterdir())) == len(found["settings"]) == 2
+    pages = [path / "index.html" for path in (out / "settings").iterdir()]
+    assert len(pages) == len(found["settings"]) == 2
+    assert "What to do next" in pages[0].read_text()
+    assert "three seed pairs" not in pages[0].read_text()  # the study's own question
     for page in out.rglob("*.html"):
         for link in links(page):
             assert "//" not in link
@@ -568,20 +633,29 @@ def test_the_study_in_a_sentence(small_study: Path) -> None:
     assert study_sentence(study) == "no setting qualifies (rule: the rule)"
 
 
-def test_a_study_says_which_models_know_nothing(small_study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_says_which_models_know_nothing_and_which_sets_are_small(
+    small_study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     study = read_json(small_study / "study.json")
     for row in study["settings"]:
         assert row["beats_blind"] is read_json(small_study / row["metrics"])["blind"]["beaten"]
-    study["settings"][0]["beats_blind"], study["settings"][1]["beats_blind"] = True, False
-    sentence = "Models of mask do not beat the blind baseline (naming the most frequent objects)"
-    page = study_page(study, [], [], {}, "source")
-    assert page.count(sentence) == 1
-    assert '<li class="caution">' in page
-    assert sentence in study_markdown(study)
+        assert row["few_records"] is False
+    study["settings"][0] |= {"beats_blind": True, "few_records": True}
+    study["settings"][1]["beats_blind"] = False
     show_study(study, Path("out"), 100)
-    assert sentence in " ".join(capsys.readouterr().out.split())
+    terminal = " ".join(capsys.readouterr().out.split())
+    page = study_page(study, [], [], {}, "source")
+    assert '<li class="caution">' in page
+    for sentence in (
+        "Models of mask do not beat the blind baseline (naming the most frequent objects)",
+        "Evaluations of none have a set of fewer than 20 records with objects",
+    ):
+        assert page.count(sentence) == 1
+        assert sentence in study_markdown(study)
+        assert sentence in terminal
     study["settings"][1]["beats_blind"] = None  # not measured
-    assert "blind baseline" not in study_page(study, [], [], {}, "source")
+    del study["settings"][0]["few_records"]  # of an earlier version
+    assert '<li class="caution">' not in study_page(study, [], [], {}, "source")
 
 
 def test_a_study_from_elsewhere_is_not_written_outside_its_report(small_study: Path, tmp_path: Path) -> None:
@@ -596,19 +670,48 @@ def test_a_study_from_elsewhere_is_not_written_outside_its_report(small_study: P
     assert [path.name for path in tmp_path.iterdir()] == ["given"]
 
 
-@pytest.mark.parametrize("path", ["membership.cosine.symmetric", "membership.cosine", "utility.target", "exposure"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "settings.membership.cosine.symmetric",
+        "settings.membership.cosine",
+        "settings.utility.target",
+        "settings.exposure",
+        "settings.few_records",
+        "pooled.symmetric",
+        "pooled.symmetric.ppg",
+        "pooled.symmetric.ppg.mean",
+        "pooled.null.ppg.sd",
+        "pooled.membership.cosine.tpr_at_fpr",
+        "pooled.membership.cosine.ci95",
+        "pooled.memorization",
+        "pooled.memorization.reliability",
+        "pooled.memorization.reliability.hits",
+        "pooled.memorization.reasons.rmia",
+        "pooled.memorization.lira.auc.mean",
+        "pooled.memorization.lira.tpr_at_fpr",
+    ],
+)
 def test_a_study_with_figures_of_another_type_is_damaged(path: str, small_study: Path, tmp_path: Path) -> None:
-    study = shutil.copytree(small_study, tmp_path / "study", ignore=shutil.ignore_patterns("report"))
-    contents = read_json(study / "study.json")
-    *parents, last = path.split(".")
-    place = contents["settings"][0]
+    contents = read_json(small_study / "study.json")
+    figure = {"mean": 0.9, "sd": None, "ci95": None}
+    attack = {"auc": figure, "tpr_at_fpr": {"0.01": figure, "0.001": None}}
+    for pooled in contents["pooled"]:
+        pooled["membership"]["cosine"] = {**figure, "tpr_at_fpr": {"0.01": None}}
+        pooled["memorization"] = {"halves": 4, "pairs": 80, "reliability": {"hits": 0.5, "alignment": None}} | {
+            "lira": attack, "rmia": None, "reasons": {"rmia": "none"}
+        }  # fmt: skip
+    write_json(tmp_path / "study.json", contents)
+    assert read_study(tmp_path / "study.json") == contents
+    top, *parents, last = path.split(".")
+    place = contents[top][0]
     for name in parents:
         place[name] = place.get(name) or {}
         place = place[name]
-    place[last] = True
-    write_json(study / "study.json", contents)
-    with pytest.raises(UserError, match=r"study\.json is damaged .* True is not of type"):
-        write_report(study)
+    place[last] = 7 if last in ("few_records", "rmia") else "text"
+    write_json(tmp_path / "study.json", contents)
+    with pytest.raises(UserError, match=r"study\.json is damaged \(\$\..*(is not of type|is not valid under any)"):
+        read_study(tmp_path / "study.json")
 
 
 def test_a_number_beyond_every_float_is_damage(plain: Path, tmp_path: Path) -> None:
