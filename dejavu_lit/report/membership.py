@@ -103,7 +103,7 @@ def membership_sentence(board: Mapping[str, Any] | None) -> str:
         figure["ci95"] or [figure["value"]] * 2 for name in ("auc", "control", "unseen") if (figure := cosine.get(name))
     )
     if any(not low <= 0.5 <= high for low, high in controls):
-        return "The sets differ in more than membership, so the scores of membership cannot be read."
+        return "A control of the membership scores is not 0.5: the sets may differ in more, so do not rely on these scores."
     if auc[0] <= 0.5:
         return ""
     return (
