@@ -86,7 +86,7 @@ def _group(conf: Path, group: str) -> str:
         )
     if group == "data":
         tables = [_table(options(DataSpec)), _choices(conf / group)]
-        tables += [_choice(READERS.load(name), f"data.reader, type {name}") for name in READERS.places()]
+        tables += [_choice(READERS.load(name), f"data.reader, type {name}") for name in READERS.places]
         return "\n".join([head, *tables, _choice(DataChanges, "data=of_target")])
     own = [option for option in options(TrainingSettings) if option.name.startswith(f"{group}.")]
     short = [Option(o.name.partition(".")[2], o.default, o.kind, o.meaning, o.group) for o in own]

@@ -60,9 +60,7 @@ def own_options(command: str) -> list[Option]:
 
 
 def choices(conf: Path, group: str) -> list[str]:
-    return (
-        sorted(ANNOTATORS.places()) if group == "annotator" else sorted(p.stem for p in (conf / group).glob("*.yaml"))
-    )
+    return sorted(ANNOTATORS.places) if group == "annotator" else sorted(p.stem for p in (conf / group).glob("*.yaml"))
 
 
 def _group(conf: Path, group: str, chosen: str | None) -> list[str]:

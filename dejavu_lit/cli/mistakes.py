@@ -109,7 +109,7 @@ def known_options(command: str, near: str = "") -> Iterator[Option]:
         if place in names and f"{place}.dir" not in names:
             yield from options(DataSpec, f"{place}.")
     for place, table in (("data.reader", READERS), ("annotator", ANNOTATORS)):
-        for name in table.places() if near.startswith(f"{place}.") else ():
+        for name in table.places if near.startswith(f"{place}.") else ():
             with suppress(UserError):
                 yield from (replace(option, meaning="") for option in options(table.load(name), f"{place}."))
 

@@ -170,5 +170,5 @@ def register(command: str) -> None:
     store.store(group="schema", name="of_target", node=schema(DataChanges))
     choices = {"reader": READERS} | ({"annotator": ANNOTATORS} if command == "annotate" else {})
     for group, table in choices.items():
-        for name in table.places():
+        for name in table.places:
             store.store(group=group, name=name, node=table.node(name))

@@ -11,7 +11,7 @@ import select
 import shlex
 from pathlib import Path
 
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.errors import UserError, explained
 
 TAR_END = bytes(1024)  # the two empty blocks at the end of a tar
 
@@ -30,12 +30,10 @@ def download(url: str, relative: str, target: Path) -> None:
 
         timeout = aiohttp.ClientTimeout(total=None, sock_read=_stall_timeout(), sock_connect=_stall_timeout())
         options = {"client_kwargs": {"timeout": timeout}}
-    try:
+    with explained(
+        f"{url} cannot be opened", "install that package, or correct the address", errors=(ImportError, ValueError)
+    ):
         system, path = fsspec.core.url_to_fs(f"{url.rstrip('/')}/{relative}" if relative else url, **options)
-    except ImportError as missing:
-        raise UserError(f"{url} needs another package: {missing}") from None
-    except ValueError as error:
-        raise UserError(f"{url}: {error}") from None
     system.get_file(path, str(target))
 
 

@@ -128,7 +128,7 @@ class EpochPlan:
     def stretch(self, start: int, stop: int) -> Iterator[np.ndarray]:
         """The entries start … stop − 1 of the sequence, shard by shard, each [m, 2]."""
         begin = 0
-        for shard in self._order:
+        for shard in np.random.default_rng((self.seed, self.epoch)).permutation(len(self.sizes)):
             end = begin + int(self._lengths[shard])
             if max(begin, start) < min(end, stop):
                 positions = self._positions(shard)
@@ -136,10 +136,6 @@ class EpochPlan:
                 part = positions[max(start - begin, 0) : stop - begin]
                 yield np.stack([np.full_like(part, shard), part], axis=1)
             begin = end
-
-    @cached_property
-    def _order(self) -> np.ndarray:
-        return np.random.default_rng((self.seed, self.epoch)).permutation(len(self.sizes))
 
     @cached_property
     def _starts(self) -> np.ndarray:

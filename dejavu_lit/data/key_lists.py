@@ -17,7 +17,7 @@ from dejavu_lit.data.readers.base import MAX_KEY_CHARS, clean_keys
 from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS
 from dejavu_lit.data.shards import ShardSet
 from dejavu_lit.data.splits import ANY, NONE, SETS, check_sets
-from dejavu_lit.utils.errors import UserError
+from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import check_regular, fingerprint
 
 PLAIN_KEY = re.compile(rf"[\w-]{{1,{MAX_KEY_CHARS}}}", re.ASCII)
@@ -30,16 +30,10 @@ def read_keys(path: Path | str, option: str) -> list[str]:
     Only line feeds (and a carriage return before them) end a line: foreign keys may contain any other character.
     """
     check_regular(path)
-    try:
+    remedy = "give a text file with one key per line"
+    with explained(f"{option}={path} cannot be read", remedy, errors=(OSError, UnicodeDecodeError)):
         lines = Path(path).read_bytes().decode("utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{option}={path} cannot be read ({error}); give a text file with one key per line") from None
-    keys = list(dict.fromkeys(line.removesuffix("\r") for line in lines if line.strip()))
-    if padded := [key for key in keys if key != key.strip()]:
-        log.warning(
-            "%d keys in %s have white space around them, which is part of the key: %r", len(padded), path, padded[0]
-        )
-    return keys
+    return list(dict.fromkeys(line.removesuffix("\r") for line in lines if line.strip()))
 
 
 def keys_fingerprint(keys: Collection[str]) -> str:
@@ -146,9 +140,7 @@ def meant_keys(lines: Iterable[str], keys: Set[str], listed_name: Callable[[str]
 def possible_keys(line: str, listed_name: Callable[[str], str] = str) -> Iterator[str]:
     """What a line may stand for: a key, a text that readers make a key from, or an image's path."""
     yield line
-    if listed_name is str and PLAIN_KEY.fullmatch(
-        line
-    ):  # of which readers make the same; most lists have no other lines
+    if listed_name is str and PLAIN_KEY.fullmatch(line):  # readers make the same of it; most lists have no other lines
         return
     line = listed_name(line)
     yield clean_keys([line])[0]

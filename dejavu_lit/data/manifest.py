@@ -46,15 +46,3 @@ def duplicate_groups(manifest: Path, name: str, option: str = "mitigation.dedup=
 def listed_members(manifest: Path) -> list[str]:
     """The sets whose pairs were listed by ``keys`` of prepare, not drawn, such as ["A"]."""
     return sorted((read_json_object(manifest).get("settings") or {}).get("keys") or {})
-
-
-def listed_copies(folder: Path) -> int | None:
-    """How many pairs of a prepared set are exact copies of another, as prepare counted them; None: unknown."""
-    manifest = folder.parent / MANIFEST
-    if not manifest.is_file():
-        return None
-    try:
-        exact = read_json_object(manifest)["duplicates"]["within"][folder.name]["exact"]
-        return int(exact["pairs"]) - int(exact["groups"])
-    except (KeyError, TypeError, ValueError):  # a set without duplicates listed, or a manifest of another kind
-        return None

@@ -15,7 +15,7 @@ from dejavu_lit.data.epoch import EpochPlan, Positions, epoch_plan, exposures, p
 from dejavu_lit.data.key_lists import later_duplicates, positions_of
 from dejavu_lit.data.loader import EpochLoader
 from dejavu_lit.data.manifest import MANIFEST
-from dejavu_lit.data.prepared import DataSpec, training_set
+from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
 from dejavu_lit.data.settings import LoaderSettings
 from dejavu_lit.data.shards import BadPair, Pair, ShardSet, read_pairs
 from dejavu_lit.data.stream import (
@@ -56,7 +56,7 @@ class PairDataModule(pl.LightningDataModule):
 
     def __post_init__(self) -> None:
         super().__init__()
-        name = training_set(self.side)
+        name = TRAINED_ON[self.side]
         folder = self.data.folder
         self.train_set = self.data.shard_set(name)
         self.valid_set = ShardSet.open(folder / "V") if (folder / "V").is_dir() else None

@@ -11,6 +11,7 @@ white) get no perceptual hash and are compared by their bytes only.
 
 import hashlib
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from itertools import combinations
 
 import numpy as np
@@ -18,8 +19,9 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
-from dejavu_lit.data.manifest import listed_copies
+from dejavu_lit.data.manifest import MANIFEST
 from dejavu_lit.data.shards import BadPair, ShardSet, read_pairs
+from dejavu_lit.utils.io import read_json_object
 from dejavu_lit.utils.progress import progress
 
 HASH = "dct-sign-8x8"
@@ -56,8 +58,10 @@ def perceptual_hash(image: Image.Image) -> int | None:
 
 def exact_copies(shards: ShardSet, excluded: Collection[str] = ()) -> int:
     """How many pairs have the same image, to the byte, as another one that counts; the images are read if need be."""
-    if not excluded and (listed := listed_copies(shards.folder)) is not None:
-        return listed
+    if not excluded and (manifest := shards.folder.parent / MANIFEST).is_file():
+        with suppress(KeyError, TypeError, ValueError):  # a set without duplicates listed
+            exact = read_json_object(manifest)["duplicates"]["within"][shards.folder.name]["exact"]
+            return int(exact["pairs"]) - int(exact["groups"])
     pairs = progress(read_pairs(shards), f"comparing images of {shards.folder.name}", total=len(shards), unit="image")
     digests = [
         content_digest(pair.image).tobytes()

@@ -131,14 +131,12 @@ class Objects:
 
     def take(self, keys: Sequence[str]) -> "Objects":
         """The rows of ``keys``, in that order; raises UserError naming the first key without a row."""
-        try:
-            rows = np.array([self.rows[key] for key in keys], dtype=np.int64)
-        except KeyError as missing:
-            absent = sum(key not in self.rows for key in keys)
+        if absent := [key for key in keys if key not in self.rows]:
             raise UserError(
-                f"the objects have no row for {absent} of {len(keys)} images; the first is {missing.args[0]!r}; "
+                f"the objects have no row for {len(absent)} of {len(keys)} images; the first is {absent[0]!r}; "
                 "annotate these images or choose other objects="
-            ) from None
+            )
+        rows = np.array([self.rows[key] for key in keys], dtype=np.int64)
         counts = self.counts()[rows]
         starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         gather = np.repeat(self.starts[rows] - starts[:-1], counts) + np.arange(starts[-1])

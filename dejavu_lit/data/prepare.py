@@ -29,10 +29,10 @@ from dejavu_lit.data.manifest import MANIFEST, SCHEMA, check_settings, refuse_fo
 from dejavu_lit.data.near_duplicates import HASH
 from dejavu_lit.data.readers.base import Reader
 from dejavu_lit.data.scan import Scan, scan
-from dejavu_lit.data.settings import check_distance
+from dejavu_lit.data.settings import DISTANCES
 from dejavu_lit.data.splits import SETS, UNUSED, count_by_set, set_sizes, shard_order
 from dejavu_lit.data.write_sets import PairSet, write_sets
-from dejavu_lit.utils.errors import UserError, check_at_least
+from dejavu_lit.utils.errors import UserError, check_at_least, check_range
 from dejavu_lit.utils.io import file_sha256, fingerprint, read_json_object, write_json
 
 MAIN = ""  # the name of the main source beside those of extra, which are identifiers
@@ -99,7 +99,7 @@ class _Job:
     lists: Mapping[str, list[str]]  # {set: the keys listed for it}
 
     def __post_init__(self) -> None:
-        check_distance("near_duplicates", self.near_duplicates)
+        check_range(self, "", DISTANCES, "near_duplicates")
         if self.exclude is not None and not self.exclude.is_file():
             raise UserError(f"data.exclude={self.exclude} is not a file; give a text file with one key per line")
         check_at_least(self, "", pairs_per_shard=1)

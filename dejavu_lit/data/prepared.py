@@ -29,13 +29,6 @@ PREPARED_SPLIT = (0,)  # ``DataSpec.deal`` of everything but random halves
 TRAINED_ON = {"target": "A", "reference": "B"}  # the set that each side trains on
 
 
-def training_set(side: str) -> str:
-    """The set that a side trains on; raises UserError for another side than target and reference."""
-    if side not in TRAINED_ON:
-        raise UserError(f"side={side} must be target (trains on A) or reference (trains on B)")
-    return TRAINED_ON[side]
-
-
 @dataclass(frozen=True)
 class DataSpec:
     """A prepared data folder and the choices within it; ``reader``, ``extra`` and ``sizes`` only matter to ``prepare``."""
@@ -200,14 +193,13 @@ class DataSpec:
     def training_pairs(self, side: str) -> int:
         """The number of pairs that a side trains on; of raw shards given by ``pairs``, or known or estimated since sampling.
 
-        Of remote data pairs in ``exclude`` count, too: to know which they are would copy all shards.
+        Of remote data pairs in ``exclude`` count, too.
         """
         if self.shards is None:
             if self.prefix is not None:
                 return self.prefix
             shards = self.shard_set(TRAINED_ON[side])
-            absent = {} if self.is_remote else positions_of(shards, self.excluded)
-            return len(shards) - sum(map(len, absent.values()))
+            return len(shards) - sum(map(len, self.local_exclusions(shards).values()))
         if (name := TRAINED_ON[side]) not in self.fractions:
             raise UserError(
                 f"side={side} trains on {name}, of which data.fractions has no share; give data.fractions.{name}="
@@ -215,6 +207,10 @@ class DataSpec:
         if self.pairs is not None:
             return int(self.pairs * self.fractions[name])
         return int(read_json_object(self.folder / MANIFEST)["raw_shards"]["pairs"][name])
+
+    def local_exclusions(self, shards: ShardSet) -> dict[int, tuple[int, ...]]:
+        """{shard: positions} of excluded pairs; none of remote data, since looking for keys would copy all shards."""
+        return {} if self.is_remote else positions_of(shards, self.excluded)
 
     def raw_shards(self) -> RawShards:
         """The raw shards, of which ``folder`` has samples; raises UserError if these were drawn from others, or otherwise."""

@@ -8,15 +8,7 @@ import numpy as np
 
 from dejavu_lit.utils.errors import UserError, check_at_least, check_range
 
-LARGEST_DISTANCE = 12  # of near-duplicates; above, blocks no longer select candidates, and unrelated images are joined
-
-
-def check_distance(option: str, distance: int | None) -> None:
-    """Raise UserError for a distance out of range; None stands for exact duplicates only."""
-    if distance is not None and (isinstance(distance, bool) or not 0 <= distance <= LARGEST_DISTANCE):
-        raise UserError(
-            f"{option}={distance} must be a number of bits from 0 to {LARGEST_DISTANCE}, or null for exact duplicates only"
-        )
+DISTANCES = "[0, 12]"  # of near-duplicates, in bits; above, unrelated images are joined
 
 
 @dataclass(frozen=True)

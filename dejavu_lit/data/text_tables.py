@@ -184,7 +184,7 @@ def _is_utf8(path: Path) -> bool:
 def find_delimiter(path: Path, columns: Collection[str], header: Sequence[str] | None = None) -> str:
     """The delimiter with which the header has the most of ``columns``; of equal ones that of the file's extension.
 
-    Without a header line, whose names are ``header`` then, the first one that gives each of the first rows as many values.
+    With ``header``, of a file without one, the first that gives each of the first rows as many values.
     """
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
         lines = list(islice(filter(str.strip, iter(partial(file.readline, 1 << 20), "")), LOOKED_AT if header else 1))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dejavu_lit.data.settings import check_distance
+from dejavu_lit.data.settings import DISTANCES
 from dejavu_lit.utils.errors import check_range
 
 
@@ -23,4 +23,4 @@ class DuplicateCriteria:
 
     def __post_init__(self) -> None:
         check_range(self, "", "(0, 1)", "similarity")
-        check_distance("distance", self.distance)
+        check_range(self, "", DISTANCES, "distance")

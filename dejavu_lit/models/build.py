@@ -107,12 +107,9 @@ def _load_initial_weights(model: nn.Module, spec: ModelSpec, tokenizer: Any) -> 
         raise UserError(
             f"model.init={spec.init} is not an open_clip model; give ARCH@TAG, ARCH@FILE, hf-hub:… or local-dir:FOLDER"
         )
-    try:
+    problem = f"the weights of model.init={spec.init} do not fit model.name={spec.name}"
+    with explained(problem, "choose weights of that architecture", errors=(RuntimeError,)):
         model.load_state_dict(source.model.state_dict())
-    except RuntimeError:
-        raise UserError(
-            f"the weights of model.init={spec.init} do not fit model.name={spec.name}; choose weights of that architecture"
-        ) from None
     if differing := _first_difference(model, tokenizer, source.model, source.tokenizer):
         raise UserError(
             f"model.init={spec.init} and model.name={spec.name} differ in their {differing}, so training would not start "

@@ -46,13 +46,10 @@ class ModelName:
             if text.startswith(f"{prefix}:"):
                 rest = text.removeprefix(f"{prefix}:")
                 return cls(text, prefix, rest, None if prefix == "hf-hub" else Path(rest).expanduser())
-        folder = Path(text).expanduser()
-        if folder.is_dir():  # first, because a folder's own name may hold an @
-            return cls(text, _folder_kind(folder), path=folder)
-        run, at, epoch = text.rpartition("@")
-        folder = Path(run).expanduser()
-        if at and folder.is_dir():
-            return cls(text, _folder_kind(folder), path=folder, epoch=epoch)
+        run, _, epoch = text.rpartition("@")
+        for path, at in ((text, None), (run, epoch)):  # in this order: a folder's own name may hold an @
+            if path and (folder := Path(path).expanduser()).is_dir():
+                return cls(text, "run" if RunDirectory(folder).exists else "folder", path=folder, epoch=at)
         return cls(text, "released", text)
 
     @property
@@ -81,9 +78,8 @@ class ModelName:
         path = self.path
         if self.kind == "released" and FILE.search(self.weights):  # ARCH@FILE: no released tag looks like one
             path = Path(self.weights)
-        elif self.kind == "released" and "/" in self.text:
-            front, at, epoch = self.text.rpartition("@")
-            path = Path(front or self.text).expanduser() if not at or epoch.isdecimal() else None
+        elif self.kind == "released" and "/" in self.text and (not self.weights or self.weights.isdecimal()):
+            path = self.as_run()[0]
         return path if path is not None and self.kind != "text" and not path.exists() else None
 
     def as_run(self) -> tuple[Path, int]:
@@ -94,10 +90,6 @@ class ModelName:
         if not (at and epoch.isdecimal()):
             run, epoch = self.text, "0"
         return Path(run).expanduser(), int(epoch)
-
-
-def _folder_kind(folder: Path) -> Literal["run", "folder"]:
-    return "run" if RunDirectory(folder).exists else "folder"
 
 
 def text_model_folder(model: str) -> Path:

@@ -6,7 +6,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import open_clip
 import torch
 from huggingface_hub import model_info
@@ -17,14 +16,13 @@ from open_clip.hf_configs import arch_dict
 from open_clip.model import get_model_preprocess_cfg
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.transform import PreprocessCfg
-from PIL import Image
 from torch.nn.functional import normalize
 
 from dejavu_lit.models.encoder import torch_device
 from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.models.preprocess import PREPROCESS, Preprocess
 from dejavu_lit.models.tokenizer import load_tokenizer
-from dejavu_lit.models.towers import image_features, image_tower, text_tower
+from dejavu_lit.models.towers import image_tower, text_tower, unit_features
 from dejavu_lit.models.weights import SUFFIXES, compiled_state, load_tensors, weights_hash, without_prefixes
 from dejavu_lit.utils.errors import UserError, explained, suggest
 from dejavu_lit.utils.io import fingerprint, read_json_object
@@ -65,18 +63,14 @@ class OpenClipEncoder:
         self._image_tower, self._text_tower = (image_tower(model), text_tower(model)) if on_cpu else (None, None)
         self.logit_scale: float | None = float(model.get_parameter("logit_scale").exp())
         self.tokenizer = tokenizer
-        self._preprocess = Preprocess(preprocess)
+        self.preprocess = Preprocess(preprocess)
         mean, std = (torch.tensor(preprocess[name], device=self.device).view(-1, 1, 1) for name in ("mean", "std"))
         self._mean, self._std = mean, std
-
-    def preprocess(self, image: Image.Image | torch.Tensor) -> np.ndarray:
-        """See Encoder; for a PIL image exactly what open_clip does before it normalizes."""
-        return self._preprocess(image)
 
     @torch.inference_mode()
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         scaled = images.to(self.device).float().div_(255).sub_(self._mean).div_(self._std)
-        return image_features(self.model, self._image_tower, scaled).float().cpu()
+        return unit_features(self._image_tower, self.model.encode_image, scaled).float().cpu()
 
     @torch.inference_mode()
     def encode_captions(self, captions: Sequence[str]) -> torch.Tensor:
@@ -97,11 +91,6 @@ def load_released(name: ModelName, device: str) -> OpenClipEncoder:
             + (OWN_ARCHITECTURE if Path(weights).is_file() else KINDS)
         )
     tags = list_pretrained_tags_by_model(arch)
-    if not weights:
-        raise UserError(
-            f"{name.text!r} does not say which weights; "
-            f"give {name.text}@TAG ({tags[0] if tags else 'none is released'}, …) or {name.text}@FILE"
-        )
     if released := get_pretrained_cfg(arch, weights):
         problem = f"the released weights {weights!r} of {arch} could not be downloaded"
         if repository := released.get("hf_hub"):
@@ -109,7 +98,8 @@ def load_released(name: ModelName, device: str) -> OpenClipEncoder:
         return _build(name.text, arch, device, problem, weights=weights)
     if not Path(weights).is_file():
         raise UserError(
-            f"{name.text!r}: {weights!r} is neither a file nor a released tag of {arch}{suggest(weights, tags)}; check the name"
+            f"{name.text!r} does not say which weights: {weights!r} is neither a file nor a released tag of {arch}"
+            f"{suggest(weights, tags)}; give {arch}@TAG ({', '.join(tags[:3]) or 'none is released'}, …) or {arch}@FILE"
         )
     problem = f"{weights} does not fit {arch}"
     encoder = _build(name.text, arch, device, problem, OWN_ARCHITECTURE, weights, lambda: compiled_state(Path(weights)))

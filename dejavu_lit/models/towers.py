@@ -42,20 +42,16 @@ class Packing(NamedTuple):
         return Packing(ids, positions, slots, pooled, ends, self.length)
 
 
-def pack(tokens: Tensor, ends: Tensor) -> Packing:
-    """Pack captions int64 [n, context] that are pooled at the positions ``ends`` int64 [n]."""
-    length = int(ends.max()) + 1
-    rows, positions = (torch.arange(length) <= ends[:, None]).nonzero(as_tuple=True)
-    return Packing(
-        tokens[rows, positions], positions, rows * length + positions, (ends + 1).cumsum(0) - 1, ends, length
-    )
+def pack(tokens: Tensor, ends: Tensor, last: Tensor | None = None) -> Packing:
+    """Pack captions int64 [n, context] that are pooled at the positions ``ends`` int64 [n].
 
-
-def equal_lengths(tokens: Tensor, ends: Tensor) -> Packing:
-    """Captions int64 [n, length] as they are, with the tokens after those that are pooled, which these do not see."""
-    n, length = tokens.shape
-    slots = torch.arange(n * length)
-    return Packing(tokens.flatten(), slots % length, slots, torch.arange(n) * length + ends, ends, length)
+    Tokens after ``last`` int64 [n] are left out, by default those after the pooled ones, which these do not see.
+    """
+    last = ends if last is None else last
+    length = int(last.max()) + 1
+    rows, positions = (torch.arange(length) <= last[:, None]).nonzero(as_tuple=True)
+    pooled = (last + 1).cumsum(0) - 1 - last + ends
+    return Packing(tokens[rows, positions], positions, rows * length + positions, pooled, ends, length)
 
 
 @dataclass(frozen=True)
@@ -115,7 +111,7 @@ class TextTower:
         for length in lengths.unique().tolist():
             for rows in (lengths == length).nonzero()[:, 0].split(BATCH):
                 batch = torch.cat([rows, rows[:1].expand(BATCH - len(rows))])
-                packed = equal_lengths(tokens[batch, :length], ends[batch])
+                packed = pack(tokens[batch], ends[batch], torch.full_like(batch, length - 1))
                 order.append(rows)
                 features.append(self(packed, recompute=False)[: len(rows)])
         return torch.cat(features)[torch.cat(order).argsort()]
@@ -156,18 +152,11 @@ class ImageTower:
         return project(tower._pool(x)[0], tower.proj)
 
 
-def image_features(model: Any, tower: ImageTower | None, pixels: Tensor, recompute: bool = False) -> Tensor:
-    """L2-normalized features [n, d] of the model's input [n, 3, h, w], by the tower or, without one, by the model."""
-    if tower is None:
-        return cast(Tensor, model.encode_image(pixels, normalize=True))
-    return normalize(tower(pixels, recompute), dim=-1)
-
-
-def text_features(model: Any, tower: TextTower | None, captions: Any, recompute: bool = False) -> Tensor:
-    """L2-normalized features [n, d] of packed captions by the tower or, without one, of tokens [n, context] by the model."""
-    if tower is None:
-        return cast(Tensor, model.encode_text(captions, normalize=True))
-    return normalize(tower(captions, recompute), dim=-1)
+def unit_features(
+    tower: ImageTower | TextTower | None, encode: Callable[..., Tensor], inputs: Any, recompute: bool = False
+) -> Tensor:
+    """L2-normalized features [n, d] of a tower's inputs; without one, of its model's, as ``encode`` gives them."""
+    return encode(inputs, normalize=True) if tower is None else normalize(tower(inputs, recompute), dim=-1)
 
 
 def residual_block(block: Any, x: Tensor, outputs: Tensor, attend: Callable[[Any, Tensor], Tensor]) -> Tensor:

@@ -27,6 +27,7 @@ from dejavu_lit.objects.base import Shard, Source
 from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import read_json, visible_files, write_csv, write_json
 from dejavu_lit.utils.progress import progress
+from dejavu_lit.utils.run_directory import first_difference
 
 ANNOTATOR_FILE = "annotator.json"  # the annotator, with its whole vocabulary
 FAILURES_FILE = "failed.csv"
@@ -96,15 +97,13 @@ def annotate(
     failed = []
     for part in all_parts if complete else own_parts:
         try:
-            failed += [(part.set, key, reason) for key, reason in failures(part.path).items()]
+            failed += [{"set": part.set, "key": key, "reason": why} for key, why in failures(part.path).items()]
         except UserError as damaged:  # another task's, which writes it again
             logger.warning("%s", damaged)
             existing.remove(part)
             complete = False
     if complete:
-        columns = ("set", "key", "reason")
-        rows = [dict(zip(columns, row, strict=True)) for row in failed]
-        write_csv(out / FAILURES_FILE, rows, columns, end="\n")
+        write_csv(out / FAILURES_FILE, failed, ("set", "key", "reason"), end="\n")
     return Summary(
         images=images,
         seconds=time.monotonic() - start,
@@ -162,14 +161,10 @@ def _claim_folder(out: Path, source: Source) -> None:
 
 
 def _check_annotator(path: Path, expected: Annotator, actual: Annotator) -> None:
-    if actual == expected:
-        return
-    old, new = actual.as_json(), expected.as_json()
-    field = next(name for name in (*old, *new) if old.get(name) != new.get(name))
-    raise UserError(
-        f"{path} was written by another annotator ({field}: {old.get(field)}, now {new.get(field)}); "
-        "choose another name= for this one, or remove the old objects"
-    )
+    if change := first_difference(actual.as_json(), expected.as_json()):
+        raise UserError(
+            f"{path} was written by another annotator ({change}); choose another name= for this one, or remove the old objects"
+        )
 
 
 def _check_shards(folder: Path, shards: ShardSet) -> None:

@@ -95,8 +95,8 @@ class Detector(Source):
     def detect(self, images: Sequence[Image.Image]) -> list[Detections]:
         """The objects of at most ``batch`` RGB images of any sizes, with score ≥ ``threshold``, in the same order.
 
-        Any exception except UserError is blamed on the images: they are tried again one by one, and those that fail
-        again are recorded as ``Failed``, unless memory runs out or the GPU fails, which ends the command.
+        Any exception except UserError is blamed on the images: they are tried again one by one, and those that fail again are
+        recorded as ``Failed``, unless memory runs out or the GPU fails.
         """
 
     def rows(self, shard: Shard) -> Iterator[Annotation | Failed]:

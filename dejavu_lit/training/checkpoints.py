@@ -2,7 +2,8 @@
 
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,31 +56,31 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, part)
 
     def load_checkpoint(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> dict[str, Any]:
-        try:
+        with _reading(Path(path)):
             with zipfile.ZipFile(path) as file:
                 if (member := file.testzip()) is not None:  # torch does not verify the checksums
                     raise ValueError(f"the checksum of {member} does not match")
             return super().load_checkpoint(Path(path), *args, **kwargs)
-        except Exception as error:
-            raise _load_error(Path(path), error) from None
 
 
 def saved_step(path: Path) -> int:
     """The step at which a checkpoint was saved; raises UserError naming the file if it is damaged."""
-    try:
+    with _reading(path):
         return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
-    except Exception as error:  # torch raises many classes for a file that is not a checkpoint
-        raise _load_error(path, error) from None
 
 
-def _load_error(path: Path, error: Exception) -> Exception:
-    """System and memory errors are returned unchanged; any other error means that the file is damaged."""
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
-        return error
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """A block in which any error but of the system or for lack of memory means that the checkpoint is damaged."""
     run = path.parent.parent
     epochs = RunDirectory(run).saved_epochs()
     saved_weights = f" (the weights of epoch {epochs[-1]} can be evaluated as {run}@{epochs[-1]})" if epochs else ""
-    return UserError(
-        f"the checkpoint {path} is damaged ({first_line(error).rstrip('.')}); restore it from a copy, or remove it to start "
-        f"over{saved_weights}"
-    )
+    try:
+        yield
+    except Exception as error:  # torch raises many classes for a file that is not a checkpoint
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+            raise
+        raise UserError(
+            f"the checkpoint {path} is damaged ({first_line(error).rstrip('.')}); restore it from a copy, or remove it to start "
+            f"over{saved_weights}"
+        ) from None

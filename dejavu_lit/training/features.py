@@ -16,7 +16,7 @@ from open_clip.transformer import CustomResidualAttentionBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dejavu_lit.models.towers import image_features, image_tower, pack, text_features, text_tower
+from dejavu_lit.models.towers import image_tower, pack, text_tower, unit_features
 from dejavu_lit.training.settings import TrainerSettings
 from dejavu_lit.utils.errors import UserError
 
@@ -80,5 +80,5 @@ class Features:
                 return output["image_features"], output["text_features"]
             return output[0], output[1]
         recompute = self.checkpointing and torch.is_grad_enabled()
-        image = image_features(self.model, self.visual, self.pixels(images), recompute)
-        return image, text_features(self.model, self.text, captions, recompute)
+        image = unit_features(self.visual, self.model.encode_image, self.pixels(images), recompute)
+        return image, unit_features(self.text, self.model.encode_text, captions, recompute)

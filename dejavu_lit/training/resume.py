@@ -4,9 +4,7 @@ import logging
 from pathlib import Path
 
 from dejavu_lit.data.epoch import check_fills_batch, epoch_plan, pairs_per_rank
-from dejavu_lit.data.key_lists import positions_of
 from dejavu_lit.data.prepared import TRAINED_ON, ready
-from dejavu_lit.data.remote import is_remote
 from dejavu_lit.evaluation.run import check_model
 from dejavu_lit.models.model_name import check_architecture
 from dejavu_lit.training.settings import TrainerSettings, TrainingRun
@@ -47,8 +45,7 @@ def check_data(run: TrainingRun) -> None:
         check_fills_batch(run.data.training_pairs(run.side), world, batch)
         return
     pairs = run.data.shard_set(TRAINED_ON[run.side])
-    remote = run.data.dir is not None and is_remote(run.data.dir)  # looking for keys would copy all shards
-    excluded = {} if remote else positions_of(pairs, run.data.excluded)
+    excluded = run.data.local_exclusions(pairs)
     epoch_plan(pairs.sizes, 0, 0, world, 1, batch, run.data.prefix, run.data.repeat, excluded)
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from dejavu_lit.data.prepared import DataSpec, training_set
+from dejavu_lit.data.prepared import TRAINED_ON, DataSpec
 from dejavu_lit.data.settings import LoaderSettings
 from dejavu_lit.mitigation import Mitigation
 from dejavu_lit.models.settings import ModelSpec
@@ -145,7 +145,7 @@ class TrainingRun(TrainingSettings):
     """Seed of initialization, order and masking; give both sides the same one. The splits have their own, data.seed."""
 
     def __post_init__(self) -> None:
-        training_set(self.side)  # an unknown side is refused
+        check_choice("side", self.side, TRAINED_ON)
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed={self.seed} must be a whole number from 0 to {2**32 - 1}")
         precision = self.trainer.precision

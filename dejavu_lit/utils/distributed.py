@@ -141,10 +141,8 @@ def lightning_environment() -> list["ClusterEnvironment"]:
         return []
     if current_ranks().world == 1:
         return [LightningEnvironment()] if "SLURM_NTASKS" in os.environ else []
-    try:
+    with explained("srun was given --ntasks", "give it --ntasks-per-node instead", errors=(RuntimeError,)):
         return [SLURMEnvironment(auto_requeue=False)]
-    except RuntimeError:
-        raise UserError("srun was given --ntasks; give it --ntasks-per-node instead") from None
 
 
 def group_share() -> tuple[int, int]:
@@ -166,10 +164,10 @@ def gather(value: T) -> list[T]:
 
 @contextmanager
 def process_group(ranks: Ranks) -> Iterator[None]:
-    """Connect the ranks during the block, and let none leave before all have reached its end.
+    """Connect the ranks during the block, and let none leave before all have reached its end, unless one fails.
 
-    (srun counts its timeout from the first task that ends.) If one fails, the others do not wait; only rank 0, which learns of
-    it by ``step``, raises the UserError. Ranks that cannot connect raise one, too.
+    srun counts its timeout from the first task that ends. Only rank 0, which learns of a failure by ``step``, raises the
+    UserError; ranks that cannot connect raise one, too.
     """
     if ranks.world == 1:
         yield

@@ -99,13 +99,12 @@ def thread_pool(count: int | None = None) -> Iterator[ThreadPoolExecutor]:
 
 
 def map_ahead(
-    function: Callable[[Job], Result], items: Iterable[Job], threads: int | None = None, ahead: int | None = None
+    function: Callable[[Job], Result], items: Iterable[Job], threads: int, ahead: int | None = None
 ) -> Iterator[Result]:
     """Yield ``function(item)`` for every item, in their order, computed by ``threads`` at most ``ahead`` items early.
 
     ``ahead`` bounds the memory; by default each thread has one item in work and one that waits.
     """
-    threads = threads or thread_count()
     waiting: deque[Future[Result]] = deque()
     with thread_pool(threads) as pool:
         try:

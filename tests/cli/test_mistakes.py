@@ -14,7 +14,7 @@ from tests.conftest import ROOT, call
 
 MISTAKES = {
     "train": "side is missing; give side=…: target (trains on A) or reference (trains on B)",
-    "train side=targt": "side=targt must be target (trains on A) or reference (trains on B)",
+    "train side=targt": "side=targt is unknown (did you mean 'target'?); choose one of target, reference",
     "train --side target": "--side is not an option; options have no dashes: side=target",
     "train side=target recipe.epohcs=3": "recipe.epohcs is not an option (did you mean 'recipe.epochs'?)",
     "train side=target lr=1e-3": "lr is not an option (did you mean 'recipe.lr'?)",

@@ -56,11 +56,6 @@ def test_loader_options_reach_the_dataloader(folder, monkeypatch, workers, prefe
     assert loader.prefetch_factor == (prefetch if workers else None)
 
 
-def test_an_unknown_side_is_rejected(folder):
-    with pytest.raises(UserError, match="side=left must be target"):
-        PairDataModule(DataSpec("x", str(folder)), "left", 4, 3, Preprocess(CONFIG), char_tokens)
-
-
 def test_no_validation_without_enough_pairs_for_each_rank(folder, tmp_path):
     assert module(folder).val_dataloader() == []
     write_shards(tmp_path / "A", [pair(number) for number in range(8)], 10)

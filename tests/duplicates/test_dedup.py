@@ -268,7 +268,7 @@ def test_an_unfinished_folder_is_taken_over_with_other_settings(scenes: Path, tm
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("distance=40", "distance=40 must be a number of bits from 0 to 12"),
+        ("distance=40", "distance=40 must be at least 0 and at most 12"),
         ("similarity=0", "similarity=0.0 must be above 0 and below 1"),
         ("similarity=1", "similarity=1.0 must be above 0 and below 1"),
         ("sets=[Q]", "sets names Q"),

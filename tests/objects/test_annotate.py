@@ -150,7 +150,9 @@ def test_objects_of_other_images_with_the_same_keys_are_redone_or_refused(data: 
 def test_objects_of_two_annotators_are_never_mixed(data: Path) -> None:
     annotate(ClassLabels(), {"A": sets(data)["A"]}, data / "objects/c")
     other_annotator = ClassLabels(field="other")
-    with pytest.raises(UserError, match=r"objects/c was written by another annotator \(config: .*label.*other.*name="):
+    with pytest.raises(
+        UserError, match=r"objects/c was written by another annotator \(config.field: label → other\).*name="
+    ):
         annotate(other_annotator, sets(data), data / "objects/c")
     (data / "objects/c/annotator.json").unlink()  # as prepare leaves it
     with pytest.raises(UserError, match=r"00000.parquet was written by another annotator"):

@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import unicodedata
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,7 +58,7 @@ class Reader(Protocol):
 
 
 class KeyIndex:
-    """Sorted unique keys, each with its row in the source: 8 bytes per key on top of the string."""
+    """Sorted keys, each with its row in the source: 8 bytes per key on top of the string."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         """``keys[row]`` is the key of the source's row."""
@@ -66,12 +66,15 @@ class KeyIndex:
         self.keys = [keys[row] for row in order]
         self.rows = np.array(order, dtype=np.int64)
 
+    def find(self, key: str) -> list[int]:
+        """The source's rows for ``key``, ascending."""
+        rows: list[int] = self.rows[bisect_left(self.keys, key) : bisect_right(self.keys, key)].tolist()
+        return rows
+
     def row(self, key: str) -> int:
-        """The source's row for ``key``; raises KeyError."""
-        position = bisect_left(self.keys, key)
-        if position == len(self.keys) or self.keys[position] != key:
-            raise KeyError(key)
-        return int(self.rows[position])
+        """The source's only row for ``key``; raises ValueError for none."""
+        (row,) = self.find(key)
+        return row
 
 
 def clean_keys(names: Sequence[str]) -> list[str]:

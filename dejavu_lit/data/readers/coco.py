@@ -12,11 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dejavu_lit.data.decode import clean_caption, json_safe
+from dejavu_lit.data.decode import BadPair, Pair, clean_caption, json_safe
 from dejavu_lit.data.objects import Annotation, Annotator
 from dejavu_lit.data.readers.base import as_list, file_state, read_image
 from dejavu_lit.data.readers.coco_json import CocoInstances, read_images
-from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.utils.errors import UserError, check_at_least
 
 # Of the image's entry, copied to the pair's JSON.

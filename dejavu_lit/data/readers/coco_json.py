@@ -10,9 +10,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from dejavu_lit.data.decode import json_safe
+from dejavu_lit.data.decode import BadPair, json_safe
 from dejavu_lit.data.objects import Annotation, Annotator
-from dejavu_lit.data.shards import BadPair
 from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import file_sha256, fingerprint
 

@@ -6,7 +6,6 @@ Every line of the ``.txt`` is one caption. Without a ``.txt``, they are ``captio
 import os
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 
 from dejavu_lit.data.decode import (
     MAX_JSON_BYTES,
+    BadPair,
+    Pair,
     caption_lines,
     clean_caption,
     json_safe,
@@ -25,7 +26,6 @@ from dejavu_lit.data.decode import (
 from dejavu_lit.data.objects import Annotation
 from dejavu_lit.data.readers.base import KeyIndex, as_list, clean_keys, read_file, read_image
 from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS
-from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.utils.errors import UserError, check_choice
 from dejavu_lit.utils.io import fingerprint, warn_unread
 
@@ -77,10 +77,7 @@ class FolderReader:
         """The pair; raises BadPair for a missing caption or image. A ``.json`` beside the image joins the pair's JSON."""
         file = self._files[self._index.row(key)]
         path = Path(self.path, file)
-        try:
-            content = _content(path.with_suffix(".json"))
-        except PermissionError:
-            raise BadPair("the .json beside the image is not readable") from None
+        content = _content(path.with_suffix(".json"))
         meta = {} if content is None else read_meta(content)
         meta.setdefault("path", json_safe(file))
         captions = _captions(path, meta) if self.caption == "txt" else []
@@ -137,17 +134,18 @@ def _is_image(extension: str) -> bool:
 
 def _captions(image: Path, meta: dict[str, Any]) -> list[str]:
     """The lines of the ``.txt`` beside an image; if there is none, the captions in ``meta``."""
-    with suppress(PermissionError):
-        if (content := _content(image.with_suffix(".txt"))) is not None:
-            return caption_lines(read_caption(content))
+    if (content := _content(image.with_suffix(".txt"))) is not None:
+        return caption_lines(read_caption(content))
     if captions := meta_captions(meta):
         return captions
     raise BadPair("it has no caption (.txt) beside the image")
 
 
 def _content(path: Path) -> bytes | None:
-    """The content of the file beside an image; None if there is none."""
+    """The content of the file beside an image; None if there is none; raises BadPair if it is not readable."""
     try:
         return read_file(path, MAX_JSON_BYTES + 1)
     except FileNotFoundError:
         return None
+    except PermissionError:
+        raise BadPair(f"the {path.suffix} beside the image is not readable (permissions)") from None

@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from braceexpand import braceexpand
 
-from dejavu_lit.data.decode import TEXTS, caption_lines, meta_captions, with_captions
+from dejavu_lit.data.decode import TEXTS, BadPair, Pair, caption_lines, meta_captions, with_captions
 from dejavu_lit.data.readers.base import KeyIndex, as_list, clean_keys, image_extension
 from dejavu_lit.data.shard_index import IMAGE_EXTENSIONS, ShardIndex, image_extension_of, read_index, read_pair
-from dejavu_lit.data.shards import BadPair, Pair
-from dejavu_lit.utils.errors import UserError, suggest
+from dejavu_lit.utils.errors import UserError, explained, suggest
 from dejavu_lit.utils.io import fingerprint, is_hidden, visible_files, warn_unread
 from dejavu_lit.utils.progress import progress
 
@@ -176,7 +175,5 @@ def matching_tars(path: Path) -> list[Path]:
 
 def expand_braces(pattern: str) -> list[str]:
     """The names that ``{a,b}`` and ``{000..012}`` in a pattern stand for, as in bash; raises UserError if one is not closed."""
-    try:
+    with explained(f"the braces in {pattern} do not match", "write {0..9} or {a,b}", errors=(ValueError,)):
         return list(braceexpand(pattern, escape=False))
-    except ValueError:
-        raise UserError(f"the braces in {pattern} do not match; write {{0..9}} or {{a,b}}") from None

@@ -18,19 +18,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dejavu_lit.data.decode import json_safe, meta_captions, read_caption, with_captions
+from dejavu_lit.data.decode import BadPair, Pair, json_safe, meta_captions, read_caption, with_captions
 from dejavu_lit.data.objects import READ_ERRORS, Annotation
-from dejavu_lit.data.readers.base import (
-    KeyIndex,
-    below,
-    clean_keys,
-    file_state,
-    image_extension,
-    read_image,
-)
+from dejavu_lit.data.readers.base import KeyIndex, below, clean_keys, file_state, image_extension, read_image
 from dejavu_lit.data.readers.columns import AUTO, Columns, Options, find_columns, possible_columns
 from dejavu_lit.data.readers.rows import Rows, absolute, as_text, has_path, is_embedded, open_rows, table_files
-from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import fingerprint
 

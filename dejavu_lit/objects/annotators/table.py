@@ -1,7 +1,6 @@
 """Objects from a table: parquet, CSV or JSON with an image's key and labels, and optional scores and boxes."""
 
 import re
-from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,11 +9,12 @@ from typing import Any
 import pyarrow as pa
 
 from dejavu_lit.data.objects import READ_ERRORS, Annotation, Annotator
-from dejavu_lit.data.readers.rows import read_table
+from dejavu_lit.data.readers.base import KeyIndex
+from dejavu_lit.data.readers.rows import as_text, read_table
 from dejavu_lit.data.shards import BadPair, Pair
 from dejavu_lit.data.text_tables import read_delimited
 from dejavu_lit.objects.base import Lookup
-from dejavu_lit.utils.errors import UserError, explained, first_line, suggest
+from dejavu_lit.utils.errors import UserError, explained, suggest
 from dejavu_lit.utils.io import file_sha256, fingerprint
 
 SEPARATOR = ";"
@@ -49,42 +49,44 @@ class TableLookup(Lookup):
         for option, path in (("path", self.path), ("names", self.names)):
             if path is not None and not Path(path).is_file():
                 raise UserError(f"there is no file {path}; check annotator.{option}=")
-        columns = [self.key, self.labels_column, self.scores_column, self.boxes_column]
         options = (("separator", self.separator, SEPARATOR), ("field", self.field, None))
-        config = {"columns": columns, **{name: value for name, value, usual in options if value != usual}}
+        config = {"columns": self._columns, **{name: value for name, value, usual in options if value != usual}}
         vocabulary = None if self.names is None else fingerprint(self._name_of)
         return Annotator("table", "2", weights=file_sha256(self.path), config=config, vocabulary=vocabulary)
+
+    @property
+    def _columns(self) -> list[str | None]:
+        return [self.key, self.labels_column, self.scores_column, self.boxes_column]
 
     @cached_property
     def _name_of(self) -> dict[str, str]:
         """{code: name} in the file ``names``."""
         problem = f"annotator.names={self.names} is not a table of codes and names"
-        with explained(
-            problem, "write a code and its name per line, without a header", errors=(ValueError, pa.ArrowException)
-        ):
+        remedy = "write a code and its name per line, without a header"
+        with explained(problem, remedy, errors=(ValueError, pa.ArrowException)):
             table = read_delimited(Path(str(self.names)), NAMES, header=NAMES)
             return dict(zip(*(table[column].to_pylist() for column in NAMES), strict=True))
 
     def annotation(self, pair: Pair) -> Annotation:
         """The objects of all rows with the pair's key, or with its ``field``; raises BadPair if there are none."""
-        keys, _ = self._sorted_table
+        index, _ = self._table
         key = pair.key if self.field is None else pair.meta.get(self.field)
         if key is None:
             raise BadPair(f"its JSON has no {self.field!r}")
-        first, end = bisect_left(keys, str(key)), bisect_right(keys, str(key))
-        if first == end:
-            raise BadPair(
-                f"the table has no row for this key (keys look like {keys[0]!r})" if keys else "the table has no rows"
-            )
-        objects = [item for row in range(first, end) for item in self._objects(row)]
-        return Annotation(
-            pair.key, [label for label, _, _ in objects], [s for _, s, _ in objects], [b for *_, b in objects]
-        )
+        if not (rows := index.find(str(key))):
+            example = f" (keys look like {index.keys[0]!r})" if index.keys else ""
+            raise BadPair(f"the table has no row for this key{example}")
+        labels, scores, boxes = [], [], []
+        for label, score, box in (item for row in rows for item in self._objects(row)):
+            labels.append(label)
+            scores.append(score)
+            boxes.append(box)
+        return Annotation(pair.key, labels, scores, boxes)
 
     def _objects(self, row: int) -> list[tuple[str, float, list[float]]]:
         """(label, score, box) of each object in one row of the table; objects without a label are skipped."""
-        columns = (self.labels_column, self.scores_column, self.boxes_column)
-        cells = [None if column is None else self._sorted_table[1][column][row].as_py() for column in columns]
+        table = self._table[1]
+        cells = [None if column is None else table[column][row].as_py() for column in self._columns[1:]]
         if cells[0] is None or not str(cells[0]).strip():
             return []
         if isinstance(cells[0], str) and LIST_AS_TEXT.match(cells[0]):
@@ -118,15 +120,11 @@ class TableLookup(Lookup):
         return [cell] if is_single_box else self._items(cell)
 
     @cached_property
-    def _sorted_table(self) -> tuple[list[str], pa.Table]:
-        """The sorted keys, and the table in their order."""
-        path = Path(self.path)
-        columns = [c for c in (self.key, self.labels_column, self.scores_column, self.boxes_column) if c is not None]
-        try:
+    def _table(self) -> tuple[KeyIndex, pa.Table]:
+        path, columns = Path(self.path), [column for column in self._columns if column is not None]
+        with explained(f"{path} cannot be read as a table", "check the file", errors=(*READ_ERRORS, KeyError)):
             table = read_table(path, columns)
             table.validate(full=True)
-        except (*READ_ERRORS, KeyError) as error:
-            raise UserError(f"{path} cannot be read as a table ({first_line(error)}); check the file") from None
         for column in columns:
             if (count := table.column_names.count(column)) != 1:
                 problem = f"{count} columns" if count else "no column"
@@ -136,12 +134,7 @@ class TableLookup(Lookup):
                 )
         if table[self.key].null_count:
             raise UserError(f"{path} has rows without a key; fix them, or choose another column by annotator.key=")
-        with explained(f"{path} has keys that are not text", "choose another column by annotator.key="):
-            keys = table[self.key].cast(pa.string())
-        columns = list(dict.fromkeys(columns))  # one column may have several roles
-        table = table.select(columns).set_column(columns.index(self.key), self.key, keys)
-        table = table.sort_by(self.key) if table.num_rows else table
-        return table[self.key].to_pylist(), table
+        return KeyIndex([as_text(key) for key in table[self.key].to_pylist()]), table
 
 
 def _parse_box(value: Any) -> list[float]:

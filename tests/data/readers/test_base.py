@@ -44,7 +44,8 @@ def test_key_index_returns_the_row_of_each_key() -> None:
     index = KeyIndex(["c", "a", "b"])
     assert index.keys == ["a", "b", "c"]
     assert [index.row(key) for key in "abc"] == [1, 2, 0]
-    with pytest.raises(KeyError):
+    assert index.find("bb") == []
+    with pytest.raises(ValueError, match="expected 1"):
         index.row("bb")
 
 
