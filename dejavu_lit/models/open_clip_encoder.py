@@ -25,7 +25,7 @@ from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.models.preprocess import PREPROCESS, Preprocess
 from dejavu_lit.models.tokenizer import load_tokenizer
 from dejavu_lit.models.towers import image_features, image_tower, text_tower
-from dejavu_lit.models.weights import SUFFIXES, compiled_state, load_tensors, weights_hash, without_prefixes
+from dejavu_lit.models.weights import SUFFIXES, compiled_state, load_tensors, stored_state, weights_hash, without_prefixes
 from dejavu_lit.utils.errors import UserError, explained, suggest
 from dejavu_lit.utils.io import fingerprint, read_json_object
 from dejavu_lit.utils.printable import silenced
@@ -114,6 +114,7 @@ def load_released(name: ModelName, device: str) -> OpenClipEncoder:
     problem = f"{weights} does not fit {arch}"
     encoder = _build(name.text, arch, device, problem, OWN_ARCHITECTURE, weights, lambda: compiled_state(Path(weights)))
     _warn_of_other_settings(name)
+    _warn_of_resizing(encoder, Path(weights))
     return encoder
 
 
@@ -145,7 +146,9 @@ def load_folder(name: str, folder: Path, device: str) -> OpenClipEncoder:
     if not any(path.suffix in SUFFIXES for path in folder.iterdir()):
         raise UserError(f"{problem}: it has none that end in {', '.join(SUFFIXES)}; put them there, or rename them")
     remedy = "its open_clip_config.json must have the model_cfg of these weights"
-    return _build(name, f"local-dir:{folder}", device, problem, remedy, read=lambda: compiled_state(folder))
+    encoder = _build(name, f"local-dir:{folder}", device, problem, remedy, read=lambda: compiled_state(folder))
+    _warn_of_resizing(encoder, folder)
+    return encoder
 
 
 def load_epoch(name: str, model: Path, checkpoint: Path, device: str) -> OpenClipEncoder:
@@ -203,6 +206,19 @@ def _warn_of_other_settings(name: ModelName) -> None:
             "open_clip_config.json",
             *(name.text, arch, "; ".join(f"{text} ({', '.join(tags)})" for text, tags in tags_by_settings.items())),
         )
+
+
+def _warn_of_resizing(encoder: OpenClipEncoder, file: Path) -> None:
+    """Warn if the weights in ``file`` were trained with images or captions of another size."""
+    stored = without_prefixes(stored_state(file))
+    for entry, value in encoder.model.state_dict().items():
+        own = stored.get(entry, stored.get(entry.removeprefix("text.")))
+        if entry.endswith("positional_embedding") and own is not None and len(own) != len(value):
+            log.warning(
+                "%s: %s has %d positions in the weights and %d in the model, so open_clip interpolated it, which lowers every "
+                "figure; give the architecture or config that the weights were trained with",
+                *(encoder.name, entry, len(own), len(value)),
+            )
 
 
 def _build(

@@ -11,6 +11,7 @@ from PIL import Image
 
 from dejavu_lit.models.encoder import torch_device
 from dejavu_lit.models.model_name import ModelName, text_model_folder
+from dejavu_lit.models.tokenizer import check_words
 from dejavu_lit.models.weights import weights_hash
 from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import fingerprint
@@ -33,6 +34,7 @@ class TextEncoder:
             self._model = SentenceTransformer(
                 str(folder), device=str(self.device), local_files_only=True, trust_remote_code=False
             )
+            check_words(self._model)
         settings = {
             path.relative_to(folder).as_posix(): path.read_text("utf-8", "replace")
             for path in sorted(folder.rglob("*.json"))

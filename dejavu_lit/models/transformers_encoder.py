@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from dejavu_lit.models.encoder import torch_device
+from dejavu_lit.models.tokenizer import check_words
 from dejavu_lit.models.weights import weights_hash
 from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import fingerprint, read_json_object
@@ -44,6 +45,8 @@ class TransformersEncoder:
         std = self._processor.image_std if normalized else [1.0] * 3
         self._mean = torch.tensor(mean, device=self.device).view(-1, 1, 1)
         self._std = torch.tensor(std, device=self.device).view(-1, 1, 1)
+        with explained(f"{what} does not fit its processor", "save it again with its own"):
+            self.encode_images(torch.from_numpy(self.preprocess(Image.new("RGB", (64, 64))))[None])
 
     def preprocess(self, image: Image.Image | torch.Tensor) -> np.ndarray:
         """See Encoder; always with the model's own processor."""
@@ -94,6 +97,8 @@ def load_pretrained(what: str, folder: Path, parts: Mapping[str, Mapping[str, An
             folder, output_loading_info=True, **options, **local
         )
         loaded = [getattr(transformers, name).from_pretrained(folder, **options, **local) for name, options in others]
+        for part in loaded:
+            check_words(part)
     if wrong := sorted(map(str, (*report["missing_keys"], *report["mismatched_keys"]))):
         raise UserError(
             f"the weights of {what} lack or do not fit {wrong[0]!r} and {len(wrong) - 1} more; save it again"

@@ -41,21 +41,25 @@ def without_prefixes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 
 def compiled_state(path: Path) -> dict[str, torch.Tensor] | None:
-    """The state dict in a file of weights, or in that of a folder, without the prefixes; None if it has none of torch.compile.
+    """``stored_state`` if it has prefixes of torch.compile, else None: open_clip itself removes those of DistributedDataParallel."""
+    state = stored_state(path)
+    return without_prefixes(state) if any("_orig_mod." in entry for entry in state) else None
 
-    open_clip itself removes those of DistributedDataParallel, and reads big_vision's arrays. Raises UserError if the file is not
-    one of weights.
+
+def stored_state(path: Path) -> dict[str, torch.Tensor]:
+    """The state dict in a file of weights, or in that of a folder; {} for big_vision's arrays.
+
+    Raises UserError if the file is not one of weights.
     """
     if path.is_dir():
         from open_clip.factory import _find_checkpoint_in_dir
 
         path = Path(_find_checkpoint_in_dir(path) or path)
     if path.suffix in (".npz", ".npy"):
-        return None
+        return {}
     try:
         content = load_tensors(path)
-        state = content.get("state_dict", content)
-        return without_prefixes(state) if any("_orig_mod." in entry for entry in state) else None
+        return dict(content.get("state_dict", content))
     except Exception as error:
         if has_remedy(error):
             raise
