@@ -25,7 +25,14 @@ from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.models.preprocess import PREPROCESS, Preprocess
 from dejavu_lit.models.tokenizer import load_tokenizer
 from dejavu_lit.models.towers import image_features, image_tower, text_tower
-from dejavu_lit.models.weights import SUFFIXES, compiled_state, load_tensors, stored_state, weights_hash, without_prefixes
+from dejavu_lit.models.weights import (
+    SUFFIXES,
+    compiled_state,
+    load_tensors,
+    stored_state,
+    weights_hash,
+    without_prefixes,
+)
 from dejavu_lit.utils.errors import UserError, explained, suggest
 from dejavu_lit.utils.io import fingerprint, read_json_object
 from dejavu_lit.utils.printable import silenced

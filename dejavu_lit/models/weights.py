@@ -41,7 +41,7 @@ def without_prefixes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 
 def compiled_state(path: Path) -> dict[str, torch.Tensor] | None:
-    """``stored_state`` if it has prefixes of torch.compile, else None: open_clip itself removes those of DistributedDataParallel."""
+    """The state dict without the prefixes; None if it has none of torch.compile: open_clip itself removes ``module.``."""
     state = stored_state(path)
     return without_prefixes(state) if any("_orig_mod." in entry for entry in state) else None
 

@@ -196,7 +196,7 @@ def test_a_folder_without_preprocessing_is_warned_of(model, tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    "part, option, size, entry",
+    ("part", "option", "size", "entry"),
     [
         ("vision_cfg", "image_size", 96, "visual.positional_embedding has 17 positions in the weights and 37"),
         ("text_cfg", "context_length", 16, "positional_embedding has 32 positions in the weights and 16"),

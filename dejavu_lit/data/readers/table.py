@@ -179,7 +179,7 @@ class TableReader:
             if files and not any(map(os.path.exists, files)):
                 logger.warning(
                     "%s: none of the first images exists: %s; check data.reader.image= and data.reader.images=, the folder",
-                    *(self.path, files[0]),
+                    *(self.path, files[0][:200]),
                 )
         rows, starts = self._images
         first_rows = rows[starts[:-1]].tolist()

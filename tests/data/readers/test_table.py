@@ -266,7 +266,7 @@ def test_lists_of_captions_in_parquet(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "cell, captions",
+    ("cell", "captions"),
     [
         (json.dumps(["it's", 'a "b" \U0001f600']), ["it's", 'a "b" \U0001f600']),  # as Flickr30k's on the Hub
         (str(["it's", "b"]), ["it's", "b"]),  # as pandas writes it
