@@ -46,7 +46,7 @@ class TransformersEncoder:
         self._mean = torch.tensor(mean, device=self.device).view(-1, 1, 1)
         self._std = torch.tensor(std, device=self.device).view(-1, 1, 1)
         with explained(f"{what} does not fit its processor", "save it again with its own"):
-            self.encode_images(torch.from_numpy(self.preprocess(Image.new("RGB", (64, 64))))[None])
+            self.encode_images(torch.from_numpy(self.preprocess(Image.new("RGB", (80, 64))))[None])
 
     def preprocess(self, image: Image.Image | torch.Tensor) -> np.ndarray:
         """See Encoder; always with the model's own processor."""
