@@ -26,16 +26,8 @@ if TYPE_CHECKING:
 
 # Of the files in a folder, those with weights or embeddings, and those that say how images and captions are read.
 SUFFIXES = (
-    ".safetensors",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".npy",
-    "config.json",
-    "tokenizer.json",
-    "vocab.json",
-    "vocab.txt",
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npy"),
+    *("config.json", "tokenizer.json", "vocab.json", "vocab.txt"),
 )
 
 

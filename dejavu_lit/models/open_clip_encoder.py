@@ -25,14 +25,7 @@ from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.models.preprocess import PREPROCESS, Preprocess
 from dejavu_lit.models.tokenizer import load_tokenizer
 from dejavu_lit.models.towers import image_features, image_tower, text_tower
-from dejavu_lit.models.weights import (
-    SUFFIXES,
-    compiled_state,
-    load_tensors,
-    stored_state,
-    weights_hash,
-    without_prefixes,
-)
+from dejavu_lit.models.weights import SUFFIXES, checkpoint_state, compiled_state, warn_of_interpolation, weights_hash
 from dejavu_lit.utils.errors import UserError, explained, suggest
 from dejavu_lit.utils.io import fingerprint, read_json_object
 from dejavu_lit.utils.printable import silenced
@@ -119,9 +112,8 @@ def load_released(name: ModelName, device: str) -> OpenClipEncoder:
             f"{name.text!r}: {weights!r} is neither a file nor a released tag of {arch}{suggest(weights, tags)}; check the name"
         )
     problem = f"{weights} does not fit {arch}"
-    encoder = _build(name.text, arch, device, problem, OWN_ARCHITECTURE, weights, lambda: compiled_state(Path(weights)))
+    encoder = _build(name.text, arch, device, problem, OWN_ARCHITECTURE, weights, Path(weights))
     _warn_of_other_settings(name)
-    _warn_of_resizing(encoder, Path(weights))
     return encoder
 
 
@@ -153,9 +145,7 @@ def load_folder(name: str, folder: Path, device: str) -> OpenClipEncoder:
     if not any(path.suffix in SUFFIXES for path in folder.iterdir()):
         raise UserError(f"{problem}: it has none that end in {', '.join(SUFFIXES)}; put them there, or rename them")
     remedy = "its open_clip_config.json must have the model_cfg of these weights"
-    encoder = _build(name, f"local-dir:{folder}", device, problem, remedy, read=lambda: compiled_state(folder))
-    _warn_of_resizing(encoder, folder)
-    return encoder
+    return _build(name, f"local-dir:{folder}", device, problem, remedy, file=folder)
 
 
 def load_epoch(name: str, model: Path, checkpoint: Path, device: str) -> OpenClipEncoder:
@@ -164,14 +154,10 @@ def load_epoch(name: str, model: Path, checkpoint: Path, device: str) -> OpenCli
     Raises UserError if there is no such folder, or the checkpoint cannot be read safely or does not fit.
     """
     _read_config(model, f"restore it, or train the run of {name!r} again")
-
-    def read() -> dict[str, torch.Tensor]:
-        state = load_tensors(checkpoint)["state_dict"]
-        prefix = "model."
-        return without_prefixes({k.removeprefix(prefix): value for k, value in state.items() if k.startswith(prefix)})
-
     problem = f"{checkpoint} does not contain the weights of {model}"
-    return _build(name, f"local-dir:{model}", device, problem, "choose another epoch", read=read)
+    return _build(
+        name, f"local-dir:{model}", device, problem, "choose another epoch", read=lambda: checkpoint_state(checkpoint)
+    )
 
 
 def _read_config(folder: Path, remedy: str) -> dict[str, Any]:
@@ -215,19 +201,6 @@ def _warn_of_other_settings(name: ModelName) -> None:
         )
 
 
-def _warn_of_resizing(encoder: OpenClipEncoder, file: Path) -> None:
-    """Warn if the weights in ``file`` were trained with images or captions of another size."""
-    stored = without_prefixes(stored_state(file))
-    for entry, value in encoder.model.state_dict().items():
-        own = stored.get(entry, stored.get(entry.removeprefix("text.")))
-        if entry.endswith("positional_embedding") and own is not None and len(own) != len(value):
-            log.warning(
-                "%s: %s has %d positions in the weights and %d in the model, so open_clip interpolated it, which lowers every "
-                "figure; give the architecture or config that the weights were trained with",
-                *(encoder.name, entry, len(own), len(value)),
-            )
-
-
 def _build(
     name: str,
     source: str,
@@ -235,21 +208,28 @@ def _build(
     problem: str,
     remedy: str = OFFLINE,
     weights: str | None = None,
+    file: Path | None = None,
     read: Callable[[], dict[str, torch.Tensor] | None] = lambda: None,
 ) -> OpenClipEncoder:
-    """The encoder of open_clip's model ``source``: with what ``read`` gives, else with ``weights`` or its own weights."""
+    """The encoder of open_clip's model ``source``: with what ``read`` gives, else with ``weights`` or its own weights.
+
+    ``file``: the local file of these weights, or the folder that has it.
+    """
     torch_device(device)
     config = get_pretrained_cfg(source, weights) if weights else {}
     # Weights released by OpenAI and some others need QuickGELU, which the architecture's name does not imply.
     quick = bool(config.get("quick_gelu", False))
     with explained(problem, remedy), silenced():
-        if (state := read()) is None:
+        if (state := compiled_state(file) if file else read()) is None:
             model = create_model(source, weights, force_quick_gelu=quick, require_pretrained=True)
         else:
             model = create_model(source, load_weights=False, pretrained_text=False)
             model.load_state_dict(state)
         architecture = {**open_clip.get_model_config(source), **({"quick_gelu": True} if quick else {})}
-        return OpenClipEncoder(name, model, architecture, load_tokenizer(source), device)
+        encoder = OpenClipEncoder(name, model, architecture, load_tokenizer(source), device)
+    if file:
+        warn_of_interpolation(name, model, file)
+    return encoder
 
 
 def create_model(source: str, *arguments: Any, **options: Any) -> Any:

@@ -1,6 +1,7 @@
 """Weights in files: read without running any code in them, hashed, and named as the plain model names them."""
 
 import hashlib
+import logging
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 
 from dejavu_lit.utils.errors import UserError, has_remedy
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = (".safetensors", ".bin", ".pth")  # of the weights that open_clip looks for in a folder
 
@@ -40,6 +43,12 @@ def without_prefixes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
     return {entry.replace("_orig_mod.", "").removeprefix("module."): value for entry, value in state.items()}
 
 
+def checkpoint_state(path: Path) -> dict[str, torch.Tensor]:
+    """The model's state dict in a Lightning checkpoint of a run, without the prefixes; raises many kinds of errors."""
+    state, prefix = load_tensors(path)["state_dict"], "model."
+    return without_prefixes({k.removeprefix(prefix): value for k, value in state.items() if k.startswith(prefix)})
+
+
 def compiled_state(path: Path) -> dict[str, torch.Tensor] | None:
     """The state dict without the prefixes; None if it has none of torch.compile: open_clip itself removes ``module.``."""
     state = stored_state(path)
@@ -68,3 +77,16 @@ def stored_state(path: Path) -> dict[str, torch.Tensor]:
             "tensors, as a TorchScript archive has, which are never loaded; check the path, or save its state_dict() with "
             "safetensors.torch.save_file"
         ) from None
+
+
+def warn_of_interpolation(name: str, model: torch.nn.Module, path: Path) -> None:
+    """Warn if the weights in ``path`` were trained with images or captions of another size than those of ``model``."""
+    stored = without_prefixes(stored_state(path))
+    for entry, value in model.state_dict().items():
+        own = stored.get(entry, stored.get(entry.removeprefix("text.")))
+        if entry.endswith("positional_embedding") and own is not None and len(own) != len(value):
+            log.warning(
+                "%s: %s has %d positions in the weights and %d in the model, so open_clip interpolated it, which lowers every "
+                "figure; give the architecture or config that the weights were trained with",
+                *(name, entry, len(own), len(value)),
+            )
