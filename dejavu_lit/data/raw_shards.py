@@ -237,7 +237,9 @@ class _Draw:
                 continue
             key = clean_keys([pair.key])[0]
             if key in self._keys:
-                raise UserError(f"the key {key!r} occurs twice in data.shards; make keys unique over all shards")
+                raise UserError(
+                    f"the key {key!r} occurs twice in data.shards; make keys unique, or run dejavu prepare data=shards"
+                )
             self._keys.add(key)
             self.samples[name].add(replace(pair, key=key))
             bar.update()

@@ -24,8 +24,11 @@ from dejavu_lit.utils.run_directory import RunDirectory, identity
 if TYPE_CHECKING:
     from dejavu_lit.models.encoder import Encoder
 
-# Of the files in a folder, those with weights or embeddings.
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npy")
+# Of the files in a folder, those with weights or embeddings, and those that say how images and captions are read.
+SUFFIXES = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npy"),
+    *("config.json", "tokenizer.json", "vocab.json", "vocab.txt"),
+)
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class AuditedModel:
             checkpoint = RunDirectory(name.run).checkpoint(name.epoch_number)
             return {checkpoint.name: checkpoint} if checkpoint.exists() else {}
         if name.path is not None and name.epoch is None and name.path.is_dir():
-            files = sorted(file for file in name.path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+            files = sorted(file for file in name.path.rglob("*") if file.name.endswith(SUFFIXES) and file.is_file())
             return {str(file.relative_to(name.path)): file for file in files}
         if name.kind == "released" and Path(name.weights).is_file():
             from open_clip.pretrained import get_pretrained_cfg  # imports torch

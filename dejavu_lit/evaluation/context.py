@@ -100,7 +100,7 @@ def read_context(
     for role, model in models.items():
         if (file := changed_weights(model.weights, known.get(role, {}))) is not None:
             raise UserError(
-                f"the weights in {file} changed since {out} was measured; choose another out= or remove {out}"
+                f"the model in {file} changed since {out} was measured; choose another out= or remove {out}"
             )
     if context.get("data", data) != data:
         raise UserError(

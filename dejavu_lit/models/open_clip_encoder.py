@@ -1,7 +1,7 @@
 """open_clip models as encoders: released tags, weight files, open_clip folders and this project's runs."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,14 @@ from dejavu_lit.models.model_name import ModelName
 from dejavu_lit.models.preprocess import PREPROCESS, Preprocess
 from dejavu_lit.models.tokenizer import load_tokenizer
 from dejavu_lit.models.towers import image_tower, text_tower, unit_features
-from dejavu_lit.models.weights import SUFFIXES, compiled_state, load_tensors, weights_hash, without_prefixes
+from dejavu_lit.models.weights import (
+    SUFFIXES,
+    checkpoint_state,
+    stored_state,
+    warn_of_interpolation,
+    weights_hash,
+    without_prefixes,
+)
 from dejavu_lit.utils.errors import UserError, explained, suggest
 from dejavu_lit.utils.io import fingerprint, read_json_object
 from dejavu_lit.utils.printable import silenced
@@ -102,7 +109,7 @@ def load_released(name: ModelName, device: str) -> OpenClipEncoder:
             f"{suggest(weights, tags)}; give {arch}@TAG ({', '.join(tags[:3]) or 'none is released'}, …) or {arch}@FILE"
         )
     problem = f"{weights} does not fit {arch}"
-    encoder = _build(name.text, arch, device, problem, OWN_ARCHITECTURE, weights, lambda: compiled_state(Path(weights)))
+    encoder = _build(name.text, arch, device, problem, OWN_ARCHITECTURE, weights, Path(weights))
     _warn_of_other_settings(name)
     return encoder
 
@@ -135,7 +142,7 @@ def load_folder(name: str, folder: Path, device: str) -> OpenClipEncoder:
     if not any(path.suffix in SUFFIXES for path in folder.iterdir()):
         raise UserError(f"{problem}: it has none that end in {', '.join(SUFFIXES)}; put them there, or rename them")
     remedy = "its open_clip_config.json must have the model_cfg of these weights"
-    return _build(name, f"local-dir:{folder}", device, problem, remedy, read=lambda: compiled_state(folder))
+    return _build(name, f"local-dir:{folder}", device, problem, remedy, file=folder)
 
 
 def load_epoch(name: str, model: Path, checkpoint: Path, device: str) -> OpenClipEncoder:
@@ -144,14 +151,8 @@ def load_epoch(name: str, model: Path, checkpoint: Path, device: str) -> OpenCli
     Raises UserError if there is no such folder, or the checkpoint cannot be read safely or does not fit.
     """
     _read_config(model, f"restore it, or train the run of {name!r} again")
-
-    def read() -> dict[str, torch.Tensor]:
-        state = load_tensors(checkpoint)["state_dict"]
-        prefix = "model."
-        return without_prefixes({k.removeprefix(prefix): value for k, value in state.items() if k.startswith(prefix)})
-
     problem = f"{checkpoint} does not contain the weights of {model}"
-    return _build(name, f"local-dir:{model}", device, problem, "choose another epoch", read=read)
+    return _build(name, f"local-dir:{model}", device, problem, "choose another epoch", checkpoint=checkpoint)
 
 
 def _read_config(folder: Path, remedy: str) -> dict[str, Any]:
@@ -202,21 +203,28 @@ def _build(
     problem: str,
     remedy: str = OFFLINE,
     weights: str | None = None,
-    read: Callable[[], dict[str, torch.Tensor] | None] = lambda: None,
+    file: Path | None = None,
+    checkpoint: Path | None = None,
 ) -> OpenClipEncoder:
-    """The encoder of open_clip's model ``source``: with what ``read`` gives, else with ``weights`` or its own weights."""
+    """The encoder of open_clip's model ``source`` with ``weights``, its own, or those in a ``checkpoint`` of a run.
+
+    ``file``: the local file of the weights, or the folder that has it.
+    """
     torch_device(device)
     config = get_pretrained_cfg(source, weights) if weights else {}
     # Weights released by OpenAI and some others need QuickGELU, which the architecture's name does not imply.
     quick = bool(config.get("quick_gelu", False))
     with explained(problem, remedy), silenced():
-        if (state := read()) is None:
-            model = create_model(source, weights, force_quick_gelu=quick, require_pretrained=True)
-        else:
+        stored = stored_state(file) if file else {}
+        if checkpoint or any("_orig_mod." in entry for entry in stored):  # open_clip itself removes only module.
             model = create_model(source, load_weights=False, pretrained_text=False)
-            model.load_state_dict(state)
+            model.load_state_dict(checkpoint_state(checkpoint) if checkpoint else without_prefixes(stored))
+        else:
+            model = create_model(source, weights, force_quick_gelu=quick, require_pretrained=True)
         architecture = {**open_clip.get_model_config(source), **({"quick_gelu": True} if quick else {})}
-        return OpenClipEncoder(name, model, architecture, load_tokenizer(source), device)
+        encoder = OpenClipEncoder(name, model, architecture, load_tokenizer(source), device)
+    warn_of_interpolation(name, model, stored)
+    return encoder
 
 
 def create_model(source: str, *arguments: Any, **options: Any) -> Any:

@@ -11,6 +11,8 @@ from PIL import Image
 
 from dejavu_lit.models.encoder import torch_device
 from dejavu_lit.models.model_name import ModelName, text_model_folder
+from dejavu_lit.models.tokenizer import check_words
+from dejavu_lit.models.transformers_encoder import check_loaded
 from dejavu_lit.models.weights import weights_hash
 from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import fingerprint
@@ -25,7 +27,8 @@ class TextEncoder:
         self.device = torch_device(device)
         self.logit_scale: float | None = None  # it was trained to compare captions, not images with captions
         folder = text_model_folder(name.rest)
-        with explained(f"the sentence-transformers model in {folder} cannot be loaded", "save it again", "text"):
+        what = f"the sentence-transformers model in {folder}"
+        with explained(f"{what} cannot be loaded", "save it again", "text"):
             from sentence_transformers import SentenceTransformer
             from transformers.utils.logging import disable_progress_bar
 
@@ -33,6 +36,13 @@ class TextEncoder:
             self._model = SentenceTransformer(
                 str(folder), device=str(self.device), local_files_only=True, trust_remote_code=False
             )
+            check_words(self._model)
+            if (network := getattr(self._model[0], "auto_model", None)) is not None:
+                # Loaded once more, because sentence-transformers does not say which weights it did not find.
+                report = type(network).from_pretrained(
+                    network.name_or_path, output_loading_info=True, local_files_only=True
+                )[1]
+                check_loaded(what, report, unused="pooler")
         settings = {
             path.relative_to(folder).as_posix(): path.read_text("utf-8", "replace")
             for path in sorted(folder.rglob("*.json"))

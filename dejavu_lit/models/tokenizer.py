@@ -33,7 +33,20 @@ def load_tokenizer(name: str) -> Any:
                     f"(allowed are {', '.join(OPTIONS)})"
                 )
         from_hub = text.get("hf_tokenizer_name") or (name.startswith("hf-hub:") and not config)
-        return open_clip.get_tokenizer(name, **({"trust_remote_code": False} if from_hub else {}))
+        tokenizer = open_clip.get_tokenizer(name, **({"trust_remote_code": False} if from_hub else {}))
+        check_words(tokenizer)
+        return tokenizer
+
+
+def check_words(holder: Any) -> None:
+    """Raise ValueError if a tokenizer of transformers, or that of a model or processor, has only special tokens.
+
+    transformers makes such a tokenizer for a folder without the files of one; all captions would be alike.
+    """
+    tokenizer = getattr(holder, "tokenizer", holder)
+    special = getattr(tokenizer, "all_special_tokens", None)
+    if special is not None and not set(tokenizer.get_vocab()).difference(special):
+        raise ValueError("its tokenizer has no words: tokenizer.json or the like is missing")
 
 
 def save_tokenizer(name: str, config: Mapping[str, Any] | None, folder: Path) -> None:
@@ -48,6 +61,7 @@ def save_tokenizer(name: str, config: Mapping[str, Any] | None, folder: Path) ->
         problem = f"the tokenizer text_cfg.hf_tokenizer_name={source} cannot be loaded"
         with explained(problem, "give a folder or a name of the Hugging Face Hub", "objects"):
             tokenizer = open_clip.tokenizer.HFTokenizer(str(source), trust_remote_code=False)
+            check_words(tokenizer)
     else:
         return
     if hasattr(tokenizer, "save_pretrained"):

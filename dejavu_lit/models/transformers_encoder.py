@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from dejavu_lit.models.encoder import torch_device
+from dejavu_lit.models.tokenizer import check_words
 from dejavu_lit.models.weights import weights_hash
 from dejavu_lit.utils.errors import UserError, explained
 from dejavu_lit.utils.io import fingerprint, read_json_object
@@ -44,6 +45,8 @@ class TransformersEncoder:
         std = self._processor.image_std if normalized else [1.0] * 3
         self._mean = torch.tensor(mean, device=self.device).view(-1, 1, 1)
         self._std = torch.tensor(std, device=self.device).view(-1, 1, 1)
+        with explained(f"{what} does not fit its processor", "save it again with its own"):
+            self.encode_images(torch.from_numpy(self.preprocess(Image.new("RGB", (80, 64))))[None])
 
     def preprocess(self, image: Image.Image | torch.Tensor) -> np.ndarray:
         """See Encoder; always with the model's own processor."""
@@ -94,11 +97,19 @@ def load_pretrained(what: str, folder: Path, parts: Mapping[str, Mapping[str, An
             folder, output_loading_info=True, **options, **local
         )
         loaded = [getattr(transformers, name).from_pretrained(folder, **options, **local) for name, options in others]
-    if wrong := sorted(map(str, (*report["missing_keys"], *report["mismatched_keys"]))):
+        for part in loaded:
+            check_words(part)
+    check_loaded(what, report)
+    return [model.float(), *loaded]
+
+
+def check_loaded(what: str, report: Mapping[str, Any], unused: str | None = None) -> None:
+    """Raise UserError if transformers drew weights at random, as ``report`` says, but for a module that is ``unused``."""
+    wrong = sorted(map(str, (*report["missing_keys"], *report["mismatched_keys"])))
+    if wrong := [entry for entry in wrong if unused is None or unused not in entry.split(".")]:
         raise UserError(
             f"the weights of {what} lack or do not fit {wrong[0]!r} and {len(wrong) - 1} more; save it again"
         )
-    return [model.float(), *loaded]
 
 
 def _pillow() -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Weights in files: read without running any code in them, hashed, and named as the plain model names them."""
 
 import hashlib
+import logging
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 
 from dejavu_lit.utils.errors import UserError, has_remedy
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = (".safetensors", ".bin", ".pth")  # of the weights that open_clip looks for in a folder
 
@@ -40,22 +43,26 @@ def without_prefixes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
     return {entry.replace("_orig_mod.", "").removeprefix("module."): value for entry, value in state.items()}
 
 
-def compiled_state(path: Path) -> dict[str, torch.Tensor] | None:
-    """The state dict in a file of weights, or in that of a folder, without the prefixes; None if it has none of torch.compile.
+def checkpoint_state(path: Path) -> dict[str, torch.Tensor]:
+    """The model's state dict in a Lightning checkpoint of a run, without the prefixes; raises many kinds of errors."""
+    state, prefix = load_tensors(path)["state_dict"], "model."
+    return without_prefixes({k.removeprefix(prefix): value for k, value in state.items() if k.startswith(prefix)})
 
-    open_clip itself removes those of DistributedDataParallel, and reads big_vision's arrays. Raises UserError if the file is not
-    one of weights.
+
+def stored_state(path: Path) -> dict[str, torch.Tensor]:
+    """The state dict in a file of weights, or in that of a folder; {} for big_vision's arrays.
+
+    Raises UserError if the file is not one of weights.
     """
     if path.is_dir():
         from open_clip.factory import _find_checkpoint_in_dir
 
         path = Path(_find_checkpoint_in_dir(path) or path)
     if path.suffix in (".npz", ".npy"):
-        return None
+        return {}
     try:
         content = load_tensors(path)
-        state = content.get("state_dict", content)
-        return without_prefixes(state) if any("_orig_mod." in entry for entry in state) else None
+        return dict(content.get("state_dict", content))
     except Exception as error:
         if has_remedy(error):
             raise
@@ -64,3 +71,16 @@ def compiled_state(path: Path) -> dict[str, torch.Tensor] | None:
             "tensors, as a TorchScript archive has, which are never loaded; check the path, or save its state_dict() with "
             "safetensors.torch.save_file"
         ) from None
+
+
+def warn_of_interpolation(name: str, model: torch.nn.Module, stored: Mapping[str, torch.Tensor]) -> None:
+    """Warn if the state dict ``stored`` was trained with images or captions of another size than those of ``model``."""
+    stored = without_prefixes(stored)
+    for entry, value in model.state_dict().items():
+        own = stored.get(entry, stored.get(entry.removeprefix("text.")))
+        if entry.endswith("positional_embedding") and own is not None and len(own) != len(value):
+            log.warning(
+                "%s: %s has %d positions in the weights and %d in the model, so open_clip interpolated it, which lowers every "
+                "figure; give the architecture or config that the weights were trained with",
+                *(name, entry, len(own), len(value)),
+            )

@@ -204,5 +204,5 @@ def _check_failures(shard: Shard, rows: Sequence[Annotation | Failed], max_faile
     if too_many or (failed and len(failed) == len(rows) and max_failed < 1):
         raise UserError(
             f"{len(failed)} of {len(rows)} images of {shard.index.path} could not be annotated, the first is "
-            f"{failed[0].key} ({failed[0].reason}); fix the cause, or allow a larger share by max_failed="
+            f"{failed[0].key} ({failed[0].reason}); fix the cause, leave the set out by sets=, or allow more by max_failed="
         )

@@ -31,6 +31,8 @@ def test_the_weight_files_of_every_kind_of_model(tmp_path: Path) -> None:
     run = tmp_path / "run"
     put(run / "config.yaml", b"schema: 2\nseed: 0")
     exported = put(run / "model/open_clip_model.safetensors", b"a")
+    settings = [put(run / "model" / name, b"{}") for name in ("open_clip_config.json", "tokenizer.json")]
+    put(run / "model/notes.json", b"{}")
     checkpoint = put(run / "checkpoints/epoch=0003.ckpt", b"b")
     part = put(tmp_path / "vectors/A/text/00000.npy", b"c")
     put(tmp_path / "vectors/A/text/00000.txt", b"key\n")
@@ -38,7 +40,7 @@ def test_the_weight_files_of_every_kind_of_model(tmp_path: Path) -> None:
     assert files_of(f"{run}@3") == {checkpoint.name: checkpoint}
     assert files_of(f"{run}@4") == {}
     assert files_of(f"embeddings:{tmp_path / 'vectors'}") == {"A/text/00000.npy": part}
-    assert files_of(f"local-dir:{run / 'model'}") == {exported.name: exported}
+    assert files_of(f"local-dir:{run / 'model'}") == {file.name: file for file in (exported, *settings)}
     assert files_of(f"ViT-B-32@{exported}") == {exported.name: exported}
     assert files_of("ViT-B-32@openai") == files_of("hf-hub:some/model") == files_of("text:MiniLM") == {}
 
@@ -88,7 +90,7 @@ def test_an_evaluation_notices_other_weights_at_the_same_path(
     shutil.copyfile(foreign, weights)
     done = call("evaluate", *options)
     assert done.returncode == 1
-    assert f"the weights in {weights} changed since" in done.stderr
+    assert f"the model in {weights} changed since" in done.stderr
     assert "Traceback" not in done.stderr
     assert (tmp_path / "gap/metrics.json").read_bytes() == before
 

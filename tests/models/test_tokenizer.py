@@ -122,3 +122,10 @@ def test_every_loader_says_that_code_is_not_trusted():
     assert sum(source.count("open_clip.create_model(") for source in sources) == 1  # in open_clip_encoder.py
     for call, source in calls:
         assert "trust_remote_code" in call or ("**local" in call and '"trust_remote_code": False}' in source), call
+
+
+def test_a_folder_of_a_text_tower_without_its_tokenizer_is_refused(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    transformers.BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="its tokenizer has no words"):
+        save_tokenizer("own", {"text_cfg": {"hf_tokenizer_name": str(tmp_path)}}, tmp_path / "model")

@@ -195,6 +195,21 @@ def test_a_folder_without_preprocessing_is_warned_of(model, tmp_path, caplog):
     assert "open_clip_config.json has no preprocess_cfg" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("part", "option", "size", "entry"),
+    [
+        ("vision_cfg", "image_size", 96, "visual.positional_embedding has 17 positions in the weights and 37"),
+        ("text_cfg", "context_length", 16, "positional_embedding has 32 positions in the weights and 16"),
+    ],
+)
+def test_positions_that_open_clip_interpolates_are_warned_of(part, option, size, entry, tmp_path, caplog):
+    write_clip(tmp_path)
+    config = {**CONFIG, part: {**CONFIG[part], option: size}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": PREPROCESS}))
+    load_encoder(f"local-dir:{tmp_path}")
+    assert f"{entry} in the model" in caplog.text
+
+
 def test_a_file_whose_architecture_has_tags_with_other_settings_is_warned_of(tmp_path, monkeypatch, caplog):
     weights = write_clip(tmp_path / "model") / WEIGHTS
     plain = {"url": "", **PREPROCESS}
@@ -349,6 +364,18 @@ def test_transformers_folders(kind, tmp_path):
         load_encoder(str(tmp_path))
 
 
+def test_a_transformers_folder_without_its_tokenizer_or_processor_is_refused(tmp_path):
+    write_transformers("clip", tmp_path)
+    processor = tmp_path / "preprocessor_config.json"
+    processor.write_text(processor.read_text().replace("32", "48"))
+    with pytest.raises(UserError, match=r"does not fit its processor .*\(48\*48\)"):
+        load_encoder(str(tmp_path))
+    for file in tmp_path.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(UserError, match="its tokenizer has no words"):
+        load_encoder(str(tmp_path))
+
+
 def test_a_transformers_folder_without_transformers_names_the_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.setattr(
@@ -411,6 +438,16 @@ def test_text_models_embed_captions_only(tmp_path):
     assert copy.fingerprint == encoder.fingerprint
     with pytest.raises(UserError, match="embeds captions only"):
         copy.preprocess(sample_image(0))
+    weights = tmp_path / "copy" / "model.safetensors"
+    renamed = {f"text.{entry}": value for entry, value in load_file(weights).items()}
+    save_file(renamed, weights, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="lack or do not fit 'embeddings"):  # else its weights would be drawn at random
+        load_encoder(f"text:{tmp_path / 'copy'}")
+    shutil.copy(Path(package.get_model_path(), "model.safetensors"), weights)
+    for file in ("tokenizer.json", "vocab.txt"):
+        (tmp_path / "copy" / file).unlink()
+    with pytest.raises(UserError, match="its tokenizer has no words"):
+        load_encoder(f"text:{tmp_path / 'copy'}")
     (tmp_path / "copy" / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(UserError, match="cannot be loaded"):
         load_encoder(f"text:{tmp_path / 'copy'}")

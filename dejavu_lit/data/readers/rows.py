@@ -56,8 +56,8 @@ def table_files(paths: Paths) -> list[Path]:
 
 
 def _without_caches(files: Sequence[Path]) -> list[Path]:
-    """Arrow files without those that ``map`` and ``filter`` of ``datasets`` leave beside the data, which state.json lists."""
-    kept = list(files)
+    """Arrow files without those that ``map`` and ``filter`` of ``datasets`` leave beside the data, which state.json may list."""
+    kept = [file for file in files if not file.name.startswith("cache-") or (file.parent / STATE).is_file()]
     for state in {file.parent / STATE for file in files if (file.parent / STATE).is_file()}:
         if not (names := {entry["filename"] for entry in read_json_object(state).get("_data_files", [])}):
             continue

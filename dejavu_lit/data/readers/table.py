@@ -5,11 +5,13 @@ as in the Hub's parquet files, are one pair if they have one path, or one given 
 """
 
 import hashlib
+import json
 import logging
 import os
 import re
+from ast import literal_eval
 from collections import Counter
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -169,7 +171,7 @@ class TableReader:
             if files and not any(map(os.path.exists, files)):
                 logger.warning(
                     "%s: none of the first images exists: %s; check data.reader.image= and data.reader.images=, the folder",
-                    *(self.path, files[0]),
+                    *(self.path, files[0][:200]),
                 )
         rows, starts = self._images
         first_rows = rows[starts[:-1]].tolist()
@@ -253,10 +255,16 @@ class TableReader:
 
 
 def _decoded(caption: Any) -> Any:
-    """A caption or a list of them, with the bytes of a binary column as text; raises BadPair if they are not UTF-8."""
-    if isinstance(caption, list):
-        return [_decoded(text) for text in caption]
-    return read_caption(caption) if isinstance(caption, bytes) else caption
+    """A caption or a list of them, which a CSV holds as text of JSON or Python; raises BadPair for bytes that are not UTF-8."""
+    if isinstance(caption, bytes):
+        caption = read_caption(caption)
+    if isinstance(caption, str) and caption.startswith(('["', "['")):
+        with suppress(ValueError):
+            caption = json.loads(caption)
+        with suppress(ValueError, SyntaxError):
+            if isinstance(caption, str) and repr(texts := literal_eval(caption)) == caption:
+                caption = texts
+    return [_decoded(text) for text in caption] if isinstance(caption, list) else caption
 
 
 def _held(value: Any) -> tuple[Any, str]:

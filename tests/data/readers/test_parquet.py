@@ -213,6 +213,10 @@ def test_arrow_files_of_save_to_disk(tmp_path, state):
     assert [(pair.key, pair.image, pair.caption) for pair in pairs] == [
         (f"pics-{n}", IMAGES[n], CAPTIONS[n]) for n in range(4)
     ]
+    (tmp_path / "state.json").unlink()  # as in the cache of datasets
+    (tmp_path / "cache-0123456789abcdef.arrow").write_bytes(path.read_bytes())
+    assert len(rows.table_files(tmp_path)) == 2
+    (tmp_path / "state.json").write_text(json.dumps(state))
     if state:
         path.unlink()
         with pytest.raises(UserError, match=r"state\.json lists 'data-00001-of-00002\.arrow', which is not beside it"):

@@ -265,6 +265,21 @@ def test_lists_of_captions_in_parquet(folder: Path) -> None:
     assert (pair.caption, pair.meta["captions"]) == ("a", ["a", "b"])
 
 
+@pytest.mark.parametrize(
+    ("cell", "captions"),
+    [
+        (json.dumps(["it's", 'a "b" \U0001f600']), ["it's", 'a "b" \U0001f600']),  # as Flickr30k's on the Hub
+        (str(["it's", "b"]), ["it's", "b"]),  # as pandas writes it
+        ("['a' 'b']", ["['a' 'b']"]),  # NumPy
+        ('["a" and "b"', ['["a" and "b"']),
+    ],
+)
+def test_lists_of_captions_in_a_csv(folder: Path, cell: str, captions: list[str]) -> None:
+    pyarrow.csv.write_csv(pa.table({"path": ["pics/0001.png"], "caption": [cell]}), folder / "lists.csv")
+    pair = TableReader(folder / "lists.csv").read("pics-0001")[0]
+    assert (pair.caption, pair.meta.get("captions", captions)) == (captions[0], captions)
+
+
 def test_keys_of_absolute_paths_do_not_change_with_the_folder(tmp_path: Path) -> None:
     keys = []
     for place in ("first", "elsewhere/deeper"):
