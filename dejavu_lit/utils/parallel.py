@@ -47,15 +47,13 @@ def in_background(
     pool = ProcessPoolExecutor(workers, context, _start, (state,))
     try:
         try:
-            finished = as_completed(
-                [pool.submit(_call, function, job) for job in jobs]
-            )  # which drops each after its turn
+            # as_completed drops each future after its turn.
+            finished = as_completed([pool.submit(_call, function, job) for job in jobs])
             yield (future.result() for future in finished)
         finally:
             pool.shutdown(cancel_futures=True)
-    except (
-        KeyboardInterrupt
-    ):  # a second one ends the waiting for jobs at work; Python would wait for the workers forever
+    except KeyboardInterrupt:
+        # After a second one, which ends the wait for the jobs at work, Python would wait for the idle workers forever.
         for worker in set(multiprocessing.active_children()) - others:
             worker.kill()
         raise
