@@ -11,7 +11,10 @@ from dejavu_lit.utils.errors import UserError
 VARIABLE = re.compile(r"_(KEY|TOKEN|PASSWORD|SECRET)$")  # names of environment variables that hold secrets
 SHORTEST = 8  # characters of a secret; a shorter value would be found in names and words
 WITHIN = 16  # characters from which on it is looked for within a setting too: "x-" + a key, not a word in a path
-URL_PASSWORD = re.compile(r"\w://[^/\s:@]*:[^/\s@]+@")
+# user:password@host, or a signature or token in the query; one that a shell reads from a variable ($SIG) is not in the text
+URL_PASSWORD = re.compile(
+    r"\w://([^/\s:@]*:[^/\s@]+@|\S*[?&][\w-]*(sig|signature|token|password|secret|api_?key)=[^&\s$'\"])", re.IGNORECASE
+)
 
 
 def check_secrets(config: Mapping[str, Any]) -> None:

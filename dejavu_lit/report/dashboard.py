@@ -25,6 +25,7 @@ from dejavu_lit.report.images import Thumbnail
 from dejavu_lit.report.membership import pooled_boards
 from dejavu_lit.report.scalars import scalars, settings_rows
 from dejavu_lit.report.study import labelled_rows
+from dejavu_lit.utils.errors import UserError
 from dejavu_lit.utils.io import file_sha256, read_json, read_json_object, write_csv, write_json
 from dejavu_lit.utils.run_directory import RunDirectory
 from dejavu_lit.utils.wandb import FOLDER, LoggerSettings, Wandb, quiet, starting, wandb_options, with_tags
@@ -217,8 +218,15 @@ def _data_folder(folder: Path) -> Iterator[None]:
 
 
 def _remove_runs(out: Path, id: str) -> None:
-    """Delete what an unredacted call left on disk: wandb's runs of this id, and images that wait for the upload."""
+    """Delete what an unredacted call left on disk: wandb's runs of this id, and images that wait for the upload.
+
+    Raises UserError if they are behind a link, which may lead to files that are not wandb's.
+    """
     folder = out / FOLDER
+    if folder.is_symlink():
+        raise UserError(
+            f"{folder} is a link, and what it shows is not deleted; remove the link, and the runs with captions"
+        )
     runs = sorted(folder.glob(f"*run-*-{id}"))
     for run in runs:
         shutil.rmtree(run)

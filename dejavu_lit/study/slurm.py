@@ -5,8 +5,9 @@ saved in that directory, by the study or, if the study was killed before that, b
 therefore waits for the jobs that are still queued or running, and submits only the others.
 """
 
-import getpass
 import logging
+import os
+import re
 import subprocess
 import sys
 import time
@@ -118,7 +119,7 @@ class SlurmLauncher:
         jobs = {path: str(read_json(path / JOB)["job"]) for path in runs if (path / JOB).is_file()}
         queued = {path: job for path, job in jobs.items() if job in queue}
         for path, job in queued.items():
-            log.info("%s already has job %s (%s)", path.name, job, queue[job].lower())
+            log.info("%s already has job %s (%s)", path.name, job, queue[job][0].lower())
         return queued
 
     def _wait(self, waiting: dict[Path, str]) -> Iterator[tuple[Path, str | None]]:
@@ -138,9 +139,12 @@ class SlurmLauncher:
                     yield path, None
                 elif failed:
                     del waiting[path]
-                    yield path, f"job {job}: {failure_reason(_output(path), 1, Path(read_json(path / JOB)['log']))}"
-            running = sum(queue.get(job) == "RUNNING" for job in waiting.values())
-            if waiting and (state := f"{running} jobs running, {len(waiting) - running} waiting") != logged:
+                    yield path, f"job {job}: {_failure_reason(path)}"
+            jobs = [queue[job] for job in waiting.values() if job in queue]
+            running = sum(state == "RUNNING" for state, _ in jobs)
+            reasons = "" if running else ", ".join(sorted({reason for _, reason in jobs} - {"None"}))
+            state = f"{running} jobs running, {len(waiting) - running} waiting{f' ({reasons})' if reasons else ''}"
+            if waiting and state != logged:
                 log.info("%s", state)
                 logged = state
 
@@ -208,20 +212,30 @@ def save_job(path: Path, job: Any) -> None:
     write_json(path / JOB, {"job": job.job_id, "log": str(job.paths.stderr)})
 
 
-def _queue() -> dict[str, str]:
-    """This user's queued and running jobs: {number: state}; raises UserError if squeue keeps failing for minutes."""
-    command = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i|%T"]
+def _queue() -> dict[str, tuple[str, str]]:
+    """This user's queued and running jobs: {number: state and reason}; raises UserError if squeue fails for minutes."""
+    command = ["squeue", "--noheader", "--array", "--user", str(os.getuid()), "--format", "%i|%T|%r"]
     for pause in SQUEUE_PAUSES:
         try:
             answer = subprocess.run(command, capture_output=True, text=True)
         except FileNotFoundError:
             raise UserError("launcher=slurm needs SLURM's commands (squeue, sbatch) on this machine") from None
         if answer.returncode == 0:
-            return dict(line.split("|", 1) for line in answer.stdout.split() if "|" in line)
+            lines = (line.split("|", 2) for line in answer.stdout.splitlines() if line.count("|") > 1)
+            return {job: (state, reason) for job, state, reason in lines}
         time.sleep(pause)
     raise UserError(
         f"squeue failed ({answer.stderr.strip()}); the jobs continue, run the same command again to wait for them"
     )
+
+
+def _failure_reason(path: Path) -> str:
+    """Why the job of a run has no result, from the logs of its tasks."""
+    if not (output := _output(path)):
+        return "it left the queue and wrote nothing (cancelled, or a failed node); run the same command again"
+    ended = r"error: \1; run the same command again to resume"  # cancelled, over its time, preempted
+    output = re.sub(r".*error: \*\*\* (JOB .+) \*\*\*", ended, output)
+    return failure_reason(output, 1, Path(read_json(path / JOB)["log"]))
 
 
 def _output(path: Path) -> str:

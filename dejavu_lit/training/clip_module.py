@@ -116,7 +116,17 @@ class ClipModule(pl.LightningModule):
         trainer.log_every_n_steps = min(trainer.log_every_n_steps, self.pairs.plan(0, world).steps)
         self._loss = contrastive_loss(self.siglip, self.mitigation.label_smoothing, rank, world)
         if world > 1:
+            self._check_ranks_agree()
             self._freeze_unused()
+
+    def _check_ranks_agree(self) -> None:
+        """Raise UserError if a rank has other settings or data than rank 0, as a copy on its node that is out of date."""
+        first, *others = gather({"manifest of the data": self.data, **self.settings})
+        for rank, other in enumerate(others, start=1):
+            if changed := first_difference(first, other):
+                raise UserError(
+                    f"rank {rank} differs from rank 0 ({changed}); give all ranks one command, and the same data on every node"
+                )
 
     def _freeze_unused(self) -> None:
         """Freeze the parameters that no feature depends on, as CoCa's decoder: the ranks would wait for their gradients."""

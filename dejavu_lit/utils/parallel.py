@@ -43,17 +43,25 @@ def in_background(
         yield (function(state, job) for job in jobs)
         return
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, context, _start, (state,))
     try:
-        finished = as_completed([pool.submit(_call, function, job) for job in jobs])  # which drops each after its turn
-        yield (future.result() for future in finished)
+        try:
+            # as_completed drops each future after its turn.
+            finished = as_completed([pool.submit(_call, function, job) for job in jobs])
+            yield (future.result() for future in finished)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    except KeyboardInterrupt:
+        # After a second one, which ends the wait for the jobs at work, Python would wait for the idle workers forever.
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.kill()
+        raise
     except BrokenProcessPool:
         raise UserError(
             "a worker process was killed, perhaps for lack of memory; run the command again with fewer workers= or a "
             "smaller OMP_NUM_THREADS"
         ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _start(state: Any) -> None:

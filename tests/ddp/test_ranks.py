@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 
 from dejavu_lit.data.epoch import epoch_plan
 from dejavu_lit.data.shards import ShardSet
+from dejavu_lit.utils.io import read_json, write_json
 from tests.conftest import ROOT, SMALL, run, weights
 from tests.data.test_epoch import batches
 
@@ -213,3 +215,20 @@ def test_a_rank_that_dies_or_stops_ends_the_others(scenes, tmp_path, sign, rank)
         said = kill_all(process, run)
     assert "Traceback" not in said
     assert "error: the 2 processes lost each other" in said
+
+
+@pytest.mark.parametrize(
+    ("option", "changed"), [("recipe.lr=0.00$((RANK + 1))", "recipe.lr: 0.001"), ("data.dir=DATA$RANK", "manifest")]
+)
+def test_a_rank_with_other_settings_or_data_is_named_before_anything_is_trained(scenes, tmp_path, option, changed):
+    """A copy of the data on one node may be of an earlier preparation; its pairs would be other ones, without a word."""
+    for rank in (0, 1):
+        shutil.copytree(scenes, tmp_path / f"data{rank}")
+    manifest = tmp_path / "data1" / "manifest.json"
+    write_json(manifest, read_json(manifest) | {"version": "earlier"})
+    given = f'"{option.replace("DATA", str(tmp_path / "data"))}"'
+    command = f'exec {sys.executable} train.py "$@" {given} trainer.devices=2 out={tmp_path / "run"}'
+    launcher = [*TORCHRUN, "--no-python", "bash", "-c", command, "bash", f"data.dir={scenes}", *BASE]
+    said = end(start(2, launcher=launcher))
+    assert f"error: rank 1 differs from rank 0 ({changed}" in said
+    assert not (tmp_path / "run" / "checkpoints").exists()

@@ -124,6 +124,8 @@ SECRET = "5ec2e7" + "a1" * 10
         f"logger.wandb.group=x-{SECRET}",
         f"data.templates=['a {SECRET}']",
         "data.dir=https://user:passw0rd@host/data",
+        "data.dir='https://host/data/{0..9}.tar?sv=2024&sig=2rN%2Bx'",
+        "data.dir='https://host/data.tar?X-Amz-Signature=5ec2e7'",
     ],
 )
 def test_settings_with_a_secret_are_refused_before_they_are_saved(option, monkeypatch, tmp_path):
@@ -149,6 +151,7 @@ def test_what_is_no_secret_passes(monkeypatch, tmp_path):
             "eos_token_id": 49407,
             "tokenizer_kwargs": {"pad_token": "<|endoftext|>"},
             "slurm": {"setup": ["export WANDB_API_KEY=$(cat key)"]},
+            "shards": "pipe:curl -s 'https://host/{}?version=2&sig='$SIG https://host/design=1?config=2",
         }
     )
     with pytest.raises(UserError, match=r"the value of \$DB_PASSWORD"):

@@ -169,6 +169,17 @@ def test_an_id_that_leads_elsewhere_is_refused_before_anything_is_deleted(plain:
     assert (out / "wandb" / "offline-run-1-x").is_dir()
 
 
+def test_nothing_is_deleted_through_a_link(plain: Path, tmp_path: Path) -> None:
+    """``wandb -> ..`` in a received folder would lead to the user's own data/."""
+    pytest.importorskip("wandb")
+    out, mine = copy(plain, tmp_path / "gap"), tmp_path / "data" / "mine"
+    mine.mkdir(parents=True)
+    (out / "wandb").symlink_to("..")
+    with pytest.raises(UserError, match="wandb is a link"):
+        log_evaluation(LoggerSettings(Wandb()), out, redact=True)
+    assert mine.is_dir()
+
+
 def test_a_changed_evaluation_is_logged_again_under_its_id(plain: Path, tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     out = copy(plain, tmp_path / "gap")

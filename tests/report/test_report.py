@@ -658,7 +658,9 @@ def test_a_study_says_which_models_know_nothing_and_which_sets_are_small(
     assert '<li class="caution">' not in study_page(study, [], [], {}, "source")
 
 
-def test_a_study_from_elsewhere_is_not_written_outside_its_report(small_study: Path, tmp_path: Path) -> None:
+def test_a_study_from_elsewhere_is_neither_written_nor_read_outside_its_folder(
+    small_study: Path, tmp_path: Path
+) -> None:
     study = shutil.copytree(small_study, tmp_path / "given" / "study")
     contents = read_json(study / "study.json")
     contents["settings"][0]["seed"] = "0/../../../../../victim"
@@ -668,6 +670,16 @@ def test_a_study_from_elsewhere_is_not_written_outside_its_report(small_study: P
     ):
         write_report(study)
     assert [path.name for path in tmp_path.iterdir()] == ["given"]
+    contents["settings"][0]["seed"] = 0
+    for place in (
+        str(small_study / "evaluations" / "private" / "metrics.json"),
+        "../private/metrics.json",
+        "a\n/../../b",
+    ):
+        contents["settings"][0]["metrics"] = place
+        write_json(study / "study.json", contents)
+        with pytest.raises(UserError, match=r"study\.json is damaged \(\$\.settings\[0\]\.metrics"):
+            write_report(study)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """When a job of a study counts as ended, without a cluster."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,38 @@ def test_a_job_without_result_has_failed_at_once_if_its_log_has_an_error_and_lat
     count, error = polls(tmp_path, "epoch 2\n", monkeypatch)
     assert count == LATE_S / 10
     assert "epoch 2" in str(error)
+
+
+def test_a_job_that_slurm_ended_is_told_with_slurms_reason(tmp_path, monkeypatch):
+    log = "slurmstepd-n1: error: *** JOB 9 ON n1 CANCELLED AT 2026-11-30T01:16:59 DUE TO TIME LIMIT ***\nsrun: error: Killed\n"
+    assert polls(tmp_path, log, monkeypatch)[1] == (
+        "job 7: JOB 9 ON n1 CANCELLED AT 2026-11-30T01:16:59 DUE TO TIME LIMIT; run the same command again to resume"
+    )
+    assert polls(tmp_path, f"{log}error: the loss is NaN\n", monkeypatch)[1] == "job 7: the loss is NaN"
+    assert "left the queue and wrote nothing" in str(polls(tmp_path, "", monkeypatch)[1])
+
+
+def test_the_queue_is_of_this_user_whatever_the_environment_calls_him(tmp_path, monkeypatch):
+    """SLURM is asked by number: LOGNAME may be another's, and the number of a container may have no name."""
+    answer = (
+        f'[ "$4" = {os.getuid()} ] && echo "7_0|PENDING|Nodes required for job are DOWN, DRAINED or reserved"; true'
+    )
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\n{answer}\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("LOGNAME", "nobody")
+    assert slurm._queue() == {"7_0": ("PENDING", "Nodes required for job are DOWN, DRAINED or reserved")}
+
+
+def test_why_no_job_runs_is_logged(tmp_path, monkeypatch, caplog):
+    answers = [{"7": ("PENDING", "AssocGrpCPUMinutesLimit")}, {"7": ("RUNNING", "None")}, {}]
+    monkeypatch.setattr(slurm.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(
+        slurm, "_queue", lambda: answers.pop(0) if len(answers) > 1 else write_json(tmp_path / "run.json", {}) or {}
+    )
+    with caplog.at_level("INFO", logger="dejavu_lit"):
+        assert list(SlurmLauncher(SlurmSettings())._wait({tmp_path: "7"})) == [(tmp_path, None)]
+    assert caplog.messages == ["0 jobs running, 1 waiting (AssocGrpCPUMinutesLimit)", "1 jobs running, 0 waiting"]
 
 
 def test_a_job_that_was_cancelled_was_not_refused():

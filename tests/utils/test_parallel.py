@@ -131,3 +131,29 @@ def test_workers_end_when_their_parent_is_killed() -> None:
     finally:
         for process in running(parent.pid):
             os.kill(process, signal.SIGKILL)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+def test_a_second_ctrl_c_ends_the_workers_too() -> None:
+    """The first waits for the jobs at work; after another, Python waited forever for workers that waited for jobs."""
+    script = (
+        "import operator, signal, time\nfrom dejavu_lit.utils.parallel import map_unordered\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "list(map_unordered(operator.call, time.sleep, [2] * 100, 2))"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script], start_new_session=True, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL
+    )
+    try:
+        until = time.monotonic() + 240
+        while len(running(parent.pid)) < 3 and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        for _ in range(2):
+            os.killpg(parent.pid, signal.SIGINT)
+            time.sleep(0.3)
+        assert parent.wait(20) == -signal.SIGINT
+        assert running(parent.pid) == []
+    finally:
+        for process in running(parent.pid):
+            os.kill(process, signal.SIGKILL)
